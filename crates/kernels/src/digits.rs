@@ -1,0 +1,141 @@
+//! A digest as the 28 characters that base64 writes for it.
+
+/// How many characters a hashed name has: 27 digits for the 160 bits, and the padding.
+pub const HASHED_NAME_LEN: usize = 28;
+
+/// The digits of standard base64, by value.
+pub const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+/// The value that stands for the padding `=`, one above the digits.
+pub(crate) const PADDING: u8 = 64;
+
+/// The 28 places of a digest, each as a digit's value or [`PADDING`].
+#[inline(always)]
+pub(crate) fn digits(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
+    let [a, b, c, d, e] = digest;
+    let groups = [
+        a >> 8,
+        a << 16 | b >> 16,
+        b << 8 | c >> 24,
+        *c,
+        d >> 8,
+        d << 16 | e >> 16,
+        e << 8,
+    ];
+    let mut digits = [0; HASHED_NAME_LEN];
+    for (four, group) in digits.chunks_exact_mut(4).zip(groups) {
+        for (place, digit) in four.iter_mut().enumerate() {
+            *digit = (group >> (18 - 6 * place)) as u8 & 63;
+        }
+    }
+    digits[HASHED_NAME_LEN - 1] = PADDING;
+    digits
+}
+
+/// The standard base64 of a digest, with its padding.
+#[must_use]
+pub fn hashed_name(digest: &[u8; 20]) -> [u8; HASHED_NAME_LEN] {
+    let mut words = [0; 5];
+    for (word, bytes) in words.iter_mut().zip(digest.chunks_exact(4)) {
+        *word = bytes
+            .iter()
+            .fold(0, |word, byte| word << 8 | u32::from(*byte));
+    }
+    digits(&words).map(|digit| *ALPHABET.get(usize::from(digit)).unwrap_or(&b'='))
+}
+
+/// A set of the characters that a place of a hashed name can show: the 64 digits and `=`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CharSet {
+    digits: u64,
+    padding: bool,
+}
+
+impl CharSet {
+    /// No character at all: a place that must hold one of these always costs one.
+    pub const EMPTY: CharSet = CharSet {
+        digits: 0,
+        padding: false,
+    };
+
+    /// The padding `=` alone.
+    pub const PADDING: CharSet = CharSet {
+        digits: 0,
+        padding: true,
+    };
+
+    /// The digits whose character satisfies `wanted`.
+    #[must_use]
+    pub fn digits_where(wanted: impl Fn(u8) -> bool) -> CharSet {
+        let digits = (0..64)
+            .filter(|digit| wanted(ALPHABET[*digit]))
+            .fold(0, |set, digit| set | 1 << digit);
+        CharSet {
+            digits,
+            padding: false,
+        }
+    }
+
+    /// Whether the two have a character in common.
+    #[must_use]
+    pub fn intersects(self, other: CharSet) -> bool {
+        self.digits & other.digits != 0 || self.padding && other.padding
+    }
+
+    /// Whether the character with this value, a digit's or the padding's, is in the set.
+    #[inline(always)]
+    pub(crate) fn contains(self, digit: u8) -> bool {
+        if digit == PADDING {
+            self.padding
+        } else {
+            self.digits >> digit & 1 == 1
+        }
+    }
+}
+
+/// What place `index` of a hashed name can show: 160 bits are 26 whole digits, four bits more, and
+/// the padding.
+///
+/// # Panics
+///
+/// If there is no such place, that is from 28 on.
+#[must_use]
+pub fn place(index: usize) -> CharSet {
+    match index {
+        0..=25 => CharSet {
+            digits: u64::MAX,
+            padding: false,
+        },
+        // The lower two of its six bits lie beyond the digest and are zero.
+        26 => CharSet {
+            digits: 0x1111_1111_1111_1111,
+            padding: false,
+        },
+        27 => CharSet::PADDING,
+        _ => panic!("a hashed name has {HASHED_NAME_LEN} characters, not {index}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_hashed_name_is_standard_base64(digest: [u8; 20]) {
+            let name = hashed_name(&digest);
+            prop_assert_eq!(std::str::from_utf8(&name).unwrap(), BASE64_STANDARD.encode(digest));
+        }
+    }
+
+    #[test]
+    fn the_27th_character_is_one_of_sixteen() {
+        let shown: Vec<u8> = (0..64)
+            .filter(|digit| place(26).contains(*digit))
+            .map(|digit| ALPHABET[usize::from(digit)])
+            .collect();
+        assert_eq!(shown, b"AEIMQUYcgkosw048");
+    }
+}

@@ -1,0 +1,183 @@
+//! SHA-1 over blocks of secrets, and the filter that spots a name in the base64 text of a digest.
+//!
+//! This is the hot loop and nothing else: no locks, no allocation once it runs, no look at whether
+//! it should stop. A caller hands it a [`Block`] that takes about half a millisecond and looks up
+//! in between.
+//!
+//! ```
+//! use hashfinder_kernels::{Block, CharSet, Filter, Hits, Kernel};
+//!
+//! // "aa" in any case, exactly, among the first 16,384 secrets of three bytes.
+//! let a = CharSet::digits_where(|character| character.eq_ignore_ascii_case(&b'a'));
+//! let filter = Filter::new(&[a, a], 0);
+//! let block = Block::new(3, 0, 1 << 14);
+//! let mut hits = Hits::with_limit(1024);
+//! let tried = Kernel::best().scan(&block, &filter, &mut hits);
+//! assert_eq!(tried, 1 << 14);
+//! assert!(!hits.is_empty() && hits.iter().all(|hit| hit.distance == 0));
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod digits;
+mod filter;
+mod portable;
+
+pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, hashed_name, place};
+pub use filter::{Filter, Match};
+
+/// The longest secret that a [`Block`] can hold, in bytes: its varying part is one 64-bit counter.
+pub const MAX_SECRET_LEN: u32 = 8;
+
+/// Consecutive secrets of one length: the big-endian counters from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    length: u32,
+    first: u64,
+    count: u64,
+}
+
+impl Block {
+    /// `count` secrets of `length` bytes, the first of them being `first` written big-endian.
+    ///
+    /// # Panics
+    ///
+    /// If `length` is above [`MAX_SECRET_LEN`], or the block reaches beyond the last secret of its
+    /// length: both are mistakes of the caller, which splits its ranges at the lengths' ends.
+    #[must_use]
+    pub fn new(length: u32, first: u64, count: u64) -> Block {
+        assert!(length <= MAX_SECRET_LEN, "no secrets of {length} bytes");
+        let secrets = 1_u128 << (8 * length);
+        assert!(
+            u128::from(first) + u128::from(count) <= secrets,
+            "{count} secrets from {first} on do not exist in {length} bytes"
+        );
+        Block {
+            length,
+            first,
+            count,
+        }
+    }
+
+    /// How many bytes each secret has.
+    #[must_use]
+    pub fn length(&self) -> u32 {
+        self.length
+    }
+
+    /// How many secrets there are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// A secret that passed the filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// Its place in the block, from 0 on.
+    pub offset: u64,
+    /// The least distance over all windows.
+    pub distance: u8,
+    /// The first window at that distance: where in the hashed name it begins.
+    pub window: u8,
+}
+
+/// A bounded list of hits, in the order of their offsets.
+///
+/// The bound is what keeps a filter that lets everything pass from taking memory: a scan stops
+/// when the list is full and says how far it came.
+#[derive(Debug)]
+pub struct Hits {
+    hits: Vec<Hit>,
+    limit: usize,
+}
+
+impl Hits {
+    /// An empty list that takes `limit` hits at most.
+    ///
+    /// # Panics
+    ///
+    /// If `limit` is 0: no scan could ever make progress.
+    #[must_use]
+    pub fn with_limit(limit: usize) -> Hits {
+        assert!(limit > 0, "a list of no hits stops every scan at once");
+        Hits {
+            hits: Vec::new(),
+            limit,
+        }
+    }
+
+    /// Adds a hit; the caller has made sure that there is room.
+    pub fn push(&mut self, hit: Hit) {
+        debug_assert!(!self.is_full());
+        self.hits.push(hit);
+    }
+
+    /// Whether another hit would be one too many.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.hits.len() >= self.limit
+    }
+
+    /// Forgets all hits and keeps the memory.
+    pub fn clear(&mut self) {
+        self.hits.clear();
+    }
+}
+
+impl std::ops::Deref for Hits {
+    type Target = [Hit];
+
+    fn deref(&self) -> &[Hit] {
+        &self.hits
+    }
+}
+
+/// A way to hash and filter that this CPU can run; holding one is the proof.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel(Isa);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Isa {
+    Portable,
+}
+
+impl Kernel {
+    /// Every kernel that this CPU can run, the fastest first.
+    pub fn all() -> impl Iterator<Item = Kernel> {
+        [Isa::Portable].into_iter().map(Kernel)
+    }
+
+    /// The fastest kernel that this CPU can run.
+    #[must_use]
+    pub fn best() -> Kernel {
+        Kernel(Isa::Portable)
+    }
+
+    /// The name by which people ask for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Isa::Portable => "portable",
+        }
+    }
+
+    /// Tries the secrets of `block` in order, adds those that `filter` lets pass to `hits`, and
+    /// returns how many it tried.
+    ///
+    /// That is all of them, or, when `hits` fills up, every one up to and including the last hit.
+    /// Which secrets pass, and in which order, is the same for every kernel.
+    pub fn scan(self, block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
+        match self.0 {
+            Isa::Portable => portable::scan(block, filter, hits),
+        }
+    }
+}
+
+/// SHA-1 of a message of any length, for the few digests that are wanted outside the hot loop.
+#[must_use]
+pub fn sha1(message: &[u8]) -> [u8; 20] {
+    use sha1::Digest;
+    sha1::Sha1::digest(message).into()
+}

@@ -1,0 +1,167 @@
+//! One suite over every kernel that this machine can run, against an oracle that is slow and
+//! obviously right: the `base64` crate's text, compared character by character.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hashfinder_kernels::{Block, CharSet, Filter, Hit, Hits, Kernel, sha1};
+use proptest::prelude::*;
+
+/// The set for a character of a name, letters in either case.
+fn character(wanted: char) -> CharSet {
+    if wanted == '=' {
+        CharSet::PADDING
+    } else {
+        CharSet::digits_where(|c| char::from(c).eq_ignore_ascii_case(&wanted))
+    }
+}
+
+fn filter(name: &str, max_distance: u8) -> Filter {
+    let characters: Vec<CharSet> = name.chars().map(character).collect();
+    Filter::new(&characters, max_distance)
+}
+
+/// The least distance and its first window, by comparing text.
+fn oracle(secret: &[u8], name: &str) -> (u8, u8) {
+    let text: Vec<char> = BASE64_STANDARD.encode(sha1(secret)).chars().collect();
+    let name: Vec<char> = name.chars().collect();
+    let mut best = (u8::MAX, 0);
+    for window in 0..=text.len() - name.len() {
+        let mut distance = 0;
+        for index in 0..name.len() {
+            if !text[window + index].eq_ignore_ascii_case(&name[index]) {
+                distance += 1;
+            }
+        }
+        if distance < best.0 {
+            best = (distance, u8::try_from(window).unwrap());
+        }
+    }
+    best
+}
+
+fn expected(length: u32, first: u64, count: u64, name: &str, max_distance: u8) -> Vec<Hit> {
+    let mut hits = Vec::new();
+    for offset in 0..count {
+        let counter = (first + offset).to_be_bytes();
+        let (distance, window) = oracle(&counter[8 - length as usize..], name);
+        if distance <= max_distance {
+            hits.push(Hit {
+                offset,
+                distance,
+                window,
+            });
+        }
+    }
+    hits
+}
+
+fn check(length: u32, first: u64, count: u64, name: &str, max_distance: u8) {
+    let expected = expected(length, first, count, name, max_distance);
+    for kernel in Kernel::all() {
+        let mut hits = Hits::with_limit(usize::MAX);
+        let filter = filter(name, max_distance);
+        let tried = kernel.scan(&Block::new(length, first, count), &filter, &mut hits);
+        assert_eq!(tried, count, "{}", kernel.name());
+        assert_eq!(
+            *hits,
+            *expected,
+            "{}: length {length}, first {first}, count {count}, {name:?} within {max_distance}",
+            kernel.name()
+        );
+    }
+}
+
+#[test]
+fn names_the_kernels_that_ran() {
+    let names: Vec<&str> = Kernel::all().map(Kernel::name).collect();
+    eprintln!("kernels on this machine: {}", names.join(", "));
+    assert!(names.contains(&Kernel::best().name()));
+}
+
+#[test]
+fn every_length_at_its_first_and_last_secrets() {
+    for length in 0..=8 {
+        let secrets = 1_u128 << (8 * length);
+        let count = u64::try_from(secrets.min(300)).unwrap();
+        let last = u64::try_from(secrets - u128::from(count)).unwrap();
+        check(length, 0, count, "a", 0);
+        check(length, last, count, "ab", 1);
+        check(length, last, count, "hashfinder", 8);
+    }
+}
+
+#[test]
+fn blocks_of_every_small_size() {
+    for count in 0..130 {
+        check(3, 0x00ff_f0, count, "a", 0);
+    }
+}
+
+#[test]
+fn full_hits_stop_a_scan_right_behind_the_last_one() {
+    for kernel in Kernel::all() {
+        let everything = filter("a", 1);
+        let mut hits = Hits::with_limit(10);
+        let block = Block::new(2, 100, 1000);
+        assert_eq!(kernel.scan(&block, &everything, &mut hits), 10);
+        assert_eq!(hits.len(), 10);
+        // Nothing is tried while there is no room for what it might find.
+        assert_eq!(kernel.scan(&block, &everything, &mut hits), 0);
+
+        // A list that fills at the very last secret covers the block.
+        let mut hits = Hits::with_limit(1000);
+        assert_eq!(kernel.scan(&block, &everything, &mut hits), 1000);
+    }
+}
+
+#[test]
+fn the_seed_text_digests_hold_a_doctor() {
+    // The two digests that the reference's documentation shows.
+    for name in [
+        "JrqhZVkTDoctYrUlXDbL6pfYQHU=",
+        "RC9/7mlM3ldy4TdoctOc6WzYbO4=",
+    ] {
+        let digest = BASE64_STANDARD.decode(name).unwrap();
+        let words: Vec<u32> = digest
+            .chunks_exact(4)
+            .map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()))
+            .collect();
+        let found = filter("doctor", 2).check(&words.try_into().unwrap());
+        assert!(found.is_some_and(|found| found.distance <= 2), "{found:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn random_ranges_and_names(
+        length in 0..=8_u32,
+        first: u64,
+        count in 0..200_u64,
+        name in "[A-Za-z0-9+/=.]{1,28}",
+        max_distance in 0..=28_u8,
+    ) {
+        let secrets = 1_u128 << (8 * length);
+        let first = u64::try_from(u128::from(first) % secrets).unwrap();
+        let count = u64::try_from(u128::from(count).min(secrets - u128::from(first))).unwrap();
+        check(length, first, count, &name, max_distance);
+    }
+
+    /// Names taken out of a digest, so that near and exact matches really occur, at every offset.
+    #[test]
+    fn planted_names(
+        first in 0..0xffff_0000_u64,
+        size in 1..=28_usize,
+        window in 0..28_usize,
+        spoil in 0..28_usize,
+    ) {
+        let secret = (first as u32 + 7).to_be_bytes();
+        let text = BASE64_STANDARD.encode(sha1(&secret));
+        let window = window % (29 - size);
+        let mut name = text[window..window + size].to_ascii_lowercase();
+        check(4, first, 20, &name, 0);
+        let spoil = spoil % size;
+        name.replace_range(spoil..=spoil, "!");
+        check(4, first, 20, &name, 1);
+    }
+}

@@ -1,0 +1,384 @@
+//! The threads around the scheduler.
+
+use std::{
+    fmt, io,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake},
+    thread::{self, JoinHandle, Thread},
+    time::Duration,
+};
+
+use hashfinder_kernels::{Filter, Hits, Kernel};
+
+use crate::{
+    cursor::Cursor,
+    keyspace::{Index, Secret, blocks},
+    query::{Candidate, Query},
+    scheduler::{Done, Effects, Scheduler, SearchId},
+};
+
+/// What tries slices: the CPU's kernels, or another machine's.
+///
+/// It is called once for each slice and never told to stop; the engine keeps slices so short that
+/// nobody has to wait for one.
+pub trait Backend: Send + Sync + 'static {
+    /// Tries the secrets of `slice` in order, adds those that `filter` lets pass to `hits`, and
+    /// returns one past the last index tried: the slice's end, or, when `hits` has come to hold
+    /// `limit`, one past the last hit's.
+    ///
+    /// A panic ends the search with [`Outcome::Failed`] and no other.
+    fn scan(
+        &self,
+        slice: Range<Index>,
+        filter: &Filter,
+        limit: usize,
+        hits: &mut Vec<Candidate>,
+    ) -> Index;
+}
+
+impl Backend for Kernel {
+    fn scan(
+        &self,
+        slice: Range<Index>,
+        filter: &Filter,
+        limit: usize,
+        hits: &mut Vec<Candidate>,
+    ) -> Index {
+        for (start, block) in blocks(slice.clone()) {
+            if hits.len() >= limit {
+                return start;
+            }
+            let mut found = Hits::with_limit(limit - hits.len());
+            let tried = Kernel::scan(*self, &block, filter, &mut found);
+            hits.extend(found.iter().map(|hit| Candidate {
+                secret: Secret::at(start + hit.offset),
+                distance: hit.distance,
+                window: hit.window,
+            }));
+            if tried < block.count() {
+                return start + tried;
+            }
+        }
+        slice.end
+    }
+}
+
+/// How a search ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The first secret within the ideal distance.
+    Ideal(Candidate),
+    /// Every secret of the keyspace was tried, and none was ideal.
+    Exhausted,
+    /// The hash budget is spent, exactly; the search can go on from here.
+    BudgetSpent(Cursor),
+    /// It was told to stop; the search can go on from here.
+    Cancelled(Cursor),
+    /// The backend panicked; what came before can be relied on.
+    Failed(Cursor),
+}
+
+/// What a search tells its reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The next interesting secrets, in enumeration order; at least one.
+    Candidates(Vec<Candidate>),
+    /// The end; nothing follows it.
+    Ended(Outcome),
+}
+
+/// What a search cost, told when its last worker has let go of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How many secrets were hashed for it. Beside those that it was told of, these are the ones
+    /// that other workers tried beyond the end before it was known.
+    pub hashes: u64,
+    /// How long it took from the wish to stop until the last worker had let go; `None` if it ended
+    /// without being stopped.
+    pub stop_latency: Option<Duration>,
+}
+
+pub(crate) type Release = Box<dyn FnOnce(Report) + Send>;
+
+/// A fixed set of threads that all searches share.
+///
+/// Dropping the engine stops every search, waits for the threads to finish the slices that they
+/// are on (about half a millisecond), and joins them. Handles of searches stay usable and tell the
+/// end.
+pub struct Engine {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    scheduler: Mutex<Scheduler>,
+    /// Signalled when a worker that found nothing to do may find something.
+    work: Condvar,
+    closing: AtomicBool,
+    backend: Box<dyn Backend>,
+    clock: Box<dyn Fn() -> Duration + Send + Sync>,
+}
+
+impl Engine {
+    /// Starts `workers` threads that run slices on `backend`.
+    ///
+    /// `clock` tells the time since some fixed moment and never goes back; slices are sized by it.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no more threads to give.
+    ///
+    /// # Panics
+    ///
+    /// If `workers` is 0: nothing would ever end.
+    pub fn start(
+        workers: usize,
+        backend: impl Backend,
+        clock: impl Fn() -> Duration + Send + Sync + 'static,
+    ) -> io::Result<Engine> {
+        assert!(workers > 0, "an engine without workers searches nothing");
+        let mut engine = Engine {
+            shared: Arc::new(Shared {
+                scheduler: Mutex::default(),
+                work: Condvar::new(),
+                closing: AtomicBool::new(false),
+                backend: Box::new(backend),
+                clock: Box::new(clock),
+            }),
+            workers: Vec::new(),
+        };
+        for number in 0..workers {
+            let shared = Arc::clone(&engine.shared);
+            engine.workers.push(
+                thread::Builder::new()
+                    .name(format!("search-{number}"))
+                    .spawn(move || shared.work())?,
+            );
+        }
+        Ok(engine)
+    }
+
+    /// Begins a search. `on_release` is called once, when the search has ended *and* its last
+    /// worker has let go of it; what must live as long as the work, a permit say, goes in there.
+    /// It runs on whichever thread brings the release about, so it should be quick.
+    pub fn search(&self, query: Query, on_release: impl FnOnce(Report) + Send + 'static) -> Search {
+        let (id, effects) = self.shared.lock().submit(query, Box::new(on_release));
+        self.shared.carry_out(effects);
+        if self.shared.closing.load(Ordering::Acquire) {
+            self.shared.stop(id);
+        }
+        Search {
+            id,
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// How many threads there are.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        let stopped = {
+            // Under the lock, so that no worker is between looking and going to sleep.
+            let mut scheduler = self.shared.lock();
+            self.shared.closing.store(true, Ordering::Release);
+            scheduler.stop_all((self.shared.clock)())
+        };
+        self.shared.work.notify_all();
+        for effects in stopped {
+            self.shared.carry_out(effects);
+        }
+        for worker in self.workers.drain(..) {
+            // A worker catches the backend's panics; if one still died, there is nothing to join.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("workers", &self.workers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Scheduler> {
+        // A failed assertion in one search must not take every other one down with it.
+        self.scheduler
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker's life.
+    fn work(&self) {
+        while let Some(job) = self.wait_for_job() {
+            // Read once per slice, so that stopping costs at most the slice that is being tried.
+            let done = if job.stop.load(Ordering::Relaxed) {
+                Done::Tried {
+                    tried: job.slice.start,
+                    hits: Vec::new(),
+                }
+            } else {
+                let mut hits = Vec::new();
+                let scan = AssertUnwindSafe(|| {
+                    let slice = job.slice.clone();
+                    self.backend
+                        .scan(slice, &job.filter, job.hit_limit, &mut hits)
+                });
+                match catch_unwind(scan) {
+                    Ok(tried) => Done::Tried { tried, hits },
+                    Err(_) => Done::Panicked,
+                }
+            };
+            let effects = self.lock().finish(job, done, (self.clock)());
+            self.carry_out(effects);
+        }
+    }
+
+    fn wait_for_job(&self) -> Option<crate::scheduler::Job> {
+        let mut scheduler = self.lock();
+        loop {
+            if self.closing.load(Ordering::Acquire) {
+                return None;
+            }
+            if let Some(job) = scheduler.next_job((self.clock)()) {
+                return Some(job);
+            }
+            scheduler = self
+                .work
+                .wait(scheduler)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn stop(&self, id: SearchId) {
+        let effects = self.lock().stop(id, (self.clock)());
+        self.carry_out(effects);
+    }
+
+    /// Never called with the lock held: wakers and releases are other people's code.
+    fn carry_out(&self, effects: Effects) {
+        if effects.work {
+            self.work.notify_all();
+        }
+        if let Some((release, report)) = effects.released {
+            // A worker must survive what it is given to run.
+            let _ = catch_unwind(AssertUnwindSafe(|| release(report)));
+        }
+        if let Some(waker) = effects.wake {
+            waker.wake();
+        }
+    }
+}
+
+/// A search that is going on, as its reader sees it.
+///
+/// It goes on whether or not it is read, until its queue is full; then it waits for its reader and
+/// takes no core. Dropping it stops the search.
+pub struct Search {
+    id: SearchId,
+    shared: Arc<Shared>,
+}
+
+impl Search {
+    /// Waits for the next candidates, or for the end. After the end it tells the same end again.
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Event {
+        std::future::poll_fn(|cx| self.poll_next(cx, 1)).await
+    }
+
+    /// Like [`next`](Self::next), but waits until there are `at_least` candidates, the queue is
+    /// full, or no more will come. The task of the latest call is the one that is woken.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
+        let (event, effects) = self.shared.lock().poll(self.id, at_least, cx.waker());
+        self.shared.carry_out(effects);
+        event
+    }
+
+    /// Like [`next`](Self::next), for a thread that may wait.
+    pub fn blocking_next(&mut self) -> Event {
+        struct Unpark(Thread);
+
+        impl Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+
+        let waker = Arc::new(Unpark(thread::current())).into();
+        let mut next = pin!(self.next());
+        loop {
+            match next.as_mut().poll(&mut Context::from_waker(&waker)) {
+                Poll::Ready(event) => return event,
+                Poll::Pending => thread::park(),
+            }
+        }
+    }
+
+    /// What stops the search from elsewhere.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper {
+            id: self.id,
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Every index below this one has been tried.
+    #[must_use]
+    pub fn frontier(&self) -> Index {
+        // The handle keeps the search known.
+        self.shared.lock().frontier(self.id).unwrap_or_default()
+    }
+}
+
+impl Drop for Search {
+    fn drop(&mut self) {
+        let effects = self.shared.lock().abandon(self.id, (self.shared.clock)());
+        self.shared.carry_out(effects);
+    }
+}
+
+impl fmt::Debug for Search {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Search").field(&self.id).finish()
+    }
+}
+
+/// Stops a search, from any thread, without owning it.
+#[derive(Clone)]
+pub struct Stopper {
+    id: SearchId,
+    shared: Arc<Shared>,
+}
+
+impl Stopper {
+    /// Tells the search to stop: every worker lets go of it within the slice that it is on, and a
+    /// search that waits for its turn or its reader ends at once. Does nothing to a search that has
+    /// ended.
+    pub fn stop(&self) {
+        self.shared.stop(self.id);
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Stopper").field(&self.id).finish()
+    }
+}

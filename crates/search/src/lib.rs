@@ -1,0 +1,40 @@
+//! The search itself: what is looked for, in which order, where it ends, and the engine of threads
+//! that does it and stops when told.
+//!
+//! ```
+//! use hashfinder_kernels::Kernel;
+//! use hashfinder_search::{Distance, Engine, Event, Outcome, Query};
+//!
+//! let started = std::time::Instant::now();
+//! let engine = Engine::start(2, Kernel::best(), move || started.elapsed())?;
+//! let query = Query::new("doc".parse()?, Distance::ZERO)?;
+//! let mut search = engine.search(query, |report| println!("{} hashes", report.hashes));
+//! let Event::Ended(Outcome::Ideal(found)) = search.blocking_next() else {
+//!     panic!("there is a doc");
+//! };
+//! assert!(found.hashed_name().as_str().to_lowercase().contains("doc"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The answer never depends on how many workers there are, on the kernel or on the machine: it is
+//! what one thread gives that tries one secret after another, and so is where a budget ends it.
+//!
+//! Nothing here reads a clock, a socket or an environment variable, and nothing knows of an
+//! asynchronous runtime: [`Search::next`] is a plain future.
+
+#![forbid(unsafe_code)]
+
+mod cursor;
+mod engine;
+mod keyspace;
+mod name;
+mod query;
+mod scheduler;
+mod sweep;
+
+pub use cursor::{Cursor, CursorError};
+pub use engine::{Backend, Engine, Event, Outcome, Report, Search, Stopper};
+pub use hashfinder_kernels::{Filter, Kernel};
+pub use keyspace::{HashedName, Index, KEYSPACE_END, Secret};
+pub use name::{DesiredName, Distance, NameError, NegativeDistance};
+pub use query::{Candidate, Impossible, Query};

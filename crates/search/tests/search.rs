@@ -1,0 +1,340 @@
+//! The engine against an oracle that tries one secret after another, with plain strings.
+
+use std::{
+    num::NonZeroU64,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use hashfinder_search::{
+    Backend, Candidate, Cursor, Distance, Engine, Event, Filter, Index, KEYSPACE_END, Kernel,
+    Outcome, Query, Report, Search, Secret,
+};
+use proptest::prelude::*;
+use sha1::Digest;
+
+fn clock() -> impl Fn() -> Duration + Send + Sync + 'static {
+    let started = Instant::now();
+    move || started.elapsed()
+}
+
+/// Engines with 1, 2, 3 and 8 workers, shared by all tests as all searches share an engine.
+fn engines() -> &'static [Engine] {
+    static ENGINES: OnceLock<Vec<Engine>> = OnceLock::new();
+    ENGINES.get_or_init(|| {
+        let start = |workers| Engine::start(workers, Kernel::best(), clock()).unwrap();
+        [1, 2, 3, 8].into_iter().map(start).collect()
+    })
+}
+
+/// Everything a search tells.
+fn run(search: &mut Search) -> (Vec<Candidate>, Outcome) {
+    let mut told = Vec::new();
+    loop {
+        match search.blocking_next() {
+            Event::Candidates(candidates) => {
+                assert!(!candidates.is_empty());
+                told.extend(candidates);
+            }
+            Event::Ended(outcome) => return (told, outcome),
+        }
+    }
+}
+
+/// The secrets in enumeration order, made by counting in base 256 on plain vectors.
+fn increment(secret: &mut Vec<u8>) {
+    for byte in secret.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            return;
+        }
+    }
+    secret.insert(0, 0);
+}
+
+fn oracle_distance(secret: &[u8], name: &str) -> (u8, u8) {
+    let hashed = BASE64_STANDARD
+        .encode(sha1::Sha1::digest(secret))
+        .to_lowercase();
+    let hashed: Vec<char> = hashed.chars().collect();
+    let name: Vec<char> = name.to_lowercase().chars().collect();
+    (0..=hashed.len() - name.len())
+        .map(|window| {
+            let differ = (0..name.len()).filter(|at| hashed[window + at] != name[*at]);
+            (differ.count() as u8, window as u8)
+        })
+        .min()
+        .unwrap()
+}
+
+#[derive(Debug, PartialEq)]
+enum Oracle {
+    Ideal(Candidate),
+    BudgetSpent,
+}
+
+fn oracle(
+    name: &str,
+    ideal: u8,
+    interesting: u8,
+    start: u64,
+    budget: u64,
+) -> (Vec<Candidate>, Oracle) {
+    let mut told = Vec::new();
+    let mut secret = Secret::at(start).as_bytes().to_vec();
+    for _ in 0..budget {
+        let (distance, window) = oracle_distance(&secret, name);
+        let candidate = Candidate {
+            secret: Secret::from_bytes(&secret).unwrap(),
+            distance,
+            window,
+        };
+        if distance <= ideal {
+            return (told, Oracle::Ideal(candidate));
+        }
+        if distance < interesting {
+            told.push(candidate);
+        }
+        increment(&mut secret);
+    }
+    (told, Oracle::BudgetSpent)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(250))]
+
+    /// The answer is the oracle's, whatever the number of workers, and so is where it goes on.
+    #[test]
+    fn the_answer_is_the_oracles(
+        name in "[A-Za-z0-9+/]{1,6}|[a-z]{7,26}|[a-z.=]{1,4}",
+        ideal in 0..6_u8,
+        interesting in 0..9_u8,
+        start in prop_oneof![Just(0), 0..1_000_u64, 60_000..70_000_u64, 16_800_000..16_900_000_u64],
+        budget in 1..6_000_u64,
+    ) {
+        let Ok(query) = Query::new(name.parse().unwrap(), Distance::from(ideal)) else {
+            let (_, end) = oracle(&name, ideal, 0, start, budget);
+            prop_assert_eq!(end, Oracle::BudgetSpent);
+            return Ok(());
+        };
+        let whole = query
+            .interesting(Distance::from(interesting))
+            .starting_at(start);
+        let query = whole.clone().hash_budget(NonZeroU64::new(budget).unwrap());
+        let (expected, end) = oracle(&name, ideal, interesting, start, budget);
+        let expected_outcome = match end {
+            Oracle::Ideal(candidate) => Outcome::Ideal(candidate),
+            Oracle::BudgetSpent => Outcome::BudgetSpent(Cursor::new(&whole, start + budget)),
+        };
+        for engine in engines() {
+            let (told, outcome) = run(&mut engine.search(query.clone(), |_| ()));
+            prop_assert_eq!(&told, &expected, "{} workers", engine.workers());
+            prop_assert_eq!(&outcome, &expected_outcome, "{} workers", engine.workers());
+        }
+    }
+
+    /// Stopped anywhere and taken up again, as often as one likes: nothing twice, nothing left out.
+    #[test]
+    fn a_stopped_search_goes_on_from_its_cursor(
+        name in "[a-z]{3,5}",
+        interesting in 2..4_u8,
+        stops in proptest::collection::vec(0..3_usize, 1..6),
+    ) {
+        let query = Query::new(name.parse().unwrap(), Distance::ZERO)
+            .unwrap()
+            .interesting(Distance::from(interesting));
+        let budget = 40_000;
+        let (expected, end) = oracle(&name, 0, interesting, 0, budget);
+        let engine = &engines()[1];
+        let mut told = Vec::new();
+        let mut next = query;
+        let mut stops = stops.into_iter();
+        let outcome = loop {
+            let left = NonZeroU64::new(budget - next.start()).unwrap();
+            let mut search = engine.search(next.clone().hash_budget(left), |_| ());
+            if let Some(batches) = stops.next() {
+                for _ in 0..batches {
+                    if let Event::Candidates(more) = search.blocking_next() {
+                        told.extend(more);
+                    }
+                }
+                search.stopper().stop();
+            }
+            let (more, outcome) = run(&mut search);
+            told.extend(more);
+            match outcome {
+                // The text is what people carry from one to the next.
+                Outcome::Cancelled(cursor) => {
+                    next = cursor.to_string().parse::<Cursor>().unwrap().query();
+                }
+                outcome => break outcome,
+            }
+        };
+        prop_assert_eq!(told, expected);
+        match (outcome, end) {
+            (Outcome::Ideal(found), Oracle::Ideal(candidate)) => prop_assert_eq!(found, candidate),
+            (Outcome::BudgetSpent(cursor), Oracle::BudgetSpent) => {
+                prop_assert_eq!(cursor.frontier(), budget);
+            }
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+}
+
+fn hard() -> Query {
+    Query::new("hashfinderhashfinder".parse().unwrap(), Distance::ZERO).unwrap()
+}
+
+fn released(engine: &Engine, query: Query) -> (Search, mpsc::Receiver<Report>) {
+    let (sender, receiver) = mpsc::channel();
+    let search = engine.search(query, move |report| {
+        // A test that does not look has dropped its end.
+        let _ = sender.send(report);
+    });
+    (search, receiver)
+}
+
+#[test]
+fn a_distance_of_the_whole_name_matches_the_first_secret() {
+    for engine in engines() {
+        let query = Query::new("doctor".parse().unwrap(), Distance::from(200)).unwrap();
+        let (_, outcome) = run(&mut engine.search(query, |_| ()));
+        assert!(
+            matches!(outcome, Outcome::Ideal(found) if found.secret.as_bytes().is_empty()),
+            "{outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn the_keyspace_ends() {
+    for start in [KEYSPACE_END - 1000, KEYSPACE_END] {
+        for engine in engines() {
+            let (mut search, report) = released(engine, hard().starting_at(start));
+            assert_eq!(run(&mut search).1, Outcome::Exhausted);
+            assert_eq!(report.recv().unwrap().hashes, KEYSPACE_END - start);
+        }
+    }
+}
+
+#[test]
+fn a_dropped_search_is_released() {
+    for engine in engines() {
+        let (search, report) = released(engine, hard());
+        while search.frontier() == 0 {
+            std::thread::yield_now();
+        }
+        drop(search);
+        let report = report.recv().unwrap();
+        assert!(
+            matches!(report.outcome, Outcome::Cancelled(_)),
+            "{report:?}"
+        );
+        assert!(report.stop_latency.is_some());
+    }
+}
+
+#[test]
+fn dropping_the_engine_stops_every_search_and_their_handles_say_so() {
+    let engine = Engine::start(2, Kernel::best(), clock()).unwrap();
+    let mut searches: Vec<_> = (0..100).map(|_| released(&engine, hard())).collect();
+    drop(engine);
+    for (search, report) in &mut searches {
+        assert!(matches!(run(search).1, Outcome::Cancelled(_)));
+        assert!(report.recv().is_ok());
+    }
+}
+
+/// Panics where a given index is tried, to see who else is hurt.
+struct PanicsAt(Index);
+
+impl Backend for PanicsAt {
+    fn scan(
+        &self,
+        slice: std::ops::Range<Index>,
+        filter: &Filter,
+        limit: usize,
+        hits: &mut Vec<Candidate>,
+    ) -> Index {
+        assert!(!slice.contains(&self.0), "a panic that this test wants");
+        Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+    }
+}
+
+#[test]
+fn a_panic_in_the_backend_ends_one_search_and_no_other() {
+    let engine = Engine::start(2, PanicsAt(1_000_000_000), clock()).unwrap();
+    let (mut healthy, _healthy_report) = released(&engine, hard());
+    let (mut struck, report) = released(&engine, hard().starting_at(999_999_000));
+    assert!(matches!(run(&mut struck).1, Outcome::Failed(_)));
+    assert!(report.recv().is_ok());
+
+    // Both workers are still there.
+    let before = healthy.frontier();
+    while healthy.frontier() < before + 100_000 {
+        std::thread::yield_now();
+    }
+    healthy.stopper().stop();
+    assert!(matches!(run(&mut healthy).1, Outcome::Cancelled(_)));
+}
+
+/// Counts what is tried, to see that a parked search takes no core.
+#[derive(Clone, Default)]
+struct Counting {
+    slices: Arc<AtomicU64>,
+}
+
+impl Backend for Counting {
+    fn scan(
+        &self,
+        slice: std::ops::Range<Index>,
+        filter: &Filter,
+        limit: usize,
+        hits: &mut Vec<Candidate>,
+    ) -> Index {
+        self.slices.fetch_add(1, Ordering::SeqCst);
+        Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+    }
+}
+
+#[test]
+fn a_search_that_nobody_reads_is_parked() {
+    let counting = Counting::default();
+    let engine = Engine::start(2, counting.clone(), clock()).unwrap();
+    let chatty = hard().interesting(Distance::from(28));
+    let (mut unread, report) = released(&engine, chatty.clone());
+
+    // Another search comes to its end only when the engine gets round to it, so by the time that
+    // many have ended the unread one has had its turns and used up its room.
+    let turn = |_| {
+        let easy = Query::new("a".parse().unwrap(), Distance::ZERO).unwrap();
+        run(&mut engine.search(easy, |_| ()));
+    };
+    (0..100).for_each(turn);
+    let slices = counting.slices.load(Ordering::SeqCst);
+    let frontier = unread.frontier();
+    (0..100).for_each(turn);
+    assert_eq!(unread.frontier(), frontier, "it went on without a reader");
+    assert!(counting.slices.load(Ordering::SeqCst) > slices);
+
+    // Reading it takes it on from where it was, in order.
+    let Event::Candidates(first) = unread.blocking_next() else {
+        panic!("it has an end");
+    };
+    let indices: Vec<Index> = first.iter().map(|c| c.secret.index()).collect();
+    assert_eq!(indices, (0..first.len() as u64).collect::<Vec<_>>());
+    let Event::Candidates(second) = unread.blocking_next() else {
+        panic!("it has an end");
+    };
+    assert_eq!(second[0].secret.index(), first.len() as u64);
+    drop(unread);
+    assert!(matches!(
+        report.recv().unwrap().outcome,
+        Outcome::Cancelled(_)
+    ));
+}

@@ -1,0 +1,163 @@
+//! A unary call, or any other that ends in one response.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+use tonic::{Code, Request, Response, Status};
+
+use super::{CallOptions, Canceller, Done, Shared};
+
+/// A call that is under way; awaiting it gives its response.
+///
+/// It goes on whether or not anybody waits. Dropping the handle cancels the call, unless it was
+/// [`detach`](Call::detach)ed.
+pub struct Call<T> {
+    shared: Arc<Shared>,
+    outcome: oneshot::Receiver<Result<Response<T>, Status>>,
+    detached: bool,
+}
+
+/// A call was waited for and is still running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StillRunning;
+
+impl fmt::Display for StillRunning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the call is still running")
+    }
+}
+
+impl std::error::Error for StillRunning {}
+
+impl<T: Send + 'static> Call<T> {
+    /// Starts a call: `rpc` is a method of a client, given the request.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, which carries the call.
+    pub fn start<R, F>(
+        mut request: Request<R>,
+        options: CallOptions,
+        rpc: impl FnOnce(Request<R>) -> F,
+    ) -> Call<T>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
+    {
+        let shared = Shared::new(&mut request, options);
+        let (sender, outcome) = oneshot::channel();
+        let call = rpc(request);
+        tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                let result = shared.carry(call).await;
+                let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
+                // Nobody need be waiting for it any more.
+                let _ = sender.send(result);
+                shared.finish(code);
+            }
+        });
+        Call {
+            shared,
+            outcome,
+            detached: false,
+        }
+    }
+}
+
+impl<T> Call<T> {
+    /// Waits for the response for `timeout` at most; then the call goes on. The response is handed
+    /// out once.
+    ///
+    /// Dropping the future stops the waiting and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`StillRunning`] when the time is up.
+    ///
+    /// # Panics
+    ///
+    /// If the response was handed out before.
+    pub async fn result(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<Result<Response<T>, Status>, StillRunning> {
+        let result = tokio::time::timeout(timeout, self).await;
+        result.map_err(|_| StillRunning)
+    }
+
+    /// Cancels the call; see [`Canceller::cancel`].
+    pub fn cancel(&self) -> bool {
+        self.canceller().cancel()
+    }
+
+    /// What cancels the call from elsewhere.
+    #[must_use]
+    pub fn canceller(&self) -> Canceller {
+        Canceller {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Registers what is to be done when the call is done with, and says whether that is still to
+    /// come. It runs exactly once: at once, on this thread, if the call is done (then this returns
+    /// `false`), and otherwise on the task that carries the call. One that panics harms no other.
+    pub fn add_done_callback(&self, callback: impl FnOnce(Done) + Send + 'static) -> bool {
+        self.shared.add_done_callback(Box::new(callback))
+    }
+
+    /// Whether the call is over.
+    #[must_use]
+    pub fn done(&self) -> bool {
+        self.shared.done().is_some()
+    }
+
+    /// Whether the call is over because this side cancelled it.
+    #[must_use]
+    pub fn cancelled(&self) -> bool {
+        self.shared.done().is_some_and(|done| done.cancelled)
+    }
+
+    /// The code of its status, once it is over.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        self.shared.done().map(|done| done.code)
+    }
+
+    /// Lets the call go on without its handle.
+    pub fn detach(mut self) {
+        self.detached = true;
+    }
+}
+
+impl<T> Future for Call<T> {
+    type Output = Result<Response<T>, Status>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.outcome).poll(cx).map(|result| {
+            // The task that carries the call ends without a word only with its runtime.
+            result.unwrap_or_else(|_| Err(Status::cancelled("the runtime was shut down")))
+        })
+    }
+}
+
+impl<T> Drop for Call<T> {
+    fn drop(&mut self) {
+        if !self.detached {
+            self.cancel();
+        }
+    }
+}
+
+impl<T> fmt::Debug for Call<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("done", &self.shared.done())
+            .finish()
+    }
+}

@@ -1,0 +1,196 @@
+//! The client's half: handles of calls that are under way.
+
+mod call;
+mod streaming;
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::Notify, time::Instant};
+use tonic::{Code, Request, Status};
+
+pub use call::{Call, StillRunning};
+pub use streaming::StreamingCall;
+
+/// What a call is started with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallOptions {
+    timeout: Option<Duration>,
+}
+
+impl CallOptions {
+    /// No deadline.
+    #[must_use]
+    pub const fn new() -> CallOptions {
+        CallOptions { timeout: None }
+    }
+
+    /// The call must be over within `timeout` of its start, connecting and a stream's last message
+    /// included. The server is told, and when the time is up the call ends with DEADLINE_EXCEEDED,
+    /// whatever the server says.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> CallOptions {
+        self.timeout = Some(timeout);
+        self
+    }
+}
+
+/// How a call was done with, as its callbacks are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Done {
+    /// The code of its status.
+    pub code: Code,
+    /// Whether it was this side that cancelled it.
+    pub cancelled: bool,
+}
+
+/// Cancels a call from elsewhere; clones cancel the same call.
+#[derive(Clone)]
+pub struct Canceller {
+    shared: Arc<Shared>,
+}
+
+impl Canceller {
+    /// Cancels the call: it ends with CANCELLED here, and the server is told. Says whether the call
+    /// was not done and not cancelled yet.
+    pub fn cancel(&self) -> bool {
+        self.cancel_because(None)
+    }
+
+    /// Like [`cancel`](Self::cancel), with a reason that the call's status tells. It stays on this
+    /// side, for HTTP/2 has no words for it.
+    pub fn cancel_with_reason(&self, reason: impl Into<String>) -> bool {
+        self.cancel_because(Some(reason.into()))
+    }
+
+    fn cancel_because(&self, reason: Option<String>) -> bool {
+        let mut state = self.shared.lock();
+        if state.done.is_some() || state.cancelled.is_some() {
+            return false;
+        }
+        let mut message = "the caller cancelled the call".to_owned();
+        if let Some(reason) = reason {
+            message = format!("{message}: {reason}");
+        }
+        state.cancelled = Some(Status::cancelled(message));
+        drop(state);
+        self.shared.cancelled.notify_one();
+        true
+    }
+}
+
+impl fmt::Debug for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Canceller")
+            .field("done", &self.shared.lock().done)
+            .finish()
+    }
+}
+
+type Callback = Box<dyn FnOnce(Done) + Send>;
+
+/// What the handle of a call and the task that carries the call have in common.
+struct Shared {
+    deadline: Option<Instant>,
+    cancelled: Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The status of a call that was cancelled here.
+    cancelled: Option<Status>,
+    done: Option<Done>,
+    callbacks: Vec<Callback>,
+}
+
+impl Shared {
+    /// Also writes the timeout into the request, for the server to keep to.
+    fn new<R>(request: &mut Request<R>, options: CallOptions) -> Arc<Shared> {
+        if let Some(timeout) = options.timeout {
+            request.set_timeout(timeout);
+        }
+        Arc::new(Shared {
+            // A timeout beyond what the clock can show is no deadline.
+            deadline: options.timeout.and_then(|t| Instant::now().checked_add(t)),
+            cancelled: Notify::new(),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Runs the call until it ends, is cancelled, or its time is up, whichever comes first.
+    async fn carry<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+        let cancelled = async {
+            self.cancelled.notified().await;
+            let status = self.lock().cancelled.clone();
+            status.unwrap_or_else(|| Status::cancelled(""))
+        };
+        let expired = async {
+            match self.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let result = tokio::select! {
+            biased;
+            status = cancelled => Err(status),
+            () = expired => Err(deadline_exceeded()),
+            result = call => result,
+        };
+        // A server that saw the deadline pass first may have said so in words of its own.
+        match self.deadline {
+            Some(deadline) if result.is_err() && deadline <= Instant::now() => {
+                let cancelled = self.lock().cancelled.clone();
+                Err(cancelled.unwrap_or_else(deadline_exceeded))
+            }
+            _ => result,
+        }
+    }
+
+    /// Records the end and runs the callbacks, outside of the lock.
+    fn finish(&self, code: Code) {
+        let mut state = self.lock();
+        let cancelled = state.cancelled.is_some() && code == Code::Cancelled;
+        let done = *state.done.insert(Done { code, cancelled });
+        let callbacks = std::mem::take(&mut state.callbacks);
+        drop(state);
+        for callback in callbacks {
+            run(callback, done);
+        }
+    }
+
+    fn add_done_callback(&self, callback: Callback) -> bool {
+        let mut state = self.lock();
+        if let Some(done) = state.done {
+            drop(state);
+            run(callback, done);
+            return false;
+        }
+        state.callbacks.push(callback);
+        true
+    }
+
+    fn done(&self) -> Option<Done> {
+        self.lock().done
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No foreign code runs under the lock, so there is nothing to poison it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn deadline_exceeded() -> Status {
+    Status::deadline_exceeded("the call's deadline passed")
+}
+
+fn run(callback: Callback, done: Done) {
+    if catch_unwind(AssertUnwindSafe(|| callback(done))).is_err() {
+        tracing::error!("a done callback of a call panicked");
+    }
+}

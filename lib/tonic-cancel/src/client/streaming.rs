@@ -1,0 +1,152 @@
+//! A call that answers with a stream.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_core::Stream;
+use tokio::sync::mpsc;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{CallOptions, Canceller, Done, Shared};
+
+/// How many messages may wait in the handle. The connection's own windows hold many more; this is
+/// only the hand-over between two tasks.
+const QUEUE: usize = 16;
+
+/// A streaming call that is under way; a stream of its messages, which ends after its status.
+///
+/// Messages that nobody takes are held back by the connection's flow control. Dropping the handle
+/// cancels the call, unless it was [`detach`](StreamingCall::detach)ed.
+pub struct StreamingCall<T> {
+    shared: Arc<Shared>,
+    messages: mpsc::Receiver<Result<T, Status>>,
+    detached: bool,
+}
+
+impl<T: Send + 'static> StreamingCall<T> {
+    /// Starts a call: `rpc` is a method of a client, given the request.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime, which carries the call.
+    pub fn start<R, F>(
+        mut request: Request<R>,
+        options: CallOptions,
+        rpc: impl FnOnce(Request<R>) -> F,
+    ) -> StreamingCall<T>
+    where
+        F: Future<Output = Result<Response<Streaming<T>>, Status>> + Send + 'static,
+    {
+        let shared = Shared::new(&mut request, options);
+        let (sender, messages) = mpsc::channel(QUEUE);
+        let call = rpc(request);
+        tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                let forward = async {
+                    let mut stream = call.await?.into_inner();
+                    while let Some(message) = stream.message().await? {
+                        // Only a detached handle is gone while the call goes on.
+                        let _ = sender.send(Ok(message)).await;
+                    }
+                    Ok(())
+                };
+                let result = shared.carry(forward).await;
+                let code = result.as_ref().map_or_else(Status::code, |()| Code::Ok);
+                shared.finish(code);
+                if let Err(status) = result {
+                    // The reader may be slow; the call, and what it held, is gone by now.
+                    let _ = sender.send(Err(status)).await;
+                }
+            }
+        });
+        StreamingCall {
+            shared,
+            messages,
+            detached: false,
+        }
+    }
+}
+
+impl<T> StreamingCall<T> {
+    /// Waits for the next message; `None` is the end of a stream whose status is OK.
+    ///
+    /// Dropping the future loses no message.
+    ///
+    /// # Errors
+    ///
+    /// The call's status, if it is not OK, once; then `None` again.
+    pub async fn message(&mut self) -> Result<Option<T>, Status> {
+        self.messages.recv().await.transpose()
+    }
+
+    /// Cancels the call; see [`Canceller::cancel`]. Messages that have arrived can still be read.
+    pub fn cancel(&self) -> bool {
+        self.canceller().cancel()
+    }
+
+    /// What cancels the call from elsewhere.
+    #[must_use]
+    pub fn canceller(&self) -> Canceller {
+        Canceller {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Registers what is to be done when the call is done with; see
+    /// [`Call::add_done_callback`](crate::Call::add_done_callback).
+    pub fn add_done_callback(&self, callback: impl FnOnce(Done) + Send + 'static) -> bool {
+        self.shared.add_done_callback(Box::new(callback))
+    }
+
+    /// Whether the call is over; messages may be left to read.
+    #[must_use]
+    pub fn done(&self) -> bool {
+        self.shared.done().is_some()
+    }
+
+    /// Whether the call is over because this side cancelled it.
+    #[must_use]
+    pub fn cancelled(&self) -> bool {
+        self.shared.done().is_some_and(|done| done.cancelled)
+    }
+
+    /// The code of its status, once it is over.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        self.shared.done().map(|done| done.code)
+    }
+
+    /// Lets the call go on without its handle; what it still says is thrown away.
+    pub fn detach(mut self) {
+        self.detached = true;
+    }
+}
+
+impl<T> Stream for StreamingCall<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(ready!(self.messages.poll_recv(cx)))
+    }
+}
+
+impl<T> Drop for StreamingCall<T> {
+    fn drop(&mut self) {
+        if !self.detached {
+            self.cancel();
+        }
+    }
+}
+
+impl<T> fmt::Debug for StreamingCall<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamingCall")
+            .field("done", &self.shared.done())
+            .finish()
+    }
+}

@@ -1,0 +1,336 @@
+//! The tower layer that gives every call its context and sees to it that the call ends as the
+//! context says.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header::CONTENT_TYPE};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tonic::{Code, Status};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    context::{CallContext, CancelReason},
+    deadlines::{self, Watched},
+    drain::Drain,
+    timeout,
+};
+
+/// Puts a [`CallContext`] into every request, and enforces what it says.
+///
+/// - The `grpc-timeout` that the client sends holds for the whole call, streams included, and ends
+///   it with DEADLINE_EXCEEDED. One that cannot be read is refused with INVALID_ARGUMENT.
+/// - A handler that panics, before its response or in its stream, ends its call with UNKNOWN, and
+///   nothing else.
+/// - While the [`Drain`] is closed, calls are refused before their handler sees them.
+///
+/// Add it to a whole server (`tonic::transport::Server::layer`), or to one service. Deadlines are
+/// kept by a thread of their own, so they hold also for a handler that blocks the runtime's.
+#[derive(Clone, Debug, Default)]
+pub struct CallContextLayer {
+    drain: Drain,
+}
+
+impl CallContextLayer {
+    /// A layer with a drain of its own, which nobody else can close.
+    #[must_use]
+    pub fn new() -> CallContextLayer {
+        CallContextLayer::default()
+    }
+
+    /// A layer whose calls `drain` ends.
+    #[must_use]
+    pub fn with_drain(drain: Drain) -> CallContextLayer {
+        CallContextLayer { drain }
+    }
+}
+
+impl<S> Layer<S> for CallContextLayer {
+    type Service = CallContextService<S>;
+
+    fn layer(&self, inner: S) -> CallContextService<S> {
+        CallContextService {
+            inner,
+            drain: self.drain.clone(),
+        }
+    }
+}
+
+/// A service whose requests carry a [`CallContext`]; see [`CallContextLayer`].
+#[derive(Clone, Debug)]
+pub struct CallContextService<S> {
+    inner: S,
+    drain: Drain,
+}
+
+impl<S> CallContextService<S> {
+    /// The context of a call that has just arrived; one that is refused has ended already.
+    fn begin(&self, headers: &HeaderMap) -> Guard {
+        let timeout = timeout::parse(headers);
+        // A timeout beyond what the clock can show is no deadline.
+        let until = |timeout| Instant::now().checked_add(timeout);
+        let deadline = timeout.as_ref().ok().and_then(|t| t.and_then(until));
+        let context = CallContext::new(deadline);
+        if let Err(status) = timeout {
+            context.end_with(CancelReason::Server, Some(status));
+        }
+        self.drain.admit(&context);
+
+        let watched = deadline.map(|deadline| deadlines::watch(&context, deadline));
+        let watched = watched.transpose().unwrap_or_else(|error| {
+            // Without its thread a deadline cannot be kept, so none is promised.
+            let status = Status::resource_exhausted(format!("no thread for deadlines: {error}"));
+            context.end_with(CancelReason::Server, Some(status));
+            None
+        });
+        Guard { context, watched }
+    }
+}
+
+impl<S, ReqBody, ResBody> Service<http::Request<ReqBody>> for CallContextService<S>
+where
+    S: Service<http::Request<ReqBody>, Response = http::Response<ResBody>>,
+    ResBody: Body<Data = Bytes>,
+{
+    type Response = http::Response<CallBody<ResBody>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: http::Request<ReqBody>) -> Self::Future {
+        let guard = self.begin(request.headers());
+        let mut inner = None;
+        if guard.context.is_active() {
+            request.extensions_mut().insert(guard.context.clone());
+            match catch_unwind(AssertUnwindSafe(|| self.inner.call(request))) {
+                Ok(future) => inner = Some(future),
+                Err(_) => guard.context.panicked(),
+            }
+        }
+        ResponseFuture {
+            inner,
+            guard: Some(guard),
+        }
+    }
+}
+
+/// What lives as long as the call does on the wire. If it is dropped before the call has ended,
+/// the client is gone: the server drops a call for no other reason.
+struct Guard {
+    context: CallContext,
+    /// Held until the call has ended.
+    watched: Option<Watched>,
+}
+
+impl Guard {
+    /// Ends the call with the handler's answer; `Err` with what is to be sent in its place if the
+    /// call was ended otherwise in the meantime.
+    fn complete(self, code: Code, cx: &Context<'_>) -> Result<(), Status> {
+        if !self.context.complete(code)
+            && let Poll::Ready(status) = self.context.poll_status(cx)
+        {
+            return Err(status);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.watched = None;
+        self.context.end_with(CancelReason::ClientGone, None);
+    }
+}
+
+pin_project! {
+    /// The response of a call with a context.
+    ///
+    /// Dropping it before it is ready means that the client is gone, and ends the call so.
+    pub struct ResponseFuture<F> {
+        #[pin]
+        inner: Option<F>,
+        // There until the response is ready.
+        guard: Option<Guard>,
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<http::Response<B>, E>>,
+    B: Body<Data = Bytes>,
+{
+    type Output = Result<http::Response<CallBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let guard = this.guard.take().expect("polled after it was ready");
+        // Before the handler, so that an answer that comes too late is none, and before tonic's
+        // own timer, which is polled after this future and would answer CANCELLED.
+        guard.context.check_deadline();
+        if let Poll::Ready(status) = guard.context.poll_status(cx) {
+            this.inner.set(None);
+            return Poll::Ready(Ok(status_only(&status)));
+        }
+        let response = this.inner.as_mut().as_pin_mut().map(|inner| {
+            catch_unwind(AssertUnwindSafe(|| inner.poll(cx))).unwrap_or_else(|_| {
+                // Which wakes this task, so that it sends the status.
+                guard.context.panicked();
+                Poll::Pending
+            })
+        });
+        let Some(Poll::Ready(response)) = response else {
+            *this.guard = Some(guard);
+            return Poll::Pending;
+        };
+        this.inner.set(None);
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => {
+                // Whatever stands behind the layer failed without a status.
+                guard.context.complete(Code::Unknown);
+                return Poll::Ready(Err(error));
+            }
+        };
+
+        let (parts, body) = response.into_parts();
+        // A status among the headers means that nothing follows.
+        let status = Status::from_header_map(&parts.headers);
+        let guard = if status.is_some() || body.is_end_stream() {
+            let code = status.map_or(Code::Unknown, |status| status.code());
+            if let Err(status) = guard.complete(code, cx) {
+                return Poll::Ready(Ok(status_only(&status)));
+            }
+            None
+        } else {
+            Some(guard)
+        };
+        let inner = Some(body);
+        let response = http::Response::from_parts(parts, CallBody { inner, guard });
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// The body of a response with a context: the handler's, until the context says otherwise.
+    ///
+    /// Dropping it before its end means that the client is gone, and ends the call so.
+    pub struct CallBody<B> {
+        // There until the context sends a status in its place.
+        #[pin]
+        inner: Option<B>,
+        // There until the call has ended.
+        guard: Option<Guard>,
+    }
+}
+
+impl<B> Body for CallBody<B>
+where
+    B: Body<Data = Bytes>,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let mut this = self.project();
+        if let Some(guard) = this.guard.as_ref() {
+            guard.context.check_deadline();
+            if let Poll::Ready(status) = guard.context.poll_status(cx) {
+                this.inner.set(None);
+                *this.guard = None;
+                return Poll::Ready(Some(Ok(trailers(&status))));
+            }
+        }
+        let Some(mut inner) = this.inner.as_mut().as_pin_mut() else {
+            return Poll::Ready(None);
+        };
+        let poll = AssertUnwindSafe(|| inner.as_mut().poll_frame(cx));
+        let frame = match (catch_unwind(poll), this.guard.as_ref()) {
+            (Ok(frame), _) => ready!(frame),
+            (Err(_), Some(guard)) => {
+                // Which wakes this task, so that it sends the status.
+                guard.context.panicked();
+                return Poll::Pending;
+            }
+            (Err(_), None) => None,
+        };
+        let last = match &frame {
+            Some(Ok(frame)) => match frame.trailers_ref() {
+                Some(trailers) => Some(Status::from_header_map(trailers)),
+                None => inner.is_end_stream().then_some(None),
+            },
+            Some(Err(_)) | None => Some(None),
+        };
+        if let Some(status) = last
+            && let Some(guard) = this.guard.take()
+        {
+            let code = status.map_or(Code::Unknown, |status| status.code());
+            if let Err(status) = guard.complete(code, cx) {
+                this.inner.set(None);
+                return Poll::Ready(Some(Ok(trailers(&status))));
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // While the call goes on there is at least a status to come.
+        self.guard.is_none() && self.inner.as_ref().is_none_or(B::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // A status may take the place of what the handler meant to send.
+        SizeHint::default()
+    }
+}
+
+impl<B> fmt::Debug for CallBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallBody").finish_non_exhaustive()
+    }
+}
+
+/// A response that consists of a status alone.
+fn status_only<B>(status: &Status) -> http::Response<CallBody<B>> {
+    let mut response = http::Response::new(CallBody {
+        inner: None,
+        guard: None,
+    });
+    let content_type = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    add_status(response.headers_mut(), status);
+    response
+}
+
+fn trailers(status: &Status) -> Frame<Bytes> {
+    let mut trailers = HeaderMap::new();
+    add_status(&mut trailers, status);
+    Frame::trailers(trailers)
+}
+
+fn add_status(headers: &mut HeaderMap, status: &Status) {
+    if status.add_header(headers).is_err() {
+        // Something in it does not fit into a header. The code always does.
+        let code = HeaderValue::from(status.code() as i32);
+        headers.insert("grpc-status", code);
+    }
+}

@@ -1,1 +1,39 @@
-fn main() {}
+//! `hashfinder`: finds secrets whose hashed names spell a desired name, in this process or as a
+//! service.
+
+#![forbid(unsafe_code)]
+
+mod cli;
+mod find;
+mod rpc;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    run(cli).unwrap_or_else(|error| {
+        eprintln!("hashfinder: {error:#}");
+        cli::Exit::Failed.into()
+    })
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let exit = match cli.command {
+        Command::Find(arguments) => runtime.block_on(find::run(arguments)),
+        Command::Serve(arguments) => {
+            serve::log_to_stderr();
+            runtime.block_on(serve::run(arguments))
+        }
+    };
+    // What is still going on, a connection that nobody reads for one, does not keep the process.
+    runtime.shutdown_background();
+    exit.map(ExitCode::from)
+}

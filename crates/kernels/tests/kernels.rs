@@ -2,8 +2,9 @@
 //! obviously right: the `base64` crate's text, compared character by character.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_kernels::{Block, CharSet, Filter, Hit, Hits, Kernel, sha1};
+use hashfinder_kernels::{Block, CharSet, Filter, Hit, Hits, Kernel};
 use proptest::prelude::*;
+use sha1::{Digest, Sha1};
 
 /// The set for a character of a name, letters in either case.
 fn character(wanted: char) -> CharSet {
@@ -21,7 +22,10 @@ fn filter(name: &str, max_distance: u8) -> Filter {
 
 /// The least distance and its first window, by comparing text.
 fn oracle(secret: &[u8], name: &str) -> (u8, u8) {
-    let text: Vec<char> = BASE64_STANDARD.encode(sha1(secret)).chars().collect();
+    let text: Vec<char> = BASE64_STANDARD
+        .encode(Sha1::digest(secret))
+        .chars()
+        .collect();
     let name: Vec<char> = name.chars().collect();
     let mut best = (u8::MAX, 0);
     for window in 0..=text.len() - name.len() {
@@ -92,7 +96,7 @@ fn every_length_at_its_first_and_last_secrets() {
 #[test]
 fn blocks_of_every_small_size() {
     for count in 0..130 {
-        check(3, 0x00ff_f0, count, "a", 0);
+        check(3, 0xfff0, count, "a", 0);
     }
 }
 
@@ -156,7 +160,7 @@ proptest! {
         spoil in 0..28_usize,
     ) {
         let secret = (first as u32 + 7).to_be_bytes();
-        let text = BASE64_STANDARD.encode(sha1(&secret));
+        let text = BASE64_STANDARD.encode(Sha1::digest(secret));
         let window = window % (29 - size);
         let mut name = text[window..window + size].to_ascii_lowercase();
         check(4, first, 20, &name, 0);

@@ -123,8 +123,8 @@ fn decode(encoded: &str) -> Option<Cursor> {
 }
 
 fn checksum(payload: &[u8]) -> [u8; CHECKSUM_LEN] {
-    let digest = sha1(&[PREFIX.as_bytes(), payload].concat());
-    [digest[0], digest[1], digest[2], digest[3]]
+    let [first, ..] = sha1(&[PREFIX.as_bytes(), payload].concat());
+    first.to_be_bytes()
 }
 
 #[cfg(test)]

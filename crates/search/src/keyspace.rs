@@ -91,7 +91,7 @@ impl Secret {
     /// What its SHA-1 spells.
     #[must_use]
     pub fn hashed_name(&self) -> HashedName {
-        HashedName(hashed_name(&sha1(self.as_bytes())))
+        HashedName::of(self.as_bytes())
     }
 }
 
@@ -114,6 +114,12 @@ impl fmt::Debug for Secret {
 pub struct HashedName([u8; hashfinder_kernels::HASHED_NAME_LEN]);
 
 impl HashedName {
+    /// What the SHA-1 of any bytes spells.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> HashedName {
+        HashedName(hashed_name(&sha1(bytes)))
+    }
+
     /// The characters.
     #[must_use]
     pub fn as_str(&self) -> &str {

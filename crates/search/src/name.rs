@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use hashfinder_kernels::{ALPHABET, CharSet, HASHED_NAME_LEN, place};
+use hashfinder_kernels::{ALPHABET, CharSet, Filter, HASHED_NAME_LEN, Match, place, sha1};
 
 /// A name to look for in hashed names: 1 to 28 characters, of any kind, letters in either case.
 ///
@@ -53,6 +53,14 @@ impl DesiredName {
     /// For each character, the digits that satisfy it.
     pub(crate) fn characters(&self) -> &[CharSet] {
         &self.characters
+    }
+
+    /// Where the name lies nearest in the hashed name of a secret of any length.
+    #[must_use]
+    pub fn nearest(&self, secret: &[u8]) -> Match {
+        let everything = Filter::new(&self.characters, HASHED_NAME_LEN as u8);
+        let found = everything.check(&sha1(secret));
+        found.expect("no distance is greater than a hashed name is long")
     }
 
     /// The least distance that any hashed name can have from this name.

@@ -114,7 +114,9 @@ impl Query {
     /// The indices that may be tried.
     pub(crate) fn range(&self) -> Range<Index> {
         let budget = self.budget.map_or(u64::MAX, NonZeroU64::get);
-        self.start..self.start.saturating_add(budget).min(KEYSPACE_END)
+        // The sum saturates where the keyspace ends.
+        const { assert!(KEYSPACE_END == Index::MAX) };
+        self.start..self.start.saturating_add(budget)
     }
 
     /// Whether a secret at `distance` ends the search.

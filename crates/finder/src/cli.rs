@@ -1,0 +1,245 @@
+//! The command line.
+
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    process::ExitCode,
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hashfinder_search::{Cursor, DesiredName, Distance};
+use http::uri::Authority;
+
+/// How long `find` waits for a server that is not there: long enough for one that is just being
+/// started, short enough for somebody who mistyped its name.
+const CONNECT_TIMEOUT: &str = "20s";
+
+/// What one RPC may cost. Any name of eight letters is found within it for practical purposes (one
+/// hash in 6e10 holds it), and a client that asks for more is stopped in the end.
+const MAXIMUM_HASHES: &str = "1000000000000";
+
+/// How many RPCs there may be at a time. Each costs a few kilobytes, and all of them share the
+/// cores, so that more would only make everybody wait longer.
+const MAXIMUM_CONCURRENT_RPCS: &str = "1000";
+
+/// How long calls may go on after the server was told to leave. Enough for those that are nearly
+/// done; the others get a cursor.
+const DRAIN_GRACE: &str = "5s";
+
+/// Finds byte strings ("secrets") whose SHA-1, written in base64, spells a desired name.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Find(FindArguments),
+    Serve(ServeArguments),
+}
+
+/// Find a secret, in this process or by asking a server.
+///
+/// A result is a line on stdout with five columns, separated by tabs: the hashed name, the secret
+/// in base64 and in hexadecimal, the distance, and where in the hashed name the match begins
+/// (from 0). Everything else goes to stderr. Ctrl-C stops the search and prints the nearest
+/// candidate and a cursor to go on from; a second one leaves at once.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder find doctor
+  hashfinder find doctor --ideal-distance 1 --show-inferior 3
+  hashfinder find doctor --maximum-hashes 1000000
+  hashfinder find doctor --server localhost:50051 --timeout 30s
+
+Exit codes:
+    0  found
+    1  the keyspace ended without an answer
+    2  the command line is wrong
+    3  a limit was reached (hash budget, timeout); go on with the cursor
+    4  no secret can ever match the name
+    5  the server or the connection failed
+  130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
+pub(crate) struct FindArguments {
+    /// What the hashed name is to contain, in any case: 1 to 28 characters
+    #[arg(value_name = "NAME", required_unless_present = "resume")]
+    pub(crate) name: Option<DesiredName>,
+
+    /// End with the first secret at most this far from the name, in characters
+    #[arg(
+        long,
+        value_name = "D",
+        default_value = "0",
+        value_parser = distance,
+        allow_negative_numbers = true
+    )]
+    pub(crate) ideal_distance: Distance,
+
+    /// Also show every secret on the way whose distance is less than this
+    #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
+    pub(crate) show_inferior: Option<Distance>,
+
+    /// Stop after this many secrets
+    #[arg(long, value_name = "N", conflicts_with = "server")]
+    pub(crate) maximum_hashes: Option<NonZeroU64>,
+
+    /// Stop after this long, for instance 90s, 5m or 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
+
+    /// How many threads search [default: one for each core]
+    #[arg(long, value_name = "N", conflicts_with = "server")]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// Ask the server at HOST:PORT instead of searching in this process
+    #[arg(long, value_name = "HOST:PORT", value_parser = server)]
+    pub(crate) server: Option<Authority>,
+
+    /// How long to wait for the server to be there
+    #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = duration)]
+    pub(crate) connect_timeout: Duration,
+
+    /// Go on from where a search was stopped
+    #[arg(
+        long,
+        value_name = "CURSOR",
+        conflicts_with_all = ["name", "ideal_distance", "show_inferior", "server"]
+    )]
+    pub(crate) resume: Option<Cursor>,
+}
+
+/// Serve searches to many clients, over gRPC.
+///
+/// Prints one line on stdout when it listens, and its log on stderr. The first SIGINT or SIGTERM
+/// drains it: no new calls, then those that outlast the grace period are stopped and given a
+/// cursor. A second one leaves at once. HASHFINDER_LOG sets what is logged (info; debug, warn ...).
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder serve
+  hashfinder serve --host 0.0.0.0 --port 8080 --maximum-hashes 1000000000")]
+pub(crate) struct ServeArguments {
+    /// The address to listen on. There is no authentication yet: keep to the loopback unless
+    /// everybody who can reach the port may use it
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(crate) host: String,
+
+    /// The port to listen on; 0 takes a free one and prints it
+    #[arg(long, default_value_t = 50051)]
+    pub(crate) port: u16,
+
+    /// The hash budget of one RPC, after which the server cancels it
+    #[arg(long, value_name = "N", default_value = MAXIMUM_HASHES)]
+    pub(crate) maximum_hashes: NonZeroU64,
+
+    /// The status of an RPC whose hash budget is spent
+    #[arg(long, value_enum, value_name = "STATUS", default_value_t)]
+    pub(crate) budget_status: BudgetStatus,
+
+    /// How many threads search [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<NonZeroUsize>,
+
+    /// How many RPCs may search at a time; more are refused
+    #[arg(long, value_name = "N", default_value = MAXIMUM_CONCURRENT_RPCS)]
+    pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
+
+    /// Share the port with other processes (SO_REUSEPORT)
+    #[arg(long)]
+    pub(crate) reuse_port: bool,
+
+    /// How long calls may go on after SIGINT or SIGTERM
+    #[arg(long, value_name = "DURATION", default_value = DRAIN_GRACE, value_parser = duration)]
+    pub(crate) drain_grace: Duration,
+}
+
+/// Which code says that a hash budget is spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BudgetStatus {
+    /// As the reference server does
+    #[default]
+    Cancelled,
+    /// As gRPC's own description of the codes has it
+    ResourceExhausted,
+}
+
+/// How the program ended, as its exit code tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// The answer was found, or the server was shut down as asked.
+    Success = 0,
+    /// The keyspace ended without an answer.
+    Exhausted = 1,
+    /// A limit was reached: the hash budget or the timeout.
+    Limit = 3,
+    /// No secret can ever match.
+    Impossible = 4,
+    /// The server or the connection failed.
+    Failed = 5,
+    /// Stopped by SIGINT: 128 and its number, as shells have it.
+    Interrupted = 130,
+    /// Stopped by SIGTERM.
+    Terminated = 143,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+fn distance(text: &str) -> Result<Distance, String> {
+    let number = i64::from_str(text).map_err(|_| "give a number of characters".to_owned())?;
+    Distance::try_from(number).map_err(|error| error.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; give for instance 90s or 5m"))
+}
+
+fn server(text: &str) -> Result<Authority, String> {
+    let authority = Authority::from_str(text).ok();
+    authority
+        .filter(|authority| {
+            let plain = !authority.as_str().contains('@') && !authority.host().is_empty();
+            plain && authority.port_u16().is_some()
+        })
+        .ok_or_else(|| "give HOST:PORT, for instance localhost:50051".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn servers() {
+        for right in [
+            "localhost:50051",
+            "127.0.0.1:1",
+            "[::1]:50051",
+            "a.example:80",
+        ] {
+            assert!(server(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "",
+            "localhost",
+            ":1",
+            "localhost:",
+            "host:99999",
+            "http://host:1",
+            "u@h:1",
+        ] {
+            assert!(server(wrong).is_err(), "{wrong}");
+        }
+    }
+}

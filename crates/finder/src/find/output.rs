@@ -1,0 +1,110 @@
+//! What `find` prints: results on stdout, one a line; everything else on stderr.
+
+use std::{
+    fmt,
+    io::{self, IsTerminal, Write},
+};
+
+use anyhow::{Context, Result};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hashfinder_search::{Candidate, Cursor, HashedName, Query};
+
+/// A secret that was found, with everything that is shown of it.
+#[derive(Clone, Debug)]
+pub(super) struct Finding {
+    pub(super) secret: Vec<u8>,
+    pub(super) hashed_name: HashedName,
+    pub(super) distance: u8,
+    pub(super) window: u8,
+}
+
+impl From<Candidate> for Finding {
+    fn from(candidate: Candidate) -> Finding {
+        Finding {
+            secret: candidate.secret.as_bytes().to_vec(),
+            hashed_name: candidate.hashed_name(),
+            distance: candidate.distance,
+            window: candidate.window,
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let secret = BASE64_STANDARD.encode(&self.secret);
+        write!(f, "{}\t{secret}\t", self.hashed_name)?;
+        for byte in &self.secret {
+            write!(f, "{byte:02x}")?;
+        }
+        write!(f, "\t{}\t{}", self.distance, self.window)
+    }
+}
+
+/// The two streams, and the nearest candidate that has been seen.
+pub(super) struct Output {
+    shows: u8,
+    best: Option<Finding>,
+    headed: bool,
+}
+
+impl Output {
+    pub(super) fn new(query: &Query) -> Output {
+        Output {
+            shows: query.interesting_distance().get(),
+            best: None,
+            headed: !io::stdout().is_terminal(),
+        }
+    }
+
+    /// Prints a secret on the way, if it is near enough to be shown; says whether anybody reads.
+    pub(super) fn candidate(&mut self, finding: Finding) -> Result<bool> {
+        let mut read = true;
+        if finding.distance < self.shows {
+            read = self.line(&finding)?;
+        }
+        if self
+            .best
+            .as_ref()
+            .is_none_or(|best| finding.distance < best.distance)
+        {
+            self.best = Some(finding);
+        }
+        Ok(read)
+    }
+
+    /// Prints the answer.
+    pub(super) fn answer(&mut self, finding: &Finding) -> Result<()> {
+        self.line(finding).map(drop)
+    }
+
+    fn line(&mut self, finding: &Finding) -> Result<bool> {
+        if !self.headed {
+            self.headed = true;
+            eprintln!("hashed name                 \tsecret\thex\tdistance\twindow");
+        }
+        let mut stdout = io::stdout().lock();
+        // Each line at once: who pipes them somewhere wants them when they are found.
+        match writeln!(stdout, "{finding}").and_then(|()| stdout.flush()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(error).context("cannot write a result to stdout"),
+        }
+    }
+
+    /// Tells the nearest candidate, for a search that has no answer.
+    pub(super) fn best(&self) {
+        match &self.best {
+            Some(best) => self.say(&format!("the nearest so far:\n{best}")),
+            None => self.say("nothing near so far"),
+        }
+    }
+
+    /// Tells how to go on.
+    pub(super) fn resume(&self, cursor: &Cursor) {
+        self.say(&format!("go on with: hashfinder find --resume {cursor}"));
+    }
+
+    pub(super) fn say(&self, what: &str) {
+        eprintln!("hashfinder: {what}");
+    }
+}

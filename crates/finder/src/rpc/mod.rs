@@ -1,0 +1,20 @@
+//! The wire: the generated types, the services, and how ends become statuses.
+
+mod edge;
+mod hash_name;
+mod record;
+mod status;
+
+pub(crate) use edge::EdgeLayer;
+pub(crate) use hash_name::{HashFinderService, Limits};
+pub(crate) use status::{CallError, Details};
+
+/// The reference contract.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
+pub(crate) mod pb {
+    tonic::include_proto!("hash_name");
+}
+
+/// The descriptors of all that is served, for the reflection service.
+pub(crate) const DESCRIPTORS: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));

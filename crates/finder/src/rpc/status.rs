@@ -1,0 +1,258 @@
+//! How a call that gets no answer ends on the wire, and how a client reads it.
+
+use std::{collections::HashMap, num::NonZeroUsize, time::Duration};
+
+use hashfinder_search::{Cursor, Impossible, NameError, NegativeDistance};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The domain of every `google.rpc.ErrorInfo` that comes from here.
+const DOMAIN: &str = "hashfinder";
+
+const HASH_BUDGET_SPENT: &str = "HASH_BUDGET_SPENT";
+const DRAINING: &str = "DRAINING";
+const KEYSPACE_EXHAUSTED: &str = "KEYSPACE_EXHAUSTED";
+const SEARCH_FAILED: &str = "SEARCH_FAILED";
+
+const CURSOR: &str = "cursor";
+const HASHES_TRIED: &str = "hashes_tried";
+
+/// When to try again where another server, or this one started anew, should be there by then.
+const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(1);
+
+/// When to try again where somebody else's call has to end first, which nobody can foretell.
+const RETRY_AFTER_OVERLOAD: Duration = Duration::from_secs(1);
+
+/// Why a call ends without the answer it asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum CallError {
+    /// The name is not one.
+    Name(NameError),
+    /// The distance in this field is not one.
+    Distance(&'static str, NegativeDistance),
+    /// No secret can match.
+    Impossible(Impossible),
+    /// As many RPCs as there may be are searching.
+    TooManyRpcs(NonZeroUsize),
+    /// The hash budget is spent; the code is the operator's choice.
+    BudgetSpent {
+        code: Code,
+        hashes: u64,
+        cursor: Cursor,
+    },
+    /// The keyspace ended.
+    Exhausted,
+    /// The server is shutting down. Without a cursor no work was started.
+    Draining(Option<Cursor>),
+    /// The search panicked.
+    Failed(Cursor),
+}
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Status {
+        let bad_request = |field: &str, message: String| {
+            let details = ErrorDetails::with_bad_request_violation(field, message.clone());
+            Status::with_error_details(Code::InvalidArgument, message, details)
+        };
+        let info = |reason: &str, metadata: HashMap<String, String>| {
+            ErrorDetails::with_error_info(reason, DOMAIN, metadata)
+        };
+        match error {
+            CallError::Name(error) => bad_request("desired_name", error.to_string()),
+            CallError::Distance(field, error) => bad_request(field, format!("{field}: {error}")),
+            CallError::Impossible(error) => bad_request("desired_name", error.to_string()),
+            CallError::TooManyRpcs(limit) => {
+                let message = format!(
+                    "{limit} RPCs are searching, which is as many as this server takes; try again later"
+                );
+                let mut details = ErrorDetails::with_quota_failure_violation(
+                    "server:maximum_concurrent_rpcs",
+                    message.clone(),
+                );
+                details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
+                Status::with_error_details(Code::ResourceExhausted, message, details)
+            }
+            CallError::BudgetSpent {
+                code,
+                hashes,
+                cursor,
+            } => {
+                let message =
+                    format!("the hash budget of this RPC is spent: {hashes} secrets were tried");
+                let mut details = info(
+                    HASH_BUDGET_SPENT,
+                    HashMap::from([
+                        (CURSOR.to_owned(), cursor.to_string()),
+                        (HASHES_TRIED.to_owned(), hashes.to_string()),
+                    ]),
+                );
+                details.add_quota_failure_violation(
+                    "rpc:maximum_hashes",
+                    format!("at most {hashes} secrets are tried for one RPC"),
+                );
+                Status::with_error_details(code, message, details)
+            }
+            CallError::Exhausted => Status::with_error_details(
+                Code::NotFound,
+                "the keyspace ended without an answer",
+                info(KEYSPACE_EXHAUSTED, HashMap::new()),
+            ),
+            CallError::Draining(cursor) => {
+                let cursor = cursor.map(|cursor| (CURSOR.to_owned(), cursor.to_string()));
+                let mut details = info(DRAINING, cursor.into_iter().collect());
+                details.set_retry_info(Some(RETRY_AFTER_DRAIN));
+                let message = "the server is shutting down; try another, or this one again later";
+                Status::with_error_details(Code::Unavailable, message, details)
+            }
+            CallError::Failed(cursor) => Status::with_error_details(
+                Code::Unknown,
+                "the search failed; the server's log says more",
+                info(
+                    SEARCH_FAILED,
+                    HashMap::from([(CURSOR.to_owned(), cursor.to_string())]),
+                ),
+            ),
+        }
+    }
+}
+
+/// What a client finds in the details of a status that comes from a hashfinder.
+#[derive(Debug, Default)]
+pub(crate) struct Details {
+    /// Whether the hash budget ended the call.
+    pub(crate) budget_spent: bool,
+    /// Where to go on.
+    pub(crate) cursor: Option<Cursor>,
+}
+
+impl Details {
+    pub(crate) fn of(status: &Status) -> Details {
+        match status.get_details_error_info() {
+            Some(info) if info.domain == DOMAIN => Details {
+                budget_spent: info.reason == HASH_BUDGET_SPENT,
+                cursor: info.metadata.get(CURSOR).and_then(|text| text.parse().ok()),
+            },
+            _ => Details::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hashfinder_search::{Distance, Query};
+
+    fn query(name: &str) -> Result<Query, Impossible> {
+        Query::new(name.parse().unwrap(), Distance::ZERO)
+    }
+
+    fn cursor() -> Cursor {
+        Cursor::new(&query("doctor").unwrap(), 1234)
+    }
+
+    #[test]
+    fn every_error_has_its_code_and_its_details() {
+        let impossible = query("doc-tor").unwrap_err();
+        for (error, code, field, reason, quota, retry, carries_cursor) in [
+            (
+                CallError::Name(NameError::Empty),
+                Code::InvalidArgument,
+                Some("desired_name"),
+                None,
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::Distance("ideal_hamming_distance", NegativeDistance(-1)),
+                Code::InvalidArgument,
+                Some("ideal_hamming_distance"),
+                None,
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::Impossible(impossible),
+                Code::InvalidArgument,
+                Some("desired_name"),
+                None,
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::TooManyRpcs(NonZeroUsize::MIN),
+                Code::ResourceExhausted,
+                None,
+                None,
+                true,
+                true,
+                false,
+            ),
+            (
+                CallError::BudgetSpent {
+                    code: Code::Cancelled,
+                    hashes: 1234,
+                    cursor: cursor(),
+                },
+                Code::Cancelled,
+                None,
+                Some(HASH_BUDGET_SPENT),
+                true,
+                false,
+                true,
+            ),
+            (
+                CallError::Exhausted,
+                Code::NotFound,
+                None,
+                Some(KEYSPACE_EXHAUSTED),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::Draining(None),
+                Code::Unavailable,
+                None,
+                Some(DRAINING),
+                false,
+                true,
+                false,
+            ),
+            (
+                CallError::Draining(Some(cursor())),
+                Code::Unavailable,
+                None,
+                Some(DRAINING),
+                false,
+                true,
+                true,
+            ),
+            (
+                CallError::Failed(cursor()),
+                Code::Unknown,
+                None,
+                Some(SEARCH_FAILED),
+                false,
+                false,
+                true,
+            ),
+        ] {
+            let status = Status::from(error.clone());
+            assert_eq!(status.code(), code, "{error:?}");
+            assert!(!status.message().is_empty(), "{error:?}");
+            let details = status.check_error_details().unwrap();
+            let violations = details.bad_request().map(|b| &b.field_violations);
+            assert_eq!(violations.map(|v| v[0].field.as_str()), field, "{error:?}");
+            let info = details.error_info();
+            assert_eq!(info.map(|info| info.reason.as_str()), reason, "{error:?}");
+            assert_eq!(details.quota_failure().is_some(), quota, "{error:?}");
+            assert_eq!(details.retry_info().is_some(), retry, "{error:?}");
+            let read = Details::of(&status);
+            assert_eq!(read.cursor, carries_cursor.then(cursor), "{error:?}");
+            assert_eq!(read.budget_spent, reason == Some(HASH_BUDGET_SPENT));
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! `hashfinder serve`: the server process, from its socket to its last call.
 
 use std::{
-    io::Write,
+    io::{IsTerminal, Write},
     net::{SocketAddr, ToSocketAddrs},
     thread,
     time::{Duration, Instant},
@@ -62,6 +62,7 @@ pub(crate) fn log_to_stderr() {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
 }
 
@@ -149,11 +150,12 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     };
     tokio::select! {
         ended = &mut server => ended?,
-        () = draining => tracing::info!("left behind connections that did not close"),
+        () = draining => tracing::warn!("left behind connections that did not close"),
         name = signals.next() => {
             tracing::warn!(signal = name, calls = drain.active_calls(), "leaving at once");
         }
     }
+    tracing::info!("stopped");
     Ok(Exit::Success)
 }
 

@@ -580,7 +580,7 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
     let done = Arc::new(Mutex::new(0));
     for turn in 0..200_u32 {
         let mut client = client.clone();
-        let call = Call::start(request("hang"), UNTIL_CANCELLED, |request| async move {
+        let mut call = Call::start(request("hang"), UNTIL_CANCELLED, |request| async move {
             client.check(request).await
         });
         let count = Arc::clone(&done);
@@ -589,7 +589,9 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
             tokio::task::yield_now().await;
         }
         call.cancel();
-        assert_eq!(call.await.unwrap_err().code(), Code::Cancelled);
+        assert_eq!((&mut call).await.unwrap_err().code(), Code::Cancelled);
+        // Whoever has the outcome can ask what it was.
+        assert!(call.done() && call.cancelled());
     }
     // The last one is not cancelled before it has begun, so everything before it has arrived.
     let last = check(&server, "answer", UNTIL_CANCELLED).await;

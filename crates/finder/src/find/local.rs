@@ -11,7 +11,7 @@ use hashfinder_search::{
     Candidate, Cursor, Distance, Engine, Event, Kernel, Outcome, Query, Search,
 };
 
-use super::{Ending, Source, Told};
+use super::{Ending, Source, Stopper, Told};
 use crate::cli::FindArguments;
 
 /// How far beyond the ideal distance a candidate is still worth remembering, for somebody who
@@ -25,6 +25,7 @@ pub(super) struct LocalSearch {
     query: Query,
     pending: VecDeque<Candidate>,
     began: Instant,
+    took: Duration,
     /// Threads that search, until the search is dropped.
     _engine: Engine,
 }
@@ -48,39 +49,29 @@ impl LocalSearch {
             query: query.clone(),
             pending: VecDeque::new(),
             began,
+            took: Duration::ZERO,
             _engine: engine,
         })
     }
 
-    fn end(&self, outcome: Outcome) -> Ending {
+    fn end(&mut self, outcome: Outcome) -> Ending {
+        self.took = self.began.elapsed();
         let again = |cursor: Cursor| Cursor::new(&self.query, cursor.frontier());
         match outcome {
-            Outcome::Ideal(candidate) => {
-                let tried = candidate.secret.index() + 1 - self.query.start();
-                tell_speed(tried, self.began.elapsed());
-                Ending::Found(candidate.into())
-            }
+            Outcome::Ideal(candidate) => Ending::Found(candidate.into()),
             Outcome::Exhausted => Ending::Exhausted,
             Outcome::BudgetSpent(cursor) => {
                 let tried = cursor.frontier() - self.query.start();
                 let why = format!("the hash budget is spent: {tried} secrets were tried");
                 Ending::Limit(why, again(cursor))
             }
-            Outcome::Cancelled(cursor) => {
-                tell_speed(cursor.frontier() - self.query.start(), self.began.elapsed());
-                Ending::Stopped(again(cursor))
-            }
+            Outcome::Cancelled(cursor) => Ending::Stopped(again(cursor)),
             Outcome::Failed(cursor) => {
                 Ending::Failed("the search failed".to_owned(), again(cursor))
             }
             other => unreachable!("an outcome that this version does not know: {other:?}"),
         }
     }
-}
-
-fn tell_speed(tried: u64, took: Duration) {
-    let millions = tried as f64 / took.as_secs_f64().max(1e-9) / 1e6;
-    eprintln!("hashfinder: {tried} secrets in {took:.2?}, {millions:.1} million a second");
 }
 
 impl Source for LocalSearch {
@@ -96,8 +87,18 @@ impl Source for LocalSearch {
         }
     }
 
-    fn stop(&mut self) {
-        self.search.stopper().stop();
+    fn stopper(&self) -> Stopper {
+        let stopper = self.search.stopper();
+        Box::new(move || stopper.stop())
+    }
+
+    fn summary(&self) -> Option<String> {
+        let tried = self.search.frontier() - self.query.start();
+        let millions = tried as f64 / self.took.as_secs_f64().max(1e-9) / 1e6;
+        let took = self.took;
+        Some(format!(
+            "{tried} secrets in {took:.2?}, {millions:.1} million a second"
+        ))
     }
 
     async fn close(self) {}

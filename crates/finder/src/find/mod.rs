@@ -8,6 +8,7 @@ use std::{pin::pin, time::Duration};
 
 use anyhow::{Context, Result};
 use hashfinder_search::{Cursor, Distance, Impossible, Query};
+use tokio::sync::oneshot;
 
 use self::{
     local::LocalSearch,
@@ -39,13 +40,18 @@ enum Ending {
     Failed(String, Cursor),
 }
 
+type Stopper = Box<dyn Fn() + Send>;
+
 /// A search that is going on somewhere.
 trait Source {
     /// Waits for what it tells next. Dropping the future loses nothing.
     async fn next(&mut self) -> Result<Told>;
 
-    /// Tells it to stop; it will say when it has.
-    fn stop(&mut self);
+    /// What tells it to stop, from anywhere; it will say when it has.
+    fn stopper(&self) -> Stopper;
+
+    /// What it took, once it has ended, for people who like to know.
+    fn summary(&self) -> Option<String>;
 
     /// Lets go of it, once it has ended, and waits until whoever worked for it knows.
     async fn close(self);
@@ -108,10 +114,11 @@ async fn follow<S: Source>(
     mut search: S,
     query: &Query,
     timeout: Option<Duration>,
-    mut signals: Signals,
+    signals: Signals,
 ) -> Result<Exit> {
     let mut output = Output::new(query);
     let mut cause = None;
+    let mut interrupted = pin!(on_signal(signals, search.stopper()));
     let mut expired = pin!(async {
         match timeout {
             Some(timeout) => tokio::time::sleep(timeout).await,
@@ -120,32 +127,53 @@ async fn follow<S: Source>(
     });
     let ending = loop {
         let stop = tokio::select! {
-            told = search.next() => match told? {
-                Told::Ended(ending) => break ending,
-                Told::Candidate(finding) => match output.candidate(finding)? {
-                    true => continue,
-                    false => StopCause::NoReader,
-                },
-            },
-            signal = signals.next() => {
-                if cause.is_some() {
-                    // Asked a second time, so whatever is still in the way has to wait.
-                    std::process::exit(exit_of(signal) as i32);
-                }
-                StopCause::Signal(signal)
-            }
+            // In this order, so that a search that was stopped by a signal does not end before we
+            // have seen the signal.
+            biased;
+            Ok(signal) = &mut interrupted, if cause.is_none() => StopCause::Signal(signal),
             () = &mut expired, if cause.is_none() => {
                 StopCause::Timeout(timeout.unwrap_or_default())
             }
+            told = search.next() => match told? {
+                Told::Ended(ending) => break ending,
+                Told::Candidate(finding) => {
+                    if output.candidate(finding)? {
+                        continue;
+                    }
+                    StopCause::NoReader
+                }
+            },
         };
         cause = cause.or(Some(stop));
-        search.stop();
+        search.stopper()();
     };
-    tokio::select! {
-        () = search.close() => {}
-        signal = signals.next() => std::process::exit(exit_of(signal) as i32),
+    let summary = search.summary();
+    search.close().await;
+    if cause == Some(StopCause::NoReader) {
+        // Who has seen enough, as `head` has, wants to hear no more.
+        return Ok(Exit::Success);
+    }
+    if let Some(summary) = summary {
+        output.say(&summary);
     }
     conclude(ending, cause, output)
+}
+
+/// At the first signal tells its name and calls `stop`; leaves the process at the second.
+///
+/// It happens on a task of its own, because whoever prints may be waiting for a reader who does
+/// not read, and has no ear for signals then.
+fn on_signal(mut signals: Signals, stop: Stopper) -> oneshot::Receiver<&'static str> {
+    let (sender, receiver) = oneshot::channel();
+    tokio::spawn(async move {
+        let signal = signals.next().await;
+        // Nobody listens any more only when the search is over anyway.
+        let _ = sender.send(signal);
+        stop();
+        let again = signals.next().await;
+        std::process::exit(exit_of(again) as i32);
+    });
+    receiver
 }
 
 fn conclude(ending: Ending, cause: Option<StopCause>, mut output: Output) -> Result<Exit> {
@@ -154,7 +182,6 @@ fn conclude(ending: Ending, cause: Option<StopCause>, mut output: Output) -> Res
             output.answer(&finding)?;
             return Ok(Exit::Success);
         }
-        (_, Some(StopCause::NoReader)) => return Ok(Exit::Success),
         (Ending::Exhausted, _) => {
             output.say("every secret was tried, and none was near enough");
             return Ok(Exit::Exhausted);
@@ -172,7 +199,7 @@ fn conclude(ending: Ending, cause: Option<StopCause>, mut output: Output) -> Res
                 cursor,
             )
         }
-        (Ending::Stopped(cursor), None) => {
+        (Ending::Stopped(cursor), Some(StopCause::NoReader) | None) => {
             let why = "the search was stopped, though nobody asked for it".to_owned();
             (why, Exit::Failed, cursor)
         }

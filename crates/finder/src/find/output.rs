@@ -95,7 +95,7 @@ impl Output {
     pub(super) fn best(&self) {
         match &self.best {
             Some(best) => self.say(&format!("the nearest so far:\n{best}")),
-            None => self.say("nothing near so far"),
+            None => self.say("no candidate so far"),
         }
     }
 

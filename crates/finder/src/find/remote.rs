@@ -12,9 +12,9 @@ use tonic::{
     Code, Request, Response, Status,
     transport::{Channel, Endpoint},
 };
-use tonic_cancel::{Call, CallOptions, Canceller, StreamingCall};
+use tonic_cancel::{Call, CallOptions, StreamingCall};
 
-use super::{Ending, Source, Told, output::Finding};
+use super::{Ending, Source, Stopper, Told, output::Finding};
 use crate::rpc::{
     Details,
     pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},
@@ -87,7 +87,6 @@ impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Spawner {
 pub(super) struct RemoteSearch {
     query: Query,
     call: Either,
-    canceller: Canceller,
     /// The secret that the server told last, from which we know how far it came.
     last: Option<Secret>,
     tasks: TaskTracker,
@@ -126,14 +125,9 @@ impl RemoteSearch {
                 |request| async move { client.find_range(request).await },
             ))
         };
-        let canceller = match &call {
-            Either::Unary(call) => call.canceller(),
-            Either::Stream(call) => call.canceller(),
-        };
         RemoteSearch {
             query: query.clone(),
             call,
-            canceller,
             last: None,
             tasks,
         }
@@ -215,8 +209,19 @@ impl Source for RemoteSearch {
         }
     }
 
-    fn stop(&mut self) {
-        self.canceller.cancel();
+    fn stopper(&self) -> Stopper {
+        let canceller = match &self.call {
+            Either::Unary(call) => call.canceller(),
+            Either::Stream(call) => call.canceller(),
+        };
+        Box::new(move || {
+            canceller.cancel();
+        })
+    }
+
+    fn summary(&self) -> Option<String> {
+        // The contract does not tell.
+        None
     }
 
     /// Waits until the connection is closed, so that a cancellation has been sent when we leave.

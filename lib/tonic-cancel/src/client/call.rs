@@ -58,8 +58,7 @@ impl<T: Send + 'static> Call<T> {
                 let result = shared.carry(call).await;
                 let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
                 // Nobody need be waiting for it any more.
-                let _ = sender.send(result);
-                shared.finish(code);
+                shared.finish(code, || drop(sender.send(result)));
             }
         });
         Call {

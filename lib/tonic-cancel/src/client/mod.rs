@@ -152,13 +152,15 @@ impl Shared {
         }
     }
 
-    /// Records the end and runs the callbacks, outside of the lock.
-    fn finish(&self, code: Code) {
+    /// Records the end, before anybody can be told of it, then `tell`s the one who waits, then runs
+    /// the callbacks, outside of the lock.
+    fn finish(&self, code: Code, tell: impl FnOnce()) {
         let mut state = self.lock();
         let cancelled = state.cancelled.is_some() && code == Code::Cancelled;
         let done = *state.done.insert(Done { code, cancelled });
         let callbacks = std::mem::take(&mut state.callbacks);
         drop(state);
+        tell();
         for callback in callbacks {
             run(callback, done);
         }

@@ -57,7 +57,7 @@ impl<T: Send + 'static> StreamingCall<T> {
                 };
                 let result = shared.carry(forward).await;
                 let code = result.as_ref().map_or_else(Status::code, |()| Code::Ok);
-                shared.finish(code);
+                shared.finish(code, || ());
                 if let Err(status) = result {
                     // The reader may be slow; the call, and what it held, is gone by now.
                     let _ = sender.send(Err(status)).await;

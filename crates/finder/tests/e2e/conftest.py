@@ -1,0 +1,250 @@
+"""Real processes, real sockets, the stock Python client.
+
+The fixtures start `hashfinder` (its path is in HASHFINDER) and wait for what it prints; nothing
+waits for time to pass.
+"""
+
+import base64
+import hashlib
+import itertools
+import os
+import pathlib
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import grpc
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+PROTOS = HERE.parents[3] / "proto"
+HASHFINDER = os.environ["HASHFINDER"]
+
+# How long a process may take for anything that it is waited for to do.
+PATIENCE_S = 30
+
+
+@pytest.fixture(scope="session")
+def stubs(tmp_path_factory):
+    """The reference contract's modules, generated as any user of it would."""
+    out = tmp_path_factory.mktemp("stubs")
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_out={out}"]
+    command += [f"--grpc_python_out={out}", "hash_name.proto"]
+    subprocess.run(command, check=True)
+    sys.path.insert(0, str(out))
+    import hash_name_pb2
+    import hash_name_pb2_grpc
+
+    class Stubs:
+        Request = hash_name_pb2.HashNameRequest
+        Response = hash_name_pb2.HashNameResponse
+        Stub = hash_name_pb2_grpc.HashFinderStub
+        Servicer = hash_name_pb2_grpc.HashFinderServicer
+        add_to_server = staticmethod(hash_name_pb2_grpc.add_HashFinderServicer_to_server)
+        path = str(out)
+
+    return Stubs
+
+
+class Process:
+    """A process whose output can be waited for, line by line."""
+
+    def __init__(self, command, **kwargs):
+        self.popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **kwargs,
+        )
+        self.pid = self.popen.pid
+        self._stderr = queue.Queue()
+        self.log = []
+        self._reader = threading.Thread(target=self._read_stderr, daemon=True)
+        self._reader.start()
+
+    def _read_stderr(self):
+        for line in self.popen.stderr:
+            self._stderr.put(line.rstrip("\n"))
+        self._stderr.put(None)
+
+    def wait_for(self, pattern):
+        """The next line on stderr that the pattern is found in."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                line = self._stderr.get(timeout=max(0, deadline - time.monotonic()))
+            except queue.Empty:
+                line = None
+            if line is None:
+                seen = "\n".join(self.log)
+                pytest.fail(f"no line with {pattern!r} came; there was:\n{seen}")
+            self.log.append(line)
+            if re.search(pattern, line):
+                return line
+
+    def rest_of_stderr(self):
+        """What is left on stderr once the process has ended."""
+        self._reader.join(PATIENCE_S)
+        lines = []
+        while (line := self._stderr.get()) is not None:
+            lines.append(line)
+        return "\n".join(lines)
+
+    def send(self, number):
+        self.popen.send_signal(number)
+
+    def wait(self):
+        return self.popen.wait(PATIENCE_S)
+
+    def cpu_s(self):
+        """How much time its threads have spent on a core."""
+        fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident_bytes(self):
+        pages = pathlib.Path(f"/proc/{self.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    def assert_idle(self):
+        """Its cores are free: in half a second it spends less than a tenth of one."""
+        before = self.cpu_s()
+        time.sleep(0.5)
+        spent = self.cpu_s() - before
+        assert spent < 0.05, f"{spent} s of CPU time in half a second"
+
+    def wait_until_busy(self):
+        """It has begun to search."""
+        before = self.cpu_s()
+        deadline = time.monotonic() + PATIENCE_S
+        while self.cpu_s() < before + 0.05:
+            assert time.monotonic() < deadline, "it does nothing"
+            time.sleep(0.01)
+
+    def end(self):
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+        self.popen.stdout.close()
+
+
+class Server(Process):
+    def __init__(self, *flags, port=0):
+        super().__init__([HASHFINDER, "serve", "--port", str(port), *flags])
+        line = self.popen.stdout.readline()
+        found = re.fullmatch(r"hashfinder listening on (127\.0\.0\.1:\d+)\n", line)
+        assert found, (line, self.popen.poll())
+        self.address = found[1]
+
+    def call_ended(self, **fields):
+        """The log's line about a call's end, which has these fields."""
+        line = self.wait_for("call ended")
+        for key, value in fields.items():
+            assert re.search(rf"\b{key}={re.escape(value)}(?= |$)", line), (key, value, line)
+        return line
+
+
+@pytest.fixture
+def processes():
+    started = []
+    yield started
+    for process in started:
+        process.end()
+
+
+@pytest.fixture
+def serve(processes):
+    def start(*flags, **kwargs):
+        server = Server(*flags, **kwargs)
+        processes.append(server)
+        return server
+
+    return start
+
+
+@pytest.fixture
+def find(processes):
+    """Starts `hashfinder find` and leaves it running."""
+
+    def start(*arguments, **kwargs):
+        process = Process([HASHFINDER, "find", *arguments], **kwargs)
+        processes.append(process)
+        return process
+
+    return start
+
+
+@pytest.fixture
+def connect(stubs):
+    channels = []
+
+    def open_channel(server):
+        channel = grpc.insecure_channel(server.address)
+        channels.append(channel)
+        return stubs.Stub(channel)
+
+    yield open_channel
+    for channel in channels:
+        channel.close()
+
+
+def run_find(*arguments):
+    """Runs `hashfinder find` to its end."""
+    return subprocess.run(
+        [HASHFINDER, "find", *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+def secrets():
+    """All secrets in enumeration order."""
+    for length in itertools.count():
+        for counter in range(256**length):
+            yield counter.to_bytes(length, "big")
+
+
+def hashed(secret):
+    return base64.b64encode(hashlib.sha1(secret).digest()).decode()
+
+
+def distance(secret, name):
+    """The least distance of any window, and the first window that has it."""
+    text, name = hashed(secret).lower(), name.lower()
+    windows = range(len(text) - len(name) + 1)
+    return min((sum(a != b for a, b in zip(text[w:], name)), w) for w in windows)
+
+
+def oracle(name, ideal, interesting=0):
+    """What FindRange answers: (secret, distance) of every interesting one, then of the ideal one."""
+    found = []
+    for secret in secrets():
+        d, _ = distance(secret, name)
+        if d <= ideal or d < interesting:
+            found.append((secret, d))
+        if d <= ideal:
+            return found
+
+
+def line_of(secret, name):
+    """The line that `find` prints for a secret."""
+    d, window = distance(secret, name)
+    columns = hashed(secret), base64.b64encode(secret).decode(), secret.hex(), d, window
+    return "\t".join(map(str, columns))
+
+
+def decoded(response):
+    """A response as (secret, distance), after a look at whether it is right."""
+    secret = base64.b64decode(response.secret, validate=True)
+    assert response.hashed_name == hashed(secret)
+    return secret, response.hamming_distance
+
+
+SIGINT, SIGTERM, SIGKILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL

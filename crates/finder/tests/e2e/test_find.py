@@ -1,0 +1,322 @@
+"""`hashfinder find`, as people and scripts use it."""
+
+import base64
+import fcntl
+import hashlib
+import pathlib
+import socket
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from conftest import HASHFINDER, SIGINT, SIGTERM, Process, line_of, oracle, run_find, secrets
+
+HERE = pathlib.Path(__file__).parent
+HARD = "hashfinderhashfinder"
+
+
+def cursor(name, frontier, ideal=0, interesting=0):
+    """A cursor written from its documentation."""
+    payload = bytes([ideal, interesting]) + frontier.to_bytes(8, "big") + name.encode()
+    payload += hashlib.sha1(b"hf1_" + payload).digest()[:4]
+    return "hf1_" + base64.urlsafe_b64encode(payload).decode().rstrip("=")
+
+
+def cursor_in(stderr):
+    """The cursor that the last line tells to go on with."""
+    return stderr.rstrip().rsplit("--resume ", 1)[1]
+
+
+def lines(name, ideal, interesting=0):
+    return [line_of(secret, name) for secret, _ in oracle(name, ideal, interesting)]
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+def test_it_finds_the_first_secret(threads):
+    for name, ideal in [("doc", 0), ("aa", 0), ("doctor", 2), ("c=", 0), ("naïve", 2)]:
+        done = run_find(name, "--ideal-distance", str(ideal), "--threads", threads)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == lines(name, ideal)
+
+
+def test_it_finds_doctor():
+    done = run_find("doctor")
+    name, secret, hexadecimal, distance, window = done.stdout.rstrip("\n").split("\t")
+    assert base64.b64decode(secret) == bytes.fromhex(hexadecimal)
+    assert base64.b64encode(hashlib.sha1(bytes.fromhex(hexadecimal)).digest()).decode() == name
+    assert distance == "0" and name[int(window) :].lower().startswith("doctor")
+    assert run_find("doctor", "--threads", "1").stdout == done.stdout
+
+
+def test_it_shows_inferior_candidates_on_the_way():
+    done = run_find("doctor", "--ideal-distance", "2", "--show-inferior", "4")
+    assert done.stdout.splitlines() == lines("doctor", 2, 4)
+
+
+def test_a_distance_of_the_whole_name_finds_the_empty_secret():
+    done = run_find("doctor", "--ideal-distance", "99999")
+    assert done.stdout.split("\t")[:3] == ["2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "NAME"),
+        ([""], "empty"),
+        (["a" * 29], "29 characters"),
+        (["doctor", "--ideal-distance", "-1"], "-1"),
+        (["doctor", "--ideal-distance", "near"], "number"),
+        (["doctor", "--maximum-hashes", "0"], "0"),
+        (["doctor", "--threads", "0"], "0"),
+        (["doctor", "--timeout", "soon"], "90s"),
+        (["doctor", "--server", "localhost"], "HOST:PORT"),
+        (["doctor", "--server", "localhost:1", "--threads", "2"], "--threads"),
+        (["--resume", "doctor"], "not a cursor"),
+        (["--resume", cursor("doctor", 5)[:-1]], "damaged"),
+        (["--resume", "hf9_AAAA"], "another version"),
+        (["doctor", "--resume", cursor("doctor", 5)], "--resume"),
+    ],
+)
+def test_a_wrong_command_line(arguments, says):
+    done = run_find(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("name", ["doc-tor", "==", "b=", "naïve"])
+@pytest.mark.parametrize("server", [[], ["--server", "localhost:1"]])
+def test_a_name_that_can_never_match(name, server):
+    done = run_find(name, *server)
+    assert done.returncode == 4
+    assert "can never match" in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_keyspace_ends():
+    done = run_find("--resume", cursor(HARD, 2**64 - 1000))
+    assert done.returncode == 1
+    assert done.stdout == ""
+
+
+def test_a_budget_is_exact_and_can_be_gone_on_from():
+    everything = run_find("docto", "--show-inferior", "2")
+    told, next_arguments = "", ["docto", "--show-inferior", "2"]
+    for hashes in ["1", "300", "70000", "500000"]:
+        done = run_find(*next_arguments, "--maximum-hashes", hashes)
+        assert done.returncode == 3
+        assert f"{hashes} secrets were tried" in done.stderr
+        told += done.stdout
+        next_arguments = ["--resume", cursor_in(done.stderr)]
+    done = run_find(*next_arguments)
+    assert done.returncode == 0
+    assert told + done.stdout == everything.stdout
+
+
+def test_a_timeout_ends_it_with_a_cursor_and_the_nearest_candidate():
+    done = run_find("hashfinder", "--timeout", "200ms", "--show-inferior", "7")
+    assert done.returncode == 3
+    assert "200ms" in done.stderr
+    best = min(int(line.split("\t")[3]) for line in done.stdout.splitlines())
+    [nearest] = [line for line in done.stderr.splitlines() if line.count("\t") == 4]
+    assert int(nearest.split("\t")[3]) == best
+    assert cursor_in(done.stderr).startswith("hf1_")
+
+
+@pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])
+def test_a_signal_stops_it_with_a_cursor(find, number, code):
+    process = find("hashfinder", "--ideal-distance", "3")
+    process.wait_until_busy()
+    process.send(number)
+    assert process.wait() == code
+    stderr = process.rest_of_stderr()
+    assert process.popen.stdout.read() == ""
+    assert "the nearest so far" in stderr
+    # What the text holds is what was asked for.
+    assert cursor_in(stderr).startswith(cursor("hashfinder", 0, ideal=3)[:8])
+    following = run_find("--resume", cursor_in(stderr), "--maximum-hashes", "10")
+    assert "10 secrets were tried" in following.stderr
+
+
+def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
+    process = find(HARD, "--show-inferior", "28")
+    # It prints until the pipe is full, and then waits for us to read.
+    pipe = process.popen.stdout.fileno()
+    # The system may leave a little of each page unused.
+    full = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) * 9 // 10
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder) < full:
+        time.sleep(0.01)
+    process.assert_idle()
+    process.send(SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.popen.wait(0.3)
+    process.send(SIGINT)
+    assert process.wait() == 130
+
+
+def test_a_reader_that_has_seen_enough():
+    finding = subprocess.Popen(
+        [HASHFINDER, "find", HARD, "--show-inferior", "28"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert finding.stdout.readline().startswith("2jmj7l5rSw0yVb/vlWAYkK/YBwk=")
+    finding.stdout.close()
+    assert finding.wait(30) == 0
+    assert finding.stderr.read() == ""
+
+
+def test_a_server_gives_the_same_lines(serve):
+    server = serve()
+    for arguments in [["docto"], ["doctor", "--ideal-distance", "2", "--show-inferior", "4"]]:
+        here = run_find(*arguments)
+        there = run_find(*arguments, "--server", server.address)
+        assert (there.returncode, there.stdout) == (0, here.stdout)
+    server.call_ended(method='"Find"')
+    server.call_ended(method='"FindRange"')
+
+
+def test_it_waits_for_a_server_that_is_not_there_yet(find, serve):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = find("doc", "--server", f"localhost:{port}")
+    process.wait_for("waiting up to 20s for a server")
+    serve(port=port)
+    assert process.wait() == 0
+    assert process.popen.stdout.read().splitlines() == lines("doc", 0)
+
+
+def test_it_does_not_wait_for_ever():
+    done = run_find("doc", "--server", "127.0.0.1:1", "--connect-timeout", "300ms")
+    assert done.returncode == 5
+    assert "no server at 127.0.0.1:1 within 300ms" in done.stderr
+    assert "refused" in done.stderr
+
+
+def test_ctrl_c_while_it_waits_for_a_server(find):
+    process = find("doc", "--server", "127.0.0.1:1")
+    process.wait_for("waiting up to 20s for a server")
+    process.send(SIGINT)
+    assert process.wait() == 130
+
+
+def test_ctrl_c_reaches_the_server(find, serve):
+    server = serve()
+    process = find("hashfinder", "--show-inferior", "6", "--server", server.address)
+    first = process.popen.stdout.readline()
+    server.wait_until_busy()
+    process.send(SIGINT)
+    assert process.wait() == 130
+    server.call_ended(method='"FindRange"', cause='"client gone"', work='"stopped"')
+    server.assert_idle()
+    # The last candidate is as far as we know that the server came.
+    stderr = process.rest_of_stderr()
+    last = (first + process.popen.stdout.read()).splitlines()[-1]
+    secret = bytes.fromhex(last.split("\t")[2])
+    index = sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
+    assert cursor_in(stderr) == cursor("hashfinder", index + 1, interesting=6)
+
+
+def test_a_servers_budget(serve):
+    server = serve("--maximum-hashes", "100000")
+    done = run_find(HARD, "--server", server.address)
+    assert done.returncode == 3
+    assert "100000 secrets were tried" in done.stderr
+    assert cursor_in(done.stderr) == cursor(HARD, 100_000)
+
+
+def test_a_timeout_at_a_server(serve):
+    server = serve()
+    done = run_find(HARD, "--server", server.address, "--timeout", "300ms")
+    assert done.returncode == 3
+    server.call_ended(work='"stopped"')
+    server.assert_idle()
+
+
+def test_a_server_that_drains(find, serve):
+    server = serve("--drain-grace", "0s")
+    process = find(HARD, "--server", server.address)
+    server.wait_until_busy()
+    server.send(SIGTERM)
+    assert process.wait() == 5
+    stderr = process.rest_of_stderr()
+    assert "shutting down" in stderr
+    following = run_find("--resume", cursor_in(stderr), "--maximum-hashes", "10")
+    assert "10 secrets were tried" in following.stderr
+
+
+def test_a_server_that_dies(find, serve):
+    server = serve()
+    process = find(HARD, "--server", server.address)
+    server.wait_until_busy()
+    server.popen.kill()
+    assert process.wait() == 5
+    assert "the server failed" in process.rest_of_stderr()
+
+
+class Reference(Process):
+    def __init__(self, stubs, budget):
+        command = [sys.executable, str(HERE / "reference_server.py"), str(budget), stubs.path]
+        super().__init__(command)
+        self.address = f"localhost:{self.told().removeprefix('listening on ')}"
+
+    def told(self):
+        return self.popen.stdout.readline().rstrip("\n")
+
+
+@pytest.fixture
+def reference(stubs, processes):
+    def start(budget=10**9):
+        server = Reference(stubs, budget)
+        processes.append(server)
+        return server
+
+    return start
+
+
+def test_the_reference_server_answers(reference):
+    server = reference()
+    for arguments in [["aa"], ["doc", "--show-inferior", "2"]]:
+        done = run_find(*arguments, "--server", server.address)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == lines(arguments[0], 0)[-1]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--show-inferior", "17"]])
+def test_ctrl_c_reaches_the_reference_server_as_a_cancellation(find, reference, arguments):
+    server = reference()
+    process = find(HARD, "--server", server.address, *arguments)
+    assert server.told() == "began"
+    process.send(SIGINT)
+    assert process.wait() == 130
+    assert server.told() == "over"
+    if not arguments:
+        # A stream's servicer may be waiting to be asked for more, which nobody does again.
+        assert server.told() == "stopped"
+    # Its only servicer thread is free again.
+    done = run_find("aa", "--server", server.address)
+    assert done.returncode == 0
+
+
+def test_the_reference_servers_budget(reference):
+    server = reference(budget=1000)
+    done = run_find(HARD, "--server", server.address)
+    assert done.returncode == 3
+    assert "the server cancelled the search" in done.stderr
+    assert [server.told(), server.told()] == ["began", "budget spent"]
+
+
+def test_a_timeout_at_the_reference_server(reference):
+    server = reference()
+    done = run_find(HARD, "--server", server.address, "--timeout", "500ms")
+    assert done.returncode == 3
+    assert [server.told(), server.told(), server.told()] == ["began", "over", "stopped"]
+
+
+def test_the_oracle_agrees_with_the_documentation():
+    # The order of secrets, by which everything here is judged.
+    assert [secret for secret, _ in zip(secrets(), range(3))] == [b"", b"\0", b"\1"]

@@ -1,0 +1,311 @@
+"""How a call ends that is not answered: from either side, and with the cores free afterwards."""
+
+import subprocess
+import sys
+import textwrap
+import time
+
+import grpc
+import pytest
+from conftest import (
+    HASHFINDER,
+    SIGINT,
+    SIGKILL,
+    SIGTERM,
+    decoded,
+    distance,
+    hashed,
+    oracle,
+    run_find,
+    secrets,
+)
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from test_contract import HARD, details
+
+CODE = grpc.StatusCode
+
+
+def hard(stubs, interesting=0):
+    return stubs.Request(desired_name=HARD, interesting_hamming_distance=interesting)
+
+
+def error_of(call):
+    with pytest.raises(grpc.RpcError) as raised:
+        call()
+    return raised.value
+
+
+def test_cancelling_a_future_frees_the_cores(serve, connect, stubs):
+    server = serve()
+    future = connect(server).Find.future(hard(stubs))
+    server.wait_until_busy()
+    with pytest.raises(grpc.FutureTimeoutError):
+        future.result(timeout=0.01)
+    assert future.cancel()
+    assert future.cancelled()
+    server.call_ended(code="Cancelled", cause='"client gone"', work='"stopped"')
+    server.assert_idle()
+
+
+def test_cancelling_a_stream_frees_the_cores(serve, connect, stubs):
+    server = serve()
+    stream = connect(server).FindRange(hard(stubs, interesting=18))
+    next(stream)
+    server.wait_until_busy()
+    stream.cancel()
+    assert stream.code() == CODE.CANCELLED
+    server.call_ended(method='"FindRange"', cause='"client gone"', work='"stopped"')
+    server.assert_idle()
+
+
+def test_many_calls_cancelled_at_once(serve, connect, stubs):
+    server = serve()
+    stub = connect(server)
+    futures = [stub.Find.future(hard(stubs)) for _ in range(100)]
+    streams = [stub.FindRange(hard(stubs)) for _ in range(100)]
+    server.wait_until_busy()
+    # An easy search is answered in the midst of them.
+    assert decoded(stub.Find(stubs.Request(desired_name="aa"))) == oracle("aa", 0)[-1]
+    server.call_ended(code="Ok")
+    for call in futures + streams:
+        call.cancel()
+    for _ in range(200):
+        server.call_ended(cause='"client gone"')
+    server.assert_idle()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_ends_the_call_and_its_work(serve, connect, stubs, stream):
+    server = serve()
+    stub = connect(server)
+    if stream:
+        error = error_of(lambda: list(stub.FindRange(hard(stubs, interesting=18), timeout=0.3)))
+    else:
+        error = error_of(lambda: stub.Find(hard(stubs), timeout=0.3))
+    assert error.code() == CODE.DEADLINE_EXCEEDED
+    # The client gives up at the same moment, so either may be the first the server knows of.
+    line = server.call_ended(work='"stopped"')
+    assert "deadline exceeded" in line or "client gone" in line
+    server.assert_idle()
+
+
+def test_a_call_whose_channel_is_closed(serve, stubs):
+    server = serve()
+    channel = grpc.insecure_channel(server.address)
+    stub = stubs.Stub(channel)
+    future, stream = stub.Find.future(hard(stubs)), stub.FindRange(hard(stubs))
+    server.wait_until_busy()
+    channel.close()
+    for _ in range(2):
+        server.call_ended(cause='"client gone"')
+    assert (future.code(), stream.code()) == (CODE.CANCELLED, CODE.CANCELLED)
+    server.assert_idle()
+
+
+def test_a_client_that_is_killed(serve, stubs):
+    server = serve()
+    program = f"""
+        import sys
+        sys.path.insert(0, {stubs.path!r})
+        import grpc, hash_name_pb2, hash_name_pb2_grpc
+        channel = grpc.insecure_channel({server.address!r})
+        stub = hash_name_pb2_grpc.HashFinderStub(channel)
+        request = hash_name_pb2.HashNameRequest(desired_name={HARD!r})
+        future = stub.Find.future(request)
+        next(stub.FindRange(request))
+    """
+    client = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
+    server.wait_until_busy()
+    client.send_signal(SIGKILL)
+    client.wait()
+    for _ in range(2):
+        server.call_ended(cause='"client gone"')
+    server.assert_idle()
+
+
+BUDGET = 1_000_000
+
+
+@pytest.mark.parametrize("workers", ["1", "2", "7"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_budget_ends_exactly_there(serve, connect, stubs, workers, stream):
+    server = serve("--workers", workers, "--maximum-hashes", str(BUDGET))
+    stub = connect(server)
+    request = hard(stubs, interesting=15)
+    error = error_of(lambda: list(stub.FindRange(request)) if stream else stub.Find(request))
+    assert error.code() == CODE.CANCELLED
+    info = details(error, error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain) == ("HASH_BUDGET_SPENT", "hashfinder")
+    assert info.metadata["hashes_tried"] == str(BUDGET)
+    quota = details(error, error_details_pb2.QuotaFailure)
+    assert quota.violations[0].subject == "rpc:maximum_hashes"
+    server.call_ended(hashes=str(BUDGET), work='"hash budget spent"', cause='"completed"')
+    server.assert_idle()
+    # Going on from there begins with the very next secret.
+    following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
+    assert following.returncode == 3
+    assert "1 secrets were tried" in following.stderr
+
+
+def test_the_answer_within_a_budget_does_not_depend_on_the_workers(serve, connect, stubs):
+    # "docto" is first found at the 899,147th secret.
+    answers = set()
+    for workers in ["1", "2", "3", "8"]:
+        stub = connect(serve("--workers", workers, "--maximum-hashes", str(BUDGET)))
+        answers.add(stub.Find(stubs.Request(desired_name="docto")).secret)
+    assert len(answers) == 1
+    # And it takes exactly so many: with one less there is no answer.
+    for hashes, code in [(899_147, CODE.OK), (899_146, CODE.CANCELLED)]:
+        stub = connect(serve("--maximum-hashes", str(hashes)))
+        future = stub.Find.future(stubs.Request(desired_name="docto"))
+        assert future.code() == code
+
+
+def test_a_stream_tells_its_candidates_before_the_budget_ends_it(serve, connect, stubs):
+    hashes = 3000
+    stream = connect(serve("--maximum-hashes", str(hashes))).FindRange(hard(stubs, interesting=18))
+    told = []
+    error = error_of(lambda: told.extend(decoded(response) for response in stream))
+    assert error.code() == CODE.CANCELLED
+    tried = [secret for secret, _ in zip(secrets(), range(hashes))]
+    near = [(secret, distance(secret, HARD)[0]) for secret in tried]
+    assert told == [(secret, d) for secret, d in near if d < 18]
+    assert len(told) > 10
+
+
+def test_a_budget_can_be_told_as_resource_exhausted(serve, connect, stubs):
+    stub = connect(serve("--maximum-hashes", "1000", "--budget-status", "resource-exhausted"))
+    error = error_of(lambda: stub.Find(hard(stubs)))
+    assert error.code() == CODE.RESOURCE_EXHAUSTED
+    assert details(error, error_details_pb2.ErrorInfo).reason == "HASH_BUDGET_SPENT"
+
+
+def test_too_many_calls_are_refused_until_one_has_ended(serve, connect, stubs):
+    server = serve("--maximum-concurrent-rpcs", "2")
+    stub = connect(server)
+    first, second = stub.Find.future(hard(stubs)), stub.FindRange(hard(stubs))
+    server.wait_until_busy()
+    for call in [lambda: stub.Find(hard(stubs)), lambda: list(stub.FindRange(hard(stubs)))]:
+        error = error_of(call)
+        assert error.code() == CODE.RESOURCE_EXHAUSTED
+        quota = details(error, error_details_pb2.QuotaFailure)
+        assert quota.violations[0].subject == "server:maximum_concurrent_rpcs"
+        assert details(error, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
+    # What is wrong is said even so.
+    error = error_of(lambda: stub.Find(stubs.Request(desired_name="")))
+    assert error.code() == CODE.INVALID_ARGUMENT
+    first.cancel()
+    server.call_ended(cause='"client gone"')
+    assert decoded(stub.Find(stubs.Request(desired_name="aa"))) == oracle("aa", 0)[-1]
+    second.cancel()
+
+
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+def test_a_drain_hands_out_cursors(serve, connect, stubs, number):
+    server = serve("--drain-grace", "100ms")
+    stub = connect(server)
+    future, stream = stub.Find.future(hard(stubs)), stub.FindRange(hard(stubs, interesting=18))
+    next(stream)
+    server.wait_until_busy()
+    server.send(number)
+    for error in [future.exception(), error_of(lambda: list(stream))]:
+        assert error.code() == CODE.UNAVAILABLE
+        info = details(error, error_details_pb2.ErrorInfo)
+        assert (info.reason, info.domain) == ("DRAINING", "hashfinder")
+        assert details(error, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
+        following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
+        assert "1 secrets were tried" in following.stderr
+    assert server.wait() == 0
+    for _ in range(2):
+        server.call_ended(cause='"server draining"', code="Unavailable")
+
+
+def test_a_drain_lets_finish_what_is_nearly_done(serve, connect, stubs):
+    server = serve("--drain-grace", "1h")
+    stub = connect(server)
+    watch = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address)).Watch(
+        health_pb2.HealthCheckRequest(service="hash_name.HashFinder"), timeout=50
+    )
+    assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+    future = stub.Find.future(stubs.Request(desired_name="doctor"))
+    server.wait_until_busy()
+    server.send(SIGTERM)
+    server.wait_for("draining")
+    assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    watch.cancel()
+    # Nobody new gets in.
+    error = error_of(lambda: stub.Find(hard(stubs), timeout=5))
+    assert error.code() == CODE.UNAVAILABLE
+    secret, least = decoded(future.result())
+    assert least == 0 and "doctor" in hashed(secret).lower()
+    assert server.wait() == 0
+
+
+def test_a_drain_ends_though_a_stream_is_not_read(serve, connect, stubs):
+    server = serve("--drain-grace", "100ms")
+    # Every secret is a candidate, and nobody reads them.
+    stream = connect(server).FindRange(hard(stubs, interesting=21))
+    next(stream)
+    began = time.monotonic()
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    # The grace period, the notice and the time to close, and what a busy machine adds.
+    assert time.monotonic() - began < 10
+
+
+def test_a_second_signal_leaves_at_once(serve, connect, stubs):
+    server = serve("--drain-grace", "1h")
+    future = connect(server).Find.future(hard(stubs))
+    server.wait_until_busy()
+    server.send(SIGTERM)
+    server.wait_for("draining")
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    assert future.exception() is not None
+
+
+def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, connect, stubs):
+    server = serve()
+    stub = connect(server)
+    # Every secret is a candidate.
+    streams = [stub.FindRange(hard(stubs, interesting=21)) for _ in range(20)]
+    server.wait_until_busy()
+    deadline = time.monotonic() + 30
+    while True:
+        before = server.cpu_s()
+        time.sleep(0.3)
+        if server.cpu_s() - before < 0.02:
+            break
+        assert time.monotonic() < deadline, "it goes on though nobody reads"
+    resident = server.resident_bytes()
+    server.assert_idle()
+    assert server.resident_bytes() - resident < 1_000_000
+
+    # Who begins to read gets everything from the first one on.
+    for stream in streams[:2]:
+        for secret, _ in zip(secrets(), range(20_000)):
+            assert next(stream).hashed_name == hashed(secret)
+    # Another search is not held up.
+    assert decoded(stub.Find(stubs.Request(desired_name="aa"))) == oracle("aa", 0)[-1]
+    for stream in streams:
+        stream.cancel()
+    ends = [server.wait_for("call ended") for _ in range(21)]
+    assert sum('cause="client gone"' in line for line in ends) == 20
+
+
+def test_a_stalled_stream_ends_by_its_deadline(serve, connect, stubs):
+    server = serve()
+    stream = connect(server).FindRange(hard(stubs, interesting=21), timeout=1)
+    server.call_ended(code="DeadlineExceeded", work='"stopped"')
+    assert stream.code() == CODE.DEADLINE_EXCEEDED
+
+
+def test_the_port_is_taken(serve):
+    port = serve().address.rsplit(":", 1)[1]
+    second = subprocess.run(
+        [HASHFINDER, "serve", "--port", port], capture_output=True, text=True, timeout=30
+    )
+    assert second.returncode == 5
+    assert "cannot listen on 127.0.0.1:" in second.stderr
+    assert second.stdout == ""

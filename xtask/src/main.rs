@@ -1,1 +1,150 @@
-fn main() {}
+//! The commands that people and CI run: `cargo xtask test`.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "what it does is told there")]
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+commands:
+  test    check the formatting, the lints and the docs, and run every test;
+          installs what the tests need under target/";
+
+/// Where the end-to-end tests are, below the root.
+const END_TO_END: &str = "crates/finder/tests/e2e";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match arguments[..] {
+        ["test"] => test(),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Everything that must hold, cheapest first.
+fn test() -> Result<()> {
+    let mut skipped = Vec::new();
+    step("formatting", &mut cargo("fmt --all --check"))?;
+    step(
+        "lints",
+        &mut cargo("clippy --workspace --all-targets -- -D warnings"),
+    )?;
+    step(
+        "docs",
+        cargo("doc --workspace --no-deps --document-private-items")
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    if runs(Command::new("cargo-deny").arg("--version")) {
+        step(
+            "dependencies",
+            &mut cargo("deny check bans licenses sources"),
+        )?;
+    } else {
+        skipped.push("dependencies (deny.toml): cargo-deny is not installed");
+    }
+    step("tests of the crates", &mut cargo("test --workspace"))?;
+    step(
+        "kernels",
+        &mut cargo(
+            "test --quiet -p hashfinder-kernels --test kernels names_the_kernels -- --nocapture",
+        ),
+    )?;
+    step("the program", &mut cargo("build --release"))?;
+    let python = python()?;
+    step(
+        "end-to-end tests",
+        Command::new(python)
+            .args(["-m", "pytest", "--quiet", END_TO_END])
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("HASHFINDER", target().join("release/hashfinder")),
+    )?;
+    for what in &skipped {
+        println!("skipped: {what}");
+    }
+    println!("all is well");
+    Ok(())
+}
+
+/// Runs a command in the project's root and says how long it took.
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    println!("== {name}");
+    let began = Instant::now();
+    let status = command
+        .current_dir(root())
+        .status()
+        .with_context(|| format!("{name}: cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{name}: {command:?} failed with {status}");
+    }
+    println!("== {name}: {:.1} s", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn runs(command: &mut Command) -> bool {
+    let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+    quiet.status().is_ok_and(|status| status.success())
+}
+
+fn cargo(arguments: &str) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    command.args(arguments.split(' '));
+    command
+}
+
+/// A Python environment with what the end-to-end tests need, made anew when that has changed.
+fn python() -> Result<PathBuf> {
+    let wanted = root().join(END_TO_END).join("requirements.txt");
+    let wanted_text = fs::read_to_string(&wanted).context("cannot read the requirements")?;
+    let environment = target().join("python");
+    let python = environment.join("bin/python");
+    let installed = environment.join("installed.txt");
+    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted_text) {
+        return Ok(python);
+    }
+    step(
+        "a Python environment (needs python3 with venv)",
+        Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&environment),
+    )?;
+    step(
+        "the Python packages",
+        Command::new(&python)
+            .args(["-m", "pip", "install", "--quiet", "--requirement"])
+            .arg(&wanted),
+    )?;
+    // Last, so that what was broken off is done again.
+    fs::write(installed, wanted_text)?;
+    Ok(python)
+}
+
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+fn root() -> &'static Path {
+    // This package lies in the workspace's root.
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+}

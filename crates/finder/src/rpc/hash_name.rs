@@ -12,7 +12,7 @@ use std::{
 use hashfinder_search::{Candidate, DesiredName, Distance, Engine, Event, Outcome, Query, Search};
 use tokio::{
     sync::Semaphore,
-    time::{Instant, Sleep, sleep_until},
+    time::{Instant, Sleep, sleep_until, timeout},
 };
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
@@ -31,6 +31,11 @@ const FULL_FRAME: usize = 8;
 
 /// How long candidates that do not fill a frame are kept for others to join them.
 const FRAME_PACE: Duration = Duration::from_millis(10);
+
+/// How long a call waits for another one's permit before it is refused. The work of a call that was
+/// answered lets go within a slice, so that a client that makes one call after another is never in
+/// its own way; on a machine that is very busy this takes longer.
+const PERMIT_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What one RPC, and all of them together, may take.
 #[derive(Clone, Copy, Debug)]
@@ -60,13 +65,14 @@ impl HashFinderService {
     }
 
     /// Everything that can be refused is refused here, before any work.
-    fn begin(
+    async fn begin(
         &self,
         method: &'static str,
         request: &Request<HashNameRequest>,
         interesting: bool,
     ) -> Result<Answer, Status> {
-        self.admit(method, request, interesting).map_err(|error| {
+        let admitted = self.admit(method, request, interesting).await;
+        admitted.map_err(|error| {
             let status = Status::from(error);
             tracing::info!(
                 method,
@@ -79,7 +85,7 @@ impl HashFinderService {
         })
     }
 
-    fn admit(
+    async fn admit(
         &self,
         method: &'static str,
         request: &Request<HashNameRequest>,
@@ -87,9 +93,10 @@ impl HashFinderService {
     ) -> Result<Answer, CallError> {
         let query = parse(request.get_ref(), interesting)?;
         let limit = self.limits.maximum_concurrent_rpcs;
-        let permit = Arc::clone(&self.permits)
-            .try_acquire_owned()
-            .map_err(|_| CallError::TooManyRpcs(limit))?;
+        let permit = timeout(PERMIT_PATIENCE, Arc::clone(&self.permits).acquire_owned());
+        let Ok(Ok(permit)) = permit.await else {
+            return Err(CallError::TooManyRpcs(limit));
+        };
 
         let context = CallContext::of(request);
         let name = query.name().as_str();
@@ -126,7 +133,7 @@ impl HashFinder for HashFinderService {
         &self,
         request: Request<HashNameRequest>,
     ) -> Result<Response<HashNameResponse>, Status> {
-        let mut answer = self.begin("Find", &request, false)?;
+        let mut answer = self.begin("Find", &request, false).await?;
         loop {
             match poll_fn(|cx| answer.poll_event(cx, 1)).await {
                 Event::Candidates(_) => {}
@@ -143,7 +150,7 @@ impl HashFinder for HashFinderService {
         request: Request<HashNameRequest>,
     ) -> Result<Response<Candidates>, Status> {
         Ok(Response::new(Candidates {
-            answer: self.begin("FindRange", &request, true)?,
+            answer: self.begin("FindRange", &request, true).await?,
             ready: Vec::new().into_iter(),
             paced: None,
             ended: false,
@@ -259,6 +266,79 @@ impl Stream for Candidates {
                 let last = self.answer.conclude(outcome).map(response);
                 Poll::Ready(Some(last))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::pb::{
+        hash_finder_client::HashFinderClient, hash_finder_server::HashFinderServer,
+    };
+    use hashfinder_search::{Backend, Filter, Index, Kernel};
+    use std::ops::Range;
+    use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
+    use tonic_cancel::CallContextLayer;
+
+    /// A kernel that panics where it comes to one index.
+    struct PanicsAt(Index);
+
+    impl Backend for PanicsAt {
+        fn scan(
+            &self,
+            slice: Range<Index>,
+            filter: &Filter,
+            limit: usize,
+            hits: &mut Vec<Candidate>,
+        ) -> Index {
+            assert!(!slice.contains(&self.0), "a panic that this test wants");
+            Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+        }
+    }
+
+    async fn serve(backend: impl Backend, maximum_concurrent_rpcs: usize) -> Channel {
+        let started = std::time::Instant::now();
+        let engine = Engine::start(2, backend, move || started.elapsed()).unwrap();
+        let limits = Limits {
+            maximum_hashes: NonZeroU64::MAX,
+            budget_code: Code::Cancelled,
+            maximum_concurrent_rpcs: NonZeroUsize::new(maximum_concurrent_rpcs).unwrap(),
+        };
+        let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = incoming.local_addr().unwrap();
+        let server = Server::builder()
+            .layer(CallContextLayer::new())
+            .add_service(HashFinderServer::new(HashFinderService::new(
+                engine, limits,
+            )));
+        tokio::spawn(server.serve_with_incoming(incoming));
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        endpoint.connect().await.unwrap()
+    }
+
+    fn request(name: &str, interesting: i32) -> HashNameRequest {
+        HashNameRequest {
+            desired_name: name.to_owned(),
+            ideal_hamming_distance: 0,
+            interesting_hamming_distance: interesting,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_panic_of_the_search_ends_its_call_with_unknown_and_no_other() {
+        // So few calls at a time that a permit that a panic kept would be missed.
+        let mut client = HashFinderClient::new(serve(PanicsAt(500_000), 2).await);
+        // Parked before it comes to the index, because nobody reads on.
+        let unread = client.find_range(request("hashfinderhashfinder", 28)).await;
+        let mut bystander = unread.unwrap().into_inner();
+        for _ in 0..5 {
+            // "docto" is first found at the 899,147th secret, "doc" at the 450th.
+            let status = client.find(request("docto", 0)).await.unwrap_err();
+            assert_eq!(status.code(), Code::Unknown, "{status}");
+            let answer = client.find(request("doc", 0)).await.unwrap().into_inner();
+            assert_eq!(answer.hamming_distance, 0);
+            assert!(bystander.message().await.unwrap().is_some());
         }
     }
 }

@@ -119,11 +119,6 @@ impl Hits {
     pub fn is_full(&self) -> bool {
         self.hits.len() >= self.limit
     }
-
-    /// Forgets all hits and keeps the memory.
-    pub fn clear(&mut self) {
-        self.hits.clear();
-    }
 }
 
 impl std::ops::Deref for Hits {

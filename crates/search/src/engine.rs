@@ -173,9 +173,6 @@ impl Engine {
     pub fn search(&self, query: Query, on_release: impl FnOnce(Report) + Send + 'static) -> Search {
         let (id, effects) = self.shared.lock().submit(query, Box::new(on_release));
         self.shared.carry_out(effects);
-        if self.shared.closing.load(Ordering::Acquire) {
-            self.shared.stop(id);
-        }
         Search {
             id,
             shared: Arc::clone(&self.shared),
@@ -192,10 +189,11 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         let stopped = {
+            let now = (self.shared.clock)();
             // Under the lock, so that no worker is between looking and going to sleep.
             let mut scheduler = self.shared.lock();
             self.shared.closing.store(true, Ordering::Release);
-            scheduler.stop_all((self.shared.clock)())
+            scheduler.stop_all(now)
         };
         self.shared.work.notify_all();
         for effects in stopped {
@@ -245,29 +243,31 @@ impl Shared {
                     Err(_) => Done::Panicked,
                 }
             };
-            let effects = self.lock().finish(job, done, (self.clock)());
+            let now = (self.clock)();
+            let effects = self.lock().finish(job, done, now);
             self.carry_out(effects);
         }
     }
 
     fn wait_for_job(&self) -> Option<crate::scheduler::Job> {
-        let mut scheduler = self.lock();
         loop {
+            let now = (self.clock)();
+            let mut scheduler = self.lock();
             if self.closing.load(Ordering::Acquire) {
                 return None;
             }
-            if let Some(job) = scheduler.next_job((self.clock)()) {
+            if let Some(job) = scheduler.next_job(now) {
                 return Some(job);
             }
-            scheduler = self
-                .work
-                .wait(scheduler)
-                .unwrap_or_else(PoisonError::into_inner);
+            // The guard is dropped at once: after a sleep it takes a new look at the clock.
+            let woken = self.work.wait(scheduler);
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
         }
     }
 
     fn stop(&self, id: SearchId) {
-        let effects = self.lock().stop(id, (self.clock)());
+        let now = (self.clock)();
+        let effects = self.lock().stop(id, now);
         self.carry_out(effects);
     }
 
@@ -283,6 +283,7 @@ impl Shared {
         if let Some(waker) = effects.wake {
             waker.wake();
         }
+        drop(effects.stale);
     }
 }
 
@@ -350,7 +351,8 @@ impl Search {
 
 impl Drop for Search {
     fn drop(&mut self) {
-        let effects = self.shared.lock().abandon(self.id, (self.shared.clock)());
+        let now = (self.shared.clock)();
+        let effects = self.shared.lock().abandon(self.id, now);
         self.shared.carry_out(effects);
     }
 }

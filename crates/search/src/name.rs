@@ -149,8 +149,8 @@ fn satisfying(character: char) -> CharSet {
 
 /// A Hamming distance in characters.
 ///
-/// No hashed name is further than 28 from any name, so every greater number means the same and
-/// becomes 28.
+/// No hashed name is further than 28 from any name, so every number above [`Distance::MAX`] means
+/// the same as that one, which every secret is within and less than.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Distance(u8);
 
@@ -162,6 +162,9 @@ pub struct NegativeDistance(pub i64);
 impl Distance {
     /// No character differs.
     pub const ZERO: Distance = Distance(0);
+
+    /// More than any distance there is.
+    pub const MAX: Distance = Distance(HASHED_NAME_LEN as u8 + 1);
 
     /// The number of characters.
     #[must_use]
@@ -175,13 +178,13 @@ impl TryFrom<i64> for Distance {
 
     fn try_from(characters: i64) -> Result<Distance, NegativeDistance> {
         let characters = u64::try_from(characters).map_err(|_| NegativeDistance(characters))?;
-        Ok(Distance(characters.min(HASHED_NAME_LEN as u64) as u8))
+        Ok(Distance(characters.min(u64::from(Self::MAX.0)) as u8))
     }
 }
 
 impl From<u8> for Distance {
     fn from(characters: u8) -> Distance {
-        Distance(characters.min(HASHED_NAME_LEN as u8))
+        Distance(characters.min(Self::MAX.0))
     }
 }
 
@@ -235,8 +238,8 @@ mod tests {
 
     #[test]
     fn distances_saturate() {
-        assert_eq!(Distance::try_from(i64::from(i32::MAX)).unwrap().get(), 28);
+        assert_eq!(Distance::try_from(i64::from(i32::MAX)).unwrap().get(), 29);
         assert_eq!(Distance::try_from(-1_i64), Err(NegativeDistance(-1)));
-        assert_eq!(Distance::from(200).get(), 28);
+        assert_eq!(Distance::from(200).get(), 29);
     }
 }

@@ -71,6 +71,8 @@ pub(crate) enum Done {
 #[must_use]
 pub(crate) struct Effects {
     pub(crate) wake: Option<Waker>,
+    /// A waker that is not needed any more; dropping one may run anything.
+    pub(crate) stale: Option<Waker>,
     pub(crate) released: Option<(Release, Report)>,
     /// There may be work for a worker that found none before.
     pub(crate) work: bool,
@@ -200,9 +202,10 @@ impl Scheduler {
 
     /// Stops a search whose handle is gone, and forgets it when its last worker has let go.
     pub(crate) fn abandon(&mut self, id: SearchId, now: Duration) -> Effects {
-        let effects = self.stop(id, now);
+        let mut effects = self.stop(id, now);
         if let Some(entry) = self.searches.get_mut(&id) {
             entry.abandoned = true;
+            effects.stale = entry.reader.take().map(|(waker, _)| waker);
         }
         self.forget(id);
         effects
@@ -235,7 +238,8 @@ impl Scheduler {
         if let Some(outcome) = &entry.outcome {
             return (Poll::Ready(Event::Ended(outcome.clone())), effects);
         }
-        entry.reader = Some((waker.clone(), at_least));
+        let stale = entry.reader.replace((waker.clone(), at_least));
+        effects.stale = stale.map(|(waker, _)| waker);
         (Poll::Pending, effects)
     }
 

@@ -116,7 +116,7 @@ impl Sweep {
         debug_assert!(slice.start <= tried && tried <= slice.end);
         if tried < slice.end.min(self.end) {
             let at = self.gaps.partition_point(|gap| gap.start < tried);
-            self.gaps.insert(at, tried..slice.end);
+            self.gaps.insert(at, tried..slice.end.min(self.end));
         }
         let ideal = |hit: &Candidate| self.query.is_ideal(hit.distance);
         if let Some(first) = hits.iter().position(ideal) {

@@ -187,13 +187,18 @@ impl TestServer {
         HealthClient::new(endpoint.connect().await.unwrap())
     }
 
+    async fn next(&mut self) -> Seen {
+        let seen = tokio::time::timeout(PATIENCE, self.seen.recv()).await;
+        seen.expect("the handler said nothing").unwrap()
+    }
+
     async fn began(&mut self) {
-        assert_eq!(self.seen.recv().await, Some(Seen::Began));
+        assert_eq!(self.next().await, Seen::Began);
     }
 
     async fn ended(&mut self) -> CallEnd {
-        match self.seen.recv().await {
-            Some(Seen::Ended(end)) => end,
+        match self.next().await {
+            Seen::Ended(end) => end,
             other => panic!("not an end: {other:?}"),
         }
     }
@@ -237,7 +242,12 @@ async fn watch(
 }
 
 const UNTIL_CANCELLED: CallOptions = CallOptions::new();
-const SHORTLY: Duration = Duration::from_millis(50);
+
+/// A deadline that passes while a test runs, and not before its call has reached the handler.
+const SHORTLY: Duration = Duration::from_millis(300);
+
+/// How long anything may take that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn shortly() -> CallOptions {
     CallOptions::new().timeout(SHORTLY)
@@ -407,10 +417,7 @@ async fn a_handler_that_blocks_its_thread_sees_the_deadline_and_the_cancellation
     let mut server = TestServer::start().await;
     let _call = check(&server, "block", shortly()).await;
     server.began().await;
-    let mut seen = [
-        server.seen.recv().await.unwrap(),
-        server.seen.recv().await.unwrap(),
-    ];
+    let mut seen = [server.next().await, server.next().await];
     seen.sort_by_key(|seen| matches!(seen, Seen::Stopped));
     assert!(matches!(
         seen,
@@ -485,7 +492,8 @@ async fn a_drain_lets_finish_then_tells_then_forces() {
     let late = server.client().await;
 
     let drain = server.drain.clone();
-    let draining = tokio::spawn(async move { drain.drain(SHORTLY, SHORTLY).await });
+    let draining =
+        tokio::spawn(async move { drain.drain(Duration::ZERO, Duration::from_secs(2)).await });
     let status = listening.message().await.unwrap_err();
     assert_eq!(status.message(), "stopped: Some(Drain)");
     let status = deaf.message().await.unwrap_err();
@@ -572,7 +580,7 @@ async fn without_the_layer_a_handler_works_all_the_same() {
     assert!(behaving.check(request("answer")).await.is_ok());
 }
 
-/// A hundred calls cancelled at moments of no particular choice: each ends once, on both sides.
+/// Calls cancelled at moments of no particular choice: each ends once, on both sides.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_calls_cancelled_at_any_moment_all_end_once() {
     let mut server = TestServer::start().await;
@@ -607,6 +615,40 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
     }
     assert_eq!(began, ended);
     assert_eq!(*done.lock().unwrap(), 200);
+}
+
+/// A call whose own code panics must not look like one that is still running, or is complete.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_task_goes_down_ends_with_unknown() {
+    async fn rpc<T>() -> T {
+        panic!("a panic that this test wants");
+    }
+    let (sender, mut done) = unbounded_channel();
+
+    let mut call: Call<()> = Call::start(Request::new(()), UNTIL_CANCELLED, |_| rpc());
+    let told = sender.clone();
+    call.add_done_callback(move |done| told.send(done.code).unwrap());
+    assert_eq!((&mut call).await.unwrap_err().code(), Code::Unknown);
+    assert!(call.done() && !call.cancelled());
+    assert_eq!(done.recv().await, Some(Code::Unknown));
+
+    let mut call: StreamingCall<()> =
+        StreamingCall::start(Request::new(()), UNTIL_CANCELLED, |_| rpc());
+    call.add_done_callback(move |done| sender.send(done.code).unwrap());
+    assert_eq!(call.message().await.unwrap_err().code(), Code::Unknown);
+    assert_eq!(call.message().await.unwrap(), None);
+    assert_eq!(done.recv().await, Some(Code::Unknown));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_of_ages_is_none() {
+    let mut server = TestServer::start().await;
+    for timeout in [Duration::MAX, Duration::from_secs(99_999_999 * 3600)] {
+        let call = check(&server, "answer", CallOptions::new().timeout(timeout)).await;
+        assert!(call.await.is_ok());
+        server.began().await;
+        server.ended_by(Code::Ok, None).await;
+    }
 }
 
 /// HTTP/2 without a gRPC client around it.

@@ -11,11 +11,13 @@ use std::{
 use tokio::sync::oneshot;
 use tonic::{Code, Request, Response, Status};
 
-use super::{CallOptions, Canceller, Done, Shared};
+use super::{CallOptions, Canceller, Carrier, Done, Shared, carrier_lost};
 
 /// A call that is under way; awaiting it gives its response.
 ///
-/// It goes on whether or not anybody waits. Dropping the handle cancels the call, unless it was
+/// It goes on whether or not anybody waits. If what carries it goes down (the client's own code
+/// panics, the runtime is shut down), it ends with UNKNOWN. Like every future it must not be polled
+/// again once it has given its response. Dropping the handle cancels the call, unless it was
 /// [`detach`](Call::detach)ed.
 pub struct Call<T> {
     shared: Arc<Shared>,
@@ -53,8 +55,11 @@ impl<T: Send + 'static> Call<T> {
         let (sender, outcome) = oneshot::channel();
         let call = rpc(request);
         tokio::spawn({
-            let shared = Arc::clone(&shared);
+            let carrier = Carrier(Arc::clone(&shared));
             async move {
+                // Dropped in the reverse order, whichever way this ends.
+                let (sender, carrier) = (sender, carrier);
+                let Carrier(shared) = &carrier;
                 let result = shared.carry(call).await;
                 let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
                 // Nobody need be waiting for it any more.
@@ -138,10 +143,9 @@ impl<T> Future for Call<T> {
     type Output = Result<Response<T>, Status>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.outcome).poll(cx).map(|result| {
-            // The task that carries the call ends without a word only with its runtime.
-            result.unwrap_or_else(|_| Err(Status::cancelled("the runtime was shut down")))
-        })
+        Pin::new(&mut self.outcome)
+            .poll(cx)
+            .map(|result| result.unwrap_or_else(|_| Err(carrier_lost())))
     }
 }
 

@@ -16,6 +16,10 @@ use tonic::{Code, Request, Status};
 pub use call::{Call, StillRunning};
 pub use streaming::StreamingCall;
 
+/// The longest timeout that can be written into a request: eight digits of hours (gRPC over HTTP/2,
+/// "Timeout"). A longer one is no deadline: it lies 11,000 years ahead.
+const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 60 * 60);
+
 /// What a call is started with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CallOptions {
@@ -31,7 +35,7 @@ impl CallOptions {
 
     /// The call must be over within `timeout` of its start, connecting and a stream's last message
     /// included. The server is told, and when the time is up the call ends with DEADLINE_EXCEEDED,
-    /// whatever the server says.
+    /// whatever the server says. A timeout of over 99,999,999 hours is none.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> CallOptions {
         self.timeout = Some(timeout);
@@ -112,12 +116,13 @@ struct State {
 impl Shared {
     /// Also writes the timeout into the request, for the server to keep to.
     fn new<R>(request: &mut Request<R>, options: CallOptions) -> Arc<Shared> {
-        if let Some(timeout) = options.timeout {
+        let timeout = options.timeout.filter(|timeout| *timeout <= MAX_TIMEOUT);
+        if let Some(timeout) = timeout {
             request.set_timeout(timeout);
         }
         Arc::new(Shared {
             // A timeout beyond what the clock can show is no deadline.
-            deadline: options.timeout.and_then(|t| Instant::now().checked_add(t)),
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             cancelled: Notify::new(),
             state: Mutex::default(),
         })
@@ -153,9 +158,12 @@ impl Shared {
     }
 
     /// Records the end, before anybody can be told of it, then `tell`s the one who waits, then runs
-    /// the callbacks, outside of the lock.
+    /// the callbacks, outside of the lock. The first end counts.
     fn finish(&self, code: Code, tell: impl FnOnce()) {
         let mut state = self.lock();
+        if state.done.is_some() {
+            return;
+        }
         let cancelled = state.cancelled.is_some() && code == Code::Cancelled;
         let done = *state.done.insert(Done { code, cancelled });
         let callbacks = std::mem::take(&mut state.callbacks);
@@ -185,6 +193,21 @@ impl Shared {
         // No foreign code runs under the lock, so there is nothing to poison it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Ends the call whose task goes down without having ended it: the call of the client panicked, or
+/// the runtime was shut down.
+struct Carrier(Arc<Shared>);
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        self.0.finish(Code::Unknown, || ());
+    }
+}
+
+/// What a call ends with whose task went down.
+fn carrier_lost() -> Status {
+    Status::unknown("the task that carried the call went down")
 }
 
 fn deadline_exceeded() -> Status {

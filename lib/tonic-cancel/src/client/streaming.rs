@@ -11,7 +11,7 @@ use futures_core::Stream;
 use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{CallOptions, Canceller, Done, Shared};
+use super::{CallOptions, Canceller, Carrier, Done, Shared, carrier_lost};
 
 /// How many messages may wait in the handle. The connection's own windows hold many more; this is
 /// only the hand-over between two tasks.
@@ -24,6 +24,8 @@ const QUEUE: usize = 16;
 pub struct StreamingCall<T> {
     shared: Arc<Shared>,
     messages: mpsc::Receiver<Result<T, Status>>,
+    /// Whether the reader was told of an end that is not OK.
+    told: bool,
     detached: bool,
 }
 
@@ -45,8 +47,11 @@ impl<T: Send + 'static> StreamingCall<T> {
         let (sender, messages) = mpsc::channel(QUEUE);
         let call = rpc(request);
         tokio::spawn({
-            let shared = Arc::clone(&shared);
+            let carrier = Carrier(Arc::clone(&shared));
             async move {
+                // Dropped in the reverse order, whichever way this ends.
+                let (sender, carrier) = (sender, carrier);
+                let Carrier(shared) = &carrier;
                 let forward = async {
                     let mut stream = call.await?.into_inner();
                     while let Some(message) = stream.message().await? {
@@ -67,6 +72,7 @@ impl<T: Send + 'static> StreamingCall<T> {
         StreamingCall {
             shared,
             messages,
+            told: false,
             detached: false,
         }
     }
@@ -81,7 +87,9 @@ impl<T> StreamingCall<T> {
     ///
     /// The call's status, if it is not OK, once; then `None` again.
     pub async fn message(&mut self) -> Result<Option<T>, Status> {
-        self.messages.recv().await.transpose()
+        std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx))
+            .await
+            .transpose()
     }
 
     /// Cancels the call; see [`Canceller::cancel`]. Messages that have arrived can still be read.
@@ -131,7 +139,13 @@ impl<T> Stream for StreamingCall<T> {
     type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(ready!(self.messages.poll_recv(cx)))
+        let next = ready!(self.messages.poll_recv(cx)).or_else(|| {
+            // A stream that was cut off must not look like one that is complete.
+            let complete = self.shared.done().is_some_and(|done| done.code == Code::Ok);
+            (!complete && !self.told).then(|| Err(carrier_lost()))
+        });
+        self.told |= matches!(next, Some(Err(_)));
+        Poll::Ready(next)
     }
 }
 

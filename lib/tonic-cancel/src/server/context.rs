@@ -314,12 +314,12 @@ impl CallContext {
         if let Phase::Ended { status, .. } = &mut state.phase {
             return status.take().map_or(Poll::Pending, Poll::Ready);
         }
-        if !state
-            .carrier
-            .as_ref()
-            .is_some_and(|w| w.will_wake(cx.waker()))
-        {
-            state.carrier = Some(cx.waker().clone());
+        let known = state.carrier.as_ref();
+        if !known.is_some_and(|waker| waker.will_wake(cx.waker())) {
+            let stale = state.carrier.replace(cx.waker().clone());
+            // Dropping a waker may run anything.
+            drop(state);
+            drop(stale);
         }
         Poll::Pending
     }

@@ -1,6 +1,8 @@
 //! The command line.
 
 use std::{
+    fmt,
+    io::{self, Write},
     num::{NonZeroU64, NonZeroUsize},
     process::ExitCode,
     str::FromStr,
@@ -26,6 +28,10 @@ const MAXIMUM_CONCURRENT_RPCS: &str = "1000";
 /// How long calls may go on after the server was told to leave. Enough for those that are nearly
 /// done; the others get a cursor.
 const DRAIN_GRACE: &str = "5s";
+
+/// The most threads that may search. Far beyond any machine's cores, and far below what would
+/// bring one down.
+const MAXIMUM_THREADS: usize = 1024;
 
 /// Finds byte strings ("secrets") whose SHA-1, written in base64, spells a desired name.
 #[derive(Debug, Parser)]
@@ -56,12 +62,12 @@ Examples:
   hashfinder find doctor --server localhost:50051 --timeout 30s
 
 Exit codes:
-    0  found
+    0  found, or whoever reads the results has seen enough
     1  the keyspace ended without an answer
     2  the command line is wrong
     3  a limit was reached (hash budget, timeout); go on with the cursor
     4  no secret can ever match the name
-    5  the server or the connection failed
+    5  the server, the connection or the output failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
 pub(crate) struct FindArguments {
     /// What the hashed name is to contain, in any case: 1 to 28 characters
@@ -91,7 +97,7 @@ pub(crate) struct FindArguments {
     pub(crate) timeout: Option<Duration>,
 
     /// How many threads search [default: one for each core]
-    #[arg(long, value_name = "N", conflicts_with = "server")]
+    #[arg(long, value_name = "N", conflicts_with = "server", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
     /// Ask the server at HOST:PORT instead of searching in this process
@@ -140,7 +146,7 @@ pub(crate) struct ServeArguments {
     pub(crate) budget_status: BudgetStatus,
 
     /// How many threads search [default: one for each core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) workers: Option<NonZeroUsize>,
 
     /// How many RPCs may search at a time; more are refused
@@ -177,7 +183,7 @@ pub(crate) enum Exit {
     Limit = 3,
     /// No secret can ever match.
     Impossible = 4,
-    /// The server or the connection failed.
+    /// The server, the connection or the output failed.
     Failed = 5,
     /// Stopped by SIGINT: 128 and its number, as shells have it.
     Interrupted = 130,
@@ -189,6 +195,17 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
         ExitCode::from(exit as u8)
     }
+}
+
+/// Tells people something, on stderr. If nobody can hear it, the work goes on.
+pub(crate) fn say(what: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "hashfinder: {what}");
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads = NonZeroUsize::from_str(text).ok();
+    let threads = threads.filter(|threads| threads.get() <= MAXIMUM_THREADS);
+    threads.ok_or_else(|| format!("give a number from 1 to {MAXIMUM_THREADS}"))
 }
 
 fn distance(text: &str) -> Result<Distance, String> {

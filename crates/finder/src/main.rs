@@ -7,6 +7,7 @@ mod cli;
 mod find;
 mod rpc;
 mod serve;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -17,7 +18,7 @@ use crate::cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     run(cli).unwrap_or_else(|error| {
-        eprintln!("hashfinder: {error:#}");
+        cli::say(format_args!("{error:#}"));
         cli::Exit::Failed.into()
     })
 }
@@ -28,10 +29,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         .build()?;
     let exit = match cli.command {
         Command::Find(arguments) => runtime.block_on(find::run(arguments)),
-        Command::Serve(arguments) => {
-            serve::log_to_stderr();
-            runtime.block_on(serve::run(arguments))
-        }
+        Command::Serve(arguments) => runtime.block_on(serve::run(arguments)),
     };
     // What is still going on, a connection that nobody reads for one, does not keep the process.
     runtime.shutdown_background();

@@ -1,6 +1,7 @@
 //! `hashfinder serve`: the server process, from its socket to its last call.
 
 use std::{
+    backtrace::Backtrace,
     io::{IsTerminal, Write},
     net::{SocketAddr, ToSocketAddrs},
     thread,
@@ -10,16 +11,14 @@ use std::{
 use anyhow::{Context, Result};
 use hashfinder_search::{Engine, Kernel};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
-};
+use tokio::{net::TcpListener, sync::oneshot};
 use tonic::{
     Code, Status,
+    service::LayerExt,
     transport::{Server, server::TcpIncoming},
 };
 use tonic_cancel::{CallContextLayer, Drain};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -28,6 +27,7 @@ use crate::{
         CallError, DESCRIPTORS, EdgeLayer, HashFinderService, Limits,
         pb::hash_finder_server::{HashFinderServer, SERVICE_NAME},
     },
+    signals::Signals,
 };
 
 /// How many connections may wait to be accepted; the system may allow fewer.
@@ -56,14 +56,36 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(1);
 /// to be read. A peer that does not read is left behind.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Sends the log to stderr, as much of it as HASHFINDER_LOG says.
-pub(crate) fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("HASHFINDER_LOG").unwrap_or_else(|_| "info".into());
+/// How many lines of the log may wait to be written. Whoever reads it may be slow or gone, and no
+/// call waits for them: more lines are dropped and counted.
+const LOG_QUEUE: usize = 10_000;
+
+/// Sends the log to stderr, as much of it as HASHFINDER_LOG says, by a thread of its own, until the
+/// result is dropped.
+fn log_to_stderr() -> Result<(WorkerGuard, ErrorCounter)> {
+    let filter = match std::env::var("HASHFINDER_LOG") {
+        Ok(filter) => filter
+            .parse()
+            .context("HASHFINDER_LOG is not a log filter")?,
+        Err(_) => EnvFilter::new("info"),
+    };
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_QUEUE)
+        .lossy(true)
+        .finish(std::io::stderr());
+    let dropped = writer.error_counter();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(std::io::stderr().is_terminal())
+        .log_internal_errors(false)
         .init();
+    // A panic is a line in the log like any other, and waits for nobody either.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::capture();
+        tracing::error!(%panic, %backtrace, "panic");
+    }));
+    Ok((guard, dropped))
 }
 
 /// Serves until it is told to stop, then drains. Dropping the future closes the socket and leaves
@@ -71,6 +93,7 @@ pub(crate) fn log_to_stderr() {
 pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     // Before it says that it listens, so that nobody who waits for that can signal too early.
     let mut signals = Signals::new()?;
+    let (_log, lost) = log_to_stderr()?;
     let listener = listen(&arguments)?;
     let address = listener.local_addr()?;
 
@@ -91,7 +114,9 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
     };
 
-    let drain = Drain::with_status(|| Status::from(CallError::Draining(None)));
+    // Searches are what a drain waits for. Who watches our health is told of it and let go last.
+    let refusal = || Status::from(CallError::Draining(None));
+    let (drain, services) = (Drain::with_status(refusal), Drain::with_status(refusal));
     let (health, health_service) = tonic_health::server::health_reporter();
     health
         .set_serving::<HashFinderServer<HashFinderService>>()
@@ -101,20 +126,19 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
+    let service = HashFinderServer::new(HashFinderService::new(engine, limits));
+    let aside = CallContextLayer::with_drain(services.clone());
     let (close, closing) = oneshot::channel::<()>();
     let server = Server::builder()
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(CallContextLayer::with_drain(drain.clone()))
         .layer(EdgeLayer)
-        .add_service(health_service)
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(HashFinderServer::new(HashFinderService::new(
-            engine, limits,
-        )))
+        .add_service(aside.named_layer(health_service))
+        .add_service(aside.named_layer(reflection().build_v1()?))
+        .add_service(aside.named_layer(reflection().build_v1alpha()?))
+        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(service))
         .serve_with_incoming_shutdown(
             TcpIncoming::from(listener).with_nodelay(Some(true)),
             async {
@@ -127,14 +151,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     tracing::info!(%address, workers, kernel = kernel.name(), "listening");
     announce(address)?;
 
-    let name = tokio::select! {
+    let signal = tokio::select! {
         ended = &mut server => {
             ended?;
             anyhow::bail!("the server stopped by itself");
         }
-        name = signals.next() => name,
+        signal = signals.next() => signal,
     };
-    tracing::info!(signal = name, calls = drain.active_calls(), "draining");
+    tracing::info!(%signal, calls = drain.active_calls(), "draining");
     health
         .set_service_status("", tonic_health::ServingStatus::NotServing)
         .await;
@@ -145,17 +169,18 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let _ = close.send(());
     let draining = async {
         let drained = drain.drain(arguments.drain_grace, DRAIN_NOTICE).await;
+        services.drain(Duration::ZERO, Duration::ZERO).await;
         tracing::info!(told = drained.told, forced = drained.forced, "drained");
         tokio::time::sleep(CLOSE_TIMEOUT).await;
     };
     tokio::select! {
         ended = &mut server => ended?,
         () = draining => tracing::warn!("left behind connections that did not close"),
-        name = signals.next() => {
-            tracing::warn!(signal = name, calls = drain.active_calls(), "leaving at once");
+        signal = signals.next() => {
+            tracing::warn!(%signal, calls = drain.active_calls(), "leaving at once");
         }
     }
-    tracing::info!("stopped");
+    tracing::info!(lost_lines = lost.dropped_lines(), "stopped");
     Ok(Exit::Success)
 }
 
@@ -196,27 +221,4 @@ fn listen(arguments: &ServeArguments) -> Result<TcpListener> {
         }
     }
     Err(failure)
-}
-
-/// SIGINT and SIGTERM, which no longer end the process by themselves once this exists.
-pub(crate) struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    pub(crate) fn new() -> std::io::Result<Signals> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Waits for either and gives its name. Dropping the future loses no signal.
-    pub(crate) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-        }
-    }
 }

@@ -8,16 +8,15 @@ use std::{
 
 use anyhow::{Context, Result};
 use hashfinder_search::{
-    Candidate, Cursor, Distance, Engine, Event, Kernel, Outcome, Query, Search,
+    Candidate, Cursor, DesiredName, Distance, Engine, Event, Kernel, Outcome, Query, Search,
 };
 
 use super::{Ending, Source, Stopper, Told};
 use crate::cli::FindArguments;
 
-/// How far beyond the ideal distance a candidate is still worth remembering, for somebody who
-/// stops the search without an answer. At two, a few secrets in ten thousand are near to a name of
-/// six letters, which costs nothing that could be measured.
-const NEAR: u8 = 2;
+/// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
+/// nothing that could be measured, and comes up soon.
+const NEAR_AT_MOST: f64 = 1e-4;
 
 pub(super) struct LocalSearch {
     search: Search,
@@ -39,8 +38,7 @@ impl LocalSearch {
         let threads = threads.map_or(1, usize::from);
         let engine = Engine::start(threads, Kernel::best(), move || began.elapsed())
             .context("cannot start the search threads")?;
-        // One more than the farthest distance, because interesting means less than it.
-        let near = Distance::from(query.ideal_distance().get().saturating_add(NEAR + 1));
+        let near = near(query.name().character_count());
         let watched = query
             .clone()
             .interesting(query.interesting_distance().max(near));
@@ -62,7 +60,7 @@ impl LocalSearch {
             Outcome::Exhausted => Ending::Exhausted,
             Outcome::BudgetSpent(cursor) => {
                 let tried = cursor.frontier() - self.query.start();
-                let why = format!("the hash budget is spent: {tried} secrets were tried");
+                let why = format!("the hash budget is spent; secrets tried: {tried}");
                 Ending::Limit(why, again(cursor))
             }
             Outcome::Cancelled(cursor) => Ending::Stopped(again(cursor)),
@@ -72,6 +70,26 @@ impl LocalSearch {
             other => unreachable!("an outcome that this version does not know: {other:?}"),
         }
     }
+}
+
+/// The greatest interesting distance under which about [`NEAR_AT_MOST`] of all secrets are, for
+/// somebody who stops the search without an answer.
+///
+/// A letter agrees with one digit in 32, both of its cases being right. A window is at distance `d`
+/// if the other characters agree, in any of the ways to choose them. The sum over the windows is
+/// good enough here.
+fn near(length: usize) -> Distance {
+    let windows = (DesiredName::MAX_LEN + 1 - length) as f64;
+    let mut ways = 1.0;
+    for agreeing in (0..=length).rev() {
+        let share = windows * ways / 32_f64.powi(agreeing as i32);
+        if share > NEAR_AT_MOST {
+            // Interesting means less than this.
+            return Distance::from((length - agreeing) as u8);
+        }
+        ways *= agreeing as f64 / (length - agreeing + 1) as f64;
+    }
+    Distance::MAX
 }
 
 impl Source for LocalSearch {
@@ -102,4 +120,18 @@ impl Source for LocalSearch {
     }
 
     async fn close(self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_is_rare_and_not_too_rare() {
+        // One in 23 * 6 * 32^-5 = 2.4 million is at distance 1 of six letters, and one in
+        // 23 * 15 * 32^-4 = 3,000 at distance 2.
+        for (length, near) in [(1, 0), (2, 0), (3, 0), (4, 1), (6, 2), (10, 5), (28, 21)] {
+            assert_eq!(super::near(length), Distance::from(near), "{length}");
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::{pin::pin, time::Duration};
 
 use anyhow::{Context, Result};
 use hashfinder_search::{Cursor, Distance, Impossible, Query};
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::sleep};
 
 use self::{
     local::LocalSearch,
@@ -16,9 +16,13 @@ use self::{
     remote::RemoteSearch,
 };
 use crate::{
-    cli::{Exit, FindArguments},
-    serve::Signals,
+    cli::{Exit, FindArguments, say},
+    signals::{Signal, Signals},
 };
+
+/// How long a search that was told to stop may take before we say that it does. It takes a slice,
+/// but whoever reads our output may be in the way.
+const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a search tells, wherever it runs.
 enum Told {
@@ -60,7 +64,7 @@ trait Source {
 /// Why a search was told to stop.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum StopCause {
-    Signal(&'static str),
+    Signal(Signal),
     Timeout(Duration),
     /// Nobody reads what it finds.
     NoReader,
@@ -72,7 +76,7 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     let query = match query(&arguments) {
         Ok(query) => query,
         Err(impossible) => {
-            eprintln!("hashfinder: {impossible}");
+            say(impossible);
             return Ok(Exit::Impossible);
         }
     };
@@ -84,11 +88,11 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     let connection = tokio::select! {
         connection = connecting => connection?,
         signal = signals.next() => {
-            eprintln!("hashfinder: stopped by {signal}; no search was started");
+            say(format_args!("stopped by {signal}; no search was started"));
             return Ok(exit_of(signal));
         }
     };
-    let search = RemoteSearch::start(connection, &query, arguments.timeout);
+    let search = RemoteSearch::start(connection, &query, &arguments);
     // The server is told the timeout, and the call's handle keeps it.
     follow(search, &query, None, signals).await
 }
@@ -118,34 +122,22 @@ async fn follow<S: Source>(
 ) -> Result<Exit> {
     let mut output = Output::new(query);
     let mut cause = None;
-    let mut interrupted = pin!(on_signal(signals, search.stopper()));
-    let mut expired = pin!(async {
-        match timeout {
-            Some(timeout) => tokio::time::sleep(timeout).await,
-            None => std::future::pending().await,
-        }
-    });
+    let mut stopping = pin!(stop_when_told(signals, timeout, search.stopper()));
     let ending = loop {
-        let stop = tokio::select! {
-            // In this order, so that a search that was stopped by a signal does not end before we
-            // have seen the signal.
+        tokio::select! {
+            // In this order, so that a search that was stopped does not end before we know why.
             biased;
-            Ok(signal) = &mut interrupted, if cause.is_none() => StopCause::Signal(signal),
-            () = &mut expired, if cause.is_none() => {
-                StopCause::Timeout(timeout.unwrap_or_default())
-            }
+            Ok(why) = &mut stopping, if cause.is_none() => cause = Some(why),
             told = search.next() => match told? {
                 Told::Ended(ending) => break ending,
                 Told::Candidate(finding) => {
-                    if output.candidate(finding)? {
-                        continue;
+                    if !output.candidate(finding)? {
+                        cause = cause.or(Some(StopCause::NoReader));
+                        search.stopper()();
                     }
-                    StopCause::NoReader
                 }
             },
-        };
-        cause = cause.or(Some(stop));
-        search.stopper()();
+        }
     };
     let summary = search.summary();
     search.close().await;
@@ -153,38 +145,68 @@ async fn follow<S: Source>(
         // Who has seen enough, as `head` has, wants to hear no more.
         return Ok(Exit::Success);
     }
-    if let Some(summary) = summary {
-        output.say(&summary);
+    if let Ending::Found(finding) = &ending {
+        output.answer(finding)?;
     }
-    conclude(ending, cause, output)
+    if let Some(summary) = summary {
+        say(summary);
+    }
+    Ok(conclude(ending, cause, &output))
 }
 
-/// At the first signal tells its name and calls `stop`; leaves the process at the second.
+/// Calls `stop` at the first signal or when the time is up, and tells which it was; leaves the
+/// process at the second signal.
 ///
 /// It happens on a task of its own, because whoever prints may be waiting for a reader who does
-/// not read, and has no ear for signals then.
-fn on_signal(mut signals: Signals, stop: Stopper) -> oneshot::Receiver<&'static str> {
+/// not read, and has no ear for either then.
+fn stop_when_told(
+    mut signals: Signals,
+    timeout: Option<Duration>,
+    stop: Stopper,
+) -> oneshot::Receiver<StopCause> {
     let (sender, receiver) = oneshot::channel();
     tokio::spawn(async move {
-        let signal = signals.next().await;
+        let expired = async {
+            match timeout {
+                Some(timeout) => {
+                    sleep(timeout).await;
+                    timeout
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let (cause, mut again) = tokio::select! {
+            signal = signals.next() => (StopCause::Signal(signal), true),
+            timeout = expired => (StopCause::Timeout(timeout), false),
+        };
         // Nobody listens any more only when the search is over anyway.
-        let _ = sender.send(signal);
+        let _ = sender.send(cause);
         stop();
-        let again = signals.next().await;
-        std::process::exit(exit_of(again) as i32);
+        loop {
+            tokio::select! {
+                signal = signals.next() => {
+                    if again {
+                        std::process::exit(exit_of(signal) as i32);
+                    }
+                    again = true;
+                }
+                () = sleep(STOP_PATIENCE) => break,
+            }
+        }
+        say("still stopping; ctrl-C leaves at once");
+        let signal = signals.next().await;
+        std::process::exit(exit_of(signal) as i32);
     });
     receiver
 }
 
-fn conclude(ending: Ending, cause: Option<StopCause>, mut output: Output) -> Result<Exit> {
+/// Says why there is no answer, and how to go on.
+fn conclude(ending: Ending, cause: Option<StopCause>, output: &Output) -> Exit {
     let (why, exit, cursor) = match (ending, cause) {
-        (Ending::Found(finding), _) => {
-            output.answer(&finding)?;
-            return Ok(Exit::Success);
-        }
+        (Ending::Found(_), _) => return Exit::Success,
         (Ending::Exhausted, _) => {
-            output.say("every secret was tried, and none was near enough");
-            return Ok(Exit::Exhausted);
+            say("every secret was tried, and none was near enough");
+            return Exit::Exhausted;
         }
         (Ending::Limit(why, cursor), _) => (why, Exit::Limit, cursor),
         (Ending::Failed(why, cursor), _) => (why, Exit::Failed, cursor),
@@ -193,26 +215,25 @@ fn conclude(ending: Ending, cause: Option<StopCause>, mut output: Output) -> Res
         }
         (Ending::Stopped(cursor), Some(StopCause::Timeout(timeout))) => {
             let timeout = humantime::format_duration(timeout);
-            (
-                format!("the timeout of {timeout} has passed"),
-                Exit::Limit,
-                cursor,
-            )
+            let why = format!("the timeout of {timeout} has passed");
+            (why, Exit::Limit, cursor)
         }
         (Ending::Stopped(cursor), Some(StopCause::NoReader) | None) => {
             let why = "the search was stopped, though nobody asked for it".to_owned();
             (why, Exit::Failed, cursor)
         }
     };
-    output.say(&why);
+    say(why);
     output.best();
-    output.resume(&cursor);
-    Ok(exit)
+    say(format_args!(
+        "go on with: hashfinder find --resume {cursor}"
+    ));
+    exit
 }
 
-fn exit_of(signal: &str) -> Exit {
+fn exit_of(signal: Signal) -> Exit {
     match signal {
-        "SIGTERM" => Exit::Terminated,
-        _ => Exit::Interrupted,
+        Signal::Interrupt => Exit::Interrupted,
+        Signal::Terminate => Exit::Terminated,
     }
 }

@@ -7,7 +7,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Candidate, Cursor, HashedName, Query};
+use hashfinder_search::{Candidate, HashedName, Query};
+
+use crate::cli::say;
 
 /// A secret that was found, with everything that is shown of it.
 #[derive(Clone, Debug)]
@@ -62,11 +64,8 @@ impl Output {
         if finding.distance < self.shows {
             read = self.line(&finding)?;
         }
-        if self
-            .best
-            .as_ref()
-            .is_none_or(|best| finding.distance < best.distance)
-        {
+        let best = self.best.as_ref();
+        if best.is_none_or(|best| finding.distance < best.distance) {
             self.best = Some(finding);
         }
         Ok(read)
@@ -80,7 +79,9 @@ impl Output {
     fn line(&mut self, finding: &Finding) -> Result<bool> {
         if !self.headed {
             self.headed = true;
-            eprintln!("hashed name                 \tsecret\thex\tdistance\twindow");
+            let heading = "hashed name                 \tsecret\thex\tdistance\twindow";
+            // For people to read; the results go on without it.
+            let _ = writeln!(io::stderr(), "{heading}");
         }
         let mut stdout = io::stdout().lock();
         // Each line at once: who pipes them somewhere wants them when they are found.
@@ -94,17 +95,8 @@ impl Output {
     /// Tells the nearest candidate, for a search that has no answer.
     pub(super) fn best(&self) {
         match &self.best {
-            Some(best) => self.say(&format!("the nearest so far:\n{best}")),
-            None => self.say("no candidate so far"),
+            Some(best) => say(format_args!("the nearest so far:\n{best}")),
+            None => say("no candidate so far"),
         }
-    }
-
-    /// Tells how to go on.
-    pub(super) fn resume(&self, cursor: &Cursor) {
-        self.say(&format!("go on with: hashfinder find --resume {cursor}"));
-    }
-
-    pub(super) fn say(&self, what: &str) {
-        eprintln!("hashfinder: {what}");
     }
 }

@@ -1,77 +1,130 @@
 //! A search that a server does, ours or any other that speaks the reference contract.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Mutex,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Cursor, HashedName, Query, Secret};
+use hashfinder_search::{Cursor, HashedName, Index, Query, Secret};
 use http::uri::Authority;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tonic::{
     Code, Request, Response, Status,
     transport::{Channel, Endpoint},
 };
 use tonic_cancel::{Call, CallOptions, StreamingCall};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{Ending, Source, Stopper, Told, output::Finding};
-use crate::rpc::{
-    Details,
-    pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},
+use crate::{
+    cli::{FindArguments, say},
+    rpc::{
+        Details, SERVER_NAME,
+        pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},
+    },
 };
 
-/// The pause after the first attempt to connect that failed; each one after it is twice as long.
+/// How long we wait for the server before we say so.
+const NOTICE_AFTER: Duration = Duration::from_millis(200);
+
+/// How long one attempt to reach it may take before another connection is tried.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause after the first attempt that failed; each one after it is twice as long.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
 /// The longest pause, so that a server that comes up is found soon.
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
+/// When the system asks whether the server's machine is still there, how often again, and how many
+/// silent answers mean that it is not. HTTP/2 has pings of its own, but other servers close
+/// connections over them.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+
 /// How long we wait, at the end, for the connection to tell the server what there is left to tell.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A connection, and the tasks behind it.
+/// A connection to a server that has answered, and the tasks behind it.
 pub(super) struct Connection {
     channel: Channel,
     tasks: TaskTracker,
+    /// Whether the server is a hashfinder.
+    is_ours: bool,
 }
 
 /// Connects, waiting for a server that is not there yet. Dropping the future gives it up.
 pub(super) async fn connect(server: &Authority, timeout: Duration) -> Result<Connection> {
+    let last_error = Mutex::new("it does not answer".to_owned());
+    let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
+    let mut reached = pin!(reach(server, &last_error));
+    let shown = humantime::format_duration(timeout);
+    let notice = NOTICE_AFTER.min(timeout);
+    if let Ok(connection) = tokio::time::timeout(notice, &mut reached).await {
+        return connection;
+    }
+    if notice < timeout {
+        say(format_args!(
+            "waiting up to {shown} for a server at {server}: {}",
+            why()
+        ));
+    }
+    match tokio::time::timeout(timeout - notice, reached).await {
+        Ok(connection) => connection,
+        Err(_) => bail!("no server at {server} within {shown}: {}", why()),
+    }
+}
+
+/// Tries until it is there.
+async fn reach(server: &Authority, last_error: &Mutex<String>) -> Result<Connection> {
+    let (after, interval, retries) = KEEPALIVE;
     let tasks = TaskTracker::new();
-    let spawner = tasks.clone();
     let endpoint = Endpoint::from_shared(format!("http://{server}"))
         .with_context(|| format!("{server} is not a server's address"))?
-        .executor(Spawner(spawner));
-    let give_up = Instant::now() + timeout;
+        .executor(Spawner(tasks.clone()))
+        .tcp_keepalive(Some(after))
+        .tcp_keepalive_interval(Some(interval))
+        .tcp_keepalive_retries(Some(retries));
     let mut pause = FIRST_RETRY;
     loop {
-        let error = match timeout_at(give_up, endpoint.connect()).await {
-            Ok(Ok(channel)) => return Ok(Connection { channel, tasks }),
-            Ok(Err(error)) => anyhow::Error::from(error),
-            Err(_) => anyhow::anyhow!("it does not answer"),
-        };
-        if Instant::now() + pause >= give_up {
-            let timeout = humantime::format_duration(timeout);
-            bail!(
-                "no server at {server} within {timeout}: {}",
-                innermost(&error)
-            );
-        }
-        if pause == FIRST_RETRY {
-            let timeout = humantime::format_duration(timeout);
-            eprintln!(
-                "hashfinder: waiting up to {timeout} for a server at {server}: {}",
-                innermost(&error)
-            );
+        match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint)).await {
+            Ok(Ok((channel, is_ours))) => {
+                return Ok(Connection {
+                    channel,
+                    tasks,
+                    is_ours,
+                });
+            }
+            // The part of the chain that says something is the innermost.
+            Ok(Err(error)) => {
+                if let Ok(mut last_error) = last_error.lock() {
+                    *last_error = error.root_cause().to_string();
+                }
+            }
+            Err(_) => {}
         }
         sleep(pause).await;
         pause = (2 * pause).min(LAST_RETRY);
     }
 }
 
-/// The part of a chain of errors that says something.
-fn innermost(error: &anyhow::Error) -> String {
-    error.root_cause().to_string()
+/// Connects and asks for a sign of life, for a connection alone may be anybody's.
+async fn attempt(endpoint: &Endpoint) -> Result<(Channel, bool)> {
+    let channel = endpoint.connect().await?;
+    let request = Request::new(HealthCheckRequest::default());
+    let metadata = match HealthClient::new(channel.clone()).check(request).await {
+        Ok(response) => response.metadata().clone(),
+        // The transport's own word; any other status, UNIMPLEMENTED for one, is a server's.
+        Err(status) if status.code() == Code::Unavailable => bail!(status.message().to_owned()),
+        Err(status) => status.metadata().clone(),
+    };
+    let is_ours = metadata
+        .get("server")
+        .is_some_and(|name| name == SERVER_NAME);
+    Ok((channel, is_ours))
 }
 
 /// Runs a connection's tasks where they can be waited for.
@@ -90,6 +143,7 @@ pub(super) struct RemoteSearch {
     /// The secret that the server told last, from which we know how far it came.
     last: Option<Secret>,
     tasks: TaskTracker,
+    is_ours: bool,
 }
 
 /// Find, or FindRange where candidates are to be shown.
@@ -102,19 +156,23 @@ impl RemoteSearch {
     pub(super) fn start(
         connection: Connection,
         query: &Query,
-        timeout: Option<Duration>,
+        arguments: &FindArguments,
     ) -> RemoteSearch {
-        let Connection { channel, tasks } = connection;
+        let Connection {
+            channel,
+            tasks,
+            is_ours,
+        } = connection;
         let request = Request::new(HashNameRequest {
             desired_name: query.name().as_str().to_owned(),
             ideal_hamming_distance: i32::from(query.ideal_distance().get()),
             interesting_hamming_distance: i32::from(query.interesting_distance().get()),
         });
-        let options = timeout.map_or(CallOptions::new(), |timeout| {
+        let options = arguments.timeout.map_or(CallOptions::new(), |timeout| {
             CallOptions::new().timeout(timeout)
         });
         let mut client = HashFinderClient::new(channel);
-        let call = if query.interesting_distance().get() == 0 {
+        let call = if arguments.show_inferior.is_none() {
             Either::Unary(Call::start(request, options, |request| async move {
                 client.find(request).await
             }))
@@ -130,6 +188,7 @@ impl RemoteSearch {
             call,
             last: None,
             tasks,
+            is_ours,
         }
     }
 
@@ -154,13 +213,8 @@ impl RemoteSearch {
 
     fn end(&self, status: &Status) -> Ending {
         let details = Details::of(status);
-        // A server tells its candidates in order, so what comes before the last one was tried.
-        let known = self
-            .last
-            .map_or(self.query.start(), |secret| secret.index() + 1);
-        let cursor = details
-            .cursor
-            .unwrap_or_else(|| Cursor::new(&self.query, known));
+        let cursor = details.cursor.filter(|cursor| self.concerns(cursor));
+        let cursor = cursor.unwrap_or_else(|| Cursor::new(&self.query, self.known_frontier()));
         // It goes to a terminal, so nothing in it may be more than text.
         let message = status.message().escape_debug();
         match status.code() {
@@ -174,6 +228,21 @@ impl RemoteSearch {
             Code::DeadlineExceeded => Ending::Limit("the timeout has passed".to_owned(), cursor),
             Code::NotFound => Ending::Exhausted,
             code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),
+        }
+    }
+
+    /// Whether a cursor is one of this search.
+    fn concerns(&self, cursor: &Cursor) -> bool {
+        let again = self.query.clone().starting_at(cursor.frontier());
+        cursor.frontier() >= self.query.start() && *cursor == Cursor::new(&again, again.start())
+    }
+
+    /// How far the server came, from what it has told. Ours tells its candidates in enumeration
+    /// order and leaves nothing out; of another we cannot know.
+    fn known_frontier(&self) -> Index {
+        match self.last {
+            Some(secret) if self.is_ours => secret.index() + 1,
+            _ => self.query.start(),
         }
     }
 
@@ -195,12 +264,17 @@ impl Source for RemoteSearch {
             Err(status) => Ok(Told::Ended(self.end(&status))),
             Ok(Some(response)) => {
                 let finding = self.read(&response)?;
-                let ideal = finding.distance <= self.query.ideal_distance().get();
-                Ok(if ideal {
-                    Told::Ended(Ending::Found(finding))
-                } else {
-                    Told::Candidate(finding)
-                })
+                if finding.distance <= self.query.ideal_distance().get() {
+                    return Ok(Told::Ended(Ending::Found(finding)));
+                }
+                match self.call {
+                    Either::Stream(_) => Ok(Told::Candidate(finding)),
+                    Either::Unary(_) => bail!(
+                        "the server's answer is wrong: {} is {} from the name",
+                        finding.hashed_name,
+                        finding.distance
+                    ),
+                }
             }
             Ok(None) => {
                 let status = Status::internal("the stream ended without an answer");

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use http::{HeaderValue, header};
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
@@ -20,8 +21,12 @@ const MAX_MESSAGE_LEN: u32 = 4096;
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX_LEN: usize = 5;
 
+/// What the `server` header of every response says, so that our own client knows whose answers it
+/// reads.
+pub(crate) const SERVER_NAME: &str = "hashfinder";
+
 /// Refuses messages that are too long as soon as they announce it, with RESOURCE_EXHAUSTED as gRPC
-/// has it, and gives UNIMPLEMENTED a message.
+/// has it, gives UNIMPLEMENTED a message, and says who we are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EdgeLayer;
 
@@ -92,6 +97,8 @@ where
             // If the path does not fit into a header, it stays without a message.
             let _ = status.add_header(response.headers_mut());
         }
+        let name = HeaderValue::from_static(SERVER_NAME);
+        response.headers_mut().insert(header::SERVER, name);
         Poll::Ready(Ok(response))
     }
 }

@@ -60,7 +60,13 @@ impl HashFinderService {
         HashFinderService {
             engine,
             limits,
-            permits: Arc::new(Semaphore::new(limits.maximum_concurrent_rpcs.get())),
+            // As many as a semaphore can count are as good as no limit.
+            permits: Arc::new(Semaphore::new(
+                limits
+                    .maximum_concurrent_rpcs
+                    .get()
+                    .min(Semaphore::MAX_PERMITS),
+            )),
         }
     }
 
@@ -117,8 +123,7 @@ impl HashFinderService {
             record.ended(end);
         });
         Ok(Answer {
-            told_to_stop: Box::pin(async move { context.cancelled().await }),
-            stopped: None,
+            told_to_stop: Some(Box::pin(async move { context.cancelled().await })),
             search,
             limits: self.limits,
         })
@@ -189,17 +194,16 @@ fn response(candidate: Candidate) -> HashNameResponse {
 struct Answer {
     search: Search,
     /// Ready when the call is told to stop and its handler may still say something.
-    told_to_stop: Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>,
-    stopped: Option<CancelReason>,
+    told_to_stop: Option<Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>>,
     limits: Limits,
 }
 
 impl Answer {
     fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
-        if self.stopped.is_none()
-            && let Poll::Ready(Some(reason)) = self.told_to_stop.as_mut().poll(cx)
+        if let Some(told) = &mut self.told_to_stop
+            && told.as_mut().poll(cx).is_ready()
         {
-            self.stopped = Some(reason);
+            self.told_to_stop = None;
             self.search.stopper().stop();
         }
         self.search.poll_next(cx, at_least)

@@ -78,7 +78,7 @@ impl From<CallError> for Status {
                 cursor,
             } => {
                 let message =
-                    format!("the hash budget of this RPC is spent: {hashes} secrets were tried");
+                    format!("the hash budget of this RPC is spent; secrets tried: {hashes}");
                 let mut details = info(
                     HASH_BUDGET_SPENT,
                     HashMap::from([

@@ -4,7 +4,7 @@ import base64
 
 import grpc
 import pytest
-from conftest import decoded, distance, oracle
+from conftest import FIRST_DOCTOR, decoded, distance, oracle
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -37,8 +37,8 @@ def test_find_answers_with_the_first_secret(serve, connect, stubs, workers):
 
 def test_find_doctor(serve, connect, stubs):
     server = serve()
-    secret, least = decoded(connect(server).Find(stubs.Request(desired_name="doctor")))
-    assert least == 0 and distance(secret, "doctor")[0] == 0
+    response = connect(server).Find(stubs.Request(desired_name="doctor"))
+    assert decoded(response) == (FIRST_DOCTOR, 0)
     server.call_ended(method='"Find"', code="Ok", cause='"completed"', work='"found"')
 
 
@@ -120,6 +120,10 @@ def test_bad_requests_are_refused_before_any_work(serve, connect, stubs):
         assert violation.field == "interesting_hamming_distance"
     assert server.cpu_s() - before < 0.5
     server.assert_idle()
+    # No work was started: the first of which the log tells that it ended is this one.
+    stub.Find(stubs.Request(desired_name="aa"))
+    server.call_ended(name='"aa"')
+    assert not any("call ended" in line for line in server.log[:-1])
 
 
 def test_what_is_unspellable_is_fine_where_the_distance_allows_for_it(serve, connect, stubs):

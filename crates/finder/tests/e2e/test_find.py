@@ -3,15 +3,29 @@
 import base64
 import fcntl
 import hashlib
+import os
 import pathlib
 import socket
 import subprocess
 import sys
 import termios
 import time
+from concurrent import futures
 
+import grpc
 import pytest
-from conftest import HASHFINDER, SIGINT, SIGTERM, Process, line_of, oracle, run_find, secrets
+from conftest import (
+    FIRST_DOCTOR,
+    HASHFINDER,
+    SIGINT,
+    SIGTERM,
+    Process,
+    hashed,
+    line_of,
+    oracle,
+    run_find,
+    secrets,
+)
 
 HERE = pathlib.Path(__file__).parent
 HARD = "hashfinderhashfinder"
@@ -43,11 +57,9 @@ def test_it_finds_the_first_secret(threads):
 
 def test_it_finds_doctor():
     done = run_find("doctor")
-    name, secret, hexadecimal, distance, window = done.stdout.rstrip("\n").split("\t")
-    assert base64.b64decode(secret) == bytes.fromhex(hexadecimal)
-    assert base64.b64encode(hashlib.sha1(bytes.fromhex(hexadecimal)).digest()).decode() == name
-    assert distance == "0" and name[int(window) :].lower().startswith("doctor")
-    assert run_find("doctor", "--threads", "1").stdout == done.stdout
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [line_of(FIRST_DOCTOR, "doctor")]
+    assert done.stdout == "Sp0dOCTORuYUE/jHhX6sk5+8rvA=\tpO0G\ta4ed06\t0\t3\n"
 
 
 def test_it_shows_inferior_candidates_on_the_way():
@@ -107,7 +119,7 @@ def test_a_budget_is_exact_and_can_be_gone_on_from():
     for hashes in ["1", "300", "70000", "500000"]:
         done = run_find(*next_arguments, "--maximum-hashes", hashes)
         assert done.returncode == 3
-        assert f"{hashes} secrets were tried" in done.stderr
+        assert f"secrets tried: {hashes}\n" in done.stderr
         told += done.stdout
         next_arguments = ["--resume", cursor_in(done.stderr)]
     done = run_find(*next_arguments)
@@ -127,17 +139,19 @@ def test_a_timeout_ends_it_with_a_cursor_and_the_nearest_candidate():
 
 @pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])
 def test_a_signal_stops_it_with_a_cursor(find, number, code):
-    process = find("hashfinder", "--ideal-distance", "3")
+    process = find("hashfinder", "--ideal-distance", "1")
     process.wait_until_busy()
     process.send(number)
     assert process.wait() == code
     stderr = process.rest_of_stderr()
     assert process.popen.stdout.read() == ""
-    assert "the nearest so far" in stderr
+    # The nearest candidate, as a result is shown, though none was asked for.
+    [nearest] = [line for line in stderr.splitlines() if line.count("\t") == 4]
+    assert nearest == line_of(bytes.fromhex(nearest.split("\t")[2]), "hashfinder")
     # What the text holds is what was asked for.
-    assert cursor_in(stderr).startswith(cursor("hashfinder", 0, ideal=3)[:8])
+    assert cursor_in(stderr).startswith(cursor("hashfinder", 0, ideal=1)[:8])
     following = run_find("--resume", cursor_in(stderr), "--maximum-hashes", "10")
-    assert "10 secrets were tried" in following.stderr
+    assert "secrets tried: 10\n" in following.stderr
 
 
 def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
@@ -150,10 +164,23 @@ def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
         time.sleep(0.01)
     process.assert_idle()
     process.send(SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.popen.wait(0.3)
+    process.wait_for("still stopping; ctrl-C leaves at once")
+    assert process.popen.poll() is None
     process.send(SIGINT)
     assert process.wait() == 130
+
+
+def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
+    process = find(HARD, "--show-inferior", "28", "--timeout", "100ms")
+    process.wait_for("still stopping")
+    process.assert_idle()
+    # Who reads on gets what there is, and then the end.
+    lines = process.popen.stdout.read().splitlines()
+    assert process.wait() == 3
+    last = bytes.fromhex(lines[-1].split("\t")[2])
+    assert lines[:100] == [line_of(secret, HARD) for secret, _ in zip(secrets(), range(100))]
+    index = sum(256**k for k in range(len(last))) + int.from_bytes(last, "big")
+    assert cursor_in(process.rest_of_stderr()) == cursor(HARD, index + 1, interesting=28)
 
 
 def test_a_reader_that_has_seen_enough():
@@ -167,6 +194,34 @@ def test_a_reader_that_has_seen_enough():
     finding.stdout.close()
     assert finding.wait(30) == 0
     assert finding.stderr.read() == ""
+
+
+def test_a_stderr_that_nobody_reads_keeps_no_answer_back():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [HASHFINDER, "find", "doc"], stdout=subprocess.PIPE, stderr=write, text=True, timeout=30
+    )
+    os.close(write)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == lines("doc", 0)
+
+
+def test_a_full_disk():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [HASHFINDER, "find", "doc"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=30
+        )
+    assert done.returncode == 5
+    assert "cannot write a result to stdout" in done.stderr
+
+
+def test_durations_of_ages(serve):
+    server = serve()
+    ages = "20000years"
+    for arguments in [[], ["--server", server.address, "--connect-timeout", ages]]:
+        done = run_find("doc", "--timeout", ages, *arguments)
+        assert (done.returncode, done.stdout.splitlines()) == (0, lines("doc", 0))
 
 
 def test_a_server_gives_the_same_lines(serve):
@@ -197,6 +252,15 @@ def test_it_does_not_wait_for_ever():
     assert "refused" in done.stderr
 
 
+def test_it_does_not_wait_for_ever_for_one_who_accepts_and_says_nothing(find):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        process = find("doc", "--server", address, "--connect-timeout", "1s")
+        process.wait_for("waiting up to 1s for a server")
+        assert process.wait() == 5
+    assert "it does not answer" in process.rest_of_stderr()
+
+
 def test_ctrl_c_while_it_waits_for_a_server(find):
     process = find("doc", "--server", "127.0.0.1:1")
     process.wait_for("waiting up to 20s for a server")
@@ -225,7 +289,7 @@ def test_a_servers_budget(serve):
     server = serve("--maximum-hashes", "100000")
     done = run_find(HARD, "--server", server.address)
     assert done.returncode == 3
-    assert "100000 secrets were tried" in done.stderr
+    assert "secrets tried: 100000\n" in done.stderr
     assert cursor_in(done.stderr) == cursor(HARD, 100_000)
 
 
@@ -246,7 +310,7 @@ def test_a_server_that_drains(find, serve):
     stderr = process.rest_of_stderr()
     assert "shutting down" in stderr
     following = run_find("--resume", cursor_in(stderr), "--maximum-hashes", "10")
-    assert "10 secrets were tried" in following.stderr
+    assert "secrets tried: 10\n" in following.stderr
 
 
 def test_a_server_that_dies(find, serve):
@@ -266,6 +330,30 @@ class Reference(Process):
 
     def told(self):
         return self.popen.stdout.readline().rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [(b"", None), (b"\0", "A" * 27 + "="), (b"", "2jmj7l5rSw0yVb/vlWAYkK/YBwk="), (None, "")],
+)
+def test_a_server_that_lies_is_not_believed(stubs, secret, text):
+    class Liar(stubs.Servicer):
+        def Find(self, request, context):
+            if secret is None:
+                return stubs.Response(secret="!", hashed_name=text)
+            return stubs.Response(
+                secret=base64.b64encode(secret).decode(), hashed_name=text or hashed(secret)
+            )
+
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    stubs.add_to_server(Liar(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    done = run_find("doctor", "--server", f"127.0.0.1:{port}")
+    server.stop(None)
+    assert done.returncode == 5
+    assert "the server's" in done.stderr and "panicked" not in done.stderr
+    assert done.stdout == ""
 
 
 @pytest.fixture
@@ -307,6 +395,8 @@ def test_the_reference_servers_budget(reference):
     done = run_find(HARD, "--server", server.address)
     assert done.returncode == 3
     assert "the server cancelled the search" in done.stderr
+    # It leaves secrets out, so of it we cannot know how far it came.
+    assert cursor_in(done.stderr) == cursor(HARD, 0)
     assert [server.told(), server.told()] == ["began", "budget spent"]
 
 

@@ -94,50 +94,9 @@ impl<T> Call<T> {
         let result = tokio::time::timeout(timeout, self).await;
         result.map_err(|_| StillRunning)
     }
-
-    /// Cancels the call; see [`Canceller::cancel`].
-    pub fn cancel(&self) -> bool {
-        self.canceller().cancel()
-    }
-
-    /// What cancels the call from elsewhere.
-    #[must_use]
-    pub fn canceller(&self) -> Canceller {
-        Canceller {
-            shared: Arc::clone(&self.shared),
-        }
-    }
-
-    /// Registers what is to be done when the call is done with, and says whether that is still to
-    /// come. It runs exactly once: at once, on this thread, if the call is done (then this returns
-    /// `false`), and otherwise on the task that carries the call. One that panics harms no other.
-    pub fn add_done_callback(&self, callback: impl FnOnce(Done) + Send + 'static) -> bool {
-        self.shared.add_done_callback(Box::new(callback))
-    }
-
-    /// Whether the call is over.
-    #[must_use]
-    pub fn done(&self) -> bool {
-        self.shared.done().is_some()
-    }
-
-    /// Whether the call is over because this side cancelled it.
-    #[must_use]
-    pub fn cancelled(&self) -> bool {
-        self.shared.done().is_some_and(|done| done.cancelled)
-    }
-
-    /// The code of its status, once it is over.
-    #[must_use]
-    pub fn code(&self) -> Option<Code> {
-        self.shared.done().map(|done| done.code)
-    }
-
-    /// Lets the call go on without its handle.
-    pub fn detach(mut self) {
-        self.detached = true;
-    }
 }
+
+super::handle!(Call);
 
 impl<T> Future for Call<T> {
     type Output = Result<Response<T>, Status>;
@@ -146,21 +105,5 @@ impl<T> Future for Call<T> {
         Pin::new(&mut self.outcome)
             .poll(cx)
             .map(|result| result.unwrap_or_else(|_| Err(carrier_lost())))
-    }
-}
-
-impl<T> Drop for Call<T> {
-    fn drop(&mut self) {
-        if !self.detached {
-            self.cancel();
-        }
-    }
-}
-
-impl<T> fmt::Debug for Call<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Call")
-            .field("done", &self.shared.done())
-            .finish()
     }
 }

@@ -1,5 +1,73 @@
 //! The client's half: handles of calls that are under way.
 
+/// What the handles of unary and of streaming calls have in common, as methods of each.
+macro_rules! handle {
+    ($name:ident) => {
+        impl<T> $name<T> {
+            /// Cancels the call; see [`Canceller::cancel`].
+            pub fn cancel(&self) -> bool {
+                self.canceller().cancel()
+            }
+
+            /// What cancels the call from elsewhere.
+            #[must_use]
+            pub fn canceller(&self) -> Canceller {
+                Canceller {
+                    shared: Arc::clone(&self.shared),
+                }
+            }
+
+            /// Registers what is to be done when the call is done with, and says whether that is
+            /// still to come. It runs exactly once: at once, on this thread, if the call is done
+            /// (then this returns `false`), and otherwise on the task that carries the call. One
+            /// that panics harms no other.
+            pub fn add_done_callback(&self, callback: impl FnOnce(Done) + Send + 'static) -> bool {
+                self.shared.add_done_callback(Box::new(callback))
+            }
+
+            /// Whether the call is over.
+            #[must_use]
+            pub fn done(&self) -> bool {
+                self.shared.done().is_some()
+            }
+
+            /// Whether the call is over because this side cancelled it.
+            #[must_use]
+            pub fn cancelled(&self) -> bool {
+                self.shared.done().is_some_and(|done| done.cancelled)
+            }
+
+            /// The code of its status, once it is over.
+            #[must_use]
+            pub fn code(&self) -> Option<Code> {
+                self.shared.done().map(|done| done.code)
+            }
+
+            /// Lets the call go on without its handle; what it answers is thrown away.
+            pub fn detach(mut self) {
+                self.detached = true;
+            }
+        }
+
+        impl<T> Drop for $name<T> {
+            fn drop(&mut self) {
+                if !self.detached {
+                    self.cancel();
+                }
+            }
+        }
+
+        impl<T> std::fmt::Debug for $name<T> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name))
+                    .field("done", &self.shared.done())
+                    .finish()
+            }
+        }
+    };
+}
+use handle;
+
 mod call;
 mod streaming;
 

@@ -1,7 +1,6 @@
 //! A call that answers with a stream.
 
 use std::{
-    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -19,7 +18,8 @@ const QUEUE: usize = 16;
 
 /// A streaming call that is under way; a stream of its messages, which ends after its status.
 ///
-/// Messages that nobody takes are held back by the connection's flow control. Dropping the handle
+/// Messages that nobody takes are held back by the connection's flow control; those that have arrived
+/// can be read even after the call is over. Dropping the handle
 /// cancels the call, unless it was [`detach`](StreamingCall::detach)ed.
 pub struct StreamingCall<T> {
     shared: Arc<Shared>,
@@ -91,49 +91,9 @@ impl<T> StreamingCall<T> {
             .await
             .transpose()
     }
-
-    /// Cancels the call; see [`Canceller::cancel`]. Messages that have arrived can still be read.
-    pub fn cancel(&self) -> bool {
-        self.canceller().cancel()
-    }
-
-    /// What cancels the call from elsewhere.
-    #[must_use]
-    pub fn canceller(&self) -> Canceller {
-        Canceller {
-            shared: Arc::clone(&self.shared),
-        }
-    }
-
-    /// Registers what is to be done when the call is done with; see
-    /// [`Call::add_done_callback`](crate::Call::add_done_callback).
-    pub fn add_done_callback(&self, callback: impl FnOnce(Done) + Send + 'static) -> bool {
-        self.shared.add_done_callback(Box::new(callback))
-    }
-
-    /// Whether the call is over; messages may be left to read.
-    #[must_use]
-    pub fn done(&self) -> bool {
-        self.shared.done().is_some()
-    }
-
-    /// Whether the call is over because this side cancelled it.
-    #[must_use]
-    pub fn cancelled(&self) -> bool {
-        self.shared.done().is_some_and(|done| done.cancelled)
-    }
-
-    /// The code of its status, once it is over.
-    #[must_use]
-    pub fn code(&self) -> Option<Code> {
-        self.shared.done().map(|done| done.code)
-    }
-
-    /// Lets the call go on without its handle; what it still says is thrown away.
-    pub fn detach(mut self) {
-        self.detached = true;
-    }
 }
+
+super::handle!(StreamingCall);
 
 impl<T> Stream for StreamingCall<T> {
     type Item = Result<T, Status>;
@@ -146,21 +106,5 @@ impl<T> Stream for StreamingCall<T> {
         });
         self.told |= matches!(next, Some(Err(_)));
         Poll::Ready(next)
-    }
-}
-
-impl<T> Drop for StreamingCall<T> {
-    fn drop(&mut self) {
-        if !self.detached {
-            self.cancel();
-        }
-    }
-}
-
-impl<T> fmt::Debug for StreamingCall<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StreamingCall")
-            .field("done", &self.shared.done())
-            .finish()
     }
 }

@@ -38,6 +38,75 @@ pub struct Filter {
     start: u64,
     /// A word passes when it is less than this; `None` lets every word pass.
     bound: Option<u64>,
+    classes: Classes,
+}
+
+/// The first characters of a name, as filters that look digits up in tables want them.
+#[derive(Clone, Debug)]
+pub(crate) struct Classes {
+    /// Eight characters each, in order.
+    pub(crate) tables: Vec<ClassTable>,
+    /// How many of these characters agree wherever the whole name is near enough.
+    pub(crate) least: u8,
+}
+
+/// Eight consecutive characters of a name, or fewer at its end.
+#[derive(Clone, Debug)]
+pub(crate) struct ClassTable {
+    /// For each digit, a bit for each of the characters that it satisfies.
+    pub(crate) digits: [u8; 64],
+    /// The same for the padding.
+    pub(crate) padding: u8,
+}
+
+impl Classes {
+    /// How many hashes may pass without being hits. Each costs a few dozen times what the filter
+    /// costs, so at one in two thousand a further table would cost as much as it saves.
+    const STRAYS: f64 = 1.0 / 2000.0;
+
+    /// As few characters as let few enough hashes pass, or all of them.
+    fn new(characters: &[CharSet], max_distance: u8) -> Classes {
+        let mut classes = Classes {
+            tables: Vec::new(),
+            least: 0,
+        };
+        let mut seen = 0;
+        for eight in characters.chunks(ClassTable::LEN) {
+            classes.tables.push(ClassTable::new(eight));
+            seen += eight.len();
+            classes.least = (seen as u8).saturating_sub(max_distance);
+            if pass_rate(seen, classes.least) <= Self::STRAYS {
+                break;
+            }
+        }
+        classes
+    }
+}
+
+/// About how many hashes have a window in which at least `least` of `length` characters agree. A
+/// letter agrees with one digit in 32, and the sum over the windows is good enough here.
+fn pass_rate(length: usize, least: u8) -> f64 {
+    let ways = (0..u32::from(least)).map(|k| (length as f64 - f64::from(k)) / f64::from(k + 1));
+    let windows = (HASHED_NAME_LEN + 1 - length) as f64;
+    windows * ways.product::<f64>() / 32_f64.powi(i32::from(least))
+}
+
+impl ClassTable {
+    /// How many characters a byte has a bit for.
+    const LEN: usize = 8;
+
+    fn new(characters: &[CharSet]) -> ClassTable {
+        let class = |digit| {
+            let satisfied = characters.iter().enumerate();
+            satisfied.fold(0, |class, (index, character)| {
+                class | u8::from(character.contains(digit)) << index
+            })
+        };
+        ClassTable {
+            digits: std::array::from_fn(|digit| class(digit as u8)),
+            padding: class(PADDING),
+        }
+    }
 }
 
 /// Where a name lies nearest in a hashed name.
@@ -79,7 +148,12 @@ impl Filter {
             mismatches,
             start: (0..fast.len()).fold(0, |start, index| start | NEVER << field(index)),
             bound: (!every).then(|| (u64::from(max_distance) + 1) << TOP),
+            classes: Classes::new(characters, max_distance),
         }
+    }
+
+    pub(crate) fn classes(&self) -> &Classes {
+        &self.classes
     }
 
     /// The nearest window, if it is near enough. `digest` is in SHA-1's own five words.
@@ -98,11 +172,13 @@ impl Filter {
                 return None;
             }
         }
-        self.check_exactly(&digits)
+        self.check_exactly(digest)
     }
 
+    /// [`check`](Self::check) for a digest that another filter let pass.
     #[cold]
-    fn check_exactly(&self, digits: &[u8; HASHED_NAME_LEN]) -> Option<Match> {
+    pub(crate) fn check_exactly(&self, digest: &[u32; 5]) -> Option<Match> {
+        let digits = digits(digest);
         let distances = digits.windows(self.characters.len()).map(|window| {
             let pairs = self.characters.iter().zip(window);
             pairs.filter(|(set, digit)| !set.contains(**digit)).count()
@@ -144,7 +220,7 @@ mod tests {
             digest: [u32; 5],
         ) {
             let filter = Filter::new(&characters, max_distance);
-            prop_assert_eq!(filter.check(&digest), filter.check_exactly(&digits(&digest)));
+            prop_assert_eq!(filter.check(&digest), filter.check_exactly(&digest));
         }
 
         /// Random digests hardly ever hold a random name, so plant one at every window.

@@ -17,11 +17,12 @@
 //! assert!(!hits.is_empty() && hits.iter().all(|hit| hit.distance == 0));
 //! ```
 
-#![forbid(unsafe_code)]
-
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod digits;
 mod filter;
 mod portable;
+mod split;
 
 pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, hashed_name, place};
 pub use filter::{Filter, Match};
@@ -135,25 +136,36 @@ pub struct Kernel(Isa);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Isa {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
     Portable,
 }
 
 impl Kernel {
     /// Every kernel that this CPU can run, the fastest first.
     pub fn all() -> impl Iterator<Item = Kernel> {
-        [Isa::Portable].into_iter().map(Kernel)
+        let all = [
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, avx512::is_available()),
+            (Isa::Portable, true),
+        ];
+        let available = all.into_iter().filter(|(_, available)| *available);
+        available.map(|(isa, _)| Kernel(isa))
     }
 
     /// The fastest kernel that this CPU can run.
     #[must_use]
     pub fn best() -> Kernel {
-        Kernel(Isa::Portable)
+        // The portable one is always among them.
+        Kernel::all().next().unwrap_or(Kernel(Isa::Portable))
     }
 
     /// The name by which people ask for it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
             Isa::Portable => "portable",
         }
     }
@@ -165,6 +177,9 @@ impl Kernel {
     /// Which secrets pass, and in which order, is the same for every kernel.
     pub fn scan(self, block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Kernel::all` builds it only where the CPU has all that it uses.
+            Isa::Avx512 => unsafe { avx512::scan(block, filter, hits) },
             Isa::Portable => portable::scan(block, filter, hits),
         }
     }

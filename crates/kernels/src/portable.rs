@@ -1,16 +1,7 @@
 //! The kernel that every CPU can run: one secret after another through the `sha1` crate, which
 //! takes the CPU's SHA instructions where there are any.
 
-use crate::{Block, Filter, Hit, Hits};
-
-/// SHA-1's initial state (FIPS 180-4, 5.3.1).
-const INITIAL: [u32; 5] = [
-    0x6745_2301,
-    0xefcd_ab89,
-    0x98ba_dcfe,
-    0x1032_5476,
-    0xc3d2_e1f0,
-];
+use crate::{Block, Filter, Hit, Hits, split::INITIAL};
 
 /// The byte that follows the message (FIPS 180-4, 5.1.1).
 const TERMINATOR: u8 = 0x80;

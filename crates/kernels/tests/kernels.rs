@@ -134,6 +134,76 @@ fn the_seed_text_digests_hold_a_doctor() {
     }
 }
 
+/// Every kernel against the portable one, which the oracle vouches for, over so many secrets that
+/// the oracle would take a day. `KERNEL_SEED` repeats a run.
+#[test]
+fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
+    const SECRETS: u64 = 100_000_000;
+    let seed = std::env::var("KERNEL_SEED").map_or_else(
+        |_| {
+            let state = std::hash::RandomState::new();
+            std::hash::BuildHasher::hash_one(&state, ())
+        },
+        |seed| seed.parse().unwrap(),
+    );
+    eprintln!("KERNEL_SEED={seed}");
+    // SplitMix64 (Steele, Lea and Flood, 2014).
+    let mut state = seed;
+    let mut random = move |below: u64| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) % below
+    };
+
+    let portable = Kernel::all().find(|k| k.name() == "portable").unwrap();
+    let others: Vec<Kernel> = Kernel::all().filter(|k| *k != portable).collect();
+    let mut tried = 0;
+    while tried < SECRETS && !others.is_empty() {
+        let length = 2 + random(7) as u32;
+        let secrets = 1_u128 << (8 * length);
+        let count = u64::try_from(u128::from(1 + random(100_000)).min(secrets)).unwrap();
+        let last = u64::try_from(secrets - u128::from(count)).unwrap();
+        // Anywhere, or so that the end of a chunk, or of the length, is near.
+        let first = match random(4) {
+            0 => last,
+            1 => random(16),
+            2 => random(last / 16_384 + 1) * 16_384 + random(64),
+            _ => random(last.saturating_add(1)),
+        }
+        .min(last);
+        let size = 1 + random(28) as usize;
+        let name: String = (0..size)
+            .map(|_| char::from(b"abcdefghijklmnopqrstuvwxyz0123456789+/=."[random(40) as usize]))
+            .collect();
+        // Mostly as near as makes hits rare, and seldom anything.
+        let distance = match random(8) {
+            0 => random(29),
+            _ => (size as u64).saturating_sub(2 + random(4)),
+        };
+        let filter = filter(&name, distance as u8);
+        let block = Block::new(length, first, count);
+        let limit = 1 + random(20_000) as usize;
+        let mut expected = Hits::with_limit(limit);
+        let reached = portable.scan(&block, &filter, &mut expected);
+        for kernel in &others {
+            let mut hits = Hits::with_limit(limit);
+            let message = format!(
+                "{}: {block:?}, {name:?} within {distance}, at most {limit} hits",
+                kernel.name()
+            );
+            assert_eq!(
+                kernel.scan(&block, &filter, &mut hits),
+                reached,
+                "{message}"
+            );
+            assert!(*hits == *expected, "{message}");
+        }
+        tried += reached;
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 

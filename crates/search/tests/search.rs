@@ -23,12 +23,16 @@ fn clock() -> impl Fn() -> Duration + Send + Sync + 'static {
     move || started.elapsed()
 }
 
-/// Engines with 1, 2, 3 and 8 workers, shared by all tests as all searches share an engine.
+/// Engines with 1, 2, 3 and 8 workers for every kernel, shared by all tests as all searches share an
+/// engine.
 fn engines() -> &'static [Engine] {
     static ENGINES: OnceLock<Vec<Engine>> = OnceLock::new();
     ENGINES.get_or_init(|| {
-        let start = |workers| Engine::start(workers, Kernel::best(), clock()).unwrap();
-        [1, 2, 3, 8].into_iter().map(start).collect()
+        let start = |kernel| {
+            let workers = [1, 2, 3, 8].into_iter();
+            workers.map(move |workers| Engine::start(workers, kernel, clock()).unwrap())
+        };
+        Kernel::all().flat_map(start).collect()
     })
 }
 

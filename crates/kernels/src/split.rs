@@ -1,0 +1,286 @@
+//! The linear split of SHA-1's message schedule, on which the vector kernels rest.
+//!
+//! SHA-1 expands sixteen message words to eighty by `W[t] = (W[t-3] ^ W[t-8] ^ W[t-14] ^ W[t-16]) <<< 1`
+//! (FIPS 180-4, 6.1.2). That is linear over GF(2): the expansion of a XOR of two messages is the XOR
+//! of their expansions. Secrets are hashed in *chunks* of 2^14 whose counters agree but for the last
+//! fourteen bits, and the message of each is the XOR of three:
+//!
+//! - the *base*: everything that the whole chunk has in common, the padding included;
+//! - the *lane*: the last [`LANE_BITS`] bits of the counter, one value for each lane of the vectors;
+//! - the *row*: the next [`ROW_BITS`] bits.
+//!
+//! So `W[t] = base[t] ^ lane[t] ^ row[t]`, each expanded by itself: the lanes and rows once for each
+//! length of secret and for good, the base once for each chunk. A row of 64 secrets then needs no
+//! schedule, only its 80 words as scalars that are broadcast; the 64 vector operations of the
+//! schedule are gone, and the registers that held its window of sixteen words.
+//!
+//! How a word enters its round depends on which parts can make it vary ([`Word`]):
+//!
+//! - in neither lane nor row (31 or 32 of the 80 words): one addition of a constant, the round's own
+//!   constant folded in;
+//! - in both, in bits that never meet (20 or so): the XOR is an addition, so the round's constant
+//!   folds into the lane's part: two additions;
+//! - in both, in bits that meet: one XOR, two additions;
+//! - in the row alone, where the fourteen bits span two message words (secrets of five bytes): one
+//!   addition of a scalar.
+//!
+//! With the six operations of every round (two rotations, one ternary function, three additions,
+//! the word's own not counted twice) that makes 557 operations for sixteen hashes of four bytes,
+//! where a plain schedule takes 672.
+
+/// How many of a counter's last bits the lanes stand for: four vectors of sixteen.
+pub(crate) const LANE_BITS: u32 = 6;
+
+/// How many lanes a row has.
+pub(crate) const LANES: usize = 1 << LANE_BITS;
+
+/// How many of the bits before those the rows stand for. Their table, 320 bytes for each row, stays
+/// in the second-level cache.
+pub(crate) const ROW_BITS: u32 = 8;
+
+/// How many rows a chunk has.
+pub(crate) const ROWS: usize = 1 << ROW_BITS;
+
+/// How many secrets a chunk has.
+pub(crate) const CHUNK: u64 = 1 << (LANE_BITS + ROW_BITS);
+
+/// How many words a row's scalar sums may be: two vectors of sixteen.
+pub(crate) const SUMS: usize = 32;
+
+/// How many words may be joined by XOR.
+const XORS: usize = 48;
+
+/// SHA-1's initial state (FIPS 180-4, 5.3.1).
+pub(crate) const INITIAL: [u32; 5] = [
+    0x6745_2301,
+    0xefcd_ab89,
+    0x98ba_dcfe,
+    0x1032_5476,
+    0xc3d2_e1f0,
+];
+
+/// The constant of round `t` (FIPS 180-4, 4.2.1).
+pub(crate) const fn constant(t: usize) -> u32 {
+    match t / 20 {
+        0 => 0x5a82_7999,
+        1 => 0x6ed9_eba1,
+        2 => 0x8f1b_bcdc,
+        _ => 0xca62_c1d6,
+    }
+}
+
+/// How an expanded word is made up, and where its row's part is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// The same for the whole chunk.
+    Constant,
+    /// Lane and row, in bits that meet.
+    Xor(usize),
+    /// Lane and row, in bits that never meet.
+    Add(usize),
+    /// The row alone.
+    Row(usize),
+}
+
+/// Where the fourteen bits lie, which is all that the rounds depend on. Rotating a message rotates
+/// its expansion, so the place within a word does not matter.
+pub(crate) const CASES: [Case; 3] = [case(4), case(5), case(6)];
+
+/// Which of [`CASES`] is that of secrets of `length` bytes.
+pub(crate) const fn case_of(length: u32) -> usize {
+    match length {
+        0..=4 => 0,
+        5 => 1,
+        _ => 2,
+    }
+}
+
+pub(crate) struct Case {
+    /// How each expanded word is made up.
+    pub(crate) words: [Word; 80],
+}
+
+const fn case(length: u32) -> Case {
+    let (lanes, rows) = (lane_mask(length), row_mask(length));
+    let mut words = [Word::Constant; 80];
+    let (mut xors, mut sums) = (0, 0);
+    let mut t = 0;
+    while t < 80 {
+        match (lanes[t] != 0, rows[t] != 0) {
+            (false, false) => {}
+            (false, true) => {
+                words[t] = Word::Row(sums);
+                sums += 1;
+            }
+            (true, true) if lanes[t] & rows[t] == 0 => {
+                words[t] = Word::Add(sums);
+                sums += 1;
+            }
+            (true, true) => {
+                words[t] = Word::Xor(xors);
+                xors += 1;
+            }
+            (true, false) => panic!("no word varies in the lane alone"),
+        }
+        t += 1;
+    }
+    assert!(xors <= XORS && sums <= SUMS);
+    Case { words }
+}
+
+/// The bits of each expanded word in which lanes can differ.
+const fn lane_mask(length: u32) -> [u32; 80] {
+    mask(length, 0, LANE_BITS)
+}
+
+/// The bits of each expanded word in which rows can differ.
+pub(crate) const fn row_mask(length: u32) -> [u32; 80] {
+    mask(length, LANE_BITS, LANE_BITS + ROW_BITS)
+}
+
+const fn mask(length: u32, from: u32, to: u32) -> [u32; 80] {
+    let mut mask = [0; 80];
+    let mut bit = from;
+    while bit < to {
+        let words = expand_front(shifted(1 << bit, length));
+        let mut t = 0;
+        while t < 80 {
+            mask[t] |= words[t];
+            t += 1;
+        }
+        bit += 1;
+    }
+    mask
+}
+
+/// A counter where a secret of `length` bytes has it among the message's first eight.
+const fn shifted(counter: u64, length: u32) -> u64 {
+    counter << (64 - 8 * length)
+}
+
+const fn expand_front(front: u64) -> [u32; 80] {
+    let mut words = [0; 80];
+    words[0] = (front >> 32) as u32;
+    words[1] = front as u32;
+    expand(words)
+}
+
+const fn expand(mut words: [u32; 80]) -> [u32; 80] {
+    let mut t = 16;
+    while t < 80 {
+        words[t] = (words[t - 3] ^ words[t - 8] ^ words[t - 14] ^ words[t - 16]).rotate_left(1);
+        t += 1;
+    }
+    words
+}
+
+/// The expanded base of a chunk: the message of its first secret.
+pub(crate) fn base(length: u32, first: u64) -> [u32; 80] {
+    let front = shifted(first, length);
+    let mut words = [0; 80];
+    words[0] = (front >> 32) as u32;
+    words[1] = front as u32;
+    // The byte that follows the message (FIPS 180-4, 5.1.1).
+    words[length as usize / 4] |= 0x8000_0000 >> (8 * (length % 4));
+    words[15] = 8 * length;
+    expand(words)
+}
+
+/// A row's part of the expanded words.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Row {
+    /// Of the words that are [`Word::Add`] or [`Word::Row`].
+    pub(crate) sums: [u32; SUMS],
+    /// Of the words that are [`Word::Xor`].
+    pub(crate) xors: [u32; XORS],
+}
+
+/// What the lanes and rows of one length of secrets expand to.
+pub(crate) struct Tables {
+    /// For each expanded word, every lane's part.
+    pub(crate) lanes: [Lanes; 80],
+    /// For each row, its part.
+    pub(crate) rows: [Row; ROWS],
+}
+
+/// One expanded word's part for every lane.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Lanes(pub(crate) [u32; LANES]);
+
+impl Tables {
+    /// The tables for secrets of `length` bytes, at least two, made when they are first wanted.
+    pub(crate) fn of(length: u32) -> &'static Tables {
+        use std::sync::OnceLock;
+        static TABLES: [OnceLock<Box<Tables>>; 9] = [const { OnceLock::new() }; 9];
+        TABLES[length as usize].get_or_init(|| Box::new(Tables::new(length)))
+    }
+
+    fn new(length: u32) -> Tables {
+        let mut tables = Tables {
+            lanes: [Lanes([0; LANES]); 80],
+            rows: [Row {
+                sums: [0; SUMS],
+                xors: [0; XORS],
+            }; ROWS],
+        };
+        for lane in 0..LANES {
+            let words = expand_front(shifted(lane as u64, length));
+            for (lanes, word) in tables.lanes.iter_mut().zip(words) {
+                lanes.0[lane] = word;
+            }
+        }
+        let kinds = &CASES[case_of(length)].words;
+        for (row, number) in tables.rows.iter_mut().zip(0_u64..) {
+            let words = expand_front(shifted(number << LANE_BITS, length));
+            for (kind, word) in kinds.iter().zip(words) {
+                match *kind {
+                    Word::Constant => debug_assert_eq!(word, 0),
+                    Word::Xor(slot) => row.xors[slot] = word,
+                    Word::Add(slot) | Word::Row(slot) => row.sums[slot] = word,
+                }
+            }
+        }
+        tables
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_every_length_make_up_its_messages() {
+        for length in 2..=8 {
+            let tables = Tables::of(length);
+            let kinds = &CASES[case_of(length)].words;
+            let (lane_mask, row_mask) = (lane_mask(length), row_mask(length));
+            let bits = 8 * length;
+            let first = (0x0123_4567_89ab_cdef_u64 >> (64 - bits)) & !(CHUNK - 1);
+            for counter in [0, 1, 63, 64, 5000, CHUNK - 1] {
+                let (row, lane) = ((counter >> LANE_BITS) as usize, counter as usize % LANES);
+                let (base, whole) = (base(length, first), base(length, first + counter));
+                for t in 0..80 {
+                    let row = match kinds[t] {
+                        Word::Constant => 0,
+                        Word::Xor(slot) => tables.rows[row].xors[slot],
+                        Word::Add(slot) | Word::Row(slot) => tables.rows[row].sums[slot],
+                    };
+                    assert_eq!(
+                        base[t] ^ tables.lanes[t].0[lane] ^ row,
+                        whole[t],
+                        "word {t}"
+                    );
+                    // The case was made for one length, and must hold for all that it is used for.
+                    match kinds[t] {
+                        Word::Constant => assert_eq!((lane_mask[t], row_mask[t]), (0, 0)),
+                        Word::Add(_) => assert_eq!(lane_mask[t] & row_mask[t], 0),
+                        Word::Row(_) => assert_eq!(lane_mask[t], 0),
+                        Word::Xor(_) => {}
+                    }
+                }
+            }
+        }
+    }
+}

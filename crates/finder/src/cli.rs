@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hashfinder_search::{Cursor, DesiredName, Distance};
+use hashfinder_search::{Cursor, DesiredName, Distance, Kernel};
 use http::uri::Authority;
 
 /// How long `find` waits for a server that is not there: long enough for one that is just being
@@ -45,6 +45,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Find(FindArguments),
     Serve(ServeArguments),
+    Bench(BenchArguments),
 }
 
 /// Find a secret, in this process or by asking a server.
@@ -100,6 +101,10 @@ pub(crate) struct FindArguments {
     #[arg(long, value_name = "N", conflicts_with = "server", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
+    /// The kernel to search with in this process [default: the fastest that this machine runs]
+    #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel)]
+    pub(crate) kernel: Option<Kernel>,
+
     /// Ask the server at HOST:PORT instead of searching in this process
     #[arg(long, value_name = "HOST:PORT", value_parser = server)]
     pub(crate) server: Option<Authority>,
@@ -149,6 +154,10 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) workers: Option<NonZeroUsize>,
 
+    /// The kernel to search with [default: the fastest that this machine runs]
+    #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel)]
+    pub(crate) kernel: Option<Kernel>,
+
     /// How many RPCs may search at a time; more are refused
     #[arg(long, value_name = "N", default_value = MAXIMUM_CONCURRENT_RPCS)]
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
@@ -160,6 +169,49 @@ pub(crate) struct ServeArguments {
     /// How long calls may go on after SIGINT or SIGTERM
     #[arg(long, value_name = "DURATION", default_value = DRAIN_GRACE, value_parser = duration)]
     pub(crate) drain_grace: Duration,
+}
+
+/// One kernel or all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum KernelChoice {
+    All,
+    One(Kernel),
+}
+
+/// Measure how fast this machine's kernels are, and check that they are right.
+///
+/// Each kernel is measured at hashing alone (the case sha1) and at searching for each name, on one
+/// thread and on all.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder bench
+  hashfinder bench --name doctor --name hashfinder --ideal-distance 1 --seconds 5 --json")]
+pub(crate) struct BenchArguments {
+    /// The kernel to measure, or all [default: all]
+    #[arg(long, value_name = "NAME", value_parser = kernel_or_all)]
+    #[arg(default_value = "all", hide_default_value = true)]
+    pub(crate) kernel: KernelChoice,
+
+    /// How many threads \"all\" are [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// A name to search for; may be given more than once
+    #[arg(long = "name", value_name = "NAME", default_value = "doctor")]
+    pub(crate) names: Vec<DesiredName>,
+
+    /// The distance to search at
+    #[arg(long, value_name = "D", default_value = "0", value_parser = distance)]
+    pub(crate) ideal_distance: Distance,
+
+    /// How long each row is measured
+    #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
+    pub(crate) seconds: Duration,
+
+    /// Print one JSON object for each row, with kernel, case, threads and hashes_per_second
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Which code says that a hash budget is spent.
@@ -206,6 +258,27 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     let threads = NonZeroUsize::from_str(text).ok();
     let threads = threads.filter(|threads| threads.get() <= MAXIMUM_THREADS);
     threads.ok_or_else(|| format!("give a number from 1 to {MAXIMUM_THREADS}"))
+}
+
+fn kernel(text: &str) -> Result<Kernel, String> {
+    Kernel::named(text).ok_or_else(|| {
+        let names: Vec<&str> = Kernel::all().map(Kernel::name).collect();
+        format!("this machine runs the kernels {}", names.join(", "))
+    })
+}
+
+fn kernel_or_all(text: &str) -> Result<KernelChoice, String> {
+    match text {
+        "all" => Ok(KernelChoice::All),
+        name => kernel(name).map(KernelChoice::One),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = f64::from_str(text).ok().filter(|seconds| *seconds > 0.0);
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "give a number of seconds above 0".to_owned())
 }
 
 fn distance(text: &str) -> Result<Distance, String> {

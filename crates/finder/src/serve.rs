@@ -97,7 +97,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let listener = listen(&arguments)?;
     let address = listener.local_addr()?;
 
-    let kernel = Kernel::best();
+    let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let workers = arguments
         .workers
         .or_else(|| thread::available_parallelism().ok());

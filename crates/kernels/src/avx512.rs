@@ -4,7 +4,7 @@
 //! [`split`](crate::split) explains what spares it the message schedule. The window filter works on
 //! the digests as they are, transposed: a byte for each of a hashed name's 28 places.
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, ops::Range};
 
 use crate::{
     Block, Filter, Hit, Hits,
@@ -65,6 +65,57 @@ pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
         }
     }
     offset
+}
+
+/// See [`Kernel::digest_sum`](crate::Kernel::digest_sum).
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vbmi2,avx512bitalg")]
+pub(crate) fn digest_sum(block: &Block) -> u32 {
+    if block.length < 2 {
+        return portable::digest_sum(block);
+    }
+    let tables = Tables::of(block.length);
+    let mut sum = 0;
+    let mut offset = 0;
+    while offset < block.count {
+        let first = block.first + offset;
+        let count = (CHUNK - first % CHUNK).min(block.count - offset);
+        let chunk = Chunk::new(block.length, first & !(CHUNK - 1), tables);
+        let wanted = first % CHUNK..first % CHUNK + count;
+        sum ^= match case_of(block.length) {
+            0 => chunk_sum::<0>(&chunk, tables, wanted),
+            1 => chunk_sum::<1>(&chunk, tables, wanted),
+            _ => chunk_sum::<2>(&chunk, tables, wanted),
+        };
+        offset += count;
+    }
+    sum
+}
+
+/// The XOR of the first words of a part of a chunk.
+#[target_feature(enable = "avx512f")]
+fn chunk_sum<const CASE: usize>(chunk: &Chunk, tables: &Tables, wanted: Range<u64>) -> u32 {
+    let rows = wanted.start >> LANE_BITS..wanted.end.div_ceil(LANES as u64);
+    let mut sums = [_mm512_setzero_si512(); VECTORS];
+    for number in rows {
+        let chunk = std::hint::black_box(chunk);
+        let digests = hash::<CASE>(chunk, &tables.rows[number as usize]);
+        for (vector, (sum, digest)) in sums.iter_mut().zip(&digests).enumerate() {
+            // A row is always hashed as a whole.
+            let first = (number << LANE_BITS) + (vector * WIDTH) as u64;
+            let lanes = (0..WIDTH as u64).filter(|lane| wanted.contains(&(first + lane)));
+            let lanes = if wanted.contains(&first) && first + WIDTH as u64 <= wanted.end {
+                u16::MAX
+            } else {
+                lanes.fold(0, |mask, lane| mask | 1 << lane)
+            };
+            *sum = _mm512_mask_xor_epi32(*sum, lanes, *sum, digest[0]);
+        }
+    }
+    let mut sum = 0;
+    for vector in sums {
+        sum ^= words(vector).iter().fold(0, |sum, word| sum ^ word);
+    }
+    sum
 }
 
 /// The part of a chunk that is wanted.

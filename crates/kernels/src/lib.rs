@@ -160,6 +160,12 @@ impl Kernel {
         Kernel::all().next().unwrap_or(Kernel(Isa::Portable))
     }
 
+    /// The kernel of this name, if this CPU can run it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Kernel> {
+        Kernel::all().find(|kernel| kernel.name() == name)
+    }
+
     /// The name by which people ask for it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -181,6 +187,18 @@ impl Kernel {
             // SAFETY: `Kernel::all` builds it only where the CPU has all that it uses.
             Isa::Avx512 => unsafe { avx512::scan(block, filter, hits) },
             Isa::Portable => portable::scan(block, filter, hits),
+        }
+    }
+
+    /// Hashes the secrets of `block` and gives the XOR of the first words of their digests: what
+    /// hashing costs without the filter, for benchmarks, with an answer that can be checked.
+    #[must_use]
+    pub fn digest_sum(self, block: &Block) -> u32 {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Kernel::all` builds it only where the CPU has all that it uses.
+            Isa::Avx512 => unsafe { avx512::digest_sum(block) },
+            Isa::Portable => portable::digest_sum(block),
         }
     }
 }

@@ -10,28 +10,14 @@ const TERMINATOR: u8 = 0x80;
 /// right after it was written waits for the store; a few dozen later it does not.
 const BATCH: usize = 32;
 
+/// See [`Kernel::scan`](crate::Kernel::scan).
 pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
-    let mut message = [0; 64];
-    // A secret of eight bytes has its terminator behind the part that varies.
-    message[8] = if block.length == 8 { TERMINATOR } else { 0 };
-    message[56..].copy_from_slice(&(8 * u64::from(block.length)).to_be_bytes());
-    let mut messages = [message; BATCH];
-    let mut digests = [INITIAL; BATCH];
-
-    let mut offset = 0;
-    while offset < block.count {
-        let batch = messages.iter_mut().zip(offset..block.count);
-        for (message, offset) in batch {
-            let front = front(block.length, block.first + offset);
-            message[..8].copy_from_slice(&front.to_be_bytes());
-        }
-        for (digest, message) in digests.iter_mut().zip(&messages) {
-            *digest = INITIAL;
-            sha1::block_api::compress(digest, std::slice::from_ref(message));
-        }
-        for digest in &digests {
-            if hits.is_full() || offset == block.count {
-                return offset;
+    let mut stopped = None;
+    for_each_batch(block, |first, digests| {
+        for (offset, digest) in (first..).zip(digests) {
+            if hits.is_full() {
+                stopped = Some(offset);
+                return false;
             }
             if let Some(found) = filter.check(digest) {
                 hits.push(Hit {
@@ -40,10 +26,49 @@ pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
                     window: found.window,
                 });
             }
-            offset += 1;
         }
+        true
+    });
+    stopped.unwrap_or(block.count)
+}
+
+/// See [`Kernel::digest_sum`](crate::Kernel::digest_sum).
+pub(crate) fn digest_sum(block: &Block) -> u32 {
+    let mut sum = 0;
+    for_each_batch(block, |_, digests| {
+        sum = digests.iter().fold(sum, |sum, digest| sum ^ digest[0]);
+        true
+    });
+    sum
+}
+
+/// Gives the digests of a block to `take`, with the offset of the first of them, until it has had
+/// enough.
+#[inline(always)]
+fn for_each_batch(block: &Block, mut take: impl FnMut(u64, &[[u32; 5]]) -> bool) {
+    let mut message = [0; 64];
+    // A secret of eight bytes has its terminator behind the part that varies.
+    message[8] = if block.length == 8 { TERMINATOR } else { 0 };
+    message[56..].copy_from_slice(&(8 * u64::from(block.length)).to_be_bytes());
+    let mut messages = [message; BATCH];
+    let mut digests = [INITIAL; BATCH];
+
+    let mut first = 0;
+    while first < block.count {
+        let count = (block.count - first).min(BATCH as u64) as usize;
+        for (message, offset) in messages[..count].iter_mut().zip(first..) {
+            let front = front(block.length, block.first + offset);
+            message[..8].copy_from_slice(&front.to_be_bytes());
+        }
+        for (digest, message) in digests[..count].iter_mut().zip(&messages) {
+            *digest = INITIAL;
+            sha1::block_api::compress(digest, std::slice::from_ref(message));
+        }
+        if !take(first, &digests[..count]) {
+            return;
+        }
+        first += count as u64;
     }
-    offset
 }
 
 /// The first eight bytes of the message: the secret, and behind it the terminator if it fits.

@@ -34,7 +34,7 @@ mod sweep;
 
 pub use cursor::{Cursor, CursorError};
 pub use engine::{Backend, Engine, Event, Outcome, Report, Search, Stopper};
-pub use hashfinder_kernels::{Filter, Kernel, Match};
+pub use hashfinder_kernels::{self as kernels, Filter, Kernel, Match};
 pub use keyspace::{HashedName, Index, KEYSPACE_END, Secret};
 pub use name::{DesiredName, Distance, NameError, NegativeDistance};
 pub use query::{Candidate, Impossible, Query};

@@ -130,7 +130,8 @@ impl Query {
     }
 
     /// What lets pass whatever is ideal or interesting, and nothing else.
-    pub(crate) fn filter(&self) -> Filter {
+    #[must_use]
+    pub fn filter(&self) -> Filter {
         let furthest = self
             .ideal
             .get()

@@ -36,7 +36,8 @@ impl LocalSearch {
             .or_else(|| thread::available_parallelism().ok());
         let began = Instant::now();
         let threads = threads.map_or(1, usize::from);
-        let engine = Engine::start(threads, Kernel::best(), move || began.elapsed())
+        let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
+        let engine = Engine::start(threads, kernel, move || began.elapsed())
             .context("cannot start the search threads")?;
         let near = near(query.name().character_count());
         let watched = query

@@ -1,0 +1,165 @@
+//! `hashfinder bench`: how fast each kernel is on this machine, and whether it is right.
+
+use std::{
+    hint::black_box,
+    io::Write,
+    num::NonZeroUsize,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use hashfinder_search::{Filter, Kernel, Query, kernels};
+
+use crate::cli::{BenchArguments, Exit, KernelChoice, say};
+
+/// The secrets of four bytes, which a search is at for its first seconds.
+const LENGTH: u32 = 4;
+
+/// How many secrets one turn takes: long enough that a turn's own cost does not show.
+const TURN: u64 = 1 << 16;
+
+/// How many secrets each kernel is checked on before it is measured.
+const CHECKED: u64 = 1 << 18;
+
+/// More hits than a turn can have.
+const ALL_HITS: usize = CHECKED as usize + 1;
+
+/// What is measured: a search, or without a filter the digests alone.
+struct Case {
+    title: String,
+    filter: Option<Filter>,
+}
+
+/// Measures and prints a row for each kernel, case and number of threads.
+pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
+    let all_threads = arguments
+        .threads
+        .or_else(|| thread::available_parallelism().ok());
+    let all_threads = all_threads.unwrap_or(NonZeroUsize::MIN).get();
+    let mut threads = vec![1, all_threads];
+    threads.dedup();
+    let mut cases = vec![Case {
+        title: "sha1".to_owned(),
+        filter: None,
+    }];
+    for name in &arguments.names {
+        let query = match Query::new(name.clone(), arguments.ideal_distance) {
+            Ok(query) => query,
+            Err(impossible) => {
+                say(impossible);
+                return Ok(Exit::Impossible);
+            }
+        };
+        cases.push(Case {
+            title: format!("{name} at distance {}", arguments.ideal_distance),
+            filter: Some(query.filter()),
+        });
+    }
+    let kernels = match arguments.kernel {
+        KernelChoice::One(kernel) => vec![kernel],
+        KernelChoice::All => Kernel::all().collect(),
+    };
+    if !arguments.json {
+        row("kernel", "case", "threads", "hashes per second")?;
+    }
+    for kernel in kernels {
+        for case in &cases {
+            check(kernel, case)?;
+            for &threads in &threads {
+                let rate = measure(kernel, case, threads, arguments.seconds);
+                if arguments.json {
+                    let row = serde_json::json!({
+                        "kernel": kernel.name(),
+                        "case": case.title,
+                        "threads": threads,
+                        "hashes_per_second": rate.round(),
+                    });
+                    line(&row.to_string())?;
+                } else {
+                    let rate = format!("{:.1} million", rate / 1e6);
+                    row(kernel.name(), &case.title, &threads.to_string(), &rate)?;
+                }
+            }
+        }
+    }
+    if !arguments.json {
+        say("every kernel gave the answers of the portable one");
+    }
+    Ok(Exit::Success)
+}
+
+fn row(kernel: &str, case: &str, threads: &str, rate: &str) -> Result<()> {
+    line(&format!("{kernel:<10} {case:<34} {threads:>7}  {rate:>18}"))
+}
+
+fn line(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("cannot write a result to stdout")
+}
+
+impl Case {
+    /// Does one turn's work on `kernel`, and tells what can be compared of it.
+    fn turn(&self, kernel: Kernel, block: &kernels::Block) -> (u32, Vec<kernels::Hit>) {
+        let Some(filter) = &self.filter else {
+            return (kernel.digest_sum(block), Vec::new());
+        };
+        let mut hits = kernels::Hits::with_limit(ALL_HITS);
+        kernel.scan(block, filter, &mut hits);
+        (0, hits.to_vec())
+    }
+}
+
+/// A fast answer is worth nothing if it is wrong.
+fn check(kernel: Kernel, case: &Case) -> Result<()> {
+    let Some(portable) = Kernel::named("portable") else {
+        bail!("there is no portable kernel to compare with");
+    };
+    // Not at a row's beginning, so that broken rows are among them.
+    let block = kernels::Block::new(LENGTH, 12_345, CHECKED);
+    ensure!(
+        case.turn(kernel, &block) == case.turn(portable, &block),
+        "the kernel {} gives wrong answers for {}",
+        kernel.name(),
+        case.title
+    );
+    Ok(())
+}
+
+/// Hashes per second of all threads together.
+fn measure(kernel: Kernel, case: &Case, threads: usize, time: Duration) -> f64 {
+    let (ready, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
+    let share = (1_u64 << (8 * LENGTH)) / threads as u64 / TURN * TURN;
+    thread::scope(|scope| {
+        let work = |thread: usize| {
+            let (ready, stop) = (&ready, &stop);
+            move || {
+                let first = thread as u64 * share;
+                let mut tried = 0;
+                ready.wait();
+                while !stop.load(Ordering::Relaxed) {
+                    let block = kernels::Block::new(LENGTH, first + tried % share, TURN);
+                    black_box(case.turn(kernel, &block));
+                    tried += TURN;
+                }
+                tried
+            }
+        };
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(work(thread)))
+            .collect();
+        ready.wait();
+        let began = Instant::now();
+        #[allow(
+            clippy::disallowed_methods,
+            reason = "time itself is what is waited for"
+        )]
+        thread::sleep(time);
+        stop.store(true, Ordering::Relaxed);
+        let tried = workers.into_iter().filter_map(|worker| worker.join().ok());
+        tried.sum::<u64>() as f64 / began.elapsed().as_secs_f64()
+    })
+}

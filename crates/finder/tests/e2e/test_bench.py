@@ -1,0 +1,63 @@
+"""`hashfinder bench` and the choice of a kernel."""
+
+import json
+import os
+import subprocess
+
+import pytest
+from conftest import FIRST_DOCTOR, HASHFINDER, line_of
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [HASHFINDER, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+
+
+def test_every_kernel_is_measured_and_right():
+    arguments = ["--json", "--seconds", "0.05", "--threads", "2"]
+    done = run("bench", *arguments, "--name", "doctor", "--name", "hashfinder")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    cases = {"sha1", "doctor at distance 0", "hashfinder at distance 0"}
+    assert {row["case"] for row in rows} == cases
+    kernels = {row["kernel"] for row in rows}
+    assert "portable" in kernels
+    # A row for each kernel, case and number of threads.
+    assert len(rows) == len(kernels) * len(cases) * 2
+    assert all(row["hashes_per_second"] > 0 for row in rows)
+
+    # Each of them finds what the others find.
+    for kernel in kernels:
+        for arguments, environment in [
+            (["--kernel", kernel], {}),
+            ([], {"HASHFINDER_KERNEL": kernel}),
+        ]:
+            done = run("find", "doctor", *arguments, **environment)
+            assert done.stdout.splitlines() == [line_of(FIRST_DOCTOR, "doctor")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["bench", "--kernel", "abacus"], "portable"),
+        (["find", "doctor", "--kernel", "abacus"], "portable"),
+        (["serve", "--kernel", "abacus"], "portable"),
+        (["bench", "--seconds", "0"], "above 0"),
+        (["bench", "--name", ""], "empty"),
+    ],
+)
+def test_a_wrong_command_line(arguments, says):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_a_name_that_can_never_match():
+    done = run("bench", "--name", "==")
+    assert done.returncode == 4
+    assert "can never match" in done.stderr

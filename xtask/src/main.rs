@@ -1,7 +1,9 @@
-//! The commands that people and CI run: `cargo xtask test`.
+//! The commands that people and CI run; `cargo xtask` lists them.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it does is told there")]
+
+mod peers;
 
 use std::{
     env, fs,
@@ -17,7 +19,10 @@ usage: cargo xtask COMMAND
 
 commands:
   test    check the formatting, the lints and the docs, and run every test;
-          installs what the tests need under target/";
+          installs what the tests need under target/
+  bench peers
+          measure the kernels beside hashcat, on one core, and write bench/RESULTS.md;
+          installs hashcat and pocl by Debian's package manager where they are missing";
 
 /// Where the end-to-end tests are, below the root.
 const END_TO_END: &str = "crates/finder/tests/e2e";
@@ -27,6 +32,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments[..] {
         ["test"] => test(),
+        ["bench", "peers"] => peers::run(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -20,8 +20,16 @@
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod digits;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only the vector kernels look digits up in tables")
+)]
 mod filter;
 mod portable;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only the vector kernels split the schedule")
+)]
 mod split;
 
 pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, hashed_name, place};

@@ -61,7 +61,8 @@ pub(crate) struct ClassTable {
 
 impl Classes {
     /// How many hashes may pass without being hits. Each costs a few dozen times what the filter
-    /// costs, so at one in two thousand a further table would cost as much as it saves.
+    /// does (an estimate), so that with fewer than these a further table would cost more than it
+    /// saves.
     const STRAYS: f64 = 1.0 / 2000.0;
 
     /// As few characters as let few enough hashes pass, or all of them.

@@ -1,6 +1,6 @@
 //! SHA-1 over blocks of secrets, and the filter that spots a name in the base64 text of a digest.
 //!
-//! This is the hot loop and nothing else: no locks, no allocation once it runs, no look at whether
+//! This is the hot loop and nothing else: no locks, no allocation but for hits, no look at whether
 //! it should stop. A caller hands it a [`Block`] that takes about half a millisecond and looks up
 //! in between.
 //!

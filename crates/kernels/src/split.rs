@@ -24,9 +24,10 @@
 //! - in the row alone, where the fourteen bits span two message words (secrets of five bytes): one
 //!   addition of a scalar.
 //!
-//! With the six operations of every round (two rotations, one ternary function, three additions,
-//! the word's own not counted twice) that makes 557 operations for sixteen hashes of four bytes,
-//! where a plain schedule takes 672.
+//! A round has six operations: two rotations, the ternary function, and the additions of function,
+//! rotation and word. With the 77 more that the words above need, that makes 557 for sixteen hashes
+//! of four bytes. A plain schedule takes 752: three for each of its 64 words, and one for each
+//! round's constant.
 
 /// How many of a counter's last bits the lanes stand for: four vectors of sixteen.
 pub(crate) const LANE_BITS: u32 = 6;

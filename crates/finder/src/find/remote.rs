@@ -45,6 +45,9 @@ const LAST_RETRY: Duration = Duration::from_secs(1);
 /// connections over them.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
+/// What is wrong with a server from which nothing comes.
+const SILENT: &str = "it does not answer";
+
 /// How long we wait, at the end, for the connection to tell the server what there is left to tell.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -58,7 +61,7 @@ pub(super) struct Connection {
 
 /// Connects, waiting for a server that is not there yet. Dropping the future gives it up.
 pub(super) async fn connect(server: &Authority, timeout: Duration) -> Result<Connection> {
-    let last_error = Mutex::new("it does not answer".to_owned());
+    let last_error = Mutex::new(SILENT.to_owned());
     let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
     let mut reached = pin!(reach(server, &last_error));
     let shown = humantime::format_duration(timeout);
@@ -90,7 +93,7 @@ async fn reach(server: &Authority, last_error: &Mutex<String>) -> Result<Connect
         .tcp_keepalive_retries(Some(retries));
     let mut pause = FIRST_RETRY;
     loop {
-        match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint)).await {
+        let error = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint)).await {
             Ok(Ok((channel, is_ours))) => {
                 return Ok(Connection {
                     channel,
@@ -99,12 +102,11 @@ async fn reach(server: &Authority, last_error: &Mutex<String>) -> Result<Connect
                 });
             }
             // The part of the chain that says something is the innermost.
-            Ok(Err(error)) => {
-                if let Ok(mut last_error) = last_error.lock() {
-                    *last_error = error.root_cause().to_string();
-                }
-            }
-            Err(_) => {}
+            Ok(Err(error)) => error.root_cause().to_string(),
+            Err(_) => SILENT.to_owned(),
+        };
+        if let Ok(mut last_error) = last_error.lock() {
+            *last_error = error;
         }
         sleep(pause).await;
         pause = (2 * pause).min(LAST_RETRY);

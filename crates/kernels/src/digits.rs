@@ -76,6 +76,24 @@ impl CharSet {
         self.digits & other.digits != 0 || self.padding && other.padding
     }
 
+    /// The characters that are in either.
+    pub(crate) fn or(self, other: CharSet) -> CharSet {
+        CharSet {
+            digits: self.digits | other.digits,
+            padding: self.padding || other.padding,
+        }
+    }
+
+    /// The share of all digits that are in the set.
+    pub(crate) fn share(self) -> f64 {
+        f64::from(self.digits.count_ones()) / 64.0
+    }
+
+    /// A bit for each digit, by value.
+    pub(crate) fn bits(self) -> u64 {
+        self.digits
+    }
+
     /// Whether the character with this value, a digit's or the padding's, is in the set.
     #[inline(always)]
     pub(crate) fn contains(self, digit: u8) -> bool {

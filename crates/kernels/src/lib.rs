@@ -18,22 +18,30 @@
 //! ```
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod digits;
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(dead_code, reason = "only the vector kernels look digits up in tables")
-)]
 mod filter;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod plan;
 mod portable;
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(dead_code, reason = "only the vector kernels split the schedule")
-)]
+mod quads;
+mod rounds;
+mod rows;
+#[cfg(target_arch = "x86_64")]
+mod sha_ni;
+mod simd;
 mod split;
+mod windows;
 
+#[cfg(target_arch = "aarch64")]
+use neon::Neon;
+#[cfg(target_arch = "x86_64")]
+use {avx2::Avx2, avx512::Avx512, sha_ni::ShaNi};
 pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, hashed_name, place};
-pub use filter::{Filter, Match};
+pub use filter::{Filter, MAX_NAMES, Match};
 
 /// The longest secret that a [`Block`] can hold, in bytes: its varying part is one 64-bit counter.
 pub const MAX_SECRET_LEN: u32 = 8;
@@ -81,21 +89,35 @@ impl Block {
     }
 }
 
-/// A secret that passed the filter.
+/// A secret that passed the filter for one of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
     /// Its place in the block, from 0 on.
     pub offset: u64,
+    /// Which name of the filter it is, from 0 on.
+    pub name: u16,
     /// The least distance over all windows.
     pub distance: u8,
     /// The first window at that distance: where in the hashed name it begins.
     pub window: u8,
 }
 
-/// A bounded list of hits, in the order of their offsets.
+impl Hit {
+    fn new(offset: u64, found: Match) -> Hit {
+        Hit {
+            offset,
+            name: found.name,
+            distance: found.distance,
+            window: found.window,
+        }
+    }
+}
+
+/// A bounded list of hits, in the order of their offsets, and for one secret of the names.
 ///
 /// The bound is what keeps a filter that lets everything pass from taking memory: a scan stops
-/// when the list is full and says how far it came.
+/// when the list is full and says how far it came. A secret's hits are never torn apart, so that
+/// with a filter for several names the last secret may exceed the bound.
 #[derive(Debug)]
 pub struct Hits {
     hits: Vec<Hit>,
@@ -103,7 +125,7 @@ pub struct Hits {
 }
 
 impl Hits {
-    /// An empty list that takes `limit` hits at most.
+    /// An empty list that is full from `limit` hits on.
     ///
     /// # Panics
     ///
@@ -117,13 +139,12 @@ impl Hits {
         }
     }
 
-    /// Adds a hit; the caller has made sure that there is room.
+    /// Adds a hit. It is the caller that looks whether there is room for another secret's.
     pub fn push(&mut self, hit: Hit) {
-        debug_assert!(!self.is_full());
         self.hits.push(hit);
     }
 
-    /// Whether another hit would be one too many.
+    /// Whether the hits of another secret would be too many.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.hits.len() >= self.limit
@@ -145,7 +166,13 @@ pub struct Kernel(Isa);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Isa {
     #[cfg(target_arch = "x86_64")]
-    Avx512,
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    ShaNi(ShaNi),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     Portable,
 }
 
@@ -154,11 +181,16 @@ impl Kernel {
     pub fn all() -> impl Iterator<Item = Kernel> {
         let all = [
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512, avx512::is_available()),
-            (Isa::Portable, true),
+            Avx512::detect().map(Isa::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Avx2::detect().map(Isa::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            ShaNi::detect().map(Isa::ShaNi),
+            #[cfg(target_arch = "aarch64")]
+            Neon::detect().map(Isa::Neon),
+            Some(Isa::Portable),
         ];
-        let available = all.into_iter().filter(|(_, available)| *available);
-        available.map(|(isa, _)| Kernel(isa))
+        all.into_iter().flatten().map(Kernel)
     }
 
     /// The fastest kernel that this CPU can run.
@@ -179,7 +211,13 @@ impl Kernel {
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => "avx512",
+            Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::ShaNi(_) => "sha-ni",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
             Isa::Portable => "portable",
         }
     }
@@ -192,8 +230,13 @@ impl Kernel {
     pub fn scan(self, block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Kernel::all` builds it only where the CPU has all that it uses.
-            Isa::Avx512 => unsafe { avx512::scan(block, filter, hits) },
+            Isa::Avx512(simd) => simd.scan(block, filter, hits),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(simd) => simd.scan(block, filter, hits),
+            #[cfg(target_arch = "x86_64")]
+            Isa::ShaNi(simd) => simd.scan(block, filter, hits),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(simd) => simd.scan(block, filter, hits),
             Isa::Portable => portable::scan(block, filter, hits),
         }
     }
@@ -204,8 +247,13 @@ impl Kernel {
     pub fn digest_sum(self, block: &Block) -> u32 {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Kernel::all` builds it only where the CPU has all that it uses.
-            Isa::Avx512 => unsafe { avx512::digest_sum(block) },
+            Isa::Avx512(simd) => simd.digest_sum(block),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(simd) => simd.digest_sum(block),
+            #[cfg(target_arch = "x86_64")]
+            Isa::ShaNi(simd) => simd.digest_sum(block),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(simd) => simd.digest_sum(block),
             Isa::Portable => portable::digest_sum(block),
         }
     }

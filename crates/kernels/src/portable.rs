@@ -19,13 +19,7 @@ pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
                 stopped = Some(offset);
                 return false;
             }
-            if let Some(found) = filter.check(digest) {
-                hits.push(Hit {
-                    offset,
-                    distance: found.distance,
-                    window: found.window,
-                });
-            }
+            filter.check(digest, |found| hits.push(Hit::new(offset, found)));
         }
         true
     });

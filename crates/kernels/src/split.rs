@@ -29,7 +29,7 @@
 //! of four bytes. A plain schedule takes 752: three for each of its 64 words, and one for each
 //! round's constant.
 
-/// How many of a counter's last bits the lanes stand for: four vectors of sixteen.
+/// How many of a counter's last bits the lanes stand for: four vectors of sixteen, eight of eight.
 pub(crate) const LANE_BITS: u32 = 6;
 
 /// How many lanes a row has.
@@ -45,7 +45,7 @@ pub(crate) const ROWS: usize = 1 << ROW_BITS;
 /// How many secrets a chunk has.
 pub(crate) const CHUNK: u64 = 1 << (LANE_BITS + ROW_BITS);
 
-/// How many words a row's scalar sums may be: two vectors of sixteen.
+/// How many words a row's sums may be.
 pub(crate) const SUMS: usize = 32;
 
 /// How many words may be joined by XOR.
@@ -135,8 +135,22 @@ const fn lane_mask(length: u32) -> [u32; 80] {
 }
 
 /// The bits of each expanded word in which rows can differ.
-pub(crate) const fn row_mask(length: u32) -> [u32; 80] {
+const fn row_mask(length: u32) -> [u32; 80] {
     mask(length, LANE_BITS, LANE_BITS + ROW_BITS)
+}
+
+/// [`row_mask`], worked out once.
+pub(crate) fn row_mask_of(length: u32) -> &'static [u32; 80] {
+    static MASKS: [[u32; 80]; 9] = {
+        let mut masks = [[0; 80]; 9];
+        let mut length = 2;
+        while length <= 8 {
+            masks[length as usize] = row_mask(length);
+            length += 1;
+        }
+        masks
+    };
+    &MASKS[length as usize]
 }
 
 const fn mask(length: u32, from: u32, to: u32) -> [u32; 80] {
@@ -155,11 +169,11 @@ const fn mask(length: u32, from: u32, to: u32) -> [u32; 80] {
 }
 
 /// A counter where a secret of `length` bytes has it among the message's first eight.
-const fn shifted(counter: u64, length: u32) -> u64 {
+pub(crate) const fn shifted(counter: u64, length: u32) -> u64 {
     counter << (64 - 8 * length)
 }
 
-const fn expand_front(front: u64) -> [u32; 80] {
+pub(crate) const fn expand_front(front: u64) -> [u32; 80] {
     let mut words = [0; 80];
     words[0] = (front >> 32) as u32;
     words[1] = front as u32;

@@ -15,17 +15,20 @@ fn character(wanted: char) -> CharSet {
     }
 }
 
-fn filter(name: &str, max_distance: u8) -> Filter {
-    let characters: Vec<CharSet> = name.chars().map(character).collect();
-    Filter::new(&characters, max_distance)
+/// A name, and the greatest distance at which it is wanted.
+type Wanted<'a> = (&'a str, u8);
+
+fn filter(wanted: &[Wanted<'_>]) -> Filter {
+    let names: Vec<(Vec<CharSet>, u8)> = wanted
+        .iter()
+        .map(|(name, most)| (name.chars().map(character).collect(), *most))
+        .collect();
+    Filter::any(names.iter().map(|(name, most)| (&name[..], *most)))
 }
 
 /// The least distance and its first window, by comparing text.
-fn oracle(secret: &[u8], name: &str) -> (u8, u8) {
-    let text: Vec<char> = BASE64_STANDARD
-        .encode(Sha1::digest(secret))
-        .chars()
-        .collect();
+fn oracle(text: &str, name: &str) -> (u8, u8) {
+    let text: Vec<char> = text.chars().collect();
     let name: Vec<char> = name.chars().collect();
     let mut best = (u8::MAX, 0);
     for window in 0..=text.len() - name.len() {
@@ -42,33 +45,41 @@ fn oracle(secret: &[u8], name: &str) -> (u8, u8) {
     best
 }
 
-fn expected(length: u32, first: u64, count: u64, name: &str, max_distance: u8) -> Vec<Hit> {
+fn expected(length: u32, first: u64, count: u64, wanted: &[Wanted<'_>]) -> Vec<Hit> {
     let mut hits = Vec::new();
     for offset in 0..count {
         let counter = (first + offset).to_be_bytes();
-        let (distance, window) = oracle(&counter[8 - length as usize..], name);
-        if distance <= max_distance {
-            hits.push(Hit {
-                offset,
-                distance,
-                window,
-            });
+        let text = BASE64_STANDARD.encode(Sha1::digest(&counter[8 - length as usize..]));
+        for (number, (name, most)) in wanted.iter().enumerate() {
+            let (distance, window) = oracle(&text, name);
+            if distance <= *most {
+                hits.push(Hit {
+                    offset,
+                    name: u16::try_from(number).unwrap(),
+                    distance,
+                    window,
+                });
+            }
         }
     }
     hits
 }
 
 fn check(length: u32, first: u64, count: u64, name: &str, max_distance: u8) {
-    let expected = expected(length, first, count, name, max_distance);
+    check_set(length, first, count, &[(name, max_distance)]);
+}
+
+fn check_set(length: u32, first: u64, count: u64, wanted: &[Wanted<'_>]) {
+    let expected = expected(length, first, count, wanted);
+    let filter = filter(wanted);
     for kernel in Kernel::all() {
         let mut hits = Hits::with_limit(usize::MAX);
-        let filter = filter(name, max_distance);
         let tried = kernel.scan(&Block::new(length, first, count), &filter, &mut hits);
         assert_eq!(tried, count, "{}", kernel.name());
         assert_eq!(
             *hits,
             *expected,
-            "{}: length {length}, first {first}, count {count}, {name:?} within {max_distance}",
+            "{}: length {length}, first {first}, count {count}, {wanted:?}",
             kernel.name()
         );
     }
@@ -103,7 +114,7 @@ fn blocks_of_every_small_size() {
 #[test]
 fn full_hits_stop_a_scan_right_behind_the_last_one() {
     for kernel in Kernel::all() {
-        let everything = filter("a", 1);
+        let everything = filter(&[("a", 1)]);
         let mut hits = Hits::with_limit(10);
         let block = Block::new(2, 100, 1000);
         assert_eq!(kernel.scan(&block, &everything, &mut hits), 10);
@@ -129,8 +140,67 @@ fn the_seed_text_digests_hold_a_doctor() {
             .chunks_exact(4)
             .map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()))
             .collect();
-        let found = filter("doctor", 2).check(&words.try_into().unwrap());
-        assert!(found.is_some_and(|found| found.distance <= 2), "{found:?}");
+        let mut found = Vec::new();
+        let wanted = filter(&[("nurse", 0), ("doctor", 2)]);
+        wanted.check(&words.try_into().unwrap(), |hit| found.push(hit));
+        assert!(
+            matches!(found[..], [hit] if hit.name == 1 && hit.distance <= 2),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn a_secret_that_hits_for_several_names_is_told_for_each_and_never_torn_apart() {
+    for kernel in Kernel::all() {
+        let wanted = filter(&[("a", 1), ("b", 0), ("aa", 2)]);
+        let mut hits = Hits::with_limit(4);
+        let tried = kernel.scan(&Block::new(2, 0, 1000), &wanted, &mut hits);
+        let last = hits.last().unwrap().offset;
+        assert_eq!(tried, last + 1);
+        assert_eq!(*hits, *expected(2, 0, tried, &[("a", 1), ("b", 0), ("aa", 2)]));
+    }
+}
+
+/// Numbers that a seed repeats: SplitMix64 (Steele, Lea and Flood, 2014).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) % below
+    }
+
+    fn name(&mut self, least: u64, most: u64) -> String {
+        let length = least + self.below(most - least + 1);
+        (0..length)
+            .map(|_| char::from(b"abcdefghijklmnopqrstuvwxyz0123456789+/=."[self.below(40) as usize]))
+            .collect()
+    }
+
+    /// A name with a distance: mostly one at which hits are rare, and seldom anything.
+    fn wanted(&mut self) -> (String, u8) {
+        let name = self.name(1, 28);
+        let distance = match self.below(8) {
+            0 => self.below(29),
+            _ => (name.len() as u64).saturating_sub(2 + self.below(4)),
+        };
+        (name, distance as u8)
+    }
+
+    /// Many names of every kind that a filter treats in its own way.
+    fn many(&mut self) -> Vec<(String, u8)> {
+        let count = [2, 8, 24, 64, 300][self.below(5) as usize];
+        let most_errors = self.below(4);
+        (0..count)
+            .map(|_| {
+                let errors = self.below(most_errors + 1);
+                (self.name(4 + 2 * errors, 12), errors as u8)
+            })
+            .collect()
     }
 }
 
@@ -138,7 +208,10 @@ fn the_seed_text_digests_hold_a_doctor() {
 /// the oracle would take a day. `KERNEL_SEED` repeats a run.
 #[test]
 fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
-    const SECRETS: u64 = 100_000_000;
+    let secrets: u64 = match std::env::var("KERNEL_SECRETS") {
+        Ok(secrets) => secrets.parse().unwrap(),
+        Err(_) => 100_000_000,
+    };
     let seed = std::env::var("KERNEL_SEED").map_or_else(
         |_| {
             let state = std::hash::RandomState::new();
@@ -147,50 +220,39 @@ fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
         |seed| seed.parse().unwrap(),
     );
     eprintln!("KERNEL_SEED={seed}");
-    // SplitMix64 (Steele, Lea and Flood, 2014).
-    let mut state = seed;
-    let mut random = move |below: u64| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % below
-    };
+    let mut random = Random(seed);
 
     let portable = Kernel::all().find(|k| k.name() == "portable").unwrap();
     let others: Vec<Kernel> = Kernel::all().filter(|k| *k != portable).collect();
     let mut tried = 0;
-    while tried < SECRETS && !others.is_empty() {
-        let length = 2 + random(7) as u32;
+    while tried < secrets && !others.is_empty() {
+        let length = 2 + random.below(7) as u32;
         let secrets = 1_u128 << (8 * length);
-        let count = u64::try_from(u128::from(1 + random(100_000)).min(secrets)).unwrap();
+        // Mostly one name, and sometimes so many that the portable kernel takes its time.
+        let (wanted, most) = match random.below(16) {
+            0 => (random.many(), 3_000),
+            _ => (vec![random.wanted()], 100_000),
+        };
+        let count = u64::try_from(u128::from(1 + random.below(most)).min(secrets)).unwrap();
         let last = u64::try_from(secrets - u128::from(count)).unwrap();
         // Anywhere, or so that the end of a chunk, or of the length, is near.
-        let first = match random(4) {
+        let first = match random.below(4) {
             0 => last,
-            1 => random(16),
-            2 => random(last / 16_384 + 1) * 16_384 + random(64),
-            _ => random(last.saturating_add(1)),
+            1 => random.below(16),
+            2 => random.below(last / 16_384 + 1) * 16_384 + random.below(64),
+            _ => random.below(last.saturating_add(1)),
         }
         .min(last);
-        let size = 1 + random(28) as usize;
-        let name: String = (0..size)
-            .map(|_| char::from(b"abcdefghijklmnopqrstuvwxyz0123456789+/=."[random(40) as usize]))
-            .collect();
-        // Mostly as near as makes hits rare, and seldom anything.
-        let distance = match random(8) {
-            0 => random(29),
-            _ => (size as u64).saturating_sub(2 + random(4)),
-        };
-        let filter = filter(&name, distance as u8);
+        let limit = 1 + random.below(20_000) as usize;
         let block = Block::new(length, first, count);
-        let limit = 1 + random(20_000) as usize;
+        let names: Vec<Wanted<'_>> = wanted.iter().map(|(name, most)| (&name[..], *most)).collect();
+        let filter = filter(&names);
         let mut expected = Hits::with_limit(limit);
         let reached = portable.scan(&block, &filter, &mut expected);
         for kernel in &others {
             let mut hits = Hits::with_limit(limit);
             let message = format!(
-                "{}: {block:?}, {name:?} within {distance}, at most {limit} hits",
+                "{}: {block:?}, {wanted:?}, at most {limit} hits",
                 kernel.name()
             );
             assert_eq!(
@@ -241,5 +303,35 @@ proptest! {
         let spoil = spoil % size;
         name.replace_range(spoil..=spoil, "!");
         check(4, first, 20, &name, 1);
+    }
+
+    /// Sets of every size, with names taken out of digests so that each really occurs somewhere.
+    #[test]
+    fn planted_sets(
+        first in 0..0xffff_0000_u64,
+        seed: u64,
+        count in 1..120_usize,
+        most_errors in 0..4_u64,
+        shortest in 1..12_u64,
+    ) {
+        let mut random = Random(seed);
+        let wanted: Vec<(String, u8)> = (0..count)
+            .map(|_| {
+                let secret = (first as u32 + random.below(40) as u32).to_be_bytes();
+                let text = BASE64_STANDARD.encode(Sha1::digest(secret));
+                let size = (shortest + random.below(8)) as usize;
+                let window = random.below(29 - size as u64) as usize;
+                let mut name = text[window..window + size].to_ascii_lowercase();
+                let errors = random.below(most_errors + 1);
+                for _ in 0..errors {
+                    let at = random.below(size as u64) as usize;
+                    name.replace_range(at..=at, if random.below(2) == 0 { "!" } else { "q" });
+                }
+                (name, errors as u8)
+            })
+            .collect();
+        let wanted: Vec<Wanted<'_>> =
+            wanted.iter().map(|(name, most)| (&name[..], *most)).collect();
+        check_set(4, first, 40, &wanted);
     }
 }

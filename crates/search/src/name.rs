@@ -59,8 +59,9 @@ impl DesiredName {
     #[must_use]
     pub fn nearest(&self, secret: &[u8]) -> Match {
         let everything = Filter::new(&self.characters, HASHED_NAME_LEN as u8);
-        let found = everything.check(&sha1(secret));
-        found.expect("no distance is greater than a hashed name is long")
+        let mut nearest = None;
+        everything.check(&sha1(secret), |found| nearest = Some(found));
+        nearest.expect("no distance is greater than a hashed name is long")
     }
 
     /// The least distance that any hashed name can have from this name.

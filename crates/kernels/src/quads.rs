@@ -1,0 +1,76 @@
+//! The split of [`split`](crate::split) for CPUs with SHA instructions, which take the words of one
+//! message four at a time: a XOR for four words replaces the instructions for the schedule.
+
+use std::sync::OnceLock;
+
+use crate::split::{LANE_BITS, LANES, ROWS, base, expand_front, shifted};
+
+/// Four consecutive words, in the order in which the CPU's instructions want them.
+pub(crate) type Quad = [u32; 4];
+
+/// The eighty words of a message or of a part of it.
+pub(crate) type Words = [Quad; 20];
+
+/// x86 wants the first word in the highest lane, ARM in the lowest.
+const FIRST_IS_LAST: usize = if cfg!(target_arch = "x86_64") { 3 } else { 0 };
+
+/// What the lanes and rows of one length of secrets expand to.
+struct Tables {
+    lanes: [Words; LANES],
+    rows: [Words; ROWS],
+}
+
+impl Tables {
+    /// The tables for secrets of `length` bytes, at least two, made when they are first wanted.
+    fn of(length: u32) -> &'static Tables {
+        static TABLES: [OnceLock<Box<Tables>>; 9] = [const { OnceLock::new() }; 9];
+        TABLES[length as usize].get_or_init(|| {
+            let words = |counter: usize| quads(expand_front(shifted(counter as u64, length)));
+            Box::new(Tables {
+                lanes: std::array::from_fn(words),
+                rows: std::array::from_fn(|row| words(row << LANE_BITS)),
+            })
+        })
+    }
+}
+
+fn quads(words: [u32; 80]) -> Words {
+    std::array::from_fn(|quad| std::array::from_fn(|t| words[4 * quad + (t ^ FIRST_IS_LAST)]))
+}
+
+/// What a chunk brings to each round.
+pub(crate) struct Chunk {
+    tables: &'static Tables,
+    base: Words,
+}
+
+/// What a row and its chunk bring to each round.
+#[repr(C, align(64))]
+pub(crate) struct Row(pub(crate) Words);
+
+impl Chunk {
+    /// The chunk that begins with the secret `first`.
+    pub(crate) fn new(length: u32, first: u64) -> Chunk {
+        Chunk {
+            tables: Tables::of(length),
+            base: quads(base(length, first)),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn row(&self, number: usize) -> Row {
+        let mut words = self.tables.rows[number];
+        for quad in 0..20 {
+            for t in 0..4 {
+                words[quad][t] ^= self.base[quad][t];
+            }
+        }
+        Row(words)
+    }
+
+    /// What the lane with this number brings to each round.
+    #[inline(always)]
+    pub(crate) fn lane(&self, number: usize) -> &'static Words {
+        &self.tables.lanes[number]
+    }
+}

@@ -1,0 +1,151 @@
+//! SHA-1's rounds with a hash in each lane of a vector, on the words that [`split`](crate::split)
+//! makes.
+
+use crate::{
+    rows::Digests,
+    simd::Simd,
+    split::{
+        CASES, INITIAL, LANES, Lanes, SUMS, Tables, Word, base, case_of, constant, row_mask_of,
+    },
+};
+
+/// What a chunk brings to each round.
+pub(crate) struct Chunk {
+    tables: &'static Tables,
+    /// The lanes' part of each word that varies, the base's bits folded in, and the round's constant
+    /// where the row's part is added.
+    lanes: [Lanes; 80],
+    /// Each word that does not vary, with the round's constant.
+    constants: [u32; 80],
+    /// The base's part of the words that a row's sums are made of.
+    base: [u32; SUMS],
+    /// What is added to them: the round's constant where no lane brings it.
+    addend: [u32; SUMS],
+}
+
+impl Chunk {
+    /// The chunk that begins with the secret `first`. Inlined, so that the compiler makes its loops
+    /// of the widest vectors that the kernel may use.
+    #[inline(always)]
+    pub(crate) fn new(length: u32, first: u64) -> Chunk {
+        let tables = Tables::of(length);
+        let base = base(length, first);
+        let rows = row_mask_of(length);
+        let mut chunk = Chunk {
+            tables,
+            lanes: [Lanes([0; LANES]); 80],
+            constants: [0; 80],
+            base: [0; SUMS],
+            addend: [0; SUMS],
+        };
+        for (t, word) in CASES[case_of(length)].words.iter().enumerate() {
+            // The base's bits go with the lanes, but for those that the row's sums need.
+            let (kept, added) = match *word {
+                Word::Constant => {
+                    chunk.constants[t] = base[t].wrapping_add(constant(t));
+                    continue;
+                }
+                Word::Row(slot) => {
+                    chunk.base[slot] = base[t];
+                    chunk.addend[slot] = constant(t);
+                    continue;
+                }
+                Word::Add(slot) => {
+                    chunk.base[slot] = base[t] & rows[t];
+                    (base[t] & !rows[t], constant(t))
+                }
+                Word::Xor(_) => (base[t], 0),
+            };
+            for lane in 0..LANES {
+                chunk.lanes[t].0[lane] = (tables.lanes[t].0[lane] ^ kept).wrapping_add(added);
+            }
+        }
+        chunk
+    }
+
+    /// What the row with this number brings to each round.
+    #[inline(always)]
+    pub(crate) fn row(&self, number: usize) -> Row {
+        let row = &self.tables.rows[number];
+        let mut sums = [0; SUMS];
+        for slot in 0..SUMS {
+            sums[slot] = (row.sums[slot] ^ self.base[slot]).wrapping_add(self.addend[slot]);
+        }
+        Row {
+            sums,
+            xors: &row.xors,
+        }
+    }
+}
+
+/// What a row brings to each round: a word for each slot of [`Word`].
+#[repr(C, align(64))]
+pub(crate) struct Row {
+    sums: [u32; SUMS],
+    xors: &'static [u32],
+}
+
+/// The digests of `N` vectors of lanes, from `lane` on, interleaved: the latency of one's round is
+/// hidden behind the others'.
+#[inline(always)]
+pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
+    simd: S,
+    chunk: &Chunk,
+    row: &Row,
+    lane: usize,
+) -> [Digests<S>; N] {
+    let [mut a, mut b, mut c, mut d, mut e] = [0, 1, 2, 3, 4].map(|_| [simd.set1(0); N]);
+    for v in 0..N {
+        a[v] = simd.set1(INITIAL[0]);
+        b[v] = simd.set1(INITIAL[1]);
+        c[v] = simd.set1(INITIAL[2]);
+        d[v] = simd.set1(INITIAL[3]);
+        e[v] = simd.set1(INITIAL[4]);
+    }
+    macro_rules! round {
+        ($t:literal) => {
+            for v in 0..N {
+                let lanes = || &chunk.lanes[$t].0[lane + v * S::WIDTH..];
+                let sum = match const { CASES[CASE].words[$t] } {
+                    Word::Constant => simd.add(e[v], simd.set1(chunk.constants[$t])),
+                    Word::Xor(slot) => {
+                        let word = simd.xor(simd.load(lanes()), simd.set1(row.xors[slot]));
+                        let sum = simd.add(e[v], word);
+                        simd.add(sum, simd.set1(const { constant($t) }))
+                    }
+                    Word::Add(slot) => {
+                        let sum = simd.add(e[v], simd.load(lanes()));
+                        simd.add(sum, simd.set1(row.sums[slot]))
+                    }
+                    Word::Row(slot) => simd.add(e[v], simd.set1(row.sums[slot])),
+                };
+                // FIPS 180-4, 4.1.1.
+                let f = match $t / 20 {
+                    0 => simd.select(b[v], c[v], d[v]),
+                    2 => simd.majority(b[v], c[v], d[v]),
+                    _ => simd.parity(b[v], c[v], d[v]),
+                };
+                let sum = simd.add(sum, f);
+                let sum = simd.add(sum, simd.rotate_left_5(a[v]));
+                (e[v], d[v], c[v]) = (d[v], c[v], simd.rotate_left_30(b[v]));
+                (b[v], a[v]) = (a[v], sum);
+            }
+        };
+    }
+    macro_rules! rounds {
+        ($($t:literal)*) => { $(round!($t);)* };
+    }
+    rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
+    rounds!(20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38 39);
+    rounds!(40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59);
+    rounds!(60 61 62 63 64 65 66 67 68 69 70 71 72 73 74 75 76 77 78 79);
+
+    let mut digests = [[simd.set1(0); 5]; N];
+    for v in 0..N {
+        let state = [a[v], b[v], c[v], d[v], e[v]];
+        for word in 0..5 {
+            digests[v][word] = simd.add(state[word], simd.set1(INITIAL[word]));
+        }
+    }
+    digests
+}

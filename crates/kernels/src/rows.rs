@@ -1,0 +1,299 @@
+//! How a vector kernel goes through a block: chunk by chunk, row by row.
+//!
+//! [`split`](crate::split) says what these are. A row is always hashed as a whole; where a block
+//! begins or ends within one, what lies outside is left out afterwards.
+
+use std::hint::black_box;
+
+use crate::{
+    Block, Filter, Hit, Hits, portable,
+    simd::Simd,
+    split::{CHUNK, LANE_BITS, LANES, case_of},
+    windows::Windows,
+};
+
+/// The five words of as many digests as a vector is wide.
+pub(crate) type Digests<S> = [<S as Simd>::Vector; 5];
+
+/// Hashes a row, `N` vectors at a time.
+pub(crate) trait Hasher<const N: usize>: Copy {
+    /// The vectors that the digests lie in.
+    type Simd: Simd;
+    /// What a chunk brings to each of its rows.
+    type Chunk;
+    /// What a row brings to each of its hashes.
+    type Row;
+
+    fn simd(self) -> Self::Simd;
+    /// The chunk that begins with the secret `first` of `length` bytes, at least two.
+    fn chunk(self, length: u32, first: u64) -> Self::Chunk;
+    /// The row with this number in the chunk.
+    fn row(self, chunk: &Self::Chunk, number: usize) -> Self::Row;
+    /// The digests of the row's lanes from `lane` on. `CASE` is that of the chunk's length.
+    fn hash<const CASE: usize>(
+        self,
+        chunk: &Self::Chunk,
+        row: &Self::Row,
+        lane: usize,
+    ) -> [Digests<Self::Simd>; N];
+}
+
+/// Secrets that lie in one chunk.
+#[derive(Clone, Copy)]
+struct Part {
+    /// The chunk's first secret.
+    chunk: u64,
+    /// The first of them, counted within the chunk.
+    from: u64,
+    count: u64,
+    /// How far their first lies behind the block's.
+    offset: u64,
+}
+
+impl Part {
+    /// The part of a block that begins `offset` behind its first secret.
+    fn of(block: &Block, offset: u64) -> Part {
+        let first = block.first + offset;
+        let from = first % CHUNK;
+        Part {
+            chunk: first - from,
+            from,
+            count: (CHUNK - from).min(block.count - offset),
+            offset,
+        }
+    }
+
+    /// The rows in which it lies.
+    fn rows(self) -> std::ops::Range<usize> {
+        let end = (self.from + self.count).div_ceil(LANES as u64);
+        (self.from >> LANE_BITS) as usize..end as usize
+    }
+
+    /// Which lanes of a row belong to it.
+    fn lanes(self, row: usize) -> std::ops::Range<usize> {
+        let first = (row * LANES) as u64;
+        let end = (self.from + self.count).min(first + LANES as u64);
+        (self.from.max(first) - first) as usize..(end - first) as usize
+    }
+}
+
+/// See [`Kernel::scan`](crate::Kernel::scan).
+#[inline(always)]
+pub(crate) fn scan<H: Hasher<N>, const N: usize>(
+    hasher: H,
+    block: &Block,
+    filter: &Filter,
+    hits: &mut Hits,
+) -> u64 {
+    // Not even a chunk of these exists.
+    if block.length < 2 {
+        return portable::scan(block, filter, hits);
+    }
+    if hits.is_full() {
+        return 0;
+    }
+    let windows = Windows::new(hasher.simd(), filter);
+    let mut offset = 0;
+    while offset < block.count {
+        let part = Part::of(block, offset);
+        let chunk = hasher.chunk(block.length, part.chunk);
+        let tried = match case_of(block.length) {
+            0 => scan_part::<H, N, 0>(hasher, &chunk, &windows, filter, part, hits),
+            1 => scan_part::<H, N, 1>(hasher, &chunk, &windows, filter, part, hits),
+            _ => scan_part::<H, N, 2>(hasher, &chunk, &windows, filter, part, hits),
+        };
+        offset += tried;
+        if hits.is_full() {
+            break;
+        }
+    }
+    offset
+}
+
+/// Tries a part of a chunk, and gives how much of it was tried before the list was full.
+#[inline(always)]
+fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
+    hasher: H,
+    chunk: &H::Chunk,
+    windows: &Windows<'_, H::Simd>,
+    filter: &Filter,
+    part: Part,
+    hits: &mut Hits,
+) -> u64 {
+    let simd = hasher.simd();
+    for number in part.rows() {
+        // Hidden from the optimiser, which would otherwise load what is the same in every row
+        // before the loop, run out of registers, and keep it on the stack instead.
+        let chunk = black_box(chunk);
+        let row = hasher.row(chunk, number);
+        // The rounds take its words one by one, as operands that are broadcast from memory.
+        let row = black_box(&row);
+        let mut lane = 0;
+        while lane < LANES {
+            let digests = hasher.hash::<CASE>(chunk, row, lane);
+            let mut passed = [0; N];
+            for v in 0..N {
+                passed[v] = windows.check(simd, &digests[v]);
+            }
+            if passed != [0; N] {
+                for v in 0..N {
+                    let first = lane + v * H::Simd::WIDTH;
+                    if passed[v] != 0
+                        && confirm(
+                            &stored(simd, &digests[v]),
+                            (number, first),
+                            passed[v],
+                            filter,
+                            part,
+                            hits,
+                        )
+                    {
+                        let last = hits.last().map_or(0, |hit| hit.offset);
+                        return last + 1 - part.offset;
+                    }
+                }
+            }
+            lane += N * H::Simd::WIDTH;
+        }
+    }
+    part.count
+}
+
+/// The widest vectors there are.
+const WIDEST: usize = 16;
+
+#[inline(always)]
+fn stored<S: Simd>(simd: S, digests: &Digests<S>) -> [[u32; WIDEST]; 5] {
+    let mut words = [[0; WIDEST]; 5];
+    for word in 0..5 {
+        simd.store(digests[word], &mut words[word]);
+    }
+    words
+}
+
+/// Looks closely at the hashes of a vector that passed the fast filter, and adds those that are
+/// hits; tells whether that filled the list. The vector's first hash is that of a row and lane.
+#[cold]
+#[inline(never)]
+fn confirm(
+    words: &[[u32; WIDEST]; 5],
+    (row, first): (usize, usize),
+    passed: u64,
+    filter: &Filter,
+    part: Part,
+    hits: &mut Hits,
+) -> bool {
+    let wanted = part.lanes(row);
+    for lane in 0..WIDEST {
+        // Four bits for each hash, one for each four of its windows.
+        if passed >> (4 * lane) & 0xf == 0 || !wanted.contains(&(first + lane)) {
+            continue;
+        }
+        let digest = std::array::from_fn(|word| words[word][lane]);
+        let counter = (row * LANES + first + lane) as u64;
+        let offset = part.offset + (counter - part.from);
+        filter.check(&digest, |found| hits.push(Hit::new(offset, found)));
+        if hits.is_full() {
+            return true;
+        }
+    }
+    false
+}
+
+/// See [`Kernel::digest_sum`](crate::Kernel::digest_sum).
+#[inline(always)]
+pub(crate) fn digest_sum<H: Hasher<N>, const N: usize>(hasher: H, block: &Block) -> u32 {
+    if block.length < 2 {
+        return portable::digest_sum(block);
+    }
+    let mut sum = 0;
+    let mut offset = 0;
+    while offset < block.count {
+        let part = Part::of(block, offset);
+        let chunk = hasher.chunk(block.length, part.chunk);
+        sum ^= match case_of(block.length) {
+            0 => part_sum::<H, N, 0>(hasher, &chunk, part),
+            1 => part_sum::<H, N, 1>(hasher, &chunk, part),
+            _ => part_sum::<H, N, 2>(hasher, &chunk, part),
+        };
+        offset += part.count;
+    }
+    sum
+}
+
+#[inline(always)]
+fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
+    hasher: H,
+    chunk: &H::Chunk,
+    part: Part,
+) -> u32 {
+    let simd = hasher.simd();
+    let mut sums = [simd.set1(0); N];
+    let mut sum = 0;
+    for number in part.rows() {
+        let chunk = black_box(chunk);
+        let row = hasher.row(chunk, number);
+        let row = black_box(&row);
+        let wanted = part.lanes(number);
+        let mut lane = 0;
+        while lane < LANES {
+            let digests = hasher.hash::<CASE>(chunk, row, lane);
+            for v in 0..N {
+                let first = lane + v * H::Simd::WIDTH;
+                if wanted.start <= first && first + H::Simd::WIDTH <= wanted.end {
+                    sums[v] = simd.xor(sums[v], digests[v][0]);
+                } else {
+                    let words = stored(simd, &digests[v]);
+                    for (lane, word) in (first..first + H::Simd::WIDTH).zip(words[0]) {
+                        sum ^= if wanted.contains(&lane) { word } else { 0 };
+                    }
+                }
+            }
+            lane += N * H::Simd::WIDTH;
+        }
+    }
+    for v in 0..N {
+        let mut words = [0; WIDEST];
+        simd.store(sums[v], &mut words);
+        sum ^= words.iter().fold(0, |sum, word| sum ^ word);
+    }
+    sum
+}
+
+/// What every kernel does, compiled for its instructions: methods of a type whose value is the proof
+/// that the CPU has them.
+macro_rules! kernel {
+    ($features:literal) => {
+        /// See [`Kernel::scan`](crate::Kernel::scan).
+        pub(crate) fn scan(
+            self,
+            block: &crate::Block,
+            filter: &crate::Filter,
+            hits: &mut crate::Hits,
+        ) -> u64 {
+            #[target_feature(enable = $features)]
+            fn compiled<H: crate::rows::Hasher<VECTORS>>(
+                hasher: H,
+                block: &crate::Block,
+                filter: &crate::Filter,
+                hits: &mut crate::Hits,
+            ) -> u64 {
+                crate::rows::scan(hasher, block, filter, hits)
+            }
+            // SAFETY: `self` proves that the CPU has them.
+            unsafe { compiled(self, block, filter, hits) }
+        }
+
+        /// See [`Kernel::digest_sum`](crate::Kernel::digest_sum).
+        pub(crate) fn digest_sum(self, block: &crate::Block) -> u32 {
+            #[target_feature(enable = $features)]
+            fn compiled<H: crate::rows::Hasher<VECTORS>>(hasher: H, block: &crate::Block) -> u32 {
+                crate::rows::digest_sum(hasher, block)
+            }
+            // SAFETY: `self` proves that the CPU has them.
+            unsafe { compiled(self, block) }
+        }
+    };
+}
+
+pub(crate) use kernel;

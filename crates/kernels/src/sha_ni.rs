@@ -1,0 +1,125 @@
+//! The kernel for CPUs with the SHA extensions: one hash to a vector, four at a time, and the filter
+//! of [`avx2`](crate::avx2) on eight of them.
+
+use std::arch::x86_64::*;
+
+use crate::{
+    avx2::Avx2,
+    quads::{Chunk, Quad, Row},
+    rows::{Digests, Hasher, kernel},
+    split::INITIAL,
+};
+
+/// One vector of eight digests.
+const VECTORS: usize = 1;
+
+/// How many hashes are in flight: four rounds of one take as long as those of two or three others.
+const IN_FLIGHT: usize = 4;
+
+/// The SHA extensions, and AVX2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ShaNi(Avx2);
+
+impl ShaNi {
+    /// The proof, if the CPU has them.
+    pub(crate) fn detect() -> Option<ShaNi> {
+        let avx2 = Avx2::detect()?;
+        is_x86_feature_detected!("sha").then_some(ShaNi(avx2))
+    }
+
+    kernel!("sha,avx2");
+}
+
+impl Hasher<VECTORS> for ShaNi {
+    type Simd = Avx2;
+    type Chunk = Chunk;
+    type Row = Row;
+
+    #[inline(always)]
+    fn simd(self) -> Avx2 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn chunk(self, length: u32, first: u64) -> Chunk {
+        Chunk::new(length, first)
+    }
+
+    #[inline(always)]
+    fn row(self, chunk: &Chunk, number: usize) -> Row {
+        chunk.row(number)
+    }
+
+    #[inline(always)]
+    fn hash<const CASE: usize>(
+        self,
+        chunk: &Chunk,
+        row: &Row,
+        lane: usize,
+    ) -> [Digests<Avx2>; VECTORS] {
+        // SAFETY: `self` proves that the CPU has the instructions.
+        unsafe {
+            let lower = hash(chunk, row, lane);
+            let upper = hash(chunk, row, lane + IN_FLIGHT);
+            let mut digests = [_mm256_setzero_si256(); 5];
+            for word in 0..5 {
+                digests[word] = _mm256_set_m128i(upper[word], lower[word]);
+            }
+            [digests]
+        }
+    }
+}
+
+/// The digests of four lanes, a vector for each of their words.
+#[inline]
+#[target_feature(enable = "sha,avx2")]
+fn hash(chunk: &Chunk, row: &Row, lane: usize) -> [__m128i; 5] {
+    let [a, b, c, d, e] = INITIAL.map(|word| word as i32);
+    let (first_abcd, first_e) = (_mm_set_epi32(a, b, c, d), _mm_set_epi32(e, 0, 0, 0));
+    let mut abcd = [first_abcd; IN_FLIGHT];
+    // What four rounds begin with: the next four rounds' fifth word is rotated out of it.
+    let mut before = [first_e; IN_FLIGHT];
+    macro_rules! rounds {
+        ($($quad:literal)*) => { $(
+            let common = load(&row.0[$quad]);
+            for n in 0..IN_FLIGHT {
+                let words = _mm_xor_si128(load(&chunk.lane(lane + n)[$quad]), common);
+                let words = if $quad == 0 {
+                    _mm_add_epi32(before[n], words)
+                } else {
+                    _mm_sha1nexte_epu32(before[n], words)
+                };
+                before[n] = abcd[n];
+                abcd[n] = _mm_sha1rnds4_epu32::<{ $quad / 5 }>(abcd[n], words);
+            }
+        )* };
+    }
+    rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
+    for n in 0..IN_FLIGHT {
+        before[n] = _mm_sha1nexte_epu32(before[n], first_e);
+        abcd[n] = _mm_add_epi32(abcd[n], first_abcd);
+    }
+    let [d, c, b, a] = transposed(abcd);
+    let [_, _, _, e] = transposed(before);
+    [a, b, c, d, e]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(quad: &Quad) -> __m128i {
+    // SAFETY: the array is as long as the vector.
+    unsafe { _mm_loadu_si128(quad.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transposed([a, b, c, d]: [__m128i; 4]) -> [__m128i; 4] {
+    let (ab, cd) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
+    let (more_ab, more_cd) = (_mm_unpackhi_epi32(a, b), _mm_unpackhi_epi32(c, d));
+    [
+        _mm_unpacklo_epi64(ab, cd),
+        _mm_unpackhi_epi64(ab, cd),
+        _mm_unpacklo_epi64(more_ab, more_cd),
+        _mm_unpackhi_epi64(more_ab, more_cd),
+    ]
+}

@@ -1,0 +1,313 @@
+//! The fast filter of the vector kernels, which works on the digests as they lie there: a byte for
+//! each of a hashed name's 28 places, four in a word, seven vectors of them.
+//!
+//! It is a necessary condition. [`plan`](crate::plan) says of which parts it is made.
+
+use crate::{
+    Filter,
+    digits::HASHED_NAME_LEN,
+    plan::{Bank, Classes, ClassTable, Grams, Steps},
+    rows::Digests,
+    simd::Simd,
+};
+
+/// Four places of a hashed name are a group: in a vector, four bytes for each hash.
+const GROUPS: usize = HASHED_NAME_LEN / 4;
+
+/// What a filter compiles to for one kernel.
+pub(crate) struct Windows<'f, S: Simd> {
+    names: Vec<NameFilter<S>>,
+    banks: Vec<BankFilter<S>>,
+    grams: Option<&'f Grams>,
+}
+
+impl<'f, S: Simd> Windows<'f, S> {
+    #[inline(always)]
+    pub(crate) fn new(simd: S, filter: &'f Filter) -> Windows<'f, S> {
+        let plan = filter.plan();
+        let mut names = Vec::with_capacity(plan.alone.len());
+        for classes in &plan.alone {
+            names.push(NameFilter::new(simd, classes));
+        }
+        let mut banks = Vec::with_capacity(plan.banks.len());
+        for bank in &plan.banks {
+            banks.push(BankFilter::new(simd, bank));
+        }
+        Windows {
+            names,
+            banks,
+            grams: plan.grams.as_ref(),
+        }
+    }
+
+    /// Which hashes may have a window near enough: at least one of the four bits of each that does.
+    #[inline(always)]
+    pub(crate) fn check(&self, simd: S, digest: &Digests<S>) -> u64 {
+        let plain = digits(simd, digest);
+        let mut digits = [simd.prepare(plain[0]); GROUPS];
+        for group in 1..GROUPS {
+            digits[group] = simd.prepare(plain[group]);
+        }
+        let mut passed = 0;
+        for name in &self.names {
+            passed |= name.check(simd, &digits);
+        }
+        for bank in &self.banks {
+            passed |= match bank.errors {
+                0 => bank.check::<0>(simd, &digits),
+                1 => bank.check::<1>(simd, &digits),
+                _ => bank.check::<2>(simd, &digits),
+            };
+        }
+        if let Some(grams) = self.grams {
+            passed |= check_grams(simd, grams, &digits);
+        }
+        passed
+    }
+}
+
+/// The digits of each group.
+#[inline(always)]
+fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; GROUPS] {
+    let [h0, h1, h2, h3, h4] = *digest;
+    // Four digits are 24 bits; where they span two words, those are brought together first.
+    [
+        simd.upper_digits(h0),
+        simd.lower_digits(simd.look_on::<2>(h1, h0)),
+        simd.lower_digits(simd.look_on::<3>(h2, h1)),
+        simd.lower_digits(h2),
+        simd.upper_digits(h3),
+        simd.lower_digits(simd.look_on::<2>(h4, h3)),
+        simd.lower_digits(simd.look_on::<3>(simd.set1(0), h4)),
+    ]
+}
+
+/// A byte for each place, looked up, and what lies beyond the last place.
+#[inline(always)]
+fn bytes<S: Simd>(
+    simd: S,
+    table: &Lookup<S>,
+    digits: &[S::Digits; GROUPS],
+) -> [S::Vector; GROUPS + 2] {
+    let mut bytes = [table.beyond; GROUPS + 2];
+    for group in 0..GROUPS - 1 {
+        bytes[group] = simd.lookup(&table.digits, digits[group]);
+    }
+    let last = digits[GROUPS - 1];
+    bytes[GROUPS - 1] = simd.lookup_last(&table.digits, last, table.padding);
+    bytes
+}
+
+/// A [`ClassTable`] in vectors.
+struct Lookup<S: Simd> {
+    digits: S::Table,
+    /// The padding's byte in the last place of the last group.
+    padding: S::Vector,
+    beyond: S::Vector,
+}
+
+impl<S: Simd> Lookup<S> {
+    #[inline(always)]
+    fn new(simd: S, table: &ClassTable) -> Lookup<S> {
+        Lookup {
+            digits: simd.table(&table.digits),
+            padding: simd.set1(u32::from(table.padding) << 24),
+            beyond: simd.set1_byte(table.beyond),
+        }
+    }
+}
+
+/// The window filter of one name.
+struct NameFilter<S: Simd> {
+    steps: Steps,
+    first: Lookup<S>,
+    further: Vec<Lookup<S>>,
+    least: S::Vector,
+}
+
+impl<S: Simd> NameFilter<S> {
+    #[inline(always)]
+    fn new(simd: S, classes: &Classes) -> NameFilter<S> {
+        let mut further = Vec::new();
+        for table in &classes.further {
+            further.push(Lookup::new(simd, table));
+        }
+        NameFilter {
+            steps: classes.steps,
+            first: Lookup::new(simd, &classes.first),
+            further,
+            least: simd.set1_byte(classes.least),
+        }
+    }
+
+    #[inline(always)]
+    fn check(&self, simd: S, digits: &[S::Digits; GROUPS]) -> u64 {
+        let agree = match self.steps {
+            Steps::Even => diagonals::<S, false>(simd, &self.first, digits),
+            Steps::All => diagonals::<S, true>(simd, &self.first, digits),
+            Steps::Count => self.count(simd, digits),
+        };
+        let mut most = agree[0];
+        for group in 1..GROUPS {
+            most = simd.max_bytes(most, agree[group]);
+        }
+        simd.not_less(most, self.least)
+    }
+
+    /// For each window, in the byte of the place where it begins, how many characters agree.
+    #[inline(always)]
+    fn count(&self, simd: S, digits: &[S::Digits; GROUPS]) -> [S::Vector; GROUPS] {
+        let mut agree = diagonals::<S, true>(simd, &self.first, digits);
+        for group in 0..GROUPS {
+            agree[group] = simd.count_ones(agree[group]);
+        }
+        for number in 0..self.further.len() {
+            let more = diagonals::<S, true>(simd, &self.further[number], digits);
+            // The next eight characters of a window lie eight places, that is two groups, further
+            // on.
+            let begin = 2 * (number + 1);
+            for group in begin..GROUPS {
+                let more = simd.count_ones(more[group]);
+                agree[group - begin] = simd.add_bytes(agree[group - begin], more);
+            }
+        }
+        agree
+    }
+}
+
+/// For each window, in the byte of the place where it begins, a bit for each of the table's
+/// characters that agrees.
+///
+/// First each byte says which characters its digit satisfies. Then the bytes of a window are
+/// brought together along the diagonal, where character `p` belongs to place `p` of the window, in
+/// three steps of 4, 2 and 1 places: the step of `s` takes the bits of those characters whose number
+/// has the bit `s` from `s` places further on. Where only characters with even numbers matter, the
+/// step of 1 is left out.
+#[inline(always)]
+fn diagonals<S: Simd, const ODD: bool>(
+    simd: S,
+    table: &Lookup<S>,
+    digits: &[S::Digits; GROUPS],
+) -> [S::Vector; GROUPS] {
+    let mut bytes = bytes(simd, table, digits);
+    let (step_4, step_2, step_1) = (
+        simd.set1_byte(0x0f),
+        simd.set1_byte(0x33),
+        simd.set1_byte(0x55),
+    );
+    for group in 0..GROUPS {
+        bytes[group] = simd.select(step_4, bytes[group], bytes[group + 1]);
+    }
+    for group in 0..GROUPS {
+        let far = simd.look_on::<2>(bytes[group], bytes[group + 1]);
+        bytes[group] = simd.select(step_2, bytes[group], far);
+    }
+    let mut agree = [bytes[0]; GROUPS];
+    for group in 0..GROUPS {
+        agree[group] = if ODD {
+            let far = simd.look_on::<1>(bytes[group], bytes[group + 1]);
+            simd.select(step_1, bytes[group], far)
+        } else {
+            bytes[group]
+        };
+    }
+    agree
+}
+
+/// The filter of a bank.
+struct BankFilter<S: Simd> {
+    errors: u8,
+    /// For each character, the buckets that it satisfies.
+    characters: Vec<Lookup<S>>,
+}
+
+/// Which buckets agree with a window, but for at most 0, 1 and 2 characters.
+type Within<S> = [[<S as Simd>::Vector; GROUPS]; 3];
+
+impl<S: Simd> BankFilter<S> {
+    #[inline(always)]
+    fn new(simd: S, bank: &Bank) -> BankFilter<S> {
+        let mut characters = Vec::new();
+        for table in &bank.characters {
+            characters.push(Lookup::new(simd, table));
+        }
+        BankFilter {
+            errors: bank.errors,
+            characters,
+        }
+    }
+
+    /// All windows of all buckets at once: character by character, which of them agree so far but
+    /// for at most 0, 1 and 2.
+    ///
+    /// That is the bit-parallel automaton of Wu and Manber ("Fast Text Searching Allowing Errors",
+    /// 1992), for substitutions alone, with the windows side by side where theirs come one after
+    /// another.
+    #[inline(always)]
+    fn check<const ERRORS: usize>(&self, simd: S, digits: &[S::Digits; GROUPS]) -> u64 {
+        let mut within = [[simd.set1_byte(0xff); GROUPS]; 3];
+        macro_rules! character {
+            ($p:literal) => {
+                if let Some(table) = self.characters.get($p) {
+                    step::<S, ERRORS, $p, { $p % 4 }>(simd, table, digits, &mut within);
+                }
+            };
+        }
+        character!(0);
+        character!(1);
+        character!(2);
+        character!(3);
+        character!(4);
+        character!(5);
+        character!(6);
+        character!(7);
+        let mut any = within[ERRORS][0];
+        for group in 1..GROUPS {
+            any = simd.or(any, within[ERRORS][group]);
+        }
+        simd.not_less(any, simd.set1_byte(1))
+    }
+}
+
+/// The step of [`BankFilter::check`] for character `P`, which is `ON` places into its group.
+#[inline(always)]
+fn step<S: Simd, const ERRORS: usize, const P: usize, const ON: u8>(
+    simd: S,
+    table: &Lookup<S>,
+    digits: &[S::Digits; GROUPS],
+    within: &mut Within<S>,
+) {
+    let bytes = bytes(simd, table, digits);
+    for group in 0..GROUPS {
+        let (near, far) = (bytes[group + P / 4], bytes[group + P / 4 + usize::from(ON > 0)]);
+        let agrees = simd.look_on::<ON>(near, far);
+        if ERRORS > 1 {
+            within[2][group] = simd.and_or(within[2][group], agrees, within[1][group]);
+        }
+        if ERRORS > 0 {
+            within[1][group] = simd.and_or(within[1][group], agrees, within[0][group]);
+        }
+        within[0][group] = simd.and(within[0][group], agrees);
+    }
+}
+
+/// Which hashes have a known gram at one of the places where grams are looked for.
+#[inline(always)]
+fn check_grams<S: Simd>(simd: S, grams: &Grams, digits: &[S::Digits; GROUPS]) -> u64 {
+    let mut codes = [simd.codes(digits[0]); GROUPS + 1];
+    for group in 1..GROUPS {
+        codes[group] = simd.codes(digits[group]);
+    }
+    let mut known = simd.set1(0);
+    for place in grams.places() {
+        let (near, far) = (codes[place / 4], codes[place / 4 + 1]);
+        let gram = match place % 4 {
+            0 => near,
+            1 => simd.look_on::<1>(near, far),
+            2 => simd.look_on::<2>(near, far),
+            _ => simd.look_on::<3>(near, far),
+        };
+        known = simd.or(known, simd.known(grams, gram));
+    }
+    simd.not_less(known, simd.set1_byte(1))
+}

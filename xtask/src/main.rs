@@ -77,6 +77,13 @@ fn test() -> Result<()> {
         "tests of the kernels",
         &mut cargo("test -p hashfinder-kernels -- --nocapture"),
     )?;
+    match other_architecture()? {
+        Checked::Tested => {}
+        Checked::Compiled => skipped
+            .push("tests of the kernel for aarch64: needs qemu-aarch64 and aarch64-linux-gnu-gcc"),
+        Checked::Not => skipped
+            .push("the kernel for aarch64: needs `rustup target add aarch64-unknown-linux-gnu`"),
+    }
     step("the program", &mut cargo("build --release"))?;
     let python = python()?;
     step(
@@ -91,6 +98,48 @@ fn test() -> Result<()> {
     }
     println!("all is well");
     Ok(())
+}
+
+/// How far the kernel for the other architecture could be checked.
+enum Checked {
+    Tested,
+    Compiled,
+    Not,
+}
+
+/// Compiles the kernels for aarch64 where its target is installed, and tests them where there is
+/// what runs and links such programs.
+fn other_architecture() -> Result<Checked> {
+    const TARGET: &str = "aarch64-unknown-linux-gnu";
+    const LINKER: &str = "aarch64-linux-gnu-gcc";
+    // An emulator is slow; the kernel's own machine takes the full number.
+    const SECRETS: &str = "2000000";
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let sysroot = sysroot.context("cannot run rustc")?.stdout;
+    let sysroot = PathBuf::from(String::from_utf8(sysroot)?.trim());
+    if !sysroot.join("lib/rustlib").join(TARGET).exists() {
+        return Ok(Checked::Not);
+    }
+    if !runs(Command::new("qemu-aarch64").arg("--version"))
+        || !runs(Command::new(LINKER).arg("--version"))
+    {
+        let arguments = format!("check --package hashfinder-kernels --target {TARGET}");
+        step("the kernels for aarch64", &mut cargo(&arguments))?;
+        return Ok(Checked::Compiled);
+    }
+    step(
+        "tests of the kernels for aarch64",
+        cargo(&format!(
+            "test -p hashfinder-kernels --tests --target {TARGET} -- --nocapture"
+        ))
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER)
+        .env(
+            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER",
+            "qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu",
+        )
+        .env("KERNEL_SECRETS", SECRETS),
+    )?;
+    Ok(Checked::Tested)
 }
 
 /// Runs a command in the project's root and says how long it took.

@@ -1,6 +1,11 @@
 //! `cargo xtask bench peers`: our kernels beside hashcat, on one core, in turn.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, process::Command};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    process::{Command, Output},
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -18,19 +23,114 @@ const SECONDS: &str = "2";
 /// The peer that every other figure is compared with.
 const PEER: &str = "hashcat -b -m 100 -D 1 (pocl)";
 
-/// What is searched for, and how near.
-const SEARCHES: [(&[&str], &str); 3] = [
-    (&["doctor", "prologue"], "0"),
-    (&["doctor", "prologue"], "1"),
-    (&["doctor", "prologue"], "2"),
+/// What our own program is asked to measure, in turn.
+const OURS: [&str; 5] = [
+    "--threads 1 --name doctor --name prologue",
+    "--threads 1 --name doctor --name prologue --names 16 --ideal-distance 1 --kernel BEST",
+    "--threads 1 --name doctor --name prologue --ideal-distance 2 --kernel BEST",
+    "--threads 1 --names 1 --names 16 --names 64 --names 1000 --kernel BEST",
+    "--threads 1 --name doctor --length 5 --kernel BEST",
 ];
 
-/// Measures, prints the table, and writes it to `bench/RESULTS.md`.
+/// What runs on two cores, which `CORE` is one of.
+const TWO_CORES: &str = "0,1";
+const ON_TWO: &str = "--threads 2 --name doctor --kernel BEST";
+
+/// A search through the engine, of a name that is not found.
+const ENGINE: &str = "find prologue --threads 1 --maximum-hashes 400000000";
+const ENGINE_ROW: &str = "find, through the engine";
+
+/// The ratios that tell most: the name, what and to what, and how often the first counts. `BEST` stands
+/// for the fastest kernel.
+const RATIOS: [(&str, &str, &str, f64); 14] = [
+    ("hashing alone / hashcat", "BEST: sha1", PEER, 1.0),
+    (
+        "6 characters, distance 0 / hashcat",
+        "BEST: doctor at distance 0",
+        PEER,
+        1.0,
+    ),
+    (
+        "6 characters, distance 1 / hashcat",
+        "BEST: doctor at distance 1",
+        PEER,
+        1.0,
+    ),
+    (
+        "6 characters, distance 2 / hashcat",
+        "BEST: doctor at distance 2",
+        PEER,
+        1.0,
+    ),
+    (
+        "8 characters, distance 2 / hashcat",
+        "BEST: prologue at distance 2",
+        PEER,
+        1.0,
+    ),
+    (
+        "search / hashing alone, distance 0",
+        "BEST: doctor at distance 0",
+        "BEST: sha1",
+        1.0,
+    ),
+    (
+        "search / hashing alone, distance 2",
+        "BEST: doctor at distance 2",
+        "BEST: sha1",
+        1.0,
+    ),
+    (
+        "search on two threads / on one",
+        "BEST: doctor at distance 0 on 2 threads",
+        "BEST: doctor at distance 0",
+        1.0,
+    ),
+    (
+        "avx2, hashing alone / the sha1 crate",
+        "avx2: sha1",
+        "portable: sha1",
+        1.0,
+    ),
+    (
+        "5 bytes / 4 bytes",
+        "BEST: doctor at distance 0, 5 bytes",
+        "BEST: doctor at distance 0",
+        1.0,
+    ),
+    (
+        "16 names x their speed / one name's",
+        "BEST: 16 names at distance 0",
+        "BEST: 1 names at distance 0",
+        16.0,
+    ),
+    (
+        "64 names x their speed / one name's",
+        "BEST: 64 names at distance 0",
+        "BEST: 1 names at distance 0",
+        64.0,
+    ),
+    (
+        "1,000 names x their speed / one name's",
+        "BEST: 1000 names at distance 0",
+        "BEST: 1 names at distance 0",
+        1000.0,
+    ),
+    (
+        "16 names at distance 1 x their speed / one name's",
+        "BEST: 16 names at distance 1",
+        "BEST: doctor at distance 1",
+        16.0,
+    ),
+];
+
+/// Measures, prints the tables, and writes them to `bench/RESULTS.md`.
 pub(crate) fn run() -> Result<()> {
     step("the program", &mut cargo("build --release"))?;
     if !runs(Command::new("hashcat").arg("--version")) {
         step("the packages' list", Command::new("apt-get").arg("update"))?;
-        // hashcat runs on the CPU through an OpenCL implementation, which pocl is.
+        // hashcat runs on the CPU through an OpenCL implementation, which pocl is. John the Ripper's
+        // package knows no raw SHA-1.
         step(
             "hashcat",
             Command::new("apt-get").args([
@@ -43,20 +143,46 @@ pub(crate) fn run() -> Result<()> {
             ]),
         )?;
     }
-    let mut samples: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut samples = Samples::default();
     for round in 1..=ROUNDS {
         println!("== round {round} of {ROUNDS}");
-        samples.entry(PEER.to_owned()).or_default().push(hashcat()?);
-        for (names, distance) in SEARCHES {
-            for (case, rate) in ours(names, distance)? {
-                samples.entry(case).or_default().push(rate);
-            }
+        samples.add(PEER.to_owned(), hashcat()?);
+        for arguments in OURS {
+            bench(CORE, arguments, &mut samples)?;
         }
+        bench(TWO_CORES, ON_TWO, &mut samples)?;
+        samples.add(ENGINE_ROW.to_owned(), engine()?);
     }
-    let table = table(samples)?;
-    println!("{table}");
+    let text = report(&samples)?;
+    println!("{text}");
     let results = root().join("bench/RESULTS.md");
-    fs::write(&results, table).with_context(|| format!("cannot write {}", results.display()))
+    fs::write(&results, text).with_context(|| format!("cannot write {}", results.display()))
+}
+
+/// Hashes per second by what was measured, in every round.
+#[derive(Default)]
+struct Samples {
+    rates: BTreeMap<String, Vec<f64>>,
+    /// The fastest kernel's name, once it was measured.
+    best: String,
+}
+
+impl Samples {
+    fn add(&mut self, what: String, rate: f64) {
+        self.rates.entry(what).or_default().push(rate);
+    }
+
+    /// The median of what was measured.
+    fn of(&self, what: &str) -> Result<f64> {
+        let what = what.replace("BEST", &self.best);
+        let mut rates = self
+            .rates
+            .get(&what)
+            .with_context(|| format!("{what} was not measured"))?
+            .clone();
+        rates.sort_by(f64::total_cmp);
+        Ok(rates[rates.len() / 2])
+    }
 }
 
 /// hashcat's hashes per second.
@@ -84,59 +210,93 @@ fn parse_speed(line: &str) -> Option<f64> {
     Some(number * unit)
 }
 
-/// Our own rows: the kernel and the case, and hashes per second. Every call measures hashing alone
-/// too, so that has more samples than the others.
-fn ours(names: &[&str], distance: &str) -> Result<Vec<(String, f64)>> {
-    let mut command = Command::new("taskset");
-    command
-        .args(["-c", CORE])
-        .arg(target().join("release/hashfinder"));
-    command.args(["bench", "--json", "--threads", "1", "--seconds", SECONDS]);
-    command.args(["--ideal-distance", distance]);
-    for name in names {
-        command.args(["--name", name]);
-    }
-    let output = command.output().context("cannot run hashfinder bench")?;
-    ensure!(output.status.success(), "hashfinder bench failed");
-    let text = String::from_utf8(output.stdout)?;
-    text.lines()
-        .map(|line| {
-            let row: serde_json::Value = serde_json::from_str(line)?;
-            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-            let rate = row["hashes_per_second"]
-                .as_f64()
-                .context("a row without a rate")?;
-            Ok((format!("{}: {}", text("kernel"), text("case")), rate))
-        })
-        .collect()
+/// Runs our own program on some cores.
+fn ours(cores: &str, arguments: &str) -> Result<Output> {
+    let output = Command::new("taskset")
+        .args(["-c", cores])
+        .arg(target().join("release/hashfinder"))
+        .args(arguments.split_whitespace())
+        .output()
+        .context("cannot run hashfinder")?;
+    Ok(output)
 }
 
-fn table(samples: BTreeMap<String, Vec<f64>>) -> Result<String> {
-    let mut medians: Vec<(String, f64)> = samples
-        .into_iter()
-        .map(|(case, samples)| (case, median(samples)))
-        .collect();
+/// Our own rows: the kernel and the case, and hashes per second. Every call measures hashing alone
+/// too, so that has more samples than the others.
+fn bench(cores: &str, arguments: &str, samples: &mut Samples) -> Result<()> {
+    let arguments = arguments.replace("BEST", &samples.best);
+    let arguments = format!("bench --json --seconds {SECONDS} {arguments}");
+    let output = ours(cores, &arguments)?;
+    ensure!(output.status.success(), "hashfinder {arguments} failed");
+    for line in String::from_utf8(output.stdout)?.lines() {
+        let row: serde_json::Value = serde_json::from_str(line)?;
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        // The fastest is measured first.
+        if samples.best.is_empty() {
+            samples.best = text("kernel");
+        }
+        let threads = match row["threads"].as_u64() {
+            Some(1) => String::new(),
+            threads => format!(" on {} threads", threads.unwrap_or_default()),
+        };
+        // On one core of two it would run beside nobody; it counts when both are at work.
+        if cores == TWO_CORES && threads.is_empty() {
+            continue;
+        }
+        let rate = row["hashes_per_second"].as_f64();
+        samples.add(
+            format!("{}: {}{threads}", text("kernel"), text("case")),
+            rate.context("a row without a rate")?,
+        );
+    }
+    Ok(())
+}
+
+/// Hashes per second of a search, as it tells them at its end.
+fn engine() -> Result<f64> {
+    let output = ours(CORE, ENGINE)?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let rate = text
+        .split_once(" million a second")
+        .and_then(|(before, _)| {
+            let number = before.rsplit(' ').next()?;
+            number.parse::<f64>().ok()
+        });
+    let rate = rate.with_context(|| format!("hashfinder {ENGINE} tells no speed:\n{text}"))?;
+    Ok(rate * 1e6)
+}
+
+fn report(samples: &Samples) -> Result<String> {
+    let mut medians = Vec::new();
+    for what in samples.rates.keys() {
+        medians.push((what, samples.of(what)?));
+    }
     medians.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let peer = medians.iter().find(|(case, _)| case == PEER);
-    let (_, peer) = peer.context("hashcat was not measured")?;
-    let mut table = format!(
+    let peer = samples.of(PEER)?;
+    let mut text = format!(
         "# Results\n\n\
-         `cargo xtask bench peers` on one core of: {}\n\n\
+         `cargo xtask bench peers` on one core (or two, where it says so) of: {}\n\n\
          Medians of {ROUNDS} rounds in which all took turns. `sha1` is hashing alone; for the\n\
          portable kernel that is the `sha1` crate's speed. hashcat looks for one digest that it\n\
          knows, and can leave rounds out; a search for a name anywhere in the text cannot.\n\n\
-         | what | million hashes per second | beside hashcat |\n| --- | ---: | ---: |\n",
+         | ratio | median |\n| --- | ---: |\n",
         cpu()
     );
-    for (case, rate) in &medians {
-        writeln!(table, "| {case} | {:.1} | {:.2} |", rate / 1e6, rate / peer)?;
+    for (name, what, to, times) in RATIOS {
+        let ratio = times * samples.of(what)? / samples.of(to)?;
+        writeln!(text, "| {name} | {ratio:.2} |")?;
     }
-    Ok(table)
-}
-
-fn median(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples[samples.len() / 2]
+    let alone = samples.of("BEST: prologue at distance 0")?;
+    let engine = samples.of(ENGINE_ROW)? / alone;
+    writeln!(
+        text,
+        "| 8 characters through the engine / the kernel alone | {engine:.2} |"
+    )?;
+    text += "\n| what | million hashes per second | beside hashcat |\n| --- | ---: | ---: |\n";
+    for (what, rate) in &medians {
+        writeln!(text, "| {what} | {:.1} | {:.2} |", rate / 1e6, rate / peer)?;
+    }
+    Ok(text)
 }
 
 /// The CPU's name, as the system has it.

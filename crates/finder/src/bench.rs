@@ -9,16 +9,13 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use hashfinder_search::{Filter, Kernel, Query, kernels};
+use hashfinder_search::{Distance, Filter, Kernel, Query, kernels};
 
 use crate::cli::{BenchArguments, Exit, KernelChoice, say};
-
-/// The secrets of four bytes, which a search is at for its first seconds.
-const LENGTH: u32 = 4;
 
 /// How many secrets one turn takes: long enough that a turn's own cost does not show.
 const TURN: u64 = 1 << 16;
@@ -26,8 +23,11 @@ const TURN: u64 = 1 << 16;
 /// How many secrets each kernel is checked on before it is measured.
 const CHECKED: u64 = 1 << 18;
 
-/// More hits than a turn can have.
+/// More secrets than a turn has, so that none is left out when all of them are hits.
 const ALL_HITS: usize = CHECKED as usize + 1;
+
+/// The length of secrets that a search is at for its first seconds.
+const USUAL_LENGTH: u32 = 4;
 
 /// What is measured: a search, or without a filter the digests alone.
 struct Case {
@@ -60,6 +60,17 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
             filter: Some(query.filter()),
         });
     }
+    for &count in &arguments.sets {
+        cases.push(Case {
+            title: format!("{count} names at distance {}", arguments.ideal_distance),
+            filter: Some(made_up(count, arguments.ideal_distance)),
+        });
+    }
+    if arguments.length != USUAL_LENGTH {
+        for case in &mut cases {
+            case.title += &format!(", {} bytes", arguments.length);
+        }
+    }
     let kernels = match arguments.kernel {
         KernelChoice::One(kernel) => vec![kernel],
         KernelChoice::All => Kernel::all().collect(),
@@ -69,9 +80,9 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
     }
     for kernel in kernels {
         for case in &cases {
-            check(kernel, case)?;
+            check(kernel, case, arguments.length)?;
             for &threads in &threads {
-                let rate = measure(kernel, case, threads, arguments.seconds);
+                let rate = measure(kernel, case, threads, arguments);
                 if arguments.json {
                     let row = serde_json::json!({
                         "kernel": kernel.name(),
@@ -91,6 +102,27 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
         say("every kernel gave the answers of the portable one");
     }
     Ok(Exit::Success)
+}
+
+/// A filter for names that are the same in every run.
+fn made_up(count: u16, distance: Distance) -> Filter {
+    // Marsaglia's "Xorshift RNGs", 2003.
+    let mut state = 0x2545_f491_u32;
+    let mut below = |below: u32| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state % below
+    };
+    let names: Vec<Vec<kernels::CharSet>> = (0..count)
+        .map(|_| {
+            let length = 6 + below(5);
+            let letters = (0..length).map(|_| b'a' + below(26) as u8);
+            let set = |letter| kernels::CharSet::digits_where(|c| c.eq_ignore_ascii_case(&letter));
+            letters.map(set).collect()
+        })
+        .collect();
+    Filter::any(names.iter().map(|name| (&name[..], distance.get())))
 }
 
 fn row(kernel: &str, case: &str, threads: &str, rate: &str) -> Result<()> {
@@ -114,12 +146,12 @@ impl Case {
 }
 
 /// A fast answer is worth nothing if it is wrong.
-fn check(kernel: Kernel, case: &Case) -> Result<()> {
+fn check(kernel: Kernel, case: &Case, length: u32) -> Result<()> {
     let Some(portable) = Kernel::named("portable") else {
         bail!("there is no portable kernel to compare with");
     };
     // Not at a row's beginning, so that broken rows are among them.
-    let block = kernels::Block::new(LENGTH, 12_345, CHECKED);
+    let block = kernels::Block::new(length, 12_345, CHECKED);
     ensure!(
         case.turn(kernel, &block) == case.turn(portable, &block),
         "the kernel {} gives wrong answers for {}",
@@ -130,9 +162,10 @@ fn check(kernel: Kernel, case: &Case) -> Result<()> {
 }
 
 /// Hashes per second of all threads together.
-fn measure(kernel: Kernel, case: &Case, threads: usize, time: Duration) -> f64 {
+fn measure(kernel: Kernel, case: &Case, threads: usize, arguments: &BenchArguments) -> f64 {
+    let length = arguments.length;
     let (ready, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
-    let share = (1_u64 << (8 * LENGTH)) / threads as u64 / TURN * TURN;
+    let share = (1_u64 << (8 * length)) / threads as u64 / TURN * TURN;
     thread::scope(|scope| {
         let work = |thread: usize| {
             let (ready, stop) = (&ready, &stop);
@@ -141,7 +174,7 @@ fn measure(kernel: Kernel, case: &Case, threads: usize, time: Duration) -> f64 {
                 let mut tried = 0;
                 ready.wait();
                 while !stop.load(Ordering::Relaxed) {
-                    let block = kernels::Block::new(LENGTH, first + tried % share, TURN);
+                    let block = kernels::Block::new(length, first + tried % share, TURN);
                     black_box(case.turn(kernel, &block));
                     tried += TURN;
                 }
@@ -157,7 +190,7 @@ fn measure(kernel: Kernel, case: &Case, threads: usize, time: Duration) -> f64 {
             clippy::disallowed_methods,
             reason = "time itself is what is waited for"
         )]
-        thread::sleep(time);
+        thread::sleep(arguments.seconds);
         stop.store(true, Ordering::Relaxed);
         let tried = workers.into_iter().filter_map(|worker| worker.join().ok());
         tried.sum::<u64>() as f64 / began.elapsed().as_secs_f64()

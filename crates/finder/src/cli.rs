@@ -201,9 +201,17 @@ pub(crate) struct BenchArguments {
     #[arg(long = "name", value_name = "NAME", default_value = "doctor")]
     pub(crate) names: Vec<DesiredName>,
 
+    /// A number of made-up names of 6 to 10 letters to search for at once; may be given more than once
+    #[arg(long = "names", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) sets: Vec<u16>,
+
     /// The distance to search at
     #[arg(long, value_name = "D", default_value = "0", value_parser = distance)]
     pub(crate) ideal_distance: Distance,
+
+    /// How many bytes the secrets have
+    #[arg(long, value_name = "L", default_value = "4", value_parser = clap::value_parser!(u32).range(3..=7))]
+    pub(crate) length: u32,
 
     /// How long each row is measured
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]

@@ -244,3 +244,71 @@ impl Name {
         (distance <= self.max_distance).then_some((distance, window))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_character() -> impl Strategy<Value = CharSet> {
+        prop_oneof![
+            8 => (0..64_usize).prop_map(|digit| {
+                let wanted = crate::ALPHABET[digit];
+                CharSet::digits_where(move |c| c.eq_ignore_ascii_case(&wanted))
+            }),
+            1 => Just(CharSet::PADDING),
+            1 => Just(CharSet::EMPTY),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        /// The fast check may let too much pass, never too little.
+        #[test]
+        fn the_fast_check_never_rejects_a_match(
+            characters in proptest::collection::vec(any_character(), 1..=28),
+            max_distance in 0..=28_u8,
+            digest: [u32; 5],
+        ) {
+            let name = Name::new(&characters, max_distance);
+            let digits = digits(&digest);
+            let found = name.nearest(&digits);
+            prop_assert!(found.is_none() || name.may_match(&digits), "{found:?}");
+            for window in 0..HASHED_NAME_LEN {
+                let at = name.is_at(window, &digits);
+                prop_assert!(!at || found.is_some());
+                if let Some((_, nearest)) = found {
+                    prop_assert!(name.is_at(nearest.into(), &digits));
+                }
+            }
+        }
+
+        /// Random digests hardly ever hold a random name, so plant one at every window.
+        #[test]
+        fn a_planted_name_passes_at_its_distance(
+            digest: [u32; 5],
+            length in 1..=28_usize,
+            window in 0..28_usize,
+            spoilt in proptest::collection::vec(any::<bool>(), 28),
+        ) {
+            let window = window % (HASHED_NAME_LEN - length + 1);
+            let planted = &digits(&digest)[window..window + length];
+            let characters: Vec<CharSet> = planted
+                .iter()
+                .zip(&spoilt)
+                .map(|(digit, spoilt)| match (*spoilt, *digit) {
+                    (true, _) => CharSet::EMPTY,
+                    (false, PADDING) => CharSet::PADDING,
+                    (false, digit) => {
+                        CharSet::digits_where(|c| c == crate::ALPHABET[usize::from(digit)])
+                    }
+                })
+                .collect();
+            let cost = spoilt[..length].iter().filter(|spoilt| **spoilt).count() as u8;
+            let mut found = None;
+            Filter::new(&characters, cost).check(&digest, |hit| found = Some(hit));
+            prop_assert!(found.is_some_and(|found| found.distance <= cost), "{found:?}");
+        }
+    }
+}

@@ -17,6 +17,12 @@
 //! assert!(!hits.is_empty() && hits.iter().all(|hit| hit.distance == 0));
 //! ```
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "most loops go across several arrays, and iterators' closures would not be compiled for \
+              the instructions of the function that uses them"
+)]
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -28,20 +34,32 @@ mod neon;
 mod plan;
 mod portable;
 mod quads;
+#[cfg(target_arch = "x86_64")]
 mod rounds;
 mod rows;
 #[cfg(target_arch = "x86_64")]
 mod sha_ni;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        reason = "where the CPU has SHA instructions, they do the rounds"
+    )
+)]
 mod simd;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "the same, and they take four words at a time")
+)]
 mod split;
 mod windows;
 
+pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, hashed_name, place};
+pub use filter::{Filter, MAX_NAMES, Match};
 #[cfg(target_arch = "aarch64")]
 use neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use {avx2::Avx2, avx512::Avx512, sha_ni::ShaNi};
-pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, hashed_name, place};
-pub use filter::{Filter, MAX_NAMES, Match};
 
 /// The longest secret that a [`Block`] can hold, in bytes: its varying part is one 64-bit counter.
 pub const MAX_SECRET_LEN: u32 = 8;

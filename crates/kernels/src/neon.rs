@@ -23,7 +23,8 @@ pub(crate) struct Neon(());
 impl Neon {
     /// The proof, if the CPU has them.
     pub(crate) fn detect() -> Option<Neon> {
-        let available = is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("sha2");
+        let available =
+            is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("sha2");
         available.then_some(Neon(()))
     }
 
@@ -217,7 +218,10 @@ impl Simd for Neon {
             let bytes = vcgeq_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b));
             // One of a hash's four bits is enough.
             let any = vtstq_u32(vreinterpretq_u32_u8(bytes), self.set1(u32::MAX));
-            u64::from(vaddvq_u32(vandq_u32(any, self.load(&[0x1, 0x10, 0x100, 0x1000]))))
+            u64::from(vaddvq_u32(vandq_u32(
+                any,
+                self.load(&[0x1, 0x10, 0x100, 0x1000]),
+            )))
         }
     }
 
@@ -244,7 +248,10 @@ impl Simd for Neon {
 fn spread(word: uint32x4_t, taken: [u8; 4]) -> uint32x4_t {
     let words = [0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c];
     let taken = words.map(|word: u32| word + u32::from_le_bytes(taken));
-    let bytes = vqtbl1q_u8(vreinterpretq_u8_u32(word), vreinterpretq_u8_u32(load(&taken)));
+    let bytes = vqtbl1q_u8(
+        vreinterpretq_u8_u32(word),
+        vreinterpretq_u8_u32(load(&taken)),
+    );
     let halves = vreinterpretq_u16_u8(bytes);
     // By signed distances to the left: ten and six to the right, four and eight to the left.
     let right = vreinterpretq_s16_u32(vdupq_n_u32(u32::from_le_bytes([0xf6, 0xff, 0xfa, 0xff])));

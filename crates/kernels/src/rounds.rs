@@ -42,17 +42,17 @@ impl Chunk {
             // The base's bits go with the lanes, but for those that the row's sums need.
             let (kept, added) = match *word {
                 Word::Constant => {
-                    chunk.constants[t] = base[t].wrapping_add(constant(t));
+                    chunk.constants[t] = base[t].wrapping_add(added(t));
                     continue;
                 }
                 Word::Row(slot) => {
                     chunk.base[slot] = base[t];
-                    chunk.addend[slot] = constant(t);
+                    chunk.addend[slot] = added(t);
                     continue;
                 }
                 Word::Add(slot) => {
                     chunk.base[slot] = base[t] & rows[t];
-                    (base[t] & !rows[t], constant(t))
+                    (base[t] & !rows[t], added(t))
                 }
                 Word::Xor(_) => (base[t], 0),
             };
@@ -85,6 +85,29 @@ pub(crate) struct Row {
     xors: &'static [u32],
 }
 
+/// What round `t` adds that is the same for all messages: its constant; what the initial state brings
+/// to the first rounds; and in the last round, what the digest's first word is the sum with.
+const fn added(t: usize) -> u32 {
+    let [a, b, c, d, e] = INITIAL;
+    let (a_later, b_later) = (a.rotate_left(30), b.rotate_left(30));
+    constant(t).wrapping_add(match t {
+        0 => choose(b, c, d)
+            .wrapping_add(e)
+            .wrapping_add(a.rotate_left(5)),
+        1 => choose(a, b_later, c).wrapping_add(d),
+        2 => c,
+        3 => b_later,
+        4 => a_later,
+        79 => a,
+        _ => 0,
+    })
+}
+
+/// The function of the first rounds (FIPS 180-4, 4.1.1).
+const fn choose(b: u32, c: u32, d: u32) -> u32 {
+    b & c | !b & d
+}
+
 /// The digests of `N` vectors of lanes, from `lane` on, interleaved: the latency of one's round is
 /// hidden behind the others'.
 #[inline(always)]
@@ -106,18 +129,14 @@ pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
         ($t:literal) => {
             for v in 0..N {
                 let lanes = || &chunk.lanes[$t].0[lane + v * S::WIDTH..];
-                let sum = match const { CASES[CASE].words[$t] } {
-                    Word::Constant => simd.add(e[v], simd.set1(chunk.constants[$t])),
+                let word = match const { CASES[CASE].words[$t] } {
+                    Word::Constant => simd.set1(chunk.constants[$t]),
                     Word::Xor(slot) => {
                         let word = simd.xor(simd.load(lanes()), simd.set1(row.xors[slot]));
-                        let sum = simd.add(e[v], word);
-                        simd.add(sum, simd.set1(const { constant($t) }))
+                        simd.add(word, simd.set1(const { added($t) }))
                     }
-                    Word::Add(slot) => {
-                        let sum = simd.add(e[v], simd.load(lanes()));
-                        simd.add(sum, simd.set1(row.sums[slot]))
-                    }
-                    Word::Row(slot) => simd.add(e[v], simd.set1(row.sums[slot])),
+                    Word::Add(slot) => simd.add(simd.load(lanes()), simd.set1(row.sums[slot])),
+                    Word::Row(slot) => simd.set1(row.sums[slot]),
                 };
                 // FIPS 180-4, 4.1.1.
                 let f = match $t / 20 {
@@ -125,8 +144,13 @@ pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
                     2 => simd.majority(b[v], c[v], d[v]),
                     _ => simd.parity(b[v], c[v], d[v]),
                 };
-                let sum = simd.add(sum, f);
-                let sum = simd.add(sum, simd.rotate_left_5(a[v]));
+                let sum = if $t > 4 { simd.add(e[v], word) } else { word };
+                let sum = if $t > 1 { simd.add(sum, f) } else { sum };
+                let sum = if $t > 0 {
+                    simd.add(sum, simd.rotate_left_5(a[v]))
+                } else {
+                    sum
+                };
                 (e[v], d[v], c[v]) = (d[v], c[v], simd.rotate_left_30(b[v]));
                 (b[v], a[v]) = (a[v], sum);
             }
@@ -143,7 +167,8 @@ pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
     let mut digests = [[simd.set1(0); 5]; N];
     for v in 0..N {
         let state = [a[v], b[v], c[v], d[v], e[v]];
-        for word in 0..5 {
+        digests[v][0] = a[v];
+        for word in 1..5 {
             digests[v][word] = simd.add(state[word], simd.set1(INITIAL[word]));
         }
     }

@@ -6,7 +6,7 @@
 use crate::{
     Filter,
     digits::HASHED_NAME_LEN,
-    plan::{Bank, Classes, ClassTable, Grams, Steps},
+    plan::{Bank, ClassTable, Classes, Grams, Steps},
     rows::Digests,
     simd::Simd,
 };
@@ -279,7 +279,10 @@ fn step<S: Simd, const ERRORS: usize, const P: usize, const ON: u8>(
 ) {
     let bytes = bytes(simd, table, digits);
     for group in 0..GROUPS {
-        let (near, far) = (bytes[group + P / 4], bytes[group + P / 4 + usize::from(ON > 0)]);
+        let (near, far) = (
+            bytes[group + P / 4],
+            bytes[group + P / 4 + usize::from(ON > 0)],
+        );
         let agrees = simd.look_on::<ON>(near, far);
         if ERRORS > 1 {
             within[2][group] = simd.and_or(within[2][group], agrees, within[1][group]);

@@ -25,6 +25,7 @@ pub(super) struct LocalSearch {
     pending: VecDeque<Candidate>,
     began: Instant,
     took: Duration,
+    kernel: Kernel,
     /// Threads that search, until the search is dropped.
     _engine: Engine,
 }
@@ -49,6 +50,7 @@ impl LocalSearch {
             pending: VecDeque::new(),
             began,
             took: Duration::ZERO,
+            kernel,
             _engine: engine,
         })
     }
@@ -114,9 +116,9 @@ impl Source for LocalSearch {
     fn summary(&self) -> Option<String> {
         let tried = self.search.frontier() - self.query.start();
         let millions = tried as f64 / self.took.as_secs_f64().max(1e-9) / 1e6;
-        let took = self.took;
+        let (took, kernel) = (self.took, self.kernel.name());
         Some(format!(
-            "{tried} secrets in {took:.2?}, {millions:.1} million a second"
+            "{tried} secrets in {took:.2?}, {millions:.1} million a second ({kernel})"
         ))
     }
 

@@ -41,6 +41,21 @@ def test_every_kernel_is_measured_and_right():
             assert done.stdout.splitlines() == [line_of(FIRST_DOCTOR, "doctor")]
 
 
+def test_names_at_once_and_longer_secrets():
+    arguments = ["--json", "--seconds", "0.05", "--threads", "1", "--length", "5"]
+    arguments += ["--names", "1", "--names", "16", "--names", "300", "--ideal-distance", "1"]
+    done = run("bench", *arguments)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["case"] for row in rows} == {
+        "sha1, 5 bytes",
+        "doctor at distance 1, 5 bytes",
+        "1 names at distance 1, 5 bytes",
+        "16 names at distance 1, 5 bytes",
+        "300 names at distance 1, 5 bytes",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -49,6 +64,8 @@ def test_every_kernel_is_measured_and_right():
         (["serve", "--kernel", "abacus"], "portable"),
         (["bench", "--seconds", "0"], "above 0"),
         (["bench", "--name", ""], "empty"),
+        (["bench", "--names", "0"], "1.."),
+        (["bench", "--length", "8"], "3..=7"),
     ],
 )
 def test_a_wrong_command_line(arguments, says):

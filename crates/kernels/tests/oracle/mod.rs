@@ -1,0 +1,67 @@
+//! What kernels are compared with: slow and obviously right, the `base64` crate's text compared
+//! character by character.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hashfinder_kernels::{CharSet, Filter, Hit};
+use sha1::{Digest, Sha1};
+
+/// The set for a character of a name, letters in either case.
+fn character(wanted: char) -> CharSet {
+    if wanted == '=' {
+        CharSet::PADDING
+    } else {
+        CharSet::digits_where(|c| char::from(c).eq_ignore_ascii_case(&wanted))
+    }
+}
+
+/// A name, and the greatest distance at which it is wanted.
+pub(crate) type Wanted<'a> = (&'a str, u8);
+
+/// The filter for these names, letters in either case.
+pub(crate) fn filter(wanted: &[Wanted<'_>]) -> Filter {
+    let names: Vec<(Vec<CharSet>, u8)> = wanted
+        .iter()
+        .map(|(name, most)| (name.chars().map(character).collect(), *most))
+        .collect();
+    Filter::any(names.iter().map(|(name, most)| (&name[..], *most)))
+}
+
+/// The least distance and its first window, by comparing text.
+fn nearest(text: &str, name: &str) -> (u8, u8) {
+    let text: Vec<char> = text.chars().collect();
+    let name: Vec<char> = name.chars().collect();
+    let mut best = (u8::MAX, 0);
+    for window in 0..=text.len() - name.len() {
+        let mut distance = 0;
+        for index in 0..name.len() {
+            if !text[window + index].eq_ignore_ascii_case(&name[index]) {
+                distance += 1;
+            }
+        }
+        if distance < best.0 {
+            best = (distance, u8::try_from(window).unwrap());
+        }
+    }
+    best
+}
+
+/// What every kernel must find among the secrets of a block.
+pub(crate) fn expected(length: u32, first: u64, count: u64, wanted: &[Wanted<'_>]) -> Vec<Hit> {
+    let mut hits = Vec::new();
+    for offset in 0..count {
+        let counter = (first + offset).to_be_bytes();
+        let text = BASE64_STANDARD.encode(Sha1::digest(&counter[8 - length as usize..]));
+        for (number, (name, most)) in wanted.iter().enumerate() {
+            let (distance, window) = nearest(&text, name);
+            if distance <= *most {
+                hits.push(Hit {
+                    offset,
+                    name: u16::try_from(number).unwrap(),
+                    distance,
+                    window,
+                });
+            }
+        }
+    }
+    hits
+}

@@ -1,0 +1,70 @@
+//! Every kernel against the oracle of the tests, for any block and any set of names.
+
+#![no_main]
+
+#[path = "../../crates/kernels/tests/oracle/mod.rs"]
+mod oracle;
+
+use arbitrary::Arbitrary;
+use hashfinder_kernels::{Block, Hits, Kernel};
+use libfuzzer_sys::fuzz_target;
+use oracle::{Wanted, expected, filter};
+
+/// More secrets than a row has lanes, few enough for many runs a second.
+const MOST_SECRETS: u64 = 200;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    length: u32,
+    first: u64,
+    count: u64,
+    limit: usize,
+    names: Vec<(Vec<u8>, u8)>,
+}
+
+fuzz_target!(|input: Input| {
+    let length = input.length % 9;
+    let secrets = 1_u128 << (8 * length);
+    let first = (u128::from(input.first) % secrets) as u64;
+    let most = (secrets - u128::from(first)).min(MOST_SECRETS.into()) as u64;
+    let block = Block::new(length, first, input.count % (most + 1));
+
+    let alphabet = b"abcdefghijklmnopqrstuvwxyz0123456789+/=.";
+    let names: Vec<(String, u8)> = input
+        .names
+        .iter()
+        .filter(|(name, _)| !name.is_empty())
+        .map(|(name, most)| {
+            let letters = name.iter().take(28);
+            let letter = |letter: &u8| char::from(alphabet[usize::from(*letter) % alphabet.len()]);
+            (letters.map(letter).collect(), most % 29)
+        })
+        .collect();
+    if names.is_empty() {
+        return;
+    }
+    let wanted: Vec<Wanted<'_>> = names
+        .iter()
+        .map(|(name, most)| (&name[..], *most))
+        .collect();
+
+    let mut all = expected(length, first, block.count(), &wanted);
+    // A full list ends with the last hit of a secret.
+    let limit = 1 + input.limit % 64;
+    let mut tried = block.count();
+    if let Some(last) = all.get(limit - 1).map(|hit| hit.offset) {
+        all.retain(|hit| hit.offset <= last);
+        tried = last + 1;
+    }
+    let filter = filter(&wanted);
+    for kernel in Kernel::all() {
+        let mut hits = Hits::with_limit(limit);
+        assert_eq!(
+            kernel.scan(&block, &filter, &mut hits),
+            tried,
+            "{}",
+            kernel.name()
+        );
+        assert_eq!(*hits, *all, "{}", kernel.name());
+    }
+});

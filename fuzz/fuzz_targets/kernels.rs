@@ -8,7 +8,7 @@ mod oracle;
 use arbitrary::Arbitrary;
 use hashfinder_kernels::{Block, Hits, Kernel};
 use libfuzzer_sys::fuzz_target;
-use oracle::{Wanted, expected, filter};
+use oracle::{Wanted, expected, filter, text};
 
 /// More secrets than a row has lanes, few enough for many runs a second.
 const MOST_SECRETS: u64 = 200;
@@ -19,7 +19,21 @@ struct Input {
     first: u64,
     count: u64,
     limit: usize,
-    names: Vec<(Vec<u8>, u8)>,
+    names: Vec<Name>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Name {
+    /// Letters, and a distance.
+    Any(Vec<u8>, u8),
+    /// A part of the hashed name of one of the block's secrets: where it begins, how long it is, and
+    /// in how many characters it is spoilt.
+    Planted {
+        secret: u64,
+        window: u8,
+        size: u8,
+        errors: u8,
+    },
 }
 
 fuzz_target!(|input: Input| {
@@ -29,15 +43,28 @@ fuzz_target!(|input: Input| {
     let most = (secrets - u128::from(first)).min(MOST_SECRETS.into()) as u64;
     let block = Block::new(length, first, input.count % (most + 1));
 
-    let alphabet = b"abcdefghijklmnopqrstuvwxyz0123456789+/=.";
     let names: Vec<(String, u8)> = input
         .names
         .iter()
-        .filter(|(name, _)| !name.is_empty())
-        .map(|(name, most)| {
-            let letters = name.iter().take(28);
-            let letter = |letter: &u8| char::from(alphabet[usize::from(*letter) % alphabet.len()]);
-            (letters.map(letter).collect(), most % 29)
+        .filter_map(|name| match name {
+            Name::Any(letters, most) => any_name(letters, *most),
+            Name::Planted {
+                secret,
+                window,
+                size,
+                errors,
+            } => {
+                let counter = first + secret.checked_rem(block.count())?;
+                let text = text(length, counter);
+                let window = usize::from(window % 28);
+                let size = 1 + usize::from(*size) % (28 - window);
+                let mut name = text[window..window + size].to_ascii_lowercase();
+                let errors = usize::from(*errors) % (1 + size / 4);
+                for error in 0..errors {
+                    name.replace_range(error * 3..=error * 3, "!");
+                }
+                Some((name, errors as u8))
+            }
         })
         .collect();
     if names.is_empty() {
@@ -68,3 +95,11 @@ fuzz_target!(|input: Input| {
         assert_eq!(*hits, *all, "{}", kernel.name());
     }
 });
+
+fn any_name(letters: &[u8], most: u8) -> Option<(String, u8)> {
+    let alphabet = b"abcdefghijklmnopqrstuvwxyz0123456789+/=.";
+    let letters = letters.iter().take(28);
+    let letter = |letter: &u8| char::from(alphabet[usize::from(*letter) % alphabet.len()]);
+    let name: String = letters.map(letter).collect();
+    (!name.is_empty()).then_some((name, most % 29))
+}

@@ -77,6 +77,16 @@ fn test() -> Result<()> {
         "tests of the kernels",
         &mut cargo("test -p hashfinder-kernels -- --nocapture"),
     )?;
+    if runs(Command::new("c++").arg("--version")) {
+        // It needs a nightly compiler to run, and none to be compiled.
+        step(
+            "the fuzz target",
+            cargo("check --manifest-path fuzz/Cargo.toml")
+                .env("CARGO_TARGET_DIR", target().join("fuzz")),
+        )?;
+    } else {
+        skipped.push("the fuzz target: needs c++");
+    }
     match other_architecture()? {
         Checked::Tested => {}
         Checked::Compiled => skipped
@@ -120,11 +130,15 @@ fn other_architecture() -> Result<Checked> {
     if !sysroot.join("lib/rustlib").join(TARGET).exists() {
         return Ok(Checked::Not);
     }
+    step(
+        "lints of the kernels for aarch64",
+        &mut cargo(&format!(
+            "clippy -p hashfinder-kernels --target {TARGET} -- -D warnings"
+        )),
+    )?;
     if !runs(Command::new("qemu-aarch64").arg("--version"))
         || !runs(Command::new(LINKER).arg("--version"))
     {
-        let arguments = format!("check --package hashfinder-kernels --target {TARGET}");
-        step("the kernels for aarch64", &mut cargo(&arguments))?;
         return Ok(Checked::Compiled);
     }
     step(

@@ -4,6 +4,7 @@ use std::{
     hint::black_box,
     io::Write,
     num::NonZeroUsize,
+    panic::resume_unwind,
     sync::{
         Barrier,
         atomic::{AtomicBool, Ordering},
@@ -20,11 +21,9 @@ use crate::cli::{BenchArguments, Exit, KernelChoice, say};
 /// How many secrets one turn takes: long enough that a turn's own cost does not show.
 const TURN: u64 = 1 << 16;
 
-/// How many secrets each kernel is checked on before it is measured.
+/// How many secrets each kernel is checked on before it is measured: a fast answer is worth nothing if
+/// it is wrong.
 const CHECKED: u64 = 1 << 18;
-
-/// More secrets than a turn has, so that none is left out when all of them are hits.
-const ALL_HITS: usize = CHECKED as usize + 1;
 
 /// The length of secrets that a search is at for its first seconds.
 const USUAL_LENGTH: u32 = 4;
@@ -78,9 +77,24 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
     if !arguments.json {
         row("kernel", "case", "threads", "hashes per second")?;
     }
+    // Every kernel's answers are compared with these, and that once.
+    let Some(portable) = Kernel::named("portable") else {
+        bail!("there is no portable kernel to compare with");
+    };
+    // Not at a row's beginning, so that broken rows are among them.
+    let checked = kernels::Block::new(arguments.length, 12_345, CHECKED);
+    let answers: Vec<Answer> = cases
+        .iter()
+        .map(|case| case.turn(portable, &checked))
+        .collect();
     for kernel in kernels {
-        for case in &cases {
-            check(kernel, case, arguments.length)?;
+        for (case, answer) in cases.iter().zip(&answers) {
+            ensure!(
+                case.turn(kernel, &checked) == *answer,
+                "the kernel {} gives wrong answers for {}",
+                kernel.name(),
+                case.title
+            );
             for &threads in &threads {
                 let rate = measure(kernel, case, threads, arguments);
                 if arguments.json {
@@ -133,32 +147,19 @@ fn line(text: &str) -> Result<()> {
     writeln!(std::io::stdout(), "{text}").context("cannot write a result to stdout")
 }
 
+/// What a turn's work gives: the sum of the digests, or the hits.
+type Answer = (u32, Vec<kernels::Hit>);
+
 impl Case {
     /// Does one turn's work on `kernel`, and tells what can be compared of it.
-    fn turn(&self, kernel: Kernel, block: &kernels::Block) -> (u32, Vec<kernels::Hit>) {
+    fn turn(&self, kernel: Kernel, block: &kernels::Block) -> Answer {
         let Some(filter) = &self.filter else {
             return (kernel.digest_sum(block), Vec::new());
         };
-        let mut hits = kernels::Hits::with_limit(ALL_HITS);
+        let mut hits = kernels::Hits::with_limit(usize::MAX);
         kernel.scan(block, filter, &mut hits);
         (0, hits.to_vec())
     }
-}
-
-/// A fast answer is worth nothing if it is wrong.
-fn check(kernel: Kernel, case: &Case, length: u32) -> Result<()> {
-    let Some(portable) = Kernel::named("portable") else {
-        bail!("there is no portable kernel to compare with");
-    };
-    // Not at a row's beginning, so that broken rows are among them.
-    let block = kernels::Block::new(length, 12_345, CHECKED);
-    ensure!(
-        case.turn(kernel, &block) == case.turn(portable, &block),
-        "the kernel {} gives wrong answers for {}",
-        kernel.name(),
-        case.title
-    );
-    Ok(())
 }
 
 /// Hashes per second of all threads together.
@@ -166,11 +167,13 @@ fn measure(kernel: Kernel, case: &Case, threads: usize, arguments: &BenchArgumen
     let length = arguments.length;
     let (ready, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
     let share = (1_u64 << (8 * length)) / threads as u64 / TURN * TURN;
+    // With more threads than turns, some of them do the same.
+    let share = share.max(TURN);
     thread::scope(|scope| {
         let work = |thread: usize| {
             let (ready, stop) = (&ready, &stop);
             move || {
-                let first = thread as u64 * share;
+                let first = thread as u64 * share % (1 << (8 * length));
                 let mut tried = 0;
                 ready.wait();
                 while !stop.load(Ordering::Relaxed) {
@@ -192,7 +195,8 @@ fn measure(kernel: Kernel, case: &Case, threads: usize, arguments: &BenchArgumen
         )]
         thread::sleep(arguments.seconds);
         stop.store(true, Ordering::Relaxed);
-        let tried = workers.into_iter().filter_map(|worker| worker.join().ok());
+        let tried = workers.into_iter().map(thread::ScopedJoinHandle::join);
+        let tried = tried.map(|tried| tried.unwrap_or_else(|panic| resume_unwind(panic)));
         tried.sum::<u64>() as f64 / began.elapsed().as_secs_f64()
     })
 }

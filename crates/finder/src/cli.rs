@@ -189,7 +189,7 @@ Examples:
   hashfinder bench --name doctor --name hashfinder --ideal-distance 1 --seconds 5 --json")]
 pub(crate) struct BenchArguments {
     /// The kernel to measure, or all [default: all]
-    #[arg(long, value_name = "NAME", value_parser = kernel_or_all)]
+    #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel_or_all)]
     #[arg(default_value = "all", hide_default_value = true)]
     pub(crate) kernel: KernelChoice,
 

@@ -41,10 +41,11 @@ pub const MAX_NAMES: usize = 1 << 16;
 ///         .collect()
 /// };
 /// // The SHA-1 of nothing is "2jmj7l5rSw0yVb/vlWAYkK/YBwk=".
-/// let filter = Filter::any([(&letters("doctor")[..], 0), (&letters("wave")[..], 1)]);
+/// let filter = Filter::any([(&letters("doctor")[..], 0), (&letters("ways")[..], 1)]);
 /// let mut found = Vec::new();
 /// filter.check(&sha1(b""), |hit| found.push((hit.name, hit.distance, hit.window)));
-/// assert_eq!(found, []);
+/// // "WAYk" begins at the 18th character, and is "ways" but for one.
+/// assert_eq!(found, [(1, 1, 17)]);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Filter {
@@ -92,6 +93,12 @@ impl Filter {
             names.len()
         );
         let plan = Plan::new(&names);
+        Filter { names, plan }
+    }
+
+    /// A filter of a plan that a test has chosen.
+    #[cfg(test)]
+    pub(crate) fn planned(names: Vec<Name>, plan: Plan) -> Filter {
         Filter { names, plan }
     }
 
@@ -216,7 +223,7 @@ impl Name {
     }
 
     /// Whether the window that begins at this place exists and is near enough.
-    fn is_at(&self, window: usize, digits: &[u8; HASHED_NAME_LEN]) -> bool {
+    pub(crate) fn is_at(&self, window: usize, digits: &[u8; HASHED_NAME_LEN]) -> bool {
         let digits = digits.get(window..window + self.characters.len());
         let mut left = self.max_distance;
         digits.is_some_and(|digits| {

@@ -1,8 +1,9 @@
 //! SHA-1 over blocks of secrets, and the filter that spots a name in the base64 text of a digest.
 //!
-//! This is the hot loop and nothing else: no locks, no allocation but for hits, no look at whether
-//! it should stop. A caller hands it a [`Block`] that takes about half a millisecond and looks up
-//! in between.
+//! This is the hot loop and nothing else: it never looks whether it should stop. A caller hands it a
+//! [`Block`] that takes about half a millisecond, and looks in between. Only what passes a filter
+//! allocates in the loop itself; a block's beginning allocates a filter's tables, and the first block
+//! of each length of secrets works out what all others share.
 //!
 //! ```
 //! use hashfinder_kernels::{Block, CharSet, Filter, Hits, Kernel};
@@ -21,6 +22,15 @@
     clippy::needless_range_loop,
     reason = "most loops go across several arrays, and iterators' closures would not be compiled for \
               the instructions of the function that uses them"
+)]
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "some of it is for some CPUs' kernels alone"
+    )
 )]
 
 #[cfg(target_arch = "x86_64")]
@@ -131,7 +141,7 @@ impl Hit {
     }
 }
 
-/// A bounded list of hits, in the order of their offsets, and for one secret of the names.
+/// A bounded list of hits, in the order of their offsets, then of the names.
 ///
 /// The bound is what keeps a filter that lets everything pass from taking memory: a scan stops
 /// when the list is full and says how far it came. A secret's hits are never torn apart, so that
@@ -195,7 +205,7 @@ enum Isa {
 }
 
 impl Kernel {
-    /// Every kernel that this CPU can run, the fastest first.
+    /// Every kernel that this CPU can run, in the order of their speed on the CPUs that were measured.
     pub fn all() -> impl Iterator<Item = Kernel> {
         let all = [
             #[cfg(target_arch = "x86_64")]
@@ -211,7 +221,7 @@ impl Kernel {
         all.into_iter().flatten().map(Kernel)
     }
 
-    /// The fastest kernel that this CPU can run.
+    /// The first of [`all`](Self::all).
     #[must_use]
     pub fn best() -> Kernel {
         // The portable one is always among them.

@@ -2,9 +2,8 @@
 //!
 //! - A name *alone* has its own window filter ([`Classes`]): a bit for each of eight characters.
 //! - A *bank* ([`Bank`]) holds many names in eight buckets: a bit for each bucket. For names that must
-//!   match exactly this is the idea of Teddy, the filter of Hyperscan's and Rust's multiple-string
-//!   search (Wang and others, "Hyperscan: A Fast Multi-pattern Regex Matcher for Modern CPUs", 2019);
-//!   a small number of mismatches may be allowed too.
+//!   match exactly this is the idea of Teddy, which Hyperscan (`src/fdr`) and Rust's `aho-corasick` have
+//!   for searching text; a small number of mismatches may be allowed too.
 //! - *Grams* ([`Grams`]) are for hundreds: an index of the sequences of four characters of which one
 //!   must occur. A name that may differ in `d` characters is cut into `d + 1` pieces, of which one
 //!   must occur unchanged; and of a piece of `s + 3` characters one of the first `s` grams begins at a
@@ -29,7 +28,7 @@ pub(crate) struct Plan {
 }
 
 /// What a hash costs that passes without being a hit, and on top of it what each name costs that has
-/// to be compared with it: half and twice as much both made slower plans.
+/// to be compared with it: the digest is taken out of its vectors, and looked at one by one.
 const STRAY: f64 = 300.0;
 const STRAY_NAME: f64 = 80.0;
 
@@ -49,44 +48,121 @@ impl Plan {
                 apart: vec![0],
             };
         }
-        // No grams, or grams at every `stride`-th place.
-        let plans = (0..=Grams::STRIDES).map(|stride| Plan::with_stride(names, stride));
-        let cheapest = plans.min_by(|(a, _), (b, _)| a.total_cmp(b));
-        cheapest
-            .map(|(_, plan)| plan)
-            .unwrap_or_else(|| Plan::with_stride(names, 0).1)
-    }
-
-    /// The plan that leaves to the grams whatever can be found at every `stride`-th place, with what
-    /// it costs.
-    fn with_stride(names: &[Name], stride: usize) -> (f64, Plan) {
-        let numbers = 0..=u16::MAX;
-        let (indexed, apart): (Vec<_>, Vec<_>) = numbers
-            .zip(names)
-            .partition(|(_, name)| stride > 0 && Grams::can_find(name, stride));
-        let mut plan = Plan {
-            alone: Vec::new(),
-            banks: Vec::new(),
-            grams: (!indexed.is_empty()).then(|| Grams::new(&indexed, stride)),
-            apart: apart.iter().map(|(number, _)| *number).collect(),
-        };
-        let stray = HASHES * (STRAY + STRAY_NAME * plan.apart.len() as f64);
-        let mut cost = plan.grams.as_ref().map_or(0.0, |grams| grams.cost(stray));
-        for errors in 0..=Bank::MAX_ERRORS {
-            let alike = apart.iter().map(|(_, name)| *name);
-            let alike: Vec<&Name> = alike.filter(|name| name.max_distance == errors).collect();
-            let (banks, banks_cost) = Bank::banks(alike, errors, stray);
-            plan.banks.extend(banks);
-            cost += banks_cost;
-        }
-        for (_, name) in apart {
-            if name.max_distance > Bank::MAX_ERRORS {
-                let classes = Classes::new(name);
-                cost += classes.cost();
-                plan.alone.push(classes);
+        let pieces: Vec<Option<Pieces>> = names.iter().map(Pieces::of).collect();
+        let mut best: Option<Draft> = None;
+        let mut apart_before = None;
+        // Grams at every `stride`-th place, or no grams.
+        for stride in (0..=Grams::STRIDES).rev() {
+            let apart: Vec<u16> = (0..=u16::MAX)
+                .zip(&pieces)
+                .filter(|(_, pieces)| {
+                    !pieces
+                        .as_ref()
+                        .is_some_and(|pieces| pieces.are_found_at_every(stride))
+                })
+                .map(|(number, _)| number)
+                .collect();
+            // A shorter stride that finds no more names is no better.
+            if stride > 0 && apart_before.replace(apart.len()) == Some(apart.len()) {
+                continue;
+            }
+            let draft = Draft::new(names, &pieces, stride, apart);
+            if best.as_ref().is_none_or(|best| draft.cost < best.cost) {
+                best = Some(draft);
             }
         }
-        (cost, plan)
+        match best {
+            Some(draft) => draft.plan(names, &pieces),
+            None => unreachable!("there is always the plan without grams"),
+        }
+    }
+
+    /// The plan that leaves to grams what can be found at every `stride`-th place, if any.
+    #[cfg(test)]
+    fn with_stride(names: &[Name], stride: usize) -> Plan {
+        let pieces: Vec<Option<Pieces>> = names.iter().map(Pieces::of).collect();
+        let found = |number: &u16| {
+            let pieces = &pieces[usize::from(*number)];
+            pieces
+                .as_ref()
+                .is_some_and(|pieces| pieces.are_found_at_every(stride))
+        };
+        let apart = (0..names.len() as u16).filter(|number| !found(number));
+        Draft::new(names, &pieces, stride, apart.collect()).plan(names, &pieces)
+    }
+}
+
+/// A plan that was only thought of.
+struct Draft {
+    cost: f64,
+    stride: usize,
+    apart: Vec<u16>,
+    /// For each number of errors: how many names share a bucket, and how many of their characters a
+    /// bank looks at.
+    shapes: [(usize, usize); Bank::MAX_ERRORS as usize + 1],
+}
+
+impl Draft {
+    fn new(names: &[Name], pieces: &[Option<Pieces>], stride: usize, apart: Vec<u16>) -> Draft {
+        let stray = HASHES * (STRAY + STRAY_NAME * apart.len() as f64);
+        let indexed = pieces.iter().flatten();
+        let indexed = indexed.filter(|pieces| pieces.are_found_at_every(stride));
+        let mut draft = Draft {
+            cost: Grams::cost(indexed, stride, stray),
+            stride,
+            apart,
+            shapes: [(1, 1); _],
+        };
+        for errors in 0..=Bank::MAX_ERRORS {
+            let alike = draft.alike(names, errors);
+            let (shape, cost) = Bank::cheapest(&alike, errors, stray);
+            draft.shapes[usize::from(errors)] = shape;
+            draft.cost += cost;
+        }
+        let alone = draft.alone(names).map(|name| Classes::new(name).cost());
+        draft.cost += alone.sum::<f64>();
+        draft
+    }
+
+    /// The names apart that may differ in so many characters, in the order in which banks take them.
+    fn alike<'a>(&self, names: &'a [Name], errors: u8) -> Vec<&'a Name> {
+        let apart = self.apart.iter().map(|number| &names[usize::from(*number)]);
+        let mut alike: Vec<&Name> = apart.filter(|name| name.max_distance == errors).collect();
+        // Names that share a bucket do best if they are as long and begin alike.
+        alike.sort_by_key(|name| {
+            let length = name.characters.len().min(Bank::MAX_LEN);
+            (length, name.characters.first().map(|first| first.bits()))
+        });
+        alike
+    }
+
+    /// The names that no bank takes.
+    fn alone<'a>(&'a self, names: &'a [Name]) -> impl Iterator<Item = &'a Name> {
+        let apart = self.apart.iter().map(|number| &names[usize::from(*number)]);
+        apart.filter(|name| name.max_distance > Bank::MAX_ERRORS)
+    }
+
+    fn plan(self, names: &[Name], pieces: &[Option<Pieces>]) -> Plan {
+        let mut banks = Vec::new();
+        for errors in 0..=Bank::MAX_ERRORS {
+            let (in_bucket, length) = self.shapes[usize::from(errors)];
+            let alike = self.alike(names, errors);
+            let chunks = alike.chunks(in_bucket * Bank::BUCKETS);
+            banks.extend(chunks.map(|names| Bank::new(names, in_bucket, length, errors)));
+        }
+        let indexed = (0..=u16::MAX).zip(pieces).filter_map(|(number, pieces)| {
+            let pieces = pieces
+                .as_ref()
+                .filter(|pieces| pieces.are_found_at_every(self.stride))?;
+            Some((number, pieces))
+        });
+        let indexed: Vec<_> = indexed.collect();
+        Plan {
+            alone: self.alone(names).map(Classes::new).collect(),
+            banks,
+            grams: (!indexed.is_empty()).then(|| Grams::new(&indexed, self.stride)),
+            apart: self.apart,
+        }
     }
 }
 
@@ -101,7 +177,8 @@ pub(crate) struct ClassTable {
 }
 
 impl ClassTable {
-    /// Bit `n` is for the `n`-th of `sets`; `None` is satisfied by anything and by nothing at all.
+    /// Bit `n` is for the `n`-th of `sets`; `None` is satisfied by every character, and also where the
+    /// hashed name has ended.
     fn new(sets: [Option<CharSet>; 8]) -> ClassTable {
         let class = |satisfied: &dyn Fn(CharSet) -> bool| {
             let bits = sets.iter().enumerate();
@@ -117,25 +194,25 @@ impl ClassTable {
     }
 }
 
-/// How many steps a window filter has.
+/// Which of a name's characters must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Steps {
-    /// The characters with even numbers must all agree.
+pub(crate) enum Agreement {
+    /// All whose numbers are even.
     Even,
-    /// All must agree.
+    /// All.
     All,
-    /// Some must agree, and are counted.
+    /// So many of them, which are counted.
     Count,
 }
 
 /// The first characters of a name, eight to a table.
 #[derive(Clone, Debug)]
 pub(crate) struct Classes {
-    pub(crate) steps: Steps,
+    pub(crate) agreement: Agreement,
     pub(crate) first: ClassTable,
     pub(crate) further: Vec<ClassTable>,
     /// What a window's byte is at least wherever the whole name is near enough: how many of these
-    /// characters agree, or with [`Steps::Even`] and [`Steps::All`] the bits of all of them.
+    /// characters agree, or with [`Agreement::Even`] and [`Agreement::All`] the bits of all of them.
     pub(crate) least: u8,
 }
 
@@ -156,7 +233,11 @@ impl Classes {
         if name.max_distance == 0 {
             let even = characters.len() >= Self::EVEN_FROM;
             return Classes {
-                steps: if even { Steps::Even } else { Steps::All },
+                agreement: if even {
+                    Agreement::Even
+                } else {
+                    Agreement::All
+                },
                 first: ClassTable::new(std::array::from_fn(|index| {
                     let skipped = even && index % 2 == 1;
                     characters.get(index).copied().filter(|_| !skipped)
@@ -184,7 +265,7 @@ impl Classes {
             seen += eight.len();
         }
         Classes {
-            steps: Steps::Count,
+            agreement: Agreement::Count,
             first: table(first),
             further,
             least: least(seen),
@@ -225,26 +306,27 @@ impl Bank {
     /// More names in a bucket than this let nearly everything pass.
     const MAX_IN_BUCKET: usize = 16;
 
-    /// The cheapest banks for these names, with what they cost.
-    fn banks(mut names: Vec<&Name>, errors: u8, stray: f64) -> (Vec<Bank>, f64) {
-        // Names that share a bucket do best if they are as long and begin alike.
-        names.sort_by_key(|name| {
-            let length = name.characters.len().min(Self::MAX_LEN);
-            (length, name.characters.first().map(|first| first.bits()))
-        });
-        let mut best = (
-            Vec::new(),
-            if names.is_empty() { 0.0 } else { f64::INFINITY },
-        );
-        for in_bucket in 1..=Self::MAX_IN_BUCKET.min(names.len()) {
+    /// How many names best share a bucket, and how many of their characters are best looked at, with
+    /// what that costs.
+    fn cheapest(names: &[&Name], errors: u8, stray: f64) -> ((usize, usize), f64) {
+        if names.is_empty() {
+            return ((1, 1), 0.0);
+        }
+        let mut best = ((1, 1), f64::INFINITY);
+        // Fewest banks first, because once these are cheap, many need not be looked at.
+        for in_bucket in (1..=Self::MAX_IN_BUCKET.min(names.len())).rev() {
             for length in 1..=Self::MAX_LEN {
-                let banks = || names.chunks(in_bucket * Self::BUCKETS);
-                let cost = banks()
-                    .map(|names| Self::cost(names, in_bucket, length, errors, stray))
+                let banks = names.chunks(in_bucket * Self::BUCKETS);
+                let operations = banks.len() as f64 * Self::operations(length, errors);
+                if operations >= best.1 {
+                    break;
+                }
+                let rate: f64 = banks
+                    .map(|bank| Self::pass_rate(bank, in_bucket, length, errors))
                     .sum();
+                let cost = operations + stray * rate.min(1.0);
                 if cost < best.1 {
-                    let banks = banks().map(|names| Self::new(names, in_bucket, length, errors));
-                    best = (banks.collect(), cost);
+                    best = ((in_bucket, length), cost);
                 }
             }
         }
@@ -253,50 +335,89 @@ impl Bank {
 
     fn new(names: &[&Name], in_bucket: usize, length: usize, errors: u8) -> Bank {
         let mut buckets = names.chunks(in_bucket);
-        // A bucket without names must agree with nothing.
         let buckets: [&[&Name]; Self::BUCKETS] =
             std::array::from_fn(|_| buckets.next().unwrap_or_default());
-        let characters = (0..length).map(|index| {
-            ClassTable::new(buckets.map(|bucket| match union(bucket, index) {
-                None if bucket.is_empty() => Some(CharSet::EMPTY),
-                set => set,
-            }))
-        });
+        let characters =
+            (0..length).map(|index| ClassTable::new(buckets.map(|names| union(names, index))));
         Bank {
             errors,
             characters: characters.collect(),
         }
     }
 
-    fn cost(names: &[&Name], in_bucket: usize, length: usize, errors: u8, stray: f64) -> f64 {
-        // A lookup, an alignment in three places of four, and a step for each number of errors.
-        let operations = length as f64 * GROUPS * (1.75 + 0.75 * f64::from(errors + 1));
-        let rate: f64 = names
-            .chunks(in_bucket)
-            .map(|bucket| {
-                // How likely it is that none, one or two of the characters so far disagree.
-                let mut disagree = [1.0, 0.0, 0.0];
-                for index in 0..length {
-                    let agrees = union(bucket, index).map_or(1.0, CharSet::share);
-                    let [none, one, two] = disagree;
-                    disagree = [
-                        none * agrees,
-                        one * agrees + none * (1.0 - agrees),
-                        two * agrees + one * (1.0 - agrees),
-                    ];
-                }
-                let near: f64 = disagree[..=usize::from(errors)].iter().sum();
-                near * bucket.iter().map(|name| name.windows()).max().unwrap_or(0) as f64
-            })
-            .sum();
-        operations + stray * rate.min(1.0)
+    /// A lookup, an alignment in three places of four, and a step for each number of errors.
+    fn operations(length: usize, errors: u8) -> f64 {
+        length as f64 * GROUPS * (1.75 + 0.75 * f64::from(errors + 1))
+    }
+
+    /// How many hashes pass.
+    fn pass_rate(names: &[&Name], in_bucket: usize, length: usize, errors: u8) -> f64 {
+        let buckets = names.chunks(in_bucket);
+        let rates = buckets.map(|bucket| {
+            // How likely it is that none, one or two of the characters so far disagree.
+            let mut disagree = [1.0, 0.0, 0.0];
+            for index in 0..length {
+                let agrees = union(bucket, index).map_or(1.0, CharSet::share);
+                let [none, one, two] = disagree;
+                disagree = [
+                    none * agrees,
+                    one * agrees + none * (1.0 - agrees),
+                    two * agrees + one * (1.0 - agrees),
+                ];
+            }
+            let near: f64 = disagree[..=usize::from(errors)].iter().sum();
+            near * bucket.iter().map(|name| name.windows()).max().unwrap_or(0) as f64
+        });
+        rates.sum()
     }
 }
 
-/// What the character with this index may be for some of these names; `None` if one has none.
+/// What the character with this index may be for some of these names; nothing if there are none, and
+/// `None` if one of them is shorter.
 fn union(names: &[&Name], index: usize) -> Option<CharSet> {
     let mut characters = names.iter().map(|name| name.characters.get(index).copied());
     characters.try_fold(CharSet::EMPTY, |union, set| Some(union.or(set?)))
+}
+
+/// A name cut so that one of the pieces must occur unchanged.
+struct Pieces {
+    /// Where each begins, and its characters' codes.
+    pieces: Vec<(usize, Vec<u32>)>,
+    /// How long the shortest of them is.
+    length: usize,
+}
+
+impl Pieces {
+    /// `None` if the pieces are shorter than a gram, or some characters have more than one code or
+    /// none.
+    fn of(name: &Name) -> Option<Pieces> {
+        let count = usize::from(name.max_distance) + 1;
+        let length = name.characters.len() / count;
+        if length < Grams::LEN {
+            return None;
+        }
+        let codes = name.characters.iter().map(|set| code_of(*set));
+        let codes: Vec<u32> = codes.collect::<Option<_>>()?;
+        let begins = (0..count).map(|piece| piece * codes.len() / count);
+        let pieces = begins.map(|at| (at, codes[at..at + length].to_vec()));
+        Some(Pieces {
+            pieces: pieces.collect(),
+            length,
+        })
+    }
+
+    /// Whether a piece's first `stride` grams exist, so that one of them is at any `stride`-th place.
+    fn are_found_at_every(&self, stride: usize) -> bool {
+        stride > 0 && self.length >= Grams::LEN - 1 + stride
+    }
+
+    /// The first `stride` grams of each, with where they begin in the name.
+    fn grams(&self, stride: usize) -> impl Iterator<Item = (u32, u8)> {
+        self.pieces.iter().flat_map(move |(begin, codes)| {
+            let grams = codes.windows(Grams::LEN).take(stride).zip(*begin..);
+            grams.map(|(codes, at)| (key(codes.iter().copied()), at as u8))
+        })
+    }
 }
 
 /// An index of sequences of four characters.
@@ -333,59 +454,28 @@ impl Grams {
     /// The last place at which a gram can begin: the padding is part of none.
     const LAST_PLACE: usize = HASHED_NAME_LEN - 1 - Self::LEN;
 
-    /// What the lookup of one place costs for sixteen hashes.
+    /// What the lookup of one place costs for sixteen hashes: above all a gather, about twenty cycles.
     const COST: f64 = 45.0;
 
-    /// Bits of the bitmap for each gram, so that few hashes pass, and the bounds of its size: the
-    /// bitmap should stay in the first-level cache, and is at most all keys.
+    /// Bits of the bitmap for each gram, so that few hashes pass.
     const BITS_FOR_GRAM: usize = 256;
+
+    /// A bitmap smaller than this is no faster, and one larger than this has a bit for every key
+    /// already: 512 bytes, and 128 KiB.
     const MIN_BITS: usize = 1 << 12;
     const MAX_BITS: usize = 1 << (Self::LEN as u32 * Self::CODE_BITS);
 
-    /// The pieces of a name one of which must occur unchanged: where they begin, and their
-    /// characters' codes. `None` if some characters have more than one code, or none.
-    fn pieces(name: &Name) -> Option<Vec<(usize, Vec<u32>)>> {
-        let codes = name.characters.iter().map(|set| code_of(*set));
-        let codes: Vec<u32> = codes.collect::<Option<_>>()?;
-        let count = usize::from(name.max_distance) + 1;
-        let length = codes.len() / count;
-        if length < Self::LEN {
-            return None;
-        }
-        let begins = (0..count).map(|piece| piece * codes.len() / count);
-        Some(
-            begins
-                .map(|at| (at, codes[at..at + length].to_vec()))
-                .collect(),
-        )
-    }
-
-    fn can_find(name: &Name, stride: usize) -> bool {
-        let pieces = Self::pieces(name).unwrap_or_default();
-        pieces
-            .first()
-            .is_some_and(|(_, codes)| codes.len() >= Self::LEN - 1 + stride)
-    }
-
-    fn new(names: &[(u16, &Name)], stride: usize) -> Grams {
-        let mut entries = Vec::new();
-        for &(number, name) in names {
-            for (begin, codes) in Self::pieces(name).unwrap_or_default() {
-                for (at, gram) in codes.windows(Self::LEN).take(stride).enumerate() {
-                    entries.push(Entry {
-                        key: key(gram.iter().copied()),
-                        name: number,
-                        at: (begin + at) as u8,
-                    });
-                }
-            }
-        }
+    fn new(names: &[(u16, &Pieces)], stride: usize) -> Grams {
+        let entries = names.iter().flat_map(|&(name, pieces)| {
+            pieces
+                .grams(stride)
+                .map(move |(key, at)| Entry { key, name, at })
+        });
+        let mut entries: Vec<Entry> = entries.collect();
         entries.sort_unstable();
-        let bits = (entries.len() * Self::BITS_FOR_GRAM).next_power_of_two();
-        let bits = bits.clamp(Self::MIN_BITS, Self::MAX_BITS);
         let mut grams = Grams {
             stride,
-            bitmap: vec![0; bits / 32],
+            bitmap: vec![0; Self::bits(entries.len()) / 32],
             entries,
         };
         for entry in &grams.entries {
@@ -395,17 +485,33 @@ impl Grams {
         grams
     }
 
-    fn cost(&self, stray: f64) -> f64 {
-        let places = self.places().count() as f64;
-        let set: u32 = self.bitmap.iter().map(|word| word.count_ones()).sum();
-        let rate = places * f64::from(set) / (32 * self.bitmap.len()) as f64;
+    /// How many bits the bitmap for so many grams has.
+    fn bits(grams: usize) -> usize {
+        let bits = (grams * Self::BITS_FOR_GRAM).next_power_of_two();
+        bits.clamp(Self::MIN_BITS, Self::MAX_BITS)
+    }
+
+    /// What looking for these names costs; nothing if there are none.
+    fn cost<'a>(names: impl Iterator<Item = &'a Pieces>, stride: usize, stray: f64) -> f64 {
+        let grams: usize = names.map(|name| stride * name.pieces.len()).sum();
+        if grams == 0 {
+            return 0.0;
+        }
+        let places = Self::places_of(stride).count() as f64;
+        // Grams that occur in several names only make it less.
+        let rate = places * grams as f64 / Self::bits(grams) as f64;
         GROUPS + places * Self::COST + stray * rate.min(1.0)
     }
 
     /// The places at which grams are looked up.
     #[inline(always)]
     pub(crate) fn places(&self) -> impl Iterator<Item = usize> + use<> {
-        (0..=Self::LAST_PLACE).step_by(self.stride)
+        Self::places_of(self.stride)
+    }
+
+    #[inline(always)]
+    fn places_of(stride: usize) -> impl Iterator<Item = usize> {
+        (0..=Self::LAST_PLACE).step_by(stride)
     }
 
     /// The bits of a key that the bitmap tells apart.
@@ -488,4 +594,116 @@ fn key(codes: impl DoubleEndedIterator<Item = u32>) -> u32 {
     codes
         .rev()
         .fold(0, |key, code| key << Grams::CODE_BITS | code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Filter, digits::digits, sha1};
+
+    fn name(text: &[u8], max_distance: u8) -> Name {
+        let set = |letter: &u8| {
+            let letter = *letter;
+            match letter {
+                b'=' => CharSet::PADDING,
+                _ => CharSet::digits_where(|digit| digit.eq_ignore_ascii_case(&letter)),
+            }
+        };
+        Name::new(&text.iter().map(set).collect::<Vec<_>>(), max_distance)
+    }
+
+    /// Whatever the estimates say: every stride, and banks of every shape, pass names at every place.
+    #[test]
+    fn every_plan_passes_what_it_must() {
+        for errors in 0..=3_u8 {
+            for length in [4, 5, 6, 7, 8, 9, 12, 16, 24] {
+                // A digest and a name for every window, spoilt in as many characters as may be.
+                let windows = HASHED_NAME_LEN + 1 - length;
+                let digest = |window: usize| sha1(&[errors, length as u8, window as u8]);
+                let names: Vec<Name> = (0..windows)
+                    .map(|window| {
+                        let mut text =
+                            crate::hashed_name(&digest(window))[window..][..length].to_vec();
+                        for error in 0..usize::from(errors) {
+                            text[(error * 5 + window) % length] = b'!';
+                        }
+                        name(&text, errors)
+                    })
+                    .collect();
+                for stride in 0..=Grams::STRIDES {
+                    let plan = Plan::with_stride(&names, stride);
+                    let filter = Filter::planned(names.clone(), plan);
+                    for window in 0..windows {
+                        let mut found = Vec::new();
+                        filter.check(&digest(window), |hit| found.push(hit.name));
+                        assert!(
+                            found.contains(&(window as u16)),
+                            "{errors} of {length} characters, window {window}, stride {stride}"
+                        );
+                        assert!(names[window].is_at(window, &digits(&digest(window))));
+                        for kernel in crate::Kernel::all() {
+                            let block = crate::Block::new(3, secret(errors, length, window), 1);
+                            let mut hits = crate::Hits::with_limit(usize::MAX);
+                            kernel.scan(&block, &filter, &mut hits);
+                            let names: Vec<u16> = hits.iter().map(|hit| hit.name).collect();
+                            assert_eq!(names, found, "{}", kernel.name());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The three bytes as a counter.
+    fn secret(errors: u8, length: usize, window: usize) -> u64 {
+        u64::from(errors) << 16 | (length as u64) << 8 | window as u64
+    }
+
+    #[test]
+    fn banks_of_every_shape_pass_what_they_must() {
+        for errors in 0..=Bank::MAX_ERRORS {
+            let digest = |number: usize| sha1(&[errors, number as u8, 7]);
+            let names: Vec<Name> = (0..40)
+                .map(|number| {
+                    // Lengths from 1 to 12 at places from the first to the last.
+                    let length = 1 + number % 12;
+                    let window = number * 11 % (HASHED_NAME_LEN + 1 - length);
+                    let mut text =
+                        crate::hashed_name(&digest(number))[window..window + length].to_vec();
+                    for error in 0..usize::from(errors).min(length) {
+                        text[(error * 3 + number) % length] = b'!';
+                    }
+                    name(&text, errors)
+                })
+                .collect();
+            for in_bucket in [1, 2, 3, 5, 16] {
+                for length in 1..=Bank::MAX_LEN {
+                    let all: Vec<&Name> = names.iter().collect();
+                    let banks = all.chunks(in_bucket * Bank::BUCKETS);
+                    let plan = Plan {
+                        alone: Vec::new(),
+                        banks: banks
+                            .map(|names| Bank::new(names, in_bucket, length, errors))
+                            .collect(),
+                        grams: None,
+                        apart: (0..names.len() as u16).collect(),
+                    };
+                    let filter = Filter::planned(names.clone(), plan);
+                    for number in 0..names.len() {
+                        let counter = u64::from(errors) << 16 | (number as u64) << 8 | 7;
+                        for kernel in crate::Kernel::all() {
+                            let mut hits = crate::Hits::with_limit(usize::MAX);
+                            kernel.scan(&crate::Block::new(3, counter, 1), &filter, &mut hits);
+                            assert!(
+                                hits.iter().any(|hit| usize::from(hit.name) == number),
+                                "{}: name {number}, {errors} errors, {in_bucket} to a bucket, \
+                                 {length} characters",
+                                kernel.name()
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -5,7 +5,8 @@ use crate::{
     rows::Digests,
     simd::Simd,
     split::{
-        CASES, INITIAL, LANES, Lanes, SUMS, Tables, Word, base, case_of, constant, row_mask_of,
+        CASES, INITIAL, LANES, Lanes, SUMS, Tables, Word, XORS, base, case_of, constant,
+        row_mask_of,
     },
 };
 
@@ -82,7 +83,7 @@ impl Chunk {
 #[repr(C, align(64))]
 pub(crate) struct Row {
     sums: [u32; SUMS],
-    xors: &'static [u32],
+    xors: &'static [u32; XORS],
 }
 
 /// What round `t` adds that is the same for all messages: its constant; what the initial state brings
@@ -117,14 +118,11 @@ pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
     row: &Row,
     lane: usize,
 ) -> [Digests<S>; N] {
-    let [mut a, mut b, mut c, mut d, mut e] = [0, 1, 2, 3, 4].map(|_| [simd.set1(0); N]);
-    for v in 0..N {
-        a[v] = simd.set1(INITIAL[0]);
-        b[v] = simd.set1(INITIAL[1]);
-        c[v] = simd.set1(INITIAL[2]);
-        d[v] = simd.set1(INITIAL[3]);
-        e[v] = simd.set1(INITIAL[4]);
-    }
+    let mut a = [simd.set1(INITIAL[0]); N];
+    let mut b = [simd.set1(INITIAL[1]); N];
+    let mut c = [simd.set1(INITIAL[2]); N];
+    let mut d = [simd.set1(INITIAL[3]); N];
+    let mut e = [simd.set1(INITIAL[4]); N];
     macro_rules! round {
         ($t:literal) => {
             for v in 0..N {

@@ -13,7 +13,7 @@ use crate::{
 /// One vector of eight digests.
 const VECTORS: usize = 1;
 
-/// How many hashes are in flight: four rounds of one take as long as those of two or three others.
+/// How many hashes are in flight, so that the unit is busy while four rounds wait for the four before.
 const IN_FLIGHT: usize = 4;
 
 /// The SHA extensions, and AVX2.

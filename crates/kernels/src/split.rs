@@ -9,6 +9,9 @@
 //! - the *lane*: the last [`LANE_BITS`] bits of the counter, one value for each lane of the vectors;
 //! - the *row*: the next [`ROW_BITS`] bits.
 //!
+//! (That the expansion of what varies can be done apart from the rest is from Jens Steube,
+//! "Exploiting a SHA1 weakness in password cracking", Passwords^12, 2012.)
+//!
 //! So `W[t] = base[t] ^ lane[t] ^ row[t]`, each expanded by itself: the lanes and rows once for each
 //! length of secret and for good, the base once for each chunk. A row of 64 secrets then needs no
 //! schedule, only its 80 words as scalars that are broadcast; the 64 vector operations of the
@@ -16,23 +19,20 @@
 //!
 //! How a word enters its round depends on which parts can make it vary ([`Word`]):
 //!
-//! - in neither lane nor row (31 or 32 of the 80 words): one addition of a constant, the round's own
-//!   constant folded in;
-//! - in both, in bits that never meet (20 or so): the XOR is an addition, so the round's constant
+//! - in neither lane nor row (31 of the 80 words where all fourteen bits are in one word of the
+//!   message; 17 for secrets of five bytes, where they span two): one addition of a constant, the
+//!   round's own constant folded in;
+//! - in both, in bits that never meet (21, or 9): the XOR is an addition, so the round's constant
 //!   folds into the lane's part: two additions;
-//! - in both, in bits that meet: one XOR, two additions;
-//! - in the row alone, where the fourteen bits span two message words (secrets of five bytes): one
-//!   addition of a scalar.
+//! - in both, in bits that meet (28, or 39): one XOR, two additions;
+//! - in the row alone (none, or 15): one addition of a scalar.
 //!
 //! A round has six operations: two rotations, the ternary function, and the additions of function,
-//! rotation and word; the first rounds have fewer, because most of the state is known there. With the
-//! 77 more that the words above need, that makes 546 for a vector of hashes of four bytes. A plain
-//! schedule takes 752: three for each of its 64 words, and one for each round's constant.
-//!
-//! Whoever enumerates the rows with the upper three of their eight bits varying fastest, and joins
-//! the lower five to the lanes once for eight rows, needs ten operations fewer still; the hits then
-//! come out of order. CPUs with SHA instructions take the same split four words at a time
-//! ([`quads`](crate::quads)).
+//! rotation and word. With the 77 more that the words above need, that makes 557 for a vector of
+//! hashes of four bytes; a plain schedule takes 752: three for each of its 64 words, and one for each
+//! round's constant. The first rounds, where most of the state is known, save thirteen more, and the
+//! digests' additions take four: 548. CPUs with SHA instructions take the same split four words at a
+//! time ([`quads`](crate::quads)).
 
 /// How many of a counter's last bits the lanes stand for: four vectors of sixteen, eight of eight.
 pub(crate) const LANE_BITS: u32 = 6;
@@ -54,7 +54,7 @@ pub(crate) const CHUNK: u64 = 1 << (LANE_BITS + ROW_BITS);
 pub(crate) const SUMS: usize = 32;
 
 /// How many words may be joined by XOR.
-const XORS: usize = 48;
+pub(crate) const XORS: usize = 48;
 
 /// SHA-1's initial state (FIPS 180-4, 5.3.1).
 pub(crate) const INITIAL: [u32; 5] = [

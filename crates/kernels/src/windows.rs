@@ -6,7 +6,7 @@
 use crate::{
     Filter,
     digits::HASHED_NAME_LEN,
-    plan::{Bank, ClassTable, Classes, Grams, Steps},
+    plan::{Agreement, Bank, ClassTable, Classes, Grams},
     rows::Digests,
     simd::Simd,
 };
@@ -14,7 +14,8 @@ use crate::{
 /// Four places of a hashed name are a group: in a vector, four bytes for each hash.
 const GROUPS: usize = HASHED_NAME_LEN / 4;
 
-/// What a filter compiles to for one kernel.
+/// What a filter compiles to for one kernel. That is done for each block, and takes a few microseconds
+/// for each hundred names in banks.
 pub(crate) struct Windows<'f, S: Simd> {
     names: Vec<NameFilter<S>>,
     banks: Vec<BankFilter<S>>,
@@ -119,7 +120,7 @@ impl<S: Simd> Lookup<S> {
 
 /// The window filter of one name.
 struct NameFilter<S: Simd> {
-    steps: Steps,
+    agreement: Agreement,
     first: Lookup<S>,
     further: Vec<Lookup<S>>,
     least: S::Vector,
@@ -133,7 +134,7 @@ impl<S: Simd> NameFilter<S> {
             further.push(Lookup::new(simd, table));
         }
         NameFilter {
-            steps: classes.steps,
+            agreement: classes.agreement,
             first: Lookup::new(simd, &classes.first),
             further,
             least: simd.set1_byte(classes.least),
@@ -142,10 +143,10 @@ impl<S: Simd> NameFilter<S> {
 
     #[inline(always)]
     fn check(&self, simd: S, digits: &[S::Digits; GROUPS]) -> u64 {
-        let agree = match self.steps {
-            Steps::Even => diagonals::<S, false>(simd, &self.first, digits),
-            Steps::All => diagonals::<S, true>(simd, &self.first, digits),
-            Steps::Count => self.count(simd, digits),
+        let agree = match self.agreement {
+            Agreement::Even => diagonals::<S, false>(simd, &self.first, digits),
+            Agreement::All => diagonals::<S, true>(simd, &self.first, digits),
+            Agreement::Count => self.count(simd, digits),
         };
         let mut most = agree[0];
         for group in 1..GROUPS {

@@ -45,12 +45,17 @@ fn nearest(text: &str, name: &str) -> (u8, u8) {
     best
 }
 
+/// The hashed name of a secret of `length` bytes.
+pub(crate) fn text(length: u32, counter: u64) -> String {
+    let secret = counter.to_be_bytes();
+    BASE64_STANDARD.encode(Sha1::digest(&secret[8 - length as usize..]))
+}
+
 /// What every kernel must find among the secrets of a block.
 pub(crate) fn expected(length: u32, first: u64, count: u64, wanted: &[Wanted<'_>]) -> Vec<Hit> {
     let mut hits = Vec::new();
     for offset in 0..count {
-        let counter = (first + offset).to_be_bytes();
-        let text = BASE64_STANDARD.encode(Sha1::digest(&counter[8 - length as usize..]));
+        let text = text(length, first + offset);
         for (number, (name, most)) in wanted.iter().enumerate() {
             let (distance, window) = nearest(&text, name);
             if distance <= *most {

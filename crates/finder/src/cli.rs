@@ -21,6 +21,10 @@ const CONNECT_TIMEOUT: &str = "20s";
 /// hash in 6e10 holds it), and a client that asks for more is stopped in the end.
 const MAXIMUM_HASHES: &str = "1000000000000";
 
+/// A few frames' worth: enough that a reader who comes back finds something to read, and a few
+/// kilobytes for each search.
+const QUEUE_LENGTH: &str = "256";
+
 /// How many RPCs there may be at a time. Each costs a few kilobytes, and all of them share the
 /// cores, so that more would only make everybody wait longer.
 const MAXIMUM_CONCURRENT_RPCS: &str = "1000";
@@ -161,6 +165,20 @@ pub(crate) struct ServeArguments {
     /// How many RPCs may search at a time; more are refused
     #[arg(long, value_name = "N", default_value = MAXIMUM_CONCURRENT_RPCS)]
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
+
+    /// How many searches a client, that is an address, may have at a time [default: as many as all
+    /// together]
+    #[arg(long, value_name = "N")]
+    pub(crate) maximum_searches_per_client: Option<NonZeroUsize>,
+
+    /// How many secrets a client may have hashed each second, on average over a minute; beyond that
+    /// its searches end with a cursor [default: no such limit]
+    #[arg(long, value_name = "N")]
+    pub(crate) maximum_hashes_per_second: Option<NonZeroU64>,
+
+    /// How many candidates wait for a stream's reader before its search does
+    #[arg(long, value_name = "N", default_value = QUEUE_LENGTH)]
+    pub(crate) queue_length: NonZeroUsize,
 
     /// Share the port with other processes (SO_REUSEPORT)
     #[arg(long)]

@@ -4,6 +4,7 @@ use std::{
     backtrace::Backtrace,
     io::{IsTerminal, Write},
     net::{SocketAddr, ToSocketAddrs},
+    num::NonZeroUsize,
     thread,
     time::{Duration, Instant},
 };
@@ -103,7 +104,18 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .or_else(|| thread::available_parallelism().ok());
     let workers = workers.map_or(1, usize::from);
     let started = Instant::now();
-    let engine = Engine::start(workers, kernel, move || started.elapsed())
+    let every_search = hashfinder_search::Limits {
+        // RPCs have a limit of their own, whose permits are waited for.
+        searches: usize::MAX,
+        searches_per_client: arguments
+            .maximum_searches_per_client
+            .map_or(usize::MAX, NonZeroUsize::get),
+        hashes_per_second_per_client: arguments.maximum_hashes_per_second,
+        queue_length: arguments.queue_length.get(),
+        ..hashfinder_search::Limits::default()
+    };
+    let clock = move || started.elapsed();
+    let engine = Engine::with_limits(workers, kernel, clock, every_search)
         .context("cannot start the search threads")?;
     let limits = Limits {
         maximum_hashes: arguments.maximum_hashes,

@@ -85,7 +85,8 @@ impl CharSet {
     }
 
     /// The share of all digits that are in the set.
-    pub(crate) fn share(self) -> f64 {
+    #[must_use]
+    pub fn share(self) -> f64 {
         f64::from(self.digits.count_ones()) / 64.0
     }
 

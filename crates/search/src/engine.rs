@@ -19,8 +19,10 @@ use hashfinder_kernels::{Filter, Hits, Kernel};
 use crate::{
     cursor::Cursor,
     keyspace::{Index, Secret, blocks},
+    limits::{Limits, OverLimit},
     query::{Candidate, Query},
-    scheduler::{Done, Effects, Scheduler, SearchId},
+    scheduler::{Done, Effects, Found, Job, Metrics, Scheduler, SearchId, Slice},
+    turns::Client,
 };
 
 /// What tries slices: the CPU's kernels, or another machine's.
@@ -28,17 +30,18 @@ use crate::{
 /// It is called once for each slice and never told to stop; the engine keeps slices so short that
 /// nobody has to wait for one.
 pub trait Backend: Send + Sync + 'static {
-    /// Tries the secrets of `slice` in order, adds those that `filter` lets pass to `hits`, and
-    /// returns one past the last index tried: the slice's end, or, when `hits` has come to hold
-    /// `limit`, one past the last hit's.
+    /// Tries the secrets of `slice` in order, adds those that `filter` lets pass to `hits`, each with
+    /// the filter's number of the name, and returns one past the last index tried: the slice's end,
+    /// or, when `hits` has come to hold `limit`, one past the last hit's.
     ///
-    /// A panic ends the search with [`Outcome::Failed`] and no other.
+    /// A panic ends the search with [`Outcome::Failed`] and no other: searches that shared the slice
+    /// go on, each alone.
     fn scan(
         &self,
         slice: Range<Index>,
         filter: &Filter,
         limit: usize,
-        hits: &mut Vec<Candidate>,
+        hits: &mut Vec<Found>,
     ) -> Index;
 }
 
@@ -48,7 +51,7 @@ impl Backend for Kernel {
         slice: Range<Index>,
         filter: &Filter,
         limit: usize,
-        hits: &mut Vec<Candidate>,
+        hits: &mut Vec<Found>,
     ) -> Index {
         for (start, block) in blocks(slice.clone()) {
             if hits.len() >= limit {
@@ -56,10 +59,13 @@ impl Backend for Kernel {
             }
             let mut found = Hits::with_limit(limit - hits.len());
             let tried = Kernel::scan(*self, &block, filter, &mut found);
-            hits.extend(found.iter().map(|hit| Candidate {
-                secret: Secret::at(start + hit.offset),
-                distance: hit.distance,
-                window: hit.window,
+            hits.extend(found.iter().map(|hit| Found {
+                name: hit.name,
+                candidate: Candidate {
+                    secret: Secret::at(start + hit.offset),
+                    distance: hit.distance,
+                    window: hit.window,
+                },
             }));
             if tried < block.count() {
                 return start + tried;
@@ -79,6 +85,8 @@ pub enum Outcome {
     Exhausted,
     /// The hash budget is spent, exactly; the search can go on from here.
     BudgetSpent(Cursor),
+    /// Its client's quota of hashes is spent; the search can go on from here.
+    QuotaSpent(Cursor),
     /// It was told to stop; the search can go on from here.
     Cancelled(Cursor),
     /// The backend panicked; what came before can be relied on.
@@ -99,9 +107,11 @@ pub enum Event {
 pub struct Report {
     /// How it ended.
     pub outcome: Outcome,
-    /// How many secrets were hashed for it. Beside those that it was told of, these are the ones
-    /// that other workers tried beyond the end before it was known.
+    /// How many secrets were hashed when it was its turn. Others may have been tested too, and some of
+    /// them lie beyond its end.
     pub hashes: u64,
+    /// How many secrets were tested for it, in its own turns or others'.
+    pub tests: u64,
     /// How long it took from the wish to stop until the last worker had let go; `None` if it ended
     /// without being stopped.
     pub stop_latency: Option<Duration>,
@@ -145,10 +155,28 @@ impl Engine {
         backend: impl Backend,
         clock: impl Fn() -> Duration + Send + Sync + 'static,
     ) -> io::Result<Engine> {
+        Engine::with_limits(workers, backend, clock, Limits::default())
+    }
+
+    /// Like [`start`](Self::start), with other limits than the default ones.
+    ///
+    /// # Errors
+    ///
+    /// If the system has no more threads to give.
+    ///
+    /// # Panics
+    ///
+    /// If `workers` is 0.
+    pub fn with_limits(
+        workers: usize,
+        backend: impl Backend,
+        clock: impl Fn() -> Duration + Send + Sync + 'static,
+        limits: Limits,
+    ) -> io::Result<Engine> {
         assert!(workers > 0, "an engine without workers searches nothing");
         let mut engine = Engine {
             shared: Arc::new(Shared {
-                scheduler: Mutex::default(),
+                scheduler: Mutex::new(Scheduler::new(limits)),
                 work: Condvar::new(),
                 closing: AtomicBool::new(false),
                 backend: Box::new(backend),
@@ -167,16 +195,36 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Begins a search. `on_release` is called once, when the search has ended *and* its last
-    /// worker has let go of it; what must live as long as the work, a permit say, goes in there.
+    /// Begins a search for a client. `on_release` is called once, when the search has ended *and* its
+    /// last worker has let go of it; what must live as long as the work, a permit say, goes in there.
     /// It runs on whichever thread brings the release about, so it should be quick.
-    pub fn search(&self, query: Query, on_release: impl FnOnce(Report) + Send + 'static) -> Search {
-        let (id, effects) = self.shared.lock().submit(query, Box::new(on_release));
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit`] if the client or all of them have as much as they may have; `on_release` is dropped.
+    pub fn search(
+        &self,
+        client: Client,
+        query: Query,
+        on_release: impl FnOnce(Report) + Send + 'static,
+    ) -> Result<Search, OverLimit> {
+        let now = (self.shared.clock)();
+        let submitted = self
+            .shared
+            .lock()
+            .submit(client, query, Box::new(on_release), now);
+        let (id, effects) = submitted?;
         self.shared.carry_out(effects);
-        Search {
+        Ok(Search {
             id,
             shared: Arc::clone(&self.shared),
-        }
+        })
+    }
+
+    /// What the engine has done, and is doing.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.shared.lock().metrics()
     }
 
     /// How many threads there are.
@@ -196,9 +244,7 @@ impl Drop for Engine {
             scheduler.stop_all(now)
         };
         self.shared.work.notify_all();
-        for effects in stopped {
-            self.shared.carry_out(effects);
-        }
+        self.shared.carry_out(stopped);
         for worker in self.workers.drain(..) {
             // A worker catches the backend's panics; if one still died, there is nothing to join.
             let _ = worker.join();
@@ -225,39 +271,60 @@ impl Shared {
     /// A worker's life.
     fn work(&self) {
         while let Some(job) = self.wait_for_job() {
-            // Read once per slice, so that stopping costs at most the slice that is being tried.
-            let done = if job.stop.load(Ordering::Relaxed) {
-                Done::Tried {
-                    tried: job.slice.start,
-                    hits: Vec::new(),
+            let effects = match job {
+                Job::Slice(slice) => {
+                    let done = self.try_slice(&slice);
+                    let now = (self.clock)();
+                    self.lock().finish(slice.id, done, now)
                 }
-            } else {
-                let mut hits = Vec::new();
-                let scan = AssertUnwindSafe(|| {
-                    let slice = job.slice.clone();
-                    self.backend
-                        .scan(slice, &job.filter, job.hit_limit, &mut hits)
-                });
-                match catch_unwind(scan) {
-                    Ok(tried) => Done::Tried { tried, hits },
-                    Err(_) => Done::Panicked,
+                Job::Build(build) => {
+                    build.set.filter();
+                    let now = (self.clock)();
+                    self.lock().install(&build, now)
                 }
             };
-            let now = (self.clock)();
-            let effects = self.lock().finish(job, done, now);
             self.carry_out(effects);
         }
     }
 
-    fn wait_for_job(&self) -> Option<crate::scheduler::Job> {
+    fn try_slice(&self, slice: &Slice) -> Done {
+        // Read once per slice, so that stopping costs at most the slice that is being tried.
+        if slice.stop.load(Ordering::Relaxed) {
+            return Done::Tried {
+                tried: slice.range.start,
+                hits: Vec::new(),
+            };
+        }
+        let mut hits = Vec::new();
+        let scan = AssertUnwindSafe(|| {
+            let filter = slice.set.filter();
+            self.backend
+                .scan(slice.range.clone(), filter, slice.hit_limit, &mut hits)
+        });
+        match catch_unwind(scan) {
+            Ok(tried) => Done::Tried { tried, hits },
+            Err(_) => Done::Panicked,
+        }
+    }
+
+    fn wait_for_job(&self) -> Option<Job> {
         loop {
             let now = (self.clock)();
+            let mut effects = Effects::default();
             let mut scheduler = self.lock();
             if self.closing.load(Ordering::Acquire) {
                 return None;
             }
-            if let Some(job) = scheduler.next_job(now) {
-                return Some(job);
+            let job = scheduler
+                .upkeep(now)
+                .or_else(|| scheduler.next_job(now, &mut effects));
+            if job.is_some() || !effects.is_empty() {
+                drop(scheduler);
+                self.carry_out(effects);
+                if job.is_some() {
+                    return job;
+                }
+                continue;
             }
             // The guard is dropped at once: after a sleep it takes a new look at the clock.
             let woken = self.work.wait(scheduler);
@@ -276,11 +343,11 @@ impl Shared {
         if effects.work {
             self.work.notify_all();
         }
-        if let Some((release, report)) = effects.released {
+        for (release, report) in effects.released {
             // A worker must survive what it is given to run.
             let _ = catch_unwind(AssertUnwindSafe(|| release(report)));
         }
-        if let Some(waker) = effects.wake {
+        for waker in effects.wake {
             waker.wake();
         }
         drop(effects.stale);

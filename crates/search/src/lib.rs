@@ -3,12 +3,13 @@
 //!
 //! ```
 //! use hashfinder_kernels::Kernel;
-//! use hashfinder_search::{Distance, Engine, Event, Outcome, Query};
+//! use hashfinder_search::{Client, Distance, Engine, Event, Outcome, Query};
 //!
 //! let started = std::time::Instant::now();
 //! let engine = Engine::start(2, Kernel::best(), move || started.elapsed())?;
 //! let query = Query::new("doc".parse()?, Distance::ZERO)?;
-//! let mut search = engine.search(query, |report| println!("{} hashes", report.hashes));
+//! let client = Client::default();
+//! let mut search = engine.search(client, query, |report| println!("{} tests", report.tests))?;
 //! let Event::Ended(Outcome::Ideal(found)) = search.blocking_next() else {
 //!     panic!("there is a doc");
 //! };
@@ -26,15 +27,21 @@
 
 mod cursor;
 mod engine;
+mod front;
 mod keyspace;
+mod limits;
 mod name;
 mod query;
 mod scheduler;
-mod sweep;
+mod set;
+mod turns;
 
 pub use cursor::{Cursor, CursorError};
 pub use engine::{Backend, Engine, Event, Outcome, Report, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel, Match};
 pub use keyspace::{HashedName, Index, KEYSPACE_END, Secret};
+pub use limits::{Limits, OverLimit};
 pub use name::{DesiredName, Distance, NameError, NegativeDistance};
 pub use query::{Candidate, Impossible, Query};
+pub use scheduler::{Ended, Found, Metrics};
+pub use turns::Client;

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU64, ops::Range};
 
-use hashfinder_kernels::Filter;
+use hashfinder_kernels::{CharSet, Filter};
 
 use crate::{
     keyspace::{HashedName, Index, KEYSPACE_END, Secret},
@@ -129,14 +129,40 @@ impl Query {
         self.interesting.get() > self.ideal.get() + 1
     }
 
+    /// Whether a secret at `distance` is reported on the way.
+    pub(crate) fn is_interesting(&self, distance: u8) -> bool {
+        !self.is_ideal(distance) && distance < self.interesting.get()
+    }
+
     /// What lets pass whatever is ideal or interesting, and nothing else.
     #[must_use]
     pub fn filter(&self) -> Filter {
-        let furthest = self
-            .ideal
-            .get()
-            .max(self.interesting.get().saturating_sub(1));
-        Filter::new(self.name.characters(), furthest)
+        Filter::any([self.wanted()])
+    }
+
+    /// The name's characters, and the distance up to which a secret is ideal or interesting.
+    pub(crate) fn wanted(&self) -> (&[CharSet], u8) {
+        let interesting = self.interesting.get().saturating_sub(1);
+        (self.name.characters(), interesting.max(self.ideal.get()))
+    }
+
+    /// About how many secrets of one are ideal or interesting: the sum over the windows, as if every
+    /// place could show every digit.
+    pub(crate) fn hit_rate(&self) -> f64 {
+        let (characters, furthest) = self.wanted();
+        // How likely it is that so many of the characters so far differ.
+        let mut differ = vec![0.0; characters.len() + 1];
+        differ[0] = 1.0;
+        for set in characters {
+            let agrees = set.share();
+            for count in (0..differ.len()).rev() {
+                let fewer = count.checked_sub(1).map_or(0.0, |fewer| differ[fewer]);
+                differ[count] = differ[count] * agrees + fewer * (1.0 - agrees);
+            }
+        }
+        let windows = DesiredName::MAX_LEN + 1 - characters.len();
+        let near: f64 = differ.iter().take(usize::from(furthest) + 1).sum();
+        (near * windows as f64).min(1.0)
     }
 }
 

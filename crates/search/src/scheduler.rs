@@ -1,10 +1,20 @@
-//! Which search is next, as a state machine without threads, clocks or locks.
+//! Which search is next, and whom a slice serves, as a state machine without threads, clocks or locks.
 //!
-//! Searches take turns, one slice each. Everything that happens to a search goes through here, and
-//! what has to happen outside of the lock as a consequence comes back as [`Effects`].
+//! All searches want the same digests and differ in the name alone. So slices are not given out by
+//! searches but by *fronts*: a front goes through the keyspace, and every search that *follows* it is
+//! served by its slices for the price of the filter. A search's way is a list of *spans*, the ranges
+//! that it has yet to cover; each is left to a front, and the first is where the search stands. A
+//! search that arrives begins a front of its own, and follows those that are already further on from
+//! where they are; once its own has come so far, they have all gone on together.
+//!
+//! The search whose turn it is moves the front of its first span, and its client pays. That makes the
+//! searches of one front's turns add up, and leaves a search that nobody can help its own.
+//!
+//! Everything that happens to a search goes through here, and what has to happen outside of the lock as
+//! a consequence comes back as [`Effects`].
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Range,
     sync::{
         Arc,
@@ -14,14 +24,15 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_kernels::Filter;
-
 use crate::{
     cursor::Cursor,
     engine::{Event, Outcome, Release, Report},
-    keyspace::Index,
+    front::Front,
+    keyspace::{Index, KEYSPACE_END},
+    limits::{Accounts, Limits, OverLimit},
     query::{Candidate, Query},
-    sweep::{QUEUE_LIMIT, RangeEnd, Sweep},
+    set::Set,
+    turns::{Client, Turns},
 };
 
 /// How long a slice should take. A stop costs at most one slice on each worker, and a search that
@@ -39,65 +50,171 @@ const MIN_SLICE: u64 = 1 << 8;
 /// takes no more than a quarter of a millisecond.
 const MAX_SLICE: u64 = 1 << 18;
 
-/// How many hits end a slice early, for a search that reports candidates. It bounds what a search
-/// can hold beyond its queue.
+/// How many hits end a slice early. It bounds what a search can hold beyond its queue.
 const HITS_PER_SLICE: usize = 256;
 
-const _: () = assert!(HITS_PER_SLICE <= QUEUE_LIMIT);
+/// How many ranges a search may have yet to cover: its own, and three that others' fronts go through.
+/// More would be covered a little sooner and cost every one of its steps.
+const MAX_SPANS: usize = 4;
+
+/// How many searches a front may serve. Sixteen thousand names are looked for at a tenth of one name's
+/// speed; with more, a second front is as good.
+const MAX_FOLLOWERS: usize = 1 << 14;
+
+/// How many hits a hash may have on average for all that share it: half of what ends a slice of 2^16
+/// secrets early. A search that alone has more shares with nobody.
+const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
+
+/// How many times as long as it takes to bring a front and its followers together nothing of the kind
+/// happens again: five percent of one core's time go there at most.
+const UPKEEP_PAUSE: u32 = 20;
+
+/// What looking at one search takes, to see whether it could follow a front.
+const UPKEEP_LOOK: Duration = Duration::from_nanos(50);
 
 pub(crate) type SearchId = u64;
+pub(crate) type JobId = u64;
+type FrontId = u64;
 
-/// A slice for a worker to try.
-pub(crate) struct Job {
-    pub(crate) search: SearchId,
-    pub(crate) slice: Range<Index>,
-    pub(crate) filter: Arc<Filter>,
-    pub(crate) hit_limit: usize,
-    /// Set when the search has been told to stop; looked at once, before the slice begins.
-    pub(crate) stop: Arc<AtomicBool>,
-    pub(crate) began: Duration,
+/// Something for a worker to do.
+pub(crate) enum Job {
+    Slice(Slice),
+    /// To make the filter of a set, so that its front can serve it.
+    Build(Build),
 }
 
-/// What became of a job.
+/// A slice for a worker to try.
+pub(crate) struct Slice {
+    pub(crate) id: JobId,
+    pub(crate) range: Range<Index>,
+    pub(crate) set: Arc<Set>,
+    pub(crate) hit_limit: usize,
+    /// Set when nobody wants it any more; looked at once, before the slice begins.
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+/// A set whose filter is wanted.
+pub(crate) struct Build {
+    front: FrontId,
+    pub(crate) set: Arc<Set>,
+    began: Duration,
+}
+
+/// What became of a slice.
 pub(crate) enum Done {
     /// Every index of the slice below `tried` was tried.
-    Tried { tried: Index, hits: Vec<Candidate> },
+    Tried { tried: Index, hits: Vec<Found> },
     /// The backend panicked.
     Panicked,
+}
+
+/// A hit, for the search with this number in the set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Which name of the filter it is.
+    pub name: u16,
+    /// The secret.
+    pub candidate: Candidate,
 }
 
 /// What the caller does once it has let go of the lock.
 #[derive(Default)]
 #[must_use]
 pub(crate) struct Effects {
-    pub(crate) wake: Option<Waker>,
-    /// A waker that is not needed any more; dropping one may run anything.
-    pub(crate) stale: Option<Waker>,
-    pub(crate) released: Option<(Release, Report)>,
+    pub(crate) wake: Vec<Waker>,
+    /// Wakers that are not needed any more; dropping one may run anything.
+    pub(crate) stale: Vec<Waker>,
+    pub(crate) released: Vec<(Release, Report)>,
     /// There may be work for a worker that found none before.
     pub(crate) work: bool,
+}
+
+/// What the engine has done, and is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Searches that are being worked on, alone or with others.
+    pub active: usize,
+    /// Searches that wait for their turn, and nobody is working on what they want.
+    pub queued: usize,
+    /// Searches that wait for their reader.
+    pub parked: usize,
+    /// Secrets hashed.
+    pub hashes: u64,
+    /// Secrets tested, once for each search that they were tested for.
+    pub tests: u64,
+    /// Slices tried.
+    pub slices: u64,
+    /// Searches that have ended, by how.
+    pub ended: Ended,
+    /// How many stopped searches were let go of within 1, 2, 4, 8 ... microseconds of the wish; the last
+    /// counts all that took longer.
+    pub stop_latency: [u64; 24],
+}
+
+/// How searches ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ended {
+    /// With the first ideal secret.
+    pub ideal: u64,
+    /// With the last secret there is.
+    pub exhausted: u64,
+    /// With their hash budget spent.
+    pub budget_spent: u64,
+    /// With their client's quota spent.
+    pub quota_spent: u64,
+    /// Because they were told to.
+    pub cancelled: u64,
+    /// With a panic.
+    pub failed: u64,
+}
+
+impl Effects {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.wake.is_empty() && self.released.is_empty() && self.stale.is_empty()
+    }
 }
 
 #[derive(Default)]
 pub(crate) struct Scheduler {
     searches: HashMap<SearchId, Entry>,
-    /// Searches that may have a slice to give out, each at most once, the next one in front.
-    turns: VecDeque<SearchId>,
-    next_id: SearchId,
+    fronts: HashMap<FrontId, Line>,
+    jobs: HashMap<JobId, InFlight>,
+    turns: Turns,
+    accounts: Accounts,
+    next_id: u64,
+    /// Counts whatever may let a search follow a front that it could not follow before.
+    changes: u64,
+    /// Whether a filter is being built.
+    building: bool,
+    next_upkeep: Duration,
+    totals: Metrics,
 }
 
 struct Entry {
-    sweep: Sweep,
-    filter: Arc<Filter>,
-    hit_limit: usize,
-    stop: Arc<AtomicBool>,
+    query: Arc<Query>,
+    client: Client,
+    /// One past the last index that matters.
+    end: Index,
+    /// The ideal hit at `end - 1`, once there is one.
+    ideal: Option<Candidate>,
+    /// What is yet to be covered, in order. Whatever lies between two spans is covered.
+    spans: Vec<Span>,
+    /// Hits that the search has not come to yet.
+    held: BTreeMap<Index, Candidate>,
+    /// Hits that the reader has not taken yet.
+    queue: VecDeque<Candidate>,
+    /// Whether it may be served by others' slices, and others by its own.
+    shares: bool,
     /// When the search was told to stop, and why it ends.
     stopped: Option<(Duration, Stop)>,
     in_turns: bool,
-    /// How many workers are on one of its slices.
-    workers: usize,
-    slice_length: u64,
+    /// The slices under way that serve it, as far as anybody has asked.
+    jobs: Vec<JobId>,
     hashes: u64,
+    /// How many secrets were tested for it, once it has ended.
+    tested: u64,
     /// Set once nothing can change it any more.
     outcome: Option<Outcome>,
     on_release: Option<Release>,
@@ -106,98 +223,244 @@ struct Entry {
     abandoned: bool,
 }
 
+/// A range that a search has yet to cover.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    from: Index,
+    end: Index,
+    /// The front that it is left to. What that has done from `from` on is covered.
+    front: Option<FrontId>,
+}
+
+/// A front, and who follows it.
+struct Line {
+    front: Front,
+    /// Its followers, by where they leave it.
+    followers: BTreeSet<(Index, SearchId)>,
+    /// Hits that followers hold, by where they are.
+    held: BTreeSet<(Index, SearchId)>,
+    /// What its slices look for: for every follower, and perhaps for some that have left.
+    set: Arc<Set>,
+    /// How long its next slice is.
+    length: u64,
+    jobs: Vec<JobId>,
+    /// Searches that found nothing to do here, until something happens.
+    idle: Vec<SearchId>,
+    /// How many changes there had been when it was last looked who could follow.
+    seen: u64,
+    stop: Arc<AtomicBool>,
+}
+
+/// A slice under way.
+struct InFlight {
+    front: FrontId,
+    /// Whose turn it was.
+    search: SearchId,
+    client: Client,
+    range: Range<Index>,
+    set: Arc<Set>,
+    began: Duration,
+    /// Searches that wait for it to end.
+    holders: Vec<SearchId>,
+}
+
 #[derive(Clone, Copy)]
 enum Stop {
     Asked,
     Panicked,
+    Quota,
 }
 
 impl Scheduler {
-    pub(crate) fn submit(&mut self, query: Query, on_release: Release) -> (SearchId, Effects) {
-        let id = self.next_id;
-        self.next_id += 1;
-        let mut entry = Entry {
-            filter: Arc::new(query.filter()),
-            hit_limit: if query.reports_candidates() {
-                HITS_PER_SLICE
-            } else {
-                // The first hit is the answer.
-                1
-            },
-            sweep: Sweep::new(query),
-            stop: Arc::new(AtomicBool::new(false)),
+    pub(crate) fn new(limits: Limits) -> Scheduler {
+        Scheduler {
+            accounts: Accounts::new(limits),
+            ..Scheduler::default()
+        }
+    }
+
+    pub(crate) fn submit(
+        &mut self,
+        client: Client,
+        query: Query,
+        on_release: Release,
+        now: Duration,
+    ) -> Result<(SearchId, Effects), OverLimit> {
+        self.accounts.open(&client.name, now)?;
+        let id = self.new_id();
+        let range = query.range();
+        let entry = Entry {
+            shares: query.hit_rate() <= MAX_SHARED_RATE,
+            query: Arc::new(query),
+            client,
+            end: range.end,
+            ideal: None,
+            spans: vec![Span {
+                from: range.start,
+                end: range.end,
+                front: None,
+            }],
+            held: BTreeMap::new(),
+            queue: VecDeque::new(),
             stopped: None,
             in_turns: false,
-            workers: 0,
-            slice_length: FIRST_SLICE,
+            jobs: Vec::new(),
             hashes: 0,
+            tested: 0,
             outcome: None,
             on_release: Some(on_release),
             reader: None,
             abandoned: false,
         };
-        // An empty range, from a cursor at the very end, ends before it begins.
-        let mut effects = entry.settle(Duration::ZERO);
-        if entry.outcome.is_none() {
-            entry.in_turns = true;
-            self.turns.push_back(id);
-            effects.work = true;
-        }
         self.searches.insert(id, entry);
-        (id, effects)
+        self.changes += 1;
+        // An empty range, from a cursor at the very end, ends before it begins.
+        let mut effects = Effects::default();
+        self.settle(id, now, &mut effects);
+        self.queue_turn(id, true);
+        effects.work = !self.turns.is_empty();
+        Ok((id, effects))
     }
 
-    /// The next slice of the search whose turn it is.
-    pub(crate) fn next_job(&mut self, now: Duration) -> Option<Job> {
-        while let Some(id) = self.turns.pop_front() {
-            let Some(entry) = self.searches.get_mut(&id) else {
+    /// What a worker does next.
+    pub(crate) fn next_job(&mut self, now: Duration, effects: &mut Effects) -> Option<Job> {
+        while let Some(id) = self.turns.pop() {
+            if let Some(entry) = self.searches.get_mut(&id) {
+                entry.in_turns = false;
+                if self.accounts.is_spent(&entry.client.name, now) {
+                    self.tell(id, now, Stop::Quota, effects);
+                    continue;
+                }
+            }
+            let Some((front, range)) = self.take(id) else {
                 continue;
             };
-            entry.in_turns = false;
-            let Some(slice) = entry.take() else { continue };
-            entry.workers += 1;
-            let job = Job {
-                search: id,
-                slice,
-                filter: Arc::clone(&entry.filter),
-                hit_limit: entry.hit_limit,
-                stop: Arc::clone(&entry.stop),
-                began: now,
-            };
-            self.queue_turn(id);
-            return Some(job);
+            let job = self.give_out(id, front, range, now);
+            self.queue_turn(id, false);
+            return Some(Job::Slice(job));
         }
         None
     }
 
-    /// Takes a job back.
-    pub(crate) fn finish(&mut self, job: Job, done: Done, now: Duration) -> Effects {
-        let Some(entry) = self.searches.get_mut(&job.search) else {
-            return Effects::default();
-        };
-        entry.workers -= 1;
-        match done {
-            Done::Tried { tried, hits } => {
-                entry.adapt(&job, tried, now);
-                entry.hashes += tried - job.slice.start;
-                entry.sweep.finish(job.slice, tried, hits);
-            }
-            Done::Panicked => entry.stop(now, Stop::Panicked),
+    /// A set whose filter should be made, so that a front can serve more searches.
+    ///
+    /// Looked for from time to time, when a worker is about to take a slice.
+    pub(crate) fn upkeep(&mut self, now: Duration) -> Option<Job> {
+        if self.building || now < self.next_upkeep {
+            return None;
         }
-        let mut effects = entry.settle(now);
-        effects.work = self.queue_turn(job.search);
-        self.forget(job.search);
+        let changes = self.changes;
+        // The front that serves most, of those that something may have changed for.
+        let changed = self.fronts.iter().filter(|(_, line)| line.seen != changes);
+        let (&id, _) = changed.max_by_key(|(_, line)| line.followers.len())?;
+        let looks = (self.fronts.len() + self.searches.len()) as u32;
+        self.next_upkeep = now + UPKEEP_LOOK * looks * UPKEEP_PAUSE;
+        self.fronts.get_mut(&id)?.seen = changes;
+        let line = &self.fronts[&id];
+        let mut members: Vec<SearchId> = line.followers.iter().map(|(_, id)| *id).collect();
+        let known = members.len();
+        let mut rate: f64 = members.iter().map(|id| self.searches[id].rate()).sum();
+        let at = line.front.next();
+        // A front that has given out all that anybody wants goes nowhere.
+        let limit = self.accounts.limits().queue_length;
+        let goes_on = line.followers.last().is_some_and(|(end, _)| at < *end) && !line.is_stopped();
+        if goes_on && rate <= MAX_SHARED_RATE {
+            for (search, entry) in &self.searches {
+                let room = members.len() < MAX_FOLLOWERS;
+                if room
+                    && entry.could_follow(id, at, limit, &self.fronts)
+                    && rate + entry.rate() <= MAX_SHARED_RATE
+                {
+                    rate += entry.rate();
+                    members.push(*search);
+                }
+            }
+        }
+        let mostly_gone = line.set.len() > 2 * known;
+        if members.len() == known && !mostly_gone {
+            return None;
+        }
+        let queries = members
+            .iter()
+            .map(|id| Arc::clone(&self.searches[id].query));
+        let set = Arc::new(Set::new(queries.collect(), members));
+        self.building = true;
+        Some(Job::Build(Build {
+            front: id,
+            set,
+            began: now,
+        }))
+    }
+
+    /// Lets a front serve a set whose filter is there.
+    pub(crate) fn install(&mut self, build: &Build, now: Duration) -> Effects {
+        self.building = false;
+        self.next_upkeep = now + now.saturating_sub(build.began) * UPKEEP_PAUSE;
+        let mut effects = Effects::default();
+        let line = self.fronts.get_mut(&build.front);
+        let Some(line) = line.filter(|line| !line.is_stopped()) else {
+            return effects;
+        };
+        let at = line.front.next();
+        // Until its speed is known: a larger filter is slower, and a slice must not be longer.
+        let growth = (build.set.len() / line.set.len().max(1)).max(1) as u64;
+        line.length = (line.length / growth).max(MIN_SLICE);
+        line.set = Arc::clone(&build.set);
+        for &id in build.set.members() {
+            let follows = self
+                .searches
+                .get(&id)
+                .is_none_or(|entry| entry.follows(build.front));
+            if !follows {
+                self.follow(id, build.front, at);
+            }
+        }
+        effects.work = !self.turns.is_empty();
         effects
     }
 
-    /// Tells a search to stop. Its cores are free once the slices that are being tried have come
-    /// back; without any, at once. A search that has ended stays as it ended.
-    pub(crate) fn stop(&mut self, id: SearchId, now: Duration) -> Effects {
-        let Some(entry) = self.searches.get_mut(&id) else {
-            return Effects::default();
+    /// Takes a slice back.
+    pub(crate) fn finish(&mut self, id: JobId, done: Done, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        let Some(job) = self.jobs.remove(&id) else {
+            return effects;
         };
-        entry.stop(now, Stop::Asked);
-        entry.settle(now)
+        let took = now.saturating_sub(job.began);
+        self.turns.charge(&job.client, took, SLICE_TIME);
+        let mut touched = job.holders.clone();
+        for holder in &touched {
+            if let Some(entry) = self.searches.get_mut(holder) {
+                entry.jobs.retain(|held| *held != id);
+            }
+        }
+        if let Some(line) = self.fronts.get_mut(&job.front) {
+            line.jobs.retain(|under_way| *under_way != id);
+            touched.append(&mut line.idle);
+        }
+        touched.extend(match done {
+            Done::Tried { tried, hits } => {
+                self.count(&job, tried - job.range.start, now);
+                self.tried(&job, tried, took, hits)
+            }
+            Done::Panicked => self.panicked(&job, now),
+        });
+        touched.sort_unstable();
+        touched.dedup();
+        for id in touched {
+            self.settle(id, now, &mut effects);
+            self.queue_turn(id, false);
+            self.forget(id);
+        }
+        effects.work |= !self.turns.is_empty();
+        effects
+    }
+
+    /// Tells a search to stop. Its cores are free once the slices that serve it have come back; without
+    /// any, at once. A search that has ended stays as it ended.
+    pub(crate) fn stop(&mut self, id: SearchId, now: Duration) -> Effects {
+        let mut effects = Effects::default();
+        self.tell(id, now, Stop::Asked, &mut effects);
+        effects
     }
 
     /// Stops a search whose handle is gone, and forgets it when its last worker has let go.
@@ -205,16 +468,22 @@ impl Scheduler {
         let mut effects = self.stop(id, now);
         if let Some(entry) = self.searches.get_mut(&id) {
             entry.abandoned = true;
-            effects.stale = entry.reader.take().map(|(waker, _)| waker);
+            effects
+                .stale
+                .extend(entry.reader.take().map(|(waker, _)| waker));
         }
         self.forget(id);
         effects
     }
 
     /// Stops every search.
-    pub(crate) fn stop_all(&mut self, now: Duration) -> Vec<Effects> {
+    pub(crate) fn stop_all(&mut self, now: Duration) -> Effects {
+        let mut effects = Effects::default();
         let ids: Vec<SearchId> = self.searches.keys().copied().collect();
-        ids.into_iter().map(|id| self.stop(id, now)).collect()
+        for id in ids {
+            self.tell(id, now, Stop::Asked, &mut effects);
+        }
+        effects
     }
 
     /// The reader's turn: candidates, when `at_least` of them are there or no more will come, then
@@ -226,39 +495,489 @@ impl Scheduler {
         waker: &Waker,
     ) -> (Poll<Event>, Effects) {
         let mut effects = Effects::default();
+        let limit = self.accounts.limits().queue_length;
         let Some(entry) = self.searches.get_mut(&id) else {
             // The handle is what keeps the entry, and the handle asks.
             unreachable!("search {id} was forgotten before its handle was dropped");
         };
-        if entry.may_tell(at_least) {
-            let candidates = entry.sweep.drain();
-            effects.work = self.queue_turn(id);
+        if entry.may_tell(at_least, limit) {
+            if entry.queue.len() >= limit {
+                // It was parked, and others' fronts have gone on since.
+                self.changes += 1;
+            }
+            let candidates = std::mem::take(&mut entry.queue).into();
+            self.queue_turn(id, false);
+            effects.work = !self.turns.is_empty();
             return (Poll::Ready(Event::Candidates(candidates)), effects);
         }
         if let Some(outcome) = &entry.outcome {
             return (Poll::Ready(Event::Ended(outcome.clone())), effects);
         }
         let stale = entry.reader.replace((waker.clone(), at_least));
-        effects.stale = stale.map(|(waker, _)| waker);
+        effects.stale.extend(stale.map(|(waker, _)| waker));
         (Poll::Pending, effects)
     }
 
     /// How far a search has come.
     pub(crate) fn frontier(&self, id: SearchId) -> Option<Index> {
-        Some(self.searches.get(&id)?.sweep.frontier())
+        Some(self.searches.get(&id)?.frontier(&self.fronts))
     }
 
-    /// Gives a search a turn if it has a slice to give out; says whether it has.
-    fn queue_turn(&mut self, id: SearchId) -> bool {
-        match self.searches.get_mut(&id) {
-            Some(entry) if entry.has_work() => {
-                if !entry.in_turns {
-                    entry.in_turns = true;
-                    self.turns.push_back(id);
-                }
-                true
+    pub(crate) fn metrics(&self) -> Metrics {
+        let mut metrics = self.totals.clone();
+        let limit = self.accounts.limits().queue_length;
+        for entry in self
+            .searches
+            .values()
+            .filter(|entry| entry.on_release.is_some())
+        {
+            metrics.tests += entry.tests(&self.fronts);
+            let fronts = entry.spans.iter().filter_map(|span| span.front);
+            let mut lines = fronts.filter_map(|front| self.fronts.get(&front));
+            if entry.outcome.is_none() && entry.queue.len() >= limit {
+                metrics.parked += 1;
+            } else if !entry.jobs.is_empty() || lines.any(|line| !line.jobs.is_empty()) {
+                metrics.active += 1;
+            } else {
+                metrics.queued += 1;
             }
-            _ => false,
+        }
+        metrics
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Gives a search a turn if it may want one.
+    fn queue_turn(&mut self, id: SearchId, new: bool) {
+        let limit = self.accounts.limits().queue_length;
+        if let Some(entry) = self.searches.get_mut(&id)
+            && entry.goes_on(limit)
+            && !entry.in_turns
+        {
+            entry.in_turns = true;
+            self.turns.push(&entry.client, id, new);
+        }
+    }
+
+    /// The next slice for a search whose turn it is.
+    fn take(&mut self, id: SearchId) -> Option<(FrontId, Range<Index>)> {
+        let limit = self.accounts.limits().queue_length;
+        let entry = self
+            .searches
+            .get_mut(&id)
+            .filter(|entry| entry.goes_on(limit))?;
+        let frontier = entry.frontier(&self.fronts);
+        // The slice at the frontier waits for the reader alone. If it also waited for what is held
+        // beyond it, the two would wait for each other.
+        let at_frontier_only = entry.queue.len() + entry.held.len() >= limit;
+        let mut index = 0;
+        while let Some(span) = self.searches[&id].spans.get(index).copied() {
+            index += 1;
+            let front = match span.front {
+                Some(front) => front,
+                None => self.begin_front(id, index - 1),
+            };
+            let line = self.fronts.get_mut(&front)?;
+            let start = line.front.next_start();
+            if start
+                .is_some_and(|start| start < span.end && (start == frontier || !at_frontier_only))
+            {
+                let (end, _) = line.followers.last()?;
+                if let Some(range) = line.front.take(line.length, *end) {
+                    return Some((front, range));
+                }
+            }
+            // Whatever it waits for here comes with a slice that is under way.
+            if !line.idle.contains(&id) {
+                line.idle.push(id);
+            }
+        }
+        None
+    }
+
+    /// Makes a front for a span that has none.
+    fn begin_front(&mut self, id: SearchId, span: usize) -> FrontId {
+        let front = self.new_id();
+        let Some(entry) = self.searches.get_mut(&id) else {
+            return front;
+        };
+        let span = &mut entry.spans[span];
+        span.front = Some(front);
+        let line = Line {
+            front: Front::new(span.from),
+            followers: BTreeSet::from([(span.end, id)]),
+            held: BTreeSet::new(),
+            set: Arc::new(Set::new(vec![Arc::clone(&entry.query)], vec![id])),
+            length: FIRST_SLICE,
+            jobs: Vec::new(),
+            idle: Vec::new(),
+            seen: 0,
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        self.fronts.insert(front, line);
+        front
+    }
+
+    fn give_out(
+        &mut self,
+        search: SearchId,
+        front: FrontId,
+        range: Range<Index>,
+        now: Duration,
+    ) -> Slice {
+        let id = self.new_id();
+        let (entry, line) = (&self.searches[&search], &self.fronts[&front]);
+        // Corrected when it is known how long the slice took.
+        self.turns.charge(&entry.client, SLICE_TIME, Duration::ZERO);
+        let alone = line.set.len() == 1 && !entry.query.reports_candidates();
+        let slice = Slice {
+            id,
+            range: range.clone(),
+            set: Arc::clone(&line.set),
+            // Alone, the first hit is the answer.
+            hit_limit: if alone { 1 } else { HITS_PER_SLICE },
+            stop: Arc::clone(&line.stop),
+        };
+        let job = InFlight {
+            front,
+            search,
+            client: entry.client.clone(),
+            range,
+            set: Arc::clone(&line.set),
+            began: now,
+            holders: Vec::new(),
+        };
+        self.jobs.insert(id, job);
+        if let Some(line) = self.fronts.get_mut(&front) {
+            line.jobs.push(id);
+        }
+        slice
+    }
+
+    /// Counts what was hashed, for whom it was.
+    fn count(&mut self, job: &InFlight, hashes: u64, now: Duration) {
+        self.accounts.spend(&job.client.name, hashes, now);
+        self.totals.hashes += hashes;
+        self.totals.slices += 1;
+        if let Some(entry) = self.searches.get_mut(&job.search) {
+            entry.hashes += hashes;
+        }
+    }
+
+    /// Draws the consequences of a slice that was tried: for its front, and for whoever had hits.
+    fn tried(
+        &mut self,
+        job: &InFlight,
+        tried: Index,
+        took: Duration,
+        hits: Vec<Found>,
+    ) -> Vec<SearchId> {
+        let limit = self.accounts.limits().queue_length;
+        let mut touched = Vec::new();
+        for Found { name, candidate } in hits {
+            let index = candidate.secret.index();
+            let Some(&id) = job.set.members().get(usize::from(name)) else {
+                continue;
+            };
+            let Some(entry) = self.searches.get_mut(&id) else {
+                continue;
+            };
+            // It may have left the front, or come to it behind this.
+            let wants = |span: &Span| {
+                span.front == Some(job.front) && (span.from..span.end).contains(&index)
+            };
+            if !entry.spans.iter().any(wants) {
+                continue;
+            }
+            if entry.query.is_ideal(candidate.distance) {
+                entry.ideal = Some(candidate);
+                self.end_at(id, index + 1);
+                touched.push(id);
+            } else if entry.query.is_interesting(candidate.distance) {
+                entry.held.insert(index, candidate);
+                let too_many = entry.held.len() > limit + HITS_PER_SLICE;
+                if let Some(line) = self.fronts.get_mut(&job.front) {
+                    line.held.insert((index, id));
+                }
+                if too_many {
+                    self.fall_back(id);
+                }
+            }
+        }
+        let Some(line) = self.fronts.get_mut(&job.front) else {
+            return touched;
+        };
+        if Arc::ptr_eq(&line.set, &job.set) {
+            line.adapt(&job.range, tried, took);
+        }
+        line.front.finish(job.range.clone(), tried);
+        let done = line.front.done();
+        let arrived = line.followers.range(..=(done, SearchId::MAX));
+        touched.extend(arrived.map(|(_, id)| *id));
+        while let Some((index, id)) = line.held.first().copied()
+            && index < done
+        {
+            line.held.pop_first();
+            touched.push(id);
+        }
+        touched
+    }
+
+    /// What a panic leaves: the search that was alone in the slice fails; searches that shared it go on
+    /// alone, and whoever it was is found out.
+    fn panicked(&mut self, job: &InFlight, now: Duration) -> Vec<SearchId> {
+        let Some(line) = self.fronts.get_mut(&job.front) else {
+            return Vec::new();
+        };
+        line.front.finish(job.range.clone(), job.range.start);
+        if let [alone] = job.set.members() {
+            if let Some(entry) = self.searches.get_mut(alone) {
+                entry.stopped.get_or_insert((now, Stop::Panicked));
+            }
+            self.hold(*alone);
+            return vec![*alone];
+        }
+        let followers: Vec<SearchId> = line.followers.iter().map(|(_, id)| *id).collect();
+        for &id in &followers {
+            if let Some(entry) = self.searches.get_mut(&id) {
+                entry.shares = false;
+            }
+            self.detach(id);
+        }
+        followers
+    }
+
+    fn tell(&mut self, id: SearchId, now: Duration, why: Stop, effects: &mut Effects) {
+        if let Some(entry) = self.searches.get_mut(&id)
+            && entry.outcome.is_none()
+            && entry.stopped.is_none()
+        {
+            entry.stopped = Some((now, why));
+            for front in entry.spans.iter().filter_map(|span| span.front) {
+                // What was given out for it alone, and may not have begun.
+                if let Some(line) = self
+                    .fronts
+                    .get(&front)
+                    .filter(|line| line.followers.len() == 1)
+                {
+                    line.stop.store(true, Ordering::Relaxed);
+                }
+            }
+            self.hold(id);
+        }
+        self.settle(id, now, effects);
+    }
+
+    /// Makes a search wait for the slices under way that serve it.
+    fn hold(&mut self, id: SearchId) {
+        let Some(entry) = self.searches.get_mut(&id) else {
+            return;
+        };
+        for front in entry.spans.iter().filter_map(|span| span.front) {
+            let Some(line) = self.fronts.get(&front) else {
+                continue;
+            };
+            for job in &line.jobs {
+                if !entry.jobs.contains(job)
+                    && let Some(under_way) = self.jobs.get_mut(job)
+                {
+                    entry.jobs.push(*job);
+                    under_way.holders.push(id);
+                }
+            }
+        }
+    }
+
+    /// Takes a search off a front.
+    fn leave(&mut self, id: SearchId, span: Span) {
+        let Some(front) = span.front else { return };
+        let Some(line) = self.fronts.get_mut(&front) else {
+            return;
+        };
+        line.followers.remove(&(span.end, id));
+        if line.followers.is_empty() {
+            line.stop.store(true, Ordering::Relaxed);
+            self.fronts.remove(&front);
+        }
+    }
+
+    /// Takes a search off all fronts, with what it has covered.
+    fn detach(&mut self, id: SearchId) {
+        self.hold(id);
+        let Some(entry) = self.searches.get_mut(&id) else {
+            return;
+        };
+        let spans = entry.spans.clone();
+        for span in &mut entry.spans {
+            span.from = span.progress(&self.fronts);
+            span.front = None;
+        }
+        entry.spans.retain(|span| span.from < span.end);
+        for span in spans {
+            self.leave(id, span);
+        }
+    }
+
+    /// Lets a search follow a front from `at` on, if it still can.
+    fn follow(&mut self, id: SearchId, front: FrontId, at: Index) {
+        let limit = self.accounts.limits().queue_length;
+        let entry = self.searches.get(&id);
+        if !entry.is_some_and(|entry| entry.could_follow(front, at, limit, &self.fronts)) {
+            return;
+        }
+        self.hold(id);
+        let Some(entry) = self.searches.get_mut(&id) else {
+            return;
+        };
+        let covers = |span: &Span| span.progress(&self.fronts) <= at && at < span.end;
+        let Some(index) = entry.spans.iter().position(covers) else {
+            return;
+        };
+        let lower = entry.spans[index];
+        let upper = Span {
+            from: at,
+            end: lower.end,
+            front: Some(front),
+        };
+        if lower.progress(&self.fronts) == at {
+            entry.spans[index] = upper;
+        } else {
+            entry.spans[index].end = at;
+            entry.spans.insert(index + 1, upper);
+            let before = lower.front.and_then(|front| self.fronts.get_mut(&front));
+            if let Some(line) = before {
+                line.followers.insert((at, id));
+            }
+        }
+        if let Some(line) = self.fronts.get_mut(&front) {
+            line.followers.insert((upper.end, id));
+        }
+        // After it has its new place, so that a front that it was alone on does not go.
+        self.leave(id, lower);
+        self.queue_turn(id, false);
+    }
+
+    /// Forgets what a search has covered beyond its first span, and the hits there.
+    fn fall_back(&mut self, id: SearchId) {
+        self.hold(id);
+        let Some(entry) = self.searches.get_mut(&id) else {
+            return;
+        };
+        let beyond = entry.spans.split_off(1);
+        if let Some(first) = entry.spans.first().copied()
+            && first.end < entry.end
+        {
+            entry.held.split_off(&first.end);
+            entry.spans.push(Span {
+                from: first.end,
+                end: entry.end,
+                front: None,
+            });
+        }
+        for span in beyond {
+            self.leave(id, span);
+        }
+    }
+
+    /// Forgets everything from `end` on.
+    fn end_at(&mut self, id: SearchId, end: Index) {
+        self.hold(id);
+        let Some(entry) = self.searches.get_mut(&id) else {
+            return;
+        };
+        entry.end = end;
+        entry.held.split_off(&end);
+        let kept = entry.spans.partition_point(|span| span.from < end);
+        let mut left = entry.spans.split_off(kept);
+        if let Some(last) = entry.spans.last_mut()
+            && end < last.end
+        {
+            left.push(*last);
+            last.end = end;
+            let line = last.front.and_then(|front| self.fronts.get_mut(&front));
+            if let Some(line) = line {
+                line.followers.insert((end, id));
+            }
+        }
+        for span in left {
+            self.leave(id, span);
+        }
+    }
+
+    /// Draws the consequences of whatever has just happened to a search.
+    fn settle(&mut self, id: SearchId, now: Duration, effects: &mut Effects) {
+        let limit = self.accounts.limits().queue_length;
+        while let Some(entry) = self.searches.get_mut(&id)
+            && let Some(span) = entry.spans.first().copied()
+            && span.end <= span.progress(&self.fronts)
+        {
+            if entry.spans.len() == MAX_SPANS {
+                self.changes += 1;
+            }
+            entry.spans.remove(0);
+            self.leave(id, span);
+        }
+        let Some(entry) = self.searches.get_mut(&id) else {
+            return;
+        };
+        let frontier = entry.frontier(&self.fronts);
+        while let Some(first) = entry.held.first_entry()
+            && *first.key() < frontier
+        {
+            entry.queue.push_back(first.remove());
+        }
+        if entry.outcome.is_none() {
+            if let Some(outcome) = entry.conclude(frontier) {
+                self.totals.ended.count(&outcome);
+                entry.tested = entry.tests(&self.fronts);
+                entry.outcome = Some(outcome);
+                // Nothing beyond is ever told.
+                entry.end = frontier;
+                entry.held.clear();
+                self.hold(id);
+                let spans = self
+                    .searches
+                    .get_mut(&id)
+                    .map(|entry| std::mem::take(&mut entry.spans));
+                for span in spans.unwrap_or_default() {
+                    self.leave(id, span);
+                }
+            } else if entry.queue.len() >= limit {
+                self.detach(id);
+            }
+        }
+        let Some(entry) = self.searches.get_mut(&id) else {
+            return;
+        };
+        if let Some(outcome) = &entry.outcome
+            && entry.jobs.is_empty()
+            && let Some(release) = entry.on_release.take()
+        {
+            let stopped = entry.stopped.map(|(when, _)| now.saturating_sub(when));
+            if let Some(latency) = stopped {
+                let bucket = latency.as_micros().max(1).next_power_of_two().ilog2() as usize;
+                let last = self.totals.stop_latency.len() - 1;
+                self.totals.stop_latency[bucket.min(last)] += 1;
+            }
+            self.totals.tests += entry.tested;
+            self.accounts.close(&entry.client.name, entry.tested);
+            let report = Report {
+                outcome: outcome.clone(),
+                hashes: entry.hashes,
+                tests: entry.tested,
+                stop_latency: stopped,
+            };
+            effects.released.push((release, report));
+        }
+        let at_least = entry.reader.as_ref().map(|(_, at_least)| *at_least);
+        let tells = |at_least| entry.outcome.is_some() || entry.may_tell(at_least, limit);
+        if at_least.is_some_and(tells) {
+            effects
+                .wake
+                .extend(entry.reader.take().map(|(waker, _)| waker));
         }
     }
 
@@ -272,28 +991,31 @@ impl Scheduler {
     }
 }
 
-impl Entry {
-    fn has_work(&self) -> bool {
-        self.outcome.is_none() && self.stopped.is_none() && self.sweep.next_start().is_some()
+impl Span {
+    /// Everything from the span's beginning up to here is covered.
+    fn progress(&self, fronts: &HashMap<FrontId, Line>) -> Index {
+        let line = self.front.and_then(|front| fronts.get(&front));
+        line.map_or(self.from, |line| {
+            line.front.done().clamp(self.from, self.end)
+        })
     }
+}
 
-    fn take(&mut self) -> Option<Range<Index>> {
-        if self.has_work() {
-            self.sweep.take(self.slice_length)
-        } else {
-            None
-        }
+impl Line {
+    /// Whether its slices are not tried any more.
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Sizes the next slice from how long this one took.
-    fn adapt(&mut self, job: &Job, tried: Index, now: Duration) {
-        let count = tried - job.slice.start;
-        let length = self.slice_length;
-        self.slice_length = if tried < job.slice.end {
+    fn adapt(&mut self, slice: &Range<Index>, tried: Index, took: Duration) {
+        let count = tried - slice.start;
+        let length = self.length;
+        self.length = if tried < slice.end {
             // So dense are the hits that a longer slice only comes back sooner.
             count
         } else {
-            let took = now.saturating_sub(job.began).as_nanos().max(1);
+            let took = took.as_nanos().max(1);
             let wanted = u128::from(count) * SLICE_TIME.as_nanos() / took;
             // By a factor of two at a time: one slice during which the system had something else
             // to do says little.
@@ -303,63 +1025,94 @@ impl Entry {
         }
         .clamp(MIN_SLICE, MAX_SLICE);
     }
+}
 
-    fn stop(&mut self, now: Duration, why: Stop) {
-        if self.outcome.is_none() && self.stopped.is_none() {
-            self.stopped = Some((now, why));
-            // Nothing is published by this but the wish itself.
-            self.stop.store(true, Ordering::Relaxed);
+impl Entry {
+    /// How often it hits, or more than can be shared.
+    fn rate(&self) -> f64 {
+        if self.shares {
+            self.query.hit_rate()
+        } else {
+            f64::INFINITY
         }
     }
 
-    fn may_tell(&self, at_least: usize) -> bool {
-        let queued = self.sweep.queued();
-        queued > 0 && (queued >= at_least.min(QUEUE_LIMIT) || self.outcome.is_some())
+    fn goes_on(&self, limit: usize) -> bool {
+        self.outcome.is_none() && self.stopped.is_none() && self.queue.len() < limit
     }
 
-    /// Draws the consequences of whatever has just happened.
-    fn settle(&mut self, now: Duration) -> Effects {
-        let mut effects = Effects::default();
-        if self.outcome.is_none() {
-            self.outcome = self.conclude();
+    fn follows(&self, front: FrontId) -> bool {
+        self.spans.iter().any(|span| span.front == Some(front))
+    }
+
+    /// Whether a front whose next slice is at `at` could cover something for it.
+    fn could_follow(
+        &self,
+        front: FrontId,
+        at: Index,
+        limit: usize,
+        fronts: &HashMap<FrontId, Line>,
+    ) -> bool {
+        self.goes_on(limit)
+            && self.shares
+            && self.spans.len() < MAX_SPANS
+            && !self.follows(front)
+            && (self.spans.iter()).any(|span| span.progress(fronts) <= at && at < span.end)
+    }
+
+    fn frontier(&self, fronts: &HashMap<FrontId, Line>) -> Index {
+        let first = self.spans.first();
+        first.map_or(self.end, |span| span.progress(fronts))
+    }
+
+    /// How many secrets were tested for it.
+    fn tests(&self, fronts: &HashMap<FrontId, Line>) -> u64 {
+        if self.outcome.is_some() {
+            return self.tested;
         }
-        if let Some(outcome) = &self.outcome
-            && self.workers == 0
-            && let Some(release) = self.on_release.take()
-        {
-            let stopped = self.stopped.map(|(when, _)| now.saturating_sub(when));
-            effects.released = Some((
-                release,
-                Report {
-                    outcome: outcome.clone(),
-                    hashes: self.hashes,
-                    stop_latency: stopped,
-                },
-            ));
-        }
-        let at_least = self.reader.as_ref().map(|(_, at_least)| *at_least);
-        if at_least.is_some_and(|at_least| self.outcome.is_some() || self.may_tell(at_least)) {
-            effects.wake = self.reader.take().map(|(waker, _)| waker);
-        }
-        effects
+        let left = self
+            .spans
+            .iter()
+            .map(|span| span.end - span.progress(fronts));
+        self.end - self.query.start() - left.sum::<u64>()
+    }
+
+    fn may_tell(&self, at_least: usize, limit: usize) -> bool {
+        let queued = self.queue.len();
+        queued > 0 && (queued >= at_least.min(limit) || self.outcome.is_some())
     }
 
     /// How the search has ended, if it has.
-    fn conclude(&self) -> Option<Outcome> {
-        let cursor = || Cursor::new(self.sweep.query(), self.sweep.frontier());
-        if let Some(end) = self.sweep.ended() {
-            return Some(match end {
-                RangeEnd::Ideal(candidate) => Outcome::Ideal(candidate),
-                RangeEnd::Keyspace => Outcome::Exhausted,
-                RangeEnd::Budget => Outcome::BudgetSpent(cursor()),
+    fn conclude(&self, frontier: Index) -> Option<Outcome> {
+        let cursor = || Cursor::new(&self.query, frontier);
+        if frontier >= self.end {
+            return Some(match self.ideal {
+                Some(ideal) => Outcome::Ideal(ideal),
+                None if self.end == KEYSPACE_END => Outcome::Exhausted,
+                None => Outcome::BudgetSpent(cursor()),
             });
         }
         let (_, why) = self.stopped?;
         // What the workers still bring back belongs to the frontier that the cursor tells.
-        (self.workers == 0).then(|| match why {
+        self.jobs.is_empty().then(|| match why {
             Stop::Asked => Outcome::Cancelled(cursor()),
+            Stop::Quota => Outcome::QuotaSpent(cursor()),
             Stop::Panicked => Outcome::Failed(cursor()),
         })
+    }
+}
+
+impl Ended {
+    fn count(&mut self, outcome: &Outcome) {
+        let ended = match outcome {
+            Outcome::Ideal(_) => &mut self.ideal,
+            Outcome::Exhausted => &mut self.exhausted,
+            Outcome::BudgetSpent(_) => &mut self.budget_spent,
+            Outcome::QuotaSpent(_) => &mut self.quota_spent,
+            Outcome::Cancelled(_) => &mut self.cancelled,
+            Outcome::Failed(_) => &mut self.failed,
+        };
+        *ended += 1;
     }
 }
 

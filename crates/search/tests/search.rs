@@ -12,8 +12,8 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
-    Backend, Candidate, Cursor, Distance, Engine, Event, Filter, Index, KEYSPACE_END, Kernel,
-    Outcome, Query, Report, Search, Secret,
+    Backend, Candidate, Client, Cursor, Distance, Engine, Event, Filter, Found, Index,
+    KEYSPACE_END, Kernel, Outcome, Query, Report, Search, Secret,
 };
 use proptest::prelude::*;
 use sha1::Digest;
@@ -136,7 +136,7 @@ proptest! {
             Oracle::BudgetSpent => Outcome::BudgetSpent(Cursor::new(&whole, start + budget)),
         };
         for engine in engines() {
-            let (told, outcome) = run(&mut engine.search(query.clone(), |_| ()));
+            let (told, outcome) = run(&mut engine.search(Client::default(), query.clone(), |_| ()).unwrap());
             prop_assert_eq!(&told, &expected, "{} workers", engine.workers());
             prop_assert_eq!(&outcome, &expected_outcome, "{} workers", engine.workers());
         }
@@ -160,7 +160,7 @@ proptest! {
         let mut stops = stops.into_iter();
         let outcome = loop {
             let left = NonZeroU64::new(budget - next.start()).unwrap();
-            let mut search = engine.search(next.clone().hash_budget(left), |_| ());
+            let mut search = engine.search(Client::default(), next.clone().hash_budget(left), |_| ()).unwrap();
             if let Some(batches) = stops.next() {
                 for _ in 0..batches {
                     if let Event::Candidates(more) = search.blocking_next() {
@@ -196,18 +196,18 @@ fn hard() -> Query {
 
 fn released(engine: &Engine, query: Query) -> (Search, mpsc::Receiver<Report>) {
     let (sender, receiver) = mpsc::channel();
-    let search = engine.search(query, move |report| {
+    let search = engine.search(Client::default(), query, move |report| {
         // A test that does not look has dropped its end.
         let _ = sender.send(report);
     });
-    (search, receiver)
+    (search.unwrap(), receiver)
 }
 
 #[test]
 fn a_distance_of_the_whole_name_matches_the_first_secret() {
     for engine in engines() {
         let query = Query::new("doctor".parse().unwrap(), Distance::from(200)).unwrap();
-        let (_, outcome) = run(&mut engine.search(query, |_| ()));
+        let (_, outcome) = run(&mut engine.search(Client::default(), query, |_| ()).unwrap());
         assert!(
             matches!(outcome, Outcome::Ideal(found) if found.secret.as_bytes().is_empty()),
             "{outcome:?}"
@@ -234,7 +234,9 @@ fn the_first_doctor() {
 
     let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
     for engine in engines() {
-        let (_, outcome) = run(&mut engine.search(query.clone(), |_| ()));
+        let (_, outcome) = run(&mut engine
+            .search(Client::default(), query.clone(), |_| ())
+            .unwrap());
         assert!(matches!(outcome, Outcome::Ideal(found) if found.secret.as_bytes() == secret));
     }
 }
@@ -249,7 +251,9 @@ fn the_farthest_secrets_are_interesting_too() {
         assert_eq!(expected.len() == 1000, interesting > 28);
         let query = query.clone().interesting(Distance::from(interesting));
         let query = query.hash_budget(NonZeroU64::new(1000).unwrap());
-        let (told, _) = run(&mut engines()[1].search(query, |_| ()));
+        let (told, _) = run(&mut engines()[1]
+            .search(Client::default(), query, |_| ())
+            .unwrap());
         assert_eq!(told, expected);
     }
 }
@@ -302,7 +306,7 @@ impl Backend for PanicsAt {
         slice: std::ops::Range<Index>,
         filter: &Filter,
         limit: usize,
-        hits: &mut Vec<Candidate>,
+        hits: &mut Vec<Found>,
     ) -> Index {
         assert!(!slice.contains(&self.0), "a panic that this test wants");
         Backend::scan(&Kernel::best(), slice, filter, limit, hits)
@@ -338,7 +342,7 @@ impl Backend for Counting {
         slice: std::ops::Range<Index>,
         filter: &Filter,
         limit: usize,
-        hits: &mut Vec<Candidate>,
+        hits: &mut Vec<Found>,
     ) -> Index {
         self.slices.fetch_add(1, Ordering::SeqCst);
         Backend::scan(&Kernel::best(), slice, filter, limit, hits)
@@ -356,7 +360,7 @@ fn a_search_that_nobody_reads_is_parked() {
     // many have ended the unread one has had its turns and used up its room.
     let turn = |_| {
         let easy = Query::new("a".parse().unwrap(), Distance::ZERO).unwrap();
-        run(&mut engine.search(easy, |_| ()));
+        run(&mut engine.search(Client::default(), easy, |_| ()).unwrap());
     };
     (0..100).for_each(turn);
     let slices = counting.slices.load(Ordering::SeqCst);

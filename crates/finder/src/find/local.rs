@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use hashfinder_search::{
-    Candidate, Cursor, DesiredName, Distance, Engine, Event, Kernel, Outcome, Query, Search,
+    Candidate, Client, Cursor, DesiredName, Distance, Engine, Event, Kernel, Outcome, Query, Search,
 };
 
 use super::{Ending, Source, Stopper, Told};
@@ -45,7 +45,7 @@ impl LocalSearch {
             .clone()
             .interesting(query.interesting_distance().max(near));
         Ok(LocalSearch {
-            search: engine.search(watched, |_| ()),
+            search: engine.search(Client::default(), watched, |_| ())?,
             query: query.clone(),
             pending: VecDeque::new(),
             began,

@@ -221,7 +221,7 @@ impl RemoteSearch {
         let message = status.message().escape_debug();
         match status.code() {
             Code::Cancelled if self.cancelled() => Ending::Stopped(cursor),
-            _ if details.budget_spent => Ending::Limit(message.to_string(), cursor),
+            _ if details.limit_reached => Ending::Limit(message.to_string(), cursor),
             // The reference server says no more than this when its budget is spent.
             Code::Cancelled => {
                 let why = format!("the server cancelled the search: {message}");

@@ -2,14 +2,16 @@
 
 use std::{
     future::poll_fn,
-    num::{NonZeroU64, NonZeroUsize},
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use hashfinder_search::{Candidate, DesiredName, Distance, Engine, Event, Outcome, Query, Search};
+use hashfinder_search::{
+    Candidate, Client, DesiredName, Distance, Engine, Event, Outcome, Query, Search,
+};
 use tokio::{
     sync::Semaphore,
     time::{Instant, Sleep, sleep_until, timeout},
@@ -109,13 +111,15 @@ impl HashFinderService {
         let record = Arc::new(CallRecord::new(method, request.remote_addr(), name));
         let budget = self.limits.maximum_hashes;
         let at_release = Arc::clone(&record);
+        let client = client(request);
         let search = self
             .engine
-            .search(query.hash_budget(budget), move |report| {
+            .search(client, query.hash_budget(budget), move |report| {
                 // The permit is the work's: it goes back when the last worker has let go.
                 drop(permit);
                 at_release.released(report);
-            });
+            })
+            .map_err(CallError::OverLimit)?;
         // A stream that nobody reads is not polled, so its end has to reach the work by itself.
         let stopper = search.stopper();
         context.add_callback(move |end| {
@@ -160,6 +164,19 @@ impl HashFinder for HashFinderService {
             paced: None,
             ended: false,
         }))
+    }
+}
+
+/// For whom a call is: until somebody is authenticated, the address that it comes from, and within
+/// that the connection, which its port tells.
+fn client<T>(request: &Request<T>) -> Client {
+    let Some(peer) = request.remote_addr() else {
+        return Client::default();
+    };
+    Client {
+        name: peer.ip().to_canonical().to_string().into(),
+        connection: peer.port().into(),
+        weight: NonZeroU32::MIN,
     }
 }
 
@@ -218,6 +235,7 @@ impl Answer {
                 hashes: self.limits.maximum_hashes.get(),
                 cursor,
             },
+            Outcome::QuotaSpent(cursor) => CallError::QuotaSpent(cursor),
             // Only a drain leaves its handler the last word; and an engine that was dropped is a
             // server on its way down too.
             Outcome::Cancelled(cursor) => CallError::Draining(Some(cursor)),
@@ -280,7 +298,7 @@ mod tests {
     use crate::rpc::pb::{
         hash_finder_client::HashFinderClient, hash_finder_server::HashFinderServer,
     };
-    use hashfinder_search::{Backend, Filter, Index, Kernel};
+    use hashfinder_search::{Backend, Filter, Found, Index, Kernel};
     use std::ops::Range;
     use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
     use tonic_cancel::CallContextLayer;
@@ -294,7 +312,7 @@ mod tests {
             slice: Range<Index>,
             filter: &Filter,
             limit: usize,
-            hits: &mut Vec<Candidate>,
+            hits: &mut Vec<Found>,
         ) -> Index {
             assert!(!slice.contains(&self.0), "a panic that this test wants");
             Backend::scan(&Kernel::best(), slice, filter, limit, hits)

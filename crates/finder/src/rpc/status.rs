@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, num::NonZeroUsize, time::Duration};
 
-use hashfinder_search::{Cursor, Impossible, NameError, NegativeDistance};
+use hashfinder_search::{Cursor, Impossible, NameError, NegativeDistance, OverLimit};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -10,6 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 const DOMAIN: &str = "hashfinder";
 
 const HASH_BUDGET_SPENT: &str = "HASH_BUDGET_SPENT";
+const HASH_QUOTA_SPENT: &str = "HASH_QUOTA_SPENT";
 const DRAINING: &str = "DRAINING";
 const KEYSPACE_EXHAUSTED: &str = "KEYSPACE_EXHAUSTED";
 const SEARCH_FAILED: &str = "SEARCH_FAILED";
@@ -40,6 +41,10 @@ pub(crate) enum CallError {
         hashes: u64,
         cursor: Cursor,
     },
+    /// The client has as much as it may have, or everybody together.
+    OverLimit(OverLimit),
+    /// The client's quota of hashes is spent.
+    QuotaSpent(Cursor),
     /// The keyspace ended.
     Exhausted,
     /// The server is shutting down. Without a cursor no work was started.
@@ -92,6 +97,27 @@ impl From<CallError> for Status {
                 );
                 Status::with_error_details(code, message, details)
             }
+            CallError::OverLimit(limit) => {
+                let (subject, retry_after) = match limit {
+                    OverLimit::Searches { .. } => ("server:searches", RETRY_AFTER_OVERLOAD),
+                    OverLimit::SearchesOfClient { .. } => ("client:searches", RETRY_AFTER_OVERLOAD),
+                    OverLimit::Hashes { retry_after, .. } => ("client:hashes", retry_after),
+                    _ => ("server", RETRY_AFTER_OVERLOAD),
+                };
+                let message = format!("{limit}; try again later");
+                let mut details =
+                    ErrorDetails::with_quota_failure_violation(subject, message.clone());
+                details.set_retry_info(Some(retry_after));
+                Status::with_error_details(Code::ResourceExhausted, message, details)
+            }
+            CallError::QuotaSpent(cursor) => {
+                let message = "this client's quota of hashes is spent; go on later from the cursor";
+                let cursor = HashMap::from([(CURSOR.to_owned(), cursor.to_string())]);
+                let mut details = info(HASH_QUOTA_SPENT, cursor);
+                details.add_quota_failure_violation("client:hashes", message);
+                details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
+                Status::with_error_details(Code::ResourceExhausted, message, details)
+            }
             CallError::Exhausted => Status::with_error_details(
                 Code::NotFound,
                 "the keyspace ended without an answer",
@@ -119,8 +145,8 @@ impl From<CallError> for Status {
 /// What a client finds in the details of a status that comes from a hashfinder.
 #[derive(Debug, Default)]
 pub(crate) struct Details {
-    /// Whether the hash budget ended the call.
-    pub(crate) budget_spent: bool,
+    /// Whether the hash budget or the client's quota ended the call.
+    pub(crate) limit_reached: bool,
     /// Where to go on.
     pub(crate) cursor: Option<Cursor>,
 }
@@ -129,7 +155,8 @@ impl Details {
     pub(crate) fn of(status: &Status) -> Details {
         match status.get_details_error_info() {
             Some(info) if info.domain == DOMAIN => Details {
-                budget_spent: info.reason == HASH_BUDGET_SPENT,
+                limit_reached: [HASH_BUDGET_SPENT, HASH_QUOTA_SPENT]
+                    .contains(&info.reason.as_str()),
                 cursor: info.metadata.get(CURSOR).and_then(|text| text.parse().ok()),
             },
             _ => Details::default(),
@@ -204,6 +231,24 @@ mod tests {
                 true,
             ),
             (
+                CallError::OverLimit(OverLimit::SearchesOfClient { limit: 3 }),
+                Code::ResourceExhausted,
+                None,
+                None,
+                true,
+                true,
+                false,
+            ),
+            (
+                CallError::QuotaSpent(cursor()),
+                Code::ResourceExhausted,
+                None,
+                Some(HASH_QUOTA_SPENT),
+                true,
+                true,
+                true,
+            ),
+            (
                 CallError::Exhausted,
                 Code::NotFound,
                 None,
@@ -252,7 +297,8 @@ mod tests {
             assert_eq!(details.retry_info().is_some(), retry, "{error:?}");
             let read = Details::of(&status);
             assert_eq!(read.cursor, carries_cursor.then(cursor), "{error:?}");
-            assert_eq!(read.budget_spent, reason == Some(HASH_BUDGET_SPENT));
+            let limits = [Some(HASH_BUDGET_SPENT), Some(HASH_QUOTA_SPENT)];
+            assert_eq!(read.limit_reached, limits.contains(&reason));
         }
     }
 }

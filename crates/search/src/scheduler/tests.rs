@@ -1,9 +1,11 @@
-//! The scheduler under a fake clock, with workers that are lines of a table.
+//! The scheduler under a fake clock, with workers that are lines of a table and hits that were made up.
 
 use std::{
-    num::NonZeroU64,
+    num::{NonZeroU32, NonZeroU64},
     sync::{Mutex, PoisonError},
 };
+
+use proptest::prelude::*;
 
 use super::*;
 use crate::{Distance, Secret};
@@ -15,44 +17,104 @@ const SPEED: u64 = 20_000;
 struct World {
     scheduler: Scheduler,
     now: Duration,
-    reports: Arc<Mutex<Vec<(SearchId, Report)>>>,
+    /// What each search would find, by index, and where its backend would panic.
+    plans: HashMap<SearchId, Plan>,
+    reports: Arc<Mutex<HashMap<SearchId, Report>>>,
+    /// How often a search was released.
+    releases: Arc<Mutex<usize>>,
+}
+
+#[derive(Clone, Default, Debug)]
+struct Plan {
+    hits: BTreeMap<Index, u8>,
+    poison: Option<Index>,
 }
 
 impl World {
     fn submit(&mut self, query: Query) -> SearchId {
-        let reports = Arc::clone(&self.reports);
-        let next = self.scheduler.next_id;
+        self.submit_for(Client::default(), query, Plan::default())
+    }
+
+    fn submit_for(&mut self, client: Client, query: Query, plan: Plan) -> SearchId {
+        let (reports, releases) = (Arc::clone(&self.reports), Arc::clone(&self.releases));
+        // The next number there will be.
+        let id = self.scheduler.next_id + 1;
+        self.plans.insert(id, plan);
         let release = Box::new(move |report| {
+            *releases.lock().unwrap_or_else(PoisonError::into_inner) += 1;
             let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
-            reports.push((next, report));
+            assert!(reports.insert(id, report).is_none(), "released twice");
         });
-        let (id, effects) = self.scheduler.submit(query, release);
-        assert_eq!(id, next);
+        let submitted = self.scheduler.submit(client, query, release, self.now);
+        let (submitted, effects) = submitted.expect("within every limit");
+        assert_eq!(submitted, id);
         carry_out(effects);
         id
     }
 
     fn take(&mut self) -> Option<Job> {
-        self.scheduler.next_job(self.now)
+        let build = self.scheduler.upkeep(self.now);
+        let mut effects = Effects::default();
+        let job = build.or_else(|| self.scheduler.next_job(self.now, &mut effects));
+        carry_out(effects);
+        job
     }
 
-    /// Finishes a job without hits, the time it takes later.
-    fn finish(&mut self, job: Job) {
-        let count = job.slice.end - job.slice.start;
-        self.now += Duration::from_millis(1) * u32::try_from(count).unwrap()
-            / u32::try_from(SPEED).unwrap();
-        let tried = job.slice.end;
-        self.finish_with(
-            job,
-            Done::Tried {
-                tried,
-                hits: vec![],
-            },
-        );
+    /// The next slice, after whatever filters had to be built.
+    fn slice(&mut self) -> Option<Slice> {
+        loop {
+            match self.take()? {
+                Job::Slice(slice) => return Some(slice),
+                Job::Build(build) => carry_out(self.scheduler.install(&build, self.now)),
+            }
+        }
     }
 
-    fn finish_with(&mut self, job: Job, done: Done) {
-        carry_out(self.scheduler.finish(job, done, self.now));
+    /// What a backend makes of a slice.
+    fn tried(&self, slice: &Slice) -> Done {
+        let range = slice.range.clone();
+        if slice.stop.load(Ordering::Relaxed) {
+            return Done::Tried {
+                tried: range.start,
+                hits: Vec::new(),
+            };
+        }
+        let mut hits = Vec::new();
+        for (name, id) in slice.set.members().iter().enumerate() {
+            let plan = &self.plans[id];
+            if plan.poison.is_some_and(|poison| range.contains(&poison)) {
+                return Done::Panicked;
+            }
+            hits.extend(
+                plan.hits
+                    .range(range.clone())
+                    .map(|(index, distance)| Found {
+                        name: name as u16,
+                        candidate: hit(*index, *distance),
+                    }),
+            );
+        }
+        hits.sort_by_key(|found| (found.candidate.secret.index(), found.name));
+        let mut tried = range.end;
+        if let Some(last) = hits.get(slice.hit_limit - 1) {
+            let last = last.candidate.secret.index();
+            hits.retain(|found| found.candidate.secret.index() <= last);
+            tried = last + 1;
+        }
+        Done::Tried { tried, hits }
+    }
+
+    /// Finishes a slice, the time it takes later.
+    fn finish(&mut self, slice: Slice) {
+        let count = slice.range.end - slice.range.start;
+        self.now += Duration::from_millis(1) * count as u32 / SPEED as u32;
+        let done = self.tried(&slice);
+        self.finish_with(slice, done);
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "it is gone")]
+    fn finish_with(&mut self, slice: Slice, done: Done) {
+        carry_out(self.scheduler.finish(slice.id, done, self.now));
     }
 
     fn stop(&mut self, id: SearchId) {
@@ -60,11 +122,7 @@ impl World {
     }
 
     fn report(&self, id: SearchId) -> Option<Report> {
-        let reports = self.reports.lock().unwrap();
-        let mut of_id = reports.iter().filter(|(search, _)| *search == id);
-        let report = of_id.next().map(|(_, report)| report.clone());
-        assert_eq!(of_id.next(), None, "released twice");
-        report
+        self.reports.lock().unwrap().get(&id).cloned()
     }
 
     fn poll(&mut self, id: SearchId) -> Poll<Event> {
@@ -75,8 +133,16 @@ impl World {
 }
 
 fn carry_out(effects: Effects) {
-    if let Some((release, report)) = effects.released {
+    for (release, report) in effects.released {
         release(report);
+    }
+}
+
+fn hit(index: Index, distance: u8) -> Candidate {
+    Candidate {
+        secret: Secret::at(index),
+        distance,
+        window: 0,
     }
 }
 
@@ -84,31 +150,16 @@ fn hard() -> Query {
     Query::new("hashfinderhashfinder".parse().unwrap(), Distance::ZERO).unwrap()
 }
 
+/// One that shares with nobody: by what it asks for, half of all secrets would interest it.
 fn chatty() -> Query {
     hard().interesting(Distance::from(28))
 }
 
-fn hits(slice: &Range<Index>) -> Vec<Candidate> {
-    let hit = |index| Candidate {
-        secret: Secret::at(index),
-        distance: 20,
-        window: 0,
-    };
-    slice.clone().map(hit).collect()
-}
-
-#[test]
-fn searches_take_turns() {
-    let mut world = World::default();
-    let searches: Vec<SearchId> = (0..10).map(|_| world.submit(hard())).collect();
-    let mut turns = Vec::new();
-    for _ in 0..50 {
-        let job = world.take().unwrap();
-        turns.push(job.search);
-        world.finish(job);
-    }
-    for five in turns.chunks(10) {
-        assert_eq!(five, searches);
+fn client(name: &str, connection: u64) -> Client {
+    Client {
+        name: name.into(),
+        connection,
+        weight: NonZeroU32::MIN,
     }
 }
 
@@ -116,14 +167,14 @@ fn searches_take_turns() {
 fn one_search_takes_every_worker_and_a_new_one_is_next() {
     let mut world = World::default();
     let first = world.submit(hard());
-    let jobs: Vec<Job> = (0..8).map(|_| world.take().unwrap()).collect();
-    assert!(jobs.iter().all(|job| job.search == first));
+    let slices: Vec<Slice> = (0..8).map(|_| world.slice().unwrap()).collect();
+    assert!(slices.iter().all(|slice| slice.set.members() == [first]));
     let second = world.submit(hard());
-    for job in jobs {
-        world.finish(job);
+    let next = world.slice().unwrap();
+    assert_eq!(next.set.members(), [second]);
+    for slice in slices {
+        world.finish(slice);
     }
-    let next: Vec<SearchId> = (0..2).map(|_| world.take().unwrap().search).collect();
-    assert!(next.contains(&second), "{next:?}");
 }
 
 #[test]
@@ -132,34 +183,46 @@ fn slices_grow_until_they_take_their_time() {
     world.submit(hard());
     let mut length = 0;
     for _ in 0..20 {
-        let job = world.take().unwrap();
-        length = job.slice.end - job.slice.start;
-        world.finish(job);
+        let slice = world.slice().unwrap();
+        length = slice.range.end - slice.range.start;
+        world.finish(slice);
     }
     assert_eq!(length, SPEED / 2);
 
     // A worker that was held up for a second makes one slice shorter, not all of them.
-    let job = world.take().unwrap();
+    let slice = world.slice().unwrap();
     world.now += Duration::from_secs(1);
-    world.finish(job);
-    let job = world.take().unwrap();
-    assert_eq!(job.slice.end - job.slice.start, SPEED / 4);
+    world.finish(slice);
+    let slice = world.slice().unwrap();
+    assert_eq!(slice.range.end - slice.range.start, SPEED / 4);
 }
 
 #[test]
 fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
     let mut world = World::default();
     let id = world.submit(hard());
-    let jobs: Vec<Job> = (0..3).map(|_| world.take().unwrap()).collect();
-    let end = jobs[2].slice.end;
+    let slices: Vec<Slice> = (0..3).map(|_| world.slice().unwrap()).collect();
+    let end = slices[2].range.end;
     world.stop(id);
-    assert!(jobs[0].stop.load(Ordering::Relaxed));
-    assert!(world.take().is_none(), "a stopped search gives out nothing");
+    assert!(slices[0].stop.load(Ordering::Relaxed));
+    assert!(
+        world.slice().is_none(),
+        "a stopped search gives out nothing"
+    );
     let asked = world.now;
-    for job in jobs {
+    for slice in slices {
         assert_eq!(world.report(id), None);
         assert_eq!(world.poll(id), Poll::Pending);
-        world.finish(job);
+        world.now += Duration::from_micros(10);
+        // As if each had begun before the stop.
+        let tried = slice.range.end;
+        world.finish_with(
+            slice,
+            Done::Tried {
+                tried,
+                hits: Vec::new(),
+            },
+        );
     }
     let report = world.report(id).unwrap();
     assert_eq!(report.stop_latency, Some(world.now - asked));
@@ -167,6 +230,7 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
         report.outcome,
         Outcome::Cancelled(Cursor::new(&hard(), end))
     );
+    assert_eq!((report.hashes, report.tests), (end, end));
     assert_eq!(world.poll(id), Poll::Ready(Event::Ended(report.outcome)));
 }
 
@@ -181,27 +245,35 @@ fn a_search_that_waits_for_its_turn_stops_without_one() {
         (0, Some(Duration::ZERO))
     );
     assert_eq!(report.outcome, Outcome::Cancelled(Cursor::new(&hard(), 0)));
-    assert!(world.take().is_none());
+    assert!(world.slice().is_none());
 }
 
 #[test]
 fn an_unread_search_is_parked_and_can_be_stopped_and_read_on() {
     for read_on in [false, true] {
         let mut world = World::default();
-        let id = world.submit(chatty());
-        while let Some(job) = world.take() {
-            assert!(job.hit_limit <= HITS_PER_SLICE);
-            let tried = job.slice.end.min(job.slice.start + job.hit_limit as u64);
-            let hits = hits(&(job.slice.start..tried));
-            world.finish_with(job, Done::Tried { tried, hits });
+        let all = (0..100_000).map(|index| (index, 20)).collect();
+        let plan = Plan {
+            hits: all,
+            poison: None,
+        };
+        let id = world.submit_for(Client::default(), chatty(), plan);
+        while let Some(slice) = world.slice() {
+            assert!(slice.hit_limit <= HITS_PER_SLICE);
+            world.finish(slice);
         }
-        let queued = world.scheduler.searches[&id].sweep.queued();
-        assert!(queued < QUEUE_LIMIT + HITS_PER_SLICE, "{queued}");
+        let queued = world.scheduler.searches[&id].queue.len();
+        let limit = world.scheduler.accounts.limits().queue_length;
+        assert!(
+            (limit..limit + HITS_PER_SLICE).contains(&queued),
+            "{queued}"
+        );
+        assert_eq!(world.scheduler.metrics().parked, 1);
         if read_on {
             assert!(
                 matches!(world.poll(id), Poll::Ready(Event::Candidates(all)) if all.len() == queued)
             );
-            assert!(world.take().is_some());
+            assert!(world.slice().is_some());
         } else {
             world.stop(id);
             assert!(world.report(id).is_some());
@@ -214,58 +286,36 @@ fn an_unread_search_is_parked_and_can_be_stopped_and_read_on() {
 #[test]
 fn the_answer_is_told_before_the_last_worker_lets_go() {
     let mut world = World::default();
-    let id = world.submit(hard());
-    let (first, second) = (world.take().unwrap(), world.take().unwrap());
-    let found = Candidate {
-        secret: Secret::at(5),
-        distance: 0,
-        window: 3,
+    let plan = Plan {
+        hits: BTreeMap::from([(5, 0)]),
+        poison: None,
     };
-    world.finish_with(
-        first,
-        Done::Tried {
-            tried: 6,
-            hits: vec![found],
-        },
-    );
-    assert_eq!(
-        world.poll(id),
-        Poll::Ready(Event::Ended(Outcome::Ideal(found)))
-    );
+    let id = world.submit_for(Client::default(), hard(), plan);
+    let (first, second) = (world.slice().unwrap(), world.slice().unwrap());
+    world.finish(first);
+    let found = Outcome::Ideal(hit(5, 0));
+    assert_eq!(world.poll(id), Poll::Ready(Event::Ended(found.clone())));
     assert_eq!(world.report(id), None);
     world.finish(second);
-    assert_eq!(world.report(id).unwrap().outcome, Outcome::Ideal(found));
-}
-
-#[test]
-fn a_panic_ends_its_own_search_only() {
-    let mut world = World::default();
-    let (first, second) = (world.submit(hard()), world.submit(hard()));
-    let job = world.take().unwrap();
-    assert_eq!(job.search, first);
-    world.finish_with(job, Done::Panicked);
-    assert_eq!(
-        world.report(first).unwrap().outcome,
-        Outcome::Failed(Cursor::new(&hard(), 0))
-    );
-    for _ in 0..5 {
-        assert_eq!(world.take().unwrap().search, second);
-    }
+    let report = world.report(id).unwrap();
+    assert_eq!((report.outcome, report.tests), (found, 6));
 }
 
 #[test]
 fn an_abandoned_search_leaves_nothing_behind() {
     let mut world = World::default();
     let (idle, busy) = (world.submit(hard()), world.submit(hard()));
+    let slice = world.slice().unwrap();
+    assert_eq!(slice.set.members(), [busy]);
     carry_out(world.scheduler.abandon(idle, world.now));
-    let job = world.take().unwrap();
-    assert_eq!(job.search, busy);
     carry_out(world.scheduler.abandon(busy, world.now));
     assert_eq!(world.report(busy), None);
-    world.finish(job);
+    world.finish(slice);
     assert!(world.report(busy).is_some() && world.report(idle).is_some());
-    assert!(world.scheduler.searches.is_empty());
-    assert!(world.take().is_none() && world.scheduler.turns.is_empty());
+    let scheduler = &world.scheduler;
+    assert!(scheduler.searches.is_empty() && scheduler.fronts.is_empty());
+    assert!(scheduler.jobs.is_empty());
+    assert!(world.slice().is_none());
 }
 
 #[test]
@@ -273,13 +323,434 @@ fn a_budget_is_spent_to_the_hash() {
     let mut world = World::default();
     let budget = NonZeroU64::new(123_457).unwrap();
     let id = world.submit(hard().hash_budget(budget));
-    while let Some(job) = world.take() {
-        world.finish(job);
+    while let Some(slice) = world.slice() {
+        world.finish(slice);
     }
     let report = world.report(id).unwrap();
-    assert_eq!(report.hashes, budget.get());
+    assert_eq!((report.hashes, report.tests), (budget.get(), budget.get()));
+    let cursor = Cursor::new(&hard(), budget.get());
+    assert_eq!(report.outcome, Outcome::BudgetSpent(cursor));
+}
+
+/// Searches that arrive one after another come to share every slice, and what they missed is hashed
+/// once more for those that missed it.
+#[test]
+fn searches_that_arrive_one_after_another_end_up_together() {
+    let mut world = World::default();
+    let mut searches = Vec::new();
+    for _ in 0..16 {
+        searches.push(world.submit(hard()));
+        for _ in 0..20 {
+            let slice = world.slice().unwrap();
+            world.finish(slice);
+        }
+    }
+    let together = |world: &World| {
+        let mut fronts = world.scheduler.fronts.values();
+        fronts.next().is_some_and(|line| line.followers.len() == 16) && fronts.next().is_none()
+    };
+    let mut slices = 0;
+    while !together(&world) {
+        let slice = world.slice().unwrap();
+        world.finish(slice);
+        slices += 1;
+        assert!(slices < 10_000, "they never come together");
+    }
+    let before = world.scheduler.metrics();
+    for _ in 0..100 {
+        let slice = world.slice().unwrap();
+        assert_eq!(slice.set.len(), 16);
+        world.finish(slice);
+    }
+    let after = world.scheduler.metrics();
     assert_eq!(
-        report.outcome,
-        Outcome::BudgetSpent(Cursor::new(&hard(), budget.get()))
+        after.tests - before.tests,
+        16 * (after.hashes - before.hashes)
     );
+}
+
+/// Nine clients with one search each and one with a thousand, none of which can share: every client
+/// gets a tenth of the time.
+#[test]
+fn a_client_with_a_thousand_searches_gets_no_more_than_others() {
+    let mut world = World::default();
+    for connection in 0..1000 {
+        world.submit_for(client("many", connection % 7), chatty(), Plan::default());
+    }
+    for name in 0..9 {
+        world.submit_for(client(&format!("one {name}"), 0), chatty(), Plan::default());
+    }
+    let mut given: HashMap<Arc<str>, Duration> = HashMap::new();
+    for _ in 0..20_000 {
+        let slice = world.slice().unwrap();
+        let name = Arc::clone(&world.scheduler.jobs[&slice.id].client.name);
+        let before = world.now;
+        world.finish(slice);
+        *given.entry(name).or_default() += world.now - before;
+    }
+    let all: Duration = given.values().sum();
+    assert_eq!(given.len(), 10);
+    for (name, time) in given {
+        let share = time.as_secs_f64() / all.as_secs_f64();
+        assert!((0.095..0.105).contains(&share), "{name}: {share}");
+    }
+}
+
+#[test]
+fn weights_and_connections_share() {
+    let mut world = World::default();
+    let heavy = Client {
+        weight: NonZeroU32::new(3).unwrap(),
+        ..client("heavy", 0)
+    };
+    world.submit_for(heavy, chatty(), Plan::default());
+    // Within a client, its connections share evenly, however many searches each has.
+    world.submit_for(client("light", 1), chatty(), Plan::default());
+    for _ in 0..9 {
+        world.submit_for(client("light", 2), chatty(), Plan::default());
+    }
+    let mut given: HashMap<(Arc<str>, u64), f64> = HashMap::new();
+    for _ in 0..8_000 {
+        let slice = world.slice().unwrap();
+        let client = world.scheduler.jobs[&slice.id].client.clone();
+        let before = world.now;
+        world.finish(slice);
+        *given.entry((client.name, client.connection)).or_default() +=
+            (world.now - before).as_secs_f64();
+    }
+    let all: f64 = given.values().sum();
+    for (key, wanted) in [
+        (("heavy", 0), 0.75),
+        (("light", 1), 0.125),
+        (("light", 2), 0.125),
+    ] {
+        let share = given[&(key.0.into(), key.1)] / all;
+        assert!((share / wanted - 1.0).abs() < 0.05, "{key:?}: {share}");
+    }
+}
+
+/// One client makes one easy search after another; it must not live on always being the newest.
+#[test]
+fn coming_back_all_the_time_gains_nothing() {
+    let mut world = World::default();
+    let steady = world.submit_for(client("steady", 0), chatty(), Plan::default());
+    let mut steady_time = Duration::ZERO;
+    let began = world.now;
+    world.submit_for(client("busy", 0), chatty(), Plan::default());
+    for _ in 0..5_000 {
+        let slice = world.slice().unwrap();
+        let job = &world.scheduler.jobs[&slice.id];
+        let (id, before) = (job.search, world.now);
+        world.finish(slice);
+        if id == steady {
+            steady_time += world.now - before;
+        } else {
+            carry_out(world.scheduler.abandon(id, world.now));
+            world.submit_for(client("busy", 0), chatty(), Plan::default());
+        }
+    }
+    let share = steady_time.as_secs_f64() / (world.now - began).as_secs_f64();
+    assert!(share > 0.45, "{share}");
+}
+
+#[test]
+fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
+    let per_second = NonZeroU64::new(1_000_000).unwrap();
+    let mut scheduler = Scheduler::new(Limits {
+        searches: 3,
+        searches_per_client: 2,
+        hashes_per_second_per_client: Some(per_second),
+        quota_saved_for: Duration::from_secs(1),
+        ..Limits::default()
+    });
+    let now = Duration::ZERO;
+    let submit = |scheduler: &mut Scheduler, name: &str, now| {
+        let submitted = scheduler.submit(client(name, 0), hard(), Box::new(|_| ()), now);
+        submitted.map(|(id, effects)| {
+            carry_out(effects);
+            id
+        })
+    };
+    let first = submit(&mut scheduler, "a", now).unwrap();
+    submit(&mut scheduler, "a", now).unwrap();
+    let refused = submit(&mut scheduler, "a", now);
+    assert_eq!(refused, Err(OverLimit::SearchesOfClient { limit: 2 }));
+    let other = submit(&mut scheduler, "b", now).unwrap();
+    assert_eq!(
+        submit(&mut scheduler, "c", now),
+        Err(OverLimit::Searches { limit: 3 })
+    );
+    carry_out(scheduler.abandon(other, now));
+
+    let mut world = World {
+        scheduler,
+        ..World::default()
+    };
+    for id in 1..100 {
+        world.plans.entry(id).or_default();
+    }
+    while let Some(slice) = world.slice() {
+        world.finish(slice);
+    }
+    let Poll::Ready(Event::Ended(Outcome::QuotaSpent(cursor))) = world.poll(first) else {
+        panic!("the quota does not end the search");
+    };
+    assert!(cursor.frontier() > 0);
+    let metrics = world.scheduler.metrics();
+    assert!(
+        (1_000_000..1_100_000).contains(&metrics.hashes),
+        "{metrics:?}"
+    );
+    assert_eq!(metrics.ended.quota_spent, 2);
+    let refused = submit(&mut world.scheduler, "a", world.now);
+    assert!(
+        matches!(refused, Err(OverLimit::Hashes { retry_after, .. }) if retry_after > Duration::ZERO)
+    );
+    // A second later there is something left again.
+    assert!(
+        submit(
+            &mut world.scheduler,
+            "a",
+            world.now + Duration::from_secs(2)
+        )
+        .is_ok()
+    );
+}
+
+/// What one search was told, and what it should be told.
+struct Watched {
+    id: SearchId,
+    start: Index,
+    end: Index,
+    plan: Plan,
+    told: Vec<Candidate>,
+    ended: Option<Outcome>,
+    stopped: bool,
+    abandoned: bool,
+    frontier: Index,
+}
+
+impl Watched {
+    fn expect(&self, until: Index) -> Vec<Candidate> {
+        let hits = self.plan.hits.range(self.start..until);
+        let interesting = hits.filter(|(_, distance)| **distance > 0);
+        interesting
+            .map(|(index, distance)| hit(*index, *distance))
+            .collect()
+    }
+
+    /// Compares what was told, and how it ended, with one pass through its range.
+    fn check(&self, report: &Report) {
+        let outcome = self.ended.as_ref().unwrap();
+        assert_eq!(&report.outcome, outcome);
+        let ideal = self.plan.hits.range(self.start..self.end);
+        let ideal = ideal
+            .filter(|(_, distance)| **distance == 0)
+            .map(|(index, _)| *index)
+            .next();
+        let reached = match outcome {
+            Outcome::Ideal(found) => {
+                assert_eq!(Some(found.secret.index()), ideal);
+                found.secret.index() + 1
+            }
+            Outcome::BudgetSpent(cursor) => {
+                assert_eq!(ideal, None);
+                assert_eq!(cursor.frontier(), self.end);
+                self.end
+            }
+            Outcome::Cancelled(cursor) => {
+                assert!(self.stopped);
+                cursor.frontier()
+            }
+            Outcome::Failed(cursor) => {
+                assert!(cursor.frontier() <= self.plan.poison.expect("only its own panic"));
+                cursor.frontier()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert!(ideal.is_none_or(|ideal| ideal + 1 >= reached));
+        assert_eq!(
+            self.told,
+            self.expect(reached),
+            "told up to {reached} from {}, then {outcome:?}; {report:?}",
+            self.start
+        );
+        // Tested exactly once below the frontier; beyond it, what was in vain.
+        assert!(report.tests >= reached - self.start);
+        if matches!(outcome, Outcome::Ideal(_) | Outcome::BudgetSpent(_)) {
+            assert_eq!(report.tests, reached - self.start);
+        }
+    }
+}
+
+/// Plays one schedule: arrivals, stops, slow readers, slices that come back in any order, panics.
+fn play(seed: u64) {
+    let mut state = seed;
+    // SplitMix64 (Steele, Lea and Flood, 2014).
+    let mut random = move |below: u64| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) % below
+    };
+    let mut world = World::default();
+    let workers = 1 + random(4) as usize;
+    let wanted = 1 + random(7);
+    let density = [40, 400, 4_000][random(3) as usize];
+    let mut watched: Vec<Watched> = Vec::new();
+    let mut under_way: Vec<Slice> = Vec::new();
+    let mut builds: Vec<Build> = Vec::new();
+    let mut hashed = 0;
+    for turn in 0.. {
+        assert!(turn < 200_000, "something never ends");
+        let arriving = watched.len() < wanted as usize;
+        if !arriving
+            && watched
+                .iter()
+                .all(|one| one.ended.is_some() || one.abandoned)
+        {
+            break;
+        }
+        world.now += Duration::from_micros(random(200));
+        for one in watched.iter_mut().filter(|one| !one.abandoned) {
+            let frontier = world.scheduler.frontier(one.id).unwrap();
+            assert!(one.frontier <= frontier, "a frontier went back");
+            one.frontier = frontier;
+        }
+        match random(10) {
+            0 if arriving => {
+                let start = [0, 0, random(30_000)][random(3) as usize];
+                let end = start + 1 + random(30_000);
+                let mut plan = Plan::default();
+                let mut index = start.saturating_sub(100);
+                while index < end + 5_000 {
+                    let ideal = random(60) == 0;
+                    plan.hits
+                        .insert(index, if ideal { 0 } else { 1 + random(4) as u8 });
+                    index += 1 + random(2 * density);
+                }
+                if random(12) == 0 {
+                    plan.poison = Some(start + random(end - start));
+                }
+                let query = hard()
+                    .interesting(Distance::from(5))
+                    .starting_at(start)
+                    .hash_budget(NonZeroU64::new(end - start).unwrap());
+                let client = client(&random(3).to_string(), random(2));
+                let id = world.submit_for(client, query, plan.clone());
+                watched.push(Watched {
+                    id,
+                    start,
+                    end,
+                    plan,
+                    told: Vec::new(),
+                    ended: None,
+                    stopped: false,
+                    abandoned: false,
+                    frontier: 0,
+                });
+            }
+            1 if random(12) == 0 && !watched.is_empty() => {
+                let index = random(watched.len() as u64) as usize;
+                let one = &mut watched[index];
+                one.stopped = true;
+                if random(4) == 0 && !one.abandoned {
+                    one.abandoned = true;
+                    carry_out(world.scheduler.abandon(one.id, world.now));
+                } else {
+                    world.stop(one.id);
+                }
+            }
+            2 | 3 if !watched.is_empty() => {
+                let index = random(watched.len() as u64) as usize;
+                let one = &mut watched[index];
+                if one.ended.is_none() && !one.abandoned {
+                    match world.poll(one.id) {
+                        Poll::Pending => {}
+                        Poll::Ready(Event::Candidates(candidates)) => one.told.extend(candidates),
+                        Poll::Ready(Event::Ended(outcome)) => one.ended = Some(outcome),
+                    }
+                }
+            }
+            4 if !builds.is_empty() => {
+                let build = builds.swap_remove(0);
+                carry_out(world.scheduler.install(&build, world.now));
+            }
+            5..=6 if under_way.len() + builds.len() < workers => match world.take() {
+                Some(Job::Slice(slice)) => under_way.push(slice),
+                Some(Job::Build(build)) => builds.push(build),
+                None => {}
+            },
+            _ if !under_way.is_empty() => {
+                let slice = under_way.swap_remove(random(under_way.len() as u64) as usize);
+                let done = world.tried(&slice);
+                if let Done::Tried { tried, .. } = &done {
+                    hashed += tried - slice.range.start;
+                }
+                world.finish_with(slice, done);
+            }
+            _ => {}
+        }
+    }
+    while let Some(slice) = under_way.pop() {
+        let done = world.tried(&slice);
+        if let Done::Tried { tried, .. } = &done {
+            hashed += tried - slice.range.start;
+        }
+        world.finish_with(slice, done);
+    }
+    let reports = world.reports.lock().unwrap();
+    let metrics = world.scheduler.metrics();
+    for one in watched.iter().filter(|one| !one.abandoned) {
+        one.check(&reports[&one.id]);
+    }
+    assert_eq!(reports.len(), watched.len(), "a search was not released");
+    assert_eq!(metrics.hashes, hashed);
+    assert_eq!(
+        reports.values().map(|report| report.hashes).sum::<u64>(),
+        hashed
+    );
+    assert_eq!(
+        reports.values().map(|report| report.tests).sum::<u64>(),
+        metrics.tests
+    );
+    assert_eq!((metrics.active, metrics.queued, metrics.parked), (0, 0, 0));
+    drop(reports);
+    // Nothing is left of those that nobody holds.
+    for one in watched.iter().filter(|one| !one.abandoned) {
+        carry_out(world.scheduler.abandon(one.id, world.now));
+    }
+    assert!(world.scheduler.searches.is_empty());
+    assert!(world.scheduler.fronts.is_empty());
+    assert!(world.scheduler.jobs.is_empty());
+}
+
+/// `SCHEDULER_SEED` repeats a schedule, `SCHEDULES` plays another number of them.
+#[test]
+fn ten_thousand_schedules() {
+    if let Ok(seed) = std::env::var("SCHEDULER_SEED") {
+        play(seed.parse().unwrap());
+        return;
+    }
+    let first: u64 = {
+        let state = std::hash::RandomState::new();
+        std::hash::BuildHasher::hash_one(&state, ())
+    };
+    let schedules = std::env::var("SCHEDULES").map_or(10_000, |count| count.parse().unwrap());
+    for number in 0..schedules {
+        let seed = first.wrapping_add(number);
+        if let Err(panic) = std::panic::catch_unwind(|| play(seed)) {
+            eprintln!("SCHEDULER_SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+proptest! {
+    /// Where proptest finds a schedule that fails, it is told by its seed.
+    #[test]
+    fn any_schedule(seed: u64) {
+        play(seed);
+    }
 }

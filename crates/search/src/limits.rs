@@ -1,0 +1,183 @@
+//! What a client may have, and what it has had.
+
+use std::{collections::HashMap, num::NonZeroU64, sync::Arc, time::Duration};
+
+/// What the engine allows. The defaults allow everything that costs the engine nothing worth naming.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How many searches there may be. Each takes about two kilobytes while it waits.
+    pub searches: usize,
+    /// How many of them may be one client's.
+    pub searches_per_client: usize,
+    /// How many secrets a client may have hashed each second, on average.
+    pub hashes_per_second_per_client: Option<NonZeroU64>,
+    /// For how long a client may save up what it does not use of that.
+    pub quota_saved_for: Duration,
+    /// How many candidates may wait for their reader before a search is parked. The default is a few
+    /// frames' worth: enough that a reader who comes back finds something to read, and a few kilobytes
+    /// for each search.
+    pub queue_length: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            searches: 100_000,
+            searches_per_client: 100_000,
+            hashes_per_second_per_client: None,
+            quota_saved_for: Duration::from_secs(60),
+            queue_length: 256,
+        }
+    }
+}
+
+/// Why a search was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OverLimit {
+    /// There are as many searches as there may be.
+    #[error("{limit} searches are under way, which is as many as there may be")]
+    Searches {
+        /// How many that is.
+        limit: usize,
+    },
+    /// One client has as many searches as it may have.
+    #[error("{limit} of this client's searches are under way, which is as many as it may have")]
+    SearchesOfClient {
+        /// How many that is.
+        limit: usize,
+    },
+    /// The client's quota of hashes is spent.
+    #[error("this client has spent its quota of {per_second} hashes a second")]
+    Hashes {
+        /// The quota.
+        per_second: NonZeroU64,
+        /// When a second's worth of it will be there again.
+        retry_after: Duration,
+    },
+}
+
+/// Keeps count of the clients' searches and hashes.
+#[derive(Default)]
+pub(crate) struct Accounts {
+    limits: Limits,
+    searches: usize,
+    clients: HashMap<Arc<str>, Account>,
+}
+
+struct Account {
+    searches: usize,
+    /// Hashes that it may still have; below zero, it has had them in advance.
+    left: f64,
+    /// When `left` was worked out.
+    at: Duration,
+    hashes: u64,
+    tests: u64,
+}
+
+impl Accounts {
+    pub(crate) fn new(limits: Limits) -> Accounts {
+        Accounts {
+            limits,
+            ..Accounts::default()
+        }
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Counts a new search, if the client may have it.
+    pub(crate) fn open(&mut self, client: &Arc<str>, now: Duration) -> Result<(), OverLimit> {
+        let limits = self.limits;
+        if self.searches >= limits.searches {
+            return Err(OverLimit::Searches {
+                limit: limits.searches,
+            });
+        }
+        self.refill(client, now);
+        let full = limits.full();
+        let account = self.clients.entry(Arc::clone(client)).or_insert(Account {
+            searches: 0,
+            left: full,
+            at: now,
+            hashes: 0,
+            tests: 0,
+        });
+        if account.searches >= limits.searches_per_client {
+            return Err(OverLimit::SearchesOfClient {
+                limit: limits.searches_per_client,
+            });
+        }
+        if let Some(per_second) = limits.hashes_per_second_per_client
+            && account.left <= 0.0
+        {
+            let rate = per_second.get() as f64;
+            return Err(OverLimit::Hashes {
+                per_second,
+                retry_after: Duration::from_secs_f64((1.0 - account.left / rate).max(0.0)),
+            });
+        }
+        account.searches += 1;
+        self.searches += 1;
+        Ok(())
+    }
+
+    /// Counts a search that was let go of.
+    pub(crate) fn close(&mut self, client: &Arc<str>, tests: u64) {
+        self.searches -= 1;
+        let full = self.limits.full();
+        if let Some(account) = self.clients.get_mut(client) {
+            account.searches -= 1;
+            account.tests += tests;
+            // One that has no searches and owes nothing need not be known.
+            if account.searches == 0 && account.left >= full {
+                self.clients.remove(client);
+            }
+        }
+    }
+
+    /// Counts hashes that were done for a client.
+    pub(crate) fn spend(&mut self, client: &Arc<str>, hashes: u64, now: Duration) {
+        self.refill(client, now);
+        let limited = self.limits.hashes_per_second_per_client.is_some();
+        if let Some(account) = self.clients.get_mut(client) {
+            account.hashes += hashes;
+            if limited {
+                account.left -= hashes as f64;
+            }
+        }
+    }
+
+    /// Whether a client's quota of hashes is spent.
+    pub(crate) fn is_spent(&mut self, client: &Arc<str>, now: Duration) -> bool {
+        if self.limits.hashes_per_second_per_client.is_none() {
+            return false;
+        }
+        self.refill(client, now);
+        self.clients
+            .get(client)
+            .is_some_and(|account| account.left <= 0.0)
+    }
+
+    fn refill(&mut self, client: &Arc<str>, now: Duration) {
+        let full = self.limits.full();
+        if let Some(per_second) = self.limits.hashes_per_second_per_client
+            && let Some(account) = self.clients.get_mut(client)
+        {
+            let since = now.saturating_sub(account.at).as_secs_f64();
+            account.left = (account.left + since * per_second.get() as f64).min(full);
+            account.at = now;
+        }
+    }
+}
+
+impl Limits {
+    /// What a client may have at once that has used nothing for long.
+    fn full(&self) -> f64 {
+        let per_second = self.hashes_per_second_per_client;
+        per_second.map_or(0.0, |rate| {
+            rate.get() as f64 * self.quota_saved_for.as_secs_f64()
+        })
+    }
+}

@@ -19,7 +19,7 @@ use hashfinder_kernels::{Filter, Hits, Kernel};
 use crate::{
     cursor::Cursor,
     keyspace::{Index, Secret, blocks},
-    limits::{Limits, OverLimit},
+    limits::{Limits, OverLimit, Usage},
     query::{Candidate, Query},
     scheduler::{Done, Effects, Found, Job, Metrics, Scheduler, SearchId, Slice},
     turns::Client,
@@ -225,6 +225,12 @@ impl Engine {
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.shared.lock().metrics()
+    }
+
+    /// What a client has had; nothing for one that has no searches.
+    #[must_use]
+    pub fn usage(&self, client: &str) -> Usage {
+        self.shared.lock().usage(client)
     }
 
     /// How many threads there are.

@@ -40,7 +40,7 @@ pub use cursor::{Cursor, CursorError};
 pub use engine::{Backend, Engine, Event, Outcome, Report, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel, Match};
 pub use keyspace::{HashedName, Index, KEYSPACE_END, Secret};
-pub use limits::{Limits, OverLimit};
+pub use limits::{Limits, OverLimit, Usage};
 pub use name::{DesiredName, Distance, NameError, NegativeDistance};
 pub use query::{Candidate, Impossible, Query};
 pub use scheduler::{Ended, Found, Metrics};

@@ -66,13 +66,25 @@ pub(crate) struct Accounts {
 }
 
 struct Account {
-    searches: usize,
     /// Hashes that it may still have; below zero, it has had them in advance.
     left: f64,
     /// When `left` was worked out.
     at: Duration,
-    hashes: u64,
-    tests: u64,
+    usage: Usage,
+}
+
+/// What a client has had since it began its first search; forgotten when its last one is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Its searches that are under way.
+    pub searches: usize,
+    /// Secrets hashed in its turns.
+    pub hashes: u64,
+    /// Secrets tested for those of its searches that are over.
+    pub tests: u64,
+    /// What that took of all cores together.
+    pub core_time: Duration,
 }
 
 impl Accounts {
@@ -98,13 +110,11 @@ impl Accounts {
         self.refill(client, now);
         let full = limits.full();
         let account = self.clients.entry(Arc::clone(client)).or_insert(Account {
-            searches: 0,
             left: full,
             at: now,
-            hashes: 0,
-            tests: 0,
+            usage: Usage::default(),
         });
-        if account.searches >= limits.searches_per_client {
+        if account.usage.searches >= limits.searches_per_client {
             return Err(OverLimit::SearchesOfClient {
                 limit: limits.searches_per_client,
             });
@@ -118,7 +128,7 @@ impl Accounts {
                 retry_after: Duration::from_secs_f64((1.0 - account.left / rate).max(0.0)),
             });
         }
-        account.searches += 1;
+        account.usage.searches += 1;
         self.searches += 1;
         Ok(())
     }
@@ -128,21 +138,22 @@ impl Accounts {
         self.searches -= 1;
         let full = self.limits.full();
         if let Some(account) = self.clients.get_mut(client) {
-            account.searches -= 1;
-            account.tests += tests;
+            account.usage.searches -= 1;
+            account.usage.tests += tests;
             // One that has no searches and owes nothing need not be known.
-            if account.searches == 0 && account.left >= full {
+            if account.usage.searches == 0 && account.left >= full {
                 self.clients.remove(client);
             }
         }
     }
 
     /// Counts hashes that were done for a client.
-    pub(crate) fn spend(&mut self, client: &Arc<str>, hashes: u64, now: Duration) {
+    pub(crate) fn spend(&mut self, client: &Arc<str>, hashes: u64, took: Duration, now: Duration) {
         self.refill(client, now);
         let limited = self.limits.hashes_per_second_per_client.is_some();
         if let Some(account) = self.clients.get_mut(client) {
-            account.hashes += hashes;
+            account.usage.hashes += hashes;
+            account.usage.core_time += took;
             if limited {
                 account.left -= hashes as f64;
             }
@@ -158,6 +169,12 @@ impl Accounts {
         self.clients
             .get(client)
             .is_some_and(|account| account.left <= 0.0)
+    }
+
+    /// What a client has had.
+    pub(crate) fn usage(&self, client: &str) -> Usage {
+        let account = self.clients.get(client);
+        account.map_or(Usage::default(), |account| account.usage)
     }
 
     fn refill(&mut self, client: &Arc<str>, now: Duration) {

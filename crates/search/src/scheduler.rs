@@ -29,7 +29,7 @@ use crate::{
     engine::{Event, Outcome, Release, Report},
     front::Front,
     keyspace::{Index, KEYSPACE_END},
-    limits::{Accounts, Limits, OverLimit},
+    limits::{Accounts, Limits, OverLimit, Usage},
     query::{Candidate, Query},
     set::Set,
     turns::{Client, Turns},
@@ -69,8 +69,8 @@ const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
 /// happens again: five percent of one core's time go there at most.
 const UPKEEP_PAUSE: u32 = 20;
 
-/// What looking at one search takes, to see whether it could follow a front.
-const UPKEEP_LOOK: Duration = Duration::from_nanos(50);
+/// What looking at one search or front takes, to see whether the one could follow the other.
+const UPKEEP_LOOK: Duration = Duration::from_nanos(200);
 
 pub(crate) type SearchId = u64;
 pub(crate) type JobId = u64;
@@ -205,6 +205,8 @@ struct Entry {
     held: BTreeMap<Index, Candidate>,
     /// Hits that the reader has not taken yet.
     queue: VecDeque<Candidate>,
+    /// How often it hits.
+    rate: f64,
     /// Whether it may be served by others' slices, and others by its own.
     shares: bool,
     /// When the search was told to stop, and why it ends.
@@ -289,8 +291,10 @@ impl Scheduler {
         self.accounts.open(&client.name, now)?;
         let id = self.new_id();
         let range = query.range();
+        let rate = query.hit_rate();
         let entry = Entry {
-            shares: query.hit_rate() <= MAX_SHARED_RATE,
+            rate,
+            shares: rate <= MAX_SHARED_RATE,
             query: Arc::new(query),
             client,
             end: range.end,
@@ -523,6 +527,10 @@ impl Scheduler {
         Some(self.searches.get(&id)?.frontier(&self.fronts))
     }
 
+    pub(crate) fn usage(&self, client: &str) -> Usage {
+        self.accounts.usage(client)
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         let mut metrics = self.totals.clone();
         let limit = self.accounts.limits().queue_length;
@@ -659,7 +667,8 @@ impl Scheduler {
 
     /// Counts what was hashed, for whom it was.
     fn count(&mut self, job: &InFlight, hashes: u64, now: Duration) {
-        self.accounts.spend(&job.client.name, hashes, now);
+        self.accounts
+            .spend(&job.client.name, hashes, now.saturating_sub(job.began), now);
         self.totals.hashes += hashes;
         self.totals.slices += 1;
         if let Some(entry) = self.searches.get_mut(&job.search) {
@@ -1017,11 +1026,9 @@ impl Line {
         } else {
             let took = took.as_nanos().max(1);
             let wanted = u128::from(count) * SLICE_TIME.as_nanos() / took;
-            // By a factor of two at a time: one slice during which the system had something else
-            // to do says little.
-            u64::try_from(wanted)
-                .unwrap_or(MAX_SLICE)
-                .clamp(length / 2, length * 2)
+            // Shorter by a factor of two at a time: one slice during which the system had something
+            // else to do says little. Longer at once: none can have been faster than it is.
+            u64::try_from(wanted).unwrap_or(MAX_SLICE).max(length / 2)
         }
         .clamp(MIN_SLICE, MAX_SLICE);
     }
@@ -1031,7 +1038,7 @@ impl Entry {
     /// How often it hits, or more than can be shared.
     fn rate(&self) -> f64 {
         if self.shares {
-            self.query.hit_rate()
+            self.rate
         } else {
             f64::INFINITY
         }

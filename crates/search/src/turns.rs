@@ -49,37 +49,61 @@ pub(crate) struct Turns {
 #[derive(Default)]
 struct Queue {
     pass: u64,
-    /// The connections that have some, the next one in front.
+    /// The new ones. They take every other turn at most, so that a client that never stops beginning
+    /// searches still comes to the end of one.
+    new: VecDeque<SearchId>,
+    was_new: bool,
+    /// The connections that have others, the next one in front.
     connections: VecDeque<(u64, VecDeque<SearchId>)>,
 }
 
 /// How many clients without searches are remembered for their debts before those are looked through.
 const REMEMBERED: usize = 1000;
 
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.connections.is_empty()
+    }
+
+    fn push(&mut self, connection: u64, search: SearchId) {
+        let known = self
+            .connections
+            .iter_mut()
+            .find(|(number, _)| *number == connection);
+        match known {
+            Some((_, searches)) => searches.push_back(search),
+            None => self
+                .connections
+                .push_back((connection, VecDeque::from([search]))),
+        }
+    }
+
+    fn pop(&mut self) -> Option<SearchId> {
+        self.was_new = !self.was_new && !self.new.is_empty() || self.connections.is_empty();
+        if self.was_new {
+            return self.new.pop_front();
+        }
+        let (number, mut searches) = self.connections.pop_front()?;
+        let search = searches.pop_front();
+        if !searches.is_empty() {
+            self.connections.push_back((number, searches));
+        }
+        search
+    }
+}
+
 impl Turns {
     /// Queues a search: behind its connection's others, or before them if it is new.
     pub(crate) fn push(&mut self, client: &Client, search: SearchId, new: bool) {
         let queue = self.clients.entry(Arc::clone(&client.name)).or_default();
-        if queue.connections.is_empty() {
+        if queue.is_empty() {
             queue.pass = queue.pass.max(self.now);
             self.order.insert((queue.pass, Arc::clone(&client.name)));
         }
-        let number = client.connection;
-        let known = queue.connections.iter().position(|(n, _)| *n == number);
-        let known = known.unwrap_or_else(|| {
-            if new {
-                queue.connections.push_front((number, VecDeque::new()));
-                0
-            } else {
-                queue.connections.push_back((number, VecDeque::new()));
-                queue.connections.len() - 1
-            }
-        });
-        let searches = &mut queue.connections[known].1;
         if new {
-            searches.push_front(search);
+            queue.new.push_back(search);
         } else {
-            searches.push_back(search);
+            queue.push(client.connection, search);
         }
     }
 
@@ -88,12 +112,8 @@ impl Turns {
         let (pass, name) = self.order.first()?.clone();
         self.now = self.now.max(pass);
         let queue = self.clients.get_mut(&name)?;
-        let (number, mut searches) = queue.connections.pop_front()?;
-        let search = searches.pop_front();
-        if !searches.is_empty() {
-            queue.connections.push_back((number, searches));
-        }
-        if queue.connections.is_empty() {
+        let search = queue.pop();
+        if queue.is_empty() {
             self.order.remove(&(pass, name));
             self.forget();
         }
@@ -122,7 +142,7 @@ impl Turns {
         if self.clients.len() > self.order.len() + REMEMBERED {
             let now = self.now;
             self.clients
-                .retain(|_, queue| !queue.connections.is_empty() || queue.pass > now);
+                .retain(|_, queue| !queue.is_empty() || queue.pass > now);
         }
     }
 }

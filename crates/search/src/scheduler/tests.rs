@@ -304,7 +304,7 @@ fn the_answer_is_told_before_the_last_worker_lets_go() {
 #[test]
 fn an_abandoned_search_leaves_nothing_behind() {
     let mut world = World::default();
-    let (idle, busy) = (world.submit(hard()), world.submit(hard()));
+    let (busy, idle) = (world.submit(hard()), world.submit(hard()));
     let slice = world.slice().unwrap();
     assert_eq!(slice.set.members(), [busy]);
     carry_out(world.scheduler.abandon(idle, world.now));

@@ -1,0 +1,293 @@
+//! What many searches cost an engine, beside what one does: a figure to a line, for
+//! `cargo xtask bench engine`.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "it prints figures, and waits for time to pass"
+)]
+
+use std::{
+    fs,
+    num::NonZeroU64,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use hashfinder_search::{
+    Client, Distance, Engine, KEYSPACE_END, Kernel, Limits, Query, Report, Search,
+};
+
+/// How long rates are measured.
+const SECONDS: Duration = Duration::from_secs(2);
+
+fn main() {
+    // `cargo bench` says so; nothing else is meant to run this.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    shared();
+    unshared();
+    stops();
+    all_at_once();
+    fairness();
+    stalled();
+}
+
+fn figure(name: &str, value: f64) {
+    println!("{name}\t{value}");
+}
+
+fn engine() -> Engine {
+    let started = Instant::now();
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let limits = Limits {
+        searches: usize::MAX,
+        searches_per_client: usize::MAX,
+        ..Limits::default()
+    };
+    let clock = move || started.elapsed();
+    Engine::with_limits(workers, Kernel::best(), clock, limits).expect("threads")
+}
+
+/// Marsaglia's "Xorshift RNGs", 2003.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below
+    }
+
+    /// An exact name of 10 to 14 letters, which will not be found while anybody watches.
+    fn hard(&mut self) -> Query {
+        let length = 10 + self.below(5);
+        let letters = (0..length).map(|_| char::from(b'a' + self.below(26) as u8));
+        let name: String = letters.collect();
+        Query::new(name.parse().expect("letters"), Distance::ZERO).expect("letters")
+    }
+}
+
+fn random() -> Random {
+    Random(0x2545_f491_4f6c_dd1d)
+}
+
+fn search(engine: &Engine, query: Query) -> Search {
+    engine
+        .search(Client::default(), query, |_| ())
+        .expect("no limits")
+}
+
+/// Hashes and tests a second.
+fn rates(engine: &Engine) -> (f64, f64) {
+    let (before, began) = (engine.metrics(), Instant::now());
+    thread::sleep(SECONDS);
+    let (after, took) = (engine.metrics(), began.elapsed().as_secs_f64());
+    let hashes = (after.hashes - before.hashes) as f64 / took;
+    (hashes, (after.tests - before.tests) as f64 / took)
+}
+
+/// Searches that arrive one after another, until they have come together.
+fn shared() {
+    let alone = {
+        let engine = engine();
+        let _search = search(&engine, random().hard());
+        thread::sleep(SECONDS / 2);
+        rates(&engine).1
+    };
+    figure("tests a second, 1 search", alone);
+    for count in [16, 64, 1_000, 10_000] {
+        let engine = engine();
+        let mut random = random();
+        let _searches: Vec<Search> = (0..count).map(|_| search(&engine, random.hard())).collect();
+        let submitted = Instant::now();
+        // Until what is hashed is tested for nearly all.
+        loop {
+            let (before, began) = (engine.metrics(), Instant::now());
+            thread::sleep(SECONDS / 8);
+            let after = engine.metrics();
+            let share = (after.tests - before.tests) as f64
+                / (after.hashes - before.hashes).max(1) as f64
+                / f64::from(count);
+            if share > 0.95 || began.duration_since(submitted) > Duration::from_secs(60) {
+                break;
+            }
+        }
+        figure(
+            &format!("seconds until {count} searches go together"),
+            submitted.elapsed().as_secs_f64(),
+        );
+        let (_, tests) = rates(&engine);
+        figure(
+            &format!("tests a second, {count} searches / 1"),
+            tests / alone,
+        );
+    }
+}
+
+/// Searches whose ranges do not meet.
+fn unshared() {
+    let one = {
+        let engine = engine();
+        let _search = search(&engine, random().hard());
+        thread::sleep(SECONDS / 2);
+        rates(&engine).0
+    };
+    let engine = engine();
+    let mut random = random();
+    let before = resident();
+    let range = KEYSPACE_END / 20_000;
+    let searches: Vec<Search> = (0..10_000)
+        .map(|number| {
+            let query = random.hard().starting_at(number * range);
+            search(
+                &engine,
+                query.hash_budget(NonZeroU64::new(range).expect("some")),
+            )
+        })
+        .collect();
+    // Until each has had its turn.
+    thread::sleep(SECONDS * 3);
+    let memory = (resident() - before) / searches.len() as f64;
+    figure(
+        "hashes a second, 10000 searches that cannot share / 1",
+        rates(&engine).0 / one,
+    );
+    figure("bytes for each of 10000 waiting searches", memory);
+}
+
+/// Bytes of memory in use.
+fn resident() -> f64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    4096.0 * pages.unwrap_or(0.0)
+}
+
+/// One of ten thousand searches is stopped, again and again.
+fn stops() {
+    let engine = engine();
+    let mut random = random();
+    let (sender, reports) = mpsc::channel::<Report>();
+    let begin = |query: Query| {
+        let sender = sender.clone();
+        let released = move |report| {
+            // Nobody listens any more when the engine is dropped.
+            let _ = sender.send(report);
+        };
+        engine
+            .search(Client::default(), query, released)
+            .expect("no limits")
+    };
+    let mut searches: Vec<Search> = (0..10_000).map(|_| begin(random.hard())).collect();
+    thread::sleep(SECONDS * 3);
+    let mut latencies: Vec<Duration> = (0..10_000)
+        .map(|_| {
+            let index = random.below(searches.len() as u64) as usize;
+            searches[index].stopper().stop();
+            let report = reports.recv().expect("it is released");
+            searches[index] = begin(random.hard());
+            report.stop_latency.expect("it was stopped")
+        })
+        .collect();
+    latencies.sort();
+    for (name, index) in [("p50", 5_000), ("p99", 9_900), ("worst", 9_999)] {
+        let latency = latencies[index].as_secs_f64() * 1e3;
+        figure(
+            &format!("ms from a stop to the release, 10000 searches, {name}"),
+            latency,
+        );
+    }
+}
+
+fn all_at_once() {
+    let engine = engine();
+    let mut random = random();
+    let (sender, reports) = mpsc::channel::<()>();
+    let searches: Vec<Search> = (0..10_000)
+        .map(|_| {
+            let sender = sender.clone();
+            let released = move |_| {
+                let _ = sender.send(());
+            };
+            let searching = engine.search(Client::default(), random.hard(), released);
+            searching.expect("no limits")
+        })
+        .collect();
+    thread::sleep(SECONDS);
+    let began = Instant::now();
+    for search in &searches {
+        search.stopper().stop();
+    }
+    for _ in &searches {
+        reports.recv().expect("each is released");
+    }
+    figure(
+        "ms until every core is free, 10000 searches stopped at once",
+        began.elapsed().as_secs_f64() * 1e3,
+    );
+}
+
+/// One client with a thousand searches, and nine with one each.
+fn fairness() {
+    let engine = engine();
+    let mut random = random();
+    let client = |name: u64| Client {
+        name: name.to_string().into(),
+        ..Client::default()
+    };
+    let mut searches: Vec<Search> = Vec::new();
+    for (name, count) in (0..10).map(|name| (name, if name == 0 { 1_000 } else { 1 })) {
+        for _ in 0..count {
+            let search = engine.search(client(name), random.hard(), |_| ());
+            searches.push(search.expect("no limits"));
+        }
+    }
+    let time = |name: u64| engine.usage(&name.to_string()).core_time.as_secs_f64();
+    let before: Vec<f64> = (0..10).map(time).collect();
+    thread::sleep(Duration::from_secs(10));
+    let had: Vec<f64> = (0..10)
+        .map(|name| time(name) - before[name as usize])
+        .collect();
+    let all: f64 = had.iter().sum();
+    let least = had[1..].iter().copied().fold(f64::INFINITY, f64::min);
+    figure(
+        "least share of nine clients beside one with 1000 searches, in tenths",
+        10.0 * least / all,
+    );
+}
+
+/// A thousand searches that nobody reads.
+fn stalled() {
+    let engine = engine();
+    let searches: Vec<Search> = (0..1_000)
+        .map(|_| search(&engine, random().hard().interesting(Distance::from(8))))
+        .collect();
+    thread::sleep(SECONDS);
+    let (before, cpu, began) = (resident(), core_time(), Instant::now());
+    thread::sleep(Duration::from_secs(10));
+    let cores = (core_time() - cpu) / began.elapsed().as_secs_f64();
+    figure("cores in use with 1000 stalled readers", cores);
+    figure("bytes that they grow in 10 s", resident() - before);
+    drop(searches);
+}
+
+/// Seconds that this process has had of all cores.
+fn core_time() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat
+        .rsplit(") ")
+        .next()
+        .unwrap_or_default()
+        .split(' ')
+        .collect();
+    let ticks = [11, 12].map(|field| {
+        fields
+            .get(field)
+            .and_then(|ticks| ticks.parse::<f64>().ok())
+    });
+    // A hundred ticks a second, on every Linux there is.
+    ticks.iter().flatten().sum::<f64>() / 100.0
+}

@@ -25,7 +25,7 @@ pub(crate) trait Hasher<const N: usize>: Copy {
     type Row;
 
     fn simd(self) -> Self::Simd;
-    /// The chunk that begins with the secret `first` of `length` bytes, at least two.
+    /// The chunk that begins with the secret `first` of `length` bytes, at least one.
     fn chunk(self, length: u32, first: u64) -> Self::Chunk;
     /// The row with this number in the chunk.
     fn row(self, chunk: &Self::Chunk, number: usize) -> Self::Row;
@@ -85,8 +85,8 @@ pub(crate) fn scan<H: Hasher<N>, const N: usize>(
     filter: &Filter,
     hits: &mut Hits,
 ) -> u64 {
-    // Not even a chunk of these exists.
-    if block.length < 2 {
+    // There is only one of these.
+    if block.length < 1 {
         return portable::scan(block, filter, hits);
     }
     if hits.is_full() {
@@ -203,7 +203,7 @@ fn confirm(
 /// See [`Kernel::digest_sum`](crate::Kernel::digest_sum).
 #[inline(always)]
 pub(crate) fn digest_sum<H: Hasher<N>, const N: usize>(hasher: H, block: &Block) -> u32 {
-    if block.length < 2 {
+    if block.length < 1 {
         return portable::digest_sum(block);
     }
     let mut sum = 0;

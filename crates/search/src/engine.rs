@@ -277,19 +277,19 @@ impl Shared {
     /// A worker's life.
     fn work(&self) {
         while let Some(job) = self.wait_for_job() {
-            let effects = match job {
+            match job {
                 Job::Slice(slice) => {
                     let done = self.try_slice(&slice);
                     let now = (self.clock)();
-                    self.lock().finish(slice.id, done, now)
+                    let effects = self.lock().finish(slice.id, done, now);
+                    self.carry_out(effects);
                 }
                 Job::Build(build) => {
                     build.set.filter();
                     let now = (self.clock)();
-                    self.lock().install(&build, now)
+                    self.lock().install(&build, now);
                 }
-            };
-            self.carry_out(effects);
+            }
         }
     }
 
@@ -325,6 +325,7 @@ impl Shared {
                 .upkeep(now)
                 .or_else(|| scheduler.next_job(now, &mut effects));
             if job.is_some() || !effects.is_empty() {
+                effects.work = scheduler.has_work();
                 drop(scheduler);
                 self.carry_out(effects);
                 if job.is_some() {
@@ -347,7 +348,8 @@ impl Shared {
     /// Never called with the lock held: wakers and releases are other people's code.
     fn carry_out(&self, effects: Effects) {
         if effects.work {
-            self.work.notify_all();
+            // One at a time: whoever comes and finds more than it can take calls the next.
+            self.work.notify_one();
         }
         for (release, report) in effects.released {
             // A worker must survive what it is given to run.

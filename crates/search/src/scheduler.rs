@@ -125,7 +125,7 @@ pub(crate) struct Effects {
     /// Wakers that are not needed any more; dropping one may run anything.
     pub(crate) stale: Vec<Waker>,
     pub(crate) released: Vec<(Release, Report)>,
-    /// There may be work for a worker that found none before.
+    /// There may be work for another worker, who found none before.
     pub(crate) work: bool,
 }
 
@@ -245,6 +245,8 @@ struct Line {
     set: Arc<Set>,
     /// How long its next slice is.
     length: u64,
+    /// Whether a slice of it has come back.
+    is_tried: bool,
     jobs: Vec<JobId>,
     /// Searches that found nothing to do here, until something happens.
     idle: Vec<SearchId>,
@@ -326,6 +328,11 @@ impl Scheduler {
         Ok((id, effects))
     }
 
+    /// Whether there may be something to do for another worker.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
     /// What a worker does next.
     pub(crate) fn next_job(&mut self, now: Duration, effects: &mut Effects) -> Option<Job> {
         while let Some(id) = self.turns.pop() {
@@ -340,7 +347,10 @@ impl Scheduler {
                 continue;
             };
             let job = self.give_out(id, front, range, now);
-            self.queue_turn(id, false);
+            // Many a search is over with its first slice; another worker's second would be in vain.
+            if self.fronts.get(&front).is_some_and(|line| line.is_tried) {
+                self.queue_turn(id, false);
+            }
             return Some(Job::Slice(job));
         }
         None
@@ -397,13 +407,12 @@ impl Scheduler {
     }
 
     /// Lets a front serve a set whose filter is there.
-    pub(crate) fn install(&mut self, build: &Build, now: Duration) -> Effects {
+    pub(crate) fn install(&mut self, build: &Build, now: Duration) {
         self.building = false;
         self.next_upkeep = now + now.saturating_sub(build.began) * UPKEEP_PAUSE;
-        let mut effects = Effects::default();
         let line = self.fronts.get_mut(&build.front);
         let Some(line) = line.filter(|line| !line.is_stopped()) else {
-            return effects;
+            return;
         };
         let at = line.front.next();
         // Until its speed is known: a larger filter is slower, and a slice must not be longer.
@@ -419,8 +428,6 @@ impl Scheduler {
                 self.follow(id, build.front, at);
             }
         }
-        effects.work = !self.turns.is_empty();
-        effects
     }
 
     /// Takes a slice back.
@@ -439,7 +446,9 @@ impl Scheduler {
         }
         if let Some(line) = self.fronts.get_mut(&job.front) {
             line.jobs.retain(|under_way| *under_way != id);
+            line.is_tried = true;
             touched.append(&mut line.idle);
+            touched.push(job.search);
         }
         touched.extend(match done {
             Done::Tried { tried, hits } => {
@@ -455,7 +464,6 @@ impl Scheduler {
             self.queue_turn(id, false);
             self.forget(id);
         }
-        effects.work |= !self.turns.is_empty();
         effects
     }
 
@@ -620,6 +628,7 @@ impl Scheduler {
             held: BTreeSet::new(),
             set: Arc::new(Set::new(vec![Arc::clone(&entry.query)], vec![id])),
             length: FIRST_SLICE,
+            is_tried: false,
             jobs: Vec::new(),
             idle: Vec::new(),
             seen: 0,

@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it does is told there")]
 
+mod engine;
 mod peers;
+mod results;
 
 use std::{
     env, fs,
@@ -22,7 +24,10 @@ commands:
           installs what the tests need under target/
   bench peers
           measure the kernels beside hashcat, on one core, and write bench/RESULTS.md;
-          installs hashcat and pocl by Debian's package manager where they are missing";
+          installs hashcat and pocl by Debian's package manager where they are missing
+  bench engine
+          measure what thousands of searches cost, and write bench/RESULTS.md;
+          installs h2load by Debian's package manager where it is missing";
 
 /// Where the end-to-end tests are, below the root.
 const END_TO_END: &str = "crates/finder/tests/e2e";
@@ -33,6 +38,7 @@ fn main() -> ExitCode {
     let done = match arguments[..] {
         ["test"] => test(),
         ["bench", "peers"] => peers::run(),
+        ["bench", "engine"] => engine::run(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

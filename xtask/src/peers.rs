@@ -3,13 +3,12 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs,
     process::{Command, Output},
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cargo, root, runs, step, target};
+use crate::{cargo, results, runs, step, target};
 
 /// How often each is run. They take turns, so that whatever else the machine does hits all alike.
 const ROUNDS: usize = 5;
@@ -223,10 +222,7 @@ pub(crate) fn run() -> Result<()> {
         bench(CORE, 1, WITHOUT_ENGINE, &mut samples)?;
         samples.add(ENGINE_ROW.to_owned(), engine()?);
     }
-    let text = report(&samples)?;
-    println!("{text}");
-    let results = root().join("bench/RESULTS.md");
-    fs::write(&results, text).with_context(|| format!("cannot write {}", results.display()))
+    results::write("Kernels", &report(&samples)?)
 }
 
 /// Hashes per second by what was measured, in every round.
@@ -245,13 +241,9 @@ impl Samples {
     /// The median of what was measured.
     fn of(&self, what: &str) -> Result<f64> {
         let what = what.replace("BEST", &self.best);
-        let mut rates = self
-            .rates
-            .get(&what)
-            .with_context(|| format!("{what} was not measured"))?
-            .clone();
-        rates.sort_by(f64::total_cmp);
-        Ok(rates[rates.len() / 2])
+        let rates = self.rates.get(&what);
+        let rates = rates.with_context(|| format!("{what} was not measured"))?;
+        Ok(results::median(rates.clone()))
     }
 }
 
@@ -350,14 +342,12 @@ fn report(samples: &Samples) -> Result<String> {
     medians.sort_by(|a, b| b.1.total_cmp(&a.1));
     let peer = samples.of(PEER)?;
     let mut text = format!(
-        "# Results\n\n\
-         `cargo xtask bench peers` on one core (or two, where it says so) of: {}\n\n\
+        "`cargo xtask bench peers` on one core (or two, where it says so) of: {}\n\n\
          Medians of {ROUNDS} rounds in which all took turns. `sha1` is hashing alone; for the\n\
          portable kernel that is the `sha1` crate's speed. hashcat looks for one digest that it\n\
          knows, and can leave rounds out; a search for a name anywhere in the text cannot.\n\n\
-         What was tried, and why some goals are missed, is told in [NOTES.md](NOTES.md).\n\n\
          | ratio | goal | median |\n| --- | ---: | ---: |\n",
-        cpu()
+        results::cpu()
     );
     for (name, goal, what, to, times) in RATIOS {
         let ratio = times * samples.of(what)? / samples.of(to)?;
@@ -368,18 +358,6 @@ fn report(samples: &Samples) -> Result<String> {
         writeln!(text, "| {what} | {:.1} | {:.2} |", rate / 1e6, rate / peer)?;
     }
     Ok(text)
-}
-
-/// The CPU's name, as the system has it.
-fn cpu() -> String {
-    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = info
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
-    let name = name.and_then(|rest| rest.split_once(':'));
-    name.map_or("an unknown CPU".to_owned(), |(_, name)| {
-        name.trim().to_owned()
-    })
 }
 
 #[cfg(test)]

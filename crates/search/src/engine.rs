@@ -7,7 +7,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Wake},
     thread::{self, JoinHandle, Thread},
@@ -43,9 +43,20 @@ pub trait Backend: Send + Sync + 'static {
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index;
+
+    /// Whether a thousand secrets are tried in a few microseconds, on the thread that asks. Then whoever
+    /// begins a search tries the first of them itself: many a search is over with these, and to hand
+    /// it to a worker and wait would take several times as long.
+    fn is_at_hand(&self) -> bool {
+        false
+    }
 }
 
 impl Backend for Kernel {
+    fn is_at_hand(&self) -> bool {
+        true
+    }
+
     fn scan(
         &self,
         slice: Range<Index>,
@@ -133,6 +144,9 @@ struct Shared {
     scheduler: Mutex<Scheduler>,
     /// Signalled when a worker that found nothing to do may find something.
     work: Condvar,
+    /// How many workers wait for that; changed under the scheduler's lock. A signal is a system call
+    /// whether or not anybody waits.
+    sleepers: AtomicUsize,
     closing: AtomicBool,
     backend: Box<dyn Backend>,
     clock: Box<dyn Fn() -> Duration + Send + Sync>,
@@ -178,6 +192,7 @@ impl Engine {
             shared: Arc::new(Shared {
                 scheduler: Mutex::new(Scheduler::new(limits)),
                 work: Condvar::new(),
+                sleepers: AtomicUsize::new(0),
                 closing: AtomicBool::new(false),
                 backend: Box::new(backend),
                 clock: Box::new(clock),
@@ -195,7 +210,8 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Begins a search for a client. `on_release` is called once, when the search has ended *and* its
+    /// Begins a search for a client, and tries its first 1,024 secrets at once if the backend is at hand,
+    /// which takes some ten microseconds. `on_release` is called once, when the search has ended *and* its
     /// last worker has let go of it; what must live as long as the work, a permit say, goes in there.
     /// It runs on whichever thread brings the release about, so it should be quick.
     ///
@@ -209,12 +225,20 @@ impl Engine {
         on_release: impl FnOnce(Report) + Send + 'static,
     ) -> Result<Search, OverLimit> {
         let now = (self.shared.clock)();
-        let submitted = self
-            .shared
-            .lock()
-            .submit(client, query, Box::new(on_release), now);
-        let (id, effects) = submitted?;
+        let mut scheduler = self.shared.lock();
+        let (id, mut effects) = scheduler.submit(client, query, Box::new(on_release), now)?;
+        let mut first = None;
+        if self.shared.backend.is_at_hand() {
+            first = scheduler.first_slice(id, now);
+        }
+        if first.is_none() {
+            effects.work = scheduler.queue_new(id);
+        }
+        drop(scheduler);
         self.shared.carry_out(effects);
+        if let Some(slice) = first {
+            self.shared.carry_through(&slice);
+        }
         Ok(Search {
             id,
             shared: Arc::clone(&self.shared),
@@ -278,12 +302,7 @@ impl Shared {
     fn work(&self) {
         while let Some(job) = self.wait_for_job() {
             match job {
-                Job::Slice(slice) => {
-                    let done = self.try_slice(&slice);
-                    let now = (self.clock)();
-                    let effects = self.lock().finish(slice.id, done, now);
-                    self.carry_out(effects);
-                }
+                Job::Slice(slice) => self.carry_through(&slice),
                 Job::Build(build) => {
                     build.set.filter();
                     let now = (self.clock)();
@@ -291,6 +310,14 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Tries a slice and hands it back.
+    fn carry_through(&self, slice: &Slice) {
+        let done = self.try_slice(slice);
+        let now = (self.clock)();
+        let effects = self.lock().finish(slice.id, done, now);
+        self.carry_out(effects);
     }
 
     fn try_slice(&self, slice: &Slice) -> Done {
@@ -324,18 +351,20 @@ impl Shared {
             let job = scheduler
                 .upkeep(now)
                 .or_else(|| scheduler.next_job(now, &mut effects));
-            if job.is_some() || !effects.is_empty() {
-                effects.work = scheduler.has_work();
-                drop(scheduler);
-                self.carry_out(effects);
-                if job.is_some() {
-                    return job;
-                }
+            if job.is_none() && effects.is_empty() {
+                self.sleepers.fetch_add(1, Ordering::Relaxed);
+                // The guard is dropped at once: after a sleep it takes a new look at the clock.
+                let woken = self.work.wait(scheduler);
+                self.sleepers.fetch_sub(1, Ordering::Relaxed);
+                drop(woken.unwrap_or_else(PoisonError::into_inner));
                 continue;
             }
-            // The guard is dropped at once: after a sleep it takes a new look at the clock.
-            let woken = self.work.wait(scheduler);
-            drop(woken.unwrap_or_else(PoisonError::into_inner));
+            effects.work = job.is_some() && scheduler.has_work();
+            drop(scheduler);
+            self.carry_out(effects);
+            if job.is_some() {
+                return job;
+            }
         }
     }
 
@@ -348,8 +377,11 @@ impl Shared {
     /// Never called with the lock held: wakers and releases are other people's code.
     fn carry_out(&self, effects: Effects) {
         if effects.work {
-            // One at a time: whoever comes and finds more than it can take calls the next.
-            self.work.notify_one();
+            // One at a time: whoever comes and finds more than it can take calls the next. Whoever is
+            // about to wait has seen the work that this is about, because both had the lock.
+            if self.sleepers.load(Ordering::Relaxed) > 0 {
+                self.work.notify_one();
+            }
         }
         for (release, report) in effects.released {
             // A worker must survive what it is given to run.

@@ -323,9 +323,19 @@ impl Scheduler {
         // An empty range, from a cursor at the very end, ends before it begins.
         let mut effects = Effects::default();
         self.settle(id, now, &mut effects);
-        self.queue_turn(id, true);
-        effects.work = !self.turns.is_empty();
         Ok((id, effects))
+    }
+
+    /// Gives a search that was submitted its first turn; tells whether it wants one.
+    pub(crate) fn queue_new(&mut self, id: SearchId) -> bool {
+        self.queue_turn(id, true);
+        self.has_work()
+    }
+
+    /// The first slice of a search that was submitted, for whoever does not want to wait for its turn.
+    pub(crate) fn first_slice(&mut self, id: SearchId, now: Duration) -> Option<Slice> {
+        let (front, range) = self.take(id)?;
+        Some(self.give_out(id, front, range, now))
     }
 
     /// Whether there may be something to do for another worker.
@@ -444,9 +454,11 @@ impl Scheduler {
                 entry.jobs.retain(|held| *held != id);
             }
         }
+        let mut is_new = false;
         if let Some(line) = self.fronts.get_mut(&job.front) {
             line.jobs.retain(|under_way| *under_way != id);
-            line.is_tried = true;
+            // Short as its first slice is, a new search's second goes before others' too.
+            is_new = !std::mem::replace(&mut line.is_tried, true);
             touched.append(&mut line.idle);
             touched.push(job.search);
         }
@@ -461,9 +473,10 @@ impl Scheduler {
         touched.dedup();
         for id in touched {
             self.settle(id, now, &mut effects);
-            self.queue_turn(id, false);
+            self.queue_turn(id, is_new && id == job.search);
             self.forget(id);
         }
+        effects.work = self.has_work();
         effects
     }
 

@@ -49,6 +49,7 @@ impl World {
         let (submitted, effects) = submitted.expect("within every limit");
         assert_eq!(submitted, id);
         carry_out(effects);
+        self.scheduler.queue_new(id);
         id
     }
 
@@ -479,6 +480,7 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
         let submitted = scheduler.submit(client(name, 0), hard(), Box::new(|_| ()), now);
         submitted.map(|(id, effects)| {
             carry_out(effects);
+            scheduler.queue_new(id);
             id
         })
     };

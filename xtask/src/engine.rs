@@ -1,0 +1,221 @@
+//! `cargo xtask bench engine`: what thousands of searches cost, in the engine and through gRPC.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{cargo, python, results, root, runs, step, target};
+
+const ROUNDS: usize = 3;
+
+/// Calls a second of a search that is over at once, and of a constant answer through the same layers.
+const EASY: &str = "Find(\"aa\"), 64 in flight on 4 connections: calls a second";
+const CONSTANT: &str = "the same for Health.Check: calls a second";
+
+/// What an easy search takes beside a thousand hard ones.
+const NEIGHBOURS: &str = "ms for Find(\"doc\") beside 1000 hard searches, through gRPC, median";
+
+/// The goals, by what the figures are called; at least so much, or at most.
+const GOALS: [(&str, Goal); 14] = [
+    ("tests a second, 16 searches / 1", Goal::AtLeast(10.0)),
+    ("tests a second, 64 searches / 1", Goal::AtLeast(30.0)),
+    ("tests a second, 1000 searches / 1", Goal::AtLeast(120.0)),
+    ("tests a second, 10000 searches / 1", Goal::AtLeast(120.0)),
+    (
+        "hashes a second, 10000 searches that cannot share / 1",
+        Goal::AtLeast(0.93),
+    ),
+    (
+        "bytes for each of 10000 waiting searches",
+        Goal::AtMost(4096.0),
+    ),
+    (
+        "ms from a stop to the release, 10000 searches, p50",
+        Goal::AtMost(0.6),
+    ),
+    (
+        "ms from a stop to the release, 10000 searches, p99",
+        Goal::AtMost(1.5),
+    ),
+    (
+        "ms from a stop to the release, 10000 searches, worst",
+        Goal::AtMost(5.0),
+    ),
+    (
+        "ms until every core is free, 10000 searches stopped at once",
+        Goal::AtMost(100.0),
+    ),
+    (
+        "least share of nine clients beside one with 1000 searches, in tenths",
+        Goal::AtLeast(0.95),
+    ),
+    (NEIGHBOURS, Goal::AtMost(5.0)),
+    ("cores in use with 1000 stalled readers", Goal::AtMost(0.02)),
+    ("bytes that they grow in 10 s", Goal::AtMost(0.0)),
+];
+const CALLS_GOAL: f64 = 0.7;
+
+#[derive(Clone, Copy)]
+enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+/// Measures, prints the table, and writes it to `bench/RESULTS.md`.
+pub(crate) fn run() -> Result<()> {
+    step("the program", &mut cargo("build --release"))?;
+    step(
+        "the benchmark",
+        &mut cargo("bench -p hashfinder-search --bench engine --no-run"),
+    )?;
+    let python = python()?;
+    if !runs(Command::new("h2load").arg("--version")) {
+        step("the packages' list", Command::new("apt-get").arg("update"))?;
+        step(
+            "h2load",
+            Command::new("apt-get").args(["install", "--yes", "nghttp2-client"]),
+        )?;
+    }
+    let mut samples: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for round in 1..=ROUNDS {
+        println!("== round {round} of {ROUNDS}");
+        let mut bench = cargo("bench --quiet -p hashfinder-search --bench engine");
+        let output = bench
+            .current_dir(root())
+            .output()
+            .context("cannot run cargo bench")?;
+        ensure!(output.status.success(), "the benchmark failed: {output:?}");
+        for line in String::from_utf8(output.stdout)?.lines() {
+            if let Some((name, value)) = line.split_once('\t') {
+                samples
+                    .entry(name.to_owned())
+                    .or_default()
+                    .push(value.parse()?);
+            }
+        }
+        let server = Server::start()?;
+        let easy = server.load(
+            "hash_name.HashFinder/Find",
+            &[0, 0, 0, 0, 4, 0x0a, 2, b'a', b'a'],
+        )?;
+        samples.entry(EASY.to_owned()).or_default().push(easy);
+        let constant = server.load("grpc.health.v1.Health/Check", &[0; 5])?;
+        samples
+            .entry(CONSTANT.to_owned())
+            .or_default()
+            .push(constant);
+        let output = Command::new(&python)
+            .arg(root().join("bench/neighbours.py"))
+            .arg(&server.address)
+            .output()?;
+        ensure!(output.status.success(), "neighbours.py failed: {output:?}");
+        let median: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+        samples
+            .entry(NEIGHBOURS.to_owned())
+            .or_default()
+            .push(median);
+    }
+    let medians = samples
+        .into_iter()
+        .map(|(name, values)| (name, results::median(values)));
+    results::write("Engine", &report(&medians.collect())?)
+}
+
+fn report(medians: &BTreeMap<String, f64>) -> Result<String> {
+    let mut text = format!(
+        "`cargo xtask bench engine` on all cores of: {}\n\nMedians of {ROUNDS} rounds.\n\n\
+         | figure | goal | median |\n| --- | ---: | ---: |\n",
+        results::cpu()
+    );
+    let of = |name: &str| {
+        medians
+            .get(name)
+            .with_context(|| format!("{name} was not measured"))
+    };
+    for (name, goal) in GOALS {
+        let goal = match goal {
+            Goal::AtLeast(goal) => format!("{goal} or more"),
+            Goal::AtMost(goal) => format!("{goal} or less"),
+        };
+        writeln!(text, "| {name} | {goal} | {:.3} |", of(name)?)?;
+    }
+    let calls = of(EASY)? / of(CONSTANT)?;
+    writeln!(
+        text,
+        "| calls a second, Find(\"aa\") / Health.Check | {CALLS_GOAL} or more | {calls:.3} |"
+    )?;
+    text += "\n| beside these | median |\n| --- | ---: |\n";
+    for (name, value) in medians {
+        if GOALS.iter().all(|(goal, _)| goal != name) {
+            writeln!(text, "| {name} | {value:.3} |")?;
+        }
+    }
+    Ok(text)
+}
+
+/// A server of our own, which ends with this.
+struct Server {
+    process: Child,
+    address: String,
+}
+
+impl Server {
+    fn start() -> Result<Server> {
+        let mut process = Command::new(target().join("release/hashfinder"))
+            .args(["serve", "--port", "0", "--maximum-concurrent-rpcs", "5000"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot run hashfinder serve")?;
+        let mut line = String::new();
+        let output = process.stdout.take().context("it has no stdout")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let address = line
+            .trim()
+            .rsplit(' ')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        Ok(Server { process, address })
+    }
+
+    /// Calls a second of a method with one message.
+    fn load(&self, method: &str, message: &[u8]) -> Result<f64> {
+        let file = target().join("message.bin");
+        fs::write(&file, message)?;
+        let output = Command::new("h2load")
+            .args(["-n", "60000", "-c", "4", "-m", "16"])
+            .args([
+                "-H",
+                "content-type: application/grpc",
+                "-H",
+                "te: trailers",
+                "-d",
+            ])
+            .arg(&file)
+            .arg(format!("http://{}/{method}", self.address))
+            .output()
+            .context("cannot run h2load")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(text.contains("60000 succeeded"), "calls failed:\n{text}");
+        let rate = text
+            .lines()
+            .find_map(|line| line.strip_prefix("finished in "));
+        let rate = rate.and_then(|rest| rest.split([' ', ',']).nth(2)?.parse().ok());
+        rate.with_context(|| format!("h2load tells no rate:\n{text}"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // What fails here has ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

@@ -1,0 +1,50 @@
+//! `bench/RESULTS.md`, a section for each benchmark.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::root;
+
+const HEAD: &str = "# Results\n\nMedians, the figures of a ratio measured in turn. What they mean, what was \
+                    tried and why some goals\nare missed is told in [NOTES.md](NOTES.md).\n";
+
+/// Prints a section and puts it into the file, in place of what the last run wrote there.
+pub(crate) fn write(title: &str, text: &str) -> Result<()> {
+    println!("{text}");
+    let file = root().join("bench/RESULTS.md");
+    let before = fs::read_to_string(&file).unwrap_or_default();
+    let section = format!("\n## {title}\n\n{}\n", text.trim());
+    let others = before.split("\n## ").skip(1);
+    let mut sections: Vec<String> = others
+        .filter(|other| other.split('\n').next() != Some(title))
+        .map(|other| format!("\n## {}\n", other.trim()))
+        .collect();
+    sections.push(section);
+    sections.sort_by_key(|section| !section.starts_with("\n## Kernels"));
+    let all = format!("{HEAD}{}", sections.concat());
+    fs::write(&file, all).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// The middle one; of an even number, the mean of the two in the middle.
+pub(crate) fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    let middle = samples.len() / 2;
+    if samples.len() % 2 == 1 {
+        samples[middle]
+    } else {
+        (samples[middle - 1] + samples[middle]) / 2.0
+    }
+}
+
+/// The CPU's name, as the system has it.
+pub(crate) fn cpu() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let name = name.and_then(|rest| rest.split_once(':'));
+    name.map_or("an unknown CPU".to_owned(), |(_, name)| {
+        name.trim().to_owned()
+    })
+}

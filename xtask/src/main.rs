@@ -78,6 +78,12 @@ fn test() -> Result<()> {
         "tests of the crates",
         &mut cargo("test --workspace --exclude hashfinder-kernels"),
     )?;
+    step(
+        "every order of the engine's threads",
+        cargo("test -p hashfinder-search --test loom --release")
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", target().join("loom")),
+    )?;
     // Which tell what they ran on, and the seed of what they tried at random.
     step(
         "tests of the kernels",

@@ -5,12 +5,8 @@ use std::{
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     task::{Context, Poll, Wake},
-    thread::{self, JoinHandle, Thread},
     time::Duration,
 };
 
@@ -22,6 +18,10 @@ use crate::{
     limits::{Limits, OverLimit, Usage},
     query::{Candidate, Query},
     scheduler::{Done, Effects, Found, Job, Metrics, Scheduler, SearchId, Slice},
+    sync::{
+        AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
+        thread::{self, JoinHandle, Thread},
+    },
     turns::Client,
 };
 

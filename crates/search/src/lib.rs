@@ -34,6 +34,7 @@ mod name;
 mod query;
 mod scheduler;
 mod set;
+mod sync;
 mod turns;
 
 pub use cursor::{Cursor, CursorError};

@@ -16,10 +16,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::{Poll, Waker},
     time::Duration,
 };
@@ -32,6 +29,7 @@ use crate::{
     limits::{Accounts, Limits, OverLimit, Usage},
     query::{Candidate, Query},
     set::Set,
+    sync::AtomicBool,
     turns::{Client, Turns},
 };
 

@@ -1,0 +1,117 @@
+//! Every order in which the engine's threads can run, with at most two preemptions: nothing is lost,
+//! nothing released twice, nobody sleeps while there is work.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p hashfinder-search --test loom --release`
+
+#![cfg(loom)]
+
+use std::{
+    num::NonZeroU64,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hashfinder_search::{
+    Backend, Client, Distance, Engine, Event, Filter, Found, Index, Outcome, Query,
+};
+
+/// Finds nothing, at once.
+struct Nothing {
+    is_at_hand: bool,
+}
+
+impl Backend for Nothing {
+    fn scan(&self, slice: Range<Index>, _: &Filter, _: usize, _: &mut Vec<Found>) -> Index {
+        slice.end
+    }
+
+    fn is_at_hand(&self) -> bool {
+        self.is_at_hand
+    }
+}
+
+/// A search of two slices.
+fn query() -> Query {
+    let name = "hashfinderhashfinder".parse().unwrap();
+    let query = Query::new(name, Distance::ZERO).unwrap();
+    query.hash_budget(NonZeroU64::new(1500).unwrap())
+}
+
+fn model(test: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.check(test);
+}
+
+fn engine(workers: usize, is_at_hand: bool) -> Engine {
+    Engine::start(workers, Nothing { is_at_hand }, || Duration::ZERO).unwrap()
+}
+
+/// Begins a search, lets `meanwhile` happen, and looks at its end and its release.
+fn run(workers: usize, is_at_hand: bool, stop: bool) {
+    let releases = Arc::new(AtomicUsize::new(0));
+    let engine = engine(workers, is_at_hand);
+    let counted = Arc::clone(&releases);
+    let mut search = engine
+        .search(Client::default(), query(), move |report| {
+            assert!(report.tests <= 1500 && report.hashes <= 1500);
+            counted.fetch_add(1, Ordering::SeqCst);
+        })
+        .unwrap();
+    if stop {
+        search.stopper().stop();
+    }
+    let Event::Ended(outcome) = search.blocking_next() else {
+        panic!("it has no candidates");
+    };
+    match outcome {
+        Outcome::BudgetSpent(cursor) => assert_eq!(cursor.frontier(), 1500),
+        Outcome::Cancelled(cursor) => assert!(stop && cursor.frontier() <= 1500),
+        other => panic!("{other:?}"),
+    }
+    drop(search);
+    drop(engine);
+    assert_eq!(releases.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_search_comes_to_its_end() {
+    model(|| run(1, false, false));
+}
+
+#[test]
+fn two_workers_share_a_search() {
+    model(|| run(2, false, false));
+}
+
+#[test]
+fn whoever_begins_it_tries_its_first_slice() {
+    model(|| run(1, true, false));
+}
+
+#[test]
+fn a_stop_is_never_lost() {
+    model(|| run(1, false, true));
+    model(|| run(1, true, true));
+}
+
+#[test]
+fn dropping_the_engine_ends_what_is_under_way() {
+    model(|| {
+        let releases = Arc::new(AtomicUsize::new(0));
+        let engine = engine(1, false);
+        let counted = Arc::clone(&releases);
+        let released = move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+        };
+        let mut search = engine.search(Client::default(), query(), released).unwrap();
+        drop(engine);
+        assert!(matches!(search.blocking_next(), Event::Ended(_)));
+        drop(search);
+        assert_eq!(releases.load(Ordering::SeqCst), 1);
+    });
+}

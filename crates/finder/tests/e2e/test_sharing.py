@@ -11,6 +11,9 @@ from test_contract import details
 
 CODE = grpc.StatusCode
 
+# Each of them has its own eleven million secrets hashed, in its turns among the others'.
+EASIER = 2
+
 
 def hard_names():
     letters = "bcdfghjklmnpqrstvwxz"
@@ -29,14 +32,14 @@ def test_searches_share_what_is_hashed(serve, connect, stubs):
     names = itertools.islice(hard_names(), 50)
     futures = [stub.Find.future(stubs.Request(desired_name=name)) for name in names]
     server.wait_until_busy()
-    # Easy searches among them are answered, and rightly.
-    for _ in range(100):
+    # Easier searches among them are answered, and rightly.
+    for _ in range(EASIER):
         assert decoded(stub.Find(stubs.Request(desired_name="doctor"))) == (FIRST_DOCTOR, 0)
     for future in futures:
         assert not future.done()
         future.cancel()
     hashes = tests = 0
-    for _ in range(len(futures) + 100):
+    for _ in range(len(futures) + EASIER):
         line = server.wait_for("call ended")
         hashes += int(re.search(r" hashes=(\d+)", line)[1])
         tests += int(re.search(r" tests=(\d+)", line)[1])

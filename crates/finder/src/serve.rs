@@ -124,6 +124,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
         },
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
+        searches_per_client: every_search.searches_per_client,
     };
 
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, num::NonZeroU64, sync::Arc, time::Duration};
 /// What the engine allows. The defaults allow everything that costs the engine nothing worth naming.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How many searches there may be. Each takes about two kilobytes while it waits.
+    /// How many searches there may be. Each takes one or two kilobytes while it waits.
     pub searches: usize,
     /// How many of them may be one client's.
     pub searches_per_client: usize,
@@ -15,7 +15,7 @@ pub struct Limits {
     pub quota_saved_for: Duration,
     /// How many candidates may wait for their reader before a search is parked. The default is a few
     /// frames' worth: enough that a reader who comes back finds something to read, and a few kilobytes
-    /// for each search.
+    /// for each search. 0 counts as 1.
     pub queue_length: usize,
 }
 
@@ -63,7 +63,12 @@ pub(crate) struct Accounts {
     limits: Limits,
     searches: usize,
     clients: HashMap<Arc<str>, Account>,
+    /// With how many clients those are looked through that may be forgotten.
+    next_sweep: usize,
 }
+
+/// So many clients are never looked through.
+const SWEPT_FROM: usize = 1000;
 
 struct Account {
     /// Hashes that it may still have; below zero, it has had them in advance.
@@ -91,6 +96,7 @@ impl Accounts {
     pub(crate) fn new(limits: Limits) -> Accounts {
         Accounts {
             limits,
+            next_sweep: SWEPT_FROM,
             ..Accounts::default()
         }
     }
@@ -108,6 +114,7 @@ impl Accounts {
             });
         }
         self.refill(client, now);
+        self.sweep(now);
         let full = limits.full();
         let account = self.clients.entry(Arc::clone(client)).or_insert(Account {
             left: full,
@@ -177,6 +184,21 @@ impl Accounts {
         account.map_or(Usage::default(), |account| account.usage)
     }
 
+    /// Forgets clients that have no searches and owe nothing, when there are twice as many as last time.
+    fn sweep(&mut self, now: Duration) {
+        if self.clients.len() < self.next_sweep {
+            return;
+        }
+        let names: Vec<Arc<str>> = self.clients.keys().cloned().collect();
+        for name in &names {
+            self.refill(name, now);
+        }
+        let full = self.limits.full();
+        self.clients
+            .retain(|_, account| account.usage.searches > 0 || account.left < full);
+        self.next_sweep = SWEPT_FROM + 2 * self.clients.len();
+    }
+
     fn refill(&mut self, client: &Arc<str>, now: Duration) {
         let full = self.limits.full();
         if let Some(per_second) = self.limits.hashes_per_second_per_client
@@ -184,7 +206,8 @@ impl Accounts {
         {
             let since = now.saturating_sub(account.at).as_secs_f64();
             account.left = (account.left + since * per_second.get() as f64).min(full);
-            account.at = now;
+            // Threads read the clock before they come here, so it may seem to go back.
+            account.at = account.at.max(now);
         }
     }
 }

@@ -139,8 +139,11 @@ pub struct Metrics {
     pub parked: usize,
     /// Secrets hashed.
     pub hashes: u64,
-    /// Secrets tested, once for each search that they were tested for.
+    /// Secrets tested, counted for each search that they were tested for.
     pub tests: u64,
+    /// Those of the tests that turned out to be of no use: beyond a search's end, or forgotten because
+    /// there were too many hits to hold.
+    pub in_vain: u64,
     /// Slices tried.
     pub slices: u64,
     /// Searches that have ended, by how.
@@ -247,7 +250,7 @@ struct Line {
     is_tried: bool,
     jobs: Vec<JobId>,
     /// Searches that found nothing to do here, until something happens.
-    idle: Vec<SearchId>,
+    idle: BTreeSet<SearchId>,
     /// How many changes there had been when it was last looked who could follow.
     seen: u64,
     stop: Arc<AtomicBool>,
@@ -276,19 +279,28 @@ enum Stop {
 impl Scheduler {
     pub(crate) fn new(limits: Limits) -> Scheduler {
         Scheduler {
-            accounts: Accounts::new(limits),
+            accounts: Accounts::new(Limits {
+                // A search that may not keep one candidate could never go on.
+                queue_length: limits.queue_length.max(1),
+                ..limits
+            }),
             ..Scheduler::default()
         }
     }
 
+    /// Counts a search that a client is about to submit, if it may.
+    pub(crate) fn admit(&mut self, client: &Client, now: Duration) -> Result<(), OverLimit> {
+        self.accounts.open(&client.name, now)
+    }
+
+    /// Takes a search that was admitted.
     pub(crate) fn submit(
         &mut self,
         client: Client,
         query: Query,
         on_release: Release,
         now: Duration,
-    ) -> Result<(SearchId, Effects), OverLimit> {
-        self.accounts.open(&client.name, now)?;
+    ) -> (SearchId, Effects) {
         let id = self.new_id();
         let range = query.range();
         let rate = query.hit_rate();
@@ -321,7 +333,7 @@ impl Scheduler {
         // An empty range, from a cursor at the very end, ends before it begins.
         let mut effects = Effects::default();
         self.settle(id, now, &mut effects);
-        Ok((id, effects))
+        (id, effects)
     }
 
     /// Gives a search that was submitted its first turn; tells whether it wants one.
@@ -372,9 +384,11 @@ impl Scheduler {
             return None;
         }
         let changes = self.changes;
-        // The front that serves most, of those that something may have changed for.
+        // The front that serves most, of those that something may have changed for; but whoever has
+        // waited for long comes first in the end.
         let changed = self.fronts.iter().filter(|(_, line)| line.seen != changes);
-        let (&id, _) = changed.max_by_key(|(_, line)| line.followers.len())?;
+        let (&id, _) =
+            changed.max_by_key(|(_, line)| line.followers.len() as u64 * (changes - line.seen))?;
         let looks = (self.fronts.len() + self.searches.len()) as u32;
         self.next_upkeep = now + UPKEEP_LOOK * looks * UPKEEP_PAUSE;
         self.fronts.get_mut(&id)?.seen = changes;
@@ -398,8 +412,7 @@ impl Scheduler {
                 }
             }
         }
-        let mostly_gone = line.set.len() > 2 * known;
-        if members.len() == known && !mostly_gone {
+        if members.len() == known && !line.is_mostly_gone() {
             return None;
         }
         let queries = members
@@ -438,6 +451,11 @@ impl Scheduler {
         }
     }
 
+    /// Gives a set up whose filter could not be made.
+    pub(crate) fn give_up(&mut self) {
+        self.building = false;
+    }
+
     /// Takes a slice back.
     pub(crate) fn finish(&mut self, id: JobId, done: Done, now: Duration) -> Effects {
         let mut effects = Effects::default();
@@ -457,7 +475,7 @@ impl Scheduler {
             line.jobs.retain(|under_way| *under_way != id);
             // Short as its first slice is, a new search's second goes before others' too.
             is_new = !std::mem::replace(&mut line.is_tried, true);
-            touched.append(&mut line.idle);
+            touched.extend(std::mem::take(&mut line.idle));
             touched.push(job.search);
         }
         touched.extend(match done {
@@ -515,7 +533,7 @@ impl Scheduler {
         &mut self,
         id: SearchId,
         at_least: usize,
-        waker: &Waker,
+        waker: Waker,
     ) -> (Poll<Event>, Effects) {
         let mut effects = Effects::default();
         let limit = self.accounts.limits().queue_length;
@@ -531,12 +549,14 @@ impl Scheduler {
             let candidates = std::mem::take(&mut entry.queue).into();
             self.queue_turn(id, false);
             effects.work = !self.turns.is_empty();
+            effects.stale.push(waker);
             return (Poll::Ready(Event::Candidates(candidates)), effects);
         }
         if let Some(outcome) = &entry.outcome {
+            effects.stale.push(waker);
             return (Poll::Ready(Event::Ended(outcome.clone())), effects);
         }
-        let stale = entry.reader.replace((waker.clone(), at_least));
+        let stale = entry.reader.replace((waker, at_least));
         effects.stale.extend(stale.map(|(waker, _)| waker));
         (Poll::Pending, effects)
     }
@@ -552,6 +572,7 @@ impl Scheduler {
 
     pub(crate) fn metrics(&self) -> Metrics {
         let mut metrics = self.totals.clone();
+        metrics.tests += metrics.in_vain;
         let limit = self.accounts.limits().queue_length;
         for entry in self
             .searches
@@ -610,7 +631,7 @@ impl Scheduler {
             let line = self.fronts.get_mut(&front)?;
             let start = line.front.next_start();
             if start
-                .is_some_and(|start| start < span.end && (start == frontier || !at_frontier_only))
+                .is_some_and(|start| start < span.end && (start <= frontier || !at_frontier_only))
             {
                 let (end, _) = line.followers.last()?;
                 if let Some(range) = line.front.take(line.length, *end) {
@@ -618,9 +639,7 @@ impl Scheduler {
                 }
             }
             // Whatever it waits for here comes with a slice that is under way.
-            if !line.idle.contains(&id) {
-                line.idle.push(id);
-            }
+            line.idle.insert(id);
         }
         None
     }
@@ -641,7 +660,7 @@ impl Scheduler {
             length: FIRST_SLICE,
             is_tried: false,
             jobs: Vec::new(),
-            idle: Vec::new(),
+            idle: BTreeSet::new(),
             seen: 0,
             stop: Arc::new(AtomicBool::new(false)),
         };
@@ -742,9 +761,14 @@ impl Scheduler {
         if Arc::ptr_eq(&line.set, &job.set) {
             line.adapt(&job.range, tried, took);
         }
+        let before = line.front.done();
         line.front.finish(job.range.clone(), tried);
         let done = line.front.done();
-        let arrived = line.followers.range(..=(done, SearchId::MAX));
+        // Those that have just come to where they leave it. A search that has not come to this span yet
+        // finds out when it does.
+        let arrived = line
+            .followers
+            .range((before, SearchId::MAX)..=(done, SearchId::MAX));
         touched.extend(arrived.map(|(_, id)| *id));
         while let Some((index, id)) = line.held.first().copied()
             && index < done
@@ -763,10 +787,11 @@ impl Scheduler {
         };
         line.front.finish(job.range.clone(), job.range.start);
         if let [alone] = job.set.members() {
-            if let Some(entry) = self.searches.get_mut(alone) {
+            self.hold(*alone);
+            let entry = self.searches.get_mut(alone);
+            if let Some(entry) = entry.filter(|entry| entry.outcome.is_none()) {
                 entry.stopped.get_or_insert((now, Stop::Panicked));
             }
-            self.hold(*alone);
             return vec![*alone];
         }
         let followers: Vec<SearchId> = line.followers.iter().map(|(_, id)| *id).collect();
@@ -780,6 +805,7 @@ impl Scheduler {
     }
 
     fn tell(&mut self, id: SearchId, now: Duration, why: Stop, effects: &mut Effects) {
+        self.hold(id);
         if let Some(entry) = self.searches.get_mut(&id)
             && entry.outcome.is_none()
             && entry.stopped.is_none()
@@ -800,9 +826,11 @@ impl Scheduler {
         self.settle(id, now, effects);
     }
 
-    /// Makes a search wait for the slices under way that serve it.
+    /// Makes a search wait for the slices under way that serve it. One that was told to stop waits for
+    /// those that were under way then, and for no others.
     fn hold(&mut self, id: SearchId) {
-        let Some(entry) = self.searches.get_mut(&id) else {
+        let entry = self.searches.get_mut(&id);
+        let Some(entry) = entry.filter(|entry| entry.stopped.is_none()) else {
             return;
         };
         for front in entry.spans.iter().filter_map(|span| span.front) {
@@ -827,6 +855,10 @@ impl Scheduler {
             return;
         };
         line.followers.remove(&(span.end, id));
+        if line.is_mostly_gone() {
+            // Its filter looks for too many that nobody looks for any more.
+            line.seen = 0;
+        }
         if line.followers.is_empty() {
             line.stop.store(true, Ordering::Relaxed);
             self.fronts.remove(&front);
@@ -889,9 +921,18 @@ impl Scheduler {
         self.queue_turn(id, false);
     }
 
-    /// Forgets what a search has covered beyond its first span, and the hits there.
+    /// Forgets what a search has covered beyond its first span, and the hits there; if there is nothing
+    /// beyond, what it has covered beyond its frontier.
     fn fall_back(&mut self, id: SearchId) {
         self.hold(id);
+        let before = self.tests(id);
+        if self
+            .searches
+            .get(&id)
+            .is_some_and(|entry| entry.spans.len() == 1)
+        {
+            self.detach(id);
+        }
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
@@ -905,15 +946,24 @@ impl Scheduler {
                 end: entry.end,
                 front: None,
             });
+        } else if let Some(first) = entry.spans.first() {
+            entry.held.split_off(&first.from);
         }
         for span in beyond {
             self.leave(id, span);
         }
+        self.totals.in_vain += before - self.tests(id);
+    }
+
+    fn tests(&self, id: SearchId) -> u64 {
+        let entry = self.searches.get(&id);
+        entry.map_or(0, |entry| entry.tests(&self.fronts))
     }
 
     /// Forgets everything from `end` on.
     fn end_at(&mut self, id: SearchId, end: Index) {
         self.hold(id);
+        let before = self.tests(id);
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
@@ -934,6 +984,7 @@ impl Scheduler {
         for span in left {
             self.leave(id, span);
         }
+        self.totals.in_vain += before - self.tests(id);
     }
 
     /// Draws the consequences of whatever has just happened to a search.
@@ -1031,6 +1082,11 @@ impl Span {
 }
 
 impl Line {
+    /// Whether more than half of those whom its filter is for have left.
+    fn is_mostly_gone(&self) -> bool {
+        self.set.len() > 2 * self.followers.len()
+    }
+
     /// Whether its slices are not tried any more.
     fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)

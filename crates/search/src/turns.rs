@@ -43,6 +43,8 @@ pub(crate) struct Turns {
     order: BTreeSet<(u64, Arc<str>)>,
     /// The pass of whoever was served last, which never goes back.
     now: u64,
+    /// With how many clients those are looked through that may be forgotten.
+    next_look: usize,
 }
 
 /// One client's searches that want a slice.
@@ -57,7 +59,7 @@ struct Queue {
     connections: VecDeque<(u64, VecDeque<SearchId>)>,
 }
 
-/// How many clients without searches are remembered for their debts before those are looked through.
+/// How many clients are remembered for their debts before they are looked through.
 const REMEMBERED: usize = 1000;
 
 impl Queue {
@@ -139,10 +141,11 @@ impl Turns {
 
     /// Forgets clients that have neither searches nor debts.
     fn forget(&mut self) {
-        if self.clients.len() > self.order.len() + REMEMBERED {
+        if self.clients.len() > self.next_look {
             let now = self.now;
             self.clients
                 .retain(|_, queue| !queue.is_empty() || queue.pass > now);
+            self.next_look = REMEMBERED + 2 * self.clients.len();
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    net::IpAddr,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     pin::Pin,
     sync::Arc,
@@ -14,7 +15,7 @@ use hashfinder_search::{
 };
 use tokio::{
     sync::Semaphore,
-    time::{Instant, Sleep, sleep_until, timeout},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
@@ -48,6 +49,8 @@ pub(crate) struct Limits {
     pub(crate) budget_code: Code,
     /// How many RPCs may search at a time.
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
+    /// How many of them may be one client's, as the engine has it.
+    pub(crate) searches_per_client: usize,
 }
 
 /// The service; all calls share the engine.
@@ -112,6 +115,12 @@ impl HashFinderService {
         let budget = self.limits.maximum_hashes;
         let at_release = Arc::clone(&record);
         let client = client(request);
+        // As for a permit, and for the same reason.
+        let until = Instant::now() + PERMIT_PATIENCE;
+        let most = self.limits.searches_per_client;
+        while self.engine.usage(&client.name).searches >= most && Instant::now() < until {
+            sleep(PERMIT_PATIENCE / 50).await;
+        }
         let search = self
             .engine
             .search(client, query.hash_budget(budget), move |report| {
@@ -173,8 +182,13 @@ fn client<T>(request: &Request<T>) -> Client {
     let Some(peer) = request.remote_addr() else {
         return Client::default();
     };
+    let name = match peer.ip().to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        // Whoever has one of these has the 64 bits behind it too.
+        IpAddr::V6(address) => format!("{:x}::/64", address.to_bits() >> 64),
+    };
     Client {
-        name: peer.ip().to_canonical().to_string().into(),
+        name: name.into(),
         connection: peer.port().into(),
         weight: NonZeroU32::MIN,
     }
@@ -326,6 +340,7 @@ mod tests {
             maximum_hashes: NonZeroU64::MAX,
             budget_code: Code::Cancelled,
             maximum_concurrent_rpcs: NonZeroUsize::new(maximum_concurrent_rpcs).unwrap(),
+            searches_per_client: usize::MAX,
         };
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = incoming.local_addr().unwrap();

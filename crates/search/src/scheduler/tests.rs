@@ -45,8 +45,9 @@ impl World {
             let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
             assert!(reports.insert(id, report).is_none(), "released twice");
         });
-        let submitted = self.scheduler.submit(client, query, release, self.now);
-        let (submitted, effects) = submitted.expect("within every limit");
+        let admitted = self.scheduler.admit(&client, self.now);
+        admitted.expect("within every limit");
+        let (submitted, effects) = self.scheduler.submit(client, query, release, self.now);
         assert_eq!(submitted, id);
         carry_out(effects);
         self.scheduler.queue_new(id);
@@ -135,7 +136,7 @@ impl World {
     }
 
     fn poll(&mut self, id: SearchId) -> Poll<Event> {
-        let (event, effects) = self.scheduler.poll(id, 1, Waker::noop());
+        let (event, effects) = self.scheduler.poll(id, 1, Waker::noop().clone());
         carry_out(effects);
         event
     }
@@ -243,6 +244,30 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
     );
     assert_eq!((report.hashes, report.tests), (end, end));
     assert_eq!(world.poll(id), Poll::Ready(Event::Ended(report.outcome)));
+}
+
+/// Once a stop waited for slices too that others were given after it.
+#[test]
+fn a_stop_waits_for_what_was_under_way_and_no_more() {
+    let mut world = World::default();
+    let (first, second) = (world.submit(hard()), world.submit(hard()));
+    while world
+        .scheduler
+        .fronts
+        .values()
+        .all(|line| line.followers.len() < 2)
+        || world.scheduler.fronts.len() > 1
+    {
+        world.begin();
+    }
+    let slice = world.slice().unwrap();
+    world.stop(first);
+    let later = world.slice().unwrap();
+    assert_eq!(world.report(first), None);
+    world.finish(slice);
+    assert!(world.report(first).is_some());
+    world.finish(later);
+    assert_eq!(world.report(second), None);
 }
 
 #[test]
@@ -477,12 +502,12 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     });
     let now = Duration::ZERO;
     let submit = |scheduler: &mut Scheduler, name: &str, now| {
-        let submitted = scheduler.submit(client(name, 0), hard(), Box::new(|_| ()), now);
-        submitted.map(|(id, effects)| {
-            carry_out(effects);
-            scheduler.queue_new(id);
-            id
-        })
+        let client = client(name, 0);
+        scheduler.admit(&client, now)?;
+        let (id, effects) = scheduler.submit(client, hard(), Box::new(|_| ()), now);
+        carry_out(effects);
+        scheduler.queue_new(id);
+        Ok(id)
     };
     let first = submit(&mut scheduler, "a", now).unwrap();
     submit(&mut scheduler, "a", now).unwrap();
@@ -607,8 +632,16 @@ fn play(seed: u64) {
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ z >> 31) % below
     };
-    let mut world = World::default();
+    let limits = Limits {
+        queue_length: [1, 2, 20, 256][random(4) as usize],
+        ..Limits::default()
+    };
+    let mut world = World {
+        scheduler: Scheduler::new(limits),
+        ..World::default()
+    };
     let workers = 1 + random(4) as usize;
+    let mut tests = 0;
     let wanted = 1 + random(7);
     let density = [40, 400, 4_000][random(3) as usize];
     let mut watched: Vec<Watched> = Vec::new();
@@ -626,6 +659,9 @@ fn play(seed: u64) {
             break;
         }
         world.now += Duration::from_micros(random(200));
+        let counted = world.scheduler.metrics().tests;
+        assert!(tests <= counted, "tests were counted down");
+        tests = counted;
         for one in watched.iter_mut().filter(|one| !one.abandoned) {
             let frontier = world.scheduler.frontier(one.id).unwrap();
             assert!(one.frontier <= frontier, "a frontier went back");
@@ -725,7 +761,7 @@ fn play(seed: u64) {
         hashed
     );
     assert_eq!(
-        reports.values().map(|report| report.tests).sum::<u64>(),
+        reports.values().map(|report| report.tests).sum::<u64>() + metrics.in_vain,
         metrics.tests
     );
     assert_eq!((metrics.active, metrics.queued, metrics.parked), (0, 0, 0));

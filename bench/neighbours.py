@@ -15,6 +15,8 @@ import grpc
 HARD = 1000
 CONNECTIONS = 10
 CALLS = 300
+# The 451st secret there is: its caller tries it at once.
+EASY = "doc"
 
 
 def request(name):
@@ -42,7 +44,7 @@ easy = channel(CONNECTIONS).unary_unary("/hash_name.HashFinder/Find", as_it_is, 
 took = []
 for call in range(CALLS):
     began = time.perf_counter()
-    easy(request("doc"))
+    easy(request(EASY))
     took.append(1000 * (time.perf_counter() - began))
 assert not any(search.done() for search in hard), "one of the hard searches has ended"
 for search in hard:

@@ -104,18 +104,7 @@ fn shared() {
         let mut random = random();
         let _searches: Vec<Search> = (0..count).map(|_| search(&engine, random.hard())).collect();
         let submitted = Instant::now();
-        // Until what is hashed is tested for nearly all.
-        loop {
-            let (before, began) = (engine.metrics(), Instant::now());
-            thread::sleep(SECONDS / 8);
-            let after = engine.metrics();
-            let share = (after.tests - before.tests) as f64
-                / (after.hashes - before.hashes).max(1) as f64
-                / f64::from(count);
-            if share > 0.95 || began.duration_since(submitted) > Duration::from_secs(60) {
-                break;
-            }
-        }
+        together(&engine, count);
         figure(
             &format!("seconds until {count} searches go together"),
             submitted.elapsed().as_secs_f64(),
@@ -124,6 +113,24 @@ fn shared() {
         figure(
             &format!("tests a second, {count} searches / 1"),
             tests / alone,
+        );
+    }
+}
+
+/// Waits until what is hashed is tested for nearly all of so many searches.
+fn together(engine: &Engine, count: u32) {
+    let began = Instant::now();
+    loop {
+        let before = engine.metrics();
+        thread::sleep(SECONDS / 8);
+        let after = engine.metrics();
+        let tests = (after.tests - before.tests) as f64;
+        if tests > 0.95 * f64::from(count) * (after.hashes - before.hashes).max(1) as f64 {
+            return;
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "they never go together"
         );
     }
 }
@@ -182,14 +189,18 @@ fn stops() {
             .expect("no limits")
     };
     let mut searches: Vec<Search> = (0..10_000).map(|_| begin(random.hard())).collect();
-    thread::sleep(SECONDS * 3);
+    together(&engine, 10_000);
     let mut latencies: Vec<Duration> = (0..10_000)
         .map(|_| {
             let index = random.below(searches.len() as u64) as usize;
-            searches[index].stopper().stop();
+            let stopper = searches[index].stopper();
+            let told = Instant::now();
+            stopper.stop();
             let report = reports.recv().expect("it is released");
+            assert!(report.stop_latency.is_some(), "it was stopped");
+            let took = told.elapsed();
             searches[index] = begin(random.hard());
-            report.stop_latency.expect("it was stopped")
+            took
         })
         .collect();
     latencies.sort();

@@ -134,7 +134,8 @@ pub(crate) type Release = Box<dyn FnOnce(Report) + Send>;
 /// A fixed set of threads that all searches share.
 ///
 /// Dropping the engine stops every search, waits for the threads to finish the slices that they
-/// are on (about half a millisecond), and joins them. Handles of searches stay usable and tell the
+/// are on (about half a millisecond; with thousands of searches, a filter for them may be under way,
+/// which takes tens of milliseconds), and joins them. Handles of searches stay usable and tell the
 /// end.
 pub struct Engine {
     shared: Arc<Shared>,

@@ -66,6 +66,13 @@ def test_a_client_has_only_so_many_searches(serve, connect, stubs):
     assert not futures[1].done()
 
 
+def test_one_call_after_another_is_not_in_its_own_way(serve, connect, stubs):
+    # The answer comes a little before the work's end, which gives the place back.
+    stub = connect(serve("--maximum-searches-per-client", "1"))
+    for _ in range(200):
+        stub.Find(stubs.Request(desired_name="docto"))
+
+
 def test_a_quota_ends_a_search_with_its_cursor(serve, connect, stubs):
     server = serve("--maximum-hashes-per-second", "100000")
     stub = connect(server)

@@ -310,12 +310,18 @@ impl Shared {
         while let Some(job) = self.wait_for_job() {
             match job {
                 Job::Slice(slice) => self.carry_through(&slice),
-                Job::Build(build) => {
+                Job::Build(mut build) => {
                     let made = catch_unwind(AssertUnwindSafe(|| build.set.filter()));
-                    let now = (self.clock)();
-                    match made {
-                        Ok(_) => self.lock().install(&build, now),
-                        Err(_) => self.lock().give_up(),
+                    if made.is_err() {
+                        self.lock().give_up();
+                        continue;
+                    }
+                    loop {
+                        let now = (self.clock)();
+                        if self.lock().install(&mut build, now) {
+                            break;
+                        }
+                        thread::yield_now();
                     }
                 }
             }

@@ -67,6 +67,10 @@ const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
 /// happens again: five percent of one core's time go there at most.
 const UPKEEP_PAUSE: u32 = 20;
 
+/// How many searches come to follow a front before others have the lock. Few in tests, where there are
+/// few.
+const INSTALLED_AT_ONCE: usize = if cfg!(test) { 2 } else { 256 };
+
 /// What looking at one search or front takes, to see whether the one could follow the other.
 const UPKEEP_LOOK: Duration = Duration::from_nanos(200);
 
@@ -96,6 +100,8 @@ pub(crate) struct Build {
     front: FrontId,
     pub(crate) set: Arc<Set>,
     began: Duration,
+    /// How many of its searches may follow already.
+    installed: usize,
 }
 
 /// What became of a slice.
@@ -424,31 +430,38 @@ impl Scheduler {
             front: id,
             set,
             began: now,
+            installed: 0,
         }))
     }
 
-    /// Lets a front serve a set whose filter is there.
-    pub(crate) fn install(&mut self, build: &Build, now: Duration) {
-        self.building = false;
-        self.next_upkeep = now + now.saturating_sub(build.began) * UPKEEP_PAUSE;
+    /// Lets a front serve a set whose filter is there, and some of its searches follow; tells whether
+    /// that were all. Others wait for the lock, so that thousands are not brought there at once.
+    pub(crate) fn install(&mut self, build: &mut Build, now: Duration) -> bool {
+        let members = build.set.members();
+        let some = build.installed..members.len().min(build.installed + INSTALLED_AT_ONCE);
         let line = self.fronts.get_mut(&build.front);
-        let Some(line) = line.filter(|line| !line.is_stopped()) else {
-            return;
-        };
-        let at = line.front.next();
-        // Until its speed is known: a larger filter is slower, and a slice must not be longer.
-        let growth = (build.set.len() / line.set.len().max(1)).max(1) as u64;
-        line.length = (line.length / growth).max(MIN_SLICE);
-        line.set = Arc::clone(&build.set);
-        for &id in build.set.members() {
-            let follows = self
-                .searches
-                .get(&id)
-                .is_none_or(|entry| entry.follows(build.front));
-            if !follows {
-                self.follow(id, build.front, at);
+        if let Some(line) = line.filter(|line| !line.is_stopped()) {
+            if build.installed == 0 {
+                // Until its speed is known: a larger filter is slower, and a slice must not be longer.
+                let growth = (build.set.len() / line.set.len().max(1)).max(1) as u64;
+                line.length = (line.length / growth).max(MIN_SLICE);
+                line.set = Arc::clone(&build.set);
+            }
+            let at = line.front.next();
+            for &id in &members[some.clone()] {
+                let follows = self.searches.get(&id);
+                if !follows.is_none_or(|entry| entry.follows(build.front)) {
+                    self.follow(id, build.front, at);
+                }
+            }
+            build.installed = some.end;
+            if build.installed < members.len() {
+                return false;
             }
         }
+        self.building = false;
+        self.next_upkeep = now + now.saturating_sub(build.began) * UPKEEP_PAUSE;
+        true
     }
 
     /// Gives a set up whose filter could not be made.

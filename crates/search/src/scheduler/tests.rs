@@ -67,7 +67,7 @@ impl World {
         loop {
             match self.take()? {
                 Job::Slice(slice) => return Some(slice),
-                Job::Build(build) => self.scheduler.install(&build, self.now),
+                Job::Build(mut build) => while !self.scheduler.install(&mut build, self.now) {},
             }
         }
     }
@@ -723,8 +723,10 @@ fn play(seed: u64) {
                 }
             }
             4 if !builds.is_empty() => {
-                let build = builds.swap_remove(0);
-                world.scheduler.install(&build, world.now);
+                let is_installed = world.scheduler.install(&mut builds[0], world.now);
+                if is_installed {
+                    builds.remove(0);
+                }
             }
             5..=6 if under_way.len() + builds.len() < workers => match world.take() {
                 Some(Job::Slice(slice)) => under_way.push(slice),

@@ -70,7 +70,8 @@ Exit codes:
     0  found, or whoever reads the results has seen enough
     1  the keyspace ended without an answer
     2  the command line is wrong
-    3  a limit was reached (hash budget, timeout); go on with the cursor
+    3  a limit was reached (hash budget, quota, a full server, timeout); go on with
+       the cursor
     4  no secret can ever match the name
     5  the server, the connection or the output failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]

@@ -227,6 +227,8 @@ impl RemoteSearch {
                 let why = format!("the server cancelled the search: {message}");
                 Ending::Limit(why, cursor)
             }
+            // The server, or what this client may have of it, is full.
+            Code::ResourceExhausted => Ending::Limit(message.to_string(), cursor),
             Code::DeadlineExceeded => Ending::Limit("the timeout has passed".to_owned(), cursor),
             Code::NotFound => Ending::Exhausted,
             code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),

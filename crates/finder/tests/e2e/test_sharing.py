@@ -93,6 +93,17 @@ def test_a_quota_ends_a_search_with_its_cursor(serve, connect, stubs):
     assert "secrets tried: 1\n" in following.stderr
 
 
+def test_the_command_line_tells_a_full_server(serve, connect, stubs):
+    server = serve("--maximum-concurrent-rpcs", "1")
+    hard = stubs.Request(desired_name="hashfinderhashfinder")
+    future = connect(server).Find.future(hard)
+    server.wait_until_busy()
+    done = run_find("doctor", "--server", server.address)
+    assert done.returncode == 3
+    assert "try again later" in done.stderr
+    future.cancel()
+
+
 def test_the_command_line_tells_a_spent_quota(serve):
     server = serve("--maximum-hashes-per-second", "100000")
     done = run_find("hashfinderhashfinder", "--server", server.address)

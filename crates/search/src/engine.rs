@@ -17,7 +17,7 @@ use crate::{
     keyspace::{Index, Secret, blocks},
     limits::{Limits, OverLimit, Usage},
     query::{Candidate, Query},
-    scheduler::{Done, Effects, Found, Job, Metrics, Scheduler, SearchId, Slice},
+    scheduler::{Done, Effects, Found, Job, Metrics, Scheduler, SearchId, Slice, StopCause},
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
         thread::{self, JoinHandle, Thread},
@@ -44,6 +44,12 @@ pub trait Backend: Send + Sync + 'static {
         hits: &mut Vec<Found>,
     ) -> Index;
 
+    /// About how many times as long as hashing alone a slice takes with `filter`. By this it is decided
+    /// which searches share slices; the answer is the same whatever it says.
+    fn cost(&self, filter: &Filter) -> f64 {
+        Kernel::best().cost(filter)
+    }
+
     /// Whether a thousand secrets are tried in a few microseconds, on the thread that asks. Then whoever
     /// begins a search tries the first of them itself: many a search is over with these, and to hand
     /// it to a worker and wait would take several times as long.
@@ -53,6 +59,10 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 impl Backend for Kernel {
+    fn cost(&self, filter: &Filter) -> f64 {
+        Kernel::cost(*self, filter)
+    }
+
     fn is_at_hand(&self) -> bool {
         // The others take seven to twenty microseconds, the portable one a tenth of a millisecond.
         self.name() != "portable"
@@ -97,10 +107,20 @@ pub enum Outcome {
     Exhausted,
     /// The hash budget is spent, exactly; the search can go on from here.
     BudgetSpent(Cursor),
-    /// Its client's quota of hashes is spent; the search can go on from here.
-    QuotaSpent(Cursor),
-    /// It was told to stop; the search can go on from here.
-    Cancelled(Cursor),
+    /// Its client's quota of hashes is spent.
+    QuotaSpent {
+        /// Where the search can go on.
+        cursor: Cursor,
+        /// When a second's worth of the quota will be there again.
+        retry_after: Duration,
+    },
+    /// It was told to stop.
+    Cancelled {
+        /// Who wanted that.
+        cause: StopCause,
+        /// Where the search can go on.
+        cursor: Cursor,
+    },
     /// The backend panicked; what came before can be relied on.
     Failed(Cursor),
 }
@@ -311,11 +331,9 @@ impl Shared {
             match job {
                 Job::Slice(slice) => self.carry_through(&slice),
                 Job::Build(mut build) => {
-                    let made = catch_unwind(AssertUnwindSafe(|| build.set.filter()));
-                    if made.is_err() {
-                        self.lock().give_up();
-                        continue;
-                    }
+                    // One whose making panics is not made, and those who were to be in it are told apart.
+                    let cost_of = |filter: &Filter| self.backend.cost(filter);
+                    let _ = catch_unwind(AssertUnwindSafe(|| build.make(cost_of)));
                     loop {
                         let now = (self.clock)();
                         if self.lock().install(&mut build, now) {
@@ -358,9 +376,10 @@ impl Shared {
 
     fn wait_for_job(&self) -> Option<Job> {
         loop {
-            let now = (self.clock)();
             let mut effects = Effects::default();
             let mut scheduler = self.lock();
+            // Not before there is the lock: waiting for it is no part of the slice.
+            let now = (self.clock)();
             if self.closing.load(Ordering::Acquire) {
                 return None;
             }
@@ -384,9 +403,9 @@ impl Shared {
         }
     }
 
-    fn stop(&self, id: SearchId) {
+    fn stop(&self, id: SearchId, cause: StopCause) {
         let now = (self.clock)();
-        let effects = self.lock().stop(id, now);
+        let effects = self.lock().stop(id, cause, now);
         self.carry_out(effects);
     }
 
@@ -495,11 +514,11 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// Tells the search to stop: every worker lets go of it within the slice that it is on, and a
+    /// Tells the search to stop, and for whom: every worker lets go of it within the slice that it is on, and a
     /// search that waits for its turn or its reader ends at once. Does nothing to a search that has
     /// ended.
-    pub fn stop(&self) {
-        self.shared.stop(self.id);
+    pub fn stop(&self, cause: StopCause) {
+        self.shared.stop(self.id, cause);
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Backend, Client, Distance, Engine, Event, Filter, Found, Index, Outcome, Query,
+    Backend, Client, Distance, Engine, Event, Filter, Found, Index, Outcome, Query, StopCause,
 };
 
 /// Finds nothing, at once.
@@ -63,14 +63,14 @@ fn run(workers: usize, is_at_hand: bool, stop: bool) {
         })
         .unwrap();
     if stop {
-        search.stopper().stop();
+        search.stopper().stop(StopCause::Client);
     }
     let Event::Ended(outcome) = search.blocking_next() else {
         panic!("it has no candidates");
     };
     match outcome {
         Outcome::BudgetSpent(cursor) => assert_eq!(cursor.frontier(), 1500),
-        Outcome::Cancelled(cursor) => assert!(stop && cursor.frontier() <= 1500),
+        Outcome::Cancelled { cursor, .. } => assert!(stop && cursor.frontier() <= 1500),
         other => panic!("{other:?}"),
     }
     drop(search);

@@ -67,7 +67,10 @@ impl World {
         loop {
             match self.take()? {
                 Job::Slice(slice) => return Some(slice),
-                Job::Build(mut build) => while !self.scheduler.install(&mut build, self.now) {},
+                Job::Build(mut build) => {
+                    build.make(|_| 1.1);
+                    while !self.scheduler.install(&mut build, self.now) {}
+                }
             }
         }
     }
@@ -128,7 +131,7 @@ impl World {
     }
 
     fn stop(&mut self, id: SearchId) {
-        carry_out(self.scheduler.stop(id, self.now));
+        carry_out(self.scheduler.stop(id, StopCause::Client, self.now));
     }
 
     fn report(&self, id: SearchId) -> Option<Report> {
@@ -240,7 +243,10 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
     assert_eq!(report.stop_latency, Some(world.now - asked));
     assert_eq!(
         report.outcome,
-        Outcome::Cancelled(Cursor::new(&hard(), end))
+        Outcome::Cancelled {
+            cause: StopCause::Client,
+            cursor: Cursor::new(&hard(), end)
+        }
     );
     assert_eq!((report.hashes, report.tests), (end, end));
     assert_eq!(world.poll(id), Poll::Ready(Event::Ended(report.outcome)));
@@ -280,7 +286,11 @@ fn a_search_that_waits_for_its_turn_stops_without_one() {
         (report.hashes, report.stop_latency),
         (0, Some(Duration::ZERO))
     );
-    assert_eq!(report.outcome, Outcome::Cancelled(Cursor::new(&hard(), 0)));
+    let expected = Outcome::Cancelled {
+        cause: StopCause::Client,
+        cursor: Cursor::new(&hard(), 0),
+    };
+    assert_eq!(report.outcome, expected);
     assert!(world.slice().is_none());
 }
 
@@ -530,7 +540,7 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     while let Some(slice) = world.slice() {
         world.finish(slice);
     }
-    let Poll::Ready(Event::Ended(Outcome::QuotaSpent(cursor))) = world.poll(first) else {
+    let Poll::Ready(Event::Ended(Outcome::QuotaSpent { cursor, .. })) = world.poll(first) else {
         panic!("the quota does not end the search");
     };
     assert!(cursor.frontier() > 0);
@@ -596,7 +606,7 @@ impl Watched {
                 assert_eq!(cursor.frontier(), self.end);
                 self.end
             }
-            Outcome::Cancelled(cursor) => {
+            Outcome::Cancelled { cursor, .. } => {
                 assert!(self.stopped);
                 cursor.frontier()
             }
@@ -730,7 +740,11 @@ fn play(seed: u64) {
             }
             5..=6 if under_way.len() + builds.len() < workers => match world.take() {
                 Some(Job::Slice(slice)) => under_way.push(slice),
-                Some(Job::Build(build)) => builds.push(build),
+                Some(Job::Build(mut build)) => {
+                    let cost = [1.1, 1.1, 1.5, 5.0, 500.0][random(5) as usize];
+                    build.make(|_| cost);
+                    builds.push(build);
+                }
                 None => {}
             },
             _ if !under_way.is_empty() => {

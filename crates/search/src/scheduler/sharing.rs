@@ -148,6 +148,12 @@ impl Build {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn members(&self) -> impl Iterator<Item = SearchId> {
+        let members = self.followers.iter().chain(&self.newcomers);
+        members.map(|member| member.id)
+    }
+
     fn is_good_for_all(&self, cost: f64) -> bool {
         let shares = |members: &[Member]| members.iter().map(|member| member.share).sum::<f64>();
         let before = shares(&self.followers);

@@ -3,6 +3,7 @@
 use std::{
     num::{NonZeroU32, NonZeroU64},
     sync::{Mutex, PoisonError},
+    task::Wake,
 };
 
 use proptest::prelude::*;
@@ -36,6 +37,14 @@ impl World {
     }
 
     fn submit_for(&mut self, client: Client, query: Query, plan: Plan) -> SearchId {
+        let admitted = self.scheduler.admit(&client, self.now);
+        admitted.expect("within every limit");
+        let id = self.submit_admitted(client, query, plan);
+        self.scheduler.queue_new(id);
+        id
+    }
+
+    fn submit_admitted(&mut self, client: Client, query: Query, plan: Plan) -> SearchId {
         let (reports, releases) = (Arc::clone(&self.reports), Arc::clone(&self.releases));
         // The next number there will be.
         let id = self.scheduler.next_id + 1;
@@ -45,12 +54,9 @@ impl World {
             let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
             assert!(reports.insert(id, report).is_none(), "released twice");
         });
-        let admitted = self.scheduler.admit(&client, self.now);
-        admitted.expect("within every limit");
         let (submitted, effects) = self.scheduler.submit(client, query, release, self.now);
         assert_eq!(submitted, id);
         carry_out(effects);
-        self.scheduler.queue_new(id);
         id
     }
 
@@ -148,6 +154,19 @@ impl World {
 fn carry_out(effects: Effects) {
     for (release, report) in effects.released {
         release(report);
+    }
+    for waker in effects.wake {
+        waker.wake();
+    }
+}
+
+/// Whether a reader was woken since it was told to wait.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -476,6 +495,67 @@ fn weights_and_connections_share() {
     }
 }
 
+/// Sharing is good for a client with many searches and must not be bad for one with few: its slices
+/// are not made a hundred times as slow to save others theirs.
+#[test]
+fn a_set_that_costs_too_much_is_not_made() {
+    for (cost_of_many, expected) in [(1.5, 11), (90.0, 1)] {
+        let mut world = World::default();
+        let alone = world.submit_for(client("alone", 0), hard(), Plan::default());
+        for _ in 0..20 {
+            world.begin();
+        }
+        for _ in 0..10 {
+            world.submit_for(client("many", 0), hard(), Plan::default());
+        }
+        for _ in 0..10_000 {
+            match world.take().unwrap() {
+                Job::Slice(slice) => world.finish(slice),
+                Job::Build(mut build) => {
+                    let includes = build.members().any(|id| id == alone);
+                    build.make(|filter| match filter.names() {
+                        1 => 1.1,
+                        _ if includes => cost_of_many,
+                        _ => 1.2,
+                    });
+                    while !world.scheduler.install(&mut build, world.now) {}
+                }
+            }
+        }
+        let mut sizes = world.scheduler.fronts.values().map(|line| {
+            let follows = line.followers.iter().any(|(_, id)| *id == alone);
+            (follows, line.followers.len())
+        });
+        let with_alone = sizes.find(|(follows, _)| *follows).unwrap();
+        assert_eq!(with_alone.1, expected);
+    }
+}
+
+/// Those who shared a slice that panicked share again once each has come beyond it by itself.
+#[test]
+fn after_a_panic_the_innocent_share_again() {
+    let mut world = World::default();
+    let guilty = Plan {
+        poison: Some(300_000),
+        ..Plan::default()
+    };
+    world.submit_for(Client::default(), hard(), guilty);
+    for _ in 0..3 {
+        world.submit(hard());
+    }
+    for _ in 0..2000 {
+        world.begin();
+    }
+    assert_eq!(world.scheduler.metrics().ended.failed, 1);
+    let sizes: Vec<usize> = world
+        .scheduler
+        .fronts
+        .values()
+        .map(|line| line.followers.len())
+        .collect();
+    assert_eq!(sizes, [3]);
+}
+
 /// One client makes one easy search after another; it must not live on always being the newest.
 #[test]
 fn coming_back_all_the_time_gains_nothing() {
@@ -576,6 +656,10 @@ struct Watched {
     stopped: bool,
     abandoned: bool,
     frontier: Index,
+    /// Told to wait, and not asked since.
+    waits: Option<Arc<Woken>>,
+    /// What slices that looked for its name have tried.
+    tried: Vec<Range<Index>>,
 }
 
 impl Watched {
@@ -585,6 +669,22 @@ impl Watched {
         interesting
             .map(|(index, distance)| hit(*index, *distance))
             .collect()
+    }
+
+    /// Every index below the frontier was hashed for it.
+    fn check_coverage(&self, frontier: Index) {
+        let mut tried = self.tried.clone();
+        tried.sort_unstable_by_key(|range| range.start);
+        let mut covered = self.start;
+        for range in &tried {
+            if range.start <= covered {
+                covered = covered.max(range.end);
+            }
+        }
+        assert!(
+            covered >= frontier,
+            "only tried up to {covered} of {frontier}"
+        );
     }
 
     /// Compares what was told, and how it ended, with one pass through its range.
@@ -610,12 +710,20 @@ impl Watched {
                 assert!(self.stopped);
                 cursor.frontier()
             }
+            Outcome::QuotaSpent {
+                cursor,
+                retry_after,
+            } => {
+                assert!(*retry_after > Duration::ZERO);
+                cursor.frontier()
+            }
             Outcome::Failed(cursor) => {
                 assert!(cursor.frontier() <= self.plan.poison.expect("only its own panic"));
                 cursor.frontier()
             }
             other => panic!("{other:?}"),
         };
+        self.check_coverage(reached);
         assert!(ideal.is_none_or(|ideal| ideal + 1 >= reached));
         assert_eq!(
             self.told,
@@ -631,6 +739,21 @@ impl Watched {
     }
 }
 
+/// Tries a slice and hands it back; gives how many secrets were hashed.
+fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice) -> u64 {
+    let done = world.tried(&slice);
+    let mut hashed = 0;
+    if let Done::Tried { tried, .. } = &done {
+        hashed = tried - slice.range.start;
+        let members = slice.set.members();
+        for one in watched.iter_mut().filter(|one| members.contains(&one.id)) {
+            one.tried.push(slice.range.start..*tried);
+        }
+    }
+    world.finish_with(slice, done);
+    hashed
+}
+
 /// Plays one schedule: arrivals, stops, slow readers, slices that come back in any order, panics.
 fn play(seed: u64) {
     let mut state = seed;
@@ -644,6 +767,10 @@ fn play(seed: u64) {
     };
     let limits = Limits {
         queue_length: [1, 2, 20, 256][random(4) as usize],
+        searches_per_client: [2, 100][random(2) as usize],
+        hashes_per_second_per_client: (random(8) == 0)
+            .then_some(NonZeroU64::new(2_000_000).unwrap()),
+        quota_saved_for: Duration::from_millis(20),
         ..Limits::default()
     };
     let mut world = World {
@@ -696,8 +823,28 @@ fn play(seed: u64) {
                     .interesting(Distance::from(5))
                     .starting_at(start)
                     .hash_budget(NonZeroU64::new(end - start).unwrap());
-                let client = client(&random(3).to_string(), random(2));
-                let id = world.submit_for(client, query, plan.clone());
+                let name = random(3);
+                let client = Client {
+                    weight: NonZeroU32::new(1 + name as u32).unwrap(),
+                    ..client(&name.to_string(), random(2))
+                };
+                if let Err(over) = world.scheduler.admit(&client, world.now) {
+                    assert!(match over {
+                        OverLimit::Hashes { .. } => limits.hashes_per_second_per_client.is_some(),
+                        OverLimit::SearchesOfClient { limit } => limit == 2,
+                        OverLimit::Searches { .. } => false,
+                    });
+                    continue;
+                }
+                let id = world.submit_admitted(client, query, plan.clone());
+                // Either who begins it tries its first slice, or a worker does.
+                let first = (random(2) == 0).then(|| world.scheduler.first_slice(id, world.now));
+                match first.flatten() {
+                    Some(slice) => under_way.push(slice),
+                    None => {
+                        world.scheduler.queue_new(id);
+                    }
+                }
                 watched.push(Watched {
                     id,
                     start,
@@ -708,6 +855,8 @@ fn play(seed: u64) {
                     stopped: false,
                     abandoned: false,
                     frontier: 0,
+                    waits: None,
+                    tried: Vec::new(),
                 });
             }
             1 if random(12) == 0 && !watched.is_empty() => {
@@ -725,8 +874,18 @@ fn play(seed: u64) {
                 let index = random(watched.len() as u64) as usize;
                 let one = &mut watched[index];
                 if one.ended.is_none() && !one.abandoned {
-                    match world.poll(one.id) {
-                        Poll::Pending => {}
+                    let woken = Arc::new(Woken::default());
+                    let waker = Waker::from(Arc::clone(&woken));
+                    // A reader that waits asks for as much as before.
+                    let at_least = 1 + one.id as usize % 3;
+                    let (event, effects) = world.scheduler.poll(one.id, at_least, waker);
+                    carry_out(effects);
+                    if let Some(waited) = one.waits.take() {
+                        let was_woken = waited.0.load(Ordering::Relaxed);
+                        assert!(event.is_pending() || was_woken, "nobody woke the reader");
+                    }
+                    match event {
+                        Poll::Pending => one.waits = Some(woken),
                         Poll::Ready(Event::Candidates(candidates)) => one.told.extend(candidates),
                         Poll::Ready(Event::Ended(outcome)) => one.ended = Some(outcome),
                     }
@@ -749,21 +908,13 @@ fn play(seed: u64) {
             },
             _ if !under_way.is_empty() => {
                 let slice = under_way.swap_remove(random(under_way.len() as u64) as usize);
-                let done = world.tried(&slice);
-                if let Done::Tried { tried, .. } = &done {
-                    hashed += tried - slice.range.start;
-                }
-                world.finish_with(slice, done);
+                hashed += try_slice(&mut world, &mut watched, slice);
             }
             _ => {}
         }
     }
     while let Some(slice) = under_way.pop() {
-        let done = world.tried(&slice);
-        if let Done::Tried { tried, .. } = &done {
-            hashed += tried - slice.range.start;
-        }
-        world.finish_with(slice, done);
+        hashed += try_slice(&mut world, &mut watched, slice);
     }
     let reports = world.reports.lock().unwrap();
     let metrics = world.scheduler.metrics();

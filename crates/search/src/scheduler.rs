@@ -50,8 +50,9 @@ const MIN_SLICE: u64 = 1 << 6;
 /// takes no more than a quarter of a millisecond.
 const MAX_SLICE: u64 = 1 << 18;
 
-/// How many hits end a slice early. It bounds what a search can hold beyond its queue.
-const HITS_PER_SLICE: usize = 256;
+/// How many hits end a slice early. It bounds what a search can hold beyond its queue. Few in tests, so
+/// that slices often come back half tried.
+const HITS_PER_SLICE: usize = if cfg!(test) { 16 } else { 256 };
 
 /// How many ranges a search may have yet to cover: its own, and three that others' fronts go through.
 /// More would be covered a little sooner and cost every one of its steps.

@@ -531,6 +531,41 @@ fn a_set_that_costs_too_much_is_not_made() {
     }
 }
 
+/// A search found nothing to do because another's slice held the last of it; that comes back half tried,
+/// and the other is gone.
+#[test]
+fn whoever_waits_for_a_slice_takes_up_what_it_left() {
+    let mut world = World::default();
+    let query = || hard().hash_budget(NonZeroU64::new(200_000).unwrap());
+    let searches = [world.submit(query()), world.submit(query())];
+    let is_shared = |world: &World| {
+        let mut fronts = world.scheduler.fronts.values();
+        fronts.next().is_some_and(|line| line.followers.len() == 2) && fronts.next().is_none()
+    };
+    while !is_shared(&world) {
+        world.begin();
+    }
+    let mut slices: Vec<Slice> = std::iter::from_fn(|| world.slice()).collect();
+    let last = slices.pop().unwrap();
+    let whose = world.scheduler.jobs[&last.id].search;
+    for slice in slices {
+        world.finish(slice);
+    }
+    assert!(world.slice().is_none(), "the rest is under way");
+    world.stop(whose);
+    let tried = last.range.start + 1;
+    world.finish_with(
+        last,
+        Done::Tried {
+            tried,
+            hits: Vec::new(),
+        },
+    );
+    assert_eq!(world.slice().unwrap().range.start, tried);
+    let waiting = searches.into_iter().find(|id| *id != whose).unwrap();
+    assert_eq!(world.report(waiting), None);
+}
+
 /// Those who shared a slice that panicked share again once each has come beyond it by itself.
 #[test]
 fn after_a_panic_the_innocent_share_again() {

@@ -42,8 +42,12 @@ fn query() -> Query {
 }
 
 fn model(test: impl Fn() + Send + Sync + 'static) {
+    with_preemptions(2, test);
+}
+
+fn with_preemptions(bound: usize, test: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
+    builder.preemption_bound = Some(bound);
     builder.check(test);
 }
 
@@ -97,6 +101,62 @@ fn whoever_begins_it_tries_its_first_slice() {
 fn a_stop_is_never_lost() {
     model(|| run(1, false, true));
     model(|| run(1, true, true));
+}
+
+#[test]
+fn a_stop_from_another_thread_is_never_lost() {
+    model(|| {
+        let releases = Arc::new(AtomicUsize::new(0));
+        let engine = engine(1, false);
+        let counted = Arc::clone(&releases);
+        let released = move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+        };
+        let mut search = engine.search(Client::default(), query(), released).unwrap();
+        let stopper = search.stopper();
+        let other = loom::thread::spawn(move || stopper.stop(StopCause::Operator));
+        assert!(matches!(search.blocking_next(), Event::Ended(_)));
+        other.join().unwrap();
+        drop(search);
+        drop(engine);
+        assert_eq!(releases.load(Ordering::SeqCst), 1);
+    });
+}
+
+/// The clock goes on, so that the worker also brings the two together.
+#[test]
+fn two_searches_share_and_one_leaves() {
+    let shared = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&shared);
+    with_preemptions(1, move || {
+        let releases = Arc::new(AtomicUsize::new(0));
+        let time = AtomicUsize::new(0);
+        let clock = move || Duration::from_millis(time.fetch_add(1, Ordering::Relaxed) as u64);
+        let engine = Engine::start(1, Nothing { is_at_hand: false }, clock).unwrap();
+        let begin = || {
+            let counted = Arc::clone(&releases);
+            let released = move |_| {
+                counted.fetch_add(1, Ordering::SeqCst);
+            };
+            engine.search(Client::default(), query(), released).unwrap()
+        };
+        let (mut stays, leaves) = (begin(), begin());
+        let other = loom::thread::spawn(move || drop(leaves));
+        let Event::Ended(Outcome::BudgetSpent(cursor)) = stays.blocking_next() else {
+            panic!("it was not stopped and finds nothing");
+        };
+        assert_eq!(cursor.frontier(), 1500);
+        other.join().unwrap();
+        drop(stays);
+        let metrics = engine.metrics();
+        seen.fetch_add(
+            usize::from(metrics.hashes < metrics.tests),
+            Ordering::SeqCst,
+        );
+        drop(engine);
+        assert_eq!(releases.load(Ordering::SeqCst), 2);
+    });
+    assert!(shared.load(Ordering::SeqCst) > 0, "they never shared");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod bench;
 mod cli;
 mod find;
+mod listener;
 mod rpc;
 mod serve;
 mod signals;

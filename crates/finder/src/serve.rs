@@ -3,36 +3,27 @@
 use std::{
     backtrace::Backtrace,
     io::{IsTerminal, Write},
-    net::{SocketAddr, ToSocketAddrs},
-    num::NonZeroUsize,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use hashfinder_search::{Engine, Kernel};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::TcpListener, sync::oneshot};
-use tonic::{
-    Code, Status,
-    service::LayerExt,
-    transport::{Server, server::TcpIncoming},
-};
+use tokio::sync::oneshot;
+use tonic::{Code, Status, service::LayerExt, transport::Server};
 use tonic_cancel::{CallContextLayer, Drain};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     cli::{BudgetStatus, Exit, ServeArguments},
+    listener::Listener,
     rpc::{
         CallError, DESCRIPTORS, EdgeLayer, HashFinderService, Limits,
         pb::hash_finder_server::{HashFinderServer, SERVICE_NAME},
     },
     signals::Signals,
 };
-
-/// How many connections may wait to be accepted; the system may allow fewer.
-const BACKLOG: i32 = 1024;
 
 /// How many calls one connection may have open. gRPC's own advice is about a hundred; this leaves
 /// room for one busy client behind a proxy, where tonic's default is no limit at all.
@@ -95,8 +86,11 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     // Before it says that it listens, so that nobody who waits for that can signal too early.
     let mut signals = Signals::new()?;
     let (_log, lost) = log_to_stderr()?;
-    let listener = listen(&arguments)?;
-    let address = listener.local_addr()?;
+    let listener = match &arguments.unix {
+        Some(path) => Listener::unix(path)?,
+        None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
+    };
+    let address = listener.address()?;
 
     let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let workers = arguments
@@ -107,9 +101,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let every_search = hashfinder_search::Limits {
         // RPCs have a limit of their own, whose permits are waited for.
         searches: usize::MAX,
-        searches_per_client: arguments
-            .maximum_searches_per_client
-            .map_or(usize::MAX, NonZeroUsize::get),
+        searches_per_client: arguments.maximum_searches_per_client(),
         hashes_per_second_per_client: arguments.maximum_hashes_per_second,
         queue_length: arguments.queue_length.get(),
         ..hashfinder_search::Limits::default()
@@ -124,7 +116,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
         },
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
-        searches_per_client: every_search.searches_per_client,
+        weights: arguments.client_weights.iter().cloned().collect(),
     };
 
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.
@@ -152,17 +144,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
         .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(service))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            async {
-                // The sender is dropped only where nobody waits for the server any more.
-                let _ = closing.await;
-            },
-        );
+        .serve_with_incoming_shutdown(listener, async {
+            // The sender is dropped only where nobody waits for the server any more.
+            let _ = closing.await;
+        });
     let mut server = std::pin::pin!(server);
 
-    tracing::info!(%address, workers, kernel = kernel.name(), "listening");
-    announce(address)?;
+    tracing::info!(address, workers, kernel = kernel.name(), "listening");
+    announce(&address)?;
 
     let signal = tokio::select! {
         ended = &mut server => {
@@ -198,40 +187,9 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
 }
 
 /// The line that tells people and scripts that the server is there, and where.
-fn announce(address: SocketAddr) -> Result<()> {
+fn announce(address: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "hashfinder listening on {address}")?;
     stdout.flush()?;
     Ok(())
-}
-
-fn listen(arguments: &ServeArguments) -> Result<TcpListener> {
-    let (host, port) = (arguments.host.as_str(), arguments.port);
-    let bind = |address: SocketAddr| -> std::io::Result<TcpListener> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        // So that a server that was just stopped can be started again at once.
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(arguments.reuse_port)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    let addresses = (host.trim_matches(['[', ']']), port)
-        .to_socket_addrs()
-        .with_context(|| format!("cannot resolve the host {host:?}"))?;
-    let mut failure = anyhow::anyhow!("the host {host:?} has no address");
-    for address in addresses {
-        match bind(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => {
-                failure = anyhow::Error::new(error).context(format!("cannot listen on {address}"));
-            }
-        }
-    }
-    Err(failure)
 }

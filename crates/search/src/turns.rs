@@ -75,7 +75,7 @@ impl Turns {
     /// The search whose turn it is, which leaves the queue.
     pub(crate) fn pop(&mut self) -> Option<SearchId> {
         self.clients.pop(false, |connections, new| {
-            connections.pop(new, |searches, new| searches.pop(new))
+            connections.pop(new, Searches::pop)
         })
     }
 
@@ -342,11 +342,9 @@ mod tests {
             turns.push(client, id as SearchId, false);
         }
         let busy = client("a", 9);
-        let mut next = 1000;
         let mut served = [0; 10];
-        for _ in 0..3000 {
+        for next in 1000..4000 {
             turns.push(&busy, next, true);
-            next += 1;
             let id = turns.pop().unwrap();
             let (client, place) = old
                 .get(id as usize)

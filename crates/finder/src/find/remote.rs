@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_search::{Cursor, HashedName, Index, Query, Secret};
-use http::uri::Authority;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tonic::{
@@ -21,7 +20,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{Ending, Source, Stopper, Told, output::Finding};
 use crate::{
-    cli::{FindArguments, say},
+    cli::{FindArguments, ServerAddress, say},
     rpc::{
         Details, SERVER_NAME,
         pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},
@@ -60,7 +59,7 @@ pub(super) struct Connection {
 }
 
 /// Connects, waiting for a server that is not there yet. Dropping the future gives it up.
-pub(super) async fn connect(server: &Authority, timeout: Duration) -> Result<Connection> {
+pub(super) async fn connect(server: &ServerAddress, timeout: Duration) -> Result<Connection> {
     let last_error = Mutex::new(SILENT.to_owned());
     let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
     let mut reached = pin!(reach(server, &last_error));
@@ -82,10 +81,10 @@ pub(super) async fn connect(server: &Authority, timeout: Duration) -> Result<Con
 }
 
 /// Tries until it is there.
-async fn reach(server: &Authority, last_error: &Mutex<String>) -> Result<Connection> {
+async fn reach(server: &ServerAddress, last_error: &Mutex<String>) -> Result<Connection> {
     let (after, interval, retries) = KEEPALIVE;
     let tasks = TaskTracker::new();
-    let endpoint = Endpoint::from_shared(format!("http://{server}"))
+    let endpoint = Endpoint::from_shared(server.uri())
         .with_context(|| format!("{server} is not a server's address"))?
         .executor(Spawner(tasks.clone()))
         .tcp_keepalive(Some(after))

@@ -1,8 +1,8 @@
 //! `hash_name.HashFinder`: the reference contract on our engine.
 
 use std::{
+    collections::HashMap,
     future::poll_fn,
-    net::IpAddr,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     pin::Pin,
     sync::Arc,
@@ -11,11 +11,12 @@ use std::{
 };
 
 use hashfinder_search::{
-    Candidate, Client, DesiredName, Distance, Engine, Event, Outcome, Query, Search,
+    Candidate, Client, DesiredName, Distance, Engine, Event, Outcome, OverLimit, Query, Search,
+    StopCause,
 };
 use tokio::{
-    sync::Semaphore,
-    time::{Instant, Sleep, sleep, sleep_until, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
@@ -26,6 +27,7 @@ use super::{
     record::CallRecord,
     status::CallError,
 };
+use crate::listener::{ClientName, Peer};
 
 /// How many candidates make a frame that costs its reader no more than its bytes. HTTP/2
 /// implementations count frames of under 256 bytes that wait to be read and close the connection
@@ -41,7 +43,7 @@ const FRAME_PACE: Duration = Duration::from_millis(10);
 const PERMIT_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What one RPC, and all of them together, may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Limits {
     /// The hash budget of one RPC.
     pub(crate) maximum_hashes: NonZeroU64,
@@ -49,8 +51,8 @@ pub(crate) struct Limits {
     pub(crate) budget_code: Code,
     /// How many RPCs may search at a time.
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
-    /// How many of them may be one client's, as the engine has it.
-    pub(crate) searches_per_client: usize,
+    /// The shares of those clients that do not have the share of 1.
+    pub(crate) weights: HashMap<ClientName, NonZeroU32>,
 }
 
 /// The service; all calls share the engine.
@@ -62,16 +64,12 @@ pub(crate) struct HashFinderService {
 
 impl HashFinderService {
     pub(crate) fn new(engine: Engine, limits: Limits) -> HashFinderService {
+        // As many as a semaphore can count are as good as no limit.
+        let permits = limits.maximum_concurrent_rpcs.get();
         HashFinderService {
             engine,
+            permits: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
             limits,
-            // As many as a semaphore can count are as good as no limit.
-            permits: Arc::new(Semaphore::new(
-                limits
-                    .maximum_concurrent_rpcs
-                    .get()
-                    .min(Semaphore::MAX_PERMITS),
-            )),
         }
     }
 
@@ -87,7 +85,7 @@ impl HashFinderService {
             let status = Status::from(error);
             tracing::info!(
                 method,
-                peer = request.remote_addr().map(tracing::field::display),
+                peer = request.extensions().get::<Peer>().map(tracing::field::display),
                 code = ?status.code(),
                 reason = status.message(),
                 "call refused",
@@ -103,43 +101,74 @@ impl HashFinderService {
         interesting: bool,
     ) -> Result<Answer, CallError> {
         let query = parse(request.get_ref(), interesting)?;
-        let limit = self.limits.maximum_concurrent_rpcs;
-        let permit = timeout(PERMIT_PATIENCE, Arc::clone(&self.permits).acquire_owned());
-        let Ok(Ok(permit)) = permit.await else {
-            return Err(CallError::TooManyRpcs(limit));
-        };
-
-        let context = CallContext::of(request);
-        let name = query.name().as_str();
-        let record = Arc::new(CallRecord::new(method, request.remote_addr(), name));
-        let budget = self.limits.maximum_hashes;
-        let at_release = Arc::clone(&record);
-        let client = client(request);
-        // As for a permit, and for the same reason.
+        let query = query.hash_budget(self.limits.maximum_hashes);
+        let peer = request.extensions().get::<Peer>();
+        let client = peer.map_or_else(Client::default, |peer| self.client(peer));
         let until = Instant::now() + PERMIT_PATIENCE;
-        let most = self.limits.searches_per_client;
-        while self.engine.usage(&client.name).searches >= most && Instant::now() < until {
-            sleep(PERMIT_PATIENCE / 50).await;
-        }
-        let search = self
-            .engine
-            .search(client, query.hash_budget(budget), move |report| {
+        let (search, record) = loop {
+            let permit = self.permit(until).await?;
+            let name = query.name().as_str();
+            let record = Arc::new(CallRecord::new(method, peer.cloned(), name));
+            let at_release = Arc::clone(&record);
+            let search = (self.engine).search(client.clone(), query.clone(), move |report| {
                 // The permit is the work's: it goes back when the last worker has let go.
                 drop(permit);
                 at_release.released(report);
-            })
-            .map_err(CallError::OverLimit)?;
+            });
+            match search {
+                Ok(search) => break (search, record),
+                // As for a permit, and for the same reason.
+                Err(OverLimit::SearchesOfClient { .. }) if Instant::now() < until => {
+                    sleep(PERMIT_PATIENCE / 50).await;
+                }
+                Err(over) => return Err(CallError::OverLimit(over)),
+            }
+        };
+        let context = CallContext::of(request);
         // A stream that nobody reads is not polled, so its end has to reach the work by itself.
         let stopper = search.stopper();
         context.add_callback(move |end| {
-            stopper.stop();
+            stopper.stop(end.cancelled.map_or(StopCause::Client, cause_of));
             record.ended(end);
         });
         Ok(Answer {
             told_to_stop: Some(Box::pin(async move { context.cancelled().await })),
             search,
-            limits: self.limits,
+            budget_code: self.limits.budget_code,
+            maximum_hashes: self.limits.maximum_hashes,
         })
+    }
+
+    async fn permit(&self, until: Instant) -> Result<OwnedSemaphorePermit, CallError> {
+        // Nearly always there is one, and then no timer is needed.
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Ok(permit);
+        }
+        match timeout_at(until, Arc::clone(&self.permits).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(CallError::TooManyRpcs(self.limits.maximum_concurrent_rpcs)),
+        }
+    }
+
+    /// For whom a call is, and with which share.
+    fn client(&self, peer: &Peer) -> Client {
+        let name = peer.client();
+        let weight = self.limits.weights.get(&name).copied();
+        Client {
+            name: name.0,
+            connection: peer.connection,
+            weight: weight.unwrap_or(NonZeroU32::MIN),
+        }
+    }
+}
+
+/// Who wants a search to stop whose call was cancelled.
+fn cause_of(reason: CancelReason) -> StopCause {
+    match reason {
+        CancelReason::DeadlineExceeded => StopCause::Deadline,
+        CancelReason::Server => StopCause::Operator,
+        CancelReason::Drain => StopCause::Drain,
+        _ => StopCause::Client,
     }
 }
 
@@ -176,24 +205,6 @@ impl HashFinder for HashFinderService {
     }
 }
 
-/// For whom a call is: until somebody is authenticated, the address that it comes from, and within
-/// that the connection, which its port tells.
-fn client<T>(request: &Request<T>) -> Client {
-    let Some(peer) = request.remote_addr() else {
-        return Client::default();
-    };
-    let name = match peer.ip().to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        // Whoever has one of these has the 64 bits behind it too.
-        IpAddr::V6(address) => format!("{:x}::/64", address.to_bits() >> 64),
-    };
-    Client {
-        name: name.into(),
-        connection: peer.port().into(),
-        weight: NonZeroU32::MIN,
-    }
-}
-
 fn parse(request: &HashNameRequest, interesting: bool) -> Result<Query, CallError> {
     let distance = |field, value: i32| {
         Distance::try_from(i64::from(value)).map_err(|error| CallError::Distance(field, error))
@@ -226,16 +237,18 @@ struct Answer {
     search: Search,
     /// Ready when the call is told to stop and its handler may still say something.
     told_to_stop: Option<Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>>,
-    limits: Limits,
+    budget_code: Code,
+    maximum_hashes: NonZeroU64,
 }
 
 impl Answer {
     fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
         if let Some(told) = &mut self.told_to_stop
-            && told.as_mut().poll(cx).is_ready()
+            && let Poll::Ready(reason) = told.as_mut().poll(cx)
         {
             self.told_to_stop = None;
-            self.search.stopper().stop();
+            let cause = reason.map_or(StopCause::Client, cause_of);
+            self.search.stopper().stop(cause);
         }
         self.search.poll_next(cx, at_least)
     }
@@ -245,14 +258,20 @@ impl Answer {
             Outcome::Ideal(candidate) => return Ok(candidate),
             Outcome::Exhausted => CallError::Exhausted,
             Outcome::BudgetSpent(cursor) => CallError::BudgetSpent {
-                code: self.limits.budget_code,
-                hashes: self.limits.maximum_hashes.get(),
+                code: self.budget_code,
+                hashes: self.maximum_hashes.get(),
                 cursor,
             },
-            Outcome::QuotaSpent(cursor) => CallError::QuotaSpent(cursor),
+            Outcome::QuotaSpent {
+                cursor,
+                retry_after,
+            } => CallError::QuotaSpent {
+                cursor,
+                retry_after,
+            },
             // Only a drain leaves its handler the last word; and an engine that was dropped is a
             // server on its way down too.
-            Outcome::Cancelled(cursor) => CallError::Draining(Some(cursor)),
+            Outcome::Cancelled { cursor, .. } => CallError::Draining(Some(cursor)),
             Outcome::Failed(cursor) => CallError::Failed(cursor),
             other => return Err(Status::internal(format!("an unknown outcome: {other:?}"))),
         };
@@ -340,7 +359,7 @@ mod tests {
             maximum_hashes: NonZeroU64::MAX,
             budget_code: Code::Cancelled,
             maximum_concurrent_rpcs: NonZeroUsize::new(maximum_concurrent_rpcs).unwrap(),
-            searches_per_client: usize::MAX,
+            weights: HashMap::new(),
         };
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = incoming.local_addr().unwrap();

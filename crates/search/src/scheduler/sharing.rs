@@ -256,7 +256,8 @@ impl Scheduler {
             *looks -= 1;
             after = *id;
             let follows = entry.follows(build.front);
-            if !follows && !(goes_on && entry.could_follow(build.front, at, limit, &self.fronts)) {
+            let could = || goes_on && entry.could_follow(build.front, at, limit, &self.fronts);
+            if !(follows || could()) {
                 continue;
             }
             let searches = self.accounts.usage(&entry.client.name).searches;

@@ -128,6 +128,18 @@ async fn attempt(endpoint: &Endpoint) -> Result<(Channel, bool)> {
     Ok((channel, is_ours))
 }
 
+/// What a server says, for a terminal: nothing in it may be more than text.
+fn as_text(message: &str) -> String {
+    let mut text = String::new();
+    for character in message.chars() {
+        match character {
+            '\'' | '"' | '\\' => text.push(character),
+            _ => text.extend(character.escape_debug()),
+        }
+    }
+    text
+}
+
 /// Runs a connection's tasks where they can be waited for.
 #[derive(Clone)]
 struct Spawner(TaskTracker);
@@ -216,18 +228,17 @@ impl RemoteSearch {
         let details = Details::of(status);
         let cursor = details.cursor.filter(|cursor| self.concerns(cursor));
         let cursor = cursor.unwrap_or_else(|| Cursor::new(&self.query, self.known_frontier()));
-        // It goes to a terminal, so nothing in it may be more than text.
-        let message = status.message().escape_debug();
+        let message = as_text(status.message());
         match status.code() {
             Code::Cancelled if self.cancelled() => Ending::Stopped(cursor),
-            _ if details.limit_reached => Ending::Limit(message.to_string(), cursor),
+            _ if details.limit_reached => Ending::Limit(message, cursor),
             // The reference server says no more than this when its budget is spent.
             Code::Cancelled => {
                 let why = format!("the server cancelled the search: {message}");
                 Ending::Limit(why, cursor)
             }
             // The server, or what this client may have of it, is full.
-            Code::ResourceExhausted => Ending::Limit(message.to_string(), cursor),
+            Code::ResourceExhausted => Ending::Limit(message, cursor),
             Code::DeadlineExceeded => Ending::Limit("the timeout has passed".to_owned(), cursor),
             Code::NotFound => Ending::Exhausted,
             code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),

@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod find;
 mod listener;
+mod log;
 mod rpc;
 mod serve;
 mod signals;

@@ -1,8 +1,7 @@
 //! `hashfinder serve`: the server process, from its socket to its last call.
 
 use std::{
-    backtrace::Backtrace,
-    io::{IsTerminal, Write},
+    io::Write,
     thread,
     time::{Duration, Instant},
 };
@@ -12,12 +11,11 @@ use hashfinder_search::{Engine, Kernel};
 use tokio::sync::oneshot;
 use tonic::{Code, Status, service::LayerExt, transport::Server};
 use tonic_cancel::{CallContextLayer, Drain};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     cli::{BudgetStatus, Exit, ServeArguments},
     listener::Listener,
+    log,
     rpc::{
         CallError, DESCRIPTORS, EdgeLayer, HashFinderService, Limits,
         pb::hash_finder_server::{HashFinderServer, SERVICE_NAME},
@@ -48,44 +46,12 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(1);
 /// to be read. A peer that does not read is left behind.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many lines of the log may wait to be written. Whoever reads it may be slow or gone, and no
-/// call waits for them: more lines are dropped and counted.
-const LOG_QUEUE: usize = 10_000;
-
-/// Sends the log to stderr, as much of it as HASHFINDER_LOG says, by a thread of its own, until the
-/// result is dropped.
-fn log_to_stderr() -> Result<(WorkerGuard, ErrorCounter)> {
-    let filter = match std::env::var("HASHFINDER_LOG") {
-        Ok(filter) => filter
-            .parse()
-            .context("HASHFINDER_LOG is not a log filter")?,
-        Err(_) => EnvFilter::new("info"),
-    };
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(LOG_QUEUE)
-        .lossy(true)
-        .finish(std::io::stderr());
-    let dropped = writer.error_counter();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_ansi(std::io::stderr().is_terminal())
-        .log_internal_errors(false)
-        .init();
-    // A panic is a line in the log like any other, and waits for nobody either.
-    std::panic::set_hook(Box::new(|panic| {
-        let backtrace = Backtrace::capture();
-        tracing::error!(%panic, %backtrace, "panic");
-    }));
-    Ok((guard, dropped))
-}
-
 /// Serves until it is told to stop, then drains. Dropping the future closes the socket and leaves
 /// connections to the runtime.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     // Before it says that it listens, so that nobody who waits for that can signal too early.
     let mut signals = Signals::new()?;
-    let (_log, lost) = log_to_stderr()?;
+    let log = log::to_stderr()?;
     let listener = match &arguments.unix {
         Some(path) => Listener::unix(path)?,
         None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
@@ -182,7 +148,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             tracing::warn!(%signal, calls = drain.active_calls(), "leaving at once");
         }
     }
-    tracing::info!(lost_lines = lost.dropped_lines(), "stopped");
+    tracing::info!(lost_lines = log.lost_lines(), "stopped");
     Ok(Exit::Success)
 }
 

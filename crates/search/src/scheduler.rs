@@ -170,7 +170,7 @@ impl Effects {
 
 #[derive(Default)]
 pub(crate) struct Scheduler {
-    searches: BTreeMap<SearchId, Entry>,
+    searches: BTreeMap<SearchId, Box<Entry>>,
     fronts: Fronts,
     jobs: HashMap<JobId, InFlight>,
     turns: Turns,
@@ -182,7 +182,7 @@ pub(crate) struct Scheduler {
     totals: Metrics,
 }
 
-type Fronts = BTreeMap<FrontId, Line>;
+type Fronts = BTreeMap<FrontId, Box<Line>>;
 
 struct Entry {
     query: Arc<Query>,
@@ -352,7 +352,7 @@ impl Scheduler {
             reader: None,
             abandoned: false,
         };
-        self.searches.insert(id, entry);
+        self.searches.insert(id, Box::new(entry));
         self.changed();
         // An empty range, from a cursor at the very end, ends before it begins.
         let mut effects = Effects::default();
@@ -616,7 +616,7 @@ impl Scheduler {
             seen: 0,
             stop: Arc::new(AtomicBool::new(false)),
         };
-        self.fronts.insert(front, line);
+        self.fronts.insert(front, Box::new(line));
         self.upkeep.is_due();
         front
     }

@@ -14,10 +14,12 @@ use hashfinder_kernels::{Filter, Hits, Kernel};
 
 use crate::{
     cursor::Cursor,
-    keyspace::{Index, Secret, blocks},
+    keyspace::{Index, KEYSPACE_END, Secret, blocks},
     limits::{Limits, OverLimit, Usage},
     query::{Candidate, Query},
-    scheduler::{Done, Effects, Found, Job, Metrics, Scheduler, SearchId, Slice, StopCause},
+    scheduler::{
+        Done, Effects, FIRST_SLICE, Found, Job, Metrics, Scheduler, SearchId, Slice, StopCause,
+    },
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
         thread::{self, JoinHandle, Thread},
@@ -123,6 +125,17 @@ pub enum Outcome {
     },
     /// The backend panicked; what came before can be relied on.
     Failed(Cursor),
+}
+
+impl Outcome {
+    /// How a search ends that has tried everything before `end`, and may try no more.
+    pub(crate) fn in_vain(query: &Query, end: Index) -> Outcome {
+        if end == KEYSPACE_END {
+            Outcome::Exhausted
+        } else {
+            Outcome::BudgetSpent(Cursor::new(query, end))
+        }
+    }
 }
 
 /// What a search tells its reader.
@@ -232,10 +245,12 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Begins a search for a client, and tries its first 1,024 secrets at once if the backend is at hand,
-    /// which takes seven to twenty microseconds. `on_release` is called once, when the search has ended *and* its
-    /// last worker has let go of it; what must live as long as the work, a permit say, goes in there.
-    /// It runs on whichever thread brings the release about, so it should be quick.
+    /// Begins a search for a client. Where the backend is at hand, the first 1,024 secrets of one that asks
+    /// for nothing but its answer are tried here and now, which takes seven to twenty microseconds.
+    ///
+    /// `on_release` is called once, when the search has ended *and* its last worker has let go of it; what
+    /// must live as long as the work, a permit say, goes in there. It runs on whichever thread brings
+    /// the release about, this one perhaps, so it should be quick.
     ///
     /// # Errors
     ///
@@ -246,28 +261,38 @@ impl Engine {
         query: Query,
         on_release: impl FnOnce(Report) + Send + 'static,
     ) -> Result<Search, OverLimit> {
+        let began = (self.shared.clock)();
+        // By itself, so that the lock is gone before what is released in vain, which is other people's code.
+        let admitted = self.shared.lock().admit(&client, began);
+        admitted?;
+        let mut head = Head::none(&query);
+        if self.shared.backend.is_at_hand() && !query.reports_candidates() {
+            head = self.shared.try_head(&query);
+        }
         let now = (self.shared.clock)();
-        let mut scheduler = self.shared.lock();
-        if let Err(over) = scheduler.admit(&client, now) {
-            // Before what is released in vain, which is other people's code.
+        head.took = now.saturating_sub(began);
+        let hashes = head.until - query.start();
+        let state = if let Some(outcome) = head.outcome {
+            self.shared
+                .lock()
+                .ended_at_once(&client, &outcome, hashes, head.took, now);
+            on_release(Report {
+                outcome: outcome.clone(),
+                hashes,
+                tests: hashes,
+                stop_latency: None,
+            });
+            State::Ended(outcome, head.until)
+        } else {
+            let mut scheduler = self.shared.lock();
+            let release = Box::new(on_release);
+            let (id, effects) = scheduler.submit(client, query, hashes, head.took, release, now);
             drop(scheduler);
-            return Err(over);
-        }
-        let (id, mut effects) = scheduler.submit(client, query, Box::new(on_release), now);
-        let mut first = None;
-        if self.shared.backend.is_at_hand() {
-            first = scheduler.first_slice(id, now);
-        }
-        if first.is_none() {
-            effects.work = scheduler.queue_new(id);
-        }
-        drop(scheduler);
-        self.shared.carry_out(effects);
-        if let Some(slice) = first {
-            self.shared.carry_through(&slice);
-        }
+            self.shared.carry_out(effects);
+            State::UnderWay(id)
+        };
         Ok(Search {
-            id,
+            state,
             shared: Arc::clone(&self.shared),
         })
     }
@@ -323,6 +348,33 @@ impl Shared {
         self.scheduler
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tries the first secrets of a search.
+    fn try_head(&self, query: &Query) -> Head {
+        let range = query.range();
+        let slice = range.start..range.end.min(range.start.saturating_add(FIRST_SLICE));
+        let mut hits = Vec::new();
+        let scan = AssertUnwindSafe(|| {
+            let filter = query.filter();
+            self.backend.scan(slice.clone(), &filter, 1, &mut hits)
+        });
+        let (until, outcome) = match (catch_unwind(scan), hits.first()) {
+            (Err(_), _) => {
+                let failed = Outcome::Failed(Cursor::new(query, range.start));
+                (range.start, Some(failed))
+            }
+            (Ok(until), Some(first)) => (until, Some(Outcome::Ideal(first.candidate))),
+            (Ok(until), None) => (
+                until,
+                (until >= range.end).then(|| Outcome::in_vain(query, until)),
+            ),
+        };
+        Head {
+            until,
+            outcome,
+            took: Duration::ZERO,
+        }
     }
 
     /// A worker's life.
@@ -429,13 +481,37 @@ impl Shared {
     }
 }
 
+/// What came of a search's first secrets.
+struct Head {
+    /// Everything below was tried.
+    until: Index,
+    outcome: Option<Outcome>,
+    took: Duration,
+}
+
+impl Head {
+    fn none(query: &Query) -> Head {
+        Head {
+            until: query.start(),
+            outcome: None,
+            took: Duration::ZERO,
+        }
+    }
+}
+
 /// A search that is going on, as its reader sees it.
 ///
 /// It goes on whether or not it is read, until its queue is full; then it waits for its reader and
 /// takes no core. Dropping it stops the search.
 pub struct Search {
-    id: SearchId,
+    state: State,
     shared: Arc<Shared>,
+}
+
+enum State {
+    UnderWay(SearchId),
+    /// With its first secrets, up to this index.
+    Ended(Outcome, Index),
 }
 
 impl Search {
@@ -449,8 +525,12 @@ impl Search {
     /// Like [`next`](Self::next), but waits until there are `at_least` candidates, the queue is
     /// full, or no more will come. The task of the latest call is the one that is woken.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
+        let id = match &self.state {
+            State::UnderWay(id) => *id,
+            State::Ended(outcome, _) => return Poll::Ready(Event::Ended(outcome.clone())),
+        };
         let waker = cx.waker().clone();
-        let (event, effects) = self.shared.lock().poll(self.id, at_least, waker);
+        let (event, effects) = self.shared.lock().poll(id, at_least, waker);
         self.shared.carry_out(effects);
         event
     }
@@ -479,37 +559,50 @@ impl Search {
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         Stopper {
-            id: self.id,
+            id: self.id(),
             shared: Arc::clone(&self.shared),
+        }
+    }
+
+    fn id(&self) -> Option<SearchId> {
+        match self.state {
+            State::UnderWay(id) => Some(id),
+            State::Ended(..) => None,
         }
     }
 
     /// Every index below this one has been tried.
     #[must_use]
     pub fn frontier(&self) -> Index {
-        // The handle keeps the search known.
-        self.shared.lock().frontier(self.id).unwrap_or_default()
+        match self.state {
+            // The handle keeps the search known.
+            State::UnderWay(id) => self.shared.lock().frontier(id).unwrap_or_default(),
+            State::Ended(_, frontier) => frontier,
+        }
     }
 }
 
 impl Drop for Search {
     fn drop(&mut self) {
-        let now = (self.shared.clock)();
-        let effects = self.shared.lock().abandon(self.id, now);
-        self.shared.carry_out(effects);
+        if let Some(id) = self.id() {
+            let now = (self.shared.clock)();
+            let effects = self.shared.lock().abandon(id, now);
+            self.shared.carry_out(effects);
+        }
     }
 }
 
 impl fmt::Debug for Search {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Search").field(&self.id).finish()
+        f.debug_tuple("Search").field(&self.id()).finish()
     }
 }
 
 /// Stops a search, from any thread, without owning it.
 #[derive(Clone)]
 pub struct Stopper {
-    id: SearchId,
+    /// `None` for a search that had ended before it had one.
+    id: Option<SearchId>,
     shared: Arc<Shared>,
 }
 
@@ -518,7 +611,9 @@ impl Stopper {
     /// search that waits for its turn or its reader ends at once. Does nothing to a search that has
     /// ended.
     pub fn stop(&self, cause: StopCause) {
-        self.shared.stop(self.id, cause);
+        if let Some(id) = self.id {
+            self.shared.stop(id, cause);
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
     cursor::Cursor,
     engine::{Event, Outcome, Release, Report},
     front::Front,
-    keyspace::{Index, KEYSPACE_END},
+    keyspace::Index,
     limits::{Accounts, Limits, OverLimit, Usage},
     query::{Candidate, Query},
     set::Set,
@@ -40,7 +40,7 @@ pub(crate) const SLICE_TIME: Duration = Duration::from_micros(500);
 
 /// The first slice of a search, until its speed is known. Small, because many a search is over
 /// within it.
-const FIRST_SLICE: u64 = 1 << 10;
+pub(crate) const FIRST_SLICE: u64 = 1 << 10;
 
 /// The shortest slice, so that one odd measurement does not drown a search in overhead. With the most
 /// that searches may make each other cost it takes its half millisecond on the slowest kernel.
@@ -317,16 +317,20 @@ impl Scheduler {
         self.accounts.open(&client.name, now)
     }
 
-    /// Takes a search that was admitted.
+    /// Takes a search that was admitted, of which so many secrets have been tried already. It begins behind
+    /// them.
     pub(crate) fn submit(
         &mut self,
         client: Client,
         query: Query,
+        tried: u64,
+        took: Duration,
         on_release: Release,
         now: Duration,
     ) -> (SearchId, Effects) {
         let id = self.new_id();
         let range = query.range();
+        self.spent(&client, tried, took, now);
         let entry = Entry {
             rate: query.hit_rate(),
             alone_until: 0,
@@ -336,7 +340,7 @@ impl Scheduler {
             end: range.end,
             ideal: None,
             spans: vec![Span {
-                from: range.start,
+                from: range.start + tried,
                 end: range.end,
                 front: None,
             }],
@@ -345,7 +349,7 @@ impl Scheduler {
             stopped: None,
             in_turns: false,
             jobs: Vec::new(),
-            hashes: 0,
+            hashes: tried,
             tested: 0,
             outcome: None,
             on_release: Some(on_release),
@@ -357,19 +361,34 @@ impl Scheduler {
         // An empty range, from a cursor at the very end, ends before it begins.
         let mut effects = Effects::default();
         self.settle(id, now, &mut effects);
+        self.queue_turn(id, true);
+        effects.work = self.has_work();
         (id, effects)
     }
 
-    /// Gives a search that was submitted its first turn; tells whether it wants one.
-    pub(crate) fn queue_new(&mut self, id: SearchId) -> bool {
-        self.queue_turn(id, true);
-        self.has_work()
+    /// Counts a search that was admitted and ended with the secrets that were tried before it was submitted.
+    pub(crate) fn ended_at_once(
+        &mut self,
+        client: &Client,
+        outcome: &Outcome,
+        tried: u64,
+        took: Duration,
+        now: Duration,
+    ) {
+        self.spent(client, tried, took, now);
+        self.totals.ended.count(outcome);
+        self.totals.tests += tried;
+        self.accounts.close(&client.name, tried);
     }
 
-    /// The first slice of a search that was submitted, for whoever does not want to wait for its turn.
-    pub(crate) fn first_slice(&mut self, id: SearchId, now: Duration) -> Option<Slice> {
-        let (front, range) = self.take(id)?;
-        Some(self.give_out(id, front, range, now))
+    /// Counts what was hashed for a client outside of its turns.
+    fn spent(&mut self, client: &Client, hashes: u64, took: Duration, now: Duration) {
+        if hashes > 0 {
+            self.turns.charge(client, took, Duration::ZERO);
+            self.accounts.spend(&client.name, hashes, took, now);
+            self.totals.hashes += hashes;
+            self.totals.slices += 1;
+        }
     }
 
     /// Whether there may be something to do for another worker.
@@ -1073,11 +1092,8 @@ impl Entry {
     fn conclude(&self, frontier: Index) -> Option<Outcome> {
         let cursor = || Cursor::new(&self.query, frontier);
         if frontier >= self.end {
-            return Some(match self.ideal {
-                Some(ideal) => Outcome::Ideal(ideal),
-                None if self.end == KEYSPACE_END => Outcome::Exhausted,
-                None => Outcome::BudgetSpent(cursor()),
-            });
+            let at_end = || Outcome::in_vain(&self.query, self.end);
+            return Some(self.ideal.map_or_else(at_end, Outcome::Ideal));
         }
         let (_, why) = self.stopped?;
         // What the workers still bring back belongs to the frontier that the cursor tells.

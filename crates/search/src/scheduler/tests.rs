@@ -39,12 +39,16 @@ impl World {
     fn submit_for(&mut self, client: Client, query: Query, plan: Plan) -> SearchId {
         let admitted = self.scheduler.admit(&client, self.now);
         admitted.expect("within every limit");
-        let id = self.submit_admitted(client, query, plan);
-        self.scheduler.queue_new(id);
-        id
+        self.submit_admitted(client, query, plan, 0)
     }
 
-    fn submit_admitted(&mut self, client: Client, query: Query, plan: Plan) -> SearchId {
+    fn submit_admitted(
+        &mut self,
+        client: Client,
+        query: Query,
+        plan: Plan,
+        tried: u64,
+    ) -> SearchId {
         let (reports, releases) = (Arc::clone(&self.reports), Arc::clone(&self.releases));
         // The next number there will be.
         let id = self.scheduler.next_id + 1;
@@ -54,7 +58,9 @@ impl World {
             let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
             assert!(reports.insert(id, report).is_none(), "released twice");
         });
-        let (submitted, effects) = self.scheduler.submit(client, query, release, self.now);
+        let took = Duration::from_nanos(50 * tried);
+        let submitted = (self.scheduler).submit(client, query, tried, took, release, self.now);
+        let (submitted, effects) = submitted;
         assert_eq!(submitted, id);
         carry_out(effects);
         id
@@ -629,9 +635,9 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     let submit = |scheduler: &mut Scheduler, name: &str, now| {
         let client = client(name, 0);
         scheduler.admit(&client, now)?;
-        let (id, effects) = scheduler.submit(client, hard(), Box::new(|_| ()), now);
+        let release = Box::new(|_| ());
+        let (id, effects) = scheduler.submit(client, hard(), 0, Duration::ZERO, release, now);
         carry_out(effects);
-        scheduler.queue_new(id);
         Ok(id)
     };
     let first = submit(&mut scheduler, "a", now).unwrap();
@@ -871,15 +877,13 @@ fn play(seed: u64) {
                     });
                     continue;
                 }
-                let id = world.submit_admitted(client, query, plan.clone());
-                // Either who begins it tries its first slice, or a worker does.
-                let first = (random(2) == 0).then(|| world.scheduler.first_slice(id, world.now));
-                match first.flatten() {
-                    Some(slice) => under_way.push(slice),
-                    None => {
-                        world.scheduler.queue_new(id);
-                    }
-                }
+                // Perhaps who begins it has tried its first secrets, and found nothing.
+                let first = plan.hits.range(start..end).next();
+                let most = first.map_or(end - 1, |(index, _)| *index) - start;
+                let most = plan.poison.map_or(most, |poison| most.min(poison - start));
+                let tried = random(2) * most.min(FIRST_SLICE);
+                hashed += tried;
+                let id = world.submit_admitted(client, query, plan.clone(), tried);
                 watched.push(Watched {
                     id,
                     start,
@@ -891,7 +895,7 @@ fn play(seed: u64) {
                     abandoned: false,
                     frontier: 0,
                     waits: None,
-                    tried: Vec::new(),
+                    tried: Vec::from([start..start + tried]),
                 });
             }
             1 if random(12) == 0 && !watched.is_empty() => {

@@ -89,6 +89,7 @@ pub(crate) struct Build {
     cost: f64,
     /// Whether its filter looks for many that have left.
     is_stale: bool,
+    /// When a worker began to make it.
     began: Duration,
     /// What came of it.
     made: Option<Made>,
@@ -186,8 +187,9 @@ impl Scheduler {
         };
         self.upkeep.next = now + LOOK * (AT_ONCE - looks) as u32 * PAUSE;
         match step {
-            Step::Gather { build, after } if after == SearchId::MAX => {
+            Step::Gather { mut build, after } if after == SearchId::MAX => {
                 self.upkeep.step = Step::Build;
+                build.began = now;
                 Some(Job::Build(build))
             }
             step => {

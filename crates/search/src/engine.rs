@@ -190,7 +190,8 @@ struct Shared {
 impl Engine {
     /// Starts `workers` threads that run slices on `backend`.
     ///
-    /// `clock` tells the time since some fixed moment and never goes back; slices are sized by it.
+    /// `clock` tells the time since some fixed moment and never goes back; slices are sized by it. It is
+    /// called while the engine holds its lock, so it must not use the engine.
     ///
     /// # Errors
     ///
@@ -261,36 +262,34 @@ impl Engine {
         query: Query,
         on_release: impl FnOnce(Report) + Send + 'static,
     ) -> Result<Search, OverLimit> {
-        let began = (self.shared.clock)();
+        let clock = &self.shared.clock;
         // By itself, so that the lock is gone before what is released in vain, which is other people's code.
-        let admitted = self.shared.lock().admit(&client, began);
+        let admitted = self.shared.lock().admit(&client, clock());
         admitted?;
-        let mut head = Head::none(&query);
+        let release: Release = Box::new(on_release);
+        let began = clock();
+        let (mut until, mut outcome) = (query.start(), None);
         if self.shared.backend.is_at_hand() && !query.reports_candidates() {
-            head = self.shared.try_head(&query);
+            (until, outcome) = self.shared.try_head(&query);
         }
-        let now = (self.shared.clock)();
-        head.took = now.saturating_sub(began);
-        let hashes = head.until - query.start();
-        let state = if let Some(outcome) = head.outcome {
-            self.shared
-                .lock()
-                .ended_at_once(&client, &outcome, hashes, head.took, now);
-            on_release(Report {
+        let now = clock();
+        let (hashes, took) = (until - query.start(), now.saturating_sub(began));
+        let mut scheduler = self.shared.lock();
+        let (state, effects) = if let Some(outcome) = outcome {
+            let report = Report {
                 outcome: outcome.clone(),
                 hashes,
                 tests: hashes,
                 stop_latency: None,
-            });
-            State::Ended(outcome, head.until)
+            };
+            let effects = scheduler.ended_at_once(&client, release, report, took, now);
+            (State::Ended(outcome, until), effects)
         } else {
-            let mut scheduler = self.shared.lock();
-            let release = Box::new(on_release);
-            let (id, effects) = scheduler.submit(client, query, hashes, head.took, release, now);
-            drop(scheduler);
-            self.shared.carry_out(effects);
-            State::UnderWay(id)
+            let (id, effects) = scheduler.submit(client, query, hashes, took, release, now);
+            (State::UnderWay(id), effects)
         };
+        drop(scheduler);
+        self.shared.carry_out(effects);
         Ok(Search {
             state,
             shared: Arc::clone(&self.shared),
@@ -350,8 +349,8 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries the first secrets of a search.
-    fn try_head(&self, query: &Query) -> Head {
+    /// Tries the first secrets of a search: up to which index, and how it ended if it did.
+    fn try_head(&self, query: &Query) -> (Index, Option<Outcome>) {
         let range = query.range();
         let slice = range.start..range.end.min(range.start.saturating_add(FIRST_SLICE));
         let mut hits = Vec::new();
@@ -359,21 +358,14 @@ impl Shared {
             let filter = query.filter();
             self.backend.scan(slice.clone(), &filter, 1, &mut hits)
         });
-        let (until, outcome) = match (catch_unwind(scan), hits.first()) {
+        match (catch_unwind(scan), hits.first()) {
             (Err(_), _) => {
                 let failed = Outcome::Failed(Cursor::new(query, range.start));
                 (range.start, Some(failed))
             }
             (Ok(until), Some(first)) => (until, Some(Outcome::Ideal(first.candidate))),
-            (Ok(until), None) => (
-                until,
-                (until >= range.end).then(|| Outcome::in_vain(query, until)),
-            ),
-        };
-        Head {
-            until,
-            outcome,
-            took: Duration::ZERO,
+            (Ok(until), None) if until < range.end => (until, None),
+            (Ok(until), None) => (until, Some(Outcome::in_vain(query, until))),
         }
     }
 
@@ -438,7 +430,7 @@ impl Shared {
             let job = scheduler
                 .upkeep(now)
                 .or_else(|| scheduler.next_job(now, &mut effects));
-            if job.is_none() && effects.is_empty() {
+            if job.is_none() && effects.is_empty() && !scheduler.has_work() {
                 self.sleepers.fetch_add(1, Ordering::Relaxed);
                 // The guard is dropped at once: after a sleep it takes a new look at the clock.
                 let woken = self.work.wait(scheduler);
@@ -478,24 +470,6 @@ impl Shared {
             waker.wake();
         }
         drop(effects.stale);
-    }
-}
-
-/// What came of a search's first secrets.
-struct Head {
-    /// Everything below was tried.
-    until: Index,
-    outcome: Option<Outcome>,
-    took: Duration,
-}
-
-impl Head {
-    fn none(query: &Query) -> Head {
-        Head {
-            until: query.start(),
-            outcome: None,
-            took: Duration::ZERO,
-        }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::{
     query::{Candidate, Query},
     set::Set,
     sync::AtomicBool,
-    turns::{Client, Turns},
+    turns::{Client, Place, Turns},
 };
 
 /// How long a slice should take. A stop costs at most one slice on each worker, and a search that
@@ -53,6 +53,10 @@ const MAX_SLICE: u64 = 1 << 18;
 /// How many hits end a slice early. It bounds what a search can hold beyond its queue. Few in tests, so
 /// that slices often come back half tried.
 const HITS_PER_SLICE: usize = if cfg!(test) { 16 } else { 256 };
+
+/// How many turns may pass without a slice before others have the lock: of those whose quota is spent, or
+/// for whom everything is under way.
+const POPS_AT_ONCE: usize = 256;
 
 /// How many ranges a search may have yet to cover: its own, and three that others' fronts go through.
 /// More would be covered a little sooner and cost every one of its steps.
@@ -202,11 +206,12 @@ struct Entry {
     /// Until it has come so far it shares nothing: a slice of it and others has panicked, and whose
     /// fault that was is found out by each of them alone.
     alone_until: Index,
-    /// A front that it was found not to go well with.
-    refused_by: Option<FrontId>,
+    /// The fronts that it was last found not to go well with.
+    refused_by: Vec<FrontId>,
     /// When the search was told to stop, and why it ends.
     stopped: Option<(Duration, Stop)>,
-    in_turns: bool,
+    /// Where it waits for a turn.
+    place: Option<Place>,
     /// The slices under way that serve it, as far as anybody has asked.
     jobs: Vec<JobId>,
     hashes: u64,
@@ -334,7 +339,7 @@ impl Scheduler {
         let entry = Entry {
             rate: query.hit_rate(),
             alone_until: 0,
-            refused_by: None,
+            refused_by: Vec::new(),
             query: Arc::new(query),
             client,
             end: range.end,
@@ -347,7 +352,7 @@ impl Scheduler {
             held: BTreeMap::new(),
             queue: VecDeque::new(),
             stopped: None,
-            in_turns: false,
+            place: None,
             jobs: Vec::new(),
             hashes: tried,
             tested: 0,
@@ -370,21 +375,27 @@ impl Scheduler {
     pub(crate) fn ended_at_once(
         &mut self,
         client: &Client,
-        outcome: &Outcome,
-        tried: u64,
+        on_release: Release,
+        report: Report,
         took: Duration,
         now: Duration,
-    ) {
-        self.spent(client, tried, took, now);
-        self.totals.ended.count(outcome);
-        self.totals.tests += tried;
-        self.accounts.close(&client.name, tried);
+    ) -> Effects {
+        self.spent(client, report.hashes, took, now);
+        self.totals.ended.count(&report.outcome);
+        self.totals.tests += report.tests;
+        self.accounts.close(&client.name, report.tests);
+        Effects {
+            released: Vec::from([(on_release, report)]),
+            ..Effects::default()
+        }
     }
 
     /// Counts what was hashed for a client outside of its turns.
     fn spent(&mut self, client: &Client, hashes: u64, took: Duration, now: Duration) {
         if hashes > 0 {
-            self.turns.charge(client, took, Duration::ZERO);
+            // Whoever tried them may have been held up, for which the client cannot help.
+            self.turns
+                .charge(client, took.min(SLICE_TIME), Duration::ZERO);
             self.accounts.spend(&client.name, hashes, took, now);
             self.totals.hashes += hashes;
             self.totals.slices += 1;
@@ -396,11 +407,13 @@ impl Scheduler {
         !self.turns.is_empty()
     }
 
-    /// What a worker does next.
+    /// What a worker does next. If that is nothing and there is [work](Self::has_work) all the same, it asks
+    /// again.
     pub(crate) fn next_job(&mut self, now: Duration, effects: &mut Effects) -> Option<Job> {
-        while let Some(id) = self.turns.pop() {
+        for _ in 0..POPS_AT_ONCE {
+            let id = self.turns.pop()?;
             if let Some(entry) = self.searches.get_mut(&id) {
-                entry.in_turns = false;
+                entry.place = None;
                 if let Some(retry_after) = self.accounts.is_spent(&entry.client.name, now) {
                     self.tell(id, now, Stop::Quota(retry_after), effects);
                     continue;
@@ -572,10 +585,9 @@ impl Scheduler {
         let limit = self.accounts.limits().queue_length;
         if let Some(entry) = self.searches.get_mut(&id)
             && entry.goes_on(limit)
-            && !entry.in_turns
+            && entry.place.is_none()
         {
-            entry.in_turns = true;
-            self.turns.push(&entry.client, id, new);
+            entry.place = Some(self.turns.push(&entry.client, id, new));
         }
     }
 
@@ -783,6 +795,9 @@ impl Scheduler {
             && entry.stopped.is_none()
         {
             entry.stopped = Some((now, why));
+            if let Some(place) = entry.place.take() {
+                self.turns.remove(&entry.client, place);
+            }
             for front in entry.spans.iter().filter_map(|span| span.front) {
                 // What was given out for it alone, and may not have begun.
                 if let Some(line) = self
@@ -793,7 +808,6 @@ impl Scheduler {
                     line.stop.store(true, Ordering::Relaxed);
                 }
             }
-            self.hold(id);
         }
         self.settle(id, now, effects);
     }
@@ -855,18 +869,12 @@ impl Scheduler {
         }
     }
 
-    /// Forgets what a search has covered beyond its first span, and the hits there; if there is nothing
-    /// beyond, what it has covered beyond its frontier.
+    /// Forgets what a search has covered beyond its first span, and the hits there; if that is not enough,
+    /// what it has covered beyond its frontier.
     fn fall_back(&mut self, id: SearchId) {
         self.hold(id);
+        let limit = self.accounts.limits().queue_length;
         let before = self.tests(id);
-        if self
-            .searches
-            .get(&id)
-            .is_some_and(|entry| entry.spans.len() == 1)
-        {
-            self.detach(id);
-        }
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
@@ -880,11 +888,18 @@ impl Scheduler {
                 end: entry.end,
                 front: None,
             });
-        } else if let Some(first) = entry.spans.first() {
-            entry.held.split_off(&first.from);
         }
+        let is_enough = entry.held.len() <= limit;
         for span in beyond {
             self.leave(id, span);
+        }
+        if !is_enough {
+            self.detach(id);
+            if let Some(entry) = self.searches.get_mut(&id)
+                && let Some(first) = entry.spans.first()
+            {
+                entry.held.split_off(&first.from);
+            }
         }
         self.totals.in_vain += before - self.tests(id);
     }
@@ -956,6 +971,9 @@ impl Scheduler {
                 // Nothing beyond is ever told.
                 entry.end = frontier;
                 entry.held.clear();
+                if let Some(place) = entry.place.take() {
+                    self.turns.remove(&entry.client, place);
+                }
                 self.hold(id);
                 let spans = self
                     .searches

@@ -12,7 +12,7 @@
 //! waiting that were there before.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
     num::NonZeroU32,
     sync::Arc,
@@ -29,7 +29,8 @@ pub struct Client {
     pub name: Arc<str>,
     /// Which of the client's connections asks. Between these its share is divided evenly.
     pub connection: u64,
-    /// How much the client's share is, compared with other clients'.
+    /// How much the client's share is, compared with other clients'. Over a few thousand it means little:
+    /// even a client that outweighs all others does not keep them waiting for ever.
     pub weight: NonZeroU32,
 }
 
@@ -55,19 +56,37 @@ const REMEMBERED: usize = 1000;
 #[derive(Default)]
 pub(crate) struct Turns {
     clients: Shares<Arc<str>, Shares<u64, Searches>>,
+    places: u64,
+}
+
+/// Where a search waits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    number: u64,
+    new: bool,
 }
 
 impl Turns {
     /// Queues a search: behind its connection's others, or before them if it is new.
-    pub(crate) fn push(&mut self, client: &Client, search: SearchId, new: bool) {
+    pub(crate) fn push(&mut self, client: &Client, search: SearchId, new: bool) -> Place {
+        self.places += 1;
+        let place = Place {
+            number: self.places,
+            new,
+        };
         self.clients.push(&client.name, |connections| {
             connections.push(&client.connection, |searches| {
-                let queue = if new {
-                    &mut searches.new
-                } else {
-                    &mut searches.others
-                };
-                queue.push_back(search);
+                searches.queue(new).insert(place.number, search);
+            });
+        });
+        place
+    }
+
+    /// Takes a search out that wants no turn any more. It must not cost anybody one.
+    pub(crate) fn remove(&mut self, client: &Client, place: Place) {
+        self.clients.remove(&client.name, |connections| {
+            connections.remove(&client.connection, |searches| {
+                searches.queue(place.new).remove(&place.number);
             });
         });
     }
@@ -83,10 +102,12 @@ impl Turns {
     pub(crate) fn charge(&mut self, client: &Client, given: Duration, back: Duration) {
         let (given, back) = (given.as_nanos() as u64, back.as_nanos() as u64);
         let weight = u64::from(client.weight.get());
-        let connections = (self.clients).charge(&client.name, given / weight, back / weight);
-        if let Some(connections) = connections {
-            connections.charge(&client.connection, given, back);
-        }
+        // However much its weight is, no time is nothing.
+        let share = |time: u64| time.div_ceil(weight);
+        self.clients.forget();
+        let connections = (self.clients).charge(&client.name, share(given), share(back));
+        connections.forget();
+        connections.charge(&client.connection, given, back);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -154,19 +175,32 @@ impl<K, T> Waiting for Shares<K, T> {
 impl<K: Clone + Ord + Hash, T: Waiting> Shares<K, T> {
     /// Has `put` put something into a member's queue.
     fn push(&mut self, key: &K, put: impl FnOnce(&mut T)) {
+        let member = self.members.entry(key.clone()).or_default();
+        if !member.waits() {
+            // Whoever was away begins where the others are.
+            member.pass = member.pass.max(self.now);
+        }
+        put(&mut member.queue);
+        self.place(key);
+    }
+
+    /// Has `take` take something out of a member's queue, for which it is not its turn.
+    fn remove(&mut self, key: &K, take: impl FnOnce(&mut T)) {
+        if let Some(member) = self.members.get_mut(key) {
+            take(&mut member.queue);
+            self.place(key);
+        }
+    }
+
+    /// Forgets whoever neither waits for something nor owes anything, when there are many more than last
+    /// time.
+    fn forget(&mut self) {
         if self.members.len() > self.next_look {
-            // Whoever neither waits for something nor owes anything.
             let now = self.now;
             self.members
                 .retain(|_, member| member.waits() || member.pass > now);
             self.next_look = REMEMBERED + 2 * self.members.len();
         }
-        let member = self.members.entry(key.clone()).or_default();
-        if !member.waits() {
-            member.pass = member.pass.max(self.now);
-        }
-        put(&mut member.queue);
-        self.place(key);
     }
 
     /// Has `take` take something from the queue of the member whose turn it is, something new if there
@@ -196,15 +230,19 @@ impl<K: Clone + Ord + Hash, T: Waiting> Shares<K, T> {
     }
 
     /// Counts time that a member was given, or gave back. Its queue is returned, to count there too.
-    fn charge(&mut self, key: &K, given: u64, back: u64) -> Option<&mut T> {
-        let member = self.members.get_mut(key)?;
+    fn charge(&mut self, key: &K, given: u64, back: u64) -> &mut T {
+        let Shares { members, order, .. } = self;
+        let member = members.entry(key.clone()).or_default();
+        if !member.waits() {
+            member.pass = member.pass.max(self.now);
+        }
         let pass = (member.pass + given).saturating_sub(back);
         if member.in_order {
-            self.order.remove(&(member.pass, key.clone()));
-            self.order.insert((pass, key.clone()));
+            order.remove(&(member.pass, key.clone()));
+            order.insert((pass, key.clone()));
         }
         member.pass = pass;
-        Some(&mut member.queue)
+        &mut member.queue
     }
 
     /// Lets a member wait for what it has in its queue now.
@@ -248,20 +286,21 @@ impl<T> Member<T> {
 /// One connection's searches. The new ones take every other turn at most here too.
 #[derive(Default)]
 struct Searches {
-    new: VecDeque<SearchId>,
-    others: VecDeque<SearchId>,
+    new: BTreeMap<u64, SearchId>,
+    others: BTreeMap<u64, SearchId>,
     was_new: bool,
 }
 
 impl Searches {
+    fn queue(&mut self, new: bool) -> &mut BTreeMap<u64, SearchId> {
+        if new { &mut self.new } else { &mut self.others }
+    }
+
     fn pop(&mut self, new: bool) -> Option<SearchId> {
         let new = new || !self.was_new || self.others.is_empty();
         self.was_new = new && !self.new.is_empty();
-        if self.was_new {
-            self.new.pop_front()
-        } else {
-            self.others.pop_front()
-        }
+        let was_new = self.was_new;
+        self.queue(was_new).pop_first().map(|(_, search)| search)
     }
 }
 
@@ -400,6 +439,54 @@ mod tests {
     }
 
     #[test]
+    fn what_was_removed_costs_nobody_a_turn() {
+        let mut turns = Turns::default();
+        let (a, b) = (client("a", 0), client("b", 0));
+        let places: Vec<Place> = (0..1000).map(|id| turns.push(&a, id, true)).collect();
+        turns.push(&b, 2000, false);
+        for place in places {
+            turns.remove(&a, place);
+        }
+        turns.push(&a, 1000, true);
+        assert_eq!(turns.pop(), Some(1000));
+        assert_eq!(turns.pop(), Some(2000));
+        assert!(turns.is_empty() && turns.pop().is_none());
+    }
+
+    /// As by a client whose searches are all over with what is tried for them at once.
+    #[test]
+    fn time_given_outside_of_turns_is_owed() {
+        let mut turns = Turns::default();
+        let (idle, busy) = (client("idle", 0), client("busy", 0));
+        turns.charge(&busy, 3 * SLICE, Duration::ZERO);
+        let searches = [busy, idle];
+        turns.push(&searches[0], 0, true);
+        turns.push(&searches[1], 1, false);
+        let served = serve(&mut turns, &searches, 5, |_, _| ());
+        assert_eq!(served, [1, 4]);
+    }
+
+    #[test]
+    fn the_heaviest_client_starves_nobody() {
+        let mut turns = Turns::default();
+        let heavy = Client {
+            weight: NonZeroU32::MAX,
+            ..client("heavy", 0)
+        };
+        let searches = [heavy, client("light", 0)];
+        turns.push(&searches[0], 0, false);
+        turns.push(&searches[1], 1, false);
+        // After its first slice the light one waits for as many of the other's as it has nanoseconds.
+        let served = serve(
+            &mut turns,
+            &searches,
+            2 * SLICE.as_nanos() as usize,
+            |_, _| (),
+        );
+        assert!(served[1] >= 2, "{served:?}");
+    }
+
+    #[test]
     fn those_who_owe_nothing_are_forgotten_and_debts_are_not() {
         let mut turns = Turns::default();
         let indebted = client("indebted", 0);
@@ -410,6 +497,7 @@ mod tests {
             let passing = client(&format!("{number}"), number);
             turns.push(&passing, number, true);
             assert_eq!(turns.pop(), Some(number));
+            turns.charge(&passing, Duration::ZERO, Duration::ZERO);
         }
         assert!(turns.clients.members.len() <= 2 * REMEMBERED);
         turns.push(&indebted, 0, true);

@@ -12,7 +12,7 @@
 //! the time that all their turns give. If that does not hold, half as many newcomers are tried, those that hit most seldom
 //! first; so whoever does not fit is left out in the end.
 
-use std::ops::Bound;
+use std::{collections::HashMap, ops::Bound};
 
 use hashfinder_kernels::Filter;
 
@@ -87,6 +87,8 @@ pub(crate) struct Build {
     at_most: usize,
     /// What the front's slices cost now.
     cost: f64,
+    /// How many searches want turns, of each connection of each client.
+    crowd: HashMap<Arc<str>, HashMap<u64, u32>>,
     /// Whether its filter looks for many that have left.
     is_stale: bool,
     /// When a worker began to make it.
@@ -99,12 +101,13 @@ struct Member {
     id: SearchId,
     query: Arc<Query>,
     rate: f64,
-    /// Its share of the time, in units that are the same for all.
-    share: f64,
+    client: Client,
 }
 
 struct Made {
     set: Arc<Set>,
+    /// What the front served before.
+    old: Option<Arc<Set>>,
     cost: f64,
     /// How many of its searches may follow already.
     installed: usize,
@@ -136,13 +139,18 @@ impl Build {
             members().map(|member| member.id).collect(),
         );
         let cost = cost_of(set.filter());
-        if let [alone] = &self.followers[..] {
+        let alone = members()
+            .next()
+            .map(|member| cost_of(&member.query.filter()));
+        let alone = alone.unwrap_or(1.0);
+        if self.followers.len() == 1 {
             // Nobody has asked before.
-            self.cost = cost_of(&alone.query.filter());
+            self.cost = alone;
         }
-        if self.newcomers.is_empty() || self.is_good_for_all(cost) {
+        if self.newcomers.is_empty() || self.is_good_for_all(cost, alone) {
             self.made = Some(Made {
                 set: Arc::new(set),
+                old: None,
                 cost,
                 installed: 0,
             });
@@ -155,15 +163,31 @@ impl Build {
         members.map(|member| member.id)
     }
 
-    fn is_good_for_all(&self, cost: f64) -> bool {
-        let shares = |members: &[Member]| members.iter().map(|member| member.share).sum::<f64>();
-        let before = shares(&self.followers);
-        let after = before + shares(&self.newcomers);
-        let members = self.followers.iter().chain(&self.newcomers);
-        let most = members.map(|member| member.share).fold(0.0, f64::max);
+    /// What each costs `alone` is about the same for all that may share.
+    fn is_good_for_all(&self, cost: f64, alone: f64) -> bool {
+        let shares = |members: &[Member]| {
+            let shares = members.iter().map(|member| self.share(member));
+            shares.fold((0.0, 0.0_f64), |(sum, most), share| {
+                (sum + share, most.max(share))
+            })
+        };
+        let ((before, most), (joining, most_joining)) =
+            (shares(&self.followers), shares(&self.newcomers));
+        let (after, most) = (before + joining, most.max(most_joining));
         cost <= MAX_SHARED_COST
-            && cost * most <= TOLERANCE * after
+            && cost * most <= TOLERANCE * alone * after
             && cost * before <= TOLERANCE * self.cost * after
+    }
+
+    /// A search's share of the time, in units that are the same for all: its client's weight, which is
+    /// divided evenly between connections, and within these between searches.
+    fn share(&self, member: &Member) -> f64 {
+        let client = &member.client;
+        let connections = self.crowd.get(&client.name);
+        let searches = connections.and_then(|all| all.get(&client.connection));
+        // One that wants no turn now will want one again.
+        let (connections, searches) = (connections.map_or(1, HashMap::len), searches.unwrap_or(&1));
+        f64::from(client.weight.get()) / connections as f64 / f64::from(*searches)
     }
 }
 
@@ -178,10 +202,10 @@ impl Scheduler {
         let step = match std::mem::take(&mut self.upkeep.step) {
             Step::Rest if self.upkeep.is_due => {
                 self.upkeep.is_due = false;
-                self.choose(0, None, now, &mut looks)
+                self.choose(0, None, &mut looks)
             }
             Step::Rest => return None,
-            Step::Choose { after, best } => self.choose(after, best, now, &mut looks),
+            Step::Choose { after, best } => self.choose(after, best, &mut looks),
             Step::Gather { after, build } => self.gather(after, build, &mut looks),
             Step::Build => Step::Build,
         };
@@ -203,7 +227,6 @@ impl Scheduler {
         &mut self,
         mut after: FrontId,
         mut best: Option<(u64, FrontId)>,
-        now: Duration,
         looks: &mut usize,
     ) -> Step {
         let changes = self.changes;
@@ -232,8 +255,9 @@ impl Scheduler {
             newcomers: Vec::new(),
             at_most: line.at_most,
             cost: line.cost,
+            crowd: HashMap::new(),
             is_stale: false,
-            began: now,
+            began: Duration::ZERO,
             made: None,
         };
         Step::Gather { after: 0, build }
@@ -257,17 +281,25 @@ impl Scheduler {
         for (id, entry) in searches.take(*looks) {
             *looks -= 1;
             after = *id;
+            if entry.goes_on(limit) {
+                let client = &entry.client;
+                if !build.crowd.contains_key(&client.name) {
+                    build.crowd.insert(Arc::clone(&client.name), HashMap::new());
+                }
+                if let Some(connections) = build.crowd.get_mut(&client.name) {
+                    *connections.entry(client.connection).or_default() += 1;
+                }
+            }
             let follows = entry.follows(build.front);
             let could = || goes_on && entry.could_follow(build.front, at, limit, &self.fronts);
             if !(follows || could()) {
                 continue;
             }
-            let searches = self.accounts.usage(&entry.client.name).searches;
             let member = Member {
                 id: *id,
                 query: Arc::clone(&entry.query),
                 rate: entry.rate(),
-                share: f64::from(entry.client.weight.get()) / searches.max(1) as f64,
+                client: entry.client.clone(),
             };
             if follows {
                 build.followers.push(member);
@@ -317,7 +349,8 @@ impl Scheduler {
             // Until its speed is known: a larger filter is slower, and a slice must not be longer.
             let growth = (made.cost / line.cost).max(1.0);
             line.length = ((line.length as f64 / growth) as u64).max(MIN_SLICE);
-            line.set = Arc::clone(&made.set);
+            // The old one is dropped where nobody waits for the lock.
+            made.old = Some(std::mem::replace(&mut line.set, Arc::clone(&made.set)));
             line.cost = made.cost;
             if newcomers == line.at_most {
                 // There may be more, and these went well.
@@ -339,7 +372,7 @@ impl Scheduler {
         made.installed == members.len()
     }
 
-    /// Tries fewer next time; and leaves out for good whoever was the only one.
+    /// Tries fewer next time; and leaves out whoever was the only one.
     fn refuse(&mut self, build: &Build) {
         if build.newcomers.is_empty() {
             return;
@@ -347,7 +380,10 @@ impl Scheduler {
         if let [one] = &build.newcomers[..]
             && let Some(entry) = self.searches.get_mut(&one.id)
         {
-            entry.refused_by = Some(build.front);
+            if entry.refused_by.len() == MAX_SPANS {
+                entry.refused_by.remove(0);
+            }
+            entry.refused_by.push(build.front);
         }
         if let Some(line) = self.fronts.get_mut(&build.front) {
             line.at_most = (build.newcomers.len() / 2).max(1);
@@ -405,7 +441,7 @@ impl Entry {
     fn could_follow(&self, front: FrontId, at: Index, limit: usize, fronts: &Fronts) -> bool {
         self.goes_on(limit)
             && self.rate() <= MAX_SHARED_RATE
-            && self.refused_by != Some(front)
+            && !self.refused_by.contains(&front)
             && self.spans.len() < MAX_SPANS
             && !self.follows(front)
             && (self.spans.iter()).any(|span| span.progress(fronts) <= at && at < span.end)

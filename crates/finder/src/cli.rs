@@ -16,6 +16,10 @@ use http::uri::Authority;
 
 use crate::listener::ClientName;
 
+/// The largest share that a client may have, compared with others' of 1. With more, these would wait for
+/// half a second and longer between two of their slices.
+const MAXIMUM_WEIGHT: u32 = 1000;
+
 /// How long `find` waits for a server that is not there: long enough for one that is just being
 /// started, short enough for somebody who mistyped its name.
 const CONNECT_TIMEOUT: &str = "20s";
@@ -367,7 +371,9 @@ impl fmt::Display for ServerAddress {
 fn client_weight(text: &str) -> Result<(ClientName, NonZeroU32), String> {
     let parts = text.rsplit_once('=');
     let (client, weight) = parts.ok_or("give CLIENT=N, for instance 10.0.0.7=4")?;
-    let weight = NonZeroU32::from_str(weight).map_err(|_| "give a weight of 1 or more")?;
+    let weight = NonZeroU32::from_str(weight).ok();
+    let weight = weight.filter(|weight| weight.get() <= MAXIMUM_WEIGHT);
+    let weight = weight.ok_or_else(|| format!("give a weight from 1 to {MAXIMUM_WEIGHT}"))?;
     Ok((client.parse()?, weight))
 }
 

@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     io::{self, ErrorKind, IoSlice},
     net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs},
-    os::unix::fs::FileTypeExt,
+    os::unix::fs::{FileTypeExt, MetadataExt},
     path::{Path, PathBuf},
     pin::Pin,
     str::FromStr,
@@ -13,13 +13,15 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time::{Sleep, sleep},
 };
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
@@ -27,10 +29,25 @@ use tonic::transport::server::Connected;
 /// How many connections may wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 1024;
 
+/// How long nothing is accepted after it has failed, for want of file descriptors above all. A connection
+/// that waits is there at once again, and would be tried without a pause.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a socket that is there already may take to say whether somebody listens on it.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A socket that connections come from.
-pub(crate) enum Listener {
+pub(crate) struct Listener {
+    socket: ListeningSocket,
+    /// There while accepting pauses.
+    pause: Option<Pin<Box<Sleep>>>,
+    has_failed: bool,
+}
+
+enum ListeningSocket {
     Tcp(TcpListener),
-    Unix(UnixListener, SocketFile),
+    // The file goes before the socket, so that no file of a server that takes its place can go.
+    Unix(SocketFile, UnixListener),
 }
 
 impl Listener {
@@ -56,7 +73,7 @@ impl Listener {
         let mut failure = anyhow::anyhow!("the host {host:?} has no address");
         for address in addresses {
             match bind(address) {
-                Ok(listener) => return Ok(Listener::Tcp(listener)),
+                Ok(listener) => return Ok(Listener::new(ListeningSocket::Tcp(listener))),
                 Err(error) => {
                     failure =
                         anyhow::Error::new(error).context(format!("cannot listen on {address}"));
@@ -72,8 +89,8 @@ impl Listener {
         let shown = path.display();
         let is_socket = fs::symlink_metadata(path).map(|file| file.file_type().is_socket());
         match is_socket {
-            Ok(true) => match std::os::unix::net::UnixStream::connect(path) {
-                Ok(_) => bail!("a server is listening on {shown} already"),
+            Ok(true) => match probe(path) {
+                Ok(()) => bail!("a server is listening on {shown} already"),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                     fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
                 }
@@ -85,42 +102,104 @@ impl Listener {
         }
         let listener =
             UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
-        Ok(Listener::Unix(listener, SocketFile(path.to_owned())))
+        let file = SocketFile::new(path).with_context(|| format!("cannot use {shown}"))?;
+        Ok(Listener::new(ListeningSocket::Unix(file, listener)))
+    }
+
+    fn new(socket: ListeningSocket) -> Listener {
+        Listener {
+            socket,
+            pause: None,
+            has_failed: false,
+        }
     }
 
     /// The address to tell people and clients.
     pub(crate) fn address(&self) -> io::Result<String> {
-        Ok(match self {
-            Listener::Tcp(listener) => listener.local_addr()?.to_string(),
-            Listener::Unix(_, SocketFile(path)) => format!("unix:{}", path.display()),
+        Ok(match &self.socket {
+            ListeningSocket::Tcp(listener) => listener.local_addr()?.to_string(),
+            ListeningSocket::Unix(file, _) => format!("unix:{}", file.path.display()),
         })
     }
 }
 
+/// Whether somebody listens on a Unix socket.
+fn probe(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.connect_timeout(&SockAddr::unix(path)?, PROBE_TIMEOUT)
+}
+
 /// A socket's file, for as long as somebody listens on it.
-pub(crate) struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    /// Which file it is: somebody may put another one in its place.
+    inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile {
+            path: path.to_owned(),
+            inode: SocketFile::inode(path)?,
+        })
+    }
+
+    fn inode(path: &Path) -> io::Result<(u64, u64)> {
+        let file = fs::symlink_metadata(path)?;
+        Ok((file.dev(), file.ino()))
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // If somebody else has removed it, so much the better.
-        let _ = fs::remove_file(&self.0);
+        if SocketFile::inode(&self.path).is_ok_and(|inode| inode == self.inode) {
+            // If somebody else removes it first, so much the better.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 impl Stream for Listener {
     type Item = io::Result<Connection>;
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let stream = match &*self {
-            Listener::Tcp(listener) => ready!(listener.poll_accept(cx)).and_then(|(stream, _)| {
-                stream.set_nodelay(true)?;
-                Ok(Socketed::Tcp(stream))
-            }),
-            Listener::Unix(listener, _) => {
-                ready!(listener.poll_accept(cx)).map(|(stream, _)| Socketed::Unix(stream))
+    /// Never gives an error: what cannot be accepted now is tried again after a pause.
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
             }
-        };
-        Poll::Ready(Some(stream.map(Connection::new)))
+            let stream = match &self.socket {
+                ListeningSocket::Tcp(listener) => {
+                    let accepted = ready!(listener.poll_accept(cx));
+                    accepted.map(|(stream, _)| {
+                        // A socket that cannot do it is of use all the same.
+                        let _ = stream.set_nodelay(true);
+                        Socketed::Tcp(stream)
+                    })
+                }
+                ListeningSocket::Unix(_, listener) => {
+                    let accepted = ready!(listener.poll_accept(cx));
+                    accepted.map(|(stream, _)| Socketed::Unix(stream))
+                }
+            };
+            match stream {
+                Ok(stream) => {
+                    if std::mem::take(&mut self.has_failed) {
+                        tracing::info!("connections are accepted again");
+                    }
+                    return Poll::Ready(Some(Ok(Connection::new(stream))));
+                }
+                // One that was given up before it was accepted says nothing of the next one.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut self.has_failed, true) {
+                        tracing::error!(%error, "connections cannot be accepted");
+                    }
+                    self.pause = Some(Box::pin(sleep(PAUSE)));
+                }
+            }
+        }
     }
 }
 
@@ -208,7 +287,11 @@ impl ClientName {
     fn of_address(address: IpAddr) -> ClientName {
         let name = match address.to_canonical() {
             IpAddr::V4(address) => format!("ip:{address}"),
-            // Whoever has one of these has the 64 bits behind it too.
+            // One host, on whichever network it is.
+            IpAddr::V6(address) if address.is_unicast_link_local() || address.is_unique_local() => {
+                format!("ip:{address}")
+            }
+            // Whoever has one of these may well have the 64 bits behind it too.
             IpAddr::V6(address) => {
                 let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
                 format!("ip:{network}/64")
@@ -303,6 +386,7 @@ mod tests {
             ("10.0.0.7", "ip:10.0.0.7"),
             ("::ffff:10.0.0.7", "ip:10.0.0.7"),
             ("2001:db8:1:2:3:4:5:6", "ip:2001:db8:1:2::/64"),
+            ("fe80::1:2", "ip:fe80::1:2"),
             ("user:1000", "user:1000"),
         ] {
             assert_eq!(&*text.parse::<ClientName>().unwrap().0, name);

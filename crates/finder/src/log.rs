@@ -6,7 +6,7 @@
 
 use std::{
     backtrace::Backtrace,
-    io::{self, IsTerminal, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
@@ -121,11 +121,36 @@ impl Lines {
             std::mem::swap(&mut lines, &mut state.waiting);
             state.is_writing = true;
             drop(state);
-            // Nobody is there who could be told of a failure.
-            let _ = sink.write_all(&lines);
-            self.lock().is_writing = false;
+            let written = self.write(&lines, &mut sink);
+            let lost = lines[written..].iter().filter(|byte| **byte == b'\n');
+            let mut state = self.lock();
+            state.lost += lost.count() as u64;
+            state.is_writing = false;
+            drop(state);
             self.0.written.notify_all();
         }
+    }
+
+    /// Writes as much as it can; gives how much that was. Nobody is there who could be told of a failure.
+    fn write(&self, lines: &[u8], sink: &mut impl Write) -> usize {
+        let mut written = 0;
+        while written < lines.len() {
+            match sink.write(&lines[written..]) {
+                Ok(0) => break,
+                Ok(count) => written += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // A pipe that somebody has made so, and which is full.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let open = |state: &mut State| !state.is_closed;
+                    let waited = self.0.came.wait_timeout_while(self.lock(), PACE, open);
+                    if waited.is_ok_and(|(state, _)| state.is_closed) {
+                        break;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        written
     }
 }
 

@@ -55,7 +55,7 @@ fn engine(workers: usize, is_at_hand: bool) -> Engine {
     Engine::start(workers, Nothing { is_at_hand }, || Duration::ZERO).unwrap()
 }
 
-/// Begins a search, lets `meanwhile` happen, and looks at its end and its release.
+/// Begins a search, perhaps stops it, and looks at its end and its release.
 fn run(workers: usize, is_at_hand: bool, stop: bool) {
     let releases = Arc::new(AtomicUsize::new(0));
     let engine = engine(workers, is_at_hand);

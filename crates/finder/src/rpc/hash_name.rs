@@ -42,6 +42,9 @@ const FRAME_PACE: Duration = Duration::from_millis(10);
 /// its own way; on a machine that is very busy this takes longer.
 const PERMIT_PATIENCE: Duration = Duration::from_millis(50);
 
+/// When a call first asks again whether its client has room for it; each pause is twice the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
 /// What one RPC, and all of them together, may take.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
@@ -105,6 +108,7 @@ impl HashFinderService {
         let peer = request.extensions().get::<Peer>();
         let client = peer.map_or_else(Client::default, |peer| self.client(peer));
         let until = Instant::now() + PERMIT_PATIENCE;
+        let mut pause = FIRST_PAUSE;
         let (search, record) = loop {
             let permit = self.permit(until).await?;
             let name = query.name().as_str();
@@ -119,7 +123,8 @@ impl HashFinderService {
                 Ok(search) => break (search, record),
                 // As for a permit, and for the same reason.
                 Err(OverLimit::SearchesOfClient { .. }) if Instant::now() < until => {
-                    sleep(PERMIT_PATIENCE / 50).await;
+                    sleep(pause).await;
+                    pause *= 2;
                 }
                 Err(over) => return Err(CallError::OverLimit(over)),
             }
@@ -132,7 +137,11 @@ impl HashFinderService {
             record.ended(end);
         });
         Ok(Answer {
-            told_to_stop: Some(Box::pin(async move { context.cancelled().await })),
+            told_to_stop: Some(Box::pin({
+                let context = context.clone();
+                async move { context.cancelled().await }
+            })),
+            context,
             search,
             budget_code: self.limits.budget_code,
             maximum_hashes: self.limits.maximum_hashes,
@@ -234,11 +243,21 @@ fn response(candidate: Candidate) -> HashNameResponse {
 /// A search on behalf of a call. Dropping it, as tonic does when the client is gone, stops the
 /// search.
 struct Answer {
+    context: CallContext,
     search: Search,
     /// Ready when the call is told to stop and its handler may still say something.
     told_to_stop: Option<Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>>,
     budget_code: Code,
     maximum_hashes: NonZeroU64,
+}
+
+impl Drop for Answer {
+    /// Tells the search why, which it could not know of its handle's being dropped.
+    fn drop(&mut self) {
+        if let Some(reason) = self.context.cancel_reason() {
+            self.search.stopper().stop(cause_of(reason));
+        }
+    }
 }
 
 impl Answer {

@@ -84,6 +84,12 @@ fn test() -> Result<()> {
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", target().join("loom")),
     )?;
+    step(
+        "every order in which a call can end",
+        cargo("test -p tonic-cancel --lib --release")
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", target().join("loom")),
+    )?;
     // Which tell what they ran on, and the seed of what they tried at random.
     step(
         "tests of the kernels",

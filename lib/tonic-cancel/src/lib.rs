@@ -58,6 +58,7 @@ mod server;
 
 pub use client::{Call, CallOptions, Canceller, Done, StillRunning, StreamingCall};
 pub use server::{
-    CallBody, CallContext, CallContextLayer, CallContextService, CallEnd, CancelReason, Drain,
-    Drained, ResponseFuture, StopFlag,
+    CallBody, CallContext, CallContextLayer, CallContextService, CallEnd, CancelReason,
+    DeadlinePolicy, Drain, DrainOptions, Drained, Job, Requests, ResponseFuture, Shutdown,
+    StopFlag, WorkGuard, WorkLimit,
 };

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, pin::Pin, time::Duration};
 
 use stage::{next, soon};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
 use tokio_stream::{
@@ -164,17 +164,29 @@ async fn the_client_ends_them() {
 /// tonic's own stream would end as if the client had sent everything.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_goes_away_in_the_middle() {
-    let mut house = House::new(false).await;
-    let (response, sender) = house.call().await;
-    let context = next(&mut house.contexts).await;
-    // Resets the stream.
-    drop(response);
-    assert_eq!(house.end().await, Err(Code::Cancelled));
-    assert_eq!(
-        soon(context.cancelled()).await,
-        Some(CancelReason::ClientGone)
-    );
-    drop(sender);
+    for reason in [h2::Reason::CANCEL, h2::Reason::NO_ERROR] {
+        let mut house = House::new(false).await;
+        // tonic's client does not reset a stream while it has something to send.
+        let socket = TcpStream::connect(house.address).await.unwrap();
+        let (requests, connection) = h2::client::handshake(socket).await.unwrap();
+        tokio::spawn(connection);
+        let method = "grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+        let uri = format!("http://{}/{method}", house.address);
+        let head = http::Request::post(uri).header("content-type", "application/grpc");
+        let mut requests = requests.ready().await.unwrap();
+        let head = head.body(()).unwrap();
+        let (_response, mut body) = requests.send_request(head, false).unwrap();
+        let one = b"\0\0\0\0\x05\x0a\x03one".as_slice();
+        body.send_data(bytes::Bytes::from(one), false).unwrap();
+        assert_eq!(next(&mut house.seen).await, Seen::Message("one".to_owned()));
+        let context = next(&mut house.contexts).await;
+        body.send_reset(reason);
+        assert_eq!(house.end().await, Err(Code::Cancelled));
+        assert_eq!(
+            soon(context.cancelled()).await,
+            Some(CancelReason::ClientGone)
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

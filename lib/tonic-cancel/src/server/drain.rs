@@ -30,7 +30,7 @@ pub struct Drain {
 struct DrainShared {
     refusal: Refusal,
     calls: Mutex<Calls>,
-    /// How much work is under way, on whatever threads.
+    /// How many calls have work under way, on whatever threads.
     working: AtomicUsize,
     /// Notified when the drain is closed and, once it is, when the last call or work has ended.
     changed: Notify,
@@ -53,9 +53,7 @@ pub struct Drained {
     pub told: usize,
     /// How many of these outlasted the notice as well and were ended without their handlers.
     pub forced: usize,
-    /// How many pieces of work were still under way at the end, though their calls were over: what
-    /// [`CallContext::run_on`] and its like have begun, and [`WorkGuard`](crate::WorkGuard)s that
-    /// are held.
+    /// How many calls had work that was still under way at the end; see [`Drain::active_work`].
     pub working: usize,
     /// Whether [`Drain::serve`] left connections behind that did not close in time.
     pub left_behind: bool,
@@ -187,9 +185,9 @@ impl Drain {
         self.shared.lock().active.len()
     }
 
-    /// How many pieces of work are under way for calls, ended ones included: what
-    /// [`CallContext::run_on`] and its like have begun, and [`WorkGuard`](crate::WorkGuard)s that
-    /// are held.
+    /// How many calls have work under way, calls included that have ended: work that
+    /// [`CallContext::run_on`] and its like have begun, or for which a
+    /// [`WorkGuard`](crate::WorkGuard) is held.
     #[must_use]
     pub fn active_work(&self) -> usize {
         self.shared.working.load(Ordering::SeqCst)
@@ -328,6 +326,7 @@ impl Drain {
         let membership = Membership {
             drain: Arc::clone(&self.shared),
             key: entry.key(),
+            working: AtomicUsize::new(0),
         };
         CallContext::from_shared(Arc::new_cyclic(|call| {
             entry.insert(Weak::clone(call));
@@ -366,6 +365,8 @@ impl DrainShared {
 pub(crate) struct Membership {
     drain: Arc<DrainShared>,
     key: usize,
+    /// How many pieces of work are under way for the call.
+    working: AtomicUsize,
 }
 
 impl Membership {
@@ -381,22 +382,18 @@ impl Membership {
         }
     }
 
-    /// Counts a piece of work until it is dropped.
-    pub(crate) fn working(&self) -> Working {
-        self.drain.working.fetch_add(1, Ordering::SeqCst);
-        Working {
-            drain: Arc::clone(&self.drain),
+    /// A piece of work of the call begins.
+    pub(crate) fn begin_work(&self) {
+        if self.working.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.drain.working.fetch_add(1, Ordering::SeqCst);
         }
     }
-}
 
-/// A piece of work that a drain counts.
-pub(crate) struct Working {
-    drain: Arc<DrainShared>,
-}
-
-impl Drop for Working {
-    fn drop(&mut self) {
+    /// A piece of work that was begun has ended.
+    pub(crate) fn end_work(&self) {
+        if self.working.fetch_sub(1, Ordering::SeqCst) > 1 {
+            return;
+        }
         let before = self.drain.working.fetch_sub(1, Ordering::SeqCst);
         if before == 1 && self.drain.lock().closed {
             self.drain.changed.notify_waiters();

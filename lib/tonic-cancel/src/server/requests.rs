@@ -146,7 +146,8 @@ impl<T> Stream for Requests<T> {
         }
         let context = this.ended.context();
         let next = match Pin::new(&mut this.messages).poll_next(cx) {
-            Poll::Ready(None) if context.requests_were_cut() => {
+            // Half a message, or whatever the connection died of, is a cut too.
+            Poll::Ready(None | Some(Err(_))) if context.requests_were_cut() => {
                 Some(Err(Status::cancelled("the client's messages were cut off")))
             }
             Poll::Ready(next) => next,

@@ -14,7 +14,6 @@ use tonic::Status;
 
 use super::{
     context::{CallContext, Waiting},
-    drain::{Membership, Working},
     state::{Moment, StopFlag},
 };
 
@@ -28,7 +27,7 @@ impl CallContext {
     ///
     /// Dropping the future, as happens to a handler whose call ends, stops the waiting and tells
     /// the work to stop. Nothing can end it but itself; until it has, a [`Drain`](crate::Drain)
-    /// counts it as active work.
+    /// knows of it.
     ///
     /// tokio has 512 of these threads for a whole process; for work that keeps a core busy see
     /// [`run_on`](Self::run_on).
@@ -121,9 +120,23 @@ impl CallContext {
         })
     }
 
-    /// Makes the call's drain count a piece of work until the result is dropped.
-    fn working(&self) -> Option<Working> {
-        self.membership().map(Membership::working)
+    /// Makes the call's drain count the call's work until the result is dropped.
+    fn working(&self) -> Working {
+        if let Some(membership) = self.membership() {
+            membership.begin_work();
+        }
+        Working(self.clone())
+    }
+}
+
+/// A piece of work that a drain knows of.
+struct Working(CallContext);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        if let Some(membership) = self.0.membership() {
+            membership.end_work();
+        }
     }
 }
 
@@ -255,7 +268,7 @@ impl fmt::Debug for WorkLimit {
 #[must_use = "the work counts as over when this is dropped"]
 pub struct WorkGuard {
     _permit: OwnedSemaphorePermit,
-    _working: Option<Working>,
+    _working: Working,
 }
 
 impl fmt::Debug for WorkGuard {

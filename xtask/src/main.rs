@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it does is told there")]
 
+mod cancel;
 mod engine;
 mod peers;
 mod results;
@@ -27,7 +28,9 @@ commands:
           installs hashcat and pocl by Debian's package manager where they are missing
   bench engine
           measure what thousands of searches cost, and write bench/RESULTS.md;
-          installs h2load by Debian's package manager where it is missing";
+          installs h2load by Debian's package manager where it is missing
+  bench cancel
+          measure what the cancellation layer costs, and write bench/RESULTS.md";
 
 /// Where the end-to-end tests are, below the root.
 const END_TO_END: &str = "crates/finder/tests/e2e";
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         ["test"] => test(),
         ["bench", "peers"] => peers::run(),
         ["bench", "engine"] => engine::run(),
+        ["bench", "cancel"] => cancel::run(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

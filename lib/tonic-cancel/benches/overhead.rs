@@ -37,10 +37,13 @@ use tower_service::Service;
 const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 64;
 
-/// How long one server is measured before it is the other one's turn, and how many turns each has:
-/// short ones, for what disturbs a machine lasts longer.
+/// How long one server is measured before it is the other one's turn: shortly, for what disturbs a
+/// machine lasts longer.
 const TURN: Duration = Duration::from_millis(250);
-const TURNS: usize = 24;
+
+/// How many pairs of servers are measured, each new: two processes of the same program differ by some
+/// percent for as long as they run.
+const PAIRS: usize = 16;
 
 const STREAMS: usize = 10_000;
 /// How many streams one connection carries; so many are well within everybody's limits.
@@ -71,35 +74,44 @@ fn measure() {
     Runtime::new().unwrap().block_on(deadlines());
 }
 
-/// Calls a second with the layer and without it.
+/// Calls a second with the layer and without it, and what they cost the server.
 async fn throughput(name: &str, timeout: Option<Duration>) {
-    let servers = [Process::start(false), Process::start(true)];
-    let mut rates = [Vec::new(), Vec::new()];
-    for (server, _) in servers.iter().zip(0..2) {
-        // Warms it up.
-        rate(server.address, timeout).await;
-    }
+    let (mut rates, mut costs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let mut ratios = Vec::new();
-    for turn in 0..TURNS {
-        // Neither is always the first.
-        let order = if turn % 2 == 0 { [0, 1] } else { [1, 0] };
-        let mut pair = [0.0; 2];
-        for which in order {
-            pair[which] = rate(servers[which].address, timeout).await;
-            rates[which].push(pair[which]);
+    for pair in 0..PAIRS {
+        let servers = [Process::start(false), Process::start(true)];
+        let mut calls = [0.0; 2];
+        // The first turns warm up. Neither is always the first.
+        let order = [0, 1, pair % 2, 1 - pair % 2, 1 - pair % 2, pair % 2];
+        for (turn, which) in order.into_iter().enumerate() {
+            let server = &servers[which];
+            let (before, began) = (server.busy(), Instant::now());
+            let count = load(server.address, timeout).await;
+            if turn >= 2 {
+                let rate = count / began.elapsed().as_secs_f64();
+                calls[which] += rate;
+                rates[which].push(rate);
+                costs[which].push((server.busy() - before) / count * 1e6);
+            }
         }
-        ratios.push(pair[1] / pair[0]);
+        ratios.push(calls[1] / calls[0]);
     }
-    let [without, with] = rates.map(middle);
-    println!("unary calls a second {name}, with the layer\t{with}");
-    println!("unary calls a second {name}, without it\t{without}");
+    for (which, server) in ["without the layer", "with the layer"].iter().enumerate() {
+        let (rates, costs) = (rates[which].clone(), costs[which].clone());
+        println!("unary calls a second {name}, {server}\t{}", middle(rates));
+        println!(
+            "us of the server's time for a unary call {name}, {server}\t{}",
+            middle(costs)
+        );
+    }
     println!(
         "unary calls a second {name}, with the layer / without\t{}",
         middle(ratios)
     );
 }
 
-async fn rate(address: SocketAddr, timeout: Option<Duration>) -> f64 {
+/// Makes calls for a turn; says how many.
+async fn load(address: SocketAddr, timeout: Option<Duration>) -> f64 {
     let (stop, count) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
@@ -109,7 +121,6 @@ async fn rate(address: SocketAddr, timeout: Option<Duration>) -> f64 {
         clients.push(connect(address).await);
     }
     let mut callers = JoinSet::new();
-    let began = Instant::now();
     for caller in 0..IN_FLIGHT {
         let mut client = clients[caller % CONNECTIONS].clone();
         let (stop, count) = (Arc::clone(&stop), Arc::clone(&count));
@@ -129,7 +140,7 @@ async fn rate(address: SocketAddr, timeout: Option<Duration>) -> f64 {
     while let Some(ended) = callers.join_next().await {
         ended.unwrap();
     }
-    count.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
+    count.load(Ordering::Relaxed) as f64
 }
 
 /// What the server's process holds for each stream that is open.
@@ -384,6 +395,17 @@ impl Process {
         BufReader::new(output).read_line(&mut line).unwrap();
         let address = line.trim().parse().unwrap();
         Process { process, address }
+    }
+
+    /// How long its threads have run, in seconds.
+    fn busy(&self) -> f64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        let times = threads.map(|thread| {
+            let times = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
+            let running = times.split(' ').next().unwrap();
+            running.parse::<f64>().unwrap() / 1e9
+        });
+        times.sum()
     }
 
     /// The memory that it occupies, in bytes.

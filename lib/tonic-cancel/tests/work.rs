@@ -20,7 +20,7 @@ fn pool() -> Sender<Job> {
 }
 
 /// Works until it is told to stop.
-fn until_told(stop: StopFlag) {
+fn until_told(stop: &StopFlag) {
     while !stop.is_requested() {
         std::thread::yield_now();
     }
@@ -63,9 +63,9 @@ async fn dropping_the_future_tells_the_work() {
     let (first, second) = (pool(), pool());
     let work = |name: &'static str| {
         let told = told.clone();
-        move |stop| {
+        move |stop: StopFlag| {
             told.send("began").unwrap();
-            until_told(stop);
+            until_told(&stop);
             told.send(name).unwrap();
         }
     };

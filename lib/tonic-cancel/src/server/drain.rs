@@ -171,6 +171,12 @@ impl Drain {
         self.shared.changed.notify_waiters();
     }
 
+    /// Whether every call is refused.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().closed
+    }
+
     /// Waits until the drain is closed: what a server's graceful shutdown waits for.
     ///
     /// Dropping the future has no effect.

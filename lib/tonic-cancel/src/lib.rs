@@ -26,7 +26,13 @@
 //! }
 //! ```
 //!
-//! A [`Drain`] shared by the layers of a server ends it in bounded time: close, wait, force.
+//! - [`CallContext::run_blocking`] and [`CallContext::run_on`] do that and more for work that blocks,
+//!   and a [`WorkLimit`] bounds how much there is of it, also where its calls are over.
+//! - [`CallContext::outgoing`] hands deadline and cancellation on to the calls that a handler makes.
+//! - [`CallContext::requests`] tells a client's stream that has ended from one that was cut.
+//! - A [`DeadlinePolicy`] bounds how long calls may take.
+//! - A [`Drain`] shared by the layers of a server ends it in bounded time: close, wait, force.
+//!   [`Drain::serve`] runs it to its end.
 //!
 //! # Client
 //!

@@ -220,18 +220,20 @@ impl CallContext {
             let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
             request.set_timeout(own.map_or(left, |own| own.min(left)));
         }
+        request.extensions_mut().insert(self.parent(deadline));
+        request
+    }
+
+    /// What an outgoing call learns of this one.
+    fn parent(&self, deadline: Option<Instant>) -> Parent {
         let context = self.clone();
-        let stopped = move || {
+        Parent::new(deadline, move || {
             let context = context.clone();
             async move {
                 let reason = context.cancelled().await;
                 reason.map(|reason| reason.to_string())
             }
-        };
-        request
-            .extensions_mut()
-            .insert(Parent::new(deadline, stopped));
-        request
+        })
     }
 
     /// Tells the work to stop and lets the handler answer.

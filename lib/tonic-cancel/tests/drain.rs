@@ -229,17 +229,18 @@ async fn work_that_does_not_end_is_told() {
         let mut call = Either::start(false, &client, request("hang"), CallOptions::new());
         let context = next(&mut house.began).await;
         let (release, held) = std::sync::mpsc::channel::<()>();
+        let (working_sender, mut is_working) = unbounded_channel();
         let working = tokio::spawn(async move {
-            let work = move |_stop| held.recv().unwrap();
+            let work = move |_stop| {
+                working_sender.send(()).unwrap();
+                held.recv().unwrap();
+            };
             context.run_blocking(work).await
         });
         let drain = house.drain.clone();
-        soon(async {
-            while drain.active_work() == 0 {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
+        // Work that has not begun by the time that it is told does not begin.
+        next(&mut is_working).await;
+        assert_eq!(drain.active_work(), 1);
         let ended = tokio::spawn(house.end());
         assert_eq!(call.end().await.unwrap_err().code(), Code::Unavailable);
         if ends {

@@ -53,6 +53,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod link;
 mod server;
 
 pub use client::{Call, CallOptions, Canceller, Done, StillRunning, StreamingCall};

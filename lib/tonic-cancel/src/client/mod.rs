@@ -81,6 +81,8 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tonic::{Code, Request, Status};
 
+use crate::link::Parent;
+
 pub use call::{Call, StillRunning};
 pub use streaming::StreamingCall;
 
@@ -141,18 +143,7 @@ impl Canceller {
     }
 
     fn cancel_because(&self, reason: Option<String>) -> bool {
-        let mut state = self.shared.lock();
-        if state.done.is_some() || state.cancelled.is_some() {
-            return false;
-        }
-        let mut message = "the caller cancelled the call".to_owned();
-        if let Some(reason) = reason {
-            message = format!("{message}: {reason}");
-        }
-        state.cancelled = Some(Status::cancelled(message));
-        drop(state);
-        self.shared.cancelled.notify_one();
-        true
+        self.shared.cancel("the caller cancelled the call", reason)
     }
 }
 
@@ -169,6 +160,8 @@ type Callback = Box<dyn FnOnce(Done) + Send>;
 /// What the handle of a call and the task that carries the call have in common.
 struct Shared {
     deadline: Option<Instant>,
+    /// The call on whose behalf this one is made.
+    parent: Option<Parent>,
     cancelled: Notify,
     state: Mutex<State>,
 }
@@ -184,13 +177,22 @@ struct State {
 impl Shared {
     /// Also writes the timeout into the request, for the server to keep to.
     fn new<R>(request: &mut Request<R>, options: CallOptions) -> Arc<Shared> {
-        let timeout = options.timeout.filter(|timeout| *timeout <= MAX_TIMEOUT);
-        if let Some(timeout) = timeout {
-            request.set_timeout(timeout);
+        let now = Instant::now();
+        let parent = request.extensions_mut().remove::<Parent>();
+        // A timeout beyond what the clock can show is no deadline.
+        let own = options.timeout.and_then(|timeout| now.checked_add(timeout));
+        let inherited = parent.as_ref().and_then(|parent| parent.deadline);
+        let deadline = own
+            .into_iter()
+            .chain(inherited.map(Instant::from_std))
+            .min();
+        let deadline = deadline.filter(|deadline| *deadline - now <= MAX_TIMEOUT);
+        if let Some(deadline) = deadline {
+            request.set_timeout(deadline - now);
         }
         Arc::new(Shared {
-            // A timeout beyond what the clock can show is no deadline.
-            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            deadline,
+            parent,
             cancelled: Notify::new(),
             state: Mutex::default(),
         })
@@ -209,10 +211,17 @@ impl Shared {
                 None => std::future::pending().await,
             }
         };
+        let parent_ended = async {
+            match &self.parent {
+                Some(parent) => parent.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         let result = tokio::select! {
             biased;
             status = cancelled => Err(status),
             () = expired => Err(deadline_exceeded()),
+            reason = parent_ended => Err(self.end_with_parent(reason)),
             result = call => result,
         };
         // A server that saw the deadline pass first may have said so in words of its own.
@@ -223,6 +232,36 @@ impl Shared {
             }
             _ => result,
         }
+    }
+
+    /// Cancels the call, unless it is done or cancelled already.
+    fn cancel(&self, message: &str, reason: Option<String>) -> bool {
+        let mut state = self.lock();
+        if state.done.is_some() || state.cancelled.is_some() {
+            return false;
+        }
+        let message = match reason {
+            Some(reason) => format!("{message}: {reason}"),
+            None => message.to_owned(),
+        };
+        state.cancelled = Some(Status::cancelled(message));
+        drop(state);
+        self.cancelled.notify_one();
+        true
+    }
+
+    /// What the call ends with whose parent has ended. A deadline that passed for both is the child's
+    /// own end, whoever saw it first.
+    fn end_with_parent(&self, reason: Option<String>) -> Status {
+        if self
+            .deadline
+            .is_some_and(|deadline| deadline <= Instant::now())
+        {
+            return deadline_exceeded();
+        }
+        self.cancel("the call that it was made for has ended", reason);
+        let cancelled = self.lock().cancelled.clone();
+        cancelled.unwrap_or_else(|| Status::cancelled(""))
     }
 
     /// Records the end, before anybody can be told of it, then `tell`s the one who waits, then runs
@@ -285,5 +324,60 @@ fn deadline_exceeded() -> Status {
 fn run(callback: Callback, done: Done) {
     if catch_unwind(AssertUnwindSafe(|| callback(done))).is_err() {
         tracing::error!("a done callback of a call panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A call made for another, whose parent ends when `parent` does.
+    fn child<F>(
+        deadline: Option<std::time::Instant>,
+        parent: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Call<()>
+    where
+        F: Future<Output = Option<String>> + Send + 'static,
+    {
+        let mut request = Request::new(());
+        request
+            .extensions_mut()
+            .insert(Parent::new(deadline, parent));
+        Call::start(request, CallOptions::new(), |_| std::future::pending())
+    }
+
+    #[tokio::test]
+    async fn a_child_is_cancelled_with_its_parent() {
+        let (end, ended) = tokio::sync::watch::channel(false);
+        let call = child(None, move || {
+            let mut ended = ended.clone();
+            async move {
+                ended.wait_for(|ended| *ended).await.unwrap();
+                Some("its client is gone".to_owned())
+            }
+        });
+        let canceller = call.canceller();
+        end.send(true).unwrap();
+        let status = call.await.unwrap_err();
+        assert_eq!(status.code(), Code::Cancelled);
+        assert!(status.message().ends_with("its client is gone"), "{status}");
+        assert!(canceller.shared.done().unwrap().cancelled);
+    }
+
+    #[tokio::test]
+    async fn a_child_has_its_parents_deadline() {
+        let now = std::time::Instant::now();
+        // A parent whose deadline has passed has ended as well; that is still the child's deadline.
+        let call = child(Some(now), || std::future::ready(None));
+        assert_eq!(call.await.unwrap_err().code(), Code::DeadlineExceeded);
+
+        let hour = Duration::from_secs(3600);
+        let mut request = Request::new(());
+        let parent = Parent::new(Some(now + hour), std::future::pending);
+        request.extensions_mut().insert(parent);
+        let shared = Shared::new(&mut request, CallOptions::new().timeout(2 * hour));
+        assert_eq!(shared.deadline, Some(Instant::from_std(now + hour)));
+        assert!(request.metadata().contains_key("grpc-timeout"));
+        assert!(request.extensions().get::<Parent>().is_none());
     }
 }

@@ -61,6 +61,14 @@ fn test() -> Result<()> {
         "lints",
         &mut cargo("clippy --workspace --all-targets -- -D warnings"),
     )?;
+    for half in ["client", "server"] {
+        step(
+            &format!("lints of tonic-cancel's {half} alone"),
+            &mut cargo(&format!(
+                "clippy -p tonic-cancel --no-default-features --features {half} -- -D warnings"
+            )),
+        )?;
+    }
     step(
         "docs",
         cargo("doc --workspace --no-deps --document-private-items")

@@ -49,14 +49,23 @@
 //! }
 //! # }
 //! ```
+//!
+//! # Features
+//!
+//! `server` and `client`, each a half of its own; both are there by default.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
 mod client;
+#[cfg(feature = "client")]
 mod link;
+#[cfg(feature = "server")]
 mod server;
 
+#[cfg(feature = "client")]
 pub use client::{Call, CallOptions, Canceller, Done, StillRunning, StreamingCall};
+#[cfg(feature = "server")]
 pub use server::{
     CallBody, CallContext, CallContextLayer, CallContextService, CallEnd, CancelReason, Drain,
     Drained, ResponseFuture, StopFlag,

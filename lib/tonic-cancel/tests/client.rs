@@ -6,17 +6,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, uri::PathAndQuery};
 use tokio::{
     net::TcpListener,
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
+use tokio_stream::StreamExt;
 use tonic::{
     Code, Request, Response, Status, Streaming,
+    client::Grpc,
     transport::{Channel, Endpoint},
 };
 use tonic_cancel::{Call, CallOptions, Canceller, Done, StreamingCall};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
+use tonic_prost::ProstCodec;
 
 /// How long anything may take that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,7 +46,7 @@ impl Arrived {
         self.respond.send_response(response, ended).unwrap()
     }
 
-    /// Waits until the client has given the call up.
+    /// Waits until the client has given up the call, which has no response yet.
     async fn reset(mut self) -> h2::Reason {
         std::future::poll_fn(|cx| self.respond.poll_reset(cx))
             .await
@@ -59,6 +62,7 @@ fn trailers(metadata: &[(&'static str, &'static str)]) -> HeaderMap {
 }
 
 struct Scripted {
+    channel: Channel,
     client: HealthClient<Channel>,
     arrived: UnboundedReceiver<Arrived>,
 }
@@ -85,6 +89,7 @@ impl Scripted {
         });
         let channel = Endpoint::try_from(address).unwrap().connect_lazy();
         Scripted {
+            channel: channel.clone(),
             client: HealthClient::new(channel),
             arrived,
         }
@@ -101,6 +106,22 @@ impl Scripted {
         let mut client = self.client.clone();
         StreamingCall::start(request(), options, |request| async move {
             client.watch(request).await
+        })
+    }
+
+    /// A call with a stream of requests, which has one and neither goes on nor ends.
+    fn converse(&self) -> StreamingCall<HealthCheckResponse> {
+        let mut client = Grpc::new(self.channel.clone());
+        let requests = tokio_stream::once(HealthCheckRequest::default());
+        let requests = Request::new(requests.chain(tokio_stream::pending()));
+        StreamingCall::start(requests, NO_OPTIONS, |requests| async move {
+            client
+                .ready()
+                .await
+                .map_err(|e| Status::unknown(e.to_string()))?;
+            let codec = ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
+            let path = PathAndQuery::from_static("/test.Test/Converse");
+            client.streaming(requests, path, codec).await
         })
     }
 
@@ -209,6 +230,24 @@ async fn a_call_that_this_side_ends_has_no_metadata() {
     assert!(call.initial_metadata().await.is_none());
     assert!(call.trailing_metadata().unwrap().is_empty());
     assert_eq!(arrived.reset().await, h2::Reason::CANCEL);
+}
+
+/// Once its response had begun, a cancelled call with a stream of requests stayed open: what sent
+/// that stream went on waiting for the next request, and the server never heard of it.
+#[tokio::test]
+async fn a_cancellation_ends_the_stream_of_requests() {
+    let mut server = Scripted::start().await;
+    let mut call = server.converse();
+    let mut arrived = server.arrived().await;
+    let mut body = arrived.headers(&[], false);
+    body.send_data(MESSAGE.into(), false).unwrap();
+    assert!(call.message().await.unwrap().is_some());
+    assert!(call.cancel());
+    let reset = std::future::poll_fn(|cx| body.poll_reset(cx));
+    let reset = tokio::time::timeout(PATIENCE, reset).await;
+    let reset = reset.map(Result::unwrap);
+    assert_eq!(reset.expect("the server was told"), h2::Reason::CANCEL);
+    assert_eq!(call.message().await.unwrap_err().code(), Code::Cancelled);
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use tokio::{
     sync::{Notify, mpsc},
     time::Instant,
 };
-use tonic::{Code, Request, Status, metadata::MetadataMap};
+use tonic::{CancellationHandle, Code, Request, Status, metadata::MetadataMap};
 
 use super::{CallOptions, Done};
 use crate::link::Parent;
@@ -21,6 +21,9 @@ pub(super) struct Shared {
     deadline: Option<Instant>,
     /// The call on whose behalf this one is made.
     parent: Option<Parent>,
+    /// Ends the request. To drop the call does not, once the response has begun: what sends a
+    /// request stream would go on for as long as the stream does, and with it the call at the server.
+    request: CancellationHandle,
     cancelled: Notify,
     /// Notified when the initial metadata has come, and at the end.
     told: Notify,
@@ -110,6 +113,7 @@ impl Shared {
         Shared {
             deadline,
             parent,
+            request: request.cancellation_handle(),
             cancelled: Notify::new(),
             told: Notify::new(),
             state: Mutex::default(),
@@ -225,6 +229,7 @@ impl Shared {
         state.done = Some(done.clone());
         let callbacks = std::mem::take(&mut state.callbacks);
         drop(state);
+        self.request.clone().cancel();
         tell();
         self.told.notify_waiters();
         for callback in callbacks {

@@ -64,7 +64,9 @@ mod link;
 mod server;
 
 #[cfg(feature = "client")]
-pub use client::{Call, CallOptions, Canceller, Done, StillRunning, StreamingCall};
+pub use client::{
+    Backoff, Call, CallOptions, Canceller, Done, ReadyChannel, StillRunning, StreamingCall,
+};
 #[cfg(feature = "server")]
 pub use server::{
     CallBody, CallContext, CallContextLayer, CallContextService, CallEnd, CancelReason, Drain,

@@ -102,6 +102,7 @@ macro_rules! handle {
 use handle;
 
 mod call;
+mod ready;
 mod shared;
 mod streaming;
 
@@ -114,6 +115,7 @@ use crate::link::Parent;
 use shared::Shared;
 
 pub use call::{Call, StillRunning};
+pub use ready::{Backoff, ReadyChannel};
 pub use streaming::StreamingCall;
 
 /// The longest timeout that can be written into a request: eight digits of hours (gRPC over HTTP/2,
@@ -128,15 +130,17 @@ const BY_CALLER: &str = "the caller cancelled the call";
 pub struct CallOptions {
     timeout: Option<Duration>,
     deadline: Option<std::time::Instant>,
+    wait_for_ready: bool,
 }
 
 impl CallOptions {
-    /// No deadline.
+    /// No deadline, and no waiting for a channel that cannot connect.
     #[must_use]
     pub const fn new() -> CallOptions {
         CallOptions {
             timeout: None,
             deadline: None,
+            wait_for_ready: false,
         }
     }
 
@@ -154,6 +158,17 @@ impl CallOptions {
     #[must_use]
     pub const fn deadline(mut self, deadline: std::time::Instant) -> CallOptions {
         self.deadline = Some(deadline);
+        self
+    }
+
+    /// Whether a call on a channel that cannot connect waits until it can, as long as there is time
+    /// (gRPC's `doc/wait-for-ready.md`). Without it, such a call ends with UNAVAILABLE at once.
+    ///
+    /// It needs a client that is built over a [`ReadyChannel`]. With another one, a call that cannot
+    /// connect ends with FAILED_PRECONDITION.
+    #[must_use]
+    pub const fn wait_for_ready(mut self, wait: bool) -> CallOptions {
+        self.wait_for_ready = wait;
         self
     }
 

@@ -11,7 +11,10 @@ use tokio::{
 };
 use tonic::{CancellationHandle, Code, Request, Status, metadata::MetadataMap};
 
-use super::{CallOptions, Done};
+use super::{
+    CallOptions, Done,
+    ready::{self, Mark},
+};
 use crate::link::Parent;
 
 type Callback = Box<dyn FnOnce(Done) + Send>;
@@ -24,6 +27,8 @@ pub(super) struct Shared {
     /// Ends the request. To drop the call does not, once the response has begun: what sends a
     /// request stream would go on for as long as the stream does, and with it the call at the server.
     request: CancellationHandle,
+    /// Whether, and for what, the call waits.
+    mark: Option<Mark>,
     cancelled: Notify,
     /// Notified when the initial metadata has come, and at the end.
     told: Notify,
@@ -110,10 +115,15 @@ impl Shared {
         if let Some(deadline) = deadline {
             request.set_timeout(deadline.duration_since(now));
         }
+        let mark = options.wait_for_ready.then(|| Mark::new(deadline));
+        if let Some(mark) = &mark {
+            request.extensions_mut().insert(mark.clone());
+        }
         Shared {
             deadline,
             parent,
             request: request.cancellation_handle(),
+            mark,
             cancelled: Notify::new(),
             told: Notify::new(),
             state: Mutex::default(),
@@ -130,6 +140,8 @@ impl Shared {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
+            // As long as the call is there to be asked what it waits for.
+            self.deadline_exceeded()
         };
         let parent_ended = async {
             match &self.parent {
@@ -137,18 +149,42 @@ impl Shared {
                 None => std::future::pending().await,
             }
         };
-        let result = tokio::select! {
+        tokio::select! {
             biased;
             () = self.cancelled.notified() => Err(self.cancelled_status()),
-            () = expired => Err(deadline_exceeded()),
+            status = expired => Err(status),
             reason = parent_ended => Err(self.end_with_parent(reason)),
-            result = call => result,
-        };
-        // A server that saw the deadline pass first may have said so in words of its own.
-        if result.is_err() && self.is_expired() && self.lock().cancelled.is_none() {
-            return Err(deadline_exceeded());
+            result = call => result.map_err(|status| self.in_own_words(status)),
         }
-        result
+    }
+
+    /// What a call ends with that failed by itself.
+    fn in_own_words(&self, status: Status) -> Status {
+        // A server that saw the deadline pass first may have said so in words of its own.
+        if self.is_expired() && self.lock().cancelled.is_none() {
+            return self.deadline_exceeded();
+        }
+        // A call that was to wait and did not, for want of a channel that knows how to, must not
+        // look like one that has waited.
+        if let Some(mark) = &self.mark
+            && !mark.is_taken()
+            && ready::is_connect_failure(&status)
+        {
+            return Status::failed_precondition(format!(
+                "wait_for_ready needs a client that is built over tonic_cancel::ReadyChannel; \
+                 without it the call failed at once: {}",
+                status.message()
+            ));
+        }
+        status
+    }
+
+    fn deadline_exceeded(&self) -> Status {
+        let mut message = "the call's deadline passed".to_owned();
+        if let Some(problem) = self.mark.as_ref().and_then(Mark::waits_for) {
+            message = format!("{message} before there was a connection: {problem}");
+        }
+        Status::deadline_exceeded(message)
     }
 
     /// Cancels the call, unless it is done or cancelled already.
@@ -178,7 +214,7 @@ impl Shared {
     /// own end, whoever saw it first.
     fn end_with_parent(&self, reason: Option<String>) -> Status {
         if self.is_expired() {
-            return deadline_exceeded();
+            return self.deadline_exceeded();
         }
         self.cancel("the call that it was made for has ended", reason);
         self.cancelled_status()
@@ -267,10 +303,6 @@ impl<M> Drop for Carrier<M> {
 /// What a call ends with whose task went down.
 pub(super) fn carrier_lost() -> Status {
     Status::unknown("the task that carried the call went down")
-}
-
-fn deadline_exceeded() -> Status {
-    Status::deadline_exceeded("the call's deadline passed")
 }
 
 /// The status is no metadata, though it comes with it; tonic takes it out of failed calls' alone.

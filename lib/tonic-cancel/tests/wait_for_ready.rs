@@ -166,7 +166,8 @@ impl TestServer {
 impl Drop for TestServer {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
+            // Only then is its port free.
+            tokio::task::block_in_place(|| runtime.shutdown_timeout(PATIENCE));
         }
     }
 }

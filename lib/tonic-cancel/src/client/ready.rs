@@ -209,6 +209,9 @@ where
     loop {
         turn = gate.clearance(turn).await;
         let (began, probing) = (Instant::now(), turn.is_some());
+        if probing {
+            gate.begins(began);
+        }
         let mut parts = parts.clone();
         mark.write_timeout(&mut parts.headers);
         let body = held.lend(turn.take());
@@ -490,6 +493,17 @@ impl Gate {
         let mut state = self.state.subscribe();
         let reached = state.wait_for(|state| state.is == is).await;
         debug_assert!(reached.is_ok(), "the sender is this gate's");
+    }
+
+    /// An attempt to connect begins. If the call that makes it is cancelled, nobody learns of its
+    /// outcome, but the next one must keep its distance all the same.
+    fn begins(&self, began: Instant) {
+        let wait = self.backoff.wait(1, chance());
+        self.state.send_if_modified(|state| {
+            state.not_before = began + wait;
+            // Nobody waits for that.
+            false
+        });
     }
 
     /// A request is on a connection.

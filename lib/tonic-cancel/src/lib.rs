@@ -50,6 +50,25 @@
 //! # }
 //! ```
 //!
+//! A call on a channel that cannot connect fails at once; over a [`ReadyChannel`] it can wait.
+//!
+//! ## A channel that cancels a lot
+//!
+//! What a server had sent before it heard of a cancellation arrives all the same, and h2 takes it
+//! for a sign of an ill-meaning peer: it counts such frames for as long as the connection lives, and
+//! in the end closes it, and with it every other call on it. If you trust the server, lift both
+//! limits; then a connection outlives any number of cancelled calls (a test of this crate counts to
+//! 100,000):
+//!
+//! ```
+//! # use tonic::transport::Endpoint;
+//! let endpoint = Endpoint::from_static("http://127.0.0.1:50051")
+//!     // How many frames may arrive for streams that are forgotten; 1,024 otherwise.
+//!     .http2_max_local_error_reset_streams(None)
+//!     // Half of it is what small messages for cancelled streams may use up in all.
+//!     .initial_connection_window_size((1 << 31) - 1);
+//! ```
+//!
 //! # Features
 //!
 //! `server` and `client`, each a half of its own; both are there by default.

@@ -532,6 +532,7 @@ impl Gate {
     /// An attempt to connect has failed. One that was made without a turn counts only if it is the
     /// first to tell of it.
     fn failed(&self, problem: String, began: Instant, probing: bool) {
+        tracing::debug!(problem, probing, "cannot connect");
         let chance = chance();
         self.state.send_if_modified(|state| {
             if !probing && state.is == Is::Down {
@@ -539,9 +540,7 @@ impl Gate {
             }
             state.is = Is::Down;
             state.failures = state.failures.saturating_add(1);
-            let wait = self.backoff.wait(state.failures, chance);
-            state.not_before = began + wait;
-            tracing::debug!(problem, failures = state.failures, ?wait, "cannot connect");
+            state.not_before = began + self.backoff.wait(state.failures, chance);
             state.problem = Some(problem);
             true
         });

@@ -22,8 +22,12 @@ const QUEUE: usize = 16;
 /// A streaming call that is under way; a stream of its messages, which ends after its status.
 ///
 /// Messages that nobody takes are held back by the connection's flow control; those that have arrived
-/// can be read even after the call is over. Dropping the handle
-/// cancels the call, unless it was [`detach`](StreamingCall::detach)ed.
+/// can be read even after the call is over. Dropping the handle cancels the call, unless it was
+/// [`detach`](StreamingCall::detach)ed.
+///
+/// The end of a call ends its stream of requests as well, if it has one. There is one case in which a
+/// server learns late of a cancellation: when its response has begun, and a request is held back
+/// because the server has stopped reading. It learns of it when it goes on, or the connection ends.
 pub struct StreamingCall<T> {
     shared: Arc<Shared>,
     messages: mpsc::Receiver<Result<T, Status>>,

@@ -19,6 +19,7 @@ use super::{
     state::{CallEnd, CancelReason, Lifecycle, Moment, StopFlag},
     timeout,
 };
+#[cfg(feature = "client")]
 use crate::link::Parent;
 
 /// One call, as its handler sees it; clones are the same call.
@@ -220,11 +221,13 @@ impl CallContext {
             let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
             request.set_timeout(own.map_or(left, |own| own.min(left)));
         }
+        #[cfg(feature = "client")]
         request.extensions_mut().insert(self.parent(deadline));
         request
     }
 
     /// What an outgoing call learns of this one.
+    #[cfg(feature = "client")]
     fn parent(&self, deadline: Option<Instant>) -> Parent {
         let context = self.clone();
         Parent::new(deadline, move || {

@@ -3,7 +3,8 @@
 use std::{
     fmt,
     io::{self, Write},
-    num::{NonZeroU64, NonZeroUsize},
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
+    path::PathBuf,
     process::ExitCode,
     str::FromStr,
     time::Duration,
@@ -12,6 +13,12 @@ use std::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hashfinder_search::{Cursor, DesiredName, Distance, Kernel};
 use http::uri::Authority;
+
+use crate::listener::ClientName;
+
+/// The largest share that a client may have, compared with others' of 1. With more, these would wait for
+/// half a second and longer between two of their slices.
+const MAXIMUM_WEIGHT: u32 = 1000;
 
 /// How long `find` waits for a server that is not there: long enough for one that is just being
 /// started, short enough for somebody who mistyped its name.
@@ -110,9 +117,9 @@ pub(crate) struct FindArguments {
     #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
 
-    /// Ask the server at HOST:PORT instead of searching in this process
+    /// Ask the server at HOST:PORT, or at unix:PATH, instead of searching in this process
     #[arg(long, value_name = "HOST:PORT", value_parser = server)]
-    pub(crate) server: Option<Authority>,
+    pub(crate) server: Option<ServerAddress>,
 
     /// How long to wait for the server to be there
     #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = duration)]
@@ -167,8 +174,8 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "N", default_value = MAXIMUM_CONCURRENT_RPCS)]
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
 
-    /// How many searches a client, that is an address, may have at a time [default: as many as all
-    /// together]
+    /// How many searches a client may have at a time; a client is an address, or a user behind a Unix
+    /// socket [default: three quarters of the maximum of RPCs, so that others find room]
     #[arg(long, value_name = "N")]
     pub(crate) maximum_searches_per_client: Option<NonZeroUsize>,
 
@@ -177,9 +184,18 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "N")]
     pub(crate) maximum_hashes_per_second: Option<NonZeroU64>,
 
+    /// The share of the cores that a client has, compared with others' of 1; CLIENT is an IP address, or
+    /// user: and a user's number. May be given more than once
+    #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
+    pub(crate) client_weights: Vec<(ClientName, NonZeroU32)>,
+
     /// How many candidates wait for a stream's reader before its search does
     #[arg(long, value_name = "N", default_value = QUEUE_LENGTH)]
     pub(crate) queue_length: NonZeroUsize,
+
+    /// Listen on a Unix socket with this path instead; whoever may write to it may use it
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port", "reuse_port"])]
+    pub(crate) unix: Option<PathBuf>,
 
     /// Share the port with other processes (SO_REUSEPORT)
     #[arg(long)]
@@ -188,6 +204,15 @@ pub(crate) struct ServeArguments {
     /// How long calls may go on after SIGINT or SIGTERM
     #[arg(long, value_name = "DURATION", default_value = DRAIN_GRACE, value_parser = duration)]
     pub(crate) drain_grace: Duration,
+}
+
+impl ServeArguments {
+    /// How many searches a client may have at a time.
+    pub(crate) fn maximum_searches_per_client(&self) -> usize {
+        let all = self.maximum_concurrent_rpcs.get();
+        let most = self.maximum_searches_per_client;
+        most.map_or(all - all / 4, NonZeroUsize::get)
+    }
 }
 
 /// One kernel or all of them.
@@ -317,14 +342,53 @@ fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; give for instance 90s or 5m"))
 }
 
-fn server(text: &str) -> Result<Authority, String> {
+/// Where a server is.
+#[derive(Clone, Debug)]
+pub(crate) enum ServerAddress {
+    Tcp(Authority),
+    Unix(String),
+}
+
+impl ServerAddress {
+    /// The address as a URI.
+    pub(crate) fn uri(&self) -> String {
+        match self {
+            ServerAddress::Tcp(authority) => format!("http://{authority}"),
+            ServerAddress::Unix(path) => format!("unix:{path}"),
+        }
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServerAddress::Tcp(authority) => authority.fmt(f),
+            ServerAddress::Unix(path) => write!(f, "unix:{path}"),
+        }
+    }
+}
+
+fn client_weight(text: &str) -> Result<(ClientName, NonZeroU32), String> {
+    let parts = text.rsplit_once('=');
+    let (client, weight) = parts.ok_or("give CLIENT=N, for instance 10.0.0.7=4")?;
+    let weight = NonZeroU32::from_str(weight).ok();
+    let weight = weight.filter(|weight| weight.get() <= MAXIMUM_WEIGHT);
+    let weight = weight.ok_or_else(|| format!("give a weight from 1 to {MAXIMUM_WEIGHT}"))?;
+    Ok((client.parse()?, weight))
+}
+
+fn server(text: &str) -> Result<ServerAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+        return Ok(ServerAddress::Unix(path.to_owned()));
+    }
     let authority = Authority::from_str(text).ok();
     authority
         .filter(|authority| {
             let plain = !authority.as_str().contains('@') && !authority.host().is_empty();
             plain && authority.port_u16().is_some()
         })
-        .ok_or_else(|| "give HOST:PORT, for instance localhost:50051".to_owned())
+        .map(ServerAddress::Tcp)
+        .ok_or_else(|| "give HOST:PORT, for instance localhost:50051, or unix:PATH".to_owned())
 }
 
 #[cfg(test)]
@@ -344,6 +408,7 @@ mod tests {
             "127.0.0.1:1",
             "[::1]:50051",
             "a.example:80",
+            "unix:/run/a.sock",
         ] {
             assert!(server(right).is_ok(), "{right}");
         }
@@ -355,6 +420,7 @@ mod tests {
             "host:99999",
             "http://host:1",
             "u@h:1",
+            "unix:",
         ] {
             assert!(server(wrong).is_err(), "{wrong}");
         }

@@ -6,6 +6,8 @@
 mod bench;
 mod cli;
 mod find;
+mod listener;
+mod log;
 mod rpc;
 mod serve;
 mod signals;

@@ -1,38 +1,27 @@
 //! `hashfinder serve`: the server process, from its socket to its last call.
 
 use std::{
-    backtrace::Backtrace,
-    io::{IsTerminal, Write},
-    net::{SocketAddr, ToSocketAddrs},
-    num::NonZeroUsize,
+    io::Write,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use hashfinder_search::{Engine, Kernel};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{net::TcpListener, sync::oneshot};
-use tonic::{
-    Code, Status,
-    service::LayerExt,
-    transport::{Server, server::TcpIncoming},
-};
+use tokio::sync::oneshot;
+use tonic::{Code, Status, service::LayerExt, transport::Server};
 use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     cli::{BudgetStatus, Exit, ServeArguments},
+    listener::Listener,
+    log,
     rpc::{
         CallError, DESCRIPTORS, EdgeLayer, HashFinderService, Limits,
         pb::hash_finder_server::{HashFinderServer, SERVICE_NAME},
     },
     signals::Signals,
 };
-
-/// How many connections may wait to be accepted; the system may allow fewer.
-const BACKLOG: i32 = 1024;
 
 /// How many calls one connection may have open. gRPC's own advice is about a hundred; this leaves
 /// room for one busy client behind a proxy, where tonic's default is no limit at all.
@@ -57,46 +46,17 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(1);
 /// to be read. A peer that does not read is left behind.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many lines of the log may wait to be written. Whoever reads it may be slow or gone, and no
-/// call waits for them: more lines are dropped and counted.
-const LOG_QUEUE: usize = 10_000;
-
-/// Sends the log to stderr, as much of it as HASHFINDER_LOG says, by a thread of its own, until the
-/// result is dropped.
-fn log_to_stderr() -> Result<(WorkerGuard, ErrorCounter)> {
-    let filter = match std::env::var("HASHFINDER_LOG") {
-        Ok(filter) => filter
-            .parse()
-            .context("HASHFINDER_LOG is not a log filter")?,
-        Err(_) => EnvFilter::new("info"),
-    };
-    let (writer, guard) = NonBlockingBuilder::default()
-        .buffered_lines_limit(LOG_QUEUE)
-        .lossy(true)
-        .finish(std::io::stderr());
-    let dropped = writer.error_counter();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(writer)
-        .with_ansi(std::io::stderr().is_terminal())
-        .log_internal_errors(false)
-        .init();
-    // A panic is a line in the log like any other, and waits for nobody either.
-    std::panic::set_hook(Box::new(|panic| {
-        let backtrace = Backtrace::capture();
-        tracing::error!(%panic, %backtrace, "panic");
-    }));
-    Ok((guard, dropped))
-}
-
 /// Serves until it is told to stop, then drains. Dropping the future closes the socket and leaves
 /// connections to the runtime.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     // Before it says that it listens, so that nobody who waits for that can signal too early.
     let mut signals = Signals::new()?;
-    let (_log, lost) = log_to_stderr()?;
-    let listener = listen(&arguments)?;
-    let address = listener.local_addr()?;
+    let log = log::to_stderr()?;
+    let listener = match &arguments.unix {
+        Some(path) => Listener::unix(path)?,
+        None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
+    };
+    let address = listener.address()?;
 
     let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let workers = arguments
@@ -107,9 +67,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let every_search = hashfinder_search::Limits {
         // RPCs have a limit of their own, whose permits are waited for.
         searches: usize::MAX,
-        searches_per_client: arguments
-            .maximum_searches_per_client
-            .map_or(usize::MAX, NonZeroUsize::get),
+        searches_per_client: arguments.maximum_searches_per_client(),
         hashes_per_second_per_client: arguments.maximum_hashes_per_second,
         queue_length: arguments.queue_length.get(),
         ..hashfinder_search::Limits::default()
@@ -124,7 +82,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
         },
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
-        searches_per_client: every_search.searches_per_client,
+        weights: arguments.client_weights.iter().cloned().collect(),
     };
 
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.
@@ -150,10 +108,9 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
         .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(service));
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
 
-    tracing::info!(%address, workers, kernel = kernel.name(), "listening");
-    announce(address)?;
+    tracing::info!(address, workers, kernel = kernel.name(), "listening");
+    announce(&address)?;
 
     let (hand_over, handed_over) = oneshot::channel();
     let signal = async {
@@ -171,7 +128,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .notice(DRAIN_NOTICE)
         .close(CLOSE_TIMEOUT);
     let serving = drain.serve(signal, options, |shutdown| {
-        server.serve_with_incoming_shutdown(incoming, shutdown)
+        server.serve_with_incoming_shutdown(listener, shutdown)
     });
     let hurried = async {
         match handed_over.await {
@@ -193,45 +150,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             tracing::warn!(%signal, calls = drain.active_calls(), "leaving at once");
         }
     }
-    tracing::info!(lost_lines = lost.dropped_lines(), "stopped");
+    tracing::info!(lost_lines = log.lost_lines(), "stopped");
     Ok(Exit::Success)
 }
 
 /// The line that tells people and scripts that the server is there, and where.
-fn announce(address: SocketAddr) -> Result<()> {
+fn announce(address: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "hashfinder listening on {address}")?;
     stdout.flush()?;
     Ok(())
-}
-
-fn listen(arguments: &ServeArguments) -> Result<TcpListener> {
-    let (host, port) = (arguments.host.as_str(), arguments.port);
-    let bind = |address: SocketAddr| -> std::io::Result<TcpListener> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
-        // So that a server that was just stopped can be started again at once.
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(arguments.reuse_port)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        TcpListener::from_std(socket.into())
-    };
-    let addresses = (host.trim_matches(['[', ']']), port)
-        .to_socket_addrs()
-        .with_context(|| format!("cannot resolve the host {host:?}"))?;
-    let mut failure = anyhow::anyhow!("the host {host:?} has no address");
-    for address in addresses {
-        match bind(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => {
-                failure = anyhow::Error::new(error).context(format!("cannot listen on {address}"));
-            }
-        }
-    }
-    Err(failure)
 }

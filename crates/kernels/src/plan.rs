@@ -25,6 +25,8 @@ pub(crate) struct Plan {
     pub(crate) grams: Option<Grams>,
     /// The names that the grams do not stand for.
     pub(crate) apart: Vec<u16>,
+    /// What it costs by the estimates, in vector operations for sixteen hashes.
+    pub(crate) cost: f64,
 }
 
 /// What a hash costs that passes without being a hit, and on top of it what each name costs that has
@@ -41,8 +43,10 @@ const GROUPS: f64 = 7.0;
 impl Plan {
     pub(crate) fn new(names: &[Name]) -> Plan {
         if let [name] = names {
+            let classes = Classes::new(name);
             return Plan {
-                alone: vec![Classes::new(name)],
+                cost: classes.cost(),
+                alone: vec![classes],
                 banks: Vec::new(),
                 grams: None,
                 apart: vec![0],
@@ -162,6 +166,7 @@ impl Draft {
             banks,
             grams: (!indexed.is_empty()).then(|| Grams::new(&indexed, self.stride)),
             apart: self.apart,
+            cost: self.cost,
         }
     }
 }
@@ -687,6 +692,7 @@ mod tests {
                             .collect(),
                         grams: None,
                         apart: (0..names.len() as u16).collect(),
+                        cost: 0.0,
                     };
                     let filter = Filter::planned(names.clone(), plan);
                     for number in 0..names.len() {

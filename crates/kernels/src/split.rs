@@ -34,6 +34,9 @@
 //! digests' additions take four: 548. CPUs with SHA instructions take the same split four words at a
 //! time ([`quads`](crate::quads)).
 
+/// How many operations a hash takes.
+pub(crate) const OPERATIONS: f64 = 548.0;
+
 /// How many of a counter's last bits the lanes stand for: four vectors of sixteen, eight of eight.
 pub(crate) const LANE_BITS: u32 = 6;
 

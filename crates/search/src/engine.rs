@@ -14,10 +14,12 @@ use hashfinder_kernels::{Filter, Hits, Kernel};
 
 use crate::{
     cursor::Cursor,
-    keyspace::{Index, Secret, blocks},
+    keyspace::{Index, KEYSPACE_END, Secret, blocks},
     limits::{Limits, OverLimit, Usage},
     query::{Candidate, Query},
-    scheduler::{Done, Effects, Found, Job, Metrics, Scheduler, SearchId, Slice},
+    scheduler::{
+        Done, Effects, FIRST_SLICE, Found, Job, Metrics, Scheduler, SearchId, Slice, StopCause,
+    },
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
         thread::{self, JoinHandle, Thread},
@@ -44,6 +46,12 @@ pub trait Backend: Send + Sync + 'static {
         hits: &mut Vec<Found>,
     ) -> Index;
 
+    /// About how many times as long as hashing alone a slice takes with `filter`. By this it is decided
+    /// which searches share slices; the answer is the same whatever it says.
+    fn cost(&self, filter: &Filter) -> f64 {
+        Kernel::best().cost(filter)
+    }
+
     /// Whether a thousand secrets are tried in a few microseconds, on the thread that asks. Then whoever
     /// begins a search tries the first of them itself: many a search is over with these, and to hand
     /// it to a worker and wait would take several times as long.
@@ -53,6 +61,10 @@ pub trait Backend: Send + Sync + 'static {
 }
 
 impl Backend for Kernel {
+    fn cost(&self, filter: &Filter) -> f64 {
+        Kernel::cost(*self, filter)
+    }
+
     fn is_at_hand(&self) -> bool {
         // The others take seven to twenty microseconds, the portable one a tenth of a millisecond.
         self.name() != "portable"
@@ -97,12 +109,33 @@ pub enum Outcome {
     Exhausted,
     /// The hash budget is spent, exactly; the search can go on from here.
     BudgetSpent(Cursor),
-    /// Its client's quota of hashes is spent; the search can go on from here.
-    QuotaSpent(Cursor),
-    /// It was told to stop; the search can go on from here.
-    Cancelled(Cursor),
+    /// Its client's quota of hashes is spent.
+    QuotaSpent {
+        /// Where the search can go on.
+        cursor: Cursor,
+        /// When a second's worth of the quota will be there again.
+        retry_after: Duration,
+    },
+    /// It was told to stop.
+    Cancelled {
+        /// Who wanted that.
+        cause: StopCause,
+        /// Where the search can go on.
+        cursor: Cursor,
+    },
     /// The backend panicked; what came before can be relied on.
     Failed(Cursor),
+}
+
+impl Outcome {
+    /// How a search ends that has tried everything before `end`, and may try no more.
+    pub(crate) fn in_vain(query: &Query, end: Index) -> Outcome {
+        if end == KEYSPACE_END {
+            Outcome::Exhausted
+        } else {
+            Outcome::BudgetSpent(Cursor::new(query, end))
+        }
+    }
 }
 
 /// What a search tells its reader.
@@ -157,7 +190,8 @@ struct Shared {
 impl Engine {
     /// Starts `workers` threads that run slices on `backend`.
     ///
-    /// `clock` tells the time since some fixed moment and never goes back; slices are sized by it.
+    /// `clock` tells the time since some fixed moment and never goes back; slices are sized by it. It is
+    /// called while the engine holds its lock, so it must not use the engine.
     ///
     /// # Errors
     ///
@@ -212,10 +246,12 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Begins a search for a client, and tries its first 1,024 secrets at once if the backend is at hand,
-    /// which takes seven to twenty microseconds. `on_release` is called once, when the search has ended *and* its
-    /// last worker has let go of it; what must live as long as the work, a permit say, goes in there.
-    /// It runs on whichever thread brings the release about, so it should be quick.
+    /// Begins a search for a client. Where the backend is at hand, the first 1,024 secrets of one that asks
+    /// for nothing but its answer are tried here and now, which takes seven to twenty microseconds.
+    ///
+    /// `on_release` is called once, when the search has ended *and* its last worker has let go of it; what
+    /// must live as long as the work, a permit say, goes in there. It runs on whichever thread brings
+    /// the release about, this one perhaps, so it should be quick.
     ///
     /// # Errors
     ///
@@ -226,28 +262,36 @@ impl Engine {
         query: Query,
         on_release: impl FnOnce(Report) + Send + 'static,
     ) -> Result<Search, OverLimit> {
-        let now = (self.shared.clock)();
+        let clock = &self.shared.clock;
+        // By itself, so that the lock is gone before what is released in vain, which is other people's code.
+        let admitted = self.shared.lock().admit(&client, clock());
+        admitted?;
+        let release: Release = Box::new(on_release);
+        let began = clock();
+        let (mut until, mut outcome) = (query.start(), None);
+        if self.shared.backend.is_at_hand() && !query.reports_candidates() {
+            (until, outcome) = self.shared.try_head(&query);
+        }
+        let now = clock();
+        let (hashes, took) = (until - query.start(), now.saturating_sub(began));
         let mut scheduler = self.shared.lock();
-        if let Err(over) = scheduler.admit(&client, now) {
-            // Before what is released in vain, which is other people's code.
-            drop(scheduler);
-            return Err(over);
-        }
-        let (id, mut effects) = scheduler.submit(client, query, Box::new(on_release), now);
-        let mut first = None;
-        if self.shared.backend.is_at_hand() {
-            first = scheduler.first_slice(id, now);
-        }
-        if first.is_none() {
-            effects.work = scheduler.queue_new(id);
-        }
+        let (state, effects) = if let Some(outcome) = outcome {
+            let report = Report {
+                outcome: outcome.clone(),
+                hashes,
+                tests: hashes,
+                stop_latency: None,
+            };
+            let effects = scheduler.ended_at_once(&client, release, report, took, now);
+            (State::Ended(outcome, until), effects)
+        } else {
+            let (id, effects) = scheduler.submit(client, query, hashes, took, release, now);
+            (State::UnderWay(id), effects)
+        };
         drop(scheduler);
         self.shared.carry_out(effects);
-        if let Some(slice) = first {
-            self.shared.carry_through(&slice);
-        }
         Ok(Search {
-            id,
+            state,
             shared: Arc::clone(&self.shared),
         })
     }
@@ -305,17 +349,35 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tries the first secrets of a search: up to which index, and how it ended if it did.
+    fn try_head(&self, query: &Query) -> (Index, Option<Outcome>) {
+        let range = query.range();
+        let slice = range.start..range.end.min(range.start.saturating_add(FIRST_SLICE));
+        let mut hits = Vec::new();
+        let scan = AssertUnwindSafe(|| {
+            let filter = query.filter();
+            self.backend.scan(slice.clone(), &filter, 1, &mut hits)
+        });
+        match (catch_unwind(scan), hits.first()) {
+            (Err(_), _) => {
+                let failed = Outcome::Failed(Cursor::new(query, range.start));
+                (range.start, Some(failed))
+            }
+            (Ok(until), Some(first)) => (until, Some(Outcome::Ideal(first.candidate))),
+            (Ok(until), None) if until < range.end => (until, None),
+            (Ok(until), None) => (until, Some(Outcome::in_vain(query, until))),
+        }
+    }
+
     /// A worker's life.
     fn work(&self) {
         while let Some(job) = self.wait_for_job() {
             match job {
                 Job::Slice(slice) => self.carry_through(&slice),
                 Job::Build(mut build) => {
-                    let made = catch_unwind(AssertUnwindSafe(|| build.set.filter()));
-                    if made.is_err() {
-                        self.lock().give_up();
-                        continue;
-                    }
+                    // One whose making panics is not made, and those who were to be in it are told apart.
+                    let cost_of = |filter: &Filter| self.backend.cost(filter);
+                    let _ = catch_unwind(AssertUnwindSafe(|| build.make(cost_of)));
                     loop {
                         let now = (self.clock)();
                         if self.lock().install(&mut build, now) {
@@ -358,16 +420,17 @@ impl Shared {
 
     fn wait_for_job(&self) -> Option<Job> {
         loop {
-            let now = (self.clock)();
             let mut effects = Effects::default();
             let mut scheduler = self.lock();
+            // Not before there is the lock: waiting for it is no part of the slice.
+            let now = (self.clock)();
             if self.closing.load(Ordering::Acquire) {
                 return None;
             }
             let job = scheduler
                 .upkeep(now)
                 .or_else(|| scheduler.next_job(now, &mut effects));
-            if job.is_none() && effects.is_empty() {
+            if job.is_none() && effects.is_empty() && !scheduler.has_work() {
                 self.sleepers.fetch_add(1, Ordering::Relaxed);
                 // The guard is dropped at once: after a sleep it takes a new look at the clock.
                 let woken = self.work.wait(scheduler);
@@ -384,9 +447,9 @@ impl Shared {
         }
     }
 
-    fn stop(&self, id: SearchId) {
+    fn stop(&self, id: SearchId, cause: StopCause) {
         let now = (self.clock)();
-        let effects = self.lock().stop(id, now);
+        let effects = self.lock().stop(id, cause, now);
         self.carry_out(effects);
     }
 
@@ -415,8 +478,14 @@ impl Shared {
 /// It goes on whether or not it is read, until its queue is full; then it waits for its reader and
 /// takes no core. Dropping it stops the search.
 pub struct Search {
-    id: SearchId,
+    state: State,
     shared: Arc<Shared>,
+}
+
+enum State {
+    UnderWay(SearchId),
+    /// With its first secrets, up to this index.
+    Ended(Outcome, Index),
 }
 
 impl Search {
@@ -430,8 +499,12 @@ impl Search {
     /// Like [`next`](Self::next), but waits until there are `at_least` candidates, the queue is
     /// full, or no more will come. The task of the latest call is the one that is woken.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
+        let id = match &self.state {
+            State::UnderWay(id) => *id,
+            State::Ended(outcome, _) => return Poll::Ready(Event::Ended(outcome.clone())),
+        };
         let waker = cx.waker().clone();
-        let (event, effects) = self.shared.lock().poll(self.id, at_least, waker);
+        let (event, effects) = self.shared.lock().poll(id, at_least, waker);
         self.shared.carry_out(effects);
         event
     }
@@ -460,46 +533,61 @@ impl Search {
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         Stopper {
-            id: self.id,
+            id: self.id(),
             shared: Arc::clone(&self.shared),
+        }
+    }
+
+    fn id(&self) -> Option<SearchId> {
+        match self.state {
+            State::UnderWay(id) => Some(id),
+            State::Ended(..) => None,
         }
     }
 
     /// Every index below this one has been tried.
     #[must_use]
     pub fn frontier(&self) -> Index {
-        // The handle keeps the search known.
-        self.shared.lock().frontier(self.id).unwrap_or_default()
+        match self.state {
+            // The handle keeps the search known.
+            State::UnderWay(id) => self.shared.lock().frontier(id).unwrap_or_default(),
+            State::Ended(_, frontier) => frontier,
+        }
     }
 }
 
 impl Drop for Search {
     fn drop(&mut self) {
-        let now = (self.shared.clock)();
-        let effects = self.shared.lock().abandon(self.id, now);
-        self.shared.carry_out(effects);
+        if let Some(id) = self.id() {
+            let now = (self.shared.clock)();
+            let effects = self.shared.lock().abandon(id, now);
+            self.shared.carry_out(effects);
+        }
     }
 }
 
 impl fmt::Debug for Search {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Search").field(&self.id).finish()
+        f.debug_tuple("Search").field(&self.id()).finish()
     }
 }
 
 /// Stops a search, from any thread, without owning it.
 #[derive(Clone)]
 pub struct Stopper {
-    id: SearchId,
+    /// `None` for a search that had ended before it had one.
+    id: Option<SearchId>,
     shared: Arc<Shared>,
 }
 
 impl Stopper {
-    /// Tells the search to stop: every worker lets go of it within the slice that it is on, and a
+    /// Tells the search to stop, and for whom: every worker lets go of it within the slice that it is on, and a
     /// search that waits for its turn or its reader ends at once. Does nothing to a search that has
     /// ended.
-    pub fn stop(&self) {
-        self.shared.stop(self.id);
+    pub fn stop(&self, cause: StopCause) {
+        if let Some(id) = self.id {
+            self.shared.stop(id, cause);
+        }
     }
 }
 

@@ -44,5 +44,5 @@ pub use keyspace::{HashedName, Index, KEYSPACE_END, Secret};
 pub use limits::{Limits, OverLimit, Usage};
 pub use name::{DesiredName, Distance, NameError, NegativeDistance};
 pub use query::{Candidate, Impossible, Query};
-pub use scheduler::{Ended, Found, Metrics};
+pub use scheduler::{Ended, Found, Metrics, StopCause};
 pub use turns::Client;

@@ -126,16 +126,18 @@ impl Accounts {
                 limit: limits.searches_per_client,
             });
         }
+        let searches = account.usage.searches;
         if let Some(per_second) = limits.hashes_per_second_per_client
-            && account.left <= 0.0
+            && let Some(retry_after) = self.is_spent(client, now)
         {
-            let rate = per_second.get() as f64;
             return Err(OverLimit::Hashes {
                 per_second,
-                retry_after: Duration::from_secs_f64((1.0 - account.left / rate).max(0.0)),
+                retry_after,
             });
         }
-        account.usage.searches += 1;
+        if let Some(account) = self.clients.get_mut(client) {
+            account.usage.searches = searches + 1;
+        }
         self.searches += 1;
         Ok(())
     }
@@ -167,15 +169,15 @@ impl Accounts {
         }
     }
 
-    /// Whether a client's quota of hashes is spent.
-    pub(crate) fn is_spent(&mut self, client: &Arc<str>, now: Duration) -> bool {
-        if self.limits.hashes_per_second_per_client.is_none() {
-            return false;
-        }
+    /// When a second's worth of a client's quota of hashes will be there again, if it is spent.
+    pub(crate) fn is_spent(&mut self, client: &Arc<str>, now: Duration) -> Option<Duration> {
+        let per_second = self.limits.hashes_per_second_per_client?;
         self.refill(client, now);
-        self.clients
-            .get(client)
-            .is_some_and(|account| account.left <= 0.0)
+        let account = self.clients.get(client)?;
+        (account.left <= 0.0).then(|| {
+            let rate = per_second.get() as f64;
+            Duration::from_secs_f64((1.0 - account.left / rate).max(0.0))
+        })
     }
 
     /// What a client has had.

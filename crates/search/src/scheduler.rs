@@ -15,6 +15,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    fmt,
     ops::Range,
     sync::{Arc, atomic::Ordering},
     task::{Poll, Waker},
@@ -25,12 +26,12 @@ use crate::{
     cursor::Cursor,
     engine::{Event, Outcome, Release, Report},
     front::Front,
-    keyspace::{Index, KEYSPACE_END},
+    keyspace::Index,
     limits::{Accounts, Limits, OverLimit, Usage},
     query::{Candidate, Query},
     set::Set,
     sync::AtomicBool,
-    turns::{Client, Turns},
+    turns::{Client, Place, Turns},
 };
 
 /// How long a slice should take. A stop costs at most one slice on each worker, and a search that
@@ -39,40 +40,31 @@ pub(crate) const SLICE_TIME: Duration = Duration::from_micros(500);
 
 /// The first slice of a search, until its speed is known. Small, because many a search is over
 /// within it.
-const FIRST_SLICE: u64 = 1 << 10;
+pub(crate) const FIRST_SLICE: u64 = 1 << 10;
 
-/// The shortest slice, so that one odd measurement does not drown a search in overhead.
-const MIN_SLICE: u64 = 1 << 8;
+/// The shortest slice, so that one odd measurement does not drown a search in overhead. With the most
+/// that searches may make each other cost it takes its half millisecond on the slowest kernel.
+const MIN_SLICE: u64 = 1 << 6;
 
 /// The longest slice, whatever the clock says: at a thousand million secrets a second it still
 /// takes no more than a quarter of a millisecond.
 const MAX_SLICE: u64 = 1 << 18;
 
-/// How many hits end a slice early. It bounds what a search can hold beyond its queue.
-const HITS_PER_SLICE: usize = 256;
+/// How many hits end a slice early. It bounds what a search can hold beyond its queue. Few in tests, so
+/// that slices often come back half tried.
+const HITS_PER_SLICE: usize = if cfg!(test) { 16 } else { 256 };
+
+/// How many turns may pass without a slice before others have the lock: of those whose quota is spent, or
+/// for whom everything is under way.
+const POPS_AT_ONCE: usize = 256;
 
 /// How many ranges a search may have yet to cover: its own, and three that others' fronts go through.
 /// More would be covered a little sooner and cost every one of its steps.
 const MAX_SPANS: usize = 4;
 
-/// How many searches a front may serve. Sixteen thousand names are looked for at a tenth of one name's
-/// speed; with more, a second front is as good.
-const MAX_FOLLOWERS: usize = 1 << 14;
-
-/// How many hits a hash may have on average for all that share it: half of what ends a slice of 2^16
-/// secrets early. A search that alone has more shares with nobody.
-const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
-
-/// How many times as long as it takes to bring a front and its followers together nothing of the kind
-/// happens again: five percent of one core's time go there at most.
-const UPKEEP_PAUSE: u32 = 20;
-
-/// How many searches come to follow a front before others have the lock. Few in tests, where there are
-/// few.
-const INSTALLED_AT_ONCE: usize = if cfg!(test) { 2 } else { 256 };
-
-/// What looking at one search or front takes, to see whether the one could follow the other.
-const UPKEEP_LOOK: Duration = Duration::from_nanos(200);
+mod sharing;
+pub(crate) use sharing::Build;
+use sharing::Upkeep;
 
 pub(crate) type SearchId = u64;
 pub(crate) type JobId = u64;
@@ -81,7 +73,7 @@ type FrontId = u64;
 /// Something for a worker to do.
 pub(crate) enum Job {
     Slice(Slice),
-    /// To make the filter of a set, so that its front can serve it.
+    /// To find out whether searches should go together, and to make their filter.
     Build(Build),
 }
 
@@ -93,15 +85,6 @@ pub(crate) struct Slice {
     pub(crate) hit_limit: usize,
     /// Set when nobody wants it any more; looked at once, before the slice begins.
     pub(crate) stop: Arc<AtomicBool>,
-}
-
-/// A set whose filter is wanted.
-pub(crate) struct Build {
-    front: FrontId,
-    pub(crate) set: Arc<Set>,
-    began: Duration,
-    /// How many of its searches may follow already.
-    installed: usize,
 }
 
 /// What became of a slice.
@@ -171,8 +154,14 @@ pub struct Ended {
     pub budget_spent: u64,
     /// With their client's quota spent.
     pub quota_spent: u64,
-    /// Because they were told to.
-    pub cancelled: u64,
+    /// Because whoever asked for them did not want them any more.
+    pub by_client: u64,
+    /// Because their time was up.
+    pub by_deadline: u64,
+    /// Because an operator stopped them.
+    pub by_operator: u64,
+    /// Because the engine was shutting down.
+    pub by_drain: u64,
     /// With a panic.
     pub failed: u64,
 }
@@ -185,19 +174,19 @@ impl Effects {
 
 #[derive(Default)]
 pub(crate) struct Scheduler {
-    searches: HashMap<SearchId, Entry>,
-    fronts: HashMap<FrontId, Line>,
+    searches: BTreeMap<SearchId, Box<Entry>>,
+    fronts: Fronts,
     jobs: HashMap<JobId, InFlight>,
     turns: Turns,
     accounts: Accounts,
     next_id: u64,
     /// Counts whatever may let a search follow a front that it could not follow before.
     changes: u64,
-    /// Whether a filter is being built.
-    building: bool,
-    next_upkeep: Duration,
+    upkeep: Upkeep,
     totals: Metrics,
 }
+
+type Fronts = BTreeMap<FrontId, Box<Line>>;
 
 struct Entry {
     query: Arc<Query>,
@@ -214,11 +203,15 @@ struct Entry {
     queue: VecDeque<Candidate>,
     /// How often it hits.
     rate: f64,
-    /// Whether it may be served by others' slices, and others by its own.
-    shares: bool,
+    /// Until it has come so far it shares nothing: a slice of it and others has panicked, and whose
+    /// fault that was is found out by each of them alone.
+    alone_until: Index,
+    /// The fronts that it was last found not to go well with.
+    refused_by: Vec<FrontId>,
     /// When the search was told to stop, and why it ends.
     stopped: Option<(Duration, Stop)>,
-    in_turns: bool,
+    /// Where it waits for a turn.
+    place: Option<Place>,
     /// The slices under way that serve it, as far as anybody has asked.
     jobs: Vec<JobId>,
     hashes: u64,
@@ -250,6 +243,10 @@ struct Line {
     held: BTreeSet<(Index, SearchId)>,
     /// What its slices look for: for every follower, and perhaps for some that have left.
     set: Arc<Set>,
+    /// How many times as long as hashing alone it takes with all of them.
+    cost: f64,
+    /// How many searches may come to follow it at once, after more were found to be too many.
+    at_most: usize,
     /// How long its next slice is.
     length: u64,
     /// Whether a slice of it has come back.
@@ -277,9 +274,35 @@ struct InFlight {
 
 #[derive(Clone, Copy)]
 enum Stop {
-    Asked,
+    Asked(StopCause),
     Panicked,
-    Quota,
+    /// When there will be some of the quota again.
+    Quota(Duration),
+}
+
+/// Who wanted a search to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StopCause {
+    /// Whoever asked for it: it was cancelled, or its handle dropped.
+    Client,
+    /// Its time was up.
+    Deadline,
+    /// Whoever operates the engine.
+    Operator,
+    /// The engine is shutting down.
+    Drain,
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            StopCause::Client => "client",
+            StopCause::Deadline => "deadline",
+            StopCause::Operator => "operator",
+            StopCause::Drain => "drain",
+        })
+    }
 }
 
 impl Scheduler {
@@ -299,59 +322,84 @@ impl Scheduler {
         self.accounts.open(&client.name, now)
     }
 
-    /// Takes a search that was admitted.
+    /// Takes a search that was admitted, of which so many secrets have been tried already. It begins behind
+    /// them.
     pub(crate) fn submit(
         &mut self,
         client: Client,
         query: Query,
+        tried: u64,
+        took: Duration,
         on_release: Release,
         now: Duration,
     ) -> (SearchId, Effects) {
         let id = self.new_id();
         let range = query.range();
-        let rate = query.hit_rate();
+        self.spent(&client, tried, took, now);
         let entry = Entry {
-            rate,
-            shares: rate <= MAX_SHARED_RATE,
+            rate: query.hit_rate(),
+            alone_until: 0,
+            refused_by: Vec::new(),
             query: Arc::new(query),
             client,
             end: range.end,
             ideal: None,
             spans: vec![Span {
-                from: range.start,
+                from: range.start + tried,
                 end: range.end,
                 front: None,
             }],
             held: BTreeMap::new(),
             queue: VecDeque::new(),
             stopped: None,
-            in_turns: false,
+            place: None,
             jobs: Vec::new(),
-            hashes: 0,
+            hashes: tried,
             tested: 0,
             outcome: None,
             on_release: Some(on_release),
             reader: None,
             abandoned: false,
         };
-        self.searches.insert(id, entry);
-        self.changes += 1;
+        self.searches.insert(id, Box::new(entry));
+        self.changed();
         // An empty range, from a cursor at the very end, ends before it begins.
         let mut effects = Effects::default();
         self.settle(id, now, &mut effects);
+        self.queue_turn(id, true);
+        effects.work = self.has_work();
         (id, effects)
     }
 
-    /// Gives a search that was submitted its first turn; tells whether it wants one.
-    pub(crate) fn queue_new(&mut self, id: SearchId) -> bool {
-        self.queue_turn(id, true);
-        self.has_work()
+    /// Counts a search that was admitted and ended with the secrets that were tried before it was submitted.
+    pub(crate) fn ended_at_once(
+        &mut self,
+        client: &Client,
+        on_release: Release,
+        report: Report,
+        took: Duration,
+        now: Duration,
+    ) -> Effects {
+        self.spent(client, report.hashes, took, now);
+        self.totals.ended.count(&report.outcome);
+        self.totals.tests += report.tests;
+        self.accounts.close(&client.name, report.tests);
+        Effects {
+            released: Vec::from([(on_release, report)]),
+            ..Effects::default()
+        }
     }
 
-    /// The first slice of a search that was submitted, for whoever does not want to wait for its turn.
-    pub(crate) fn first_slice(&mut self, id: SearchId, now: Duration) -> Option<Slice> {
-        let (front, range) = self.take(id)?;
-        Some(self.give_out(id, front, range, now))
+    /// Counts what was hashed for a client outside of its turns.
+    fn spent(&mut self, client: &Client, hashes: u64, took: Duration, now: Duration) {
+        if hashes > 0 {
+            // Whoever tried them may have been held up, for which the client cannot help.
+            self.turns
+                .charge(client, took.min(SLICE_TIME), Duration::ZERO);
+            self.accounts.spend(&client.name, hashes, took, now);
+            self.totals.hashes += hashes;
+            self.totals.slices += 1;
+        }
     }
 
     /// Whether there may be something to do for another worker.
@@ -359,13 +407,15 @@ impl Scheduler {
         !self.turns.is_empty()
     }
 
-    /// What a worker does next.
+    /// What a worker does next. If that is nothing and there is [work](Self::has_work) all the same, it asks
+    /// again.
     pub(crate) fn next_job(&mut self, now: Duration, effects: &mut Effects) -> Option<Job> {
-        while let Some(id) = self.turns.pop() {
+        for _ in 0..POPS_AT_ONCE {
+            let id = self.turns.pop()?;
             if let Some(entry) = self.searches.get_mut(&id) {
-                entry.in_turns = false;
-                if self.accounts.is_spent(&entry.client.name, now) {
-                    self.tell(id, now, Stop::Quota, effects);
+                entry.place = None;
+                if let Some(retry_after) = self.accounts.is_spent(&entry.client.name, now) {
+                    self.tell(id, now, Stop::Quota(retry_after), effects);
                     continue;
                 }
             }
@@ -380,93 +430,6 @@ impl Scheduler {
             return Some(Job::Slice(job));
         }
         None
-    }
-
-    /// A set whose filter should be made, so that a front can serve more searches.
-    ///
-    /// Looked for from time to time, when a worker is about to take a slice.
-    pub(crate) fn upkeep(&mut self, now: Duration) -> Option<Job> {
-        if self.building || now < self.next_upkeep {
-            return None;
-        }
-        let changes = self.changes;
-        // The front that serves most, of those that something may have changed for; but whoever has
-        // waited for long comes first in the end.
-        let changed = self.fronts.iter().filter(|(_, line)| line.seen != changes);
-        let (&id, _) =
-            changed.max_by_key(|(_, line)| line.followers.len() as u64 * (changes - line.seen))?;
-        let looks = (self.fronts.len() + self.searches.len()) as u32;
-        self.next_upkeep = now + UPKEEP_LOOK * looks * UPKEEP_PAUSE;
-        self.fronts.get_mut(&id)?.seen = changes;
-        let line = &self.fronts[&id];
-        let mut members: Vec<SearchId> = line.followers.iter().map(|(_, id)| *id).collect();
-        let known = members.len();
-        let mut rate: f64 = members.iter().map(|id| self.searches[id].rate()).sum();
-        let at = line.front.next();
-        // A front that has given out all that anybody wants goes nowhere.
-        let limit = self.accounts.limits().queue_length;
-        let goes_on = line.followers.last().is_some_and(|(end, _)| at < *end) && !line.is_stopped();
-        if goes_on && rate <= MAX_SHARED_RATE {
-            for (search, entry) in &self.searches {
-                let room = members.len() < MAX_FOLLOWERS;
-                if room
-                    && entry.could_follow(id, at, limit, &self.fronts)
-                    && rate + entry.rate() <= MAX_SHARED_RATE
-                {
-                    rate += entry.rate();
-                    members.push(*search);
-                }
-            }
-        }
-        if members.len() == known && !line.is_mostly_gone() {
-            return None;
-        }
-        let queries = members
-            .iter()
-            .map(|id| Arc::clone(&self.searches[id].query));
-        let set = Arc::new(Set::new(queries.collect(), members));
-        self.building = true;
-        Some(Job::Build(Build {
-            front: id,
-            set,
-            began: now,
-            installed: 0,
-        }))
-    }
-
-    /// Lets a front serve a set whose filter is there, and some of its searches follow; tells whether
-    /// that were all. Others wait for the lock, so that thousands are not brought there at once.
-    pub(crate) fn install(&mut self, build: &mut Build, now: Duration) -> bool {
-        let members = build.set.members();
-        let some = build.installed..members.len().min(build.installed + INSTALLED_AT_ONCE);
-        let line = self.fronts.get_mut(&build.front);
-        if let Some(line) = line.filter(|line| !line.is_stopped()) {
-            if build.installed == 0 {
-                // Until its speed is known: a larger filter is slower, and a slice must not be longer.
-                let growth = (build.set.len() / line.set.len().max(1)).max(1) as u64;
-                line.length = (line.length / growth).max(MIN_SLICE);
-                line.set = Arc::clone(&build.set);
-            }
-            let at = line.front.next();
-            for &id in &members[some.clone()] {
-                let follows = self.searches.get(&id);
-                if !follows.is_none_or(|entry| entry.follows(build.front)) {
-                    self.follow(id, build.front, at);
-                }
-            }
-            build.installed = some.end;
-            if build.installed < members.len() {
-                return false;
-            }
-        }
-        self.building = false;
-        self.next_upkeep = now + now.saturating_sub(build.began) * UPKEEP_PAUSE;
-        true
-    }
-
-    /// Gives a set up whose filter could not be made.
-    pub(crate) fn give_up(&mut self) {
-        self.building = false;
     }
 
     /// Takes a slice back.
@@ -511,15 +474,15 @@ impl Scheduler {
 
     /// Tells a search to stop. Its cores are free once the slices that serve it have come back; without
     /// any, at once. A search that has ended stays as it ended.
-    pub(crate) fn stop(&mut self, id: SearchId, now: Duration) -> Effects {
+    pub(crate) fn stop(&mut self, id: SearchId, cause: StopCause, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        self.tell(id, now, Stop::Asked, &mut effects);
+        self.tell(id, now, Stop::Asked(cause), &mut effects);
         effects
     }
 
     /// Stops a search whose handle is gone, and forgets it when its last worker has let go.
     pub(crate) fn abandon(&mut self, id: SearchId, now: Duration) -> Effects {
-        let mut effects = self.stop(id, now);
+        let mut effects = self.stop(id, StopCause::Client, now);
         if let Some(entry) = self.searches.get_mut(&id) {
             entry.abandoned = true;
             effects
@@ -535,7 +498,7 @@ impl Scheduler {
         let mut effects = Effects::default();
         let ids: Vec<SearchId> = self.searches.keys().copied().collect();
         for id in ids {
-            self.tell(id, now, Stop::Asked, &mut effects);
+            self.tell(id, now, Stop::Asked(StopCause::Drain), &mut effects);
         }
         effects
     }
@@ -555,11 +518,12 @@ impl Scheduler {
             unreachable!("search {id} was forgotten before its handle was dropped");
         };
         if entry.may_tell(at_least, limit) {
-            if entry.queue.len() >= limit {
-                // It was parked, and others' fronts have gone on since.
-                self.changes += 1;
-            }
+            let was_parked = entry.queue.len() >= limit;
             let candidates = std::mem::take(&mut entry.queue).into();
+            if was_parked {
+                // Others' fronts have gone on since.
+                self.changed();
+            }
             self.queue_turn(id, false);
             effects.work = !self.turns.is_empty();
             effects.stale.push(waker);
@@ -606,6 +570,11 @@ impl Scheduler {
         metrics
     }
 
+    fn changed(&mut self) {
+        self.changes += 1;
+        self.upkeep.is_due();
+    }
+
     fn new_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
@@ -616,10 +585,9 @@ impl Scheduler {
         let limit = self.accounts.limits().queue_length;
         if let Some(entry) = self.searches.get_mut(&id)
             && entry.goes_on(limit)
-            && !entry.in_turns
+            && entry.place.is_none()
         {
-            entry.in_turns = true;
-            self.turns.push(&entry.client, id, new);
+            entry.place = Some(self.turns.push(&entry.client, id, new));
         }
     }
 
@@ -670,6 +638,8 @@ impl Scheduler {
             followers: BTreeSet::from([(span.end, id)]),
             held: BTreeSet::new(),
             set: Arc::new(Set::new(vec![Arc::clone(&entry.query)], vec![id])),
+            cost: 1.0,
+            at_most: usize::MAX,
             length: FIRST_SLICE,
             is_tried: false,
             jobs: Vec::new(),
@@ -677,7 +647,8 @@ impl Scheduler {
             seen: 0,
             stop: Arc::new(AtomicBool::new(false)),
         };
-        self.fronts.insert(front, line);
+        self.fronts.insert(front, Box::new(line));
+        self.upkeep.is_due();
         front
     }
 
@@ -810,7 +781,7 @@ impl Scheduler {
         let followers: Vec<SearchId> = line.followers.iter().map(|(_, id)| *id).collect();
         for &id in &followers {
             if let Some(entry) = self.searches.get_mut(&id) {
-                entry.shares = false;
+                entry.alone_until = job.range.end;
             }
             self.detach(id);
         }
@@ -824,6 +795,9 @@ impl Scheduler {
             && entry.stopped.is_none()
         {
             entry.stopped = Some((now, why));
+            if let Some(place) = entry.place.take() {
+                self.turns.remove(&entry.client, place);
+            }
             for front in entry.spans.iter().filter_map(|span| span.front) {
                 // What was given out for it alone, and may not have begun.
                 if let Some(line) = self
@@ -834,7 +808,6 @@ impl Scheduler {
                     line.stop.store(true, Ordering::Relaxed);
                 }
             }
-            self.hold(id);
         }
         self.settle(id, now, effects);
     }
@@ -871,6 +844,7 @@ impl Scheduler {
         if line.is_mostly_gone() {
             // Its filter looks for too many that nobody looks for any more.
             line.seen = 0;
+            self.upkeep.is_due();
         }
         if line.followers.is_empty() {
             line.stop.store(true, Ordering::Relaxed);
@@ -895,57 +869,12 @@ impl Scheduler {
         }
     }
 
-    /// Lets a search follow a front from `at` on, if it still can.
-    fn follow(&mut self, id: SearchId, front: FrontId, at: Index) {
-        let limit = self.accounts.limits().queue_length;
-        let entry = self.searches.get(&id);
-        if !entry.is_some_and(|entry| entry.could_follow(front, at, limit, &self.fronts)) {
-            return;
-        }
-        self.hold(id);
-        let Some(entry) = self.searches.get_mut(&id) else {
-            return;
-        };
-        let covers = |span: &Span| span.progress(&self.fronts) <= at && at < span.end;
-        let Some(index) = entry.spans.iter().position(covers) else {
-            return;
-        };
-        let lower = entry.spans[index];
-        let upper = Span {
-            from: at,
-            end: lower.end,
-            front: Some(front),
-        };
-        if lower.progress(&self.fronts) == at {
-            entry.spans[index] = upper;
-        } else {
-            entry.spans[index].end = at;
-            entry.spans.insert(index + 1, upper);
-            let before = lower.front.and_then(|front| self.fronts.get_mut(&front));
-            if let Some(line) = before {
-                line.followers.insert((at, id));
-            }
-        }
-        if let Some(line) = self.fronts.get_mut(&front) {
-            line.followers.insert((upper.end, id));
-        }
-        // After it has its new place, so that a front that it was alone on does not go.
-        self.leave(id, lower);
-        self.queue_turn(id, false);
-    }
-
-    /// Forgets what a search has covered beyond its first span, and the hits there; if there is nothing
-    /// beyond, what it has covered beyond its frontier.
+    /// Forgets what a search has covered beyond its first span, and the hits there; if that is not enough,
+    /// what it has covered beyond its frontier.
     fn fall_back(&mut self, id: SearchId) {
         self.hold(id);
+        let limit = self.accounts.limits().queue_length;
         let before = self.tests(id);
-        if self
-            .searches
-            .get(&id)
-            .is_some_and(|entry| entry.spans.len() == 1)
-        {
-            self.detach(id);
-        }
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
@@ -959,11 +888,18 @@ impl Scheduler {
                 end: entry.end,
                 front: None,
             });
-        } else if let Some(first) = entry.spans.first() {
-            entry.held.split_off(&first.from);
         }
+        let is_enough = entry.held.len() <= limit;
         for span in beyond {
             self.leave(id, span);
+        }
+        if !is_enough {
+            self.detach(id);
+            if let Some(entry) = self.searches.get_mut(&id)
+                && let Some(first) = entry.spans.first()
+            {
+                entry.held.split_off(&first.from);
+            }
         }
         self.totals.in_vain += before - self.tests(id);
     }
@@ -1007,16 +943,21 @@ impl Scheduler {
             && let Some(span) = entry.spans.first().copied()
             && span.end <= span.progress(&self.fronts)
         {
-            if entry.spans.len() == MAX_SPANS {
-                self.changes += 1;
-            }
+            let had_most = entry.spans.len() == MAX_SPANS;
             entry.spans.remove(0);
             self.leave(id, span);
+            if had_most {
+                self.changed();
+            }
         }
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
         let frontier = entry.frontier(&self.fronts);
+        let is_cleared = (1..=frontier).contains(&entry.alone_until);
+        if is_cleared {
+            entry.alone_until = 0;
+        }
         while let Some(first) = entry.held.first_entry()
             && *first.key() < frontier
         {
@@ -1030,6 +971,9 @@ impl Scheduler {
                 // Nothing beyond is ever told.
                 entry.end = frontier;
                 entry.held.clear();
+                if let Some(place) = entry.place.take() {
+                    self.turns.remove(&entry.client, place);
+                }
                 self.hold(id);
                 let spans = self
                     .searches
@@ -1041,6 +985,9 @@ impl Scheduler {
             } else if entry.queue.len() >= limit {
                 self.detach(id);
             }
+        }
+        if is_cleared {
+            self.changed();
         }
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
@@ -1086,7 +1033,7 @@ impl Scheduler {
 
 impl Span {
     /// Everything from the span's beginning up to here is covered.
-    fn progress(&self, fronts: &HashMap<FrontId, Line>) -> Index {
+    fn progress(&self, fronts: &Fronts) -> Index {
         let line = self.front.and_then(|front| fronts.get(&front));
         line.map_or(self.from, |line| {
             line.front.done().clamp(self.from, self.end)
@@ -1126,7 +1073,7 @@ impl Line {
 impl Entry {
     /// How often it hits, or more than can be shared.
     fn rate(&self) -> f64 {
-        if self.shares {
+        if self.alone_until == 0 {
             self.rate
         } else {
             f64::INFINITY
@@ -1137,32 +1084,13 @@ impl Entry {
         self.outcome.is_none() && self.stopped.is_none() && self.queue.len() < limit
     }
 
-    fn follows(&self, front: FrontId) -> bool {
-        self.spans.iter().any(|span| span.front == Some(front))
-    }
-
-    /// Whether a front whose next slice is at `at` could cover something for it.
-    fn could_follow(
-        &self,
-        front: FrontId,
-        at: Index,
-        limit: usize,
-        fronts: &HashMap<FrontId, Line>,
-    ) -> bool {
-        self.goes_on(limit)
-            && self.shares
-            && self.spans.len() < MAX_SPANS
-            && !self.follows(front)
-            && (self.spans.iter()).any(|span| span.progress(fronts) <= at && at < span.end)
-    }
-
-    fn frontier(&self, fronts: &HashMap<FrontId, Line>) -> Index {
+    fn frontier(&self, fronts: &Fronts) -> Index {
         let first = self.spans.first();
         first.map_or(self.end, |span| span.progress(fronts))
     }
 
     /// How many secrets were tested for it.
-    fn tests(&self, fronts: &HashMap<FrontId, Line>) -> u64 {
+    fn tests(&self, fronts: &Fronts) -> u64 {
         if self.outcome.is_some() {
             return self.tested;
         }
@@ -1182,17 +1110,20 @@ impl Entry {
     fn conclude(&self, frontier: Index) -> Option<Outcome> {
         let cursor = || Cursor::new(&self.query, frontier);
         if frontier >= self.end {
-            return Some(match self.ideal {
-                Some(ideal) => Outcome::Ideal(ideal),
-                None if self.end == KEYSPACE_END => Outcome::Exhausted,
-                None => Outcome::BudgetSpent(cursor()),
-            });
+            let at_end = || Outcome::in_vain(&self.query, self.end);
+            return Some(self.ideal.map_or_else(at_end, Outcome::Ideal));
         }
         let (_, why) = self.stopped?;
         // What the workers still bring back belongs to the frontier that the cursor tells.
         self.jobs.is_empty().then(|| match why {
-            Stop::Asked => Outcome::Cancelled(cursor()),
-            Stop::Quota => Outcome::QuotaSpent(cursor()),
+            Stop::Asked(cause) => Outcome::Cancelled {
+                cause,
+                cursor: cursor(),
+            },
+            Stop::Quota(retry_after) => Outcome::QuotaSpent {
+                cursor: cursor(),
+                retry_after,
+            },
             Stop::Panicked => Outcome::Failed(cursor()),
         })
     }
@@ -1204,8 +1135,13 @@ impl Ended {
             Outcome::Ideal(_) => &mut self.ideal,
             Outcome::Exhausted => &mut self.exhausted,
             Outcome::BudgetSpent(_) => &mut self.budget_spent,
-            Outcome::QuotaSpent(_) => &mut self.quota_spent,
-            Outcome::Cancelled(_) => &mut self.cancelled,
+            Outcome::QuotaSpent { .. } => &mut self.quota_spent,
+            Outcome::Cancelled { cause, .. } => match cause {
+                StopCause::Client => &mut self.by_client,
+                StopCause::Deadline => &mut self.by_deadline,
+                StopCause::Operator => &mut self.by_operator,
+                StopCause::Drain => &mut self.by_drain,
+            },
             Outcome::Failed(_) => &mut self.failed,
         };
         *ended += 1;

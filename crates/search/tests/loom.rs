@@ -16,7 +16,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Backend, Client, Distance, Engine, Event, Filter, Found, Index, Outcome, Query,
+    Backend, Client, Distance, Engine, Event, Filter, Found, Index, Outcome, Query, StopCause,
 };
 
 /// Finds nothing, at once.
@@ -42,8 +42,12 @@ fn query() -> Query {
 }
 
 fn model(test: impl Fn() + Send + Sync + 'static) {
+    with_preemptions(2, test);
+}
+
+fn with_preemptions(bound: usize, test: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
+    builder.preemption_bound = Some(bound);
     builder.check(test);
 }
 
@@ -51,7 +55,7 @@ fn engine(workers: usize, is_at_hand: bool) -> Engine {
     Engine::start(workers, Nothing { is_at_hand }, || Duration::ZERO).unwrap()
 }
 
-/// Begins a search, lets `meanwhile` happen, and looks at its end and its release.
+/// Begins a search, perhaps stops it, and looks at its end and its release.
 fn run(workers: usize, is_at_hand: bool, stop: bool) {
     let releases = Arc::new(AtomicUsize::new(0));
     let engine = engine(workers, is_at_hand);
@@ -63,14 +67,14 @@ fn run(workers: usize, is_at_hand: bool, stop: bool) {
         })
         .unwrap();
     if stop {
-        search.stopper().stop();
+        search.stopper().stop(StopCause::Client);
     }
     let Event::Ended(outcome) = search.blocking_next() else {
         panic!("it has no candidates");
     };
     match outcome {
         Outcome::BudgetSpent(cursor) => assert_eq!(cursor.frontier(), 1500),
-        Outcome::Cancelled(cursor) => assert!(stop && cursor.frontier() <= 1500),
+        Outcome::Cancelled { cursor, .. } => assert!(stop && cursor.frontier() <= 1500),
         other => panic!("{other:?}"),
     }
     drop(search);
@@ -97,6 +101,62 @@ fn whoever_begins_it_tries_its_first_slice() {
 fn a_stop_is_never_lost() {
     model(|| run(1, false, true));
     model(|| run(1, true, true));
+}
+
+#[test]
+fn a_stop_from_another_thread_is_never_lost() {
+    model(|| {
+        let releases = Arc::new(AtomicUsize::new(0));
+        let engine = engine(1, false);
+        let counted = Arc::clone(&releases);
+        let released = move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+        };
+        let mut search = engine.search(Client::default(), query(), released).unwrap();
+        let stopper = search.stopper();
+        let other = loom::thread::spawn(move || stopper.stop(StopCause::Operator));
+        assert!(matches!(search.blocking_next(), Event::Ended(_)));
+        other.join().unwrap();
+        drop(search);
+        drop(engine);
+        assert_eq!(releases.load(Ordering::SeqCst), 1);
+    });
+}
+
+/// The clock goes on, so that the worker also brings the two together.
+#[test]
+fn two_searches_share_and_one_leaves() {
+    let shared = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&shared);
+    with_preemptions(1, move || {
+        let releases = Arc::new(AtomicUsize::new(0));
+        let time = AtomicUsize::new(0);
+        let clock = move || Duration::from_millis(time.fetch_add(1, Ordering::Relaxed) as u64);
+        let engine = Engine::start(1, Nothing { is_at_hand: false }, clock).unwrap();
+        let begin = || {
+            let counted = Arc::clone(&releases);
+            let released = move |_| {
+                counted.fetch_add(1, Ordering::SeqCst);
+            };
+            engine.search(Client::default(), query(), released).unwrap()
+        };
+        let (mut stays, leaves) = (begin(), begin());
+        let other = loom::thread::spawn(move || drop(leaves));
+        let Event::Ended(Outcome::BudgetSpent(cursor)) = stays.blocking_next() else {
+            panic!("it was not stopped and finds nothing");
+        };
+        assert_eq!(cursor.frontier(), 1500);
+        other.join().unwrap();
+        drop(stays);
+        let metrics = engine.metrics();
+        seen.fetch_add(
+            usize::from(metrics.hashes < metrics.tests),
+            Ordering::SeqCst,
+        );
+        drop(engine);
+        assert_eq!(releases.load(Ordering::SeqCst), 2);
+    });
+    assert!(shared.load(Ordering::SeqCst) > 0, "they never shared");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
     Backend, Candidate, Client, Cursor, Distance, Engine, Event, Filter, Found, Index,
-    KEYSPACE_END, Kernel, Outcome, Query, Report, Search, Secret,
+    KEYSPACE_END, Kernel, Outcome, Query, Report, Search, Secret, StopCause,
 };
 use proptest::prelude::*;
 use sha1::Digest;
@@ -167,13 +167,13 @@ proptest! {
                         told.extend(more);
                     }
                 }
-                search.stopper().stop();
+                search.stopper().stop(StopCause::Client);
             }
             let (more, outcome) = run(&mut search);
             told.extend(more);
             match outcome {
                 // The text is what people carry from one to the next.
-                Outcome::Cancelled(cursor) => {
+                Outcome::Cancelled { cursor, .. } => {
                     next = cursor.to_string().parse::<Cursor>().unwrap().query();
                 }
                 outcome => break outcome,
@@ -279,7 +279,7 @@ fn a_dropped_search_is_released() {
         drop(search);
         let report = report.recv().unwrap();
         assert!(
-            matches!(report.outcome, Outcome::Cancelled(_)),
+            matches!(report.outcome, Outcome::Cancelled { .. }),
             "{report:?}"
         );
         assert!(report.stop_latency.is_some());
@@ -292,7 +292,7 @@ fn dropping_the_engine_stops_every_search_and_their_handles_say_so() {
     let mut searches: Vec<_> = (0..100).map(|_| released(&engine, hard())).collect();
     drop(engine);
     for (search, report) in &mut searches {
-        assert!(matches!(run(search).1, Outcome::Cancelled(_)));
+        assert!(matches!(run(search).1, Outcome::Cancelled { .. }));
         assert!(report.recv().is_ok());
     }
 }
@@ -326,8 +326,8 @@ fn a_panic_in_the_backend_ends_one_search_and_no_other() {
     while healthy.frontier() < before + 100_000 {
         std::thread::yield_now();
     }
-    healthy.stopper().stop();
-    assert!(matches!(run(&mut healthy).1, Outcome::Cancelled(_)));
+    healthy.stopper().stop(StopCause::Client);
+    assert!(matches!(run(&mut healthy).1, Outcome::Cancelled { .. }));
 }
 
 /// Counts what is tried, to see that a parked search takes no core.
@@ -382,6 +382,6 @@ fn a_search_that_nobody_reads_is_parked() {
     drop(unread);
     assert!(matches!(
         report.recv().unwrap().outcome,
-        Outcome::Cancelled(_)
+        Outcome::Cancelled { .. }
     ));
 }

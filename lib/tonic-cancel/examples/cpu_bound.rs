@@ -99,7 +99,9 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
             service: most.to_string(),
         });
         let options = CallOptions::new().timeout(timeout);
-        Call::start(request, options, |request| async move { client.check(request).await })
+        Call::start(request, options, |request| async move {
+            client.check(request).await
+        })
     };
 
     ask(1_000, Duration::from_secs(10)).await?;
@@ -112,7 +114,10 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     while limit.active_work() > 0 {
         tokio::task::yield_now().await;
     }
-    println!("counts that were broken off: {}", stopped.load(Ordering::SeqCst));
+    println!(
+        "counts that were broken off: {}",
+        stopped.load(Ordering::SeqCst)
+    );
     assert_eq!(stopped.load(Ordering::SeqCst), 1);
     Ok(())
 }

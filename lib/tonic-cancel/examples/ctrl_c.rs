@@ -44,7 +44,9 @@ impl Health for Endless {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<OneMessage>, Status> {
         CallContext::of(&request).add_callback(|end| {
-            let why = end.cancelled.map_or("completed".to_owned(), |why| why.to_string());
+            let why = end
+                .cancelled
+                .map_or("completed".to_owned(), |why| why.to_string());
             println!("the server's call has ended: {why}");
         });
         Ok(Response::new(OneMessage { sent: false }))

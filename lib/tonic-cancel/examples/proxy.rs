@@ -102,16 +102,26 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     let mut client = client(proxy)?;
     let request = Request::new(HealthCheckRequest::default());
     let options = CallOptions::new().timeout(Duration::from_secs(60));
-    let call = Call::start(request, options, |request| async move { client.check(request).await });
+    let call = Call::start(request, options, |request| async move {
+        client.check(request).await
+    });
 
-    let left = begins.recv().await.flatten().ok_or("the deadline got lost")?;
+    let left = begins
+        .recv()
+        .await
+        .flatten()
+        .ok_or("the deadline got lost")?;
     println!("the backend has {left:.0?} left of the client's minute");
     assert!(left <= Duration::from_secs(60));
 
     call.cancel_with_reason("nobody wants to know any more");
     println!("the client: {}", call.await.unwrap_err().message());
     let end = ends.recv().await.ok_or("the backend's call never ended")?;
-    println!("the backend: {}", end.cancelled.map_or("completed".to_owned(), |why| why.to_string()));
+    println!(
+        "the backend: {}",
+        end.cancelled
+            .map_or("completed".to_owned(), |why| why.to_string())
+    );
     assert_eq!(end.cancelled, Some(CancelReason::ClientGone));
     Ok(())
 }

@@ -37,9 +37,18 @@ fn a_client_is_stopped_by_ctrl_c() {
     let mut lines = output.lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), "a message; press ctrl-C");
     let pid = process.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
     let mut rest: Vec<String> = lines.collect();
-    assert_eq!(rest.pop().unwrap(), "drained; calls that had to be ended: 0");
+    assert_eq!(
+        rest.pop().unwrap(),
+        "drained; calls that had to be ended: 0"
+    );
     // The two ends of the call know of it in either order.
     rest.sort();
     assert_eq!(

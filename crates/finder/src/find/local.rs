@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use hashfinder_search::{
-    Candidate, Client, Cursor, DesiredName, Distance, Engine, Event, Kernel, Outcome, Query, Search,
+    Candidate, Client, Cursor, DesiredName, Distance, Engine, Event, Kernel, Outcome, Query,
+    Search, StopCause,
 };
 
 use super::{Ending, Source, Stopper, Told};
@@ -66,7 +67,7 @@ impl LocalSearch {
                 let why = format!("the hash budget is spent; secrets tried: {tried}");
                 Ending::Limit(why, again(cursor))
             }
-            Outcome::Cancelled(cursor) => Ending::Stopped(again(cursor)),
+            Outcome::Cancelled { cursor, .. } => Ending::Stopped(again(cursor)),
             Outcome::Failed(cursor) => {
                 Ending::Failed("the search failed".to_owned(), again(cursor))
             }
@@ -110,7 +111,7 @@ impl Source for LocalSearch {
 
     fn stopper(&self) -> Stopper {
         let stopper = self.search.stopper();
-        Box::new(move || stopper.stop())
+        Box::new(move || stopper.stop(StopCause::Client))
     }
 
     fn summary(&self) -> Option<String> {

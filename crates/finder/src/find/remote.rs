@@ -9,7 +9,6 @@ use std::{
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_search::{Cursor, HashedName, Index, Query, Secret};
-use http::uri::Authority;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tonic::{
@@ -21,7 +20,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{Ending, Source, Stopper, Told, output::Finding};
 use crate::{
-    cli::{FindArguments, say},
+    cli::{FindArguments, ServerAddress, say},
     rpc::{
         Details, SERVER_NAME,
         pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},
@@ -60,7 +59,7 @@ pub(super) struct Connection {
 }
 
 /// Connects, waiting for a server that is not there yet. Dropping the future gives it up.
-pub(super) async fn connect(server: &Authority, timeout: Duration) -> Result<Connection> {
+pub(super) async fn connect(server: &ServerAddress, timeout: Duration) -> Result<Connection> {
     let last_error = Mutex::new(SILENT.to_owned());
     let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
     let mut reached = pin!(reach(server, &last_error));
@@ -82,10 +81,10 @@ pub(super) async fn connect(server: &Authority, timeout: Duration) -> Result<Con
 }
 
 /// Tries until it is there.
-async fn reach(server: &Authority, last_error: &Mutex<String>) -> Result<Connection> {
+async fn reach(server: &ServerAddress, last_error: &Mutex<String>) -> Result<Connection> {
     let (after, interval, retries) = KEEPALIVE;
     let tasks = TaskTracker::new();
-    let endpoint = Endpoint::from_shared(format!("http://{server}"))
+    let endpoint = Endpoint::from_shared(server.uri())
         .with_context(|| format!("{server} is not a server's address"))?
         .executor(Spawner(tasks.clone()))
         .tcp_keepalive(Some(after))
@@ -127,6 +126,18 @@ async fn attempt(endpoint: &Endpoint) -> Result<(Channel, bool)> {
         .get("server")
         .is_some_and(|name| name == SERVER_NAME);
     Ok((channel, is_ours))
+}
+
+/// What a server says, for a terminal: nothing in it may be more than text.
+fn as_text(message: &str) -> String {
+    let mut text = String::new();
+    for character in message.chars() {
+        match character {
+            '\'' | '"' | '\\' => text.push(character),
+            _ => text.extend(character.escape_debug()),
+        }
+    }
+    text
 }
 
 /// Runs a connection's tasks where they can be waited for.
@@ -217,18 +228,17 @@ impl RemoteSearch {
         let details = Details::of(status);
         let cursor = details.cursor.filter(|cursor| self.concerns(cursor));
         let cursor = cursor.unwrap_or_else(|| Cursor::new(&self.query, self.known_frontier()));
-        // It goes to a terminal, so nothing in it may be more than text.
-        let message = status.message().escape_debug();
+        let message = as_text(status.message());
         match status.code() {
             Code::Cancelled if self.cancelled() => Ending::Stopped(cursor),
-            _ if details.limit_reached => Ending::Limit(message.to_string(), cursor),
+            _ if details.limit_reached => Ending::Limit(message, cursor),
             // The reference server says no more than this when its budget is spent.
             Code::Cancelled => {
                 let why = format!("the server cancelled the search: {message}");
                 Ending::Limit(why, cursor)
             }
             // The server, or what this client may have of it, is full.
-            Code::ResourceExhausted => Ending::Limit(message.to_string(), cursor),
+            Code::ResourceExhausted => Ending::Limit(message, cursor),
             Code::DeadlineExceeded => Ending::Limit("the timeout has passed".to_owned(), cursor),
             Code::NotFound => Ending::Exhausted,
             code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),

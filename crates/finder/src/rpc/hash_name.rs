@@ -1,8 +1,8 @@
 //! `hash_name.HashFinder`: the reference contract on our engine.
 
 use std::{
+    collections::HashMap,
     future::poll_fn,
-    net::IpAddr,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     pin::Pin,
     sync::Arc,
@@ -11,21 +11,20 @@ use std::{
 };
 
 use hashfinder_search::{
-    Candidate, Client, DesiredName, Distance, Engine, Event, Outcome, Query, Search,
+    Candidate, Client, DesiredName, Distance, Engine, Event, Outcome, OverLimit, Query, Search,
+    StopCause,
 };
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, Sleep, sleep, sleep_until, timeout},
-};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
-use tonic_cancel::{CallContext, CancelReason};
+use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
 
 use super::{
     pb::{HashNameRequest, HashNameResponse, hash_finder_server::HashFinder},
     record::CallRecord,
     status::CallError,
 };
+use crate::listener::{ClientName, Peer};
 
 /// How many candidates make a frame that costs its reader no more than its bytes. HTTP/2
 /// implementations count frames of under 256 bytes that wait to be read and close the connection
@@ -40,8 +39,11 @@ const FRAME_PACE: Duration = Duration::from_millis(10);
 /// its own way; on a machine that is very busy this takes longer.
 const PERMIT_PATIENCE: Duration = Duration::from_millis(50);
 
+/// When a call first asks again whether its client has room for it; each pause is twice the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
 /// What one RPC, and all of them together, may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Limits {
     /// The hash budget of one RPC.
     pub(crate) maximum_hashes: NonZeroU64,
@@ -49,29 +51,23 @@ pub(crate) struct Limits {
     pub(crate) budget_code: Code,
     /// How many RPCs may search at a time.
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
-    /// How many of them may be one client's, as the engine has it.
-    pub(crate) searches_per_client: usize,
+    /// The shares of those clients that do not have the share of 1.
+    pub(crate) weights: HashMap<ClientName, NonZeroU32>,
 }
 
 /// The service; all calls share the engine.
 pub(crate) struct HashFinderService {
     engine: Engine,
     limits: Limits,
-    permits: Arc<Semaphore>,
+    room: WorkLimit,
 }
 
 impl HashFinderService {
     pub(crate) fn new(engine: Engine, limits: Limits) -> HashFinderService {
         HashFinderService {
             engine,
+            room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
             limits,
-            // As many as a semaphore can count are as good as no limit.
-            permits: Arc::new(Semaphore::new(
-                limits
-                    .maximum_concurrent_rpcs
-                    .get()
-                    .min(Semaphore::MAX_PERMITS),
-            )),
         }
     }
 
@@ -87,7 +83,7 @@ impl HashFinderService {
             let status = Status::from(error);
             tracing::info!(
                 method,
-                peer = request.remote_addr().map(tracing::field::display),
+                peer = request.extensions().get::<Peer>().map(tracing::field::display),
                 code = ?status.code(),
                 reason = status.message(),
                 "call refused",
@@ -103,43 +99,79 @@ impl HashFinderService {
         interesting: bool,
     ) -> Result<Answer, CallError> {
         let query = parse(request.get_ref(), interesting)?;
-        let limit = self.limits.maximum_concurrent_rpcs;
-        let permit = timeout(PERMIT_PATIENCE, Arc::clone(&self.permits).acquire_owned());
-        let Ok(Ok(permit)) = permit.await else {
-            return Err(CallError::TooManyRpcs(limit));
-        };
-
+        let query = query.hash_budget(self.limits.maximum_hashes);
+        let peer = request.extensions().get::<Peer>();
+        let client = peer.map_or_else(Client::default, |peer| self.client(peer));
         let context = CallContext::of(request);
-        let name = query.name().as_str();
-        let record = Arc::new(CallRecord::new(method, request.remote_addr(), name));
-        let budget = self.limits.maximum_hashes;
-        let at_release = Arc::clone(&record);
-        let client = client(request);
-        // As for a permit, and for the same reason.
         let until = Instant::now() + PERMIT_PATIENCE;
-        let most = self.limits.searches_per_client;
-        while self.engine.usage(&client.name).searches >= most && Instant::now() < until {
-            sleep(PERMIT_PATIENCE / 50).await;
-        }
-        let search = self
-            .engine
-            .search(client, query.hash_budget(budget), move |report| {
-                // The permit is the work's: it goes back when the last worker has let go.
-                drop(permit);
+        let mut pause = FIRST_PAUSE;
+        let (search, record) = loop {
+            let guard = self.room(&context, until).await?;
+            let name = query.name().as_str();
+            let record = Arc::new(CallRecord::new(method, peer.cloned(), name));
+            let at_release = Arc::clone(&record);
+            let search = (self.engine).search(client.clone(), query.clone(), move |report| {
+                // It is the work's: it goes back when the last worker has let go.
+                drop(guard);
                 at_release.released(report);
-            })
-            .map_err(CallError::OverLimit)?;
+            });
+            match search {
+                Ok(search) => break (search, record),
+                // As for a permit, and for the same reason.
+                Err(OverLimit::SearchesOfClient { .. }) if Instant::now() < until => {
+                    sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(over) => return Err(CallError::OverLimit(over)),
+            }
+        };
         // A stream that nobody reads is not polled, so its end has to reach the work by itself.
         let stopper = search.stopper();
         context.add_callback(move |end| {
-            stopper.stop();
+            stopper.stop(end.cancelled.map_or(StopCause::Client, cause_of));
             record.ended(end);
         });
         Ok(Answer {
-            told_to_stop: Some(Box::pin(async move { context.cancelled().await })),
+            told_to_stop: Some(Box::pin({
+                let context = context.clone();
+                async move { context.cancelled().await }
+            })),
+            context,
             search,
-            limits: self.limits,
+            budget_code: self.limits.budget_code,
+            maximum_hashes: self.limits.maximum_hashes,
         })
+    }
+
+    async fn room(&self, context: &CallContext, until: Instant) -> Result<WorkGuard, CallError> {
+        let patience = until.saturating_duration_since(Instant::now());
+        let guard = self.room.begin_within(context, patience).await;
+        guard.map_err(|_| match context.cancel_reason() {
+            Some(CancelReason::Drain) => CallError::Draining(None),
+            // Who is gone for another reason is told nothing any more.
+            _ => CallError::TooManyRpcs(self.limits.maximum_concurrent_rpcs),
+        })
+    }
+
+    /// For whom a call is, and with which share.
+    fn client(&self, peer: &Peer) -> Client {
+        let name = peer.client();
+        let weight = self.limits.weights.get(&name).copied();
+        Client {
+            name: name.0,
+            connection: peer.connection,
+            weight: weight.unwrap_or(NonZeroU32::MIN),
+        }
+    }
+}
+
+/// Who wants a search to stop whose call was cancelled.
+fn cause_of(reason: CancelReason) -> StopCause {
+    match reason {
+        CancelReason::DeadlineExceeded => StopCause::Deadline,
+        CancelReason::Server => StopCause::Operator,
+        CancelReason::Drain => StopCause::Drain,
+        _ => StopCause::Client,
     }
 }
 
@@ -176,24 +208,6 @@ impl HashFinder for HashFinderService {
     }
 }
 
-/// For whom a call is: until somebody is authenticated, the address that it comes from, and within
-/// that the connection, which its port tells.
-fn client<T>(request: &Request<T>) -> Client {
-    let Some(peer) = request.remote_addr() else {
-        return Client::default();
-    };
-    let name = match peer.ip().to_canonical() {
-        IpAddr::V4(address) => address.to_string(),
-        // Whoever has one of these has the 64 bits behind it too.
-        IpAddr::V6(address) => format!("{:x}::/64", address.to_bits() >> 64),
-    };
-    Client {
-        name: name.into(),
-        connection: peer.port().into(),
-        weight: NonZeroU32::MIN,
-    }
-}
-
 fn parse(request: &HashNameRequest, interesting: bool) -> Result<Query, CallError> {
     let distance = |field, value: i32| {
         Distance::try_from(i64::from(value)).map_err(|error| CallError::Distance(field, error))
@@ -223,19 +237,31 @@ fn response(candidate: Candidate) -> HashNameResponse {
 /// A search on behalf of a call. Dropping it, as tonic does when the client is gone, stops the
 /// search.
 struct Answer {
+    context: CallContext,
     search: Search,
     /// Ready when the call is told to stop and its handler may still say something.
     told_to_stop: Option<Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>>,
-    limits: Limits,
+    budget_code: Code,
+    maximum_hashes: NonZeroU64,
+}
+
+impl Drop for Answer {
+    /// Tells the search why, which it could not know of its handle's being dropped.
+    fn drop(&mut self) {
+        if let Some(reason) = self.context.cancel_reason() {
+            self.search.stopper().stop(cause_of(reason));
+        }
+    }
 }
 
 impl Answer {
     fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
         if let Some(told) = &mut self.told_to_stop
-            && told.as_mut().poll(cx).is_ready()
+            && let Poll::Ready(reason) = told.as_mut().poll(cx)
         {
             self.told_to_stop = None;
-            self.search.stopper().stop();
+            let cause = reason.map_or(StopCause::Client, cause_of);
+            self.search.stopper().stop(cause);
         }
         self.search.poll_next(cx, at_least)
     }
@@ -245,14 +271,20 @@ impl Answer {
             Outcome::Ideal(candidate) => return Ok(candidate),
             Outcome::Exhausted => CallError::Exhausted,
             Outcome::BudgetSpent(cursor) => CallError::BudgetSpent {
-                code: self.limits.budget_code,
-                hashes: self.limits.maximum_hashes.get(),
+                code: self.budget_code,
+                hashes: self.maximum_hashes.get(),
                 cursor,
             },
-            Outcome::QuotaSpent(cursor) => CallError::QuotaSpent(cursor),
+            Outcome::QuotaSpent {
+                cursor,
+                retry_after,
+            } => CallError::QuotaSpent {
+                cursor,
+                retry_after,
+            },
             // Only a drain leaves its handler the last word; and an engine that was dropped is a
             // server on its way down too.
-            Outcome::Cancelled(cursor) => CallError::Draining(Some(cursor)),
+            Outcome::Cancelled { cursor, .. } => CallError::Draining(Some(cursor)),
             Outcome::Failed(cursor) => CallError::Failed(cursor),
             other => return Err(Status::internal(format!("an unknown outcome: {other:?}"))),
         };
@@ -340,7 +372,7 @@ mod tests {
             maximum_hashes: NonZeroU64::MAX,
             budget_code: Code::Cancelled,
             maximum_concurrent_rpcs: NonZeroUsize::new(maximum_concurrent_rpcs).unwrap(),
-            searches_per_client: usize::MAX,
+            weights: HashMap::new(),
         };
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = incoming.local_addr().unwrap();

@@ -1,7 +1,6 @@
 //! One line in the log for each call, when both the call and its work are over.
 
 use std::{
-    net::SocketAddr,
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -9,11 +8,13 @@ use std::{
 use hashfinder_search::{Outcome, Report};
 use tonic_cancel::CallEnd;
 
+use crate::listener::Peer;
+
 /// What is known of a call. Whoever ends it and whoever lets go of its work last each write their
 /// part and drop it; the last of them writes the line.
 pub(super) struct CallRecord {
     method: &'static str,
-    peer: Option<SocketAddr>,
+    peer: Option<Peer>,
     name: String,
     began: Instant,
     end: OnceLock<(CallEnd, Duration)>,
@@ -21,7 +22,7 @@ pub(super) struct CallRecord {
 }
 
 impl CallRecord {
-    pub(super) fn new(method: &'static str, peer: Option<SocketAddr>, name: &str) -> CallRecord {
+    pub(super) fn new(method: &'static str, peer: Option<Peer>, name: &str) -> CallRecord {
         CallRecord {
             method,
             peer,
@@ -52,8 +53,8 @@ impl Drop for CallRecord {
             Outcome::Ideal(_) => "found",
             Outcome::Exhausted => "keyspace exhausted",
             Outcome::BudgetSpent(_) => "hash budget spent",
-            Outcome::QuotaSpent(_) => "hash quota spent",
-            Outcome::Cancelled(_) => "stopped",
+            Outcome::QuotaSpent { .. } => "hash quota spent",
+            Outcome::Cancelled { .. } => "stopped",
             Outcome::Failed(_) => "panicked",
             _ => "ended",
         };
@@ -62,7 +63,7 @@ impl Drop for CallRecord {
             .map_or("completed".to_owned(), |why| why.to_string());
         tracing::info!(
             method = self.method,
-            peer = self.peer.map(tracing::field::display),
+            peer = self.peer.as_ref().map(tracing::field::display),
             name = ?self.name,
             code = ?end.code,
             cause,

@@ -11,6 +11,8 @@ const DOMAIN: &str = "hashfinder";
 
 const HASH_BUDGET_SPENT: &str = "HASH_BUDGET_SPENT";
 const HASH_QUOTA_SPENT: &str = "HASH_QUOTA_SPENT";
+const TOO_MANY_SEARCHES: &str = "TOO_MANY_SEARCHES";
+const TOO_MANY_SEARCHES_OF_CLIENT: &str = "TOO_MANY_SEARCHES_OF_CLIENT";
 const DRAINING: &str = "DRAINING";
 const KEYSPACE_EXHAUSTED: &str = "KEYSPACE_EXHAUSTED";
 const SEARCH_FAILED: &str = "SEARCH_FAILED";
@@ -44,7 +46,10 @@ pub(crate) enum CallError {
     /// The client has as much as it may have, or everybody together.
     OverLimit(OverLimit),
     /// The client's quota of hashes is spent.
-    QuotaSpent(Cursor),
+    QuotaSpent {
+        cursor: Cursor,
+        retry_after: Duration,
+    },
     /// The keyspace ended.
     Exhausted,
     /// The server is shutting down. Without a cursor no work was started.
@@ -70,10 +75,9 @@ impl From<CallError> for Status {
                 let message = format!(
                     "{limit} RPCs are searching, which is as many as this server takes; try again later"
                 );
-                let mut details = ErrorDetails::with_quota_failure_violation(
-                    "server:maximum_concurrent_rpcs",
-                    message.clone(),
-                );
+                let mut details = info(TOO_MANY_SEARCHES, HashMap::new());
+                let subject = "server:maximum_concurrent_rpcs";
+                details.add_quota_failure_violation(subject, message.clone());
                 details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
                 Status::with_error_details(Code::ResourceExhausted, message, details)
             }
@@ -98,24 +102,31 @@ impl From<CallError> for Status {
                 Status::with_error_details(code, message, details)
             }
             CallError::OverLimit(limit) => {
-                let (subject, retry_after) = match limit {
-                    OverLimit::Searches { .. } => ("server:searches", RETRY_AFTER_OVERLOAD),
-                    OverLimit::SearchesOfClient { .. } => ("client:searches", RETRY_AFTER_OVERLOAD),
-                    OverLimit::Hashes { retry_after, .. } => ("client:hashes", retry_after),
-                    _ => ("server", RETRY_AFTER_OVERLOAD),
+                let (reason, subject, retry_after) = match limit {
+                    OverLimit::SearchesOfClient { .. } => {
+                        let reason = TOO_MANY_SEARCHES_OF_CLIENT;
+                        (reason, "client:searches", RETRY_AFTER_OVERLOAD)
+                    }
+                    OverLimit::Hashes { retry_after, .. } => {
+                        (HASH_QUOTA_SPENT, "client:hashes", retry_after)
+                    }
+                    _ => (TOO_MANY_SEARCHES, "server:searches", RETRY_AFTER_OVERLOAD),
                 };
                 let message = format!("{limit}; try again later");
-                let mut details =
-                    ErrorDetails::with_quota_failure_violation(subject, message.clone());
+                let mut details = info(reason, HashMap::new());
+                details.add_quota_failure_violation(subject, message.clone());
                 details.set_retry_info(Some(retry_after));
                 Status::with_error_details(Code::ResourceExhausted, message, details)
             }
-            CallError::QuotaSpent(cursor) => {
+            CallError::QuotaSpent {
+                cursor,
+                retry_after,
+            } => {
                 let message = "this client's quota of hashes is spent; go on later from the cursor";
                 let cursor = HashMap::from([(CURSOR.to_owned(), cursor.to_string())]);
                 let mut details = info(HASH_QUOTA_SPENT, cursor);
                 details.add_quota_failure_violation("client:hashes", message);
-                details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
+                details.set_retry_info(Some(retry_after));
                 Status::with_error_details(Code::ResourceExhausted, message, details)
             }
             CallError::Exhausted => Status::with_error_details(
@@ -240,7 +251,10 @@ mod tests {
                 false,
             ),
             (
-                CallError::QuotaSpent(cursor()),
+                CallError::QuotaSpent {
+                    cursor: cursor(),
+                    retry_after: Duration::from_secs(3),
+                },
                 Code::ResourceExhausted,
                 None,
                 Some(HASH_QUOTA_SPENT),

@@ -135,9 +135,11 @@ class Process:
 
 class Server(Process):
     def __init__(self, *flags, port=0):
-        super().__init__([HASHFINDER, "serve", "--port", str(port), *flags])
+        where = [] if "--unix" in flags else ["--port", str(port)]
+        super().__init__([HASHFINDER, "serve", *where, *flags])
         line = self.popen.stdout.readline()
-        found = re.fullmatch(r"hashfinder listening on (127\.0\.0\.1:\d+)\n", line)
+        address = r"hashfinder listening on (127\.0\.0\.1:\d+|unix:.+)\n"
+        found = re.fullmatch(address, line)
         assert found, (line, self.popen.poll())
         self.address = found[1]
 
@@ -184,7 +186,10 @@ def connect(stubs):
     channels = []
 
     def open_channel(server):
-        channel = grpc.insecure_channel(server.address)
+        # For a Unix socket grpcio makes its path the :authority, percent-encoded; HTTP/2 as the server
+        # has it takes no percent signs there.
+        options = [("grpc.default_authority", "localhost")] if "unix:" in server.address else []
+        channel = grpc.insecure_channel(server.address, options)
         channels.append(channel)
         return stubs.Stub(channel)
 

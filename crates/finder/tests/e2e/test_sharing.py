@@ -1,11 +1,15 @@
 """One server and many: what is hashed is shared, and nobody takes more than it may."""
 
 import itertools
+import os
 import re
+import socket
+import subprocess
+import threading
 
 import grpc
 import pytest
-from conftest import FIRST_DOCTOR, decoded, run_find
+from conftest import FIRST_DOCTOR, HASHFINDER, PATIENCE_S, SIGTERM, decoded, oracle, run_find
 from google.rpc import error_details_pb2
 from test_contract import details
 
@@ -110,3 +114,115 @@ def test_the_command_line_tells_a_spent_quota(serve):
     assert done.returncode == 3
     assert "quota" in done.stderr
     assert "--resume hf1_" in done.stderr
+
+
+def relay(server, source):
+    """Passes one connection on to the server, from another of this machine's addresses."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    host, port = server.address.split(":")
+
+    def serve():
+        client, _ = listening.accept()
+        onward = socket.create_connection((host, int(port)), source_address=(source, 0))
+        back = threading.Thread(target=pump, args=(onward, client), daemon=True)
+        back.start()
+        pump(client, onward)
+
+    def pump(one, other):
+        try:
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+        except OSError:
+            # Either end may be gone first.
+            pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_clients_are_addresses(serve, connect, stubs):
+    server = serve("--maximum-searches-per-client", "1", "--client-weight", "127.0.0.2=3")
+    hard = stubs.Request(desired_name="hashfinderhashfinder")
+    first = connect(server).Find.future(hard)
+    server.wait_until_busy()
+    # The same address has as much as it may have, whichever connection it comes by.
+    with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as same:
+        refused = end_of(stubs.Stub(same).Find.future(hard))
+    info = details(refused, error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain) == ("TOO_MANY_SEARCHES_OF_CLIENT", "hashfinder")
+    # Another has its own.
+    with grpc.insecure_channel(relay(server, "127.0.0.2")) as other:
+        answer = stubs.Stub(other).Find(stubs.Request(desired_name="doctor"))
+        assert decoded(answer) == (FIRST_DOCTOR, 0)
+    assert "peer=127.0.0.2:" in server.wait_for("call ended")
+    first.cancel()
+
+
+def test_by_default_one_client_leaves_room_for_others(serve, connect, stubs):
+    server = serve("--maximum-concurrent-rpcs", "4")
+    hard = stubs.Request(desired_name="hashfinderhashfinder")
+    stub = connect(server)
+    futures = [stub.Find.future(hard) for _ in range(3)]
+    server.wait_until_busy()
+    refused = end_of(stub.Find.future(hard))
+    info = details(refused, error_details_pb2.ErrorInfo)
+    assert info.reason == "TOO_MANY_SEARCHES_OF_CLIENT"
+    with grpc.insecure_channel(relay(server, "127.0.0.2")) as other:
+        assert stubs.Stub(other).Find(stubs.Request(desired_name="doc")).hamming_distance == 0
+    for future in futures:
+        future.cancel()
+
+
+def test_behind_a_unix_socket_clients_are_users(serve, connect, stubs, tmp_path):
+    path = tmp_path / "hashfinder.sock"
+    server = serve("--unix", str(path), "--maximum-searches-per-client", "1")
+    assert server.address == f"unix:{path}"
+    hard = stubs.Request(desired_name="hashfinderhashfinder")
+    first = connect(server).Find.future(hard)
+    server.wait_until_busy()
+    done = run_find("doctor", "--server", server.address)
+    assert done.returncode == 3 and "this client's searches" in done.stderr
+    first.cancel()
+    assert f"peer=user:{os.getuid()} " in server.call_ended(work='"stopped"')
+    done = run_find("doctor", "--server", server.address)
+    assert done.returncode == 0, done.stderr
+    assert FIRST_DOCTOR.hex() in done.stdout
+
+    second = [HASHFINDER, "serve", "--unix", str(path)]
+    second = subprocess.run(second, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert second.returncode == 5 and "listening on" in second.stderr
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    assert not path.exists()
+
+
+def test_a_socket_that_a_dead_server_left_is_replaced(serve, connect, stubs, tmp_path):
+    path = tmp_path / "hashfinder.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    server = serve("--unix", str(path))
+    assert connect(server).Find(stubs.Request(desired_name="doc")).hamming_distance == 0
+
+
+def test_what_is_no_socket_is_left_alone(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("precious")
+    command = [HASHFINDER, "serve", "--unix", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 5 and "is no socket" in done.stderr
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("flag", ["localhost=2", "10.0.0.7", "10.0.0.7=0", "user:root=2"])
+def test_a_wrong_weight_is_refused(flag):
+    command = [HASHFINDER, "serve", "--client-weight", flag]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 2 and "--client-weight" in done.stderr
+
+
+def test_the_shortest_queue_loses_nothing(serve, connect, stubs):
+    stub = connect(serve("--queue-length", "1"))
+    request = stubs.Request(desired_name="doct", interesting_hamming_distance=3)
+    found = [decoded(response) for response in stub.FindRange(request)]
+    assert found == oracle("doct", 0, 3)

@@ -3,6 +3,7 @@
 use std::{
     num::{NonZeroU32, NonZeroU64},
     sync::{Mutex, PoisonError},
+    task::Wake,
 };
 
 use proptest::prelude::*;
@@ -36,6 +37,18 @@ impl World {
     }
 
     fn submit_for(&mut self, client: Client, query: Query, plan: Plan) -> SearchId {
+        let admitted = self.scheduler.admit(&client, self.now);
+        admitted.expect("within every limit");
+        self.submit_admitted(client, query, plan, 0)
+    }
+
+    fn submit_admitted(
+        &mut self,
+        client: Client,
+        query: Query,
+        plan: Plan,
+        tried: u64,
+    ) -> SearchId {
         let (reports, releases) = (Arc::clone(&self.reports), Arc::clone(&self.releases));
         // The next number there will be.
         let id = self.scheduler.next_id + 1;
@@ -45,12 +58,11 @@ impl World {
             let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
             assert!(reports.insert(id, report).is_none(), "released twice");
         });
-        let admitted = self.scheduler.admit(&client, self.now);
-        admitted.expect("within every limit");
-        let (submitted, effects) = self.scheduler.submit(client, query, release, self.now);
+        let took = Duration::from_nanos(50 * tried);
+        let submitted = (self.scheduler).submit(client, query, tried, took, release, self.now);
+        let (submitted, effects) = submitted;
         assert_eq!(submitted, id);
         carry_out(effects);
-        self.scheduler.queue_new(id);
         id
     }
 
@@ -67,7 +79,10 @@ impl World {
         loop {
             match self.take()? {
                 Job::Slice(slice) => return Some(slice),
-                Job::Build(mut build) => while !self.scheduler.install(&mut build, self.now) {},
+                Job::Build(mut build) => {
+                    build.make(|_| 1.1);
+                    while !self.scheduler.install(&mut build, self.now) {}
+                }
             }
         }
     }
@@ -128,7 +143,7 @@ impl World {
     }
 
     fn stop(&mut self, id: SearchId) {
-        carry_out(self.scheduler.stop(id, self.now));
+        carry_out(self.scheduler.stop(id, StopCause::Client, self.now));
     }
 
     fn report(&self, id: SearchId) -> Option<Report> {
@@ -145,6 +160,19 @@ impl World {
 fn carry_out(effects: Effects) {
     for (release, report) in effects.released {
         release(report);
+    }
+    for waker in effects.wake {
+        waker.wake();
+    }
+}
+
+/// Whether a reader was woken since it was told to wait.
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -240,7 +268,10 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
     assert_eq!(report.stop_latency, Some(world.now - asked));
     assert_eq!(
         report.outcome,
-        Outcome::Cancelled(Cursor::new(&hard(), end))
+        Outcome::Cancelled {
+            cause: StopCause::Client,
+            cursor: Cursor::new(&hard(), end)
+        }
     );
     assert_eq!((report.hashes, report.tests), (end, end));
     assert_eq!(world.poll(id), Poll::Ready(Event::Ended(report.outcome)));
@@ -280,7 +311,11 @@ fn a_search_that_waits_for_its_turn_stops_without_one() {
         (report.hashes, report.stop_latency),
         (0, Some(Duration::ZERO))
     );
-    assert_eq!(report.outcome, Outcome::Cancelled(Cursor::new(&hard(), 0)));
+    let expected = Outcome::Cancelled {
+        cause: StopCause::Client,
+        cursor: Cursor::new(&hard(), 0),
+    };
+    assert_eq!(report.outcome, expected);
     assert!(world.slice().is_none());
 }
 
@@ -466,6 +501,101 @@ fn weights_and_connections_share() {
     }
 }
 
+/// Sharing is good for a client with many searches and must not be bad for one with few: its slices
+/// are not made a hundred times as slow to save others theirs.
+#[test]
+fn a_set_that_costs_too_much_is_not_made() {
+    for (cost_of_many, expected) in [(1.5, 11), (90.0, 1)] {
+        let mut world = World::default();
+        let alone = world.submit_for(client("alone", 0), hard(), Plan::default());
+        for _ in 0..20 {
+            world.begin();
+        }
+        for _ in 0..10 {
+            world.submit_for(client("many", 0), hard(), Plan::default());
+        }
+        for _ in 0..10_000 {
+            match world.take().unwrap() {
+                Job::Slice(slice) => world.finish(slice),
+                Job::Build(mut build) => {
+                    let includes = build.members().any(|id| id == alone);
+                    build.make(|filter| match filter.names() {
+                        1 => 1.1,
+                        _ if includes => cost_of_many,
+                        _ => 1.2,
+                    });
+                    while !world.scheduler.install(&mut build, world.now) {}
+                }
+            }
+        }
+        let mut sizes = world.scheduler.fronts.values().map(|line| {
+            let follows = line.followers.iter().any(|(_, id)| *id == alone);
+            (follows, line.followers.len())
+        });
+        let with_alone = sizes.find(|(follows, _)| *follows).unwrap();
+        assert_eq!(with_alone.1, expected);
+    }
+}
+
+/// A search found nothing to do because another's slice held the last of it; that comes back half tried,
+/// and the other is gone.
+#[test]
+fn whoever_waits_for_a_slice_takes_up_what_it_left() {
+    let mut world = World::default();
+    let query = || hard().hash_budget(NonZeroU64::new(200_000).unwrap());
+    let searches = [world.submit(query()), world.submit(query())];
+    let is_shared = |world: &World| {
+        let mut fronts = world.scheduler.fronts.values();
+        fronts.next().is_some_and(|line| line.followers.len() == 2) && fronts.next().is_none()
+    };
+    while !is_shared(&world) {
+        world.begin();
+    }
+    let mut slices: Vec<Slice> = std::iter::from_fn(|| world.slice()).collect();
+    let last = slices.pop().unwrap();
+    let whose = world.scheduler.jobs[&last.id].search;
+    for slice in slices {
+        world.finish(slice);
+    }
+    assert!(world.slice().is_none(), "the rest is under way");
+    world.stop(whose);
+    let tried = last.range.start + 1;
+    world.finish_with(
+        last,
+        Done::Tried {
+            tried,
+            hits: Vec::new(),
+        },
+    );
+    assert_eq!(world.slice().unwrap().range.start, tried);
+    let waiting = searches.into_iter().find(|id| *id != whose).unwrap();
+    assert_eq!(world.report(waiting), None);
+}
+
+/// Those who shared a slice that panicked share again once each has come beyond it by itself.
+#[test]
+fn after_a_panic_the_innocent_share_again() {
+    let mut world = World::default();
+    let guilty = Plan {
+        poison: Some(300_000),
+        ..Plan::default()
+    };
+    world.submit_for(Client::default(), hard(), guilty);
+    for _ in 0..3 {
+        world.submit(hard());
+    }
+    let sizes = |world: &World| -> Vec<usize> {
+        let fronts = world.scheduler.fronts.values();
+        fronts.map(|line| line.followers.len()).collect()
+    };
+    let mut slices = 0;
+    while world.scheduler.metrics().ended.failed == 0 || sizes(&world) != [3] {
+        world.begin();
+        slices += 1;
+        assert!(slices < 20_000, "they go on in {:?}", sizes(&world));
+    }
+}
+
 /// One client makes one easy search after another; it must not live on always being the newest.
 #[test]
 fn coming_back_all_the_time_gains_nothing() {
@@ -504,9 +634,9 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     let submit = |scheduler: &mut Scheduler, name: &str, now| {
         let client = client(name, 0);
         scheduler.admit(&client, now)?;
-        let (id, effects) = scheduler.submit(client, hard(), Box::new(|_| ()), now);
+        let release = Box::new(|_| ());
+        let (id, effects) = scheduler.submit(client, hard(), 0, Duration::ZERO, release, now);
         carry_out(effects);
-        scheduler.queue_new(id);
         Ok(id)
     };
     let first = submit(&mut scheduler, "a", now).unwrap();
@@ -530,7 +660,7 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     while let Some(slice) = world.slice() {
         world.finish(slice);
     }
-    let Poll::Ready(Event::Ended(Outcome::QuotaSpent(cursor))) = world.poll(first) else {
+    let Poll::Ready(Event::Ended(Outcome::QuotaSpent { cursor, .. })) = world.poll(first) else {
         panic!("the quota does not end the search");
     };
     assert!(cursor.frontier() > 0);
@@ -555,6 +685,23 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     );
 }
 
+fn random_seed() -> u64 {
+    let state = std::hash::RandomState::new();
+    std::hash::BuildHasher::hash_one(&state, ())
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+fn random_from(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed;
+    move |below| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) % below
+    }
+}
+
 /// What one search was told, and what it should be told.
 struct Watched {
     id: SearchId,
@@ -566,6 +713,10 @@ struct Watched {
     stopped: bool,
     abandoned: bool,
     frontier: Index,
+    /// Told to wait, and not asked since.
+    waits: Option<Arc<Woken>>,
+    /// What slices that looked for its name have tried.
+    tried: Vec<Range<Index>>,
 }
 
 impl Watched {
@@ -575,6 +726,22 @@ impl Watched {
         interesting
             .map(|(index, distance)| hit(*index, *distance))
             .collect()
+    }
+
+    /// Every index below the frontier was hashed for it.
+    fn check_coverage(&self, frontier: Index) {
+        let mut tried = self.tried.clone();
+        tried.sort_unstable_by_key(|range| range.start);
+        let mut covered = self.start;
+        for range in &tried {
+            if range.start <= covered {
+                covered = covered.max(range.end);
+            }
+        }
+        assert!(
+            covered >= frontier,
+            "only tried up to {covered} of {frontier}"
+        );
     }
 
     /// Compares what was told, and how it ended, with one pass through its range.
@@ -596,8 +763,15 @@ impl Watched {
                 assert_eq!(cursor.frontier(), self.end);
                 self.end
             }
-            Outcome::Cancelled(cursor) => {
+            Outcome::Cancelled { cursor, .. } => {
                 assert!(self.stopped);
+                cursor.frontier()
+            }
+            Outcome::QuotaSpent {
+                cursor,
+                retry_after,
+            } => {
+                assert!(*retry_after > Duration::ZERO);
                 cursor.frontier()
             }
             Outcome::Failed(cursor) => {
@@ -606,6 +780,7 @@ impl Watched {
             }
             other => panic!("{other:?}"),
         };
+        self.check_coverage(reached);
         assert!(ideal.is_none_or(|ideal| ideal + 1 >= reached));
         assert_eq!(
             self.told,
@@ -613,7 +788,7 @@ impl Watched {
             "told up to {reached} from {}, then {outcome:?}; {report:?}",
             self.start
         );
-        // Tested exactly once below the frontier; beyond it, what was in vain.
+        // Counted exactly once below the frontier; beyond it, what was in vain.
         assert!(report.tests >= reached - self.start);
         if matches!(outcome, Outcome::Ideal(_) | Outcome::BudgetSpent(_)) {
             assert_eq!(report.tests, reached - self.start);
@@ -621,19 +796,32 @@ impl Watched {
     }
 }
 
+/// Tries a slice and hands it back; gives how many secrets were hashed.
+fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice) -> u64 {
+    let done = world.tried(&slice);
+    let mut hashed = 0;
+    if let Done::Tried { tried, .. } = &done {
+        hashed = tried - slice.range.start;
+        let members = slice.set.members();
+        for one in watched.iter_mut().filter(|one| members.contains(&one.id)) {
+            one.tried.push(slice.range.start..*tried);
+        }
+    }
+    // A thread reads the clock before it has the lock, so others may have told a later time.
+    let now = (world.now).saturating_sub(Duration::from_micros(slice.id % 7));
+    carry_out(world.scheduler.finish(slice.id, done, now));
+    hashed
+}
+
 /// Plays one schedule: arrivals, stops, slow readers, slices that come back in any order, panics.
 fn play(seed: u64) {
-    let mut state = seed;
-    // SplitMix64 (Steele, Lea and Flood, 2014).
-    let mut random = move |below: u64| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % below
-    };
+    let mut random = random_from(seed);
     let limits = Limits {
         queue_length: [1, 2, 20, 256][random(4) as usize],
+        searches_per_client: [2, 100][random(2) as usize],
+        hashes_per_second_per_client: (random(8) == 0)
+            .then_some(NonZeroU64::new(2_000_000).unwrap()),
+        quota_saved_for: Duration::from_millis(20),
         ..Limits::default()
     };
     let mut world = World {
@@ -666,6 +854,11 @@ fn play(seed: u64) {
             let frontier = world.scheduler.frontier(one.id).unwrap();
             assert!(one.frontier <= frontier, "a frontier went back");
             one.frontier = frontier;
+            let held = world.scheduler.searches[&one.id].held.len();
+            assert!(
+                held <= limits.queue_length + HITS_PER_SLICE,
+                "{held} hits are held"
+            );
         }
         match random(10) {
             0 if arriving => {
@@ -686,8 +879,26 @@ fn play(seed: u64) {
                     .interesting(Distance::from(5))
                     .starting_at(start)
                     .hash_budget(NonZeroU64::new(end - start).unwrap());
-                let client = client(&random(3).to_string(), random(2));
-                let id = world.submit_for(client, query, plan.clone());
+                let name = random(3);
+                let client = Client {
+                    weight: NonZeroU32::new(1 + name as u32).unwrap(),
+                    ..client(&name.to_string(), random(2))
+                };
+                if let Err(over) = world.scheduler.admit(&client, world.now) {
+                    assert!(match over {
+                        OverLimit::Hashes { .. } => limits.hashes_per_second_per_client.is_some(),
+                        OverLimit::SearchesOfClient { limit } => limit == 2,
+                        OverLimit::Searches { .. } => false,
+                    });
+                    continue;
+                }
+                // Perhaps who begins it has tried its first secrets, and found nothing.
+                let first = plan.hits.range(start..end).next();
+                let most = first.map_or(end - 1, |(index, _)| *index) - start;
+                let most = plan.poison.map_or(most, |poison| most.min(poison - start));
+                let tried = random(2) * most.min(FIRST_SLICE);
+                hashed += tried;
+                let id = world.submit_admitted(client, query, plan.clone(), tried);
                 watched.push(Watched {
                     id,
                     start,
@@ -698,6 +909,8 @@ fn play(seed: u64) {
                     stopped: false,
                     abandoned: false,
                     frontier: 0,
+                    waits: None,
+                    tried: std::iter::once(start..start + tried).collect(),
                 });
             }
             1 if random(12) == 0 && !watched.is_empty() => {
@@ -715,8 +928,18 @@ fn play(seed: u64) {
                 let index = random(watched.len() as u64) as usize;
                 let one = &mut watched[index];
                 if one.ended.is_none() && !one.abandoned {
-                    match world.poll(one.id) {
-                        Poll::Pending => {}
+                    let woken = Arc::new(Woken::default());
+                    let waker = Waker::from(Arc::clone(&woken));
+                    // A reader that waits asks for as much as before.
+                    let at_least = 1 + one.id as usize % 3;
+                    let (event, effects) = world.scheduler.poll(one.id, at_least, waker);
+                    carry_out(effects);
+                    if let Some(waited) = one.waits.take() {
+                        let was_woken = waited.0.load(Ordering::Relaxed);
+                        assert!(event.is_pending() || was_woken, "nobody woke the reader");
+                    }
+                    match event {
+                        Poll::Pending => one.waits = Some(woken),
                         Poll::Ready(Event::Candidates(candidates)) => one.told.extend(candidates),
                         Poll::Ready(Event::Ended(outcome)) => one.ended = Some(outcome),
                     }
@@ -730,26 +953,22 @@ fn play(seed: u64) {
             }
             5..=6 if under_way.len() + builds.len() < workers => match world.take() {
                 Some(Job::Slice(slice)) => under_way.push(slice),
-                Some(Job::Build(build)) => builds.push(build),
+                Some(Job::Build(mut build)) => {
+                    let cost = [1.1, 1.1, 1.5, 5.0, 500.0][random(5) as usize];
+                    build.make(|_| cost);
+                    builds.push(build);
+                }
                 None => {}
             },
             _ if !under_way.is_empty() => {
                 let slice = under_way.swap_remove(random(under_way.len() as u64) as usize);
-                let done = world.tried(&slice);
-                if let Done::Tried { tried, .. } = &done {
-                    hashed += tried - slice.range.start;
-                }
-                world.finish_with(slice, done);
+                hashed += try_slice(&mut world, &mut watched, slice);
             }
             _ => {}
         }
     }
     while let Some(slice) = under_way.pop() {
-        let done = world.tried(&slice);
-        if let Done::Tried { tried, .. } = &done {
-            hashed += tried - slice.range.start;
-        }
-        world.finish_with(slice, done);
+        hashed += try_slice(&mut world, &mut watched, slice);
     }
     let reports = world.reports.lock().unwrap();
     let metrics = world.scheduler.metrics();
@@ -777,6 +996,80 @@ fn play(seed: u64) {
     assert!(world.scheduler.jobs.is_empty());
 }
 
+/// Clients with weights, each with searches on some connections that come and go, and any number of
+/// workers: each gets its share of the time, and its connections each get theirs of that.
+fn play_fairly(seed: u64) {
+    let mut random = random_from(seed);
+    let mut world = World::default();
+    let mut clients: Vec<(Client, u64)> = Vec::new();
+    for number in 0..2 + random(4) {
+        let weight = NonZeroU32::new(1 + random(4) as u32).unwrap();
+        for connection in 0..1 + random(3) {
+            let client = client(&number.to_string(), connection);
+            clients.push((Client { weight, ..client }, 1 + random(20)));
+        }
+    }
+    let mut searches: Vec<(SearchId, Client)> = Vec::new();
+    for (client, count) in &clients {
+        for _ in 0..*count {
+            let id = world.submit_for(client.clone(), chatty(), Plan::default());
+            searches.push((id, client.clone()));
+        }
+    }
+    let workers = 1 + random(4) as usize;
+    let mut given: HashMap<Client, Duration> = HashMap::new();
+    let mut under_way = Vec::new();
+    const SLICES: u32 = 3_000;
+    for turn in 0..SLICES {
+        while under_way.len() < workers {
+            under_way.push(world.slice().expect("there is always something to do"));
+        }
+        let slice: Slice = under_way.swap_remove(random(workers as u64) as usize);
+        let job = &world.scheduler.jobs[&slice.id];
+        let (client, began) = (job.client.clone(), job.began);
+        world.finish(slice);
+        *given.entry(client).or_default() += world.now - began;
+        if turn % 10 == 0 {
+            // Whoever is gone is followed by another one, which owes what the first did.
+            let index = random(searches.len() as u64) as usize;
+            let (id, client) = searches[index].clone();
+            carry_out(world.scheduler.abandon(id, world.now));
+            let new = world.submit_for(client.clone(), chatty(), Plan::default());
+            searches[index] = (new, client);
+        }
+    }
+    let all: Duration = given.values().sum();
+    let names: HashMap<&str, u32> = (clients.iter())
+        .map(|(client, _)| (&*client.name, client.weight.get()))
+        .collect();
+    let weights: u32 = names.values().sum();
+    for (client, _) in &clients {
+        let connections = clients
+            .iter()
+            .filter(|(other, _)| other.name == client.name);
+        let wanted = f64::from(client.weight.get()) / f64::from(weights);
+        let wanted = wanted / connections.count() as f64;
+        let time = given.get(client).copied().unwrap_or_default();
+        let share = time.as_secs_f64() / all.as_secs_f64();
+        assert!(
+            (share / wanted - 1.0).abs() < 0.1,
+            "{client:?} got {share} and not {wanted}"
+        );
+    }
+}
+
+#[test]
+fn whoever_comes_and_goes_all_get_their_shares() {
+    let first = random_seed();
+    for number in 0..100 {
+        let seed = first.wrapping_add(number);
+        if let Err(panic) = std::panic::catch_unwind(|| play_fairly(seed)) {
+            eprintln!("the seed was {seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
 /// `SCHEDULER_SEED` repeats a schedule, `SCHEDULES` plays another number of them.
 #[test]
 fn ten_thousand_schedules() {
@@ -784,10 +1077,7 @@ fn ten_thousand_schedules() {
         play(seed.parse().unwrap());
         return;
     }
-    let first: u64 = {
-        let state = std::hash::RandomState::new();
-        std::hash::BuildHasher::hash_one(&state, ())
-    };
+    let first = random_seed();
     let schedules = std::env::var("SCHEDULES").map_or(10_000, |count| count.parse().unwrap());
     for number in 0..schedules {
         let seed = first.wrapping_add(number);

@@ -233,6 +233,16 @@ impl WorkLimit {
         context: &CallContext,
         patience: Duration,
     ) -> Result<WorkGuard, Status> {
+        let guard = |permit| WorkGuard {
+            _permit: permit,
+            _working: context.working(),
+        };
+        // Nearly always there is, and then nothing need be waited for.
+        if !context.state().stop_flag().is_requested()
+            && let Ok(permit) = Arc::clone(&self.room).try_acquire_owned()
+        {
+            return Ok(guard(permit));
+        }
         let mut told_to_stop = pin!(Waiting::new(context.clone(), Moment::Stop));
         let room = tokio::time::timeout(patience, Arc::clone(&self.room).acquire_owned());
         let permit = tokio::select! {
@@ -247,10 +257,7 @@ impl WorkLimit {
                 "no room for the work of this call beside {most} others"
             )));
         };
-        Ok(WorkGuard {
-            _permit: permit,
-            _working: context.working(),
-        })
+        Ok(guard(permit))
     }
 }
 

@@ -1,0 +1,398 @@
+//! Where a server listens, and who is at the other end of its connections.
+
+use std::{
+    fmt, fs,
+    io::{self, ErrorKind, IoSlice},
+    net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+    pin::Pin,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time::{Sleep, sleep},
+};
+use tokio_stream::Stream;
+use tonic::transport::server::Connected;
+
+/// How many connections may wait to be accepted; the system may allow fewer.
+const BACKLOG: i32 = 1024;
+
+/// How long nothing is accepted after it has failed, for want of file descriptors above all. A connection
+/// that waits is there at once again, and would be tried without a pause.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a socket that is there already may take to say whether somebody listens on it.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A socket that connections come from.
+pub(crate) struct Listener {
+    socket: ListeningSocket,
+    /// There while accepting pauses.
+    pause: Option<Pin<Box<Sleep>>>,
+    has_failed: bool,
+}
+
+enum ListeningSocket {
+    Tcp(TcpListener),
+    // The file goes before the socket, so that no file of a server that takes its place can go.
+    Unix(SocketFile, UnixListener),
+}
+
+impl Listener {
+    /// Listens on the first address of `host` that can be bound. Port 0 takes a free one.
+    pub(crate) fn tcp(host: &str, port: u16, reuse_port: bool) -> Result<Listener> {
+        let bind = |address: SocketAddr| -> io::Result<TcpListener> {
+            let socket = Socket::new(
+                Domain::for_address(address),
+                Type::STREAM,
+                Some(Protocol::TCP),
+            )?;
+            // So that a server that was just stopped can be started again at once.
+            socket.set_reuse_address(true)?;
+            socket.set_reuse_port(reuse_port)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            TcpListener::from_std(socket.into())
+        };
+        let addresses = (host.trim_matches(['[', ']']), port)
+            .to_socket_addrs()
+            .with_context(|| format!("cannot resolve the host {host:?}"))?;
+        let mut failure = anyhow::anyhow!("the host {host:?} has no address");
+        for address in addresses {
+            match bind(address) {
+                Ok(listener) => return Ok(Listener::new(ListeningSocket::Tcp(listener))),
+                Err(error) => {
+                    failure =
+                        anyhow::Error::new(error).context(format!("cannot listen on {address}"));
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// Listens on a Unix socket, which is removed when the listener is dropped. One that a server left
+    /// behind that is not there any more is replaced.
+    pub(crate) fn unix(path: &Path) -> Result<Listener> {
+        let shown = path.display();
+        let is_socket = fs::symlink_metadata(path).map(|file| file.file_type().is_socket());
+        match is_socket {
+            Ok(true) => match probe(path) {
+                Ok(()) => bail!("a server is listening on {shown} already"),
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
+                }
+                Err(error) => return Err(error).with_context(|| format!("cannot use {shown}")),
+            },
+            Ok(false) => bail!("{shown} is there already and is no socket"),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot use {shown}")),
+        }
+        let listener =
+            UnixListener::bind(path).with_context(|| format!("cannot listen on {shown}"))?;
+        let file = SocketFile::new(path).with_context(|| format!("cannot use {shown}"))?;
+        Ok(Listener::new(ListeningSocket::Unix(file, listener)))
+    }
+
+    fn new(socket: ListeningSocket) -> Listener {
+        Listener {
+            socket,
+            pause: None,
+            has_failed: false,
+        }
+    }
+
+    /// The address to tell people and clients.
+    pub(crate) fn address(&self) -> io::Result<String> {
+        Ok(match &self.socket {
+            ListeningSocket::Tcp(listener) => listener.local_addr()?.to_string(),
+            ListeningSocket::Unix(file, _) => format!("unix:{}", file.path.display()),
+        })
+    }
+}
+
+/// Whether somebody listens on a Unix socket.
+fn probe(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.connect_timeout(&SockAddr::unix(path)?, PROBE_TIMEOUT)
+}
+
+/// A socket's file, for as long as somebody listens on it.
+struct SocketFile {
+    path: PathBuf,
+    /// Which file it is: somebody may put another one in its place.
+    inode: (u64, u64),
+}
+
+impl SocketFile {
+    fn new(path: &Path) -> io::Result<SocketFile> {
+        Ok(SocketFile {
+            path: path.to_owned(),
+            inode: SocketFile::inode(path)?,
+        })
+    }
+
+    fn inode(path: &Path) -> io::Result<(u64, u64)> {
+        let file = fs::symlink_metadata(path)?;
+        Ok((file.dev(), file.ino()))
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if SocketFile::inode(&self.path).is_ok_and(|inode| inode == self.inode) {
+            // If somebody else removes it first, so much the better.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Stream for Listener {
+    type Item = io::Result<Connection>;
+
+    /// Never gives an error: what cannot be accepted now is tried again after a pause.
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            let stream = match &self.socket {
+                ListeningSocket::Tcp(listener) => {
+                    let accepted = ready!(listener.poll_accept(cx));
+                    accepted.map(|(stream, _)| {
+                        // A socket that cannot do it is of use all the same.
+                        let _ = stream.set_nodelay(true);
+                        Socketed::Tcp(stream)
+                    })
+                }
+                ListeningSocket::Unix(_, listener) => {
+                    let accepted = ready!(listener.poll_accept(cx));
+                    accepted.map(|(stream, _)| Socketed::Unix(stream))
+                }
+            };
+            match stream {
+                Ok(stream) => {
+                    if std::mem::take(&mut self.has_failed) {
+                        tracing::info!("connections are accepted again");
+                    }
+                    return Poll::Ready(Some(Ok(Connection::new(stream))));
+                }
+                // One that was given up before it was accepted says nothing of the next one.
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                Err(error) => {
+                    if !std::mem::replace(&mut self.has_failed, true) {
+                        tracing::error!(%error, "connections cannot be accepted");
+                    }
+                    self.pause = Some(Box::pin(sleep(PAUSE)));
+                }
+            }
+        }
+    }
+}
+
+/// A connection that was accepted.
+pub(crate) struct Connection {
+    stream: Socketed,
+    peer: Peer,
+}
+
+enum Socketed {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Connection {
+    fn new(stream: Socketed) -> Connection {
+        static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+        let who = match &stream {
+            // Whoever is gone already has none, and will not ask for anything either.
+            Socketed::Tcp(stream) => stream.peer_addr().map_or(Who::Nobody, Who::Address),
+            Socketed::Unix(stream) => {
+                let credentials = stream.peer_cred();
+                credentials.map_or(Who::Nobody, |peer| Who::User(peer.uid()))
+            }
+        };
+        let peer = Peer {
+            who,
+            connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
+        };
+        Connection { stream, peer }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+/// Who is at the other end of a connection; requests carry it as an extension.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    who: Who,
+    /// The connection's number, which no other one has.
+    pub(crate) connection: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Who {
+    Address(SocketAddr),
+    /// A user of this machine, by a Unix socket.
+    User(u32),
+    Nobody,
+}
+
+impl Peer {
+    /// Who shares what one client may have: until somebody is authenticated, an address or a user.
+    pub(crate) fn client(&self) -> ClientName {
+        match self.who {
+            Who::Address(address) => ClientName::of_address(address.ip()),
+            Who::User(id) => ClientName::of_user(id),
+            Who::Nobody => ClientName(Arc::from("nobody")),
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.who {
+            Who::Address(address) => address.fmt(f),
+            Who::User(id) => write!(f, "user:{id}"),
+            Who::Nobody => f.write_str("nobody"),
+        }
+    }
+}
+
+/// A client's name: `ip:` and an address, or `user:` and a number. The prefix keeps those of different
+/// kinds apart, also from whoever is authenticated one day.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ClientName(pub(crate) Arc<str>);
+
+impl ClientName {
+    fn of_address(address: IpAddr) -> ClientName {
+        let name = match address.to_canonical() {
+            IpAddr::V4(address) => format!("ip:{address}"),
+            // One host, on whichever network it is.
+            IpAddr::V6(address) if address.is_unicast_link_local() || address.is_unique_local() => {
+                format!("ip:{address}")
+            }
+            // Whoever has one of these may well have the 64 bits behind it too.
+            IpAddr::V6(address) => {
+                let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
+                format!("ip:{network}/64")
+            }
+        };
+        ClientName(name.into())
+    }
+
+    fn of_user(id: u32) -> ClientName {
+        ClientName(format!("user:{id}").into())
+    }
+}
+
+impl FromStr for ClientName {
+    type Err = String;
+
+    /// Reads an address, or `user:` and a number.
+    fn from_str(text: &str) -> Result<ClientName, String> {
+        let user = text.strip_prefix("user:").map(str::parse);
+        match (user, text.parse()) {
+            (Some(Ok(id)), _) => Ok(ClientName::of_user(id)),
+            (None, Ok(address)) => Ok(ClientName::of_address(address)),
+            _ => Err("give an IP address, or user: and a user's number".to_owned()),
+        }
+    }
+}
+
+/// Passes a call on to whichever stream there is.
+macro_rules! either {
+    ($self:ident, $stream:ident => $call:expr) => {
+        match &mut $self.get_mut().stream {
+            Socketed::Tcp(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+            Socketed::Unix(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+        }
+    };
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        either!(self, stream => stream.poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, stream => stream.poll_write(cx, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        either!(self, stream => stream.poll_write_vectored(cx, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        // Both kinds of socket do.
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, stream => stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(self, stream => stream.poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn client_names() {
+        for (text, name) in [
+            ("10.0.0.7", "ip:10.0.0.7"),
+            ("::ffff:10.0.0.7", "ip:10.0.0.7"),
+            ("2001:db8:1:2:3:4:5:6", "ip:2001:db8:1:2::/64"),
+            ("fe80::1:2", "ip:fe80::1:2"),
+            ("user:1000", "user:1000"),
+        ] {
+            assert_eq!(&*text.parse::<ClientName>().unwrap().0, name);
+        }
+        for wrong in ["", "user:", "user:root", "localhost", "10.0.0.7:80"] {
+            assert!(wrong.parse::<ClientName>().is_err(), "{wrong}");
+        }
+    }
+}

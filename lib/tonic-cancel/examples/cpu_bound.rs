@@ -5,6 +5,12 @@
 //!
 //! The service is gRPC's health check because it is at hand; any that tonic generates is used alike.
 
+#![allow(
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a program that shows what happens"
+)]
+
 use std::{
     error::Error,
     pin::Pin,
@@ -78,7 +84,7 @@ impl Health for Counter {
 }
 
 #[tokio::main]
-pub async fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
     let limit = WorkLimit::new(std::thread::available_parallelism()?.get());
     let stopped = Arc::new(AtomicU64::new(0));
     let counter = Counter {

@@ -3,6 +3,12 @@
 //! `cargo run --example ctrl_c` runs both in one process. Press ctrl-C: the client's stream is cancelled,
 //! the server knows why its call ended, and drains.
 
+#![allow(
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a program that shows what happens"
+)]
+
 use std::{
     error::Error,
     io::{Write, stdout},

@@ -3,6 +3,12 @@
 //! `cargo run --example proxy` runs a client, a proxy and a backend; the client cancels, and the backend
 //! knows.
 
+#![allow(
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a program that shows what happens"
+)]
+
 use std::{error::Error, net::SocketAddr, pin::Pin, time::Duration};
 
 use tokio::sync::mpsc;
@@ -60,7 +66,10 @@ impl Health for Backend {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let context = CallContext::of(&request);
         let ended = self.ended.clone();
-        context.add_callback(move |end| drop(ended.send(end)));
+        // Nobody need be listening any more.
+        context.add_callback(move |end| {
+            let _ = ended.send(end);
+        });
         let _ = self.begun.send(context.time_remaining());
         std::future::pending().await
     }
@@ -91,7 +100,7 @@ fn client(address: SocketAddr) -> Result<HealthClient<Channel>, Box<dyn Error>> 
 }
 
 #[tokio::main]
-pub async fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
     let (begun, mut begins) = mpsc::unbounded_channel();
     let (ended, mut ends) = mpsc::unbounded_channel();
     let backend = serve(Backend { begun, ended })?;

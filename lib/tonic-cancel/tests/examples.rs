@@ -7,11 +7,9 @@ use std::{
 };
 
 #[path = "../examples/cpu_bound.rs"]
-#[allow(clippy::print_stdout, reason = "it shows what happens")]
 mod cpu_bound;
 
 #[path = "../examples/proxy.rs"]
-#[allow(clippy::print_stdout, reason = "it shows what happens")]
 mod proxy;
 
 #[test]
@@ -32,7 +30,7 @@ fn a_client_is_stopped_by_ctrl_c() {
     let mut process = Command::new(program)
         .stdout(Stdio::piped())
         .spawn()
-        .expect("`cargo test` builds the examples too");
+        .expect("`cargo test` builds it; with `--test examples`, `cargo build --examples` does");
     let output = BufReader::new(process.stdout.take().unwrap());
     let mut lines = output.lines().map(Result::unwrap);
     assert_eq!(lines.next().unwrap(), "a message; press ctrl-C");

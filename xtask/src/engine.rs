@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cargo, python, results, root, runs, step, target};
+use crate::{
+    cargo, python,
+    results::{self, Goal},
+    root, runs, step, target,
+};
 
 const ROUNDS: usize = 3;
 
@@ -64,12 +68,6 @@ const GOALS: [(&str, Goal); 14] = [
     ("bytes that they grow in 10 s", Goal::AtMost(0.0)),
 ];
 const CALLS_GOAL: f64 = 0.7;
-
-#[derive(Clone, Copy)]
-enum Goal {
-    AtLeast(f64),
-    AtMost(f64),
-}
 
 /// Measures, prints the table, and writes it to `bench/RESULTS.md`.
 pub(crate) fn run() -> Result<()> {
@@ -145,10 +143,6 @@ fn report(medians: &BTreeMap<String, f64>) -> Result<String> {
             .with_context(|| format!("{name} was not measured"))
     };
     for (name, goal) in GOALS {
-        let goal = match goal {
-            Goal::AtLeast(goal) => format!("{goal} or more"),
-            Goal::AtMost(goal) => format!("{goal} or less"),
-        };
         writeln!(text, "| {name} | {goal} | {:.3} |", of(name)?)?;
     }
     let calls = of(EASY)? / of(CONSTANT)?;

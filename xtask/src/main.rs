@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it does is told there")]
 
+mod cancel;
 mod engine;
 mod peers;
 mod results;
@@ -27,10 +28,15 @@ commands:
           installs hashcat and pocl by Debian's package manager where they are missing
   bench engine
           measure what thousands of searches cost, and write bench/RESULTS.md;
-          installs h2load by Debian's package manager where it is missing";
+          installs h2load by Debian's package manager where it is missing
+  bench cancel
+          measure what the cancellation layer costs, and write bench/RESULTS.md";
 
 /// Where the end-to-end tests are, below the root.
 const END_TO_END: &str = "crates/finder/tests/e2e";
+
+/// Where tonic-cancel is played against other implementations of gRPC, below the root.
+const INTEROP: &str = "lib/tonic-cancel/interop/tests";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -39,6 +45,7 @@ fn main() -> ExitCode {
         ["test"] => test(),
         ["bench", "peers"] => peers::run(),
         ["bench", "engine"] => engine::run(),
+        ["bench", "cancel"] => cancel::run(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -61,6 +68,14 @@ fn test() -> Result<()> {
         "lints",
         &mut cargo("clippy --workspace --all-targets -- -D warnings"),
     )?;
+    for half in ["client", "server"] {
+        step(
+            &format!("lints of tonic-cancel's {half} alone"),
+            &mut cargo(&format!(
+                "clippy -p tonic-cancel --no-default-features --features {half} -- -D warnings"
+            )),
+        )?;
+    }
     step(
         "docs",
         cargo("doc --workspace --no-deps --document-private-items")
@@ -81,6 +96,12 @@ fn test() -> Result<()> {
     step(
         "every order of the engine's threads",
         cargo("test -p hashfinder-search --test loom --release")
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", target().join("loom")),
+    )?;
+    step(
+        "every order in which a call can end",
+        cargo("test -p tonic-cancel --lib --release")
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", target().join("loom")),
     )?;
@@ -110,11 +131,26 @@ fn test() -> Result<()> {
     let python = python()?;
     step(
         "end-to-end tests",
-        Command::new(python)
+        Command::new(&python)
             .args(["-m", "pytest", "--quiet", END_TO_END])
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("HASHFINDER", target().join("release/hashfinder")),
     )?;
+    step(
+        "the interoperability suite",
+        &mut cargo("build -p tonic-cancel-interop"),
+    )?;
+    let mut interop = Command::new(&python);
+    interop
+        .args(["-m", "pytest", "--quiet", INTEROP])
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("INTEROP", target().join("debug/tonic-cancel-interop"));
+    if runs(Command::new("node").arg("--version")) && runs(Command::new("npm").arg("--version")) {
+        interop.env("INTEROP_NODE", node_packages()?);
+    } else {
+        skipped.push("interoperability with grpc-js: needs node and npm");
+    }
+    step("interoperability tests", &mut interop)?;
     for what in &skipped {
         println!("skipped: {what}");
     }
@@ -219,6 +255,30 @@ fn python() -> Result<PathBuf> {
     // Last, so that what was broken off is done again.
     fs::write(installed, wanted_text)?;
     Ok(python)
+}
+
+/// A folder with the JavaScript packages that the interoperability tests need, filled anew when that
+/// has changed.
+fn node_packages() -> Result<PathBuf> {
+    let wanted = root().join(INTEROP).join("peers/package.json");
+    let wanted_text = fs::read_to_string(&wanted).context("cannot read the package.json")?;
+    let folder = target().join("interop-node");
+    let installed = folder.join("installed.json");
+    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted_text) {
+        return Ok(folder);
+    }
+    fs::create_dir_all(&folder).context("cannot make a folder for the JavaScript packages")?;
+    fs::write(folder.join("package.json"), &wanted_text).context("cannot write package.json")?;
+    step(
+        "the JavaScript packages",
+        Command::new("npm")
+            .args(["install", "--no-package-lock", "--no-audit", "--no-fund"])
+            .args(["--ignore-scripts", "--silent", "--prefix"])
+            .arg(&folder),
+    )?;
+    // Last, so that what was broken off is done again.
+    fs::write(installed, wanted_text)?;
+    Ok(folder)
 }
 
 fn target() -> PathBuf {

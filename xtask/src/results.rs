@@ -1,6 +1,6 @@
 //! `bench/RESULTS.md`, a section for each benchmark.
 
-use std::fs;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result};
 
@@ -24,6 +24,22 @@ pub(crate) fn write(title: &str, text: &str) -> Result<()> {
     sections.sort_by_key(|section| !section.starts_with("\n## Kernels"));
     let all = format!("{HEAD}{}", sections.concat());
     fs::write(&file, all).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// What a figure is to be.
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Goal::AtLeast(goal) => write!(f, "{goal} or more"),
+            Goal::AtMost(goal) => write!(f, "{goal} or less"),
+        }
+    }
 }
 
 /// The middle one; of an even number, the mean of the two in the middle.

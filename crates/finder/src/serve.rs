@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use hashfinder_search::{Engine, Kernel};
 use tokio::sync::oneshot;
 use tonic::{Code, Status, service::LayerExt, transport::Server};
-use tonic_cancel::{CallContextLayer, Drain};
+use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
 
 use crate::{
     cli::{BudgetStatus, Exit, ServeArguments},
@@ -86,8 +86,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     };
 
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.
-    let refusal = || Status::from(CallError::Draining(None));
-    let (drain, services) = (Drain::with_status(refusal), Drain::with_status(refusal));
+    let drain = Drain::with_status(|| Status::from(CallError::Draining(None)));
     let (health, health_service) = tonic_health::server::health_reporter();
     health
         .set_serving::<HashFinderServer<HashFinderService>>()
@@ -98,8 +97,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let service = HashFinderServer::new(HashFinderService::new(engine, limits));
-    let aside = CallContextLayer::with_drain(services.clone());
-    let (close, closing) = oneshot::channel::<()>();
+    let aside = CallContextLayer::with_drain(drain.aside());
     let server = Server::builder()
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
@@ -109,42 +107,46 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .add_service(aside.named_layer(health_service))
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
-        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(service))
-        .serve_with_incoming_shutdown(listener, async {
-            // The sender is dropped only where nobody waits for the server any more.
-            let _ = closing.await;
-        });
-    let mut server = std::pin::pin!(server);
+        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(service));
 
     tracing::info!(address, workers, kernel = kernel.name(), "listening");
     announce(&address)?;
 
-    let signal = tokio::select! {
-        ended = &mut server => {
-            ended?;
-            anyhow::bail!("the server stopped by itself");
+    let (hand_over, handed_over) = oneshot::channel();
+    let signal = async {
+        let signal = signals.next().await;
+        tracing::info!(%signal, calls = drain.active_calls(), "draining");
+        for service in ["", SERVICE_NAME] {
+            let status = tonic_health::ServingStatus::NotServing;
+            health.set_service_status(service, status).await;
         }
-        signal = signals.next() => signal,
+        // Whoever waits for it is there as long as this is.
+        let _ = hand_over.send(signals);
     };
-    tracing::info!(%signal, calls = drain.active_calls(), "draining");
-    health
-        .set_service_status("", tonic_health::ServingStatus::NotServing)
-        .await;
-    health
-        .set_service_status(SERVICE_NAME, tonic_health::ServingStatus::NotServing)
-        .await;
-    // Closes the socket, and asks every connection to open no more calls.
-    let _ = close.send(());
-    let draining = async {
-        let drained = drain.drain(arguments.drain_grace, DRAIN_NOTICE).await;
-        services.drain(Duration::ZERO, Duration::ZERO).await;
-        tracing::info!(told = drained.told, forced = drained.forced, "drained");
-        tokio::time::sleep(CLOSE_TIMEOUT).await;
+    let options = DrainOptions::new()
+        .grace(arguments.drain_grace)
+        .notice(DRAIN_NOTICE)
+        .close(CLOSE_TIMEOUT);
+    let serving = drain.serve(signal, options, |shutdown| {
+        server.serve_with_incoming_shutdown(listener, shutdown)
+    });
+    let hurried = async {
+        match handed_over.await {
+            Ok(mut signals) => signals.next().await,
+            // The server stopped by itself.
+            Err(_) => std::future::pending().await,
+        }
     };
     tokio::select! {
-        ended = &mut server => ended?,
-        () = draining => tracing::warn!("left behind connections that did not close"),
-        signal = signals.next() => {
+        drained = serving => {
+            let drained = drained?;
+            anyhow::ensure!(drain.is_closed(), "the server stopped by itself");
+            tracing::info!(told = drained.told, forced = drained.forced, "drained");
+            if drained.left_behind {
+                tracing::warn!("left behind connections that did not close");
+            }
+        }
+        signal = hurried => {
             tracing::warn!(%signal, calls = drain.active_calls(), "leaving at once");
         }
     }

@@ -14,13 +14,10 @@ use hashfinder_search::{
     Candidate, Client, DesiredName, Distance, Engine, Event, Outcome, OverLimit, Query, Search,
     StopCause,
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
-};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
-use tonic_cancel::{CallContext, CancelReason};
+use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
 
 use super::{
     pb::{HashNameRequest, HashNameResponse, hash_finder_server::HashFinder},
@@ -62,16 +59,14 @@ pub(crate) struct Limits {
 pub(crate) struct HashFinderService {
     engine: Engine,
     limits: Limits,
-    permits: Arc<Semaphore>,
+    room: WorkLimit,
 }
 
 impl HashFinderService {
     pub(crate) fn new(engine: Engine, limits: Limits) -> HashFinderService {
-        // As many as a semaphore can count are as good as no limit.
-        let permits = limits.maximum_concurrent_rpcs.get();
         HashFinderService {
             engine,
-            permits: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))),
+            room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
             limits,
         }
     }
@@ -107,16 +102,17 @@ impl HashFinderService {
         let query = query.hash_budget(self.limits.maximum_hashes);
         let peer = request.extensions().get::<Peer>();
         let client = peer.map_or_else(Client::default, |peer| self.client(peer));
+        let context = CallContext::of(request);
         let until = Instant::now() + PERMIT_PATIENCE;
         let mut pause = FIRST_PAUSE;
         let (search, record) = loop {
-            let permit = self.permit(until).await?;
+            let guard = self.room(&context, until).await?;
             let name = query.name().as_str();
             let record = Arc::new(CallRecord::new(method, peer.cloned(), name));
             let at_release = Arc::clone(&record);
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
-                // The permit is the work's: it goes back when the last worker has let go.
-                drop(permit);
+                // It is the work's: it goes back when the last worker has let go.
+                drop(guard);
                 at_release.released(report);
             });
             match search {
@@ -129,7 +125,6 @@ impl HashFinderService {
                 Err(over) => return Err(CallError::OverLimit(over)),
             }
         };
-        let context = CallContext::of(request);
         // A stream that nobody reads is not polled, so its end has to reach the work by itself.
         let stopper = search.stopper();
         context.add_callback(move |end| {
@@ -148,15 +143,14 @@ impl HashFinderService {
         })
     }
 
-    async fn permit(&self, until: Instant) -> Result<OwnedSemaphorePermit, CallError> {
-        // Nearly always there is one, and then no timer is needed.
-        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
-            return Ok(permit);
-        }
-        match timeout_at(until, Arc::clone(&self.permits).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(CallError::TooManyRpcs(self.limits.maximum_concurrent_rpcs)),
-        }
+    async fn room(&self, context: &CallContext, until: Instant) -> Result<WorkGuard, CallError> {
+        let patience = until.saturating_duration_since(Instant::now());
+        let guard = self.room.begin_within(context, patience).await;
+        guard.map_err(|_| match context.cancel_reason() {
+            Some(CancelReason::Drain) => CallError::Draining(None),
+            // Who is gone for another reason is told nothing any more.
+            _ => CallError::TooManyRpcs(self.limits.maximum_concurrent_rpcs),
+        })
     }
 
     /// For whom a call is, and with which share.

@@ -797,6 +797,7 @@ impl Watched {
 }
 
 /// Tries a slice and hands it back; gives how many secrets were hashed.
+#[allow(clippy::needless_pass_by_value, reason = "it is gone")]
 fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice) -> u64 {
     let done = world.tried(&slice);
     let mut hashed = 0;

@@ -4,14 +4,17 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use tokio::sync::oneshot;
-use tonic::{Code, Request, Response, Status};
+use tokio::sync::mpsc;
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
-use super::{CallOptions, Canceller, Carrier, Done, Shared, carrier_lost};
+use super::{
+    CallOptions, Canceller, Done,
+    shared::{self, End, Shared, carrier_lost},
+};
 
 /// A call that is under way; awaiting it gives its response.
 ///
@@ -21,7 +24,8 @@ use super::{CallOptions, Canceller, Carrier, Done, Shared, carrier_lost};
 /// [`detach`](Call::detach)ed.
 pub struct Call<T> {
     shared: Arc<Shared>,
-    outcome: oneshot::Receiver<Result<Response<T>, Status>>,
+    /// There until the response was handed out.
+    outcome: Option<mpsc::Receiver<Result<Response<T>, Status>>>,
     detached: bool,
 }
 
@@ -44,31 +48,28 @@ impl<T: Send + 'static> Call<T> {
     ///
     /// Outside of a tokio runtime, which carries the call.
     pub fn start<R, F>(
-        mut request: Request<R>,
+        request: Request<R>,
         options: CallOptions,
         rpc: impl FnOnce(Request<R>) -> F,
     ) -> Call<T>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
     {
-        let shared = Shared::new(&mut request, options);
-        let (sender, outcome) = oneshot::channel();
-        let call = rpc(request);
-        tokio::spawn({
-            let carrier = Carrier(Arc::clone(&shared));
-            async move {
-                // Dropped in the reverse order, whichever way this ends.
-                let (sender, carrier) = (sender, carrier);
-                let Carrier(shared) = &carrier;
-                let result = shared.carry(call).await;
-                let code = result.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        let (shared, outcome) =
+            shared::start(request, options, 1, rpc, |carrier, call| async move {
+                let result = carrier.shared.carry(call).await;
+                if let Ok(response) = &result {
+                    carrier.shared.initial_metadata_came(response.metadata());
+                }
+                let end = End::of(result.as_ref().map(Response::metadata));
                 // Nobody need be waiting for it any more.
-                shared.finish(code, || drop(sender.send(result)));
-            }
-        });
+                carrier
+                    .shared
+                    .finish(end, || drop(carrier.sender.try_send(result)));
+            });
         Call {
             shared,
-            outcome,
+            outcome: Some(outcome),
             detached: false,
         }
     }
@@ -102,8 +103,10 @@ impl<T> Future for Call<T> {
     type Output = Result<Response<T>, Status>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.outcome)
-            .poll(cx)
-            .map(|result| result.unwrap_or_else(|_| Err(carrier_lost())))
+        let outcome = self.outcome.as_mut();
+        let outcome = outcome.expect("the call's response was handed out before");
+        let result = ready!(outcome.poll_recv(cx)).unwrap_or_else(|| Err(carrier_lost()));
+        self.outcome = None;
+        Poll::Ready(result)
     }
 }

@@ -9,6 +9,11 @@ macro_rules! handle {
                 self.canceller().cancel()
             }
 
+            /// Cancels the call and says why; see [`Canceller::cancel_with_reason`].
+            pub fn cancel_with_reason(&self, reason: impl Into<String>) -> bool {
+                self.canceller().cancel_with_reason(reason)
+            }
+
             /// What cancels the call from elsewhere.
             #[must_use]
             pub fn canceller(&self) -> Canceller {
@@ -37,10 +42,38 @@ macro_rules! handle {
                 self.shared.done().is_some_and(|done| done.cancelled)
             }
 
+            /// Why this side cancelled the call, once it is over; `None` if it did not, or gave no
+            /// reason.
+            #[must_use]
+            pub fn cancel_reason(&self) -> Option<String> {
+                self.shared.done()?.reason
+            }
+
             /// The code of its status, once it is over.
             #[must_use]
             pub fn code(&self) -> Option<Code> {
                 self.shared.done().map(|done| done.code)
+            }
+
+            /// The metadata that came before the first message, as soon as it has come; `None` if the
+            /// call ended without.
+            ///
+            /// tonic hands over the metadata of a call with one response in one piece, with the
+            /// response. A [`Call`](crate::Call) therefore knows of none before its end, nor which of
+            /// it came first: this is then all there is, and
+            /// [`trailing_metadata`](Self::trailing_metadata) is the same. If the call failed, only
+            /// that one has it.
+            ///
+            /// Dropping the future stops the waiting and nothing else.
+            pub async fn initial_metadata(&self) -> Option<MetadataMap> {
+                self.shared.initial_metadata().await
+            }
+
+            /// The metadata that came after the last message, a failed call's included; `None` before
+            /// the end. It is empty if this side ended the call.
+            #[must_use]
+            pub fn trailing_metadata(&self) -> Option<MetadataMap> {
+                self.shared.trailing_metadata()
             }
 
             /// Lets the call go on without its handle; what it answers is thrown away.
@@ -69,56 +102,97 @@ macro_rules! handle {
 use handle;
 
 mod call;
+mod ready;
+mod shared;
 mod streaming;
 
-use std::{
-    fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use tokio::{sync::Notify, time::Instant};
-use tonic::{Code, Request, Status};
+use tokio::time::Instant;
+use tonic::Code;
+
+use crate::link::Parent;
+use shared::Shared;
 
 pub use call::{Call, StillRunning};
+pub use ready::{Backoff, ReadyChannel};
 pub use streaming::StreamingCall;
 
 /// The longest timeout that can be written into a request: eight digits of hours (gRPC over HTTP/2,
 /// "Timeout"). A longer one is no deadline: it lies 11,000 years ahead.
 const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 60 * 60);
 
+/// What the status of a call says that its caller cancelled.
+const BY_CALLER: &str = "the caller cancelled the call";
+
 /// What a call is started with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CallOptions {
     timeout: Option<Duration>,
+    deadline: Option<std::time::Instant>,
+    wait_for_ready: bool,
 }
 
 impl CallOptions {
-    /// No deadline.
+    /// No deadline, and no waiting for a channel that cannot connect.
     #[must_use]
     pub const fn new() -> CallOptions {
-        CallOptions { timeout: None }
+        CallOptions {
+            timeout: None,
+            deadline: None,
+            wait_for_ready: false,
+        }
     }
 
     /// The call must be over within `timeout` of its start, connecting and a stream's last message
     /// included. The server is told, and when the time is up the call ends with DEADLINE_EXCEEDED,
     /// whatever the server says. A timeout of over 99,999,999 hours is none.
     #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> CallOptions {
+    pub const fn timeout(mut self, timeout: Duration) -> CallOptions {
         self.timeout = Some(timeout);
         self
+    }
+
+    /// The call must be over at `deadline`, in the same way; for calls that share a deadline. With a
+    /// [`timeout`](Self::timeout) as well, the earlier of the two counts.
+    #[must_use]
+    pub const fn deadline(mut self, deadline: std::time::Instant) -> CallOptions {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Whether a call on a channel that cannot connect waits until it can, as long as there is time
+    /// (gRPC's `doc/wait-for-ready.md`). Without it, such a call ends with UNAVAILABLE at once.
+    ///
+    /// It needs a client that is built over a [`ReadyChannel`]. With another one, a call that cannot
+    /// connect ends with FAILED_PRECONDITION.
+    #[must_use]
+    pub const fn wait_for_ready(mut self, wait: bool) -> CallOptions {
+        self.wait_for_ready = wait;
+        self
+    }
+
+    /// When a call that starts now must be over. A time beyond what the clock can show, or what a
+    /// request can tell, is no deadline.
+    fn ends_at(&self, parent: Option<&Parent>, now: Instant) -> Option<Instant> {
+        let own = self.timeout.and_then(|timeout| now.checked_add(timeout));
+        let given = [self.deadline, parent.and_then(|parent| parent.deadline)];
+        let given = given.into_iter().flatten().map(Instant::from_std);
+        let earliest = own.into_iter().chain(given).min();
+        earliest.filter(|deadline| deadline.duration_since(now) <= MAX_TIMEOUT)
     }
 }
 
 /// How a call was done with, as its callbacks are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Done {
     /// The code of its status.
     pub code: Code,
     /// Whether it was this side that cancelled it.
     pub cancelled: bool,
+    /// Why this side cancelled it, if it did and said why.
+    pub reason: Option<String>,
 }
 
 /// Cancels a call from elsewhere; clones cancel the same call.
@@ -131,159 +205,20 @@ impl Canceller {
     /// Cancels the call: it ends with CANCELLED here, and the server is told. Says whether the call
     /// was not done and not cancelled yet.
     pub fn cancel(&self) -> bool {
-        self.cancel_because(None)
+        self.shared.cancel(BY_CALLER, None)
     }
 
     /// Like [`cancel`](Self::cancel), with a reason that the call's status tells. It stays on this
     /// side, for HTTP/2 has no words for it.
     pub fn cancel_with_reason(&self, reason: impl Into<String>) -> bool {
-        self.cancel_because(Some(reason.into()))
-    }
-
-    fn cancel_because(&self, reason: Option<String>) -> bool {
-        let mut state = self.shared.lock();
-        if state.done.is_some() || state.cancelled.is_some() {
-            return false;
-        }
-        let mut message = "the caller cancelled the call".to_owned();
-        if let Some(reason) = reason {
-            message = format!("{message}: {reason}");
-        }
-        state.cancelled = Some(Status::cancelled(message));
-        drop(state);
-        self.shared.cancelled.notify_one();
-        true
+        self.shared.cancel(BY_CALLER, Some(reason.into()))
     }
 }
 
 impl fmt::Debug for Canceller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Canceller")
-            .field("done", &self.shared.lock().done)
+            .field("done", &self.shared.done())
             .finish()
-    }
-}
-
-type Callback = Box<dyn FnOnce(Done) + Send>;
-
-/// What the handle of a call and the task that carries the call have in common.
-struct Shared {
-    deadline: Option<Instant>,
-    cancelled: Notify,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    /// The status of a call that was cancelled here.
-    cancelled: Option<Status>,
-    done: Option<Done>,
-    callbacks: Vec<Callback>,
-}
-
-impl Shared {
-    /// Also writes the timeout into the request, for the server to keep to.
-    fn new<R>(request: &mut Request<R>, options: CallOptions) -> Arc<Shared> {
-        let timeout = options.timeout.filter(|timeout| *timeout <= MAX_TIMEOUT);
-        if let Some(timeout) = timeout {
-            request.set_timeout(timeout);
-        }
-        Arc::new(Shared {
-            // A timeout beyond what the clock can show is no deadline.
-            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-            cancelled: Notify::new(),
-            state: Mutex::default(),
-        })
-    }
-
-    /// Runs the call until it ends, is cancelled, or its time is up, whichever comes first.
-    async fn carry<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-        let cancelled = async {
-            self.cancelled.notified().await;
-            let status = self.lock().cancelled.clone();
-            status.unwrap_or_else(|| Status::cancelled(""))
-        };
-        let expired = async {
-            match self.deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        let result = tokio::select! {
-            biased;
-            status = cancelled => Err(status),
-            () = expired => Err(deadline_exceeded()),
-            result = call => result,
-        };
-        // A server that saw the deadline pass first may have said so in words of its own.
-        match self.deadline {
-            Some(deadline) if result.is_err() && deadline <= Instant::now() => {
-                let cancelled = self.lock().cancelled.clone();
-                Err(cancelled.unwrap_or_else(deadline_exceeded))
-            }
-            _ => result,
-        }
-    }
-
-    /// Records the end, before anybody can be told of it, then `tell`s the one who waits, then runs
-    /// the callbacks, outside of the lock. The first end counts.
-    fn finish(&self, code: Code, tell: impl FnOnce()) {
-        let mut state = self.lock();
-        if state.done.is_some() {
-            return;
-        }
-        let cancelled = state.cancelled.is_some() && code == Code::Cancelled;
-        let done = *state.done.insert(Done { code, cancelled });
-        let callbacks = std::mem::take(&mut state.callbacks);
-        drop(state);
-        tell();
-        for callback in callbacks {
-            run(callback, done);
-        }
-    }
-
-    fn add_done_callback(&self, callback: Callback) -> bool {
-        let mut state = self.lock();
-        if let Some(done) = state.done {
-            drop(state);
-            run(callback, done);
-            return false;
-        }
-        state.callbacks.push(callback);
-        true
-    }
-
-    fn done(&self) -> Option<Done> {
-        self.lock().done
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No foreign code runs under the lock, so there is nothing to poison it.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Ends the call whose task goes down without having ended it: the call of the client panicked, or
-/// the runtime was shut down.
-struct Carrier(Arc<Shared>);
-
-impl Drop for Carrier {
-    fn drop(&mut self) {
-        self.0.finish(Code::Unknown, || ());
-    }
-}
-
-/// What a call ends with whose task went down.
-fn carrier_lost() -> Status {
-    Status::unknown("the task that carried the call went down")
-}
-
-fn deadline_exceeded() -> Status {
-    Status::deadline_exceeded("the call's deadline passed")
-}
-
-fn run(callback: Callback, done: Done) {
-    if catch_unwind(AssertUnwindSafe(|| callback(done))).is_err() {
-        tracing::error!("a done callback of a call panicked");
     }
 }

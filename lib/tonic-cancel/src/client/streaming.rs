@@ -8,9 +8,12 @@ use std::{
 
 use futures_core::Stream;
 use tokio::sync::mpsc;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
-use super::{CallOptions, Canceller, Carrier, Done, Shared, carrier_lost};
+use super::{
+    CallOptions, Canceller, Done,
+    shared::{self, End, Shared, carrier_lost},
+};
 
 /// How many messages may wait in the handle. The connection's own windows hold many more; this is
 /// only the hand-over between two tasks.
@@ -19,8 +22,12 @@ const QUEUE: usize = 16;
 /// A streaming call that is under way; a stream of its messages, which ends after its status.
 ///
 /// Messages that nobody takes are held back by the connection's flow control; those that have arrived
-/// can be read even after the call is over. Dropping the handle
-/// cancels the call, unless it was [`detach`](StreamingCall::detach)ed.
+/// can be read even after the call is over. Dropping the handle cancels the call, unless it was
+/// [`detach`](StreamingCall::detach)ed.
+///
+/// The end of a call ends its stream of requests as well, if it has one. There is one case in which a
+/// server learns late of a cancellation: when its response has begun, and a request is held back
+/// because the server has stopped reading. It learns of it when it goes on, or the connection ends.
 pub struct StreamingCall<T> {
     shared: Arc<Shared>,
     messages: mpsc::Receiver<Result<T, Status>>,
@@ -36,39 +43,31 @@ impl<T: Send + 'static> StreamingCall<T> {
     ///
     /// Outside of a tokio runtime, which carries the call.
     pub fn start<R, F>(
-        mut request: Request<R>,
+        request: Request<R>,
         options: CallOptions,
         rpc: impl FnOnce(Request<R>) -> F,
     ) -> StreamingCall<T>
     where
         F: Future<Output = Result<Response<Streaming<T>>, Status>> + Send + 'static,
     {
-        let shared = Shared::new(&mut request, options);
-        let (sender, messages) = mpsc::channel(QUEUE);
-        let call = rpc(request);
-        tokio::spawn({
-            let carrier = Carrier(Arc::clone(&shared));
-            async move {
-                // Dropped in the reverse order, whichever way this ends.
-                let (sender, carrier) = (sender, carrier);
-                let Carrier(shared) = &carrier;
+        let (shared, messages) =
+            shared::start(request, options, QUEUE, rpc, |carrier, call| async move {
                 let forward = async {
-                    let mut stream = call.await?.into_inner();
+                    let (metadata, mut stream, _) = call.await?.into_parts();
+                    carrier.shared.initial_metadata_came(&metadata);
                     while let Some(message) = stream.message().await? {
                         // Only a detached handle is gone while the call goes on.
-                        let _ = sender.send(Ok(message)).await;
+                        let _ = carrier.sender.send(Ok(message)).await;
                     }
-                    Ok(())
+                    Ok(stream.trailers().await?.unwrap_or_default())
                 };
-                let result = shared.carry(forward).await;
-                let code = result.as_ref().map_or_else(Status::code, |()| Code::Ok);
-                shared.finish(code, || ());
+                let result = carrier.shared.carry(forward).await;
+                carrier.shared.finish(End::of(result.as_ref()), || ());
                 if let Err(status) = result {
                     // The reader may be slow; the call, and what it held, is gone by now.
-                    let _ = sender.send(Err(status)).await;
+                    let _ = carrier.sender.send(Err(status)).await;
                 }
-            }
-        });
+            });
         StreamingCall {
             shared,
             messages,

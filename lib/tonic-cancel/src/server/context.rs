@@ -1,74 +1,26 @@
-//! A call's state: active, told to stop, ended.
+//! A call, as its handler sees it.
 
 use std::{
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 
-/// Why a call was told to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CancelReason {
-    /// The client cancelled the call or dropped it, or its connection died. HTTP/2 tells a server
-    /// no more than that.
-    ClientGone,
-    /// The call's deadline passed.
-    DeadlineExceeded,
-    /// The server itself ended it: [`CallContext::cancel`] or [`CallContext::cancel_with_status`].
-    Server,
-    /// The server is shutting down and its grace period is over.
-    Drain,
-}
-
-impl fmt::Display for CancelReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            CancelReason::ClientGone => "client gone",
-            CancelReason::DeadlineExceeded => "deadline exceeded",
-            CancelReason::Server => "cancelled by the server",
-            CancelReason::Drain => "server draining",
-        })
-    }
-}
-
-/// How a call ended, as its callbacks are told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CallEnd {
-    /// The code of the status that the client was sent, or, where it was gone, that it gave itself.
-    pub code: Code,
-    /// Why the call was told to stop before it was complete; `None` if the handler ended it.
-    pub cancelled: Option<CancelReason>,
-}
-
-/// Tells work on other threads, by one atomic load, that its call no longer needs it.
-///
-/// Once requested it stays so. The default is a flag of its own that nobody ever sets.
-#[derive(Clone, Debug, Default)]
-pub struct StopFlag(Arc<AtomicBool>);
-
-impl StopFlag {
-    /// Whether the work should end. Cheap enough for every turn of a loop that does anything.
-    #[inline]
-    #[must_use]
-    pub fn is_requested(&self) -> bool {
-        // It publishes nothing but itself.
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
+use super::{
+    drain::Membership,
+    state::{CallEnd, CancelReason, Lifecycle, Moment, StopFlag},
+    timeout,
+};
+#[cfg(feature = "client")]
+use crate::link::Parent;
 
 /// One call, as its handler sees it; clones are the same call.
 ///
@@ -80,31 +32,31 @@ pub struct CallContext {
 }
 
 pub(crate) struct Shared {
-    deadline: Option<Instant>,
-    stop: StopFlag,
-    /// Notified when the call is told to stop and when it ends.
-    changed: Notify,
-    state: Mutex<State>,
+    terms: Terms,
+    state: Lifecycle,
+    /// Whether the client's messages broke off before their end.
+    requests_cut: AtomicBool,
+    /// There if a drain counts the call.
+    membership: Option<Membership>,
 }
 
-struct State {
-    phase: Phase,
-    callbacks: Vec<Callback>,
-    /// The task that carries the response, to be woken when the status is decided elsewhere.
-    carrier: Option<Waker>,
+/// What a call is held to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) deadline: Option<Instant>,
+    /// By how much the calls that the handler makes must be over before this one.
+    pub(crate) margin: Duration,
 }
 
-type Callback = Box<dyn FnOnce(CallEnd) + Send>;
-
-enum Phase {
-    Active,
-    /// Told to stop; the handler's own answer is still awaited.
-    Stopping(CancelReason),
-    Ended {
-        end: CallEnd,
-        /// What the client is to be sent instead of the handler's answer, until it was sent.
-        status: Option<Status>,
-    },
+impl Shared {
+    pub(crate) fn new(terms: Terms, membership: Option<Membership>) -> Shared {
+        Shared {
+            terms,
+            state: Lifecycle::new(),
+            requests_cut: AtomicBool::new(false),
+            membership,
+        }
+    }
 }
 
 impl CallContext {
@@ -116,22 +68,12 @@ impl CallContext {
     #[must_use]
     pub fn of<T>(request: &Request<T>) -> CallContext {
         let context = request.extensions().get::<CallContext>();
-        context.cloned().unwrap_or_else(|| CallContext::new(None))
+        context.cloned().unwrap_or_else(CallContext::alone)
     }
 
-    pub(crate) fn new(deadline: Option<Instant>) -> CallContext {
-        CallContext {
-            shared: Arc::new(Shared {
-                deadline,
-                stop: StopFlag::default(),
-                changed: Notify::new(),
-                state: Mutex::new(State {
-                    phase: Phase::Active,
-                    callbacks: Vec::new(),
-                    carrier: None,
-                }),
-            }),
-        }
+    /// A context that no drain knows, without a deadline.
+    pub(crate) fn alone() -> CallContext {
+        CallContext::from_shared(Arc::new(Shared::new(Terms::default(), None)))
     }
 
     pub(crate) fn from_shared(shared: Arc<Shared>) -> CallContext {
@@ -142,10 +84,18 @@ impl CallContext {
         &self.shared
     }
 
+    pub(crate) fn state(&self) -> &Lifecycle {
+        &self.shared.state
+    }
+
+    pub(crate) fn membership(&self) -> Option<&Membership> {
+        self.shared.membership.as_ref()
+    }
+
     /// Whether the call has not ended. A call that was told to stop is active until it does.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        !matches!(self.lock().phase, Phase::Ended { .. })
+        self.end().is_none()
     }
 
     /// Whether the call was told to stop, for whichever reason.
@@ -157,32 +107,25 @@ impl CallContext {
     /// Why the call was told to stop, if it was.
     #[must_use]
     pub fn cancel_reason(&self) -> Option<CancelReason> {
-        match self.lock().phase {
-            Phase::Active => None,
-            Phase::Stopping(reason) => Some(reason),
-            Phase::Ended { end, .. } => end.cancelled,
-        }
+        self.state().reason()
     }
 
     /// How the call ended, if it has.
     #[must_use]
     pub fn end(&self) -> Option<CallEnd> {
-        match self.lock().phase {
-            Phase::Ended { end, .. } => Some(end),
-            _ => None,
-        }
+        self.state().end()
     }
 
     /// When the whole call, a stream's last message included, must be over.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
-        self.shared.deadline
+        self.shared.terms.deadline
     }
 
     /// How much time is left until the deadline: zero after it, `None` without one.
     #[must_use]
     pub fn time_remaining(&self) -> Option<Duration> {
-        let deadline = self.shared.deadline?;
+        let deadline = self.deadline()?;
         Some(deadline.saturating_duration_since(Instant::now()))
     }
 
@@ -190,7 +133,17 @@ impl CallContext {
     /// and when it ends in any way.
     #[must_use]
     pub fn stop_flag(&self) -> StopFlag {
-        self.shared.stop.clone()
+        self.state().stop_flag().clone()
+    }
+
+    /// A token that is cancelled when the call is told to stop and when it ends in any way, for
+    /// libraries that understand tokens. Cancelling it does nothing to the call.
+    ///
+    /// A loop that does little in each turn is better off with a [`StopFlag`]: asking a token takes
+    /// a lock.
+    #[must_use]
+    pub fn child_token(&self) -> CancellationToken {
+        self.state().child_token()
     }
 
     /// Registers what is to be done when the call ends, and says whether it is still to come.
@@ -200,14 +153,7 @@ impl CallContext {
     /// order of their registration, outside of every lock; one that panics harms no other. They should
     /// be quick: whatever ends the call waits for them, at a deadline the thread that ends them all.
     pub fn add_callback(&self, callback: impl FnOnce(CallEnd) + Send + 'static) -> bool {
-        let mut state = self.lock();
-        if let Phase::Ended { end, .. } = state.phase {
-            drop(state);
-            run(Box::new(callback), end);
-            return false;
-        }
-        state.callbacks.push(Box::new(callback));
-        true
+        self.state().add_callback(Box::new(callback))
     }
 
     /// Waits until the call is told to stop and gives the reason, or until it ends of itself, and
@@ -215,15 +161,8 @@ impl CallContext {
     ///
     /// Dropping the future has no effect on the call.
     pub async fn cancelled(&self) -> Option<CancelReason> {
-        loop {
-            let changed = self.shared.changed.notified();
-            match self.lock().phase {
-                Phase::Active => {}
-                Phase::Stopping(reason) => return Some(reason),
-                Phase::Ended { end, .. } => return end.cancelled,
-            }
-            changed.await;
-        }
+        Waiting::new(self.clone(), Moment::Stop).await;
+        self.cancel_reason()
     }
 
     /// Ends the call now with CANCELLED; says whether it had not ended yet.
@@ -241,115 +180,182 @@ impl CallContext {
         self.end_with(CancelReason::Server, Some(status))
     }
 
+    /// Hands what is left of this call's time, and its cancellation, on to a call that its handler
+    /// makes.
+    ///
+    /// - The request's `grpc-timeout` becomes the time that remains, less the layer's
+    ///   [margin](crate::CallContextLayer::outgoing_margin), unless the request already has a
+    ///   shorter one. Without a deadline it stays as it is.
+    /// - Made through [`Call`](crate::Call) or [`StreamingCall`](crate::StreamingCall), the outgoing
+    ///   call is cancelled as soon as this one is told to stop or ends, whoever holds its handle. If
+    ///   no time is left it ends with DEADLINE_EXCEEDED and is not sent.
+    ///
+    /// With a client of tonic's alone the outgoing call is cancelled only by being dropped, as it is
+    /// with the handler's future or stream when this call ends; not one that was moved to a task of
+    /// its own, and not yet where this call was only told to stop. If no time is left such a call is
+    /// sent with a timeout of nothing, and tonic reports it as CANCELLED, or its server as
+    /// DEADLINE_EXCEEDED, whichever is first; the handler's own call ends within the margin anyway.
+    ///
+    /// ```
+    /// # use tonic::{Request, Response, Status, transport::Channel};
+    /// # use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
+    /// use tonic_cancel::{Call, CallContext, CallOptions};
+    ///
+    /// async fn forward(
+    ///     mut next: HealthClient<Channel>,
+    ///     request: Request<HealthCheckRequest>,
+    /// ) -> Result<Response<HealthCheckResponse>, Status> {
+    ///     let context = CallContext::of(&request);
+    ///     let onward = context.outgoing(Request::new(request.into_inner()));
+    ///     Call::start(onward, CallOptions::new(), |onward| async move { next.check(onward).await }).await
+    /// }
+    /// ```
+    #[must_use]
+    pub fn outgoing<T>(&self, mut request: Request<T>) -> Request<T> {
+        let Terms { deadline, margin } = self.shared.terms;
+        let now = Instant::now();
+        let deadline = deadline.map(|at| at.checked_sub(margin).unwrap_or(now));
+        if let Some(deadline) = deadline {
+            let left = deadline.saturating_duration_since(now);
+            // One that cannot be read is none.
+            let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
+            request.set_timeout(own.map_or(left, |own| own.min(left)));
+        }
+        #[cfg(feature = "client")]
+        request.extensions_mut().insert(self.parent(deadline));
+        request
+    }
+
+    /// What an outgoing call learns of this one.
+    #[cfg(feature = "client")]
+    fn parent(&self, deadline: Option<Instant>) -> Parent {
+        let context = self.clone();
+        Parent::new(deadline, move || {
+            let context = context.clone();
+            async move {
+                let reason = context.cancelled().await;
+                reason.map(|reason| reason.to_string())
+            }
+        })
+    }
+
     /// Tells the work to stop and lets the handler answer.
     pub(crate) fn announce(&self, reason: CancelReason) {
-        let mut state = self.lock();
-        if let Phase::Active = state.phase {
-            state.phase = Phase::Stopping(reason);
-            drop(state);
-            self.shared.stop.request();
-            self.shared.changed.notify_waiters();
-        }
+        self.state().announce(reason);
     }
 
     /// Ends the call for a reason of its own. Without a status there is nobody to send it to.
     pub(crate) fn end_with(&self, reason: CancelReason, status: Option<Status>) -> bool {
         let code = status.as_ref().map_or(Code::Cancelled, Status::code);
-        let cancelled = Some(reason);
-        self.transition(CallEnd { code, cancelled }, status)
+        self.finish(code, Some(reason), status)
     }
 
     /// Ends the call with the handler's own answer.
     pub(crate) fn complete(&self, code: Code) -> bool {
-        let cancelled = self.cancel_reason();
-        self.transition(CallEnd { code, cancelled }, None)
+        self.finish(code, None, None)
     }
 
     /// Ends the call because its handler panicked.
     pub(crate) fn panicked(&self) {
         let status = Status::unknown("the handler of this call panicked");
-        let cancelled = self.cancel_reason();
-        let code = status.code();
-        self.transition(CallEnd { code, cancelled }, Some(status));
+        self.finish(status.code(), None, Some(status));
     }
 
-    fn transition(&self, end: CallEnd, status: Option<Status>) -> bool {
-        let mut state = self.lock();
-        if let Phase::Ended { .. } = state.phase {
-            return false;
+    fn finish(&self, code: Code, reason: Option<CancelReason>, status: Option<Status>) -> bool {
+        let ended = self.state().finish(code, reason, status);
+        if ended && let Some(membership) = self.membership() {
+            // After the callbacks, so that whoever waits for the last call finds them done.
+            membership.leave();
         }
-        state.phase = Phase::Ended { end, status };
-        let callbacks = std::mem::take(&mut state.callbacks);
-        let carrier = state.carrier.take();
-        drop(state);
-
-        self.shared.stop.request();
-        self.shared.changed.notify_waiters();
-        if let Some(carrier) = carrier {
-            carrier.wake();
-        }
-        for callback in callbacks {
-            run(callback, end);
-        }
-        true
+        ended
     }
 
-    /// Ends the call if its deadline has passed. The timer does that too, but a call that is being
-    /// polled need not wait for it.
+    /// Ends the call if its deadline has passed. The thread for deadlines does that too, but a call
+    /// that is being polled need not wait for it.
     pub(crate) fn check_deadline(&self) {
-        if self.shared.deadline.is_some_and(|at| at <= Instant::now()) {
+        if self.deadline().is_some_and(|at| at <= Instant::now()) {
             self.exceed_deadline();
         }
     }
 
     pub(crate) fn exceed_deadline(&self) {
-        let status = Status::deadline_exceeded("the call's deadline passed");
-        self.end_with(CancelReason::DeadlineExceeded, Some(status));
+        self.end_with(CancelReason::DeadlineExceeded, Some(past_deadline()));
     }
 
-    /// The status that takes the place of the handler's answer, once. Until there is one, the task
-    /// is woken when there is.
-    pub(crate) fn poll_status(&self, cx: &Context<'_>) -> Poll<Status> {
-        let mut state = self.lock();
-        if let Phase::Ended { status, .. } = &mut state.phase {
-            return status.take().map_or(Poll::Pending, Poll::Ready);
+    /// What tells a handler, or the client, that the call was told to stop, or has ended.
+    pub(crate) fn stopped(&self) -> Status {
+        match self.cancel_reason() {
+            Some(CancelReason::DeadlineExceeded) => past_deadline(),
+            Some(CancelReason::Drain) => Status::unavailable("the server is shutting down"),
+            Some(reason) => Status::cancelled(format!("the call was told to stop: {reason}")),
+            None => Status::cancelled("the call has ended"),
         }
-        let known = state.carrier.as_ref();
-        if !known.is_some_and(|waker| waker.will_wake(cx.waker())) {
-            let stale = state.carrier.replace(cx.waker().clone());
-            // Dropping a waker may run anything.
-            drop(state);
-            drop(stale);
-        }
-        Poll::Pending
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No foreign code runs under the lock, so there is nothing to poison it.
-        self.shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn cut_requests(&self) {
+        self.shared.requests_cut.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn requests_were_cut(&self) -> bool {
+        self.shared.requests_cut.load(Ordering::Acquire)
     }
 }
 
 impl fmt::Debug for CallContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CallContext")
-            .field("deadline", &self.shared.deadline)
+            .field("deadline", &self.deadline())
             .field("cancelled", &self.cancel_reason())
             .field("end", &self.end())
             .finish()
     }
 }
 
-fn run(callback: Callback, end: CallEnd) {
-    if catch_unwind(AssertUnwindSafe(|| callback(end))).is_err() {
-        tracing::error!("a callback of a call panicked");
+fn past_deadline() -> Status {
+    Status::deadline_exceeded("the call's deadline passed")
+}
+
+/// Waits for a moment of a call; leaves nothing behind in it when dropped.
+pub(crate) struct Waiting {
+    context: CallContext,
+    moment: Moment,
+    key: Option<usize>,
+}
+
+impl Waiting {
+    pub(crate) fn new(context: CallContext, moment: Moment) -> Waiting {
+        Waiting {
+            context,
+            moment,
+            key: None,
+        }
+    }
+
+    pub(crate) fn context(&self) -> &CallContext {
+        &self.context
     }
 }
 
-#[cfg(test)]
+impl Future for Waiting {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Waiting {
+            context,
+            moment,
+            key,
+        } = &mut *self;
+        context.state().poll(*moment, key, cx)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.context.state().forget(self.moment, self.key.take());
+    }
+}
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::sync::mpsc;
@@ -362,7 +368,7 @@ mod tests {
 
     #[test]
     fn the_first_end_counts_and_callbacks_run_once() {
-        let context = CallContext::new(None);
+        let context = CallContext::alone();
         let ends = recorder(&context);
         assert!(context.is_active() && !context.is_cancelled());
         assert!(context.cancel_with_status(Status::aborted("enough")));
@@ -379,7 +385,7 @@ mod tests {
 
     #[test]
     fn a_callback_registered_after_the_end_runs_at_once_and_says_so() {
-        let context = CallContext::new(None);
+        let context = CallContext::alone();
         context.complete(Code::Ok);
         let (sender, receiver) = mpsc::channel();
         assert!(!context.add_callback(move |end| sender.send(end).unwrap()));
@@ -388,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_callback_may_panic_cancel_and_register() {
-        let context = CallContext::new(None);
+        let context = CallContext::alone();
         context.add_callback(|_| panic!("a panic that this test wants"));
         let again = context.clone();
         let (sender, receiver) = mpsc::channel();
@@ -402,7 +408,7 @@ mod tests {
 
     #[test]
     fn an_announced_stop_lets_the_handler_answer() {
-        let context = CallContext::new(None);
+        let context = CallContext::alone();
         let ends = recorder(&context);
         context.announce(CancelReason::Drain);
         assert!(context.is_active() && context.is_cancelled());
@@ -415,7 +421,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_for_a_cancellation_ends_with_the_call() {
         for (cancel, expected) in [(true, Some(CancelReason::Server)), (false, None)] {
-            let context = CallContext::new(None);
+            let context = CallContext::alone();
             let waiting = tokio::spawn({
                 let context = context.clone();
                 async move { context.cancelled().await }

@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak},
     thread,
     time::Instant,
 };
@@ -22,8 +22,8 @@ struct Deadlines {
     earlier: Condvar,
 }
 
-#[derive(Default)]
 struct Calls {
+    is_started: bool,
     /// By deadline, and by number among equals.
     waiting: BTreeMap<(Instant, u64), Weak<Shared>>,
     next: u64,
@@ -38,32 +38,28 @@ pub(crate) struct Watched {
 /// Ends `call` when `deadline` has passed, unless the result is dropped before. The thread is
 /// started by the first call that has a deadline.
 pub(crate) fn watch(call: &CallContext, deadline: Instant) -> io::Result<Watched> {
-    static DEADLINES: OnceLock<Deadlines> = OnceLock::new();
-    static STARTED: Mutex<bool> = Mutex::new(false);
-
-    let deadlines = DEADLINES.get_or_init(|| Deadlines {
-        calls: Mutex::default(),
+    static DEADLINES: Deadlines = Deadlines {
+        calls: Mutex::new(Calls {
+            is_started: false,
+            waiting: BTreeMap::new(),
+            next: 0,
+        }),
         earlier: Condvar::new(),
-    });
-    let mut started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
-    if !*started {
+    };
+
+    let deadlines = &DEADLINES;
+    let mut calls = deadlines.lock();
+    if !calls.is_started {
         thread::Builder::new()
             .name("call-deadlines".to_owned())
             .spawn(|| deadlines.run())?;
-        *started = true;
+        calls.is_started = true;
     }
-    drop(started);
-
-    let mut calls = deadlines.lock();
     let key = (deadline, calls.next);
     calls.next += 1;
-    calls
-        .waiting
-        .insert(key, std::sync::Arc::downgrade(call.shared()));
-    let is_first = calls
-        .waiting
-        .first_key_value()
-        .is_some_and(|(first, _)| *first == key);
+    calls.waiting.insert(key, Arc::downgrade(call.shared()));
+    let first = calls.waiting.first_key_value();
+    let is_first = first.is_some_and(|(first, _)| *first == key);
     drop(calls);
     if is_first {
         deadlines.earlier.notify_one();

@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -18,28 +18,58 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    context::{CallContext, CancelReason},
+    context::{CallContext, Terms},
     deadlines::{self, Watched},
     drain::Drain,
+    policy::DeadlinePolicy,
+    requests::RequestBody,
+    state::CancelReason,
     timeout,
 };
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Puts a [`CallContext`] into every request, and enforces what it says.
 ///
 /// - The `grpc-timeout` that the client sends holds for the whole call, streams included, and ends
-///   it with DEADLINE_EXCEEDED. One that cannot be read is refused with INVALID_ARGUMENT.
+///   it with DEADLINE_EXCEEDED. One that cannot be read is refused with INVALID_ARGUMENT. A
+///   [`DeadlinePolicy`] says what else holds.
 /// - A handler that panics, before its response or in its stream, ends its call with UNKNOWN, and
 ///   nothing else.
 /// - While the [`Drain`] is closed, calls are refused before their handler sees them.
 ///
 /// Add it to a whole server (`tonic::transport::Server::layer`), or to one service. Deadlines are
 /// kept by a thread of their own, so they hold also for a handler that blocks the runtime's.
+///
+/// It speaks gRPC, so what translates from something else goes around it: with gRPC-Web,
+/// `Server::builder().accept_http1(true).layer(GrpcWebLayer::new()).layer(CallContextLayer::new())`.
 #[derive(Clone, Debug, Default)]
 pub struct CallContextLayer {
     drain: Drain,
+    rules: Rules,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    deadlines: DeadlinePolicy,
+    margin: Duration,
+}
+
+impl Default for Rules {
+    fn default() -> Rules {
+        Rules {
+            deadlines: DeadlinePolicy::new(),
+            margin: CallContextLayer::OUTGOING_MARGIN,
+        }
+    }
 }
 
 impl CallContextLayer {
+    /// How much sooner outgoing calls must be over than the incoming one, unless set otherwise:
+    /// enough for an answer to come back through a network that is near and be made into one of
+    /// our own, and too little for anybody to miss.
+    pub const OUTGOING_MARGIN: Duration = Duration::from_millis(5);
+
     /// A layer with a drain of its own, which nobody else can close.
     #[must_use]
     pub fn new() -> CallContextLayer {
@@ -49,7 +79,25 @@ impl CallContextLayer {
     /// A layer whose calls `drain` ends.
     #[must_use]
     pub fn with_drain(drain: Drain) -> CallContextLayer {
-        CallContextLayer { drain }
+        CallContextLayer {
+            drain,
+            rules: Rules::default(),
+        }
+    }
+
+    /// How long calls may take, whatever their clients say.
+    #[must_use]
+    pub fn deadlines(mut self, policy: DeadlinePolicy) -> CallContextLayer {
+        self.rules.deadlines = policy;
+        self
+    }
+
+    /// By how much calls that a handler makes with [`CallContext::outgoing`] must be over before
+    /// its own, so that there is time left to answer when they are not.
+    #[must_use]
+    pub fn outgoing_margin(mut self, margin: Duration) -> CallContextLayer {
+        self.rules.margin = margin;
+        self
     }
 }
 
@@ -60,6 +108,7 @@ impl<S> Layer<S> for CallContextLayer {
         CallContextService {
             inner,
             drain: self.drain.clone(),
+            rules: self.rules,
         }
     }
 }
@@ -69,35 +118,47 @@ impl<S> Layer<S> for CallContextLayer {
 pub struct CallContextService<S> {
     inner: S,
     drain: Drain,
+    rules: Rules,
 }
 
 impl<S> CallContextService<S> {
     /// The context of a call that has just arrived; one that is refused has ended already.
     fn begin(&self, headers: &HeaderMap) -> Guard {
-        let timeout = timeout::parse(headers);
+        let timeout = timeout::parse(headers).and_then(|asked| self.rules.deadlines.allow(asked));
+        let timeout = match timeout {
+            Ok(timeout) => timeout,
+            Err(status) => {
+                let context = CallContext::alone();
+                context.end_with(CancelReason::Server, Some(status));
+                return Guard::new(context);
+            }
+        };
         // A timeout beyond what the clock can show is no deadline.
-        let until = |timeout| Instant::now().checked_add(timeout);
-        let deadline = timeout.as_ref().ok().and_then(|t| t.and_then(until));
-        let context = CallContext::new(deadline);
-        if let Err(status) = timeout {
-            context.end_with(CancelReason::Server, Some(status));
-        }
-        self.drain.admit(&context);
-
-        let watched = deadline.map(|deadline| deadlines::watch(&context, deadline));
-        let watched = watched.transpose().unwrap_or_else(|error| {
-            // Without its thread a deadline cannot be kept, so none is promised.
-            let status = Status::resource_exhausted(format!("no thread for deadlines: {error}"));
-            context.end_with(CancelReason::Server, Some(status));
-            None
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let context = self.drain.admit(Terms {
+            deadline,
+            margin: self.rules.margin,
         });
-        Guard { context, watched }
+        let mut guard = Guard::new(context);
+        if let Some(deadline) = deadline {
+            match deadlines::watch(&guard.context, deadline) {
+                Ok(watched) => guard.watched = Some(watched),
+                Err(error) => {
+                    // Without its thread a deadline cannot be kept, so none is promised.
+                    let status =
+                        Status::resource_exhausted(format!("no thread for deadlines: {error}"));
+                    guard.context.end_with(CancelReason::Server, Some(status));
+                }
+            }
+        }
+        guard
     }
 }
 
 impl<S, ReqBody, ResBody> Service<http::Request<ReqBody>> for CallContextService<S>
 where
-    S: Service<http::Request<ReqBody>, Response = http::Response<ResBody>>,
+    S: Service<http::Request<tonic::body::Body>, Response = http::Response<ResBody>>,
+    ReqBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     ResBody: Body<Data = Bytes>,
 {
     type Response = http::Response<CallBody<ResBody>>;
@@ -108,10 +169,15 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: http::Request<ReqBody>) -> Self::Future {
+    fn call(&mut self, request: http::Request<ReqBody>) -> Self::Future {
         let guard = self.begin(request.headers());
         let mut inner = None;
         if guard.context.is_active() {
+            let version = request.version();
+            let mut request = request.map(|body| {
+                let context = guard.context.clone();
+                tonic::body::Body::new(RequestBody::new(body, version, context))
+            });
             request.extensions_mut().insert(guard.context.clone());
             match catch_unwind(AssertUnwindSafe(|| self.inner.call(request))) {
                 Ok(future) => inner = Some(future),
@@ -134,11 +200,18 @@ struct Guard {
 }
 
 impl Guard {
+    fn new(context: CallContext) -> Guard {
+        Guard {
+            context,
+            watched: None,
+        }
+    }
+
     /// Ends the call with the handler's answer; `Err` with what is to be sent in its place if the
     /// call was ended otherwise in the meantime.
     fn complete(self, code: Code, cx: &Context<'_>) -> Result<(), Status> {
         if !self.context.complete(code)
-            && let Poll::Ready(status) = self.context.poll_status(cx)
+            && let Poll::Ready(status) = self.context.state().poll_status(cx)
         {
             return Err(status);
         }
@@ -178,7 +251,7 @@ where
         // Before the handler, so that an answer that comes too late is none, and before tonic's
         // own timer, which is polled after this future and would answer CANCELLED.
         guard.context.check_deadline();
-        if let Poll::Ready(status) = guard.context.poll_status(cx) {
+        if let Poll::Ready(status) = guard.context.state().poll_status(cx) {
             this.inner.set(None);
             return Poll::Ready(Ok(status_only(&status)));
         }
@@ -254,7 +327,7 @@ where
         let mut this = self.project();
         if let Some(guard) = this.guard.as_ref() {
             guard.context.check_deadline();
-            if let Poll::Ready(status) = guard.context.poll_status(cx) {
+            if let Poll::Ready(status) = guard.context.state().poll_status(cx) {
                 this.inner.set(None);
                 *this.guard = None;
                 return Poll::Ready(Some(Ok(trailers(&status))));

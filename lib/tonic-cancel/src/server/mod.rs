@@ -4,8 +4,20 @@ mod context;
 mod deadlines;
 mod drain;
 mod layer;
+mod policy;
+mod requests;
+mod state;
+mod sync;
 mod timeout;
+mod work;
 
-pub use context::{CallContext, CallEnd, CancelReason, StopFlag};
-pub use drain::{Drain, Drained};
+#[cfg(all(test, loom))]
+mod loom;
+
+pub use context::CallContext;
+pub use drain::{Drain, DrainOptions, Drained, Shutdown};
 pub use layer::{CallBody, CallContextLayer, CallContextService, ResponseFuture};
+pub use policy::DeadlinePolicy;
+pub use requests::Requests;
+pub use state::{CallEnd, CancelReason, StopFlag};
+pub use work::{Job, WorkGuard, WorkLimit};

@@ -41,7 +41,7 @@ fn parse_value(value: &str) -> Option<Duration> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -1,0 +1,41 @@
+//! gRPC's interoperability cases about cancellation, as a server and as a client of tonic-cancel.
+//!
+//! The cases are those of gRPC's `doc/interop-test-descriptions.md`. The tests play them against
+//! other implementations; see `tests/`.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "the tests read it")]
+
+mod client;
+mod echo;
+mod server;
+
+use clap::Parser;
+
+#[allow(missing_docs, unreachable_pub, reason = "generated")]
+mod proto {
+    tonic::include_proto!("grpc.testing");
+}
+
+#[derive(Parser)]
+enum Arguments {
+    /// Serves on a free port of the loopback until it is killed; tells on stdout which port, and
+    /// how each call goes.
+    Server,
+    /// Plays a case; fails if the server does not do as it should.
+    Client(client::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Arguments::parse() {
+        Arguments::Server => server::run().await,
+        Arguments::Client(arguments) => client::run(&arguments).await,
+    }
+}
+
+/// A payload of zeros.
+fn payload(size: usize) -> Option<proto::Payload> {
+    let body = vec![0; size];
+    Some(proto::Payload { body })
+}

@@ -1,0 +1,380 @@
+//! What the handle of a call and the task that carries the call have in common.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    time::Instant,
+};
+use tonic::{CancellationHandle, Code, Request, Status, metadata::MetadataMap};
+
+use super::{
+    CallOptions, Done,
+    ready::{self, Mark},
+};
+use crate::link::Parent;
+
+type Callback = Box<dyn FnOnce(Done) + Send>;
+
+/// The state of a call.
+pub(super) struct Shared {
+    deadline: Option<Instant>,
+    /// The call on whose behalf this one is made.
+    parent: Option<Parent>,
+    /// Ends the request. To drop the call does not, once the response has begun: what sends a
+    /// request stream would go on for as long as the stream does, and with it the call at the server.
+    request: CancellationHandle,
+    /// Whether, and for what, the call waits.
+    mark: Option<Mark>,
+    cancelled: Notify,
+    /// Notified when the initial metadata has come, and at the end.
+    told: Notify,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    cancelled: Option<Cancelled>,
+    initial: Option<MetadataMap>,
+    trailing: Option<MetadataMap>,
+    done: Option<Done>,
+    callbacks: Vec<Callback>,
+}
+
+/// That this side cancelled the call.
+struct Cancelled {
+    status: Status,
+    reason: Option<String>,
+}
+
+/// The task's end of a call. A task that goes down without having ended its call (the call of the
+/// client panicked, or the runtime was shut down) ends it by dropping this.
+pub(super) struct Carrier<M> {
+    pub(super) shared: Arc<Shared>,
+    // Dropped after the end is recorded, so that whoever is woken by that can see it.
+    pub(super) sender: mpsc::Sender<M>,
+}
+
+/// Starts the task that carries a call to its end. What it sends arrives at the receiver.
+///
+/// # Panics
+///
+/// Outside of a tokio runtime.
+pub(super) fn start<R, C, M, F>(
+    mut request: Request<R>,
+    options: CallOptions,
+    queue: usize,
+    rpc: impl FnOnce(Request<R>) -> C,
+    carry: impl FnOnce(Carrier<M>, C) -> F,
+) -> (Arc<Shared>, mpsc::Receiver<M>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let shared = Arc::new(Shared::new(&mut request, options));
+    let (sender, receiver) = mpsc::channel(queue);
+    let carrier = Carrier {
+        shared: Arc::clone(&shared),
+        sender,
+    };
+    tokio::spawn(carry(carrier, rpc(request)));
+    (shared, receiver)
+}
+
+/// What a call ends with.
+pub(super) struct End {
+    code: Code,
+    /// What came after the last message.
+    metadata: MetadataMap,
+}
+
+impl End {
+    /// The end of a call that went well, with the metadata that came last, or did not.
+    pub(super) fn of(result: Result<&MetadataMap, &Status>) -> End {
+        match result {
+            Ok(metadata) => End {
+                code: Code::Ok,
+                metadata: without_status(metadata),
+            },
+            Err(status) => End {
+                code: status.code(),
+                metadata: status.metadata().clone(),
+            },
+        }
+    }
+}
+
+impl Shared {
+    /// Also writes the timeout into the request, for the server to keep to.
+    pub(super) fn new<R>(request: &mut Request<R>, options: CallOptions) -> Shared {
+        let now = Instant::now();
+        let parent = request.extensions_mut().remove::<Parent>();
+        let deadline = options.ends_at(parent.as_ref(), now);
+        if let Some(deadline) = deadline {
+            request.set_timeout(deadline.duration_since(now));
+        }
+        let mark = options.wait_for_ready.then(|| Mark::new(deadline));
+        if let Some(mark) = &mark {
+            request.extensions_mut().insert(mark.clone());
+        }
+        Shared {
+            deadline,
+            parent,
+            request: request.cancellation_handle(),
+            mark,
+            cancelled: Notify::new(),
+            told: Notify::new(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Runs the call until it ends, is cancelled, or its time is up, whichever comes first.
+    pub(super) async fn carry<T>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let expired = async {
+            match self.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+            // As long as the call is there to be asked what it waits for.
+            self.deadline_exceeded()
+        };
+        let parent_ended = async {
+            match &self.parent {
+                Some(parent) => parent.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.cancelled.notified() => Err(self.cancelled_status()),
+            status = expired => Err(status),
+            reason = parent_ended => Err(self.end_with_parent(reason)),
+            result = call => result.map_err(|status| self.in_own_words(status)),
+        }
+    }
+
+    /// What a call ends with that failed by itself.
+    fn in_own_words(&self, status: Status) -> Status {
+        // A server that saw the deadline pass first may have said so in words of its own.
+        if self.is_expired() && self.lock().cancelled.is_none() {
+            return self.deadline_exceeded();
+        }
+        // A call that was to wait and did not, for want of a channel that knows how to, must not
+        // look like one that has waited.
+        if let Some(mark) = &self.mark
+            && !mark.is_taken()
+            && ready::is_connect_failure(&status)
+        {
+            return Status::failed_precondition(format!(
+                "wait_for_ready needs a client that is built over tonic_cancel::ReadyChannel; \
+                 without it the call failed at once: {}",
+                status.message()
+            ));
+        }
+        status
+    }
+
+    fn deadline_exceeded(&self) -> Status {
+        let mut message = "the call's deadline passed".to_owned();
+        if let Some(problem) = self.mark.as_ref().and_then(Mark::waits_for) {
+            message = format!("{message} before there was a connection: {problem}");
+        }
+        Status::deadline_exceeded(message)
+    }
+
+    /// Cancels the call, unless it is done or cancelled already.
+    pub(super) fn cancel(&self, message: &str, reason: Option<String>) -> bool {
+        let mut state = self.lock();
+        if state.done.is_some() || state.cancelled.is_some() {
+            return false;
+        }
+        let message = match &reason {
+            Some(reason) => format!("{message}: {reason}"),
+            None => message.to_owned(),
+        };
+        let status = Status::cancelled(message);
+        state.cancelled = Some(Cancelled { status, reason });
+        drop(state);
+        self.cancelled.notify_one();
+        true
+    }
+
+    fn cancelled_status(&self) -> Status {
+        let state = self.lock();
+        let status = state.cancelled.as_ref().map(|by| by.status.clone());
+        status.unwrap_or_else(|| Status::cancelled(""))
+    }
+
+    /// What the call ends with whose parent has ended. A deadline that passed for both is the child's
+    /// own end, whoever saw it first.
+    fn end_with_parent(&self, reason: Option<String>) -> Status {
+        if self.is_expired() {
+            return self.deadline_exceeded();
+        }
+        self.cancel("the call that it was made for has ended", reason);
+        self.cancelled_status()
+    }
+
+    fn is_expired(&self) -> bool {
+        self.deadline.is_some_and(|time| time <= Instant::now())
+    }
+
+    pub(super) fn initial_metadata_came(&self, metadata: &MetadataMap) {
+        self.lock().initial = Some(without_status(metadata));
+        self.told.notify_waiters();
+    }
+
+    /// Dropping the future has no effect.
+    pub(super) async fn initial_metadata(&self) -> Option<MetadataMap> {
+        loop {
+            let told = self.told.notified();
+            {
+                let state = self.lock();
+                if state.initial.is_some() || state.done.is_some() {
+                    return state.initial.clone();
+                }
+            }
+            told.await;
+        }
+    }
+
+    pub(super) fn trailing_metadata(&self) -> Option<MetadataMap> {
+        self.lock().trailing.clone()
+    }
+
+    /// Records the end, before anybody can be told of it, then `tell`s the one who waits, then runs
+    /// the callbacks, outside of the lock. The first end counts.
+    pub(super) fn finish(&self, end: End, tell: impl FnOnce()) {
+        let mut state = self.lock();
+        if state.done.is_some() {
+            return;
+        }
+        state.trailing = Some(end.metadata);
+        let cancelled = state.cancelled.take();
+        let by_us = cancelled.filter(|_| end.code == Code::Cancelled);
+        let done = Done {
+            code: end.code,
+            cancelled: by_us.is_some(),
+            reason: by_us.and_then(|by| by.reason),
+        };
+        state.done = Some(done.clone());
+        let callbacks = std::mem::take(&mut state.callbacks);
+        drop(state);
+        self.request.clone().cancel();
+        tell();
+        self.told.notify_waiters();
+        for callback in callbacks {
+            run(callback, done.clone());
+        }
+    }
+
+    pub(super) fn add_done_callback(&self, callback: Callback) -> bool {
+        let mut state = self.lock();
+        if let Some(done) = state.done.clone() {
+            drop(state);
+            run(callback, done);
+            return false;
+        }
+        state.callbacks.push(callback);
+        true
+    }
+
+    pub(super) fn done(&self) -> Option<Done> {
+        self.lock().done.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No foreign code runs under the lock, so there is nothing to poison it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<M> Drop for Carrier<M> {
+    fn drop(&mut self) {
+        self.shared.finish(End::of(Err(&carrier_lost())), || ());
+    }
+}
+
+/// What a call ends with whose task went down.
+pub(super) fn carrier_lost() -> Status {
+    Status::unknown("the task that carried the call went down")
+}
+
+/// The status is no metadata, though it comes with it; tonic takes it out of failed calls' alone.
+fn without_status(metadata: &MetadataMap) -> MetadataMap {
+    let mut metadata = metadata.clone();
+    for name in ["grpc-status", "grpc-message"] {
+        metadata.remove(name);
+    }
+    metadata.remove_bin("grpc-status-details-bin");
+    metadata
+}
+
+fn run(callback: Callback, done: Done) {
+    if catch_unwind(AssertUnwindSafe(|| callback(done))).is_err() {
+        tracing::error!("a done callback of a call panicked");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Call;
+
+    /// A call made for another, whose parent ends when `parent` does.
+    fn child<F>(
+        deadline: Option<std::time::Instant>,
+        parent: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Call<()>
+    where
+        F: Future<Output = Option<String>> + Send + 'static,
+    {
+        let mut request = Request::new(());
+        request
+            .extensions_mut()
+            .insert(Parent::new(deadline, parent));
+        Call::start(request, CallOptions::new(), |_| std::future::pending())
+    }
+
+    #[tokio::test]
+    async fn a_child_is_cancelled_with_its_parent() {
+        let (end, ended) = tokio::sync::watch::channel(false);
+        let call = child(None, move || {
+            let mut ended = ended.clone();
+            async move {
+                ended.wait_for(|ended| *ended).await.unwrap();
+                Some("its client is gone".to_owned())
+            }
+        });
+        let canceller = call.canceller();
+        end.send(true).unwrap();
+        let status = call.await.unwrap_err();
+        assert_eq!(status.code(), Code::Cancelled);
+        assert!(status.message().ends_with("its client is gone"), "{status}");
+        assert!(canceller.shared.done().unwrap().cancelled);
+    }
+
+    #[tokio::test]
+    async fn a_child_has_its_parents_deadline() {
+        let now = std::time::Instant::now();
+        // A parent whose deadline has passed has ended as well; that is still the child's deadline.
+        let call = child(Some(now), || std::future::ready(None));
+        assert_eq!(call.await.unwrap_err().code(), Code::DeadlineExceeded);
+
+        let hour = Duration::from_secs(3600);
+        let mut request = Request::new(());
+        let parent = Parent::new(Some(now + hour), std::future::pending);
+        request.extensions_mut().insert(parent);
+        let shared = Shared::new(&mut request, CallOptions::new().timeout(2 * hour));
+        assert_eq!(shared.deadline, Some(Instant::from_std(now + hour)));
+        assert!(request.metadata().contains_key("grpc-timeout"));
+        assert!(request.extensions().get::<Parent>().is_none());
+    }
+}

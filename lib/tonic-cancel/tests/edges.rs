@@ -1,0 +1,275 @@
+//! What is asked of a context at odd moments, and servers that are put together oddly.
+
+mod stage;
+
+use std::{sync::Arc, time::Duration};
+
+use stage::{Either, Player, Scene, Stage, next, player, request, soon};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Status, transport::Server};
+use tonic_cancel::{CallContext, CallContextLayer, CallEnd, CallOptions, CancelReason, Drain};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_web::GrpcWebLayer;
+
+/// Plays, and tells how each call ended.
+fn told<F>(
+    play: impl Fn(Scene) -> F + Send + Sync + 'static,
+) -> (Player, UnboundedReceiver<CallEnd>)
+where
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    let (ended, told) = unbounded_channel();
+    let player = player(move |scene: Scene| {
+        let ended = ended.clone();
+        scene.context.add_callback(move |end| {
+            let _ = ended.send(end);
+        });
+        play(scene)
+    });
+    (player, told)
+}
+
+async fn call(stage: &Stage, is_stream: bool) -> Either {
+    let client = stage.client().await;
+    Either::start(is_stream, &client, request(""), CallOptions::new())
+}
+
+/// Its runtime has no other thread, so nothing but the flag can reach it.
+#[test]
+fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cancellation() {
+    for by_deadline in [true, false] {
+        let (player, mut ended) = told(move |scene| async move {
+            let (context, stop) = (scene.context.clone(), scene.context.stop_flag());
+            if !by_deadline {
+                std::thread::spawn(move || context.cancel());
+            }
+            while !stop.is_requested() {
+                std::thread::yield_now();
+            }
+            // Too late to be an answer.
+            Ok(())
+        });
+        let (address, at) = std::sync::mpsc::channel();
+        let server = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = { runtime }.enable_all().build().unwrap();
+            runtime.block_on(async {
+                let stage = Stage::start(player).await;
+                address.send(stage.address).unwrap();
+                let end = next(&mut ended).await;
+                // Until the status is sent, and the client has gone.
+                soon(stage.drain.drain(stage::PATIENCE, Duration::ZERO)).await;
+                stage.drain.closed().await;
+                end
+            })
+        });
+        let client = tokio::runtime::Runtime::new().unwrap();
+        let code = client.block_on(async {
+            let client = stage::connect(at.recv().unwrap()).await;
+            let mut options = CallOptions::new();
+            if by_deadline {
+                options = options.timeout(Duration::from_millis(300));
+            }
+            let mut call = Either::start(false, &client, request(""), options);
+            call.end().await.unwrap_err().code()
+        });
+        let (expected, reason) = match by_deadline {
+            true => (Code::DeadlineExceeded, CancelReason::DeadlineExceeded),
+            false => (Code::Cancelled, CancelReason::Server),
+        };
+        assert_eq!(code, expected);
+        let end = server.join().unwrap();
+        assert_eq!((end.code, end.cancelled), (expected, Some(reason)));
+    }
+}
+
+/// Before the handler's future is polled a second time there is nobody to be woken yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_cancelled_before_it_first_waits() {
+    for is_stream in [false, true] {
+        let (player, mut ended) = told(|scene| {
+            // As the handler is called, before the play is polled.
+            assert!(scene.context.cancel());
+            std::future::pending()
+        });
+        let stage = Stage::start(player).await;
+        let status = call(&stage, is_stream).await.end().await.unwrap_err();
+        assert_eq!(status.code(), Code::Cancelled);
+        let end = next(&mut ended).await;
+        assert_eq!(end.cancelled, Some(CancelReason::Server));
+        assert_eq!(stage.drain.active_calls(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_cancelled_twice_from_a_callback_and_after_its_end() {
+    for is_stream in [false, true] {
+        let (again, mut seen) = unbounded_channel();
+        let (player, mut ended) = told(move |scene| {
+            let again = again.clone();
+            async move {
+                let context = scene.context.clone();
+                let within = context.clone();
+                context
+                    .add_callback(move |_| again.send((within.cancel(), within.clone())).unwrap());
+                let status = Status::aborted("the first one counts");
+                let other = context.clone();
+                let first = std::thread::spawn(move || other.cancel_with_status(status));
+                assert!(first.join().unwrap());
+                assert!(!context.cancel());
+                // What it says now is no longer sent.
+                scene.say();
+                Ok(())
+            }
+        });
+        let stage = Stage::start(player).await;
+        let status = call(&stage, is_stream).await.end().await.unwrap_err();
+        assert_eq!(status.message(), "the first one counts");
+        assert_eq!(next(&mut ended).await.code, Code::Aborted);
+        let (within, context) = next(&mut seen).await;
+        assert!(!within && !context.cancel());
+        assert_eq!(context.end().unwrap().code, Code::Aborted);
+        assert!(ended.try_recv().is_err(), "a callback ran twice");
+    }
+}
+
+/// A callback that panics, on whatever thread, keeps neither the status nor the others back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_that_panics_harms_nobody() {
+    for is_stream in [false, true] {
+        let (player, mut ended) = told(|scene| async move {
+            scene
+                .context
+                .add_callback(|_| panic!("a panic that this test wants"));
+            scene
+                .context
+                .cancel_with_status(Status::aborted("all the same"));
+            Ok(())
+        });
+        let stage = Stage::start(player).await;
+        let status = call(&stage, is_stream).await.end().await.unwrap_err();
+        assert_eq!(status.code(), Code::Aborted);
+        assert_eq!(next(&mut ended).await.code, Code::Aborted);
+        assert_eq!(stage.drain.active_calls(), 0);
+    }
+}
+
+/// Handlers need not care; what a context cannot know it does not claim.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_the_layer() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (told, mut contexts) = unbounded_channel::<CallContext>();
+    let player = player(move |scene| {
+        let told = told.clone();
+        async move {
+            let context = scene.context.clone();
+            assert_eq!(context.deadline(), None);
+            let is_told = context.run_blocking(|stop| stop.is_requested()).await?;
+            assert!(!is_told);
+            scene.say();
+            told.send(context).unwrap();
+            Ok(())
+        }
+    });
+    let server = Server::builder().add_service(HealthServer::new(player));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let client = stage::connect(address).await;
+    for is_stream in [false, true] {
+        let options = CallOptions::new().timeout(stage::PATIENCE);
+        let mut call = Either::start(is_stream, &client, request(""), options);
+        call.first().await;
+        assert!(call.end().await.is_ok());
+        let context = next(&mut contexts).await;
+        assert!(context.is_active() && !context.is_cancelled());
+    }
+}
+
+/// gRPC-Web over HTTP/1, its layer around ours.
+struct Web {
+    stream: TcpStream,
+    drain: Drain,
+}
+
+impl Web {
+    async fn ask(player: Player, method: &str, timeout: Option<&str>) -> Web {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let drain = Drain::new();
+        let server = Server::builder()
+            .accept_http1(true)
+            .layer(GrpcWebLayer::new())
+            .layer(CallContextLayer::with_drain(drain.clone()))
+            .add_service(HealthServer::new(player));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let timeout = timeout.map_or(String::new(), |value| format!("grpc-timeout: {value}\r\n"));
+        let head = format!(
+            "POST /grpc.health.v1.Health/{method} HTTP/1.1\r\nhost: {address}\r\n\
+             content-type: application/grpc-web\r\ncontent-length: 5\r\n{timeout}\r\n\0\0\0\0\0"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        Web { stream, drain }
+    }
+
+    /// Reads until it has come, among the trailers in the body or among the headers.
+    async fn until(&mut self, wanted: &str) {
+        let mut all = Vec::new();
+        soon(async {
+            while !String::from_utf8_lossy(&all)
+                .replace(": ", ":")
+                .contains(wanted)
+            {
+                let count = self.stream.read_buf(&mut all).await.unwrap();
+                assert!(
+                    count > 0,
+                    "it ended with {:?}",
+                    String::from_utf8_lossy(&all)
+                );
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_web_over_http_1() {
+    for (method, is_stream) in [("Check", false), ("Watch", true)] {
+        let (player, mut ended) = told(|scene| async move {
+            scene.say();
+            Ok(())
+        });
+        let mut web = Web::ask(player, method, None).await;
+        web.until("grpc-status:0").await;
+        assert_eq!(next(&mut ended).await.code, Code::Ok);
+
+        let (player, mut ended) = told(|scene| async move {
+            scene.say();
+            std::future::pending().await
+        });
+        let mut web = Web::ask(player, method, Some("200m")).await;
+        web.until("grpc-status:4").await;
+        let passed = Some(CancelReason::DeadlineExceeded);
+        assert_eq!(next(&mut ended).await.cancelled, passed, "{is_stream}");
+
+        let began = Arc::new(tokio::sync::Notify::new());
+        let notify = Arc::clone(&began);
+        let (player, mut ended) = told(move |scene| {
+            scene.say();
+            notify.notify_one();
+            std::future::pending()
+        });
+        let web = Web::ask(player, method, None).await;
+        soon(began.notified()).await;
+        drop(web.stream);
+        let gone = Some(CancelReason::ClientGone);
+        assert_eq!(next(&mut ended).await.cancelled, gone);
+        let drained = soon(web.drain.drain(stage::PATIENCE, Duration::ZERO)).await;
+        assert_eq!(drained.told, 0);
+    }
+}

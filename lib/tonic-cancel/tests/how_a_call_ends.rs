@@ -1,0 +1,403 @@
+//! Every way in which a call can end, unary and streaming, over real sockets: what the client gets,
+//! what the call's callback is told, and that the work on a thread of its own stops.
+
+mod stage;
+
+use std::{net::SocketAddr, time::Duration};
+
+use stage::{Either, Scene, Stage, connect, next, player, request, soon};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::JoinHandle,
+};
+use tonic::{Code, Status};
+use tonic_cancel::{
+    CallContext, CallEnd, CallOptions, CancelReason, DeadlinePolicy, Drained, WorkLimit,
+};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// What a handler tells the test.
+struct Seen {
+    began: UnboundedReceiver<CallContext>,
+    ended: UnboundedReceiver<CallEnd>,
+    stopped: UnboundedReceiver<()>,
+}
+
+#[derive(Clone)]
+struct Tell {
+    began: UnboundedSender<CallContext>,
+    ended: UnboundedSender<CallEnd>,
+    stopped: UnboundedSender<()>,
+    room: WorkLimit,
+}
+
+fn tell() -> (Tell, Seen) {
+    let (began, began_seen) = unbounded_channel();
+    let (ended, ended_seen) = unbounded_channel();
+    let (stopped, stopped_seen) = unbounded_channel();
+    let tell = Tell {
+        began,
+        ended,
+        stopped,
+        room: WorkLimit::new(0),
+    };
+    let seen = Seen {
+        began: began_seen,
+        ended: ended_seen,
+        stopped: stopped_seen,
+    };
+    (tell, seen)
+}
+
+/// Details as rich as they get.
+fn details() -> ErrorDetails {
+    let mut details = ErrorDetails::with_error_info(
+        "A_REASON",
+        "tests",
+        [("key".to_owned(), "value".to_owned())],
+    );
+    details
+        .set_retry_info(Some(Duration::from_secs(7)))
+        .add_quota_failure_violation("subject", "a quota");
+    details
+}
+
+fn with_details(code: Code) -> Status {
+    Status::with_error_details(code, "as rich as they get", details())
+}
+
+/// The handler of every test: says something, sets a thread to work, and then does as it is told.
+async fn play(tell: Tell, scene: Scene) -> Result<(), Status> {
+    let context = scene.context.clone();
+    let ended = tell.ended.clone();
+    context.add_callback(move |end| {
+        let _ = ended.send(end);
+    });
+    if scene.line == "no room" {
+        let room = tell.room.begin_within(&context, Duration::ZERO).await;
+        // In words of its own.
+        return room
+            .map(drop)
+            .map_err(|_| with_details(Code::ResourceExhausted));
+    }
+    let (stop, stopped) = (context.stop_flag(), tell.stopped.clone());
+    std::thread::spawn(move || {
+        while !stop.is_requested() {
+            std::thread::yield_now();
+        }
+        let _ = stopped.send(());
+    });
+    scene.say();
+    // So that a stream's message is on its way before anything else happens.
+    tokio::task::yield_now().await;
+    tell.began.send(context.clone()).unwrap();
+    match scene.line.as_str() {
+        "answer" => Ok(()),
+        "fail" => Err(with_details(Code::NotFound)),
+        "panic" => panic!("a panic that this test wants"),
+        "listen" => {
+            assert_eq!(context.cancelled().await, Some(CancelReason::Drain));
+            Err(with_details(Code::Unavailable))
+        }
+        "hang" => std::future::pending().await,
+        other => panic!("no such line: {other:?}"),
+    }
+}
+
+/// A house, a client in front of it, and what lies between.
+struct House {
+    stage: Stage,
+    seen: Seen,
+    proxy: Proxy,
+}
+
+impl House {
+    async fn new(policy: DeadlinePolicy) -> House {
+        let (tell, seen) = tell();
+        let player = player(move |scene| play(tell.clone(), scene));
+        let stage = Stage::with(|layer| layer.deadlines(policy), player).await;
+        let proxy = Proxy::start(stage.address).await;
+        House { stage, seen, proxy }
+    }
+
+    async fn call(&self, is_stream: bool, line: &str, options: CallOptions) -> Either {
+        let client = connect(self.proxy.address).await;
+        Either::start(is_stream, &client, request(line), options)
+    }
+
+    /// What the handler's side is told of a call that has reached it, and that its work has stopped.
+    async fn ended(&mut self) -> (Code, Option<CancelReason>) {
+        let end = next(&mut self.seen.ended).await;
+        next(&mut self.seen.stopped).await;
+        (end.code, end.cancelled)
+    }
+
+    /// That is all: no callback ran twice, and nothing is left.
+    async fn quiet(mut self) {
+        soon(self.stage.drain.drain(Duration::MAX, Duration::ZERO)).await;
+        assert!(self.seen.ended.try_recv().is_err());
+        assert_eq!(self.stage.drain.active_calls(), 0);
+        assert_eq!(self.stage.drain.active_work(), 0);
+    }
+}
+
+/// A connection that can be made to die under both sides.
+struct Proxy {
+    address: SocketAddr,
+    carrying: JoinHandle<()>,
+}
+
+impl Proxy {
+    async fn start(to: SocketAddr) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let carrying = tokio::spawn(async move {
+            let (mut near, _) = listener.accept().await.unwrap();
+            let mut far = TcpStream::connect(to).await.unwrap();
+            drop(copy_bidirectional(&mut near, &mut far).await);
+        });
+        Proxy { address, carrying }
+    }
+
+    fn die(&self) {
+        self.carrying.abort();
+    }
+}
+
+const KINDS: [bool; 2] = [false, true];
+const FOR_EVER: CallOptions = CallOptions::new();
+
+fn said(result: &Result<(), Status>) -> Code {
+    result.as_ref().map_or_else(Status::code, |()| Code::Ok)
+}
+
+#[track_caller]
+fn assert_rich(result: &Result<(), Status>) {
+    let status = result.as_ref().unwrap_err();
+    assert_eq!(status.message(), "as rich as they get");
+    // It has no other way to compare them.
+    let got = format!("{:?}", status.get_error_details());
+    assert_eq!(got, format!("{:?}", details()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_handler_answers() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "answer", FOR_EVER).await;
+        assert_eq!(said(&call.end().await), Code::Ok);
+        assert_eq!(house.ended().await, (Code::Ok, None));
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_handler_fails_with_details() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "fail", FOR_EVER).await;
+        let result = call.end().await;
+        assert_eq!(said(&result), Code::NotFound);
+        assert_rich(&result);
+        assert_eq!(house.ended().await, (Code::NotFound, None));
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_cancels() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "hang", FOR_EVER).await;
+        next(&mut house.seen.began).await;
+        call.first().await;
+        assert!(call.cancel());
+        assert_eq!(said(&call.end().await), Code::Cancelled);
+        let gone = Some(CancelReason::ClientGone);
+        assert_eq!(house.ended().await, (Code::Cancelled, gone));
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_drops_the_call() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "hang", FOR_EVER).await;
+        next(&mut house.seen.began).await;
+        call.first().await;
+        drop(call);
+        let gone = Some(CancelReason::ClientGone);
+        assert_eq!(house.ended().await, (Code::Cancelled, gone));
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_dies() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "hang", FOR_EVER).await;
+        next(&mut house.seen.began).await;
+        call.first().await;
+        house.proxy.die();
+        // Whatever tonic calls it, it is no good end and not a status that the server gave.
+        let code = said(&call.end().await);
+        let made_locally = [Code::Unavailable, Code::Unknown, Code::Cancelled];
+        assert!(made_locally.contains(&code), "{code:?}");
+        let gone = Some(CancelReason::ClientGone);
+        assert_eq!(house.ended().await, (Code::Cancelled, gone));
+        house.quiet().await;
+    }
+}
+
+/// The server's own deadline, to a client that keeps no time: before the response of a unary call,
+/// and in the middle of a stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deadline_passes_at_the_server() {
+    for kind in KINDS {
+        let policy = DeadlinePolicy::new().maximum(Duration::from_millis(200));
+        let mut house = House::new(policy).await;
+        let mut call = house.call(kind, "hang", FOR_EVER).await;
+        call.first().await;
+        let result = call.end().await;
+        assert_eq!(said(&result), Code::DeadlineExceeded);
+        let passed = Some(CancelReason::DeadlineExceeded);
+        assert_eq!(house.ended().await, (Code::DeadlineExceeded, passed));
+        house.quiet().await;
+    }
+}
+
+/// The client's own deadline. Which side's clock is the first is open, and so is what the server
+/// sees: its own, or that the client has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deadline_passes_at_the_client() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let shortly = CallOptions::new().timeout(Duration::from_millis(500));
+        let mut call = house.call(kind, "hang", shortly).await;
+        let context = next(&mut house.seen.began).await;
+        assert!(context.time_remaining().unwrap() <= Duration::from_millis(500));
+        call.first().await;
+        assert_eq!(said(&call.end().await), Code::DeadlineExceeded);
+        let (code, reason) = house.ended().await;
+        match reason {
+            Some(CancelReason::DeadlineExceeded) => assert_eq!(code, Code::DeadlineExceeded),
+            other => assert_eq!(other, Some(CancelReason::ClientGone)),
+        }
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_cancels_with_details() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "hang", FOR_EVER).await;
+        let context = next(&mut house.seen.began).await;
+        call.first().await;
+        assert!(context.cancel_with_status(with_details(Code::Aborted)));
+        let result = call.end().await;
+        assert_eq!(said(&result), Code::Aborted);
+        assert_rich(&result);
+        let server = Some(CancelReason::Server);
+        assert_eq!(house.ended().await, (Code::Aborted, server));
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_tells_a_handler_that_listens() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "listen", FOR_EVER).await;
+        next(&mut house.seen.began).await;
+        call.first().await;
+        let drained = soon(house.stage.drain.drain(Duration::ZERO, Duration::MAX)).await;
+        assert_eq!((drained.told, drained.forced), (1, 0));
+        let result = call.end().await;
+        assert_eq!(said(&result), Code::Unavailable);
+        assert_rich(&result);
+        let drain = Some(CancelReason::Drain);
+        assert_eq!(house.ended().await, (Code::Unavailable, drain));
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_forces_a_handler_that_does_not() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "hang", FOR_EVER).await;
+        next(&mut house.seen.began).await;
+        call.first().await;
+        let drained = soon(house.stage.drain.drain(Duration::ZERO, Duration::ZERO)).await;
+        assert_eq!((drained.told, drained.forced), (1, 1));
+        assert_eq!(said(&call.end().await), Code::Unavailable);
+        let drain = Some(CancelReason::Drain);
+        assert_eq!(house.ended().await, (Code::Unavailable, drain));
+        house.quiet().await;
+    }
+}
+
+/// What is refused does not reach a handler, so there is no callback to tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_refused_before_any_work() {
+    for kind in KINDS {
+        let policy = DeadlinePolicy::new().minimum(Duration::from_secs(60));
+        let mut house = House::new(policy).await;
+        let client = connect(house.proxy.address).await;
+        let call = |request, options| Either::start(kind, &client, request, options);
+
+        let too_short = CallOptions::new().timeout(Duration::from_secs(59));
+        let status = call(request("hang"), too_short).end().await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert!(status.message().contains("at least 60s"), "{status}");
+
+        let mut bad = request("hang");
+        bad.metadata_mut()
+            .insert("grpc-timeout", "soon".parse().unwrap());
+        let code = said(&call(bad, FOR_EVER).end().await);
+        assert_eq!(code, Code::InvalidArgument);
+
+        let drained = house
+            .stage
+            .drain
+            .drain(Duration::ZERO, Duration::ZERO)
+            .await;
+        assert_eq!(drained, Drained::default());
+        let code = said(&call(request("hang"), FOR_EVER).end().await);
+        assert_eq!(code, Code::Unavailable);
+
+        assert!(house.seen.began.try_recv().is_err(), "a handler saw it");
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn there_is_no_room_for_its_work() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "no room", FOR_EVER).await;
+        let result = call.end().await;
+        assert_eq!(said(&result), Code::ResourceExhausted);
+        assert_rich(&result);
+        let end = next(&mut house.seen.ended).await;
+        assert_eq!((end.code, end.cancelled), (Code::ResourceExhausted, None));
+        assert!(house.seen.began.try_recv().is_err(), "work was begun");
+        house.quiet().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_handler_panics() {
+    for kind in KINDS {
+        let mut house = House::new(DeadlinePolicy::new()).await;
+        let mut call = house.call(kind, "panic", FOR_EVER).await;
+        assert_eq!(said(&call.end().await), Code::Unknown);
+        assert_eq!(house.ended().await, (Code::Unknown, None));
+        house.quiet().await;
+    }
+}

@@ -1,0 +1,340 @@
+//! Calls of every kind, ended by whoever comes first, at moments of no particular choice: whatever
+//! happens, no task, no permit, no work and no callback is left.
+//!
+//! `SCHEDULES` is how many calls, `SCHEDULES_SEED` what they are drawn from.
+
+mod stage;
+
+use std::{
+    env, panic,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use stage::{Either, Player, Scene, player, request, soon};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Status, transport::Server};
+use tonic_cancel::{
+    CallContext, CallContextLayer, CallOptions, Drain, DrainOptions, StopFlag, WorkLimit,
+};
+use tonic_health::pb::health_server::HealthServer;
+
+/// As many as take about 15 seconds where nothing is optimised.
+const SCHEDULES: u64 = 40_000;
+
+/// How many go through one server, which is drained at their end or in their midst.
+const BATCH: u64 = 250;
+
+/// How many of these are under way at a time.
+const AT_A_TIME: usize = 50;
+
+/// Pieces of work at a time, so that some must wait for others.
+const ROOM: usize = 8;
+
+/// What a panic says that is part of a schedule.
+const WANTED: &str = "a panic that a schedule wants";
+
+/// splitmix64: enough for drawing lots, and the same everywhere.
+struct Lots(u64);
+
+impl Lots {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// Lets others go first, for some turns or none.
+    async fn pause(&mut self) {
+        for _ in 0..self.below(40) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Something that must be gone in the end.
+struct Here(Arc<AtomicUsize>);
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+#[derive(Clone, Default)]
+struct Counts {
+    here: Arc<AtomicUsize>,
+    registered: Arc<AtomicUsize>,
+    ran: Arc<AtomicUsize>,
+    ends: Arc<[AtomicUsize; 17]>,
+}
+
+impl Counts {
+    fn here(&self) -> Here {
+        self.here.fetch_add(1, SeqCst);
+        Here(Arc::clone(&self.here))
+    }
+
+    /// What a callback does.
+    fn callback<T, F>(&self, code: F) -> impl FnOnce(T) + Send + use<T, F>
+    where
+        F: FnOnce(T) -> Code + Send + 'static,
+    {
+        self.registered.fetch_add(1, SeqCst);
+        let (here, counts) = (self.here(), self.clone());
+        move |end| {
+            let _here = here;
+            counts.ran.fetch_add(1, SeqCst);
+            counts.ends[code(end) as usize].fetch_add(1, SeqCst);
+        }
+    }
+}
+
+/// The server's part: drawn from the seed that the client sends.
+fn plays(counts: Counts, room: WorkLimit) -> Player {
+    player(move |scene| {
+        let (counts, room) = (counts.clone(), room.clone());
+        let here = counts.here();
+        async move {
+            let _here = here;
+            play(&counts, &room, scene).await
+        }
+    })
+}
+
+async fn play(counts: &Counts, room: &WorkLimit, scene: Scene) -> Result<(), Status> {
+    let mut lots = Lots(scene.line.parse().unwrap());
+    let context = scene.context.clone();
+    for _ in 0..lots.below(3) {
+        context.add_callback(counts.callback(|end: tonic_cancel::CallEnd| end.code));
+    }
+    if lots.below(4) == 0 {
+        cancel_later(counts, &context, lots.next());
+    }
+    let token = (lots.below(4) == 0).then(|| context.child_token());
+    lots.pause().await;
+    for _ in 0..lots.below(4) {
+        scene.say();
+        lots.pause().await;
+    }
+    match lots.below(8) {
+        0 => Ok(()),
+        1 => Err(Status::not_found("drawn by lot")),
+        2 => panic!("{WANTED}"),
+        3 => std::future::pending().await,
+        4 => {
+            context.cancelled().await;
+            Err(Status::aborted("as told"))
+        }
+        5 => {
+            if let Some(token) = token {
+                token.cancelled().await;
+            }
+            Ok(())
+        }
+        _ => {
+            let guard = room.begin(&context).await?;
+            let (here, turns) = (counts.here(), lots.below(400));
+            let panics = lots.below(8) == 0;
+            let work = move |stop: StopFlag| {
+                let _both = (guard, here);
+                for _ in 0..turns {
+                    if stop.is_requested() {
+                        return;
+                    }
+                    std::thread::yield_now();
+                }
+                assert!(!panics, "{WANTED}");
+            };
+            context.run_blocking(work).await
+        }
+    }
+}
+
+/// Ends the call from a task or a thread of its own, once or twice.
+fn cancel_later(counts: &Counts, context: &CallContext, seed: u64) {
+    let (mut lots, here, context) = (Lots(seed), counts.here(), context.clone());
+    let cancel = move |lots: &mut Lots| {
+        for _ in 0..1 + lots.below(2) {
+            if lots.below(2) == 0 {
+                context.cancel();
+            } else {
+                context.cancel_with_status(Status::resource_exhausted("drawn by lot"));
+            }
+        }
+    };
+    if lots.below(2) == 0 {
+        std::thread::spawn(move || {
+            let _here = here;
+            cancel(&mut lots);
+        });
+    } else {
+        tokio::spawn(async move {
+            let _here = here;
+            lots.pause().await;
+            cancel(&mut lots);
+        });
+    }
+}
+
+/// The client's part.
+async fn call(
+    counts: Counts,
+    client: tonic_health::pb::health_client::HealthClient<tonic::transport::Channel>,
+    seed: u64,
+) {
+    let _here = counts.here();
+    let mut lots = Lots(seed);
+    let mut options = CallOptions::new();
+    if lots.below(3) == 0 {
+        options = options.timeout(Duration::from_micros(lots.below(20_000)));
+    }
+    let request = request(&lots.next().to_string());
+    let mut call = Either::start(lots.below(2) == 0, &client, request, options);
+    let done = counts.callback(|done: tonic_cancel::Done| done.code);
+    match &call {
+        Either::Unary(call) => call.add_done_callback(done),
+        Either::Stream(call) => call.add_done_callback(done),
+    };
+    lots.pause().await;
+    match lots.below(4) {
+        0 => drop(call),
+        1 => {
+            call.cancel();
+            drop(call.end().await);
+        }
+        2 => {
+            // Read a while, and then left.
+            let patience = Duration::from_micros(lots.below(5_000));
+            let _ = tokio::time::timeout(patience, call.end()).await;
+        }
+        _ => {
+            let code = call
+                .end()
+                .await
+                .map_or_else(|status| status.code(), |()| Code::Ok);
+            let told = match &call {
+                Either::Unary(call) => call.code(),
+                Either::Stream(call) => call.code(),
+            };
+            assert_eq!(told, Some(code));
+        }
+    }
+}
+
+async fn batch(counts: &Counts, lots: &mut Lots, number: u64) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (drain, room) = (Drain::new(), WorkLimit::new(ROOM));
+    let server = Server::builder()
+        .layer(CallContextLayer::with_drain(drain.clone()))
+        .add_service(HealthServer::new(plays(counts.clone(), room.clone())));
+    let (signal, signalled) = tokio::sync::oneshot::channel::<()>();
+    let (grace, notice) = (lots.below(20), lots.below(20));
+    let options = DrainOptions::new()
+        .grace(Duration::from_millis(grace))
+        .notice(Duration::from_millis(notice))
+        .close(stage::PATIENCE);
+    let serving = tokio::spawn({
+        let drain = drain.clone();
+        async move {
+            let signal = async { drop(signalled.await) };
+            let incoming = TcpListenerStream::new(listener);
+            let serving = drain.serve(signal, options, |shutdown| {
+                server.serve_with_incoming_shutdown(incoming, shutdown)
+            });
+            serving.await.unwrap()
+        }
+    });
+    let clients = [stage::connect(address).await, stage::connect(address).await];
+    let mut signal = Some(signal);
+    let drained_at = lots.below(2 * number);
+    let mut calls = JoinSet::new();
+    for turn in 0..number {
+        if turn == drained_at {
+            signal = None;
+        }
+        while calls.len() >= AT_A_TIME {
+            soon(calls.join_next()).await.unwrap().unwrap();
+        }
+        let client = clients[lots.below(2) as usize].clone();
+        calls.spawn(call(counts.clone(), client, lots.next()));
+    }
+    // Calls that hang are left to the drain.
+    drop(signal);
+    while let Some(ended) = soon(calls.join_next()).await {
+        ended.unwrap();
+    }
+    drop(clients);
+    let drained = soon(serving).await.unwrap();
+    assert!(!drained.left_behind && drained.working == 0, "{drained:?}");
+    let left = (
+        drain.active_calls(),
+        drain.active_work(),
+        room.active_work(),
+    );
+    assert_eq!(left, (0, 0, 0));
+}
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
+    env::var(name).map_or(otherwise, |value| value.parse().unwrap())
+}
+
+#[test]
+fn random_schedules_leave_nothing_behind() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let seed = from_environment("SCHEDULES_SEED", now.as_nanos() as u64);
+    let number = from_environment("SCHEDULES", SCHEDULES);
+    eprintln!("SCHEDULES={number} SCHEDULES_SEED={seed}");
+    let before = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        if panic.payload_as_str() != Some(WANTED) {
+            before(panic);
+        }
+    }));
+
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.enable_all().build().unwrap();
+    let counts = Counts::default();
+    runtime.block_on(async {
+        let mut lots = Lots(seed);
+        for first in (0..number).step_by(BATCH as usize) {
+            batch(&counts, &mut lots, BATCH.min(number - first)).await;
+        }
+        let metrics = tokio::runtime::Handle::current().metrics();
+        soon(async {
+            while metrics.num_alive_tasks() > 0 || counts.here.load(SeqCst) > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    });
+    assert_eq!(counts.registered.load(SeqCst), counts.ran.load(SeqCst));
+    let ends = counts.ends.iter().map(|count| count.load(SeqCst));
+    let ends: Vec<_> = (0..).map(Code::from_i32).zip(ends).collect();
+    let ends: Vec<_> = ends.iter().filter(|(_, count)| *count > 0).collect();
+    eprintln!("{ends:?}");
+    // All the ways of ending were tried.
+    for code in [
+        Code::Ok,
+        Code::Cancelled,
+        Code::Unknown,
+        Code::DeadlineExceeded,
+        Code::NotFound,
+        Code::ResourceExhausted,
+        Code::Unavailable,
+        Code::Aborted,
+    ] {
+        assert!(ends.iter().any(|(tried, _)| *tried == code), "{code:?}");
+    }
+}

@@ -1,0 +1,259 @@
+//! A server on a real socket whose handlers are what a test says, and clients for it.
+//!
+//! The service is gRPC's health service: `check` is its unary method, `watch` the streaming one, and
+//! the same play runs in both.
+
+#![allow(dead_code, reason = "every test uses a part of it")]
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpListener,
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+};
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint, Server},
+};
+use tonic_cancel::{Call, CallContext, CallContextLayer, CallOptions, Drain, StreamingCall};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse,
+    health_client::HealthClient,
+    health_server::{Health, HealthServer},
+};
+
+/// How long anything may take that a test waits for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for what must come.
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what)
+        .await
+        .expect("it did not come")
+}
+
+/// The next thing that was told.
+pub(crate) async fn next<T>(told: &mut UnboundedReceiver<T>) -> T {
+    soon(told.recv()).await.expect("nobody is left to tell it")
+}
+
+/// One call, as a play has it.
+pub(crate) struct Scene {
+    pub(crate) context: CallContext,
+    /// What the client asked for.
+    pub(crate) line: String,
+    pub(crate) is_stream: bool,
+    messages: UnboundedSender<HealthCheckResponse>,
+}
+
+impl Scene {
+    /// Sends a message, in a stream; nothing in a unary call.
+    pub(crate) fn say(&self) {
+        let _ = self.messages.send(HealthCheckResponse::default());
+    }
+}
+
+type Playing = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
+
+#[derive(Clone)]
+pub(crate) struct Player(Arc<dyn Fn(Scene) -> Playing + Send + Sync>);
+
+/// What plays in every call.
+pub(crate) fn player<F>(play: impl Fn(Scene) -> F + Send + Sync + 'static) -> Player
+where
+    F: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    Player(Arc::new(move |scene| Box::pin(play(scene))))
+}
+
+impl Player {
+    fn begin(
+        &self,
+        request: &Request<HealthCheckRequest>,
+        is_stream: bool,
+    ) -> (Playing, UnboundedReceiver<HealthCheckResponse>) {
+        let (messages, said) = unbounded_channel();
+        let playing = self.0(Scene {
+            context: CallContext::of(request),
+            line: request.get_ref().service.clone(),
+            is_stream,
+            messages,
+        });
+        (playing, said)
+    }
+}
+
+#[tonic::async_trait]
+impl Health for Player {
+    type WatchStream = Messages;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        let (playing, _said) = self.begin(&request, false);
+        playing.await?;
+        Ok(Response::new(HealthCheckResponse::default()))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Messages>, Status> {
+        let (playing, said) = self.begin(&request, true);
+        let playing = Some(playing);
+        Ok(Response::new(Messages { playing, said }))
+    }
+}
+
+/// What a play says, and then its status.
+pub(crate) struct Messages {
+    playing: Option<Playing>,
+    said: UnboundedReceiver<HealthCheckResponse>,
+}
+
+impl Stream for Messages {
+    type Item = Result<HealthCheckResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        // What was said is sent before a panic, or another end, has its turn.
+        if let Poll::Ready(Some(message)) = self.said.poll_recv(cx) {
+            return Poll::Ready(Some(Ok(message)));
+        }
+        let Some(playing) = &mut self.playing else {
+            return Poll::Ready(None);
+        };
+        let ended = playing.as_mut().poll(cx);
+        if let Poll::Ready(Some(message)) = self.said.poll_recv(cx) {
+            if let Poll::Ready(result) = ended {
+                self.playing = Some(Box::pin(std::future::ready(result)));
+            }
+            return Poll::Ready(Some(Ok(message)));
+        }
+        match ended {
+            Poll::Ready(result) => {
+                self.playing = None;
+                Poll::Ready(result.err().map(Err))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+/// A server that plays.
+pub(crate) struct Stage {
+    pub(crate) address: SocketAddr,
+    pub(crate) drain: Drain,
+    /// The server itself, which a test may end.
+    pub(crate) server: tokio::task::JoinHandle<()>,
+}
+
+impl Stage {
+    pub(crate) async fn start(player: Player) -> Stage {
+        Stage::with(|layer| layer, player).await
+    }
+
+    pub(crate) async fn sharing(drain: Drain, player: Player) -> Stage {
+        Stage::of(drain, |layer| layer, player).await
+    }
+
+    pub(crate) async fn with(
+        rules: impl FnOnce(CallContextLayer) -> CallContextLayer,
+        player: Player,
+    ) -> Stage {
+        Stage::of(Drain::new(), rules, player).await
+    }
+
+    async fn of(
+        drain: Drain,
+        rules: impl FnOnce(CallContextLayer) -> CallContextLayer,
+        player: Player,
+    ) -> Stage {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server::builder()
+            .layer(rules(CallContextLayer::with_drain(drain.clone())))
+            .add_service(HealthServer::new(player))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        Stage {
+            address,
+            drain,
+            server: tokio::spawn(async { server.await.unwrap() }),
+        }
+    }
+
+    pub(crate) async fn client(&self) -> HealthClient<Channel> {
+        connect(self.address).await
+    }
+}
+
+pub(crate) async fn connect(address: SocketAddr) -> HealthClient<Channel> {
+    let endpoint = Endpoint::try_from(format!("http://{address}")).unwrap();
+    HealthClient::new(soon(endpoint.connect()).await.unwrap())
+}
+
+pub(crate) fn request(line: &str) -> Request<HealthCheckRequest> {
+    Request::new(HealthCheckRequest {
+        service: line.to_owned(),
+    })
+}
+
+/// A call of either kind, under way.
+pub(crate) enum Either {
+    Unary(Call<HealthCheckResponse>),
+    Stream(StreamingCall<HealthCheckResponse>),
+}
+
+impl Either {
+    pub(crate) fn start(
+        is_stream: bool,
+        client: &HealthClient<Channel>,
+        request: Request<HealthCheckRequest>,
+        options: CallOptions,
+    ) -> Either {
+        let mut client = client.clone();
+        if is_stream {
+            Either::Stream(StreamingCall::start(
+                request,
+                options,
+                |request| async move { client.watch(request).await },
+            ))
+        } else {
+            Either::Unary(Call::start(request, options, |request| async move {
+                client.check(request).await
+            }))
+        }
+    }
+
+    /// Its first message, which a stream is told by that its play is under way.
+    pub(crate) async fn first(&mut self) {
+        if let Either::Stream(call) = self {
+            assert!(soon(call.message()).await.unwrap().is_some());
+        }
+    }
+
+    /// Its end.
+    pub(crate) async fn end(&mut self) -> Result<(), Status> {
+        match self {
+            Either::Unary(call) => soon(call).await.map(drop),
+            Either::Stream(call) => {
+                while soon(call.message()).await?.is_some() {}
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn cancel(&self) -> bool {
+        match self {
+            Either::Unary(call) => call.cancel(),
+            Either::Stream(call) => call.cancel(),
+        }
+    }
+}

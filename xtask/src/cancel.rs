@@ -1,13 +1,11 @@
 //! `cargo xtask bench cancel`: what the cancellation layer costs, and how late deadlines are.
 
-use std::{collections::BTreeMap, fmt::Write as _};
-
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use crate::{
     cargo,
-    results::{self, Goal},
-    root, step,
+    results::{self, Goal, Samples},
+    step,
 };
 
 const ROUNDS: usize = 3;
@@ -42,47 +40,17 @@ pub(crate) fn run() -> Result<()> {
         "the benchmark",
         &mut cargo("bench -p tonic-cancel --bench overhead --no-run"),
     )?;
-    let mut samples: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    let mut samples = Samples::default();
     for round in 1..=ROUNDS {
         println!("== round {round} of {ROUNDS}");
-        let mut bench = cargo("bench --quiet -p tonic-cancel --bench overhead");
-        let output = bench
-            .current_dir(root())
-            .output()
-            .context("cannot run cargo bench")?;
-        ensure!(output.status.success(), "the benchmark failed: {output:?}");
-        for line in String::from_utf8(output.stdout)?.lines() {
-            if let Some((name, value)) = line.split_once('\t') {
-                let values = samples.entry(name.to_owned()).or_default();
-                values.push(value.parse()?);
-            }
-        }
+        samples.bench("tonic-cancel", "overhead")?;
     }
-    let medians = samples
-        .into_iter()
-        .map(|(name, values)| (name, results::median(values)));
-    results::write("Cancellation", &report(&medians.collect())?)
-}
-
-fn report(medians: &BTreeMap<String, f64>) -> Result<String> {
-    let mut text = format!(
+    let intro = format!(
         "`cargo xtask bench cancel` on all cores of: {}\n\nMedians of {ROUNDS} rounds. 64 calls in \
          flight on 4 connections, the client on the same cores; two servers\nthat are the same differ \
          by up to 5 % here, their own time by less. Deadlines of 1 to 500 ms, 1000 calls at\na time, \
-         unary ones and streams by turns.\n\n\
-         | figure | goal | median |\n| --- | ---: | ---: |\n",
+         unary ones and streams by turns.",
         results::cpu()
     );
-    for (name, goal) in GOALS {
-        let value = medians.get(name);
-        let value = value.with_context(|| format!("{name} was not measured"))?;
-        writeln!(text, "| {name} | {goal} | {value:.3} |")?;
-    }
-    text += "\n| beside these | median |\n| --- | ---: |\n";
-    for (name, value) in medians {
-        if GOALS.iter().all(|(goal, _)| goal != name) {
-            writeln!(text, "| {name} | {value:.3} |")?;
-        }
-    }
-    Ok(text)
+    samples.write("Cancellation", &intro, &GOALS)
 }

@@ -1,10 +1,10 @@
 //! `bench/RESULTS.md`, a section for each benchmark.
 
-use std::{fmt, fs};
+use std::{collections::BTreeMap, fmt, fmt::Write as _, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::root;
+use crate::{cargo, root};
 
 const HEAD: &str = "# Results\n\nMedians, the figures of a ratio measured in turn. What they mean, what was \
                     tried and why some goals\nare missed is told in [NOTES.md](NOTES.md).\n";
@@ -24,6 +24,53 @@ pub(crate) fn write(title: &str, text: &str) -> Result<()> {
     sections.sort_by_key(|section| !section.starts_with("\n## Kernels"));
     let all = format!("{HEAD}{}", sections.concat());
     fs::write(&file, all).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// What was measured in several rounds, by what the figures are called.
+#[derive(Default)]
+pub(crate) struct Samples(BTreeMap<String, Vec<f64>>);
+
+impl Samples {
+    pub(crate) fn add(&mut self, name: &str, value: f64) {
+        self.0.entry(name.to_owned()).or_default().push(value);
+    }
+
+    /// Runs a benchmark of a crate's, whose lines are a figure's name and its value, with a tab between.
+    pub(crate) fn bench(&mut self, package: &str, bench: &str) -> Result<()> {
+        let mut command = cargo(&format!("bench --quiet -p {package} --bench {bench}"));
+        let output = command
+            .current_dir(root())
+            .output()
+            .context("cannot run cargo bench")?;
+        ensure!(output.status.success(), "the benchmark failed: {output:?}");
+        for line in String::from_utf8(output.stdout)?.lines() {
+            if let Some((name, value)) = line.split_once('\t') {
+                self.add(name, value.parse()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a section: what it says before, those figures that have a goal, and the others.
+    pub(crate) fn write(self, title: &str, intro: &str, goals: &[(&str, Goal)]) -> Result<()> {
+        let medians = self.0.into_iter();
+        let medians: BTreeMap<String, f64> = medians
+            .map(|(name, values)| (name, median(values)))
+            .collect();
+        let mut text = format!("{intro}\n\n| figure | goal | median |\n| --- | ---: | ---: |\n");
+        for (name, goal) in goals {
+            let value = medians.get(*name);
+            let value = value.with_context(|| format!("{name} was not measured"))?;
+            writeln!(text, "| {name} | {goal} | {value:.3} |")?;
+        }
+        text += "\n| beside these | median |\n| --- | ---: |\n";
+        for (name, value) in &medians {
+            if goals.iter().all(|(goal, _)| goal != name) {
+                writeln!(text, "| {name} | {value:.3} |")?;
+            }
+        }
+        write(title, &text)
+    }
 }
 
 /// What a figure is to be.

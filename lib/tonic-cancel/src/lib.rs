@@ -30,8 +30,8 @@
 //!     │                               │   ├─ outgoing(request) ─────▶ the next server
 //!     │                               │   └─ add_callback ──────────▶ runs once, however it ends
 //!     │                               │
-//!   cancel() ────── RST_STREAM ─────▶ told to stop: the flag is set, the future dropped, the
-//!     │                               callbacks run: ClientGone
+//!   cancel() ────── RST_STREAM ─────▶ ended: the flag is set, the future dropped, the callbacks
+//!     │                               run: ClientGone
 //!     │             the deadline ───▶ the same: DeadlineExceeded
 //!     │   cancel_with_status(..) ───▶ the same, and the client gets that status: Server
 //!     │        Drain, after grace ──▶ told to stop, may still answer; then ended: Drain
@@ -112,7 +112,7 @@ if call.result(Duration::from_millis(100)).await.is_err() {
 //! What a server had sent before it heard of a cancellation arrives all the same, and h2 takes it
 //! for a sign of an ill-meaning peer: it counts such frames for as long as the connection lives, and
 //! in the end closes it, and with it every other call on it. If you trust the server, lift both
-//! limits; then a connection outlives any number of cancelled calls (a test of this crate counts to
+//! limits; then a connection outlives some millions of cancelled calls (a test of this crate counts to
 //! 100,000):
 //!
 //! ```
@@ -144,6 +144,8 @@ mod client;
 mod link;
 #[cfg(feature = "server")]
 mod server;
+#[cfg(any(feature = "client", feature = "server"))]
+mod timeout;
 
 #[cfg(feature = "client")]
 pub use client::{

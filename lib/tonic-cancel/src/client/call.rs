@@ -87,7 +87,7 @@ impl<T> Call<T> {
     ///
     /// # Panics
     ///
-    /// If the response was handed out before.
+    /// If the response was handed out before, or outside of a tokio runtime with a timer.
     pub async fn result(
         &mut self,
         timeout: Duration,

@@ -162,7 +162,8 @@ impl CallOptions {
     }
 
     /// Whether a call on a channel that cannot connect waits until it can, as long as there is time
-    /// (gRPC's `doc/wait-for-ready.md`). Without it, such a call ends with UNAVAILABLE at once.
+    /// (gRPC's `doc/wait-for-ready.md`). Without it, such a call makes one attempt to connect, and ends with
+    /// UNAVAILABLE as soon as that fails; set a `connect_timeout` on the endpoint.
     ///
     /// It needs a client that is built over a [`ReadyChannel`]. With another one, a call that cannot
     /// connect ends with FAILED_PRECONDITION.

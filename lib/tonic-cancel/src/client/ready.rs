@@ -26,6 +26,8 @@ use tokio::{
 use tonic::{ConnectError, Status, body::Body};
 use tower_service::Service;
 
+use crate::timeout;
+
 type BoxError = Box<dyn Error + Send + Sync>;
 
 /// How long to wait between attempts to connect: gRPC's `doc/connection-backoff.md`.
@@ -79,8 +81,8 @@ impl Default for Backoff {
 /// [`CallOptions::wait_for_ready`](super::CallOptions::wait_for_ready) are held back while the
 /// channel cannot connect, until it can, or their deadline passes, or they are cancelled. However
 /// many wait, one of them at a time tries to connect, at the intervals of [`Backoff`], and the others
-/// learn of the outcome. All other calls pass straight through, and fail at once if the channel
-/// cannot connect.
+/// learn of the outcome. All other calls pass straight through: each makes an attempt of its own, and
+/// fails as soon as that does.
 ///
 /// A request is only sent again if nothing of it was ever sent: its body, which may be a stream, is
 /// kept whole until the connection takes the first message. What fails later is not tried again.
@@ -229,6 +231,10 @@ where
         };
         let problem = result.as_ref().err().and_then(|e| Problem::of(&**e));
         let Some(problem) = problem else {
+            if result.is_ok() {
+                // Also where the server has answered without a look at what was sent.
+                gate.connected();
+            }
             return result;
         };
         let Some(taken_back) = held.take_back() else {
@@ -306,14 +312,9 @@ impl Mark {
 
     /// Tells the server how much time is left by now.
     fn write_timeout(&self, headers: &mut HeaderMap) {
-        const NAME: &str = "grpc-timeout";
         if let Some(deadline) = self.deadline {
-            let mut request = tonic::Request::new(());
-            request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-            let metadata = std::mem::take(request.metadata_mut());
-            if let Some(value) = metadata.into_headers().remove(NAME) {
-                headers.insert(NAME, value);
-            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            timeout::write(headers, left);
         }
     }
 }

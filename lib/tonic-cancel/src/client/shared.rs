@@ -15,7 +15,7 @@ use super::{
     CallOptions, Done,
     ready::{self, Mark},
 };
-use crate::link::Parent;
+use crate::{link::Parent, timeout};
 
 type Callback = Box<dyn FnOnce(Done) + Send>;
 
@@ -111,9 +111,14 @@ impl Shared {
     pub(super) fn new<R>(request: &mut Request<R>, options: CallOptions) -> Shared {
         let now = Instant::now();
         let parent = request.extensions_mut().remove::<Parent>();
-        let deadline = options.ends_at(parent.as_ref(), now);
+        // One that cannot be read is the server's to refuse.
+        let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
+        let own = own.and_then(|timeout| now.checked_add(timeout));
+        let given = options.ends_at(parent.as_ref(), now);
+        let deadline = own.into_iter().chain(given).min();
         if let Some(deadline) = deadline {
-            request.set_timeout(deadline.duration_since(now));
+            let left = deadline.duration_since(now);
+            timeout::write(request.metadata_mut().as_mut(), left);
         }
         let mark = options.wait_for_ready.then(|| Mark::new(deadline));
         if let Some(mark) = &mark {
@@ -135,6 +140,10 @@ impl Shared {
         &self,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
+        // The timer knows milliseconds, and would let a request out whose time is up.
+        if self.is_expired() && self.lock().cancelled.is_none() {
+            return Err(self.deadline_exceeded());
+        }
         let expired = async {
             match self.deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,

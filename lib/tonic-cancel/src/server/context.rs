@@ -17,10 +17,10 @@ use tonic::{Code, Request, Status};
 use super::{
     drain::Membership,
     state::{CallEnd, CancelReason, Lifecycle, Moment, StopFlag},
-    timeout,
 };
 #[cfg(feature = "client")]
 use crate::link::Parent;
+use crate::timeout;
 
 /// One call, as its handler sees it; clones are the same call.
 ///
@@ -219,7 +219,8 @@ impl CallContext {
             let left = deadline.saturating_duration_since(now);
             // One that cannot be read is none.
             let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
-            request.set_timeout(own.map_or(left, |own| own.min(left)));
+            let left = own.map_or(left, |own| own.min(left));
+            timeout::write(request.metadata_mut().as_mut(), left);
         }
         #[cfg(feature = "client")]
         request.extensions_mut().insert(self.parent(deadline));
@@ -239,9 +240,9 @@ impl CallContext {
         })
     }
 
-    /// Tells the work to stop and lets the handler answer.
-    pub(crate) fn announce(&self, reason: CancelReason) {
-        self.state().announce(reason);
+    /// Tells the work to stop and lets the handler answer; says whether that was news.
+    pub(crate) fn announce(&self, reason: CancelReason) -> bool {
+        self.state().announce(reason)
     }
 
     /// Ends the call for a reason of its own. Without a status there is nobody to send it to.

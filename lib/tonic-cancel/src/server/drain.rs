@@ -155,8 +155,9 @@ impl Drain {
     }
 
     /// The drain for calls that nobody need wait for, of those who watch the server's health above
-    /// all: they never end by themselves, and are of use until the others have. They go on, and
-    /// new ones are let in, while this drain waits for its own calls; then they are ended at once.
+    /// all: they never end by themselves, and are of use until the others have. They go on while
+    /// this drain waits for its own calls, and new ones are let in as long as the server takes any, which
+    /// under [`serve`](Self::serve) it does not; then they are ended at once.
     ///
     /// It is the same one every time. Give it to the layers of such services.
     #[must_use]
@@ -207,14 +208,17 @@ impl Drain {
     /// be there.
     ///
     /// Dropping the future leaves the drain closed and every call as it is.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with a timer; so does [`serve`](Self::serve).
     pub async fn drain(&self, grace: Duration, notice: Duration) -> Drained {
         self.close();
         let mut drained = Drained::default();
         if timeout(grace, self.idle()).await.is_err() {
-            for call in self.calls() {
-                call.announce(CancelReason::Drain);
-                drained.told += 1;
-            }
+            let calls = self.calls().into_iter();
+            let told = calls.filter(|call| call.announce(CancelReason::Drain));
+            drained.told = told.count();
             if timeout(notice, self.idle()).await.is_err() {
                 drained.forced = self.force();
             }

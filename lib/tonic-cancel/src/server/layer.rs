@@ -5,6 +5,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -24,8 +25,8 @@ use super::{
     policy::DeadlinePolicy,
     requests::RequestBody,
     state::CancelReason,
-    timeout,
 };
+use crate::timeout;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -38,8 +39,12 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///   nothing else.
 /// - While the [`Drain`] is closed, calls are refused before their handler sees them.
 ///
-/// Add it to a whole server (`tonic::transport::Server::layer`), or to one service. Deadlines are
-/// kept by a thread of their own, so they hold also for a handler that blocks the runtime's.
+/// Add it to a whole server (`tonic::transport::Server::layer`), or to one service, but once on the way to
+/// each. Deadlines are kept by a thread of their own, so they hold also for a handler that blocks the
+/// runtime's.
+///
+/// A layer around this one that drops calls, for having taken too long say, looks like a client that is
+/// gone. For a time limit use a [`DeadlinePolicy`] and not tonic's `Server::timeout`.
 ///
 /// It speaks gRPC, so what translates from something else goes around it: with gRPC-Web,
 /// `Server::builder().accept_http1(true).layer(GrpcWebLayer::new()).layer(CallContextLayer::new())`.
@@ -159,7 +164,7 @@ impl<S, ReqBody, ResBody> Service<http::Request<ReqBody>> for CallContextService
 where
     S: Service<http::Request<tonic::body::Body>, Response = http::Response<ResBody>>,
     ReqBody: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
-    ResBody: Body<Data = Bytes>,
+    ResBody: Body<Data = Bytes> + Send + 'static,
 {
     type Response = http::Response<CallBody<ResBody>>;
     type Error = S::Error;
@@ -192,7 +197,7 @@ where
 }
 
 /// What lives as long as the call does on the wire. If it is dropped before the call has ended,
-/// the client is gone: the server drops a call for no other reason.
+/// the client is gone: the server drops a call for no other reason, unless a layer around this one does.
 struct Guard {
     context: CallContext,
     /// Held until the call has ended.
@@ -241,7 +246,7 @@ pin_project! {
 impl<F, B, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<http::Response<B>, E>>,
-    B: Body<Data = Bytes>,
+    B: Body<Data = Bytes> + Send + 'static,
 {
     type Output = Result<http::Response<CallBody<B>>, E>;
 
@@ -288,8 +293,11 @@ where
         } else {
             Some(guard)
         };
-        let inner = Some(body);
-        let response = http::Response::from_parts(parts, CallBody { inner, guard });
+        let carried = Carried::new(body);
+        if let Some(guard) = &guard {
+            carried.goes_with(&guard.context);
+        }
+        let response = http::Response::from_parts(parts, CallBody { carried, guard });
         Poll::Ready(Ok(response))
     }
 }
@@ -300,16 +308,52 @@ impl<F> fmt::Debug for ResponseFuture<F> {
     }
 }
 
-pin_project! {
-    /// The body of a response with a context: the handler's, until the context says otherwise.
-    ///
-    /// Dropping it before its end means that the client is gone, and ends the call so.
-    pub struct CallBody<B> {
-        // There until the context sends a status in its place.
-        #[pin]
-        inner: Option<B>,
-        // There until the call has ended.
-        guard: Option<Guard>,
+/// The body of a response with a context: the handler's, until the context says otherwise.
+///
+/// Dropping it before its end means that the client is gone, and ends the call so.
+pub struct CallBody<B> {
+    carried: Carried<B>,
+    /// There until the call has ended.
+    guard: Option<Guard>,
+}
+
+/// The handler's body, as long as it is wanted. Whoever ends the call drops it: where the client does
+/// not read, nobody asks for the next frame any more, and the body, with all that it holds, would stay
+/// for as long as the connection does.
+struct Carried<B>(Arc<Mutex<Option<Pin<Box<B>>>>>);
+
+impl<B> Carried<B> {
+    fn new(body: B) -> Carried<B> {
+        Carried(Arc::new(Mutex::new(Some(Box::pin(body)))))
+    }
+
+    fn nothing() -> Carried<B> {
+        Carried(Arc::new(Mutex::new(None)))
+    }
+
+    /// Sees to it that the body does not outlive the call.
+    fn goes_with(&self, context: &CallContext)
+    where
+        B: Send + 'static,
+    {
+        let carried = Arc::downgrade(&self.0);
+        context.state().at_end(Box::new(move || {
+            let body = carried.upgrade().and_then(|body| {
+                // Whoever has it locked is asking it for a frame, and then sees that the call has ended.
+                body.try_lock().ok().and_then(|mut body| body.take())
+            });
+            // Without the lock, for it is the handler's own.
+            drop(body);
+        }));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Pin<Box<B>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_body(&self) {
+        let body = self.lock().take();
+        drop(body);
     }
 }
 
@@ -324,32 +368,44 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let mut this = self.project();
-        if let Some(guard) = this.guard.as_ref() {
+        let this = self.get_mut();
+        if let Some(guard) = &this.guard {
             guard.context.check_deadline();
             if let Poll::Ready(status) = guard.context.state().poll_status(cx) {
-                this.inner.set(None);
-                *this.guard = None;
+                this.carried.drop_body();
+                this.guard = None;
                 return Poll::Ready(Some(Ok(trailers(&status))));
             }
         }
-        let Some(mut inner) = this.inner.as_mut().as_pin_mut() else {
-            return Poll::Ready(None);
+        let polled = {
+            let mut carried = this.carried.lock();
+            let Some(body) = carried.as_mut() else {
+                return Poll::Ready(None);
+            };
+            let poll = AssertUnwindSafe(|| (body.as_mut().poll_frame(cx), body.is_end_stream()));
+            catch_unwind(poll)
         };
-        let poll = AssertUnwindSafe(|| inner.as_mut().poll_frame(cx));
-        let frame = match (catch_unwind(poll), this.guard.as_ref()) {
-            (Ok(frame), _) => ready!(frame),
+        let (frame, is_end) = match (polled, &this.guard) {
+            (Ok(polled), _) => polled,
             (Err(_), Some(guard)) => {
-                // Which wakes this task, so that it sends the status.
+                // Which drops the body, and wakes this task, so that it sends the status.
                 guard.context.panicked();
                 return Poll::Pending;
             }
-            (Err(_), None) => None,
+            (Err(_), None) => (Poll::Ready(None), true),
         };
+        if let Some(guard) = &this.guard
+            && guard.context.state().stop_flag().is_requested()
+            && !guard.context.is_active()
+        {
+            // It was ended while the body was locked.
+            this.carried.drop_body();
+        }
+        let frame = ready!(frame);
         let last = match &frame {
             Some(Ok(frame)) => match frame.trailers_ref() {
                 Some(trailers) => Some(Status::from_header_map(trailers)),
-                None => inner.is_end_stream().then_some(None),
+                None => is_end.then_some(None),
             },
             Some(Err(_)) | None => Some(None),
         };
@@ -358,7 +414,7 @@ where
         {
             let code = status.map_or(Code::Unknown, |status| status.code());
             if let Err(status) = guard.complete(code, cx) {
-                this.inner.set(None);
+                this.carried.drop_body();
                 return Poll::Ready(Some(Ok(trailers(&status))));
             }
         }
@@ -367,7 +423,8 @@ where
 
     fn is_end_stream(&self) -> bool {
         // While the call goes on there is at least a status to come.
-        self.guard.is_none() && self.inner.as_ref().is_none_or(B::is_end_stream)
+        let body = self.carried.lock();
+        self.guard.is_none() && body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -385,7 +442,7 @@ impl<B> fmt::Debug for CallBody<B> {
 /// A response that consists of a status alone.
 fn status_only<B>(status: &Status) -> http::Response<CallBody<B>> {
     let mut response = http::Response::new(CallBody {
-        inner: None,
+        carried: Carried::nothing(),
         guard: None,
     });
     let content_type = HeaderValue::from_static("application/grpc");

@@ -8,7 +8,6 @@ mod policy;
 mod requests;
 mod state;
 mod sync;
-mod timeout;
 mod work;
 
 #[cfg(all(test, loom))]

@@ -112,8 +112,9 @@ impl CallContext {
 /// handler or because it was cancelled; DEADLINE_EXCEEDED and UNAVAILABLE where it ended by its
 /// deadline and by a drain. After the error comes `None`.
 ///
-/// Without a [`CallContextLayer`](crate::CallContextLayer) on the server, or with a layer around it
-/// whose bodies do not pass `is_end_stream` on, the difference cannot be known.
+/// Without a [`CallContextLayer`](crate::CallContextLayer) on the server the difference cannot be known, and
+/// every end reads as the client's. With a layer around it whose bodies do not pass `is_end_stream` on,
+/// every end over HTTP/2 reads as a cut.
 pub struct Requests<T> {
     messages: Streaming<T>,
     ended: Waiting,

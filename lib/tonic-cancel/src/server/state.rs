@@ -89,6 +89,8 @@ pub(crate) enum Listener {
     Task(Waker),
     /// Work that somebody else may stop as well.
     Work(StopFlag),
+    /// Something of the layer's own that must not outlive the call.
+    Hook(Box<dyn FnOnce() + Send>),
 }
 
 impl Listener {
@@ -96,6 +98,7 @@ impl Listener {
         match self {
             Listener::Task(waker) => unharmed("a waker", || waker.wake()),
             Listener::Work(flag) => flag.request(),
+            Listener::Hook(hook) => unharmed("the end of a response", hook),
         }
     }
 }
@@ -188,21 +191,35 @@ impl Lifecycle {
     }
 
     /// Tells the work to stop and lets the handler answer.
-    pub(crate) fn announce(&self, reason: CancelReason) {
+    ///
+    /// Says whether it was neither told before nor has ended.
+    pub(crate) fn announce(&self, reason: CancelReason) -> bool {
         let mut state = self.lock();
-        if let Phase::Active = state.phase {
-            state.phase = Phase::Stopping(reason);
-            self.stop.request();
-            let listeners = std::mem::take(&mut state.at_stop);
-            let token = state.token.take();
+        if !matches!(state.phase, Phase::Active) {
+            return false;
+        }
+        state.phase = Phase::Stopping(reason);
+        self.stop.request();
+        let listeners = std::mem::take(&mut state.at_stop);
+        let token = state.token.take();
+        drop(state);
+        tell(listeners, token);
+        true
+    }
+
+    /// Has something done when the call ends, before its callbacks; at once if it has ended.
+    pub(crate) fn at_end(&self, hook: Box<dyn FnOnce() + Send>) {
+        let mut state = self.lock();
+        if state.has_passed(Moment::End) {
             drop(state);
-            tell(listeners, token);
+            Listener::Hook(hook).tell();
+        } else {
+            state.at_end.insert(Listener::Hook(hook));
         }
     }
 
-    /// Ends the call, unless it has ended; says whether it had not. Without a `reason` of its own
-    /// the end has the one for which the call was told to stop. A `status` takes the place of the
-    /// handler's answer.
+    /// Ends the call, unless it has ended; says whether it had not. If it was told to stop before, that
+    /// reason stays. A `status` takes the place of the handler's answer.
     ///
     /// When it returns `true`, every callback registered so far has run.
     pub(crate) fn finish(
@@ -215,7 +232,8 @@ impl Lifecycle {
         if state.end().is_some() {
             return false;
         }
-        let cancelled = reason.or(state.reason());
+        // Why it was told to stop first stays why.
+        let cancelled = state.reason().or(reason);
         let end = CallEnd { code, cancelled };
         state.phase = Phase::Ended { end, status };
         self.stop.request();

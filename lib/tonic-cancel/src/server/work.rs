@@ -70,6 +70,8 @@ impl CallContext {
     /// Like [`run_blocking`](Self::run_blocking), on threads of the caller's: `pool` takes the job,
     /// at once, and sees to it that some thread runs it.
     ///
+    /// Dropping the future tells the work to stop; its result is thrown away.
+    ///
     /// # Errors
     ///
     /// As there; UNAVAILABLE if the pool drops the job, for then nothing was done and the client may
@@ -217,6 +219,10 @@ impl WorkLimit {
     ///
     /// If the call is told to stop or ends before there is room, the error says why: CANCELLED,
     /// DEADLINE_EXCEEDED or UNAVAILABLE.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with a timer, if there is no room at once.
     pub async fn begin(&self, context: &CallContext) -> Result<WorkGuard, Status> {
         self.begin_within(context, Duration::MAX).await
     }
@@ -228,6 +234,10 @@ impl WorkLimit {
     /// # Errors
     ///
     /// As there, and RESOURCE_EXHAUSTED if there is still no room.
+    ///
+    /// # Panics
+    ///
+    /// As there.
     pub async fn begin_within(
         &self,
         context: &CallContext,

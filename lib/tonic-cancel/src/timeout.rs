@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 use tonic::Status;
 
 const HEADER: &str = "grpc-timeout";
@@ -22,6 +22,30 @@ pub(crate) fn parse(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
              H, M, S, m, u and n"
         ))
     })
+}
+
+/// Tells a server how long it has for a call, rounded up to what can be told: the caller's own clock ends
+/// the call, and whoever reads this must not be before it. What is longer than can be told is not told.
+pub(crate) fn write(headers: &mut HeaderMap, timeout: Duration) {
+    if let Some(value) = value(timeout) {
+        headers.insert(HEADER, value);
+    }
+}
+
+fn value(timeout: Duration) -> Option<HeaderValue> {
+    const UNITS: [(u128, char); 6] = [
+        (1, 'n'),
+        (1_000, 'u'),
+        (1_000_000, 'm'),
+        (1_000_000_000, 'S'),
+        (60 * 1_000_000_000, 'M'),
+        (60 * 60 * 1_000_000_000, 'H'),
+    ];
+    let amounts = UNITS.map(|(nanos, unit)| (timeout.as_nanos().div_ceil(nanos), unit));
+    let most = 10_u128.pow(MAX_DIGITS as u32);
+    let (amount, unit) = amounts.into_iter().find(|(amount, _)| *amount < most)?;
+    // Digits and a letter are what a header may hold.
+    HeaderValue::from_str(&format!("{amount}{unit}")).ok()
 }
 
 fn parse_value(value: &str) -> Option<Duration> {
@@ -44,6 +68,31 @@ fn parse_value(value: &str) -> Option<Duration> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_told_is_never_less_and_hardly_more() {
+        let day = Duration::from_secs(24 * 60 * 60);
+        for timeout in [
+            Duration::ZERO,
+            Duration::from_nanos(1),
+            Duration::from_nanos(99_999_999),
+            Duration::from_nanos(100_000_001),
+            Duration::from_millis(300),
+            Duration::from_micros(120_000_700),
+            day + Duration::from_millis(1),
+            400 * day,
+            100_000 * day,
+        ] {
+            let told = value(timeout).unwrap();
+            let told = parse_value(told.to_str().unwrap()).unwrap();
+            assert!(told >= timeout, "{timeout:?} is told as {told:?}");
+            assert!(
+                told - timeout <= timeout / 50_000,
+                "{timeout:?} is told as {told:?}"
+            );
+        }
+        assert_eq!(value(Duration::MAX), None);
+    }
 
     #[test]
     fn values() {

@@ -23,7 +23,7 @@ use tonic_cancel::{
 };
 use tonic_health::pb::health_server::HealthServer;
 
-/// As many as take about 15 seconds where nothing is optimised.
+/// As many as take about 40 seconds where nothing is optimised.
 const SCHEDULES: u64 = 100_000;
 
 /// How many go through one server, which is drained at their end or in their midst.

@@ -28,7 +28,7 @@ use tonic_health::pb::{
 
 /// How many streams are started and cancelled, unless CANCELLED_STREAMS says otherwise: enough to be
 /// the end of a connection where either setting is missing.
-const STREAMS: u32 = 20_000;
+const STREAMS: u32 = 100_000;
 
 /// How many calls there are at a time.
 const AT_A_TIME: usize = 8;

@@ -135,6 +135,12 @@ fn request() -> Request<HealthCheckRequest> {
     Request::new(HealthCheckRequest::default())
 }
 
+/// Waits for what must come.
+async fn ends<T>(what: impl Future<Output = T>) -> T {
+    let ended = tokio::time::timeout(PATIENCE, what).await;
+    ended.expect("it goes on")
+}
+
 const NO_OPTIONS: CallOptions = CallOptions::new();
 
 #[tokio::test]
@@ -295,6 +301,89 @@ async fn the_earlier_of_timeout_and_deadline_counts() {
     let header = header.to_str().unwrap();
     let left: u64 = header.strip_suffix('m').expect(header).parse().unwrap();
     assert!(left <= 3_600_000 && left > 3_500_000, "{header}");
+}
+
+/// The server never answers and keeps no time, so whatever ends the call is its own clock.
+#[tokio::test]
+async fn a_shorter_timeout_in_the_request_is_kept() {
+    let own = Duration::from_secs(1);
+    let hour = Duration::from_secs(3600);
+    let mut server = Scripted::start().await;
+    let own_request = || {
+        let mut request = request();
+        request.set_timeout(own);
+        request
+    };
+    let (mut unary, mut streams) = (Vec::new(), Vec::new());
+    let mut arrived = Vec::new();
+    for options in [
+        NO_OPTIONS,
+        NO_OPTIONS.timeout(hour),
+        NO_OPTIONS.deadline(Instant::now() + hour),
+    ] {
+        let mut client = server.client.clone();
+        unary.push(Call::start(own_request(), options, |request| async move {
+            client.check(request).await
+        }));
+        let mut client = server.client.clone();
+        streams.push(StreamingCall::start(
+            own_request(),
+            options,
+            |request| async move { client.watch(request).await },
+        ));
+        arrived.extend([server.arrived().await, server.arrived().await]);
+    }
+    for call in &arrived {
+        let header = call.headers["grpc-timeout"].to_str().unwrap();
+        // However it is written.
+        let (number, unit) = header.split_at(header.len() - 1);
+        let micros = match unit {
+            "u" => 1,
+            "m" => 1000,
+            "S" => 1_000_000,
+            other => panic!("{other:?} for a second"),
+        };
+        let told = Duration::from_micros(number.parse::<u64>().unwrap() * micros);
+        assert!(told <= own, "{header}");
+    }
+    for call in unary {
+        let status = ends(call).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    }
+    for mut call in streams {
+        let status = ends(call.message()).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+        assert_eq!(call.code(), Some(Code::DeadlineExceeded));
+    }
+}
+
+#[tokio::test]
+async fn a_call_whose_time_is_up_already_is_not_sent() {
+    let mut server = Scripted::start().await;
+    // There is a connection, so nothing else holds it back.
+    let first = server.check(NO_OPTIONS);
+    server.arrived().await;
+    for _ in 0..20 {
+        let now = Instant::now();
+        for options in [
+            NO_OPTIONS.timeout(Duration::ZERO),
+            NO_OPTIONS.deadline(now),
+            NO_OPTIONS.deadline(now).wait_for_ready(true),
+        ] {
+            let status = ends(server.check(options)).await.unwrap_err();
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+            let mut call = server.watch(options);
+            let status = ends(call.message()).await.unwrap_err();
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+        }
+    }
+    // What was sent before has arrived by the time that a later call has.
+    let later = server.check(NO_OPTIONS);
+    let arrived = server.arrived().await;
+    let is_later = !arrived.headers.contains_key("grpc-timeout");
+    assert!(is_later, "it was sent");
+    assert!(server.arrived.try_recv().is_err(), "it was sent");
+    drop((first, later));
 }
 
 #[tokio::test]

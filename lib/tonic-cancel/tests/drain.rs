@@ -148,6 +148,30 @@ async fn calls_are_told_and_may_answer() {
     }
 }
 
+/// The first reason counts, whatever the call ends with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_when_its_call_was_told_to_stop() {
+    for is_stream in [false, true] {
+        let mut house = open(options(Duration::ZERO, LONG, LONG)).await;
+        let client = connect(house.address).await;
+        let mut call = Either::start(is_stream, &client, request("hang"), CallOptions::new());
+        let context = next(&mut house.began).await;
+        call.first().await;
+        let (sender, mut told) = unbounded_channel();
+        context.add_callback(move |end| sender.send(end).unwrap());
+        let ended = tokio::spawn(house.end());
+        let drain = Some(CancelReason::Drain);
+        assert_eq!(soon(context.cancelled()).await, drain);
+        assert!(call.cancel());
+        assert_eq!(call.end().await.unwrap_err().code(), Code::Cancelled);
+        let end = next(&mut told).await;
+        assert_eq!((end.code, end.cancelled), (Code::Cancelled, drain));
+        assert_eq!(context.cancel_reason(), drain);
+        let drained = soon(ended).await.unwrap();
+        assert_eq!((drained.told, drained.forced), (1, 0));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_that_do_not_listen_are_forced() {
     let mut house = open(options(Duration::ZERO, Duration::ZERO, LONG)).await;

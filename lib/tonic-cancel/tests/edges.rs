@@ -2,19 +2,26 @@
 
 mod stage;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use stage::{Either, Player, Scene, Stage, next, player, request, soon};
+use stage::{Either, Player, Raw, Scene, Stage, next, player, request, soon, status_of};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Code, Status, transport::Server};
+use tonic::{Code, Status, body::Body, transport::Server};
 use tonic_cancel::{CallContext, CallContextLayer, CallEnd, CallOptions, CancelReason, Drain};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_web::GrpcWebLayer;
+use tower_layer::layer_fn;
+use tower_service::Service;
 
 /// Plays, and tells how each call ended.
 fn told<F>(
@@ -73,7 +80,7 @@ fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cance
             let client = stage::connect(at.recv().unwrap()).await;
             let mut options = CallOptions::new();
             if by_deadline {
-                options = options.timeout(Duration::from_millis(300));
+                options = options.timeout(Duration::from_millis(500));
             }
             let mut call = Either::start(false, &client, request(""), options);
             call.end().await.unwrap_err().code()
@@ -106,6 +113,94 @@ async fn a_call_that_is_cancelled_before_it_first_waits() {
     }
 }
 
+/// A service between the layer and the handler, which cancels the call before there is anything to
+/// poll.
+#[derive(Clone)]
+struct Hasty<S> {
+    inner: S,
+    ended: UnboundedSender<CallEnd>,
+    dropped: UnboundedSender<IsPolled>,
+}
+
+type IsPolled = bool;
+
+impl<S> Service<http::Request<Body>> for Hasty<S>
+where
+    S: Service<http::Request<Body>>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Watched<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let context: &CallContext = request.extensions().get().unwrap();
+        let ended = self.ended.clone();
+        context.add_callback(move |end| ended.send(end).unwrap());
+        assert!(context.cancel_with_status(Status::aborted("before it began")));
+        Watched {
+            inner: Box::pin(self.inner.call(request)),
+            is_polled: false,
+            dropped: self.dropped.clone(),
+        }
+    }
+}
+
+/// Tells, when it is dropped, whether it was ever polled.
+struct Watched<F> {
+    inner: Pin<Box<F>>,
+    is_polled: IsPolled,
+    dropped: UnboundedSender<IsPolled>,
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.is_polled = true;
+        self.inner.as_mut().poll(cx)
+    }
+}
+
+impl<F> Drop for Watched<F> {
+    fn drop(&mut self) {
+        let _ = self.dropped.send(self.is_polled);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_cancelled_before_its_first_poll() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ended, mut told) = unbounded_channel();
+    let (dropped, mut drops) = unbounded_channel();
+    let player = player(|_| async { panic!("the handler began") });
+    let server = Server::builder()
+        .layer(CallContextLayer::new())
+        .layer(layer_fn(move |inner| Hasty {
+            inner,
+            ended: ended.clone(),
+            dropped: dropped.clone(),
+        }))
+        .add_service(HealthServer::new(player));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let client = stage::connect(address).await;
+    for is_stream in [false, true] {
+        let mut call = Either::start(is_stream, &client, request(""), CallOptions::new());
+        let status = call.end().await.unwrap_err();
+        assert_eq!(status.code(), Code::Aborted);
+        assert_eq!(status.message(), "before it began");
+        let (end, is_polled) = (next(&mut told).await, next(&mut drops).await);
+        let server = Some(CancelReason::Server);
+        assert_eq!((end.code, end.cancelled), (Code::Aborted, server));
+        assert!(!is_polled);
+    }
+    assert!(told.try_recv().is_err(), "a callback ran twice");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_cancelled_twice_from_a_callback_and_after_its_end() {
     for is_stream in [false, true] {
@@ -135,6 +230,50 @@ async fn a_call_that_is_cancelled_twice_from_a_callback_and_after_its_end() {
         assert!(!within && !context.cancel());
         assert_eq!(context.end().unwrap().code, Code::Aborted);
         assert!(ended.try_recv().is_err(), "a callback ran twice");
+    }
+}
+
+/// What a handler's stream holds must not wait for a client that does not read, and may never.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_nobody_reads_is_dropped_when_its_call_ends() {
+    // None at all, so that the stream is never asked; and room for one message and a bit.
+    for window in [0, 8] {
+        for by_deadline in [true, false] {
+            let (began, mut contexts) = unbounded_channel();
+            // What it drops with its receiver is gone when nobody is left to tell.
+            let (held, mut dropped) = unbounded_channel::<()>();
+            let held = std::sync::Mutex::new(Some(held));
+            let (player, mut ended) = told(move |scene: Scene| {
+                let held = (scene.line == "flood").then(|| held.lock().unwrap().take());
+                if held.is_some() {
+                    began.send(scene.context.clone()).unwrap();
+                    (0..100).for_each(|_| scene.say());
+                }
+                async move {
+                    if held.is_none() {
+                        return Err(Status::not_found("as asked"));
+                    }
+                    std::future::pending().await
+                }
+            });
+            let stage = Stage::start(player).await;
+            let mut raw = Raw::connect(stage.address, Some(window)).await;
+            let timeout = by_deadline.then_some("1S");
+            let _unread = raw.call("Watch", "flood", timeout).await;
+            let context: CallContext = next(&mut contexts).await;
+            if !by_deadline {
+                assert!(context.cancel_with_status(Status::aborted("enough")));
+            }
+            let reason = match by_deadline {
+                true => CancelReason::DeadlineExceeded,
+                false => CancelReason::Server,
+            };
+            assert_eq!(next(&mut ended).await.cancelled, Some(reason));
+            assert_eq!(soon(dropped.recv()).await, None);
+            // The connection, and the stream on it, are still there.
+            let response = raw.call("Check", "fail", None).await;
+            assert_eq!(status_of(response).await, Some(Code::NotFound));
+        }
     }
 }
 
@@ -252,7 +391,7 @@ async fn grpc_web_over_http_1() {
             scene.say();
             std::future::pending().await
         });
-        let mut web = Web::ask(player, method, Some("200m")).await;
+        let mut web = Web::ask(player, method, Some("500m")).await;
         web.until("grpc-status:4").await;
         let passed = Some(CancelReason::DeadlineExceeded);
         assert_eq!(next(&mut ended).await.cancelled, passed, "{is_stream}");

@@ -3,7 +3,7 @@
 
 mod stage;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration, vec::IntoIter};
 
 use stage::{Either, Scene, Stage, connect, next, player, request, soon};
 use tokio::{
@@ -12,10 +12,11 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::JoinHandle,
 };
-use tonic::{Code, Status};
+use tonic::{Code, Request, Response, Status};
 use tonic_cancel::{
     CallContext, CallEnd, CallOptions, CancelReason, DeadlinePolicy, Drained, WorkLimit,
 };
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server::Health};
 use tonic_types::{ErrorDetails, StatusExt};
 
 /// What a handler tells the test.
@@ -169,6 +170,9 @@ impl Proxy {
 const KINDS: [bool; 2] = [false, true];
 const FOR_EVER: CallOptions = CallOptions::new();
 
+/// A deadline that passes while a test runs, and not before its call has reached the handler.
+const SHORTLY: Duration = Duration::from_secs(1);
+
 fn said(result: &Result<(), Status>) -> Code {
     result.as_ref().map_or_else(Status::code, |()| Code::Ok)
 }
@@ -204,6 +208,95 @@ async fn the_handler_fails_with_details() {
         assert_eq!(house.ended().await, (Code::NotFound, None));
         house.quiet().await;
     }
+}
+
+/// The statuses that services give, each with the details that belong to it.
+fn statuses() -> [Status; 5] {
+    let info = |reason| ErrorDetails::with_error_info(reason, "tests", []);
+    let mut exhausted = ErrorDetails::with_quota_failure_violation("subject", "a quota");
+    exhausted.set_retry_info(Some(Duration::from_secs(7)));
+    [
+        (
+            Code::InvalidArgument,
+            ErrorDetails::with_bad_request_violation("a.field", "what is wrong with it"),
+        ),
+        (Code::PermissionDenied, info("NOT_YOURS")),
+        (Code::Unauthenticated, info("WHO_ARE_YOU")),
+        (
+            Code::NotFound,
+            ErrorDetails::with_resource_info("a kind", "a name", "an owner", "is not there"),
+        ),
+        (Code::ResourceExhausted, exhausted),
+    ]
+    .map(|(code, details)| Status::with_error_details(code, format!("{code}: 100 % sûr"), details))
+}
+
+/// Gives one of these; the name of the service that is asked for says which, and where.
+struct Failing(UnboundedSender<CallEnd>);
+
+impl Failing {
+    fn status(&self, request: &Request<HealthCheckRequest>) -> (Status, String) {
+        let ended = self.0.clone();
+        CallContext::of(request).add_callback(move |end| ended.send(end).unwrap());
+        let (number, place) = request.get_ref().service.split_once(' ').unwrap();
+        let status = statuses()[number.parse::<usize>().unwrap()].clone();
+        (status, place.to_owned())
+    }
+}
+
+#[tonic::async_trait]
+impl Health for Failing {
+    type WatchStream = tokio_stream::Iter<IntoIter<Result<HealthCheckResponse, Status>>>;
+
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        Err(self.status(&request).0)
+    }
+
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let (status, place) = self.status(&request);
+        let message = Ok(HealthCheckResponse::default());
+        let messages = match place.as_str() {
+            "instead" => return Err(status),
+            "first" => vec![Err(status)],
+            "later" => vec![message.clone(), Err(status), message],
+            other => panic!("no such place: {other:?}"),
+        };
+        Ok(Response::new(tokio_stream::iter(messages)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_handlers_status_arrives_as_it_was_given() {
+    let (ended, mut told) = unbounded_channel();
+    let stage = Stage::with(|layer| layer, Failing(ended)).await;
+    let client = stage.client().await;
+    for (number, given) in statuses().iter().enumerate() {
+        for (kind, place) in [
+            (false, "unary"),
+            (true, "instead"),
+            (true, "first"),
+            (true, "later"),
+        ] {
+            let line = format!("{number} {place}");
+            let mut call = Either::start(kind, &client, request(&line), FOR_EVER);
+            if place == "later" {
+                call.first().await;
+            }
+            let got = call.end().await.unwrap_err();
+            assert_eq!(got.code(), given.code(), "{line}");
+            assert_eq!(got.message(), given.message(), "{line}");
+            assert_eq!(got.details(), given.details(), "{line}");
+            let end = next(&mut told).await;
+            assert_eq!((end.code, end.cancelled), (given.code(), None), "{line}");
+        }
+    }
+    assert!(told.try_recv().is_err(), "a callback ran twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,8 +350,8 @@ async fn the_connection_dies() {
 /// and in the middle of a stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_deadline_passes_at_the_server() {
-    for kind in KINDS {
-        let policy = DeadlinePolicy::new().maximum(Duration::from_millis(200));
+    async fn play(kind: bool) {
+        let policy = DeadlinePolicy::new().maximum(SHORTLY);
         let mut house = House::new(policy).await;
         let mut call = house.call(kind, "hang", FOR_EVER).await;
         call.first().await;
@@ -268,18 +361,19 @@ async fn the_deadline_passes_at_the_server() {
         assert_eq!(house.ended().await, (Code::DeadlineExceeded, passed));
         house.quiet().await;
     }
+    tokio::join!(play(false), play(true));
 }
 
 /// The client's own deadline. Which side's clock is the first is open, and so is what the server
 /// sees: its own, or that the client has gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_deadline_passes_at_the_client() {
-    for kind in KINDS {
+    async fn play(kind: bool) {
         let mut house = House::new(DeadlinePolicy::new()).await;
-        let shortly = CallOptions::new().timeout(Duration::from_millis(500));
+        let shortly = CallOptions::new().timeout(SHORTLY);
         let mut call = house.call(kind, "hang", shortly).await;
         let context = next(&mut house.seen.began).await;
-        assert!(context.time_remaining().unwrap() <= Duration::from_millis(500));
+        assert!(context.time_remaining().unwrap() <= SHORTLY);
         call.first().await;
         assert_eq!(said(&call.end().await), Code::DeadlineExceeded);
         let (code, reason) = house.ended().await;
@@ -289,6 +383,7 @@ async fn the_deadline_passes_at_the_client() {
         }
         house.quiet().await;
     }
+    tokio::join!(play(false), play(true));
 }
 
 #[tokio::test(flavor = "multi_thread")]

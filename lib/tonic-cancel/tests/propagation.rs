@@ -8,7 +8,7 @@ use std::time::Duration;
 use stage::{Either, Player, Scene, Stage, next, player, request};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tonic::{Code, Status, transport::Channel};
-use tonic_cancel::{CallEnd, CallOptions, CancelReason};
+use tonic_cancel::{CallEnd, CallOptions, CancelReason, DeadlinePolicy};
 use tonic_health::pb::health_client::HealthClient;
 
 /// How a hop calls the next one.
@@ -45,6 +45,21 @@ fn hop(next: Option<(HealthClient<Channel>, Means)>) -> (Player, Hop) {
 }
 
 async fn play(
+    tell: Tell,
+    next: Option<(HealthClient<Channel>, Means)>,
+    scene: Scene,
+) -> Result<(), Status> {
+    let hangs = scene.line == "hang";
+    let result = forward(tell, next, scene).await;
+    if hangs {
+        // So that its call ends by something else than its answer.
+        std::future::pending::<()>().await;
+    }
+    result
+}
+
+/// Makes the next call, if there is a next hop, and gives what came of it.
+async fn forward(
     tell: Tell,
     next: Option<(HealthClient<Channel>, Means)>,
     scene: Scene,
@@ -93,10 +108,19 @@ struct Chain {
 
 impl Chain {
     async fn new(means: Means) -> Chain {
+        Chain::with(means, DeadlinePolicy::new()).await
+    }
+
+    /// The first hop has a policy of its own.
+    async fn with(means: Means, policy: DeadlinePolicy) -> Chain {
         let (mut hops, mut stages, mut runtimes) = (Vec::new(), Vec::new(), Vec::new());
         let mut address = None;
         // The last one first.
-        for _ in 0..3 {
+        for number in (0..3).rev() {
+            let policy = match number {
+                0 => policy,
+                _ => DeadlinePolicy::new(),
+            };
             let runtime = tokio::runtime::Builder::new_multi_thread()
                 .worker_threads(1)
                 .enable_all()
@@ -109,7 +133,8 @@ impl Chain {
                         None => None,
                     };
                     let (player, hop) = hop(next);
-                    (Stage::start(player).await, hop)
+                    let stage = Stage::with(|layer| layer.deadlines(policy), player);
+                    (stage.await, hop)
                 })
                 .await
                 .unwrap();
@@ -128,7 +153,16 @@ impl Chain {
 
     /// A call that has reached the last hop, and how much time each was given.
     async fn call(&mut self, is_stream: bool, options: CallOptions) -> (Either, Vec<Duration>) {
-        let mut call = Either::start(is_stream, &self.client, request(""), options);
+        self.say("", is_stream, options).await
+    }
+
+    async fn say(
+        &mut self,
+        line: &str,
+        is_stream: bool,
+        options: CallOptions,
+    ) -> (Either, Vec<Duration>) {
+        let mut call = Either::start(is_stream, &self.client, request(line), options);
         let mut given = Vec::new();
         for hop in &mut self.hops {
             given.extend(next(&mut hop.began).await);
@@ -164,6 +198,7 @@ const CASES: [(Means, bool); 4] = [
     (Means::Plain, true),
 ];
 const GONE: Option<CancelReason> = Some(CancelReason::ClientGone);
+const PASSED: Option<CancelReason> = Some(CancelReason::DeadlineExceeded);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancellation_reaches_every_hop() {
@@ -201,10 +236,46 @@ async fn a_deadline_reaches_every_hop_and_each_has_less_than_the_one_before() {
             Means::Linked => assert_eq!(code, Code::DeadlineExceeded),
             Means::Plain => assert!(others.contains(&code), "{code:?}"),
         }
-        for hop in &mut chain.hops {
+        for (number, hop) in chain.hops.iter_mut().enumerate() {
             let end = next(&mut hop.ended).await;
-            // Its own deadline, or the one of the hop behind it or before it, which is as near.
-            assert!(others.contains(&end.code), "{end:?}");
+            match end.cancelled {
+                // What the hop behind it ended with, which the last one has none of.
+                None if means == Means::Linked => assert_eq!(end.code, Code::DeadlineExceeded),
+                None => assert!(others.contains(&end.code), "{end:?}"),
+                _ => assert_out_of_time(end),
+            }
+            assert!(number < 2 || end.cancelled.is_some(), "{end:?}");
+        }
+        chain.quiet().await;
+    }
+}
+
+/// Its own clock was the first, or that of the hop before it, which goes by the same deadline.
+#[track_caller]
+fn assert_out_of_time(end: CallEnd) {
+    let expected = match end.cancelled {
+        GONE => (Code::Cancelled, GONE),
+        _ => (Code::DeadlineExceeded, PASSED),
+    };
+    assert_eq!((end.code, end.cancelled), expected);
+}
+
+/// No hop answers, and the client keeps no time: whatever ends the first hop's call is its own clock.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_the_first_hop_sets_is_told_for_what_it_is() {
+    for (means, is_stream) in CASES {
+        let policy = DeadlinePolicy::new().maximum(Duration::from_secs(1));
+        let mut chain = Chain::with(means, policy).await;
+        let (mut call, given) = chain.say("hang", is_stream, CallOptions::new()).await;
+        assert_eq!(given.len(), 3, "every hop has a deadline");
+        let status = call.end().await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        let [first, others @ ..] = &mut chain.hops;
+        let end = next(&mut first.ended).await;
+        let own = (Code::DeadlineExceeded, PASSED);
+        assert_eq!((end.code, end.cancelled), own);
+        for hop in others {
+            assert_out_of_time(next(&mut hop.ended).await);
         }
         chain.quiet().await;
     }
@@ -315,5 +386,45 @@ async fn a_request_keeps_a_shorter_timeout_of_its_own() {
                 }
             }
         }
+    }
+}
+
+/// Also where the call that it is made for has more time, and so have its options.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_ends_by_the_shorter_timeout_of_its_request() {
+    const OWN: Duration = Duration::from_secs(1);
+    const LONG: CallOptions = CallOptions::new().timeout(Duration::from_secs(3600));
+    let (last, mut seen) = hop(None);
+    let last = Stage::start(last).await;
+    let next_client = last.client().await;
+    let first = Stage::start(player(move |scene: Scene| {
+        let client = next_client.clone();
+        async move {
+            let mut own = request("");
+            own.set_timeout(OWN);
+            let onward = scene.context.outgoing(own);
+            let options = match scene.line.as_str() {
+                "with options" => LONG,
+                _ => CallOptions::new(),
+            };
+            let mut call = Either::start(scene.is_stream, &client, onward, options);
+            call.end().await
+        }
+    }))
+    .await;
+    let client = first.client().await;
+    let mut calls = Vec::new();
+    for is_stream in [false, true] {
+        for line in ["", "with options"] {
+            for options in [CallOptions::new(), LONG] {
+                calls.push(Either::start(is_stream, &client, request(line), options));
+            }
+        }
+    }
+    for call in &mut calls {
+        assert_eq!(call.end().await.unwrap_err().code(), Code::DeadlineExceeded);
+        let given = next(&mut seen.began).await;
+        assert!(given.unwrap() <= OWN, "{given:?}");
+        assert_out_of_time(next(&mut seen.ended).await);
     }
 }

@@ -23,8 +23,8 @@ use tonic_cancel::{
 };
 use tonic_health::pb::health_server::HealthServer;
 
-/// As many as take about 15 seconds where nothing is optimised.
-const SCHEDULES: u64 = 40_000;
+/// As many as take about 40 seconds where nothing is optimised.
+const SCHEDULES: u64 = 100_000;
 
 /// How many go through one server, which is drained at their end or in their midst.
 const BATCH: u64 = 250;

@@ -13,13 +13,14 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderMap;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{
-    Request, Response, Status,
+    Code, Request, Response, Status,
     transport::{Channel, Endpoint, Server},
 };
 use tonic_cancel::{Call, CallContext, CallContextLayer, CallOptions, Drain, StreamingCall};
@@ -166,21 +167,21 @@ impl Stage {
 
     pub(crate) async fn with(
         rules: impl FnOnce(CallContextLayer) -> CallContextLayer,
-        player: Player,
+        service: impl Health,
     ) -> Stage {
-        Stage::of(Drain::new(), rules, player).await
+        Stage::of(Drain::new(), rules, service).await
     }
 
     async fn of(
         drain: Drain,
         rules: impl FnOnce(CallContextLayer) -> CallContextLayer,
-        player: Player,
+        service: impl Health,
     ) -> Stage {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = Server::builder()
             .layer(rules(CallContextLayer::with_drain(drain.clone())))
-            .add_service(HealthServer::new(player))
+            .add_service(HealthServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener));
         Stage {
             address,
@@ -256,4 +257,64 @@ impl Either {
             Either::Stream(call) => call.cancel(),
         }
     }
+}
+
+/// HTTP/2 without a gRPC client around it.
+pub(crate) struct Raw {
+    requests: h2::client::SendRequest<bytes::Bytes>,
+    authority: String,
+}
+
+impl Raw {
+    pub(crate) async fn connect(address: SocketAddr, window: Option<u32>) -> Raw {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        if let Some(window) = window {
+            builder.initial_window_size(window);
+        }
+        let (requests, connection) = builder.handshake(socket).await.unwrap();
+        tokio::spawn(async move { drop(connection.await) });
+        Raw {
+            requests,
+            authority: address.to_string(),
+        }
+    }
+
+    pub(crate) async fn call(
+        &mut self,
+        method: &str,
+        line: &str,
+        timeout: Option<&str>,
+    ) -> http::Response<h2::RecvStream> {
+        let uri = format!("http://{}/grpc.health.v1.Health/{method}", self.authority);
+        let mut request = http::Request::post(uri)
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        if let Some(timeout) = timeout {
+            request = request.header("grpc-timeout", timeout);
+        }
+        let request = request.body(()).unwrap();
+        let mut requests = self.requests.clone().ready().await.unwrap();
+        let (response, mut body) = requests.send_request(request, false).unwrap();
+        // The message: its length, then field 1, the name of a service.
+        let mut message = vec![0, 0, 0, 0, line.len() as u8 + 2];
+        message.extend([0x0a, line.len() as u8]);
+        message.extend(line.as_bytes());
+        body.send_data(message.into(), true).unwrap();
+        soon(response).await.unwrap()
+    }
+}
+
+/// The status of a response, from its headers or its trailers.
+pub(crate) async fn status_of(response: http::Response<h2::RecvStream>) -> Option<Code> {
+    let code = |headers: &HeaderMap| Status::from_header_map(headers).map(|s| s.code());
+    let (parts, mut body) = response.into_parts();
+    if let Some(code) = code(&parts.headers) {
+        return Some(code);
+    }
+    while let Some(data) = body.data().await {
+        let data = data.unwrap();
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    code(&body.trailers().await.unwrap()?)
 }

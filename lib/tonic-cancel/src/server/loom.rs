@@ -1,7 +1,7 @@
 //! Every order in which threads can come to a call's state: the first end counts, everybody is told
 //! once, nobody waits for ever, nothing is left behind.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p tonic-cancel --lib --release`
+//! `RUSTFLAGS="--cfg loom" cargo test -p tonic-cancel --lib --release --no-default-features --features server`
 
 use std::{
     pin::{Pin, pin},

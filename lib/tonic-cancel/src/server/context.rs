@@ -245,6 +245,18 @@ impl CallContext {
         self.state().announce(reason)
     }
 
+    /// Tells the work to stop, and ends the call as soon as its handler has nothing to say.
+    pub(crate) fn part(&self, reason: CancelReason, status: Status) {
+        self.state().part(reason, status);
+    }
+
+    /// Ends the call if that is what it waits for: its handler has nothing to say now.
+    pub(crate) fn is_parting(&self) -> bool {
+        let is_told = self.state().stop_flag().is_requested();
+        let status = is_told.then(|| self.state().take_parting()).flatten();
+        status.is_some_and(|status| self.end_with(CancelReason::Drain, Some(status)))
+    }
+
     /// Ends the call for a reason of its own. Without a status there is nobody to send it to.
     pub(crate) fn end_with(&self, reason: CancelReason, status: Option<Status>) -> bool {
         let code = status.as_ref().map_or(Code::Cancelled, Status::code);

@@ -157,7 +157,8 @@ impl Drain {
     /// The drain for calls that nobody need wait for, of those who watch the server's health above
     /// all: they never end by themselves, and are of use until the others have. They go on while
     /// this drain waits for its own calls, and new ones are let in as long as the server takes any, which
-    /// under [`serve`](Self::serve) it does not; then they are ended at once.
+    /// under [`serve`](Self::serve) it does not. Then each is ended as soon as its handler has nothing more
+    /// to say that it could say at once: that the server does not serve any more, for one.
     ///
     /// It is the same one every time. Give it to the layers of such services.
     #[must_use]
@@ -203,8 +204,8 @@ impl Drain {
     /// Ends all calls: refuses new ones, lets the others go on for `grace`, then tells them to stop
     /// ([`CancelReason::Drain`]) and gives their handlers `notice` to answer, then ends what is
     /// left, and what is [aside](Self::aside). It returns as soon as no call is left and the
-    /// callbacks of all have run, and after `grace` and `notice` at the latest, also where a stream
-    /// is not being read: a call that is forced no longer counts, though its connection may still
+    /// callbacks of all have run, and after `grace` and `notice` at the latest, and `notice` again for those
+    /// aside, also where a stream is not being read: a call that is forced no longer counts, though its connection may still
     /// be there.
     ///
     /// Dropping the future leaves the drain closed and every call as it is.
@@ -225,7 +226,13 @@ impl Drain {
         }
         if let Some(aside) = self.shared.aside.get() {
             aside.close();
-            aside.force();
+            for call in aside.calls() {
+                call.part(CancelReason::Drain, (self.shared.refusal)());
+            }
+            // Those of clients that do not read.
+            if timeout(notice, aside.idle()).await.is_err() {
+                aside.force();
+            }
         }
         drained.working = self.active_work();
         drained

@@ -268,6 +268,12 @@ where
             })
         });
         let Some(Poll::Ready(response)) = response else {
+            if guard.context.is_parting()
+                && let Poll::Ready(status) = guard.context.state().poll_status(cx)
+            {
+                this.inner.set(None);
+                return Poll::Ready(Ok(status_only(&status)));
+            }
             *this.guard = Some(guard);
             return Poll::Pending;
         };
@@ -400,6 +406,14 @@ where
         {
             // It was ended while the body was locked.
             this.carried.drop_body();
+        }
+        if frame.is_pending()
+            && let Some(guard) = &this.guard
+            && guard.context.is_parting()
+            && let Poll::Ready(status) = guard.context.state().poll_status(cx)
+        {
+            this.guard = None;
+            return Poll::Ready(Some(Ok(trailers(&status))));
         }
         let frame = ready!(frame);
         let last = match &frame {

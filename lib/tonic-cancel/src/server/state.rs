@@ -117,6 +117,8 @@ struct State {
     callbacks: Vec<Callback>,
     /// The task that carries the response, to be woken when the status is decided elsewhere.
     carrier: Option<Waker>,
+    /// What the call ends with as soon as its handler has nothing to say.
+    parting: Option<Status>,
     /// The parent of all tokens that were asked for; gone once the call was told to stop.
     token: Option<CancellationToken>,
 }
@@ -173,6 +175,7 @@ impl Lifecycle {
                 at_end: Slab::new(),
                 callbacks: Vec::new(),
                 carrier: None,
+                parting: None,
                 token: None,
             }),
         }
@@ -205,6 +208,24 @@ impl Lifecycle {
         drop(state);
         tell(listeners, token);
         true
+    }
+
+    /// Tells the work to stop, and has the response end with `status` as soon as the handler has nothing to
+    /// say that it could say at once.
+    pub(crate) fn part(&self, reason: CancelReason, status: Status) {
+        self.announce(reason);
+        let mut state = self.lock();
+        state.parting = Some(status);
+        let carrier = state.carrier.take();
+        drop(state);
+        if let Some(carrier) = carrier {
+            Listener::Task(carrier).tell();
+        }
+    }
+
+    /// The status with which a call ends whose handler has nothing to say, if it is to end so.
+    pub(crate) fn take_parting(&self) -> Option<Status> {
+        self.lock().parting.take()
     }
 
     /// Has something done when the call ends, before its callbacks; at once if it has ended.

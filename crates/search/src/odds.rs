@@ -313,9 +313,9 @@ impl Text {
         let sure = |window: &Window| matches!(window.verdict(0, self.distance), Verdict::Near);
         if self.windows.iter().any(sure) {
             // Not left to the sums, which rounding may bring to a little less. No other name is sure:
-            // there is a hashed name of which no character but the `=` satisfies any of its own, for
-            // those are satisfied by 56 of the 64 at most, and at the 27th place, where two windows
-            // end at most, by two of the sixteen.
+            // there is a hashed name of which no character but the `=` satisfies a window's, for all
+            // that a name wants is 56 of the 64 at most, and at the 27th place, which two windows
+            // reach at most, two of the sixteen.
             return exactly(1.0);
         }
         let (low, gap) = self.sweep(max_states);

@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -96,7 +96,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                 case.title
             );
             for &threads in &threads {
-                let rate = measure(kernel, case, threads, arguments);
+                let rate = measure(kernel, case, threads, arguments.length, arguments.seconds);
                 if arguments.json {
                     let row = serde_json::json!({
                         "kernel": kernel.name(),
@@ -162,9 +162,17 @@ impl Case {
     }
 }
 
+/// How many secrets a second `threads` threads try for this query, measured for so long.
+pub(crate) fn search_rate(kernel: Kernel, query: &Query, threads: usize, time: Duration) -> f64 {
+    let case = Case {
+        title: query.name().to_string(),
+        filter: Some(query.filter()),
+    };
+    measure(kernel, &case, threads, USUAL_LENGTH, time)
+}
+
 /// Hashes per second of all threads together.
-fn measure(kernel: Kernel, case: &Case, threads: usize, arguments: &BenchArguments) -> f64 {
-    let length = arguments.length;
+fn measure(kernel: Kernel, case: &Case, threads: usize, length: u32, time: Duration) -> f64 {
     let (ready, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
     let share = (1_u64 << (8 * length)) / threads as u64 / TURN * TURN;
     // With more threads than turns, some of them do the same.
@@ -193,7 +201,7 @@ fn measure(kernel: Kernel, case: &Case, threads: usize, arguments: &BenchArgumen
             clippy::disallowed_methods,
             reason = "time itself is what is waited for"
         )]
-        thread::sleep(arguments.seconds);
+        thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
         let tried = workers.into_iter().map(thread::ScopedJoinHandle::join);
         let tried = tried.map(|tried| tried.unwrap_or_else(|panic| resume_unwind(panic)));

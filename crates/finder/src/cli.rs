@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Find(FindArguments),
     Serve(ServeArguments),
     Bench(BenchArguments),
+    Estimate(EstimateArguments),
+    Verify(VerifyArguments),
 }
 
 /// Find a secret, in this process or by asking a server.
@@ -266,6 +268,104 @@ pub(crate) struct BenchArguments {
     pub(crate) json: bool,
 }
 
+/// Tell how likely a hash is to match a name, and how many hashes and how long a search takes.
+///
+/// The chance is exact for short names and for most others; where it is not, its bounds are shown. A
+/// search has no memory: after any number of hashes in vain, all of it is still before it.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder estimate doctor
+  hashfinder estimate hashfinder --ideal-distance 3 --rate 1e9
+  hashfinder estimate doctor --json
+
+With --json, one object: name, ideal_distance, exact (whether the chance is known exactly),
+chance (that one hash matches), hashes (expected, median, p90, p99: how many a search takes on
+average, and by how many half, 90% and 99% of all searches have ended), hashes_per_second,
+measured (whether that was measured here), seconds (the same four). A chance, and each of the
+four, is an object with low and high, which are equal where it is exact.
+
+Exit codes:
+  0  told
+  2  the command line is wrong
+  4  no secret can ever match the name
+  5  the output failed")]
+pub(crate) struct EstimateArguments {
+    /// What the hashed name is to contain, in any case: 1 to 28 characters
+    #[arg(value_name = "NAME")]
+    pub(crate) name: DesiredName,
+
+    /// How far from the name a secret may be, in characters
+    #[arg(
+        long,
+        value_name = "D",
+        default_value = "0",
+        value_parser = distance,
+        allow_negative_numbers = true
+    )]
+    pub(crate) ideal_distance: Distance,
+
+    /// How many secrets are tried in a second [default: measured here for a quarter of a second, on
+    /// a thread for each core]
+    #[arg(long, value_name = "HASHES_PER_SECOND", value_parser = rate, allow_negative_numbers = true)]
+    pub(crate) rate: Option<f64>,
+
+    /// The kernel whose rate is measured [default: the fastest that this machine runs]
+    #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel)]
+    pub(crate) kernel: Option<Kernel>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Check a secret: what it spells, and how far that is from a name.
+///
+/// Prints the secret's line as `find` does: the hashed name, the secret in base64 and in hexadecimal,
+/// the distance, and where in the hashed name the match begins (from 0).
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder verify pO0G doctor
+  hashfinder verify --hex a4ed06 doctor
+  hashfinder verify XeY= hashfinder --ideal-distance 4 --json
+
+With --json, one object: name, ideal_distance, hashed_name, secret (in base64), hex, distance,
+window, within (whether the distance is the ideal one or less).
+
+Exit codes:
+  0  it is within the distance
+  1  it is not
+  2  the command line is wrong, the secret for one
+  5  the output failed")]
+pub(crate) struct VerifyArguments {
+    /// The secret, of any length, in standard base64
+    #[arg(value_name = "SECRET")]
+    pub(crate) secret: String,
+
+    /// What its hashed name is to contain, in any case: 1 to 28 characters
+    #[arg(value_name = "NAME")]
+    pub(crate) name: DesiredName,
+
+    /// The secret is in hexadecimal
+    #[arg(long)]
+    pub(crate) hex: bool,
+
+    /// How far from the name it may be, in characters
+    #[arg(
+        long,
+        value_name = "D",
+        default_value = "0",
+        value_parser = distance,
+        allow_negative_numbers = true
+    )]
+    pub(crate) ideal_distance: Distance,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Which code says that a hash budget is spent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BudgetStatus {
@@ -281,8 +381,10 @@ pub(crate) enum BudgetStatus {
 pub(crate) enum Exit {
     /// The answer was found, or the server was shut down as asked.
     Success = 0,
-    /// The keyspace ended without an answer.
-    Exhausted = 1,
+    /// The answer is no: the keyspace ended without one, or a secret is not near enough.
+    No = 1,
+    /// The command line is wrong, in what only the command itself can tell.
+    Usage = 2,
     /// A limit was reached: the hash budget or the timeout.
     Limit = 3,
     /// No secret can ever match.
@@ -331,6 +433,12 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .ok_or_else(|| "give a number of seconds above 0".to_owned())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = f64::from_str(text).ok();
+    rate.filter(|rate| *rate >= 1.0 && rate.is_finite())
+        .ok_or_else(|| "give a number of hashes from 1 on, for instance 3e8".to_owned())
 }
 
 fn distance(text: &str) -> Result<Distance, String> {

@@ -5,12 +5,14 @@
 
 mod bench;
 mod cli;
+mod estimate;
 mod find;
 mod listener;
 mod log;
 mod rpc;
 mod serve;
 mod signals;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Find(arguments) => runtime.block_on(find::run(arguments)),
         Command::Serve(arguments) => runtime.block_on(serve::run(arguments)),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Estimate(arguments) => estimate::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
     };
     // What is still going on, a connection that nobody reads for one, does not keep the process.
     runtime.shutdown_background();

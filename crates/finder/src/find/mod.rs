@@ -10,11 +10,8 @@ use anyhow::{Context, Result};
 use hashfinder_search::{Cursor, Distance, Impossible, Query};
 use tokio::{sync::oneshot, time::sleep};
 
-use self::{
-    local::LocalSearch,
-    output::{Finding, Output},
-    remote::RemoteSearch,
-};
+pub(crate) use self::output::Finding;
+use self::{local::LocalSearch, output::Output, remote::RemoteSearch};
 use crate::{
     cli::{Exit, FindArguments, say},
     signals::{Signal, Signals},
@@ -206,7 +203,7 @@ fn conclude(ending: Ending, cause: Option<StopCause>, output: &Output) -> Exit {
         (Ending::Found(_), _) => return Exit::Success,
         (Ending::Exhausted, _) => {
             say("every secret was tried, and none was near enough");
-            return Exit::Exhausted;
+            return Exit::No;
         }
         (Ending::Limit(why, cursor), _) => (why, Exit::Limit, cursor),
         (Ending::Failed(why, cursor), _) => (why, Exit::Failed, cursor),

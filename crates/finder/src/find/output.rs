@@ -7,17 +7,37 @@ use std::{
 
 use anyhow::{Context, Result};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Candidate, HashedName, Query};
+use hashfinder_search::{Candidate, DesiredName, HashedName, Query};
 
 use crate::cli::say;
 
 /// A secret that was found, with everything that is shown of it.
 #[derive(Clone, Debug)]
-pub(super) struct Finding {
-    pub(super) secret: Vec<u8>,
-    pub(super) hashed_name: HashedName,
-    pub(super) distance: u8,
-    pub(super) window: u8,
+pub(crate) struct Finding {
+    pub(crate) secret: Vec<u8>,
+    pub(crate) hashed_name: HashedName,
+    pub(crate) distance: u8,
+    pub(crate) window: u8,
+}
+
+impl Finding {
+    /// What there is to show of any secret, of which nobody has said anything yet.
+    pub(crate) fn of(secret: Vec<u8>, name: &DesiredName) -> Finding {
+        let nearest = name.nearest(&secret);
+        Finding {
+            hashed_name: HashedName::of(&secret),
+            distance: nearest.distance,
+            window: nearest.window,
+            secret,
+        }
+    }
+
+    /// The secret in hexadecimal.
+    pub(crate) fn hex(&self) -> String {
+        self.secret
+            .iter()
+            .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    }
 }
 
 impl From<Candidate> for Finding {
@@ -34,10 +54,8 @@ impl From<Candidate> for Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let secret = BASE64_STANDARD.encode(&self.secret);
-        write!(f, "{}\t{secret}\t", self.hashed_name)?;
-        for byte in &self.secret {
-            write!(f, "{byte:02x}")?;
-        }
+        let hex = self.hex();
+        write!(f, "{}\t{secret}\t{hex}", self.hashed_name)?;
         write!(f, "\t{}\t{}", self.distance, self.window)
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Cursor, HashedName, Index, Query, Secret};
+use hashfinder_search::{Cursor, Index, Query, Secret};
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tonic::{
@@ -210,18 +210,13 @@ impl RemoteSearch {
         let secret = BASE64_STANDARD
             .decode(&response.secret)
             .context("the server's secret is not base64")?;
-        let hashed_name = HashedName::of(&secret);
+        let finding = Finding::of(secret, self.query.name());
+        let hashed_name = finding.hashed_name;
         if hashed_name.as_str() != response.hashed_name {
             bail!("the server's answer is wrong: {hashed_name} is what its secret spells");
         }
-        let nearest = self.query.name().nearest(&secret);
-        self.last = Secret::from_bytes(&secret).or(self.last);
-        Ok(Finding {
-            secret,
-            hashed_name,
-            distance: nearest.distance,
-            window: nearest.window,
-        })
+        self.last = Secret::from_bytes(&finding.secret).or(self.last);
+        Ok(finding)
     }
 
     fn end(&self, status: &Status) -> Ending {

@@ -1,0 +1,226 @@
+//! `hashfinder estimate`: how likely a match is, and how long a search takes.
+
+use std::{io::Write, num::NonZeroUsize, ops::RangeInclusive, thread, time::Duration};
+
+use anyhow::{Context, Result};
+use hashfinder_search::{KEYSPACE_END, Kernel, Odds, Query};
+
+use crate::{
+    bench,
+    cli::{EstimateArguments, Exit, say},
+};
+
+/// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
+/// nobody waits for it.
+const MEASURED_FOR: Duration = Duration::from_millis(250);
+
+/// Below this, it is worth telling that all secrets there are may hold no match.
+const NEARLY_SURE: f64 = 0.999;
+
+/// A number that is known exactly, or by its bounds.
+type Bounds = RangeInclusive<f64>;
+
+/// Prints the odds.
+pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
+    let query = match Query::new(arguments.name.clone(), arguments.ideal_distance) {
+        Ok(query) => query,
+        Err(impossible) => {
+            say(impossible);
+            return Ok(Exit::Impossible);
+        }
+    };
+    let odds = Odds::of(query.name(), query.ideal_distance());
+    let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
+    let rate = arguments.rate.unwrap_or_else(|| {
+        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        bench::search_rate(kernel, &query, threads.get(), MEASURED_FOR)
+    });
+    let text = if arguments.json {
+        json(&query, &odds, rate, arguments.rate.is_none())
+    } else {
+        let whence = match arguments.rate {
+            Some(_) => "as given".to_owned(),
+            None => format!("measured on this machine, {}", kernel.name()),
+        };
+        table(&query, &odds, rate, &whence)
+    };
+    writeln!(std::io::stdout(), "{text}").context("cannot write the result to stdout")?;
+    Ok(Exit::Success)
+}
+
+/// What is told of a search's length, under the names that JSON has for it and that people do.
+fn points(odds: &Odds) -> [(&'static str, &'static str, Bounds); 4] {
+    [
+        ("expected", "on average", odds.expected_hashes()),
+        ("median", "50% have ended by", odds.hashes_for(0.5)),
+        ("p90", "90% have ended by", odds.hashes_for(0.9)),
+        ("p99", "99% have ended by", odds.hashes_for(0.99)),
+    ]
+}
+
+fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
+    let bounds = |bounds: &Bounds| serde_json::json!({"low": bounds.start(), "high": bounds.end()});
+    let points = points(odds);
+    let hashes = points.iter().map(|(key, _, hashes)| (*key, bounds(hashes)));
+    let seconds = points.iter().map(|(key, _, hashes)| {
+        let seconds = hashes.start() / rate..=hashes.end() / rate;
+        (*key, bounds(&seconds))
+    });
+    let object = serde_json::json!({
+        "name": query.name().as_str(),
+        "ideal_distance": query.ideal_distance().get(),
+        "exact": odds.is_exact(),
+        "chance": bounds(&odds.chance()),
+        "hashes": hashes.collect::<serde_json::Value>(),
+        "hashes_per_second": rate,
+        "measured": measured,
+        "seconds": seconds.collect::<serde_json::Value>(),
+    });
+    object.to_string()
+}
+
+fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
+    let (name, distance) = (query.name().as_str(), query.ideal_distance());
+    let what = format!("within distance {distance} of {}", name.escape_debug());
+    let mut lines = vec![if *odds.chance().start() == 1.0 {
+        format!("every hash is {what}")
+    } else {
+        let chance = show(&odds.chance(), probability);
+        let hashes = show(&odds.expected_hashes(), number);
+        format!("1 in {hashes} hashes is {what} (a chance of {chance})")
+    }];
+    if !odds.is_exact() {
+        lines.push("It takes too long to compute exactly; it lies between the two.".to_owned());
+    }
+    lines.push(String::new());
+    let (searches, hashes, rate_shown) = ("searches", "hashes", number(rate));
+    lines.push(format!(
+        "{searches:<18} {hashes:>26}   at {rate_shown} a second ({whence})"
+    ));
+    for (key, title, hashes) in points(odds) {
+        let times = hashes.start() / rate..=hashes.end() / rate;
+        // Nothing ends between two hashes, but an average may lie there.
+        let whole = |hashes: f64| {
+            if key == "expected" {
+                hashes
+            } else {
+                hashes.ceil()
+            }
+        };
+        let hashes = show(&hashes, |hashes| number(whole(hashes)));
+        let times = show(&times, time);
+        lines.push(format!("{title:<18} {hashes:>26}   {times}"));
+    }
+    lines.push(String::new());
+    lines.push(
+        "A search has no memory: after any number of hashes in vain, all of this is still before it."
+            .to_owned(),
+    );
+    let ever = odds.chance_after(KEYSPACE_END);
+    if *ever.end() < NEARLY_SURE {
+        lines.push(format!(
+            "There are {} secrets to try, and the chance that any of them matches is {}.",
+            number(KEYSPACE_END as f64),
+            show(&ever, probability),
+        ));
+    }
+    lines.join("\n")
+}
+
+/// A number, or the two that it is between.
+fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
+    let (low, high) = (number(*bounds.start()), number(*bounds.end()));
+    if low == high {
+        low
+    } else {
+        format!("{low} to {high}")
+    }
+}
+
+/// A probability to four digits.
+fn probability(chance: f64) -> String {
+    if chance < 1e-3 {
+        format!("{chance:.3e}")
+    } else {
+        format!("{chance:.4}")
+    }
+}
+
+/// A number of at least 1, as people say it: two digits or three, and what they count.
+fn number(number: f64) -> String {
+    let units = [
+        (1.0, ""),
+        (1e3, " thousand"),
+        (1e6, " million"),
+        (1e9, " billion"),
+    ];
+    // So that nothing is rounded to 1000 of a unit.
+    match units.into_iter().find(|(unit, _)| number < 999.5 * unit) {
+        Some((unit, name)) => format!("{}{name}", digits(number / unit)),
+        None if number < 999.5e12 => format!("{} trillion", digits(number / 1e12)),
+        None => format!("{number:.1e}"),
+    }
+}
+
+/// A time in the unit that suits it.
+fn time(seconds: f64) -> String {
+    let (minute, hour, day, year) = (60.0, 3600.0, 86_400.0, 365.25 * 86_400.0);
+    let (unit, name) = match seconds {
+        _ if seconds < 1e-3 => return "less than a millisecond".to_owned(),
+        _ if seconds < 0.9995 => (1e-3, "ms"),
+        _ if seconds < 2.0 * minute => (1.0, "s"),
+        _ if seconds < 2.0 * hour => (minute, "minutes"),
+        _ if seconds < 2.0 * day => (hour, "hours"),
+        _ if seconds < 2.0 * year => (day, "days"),
+        _ => return format!("{} years", number(seconds / year)),
+    };
+    format!("{} {name}", digits(seconds / unit))
+}
+
+/// One digit behind the point where there is but one before it.
+fn digits(number: f64) -> String {
+    if number < 9.95 {
+        let text = format!("{number:.1}");
+        text.strip_suffix(".0").unwrap_or(&text).to_owned()
+    } else {
+        format!("{number:.0}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        for (value, text) in [
+            (1.0, "1"),
+            (1.46, "1.5"),
+            (9.96, "10"),
+            (999.4, "999"),
+            (999.6, "1 thousand"),
+            (51_130_562.0, "51 million"),
+            (2.4e12, "2.4 trillion"),
+            (999.6e12, "1.0e15"),
+        ] {
+            assert_eq!(number(value), text);
+        }
+    }
+
+    #[test]
+    fn times() {
+        for (seconds, text) in [
+            (0.000_9, "less than a millisecond"),
+            (0.180_4, "180 ms"),
+            (0.999_9, "1 s"),
+            (119.0, "119 s"),
+            (121.0, "2 minutes"),
+            (86_400.0, "24 hours"),
+            (864_000.0, "10 days"),
+            (1e10, "317 years"),
+            (1e30, "3.2e22 years"),
+        ] {
+            assert_eq!(time(seconds), text);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+"""`hashfinder estimate` and `hashfinder verify`."""
+
+import base64
+import json
+import math
+import subprocess
+
+import pytest
+from conftest import FIRST_DOCTOR, HASHFINDER, hashed, line_of
+
+
+def run(*arguments):
+    return subprocess.run(
+        [HASHFINDER, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def estimate(*arguments):
+    done = run("estimate", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "distance", "chance"),
+    [
+        ("doctor", 0, "1.956e-08"),
+        ("doctor", 1, "3.747e-06"),
+        ("doctor", 2, "2.985e-04"),
+        ("hashfinder", 3, "5.738e-08"),
+    ],
+)
+def test_the_chance_and_what_follows_from_it(name, distance, chance):
+    told = estimate(name, "--ideal-distance", str(distance), "--rate", "2e6")
+    assert set(told) == {
+        *("name", "ideal_distance", "exact", "chance", "hashes"),
+        *("hashes_per_second", "measured", "seconds"),
+    }
+    assert (told["name"], told["ideal_distance"]) == (name, distance)
+    assert (told["hashes_per_second"], told["measured"], told["exact"]) == (2e6, False, True)
+    p = told["chance"]["low"]
+    assert p == told["chance"]["high"]
+    assert f"{p:.3e}" == chance
+    points = {"expected": 1 / p}
+    for key, ended in [("median", 0.5), ("p90", 0.9), ("p99", 0.99)]:
+        points[key] = math.log1p(-ended) / math.log1p(-p)
+    assert set(told["hashes"]) == set(told["seconds"]) == set(points)
+    for key, hashes in points.items():
+        for bound in ["low", "high"]:
+            assert math.isclose(told["hashes"][key][bound], hashes, rel_tol=1e-9)
+            assert math.isclose(told["seconds"][key][bound], hashes / 2e6, rel_tol=1e-9)
+
+
+def test_what_is_not_exact_has_bounds():
+    told = estimate("thequickbrownf", "--ideal-distance", "11", "--rate", "1e6")
+    assert not told["exact"]
+    for bounds in [told["chance"], *told["hashes"].values(), *told["seconds"].values()]:
+        assert 0 < bounds["low"] < bounds["high"] < 1.2 * bounds["low"]
+    done = run("estimate", "thequickbrownf", "--ideal-distance", "11", "--rate", "1e6")
+    assert "between the two" in done.stdout
+
+
+def test_the_rate_is_measured():
+    told = estimate("doctor")
+    assert told["measured"]
+    assert told["hashes_per_second"] > 1e4
+    done = run("estimate", "doctor", "--kernel", "portable")
+    assert "measured on this machine, portable" in done.stdout
+
+
+def test_what_people_see():
+    done = run("estimate", "doctor", "--rate", "3e8")
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        "1 in 51 million hashes is within distance 0 of doctor (a chance of 1.956e-8)",
+        "",
+        "searches                               hashes   at 300 million a second (as given)",
+        "on average                         51 million   170 ms",
+        "50% have ended by                  35 million   118 ms",
+        "90% have ended by                 118 million   392 ms",
+        "99% have ended by                 235 million   785 ms",
+        "",
+        "A search has no memory: after any number of hashes in vain, all of this is still before it.",
+    ]
+
+
+def test_a_name_for_which_there_are_too_few_secrets():
+    done = run("estimate", "hashfinderhashfinder", "--rate", "3e8")
+    assert "There are 1.8e19 secrets to try" in done.stdout
+    assert "matches is 1.019e-10." in done.stdout
+
+
+def test_a_distance_of_the_whole_name():
+    done = run("estimate", "doctor", "--ideal-distance", "6", "--rate", "1")
+    assert "every hash is within distance 6 of doctor" in done.stdout
+    told = estimate("doctor", "--ideal-distance", "99", "--rate", "1")
+    assert told["chance"] == {"low": 1, "high": 1}
+    assert told["hashes"]["p99"] == {"low": 1, "high": 1}
+
+
+@pytest.mark.parametrize("name", ["doc-tor", "==", "b=", "naïve"])
+def test_a_name_that_can_never_match(name):
+    done, found = run("estimate", name), run("find", name)
+    assert done.returncode == found.returncode == 4
+    assert done.stderr == found.stderr
+    assert "can never match" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["estimate"], "NAME"),
+        (["estimate", ""], "empty"),
+        (["estimate", "doctor", "--rate", "0"], "3e8"),
+        (["estimate", "doctor", "--rate", "inf"], "3e8"),
+        (["estimate", "doctor", "--ideal-distance", "-1"], "-1"),
+        (["verify", "pO0G"], "NAME"),
+        (["verify", "pO0G", ""], "empty"),
+        (["verify", "pO0", "doctor"], "not standard base64"),
+        (["verify", "a4ed0", "doctor"], "--hex"),
+        (["verify", "a4ed0", "doctor", "--hex"], "two digits"),
+        (["verify", "0xa4ed06", "doctor", "--hex"], "not hexadecimal"),
+    ],
+)
+def test_a_wrong_command_line(arguments, says):
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("secret", [b"", FIRST_DOCTOR, b"a secret that no search comes to"])
+def test_verify_prints_what_find_prints(secret):
+    text = base64.b64encode(secret).decode()
+    for arguments in [[text, "doctor"], [secret.hex().upper(), "doctor", "--hex"]]:
+        done = run("verify", *arguments, "--ideal-distance", "6")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == line_of(secret, "doctor") + "\n"
+
+
+def test_verify_says_whether_it_is_near_enough():
+    # The nearest to hashfinder among the first secrets is 4 from it.
+    secret = bytes.fromhex("5de6")
+    for distance, within in [(0, False), (3, False), (4, True), (5, True)]:
+        arguments = ["5de6", "hashfinder", "--hex", "--ideal-distance", str(distance)]
+        assert run("verify", *arguments).returncode == (0 if within else 1)
+        done = run("verify", *arguments, "--json")
+        assert done.returncode == (0 if within else 1)
+        assert json.loads(done.stdout) == {
+            "name": "hashfinder",
+            "ideal_distance": distance,
+            "hashed_name": hashed(secret),
+            "secret": "XeY=",
+            "hex": "5de6",
+            "distance": 4,
+            "window": 11,
+            "within": within,
+        }
+
+
+def test_what_was_found_is_verified():
+    found = run("find", "doc", "--ideal-distance", "0").stdout
+    secret = found.split("\t")[1]
+    done = run("verify", secret, "doc")
+    assert (done.returncode, done.stdout) == (0, found)
+
+
+@pytest.mark.parametrize("command", ["estimate", "verify"])
+def test_the_help_has_examples(command):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"\n  hashfinder {command} " in done.stdout
+    assert "Exit codes:" in done.stdout

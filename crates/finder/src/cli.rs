@@ -63,14 +63,17 @@ pub(crate) enum Command {
 ///
 /// A result is a line on stdout with five columns, separated by tabs: the hashed name, the secret
 /// in base64 and in hexadecimal, the distance, and where in the hashed name the match begins
-/// (from 0). Everything else goes to stderr. Ctrl-C stops the search and prints the nearest
-/// candidate and a cursor to go on from; a second one leaves at once.
+/// (from 0). Everything else goes to stderr: on a terminal a line that shows how the search comes on,
+/// elsewhere a line now and then. Ctrl-C stops the search and prints the nearest candidate and a
+/// cursor to go on from; a second one leaves at once.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   hashfinder find doctor
   hashfinder find doctor --ideal-distance 1 --show-inferior 3
   hashfinder find doctor --maximum-hashes 1000000
+  hashfinder find docto --count 3
+  hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --timeout 30s
 
 Exit codes:
@@ -100,6 +103,11 @@ pub(crate) struct FindArguments {
     /// Also show every secret on the way whose distance is less than this
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
+
+    /// Find this many secrets within the ideal distance, one after another. A server ends with the
+    /// first
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "server")]
+    pub(crate) count: NonZeroU64,
 
     /// Stop after this many secrets
     #[arg(long, value_name = "N", conflicts_with = "server")]
@@ -132,6 +140,47 @@ pub(crate) struct FindArguments {
         conflicts_with_all = ["name", "ideal_distance", "show_inferior", "server"]
     )]
     pub(crate) resume: Option<Cursor>,
+
+    /// Print JSON, one object on each line, as docs/find.schema.json describes it; the last one tells
+    /// how the search ended
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Say nothing on stderr but what is wrong
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+
+    /// Whether results show where the name is in colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub(crate) color: Color,
+}
+
+impl FindArguments {
+    /// What is looked for: the name, the ideal distance and the interesting one.
+    pub(crate) fn sought(&self) -> (DesiredName, Distance, Distance) {
+        match (&self.resume, &self.name) {
+            (Some(cursor), _) => {
+                let query = cursor.query();
+                let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
+                (query.name().clone(), ideal, interesting)
+            }
+            (None, Some(name)) => {
+                let interesting = self.show_inferior.unwrap_or(Distance::ZERO);
+                (name.clone(), self.ideal_distance, interesting)
+            }
+            // The command line asks for one of them.
+            (None, None) => unreachable!("neither a name nor a cursor"),
+        }
+    }
+}
+
+/// When results are coloured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
 }
 
 /// Serve searches to many clients, over gRPC.

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hashfinder_search::{Cursor, DesiredName, Distance, Kernel};
 use http::uri::Authority;
 
-use crate::listener::ClientName;
+use crate::{find::SessionName, listener::ClientName};
 
 /// The largest share that a client may have, compared with others' of 1. With more, these would wait for
 /// half a second and longer between two of their slices.
@@ -73,6 +73,7 @@ Examples:
   hashfinder find doctor --ideal-distance 1 --show-inferior 3
   hashfinder find doctor --maximum-hashes 1000000
   hashfinder find docto --count 3
+  hashfinder find hashfinder --show-inferior 4 --session night
   hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --timeout 30s
 
@@ -83,7 +84,7 @@ Exit codes:
     3  a limit was reached (hash budget, quota, a full server, timeout); go on with
        the cursor
     4  no secret can ever match the name
-    5  the server, the connection or the output failed
+    5  the server, the connection, the output or the session failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
 pub(crate) struct FindArguments {
     /// What the hashed name is to contain, in any case: 1 to 28 characters
@@ -140,6 +141,12 @@ pub(crate) struct FindArguments {
         conflicts_with_all = ["name", "ideal_distance", "show_inferior", "server"]
     )]
     pub(crate) resume: Option<Cursor>,
+
+    /// Keep under this name what is searched for and how far it came, and go on from there when the same
+    /// command is given again. It is written every half second, so that a kill costs a second at most,
+    /// and what that found is printed again. It is removed when there is nothing left to search
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["resume", "server"])]
+    pub(crate) session: Option<SessionName>,
 
     /// Print JSON, one object on each line, as docs/find.schema.json describes it; the last one tells
     /// how the search ended

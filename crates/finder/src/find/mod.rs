@@ -3,6 +3,7 @@
 mod local;
 mod output;
 mod remote;
+mod session;
 mod status;
 
 use std::{
@@ -12,16 +13,18 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Cursor, Impossible, Index, Query};
+use hashfinder_search::{Cursor, Impossible, Index, Query, Secret};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
 };
 
+pub(crate) use self::session::SessionName;
 use self::{
     local::LocalSearch,
     output::{Finding, Output},
     remote::RemoteSearch,
+    session::Session,
     status::{Progress, REDRAW_EVERY, Status},
 };
 use crate::{
@@ -80,8 +83,6 @@ trait Source {
 enum StopCause {
     Signal(Signal),
     Timeout(Duration),
-    /// Nobody reads what it finds.
-    NoReader,
 }
 
 /// How the command ended, for people, programs and the shell.
@@ -142,7 +143,7 @@ async fn search(
     output: &mut Output,
 ) -> Result<Conclusion> {
     let mut signals = Signals::new().context("cannot listen to signals")?;
-    let query = match query(arguments) {
+    let mut query = match query(arguments) {
         Ok(query) => query,
         Err(impossible) => {
             status.fail(&impossible);
@@ -151,9 +152,23 @@ async fn search(
         }
     };
     let Some(server) = &arguments.server else {
-        let search = LocalSearch::start(&query, arguments.count.get(), arguments)?;
+        let mut wanted = arguments.count.get();
+        let mut session = None;
+        if let Some(name) = &arguments.session {
+            let held = Session::open(name, &query, wanted)?;
+            if held.frontier() > query.start() {
+                let (tried, answers) = (held.frontier(), held.answers());
+                status.say(format_args!(
+                    "session {name}: going on after {tried} secrets, {answers} of {wanted} found"
+                ));
+            }
+            wanted -= held.answers();
+            query = query.starting_at(held.frontier());
+            session = Some(held);
+        }
+        let search = LocalSearch::start(&query, wanted, arguments)?;
         let stop = (signals, arguments.timeout);
-        return follow(search, &query, stop, output, status).await;
+        return follow(search, &query, stop, session, output, status).await;
     };
     let connecting = remote::connect(server, arguments.connect_timeout, status);
     let connection = tokio::select! {
@@ -166,7 +181,7 @@ async fn search(
     };
     let search = RemoteSearch::start(connection, &query, arguments);
     // The server is told the timeout, and the call's handle keeps it.
-    follow(search, &query, (signals, None), output, status).await
+    follow(search, &query, (signals, None), None, output, status).await
 }
 
 fn query(arguments: &FindArguments) -> Result<Query, Impossible> {
@@ -181,12 +196,13 @@ fn query(arguments: &FindArguments) -> Result<Query, Impossible> {
     })
 }
 
-/// Prints what a search tells until it ends, and stops it when it should be: at a signal, or when the
-/// time is up.
+/// Prints what a search tells until it ends, keeps its session, and stops it when it should be: at a
+/// signal, or when the time is up.
 async fn follow<S: Source>(
     mut search: S,
     query: &Query,
     (signals, timeout): (Signals, Option<Duration>),
+    mut session: Option<Session>,
     output: &mut Output,
     status: &Arc<Status>,
 ) -> Result<Conclusion> {
@@ -200,7 +216,7 @@ async fn follow<S: Source>(
     let stopping = stop_when_told(signals, timeout, search.stopper(), Arc::clone(status));
     let mut stopping = pin!(stopping);
     let ending = loop {
-        let read = tokio::select! {
+        let told = tokio::select! {
             // In this order, so that a search that was stopped does not end before we know why.
             biased;
             Ok(why) = &mut stopping, if cause.is_none() => {
@@ -208,36 +224,60 @@ async fn follow<S: Source>(
                 continue;
             }
             _ = ticks.tick() => {
-                let hashes = search.frontier().map(|frontier| frontier - query.start());
+                let frontier = search.frontier();
+                let hashes = frontier.map(|frontier| frontier - query.start());
                 progress.show(status, began.elapsed(), hashes, output.best());
+                if let (Some(session), Some(frontier)) = (&mut session, frontier) {
+                    // Everything below the frontier was printed by now.
+                    let kept = session.keep_at_times(frontier, output.answers());
+                    kept.with_context(|| go_on_at(&Cursor::new(query, frontier)))?;
+                }
                 continue;
             }
-            told = search.next() => match told? {
-                Told::Candidate(finding) => output.candidate(&finding)?,
-                Told::Answer(finding) => output.answer(&finding)?,
-                Told::Ended(ending) => break ending,
-            },
+            told = search.next() => told?,
         };
-        if !read {
-            cause = cause.or(Some(StopCause::NoReader));
-            search.stopper()();
+        let read = match &told {
+            Told::Candidate(finding) => output.candidate(finding)?,
+            Told::Answer(finding) | Told::Ended(Ending::Found(finding)) => {
+                output.answer(finding)?
+            }
+            Told::Ended(_) => true,
+        };
+        match told {
+            Told::Candidate(finding)
+            | Told::Answer(finding)
+            | Told::Ended(Ending::Found(finding))
+                if !read =>
+            {
+                // Who has seen enough, as `head` has, wants to hear no more.
+                search.close().await;
+                let secret = Secret::from_bytes(&finding.secret);
+                if let (Some(session), Some(secret)) = (&mut session, secret) {
+                    session.keep(secret.index(), output.answers())?;
+                }
+                return Ok(Conclusion::new("unread", None, Exit::Success));
+            }
+            Told::Candidate(_) | Told::Answer(_) => {}
+            Told::Ended(ending) => break ending,
         }
     };
     let hashes = search.frontier().map(|frontier| frontier - query.start());
     let summary = search.summary();
     search.close().await;
-    if cause == Some(StopCause::NoReader) {
-        // Who has seen enough, as `head` has, wants to hear no more.
-        return Ok(Conclusion::new("unread", None, Exit::Success));
-    }
-    if let Ending::Found(finding) = &ending {
-        output.answer(finding)?;
-    }
     if let Some(summary) = summary {
         status.say(summary);
     }
     let ended = conclude(ending, cause, output.answers());
-    tell(&ended, output, status);
+    let kept = session.is_some();
+    if let Some(mut session) = session {
+        match &ended.cursor {
+            Some(cursor) => session
+                .keep(cursor.frontier(), output.answers())
+                .with_context(|| go_on_at(cursor))?,
+            None => session.finish()?,
+        }
+    }
+    tell(&ended, kept, output, status);
     Ok(Conclusion { hashes, ..ended })
 }
 
@@ -311,15 +351,15 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
             let why = format!("the timeout of {timeout} has passed");
             Conclusion::new("limit", why, Exit::Limit).at(cursor)
         }
-        (Ending::Stopped(cursor), Some(StopCause::NoReader) | None) => {
+        (Ending::Stopped(cursor), None) => {
             let why = "the search was stopped, though nobody asked for it".to_owned();
             Conclusion::new("failed", why, Exit::Failed).at(cursor)
         }
     }
 }
 
-/// Says why there is no answer, and how to go on.
-fn tell(ended: &Conclusion, output: &Output, status: &Status) {
+/// Says why there is no answer, and how to go on, with the session if it was kept.
+fn tell(ended: &Conclusion, kept: bool, output: &Output, status: &Status) {
     let Some(why) = &ended.why else { return };
     if ended.exit == Exit::Failed {
         status.fail(why);
@@ -331,9 +371,15 @@ fn tell(ended: &Conclusion, output: &Output, status: &Status) {
         Some(best) => status.say(format_args!("the nearest so far:\n{best}")),
         None => status.say("no candidate so far"),
     }
-    status.say(format_args!(
-        "go on with: hashfinder find --resume {cursor}"
-    ));
+    if kept {
+        status.say("go on with: the same command; the session keeps the place");
+    } else {
+        status.say(go_on_at(cursor));
+    }
+}
+
+fn go_on_at(cursor: &Cursor) -> String {
+    format!("go on with: hashfinder find --resume {cursor}")
 }
 
 fn exit_of(signal: Signal) -> Exit {

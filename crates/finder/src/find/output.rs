@@ -144,7 +144,7 @@ impl Output {
     pub(super) fn answer(&mut self, finding: &Finding) -> Result<bool> {
         self.note(finding);
         self.line("result", finding)?;
-        self.answers += 1;
+        self.answers += u64::from(self.read);
         Ok(self.read)
     }
 

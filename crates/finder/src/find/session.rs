@@ -159,13 +159,22 @@ impl Session {
     pub(super) fn finish(self) -> Result<()> {
         let what = || format!("cannot remove the finished session {:?}", self.file);
         fs::remove_file(&self.file).with_context(what)?;
+        // There is one if a run was killed while it wrote.
+        let _ = fs::remove_file(self.new_file());
         // Still locked: whoever opened it by now sees that it is gone.
         fs::remove_file(&self.lock_file).with_context(what)
     }
 
+    /// Where the next state is written before it takes the place of the last.
+    fn new_file(&self) -> PathBuf {
+        self.lock_file.with_extension("new")
+    }
+
     fn take_up(&mut self, name: &SessionName, text: &str) -> Result<()> {
         let file = &self.file;
-        let drop_it = format!("rm '{}'", file.display());
+        // As a shell reads it.
+        let shown = file.display().to_string().replace('\'', r"'\''");
+        let drop_it = format!("rm '{shown}'");
         let Some((cursor, wanted, answers)) = parse(text) else {
             bail!("the session {name} is damaged, or of another version; drop it with: {drop_it}");
         };
@@ -199,7 +208,7 @@ impl Session {
             "count": self.wanted,
             "found": answers,
         });
-        let new = self.lock_file.with_extension("new");
+        let new = self.new_file();
         let replace = || {
             let mut file = File::create(&new)?;
             writeln!(file, "{text}")?;

@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hashfinder_search::{Cursor, DesiredName, Distance, Kernel};
 use http::uri::Authority;
 
-use crate::listener::ClientName;
+use crate::{find::SessionName, listener::ClientName};
 
 /// The largest share that a client may have, compared with others' of 1. With more, these would wait for
 /// half a second and longer between two of their slices.
@@ -65,14 +65,18 @@ pub(crate) enum Command {
 ///
 /// A result is a line on stdout with five columns, separated by tabs: the hashed name, the secret
 /// in base64 and in hexadecimal, the distance, and where in the hashed name the match begins
-/// (from 0). Everything else goes to stderr. Ctrl-C stops the search and prints the nearest
-/// candidate and a cursor to go on from; a second one leaves at once.
+/// (from 0). Everything else goes to stderr: on a terminal a line that shows how the search comes on,
+/// elsewhere a line now and then. Ctrl-C stops the search and prints the nearest candidate and a
+/// cursor to go on from; a second one leaves at once.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   hashfinder find doctor
   hashfinder find doctor --ideal-distance 1 --show-inferior 3
   hashfinder find doctor --maximum-hashes 1000000
+  hashfinder find docto --count 3
+  hashfinder find hashfinder --show-inferior 4 --session night
+  hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --timeout 30s
 
 Exit codes:
@@ -82,7 +86,7 @@ Exit codes:
     3  a limit was reached (hash budget, quota, a full server, timeout); go on with
        the cursor
     4  no secret can ever match the name
-    5  the server, the connection or the output failed
+    5  the server, the connection, the output or the session failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
 pub(crate) struct FindArguments {
     /// What the hashed name is to contain, in any case: 1 to 28 characters
@@ -102,6 +106,11 @@ pub(crate) struct FindArguments {
     /// Also show every secret on the way whose distance is less than this
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
+
+    /// Find this many secrets within the ideal distance, one after another. A server ends with the
+    /// first
+    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "server")]
+    pub(crate) count: NonZeroU64,
 
     /// Stop after this many secrets
     #[arg(long, value_name = "N", conflicts_with = "server")]
@@ -134,6 +143,53 @@ pub(crate) struct FindArguments {
         conflicts_with_all = ["name", "ideal_distance", "show_inferior", "server"]
     )]
     pub(crate) resume: Option<Cursor>,
+
+    /// Keep under this name what is searched for and how far it came, and go on from there when the same
+    /// command is given again. It is written every half second, so that a kill costs a second at most,
+    /// and what that found is printed again. It is removed when there is nothing left to search
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["resume", "server"])]
+    pub(crate) session: Option<SessionName>,
+
+    /// Print JSON, one object on each line, as docs/find.schema.json describes it; the last one tells
+    /// how the search ended
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Say nothing on stderr but what is wrong
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+
+    /// Whether results show where the name is in colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub(crate) color: Color,
+}
+
+impl FindArguments {
+    /// What is looked for: the name, the ideal distance and the interesting one.
+    pub(crate) fn sought(&self) -> (DesiredName, Distance, Distance) {
+        match (&self.resume, &self.name) {
+            (Some(cursor), _) => {
+                let query = cursor.query();
+                let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
+                (query.name().clone(), ideal, interesting)
+            }
+            (None, Some(name)) => {
+                let interesting = self.show_inferior.unwrap_or(Distance::ZERO);
+                (name.clone(), self.ideal_distance, interesting)
+            }
+            // The command line asks for one of them.
+            (None, None) => unreachable!("neither a name nor a cursor"),
+        }
+    }
+}
+
+/// When results are coloured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
 }
 
 /// Serve searches to many clients, over gRPC.

@@ -2,13 +2,16 @@
 
 use std::{
     collections::VecDeque,
+    num::NonZeroU64,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{self, Poll, Waker},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use hashfinder_search::{
-    Candidate, Client, Cursor, DesiredName, Distance, Engine, Event, Kernel, Outcome, Query,
+    Candidate, Client, Cursor, DesiredName, Distance, Engine, Event, Index, Kernel, Outcome, Query,
     Search, StopCause,
 };
 
@@ -20,19 +23,40 @@ use crate::cli::FindArguments;
 const NEAR_AT_MOST: f64 = 1e-4;
 
 pub(super) struct LocalSearch {
+    /// The one under way: after an answer that is not the last, another begins at the next secret.
     search: Search,
     /// What was asked for, as the cursor has to tell it.
     query: Query,
+    /// What the engine is asked for: some more, so that there is a nearest.
+    watched: Query,
+    /// The budget of all searches together.
+    budget: Option<NonZeroU64>,
+    /// How many answers are still wanted.
+    wanted: u64,
+    /// Where to go on after an answer.
+    next: Option<Index>,
+    stop: Arc<Mutex<Stop>>,
     pending: VecDeque<Candidate>,
     began: Instant,
     took: Duration,
     kernel: Kernel,
     /// Threads that search, until the search is dropped.
-    _engine: Engine,
+    engine: Engine,
+}
+
+/// What a stopper needs: the search that is under way, and whether another may begin.
+struct Stop {
+    requested: bool,
+    stopper: hashfinder_search::Stopper,
 }
 
 impl LocalSearch {
-    pub(super) fn start(query: &Query, arguments: &FindArguments) -> Result<LocalSearch> {
+    /// Begins it; it ends with the last of as many answers as are wanted.
+    pub(super) fn start(
+        query: &Query,
+        wanted: u64,
+        arguments: &FindArguments,
+    ) -> Result<LocalSearch> {
         let threads = arguments
             .threads
             .or_else(|| thread::available_parallelism().ok());
@@ -45,35 +69,77 @@ impl LocalSearch {
         let watched = query
             .clone()
             .interesting(query.interesting_distance().max(near));
+        let search = engine.search(Client::default(), watched.clone(), |_| ())?;
+        let stop = Stop {
+            requested: false,
+            stopper: search.stopper(),
+        };
         Ok(LocalSearch {
-            search: engine.search(Client::default(), watched, |_| ())?,
+            search,
             query: query.clone(),
+            watched,
+            budget: arguments.maximum_hashes,
+            wanted,
+            next: None,
+            stop: Arc::new(Mutex::new(stop)),
             pending: VecDeque::new(),
             began,
             took: Duration::ZERO,
             kernel,
-            _engine: engine,
+            engine,
         })
     }
 
-    fn end(&mut self, outcome: Outcome) -> Ending {
-        self.took = self.began.elapsed();
+    /// Begins the search for the next answer, or tells why there is none.
+    fn go_on(&mut self, from: Index) -> Result<Option<Ending>> {
+        let mut query = self.watched.clone().starting_at(from);
+        if let Some(budget) = self.budget {
+            let left = budget.get() - (from - self.query.start());
+            let Some(left) = NonZeroU64::new(left) else {
+                return Ok(Some(self.budget_spent(from)));
+            };
+            query = query.hash_budget(left);
+        }
+        // Held throughout, so that nobody stops the old search when the new one has begun.
+        let mut stop = lock(&self.stop);
+        if stop.requested {
+            return Ok(Some(Ending::Stopped(Cursor::new(&self.query, from))));
+        }
+        self.search = self.engine.search(Client::default(), query, |_| ())?;
+        stop.stopper = self.search.stopper();
+        Ok(None)
+    }
+
+    fn end(&mut self, outcome: Outcome) -> Told {
         let again = |cursor: Cursor| Cursor::new(&self.query, cursor.frontier());
-        match outcome {
+        let ending = match outcome {
+            Outcome::Ideal(candidate) if self.wanted > 1 => {
+                self.wanted -= 1;
+                self.next = Some(candidate.secret.index() + 1);
+                return Told::Answer(candidate.into());
+            }
             Outcome::Ideal(candidate) => Ending::Found(candidate.into()),
             Outcome::Exhausted => Ending::Exhausted,
-            Outcome::BudgetSpent(cursor) => {
-                let tried = cursor.frontier() - self.query.start();
-                let why = format!("the hash budget is spent; secrets tried: {tried}");
-                Ending::Limit(why, again(cursor))
-            }
+            Outcome::BudgetSpent(cursor) => self.budget_spent(cursor.frontier()),
             Outcome::Cancelled { cursor, .. } => Ending::Stopped(again(cursor)),
             Outcome::Failed(cursor) => {
                 Ending::Failed("the search failed".to_owned(), again(cursor))
             }
             other => unreachable!("an outcome that this version does not know: {other:?}"),
-        }
+        };
+        self.took = self.began.elapsed();
+        Told::Ended(ending)
     }
+
+    fn budget_spent(&self, frontier: Index) -> Ending {
+        let tried = frontier - self.query.start();
+        let why = format!("the hash budget is spent; secrets tried: {tried}");
+        Ending::Limit(why, Cursor::new(&self.query, frontier))
+    }
+}
+
+fn lock(stop: &Mutex<Stop>) -> MutexGuard<'_, Stop> {
+    stop.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The greatest interesting distance under which about [`NEAR_AT_MOST`] of all secrets are, for
@@ -102,16 +168,42 @@ impl Source for LocalSearch {
             if let Some(candidate) = self.pending.pop_front() {
                 return Ok(Told::Candidate(candidate.into()));
             }
+            if let Some(from) = self.next.take()
+                && let Some(ending) = self.go_on(from)?
+            {
+                self.took = self.began.elapsed();
+                return Ok(Told::Ended(ending));
+            }
             match self.search.next().await {
                 Event::Candidates(candidates) => self.pending = candidates.into(),
-                Event::Ended(outcome) => return Ok(Told::Ended(self.end(outcome))),
+                Event::Ended(outcome) => return Ok(self.end(outcome)),
             }
         }
     }
 
     fn stopper(&self) -> Stopper {
-        let stopper = self.search.stopper();
-        Box::new(move || stopper.stop(StopCause::Client))
+        let stop = Arc::clone(&self.stop);
+        Box::new(move || {
+            let mut stop = lock(&stop);
+            stop.requested = true;
+            stop.stopper.stop(StopCause::Client);
+        })
+    }
+
+    fn frontier(&mut self) -> Option<Index> {
+        // Before the queue is looked at: what is found from now on lies beyond it.
+        let frontier = self.search.frontier();
+        if self.pending.is_empty() {
+            // `next` is called again before anybody waits, and leaves a waker that wakes.
+            let mut nobody = task::Context::from_waker(Waker::noop());
+            if let Poll::Ready(Event::Candidates(candidates)) =
+                self.search.poll_next(&mut nobody, 1)
+            {
+                self.pending = candidates.into();
+            }
+        }
+        let untold = self.pending.front();
+        Some(untold.map_or(frontier, |candidate| frontier.min(candidate.secret.index())))
     }
 
     fn summary(&self) -> Option<String> {

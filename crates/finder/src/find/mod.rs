@@ -3,17 +3,33 @@
 mod local;
 mod output;
 mod remote;
+mod session;
+mod status;
 
-use std::{pin::pin, time::Duration};
+use std::{
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Cursor, Distance, Impossible, Query};
-use tokio::{sync::oneshot, time::sleep};
+use hashfinder_search::{Cursor, Impossible, Index, Query, Secret};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, sleep},
+};
 
 pub(crate) use self::output::Finding;
-use self::{local::LocalSearch, output::Output, remote::RemoteSearch};
+pub(crate) use self::session::SessionName;
+use self::{
+    local::LocalSearch,
+    output::Output,
+    remote::RemoteSearch,
+    session::Session,
+    status::{Progress, REDRAW_EVERY, Status},
+};
 use crate::{
-    cli::{Exit, FindArguments, say},
+    cli::{Exit, FindArguments},
     signals::{Signal, Signals},
 };
 
@@ -25,6 +41,8 @@ const STOP_PATIENCE: Duration = Duration::from_millis(500);
 enum Told {
     /// A secret on the way to the answer.
     Candidate(Finding),
+    /// An answer, but not the last that is wanted.
+    Answer(Finding),
     /// Nothing follows.
     Ended(Ending),
 }
@@ -51,6 +69,9 @@ trait Source {
     /// What tells it to stop, from anywhere; it will say when it has.
     fn stopper(&self) -> Stopper;
 
+    /// Every index below this one was tried, and what was found there was told; `None` if nobody knows.
+    fn frontier(&mut self) -> Option<Index>;
+
     /// What it took, once it has ended, for people who like to know.
     fn summary(&self) -> Option<String>;
 
@@ -63,92 +84,202 @@ trait Source {
 enum StopCause {
     Signal(Signal),
     Timeout(Duration),
-    /// Nobody reads what it finds.
-    NoReader,
+}
+
+/// How the command ended, for people, programs and the shell.
+struct Conclusion {
+    /// In a word, for programs.
+    how: &'static str,
+    /// In a sentence, where there is more to say.
+    why: Option<String>,
+    exit: Exit,
+    /// From where it goes on.
+    cursor: Option<Cursor>,
+    /// How many secrets were tried, if that is known.
+    hashes: Option<u64>,
+}
+
+impl Conclusion {
+    fn new(how: &'static str, why: impl Into<Option<String>>, exit: Exit) -> Conclusion {
+        Conclusion {
+            how,
+            why: why.into(),
+            exit,
+            cursor: None,
+            hashes: None,
+        }
+    }
+
+    fn at(self, cursor: Cursor) -> Conclusion {
+        Conclusion {
+            cursor: Some(cursor),
+            ..self
+        }
+    }
 }
 
 /// Runs the command. Dropping the future cancels the search.
 pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
+    let status = Arc::new(Status::new(arguments.quiet));
+    let mut output = Output::new(&arguments, Arc::clone(&status));
+    let ended = search(&arguments, &status, &mut output).await;
+    status.clear();
+    match ended {
+        Ok(ended) => {
+            output.end(&ended)?;
+            Ok(ended.exit)
+        }
+        Err(error) => {
+            let failed = Conclusion::new("failed", format!("{error:#}"), Exit::Failed);
+            // It may be the output that failed, and one error is enough.
+            let _ = output.end(&failed);
+            Err(error)
+        }
+    }
+}
+
+async fn search(
+    arguments: &FindArguments,
+    status: &Arc<Status>,
+    output: &mut Output,
+) -> Result<Conclusion> {
     let mut signals = Signals::new().context("cannot listen to signals")?;
-    let query = match query(&arguments) {
+    let mut query = match query(arguments) {
         Ok(query) => query,
         Err(impossible) => {
-            say(impossible);
-            return Ok(Exit::Impossible);
+            status.fail(&impossible);
+            let why = impossible.to_string();
+            return Ok(Conclusion::new("impossible", why, Exit::Impossible));
         }
     };
     let Some(server) = &arguments.server else {
-        let search = LocalSearch::start(&query, &arguments)?;
-        return follow(search, &query, arguments.timeout, signals).await;
+        let mut wanted = arguments.count.get();
+        let mut session = None;
+        if let Some(name) = &arguments.session {
+            let held = Session::open(name, &query, wanted)?;
+            if held.frontier() > query.start() {
+                let (tried, answers) = (held.frontier(), held.answers());
+                status.say(format_args!(
+                    "session {name}: going on after {tried} secrets, {answers} of {wanted} found"
+                ));
+            }
+            wanted -= held.answers();
+            query = query.starting_at(held.frontier());
+            session = Some(held);
+        }
+        let search = LocalSearch::start(&query, wanted, arguments)?;
+        let stop = (signals, arguments.timeout);
+        return follow(search, &query, stop, session, output, status).await;
     };
-    let connecting = remote::connect(server, arguments.connect_timeout);
+    let connecting = remote::connect(server, arguments.connect_timeout, status);
     let connection = tokio::select! {
         connection = connecting => connection?,
         signal = signals.next() => {
-            say(format_args!("stopped by {signal}; no search was started"));
-            return Ok(exit_of(signal));
+            let why = format!("stopped by {signal}; no search was started");
+            status.say(&why);
+            return Ok(Conclusion::new("stopped", why, exit_of(signal)));
         }
     };
-    let search = RemoteSearch::start(connection, &query, &arguments);
+    let search = RemoteSearch::start(connection, &query, arguments);
     // The server is told the timeout, and the call's handle keeps it.
-    follow(search, &query, None, signals).await
+    follow(search, &query, (signals, None), None, output, status).await
 }
 
 fn query(arguments: &FindArguments) -> Result<Query, Impossible> {
-    let query = match (&arguments.resume, &arguments.name) {
-        (Some(cursor), _) => cursor.query(),
-        (None, Some(name)) => {
-            let interesting = arguments.show_inferior.unwrap_or(Distance::ZERO);
-            Query::new(name.clone(), arguments.ideal_distance)?.interesting(interesting)
-        }
-        // The command line asks for one of them.
-        (None, None) => unreachable!("neither a name nor a cursor"),
-    };
+    let (name, ideal, interesting) = arguments.sought();
+    let mut query = Query::new(name, ideal)?.interesting(interesting);
+    if let Some(cursor) = &arguments.resume {
+        query = query.starting_at(cursor.frontier());
+    }
     Ok(match arguments.maximum_hashes {
         Some(hashes) => query.hash_budget(hashes),
         None => query,
     })
 }
 
-/// Prints what a search tells until it ends, and stops it when it should be.
+/// Prints what a search tells until it ends, keeps its session, and stops it when it should be: at a
+/// signal, or when the time is up.
 async fn follow<S: Source>(
     mut search: S,
     query: &Query,
-    timeout: Option<Duration>,
-    signals: Signals,
-) -> Result<Exit> {
-    let mut output = Output::new(query);
+    (signals, timeout): (Signals, Option<Duration>),
+    mut session: Option<Session>,
+    output: &mut Output,
+    status: &Arc<Status>,
+) -> Result<Conclusion> {
+    let began = Instant::now();
+    let mut progress = Progress::new();
+    let mut ticks = interval(REDRAW_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first comes at once, when there is nothing to show yet.
+    ticks.tick().await;
     let mut cause = None;
-    let mut stopping = pin!(stop_when_told(signals, timeout, search.stopper()));
+    let stopping = stop_when_told(signals, timeout, search.stopper(), Arc::clone(status));
+    let mut stopping = pin!(stopping);
     let ending = loop {
-        tokio::select! {
+        let told = tokio::select! {
             // In this order, so that a search that was stopped does not end before we know why.
             biased;
-            Ok(why) = &mut stopping, if cause.is_none() => cause = Some(why),
-            told = search.next() => match told? {
-                Told::Ended(ending) => break ending,
-                Told::Candidate(finding) => {
-                    if !output.candidate(finding)? {
-                        cause = cause.or(Some(StopCause::NoReader));
-                        search.stopper()();
-                    }
+            Ok(why) = &mut stopping, if cause.is_none() => {
+                cause = Some(why);
+                continue;
+            }
+            _ = ticks.tick() => {
+                let frontier = search.frontier();
+                let hashes = frontier.map(|frontier| frontier - query.start());
+                progress.show(status, began.elapsed(), hashes, output.best());
+                if let (Some(session), Some(frontier)) = (&mut session, frontier) {
+                    // Everything below the frontier was printed by now.
+                    let kept = session.keep_at_times(frontier, output.answers());
+                    kept.with_context(|| go_on_at(&Cursor::new(query, frontier)))?;
                 }
-            },
+                continue;
+            }
+            told = search.next() => told?,
+        };
+        let read = match &told {
+            Told::Candidate(finding) => output.candidate(finding)?,
+            Told::Answer(finding) | Told::Ended(Ending::Found(finding)) => {
+                output.answer(finding)?
+            }
+            Told::Ended(_) => true,
+        };
+        match told {
+            Told::Candidate(finding)
+            | Told::Answer(finding)
+            | Told::Ended(Ending::Found(finding))
+                if !read =>
+            {
+                // Who has seen enough, as `head` has, wants to hear no more.
+                search.close().await;
+                let secret = Secret::from_bytes(&finding.secret);
+                if let (Some(session), Some(secret)) = (&mut session, secret) {
+                    session.keep(secret.index(), output.answers())?;
+                }
+                return Ok(Conclusion::new("unread", None, Exit::Success));
+            }
+            Told::Candidate(_) | Told::Answer(_) => {}
+            Told::Ended(ending) => break ending,
         }
     };
+    let hashes = search.frontier().map(|frontier| frontier - query.start());
     let summary = search.summary();
     search.close().await;
-    if cause == Some(StopCause::NoReader) {
-        // Who has seen enough, as `head` has, wants to hear no more.
-        return Ok(Exit::Success);
-    }
-    if let Ending::Found(finding) = &ending {
-        output.answer(finding)?;
-    }
     if let Some(summary) = summary {
-        say(summary);
+        status.say(summary);
     }
-    Ok(conclude(ending, cause, &output))
+    let ended = conclude(ending, cause, output.answers());
+    let kept = session.is_some();
+    if let Some(mut session) = session {
+        match &ended.cursor {
+            Some(cursor) => session
+                .keep(cursor.frontier(), output.answers())
+                .with_context(|| go_on_at(cursor))?,
+            None => session.finish()?,
+        }
+    }
+    tell(&ended, kept, output, status);
+    Ok(Conclusion { hashes, ..ended })
 }
 
 /// Calls `stop` at the first signal or when the time is up, and tells which it was; leaves the
@@ -160,6 +291,7 @@ fn stop_when_told(
     mut signals: Signals,
     timeout: Option<Duration>,
     stop: Stopper,
+    status: Arc<Status>,
 ) -> oneshot::Receiver<StopCause> {
     let (sender, receiver) = oneshot::channel();
     tokio::spawn(async move {
@@ -183,6 +315,7 @@ fn stop_when_told(
             tokio::select! {
                 signal = signals.next() => {
                     if again {
+                        status.clear();
                         std::process::exit(exit_of(signal) as i32);
                     }
                     again = true;
@@ -190,42 +323,64 @@ fn stop_when_told(
                 () = sleep(STOP_PATIENCE) => break,
             }
         }
-        say("still stopping; ctrl-C leaves at once");
+        status.say("still stopping; ctrl-C leaves at once");
         let signal = signals.next().await;
         std::process::exit(exit_of(signal) as i32);
     });
     receiver
 }
 
-/// Says why there is no answer, and how to go on.
-fn conclude(ending: Ending, cause: Option<StopCause>, output: &Output) -> Exit {
-    let (why, exit, cursor) = match (ending, cause) {
-        (Ending::Found(_), _) => return Exit::Success,
+/// What an ending comes to, given why the search was stopped, if it was, and how many answers it had.
+fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusion {
+    match (ending, cause) {
+        (Ending::Found(_), _) => Conclusion::new("found", None, Exit::Success),
         (Ending::Exhausted, _) => {
-            say("every secret was tried, and none was near enough");
-            return Exit::No;
+            let why = match answers {
+                0 => "every secret was tried, and none was near enough".to_owned(),
+                _ => format!("every secret was tried; near enough were only {answers}"),
+            };
+            Conclusion::new("exhausted", why, Exit::No)
         }
-        (Ending::Limit(why, cursor), _) => (why, Exit::Limit, cursor),
-        (Ending::Failed(why, cursor), _) => (why, Exit::Failed, cursor),
+        (Ending::Limit(why, cursor), _) => Conclusion::new("limit", why, Exit::Limit).at(cursor),
+        (Ending::Failed(why, cursor), _) => Conclusion::new("failed", why, Exit::Failed).at(cursor),
         (Ending::Stopped(cursor), Some(StopCause::Signal(signal))) => {
-            (format!("stopped by {signal}"), exit_of(signal), cursor)
+            let why = format!("stopped by {signal}");
+            Conclusion::new("stopped", why, exit_of(signal)).at(cursor)
         }
         (Ending::Stopped(cursor), Some(StopCause::Timeout(timeout))) => {
             let timeout = humantime::format_duration(timeout);
             let why = format!("the timeout of {timeout} has passed");
-            (why, Exit::Limit, cursor)
+            Conclusion::new("limit", why, Exit::Limit).at(cursor)
         }
-        (Ending::Stopped(cursor), Some(StopCause::NoReader) | None) => {
+        (Ending::Stopped(cursor), None) => {
             let why = "the search was stopped, though nobody asked for it".to_owned();
-            (why, Exit::Failed, cursor)
+            Conclusion::new("failed", why, Exit::Failed).at(cursor)
         }
-    };
-    say(why);
-    output.best();
-    say(format_args!(
-        "go on with: hashfinder find --resume {cursor}"
-    ));
-    exit
+    }
+}
+
+/// Says why there is no answer, and how to go on, with the session if it was kept.
+fn tell(ended: &Conclusion, kept: bool, output: &Output, status: &Status) {
+    let Some(why) = &ended.why else { return };
+    if ended.exit == Exit::Failed {
+        status.fail(why);
+    } else {
+        status.say(why);
+    }
+    let Some(cursor) = &ended.cursor else { return };
+    match output.best() {
+        Some(best) => status.say(format_args!("the nearest so far:\n{best}")),
+        None => status.say("no candidate so far"),
+    }
+    if kept {
+        status.say("go on with: the same command; the session keeps the place");
+    } else {
+        status.say(go_on_at(cursor));
+    }
+}
+
+fn go_on_at(cursor: &Cursor) -> String {
+    format!("go on with: hashfinder find --resume {cursor}")
 }
 
 fn exit_of(signal: Signal) -> Exit {

@@ -1,15 +1,25 @@
-//! What `find` prints: results on stdout, one a line; everything else on stderr.
+//! What `find` prints on stdout: results, one a line, for people and programs or as JSON.
 
 use std::{
-    fmt,
+    env, fmt,
     io::{self, IsTerminal, Write},
+    sync::Arc,
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Candidate, DesiredName, HashedName, Query};
+use hashfinder_search::{Candidate, DesiredName, Distance, HashedName};
+use serde_json::{Value, json};
 
-use crate::cli::say;
+use super::{
+    Conclusion,
+    status::{Status, takes_escapes},
+};
+use crate::cli::{Color, FindArguments};
+
+/// Begins what is highlighted, in bold green, and ends it.
+const HIGHLIGHT: (&str, &str) = ("\x1b[1;32m", "\x1b[0m");
 
 /// A secret that was found, with everything that is shown of it.
 #[derive(Clone, Debug)]
@@ -40,6 +50,33 @@ impl Finding {
     }
 }
 
+impl Finding {
+    /// The hashed name, the window of so many characters in colour.
+    fn highlighted(&self, length: usize) -> String {
+        let (begin, end) = HIGHLIGHT;
+        let (before, rest) = self.hashed_name.as_str().split_at(self.window.into());
+        let (window, after) = rest.split_at(length);
+        format!("{before}{begin}{window}{end}{after}")
+    }
+
+    /// All but the hashed name.
+    fn columns(&self) -> String {
+        let secret = BASE64_STANDARD.encode(&self.secret);
+        let (hex, distance, window) = (self.hex(), self.distance, self.window);
+        format!("{secret}\t{hex}\t{distance}\t{window}")
+    }
+
+    fn as_json(&self) -> Value {
+        json!({
+            "hashed_name": self.hashed_name.as_str(),
+            "secret": BASE64_STANDARD.encode(&self.secret),
+            "hex": self.hex(),
+            "distance": self.distance,
+            "window": self.window,
+        })
+    }
+}
+
 impl From<Candidate> for Finding {
     fn from(candidate: Candidate) -> Finding {
         Finding {
@@ -53,68 +90,154 @@ impl From<Candidate> for Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let secret = BASE64_STANDARD.encode(&self.secret);
-        let hex = self.hex();
-        write!(f, "{}\t{secret}\t{hex}", self.hashed_name)?;
-        write!(f, "\t{}\t{}", self.distance, self.window)
+        write!(f, "{}\t{}", self.hashed_name, self.columns())
     }
 }
 
-/// The two streams, and the nearest candidate that has been seen.
+/// The form of a result.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Columns { colored: bool },
+    Json,
+}
+
+/// Stdout, and the nearest candidate that has been seen.
 pub(super) struct Output {
-    shows: u8,
+    form: Form,
+    name: DesiredName,
+    ideal: Distance,
+    shows: Distance,
+    began: Instant,
     best: Option<Finding>,
+    answers: u64,
     headed: bool,
+    /// Whether anybody reads.
+    read: bool,
+    status: Arc<Status>,
 }
 
 impl Output {
-    pub(super) fn new(query: &Query) -> Output {
+    pub(super) fn new(arguments: &FindArguments, status: Arc<Status>) -> Output {
+        let on_terminal = io::stdout().is_terminal();
+        let (name, ideal, shows) = arguments.sought();
+        let form = if arguments.json {
+            Form::Json
+        } else {
+            let colored = match arguments.color {
+                Color::Always => true,
+                Color::Never => false,
+                Color::Auto => on_terminal && welcomes_color(),
+            };
+            Form::Columns { colored }
+        };
         Output {
-            shows: query.interesting_distance().get(),
+            form,
+            name,
+            ideal,
+            shows,
+            began: Instant::now(),
             best: None,
-            headed: !io::stdout().is_terminal(),
+            answers: 0,
+            headed: form == Form::Json || !on_terminal,
+            read: true,
+            status,
         }
     }
 
     /// Prints a secret on the way, if it is near enough to be shown; says whether anybody reads.
-    pub(super) fn candidate(&mut self, finding: Finding) -> Result<bool> {
-        let mut read = true;
-        if finding.distance < self.shows {
-            read = self.line(&finding)?;
+    pub(super) fn candidate(&mut self, finding: &Finding) -> Result<bool> {
+        self.note(finding);
+        if finding.distance < self.shows.get() {
+            self.line("candidate", finding)?;
         }
+        Ok(self.read)
+    }
+
+    /// Prints a secret within the ideal distance; says whether anybody reads.
+    pub(super) fn answer(&mut self, finding: &Finding) -> Result<bool> {
+        self.note(finding);
+        self.line("result", finding)?;
+        self.answers += u64::from(self.read);
+        Ok(self.read)
+    }
+
+    /// Prints how the command ended, where that is a record of its own.
+    pub(super) fn end(&mut self, ended: &Conclusion) -> Result<()> {
+        if self.form != Form::Json || !self.read {
+            return Ok(());
+        }
+        let record = json!({
+            "type": "end",
+            "how": ended.how,
+            "why": ended.why,
+            "exit_code": ended.exit as u8,
+            "name": self.name.as_str(),
+            "ideal_distance": self.ideal.get(),
+            "interesting_distance": self.shows.get(),
+            "results": self.answers,
+            "hashes": ended.hashes,
+            "seconds": self.began.elapsed().as_secs_f64(),
+            "nearest": self.best.as_ref().map(Finding::as_json),
+            "cursor": ended.cursor.as_ref().map(ToString::to_string),
+        });
+        self.print(&record.to_string())
+    }
+
+    /// The nearest that has been seen.
+    pub(super) fn best(&self) -> Option<&Finding> {
+        self.best.as_ref()
+    }
+
+    /// How many secrets within the ideal distance were printed.
+    pub(super) fn answers(&self) -> u64 {
+        self.answers
+    }
+
+    fn note(&mut self, finding: &Finding) {
         let best = self.best.as_ref();
         if best.is_none_or(|best| finding.distance < best.distance) {
-            self.best = Some(finding);
+            self.best = Some(finding.clone());
         }
-        Ok(read)
     }
 
-    /// Prints the answer.
-    pub(super) fn answer(&mut self, finding: &Finding) -> Result<()> {
-        self.line(finding).map(drop)
-    }
-
-    fn line(&mut self, finding: &Finding) -> Result<bool> {
+    fn line(&mut self, kind: &str, finding: &Finding) -> Result<()> {
         if !self.headed {
             self.headed = true;
-            let heading = "hashed name                 \tsecret\thex\tdistance\twindow";
-            // For people to read; the results go on without it.
-            let _ = writeln!(io::stderr(), "{heading}");
+            self.status
+                .line("hashed name                 \tsecret\thex\tdistance\twindow");
         }
+        let line = match self.form {
+            Form::Json => {
+                let mut record = finding.as_json();
+                record["type"] = kind.into();
+                record.to_string()
+            }
+            Form::Columns { colored: false } => finding.to_string(),
+            Form::Columns { colored: true } => {
+                let name = finding.highlighted(self.name.character_count());
+                format!("{name}\t{}", finding.columns())
+            }
+        };
+        self.print(&line)
+    }
+
+    fn print(&mut self, line: &str) -> Result<()> {
+        self.status.clear();
         let mut stdout = io::stdout().lock();
         // Each line at once: who pipes them somewhere wants them when they are found.
-        match writeln!(stdout, "{finding}").and_then(|()| stdout.flush()) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.read = false;
+                Ok(())
+            }
             Err(error) => Err(error).context("cannot write a result to stdout"),
         }
     }
+}
 
-    /// Tells the nearest candidate, for a search that has no answer.
-    pub(super) fn best(&self) {
-        match &self.best {
-            Some(best) => say(format_args!("the nearest so far:\n{best}")),
-            None => say("no candidate so far"),
-        }
-    }
+/// Whether the environment lets a terminal have colours.
+fn welcomes_color() -> bool {
+    let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !refused && takes_escapes()
 }

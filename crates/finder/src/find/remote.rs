@@ -18,9 +18,9 @@ use tonic::{
 use tonic_cancel::{Call, CallOptions, StreamingCall};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use super::{Ending, Source, Stopper, Told, output::Finding};
+use super::{Ending, Source, Stopper, Told, output::Finding, status::Status as Stderr};
 use crate::{
-    cli::{FindArguments, ServerAddress, say},
+    cli::{FindArguments, ServerAddress},
     rpc::{
         Details, SERVER_NAME,
         pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},
@@ -59,7 +59,11 @@ pub(super) struct Connection {
 }
 
 /// Connects, waiting for a server that is not there yet. Dropping the future gives it up.
-pub(super) async fn connect(server: &ServerAddress, timeout: Duration) -> Result<Connection> {
+pub(super) async fn connect(
+    server: &ServerAddress,
+    timeout: Duration,
+    stderr: &Stderr,
+) -> Result<Connection> {
     let last_error = Mutex::new(SILENT.to_owned());
     let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
     let mut reached = pin!(reach(server, &last_error));
@@ -69,7 +73,7 @@ pub(super) async fn connect(server: &ServerAddress, timeout: Duration) -> Result
         return connection;
     }
     if notice < timeout {
-        say(format_args!(
+        stderr.say(format_args!(
             "waiting up to {shown} for a server at {server}: {}",
             why()
         ));
@@ -302,8 +306,13 @@ impl Source for RemoteSearch {
         })
     }
 
+    fn frontier(&mut self) -> Option<Index> {
+        // The contract does not tell how far a server is.
+        None
+    }
+
     fn summary(&self) -> Option<String> {
-        // The contract does not tell.
+        // Nor what it took.
         None
     }
 

@@ -1,0 +1,317 @@
+//! Sessions: what is searched for and how far it came, kept where the same command finds it again.
+//!
+//! A session is a file in the user's state folder. It is never changed but replaced as a whole, and only
+//! when everything that was found below its cursor has been printed. So whenever the process ends, by
+//! whatever means, the next one tells all that is missing, and again only what was printed after the
+//! file was last replaced.
+
+use std::{
+    env, fmt,
+    fs::{self, DirBuilder, File, TryLockError},
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use hashfinder_search::{Cursor, Index, Query};
+use serde_json::{Value, json};
+
+/// How often a session is written while it is searched: with as much again for the writing, a kill costs
+/// less than a second.
+const WRITE_EVERY: Duration = Duration::from_millis(500);
+
+/// The longest name of a session, in characters; a file's name may be a good deal longer.
+const MAXIMUM_NAME: usize = 64;
+
+/// Where sessions are, within the folder for state.
+const FOLDER: &str = "hashfinder/sessions";
+
+/// The version of the file's form.
+const VERSION: u64 = 1;
+
+/// The name of a session: letters, digits, `-`, `_` and `.`, which does not stand first. So it is a
+/// file's name, and the names of our own files, which begin with a dot, are no session's.
+#[derive(Clone, Debug)]
+pub(crate) struct SessionName(String);
+
+impl FromStr for SessionName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<SessionName, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let fits = (1..=MAXIMUM_NAME).contains(&text.len()) && !text.starts_with('.');
+        if fits && text.chars().all(plain) {
+            Ok(SessionName(text.to_owned()))
+        } else {
+            Err(format!(
+                "a session's name has 1 to {MAXIMUM_NAME} letters, digits, '-', '_' and '.', \
+                 which does not stand first"
+            ))
+        }
+    }
+}
+
+impl fmt::Display for SessionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A session that this process has for itself.
+pub(super) struct Session {
+    file: PathBuf,
+    lock_file: PathBuf,
+    /// Locked as long as it is open; the system lets go of it when the process ends.
+    _lock: File,
+    query: Query,
+    wanted: u64,
+    /// How many answers earlier runs had.
+    before: u64,
+    kept: Kept,
+    written: Instant,
+}
+
+/// What changes while a session is searched.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Kept {
+    frontier: Index,
+    answers: u64,
+}
+
+impl Session {
+    /// Takes the session up, or begins it: a search for so many answers to the query.
+    ///
+    /// # Errors
+    ///
+    /// If another process has it, if it holds another search, or if it cannot be read or written.
+    pub(super) fn open(name: &SessionName, query: &Query, wanted: u64) -> Result<Session> {
+        Session::open_in(&state_folder()?.join(FOLDER), name, query, wanted)
+    }
+
+    fn open_in(folder: &Path, name: &SessionName, query: &Query, wanted: u64) -> Result<Session> {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.with_context(|| format!("cannot make the folder {folder:?} for sessions"))?;
+        let lock_file = folder.join(format!(".{name}.lock"));
+        let lock = lock(&lock_file)
+            .with_context(|| format!("cannot lock the session {name} with {lock_file:?}"))?
+            .with_context(|| {
+                format!("another process has the session {name}; wait for it, or give another name")
+            })?;
+        let mut session = Session {
+            file: folder.join(&name.0),
+            lock_file,
+            _lock: lock,
+            query: query.clone(),
+            wanted,
+            before: 0,
+            kept: Kept {
+                frontier: query.start(),
+                answers: 0,
+            },
+            written: Instant::now(),
+        };
+        match fs::read_to_string(&session.file) {
+            Ok(text) => session.take_up(name, &text)?,
+            // At once, so that who cannot write there hears it before the search and not after.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => session.write()?,
+            Err(error) => {
+                let what = format!("cannot read the session {:?}", session.file);
+                return Err(error).context(what);
+            }
+        }
+        Ok(session)
+    }
+
+    /// Every index below this one was tried, and everything found there printed.
+    pub(super) fn frontier(&self) -> Index {
+        self.kept.frontier
+    }
+
+    /// How many of the wanted answers earlier runs printed.
+    pub(super) fn answers(&self) -> u64 {
+        self.before
+    }
+
+    /// Keeps how far the search came, and how many answers this run had. They must have been printed.
+    pub(super) fn keep(&mut self, frontier: Index, answers: u64) -> Result<()> {
+        let answers = self.before + answers;
+        let now = Kept { frontier, answers };
+        if now != self.kept {
+            self.kept = now;
+            self.write()?;
+        }
+        self.written = Instant::now();
+        Ok(())
+    }
+
+    /// Like [`keep`](Self::keep), if it has not been done for a while.
+    pub(super) fn keep_at_times(&mut self, frontier: Index, answers: u64) -> Result<()> {
+        if self.written.elapsed() >= WRITE_EVERY {
+            self.keep(frontier, answers)?;
+        }
+        Ok(())
+    }
+
+    /// Removes it, there being nothing left to search.
+    pub(super) fn finish(self) -> Result<()> {
+        let what = || format!("cannot remove the finished session {:?}", self.file);
+        fs::remove_file(&self.file).with_context(what)?;
+        // There is one if a run was killed while it wrote.
+        let _ = fs::remove_file(self.new_file());
+        // Still locked: whoever opened it by now sees that it is gone.
+        fs::remove_file(&self.lock_file).with_context(what)
+    }
+
+    /// Where the next state is written before it takes the place of the last.
+    fn new_file(&self) -> PathBuf {
+        self.lock_file.with_extension("new")
+    }
+
+    fn take_up(&mut self, name: &SessionName, text: &str) -> Result<()> {
+        let file = &self.file;
+        // As a shell reads it.
+        let shown = file.display().to_string().replace('\'', r"'\''");
+        let drop_it = format!("rm '{shown}'");
+        let Some((cursor, wanted, answers)) = parse(text) else {
+            bail!("the session {name} is damaged, or of another version; drop it with: {drop_it}");
+        };
+        let again = self.query.clone().starting_at(cursor.frontier());
+        if cursor != Cursor::new(&again, again.start()) || wanted != self.wanted {
+            let held = cursor.query();
+            bail!(
+                "the session {name} holds another search: find '{}' --ideal-distance {} \
+                 --show-inferior {} --count {wanted}, {} secrets tried; ask for that, give another \
+                 name, or drop it with: {drop_it}",
+                held.name().as_str().escape_debug(),
+                held.ideal_distance(),
+                held.interesting_distance(),
+                cursor.frontier()
+            );
+        }
+        self.before = answers;
+        self.kept = Kept {
+            frontier: cursor.frontier(),
+            answers,
+        };
+        Ok(())
+    }
+
+    /// Replaces the file: whoever reads it finds the old one or the new one, also after the power was cut.
+    fn write(&self) -> Result<()> {
+        let Kept { frontier, answers } = self.kept;
+        let text = json!({
+            "version": VERSION,
+            "cursor": Cursor::new(&self.query, frontier).to_string(),
+            "count": self.wanted,
+            "found": answers,
+        });
+        let new = self.new_file();
+        let replace = || {
+            let mut file = File::create(&new)?;
+            writeln!(file, "{text}")?;
+            file.sync_all()?;
+            fs::rename(&new, &self.file)?;
+            // The name is the folder's to keep.
+            self.file
+                .parent()
+                .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        };
+        replace().with_context(|| format!("cannot write the session {:?}", self.file))
+    }
+}
+
+/// The cursor, the answers that were wanted and those that were found.
+fn parse(text: &str) -> Option<(Cursor, u64, u64)> {
+    let kept: Value = serde_json::from_str(text).ok()?;
+    let number = |key: &str| kept[key].as_u64();
+    let cursor = kept["cursor"].as_str()?.parse().ok()?;
+    let (wanted, answers) = (number("count")?, number("found")?);
+    (number("version")? == VERSION && answers < wanted).then_some((cursor, wanted, answers))
+}
+
+/// Locks a file that it makes, if nobody else has.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let file = File::create(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // Who had it may have removed it after we opened it; then it is ours alone for nothing.
+        let ours = file.metadata()?;
+        match fs::metadata(path) {
+            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
+                return Ok(Some(file));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The folder for what programs want to find again, as the XDG base directories have it.
+fn state_folder() -> Result<PathBuf> {
+    let path = |name| env::var_os(name).map(PathBuf::from);
+    // One that is not absolute is to be ignored.
+    let given = path("XDG_STATE_HOME").filter(|folder| folder.is_absolute());
+    let home = || path("HOME").filter(|folder| folder.is_absolute());
+    given
+        .or_else(|| Some(home()?.join(".local/state")))
+        .context("there is no place for sessions: set HOME or XDG_STATE_HOME")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hashfinder_search::Distance;
+
+    #[test]
+    fn names() {
+        for right in ["a", "night-run_2.b", "0", "-", &"a".repeat(64)] {
+            assert!(SessionName::from_str(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "",
+            ".",
+            "..",
+            ".a",
+            "a/b",
+            "a b",
+            "\u{e9}",
+            "a\n",
+            &"a".repeat(65),
+        ] {
+            assert!(SessionName::from_str(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn texts_that_are_no_session() {
+        let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
+        let cursor = Cursor::new(&query, 5).to_string();
+        let right = json!({"version": 1, "cursor": cursor, "count": 3, "found": 2});
+        let (parsed, wanted, answers) = parse(&right.to_string()).unwrap();
+        assert_eq!((parsed.frontier(), wanted, answers), (5, 3, 2));
+        for (key, wrong) in [
+            ("version", json!(2)),
+            ("version", Value::Null),
+            ("cursor", json!("hf1_")),
+            ("cursor", json!(5)),
+            ("count", json!(-1)),
+            ("count", json!(2)),
+            ("found", Value::Null),
+        ] {
+            let mut text = right.clone();
+            text[key] = wrong;
+            assert!(parse(&text.to_string()).is_none(), "{text}");
+        }
+        for text in ["", "{", "[]", "1"] {
+            assert!(parse(text).is_none(), "{text}");
+        }
+    }
+}

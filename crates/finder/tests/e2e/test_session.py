@@ -1,0 +1,280 @@
+"""`hashfinder find --session`: however a search ends, the same command goes on with it."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import subprocess
+import time
+
+import pytest
+from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, SIGTERM, run_find
+from test_find import HARD, cursor
+
+# A search for three answers among some thousand candidates, and slow enough to be stopped in it.
+SHORT = ["docto", "--show-inferior", "3", "--count", "3", "--kernel", "portable", "--threads", "1"]
+
+SEED = 20_261_120
+TRIALS = 100
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """Where sessions are in this test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state/hashfinder/sessions"
+
+
+def kept(state, name="night"):
+    return json.loads((state / name).read_text())
+
+
+def index_of(line):
+    """The index of the secret in a result line."""
+    secret = bytes.fromhex(line.split("\t")[2])
+    return sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
+
+
+@pytest.fixture(scope="module")
+def unstopped():
+    done = run_find(*SHORT)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert len(set(lines)) == len(lines) > 1000
+    return lines
+
+
+def stop_somewhere(choice, arguments):
+    """Runs a search and stops it in some way; tells the whole lines that it printed, and its exit code.
+
+    What was read before a SIGKILL may end within a line: that line was not printed.
+    """
+    how = choice.choice(["budget", "timeout", SIGINT, SIGTERM, SIGKILL])
+    if how == "budget":
+        arguments = [*arguments, "--maximum-hashes", str(choice.randint(1, 1_500_000))]
+    if how == "timeout":
+        arguments = [*arguments, "--timeout", f"{choice.randint(1, 150)}ms"]
+    process = subprocess.Popen(
+        [HASHFINDER, "find", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    printed = ""
+    if how in (SIGINT, SIGTERM, SIGKILL):
+        # After some lines have come, or the end.
+        for _ in range(choice.randint(1, 3000)):
+            printed += process.stdout.readline()
+        process.send_signal(how)
+    printed += process.stdout.read()
+    process.stdout.close()
+    lines = printed.split("\n")
+    if how != SIGKILL:
+        assert lines[-1] == ""
+    return how, lines[:-1], process.wait(PATIENCE_S)
+
+
+def distinct(lines):
+    return list(dict.fromkeys(lines))
+
+
+# A hundred searches, a few processes each, on a machine that may be busy.
+@pytest.mark.timeout(240)
+def test_a_search_that_is_stopped_in_any_way_and_gone_on_with_finds_the_same(state, unstopped):
+    print(f"seed {SEED}")
+    choice = random.Random(SEED)
+    stops = []
+    for trial in range(TRIALS):
+        arguments = [*SHORT, "--session", f"trial-{trial}"]
+        printed, killed, over = [], False, False
+        for _ in range(choice.randint(1, 3)):
+            how, lines, code = stop_somewhere(choice, arguments)
+            printed += lines
+            killed |= how == SIGKILL
+            stops.append(how if code != 0 else "end")
+            over = code == 0
+            if over:
+                break
+            # A kill may come between the last line and the end.
+            if not (state / f"trial-{trial}").exists():
+                assert how == SIGKILL
+                over = True
+                break
+        if not over:
+            done = run_find(*arguments)
+            assert done.returncode == 0, (trial, done.stderr)
+            printed += done.stdout.splitlines()
+        assert distinct(printed) == unstopped, trial
+        if not killed:
+            # Only a kill makes it tell anything twice.
+            assert printed == unstopped, trial
+    for how in ["budget", "timeout", SIGINT, SIGTERM, SIGKILL]:
+        assert stops.count(how) >= 5, (how, stops)
+    # Every one is finished, and nothing is left of them but the lock of one that was killed just then.
+    assert [path.name for path in state.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_session_is_written_while_it_is_searched(state, find):
+    # So few are found that they fit into the pipe.
+    process = find("hashfinder", "--show-inferior", "4", "--session", "night")
+    first = process.popen.stdout.readline()
+    seen = set()
+    deadline = time.monotonic() + PATIENCE_S
+    while len(seen) < 4:
+        assert time.monotonic() < deadline, seen
+        seen.add(kept(state)["cursor"])
+        time.sleep(0.01)
+    process.send(SIGKILL)
+    process.wait()
+    before = (first + process.popen.stdout.read()).split("\n")[:-1]
+    place = kept(state)["cursor"]
+    # The next run begins where the last write says: behind all that was printed before it.
+    again = run_find(
+        "hashfinder", "--show-inferior", "4", "--session", "night", "--maximum-hashes", "200000000"
+    )
+    frontier = int(re.search(r"session night: going on after (\d+) secrets", again.stderr)[1])
+    assert cursor("hashfinder", frontier, interesting=4) == place
+    assert frontier > index_of(first)
+    after = again.stdout.splitlines()
+    assert all(index_of(line) >= frontier for line in after)
+    # Together they leave nothing out.
+    everything = run_find(
+        "hashfinder", "--show-inferior", "4", "--maximum-hashes", str(frontier + 200_000_000)
+    ).stdout.splitlines()
+    both = [line for line in before if index_of(line) < frontier] + after
+    assert both == everything
+
+
+def test_a_session_says_that_it_goes_on_and_is_gone_when_it_is_finished(state):
+    first = run_find("docto", "--session", "night", "--maximum-hashes", "1000")
+    assert first.returncode == 3
+    assert "go on with: the same command" in first.stderr
+    assert kept(state) == {
+        "version": 1,
+        "cursor": cursor("docto", 1000),
+        "count": 1,
+        "found": 0,
+    }
+    second = run_find("docto", "--session", "night", "--quiet")
+    assert (second.returncode, second.stderr) == (0, "")
+    assert second.stdout == run_find("docto").stdout
+    assert list(state.iterdir()) == []
+    third = run_find("docto", "--session", "night")
+    assert "going on" not in third.stderr
+    assert third.stdout == second.stdout
+
+
+def test_answers_are_counted_over_all_runs(state):
+    everything = run_find("aa", "--count", "10").stdout
+    told = ""
+    for hashes in ["200", "300", "1000000"]:
+        told += run_find(
+            "aa", "--count", "10", "--session", "night", "--maximum-hashes", hashes
+        ).stdout
+    assert told == everything
+    assert list(state.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["docto"],
+        ["doctor", "--ideal-distance", "1"],
+        ["doctor", "--show-inferior", "3"],
+        ["doctor", "--count", "2"],
+        ["Doctor"],
+    ],
+)
+def test_another_search_is_refused_and_how_to_drop_the_session_is_said(state, other, monkeypatch):
+    state = state.parents[2] / "it's a place/hashfinder/sessions"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state.parents[1]))
+    run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
+    before = kept(state)
+    refused = run_find(*other, "--session", "night")
+    assert (refused.returncode, refused.stdout) == (5, "")
+    assert "holds another search: find 'doctor' --ideal-distance 0" in refused.stderr
+    assert kept(state) == before
+    drop = refused.stderr.rsplit("drop it with: ", 1)[1]
+    subprocess.run(["sh", "-c", drop], check=True)
+    assert run_find(*other, "--session", "night", "--maximum-hashes", "1").returncode == 3
+
+
+def test_a_session_is_for_one_process_at_a_time(state, find):
+    first = find(HARD, "--session", "night")
+    first.wait_until_busy()
+    second = run_find(HARD, "--session", "night")
+    assert second.returncode == 5
+    assert "another process has the session night" in second.stderr
+    # Another session is another matter.
+    other = run_find(HARD, "--session", "day", "--maximum-hashes", "1000")
+    assert other.returncode == 3
+    first.send(SIGKILL)
+    first.wait()
+    # A kill lets go of it.
+    third = run_find(HARD, "--session", "night", "--maximum-hashes", "1000")
+    assert third.returncode == 3
+
+
+def test_a_damaged_session_is_refused(state):
+    run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
+    text = (state / "night").read_text()
+    for damaged in ["", text[:20], text.replace("hf1_A", "hf1_B"), "\0"]:
+        (state / "night").write_text(damaged)
+        done = run_find("doctor", "--session", "night")
+        assert done.returncode == 5
+        assert "is damaged" in done.stderr and "drop it with: rm " in done.stderr
+        assert (state / "night").read_text() == damaged
+
+
+def test_a_reader_that_has_seen_enough_goes_on_with_what_it_has_not_seen(state, unstopped):
+    arguments = [*SHORT, "--session", "night"]
+    finding = subprocess.Popen([HASHFINDER, "find", *arguments], stdout=subprocess.PIPE, text=True)
+    finding.stdout.readline()
+    finding.stdout.close()
+    assert finding.wait(30) == 0
+    frontier = run_find(*arguments, "--maximum-hashes", "1").stderr
+    frontier = int(re.search(r"going on after (\d+) secrets", frontier)[1])
+    # It goes on with a line, and not the first, which was read.
+    assert frontier in [index_of(line) for line in unstopped[1:]]
+
+
+def test_no_session_without_a_place_to_write(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    done = run_find("doctor", "--session", "night", "--json")
+    assert done.returncode == 5
+    assert "cannot make the folder" in done.stderr
+    assert json.loads(done.stdout)["how"] == "failed"
+
+
+def test_the_state_folder_is_in_the_home_unless_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in [None, "", "relative"]:
+        if given is None:
+            monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+        else:
+            monkeypatch.setenv("XDG_STATE_HOME", given)
+        run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
+        folder = pathlib.Path(tmp_path, ".local/state/hashfinder/sessions")
+        assert (folder / "night").exists()
+        assert os.stat(folder).st_mode & 0o777 == 0o700
+        (folder / "night").unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["doctor", "--session", ".night"], "1 to 64 letters"),
+        (["doctor", "--session", "a/b"], "1 to 64 letters"),
+        (["doctor", "--session", ""], "--session"),
+        (["doctor", "--session", "a", "--server", "localhost:1"], "--server"),
+        (["--resume", cursor("doctor", 5), "--session", "a"], "--session"),
+    ],
+)
+def test_a_wrong_command_line(state, arguments, says):
+    done = run_find(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert not state.exists()

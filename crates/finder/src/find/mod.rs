@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Cursor, Impossible, Index, Query, Secret};
+use hashfinder_search::{Cursor, Impossible, Index, Odds, Query, Secret};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
@@ -208,7 +208,8 @@ async fn follow<S: Source>(
     status: &Arc<Status>,
 ) -> Result<Conclusion> {
     let began = Instant::now();
-    let mut progress = Progress::new();
+    // Some tens of milliseconds at most, while the search goes on.
+    let mut progress = Progress::new(Odds::of(query.name(), query.ideal_distance()));
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first comes at once, when there is nothing to show yet.

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use hashfinder_search::Odds;
+
 use super::output::Finding;
 use crate::cli;
 
@@ -103,13 +105,15 @@ pub(super) fn takes_escapes() -> bool {
 
 /// How a search comes on, shown at the pace that suits who looks at it.
 pub(super) struct Progress {
+    odds: Odds,
     rate: Rate,
     pace: Pace,
 }
 
 impl Progress {
-    pub(super) fn new() -> Progress {
+    pub(super) fn new(odds: Odds) -> Progress {
         Progress {
+            odds,
             rate: Rate::default(),
             pace: Pace::default(),
         }
@@ -128,6 +132,7 @@ impl Progress {
             elapsed,
             rate,
             hashes,
+            chance: hashes.map(|hashes| *self.odds.chance_after(hashes).start()),
             nearest,
         };
         if status.on_terminal && !status.quiet {
@@ -144,12 +149,14 @@ struct Look<'a> {
     /// Hashes a second, now.
     rate: Option<f64>,
     hashes: Option<u64>,
+    /// How likely it is that such a search has ended by now, at least.
+    chance: Option<f64>,
     nearest: Option<&'a Finding>,
 }
 
 impl fmt::Display for Look<'_> {
     /// The parts that change most, and that are of one width, stand first: a narrow terminal cuts the
-    /// others off. The chance by now belongs after the hashes that it follows from.
+    /// others off.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = Duration::from_secs(self.elapsed.as_secs());
         write!(f, "{}", humantime::format_duration(seconds))?;
@@ -159,6 +166,9 @@ impl fmt::Display for Look<'_> {
         if let Some(hashes) = self.hashes {
             write!(f, ", {} in all", Scaled(hashes as f64))?;
         }
+        if let Some(chance) = self.chance {
+            write!(f, ", chance by now {}", Percent(chance))?;
+        }
         match self.nearest {
             Some(Finding {
                 hashed_name,
@@ -166,6 +176,19 @@ impl fmt::Display for Look<'_> {
                 ..
             }) => write!(f, ", nearest at distance {distance}: {hashed_name}"),
             None => f.write_str(", no candidate so far"),
+        }
+    }
+}
+
+/// A chance, for people. It never says more than is known: what is nearly sure is not sure.
+struct Percent(f64);
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match 100.0 * self.0 {
+            percent if percent < 0.01 => f.write_str("under 0.01%"),
+            percent if percent > 99.99 => f.write_str("over 99.99%"),
+            percent => write!(f, "{percent:.2}%"),
         }
     }
 }
@@ -263,6 +286,19 @@ mod tests {
         assert_eq!(rate.at(seconds(4), 2200), Some(1000.0));
         // Nobody looked for a while.
         assert_eq!(rate.at(seconds(14), 2210), Some(1.0));
+    }
+
+    #[test]
+    fn chances() {
+        for (chance, text) in [
+            (0.0, "under 0.01%"),
+            (0.000_123, "0.01%"),
+            (0.5, "50.00%"),
+            (0.999_95, "over 99.99%"),
+            (1.0, "over 99.99%"),
+        ] {
+            assert_eq!(Percent(chance).to_string(), text);
+        }
     }
 
     #[test]

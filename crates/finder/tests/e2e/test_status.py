@@ -14,8 +14,11 @@ from test_find import HARD, cursor, cursor_in
 from test_json import records
 
 ERASE = "\r\x1b[2K"
-# "12s, 200.0 million hashes a second, 2.4 billion in all, nearest at distance 3: ..."
-LOOK = r"\d+s, [\d.]+( \w+)? hashes a second, [\d.]+( \w+)? in all, (nearest at|no candidate)"
+# "12s, 200.0 million hashes a second, 2.4 billion in all, chance by now 12.34%, nearest at distance 3: ..."
+LOOK = (
+    r"\d+s, [\d.]+( \w+)? hashes a second, [\d.]+( \w+)? in all, "
+    r"chance by now (under |over )?[\d.]+%, (nearest at|no candidate)"
+)
 
 
 class Terminal:

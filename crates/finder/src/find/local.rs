@@ -35,6 +35,8 @@ pub(super) struct LocalSearch {
     wanted: u64,
     /// Where to go on after an answer.
     next: Option<Index>,
+    /// Whether the end of the one under way was told.
+    ended: bool,
     stop: Arc<Mutex<Stop>>,
     pending: VecDeque<Candidate>,
     began: Instant,
@@ -81,6 +83,7 @@ impl LocalSearch {
             budget: arguments.maximum_hashes,
             wanted,
             next: None,
+            ended: false,
             stop: Arc::new(Mutex::new(stop)),
             pending: VecDeque::new(),
             began,
@@ -107,10 +110,12 @@ impl LocalSearch {
         }
         self.search = self.engine.search(Client::default(), query, |_| ())?;
         stop.stopper = self.search.stopper();
+        self.ended = false;
         Ok(None)
     }
 
     fn end(&mut self, outcome: Outcome) -> Told {
+        self.ended = true;
         let again = |cursor: Cursor| Cursor::new(&self.query, cursor.frontier());
         let ending = match outcome {
             Outcome::Ideal(candidate) if self.wanted > 1 => {
@@ -193,17 +198,23 @@ impl Source for LocalSearch {
     fn frontier(&mut self) -> Option<Index> {
         // Before the queue is looked at: what is found from now on lies beyond it.
         let frontier = self.search.frontier();
-        if self.pending.is_empty() {
+        let mut untold = self.pending.front().map(|candidate| candidate.secret);
+        if untold.is_none() {
             // `next` is called again before anybody waits, and leaves a waker that wakes.
             let mut nobody = task::Context::from_waker(Waker::noop());
-            if let Poll::Ready(Event::Candidates(candidates)) =
-                self.search.poll_next(&mut nobody, 1)
-            {
-                self.pending = candidates.into();
+            match self.search.poll_next(&mut nobody, 1) {
+                Poll::Ready(Event::Candidates(candidates)) => {
+                    self.pending = candidates.into();
+                    untold = self.pending.front().map(|candidate| candidate.secret);
+                }
+                // The answer lies below the frontier of a search that has ended with it.
+                Poll::Ready(Event::Ended(Outcome::Ideal(answer))) if !self.ended => {
+                    untold = Some(answer.secret);
+                }
+                _ => {}
             }
         }
-        let untold = self.pending.front();
-        Some(untold.map_or(frontier, |candidate| frontier.min(candidate.secret.index())))
+        Some(untold.map_or(frontier, |secret| frontier.min(secret.index())))
     }
 
     fn summary(&self) -> Option<String> {
@@ -221,6 +232,38 @@ impl Source for LocalSearch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+    use hashfinder_search::Secret;
+
+    /// What a session is written by: a frontier beyond something that was not told would lose it.
+    #[tokio::test]
+    async fn nothing_is_told_that_lies_below_a_frontier() {
+        let line = "hashfinder find docto --show-inferior 4 --count 3 --threads 2";
+        let Command::Find(arguments) = Cli::parse_from(line.split(' ')).command else {
+            unreachable!("another command");
+        };
+        let (name, ideal, interesting) = arguments.sought();
+        let query = Query::new(name, ideal).unwrap().interesting(interesting);
+        let mut search = LocalSearch::start(&query, arguments.count.get(), &arguments).unwrap();
+        let (mut frontier, mut told) = (0, 0);
+        let last = loop {
+            let finding = match search.next().await.unwrap() {
+                Told::Candidate(finding) | Told::Answer(finding) => finding,
+                Told::Ended(Ending::Found(finding)) => break finding,
+                Told::Ended(_) => panic!("there are three"),
+            };
+            let index = Secret::from_bytes(&finding.secret).unwrap().index();
+            assert!(frontier <= index, "{index} was told after {frontier}");
+            frontier = search.frontier().unwrap();
+            assert!(index < frontier, "{index} was told, and comes again");
+            told += 1;
+        };
+        assert!(told > 1000);
+        let index = Secret::from_bytes(&last.secret).unwrap().index();
+        assert!(frontier <= index);
+        assert_eq!(search.frontier(), Some(index + 1));
+    }
 
     #[test]
     fn near_is_rare_and_not_too_rare() {

@@ -6,6 +6,7 @@ import pty
 import re
 import signal
 import subprocess
+import termios
 import time
 
 import pytest
@@ -29,6 +30,10 @@ class Terminal:
         environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1"} | environment
         self.pid, self._ours = pty.fork()
         if self.pid == 0:
+            # At ctrl-C a terminal throws away what it has not shown yet, which may be anything.
+            attributes = termios.tcgetattr(0)
+            attributes[3] |= termios.NOFLSH
+            termios.tcsetattr(0, termios.TCSANOW, attributes)
             os.execve(HASHFINDER, [HASHFINDER, "find", *arguments], environment)
 
     def read(self):

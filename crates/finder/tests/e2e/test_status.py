@@ -70,7 +70,8 @@ class Terminal:
 
     def screen(self):
         """The lines that stand on the screen, as far as this program needs a terminal."""
-        text = re.sub(r"\x1b\[\?7[lh]", "", self.seen)
+        # The terminal itself shows that ctrl-C was pressed, wherever that is.
+        text = re.sub(r"\x1b\[\?7[lh]|\^C", "", self.seen)
         lines = []
         for line in text.replace("\r\n", "\n").split("\n"):
             lines.append(line.rsplit(ERASE, 1)[-1])

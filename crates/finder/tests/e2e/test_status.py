@@ -116,7 +116,8 @@ def test_ctrl_c_through_the_terminal(terminal):
     assert "hashfinder: stopped by SIGINT" in screen
     again = run_find("--resume", cursor_in("\n".join(screen)), "--maximum-hashes", "1", "--json")
     _, end = records(again.stdout)
-    assert end["cursor"] > cursor(HARD, 0)
+    # It went on from somewhere behind the first secret.
+    assert end["cursor"] not in (cursor(HARD, 0), cursor(HARD, 1))
 
 
 def test_result_lines_are_not_mixed_with_the_status_line(terminal):

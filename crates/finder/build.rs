@@ -1,4 +1,4 @@
-//! Generates the service's types. `protox` reads the protobuf, so that no `protoc` is needed.
+//! Generates the services' types. `protox` reads the protobuf, so that no `protoc` is needed.
 
 use std::{env, error::Error, fs, path::Path};
 
@@ -7,7 +7,7 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn Error>> {
     let protos = "../../proto";
     println!("cargo::rerun-if-changed={protos}");
-    let descriptors = protox::compile(["hash_name.proto"], [protos])?;
+    let descriptors = protox::compile(["hash_name.proto", "hashfinder/v1/finder.proto"], [protos])?;
     let out = env::var("OUT_DIR")?;
     // The reflection service serves them.
     let path = Path::new(&out).join("descriptors.binpb");

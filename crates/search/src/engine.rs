@@ -18,7 +18,8 @@ use crate::{
     limits::{Limits, OverLimit, Usage},
     query::{Candidate, Query},
     scheduler::{
-        Done, Effects, FIRST_SLICE, Found, Job, Metrics, Scheduler, SearchId, Slice, StopCause,
+        Done, Effects, FIRST_SLICE, Found, Job, Metrics, Progress, Scheduler, SearchId, Slice,
+        StopCause,
     },
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
@@ -588,6 +589,13 @@ impl Stopper {
         if let Some(id) = self.id {
             self.shared.stop(id, cause);
         }
+    }
+
+    /// How the search comes on; `None` for one that ended before it had a stopper, or that nobody
+    /// has a handle of any more.
+    #[must_use]
+    pub fn progress(&self) -> Option<Progress> {
+        self.shared.lock().progress(self.id?)
     }
 }
 

@@ -46,5 +46,5 @@ pub use limits::{Limits, OverLimit, Usage};
 pub use name::{DesiredName, Distance, NameError, NegativeDistance};
 pub use odds::Odds;
 pub use query::{Candidate, Impossible, Query};
-pub use scheduler::{Ended, Found, Metrics, StopCause};
+pub use scheduler::{Ended, Found, Metrics, Progress, SearchState, StopCause};
 pub use turns::Client;

@@ -142,6 +142,34 @@ pub struct Metrics {
     pub stop_latency: [u64; 24],
 }
 
+/// How a search comes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// What it is doing.
+    pub state: SearchState,
+    /// Every index below this one has been tried.
+    pub frontier: Index,
+    /// How many secrets were hashed when it was its turn.
+    pub hashes: u64,
+    /// How many secrets were tested for it, in its own turns or others'.
+    pub tests: u64,
+}
+
+/// What a search is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SearchState {
+    /// It waits for its turn, and nobody is working on what it wants.
+    Queued,
+    /// It is being worked on, alone or with others.
+    Running,
+    /// It waits for its reader.
+    Parked,
+    /// It has ended, whether or not its reader knows.
+    Ended,
+}
+
 /// How searches ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -543,6 +571,17 @@ impl Scheduler {
         Some(self.searches.get(&id)?.frontier(&self.fronts))
     }
 
+    /// How a search comes on, while its handle is there.
+    pub(crate) fn progress(&self, id: SearchId) -> Option<Progress> {
+        let entry = self.searches.get(&id)?;
+        Some(Progress {
+            state: entry.state(self.accounts.limits().queue_length, &self.fronts),
+            frontier: entry.frontier(&self.fronts),
+            hashes: entry.hashes,
+            tests: entry.tests(&self.fronts),
+        })
+    }
+
     pub(crate) fn usage(&self, client: &str) -> Usage {
         self.accounts.usage(client)
     }
@@ -557,14 +596,11 @@ impl Scheduler {
             .filter(|entry| entry.on_release.is_some())
         {
             metrics.tests += entry.tests(&self.fronts);
-            let fronts = entry.spans.iter().filter_map(|span| span.front);
-            let mut lines = fronts.filter_map(|front| self.fronts.get(&front));
-            if entry.outcome.is_none() && entry.queue.len() >= limit {
-                metrics.parked += 1;
-            } else if !entry.jobs.is_empty() || lines.any(|line| !line.jobs.is_empty()) {
-                metrics.active += 1;
-            } else {
-                metrics.queued += 1;
+            match entry.state(limit, &self.fronts) {
+                SearchState::Parked => metrics.parked += 1,
+                SearchState::Queued => metrics.queued += 1,
+                // Workers have yet to let go of one that has ended.
+                SearchState::Running | SearchState::Ended => metrics.active += 1,
             }
         }
         metrics
@@ -1082,6 +1118,22 @@ impl Entry {
 
     fn goes_on(&self, limit: usize) -> bool {
         self.outcome.is_none() && self.stopped.is_none() && self.queue.len() < limit
+    }
+
+    fn state(&self, limit: usize, fronts: &Fronts) -> SearchState {
+        let mut lines = self
+            .spans
+            .iter()
+            .filter_map(|span| fronts.get(&span.front?));
+        if self.outcome.is_some() {
+            SearchState::Ended
+        } else if self.queue.len() >= limit {
+            SearchState::Parked
+        } else if !self.jobs.is_empty() || lines.any(|line| !line.jobs.is_empty()) {
+            SearchState::Running
+        } else {
+            SearchState::Queued
+        }
     }
 
     fn frontier(&self, fronts: &Fronts) -> Index {

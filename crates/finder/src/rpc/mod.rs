@@ -15,6 +15,18 @@ pub(crate) mod pb {
     tonic::include_proto!("hash_name");
 }
 
+/// Our own contract.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    clippy::all,
+    clippy::pedantic
+)]
+pub(crate) mod v1pb {
+    tonic::include_proto!("hashfinder.v1");
+}
+
 /// The descriptors of all that is served, for the reflection service.
 pub(crate) const DESCRIPTORS: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));

@@ -147,7 +147,7 @@ fn probability(chance: f64) -> String {
 }
 
 /// A number of at least 1, as people say it: two digits or three, and what they count.
-fn number(number: f64) -> String {
+pub(crate) fn number(number: f64) -> String {
     let units = [
         (1.0, ""),
         (1e3, " thousand"),

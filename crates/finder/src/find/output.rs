@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_search::{Candidate, DesiredName, Distance, HashedName};
 use serde_json::{Value, json};
@@ -40,6 +40,20 @@ impl Finding {
             window: nearest.window,
             secret,
         }
+    }
+
+    /// The same of a secret of which somebody has said what it spells.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub(super) fn checked(secret: Vec<u8>, spells: &str, name: &DesiredName) -> Result<Finding> {
+        let finding = Finding::of(secret, name);
+        let hashed_name = finding.hashed_name;
+        if hashed_name.as_str() != spells {
+            bail!("the server's answer is wrong: {hashed_name} is what its secret spells");
+        }
+        Ok(finding)
     }
 
     /// The secret in hexadecimal.

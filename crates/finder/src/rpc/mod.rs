@@ -5,7 +5,7 @@ mod hash_name;
 mod record;
 mod status;
 
-pub(crate) use edge::{EdgeLayer, SERVER_NAME};
+pub(crate) use edge::EdgeLayer;
 pub(crate) use hash_name::{HashFinderService, Limits};
 pub(crate) use status::{CallError, Details};
 

@@ -80,12 +80,15 @@ Examples:
   hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --timeout 30s
 
+A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but without
+--count, --maximum-hashes, --resume and --session, and it does not tell how it comes on.
+
 Exit codes:
     0  found, or whoever reads the results has seen enough
     1  the keyspace ended without an answer
     2  the command line is wrong
-    3  a limit was reached (hash budget, quota, a full server, timeout); go on with
-       the cursor
+    3  a limit was reached (hash budget, quota, a full server, timeout), or somebody cancelled
+       the search at the server; go on with the cursor
     4  no secret can ever match the name
     5  the server, the connection, the output or the session failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]

@@ -660,7 +660,7 @@ impl Screen {
         }
         // Lines that do not wrap, each erased behind its end, and then all that is below.
         text += "\x1b[?7l";
-        text += &lines.join("\x1b[K\r\n");
+        text += &lines.join("\x1b[K\n");
         text += "\x1b[J\x1b[?7h";
         self.drawn = lines.len();
         text

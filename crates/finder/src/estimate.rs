@@ -12,7 +12,7 @@ use crate::{
 
 /// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
 /// nobody waits for it.
-const MEASURED_FOR: Duration = Duration::from_millis(250);
+pub(crate) const MEASURED_FOR: Duration = Duration::from_millis(250);
 
 /// Below this, it is worth telling that all secrets there are may hold no match.
 const NEARLY_SURE: f64 = 0.999;

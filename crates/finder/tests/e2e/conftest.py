@@ -52,7 +52,7 @@ def stubs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def v1(tmp_path_factory):
-    """The modules of hashfinder.v1."""
+    """The modules of our own contract, generated as any user of it would."""
     out = tmp_path_factory.mktemp("v1")
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_out={out}"]
     command += [f"--grpc_python_out={out}", "hashfinder/v1/finder.proto"]
@@ -60,13 +60,8 @@ def v1(tmp_path_factory):
     sys.path.insert(0, str(out))
     from hashfinder.v1 import finder_pb2, finder_pb2_grpc
 
-    class V1:
-        messages = finder_pb2
-        Stub = finder_pb2_grpc.FinderStub
-        Servicer = finder_pb2_grpc.FinderServicer
-        add_to_server = staticmethod(finder_pb2_grpc.add_FinderServicer_to_server)
-
-    return V1
+    finder_pb2.Stub = finder_pb2_grpc.FinderStub
+    return finder_pb2
 
 
 class Process:

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGINT, SIGTERM, Process
 from test_find import HARD, cursor_in
-from test_remote import fake, messages  # noqa: F401
+from test_remote import fake  # noqa: F401
 from test_status import Terminal
 
 SCHEMA = json.loads((PROTOS.parent / "docs/searches.schema.json").read_text())
@@ -250,16 +250,16 @@ def test_a_list_on_a_terminal_is_a_table(serve, searching, terminal):
     assert row.index("ip:127.0.0.1") == titles.index("CLIENT")
 
 
-def summary(messages, n, **fields):
-    return messages.SearchSummary(search_id=f"search-{n}", desired_names=["doctor"], **fields)
+def summary(v1, n, **fields):
+    return v1.SearchSummary(search_id=f"search-{n}", desired_names=["doctor"], **fields)
 
 
-def test_a_list_goes_through_all_pages(fake, messages, terminal):
+def test_a_list_goes_through_all_pages(fake, v1, terminal):
     def list_searches(self, request, context):
         assert list(request.states) == [2, 4] and request.client == "user:7"
         begin = int(request.page_token or 0)
-        searches = [summary(messages, n) for n in range(begin, begin + 2)]
-        return messages.ListSearchesResponse(searches=searches, next_page_token=str(begin + 2) if begin < 4 else "")
+        searches = [summary(v1, n) for n in range(begin, begin + 2)]
+        return v1.ListSearchesResponse(searches=searches, next_page_token=str(begin + 2) if begin < 4 else "")
 
     server = fake(ListSearches=list_searches)
     arguments = ["--state", "running", "--state", "ended", "--client", "user:7"]
@@ -273,9 +273,9 @@ def test_a_list_goes_through_all_pages(fake, messages, terminal):
     assert [line.split()[0] for line in listed.seen.splitlines()[1:]] == expected
 
 
-def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, messages, terminal):
+def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, v1, terminal):
     evil = "\x1b]0;owned\x07\x1b[2J\t\r\n\x9b31m"
-    told = messages.SearchSummary(
+    told = v1.SearchSummary(
         search_id=evil,
         client=evil,
         method=evil,
@@ -287,11 +287,11 @@ def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, messages
     )
 
     def watch_searches(self, request, context):
-        yield messages.WatchSearchesResponse(searches=[told])
+        yield v1.WatchSearchesResponse(searches=[told])
         context.abort(grpc.StatusCode.INTERNAL, evil)
 
     def list_searches(self, request, context):
-        return messages.ListSearchesResponse(searches=[told])
+        return v1.ListSearchesResponse(searches=[told])
 
     server = fake(ListSearches=list_searches, WatchSearches=watch_searches)
     for arguments in ([], ["--json"]):

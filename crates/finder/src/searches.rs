@@ -188,8 +188,8 @@ struct Which {
     )]
     states: Vec<State>,
 
-    /// Only those of this client, an IP address, or user: and a number, as `list` shows it. For operators;
-    /// others see their own alone
+    /// Only those of this client: ip: and an address, or user: and a number, as `list` shows it. For
+    /// operators; others see their own alone
     #[arg(
         long,
         value_name = "CLIENT",

@@ -269,7 +269,6 @@ def test_the_state_folder_is_in_the_home_unless_it_is_said(tmp_path, monkeypatch
         (["doctor", "--session", ".night"], "1 to 64 letters"),
         (["doctor", "--session", "a/b"], "1 to 64 letters"),
         (["doctor", "--session", ""], "--session"),
-        (["doctor", "--session", "a", "--server", "localhost:1"], "--server"),
         (["--resume", cursor("doctor", 5), "--session", "a"], "--session"),
     ],
 )

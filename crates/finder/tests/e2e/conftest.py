@@ -50,6 +50,20 @@ def stubs(tmp_path_factory):
     return Stubs
 
 
+@pytest.fixture(scope="session")
+def v1(tmp_path_factory):
+    """The modules of our own contract, generated as any user of it would."""
+    out = tmp_path_factory.mktemp("v1")
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_out={out}"]
+    command += [f"--grpc_python_out={out}", "hashfinder/v1/finder.proto"]
+    subprocess.run(command, check=True)
+    sys.path.insert(0, str(out))
+    from hashfinder.v1 import finder_pb2, finder_pb2_grpc
+
+    finder_pb2.Stub = finder_pb2_grpc.FinderStub
+    return finder_pb2
+
+
 class Process:
     """A process whose output can be waited for, line by line."""
 
@@ -192,6 +206,23 @@ def connect(stubs):
         channel = grpc.insecure_channel(server.address, options)
         channels.append(channel)
         return stubs.Stub(channel)
+
+    yield open_channel
+    for channel in channels:
+        channel.close()
+
+
+@pytest.fixture
+def finder(v1):
+    """Connects to the service of our own contract; each connection is one of its own."""
+    channels = []
+
+    def open_channel(address):
+        address = getattr(address, "address", address)
+        options = [("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.insecure_channel(address, options)
+        channels.append(channel)
+        return v1.Stub(channel)
 
     yield open_channel
     for channel in channels:

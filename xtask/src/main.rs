@@ -35,6 +35,9 @@ commands:
 /// Where the end-to-end tests are, below the root.
 const END_TO_END: &str = "crates/finder/tests/e2e";
 
+/// The package.json of what checks the protobuf of our own contract, by the rules in `proto/buf.yaml`.
+const BUF: &str = r#"{"dependencies": {"@bufbuild/buf": "1.75.0"}}"#;
+
 /// Where tonic-cancel is played against other implementations of gRPC, below the root.
 const INTEROP: &str = "lib/tonic-cancel/interop/tests";
 
@@ -68,6 +71,15 @@ fn test() -> Result<()> {
         "lints",
         &mut cargo("clippy --workspace --all-targets -- -D warnings"),
     )?;
+    let has_npm =
+        runs(Command::new("node").arg("--version")) && runs(Command::new("npm").arg("--version"));
+    if has_npm {
+        let buf = node_packages("buf", BUF)?.join("node_modules/.bin/buf");
+        let mut buf = Command::new(buf);
+        step("lints of the protobuf", buf.args(["lint", "proto"]))?;
+    } else {
+        skipped.push("lints of the protobuf: needs node and npm");
+    }
     for half in ["client", "server"] {
         step(
             &format!("lints of tonic-cancel's {half} alone"),
@@ -156,8 +168,10 @@ fn test() -> Result<()> {
         .args(["-m", "pytest", "--quiet", INTEROP])
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("INTEROP", target().join("debug/tonic-cancel-interop"));
-    if runs(Command::new("node").arg("--version")) && runs(Command::new("npm").arg("--version")) {
-        interop.env("INTEROP_NODE", node_packages()?);
+    if has_npm {
+        let wanted = root().join(INTEROP).join("peers/package.json");
+        let wanted = fs::read_to_string(&wanted).context("cannot read the package.json")?;
+        interop.env("INTEROP_NODE", node_packages("interop-node", &wanted)?);
     } else {
         skipped.push("interoperability with grpc-js: needs node and npm");
     }
@@ -268,18 +282,16 @@ fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// A folder with the JavaScript packages that the interoperability tests need, filled anew when that
+/// A folder under target/ with the JavaScript packages that a package.json names, filled anew when that
 /// has changed.
-fn node_packages() -> Result<PathBuf> {
-    let wanted = root().join(INTEROP).join("peers/package.json");
-    let wanted_text = fs::read_to_string(&wanted).context("cannot read the package.json")?;
-    let folder = target().join("interop-node");
+fn node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
+    let folder = target().join(folder);
     let installed = folder.join("installed.json");
-    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted_text) {
+    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted) {
         return Ok(folder);
     }
     fs::create_dir_all(&folder).context("cannot make a folder for the JavaScript packages")?;
-    fs::write(folder.join("package.json"), &wanted_text).context("cannot write package.json")?;
+    fs::write(folder.join("package.json"), wanted).context("cannot write package.json")?;
     step(
         "the JavaScript packages",
         Command::new("npm")
@@ -288,7 +300,7 @@ fn node_packages() -> Result<PathBuf> {
             .arg(&folder),
     )?;
     // Last, so that what was broken off is done again.
-    fs::write(installed, wanted_text)?;
+    fs::write(installed, wanted)?;
     Ok(folder)
 }
 

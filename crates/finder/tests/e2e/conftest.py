@@ -212,6 +212,23 @@ def connect(stubs):
         channel.close()
 
 
+@pytest.fixture
+def finder(v1):
+    """Connects to the service of our own contract; each connection is one of its own."""
+    channels = []
+
+    def open_channel(address):
+        address = getattr(address, "address", address)
+        options = [("grpc.default_authority", "localhost"), ("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.insecure_channel(address, options)
+        channels.append(channel)
+        return v1.Stub(channel)
+
+    yield open_channel
+    for channel in channels:
+        channel.close()
+
+
 def run_find(*arguments):
     """Runs `hashfinder find` to its end."""
     return subprocess.run(

@@ -1,0 +1,463 @@
+"""`hashfinder.v1.Finder/Search` and `Estimate`, for the stock client."""
+
+import base64
+import concurrent.futures
+import hashlib
+import math
+import time
+
+import grpc
+import pytest
+from conftest import (
+    FIRST_DOCTOR,
+    SIGTERM,
+    decoded,
+    distance,
+    hashed,
+    oracle,
+    run_find,
+    secrets,
+)
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+from test_contract import HARD, details
+from test_stopping import error_of
+
+CODE = grpc.StatusCode
+
+# One past the last secret's index.
+KEYSPACE_END = 2**64 - 1
+
+
+def query(v1, name, ideal=0, interesting=0, **more):
+    return v1.Query(
+        desired_names=[name], ideal_distance=ideal, interesting_distance=interesting, **more
+    )
+
+
+def hard(v1, interesting=0, **more):
+    return v1.SearchRequest(query=query(v1, HARD, interesting=interesting), **more)
+
+
+def seconds(value):
+    return duration_pb2.Duration(nanos=int(value % 1 * 1e9), seconds=int(value))
+
+
+def kinds(events):
+    return [event.WhichOneof("event") for event in events]
+
+
+def candidates(events):
+    return [event.candidate for event in events if event.WhichOneof("event") == "candidate"]
+
+
+def read(stream):
+    """All events, and the error that they end with."""
+    events = []
+    error = error_of(lambda: events.extend(stream))
+    return events, error
+
+
+def cursor_of(name, frontier, ideal=0, interesting=0):
+    """A cursor as its documentation has it."""
+    payload = bytes([ideal, interesting]) + frontier.to_bytes(8, "big") + name.encode()
+    check = hashlib.sha1(b"hf1_" + payload).digest()[:4]
+    return "hf1_" + base64.urlsafe_b64encode(payload + check).decode().rstrip("=")
+
+
+@pytest.mark.parametrize("workers", ["1", "2", "5"])
+def test_events_in_their_order(serve, finder, v1, workers):
+    server = serve("--workers", workers)
+    stub = finder(server)
+    for name, ideal, interesting in [("doc", 0, 2), ("Doctor", 2, 4), ("aa", 0, 0), ("ab", 0, 9)]:
+        stream = stub.Search(v1.SearchRequest(query=query(v1, name, ideal, interesting)))
+        events = list(stream)
+        assert stream.code() == CODE.OK
+        told = [kind for kind in kinds(events) if kind != "progress"]
+        expected = oracle(name, ideal, interesting)
+        assert told == ["accepted", *["candidate"] * len(expected), "ended"]
+        assert kinds(events)[0] == "accepted" and kinds(events)[-1] == "ended"
+        found = candidates(events)
+        assert [(c.secret, c.distance) for c in found] == expected
+        for candidate in found:
+            assert candidate.hashed_name == hashed(candidate.secret)
+            assert (candidate.distance, candidate.window) == distance(candidate.secret, name)
+            assert candidate.desired_name == name
+            assert candidate.is_ideal == (candidate is found[-1])
+        places = {secret: place for place, secret in zip(range(found[-1].index + 1), secrets())}
+        assert [c.index for c in found] == [places[c.secret] for c in found]
+        accepted, ended = events[0].accepted, events[-1].ended
+        assert accepted.search_id and accepted.maximum_hashes == 10**12
+        assert ended.reason == v1.END_REASON_FOUND and ended.cursor == ""
+        assert ended.hashes == ended.frontier == found[-1].index + 1
+        line = server.call_ended(method='"Search"', code="Ok", work='"found"')
+        assert f"search={accepted.search_id} " in line
+
+
+def test_the_odds_are_told_first(serve, finder, v1):
+    stream = finder(serve()).Search(v1.SearchRequest(query=query(v1, "doctor")))
+    odds = next(stream).accepted.odds
+    assert f"{odds.chance.low:.3e}" == "1.956e-08" and odds.chance.low == odds.chance.high
+    assert odds.expected_hashes.low == pytest.approx(1 / odds.chance.low)
+    assert odds.median_hashes.low == pytest.approx(math.log(2) / odds.chance.low)
+    assert odds.p90_hashes.low == pytest.approx(math.log(10) / odds.chance.low)
+    assert odds.p99_hashes.low == pytest.approx(math.log(100) / odds.chance.low)
+    [found] = candidates(list(stream))
+    assert found.secret == FIRST_DOCTOR
+
+
+BUDGET = 1_000_000
+
+
+@pytest.mark.parametrize("asked", [0, 1000, 2**64 - 1])
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_a_budget_ends_exactly_there(serve, finder, v1, asked, workers):
+    server = serve("--workers", workers, "--maximum-hashes", str(BUDGET))
+    stub = finder(server)
+    events, error = read(stub.Search(hard(v1, 15, maximum_hashes=asked)))
+    budget = asked if asked == 1000 else BUDGET
+    assert events[0].accepted.maximum_hashes == budget
+    ended = events[-1].ended
+    assert ended.reason == v1.END_REASON_HASH_BUDGET_SPENT
+    assert ended.hashes == ended.frontier == budget
+    # Whatever the flag says that the reference contract obeys.
+    assert error.code() == CODE.RESOURCE_EXHAUSTED
+    info = details(error, error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain) == ("HASH_BUDGET_SPENT", "hashfinder")
+    assert info.metadata["hashes_tried"] == str(budget)
+    assert info.metadata["cursor"] == ended.cursor == cursor_of(HARD, budget, 0, 15)
+    server.call_ended(code="ResourceExhausted", work='"hash budget spent"')
+
+
+def test_going_on_from_cursors_gives_what_an_unstopped_search_gives(serve, finder, v1):
+    stub = finder(serve())
+    whole = candidates(stub.Search(v1.SearchRequest(query=query(v1, "docto", 0, 3))))
+    parts, request = [], v1.SearchRequest(query=query(v1, "docto", 0, 3), maximum_hashes=100_003)
+    for _ in range(10):
+        events = []
+        try:
+            events.extend(stub.Search(request))
+        except grpc.RpcError as error:
+            assert error.code() == CODE.RESOURCE_EXHAUSTED
+        parts += candidates(events)
+        ended = events[-1].ended
+        if ended.reason == v1.END_REASON_FOUND:
+            break
+        request = v1.SearchRequest(cursor=ended.cursor, maximum_hashes=100_003)
+    assert parts == whole
+    assert len(whole) > 10 and whole[-1].is_ideal
+
+
+def test_the_keyspace_ends(serve, finder, v1):
+    stub = finder(serve())
+    cursor = cursor_of(HARD, KEYSPACE_END - 5000)
+    events, error = read(stub.Search(v1.SearchRequest(cursor=cursor)))
+    assert kinds(events) == ["accepted", "ended"]
+    ended = events[-1].ended
+    assert ended.reason == v1.END_REASON_KEYSPACE_EXHAUSTED
+    assert (ended.hashes, ended.frontier, ended.cursor) == (5000, KEYSPACE_END, "")
+    assert error.code() == CODE.NOT_FOUND
+    assert details(error, error_details_pb2.ErrorInfo).reason == "KEYSPACE_EXHAUSTED"
+    # Nothing is left of it.
+    events, error = read(stub.Search(v1.SearchRequest(cursor=cursor_of(HARD, KEYSPACE_END))))
+    assert (events[-1].ended.hashes, error.code()) == (0, CODE.NOT_FOUND)
+
+
+def test_a_quota_ends_a_search_with_its_cursor(serve, finder, v1):
+    server = serve("--maximum-hashes-per-second", "100000")
+    stub = finder(server)
+    events, error = read(stub.Search(hard(v1)))
+    ended = events[-1].ended
+    assert ended.reason == v1.END_REASON_HASH_QUOTA_SPENT
+    assert error.code() == CODE.RESOURCE_EXHAUSTED
+    info = details(error, error_details_pb2.ErrorInfo)
+    assert info.reason == "HASH_QUOTA_SPENT" and info.metadata["cursor"] == ended.cursor
+    details(error, error_details_pb2.RetryInfo)
+    following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
+    assert "secrets tried: 1\n" in following.stderr
+    # Refused before any work.
+    events, error = read(stub.Search(hard(v1)))
+    assert events == [] and error.code() == CODE.RESOURCE_EXHAUSTED
+    server.wait_for('call refused method="Search"')
+
+
+def test_a_cancelled_call_frees_the_cores(serve, finder, v1):
+    server = serve()
+    stub = finder(server)
+    stream = stub.Search(hard(v1, 18))
+    search_id = next(stream).accepted.search_id
+    server.wait_until_busy()
+    stream.cancel()
+    assert stream.code() == CODE.CANCELLED
+    line = server.call_ended(cause='"client gone"', work='"stopped"')
+    assert f"search={search_id} " in line
+    server.assert_idle()
+    [listed] = stub.ListSearches(v1.ListSearchesRequest()).searches
+    assert listed.end_reason == v1.END_REASON_CANCELLED_BY_CLIENT and listed.cursor
+
+
+def test_a_deadline_ends_the_stream(serve, finder, v1):
+    server = serve()
+    stub = finder(server)
+    events, error = read(stub.Search(hard(v1), timeout=0.5))
+    assert kinds(events)[0] == "accepted" and "ended" not in kinds(events)
+    assert error.code() == CODE.DEADLINE_EXCEEDED
+    # The client gives up at the same moment, so either may be the first the server knows of.
+    line = server.call_ended(work='"stopped"')
+    by_deadline = "deadline exceeded" in line
+    assert by_deadline or "client gone" in line
+    server.assert_idle()
+    [listed] = stub.ListSearches(v1.ListSearchesRequest()).searches
+    expected = "DEADLINE_EXCEEDED" if by_deadline else "CANCELLED_BY_CLIENT"
+    assert v1.EndReason.Name(listed.end_reason) == f"END_REASON_{expected}"
+
+
+def test_a_drain_is_told_by_event_and_status(serve, finder, v1):
+    server = serve("--drain-grace", "100ms")
+    stream = finder(server).Search(hard(v1, 13))
+    next(stream)
+    server.wait_until_busy()
+    server.send(SIGTERM)
+    events, error = read(stream)
+    ended = events[-1].ended
+    assert ended.reason == v1.END_REASON_DRAINING
+    assert error.code() == CODE.UNAVAILABLE
+    info = details(error, error_details_pb2.ErrorInfo)
+    assert (info.reason, info.domain) == ("DRAINING", "hashfinder")
+    assert info.metadata["cursor"] == ended.cursor
+    assert details(error, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
+    assert server.wait() == 0
+    server.call_ended(cause='"server draining"', code="Unavailable")
+    # What came before and what comes behind the cursor are all there are.
+    found = candidates(events)
+    assert all(candidate.index < ended.frontier for candidate in found)
+    following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
+    assert "secrets tried: 1\n" in following.stderr
+
+
+def test_a_full_server_refuses(serve, finder, v1, connect, stubs):
+    server = serve("--maximum-concurrent-rpcs", "1")
+    stub = finder(server)
+    stream = stub.Search(hard(v1))
+    next(stream)
+    # The permits are both services'.
+    for call in [
+        lambda: list(stub.Search(hard(v1))),
+        lambda: connect(server).Find(stubs.Request(desired_name=HARD)),
+    ]:
+        error = error_of(call)
+        assert error.code() == CODE.RESOURCE_EXHAUSTED
+        assert details(error, error_details_pb2.ErrorInfo).reason.startswith("TOO_MANY_SEARCHES")
+    stream.cancel()
+    server.call_ended(work='"stopped"')
+    assert decoded(connect(server).Find(stubs.Request(desired_name="aa"))) == oracle("aa", 0)[-1]
+
+
+BAD_QUERIES = [
+    ({"desired_names": []}, "query.desired_names", "no name"),
+    ({"desired_names": [""]}, "query.desired_names[0]", "empty"),
+    ({"desired_names": ["a" * 29]}, "query.desired_names[0]", "29 characters"),
+    ({"desired_names": ["doc-tor"]}, "query.desired_names[0]", "'-' appears in no hashed name"),
+    ({"desired_names": ["naïve"], "ideal_distance": 0}, "query.desired_names[0]", "'ï'"),
+    ({"ideal_distance": -1}, "query.ideal_distance", "-1"),
+    ({"interesting_distance": -(2**31)}, "query.interesting_distance", "-2147483648"),
+    ({"algorithm": 99}, "query.algorithm", "99"),
+    ({"encoding": -1}, "query.encoding", "-1"),
+    ({"anchor": 77}, "query.anchor", "77"),
+    ({"keyspace": {"named": 12}}, "query.keyspace.named", "12"),
+]
+
+
+def test_bad_queries_are_refused_with_their_field(serve, finder, v1):
+    server = serve()
+    stub = finder(server)
+    for fields, field, reason in BAD_QUERIES:
+        asked = v1.Query(**{"desired_names": ["doctor"], **fields})
+        for call in [
+            lambda: list(stub.Search(v1.SearchRequest(query=asked))),
+            lambda: stub.Estimate(v1.EstimateRequest(query=asked)),
+        ]:
+            error = error_of(call)
+            assert error.code() == CODE.INVALID_ARGUMENT, fields
+            assert reason in error.details(), (fields, error.details())
+            [violation] = details(error, error_details_pb2.BadRequest).field_violations
+            assert violation.field == field
+            assert violation.description == error.details()
+            server.wait_for("call refused")
+    assert stub.ListSearches(v1.ListSearchesRequest()).searches == []
+
+
+def test_what_is_neither_query_nor_cursor(serve, finder, v1):
+    stub = finder(serve())
+    good = cursor_of("doctor", 5)
+    for request, field in [
+        (v1.SearchRequest(), "query"),
+        (v1.SearchRequest(cursor=""), "cursor"),
+        (v1.SearchRequest(cursor="doctor"), "cursor"),
+        (v1.SearchRequest(cursor=good[:-1]), "cursor"),
+        (v1.SearchRequest(cursor=good.replace("hf1_", "hf9_")), "cursor"),
+    ]:
+        error = error_of(lambda: list(stub.Search(request)))
+        assert error.code() == CODE.INVALID_ARGUMENT
+        [violation] = details(error, error_details_pb2.BadRequest).field_violations
+        assert violation.field == field
+    error = error_of(lambda: stub.Estimate(v1.EstimateRequest()))
+    [violation] = details(error, error_details_pb2.BadRequest).field_violations
+    assert (error.code(), violation.field) == (CODE.INVALID_ARGUMENT, "query")
+
+
+def test_the_defaults_may_be_spelled_out(serve, finder, v1):
+    spelled = query(
+        v1,
+        "doc",
+        algorithm=v1.ALGORITHM_SHA1,
+        encoding=v1.ENCODING_BASE64,
+        anchor=v1.ANCHOR_ANYWHERE,
+        keyspace=v1.Keyspace(named=v1.NAMED_ALPHABET_BYTES),
+    )
+    events = list(finder(serve()).Search(v1.SearchRequest(query=spelled)))
+    [found] = candidates(events)
+    assert [(found.secret, found.distance)] == oracle("doc", 0)
+
+
+def test_progress_comes_at_a_bounded_pace(serve, finder, v1):
+    stub = finder(serve())
+    began = time.monotonic()
+    # Shorter than the shortest interval there is, which is 100 ms.
+    stream = stub.Search(hard(v1, 14, progress_interval=seconds(0.001)))
+    chance = next(stream).accepted.odds.chance.low
+    told = []
+    while len(told) < 6:
+        event = next(stream)
+        if event.WhichOneof("event") == "candidate":
+            continue
+        now = event.progress
+        told.append(now)
+        # However late it is read, there were never more than one in an interval.
+        assert time.monotonic() - began >= 0.1 * len(told) - 0.01
+        expected = -math.expm1(now.hashes * math.log1p(-chance))
+        assert now.chance_by_now.low == pytest.approx(expected)
+        assert now.frontier <= now.hashes
+        assert now.state in [v1.SEARCH_STATE_QUEUED, v1.SEARCH_STATE_RUNNING]
+        assert now.average_hashes_per_second > 0
+    stream.cancel()
+    assert sorted(now.hashes for now in told) == [now.hashes for now in told]
+    assert told[-1].hashes > told[0].hashes > 0
+
+
+def test_candidates_below_a_frontier_are_told_before_it(serve, finder, v1):
+    stream = finder(serve()).Search(hard(v1, 17, progress_interval=seconds(0.1)))
+    frontier, progresses = 0, 0
+    for event in stream:
+        kind = event.WhichOneof("event")
+        if kind == "candidate":
+            assert event.candidate.index >= frontier
+        elif kind == "progress":
+            assert event.progress.frontier >= frontier
+            frontier = event.progress.frontier
+            progresses += 1
+            if progresses == 10:
+                break
+    stream.cancel()
+
+
+def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v1):
+    server = serve()
+    stub = finder(server)
+    # Every secret is a candidate, and there is progress to tell ten times a second.
+    request = hard(v1, 21, progress_interval=seconds(0.1))
+    streams = [stub.Search(request) for _ in range(20)]
+    server.wait_until_busy()
+    deadline = time.monotonic() + 30
+    while True:
+        before = server.cpu_s()
+        time.sleep(0.3)
+        if server.cpu_s() - before < 0.03:
+            break
+        assert time.monotonic() < deadline, "it goes on though nobody reads"
+    resident = server.resident_bytes()
+    server.assert_idle()
+    assert server.resident_bytes() - resident < 1_000_000
+    states = {s.state for s in stub.ListSearches(v1.ListSearchesRequest()).searches}
+    assert states == {v1.SEARCH_STATE_PARKED}
+
+    # Who begins to read gets everything from the first one on, and what was missed of the progress once.
+    for stream in streams[:2]:
+        found, told = [], 0
+        while len(found) < 20_000:
+            event = next(stream)
+            if event.WhichOneof("event") == "candidate":
+                found.append(event.candidate.secret)
+            told += event.WhichOneof("event") == "progress"
+        assert all(secret == expected for secret, expected in zip(found, secrets()))
+    for stream in streams:
+        stream.cancel()
+    for _ in range(20):
+        server.call_ended(cause='"client gone"')
+
+
+def test_estimate(serve, finder, v1):
+    stub = finder(serve())
+    for name, ideal, chance in [
+        ("doctor", 0, 1.956e-8),
+        ("doctor", 1, 3.747e-6),
+        ("doctor", 2, 2.985e-4),
+        ("hashfinder", 3, 5.738e-8),
+    ]:
+        told = stub.Estimate(v1.EstimateRequest(query=query(v1, name, ideal)))
+        odds, rate = told.odds, told.hashes_per_second
+        assert odds.chance.low == odds.chance.high == pytest.approx(chance, rel=5e-4)
+        assert rate > 1e5
+        for hashes, takes in [
+            (odds.expected_hashes, told.expected_seconds),
+            (odds.median_hashes, told.median_seconds),
+            (odds.p90_hashes, told.p90_seconds),
+            (odds.p99_hashes, told.p99_seconds),
+        ]:
+            assert takes.low == pytest.approx(hashes.low / rate)
+            assert takes.high == pytest.approx(hashes.high / rate)
+
+
+def test_an_estimate_may_have_bounds(serve, finder, v1):
+    told = finder(serve()).Estimate(v1.EstimateRequest(query=query(v1, "hashfinderhash", 7)))
+    assert 0 < told.odds.chance.low <= told.odds.chance.high < 1
+    assert told.odds.expected_hashes.low <= told.odds.expected_hashes.high
+
+
+def test_many_estimates_at_once_are_measured_once(serve, finder, v1):
+    server = serve()
+    stub = finder(server)
+    before = server.cpu_s()
+    request = v1.EstimateRequest(query=query(v1, "doctor"))
+    futures = [stub.Estimate.future(request) for _ in range(50)]
+    rates = {future.result().hashes_per_second for future in futures}
+    # No measurement gives the same number twice.
+    assert len(rates) == 1
+    # One thread, for a quarter of a second.
+    assert server.cpu_s() - before < 1
+
+
+def test_health_and_reflection(serve):
+    with grpc.insecure_channel(serve().address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        response = stub.Check(health_pb2.HealthCheckRequest(service="hashfinder.v1.Finder"))
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
+        file = ProtoReflectionDescriptorDatabase(channel).FindFileContainingSymbol(
+            "hashfinder.v1.Finder"
+        )
+        [service] = file.service
+        methods = ["Search", "Estimate", "ListSearches", "WatchSearches", "CancelSearch"]
+        assert [method.name for method in service.method] == methods
+
+
+def test_several_calls_at_once_have_ids_of_their_own(serve, finder, v1):
+    stub = finder(serve())
+    request = v1.SearchRequest(query=query(v1, "aa"))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        calls = pool.map(lambda _: list(stub.Search(request)), range(200))
+        ids = {events[0].accepted.search_id for events in calls}
+    assert len(ids) == 200 and all(len(search_id) == 32 for search_id in ids)

@@ -193,7 +193,8 @@ impl FinderSearch {
         let finding = Finding::checked(secret, &candidate.hashed_name, self.query.name())?;
         let index = Secret::from_bytes(&finding.secret).map(|secret| secret.index());
         // Else a cursor would lose some, or tell some twice.
-        let Some(index) = index.filter(|index| *index >= self.frontier) else {
+        let in_turn = |index: &Index| self.answer.is_none() && *index >= self.frontier;
+        let Some(index) = index.filter(in_turn) else {
             bail!(
                 "the server's answer is wrong: {} is not in its turn",
                 finding.hashed_name

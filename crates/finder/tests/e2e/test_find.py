@@ -19,7 +19,6 @@ from conftest import (
     HASHFINDER,
     SIGINT,
     SIGTERM,
-    Process,
     hashed,
     line_of,
     oracle,
@@ -326,16 +325,6 @@ def test_a_server_that_dies(find, serve):
     assert "the server failed" in process.rest_of_stderr()
 
 
-class Reference(Process):
-    def __init__(self, stubs, budget):
-        command = [sys.executable, str(HERE / "reference_server.py"), str(budget), stubs.path]
-        super().__init__(command)
-        self.address = f"localhost:{self.told().removeprefix('listening on ')}"
-
-    def told(self):
-        return self.popen.stdout.readline().rstrip("\n")
-
-
 @pytest.mark.parametrize(
     ("secret", "text"),
     [(b"", None), (b"\0", "A" * 27 + "="), (b"", "2jmj7l5rSw0yVb/vlWAYkK/YBwk="), (None, "")],
@@ -358,16 +347,6 @@ def test_a_server_that_lies_is_not_believed(stubs, secret, text):
     assert done.returncode == 5
     assert "the server's" in done.stderr and "panicked" not in done.stderr
     assert done.stdout == ""
-
-
-@pytest.fixture
-def reference(stubs, processes):
-    def start(budget=10**9):
-        server = Reference(stubs, budget)
-        processes.append(server)
-        return server
-
-    return start
 
 
 def test_the_reference_server_answers(reference):

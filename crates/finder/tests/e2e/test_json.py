@@ -16,7 +16,7 @@ from conftest import (
     run_find,
     secrets,
 )
-from test_find import HARD, cursor, cursor_in, lines, reference  # noqa: F401
+from test_find import HARD, cursor, cursor_in, lines
 
 SCHEMA = json.loads((PROTOS.parent / "docs/find.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

@@ -4,7 +4,6 @@ import random
 import re
 import subprocess
 import threading
-from concurrent import futures
 
 import grpc
 import pytest
@@ -181,32 +180,6 @@ def test_a_session_at_a_server(serve, tmp_path, monkeypatch):
         assert distinct(printed) == everything
         # Only a kill makes it tell anything twice.
         assert killed or printed == everything
-
-
-class Fake:
-    """A server of hashfinder.v1 that says what it is told to say."""
-
-    def __init__(self, **methods):
-        from hashfinder.v1 import finder_pb2_grpc
-
-        servicer = type("Servicer", (finder_pb2_grpc.FinderServicer,), methods)
-        self.server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-        finder_pb2_grpc.add_FinderServicer_to_server(servicer(), self.server)
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
-        self.server.start()
-
-
-@pytest.fixture
-def fake(v1):
-    servers = []
-
-    def start(**methods):
-        servers.append(Fake(**methods))
-        return servers[-1]
-
-    yield start
-    for one in servers:
-        one.server.stop(None)
 
 
 def told_by(v1, *events):

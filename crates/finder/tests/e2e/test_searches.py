@@ -13,7 +13,6 @@ import jsonschema
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGINT, SIGTERM, Process
 from test_find import HARD, cursor_in
-from test_remote import fake  # noqa: F401
 from test_status import Terminal
 
 SCHEMA = json.loads((PROTOS.parent / "docs/searches.schema.json").read_text())
@@ -124,6 +123,15 @@ def test_only_operators_see_what_is_anothers(serve):
     done = run("list", serve(), "--client", "ip:192.0.2.1")
     assert done.returncode == 5
     assert "only an operator" in done.stderr
+
+
+def test_an_operator_chooses_a_client(serve, searching):
+    server = serve("--operator", "127.0.0.1")
+    _, search_id = searching(server)
+    done = run("list", server, "--client", "ip:192.0.2.1")
+    assert (done.returncode, done.stdout) == (0, "")
+    done = run("list", server, "--client", "ip:127.0.0.1")
+    assert done.stdout.startswith(search_id)
 
 
 def test_watching_by_lines(serve, searching, watch):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, line_of, run_find
-from test_find import HARD, cursor, cursor_in, reference  # noqa: F401
+from test_find import HARD, cursor, cursor_in
 from test_json import records
 
 ERASE = "\r\x1b[2K"

@@ -235,6 +235,18 @@ def test_watching_on_a_terminal(serve, searching, terminal):
     assert screen.seen.endswith("\x1b[?7h\r\n") or screen.seen.endswith("^C\r\n")
 
 
+def test_a_table_stays_when_the_server_goes(serve, searching, terminal):
+    server = serve("--drain-grace", "0s")
+    _, search_id = searching(server)
+    screen = terminal(server)
+    screen.wait_for(search_id)
+    server.send(SIGTERM)
+    assert screen.wait() == 0
+    *_, row, last = screen.seen.splitlines()
+    assert search_id in row
+    assert last == f"hashfinder: the server at {server.address} is shutting down"
+
+
 def test_a_table_is_no_longer_than_the_terminal(serve, find, terminal):
     server = serve()
     started = [find(HARD, "--server", server.address) for _ in range(9)]

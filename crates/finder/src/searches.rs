@@ -299,7 +299,9 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
             break;
         }
     }
-    if form == Form::Table {
+    if form == Form::Table && table.is_empty() {
+        say(format_args!("no searches at {}", at.server));
+    } else if form == Form::Table {
         let rows = aligned(table.iter(), SystemTime::now()).join("\n");
         print(&format!("{rows}\n"))?;
     }

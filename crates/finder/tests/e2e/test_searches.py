@@ -63,9 +63,13 @@ def as_json(line):
     return record
 
 
-def test_a_list_of_none(serve):
-    done = run("list", serve())
+def test_a_list_of_none(serve, terminal):
+    server = serve()
+    done = run("list", server)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    listed = terminal(server, command="list")
+    assert listed.wait() == 0
+    assert listed.seen == f"hashfinder: no searches at {server.address}\r\n"
 
 
 def test_a_list(serve, searching):

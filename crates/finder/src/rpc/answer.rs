@@ -150,7 +150,10 @@ impl Answer {
             },
             Outcome::Cancelled { cause, cursor } => self.call.stopped(cause, cursor),
             Outcome::Failed(cursor) => CallError::Failed(cursor),
-            other => CallError::Unknown(format!("{other:?}")),
+            other => CallError::Broken {
+                code: Code::Internal,
+                message: format!("an unknown outcome: {other:?}"),
+            },
         })
     }
 }

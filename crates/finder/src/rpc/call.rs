@@ -36,7 +36,7 @@ struct State {
     search: Option<SearchEnd>,
     /// How the call ended, and after how long.
     call: Option<(CallEnd, Duration)>,
-    /// What the work cost, once the last worker has let go.
+    /// What the work cost, once the last worker has let go and until the log is told.
     work: Option<Report>,
 }
 
@@ -222,8 +222,11 @@ impl Call {
     }
 
     /// Writes the log's line when both the call and its work are over.
-    fn log_if_over(&self, state: MutexGuard<'_, State>) {
-        let (Some((end, took)), Some(report)) = (state.call, state.work.clone()) else {
+    fn log_if_over(&self, mut state: MutexGuard<'_, State>) {
+        let Some((end, took)) = state.call else {
+            return;
+        };
+        let Some(report) = state.work.take() else {
             return;
         };
         let id = (state.listing.as_ref()).map(|listing| Arc::clone(&listing.id));

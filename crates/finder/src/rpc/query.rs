@@ -150,3 +150,97 @@ fn unsupported<T>(field: &str, what_it_does: &str) -> Result<T, CallError> {
 fn wrong(field: &str, error: &impl std::error::Error) -> CallError {
     CallError::wrong(field, error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doctor() -> v1pb::Query {
+        v1pb::Query {
+            desired_names: vec!["doctor".to_owned()],
+            ideal_distance: 1,
+            interesting_distance: 3,
+            ..v1pb::Query::default()
+        }
+    }
+
+    fn keyspace(change: impl FnOnce(&mut Keyspace)) -> Option<Keyspace> {
+        let mut keyspace = Keyspace::default();
+        change(&mut keyspace);
+        Some(keyspace)
+    }
+
+    #[test]
+    fn what_is_left_out_and_what_is_spelled_out_is_the_same() {
+        let name: DesiredName = "doctor".parse().unwrap();
+        let expected = Query::new(name, Distance::from(1)).unwrap();
+        let expected = expected.interesting(Distance::from(3));
+        assert_eq!(of_query(&doctor()), Ok(expected.clone()));
+        let spelled = v1pb::Query {
+            algorithm: Algorithm::Sha1.into(),
+            encoding: v1pb::Encoding::Base64.into(),
+            anchor: Anchor::Anywhere.into(),
+            keyspace: keyspace(|k| k.alphabet = Some(Alphabet::Named(NamedAlphabet::Bytes.into()))),
+            ..doctor()
+        };
+        assert_eq!(of_query(&spelled), Ok(expected));
+    }
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        type Change = fn(&mut v1pb::Query);
+        let changes: [(&str, Change); 17] = [
+            ("query.desired_names", |q| q.desired_names.clear()),
+            ("query.desired_names[0]", |q| q.desired_names[0].clear()),
+            ("query.desired_names[0]", |q| {
+                q.desired_names[0] = "a".repeat(29)
+            }),
+            ("query.desired_names[0]", |q| {
+                q.desired_names[0] = "=-=-".to_owned()
+            }),
+            ("query.desired_names", |q| {
+                q.desired_names.push("doc".to_owned())
+            }),
+            ("query.ideal_distance", |q| q.ideal_distance = -1),
+            ("query.interesting_distance", |q| {
+                q.interesting_distance = i32::MIN
+            }),
+            ("query.algorithm", |q| {
+                q.algorithm = Algorithm::Blake3.into()
+            }),
+            ("query.algorithm", |q| q.algorithm = 99),
+            ("query.encoding", |q| {
+                q.encoding = v1pb::Encoding::Hex.into()
+            }),
+            ("query.anchor", |q| q.anchor = Anchor::Suffix.into()),
+            ("query.case_sensitive", |q| q.case_sensitive = true),
+            ("query.keyspace.prefix", |q| {
+                q.keyspace = keyspace(|k| k.prefix = vec![0]);
+            }),
+            ("query.keyspace.suffix", |q| {
+                q.keyspace = keyspace(|k| k.suffix = vec![0]);
+            }),
+            ("query.keyspace.named", |q| {
+                let digits = NamedAlphabet::Digits.into();
+                q.keyspace = keyspace(|k| k.alphabet = Some(Alphabet::Named(digits)));
+            }),
+            ("query.keyspace.named", |q| {
+                q.keyspace = keyspace(|k| k.alphabet = Some(Alphabet::Named(-1)));
+            }),
+            ("query.keyspace.given", |q| {
+                q.keyspace = keyspace(|k| k.alphabet = Some(Alphabet::Given(vec![1, 2])));
+            }),
+        ];
+        for (expected, change) in changes {
+            let mut query = doctor();
+            change(&mut query);
+            match of_query(&query) {
+                Err(CallError::BadRequest { field, message }) => {
+                    assert_eq!(field, expected);
+                    assert!(!message.is_empty());
+                }
+                other => panic!("{expected}: {other:?}"),
+            }
+        }
+    }
+}

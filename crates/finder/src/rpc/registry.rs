@@ -175,3 +175,131 @@ impl List {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hashfinder_search::{Client, Distance, Engine, Kernel, Query};
+    use std::{collections::HashSet, time::Duration};
+
+    fn query() -> Query {
+        Query::new("aa".parse().unwrap(), Distance::ZERO).unwrap()
+    }
+
+    /// What stops nothing.
+    fn stopper() -> Stopper {
+        let engine = Engine::start(1, Kernel::best(), || Duration::ZERO).unwrap();
+        let search = engine.search(Client::default(), query(), |_| {});
+        search.unwrap().stopper()
+    }
+
+    fn name(number: usize) -> ClientName {
+        ClientName(format!("ip:10.0.0.{number}").into())
+    }
+
+    fn call(client: usize) -> Arc<Call> {
+        Arc::new(Call::new("a.Service/Method", None, name(client), query()))
+    }
+
+    fn ids(registry: &Registry, viewer: &Viewer) -> Vec<Arc<str>> {
+        let seen = registry.seen_by(viewer, None, None).into_iter();
+        seen.map(|(_, call)| call.id().unwrap()).collect()
+    }
+
+    fn viewer(client: usize) -> Viewer {
+        Viewer {
+            client: name(client),
+            is_operator: false,
+        }
+    }
+
+    #[test]
+    fn those_that_have_ended_are_bounded_and_nobody_pushes_out_others() {
+        let (registry, stopper) = (Registry::default(), stopper());
+        let end = |call: &Call| registry.ended(call, &Outcome::Exhausted, 0);
+        let add = |client| {
+            let call = call(client);
+            registry.add(&call, stopper.clone());
+            call
+        };
+        let running = add(0);
+        let few: Vec<Arc<str>> = (0..3)
+            .map(|_| {
+                let call = add(0);
+                end(&call);
+                // Once is enough.
+                end(&call);
+                call.id().unwrap()
+            })
+            .collect();
+        // Each of them has as many as it may, and all together more than there may be.
+        for _ in 0..2 * ENDED_OF_CLIENT {
+            for client in 1..=2 * ENDED / ENDED_OF_CLIENT {
+                end(&add(client));
+            }
+        }
+        let operator = Viewer {
+            is_operator: true,
+            ..viewer(0)
+        };
+        let all = ids(&registry, &operator);
+        assert_eq!(all.len(), ENDED + 1);
+        let mut own = vec![running.id().unwrap()];
+        own.extend(few);
+        assert_eq!(ids(&registry, &viewer(0)), own);
+        let most = ids(&registry, &viewer(1));
+        assert!(most.len() <= ENDED_OF_CLIENT && !most.is_empty());
+        // What is forgotten is forgotten wholly.
+        let list = registry.lock();
+        assert_eq!((list.places.len(), list.ended_count), (ENDED + 1, ENDED));
+        let ended: usize = list.ended.values().map(VecDeque::len).sum();
+        assert_eq!(ended, ENDED);
+        drop(list);
+        // One that had ended when it came is none that is going on.
+        let late = call(0);
+        end(&late);
+        registry.add(&late, stopper);
+        assert_eq!(registry.lock().ended[&name(0)].len(), 4);
+    }
+
+    #[test]
+    fn only_those_who_may_see_a_search_find_it() {
+        let registry = Registry::default();
+        let id = registry.add(&call(1), stopper());
+        assert!(registry.find(&viewer(1), &id).is_some());
+        assert!(registry.find(&viewer(2), &id).is_none());
+        let operator = Viewer {
+            is_operator: true,
+            ..viewer(2)
+        };
+        assert!(registry.find(&operator, &id).is_some());
+        assert!(registry.find(&operator, &id[1..]).is_none());
+        assert_eq!(
+            registry.seen_by(&operator, Some("ip:10.0.0.1"), None).len(),
+            1
+        );
+        assert_eq!(
+            registry.seen_by(&operator, Some("ip:10.0.0.2"), None).len(),
+            0
+        );
+        assert_eq!(registry.seen_by(&operator, None, Some(0)).len(), 0);
+    }
+
+    #[test]
+    fn no_two_ids_are_alike_and_tokens_are_read_where_they_were_made() {
+        let (registry, other) = (Registry::default(), Registry::default());
+        let places = 0..1000;
+        let all = [&registry, &other];
+        let ids: HashSet<_> = all
+            .iter()
+            .flat_map(|registry| places.clone().map(|place| registry.id(place)))
+            .collect();
+        assert_eq!(ids.len(), 2000);
+        for place in places.chain([u64::MAX]) {
+            let token = registry.page_token(place);
+            assert_eq!(registry.place_of(&token), Some(place));
+            assert_eq!(other.place_of(&token), None);
+            assert_eq!(registry.place_of(&token[1..]), None);
+        }
+    }
+}

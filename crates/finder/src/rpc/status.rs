@@ -58,8 +58,8 @@ pub(crate) enum CallError {
     Draining(Option<Cursor>),
     /// The search panicked.
     Failed(Cursor),
-    /// The search ended in a way that this program has no words for yet.
-    Unknown(String),
+    /// What was done for the call panicked, or came to an end that nobody foresaw.
+    Broken { code: Code, message: String },
     /// The search was cancelled by its id.
     Cancelled {
         by: Canceller,
@@ -180,9 +180,7 @@ impl From<CallError> for Status {
                     HashMap::from([(CURSOR.to_owned(), cursor.to_string())]),
                 ),
             ),
-            CallError::Unknown(outcome) => {
-                Status::internal(format!("an unknown outcome: {outcome}"))
-            }
+            CallError::Broken { code, message } => Status::new(code, message),
             CallError::Cancelled { by, reason, cursor } => {
                 let (name, who) = match by {
                     Canceller::Client => (CANCELLED_BY_CLIENT, "its client"),

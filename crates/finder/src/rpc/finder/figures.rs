@@ -118,7 +118,10 @@ impl Figures {
             if caller.context.is_cancelled() {
                 CallError::Draining(None)
             } else {
-                CallError::Unknown(status.message().to_owned())
+                CallError::Broken {
+                    code: status.code(),
+                    message: status.message().to_owned(),
+                }
             }
         })
     }

@@ -196,7 +196,7 @@ impl FinderService {
         let summary = call.summary();
         let had_ended = call.cancel(by, reason);
         tracing::info!(
-            search = request.search_id,
+            search = %request.search_id,
             peer = caller.peer().map(tracing::field::display),
             ?by,
             reason,

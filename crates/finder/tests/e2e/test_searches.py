@@ -201,8 +201,8 @@ class Watch(Terminal):
         fcntl.ioctl(self._ours, termios.TIOCSWINSZ, size)
 
     def table(self):
-        """The lines of the table as they stand on the screen after the last drawing."""
-        last = self.seen.rsplit("\x1b[?7l", 1)[1].split("\x1b[J", 1)[0]
+        """The lines of the table as it was last drawn as a whole."""
+        last = re.findall(r"\x1b\[\?7l(.*?)\x1b\[J", self.seen, re.DOTALL)[-1]
         lines = last.split("\x1b[K\r\n")
         assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines)), lines
         return lines

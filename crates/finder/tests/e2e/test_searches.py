@@ -91,6 +91,8 @@ def test_a_list(serve, searching):
     assert record["hashes"] >= int(columns[4])
     process.send(SIGINT)
     assert process.wait() == 130
+    # The server hears of it a little later.
+    server.call_ended(method='"Search"')
     ended = run("list", server, "--state", "ended", "--json").stdout.splitlines()
     [record] = map(as_json, ended)
     assert (record["search_id"], record["end_reason"]) == (search_id, "cancelled_by_client")

@@ -193,24 +193,24 @@ mod tests {
             ("query.desired_names", |q| q.desired_names.clear()),
             ("query.desired_names[0]", |q| q.desired_names[0].clear()),
             ("query.desired_names[0]", |q| {
-                q.desired_names[0] = "a".repeat(29)
+                q.desired_names[0] = "a".repeat(29);
             }),
             ("query.desired_names[0]", |q| {
-                q.desired_names[0] = "=-=-".to_owned()
+                q.desired_names[0] = "=-=-".to_owned();
             }),
             ("query.desired_names", |q| {
-                q.desired_names.push("doc".to_owned())
+                q.desired_names.push("doc".to_owned());
             }),
             ("query.ideal_distance", |q| q.ideal_distance = -1),
             ("query.interesting_distance", |q| {
-                q.interesting_distance = i32::MIN
+                q.interesting_distance = i32::MIN;
             }),
             ("query.algorithm", |q| {
-                q.algorithm = Algorithm::Blake3.into()
+                q.algorithm = Algorithm::Blake3.into();
             }),
             ("query.algorithm", |q| q.algorithm = 99),
             ("query.encoding", |q| {
-                q.encoding = v1pb::Encoding::Hex.into()
+                q.encoding = v1pb::Encoding::Hex.into();
             }),
             ("query.anchor", |q| q.anchor = Anchor::Suffix.into()),
             ("query.case_sensitive", |q| q.case_sensitive = true),

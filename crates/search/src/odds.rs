@@ -6,9 +6,10 @@ use std::{
     ops::RangeInclusive,
 };
 
-use hashfinder_kernels::{ALPHABET, CharSet, HASHED_NAME_LEN, place};
-
-use crate::name::{DesiredName, Distance};
+use crate::{
+    name::{DesiredName, Distance},
+    spelling::Chars,
+};
 
 /// How many states the exact computation may have between two places of the text.
 ///
@@ -122,19 +123,13 @@ struct Class {
 }
 
 /// What a place that can show the characters of `shown` means to a name.
-fn classes(name: &[CharSet], shown: CharSet) -> Vec<Class> {
-    let single = |digit: &u8| CharSet::digits_where(|other| other == *digit);
-    let characters: Vec<CharSet> = ALPHABET
-        .iter()
-        .map(single)
-        .chain([CharSet::PADDING])
-        .filter(|character| character.intersects(shown))
-        .collect();
+fn classes(name: &[Chars], shown: Chars) -> Vec<Class> {
+    let characters: Vec<u8> = shown.iter().collect();
     let mut classes: Vec<(u32, u32)> = Vec::new();
     for character in &characters {
         let satisfied = name.iter().enumerate();
         let satisfies = satisfied
-            .filter(|(_, wanted)| wanted.intersects(*character))
+            .filter(|(_, wanted)| wanted.contains(*character))
             .fold(0, |bits, (at, _)| bits | 1 << at);
         match classes.iter_mut().find(|class| class.0 == satisfies) {
             Some(class) => class.1 += 1,
@@ -287,7 +282,9 @@ struct Forgettable {
 impl Text {
     /// A hashed name that may hold the desired one.
     fn hashed(name: &DesiredName, distance: Distance) -> Text {
-        let places = (0..HASHED_NAME_LEN).map(|at| classes(name.characters(), place(at)));
+        let spelling = name.spelling();
+        let places =
+            (0..spelling.text_len()).map(|at| classes(name.characters(), spelling.place(at)));
         let distance = usize::from(distance.get());
         Text::new(places.collect(), name.character_count(), distance)
     }

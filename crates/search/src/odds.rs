@@ -522,7 +522,8 @@ impl Hasher for StateHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hashfinder_kernels::{Block, Filter, Hits, Kernel};
+    use crate::{query::Query, sought::Sought};
+    use hashfinder_kernels::Kernel;
     use proptest::prelude::*;
 
     fn odds(name: &str, distance: u8) -> Odds {
@@ -812,14 +813,20 @@ mod tests {
             ("abcdefghijklmnopqrstuvwxyzAc", 23),
         ];
         let names = looks.map(|(name, _)| name.parse::<DesiredName>().unwrap());
-        let wanted = names.iter().zip(looks);
-        let filter = Filter::any(wanted.map(|(name, (_, distance))| (name.characters(), distance)));
+        let queries: Vec<Query> = names
+            .into_iter()
+            .zip(looks)
+            .map(|(name, (_, distance))| Query::new(name, Distance::from(distance)).unwrap())
+            .collect();
+        let sought = Sought::new(&queries);
+        let all = queries[0].keyspace();
+        let first = all.first_of_length(4).unwrap();
         let mut counts = [0_u64; 20];
-        for first in (0..HASHES).step_by(TURN as usize) {
-            let block = Block::new(4, first, TURN.min(HASHES - first));
-            let mut hits = Hits::with_limit(usize::MAX);
-            Kernel::best().scan(&block, &filter, &mut hits);
-            for hit in hits.iter() {
+        for start in (first..first + HASHES).step_by(TURN as usize) {
+            let turn = start..(start + TURN).min(first + HASHES);
+            let mut hits = Vec::new();
+            sought.scan(Kernel::best(), turn, usize::MAX, &mut hits);
+            for hit in hits {
                 counts[usize::from(hit.name)] += 1;
             }
         }

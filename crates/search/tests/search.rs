@@ -12,8 +12,8 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
-    Backend, Candidate, Client, Cursor, Distance, Engine, Event, Filter, Found, Index,
-    KEYSPACE_END, Kernel, Outcome, Query, Report, Search, Secret, StopCause,
+    Backend, Candidate, Client, Cursor, Distance, Engine, Event, Found, Index, Kernel, Keyspace,
+    Outcome, Query, Report, Search, Sought, StopCause,
 };
 use proptest::prelude::*;
 use sha1::Digest;
@@ -90,11 +90,12 @@ fn oracle(
     budget: u64,
 ) -> (Vec<Candidate>, Oracle) {
     let mut told = Vec::new();
-    let mut secret = Secret::at(start).as_bytes().to_vec();
-    for _ in 0..budget {
+    let mut secret = Keyspace::default().secret(start);
+    for index in start..start + budget {
         let (distance, window) = oracle_distance(&secret, name);
         let candidate = Candidate {
-            secret: Secret::from_bytes(&secret).unwrap(),
+            index,
+            name: 0,
             distance,
             window,
         };
@@ -209,7 +210,7 @@ fn a_distance_of_the_whole_name_matches_the_first_secret() {
         let query = Query::new("doctor".parse().unwrap(), Distance::from(200)).unwrap();
         let (_, outcome) = run(&mut engine.search(Client::default(), query, |_| ()).unwrap());
         assert!(
-            matches!(outcome, Outcome::Ideal(found) if found.secret.as_bytes().is_empty()),
+            matches!(outcome, Outcome::Ideal(found) if found.index == 0),
             "{outcome:?}"
         );
     }
@@ -237,7 +238,7 @@ fn the_first_doctor() {
         let (_, outcome) = run(&mut engine
             .search(Client::default(), query.clone(), |_| ())
             .unwrap());
-        assert!(matches!(outcome, Outcome::Ideal(found) if found.secret.as_bytes() == secret));
+        assert!(matches!(outcome, Outcome::Ideal(found) if found.index == index));
     }
 }
 
@@ -260,11 +261,12 @@ fn the_farthest_secrets_are_interesting_too() {
 
 #[test]
 fn the_keyspace_ends() {
-    for start in [KEYSPACE_END - 1000, KEYSPACE_END] {
+    let end = Keyspace::default().end();
+    for start in [end - 1000, end] {
         for engine in engines() {
             let (mut search, report) = released(engine, hard().starting_at(start));
             assert_eq!(run(&mut search).1, Outcome::Exhausted);
-            assert_eq!(report.recv().unwrap().hashes, KEYSPACE_END - start);
+            assert_eq!(report.recv().unwrap().hashes, end - start);
         }
     }
 }
@@ -304,12 +306,12 @@ impl Backend for PanicsAt {
     fn scan(
         &self,
         slice: std::ops::Range<Index>,
-        filter: &Filter,
+        sought: &Sought,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
         assert!(!slice.contains(&self.0), "a panic that this test wants");
-        Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+        Backend::scan(&Kernel::best(), slice, sought, limit, hits)
     }
 }
 
@@ -340,12 +342,12 @@ impl Backend for Counting {
     fn scan(
         &self,
         slice: std::ops::Range<Index>,
-        filter: &Filter,
+        sought: &Sought,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
         self.slices.fetch_add(1, Ordering::SeqCst);
-        Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+        Backend::scan(&Kernel::best(), slice, sought, limit, hits)
     }
 }
 
@@ -373,12 +375,12 @@ fn a_search_that_nobody_reads_is_parked() {
     let Event::Candidates(first) = unread.blocking_next() else {
         panic!("it has an end");
     };
-    let indices: Vec<Index> = first.iter().map(|c| c.secret.index()).collect();
+    let indices: Vec<Index> = first.iter().map(|c| c.index).collect();
     assert_eq!(indices, (0..first.len() as u64).collect::<Vec<_>>());
     let Event::Candidates(second) = unread.blocking_next() else {
         panic!("it has an end");
     };
-    assert_eq!(second[0].secret.index(), first.len() as u64);
+    assert_eq!(second[0].index, first.len() as u64);
     drop(unread);
     assert!(matches!(
         report.recv().unwrap().outcome,

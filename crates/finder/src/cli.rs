@@ -171,7 +171,7 @@ impl FindArguments {
             (Some(cursor), _) => {
                 let query = cursor.query();
                 let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
-                (query.name().clone(), ideal, interesting)
+                (query.names()[0].clone(), ideal, interesting)
             }
             (None, Some(name)) => {
                 let interesting = self.show_inferior.unwrap_or(Distance::ZERO);

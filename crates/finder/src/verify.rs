@@ -26,7 +26,8 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
-    let finding = Finding::of(secret, &arguments.name);
+    let names = std::slice::from_ref(&arguments.name);
+    let finding = Finding::of(secret, names).context("there is no name")?;
     let within = finding.distance <= arguments.ideal_distance.get();
     let line = if arguments.json {
         let object = serde_json::json!({

@@ -239,19 +239,19 @@ impl Query {
     #[must_use]
     pub fn nearest(&self, secret: &[u8]) -> Option<Candidate> {
         let index = self.keyspace.index_of(secret)?;
-        let nearest = self.names.iter().map(|name| name.nearest(secret));
-        let candidates = (0..).zip(nearest).map(|(name, nearest)| Candidate {
+        let (name, nearest) = DesiredName::nearest_of(&self.names, secret)?;
+        Some(Candidate {
             index,
-            name,
+            name: name as u8,
             distance: nearest.distance,
             window: nearest.window,
-        });
-        candidates.min_by_key(Candidate::nearness)
+        })
     }
 
     /// About how many secrets of one are ideal or interesting: the sum over the names and windows, as if
     /// every place could show every digit.
-    pub(crate) fn hit_rate(&self) -> f64 {
+    #[must_use]
+    pub fn hit_rate(&self) -> f64 {
         let rates = self.names.iter().map(|name| self.hit_rate_of(name));
         rates.sum::<f64>().min(1.0)
     }

@@ -2,13 +2,13 @@
 
 use std::{ops::Range, sync::Arc};
 
-use hashfinder_kernels::{ALPHABET, CharSet, Filter, Hits, Kernel};
+use hashfinder_kernels::{CharSet, Filter, Hits, Kernel};
 
 use crate::{
     keyspace::{Index, Keyspace},
     name::{DesiredName, Nearest},
     query::Query,
-    spelling::{Anchor, Chars, HashedName, Hasher, Spelling},
+    spelling::{Anchor, Chars, Encoding, HashedName, Hasher, Spelling},
 };
 
 /// What looking for a name in a hashed name costs without a fast kernel, for each window, as a share of
@@ -198,14 +198,17 @@ impl Wanted {
 /// A name's characters as the kernels know them: by the values of digits, which both alphabets of base64
 /// have in common.
 fn sets(name: &DesiredName) -> Vec<CharSet> {
-    let digits = name.spelling().encoding.digits();
+    let is_url = name.spelling().encoding == Encoding::Base64Url;
     let set = |wanted: &Chars| {
         if *wanted == Chars::PADDING {
             return CharSet::PADDING;
         }
         CharSet::digits_where(|standard| {
-            let value = ALPHABET.iter().position(|digit| *digit == standard);
-            value.is_some_and(|value| wanted.contains(digits[value]))
+            wanted.contains(match standard {
+                b'+' if is_url => b'-',
+                b'/' if is_url => b'_',
+                digit => digit,
+            })
         })
     };
     name.characters().iter().map(set).collect()

@@ -75,7 +75,7 @@ impl Encoding {
     ];
 
     /// The digits, by value.
-    pub(crate) fn digits(self) -> &'static [u8] {
+    pub(crate) const fn digits(self) -> &'static [u8] {
         match self {
             Encoding::Base64 => hashfinder_kernels::ALPHABET,
             Encoding::Base64Url => {
@@ -83,6 +83,20 @@ impl Encoding {
             }
             Encoding::Hex => b"0123456789abcdef",
             Encoding::Base32 => b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567",
+        }
+    }
+
+    /// All digits.
+    fn set(self) -> Chars {
+        const BASE64: Chars = Chars::of(Encoding::Base64.digits());
+        const BASE64URL: Chars = Chars::of(Encoding::Base64Url.digits());
+        const HEX: Chars = Chars::of(Encoding::Hex.digits());
+        const BASE32: Chars = Chars::of(Encoding::Base32.digits());
+        match self {
+            Encoding::Base64 => BASE64,
+            Encoding::Base64Url => BASE64URL,
+            Encoding::Hex => HEX,
+            Encoding::Base32 => BASE32,
         }
     }
 
@@ -187,14 +201,15 @@ impl Spelling {
     /// What place `index` of a hashed name, from 0 on, can show.
     pub(crate) fn place(&self, index: usize) -> Chars {
         let bits = self.encoding.bits();
-        let left = self.algorithm.digest_bits().saturating_sub(index * bits);
-        if left == 0 {
-            return Chars::PADDING;
+        match self.algorithm.digest_bits().saturating_sub(index * bits) {
+            0 => Chars::PADDING,
+            // Only the digit's upper bits belong to the digest; the others are zero.
+            left if left < bits => {
+                let digits = self.encoding.digits().iter().step_by(1 << (bits - left));
+                digits.fold(Chars::NONE, |set, digit| set.with(*digit))
+            }
+            _ => self.encoding.set(),
         }
-        // Of the last digit only the upper bits belong to the digest; the others are zero.
-        let step = 1 << bits.saturating_sub(left);
-        let digits = self.encoding.digits().iter().step_by(step);
-        digits.fold(Chars::NONE, |set, digit| set.with(*digit))
     }
 
     /// The characters of a hashed name that satisfy one of a desired name: itself, in either case unless
@@ -383,6 +398,16 @@ impl Chars {
 
     /// The `=` alone.
     pub(crate) const PADDING: Chars = Chars::NONE.with(b'=');
+
+    const fn of(characters: &[u8]) -> Chars {
+        let mut set = Chars::NONE;
+        let mut index = 0;
+        while index < characters.len() {
+            set = set.with(characters[index]);
+            index += 1;
+        }
+        set
+    }
 
     /// The set and one more, which is ASCII.
     pub(crate) const fn with(self, character: u8) -> Chars {

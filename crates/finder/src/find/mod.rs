@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Cursor, Impossible, Index, Odds, Query, Secret};
+use hashfinder_search::{Cursor, Impossible, Index, Odds, Query};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
@@ -209,7 +209,7 @@ async fn follow<S: Source>(
 ) -> Result<Conclusion> {
     let began = Instant::now();
     // Some tens of milliseconds at most, while the search goes on.
-    let mut progress = Progress::new(Odds::of(query.name(), query.ideal_distance()));
+    let mut progress = Progress::new(Odds::of(&query.names()[0], query.ideal_distance()));
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first comes at once, when there is nothing to show yet.
@@ -253,9 +253,9 @@ async fn follow<S: Source>(
             {
                 // Who has seen enough, as `head` has, wants to hear no more.
                 search.close().await;
-                let secret = Secret::from_bytes(&finding.secret);
-                if let (Some(session), Some(secret)) = (&mut session, secret) {
-                    session.keep(secret.index(), output.answers())?;
+                let index = query.keyspace().index_of(&finding.secret);
+                if let (Some(session), Some(index)) = (&mut session, index) {
+                    session.keep(index, output.answers())?;
                 }
                 return Ok(Conclusion::new("unread", None, Exit::Success));
             }

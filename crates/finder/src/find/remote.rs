@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Cursor, Index, Query, Secret};
+use hashfinder_search::{Cursor, Index, Query};
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tonic::{
@@ -158,7 +158,7 @@ pub(super) struct RemoteSearch {
     query: Query,
     call: Either,
     /// The secret that the server told last, from which we know how far it came.
-    last: Option<Secret>,
+    last: Option<Index>,
     tasks: TaskTracker,
     is_ours: bool,
 }
@@ -181,7 +181,7 @@ impl RemoteSearch {
             is_ours,
         } = connection;
         let request = Request::new(HashNameRequest {
-            desired_name: query.name().as_str().to_owned(),
+            desired_name: query.names()[0].as_str().to_owned(),
             ideal_hamming_distance: i32::from(query.ideal_distance().get()),
             interesting_hamming_distance: i32::from(query.interesting_distance().get()),
         });
@@ -214,12 +214,13 @@ impl RemoteSearch {
         let secret = BASE64_STANDARD
             .decode(&response.secret)
             .context("the server's secret is not base64")?;
-        let finding = Finding::of(secret, self.query.name());
+        let finding = Finding::of(secret, self.query.names());
+        let finding = finding.context("there are no names")?;
         let hashed_name = finding.hashed_name;
         if hashed_name.as_str() != response.hashed_name {
             bail!("the server's answer is wrong: {hashed_name} is what its secret spells");
         }
-        self.last = Secret::from_bytes(&finding.secret).or(self.last);
+        self.last = (self.query.keyspace().index_of(&finding.secret)).or(self.last);
         Ok(finding)
     }
 
@@ -254,7 +255,7 @@ impl RemoteSearch {
     /// order and leaves nothing out; of another we cannot know.
     fn known_frontier(&self) -> Index {
         match self.last {
-            Some(secret) if self.is_ours => secret.index() + 1,
+            Some(index) if self.is_ours => index + 1,
             _ => self.query.start(),
         }
     }

@@ -10,9 +10,10 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
-    Candidate, Client, DesiredName, Distance, Engine, Event, Outcome, OverLimit, Query, Search,
-    StopCause,
+    Candidate, Client, DesiredName, Distance, Engine, Event, Keyspace, Outcome, OverLimit, Query,
+    Search, Spelling, StopCause,
 };
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_stream::Stream;
@@ -107,7 +108,7 @@ impl HashFinderService {
         let mut pause = FIRST_PAUSE;
         let (search, record) = loop {
             let guard = self.room(&context, until).await?;
-            let name = query.name().as_str();
+            let name = query.names()[0].as_str();
             let record = Arc::new(CallRecord::new(method, peer.cloned(), name));
             let at_release = Arc::clone(&record);
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
@@ -226,10 +227,12 @@ fn parse(request: &HashNameRequest, interesting: bool) -> Result<Query, CallErro
     Ok(query.interesting(near))
 }
 
+/// In the reference's spelling, among all byte strings.
 fn response(candidate: Candidate) -> HashNameResponse {
+    let secret = Keyspace::default().secret(candidate.index);
     HashNameResponse {
-        secret: candidate.secret.to_base64(),
-        hashed_name: candidate.hashed_name().to_string(),
+        secret: BASE64_STANDARD.encode(&secret),
+        hashed_name: Spelling::default().hashed_name(&secret).to_string(),
         hamming_distance: i32::from(candidate.distance),
     }
 }
@@ -344,7 +347,7 @@ mod tests {
     use crate::rpc::pb::{
         hash_finder_client::HashFinderClient, hash_finder_server::HashFinderServer,
     };
-    use hashfinder_search::{Backend, Filter, Found, Index, Kernel};
+    use hashfinder_search::{Backend, Found, Index, Kernel, Sought};
     use std::ops::Range;
     use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
     use tonic_cancel::CallContextLayer;
@@ -356,12 +359,12 @@ mod tests {
         fn scan(
             &self,
             slice: Range<Index>,
-            filter: &Filter,
+            sought: &Sought,
             limit: usize,
             hits: &mut Vec<Found>,
         ) -> Index {
             assert!(!slice.contains(&self.0), "a panic that this test wants");
-            Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+            Backend::scan(&Kernel::best(), slice, sought, limit, hits)
         }
     }
 

@@ -193,7 +193,7 @@ mod tests {
         let impossible = query("doc-tor").unwrap_err();
         for (error, code, field, reason, quota, retry, carries_cursor) in [
             (
-                CallError::Name(NameError::Empty),
+                CallError::Name(NameError::Empty { longest: 28 }),
                 Code::InvalidArgument,
                 Some("desired_name"),
                 None,

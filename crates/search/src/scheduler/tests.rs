@@ -1055,8 +1055,10 @@ fn play_fairly(seed: u64) {
         let wanted = wanted / connections.count() as f64;
         let time = given.get(client).copied().unwrap_or_default();
         let share = time.as_secs_f64() / all.as_secs_f64();
+        // Of fifty slices three are more than a tenth, and the first and last ones fall as they may.
+        let tolerance = 0.1 * wanted + 3.0 / f64::from(SLICES);
         assert!(
-            (share / wanted - 1.0).abs() < 0.1,
+            (share - wanted).abs() < tolerance,
             "{client:?} got {share} and not {wanted}"
         );
     }

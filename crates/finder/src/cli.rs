@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use hashfinder_search::{Cursor, DesiredName, Distance, Kernel};
 use http::uri::Authority;
 
-use crate::{find::SessionName, listener::ClientName};
+use crate::{find::SessionName, listener::ClientName, searches::SearchesArguments};
 
 /// The largest share that a client may have, compared with others' of 1. With more, these would wait for
 /// half a second and longer between two of their slices.
@@ -59,6 +59,7 @@ pub(crate) enum Command {
     Bench(BenchArguments),
     Estimate(EstimateArguments),
     Verify(VerifyArguments),
+    Searches(SearchesArguments),
 }
 
 /// Find a secret, in this process or by asking a server.
@@ -79,12 +80,15 @@ Examples:
   hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --timeout 30s
 
+A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but without
+--count, --maximum-hashes, --resume and --session, and it does not tell how it comes on.
+
 Exit codes:
     0  found, or whoever reads the results has seen enough
     1  the keyspace ended without an answer
     2  the command line is wrong
-    3  a limit was reached (hash budget, quota, a full server, timeout); go on with
-       the cursor
+    3  a limit was reached (hash budget, quota, a full server, timeout), or somebody cancelled
+       the search at the server; go on with the cursor
     4  no secret can ever match the name
     5  the server, the connection, the output or the session failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
@@ -107,13 +111,12 @@ pub(crate) struct FindArguments {
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
 
-    /// Find this many secrets within the ideal distance, one after another. A server ends with the
-    /// first
-    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "server")]
+    /// Find this many secrets within the ideal distance, one after another
+    #[arg(long, value_name = "N", default_value = "1")]
     pub(crate) count: NonZeroU64,
 
     /// Stop after this many secrets
-    #[arg(long, value_name = "N", conflicts_with = "server")]
+    #[arg(long, value_name = "N")]
     pub(crate) maximum_hashes: Option<NonZeroU64>,
 
     /// Stop after this long, for instance 90s, 5m or 1h30m
@@ -140,14 +143,14 @@ pub(crate) struct FindArguments {
     #[arg(
         long,
         value_name = "CURSOR",
-        conflicts_with_all = ["name", "ideal_distance", "show_inferior", "server"]
+        conflicts_with_all = ["name", "ideal_distance", "show_inferior"]
     )]
     pub(crate) resume: Option<Cursor>,
 
     /// Keep under this name what is searched for and how far it came, and go on from there when the same
     /// command is given again. It is written every half second, so that a kill costs a second at most,
     /// and what that found is printed again. It is removed when there is nothing left to search
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["resume", "server"])]
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     pub(crate) session: Option<SessionName>,
 
     /// Print JSON, one object on each line, as docs/find.schema.json describes it; the last one tells
@@ -246,6 +249,11 @@ pub(crate) struct ServeArguments {
     /// user: and a user's number. May be given more than once
     #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
     pub(crate) client_weights: Vec<(ClientName, NonZeroU32)>,
+
+    /// Who sees and cancels the searches of all clients; CLIENT is an IP address, or user: and a user's
+    /// number. May be given more than once. Behind a Unix socket root and whoever runs the server may too
+    #[arg(long = "operator", value_name = "CLIENT")]
+    pub(crate) operators: Vec<ClientName>,
 
     /// How many candidates wait for a stream's reader before its search does
     #[arg(long, value_name = "N", default_value = QUEUE_LENGTH)]
@@ -502,7 +510,7 @@ fn distance(text: &str) -> Result<Distance, String> {
     Distance::try_from(number).map_err(|error| error.to_string())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("{error}; give for instance 90s or 5m"))
 }
 
@@ -541,7 +549,7 @@ fn client_weight(text: &str) -> Result<(ClientName, NonZeroU32), String> {
     Ok((client.parse()?, weight))
 }
 
-fn server(text: &str) -> Result<ServerAddress, String> {
+pub(crate) fn server(text: &str) -> Result<ServerAddress, String> {
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok(ServerAddress::Unix(path.to_owned()));
     }

@@ -12,7 +12,7 @@ use crate::{
 
 /// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
 /// nobody waits for it.
-const MEASURED_FOR: Duration = Duration::from_millis(250);
+pub(crate) const MEASURED_FOR: Duration = Duration::from_millis(250);
 
 /// Below this, it is worth telling that all secrets there are may hold no match.
 const NEARLY_SURE: f64 = 0.999;
@@ -147,7 +147,7 @@ fn probability(chance: f64) -> String {
 }
 
 /// A number of at least 1, as people say it: two digits or three, and what they count.
-fn number(number: f64) -> String {
+pub(crate) fn number(number: f64) -> String {
     let units = [
         (1.0, ""),
         (1e3, " thousand"),

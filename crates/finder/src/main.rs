@@ -5,11 +5,13 @@
 
 mod bench;
 mod cli;
+mod connection;
 mod estimate;
 mod find;
 mod listener;
 mod log;
 mod rpc;
+mod searches;
 mod serve;
 mod signals;
 mod verify;
@@ -38,6 +40,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
     };
     // What is still going on, a connection that nobody reads for one, does not keep the process.
     runtime.shutdown_background();

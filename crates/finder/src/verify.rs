@@ -26,8 +26,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
-    let names = std::slice::from_ref(&arguments.name);
-    let finding = Finding::of(secret, names).context("there is no name")?;
+    let finding = Finding::of(secret, &arguments.name);
     let within = finding.distance <= arguments.ideal_distance.get();
     let line = if arguments.json {
         let object = serde_json::json!({

@@ -115,14 +115,6 @@ impl DesiredName {
         within.expect("no distance is greater than the name is long")
     }
 
-    /// Which of some names lies nearest in what a secret's digest spells, from 0 on, the first of those
-    /// that are equally near; and where. `None` if there are no names.
-    #[must_use]
-    pub fn nearest_of(names: &[DesiredName], secret: &[u8]) -> Option<(usize, Nearest)> {
-        let nearest = names.iter().map(|name| name.nearest(secret)).enumerate();
-        nearest.min_by_key(|(_, nearest)| nearest.distance)
-    }
-
     /// Where it lies nearest in a hashed name, if at most so many characters differ there.
     #[inline]
     pub(crate) fn within(&self, hashed_name: &[u8], most: usize) -> Option<Nearest> {

@@ -239,13 +239,14 @@ impl Query {
     #[must_use]
     pub fn nearest(&self, secret: &[u8]) -> Option<Candidate> {
         let index = self.keyspace.index_of(secret)?;
-        let (name, nearest) = DesiredName::nearest_of(&self.names, secret)?;
-        Some(Candidate {
+        let nearest = self.names.iter().map(|name| name.nearest(secret));
+        let candidates = (0..).zip(nearest).map(|(name, nearest)| Candidate {
             index,
-            name: name as u8,
+            name,
             distance: nearest.distance,
             window: nearest.window,
-        })
+        });
+        candidates.min_by_key(Candidate::nearness)
     }
 
     /// About how many secrets of one are ideal or interesting: the sum over the names and windows, as if

@@ -16,7 +16,7 @@ use hashfinder_search::{
 };
 
 use super::{Ending, Finding, Source, Stopper, Told};
-use crate::cli::FindArguments;
+use crate::cli::{FindArguments, ServerAddress};
 
 /// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
 /// nothing that could be measured, and comes up soon.
@@ -214,6 +214,10 @@ impl Source for LocalSearch {
         Some(format!(
             "{tried} secrets in {took:.2?}, {millions:.1} million a second ({kernel})"
         ))
+    }
+
+    fn resumes_at(&self) -> Option<ServerAddress> {
+        None
     }
 
     async fn close(self) {}

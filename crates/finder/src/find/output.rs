@@ -7,9 +7,9 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Candidate, DesiredName, Distance, HashedName, Query};
+use hashfinder_search::{Candidate, DesiredName, Distance, HashedName, Index, Query};
 use serde_json::{Value, json};
 
 use super::{
@@ -45,17 +45,32 @@ impl Finding {
         }
     }
 
-    /// What there is to show of any secret, of which nobody has said anything yet; `None` without names.
-    pub(crate) fn of(secret: Vec<u8>, names: &[DesiredName]) -> Option<Finding> {
-        let (number, nearest) = DesiredName::nearest_of(names, &secret)?;
-        let name = names[number].clone();
-        Some(Finding {
+    /// What there is to show of any secret, of which nobody has said anything yet.
+    pub(crate) fn of(secret: Vec<u8>, name: &DesiredName) -> Finding {
+        let nearest = name.nearest(&secret);
+        Finding {
             hashed_name: name.spelling().hashed_name(&secret),
-            name,
+            name: name.clone(),
             distance: nearest.distance,
             window: nearest.window,
             secret,
-        })
+        }
+    }
+
+    /// What a server has found for a search, by its own account; with its index.
+    ///
+    /// # Errors
+    ///
+    /// If the secret does not spell what the server says, or is none of those that are searched.
+    pub(super) fn checked(secret: &[u8], spells: &str, query: &Query) -> Result<(Finding, Index)> {
+        let hashed_name = query.spelling().hashed_name(secret);
+        if hashed_name.as_str() != spells {
+            bail!("the server's answer is wrong: {hashed_name} is what its secret spells");
+        }
+        let Some(candidate) = query.nearest(secret) else {
+            bail!("the server's answer is wrong: the secret of {hashed_name} was not asked for");
+        };
+        Ok((Finding::new(query, candidate), candidate.index))
     }
 
     /// The secret in hexadecimal.

@@ -1,0 +1,179 @@
+//! The command line.
+
+mod bench;
+mod estimate;
+mod find;
+mod serve;
+mod verify;
+
+use std::{
+    fmt,
+    io::{self, Write},
+    num::NonZeroUsize,
+    process::ExitCode,
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use hashfinder_search::{Distance, Kernel};
+use http::uri::Authority;
+
+pub(crate) use self::{
+    bench::{BenchArguments, KernelChoice},
+    estimate::EstimateArguments,
+    find::{Color, FindArguments},
+    serve::{BudgetStatus, ServeArguments},
+    verify::VerifyArguments,
+};
+
+/// The most threads that may search. Far beyond any machine's cores, and far below what would
+/// bring one down.
+const MAXIMUM_THREADS: usize = 1024;
+
+/// Finds byte strings ("secrets") whose SHA-1, written in base64, spells a desired name.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Find(FindArguments),
+    Serve(ServeArguments),
+    Bench(BenchArguments),
+    Estimate(EstimateArguments),
+    Verify(VerifyArguments),
+}
+
+/// How the program ended, as its exit code tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// The answer was found, or the server was shut down as asked.
+    Success = 0,
+    /// The answer is no: the keyspace ended without one, or a secret is not near enough.
+    No = 1,
+    /// The command line is wrong, in what only the command itself can tell.
+    Usage = 2,
+    /// A limit was reached: the hash budget or the timeout.
+    Limit = 3,
+    /// No secret can ever match.
+    Impossible = 4,
+    /// The server, the connection or the output failed.
+    Failed = 5,
+    /// Stopped by SIGINT: 128 and its number, as shells have it.
+    Interrupted = 130,
+    /// Stopped by SIGTERM.
+    Terminated = 143,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Tells people something, on stderr. If nobody can hear it, the work goes on.
+pub(crate) fn say(what: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "hashfinder: {what}");
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads = NonZeroUsize::from_str(text).ok();
+    let threads = threads.filter(|threads| threads.get() <= MAXIMUM_THREADS);
+    threads.ok_or_else(|| format!("give a number from 1 to {MAXIMUM_THREADS}"))
+}
+
+fn kernel(text: &str) -> Result<Kernel, String> {
+    Kernel::named(text).ok_or_else(|| {
+        let names: Vec<&str> = Kernel::all().map(Kernel::name).collect();
+        format!("this machine runs the kernels {}", names.join(", "))
+    })
+}
+
+fn distance(text: &str) -> Result<Distance, String> {
+    let number = i64::from_str(text).map_err(|_| "give a number of characters".to_owned())?;
+    Distance::try_from(number).map_err(|error| error.to_string())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; give for instance 90s or 5m"))
+}
+
+/// Where a server is.
+#[derive(Clone, Debug)]
+pub(crate) enum ServerAddress {
+    Tcp(Authority),
+    Unix(String),
+}
+
+impl ServerAddress {
+    /// The address as a URI.
+    pub(crate) fn uri(&self) -> String {
+        match self {
+            ServerAddress::Tcp(authority) => format!("http://{authority}"),
+            ServerAddress::Unix(path) => format!("unix:{path}"),
+        }
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServerAddress::Tcp(authority) => authority.fmt(f),
+            ServerAddress::Unix(path) => write!(f, "unix:{path}"),
+        }
+    }
+}
+
+fn server(text: &str) -> Result<ServerAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+        return Ok(ServerAddress::Unix(path.to_owned()));
+    }
+    let authority = Authority::from_str(text).ok();
+    authority
+        .filter(|authority| {
+            let plain = !authority.as_str().contains('@') && !authority.host().is_empty();
+            plain && authority.port_u16().is_some()
+        })
+        .map(ServerAddress::Tcp)
+        .ok_or_else(|| "give HOST:PORT, for instance localhost:50051, or unix:PATH".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn servers() {
+        for right in [
+            "localhost:50051",
+            "127.0.0.1:1",
+            "[::1]:50051",
+            "a.example:80",
+            "unix:/run/a.sock",
+        ] {
+            assert!(server(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "",
+            "localhost",
+            ":1",
+            "localhost:",
+            "host:99999",
+            "http://host:1",
+            "u@h:1",
+            "unix:",
+        ] {
+            assert!(server(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -24,12 +24,11 @@ Examples:
   hashfinder bench
   hashfinder bench --name doctor --name hashfinder --ideal-distance 1 --seconds 5 --json")]
 pub(crate) struct BenchArguments {
-    /// The kernel to measure, or all [default: all]
-    #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel_or_all)]
-    #[arg(default_value = "all", hide_default_value = true)]
+    /// The kernel to measure, or all
+    #[arg(long, value_name = "NAME", default_value = "all", value_parser = kernel_or_all)]
     pub(crate) kernel: KernelChoice,
 
-    /// How many threads \"all\" are [default: one for each core]
+    /// How many threads are all [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 

@@ -3,9 +3,9 @@
 use std::str::FromStr;
 
 use clap::Args;
-use hashfinder_search::{DesiredName, Distance, Kernel};
+use hashfinder_search::Kernel;
 
-use super::{distance, kernel};
+use super::{QueryArguments, kernel};
 
 /// Tell how likely a hash is to match a name, and how many hashes and how long a search takes.
 ///
@@ -30,19 +30,8 @@ Exit codes:
   4  no secret can ever match the name
   5  the output failed")]
 pub(crate) struct EstimateArguments {
-    /// What the hashed name is to contain, in any case: 1 to 28 characters
-    #[arg(value_name = "NAME")]
-    pub(crate) name: DesiredName,
-
-    /// How far from the name a secret may be, in characters
-    #[arg(
-        long,
-        value_name = "D",
-        default_value = "0",
-        value_parser = distance,
-        allow_negative_numbers = true
-    )]
-    pub(crate) ideal_distance: Distance,
+    #[command(flatten)]
+    pub(crate) query: QueryArguments,
 
     /// How many secrets are tried in a second [default: measured here for a quarter of a second, on
     /// a thread for each core]
@@ -50,7 +39,7 @@ pub(crate) struct EstimateArguments {
     pub(crate) rate: Option<f64>,
 
     /// The kernel whose rate is measured [default: the fastest that this machine runs]
-    #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel)]
+    #[arg(long, value_name = "NAME", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
 
     /// Print one JSON object

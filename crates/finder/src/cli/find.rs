@@ -8,7 +8,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use hashfinder_search::{Cursor, DesiredName, Distance, Kernel};
 
-use super::{ServerAddress, distance, duration, kernel, server, threads};
+use super::{QueryArguments, ServerAddress, distance, duration, kernel, positive, server, threads};
 use crate::find::SessionName;
 
 /// How long `find` waits for a server that is not there: long enough for one that is just being
@@ -23,6 +23,8 @@ const CONNECT_TIMEOUT: &str = "20s";
 /// elsewhere a line now and then. Ctrl-C stops the search and prints the nearest candidate and a
 /// cursor to go on from; a second one leaves at once.
 #[derive(Args, Debug)]
+// Who goes on names nothing anew.
+#[command(mut_arg("name", |name| name.required(false).required_unless_present("resume")))]
 #[command(after_help = "\
 Examples:
   hashfinder find doctor
@@ -31,55 +33,47 @@ Examples:
   hashfinder find docto --count 3
   hashfinder find hashfinder --show-inferior 4 --session night
   hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
-  hashfinder find doctor --server localhost:50051 --timeout 30s
+  hashfinder find doctor --server localhost:50051 --maximum-time 30s
 
 Exit codes:
     0  found, or whoever reads the results has seen enough
     1  the keyspace ended without an answer
     2  the command line is wrong
-    3  a limit was reached (hash budget, quota, a full server, timeout); go on with
+    3  a limit was reached (hash budget, quota, a full server, the time); go on with
        the cursor
     4  no secret can ever match the name
     5  the server, the connection, the output or the session failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
 pub(crate) struct FindArguments {
-    /// What the hashed name is to contain, in any case: 1 to 28 characters
-    #[arg(value_name = "NAME", required_unless_present = "resume")]
-    pub(crate) name: Option<DesiredName>,
-
-    /// End with the first secret at most this far from the name, in characters
-    #[arg(
-        long,
-        value_name = "D",
-        default_value = "0",
-        value_parser = distance,
-        allow_negative_numbers = true
-    )]
-    pub(crate) ideal_distance: Distance,
+    #[command(flatten)]
+    pub(crate) query: QueryArguments,
 
     /// Also show every secret on the way whose distance is less than this
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
 
-    /// Find this many secrets within the ideal distance, one after another. A server ends with the
-    /// first
+    /// Find this many secrets within the ideal distance, one after another
+    ///
+    /// A server ends with the first, so there it is refused.
     #[arg(long, value_name = "N", default_value = "1", conflicts_with = "server")]
+    #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) count: NonZeroU64,
 
     /// Stop after this many secrets
     #[arg(long, value_name = "N", conflicts_with = "server")]
+    #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) maximum_hashes: Option<NonZeroU64>,
 
     /// Stop after this long, for instance 90s, 5m or 1h30m
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub(crate) timeout: Option<Duration>,
+    #[arg(long, alias = "timeout", value_name = "DURATION", value_parser = duration)]
+    pub(crate) maximum_time: Option<Duration>,
 
     /// How many threads search [default: one for each core]
     #[arg(long, value_name = "N", conflicts_with = "server", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
     /// The kernel to search with in this process [default: the fastest that this machine runs]
-    #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel)]
+    #[arg(long, value_name = "NAME", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
 
     /// Ask the server at HOST:PORT, or at unix:PATH, instead of searching in this process
@@ -98,14 +92,16 @@ pub(crate) struct FindArguments {
     )]
     pub(crate) resume: Option<Cursor>,
 
-    /// Keep under this name what is searched for and how far it came, and go on from there when the same
-    /// command is given again. It is written every half second, so that a kill costs a second at most,
-    /// and what that found is printed again. It is removed when there is nothing left to search
+    /// Keep the search under this name, and go on with it when the same command is given again
+    ///
+    /// How far it came is written every half second, so that a kill costs a second at most, and what that
+    /// found is printed again. It is removed when there is nothing left to search.
     #[arg(long, value_name = "NAME", conflicts_with_all = ["resume", "server"])]
     pub(crate) session: Option<SessionName>,
 
-    /// Print JSON, one object on each line, as docs/find.schema.json describes it; the last one tells
-    /// how the search ended
+    /// Print JSON, one object on each line
+    ///
+    /// docs/find.schema.json describes them; the last one tells how the search ended.
     #[arg(long)]
     pub(crate) json: bool,
 
@@ -113,7 +109,9 @@ pub(crate) struct FindArguments {
     #[arg(long, short)]
     pub(crate) quiet: bool,
 
-    /// Whether results show where the name is in colour; auto: on a terminal, unless NO_COLOR is set
+    /// Whether results show where the name is in colour
+    ///
+    /// auto is: on a terminal, unless NO_COLOR is set.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) color: Color,
 }
@@ -121,7 +119,7 @@ pub(crate) struct FindArguments {
 impl FindArguments {
     /// What is looked for: the name, the ideal distance and the interesting one.
     pub(crate) fn sought(&self) -> (DesiredName, Distance, Distance) {
-        match (&self.resume, &self.name) {
+        match (&self.resume, &self.query.name) {
             (Some(cursor), _) => {
                 let query = cursor.query();
                 let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
@@ -129,7 +127,7 @@ impl FindArguments {
             }
             (None, Some(name)) => {
                 let interesting = self.show_inferior.unwrap_or(Distance::ZERO);
-                (name.clone(), self.ideal_distance, interesting)
+                (name.clone(), self.query.ideal_distance, interesting)
             }
             // The command line asks for one of them.
             (None, None) => unreachable!("neither a name nor a cursor"),

@@ -3,6 +3,7 @@
 mod bench;
 mod estimate;
 mod find;
+mod query;
 mod serve;
 mod verify;
 
@@ -10,6 +11,7 @@ use std::{
     fmt,
     io::{self, Write},
     num::NonZeroUsize,
+    path::PathBuf,
     process::ExitCode,
     str::FromStr,
     time::Duration,
@@ -19,10 +21,16 @@ use clap::{Parser, Subcommand};
 use hashfinder_search::{Distance, Kernel};
 use http::uri::Authority;
 
+use crate::{
+    config::ConfigArguments,
+    manual::{CompletionsArguments, ManArguments},
+};
+
 pub(crate) use self::{
     bench::{BenchArguments, KernelChoice},
     estimate::EstimateArguments,
     find::{Color, FindArguments},
+    query::QueryArguments,
     serve::{BudgetStatus, ServeArguments},
     verify::VerifyArguments,
 };
@@ -31,10 +39,22 @@ pub(crate) use self::{
 /// bring one down.
 const MAXIMUM_THREADS: usize = 1024;
 
+/// Where a flag stands in the help that belongs to every command: below the command's own.
+const LAST: usize = 900;
+
 /// Finds byte strings ("secrets") whose SHA-1, written in base64, spells a desired name.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "\
+Flags can be given by environment variables and a file, too: see `hashfinder config --help`."
+)]
 pub(crate) struct Cli {
+    /// The file to take settings from, instead of ~/.config/hashfinder/config.toml
+    #[arg(long, global = true, value_name = "PATH", display_order = LAST)]
+    pub(crate) config: Option<PathBuf>,
+
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -46,6 +66,9 @@ pub(crate) enum Command {
     Bench(BenchArguments),
     Estimate(EstimateArguments),
     Verify(VerifyArguments),
+    Config(ConfigArguments),
+    Completions(CompletionsArguments),
+    Man(ManArguments),
 }
 
 /// How the program ended, as its exit code tells.
@@ -84,6 +107,11 @@ fn threads(text: &str) -> Result<NonZeroUsize, String> {
     let threads = NonZeroUsize::from_str(text).ok();
     let threads = threads.filter(|threads| threads.get() <= MAXIMUM_THREADS);
     threads.ok_or_else(|| format!("give a number from 1 to {MAXIMUM_THREADS}"))
+}
+
+fn positive<T: FromStr>(text: &str) -> Result<T, String> {
+    let number = text.parse();
+    number.map_err(|_| "give a whole number from 1 on".to_owned())
 }
 
 fn kernel(text: &str) -> Result<Kernel, String> {

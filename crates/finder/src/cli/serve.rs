@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use hashfinder_search::Kernel;
 
-use super::{duration, kernel, threads};
+use super::{duration, kernel, positive, threads};
 use crate::listener::ClientName;
 
 /// The largest share that a client may have, compared with others' of 1. With more, these would wait for
@@ -44,8 +44,10 @@ Examples:
   hashfinder serve
   hashfinder serve --host 0.0.0.0 --port 8080 --maximum-hashes 1000000000")]
 pub(crate) struct ServeArguments {
-    /// The address to listen on. There is no authentication yet: keep to the loopback unless
-    /// everybody who can reach the port may use it
+    /// The address to listen on
+    ///
+    /// There is no authentication yet: keep to the loopback unless everybody who can reach the port may
+    /// use it.
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) host: String,
 
@@ -55,6 +57,7 @@ pub(crate) struct ServeArguments {
 
     /// The hash budget of one RPC, after which the server cancels it
     #[arg(long, value_name = "N", default_value = MAXIMUM_HASHES)]
+    #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) maximum_hashes: NonZeroU64,
 
     /// The status of an RPC whose hash budget is spent
@@ -66,33 +69,42 @@ pub(crate) struct ServeArguments {
     pub(crate) workers: Option<NonZeroUsize>,
 
     /// The kernel to search with [default: the fastest that this machine runs]
-    #[arg(long, value_name = "NAME", env = "HASHFINDER_KERNEL", value_parser = kernel)]
+    #[arg(long, value_name = "NAME", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
 
     /// How many RPCs may search at a time; more are refused
     #[arg(long, value_name = "N", default_value = MAXIMUM_CONCURRENT_RPCS)]
+    #[arg(value_parser = positive::<NonZeroUsize>)]
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
 
-    /// How many searches a client may have at a time; a client is an address, or a user behind a Unix
-    /// socket [default: three quarters of the maximum of RPCs, so that others find room]
+    /// How many searches a client may have at a time [default: three quarters of all RPCs]
+    ///
+    /// A client is an address, or a user behind a Unix socket. Others find room in the last quarter.
     #[arg(long, value_name = "N")]
+    #[arg(value_parser = positive::<NonZeroUsize>)]
     pub(crate) maximum_searches_per_client: Option<NonZeroUsize>,
 
-    /// How many secrets a client may have hashed each second, on average over a minute; beyond that
-    /// its searches end with a cursor [default: no such limit]
+    /// How many secrets a client may have hashed each second [default: no such limit]
+    ///
+    /// That is on average over a minute; beyond it, its searches end with a cursor.
     #[arg(long, value_name = "N")]
+    #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) maximum_hashes_per_second: Option<NonZeroU64>,
 
-    /// The share of the cores that a client has, compared with others' of 1; CLIENT is an IP address, or
-    /// user: and a user's number. May be given more than once
+    /// The share of the cores that a client has, compared with others' of 1
+    ///
+    /// CLIENT is an IP address, or user: and a user's number. May be given more than once.
     #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
     pub(crate) client_weights: Vec<(ClientName, NonZeroU32)>,
 
     /// How many candidates wait for a stream's reader before its search does
     #[arg(long, value_name = "N", default_value = QUEUE_LENGTH)]
+    #[arg(value_parser = positive::<NonZeroUsize>)]
     pub(crate) queue_length: NonZeroUsize,
 
-    /// Listen on a Unix socket with this path instead; whoever may write to it may use it
+    /// Listen on a Unix socket with this path instead
+    ///
+    /// Whoever may write to it may use it.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port", "reuse_port"])]
     pub(crate) unix: Option<PathBuf>,
 

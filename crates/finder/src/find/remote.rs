@@ -185,9 +185,11 @@ impl RemoteSearch {
             ideal_hamming_distance: i32::from(query.ideal_distance().get()),
             interesting_hamming_distance: i32::from(query.interesting_distance().get()),
         });
-        let options = arguments.timeout.map_or(CallOptions::new(), |timeout| {
-            CallOptions::new().timeout(timeout)
-        });
+        let options = arguments
+            .maximum_time
+            .map_or(CallOptions::new(), |timeout| {
+                CallOptions::new().timeout(timeout)
+            });
         let mut client = HashFinderClient::new(channel);
         let call = if arguments.show_inferior.is_none() {
             Either::Unary(Call::start(request, options, |request| async move {
@@ -238,7 +240,9 @@ impl RemoteSearch {
             }
             // The server, or what this client may have of it, is full.
             Code::ResourceExhausted => Ending::Limit(message, cursor),
-            Code::DeadlineExceeded => Ending::Limit("the timeout has passed".to_owned(), cursor),
+            Code::DeadlineExceeded => {
+                Ending::Limit("the maximum time has passed".to_owned(), cursor)
+            }
             Code::NotFound => Ending::Exhausted,
             code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),
         }

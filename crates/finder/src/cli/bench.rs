@@ -5,7 +5,7 @@ use std::{num::NonZeroUsize, str::FromStr, time::Duration};
 use clap::Args;
 use hashfinder_search::{DesiredName, Distance, Kernel};
 
-use super::{distance, kernel, threads};
+use super::{distance, kernel, number, threads};
 
 /// One kernel or all of them.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ pub(crate) struct BenchArguments {
     pub(crate) names: Vec<DesiredName>,
 
     /// A number of made-up names of 6 to 10 letters to search for at once; may be given more than once
-    #[arg(long = "names", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long = "names", value_name = "N", value_parser = number(1..=u16::MAX))]
     pub(crate) sets: Vec<u16>,
 
     /// The distance to search at
@@ -45,7 +45,7 @@ pub(crate) struct BenchArguments {
     pub(crate) ideal_distance: Distance,
 
     /// How many bytes the secrets have
-    #[arg(long, value_name = "L", default_value = "4", value_parser = clap::value_parser!(u32).range(3..=7))]
+    #[arg(long, value_name = "L", default_value = "4", value_parser = number::<u32>(3..=7))]
     pub(crate) length: u32,
 
     /// How long each row is measured

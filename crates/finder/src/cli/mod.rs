@@ -11,6 +11,7 @@ use std::{
     fmt,
     io::{self, Write},
     num::NonZeroUsize,
+    ops::RangeInclusive,
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
@@ -37,7 +38,7 @@ pub(crate) use self::{
 
 /// The most threads that may search. Far beyond any machine's cores, and far below what would
 /// bring one down.
-const MAXIMUM_THREADS: usize = 1024;
+const MAXIMUM_THREADS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// Where a flag stands in the help that belongs to every command: below the command's own.
 const LAST: usize = 900;
@@ -104,9 +105,21 @@ pub(crate) fn say(what: impl fmt::Display) {
 }
 
 fn threads(text: &str) -> Result<NonZeroUsize, String> {
-    let threads = NonZeroUsize::from_str(text).ok();
-    let threads = threads.filter(|threads| threads.get() <= MAXIMUM_THREADS);
-    threads.ok_or_else(|| format!("give a number from 1 to {MAXIMUM_THREADS}"))
+    number(NonZeroUsize::MIN..=MAXIMUM_THREADS)(text)
+}
+
+/// A parser of numbers in a range.
+fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: Clone + fmt::Display + FromStr + PartialOrd,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            format!("give a whole number from {least} to {most}")
+        })
+    }
 }
 
 fn positive<T: FromStr>(text: &str) -> Result<T, String> {
@@ -127,7 +140,8 @@ fn distance(text: &str) -> Result<Distance, String> {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; give for instance 90s or 5m"))
+    let duration = humantime::parse_duration(text);
+    duration.map_err(|_| "give a time, for instance 90s, 5m or 1h30m".to_owned())
 }
 
 /// Where a server is.

@@ -10,7 +10,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use hashfinder_search::Kernel;
 
-use super::{duration, kernel, positive, threads};
+use super::{duration, kernel, number, positive, threads};
 use crate::listener::ClientName;
 
 /// The largest share that a client may have, compared with others' of 1. With more, these would wait for
@@ -52,7 +52,7 @@ pub(crate) struct ServeArguments {
     pub(crate) host: String,
 
     /// The port to listen on; 0 takes a free one and prints it
-    #[arg(long, default_value_t = 50051)]
+    #[arg(long, default_value_t = 50051, value_parser = number(0..=u16::MAX))]
     pub(crate) port: u16,
 
     /// The hash budget of one RPC, after which the server cancels it

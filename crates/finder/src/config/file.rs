@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use toml::de::{DeTable, DeValue};
 
-use super::{Kind, Origin, Setting, Settings, nearest};
+use super::{Kind, ONLY_ON_THE_COMMAND_LINE, Origin, Setting, Settings, nearest};
 
 /// What a file says, all of which is known to be settings.
 pub(super) struct File {
@@ -162,6 +162,9 @@ impl Reader<'_> {
             .map(|setting| format!("[{}]", setting.path.join(".")))
             .collect();
         match nearest(name, here) {
+            _ if ONLY_ON_THE_COMMAND_LINE.contains(&name) => {
+                "it can only be given on the command line".to_owned()
+            }
             _ if !elsewhere.is_empty() => format!("it belongs under {}", elsewhere.join(" or ")),
             Some(nearest) => format!("did you mean {nearest}?"),
             None => "`hashfinder config default` prints all there are".to_owned(),

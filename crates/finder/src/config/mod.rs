@@ -51,9 +51,6 @@ const PREFIX: &str = "HASHFINDER_";
 /// Variables that are no flag's: which file it is, and what is logged.
 const OTHER_VARIABLES: [&str; 2] = ["HASHFINDER_CONFIG", "HASHFINDER_LOG"];
 
-/// The rank of the file's own tables: beyond any depth of commands in commands.
-const AFTER_VARIABLES: usize = 100;
-
 /// How alike two names are, from 0 to 1, of which one may be meant by the other.
 const ALIKE: f64 = 0.8;
 
@@ -120,17 +117,22 @@ pub(crate) fn parse() -> Result<Cli> {
             notes.extend(resolved.notes);
         }
     }
-    let matches = command.try_get_matches_from(&line);
-    let matches = matches.unwrap_or_else(|error| error.exit());
-    let mut last = &matches;
-    while let Some((_, inner)) = last.subcommand() {
-        last = inner;
-    }
-    let quiet = last.try_get_one::<bool>("quiet");
-    if !matches!(quiet, Ok(Some(true))) {
+    let matches = command
+        .try_get_matches_from(&line)
+        .unwrap_or_else(|error| error.exit());
+    if !is_quiet(&matches) {
         notes.iter().for_each(cli::say);
     }
-    Cli::from_arg_matches(&matches).map_err(Into::into)
+    let cli = Cli::from_arg_matches(&matches);
+    Ok(cli.unwrap_or_else(|error| error.exit()))
+}
+
+/// Whether the command has the switch `--quiet`, and it is on.
+fn is_quiet(matches: &ArgMatches) -> bool {
+    match matches.subcommand() {
+        Some((_, inner)) => is_quiet(inner),
+        None => matches!(matches.try_get_one("quiet"), Ok(Some(true))),
+    }
 }
 
 /// The command's path, and the ids of what was given to it.
@@ -312,8 +314,8 @@ impl Settings {
             .iter()
             .try_fold(root, |command, name| command.find_subcommand(name));
         let command = command.context("there is no such command")?;
-        // What is there already: its id, how people know it, and how far down it comes from.
-        let mut present: Vec<(String, String, Option<usize>)> = Vec::new();
+        // What is there already: its id, how people know it, and where it comes from.
+        let mut present: Vec<(String, String, Option<Rank>)> = Vec::new();
         for arg in command.get_arguments() {
             let id = arg.get_id().to_string();
             if explicit.contains(&id) {
@@ -335,12 +337,12 @@ impl Settings {
         all.sort_by_key(|given| given.rank);
         let mut resolved = Resolved::default();
         for given in all {
-            given.check(path, root)?;
             // What is so anyway excludes nothing.
             if given.values == given.setting.defaults {
                 resolved.given.push(given);
                 continue;
             }
+            given.check(path, root)?;
             let id = given.setting.id.as_str();
             let other = present
                 .iter()
@@ -384,9 +386,12 @@ struct Given<'a> {
     setting: &'a Setting,
     values: Vec<String>,
     origin: Origin,
-    /// How far it is from the place that decides, 0 being that.
-    rank: usize,
+    rank: Rank,
 }
+
+/// The order of the places where a setting can be: whether that is the file, and how far outside of the
+/// command's own table. The least decides.
+type Rank = (bool, usize);
 
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -434,9 +439,8 @@ impl Given<'_> {
         let line = [root.get_name().to_owned()]
             .into_iter()
             .chain(path.iter().cloned());
-        let error = match root.clone().try_get_matches_from(line.chain(flags)) {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
+        let Err(error) = root.clone().try_get_matches_from(line.chain(flags)) else {
+            return Ok(());
         };
         let why = match error.kind() {
             ErrorKind::ValueValidation => error.source().map(ToString::to_string),
@@ -519,33 +523,31 @@ impl Sources {
     /// What counts for a setting: the environment's before the file's, and in each, what is for one
     /// command before what is for all.
     fn given<'a>(&self, setting: &'a Setting) -> Result<Option<Given<'a>>> {
-        for (rank, table) in setting.tables.iter().enumerate() {
+        for (outwards, table) in setting.tables.iter().enumerate() {
             let name = setting.variable(table);
             if let Some(value) = self.variables.get(&name) {
                 let values = match setting.kind {
                     Kind::Many => value.split(',').map(str::to_owned).collect(),
                     Kind::One | Kind::Switch => vec![value.clone()],
                 };
-                let origin = Origin::Variable(name);
                 return Ok(Some(Given {
                     setting,
                     values,
-                    origin,
-                    rank,
+                    origin: Origin::Variable(name),
+                    rank: (false, outwards),
                 }));
             }
         }
         let Some(file) = &self.file else {
             return Ok(None);
         };
-        for (rank, table) in setting.tables.iter().enumerate() {
+        for (outwards, table) in setting.tables.iter().enumerate() {
             if let Some((values, origin)) = file.given(setting, table)? {
-                let rank = AFTER_VARIABLES + rank;
                 return Ok(Some(Given {
                     setting,
                     values,
                     origin,
-                    rank,
+                    rank: (true, outwards),
                 }));
             }
         }
@@ -562,19 +564,16 @@ impl Sources {
         let ours: Vec<String> = ours.chain(OTHER_VARIABLES.map(str::to_owned)).collect();
         let unknown = self.variables.keys().filter(|name| !ours.contains(name));
         let line = |name: &String| {
+            // All begin alike, which must not count.
             let rest = &name[PREFIX.len()..];
-            let end = format!("_{rest}");
-            let lacks_command = ours.iter().find(|one| one.ends_with(&end));
-            let nearest = || nearest(rest, ours.iter().map(|one| &one[PREFIX.len()..]));
-            match lacks_command
-                .map(|one| &one[PREFIX.len()..])
-                .or_else(nearest)
-            {
-                Some(nearest) => format!("{name} is no setting; did you mean {PREFIX}{nearest}?"),
-                None => {
-                    format!("{name} is no setting; `hashfinder config --help` tells their names")
-                }
-            }
+            let mut names = ours.iter().map(|one| &one[PREFIX.len()..]);
+            let without_command = format!("_{rest}");
+            let with_command = names.clone().find(|one| one.ends_with(&without_command));
+            let hint = match with_command.or_else(|| nearest(rest, &mut names)) {
+                Some(nearest) => format!("did you mean {PREFIX}{nearest}?"),
+                None => "`hashfinder config --help` tells how they are called".to_owned(),
+            };
+            format!("{name} is no setting; {hint}")
         };
         unknown.map(line).collect()
     }
@@ -589,4 +588,133 @@ fn usual_path() -> Option<PathBuf> {
     let folder = absolute("XDG_CONFIG_HOME");
     let folder = folder.or_else(|| Some(absolute("HOME")?.join(".config")));
     Some(folder?.join("hashfinder/config.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn no_two_settings_share_a_variable() {
+        let settings = Settings::of(&command());
+        let mut seen = BTreeMap::new();
+        for setting in &settings.0 {
+            for table in &setting.tables {
+                let this = (table, &setting.name);
+                let variable = setting.variable(table);
+                let other = seen.insert(variable, this).unwrap_or(this);
+                assert_eq!(this, other);
+            }
+        }
+        for variable in OTHER_VARIABLES {
+            assert!(!seen.contains_key(variable), "{variable}");
+        }
+    }
+
+    /// A program with a command within a command.
+    fn nested() -> Command {
+        let server = || Arg::new("server").long("server").required(true);
+        let all = Arg::new("all").long("all").action(ArgAction::SetTrue);
+        let list = Command::new("list").arg(server()).arg(all);
+        let searches = Command::new("searches").subcommand(list);
+        let searches = searches.subcommand(Command::new("watch").arg(server()));
+        let ask = Command::new("ask").arg(Arg::new("port").long("port"));
+        let ask = ask.arg(server().required(false).conflicts_with("port"));
+        Command::new("program").subcommand(searches).subcommand(ask)
+    }
+
+    fn sources(variables: &[(&str, &str)]) -> Sources {
+        let variables = variables.iter();
+        Sources {
+            variables: variables
+                .map(|(name, value)| (format!("{PREFIX}{name}"), (*value).to_owned()))
+                .collect(),
+            file: None,
+        }
+    }
+
+    /// What the variables come to for the command, and what is told of them.
+    fn resolved(path: &str, explicit: &[&str], variables: &[(&str, &str)]) -> (String, usize) {
+        let (program, sources) = (nested(), sources(variables));
+        let settings = Settings::of(&program);
+        let path: Vec<String> = path.split(' ').map(str::to_owned).collect();
+        let explicit: Vec<String> = explicit.iter().map(|id| (*id).to_owned()).collect();
+        let resolved = settings.resolve(&path, &sources, &explicit, &program);
+        let resolved = resolved.unwrap();
+        let given = resolved.given.iter().map(ToString::to_string);
+        let given: Vec<String> = given.collect();
+        (given.join(" "), resolved.notes.len())
+    }
+
+    #[test]
+    fn the_narrower_goes_before_the_wider() {
+        let all = ("SERVER", "a");
+        let searches = ("SEARCHES_SERVER", "b");
+        let list = ("SEARCHES_LIST_SERVER", "c");
+        for (path, variables, expected) in [
+            ("searches list", vec![all], "HASHFINDER_SERVER=a"),
+            (
+                "searches list",
+                vec![all, searches],
+                "HASHFINDER_SEARCHES_SERVER=b",
+            ),
+            (
+                "searches list",
+                vec![all, searches, list],
+                "HASHFINDER_SEARCHES_LIST_SERVER=c",
+            ),
+            (
+                "searches watch",
+                vec![all, searches, list],
+                "HASHFINDER_SEARCHES_SERVER=b",
+            ),
+            ("ask", vec![all, searches, list], "HASHFINDER_SERVER=a"),
+            // Which is no setting of several.
+            ("ask", vec![("PORT", "1")], ""),
+        ] {
+            assert_eq!(
+                resolved(path, &[], &variables),
+                (expected.to_owned(), 0),
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_command_line_keeps_out_what_it_excludes_and_what_it_gives_itself() {
+        let variables = [("SERVER", "a")];
+        assert_eq!(resolved("ask", &["server"], &variables), (String::new(), 0));
+        assert_eq!(resolved("ask", &["port"], &variables), (String::new(), 1));
+        // What is for one command keeps out what is for all.
+        let variables = [("SERVER", "a"), ("ASK_PORT", "1")];
+        assert_eq!(
+            resolved("ask", &[], &variables),
+            ("HASHFINDER_ASK_PORT=1".to_owned(), 1)
+        );
+        let variables = [("SEARCHES_LIST_ALL", "true")];
+        let all = "HASHFINDER_SEARCHES_LIST_ALL=true".to_owned();
+        assert_eq!(resolved("searches list", &[], &variables), (all, 0));
+        assert_eq!(
+            resolved("searches list", &["no-all"], &variables),
+            (String::new(), 0)
+        );
+    }
+
+    #[test]
+    fn what_is_set_need_not_be_given() {
+        let program = nested();
+        let line = ["program", "searches", "list"];
+        assert!(program.clone().try_get_matches_from(line).is_err());
+        let settings = Settings::of(&program);
+        let path = ["searches".to_owned(), "list".to_owned()];
+        let sources = sources(&[("SERVER", "a")]);
+        let resolved = settings.resolve(&path, &sources, &[], &program).unwrap();
+        let program = set_default(program.clone(), &path, &resolved.given[0]);
+        assert!(program.try_get_matches_from(line).is_ok());
+    }
 }

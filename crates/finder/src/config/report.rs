@@ -127,9 +127,8 @@ fn show(settings: &Settings, sources: &Sources, as_json: bool) -> Result<String>
         return Ok(objects.collect());
     }
     let rows = rows.into_iter().map(|(setting, values, origin)| {
-        let name = [&setting.path[..], &[setting.name.clone()]]
-            .concat()
-            .join(".");
+        let name = setting.path.iter().chain([&setting.name]);
+        let name = name.map(String::as_str).collect::<Vec<_>>().join(".");
         let value = match value(setting, &values) {
             Value::Null => "-".to_owned(),
             _ => literal(setting, &values),

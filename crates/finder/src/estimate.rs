@@ -7,7 +7,7 @@ use hashfinder_search::{Kernel, Odds, Query};
 
 use crate::{
     bench,
-    cli::{EstimateArguments, Exit, say},
+    cli::{EstimateArguments, Exit, QueryArguments, say},
 };
 
 /// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
@@ -22,7 +22,12 @@ type Bounds = RangeInclusive<f64>;
 
 /// Prints the odds.
 pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
-    let query = match Query::new(arguments.name.clone(), arguments.ideal_distance) {
+    let QueryArguments {
+        name,
+        ideal_distance,
+    } = arguments.query.clone();
+    let name = name.context("no name is given")?;
+    let query = match Query::new(name, ideal_distance) {
         Ok(query) => query,
         Err(impossible) => {
             say(impossible);

@@ -88,7 +88,7 @@ trait Source {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum StopCause {
     Signal(Signal),
-    Timeout(Duration),
+    MaximumTime(Duration),
 }
 
 /// How the command ended, for people, programs and the shell.
@@ -173,7 +173,7 @@ async fn search(
     }
     let Some(server) = &arguments.server else {
         let search = LocalSearch::start(&query, wanted, arguments)?;
-        let stop = (signals, arguments.timeout);
+        let stop = (signals, arguments.maximum_time);
         return follow(search, &query, stop, session, output, status).await;
     };
     let starting = RemoteSearch::start(server, &query, wanted, arguments, status);
@@ -326,7 +326,7 @@ fn stop_when_told(
         };
         let (cause, mut again) = tokio::select! {
             signal = signals.next() => (StopCause::Signal(signal), true),
-            timeout = expired => (StopCause::Timeout(timeout), false),
+            timeout = expired => (StopCause::MaximumTime(timeout), false),
         };
         // Nobody listens any more only when the search is over anyway.
         let _ = sender.send(cause);
@@ -367,9 +367,9 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
             let why = format!("stopped by {signal}");
             Conclusion::new("stopped", why, exit_of(signal)).at(cursor)
         }
-        (Ending::Stopped(cursor), Some(StopCause::Timeout(timeout))) => {
+        (Ending::Stopped(cursor), Some(StopCause::MaximumTime(timeout))) => {
             let timeout = humantime::format_duration(timeout);
-            let why = format!("the timeout of {timeout} has passed");
+            let why = format!("the maximum time of {timeout} has passed");
             Conclusion::new("limit", why, Exit::Limit).at(cursor)
         }
         (Ending::Stopped(cursor), None) => {

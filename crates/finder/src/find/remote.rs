@@ -58,8 +58,8 @@ impl RemoteSearch {
         let began = Instant::now();
         // One that lies beyond what the clock can show is none.
         let deadline = arguments
-            .timeout
-            .and_then(|timeout| began.checked_add(timeout));
+            .maximum_time
+            .and_then(|time| began.checked_add(time));
         let options = deadline.map_or(CallOptions::new(), |deadline| {
             CallOptions::new().deadline(deadline)
         });

@@ -24,6 +24,9 @@ HERE = pathlib.Path(__file__).parent
 PROTOS = HERE.parents[3] / "proto"
 HASHFINDER = os.environ["HASHFINDER"]
 
+# Whatever the user who runs the tests has set for themselves.
+os.environ["HASHFINDER_CONFIG"] = os.devnull
+
 # How long a process may take for anything that it is waited for to do.
 PATIENCE_S = 30
 

@@ -5,26 +5,34 @@
 
 mod bench;
 mod cli;
+mod config;
+mod connection;
 mod estimate;
 mod find;
 mod listener;
 mod log;
+mod manual;
 mod rpc;
+mod searches;
 mod serve;
 mod signals;
 mod verify;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Exit};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            cli::say(format_args!("{error:#}"));
+            return Exit::Usage.into();
+        }
+    };
     run(cli).unwrap_or_else(|error| {
         cli::say(format_args!("{error:#}"));
-        cli::Exit::Failed.into()
+        Exit::Failed.into()
     })
 }
 
@@ -38,6 +46,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
+        Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
     };
     // What is still going on, a connection that nobody reads for one, does not keep the process.
     runtime.shutdown_background();

@@ -226,6 +226,8 @@ impl From<CallError> for Status {
 pub(crate) struct Details {
     /// Whether the hash budget or the client's quota ended the call.
     pub(crate) limit_reached: bool,
+    /// Whether the server is shutting down.
+    pub(crate) draining: bool,
     /// Where to go on.
     pub(crate) cursor: Option<Cursor>,
 }
@@ -236,6 +238,7 @@ impl Details {
             Some(info) if info.domain == DOMAIN => Details {
                 limit_reached: [HASH_BUDGET_SPENT, HASH_QUOTA_SPENT]
                     .contains(&info.reason.as_str()),
+                draining: info.reason == DRAINING,
                 cursor: info.metadata.get(CURSOR).and_then(|text| text.parse().ok()),
             },
             _ => Details::default(),
@@ -412,6 +415,7 @@ mod tests {
             assert_eq!(read.cursor, carries_cursor.then(cursor), "{error:?}");
             let limits = [Some(HASH_BUDGET_SPENT), Some(HASH_QUOTA_SPENT)];
             assert_eq!(read.limit_reached, limits.contains(&reason));
+            assert_eq!(read.draining, reason == Some(DRAINING));
         }
     }
 }

@@ -82,7 +82,7 @@ def test_a_distance_of_the_whole_name_finds_the_empty_secret():
         (["doctor", "--ideal-distance", "near"], "number"),
         (["doctor", "--maximum-hashes", "0"], "0"),
         (["doctor", "--threads", "0"], "0"),
-        (["doctor", "--timeout", "soon"], "90s"),
+        (["doctor", "--maximum-time", "soon"], "90s"),
         (["doctor", "--server", "localhost"], "HOST:PORT"),
         (["doctor", "--server", "localhost:1", "--threads", "2"], "--threads"),
         (["--resume", "doctor"], "not a cursor"),
@@ -128,7 +128,7 @@ def test_a_budget_is_exact_and_can_be_gone_on_from():
 
 
 def test_a_timeout_ends_it_with_a_cursor_and_the_nearest_candidate():
-    done = run_find("hashfinder", "--timeout", "200ms", "--show-inferior", "7")
+    done = run_find("hashfinder", "--maximum-time", "200ms", "--show-inferior", "7")
     assert done.returncode == 3
     assert "200ms" in done.stderr
     best = min(int(line.split("\t")[3]) for line in done.stdout.splitlines())
@@ -171,7 +171,7 @@ def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
 
 
 def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
-    process = find(HARD, "--show-inferior", "28", "--timeout", "100ms")
+    process = find(HARD, "--show-inferior", "28", "--maximum-time", "100ms")
     process.wait_for("still stopping")
     process.assert_idle()
     # Who reads on gets what there is, and then the end.
@@ -220,7 +220,7 @@ def test_durations_of_ages(serve):
     server = serve()
     ages = "20000years"
     for arguments in [[], ["--server", server.address, "--connect-timeout", ages]]:
-        done = run_find("doc", "--timeout", ages, *arguments)
+        done = run_find("doc", "--maximum-time", ages, *arguments)
         assert (done.returncode, done.stdout.splitlines()) == (0, lines("doc", 0))
 
 
@@ -230,8 +230,8 @@ def test_a_server_gives_the_same_lines(serve):
         here = run_find(*arguments)
         there = run_find(*arguments, "--server", server.address)
         assert (there.returncode, there.stdout) == (0, here.stdout)
-    server.call_ended(method='"Find"')
-    server.call_ended(method='"FindRange"')
+    for _ in range(2):
+        server.call_ended(method='"Search"')
 
 
 def test_it_waits_for_a_server_that_is_not_there_yet(find, serve):
@@ -276,14 +276,17 @@ def test_ctrl_c_reaches_the_server(find, serve):
     server.wait_until_busy()
     process.send(SIGINT)
     assert process.wait() == 130
-    server.call_ended(method='"FindRange"', cause='"client gone"', work='"stopped"')
+    server.call_ended(method='"Search"', cause='"client gone"', work='"stopped"')
     server.assert_idle()
-    # The last candidate is as far as we know that the server came.
     stderr = process.rest_of_stderr()
     last = (first + process.popen.stdout.read()).splitlines()[-1]
     secret = bytes.fromhex(last.split("\t")[2])
     index = sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
-    assert cursor_in(stderr) == cursor("hashfinder", index + 1, interesting=5)
+    # The last candidate, or what was told of the progress since.
+    payload = base64.urlsafe_b64decode(cursor_in(stderr).removeprefix("hf1_") + "==")
+    frontier = int.from_bytes(payload[2:10], "big")
+    assert cursor_in(stderr) == cursor("hashfinder", frontier, interesting=5)
+    assert index < frontier
 
 
 def test_a_servers_budget(serve):
@@ -296,7 +299,7 @@ def test_a_servers_budget(serve):
 
 def test_a_timeout_at_a_server(serve):
     server = serve()
-    done = run_find(HARD, "--server", server.address, "--timeout", "300ms")
+    done = run_find(HARD, "--server", server.address, "--maximum-time", "300ms")
     assert done.returncode == 3
     server.call_ended(work='"stopped"')
     server.assert_idle()
@@ -375,6 +378,24 @@ def test_the_reference_server_answers(reference):
         assert done.stdout.splitlines()[-1] == lines(arguments[0], 0)[-1]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [HARD, "--maximum-hashes", "1000"],
+        [HARD, "--count", "2"],
+        [HARD, "--session", "night"],
+        ["--resume", cursor(HARD, 1000)],
+    ],
+)
+def test_what_the_reference_contract_has_no_words_for(reference, tmp_path, monkeypatch, arguments):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    done = run_find(*arguments, "--server", reference().address)
+    assert done.returncode == 5
+    [line] = done.stderr.splitlines()
+    assert "speaks the reference contract alone" in line
+    assert next(argument for argument in arguments if argument.startswith("--")) in line
+
+
 @pytest.mark.parametrize("arguments", [[], ["--show-inferior", "17"]])
 def test_ctrl_c_reaches_the_reference_server_as_a_cancellation(find, reference, arguments):
     server = reference()
@@ -403,7 +424,7 @@ def test_the_reference_servers_budget(reference):
 
 def test_a_timeout_at_the_reference_server(reference):
     server = reference()
-    done = run_find(HARD, "--server", server.address, "--timeout", "500ms")
+    done = run_find(HARD, "--server", server.address, "--maximum-time", "500ms")
     assert done.returncode == 3
     assert [server.told(), server.told(), server.told()] == ["began", "over", "stopped"]
 

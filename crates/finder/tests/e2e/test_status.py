@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, line_of, run_find
-from test_find import HARD, cursor, cursor_in
+from test_find import HARD, cursor, cursor_in, reference  # noqa: F401
 from test_json import records
 
 ERASE = "\r\x1b[2K"
@@ -25,6 +25,8 @@ LOOK = (
 class Terminal:
     """A pseudo-terminal and the process that has it as its own."""
 
+    COMMAND = "find"
+
     def __init__(self, *arguments, **environment):
         self.seen = ""
         environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1"} | environment
@@ -34,7 +36,7 @@ class Terminal:
             attributes = termios.tcgetattr(0)
             attributes[3] |= termios.NOFLSH
             termios.tcsetattr(0, termios.TCSANOW, attributes)
-            os.execve(HASHFINDER, [HASHFINDER, "find", *arguments], environment)
+            os.execve(HASHFINDER, [HASHFINDER, self.COMMAND, *arguments], environment)
 
     def read(self):
         """Reads some more; False at the end."""
@@ -93,7 +95,7 @@ def terminal():
 
 
 def test_the_status_line_is_redrawn_and_gone_at_the_end(terminal):
-    process = terminal(HARD, "--timeout", "1500ms")
+    process = terminal(HARD, "--maximum-time", "1500ms")
     process.wait_for(LOOK)
     assert process.wait() == 3
     looks = re.findall(LOOK, process.seen)
@@ -102,7 +104,7 @@ def test_the_status_line_is_redrawn_and_gone_at_the_end(terminal):
     assert len(re.findall(r"\r\x1b\[2K\x1b\[\?7l[^\r\n]*\x1b\[\?7h", process.seen)) == len(looks)
     screen = process.screen()
     assert not any(re.search(LOOK, line) for line in screen), screen
-    assert screen[1] == "hashfinder: the timeout of 1s 500ms has passed"
+    assert screen[1] == "hashfinder: the maximum time of 1s 500ms has passed"
     assert cursor_in("\n".join(screen)).startswith("hf1_")
 
 
@@ -146,15 +148,28 @@ def test_a_short_search_shows_no_status_line(terminal):
     ("arguments", "environment"), [(["--quiet"], {}), ([], {"TERM": "dumb"}), ([], {"TERM": ""})]
 )
 def test_no_status_line_where_it_is_not_wanted(terminal, arguments, environment):
-    process = terminal(HARD, "--timeout", "700ms", *arguments, **environment)
+    process = terminal(HARD, "--maximum-time", "700ms", *arguments, **environment)
     assert process.wait() == 3
     assert "\x1b" not in process.seen
     if "--quiet" in arguments:
         assert process.seen == ""
 
 
-def test_a_search_at_a_server_shows_how_long_it_takes(terminal, serve):
+def test_a_search_at_a_server_shows_how_it_comes_on(terminal, serve):
     process = terminal(HARD, "--server", serve().address)
+    process.wait_for(LOOK)
+    process.press(b"\x03")
+    assert process.wait() == 130
+    screen = process.screen()
+    assert not any(re.search(LOOK, line) for line in screen), screen
+    again = run_find("--resume", cursor_in("\n".join(screen)), "--maximum-hashes", "1", "--json")
+    _, end = records(again.stdout)
+    # It went on from somewhere behind the first secret.
+    assert end["cursor"] not in (cursor(HARD, 0), cursor(HARD, 1))
+
+
+def test_a_search_at_the_reference_server_shows_how_long_it_takes(terminal, reference):
+    process = terminal(HARD, "--server", reference().address)
     process.wait_for(r"1s, no candidate so far")
     process.press(b"\x03")
     assert process.wait() == 130
@@ -176,7 +191,7 @@ def test_lines_at_a_slow_pace_without_a_terminal(find):
 def test_the_terminal_of_results_alone_gets_results_alone():
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [HASHFINDER, "find", HARD, "--timeout", "600ms"],
+        [HASHFINDER, "find", HARD, "--maximum-time", "600ms"],
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=subprocess.PIPE,

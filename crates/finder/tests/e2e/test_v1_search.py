@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import hashlib
+import itertools
 import math
 import time
 
@@ -369,7 +370,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, p
     server = serve()
     stub = finder(server)
     # Every secret is a candidate, and there is progress to tell ten times a second.
-    request = hard(pb, 21, progress_interval=seconds(0.1))
+    request, began = hard(pb, 21, progress_interval=seconds(0.1)), time.monotonic()
     streams = [stub.Search(request) for _ in range(20)]
     server.wait_until_busy()
     deadline = time.monotonic() + 30
@@ -393,6 +394,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, p
             if event.WhichOneof("event") == "candidate":
                 found.append(event.candidate.secret)
             told += event.WhichOneof("event") == "progress"
+        assert told <= (time.monotonic() - began) / 0.1
         assert all(secret == expected for secret, expected in zip(found, secrets()))
     for stream in streams:
         stream.cancel()
@@ -461,3 +463,81 @@ def test_several_calls_at_once_have_ids_of_their_own(serve, finder, pb):
         calls = pool.map(lambda _: list(stub.Search(request)), range(200))
         ids = {events[0].accepted.search_id for events in calls}
     assert len(ids) == 200 and all(len(search_id) == 32 for search_id in ids)
+
+
+def searched_parts(alphabet):
+    for length in itertools.count():
+        yield from map(bytes, itertools.product(alphabet, repeat=length))
+
+
+DIGITS = b"0123456789"
+
+# What to ask for, and the same in Python: the alphabet, what is around it, the digest's text, and the
+# places where a name may begin.
+QUERIES = [
+    (
+        {"desired_names": ["beef"], "algorithm": 2, "encoding": 3, "anchor": 2},
+        (range(256), b"", b"", lambda secret: hashlib.sha256(secret).hexdigest(), "prefix"),
+    ),
+    (
+        {
+            "desired_names": ["Zz9", "aB1"],
+            "algorithm": 3,
+            "encoding": 2,
+            "case_sensitive": True,
+            "keyspace": {"prefix": b"a stamp: ", "suffix": b"!", "named": 4},
+        },
+        (
+            DIGITS,
+            b"a stamp: ",
+            b"!",
+            lambda s: base64.urlsafe_b64encode(hashlib.sha512(s).digest()).decode(),
+            "anywhere",
+        ),
+    ),
+    (
+        {
+            "desired_names": ["abcd", "qrs"],
+            "ideal_distance": 1,
+            "interesting_distance": 3,
+            "encoding": 4,
+            "anchor": 3,
+            "keyspace": {"given": b"ba"},
+        },
+        (b"ba", b"", b"", lambda s: base64.b32encode(hashlib.sha1(s).digest()).decode(), "suffix"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("asked", "means"), QUERIES)
+def test_every_kind_of_query(serve, finder, pb, asked, means):
+    alphabet, prefix, suffix, text_of, anchor = means
+    stub = finder(serve())
+    found = candidates(stub.Search(pb.SearchRequest(query=pb.Query(**asked))))
+    names, ideal = asked["desired_names"], asked.get("ideal_distance", 0)
+    fold = (lambda text: text) if asked.get("case_sensitive") else str.lower
+
+    def nearest(text):
+        places = []
+        for number, name in enumerate(names):
+            last = len(text) - len(name)
+            windows = {"prefix": [0], "suffix": [last], "anywhere": range(last + 1)}[anchor]
+            for window in windows:
+                pairs = zip(fold(text)[window:], fold(name))
+                places.append((sum(a != b for a, b in pairs), number, window))
+        return min(places)
+
+    expected = []
+    for index, part in enumerate(searched_parts(alphabet)):
+        secret = prefix + part + suffix
+        text = text_of(secret)
+        d, number, window = nearest(text)
+        if d <= ideal or d < asked.get("interesting_distance", 0):
+            expected.append((secret, text, names[number], d, window, d <= ideal, index))
+        if d <= ideal:
+            break
+    told = [
+        (c.secret, c.hashed_name, c.desired_name, c.distance, c.window, c.is_ideal, c.index)
+        for c in found
+    ]
+    assert told == expected

@@ -279,6 +279,7 @@ fn ours(cores: &str, arguments: &str) -> Result<Output> {
         .arg(target().join("release/hashfinder"))
         .args(arguments.split_whitespace())
         .env_remove("HASHFINDER_KERNEL")
+        .env("HASHFINDER_CONFIG", "/dev/null")
         .output()
         .context("cannot run hashfinder")?;
     Ok(output)

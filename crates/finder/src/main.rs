@@ -5,11 +5,13 @@
 
 mod bench;
 mod cli;
+mod config;
 mod connection;
 mod estimate;
 mod find;
 mod listener;
 mod log;
+mod manual;
 mod rpc;
 mod searches;
 mod serve;
@@ -18,15 +20,19 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Exit};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match config::parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            cli::say(format_args!("{error:#}"));
+            return Exit::Usage.into();
+        }
+    };
     run(cli).unwrap_or_else(|error| {
         cli::say(format_args!("{error:#}"));
-        cli::Exit::Failed.into()
+        Exit::Failed.into()
     })
 }
 
@@ -41,6 +47,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
+        Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
     };
     // What is still going on, a connection that nobody reads for one, does not keep the process.
     runtime.shutdown_background();

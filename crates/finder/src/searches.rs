@@ -167,7 +167,7 @@ struct CancelArguments {
 #[derive(Args, Debug)]
 struct At {
     /// The server, at HOST:PORT or at unix:PATH
-    #[arg(long, value_name = "HOST:PORT", env = "HASHFINDER_SERVER", value_parser = cli::server)]
+    #[arg(long, value_name = "HOST:PORT", value_parser = cli::server)]
     #[arg(default_value = "localhost:50051")]
     server: ServerAddress,
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Cursor, Impossible, Index, Odds, Query, Secret};
+use hashfinder_search::{Cursor, Impossible, Index, Odds, Query};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
@@ -88,7 +88,7 @@ trait Source {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum StopCause {
     Signal(Signal),
-    Timeout(Duration),
+    MaximumTime(Duration),
 }
 
 /// How the command ended, for people, programs and the shell.
@@ -173,7 +173,7 @@ async fn search(
     }
     let Some(server) = &arguments.server else {
         let search = LocalSearch::start(&query, wanted, arguments)?;
-        let stop = (signals, arguments.timeout);
+        let stop = (signals, arguments.maximum_time);
         return follow(search, &query, stop, session, output, status).await;
     };
     let starting = RemoteSearch::start(server, &query, wanted, arguments, status);
@@ -221,7 +221,7 @@ async fn follow<S: Source>(
 ) -> Result<Conclusion> {
     let began = Instant::now();
     // Some tens of milliseconds at most, while the search goes on.
-    let mut progress = Progress::new(Odds::of(query.name(), query.ideal_distance()));
+    let mut progress = Progress::new(Odds::of(&query.names()[0], query.ideal_distance()));
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first comes at once, when there is nothing to show yet.
@@ -267,9 +267,9 @@ async fn follow<S: Source>(
             {
                 // Who has seen enough, as `head` has, wants to hear no more.
                 search.close().await;
-                let secret = Secret::from_bytes(&finding.secret);
-                if let (Some(session), Some(secret)) = (&mut session, secret) {
-                    session.keep(secret.index(), output.answers())?;
+                let index = query.keyspace().index_of(&finding.secret);
+                if let (Some(session), Some(index)) = (&mut session, index) {
+                    session.keep(index, output.answers())?;
                 }
                 return Ok(Conclusion::new("unread", None, Exit::Success));
             }
@@ -326,7 +326,7 @@ fn stop_when_told(
         };
         let (cause, mut again) = tokio::select! {
             signal = signals.next() => (StopCause::Signal(signal), true),
-            timeout = expired => (StopCause::Timeout(timeout), false),
+            timeout = expired => (StopCause::MaximumTime(timeout), false),
         };
         // Nobody listens any more only when the search is over anyway.
         let _ = sender.send(cause);
@@ -367,9 +367,9 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
             let why = format!("stopped by {signal}");
             Conclusion::new("stopped", why, exit_of(signal)).at(cursor)
         }
-        (Ending::Stopped(cursor), Some(StopCause::Timeout(timeout))) => {
+        (Ending::Stopped(cursor), Some(StopCause::MaximumTime(timeout))) => {
             let timeout = humantime::format_duration(timeout);
-            let why = format!("the timeout of {timeout} has passed");
+            let why = format!("the maximum time of {timeout} has passed");
             Conclusion::new("limit", why, Exit::Limit).at(cursor)
         }
         (Ending::Stopped(cursor), None) => {

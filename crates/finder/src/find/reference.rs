@@ -36,7 +36,7 @@ impl ReferenceSearch {
         options: CallOptions,
     ) -> ReferenceSearch {
         let request = Request::new(HashNameRequest {
-            desired_name: query.name().as_str().to_owned(),
+            desired_name: query.names()[0].as_str().to_owned(),
             ideal_hamming_distance: i32::from(query.ideal_distance().get()),
             interesting_hamming_distance: i32::from(query.interesting_distance().get()),
         });
@@ -64,7 +64,7 @@ impl ReferenceSearch {
         let secret = BASE64_STANDARD
             .decode(&response.secret)
             .context("the server's secret is not base64")?;
-        let finding = Finding::checked(secret, &response.hashed_name, self.query.name())?;
+        let (finding, _) = Finding::checked(&secret, &response.hashed_name, &self.query)?;
         if finding.distance <= self.query.ideal_distance().get() {
             return Ok(Told::Ended(Ending::Found(finding)));
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use hashfinder_search::{Cursor, Index, Query, Secret};
+use hashfinder_search::{Cursor, Index, Query};
 use prost_types::Duration;
 use tonic::{Code, Request, Status};
 use tonic_cancel::{CallOptions, Canceller, StreamingCall};
@@ -58,8 +58,8 @@ impl RemoteSearch {
         let began = Instant::now();
         // One that lies beyond what the clock can show is none.
         let deadline = arguments
-            .timeout
-            .and_then(|timeout| began.checked_add(timeout));
+            .maximum_time
+            .and_then(|time| began.checked_add(time));
         let options = deadline.map_or(CallOptions::new(), |deadline| {
             CallOptions::new().deadline(deadline)
         });
@@ -189,17 +189,15 @@ impl FinderSearch {
     }
 
     fn candidate(&mut self, candidate: &v1pb::Candidate) -> Result<Option<Told>> {
-        let secret = candidate.secret.clone();
-        let finding = Finding::checked(secret, &candidate.hashed_name, self.query.name())?;
-        let index = Secret::from_bytes(&finding.secret).map(|secret| secret.index());
-        // Else a cursor would lose some, or tell some twice.
-        let in_turn = |index: &Index| self.answer.is_none() && *index >= self.frontier;
-        let Some(index) = index.filter(in_turn) else {
+        let (finding, index) =
+            Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
+        if self.answer.is_some() || index < self.frontier {
+            // A cursor would lose some, or tell some twice.
             bail!(
                 "the server's answer is wrong: {} is not in its turn",
                 finding.hashed_name
             );
-        };
+        }
         if finding.distance <= self.query.ideal_distance().get() {
             self.frontier = index;
             self.answer = Some(finding);

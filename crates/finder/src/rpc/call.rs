@@ -6,7 +6,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Cursor, Index, KEYSPACE_END, Outcome, Progress, Query, Report, SearchState, StopCause, Stopper,
+    Cursor, DesiredName, Index, Outcome, Progress, Query, Report, SearchState, StopCause, Stopper,
 };
 use tonic_cancel::CallEnd;
 
@@ -125,7 +125,7 @@ impl Call {
             return false;
         }
         let cancelled = state.cancelled.as_ref();
-        state.search = Some(SearchEnd::new(outcome, hashes, cancelled));
+        state.search = Some(SearchEnd::new(&self.query, outcome, hashes, cancelled));
         state.listing.is_some()
     }
 
@@ -192,7 +192,7 @@ impl Call {
         let mut summary = SearchSummary {
             method: self.method.to_owned(),
             client: self.client.0.to_string(),
-            desired_names: vec![self.query.name().as_str().to_owned()],
+            desired_names: self.names().map(str::to_owned).collect(),
             ideal_distance: i32::from(self.query.ideal_distance().get()),
             state: v1pb::SearchState::Queued.into(),
             started_at: Some(self.began_at.into()),
@@ -221,6 +221,10 @@ impl Call {
         summary
     }
 
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.query.names().iter().map(DesiredName::as_str)
+    }
+
     /// Writes the log's line when both the call and its work are over.
     fn log_if_over(&self, mut state: MutexGuard<'_, State>) {
         let Some((end, took)) = state.call else {
@@ -247,7 +251,7 @@ impl Call {
             method = name_of(self.method),
             search = id.as_ref().map(tracing::field::display),
             peer = self.peer.as_ref().map(tracing::field::display),
-            name = ?self.query.name().as_str(),
+            name = ?self.names().collect::<Vec<_>>().join(" "),
             code = ?end.code,
             cause,
             work,
@@ -266,7 +270,12 @@ impl Call {
 }
 
 impl SearchEnd {
-    fn new(outcome: &Outcome, hashes: u64, cancelled: Option<&(Canceller, String)>) -> SearchEnd {
+    fn new(
+        query: &Query,
+        outcome: &Outcome,
+        hashes: u64,
+        cancelled: Option<&(Canceller, String)>,
+    ) -> SearchEnd {
         let mut message = String::new();
         let (reason, cursor) = match outcome {
             Outcome::Ideal(_) => (EndReason::Found, None),
@@ -292,8 +301,8 @@ impl SearchEnd {
         };
         let frontier = match (outcome, cursor) {
             (_, Some(cursor)) => cursor.frontier(),
-            (Outcome::Ideal(candidate), None) => candidate.secret.index() + 1,
-            (_, None) => KEYSPACE_END,
+            (Outcome::Ideal(candidate), None) => candidate.index + 1,
+            (_, None) => query.keyspace().end(),
         };
         SearchEnd {
             at: SystemTime::now(),

@@ -7,7 +7,8 @@ use std::{
     task::{Context, Poll},
 };
 
-use hashfinder_search::{Candidate, Event};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use hashfinder_search::{Candidate, Event, Keyspace, Spelling};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
 
@@ -84,10 +85,12 @@ impl HashFinder for HashFinderService {
     }
 }
 
+/// An answer of this contract, which knows no other spelling and no other secrets.
 fn response(candidate: Candidate) -> HashNameResponse {
+    let secret = Keyspace::default().secret(candidate.index);
     HashNameResponse {
-        secret: candidate.secret.to_base64(),
-        hashed_name: candidate.hashed_name().to_string(),
+        secret: BASE64_STANDARD.encode(&secret),
+        hashed_name: Spelling::default().hashed_name(&secret).to_string(),
         hamming_distance: i32::from(candidate.distance),
     }
 }
@@ -132,7 +135,7 @@ mod tests {
         Limits,
         pb::{hash_finder_client::HashFinderClient, hash_finder_server::HashFinderServer},
     };
-    use hashfinder_search::{Backend, Engine, Filter, Found, Index, Kernel};
+    use hashfinder_search::{Backend, Engine, Found, Index, Kernel, Sought};
     use std::{
         collections::{HashMap, HashSet},
         num::{NonZeroU64, NonZeroUsize},
@@ -148,12 +151,12 @@ mod tests {
         fn scan(
             &self,
             slice: Range<Index>,
-            filter: &Filter,
+            sought: &Sought,
             limit: usize,
             hits: &mut Vec<Found>,
         ) -> Index {
             assert!(!slice.contains(&self.0), "a panic that this test wants");
-            Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+            Backend::scan(&Kernel::best(), slice, sought, limit, hits)
         }
     }
 

@@ -1,15 +1,24 @@
 //! Requests, parsed once into what is searched for; behind this, nothing looks at them again.
 
-use hashfinder_search::{Cursor, DesiredName, Distance, Query};
+use hashfinder_search::{
+    Algorithm, Alphabet, Anchor, Cursor, DesiredName, Distance, Encoding, Keyspace, Query, Spelling,
+};
 
 use super::{
     pb::HashNameRequest,
     status::CallError,
     v1pb::{
-        self, Algorithm, Anchor, EstimateRequest, Keyspace, NamedAlphabet, SearchRequest,
-        keyspace::Alphabet, search_request::From,
+        self, EstimateRequest, NamedAlphabet, SearchRequest, keyspace::Alphabet as WireAlphabet,
+        search_request::From,
     },
 };
+
+/// The most bytes that all names of a query may have. They are in its cursor, and a request has to hold
+/// that.
+const NAME_BYTES: usize = 1024;
+
+/// The most bytes that the prefix and the suffix may have, for the same reason.
+const AROUND_BYTES: usize = 1024;
 
 /// What `hash_name.HashFinder` is asked for.
 pub(super) fn of_reference(
@@ -36,7 +45,10 @@ pub(super) fn of_search(request: &SearchRequest) -> Result<Query, CallError> {
         Some(From::Query(query)) => of_query(query),
         Some(From::Cursor(text)) => {
             let cursor: Cursor = text.parse().map_err(|error| wrong("cursor", &error))?;
-            Ok(cursor.query())
+            let query = cursor.query();
+            let names = query.names().iter().map(DesiredName::as_str);
+            check_size(["cursor", "cursor"], names, query.keyspace())?;
+            Ok(query)
         }
         None => Err(CallError::wrong(
             "query",
@@ -63,65 +75,96 @@ fn of_query(query: &v1pb::Query) -> Result<Query, CallError> {
         case_sensitive,
         keyspace,
     } = query;
-    let name = match &desired_names[..] {
-        [name] => name_of("query.desired_names[0]", name)?,
-        [] => {
-            let message = "there is no name; give one";
-            return Err(CallError::wrong("query.desired_names", message));
-        }
-        [_, ..] => {
-            let message = "this server looks for one name at a time; give one";
-            return Err(CallError::wrong("query.desired_names", message));
-        }
+    let spelling = Spelling {
+        algorithm: match known("query.algorithm", *algorithm)? {
+            v1pb::Algorithm::Unspecified | v1pb::Algorithm::Sha1 => Algorithm::Sha1,
+            v1pb::Algorithm::Sha256 => Algorithm::Sha256,
+            v1pb::Algorithm::Sha512 => Algorithm::Sha512,
+            v1pb::Algorithm::Blake3 => Algorithm::Blake3,
+        },
+        encoding: match known("query.encoding", *encoding)? {
+            v1pb::Encoding::Unspecified | v1pb::Encoding::Base64 => Encoding::Base64,
+            v1pb::Encoding::Base64url => Encoding::Base64Url,
+            v1pb::Encoding::Hex => Encoding::Hex,
+            v1pb::Encoding::Base32 => Encoding::Base32,
+        },
+        anchor: match known("query.anchor", *anchor)? {
+            v1pb::Anchor::Unspecified | v1pb::Anchor::Anywhere => Anchor::Anywhere,
+            v1pb::Anchor::Prefix => Anchor::Prefix,
+            v1pb::Anchor::Suffix => Anchor::Suffix,
+        },
+        case_sensitive: *case_sensitive,
     };
+    if !(1..=Query::MAX_NAMES).contains(&desired_names.len()) {
+        let (count, most) = (desired_names.len(), Query::MAX_NAMES);
+        let message = format!("there are {count} names; give 1 to {most}");
+        return Err(CallError::wrong("query.desired_names", message));
+    }
+    let names = desired_names.iter().enumerate().map(|(number, text)| {
+        let name = DesiredName::new(text, spelling);
+        name.map_err(|error| wrong(&field_of(number), &error))
+    });
+    let names: Vec<DesiredName> = names.collect::<Result<_, _>>()?;
     let ideal = distance("query.ideal_distance", *ideal_distance)?;
     let interesting = distance("query.interesting_distance", *interesting_distance)?;
-    match known("query.algorithm", *algorithm)? {
-        Algorithm::Unspecified | Algorithm::Sha1 => {}
-        _ => return unsupported("query.algorithm", "hashes with SHA-1 alone"),
-    }
-    match known("query.encoding", *encoding)? {
-        v1pb::Encoding::Unspecified | v1pb::Encoding::Base64 => {}
-        _ => return unsupported("query.encoding", "writes digests in base64 alone"),
-    }
-    match known("query.anchor", *anchor)? {
-        Anchor::Unspecified | Anchor::Anywhere => {}
-        _ => return unsupported("query.anchor", "looks for names anywhere"),
-    }
-    if *case_sensitive {
-        return unsupported("query.case_sensitive", "compares without regard to case");
-    }
-    if let Some(keyspace) = keyspace {
-        check_keyspace(keyspace)?;
-    }
-    let query = Query::new(name, ideal);
-    let query = query.map_err(|error| wrong("query.desired_names[0]", &error))?;
-    Ok(query.interesting(interesting))
+    let keyspace = match keyspace {
+        Some(keyspace) => of_keyspace(keyspace)?,
+        None => Keyspace::default(),
+    };
+    let texts = desired_names.iter().map(String::as_str);
+    let fields = ["query.desired_names", "query.keyspace"];
+    check_size(fields, texts, &keyspace)?;
+    let query = Query::any(names, ideal);
+    let query = query.map_err(|error| wrong(&field_of(error.number), &error))?;
+    Ok(query.interesting(interesting).among(keyspace))
 }
 
-fn check_keyspace(keyspace: &Keyspace) -> Result<(), CallError> {
-    let Keyspace {
+fn field_of(number: usize) -> String {
+    format!("query.desired_names[{number}]")
+}
+
+fn of_keyspace(keyspace: &v1pb::Keyspace) -> Result<Keyspace, CallError> {
+    let v1pb::Keyspace {
         prefix,
         suffix,
         alphabet,
     } = keyspace;
-    let all = "tries all byte strings";
-    for (field, fixed) in [
-        ("query.keyspace.prefix", prefix),
-        ("query.keyspace.suffix", suffix),
-    ] {
-        if !fixed.is_empty() {
-            return unsupported(field, all);
-        }
-    }
-    match alphabet {
-        None => Ok(()),
-        Some(Alphabet::Named(named)) => match known("query.keyspace.named", *named)? {
-            NamedAlphabet::Unspecified | NamedAlphabet::Bytes => Ok(()),
-            _ => unsupported("query.keyspace.named", all),
+    let alphabet = match alphabet {
+        None => Alphabet::bytes(),
+        Some(WireAlphabet::Named(named)) => match known("query.keyspace.named", *named)? {
+            NamedAlphabet::Unspecified | NamedAlphabet::Bytes => Alphabet::bytes(),
+            NamedAlphabet::Printable => Alphabet::printable(),
+            NamedAlphabet::Alphanumeric => Alphabet::alphanumeric(),
+            NamedAlphabet::Digits => Alphabet::digits(),
         },
-        Some(Alphabet::Given(_)) => unsupported("query.keyspace.given", all),
+        Some(WireAlphabet::Given(bytes)) => {
+            Alphabet::given(bytes).map_err(|error| wrong("query.keyspace.given", &error))?
+        }
+    };
+    let keyspace = Keyspace::new(prefix, alphabet, suffix);
+    keyspace.map_err(|error| wrong("query.keyspace", &error))
+}
+
+/// Refuses what would make a cursor that does not fit into a request; the names and the keyspace are in
+/// these fields.
+fn check_size<'a>(
+    [names_field, keyspace_field]: [&str; 2],
+    names: impl Iterator<Item = &'a str>,
+    keyspace: &Keyspace,
+) -> Result<(), CallError> {
+    let bytes: usize = names.map(str::len).sum();
+    if bytes > NAME_BYTES {
+        let message = format!("the names have {bytes} bytes; give at most {NAME_BYTES} in all");
+        return Err(CallError::wrong(names_field, message));
     }
+    let bytes = keyspace.prefix().len() + keyspace.suffix().len();
+    if bytes > AROUND_BYTES {
+        let message = format!(
+            "the prefix and the suffix have {bytes} bytes; give at most {AROUND_BYTES} in all"
+        );
+        return Err(CallError::wrong(keyspace_field, message));
+    }
+    Ok(())
 }
 
 fn name_of(field: &str, text: &str) -> Result<DesiredName, CallError> {
@@ -142,11 +185,6 @@ fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<E, CallError> {
     E::try_from(value).map_err(unknown)
 }
 
-fn unsupported<T>(field: &str, what_it_does: &str) -> Result<T, CallError> {
-    let message = format!("{field}: this server {what_it_does}; leave the field out");
-    Err(CallError::wrong(field, message))
-}
-
 fn wrong(field: &str, error: &impl std::error::Error) -> CallError {
     CallError::wrong(field, error.to_string())
 }
@@ -164,10 +202,11 @@ mod tests {
         }
     }
 
-    fn keyspace(change: impl FnOnce(&mut Keyspace)) -> Option<Keyspace> {
-        let mut keyspace = Keyspace::default();
-        change(&mut keyspace);
-        Some(keyspace)
+    fn among(alphabet: WireAlphabet) -> Option<v1pb::Keyspace> {
+        Some(v1pb::Keyspace {
+            alphabet: Some(alphabet),
+            ..v1pb::Keyspace::default()
+        })
     }
 
     #[test]
@@ -177,13 +216,49 @@ mod tests {
         let expected = expected.interesting(Distance::from(3));
         assert_eq!(of_query(&doctor()), Ok(expected.clone()));
         let spelled = v1pb::Query {
-            algorithm: Algorithm::Sha1.into(),
+            algorithm: v1pb::Algorithm::Sha1.into(),
             encoding: v1pb::Encoding::Base64.into(),
-            anchor: Anchor::Anywhere.into(),
-            keyspace: keyspace(|k| k.alphabet = Some(Alphabet::Named(NamedAlphabet::Bytes.into()))),
+            anchor: v1pb::Anchor::Anywhere.into(),
+            keyspace: among(WireAlphabet::Named(NamedAlphabet::Bytes.into())),
             ..doctor()
         };
         assert_eq!(of_query(&spelled), Ok(expected));
+    }
+
+    #[test]
+    fn no_field_is_overlooked() {
+        type Change = fn(&mut v1pb::Query);
+        let changes: [Change; 10] = [
+            |q| q.desired_names.push("doc".to_owned()),
+            |q| q.ideal_distance += 1,
+            |q| q.interesting_distance += 1,
+            |q| q.algorithm = v1pb::Algorithm::Blake3.into(),
+            |q| q.encoding = v1pb::Encoding::Base64url.into(),
+            |q| q.anchor = v1pb::Anchor::Suffix.into(),
+            |q| q.case_sensitive = true,
+            |q| q.keyspace = among(WireAlphabet::Given(b"ab".to_vec())),
+            |q| {
+                q.keyspace = Some(v1pb::Keyspace {
+                    prefix: b"a".to_vec(),
+                    ..v1pb::Keyspace::default()
+                });
+            },
+            |q| {
+                q.keyspace = Some(v1pb::Keyspace {
+                    suffix: b"a".to_vec(),
+                    ..v1pb::Keyspace::default()
+                });
+            },
+        ];
+        let mut queries = vec![of_query(&doctor()).unwrap()];
+        for change in changes {
+            let mut query = doctor();
+            change(&mut query);
+            queries.push(of_query(&query).unwrap());
+        }
+        for (number, query) in queries.iter().enumerate() {
+            assert!(!queries[..number].contains(query), "the change {number}");
+        }
     }
 
     #[test]
@@ -191,44 +266,51 @@ mod tests {
         type Change = fn(&mut v1pb::Query);
         let changes: [(&str, Change); 17] = [
             ("query.desired_names", |q| q.desired_names.clear()),
-            ("query.desired_names[0]", |q| q.desired_names[0].clear()),
-            ("query.desired_names[0]", |q| {
-                q.desired_names[0] = "a".repeat(29)
-            }),
-            ("query.desired_names[0]", |q| {
-                q.desired_names[0] = "=-=-".to_owned()
-            }),
             ("query.desired_names", |q| {
-                q.desired_names.push("doc".to_owned())
+                q.desired_names = vec!["doc".to_owned(); Query::MAX_NAMES + 1];
+            }),
+            ("query.desired_names[0]", |q| q.desired_names[0].clear()),
+            ("query.desired_names[1]", |q| {
+                q.desired_names.push("a".repeat(29));
+            }),
+            ("query.desired_names[1]", |q| {
+                q.desired_names.push("=-=-".to_owned());
             }),
             ("query.ideal_distance", |q| q.ideal_distance = -1),
             ("query.interesting_distance", |q| {
-                q.interesting_distance = i32::MIN
-            }),
-            ("query.algorithm", |q| {
-                q.algorithm = Algorithm::Blake3.into()
+                q.interesting_distance = i32::MIN;
             }),
             ("query.algorithm", |q| q.algorithm = 99),
-            ("query.encoding", |q| {
-                q.encoding = v1pb::Encoding::Hex.into()
-            }),
-            ("query.anchor", |q| q.anchor = Anchor::Suffix.into()),
-            ("query.case_sensitive", |q| q.case_sensitive = true),
-            ("query.keyspace.prefix", |q| {
-                q.keyspace = keyspace(|k| k.prefix = vec![0]);
-            }),
-            ("query.keyspace.suffix", |q| {
-                q.keyspace = keyspace(|k| k.suffix = vec![0]);
-            }),
+            ("query.encoding", |q| q.encoding = -1),
+            ("query.anchor", |q| q.anchor = i32::MAX),
             ("query.keyspace.named", |q| {
-                let digits = NamedAlphabet::Digits.into();
-                q.keyspace = keyspace(|k| k.alphabet = Some(Alphabet::Named(digits)));
-            }),
-            ("query.keyspace.named", |q| {
-                q.keyspace = keyspace(|k| k.alphabet = Some(Alphabet::Named(-1)));
+                q.keyspace = among(WireAlphabet::Named(-1));
             }),
             ("query.keyspace.given", |q| {
-                q.keyspace = keyspace(|k| k.alphabet = Some(Alphabet::Given(vec![1, 2])));
+                q.keyspace = among(WireAlphabet::Given(Vec::new()));
+            }),
+            ("query.keyspace.given", |q| {
+                q.keyspace = among(WireAlphabet::Given(b"aba".to_vec()));
+            }),
+            ("query.keyspace.given", |q| {
+                q.keyspace = among(WireAlphabet::Given(vec![0; 257]));
+            }),
+            ("query.keyspace", |q| {
+                q.keyspace = Some(v1pb::Keyspace {
+                    suffix: vec![0; AROUND_BYTES + 1],
+                    ..v1pb::Keyspace::default()
+                });
+            }),
+            ("query.keyspace", |q| {
+                q.keyspace = Some(v1pb::Keyspace {
+                    prefix: vec![0; AROUND_BYTES],
+                    suffix: vec![0],
+                    ..v1pb::Keyspace::default()
+                });
+            }),
+            ("query.desired_names", |q| {
+                q.ideal_distance = 28;
+                q.desired_names = vec!["\u{1f980}".repeat(28); 10];
             }),
         ];
         for (expected, change) in changes {

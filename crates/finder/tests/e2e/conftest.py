@@ -25,6 +25,9 @@ HERE = pathlib.Path(__file__).parent
 PROTOS = HERE.parents[3] / "proto"
 HASHFINDER = os.environ["HASHFINDER"]
 
+# Whatever the user who runs the tests has set for themselves.
+os.environ["HASHFINDER_CONFIG"] = os.devnull
+
 # How long a process may take for anything that it is waited for to do.
 PATIENCE_S = 30
 
@@ -53,7 +56,7 @@ def stubs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def v1(tmp_path_factory):
-    """The modules of our own contract, generated as any user of it would."""
+    """The modules of hashfinder.v1."""
     out = tmp_path_factory.mktemp("v1")
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_out={out}"]
     command += [f"--grpc_python_out={out}", "hashfinder/v1/finder.proto"]
@@ -61,8 +64,13 @@ def v1(tmp_path_factory):
     sys.path.insert(0, str(out))
     from hashfinder.v1 import finder_pb2, finder_pb2_grpc
 
-    finder_pb2.Stub = finder_pb2_grpc.FinderStub
-    return finder_pb2
+    class V1:
+        messages = finder_pb2
+        Stub = finder_pb2_grpc.FinderStub
+        Servicer = finder_pb2_grpc.FinderServicer
+        add_to_server = staticmethod(finder_pb2_grpc.add_FinderServicer_to_server)
+
+    return V1
 
 
 class Process:
@@ -179,12 +187,10 @@ class Reference(Process):
 class Fake:
     """A server of hashfinder.v1 that says what it is told to say."""
 
-    def __init__(self, **methods):
-        from hashfinder.v1 import finder_pb2_grpc
-
-        servicer = type("Servicer", (finder_pb2_grpc.FinderServicer,), methods)
+    def __init__(self, v1, **methods):
+        servicer = type("Servicer", (v1.Servicer,), methods)
         self.server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-        finder_pb2_grpc.add_FinderServicer_to_server(servicer(), self.server)
+        v1.add_to_server(servicer(), self.server)
         self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
         self.server.start()
 
@@ -222,7 +228,7 @@ def fake(v1):
     servers = []
 
     def start(**methods):
-        servers.append(Fake(**methods))
+        servers.append(Fake(v1, **methods))
         return servers[-1]
 
     yield start
@@ -257,6 +263,12 @@ def connect(stubs):
     yield open_channel
     for channel in channels:
         channel.close()
+
+
+@pytest.fixture(scope="session")
+def pb(v1):
+    """The messages of hashfinder.v1."""
+    return v1.messages
 
 
 @pytest.fixture

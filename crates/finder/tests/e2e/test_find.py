@@ -81,7 +81,7 @@ def test_a_distance_of_the_whole_name_finds_the_empty_secret():
         (["doctor", "--ideal-distance", "near"], "number"),
         (["doctor", "--maximum-hashes", "0"], "0"),
         (["doctor", "--threads", "0"], "0"),
-        (["doctor", "--timeout", "soon"], "90s"),
+        (["doctor", "--maximum-time", "soon"], "90s"),
         (["doctor", "--server", "localhost"], "HOST:PORT"),
         (["doctor", "--server", "localhost:1", "--threads", "2"], "--threads"),
         (["--resume", "doctor"], "not a cursor"),
@@ -127,7 +127,7 @@ def test_a_budget_is_exact_and_can_be_gone_on_from():
 
 
 def test_a_timeout_ends_it_with_a_cursor_and_the_nearest_candidate():
-    done = run_find("hashfinder", "--timeout", "200ms", "--show-inferior", "7")
+    done = run_find("hashfinder", "--maximum-time", "200ms", "--show-inferior", "7")
     assert done.returncode == 3
     assert "200ms" in done.stderr
     best = min(int(line.split("\t")[3]) for line in done.stdout.splitlines())
@@ -170,7 +170,7 @@ def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
 
 
 def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
-    process = find(HARD, "--show-inferior", "28", "--timeout", "100ms")
+    process = find(HARD, "--show-inferior", "28", "--maximum-time", "100ms")
     process.wait_for("still stopping")
     process.assert_idle()
     # Who reads on gets what there is, and then the end.
@@ -219,7 +219,7 @@ def test_durations_of_ages(serve):
     server = serve()
     ages = "20000years"
     for arguments in [[], ["--server", server.address, "--connect-timeout", ages]]:
-        done = run_find("doc", "--timeout", ages, *arguments)
+        done = run_find("doc", "--maximum-time", ages, *arguments)
         assert (done.returncode, done.stdout.splitlines()) == (0, lines("doc", 0))
 
 
@@ -298,7 +298,7 @@ def test_a_servers_budget(serve):
 
 def test_a_timeout_at_a_server(serve):
     server = serve()
-    done = run_find(HARD, "--server", server.address, "--timeout", "300ms")
+    done = run_find(HARD, "--server", server.address, "--maximum-time", "300ms")
     assert done.returncode == 3
     server.call_ended(work='"stopped"')
     server.assert_idle()
@@ -403,7 +403,7 @@ def test_the_reference_servers_budget(reference):
 
 def test_a_timeout_at_the_reference_server(reference):
     server = reference()
-    done = run_find(HARD, "--server", server.address, "--timeout", "500ms")
+    done = run_find(HARD, "--server", server.address, "--maximum-time", "500ms")
     assert done.returncode == 3
     assert [server.told(), server.told(), server.told()] == ["began", "over", "stopped"]
 

@@ -252,7 +252,7 @@ def test_a_signal_stops_the_search_for_several(find):
 
 
 def test_the_timeout_is_for_all_results_together():
-    done = run_find("docto", "--count", "1000000", "--timeout", "500ms", "--json")
+    done = run_find("docto", "--count", "1000000", "--maximum-time", "500ms", "--json")
     assert done.returncode == 3
     findings, end = records(done.stdout)
     assert (end["how"], end["results"]) == ("limit", len(findings))

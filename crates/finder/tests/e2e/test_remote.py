@@ -182,34 +182,34 @@ def test_a_session_at_a_server(serve, tmp_path, monkeypatch):
         assert killed or printed == everything
 
 
-def told_by(v1, *events):
+def told_by(pb, *events):
     """A Search that tells these events, and then waits until it is cancelled."""
 
     def search(self, request, context):
         over = threading.Event()
         context.add_callback(over.set)
-        yield v1.SearchEvent(accepted=v1.Accepted(search_id="a"))
+        yield pb.SearchEvent(accepted=pb.Accepted(search_id="a"))
         yield from events
         over.wait(PATIENCE_S)
 
     return search
 
 
-def candidate(v1, secret, index, **fields):
+def candidate(pb, secret, index, **fields):
     told = dict(secret=secret, hashed_name=hashed(secret), index=index) | fields
-    return v1.SearchEvent(candidate=v1.Candidate(**told))
+    return pb.SearchEvent(candidate=pb.Candidate(**told))
 
 
-def test_what_a_server_says_is_checked(fake, v1):
+def test_what_a_server_says_is_checked(fake, pb):
     for wrong in [
-        candidate(v1, b"\7", 8, hashed_name=hashed(b"\0")),
-        candidate(v1, b"\7", 8, hashed_name="\x1b[2J"),
+        candidate(pb, b"\7", 8, hashed_name=hashed(b"\0")),
+        candidate(pb, b"\7", 8, hashed_name="\x1b[2J"),
         # The secret with the index 1, after all below 5 was tried and told.
-        candidate(v1, b"\0", 1),
+        candidate(pb, b"\0", 1),
         # None of the secrets that there are.
-        candidate(v1, bytes(9), 2),
+        candidate(pb, bytes(9), 2),
     ]:
-        server = fake(Search=told_by(v1, v1.SearchEvent(progress=v1.Progress(frontier=5)), wrong))
+        server = fake(Search=told_by(pb, pb.SearchEvent(progress=pb.Progress(frontier=5)), wrong))
         done = run_find(HARD, "--show-inferior", "28", "--server", server.address)
         assert done.returncode == 5
         assert "the server's answer is wrong" in done.stderr
@@ -219,11 +219,11 @@ def test_what_a_server_says_is_checked(fake, v1):
 @pytest.mark.parametrize(
     "other", [cursor("hashfinder", 700), cursor(HARD, 700, ideal=1), cursor(HARD, 4), "hf1_AAAA"]
 )
-def test_a_cursor_of_another_search_is_not_believed(fake, v1, other):
+def test_a_cursor_of_another_search_is_not_believed(fake, pb, other):
     def search(self, request, context):
         assert request.cursor == cursor(HARD, 0)
-        yield v1.SearchEvent(progress=v1.Progress(frontier=5))
-        yield v1.SearchEvent(ended=v1.SearchEnded(reason="END_REASON_DRAINING", cursor=other))
+        yield pb.SearchEvent(progress=pb.Progress(frontier=5))
+        yield pb.SearchEvent(ended=pb.SearchEnded(reason="END_REASON_DRAINING", cursor=other))
         context.abort(grpc.StatusCode.UNAVAILABLE, "going \x1b[2J away")
 
     done = run_find(HARD, "--server", fake(Search=search).address)
@@ -232,11 +232,11 @@ def test_a_cursor_of_another_search_is_not_believed(fake, v1, other):
     assert "going \\u{1b}[2J away" in done.stderr
 
 
-def test_an_answer_is_told_though_the_end_is_lost(fake, v1):
+def test_an_answer_is_told_though_the_end_is_lost(fake, pb):
     index, secret = next((i, s) for i, s in enumerate(secrets()) if "doc" in hashed(s).lower())
 
     def search(self, request, context):
-        yield candidate(v1, secret, index, is_ideal=True)
+        yield candidate(pb, secret, index, is_ideal=True)
         context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
 
     done = run_find("doc", "--server", fake(Search=search).address)
@@ -244,13 +244,13 @@ def test_an_answer_is_told_though_the_end_is_lost(fake, v1):
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-def test_a_stopped_search_goes_on_from_what_was_told_last(fake, v1, find, number):
+def test_a_stopped_search_goes_on_from_what_was_told_last(fake, pb, find, number):
     secret = bytes([9])
     server = fake(
         Search=told_by(
-            v1,
-            v1.SearchEvent(progress=v1.Progress(frontier=5)),
-            candidate(v1, secret, 10),
+            pb,
+            pb.SearchEvent(progress=pb.Progress(frontier=5)),
+            candidate(pb, secret, 10),
         )
     )
     process = find(HARD, "--show-inferior", "28", "--server", server.address)

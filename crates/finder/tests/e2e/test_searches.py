@@ -275,16 +275,16 @@ def test_a_list_on_a_terminal_is_a_table(serve, searching, terminal):
     assert row.index("ip:127.0.0.1") == titles.index("CLIENT")
 
 
-def summary(v1, n, **fields):
-    return v1.SearchSummary(search_id=f"search-{n}", desired_names=["doctor"], **fields)
+def summary(pb, n, **fields):
+    return pb.SearchSummary(search_id=f"search-{n}", desired_names=["doctor"], **fields)
 
 
-def test_a_list_goes_through_all_pages(fake, v1, terminal):
+def test_a_list_goes_through_all_pages(fake, pb, terminal):
     def list_searches(self, request, context):
         assert list(request.states) == [2, 4] and request.client == "user:7"
         begin = int(request.page_token or 0)
-        searches = [summary(v1, n) for n in range(begin, begin + 2)]
-        return v1.ListSearchesResponse(searches=searches, next_page_token=str(begin + 2) if begin < 4 else "")
+        searches = [summary(pb, n) for n in range(begin, begin + 2)]
+        return pb.ListSearchesResponse(searches=searches, next_page_token=str(begin + 2) if begin < 4 else "")
 
     server = fake(ListSearches=list_searches)
     arguments = ["--state", "running", "--state", "ended", "--client", "user:7"]
@@ -298,9 +298,9 @@ def test_a_list_goes_through_all_pages(fake, v1, terminal):
     assert [line.split()[0] for line in listed.seen.splitlines()[1:]] == expected
 
 
-def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, v1, terminal):
+def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, pb, terminal):
     evil = "\x1b]0;owned\x07\x1b[2J\t\r\n\x9b31m"
-    told = v1.SearchSummary(
+    told = pb.SearchSummary(
         search_id=evil,
         client=evil,
         method=evil,
@@ -312,11 +312,11 @@ def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, v1, term
     )
 
     def watch_searches(self, request, context):
-        yield v1.WatchSearchesResponse(searches=[told])
+        yield pb.WatchSearchesResponse(searches=[told])
         context.abort(grpc.StatusCode.INTERNAL, evil)
 
     def list_searches(self, request, context):
-        return v1.ListSearchesResponse(searches=[told])
+        return pb.ListSearchesResponse(searches=[told])
 
     server = fake(ListSearches=list_searches, WatchSearches=watch_searches)
     for arguments in ([], ["--json"]):

@@ -54,7 +54,7 @@ def stop_somewhere(choice, arguments):
     if how == "budget":
         arguments = [*arguments, "--maximum-hashes", str(choice.randint(1, 1_500_000))]
     if how == "timeout":
-        arguments = [*arguments, "--timeout", f"{choice.randint(1, 150)}ms"]
+        arguments = [*arguments, "--maximum-time", f"{choice.randint(1, 150)}ms"]
     process = subprocess.Popen(
         [HASHFINDER, "find", *arguments],
         stdin=subprocess.DEVNULL,

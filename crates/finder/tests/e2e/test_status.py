@@ -95,7 +95,7 @@ def terminal():
 
 
 def test_the_status_line_is_redrawn_and_gone_at_the_end(terminal):
-    process = terminal(HARD, "--timeout", "1500ms")
+    process = terminal(HARD, "--maximum-time", "1500ms")
     process.wait_for(LOOK)
     assert process.wait() == 3
     looks = re.findall(LOOK, process.seen)
@@ -104,7 +104,7 @@ def test_the_status_line_is_redrawn_and_gone_at_the_end(terminal):
     assert len(re.findall(r"\r\x1b\[2K\x1b\[\?7l[^\r\n]*\x1b\[\?7h", process.seen)) == len(looks)
     screen = process.screen()
     assert not any(re.search(LOOK, line) for line in screen), screen
-    assert screen[1] == "hashfinder: the timeout of 1s 500ms has passed"
+    assert screen[1] == "hashfinder: the maximum time of 1s 500ms has passed"
     assert cursor_in("\n".join(screen)).startswith("hf1_")
 
 
@@ -148,7 +148,7 @@ def test_a_short_search_shows_no_status_line(terminal):
     ("arguments", "environment"), [(["--quiet"], {}), ([], {"TERM": "dumb"}), ([], {"TERM": ""})]
 )
 def test_no_status_line_where_it_is_not_wanted(terminal, arguments, environment):
-    process = terminal(HARD, "--timeout", "700ms", *arguments, **environment)
+    process = terminal(HARD, "--maximum-time", "700ms", *arguments, **environment)
     assert process.wait() == 3
     assert "\x1b" not in process.seen
     if "--quiet" in arguments:
@@ -191,7 +191,7 @@ def test_lines_at_a_slow_pace_without_a_terminal(find):
 def test_the_terminal_of_results_alone_gets_results_alone():
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [HASHFINDER, "find", HARD, "--timeout", "600ms"],
+        [HASHFINDER, "find", HARD, "--maximum-time", "600ms"],
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         stderr=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import hashlib
+import itertools
 import math
 import time
 
@@ -33,14 +34,14 @@ CODE = grpc.StatusCode
 KEYSPACE_END = 2**64 - 1
 
 
-def query(v1, name, ideal=0, interesting=0, **more):
-    return v1.Query(
+def query(pb, name, ideal=0, interesting=0, **more):
+    return pb.Query(
         desired_names=[name], ideal_distance=ideal, interesting_distance=interesting, **more
     )
 
 
-def hard(v1, interesting=0, **more):
-    return v1.SearchRequest(query=query(v1, HARD, interesting=interesting), **more)
+def hard(pb, interesting=0, **more):
+    return pb.SearchRequest(query=query(pb, HARD, interesting=interesting), **more)
 
 
 def seconds(value):
@@ -70,11 +71,11 @@ def cursor_of(name, frontier, ideal=0, interesting=0):
 
 
 @pytest.mark.parametrize("workers", ["1", "2", "5"])
-def test_events_in_their_order(serve, finder, v1, workers):
+def test_events_in_their_order(serve, finder, pb, workers):
     server = serve("--workers", workers)
     stub = finder(server)
     for name, ideal, interesting in [("doc", 0, 2), ("Doctor", 2, 4), ("aa", 0, 0), ("ab", 0, 9)]:
-        stream = stub.Search(v1.SearchRequest(query=query(v1, name, ideal, interesting)))
+        stream = stub.Search(pb.SearchRequest(query=query(pb, name, ideal, interesting)))
         events = list(stream)
         assert stream.code() == CODE.OK
         told = [kind for kind in kinds(events) if kind != "progress"]
@@ -92,14 +93,14 @@ def test_events_in_their_order(serve, finder, v1, workers):
         assert [c.index for c in found] == [places[c.secret] for c in found]
         accepted, ended = events[0].accepted, events[-1].ended
         assert accepted.search_id and accepted.maximum_hashes == 10**12
-        assert ended.reason == v1.END_REASON_FOUND and ended.cursor == ""
+        assert ended.reason == pb.END_REASON_FOUND and ended.cursor == ""
         assert ended.hashes == ended.frontier == found[-1].index + 1
         line = server.call_ended(method='"Search"', code="Ok", work='"found"')
         assert f"search={accepted.search_id} " in line
 
 
-def test_the_odds_are_told_first(serve, finder, v1):
-    stream = finder(serve()).Search(v1.SearchRequest(query=query(v1, "doctor")))
+def test_the_odds_are_told_first(serve, finder, pb):
+    stream = finder(serve()).Search(pb.SearchRequest(query=query(pb, "doctor")))
     odds = next(stream).accepted.odds
     assert f"{odds.chance.low:.3e}" == "1.956e-08" and odds.chance.low == odds.chance.high
     assert odds.expected_hashes.low == pytest.approx(1 / odds.chance.low)
@@ -115,14 +116,14 @@ BUDGET = 1_000_000
 
 @pytest.mark.parametrize("asked", [0, 1000, 2**64 - 1])
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_a_budget_ends_exactly_there(serve, finder, v1, asked, workers):
+def test_a_budget_ends_exactly_there(serve, finder, pb, asked, workers):
     server = serve("--workers", workers, "--maximum-hashes", str(BUDGET))
     stub = finder(server)
-    events, error = read(stub.Search(hard(v1, 15, maximum_hashes=asked)))
+    events, error = read(stub.Search(hard(pb, 15, maximum_hashes=asked)))
     budget = asked if asked == 1000 else BUDGET
     assert events[0].accepted.maximum_hashes == budget
     ended = events[-1].ended
-    assert ended.reason == v1.END_REASON_HASH_BUDGET_SPENT
+    assert ended.reason == pb.END_REASON_HASH_BUDGET_SPENT
     assert ended.hashes == ended.frontier == budget
     # Whatever the flag says that the reference contract obeys.
     assert error.code() == CODE.RESOURCE_EXHAUSTED
@@ -133,10 +134,10 @@ def test_a_budget_ends_exactly_there(serve, finder, v1, asked, workers):
     server.call_ended(code="ResourceExhausted", work='"hash budget spent"')
 
 
-def test_going_on_from_cursors_gives_what_an_unstopped_search_gives(serve, finder, v1):
+def test_going_on_from_cursors_gives_what_an_unstopped_search_gives(serve, finder, pb):
     stub = finder(serve())
-    whole = candidates(stub.Search(v1.SearchRequest(query=query(v1, "docto", 0, 3))))
-    parts, request = [], v1.SearchRequest(query=query(v1, "docto", 0, 3), maximum_hashes=100_003)
+    whole = candidates(stub.Search(pb.SearchRequest(query=query(pb, "docto", 0, 3))))
+    parts, request = [], pb.SearchRequest(query=query(pb, "docto", 0, 3), maximum_hashes=100_003)
     for _ in range(10):
         events = []
         try:
@@ -145,34 +146,34 @@ def test_going_on_from_cursors_gives_what_an_unstopped_search_gives(serve, finde
             assert error.code() == CODE.RESOURCE_EXHAUSTED
         parts += candidates(events)
         ended = events[-1].ended
-        if ended.reason == v1.END_REASON_FOUND:
+        if ended.reason == pb.END_REASON_FOUND:
             break
-        request = v1.SearchRequest(cursor=ended.cursor, maximum_hashes=100_003)
+        request = pb.SearchRequest(cursor=ended.cursor, maximum_hashes=100_003)
     assert parts == whole
     assert len(whole) > 10 and whole[-1].is_ideal
 
 
-def test_the_keyspace_ends(serve, finder, v1):
+def test_the_keyspace_ends(serve, finder, pb):
     stub = finder(serve())
     cursor = cursor_of(HARD, KEYSPACE_END - 5000)
-    events, error = read(stub.Search(v1.SearchRequest(cursor=cursor)))
+    events, error = read(stub.Search(pb.SearchRequest(cursor=cursor)))
     assert kinds(events) == ["accepted", "ended"]
     ended = events[-1].ended
-    assert ended.reason == v1.END_REASON_KEYSPACE_EXHAUSTED
+    assert ended.reason == pb.END_REASON_KEYSPACE_EXHAUSTED
     assert (ended.hashes, ended.frontier, ended.cursor) == (5000, KEYSPACE_END, "")
     assert error.code() == CODE.NOT_FOUND
     assert details(error, error_details_pb2.ErrorInfo).reason == "KEYSPACE_EXHAUSTED"
     # Nothing is left of it.
-    events, error = read(stub.Search(v1.SearchRequest(cursor=cursor_of(HARD, KEYSPACE_END))))
+    events, error = read(stub.Search(pb.SearchRequest(cursor=cursor_of(HARD, KEYSPACE_END))))
     assert (events[-1].ended.hashes, error.code()) == (0, CODE.NOT_FOUND)
 
 
-def test_a_quota_ends_a_search_with_its_cursor(serve, finder, v1):
+def test_a_quota_ends_a_search_with_its_cursor(serve, finder, pb):
     server = serve("--maximum-hashes-per-second", "100000")
     stub = finder(server)
-    events, error = read(stub.Search(hard(v1)))
+    events, error = read(stub.Search(hard(pb)))
     ended = events[-1].ended
-    assert ended.reason == v1.END_REASON_HASH_QUOTA_SPENT
+    assert ended.reason == pb.END_REASON_HASH_QUOTA_SPENT
     assert error.code() == CODE.RESOURCE_EXHAUSTED
     info = details(error, error_details_pb2.ErrorInfo)
     assert info.reason == "HASH_QUOTA_SPENT" and info.metadata["cursor"] == ended.cursor
@@ -180,15 +181,15 @@ def test_a_quota_ends_a_search_with_its_cursor(serve, finder, v1):
     following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
     assert "secrets tried: 1\n" in following.stderr
     # Refused before any work.
-    events, error = read(stub.Search(hard(v1)))
+    events, error = read(stub.Search(hard(pb)))
     assert events == [] and error.code() == CODE.RESOURCE_EXHAUSTED
     server.wait_for('call refused method="Search"')
 
 
-def test_a_cancelled_call_frees_the_cores(serve, finder, v1):
+def test_a_cancelled_call_frees_the_cores(serve, finder, pb):
     server = serve()
     stub = finder(server)
-    stream = stub.Search(hard(v1, 18))
+    stream = stub.Search(hard(pb, 18))
     search_id = next(stream).accepted.search_id
     server.wait_until_busy()
     stream.cancel()
@@ -196,14 +197,14 @@ def test_a_cancelled_call_frees_the_cores(serve, finder, v1):
     line = server.call_ended(cause='"client gone"', work='"stopped"')
     assert f"search={search_id} " in line
     server.assert_idle()
-    [listed] = stub.ListSearches(v1.ListSearchesRequest()).searches
-    assert listed.end_reason == v1.END_REASON_CANCELLED_BY_CLIENT and listed.cursor
+    [listed] = stub.ListSearches(pb.ListSearchesRequest()).searches
+    assert listed.end_reason == pb.END_REASON_CANCELLED_BY_CLIENT and listed.cursor
 
 
-def test_a_deadline_ends_the_stream(serve, finder, v1):
+def test_a_deadline_ends_the_stream(serve, finder, pb):
     server = serve()
     stub = finder(server)
-    events, error = read(stub.Search(hard(v1), timeout=0.5))
+    events, error = read(stub.Search(hard(pb), timeout=0.5))
     assert kinds(events)[0] == "accepted" and "ended" not in kinds(events)
     assert error.code() == CODE.DEADLINE_EXCEEDED
     # The client gives up at the same moment, so either may be the first the server knows of.
@@ -211,20 +212,20 @@ def test_a_deadline_ends_the_stream(serve, finder, v1):
     by_deadline = "deadline exceeded" in line
     assert by_deadline or "client gone" in line
     server.assert_idle()
-    [listed] = stub.ListSearches(v1.ListSearchesRequest()).searches
+    [listed] = stub.ListSearches(pb.ListSearchesRequest()).searches
     expected = "DEADLINE_EXCEEDED" if by_deadline else "CANCELLED_BY_CLIENT"
-    assert v1.EndReason.Name(listed.end_reason) == f"END_REASON_{expected}"
+    assert pb.EndReason.Name(listed.end_reason) == f"END_REASON_{expected}"
 
 
-def test_a_drain_is_told_by_event_and_status(serve, finder, v1):
+def test_a_drain_is_told_by_event_and_status(serve, finder, pb):
     server = serve("--drain-grace", "100ms")
-    stream = finder(server).Search(hard(v1, 13))
+    stream = finder(server).Search(hard(pb, 13))
     next(stream)
     server.wait_until_busy()
     server.send(SIGTERM)
     events, error = read(stream)
     ended = events[-1].ended
-    assert ended.reason == v1.END_REASON_DRAINING
+    assert ended.reason == pb.END_REASON_DRAINING
     assert error.code() == CODE.UNAVAILABLE
     info = details(error, error_details_pb2.ErrorInfo)
     assert (info.reason, info.domain) == ("DRAINING", "hashfinder")
@@ -239,14 +240,14 @@ def test_a_drain_is_told_by_event_and_status(serve, finder, v1):
     assert "secrets tried: 1\n" in following.stderr
 
 
-def test_a_full_server_refuses(serve, finder, v1, connect, stubs):
+def test_a_full_server_refuses(serve, finder, pb, connect, stubs):
     server = serve("--maximum-concurrent-rpcs", "1")
     stub = finder(server)
-    stream = stub.Search(hard(v1))
+    stream = stub.Search(hard(pb))
     next(stream)
     # The permits are both services'.
     for call in [
-        lambda: list(stub.Search(hard(v1))),
+        lambda: list(stub.Search(hard(pb))),
         lambda: connect(server).Find(stubs.Request(desired_name=HARD)),
     ]:
         error = error_of(call)
@@ -258,7 +259,7 @@ def test_a_full_server_refuses(serve, finder, v1, connect, stubs):
 
 
 BAD_QUERIES = [
-    ({"desired_names": []}, "query.desired_names", "no name"),
+    ({"desired_names": []}, "query.desired_names", "0 names"),
     ({"desired_names": [""]}, "query.desired_names[0]", "empty"),
     ({"desired_names": ["a" * 29]}, "query.desired_names[0]", "29 characters"),
     ({"desired_names": ["doc-tor"]}, "query.desired_names[0]", "'-' appears in no hashed name"),
@@ -272,14 +273,14 @@ BAD_QUERIES = [
 ]
 
 
-def test_bad_queries_are_refused_with_their_field(serve, finder, v1):
+def test_bad_queries_are_refused_with_their_field(serve, finder, pb):
     server = serve()
     stub = finder(server)
     for fields, field, reason in BAD_QUERIES:
-        asked = v1.Query(**{"desired_names": ["doctor"], **fields})
+        asked = pb.Query(**{"desired_names": ["doctor"], **fields})
         for call in [
-            lambda: list(stub.Search(v1.SearchRequest(query=asked))),
-            lambda: stub.Estimate(v1.EstimateRequest(query=asked)),
+            lambda: list(stub.Search(pb.SearchRequest(query=asked))),
+            lambda: stub.Estimate(pb.EstimateRequest(query=asked)),
         ]:
             error = error_of(call)
             assert error.code() == CODE.INVALID_ARGUMENT, fields
@@ -288,47 +289,47 @@ def test_bad_queries_are_refused_with_their_field(serve, finder, v1):
             assert violation.field == field
             assert violation.description == error.details()
             server.wait_for("call refused")
-    assert stub.ListSearches(v1.ListSearchesRequest()).searches == []
+    assert stub.ListSearches(pb.ListSearchesRequest()).searches == []
 
 
-def test_what_is_neither_query_nor_cursor(serve, finder, v1):
+def test_what_is_neither_query_nor_cursor(serve, finder, pb):
     stub = finder(serve())
     good = cursor_of("doctor", 5)
     for request, field in [
-        (v1.SearchRequest(), "query"),
-        (v1.SearchRequest(cursor=""), "cursor"),
-        (v1.SearchRequest(cursor="doctor"), "cursor"),
-        (v1.SearchRequest(cursor=good[:-1]), "cursor"),
-        (v1.SearchRequest(cursor=good.replace("hf1_", "hf9_")), "cursor"),
+        (pb.SearchRequest(), "query"),
+        (pb.SearchRequest(cursor=""), "cursor"),
+        (pb.SearchRequest(cursor="doctor"), "cursor"),
+        (pb.SearchRequest(cursor=good[:-1]), "cursor"),
+        (pb.SearchRequest(cursor=good.replace("hf1_", "hf9_")), "cursor"),
     ]:
         error = error_of(lambda: list(stub.Search(request)))
         assert error.code() == CODE.INVALID_ARGUMENT
         [violation] = details(error, error_details_pb2.BadRequest).field_violations
         assert violation.field == field
-    error = error_of(lambda: stub.Estimate(v1.EstimateRequest()))
+    error = error_of(lambda: stub.Estimate(pb.EstimateRequest()))
     [violation] = details(error, error_details_pb2.BadRequest).field_violations
     assert (error.code(), violation.field) == (CODE.INVALID_ARGUMENT, "query")
 
 
-def test_the_defaults_may_be_spelled_out(serve, finder, v1):
+def test_the_defaults_may_be_spelled_out(serve, finder, pb):
     spelled = query(
-        v1,
+        pb,
         "doc",
-        algorithm=v1.ALGORITHM_SHA1,
-        encoding=v1.ENCODING_BASE64,
-        anchor=v1.ANCHOR_ANYWHERE,
-        keyspace=v1.Keyspace(named=v1.NAMED_ALPHABET_BYTES),
+        algorithm=pb.ALGORITHM_SHA1,
+        encoding=pb.ENCODING_BASE64,
+        anchor=pb.ANCHOR_ANYWHERE,
+        keyspace=pb.Keyspace(named=pb.NAMED_ALPHABET_BYTES),
     )
-    events = list(finder(serve()).Search(v1.SearchRequest(query=spelled)))
+    events = list(finder(serve()).Search(pb.SearchRequest(query=spelled)))
     [found] = candidates(events)
     assert [(found.secret, found.distance)] == oracle("doc", 0)
 
 
-def test_progress_comes_at_a_bounded_pace(serve, finder, v1):
+def test_progress_comes_at_a_bounded_pace(serve, finder, pb):
     stub = finder(serve())
     began = time.monotonic()
     # Shorter than the shortest interval there is, which is 100 ms.
-    stream = stub.Search(hard(v1, 14, progress_interval=seconds(0.001)))
+    stream = stub.Search(hard(pb, 14, progress_interval=seconds(0.001)))
     chance = next(stream).accepted.odds.chance.low
     told = []
     while len(told) < 6:
@@ -342,15 +343,15 @@ def test_progress_comes_at_a_bounded_pace(serve, finder, v1):
         expected = -math.expm1(now.hashes * math.log1p(-chance))
         assert now.chance_by_now.low == pytest.approx(expected)
         assert now.frontier <= now.hashes
-        assert now.state in [v1.SEARCH_STATE_QUEUED, v1.SEARCH_STATE_RUNNING]
+        assert now.state in [pb.SEARCH_STATE_QUEUED, pb.SEARCH_STATE_RUNNING]
         assert now.average_hashes_per_second > 0
     stream.cancel()
     assert sorted(now.hashes for now in told) == [now.hashes for now in told]
     assert told[-1].hashes > told[0].hashes > 0
 
 
-def test_candidates_below_a_frontier_are_told_before_it(serve, finder, v1):
-    stream = finder(serve()).Search(hard(v1, 17, progress_interval=seconds(0.1)))
+def test_candidates_below_a_frontier_are_told_before_it(serve, finder, pb):
+    stream = finder(serve()).Search(hard(pb, 17, progress_interval=seconds(0.1)))
     frontier, progresses = 0, 0
     for event in stream:
         kind = event.WhichOneof("event")
@@ -365,11 +366,11 @@ def test_candidates_below_a_frontier_are_told_before_it(serve, finder, v1):
     stream.cancel()
 
 
-def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v1):
+def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, pb):
     server = serve()
     stub = finder(server)
     # Every secret is a candidate, and there is progress to tell ten times a second.
-    request = hard(v1, 21, progress_interval=seconds(0.1))
+    request, began = hard(pb, 21, progress_interval=seconds(0.1)), time.monotonic()
     streams = [stub.Search(request) for _ in range(20)]
     server.wait_until_busy()
     deadline = time.monotonic() + 30
@@ -382,8 +383,8 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v
     resident = server.resident_bytes()
     server.assert_idle()
     assert server.resident_bytes() - resident < 1_000_000
-    states = {s.state for s in stub.ListSearches(v1.ListSearchesRequest()).searches}
-    assert states == {v1.SEARCH_STATE_PARKED}
+    states = {s.state for s in stub.ListSearches(pb.ListSearchesRequest()).searches}
+    assert states == {pb.SEARCH_STATE_PARKED}
 
     # Who begins to read gets everything from the first one on, and what was missed of the progress once.
     for stream in streams[:2]:
@@ -393,6 +394,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v
             if event.WhichOneof("event") == "candidate":
                 found.append(event.candidate.secret)
             told += event.WhichOneof("event") == "progress"
+        assert told <= (time.monotonic() - began) / 0.1
         assert all(secret == expected for secret, expected in zip(found, secrets()))
     for stream in streams:
         stream.cancel()
@@ -400,7 +402,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v
         server.call_ended(cause='"client gone"')
 
 
-def test_estimate(serve, finder, v1):
+def test_estimate(serve, finder, pb):
     stub = finder(serve())
     for name, ideal, chance in [
         ("doctor", 0, 1.956e-8),
@@ -408,7 +410,7 @@ def test_estimate(serve, finder, v1):
         ("doctor", 2, 2.985e-4),
         ("hashfinder", 3, 5.738e-8),
     ]:
-        told = stub.Estimate(v1.EstimateRequest(query=query(v1, name, ideal)))
+        told = stub.Estimate(pb.EstimateRequest(query=query(pb, name, ideal)))
         odds, rate = told.odds, told.hashes_per_second
         assert odds.chance.low == odds.chance.high == pytest.approx(chance, rel=5e-4)
         assert rate > 1e5
@@ -422,17 +424,17 @@ def test_estimate(serve, finder, v1):
             assert takes.high == pytest.approx(hashes.high / rate)
 
 
-def test_an_estimate_may_have_bounds(serve, finder, v1):
-    told = finder(serve()).Estimate(v1.EstimateRequest(query=query(v1, "hashfinderhash", 7)))
+def test_an_estimate_may_have_bounds(serve, finder, pb):
+    told = finder(serve()).Estimate(pb.EstimateRequest(query=query(pb, "hashfinderhash", 7)))
     assert 0 < told.odds.chance.low <= told.odds.chance.high < 1
     assert told.odds.expected_hashes.low <= told.odds.expected_hashes.high
 
 
-def test_many_estimates_at_once_are_measured_once(serve, finder, v1):
+def test_many_estimates_at_once_are_measured_once(serve, finder, pb):
     server = serve()
     stub = finder(server)
     before = server.cpu_s()
-    request = v1.EstimateRequest(query=query(v1, "doctor"))
+    request = pb.EstimateRequest(query=query(pb, "doctor"))
     futures = [stub.Estimate.future(request) for _ in range(50)]
     rates = {future.result().hashes_per_second for future in futures}
     # No measurement gives the same number twice.
@@ -454,10 +456,88 @@ def test_health_and_reflection(serve):
         assert [method.name for method in service.method] == methods
 
 
-def test_several_calls_at_once_have_ids_of_their_own(serve, finder, v1):
+def test_several_calls_at_once_have_ids_of_their_own(serve, finder, pb):
     stub = finder(serve())
-    request = v1.SearchRequest(query=query(v1, "aa"))
+    request = pb.SearchRequest(query=query(pb, "aa"))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         calls = pool.map(lambda _: list(stub.Search(request)), range(200))
         ids = {events[0].accepted.search_id for events in calls}
     assert len(ids) == 200 and all(len(search_id) == 32 for search_id in ids)
+
+
+def searched_parts(alphabet):
+    for length in itertools.count():
+        yield from map(bytes, itertools.product(alphabet, repeat=length))
+
+
+DIGITS = b"0123456789"
+
+# What to ask for, and the same in Python: the alphabet, what is around it, the digest's text, and the
+# places where a name may begin.
+QUERIES = [
+    (
+        {"desired_names": ["beef"], "algorithm": 2, "encoding": 3, "anchor": 2},
+        (range(256), b"", b"", lambda secret: hashlib.sha256(secret).hexdigest(), "prefix"),
+    ),
+    (
+        {
+            "desired_names": ["Zz9", "aB1"],
+            "algorithm": 3,
+            "encoding": 2,
+            "case_sensitive": True,
+            "keyspace": {"prefix": b"a stamp: ", "suffix": b"!", "named": 4},
+        },
+        (
+            DIGITS,
+            b"a stamp: ",
+            b"!",
+            lambda s: base64.urlsafe_b64encode(hashlib.sha512(s).digest()).decode(),
+            "anywhere",
+        ),
+    ),
+    (
+        {
+            "desired_names": ["abcd", "qrs"],
+            "ideal_distance": 1,
+            "interesting_distance": 3,
+            "encoding": 4,
+            "anchor": 3,
+            "keyspace": {"given": b"ba"},
+        },
+        (b"ba", b"", b"", lambda s: base64.b32encode(hashlib.sha1(s).digest()).decode(), "suffix"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("asked", "means"), QUERIES)
+def test_every_kind_of_query(serve, finder, pb, asked, means):
+    alphabet, prefix, suffix, text_of, anchor = means
+    stub = finder(serve())
+    found = candidates(stub.Search(pb.SearchRequest(query=pb.Query(**asked))))
+    names, ideal = asked["desired_names"], asked.get("ideal_distance", 0)
+    fold = (lambda text: text) if asked.get("case_sensitive") else str.lower
+
+    def nearest(text):
+        places = []
+        for number, name in enumerate(names):
+            last = len(text) - len(name)
+            windows = {"prefix": [0], "suffix": [last], "anywhere": range(last + 1)}[anchor]
+            for window in windows:
+                pairs = zip(fold(text)[window:], fold(name))
+                places.append((sum(a != b for a, b in pairs), number, window))
+        return min(places)
+
+    expected = []
+    for index, part in enumerate(searched_parts(alphabet)):
+        secret = prefix + part + suffix
+        text = text_of(secret)
+        d, number, window = nearest(text)
+        if d <= ideal or d < asked.get("interesting_distance", 0):
+            expected.append((secret, text, names[number], d, window, d <= ideal, index))
+        if d <= ideal:
+            break
+    told = [
+        (c.secret, c.hashed_name, c.desired_name, c.distance, c.window, c.is_ideal, c.index)
+        for c in found
+    ]
+    assert told == expected

@@ -153,13 +153,15 @@ impl Stream for Events {
 
 /// A candidate of a search for `query`, as the wire has it.
 fn wire(query: &Query, found: search::Candidate, is_ideal: bool) -> Candidate {
+    let secret = query.keyspace().secret(found.index);
+    let name = &query.names()[usize::from(found.name)];
     Candidate {
-        secret: found.secret.as_bytes().to_vec(),
-        hashed_name: found.hashed_name().to_string(),
-        desired_name: query.name().as_str().to_owned(),
+        hashed_name: query.spelling().hashed_name(&secret).to_string(),
+        secret,
+        desired_name: name.as_str().to_owned(),
         distance: i32::from(found.distance),
         window: i32::from(found.window),
         is_ideal,
-        index: found.secret.index(),
+        index: found.index,
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashfinder_search::{Kernel, Odds, Query};
+use hashfinder_search::{DesiredName, Kernel, Keyspace, Odds, Query, Spelling};
 use tokio::sync::Semaphore;
 use tonic::Status;
 
@@ -48,8 +48,16 @@ struct Rates {
     known: Mutex<HashMap<Kind, (f64, Instant)>>,
 }
 
-/// What of a query decides how fast it is: how many characters its name has, and the distances.
-type Kind = (usize, u8, u8);
+/// What of a query decides how fast it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Kind {
+    spelling: Spelling,
+    /// Whether secrets are all byte strings, and how many more bytes are hashed with each.
+    among: (bool, usize),
+    names: usize,
+    characters: usize,
+    distances: (u8, u8),
+}
 
 impl Figures {
     pub(super) fn new(kernel: Kernel, workers: usize) -> Figures {
@@ -66,7 +74,7 @@ impl Figures {
     /// reckoned to its end.
     pub(super) async fn odds(&self, caller: &Caller, query: &Query) -> Result<Odds, CallError> {
         let query = query.clone();
-        let odds = move || Odds::of(query.name(), query.ideal_distance());
+        let odds = move || Odds::of(&query.names()[0], query.ideal_distance());
         self.reckon(caller, odds).await
     }
 
@@ -162,11 +170,15 @@ impl Rates {
 
 fn kind_of(query: &Query) -> Kind {
     let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
-    (
-        query.name().character_count(),
-        ideal.get(),
-        interesting.get(),
-    )
+    let lengths = query.names().iter().map(DesiredName::character_count);
+    let keyspace = query.keyspace();
+    Kind {
+        spelling: query.spelling(),
+        among: (*keyspace == Keyspace::default(), keyspace.suffix().len()),
+        names: query.names().len(),
+        characters: lengths.sum(),
+        distances: (ideal.get(), interesting.get()),
+    }
 }
 
 /// All that Estimate tells.

@@ -1,0 +1,146 @@
+//! The arguments of `find`.
+
+use std::{
+    num::{NonZeroU64, NonZeroUsize},
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use hashfinder_search::{Cursor, DesiredName, Distance, Kernel};
+
+use super::{QueryArguments, ServerAddress, distance, duration, kernel, positive, server, threads};
+use crate::find::SessionName;
+
+/// How long `find` waits for a server that is not there: long enough for one that is just being
+/// started, short enough for somebody who mistyped its name.
+const CONNECT_TIMEOUT: &str = "20s";
+
+/// Find a secret, in this process or by asking a server.
+///
+/// A result is a line on stdout with five columns, separated by tabs: the hashed name, the secret
+/// in base64 and in hexadecimal, the distance, and where in the hashed name the match begins
+/// (from 0). Everything else goes to stderr: on a terminal a line that shows how the search comes on,
+/// elsewhere a line now and then. Ctrl-C stops the search and prints the nearest candidate and a
+/// cursor to go on from; a second one leaves at once.
+#[derive(Args, Debug)]
+// Who goes on names nothing anew.
+#[command(mut_arg("name", |name| name.required(false).required_unless_present("resume")))]
+#[command(after_help = "\
+Examples:
+  hashfinder find doctor
+  hashfinder find doctor --ideal-distance 1 --show-inferior 3
+  hashfinder find doctor --maximum-hashes 1000000
+  hashfinder find docto --count 3
+  hashfinder find hashfinder --show-inferior 4 --session night
+  hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
+  hashfinder find doctor --server localhost:50051 --maximum-time 30s
+
+A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but without
+--count, --maximum-hashes, --resume and --session, and it does not tell how it comes on.
+
+Exit codes:
+    0  found, or whoever reads the results has seen enough
+    1  the keyspace ended without an answer
+    2  the command line is wrong
+    3  a limit was reached (hash budget, quota, a full server, the time), or somebody cancelled
+       the search at the server; go on with the cursor
+    4  no secret can ever match the name
+    5  the server, the connection, the output or the session failed
+  130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
+pub(crate) struct FindArguments {
+    #[command(flatten)]
+    pub(crate) query: QueryArguments,
+
+    /// Also show every secret on the way whose distance is less than this
+    #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
+    pub(crate) show_inferior: Option<Distance>,
+
+    /// Find this many secrets within the ideal distance, one after another
+    #[arg(long, value_name = "N", default_value = "1")]
+    #[arg(value_parser = positive::<NonZeroU64>)]
+    pub(crate) count: NonZeroU64,
+
+    /// Stop after this many secrets
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = positive::<NonZeroU64>)]
+    pub(crate) maximum_hashes: Option<NonZeroU64>,
+
+    /// Stop after this long, for instance 90s, 5m or 1h30m
+    #[arg(long, alias = "timeout", value_name = "DURATION", value_parser = duration)]
+    pub(crate) maximum_time: Option<Duration>,
+
+    /// How many threads search [default: one for each core]
+    #[arg(long, value_name = "N", conflicts_with = "server", value_parser = threads)]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// The kernel to search with in this process [default: the fastest that this machine runs]
+    #[arg(long, value_name = "NAME", value_parser = kernel)]
+    pub(crate) kernel: Option<Kernel>,
+
+    /// Ask the server at HOST:PORT, or at unix:PATH, instead of searching in this process
+    #[arg(long, value_name = "HOST:PORT", value_parser = server)]
+    pub(crate) server: Option<ServerAddress>,
+
+    /// How long to wait for the server to be there
+    #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = duration)]
+    pub(crate) connect_timeout: Duration,
+
+    /// Go on from where a search was stopped
+    #[arg(
+        long,
+        value_name = "CURSOR",
+        conflicts_with_all = ["name", "ideal_distance", "show_inferior"]
+    )]
+    pub(crate) resume: Option<Cursor>,
+
+    /// Keep the search under this name, and go on with it when the same command is given again
+    ///
+    /// How far it came is written every half second, so that a kill costs a second at most, and what that
+    /// found is printed again. It is removed when there is nothing left to search.
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    pub(crate) session: Option<SessionName>,
+
+    /// Print JSON, one object on each line
+    ///
+    /// docs/find.schema.json describes them; the last one tells how the search ended.
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Say nothing on stderr but what is wrong
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+
+    /// Whether results show where the name is in colour
+    ///
+    /// auto is: on a terminal, unless NO_COLOR is set.
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub(crate) color: Color,
+}
+
+impl FindArguments {
+    /// What is looked for: the name, the ideal distance and the interesting one.
+    pub(crate) fn sought(&self) -> (DesiredName, Distance, Distance) {
+        match (&self.resume, &self.query.name) {
+            (Some(cursor), _) => {
+                let query = cursor.query();
+                let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
+                (query.names()[0].clone(), ideal, interesting)
+            }
+            (None, Some(name)) => {
+                let interesting = self.show_inferior.unwrap_or(Distance::ZERO);
+                (name.clone(), self.query.ideal_distance, interesting)
+            }
+            // The command line asks for one of them.
+            (None, None) => unreachable!("neither a name nor a cursor"),
+        }
+    }
+}
+
+/// When results are coloured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    #[default]
+    Auto,
+    Always,
+    Never,
+}

@@ -1,0 +1,223 @@
+//! The command line.
+
+mod bench;
+mod estimate;
+mod find;
+mod query;
+mod serve;
+mod verify;
+
+use std::{
+    fmt,
+    io::{self, Write},
+    num::NonZeroUsize,
+    ops::RangeInclusive,
+    path::PathBuf,
+    process::ExitCode,
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand};
+use hashfinder_search::{Distance, Kernel};
+use http::uri::Authority;
+
+use crate::{
+    config::ConfigArguments,
+    manual::{CompletionsArguments, ManArguments},
+    searches::SearchesArguments,
+};
+
+pub(crate) use self::{
+    bench::{BenchArguments, KernelChoice},
+    estimate::EstimateArguments,
+    find::{Color, FindArguments},
+    query::QueryArguments,
+    serve::{BudgetStatus, ServeArguments},
+    verify::VerifyArguments,
+};
+
+/// The most threads that may search. Far beyond any machine's cores, and far below what would
+/// bring one down.
+const MAXIMUM_THREADS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// Where a flag stands in the help that belongs to every command: below the command's own.
+const LAST: usize = 900;
+
+/// Finds byte strings ("secrets") whose SHA-1, written in base64, spells a desired name.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "\
+Flags can be given by environment variables and a file, too: see `hashfinder config --help`."
+)]
+pub(crate) struct Cli {
+    /// The file to take settings from, instead of ~/.config/hashfinder/config.toml
+    #[arg(long, global = true, value_name = "PATH", display_order = LAST)]
+    pub(crate) config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Find(FindArguments),
+    Serve(ServeArguments),
+    Bench(BenchArguments),
+    Estimate(EstimateArguments),
+    Verify(VerifyArguments),
+    Searches(SearchesArguments),
+    Config(ConfigArguments),
+    Completions(CompletionsArguments),
+    Man(ManArguments),
+}
+
+/// How the program ended, as its exit code tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// The answer was found, or the server was shut down as asked.
+    Success = 0,
+    /// The answer is no: the keyspace ended without one, or a secret is not near enough.
+    No = 1,
+    /// The command line is wrong, in what only the command itself can tell.
+    Usage = 2,
+    /// A limit was reached: the hash budget or the timeout.
+    Limit = 3,
+    /// No secret can ever match.
+    Impossible = 4,
+    /// The server, the connection or the output failed.
+    Failed = 5,
+    /// Stopped by SIGINT: 128 and its number, as shells have it.
+    Interrupted = 130,
+    /// Stopped by SIGTERM.
+    Terminated = 143,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Tells people something, on stderr. If nobody can hear it, the work goes on.
+pub(crate) fn say(what: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "hashfinder: {what}");
+}
+
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    number(NonZeroUsize::MIN..=MAXIMUM_THREADS)(text)
+}
+
+/// A parser of numbers in a range.
+fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: Clone + fmt::Display + FromStr + PartialOrd,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            format!("give a whole number from {least} to {most}")
+        })
+    }
+}
+
+fn positive<T: FromStr>(text: &str) -> Result<T, String> {
+    let number = text.parse();
+    number.map_err(|_| "give a whole number from 1 on".to_owned())
+}
+
+fn kernel(text: &str) -> Result<Kernel, String> {
+    Kernel::named(text).ok_or_else(|| {
+        let names: Vec<&str> = Kernel::all().map(Kernel::name).collect();
+        format!("this machine runs the kernels {}", names.join(", "))
+    })
+}
+
+fn distance(text: &str) -> Result<Distance, String> {
+    let number = i64::from_str(text).map_err(|_| "give a number of characters".to_owned())?;
+    Distance::try_from(number).map_err(|error| error.to_string())
+}
+
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text);
+    duration.map_err(|_| "give a time, for instance 90s, 5m or 1h30m".to_owned())
+}
+
+/// Where a server is.
+#[derive(Clone, Debug)]
+pub(crate) enum ServerAddress {
+    Tcp(Authority),
+    Unix(String),
+}
+
+impl ServerAddress {
+    /// The address as a URI.
+    pub(crate) fn uri(&self) -> String {
+        match self {
+            ServerAddress::Tcp(authority) => format!("http://{authority}"),
+            ServerAddress::Unix(path) => format!("unix:{path}"),
+        }
+    }
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServerAddress::Tcp(authority) => authority.fmt(f),
+            ServerAddress::Unix(path) => write!(f, "unix:{path}"),
+        }
+    }
+}
+
+pub(crate) fn server(text: &str) -> Result<ServerAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+        return Ok(ServerAddress::Unix(path.to_owned()));
+    }
+    let authority = Authority::from_str(text).ok();
+    authority
+        .filter(|authority| {
+            let plain = !authority.as_str().contains('@') && !authority.host().is_empty();
+            plain && authority.port_u16().is_some()
+        })
+        .map(ServerAddress::Tcp)
+        .ok_or_else(|| "give HOST:PORT, for instance localhost:50051, or unix:PATH".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn servers() {
+        for right in [
+            "localhost:50051",
+            "127.0.0.1:1",
+            "[::1]:50051",
+            "a.example:80",
+            "unix:/run/a.sock",
+        ] {
+            assert!(server(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "",
+            "localhost",
+            ":1",
+            "localhost:",
+            "host:99999",
+            "http://host:1",
+            "u@h:1",
+            "unix:",
+        ] {
+            assert!(server(wrong).is_err(), "{wrong}");
+        }
+    }
+}

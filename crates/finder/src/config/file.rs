@@ -1,0 +1,197 @@
+//! The configuration's file: TOML, with a table for each command.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use toml::de::{DeTable, DeValue};
+
+use super::{Kind, ONLY_ON_THE_COMMAND_LINE, Origin, Setting, Settings, nearest};
+
+/// What a file says, all of which is known to be settings.
+pub(super) struct File {
+    path: PathBuf,
+    /// By table and key.
+    entries: BTreeMap<(Vec<String>, String), Entry>,
+}
+
+struct Entry {
+    value: Value,
+    /// What TOML calls its type.
+    kind: &'static str,
+    line: usize,
+}
+
+enum Value {
+    Switch(bool),
+    One(String),
+    Many(Vec<String>),
+    /// What no setting is.
+    Other,
+}
+
+impl File {
+    /// # Errors
+    ///
+    /// If it cannot be read, is not TOML, or holds a table or key that is no setting.
+    pub(super) fn read(path: &Path, settings: &Settings) -> Result<File> {
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        let mut reader = Reader {
+            path,
+            text: &text,
+            settings,
+            entries: BTreeMap::new(),
+        };
+        match DeTable::parse(&text) {
+            Ok(table) => reader.table(&[], table.get_ref())?,
+            Err(error) => {
+                let start = error.span().map_or(0, |span| span.start);
+                let (origin, message) = (reader.origin(start), error.message());
+                bail!("{origin}: this is not TOML: {message}");
+            }
+        }
+        Ok(File {
+            path: path.to_owned(),
+            entries: reader.entries,
+        })
+    }
+
+    /// What a table of it gives to a setting.
+    ///
+    /// # Errors
+    ///
+    /// If that is of a type that the setting does not have.
+    pub(super) fn given(
+        &self,
+        setting: &Setting,
+        table: &[String],
+    ) -> Result<Option<(Vec<String>, Origin)>> {
+        let key = (table.to_vec(), setting.name.clone());
+        let Some(Entry { value, kind, line }) = self.entries.get(&key) else {
+            return Ok(None);
+        };
+        let origin = Origin::File {
+            path: self.path.clone(),
+            line: *line,
+        };
+        let values = match (setting.kind, value) {
+            (Kind::Switch, Value::Switch(on)) => vec![on.to_string()],
+            (Kind::One, Value::One(value)) => vec![value.clone()],
+            (Kind::Many, Value::Many(values)) => values.clone(),
+            (wanted, _) => {
+                let name = &setting.name;
+                let wanted = match wanted {
+                    Kind::Switch => "true or false",
+                    Kind::One => "a number or a string",
+                    Kind::Many => "an array of numbers or strings",
+                };
+                bail!("{origin}: {name} is set to TOML's type {kind}; give {wanted}");
+            }
+        };
+        Ok(Some((values, origin)))
+    }
+}
+
+struct Reader<'a> {
+    path: &'a Path,
+    text: &'a str,
+    settings: &'a Settings,
+    entries: BTreeMap<(Vec<String>, String), Entry>,
+}
+
+impl Reader<'_> {
+    fn line(&self, offset: usize) -> usize {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
+    }
+
+    fn origin(&self, offset: usize) -> Origin {
+        Origin::File {
+            path: self.path.to_owned(),
+            line: self.line(offset),
+        }
+    }
+
+    fn table(&mut self, table: &[String], content: &DeTable<'_>) -> Result<()> {
+        let keys = self.settings.of_table(table);
+        let tables = self.settings.tables_in(table);
+        for (key, value) in content {
+            let name = key.get_ref().as_ref();
+            let origin = self.origin(key.span().start);
+            match value.get_ref() {
+                DeValue::Table(inner) if tables.contains(&name) => {
+                    self.table(&[table, &[name.to_owned()]].concat(), inner)?;
+                }
+                _ if tables.contains(&name) => {
+                    bail!("{origin}: {name} is a command, so it is a table: [{name}]");
+                }
+                value if keys.contains(&name) => {
+                    let entry = Entry {
+                        value: read(value),
+                        kind: value.type_str(),
+                        line: self.line(key.span().start),
+                    };
+                    self.entries
+                        .insert((table.to_vec(), name.to_owned()), entry);
+                }
+                _ => {
+                    let place = match table {
+                        [] => "at the top of the file".to_owned(),
+                        table => format!("of [{}]", table.join(".")),
+                    };
+                    let hint = self.hint(name, keys.into_iter().chain(tables));
+                    bail!("{origin}: {name} is no setting {place}; {hint}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What may have been meant by a name that is none of those that can stand where it does.
+    fn hint<'b>(&self, name: &str, here: impl Iterator<Item = &'b str>) -> String {
+        let elsewhere = self
+            .settings
+            .0
+            .iter()
+            .filter(|setting| setting.name == name);
+        let elsewhere: Vec<String> = elsewhere
+            .map(|setting| format!("[{}]", setting.path.join(".")))
+            .collect();
+        match nearest(name, here) {
+            _ if ONLY_ON_THE_COMMAND_LINE.contains(&name) => {
+                "it can only be given on the command line".to_owned()
+            }
+            _ if !elsewhere.is_empty() => format!("it belongs under {}", elsewhere.join(" or ")),
+            Some(nearest) => format!("did you mean {nearest}?"),
+            None => "`hashfinder config default` prints all there are".to_owned(),
+        }
+    }
+}
+
+fn read(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::Boolean(on) => Value::Switch(*on),
+        DeValue::Array(values) => {
+            let texts: Option<_> = values.iter().map(|value| text(value.get_ref())).collect();
+            texts.map_or(Value::Other, Value::Many)
+        }
+        value => text(value).map_or(Value::Other, Value::One),
+    }
+}
+
+/// A number or a text, as it is written after a flag.
+fn text(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.clone().into_owned()),
+        DeValue::Integer(number) => {
+            let number = i128::from_str_radix(number.as_str(), number.radix());
+            number.ok().map(|number| number.to_string())
+        }
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        _ => None,
+    }
+}

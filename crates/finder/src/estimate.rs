@@ -18,7 +18,7 @@ const MEASURED_FOR: Duration = Duration::from_millis(250);
 const NEARLY_SURE: f64 = 0.999;
 
 /// A number that is known exactly, or by its bounds.
-type Bounds = RangeInclusive<f64>;
+pub(crate) type Bounds = RangeInclusive<f64>;
 
 /// Prints the odds.
 pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
@@ -128,7 +128,7 @@ fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
 }
 
 /// A number, or the two that it is between.
-fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
+pub(crate) fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
     let (low, high) = (number(*bounds.start()), number(*bounds.end()));
     if low == high {
         low
@@ -147,7 +147,7 @@ fn probability(chance: f64) -> String {
 }
 
 /// A number of at least 1, as people say it: two digits or three, and what they count.
-fn number(number: f64) -> String {
+pub(crate) fn number(number: f64) -> String {
     let units = [
         (1.0, ""),
         (1e3, " thousand"),

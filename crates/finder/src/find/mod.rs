@@ -209,7 +209,9 @@ async fn follow<S: Source>(
 ) -> Result<Conclusion> {
     let began = Instant::now();
     // Some tens of milliseconds at most, while the search goes on.
-    let mut progress = Progress::new(Odds::of(query.name(), query.ideal_distance()));
+    let odds = Odds::of(query.name(), query.ideal_distance());
+    let before = session.as_ref().map_or(0, Session::answers);
+    let mut progress = Progress::new(odds, output.wanted(), query.start());
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first comes at once, when there is nothing to show yet.
@@ -227,8 +229,8 @@ async fn follow<S: Source>(
             }
             _ = ticks.tick() => {
                 let frontier = search.frontier();
-                let hashes = frontier.map(|frontier| frontier - query.start());
-                progress.show(status, began.elapsed(), hashes, output.best());
+                let answers = before + output.answers();
+                progress.show(status, began.elapsed(), frontier, answers, output.best());
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
                     let kept = session.keep_at_times(frontier, output.answers());
@@ -279,7 +281,9 @@ async fn follow<S: Source>(
             None => session.finish()?,
         }
     }
-    tell(&ended, kept, output, status);
+    let share = hashes.and(ended.cursor.as_ref());
+    let share = share.and_then(|cursor| progress.share_of_ended(cursor.frontier()));
+    tell(&ended, share, kept, output, status);
     Ok(Conclusion { hashes, ..ended })
 }
 
@@ -360,8 +364,9 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
     }
 }
 
-/// Says why there is no answer, and how to go on, with the session if it was kept.
-fn tell(ended: &Conclusion, kept: bool, output: &Output, status: &Status) {
+/// Says why there is no answer, what share of searches would have one, if that is known, and how to go
+/// on, with the session if it was kept.
+fn tell(ended: &Conclusion, share: Option<String>, kept: bool, output: &Output, status: &Status) {
     let Some(why) = &ended.why else { return };
     if ended.exit == Exit::Failed {
         status.fail(why);
@@ -369,6 +374,9 @@ fn tell(ended: &Conclusion, kept: bool, output: &Output, status: &Status) {
         status.say(why);
     }
     let Some(cursor) = &ended.cursor else { return };
+    if let Some(share) = share {
+        status.say(share);
+    }
     match output.best() {
         Some(best) => status.say(format_args!("the nearest so far:\n{best}")),
         None => status.say("no candidate so far"),

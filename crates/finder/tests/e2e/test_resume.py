@@ -205,7 +205,12 @@ def test_a_kill_repeats_no_more_than_was_found_since_the_session_was_written(tmp
         text=True,
     )
     lines = []
-    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")))
+
+    def read_lines():
+        for line in process.stdout:
+            lines.append(line)
+
+    reader = threading.Thread(target=read_lines)
     reader.start()
     # What was read when each state of the session was seen.
     seen, read = [], []

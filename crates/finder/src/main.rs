@@ -5,8 +5,8 @@
 
 mod bench;
 mod cli;
-mod connection;
 mod config;
+mod connection;
 mod estimate;
 mod find;
 mod listener;

@@ -63,7 +63,7 @@ def test_a_search_that_is_stopped_in_any_way_goes_on_without_a_loss(serve, unsto
             if how == "budget":
                 limits = ["--maximum-hashes", str(choice.randint(1, 600_000))]
             if how == "timeout":
-                limits = ["--timeout", f"{choice.randint(1, 100)}ms"]
+                limits = ["--maximum-time", f"{choice.randint(1, 100)}ms"]
 
             def stop(process, how=how):
                 if how in (SIGINT, SIGTERM):

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Cursor, Impossible, Index, Odds, Query};
+use hashfinder_search::{Cursor, Index, Odds, Query};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
@@ -31,7 +31,7 @@ use self::{
     status::{Progress, REDRAW_EVERY, Status},
 };
 use crate::{
-    cli::{Exit, FindArguments, ServerAddress},
+    cli::{Exit, FindArguments, QueryError, ServerAddress},
     signals::{Signal, Signals},
 };
 
@@ -126,8 +126,22 @@ impl Conclusion {
 /// Runs the command. Dropping the future cancels the search.
 pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     let status = Arc::new(Status::new(arguments.quiet));
+    let query = match arguments.query() {
+        Err(QueryError::Wrong(why)) => {
+            status.fail(why);
+            return Ok(Exit::Usage);
+        }
+        query => query,
+    };
     let mut output = Output::new(&arguments, Arc::clone(&status));
-    let ended = search(&arguments, &status, &mut output).await;
+    let ended = match query {
+        Ok(query) => search(&arguments, query, &status, &mut output).await,
+        Err(impossible) => {
+            status.fail(&impossible);
+            let why = impossible.to_string();
+            Ok(Conclusion::new("impossible", why, Exit::Impossible))
+        }
+    };
     status.clear();
     match ended {
         Ok(ended) => {
@@ -145,18 +159,11 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
 
 async fn search(
     arguments: &FindArguments,
+    mut query: Query,
     status: &Arc<Status>,
     output: &mut Output,
 ) -> Result<Conclusion> {
     let mut signals = Signals::new().context("cannot listen to signals")?;
-    let mut query = match query(arguments) {
-        Ok(query) => query,
-        Err(impossible) => {
-            status.fail(&impossible);
-            let why = impossible.to_string();
-            return Ok(Conclusion::new("impossible", why, Exit::Impossible));
-        }
-    };
     let mut wanted = arguments.count.get();
     let mut session = None;
     if let Some(name) = &arguments.session {
@@ -172,7 +179,7 @@ async fn search(
         session = Some(held);
     }
     let Some(server) = &arguments.server else {
-        let search = LocalSearch::start(&query, wanted, arguments)?;
+        let search = LocalSearch::start(&query, wanted, arguments.threads, arguments.kernel)?;
         let stop = (signals, arguments.maximum_time);
         return follow(search, &query, stop, session, output, status).await;
     };
@@ -195,18 +202,6 @@ async fn search(
             follow(search, &query, stop, session, output, status).await
         }
     }
-}
-
-fn query(arguments: &FindArguments) -> Result<Query, Impossible> {
-    let (name, ideal, interesting) = arguments.sought();
-    let mut query = Query::new(name, ideal)?.interesting(interesting);
-    if let Some(cursor) = &arguments.resume {
-        query = query.starting_at(cursor.frontier());
-    }
-    Ok(match arguments.maximum_hashes {
-        Some(hashes) => query.hash_budget(hashes),
-        None => query,
-    })
 }
 
 /// Prints what a search tells until it ends, keeps its session, and stops it when it should be: at a
@@ -402,7 +397,7 @@ fn tell(
     if let Some(share) = share {
         status.say(share);
     }
-    match output.best() {
+    match output.best_row() {
         Some(best) => status.say(format_args!("the nearest so far:\n{best}")),
         None => status.say("no candidate so far"),
     }

@@ -211,7 +211,7 @@ impl Output {
         if !self.headed {
             self.headed = true;
             self.status
-                .line("hashed name                 \tsecret\thex\tdistance\twindow");
+                .line("hashed name                 \tsecret  \thex     \tdist.\twindow");
         }
         let line = match self.form {
             Form::Json => {

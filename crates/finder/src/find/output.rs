@@ -268,7 +268,7 @@ impl Output {
             let (title, width) = ("hashed name", finding.hashed_name.as_str().len());
             let name = if self.tells_names() { "\tname" } else { "" };
             self.status.line(&format!(
-                "{title:width$}\tsecret\thex\tdistance\twindow{name}"
+                "{title:width$}\tsecret  \thex     \tdist.\twindow{name}"
             ));
         }
         let line = match self.form {

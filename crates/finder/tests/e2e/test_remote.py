@@ -10,13 +10,12 @@ import pytest
 from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, SIGTERM, hashed, run_find, secrets
 from test_find import HARD, cursor, cursor_in, lines
 from test_json import ideals, records
-from test_session import SHORT, distinct, stop_somewhere
 
 # Slow enough to be stopped in the middle of a search for the names of these tests.
 SLOW = ["--kernel", "portable", "--workers", "1"]
 
-# What `SHORT` asks for, of a server.
-ASKED = SHORT[:3]
+# A search that tells some thousand candidates before its answer.
+ASKED = ["docto", "--show-inferior", "3"]
 
 SEED = 20_261_121
 TRIALS = 30
@@ -31,8 +30,8 @@ def unstopped():
 
 
 def stopped(server, how, arguments, read):
-    """Runs a search at a server and stops it after so many lines; tells all of its lines, its exit code
-    and its stderr."""
+    """Runs a search at a server and stops it after so many lines; tells the whole lines that it printed, its
+    exit code and its stderr."""
     process = subprocess.Popen(
         [HASHFINDER, "find", "--server", server.address, *arguments],
         stdin=subprocess.DEVNULL,
@@ -46,7 +45,7 @@ def stopped(server, how, arguments, read):
     stderr = process.stderr.read()
     process.stdout.close()
     process.stderr.close()
-    return printed.splitlines(), process.wait(PATIENCE_S), stderr
+    return printed.split("\n")[:-1], process.wait(PATIENCE_S), stderr
 
 
 @pytest.mark.timeout(120)
@@ -163,21 +162,26 @@ def test_a_session_at_a_server(serve, tmp_path, monkeypatch):
     everything = run_find(*several).stdout.splitlines()
     assert len(everything) > 1000
     session = tmp_path / "hashfinder/sessions/night"
-    arguments = [*several, "--server", server.address, "--session", "night"]
+    arguments = [*several, "--session", "night"]
     for _ in range(10):
         printed, killed = [], False
         for _ in range(3):
-            how, told, code = stop_somewhere(choice, arguments)
+            number = choice.choice([SIGINT, SIGTERM, SIGKILL])
+
+            def stop(process, number=number):
+                process.send_signal(number)
+
+            told, code, _ = stopped(server, stop, arguments, choice.randint(1, 4000))
             printed += told
-            killed |= how == SIGKILL
+            killed |= code == -SIGKILL
             if not session.exists():
                 break
             assert code != 0
         if session.exists():
-            done = run_find(*arguments)
+            done = run_find(*arguments, "--server", server.address)
             assert done.returncode == 0, done.stderr
             printed += done.stdout.splitlines()
-        assert distinct(printed) == everything
+        assert list(dict.fromkeys(printed)) == everything
         # Only a kill makes it tell anything twice.
         assert killed or printed == everything
 

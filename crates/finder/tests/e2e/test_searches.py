@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import re
-import struct
 import subprocess
 import termios
 
@@ -196,11 +195,6 @@ def test_a_reader_of_a_watch_that_has_seen_enough(serve, searching, watch):
 class Watch(Terminal):
     COMMAND = "searches"
 
-    def __init__(self, *arguments, rows=24):
-        super().__init__(*arguments)
-        size = struct.pack("HHHH", rows, 80, 0, 0)
-        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, size)
-
     def table(self):
         """The lines of the table as it was last drawn as a whole."""
         last = re.findall(r"\x1b\[\?7l(.*?)\x1b\[J", self.seen, re.DOTALL)[-1]
@@ -255,7 +249,7 @@ def test_a_table_stays_when_the_server_goes(serve, searching, terminal):
 def test_a_table_is_no_longer_than_the_terminal(serve, find, terminal):
     server = serve()
     started = [find(HARD, "--server", server.address) for _ in range(9)]
-    screen = terminal(server, rows=6)
+    screen = terminal(server, size=(80, 6))
     screen.wait_for(r"and 5 more")
     assert len(screen.table()) == 6
     for process in started:

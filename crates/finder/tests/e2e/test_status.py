@@ -233,7 +233,7 @@ def test_how_many_such_searches_would_have_ended_by_now(tmp_path, monkeypatch):
 
 
 def test_a_search_at_a_server_shows_how_it_comes_on(terminal, serve):
-    process = terminal(HARD, "--server", serve().address)
+    process = terminal(HARD, "--server", serve().address, size=(200, 24))
     process.wait_for(LOOK)
     process.press(b"\x03")
     assert process.wait() == 130

@@ -43,7 +43,10 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
     } else {
         let whence = match arguments.rate {
             Some(_) => "as given".to_owned(),
-            None => format!("measured on this machine, {}", kernel.name()),
+            None => format!(
+                "measured on this machine, {}",
+                query.sought().hashed_by(kernel)
+            ),
         };
         table(&query, &odds, rate, &whence)
     };

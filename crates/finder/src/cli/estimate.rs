@@ -30,9 +30,6 @@ Exit codes:
   4  no secret can ever match the name
   5  the output failed")]
 pub(crate) struct EstimateArguments {
-    #[command(flatten)]
-    pub(crate) query: QueryArguments,
-
     /// How many secrets are tried in a second [default: measured here for a quarter of a second, on
     /// a thread for each core]
     #[arg(long, value_name = "HASHES_PER_SECOND", value_parser = rate, allow_negative_numbers = true)]
@@ -45,6 +42,10 @@ pub(crate) struct EstimateArguments {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    // Last, for they have headings of their own.
+    #[command(flatten)]
+    pub(crate) query: QueryArguments,
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -41,8 +41,8 @@ Examples:
   hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
 
-A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but without
---count, --maximum-hashes, --resume and --session, and it does not tell how it comes on.
+A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but
+only for what that has words for, and it does not tell how it comes on.
 
 Exit codes:
     0  found, or whoever reads the results has seen enough
@@ -54,9 +54,6 @@ Exit codes:
     5  the server, the connection, the output or the session failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
 pub(crate) struct FindArguments {
-    #[command(flatten)]
-    pub(crate) query: QueryArguments,
-
     /// Also show every secret on the way whose distance is less than this
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
@@ -124,6 +121,10 @@ pub(crate) struct FindArguments {
     /// auto is: on a terminal, unless NO_COLOR is set.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) color: Color,
+
+    // Last, for they have headings of their own.
+    #[command(flatten)]
+    pub(crate) query: QueryArguments,
 }
 
 impl FindArguments {

@@ -27,6 +27,7 @@ pub(crate) struct QueryArguments {
     /// How far from the name a secret may be, in characters
     #[arg(
         long,
+        display_order = 0,
         value_name = "D",
         default_value = "0",
         value_parser = distance,

@@ -47,10 +47,11 @@ pub(crate) struct VerifyArguments {
     )]
     pub(crate) ideal_distance: Distance,
 
-    #[command(flatten)]
-    pub(crate) spelling: SpellingArguments,
-
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    // Last, for they have headings of their own.
+    #[command(flatten)]
+    pub(crate) spelling: SpellingArguments,
 }

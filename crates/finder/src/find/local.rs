@@ -209,9 +209,9 @@ impl Source for LocalSearch {
     fn summary(&self) -> Option<String> {
         let tried = self.search.frontier() - self.query.start();
         let millions = tried as f64 / self.took.as_secs_f64().max(1e-9) / 1e6;
-        let (took, kernel) = (self.took, self.kernel.name());
+        let (took, means) = (self.took, self.query.sought().hashed_by(self.kernel));
         Some(format!(
-            "{tried} secrets in {took:.2?}, {millions:.1} million a second ({kernel})"
+            "{tried} secrets in {took:.2?}, {millions:.1} million a second ({means})"
         ))
     }
 

@@ -64,7 +64,8 @@ class Trial:
         self.name = f"trial-{number}"
         # Each has its turn as the first.
         first = list(STOPS)[number % len(STOPS)]
-        # A kill leaves no cursor behind but a session's, and a server keeps none and ends with one answer.
+        # A kill leaves no cursor behind but a session's; servers are asked for one answer here, and for more
+        # in test_remote.py.
         self.in_session = first == SIGKILL or (first != "drain" and choice.random() < 0.5)
         if not self.in_session:
             searches = [search for search in searches if search.arguments[-1] == "1"]
@@ -103,7 +104,7 @@ class Trial:
             server = Server(*SLOW, "--workers", "1", "--drain-grace", "1ms")
             try:
                 stop = (lambda: server.send(SIGTERM)) if how == "drain" else None
-                # A server ends with the first answer, and is asked for no number of them.
+                # For one answer.
                 search = [*self.search.arguments[:-2], "--server", server.address]
                 return self.follow(search, how, stop)
             finally:

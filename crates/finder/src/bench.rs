@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
         };
         cases.push(Case {
             title: format!("{name} at distance {}", arguments.ideal_distance),
-            filter: Some(query.filter()),
+            filter: query.sought().filter().cloned(),
         });
     }
     for &count in &arguments.sets {
@@ -96,7 +96,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                 case.title
             );
             for &threads in &threads {
-                let rate = measure(kernel, case, threads, arguments.length, arguments.seconds);
+                let rate = case_rate(kernel, case, threads, arguments.length, arguments.seconds);
                 if arguments.json {
                     let row = serde_json::json!({
                         "kernel": kernel.name(),
@@ -164,32 +164,47 @@ impl Case {
 
 /// How many secrets a second `threads` threads try for this query, measured for so long.
 pub(crate) fn search_rate(kernel: Kernel, query: &Query, threads: usize, time: Duration) -> f64 {
-    let case = Case {
-        title: query.name().to_string(),
-        filter: Some(query.filter()),
-    };
-    measure(kernel, &case, threads, USUAL_LENGTH, time)
+    let (sought, keyspace) = (query.sought(), query.keyspace());
+    let usual = keyspace.first_of_length(USUAL_LENGTH as usize);
+    let (first, end) = (usual.unwrap_or(0), keyspace.end());
+    let share = (end - first) / threads as u64;
+    measure(threads, time, |thread, tried| {
+        let start = first + (thread as u64 * share + tried) % (end - first);
+        let turn = start..end.min(start.saturating_add(TURN));
+        let mut hits = Vec::new();
+        sought.scan(kernel, turn.clone(), usize::MAX, &mut hits);
+        black_box(hits);
+        turn.end - turn.start
+    })
 }
 
-/// Hashes per second of all threads together.
-fn measure(kernel: Kernel, case: &Case, threads: usize, length: u32, time: Duration) -> f64 {
-    let (ready, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
+/// How many secrets a second `threads` threads try of a case.
+fn case_rate(kernel: Kernel, case: &Case, threads: usize, length: u32, time: Duration) -> f64 {
     let share = (1_u64 << (8 * length)) / threads as u64 / TURN * TURN;
     // With more threads than turns, some of them do the same.
     let share = share.max(TURN);
+    measure(threads, time, |thread, tried| {
+        let first = thread as u64 * share % (1 << (8 * length));
+        let block = kernels::Block::new(length, first + tried % share, TURN);
+        black_box(case.turn(kernel, &block));
+        TURN
+    })
+}
+
+/// What all threads together do in a second. A turn is given the number of its thread and what that has
+/// done so far, and tells how much more it did.
+fn measure(threads: usize, time: Duration, turn: impl Fn(usize, u64) -> u64 + Sync) -> f64 {
+    let (ready, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
     thread::scope(|scope| {
         let work = |thread: usize| {
-            let (ready, stop) = (&ready, &stop);
+            let (ready, stop, turn) = (&ready, &stop, &turn);
             move || {
-                let first = thread as u64 * share % (1 << (8 * length));
-                let mut tried = 0;
+                let mut done = 0;
                 ready.wait();
                 while !stop.load(Ordering::Relaxed) {
-                    let block = kernels::Block::new(length, first + tried % share, TURN);
-                    black_box(case.turn(kernel, &block));
-                    tried += TURN;
+                    done += turn(thread, done);
                 }
-                tried
+                done
             }
         };
         let workers: Vec<_> = (0..threads)
@@ -203,8 +218,8 @@ fn measure(kernel: Kernel, case: &Case, threads: usize, length: u32, time: Durat
         )]
         thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
-        let tried = workers.into_iter().map(thread::ScopedJoinHandle::join);
-        let tried = tried.map(|tried| tried.unwrap_or_else(|panic| resume_unwind(panic)));
-        tried.sum::<u64>() as f64 / began.elapsed().as_secs_f64()
+        let done = workers.into_iter().map(thread::ScopedJoinHandle::join);
+        let done = done.map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)));
+        done.sum::<u64>() as f64 / began.elapsed().as_secs_f64()
     })
 }

@@ -3,7 +3,7 @@
 use std::{io::Write, num::NonZeroUsize, ops::RangeInclusive, thread, time::Duration};
 
 use anyhow::{Context, Result};
-use hashfinder_search::{KEYSPACE_END, Kernel, Odds, Query};
+use hashfinder_search::{Kernel, Odds, Query};
 
 use crate::{
     bench,
@@ -12,7 +12,7 @@ use crate::{
 
 /// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
 /// nobody waits for it.
-const MEASURED_FOR: Duration = Duration::from_millis(250);
+pub(crate) const MEASURED_FOR: Duration = Duration::from_millis(250);
 
 /// Below this, it is worth telling that all secrets there are may hold no match.
 const NEARLY_SURE: f64 = 0.999;
@@ -34,7 +34,7 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
             return Ok(Exit::Impossible);
         }
     };
-    let odds = Odds::of(query.name(), query.ideal_distance());
+    let odds = Odds::of(&query.names()[0], query.ideal_distance());
     let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let rate = arguments.rate.unwrap_or_else(|| {
         let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -72,7 +72,7 @@ fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
         (*key, bounds(&seconds))
     });
     let object = serde_json::json!({
-        "name": query.name().as_str(),
+        "name": query.names()[0].as_str(),
         "ideal_distance": query.ideal_distance().get(),
         "exact": odds.is_exact(),
         "chance": bounds(&odds.chance()),
@@ -85,7 +85,7 @@ fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
 }
 
 fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
-    let (name, distance) = (query.name().as_str(), query.ideal_distance());
+    let (name, distance) = (query.names()[0].as_str(), query.ideal_distance());
     let what = format!("within distance {distance} of {}", name.escape_debug());
     let mut lines = vec![if *odds.chance().start() == 1.0 {
         format!("every hash is {what}")
@@ -121,11 +121,11 @@ fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
         "A search has no memory: after any number of hashes in vain, all of this is still before it."
             .to_owned(),
     );
-    let ever = odds.chance_after(KEYSPACE_END);
+    let ever = odds.chance_after(query.keyspace().end());
     if *ever.end() < NEARLY_SURE {
         lines.push(format!(
             "There are {} secrets to try, and the chance that any of them matches is {}.",
-            number(KEYSPACE_END as f64),
+            number(query.keyspace().end() as f64),
             show(&ever, probability),
         ));
     }
@@ -152,7 +152,7 @@ fn probability(chance: f64) -> String {
 }
 
 /// A number of at least 1, as people say it: two digits or three, and what they count.
-fn number(number: f64) -> String {
+pub(crate) fn number(number: f64) -> String {
     let units = [
         (1.0, ""),
         (1e3, " thousand"),

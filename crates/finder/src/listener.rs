@@ -114,6 +114,14 @@ impl Listener {
         }
     }
 
+    /// The user who runs this server, where clients are users.
+    pub(crate) fn owner(&self) -> Option<u32> {
+        match &self.socket {
+            ListeningSocket::Tcp(_) => None,
+            ListeningSocket::Unix(file, _) => Some(file.owner),
+        }
+    }
+
     /// The address to tell people and clients.
     pub(crate) fn address(&self) -> io::Result<String> {
         Ok(match &self.socket {
@@ -134,6 +142,8 @@ struct SocketFile {
     path: PathBuf,
     /// Which file it is: somebody may put another one in its place.
     inode: (u64, u64),
+    /// Who made it.
+    owner: u32,
 }
 
 impl SocketFile {
@@ -141,6 +151,7 @@ impl SocketFile {
         Ok(SocketFile {
             path: path.to_owned(),
             inode: SocketFile::inode(path)?,
+            owner: fs::symlink_metadata(path)?.uid(),
         })
     }
 
@@ -300,7 +311,7 @@ impl ClientName {
         ClientName(name.into())
     }
 
-    fn of_user(id: u32) -> ClientName {
+    pub(crate) fn of_user(id: u32) -> ClientName {
         ClientName(format!("user:{id}").into())
     }
 }

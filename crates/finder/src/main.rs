@@ -6,12 +6,14 @@
 mod bench;
 mod cli;
 mod config;
+mod connection;
 mod estimate;
 mod find;
 mod listener;
 mod log;
 mod manual;
 mod rpc;
+mod searches;
 mod serve;
 mod signals;
 mod verify;
@@ -47,6 +49,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
         Command::Completions(arguments) => manual::completions(&arguments),
         Command::Man(arguments) => manual::man(&arguments),
+        Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
     };
     // What is still going on, a connection that nobody reads for one, does not keep the process.
     runtime.shutdown_background();

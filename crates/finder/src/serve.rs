@@ -1,7 +1,9 @@
 //! `hashfinder serve`: the server process, from its socket to its last call.
 
 use std::{
+    collections::HashSet,
     io::Write,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -14,11 +16,13 @@ use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
 
 use crate::{
     cli::{BudgetStatus, Exit, ServeArguments},
-    listener::Listener,
+    listener::{ClientName, Listener},
     log,
     rpc::{
-        CallError, DESCRIPTORS, EdgeLayer, HashFinderService, Limits,
-        pb::hash_finder_server::{HashFinderServer, SERVICE_NAME},
+        CallError, DESCRIPTORS, EdgeLayer, FinderService, HashFinderService, Limits, Searches,
+        WatchAside,
+        pb::hash_finder_server::{self, HashFinderServer},
+        v1pb::finder_server,
     },
     signals::Signals,
 };
@@ -77,26 +81,34 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .context("cannot start the search threads")?;
     let limits = Limits {
         maximum_hashes: arguments.maximum_hashes,
-        budget_code: match arguments.budget_status {
-            BudgetStatus::Cancelled => Code::Cancelled,
-            BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
-        },
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
         weights: arguments.client_weights.iter().cloned().collect(),
+        operators: operators(&arguments, &listener),
     };
+    let budget_code = match arguments.budget_status {
+        BudgetStatus::Cancelled => Code::Cancelled,
+        BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
+    };
+    let searches = Arc::new(Searches::new(engine, limits));
 
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.
     let drain = Drain::with_status(|| Status::from(CallError::Draining(None)));
     let (health, health_service) = tonic_health::server::health_reporter();
-    health
-        .set_serving::<HashFinderServer<HashFinderService>>()
-        .await;
+    let services = [
+        hash_finder_server::SERVICE_NAME,
+        finder_server::SERVICE_NAME,
+    ];
+    for service in services {
+        let status = tonic_health::ServingStatus::Serving;
+        health.set_service_status(service, status).await;
+    }
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let service = HashFinderServer::new(HashFinderService::new(engine, limits));
+    let finder = FinderService::new(Arc::clone(&searches), kernel);
+    let reference = HashFinderServer::new(HashFinderService::new(searches, budget_code));
     let aside = CallContextLayer::with_drain(drain.aside());
     let server = Server::builder()
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
@@ -107,7 +119,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .add_service(aside.named_layer(health_service))
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
-        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(service));
+        .add_service(WatchAside::new(finder, &drain))
+        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference));
 
     tracing::info!(address, workers, kernel = kernel.name(), "listening");
     announce(&address)?;
@@ -116,7 +129,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let signal = async {
         let signal = signals.next().await;
         tracing::info!(%signal, calls = drain.active_calls(), "draining");
-        for service in ["", SERVICE_NAME] {
+        for service in services.into_iter().chain([""]) {
             let status = tonic_health::ServingStatus::NotServing;
             health.set_service_status(service, status).await;
         }
@@ -152,6 +165,15 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     }
     tracing::info!(lost_lines = log.lost_lines(), "stopped");
     Ok(Exit::Success)
+}
+
+/// Who sees and cancels the searches of all clients: those who were named and, where clients are users,
+/// whoever runs this server, and root, who can do to it what they like anyway.
+fn operators(arguments: &ServeArguments, listener: &Listener) -> HashSet<ClientName> {
+    const ROOT: u32 = 0;
+    let users = listener.owner().into_iter().flat_map(|owner| [owner, ROOT]);
+    let users = users.map(ClientName::of_user);
+    users.chain(arguments.operators.iter().cloned()).collect()
 }
 
 /// The line that tells people and scripts that the server is there, and where.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Client, Distance, Engine, KEYSPACE_END, Kernel, Limits, Query, Report, Search, StopCause,
+    Client, Distance, Engine, Kernel, Keyspace, Limits, Query, Report, Search, StopCause,
 };
 
 /// How long rates are measured.
@@ -146,7 +146,7 @@ fn unshared() {
     let engine = engine();
     let mut random = random();
     let before = resident();
-    let range = KEYSPACE_END / 20_000;
+    let range = Keyspace::default().end() / 20_000;
     let searches: Vec<Search> = (0..10_000)
         .map(|number| {
             let query = random.hard().starting_at(number * range);

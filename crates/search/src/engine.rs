@@ -10,17 +10,17 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_kernels::{Filter, Hits, Kernel};
+use hashfinder_kernels::Kernel;
 
 use crate::{
     cursor::Cursor,
-    keyspace::{Index, KEYSPACE_END, Secret, blocks},
+    keyspace::Index,
     limits::{Limits, OverLimit, Usage},
     query::{Candidate, Query},
     scheduler::{
-        Done, Effects, FIRST_SLICE, Found, Job, Metrics, Progress, Scheduler, SearchId, Slice,
-        StopCause,
+        Done, Effects, FIRST_SLICE, Job, Metrics, Progress, Scheduler, SearchId, Slice, StopCause,
     },
+    sought::{Found, Sought},
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
         thread::{self, JoinHandle, Thread},
@@ -33,70 +33,52 @@ use crate::{
 /// It is called once for each slice and never told to stop; the engine keeps slices so short that
 /// nobody has to wait for one.
 pub trait Backend: Send + Sync + 'static {
-    /// Tries the secrets of `slice` in order, adds those that `filter` lets pass to `hits`, each with
-    /// the filter's number of the name, and returns one past the last index tried: the slice's end,
-    /// or, when `hits` has come to hold `limit`, one past the last hit's.
+    /// Tries the secrets of `slice` in order, adds those that are [`sought`](Sought) to `hits`, and returns
+    /// one past the last index tried: the slice's end, or, when `hits` has come to hold `limit`, one past
+    /// the last hit's.
     ///
     /// A panic ends the search with [`Outcome::Failed`] and no other: searches that shared the slice
     /// go on, each alone.
     fn scan(
         &self,
         slice: Range<Index>,
-        filter: &Filter,
+        sought: &Sought,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index;
 
-    /// About how many times as long as hashing alone a slice takes with `filter`. By this it is decided
-    /// which searches share slices; the answer is the same whatever it says.
-    fn cost(&self, filter: &Filter) -> f64 {
-        Kernel::best().cost(filter)
+    /// About how many times as long as hashing alone a slice takes. By this it is decided which searches
+    /// share slices; the answer is the same whatever it says.
+    fn cost(&self, sought: &Sought) -> f64 {
+        sought.cost(Kernel::best())
     }
 
     /// Whether a thousand secrets are tried in a few microseconds, on the thread that asks. Then whoever
     /// begins a search tries the first of them itself: many a search is over with these, and to hand
     /// it to a worker and wait would take several times as long.
-    fn is_at_hand(&self) -> bool {
+    fn is_at_hand(&self, _sought: &Sought) -> bool {
         false
     }
 }
 
 impl Backend for Kernel {
-    fn cost(&self, filter: &Filter) -> f64 {
-        Kernel::cost(*self, filter)
-    }
-
-    fn is_at_hand(&self) -> bool {
-        // The others take seven to twenty microseconds, the portable one a tenth of a millisecond.
-        self.name() != "portable"
-    }
-
     fn scan(
         &self,
         slice: Range<Index>,
-        filter: &Filter,
+        sought: &Sought,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
-        for (start, block) in blocks(slice.clone()) {
-            if hits.len() >= limit {
-                return start;
-            }
-            let mut found = Hits::with_limit(limit - hits.len());
-            let tried = Kernel::scan(*self, &block, filter, &mut found);
-            hits.extend(found.iter().map(|hit| Found {
-                name: hit.name,
-                candidate: Candidate {
-                    secret: Secret::at(start + hit.offset),
-                    distance: hit.distance,
-                    window: hit.window,
-                },
-            }));
-            if tried < block.count() {
-                return start + tried;
-            }
-        }
-        slice.end
+        sought.scan(*self, slice, limit, hits)
+    }
+
+    fn cost(&self, sought: &Sought) -> f64 {
+        sought.cost(*self)
+    }
+
+    fn is_at_hand(&self, sought: &Sought) -> bool {
+        // The fast ones take seven to twenty microseconds, the portable one a tenth of a millisecond.
+        sought.filter().is_some() && self.name() != "portable"
     }
 }
 
@@ -131,7 +113,7 @@ pub enum Outcome {
 impl Outcome {
     /// How a search ends that has tried everything before `end`, and may try no more.
     pub(crate) fn in_vain(query: &Query, end: Index) -> Outcome {
-        if end == KEYSPACE_END {
+        if end == query.keyspace().end() {
             Outcome::Exhausted
         } else {
             Outcome::BudgetSpent(Cursor::new(query, end))
@@ -269,12 +251,9 @@ impl Engine {
         admitted?;
         let release: Release = Box::new(on_release);
         let began = clock();
-        let (mut until, mut outcome) = (query.start(), None);
-        if self.shared.backend.is_at_hand() && !query.reports_candidates() {
-            (until, outcome) = self.shared.try_head(&query);
-        }
+        let (until, outcome) = self.shared.try_head(&query);
         let now = clock();
-        let (hashes, took) = (until - query.start(), now.saturating_sub(began));
+        let (hashes, took) = (until - query.range().start, now.saturating_sub(began));
         let mut scheduler = self.shared.lock();
         let (state, effects) = if let Some(outcome) = outcome {
             let report = Report {
@@ -350,24 +329,42 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries the first secrets of a search: up to which index, and how it ended if it did.
+    /// Tries the first secrets of a search, if that is done here: up to which index, and how it ended if it
+    /// did.
     fn try_head(&self, query: &Query) -> (Index, Option<Outcome>) {
         let range = query.range();
+        if query.reports_candidates() {
+            return (range.start, None);
+        }
         let slice = range.start..range.end.min(range.start.saturating_add(FIRST_SLICE));
         let mut hits = Vec::new();
         let scan = AssertUnwindSafe(|| {
-            let filter = query.filter();
-            self.backend.scan(slice.clone(), &filter, 1, &mut hits)
+            let sought = query.sought();
+            let is_here = self.backend.is_at_hand(&sought);
+            is_here.then(|| self.backend.scan(slice, &sought, 1, &mut hits))
         });
-        match (catch_unwind(scan), hits.first()) {
-            (Err(_), _) => {
+        let tried = match catch_unwind(scan) {
+            Ok(Some(tried)) => tried,
+            Ok(None) => return (range.start, None),
+            Err(_) => {
                 let failed = Outcome::Failed(Cursor::new(query, range.start));
-                (range.start, Some(failed))
+                return (range.start, Some(failed));
             }
-            (Ok(until), Some(first)) => (until, Some(Outcome::Ideal(first.candidate))),
-            (Ok(until), None) if until < range.end => (until, None),
-            (Ok(until), None) => (until, Some(Outcome::in_vain(query, until))),
-        }
+        };
+        // Of one secret, for each of the names that it is near enough to.
+        let candidates = hits.iter().map(|hit| Candidate {
+            index: hit.index,
+            // A query has fewer than it takes for this to cut anything off.
+            name: hit.name as u8,
+            distance: hit.distance,
+            window: hit.window,
+        });
+        let outcome = match candidates.min_by_key(Candidate::nearness) {
+            Some(nearest) => Some(Outcome::Ideal(nearest)),
+            None if tried < range.end => None,
+            None => Some(Outcome::in_vain(query, tried)),
+        };
+        (tried, outcome)
     }
 
     /// A worker's life.
@@ -377,7 +374,7 @@ impl Shared {
                 Job::Slice(slice) => self.carry_through(&slice),
                 Job::Build(mut build) => {
                     // One whose making panics is not made, and those who were to be in it are told apart.
-                    let cost_of = |filter: &Filter| self.backend.cost(filter);
+                    let cost_of = |sought: &Sought| self.backend.cost(sought);
                     let _ = catch_unwind(AssertUnwindSafe(|| build.make(cost_of)));
                     loop {
                         let now = (self.clock)();
@@ -409,9 +406,9 @@ impl Shared {
         }
         let mut hits = Vec::new();
         let scan = AssertUnwindSafe(|| {
-            let filter = slice.set.filter();
+            let sought = slice.set.sought();
             self.backend
-                .scan(slice.range.clone(), filter, slice.hit_limit, &mut hits)
+                .scan(slice.range.clone(), sought, slice.hit_limit, &mut hits)
         });
         match catch_unwind(scan) {
             Ok(tried) => Done::Tried { tried, hits },

@@ -1,161 +1,326 @@
-//! All secrets, in enumeration order.
+//! The secrets that a search tries, in enumeration order.
 
-use std::{fmt, ops::Range};
+use std::{
+    fmt,
+    ops::Range,
+    sync::{Arc, LazyLock},
+};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_kernels::{Block, MAX_SECRET_LEN, hashed_name, sha1};
+use hashfinder_kernels::Block;
 
-/// A secret's place in enumeration order: by length, from the empty string on; within a length as
-/// a big-endian counter over all byte values, the last byte fastest.
+/// A secret's place in enumeration order.
 pub type Index = u64;
 
-/// One past the last index.
+/// The most bytes that the searched part of a secret may have. An alphabet of a single byte has so few
+/// secrets; every other one is at its end, or beyond what an index can count, before that.
+const MAX_SEARCHED: usize = 64;
+
+/// The bytes that the searched part of a secret is made of, in the order in which they are tried.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Alphabet(Vec<u8>);
+
+/// Why bytes are no alphabet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AlphabetError {
+    /// There are none.
+    #[error("the alphabet is empty; give at least one byte")]
+    Empty,
+    /// One of them is there twice, and every secret with it would be too.
+    #[error("the alphabet has the byte {:?} twice; give each once", char::from(*.0))]
+    Twice(u8),
+}
+
+impl Alphabet {
+    /// All 256 bytes, by value.
+    #[must_use]
+    pub fn bytes() -> Alphabet {
+        Alphabet((0..=u8::MAX).collect())
+    }
+
+    /// The 95 printable characters of ASCII, from the space to `~`, by value.
+    #[must_use]
+    pub fn printable() -> Alphabet {
+        Alphabet((b' '..=b'~').collect())
+    }
+
+    /// `0` to `9`, `A` to `Z` and `a` to `z`.
+    #[must_use]
+    pub fn alphanumeric() -> Alphabet {
+        let alphanumeric = (b'0'..=b'z').filter(u8::is_ascii_alphanumeric);
+        Alphabet(alphanumeric.collect())
+    }
+
+    /// `0` to `9`.
+    #[must_use]
+    pub fn digits() -> Alphabet {
+        Alphabet((b'0'..=b'9').collect())
+    }
+
+    /// These bytes, in this order.
+    ///
+    /// # Errors
+    ///
+    /// [`AlphabetError`] if there are none, or one of them is there twice.
+    pub fn given(bytes: &[u8]) -> Result<Alphabet, AlphabetError> {
+        let mut seen = [false; 256];
+        for &byte in bytes {
+            if std::mem::replace(&mut seen[usize::from(byte)], true) {
+                return Err(AlphabetError::Twice(byte));
+            }
+        }
+        match bytes {
+            [] => Err(AlphabetError::Empty),
+            _ => Ok(Alphabet(bytes.to_vec())),
+        }
+    }
+
+    /// The bytes, in order.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Alphabet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Alphabet({})", self.0.escape_ascii())
+    }
+}
+
+/// Which secrets there are: a fixed prefix, a searched part and a fixed suffix.
 ///
-/// 64 bits reach through every secret of up to seven bytes and most of those of eight. At a billion
-/// secrets a second that takes 585 years, so a wider index would buy nothing.
-pub const KEYSPACE_END: Index = Index::MAX;
-
-/// How many secrets are shorter than `length` bytes, which is the index of the first of that many.
-const fn first_of(length: u32) -> u128 {
-    // 1 + 256 + 256^2 + ..., whose hexadecimal form is 1 followed by as many 01 as it has terms.
-    ((1 << (8 * length)) - 1) / 255
+/// They are enumerated by the length of the searched part, from the empty one on; within a length it
+/// is a big-endian counter whose digits are the alphabet's bytes in their order, the last one fastest.
+/// By default there is no prefix and no suffix, and the alphabet is all bytes.
+///
+/// ```
+/// use hashfinder_search::{Alphabet, Keyspace};
+///
+/// let keyspace = Keyspace::new(b"nonce: ", Alphabet::digits(), b"\n")?;
+/// assert_eq!(keyspace.secret(0), b"nonce: \n");
+/// assert_eq!(keyspace.secret(1), b"nonce: 0\n");
+/// assert_eq!(keyspace.secret(12), b"nonce: 01\n");
+/// assert_eq!(keyspace.index_of(b"nonce: 01\n"), Some(12));
+/// # Ok::<(), hashfinder_search::KeyspaceError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct Keyspace {
+    prefix: Vec<u8>,
+    suffix: Vec<u8>,
+    alphabet: Alphabet,
+    /// The index of the first secret of each length there is.
+    firsts: Vec<Index>,
+    end: Index,
 }
 
-const _: () = assert!(first_of(MAX_SECRET_LEN) < KEYSPACE_END as u128);
-const _: () = assert!(first_of(MAX_SECRET_LEN + 1) > KEYSPACE_END as u128);
-
-/// A candidate: up to eight bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Secret {
-    length: u8,
-    bytes: [u8; MAX_SECRET_LEN as usize],
+/// Why there is no such keyspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyspaceError {
+    /// The prefix is too long.
+    #[error("the prefix has {0} bytes; give at most {most}", most = Keyspace::MAX_PREFIX)]
+    LongPrefix(usize),
+    /// The suffix is too long.
+    #[error("the suffix has {0} bytes; give at most {most}", most = Keyspace::MAX_SUFFIX)]
+    LongSuffix(usize),
 }
 
-impl Secret {
+impl Keyspace {
+    /// The longest prefix, in bytes. It is hashed once, so it could be any; but a cursor carries it.
+    pub const MAX_PREFIX: usize = 1 << 16;
+
+    /// The longest suffix, in bytes. It is hashed with every secret, and a slice has to stay short.
+    pub const MAX_SUFFIX: usize = 1 << 10;
+
+    /// The secrets that begin with `prefix`, end with `suffix` and have `alphabet`'s bytes between.
+    ///
+    /// # Errors
+    ///
+    /// [`KeyspaceError`] if the prefix or the suffix is too long.
+    pub fn new(
+        prefix: &[u8],
+        alphabet: Alphabet,
+        suffix: &[u8],
+    ) -> Result<Keyspace, KeyspaceError> {
+        if prefix.len() > Self::MAX_PREFIX {
+            return Err(KeyspaceError::LongPrefix(prefix.len()));
+        }
+        if suffix.len() > Self::MAX_SUFFIX {
+            return Err(KeyspaceError::LongSuffix(suffix.len()));
+        }
+        Ok(Keyspace::of(prefix.to_vec(), alphabet, suffix.to_vec()))
+    }
+
+    fn of(prefix: Vec<u8>, alphabet: Alphabet, suffix: Vec<u8>) -> Keyspace {
+        let radix = alphabet.0.len() as u128;
+        let (mut firsts, mut end, mut count) = (Vec::new(), 0, 1);
+        // The index has 64 bits, so it may end within a length: for all bytes within that of eight,
+        // which at a billion secrets a second takes 585 years.
+        while firsts.len() <= MAX_SEARCHED && end < u128::from(Index::MAX) {
+            firsts.push(end as Index);
+            end = (end + count).min(Index::MAX.into());
+            count *= radix;
+        }
+        Keyspace {
+            prefix,
+            suffix,
+            alphabet,
+            firsts,
+            end: end as Index,
+        }
+    }
+
+    /// All byte strings, in one copy that everybody shares.
+    pub(crate) fn all() -> &'static Arc<Keyspace> {
+        static ALL: LazyLock<Arc<Keyspace>> =
+            LazyLock::new(|| Arc::new(Keyspace::of(Vec::new(), Alphabet::bytes(), Vec::new())));
+        &ALL
+    }
+
+    /// What every secret begins with.
+    #[must_use]
+    pub fn prefix(&self) -> &[u8] {
+        &self.prefix
+    }
+
+    /// What every secret ends with.
+    #[must_use]
+    pub fn suffix(&self) -> &[u8] {
+        &self.suffix
+    }
+
+    /// What the searched part is made of.
+    #[must_use]
+    pub fn alphabet(&self) -> &Alphabet {
+        &self.alphabet
+    }
+
+    /// One past the last index.
+    #[must_use]
+    pub fn end(&self) -> Index {
+        self.end
+    }
+
+    /// The index of the first secret whose searched part has so many bytes; `None` if there is none.
+    #[must_use]
+    pub fn first_of_length(&self, length: usize) -> Option<Index> {
+        self.firsts.get(length).copied()
+    }
+
     /// The secret at an index.
     ///
     /// # Panics
     ///
-    /// If there is none, which is so for [`KEYSPACE_END`] alone.
+    /// If there is none: from [`end`](Self::end) on.
     #[must_use]
-    pub fn at(index: Index) -> Secret {
-        assert!(index < KEYSPACE_END, "the keyspace ends before {index}");
-        let (length, counter) = split(index);
-        let mut bytes = counter.to_be_bytes();
-        bytes.rotate_left((MAX_SECRET_LEN - length) as usize);
-        Secret {
-            length: length as u8,
-            bytes,
+    pub fn secret(&self, index: Index) -> Vec<u8> {
+        let (_, digits) = self.digits(index);
+        let bytes = digits.iter().map(|digit| self.alphabet.0[*digit]);
+        let searched: Vec<u8> = bytes.collect();
+        [&*self.prefix, &*searched, &*self.suffix].concat()
+    }
+
+    /// A secret's index, if it is one of these.
+    #[must_use]
+    pub fn index_of(&self, secret: &[u8]) -> Option<Index> {
+        let searched = secret.strip_prefix(&*self.prefix)?;
+        let searched = searched.strip_suffix(&*self.suffix)?;
+        let radix = self.alphabet.0.len() as u128;
+        let first = u128::from(self.first_of_length(searched.len())?);
+        let mut counter = 0_u128;
+        for byte in searched {
+            let digit = self.alphabet.0.iter().position(|letter| letter == byte)?;
+            counter = counter * radix + digit as u128;
         }
+        let index = Index::try_from(first + counter).ok()?;
+        (index < self.end).then_some(index)
     }
 
-    /// Its place in enumeration order.
-    #[must_use]
-    pub fn index(&self) -> Index {
-        let counter = self
-            .as_bytes()
-            .iter()
-            .fold(0, |counter, byte| counter << 8 | u64::from(*byte));
-        // Every secret was made from an index, so the sum is one again.
-        first_of(u32::from(self.length)) as u64 + counter
+    /// The index up to which secrets have the length of that at `index`, and the places in the alphabet
+    /// of its searched part's bytes.
+    fn digits(&self, index: Index) -> (Index, Vec<usize>) {
+        assert!(index < self.end, "the keyspace ends before {index}");
+        let length = self.firsts.partition_point(|first| *first <= index) - 1;
+        let end = self.firsts.get(length + 1).copied().unwrap_or(self.end);
+        let mut digits = vec![0; length];
+        let radix = self.alphabet.0.len() as u64;
+        let mut counter = index - self.firsts[length];
+        for digit in digits.iter_mut().rev() {
+            *digit = (counter % radix) as usize;
+            counter /= radix;
+        }
+        (end, digits)
     }
 
-    /// The secret with these bytes, if it is in the keyspace.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<Secret> {
-        let length = u8::try_from(bytes.len()).ok()?;
-        let mut padded = [0; MAX_SECRET_LEN as usize];
-        padded.get_mut(..bytes.len())?.copy_from_slice(bytes);
-        let secret = Secret {
-            length,
-            bytes: padded,
-        };
-        let counter = bytes
-            .iter()
-            .fold(0, |sum, byte| sum << 8 | u128::from(*byte));
-        (first_of(u32::from(length)) + counter < u128::from(KEYSPACE_END)).then_some(secret)
+    /// Whether the fast kernels enumerate its secrets.
+    pub(crate) fn is_fast(&self) -> bool {
+        *self == **Keyspace::all()
     }
 
-    /// Its bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
-    }
-
-    /// Its bytes in standard base64, as the wire carries them.
-    #[must_use]
-    pub fn to_base64(&self) -> String {
-        BASE64_STANDARD.encode(self.as_bytes())
-    }
-
-    /// What its SHA-1 spells.
-    #[must_use]
-    pub fn hashed_name(&self) -> HashedName {
-        HashedName::of(self.as_bytes())
-    }
-}
-
-impl fmt::LowerHex for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.as_bytes()
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Secret({self:x})")
-    }
-}
-
-/// The 28 characters of a digest in standard base64.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HashedName([u8; hashfinder_kernels::HASHED_NAME_LEN]);
-
-impl HashedName {
-    /// What the SHA-1 of any bytes spells.
-    #[must_use]
-    pub fn of(bytes: &[u8]) -> HashedName {
-        HashedName(hashed_name(&sha1(bytes)))
-    }
-
-    /// The characters.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        // The alphabet is ASCII, so this never takes the default.
-        std::str::from_utf8(&self.0).unwrap_or_default()
-    }
-}
-
-impl fmt::Display for HashedName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// A secret's length and its counter within that length.
-fn split(index: Index) -> (u32, u64) {
-    let wide = u128::from(index);
-    let mut length = MAX_SECRET_LEN;
-    while first_of(length) > wide {
-        length -= 1;
-    }
-    (length, (wide - first_of(length)) as u64)
-}
-
-/// Cuts a range of indices where the length of the secrets changes: each block with the index of
-/// its first secret, in order.
-pub(crate) fn blocks(range: Range<Index>) -> impl Iterator<Item = (Index, Block)> {
-    let mut at = range.start;
-    std::iter::from_fn(move || {
-        (at < range.end).then(|| {
-            let (length, counter) = split(at);
-            let end = first_of(length + 1).min(u128::from(range.end)) as u64;
-            let block = Block::new(length, counter, end - at);
-            (std::mem::replace(&mut at, end), block)
+    /// Cuts a range of indices where the length of the secrets changes: each block with the index of its
+    /// first secret, in order. For the fast kernels' keyspace.
+    pub(crate) fn blocks(&self, range: Range<Index>) -> impl Iterator<Item = (Index, Block)> {
+        debug_assert!(self.is_fast(), "the kernels count in bytes");
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            (at < range.end).then(|| {
+                let length = self.firsts.partition_point(|first| *first <= at) - 1;
+                let end = self.firsts.get(length + 1).copied().unwrap_or(self.end);
+                let end = end.min(range.end);
+                let block = Block::new(length as u32, at - self.firsts[length], end - at);
+                (std::mem::replace(&mut at, end), block)
+            })
         })
-    })
+    }
+
+    /// Goes through the secrets of a range, each without the prefix, as long as `each` wants more, and
+    /// tells one past the last.
+    pub(crate) fn for_each(
+        &self,
+        range: Range<Index>,
+        mut each: impl FnMut(Index, &[u8]) -> bool,
+    ) -> Index {
+        let mut at = range.start;
+        while at < range.end {
+            let (end, mut digits) = self.digits(at);
+            let end = end.min(range.end);
+            let mut secret: Vec<u8> = digits.iter().map(|digit| self.alphabet.0[*digit]).collect();
+            secret.extend(&self.suffix);
+            loop {
+                if !each(at, &secret) {
+                    return at + 1;
+                }
+                at += 1;
+                if at == end {
+                    break;
+                }
+                let searched = &mut secret[..digits.len()];
+                for (digit, byte) in digits.iter_mut().zip(searched).rev() {
+                    *digit = (*digit + 1) % self.alphabet.0.len();
+                    *byte = self.alphabet.0[*digit];
+                    if *digit > 0 {
+                        break;
+                    }
+                }
+            }
+        }
+        at
+    }
+}
+
+impl Default for Keyspace {
+    fn default() -> Keyspace {
+        (**Keyspace::all()).clone()
+    }
+}
+
+impl fmt::Debug for Keyspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyspace")
+            .field("prefix", &format_args!("{}", self.prefix.escape_ascii()))
+            .field("alphabet", &self.alphabet)
+            .field("suffix", &format_args!("{}", self.suffix.escape_ascii()))
+            .finish_non_exhaustive()
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +330,7 @@ mod tests {
 
     #[test]
     fn the_first_secrets_in_order() {
+        let all = Keyspace::default();
         for (index, bytes) in [
             (0, &[][..]),
             (1, &[0]),
@@ -175,35 +341,92 @@ mod tests {
             (257 + 65_535, &[255, 255]),
             (257 + 65_536, &[0, 0, 0]),
         ] {
-            assert_eq!(Secret::at(index).as_bytes(), bytes);
-            assert_eq!(Secret::from_bytes(bytes).unwrap().index(), index);
+            assert_eq!(all.secret(index), bytes);
+            assert_eq!(all.index_of(bytes), Some(index));
         }
     }
 
     #[test]
-    fn the_keyspace_ends_within_eight_bytes() {
-        let last = Secret::at(KEYSPACE_END - 1);
-        assert_eq!(last.as_bytes().len(), 8);
-        assert_eq!(Secret::from_bytes(last.as_bytes()), Some(last));
-        assert_eq!(Secret::from_bytes(&[255; 8]), None);
-        assert_eq!(Secret::from_bytes(&[0; 9]), None);
+    fn all_byte_strings_end_within_eight_bytes() {
+        let all = Keyspace::default();
+        let last = all.secret(all.end() - 1);
+        assert_eq!((all.end(), last.len()), (Index::MAX, 8));
+        assert_eq!(all.index_of(&last), Some(Index::MAX - 1));
+        assert_eq!(all.index_of(&[255; 8]), None);
+        assert_eq!(all.index_of(&[0; 9]), None);
+    }
+
+    #[test]
+    fn an_alphabet_of_one_byte_ends_with_its_longest_secret() {
+        let keyspace = Keyspace::new(b"<", Alphabet::given(b"x").unwrap(), b">").unwrap();
+        assert_eq!(keyspace.end(), 65);
+        let longest = format!("<{}>", "x".repeat(64));
+        assert_eq!(keyspace.secret(64), longest.as_bytes());
+        assert_eq!(keyspace.index_of(b"<>"), Some(0));
+        assert_eq!(keyspace.index_of(b"<y>"), None);
+        assert_eq!(keyspace.index_of(b"<"), None);
+    }
+
+    #[test]
+    fn alphabets() {
+        assert_eq!(Alphabet::printable().as_bytes().len(), 95);
+        assert_eq!(Alphabet::alphanumeric().as_bytes().len(), 62);
+        assert_eq!(Alphabet::digits().as_bytes(), b"0123456789");
+        assert_eq!(Alphabet::given(b""), Err(AlphabetError::Empty));
+        assert_eq!(Alphabet::given(b"aba"), Err(AlphabetError::Twice(b'a')));
+        let said = Alphabet::given(b"\n\n").unwrap_err().to_string();
+        assert!(said.contains("'\\n'"), "{said}");
+    }
+
+    #[test]
+    fn what_is_too_long_is_refused() {
+        let long = vec![0; Keyspace::MAX_PREFIX + 1];
+        let refused = |prefix: &[u8], suffix: &[u8]| {
+            Keyspace::new(prefix, Alphabet::bytes(), suffix).unwrap_err()
+        };
+        assert_eq!(refused(&long, b""), KeyspaceError::LongPrefix(65_537));
+        assert_eq!(refused(b"", &long[..1025]), KeyspaceError::LongSuffix(1025));
     }
 
     #[test]
     fn blocks_meet_where_lengths_change() {
-        let blocks: Vec<_> = blocks(0..70_000).collect();
+        let blocks: Vec<_> = Keyspace::all().blocks(0..70_000).collect();
         let lengths: Vec<_> = blocks.iter().map(|(at, b)| (*at, b.length())).collect();
         assert_eq!(lengths, [(0, 0), (1, 1), (257, 2), (65_793, 3)]);
         assert_eq!(blocks.iter().map(|(_, b)| b.count()).sum::<u64>(), 70_000);
     }
 
+    fn keyspaces() -> impl Strategy<Value = Keyspace> {
+        let alphabet = prop_oneof![
+            Just(Alphabet::bytes()),
+            Just(Alphabet::printable()),
+            Just(Alphabet::digits()),
+            Just(Alphabet::given(b"ba").unwrap()),
+        ];
+        let around = proptest::collection::vec(any::<u8>(), 0..5);
+        (around.clone(), alphabet, around).prop_map(|(prefix, alphabet, suffix)| {
+            Keyspace::new(&prefix, alphabet, &suffix).unwrap()
+        })
+    }
+
     proptest! {
         #[test]
-        fn indices_and_secrets_are_one_to_one(index in 0..KEYSPACE_END, shift in 0..64) {
+        fn indices_and_secrets_are_one_to_one(keyspace in keyspaces(), index in 0..Index::MAX, shift in 0..64) {
             let index = index >> shift;
-            let secret = Secret::at(index);
-            prop_assert_eq!(secret.index(), index);
-            prop_assert_eq!(Secret::from_bytes(secret.as_bytes()), Some(secret));
+            let secret = keyspace.secret(index);
+            prop_assert_eq!(keyspace.index_of(&secret), Some(index));
+        }
+
+        #[test]
+        fn going_through_a_range_gives_each_secret(keyspace in keyspaces(), start in 0..70_000_u64, count in 0..600_u64) {
+            let mut expected = start;
+            let end = keyspace.for_each(start..start + count, |index, rest| {
+                let secret = [keyspace.prefix(), rest].concat();
+                assert_eq!((index, secret), (expected, keyspace.secret(expected)));
+                expected += 1;
+                true
+            });
+            prop_assert_eq!((end, expected), (start + count, start + count));
         }
     }
 }

@@ -9,11 +9,13 @@
 //! let engine = Engine::start(2, Kernel::best(), move || started.elapsed())?;
 //! let query = Query::new("doc".parse()?, Distance::ZERO)?;
 //! let client = Client::default();
-//! let mut search = engine.search(client, query, |report| println!("{} tests", report.tests))?;
+//! let mut search = engine.search(client, query.clone(), |report| println!("{} tests", report.tests))?;
 //! let Event::Ended(Outcome::Ideal(found)) = search.blocking_next() else {
 //!     panic!("there is a doc");
 //! };
-//! assert!(found.hashed_name().as_str().to_lowercase().contains("doc"));
+//! let secret = query.keyspace().secret(found.index);
+//! let hashed_name = query.spelling().hashed_name(&secret);
+//! assert!(hashed_name.as_str().to_lowercase().contains("doc"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -35,16 +37,20 @@ mod odds;
 mod query;
 mod scheduler;
 mod set;
+mod sought;
+mod spelling;
 mod sync;
 mod turns;
 
 pub use cursor::{Cursor, CursorError};
 pub use engine::{Backend, Engine, Event, Outcome, Report, Search, Stopper};
-pub use hashfinder_kernels::{self as kernels, Filter, Kernel, Match};
-pub use keyspace::{HashedName, Index, KEYSPACE_END, Secret};
+pub use hashfinder_kernels::{self as kernels, Filter, Kernel};
+pub use keyspace::{Alphabet, AlphabetError, Index, Keyspace, KeyspaceError};
 pub use limits::{Limits, OverLimit, Usage};
-pub use name::{DesiredName, Distance, NameError, NegativeDistance};
+pub use name::{DesiredName, Distance, NameError, Nearest, NegativeDistance};
 pub use odds::Odds;
 pub use query::{Candidate, Impossible, Query};
-pub use scheduler::{Ended, Found, Metrics, Progress, SearchState, StopCause};
+pub use scheduler::{Ended, Metrics, Progress, SearchState, StopCause};
+pub use sought::{Found, Sought};
+pub use spelling::{Algorithm, Anchor, Encoding, HashedName, Spelling};
 pub use turns::Client;

@@ -1,47 +1,94 @@
 //! What is looked for, and how near is near enough.
 
-use std::fmt;
+use std::{fmt, ops::RangeInclusive};
 
-use hashfinder_kernels::{ALPHABET, CharSet, Filter, HASHED_NAME_LEN, Match, place, sha1};
+use crate::spelling::{Chars, LONGEST_TEXT, Spelling};
 
-/// A name to look for in hashed names: 1 to 28 characters, of any kind, letters in either case.
+/// A name to look for in hashed names: 1 to as many characters as these have, of any kind, and what
+/// satisfies each of them in a [`Spelling`].
 ///
 /// ```
-/// use hashfinder_search::DesiredName;
+/// use hashfinder_search::{DesiredName, Encoding, Spelling};
 ///
 /// let name: DesiredName = "doctor".parse()?;
 /// assert_eq!(name.least_distance(), 0);
 /// // A hyphen appears in no hashed name, so it always costs one.
 /// assert_eq!("doc-tor".parse::<DesiredName>()?.least_distance(), 1);
+/// let url = Spelling { encoding: Encoding::Base64Url, ..Spelling::default() };
+/// assert_eq!(DesiredName::new("doc-tor", url)?.least_distance(), 0);
 /// # Ok::<(), hashfinder_search::NameError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DesiredName {
     text: String,
-    characters: Vec<CharSet>,
+    spelling: Spelling,
+    characters: Vec<Chars>,
 }
 
 /// Why a text is not a desired name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
     /// It is empty.
-    #[error("the desired name is empty; give 1 to {HASHED_NAME_LEN} characters")]
-    Empty,
+    #[error("the desired name is empty; give 1 to {longest} characters")]
+    Empty {
+        /// How many characters a hashed name has.
+        longest: usize,
+    },
     /// It is longer than a hashed name.
     #[error(
-        "the desired name has {0} characters; a hashed name has only {HASHED_NAME_LEN}, so give 1 to {HASHED_NAME_LEN}"
+        "the desired name has {characters} characters; a hashed name has only {longest}, so give 1 to {longest}"
     )]
-    TooLong(usize),
+    TooLong {
+        /// How many characters it has.
+        characters: usize,
+        /// How many characters a hashed name has.
+        longest: usize,
+    },
+}
+
+/// Where a name lies nearest in a hashed name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Nearest {
+    /// How many characters of the window differ from the name.
+    pub distance: u8,
+    /// The first window at that distance: where in the hashed name it begins, from 0 on.
+    pub window: u8,
 }
 
 impl DesiredName {
-    /// The longest name, in characters.
-    pub const MAX_LEN: usize = HASHED_NAME_LEN;
+    /// A name to look for in the hashed names of a spelling.
+    ///
+    /// # Errors
+    ///
+    /// [`NameError`] if it is empty, or longer than a hashed name.
+    pub fn new(text: &str, spelling: Spelling) -> Result<DesiredName, NameError> {
+        let longest = spelling.text_len();
+        let satisfying = |character| spelling.satisfying(character);
+        let characters: Vec<Chars> = text.chars().map(satisfying).collect();
+        match characters.len() {
+            0 => Err(NameError::Empty { longest }),
+            length if length <= longest => Ok(DesiredName {
+                text: text.to_owned(),
+                spelling,
+                characters,
+            }),
+            characters => Err(NameError::TooLong {
+                characters,
+                longest,
+            }),
+        }
+    }
 
     /// The name as it was given.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// In what it is looked for, and how.
+    #[must_use]
+    pub fn spelling(&self) -> Spelling {
+        self.spelling
     }
 
     /// How many characters it has.
@@ -50,85 +97,125 @@ impl DesiredName {
         self.characters.len()
     }
 
-    /// For each character, the digits that satisfy it.
-    pub(crate) fn characters(&self) -> &[CharSet] {
+    /// For each character, what satisfies it.
+    pub(crate) fn characters(&self) -> &[Chars] {
         &self.characters
     }
 
-    /// Where the name lies nearest in the hashed name of a secret of any length.
+    /// Where it may begin in a hashed name.
+    pub(crate) fn windows(&self) -> RangeInclusive<usize> {
+        self.spelling.windows(self.characters.len())
+    }
+
+    /// Where the name lies nearest in what a secret's digest spells.
     #[must_use]
-    pub fn nearest(&self, secret: &[u8]) -> Match {
-        let everything = Filter::new(&self.characters, HASHED_NAME_LEN as u8);
+    pub fn nearest(&self, secret: &[u8]) -> Nearest {
+        let hashed_name = self.spelling.hashed_name(secret);
+        let within = self.within(hashed_name.as_bytes(), self.characters.len());
+        within.expect("no distance is greater than the name is long")
+    }
+
+    /// Where it lies nearest in a hashed name, if at most so many characters differ there.
+    #[inline]
+    pub(crate) fn within(&self, hashed_name: &[u8], most: usize) -> Option<Nearest> {
         let mut nearest = None;
-        everything.check(&sha1(secret), |found| nearest = Some(found));
-        nearest.expect("no distance is greater than a hashed name is long")
+        let mut left = most;
+        for window in self.windows() {
+            let shown = &hashed_name[window..window + self.characters.len()];
+            let mut differ = 0;
+            for (set, character) in self.characters.iter().zip(shown) {
+                differ += usize::from(!set.contains(*character));
+                if differ > left {
+                    break;
+                }
+            }
+            if differ <= left {
+                nearest = Some(Nearest {
+                    distance: differ as u8,
+                    window: window as u8,
+                });
+                // Only what is nearer still matters from here on.
+                match differ.checked_sub(1) {
+                    Some(less) => left = less,
+                    None => break,
+                }
+            }
+        }
+        nearest
     }
 
     /// The least distance that any hashed name can have from this name.
     ///
-    /// It is exact: the 160 bits of a digest are independent, so any places that can be satisfied
-    /// one by one can be satisfied together.
+    /// It is exact: the bits of a digest are independent, so any places that can be satisfied one by
+    /// one can be satisfied together.
     #[must_use]
     pub fn least_distance(&self) -> u8 {
-        self.best_window().1.len() as u8
+        self.best_window().len() as u8
     }
 
-    /// The window that costs least, the last of equals, and the characters that it cannot show,
-    /// each with its place in the hashed name.
-    fn best_window(&self) -> (usize, Vec<(char, usize)>) {
-        let windows = 0..=HASHED_NAME_LEN - self.characters.len();
-        let costs = windows.rev().map(|window| {
-            let unspellable = self
-                .text
-                .chars()
-                .zip(&self.characters)
-                .zip(window..)
-                .filter(|((_, set), index)| !set.intersects(place(*index)))
+    /// The characters that the window which costs least cannot show, the last of equals, each with its
+    /// place in the hashed name.
+    fn best_window(&self) -> Vec<(char, usize)> {
+        let costs = self.windows().rev().map(|window| {
+            let characters = self.text.chars().zip(&self.characters).zip(window..);
+            let unspellable =
+                characters.filter(|((_, set), index)| !set.intersects(self.spelling.place(*index)));
+            unspellable
                 .map(|((character, _), index)| (character, index))
-                .collect::<Vec<_>>();
-            (window, unspellable)
+                .collect::<Vec<_>>()
         });
-        // A name of at most 28 characters has at least one window.
-        costs.min_by_key(|(_, cost)| cost.len()).unwrap_or_default()
+        // There is at least one window for a name that is no longer than a hashed name.
+        costs.min_by_key(Vec::len).unwrap_or_default()
     }
 
     /// Why the name costs at least [`least_distance`](Self::least_distance), for people.
     pub(crate) fn why_unspellable(&self) -> String {
-        let (_, characters) = self.best_window();
-        let mut reasons: Vec<String> = characters
-            .into_iter()
-            .map(|(character, index)| {
-                let shown = character.escape_debug();
-                match index {
-                    27 => format!("the last character is always '=', never '{shown}'"),
-                    26 if ALPHABET.contains(&(character as u32).try_into().unwrap_or(0)) => {
-                        format!("the 27th character is one of AEIMQUYcgkosw048, never '{shown}'")
+        let last = self.spelling.text_len() - 1;
+        let because = |(character, index): (char, usize)| {
+            let shown = character.escape_debug();
+            let place = self.spelling.place(index);
+            let satisfying = self.spelling.satisfying(character);
+            if place == Chars::PADDING {
+                let padding = (0..last).find(|index| self.spelling.place(*index) == place);
+                return match padding {
+                    None => format!("the last character is always '=', never '{shown}'"),
+                    Some(first) => {
+                        let count = last + 1 - first;
+                        format!("the last {count} characters are always '=', never '{shown}'")
                     }
-                    _ if character == '=' => {
-                        "'=' stands only at the end of a hashed name".to_owned()
-                    }
-                    _ => format!("'{shown}' appears in no hashed name"),
-                }
-            })
-            .collect();
+                };
+            }
+            if satisfying == Chars::NONE {
+                return format!("'{shown}' appears in no hashed name");
+            }
+            if satisfying == Chars::PADDING {
+                return "'=' stands only at the end of a hashed name".to_owned();
+            }
+            let can: String = self.shown_in_order(place);
+            format!(
+                "the {}th character is one of {can}, never '{shown}'",
+                index + 1
+            )
+        };
+        let mut reasons: Vec<String> = self.best_window().into_iter().map(because).collect();
         reasons.dedup();
         reasons.join("; ")
+    }
+
+    /// What a place can show, in the order of the digits.
+    fn shown_in_order(&self, place: Chars) -> String {
+        let digits = self.spelling.encoding.digits().iter();
+        let shown = digits.filter(|digit| place.contains(**digit));
+        shown.map(|digit| char::from(*digit)).collect()
     }
 }
 
 impl std::str::FromStr for DesiredName {
     type Err = NameError;
 
+    /// In the reference's spelling.
     fn from_str(text: &str) -> Result<DesiredName, NameError> {
-        let characters: Vec<CharSet> = text.chars().map(satisfying).collect();
-        match characters.len() {
-            0 => Err(NameError::Empty),
-            1..=Self::MAX_LEN => Ok(DesiredName {
-                text: text.to_owned(),
-                characters,
-            }),
-            more => Err(NameError::TooLong(more)),
-        }
+        DesiredName::new(text, Spelling::default())
     }
 }
 
@@ -138,20 +225,10 @@ impl fmt::Display for DesiredName {
     }
 }
 
-/// What satisfies a character of a name: itself in either case, or nothing where base64 has no
-/// such character.
-fn satisfying(character: char) -> CharSet {
-    if character == '=' {
-        CharSet::PADDING
-    } else {
-        CharSet::digits_where(|digit| char::from(digit).eq_ignore_ascii_case(&character))
-    }
-}
-
 /// A Hamming distance in characters.
 ///
-/// No hashed name is further than 28 from any name, so every number above [`Distance::MAX`] means
-/// the same as that one, which every secret is within and less than.
+/// No hashed name has more than 128 characters, so every number above [`Distance::MAX`] means the same
+/// as that one, which every secret is within and less than.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Distance(u8);
 
@@ -165,7 +242,7 @@ impl Distance {
     pub const ZERO: Distance = Distance(0);
 
     /// More than any distance there is.
-    pub const MAX: Distance = Distance(HASHED_NAME_LEN as u8 + 1);
+    pub const MAX: Distance = Distance(LONGEST_TEXT as u8 + 1);
 
     /// The number of characters.
     #[must_use]
@@ -230,17 +307,22 @@ mod tests {
 
     #[test]
     fn lengths_count_characters_and_not_bytes() {
-        assert_eq!("".parse::<DesiredName>(), Err(NameError::Empty));
+        let empty = NameError::Empty { longest: 28 };
+        assert_eq!("".parse::<DesiredName>(), Err(empty));
         let crabs = "\u{1f980}".repeat(28);
         assert_eq!(crabs.parse::<DesiredName>().unwrap().character_count(), 28);
         let many = "a".repeat(29);
-        assert_eq!(many.parse::<DesiredName>(), Err(NameError::TooLong(29)));
+        let too_long = NameError::TooLong {
+            characters: 29,
+            longest: 28,
+        };
+        assert_eq!(many.parse::<DesiredName>(), Err(too_long));
     }
 
     #[test]
     fn distances_saturate() {
-        assert_eq!(Distance::try_from(i64::from(i32::MAX)).unwrap().get(), 29);
+        assert_eq!(Distance::try_from(i64::from(i32::MAX)).unwrap().get(), 129);
         assert_eq!(Distance::try_from(-1_i64), Err(NegativeDistance(-1)));
-        assert_eq!(Distance::from(200).get(), 29);
+        assert_eq!(Distance::from(200).get(), 129);
     }
 }

@@ -6,9 +6,10 @@ use std::{
     ops::RangeInclusive,
 };
 
-use hashfinder_kernels::{ALPHABET, CharSet, HASHED_NAME_LEN, place};
-
-use crate::name::{DesiredName, Distance};
+use crate::{
+    name::{DesiredName, Distance},
+    spelling::Chars,
+};
 
 /// How many states the exact computation may have between two places of the text.
 ///
@@ -122,19 +123,13 @@ struct Class {
 }
 
 /// What a place that can show the characters of `shown` means to a name.
-fn classes(name: &[CharSet], shown: CharSet) -> Vec<Class> {
-    let single = |digit: &u8| CharSet::digits_where(|other| other == *digit);
-    let characters: Vec<CharSet> = ALPHABET
-        .iter()
-        .map(single)
-        .chain([CharSet::PADDING])
-        .filter(|character| character.intersects(shown))
-        .collect();
+fn classes(name: &[Chars], shown: Chars) -> Vec<Class> {
+    let characters: Vec<u8> = shown.iter().collect();
     let mut classes: Vec<(u32, u32)> = Vec::new();
     for character in &characters {
         let satisfied = name.iter().enumerate();
         let satisfies = satisfied
-            .filter(|(_, wanted)| wanted.intersects(*character))
+            .filter(|(_, wanted)| wanted.contains(*character))
             .fold(0, |bits, (at, _)| bits | 1 << at);
         match classes.iter_mut().find(|class| class.0 == satisfies) {
             Some(class) => class.1 += 1,
@@ -287,7 +282,9 @@ struct Forgettable {
 impl Text {
     /// A hashed name that may hold the desired one.
     fn hashed(name: &DesiredName, distance: Distance) -> Text {
-        let places = (0..HASHED_NAME_LEN).map(|at| classes(name.characters(), place(at)));
+        let spelling = name.spelling();
+        let places =
+            (0..spelling.text_len()).map(|at| classes(name.characters(), spelling.place(at)));
         let distance = usize::from(distance.get());
         Text::new(places.collect(), name.character_count(), distance)
     }
@@ -525,7 +522,8 @@ impl Hasher for StateHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hashfinder_kernels::{Block, Filter, Hits, Kernel};
+    use crate::{query::Query, sought::Sought};
+    use hashfinder_kernels::Kernel;
     use proptest::prelude::*;
 
     fn odds(name: &str, distance: u8) -> Odds {
@@ -815,14 +813,20 @@ mod tests {
             ("abcdefghijklmnopqrstuvwxyzAc", 23),
         ];
         let names = looks.map(|(name, _)| name.parse::<DesiredName>().unwrap());
-        let wanted = names.iter().zip(looks);
-        let filter = Filter::any(wanted.map(|(name, (_, distance))| (name.characters(), distance)));
+        let queries: Vec<Query> = names
+            .into_iter()
+            .zip(looks)
+            .map(|(name, (_, distance))| Query::new(name, Distance::from(distance)).unwrap())
+            .collect();
+        let sought = Sought::new(&queries);
+        let all = queries[0].keyspace();
+        let first = all.first_of_length(4).unwrap();
         let mut counts = [0_u64; 20];
-        for first in (0..HASHES).step_by(TURN as usize) {
-            let block = Block::new(4, first, TURN.min(HASHES - first));
-            let mut hits = Hits::with_limit(usize::MAX);
-            Kernel::best().scan(&block, &filter, &mut hits);
-            for hit in hits.iter() {
+        for start in (first..first + HASHES).step_by(TURN as usize) {
+            let turn = start..(start + TURN).min(first + HASHES);
+            let mut hits = Vec::new();
+            sought.scan(Kernel::best(), turn, usize::MAX, &mut hits);
+            for hit in hits {
                 counts[usize::from(hit.name)] += 1;
             }
         }

@@ -1,12 +1,12 @@
 //! One request to search: what for, and where.
 
-use std::{num::NonZeroU64, ops::Range};
-
-use hashfinder_kernels::{CharSet, Filter};
+use std::{num::NonZeroU64, ops::Range, sync::Arc};
 
 use crate::{
-    keyspace::{HashedName, Index, KEYSPACE_END, Secret},
+    keyspace::{Index, Keyspace},
     name::{DesiredName, Distance},
+    sought::Sought,
+    spelling::{Chars, Spelling},
 };
 
 /// What a search looks for, where it begins, and how much it may try.
@@ -20,11 +20,12 @@ use crate::{
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
-    pub(crate) name: DesiredName,
-    pub(crate) ideal: Distance,
-    pub(crate) interesting: Distance,
-    pub(crate) start: Index,
-    pub(crate) budget: Option<NonZeroU64>,
+    names: Arc<[DesiredName]>,
+    keyspace: Arc<Keyspace>,
+    ideal: Distance,
+    interesting: Distance,
+    start: Index,
+    budget: Option<NonZeroU64>,
 }
 
 /// A query that no secret can ever satisfy.
@@ -37,32 +38,81 @@ pub struct Impossible {
     ideal: Distance,
     least: u8,
     why: String,
+    /// Which of the names it is, from 0 on.
+    pub number: usize,
 }
 
 impl Query {
-    /// A search of the whole keyspace for the first secret within the ideal distance, without a
-    /// budget.
+    /// The most names that one may look for: each costs every hash a little, and a cursor carries all.
+    pub const MAX_NAMES: usize = 64;
+
+    /// A search of all byte strings for the first secret within the ideal distance, without a budget.
     ///
     /// # Errors
     ///
     /// [`Impossible`] if no hashed name can be within that distance of the name.
     pub fn new(name: DesiredName, ideal: Distance) -> Result<Query, Impossible> {
-        let least = name.least_distance();
-        if least > ideal.get() {
-            return Err(Impossible {
-                why: name.why_unspellable(),
-                name: name.as_str().to_owned(),
-                ideal,
-                least,
-            });
+        Query::any([name], ideal)
+    }
+
+    /// A search for the first secret that is within the ideal distance of any of these names, which may
+    /// differ in nothing but their text.
+    ///
+    /// # Errors
+    ///
+    /// [`Impossible`] if there is one that no hashed name can be so near.
+    ///
+    /// # Panics
+    ///
+    /// If there are no names or more than [`MAX_NAMES`](Self::MAX_NAMES), or they are of different
+    /// spellings.
+    pub fn any(
+        names: impl IntoIterator<Item = DesiredName>,
+        ideal: Distance,
+    ) -> Result<Query, Impossible> {
+        let names: Arc<[DesiredName]> = names.into_iter().collect();
+        assert!(
+            (1..=Self::MAX_NAMES).contains(&names.len()),
+            "a query has 1 to {} names, not {}",
+            Self::MAX_NAMES,
+            names.len()
+        );
+        for (number, name) in names.iter().enumerate() {
+            assert_eq!(
+                name.spelling(),
+                names[0].spelling(),
+                "names of different spellings"
+            );
+            let least = name.least_distance();
+            if least > ideal.get() {
+                return Err(Impossible {
+                    why: name.why_unspellable(),
+                    name: name.as_str().to_owned(),
+                    ideal,
+                    least,
+                    number,
+                });
+            }
         }
         Ok(Query {
-            name,
+            names,
+            keyspace: Arc::clone(Keyspace::all()),
             ideal,
             interesting: Distance::ZERO,
             start: 0,
             budget: None,
         })
+    }
+
+    /// Tries these secrets instead of all byte strings.
+    #[must_use]
+    pub fn among(mut self, keyspace: Keyspace) -> Query {
+        self.keyspace = if keyspace.is_fast() {
+            Arc::clone(Keyspace::all())
+        } else {
+            Arc::new(keyspace)
+        };
+        self
     }
 
     /// Also reports every secret on the way whose distance is less than `distance`. At the ideal
@@ -87,10 +137,30 @@ impl Query {
         self
     }
 
-    /// The name that is looked for.
+    /// Tries as many secrets as it takes.
     #[must_use]
-    pub fn name(&self) -> &DesiredName {
-        &self.name
+    pub fn without_budget(mut self) -> Query {
+        self.budget = None;
+        self
+    }
+
+    /// The names that are looked for.
+    #[must_use]
+    pub fn names(&self) -> &[DesiredName] {
+        &self.names
+    }
+
+    /// In what they are looked for, and how.
+    #[must_use]
+    pub fn spelling(&self) -> Spelling {
+        // There is at least one, and all have the same.
+        self.names[0].spelling()
+    }
+
+    /// The secrets that are tried.
+    #[must_use]
+    pub fn keyspace(&self) -> &Keyspace {
+        &self.keyspace
     }
 
     /// The distance that ends the search.
@@ -111,12 +181,28 @@ impl Query {
         self.start
     }
 
+    /// How many secrets may be tried.
+    #[must_use]
+    pub fn budget(&self) -> Option<NonZeroU64> {
+        self.budget
+    }
+
     /// The indices that may be tried.
     pub(crate) fn range(&self) -> Range<Index> {
         let budget = self.budget.map_or(u64::MAX, NonZeroU64::get);
-        // The sum saturates where the keyspace ends.
-        const { assert!(KEYSPACE_END == Index::MAX) };
-        self.start..self.start.saturating_add(budget)
+        let end = self.keyspace.end();
+        self.start.min(end)..self.start.saturating_add(budget).min(end)
+    }
+
+    pub(crate) fn shared_keyspace(&self) -> Arc<Keyspace> {
+        Arc::clone(&self.keyspace)
+    }
+
+    /// Whether the two hash the same secrets and write them alike, so that a slice can serve both.
+    pub(crate) fn goes_with(&self, other: &Query) -> bool {
+        let digests = |query: &Query| (query.spelling().algorithm, query.spelling().encoding);
+        digests(self) == digests(other)
+            && (Arc::ptr_eq(&self.keyspace, &other.keyspace) || self.keyspace == other.keyspace)
     }
 
     /// Whether a secret at `distance` ends the search.
@@ -134,53 +220,84 @@ impl Query {
         !self.is_ideal(distance) && distance < self.interesting.get()
     }
 
-    /// What lets pass whatever is ideal or interesting, and nothing else.
-    #[must_use]
-    pub fn filter(&self) -> Filter {
-        Filter::any([self.wanted()])
-    }
-
-    /// The name's characters, and the distance up to which a secret is ideal or interesting.
-    pub(crate) fn wanted(&self) -> (&[CharSet], u8) {
+    /// The distance up to which a secret is ideal or interesting.
+    pub(crate) fn furthest(&self) -> u8 {
         let interesting = self.interesting.get().saturating_sub(1);
-        (self.name.characters(), interesting.max(self.ideal.get()))
+        interesting.max(self.ideal.get())
     }
 
-    /// About how many secrets of one are ideal or interesting: the sum over the windows, as if every
-    /// place could show every digit.
-    pub(crate) fn hit_rate(&self) -> f64 {
-        let (characters, furthest) = self.wanted();
+    /// What a slice of it alone looks for.
+    #[must_use]
+    pub fn sought(&self) -> Sought {
+        Sought::new([self])
+    }
+
+    /// How near a secret is: to which of the names it is nearest, the first of those that are equally
+    /// near, and where.
+    ///
+    /// `None` if it is none of the keyspace.
+    #[must_use]
+    pub fn nearest(&self, secret: &[u8]) -> Option<Candidate> {
+        let index = self.keyspace.index_of(secret)?;
+        let nearest = self.names.iter().map(|name| name.nearest(secret));
+        let candidates = (0..).zip(nearest).map(|(name, nearest)| Candidate {
+            index,
+            name,
+            distance: nearest.distance,
+            window: nearest.window,
+        });
+        candidates.min_by_key(Candidate::nearness)
+    }
+
+    /// About how many secrets of one are ideal or interesting: the sum over the names and windows, as if
+    /// every place could show every digit.
+    #[must_use]
+    pub fn hit_rate(&self) -> f64 {
+        let rates = self.names.iter().map(|name| self.hit_rate_of(name));
+        rates.sum::<f64>().min(1.0)
+    }
+
+    fn hit_rate_of(&self, name: &DesiredName) -> f64 {
+        let radix = self.spelling().encoding.digits().len() as f64;
+        let characters = name.characters();
         // How likely it is that so many of the characters so far differ.
         let mut differ = vec![0.0; characters.len() + 1];
         differ[0] = 1.0;
         for set in characters {
-            let agrees = set.share();
+            // The padding is no digit, and stands where it is wanted in one window at most.
+            let agrees = if *set == Chars::PADDING {
+                0.0
+            } else {
+                f64::from(set.len()) / radix
+            };
             for count in (0..differ.len()).rev() {
                 let fewer = count.checked_sub(1).map_or(0.0, |fewer| differ[fewer]);
                 differ[count] = differ[count] * agrees + fewer * (1.0 - agrees);
             }
         }
-        let windows = DesiredName::MAX_LEN + 1 - characters.len();
-        let near: f64 = differ.iter().take(usize::from(furthest) + 1).sum();
-        (near * windows as f64).min(1.0)
+        let near: f64 = differ.iter().take(usize::from(self.furthest()) + 1).sum();
+        near * name.windows().count() as f64
     }
 }
 
 /// A secret near enough to be reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// The secret.
-    pub secret: Secret,
-    /// The least distance over all windows of its hashed name.
+    /// The secret's place in the query's keyspace.
+    pub index: Index,
+    /// Which of the query's names it is, from 0 on: the nearest, the first of those that are equally near.
+    pub name: u8,
+    /// The least distance over all windows.
     pub distance: u8,
     /// The first window at that distance: where in the hashed name it begins, from 0 on.
     pub window: u8,
 }
 
 impl Candidate {
-    /// The secret's hashed name, computed anew.
-    #[must_use]
-    pub fn hashed_name(&self) -> HashedName {
-        self.secret.hashed_name()
+    /// By which one of several names is told.
+    pub(crate) fn nearness(&self) -> (u8, u8) {
+        (self.distance, self.name)
     }
 }
+
+const _: () = assert!(Query::MAX_NAMES <= u8::MAX as usize);

@@ -30,6 +30,7 @@ use crate::{
     limits::{Accounts, Limits, OverLimit, Usage},
     query::{Candidate, Query},
     set::Set,
+    sought::Found,
     sync::AtomicBool,
     turns::{Client, Place, Turns},
 };
@@ -93,15 +94,6 @@ pub(crate) enum Done {
     Tried { tried: Index, hits: Vec<Found> },
     /// The backend panicked.
     Panicked,
-}
-
-/// A hit, for the search with this number in the set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Which name of the filter it is.
-    pub name: u16,
-    /// The secret.
-    pub candidate: Candidate,
 }
 
 /// What the caller does once it has let go of the lock.
@@ -745,10 +737,21 @@ impl Scheduler {
     ) -> Vec<SearchId> {
         let limit = self.accounts.limits().queue_length;
         let mut touched = Vec::new();
-        for Found { name, candidate } in hits {
-            let index = candidate.secret.index();
-            let Some(&id) = job.set.members().get(usize::from(name)) else {
+        for Found {
+            index,
+            name,
+            distance,
+            window,
+        } in hits
+        {
+            let Some((id, name)) = job.set.owner(name) else {
                 continue;
+            };
+            let candidate = Candidate {
+                index,
+                name,
+                distance,
+                window,
             };
             let Some(entry) = self.searches.get_mut(&id) else {
                 continue;
@@ -760,7 +763,14 @@ impl Scheduler {
             if !entry.spans.iter().any(wants) {
                 continue;
             }
+            // A secret may be near several of a search's names, and is told once.
+            let at_ideal = entry.ideal.filter(|ideal| ideal.index == index);
+            let known = at_ideal.or_else(|| entry.held.get(&index).copied());
+            if known.is_some_and(|known| known.nearness() <= candidate.nearness()) {
+                continue;
+            }
             if entry.query.is_ideal(candidate.distance) {
+                entry.held.remove(&index);
                 entry.ideal = Some(candidate);
                 self.end_at(id, index + 1);
                 touched.push(id);
@@ -1150,7 +1160,7 @@ impl Entry {
             .spans
             .iter()
             .map(|span| span.end - span.progress(fronts));
-        self.end - self.query.start() - left.sum::<u64>()
+        self.end - self.query.range().start - left.sum::<u64>()
     }
 
     fn may_tell(&self, at_least: usize, limit: usize) -> bool {

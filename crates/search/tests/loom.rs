@@ -16,7 +16,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Backend, Client, Distance, Engine, Event, Filter, Found, Index, Outcome, Query, StopCause,
+    Backend, Client, Distance, Engine, Event, Found, Index, Outcome, Query, Sought, StopCause,
 };
 
 /// Finds nothing, at once.
@@ -25,11 +25,11 @@ struct Nothing {
 }
 
 impl Backend for Nothing {
-    fn scan(&self, slice: Range<Index>, _: &Filter, _: usize, _: &mut Vec<Found>) -> Index {
+    fn scan(&self, slice: Range<Index>, _: &Sought, _: usize, _: &mut Vec<Found>) -> Index {
         slice.end
     }
 
-    fn is_at_hand(&self) -> bool {
+    fn is_at_hand(&self, _: &Sought) -> bool {
         self.is_at_hand
     }
 }

@@ -12,8 +12,9 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
-    Backend, Candidate, Client, Cursor, Distance, Engine, Event, Filter, Found, Index,
-    KEYSPACE_END, Kernel, Outcome, Query, Report, Search, Secret, StopCause,
+    Algorithm, Alphabet, Anchor, Backend, Candidate, Client, Cursor, DesiredName, Distance,
+    Encoding, Engine, Event, Found, Index, Kernel, Keyspace, Outcome, Query, Report, Search,
+    Sought, Spelling, StopCause,
 };
 use proptest::prelude::*;
 use sha1::Digest;
@@ -90,11 +91,12 @@ fn oracle(
     budget: u64,
 ) -> (Vec<Candidate>, Oracle) {
     let mut told = Vec::new();
-    let mut secret = Secret::at(start).as_bytes().to_vec();
-    for _ in 0..budget {
+    let mut secret = Keyspace::default().secret(start);
+    for index in start..start + budget {
         let (distance, window) = oracle_distance(&secret, name);
         let candidate = Candidate {
-            secret: Secret::from_bytes(&secret).unwrap(),
+            index,
+            name: 0,
             distance,
             window,
         };
@@ -190,6 +192,273 @@ proptest! {
     }
 }
 
+/// What a query may ask for, in plain words.
+#[derive(Clone, Debug)]
+struct Asked {
+    names: Vec<String>,
+    spelling: Spelling,
+    alphabet: Vec<u8>,
+    prefix: Vec<u8>,
+    suffix: Vec<u8>,
+    ideal: u8,
+    interesting: u8,
+    start: u64,
+    budget: u64,
+}
+
+impl Asked {
+    fn query(&self) -> Option<Query> {
+        let names = self.names.iter();
+        let names = names.map(|name| DesiredName::new(name, self.spelling).unwrap());
+        let alphabet = Alphabet::given(&self.alphabet).unwrap();
+        let keyspace = Keyspace::new(&self.prefix, alphabet, &self.suffix).unwrap();
+        let query = Query::any(names, Distance::from(self.ideal)).ok()?;
+        let query = query.among(keyspace).starting_at(self.start);
+        Some(query.interesting(Distance::from(self.interesting)))
+    }
+
+    fn hashed_name(&self, secret: &[u8]) -> String {
+        let digest = match self.spelling.algorithm {
+            Algorithm::Sha1 => sha1::Sha1::digest(secret).to_vec(),
+            Algorithm::Sha256 => sha2::Sha256::digest(secret).to_vec(),
+            Algorithm::Sha512 => sha2::Sha512::digest(secret).to_vec(),
+            Algorithm::Blake3 => blake3::hash(secret).as_bytes().to_vec(),
+            other => panic!("{other} is new"),
+        };
+        match self.spelling.encoding {
+            Encoding::Base64 => BASE64_STANDARD.encode(digest),
+            Encoding::Base64Url => BASE64_STANDARD
+                .encode(digest)
+                .replace('+', "-")
+                .replace('/', "_"),
+            Encoding::Hex => digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            Encoding::Base32 => {
+                let bits: String = digest.iter().map(|byte| format!("{byte:08b}")).collect();
+                let digits = bits.as_bytes().chunks(5).map(|five| {
+                    let five = format!("{:0<5}", std::str::from_utf8(five).unwrap());
+                    let value = u8::from_str_radix(&five, 2).unwrap();
+                    char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[usize::from(value)])
+                });
+                let digits: String = digits.collect();
+                let length = digits.len().next_multiple_of(8);
+                format!("{digits:=<length$}")
+            }
+            other => panic!("{other} is new"),
+        }
+    }
+
+    /// The least distance, the first name that has it, and the first window.
+    fn nearest(&self, secret: &[u8]) -> (u8, u8, u8) {
+        let fold = |text: &str| -> Vec<char> {
+            let text = text.chars();
+            if self.spelling.case_sensitive {
+                text.collect()
+            } else {
+                text.map(|c| c.to_ascii_lowercase()).collect()
+            }
+        };
+        let hashed = fold(&self.hashed_name(secret));
+        let each = (0..).zip(&self.names).flat_map(|(number, name)| {
+            let name = fold(name);
+            let last = hashed.len() - name.len();
+            let windows = match self.spelling.anchor {
+                Anchor::Anywhere => 0..=last,
+                Anchor::Prefix => 0..=0,
+                Anchor::Suffix => last..=last,
+                other => panic!("{other} is new"),
+            };
+            let hashed = &hashed;
+            windows.map(move |window| {
+                let differ = (0..name.len()).filter(|at| hashed[window + at] != name[*at]);
+                (differ.count() as u8, number, window as u8)
+            })
+        });
+        each.min().unwrap()
+    }
+
+    /// One secret after another, counted on plain vectors; what is told and how it ends.
+    fn answer(&self) -> (Vec<Candidate>, Outcome) {
+        let query = self.query().unwrap();
+        let mut searched = Vec::new();
+        let mut told = Vec::new();
+        for index in 0..self.start + self.budget {
+            if index >= self.start {
+                let digits = searched.iter().map(|digit: &usize| self.alphabet[*digit]);
+                let digits: Vec<u8> = digits.collect();
+                let secret = [&*self.prefix, &digits, &*self.suffix].concat();
+                let (distance, name, window) = self.nearest(&secret);
+                let candidate = Candidate {
+                    index,
+                    name,
+                    distance,
+                    window,
+                };
+                if distance <= self.ideal {
+                    return (told, Outcome::Ideal(candidate));
+                }
+                if distance < self.interesting {
+                    told.push(candidate);
+                }
+            }
+            // The next one.
+            let carries = searched.iter_mut().rev().all(|digit| {
+                *digit = (*digit + 1) % self.alphabet.len();
+                *digit == 0
+            });
+            if carries {
+                searched.insert(0, 0);
+            }
+            if searched.len() > 64 {
+                return (told, Outcome::Exhausted);
+            }
+        }
+        let cursor = Cursor::new(&query, self.start + self.budget);
+        (told, Outcome::BudgetSpent(cursor))
+    }
+}
+
+fn asked() -> impl Strategy<Value = Asked> {
+    let spelling = (
+        proptest::sample::select(Algorithm::ALL.to_vec()),
+        proptest::sample::select(Encoding::ALL.to_vec()),
+        proptest::sample::select(Anchor::ALL.to_vec()),
+        any::<bool>(),
+    );
+    let spelling = prop_oneof![
+        1 => Just((Algorithm::Sha1, Encoding::Base64, Anchor::Anywhere, false)),
+        3 => spelling,
+    ];
+    let around = || proptest::collection::vec(any::<u8>(), 0..70);
+    let keyspace = prop_oneof![
+        Just(((0..=255).collect(), Vec::new(), Vec::new())),
+        (
+            prop_oneof![
+                Just((0..=255).collect::<Vec<u8>>()),
+                Just(b"0123456789".to_vec()),
+                Just(b"ba".to_vec()),
+                Just(b"x".to_vec()),
+            ],
+            around(),
+            around(),
+        ),
+    ];
+    (
+        proptest::collection::vec("[a-f0-9]{1,5}|[A-Z2-7]{1,4}|[a-z_+=-]{1,3}", 1..4),
+        spelling,
+        keyspace,
+        0..4_u8,
+        0..5_u8,
+        prop_oneof![Just(0), 0..3_000_u64],
+        1..3_000_u64,
+    )
+        .prop_map(
+            |(names, spelling, keyspace, ideal, interesting, start, budget)| {
+                let (algorithm, encoding, anchor, case_sensitive) = spelling;
+                let (alphabet, prefix, suffix) = keyspace;
+                Asked {
+                    names,
+                    spelling: Spelling {
+                        algorithm,
+                        encoding,
+                        anchor,
+                        case_sensitive,
+                    },
+                    alphabet,
+                    prefix,
+                    suffix,
+                    ideal,
+                    interesting,
+                    start,
+                    budget,
+                }
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Whatever is asked for, and whoever else is searching, the answer is the oracle's.
+    #[test]
+    fn every_answer_is_the_oracles(
+        asked in proptest::collection::vec(asked(), 1..6),
+        alike in any::<bool>(),
+        engine in 0..4_usize,
+    ) {
+        let first = asked[0].clone();
+        let mut asked = asked;
+        if alike {
+            // So that they can share their slices.
+            for other in &mut asked {
+                other.spelling.algorithm = first.spelling.algorithm;
+                other.spelling.encoding = first.spelling.encoding;
+                other.alphabet.clone_from(&first.alphabet);
+                other.prefix.clone_from(&first.prefix);
+                other.suffix.clone_from(&first.suffix);
+            }
+        }
+        asked.retain(|asked| asked.query().is_some());
+        let engine = &engines()[engine];
+        let begin = |asked: &Asked| {
+            let query = asked.query().unwrap();
+            let query = query.hash_budget(NonZeroU64::new(asked.budget).unwrap());
+            engine.search(Client::default(), query, |_| ()).unwrap()
+        };
+        let mut searches: Vec<Search> = asked.iter().map(begin).collect();
+        for (asked, search) in asked.iter().zip(&mut searches) {
+            let (told, outcome) = run(search);
+            let expected = asked.answer();
+            prop_assert_eq!(&told, &expected.0, "{:?}", asked);
+            prop_assert_eq!(&outcome, &expected.1, "{:?}", asked);
+            if let Outcome::Ideal(found) = outcome {
+                let query = asked.query().unwrap();
+                let secret = query.keyspace().secret(found.index);
+                prop_assert_eq!(query.nearest(&secret), Some(found));
+                let hashed_name = query.spelling().hashed_name(&secret);
+                prop_assert_eq!(hashed_name.as_str(), asked.hashed_name(&secret));
+            }
+        }
+    }
+}
+
+/// Searches with several names each, which go on together for long enough to share.
+#[test]
+fn the_names_of_searches_that_share_are_told_apart() {
+    let letters = |number: u32| -> String {
+        let letter = |place: u32| char::from(b'a' + (number * 7919 / 26_u32.pow(place) % 26) as u8);
+        (0..5).map(letter).collect()
+    };
+    let query = |search: u32| {
+        let names = (3 * search..3 * search + 3).map(|number| letters(number).parse().unwrap());
+        let query = Query::any(names, Distance::ZERO).unwrap();
+        query.interesting(Distance::from(2))
+    };
+    for kernel in Kernel::all() {
+        let engine = Engine::start(2, kernel, clock()).unwrap();
+        let begin = |query: &Query| {
+            engine
+                .search(Client::default(), query.clone(), |_| ())
+                .unwrap()
+        };
+        let queries: Vec<Query> = (0..12).map(query).collect();
+        let alone: Vec<_> = queries.iter().map(|query| run(&mut begin(query))).collect();
+        let before = engine.metrics();
+        let searches: Vec<Search> = queries.iter().map(begin).collect();
+        let readers: Vec<_> = searches
+            .into_iter()
+            .map(|mut search| std::thread::spawn(move || run(&mut search)))
+            .collect();
+        let together: Vec<_> = readers.into_iter().map(|r| r.join().unwrap()).collect();
+        assert_eq!(together, alone);
+        let after = engine.metrics();
+        let tests = after.tests - before.tests;
+        assert!(
+            tests > 2 * (after.hashes - before.hashes),
+            "they did not share"
+        );
+    }
+}
+
 fn hard() -> Query {
     Query::new("hashfinderhashfinder".parse().unwrap(), Distance::ZERO).unwrap()
 }
@@ -209,7 +478,7 @@ fn a_distance_of_the_whole_name_matches_the_first_secret() {
         let query = Query::new("doctor".parse().unwrap(), Distance::from(200)).unwrap();
         let (_, outcome) = run(&mut engine.search(Client::default(), query, |_| ()).unwrap());
         assert!(
-            matches!(outcome, Outcome::Ideal(found) if found.secret.as_bytes().is_empty()),
+            matches!(outcome, Outcome::Ideal(found) if found.index == 0),
             "{outcome:?}"
         );
     }
@@ -237,7 +506,7 @@ fn the_first_doctor() {
         let (_, outcome) = run(&mut engine
             .search(Client::default(), query.clone(), |_| ())
             .unwrap());
-        assert!(matches!(outcome, Outcome::Ideal(found) if found.secret.as_bytes() == secret));
+        assert!(matches!(outcome, Outcome::Ideal(found) if found.index == index));
     }
 }
 
@@ -260,11 +529,12 @@ fn the_farthest_secrets_are_interesting_too() {
 
 #[test]
 fn the_keyspace_ends() {
-    for start in [KEYSPACE_END - 1000, KEYSPACE_END] {
+    let end = Keyspace::default().end();
+    for start in [end - 1000, end] {
         for engine in engines() {
             let (mut search, report) = released(engine, hard().starting_at(start));
             assert_eq!(run(&mut search).1, Outcome::Exhausted);
-            assert_eq!(report.recv().unwrap().hashes, KEYSPACE_END - start);
+            assert_eq!(report.recv().unwrap().hashes, end - start);
         }
     }
 }
@@ -304,12 +574,12 @@ impl Backend for PanicsAt {
     fn scan(
         &self,
         slice: std::ops::Range<Index>,
-        filter: &Filter,
+        sought: &Sought,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
         assert!(!slice.contains(&self.0), "a panic that this test wants");
-        Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+        Backend::scan(&Kernel::best(), slice, sought, limit, hits)
     }
 }
 
@@ -340,12 +610,12 @@ impl Backend for Counting {
     fn scan(
         &self,
         slice: std::ops::Range<Index>,
-        filter: &Filter,
+        sought: &Sought,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
         self.slices.fetch_add(1, Ordering::SeqCst);
-        Backend::scan(&Kernel::best(), slice, filter, limit, hits)
+        Backend::scan(&Kernel::best(), slice, sought, limit, hits)
     }
 }
 
@@ -373,12 +643,12 @@ fn a_search_that_nobody_reads_is_parked() {
     let Event::Candidates(first) = unread.blocking_next() else {
         panic!("it has an end");
     };
-    let indices: Vec<Index> = first.iter().map(|c| c.secret.index()).collect();
+    let indices: Vec<Index> = first.iter().map(|c| c.index).collect();
     assert_eq!(indices, (0..first.len() as u64).collect::<Vec<_>>());
     let Event::Candidates(second) = unread.blocking_next() else {
         panic!("it has an end");
     };
-    assert_eq!(second[0].secret.index(), first.len() as u64);
+    assert_eq!(second[0].index, first.len() as u64);
     drop(unread);
     assert!(matches!(
         report.recv().unwrap().outcome,

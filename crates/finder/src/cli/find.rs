@@ -35,12 +35,15 @@ Examples:
   hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
 
+A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but
+without --count, --maximum-hashes, --resume and --session, and it does not tell how it comes on.
+
 Exit codes:
     0  found, or whoever reads the results has seen enough
     1  the keyspace ended without an answer
     2  the command line is wrong
-    3  a limit was reached (hash budget, quota, a full server, the time); go on with
-       the cursor
+    3  a limit was reached (hash budget, quota, a full server, the time), or somebody cancelled
+       the search at the server; go on with the cursor
     4  no secret can ever match the name
     5  the server, the connection, the output or the session failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
@@ -53,14 +56,12 @@ pub(crate) struct FindArguments {
     pub(crate) show_inferior: Option<Distance>,
 
     /// Find this many secrets within the ideal distance, one after another
-    ///
-    /// A server ends with the first, so there it is refused.
-    #[arg(long, value_name = "N", default_value = "1", conflicts_with = "server")]
+    #[arg(long, value_name = "N", default_value = "1")]
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) count: NonZeroU64,
 
     /// Stop after this many secrets
-    #[arg(long, value_name = "N", conflicts_with = "server")]
+    #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) maximum_hashes: Option<NonZeroU64>,
 
@@ -88,7 +89,7 @@ pub(crate) struct FindArguments {
     #[arg(
         long,
         value_name = "CURSOR",
-        conflicts_with_all = ["name", "ideal_distance", "show_inferior", "server"]
+        conflicts_with_all = ["name", "ideal_distance", "show_inferior"]
     )]
     pub(crate) resume: Option<Cursor>,
 
@@ -96,7 +97,7 @@ pub(crate) struct FindArguments {
     ///
     /// How far it came is written every half second, so that a kill costs a second at most, and what that
     /// found is printed again. It is removed when there is nothing left to search.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["resume", "server"])]
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     pub(crate) session: Option<SessionName>,
 
     /// Print JSON, one object on each line
@@ -123,7 +124,7 @@ impl FindArguments {
             (Some(cursor), _) => {
                 let query = cursor.query();
                 let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
-                (query.name().clone(), ideal, interesting)
+                (query.names()[0].clone(), ideal, interesting)
             }
             (None, Some(name)) => {
                 let interesting = self.show_inferior.unwrap_or(Distance::ZERO);

@@ -25,6 +25,7 @@ use http::uri::Authority;
 use crate::{
     config::ConfigArguments,
     manual::{CompletionsArguments, ManArguments},
+    searches::SearchesArguments,
 };
 
 pub(crate) use self::{
@@ -67,6 +68,7 @@ pub(crate) enum Command {
     Bench(BenchArguments),
     Estimate(EstimateArguments),
     Verify(VerifyArguments),
+    Searches(SearchesArguments),
     Config(ConfigArguments),
     Completions(CompletionsArguments),
     Man(ManArguments),
@@ -139,7 +141,7 @@ fn distance(text: &str) -> Result<Distance, String> {
     Distance::try_from(number).map_err(|error| error.to_string())
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text);
     duration.map_err(|_| "give a time, for instance 90s, 5m or 1h30m".to_owned())
 }
@@ -170,7 +172,7 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-fn server(text: &str) -> Result<ServerAddress, String> {
+pub(crate) fn server(text: &str) -> Result<ServerAddress, String> {
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok(ServerAddress::Unix(path.to_owned()));
     }

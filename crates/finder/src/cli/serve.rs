@@ -97,6 +97,13 @@ pub(crate) struct ServeArguments {
     #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
     pub(crate) client_weights: Vec<(ClientName, NonZeroU32)>,
 
+    /// Who sees and cancels the searches of all clients
+    ///
+    /// CLIENT is an IP address, or user: and a user's number. May be given more than once. Behind a Unix
+    /// socket root and whoever runs the server may too.
+    #[arg(long = "operator", value_name = "CLIENT")]
+    pub(crate) operators: Vec<ClientName>,
+
     /// How many candidates wait for a stream's reader before its search does
     #[arg(long, value_name = "N", default_value = QUEUE_LENGTH)]
     #[arg(value_parser = positive::<NonZeroUsize>)]

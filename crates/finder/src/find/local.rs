@@ -11,12 +11,12 @@ use std::{
 
 use anyhow::{Context, Result};
 use hashfinder_search::{
-    Candidate, Client, Cursor, DesiredName, Distance, Engine, Event, Index, Kernel, Outcome, Query,
-    Search, StopCause,
+    Candidate, Client, Cursor, Distance, Engine, Event, Index, Kernel, Outcome, Query, Search,
+    StopCause,
 };
 
-use super::{Ending, Source, Stopper, Told};
-use crate::cli::FindArguments;
+use super::{Ending, Finding, Source, Stopper, Told};
+use crate::cli::{FindArguments, ServerAddress};
 
 /// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
 /// nothing that could be measured, and comes up soon.
@@ -67,10 +67,8 @@ impl LocalSearch {
         let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
         let engine = Engine::start(threads, kernel, move || began.elapsed())
             .context("cannot start the search threads")?;
-        let near = near(query.name().character_count());
-        let watched = query
-            .clone()
-            .interesting(query.interesting_distance().max(near));
+        let interesting = query.interesting_distance().max(near(query));
+        let watched = query.clone().interesting(interesting);
         let search = engine.search(Client::default(), watched.clone(), |_| ())?;
         let stop = Stop {
             requested: false,
@@ -120,10 +118,10 @@ impl LocalSearch {
         let ending = match outcome {
             Outcome::Ideal(candidate) if self.wanted > 1 => {
                 self.wanted -= 1;
-                self.next = Some(candidate.secret.index() + 1);
-                return Told::Answer(candidate.into());
+                self.next = Some(candidate.index + 1);
+                return Told::Answer(self.found(candidate));
             }
-            Outcome::Ideal(candidate) => Ending::Found(candidate.into()),
+            Outcome::Ideal(candidate) => Ending::Found(self.found(candidate)),
             Outcome::Exhausted => Ending::Exhausted,
             Outcome::BudgetSpent(cursor) => self.budget_spent(cursor.frontier()),
             Outcome::Cancelled { cursor, .. } => Ending::Stopped(again(cursor)),
@@ -134,6 +132,10 @@ impl LocalSearch {
         };
         self.took = self.began.elapsed();
         Told::Ended(ending)
+    }
+
+    fn found(&self, candidate: Candidate) -> Finding {
+        Finding::new(&self.query, candidate)
     }
 
     fn budget_spent(&self, frontier: Index) -> Ending {
@@ -147,31 +149,19 @@ fn lock(stop: &Mutex<Stop>) -> MutexGuard<'_, Stop> {
     stop.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The greatest interesting distance under which about [`NEAR_AT_MOST`] of all secrets are, for
+/// The greatest interesting distance under which no more than [`NEAR_AT_MOST`] of all secrets are, for
 /// somebody who stops the search without an answer.
-///
-/// A letter agrees with one digit in 32, both of its cases being right. A window is at distance `d`
-/// if the other characters agree, in any of the ways to choose them. The sum over the windows is
-/// good enough here.
-fn near(length: usize) -> Distance {
-    let windows = (DesiredName::MAX_LEN + 1 - length) as f64;
-    let mut ways = 1.0;
-    for agreeing in (0..=length).rev() {
-        let share = windows * ways / 32_f64.powi(agreeing as i32);
-        if share > NEAR_AT_MOST {
-            // Interesting means less than this.
-            return Distance::from((length - agreeing) as u8);
-        }
-        ways *= agreeing as f64 / (length - agreeing + 1) as f64;
-    }
-    Distance::MAX
+fn near(query: &Query) -> Distance {
+    let is_rare = |near: &Distance| query.clone().interesting(*near).hit_rate() <= NEAR_AT_MOST;
+    let nearer = (1..=Distance::MAX.get()).map(Distance::from);
+    nearer.take_while(is_rare).last().unwrap_or(Distance::ZERO)
 }
 
 impl Source for LocalSearch {
     async fn next(&mut self) -> Result<Told> {
         loop {
             if let Some(candidate) = self.pending.pop_front() {
-                return Ok(Told::Candidate(candidate.into()));
+                return Ok(Told::Candidate(self.found(candidate)));
             }
             if let Some(from) = self.next.take()
                 && let Some(ending) = self.go_on(from)?
@@ -198,23 +188,23 @@ impl Source for LocalSearch {
     fn frontier(&mut self) -> Option<Index> {
         // Before the queue is looked at: what is found from now on lies beyond it.
         let frontier = self.search.frontier();
-        let mut untold = self.pending.front().map(|candidate| candidate.secret);
+        let mut untold = self.pending.front().map(|candidate| candidate.index);
         if untold.is_none() {
             // `next` is called again before anybody waits, and leaves a waker that wakes.
             let mut nobody = task::Context::from_waker(Waker::noop());
             match self.search.poll_next(&mut nobody, 1) {
                 Poll::Ready(Event::Candidates(candidates)) => {
                     self.pending = candidates.into();
-                    untold = self.pending.front().map(|candidate| candidate.secret);
+                    untold = self.pending.front().map(|candidate| candidate.index);
                 }
                 // The answer lies below the frontier of a search that has ended with it.
                 Poll::Ready(Event::Ended(Outcome::Ideal(answer))) if !self.ended => {
-                    untold = Some(answer.secret);
+                    untold = Some(answer.index);
                 }
                 _ => {}
             }
         }
-        Some(untold.map_or(frontier, |secret| frontier.min(secret.index())))
+        Some(untold.map_or(frontier, |index| frontier.min(index)))
     }
 
     fn summary(&self) -> Option<String> {
@@ -226,6 +216,10 @@ impl Source for LocalSearch {
         ))
     }
 
+    fn resumes_at(&self) -> Option<ServerAddress> {
+        None
+    }
+
     async fn close(self) {}
 }
 
@@ -234,7 +228,6 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
     use clap::Parser;
-    use hashfinder_search::Secret;
 
     /// What a session is written by: a frontier beyond something that was not told would lose it.
     #[tokio::test]
@@ -253,14 +246,14 @@ mod tests {
                 Told::Ended(Ending::Found(finding)) => break finding,
                 Told::Ended(_) => panic!("there are three"),
             };
-            let index = Secret::from_bytes(&finding.secret).unwrap().index();
+            let index = query.keyspace().index_of(&finding.secret).unwrap();
             assert!(frontier <= index, "{index} was told after {frontier}");
             frontier = search.frontier().unwrap();
             assert!(index < frontier, "{index} was told, and comes again");
             told += 1;
         };
         assert!(told > 1000);
-        let index = Secret::from_bytes(&last.secret).unwrap().index();
+        let index = query.keyspace().index_of(&last.secret).unwrap();
         assert!(frontier <= index);
         assert_eq!(search.frontier(), Some(index + 1));
     }
@@ -270,7 +263,9 @@ mod tests {
         // One in 23 * 6 * 32^-5 = 2.4 million is at distance 1 of six letters, and one in
         // 23 * 15 * 32^-4 = 3,000 at distance 2.
         for (length, near) in [(1, 0), (2, 0), (3, 0), (4, 1), (6, 2), (10, 5), (28, 22)] {
-            assert_eq!(super::near(length), Distance::from(near), "{length}");
+            let name = "hashfinderhashfinderhashfind"[..length].parse().unwrap();
+            let query = Query::new(name, Distance::ZERO).unwrap();
+            assert_eq!(super::near(&query), Distance::from(near), "{length}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod local;
 mod output;
+mod reference;
 mod remote;
 mod session;
 mod status;
@@ -13,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Cursor, Impossible, Index, Odds, Query, Secret};
+use hashfinder_search::{Cursor, Impossible, Index, Odds, Query};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
@@ -21,6 +22,7 @@ use tokio::{
 
 pub(crate) use self::output::Finding;
 pub(crate) use self::session::SessionName;
+pub(crate) use self::status::takes_escapes;
 use self::{
     local::LocalSearch,
     output::Output,
@@ -29,7 +31,7 @@ use self::{
     status::{Progress, REDRAW_EVERY, Status},
 };
 use crate::{
-    cli::{Exit, FindArguments},
+    cli::{Exit, FindArguments, ServerAddress},
     signals::{Signal, Signals},
 };
 
@@ -74,6 +76,9 @@ trait Source {
 
     /// What it took, once it has ended, for people who like to know.
     fn summary(&self) -> Option<String>;
+
+    /// The server at which its cursor goes on; `None` for this process.
+    fn resumes_at(&self) -> Option<ServerAddress>;
 
     /// Lets go of it, once it has ended, and waits until whoever worked for it knows.
     async fn close(self);
@@ -152,37 +157,44 @@ async fn search(
             return Ok(Conclusion::new("impossible", why, Exit::Impossible));
         }
     };
-    let Some(server) = &arguments.server else {
-        let mut wanted = arguments.count.get();
-        let mut session = None;
-        if let Some(name) = &arguments.session {
-            let held = Session::open(name, &query, wanted)?;
-            if held.frontier() > query.start() {
-                let (tried, answers) = (held.frontier(), held.answers());
-                status.say(format_args!(
-                    "session {name}: going on after {tried} secrets, {answers} of {wanted} found"
-                ));
-            }
-            wanted -= held.answers();
-            query = query.starting_at(held.frontier());
-            session = Some(held);
+    let mut wanted = arguments.count.get();
+    let mut session = None;
+    if let Some(name) = &arguments.session {
+        let held = Session::open(name, &query, wanted)?;
+        if held.frontier() > query.start() {
+            let (tried, answers) = (held.frontier(), held.answers());
+            status.say(format_args!(
+                "session {name}: going on after {tried} secrets, {answers} of {wanted} found"
+            ));
         }
+        wanted -= held.answers();
+        query = query.starting_at(held.frontier());
+        session = Some(held);
+    }
+    let Some(server) = &arguments.server else {
         let search = LocalSearch::start(&query, wanted, arguments)?;
         let stop = (signals, arguments.maximum_time);
         return follow(search, &query, stop, session, output, status).await;
     };
-    let connecting = remote::connect(server, arguments.connect_timeout, status);
-    let connection = tokio::select! {
-        connection = connecting => connection?,
+    let starting = RemoteSearch::start(server, &query, wanted, arguments, status);
+    let search = tokio::select! {
+        search = starting => search?,
         signal = signals.next() => {
             let why = format!("stopped by {signal}; no search was started");
             status.say(&why);
             return Ok(Conclusion::new("stopped", why, exit_of(signal)));
         }
     };
-    let search = RemoteSearch::start(connection, &query, arguments);
     // The server is told the timeout, and the call's handle keeps it.
-    follow(search, &query, (signals, None), None, output, status).await
+    let stop = (signals, None);
+    match search {
+        RemoteSearch::Finder(search) => {
+            follow(*search, &query, stop, session, output, status).await
+        }
+        RemoteSearch::Reference(search) => {
+            follow(search, &query, stop, session, output, status).await
+        }
+    }
 }
 
 fn query(arguments: &FindArguments) -> Result<Query, Impossible> {
@@ -209,7 +221,7 @@ async fn follow<S: Source>(
 ) -> Result<Conclusion> {
     let began = Instant::now();
     // Some tens of milliseconds at most, while the search goes on.
-    let mut progress = Progress::new(Odds::of(query.name(), query.ideal_distance()));
+    let mut progress = Progress::new(Odds::of(&query.names()[0], query.ideal_distance()));
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first comes at once, when there is nothing to show yet.
@@ -232,7 +244,9 @@ async fn follow<S: Source>(
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
                     let kept = session.keep_at_times(frontier, output.answers());
-                    kept.with_context(|| go_on_at(&Cursor::new(query, frontier)))?;
+                    kept.with_context(|| {
+                        go_on_at(&Cursor::new(query, frontier), search.resumes_at().as_ref())
+                    })?;
                 }
                 continue;
             }
@@ -253,9 +267,9 @@ async fn follow<S: Source>(
             {
                 // Who has seen enough, as `head` has, wants to hear no more.
                 search.close().await;
-                let secret = Secret::from_bytes(&finding.secret);
-                if let (Some(session), Some(secret)) = (&mut session, secret) {
-                    session.keep(secret.index(), output.answers())?;
+                let index = query.keyspace().index_of(&finding.secret);
+                if let (Some(session), Some(index)) = (&mut session, index) {
+                    session.keep(index, output.answers())?;
                 }
                 return Ok(Conclusion::new("unread", None, Exit::Success));
             }
@@ -265,6 +279,7 @@ async fn follow<S: Source>(
     };
     let hashes = search.frontier().map(|frontier| frontier - query.start());
     let summary = search.summary();
+    let server = search.resumes_at();
     search.close().await;
     if let Some(summary) = summary {
         status.say(summary);
@@ -275,11 +290,15 @@ async fn follow<S: Source>(
         match &ended.cursor {
             Some(cursor) => session
                 .keep(cursor.frontier(), output.answers())
-                .with_context(|| go_on_at(cursor))?,
+                .with_context(|| go_on_at(cursor, server.as_ref()))?,
             None => session.finish()?,
         }
     }
-    tell(&ended, kept, output, status);
+    let go_on = ended.cursor.as_ref().map(|cursor| match kept {
+        true => "go on with: the same command; the session keeps the place".to_owned(),
+        false => go_on_at(cursor, server.as_ref()),
+    });
+    tell(&ended, go_on, output, status);
     Ok(Conclusion { hashes, ..ended })
 }
 
@@ -360,28 +379,37 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
     }
 }
 
-/// Says why there is no answer, and how to go on, with the session if it was kept.
-fn tell(ended: &Conclusion, kept: bool, output: &Output, status: &Status) {
+/// Says why there is no answer, and how to go on if one can.
+fn tell(ended: &Conclusion, go_on: Option<String>, output: &Output, status: &Status) {
     let Some(why) = &ended.why else { return };
     if ended.exit == Exit::Failed {
         status.fail(why);
     } else {
         status.say(why);
     }
-    let Some(cursor) = &ended.cursor else { return };
+    let Some(go_on) = go_on else { return };
     match output.best() {
         Some(best) => status.say(format_args!("the nearest so far:\n{best}")),
         None => status.say("no candidate so far"),
     }
-    if kept {
-        status.say("go on with: the same command; the session keeps the place");
-    } else {
-        status.say(go_on_at(cursor));
-    }
+    status.say(go_on);
 }
 
-fn go_on_at(cursor: &Cursor) -> String {
-    format!("go on with: hashfinder find --resume {cursor}")
+fn go_on_at(cursor: &Cursor, server: Option<&ServerAddress>) -> String {
+    let server = server.map_or(String::new(), |server| {
+        format!("--server {} ", quoted(&server.to_string()))
+    });
+    format!("go on with: hashfinder find {server}--resume {cursor}")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:%+,@".contains(c);
+    if word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 fn exit_of(signal: Signal) -> Exit {

@@ -7,9 +7,9 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Candidate, DesiredName, Distance, HashedName};
+use hashfinder_search::{Candidate, DesiredName, Distance, HashedName, Index, Query};
 use serde_json::{Value, json};
 
 use super::{
@@ -26,20 +26,51 @@ const HIGHLIGHT: (&str, &str) = ("\x1b[1;32m", "\x1b[0m");
 pub(crate) struct Finding {
     pub(crate) secret: Vec<u8>,
     pub(crate) hashed_name: HashedName,
+    /// The name that it is nearest to.
+    pub(crate) name: DesiredName,
     pub(crate) distance: u8,
     pub(crate) window: u8,
 }
 
 impl Finding {
+    /// What a search has found.
+    pub(crate) fn new(query: &Query, candidate: Candidate) -> Finding {
+        let secret = query.keyspace().secret(candidate.index);
+        Finding {
+            hashed_name: query.spelling().hashed_name(&secret),
+            name: query.names()[usize::from(candidate.name)].clone(),
+            distance: candidate.distance,
+            window: candidate.window,
+            secret,
+        }
+    }
+
     /// What there is to show of any secret, of which nobody has said anything yet.
     pub(crate) fn of(secret: Vec<u8>, name: &DesiredName) -> Finding {
         let nearest = name.nearest(&secret);
         Finding {
-            hashed_name: HashedName::of(&secret),
+            hashed_name: name.spelling().hashed_name(&secret),
+            name: name.clone(),
             distance: nearest.distance,
             window: nearest.window,
             secret,
         }
+    }
+
+    /// What a server has found for a search, by its own account; with its index.
+    ///
+    /// # Errors
+    ///
+    /// If the secret does not spell what the server says, or is none of those that are searched.
+    pub(super) fn checked(secret: &[u8], spells: &str, query: &Query) -> Result<(Finding, Index)> {
+        let hashed_name = query.spelling().hashed_name(secret);
+        if hashed_name.as_str() != spells {
+            bail!("the server's answer is wrong: {hashed_name} is what its secret spells");
+        }
+        let Some(candidate) = query.nearest(secret) else {
+            bail!("the server's answer is wrong: the secret of {hashed_name} was not asked for");
+        };
+        Ok((Finding::new(query, candidate), candidate.index))
     }
 
     /// The secret in hexadecimal.
@@ -51,8 +82,9 @@ impl Finding {
 }
 
 impl Finding {
-    /// The hashed name, the window of so many characters in colour.
-    fn highlighted(&self, length: usize) -> String {
+    /// The hashed name, the window in colour.
+    fn highlighted(&self) -> String {
+        let length = self.name.character_count();
         let (begin, end) = HIGHLIGHT;
         let (before, rest) = self.hashed_name.as_str().split_at(self.window.into());
         let (window, after) = rest.split_at(length);
@@ -74,17 +106,6 @@ impl Finding {
             "distance": self.distance,
             "window": self.window,
         })
-    }
-}
-
-impl From<Candidate> for Finding {
-    fn from(candidate: Candidate) -> Finding {
-        Finding {
-            secret: candidate.secret.as_bytes().to_vec(),
-            hashed_name: candidate.hashed_name(),
-            distance: candidate.distance,
-            window: candidate.window,
-        }
     }
 }
 
@@ -214,8 +235,7 @@ impl Output {
             }
             Form::Columns { colored: false } => finding.to_string(),
             Form::Columns { colored: true } => {
-                let name = finding.highlighted(self.name.character_count());
-                format!("{name}\t{}", finding.columns())
+                format!("{}\t{}", finding.highlighted(), finding.columns())
             }
         };
         self.print(&line)

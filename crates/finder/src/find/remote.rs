@@ -1,331 +1,350 @@
-//! A search that a server does, ours or any other that speaks the reference contract.
+//! A search that a server does: through `hashfinder.v1`, or the reference contract where the server
+//! speaks no other.
 
 use std::{
-    pin::{Pin, pin},
-    sync::Mutex,
-    time::Duration,
+    num::NonZeroU64,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
-use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Cursor, Index, Query, Secret};
-use tokio::time::sleep;
-use tokio_util::task::TaskTracker;
-use tonic::{
-    Code, Request, Response, Status,
-    transport::{Channel, Endpoint},
-};
-use tonic_cancel::{Call, CallOptions, StreamingCall};
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use anyhow::{Result, bail};
+use hashfinder_search::{Cursor, Index, Query};
+use prost_types::Duration;
+use tonic::{Code, Request, Status};
+use tonic_cancel::{CallOptions, Canceller, StreamingCall};
 
-use super::{Ending, Source, Stopper, Told, output::Finding, status::Status as Stderr};
+use super::{
+    Ending, Source, Stopper, Told,
+    output::Finding,
+    reference::ReferenceSearch,
+    status::{REDRAW_EVERY, Status as Stderr},
+};
 use crate::{
     cli::{FindArguments, ServerAddress},
+    connection::{Connection, as_text},
     rpc::{
-        Details, SERVER_NAME,
-        pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},
+        Details,
+        v1pb::{
+            self, EndReason, SearchEnded, SearchEvent, SearchRequest, finder_client::FinderClient,
+            search_event, search_request,
+        },
     },
 };
 
-/// How long we wait for the server before we say so.
-const NOTICE_AFTER: Duration = Duration::from_millis(200);
-
-/// How long one attempt to reach it may take before another connection is tried.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The pause after the first attempt that failed; each one after it is twice as long.
-const FIRST_RETRY: Duration = Duration::from_millis(50);
-
-/// The longest pause, so that a server that comes up is found soon.
-const LAST_RETRY: Duration = Duration::from_secs(1);
-
-/// When the system asks whether the server's machine is still there, how often again, and how many
-/// silent answers mean that it is not. HTTP/2 has pings of its own, but other servers close
-/// connections over them.
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
-
-/// What is wrong with a server from which nothing comes.
-const SILENT: &str = "it does not answer";
-
-/// How long we wait, at the end, for the connection to tell the server what there is left to tell.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// A connection to a server that has answered, and the tasks behind it.
-pub(super) struct Connection {
-    channel: Channel,
-    tasks: TaskTracker,
-    /// Whether the server is a hashfinder.
-    is_ours: bool,
-}
-
-/// Connects, waiting for a server that is not there yet. Dropping the future gives it up.
-pub(super) async fn connect(
-    server: &ServerAddress,
-    timeout: Duration,
-    stderr: &Stderr,
-) -> Result<Connection> {
-    let last_error = Mutex::new(SILENT.to_owned());
-    let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
-    let mut reached = pin!(reach(server, &last_error));
-    let shown = humantime::format_duration(timeout);
-    let notice = NOTICE_AFTER.min(timeout);
-    if let Ok(connection) = tokio::time::timeout(notice, &mut reached).await {
-        return connection;
-    }
-    if notice < timeout {
-        stderr.say(format_args!(
-            "waiting up to {shown} for a server at {server}: {}",
-            why()
-        ));
-    }
-    match tokio::time::timeout(timeout - notice, reached).await {
-        Ok(connection) => connection,
-        Err(_) => bail!("no server at {server} within {shown}: {}", why()),
-    }
-}
-
-/// Tries until it is there.
-async fn reach(server: &ServerAddress, last_error: &Mutex<String>) -> Result<Connection> {
-    let (after, interval, retries) = KEEPALIVE;
-    let tasks = TaskTracker::new();
-    let endpoint = Endpoint::from_shared(server.uri())
-        .with_context(|| format!("{server} is not a server's address"))?
-        .executor(Spawner(tasks.clone()))
-        .tcp_keepalive(Some(after))
-        .tcp_keepalive_interval(Some(interval))
-        .tcp_keepalive_retries(Some(retries));
-    let mut pause = FIRST_RETRY;
-    loop {
-        let error = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint)).await {
-            Ok(Ok((channel, is_ours))) => {
-                return Ok(Connection {
-                    channel,
-                    tasks,
-                    is_ours,
-                });
-            }
-            // The part of the chain that says something is the innermost.
-            Ok(Err(error)) => error.root_cause().to_string(),
-            Err(_) => SILENT.to_owned(),
-        };
-        if let Ok(mut last_error) = last_error.lock() {
-            *last_error = error;
-        }
-        sleep(pause).await;
-        pause = (2 * pause).min(LAST_RETRY);
-    }
-}
-
-/// Connects and asks for a sign of life, for a connection alone may be anybody's.
-async fn attempt(endpoint: &Endpoint) -> Result<(Channel, bool)> {
-    let channel = endpoint.connect().await?;
-    let request = Request::new(HealthCheckRequest::default());
-    let metadata = match HealthClient::new(channel.clone()).check(request).await {
-        Ok(response) => response.metadata().clone(),
-        // The transport's own word; any other status, UNIMPLEMENTED for one, is a server's.
-        Err(status) if status.code() == Code::Unavailable => bail!(status.message().to_owned()),
-        Err(status) => status.metadata().clone(),
-    };
-    let is_ours = metadata
-        .get("server")
-        .is_some_and(|name| name == SERVER_NAME);
-    Ok((channel, is_ours))
-}
-
-/// What a server says, for a terminal: nothing in it may be more than text.
-fn as_text(message: &str) -> String {
-    let mut text = String::new();
-    for character in message.chars() {
-        match character {
-            '\'' | '"' | '\\' => text.push(character),
-            _ => text.extend(character.escape_debug()),
-        }
-    }
-    text
-}
-
-/// Runs a connection's tasks where they can be waited for.
-#[derive(Clone)]
-struct Spawner(TaskTracker);
-
-impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Spawner {
-    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.0.spawn(task);
-    }
-}
-
-pub(super) struct RemoteSearch {
-    query: Query,
-    call: Either,
-    /// The secret that the server told last, from which we know how far it came.
-    last: Option<Secret>,
-    tasks: TaskTracker,
-    is_ours: bool,
-}
-
-/// Find, or FindRange where candidates are to be shown.
-enum Either {
-    Unary(Call<HashNameResponse>),
-    Stream(StreamingCall<HashNameResponse>),
+/// A search at a server, by the contract that it speaks.
+pub(super) enum RemoteSearch {
+    Finder(Box<FinderSearch>),
+    Reference(ReferenceSearch),
 }
 
 impl RemoteSearch {
-    pub(super) fn start(
-        connection: Connection,
+    /// Connects, waiting for a server that is not there yet, and begins a search that ends with the last
+    /// of as many answers as are wanted. Dropping the future gives it up.
+    ///
+    /// # Errors
+    ///
+    /// If there is no server, or it cannot be told what is asked for.
+    pub(super) async fn start(
+        server: &ServerAddress,
         query: &Query,
+        wanted: u64,
         arguments: &FindArguments,
-    ) -> RemoteSearch {
-        let Connection {
-            channel,
-            tasks,
-            is_ours,
-        } = connection;
-        let request = Request::new(HashNameRequest {
-            desired_name: query.name().as_str().to_owned(),
-            ideal_hamming_distance: i32::from(query.ideal_distance().get()),
-            interesting_hamming_distance: i32::from(query.interesting_distance().get()),
+        stderr: &Stderr,
+    ) -> Result<RemoteSearch> {
+        let connecting = Connection::open(server, arguments.connect_timeout, |waiting| {
+            stderr.say(waiting);
         });
-        let options = arguments
+        let connection = connecting.await?;
+        let began = Instant::now();
+        // One that lies beyond what the clock can show is none.
+        let deadline = arguments
             .maximum_time
-            .map_or(CallOptions::new(), |timeout| {
-                CallOptions::new().timeout(timeout)
-            });
-        let mut client = HashFinderClient::new(channel);
-        let call = if arguments.show_inferior.is_none() {
-            Either::Unary(Call::start(request, options, |request| async move {
-                client.find(request).await
-            }))
-        } else {
-            Either::Stream(StreamingCall::start(
-                request,
-                options,
-                |request| async move { client.find_range(request).await },
-            ))
+            .and_then(|timeout| began.checked_add(timeout));
+        let options = deadline.map_or(CallOptions::new(), |deadline| {
+            CallOptions::new().deadline(deadline)
+        });
+        let budget = arguments.maximum_hashes;
+        let mut call = search(&connection, query, query.start(), budget, options);
+        let first = call.message().await;
+        if let Err(status) = &first
+            && status.code() == Code::Unimplemented
+        {
+            if let Some(option) = beyond_reference(arguments) {
+                bail!(
+                    "the server at {server} speaks the reference contract alone, which has no words \
+                     for {option}; do without, or search in this process, without --server"
+                );
+            }
+            let shows_candidates = arguments.show_inferior.is_some();
+            let search = ReferenceSearch::start(connection, query, shows_candidates, options);
+            return Ok(RemoteSearch::Reference(search));
+        }
+        let stop = Stop {
+            requested: false,
+            canceller: call.canceller(),
         };
-        RemoteSearch {
+        Ok(RemoteSearch::Finder(Box::new(FinderSearch {
             query: query.clone(),
+            wanted,
+            budget,
+            options,
+            frontier: query.start(),
             call,
-            last: None,
-            tasks,
-            is_ours,
-        }
-    }
-
-    /// Reads an answer and checks it: what a server says is not yet so.
-    fn read(&mut self, response: &HashNameResponse) -> Result<Finding> {
-        let secret = BASE64_STANDARD
-            .decode(&response.secret)
-            .context("the server's secret is not base64")?;
-        let finding = Finding::of(secret, self.query.name());
-        let hashed_name = finding.hashed_name;
-        if hashed_name.as_str() != response.hashed_name {
-            bail!("the server's answer is wrong: {hashed_name} is what its secret spells");
-        }
-        self.last = Secret::from_bytes(&finding.secret).or(self.last);
-        Ok(finding)
-    }
-
-    fn end(&self, status: &Status) -> Ending {
-        let details = Details::of(status);
-        let cursor = details.cursor.filter(|cursor| self.concerns(cursor));
-        let cursor = cursor.unwrap_or_else(|| Cursor::new(&self.query, self.known_frontier()));
-        let message = as_text(status.message());
-        match status.code() {
-            Code::Cancelled if self.cancelled() => Ending::Stopped(cursor),
-            _ if details.limit_reached => Ending::Limit(message, cursor),
-            // The reference server says no more than this when its budget is spent.
-            Code::Cancelled => {
-                let why = format!("the server cancelled the search: {message}");
-                Ending::Limit(why, cursor)
-            }
-            // The server, or what this client may have of it, is full.
-            Code::ResourceExhausted => Ending::Limit(message, cursor),
-            Code::DeadlineExceeded => {
-                Ending::Limit("the maximum time has passed".to_owned(), cursor)
-            }
-            Code::NotFound => Ending::Exhausted,
-            code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),
-        }
-    }
-
-    /// Whether a cursor is one of this search.
-    fn concerns(&self, cursor: &Cursor) -> bool {
-        let again = self.query.clone().starting_at(cursor.frontier());
-        cursor.frontier() >= self.query.start() && *cursor == Cursor::new(&again, again.start())
-    }
-
-    /// How far the server came, from what it has told. Ours tells its candidates in enumeration
-    /// order and leaves nothing out; of another we cannot know.
-    fn known_frontier(&self) -> Index {
-        match self.last {
-            Some(secret) if self.is_ours => secret.index() + 1,
-            _ => self.query.start(),
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        match &self.call {
-            Either::Unary(call) => call.cancelled(),
-            Either::Stream(call) => call.cancelled(),
-        }
+            first: Some(first),
+            answer: None,
+            ended: None,
+            next: None,
+            stop: Arc::new(Mutex::new(stop)),
+            began,
+            server: server.clone(),
+            connection,
+        })))
     }
 }
 
-impl Source for RemoteSearch {
-    async fn next(&mut self) -> Result<Told> {
-        let told = match &mut self.call {
-            Either::Unary(call) => call.await.map(Response::into_inner).map(Some),
-            Either::Stream(call) => call.message().await,
-        };
-        match told {
-            Err(status) => Ok(Told::Ended(self.end(&status))),
-            Ok(Some(response)) => {
-                let finding = self.read(&response)?;
-                if finding.distance <= self.query.ideal_distance().get() {
-                    return Ok(Told::Ended(Ending::Found(finding)));
-                }
-                match self.call {
-                    Either::Stream(_) => Ok(Told::Candidate(finding)),
-                    Either::Unary(_) => bail!(
-                        "the server's answer is wrong: {} is {} from the name",
-                        finding.hashed_name,
-                        finding.distance
-                    ),
-                }
+/// An option that was given and that the reference contract has no words for.
+fn beyond_reference(arguments: &FindArguments) -> Option<&'static str> {
+    let given = [
+        (arguments.resume.is_some(), "--resume"),
+        (arguments.session.is_some(), "--session"),
+        (arguments.count.get() > 1, "--count"),
+        (arguments.maximum_hashes.is_some(), "--maximum-hashes"),
+    ];
+    given
+        .into_iter()
+        .find_map(|(given, option)| given.then_some(option))
+}
+
+/// Calls Search for what the query asks for, from the index on.
+fn search(
+    connection: &Connection,
+    query: &Query,
+    from: Index,
+    budget: Option<NonZeroU64>,
+    options: CallOptions,
+) -> StreamingCall<SearchEvent> {
+    // A cursor holds all of the query, so that what the server searches for is just what its own
+    // cursors are compared with.
+    let cursor = Cursor::new(query, from).to_string();
+    let request = Request::new(SearchRequest {
+        from: Some(search_request::From::Cursor(cursor)),
+        maximum_hashes: budget.map_or(0, NonZeroU64::get),
+        progress_interval: Duration::try_from(REDRAW_EVERY).ok(),
+    });
+    let mut client = FinderClient::new(connection.channel());
+    StreamingCall::start(request, options, |request| async move {
+        client.search(request).await
+    })
+}
+
+/// A search through `hashfinder.v1`: a call for each answer that is wanted.
+pub(super) struct FinderSearch {
+    /// What was asked for, and from where.
+    query: Query,
+    /// How many answers are still wanted.
+    wanted: u64,
+    /// The budget of all calls together.
+    budget: Option<NonZeroU64>,
+    options: CallOptions,
+    /// Every index below it was tried, and what was found there was told, as the server has it.
+    frontier: Index,
+    /// The one under way: after an answer that is not the last, another begins at the next secret.
+    call: StreamingCall<SearchEvent>,
+    /// What came first.
+    first: Option<Result<Option<SearchEvent>, Status>>,
+    /// The answer, until its call has ended.
+    answer: Option<Finding>,
+    /// How the call ends, until its status has come.
+    ended: Option<SearchEnded>,
+    /// Where to go on after an answer.
+    next: Option<Index>,
+    stop: Arc<Mutex<Stop>>,
+    began: Instant,
+    server: ServerAddress,
+    connection: Connection,
+}
+
+/// What a stopper needs: the call that is under way, and whether another may begin.
+struct Stop {
+    requested: bool,
+    canceller: Canceller,
+}
+
+impl FinderSearch {
+    /// Reads an event and checks it, for what a server says is not yet so; tells what is to be told.
+    fn read(&mut self, event: SearchEvent) -> Result<Option<Told>> {
+        match event.event {
+            Some(search_event::Event::Candidate(candidate)) => self.candidate(&candidate),
+            Some(search_event::Event::Progress(progress)) if self.answer.is_none() => {
+                self.frontier = self.frontier.max(progress.frontier);
+                Ok(None)
             }
-            Ok(None) => {
-                let status = Status::internal("the stream ended without an answer");
-                Ok(Told::Ended(self.end(&status)))
+            Some(search_event::Event::Ended(ended)) => {
+                self.ended = Some(ended);
+                Ok(None)
+            }
+            // That it has begun, and whatever later versions tell.
+            _ => Ok(None),
+        }
+    }
+
+    fn candidate(&mut self, candidate: &v1pb::Candidate) -> Result<Option<Told>> {
+        let (finding, index) =
+            Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
+        if index < self.frontier {
+            // A cursor would lose some, or tell some twice.
+            bail!(
+                "the server's answer is wrong: {} is not in its turn",
+                finding.hashed_name
+            );
+        }
+        if finding.distance <= self.query.ideal_distance().get() {
+            self.frontier = index;
+            self.answer = Some(finding);
+            return Ok(None);
+        }
+        self.frontier = index + 1;
+        Ok(Some(Told::Candidate(finding)))
+    }
+
+    fn end(&mut self, status: &Status) -> Told {
+        if let Some(finding) = self.answer.take() {
+            self.frontier += 1;
+            if self.wanted == 1 {
+                return Told::Ended(Ending::Found(finding));
+            }
+            self.wanted -= 1;
+            self.next = Some(self.frontier);
+            return Told::Answer(finding);
+        }
+        let ended = self.ended.take().unwrap_or_default();
+        let cursor = ended.cursor.parse().ok();
+        let cursor = cursor.or(Details::of(status).cursor);
+        if let Some(cursor) = cursor.filter(|cursor| self.concerns(cursor)) {
+            self.frontier = cursor.frontier();
+        }
+        let cursor = Cursor::new(&self.query, self.frontier);
+        Told::Ended(match ended.reason() {
+            EndReason::HashBudgetSpent => self.budget_spent(),
+            // Through CancelSearch: the status says who it was, and why.
+            EndReason::CancelledByClient | EndReason::CancelledByOperator
+                if !self.call.cancelled() =>
+            {
+                Ending::Limit(as_text(status.message()), cursor)
+            }
+            _ => ending(status, self.call.cancelled(), cursor),
+        })
+    }
+
+    /// Whether a cursor is one of this search, and leaves nothing out that was not told.
+    fn concerns(&self, cursor: &Cursor) -> bool {
+        *cursor == Cursor::new(&self.query, cursor.frontier()) && cursor.frontier() >= self.frontier
+    }
+
+    fn budget_spent(&self) -> Ending {
+        let tried = self.frontier - self.query.start();
+        let why = format!("the hash budget is spent; secrets tried: {tried}");
+        Ending::Limit(why, Cursor::new(&self.query, self.frontier))
+    }
+
+    /// Begins the search for the next answer, or tells why there is none.
+    fn go_on(&mut self, from: Index) -> Option<Ending> {
+        let mut left = None;
+        if let Some(budget) = self.budget {
+            left = NonZeroU64::new(budget.get().saturating_sub(from - self.query.start()));
+            if left.is_none() {
+                return Some(self.budget_spent());
+            }
+        }
+        // Held throughout, so that nobody cancels the old call when the new one has begun.
+        let mut stop = lock(&self.stop);
+        if stop.requested {
+            return Some(Ending::Stopped(Cursor::new(&self.query, from)));
+        }
+        self.call = search(&self.connection, &self.query, from, left, self.options);
+        self.ended = None;
+        stop.canceller = self.call.canceller();
+        None
+    }
+}
+
+fn lock(stop: &Mutex<Stop>) -> MutexGuard<'_, Stop> {
+    stop.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Source for FinderSearch {
+    async fn next(&mut self) -> Result<Told> {
+        loop {
+            if let Some(from) = self.next.take()
+                && let Some(ending) = self.go_on(from)
+            {
+                return Ok(Told::Ended(ending));
+            }
+            let event = match self.first.take() {
+                Some(first) => first,
+                None => self.call.message().await,
+            };
+            match event {
+                Ok(Some(event)) => {
+                    if let Some(told) = self.read(event)? {
+                        return Ok(told);
+                    }
+                }
+                Ok(None) => return Ok(self.end(&Status::ok(""))),
+                Err(status) => return Ok(self.end(&status)),
             }
         }
     }
 
     fn stopper(&self) -> Stopper {
-        let canceller = match &self.call {
-            Either::Unary(call) => call.canceller(),
-            Either::Stream(call) => call.canceller(),
-        };
+        let stop = Arc::clone(&self.stop);
         Box::new(move || {
-            canceller.cancel();
+            let mut stop = lock(&stop);
+            stop.requested = true;
+            stop.canceller.cancel();
         })
     }
 
     fn frontier(&mut self) -> Option<Index> {
-        // The contract does not tell how far a server is.
-        None
+        Some(self.frontier)
     }
 
     fn summary(&self) -> Option<String> {
-        // Nor what it took.
-        None
+        let tried = self.frontier - self.query.start();
+        let took = self.began.elapsed();
+        let millions = tried as f64 / took.as_secs_f64().max(1e-9) / 1e6;
+        let server = &self.server;
+        Some(format!(
+            "{tried} secrets in {took:.2?}, {millions:.1} million a second (at {server})"
+        ))
     }
 
-    /// Waits until the connection is closed, so that a cancellation has been sent when we leave.
+    fn resumes_at(&self) -> Option<ServerAddress> {
+        Some(self.server.clone())
+    }
+
     async fn close(self) {
-        let tasks = self.tasks.clone();
-        drop(self);
-        tasks.close();
-        // If it takes longer, the server notices by the connection's end.
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await;
+        drop(self.call);
+        self.connection.close().await;
+    }
+}
+
+/// What a status comes to that is not an answer, given whether we cancelled the call.
+pub(super) fn ending(status: &Status, cancelled: bool, cursor: Cursor) -> Ending {
+    let message = as_text(status.message());
+    match status.code() {
+        Code::Ok => Ending::Failed("the server ended without an answer".to_owned(), cursor),
+        Code::Cancelled if cancelled => Ending::Stopped(cursor),
+        _ if Details::of(status).limit_reached => Ending::Limit(message, cursor),
+        // Somebody did it there. The reference server says no more than this when its budget is spent.
+        Code::Cancelled => {
+            let why = format!("the server cancelled the search: {message}");
+            Ending::Limit(why, cursor)
+        }
+        // The server, or what this client may have of it, is full.
+        Code::ResourceExhausted => Ending::Limit(message, cursor),
+        Code::DeadlineExceeded => Ending::Limit("the maximum time has passed".to_owned(), cursor),
+        Code::NotFound => Ending::Exhausted,
+        code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),
     }
 }

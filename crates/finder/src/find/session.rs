@@ -185,7 +185,7 @@ impl Session {
                 "the session {name} holds another search: find '{}' --ideal-distance {} \
                  --show-inferior {} --count {wanted}, {} secrets tried; ask for that, give another \
                  name, or drop it with: {drop_it}",
-                held.name().as_str().escape_debug(),
+                held.names()[0].as_str().escape_debug(),
                 held.ideal_distance(),
                 held.interesting_distance(),
                 cursor.frontier()

@@ -99,7 +99,7 @@ impl Status {
 }
 
 /// Whether a terminal here does what escape sequences say, as far as the environment tells.
-pub(super) fn takes_escapes() -> bool {
+pub(crate) fn takes_escapes() -> bool {
     env::var_os("TERM").is_some_and(|terminal| !terminal.is_empty() && terminal != "dumb")
 }
 

@@ -21,9 +21,8 @@ const MAX_MESSAGE_LEN: u32 = 4096;
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX_LEN: usize = 5;
 
-/// What the `server` header of every response says, so that our own client knows whose answers it
-/// reads.
-pub(crate) const SERVER_NAME: &str = "hashfinder";
+/// What the `server` header of every response says, so that who reads a capture knows whose they are.
+const SERVER_NAME: &str = "hashfinder";
 
 /// Refuses messages that are too long as soon as they announce it, with RESOURCE_EXHAUSTED as gRPC
 /// has it, gives UNIMPLEMENTED a message, and says who we are.

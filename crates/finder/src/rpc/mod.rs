@@ -1,12 +1,19 @@
 //! The wire: the generated types, the services, and how ends become statuses.
 
+mod answer;
+mod call;
 mod edge;
+mod finder;
 mod hash_name;
-mod record;
+mod query;
+mod registry;
+mod searches;
 mod status;
 
-pub(crate) use edge::{EdgeLayer, SERVER_NAME};
-pub(crate) use hash_name::{HashFinderService, Limits};
+pub(crate) use edge::EdgeLayer;
+pub(crate) use finder::{FinderService, WatchAside};
+pub(crate) use hash_name::HashFinderService;
+pub(crate) use searches::{Limits, Searches};
 pub(crate) use status::{CallError, Details};
 
 /// The reference contract.

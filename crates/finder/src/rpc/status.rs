@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, num::NonZeroUsize, time::Duration};
 
-use hashfinder_search::{Cursor, Impossible, NameError, NegativeDistance, OverLimit};
+use hashfinder_search::{Cursor, OverLimit};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -16,8 +16,14 @@ const TOO_MANY_SEARCHES_OF_CLIENT: &str = "TOO_MANY_SEARCHES_OF_CLIENT";
 const DRAINING: &str = "DRAINING";
 const KEYSPACE_EXHAUSTED: &str = "KEYSPACE_EXHAUSTED";
 const SEARCH_FAILED: &str = "SEARCH_FAILED";
+const CANCELLED_BY_CLIENT: &str = "CANCELLED_BY_CLIENT";
+const CANCELLED_BY_OPERATOR: &str = "CANCELLED_BY_OPERATOR";
+const SEARCH_NOT_FOUND: &str = "SEARCH_NOT_FOUND";
+const NOT_AN_OPERATOR: &str = "NOT_AN_OPERATOR";
+const TOO_MANY_WATCHES: &str = "TOO_MANY_WATCHES";
 
 const CURSOR: &str = "cursor";
+const REASON: &str = "reason";
 const HASHES_TRIED: &str = "hashes_tried";
 
 /// When to try again where another server, or this one started anew, should be there by then.
@@ -29,12 +35,8 @@ const RETRY_AFTER_OVERLOAD: Duration = Duration::from_secs(1);
 /// Why a call ends without the answer it asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum CallError {
-    /// The name is not one.
-    Name(NameError),
-    /// The distance in this field is not one.
-    Distance(&'static str, NegativeDistance),
-    /// No secret can match.
-    Impossible(Impossible),
+    /// The request is wrong, in this field, or can never match.
+    BadRequest { field: String, message: String },
     /// As many RPCs as there may be are searching.
     TooManyRpcs(NonZeroUsize),
     /// The hash budget is spent; the code is the operator's choice.
@@ -56,21 +58,50 @@ pub(crate) enum CallError {
     Draining(Option<Cursor>),
     /// The search panicked.
     Failed(Cursor),
+    /// The search ended in a way that this program has no words for yet.
+    Unknown(String),
+    /// The search was cancelled by its id.
+    Cancelled {
+        by: Canceller,
+        reason: String,
+        cursor: Cursor,
+    },
+    /// There is no search with this id, or none of this client's.
+    NoSuchSearch,
+    /// Only operators may ask for what is another client's.
+    NotAnOperator,
+    /// So many calls watch already that this one may not.
+    TooManyWatches { limit: usize },
+}
+
+/// Who cancelled a search by its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Canceller {
+    /// The client whose search it was.
+    Client,
+    Operator,
+}
+
+impl CallError {
+    /// A request that is wrong in this field.
+    pub(crate) fn wrong(field: &str, message: impl Into<String>) -> CallError {
+        CallError::BadRequest {
+            field: field.to_owned(),
+            message: message.into(),
+        }
+    }
 }
 
 impl From<CallError> for Status {
     fn from(error: CallError) -> Status {
-        let bad_request = |field: &str, message: String| {
-            let details = ErrorDetails::with_bad_request_violation(field, message.clone());
-            Status::with_error_details(Code::InvalidArgument, message, details)
-        };
         let info = |reason: &str, metadata: HashMap<String, String>| {
             ErrorDetails::with_error_info(reason, DOMAIN, metadata)
         };
         match error {
-            CallError::Name(error) => bad_request("desired_name", error.to_string()),
-            CallError::Distance(field, error) => bad_request(field, format!("{field}: {error}")),
-            CallError::Impossible(error) => bad_request("desired_name", error.to_string()),
+            CallError::BadRequest { field, message } => {
+                let details = ErrorDetails::with_bad_request_violation(field, message.clone());
+                Status::with_error_details(Code::InvalidArgument, message, details)
+            }
             CallError::TooManyRpcs(limit) => {
                 let message = format!(
                     "{limit} RPCs are searching, which is as many as this server takes; try again later"
@@ -149,6 +180,45 @@ impl From<CallError> for Status {
                     HashMap::from([(CURSOR.to_owned(), cursor.to_string())]),
                 ),
             ),
+            CallError::Unknown(outcome) => {
+                Status::internal(format!("an unknown outcome: {outcome}"))
+            }
+            CallError::Cancelled { by, reason, cursor } => {
+                let (name, who) = match by {
+                    Canceller::Client => (CANCELLED_BY_CLIENT, "its client"),
+                    Canceller::Operator => (CANCELLED_BY_OPERATOR, "an operator"),
+                };
+                let mut message = format!("the search was cancelled by {who}");
+                if !reason.is_empty() {
+                    message += ": ";
+                    message += &reason;
+                }
+                let metadata = HashMap::from([
+                    (CURSOR.to_owned(), cursor.to_string()),
+                    (REASON.to_owned(), reason),
+                ]);
+                Status::with_error_details(Code::Cancelled, message, info(name, metadata))
+            }
+            CallError::NoSuchSearch => Status::with_error_details(
+                Code::NotFound,
+                "there is no search with this id, or it is somebody else's; those that ended some \
+                 time ago are forgotten",
+                info(SEARCH_NOT_FOUND, HashMap::new()),
+            ),
+            CallError::NotAnOperator => Status::with_error_details(
+                Code::PermissionDenied,
+                "only an operator sees the searches of other clients; leave the client out to see \
+                 your own",
+                info(NOT_AN_OPERATOR, HashMap::new()),
+            ),
+            CallError::TooManyWatches { limit } => {
+                let message =
+                    format!("{limit} calls are watching, which is as many as may; end another one");
+                let mut details = info(TOO_MANY_WATCHES, HashMap::new());
+                details.add_quota_failure_violation("client:watches", message.clone());
+                details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
+                Status::with_error_details(Code::ResourceExhausted, message, details)
+            }
         }
     }
 }
@@ -158,6 +228,8 @@ impl From<CallError> for Status {
 pub(crate) struct Details {
     /// Whether the hash budget or the client's quota ended the call.
     pub(crate) limit_reached: bool,
+    /// Whether the server is shutting down.
+    pub(crate) draining: bool,
     /// Where to go on.
     pub(crate) cursor: Option<Cursor>,
 }
@@ -168,6 +240,7 @@ impl Details {
             Some(info) if info.domain == DOMAIN => Details {
                 limit_reached: [HASH_BUDGET_SPENT, HASH_QUOTA_SPENT]
                     .contains(&info.reason.as_str()),
+                draining: info.reason == DRAINING,
                 cursor: info.metadata.get(CURSOR).and_then(|text| text.parse().ok()),
             },
             _ => Details::default(),
@@ -180,40 +253,18 @@ mod tests {
     use super::*;
     use hashfinder_search::{Distance, Query};
 
-    fn query(name: &str) -> Result<Query, Impossible> {
-        Query::new(name.parse().unwrap(), Distance::ZERO)
-    }
-
     fn cursor() -> Cursor {
-        Cursor::new(&query("doctor").unwrap(), 1234)
+        let query = Query::new("doctor".parse().unwrap(), Distance::ZERO);
+        Cursor::new(&query.unwrap(), 1234)
     }
 
     #[test]
     fn every_error_has_its_code_and_its_details() {
-        let impossible = query("doc-tor").unwrap_err();
         for (error, code, field, reason, quota, retry, carries_cursor) in [
             (
-                CallError::Name(NameError::Empty),
+                CallError::wrong("query.anchor", "what is wrong"),
                 Code::InvalidArgument,
-                Some("desired_name"),
-                None,
-                false,
-                false,
-                false,
-            ),
-            (
-                CallError::Distance("ideal_hamming_distance", NegativeDistance(-1)),
-                Code::InvalidArgument,
-                Some("ideal_hamming_distance"),
-                None,
-                false,
-                false,
-                false,
-            ),
-            (
-                CallError::Impossible(impossible),
-                Code::InvalidArgument,
-                Some("desired_name"),
+                Some("query.anchor"),
                 None,
                 false,
                 false,
@@ -298,6 +349,59 @@ mod tests {
                 false,
                 true,
             ),
+            (
+                CallError::Cancelled {
+                    by: Canceller::Client,
+                    reason: String::new(),
+                    cursor: cursor(),
+                },
+                Code::Cancelled,
+                None,
+                Some(CANCELLED_BY_CLIENT),
+                false,
+                false,
+                true,
+            ),
+            (
+                CallError::Cancelled {
+                    by: Canceller::Operator,
+                    reason: "maintenance".to_owned(),
+                    cursor: cursor(),
+                },
+                Code::Cancelled,
+                None,
+                Some(CANCELLED_BY_OPERATOR),
+                false,
+                false,
+                true,
+            ),
+            (
+                CallError::NoSuchSearch,
+                Code::NotFound,
+                None,
+                Some(SEARCH_NOT_FOUND),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::NotAnOperator,
+                Code::PermissionDenied,
+                None,
+                Some(NOT_AN_OPERATOR),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::TooManyWatches { limit: 3 },
+                Code::ResourceExhausted,
+                None,
+                Some(TOO_MANY_WATCHES),
+                true,
+                true,
+                false,
+            ),
         ] {
             let status = Status::from(error.clone());
             assert_eq!(status.code(), code, "{error:?}");
@@ -313,6 +417,7 @@ mod tests {
             assert_eq!(read.cursor, carries_cursor.then(cursor), "{error:?}");
             let limits = [Some(HASH_BUDGET_SPENT), Some(HASH_QUOTA_SPENT)];
             assert_eq!(read.limit_reached, limits.contains(&reason));
+            assert_eq!(read.draining, reason == Some(DRAINING));
         }
     }
 }

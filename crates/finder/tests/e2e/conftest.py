@@ -53,6 +53,25 @@ def stubs(tmp_path_factory):
     return Stubs
 
 
+@pytest.fixture(scope="session")
+def v1(tmp_path_factory):
+    """The modules of hashfinder.v1."""
+    out = tmp_path_factory.mktemp("v1")
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_out={out}"]
+    command += [f"--grpc_python_out={out}", "hashfinder/v1/finder.proto"]
+    subprocess.run(command, check=True)
+    sys.path.insert(0, str(out))
+    from hashfinder.v1 import finder_pb2, finder_pb2_grpc
+
+    class V1:
+        messages = finder_pb2
+        Stub = finder_pb2_grpc.FinderStub
+        Servicer = finder_pb2_grpc.FinderServicer
+        add_to_server = staticmethod(finder_pb2_grpc.add_FinderServicer_to_server)
+
+    return V1
+
+
 class Process:
     """A process whose output can be waited for, line by line."""
 

@@ -230,8 +230,8 @@ def test_a_server_gives_the_same_lines(serve):
         here = run_find(*arguments)
         there = run_find(*arguments, "--server", server.address)
         assert (there.returncode, there.stdout) == (0, here.stdout)
-    server.call_ended(method='"Find"')
-    server.call_ended(method='"FindRange"')
+    for _ in range(2):
+        server.call_ended(method='"Search"')
 
 
 def test_it_waits_for_a_server_that_is_not_there_yet(find, serve):
@@ -276,14 +276,17 @@ def test_ctrl_c_reaches_the_server(find, serve):
     server.wait_until_busy()
     process.send(SIGINT)
     assert process.wait() == 130
-    server.call_ended(method='"FindRange"', cause='"client gone"', work='"stopped"')
+    server.call_ended(method='"Search"', cause='"client gone"', work='"stopped"')
     server.assert_idle()
-    # The last candidate is as far as we know that the server came.
     stderr = process.rest_of_stderr()
     last = (first + process.popen.stdout.read()).splitlines()[-1]
     secret = bytes.fromhex(last.split("\t")[2])
     index = sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
-    assert cursor_in(stderr) == cursor("hashfinder", index + 1, interesting=5)
+    # The last candidate, or what was told of the progress since.
+    payload = base64.urlsafe_b64decode(cursor_in(stderr).removeprefix("hf1_") + "==")
+    frontier = int.from_bytes(payload[2:10], "big")
+    assert cursor_in(stderr) == cursor("hashfinder", frontier, interesting=5)
+    assert index < frontier
 
 
 def test_a_servers_budget(serve):
@@ -373,6 +376,24 @@ def test_the_reference_server_answers(reference):
         done = run_find(*arguments, "--server", server.address)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == lines(arguments[0], 0)[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [HARD, "--maximum-hashes", "1000"],
+        [HARD, "--count", "2"],
+        [HARD, "--session", "night"],
+        ["--resume", cursor(HARD, 1000)],
+    ],
+)
+def test_what_the_reference_contract_has_no_words_for(reference, tmp_path, monkeypatch, arguments):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    done = run_find(*arguments, "--server", reference().address)
+    assert done.returncode == 5
+    [line] = done.stderr.splitlines()
+    assert "speaks the reference contract alone" in line
+    assert next(argument for argument in arguments if argument.startswith("--")) in line
 
 
 @pytest.mark.parametrize("arguments", [[], ["--show-inferior", "17"]])

@@ -16,7 +16,7 @@ from conftest import (
     run_find,
     secrets,
 )
-from test_find import HARD, cursor, cursor_in, lines
+from test_find import HARD, cursor, cursor_in, lines, reference  # noqa: F401
 
 SCHEMA = json.loads((PROTOS.parent / "docs/find.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -36,6 +36,11 @@ def records(stdout):
 def as_line(record):
     keys = ["hashed_name", "secret", "hex", "distance", "window"]
     return "\t".join(str(record[key]) for key in keys)
+
+
+def index_of(digits):
+    """The index of the secret that is written so in hexadecimal."""
+    return next(index for index, secret in enumerate(secrets()) if secret.hex() == digits)
 
 
 def ideals(name, count):
@@ -64,9 +69,7 @@ def test_json_tells_what_the_lines_tell():
     assert [as_line(record) for record in findings] == lines("doctor", 2, 4)
     kinds = [record["type"] for record in findings]
     assert kinds == ["candidate"] * (len(findings) - 1) + ["result"]
-    hashes = 1 + next(
-        index for index, secret in enumerate(secrets()) if secret.hex() == findings[-1]["hex"]
-    )
+    hashes = 1 + index_of(findings[-1]["hex"])
     assert (end["how"], end["exit_code"], end["hashes"]) == ("found", 0, hashes)
     assert (end["name"], end["ideal_distance"], end["interesting_distance"]) == ("doctor", 2, 4)
     assert (end["results"], end["cursor"]) == (1, None)
@@ -76,6 +79,13 @@ def test_json_at_a_server(serve):
     done = run_find("doc", "--show-inferior", "2", "--json", "--server", serve().address)
     findings, end = records(done.stdout)
     assert [as_line(record) for record in findings] == lines("doc", 0, 2)
+    assert (end["how"], end["hashes"]) == ("found", 1 + index_of(findings[-1]["hex"]))
+
+
+def test_json_at_a_server_that_does_not_tell_how_far_it_is(reference):
+    done = run_find("aa", "--json", "--server", reference().address)
+    findings, end = records(done.stdout)
+    assert [as_line(record) for record in findings] == lines("aa", 0)
     assert (end["how"], end["hashes"]) == ("found", None)
 
 
@@ -247,12 +257,6 @@ def test_the_timeout_is_for_all_results_together():
     findings, end = records(done.stdout)
     assert (end["how"], end["results"]) == ("limit", len(findings))
     assert end["seconds"] < 10
-
-
-def test_a_server_cannot_go_on():
-    done = run_find("aa", "--count", "2", "--server", "localhost:1")
-    assert done.returncode == 2
-    assert "--count" in done.stderr and "--server" in done.stderr
 
 
 def test_the_keyspace_may_end_before_there_are_so_many():

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, line_of, run_find
-from test_find import HARD, cursor, cursor_in
+from test_find import HARD, cursor, cursor_in, reference  # noqa: F401
 from test_json import records
 
 ERASE = "\r\x1b[2K"
@@ -25,6 +25,8 @@ LOOK = (
 class Terminal:
     """A pseudo-terminal and the process that has it as its own."""
 
+    COMMAND = "find"
+
     def __init__(self, *arguments, **environment):
         self.seen = ""
         environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1"} | environment
@@ -34,7 +36,7 @@ class Terminal:
             attributes = termios.tcgetattr(0)
             attributes[3] |= termios.NOFLSH
             termios.tcsetattr(0, termios.TCSANOW, attributes)
-            os.execve(HASHFINDER, [HASHFINDER, "find", *arguments], environment)
+            os.execve(HASHFINDER, [HASHFINDER, self.COMMAND, *arguments], environment)
 
     def read(self):
         """Reads some more; False at the end."""
@@ -153,8 +155,21 @@ def test_no_status_line_where_it_is_not_wanted(terminal, arguments, environment)
         assert process.seen == ""
 
 
-def test_a_search_at_a_server_shows_how_long_it_takes(terminal, serve):
+def test_a_search_at_a_server_shows_how_it_comes_on(terminal, serve):
     process = terminal(HARD, "--server", serve().address)
+    process.wait_for(LOOK)
+    process.press(b"\x03")
+    assert process.wait() == 130
+    screen = process.screen()
+    assert not any(re.search(LOOK, line) for line in screen), screen
+    again = run_find("--resume", cursor_in("\n".join(screen)), "--maximum-hashes", "1", "--json")
+    _, end = records(again.stdout)
+    # It went on from somewhere behind the first secret.
+    assert end["cursor"] not in (cursor(HARD, 0), cursor(HARD, 1))
+
+
+def test_a_search_at_the_reference_server_shows_how_long_it_takes(terminal, reference):
+    process = terminal(HARD, "--server", reference().address)
     process.wait_for(r"1s, no candidate so far")
     process.press(b"\x03")
     assert process.wait() == 130

@@ -14,9 +14,10 @@
 
 use std::{collections::HashMap, ops::Bound};
 
-use hashfinder_kernels::Filter;
+use hashfinder_kernels::MAX_NAMES;
 
 use super::*;
+use crate::sought::Sought;
 
 /// How many searches a front may serve. Sixteen thousand names are looked for at a tenth of one name's
 /// speed; with more, a second front is as good.
@@ -117,15 +118,18 @@ impl Build {
     /// Makes the set and its filter, and finds out whether they do everybody good. It takes microseconds
     /// for a few searches and tens of milliseconds for thousands, so it is done outside of the lock.
     /// `cost_of` tells how many times as long as hashing alone a slice takes with a filter.
-    pub(crate) fn make(&mut self, cost_of: impl Fn(&Filter) -> f64) {
+    pub(crate) fn make(&mut self, cost_of: impl Fn(&Sought) -> f64) {
         let by_rate = |a: &Member, b: &Member| a.rate.total_cmp(&b.rate).then(a.id.cmp(&b.id));
         self.newcomers.sort_by(by_rate);
         let mut rate: f64 = self.followers.iter().map(|member| member.rate).sum();
         let room = MAX_FOLLOWERS.saturating_sub(self.followers.len());
         let fitting = self.newcomers.iter().take(room.min(self.at_most));
+        let followers = self.followers.iter();
+        let mut names: usize = followers.map(|member| member.query.names().len()).sum();
         let fitting = fitting.take_while(|member| {
             rate += member.rate;
-            rate <= MAX_SHARED_RATE
+            names += member.query.names().len();
+            rate <= MAX_SHARED_RATE && names <= MAX_NAMES
         });
         let fitting = fitting.count();
         self.newcomers.truncate(fitting);
@@ -138,10 +142,10 @@ impl Build {
             members().map(|member| Arc::clone(&member.query)).collect(),
             members().map(|member| member.id).collect(),
         );
-        let cost = cost_of(set.filter());
+        let cost = cost_of(set.sought());
         let alone = members()
             .next()
-            .map(|member| cost_of(&member.query.filter()));
+            .map(|member| cost_of(&member.query.sought()));
         let alone = alone.unwrap_or(1.0);
         if self.followers.len() == 1 {
             // Nobody has asked before.
@@ -291,7 +295,11 @@ impl Scheduler {
                 }
             }
             let follows = entry.follows(build.front);
-            let could = || goes_on && entry.could_follow(build.front, at, limit, &self.fronts);
+            let could = || {
+                goes_on
+                    && entry.could_follow(build.front, at, limit, &self.fronts)
+                    && line.set.goes_with(&entry.query)
+            };
             if !(follows || could()) {
                 continue;
             }

@@ -1,0 +1,156 @@
+//! Connections to a server, for the commands that ask one.
+
+use std::{
+    pin::{Pin, pin},
+    sync::Mutex,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+use tonic::{
+    Code, Request,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::cli::ServerAddress;
+
+/// How long we wait for the server before we say so.
+const NOTICE_AFTER: Duration = Duration::from_millis(200);
+
+/// How long one attempt to reach it may take before another connection is tried.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause after the first attempt that failed; each one after it is twice as long.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+
+/// The longest pause, so that a server that comes up is found soon.
+const LAST_RETRY: Duration = Duration::from_secs(1);
+
+/// When the system asks whether the server's machine is still there, how often again, and how many
+/// silent answers mean that it is not. HTTP/2 has pings of its own, but other servers close
+/// connections over them.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
+
+/// What is wrong with a server from which nothing comes.
+const SILENT: &str = "it does not answer";
+
+/// How long we wait, at the end, for the connection to tell the server what there is left to tell.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection to a server that has answered, and the tasks behind it.
+pub(crate) struct Connection {
+    channel: Channel,
+    tasks: TaskTracker,
+}
+
+impl Connection {
+    /// Connects, waiting for a server that is not there yet; tells `say` when it takes long enough to be
+    /// noticed. Dropping the future gives it up.
+    ///
+    /// # Errors
+    ///
+    /// If no server has answered within `timeout`.
+    pub(crate) async fn open(
+        server: &ServerAddress,
+        timeout: Duration,
+        say: impl FnOnce(String),
+    ) -> Result<Connection> {
+        let last_error = Mutex::new(SILENT.to_owned());
+        let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
+        let mut reached = pin!(reach(server, &last_error));
+        let shown = humantime::format_duration(timeout);
+        let notice = NOTICE_AFTER.min(timeout);
+        if let Ok(connection) = tokio::time::timeout(notice, &mut reached).await {
+            return connection;
+        }
+        if notice < timeout {
+            say(format!(
+                "waiting up to {shown} for a server at {server}: {}",
+                why()
+            ));
+        }
+        match tokio::time::timeout(timeout - notice, reached).await {
+            Ok(connection) => connection,
+            Err(_) => bail!("no server at {server} within {shown}: {}", why()),
+        }
+    }
+
+    /// What a client is made of.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Waits until it is closed, so that a cancellation has been sent when we leave. Whoever has calls or
+    /// clients on it has to drop them before.
+    ///
+    /// Dropping the future stops the waiting; then the server notices by the connection's end.
+    pub(crate) async fn close(self) {
+        let Connection { channel, tasks } = self;
+        drop(channel);
+        tasks.close();
+        // If it takes longer, the server notices by the connection's end.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await;
+    }
+}
+
+/// Tries until it is there.
+async fn reach(server: &ServerAddress, last_error: &Mutex<String>) -> Result<Connection> {
+    let (after, interval, retries) = KEEPALIVE;
+    let tasks = TaskTracker::new();
+    let endpoint = Endpoint::from_shared(server.uri())
+        .with_context(|| format!("{server} is not a server's address"))?
+        .executor(Spawner(tasks.clone()))
+        .tcp_keepalive(Some(after))
+        .tcp_keepalive_interval(Some(interval))
+        .tcp_keepalive_retries(Some(retries));
+    let mut pause = FIRST_RETRY;
+    loop {
+        let error = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint)).await {
+            Ok(Ok(channel)) => return Ok(Connection { channel, tasks }),
+            // The part of the chain that says something is the innermost.
+            Ok(Err(error)) => as_text(&error.root_cause().to_string()),
+            Err(_) => SILENT.to_owned(),
+        };
+        if let Ok(mut last_error) = last_error.lock() {
+            *last_error = error;
+        }
+        sleep(pause).await;
+        pause = (2 * pause).min(LAST_RETRY);
+    }
+}
+
+/// Connects and asks for a sign of life, for a connection alone may be anybody's.
+async fn attempt(endpoint: &Endpoint) -> Result<Channel> {
+    let channel = endpoint.connect().await?;
+    let request = Request::new(HealthCheckRequest::default());
+    match HealthClient::new(channel.clone()).check(request).await {
+        // The transport's own word; any other status, UNIMPLEMENTED for one, is a server's.
+        Err(status) if status.code() == Code::Unavailable => bail!(status.message().to_owned()),
+        _ => Ok(channel),
+    }
+}
+
+/// What a server says, for a terminal: nothing in it may be more than text.
+pub(crate) fn as_text(message: &str) -> String {
+    let mut text = String::new();
+    for character in message.chars() {
+        match character {
+            '\'' | '"' | '\\' => text.push(character),
+            _ => text.extend(character.escape_debug()),
+        }
+    }
+    text
+}
+
+/// Runs a connection's tasks where they can be waited for.
+#[derive(Clone)]
+struct Spawner(TaskTracker);
+
+impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Spawner {
+    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.0.spawn(task);
+    }
+}

@@ -1,0 +1,156 @@
+//! A search on behalf of a call, from its first candidate to its end.
+
+use std::{
+    num::NonZeroU64,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hashfinder_search::{Candidate, Event, Outcome, Progress, Search, StopCause};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::Code;
+use tonic_cancel::{CallContext, CancelReason};
+
+use super::{call::Call, registry::Registry, searches::cause_of, status::CallError};
+
+/// How many candidates make a frame that costs its reader no more than its bytes. HTTP/2
+/// implementations count frames of under 256 bytes that wait to be read and close the connection
+/// over too many of them; a candidate takes about fifty.
+const FULL_FRAME: usize = 8;
+
+/// How long candidates that do not fill a frame are kept for others to join them.
+const FRAME_PACE: Duration = Duration::from_millis(10);
+
+/// A search on behalf of a call. Dropping it, as tonic does when the client is gone, stops the
+/// search.
+pub(super) struct Answer {
+    context: CallContext,
+    search: Search,
+    call: Arc<Call>,
+    registry: Arc<Registry>,
+    /// Ready when the call is told to stop and its handler may still say something.
+    told_to_stop: Option<Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>>,
+    /// Until when only a full frame goes out.
+    paced: Option<Pin<Box<Sleep>>>,
+    maximum_hashes: NonZeroU64,
+}
+
+impl Drop for Answer {
+    /// Tells the search why, which it could not know of its handle's being dropped.
+    fn drop(&mut self) {
+        if let Some(reason) = self.context.cancel_reason() {
+            self.search.stopper().stop(cause_of(reason));
+        }
+    }
+}
+
+impl Answer {
+    pub(super) fn new(
+        context: CallContext,
+        search: Search,
+        call: Arc<Call>,
+        registry: Arc<Registry>,
+        maximum_hashes: NonZeroU64,
+    ) -> Answer {
+        Answer {
+            told_to_stop: Some(Box::pin({
+                let context = context.clone();
+                async move { context.cancelled().await }
+            })),
+            paced: None,
+            context,
+            search,
+            call,
+            registry,
+            maximum_hashes,
+        }
+    }
+
+    /// The call that it is for.
+    pub(super) fn call(&self) -> &Call {
+        &self.call
+    }
+
+    /// By which it is listed from now on, also if it has ended.
+    pub(super) fn id(&self) -> Arc<str> {
+        self.registry.add(&self.call, self.search.stopper())
+    }
+
+    /// How many secrets will be tried at most.
+    pub(super) fn maximum_hashes(&self) -> NonZeroU64 {
+        self.maximum_hashes
+    }
+
+    /// How the search comes on, unless it ended before anybody could ask.
+    pub(super) fn progress(&self) -> Option<Progress> {
+        self.search.stopper().progress()
+    }
+
+    /// The next candidates when there are `at_least` so many, or no more will come, then the end.
+    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
+        if let Some(told) = &mut self.told_to_stop
+            && let Poll::Ready(reason) = told.as_mut().poll(cx)
+        {
+            self.told_to_stop = None;
+            let cause = reason.map_or(StopCause::Client, cause_of);
+            self.search.stopper().stop(cause);
+        }
+        let event = self.search.poll_next(cx, at_least);
+        if let Poll::Ready(Event::Ended(outcome)) = &event {
+            // Before its reader knows, so that the list never says otherwise. One that ended at once has
+            // said so itself.
+            if let Some(progress) = self.progress() {
+                self.registry.ended(&self.call, outcome, progress.tests);
+            }
+        }
+        event
+    }
+
+    /// What goes out next. What is ready goes out in one frame, because tonic puts into one frame what
+    /// its stream yields without pausing; a frame that is not full is followed by the next one only after
+    /// a pause.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Some(pause) = &mut self.paced
+            && pause.as_mut().poll(cx).is_ready()
+        {
+            self.paced = None;
+        }
+        let at_least = if self.paced.is_some() { FULL_FRAME } else { 1 };
+        let event = self.poll_event(cx, at_least);
+        if let Poll::Ready(Event::Candidates(candidates)) = &event
+            && candidates.len() < FULL_FRAME
+        {
+            self.paced = Some(Box::pin(sleep_until(Instant::now() + FRAME_PACE)));
+        }
+        event
+    }
+
+    /// What the call ends with; `budget_code` says that the hash budget is spent.
+    pub(super) fn conclude(
+        &self,
+        outcome: Outcome,
+        budget_code: Code,
+    ) -> Result<Candidate, CallError> {
+        Err(match outcome {
+            Outcome::Ideal(candidate) => return Ok(candidate),
+            Outcome::Exhausted => CallError::Exhausted,
+            Outcome::BudgetSpent(cursor) => CallError::BudgetSpent {
+                code: budget_code,
+                hashes: self.maximum_hashes.get(),
+                cursor,
+            },
+            Outcome::QuotaSpent {
+                cursor,
+                retry_after,
+            } => CallError::QuotaSpent {
+                cursor,
+                retry_after,
+            },
+            Outcome::Cancelled { cause, cursor } => self.call.stopped(cause, cursor),
+            Outcome::Failed(cursor) => CallError::Failed(cursor),
+            other => CallError::Unknown(format!("{other:?}")),
+        })
+    }
+}

@@ -1,0 +1,349 @@
+//! One call that searches: what the list shows of it, and its line in the log.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use hashfinder_search::{
+    Cursor, DesiredName, Index, Outcome, Progress, Query, Report, SearchState, StopCause, Stopper,
+};
+use tonic_cancel::CallEnd;
+
+use super::{
+    status::{CallError, Canceller},
+    v1pb::{self, EndReason, SearchEnded, SearchSummary},
+};
+use crate::listener::{ClientName, Peer};
+
+/// A call that searches, from its admission on.
+pub(super) struct Call {
+    /// As a path has it, without the first slash.
+    method: &'static str,
+    peer: Option<Peer>,
+    client: ClientName,
+    query: Query,
+    began: Instant,
+    began_at: SystemTime,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    listing: Option<Listing>,
+    /// Who was the first to cancel it by its id, and why.
+    cancelled: Option<(Canceller, String)>,
+    search: Option<SearchEnd>,
+    /// How the call ended, and after how long.
+    call: Option<(CallEnd, Duration)>,
+    /// What the work cost, once the last worker has let go.
+    work: Option<Report>,
+}
+
+struct Listing {
+    id: Arc<str>,
+    stopper: Stopper,
+    /// As it was when it was last looked at.
+    progress: Option<Progress>,
+}
+
+/// How a search ended.
+#[derive(Clone, Debug)]
+struct SearchEnd {
+    at: SystemTime,
+    reason: EndReason,
+    message: String,
+    cursor: String,
+    hashes: u64,
+    frontier: Index,
+}
+
+/// What of a search can change, for those who watch it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    state: i32,
+    hashes: u64,
+    frontier: Index,
+}
+
+impl Call {
+    pub(super) fn new(
+        method: &'static str,
+        peer: Option<Peer>,
+        client: ClientName,
+        query: Query,
+    ) -> Call {
+        Call {
+            method,
+            peer,
+            client,
+            query,
+            began: Instant::now(),
+            began_at: SystemTime::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Whose it is.
+    pub(super) fn client(&self) -> &ClientName {
+        &self.client
+    }
+
+    pub(super) fn query(&self) -> &Query {
+        &self.query
+    }
+
+    pub(super) fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// Gives it the id by which it is listed; says whether its search has ended already.
+    pub(super) fn list(&self, id: Arc<str>, stopper: Stopper) -> bool {
+        let mut state = self.lock();
+        state.listing = Some(Listing {
+            id,
+            stopper,
+            progress: None,
+        });
+        state.search.is_some()
+    }
+
+    /// By which it is listed, if it is.
+    pub(super) fn id(&self) -> Option<Arc<str>> {
+        let state = self.lock();
+        state
+            .listing
+            .as_ref()
+            .map(|listing| Arc::clone(&listing.id))
+    }
+
+    /// The search has ended. Whoever reads its events and whoever lets go of it last both say so; the
+    /// first counts, and is told whether a search that is listed is over by that.
+    pub(super) fn search_ended(&self, outcome: &Outcome, hashes: u64) -> bool {
+        let mut state = self.lock();
+        if state.search.is_some() {
+            return false;
+        }
+        let cancelled = state.cancelled.as_ref();
+        state.search = Some(SearchEnd::new(&self.query, outcome, hashes, cancelled));
+        state.listing.is_some()
+    }
+
+    /// The call has ended, whatever its work does.
+    pub(super) fn call_ended(&self, end: CallEnd) {
+        let mut state = self.lock();
+        state.call = Some((end, self.began.elapsed()));
+        self.log_if_over(state);
+    }
+
+    /// The last worker has let go.
+    pub(super) fn released(&self, report: Report) {
+        let mut state = self.lock();
+        state.work = Some(report);
+        self.log_if_over(state);
+    }
+
+    /// Tells the search to stop, for a reason that whoever waits for it is told; says whether it had
+    /// ended before. The first one to cancel it counts.
+    pub(super) fn cancel(&self, by: Canceller, reason: &str) -> bool {
+        let mut state = self.lock();
+        if state.search.is_some() {
+            return true;
+        }
+        let Some(listing) = &state.listing else {
+            return false;
+        };
+        let stopper = listing.stopper.clone();
+        let cancelled = state.cancelled.get_or_insert((by, reason.to_owned()));
+        let cause = cause_of(cancelled.0);
+        // The stop may release the work on this thread, which comes back here.
+        drop(state);
+        stopper.stop(cause);
+        false
+    }
+
+    /// What whoever waits for a search is told that was stopped.
+    pub(super) fn stopped(&self, cause: StopCause, cursor: Cursor) -> CallError {
+        match self.lock().cancelled.clone() {
+            Some((by, reason)) if cause_of(by) == cause => {
+                CallError::Cancelled { by, reason, cursor }
+            }
+            // Only a drain leaves its handler the last word else; and an engine that was dropped is a
+            // server on its way down too.
+            _ => CallError::Draining(Some(cursor)),
+        }
+    }
+
+    /// How its search ended, if it has.
+    pub(super) fn end(&self) -> Option<SearchEnded> {
+        let end = self.lock().search.clone()?;
+        Some(SearchEnded {
+            reason: end.reason.into(),
+            message: end.message,
+            cursor: end.cursor,
+            hashes: end.hashes,
+            frontier: end.frontier,
+        })
+    }
+
+    /// As it is now, for those who see it listed.
+    pub(super) fn summary(&self) -> SearchSummary {
+        let mut state = self.lock();
+        let mut summary = SearchSummary {
+            method: self.method.to_owned(),
+            client: self.client.0.to_string(),
+            desired_names: self.names().map(str::to_owned).collect(),
+            ideal_distance: i32::from(self.query.ideal_distance().get()),
+            state: v1pb::SearchState::Queued.into(),
+            started_at: Some(self.began_at.into()),
+            frontier: self.query.start(),
+            ..SearchSummary::default()
+        };
+        if let Some(listing) = &mut state.listing {
+            summary.search_id = listing.id.to_string();
+            // There is none in the moment between the work's end and its being told.
+            listing.progress = listing.stopper.progress().or(listing.progress);
+            if let Some(progress) = listing.progress {
+                summary.state = wire_state(progress.state).into();
+                summary.hashes = progress.tests;
+                summary.frontier = progress.frontier;
+            }
+        }
+        if let Some(end) = &state.search {
+            summary.state = v1pb::SearchState::Ended.into();
+            summary.hashes = end.hashes;
+            summary.frontier = end.frontier;
+            summary.ended_at = Some(end.at.into());
+            summary.end_reason = end.reason.into();
+            summary.end_message.clone_from(&end.message);
+            summary.cursor.clone_from(&end.cursor);
+        }
+        summary
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.query.names().iter().map(DesiredName::as_str)
+    }
+
+    /// Writes the log's line when both the call and its work are over.
+    fn log_if_over(&self, state: MutexGuard<'_, State>) {
+        let (Some((end, took)), Some(report)) = (state.call, state.work.clone()) else {
+            return;
+        };
+        let id = (state.listing.as_ref()).map(|listing| Arc::clone(&listing.id));
+        drop(state);
+        let work = match report.outcome {
+            Outcome::Ideal(_) => "found",
+            Outcome::Exhausted => "keyspace exhausted",
+            Outcome::BudgetSpent(_) => "hash budget spent",
+            Outcome::QuotaSpent { .. } => "hash quota spent",
+            Outcome::Cancelled { .. } => "stopped",
+            Outcome::Failed(_) => "panicked",
+            _ => "ended",
+        };
+        let cause = end
+            .cancelled
+            .map_or("completed".to_owned(), |why| why.to_string());
+        tracing::info!(
+            method = name_of(self.method),
+            search = id.as_ref().map(tracing::field::display),
+            peer = self.peer.as_ref().map(tracing::field::display),
+            name = ?self.names().collect::<Vec<_>>().join(" "),
+            code = ?end.code,
+            cause,
+            work,
+            hashes = report.hashes,
+            tests = report.tests,
+            took = ?took,
+            stopped_in = report.stop_latency.map(tracing::field::debug),
+            "call ended",
+        );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SearchEnd {
+    fn new(
+        query: &Query,
+        outcome: &Outcome,
+        hashes: u64,
+        cancelled: Option<&(Canceller, String)>,
+    ) -> SearchEnd {
+        let mut message = String::new();
+        let (reason, cursor) = match outcome {
+            Outcome::Ideal(_) => (EndReason::Found, None),
+            Outcome::Exhausted => (EndReason::KeyspaceExhausted, None),
+            Outcome::BudgetSpent(cursor) => (EndReason::HashBudgetSpent, Some(cursor)),
+            Outcome::QuotaSpent { cursor, .. } => (EndReason::HashQuotaSpent, Some(cursor)),
+            Outcome::Cancelled { cause, cursor } => {
+                if let Some((by, why)) = cancelled
+                    && cause_of(*by) == *cause
+                {
+                    message.clone_from(why);
+                }
+                let reason = match cause {
+                    StopCause::Deadline => EndReason::DeadlineExceeded,
+                    StopCause::Operator => EndReason::CancelledByOperator,
+                    StopCause::Drain => EndReason::Draining,
+                    _ => EndReason::CancelledByClient,
+                };
+                (reason, Some(cursor))
+            }
+            Outcome::Failed(cursor) => (EndReason::Failed, Some(cursor)),
+            _ => (EndReason::Failed, None),
+        };
+        let frontier = match (outcome, cursor) {
+            (_, Some(cursor)) => cursor.frontier(),
+            (Outcome::Ideal(candidate), None) => candidate.index + 1,
+            (_, None) => query.keyspace().end(),
+        };
+        SearchEnd {
+            at: SystemTime::now(),
+            reason,
+            message,
+            cursor: cursor.map(ToString::to_string).unwrap_or_default(),
+            hashes,
+            frontier,
+        }
+    }
+}
+
+impl Mark {
+    pub(super) fn of(summary: &SearchSummary) -> Mark {
+        Mark {
+            state: summary.state,
+            hashes: summary.hashes,
+            frontier: summary.frontier,
+        }
+    }
+
+    pub(super) fn has_ended(self) -> bool {
+        self.state == i32::from(v1pb::SearchState::Ended)
+    }
+}
+
+/// A method's name without its service's.
+pub(super) fn name_of(method: &'static str) -> &'static str {
+    method.rsplit_once('/').map_or(method, |(_, name)| name)
+}
+
+/// What a search is doing, as the wire has it.
+pub(super) fn wire_state(state: SearchState) -> v1pb::SearchState {
+    match state {
+        SearchState::Queued => v1pb::SearchState::Queued,
+        SearchState::Parked => v1pb::SearchState::Parked,
+        // Workers have yet to let go of one that has ended, or its reader has yet to be told.
+        _ => v1pb::SearchState::Running,
+    }
+}
+
+fn cause_of(canceller: Canceller) -> StopCause {
+    match canceller {
+        Canceller::Client => StopCause::Client,
+        Canceller::Operator => StopCause::Operator,
+    }
+}

@@ -1,0 +1,203 @@
+//! What every call that searches goes through, whichever service it came to: what may be refused is
+//! refused, and its search is begun, listed, and stopped when the call ends.
+
+use std::{
+    collections::{HashMap, HashSet},
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
+    sync::Arc,
+    time::Duration,
+};
+
+use hashfinder_search::{Client, Engine, OverLimit, Query, StopCause};
+use tokio::time::{Instant, sleep};
+use tonic::{Request, Status};
+use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
+
+use super::{
+    answer::Answer,
+    call::{Call, name_of},
+    registry::{Registry, Viewer},
+    status::CallError,
+};
+use crate::listener::{ClientName, Peer};
+
+/// How long a call waits for another one's permit before it is refused. The work of a call that was
+/// answered lets go within a slice, so that a client that makes one call after another is never in
+/// its own way; on a machine that is very busy this takes longer.
+const PERMIT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// When a call first asks again whether its client has room for it; each pause is twice the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// What one RPC, and all of them together, may take, and who may do what.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// The hash budget of one RPC.
+    pub(crate) maximum_hashes: NonZeroU64,
+    /// How many RPCs may search at a time.
+    pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
+    /// The shares of those clients that do not have the share of 1.
+    pub(crate) weights: HashMap<ClientName, NonZeroU32>,
+    /// Who sees and cancels the searches of all clients.
+    pub(crate) operators: HashSet<ClientName>,
+}
+
+/// The searches of all calls, of both services.
+pub(crate) struct Searches {
+    engine: Engine,
+    limits: Limits,
+    room: WorkLimit,
+    registry: Arc<Registry>,
+}
+
+impl Searches {
+    pub(crate) fn new(engine: Engine, limits: Limits) -> Searches {
+        Searches {
+            engine,
+            room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
+            registry: Arc::default(),
+            limits,
+        }
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// How many threads search.
+    pub(super) fn workers(&self) -> usize {
+        self.engine.workers()
+    }
+
+    /// What a caller may see.
+    pub(super) fn viewer(&self, caller: &Caller) -> Viewer {
+        let client = caller.client();
+        Viewer {
+            is_operator: self.limits.operators.contains(&client),
+            client,
+        }
+    }
+
+    /// Begins a search for a call. `method` is as a path has it, without the first slash; `maximum_hashes`
+    /// is the call's own wish. Everything else that can be refused is refused here, before any work.
+    ///
+    /// Dropping the future gives up the place that it waits for.
+    pub(super) async fn begin(
+        &self,
+        method: &'static str,
+        caller: &Caller,
+        query: Query,
+        maximum_hashes: Option<NonZeroU64>,
+    ) -> Result<Answer, CallError> {
+        let most = self.limits.maximum_hashes;
+        let maximum_hashes = maximum_hashes.map_or(most, |wished| wished.min(most));
+        let query = query.hash_budget(maximum_hashes);
+        let name = caller.client();
+        let client = self.client(&name, caller);
+        let until = Instant::now() + PERMIT_PATIENCE;
+        let mut pause = FIRST_PAUSE;
+        let (search, call) = loop {
+            let guard = self.room(&caller.context, until).await?;
+            let peer = caller.peer.clone();
+            let call = Arc::new(Call::new(method, peer, name.clone(), query.clone()));
+            let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
+            let search = (self.engine).search(client.clone(), query.clone(), move |report| {
+                // It is the work's: it goes back when the last worker has let go.
+                drop(guard);
+                registry.ended(&at_release, &report.outcome, report.tests);
+                at_release.released(report);
+            });
+            match search {
+                Ok(search) => break (search, call),
+                // As for a permit, and for the same reason.
+                Err(OverLimit::SearchesOfClient { .. }) if Instant::now() < until => {
+                    sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(over) => return Err(CallError::OverLimit(over)),
+            }
+        };
+        let stopper = search.stopper();
+        // One that ended with its first secrets is over before anybody could ask for it.
+        if stopper.progress().is_some() {
+            self.registry.add(&call, stopper.clone());
+        }
+        // A stream that nobody reads is not polled, so its end has to reach the work by itself.
+        let ending = Arc::clone(&call);
+        caller.context.add_callback(move |end| {
+            stopper.stop(end.cancelled.map_or(StopCause::Client, cause_of));
+            ending.call_ended(end);
+        });
+        let registry = Arc::clone(&self.registry);
+        let context = caller.context.clone();
+        Ok(Answer::new(context, search, call, registry, maximum_hashes))
+    }
+
+    async fn room(&self, context: &CallContext, until: Instant) -> Result<WorkGuard, CallError> {
+        let patience = until.saturating_duration_since(Instant::now());
+        let guard = self.room.begin_within(context, patience).await;
+        guard.map_err(|_| match context.cancel_reason() {
+            Some(CancelReason::Drain) => CallError::Draining(None),
+            // Who is gone for another reason is told nothing any more.
+            _ => CallError::TooManyRpcs(self.limits.maximum_concurrent_rpcs),
+        })
+    }
+
+    /// For whom a call is, and with which share.
+    fn client(&self, name: &ClientName, caller: &Caller) -> Client {
+        let weight = self.limits.weights.get(name).copied();
+        Client {
+            name: Arc::clone(&name.0),
+            connection: caller.peer.as_ref().map_or(0, |peer| peer.connection),
+            weight: weight.unwrap_or(NonZeroU32::MIN),
+        }
+    }
+}
+
+/// Who makes a call, and the call's life.
+#[derive(Clone)]
+pub(super) struct Caller {
+    pub(super) context: CallContext,
+    peer: Option<Peer>,
+}
+
+impl Caller {
+    pub(super) fn of<T>(request: &Request<T>) -> Caller {
+        Caller {
+            context: CallContext::of(request),
+            peer: request.extensions().get::<Peer>().cloned(),
+        }
+    }
+
+    pub(super) fn client(&self) -> ClientName {
+        let of_nobody = || ClientName(Client::default().name);
+        self.peer.as_ref().map_or_else(of_nobody, Peer::client)
+    }
+
+    pub(super) fn peer(&self) -> Option<&Peer> {
+        self.peer.as_ref()
+    }
+
+    /// The status of a call that was refused, which the log is told of.
+    pub(super) fn refused(&self, method: &'static str, error: CallError) -> Status {
+        let status = Status::from(error);
+        tracing::info!(
+            method = name_of(method),
+            peer = self.peer.as_ref().map(tracing::field::display),
+            code = ?status.code(),
+            reason = status.message(),
+            "call refused",
+        );
+        status
+    }
+}
+
+/// Who wants a search to stop whose call was cancelled.
+pub(super) fn cause_of(reason: CancelReason) -> StopCause {
+    match reason {
+        CancelReason::DeadlineExceeded => StopCause::Deadline,
+        CancelReason::Server => StopCause::Operator,
+        CancelReason::Drain => StopCause::Drain,
+        _ => StopCause::Client,
+    }
+}

@@ -1,0 +1,337 @@
+"""`hashfinder searches`: what there is at a server, shown and cancelled."""
+
+import fcntl
+import json
+import os
+import re
+import struct
+import subprocess
+import termios
+
+import grpc
+import jsonschema
+import pytest
+from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGINT, SIGTERM, Process
+from test_find import HARD, cursor_in
+from test_remote import fake, messages  # noqa: F401
+from test_status import Terminal
+
+SCHEMA = json.loads((PROTOS.parent / "docs/searches.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def run(command, server, *arguments):
+    """Runs `hashfinder searches` to its end."""
+    return subprocess.run(
+        [HASHFINDER, "searches", command, "--server", server.address, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+@pytest.fixture
+def watch(processes):
+    """Starts `hashfinder searches watch` and leaves it running."""
+
+    def start(server, *arguments):
+        command = [HASHFINDER, "searches", "watch", "--server", server.address, *arguments]
+        processes.append(Process(command))
+        return processes[-1]
+
+    return start
+
+
+@pytest.fixture
+def searching(find):
+    """Starts a search that does not end by itself, and waits until it is listed; tells its ID too."""
+
+    def start(server, name=HARD):
+        process = find(name, "--server", server.address)
+        while True:
+            for line in run("list", server, "--state", "running").stdout.splitlines():
+                columns = line.split("\t")
+                if columns[6] == name:
+                    return process, columns[0]
+
+    return start
+
+
+def as_json(line):
+    record = json.loads(line)
+    VALIDATOR.validate(record)
+    return record
+
+
+def test_a_list_of_none(serve):
+    done = run("list", serve())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_list(serve, searching):
+    server = serve()
+    process, search_id = searching(server)
+    done = run("list", server)
+    assert done.returncode == 0
+    [line] = done.stdout.splitlines()
+    columns = line.split("\t")
+    assert len(columns) == 9
+    assert columns[:3] == [search_id, "running", "ip:127.0.0.1"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", columns[3])
+    assert columns[5:] == ["0", HARD, "", ""]
+    [line] = run("list", server, "--json").stdout.splitlines()
+    record = as_json(line)
+    assert (record["search_id"], record["state"]) == (search_id, "running")
+    assert (record["desired_names"], record["cursor"]) == ([HARD], None)
+    assert record["method"].endswith("Finder/Search")
+    assert record["hashes"] >= int(columns[4])
+    process.send(SIGINT)
+    assert process.wait() == 130
+    ended = run("list", server, "--state", "ended", "--json").stdout.splitlines()
+    [record] = map(as_json, ended)
+    assert (record["search_id"], record["end_reason"]) == (search_id, "cancelled_by_client")
+    assert record["cursor"].startswith("hf1_")
+    assert run("list", server, "--state", "running,queued,parked").stdout == ""
+
+
+def test_cancelling(serve, searching):
+    server = serve()
+    process, search_id = searching(server)
+    other, other_id = searching(server, "hashfinderhashfinde")
+    done = run("cancel", server, "nothing", search_id, other_id, "--reason", "the machine is needed")
+    assert done.returncode == 1
+    assert done.stdout == f"{search_id}\tcancelled\n{other_id}\tcancelled\n"
+    [line] = done.stderr.splitlines()
+    assert line.startswith("hashfinder: there is no search nothing of yours at ")
+    for one in (process, other):
+        assert one.wait() == 3
+        stderr = one.rest_of_stderr()
+        assert "the search was cancelled by its client: the machine is needed\n" in stderr
+        assert cursor_in(stderr).startswith("hf1_")
+    again = run("cancel", server, search_id)
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"{search_id}\thad ended: cancelled by client")
+
+
+def test_a_reason_that_is_too_long(serve):
+    done = run("cancel", serve(), "a", "--reason", "b" * 257)
+    assert done.returncode == 5
+    assert "256" in done.stderr
+
+
+def test_only_operators_see_what_is_anothers(serve):
+    done = run("list", serve(), "--client", "ip:192.0.2.1")
+    assert done.returncode == 5
+    assert "only an operator" in done.stderr
+
+
+def test_watching_by_lines(serve, searching, watch):
+    server = serve()
+    watching, in_json = watch(server), watch(server, "--json", "--interval", "100ms")
+    process, search_id = searching(server)
+    first = watching.popen.stdout.readline().rstrip("\n").split("\t")
+    assert (first[0], len(first)) == (search_id, 9)
+    process.send(SIGINT)
+    process.wait()
+    for line in in_json.popen.stdout:
+        record = as_json(line)
+        assert record["search_id"] == search_id
+        if record["state"] == "ended":
+            break
+    for one, number in ((watching, SIGINT), (in_json, SIGTERM)):
+        one.send(number)
+        assert one.wait() == 0
+        assert one.rest_of_stderr() == ""
+
+
+def test_a_watch_ends_with_its_server(serve, searching, watch):
+    server = serve("--drain-grace", "0s")
+    searching(server)
+    watching = watch(server)
+    assert HARD in watching.popen.stdout.readline()
+    server.send(SIGTERM)
+    assert watching.wait() == 0
+    stderr = watching.rest_of_stderr()
+    assert stderr == f"hashfinder: the server at {server.address} is shutting down"
+
+
+def test_a_watch_that_nobody_reads_ends_at_ctrl_c(serve, searching, watch):
+    server = serve()
+    searching(server)
+    watching = watch(server, "--json", "--interval", "100ms")
+    # Fill the pipe.
+    pipe = watching.popen.stdout.fileno()
+    fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    while True:
+        waiting = int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), "little")
+        if waiting > 3500:
+            break
+    watching.send(SIGINT)
+    assert watching.wait() == 0
+
+
+def test_a_reader_of_a_watch_that_has_seen_enough(serve, searching, watch):
+    server = serve()
+    searching(server)
+    watching = watch(server, "--interval", "100ms")
+    watching.popen.stdout.readline()
+    watching.popen.stdout.close()
+    assert watching.wait() == 0
+
+
+class Watch(Terminal):
+    COMMAND = "searches"
+
+    def __init__(self, *arguments, rows=24):
+        super().__init__(*arguments)
+        size = struct.pack("HHHH", rows, 80, 0, 0)
+        fcntl.ioctl(self._ours, termios.TIOCSWINSZ, size)
+
+    def table(self):
+        """The lines of the table as they stand on the screen after the last drawing."""
+        last = self.seen.rsplit("\x1b[?7l", 1)[1].split("\x1b[J", 1)[0]
+        lines = last.split("\x1b[K\r\n")
+        assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines)), lines
+        return lines
+
+
+@pytest.fixture
+def terminal():
+    started = []
+
+    def start(server, *arguments, command="watch", **kwargs):
+        started.append(Watch(command, "--server", server.address, *arguments, **kwargs))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+def test_watching_on_a_terminal(serve, searching, terminal):
+    server = serve()
+    screen = terminal(server, "--interval", "100ms")
+    screen.wait_for("no searches")
+    process, search_id = searching(server)
+    screen.wait_for(rf"{search_id} .*running .*{HARD}")
+    titles, row = screen.table()
+    assert titles.split() == "SEARCH STATE CLIENT BEGAN HASHES DISTANCE NAMES END".split()
+    assert row.index("running") == titles.index("STATE")
+    process.send(SIGINT)
+    screen.wait_for(rf"{search_id} .*ended .*cancelled by client")
+    # It is drawn in its own place, and wraps nowhere.
+    assert re.search(r"\r\x1b\[1A\x1b\[\?7lSEARCH", screen.seen)
+    screen.press(b"\x03")
+    assert screen.wait() == 0
+    assert screen.seen.endswith("\x1b[?7h\r\n") or screen.seen.endswith("^C\r\n")
+
+
+def test_a_table_is_no_longer_than_the_terminal(serve, find, terminal):
+    server = serve()
+    started = [find(HARD, "--server", server.address) for _ in range(9)]
+    screen = terminal(server, rows=6)
+    screen.wait_for(r"and 5 more")
+    assert len(screen.table()) == 6
+    for process in started:
+        process.send(SIGINT)
+    screen.press(b"\x03")
+    assert screen.wait() == 0
+
+
+def test_a_list_on_a_terminal_is_a_table(serve, searching, terminal):
+    server = serve()
+    _, search_id = searching(server)
+    listed = terminal(server, command="list")
+    assert listed.wait() == 0
+    titles, row = listed.seen.splitlines()
+    assert titles.startswith("SEARCH ")
+    assert row.startswith(f"{search_id}  running")
+    assert row.index("ip:127.0.0.1") == titles.index("CLIENT")
+
+
+def summary(messages, n, **fields):
+    return messages.SearchSummary(search_id=f"search-{n}", desired_names=["doctor"], **fields)
+
+
+def test_a_list_goes_through_all_pages(fake, messages, terminal):
+    def list_searches(self, request, context):
+        assert list(request.states) == [2, 4] and request.client == "user:7"
+        begin = int(request.page_token or 0)
+        searches = [summary(messages, n) for n in range(begin, begin + 2)]
+        return messages.ListSearchesResponse(searches=searches, next_page_token=str(begin + 2) if begin < 4 else "")
+
+    server = fake(ListSearches=list_searches)
+    arguments = ["--state", "running", "--state", "ended", "--client", "user:7"]
+    expected = [f"search-{n}" for n in range(6)]
+    done = run("list", server, *arguments)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == expected
+    done = run("list", server, *arguments, "--json")
+    assert [as_json(line)["search_id"] for line in done.stdout.splitlines()] == expected
+    listed = terminal(server, *arguments, command="list")
+    assert listed.wait() == 0
+    assert [line.split()[0] for line in listed.seen.splitlines()[1:]] == expected
+
+
+def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, messages, terminal):
+    evil = "\x1b]0;owned\x07\x1b[2J\t\r\n\x9b31m"
+    told = messages.SearchSummary(
+        search_id=evil,
+        client=evil,
+        method=evil,
+        desired_names=[evil],
+        state="SEARCH_STATE_ENDED",
+        end_message=evil,
+        cursor=evil,
+        started_at={"seconds": -(2**62)},
+    )
+
+    def watch_searches(self, request, context):
+        yield messages.WatchSearchesResponse(searches=[told])
+        context.abort(grpc.StatusCode.INTERNAL, evil)
+
+    def list_searches(self, request, context):
+        return messages.ListSearchesResponse(searches=[told])
+
+    server = fake(ListSearches=list_searches, WatchSearches=watch_searches)
+    for arguments in ([], ["--json"]):
+        listed = terminal(server, *arguments, command="list")
+        assert listed.wait() == 0
+        assert not re.search(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f]", listed.seen), listed.seen
+    watching = terminal(server)
+    assert watching.wait() == 5
+    watching.table()
+    assert not re.search(r"[\x07\x9b]|\x1b\]|\x1b\[2J", watching.seen)
+    [line] = run("list", server).stdout.splitlines()
+    assert len(line.split("\t")) == 9
+
+
+def test_no_server():
+    class Nowhere:
+        address = "127.0.0.1:1"
+
+    for arguments in (["list"], ["watch"], ["cancel", "a"]):
+        done = run(arguments[0], Nowhere, *arguments[1:], "--connect-timeout", "100ms")
+        assert done.returncode == 5
+        [line] = done.stderr.splitlines()
+        assert "no server at 127.0.0.1:1 within 100ms" in line
+
+
+def test_a_server_that_is_not_meant_for_it(fake):
+    server = fake()
+    for arguments in (["list"], ["watch"], ["cancel", "a"]):
+        done = run(arguments[0], server, *arguments[1:])
+        assert done.returncode == 5
+        [line] = done.stderr.splitlines()
+        assert "does not tell its searches" in line
+
+
+def test_the_server_may_be_given_by_the_environment(serve):
+    server = serve()
+    done = subprocess.run(
+        [HASHFINDER, "searches", "list"],
+        env=os.environ | {"HASHFINDER_SERVER": server.address},
+        capture_output=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stdout) == (0, b"")

@@ -18,7 +18,7 @@ pub(crate) const MEASURED_FOR: Duration = Duration::from_millis(250);
 const NEARLY_SURE: f64 = 0.999;
 
 /// A number that is known exactly, or by its bounds.
-type Bounds = RangeInclusive<f64>;
+pub(crate) type Bounds = RangeInclusive<f64>;
 
 /// Prints the odds.
 pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
@@ -133,7 +133,7 @@ fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
 }
 
 /// A number, or the two that it is between.
-fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
+pub(crate) fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
     let (low, high) = (number(*bounds.start()), number(*bounds.end()));
     if low == high {
         low

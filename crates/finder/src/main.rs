@@ -46,10 +46,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
         Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
         Command::Completions(arguments) => manual::completions(&arguments),
         Command::Man(arguments) => manual::man(&arguments),
-        Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
     };
     // What is still going on, a connection that nobody reads for one, does not keep the process.
     runtime.shutdown_background();

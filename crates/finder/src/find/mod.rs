@@ -221,7 +221,9 @@ async fn follow<S: Source>(
 ) -> Result<Conclusion> {
     let began = Instant::now();
     // Some tens of milliseconds at most, while the search goes on.
-    let mut progress = Progress::new(Odds::of(&query.names()[0], query.ideal_distance()));
+    let odds = Odds::of(&query.names()[0], query.ideal_distance());
+    let before = session.as_ref().map_or(0, Session::answers);
+    let mut progress = Progress::new(odds, output.wanted(), query.start()..query.keyspace().end());
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first comes at once, when there is nothing to show yet.
@@ -239,8 +241,8 @@ async fn follow<S: Source>(
             }
             _ = ticks.tick() => {
                 let frontier = search.frontier();
-                let hashes = frontier.map(|frontier| frontier - query.start());
-                progress.show(status, began.elapsed(), hashes, output.best());
+                let answers = before + output.answers();
+                progress.show(status, began.elapsed(), frontier, answers, output.best());
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
                     let kept = session.keep_at_times(frontier, output.answers());
@@ -298,7 +300,9 @@ async fn follow<S: Source>(
         true => "go on with: the same command; the session keeps the place".to_owned(),
         false => go_on_at(cursor, server.as_ref()),
     });
-    tell(&ended, go_on, output, status);
+    let share = hashes.and(ended.cursor.as_ref());
+    let share = share.and_then(|cursor| progress.share_of_ended(cursor.frontier()));
+    tell(&ended, share, go_on, output, status);
     Ok(Conclusion { hashes, ..ended })
 }
 
@@ -379,8 +383,15 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
     }
 }
 
-/// Says why there is no answer, and how to go on if one can.
-fn tell(ended: &Conclusion, go_on: Option<String>, output: &Output, status: &Status) {
+/// Says why there is no answer, what share of searches would have one, if that is known, and how to go
+/// on if one can.
+fn tell(
+    ended: &Conclusion,
+    share: Option<String>,
+    go_on: Option<String>,
+    output: &Output,
+    status: &Status,
+) {
     let Some(why) = &ended.why else { return };
     if ended.exit == Exit::Failed {
         status.fail(why);
@@ -388,6 +399,9 @@ fn tell(ended: &Conclusion, go_on: Option<String>, output: &Output, status: &Sta
         status.say(why);
     }
     let Some(go_on) = go_on else { return };
+    if let Some(share) = share {
+        status.say(share);
+    }
     match output.best() {
         Some(best) => status.say(format_args!("the nearest so far:\n{best}")),
         None => status.say("no candidate so far"),

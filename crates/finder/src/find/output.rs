@@ -130,6 +130,7 @@ pub(super) struct Output {
     shows: Distance,
     began: Instant,
     best: Option<Finding>,
+    wanted: u64,
     answers: u64,
     headed: bool,
     /// Whether anybody reads.
@@ -158,6 +159,7 @@ impl Output {
             shows,
             began: Instant::now(),
             best: None,
+            wanted: arguments.count.get(),
             answers: 0,
             headed: form == Form::Json || !on_terminal,
             read: true,
@@ -207,6 +209,11 @@ impl Output {
     /// The nearest that has been seen.
     pub(super) fn best(&self) -> Option<&Finding> {
         self.best.as_ref()
+    }
+
+    /// How many secrets within the ideal distance are wanted, in this run and those before it.
+    pub(super) fn wanted(&self) -> u64 {
+        self.wanted
     }
 
     /// How many secrets within the ideal distance were printed.

@@ -59,7 +59,7 @@ impl RemoteSearch {
         // One that lies beyond what the clock can show is none.
         let deadline = arguments
             .maximum_time
-            .and_then(|timeout| began.checked_add(timeout));
+            .and_then(|time| began.checked_add(time));
         let options = deadline.map_or(CallOptions::new(), |deadline| {
             CallOptions::new().deadline(deadline)
         });
@@ -343,7 +343,7 @@ pub(super) fn ending(status: &Status, cancelled: bool, cursor: Cursor) -> Ending
         }
         // The server, or what this client may have of it, is full.
         Code::ResourceExhausted => Ending::Limit(message, cursor),
-        Code::DeadlineExceeded => Ending::Limit("the maximum time has passed".to_owned(), cursor),
+        Code::DeadlineExceeded => Ending::Limit("the timeout has passed".to_owned(), cursor),
         Code::NotFound => Ending::Exhausted,
         code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),
     }

@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 from conftest import (
     FIRST_DOCTOR,
     HASHFINDER,
+    PATIENCE_S,
     SIGINT,
     SIGTERM,
     Process,
@@ -183,17 +186,25 @@ def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
     assert cursor_in(process.rest_of_stderr()) == cursor(HARD, index + 1, interesting=28)
 
 
-def test_a_reader_that_has_seen_enough():
-    finding = subprocess.Popen(
-        [HASHFINDER, "find", HARD, "--show-inferior", "28"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert finding.stdout.readline().startswith("2jmj7l5rSw0yVb/vlWAYkK/YBwk=")
-    finding.stdout.close()
-    assert finding.wait(30) == 0
-    assert finding.stderr.read() == ""
+@pytest.mark.parametrize("form", [[], ["--json"], ["--color", "always"]])
+@pytest.mark.parametrize("search", ["candidates", "answers", "server"])
+def test_a_reader_that_has_seen_enough(serve, search, form):
+    arguments = {
+        "candidates": [HARD, "--show-inferior", "28"],
+        "answers": ["a", "--count", "9999999"],
+        "server": [HARD, "--show-inferior", "28", "--server"],
+    }[search]
+    if search == "server":
+        arguments.append(serve().address)
+    # As one types it, and asks for its exit code.
+    command = shlex.join([HASHFINDER, "find", *arguments, *form])
+    line = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    # For both of them it is the empty secret.
+    told = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
+    assert told.count("\n") == 1
+    assert "2jmj7l5rSw0yVb/vlWAYkK/YBwk=" in told
 
 
 def test_a_stderr_that_nobody_reads_keeps_no_answer_back():

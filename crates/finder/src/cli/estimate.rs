@@ -18,7 +18,7 @@ Examples:
   hashfinder estimate hashfinder --ideal-distance 3 --rate 1e9
   hashfinder estimate doctor --json
 
-With --json, one object: name, ideal_distance, exact (whether the chance is known exactly),
+With --json, one object: names, algorithm, encoding, ideal_distance, exact (whether the chance is known exactly),
 chance (that one hash matches), hashes (expected, median, p90, p99: how many a search takes on
 average, and by how many half, 90% and 99% of all searches have ended), hashes_per_second,
 measured (whether that was measured here), seconds (the same four). A chance, and each of the

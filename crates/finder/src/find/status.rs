@@ -102,11 +102,10 @@ impl Status {
 
     fn draw(&self, lines: &[String]) {
         let mut drawn = self.lock();
-        // In one piece, so that it does not flicker and leaves the terminal as it was.
-        let (erasure, lines_joined) = (erasure(*drawn), lines.join("\n"));
+        let (erasure, text) = (erasure(*drawn), lines.join("\n"));
         *drawn = lines.len();
-        let screen = format!("{erasure}{NO_WRAP}{lines_joined}{WRAP}");
-        let _ = io::stderr().write_all(screen.as_bytes());
+        // In one piece, so that it does not flicker and leaves the terminal as it was.
+        let _ = io::stderr().write_all(format!("{erasure}{NO_WRAP}{text}{WRAP}").as_bytes());
     }
 
     /// Takes the status lines from the screen, and keeps everybody else from it.
@@ -203,8 +202,10 @@ impl Progress {
     /// What is to be said of a search that was stopped at a frontier, without an answer.
     pub(super) fn share_of_ended(&self, frontier: Index) -> Option<String> {
         // How long several answers take together is another matter.
-        let share = self.percent(frontier);
-        (self.wanted == 1).then(|| format!("{share} of such searches would have ended by now"))
+        (self.wanted == 1).then(|| {
+            let share = self.percent(frontier);
+            format!("{share} of such searches would have ended by now")
+        })
     }
 
     /// What there is to say of a search besides how long it takes: of what was done, and of its odds.
@@ -233,21 +234,19 @@ impl Progress {
             odds.add(1, format!("{answers} of {} found", self.wanted));
             "the next "
         };
+        // Where the odds have bounds, the points are the later ones.
+        let at_least = match self.odds.is_exact() {
+            true => "",
+            false => "at least ",
+        };
         let steady_rate = steady_rate.filter(|rate| *rate > 0.0);
         let points = steady_rate.map(|rate| self.points(frontier, rate, now));
-        // Where the odds have bounds, the points are the later ones.
-        let at_least = if self.odds.is_exact() {
-            ""
-        } else {
-            "at least "
-        };
-        let ranks = [0, 3, 2];
-        for (at, (point, rank)) in points.into_iter().flatten().zip(ranks).enumerate() {
-            let from_now = match at {
-                0 => format!("{whose}from now {at_least}"),
-                _ => String::new(),
-            };
-            odds.add(rank, format!("{from_now}{point}"));
+        let mut points = points.into_iter().flatten();
+        if let Some(first) = points.next() {
+            odds.add(0, format!("{whose}from now {at_least}{first}"));
+        }
+        for (point, rank) in points.zip([3, 2]) {
+            odds.add(rank, point);
         }
         [done, odds]
     }
@@ -514,7 +513,7 @@ mod tests {
             (7.0 * DAY, "by 27 Nov"),
             (41.0 * DAY, "by 31 Dec"),
             (42.0 * DAY, "by 1 Jan 2025"),
-            // Summer has begun: the date is one on which a clock there shows it.
+            // It is summer time, and past midnight.
             (180.0 * DAY + 9.5 * HOUR, "by 20 May 2025"),
             (366.0 * DAY, "in a year"),
             (3.0 * 365.25 * DAY, "in 3 years"),

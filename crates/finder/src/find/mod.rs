@@ -464,6 +464,10 @@ mod tests {
             None
         }
 
+        fn resumes_at(&self) -> Option<ServerAddress> {
+            None
+        }
+
         async fn close(self) {}
     }
 
@@ -475,7 +479,7 @@ mod tests {
         let Command::Find(arguments) = Cli::parse_from(line.split(' ')).command else {
             unreachable!("another command");
         };
-        let query = query(&arguments).unwrap();
+        let query = arguments.query().unwrap();
         let search = Prompt(Cursor::new(&query, 5), Arc::default());
         let status = Arc::new(Status::new(true));
         let mut output = Output::new(&arguments, Arc::clone(&status));

@@ -30,7 +30,8 @@ commands:
           measure what thousands of searches cost, and write bench/RESULTS.md;
           installs h2load by Debian's package manager where it is missing
   bench cancel
-          measure what the cancellation layer costs, and write bench/RESULTS.md";
+          measure what the cancellation layer costs, and write bench/RESULTS.md
+  picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
 
 /// Where the end-to-end tests are, below the root.
 const END_TO_END: &str = "crates/finder/tests/e2e";
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         ["bench", "peers"] => peers::run(),
         ["bench", "engine"] => engine::run(),
         ["bench", "cancel"] => cancel::run(),
+        ["picture"] => picture(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
@@ -181,6 +183,18 @@ fn test() -> Result<()> {
     }
     println!("all is well");
     Ok(())
+}
+
+/// The picture in the README.
+fn picture() -> Result<()> {
+    step("the program", &mut cargo("build --release"))?;
+    step(
+        "the picture",
+        Command::new(python()?)
+            .arg("xtask/picture.py")
+            .arg(target().join("release/hashfinder"))
+            .arg("docs/find.svg"),
+    )
 }
 
 /// How far the kernel for the other architecture could be checked.

@@ -84,14 +84,12 @@ impl Connection {
     }
 
     /// Waits until it is closed, so that a cancellation has been sent when we leave. Whoever has calls or
-    /// clients on it has to drop them before.
-    ///
-    /// Dropping the future stops the waiting; then the server notices by the connection's end.
+    /// clients on it has to drop them before. If it takes too long, or the future is dropped, the server
+    /// notices by the connection's end.
     pub(crate) async fn close(self) {
         let Connection { channel, tasks } = self;
         drop(channel);
         tasks.close();
-        // If it takes longer, the server notices by the connection's end.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await;
     }
 }

@@ -3,11 +3,11 @@
 use std::{io::Write, num::NonZeroUsize, ops::RangeInclusive, thread, time::Duration};
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Kernel, Odds, Query};
+use hashfinder_search::{DesiredName, Kernel, Odds, Query};
 
 use crate::{
     bench,
-    cli::{EstimateArguments, Exit, QueryArguments, say},
+    cli::{EstimateArguments, Exit, QueryError, say},
 };
 
 /// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
@@ -18,20 +18,18 @@ pub(crate) const MEASURED_FOR: Duration = Duration::from_millis(250);
 const NEARLY_SURE: f64 = 0.999;
 
 /// A number that is known exactly, or by its bounds.
-type Bounds = RangeInclusive<f64>;
+pub(crate) type Bounds = RangeInclusive<f64>;
 
 /// Prints the odds.
 pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
-    let QueryArguments {
-        name,
-        ideal_distance,
-    } = arguments.query.clone();
-    let name = name.context("no name is given")?;
-    let query = match Query::new(name, ideal_distance) {
+    let query = match arguments.query.query() {
         Ok(query) => query,
-        Err(impossible) => {
-            say(impossible);
-            return Ok(Exit::Impossible);
+        Err(error) => {
+            say(&error);
+            return Ok(match error {
+                QueryError::Wrong(_) => Exit::Usage,
+                QueryError::Impossible(_) => Exit::Impossible,
+            });
         }
     };
     let odds = Odds::of(&query.names()[0], query.ideal_distance());
@@ -45,7 +43,10 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
     } else {
         let whence = match arguments.rate {
             Some(_) => "as given".to_owned(),
-            None => format!("measured on this machine, {}", kernel.name()),
+            None => format!(
+                "measured on this machine, {}",
+                query.sought().hashed_by(kernel)
+            ),
         };
         table(&query, &odds, rate, &whence)
     };
@@ -63,6 +64,10 @@ fn points(odds: &Odds) -> [(&'static str, &'static str, Bounds); 4] {
     ]
 }
 
+fn texts(query: &Query) -> impl Iterator<Item = &str> {
+    query.names().iter().map(DesiredName::as_str)
+}
+
 fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
     let bounds = |bounds: &Bounds| serde_json::json!({"low": bounds.start(), "high": bounds.end()});
     let points = points(odds);
@@ -72,7 +77,9 @@ fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
         (*key, bounds(&seconds))
     });
     let object = serde_json::json!({
-        "name": query.names()[0].as_str(),
+        "names": texts(query).collect::<Vec<_>>(),
+        "algorithm": query.spelling().algorithm.to_string(),
+        "encoding": query.spelling().encoding.to_string(),
         "ideal_distance": query.ideal_distance().get(),
         "exact": odds.is_exact(),
         "chance": bounds(&odds.chance()),
@@ -85,8 +92,11 @@ fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
 }
 
 fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
-    let (name, distance) = (query.names()[0].as_str(), query.ideal_distance());
-    let what = format!("within distance {distance} of {}", name.escape_debug());
+    let names: Vec<String> = texts(query)
+        .map(|name| name.escape_debug().to_string())
+        .collect();
+    let (distance, names) = (query.ideal_distance(), names.join(" or "));
+    let what = format!("within distance {distance} of {names}");
     let mut lines = vec![if *odds.chance().start() == 1.0 {
         format!("every hash is {what}")
     } else {
@@ -133,7 +143,7 @@ fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
 }
 
 /// A number, or the two that it is between.
-fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
+pub(crate) fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
     let (low, high) = (number(*bounds.start()), number(*bounds.end()));
     if low == high {
         low

@@ -188,8 +188,8 @@ struct Which {
     )]
     states: Vec<State>,
 
-    /// Only those of this client, an IP address, or user: and a number, as `list` shows it. For operators;
-    /// others see their own alone
+    /// Only those of this client: ip: and an address, or user: and a number, as `list` shows it. For
+    /// operators; others see their own alone
     #[arg(
         long,
         value_name = "CLIENT",
@@ -299,7 +299,9 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
             break;
         }
     }
-    if form == Form::Table {
+    if form == Form::Table && table.is_empty() {
+        say(format_args!("no searches at {}", at.server));
+    } else if form == Form::Table {
         let rows = aligned(table.iter(), SystemTime::now()).join("\n");
         print(&format!("{rows}\n"))?;
     }
@@ -358,31 +360,32 @@ async fn watch(arguments: &WatchArguments) -> Result<Exit> {
     };
     let ended = tokio::select! {
         ended = watching => ended,
-        _ = signals.next() => Ok(()),
+        _ = signals.next() => Ok(None),
     };
     if screen.drawn > 0 {
         // The table stays, and what comes next stands below it.
         let _ = timeout(LAST_WORD, show("\n")).await;
     }
-    ended.map(|()| Exit::Success)
+    if let Some(why) = ended? {
+        say(why);
+    }
+    Ok(Exit::Success)
 }
 
-/// Shows what changes until the server has no more to tell, or nobody reads. Dropping the future ends
-/// it, within a line perhaps.
+/// Shows what changes until the server has no more to tell, or nobody reads; tells why, if it is worth
+/// saying. Dropping the future ends it, within a line perhaps.
 async fn follow(
     connection: &Connection,
     arguments: &WatchArguments,
     form: Form,
     screen: &mut Screen,
-) -> Result<()> {
+) -> Result<Option<String>> {
     let WatchArguments { at, which, .. } = arguments;
-    let interval_between = arguments.interval.map(prost_types::Duration::try_from);
+    let pause = arguments.interval.map(prost_types::Duration::try_from);
     let request = Request::new(WatchSearchesRequest {
         states: which.states(),
         client: which.client.clone(),
-        interval: interval_between
-            .transpose()
-            .context("the interval is too long")?,
+        interval: pause.transpose().context("the interval is too long")?,
     });
     let mut client = FinderClient::new(connection.channel());
     let mut call = StreamingCall::start(request, CallOptions::new(), |request| async move {
@@ -396,25 +399,20 @@ async fn follow(
                 Ok(Some(changes)) if form == Form::Table => screen.take(changes.searches),
                 Ok(Some(changes)) => {
                     if !show(&lines(&changes.searches, form)).await? {
-                        return Ok(());
+                        return Ok(None);
                     }
                     continue;
                 }
-                Ok(None) => return Ok(()),
+                Ok(None) => return Ok(None),
                 Err(status) if Details::of(&status).draining => {
-                    if screen.drawn > 0 {
-                        show("\n").await?;
-                        screen.drawn = 0;
-                    }
-                    say(format_args!("the server at {} is shutting down", at.server));
-                    return Ok(());
+                    return Ok(Some(format!("the server at {} is shutting down", at.server)));
                 }
                 Err(status) => return Err(at.failure(&status)),
             },
             _ = ticks.tick(), if screen.drawn > 0 => {}
         }
         if !show(&screen.draw(height(), SystemTime::now())).await? {
-            return Ok(());
+            return Ok(None);
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, Result};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use hashfinder_search::DesiredName;
 
 use crate::{
     cli::{Exit, VerifyArguments, say},
@@ -26,11 +27,18 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
-    let finding = Finding::of(secret, &arguments.name);
+    let name = match DesiredName::new(&arguments.name, arguments.spelling.spelling()) {
+        Ok(name) => name,
+        Err(wrong) => {
+            say(wrong);
+            return Ok(Exit::Usage);
+        }
+    };
+    let finding = Finding::of(secret, &name);
     let within = finding.distance <= arguments.ideal_distance.get();
     let line = if arguments.json {
         let object = serde_json::json!({
-            "name": arguments.name.as_str(),
+            "name": arguments.name,
             "ideal_distance": arguments.ideal_distance.get(),
             "hashed_name": finding.hashed_name.as_str(),
             "secret": BASE64_STANDARD.encode(&finding.secret),

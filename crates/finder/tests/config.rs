@@ -88,7 +88,9 @@ fn the_default_file_changes_nothing() {
 fn every_setting_has_a_variable_and_a_file_key() {
     let none = shown(&hashfinder(&["config", "show", "--json"], []));
     let mut variables = Vec::new();
-    for setting in none.iter().filter(|setting| !setting["value"].is_null()) {
+    // An empty variable counts as none.
+    let is_set = |setting: &&Value| !setting["value"].is_null() && setting["value"] != "";
+    for setting in none.iter().filter(is_set) {
         let (command, name, value) = value(setting);
         let name = format!("{} {}", command.as_str().unwrap(), name.as_str().unwrap());
         let text = |value: &Value| value.to_string().trim_matches('"').to_owned();
@@ -105,7 +107,7 @@ fn every_setting_has_a_variable_and_a_file_key() {
         .map(|(name, value)| (name.as_str(), value.as_str()));
     let all = shown(&hashfinder(&["config", "show", "--json"], given));
     assert!(none.iter().map(value).eq(all.iter().map(value)));
-    for setting in all.iter().filter(|setting| !setting["value"].is_null()) {
+    for setting in all.iter().filter(is_set) {
         assert_eq!(setting["source"], "environment", "{setting}");
     }
 }

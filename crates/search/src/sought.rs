@@ -84,6 +84,15 @@ impl Sought {
         self.filter.as_ref()
     }
 
+    /// What computes the digests, for people: the kernel, or the algorithm where no kernel does.
+    #[must_use]
+    pub fn hashed_by(&self, kernel: Kernel) -> String {
+        match self.filter {
+            Some(_) => kernel.name().to_owned(),
+            None => self.spelling.algorithm.to_string(),
+        }
+    }
+
     /// Tries the secrets of a range in order, with `kernel` if it can, and adds those that are hits to
     /// `hits`, in the order of the indices, then of the names. Returns one past the last index tried: the
     /// range's end or, when `hits` has come to hold `limit`, one past the last hit's.

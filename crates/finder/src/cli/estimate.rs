@@ -18,7 +18,7 @@ Examples:
   hashfinder estimate hashfinder --ideal-distance 3 --rate 1e9
   hashfinder estimate doctor --json
 
-With --json, one object: name, ideal_distance, exact (whether the chance is known exactly),
+With --json, one object: names, algorithm, encoding, ideal_distance, exact (whether the chance is known exactly),
 chance (that one hash matches), hashes (expected, median, p90, p99: how many a search takes on
 average, and by how many half, 90% and 99% of all searches have ended), hashes_per_second,
 measured (whether that was measured here), seconds (the same four). A chance, and each of the
@@ -30,9 +30,6 @@ Exit codes:
   4  no secret can ever match the name
   5  the output failed")]
 pub(crate) struct EstimateArguments {
-    #[command(flatten)]
-    pub(crate) query: QueryArguments,
-
     /// How many secrets are tried in a second [default: measured here for a quarter of a second, on
     /// a thread for each core]
     #[arg(long, value_name = "HASHES_PER_SECOND", value_parser = rate, allow_negative_numbers = true)]
@@ -45,6 +42,10 @@ pub(crate) struct EstimateArguments {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    // Last, for they have headings of their own.
+    #[command(flatten)]
+    pub(crate) query: QueryArguments,
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -6,9 +6,12 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use hashfinder_search::{Cursor, DesiredName, Distance, Kernel};
+use hashfinder_search::{Cursor, Distance, Kernel, Query};
 
-use super::{QueryArguments, ServerAddress, distance, duration, kernel, positive, server, threads};
+use super::{
+    QueryArguments, QueryError, ServerAddress, distance, duration, kernel, positive, server,
+    threads,
+};
 use crate::find::SessionName;
 
 /// How long `find` waits for a server that is not there: long enough for one that is just being
@@ -19,24 +22,27 @@ const CONNECT_TIMEOUT: &str = "20s";
 ///
 /// A result is a line on stdout with five columns, separated by tabs: the hashed name, the secret
 /// in base64 and in hexadecimal, the distance, and where in the hashed name the match begins
-/// (from 0). Everything else goes to stderr: on a terminal a line that shows how the search comes on,
+/// (from 0); with several names a sixth tells which of them it is. Everything else goes to stderr: on a terminal a line that shows how the search comes on,
 /// elsewhere a line now and then. Ctrl-C stops the search and prints the nearest candidate and a
 /// cursor to go on from; a second one leaves at once.
 #[derive(Args, Debug)]
 // Who goes on names nothing anew.
-#[command(mut_arg("name", |name| name.required(false).required_unless_present("resume")))]
+#[command(mut_arg("names", |names| names.required(false).required_unless_present("resume")))]
 #[command(after_help = "\
 Examples:
   hashfinder find doctor
   hashfinder find doctor --ideal-distance 1 --show-inferior 3
   hashfinder find doctor --maximum-hashes 1000000
   hashfinder find docto --count 3
+  hashfinder find tardis dalek
+  hashfinder find c0ffee --algorithm sha256 --encoding hex --anchor prefix
+  hashfinder find doc --secret-prefix 'I say: ' --alphabet alphanumeric
   hashfinder find hashfinder --show-inferior 4 --session night
   hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
 
-A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but without
---count, --maximum-hashes, --resume and --session, and it does not tell how it comes on.
+A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but
+only for what that has words for, and it does not tell how it comes on.
 
 Exit codes:
     0  found, or whoever reads the results has seen enough
@@ -48,9 +54,6 @@ Exit codes:
     5  the server, the connection, the output or the session failed
   130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
 pub(crate) struct FindArguments {
-    #[command(flatten)]
-    pub(crate) query: QueryArguments,
-
     /// Also show every secret on the way whose distance is less than this
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
@@ -89,7 +92,10 @@ pub(crate) struct FindArguments {
     #[arg(
         long,
         value_name = "CURSOR",
-        conflicts_with_all = ["name", "ideal_distance", "show_inferior"]
+        conflicts_with_all = [
+            "names", "ideal_distance", "show_inferior", "algorithm", "encoding", "anchor",
+            "case_sensitive", "secret_prefix", "secret_prefix_file", "secret_suffix", "alphabet",
+        ]
     )]
     pub(crate) resume: Option<Cursor>,
 
@@ -115,24 +121,26 @@ pub(crate) struct FindArguments {
     /// auto is: on a terminal, unless NO_COLOR is set.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) color: Color,
+
+    // Last, for they have headings of their own.
+    #[command(flatten)]
+    pub(crate) query: QueryArguments,
 }
 
 impl FindArguments {
-    /// What is looked for: the name, the ideal distance and the interesting one.
-    pub(crate) fn sought(&self) -> (DesiredName, Distance, Distance) {
-        match (&self.resume, &self.query.name) {
-            (Some(cursor), _) => {
-                let query = cursor.query();
-                let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
-                (query.names()[0].clone(), ideal, interesting)
-            }
-            (None, Some(name)) => {
+    /// What is searched for, and where it begins.
+    pub(crate) fn query(&self) -> Result<Query, QueryError> {
+        let query = match &self.resume {
+            Some(cursor) => cursor.query(),
+            None => {
                 let interesting = self.show_inferior.unwrap_or(Distance::ZERO);
-                (name.clone(), self.query.ideal_distance, interesting)
+                self.query.query()?.interesting(interesting)
             }
-            // The command line asks for one of them.
-            (None, None) => unreachable!("neither a name nor a cursor"),
-        }
+        };
+        Ok(match self.maximum_hashes {
+            Some(hashes) => query.hash_budget(hashes),
+            None => query,
+        })
     }
 }
 

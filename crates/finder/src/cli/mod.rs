@@ -32,7 +32,7 @@ pub(crate) use self::{
     bench::{BenchArguments, KernelChoice},
     estimate::EstimateArguments,
     find::{Color, FindArguments},
-    query::QueryArguments,
+    query::{QueryArguments, QueryError, SpellingArguments},
     serve::{BudgetStatus, ServeArguments},
     verify::VerifyArguments,
 };

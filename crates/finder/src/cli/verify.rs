@@ -1,9 +1,9 @@
 //! The arguments of `verify`.
 
 use clap::Args;
-use hashfinder_search::{DesiredName, Distance};
+use hashfinder_search::Distance;
 
-use super::distance;
+use super::{SpellingArguments, distance};
 
 /// Check a secret: what it spells, and how far that is from a name.
 ///
@@ -29,9 +29,9 @@ pub(crate) struct VerifyArguments {
     #[arg(value_name = "SECRET")]
     pub(crate) secret: String,
 
-    /// What its hashed name is to contain, in any case: 1 to 28 characters
+    /// What its hashed name is to contain: 1 to 28 characters, or as many as a hashed name has
     #[arg(value_name = "NAME")]
-    pub(crate) name: DesiredName,
+    pub(crate) name: String,
 
     /// The secret is in hexadecimal
     #[arg(long)]
@@ -50,4 +50,8 @@ pub(crate) struct VerifyArguments {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+
+    // Last, for they have headings of their own.
+    #[command(flatten)]
+    pub(crate) spelling: SpellingArguments,
 }

@@ -31,7 +31,7 @@ pub(crate) use self::report::{ConfigArguments, run};
 use crate::cli::{self, Cli};
 
 /// Flags that are no settings, of whatever command.
-const ONLY_ON_THE_COMMAND_LINE: [&str; 6] = [
+const ONLY_ON_THE_COMMAND_LINE: [&str; 7] = [
     // It says where the settings are.
     "config",
     // Where the pages of the manual go, once.
@@ -40,6 +40,8 @@ const ONLY_ON_THE_COMMAND_LINE: [&str; 6] = [
     "hex",
     // Whoever reads the output has asked for its form.
     "json",
+    // It tells why this search is cancelled.
+    "reason",
     // They belong to one search.
     "resume",
     "session",
@@ -244,16 +246,17 @@ impl Settings {
             }
         }
         for setting in &mut all {
-            let tables = (0..=setting.path.len())
-                .rev()
-                .map(|length| &setting.path[..length]);
-            // Only what several commands have can stand outside of them. Otherwise HASHFINDER_PORT would
-            // be one of ours, and that is what Kubernetes tells about any service called hashfinder.
-            let shared = tables.filter(|table| {
-                table.len() == setting.path.len()
-                    || in_table[&(table.to_vec(), setting.name.clone())] > 1
-            });
-            setting.tables = shared.map(<[String]>::to_vec).collect();
+            // A table further out is of use only if more commands are in it that have the flag. Besides,
+            // HASHFINDER_PORT is what Kubernetes tells about any service called hashfinder.
+            let mut served = 0;
+            for length in (0..=setting.path.len()).rev() {
+                let table = setting.path[..length].to_vec();
+                let serves = in_table[&(table.clone(), setting.name.clone())];
+                if serves > served {
+                    setting.tables.push(table);
+                    served = serves;
+                }
+            }
         }
         Settings(all)
     }
@@ -620,9 +623,10 @@ mod tests {
     fn nested() -> Command {
         let server = || Arg::new("server").long("server").required(true);
         let all = Arg::new("all").long("all").action(ArgAction::SetTrue);
-        let list = Command::new("list").arg(server()).arg(all);
-        let searches = Command::new("searches").subcommand(list);
-        let searches = searches.subcommand(Command::new("watch").arg(server()));
+        let state = || Arg::new("state").long("state");
+        let list = Command::new("list").args([server(), state(), all]);
+        let watch = Command::new("watch").args([server(), state()]);
+        let searches = Command::new("searches").subcommands([list, watch]);
         let ask = Command::new("ask").arg(Arg::new("port").long("port"));
         let ask = ask.arg(server().required(false).conflicts_with("port"));
         Command::new("program").subcommand(searches).subcommand(ask)
@@ -674,8 +678,9 @@ mod tests {
                 "HASHFINDER_SEARCHES_SERVER=b",
             ),
             ("ask", vec![all, searches, list], "HASHFINDER_SERVER=a"),
-            // Which is no setting of several.
+            // Which are no settings of several commands, but of one and of those within one.
             ("ask", vec![("PORT", "1")], ""),
+            ("searches list", vec![("STATE", "ended")], ""),
         ] {
             assert_eq!(
                 resolved(path, &[], &variables),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    num::NonZeroU64,
+    num::{NonZeroU64, NonZeroUsize},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{self, Poll, Waker},
     thread,
@@ -16,7 +16,7 @@ use hashfinder_search::{
 };
 
 use super::{Ending, Finding, Source, Stopper, Told};
-use crate::cli::{FindArguments, ServerAddress};
+use crate::cli::ServerAddress;
 
 /// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
 /// nothing that could be measured, and comes up soon.
@@ -57,14 +57,13 @@ impl LocalSearch {
     pub(super) fn start(
         query: &Query,
         wanted: u64,
-        arguments: &FindArguments,
+        threads: Option<NonZeroUsize>,
+        kernel: Option<Kernel>,
     ) -> Result<LocalSearch> {
-        let threads = arguments
-            .threads
-            .or_else(|| thread::available_parallelism().ok());
+        let threads = threads.or_else(|| thread::available_parallelism().ok());
         let began = Instant::now();
         let threads = threads.map_or(1, usize::from);
-        let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
+        let kernel = kernel.unwrap_or_else(Kernel::best);
         let engine = Engine::start(threads, kernel, move || began.elapsed())
             .context("cannot start the search threads")?;
         let interesting = query.interesting_distance().max(near(query));
@@ -78,7 +77,7 @@ impl LocalSearch {
             search,
             query: query.clone(),
             watched,
-            budget: arguments.maximum_hashes,
+            budget: query.budget(),
             wanted,
             next: None,
             ended: false,
@@ -210,9 +209,9 @@ impl Source for LocalSearch {
     fn summary(&self) -> Option<String> {
         let tried = self.search.frontier() - self.query.start();
         let millions = tried as f64 / self.took.as_secs_f64().max(1e-9) / 1e6;
-        let (took, kernel) = (self.took, self.kernel.name());
+        let (took, means) = (self.took, self.query.sought().hashed_by(self.kernel));
         Some(format!(
-            "{tried} secrets in {took:.2?}, {millions:.1} million a second ({kernel})"
+            "{tried} secrets in {took:.2?}, {millions:.1} million a second ({means})"
         ))
     }
 
@@ -226,19 +225,13 @@ impl Source for LocalSearch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{Cli, Command};
-    use clap::Parser;
 
     /// What a session is written by: a frontier beyond something that was not told would lose it.
     #[tokio::test]
     async fn nothing_is_told_that_lies_below_a_frontier() {
-        let line = "hashfinder find docto --show-inferior 4 --count 3 --threads 2";
-        let Command::Find(arguments) = Cli::parse_from(line.split(' ')).command else {
-            unreachable!("another command");
-        };
-        let (name, ideal, interesting) = arguments.sought();
-        let query = Query::new(name, ideal).unwrap().interesting(interesting);
-        let mut search = LocalSearch::start(&query, arguments.count.get(), &arguments).unwrap();
+        let query = Query::new("docto".parse().unwrap(), Distance::ZERO).unwrap();
+        let query = query.interesting(Distance::from(4));
+        let mut search = LocalSearch::start(&query, 3, NonZeroUsize::new(2), None).unwrap();
         let (mut frontier, mut told) = (0, 0);
         let last = loop {
             let finding = match search.next().await.unwrap() {

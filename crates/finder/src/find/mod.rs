@@ -8,13 +8,12 @@ mod session;
 mod status;
 
 use std::{
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use hashfinder_search::{Cursor, Impossible, Index, Odds, Query};
+use hashfinder_search::{Cursor, Index, Odds, Query};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, sleep},
@@ -31,7 +30,7 @@ use self::{
     status::{Progress, REDRAW_EVERY, Status},
 };
 use crate::{
-    cli::{Exit, FindArguments, ServerAddress},
+    cli::{Exit, FindArguments, QueryError, ServerAddress},
     signals::{Signal, Signals},
 };
 
@@ -126,8 +125,22 @@ impl Conclusion {
 /// Runs the command. Dropping the future cancels the search.
 pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     let status = Arc::new(Status::new(arguments.quiet));
+    let query = match arguments.query() {
+        Err(QueryError::Wrong(why)) => {
+            status.fail(why);
+            return Ok(Exit::Usage);
+        }
+        query => query,
+    };
     let mut output = Output::new(&arguments, Arc::clone(&status));
-    let ended = search(&arguments, &status, &mut output).await;
+    let ended = match query {
+        Ok(query) => search(&arguments, query, &status, &mut output).await,
+        Err(impossible) => {
+            status.fail(&impossible);
+            let why = impossible.to_string();
+            Ok(Conclusion::new("impossible", why, Exit::Impossible))
+        }
+    };
     status.clear();
     match ended {
         Ok(ended) => {
@@ -145,18 +158,11 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
 
 async fn search(
     arguments: &FindArguments,
+    mut query: Query,
     status: &Arc<Status>,
     output: &mut Output,
 ) -> Result<Conclusion> {
     let mut signals = Signals::new().context("cannot listen to signals")?;
-    let mut query = match query(arguments) {
-        Ok(query) => query,
-        Err(impossible) => {
-            status.fail(&impossible);
-            let why = impossible.to_string();
-            return Ok(Conclusion::new("impossible", why, Exit::Impossible));
-        }
-    };
     let mut wanted = arguments.count.get();
     let mut session = None;
     if let Some(name) = &arguments.session {
@@ -172,7 +178,7 @@ async fn search(
         session = Some(held);
     }
     let Some(server) = &arguments.server else {
-        let search = LocalSearch::start(&query, wanted, arguments)?;
+        let search = LocalSearch::start(&query, wanted, arguments.threads, arguments.kernel)?;
         let stop = (signals, arguments.maximum_time);
         return follow(search, &query, stop, session, output, status).await;
     };
@@ -197,18 +203,6 @@ async fn search(
     }
 }
 
-fn query(arguments: &FindArguments) -> Result<Query, Impossible> {
-    let (name, ideal, interesting) = arguments.sought();
-    let mut query = Query::new(name, ideal)?.interesting(interesting);
-    if let Some(cursor) = &arguments.resume {
-        query = query.starting_at(cursor.frontier());
-    }
-    Ok(match arguments.maximum_hashes {
-        Some(hashes) => query.hash_budget(hashes),
-        None => query,
-    })
-}
-
 /// Prints what a search tells until it ends, keeps its session, and stops it when it should be: at a
 /// signal, or when the time is up.
 async fn follow<S: Source>(
@@ -221,17 +215,18 @@ async fn follow<S: Source>(
 ) -> Result<Conclusion> {
     let began = Instant::now();
     // Some tens of milliseconds at most, while the search goes on.
-    let mut progress = Progress::new(Odds::of(&query.names()[0], query.ideal_distance()));
+    let odds = Odds::of(&query.names()[0], query.ideal_distance());
+    let before = session.as_ref().map_or(0, Session::answers);
+    let mut progress = Progress::new(odds, output.wanted(), query.start()..query.keyspace().end());
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first comes at once, when there is nothing to show yet.
     ticks.tick().await;
     let mut cause = None;
-    let stopping = stop_when_told(signals, timeout, search.stopper(), Arc::clone(status));
-    let mut stopping = pin!(stopping);
+    let mut stopping = stop_when_told(signals, timeout, search.stopper(), Arc::clone(status));
     let ending = loop {
         let told = tokio::select! {
-            // In this order, so that a search that was stopped does not end before we know why.
+            // Who is told to stop hears it before anything else, however much there is to print.
             biased;
             Ok(why) = &mut stopping, if cause.is_none() => {
                 cause = Some(why);
@@ -239,8 +234,8 @@ async fn follow<S: Source>(
             }
             _ = ticks.tick() => {
                 let frontier = search.frontier();
-                let hashes = frontier.map(|frontier| frontier - query.start());
-                progress.show(status, began.elapsed(), hashes, output.best());
+                let answers = before + output.answers();
+                progress.show(status, began.elapsed(), frontier, answers, output.best());
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
                     let kept = session.keep_at_times(frontier, output.answers());
@@ -284,6 +279,8 @@ async fn follow<S: Source>(
     if let Some(summary) = summary {
         status.say(summary);
     }
+    // The search may have been stopped since we last asked; why was told before.
+    let cause = cause.or_else(|| stopping.try_recv().ok());
     let ended = conclude(ending, cause, output.answers());
     let kept = session.is_some();
     if let Some(mut session) = session {
@@ -298,7 +295,9 @@ async fn follow<S: Source>(
         true => "go on with: the same command; the session keeps the place".to_owned(),
         false => go_on_at(cursor, server.as_ref()),
     });
-    tell(&ended, go_on, output, status);
+    let share = hashes.and(ended.cursor.as_ref());
+    let share = share.and_then(|cursor| progress.share_of_ended(cursor.frontier()));
+    tell(&ended, share, go_on, output, status);
     Ok(Conclusion { hashes, ..ended })
 }
 
@@ -379,8 +378,15 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
     }
 }
 
-/// Says why there is no answer, and how to go on if one can.
-fn tell(ended: &Conclusion, go_on: Option<String>, output: &Output, status: &Status) {
+/// Says why there is no answer, what share of searches would have one, if that is known, and how to go
+/// on if one can.
+fn tell(
+    ended: &Conclusion,
+    share: Option<String>,
+    go_on: Option<String>,
+    output: &Output,
+    status: &Status,
+) {
     let Some(why) = &ended.why else { return };
     if ended.exit == Exit::Failed {
         status.fail(why);
@@ -388,7 +394,10 @@ fn tell(ended: &Conclusion, go_on: Option<String>, output: &Output, status: &Sta
         status.say(why);
     }
     let Some(go_on) = go_on else { return };
-    match output.best() {
+    if let Some(share) = share {
+        status.say(share);
+    }
+    match output.best_row() {
         Some(best) => status.say(format_args!("the nearest so far:\n{best}")),
         None => status.say("no candidate so far"),
     }
@@ -416,5 +425,66 @@ fn exit_of(signal: Signal) -> Exit {
     match signal {
         Signal::Interrupt => Exit::Interrupted,
         Signal::Terminate => Exit::Terminated,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Condvar, Mutex};
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    /// A search that ends in the very moment in which it is stopped.
+    struct Prompt(Cursor, Arc<(Mutex<bool>, Condvar)>);
+
+    impl Source for Prompt {
+        async fn next(&mut self) -> Result<Told> {
+            let (stopped, changed) = &*self.1;
+            let stopped = stopped.lock().unwrap();
+            drop(changed.wait_while(stopped, |stopped| !*stopped).unwrap());
+            Ok(Told::Ended(Ending::Stopped(self.0.clone())))
+        }
+
+        fn stopper(&self) -> Stopper {
+            let shared = Arc::clone(&self.1);
+            Box::new(move || {
+                *shared.0.lock().unwrap() = true;
+                shared.1.notify_all();
+            })
+        }
+
+        fn frontier(&mut self) -> Option<Index> {
+            None
+        }
+
+        fn summary(&self) -> Option<String> {
+            None
+        }
+
+        fn resumes_at(&self) -> Option<ServerAddress> {
+            None
+        }
+
+        async fn close(self) {}
+    }
+
+    /// One in a thousand searches for several answers said that it was stopped, though nobody asked for
+    /// it: it was told to stop after the loop had asked why, and before it asked the search.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_search_that_ends_at_once_when_it_is_stopped_tells_why() {
+        let line = "hashfinder find doctor --quiet";
+        let Command::Find(arguments) = Cli::parse_from(line.split(' ')).command else {
+            unreachable!("another command");
+        };
+        let query = arguments.query().unwrap();
+        let search = Prompt(Cursor::new(&query, 5), Arc::default());
+        let status = Arc::new(Status::new(true));
+        let mut output = Output::new(&arguments, Arc::clone(&status));
+        let stop = (Signals::new().unwrap(), Some(Duration::from_millis(1)));
+        let ended = follow(search, &query, stop, None, &mut output, &status);
+        assert_eq!(ended.await.unwrap().how, "limit");
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Candidate, DesiredName, Distance, HashedName, Index, Query};
+use hashfinder_search::{Candidate, DesiredName, Distance, HashedName, Index, Query, Spelling};
 use serde_json::{Value, json};
 
 use super::{
@@ -100,6 +100,7 @@ impl Finding {
 
     fn as_json(&self) -> Value {
         json!({
+            "name": self.name.as_str(),
             "hashed_name": self.hashed_name.as_str(),
             "secret": BASE64_STANDARD.encode(&self.secret),
             "hex": self.hex(),
@@ -122,14 +123,44 @@ enum Form {
     Json,
 }
 
+/// What was asked for, whether or not there can be such a thing.
+struct Asked {
+    names: Vec<String>,
+    spelling: Spelling,
+    ideal: Distance,
+    interesting: Distance,
+}
+
+impl Asked {
+    fn new(arguments: &FindArguments) -> Asked {
+        match &arguments.resume {
+            Some(cursor) => {
+                let query = cursor.query();
+                let names = query.names().iter();
+                Asked {
+                    names: names.map(|name| name.as_str().to_owned()).collect(),
+                    spelling: query.spelling(),
+                    ideal: query.ideal_distance(),
+                    interesting: query.interesting_distance(),
+                }
+            }
+            None => Asked {
+                names: arguments.query.names.clone(),
+                spelling: arguments.query.spelling.spelling(),
+                ideal: arguments.query.ideal_distance,
+                interesting: arguments.show_inferior.unwrap_or(Distance::ZERO),
+            },
+        }
+    }
+}
+
 /// Stdout, and the nearest candidate that has been seen.
 pub(super) struct Output {
     form: Form,
-    name: DesiredName,
-    ideal: Distance,
-    shows: Distance,
+    asked: Asked,
     began: Instant,
     best: Option<Finding>,
+    wanted: u64,
     answers: u64,
     headed: bool,
     /// Whether anybody reads.
@@ -140,7 +171,6 @@ pub(super) struct Output {
 impl Output {
     pub(super) fn new(arguments: &FindArguments, status: Arc<Status>) -> Output {
         let on_terminal = io::stdout().is_terminal();
-        let (name, ideal, shows) = arguments.sought();
         let form = if arguments.json {
             Form::Json
         } else {
@@ -153,11 +183,10 @@ impl Output {
         };
         Output {
             form,
-            name,
-            ideal,
-            shows,
+            asked: Asked::new(arguments),
             began: Instant::now(),
             best: None,
+            wanted: arguments.count.get(),
             answers: 0,
             headed: form == Form::Json || !on_terminal,
             read: true,
@@ -168,7 +197,7 @@ impl Output {
     /// Prints a secret on the way, if it is near enough to be shown; says whether anybody reads.
     pub(super) fn candidate(&mut self, finding: &Finding) -> Result<bool> {
         self.note(finding);
-        if finding.distance < self.shows.get() {
+        if finding.distance < self.asked.interesting.get() {
             self.line("candidate", finding)?;
         }
         Ok(self.read)
@@ -192,9 +221,11 @@ impl Output {
             "how": ended.how,
             "why": ended.why,
             "exit_code": ended.exit as u8,
-            "name": self.name.as_str(),
-            "ideal_distance": self.ideal.get(),
-            "interesting_distance": self.shows.get(),
+            "names": self.asked.names,
+            "algorithm": self.asked.spelling.algorithm.to_string(),
+            "encoding": self.asked.spelling.encoding.to_string(),
+            "ideal_distance": self.asked.ideal.get(),
+            "interesting_distance": self.asked.interesting.get(),
             "results": self.answers,
             "hashes": ended.hashes,
             "seconds": self.began.elapsed().as_secs_f64(),
@@ -207,6 +238,16 @@ impl Output {
     /// The nearest that has been seen.
     pub(super) fn best(&self) -> Option<&Finding> {
         self.best.as_ref()
+    }
+
+    /// How many secrets within the ideal distance are wanted, in this run and those before it.
+    pub(super) fn wanted(&self) -> u64 {
+        self.wanted
+    }
+
+    /// Its row.
+    pub(super) fn best_row(&self) -> Option<String> {
+        self.best.as_ref().map(|best| self.row(best, false))
     }
 
     /// How many secrets within the ideal distance were printed.
@@ -224,8 +265,11 @@ impl Output {
     fn line(&mut self, kind: &str, finding: &Finding) -> Result<()> {
         if !self.headed {
             self.headed = true;
-            self.status
-                .line("hashed name                 \tsecret\thex\tdistance\twindow");
+            let (title, width) = ("hashed name", finding.hashed_name.as_str().len());
+            let name = if self.tells_names() { "\tname" } else { "" };
+            self.status.line(&format!(
+                "{title:width$}\tsecret  \thex     \tdist.\twindow{name}"
+            ));
         }
         let line = match self.form {
             Form::Json => {
@@ -233,12 +277,28 @@ impl Output {
                 record["type"] = kind.into();
                 record.to_string()
             }
-            Form::Columns { colored: false } => finding.to_string(),
-            Form::Columns { colored: true } => {
-                format!("{}\t{}", finding.highlighted(), finding.columns())
-            }
+            Form::Columns { colored } => self.row(finding, colored),
         };
         self.print(&line)
+    }
+
+    /// A finding's columns.
+    fn row(&self, finding: &Finding, colored: bool) -> String {
+        let row = if colored {
+            format!("{}\t{}", finding.highlighted(), finding.columns())
+        } else {
+            finding.to_string()
+        };
+        if self.tells_names() {
+            format!("{row}\t{}", finding.name.as_str().escape_debug())
+        } else {
+            row
+        }
+    }
+
+    /// Whether it has to be told which name was found.
+    fn tells_names(&self) -> bool {
+        self.asked.names.len() > 1
     }
 
     fn print(&mut self, line: &str) -> Result<()> {

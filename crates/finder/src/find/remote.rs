@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use hashfinder_search::{Cursor, Index, Query};
+use hashfinder_search::{Cursor, Index, Keyspace, Query, Spelling};
 use prost_types::Duration;
 use tonic::{Code, Request, Status};
 use tonic_cancel::{CallOptions, Canceller, StreamingCall};
@@ -69,7 +69,7 @@ impl RemoteSearch {
         if let Err(status) = &first
             && status.code() == Code::Unimplemented
         {
-            if let Some(option) = beyond_reference(arguments) {
+            if let Some(option) = beyond_reference(query, arguments) {
                 bail!(
                     "the server at {server} speaks the reference contract alone, which has no words \
                      for {option}; do without, or search in this process, without --server"
@@ -102,9 +102,12 @@ impl RemoteSearch {
     }
 }
 
-/// An option that was given and that the reference contract has no words for.
-fn beyond_reference(arguments: &FindArguments) -> Option<&'static str> {
+/// What was asked for and the reference contract has no words for.
+fn beyond_reference(query: &Query, arguments: &FindArguments) -> Option<&'static str> {
     let given = [
+        (query.names().len() > 1, "several names"),
+        (query.spelling() != Spelling::default(), "another spelling"),
+        (*query.keyspace() != Keyspace::default(), "other secrets"),
         (arguments.resume.is_some(), "--resume"),
         (arguments.session.is_some(), "--session"),
         (arguments.count.get() > 1, "--count"),
@@ -191,7 +194,7 @@ impl FinderSearch {
     fn candidate(&mut self, candidate: &v1pb::Candidate) -> Result<Option<Told>> {
         let (finding, index) =
             Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
-        if index < self.frontier {
+        if self.answer.is_some() || index < self.frontier {
             // A cursor would lose some, or tell some twice.
             bail!(
                 "the server's answer is wrong: {} is not in its turn",

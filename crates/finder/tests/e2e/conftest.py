@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent import futures
 
 import grpc
 import pytest
@@ -173,6 +174,27 @@ class Server(Process):
         return line
 
 
+class Reference(Process):
+    def __init__(self, stubs, budget):
+        command = [sys.executable, str(HERE / "reference_server.py"), str(budget), stubs.path]
+        super().__init__(command)
+        self.address = f"localhost:{self.told().removeprefix('listening on ')}"
+
+    def told(self):
+        return self.popen.stdout.readline().rstrip("\n")
+
+
+class Fake:
+    """A server of hashfinder.v1 that says what it is told to say."""
+
+    def __init__(self, v1, **methods):
+        servicer = type("Servicer", (v1.Servicer,), methods)
+        self.server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+        v1.add_to_server(servicer(), self.server)
+        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.server.start()
+
+
 @pytest.fixture
 def processes():
     started = []
@@ -189,6 +211,29 @@ def serve(processes):
         return server
 
     return start
+
+
+@pytest.fixture
+def reference(stubs, processes):
+    def start(budget=10**9):
+        server = Reference(stubs, budget)
+        processes.append(server)
+        return server
+
+    return start
+
+
+@pytest.fixture
+def fake(v1):
+    servers = []
+
+    def start(**methods):
+        servers.append(Fake(v1, **methods))
+        return servers[-1]
+
+    yield start
+    for one in servers:
+        one.server.stop(None)
 
 
 @pytest.fixture

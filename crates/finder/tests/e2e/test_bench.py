@@ -64,8 +64,8 @@ def test_names_at_once_and_longer_secrets():
         (["serve", "--kernel", "abacus"], "portable"),
         (["bench", "--seconds", "0"], "above 0"),
         (["bench", "--name", ""], "empty"),
-        (["bench", "--names", "0"], "1.."),
-        (["bench", "--length", "8"], "3..=7"),
+        (["bench", "--names", "0"], "from 1"),
+        (["bench", "--length", "8"], "3 to 7"),
     ],
 )
 def test_a_wrong_command_line(arguments, says):

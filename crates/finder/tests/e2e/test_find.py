@@ -5,6 +5,8 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -17,9 +19,9 @@ import pytest
 from conftest import (
     FIRST_DOCTOR,
     HASHFINDER,
+    PATIENCE_S,
     SIGINT,
     SIGTERM,
-    Process,
     hashed,
     line_of,
     oracle,
@@ -183,17 +185,25 @@ def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
     assert cursor_in(process.rest_of_stderr()) == cursor(HARD, index + 1, interesting=28)
 
 
-def test_a_reader_that_has_seen_enough():
-    finding = subprocess.Popen(
-        [HASHFINDER, "find", HARD, "--show-inferior", "28"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert finding.stdout.readline().startswith("2jmj7l5rSw0yVb/vlWAYkK/YBwk=")
-    finding.stdout.close()
-    assert finding.wait(30) == 0
-    assert finding.stderr.read() == ""
+@pytest.mark.parametrize("form", [[], ["--json"], ["--color", "always"]])
+@pytest.mark.parametrize("search", ["candidates", "answers", "server"])
+def test_a_reader_that_has_seen_enough(serve, search, form):
+    arguments = {
+        "candidates": [HARD, "--show-inferior", "28"],
+        "answers": ["a", "--count", "9999999"],
+        "server": [HARD, "--show-inferior", "28", "--server"],
+    }[search]
+    if search == "server":
+        arguments.append(serve().address)
+    # As one types it, and asks for its exit code.
+    command = shlex.join([HASHFINDER, "find", *arguments, *form])
+    line = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (0, "")
+    # For both of them it is the empty secret.
+    told = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
+    assert told.count("\n") == 1
+    assert "2jmj7l5rSw0yVb/vlWAYkK/YBwk=" in told
 
 
 def test_a_stderr_that_nobody_reads_keeps_no_answer_back():
@@ -326,16 +336,6 @@ def test_a_server_that_dies(find, serve):
     assert "the server failed" in process.rest_of_stderr()
 
 
-class Reference(Process):
-    def __init__(self, stubs, budget):
-        command = [sys.executable, str(HERE / "reference_server.py"), str(budget), stubs.path]
-        super().__init__(command)
-        self.address = f"localhost:{self.told().removeprefix('listening on ')}"
-
-    def told(self):
-        return self.popen.stdout.readline().rstrip("\n")
-
-
 @pytest.mark.parametrize(
     ("secret", "text"),
     [(b"", None), (b"\0", "A" * 27 + "="), (b"", "2jmj7l5rSw0yVb/vlWAYkK/YBwk="), (None, "")],
@@ -360,16 +360,6 @@ def test_a_server_that_lies_is_not_believed(stubs, secret, text):
     assert done.stdout == ""
 
 
-@pytest.fixture
-def reference(stubs, processes):
-    def start(budget=10**9):
-        server = Reference(stubs, budget)
-        processes.append(server)
-        return server
-
-    return start
-
-
 def test_the_reference_server_answers(reference):
     server = reference()
     for arguments in [["aa"], ["doc", "--show-inferior", "2"]]:
@@ -391,7 +381,7 @@ def test_what_the_reference_contract_has_no_words_for(reference, tmp_path, monke
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     done = run_find(*arguments, "--server", reference().address)
     assert done.returncode == 5
-    [line] = done.stderr.splitlines()
+    line = done.stderr.splitlines()[-1]
     assert "speaks the reference contract alone" in line
     assert next(argument for argument in arguments if argument.startswith("--")) in line
 

@@ -16,7 +16,7 @@ from conftest import (
     run_find,
     secrets,
 )
-from test_find import HARD, cursor, cursor_in, lines, reference  # noqa: F401
+from test_find import HARD, cursor, cursor_in, lines
 
 SCHEMA = json.loads((PROTOS.parent / "docs/find.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -71,7 +71,7 @@ def test_json_tells_what_the_lines_tell():
     assert kinds == ["candidate"] * (len(findings) - 1) + ["result"]
     hashes = 1 + index_of(findings[-1]["hex"])
     assert (end["how"], end["exit_code"], end["hashes"]) == ("found", 0, hashes)
-    assert (end["name"], end["ideal_distance"], end["interesting_distance"]) == ("doctor", 2, 4)
+    assert (end["names"], end["ideal_distance"], end["interesting_distance"]) == (["doctor"], 2, 4)
     assert (end["results"], end["cursor"]) == (1, None)
 
 

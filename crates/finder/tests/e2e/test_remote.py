@@ -4,20 +4,18 @@ import random
 import re
 import subprocess
 import threading
-from concurrent import futures
 
 import grpc
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, SIGTERM, hashed, run_find, secrets
 from test_find import HARD, cursor, cursor_in, lines
 from test_json import ideals, records
-from test_session import SHORT, distinct, stop_somewhere
 
 # Slow enough to be stopped in the middle of a search for the names of these tests.
 SLOW = ["--kernel", "portable", "--workers", "1"]
 
-# What `SHORT` asks for, of a server.
-ASKED = SHORT[:5]
+# A search that tells some thousand candidates before its answer.
+ASKED = ["docto", "--show-inferior", "3"]
 
 SEED = 20_261_121
 TRIALS = 30
@@ -27,12 +25,13 @@ TRIALS = 30
 def unstopped():
     done = run_find(*ASKED)
     assert done.returncode == 0
-    return done.stdout.splitlines()
+    assert len(lines := done.stdout.splitlines()) > 100
+    return lines
 
 
 def stopped(server, how, arguments, read):
-    """Runs a search at a server and stops it after so many lines; tells all of its lines, its exit code
-    and its stderr."""
+    """Runs a search at a server and stops it after so many lines; tells the whole lines that it printed, its
+    exit code and its stderr."""
     process = subprocess.Popen(
         [HASHFINDER, "find", "--server", server.address, *arguments],
         stdin=subprocess.DEVNULL,
@@ -42,8 +41,11 @@ def stopped(server, how, arguments, read):
     )
     printed = "".join(process.stdout.readline() for _ in range(read))
     how(process)
-    rest, stderr = process.communicate(timeout=PATIENCE_S)
-    return (printed + rest).splitlines(), process.returncode, stderr
+    printed += process.stdout.read()
+    stderr = process.stderr.read()
+    process.stdout.close()
+    process.stderr.close()
+    return printed.split("\n")[:-1], process.wait(PATIENCE_S), stderr
 
 
 @pytest.mark.timeout(120)
@@ -60,7 +62,7 @@ def test_a_search_that_is_stopped_in_any_way_goes_on_without_a_loss(serve, unsto
             if how == "budget":
                 limits = ["--maximum-hashes", str(choice.randint(1, 600_000))]
             if how == "timeout":
-                limits = ["--timeout", f"{choice.randint(1, 100)}ms"]
+                limits = ["--maximum-time", f"{choice.randint(1, 100)}ms"]
 
             def stop(process, how=how):
                 if how in (SIGINT, SIGTERM):
@@ -156,84 +158,62 @@ def test_a_session_at_a_server(serve, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     choice = random.Random(SEED)
     server = serve(*SLOW)
-    everything = run_find(*ASKED, "--count", "3").stdout.splitlines()
+    several = [*ASKED, "--count", "3"]
+    everything = run_find(*several).stdout.splitlines()
+    assert len(everything) > 1000
     session = tmp_path / "hashfinder/sessions/night"
-    arguments = [*ASKED, "--count", "3", "--server", server.address, "--session", "night"]
+    arguments = [*several, "--session", "night"]
     for _ in range(10):
         printed, killed = [], False
         for _ in range(3):
-            how, told, code = stop_somewhere(choice, arguments)
+            number = choice.choice([SIGINT, SIGTERM, SIGKILL])
+
+            def stop(process, number=number):
+                process.send_signal(number)
+
+            told, code, _ = stopped(server, stop, arguments, choice.randint(1, 4000))
             printed += told
-            killed |= how == SIGKILL
+            killed |= code == -SIGKILL
             if not session.exists():
                 break
             assert code != 0
         if session.exists():
-            done = run_find(*arguments)
+            done = run_find(*arguments, "--server", server.address)
             assert done.returncode == 0, done.stderr
             printed += done.stdout.splitlines()
-        assert distinct(printed) == everything
+        assert list(dict.fromkeys(printed)) == everything
         # Only a kill makes it tell anything twice.
         assert killed or printed == everything
 
 
-class Fake:
-    """A server of hashfinder.v1 that says what it is told to say."""
-
-    def __init__(self, v1, **methods):
-        servicer = type("Servicer", (v1.Servicer,), methods)
-        self.server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
-        v1.add_to_server(servicer(), self.server)
-        self.address = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
-        self.server.start()
-
-
-@pytest.fixture
-def messages(v1):
-    return v1.messages
-
-
-@pytest.fixture
-def fake(v1):
-    servers = []
-
-    def start(**methods):
-        servers.append(Fake(v1, **methods))
-        return servers[-1]
-
-    yield start
-    for one in servers:
-        one.server.stop(None)
-
-
-def told_by(messages, *events):
+def told_by(pb, *events):
     """A Search that tells these events, and then waits until it is cancelled."""
 
     def search(self, request, context):
         over = threading.Event()
         context.add_callback(over.set)
-        yield messages.SearchEvent(accepted=messages.Accepted(search_id="a"))
+        yield pb.SearchEvent(accepted=pb.Accepted(search_id="a"))
         yield from events
         over.wait(PATIENCE_S)
 
     return search
 
 
-def candidate(messages, secret, index, **fields):
+def candidate(pb, secret, index, **fields):
     told = dict(secret=secret, hashed_name=hashed(secret), index=index) | fields
-    return messages.SearchEvent(candidate=messages.Candidate(**told))
+    return pb.SearchEvent(candidate=pb.Candidate(**told))
 
 
-def test_what_a_server_says_is_checked(fake, messages):
+def test_what_a_server_says_is_checked(fake, pb):
     for wrong in [
-        candidate(messages, b"\7", 8, hashed_name=hashed(b"\0")),
-        candidate(messages, b"\7", 8, hashed_name="\x1b[2J"),
+        candidate(pb, b"\7", 8, hashed_name=hashed(b"\0")),
+        candidate(pb, b"\7", 8, hashed_name="\x1b[2J"),
         # The secret with the index 1, after all below 5 was tried and told.
-        candidate(messages, b"\0", 1),
+        candidate(pb, b"\0", 1),
         # None of the secrets that there are.
-        candidate(messages, bytes(9), 2),
+        candidate(pb, bytes(9), 2),
     ]:
-        server = fake(Search=told_by(messages, messages.SearchEvent(progress=messages.Progress(frontier=5)), wrong))
+        server = fake(Search=told_by(pb, pb.SearchEvent(progress=pb.Progress(frontier=5)), wrong))
         done = run_find(HARD, "--show-inferior", "28", "--server", server.address)
         assert done.returncode == 5
         assert "the server's answer is wrong" in done.stderr
@@ -243,11 +223,11 @@ def test_what_a_server_says_is_checked(fake, messages):
 @pytest.mark.parametrize(
     "other", [cursor("hashfinder", 700), cursor(HARD, 700, ideal=1), cursor(HARD, 4), "hf1_AAAA"]
 )
-def test_a_cursor_of_another_search_is_not_believed(fake, messages, other):
+def test_a_cursor_of_another_search_is_not_believed(fake, pb, other):
     def search(self, request, context):
         assert request.cursor == cursor(HARD, 0)
-        yield messages.SearchEvent(progress=messages.Progress(frontier=5))
-        yield messages.SearchEvent(ended=messages.SearchEnded(reason="END_REASON_DRAINING", cursor=other))
+        yield pb.SearchEvent(progress=pb.Progress(frontier=5))
+        yield pb.SearchEvent(ended=pb.SearchEnded(reason="END_REASON_DRAINING", cursor=other))
         context.abort(grpc.StatusCode.UNAVAILABLE, "going \x1b[2J away")
 
     done = run_find(HARD, "--server", fake(Search=search).address)
@@ -256,11 +236,11 @@ def test_a_cursor_of_another_search_is_not_believed(fake, messages, other):
     assert "going \\u{1b}[2J away" in done.stderr
 
 
-def test_an_answer_is_told_though_the_end_is_lost(fake, messages):
+def test_an_answer_is_told_though_the_end_is_lost(fake, pb):
     index, secret = next((i, s) for i, s in enumerate(secrets()) if "doc" in hashed(s).lower())
 
     def search(self, request, context):
-        yield candidate(messages, secret, index, is_ideal=True)
+        yield candidate(pb, secret, index, is_ideal=True)
         context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
 
     done = run_find("doc", "--server", fake(Search=search).address)
@@ -268,13 +248,13 @@ def test_an_answer_is_told_though_the_end_is_lost(fake, messages):
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-def test_a_stopped_search_goes_on_from_what_was_told_last(fake, messages, find, number):
+def test_a_stopped_search_goes_on_from_what_was_told_last(fake, pb, find, number):
     secret = bytes([9])
     server = fake(
         Search=told_by(
-            messages,
-            messages.SearchEvent(progress=messages.Progress(frontier=5)),
-            candidate(messages, secret, 10),
+            pb,
+            pb.SearchEvent(progress=pb.Progress(frontier=5)),
+            candidate(pb, secret, 10),
         )
     )
     process = find(HARD, "--show-inferior", "28", "--server", server.address)

@@ -3,20 +3,17 @@
 import json
 import os
 import pathlib
-import random
 import re
 import subprocess
 import time
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, SIGTERM, run_find
+from conftest import HASHFINDER, PATIENCE_S, SIGKILL, run_find
 from test_find import HARD, cursor
+from test_resume import index_of
 
-# A search for three answers among some thousand candidates, and slow enough to be stopped in it.
+# A search for three answers among some thousand candidates.
 SHORT = ["docto", "--show-inferior", "3", "--count", "3", "--kernel", "portable", "--threads", "1"]
-
-SEED = 20_261_120
-TRIALS = 100
 
 
 @pytest.fixture
@@ -30,12 +27,6 @@ def kept(state, name="night"):
     return json.loads((state / name).read_text())
 
 
-def index_of(line):
-    """The index of the secret in a result line."""
-    secret = bytes.fromhex(line.split("\t")[2])
-    return sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
-
-
 @pytest.fixture(scope="module")
 def unstopped():
     done = run_find(*SHORT)
@@ -43,77 +34,6 @@ def unstopped():
     lines = done.stdout.splitlines()
     assert len(set(lines)) == len(lines) > 1000
     return lines
-
-
-def stop_somewhere(choice, arguments):
-    """Runs a search and stops it in some way; tells the whole lines that it printed, and its exit code.
-
-    What was read before a SIGKILL may end within a line: that line was not printed.
-    """
-    how = choice.choice(["budget", "timeout", SIGINT, SIGTERM, SIGKILL])
-    if how == "budget":
-        arguments = [*arguments, "--maximum-hashes", str(choice.randint(1, 1_500_000))]
-    if how == "timeout":
-        arguments = [*arguments, "--maximum-time", f"{choice.randint(1, 150)}ms"]
-    process = subprocess.Popen(
-        [HASHFINDER, "find", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    printed = ""
-    if how in (SIGINT, SIGTERM, SIGKILL):
-        # After some lines have come, or the end.
-        for _ in range(choice.randint(1, 3000)):
-            printed += process.stdout.readline()
-        process.send_signal(how)
-    printed += process.stdout.read()
-    process.stdout.close()
-    lines = printed.split("\n")
-    if how != SIGKILL:
-        assert lines[-1] == ""
-    return how, lines[:-1], process.wait(PATIENCE_S)
-
-
-def distinct(lines):
-    return list(dict.fromkeys(lines))
-
-
-# A hundred searches, a few processes each, on a machine that may be busy.
-@pytest.mark.timeout(240)
-def test_a_search_that_is_stopped_in_any_way_and_gone_on_with_finds_the_same(state, unstopped):
-    print(f"seed {SEED}")
-    choice = random.Random(SEED)
-    stops = []
-    for trial in range(TRIALS):
-        arguments = [*SHORT, "--session", f"trial-{trial}"]
-        printed, killed, over = [], False, False
-        for _ in range(choice.randint(1, 3)):
-            how, lines, code = stop_somewhere(choice, arguments)
-            printed += lines
-            killed |= how == SIGKILL
-            stops.append(how if code != 0 else "end")
-            over = code == 0
-            if over:
-                break
-            # A kill may come between the last line and the end.
-            if not (state / f"trial-{trial}").exists():
-                assert how == SIGKILL
-                over = True
-                break
-        if not over:
-            done = run_find(*arguments)
-            assert done.returncode == 0, (trial, done.stderr)
-            printed += done.stdout.splitlines()
-        assert distinct(printed) == unstopped, trial
-        if not killed:
-            # Only a kill makes it tell anything twice.
-            assert printed == unstopped, trial
-    for how in ["budget", "timeout", SIGINT, SIGTERM, SIGKILL]:
-        assert stops.count(how) >= 5, (how, stops)
-    # Every one is finished, and nothing is left of them but the lock of one that was killed just then.
-    assert [path.name for path in state.iterdir() if not path.name.endswith(".lock")] == []
 
 
 def test_a_session_is_written_while_it_is_searched(state, find):
@@ -269,7 +189,6 @@ def test_the_state_folder_is_in_the_home_unless_it_is_said(tmp_path, monkeypatch
         (["doctor", "--session", ".night"], "1 to 64 letters"),
         (["doctor", "--session", "a/b"], "1 to 64 letters"),
         (["doctor", "--session", ""], "--session"),
-        (["doctor", "--session", "a", "--server", "localhost:1"], "--server"),
         (["--resume", cursor("doctor", 5), "--session", "a"], "--session"),
     ],
 )

@@ -1,5 +1,6 @@
 """How `hashfinder find` shows on stderr that it comes on; its users sit at a pseudo-terminal."""
 
+import datetime
 import errno
 import os
 import pty
@@ -9,17 +10,26 @@ import subprocess
 import termios
 import time
 
+import pyte
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, line_of, run_find
-from test_find import HARD, cursor, cursor_in, reference  # noqa: F401
+from test_find import HARD, cursor, cursor_in
 from test_json import records
 
-ERASE = "\r\x1b[2K"
-# "12s, 200.0 million hashes a second, 2.4 billion in all, chance by now 12.34%, nearest at distance 3: ..."
-LOOK = (
-    r"\d+s, [\d.]+( \w+)? hashes a second, [\d.]+( \w+)? in all, "
-    r"chance by now (under |over )?[\d.]+%, (nearest at|no candidate)"
-)
+# What erases three lines, from within the last, and what keeps them from wrapping.
+ERASE, NO_WRAP, WRAP = "\r\x1b[2A\x1b[J", "\x1b[?7l", "\x1b[?7h"
+
+# "12s, 2.4 billion hashes, 200.0 million a second, 1 in 17 million matches"
+DONE = r"\d+s, [\d.]+( \w+)? hashes, [\d.]+( \w+)? a second, 1 in [\w.]+( \w+)? matches"
+POINT = r"(in [^,\r]+|by [^,\r]+|never)"
+# "chance by now 12.34%, from now 50% by 14:02, 90% by 14:09, 99% by 14:18"
+ODDS = rf"chance by now (under |over )?[\d.]+%, from now 50% {POINT}(, 90% {POINT})?(, 99% {POINT})?"
+NEAREST = r"(nearest at distance \d+: |no candidate so far)"
+LOOK = rf"{DONE}\r\n{ODDS}\r\n{NEAREST}"
+PLAIN = rf"{DONE}, {ODDS}, {NEAREST}"
+
+# One whose answer takes some minutes or hours, with this kernel on one thread of any machine.
+LONG = ["hashfinder", "--ideal-distance", "1", "--kernel", "portable", "--threads", "1"]
 
 
 class Terminal:
@@ -27,8 +37,9 @@ class Terminal:
 
     COMMAND = "find"
 
-    def __init__(self, *arguments, **environment):
+    def __init__(self, *arguments, size=(120, 24), **environment):
         self.seen = ""
+        self.size = size
         environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1"} | environment
         self.pid, self._ours = pty.fork()
         if self.pid == 0:
@@ -36,6 +47,7 @@ class Terminal:
             attributes = termios.tcgetattr(0)
             attributes[3] |= termios.NOFLSH
             termios.tcsetattr(0, termios.TCSANOW, attributes)
+            termios.tcsetwinsize(0, size[::-1])
             os.execve(HASHFINDER, [HASHFINDER, self.COMMAND, *arguments], environment)
 
     def read(self):
@@ -70,15 +82,16 @@ class Terminal:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
+    def resize(self, columns, rows):
+        termios.tcsetwinsize(self._ours, (rows, columns))
+
     def screen(self):
-        """The lines that stand on the screen, as far as this program needs a terminal."""
+        """The lines that stand on the screen, and those that have left it at the top."""
+        screen = pyte.HistoryScreen(*self.size, history=10_000)
         # The terminal itself shows that ctrl-C was pressed, wherever that is.
-        text = re.sub(r"\x1b\[\?7[lh]|\^C", "", self.seen)
-        lines = []
-        for line in text.replace("\r\n", "\n").split("\n"):
-            lines.append(line.rsplit(ERASE, 1)[-1])
-        assert not re.search(r"[\r\x1b]", "".join(lines)), lines
-        return lines
+        pyte.Stream(screen).feed(self.seen.replace("^C", ""))
+        above = ["".join(line[x].data for x in range(self.size[0])) for line in screen.history.top]
+        return [line.rstrip() for line in [*above, *screen.display]]
 
 
 @pytest.fixture
@@ -94,17 +107,19 @@ def terminal():
         one.end()
 
 
-def test_the_status_line_is_redrawn_and_gone_at_the_end(terminal):
+def test_the_status_is_redrawn_and_gone_at_the_end(terminal):
     process = terminal(HARD, "--maximum-time", "1500ms")
     process.wait_for(LOOK)
     assert process.wait() == 3
     looks = re.findall(LOOK, process.seen)
     assert 2 <= len(looks) <= 7
     # Each is drawn in the place of the one before, and does not wrap.
-    assert len(re.findall(r"\r\x1b\[2K\x1b\[\?7l[^\r\n]*\x1b\[\?7h", process.seen)) == len(looks)
+    assert process.seen.count(ERASE) == process.seen.count(NO_WRAP) == len(looks)
+    assert process.seen.count(ERASE + NO_WRAP) == len(looks) - 1
     screen = process.screen()
-    assert not any(re.search(LOOK, line) for line in screen), screen
+    assert re.fullmatch(r"hashfinder: \d+ secrets in .*", screen[0]), screen
     assert screen[1] == "hashfinder: the maximum time of 1s 500ms has passed"
+    assert screen[2] == "hashfinder: under 0.01% of such searches would have ended by now"
     assert cursor_in("\n".join(screen)).startswith("hf1_")
 
 
@@ -114,7 +129,7 @@ def test_ctrl_c_through_the_terminal(terminal):
     process.press(b"\x03")
     assert process.wait() == 130
     screen = process.screen()
-    assert not any(re.search(LOOK, line) for line in screen), screen
+    assert not any(re.search(DONE, line) for line in screen), screen
     assert "hashfinder: stopped by SIGINT" in screen
     again = run_find("--resume", cursor_in("\n".join(screen)), "--maximum-hashes", "1", "--json")
     _, end = records(again.stdout)
@@ -122,9 +137,10 @@ def test_ctrl_c_through_the_terminal(terminal):
     assert end["cursor"] not in (cursor(HARD, 0), cursor(HARD, 1))
 
 
-def test_result_lines_are_not_mixed_with_the_status_line(terminal):
+def test_result_lines_are_not_mixed_with_the_status(terminal):
     arguments = ["hashfinder", "--show-inferior", "5"]
-    process = terminal(*arguments)
+    # A low one, so that they leave it at the top.
+    process = terminal(*arguments, size=(120, 8))
     while len(re.findall(LOOK, process.seen)) < 3:
         assert process.read()
     process.press(b"\x03")
@@ -135,10 +151,11 @@ def test_result_lines_are_not_mixed_with_the_status_line(terminal):
     shown = screen[1:summary]
     assert len(shown) > 3
     for line in shown:
-        assert line == line_of(bytes.fromhex(line.split("\t")[2]), "hashfinder")
+        secret = bytes.fromhex(line.split()[2])
+        assert line == line_of(secret, "hashfinder").expandtabs()
 
 
-def test_a_short_search_shows_no_status_line(terminal):
+def test_a_short_search_shows_no_status(terminal):
     process = terminal("aa")
     assert process.wait() == 0
     assert "\x1b" not in process.seen
@@ -147,7 +164,7 @@ def test_a_short_search_shows_no_status_line(terminal):
 @pytest.mark.parametrize(
     ("arguments", "environment"), [(["--quiet"], {}), ([], {"TERM": "dumb"}), ([], {"TERM": ""})]
 )
-def test_no_status_line_where_it_is_not_wanted(terminal, arguments, environment):
+def test_no_status_where_it_is_not_wanted(terminal, arguments, environment):
     process = terminal(HARD, "--maximum-time", "700ms", *arguments, **environment)
     assert process.wait() == 3
     assert "\x1b" not in process.seen
@@ -155,8 +172,68 @@ def test_no_status_line_where_it_is_not_wanted(terminal, arguments, environment)
         assert process.seen == ""
 
 
+def drawn(process, pattern):
+    """The lines of the next look that is drawn and in which the pattern is found."""
+    begin = len(process.seen)
+    while True:
+        looks = re.findall(r"\x1b\[\?7l([^\x1b]*)\x1b\[\?7h", process.seen[begin:])
+        found = [look for look in looks if re.search(pattern, look)]
+        if found:
+            return found[0].split("\r\n")
+        assert process.read(), process.seen
+
+
+def test_a_narrow_terminal_has_the_important_parts(terminal):
+    process = terminal(*LONG, size=(80, 24))
+    for line, pattern in zip(drawn(process, "chance"), [DONE, ODDS, NEAREST]):
+        assert re.match(pattern, line)
+    # It may be made narrower meanwhile, or too low for all lines.
+    process.resize(30, 3)
+    done, odds = drawn(process, r"\A[^\r]*\r\n[^\r]*\Z")
+    assert re.fullmatch(r"\d+s(, [\d.]+ \w+ a second)?", done)
+    assert re.fullmatch(rf"from now 50% {POINT}", odds)
+    assert max(len(done), len(odds)) <= 30
+    process.press(b"\x03")
+    assert process.wait() == 130
+
+
+def test_points_in_time_are_those_of_the_users_clock(terminal):
+    process = terminal(*LONG, TZ="FAR-13:30")
+    odds = drawn(process, "from now 50% by")[1]
+    process.press(b"\x03")
+    assert process.wait() == 130
+    told = re.search(r"50% by (?:\w{3} )?(\d\d):(\d\d)", odds)
+    there = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=13, minutes=30)))
+    minutes = int(told[1]) * 60 + int(told[2]) - (there.hour * 60 + there.minute)
+    # Elsewhere it is yet to come, or long past.
+    assert 0 < minutes % (24 * 60) < 10 * 60, odds
+
+
+def test_of_several_answers_the_next_is_told(terminal):
+    process = terminal(*LONG, "--count", "3")
+    odds = drawn(process, "from now")[1]
+    assert re.match(rf"0 of 3 found, the next from now 50% {POINT}", odds)
+    process.press(b"\x03")
+    assert process.wait() == 130
+    assert "of such searches" not in process.seen
+
+
+def test_how_many_such_searches_would_have_ended_by_now(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    budget = ["--maximum-hashes", "1000000"]
+    first = run_find("doctor", *budget)
+    assert "\nhashfinder: 1.94% of such searches would have ended by now\n" in first.stderr
+    # What was tried before counts, as it does for the chance by now.
+    again = run_find("--resume", cursor_in(first.stderr), *budget)
+    assert "\nhashfinder: 3.84% of such searches would have ended by now\n" in again.stderr
+    for share in ["1.94%", "3.84%"]:
+        stderr = run_find("doctor", "--session", "night", *budget).stderr
+        assert f"\nhashfinder: {share} of such searches" in stderr
+    assert "of such searches" not in run_find("doctor").stderr
+
+
 def test_a_search_at_a_server_shows_how_it_comes_on(terminal, serve):
-    process = terminal(HARD, "--server", serve().address)
+    process = terminal(HARD, "--server", serve().address, size=(200, 24))
     process.wait_for(LOOK)
     process.press(b"\x03")
     assert process.wait() == 130
@@ -178,13 +255,13 @@ def test_a_search_at_the_reference_server_shows_how_long_it_takes(terminal, refe
 def test_lines_at_a_slow_pace_without_a_terminal(find):
     begun = time.monotonic()
     process, quiet = find(HARD), find(HARD, "--quiet")
-    process.wait_for(LOOK)
+    process.wait_for(PLAIN)
     assert 9 < time.monotonic() - begun < 20
     for one in (process, quiet):
         one.send(signal.SIGINT)
         assert one.wait() == 130
     stderr = process.rest_of_stderr()
-    assert "\x1b" not in stderr and not re.search(LOOK, stderr)
+    assert "\x1b" not in stderr and not re.search(DONE, stderr)
     assert quiet.rest_of_stderr() == ""
 
 

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashfinder_search::{self as search, Odds, Query};
+use hashfinder_search::{self as search, Odds, Query, SearchState};
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_stream::Stream;
 use tonic::{Code, Status};
@@ -60,8 +60,9 @@ impl Events {
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.ticks.poll_tick(cx).is_ready() {
             // Before the candidates: those below its frontier are among what is asked for then, so that
-            // they are told before it is.
+            // they are told before it is. Of a search that has ended, the answer is not, and the end follows.
             let progress = self.answer.progress();
+            let progress = progress.filter(|progress| progress.state != SearchState::Ended);
             let event = self.answer.poll_event(cx, 1);
             if let Poll::Ready(event) = event {
                 self.take(event);

@@ -1,0 +1,233 @@
+"""A search that is stopped, by whatever and however often, and gone on with prints what it prints unstopped."""
+
+import os
+import random
+import re
+import subprocess
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, SIGTERM, Server, run_find
+
+SEED = 20_261_120
+TRIALS = 1000
+SEARCHES = 120
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+# Slow enough to be stopped midway.
+SLOW = ["--kernel", "portable"]
+
+# The ways to be stopped, and the exit code of each.
+STOPS = {SIGINT: 130, SIGTERM: 143, SIGKILL: -9, "budget": 3, "time": 3, "drain": 5}
+
+
+def index_of(line):
+    """The index of the secret in a result line."""
+    secret = bytes.fromhex(line.split("\t")[2])
+    return sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
+
+
+class Search:
+    """A short search, and what it prints unstopped."""
+
+    def __init__(self, arguments, lines):
+        self.arguments = arguments
+        self.lines = lines
+        self.place = {line: place for place, line in enumerate(lines)}
+
+
+def short_search(seed):
+    """A search at random that prints some lines, and not too many, in a few 10 milliseconds."""
+    choice = random.Random(seed)
+    while True:
+        name = "".join(choice.choices(ALPHABET, k=choice.randint(2, 6)))
+        ideal = choice.randint(0, len(name) // 2)
+        shown = ideal + choice.randint(2, 3)
+        count = choice.choice([1, 1, 2, 3])
+        arguments = [name, "--ideal-distance", ideal, "--show-inferior", shown, "--count", count]
+        arguments = list(map(str, arguments))
+        done = run_find(*arguments, "--maximum-hashes", "4000000")
+        lines = done.stdout.splitlines()
+        if done.returncode == 0 and 100 <= len(lines) <= 8000:
+            return Search(arguments, lines)
+
+
+class Trial:
+    """A search that is stopped a few times, and gone on with until it ends."""
+
+    def __init__(self, number, searches):
+        self.choice = choice = random.Random(f"{SEED} {number}")
+        self.name = f"trial-{number}"
+        # Each has its turn as the first.
+        first = list(STOPS)[number % len(STOPS)]
+        # A kill leaves no cursor behind but a session's, and a server keeps none and ends with one answer.
+        self.in_session = first == SIGKILL or (first != "drain" and choice.random() < 0.5)
+        if not self.in_session:
+            searches = [search for search in searches if search.arguments[-1] == "1"]
+        if first == "drain":
+            # What is under way from the server to its reader is told, and is some hundred lines.
+            searches = [search for search in searches if len(search.lines) > 2000]
+        self.search = choice.choice(searches)
+        self.cursor = None
+        # With which line the next run begins.
+        self.earliest = self.latest = 0
+        self.stopped = Counter()
+        others = [how for how in STOPS if how != "drain" and (self.in_session or how != SIGKILL)]
+        self.stops = [first, *choice.choices(others, k=choice.randint(0, 2))]
+
+    def run(self, state):
+        """Runs it to its end; tells how it was stopped on the way."""
+        for how in self.stops:
+            if self.step(how):
+                break
+            if how == SIGKILL and not (state / self.name).exists():
+                # The kill came after the session was finished.
+                break
+        else:
+            assert self.step(None)
+        assert self.latest == len(self.search.lines)
+        return self.stopped
+
+    def step(self, how):
+        """Goes on until it is stopped in such a way, or ends; tells whether it has ended."""
+        at_server = how == "drain" or (
+            how in (SIGINT, SIGTERM, "time")
+            and not (self.in_session or self.cursor)
+            and self.choice.random() < 0.25
+        )
+        if at_server:
+            server = Server(*SLOW, "--workers", "1", "--drain-grace", "1ms")
+            try:
+                stop = (lambda: server.send(SIGTERM)) if how == "drain" else None
+                # A server ends with the first answer, and is asked for no number of them.
+                search = [*self.search.arguments[:-2], "--server", server.address]
+                return self.follow(search, how, stop)
+            finally:
+                server.end()
+        threads = str(self.choice.randint(1, 2))
+        if self.in_session:
+            search = [*self.search.arguments, "--session", self.name]
+        else:
+            search = ["--resume", self.cursor] if self.cursor else self.search.arguments
+        return self.follow([*search, *SLOW, "--threads", threads], how)
+
+    def follow(self, arguments, how, stop=None):
+        # A kill may have come when all was printed.
+        left = self.search.lines[self.latest :] or self.search.lines[-1:]
+        if how == "budget":
+            # Often it ends right before or behind a line.
+            begin = index_of(self.search.lines[self.latest - 1]) + 1 if self.latest else 0
+            budget = index_of(self.choice.choice(left)) - begin + self.choice.randint(0, 2)
+            arguments = [*arguments, "--maximum-hashes", str(max(1, budget))]
+        if how == "time":
+            arguments = [*arguments, "--maximum-time", f"{self.choice.randint(1, 30)}ms"]
+        process = subprocess.Popen(
+            [HASHFINDER, "find", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # So that it is not much further than what was read.
+            pipesize=4096,
+        )
+        text = ""
+        if how in (SIGINT, SIGTERM, SIGKILL, "drain"):
+            # After some lines have come.
+            for _ in range(self.choice.randint(1, len(left) // 2 + 1)):
+                text += process.stdout.readline()
+            stop() if stop else process.send_signal(how)
+        text += process.stdout.read()
+        stderr = process.stderr.read()
+        process.wait(PATIENCE_S)
+        process.stdout.close()
+        process.stderr.close()
+        *lines, partial = text.split("\n")
+        # What a kill cut off was not printed.
+        assert how == SIGKILL or partial == ""
+        self.check(lines, how == SIGKILL)
+        if process.returncode == 0:
+            return True
+        assert process.returncode == STOPS[how], stderr
+        self.stopped[how] += 1
+        if not self.in_session:
+            self.cursor = re.search(r"go on with: hashfinder find --resume (\S+)\n", stderr)[1]
+        return False
+
+    def check(self, lines, killed):
+        """What a run printed goes on where the last one ended or, if that was killed, no sooner than where
+        it began."""
+        if not lines:
+            return
+        begin = self.search.place[lines[0]]
+        end = begin + len(lines)
+        assert self.earliest <= begin <= self.latest
+        assert lines == self.search.lines[begin:end]
+        self.earliest, self.latest = (begin, end) if killed else (end, end)
+
+
+# Thousands of processes, on a machine that may be busy.
+@pytest.mark.timeout(300)
+def test_a_search_that_is_stopped_in_any_way_and_gone_on_with_finds_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    state = tmp_path / "hashfinder/sessions"
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        searches = list(pool.map(short_search, [f"{SEED} {n}" for n in range(SEARCHES)]))
+        running = [pool.submit(Trial(n, searches).run, state) for n in range(TRIALS)]
+        stopped = Counter()
+        for number, trial in enumerate(running):
+            try:
+                stopped += trial.result()
+            except BaseException:
+                print(f"trial {number} with the seed {SEED}")
+                pool.shutdown(cancel_futures=True)
+                raise
+    print(dict(stopped))
+    for how in STOPS:
+        assert stopped[how] >= 20, stopped
+    # Every one is finished, and nothing is left of them but the lock of one that was killed just then.
+    assert [path.name for path in state.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_a_kill_repeats_no_more_than_was_found_since_the_session_was_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    file = tmp_path / "hashfinder/sessions/night"
+    search = ["hashfinder", "--show-inferior", "5"]
+    arguments = [*search, "--session", "night"]
+    process = subprocess.Popen(
+        [HASHFINDER, "find", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    lines = []
+
+    def read_lines():
+        for line in process.stdout:
+            lines.append(line)
+
+    reader = threading.Thread(target=read_lines)
+    reader.start()
+    # What was read when each state of the session was seen.
+    seen, read = [], []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(seen) < 5:
+        assert time.monotonic() < deadline, seen
+        if file.exists() and (text := file.read_text()) not in seen:
+            seen.append(text)
+            read.append(len(lines))
+        time.sleep(0.01)
+    process.kill()
+    process.wait(PATIENCE_S)
+    reader.join()
+    process.stdout.close()
+    again = run_find(*arguments, "--maximum-hashes", "1")
+    frontier = int(re.search(r"session night: going on after (\d+) secrets", again.stderr)[1])
+    # Whatever had been read when a state was seen was printed before the next was written, which keeps it.
+    sure = lines[: read[-2]]
+    assert len(sure) > 100
+    assert all(index_of(line) < frontier for line in sure)

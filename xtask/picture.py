@@ -1,0 +1,162 @@
+"""Records a search at a pseudo-terminal and writes it as an animated SVG: `picture.py PROGRAM SVG`.
+
+All that is seen is what the program wrote, when it wrote it. Where nothing moves, the picture is the
+last moment before ctrl-C.
+"""
+
+import os
+import pty
+import select
+import sys
+import termios
+import time
+from html import escape
+
+import pyte
+
+COMMAND = ["find", "hashfinder", "--ideal-distance", "1", "--show-inferior", "3"]
+COLUMNS, ROWS = 88, 10
+
+# How long the search is watched, and how long the end stands before it begins anew.
+WATCHED_S, END_S = 9.0, 5.0
+
+# The size of a character, and the space around them all, in pixels.
+WIDTH, HEIGHT, MARGIN = 8.43, 19, 18
+
+STYLE = """
+text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+       white-space: pre; fill: #1f2328 }
+rect { fill: #f6f8fa; stroke: #d1d9e0 }
+.match { fill: #1a7f37; font-weight: bold }
+.prompt { fill: #59636e }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 }
+  rect { fill: #0d1117; stroke: #3d444d }
+  .match { fill: #3fb950 }
+  .prompt { fill: #9198a1 }
+}
+g { opacity: 0 }
+.still { opacity: 1 }
+@media (prefers-reduced-motion: reduce) { g { animation: none !important } }
+"""
+
+
+def record(program):
+    """What the screen showed from when on, in seconds: pairs of a time and rows, and when ctrl-C was
+    pressed."""
+    screen = pyte.Screen(COLUMNS, ROWS)
+    stream = pyte.ByteStream(screen)
+    stream.feed(f"$ hashfinder {' '.join(COMMAND)}\r\n".encode())
+    child, terminal = pty.fork()
+    if child == 0:
+        attributes = termios.tcgetattr(0)
+        # At ctrl-C a terminal throws away what it has not shown yet.
+        attributes[3] |= termios.NOFLSH
+        termios.tcsetattr(0, termios.TCSANOW, attributes)
+        termios.tcsetwinsize(0, (ROWS, COLUMNS))
+        environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+        os.execve(program, ["hashfinder", *COMMAND], environment | {"TERM": "xterm-256color"})
+    began, pressed = time.monotonic(), None
+    frames = [(0.0, rows_of(screen))]
+    while True:
+        elapsed = time.monotonic() - began
+        if pressed is None and elapsed >= WATCHED_S:
+            pressed = elapsed
+            os.write(terminal, b"\x03")
+        ready, _, _ = select.select([terminal], [], [], 0.05)
+        if ready:
+            try:
+                stream.feed(os.read(terminal, 65536))
+            except OSError:
+                # The program has left.
+                break
+        # What is drawn in one piece is seen in one.
+        elif (rows := rows_of(screen)) != frames[-1][1]:
+            frames.append((elapsed, rows))
+    frames.append((time.monotonic() - began, rows_of(screen)))
+    os.waitpid(child, 0)
+    return frames, pressed
+
+
+def rows_of(screen):
+    """The rows of a screen, each as runs of characters that look alike: (column, kind, text)."""
+    rows = []
+    for y in range(ROWS):
+        runs = []
+        for x in range(COLUMNS):
+            character = screen.buffer[y][x]
+            kind = "match" if character.fg == "green" else "prompt" if (x, y) == (0, 0) else ""
+            if runs and runs[-1][1] == kind:
+                runs[-1] = (*runs[-1][:2], runs[-1][2] + character.data)
+            else:
+                runs.append((x, kind, character.data))
+        rows.append(tuple(run for run in runs if run[2].strip()))
+    return tuple(rows)
+
+
+def spans(frames, end):
+    """Which row was seen from when to when: (begin, end) and all rows with their places."""
+    found = {}
+    for y in range(ROWS):
+        begin, row = 0.0, ()
+        for at, rows in [*frames, (end, None)]:
+            now = rows[y] if rows else None
+            if now != row:
+                if row:
+                    found.setdefault((begin, at), []).append((y, row))
+                begin, row = at, now
+    return found
+
+
+def text_of(y, row):
+    for x, kind, text in row:
+        begin = len(text) - len(text.lstrip())
+        text = text.strip()
+        # The width is told, so that columns agree in any font.
+        yield (
+            f'<text x="{MARGIN + (x + begin) * WIDTH:.1f}" y="{MARGIN + (y + 0.78) * HEIGHT:.0f}"'
+            f' textLength="{len(text) * WIDTH:.1f}"' + (f' class="{kind}"' if kind else "")
+            + f">{escape(text)}</text>"
+        )
+
+
+def svg(frames, pressed):
+    end = frames[-1][0] + END_S
+    still = max(at for at, _ in frames if at < pressed)
+    used = max(y + 1 for _, rows in frames for y in range(ROWS) if rows[y])
+    width, height = COLUMNS * WIDTH + 2 * MARGIN, used * HEIGHT + 2 * MARGIN
+    keyframes, groups = [], []
+    for number, ((begin, until), rows) in enumerate(spans(frames, end).items()):
+        texts = "".join(text for y, row in rows for text in text_of(y, row))
+        shown = ' class="still"' if begin <= still < until else ""
+        if (begin, until) == (0.0, end):
+            groups.append(f"<g{shown}>{texts}</g>")
+            continue
+        steps = f"0% {{ opacity: {int(begin == 0)} }} {100 * begin / end:.2f}% {{ opacity: 1 }}"
+        if until < end:
+            steps += f" {100 * until / end:.2f}% {{ opacity: 0 }}"
+        else:
+            steps += " 100% { opacity: 1 }"
+        keyframes.append(f"@keyframes s{number} {{ {steps} }}")
+        style = f"animation: s{number} {end:.2f}s step-end infinite"
+        groups.append(f'<g{shown} style="{style}">{texts}</g>')
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}"'
+        f' width="{width:.0f}" height="{height:.0f}" role="img" aria-labelledby="title">',
+        f'<title id="title">hashfinder {" ".join(COMMAND)}, stopped with ctrl-C</title>',
+        f"<style>{STYLE}{chr(10).join(keyframes)}</style>",
+        f'<rect x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1:.0f}" rx="8"/>',
+        *groups,
+        "</svg>\n",
+    ])
+
+
+def main():
+    program, path = sys.argv[1:]
+    frames, pressed = record(program)
+    with open(path, "w") as file:
+        file.write(svg(frames, pressed))
+
+
+if __name__ == "__main__":
+    main()

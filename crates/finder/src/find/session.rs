@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use hashfinder_search::{Cursor, Index, Keyspace, Query, Spelling};
+use hashfinder_search::{Cursor, DesiredName, Index, Keyspace, Query, Spelling};
 use serde_json::{Value, json};
 
 /// How often a session is written while it is searched: with as much again for the writing, a kill costs
@@ -265,7 +265,7 @@ fn as_asked(query: &Query) -> String {
     let (spelling, usual) = (query.spelling(), Spelling::default());
     let (keyspace, all) = (query.keyspace(), Keyspace::default());
     let mut words = vec!["find".to_owned()];
-    let names = query.names().iter().map(|name| name.as_str());
+    let names = query.names().iter().map(DesiredName::as_str);
     words.extend(names.map(|name| format!("'{}'", name.escape_debug())));
     let mut say = |flag: &str, value: &dyn fmt::Display, is_usual: bool| {
         if !is_usual {

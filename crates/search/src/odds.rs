@@ -43,7 +43,7 @@ use crate::{
 ///
 /// let names: [DesiredName; 2] = ["doctor".parse()?, "master".parse()?];
 /// let odds = Odds::any(&names, Distance::ZERO);
-/// assert_eq!(format!("{:.3e}", odds.chance().end()), "4.051e-8");
+/// assert_eq!(format!("{:.3e}", odds.chance().end()), "3.912e-8");
 /// # Ok::<(), hashfinder_search::NameError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -70,12 +70,12 @@ impl Odds {
     ///
     /// One name at the beginning or the end is always exact. Anywhere, so are names of up to eight
     /// characters, and any at distance 0 or 1; several names are if they have few characters together.
-    /// Where a chance under 1% is not, the upper bound was 2.4 times the lower at most, for a hundred
-    /// equal characters of hexadecimal, and 1.13 times for SHA-1 in base64; of greater chances up to 5
-    /// times. Of many long names it may be as many times as there are names.
+    /// Where a chance under 1% is not, the upper bound was measured to be 2.4 times the lower at most, for
+    /// fifty equal characters in hexadecimal, and 1.13 times for SHA-1 in base64; of greater chances it was
+    /// up to 5 times. Of many long names it may be as many times as there are names.
     ///
-    /// This takes some milliseconds. The worst of 6,000 names and distances took 30 milliseconds in
-    /// SHA-1 and base64, on one core, and 80 in any spelling; several names 60. It always gives the same.
+    /// This takes some milliseconds. The worst of 2,000 names and distances took 30 milliseconds on one
+    /// core for SHA-1 in base64, and 80 in any spelling; several names took 60. It always gives the same.
     ///
     /// # Panics
     ///
@@ -1525,11 +1525,11 @@ mod tests {
         }
     }
 
-    /// As above, a hundred thousand of each of the other digests and spellings.
+    /// As above, fifty thousand of each digest and spelling that is looked for.
     #[test]
     fn real_hashes_of_other_spellings_match_as_often_as_they_should() {
         use {Algorithm::*, Anchor::*, Encoding::*};
-        const HASHES: u32 = 100_000;
+        const HASHES: u32 = 50_000;
         // One look of 24 in 8,900.
         const DEVIATIONS: f64 = 3.86;
         let looks: [(Spelling, &[&str], u8); 24] = [
@@ -1537,11 +1537,11 @@ mod tests {
             (spelling(Sha1, Hex, Anywhere), &["0011"], 1),
             (spelling(Sha1, Hex, Anywhere), &["000", "0000", "123"], 0),
             (spelling(Sha1, Hex, Prefix), &["dead", "beef"], 2),
-            (spelling(Sha1, Base32, Suffix), &["AB", "cd"], 0),
+            (spelling(Sha1, Base32, Suffix), &["AB", "cd", "ef"], 0),
             (spelling(Sha1, Base32, Anywhere), &["ababab", "BABABA"], 3),
             (spelling(Sha1, Base64Url, Anywhere), &["-_"], 0),
-            (spelling(Sha1, Base64, Suffix), &["ac="], 0),
-            (spelling(Sha1, Base64, Prefix), &["ab", "ba"], 0),
+            (spelling(Sha1, Base64, Suffix), &["ac=", "bg="], 0),
+            (spelling(Sha1, Base64, Prefix), &["ab", "ba", "cc"], 0),
             (spelling(Sha256, Base64, Suffix), &["ac=", "b0="], 0),
             (case_sensitive(Sha256, Base64), &["aA"], 0),
             (case_sensitive(Sha256, Base64), &["aaaa"], 2),

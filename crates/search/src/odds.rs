@@ -68,11 +68,11 @@ impl Odds {
     /// hash is far from all names is as hard as the farthest string problem, which is NP-hard: Lanctot
     /// and others, "Distinguishing string selection problems", 2003.)
     ///
-    /// One name at the beginning or the end is always exact. Anywhere, so are names of up to eight
-    /// characters, and any at distance 0 or 1; several names are if they have few characters together.
-    /// Where a chance under 1% is not, the upper bound was measured to be 2.4 times the lower at most, for
-    /// fifty to eighty equal characters in hexadecimal, and 1.13 times for SHA-1 in base64; of greater chances it was
-    /// up to 5 times. Of many long names it may be as many times as there are names.
+    /// One name at the beginning or the end is always exact. Anywhere, so was every one that was measured
+    /// of up to eight characters, or at distance 0 or 1; several are if they have few characters together.
+    /// Where a chance under 1% was not, the upper bound was 2.4 times the lower at most, for fifty to
+    /// eighty equal characters in hexadecimal, and 1.13 times for SHA-1 in base64; of greater chances it
+    /// was up to 5 times. Of many long names it may be as many times as there are names.
     ///
     /// This takes some milliseconds. The worst of 4,000 names and distances took 32 milliseconds on one
     /// core for SHA-1 in base64, and 95 in any spelling; several names took 60. It always gives the same.

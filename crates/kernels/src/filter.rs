@@ -2,26 +2,9 @@
 
 use crate::{
     digits::{CharSet, HASHED_NAME_LEN, PADDING, digits},
+    mismatches::Mismatches,
     plan::Plan,
 };
-
-/// How many characters of a name the fast check looks at. Each needs a field of [`FIELD_BITS`]
-/// bits in one 64-bit word; a longer name's first characters are a necessary condition.
-const FAST_LEN: usize = 12;
-
-/// Wide enough for [`NEVER`] and as many mismatches on top of it as there are characters.
-const FIELD_BITS: usize = 5;
-
-/// What the fields of a name that began before the first character start with: more than any
-/// distance that the fast check tests for, so that such a window never passes.
-const NEVER: u64 = 16;
-
-/// The shift that leaves the last character's field alone.
-const TOP: usize = u64::BITS as usize - FIELD_BITS;
-
-const _: () = assert!(FAST_LEN * FIELD_BITS <= u64::BITS as usize);
-const _: () = assert!(NEVER as usize >= FAST_LEN);
-const _: () = assert!(NEVER as usize + FAST_LEN < 1 << FIELD_BITS);
 
 /// The most names that a [`Filter`] takes: what a [`Match`] can tell apart.
 pub const MAX_NAMES: usize = 1 << 16;
@@ -164,22 +147,11 @@ impl Filter {
 }
 
 /// A name, as the set of characters that satisfies each of its places.
-///
-/// The fast check is the shift-add algorithm of Baeza-Yates and Gonnet ("A New Approach to Text
-/// Searching", 1992): one word holds, for every prefix of the name, how many characters disagree
-/// when that prefix ends at the current place. A step shifts every count on to the next longer
-/// prefix and adds a table entry with a one for each character that the digit does not satisfy. Its
-/// cost does not depend on the distance.
 #[derive(Clone, Debug)]
 pub(crate) struct Name {
     pub(crate) characters: Vec<CharSet>,
     pub(crate) max_distance: u8,
-    /// For each digit and the padding: a one in the field of every character it does not satisfy.
-    mismatches: [u64; PADDING as usize + 1],
-    /// The word before the first place.
-    start: u64,
-    /// A word passes when it is less than this; `None` lets every word pass.
-    bound: Option<u64>,
+    mismatches: Mismatches<{ PADDING as usize + 1 }>,
 }
 
 impl Name {
@@ -189,22 +161,11 @@ impl Name {
             "a name has 1 to {HASHED_NAME_LEN} characters, not {}",
             characters.len()
         );
-        let fast = &characters[..characters.len().min(FAST_LEN)];
-        // The last character's field is the top one, so that a plain comparison reads it.
-        let field = |character: usize| TOP - FIELD_BITS * (fast.len() - 1 - character);
-        let mut mismatches = [0; PADDING as usize + 1];
-        for (digit, entry) in (0..).zip(&mut mismatches) {
-            for (index, character) in fast.iter().enumerate() {
-                *entry |= u64::from(!character.contains(digit)) << field(index);
-            }
-        }
-        let every = usize::from(max_distance) >= fast.len();
+        let satisfies = |character: usize, digit| characters[character].contains(digit);
         Name {
+            mismatches: Mismatches::new(characters.len(), max_distance, satisfies),
             characters: characters.to_vec(),
             max_distance,
-            mismatches,
-            start: (0..fast.len()).fold(0, |start, index| start | NEVER << field(index)),
-            bound: (!every).then(|| (u64::from(max_distance) + 1) << TOP),
         }
     }
 
@@ -216,16 +177,7 @@ impl Name {
     /// The fast check, which may let too much pass.
     #[inline(always)]
     fn may_match(&self, digits: &[u8; HASHED_NAME_LEN]) -> bool {
-        let Some(bound) = self.bound else {
-            return true;
-        };
-        let mut word = self.start;
-        let mut least = u64::MAX;
-        for digit in digits {
-            word = (word << FIELD_BITS) + self.mismatches[usize::from(*digit)];
-            least = least.min(word);
-        }
-        least < bound
+        self.mismatches.may_match(digits)
     }
 
     /// Whether the window that begins at this place exists and is near enough.

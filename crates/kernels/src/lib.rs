@@ -39,6 +39,7 @@ mod avx2;
 mod avx512;
 mod digits;
 mod filter;
+mod mismatches;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod plan;
@@ -66,6 +67,7 @@ mod windows;
 
 pub use digits::{ALPHABET, CharSet, HASHED_NAME_LEN, hashed_name, place};
 pub use filter::{Filter, MAX_NAMES, Match};
+pub use mismatches::Mismatches;
 #[cfg(target_arch = "aarch64")]
 use neon::Neon;
 #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use hashfinder_kernels::{CharSet, Filter, Hits, Kernel};
+use hashfinder_kernels::{CharSet, Filter, Hits, Kernel, Mismatches};
 
 use crate::{
     keyspace::{Index, Keyspace},
@@ -12,8 +12,8 @@ use crate::{
 };
 
 /// What looking for a name in a hashed name costs without a fast kernel, for each window, as a share of
-/// what hashing does: three characters or so are compared in a nanosecond, and a hash takes 70.
-const WINDOW_COST: f64 = 0.02;
+/// what hashing does: about a nanosecond, and a hash takes 70.
+const WINDOW_COST: f64 = 0.015;
 
 /// The names that a slice is searched for, each with the greatest distance at which a secret is a hit.
 ///
@@ -28,7 +28,12 @@ pub struct Sought {
 struct Wanted {
     name: DesiredName,
     furthest: u8,
+    /// Where a hashed name is looked at plainly and the name may be in many of its windows.
+    quick: Option<Box<Mismatches<ASCII>>>,
 }
+
+/// How many symbols a hashed name may be made of.
+const ASCII: usize = 128;
 
 /// A hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,14 +54,11 @@ impl Sought {
         let mut queries = queries.into_iter().peekable();
         let first = *queries.peek().expect("a slice serves somebody");
         let (keyspace, spelling) = (first.shared_keyspace(), first.spelling());
+        let is_fast = spelling.is_fast() && keyspace.is_fast();
         let wanted = queries.flat_map(|query| {
-            query.names().iter().map(|name| Wanted {
-                name: name.clone(),
-                furthest: query.furthest(),
-            })
+            (query.names().iter()).map(|name| Wanted::new(name, query.furthest(), is_fast))
         });
         let names: Vec<Wanted> = wanted.collect();
-        let is_fast = spelling.is_fast() && keyspace.is_fast();
         let filter = is_fast.then(|| {
             let sets: Vec<Vec<CharSet>> = names.iter().map(|wanted| sets(&wanted.name)).collect();
             let furthest = names.iter().map(|wanted| wanted.furthest);
@@ -188,9 +190,10 @@ impl Sought {
         match &self.filter {
             Some(filter) => kernel.cost(filter),
             None => {
-                let windows = self.names.iter().map(|wanted| {
-                    wanted.name.windows().count() * (1 + usize::from(wanted.furthest))
-                });
+                let windows = self
+                    .names
+                    .iter()
+                    .map(|wanted| wanted.name.windows().count());
                 1.0 + WINDOW_COST * windows.sum::<usize>() as f64
             }
         }
@@ -198,8 +201,26 @@ impl Sought {
 }
 
 impl Wanted {
+    fn new(name: &DesiredName, furthest: u8, is_fast: bool) -> Wanted {
+        let quick = || {
+            let characters = name.characters();
+            let satisfies = |character: usize, symbol| characters[character].contains(symbol);
+            Box::new(Mismatches::new(characters.len(), furthest, satisfies))
+        };
+        let is_anywhere = name.spelling().anchor == Anchor::Anywhere;
+        Wanted {
+            quick: (is_anywhere && !is_fast).then(quick),
+            name: name.clone(),
+            furthest,
+        }
+    }
+
     #[inline]
     fn within(&self, hashed_name: &[u8]) -> Option<Nearest> {
+        let may_match = |quick: &Mismatches<ASCII>| quick.may_match(hashed_name);
+        if !self.quick.as_deref().is_none_or(may_match) {
+            return None;
+        }
         self.name.within(hashed_name, usize::from(self.furthest))
     }
 }

@@ -1,7 +1,7 @@
 //! A quick look whether a name can be in a text.
 
 /// How many characters of a name are looked at. Each needs a field of [`FIELD_BITS`] bits in one 64-bit
-/// word; a longer name's first characters are a necessary condition.
+/// word.
 const LOOKED_AT: usize = 12;
 
 /// Wide enough for [`NEVER`] and as many mismatches on top of it as there are characters.
@@ -35,6 +35,10 @@ pub struct Mismatches<const SYMBOLS: usize> {
 }
 
 impl<const SYMBOLS: usize> Mismatches<SYMBOLS> {
+    /// How many characters of a name are looked at; a longer one's first characters are a necessary
+    /// condition.
+    pub const LOOKED_AT: usize = LOOKED_AT;
+
     /// For a name of `length` characters, of which `max_distance` may differ. `satisfies` tells of a
     /// character, by its place in the name, and a symbol whether they agree.
     #[must_use]

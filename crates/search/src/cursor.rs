@@ -64,8 +64,8 @@ pub enum CursorError {
         "this cursor was made by another version of hashfinder; this one reads \"{PREFIX}...\" and \"{PREFIX_OF_ALL}...\""
     )]
     OtherVersion,
-    /// Something in it was changed or is missing.
-    #[error("this cursor is damaged: its check sum is wrong; copy the whole text that was printed")]
+    /// Something in it was changed or is missing, or makes no sense to this version.
+    #[error("this cursor is damaged, or of a later version; copy the whole text that was printed")]
     Damaged,
 }
 

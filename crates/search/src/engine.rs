@@ -19,6 +19,7 @@ use crate::{
     query::{Candidate, Query},
     scheduler::{
         Done, Effects, FIRST_SLICE, Job, Metrics, Progress, Scheduler, SearchId, Slice, StopCause,
+        Wish,
     },
     sought::{Found, Sought},
     sync::{
@@ -47,8 +48,8 @@ pub trait Backend: Send + Sync + 'static {
         hits: &mut Vec<Found>,
     ) -> Index;
 
-    /// About how many times as long as hashing alone a slice takes. By this it is decided which searches
-    /// share slices; the answer is the same whatever it says.
+    /// About what trying a secret costs, in hashes of a fast kernel. By this it is decided which searches
+    /// share slices, and how long their first slices are; the answer is the same whatever it says.
     fn cost(&self, sought: &Sought) -> f64 {
         sought.cost(Kernel::best())
     }
@@ -60,6 +61,10 @@ pub trait Backend: Send + Sync + 'static {
         false
     }
 }
+
+/// What a secret may cost for a thousand to be tried at once. For one name it is a little more than its
+/// hash.
+const AT_HAND: f64 = 2.0;
 
 impl Backend for Kernel {
     fn scan(
@@ -78,7 +83,7 @@ impl Backend for Kernel {
 
     fn is_at_hand(&self, sought: &Sought) -> bool {
         // The fast ones take seven to twenty microseconds, the portable one a tenth of a millisecond.
-        sought.filter().is_some() && self.name() != "portable"
+        self.name() != "portable" && sought.cost(*self) <= AT_HAND
     }
 }
 
@@ -147,10 +152,18 @@ pub struct Report {
 
 pub(crate) type Release = Box<dyn FnOnce(Report) + Send>;
 
+/// What came of the first secrets of a search.
+enum Head {
+    /// They were all that it takes.
+    Over(Outcome),
+    /// There are more to try, and each costs so much.
+    Goes { cost: f64 },
+}
+
 /// A fixed set of threads that all searches share.
 ///
 /// Dropping the engine stops every search, waits for the threads to finish the slices that they
-/// are on (about half a millisecond; with thousands of searches, a filter for them may be under way,
+/// are on (about half a millisecond, or as long as a single secret takes where that is longer; with thousands of searches, a filter for them may be under way,
 /// which takes tens of milliseconds), and joins them. Handles of searches stay usable and tell the
 /// end.
 pub struct Engine {
@@ -251,22 +264,33 @@ impl Engine {
         admitted?;
         let release: Release = Box::new(on_release);
         let began = clock();
-        let (until, outcome) = self.shared.try_head(&query);
+        let (until, head) = self.shared.try_head(&query);
         let now = clock();
         let (hashes, took) = (until - query.range().start, now.saturating_sub(began));
+        let head = match head {
+            Head::Over(outcome) => Err(outcome),
+            Head::Goes { cost } => Ok(Wish {
+                rate: query.hit_rate(),
+                cost,
+                query,
+            }),
+        };
         let mut scheduler = self.shared.lock();
-        let (state, effects) = if let Some(outcome) = outcome {
-            let report = Report {
-                outcome: outcome.clone(),
-                hashes,
-                tests: hashes,
-                stop_latency: None,
-            };
-            let effects = scheduler.ended_at_once(&client, release, report, took, now);
-            (State::Ended(outcome, until), effects)
-        } else {
-            let (id, effects) = scheduler.submit(client, query, hashes, took, release, now);
-            (State::UnderWay(id), effects)
+        let (state, effects) = match head {
+            Err(outcome) => {
+                let report = Report {
+                    outcome: outcome.clone(),
+                    hashes,
+                    tests: hashes,
+                    stop_latency: None,
+                };
+                let effects = scheduler.ended_at_once(&client, release, report, took, now);
+                (State::Ended(outcome, until), effects)
+            }
+            Ok(wish) => {
+                let (id, effects) = scheduler.submit(client, wish, hashes, took, release, now);
+                (State::UnderWay(id), effects)
+            }
         };
         drop(scheduler);
         self.shared.carry_out(effects);
@@ -329,42 +353,39 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries the first secrets of a search, if that is done here: up to which index, and how it ended if it
-    /// did.
-    fn try_head(&self, query: &Query) -> (Index, Option<Outcome>) {
+    /// Tries the first secrets of a search, if that is done here, and tells up to which index.
+    fn try_head(&self, query: &Query) -> (Index, Head) {
         let range = query.range();
-        if query.reports_candidates() {
-            return (range.start, None);
-        }
         let slice = range.start..range.end.min(range.start.saturating_add(FIRST_SLICE));
         let mut hits = Vec::new();
         let scan = AssertUnwindSafe(|| {
             let sought = query.sought();
-            let is_here = self.backend.is_at_hand(&sought);
-            is_here.then(|| self.backend.scan(slice, &sought, 1, &mut hits))
+            let is_here = !query.reports_candidates() && self.backend.is_at_hand(&sought);
+            let tried = is_here.then(|| self.backend.scan(slice, &sought, 1, &mut hits));
+            (tried, self.backend.cost(&sought))
         });
-        let tried = match catch_unwind(scan) {
-            Ok(Some(tried)) => tried,
-            Ok(None) => return (range.start, None),
+        let (tried, cost) = match catch_unwind(scan) {
+            Ok((tried, cost)) => (tried.unwrap_or(range.start), cost),
             Err(_) => {
                 let failed = Outcome::Failed(Cursor::new(query, range.start));
-                return (range.start, Some(failed));
+                return (range.start, Head::Over(failed));
             }
         };
         // Of one secret, for each of the names that it is near enough to.
-        let candidates = hits.iter().map(|hit| Candidate {
-            index: hit.index,
-            // A query has fewer than it takes for this to cut anything off.
-            name: hit.name as u8,
-            distance: hit.distance,
-            window: hit.window,
+        let candidates = hits.iter().filter_map(|hit| {
+            Some(Candidate {
+                index: hit.index,
+                name: u8::try_from(hit.number).ok()?,
+                distance: hit.distance,
+                window: hit.window,
+            })
         });
-        let outcome = match candidates.min_by_key(Candidate::nearness) {
-            Some(nearest) => Some(Outcome::Ideal(nearest)),
-            None if tried < range.end => None,
-            None => Some(Outcome::in_vain(query, tried)),
+        let head = match candidates.min_by_key(Candidate::nearness) {
+            Some(nearest) => Head::Over(Outcome::Ideal(nearest)),
+            None if tried == range.end => Head::Over(Outcome::in_vain(query, tried)),
+            None => Head::Goes { cost },
         };
-        (tried, outcome)
+        (tried, head)
     }
 
     /// A worker's life.

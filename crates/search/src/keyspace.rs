@@ -26,7 +26,7 @@ pub enum AlphabetError {
     #[error("the alphabet is empty; give at least one byte")]
     Empty,
     /// One of them is there twice, and every secret with it would be too.
-    #[error("the alphabet has the byte {:?} twice; give each once", char::from(*.0))]
+    #[error("the alphabet has the byte '{}' twice; give each byte once", .0.escape_ascii())]
     Twice(u8),
 }
 

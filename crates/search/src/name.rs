@@ -4,6 +4,10 @@ use std::{fmt, ops::RangeInclusive};
 
 use crate::spelling::{Chars, LONGEST_TEXT, Spelling};
 
+/// How many reasons people are told, and how many characters in one of them: a name may have as many as
+/// there are characters.
+const REASONS: usize = 3;
+
 /// A name to look for in hashed names: 1 to as many characters as these have, of any kind, and what
 /// satisfies each of them in a [`Spelling`].
 ///
@@ -156,50 +160,84 @@ impl DesiredName {
     /// The characters that the window which costs least cannot show, the last of equals, each with its
     /// place in the hashed name.
     fn best_window(&self) -> Vec<(char, usize)> {
-        let costs = self.windows().rev().map(|window| {
+        let mut best: Option<Vec<(char, usize)>> = None;
+        for window in self.windows().rev() {
             let characters = self.text.chars().zip(&self.characters).zip(window..);
             let unspellable =
                 characters.filter(|((_, set), index)| !set.intersects(self.spelling.place(*index)));
-            unspellable
-                .map(|((character, _), index)| (character, index))
-                .collect::<Vec<_>>()
-        });
+            let cost = unspellable.map(|((character, _), index)| (character, index));
+            let cost: Vec<_> = cost.collect();
+            if best.as_ref().is_none_or(|best| cost.len() < best.len()) {
+                let is_free = cost.is_empty();
+                best = Some(cost);
+                if is_free {
+                    break;
+                }
+            }
+        }
         // There is at least one window for a name that is no longer than a hashed name.
-        costs.min_by_key(Vec::len).unwrap_or_default()
+        best.unwrap_or_default()
     }
 
     /// Why the name costs at least [`least_distance`](Self::least_distance), for people.
     pub(crate) fn why_unspellable(&self) -> String {
-        let last = self.spelling.text_len() - 1;
-        let because = |(character, index): (char, usize)| {
-            let shown = character.escape_debug();
-            let place = self.spelling.place(index);
+        let mut nowhere: Vec<String> = Vec::new();
+        let mut reasons: Vec<String> = Vec::new();
+        for (character, index) in self.best_window() {
             let satisfying = self.spelling.satisfying(character);
-            if place == Chars::PADDING {
-                let padding = (0..last).find(|index| self.spelling.place(*index) == place);
-                return match padding {
-                    None => format!("the last character is always '=', never '{shown}'"),
-                    Some(first) => {
-                        let count = last + 1 - first;
-                        format!("the last {count} characters are always '=', never '{shown}'")
-                    }
-                };
+            let is_first = |seen: &Vec<String>, new: &String| !seen.contains(new);
+            if satisfying == Chars::NONE && self.spelling.place(index) != Chars::PADDING {
+                let shown = format!("'{}'", character.escape_debug());
+                if is_first(&nowhere, &shown) {
+                    nowhere.push(shown);
+                }
+            } else {
+                let reason = self.why_not_there(character, index, satisfying);
+                if is_first(&reasons, &reason) {
+                    reasons.push(reason);
+                }
             }
-            if satisfying == Chars::NONE {
-                return format!("'{shown}' appears in no hashed name");
-            }
-            if satisfying == Chars::PADDING {
-                return "'=' stands only at the end of a hashed name".to_owned();
-            }
-            let can: String = self.shown_in_order(place);
-            format!(
-                "the {}th character is one of {can}, never '{shown}'",
-                index + 1
-            )
-        };
-        let mut reasons: Vec<String> = self.best_window().into_iter().map(because).collect();
-        reasons.dedup();
+        }
+        if let Some(appear) = listed(&nowhere, "appears", "appear") {
+            let cases = if self.case_would_do() {
+                ", but for the case"
+            } else {
+                ""
+            };
+            reasons.insert(0, format!("{appear} in no hashed name{cases}"));
+        }
+        reasons.truncate(REASONS);
         reasons.join("; ")
+    }
+
+    /// Whether every character could be somewhere if case did not matter.
+    fn case_would_do(&self) -> bool {
+        let any_case = Spelling {
+            case_sensitive: false,
+            ..self.spelling
+        };
+        let mut characters = self.text.chars();
+        self.spelling.case_sensitive
+            && characters.all(|character| any_case.satisfying(character) != Chars::NONE)
+    }
+
+    /// Why a character that can be elsewhere is not at a place.
+    fn why_not_there(&self, character: char, index: usize, satisfying: Chars) -> String {
+        let shown = character.escape_debug();
+        let place = self.spelling.place(index);
+        if place == Chars::PADDING {
+            let padding = (0..=index).find(|index| self.spelling.place(*index) == place);
+            let count = self.spelling.text_len() - padding.unwrap_or(index);
+            return match count {
+                1 => format!("the last character is always '=', never '{shown}'"),
+                _ => format!("the last {count} characters are always '=', never '{shown}'"),
+            };
+        }
+        if satisfying == Chars::PADDING {
+            return "'=' stands only at the end of a hashed name".to_owned();
+        }
+        let (can, place) = (self.shown_in_order(place), ordinal(index + 1));
+        format!("the {place} character is one of {can}, never '{shown}'")
     }
 
     /// What a place can show, in the order of the digits.
@@ -208,6 +246,33 @@ impl DesiredName {
         let shown = digits.filter(|digit| place.contains(**digit));
         shown.map(|digit| char::from(*digit)).collect()
     }
+}
+
+/// Some of these and how many others, with a verb.
+fn listed(all: &[String], singular: &str, plural: &str) -> Option<String> {
+    Some(match all {
+        [] => return None,
+        [one] => format!("{one} {singular}"),
+        [first @ .., last] if all.len() <= REASONS => {
+            format!("{} and {last} {plural}", first.join(", "))
+        }
+        [..] => {
+            let (some, others) = all.split_at(REASONS);
+            format!("{} and {} others {plural}", some.join(", "), others.len())
+        }
+    })
+}
+
+/// A place as people say it.
+fn ordinal(number: usize) -> String {
+    let ending = match (number % 10, number % 100) {
+        (_, 11..=13) => "th",
+        (1, _) => "st",
+        (2, _) => "nd",
+        (3, _) => "rd",
+        _ => "th",
+    };
+    format!("{number}{ending}")
 }
 
 impl std::str::FromStr for DesiredName {

@@ -194,6 +194,10 @@ impl Query {
         self.start.min(end)..self.start.saturating_add(budget).min(end)
     }
 
+    pub(crate) fn shared_names(&self) -> Arc<[DesiredName]> {
+        Arc::clone(&self.names)
+    }
+
     pub(crate) fn shared_keyspace(&self) -> Arc<Keyspace> {
         Arc::clone(&self.keyspace)
     }
@@ -249,8 +253,7 @@ impl Query {
         candidates.min_by_key(Candidate::nearness)
     }
 
-    /// About how many secrets of one are ideal or interesting: the sum over the names and windows, as if
-    /// every place could show every digit.
+    /// About how many secrets of one are ideal or interesting: the sum over the names and windows.
     #[must_use]
     pub fn hit_rate(&self) -> f64 {
         let rates = self.names.iter().map(|name| self.hit_rate_of(name));
@@ -258,25 +261,34 @@ impl Query {
     }
 
     fn hit_rate_of(&self, name: &DesiredName) -> f64 {
-        let radix = self.spelling().encoding.digits().len() as f64;
-        let characters = name.characters();
-        // How likely it is that so many of the characters so far differ.
-        let mut differ = vec![0.0; characters.len() + 1];
-        differ[0] = 1.0;
-        for set in characters {
-            // The padding is no digit, and stands where it is wanted in one window at most.
-            let agrees = if *set == Chars::PADDING {
-                0.0
-            } else {
-                f64::from(set.len()) / radix
-            };
-            for count in (0..differ.len()).rev() {
-                let fewer = count.checked_sub(1).map_or(0.0, |fewer| differ[fewer]);
-                differ[count] = differ[count] * agrees + fewer * (1.0 - agrees);
+        let spelling = self.spelling();
+        let places: Vec<Chars> = (0..spelling.text_len())
+            .map(|at| spelling.place(at))
+            .collect();
+        let most = usize::from(self.furthest());
+        // How likely it is that no more of the characters differ than may.
+        let near = |window: usize| {
+            let shown = &places[window..window + name.character_count()];
+            // How likely it is that so many of the characters so far differ.
+            let mut differ = vec![0.0; most.min(shown.len()) + 1];
+            differ[0] = 1.0;
+            for (set, place) in name.characters().iter().zip(shown) {
+                let agrees = f64::from(set.and(*place).len()) / f64::from(place.len());
+                for count in (0..differ.len()).rev() {
+                    let fewer = count.checked_sub(1).map_or(0.0, |fewer| differ[fewer]);
+                    differ[count] = differ[count] * agrees + fewer * (1.0 - agrees);
+                }
             }
-        }
-        let near: f64 = differ.iter().take(usize::from(self.furthest()) + 1).sum();
-        near * name.windows().count() as f64
+            differ.iter().sum::<f64>()
+        };
+        // Nearly all windows show any digit at any place, and are equal.
+        let is_free = |place: &&Chars| **place == places[0];
+        let free = places.iter().take_while(is_free).count();
+        let (equal, others): (Vec<usize>, Vec<usize>) = name
+            .windows()
+            .partition(|window| window + name.character_count() <= free);
+        let of_equal = equal.first().map_or(0.0, |window| near(*window));
+        of_equal * equal.len() as f64 + others.into_iter().map(near).sum::<f64>()
     }
 }
 

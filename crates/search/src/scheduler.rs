@@ -1,6 +1,6 @@
 //! Which search is next, and whom a slice serves, as a state machine without threads, clocks or locks.
 //!
-//! All searches want the same digests and differ in the name alone. So slices are not given out by
+//! Searches that hash the same secrets differ in the name alone. So slices are not given out by
 //! searches but by *fronts*: a front goes through the keyspace, and every search that *follows* it is
 //! served by its slices for the price of the filter. A search's way is a list of *spans*, the ranges
 //! that it has yet to cover; each is left to a front, and the first is where the search stands. A
@@ -39,12 +39,12 @@ use crate::{
 /// has just arrived waits for one at most; much shorter ones would spend their time being set up.
 pub(crate) const SLICE_TIME: Duration = Duration::from_micros(500);
 
-/// The first slice of a search, until its speed is known. Small, because many a search is over
-/// within it.
+/// The first slice of a search, until its speed is known, if a secret costs no more than a fast kernel's
+/// hash. Small, because many a search is over within it.
 pub(crate) const FIRST_SLICE: u64 = 1 << 10;
 
-/// The shortest slice, so that one odd measurement does not drown a search in overhead. With the most
-/// that searches may make each other cost it takes its half millisecond on the slowest kernel.
+/// The shortest slice, in the same measure, so that one odd measurement does not drown a search in overhead.
+/// A secret that costs more is a slice by itself.
 const MIN_SLICE: u64 = 1 << 6;
 
 /// The longest slice, whatever the clock says: at a thousand million secrets a second it still
@@ -70,6 +70,15 @@ use sharing::Upkeep;
 pub(crate) type SearchId = u64;
 pub(crate) type JobId = u64;
 type FrontId = u64;
+
+/// What somebody searches for, with what was worked out of it before anybody had to wait for that.
+pub(crate) struct Wish {
+    pub(crate) query: Query,
+    /// How often it hits.
+    pub(crate) rate: f64,
+    /// What a secret costs when it is tried for this search alone, in a fast kernel's hashes.
+    pub(crate) cost: f64,
+}
 
 /// Something for a worker to do.
 pub(crate) enum Job {
@@ -223,6 +232,8 @@ struct Entry {
     queue: VecDeque<Candidate>,
     /// How often it hits.
     rate: f64,
+    /// What a secret costs when it is tried for this search alone.
+    cost: f64,
     /// Until it has come so far it shares nothing: a slice of it and others has panicked, and whose
     /// fault that was is found out by each of them alone.
     alone_until: Index,
@@ -263,7 +274,7 @@ struct Line {
     held: BTreeSet<(Index, SearchId)>,
     /// What its slices look for: for every follower, and perhaps for some that have left.
     set: Arc<Set>,
-    /// How many times as long as hashing alone it takes with all of them.
+    /// What a secret costs with all of them.
     cost: f64,
     /// How many searches may come to follow it at once, after more were found to be too many.
     at_most: usize,
@@ -347,20 +358,21 @@ impl Scheduler {
     pub(crate) fn submit(
         &mut self,
         client: Client,
-        query: Query,
+        wish: Wish,
         tried: u64,
         took: Duration,
         on_release: Release,
         now: Duration,
     ) -> (SearchId, Effects) {
         let id = self.new_id();
-        let range = query.range();
+        let range = wish.query.range();
         self.spent(&client, tried, took, now);
         let entry = Entry {
-            rate: query.hit_rate(),
+            rate: wish.rate,
+            cost: wish.cost,
             alone_until: 0,
             refused_by: Vec::new(),
-            query: Arc::new(query),
+            query: Arc::new(wish.query),
             client,
             end: range.end,
             ideal: None,
@@ -666,9 +678,9 @@ impl Scheduler {
             followers: BTreeSet::from([(span.end, id)]),
             held: BTreeSet::new(),
             set: Arc::new(Set::new(vec![Arc::clone(&entry.query)], vec![id])),
-            cost: 1.0,
+            cost: entry.cost,
             at_most: usize::MAX,
-            length: FIRST_SLICE,
+            length: at_cost(FIRST_SLICE, entry.cost),
             is_tried: false,
             jobs: Vec::new(),
             idle: BTreeSet::new(),
@@ -739,12 +751,12 @@ impl Scheduler {
         let mut touched = Vec::new();
         for Found {
             index,
-            name,
+            number,
             distance,
             window,
         } in hits
         {
-            let Some((id, name)) = job.set.owner(name) else {
+            let Some((id, name)) = job.set.owner(number) else {
                 continue;
             };
             let candidate = Candidate {
@@ -766,16 +778,19 @@ impl Scheduler {
             // A secret may be near several of a search's names, and is told once.
             let at_ideal = entry.ideal.filter(|ideal| ideal.index == index);
             let known = at_ideal.or_else(|| entry.held.get(&index).copied());
-            if known.is_some_and(|known| known.nearness() <= candidate.nearness()) {
-                continue;
-            }
+            let is_nearest = known.is_none_or(|known| candidate.nearness() < known.nearness());
             if entry.query.is_ideal(candidate.distance) {
-                entry.held.remove(&index);
-                entry.ideal = Some(candidate);
-                self.end_at(id, index + 1);
+                if is_nearest {
+                    entry.held.remove(&index);
+                    entry.ideal = Some(candidate);
+                    self.end_at(id, index + 1);
+                }
                 touched.push(id);
-            } else if entry.query.is_interesting(candidate.distance) {
-                entry.held.insert(index, candidate);
+            } else if at_ideal.is_none() && entry.query.is_interesting(candidate.distance) {
+                // One that is known may have been found by another front, which is gone.
+                if is_nearest {
+                    entry.held.insert(index, candidate);
+                }
                 let too_many = entry.held.len() > limit + HITS_PER_SLICE;
                 if let Some(line) = self.fronts.get_mut(&job.front) {
                     line.held.insert((index, id));
@@ -1112,8 +1127,13 @@ impl Line {
             // else to do says little. Longer at once: none can have been faster than it is.
             u64::try_from(wanted).unwrap_or(MAX_SLICE).max(length / 2)
         }
-        .clamp(MIN_SLICE, MAX_SLICE);
+        .clamp(at_cost(MIN_SLICE, self.cost), MAX_SLICE);
     }
+}
+
+/// How many secrets at a cost take as long as so many at a fast kernel's hash each; at least one.
+fn at_cost(hashes: u64, cost: f64) -> u64 {
+    ((hashes as f64 / cost) as u64).clamp(1, hashes)
 }
 
 impl Entry {

@@ -48,7 +48,9 @@ impl Set {
             return Some((*self.members.get(number)?, 0));
         }
         let member = self.firsts.partition_point(|first| *first <= number) - 1;
-        Some((self.members[member], (number - self.firsts[member]) as u8))
+        let name = number - self.firsts[member];
+        let is_one = name < self.queries[member].names().len();
+        is_one.then_some((self.members[member], name as u8))
     }
 
     /// Whether it could serve another query too.

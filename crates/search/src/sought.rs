@@ -8,25 +8,40 @@ use crate::{
     keyspace::{Index, Keyspace},
     name::{DesiredName, Nearest},
     query::Query,
-    spelling::{Anchor, Chars, Encoding, HashedName, Hasher, Spelling},
+    spelling::{Algorithm, Anchor, Chars, Encoding, HashedName, Hasher, Spelling},
 };
 
-/// What looking for a name in a hashed name costs without a fast kernel, for each window, as a share of
-/// what hashing does: about a nanosecond, and a hash takes 70.
-const WINDOW_COST: f64 = 0.015;
+/// What a fast kernel's hash takes, in nanoseconds: the unit of costs. Like all of these it was measured on
+/// one machine, and only their ratios matter.
+const FAST_HASH: f64 = 7.0;
+
+/// What it takes to look at a character of a hashed name for a name that may be anywhere.
+const QUICK_LOOK: f64 = 0.7;
+
+/// What it takes to compare a character of a window.
+const COMPARISON: f64 = 1.5;
+
+/// How many secrets that a kernel's filter lets pass are looked at again together, where names have their
+/// place: to begin a block costs a kernel as much as some thousand hashes.
+const PASSED_AT_ONCE: usize = 16;
 
 /// The names that a slice is searched for, each with the greatest distance at which a secret is a hit.
 ///
 /// All are looked for among the same secrets and in the same digests, written alike.
 pub struct Sought {
     keyspace: Arc<Keyspace>,
+    /// The anchor and whether case matters are each name's own.
     spelling: Spelling,
     names: Vec<Wanted>,
     filter: Option<Filter>,
+    /// Behind the prefix, where no kernel hashes.
+    hasher: Option<Hasher>,
 }
 
 struct Wanted {
-    name: DesiredName,
+    /// Its query's names, and which of them it is.
+    names: Arc<[DesiredName]>,
+    number: usize,
     furthest: u8,
     /// Where a hashed name is looked at plainly and the name may be in many of its windows.
     quick: Option<Box<Mismatches<ASCII>>>,
@@ -40,8 +55,8 @@ const ASCII: usize = 128;
 pub struct Found {
     /// The secret's index.
     pub index: Index,
-    /// Which of the names it is, from 0 on.
-    pub name: u16,
+    /// Which of the names that are sought it is, from 0 on.
+    pub number: u16,
     /// The least distance over all windows.
     pub distance: u8,
     /// The first window at that distance: where in the hashed name it begins, from 0 on.
@@ -56,19 +71,26 @@ impl Sought {
         let (keyspace, spelling) = (first.shared_keyspace(), first.spelling());
         let is_fast = spelling.is_fast() && keyspace.is_fast();
         let wanted = queries.flat_map(|query| {
-            (query.names().iter()).map(|name| Wanted::new(name, query.furthest(), is_fast))
+            let numbers = 0..query.names().len();
+            numbers.map(move |number| Wanted::new(query, number, is_fast))
         });
         let names: Vec<Wanted> = wanted.collect();
         let filter = is_fast.then(|| {
-            let sets: Vec<Vec<CharSet>> = names.iter().map(|wanted| sets(&wanted.name)).collect();
+            let sets: Vec<Vec<CharSet>> = names.iter().map(|wanted| sets(wanted.name())).collect();
             let furthest = names.iter().map(|wanted| wanted.furthest);
             Filter::any(sets.iter().map(Vec::as_slice).zip(furthest))
+        });
+        let hasher = (!is_fast).then(|| {
+            let mut hasher = Hasher::new(spelling.algorithm);
+            hasher.update(keyspace.prefix());
+            hasher
         });
         Sought {
             keyspace,
             spelling,
             names,
             filter,
+            hasher,
         }
     }
 
@@ -105,9 +127,11 @@ impl Sought {
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
-        match &self.filter {
-            Some(filter) => self.scan_fast(kernel, filter, range, limit, hits),
-            None => self.scan_plainly(range, limit, hits),
+        match (&self.filter, &self.hasher) {
+            (Some(filter), _) => self.scan_fast(kernel, filter, range, limit, hits),
+            (None, Some(hasher)) => self.scan_plainly(hasher, range, limit, hits),
+            // There is one of them.
+            (None, None) => range.start,
         }
     }
 
@@ -120,34 +144,42 @@ impl Sought {
         hits: &mut Vec<Found>,
     ) -> Index {
         let mut at = range.start;
-        while at < range.end {
-            // Its end is where the length of the secrets changes, or the range's.
-            let Some((start, block)) = self.keyspace.blocks(at..range.end).next() else {
-                break;
-            };
-            if hits.len() >= limit {
-                return start;
-            }
-            let mut passed = Hits::with_limit(limit - hits.len());
-            let tried = kernel.scan(&block, filter, &mut passed);
+        // A block ends where the length of the secrets changes, or with the range.
+        while hits.len() < limit
+            && let Some((start, block)) = self.keyspace.blocks(at..range.end).next()
+        {
+            let room = limit - hits.len();
+            let is_anchored = self.names.iter().any(Wanted::has_its_place);
+            let mut passed = Hits::with_limit(if is_anchored {
+                room.max(PASSED_AT_ONCE)
+            } else {
+                room
+            });
+            at = start + kernel.scan(&block, filter, &mut passed);
             hits.extend(passed.iter().filter_map(|hit| {
                 let found = Found {
                     index: start + hit.offset,
-                    name: hit.name,
+                    number: hit.name,
                     distance: hit.distance,
                     window: hit.window,
                 };
                 self.at_anchor(found)
             }));
-            at = start + tried;
+            if let Some(last) = hits.get(limit - 1).map(|hit| hit.index)
+                && is_anchored
+            {
+                // There was room for more than are wanted.
+                hits.truncate(hits.partition_point(|hit| hit.index <= last));
+                at = last + 1;
+            }
         }
         at
     }
 
     /// What a fast filter has found, if it is a hit: a name that has its place is looked for there alone.
     fn at_anchor(&self, found: Found) -> Option<Found> {
-        let wanted = &self.names[usize::from(found.name)];
-        if wanted.name.spelling().anchor == Anchor::Anywhere {
+        let wanted = &self.names[usize::from(found.number)];
+        if !wanted.has_its_place() {
             return Some(found);
         }
         let secret = self.keyspace.secret(found.index);
@@ -160,21 +192,25 @@ impl Sought {
         })
     }
 
-    fn scan_plainly(&self, range: Range<Index>, limit: usize, hits: &mut Vec<Found>) -> Index {
+    fn scan_plainly(
+        &self,
+        hasher: &Hasher,
+        range: Range<Index>,
+        limit: usize,
+        hits: &mut Vec<Found>,
+    ) -> Index {
         if hits.len() >= limit {
             return range.start;
         }
-        let mut hasher = Hasher::new(self.spelling.algorithm);
-        hasher.update(self.keyspace.prefix());
         let mut hashed_name = HashedName::blank();
         self.keyspace.for_each(range, |index, rest| {
             let digest = hasher.digest_with(rest);
             hashed_name.write(self.spelling.encoding, digest.bytes());
-            for (name, wanted) in (0..).zip(&self.names) {
+            for (number, wanted) in (0..=u16::MAX).zip(&self.names) {
                 if let Some(nearest) = wanted.within(hashed_name.as_bytes()) {
                     hits.push(Found {
                         index,
-                        name,
+                        number,
                         distance: nearest.distance,
                         window: nearest.window,
                     });
@@ -184,35 +220,53 @@ impl Sought {
         })
     }
 
-    /// About how many times as long as hashing alone a slice takes.
+    /// About what it takes to try a secret, in hashes of a fast kernel.
     #[must_use]
     pub fn cost(&self, kernel: Kernel) -> f64 {
         match &self.filter {
             Some(filter) => kernel.cost(filter),
             None => {
-                let windows = self
-                    .names
-                    .iter()
-                    .map(|wanted| wanted.name.windows().count());
-                1.0 + WINDOW_COST * windows.sum::<usize>() as f64
+                let looks: f64 = self.names.iter().map(Wanted::cost).sum();
+                (self.hash_cost() + looks) / FAST_HASH
             }
         }
+    }
+
+    /// What it takes to hash a secret plainly, in nanoseconds.
+    fn hash_cost(&self) -> f64 {
+        let (block, each) = match self.spelling.algorithm {
+            Algorithm::Sha1 | Algorithm::Sha256 => (64, 60.0),
+            Algorithm::Sha512 => (128, 250.0),
+            Algorithm::Blake3 => (64, 100.0),
+        };
+        // The padding, and the end of the prefix, are two blocks more at most.
+        each * (2 + self.keyspace.suffix().len() / block) as f64
     }
 }
 
 impl Wanted {
-    fn new(name: &DesiredName, furthest: u8, is_fast: bool) -> Wanted {
-        let quick = || {
-            let characters = name.characters();
-            let satisfies = |character: usize, symbol| characters[character].contains(symbol);
-            Box::new(Mismatches::new(characters.len(), furthest, satisfies))
+    fn new(query: &Query, number: usize, is_fast: bool) -> Wanted {
+        let mut wanted = Wanted {
+            names: query.shared_names(),
+            number,
+            furthest: query.furthest(),
+            quick: None,
         };
-        let is_anywhere = name.spelling().anchor == Anchor::Anywhere;
-        Wanted {
-            quick: (is_anywhere && !is_fast).then(quick),
-            name: name.clone(),
-            furthest,
+        if !is_fast && !wanted.has_its_place() {
+            let characters = wanted.name().characters();
+            let satisfies = |character: usize, symbol| characters[character].contains(symbol);
+            let quick = Mismatches::new(characters.len(), wanted.furthest, satisfies);
+            wanted.quick = Some(Box::new(quick));
         }
+        wanted
+    }
+
+    fn name(&self) -> &DesiredName {
+        &self.names[self.number]
+    }
+
+    fn has_its_place(&self) -> bool {
+        self.name().spelling().anchor != Anchor::Anywhere
     }
 
     #[inline]
@@ -221,7 +275,22 @@ impl Wanted {
         if !self.quick.as_deref().is_none_or(may_match) {
             return None;
         }
-        self.name.within(hashed_name, usize::from(self.furthest))
+        self.name().within(hashed_name, usize::from(self.furthest))
+    }
+
+    /// What it takes to look for it plainly, in nanoseconds.
+    fn cost(&self) -> f64 {
+        let (length, furthest) = (self.name().character_count(), usize::from(self.furthest));
+        let windows = self.name().windows().count();
+        // Of a window so many characters are compared until too many differ.
+        let comparisons = COMPARISON * (windows * length.min(2 * (furthest + 1))) as f64;
+        match &self.quick {
+            // What passes it is rare, but where nearly all of what it looks at may differ.
+            Some(_) if 2 * furthest < length.min(Mismatches::<ASCII>::LOOKED_AT) => {
+                QUICK_LOOK * self.name().spelling().text_len() as f64
+            }
+            _ => comparisons,
+        }
     }
 }
 

@@ -418,6 +418,11 @@ impl Chars {
         self.0 & other.0 != 0
     }
 
+    /// Those that are in both.
+    pub(crate) fn and(self, other: Chars) -> Chars {
+        Chars(self.0 & other.0)
+    }
+
     pub(crate) fn contains(self, character: u8) -> bool {
         self.0 >> character & 1 == 1
     }

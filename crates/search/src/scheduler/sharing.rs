@@ -27,9 +27,9 @@ const MAX_FOLLOWERS: usize = 1 << 14;
 /// secrets early. A search that alone has more shares with nobody.
 const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
 
-/// How many times as long as hashing alone a set may take. More, and the shortest slice would take longer
-/// than a slice should.
-const MAX_SHARED_COST: f64 = 100.0;
+/// How many of a fast kernel's hashes a secret may cost a set. With more, a slice would hold so few of them
+/// that what each slice costs to be given out would show.
+const MAX_SHARED_COST: f64 = 1000.0;
 
 /// By how much sharing may make a search slower after all. Costs are estimates.
 const TOLERANCE: f64 = 1.2;
@@ -102,6 +102,7 @@ struct Member {
     id: SearchId,
     query: Arc<Query>,
     rate: f64,
+    cost: f64,
     client: Client,
 }
 
@@ -117,7 +118,7 @@ struct Made {
 impl Build {
     /// Makes the set and its filter, and finds out whether they do everybody good. It takes microseconds
     /// for a few searches and tens of milliseconds for thousands, so it is done outside of the lock.
-    /// `cost_of` tells how many times as long as hashing alone a slice takes with a filter.
+    /// `cost_of` tells what a secret costs, in a fast kernel's hashes.
     pub(crate) fn make(&mut self, cost_of: impl Fn(&Sought) -> f64) {
         let by_rate = |a: &Member, b: &Member| a.rate.total_cmp(&b.rate).then(a.id.cmp(&b.id));
         self.newcomers.sort_by(by_rate);
@@ -143,15 +144,7 @@ impl Build {
             members().map(|member| member.id).collect(),
         );
         let cost = cost_of(set.sought());
-        let alone = members()
-            .next()
-            .map(|member| cost_of(&member.query.sought()));
-        let alone = alone.unwrap_or(1.0);
-        if self.followers.len() == 1 {
-            // Nobody has asked before.
-            self.cost = alone;
-        }
-        if self.newcomers.is_empty() || self.is_good_for_all(cost, alone) {
+        if self.newcomers.is_empty() || self.is_good_for_all(cost) {
             self.made = Some(Made {
                 set: Arc::new(set),
                 old: None,
@@ -167,20 +160,19 @@ impl Build {
         members.map(|member| member.id)
     }
 
-    /// What each costs `alone` is about the same for all that may share.
-    fn is_good_for_all(&self, cost: f64, alone: f64) -> bool {
-        let shares = |members: &[Member]| {
-            let shares = members.iter().map(|member| self.share(member));
-            shares.fold((0.0, 0.0_f64), |(sum, most), share| {
-                (sum + share, most.max(share))
-            })
-        };
-        let ((before, most), (joining, most_joining)) =
-            (shares(&self.followers), shares(&self.newcomers));
-        let (after, most) = (before + joining, most.max(most_joining));
+    /// Whether none of them would come on more slowly than alone, and none of those that share already more
+    /// slowly than they do.
+    fn is_good_for_all(&self, cost: f64) -> bool {
+        let all = || self.followers.iter().chain(&self.newcomers);
+        let shares = |members: &[Member]| members.iter().map(|member| self.share(member)).sum();
+        let before: f64 = shares(&self.followers);
+        let after = before + shares(&self.newcomers);
+        // Alone, a search has its own share of the time, and pays its own cost.
+        let is_good_for =
+            |member: &Member| cost * self.share(member) <= TOLERANCE * member.cost * after;
         cost <= MAX_SHARED_COST
-            && cost * most <= TOLERANCE * alone * after
             && cost * before <= TOLERANCE * self.cost * after
+            && all().all(is_good_for)
     }
 
     /// A search's share of the time, in units that are the same for all: its client's weight, which is
@@ -307,6 +299,7 @@ impl Scheduler {
                 id: *id,
                 query: Arc::clone(&entry.query),
                 rate: entry.rate(),
+                cost: entry.cost,
                 client: entry.client.clone(),
             };
             if follows {
@@ -356,7 +349,7 @@ impl Scheduler {
         if made.installed == 0 {
             // Until its speed is known: a larger filter is slower, and a slice must not be longer.
             let growth = (made.cost / line.cost).max(1.0);
-            line.length = ((line.length as f64 / growth) as u64).max(MIN_SLICE);
+            line.length = at_cost(line.length, growth);
             // The old one is dropped where nobody waits for the lock.
             made.old = Some(std::mem::replace(&mut line.set, Arc::clone(&made.set)));
             line.cost = made.cost;

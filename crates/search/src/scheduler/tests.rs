@@ -23,12 +23,44 @@ struct World {
     reports: Arc<Mutex<HashMap<SearchId, Report>>>,
     /// How often a search was released.
     releases: Arc<Mutex<usize>>,
+    /// What the next searches cost alone, if that is not the usual.
+    cost: Option<f64>,
+}
+
+/// What a search costs alone.
+const COST: f64 = 1.1;
+
+fn wish(query: Query) -> Wish {
+    Wish {
+        rate: query.hit_rate(),
+        cost: COST,
+        query,
+    }
 }
 
 #[derive(Clone, Default, Debug)]
 struct Plan {
     hits: BTreeMap<Index, u8>,
     poison: Option<Index>,
+    /// How many names the search has beyond the first.
+    more_names: u8,
+}
+
+impl Plan {
+    /// Which of its names a hit is nearest to.
+    fn nearest(&self, index: Index) -> u8 {
+        (index % (u64::from(self.more_names) + 1)) as u8
+    }
+
+    /// How far each name is from a hit at a distance, where that is near enough.
+    fn distances(&self, index: Index, distance: u8) -> impl Iterator<Item = (u8, u8)> {
+        let nearest = self.nearest(index);
+        let names = (0..=self.more_names).map(move |name| match name == nearest {
+            true => (name, distance),
+            false => (name, distance + 1 + name % 2),
+        });
+        names.filter(move |(name, distance)| *name == nearest || *distance < 5)
+    }
 }
 
 impl World {
@@ -59,7 +91,11 @@ impl World {
             assert!(reports.insert(id, report).is_none(), "released twice");
         });
         let took = Duration::from_nanos(50 * tried);
-        let submitted = (self.scheduler).submit(client, query, tried, took, release, self.now);
+        let wish = Wish {
+            cost: self.cost.unwrap_or(COST),
+            ..wish(query)
+        };
+        let submitted = (self.scheduler).submit(client, wish, tried, took, release, self.now);
         let (submitted, effects) = submitted;
         assert_eq!(submitted, id);
         carry_out(effects);
@@ -80,7 +116,7 @@ impl World {
             match self.take()? {
                 Job::Slice(slice) => return Some(slice),
                 Job::Build(mut build) => {
-                    build.make(|_| 1.1);
+                    build.make(|_| COST);
                     while !self.scheduler.install(&mut build, self.now) {}
                 }
             }
@@ -105,23 +141,24 @@ impl World {
             };
         }
         let mut hits = Vec::new();
-        for (name, id) in slice.set.members().iter().enumerate() {
+        let mut first = 0;
+        for id in slice.set.members() {
             let plan = &self.plans[id];
             if plan.poison.is_some_and(|poison| range.contains(&poison)) {
                 return Done::Panicked;
             }
-            hits.extend(
-                plan.hits
-                    .range(range.clone())
-                    .map(|(index, distance)| Found {
-                        index: *index,
-                        name: name as u16,
-                        distance: *distance,
-                        window: 0,
-                    }),
-            );
+            for (&index, &distance) in plan.hits.range(range.clone()) {
+                let names = plan.distances(index, distance);
+                hits.extend(names.map(|(name, distance)| Found {
+                    index,
+                    number: first + u16::from(name),
+                    distance,
+                    window: 0,
+                }));
+            }
+            first += u16::from(plan.more_names) + 1;
         }
-        hits.sort_by_key(|found| (found.index, found.name));
+        hits.sort_by_key(|found| (found.index, found.number));
         let mut tried = range.end;
         if let Some(last) = hits.get(slice.hit_limit - 1) {
             let last = last.index;
@@ -329,7 +366,7 @@ fn an_unread_search_is_parked_and_can_be_stopped_and_read_on() {
         let all = (0..100_000).map(|index| (index, 20)).collect();
         let plan = Plan {
             hits: all,
-            poison: None,
+            ..Plan::default()
         };
         let id = world.submit_for(Client::default(), chatty(), plan);
         while let Some(slice) = world.slice() {
@@ -362,7 +399,7 @@ fn the_answer_is_told_before_the_last_worker_lets_go() {
     let mut world = World::default();
     let plan = Plan {
         hits: BTreeMap::from([(1500, 0)]),
-        poison: None,
+        ..Plan::default()
     };
     let id = world.submit_for(Client::default(), hard(), plan);
     world.begin();
@@ -522,11 +559,7 @@ fn a_set_that_costs_too_much_is_not_made() {
                 Job::Slice(slice) => world.finish(slice),
                 Job::Build(mut build) => {
                     let includes = build.members().any(|id| id == alone);
-                    build.make(|filter| match filter.names() {
-                        1 => 1.1,
-                        _ if includes => cost_of_many,
-                        _ => 1.2,
-                    });
+                    build.make(|_| if includes { cost_of_many } else { 1.2 });
                     while !world.scheduler.install(&mut build, world.now) {}
                 }
             }
@@ -537,6 +570,40 @@ fn a_set_that_costs_too_much_is_not_made() {
         });
         let with_alone = sizes.find(|(follows, _)| *follows).unwrap();
         assert_eq!(with_alone.1, expected);
+    }
+}
+
+/// A search that costs fifty times what another does would make that one slower, so it goes alone; two
+/// that are alike go together.
+#[test]
+fn a_dear_search_does_not_make_a_cheap_one_pay() {
+    for (costs, together) in [
+        ([50.0, 50.0], true),
+        ([50.0, 1.5], false),
+        ([1.5, 50.0], false),
+    ] {
+        let mut world = World::default();
+        let mut searches = Vec::new();
+        for (name, cost) in ["a", "b"].iter().zip(costs) {
+            world.cost = Some(cost);
+            searches.push(world.submit_for(client(name, 0), hard(), Plan::default()));
+        }
+        for _ in 0..1000 {
+            match world.take().unwrap() {
+                Job::Slice(slice) => world.finish(slice),
+                Job::Build(mut build) => {
+                    let both = build.members().count() == 2;
+                    build.make(|_| if both { costs[0] + costs[1] } else { costs[0] });
+                    while !world.scheduler.install(&mut build, world.now) {}
+                }
+            }
+        }
+        let sizes = world
+            .scheduler
+            .fronts
+            .values()
+            .map(|line| line.followers.len());
+        assert_eq!(sizes.max(), Some(if together { 2 } else { 1 }), "{costs:?}");
     }
 }
 
@@ -638,7 +705,7 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
         let client = client(name, 0);
         scheduler.admit(&client, now)?;
         let release = Box::new(|_| ());
-        let (id, effects) = scheduler.submit(client, hard(), 0, Duration::ZERO, release, now);
+        let (id, effects) = scheduler.submit(client, wish(hard()), 0, Duration::ZERO, release, now);
         carry_out(effects);
         Ok(id)
     };
@@ -727,7 +794,10 @@ impl Watched {
         let hits = self.plan.hits.range(self.start..until);
         let interesting = hits.filter(|(_, distance)| **distance > 0);
         interesting
-            .map(|(index, distance)| hit(*index, *distance))
+            .map(|(index, distance)| Candidate {
+                name: self.plan.nearest(*index),
+                ..hit(*index, *distance)
+            })
             .collect()
     }
 
@@ -879,7 +949,10 @@ fn play(seed: u64) {
                 if random(12) == 0 {
                     plan.poison = Some(start + random(end - start));
                 }
-                let query = hard()
+                plan.more_names = [0, 0, 2][random(3) as usize];
+                let names = (0..=plan.more_names).map(|_| hard().names()[0].clone());
+                let query = Query::any(names, Distance::ZERO)
+                    .expect("letters")
                     .interesting(Distance::from(5))
                     .starting_at(start)
                     .hash_budget(NonZeroU64::new(end - start).unwrap());

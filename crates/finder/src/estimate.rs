@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
             });
         }
     };
-    let odds = Odds::of(&query.names()[0], query.ideal_distance());
+    let odds = Odds::any(query.names(), query.ideal_distance());
     let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let rate = arguments.rate.unwrap_or_else(|| {
         let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);

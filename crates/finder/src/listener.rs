@@ -115,10 +115,14 @@ impl Listener {
     }
 
     /// The user who runs this server, where clients are users.
-    pub(crate) fn owner(&self) -> Option<u32> {
+    pub(crate) fn owner(&self) -> io::Result<Option<u32>> {
         match &self.socket {
-            ListeningSocket::Tcp(_) => None,
-            ListeningSocket::Unix(file, _) => Some(file.owner),
+            ListeningSocket::Tcp(_) => Ok(None),
+            ListeningSocket::Unix(..) => {
+                // As clients are recognised; whose the socket's file is, others may be able to change.
+                let (one, _other) = UnixStream::pair()?;
+                Ok(Some(one.peer_cred()?.uid()))
+            }
         }
     }
 
@@ -142,8 +146,6 @@ struct SocketFile {
     path: PathBuf,
     /// Which file it is: somebody may put another one in its place.
     inode: (u64, u64),
-    /// Who made it.
-    owner: u32,
 }
 
 impl SocketFile {
@@ -151,7 +153,6 @@ impl SocketFile {
         Ok(SocketFile {
             path: path.to_owned(),
             inode: SocketFile::inode(path)?,
-            owner: fs::symlink_metadata(path)?.uid(),
         })
     }
 

@@ -83,7 +83,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         maximum_hashes: arguments.maximum_hashes,
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
         weights: arguments.client_weights.iter().cloned().collect(),
-        operators: operators(&arguments, &listener),
+        operators: operators(&arguments, &listener)?,
     };
     let budget_code = match arguments.budget_status {
         BudgetStatus::Cancelled => Code::Cancelled,
@@ -169,11 +169,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
 
 /// Who sees and cancels the searches of all clients: those who were named and, where clients are users,
 /// whoever runs this server, and root, who can do to it what they like anyway.
-fn operators(arguments: &ServeArguments, listener: &Listener) -> HashSet<ClientName> {
+fn operators(arguments: &ServeArguments, listener: &Listener) -> Result<HashSet<ClientName>> {
     const ROOT: u32 = 0;
-    let users = listener.owner().into_iter().flat_map(|owner| [owner, ROOT]);
+    let owner = listener
+        .owner()
+        .context("cannot tell who runs this server")?;
+    let users = owner.into_iter().flat_map(|owner| [owner, ROOT]);
     let users = users.map(ClientName::of_user);
-    users.chain(arguments.operators.iter().cloned()).collect()
+    Ok(users.chain(arguments.operators.iter().cloned()).collect())
 }
 
 /// The line that tells people and scripts that the server is there, and where.

@@ -268,7 +268,7 @@ async fn follow<S: Source>(
 ) -> Result<Conclusion> {
     let began = Instant::now();
     // Some tens of milliseconds at most, while the search goes on.
-    let odds = Odds::of(&query.names()[0], query.ideal_distance());
+    let odds = Odds::any(query.names(), query.ideal_distance());
     let before = session.as_ref().map_or(0, Session::answers);
     let mut progress = Progress::new(
         odds,

@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use hashfinder_search::{Cursor, Index, Query};
+use hashfinder_search::{Cursor, DesiredName, Index, Keyspace, Query, Spelling};
 use serde_json::{Value, json};
 
 /// How often a session is written while it is searched: with as much again for the writing, a kill costs
@@ -180,15 +180,10 @@ impl Session {
         };
         let again = self.query.clone().starting_at(cursor.frontier());
         if cursor != Cursor::new(&again, again.start()) || wanted != self.wanted {
-            let held = cursor.query();
+            let (held, tried) = (as_asked(&cursor.query()), cursor.frontier());
             bail!(
-                "the session {name} holds another search: find '{}' --ideal-distance {} \
-                 --show-inferior {} --count {wanted}, {} secrets tried; ask for that, give another \
-                 name, or drop it with: {drop_it}",
-                held.names()[0].as_str().escape_debug(),
-                held.ideal_distance(),
-                held.interesting_distance(),
-                cursor.frontier()
+                "the session {name} holds another search: {held} --count {wanted}, {tried} secrets tried; \
+                 ask for that, give another name, or drop it with: {drop_it}"
             );
         }
         self.before = answers;
@@ -263,6 +258,44 @@ fn state_folder() -> Result<PathBuf> {
     given
         .or_else(|| Some(home()?.join(".local/state")))
         .context("there is no place for sessions: set HOME or XDG_STATE_HOME")
+}
+
+/// The command that asks for a query, but for what goes without saying.
+fn as_asked(query: &Query) -> String {
+    let (spelling, usual) = (query.spelling(), Spelling::default());
+    let (keyspace, all) = (query.keyspace(), Keyspace::default());
+    let mut words = vec!["find".to_owned()];
+    let names = query.names().iter().map(DesiredName::as_str);
+    words.extend(names.map(|name| format!("'{}'", name.escape_debug())));
+    let mut say = |flag: &str, value: &dyn fmt::Display, is_usual: bool| {
+        if !is_usual {
+            words.push(format!("{flag} {value}"));
+        }
+    };
+    say("--ideal-distance", &query.ideal_distance(), false);
+    say("--show-inferior", &query.interesting_distance(), false);
+    let algorithm = spelling.algorithm;
+    say("--algorithm", &algorithm, algorithm == usual.algorithm);
+    let encoding = spelling.encoding;
+    say("--encoding", &encoding, encoding == usual.encoding);
+    say(
+        "--anchor",
+        &spelling.anchor,
+        spelling.anchor == usual.anchor,
+    );
+    say("--case-sensitive", &"", !spelling.case_sensitive);
+    let around = [
+        ("--secret-prefix", keyspace.prefix()),
+        ("--secret-suffix", keyspace.suffix()),
+    ];
+    for (flag, bytes) in around {
+        let shown = format!("'{}'", String::from_utf8_lossy(bytes).escape_debug());
+        say(flag, &shown, bytes.is_empty());
+    }
+    let alphabet = keyspace.alphabet();
+    let shown = format!("'of:{}'", alphabet.as_bytes().escape_ascii());
+    say("--alphabet", &shown, alphabet == all.alphabet());
+    words.join(" ")
 }
 
 #[cfg(test)]

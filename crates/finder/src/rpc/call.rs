@@ -350,3 +350,69 @@ fn cause_of(canceller: Canceller) -> StopCause {
         Canceller::Operator => StopCause::Operator,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hashfinder_search::{Client, Distance, Engine, Kernel};
+
+    fn query() -> Query {
+        Query::new("aa".parse().unwrap(), Distance::ZERO).unwrap()
+    }
+
+    /// A call that is listed, and whose search nothing stops.
+    fn call() -> Call {
+        let engine = Engine::start(1, Kernel::best(), || Duration::ZERO).unwrap();
+        let search = engine.search(Client::default(), query(), |_| {}).unwrap();
+        let client = ClientName(Client::default().name);
+        let call = Call::new("a.Service/Method", None, client, query());
+        assert!(!call.list("id".into(), search.stopper()));
+        call
+    }
+
+    fn stopped(cause: StopCause) -> Outcome {
+        Outcome::Cancelled {
+            cause,
+            cursor: Cursor::new(&query(), 7),
+        }
+    }
+
+    #[test]
+    fn the_first_who_cancels_counts() {
+        let call = call();
+        assert!(!call.cancel(Canceller::Client, "the first"));
+        assert!(!call.cancel(Canceller::Operator, "the second"));
+        assert!(call.search_ended(&stopped(StopCause::Client), 7));
+        // Once is enough, however it is told.
+        assert!(!call.search_ended(&Outcome::Exhausted, 9));
+        assert!(call.cancel(Canceller::Operator, "the third"));
+        let end = call.end().unwrap();
+        assert_eq!(end.reason(), EndReason::CancelledByClient);
+        assert_eq!(
+            (&end.message[..], end.hashes, end.frontier),
+            ("the first", 7, 7)
+        );
+        let cursor = Cursor::new(&query(), 7);
+        assert_eq!(
+            call.stopped(StopCause::Client, cursor.clone()),
+            CallError::Cancelled {
+                by: Canceller::Client,
+                reason: "the first".to_owned(),
+                cursor,
+            }
+        );
+    }
+
+    #[test]
+    fn a_reason_is_told_only_where_it_was_the_reason() {
+        let call = call();
+        // In the same moment a drain told it to stop, and was first.
+        call.cancel(Canceller::Operator, "too late");
+        call.search_ended(&stopped(StopCause::Drain), 7);
+        let end = call.end().unwrap();
+        assert_eq!((end.reason(), &end.message[..]), (EndReason::Draining, ""));
+        let cursor = Cursor::new(&query(), 7);
+        let draining = CallError::Draining(Some(cursor.clone()));
+        assert_eq!(call.stopped(StopCause::Drain, cursor), draining);
+    }
+}

@@ -23,13 +23,7 @@ pub(crate) mod pb {
 }
 
 /// Our own contract.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    dead_code,
-    clippy::all,
-    clippy::pedantic
-)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 pub(crate) mod v1pb {
     tonic::include_proto!("hashfinder.v1");
 }

@@ -37,10 +37,10 @@ def estimate(*arguments):
 def test_the_chance_and_what_follows_from_it(name, distance, chance):
     told = estimate(name, "--ideal-distance", str(distance), "--rate", "2e6")
     assert set(told) == {
-        *("name", "ideal_distance", "exact", "chance", "hashes"),
+        *("names", "algorithm", "encoding", "ideal_distance", "exact", "chance", "hashes"),
         *("hashes_per_second", "measured", "seconds"),
     }
-    assert (told["name"], told["ideal_distance"]) == (name, distance)
+    assert (told["names"], told["ideal_distance"]) == ([name], distance)
     assert (told["hashes_per_second"], told["measured"], told["exact"]) == (2e6, False, True)
     p = told["chance"]["low"]
     assert p == told["chance"]["high"]

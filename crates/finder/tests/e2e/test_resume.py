@@ -64,7 +64,7 @@ class Trial:
         self.name = f"trial-{number}"
         # Each has its turn as the first.
         first = list(STOPS)[number % len(STOPS)]
-        # A kill leaves no cursor behind but a session's, and a server keeps none and ends with one answer.
+        # A kill leaves no cursor behind but a session's.
         self.in_session = first == SIGKILL or (first != "drain" and choice.random() < 0.5)
         if not self.in_session:
             searches = [search for search in searches if search.arguments[-1] == "1"]
@@ -94,25 +94,18 @@ class Trial:
 
     def step(self, how):
         """Goes on until it is stopped in such a way, or ends; tells whether it has ended."""
-        at_server = how == "drain" or (
-            how in (SIGINT, SIGTERM, "time")
-            and not (self.in_session or self.cursor)
-            and self.choice.random() < 0.25
-        )
-        if at_server:
-            server = Server(*SLOW, "--workers", "1", "--drain-grace", "1ms")
-            try:
-                stop = (lambda: server.send(SIGTERM)) if how == "drain" else None
-                # A server ends with the first answer, and is asked for no number of them.
-                search = [*self.search.arguments[:-2], "--server", server.address]
-                return self.follow(search, how, stop)
-            finally:
-                server.end()
-        threads = str(self.choice.randint(1, 2))
         if self.in_session:
             search = [*self.search.arguments, "--session", self.name]
         else:
             search = ["--resume", self.cursor] if self.cursor else self.search.arguments
+        if how == "drain" or self.choice.random() < 0.15:
+            server = Server(*SLOW, "--workers", "1", "--drain-grace", "1ms")
+            try:
+                stop = (lambda: server.send(SIGTERM)) if how == "drain" else None
+                return self.follow([*search, "--server", server.address], how, stop)
+            finally:
+                server.end()
+        threads = str(self.choice.randint(1, 2))
         return self.follow([*search, *SLOW, "--threads", threads], how)
 
     def follow(self, arguments, how, stop=None):
@@ -154,7 +147,7 @@ class Trial:
         assert process.returncode == STOPS[how], stderr
         self.stopped[how] += 1
         if not self.in_session:
-            self.cursor = re.search(r"go on with: hashfinder find --resume (\S+)\n", stderr)[1]
+            self.cursor = re.search(r"go on with: hashfinder find .*--resume (\S+)\n", stderr)[1]
         return False
 
     def check(self, lines, killed):

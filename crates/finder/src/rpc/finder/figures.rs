@@ -74,7 +74,7 @@ impl Figures {
     /// reckoned to its end.
     pub(super) async fn odds(&self, caller: &Caller, query: &Query) -> Result<Odds, CallError> {
         let query = query.clone();
-        let odds = move || Odds::of(&query.names()[0], query.ideal_distance());
+        let odds = move || Odds::any(query.names(), query.ideal_distance());
         self.reckon(caller, odds).await
     }
 

@@ -46,8 +46,7 @@ const SPELLING: Spelling = Spelling {
 /// Mint a hashcash stamp, or check one.
 ///
 /// A stamp of version 1 is `1:BITS:DATE:RESOURCE::RANDOM:COUNTER`, and its SHA-1 begins with so many zero
-/// bits. It is printed. The search is for whole hexadecimal digits: bits that are no multiple of four are
-/// rounded up for it, and the stamp claims what was asked for.
+/// bits. It is printed.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -150,13 +149,28 @@ pub(crate) async fn run(arguments: &HashcashArguments) -> Result<Exit> {
 
 /// The search for a counter, given all that stands before it.
 fn query(stamp: &str, bits: u32) -> Result<Query, String> {
-    let zeros = "0".repeat(bits.div_ceil(BITS_OF_DIGIT) as usize);
-    let zeros = DesiredName::new(&zeros, SPELLING).map_err(|wrong| wrong.to_string())?;
+    let names = zeros(bits).into_iter();
+    let names =
+        names.map(|name| DesiredName::new(&name, SPELLING).map_err(|wrong| wrong.to_string()));
+    let names: Vec<DesiredName> = names.collect::<Result<_, _>>()?;
     let counters = Keyspace::new(stamp.as_bytes(), Alphabet::alphanumeric(), b"");
     let counters = counters.map_err(|error| format!("the resource is too long: {error}"))?;
-    let query = Query::any([zeros], Distance::ZERO).map_err(|error| error.to_string())?;
+    let query = Query::any(names, Distance::ZERO).map_err(|error| error.to_string())?;
     // After the empty one.
     Ok(query.among(counters).starting_at(1))
+}
+
+/// What the hexadecimal digits of a digest begin with if so many of its bits are zero: after the digits
+/// that are, each one of which the upper bits are.
+fn zeros(bits: u32) -> Vec<String> {
+    let digits = "0".repeat((bits / BITS_OF_DIGIT) as usize);
+    match bits % BITS_OF_DIGIT {
+        0 => vec![digits],
+        upper => {
+            let last = 0..1 << (BITS_OF_DIGIT - upper);
+            last.map(|last| format!("{digits}{last:x}")).collect()
+        }
+    }
 }
 
 /// Random characters of base64.
@@ -291,6 +305,15 @@ mod tests {
         assert!(is_right(STAMP, Some("mertz@gnosis.cx"), Some(20)).is_ok());
         assert!(is_right(STAMP, Some("mertz@gnosis.cx"), Some(21)).is_err());
         assert!(is_right(STAMP, Some("somebody"), None).is_err());
+    }
+
+    #[test]
+    fn zeros_are_just_so_many_bits() {
+        assert_eq!(zeros(8), ["00"]);
+        assert_eq!(zeros(7), ["00", "01"]);
+        assert_eq!(zeros(6), ["00", "01", "02", "03"]);
+        assert_eq!(zeros(1), ["0", "1", "2", "3", "4", "5", "6", "7"]);
+        assert_eq!(zeros(160), ["0".repeat(40)]);
     }
 
     #[test]

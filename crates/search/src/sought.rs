@@ -165,9 +165,13 @@ impl Sought {
         let mut hasher = Hasher::new(self.spelling.algorithm);
         hasher.update(self.keyspace.prefix());
         let mut hashed_name = HashedName::blank();
+        // No more of it is written than is looked at.
+        let ends = self.names.iter().map(|wanted| wanted.name.end());
+        let bytes = self.spelling.encoding.bytes_of(ends.max().unwrap_or(0));
         self.keyspace.for_each(range, |index, rest| {
             let digest = hasher.digest_with(rest);
-            hashed_name.write(self.spelling.encoding, digest.bytes());
+            let digest = digest.bytes();
+            hashed_name.write(self.spelling.encoding, &digest[..bytes.min(digest.len())]);
             for (name, wanted) in (0..).zip(&self.names) {
                 if let Some(nearest) = wanted.within(hashed_name.as_bytes()) {
                     hits.push(Found {

@@ -12,6 +12,7 @@ mod find;
 mod listener;
 mod log;
 mod manual;
+mod recipes;
 mod rpc;
 mod searches;
 mod serve;
@@ -47,6 +48,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
+        Command::GitCommit(arguments) => runtime.block_on(recipes::git_commit(&arguments)),
+        Command::Hashcash(arguments) => runtime.block_on(recipes::hashcash(&arguments)),
         Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
         Command::Completions(arguments) => manual::completions(&arguments),
         Command::Man(arguments) => manual::man(&arguments),

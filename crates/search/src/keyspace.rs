@@ -295,11 +295,12 @@ impl Keyspace {
                 }
                 let searched = &mut secret[..digits.len()];
                 for (digit, byte) in digits.iter_mut().zip(searched).rev() {
-                    *digit = (*digit + 1) % self.alphabet.0.len();
-                    *byte = self.alphabet.0[*digit];
-                    if *digit > 0 {
+                    *digit += 1;
+                    if let Some(next) = self.alphabet.0.get(*digit) {
+                        *byte = *next;
                         break;
                     }
+                    (*digit, *byte) = (0, self.alphabet.0[0]);
                 }
             }
         }

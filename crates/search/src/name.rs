@@ -111,6 +111,11 @@ impl DesiredName {
         self.spelling.windows(self.characters.len())
     }
 
+    /// Where the last of its windows in a hashed name ends.
+    pub(crate) fn end(&self) -> usize {
+        self.windows().end() + self.characters.len()
+    }
+
     /// Where the name lies nearest in what a secret's digest spells.
     #[must_use]
     pub fn nearest(&self, secret: &[u8]) -> Nearest {

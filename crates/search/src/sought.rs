@@ -203,9 +203,13 @@ impl Sought {
             return range.start;
         }
         let mut hashed_name = HashedName::blank();
+        // No more of it is written than is looked at.
+        let ends = self.names.iter().map(|wanted| wanted.name().end());
+        let bytes = self.spelling.encoding.bytes_of(ends.max().unwrap_or(0));
         self.keyspace.for_each(range, |index, rest| {
             let digest = hasher.digest_with(rest);
-            hashed_name.write(self.spelling.encoding, digest.bytes());
+            let digest = digest.bytes();
+            hashed_name.write(self.spelling.encoding, &digest[..bytes.min(digest.len())]);
             for (number, wanted) in (0..=u16::MAX).zip(&self.names) {
                 if let Some(nearest) = wanted.within(hashed_name.as_bytes()) {
                     hits.push(Found {

@@ -114,6 +114,12 @@ impl Encoding {
         }
     }
 
+    /// Of how many bytes, at most, so many first characters are made.
+    pub(crate) fn bytes_of(self, characters: usize) -> usize {
+        // Eight characters hold as many bytes as one has bits, and no encoding's padding is between them.
+        characters.div_ceil(8) * self.bits()
+    }
+
     fn encoder(self) -> data_encoding::Encoding {
         match self {
             Encoding::Base64 => BASE64,
@@ -276,7 +282,8 @@ impl HashedName {
         }
     }
 
-    /// Writes a digest over what was there.
+    /// Writes a digest over what was there, or some first bytes of one: as many as
+    /// [`bytes_of`](Encoding::bytes_of) says for the characters that are wanted.
     #[inline]
     pub(crate) fn write(&mut self, encoding: Encoding, digest: &[u8]) {
         let encoder = encoding.encoder();
@@ -477,6 +484,26 @@ mod tests {
                 ..Spelling::default()
             };
             assert_eq!(spelling.hashed_name(b"").as_str(), hex);
+        }
+    }
+
+    #[test]
+    fn the_first_characters_are_made_of_the_first_bytes() {
+        for spelling in spellings() {
+            let whole = spelling.hashed_name(b"");
+            let mut hasher = Hasher::new(spelling.algorithm);
+            hasher.update(b"");
+            let digest = hasher.digest();
+            for length in 1..=spelling.text_len() {
+                let bytes = spelling.encoding.bytes_of(length).min(digest.bytes().len());
+                let mut first = HashedName::blank();
+                first.write(spelling.encoding, &digest.bytes()[..bytes]);
+                assert_eq!(
+                    first.as_bytes()[..length],
+                    whole.as_bytes()[..length],
+                    "{spelling:?}"
+                );
+            }
         }
     }
 

@@ -25,6 +25,7 @@ use http::uri::Authority;
 use crate::{
     config::ConfigArguments,
     manual::{CompletionsArguments, ManArguments},
+    recipes::{GitCommitArguments, HashcashArguments},
     searches::SearchesArguments,
 };
 
@@ -69,6 +70,8 @@ pub(crate) enum Command {
     Estimate(EstimateArguments),
     Verify(VerifyArguments),
     Searches(SearchesArguments),
+    GitCommit(GitCommitArguments),
+    Hashcash(HashcashArguments),
     Config(ConfigArguments),
     Completions(CompletionsArguments),
     Man(ManArguments),
@@ -106,12 +109,12 @@ pub(crate) fn say(what: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "hashfinder: {what}");
 }
 
-fn threads(text: &str) -> Result<NonZeroUsize, String> {
+pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
     number(NonZeroUsize::MIN..=MAXIMUM_THREADS)(text)
 }
 
 /// A parser of numbers in a range.
-fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
+pub(crate) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
 where
     T: Clone + fmt::Display + FromStr + PartialOrd,
 {

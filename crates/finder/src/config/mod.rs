@@ -31,11 +31,19 @@ pub(crate) use self::report::{ConfigArguments, run};
 use crate::cli::{self, Cli};
 
 /// Flags that are no settings, of whatever command.
-const ONLY_ON_THE_COMMAND_LINE: [&str; 7] = [
+const ONLY_ON_THE_COMMAND_LINE: [&str; 13] = [
     // It says where the settings are.
     "config",
     // Where the pages of the manual go, once.
     "directory",
+    // They belong to one stamp.
+    "check",
+    "date",
+    // They belong to one commit.
+    "drop-signature",
+    "from",
+    "repository",
+    "write",
     // It tells about the secret that stands beside it.
     "hex",
     // Whoever reads the output has asked for its form.

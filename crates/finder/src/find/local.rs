@@ -35,6 +35,8 @@ pub(super) struct LocalSearch {
     wanted: u64,
     /// Where to go on after an answer.
     next: Option<Index>,
+    /// What is searched after this query, each for where the one before ends.
+    later: VecDeque<Query>,
     /// Whether the end of the one under way was told.
     ended: bool,
     stop: Arc<Mutex<Stop>>,
@@ -80,6 +82,7 @@ impl LocalSearch {
             budget: query.budget(),
             wanted,
             next: None,
+            later: VecDeque::new(),
             ended: false,
             stop: Arc::new(Mutex::new(stop)),
             pending: VecDeque::new(),
@@ -88,6 +91,24 @@ impl LocalSearch {
             kernel,
             engine,
         })
+    }
+
+    /// Goes on with these queries, one after another, where the budget of the one before is spent in
+    /// vain. They differ in nothing but what stands around the searched part of their secrets, and each
+    /// begins at the index at which the one before ends.
+    pub(super) fn then(mut self, later: impl IntoIterator<Item = Query>) -> LocalSearch {
+        self.later = later.into_iter().collect();
+        self
+    }
+
+    /// Begins with what comes after a query that had its budget, or tells why not.
+    fn begin_later(&mut self, query: &Query) -> Result<Option<Ending>> {
+        // What was asked for still began where it did.
+        self.query = query.clone().starting_at(self.query.start());
+        self.watched = query
+            .clone()
+            .interesting(self.watched.interesting_distance());
+        self.begin(self.watched.clone())
     }
 
     /// Begins the search for the next answer, or tells why there is none.
@@ -100,10 +121,16 @@ impl LocalSearch {
             };
             query = query.hash_budget(left);
         }
+        self.begin(query)
+    }
+
+    /// Begins another search, unless it was stopped.
+    fn begin(&mut self, query: Query) -> Result<Option<Ending>> {
         // Held throughout, so that nobody stops the old search when the new one has begun.
         let mut stop = lock(&self.stop);
         if stop.requested {
-            return Ok(Some(Ending::Stopped(Cursor::new(&self.query, from))));
+            let cursor = Cursor::new(&self.query, query.start());
+            return Ok(Some(Ending::Stopped(cursor)));
         }
         self.search = self.engine.search(Client::default(), query, |_| ())?;
         stop.stopper = self.search.stopper();
@@ -170,6 +197,14 @@ impl Source for LocalSearch {
             }
             match self.search.next().await {
                 Event::Candidates(candidates) => self.pending = candidates.into(),
+                Event::Ended(Outcome::BudgetSpent(_)) if !self.later.is_empty() => {
+                    if let Some(query) = self.later.pop_front()
+                        && let Some(ending) = self.begin_later(&query)?
+                    {
+                        self.took = self.began.elapsed();
+                        return Ok(Told::Ended(ending));
+                    }
+                }
                 Event::Ended(outcome) => return Ok(self.end(outcome)),
             }
         }

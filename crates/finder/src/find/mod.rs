@@ -31,6 +31,7 @@ use self::{
 };
 use crate::{
     cli::{Exit, FindArguments, QueryError, ServerAddress},
+    recipes::SearchArguments,
     signals::{Signal, Signals},
 };
 
@@ -99,6 +100,9 @@ struct Conclusion {
     exit: Exit,
     /// From where it goes on.
     cursor: Option<Cursor>,
+    /// How, in words, and what share of such searches would have ended by now, if that is known.
+    go_on: Option<String>,
+    share: Option<String>,
     /// How many secrets were tried, if that is known.
     hashes: Option<u64>,
 }
@@ -110,6 +114,8 @@ impl Conclusion {
             why: why.into(),
             exit,
             cursor: None,
+            go_on: None,
+            share: None,
             hashes: None,
         }
     }
@@ -136,7 +142,6 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     let ended = match query {
         Ok(query) => search(&arguments, query, &status, &mut output).await,
         Err(impossible) => {
-            status.fail(&impossible);
             let why = impossible.to_string();
             Ok(Conclusion::new("impossible", why, Exit::Impossible))
         }
@@ -144,6 +149,11 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     status.clear();
     match ended {
         Ok(ended) => {
+            let nearest = match output.best_row() {
+                Some(best) => format!("the nearest so far:\n{best}"),
+                None => "no candidate so far".to_owned(),
+            };
+            tell(&ended, Some(&nearest), &status);
             output.end(&ended)?;
             Ok(ended.exit)
         }
@@ -154,6 +164,48 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
             Err(error)
         }
     }
+}
+
+/// Searches in this process, for a recipe, and gives the answer, or how the command ends without one.
+///
+/// The queries are searched one after another: each has a budget, but for the last, and begins at the
+/// index at which the one before ends; they differ in nothing but what stands around the searched part of
+/// their secrets. How that comes on and why it ends is told as `find` does; `go_on` says how to go on from
+/// an index. Dropping the future cancels the search.
+///
+/// # Errors
+///
+/// If the search cannot be started.
+///
+/// # Panics
+///
+/// If there are no queries.
+pub(crate) async fn first(
+    queries: Vec<Query>,
+    arguments: &SearchArguments,
+    go_on: impl FnOnce(Index) -> String,
+) -> Result<Result<Finding, Exit>> {
+    let mut queries = queries.into_iter();
+    let query = queries.next().expect("a recipe searches for something");
+    let signals = Signals::new().context("cannot listen to signals")?;
+    let status = Arc::new(Status::new(arguments.quiet));
+    let mut output = Output::kept(&query, Arc::clone(&status));
+    let search = LocalSearch::start(&query, 1, arguments.threads, None)?.then(queries);
+    let stop = (signals, arguments.maximum_time);
+    let begins = query.start();
+    let ended = follow(search, &query, begins, stop, None, &mut output, &status).await;
+    status.clear();
+    let ended = ended?;
+    if let (Exit::Success, Some(answer)) = (ended.exit, output.best()) {
+        return Ok(Ok(answer.clone()));
+    }
+    let frontier = ended.cursor.as_ref().map(Cursor::frontier);
+    let ended = Conclusion {
+        go_on: frontier.map(go_on),
+        ..ended
+    };
+    tell(&ended, None, &status);
+    Ok(Err(ended.exit))
 }
 
 async fn search(
@@ -180,14 +232,13 @@ async fn search(
     let Some(server) = &arguments.server else {
         let search = LocalSearch::start(&query, wanted, arguments.threads, arguments.kernel)?;
         let stop = (signals, arguments.maximum_time);
-        return follow(search, &query, stop, session, output, status).await;
+        return follow(search, &query, 0, stop, session, output, status).await;
     };
     let starting = RemoteSearch::start(server, &query, wanted, arguments, status);
     let search = tokio::select! {
         search = starting => search?,
         signal = signals.next() => {
             let why = format!("stopped by {signal}; no search was started");
-            status.say(&why);
             return Ok(Conclusion::new("stopped", why, exit_of(signal)));
         }
     };
@@ -195,19 +246,21 @@ async fn search(
     let stop = (signals, None);
     match search {
         RemoteSearch::Finder(search) => {
-            follow(*search, &query, stop, session, output, status).await
+            follow(*search, &query, 0, stop, session, output, status).await
         }
         RemoteSearch::Reference(search) => {
-            follow(search, &query, stop, session, output, status).await
+            follow(search, &query, 0, stop, session, output, status).await
         }
     }
 }
 
 /// Prints what a search tells until it ends, keeps its session, and stops it when it should be: at a
-/// signal, or when the time is up.
+/// signal, or when the time is up. `first` is the index at which the first such search began that this
+/// one goes on with.
 async fn follow<S: Source>(
     mut search: S,
     query: &Query,
+    first: Index,
     (signals, timeout): (Signals, Option<Duration>),
     mut session: Option<Session>,
     output: &mut Output,
@@ -217,7 +270,12 @@ async fn follow<S: Source>(
     // Some tens of milliseconds at most, while the search goes on.
     let odds = Odds::any(query.names(), query.ideal_distance());
     let before = session.as_ref().map_or(0, Session::answers);
-    let mut progress = Progress::new(odds, output.wanted(), query.start()..query.keyspace().end());
+    let mut progress = Progress::new(
+        odds,
+        output.wanted(),
+        first,
+        query.start()..query.keyspace().end(),
+    );
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first comes at once, when there is nothing to show yet.
@@ -297,8 +355,12 @@ async fn follow<S: Source>(
     });
     let share = hashes.and(ended.cursor.as_ref());
     let share = share.and_then(|cursor| progress.share_of_ended(cursor.frontier()));
-    tell(&ended, share, go_on, output, status);
-    Ok(Conclusion { hashes, ..ended })
+    Ok(Conclusion {
+        go_on,
+        share,
+        hashes,
+        ..ended
+    })
 }
 
 /// Calls `stop` at the first signal or when the time is up, and tells which it was; leaves the
@@ -378,30 +440,20 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
     }
 }
 
-/// Says why there is no answer, what share of searches would have one, if that is known, and how to go
-/// on if one can.
-fn tell(
-    ended: &Conclusion,
-    share: Option<String>,
-    go_on: Option<String>,
-    output: &Output,
-    status: &Status,
-) {
+/// Says why there is no answer and, if one can go on, what share of searches would have one, what is the
+/// nearest, and how to go on.
+fn tell(ended: &Conclusion, nearest: Option<&str>, status: &Status) {
     let Some(why) = &ended.why else { return };
-    if ended.exit == Exit::Failed {
+    if matches!(ended.exit, Exit::Failed | Exit::Impossible) {
         status.fail(why);
     } else {
         status.say(why);
     }
-    let Some(go_on) = go_on else { return };
-    if let Some(share) = share {
-        status.say(share);
+    let Some(go_on) = &ended.go_on else { return };
+    let lines = [ended.share.as_deref(), nearest, Some(go_on)];
+    for line in lines.into_iter().flatten() {
+        status.say(line);
     }
-    match output.best_row() {
-        Some(best) => status.say(format_args!("the nearest so far:\n{best}")),
-        None => status.say("no candidate so far"),
-    }
-    status.say(go_on);
 }
 
 fn go_on_at(cursor: &Cursor, server: Option<&ServerAddress>) -> String {
@@ -412,7 +464,7 @@ fn go_on_at(cursor: &Cursor, server: Option<&ServerAddress>) -> String {
 }
 
 /// A word as a shell reads it.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:%+,@".contains(c);
     if word.chars().all(plain) {
         word.to_owned()
@@ -484,7 +536,7 @@ mod tests {
         let status = Arc::new(Status::new(true));
         let mut output = Output::new(&arguments, Arc::clone(&status));
         let stop = (Signals::new().unwrap(), Some(Duration::from_millis(1)));
-        let ended = follow(search, &query, stop, None, &mut output, &status);
+        let ended = follow(search, &query, 0, stop, None, &mut output, &status);
         assert_eq!(ended.await.unwrap().how, "limit");
     }
 }

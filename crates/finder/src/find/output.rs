@@ -119,8 +119,12 @@ impl fmt::Display for Finding {
 /// The form of a result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
-    Columns { colored: bool },
+    Columns {
+        colored: bool,
+    },
     Json,
+    /// None: whoever searches makes something else of them.
+    Kept,
 }
 
 /// What was asked for, whether or not there can be such a thing.
@@ -134,22 +138,23 @@ struct Asked {
 impl Asked {
     fn new(arguments: &FindArguments) -> Asked {
         match &arguments.resume {
-            Some(cursor) => {
-                let query = cursor.query();
-                let names = query.names().iter();
-                Asked {
-                    names: names.map(|name| name.as_str().to_owned()).collect(),
-                    spelling: query.spelling(),
-                    ideal: query.ideal_distance(),
-                    interesting: query.interesting_distance(),
-                }
-            }
+            Some(cursor) => Asked::by(&cursor.query()),
             None => Asked {
                 names: arguments.query.names.clone(),
                 spelling: arguments.query.spelling.spelling(),
                 ideal: arguments.query.ideal_distance,
                 interesting: arguments.show_inferior.unwrap_or(Distance::ZERO),
             },
+        }
+    }
+
+    fn by(query: &Query) -> Asked {
+        let names = query.names().iter();
+        Asked {
+            names: names.map(|name| name.as_str().to_owned()).collect(),
+            spelling: query.spelling(),
+            ideal: query.ideal_distance(),
+            interesting: query.interesting_distance(),
         }
     }
 }
@@ -182,13 +187,26 @@ impl Output {
             Form::Columns { colored }
         };
         Output {
+            headed: form == Form::Json || !on_terminal,
+            wanted: arguments.count.get(),
+            ..Output::of(form, Asked::new(arguments), status)
+        }
+    }
+
+    /// One that prints nothing and keeps the answer, which is [`best`](Self::best) then.
+    pub(super) fn kept(query: &Query, status: Arc<Status>) -> Output {
+        Output::of(Form::Kept, Asked::by(query), status)
+    }
+
+    fn of(form: Form, asked: Asked, status: Arc<Status>) -> Output {
+        Output {
             form,
-            asked: Asked::new(arguments),
+            asked,
             began: Instant::now(),
             best: None,
-            wanted: arguments.count.get(),
+            wanted: 1,
             answers: 0,
-            headed: form == Form::Json || !on_terminal,
+            headed: true,
             read: true,
             status,
         }
@@ -278,6 +296,7 @@ impl Output {
                 record.to_string()
             }
             Form::Columns { colored } => self.row(finding, colored),
+            Form::Kept => return Ok(()),
         };
         self.print(&line)
     }

@@ -151,6 +151,8 @@ pub(super) struct Progress {
     odds: Odds,
     /// How many answers are wanted.
     wanted: u64,
+    /// Where the first search began.
+    first: Index,
     /// Where there is nothing left to try.
     end: Index,
     rate: Rate,
@@ -159,11 +161,18 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Of a search for so many answers that begins, or goes on, at an index and has so many to try.
-    pub(super) fn new(odds: Odds, wanted: u64, Range { start, end }: Range<Index>) -> Progress {
+    /// Of a search for so many answers that begins, or goes on with those that began at `first`, at an index
+    /// and has so many to try.
+    pub(super) fn new(
+        odds: Odds,
+        wanted: u64,
+        first: Index,
+        Range { start, end }: Range<Index>,
+    ) -> Progress {
         Progress {
             odds,
             wanted,
+            first,
             end,
             rate: Rate::new(RATE_OVER, start),
             steady_rate: Rate::new(STEADY_RATE_OVER, start),
@@ -218,7 +227,10 @@ impl Progress {
         now: &Zoned,
     ) -> [Line; 2] {
         let mut done = Line::default();
-        done.add(2, format!("{} hashes", Scaled(frontier as f64)));
+        done.add(
+            2,
+            format!("{} hashes", Scaled((frontier - self.first) as f64)),
+        );
         if let Some(rate) = rate {
             done.add(1, format!("{} a second", Scaled(rate)));
         }
@@ -269,7 +281,7 @@ impl Progress {
 
     /// How many of all such searches have ended at a frontier.
     fn percent(&self, frontier: Index) -> String {
-        let chance = self.odds.chance_after(frontier);
+        let chance = self.odds.chance_after(frontier - self.first);
         show(&chance, |chance| Percent(chance).to_string())
     }
 }
@@ -527,7 +539,7 @@ mod tests {
     /// What a terminal of so many columns shows of a search for so many answers.
     fn lines(name: &str, distance: u8, wanted: u64, size: (usize, usize)) -> Vec<String> {
         let odds = Odds::of(&name.parse().unwrap(), Distance::from(distance));
-        let progress = Progress::new(odds, wanted, 0..u64::MAX);
+        let progress = Progress::new(odds, wanted, 0, 0..u64::MAX);
         let rate = Some(273.1e6);
         let search = progress.parts(3_300_000_000, 0, rate, rate, &now());
         let name = name.parse().unwrap();

@@ -105,7 +105,7 @@ def test_cancelling(serve, searching):
     other, other_id = searching(server, "hashfinderhashfinde")
     done = run("cancel", server, "nothing", search_id, other_id, "--reason", "the machine is needed")
     assert done.returncode == 1
-    assert done.stdout == f"{search_id}\tcancelled\n{other_id}\tcancelled\n"
+    assert done.stdout == f"{search_id}\ttold to stop\n{other_id}\ttold to stop\n"
     line = done.stderr.splitlines()[-1]
     assert line.startswith("hashfinder: there is no search nothing of yours at ")
     for one in (process, other):

@@ -188,9 +188,11 @@ impl FinderSearch {
             Some(search_event::Event::Candidate(candidate)) => self.candidate(&candidate),
             Some(search_event::Event::Progress(progress)) if self.answer.is_none() => {
                 let frontier = progress.frontier;
-                // Candidates beyond it may have been told before.
+                // Candidates beyond it may have been told before. What was tried since the call began was
+                // counted then.
+                let possible = self.progressed..=self.end_of_search();
                 ensure!(
-                    (self.progressed..=self.end_of_search()).contains(&frontier),
+                    possible.contains(&frontier) && frontier - self.from <= progress.hashes,
                     "the server's answer is wrong: it cannot be at index {frontier}"
                 );
                 self.progressed = frontier;

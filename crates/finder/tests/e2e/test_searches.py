@@ -99,6 +99,17 @@ def test_a_list(serve, searching):
     assert run("list", server, "--state", "running,queued,parked").stdout == ""
 
 
+def test_pages_without_an_end(fake, pb):
+    def list_searches(self, request, context):
+        token = {"": "a", "a": "b", "b": "a"}[request.page_token]
+        searches = [pb.SearchSummary(search_id="1")]
+        return pb.ListSearchesResponse(searches=searches, next_page_token=token)
+
+    done = run("list", fake(ListSearches=list_searches))
+    assert done.returncode == 5
+    assert "the same page of searches again and again" in done.stderr
+
+
 def test_cancelling(serve, searching):
     server = serve()
     process, search_id = searching(server)

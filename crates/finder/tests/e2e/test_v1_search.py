@@ -351,6 +351,19 @@ def test_progress_comes_at_a_bounded_pace(serve, finder, pb):
     assert told[-1].hashes > told[0].hashes > 0
 
 
+def test_nothing_goes_out_in_small_frames(serve, finder, pb):
+    stub = finder(serve())
+    # HTTP/2 libraries close a connection over 100 frames of less than this that wait to be read. So few
+    # candidates, one in half a million secrets, go out alone.
+    stream = stub.Search(hard(pb, 14, progress_interval=seconds(0.1)))
+    watch = stub.WatchSearches(pb.WatchSearchesRequest(interval=seconds(0.1)))
+    for told in [stream, watch]:
+        next(told)
+        for _ in range(10):
+            assert next(told).ByteSize() >= 256
+        told.cancel()
+
+
 def test_candidates_below_a_frontier_are_told_before_it(serve, finder, pb):
     stream = finder(serve()).Search(hard(pb, 17, progress_interval=seconds(0.1)))
     frontier, progresses = 0, 0

@@ -71,8 +71,8 @@ enum SearchesCommand {
 ///
 /// On a terminal it is a table. Elsewhere it is a line for each search, with nine columns separated by
 /// tabs: the ID, the state, the client, when it began, the hashes, the distance that ends it, the names
-/// (separated by commas; \, is a comma and \\ a backslash of a name), how it ended, and the cursor from which it goes on. A server keeps those that
-/// have ended for a while.
+/// (separated by commas; a name's own has a backslash before it), how it ended, and the cursor from
+/// which it goes on. A server keeps those that have ended for a while.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

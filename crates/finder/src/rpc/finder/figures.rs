@@ -96,6 +96,9 @@ struct Kind {
     blocks: u32,
     names: u32,
     distance: u32,
+    /// How often they hit, for each hit is looked at again: as a power of sixteen, down to one in 4,096,
+    /// beyond which it does not matter.
+    hits: u32,
 }
 
 /// One of a client's Estimates, until it is dropped.
@@ -318,6 +321,7 @@ impl Kind {
             names: power(query.names().len()),
             // One more, so that none and one are different.
             distance: power(furthest + 1),
+            hits: (-query.hit_rate().log2() / 4.0).clamp(0.0, 3.0) as u32,
         }
     }
 }
@@ -399,6 +403,8 @@ mod tests {
         // A prefix is hashed once.
         assert_eq!(among(b"a", b""), among(&[b'a'; 1024], b""));
         kinds.push(among(b"a", b""));
+        let short = Query::new("a".parse().unwrap(), Distance::ZERO);
+        kinds.push(Kind::of(&short.unwrap()));
         kinds.push(among(b"", &[b'a'; 1000]));
         let near = Query::new("doctor".parse().unwrap(), Distance::from(3));
         kinds.push(Kind::of(&near.unwrap()));

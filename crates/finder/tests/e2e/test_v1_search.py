@@ -360,6 +360,7 @@ def test_nothing_goes_out_in_small_frames(serve, finder, pb):
         next(told)
         for _ in range(10):
             assert next(told).ByteSize() >= 256
+    for told in [stream, watch]:
         told.cancel()
 
 
@@ -470,7 +471,10 @@ def test_a_search_does_not_wait_for_estimates(serve, finder, pb):
     stub, measuring = finder(server), finder(server)
     asked = [pb.EstimateRequest(query=one) for one in other_kinds(pb, 24)]
     futures = [measuring.Estimate.future(request) for request in asked]
-    futures[0].result()
+    measured = queue.Queue()
+    for future in futures:
+        future.add_done_callback(measured.put)
+    measured.get(timeout=30)
     # Of the others all but a few wait now; whoever searches hears of it, and of the end, before them.
     for name in ["doc", "doct", "hashf"]:
         accepted, *_, ended = stub.Search(pb.SearchRequest(query=query(pb, name, 1)))

@@ -13,9 +13,11 @@ use tonic::{Code, Status, body::Body};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// The longest message of a request, in bytes. A name has at most 28 characters of four bytes, so
-/// this leaves room for many fields to come and none for those who would fill our memory.
-const MAX_MESSAGE_LEN: u32 = 4096;
+use super::status::CallError;
+
+/// The longest message of a request, in bytes. The longest that there is a reason for goes on from the
+/// cursor of the longest query that `query` lets pass, which a test there sees to.
+pub(super) const MAX_MESSAGE_LEN: u32 = 4096;
 
 /// The five bytes before each message: whether it is compressed, and its length, big-endian
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
@@ -135,9 +137,8 @@ impl Expected {
                         continue;
                     }
                     if *length > MAX_MESSAGE_LEN {
-                        return Err(Status::resource_exhausted(format!(
-                            "the request's message has {length} bytes; {MAX_MESSAGE_LEN} is the most"
-                        )));
+                        let (length, limit) = (*length, MAX_MESSAGE_LEN);
+                        return Err(CallError::MessageTooLong { length, limit }.into());
                     }
                     if *length == 0 {
                         *self = Expected::default();

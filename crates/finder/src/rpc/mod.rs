@@ -9,6 +9,7 @@ mod query;
 mod registry;
 mod searches;
 mod status;
+mod told_to_stop;
 
 pub(crate) use edge::EdgeLayer;
 pub(crate) use finder::{FinderService, WatchAside};

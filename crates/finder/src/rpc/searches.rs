@@ -99,7 +99,7 @@ impl Searches {
         let (search, call) = loop {
             let guard = self.room(&caller.context, until).await?;
             let peer = caller.peer.clone();
-            let call = Arc::new(Call::new(method, peer, name.clone(), query.clone()));
+            let call = Arc::new(Call::new(method, peer, name.clone(), &query));
             let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
                 // It is the work's: it goes back when the last worker has let go.
@@ -128,9 +128,14 @@ impl Searches {
             stopper.stop(end.cancelled.map_or(StopCause::Client, cause_of));
             ending.call_ended(end);
         });
-        let registry = Arc::clone(&self.registry);
-        let context = caller.context.clone();
-        Ok(Answer::new(context, search, call, registry, maximum_hashes))
+        Ok(Answer::new(
+            caller.context.clone(),
+            search,
+            query,
+            call,
+            Arc::clone(&self.registry),
+            maximum_hashes,
+        ))
     }
 
     async fn room(&self, context: &CallContext, until: Instant) -> Result<WorkGuard, CallError> {

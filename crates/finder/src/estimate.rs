@@ -105,7 +105,9 @@ fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
         format!("1 in {hashes} hashes is {what} (a chance of {chance})")
     }];
     if !odds.is_exact() {
-        lines.push("It takes too long to compute exactly; it lies between the two.".to_owned());
+        lines.push(
+            "It takes too long to compute exactly; this is as far as it is known.".to_owned(),
+        );
     }
     lines.push(String::new());
     let (searches, hashes, rate_shown) = ("searches", "hashes", number(rate));

@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT: &str = "20s";
 ///
 /// A result is a line on stdout with five columns, separated by tabs: the hashed name, the secret
 /// in base64 and in hexadecimal, the distance, and where in the hashed name the match begins
-/// (from 0); with several names a sixth tells which of them it is. Everything else goes to stderr: on a terminal a line that shows how the search comes on,
+/// (from 0); with several names a sixth tells which of them it is. Everything else goes to stderr: on a terminal three lines that show how the search comes on,
 /// elsewhere a line now and then. Ctrl-C stops the search and prints the nearest candidate and a
 /// cursor to go on from; a second one leaves at once.
 #[derive(Args, Debug)]

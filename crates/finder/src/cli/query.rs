@@ -20,7 +20,7 @@ const GIVEN: &str = "of:";
 pub(crate) struct QueryArguments {
     /// What the hashed name is to contain: 1 to 28 characters, or as many as a hashed name has
     ///
-    /// With several names it is to contain one of them.
+    /// With several names, 64 at most, it is to contain one of them.
     #[arg(value_name = "NAME", required = true)]
     pub(crate) names: Vec<String>,
 
@@ -87,7 +87,7 @@ pub(crate) struct KeyspaceArguments {
     )]
     pub(crate) secret_suffix: String,
 
-    /// What stands between: bytes, printable, alphanumeric, digits, or of: and the characters
+    /// What stands between: bytes, printable, alphanumeric, digits, or of: and ASCII characters
     #[arg(long, default_value = "bytes", value_parser = alphabet)]
     pub(crate) alphabet: Alphabet,
 }

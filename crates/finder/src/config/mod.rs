@@ -107,7 +107,7 @@ fn is_setting(arg: &Arg) -> bool {
 /// If the file or a variable is wrong.
 pub(crate) fn parse() -> Result<Cli> {
     let line: Vec<OsString> = env::args_os().collect();
-    let mut command = command();
+    let mut command = takes_negative_numbers(command());
     let lenient = command.clone().ignore_errors(true);
     // What is wrong with the line is told below, when it is known what it may do without.
     let asked = lenient
@@ -135,6 +135,17 @@ pub(crate) fn parse() -> Result<Cli> {
     }
     let cli = Cli::from_arg_matches(&matches);
     Ok(cli.unwrap_or_else(|error| error.exit()))
+}
+
+/// Lets a flag's own parser say what is wrong with a number below zero, which clap takes for a flag.
+fn takes_negative_numbers(command: Command) -> Command {
+    let command = command.mut_args(|arg| match arg.get_action() {
+        ArgAction::Set | ArgAction::Append if arg.get_long().is_some() => {
+            arg.allow_negative_numbers(true)
+        }
+        _ => arg,
+    });
+    command.mut_subcommands(takes_negative_numbers)
 }
 
 /// Whether the command has the switch `--quiet`, and it is on.

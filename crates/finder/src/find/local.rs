@@ -15,7 +15,7 @@ use hashfinder_search::{
     StopCause,
 };
 
-use super::{Ending, Finding, Source, Stopper, Told};
+use super::{Ending, Finding, Source, Stopper, Told, summary_of};
 use crate::cli::ServerAddress;
 
 /// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
@@ -243,11 +243,8 @@ impl Source for LocalSearch {
 
     fn summary(&self) -> Option<String> {
         let tried = self.search.frontier() - self.query.start();
-        let millions = tried as f64 / self.took.as_secs_f64().max(1e-9) / 1e6;
-        let (took, means) = (self.took, self.query.sought().hashed_by(self.kernel));
-        Some(format!(
-            "{tried} secrets in {took:.2?}, {millions:.1} million a second ({means})"
-        ))
+        let means = self.query.sought().hashed_by(self.kernel);
+        Some(summary_of(tried, self.took, &means))
     }
 
     fn resumes_at(&self) -> Option<ServerAddress> {

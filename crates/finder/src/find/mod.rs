@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use hashfinder_search::{Cursor, Index, Odds, Query};
 use tokio::{
     sync::oneshot,
@@ -165,7 +165,7 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
         Ok(ended) => {
             let nearest = match output.best_row() {
                 Some(best) => format!("the nearest so far:\n{best}"),
-                None => "no candidate so far".to_owned(),
+                None => output.none_near().to_owned(),
             };
             tell(&ended, Some(&nearest), &status);
             let told = output.end(&ended);
@@ -311,12 +311,15 @@ async fn follow<S: Source>(
             _ = ticks.tick() => {
                 let frontier = search.frontier();
                 let answers = before + output.answers();
-                progress.show(status, began.elapsed(), frontier, answers, output.best());
+                let best = output.best().ok_or(output.none_near());
+                progress.show(status, began.elapsed(), frontier, answers, best);
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
                     let kept = session.keep_at_times(frontier, output.answers());
-                    kept.with_context(|| {
-                        go_on_at(&Cursor::new(query, frontier), search.resumes_at().as_ref())
+                    kept.map_err(|error| {
+                        let cursor = Cursor::new(query, frontier);
+                        let server = search.resumes_at();
+                        not_kept(&error, &go_on_at(&cursor, output.left(), server.as_ref()))
                     })?;
                 }
                 continue;
@@ -364,7 +367,9 @@ async fn follow<S: Source>(
         match &ended.cursor {
             Some(cursor) => session
                 .keep(cursor.frontier(), output.answers())
-                .with_context(|| go_on_at(cursor, server.as_ref()))?,
+                .map_err(|error| {
+                    not_kept(&error, &go_on_at(cursor, output.left(), server.as_ref()))
+                })?,
             None => session.finish()?,
         }
     }
@@ -372,7 +377,7 @@ async fn follow<S: Source>(
     let cursor = ended.cursor.as_ref().filter(|_| ended.exit != Exit::Usage);
     let go_on = cursor.map(|cursor| match kept {
         true => "go on with: the same command; the session keeps the place".to_owned(),
-        false => go_on_at(cursor, server.as_ref()),
+        false => go_on_at(cursor, output.left(), server.as_ref()),
     });
     let share = hashes.and(ended.cursor.as_ref());
     let share = share.and_then(|cursor| progress.share_of_ended(cursor.frontier()));
@@ -480,11 +485,31 @@ fn tell(ended: &Conclusion, nearest: Option<&str>, status: &Status) {
     }
 }
 
-fn go_on_at(cursor: &Cursor, server: Option<&ServerAddress>) -> String {
+/// What a search took, by some means.
+fn summary_of(tried: u64, took: Duration, means: &str) -> String {
+    let secrets = match tried {
+        1 => "1 secret".to_owned(),
+        many => format!("{many} secrets"),
+    };
+    let millions = tried as f64 / took.as_secs_f64().max(1e-9) / 1e6;
+    format!("{secrets} in {took:.2?}, {millions:.1} million a second ({means})")
+}
+
+/// The command that goes on for so many more answers.
+fn go_on_at(cursor: &Cursor, left: u64, server: Option<&ServerAddress>) -> String {
     let server = server.map_or(String::new(), |server| {
         format!("--server {} ", quoted(&server.to_string()))
     });
-    format!("go on with: hashfinder find {server}--resume {cursor}")
+    let count = match left {
+        0 | 1 => String::new(),
+        more => format!("--count {more} "),
+    };
+    format!("go on with: hashfinder find {count}{server}--resume {cursor}")
+}
+
+/// What went wrong with keeping a session, and how to go on without it.
+fn not_kept(error: &anyhow::Error, go_on: &str) -> anyhow::Error {
+    anyhow!("{error:#}\n{go_on}")
 }
 
 /// A word as a shell reads it.

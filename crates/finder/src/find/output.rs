@@ -166,6 +166,8 @@ pub(super) struct Output {
     began: Instant,
     best: Option<Finding>,
     wanted: u64,
+    /// Whether what is near on the way is told at all: a server does so where it is asked to.
+    asks_for_near: bool,
     answers: u64,
     headed: bool,
     /// Whether anybody reads.
@@ -186,10 +188,12 @@ impl Output {
             };
             Form::Columns { colored }
         };
+        let asked = Asked::new(arguments);
         Output {
             headed: form == Form::Json || !on_terminal,
             wanted: arguments.count.get(),
-            ..Output::of(form, Asked::new(arguments), status)
+            asks_for_near: arguments.server.is_none() || asked.interesting > asked.ideal,
+            ..Output::of(form, asked, status)
         }
     }
 
@@ -205,6 +209,7 @@ impl Output {
             began: Instant::now(),
             best: None,
             wanted: 1,
+            asks_for_near: true,
             answers: 0,
             headed: true,
             read: true,
@@ -261,6 +266,20 @@ impl Output {
     /// How many secrets within the ideal distance are wanted, in this run and those before it.
     pub(super) fn wanted(&self) -> u64 {
         self.wanted
+    }
+
+    /// What is said if none has been.
+    pub(super) fn none_near(&self) -> &'static str {
+        if self.asks_for_near {
+            "no candidate so far"
+        } else {
+            "candidates come with --show-inferior"
+        }
+    }
+
+    /// How many more of them are wanted, of this run.
+    pub(super) fn left(&self) -> u64 {
+        self.wanted.saturating_sub(self.answers)
     }
 
     /// Its row.

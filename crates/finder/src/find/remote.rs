@@ -18,6 +18,7 @@ use super::{
     output::Finding,
     reference::ReferenceSearch,
     status::{REDRAW_EVERY, Status as Stderr},
+    summary_of,
 };
 use crate::{
     cli::{FindArguments, ServerAddress},
@@ -361,12 +362,8 @@ impl Source for FinderSearch {
 
     fn summary(&self) -> Option<String> {
         let tried = self.frontier - self.query.start();
-        let took = self.began.elapsed();
-        let millions = tried as f64 / took.as_secs_f64().max(1e-9) / 1e6;
-        let server = &self.server;
-        Some(format!(
-            "{tried} secrets in {took:.2?}, {millions:.1} million a second (at {server})"
-        ))
+        let server = format!("at {}", self.server);
+        Some(summary_of(tried, self.began.elapsed(), &server))
     }
 
     fn resumes_at(&self) -> Option<ServerAddress> {
@@ -414,7 +411,7 @@ pub(super) fn ending(
         }
         // The server, or what this client may have of it, is full.
         Code::ResourceExhausted => Ending::Limit(message, cursor),
-        Code::DeadlineExceeded => Ending::Limit("the timeout has passed".to_owned(), cursor),
+        Code::DeadlineExceeded => Ending::Limit("the maximum time has passed".to_owned(), cursor),
         // Others than the server may say this, and mean something else.
         Code::NotFound if details.exhausted => Ending::Exhausted,
         code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),

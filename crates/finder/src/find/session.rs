@@ -113,8 +113,9 @@ impl Session {
             },
             written: Instant::now(),
         };
-        match fs::read_to_string(&session.file) {
-            Ok(text) => session.take_up(name, &text)?,
+        match fs::read(&session.file) {
+            // What is no text is damaged.
+            Ok(bytes) => session.take_up(name, &String::from_utf8_lossy(&bytes))?,
             // At once, so that who cannot write there hears it before the search and not after.
             Err(error) if error.kind() == io::ErrorKind::NotFound => session.write()?,
             Err(error) => {

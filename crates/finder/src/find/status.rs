@@ -188,7 +188,7 @@ impl Progress {
         elapsed: Duration,
         frontier: Option<Index>,
         answers: u64,
-        nearest: Option<&Finding>,
+        nearest: Result<&Finding, &'static str>,
     ) {
         let search = frontier.map(|frontier| {
             let rate = self.rate.at(elapsed, frontier);
@@ -316,7 +316,8 @@ struct Look<'a> {
     elapsed: Duration,
     /// If it is known how far it is.
     search: Option<[Line; 2]>,
-    nearest: Option<&'a Finding>,
+    /// Or what is said of it.
+    nearest: Result<&'a Finding, &'static str>,
 }
 
 impl Look<'_> {
@@ -328,12 +329,12 @@ impl Look<'_> {
         last.add(
             0,
             match self.nearest {
-                Some(Finding {
+                Ok(Finding {
                     hashed_name,
                     distance,
                     ..
                 }) => format!("nearest at distance {distance}: {hashed_name}"),
-                None => "no candidate so far".to_owned(),
+                Err(none) => none.to_owned(),
             },
         );
         match &self.search {
@@ -546,7 +547,7 @@ mod tests {
         let look = Look {
             elapsed: seconds(12),
             search: Some(search),
-            nearest: Some(&Finding::of(b"hash".to_vec(), &name)),
+            nearest: Ok(&Finding::of(b"hash".to_vec(), &name)),
         };
         look.fit(size.0, size.1)
     }

@@ -122,7 +122,10 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
         ..head.spelling
     };
     let queries = DesiredName::new(&arguments.prefix, spelling)
-        .map_err(|wrong| wrong.to_string())
+        .map_err(|_| {
+            let (digits, most) = (arguments.prefix.len(), spelling.text_len());
+            format!("the prefix has {digits} digits; an ID here has only {most}")
+        })
         .and_then(|prefix| queries(&commit.before_nonce(), &prefix, arguments.from.as_deref()));
     let queries = match queries {
         Ok(queries) => queries,
@@ -186,7 +189,7 @@ fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Ve
         Some(nonce) => nonces
             .index_of(nonce.as_bytes())
             .filter(|index| *index > 0)
-            .ok_or("a nonce to begin with has 1 to 10 letters and digits")?,
+            .ok_or("--from takes a nonce of 1 to 10 letters and digits")?,
     };
     let shortest = nonces.secret(start).len();
     let lengths = (shortest..).map_while(|length| Some((length, nonces.first_of_length(length)?)));
@@ -392,7 +395,8 @@ impl Repository<'_> {
         // HEAD stands for no branch where this fails; where there is no HEAD, the next one tells.
         let branch = self.git(["symbolic-ref", "--quiet", "HEAD"], b"");
         let reference = branch.map_or_else(|_| "HEAD".to_owned(), |name| as_line(&name));
-        let commit = self.git(["cat-file", "commit", "HEAD"], b"")?;
+        let commit = self.git(["cat-file", "commit", "HEAD"], b"");
+        let commit = commit.context("cannot read the commit of HEAD; is there one yet?")?;
         let hashed = [&*header(commit.len()), &commit].concat();
         Ok(Head {
             reference,

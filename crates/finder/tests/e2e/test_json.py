@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 
 import jsonschema
@@ -267,3 +268,13 @@ def test_the_keyspace_may_end_before_there_are_so_many():
     assert (end["how"], end["hashes"]) == ("exhausted", 2**64 - 1 - begin)
     assert 0 < end["results"] == len(findings)
     assert f"near enough were only {len(findings)}" in done.stderr
+
+
+def test_going_on_asks_for_the_answers_that_are_left():
+    expected = ideals("doc", 3)
+    budget = index_of(expected[0].split("\t")[2]) + 1
+    first = run_find("doc", "--count", "3", "--maximum-hashes", str(budget))
+    assert first.stdout.splitlines() == expected[:1]
+    assert re.search(r"go on with: hashfinder find --count 2 --resume hf1_\S+\n", first.stderr)
+    again = run_find("--count", "2", "--resume", cursor_in(first.stderr))
+    assert again.stdout.splitlines() == expected[1:]

@@ -337,7 +337,7 @@ def test_a_prefix_that_is_too_long(repository):
     repository.commit(b"One\n")
     done = repository.nonce("0" * 41)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "give 1 to 40" in done.stderr
+    assert "the prefix has 41 digits; an ID here has only 40" in done.stderr
     done = repository.nonce("0" * 40, "--maximum-time", "1ms")
     assert done.returncode == 3
 

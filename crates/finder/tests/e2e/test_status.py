@@ -24,7 +24,7 @@ DONE = r"\d+s, [\d.]+( \w+)? hashes, [\d.]+( \w+)? a second, 1 in [\w.]+( \w+)? 
 POINT = r"(in [^,\r]+|by [^,\r]+|never)"
 # "chance by now 12.34%, from now 50% by 14:02, 90% by 14:09, 99% by 14:18"
 ODDS = rf"chance by now (under |over )?[\d.]+%, from now 50% {POINT}(, 90% {POINT})?(, 99% {POINT})?"
-NEAREST = r"(nearest at distance \d+: |no candidate so far)"
+NEAREST = r"(nearest at distance \d+: |no candidate so far|candidates come with --show-inferior)"
 LOOK = rf"{DONE}\r\n{ODDS}\r\n{NEAREST}"
 PLAIN = rf"{DONE}, {ODDS}, {NEAREST}"
 
@@ -247,7 +247,7 @@ def test_a_search_at_a_server_shows_how_it_comes_on(terminal, serve):
 
 def test_a_search_at_the_reference_server_shows_how_long_it_takes(terminal, reference):
     process = terminal(HARD, "--server", reference().address)
-    process.wait_for(r"1s, no candidate so far")
+    process.wait_for(r"1s, candidates come with --show-inferior")
     process.press(b"\x03")
     assert process.wait() == 130
 

@@ -13,9 +13,14 @@ use tonic::{Code, Status, body::Body};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::metrics::Counts;
+
 /// The longest message of a request, in bytes. A name has at most 28 characters of four bytes, so
 /// this leaves room for many fields to come and none for those who would fill our memory.
 const MAX_MESSAGE_LEN: u32 = 4096;
+
+/// How such a refusal is called in the metrics.
+pub(crate) const MESSAGE_TOO_LONG: &str = "MESSAGE_TOO_LONG";
 
 /// The five bytes before each message: whether it is compressed, and its length, big-endian
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
@@ -26,20 +31,24 @@ const SERVER_NAME: &str = "hashfinder";
 
 /// Refuses messages that are too long as soon as they announce it, with RESOURCE_EXHAUSTED as gRPC
 /// has it, gives UNIMPLEMENTED a message, and says who we are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EdgeLayer;
+#[derive(Clone, Debug)]
+pub(crate) struct EdgeLayer(pub(crate) Counts);
 
 impl<S> Layer<S> for EdgeLayer {
     type Service = EdgeService<S>;
 
     fn layer(&self, inner: S) -> EdgeService<S> {
-        EdgeService { inner }
+        EdgeService {
+            inner,
+            counts: self.0.clone(),
+        }
     }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct EdgeService<S> {
     inner: S,
+    counts: Counts,
 }
 
 impl<S, B> Service<http::Request<Body>> for EdgeService<S>
@@ -60,6 +69,7 @@ where
             Body::new(LimitedBody {
                 inner,
                 expected: Expected::default(),
+                counts: self.counts.clone(),
             })
         });
         EdgeFuture {
@@ -158,6 +168,7 @@ pin_project! {
         #[pin]
         inner: Body,
         expected: Expected,
+        counts: Counts,
     }
 }
 
@@ -175,6 +186,7 @@ impl http_body::Body for LimitedBody {
             && let Some(data) = frame.data_ref()
             && let Err(status) = this.expected.read(data)
         {
+            this.counts.refused(MESSAGE_TOO_LONG);
             return Poll::Ready(Some(Err(status)));
         }
         Poll::Ready(frame)

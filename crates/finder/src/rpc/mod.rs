@@ -10,7 +10,7 @@ mod registry;
 mod searches;
 mod status;
 
-pub(crate) use edge::EdgeLayer;
+pub(crate) use edge::{EdgeLayer, MESSAGE_TOO_LONG};
 pub(crate) use finder::{FinderService, WatchAside};
 pub(crate) use hash_name::HashFinderService;
 pub(crate) use searches::{Limits, Searches};

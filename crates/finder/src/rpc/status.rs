@@ -22,6 +22,10 @@ const SEARCH_NOT_FOUND: &str = "SEARCH_NOT_FOUND";
 const NOT_AN_OPERATOR: &str = "NOT_AN_OPERATOR";
 const TOO_MANY_WATCHES: &str = "TOO_MANY_WATCHES";
 
+/// For the metrics alone: what a client gets for these has no `ErrorInfo`.
+const BAD_REQUEST: &str = "BAD_REQUEST";
+const BROKEN: &str = "BROKEN";
+
 const CURSOR: &str = "cursor";
 const REASON: &str = "reason";
 const HASHES_TRIED: &str = "hashes_tried";
@@ -83,11 +87,47 @@ pub(crate) enum Canceller {
 }
 
 impl CallError {
+    /// The reasons for which calls are commonly refused before any work.
+    pub(crate) const REFUSALS: [&str; 8] = [
+        BAD_REQUEST,
+        TOO_MANY_SEARCHES,
+        TOO_MANY_SEARCHES_OF_CLIENT,
+        HASH_QUOTA_SPENT,
+        DRAINING,
+        SEARCH_NOT_FOUND,
+        NOT_AN_OPERATOR,
+        TOO_MANY_WATCHES,
+    ];
+
     /// A request that is wrong in this field.
     pub(crate) fn wrong(field: &str, message: impl Into<String>) -> CallError {
         CallError::BadRequest {
             field: field.to_owned(),
             message: message.into(),
+        }
+    }
+
+    /// Which kind it is, in one word: the reason of its `ErrorInfo`, where it has one.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            CallError::BadRequest { .. } => BAD_REQUEST,
+            CallError::TooManyRpcs(_) => TOO_MANY_SEARCHES,
+            CallError::BudgetSpent { .. } => HASH_BUDGET_SPENT,
+            CallError::OverLimit(OverLimit::SearchesOfClient { .. }) => TOO_MANY_SEARCHES_OF_CLIENT,
+            CallError::OverLimit(OverLimit::Hashes { .. }) => HASH_QUOTA_SPENT,
+            CallError::OverLimit(_) => TOO_MANY_SEARCHES,
+            CallError::QuotaSpent { .. } => HASH_QUOTA_SPENT,
+            CallError::Exhausted => KEYSPACE_EXHAUSTED,
+            CallError::Draining(_) => DRAINING,
+            CallError::Failed(_) => SEARCH_FAILED,
+            CallError::Broken { .. } => BROKEN,
+            CallError::Cancelled { by, .. } => match by {
+                Canceller::Client => CANCELLED_BY_CLIENT,
+                Canceller::Operator => CANCELLED_BY_OPERATOR,
+            },
+            CallError::NoSuchSearch => SEARCH_NOT_FOUND,
+            CallError::NotAnOperator => NOT_AN_OPERATOR,
+            CallError::TooManyWatches { .. } => TOO_MANY_WATCHES,
         }
     }
 }

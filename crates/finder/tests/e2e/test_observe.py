@@ -3,18 +3,20 @@
 import http.client
 import json
 import re
+import shutil
 import socket
 import subprocess
 import time
 
 import grpc
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGTERM
+from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGTERM
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from test_contract import HARD
 from test_v1_searches import begin
 
 CODE = grpc.StatusCode
+REPOSITORY = PROTOS.parent
 
 
 @pytest.fixture
@@ -309,3 +311,62 @@ def test_check_tells_what_is_wrong(tmp_path):
         status, stdout, stderr = check(*flags, **environment)
         assert (status, stdout) == (2, ""), (flags, environment, stderr)
         assert word in stderr
+
+
+# What a family's samples are called.
+SUFFIXES = {
+    "counter": ["_total"],
+    "gauge": [""],
+    "info": ["_info"],
+    "histogram": ["_bucket", "_count", "_sum"],
+}
+
+
+def test_the_dashboard_asks_for_what_there_is(watched):
+    _, text = get(watched())
+    labels = {}
+    for family in text_string_to_metric_families(text):
+        names = {family.name + suffix for suffix in SUFFIXES[family.type]}
+        for sample in family.samples:
+            assert sample.name in names
+            labels.setdefault(sample.name, {"job"}).update(sample.labels)
+    dashboard = json.loads((REPOSITORY / "docs/grafana.json").read_text())
+    panels = dashboard["panels"]
+    targets = [target for panel in panels for target in panel["targets"]]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    asked = set()
+    for target in targets:
+        expression = target["expr"]
+        assert expression.count("(") == expression.count(")")
+        (name,) = re.findall(r"\b(?:hashfinder|grpc_server)_\w+", expression)
+        assert name in labels, expression
+        asked.add(name)
+        for by in re.findall(r"by \(([^)]*)\)", expression):
+            assert set(by.split(", ")) <= labels[name], expression
+        for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+            assert label in labels[name], target
+        # A quantile is of rates, by their bounds.
+        assert ("histogram_quantile" in expression) == name.endswith("_bucket")
+    shown = {name for name in labels if not name.endswith(("_count", "_sum"))}
+    assert asked == shown
+    (job,) = [one for one in dashboard["templating"]["list"] if one["name"] == "job"]
+    assert re.search(r"\((\w+), job\)", job["query"]["query"])[1] in labels
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
+def test_the_unit_is_sound_and_tight(tmp_path):
+    text = (REPOSITORY / "packaging/hashfinder.service").read_text()
+    unit = tmp_path / "hashfinder.service"
+    unit.write_text(text.replace("/usr/local/bin/hashfinder", HASHFINDER))
+    for command in [["verify"], ["security", "--offline=yes", "--threshold=20"]]:
+        done = subprocess.run(
+            ["systemd-analyze", *command, str(unit)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    # What the unit runs is a command line that the program takes.
+    lines = re.findall(r"^ExecStart(?:Pre)?=(.*)$", unit.read_text(), re.M)
+    assert len(lines) == 2
+    for line in lines:
+        program, command, *flags = line.split()
+        assert (program, command) == (HASHFINDER, "serve")
+        assert check(*(flag for flag in flags if flag != "--check"))[0] == 0

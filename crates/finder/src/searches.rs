@@ -1,12 +1,12 @@
 //! `hashfinder searches`: the searches that are going on at a server, shown and cancelled.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io::{self, IsTerminal, Write},
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Timestamp;
 use serde_json::{Value, json};
@@ -71,8 +71,8 @@ enum SearchesCommand {
 ///
 /// On a terminal it is a table. Elsewhere it is a line for each search, with nine columns separated by
 /// tabs: the ID, the state, the client, when it began, the hashes, the distance that ends it, the names
-/// (separated by commas), how it ended, and the cursor from which it goes on. A server keeps those that
-/// have ended for a while.
+/// (separated by commas; a name's own has a backslash before it), how it ended, and the cursor from
+/// which it goes on. A server keeps those that have ended for a while.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -141,8 +141,8 @@ Examples:
   hashfinder searches list --state running | cut -f 1 | xargs hashfinder searches cancel
 
 Exit codes:
-  0  each was cancelled, or had ended already
-  1  there is no such search, or it is somebody else's; the others were cancelled
+  0  each was told to stop, or had ended already
+  1  there is no such search, or it is somebody else's; the others were told to stop
   2  the command line is wrong
   5  the server, the connection or the output failed")]
 struct CancelArguments {
@@ -153,7 +153,7 @@ struct CancelArguments {
     #[command(flatten)]
     at: At,
 
-    /// Why, for whoever waits for them: at most 256 characters
+    /// Why, for whoever waits for them: in UTF-8 at most 256 bytes
     #[arg(
         long,
         value_name = "TEXT",
@@ -275,10 +275,11 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
     };
     let mut table = Vec::new();
     let mut page_token = String::new();
+    let mut tokens = HashSet::new();
     loop {
         let request = Request::new(ListSearchesRequest {
             page_size: PAGE_SIZE,
-            page_token,
+            page_token: page_token.clone(),
             states: which.states(),
             client: which.client.clone(),
         });
@@ -297,6 +298,12 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
         page_token = page.next_page_token;
         if page_token.is_empty() {
             break;
+        }
+        if !tokens.insert(page_token.clone()) {
+            bail!(
+                "the server at {} tells the same page of searches again and again",
+                at.server
+            );
         }
     }
     if form == Form::Table && table.is_empty() {
@@ -326,7 +333,7 @@ async fn cancel(arguments: &CancelArguments) -> Result<Exit> {
             Ok(response) => {
                 let became = match response.search.filter(|_| response.had_ended) {
                     Some(search) => format!("had ended: {}", ending(&search)),
-                    None => "cancelled".to_owned(),
+                    None => "told to stop".to_owned(),
                 };
                 print(&format!("{}\t{became}\n", as_text(search_id)))?;
             }
@@ -522,9 +529,11 @@ fn word(name: &str, prefix: &str) -> String {
     }
 }
 
-/// The names, with commas between them.
+/// The names, with commas between them; a name's own comma, and its backslash, has a backslash before it.
 fn names(search: &SearchSummary) -> String {
-    as_text(&search.desired_names.join(","))
+    let names = search.desired_names.iter();
+    let names = names.map(|name| name.replace('\\', r"\\").replace(',', r"\,"));
+    as_text(&names.collect::<Vec<_>>().join(","))
 }
 
 /// How a search ended, and empty as long as it has not.
@@ -738,6 +747,20 @@ mod tests {
         assert_eq!(ids(&screen.lines(5, now)[3..]), ["a", "c"]);
         screen.take(vec![search("b", 2, SearchState::Ended)]);
         assert_eq!(ids(&screen.lines(4, now)), ["SEARCH", "d", "c", "and"]);
+    }
+
+    #[test]
+    fn names_can_be_told_apart() {
+        let names = |given: &[&str]| {
+            let desired_names = given.iter().map(ToString::to_string).collect();
+            names(&SearchSummary {
+                desired_names,
+                ..SearchSummary::default()
+            })
+        };
+        assert_eq!(names(&["doctor", "tardis"]), "doctor,tardis");
+        assert_eq!(names(&["a,b", r"c\"]), r"a\,b,c\\");
+        assert_eq!(names(&["a", r"b,c\"]), r"a,b\,c\\");
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let refused = counts.clone();
     let drain = Drain::with_status(move || {
         let error = CallError::Draining(None);
-        refused.refused(error.reason());
+        refused.refused(&error);
         Status::from(error)
     });
     let calls = Calls::new(&[

@@ -32,7 +32,7 @@ use crate::{
 /// What tries slices: the CPU's kernels, or another machine's.
 ///
 /// It is called once for each slice and never told to stop; the engine keeps slices so short that
-/// nobody has to wait for one.
+/// nobody has to wait for one, but for secrets that take long each.
 pub trait Backend: Send + Sync + 'static {
     /// Tries the secrets of `slice` in order, adds those that are [`sought`](Sought) to `hits`, and returns
     /// one past the last index tried: the slice's end, or, when `hits` has come to hold `limit`, one past
@@ -162,10 +162,10 @@ enum Head {
 
 /// A fixed set of threads that all searches share.
 ///
-/// Dropping the engine stops every search, waits for the threads to finish the slices that they
-/// are on (about half a millisecond, or as long as a single secret takes where that is longer; with thousands of searches, a filter for them may be under way,
-/// which takes tens of milliseconds), and joins them. Handles of searches stay usable and tell the
-/// end.
+/// Dropping the engine stops every search, waits for the threads to finish the slices that they are on
+/// (about half a millisecond, or as long as a single secret takes where that is longer; with thousands of
+/// searches, a filter for them may be under way, which takes tens of milliseconds), and joins them.
+/// Handles of searches stay usable and tell the end.
 pub struct Engine {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,

@@ -33,9 +33,15 @@ pub struct Sought {
     /// The anchor and whether case matters are each name's own.
     spelling: Spelling,
     names: Vec<Wanted>,
-    filter: Option<Filter>,
-    /// Behind the prefix, where no kernel hashes.
-    hasher: Option<Hasher>,
+    way: Way,
+}
+
+/// How it is looked for.
+enum Way {
+    /// By a fast kernel, with this filter.
+    Fast(Filter),
+    /// Plainly, from here on, behind the prefix.
+    Plain(Hasher),
 }
 
 struct Wanted {
@@ -75,22 +81,20 @@ impl Sought {
             numbers.map(move |number| Wanted::new(query, number, is_fast))
         });
         let names: Vec<Wanted> = wanted.collect();
-        let filter = is_fast.then(|| {
+        let way = if is_fast {
             let sets: Vec<Vec<CharSet>> = names.iter().map(|wanted| sets(wanted.name())).collect();
             let furthest = names.iter().map(|wanted| wanted.furthest);
-            Filter::any(sets.iter().map(Vec::as_slice).zip(furthest))
-        });
-        let hasher = (!is_fast).then(|| {
+            Way::Fast(Filter::any(sets.iter().map(Vec::as_slice).zip(furthest)))
+        } else {
             let mut hasher = Hasher::new(spelling.algorithm);
             hasher.update(keyspace.prefix());
-            hasher
-        });
+            Way::Plain(hasher)
+        };
         Sought {
             keyspace,
             spelling,
             names,
-            filter,
-            hasher,
+            way,
         }
     }
 
@@ -105,15 +109,18 @@ impl Sought {
     /// those too that have it elsewhere.
     #[must_use]
     pub fn filter(&self) -> Option<&Filter> {
-        self.filter.as_ref()
+        match &self.way {
+            Way::Fast(filter) => Some(filter),
+            Way::Plain(_) => None,
+        }
     }
 
     /// What computes the digests, for people: the kernel, or the algorithm where no kernel does.
     #[must_use]
     pub fn hashed_by(&self, kernel: Kernel) -> String {
-        match self.filter {
-            Some(_) => kernel.name().to_owned(),
-            None => self.spelling.algorithm.to_string(),
+        match self.way {
+            Way::Fast(_) => kernel.name().to_owned(),
+            Way::Plain(_) => self.spelling.algorithm.to_string(),
         }
     }
 
@@ -127,11 +134,9 @@ impl Sought {
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
-        match (&self.filter, &self.hasher) {
-            (Some(filter), _) => self.scan_fast(kernel, filter, range, limit, hits),
-            (None, Some(hasher)) => self.scan_plainly(hasher, range, limit, hits),
-            // There is one of them.
-            (None, None) => range.start,
+        match &self.way {
+            Way::Fast(filter) => self.scan_fast(kernel, filter, range, limit, hits),
+            Way::Plain(hasher) => self.scan_plainly(hasher, range, limit, hits),
         }
     }
 
@@ -227,9 +232,9 @@ impl Sought {
     /// About what it takes to try a secret, in hashes of a fast kernel.
     #[must_use]
     pub fn cost(&self, kernel: Kernel) -> f64 {
-        match &self.filter {
-            Some(filter) => kernel.cost(filter),
-            None => {
+        match &self.way {
+            Way::Fast(filter) => kernel.cost(filter),
+            Way::Plain(_) => {
                 let looks: f64 = self.names.iter().map(Wanted::cost).sum();
                 (self.hash_cost() + looks) / FAST_HASH
             }

@@ -47,7 +47,7 @@ only for what that has words for, and it does not tell how it comes on.
 Exit codes:
     0  found, or whoever reads the results has seen enough
     1  the keyspace ended without an answer
-    2  the command line is wrong
+    2  the command line is wrong, or the server takes no such request
     3  a limit was reached (hash budget, quota, a full server, the time), or somebody cancelled
        the search at the server; go on with the cursor
     4  no secret can ever match the name

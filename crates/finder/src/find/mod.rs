@@ -49,6 +49,18 @@ enum Told {
     Ended(Ending),
 }
 
+impl Told {
+    /// The secret that it tells.
+    fn finding(&self) -> Option<&Finding> {
+        match self {
+            Told::Candidate(finding)
+            | Told::Answer(finding)
+            | Told::Ended(Ending::Found(finding)) => Some(finding),
+            Told::Ended(_) => None,
+        }
+    }
+}
+
 /// How a search ended.
 enum Ending {
     Found(Finding),
@@ -59,6 +71,8 @@ enum Ending {
     Stopped(Cursor),
     /// The server or the connection failed; says how.
     Failed(String, Cursor),
+    /// The server takes no such request, and would not take it again; says why.
+    Refused(String, Cursor),
 }
 
 type Stopper = Box<dyn Fn() + Send>;
@@ -154,7 +168,11 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
                 None => "no candidate so far".to_owned(),
             };
             tell(&ended, Some(&nearest), &status);
-            output.end(&ended)?;
+            let told = output.end(&ended);
+            // It may be the output that failed, and one error is enough.
+            if ended.exit != Exit::Failed {
+                told?;
+            }
             Ok(ended.exit)
         }
         Err(error) => {
@@ -306,29 +324,30 @@ async fn follow<S: Source>(
             told = search.next() => told?,
         };
         let read = match &told {
-            Told::Candidate(finding) => output.candidate(finding)?,
-            Told::Answer(finding) | Told::Ended(Ending::Found(finding)) => {
-                output.answer(finding)?
-            }
-            Told::Ended(_) => true,
+            Told::Candidate(finding) => output.candidate(finding),
+            Told::Answer(finding) | Told::Ended(Ending::Found(finding)) => output.answer(finding),
+            Told::Ended(_) => Ok(true),
         };
-        match told {
-            Told::Candidate(finding)
-            | Told::Answer(finding)
-            | Told::Ended(Ending::Found(finding))
-                if !read =>
-            {
-                // Who has seen enough, as `head` has, wants to hear no more.
-                search.close().await;
-                let index = query.keyspace().index_of(&finding.secret);
-                if let (Some(session), Some(index)) = (&mut session, index) {
-                    session.keep(index, output.answers())?;
-                }
-                return Ok(Conclusion::new("unread", None, Exit::Success));
+        if let Ok(true) = read {
+            match told {
+                Told::Ended(ending) => break ending,
+                Told::Candidate(_) | Told::Answer(_) => continue,
             }
-            Told::Candidate(_) | Told::Answer(_) => {}
-            Told::Ended(ending) => break ending,
         }
+        // What nobody has seen is told again, where one can go on.
+        let frontier = search.frontier();
+        let unseen = told.finding().filter(|_| frontier.is_some());
+        let unseen = unseen.and_then(|finding| query.keyspace().index_of(&finding.secret));
+        let cursor = Cursor::new(query, unseen.unwrap_or(query.start()));
+        if let Err(error) = read {
+            break Ending::Failed(format!("{error:#}"), cursor);
+        }
+        // Who has seen enough, as `head` has, wants to hear no more.
+        search.close().await;
+        if let Some(session) = &mut session {
+            session.keep(cursor.frontier(), output.answers())?;
+        }
+        return Ok(Conclusion::new("unread", None, Exit::Success));
     };
     let hashes = search.frontier().map(|frontier| frontier - query.start());
     let summary = search.summary();
@@ -349,7 +368,9 @@ async fn follow<S: Source>(
             None => session.finish()?,
         }
     }
-    let go_on = ended.cursor.as_ref().map(|cursor| match kept {
+    // What was refused would be refused again.
+    let cursor = ended.cursor.as_ref().filter(|_| ended.exit != Exit::Usage);
+    let go_on = cursor.map(|cursor| match kept {
         true => "go on with: the same command; the session keeps the place".to_owned(),
         false => go_on_at(cursor, server.as_ref()),
     });
@@ -424,6 +445,9 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
         }
         (Ending::Limit(why, cursor), _) => Conclusion::new("limit", why, Exit::Limit).at(cursor),
         (Ending::Failed(why, cursor), _) => Conclusion::new("failed", why, Exit::Failed).at(cursor),
+        (Ending::Refused(why, cursor), _) => {
+            Conclusion::new("refused", why, Exit::Usage).at(cursor)
+        }
         (Ending::Stopped(cursor), Some(StopCause::Signal(signal))) => {
             let why = format!("stopped by {signal}");
             Conclusion::new("stopped", why, exit_of(signal)).at(cursor)
@@ -444,7 +468,7 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
 /// nearest, and how to go on.
 fn tell(ended: &Conclusion, nearest: Option<&str>, status: &Status) {
     let Some(why) = &ended.why else { return };
-    if matches!(ended.exit, Exit::Failed | Exit::Impossible) {
+    if matches!(ended.exit, Exit::Failed | Exit::Impossible | Exit::Usage) {
         status.fail(why);
     } else {
         status.say(why);

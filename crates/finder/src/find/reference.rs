@@ -18,6 +18,7 @@ use crate::{
 pub(super) struct ReferenceSearch {
     query: Query,
     call: Either,
+    server: ServerAddress,
     connection: Connection,
 }
 
@@ -34,6 +35,7 @@ impl ReferenceSearch {
         query: &Query,
         shows_candidates: bool,
         options: CallOptions,
+        server: &ServerAddress,
     ) -> ReferenceSearch {
         let request = Request::new(HashNameRequest {
             desired_name: query.names()[0].as_str().to_owned(),
@@ -55,6 +57,7 @@ impl ReferenceSearch {
         ReferenceSearch {
             query: query.clone(),
             call,
+            server: server.clone(),
             connection,
         }
     }
@@ -88,13 +91,18 @@ impl Source for ReferenceSearch {
             }
             Either::Stream(call) => (call.message().await, call.cancelled()),
         };
+        let cursor = Cursor::new(&self.query, self.query.start());
         let status = match told {
-            Ok(Some(response)) => return self.read(&response),
+            Ok(Some(response)) => {
+                let told = self.read(&response);
+                let failed = |wrong: anyhow::Error| Ending::Failed(format!("{wrong:#}"), cursor);
+                return Ok(told.unwrap_or_else(|wrong| Told::Ended(failed(wrong))));
+            }
             Ok(None) => Status::ok(""),
             Err(status) => status,
         };
-        let cursor = Cursor::new(&self.query, self.query.start());
-        Ok(Told::Ended(ending(&status, cancelled, cursor)))
+        let ending = ending(&status, cancelled, cursor, &self.server);
+        Ok(Told::Ended(ending))
     }
 
     fn stopper(&self) -> Stopper {

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use hashfinder_search::{Cursor, Index, Keyspace, Query, Spelling};
 use prost_types::Duration;
 use tonic::{Code, Request, Status};
@@ -49,7 +49,7 @@ impl RemoteSearch {
         query: &Query,
         wanted: u64,
         arguments: &FindArguments,
-        stderr: &Stderr,
+        stderr: &Arc<Stderr>,
     ) -> Result<RemoteSearch> {
         let connecting = Connection::open(server, arguments.connect_timeout, |waiting| {
             stderr.say(waiting);
@@ -76,7 +76,8 @@ impl RemoteSearch {
                 );
             }
             let shows_candidates = arguments.show_inferior.is_some();
-            let search = ReferenceSearch::start(connection, query, shows_candidates, options);
+            let search =
+                ReferenceSearch::start(connection, query, shows_candidates, options, server);
             return Ok(RemoteSearch::Reference(search));
         }
         let stop = Stop {
@@ -88,6 +89,8 @@ impl RemoteSearch {
             wanted,
             budget,
             options,
+            from: query.start(),
+            progressed: query.start(),
             frontier: query.start(),
             call,
             first: Some(first),
@@ -98,6 +101,7 @@ impl RemoteSearch {
             began,
             server: server.clone(),
             connection,
+            stderr: Arc::clone(stderr),
         })))
     }
 }
@@ -149,6 +153,9 @@ pub(super) struct FinderSearch {
     /// The budget of all calls together.
     budget: Option<NonZeroU64>,
     options: CallOptions,
+    /// Where the call that is under way began, and the frontier that it told last.
+    from: Index,
+    progressed: Index,
     /// Every index below it was tried, and what was found there was told, as the server has it.
     frontier: Index,
     /// The one under way: after an answer that is not the last, another begins at the next secret.
@@ -159,12 +166,13 @@ pub(super) struct FinderSearch {
     answer: Option<Finding>,
     /// How the call ends, until its status has come.
     ended: Option<SearchEnded>,
-    /// Where to go on after an answer.
+    /// Where to go on after an answer, or when the connection was lost.
     next: Option<Index>,
     stop: Arc<Mutex<Stop>>,
     began: Instant,
     server: ServerAddress,
     connection: Connection,
+    stderr: Arc<Stderr>,
 }
 
 /// What a stopper needs: the call that is under way, and whether another may begin.
@@ -179,7 +187,16 @@ impl FinderSearch {
         match event.event {
             Some(search_event::Event::Candidate(candidate)) => self.candidate(&candidate),
             Some(search_event::Event::Progress(progress)) if self.answer.is_none() => {
-                self.frontier = self.frontier.max(progress.frontier);
+                let frontier = progress.frontier;
+                // Candidates beyond it may have been told before. What was tried since the call began was
+                // counted then.
+                let possible = self.progressed..=self.end_of_search();
+                ensure!(
+                    possible.contains(&frontier) && frontier - self.from <= progress.hashes,
+                    "the server's answer is wrong: it cannot be at index {frontier}"
+                );
+                self.progressed = frontier;
+                self.frontier = self.frontier.max(frontier);
                 Ok(None)
             }
             Some(search_event::Event::Ended(ended)) => {
@@ -194,7 +211,8 @@ impl FinderSearch {
     fn candidate(&mut self, candidate: &v1pb::Candidate) -> Result<Option<Told>> {
         let (finding, index) =
             Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
-        if self.answer.is_some() || index < self.frontier {
+        let turn = self.frontier..self.end_of_search();
+        if self.answer.is_some() || !turn.contains(&index) {
             // A cursor would lose some, or tell some twice.
             bail!(
                 "the server's answer is wrong: {} is not in its turn",
@@ -210,15 +228,26 @@ impl FinderSearch {
         Ok(Some(Told::Candidate(finding)))
     }
 
-    fn end(&mut self, status: &Status) -> Told {
+    /// Tells how the call has ended; nothing if the search goes on by another.
+    fn end(&mut self, status: &Status) -> Option<Told> {
         if let Some(finding) = self.answer.take() {
             self.frontier += 1;
             if self.wanted == 1 {
-                return Told::Ended(Ending::Found(finding));
+                return Some(Told::Ended(Ending::Found(finding)));
             }
             self.wanted -= 1;
             self.next = Some(self.frontier);
-            return Told::Answer(finding);
+            return Some(Told::Answer(finding));
+        }
+        let cancelled = self.call.cancelled();
+        // Where nothing was gained since the last time, another one would gain nothing either.
+        if is_lost(status) && !cancelled && self.ended.is_none() && self.frontier > self.from {
+            self.stderr.say(format_args!(
+                "the connection to the server at {} was lost; going on there",
+                self.server
+            ));
+            self.next = Some(self.frontier);
+            return None;
         }
         let ended = self.ended.take().unwrap_or_default();
         let cursor = ended.cursor.parse().ok();
@@ -227,21 +256,35 @@ impl FinderSearch {
             self.frontier = cursor.frontier();
         }
         let cursor = Cursor::new(&self.query, self.frontier);
-        Told::Ended(match ended.reason() {
+        Some(Told::Ended(match ended.reason() {
             EndReason::HashBudgetSpent => self.budget_spent(),
+            EndReason::KeyspaceExhausted => self.exhausted(),
+            _ if Details::of(status).exhausted => self.exhausted(),
             // Through CancelSearch: the status says who it was, and why.
-            EndReason::CancelledByClient | EndReason::CancelledByOperator
-                if !self.call.cancelled() =>
-            {
+            EndReason::CancelledByClient | EndReason::CancelledByOperator if !cancelled => {
                 Ending::Limit(as_text(status.message()), cursor)
             }
-            _ => ending(status, self.call.cancelled(), cursor),
-        })
+            _ => ending(status, cancelled, cursor, &self.server),
+        }))
+    }
+
+    /// One past the last index that the search may come to.
+    fn end_of_search(&self) -> Index {
+        let end = self.query.keyspace().end();
+        let budget = self.budget.map_or(u64::MAX, NonZeroU64::get);
+        end.min(self.query.start().saturating_add(budget))
+    }
+
+    fn exhausted(&mut self) -> Ending {
+        self.frontier = self.query.keyspace().end();
+        Ending::Exhausted
     }
 
     /// Whether a cursor is one of this search, and leaves nothing out that was not told.
     fn concerns(&self, cursor: &Cursor) -> bool {
-        *cursor == Cursor::new(&self.query, cursor.frontier()) && cursor.frontier() >= self.frontier
+        let frontier = cursor.frontier();
+        *cursor == Cursor::new(&self.query, frontier)
+            && (self.frontier..=self.end_of_search()).contains(&frontier)
     }
 
     fn budget_spent(&self) -> Ending {
@@ -265,6 +308,7 @@ impl FinderSearch {
             return Some(Ending::Stopped(Cursor::new(&self.query, from)));
         }
         self.call = search(&self.connection, &self.query, from, left, self.options);
+        (self.from, self.progressed) = (from, from);
         self.ended = None;
         stop.canceller = self.call.canceller();
         None
@@ -287,14 +331,17 @@ impl Source for FinderSearch {
                 Some(first) => first,
                 None => self.call.message().await,
             };
-            match event {
-                Ok(Some(event)) => {
-                    if let Some(told) = self.read(event)? {
-                        return Ok(told);
-                    }
-                }
-                Ok(None) => return Ok(self.end(&Status::ok(""))),
-                Err(status) => return Ok(self.end(&status)),
+            let told = match event {
+                Ok(Some(event)) => self.read(event).unwrap_or_else(|wrong| {
+                    // What was checked before is as true as it was.
+                    let cursor = Cursor::new(&self.query, self.frontier);
+                    Some(Told::Ended(Ending::Failed(wrong.to_string(), cursor)))
+                }),
+                Ok(None) => self.end(&Status::ok("")),
+                Err(status) => self.end(&status),
+            };
+            if let Some(told) = told {
+                return Ok(told);
             }
         }
     }
@@ -332,13 +379,34 @@ impl Source for FinderSearch {
     }
 }
 
+/// Whether a call was ended by its connection, and not by the server.
+fn is_lost(status: &Status) -> bool {
+    // No status that a server sent has a source.
+    let is_ours = std::error::Error::source(status).is_some();
+    is_ours && !matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+}
+
 /// What a status comes to that is not an answer, given whether we cancelled the call.
-pub(super) fn ending(status: &Status, cancelled: bool, cursor: Cursor) -> Ending {
+pub(super) fn ending(
+    status: &Status,
+    cancelled: bool,
+    cursor: Cursor,
+    server: &ServerAddress,
+) -> Ending {
     let message = as_text(status.message());
+    let details = Details::of(status);
     match status.code() {
         Code::Ok => Ending::Failed("the server ended without an answer".to_owned(), cursor),
         Code::Cancelled if cancelled => Ending::Stopped(cursor),
-        _ if Details::of(status).limit_reached => Ending::Limit(message, cursor),
+        _ if details.limit_reached => Ending::Limit(message, cursor),
+        _ if is_lost(status) => {
+            let why = format!("the connection to the server at {server} was lost: {message}");
+            Ending::Failed(why, cursor)
+        }
+        _ if details.too_long || status.code() == Code::InvalidArgument => {
+            let why = format!("the server at {server} refuses that: {message}");
+            Ending::Refused(why, cursor)
+        }
         // Somebody did it there. The reference server says no more than this when its budget is spent.
         Code::Cancelled => {
             let why = format!("the server cancelled the search: {message}");
@@ -347,7 +415,8 @@ pub(super) fn ending(status: &Status, cancelled: bool, cursor: Cursor) -> Ending
         // The server, or what this client may have of it, is full.
         Code::ResourceExhausted => Ending::Limit(message, cursor),
         Code::DeadlineExceeded => Ending::Limit("the timeout has passed".to_owned(), cursor),
-        Code::NotFound => Ending::Exhausted,
+        // Others than the server may say this, and mean something else.
+        Code::NotFound if details.exhausted => Ending::Exhausted,
         code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),
     }
 }

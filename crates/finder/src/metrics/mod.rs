@@ -29,7 +29,7 @@ pub(crate) use self::{
 };
 use crate::{
     log::LostLines,
-    rpc::{CallError, MESSAGE_TOO_LONG, Searches},
+    rpc::{CallError, Searches},
 };
 
 /// The first bound of how long searches took to stop, in seconds; each of the others is twice the last.
@@ -51,7 +51,7 @@ impl Default for Counts {
         let buckets = exponential_buckets(SHORTEST_STOP, 2.0, STOP_BUCKETS);
         let refused = Family::<_, Counter>::default();
         // There from the beginning, so that the first one is seen as an increase.
-        for reason in CallError::REFUSALS.into_iter().chain([MESSAGE_TOO_LONG]) {
+        for reason in CallError::REFUSALS {
             let _ = refused.get_or_create(&[("reason", reason)]);
         }
         Counts {
@@ -62,9 +62,10 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// A call was refused, for a reason of those that clients are told.
-    pub(crate) fn refused(&self, reason: &'static str) {
-        self.refused.get_or_create(&[("reason", reason)]).inc();
+    /// A call was refused.
+    pub(crate) fn refused(&self, error: &CallError) {
+        let reason = [("reason", error.reason())];
+        self.refused.get_or_create(&reason).inc();
     }
 
     /// The last worker has let go of a search so long after it was told to stop.

@@ -8,17 +8,19 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_search::{Candidate, Event, Outcome, Progress, Search, StopCause};
+use hashfinder_search::{Candidate, Event, Outcome, Progress, Query, Search, StopCause};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Code;
-use tonic_cancel::{CallContext, CancelReason};
+use tonic_cancel::CallContext;
 
-use super::{call::Call, registry::Registry, searches::cause_of, status::CallError};
+use super::{
+    call::Call, registry::Registry, searches::cause_of, status::CallError, told_to_stop::ToldToStop,
+};
 
 /// How many candidates make a frame that costs its reader no more than its bytes. HTTP/2
 /// implementations count frames of under 256 bytes that wait to be read and close the connection
 /// over too many of them; a candidate takes about fifty.
-const FULL_FRAME: usize = 8;
+pub(super) const FULL_FRAME: usize = 8;
 
 /// How long candidates that do not fill a frame are kept for others to join them.
 const FRAME_PACE: Duration = Duration::from_millis(10);
@@ -28,10 +30,10 @@ const FRAME_PACE: Duration = Duration::from_millis(10);
 pub(super) struct Answer {
     context: CallContext,
     search: Search,
+    query: Query,
     call: Arc<Call>,
     registry: Arc<Registry>,
-    /// Ready when the call is told to stop and its handler may still say something.
-    told_to_stop: Option<Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>>,
+    told_to_stop: ToldToStop,
     /// Until when only a full frame goes out.
     paced: Option<Pin<Box<Sleep>>>,
     maximum_hashes: NonZeroU64,
@@ -50,18 +52,17 @@ impl Answer {
     pub(super) fn new(
         context: CallContext,
         search: Search,
+        query: Query,
         call: Arc<Call>,
         registry: Arc<Registry>,
         maximum_hashes: NonZeroU64,
     ) -> Answer {
         Answer {
-            told_to_stop: Some(Box::pin({
-                let context = context.clone();
-                async move { context.cancelled().await }
-            })),
+            told_to_stop: ToldToStop::new(&context),
             paced: None,
             context,
             search,
+            query,
             call,
             registry,
             maximum_hashes,
@@ -71,6 +72,11 @@ impl Answer {
     /// The call that it is for.
     pub(super) fn call(&self) -> &Call {
         &self.call
+    }
+
+    /// What is searched for.
+    pub(super) fn query(&self) -> &Query {
+        &self.query
     }
 
     /// By which it is listed from now on, also if it has ended.
@@ -90,10 +96,7 @@ impl Answer {
 
     /// The next candidates when there are `at_least` so many, or no more will come, then the end.
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
-        if let Some(told) = &mut self.told_to_stop
-            && let Poll::Ready(reason) = told.as_mut().poll(cx)
-        {
-            self.told_to_stop = None;
+        if let Poll::Ready(reason) = self.told_to_stop.poll(cx) {
             let cause = reason.map_or(StopCause::Client, cause_of);
             self.search.stopper().stop(cause);
         }

@@ -22,7 +22,13 @@ pub(super) struct Call {
     method: &'static str,
     peer: Option<Peer>,
     client: ClientName,
-    query: Query,
+    /// What the list shows of the query. The query itself is the answer's, and gone with that: it takes ten
+    /// times as much memory.
+    names: Box<[Box<str>]>,
+    ideal_distance: u8,
+    /// Where the search began, and where its keyspace ends.
+    start: Index,
+    end: Index,
     began: Instant,
     began_at: SystemTime,
     state: Mutex<State>,
@@ -42,9 +48,21 @@ struct State {
 
 struct Listing {
     id: Arc<str>,
-    stopper: Stopper,
+    /// Gone when the search has ended.
+    stopper: Option<Stopper>,
     /// As it was when it was last looked at.
     progress: Option<Progress>,
+}
+
+/// What became of the wish to cancel a search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cancelled {
+    /// It was told to stop, and nobody had told it before.
+    Now,
+    /// Somebody had told it to stop before.
+    Before,
+    /// It had ended, and nothing was changed.
+    HadEnded,
 }
 
 /// How a search ended.
@@ -61,7 +79,7 @@ struct SearchEnd {
 /// What of a search can change, for those who watch it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
-    state: i32,
+    state: v1pb::SearchState,
     hashes: u64,
     frontier: Index,
 }
@@ -71,13 +89,17 @@ impl Call {
         method: &'static str,
         peer: Option<Peer>,
         client: ClientName,
-        query: Query,
+        query: &Query,
     ) -> Call {
+        let names = query.names().iter().map(DesiredName::as_str);
         Call {
             method,
             peer,
             client,
-            query,
+            names: names.map(Box::from).collect(),
+            ideal_distance: query.ideal_distance().get(),
+            start: query.start(),
+            end: query.keyspace().end(),
             began: Instant::now(),
             began_at: SystemTime::now(),
             state: Mutex::default(),
@@ -89,10 +111,6 @@ impl Call {
         &self.client
     }
 
-    pub(super) fn query(&self) -> &Query {
-        &self.query
-    }
-
     pub(super) fn began(&self) -> Instant {
         self.began
     }
@@ -100,12 +118,13 @@ impl Call {
     /// Gives it the id by which it is listed; says whether its search has ended already.
     pub(super) fn list(&self, id: Arc<str>, stopper: Stopper) -> bool {
         let mut state = self.lock();
+        let has_ended = state.search.is_some();
         state.listing = Some(Listing {
             id,
-            stopper,
+            stopper: (!has_ended).then_some(stopper),
             progress: None,
         });
-        state.search.is_some()
+        has_ended
     }
 
     /// By which it is listed, if it is.
@@ -125,8 +144,15 @@ impl Call {
             return false;
         }
         let cancelled = state.cancelled.as_ref();
-        state.search = Some(SearchEnd::new(&self.query, outcome, hashes, cancelled));
-        state.listing.is_some()
+        state.search = Some(SearchEnd::new(self.end, outcome, hashes, cancelled));
+        let Some(listing) = &mut state.listing else {
+            return false;
+        };
+        let stopper = listing.stopper.take();
+        // It may be the last part of an engine, which is not to go with the lock held.
+        drop(state);
+        drop(stopper);
+        true
     }
 
     /// The call has ended, whatever its work does.
@@ -143,23 +169,30 @@ impl Call {
         self.log_if_over(state);
     }
 
-    /// Tells the search to stop, for a reason that whoever waits for it is told; says whether it had
-    /// ended before. The first one to cancel it counts.
-    pub(super) fn cancel(&self, by: Canceller, reason: &str) -> bool {
+    /// Tells the search to stop, for a reason that whoever waits for it is told. The first one to cancel it
+    /// counts, unless what is under way ends it otherwise.
+    ///
+    /// # Panics
+    ///
+    /// If it is not listed, for then nobody can know of it.
+    pub(super) fn cancel(&self, by: Canceller, reason: &str) -> Cancelled {
         let mut state = self.lock();
         if state.search.is_some() {
-            return true;
+            return Cancelled::HadEnded;
         }
-        let Some(listing) = &state.listing else {
-            return false;
+        let stopper = state.listing.as_ref();
+        let stopper = stopper.and_then(|listing| listing.stopper.clone());
+        let stopper = stopper.expect("a listed search that has not ended has a stopper");
+        let became = match state.cancelled {
+            None => Cancelled::Now,
+            Some(_) => Cancelled::Before,
         };
-        let stopper = listing.stopper.clone();
         let cancelled = state.cancelled.get_or_insert((by, reason.to_owned()));
         let cause = cause_of(cancelled.0);
         // The stop may release the work on this thread, which comes back here.
         drop(state);
         stopper.stop(cause);
-        false
+        became
     }
 
     /// What whoever waits for a search is told that was stopped.
@@ -186,43 +219,64 @@ impl Call {
         })
     }
 
+    /// What of it can change, as it is now.
+    pub(super) fn mark(&self) -> Mark {
+        self.mark_of(&mut self.lock())
+    }
+
+    fn mark_of(&self, state: &mut State) -> Mark {
+        if let Some(end) = &state.search {
+            return Mark {
+                state: v1pb::SearchState::Ended,
+                hashes: end.hashes,
+                frontier: end.frontier,
+            };
+        }
+        let progress = state.listing.as_mut().and_then(|listing| {
+            // There is none in the moment between the work's end and its being told.
+            let progress = listing.stopper.as_ref().and_then(Stopper::progress);
+            listing.progress = progress.or(listing.progress);
+            listing.progress
+        });
+        match progress {
+            Some(progress) => Mark {
+                state: wire_state(progress.state),
+                hashes: progress.tests,
+                frontier: progress.frontier,
+            },
+            None => Mark {
+                state: v1pb::SearchState::Queued,
+                hashes: 0,
+                frontier: self.start,
+            },
+        }
+    }
+
     /// As it is now, for those who see it listed.
     pub(super) fn summary(&self) -> SearchSummary {
         let mut state = self.lock();
+        let mark = self.mark_of(&mut state);
         let mut summary = SearchSummary {
             method: self.method.to_owned(),
             client: self.client.0.to_string(),
-            desired_names: self.names().map(str::to_owned).collect(),
-            ideal_distance: i32::from(self.query.ideal_distance().get()),
-            state: v1pb::SearchState::Queued.into(),
+            desired_names: self.names.iter().map(ToString::to_string).collect(),
+            ideal_distance: i32::from(self.ideal_distance),
+            state: mark.state.into(),
             started_at: Some(self.began_at.into()),
-            frontier: self.query.start(),
+            hashes: mark.hashes,
+            frontier: mark.frontier,
             ..SearchSummary::default()
         };
-        if let Some(listing) = &mut state.listing {
+        if let Some(listing) = &state.listing {
             summary.search_id = listing.id.to_string();
-            // There is none in the moment between the work's end and its being told.
-            listing.progress = listing.stopper.progress().or(listing.progress);
-            if let Some(progress) = listing.progress {
-                summary.state = wire_state(progress.state).into();
-                summary.hashes = progress.tests;
-                summary.frontier = progress.frontier;
-            }
         }
         if let Some(end) = &state.search {
-            summary.state = v1pb::SearchState::Ended.into();
-            summary.hashes = end.hashes;
-            summary.frontier = end.frontier;
             summary.ended_at = Some(end.at.into());
             summary.end_reason = end.reason.into();
             summary.end_message.clone_from(&end.message);
             summary.cursor.clone_from(&end.cursor);
         }
         summary
-    }
-
-    fn names(&self) -> impl Iterator<Item = &str> {
-        self.query.names().iter().map(DesiredName::as_str)
     }
 
     /// Writes the log's line when both the call and its work are over.
@@ -251,7 +305,7 @@ impl Call {
             method = name_of(self.method),
             search = id.as_ref().map(tracing::field::display),
             peer = self.peer.as_ref().map(tracing::field::display),
-            name = ?self.names().collect::<Vec<_>>().join(" "),
+            name = ?self.names.join(" "),
             code = ?end.code,
             cause,
             work,
@@ -271,7 +325,7 @@ impl Call {
 
 impl SearchEnd {
     fn new(
-        query: &Query,
+        keyspace_end: Index,
         outcome: &Outcome,
         hashes: u64,
         cancelled: Option<&(Canceller, String)>,
@@ -302,7 +356,7 @@ impl SearchEnd {
         let frontier = match (outcome, cursor) {
             (_, Some(cursor)) => cursor.frontier(),
             (Outcome::Ideal(candidate), None) => candidate.index + 1,
-            (_, None) => query.keyspace().end(),
+            (_, None) => keyspace_end,
         };
         SearchEnd {
             at: SystemTime::now(),
@@ -318,14 +372,18 @@ impl SearchEnd {
 impl Mark {
     pub(super) fn of(summary: &SearchSummary) -> Mark {
         Mark {
-            state: summary.state,
+            state: summary.state(),
             hashes: summary.hashes,
             frontier: summary.frontier,
         }
     }
 
+    pub(super) fn state(self) -> v1pb::SearchState {
+        self.state
+    }
+
     pub(super) fn has_ended(self) -> bool {
-        self.state == i32::from(v1pb::SearchState::Ended)
+        self.state == v1pb::SearchState::Ended
     }
 }
 
@@ -365,7 +423,7 @@ mod tests {
         let engine = Engine::start(1, Kernel::best(), || Duration::ZERO).unwrap();
         let search = engine.search(Client::default(), query(), |_| {}).unwrap();
         let client = ClientName(Client::default().name);
-        let call = Call::new("a.Service/Method", None, client, query());
+        let call = Call::new("a.Service/Method", None, client, &query());
         assert!(!call.list("id".into(), search.stopper()));
         call
     }
@@ -380,12 +438,14 @@ mod tests {
     #[test]
     fn the_first_who_cancels_counts() {
         let call = call();
-        assert!(!call.cancel(Canceller::Client, "the first"));
-        assert!(!call.cancel(Canceller::Operator, "the second"));
+        assert_eq!(call.cancel(Canceller::Client, "the first"), Cancelled::Now);
+        let second = call.cancel(Canceller::Operator, "the second");
+        assert_eq!(second, Cancelled::Before);
         assert!(call.search_ended(&stopped(StopCause::Client), 7));
         // Once is enough, however it is told.
         assert!(!call.search_ended(&Outcome::Exhausted, 9));
-        assert!(call.cancel(Canceller::Operator, "the third"));
+        let third = call.cancel(Canceller::Operator, "the third");
+        assert_eq!(third, Cancelled::HadEnded);
         let end = call.end().unwrap();
         assert_eq!(end.reason(), EndReason::CancelledByClient);
         assert_eq!(

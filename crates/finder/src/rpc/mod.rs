@@ -9,8 +9,9 @@ mod query;
 mod registry;
 mod searches;
 mod status;
+mod told_to_stop;
 
-pub(crate) use edge::{EdgeLayer, MESSAGE_TOO_LONG};
+pub(crate) use edge::EdgeLayer;
 pub(crate) use finder::{FinderService, WatchAside};
 pub(crate) use hash_name::HashFinderService;
 pub(crate) use searches::{Limits, Searches};

@@ -13,8 +13,8 @@ use super::{
     },
 };
 
-/// The most bytes that all names of a query may have. They are in its cursor, and a request has to hold
-/// that.
+/// The most bytes that all names of a query may have. They are in its cursor, which a request has to hold,
+/// and the trailers of a status, of which clients commonly take eight kibibytes.
 const NAME_BYTES: usize = 1024;
 
 /// The most bytes that the prefix and the suffix may have, for the same reason.
@@ -192,6 +192,8 @@ fn wrong(field: &str, error: &impl std::error::Error) -> CallError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::edge::MAX_MESSAGE_LEN;
+    use prost::Message;
 
     fn doctor() -> v1pb::Query {
         v1pb::Query {
@@ -200,6 +202,43 @@ mod tests {
             interesting_distance: 3,
             ..v1pb::Query::default()
         }
+    }
+
+    #[test]
+    fn the_longest_cursor_fits_into_a_request() {
+        // As many names as there may be, with as many bytes; an alphabet of which nothing can be left out.
+        let name = "\u{1f980}".repeat(NAME_BYTES / Query::MAX_NAMES / 4);
+        let alphabet: Vec<u8> = (0..=u8::MAX).rev().collect();
+        let query = v1pb::Query {
+            desired_names: vec![name; Query::MAX_NAMES],
+            ideal_distance: 255,
+            interesting_distance: 255,
+            algorithm: v1pb::Algorithm::Sha512.into(),
+            encoding: v1pb::Encoding::Hex.into(),
+            anchor: v1pb::Anchor::Suffix.into(),
+            case_sensitive: true,
+            keyspace: Some(v1pb::Keyspace {
+                prefix: vec![b'p'; AROUND_BYTES / 2],
+                suffix: vec![b's'; AROUND_BYTES / 2],
+                alphabet: Some(WireAlphabet::Given(alphabet)),
+            }),
+        };
+        let query = of_query(&query).unwrap();
+        let cursor = Cursor::new(&query, query.keyspace().end());
+        let duration = prost_types::Duration {
+            seconds: i64::MIN,
+            nanos: i32::MIN,
+        };
+        let request = SearchRequest {
+            from: Some(From::Cursor(cursor.to_string())),
+            maximum_hashes: u64::MAX,
+            progress_interval: Some(duration),
+        };
+        assert!(request.encoded_len() <= MAX_MESSAGE_LEN as usize);
+        assert_eq!(
+            of_search(&request),
+            Ok(query.starting_at(cursor.frontier()))
+        );
     }
 
     fn among(alphabet: WireAlphabet) -> Option<v1pb::Keyspace> {

@@ -17,7 +17,8 @@ use crate::listener::ClientName;
 const ENDED_OF_CLIENT: usize = 100;
 
 /// How many ended searches are kept in all. Beyond that the client with most of them loses its oldest, so
-/// that nobody pushes out those of others who have fewer. Each takes about a kilobyte.
+/// that nobody pushes out those of others who have fewer. Each takes about a kilobyte, and five for the
+/// longest names and cursors, so all together ten megabytes at most.
 const ENDED: usize = 2000;
 
 const _: () = assert!(ENDED_OF_CLIENT < ENDED);
@@ -198,7 +199,7 @@ mod tests {
     }
 
     fn call(client: usize) -> Arc<Call> {
-        Arc::new(Call::new("a.Service/Method", None, name(client), query()))
+        Arc::new(Call::new("a.Service/Method", None, name(client), &query()))
     }
 
     fn ids(registry: &Registry, viewer: &Viewer) -> Vec<Arc<str>> {

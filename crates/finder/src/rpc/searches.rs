@@ -110,7 +110,7 @@ impl Searches {
         let (search, call) = loop {
             let guard = self.room(&caller.context, until).await?;
             let peer = caller.peer.clone();
-            let call = Arc::new(Call::new(method, peer, name.clone(), query.clone()));
+            let call = Arc::new(Call::new(method, peer, name.clone(), &query));
             let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let counts = self.counts.clone();
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
@@ -143,9 +143,14 @@ impl Searches {
             stopper.stop(end.cancelled.map_or(StopCause::Client, cause_of));
             ending.call_ended(end);
         });
-        let registry = Arc::clone(&self.registry);
-        let context = caller.context.clone();
-        Ok(Answer::new(context, search, call, registry, maximum_hashes))
+        Ok(Answer::new(
+            caller.context.clone(),
+            search,
+            query,
+            call,
+            Arc::clone(&self.registry),
+            maximum_hashes,
+        ))
     }
 
     /// The status of a call that was refused, which is counted, and which the log is told of.
@@ -155,7 +160,7 @@ impl Searches {
         caller: &Caller,
         error: CallError,
     ) -> Status {
-        self.counts.refused(error.reason());
+        self.counts.refused(&error);
         let status = Status::from(error);
         tracing::info!(
             method = name_of(method),

@@ -21,6 +21,8 @@ const CANCELLED_BY_OPERATOR: &str = "CANCELLED_BY_OPERATOR";
 const SEARCH_NOT_FOUND: &str = "SEARCH_NOT_FOUND";
 const NOT_AN_OPERATOR: &str = "NOT_AN_OPERATOR";
 const TOO_MANY_WATCHES: &str = "TOO_MANY_WATCHES";
+const TOO_MANY_ESTIMATES: &str = "TOO_MANY_ESTIMATES";
+const MESSAGE_TOO_LONG: &str = "MESSAGE_TOO_LONG";
 
 /// For the metrics alone: what a client gets for these has no `ErrorInfo`.
 const BAD_REQUEST: &str = "BAD_REQUEST";
@@ -29,6 +31,10 @@ const BROKEN: &str = "BROKEN";
 const CURSOR: &str = "cursor";
 const REASON: &str = "reason";
 const HASHES_TRIED: &str = "hashes_tried";
+
+/// The longest message about a request, in bytes: it may quote what was sent, and it travels in the trailers,
+/// of which clients commonly take eight kibibytes, three times.
+const MESSAGE_LEN: usize = 512;
 
 /// When to try again where another server, or this one started anew, should be there by then.
 const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(1);
@@ -75,7 +81,13 @@ pub(crate) enum CallError {
     /// Only operators may ask for what is another client's.
     NotAnOperator,
     /// So many calls watch already that this one may not.
-    TooManyWatches { limit: usize },
+    TooManyWatches,
+    /// So many calls of this client watch already.
+    TooManyWatchesOfClient { limit: usize },
+    /// So many Estimates of this client wait already.
+    TooManyEstimates { limit: usize },
+    /// The request is longer than any may be, in bytes.
+    MessageTooLong { length: u32, limit: u32 },
 }
 
 /// Who cancelled a search by its id.
@@ -88,7 +100,7 @@ pub(crate) enum Canceller {
 
 impl CallError {
     /// The reasons for which calls are commonly refused before any work.
-    pub(crate) const REFUSALS: [&str; 8] = [
+    pub(crate) const REFUSALS: [&str; 10] = [
         BAD_REQUEST,
         TOO_MANY_SEARCHES,
         TOO_MANY_SEARCHES_OF_CLIENT,
@@ -97,13 +109,22 @@ impl CallError {
         SEARCH_NOT_FOUND,
         NOT_AN_OPERATOR,
         TOO_MANY_WATCHES,
+        TOO_MANY_ESTIMATES,
+        MESSAGE_TOO_LONG,
     ];
 
     /// A request that is wrong in this field.
     pub(crate) fn wrong(field: &str, message: impl Into<String>) -> CallError {
+        let mut message = message.into();
+        if message.len() > MESSAGE_LEN {
+            let whole = (0..=MESSAGE_LEN).rev();
+            let end = whole.into_iter().find(|end| message.is_char_boundary(*end));
+            message.truncate(end.unwrap_or(0));
+            message += "...";
+        }
         CallError::BadRequest {
             field: field.to_owned(),
-            message: message.into(),
+            message,
         }
     }
 
@@ -127,7 +148,11 @@ impl CallError {
             },
             CallError::NoSuchSearch => SEARCH_NOT_FOUND,
             CallError::NotAnOperator => NOT_AN_OPERATOR,
-            CallError::TooManyWatches { .. } => TOO_MANY_WATCHES,
+            CallError::TooManyWatches | CallError::TooManyWatchesOfClient { .. } => {
+                TOO_MANY_WATCHES
+            }
+            CallError::TooManyEstimates { .. } => TOO_MANY_ESTIMATES,
+            CallError::MessageTooLong { .. } => MESSAGE_TOO_LONG,
         }
     }
 }
@@ -136,6 +161,12 @@ impl From<CallError> for Status {
     fn from(error: CallError) -> Status {
         let info = |reason: &str, metadata: HashMap<String, String>| {
             ErrorDetails::with_error_info(reason, DOMAIN, metadata)
+        };
+        let overload = |reason: &str, subject: &str, message: String| {
+            let mut details = info(reason, HashMap::new());
+            details.add_quota_failure_violation(subject, message.clone());
+            details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
+            Status::with_error_details(Code::ResourceExhausted, message, details)
         };
         match error {
             CallError::BadRequest { field, message } => {
@@ -146,11 +177,7 @@ impl From<CallError> for Status {
                 let message = format!(
                     "{limit} RPCs are searching, which is as many as this server takes; try again later"
                 );
-                let mut details = info(TOO_MANY_SEARCHES, HashMap::new());
-                let subject = "server:maximum_concurrent_rpcs";
-                details.add_quota_failure_violation(subject, message.clone());
-                details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
-                Status::with_error_details(Code::ResourceExhausted, message, details)
+                overload(TOO_MANY_SEARCHES, "server:maximum_concurrent_rpcs", message)
             }
             CallError::BudgetSpent {
                 code,
@@ -249,14 +276,28 @@ impl From<CallError> for Status {
                  your own",
                 info(NOT_AN_OPERATOR, HashMap::new()),
             ),
-            CallError::TooManyWatches { limit } => {
-                let message =
-                    format!("{limit} calls are watching, which is as many as may; end another one");
-                let mut details = info(TOO_MANY_WATCHES, HashMap::new());
-                details.add_quota_failure_violation("client:watches", message.clone());
-                details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
-                Status::with_error_details(Code::ResourceExhausted, message, details)
+            CallError::TooManyWatches => {
+                let message = "as many calls are watching as this server takes; try again later";
+                overload(TOO_MANY_WATCHES, "server:watches", message.to_owned())
             }
+            CallError::TooManyWatchesOfClient { limit } => {
+                let message = format!(
+                    "{limit} calls of this client are watching, which is as many as may; end another one"
+                );
+                overload(TOO_MANY_WATCHES, "client:watches", message)
+            }
+            CallError::TooManyEstimates { limit } => {
+                let message = format!(
+                    "{limit} Estimates of this client are waiting, which is as many as may; try again \
+                     when they are answered"
+                );
+                overload(TOO_MANY_ESTIMATES, "client:estimates", message)
+            }
+            CallError::MessageTooLong { length, limit } => Status::with_error_details(
+                Code::ResourceExhausted,
+                format!("the request's message has {length} bytes; {limit} is the most"),
+                info(MESSAGE_TOO_LONG, HashMap::new()),
+            ),
         }
     }
 }
@@ -266,8 +307,12 @@ impl From<CallError> for Status {
 pub(crate) struct Details {
     /// Whether the hash budget or the client's quota ended the call.
     pub(crate) limit_reached: bool,
+    /// Whether every secret that there is was tried.
+    pub(crate) exhausted: bool,
     /// Whether the server is shutting down.
     pub(crate) draining: bool,
+    /// Whether the request was longer than any may be.
+    pub(crate) too_long: bool,
     /// Where to go on.
     pub(crate) cursor: Option<Cursor>,
 }
@@ -278,7 +323,9 @@ impl Details {
             Some(info) if info.domain == DOMAIN => Details {
                 limit_reached: [HASH_BUDGET_SPENT, HASH_QUOTA_SPENT]
                     .contains(&info.reason.as_str()),
+                exhausted: info.reason == KEYSPACE_EXHAUSTED,
                 draining: info.reason == DRAINING,
+                too_long: info.reason == MESSAGE_TOO_LONG,
                 cursor: info.metadata.get(CURSOR).and_then(|text| text.parse().ok()),
             },
             _ => Details::default(),
@@ -432,12 +479,42 @@ mod tests {
                 false,
             ),
             (
-                CallError::TooManyWatches { limit: 3 },
+                CallError::TooManyWatches,
                 Code::ResourceExhausted,
                 None,
                 Some(TOO_MANY_WATCHES),
                 true,
                 true,
+                false,
+            ),
+            (
+                CallError::TooManyWatchesOfClient { limit: 3 },
+                Code::ResourceExhausted,
+                None,
+                Some(TOO_MANY_WATCHES),
+                true,
+                true,
+                false,
+            ),
+            (
+                CallError::TooManyEstimates { limit: 3 },
+                Code::ResourceExhausted,
+                None,
+                Some(TOO_MANY_ESTIMATES),
+                true,
+                true,
+                false,
+            ),
+            (
+                CallError::MessageTooLong {
+                    length: 5,
+                    limit: 4,
+                },
+                Code::ResourceExhausted,
+                None,
+                Some(MESSAGE_TOO_LONG),
+                false,
+                false,
                 false,
             ),
         ] {
@@ -447,6 +524,7 @@ mod tests {
             let details = status.check_error_details().unwrap();
             let violations = details.bad_request().map(|b| &b.field_violations);
             assert_eq!(violations.map(|v| v[0].field.as_str()), field, "{error:?}");
+            assert!(reason.is_none_or(|reason| reason == error.reason()));
             let info = details.error_info();
             assert_eq!(info.map(|info| info.reason.as_str()), reason, "{error:?}");
             assert_eq!(details.quota_failure().is_some(), quota, "{error:?}");
@@ -456,6 +534,19 @@ mod tests {
             let limits = [Some(HASH_BUDGET_SPENT), Some(HASH_QUOTA_SPENT)];
             assert_eq!(read.limit_reached, limits.contains(&reason));
             assert_eq!(read.draining, reason == Some(DRAINING));
+            assert_eq!(read.exhausted, reason == Some(KEYSPACE_EXHAUSTED));
+            assert_eq!(read.too_long, reason == Some(MESSAGE_TOO_LONG));
+        }
+    }
+
+    #[test]
+    fn a_message_that_quotes_much_is_cut() {
+        for quoted in ["x".repeat(4000), "\u{1f980}".repeat(1000)] {
+            let CallError::BadRequest { message, .. } = CallError::wrong("query", &*quoted) else {
+                panic!("another error");
+            };
+            assert!(message.len() <= MESSAGE_LEN + 3 && message.len() > MESSAGE_LEN - 4);
+            assert!(quoted.starts_with(message.strip_suffix("...").unwrap()));
         }
     }
 }

@@ -333,7 +333,7 @@ def test_a_server_that_dies(find, serve):
     server.wait_until_busy()
     server.popen.kill()
     assert process.wait() == 5
-    assert "the server failed" in process.rest_of_stderr()
+    assert "the connection to the server at " in process.rest_of_stderr()
 
 
 @pytest.mark.parametrize(

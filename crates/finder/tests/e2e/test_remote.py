@@ -1,7 +1,9 @@
 """`hashfinder find --server` through `hashfinder.v1`: what it tells, and from where it goes on."""
 
+import json
 import random
 import re
+import socket
 import subprocess
 import threading
 
@@ -97,7 +99,7 @@ def test_a_server_that_dies_takes_with_it_what_was_not_told(serve, unstopped):
     server = serve(*SLOW)
     told, code, stderr = stopped(server, lambda _: server.send(SIGKILL), ASKED, 20)
     assert code == 5
-    assert "the server failed" in stderr
+    assert f"the connection to the server at {server.address} was lost: " in stderr
     again = run_find("--resume", cursor_in(stderr))
     assert told + again.stdout.splitlines() == unstopped
 
@@ -204,6 +206,147 @@ def candidate(pb, secret, index, **fields):
     return pb.SearchEvent(candidate=pb.Candidate(**told))
 
 
+def progress(pb, frontier, hashes=None):
+    told = pb.Progress(frontier=frontier, hashes=frontier if hashes is None else hashes)
+    return pb.SearchEvent(progress=told)
+
+
+@pytest.fixture
+def sessions(tmp_path, monkeypatch):
+    """The folder of sessions."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path / "hashfinder/sessions"
+
+
+def test_only_a_hashfinder_says_that_all_was_tried(fake, pb, sessions):
+    def search(self, request, context):
+        yield progress(pb, 10)
+        context.abort(grpc.StatusCode.NOT_FOUND, "the proxy knows no such route")
+
+    server = fake(Search=search)
+    done = run_find(HARD, "--server", server.address, "--session", "night")
+    assert done.returncode == 5
+    assert "the proxy knows no such route" in done.stderr
+    assert json.loads((sessions / "night").read_text())["cursor"] == cursor(HARD, 10)
+
+
+def test_the_end_of_all_secrets_is_told(serve, sessions):
+    arguments = ["--secret-prefix", "a", "--alphabet", "of:b", "--server", serve().address]
+    done = run_find(HARD, *arguments, "--json", "--session", "night")
+    assert done.returncode == 1
+    _, end = records(done.stdout)
+    # The searched part has at most 64 bytes.
+    assert (end["how"], end["hashes"], end["cursor"]) == ("exhausted", 65, None)
+    assert not (sessions / "night").exists()
+
+
+def test_a_frontier_that_cannot_be_is_not_believed(fake, pb, sessions):
+    for wrong in [
+        # It would be all secrets, but so many were not tried.
+        progress(pb, 2**64 - 1, hashes=5),
+        # Beyond the budget, and back.
+        progress(pb, 101),
+        progress(pb, 9),
+        candidate(pb, b"\0", 1),
+    ]:
+        server = fake(Search=told_by(pb, progress(pb, 5), progress(pb, 10), wrong))
+        told = ["--show-inferior", "28", "--server", server.address, "--maximum-hashes", "100"]
+        done = run_find(HARD, *told, "--session", "night")
+        assert done.returncode == 5
+        assert "the server's answer is wrong" in done.stderr
+        # What was so before is so now.
+        kept = json.loads((sessions / "night").read_text())
+        assert kept["cursor"] == cursor(HARD, 10, interesting=28)
+        (sessions / "night").unlink()
+        done = run_find(HARD, *told)
+        assert cursor_in(done.stderr) == cursor(HARD, 10, interesting=28)
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_full_disk_loses_nothing(serve, sessions, form):
+    arguments = ["docto", "--show-inferior", "3", *form]
+    for at in [[], ["--server", serve().address]]:
+        with open("/dev/full", "w") as full:
+            command = [HASHFINDER, "find", *arguments, *at, "--session", "night"]
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S
+            )
+        assert done.returncode == 5
+        assert done.stderr.count("cannot write a result to stdout") == 1
+        assert "the same command" in done.stderr
+        again = run_find(*arguments, "--session", "night")
+        assert again.returncode == 0
+        assert len(again.stdout.splitlines()) == len(run_find(*arguments).stdout.splitlines())
+
+
+def test_a_refusal_is_no_limit(serve, sessions, tmp_path):
+    server = serve()
+    for size, why in [(1500, "give at most 1024"), (5000, "bytes; 4096 is the most")]:
+        (tmp_path / "big").write_bytes(b"x" * size)
+        arguments = ["--secret-prefix-file", str(tmp_path / "big"), "--server", server.address]
+        done = run_find(HARD, *arguments, "--json", "--session", "night")
+        assert done.returncode == 2
+        assert f"the server at {server.address} refuses that: " in done.stderr
+        assert why in done.stderr and "go on" not in done.stderr
+        _, end = records(done.stdout)
+        assert (end["how"], end["exit_code"]) == ("refused", 2)
+        # A session stays what it was.
+        assert (sessions / "night").exists()
+        (sessions / "night").unlink()
+
+
+class Cut:
+    """Passes connections on to a server, until it is told to cut those that there are."""
+
+    def __init__(self, server):
+        host, port = server.address.rsplit(":", 1)
+        self.onward = (host, int(port))
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listening.getsockname()[1]}"
+        self.pairs, self.accepted = [], 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listening.accept()
+            except OSError:
+                return
+            onward = socket.create_connection(self.onward)
+            self.accepted += 1
+            self.pairs.append((client, onward))
+            for one, other in [(client, onward), (onward, client)]:
+                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _pump(one, other):
+        try:
+            while data := one.recv(65536):
+                other.sendall(data)
+        except OSError:
+            pass
+
+    def cut(self):
+        pairs, self.pairs = self.pairs, []
+        for one in (one for pair in pairs for one in pair):
+            one.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_connection_that_is_lost_is_made_again(serve, find):
+    # So much to tell that it is not all under way when the connection is cut.
+    asked = [HARD, "--show-inferior", "17", "--maximum-hashes", "200000"]
+    unbroken = run_find(*asked)
+    cut = Cut(serve(*SLOW))
+    process = find(*asked, "--server", cut.address)
+    told = [process.popen.stdout.readline().rstrip("\n") for _ in range(100)]
+    cut.cut()
+    told += process.popen.stdout.read().splitlines()
+    assert process.wait() == unbroken.returncode == 3
+    assert "was lost; going on there\n" in process.rest_of_stderr()
+    assert told == unbroken.stdout.splitlines()
+    assert cut.accepted == 2
+
+
 def test_what_a_server_says_is_checked(fake, pb):
     for wrong in [
         candidate(pb, b"\7", 8, hashed_name=hashed(b"\0")),
@@ -213,7 +356,7 @@ def test_what_a_server_says_is_checked(fake, pb):
         # None of the secrets that there are.
         candidate(pb, bytes(9), 2),
     ]:
-        server = fake(Search=told_by(pb, pb.SearchEvent(progress=pb.Progress(frontier=5)), wrong))
+        server = fake(Search=told_by(pb, progress(pb, 5), wrong))
         done = run_find(HARD, "--show-inferior", "28", "--server", server.address)
         assert done.returncode == 5
         assert "the server's answer is wrong" in done.stderr
@@ -226,7 +369,7 @@ def test_what_a_server_says_is_checked(fake, pb):
 def test_a_cursor_of_another_search_is_not_believed(fake, pb, other):
     def search(self, request, context):
         assert request.cursor == cursor(HARD, 0)
-        yield pb.SearchEvent(progress=pb.Progress(frontier=5))
+        yield progress(pb, 5)
         yield pb.SearchEvent(ended=pb.SearchEnded(reason="END_REASON_DRAINING", cursor=other))
         context.abort(grpc.StatusCode.UNAVAILABLE, "going \x1b[2J away")
 
@@ -253,7 +396,7 @@ def test_a_stopped_search_goes_on_from_what_was_told_last(fake, pb, find, number
     server = fake(
         Search=told_by(
             pb,
-            pb.SearchEvent(progress=pb.Progress(frontier=5)),
+            progress(pb, 5),
             candidate(pb, secret, 10),
         )
     )

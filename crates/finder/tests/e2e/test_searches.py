@@ -99,13 +99,24 @@ def test_a_list(serve, searching):
     assert run("list", server, "--state", "running,queued,parked").stdout == ""
 
 
+def test_pages_without_an_end(fake, pb):
+    def list_searches(self, request, context):
+        token = {"": "a", "a": "b", "b": "a"}[request.page_token]
+        searches = [pb.SearchSummary(search_id="1")]
+        return pb.ListSearchesResponse(searches=searches, next_page_token=token)
+
+    done = run("list", fake(ListSearches=list_searches))
+    assert done.returncode == 5
+    assert "the same page of searches again and again" in done.stderr
+
+
 def test_cancelling(serve, searching):
     server = serve()
     process, search_id = searching(server)
     other, other_id = searching(server, "hashfinderhashfinde")
     done = run("cancel", server, "nothing", search_id, other_id, "--reason", "the machine is needed")
     assert done.returncode == 1
-    assert done.stdout == f"{search_id}\tcancelled\n{other_id}\tcancelled\n"
+    assert done.stdout == f"{search_id}\ttold to stop\n{other_id}\ttold to stop\n"
     line = done.stderr.splitlines()[-1]
     assert line.startswith("hashfinder: there is no search nothing of yours at ")
     for one in (process, other):

@@ -5,6 +5,7 @@ import concurrent.futures
 import hashlib
 import itertools
 import math
+import queue
 import time
 
 import grpc
@@ -350,6 +351,19 @@ def test_progress_comes_at_a_bounded_pace(serve, finder, pb):
     assert told[-1].hashes > told[0].hashes > 0
 
 
+def test_nothing_goes_out_in_small_frames(serve, finder, pb):
+    stub = finder(serve())
+    # HTTP/2 libraries close a connection over 100 frames of less than this that wait to be read.
+    stream = stub.Search(hard(pb, progress_interval=seconds(0.1)))
+    watch = stub.WatchSearches(pb.WatchSearchesRequest(interval=seconds(0.1)))
+    for told in [stream, watch]:
+        next(told)
+        for _ in range(10):
+            assert next(told).ByteSize() >= 256
+    for told in [stream, watch]:
+        told.cancel()
+
+
 def test_candidates_below_a_frontier_are_told_before_it(serve, finder, pb):
     stream = finder(serve()).Search(hard(pb, 17, progress_interval=seconds(0.1)))
     frontier, progresses = 0, 0
@@ -441,6 +455,62 @@ def test_many_estimates_at_once_are_measured_once(serve, finder, pb):
     assert len(rates) == 1
     # One thread, for a quarter of a second.
     assert server.cpu_s() - before < 1
+
+
+def other_kinds(pb, count):
+    """Queries each of which is of another kind, so that its rate is measured."""
+    kinds = itertools.product([2, 3, 4, 1], [0, 1, 3], [0, 100, 250])
+    return [
+        query(pb, "hashfinder", ideal, algorithm=algorithm, keyspace={"suffix": b"x" * suffix})
+        for algorithm, ideal, suffix in itertools.islice(kinds, count)
+    ]
+
+
+def test_a_search_does_not_wait_for_estimates(serve, finder, pb):
+    server = serve()
+    stub, measuring = finder(server), finder(server)
+    asked = [pb.EstimateRequest(query=one) for one in other_kinds(pb, 24)]
+    futures = [measuring.Estimate.future(request) for request in asked]
+    measured = queue.Queue()
+    for future in futures:
+        future.add_done_callback(measured.put)
+    measured.get(timeout=30)
+    # Of the others all but a few wait now; whoever searches hears of it, and of the end, before them.
+    for name in ["doc", "doct", "hashf"]:
+        accepted, *_, ended = stub.Search(pb.SearchRequest(query=query(pb, name, 1)))
+        assert accepted.accepted.search_id and ended.ended.reason == pb.END_REASON_FOUND
+    stream = stub.Search(hard(pb))
+    search_id = next(stream).accepted.search_id
+    stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason="at once"))
+    assert "at once" in error_of(lambda: list(stream)).details()
+    assert sum(not future.done() for future in futures) > 10
+    for future in futures:
+        future.cancel()
+
+
+def test_what_estimates_take_is_bounded(serve, finder, pb):
+    server = serve()
+    stub = finder(server)
+    # A thousand queries, but two kinds: whether one block is hashed for each secret, or two.
+    before = server.cpu_s()
+    for suffix in range(1, 60, 3):
+        keyspace = pb.Keyspace(suffix=b"x" * suffix)
+        asked = query(pb, "doctor", keyspace=keyspace)
+        stub.Estimate(pb.EstimateRequest(query=asked))
+    # Each takes a quarter of a second.
+    assert server.cpu_s() - before < 1
+    # And nobody has more than so many waiting.
+    asked = [pb.EstimateRequest(query=one) for one in other_kinds(pb, 36)] * 3
+    futures = [stub.Estimate.future(request) for request in asked]
+    refused = queue.Queue()
+    for future in futures:
+        future.add_done_callback(lambda done: done.code() == CODE.OK or refused.put(done))
+    error = refused.get(timeout=30)
+    assert error.code() == CODE.RESOURCE_EXHAUSTED
+    assert details(error, error_details_pb2.ErrorInfo).reason == "TOO_MANY_ESTIMATES"
+    details(error, error_details_pb2.RetryInfo)
+    for future in futures:
+        future.cancel()
 
 
 def test_health_and_reflection(serve):

@@ -8,16 +8,20 @@ use std::{
 };
 
 use hashfinder_search::{self as search, Odds, Query, SearchState};
+use prost::Message;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
-use super::figures;
+use super::{figures, padding};
 use crate::rpc::{
-    answer::Answer,
+    answer::{Answer, FULL_FRAME},
     call::wire_state,
     v1pb::{Accepted, Candidate, Progress, SearchEnded, SearchEvent, search_event::Event},
 };
+
+/// Odds that are yet to come, or that nobody will know.
+pub(super) type Reckoning = Pin<Box<dyn Future<Output = Option<Odds>> + Send>>;
 
 /// The stream of a Search.
 ///
@@ -25,8 +29,8 @@ use crate::rpc::{
 /// is asked for nothing.
 pub(crate) struct Events {
     answer: Answer,
-    odds: Option<Odds>,
-    ready: VecDeque<Event>,
+    odds: Result<Option<Odds>, Reckoning>,
+    ready: VecDeque<SearchEvent>,
     ticks: Interval,
     /// When progress was told last, and how many tests it was.
     told: (Instant, u64),
@@ -36,10 +40,15 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(answer: Answer, odds: Option<Odds>, interval: Duration) -> Events {
+    pub(super) fn new(
+        answer: Answer,
+        odds: Result<Option<Odds>, Reckoning>,
+        interval: Duration,
+    ) -> Events {
+        let known = odds.as_ref().ok().and_then(Option::as_ref);
         let accepted = Event::Accepted(Accepted {
             search_id: answer.id().to_string(),
-            odds: odds.as_ref().map(figures::odds),
+            odds: known.map(figures::odds),
             maximum_hashes: answer.maximum_hashes().get(),
         });
         let mut ticks = interval_at(tokio::time::Instant::now() + interval, interval);
@@ -49,7 +58,7 @@ impl Events {
             told: (answer.call().began(), 0),
             answer,
             odds,
-            ready: VecDeque::from([accepted]),
+            ready: VecDeque::from([accepted.into()]),
             ticks,
             end: None,
             is_over: false,
@@ -58,6 +67,11 @@ impl Events {
 
     /// Gets at least one more event ready.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Err(reckoning) = &mut self.odds
+            && let Poll::Ready(odds) = reckoning.as_mut().poll(cx)
+        {
+            self.odds = Ok(odds);
+        }
         if self.ticks.poll_tick(cx).is_ready() {
             // Before the candidates: those below its frontier are among what is asked for then, so that
             // they are told before it is. Of a search that has ended, the answer is not, and the end follows.
@@ -71,7 +85,7 @@ impl Events {
                 && let Some(progress) = progress
             {
                 let progress = self.tell(progress);
-                self.ready.push_back(Event::Progress(progress));
+                self.ready.push_back(Event::Progress(progress).into());
             }
             if !self.ready.is_empty() {
                 return Poll::Ready(());
@@ -83,25 +97,35 @@ impl Events {
     }
 
     fn take(&mut self, event: search::Event) {
-        let query = self.answer.call().query();
+        let query = self.answer.query();
         let outcome = match event {
             search::Event::Candidates(candidates) => {
                 let candidates = candidates.into_iter();
-                let events = candidates.map(|found| Event::Candidate(wire(query, found, false)));
+                let events = candidates.map(|found| wire(query, found, false).into());
                 self.ready.extend(events);
                 return;
             }
             search::Event::Ended(outcome) => outcome,
         };
         if let search::Outcome::Ideal(found) = &outcome {
-            let candidate = wire(query, *found, true);
-            self.ready.push_back(Event::Candidate(candidate));
+            self.ready.push_back(wire(query, *found, true).into());
         }
         // The search has ended, so there is one.
         let ended: SearchEnded = self.answer.call().end().unwrap_or_default();
-        self.ready.push_back(Event::Ended(ended));
+        self.ready.push_back(Event::Ended(ended).into());
         let end = self.answer.conclude(outcome, Code::ResourceExhausted);
         self.end = Some(end.map(drop).map_err(Status::from));
+    }
+
+    /// Makes what is ready, and goes out together, no small frame.
+    fn pad(&mut self) {
+        // So many cannot be one.
+        if self.ready.len() < FULL_FRAME {
+            let bytes = self.ready.iter().map(Message::encoded_len).sum();
+            if let Some(last) = self.ready.back_mut() {
+                last.padding = padding(bytes);
+            }
+        }
     }
 
     fn tell(&mut self, progress: search::Progress) -> Progress {
@@ -117,7 +141,7 @@ impl Events {
                 0.0
             }
         };
-        let chance = self.odds.as_ref();
+        let chance = self.odds.as_ref().ok().and_then(Option::as_ref);
         let chance = chance.map(|odds| figures::bounds(&odds.chance_after(progress.tests)));
         Progress {
             hashes: progress.tests,
@@ -136,7 +160,6 @@ impl Stream for Events {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                let event = SearchEvent { event: Some(event) };
                 return Poll::Ready(Some(Ok(event)));
             }
             if self.is_over {
@@ -147,15 +170,25 @@ impl Stream for Events {
                 return Poll::Ready(end.err().map(Err));
             }
             ready!(self.poll_more(cx));
+            self.pad();
+        }
+    }
+}
+
+impl From<Event> for SearchEvent {
+    fn from(event: Event) -> SearchEvent {
+        SearchEvent {
+            event: Some(event),
+            padding: Vec::new(),
         }
     }
 }
 
 /// A candidate of a search for `query`, as the wire has it.
-fn wire(query: &Query, found: search::Candidate, is_ideal: bool) -> Candidate {
+fn wire(query: &Query, found: search::Candidate, is_ideal: bool) -> Event {
     let secret = query.keyspace().secret(found.index);
     let name = &query.names()[usize::from(found.name)];
-    Candidate {
+    Event::Candidate(Candidate {
         hashed_name: query.spelling().hashed_name(&secret).to_string(),
         secret,
         desired_name: name.as_str().to_owned(),
@@ -163,5 +196,5 @@ fn wire(query: &Query, found: search::Candidate, is_ideal: bool) -> Candidate {
         window: i32::from(found.window),
         is_ideal,
         index: found.index,
-    }
+    })
 }

@@ -9,21 +9,23 @@ use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use hashfinder_search::Kernel;
 use prost::Message;
+use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use super::{
+    call::Cancelled,
     query,
     registry::Viewer,
     searches::{Caller, Searches},
     status::{CallError, Canceller},
     v1pb::{
         self, CancelSearchRequest, CancelSearchResponse, EstimateRequest, EstimateResponse,
-        ListSearchesRequest, ListSearchesResponse, SearchRequest, SearchSummary,
-        WatchSearchesRequest, finder_server::Finder,
+        ListSearchesRequest, ListSearchesResponse, SearchRequest, WatchSearchesRequest,
+        finder_server::Finder,
     },
 };
 pub(crate) use aside::WatchAside;
-use events::Events;
+use events::{Events, Reckoning};
 use figures::Figures;
 use watch::{Changes, Watches};
 
@@ -43,9 +45,20 @@ const LARGEST_PAGE: usize = 1000;
 /// that clients commonly take.
 const MESSAGE_BYTES: usize = 1 << 20;
 
-/// The longest reason for cancelling a search, in characters. It travels in a header, and so does the
-/// cursor.
+/// The longest reason for cancelling a search, in bytes. It travels three times in the trailers of the
+/// search's end, once with three bytes for one, and the cursor with it; clients commonly take eight kibibytes
+/// of these.
 const REASON_LEN: usize = 256;
+
+/// Below how many bytes a frame is small. HTTP/2 implementations close a connection over a hundred and more
+/// small frames that wait to be read (h2, which our own client has, counts the bytes that 256 are more than
+/// each), however few a second there are of them. Longer ones fill the stream's window, and then nothing is
+/// sent.
+const SMALL_FRAME: usize = 256;
+
+/// How long a search's first event waits for its odds. They mostly take less; while those of others are
+/// reckoned they may take seconds, and a search tells where it is without them then.
+const ODDS_PATIENCE: Duration = Duration::from_millis(20);
 
 /// How often is told how things stand, if nobody says so.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -79,14 +92,12 @@ impl FinderService {
         let wished = NonZeroU64::new(request.maximum_hashes);
         let answer = self.searches.begin(SEARCH, caller, query.clone(), wished);
         let answer = answer.await?;
-        let odds = match self.figures.odds(caller, &query).await {
-            Ok(odds) => Some(odds),
-            // It has begun, and so its end tells more than this would.
-            Err(CallError::Draining(_)) => None,
-            Err(error) => return Err(error),
-        };
+        let (figures, caller) = (Arc::clone(&self.figures), caller.clone());
+        // The search has begun, and so its end tells more than what may be wrong here.
+        let mut odds: Reckoning = Box::pin(async move { figures.odds(&caller, &query).await.ok() });
+        let reckoned = timeout(ODDS_PATIENCE, &mut odds).await;
         let interval = interval(request.progress_interval.as_ref());
-        Ok(Events::new(answer, odds, interval))
+        Ok(Events::new(answer, reckoned.map_err(|_| odds), interval))
     }
 
     async fn reckon(
@@ -95,6 +106,7 @@ impl FinderService {
         request: &EstimateRequest,
     ) -> Result<EstimateResponse, CallError> {
         let query = query::of_estimate(request)?;
+        let _counted = self.figures.begin(caller)?;
         let odds = self.figures.odds(caller, &query).await?;
         let rate = self.figures.rate(caller, &query).await?;
         Ok(figures::estimate(&odds, rate))
@@ -131,7 +143,7 @@ impl FinderService {
         let (mut last, mut bytes) = (None, 0);
         for (place, call) in registry.seen_by(&filter.viewer, filter.client(), after) {
             let summary = call.summary();
-            if !filter.takes(&summary) {
+            if !filter.takes(summary.state()) {
                 continue;
             }
             if response.searches.len() == size || bytes > MESSAGE_BYTES {
@@ -152,7 +164,7 @@ impl FinderService {
             &request.client,
             &request.states,
         )?;
-        let watch = self.watches.begin(&filter.viewer.client)?;
+        let watch = self.watches.begin(&filter.viewer)?;
         let searches = Arc::clone(&self.searches);
         let interval = interval(request.interval.as_ref());
         Ok(Changes::new(
@@ -170,9 +182,9 @@ impl FinderService {
         request: &CancelSearchRequest,
     ) -> Result<CancelSearchResponse, CallError> {
         let reason = &request.reason[..];
-        let length = reason.chars().count();
+        let length = reason.len();
         if length > REASON_LEN {
-            let message = format!("the reason has {length} characters; {REASON_LEN} is the most");
+            let message = format!("the reason has {length} bytes; {REASON_LEN} is the most");
             return Err(CallError::wrong("reason", message));
         }
         if reason.chars().any(char::is_control) {
@@ -194,13 +206,15 @@ impl FinderService {
             Canceller::Operator
         };
         let summary = call.summary();
-        let had_ended = call.cancel(by, reason);
+        let cancelled = call.cancel(by, reason);
+        let had_ended = cancelled == Cancelled::HadEnded;
         tracing::info!(
             search = %request.search_id,
             peer = caller.peer().map(tracing::field::display),
             ?by,
             reason,
             had_ended,
+            is_first = cancelled == Cancelled::Now,
             "search cancelled",
         );
         let search = if had_ended { call.summary() } else { summary };
@@ -270,8 +284,8 @@ impl Finder for FinderService {
 struct Filter {
     viewer: Viewer,
     client: String,
-    /// Empty for all of them.
-    states: Vec<i32>,
+    /// Each once; empty for all of them.
+    states: Vec<v1pb::SearchState>,
 }
 
 impl Filter {
@@ -279,19 +293,23 @@ impl Filter {
         if !viewer.is_operator && !client.is_empty() && *client != *viewer.client.0 {
             return Err(CallError::NotAnOperator);
         }
-        for (place, state) in states.iter().enumerate() {
-            if v1pb::SearchState::try_from(*state).is_err() {
+        let states = states.iter().enumerate().map(|(place, state)| {
+            v1pb::SearchState::try_from(*state).map_err(|_| {
                 let field = format!("states[{place}]");
                 let message = format!("{field}: this server does not know the value {state}");
-                return Err(CallError::wrong(&field, message));
-            }
+                CallError::wrong(&field, message)
+            })
+        });
+        let mut states: Vec<v1pb::SearchState> = states.collect::<Result<_, _>>()?;
+        states.sort_unstable();
+        states.dedup();
+        if states.contains(&v1pb::SearchState::Unspecified) {
+            states.clear();
         }
-        let any = i32::from(v1pb::SearchState::Unspecified);
-        let states = if states.contains(&any) { &[] } else { states };
         Ok(Filter {
             viewer,
             client: client.to_owned(),
-            states: states.to_vec(),
+            states,
         })
     }
 
@@ -299,9 +317,15 @@ impl Filter {
         Some(&self.client[..]).filter(|client| !client.is_empty())
     }
 
-    fn takes(&self, summary: &SearchSummary) -> bool {
-        self.states.is_empty() || self.states.contains(&summary.state)
+    fn takes(&self, state: v1pb::SearchState) -> bool {
+        self.states.is_empty() || self.states.contains(&state)
     }
+}
+
+/// What makes a message of so many bytes, or one of more, so long that it costs its reader no more than its
+/// bytes.
+fn padding(bytes: usize) -> Vec<u8> {
+    vec![0; SMALL_FRAME.saturating_sub(bytes)]
 }
 
 /// The interval that is asked for, or the nearest that there is.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
@@ -12,17 +13,18 @@ use prost::Message;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_stream::Stream;
 use tonic::Status;
-use tonic_cancel::{CallContext, CancelReason};
+use tonic_cancel::CallContext;
 
-use super::{Filter, MESSAGE_BYTES};
+use super::{Filter, MESSAGE_BYTES, padding};
 use crate::{
     listener::ClientName,
     rpc::{
         call::{Call, Mark},
-        registry::Place,
+        registry::{Place, Viewer},
         searches::Searches,
         status::CallError,
-        v1pb::{SearchSummary, WatchSearchesResponse},
+        told_to_stop::ToldToStop,
+        v1pb::WatchSearchesResponse,
     },
 };
 
@@ -32,6 +34,10 @@ const WATCHES_OF_CLIENT: usize = 16;
 
 /// How many calls may watch in all.
 const WATCHES: usize = 256;
+
+/// How many of them are kept for operators: who has to look after a server sees what there is also when
+/// everybody else does.
+const WATCHES_OF_OPERATORS: usize = 16;
 
 /// Counts those who watch; clones are the same count.
 #[derive(Clone, Default)]
@@ -44,14 +50,26 @@ pub(super) struct Watch {
 }
 
 impl Watches {
-    pub(super) fn begin(&self, client: &ClientName) -> Result<Watch, CallError> {
+    pub(super) fn begin(&self, viewer: &Viewer) -> Result<Watch, CallError> {
+        let Viewer {
+            client,
+            is_operator,
+        } = viewer;
         let mut clients = self.lock();
         let of_all = clients.values().sum::<usize>();
         let of_client = clients.get(client).copied().unwrap_or(0);
-        for (watching, limit) in [(of_client, WATCHES_OF_CLIENT), (of_all, WATCHES)] {
-            if watching >= limit {
-                return Err(CallError::TooManyWatches { limit });
-            }
+        if of_client >= WATCHES_OF_CLIENT {
+            return Err(CallError::TooManyWatchesOfClient {
+                limit: WATCHES_OF_CLIENT,
+            });
+        }
+        let kept = if *is_operator {
+            0
+        } else {
+            WATCHES_OF_OPERATORS
+        };
+        if of_all >= WATCHES - kept {
+            return Err(CallError::TooManyWatches);
         }
         clients.insert(client.clone(), of_client + 1);
         Ok(Watch {
@@ -80,18 +98,26 @@ impl Drop for Watch {
 /// The stream of a WatchSearches.
 ///
 /// It looks at the searches when its reader has room for what it finds, and at most once per interval. It
-/// holds what it told of each search that is listed, and what was found in one look and is yet to be told.
+/// holds what it told of each search that is listed, and which of them are yet to be told anew.
 pub(crate) struct Changes {
     searches: Arc<Searches>,
     filter: Filter,
     ticks: Interval,
     told: HashMap<Place, Told>,
-    ready: VecDeque<SearchSummary>,
+    ready: VecDeque<(Place, Arc<Call>)>,
     has_begun: bool,
-    /// Ready when the server wants the call to end; gone when it has been.
-    told_to_stop: Option<Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>>,
-    is_over: bool,
+    told_to_stop: ToldToStop,
+    stage: Stage,
     _watch: Watch,
+}
+
+/// How far the stream is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Watching,
+    /// It was told to stop, and how the searches ended is among what is ready.
+    Stopping,
+    Over,
 }
 
 /// What was told of a search.
@@ -100,6 +126,13 @@ struct Told {
     mark: Mark,
     /// Whether it was one of those that are watched.
     is_watched: bool,
+}
+
+impl Told {
+    /// Whether nothing can change any more.
+    fn is_final(&self) -> bool {
+        self.mark.has_ended()
+    }
 }
 
 impl Changes {
@@ -113,7 +146,6 @@ impl Changes {
         let mut ticks = interval(time);
         // Who was slow to read is told how things stand now, and not what was missed.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let context = context.clone();
         Changes {
             searches,
             filter,
@@ -121,8 +153,8 @@ impl Changes {
             told: HashMap::new(),
             ready: VecDeque::new(),
             has_begun: false,
-            told_to_stop: Some(Box::pin(async move { context.cancelled().await })),
-            is_over: false,
+            told_to_stop: ToldToStop::new(context),
+            stage: Stage::Watching,
             _watch: watch,
         }
     }
@@ -134,26 +166,28 @@ impl Changes {
         let listed = registry.seen_by(viewer, self.filter.client(), None);
         let mut told = HashMap::with_capacity(listed.len());
         for (place, call) in listed {
-            let before = self.told.remove(&place);
-            if let Some(now) = self.compare(call, before.as_ref()) {
+            let now = match self.told.remove(&place) {
+                Some(before) if before.is_final() => Some(before),
+                before => self.compare(place, call, before.as_ref()),
+            };
+            if let Some(now) = now {
                 told.insert(place, now);
             }
         }
         // What is left is not listed any more. Its end may have been told, or may not.
-        for (_, before) in std::mem::take(&mut self.told) {
-            if !before.mark.has_ended() {
+        for (place, before) in mem::take(&mut self.told) {
+            if !before.is_final() {
                 let call = Arc::clone(&before.call);
-                self.compare(call, Some(&before));
+                self.compare(place, call, Some(&before));
             }
         }
         self.told = told;
     }
 
-    /// Tells of a search if that is news, and gives what there is to remember of it.
-    fn compare(&mut self, call: Arc<Call>, before: Option<&Told>) -> Option<Told> {
-        let summary = call.summary();
-        let mark = Mark::of(&summary);
-        let is_watched = self.filter.takes(&summary);
+    /// Gets a search ready to be told if there is news of it, and gives what there is to remember.
+    fn compare(&mut self, place: Place, call: Arc<Call>, before: Option<&Told>) -> Option<Told> {
+        let mark = call.mark();
+        let is_watched = self.filter.takes(mark.state());
         let is_news = match before {
             Some(before) if is_watched => before.mark != mark || !before.is_watched,
             // It has left those that are watched, which is told once.
@@ -161,7 +195,7 @@ impl Changes {
             None => is_watched,
         };
         if is_news {
-            self.ready.push_back(summary);
+            self.ready.push_back((place, Arc::clone(&call)));
         }
         (is_watched || before.is_some()).then_some(Told {
             call,
@@ -170,16 +204,22 @@ impl Changes {
         })
     }
 
-    /// As much of what is ready as goes into one message.
+    /// As much of what is ready as goes into one message, as it is now.
     fn message(&mut self) -> WatchSearchesResponse {
         let mut message = WatchSearchesResponse::default();
         let mut bytes = 0;
         while bytes <= MESSAGE_BYTES
-            && let Some(summary) = self.ready.pop_front()
+            && let Some((place, call)) = self.ready.pop_front()
         {
+            let summary = call.summary();
+            if let Some(told) = self.told.get_mut(&place) {
+                told.mark = Mark::of(&summary);
+                told.is_watched = self.filter.takes(told.mark.state());
+            }
             bytes += summary.encoded_len();
             message.searches.push(summary);
         }
+        message.padding = padding(bytes);
         message
     }
 }
@@ -192,17 +232,17 @@ impl Stream for Changes {
             if !self.ready.is_empty() {
                 return Poll::Ready(Some(Ok(self.message())));
             }
-            if self.is_over {
-                return Poll::Ready(None);
+            match self.stage {
+                Stage::Watching => {}
+                Stage::Stopping => {
+                    self.stage = Stage::Over;
+                    let status = Status::from(CallError::Draining(None));
+                    return Poll::Ready(Some(Err(status)));
+                }
+                Stage::Over => return Poll::Ready(None),
             }
-            let Some(told) = &mut self.told_to_stop else {
-                self.is_over = true;
-                let status = Status::from(CallError::Draining(None));
-                return Poll::Ready(Some(Err(status)));
-            };
-            if told.as_mut().poll(cx).is_ready() {
-                // How the searches ended is the last thing that is told.
-                self.told_to_stop = None;
+            if self.told_to_stop.poll(cx).is_ready() {
+                self.stage = Stage::Stopping;
                 self.look();
                 continue;
             }
@@ -213,5 +253,51 @@ impl Stream for Changes {
                 return Poll::Ready(Some(Ok(WatchSearchesResponse::default())));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn viewer(client: usize, is_operator: bool) -> Viewer {
+        Viewer {
+            client: ClientName(format!("ip:10.0.0.{client}").into()),
+            is_operator,
+        }
+    }
+
+    #[test]
+    fn operators_watch_also_when_nobody_else_can() {
+        let watches = Watches::default();
+        let mut held = Vec::new();
+        let refused = loop {
+            let viewer = viewer(held.len() / WATCHES_OF_CLIENT, false);
+            match watches.begin(&viewer) {
+                Ok(watch) => held.push(watch),
+                Err(refused) => break refused,
+            }
+        };
+        assert_eq!(refused, CallError::TooManyWatches);
+        assert_eq!(held.len(), WATCHES - WATCHES_OF_OPERATORS);
+        let operator = viewer(999, true);
+        for _ in 0..WATCHES_OF_OPERATORS {
+            held.push(watches.begin(&operator).unwrap());
+        }
+        assert!(watches.begin(&operator).is_err());
+        held.clear();
+        assert!(watches.begin(&viewer(0, false)).is_ok());
+        assert!(watches.lock().is_empty());
+    }
+
+    #[test]
+    fn who_has_many_is_told_so() {
+        let (watches, viewer) = (Watches::default(), viewer(0, true));
+        let held: Vec<Watch> = (0..WATCHES_OF_CLIENT)
+            .map(|_| watches.begin(&viewer).unwrap())
+            .collect();
+        let refused = watches.begin(&viewer).err();
+        let limit = held.len();
+        assert_eq!(refused, Some(CallError::TooManyWatchesOfClient { limit }));
     }
 }

@@ -93,7 +93,8 @@ pub(crate) fn registry(kernel: Kernel, server: Server, counts: &Counts, calls: &
     ours.register("build", "What runs here", Info::new(build));
     ours.register(
         "refused",
-        "Calls that were refused, by the reason that the client was told",
+        "Calls that were refused, by the reason that the client was told; with DRAINING also those \
+         that a drain ended, and not their handlers",
         counts.refused.clone(),
     );
     ours.register(

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -67,20 +67,17 @@ impl Listener {
             socket.listen(BACKLOG)?;
             TcpListener::from_std(socket.into())
         };
-        let addresses = (host.trim_matches(['[', ']']), port)
-            .to_socket_addrs()
-            .with_context(|| format!("cannot resolve the host {host:?}"))?;
-        let mut failure = anyhow::anyhow!("the host {host:?} has no address");
-        for address in addresses {
+        let mut failure = None;
+        for address in addresses(host, port)? {
             match bind(address) {
                 Ok(listener) => return Ok(Listener::new(ListeningSocket::Tcp(listener))),
                 Err(error) => {
-                    failure =
-                        anyhow::Error::new(error).context(format!("cannot listen on {address}"));
+                    let error = anyhow::Error::new(error);
+                    failure = Some(error.context(format!("cannot listen on {address}")));
                 }
             }
         }
-        Err(failure)
+        Err(failure.unwrap_or_else(|| anyhow!("the host {host:?} has no address")))
     }
 
     /// Listens on a Unix socket, which is removed when the listener is dropped. One that a server left
@@ -133,6 +130,17 @@ impl Listener {
             ListeningSocket::Unix(file, _) => format!("unix:{}", file.path.display()),
         })
     }
+}
+
+/// Where a host can be listened on, the first choice first. This may ask a name server.
+///
+/// # Errors
+///
+/// If nobody knows the host.
+pub(crate) fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let addresses = (host.trim_matches(['[', ']']), port).to_socket_addrs();
+    let addresses = addresses.with_context(|| format!("cannot resolve the host {host:?}"))?;
+    Ok(addresses.collect())
 }
 
 /// Whether somebody listens on a Unix socket.

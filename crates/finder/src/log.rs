@@ -15,6 +15,8 @@ use std::{
 use anyhow::{Context, Result};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
+use crate::cli::LogFormat;
+
 /// How many bytes of lines may wait to be written: about five thousand lines. More are dropped, and
 /// counted.
 const MOST_WAITING: usize = 1 << 20;
@@ -25,25 +27,34 @@ const PACE: Duration = Duration::from_millis(3);
 /// How long, at the end, the last lines may take. Where nobody reads, they never get written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Sends the log to stderr, as much of it as HASHFINDER_LOG says, until the result is dropped.
-pub(crate) fn to_stderr() -> Result<Log> {
-    let filter = match std::env::var("HASHFINDER_LOG") {
-        Ok(filter) => filter
-            .parse()
-            .context("HASHFINDER_LOG is not a log filter")?,
-        Err(_) => EnvFilter::new("info"),
-    };
+/// What is logged, as HASHFINDER_LOG says.
+///
+/// # Errors
+///
+/// If it says nothing that can be understood.
+pub(crate) fn filter() -> Result<EnvFilter> {
+    match std::env::var("HASHFINDER_LOG") {
+        Ok(filter) => filter.parse().context("HASHFINDER_LOG is not a log filter"),
+        Err(_) => Ok(EnvFilter::new("info")),
+    }
+}
+
+/// Sends the log to stderr, until the result is dropped.
+pub(crate) fn to_stderr(format: LogFormat) -> Result<Log> {
+    let filter = filter()?;
     let lines = Lines(Arc::default());
     let writer = lines.clone();
     thread::Builder::new()
         .name("log".to_owned())
         .spawn(move || writer.write_to(io::stderr()))?;
-    tracing_subscriber::fmt()
+    let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(lines.clone())
-        .with_ansi(io::stderr().is_terminal())
-        .log_internal_errors(false)
-        .init();
+        .log_internal_errors(false);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(io::stderr().is_terminal()).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
     // A panic is a line in the log like any other, and waits for nobody either.
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
@@ -56,8 +67,18 @@ pub(crate) fn to_stderr() -> Result<Log> {
 pub(crate) struct Log(Lines);
 
 impl Log {
+    /// Counts the lines that nobody reads.
+    pub(crate) fn lost_lines(&self) -> LostLines {
+        LostLines(self.0.clone())
+    }
+}
+
+/// The count of lost lines.
+pub(crate) struct LostLines(Lines);
+
+impl LostLines {
     /// How many lines were dropped because nobody read them.
-    pub(crate) fn lost_lines(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.0.lock().lost
     }
 }

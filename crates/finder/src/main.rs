@@ -12,6 +12,7 @@ mod find;
 mod listener;
 mod log;
 mod manual;
+mod metrics;
 mod recipes;
 mod rpc;
 mod searches;

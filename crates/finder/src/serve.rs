@@ -8,16 +8,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use hashfinder_search::{Engine, Kernel};
+use socket2::SockAddr;
 use tokio::sync::oneshot;
 use tonic::{Code, Status, service::LayerExt, transport::Server};
 use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
 
 use crate::{
-    cli::{BudgetStatus, Exit, ServeArguments},
-    listener::{ClientName, Listener},
+    cli::{self, BudgetStatus, Exit, ServeArguments},
+    listener::{self, ClientName, Listener},
     log,
+    metrics::{self, Calls, CallsLayer, Counts, Exporter},
     rpc::{
         CallError, DESCRIPTORS, EdgeLayer, FinderService, HashFinderService, Limits, Searches,
         WatchAside,
@@ -53,14 +55,21 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Serves until it is told to stop, then drains. Dropping the future closes the socket and leaves
 /// connections to the runtime.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
+    if arguments.check {
+        return check(&arguments);
+    }
     // Before it says that it listens, so that nobody who waits for that can signal too early.
     let mut signals = Signals::new()?;
-    let log = log::to_stderr()?;
+    let log = log::to_stderr(arguments.log_format)?;
     let listener = match &arguments.unix {
         Some(path) => Listener::unix(path)?,
         None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
     };
     let address = listener.address()?;
+    let metrics_listener = match &arguments.metrics_address {
+        Some(at) => Some(Listener::tcp(&at.host, at.port, false).context("for the metrics")?),
+        None => None,
+    };
 
     let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let workers = arguments
@@ -89,10 +98,32 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         BudgetStatus::Cancelled => Code::Cancelled,
         BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
     };
-    let searches = Arc::new(Searches::new(engine, limits));
+    let counts = Counts::default();
+    let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
 
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.
-    let drain = Drain::with_status(|| Status::from(CallError::Draining(None)));
+    let refused = counts.clone();
+    let drain = Drain::with_status(move || {
+        let error = CallError::Draining(None);
+        refused.refused(&error);
+        Status::from(error)
+    });
+    let calls = Calls::new(&[
+        DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ])?;
+    if let Some(listener) = metrics_listener {
+        let server = metrics::Server {
+            searches: Arc::clone(&searches),
+            drain: drain.clone(),
+            lost_lines: log.lost_lines(),
+        };
+        let registry = metrics::registry(kernel, server, &counts, &calls);
+        tracing::info!(address = listener.address()?, "showing metrics");
+        tokio::spawn(Exporter::new(registry).serve(listener));
+    }
     let (health, health_service) = tonic_health::server::health_reporter();
     let services = [
         hash_finder_server::SERVICE_NAME,
@@ -115,7 +146,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(EdgeLayer)
+        .layer(CallsLayer(calls))
+        .layer(EdgeLayer(counts))
         .add_service(aside.named_layer(health_service))
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
@@ -163,8 +195,51 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             tracing::warn!(%signal, calls = drain.active_calls(), "leaving at once");
         }
     }
-    tracing::info!(lost_lines = log.lost_lines(), "stopped");
+    tracing::info!(lost_lines = log.lost_lines().count(), "stopped");
     Ok(Exit::Success)
+}
+
+/// Says where it would listen, or what keeps it from that, as far as this can be known without
+/// listening.
+fn check(arguments: &ServeArguments) -> Result<Exit> {
+    let places = match places(arguments) {
+        Ok(places) => places,
+        Err(error) => {
+            cli::say(format_args!("{error:#}"));
+            return Ok(Exit::Usage);
+        }
+    };
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "hashfinder would listen on {places}")?;
+    Ok(Exit::Success)
+}
+
+fn places(arguments: &ServeArguments) -> Result<String> {
+    let first = |host: &str, port| {
+        let addresses = listener::addresses(host, port)?;
+        let first = addresses.first().copied();
+        first.with_context(|| format!("the host {host:?} has no address"))
+    };
+    log::filter()?;
+    let (address, shown) = match &arguments.unix {
+        Some(path) => {
+            let shown = path.display();
+            SockAddr::unix(path).with_context(|| format!("{shown} can be no socket's path"))?;
+            (None, format!("unix:{shown}"))
+        }
+        None => {
+            let address = first(&arguments.host, arguments.port)?;
+            (Some(address), address.to_string())
+        }
+    };
+    let Some(at) = &arguments.metrics_address else {
+        return Ok(shown);
+    };
+    let metrics = first(&at.host, at.port).context("for the metrics")?;
+    if metrics.port() != 0 && address == Some(metrics) {
+        bail!("metrics need a port of their own; {metrics} is the server's");
+    }
+    Ok(format!("{shown}, with metrics on {metrics}"))
 }
 
 /// Who sees and cancels the searches of all clients: those who were named and, where clients are users,

@@ -34,7 +34,7 @@ pub(crate) use self::{
     estimate::EstimateArguments,
     find::{Color, FindArguments},
     query::{QueryArguments, QueryError, SpellingArguments},
-    serve::{BudgetStatus, ServeArguments},
+    serve::{BudgetStatus, LogFormat, ServeArguments},
     verify::VerifyArguments,
 };
 

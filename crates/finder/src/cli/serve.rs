@@ -42,7 +42,8 @@ const DRAIN_GRACE: &str = "5s";
 #[command(after_help = "\
 Examples:
   hashfinder serve
-  hashfinder serve --host 0.0.0.0 --port 8080 --maximum-hashes 1000000000")]
+  hashfinder serve --host 0.0.0.0 --port 8080 --maximum-hashes 1000000000
+  hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json")]
 pub(crate) struct ServeArguments {
     /// The address to listen on
     ///
@@ -122,6 +123,22 @@ pub(crate) struct ServeArguments {
     /// How long calls may go on after SIGINT or SIGTERM
     #[arg(long, value_name = "DURATION", default_value = DRAIN_GRACE, value_parser = duration)]
     pub(crate) drain_grace: Duration,
+
+    /// Show metrics to Prometheus at http://HOST:PORT/metrics [default: do not]
+    ///
+    /// Whoever can reach it may read them. The log tells the port where it is 0.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) metrics_address: Option<MetricsAddress>,
+
+    /// How the lines of the log are written
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub(crate) log_format: LogFormat,
+
+    /// Check the flags, the environment and the file, tell where it would listen, and leave
+    ///
+    /// Nothing is listened on. The exit code is 0, or 2 if something is wrong.
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 impl ServeArguments {
@@ -141,6 +158,41 @@ pub(crate) enum BudgetStatus {
     Cancelled,
     /// As gRPC's own description of the codes has it
     ResourceExhausted,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// An object on each line, for programs
+    Json,
+}
+
+/// Where metrics are shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MetricsAddress {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+impl FromStr for MetricsAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<MetricsAddress, &'static str> {
+        let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        let parts = parts.and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let (host, port) = parts.ok_or("give HOST:PORT, for instance 127.0.0.1:9464")?;
+        // Else the last part of an address of IPv6 would pass for a port.
+        if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+            return Err("put the brackets around an IPv6 address, for instance [::1]:9464");
+        }
+        Ok(MetricsAddress {
+            host: host.to_owned(),
+            port,
+        })
+    }
 }
 
 fn client_weight(text: &str) -> Result<(ClientName, NonZeroU32), String> {

@@ -36,8 +36,9 @@ const ONLY_ON_THE_COMMAND_LINE: [&str; 13] = [
     "config",
     // Where the pages of the manual go, once.
     "directory",
-    // They belong to one stamp.
+    // It is asked once, of one stamp or one configuration.
     "check",
+    // It belongs to one stamp.
     "date",
     // They belong to one commit.
     "drop-signature",

@@ -14,6 +14,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::status::CallError;
+use crate::metrics::Counts;
 
 /// The longest message of a request, in bytes. The longest that there is a reason for goes on from the
 /// cursor of the longest query that `query` lets pass, which a test there sees to.
@@ -28,20 +29,24 @@ const SERVER_NAME: &str = "hashfinder";
 
 /// Refuses messages that are too long as soon as they announce it, with RESOURCE_EXHAUSTED as gRPC
 /// has it, gives UNIMPLEMENTED a message, and says who we are.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EdgeLayer;
+#[derive(Clone, Debug)]
+pub(crate) struct EdgeLayer(pub(crate) Counts);
 
 impl<S> Layer<S> for EdgeLayer {
     type Service = EdgeService<S>;
 
     fn layer(&self, inner: S) -> EdgeService<S> {
-        EdgeService { inner }
+        EdgeService {
+            inner,
+            counts: self.0.clone(),
+        }
     }
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct EdgeService<S> {
     inner: S,
+    counts: Counts,
 }
 
 impl<S, B> Service<http::Request<Body>> for EdgeService<S>
@@ -62,6 +67,7 @@ where
             Body::new(LimitedBody {
                 inner,
                 expected: Expected::default(),
+                counts: self.counts.clone(),
             })
         });
         EdgeFuture {
@@ -118,7 +124,7 @@ impl Default for Expected {
 }
 
 impl Expected {
-    fn read(&mut self, mut data: &[u8]) -> Result<(), Status> {
+    fn read(&mut self, mut data: &[u8]) -> Result<(), CallError> {
         while data.has_remaining() {
             match self {
                 Expected::Message { left } => {
@@ -138,7 +144,7 @@ impl Expected {
                     }
                     if *length > MAX_MESSAGE_LEN {
                         let (length, limit) = (*length, MAX_MESSAGE_LEN);
-                        return Err(CallError::MessageTooLong { length, limit }.into());
+                        return Err(CallError::MessageTooLong { length, limit });
                     }
                     if *length == 0 {
                         *self = Expected::default();
@@ -159,6 +165,7 @@ pin_project! {
         #[pin]
         inner: Body,
         expected: Expected,
+        counts: Counts,
     }
 }
 
@@ -174,9 +181,10 @@ impl http_body::Body for LimitedBody {
         let frame = ready!(this.inner.poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(status) = this.expected.read(data)
+            && let Err(error) = this.expected.read(data)
         {
-            return Poll::Ready(Some(Err(status)));
+            this.counts.refused(&error);
+            return Poll::Ready(Some(Err(error.into())));
         }
         Poll::Ready(frame)
     }
@@ -218,7 +226,8 @@ mod tests {
                     .chunks(cut.min(bytes.len().max(1)))
                     .try_for_each(|chunk| expected.read(chunk));
                 assert_eq!(read.is_ok(), fine, "{lengths:?} cut by {cut}");
-                if let Err(status) = read {
+                if let Err(error) = read {
+                    let status = Status::from(error);
                     assert_eq!(status.code(), Code::ResourceExhausted);
                 }
             }

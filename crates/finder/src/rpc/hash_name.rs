@@ -48,7 +48,7 @@ impl HashFinderService {
             Ok(query) => self.searches.begin(method, &caller, query, None).await,
             Err(error) => Err(error),
         };
-        begun.map_err(|error| caller.refused(method, error))
+        begun.map_err(|error| self.searches.refused(method, &caller, error))
     }
 }
 
@@ -131,6 +131,7 @@ impl Stream for Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Counts;
     use crate::rpc::{
         Limits,
         pb::{hash_finder_client::HashFinderClient, hash_finder_server::HashFinderServer},
@@ -169,7 +170,7 @@ mod tests {
             weights: HashMap::new(),
             operators: HashSet::new(),
         };
-        let searches = Arc::new(Searches::new(engine, limits));
+        let searches = Arc::new(Searches::new(engine, limits, Counts::default()));
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = incoming.local_addr().unwrap();
         let server = Server::builder()

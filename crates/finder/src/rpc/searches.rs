@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_search::{Client, Engine, OverLimit, Query, StopCause};
+use hashfinder_search::{Client, Engine, Metrics, OverLimit, Query, StopCause};
 use tokio::time::{Instant, sleep};
 use tonic::{Request, Status};
 use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
@@ -19,7 +19,10 @@ use super::{
     registry::{Registry, Viewer},
     status::CallError,
 };
-use crate::listener::{ClientName, Peer};
+use crate::{
+    listener::{ClientName, Peer},
+    metrics::Counts,
+};
 
 /// How long a call waits for another one's permit before it is refused. The work of a call that was
 /// answered lets go within a slice, so that a client that makes one call after another is never in
@@ -48,12 +51,14 @@ pub(crate) struct Searches {
     limits: Limits,
     room: WorkLimit,
     registry: Arc<Registry>,
+    counts: Counts,
 }
 
 impl Searches {
-    pub(crate) fn new(engine: Engine, limits: Limits) -> Searches {
+    pub(crate) fn new(engine: Engine, limits: Limits, counts: Counts) -> Searches {
         Searches {
             engine,
+            counts,
             room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
             registry: Arc::default(),
             limits,
@@ -65,8 +70,14 @@ impl Searches {
     }
 
     /// How many threads search.
-    pub(super) fn workers(&self) -> usize {
+    pub(crate) fn workers(&self) -> usize {
         self.engine.workers()
+    }
+
+    /// What the engine has done and is doing. It keeps its workers waiting while it goes through all
+    /// searches.
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.engine.metrics()
     }
 
     /// What a caller may see.
@@ -101,10 +112,14 @@ impl Searches {
             let peer = caller.peer.clone();
             let call = Arc::new(Call::new(method, peer, name.clone(), &query));
             let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
+            let counts = self.counts.clone();
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
                 // It is the work's: it goes back when the last worker has let go.
                 drop(guard);
                 registry.ended(&at_release, &report.outcome, report.tests);
+                if let Some(latency) = report.stop_latency {
+                    counts.stopped(latency);
+                }
                 at_release.released(report);
             });
             match search {
@@ -136,6 +151,25 @@ impl Searches {
             Arc::clone(&self.registry),
             maximum_hashes,
         ))
+    }
+
+    /// The status of a call that was refused, which is counted, and which the log is told of.
+    pub(super) fn refused(
+        &self,
+        method: &'static str,
+        caller: &Caller,
+        error: CallError,
+    ) -> Status {
+        self.counts.refused(&error);
+        let status = Status::from(error);
+        tracing::info!(
+            method = name_of(method),
+            peer = caller.peer().map(tracing::field::display),
+            code = ?status.code(),
+            reason = status.message(),
+            "call refused",
+        );
+        status
     }
 
     async fn room(&self, context: &CallContext, until: Instant) -> Result<WorkGuard, CallError> {
@@ -181,19 +215,6 @@ impl Caller {
 
     pub(super) fn peer(&self) -> Option<&Peer> {
         self.peer.as_ref()
-    }
-
-    /// The status of a call that was refused, which the log is told of.
-    pub(super) fn refused(&self, method: &'static str, error: CallError) -> Status {
-        let status = Status::from(error);
-        tracing::info!(
-            method = name_of(method),
-            peer = self.peer.as_ref().map(tracing::field::display),
-            code = ?status.code(),
-            reason = status.message(),
-            "call refused",
-        );
-        status
     }
 }
 

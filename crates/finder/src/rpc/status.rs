@@ -24,6 +24,10 @@ const TOO_MANY_WATCHES: &str = "TOO_MANY_WATCHES";
 const TOO_MANY_ESTIMATES: &str = "TOO_MANY_ESTIMATES";
 const MESSAGE_TOO_LONG: &str = "MESSAGE_TOO_LONG";
 
+/// For the metrics alone: what a client gets for these has no `ErrorInfo`.
+const BAD_REQUEST: &str = "BAD_REQUEST";
+const BROKEN: &str = "BROKEN";
+
 const CURSOR: &str = "cursor";
 const REASON: &str = "reason";
 const HASHES_TRIED: &str = "hashes_tried";
@@ -95,6 +99,20 @@ pub(crate) enum Canceller {
 }
 
 impl CallError {
+    /// The reasons for which calls are commonly refused before any work.
+    pub(crate) const REFUSALS: [&str; 10] = [
+        BAD_REQUEST,
+        TOO_MANY_SEARCHES,
+        TOO_MANY_SEARCHES_OF_CLIENT,
+        HASH_QUOTA_SPENT,
+        DRAINING,
+        SEARCH_NOT_FOUND,
+        NOT_AN_OPERATOR,
+        TOO_MANY_WATCHES,
+        TOO_MANY_ESTIMATES,
+        MESSAGE_TOO_LONG,
+    ];
+
     /// A request that is wrong in this field.
     pub(crate) fn wrong(field: &str, message: impl Into<String>) -> CallError {
         let mut message = message.into();
@@ -107,6 +125,34 @@ impl CallError {
         CallError::BadRequest {
             field: field.to_owned(),
             message,
+        }
+    }
+
+    /// Which kind it is, in one word: the reason of its `ErrorInfo`, where it has one.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            CallError::BadRequest { .. } => BAD_REQUEST,
+            CallError::TooManyRpcs(_) => TOO_MANY_SEARCHES,
+            CallError::BudgetSpent { .. } => HASH_BUDGET_SPENT,
+            CallError::OverLimit(OverLimit::SearchesOfClient { .. }) => TOO_MANY_SEARCHES_OF_CLIENT,
+            CallError::OverLimit(OverLimit::Hashes { .. }) => HASH_QUOTA_SPENT,
+            CallError::OverLimit(_) => TOO_MANY_SEARCHES,
+            CallError::QuotaSpent { .. } => HASH_QUOTA_SPENT,
+            CallError::Exhausted => KEYSPACE_EXHAUSTED,
+            CallError::Draining(_) => DRAINING,
+            CallError::Failed(_) => SEARCH_FAILED,
+            CallError::Broken { .. } => BROKEN,
+            CallError::Cancelled { by, .. } => match by {
+                Canceller::Client => CANCELLED_BY_CLIENT,
+                Canceller::Operator => CANCELLED_BY_OPERATOR,
+            },
+            CallError::NoSuchSearch => SEARCH_NOT_FOUND,
+            CallError::NotAnOperator => NOT_AN_OPERATOR,
+            CallError::TooManyWatches | CallError::TooManyWatchesOfClient { .. } => {
+                TOO_MANY_WATCHES
+            }
+            CallError::TooManyEstimates { .. } => TOO_MANY_ESTIMATES,
+            CallError::MessageTooLong { .. } => MESSAGE_TOO_LONG,
         }
     }
 }
@@ -478,6 +524,7 @@ mod tests {
             let details = status.check_error_details().unwrap();
             let violations = details.bad_request().map(|b| &b.field_violations);
             assert_eq!(violations.map(|v| v[0].field.as_str()), field, "{error:?}");
+            assert!(reason.is_none_or(|reason| reason == error.reason()));
             let info = details.error_info();
             assert_eq!(info.map(|info| info.reason.as_str()), reason, "{error:?}");
             assert_eq!(details.quota_failure().is_some(), quota, "{error:?}");

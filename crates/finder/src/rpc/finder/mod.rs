@@ -235,7 +235,7 @@ impl Finder for FinderService {
         let events = self.begin(&caller, &request.into_inner()).await;
         events
             .map(Response::new)
-            .map_err(|error| caller.refused(SEARCH, error))
+            .map_err(|error| self.searches.refused(SEARCH, &caller, error))
     }
 
     async fn estimate(
@@ -246,7 +246,7 @@ impl Finder for FinderService {
         let estimate = self.reckon(&caller, &request.into_inner()).await;
         estimate
             .map(Response::new)
-            .map_err(|error| caller.refused(ESTIMATE, error))
+            .map_err(|error| self.searches.refused(ESTIMATE, &caller, error))
     }
 
     async fn list_searches(
@@ -256,7 +256,7 @@ impl Finder for FinderService {
         let caller = Caller::of(&request);
         self.list(&caller, request.get_ref())
             .map(Response::new)
-            .map_err(|error| caller.refused(LIST_SEARCHES, error))
+            .map_err(|error| self.searches.refused(LIST_SEARCHES, &caller, error))
     }
 
     async fn watch_searches(
@@ -266,7 +266,7 @@ impl Finder for FinderService {
         let caller = Caller::of(&request);
         self.watch(&caller, request.get_ref())
             .map(Response::new)
-            .map_err(|error| caller.refused(WATCH_SEARCHES, error))
+            .map_err(|error| self.searches.refused(WATCH_SEARCHES, &caller, error))
     }
 
     async fn cancel_search(
@@ -276,7 +276,7 @@ impl Finder for FinderService {
         let caller = Caller::of(&request);
         self.cancel(&caller, request.get_ref())
             .map(Response::new)
-            .map_err(|error| caller.refused(CANCEL_SEARCH, error))
+            .map_err(|error| self.searches.refused(CANCEL_SEARCH, &caller, error))
     }
 }
 

@@ -1,0 +1,218 @@
+//! What a server counts, as Prometheus reads it.
+//!
+//! Every label's value is a word of this program's: nothing that a client sends becomes one, so that
+//! nobody can make time series at will, or read another's names here.
+
+mod calls;
+mod exporter;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use hashfinder_search::Kernel;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::ConstGauge,
+        histogram::{Histogram, exponential_buckets},
+        info::Info,
+    },
+    registry::Registry,
+};
+use tonic_cancel::Drain;
+
+pub(crate) use self::{
+    calls::{Calls, CallsLayer},
+    exporter::Exporter,
+};
+use crate::{
+    log::LostLines,
+    rpc::{CallError, Searches},
+};
+
+/// The first bound of how long searches took to stop, in seconds; each of the others is twice the last.
+/// A slice takes half a millisecond, and what takes a second is a machine that is very busy.
+const SHORTEST_STOP: f64 = 16e-6;
+
+/// How many bounds there are, up to half a second.
+const STOP_BUCKETS: u16 = 16;
+
+/// What is counted where it happens; clones count together.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts {
+    refused: Family<[(&'static str, &'static str); 1], Counter>,
+    stop_seconds: Histogram,
+}
+
+impl Default for Counts {
+    fn default() -> Counts {
+        let buckets = exponential_buckets(SHORTEST_STOP, 2.0, STOP_BUCKETS);
+        let refused = Family::<_, Counter>::default();
+        // There from the beginning, so that the first one is seen as an increase.
+        for reason in CallError::REFUSALS {
+            let _ = refused.get_or_create(&[("reason", reason)]);
+        }
+        Counts {
+            refused,
+            stop_seconds: Histogram::new(buckets),
+        }
+    }
+}
+
+impl Counts {
+    /// A call was refused.
+    pub(crate) fn refused(&self, error: &CallError) {
+        let reason = [("reason", error.reason())];
+        self.refused.get_or_create(&reason).inc();
+    }
+
+    /// The last worker has let go of a search so long after it was told to stop.
+    pub(crate) fn stopped(&self, after: Duration) {
+        self.stop_seconds.observe(after.as_secs_f64());
+    }
+}
+
+/// What a server is asked about itself whenever somebody looks.
+pub(crate) struct Server {
+    pub(crate) searches: Arc<Searches>,
+    pub(crate) drain: Drain,
+    pub(crate) lost_lines: LostLines,
+}
+
+/// Everything that there is to see.
+pub(crate) fn registry(kernel: Kernel, server: Server, counts: &Counts, calls: &Calls) -> Registry {
+    let mut registry = Registry::default();
+    calls.register(&mut registry);
+    let ours = registry.sub_registry_with_prefix("hashfinder");
+    let build = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("kernel", kernel.name()),
+    ];
+    ours.register("build", "What runs here", Info::new(build));
+    ours.register(
+        "refused",
+        "Calls that were refused, by the reason that the client was told; with DRAINING also those \
+         that a drain ended, and not their handlers",
+        counts.refused.clone(),
+    );
+    ours.register(
+        "stop_seconds",
+        "How long after it was told to stop the last worker let go of a search",
+        counts.stop_seconds.clone(),
+    );
+    ours.register_collector(Box::new(server));
+    registry
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Server {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        let engine = self.searches.metrics();
+        page.each(
+            "searches",
+            "Searches by what they are doing.",
+            "state",
+            gauge,
+            &[
+                ("active", engine.active),
+                ("queued", engine.queued),
+                ("parked", engine.parked),
+            ],
+        )?;
+        let ended = &engine.ended;
+        page.each(
+            "searches_ended",
+            "Searches that have ended, by how.",
+            "how",
+            ConstCounter::<u64>::new,
+            &[
+                ("found", ended.ideal),
+                ("keyspace_exhausted", ended.exhausted),
+                ("hash_budget_spent", ended.budget_spent),
+                ("hash_quota_spent", ended.quota_spent),
+                ("client", ended.by_client),
+                ("deadline", ended.by_deadline),
+                ("operator", ended.by_operator),
+                ("drain", ended.by_drain),
+                ("panic", ended.failed),
+            ],
+        )?;
+        page.counter("hashes", "Secrets hashed.", engine.hashes)?;
+        page.counter(
+            "tests",
+            "Secrets tested, counted for each search that they were tested for.",
+            engine.tests,
+        )?;
+        page.counter(
+            "tests_in_vain",
+            "Those of the tests that turned out to be of no use.",
+            engine.in_vain,
+        )?;
+        page.counter("slices", "Slices tried.", engine.slices)?;
+        page.gauge("workers", "Threads that search.", self.searches.workers())?;
+        page.gauge(
+            "active_calls",
+            "Calls that a drain waits for.",
+            self.drain.active_calls(),
+        )?;
+        page.gauge(
+            "draining",
+            "1 from the first signal to stop on.",
+            self.drain.is_closed().into(),
+        )?;
+        page.counter(
+            "log_lines_lost",
+            "Lines of the log that were dropped because nobody read them.",
+            self.lost_lines.count(),
+        )
+    }
+}
+
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.one(name, help, &ConstCounter::new(value))
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: usize) -> fmt::Result {
+        self.one(name, help, &gauge(value))
+    }
+
+    fn one(&mut self, name: &str, help: &str, value: &impl EncodeMetric) -> fmt::Result {
+        let kind = value.metric_type();
+        value.encode(self.0.encode_descriptor(name, help, None, kind)?)
+    }
+
+    /// One value for each word that a label can be.
+    fn each<T: Copy, M: EncodeMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        of: impl Fn(T) -> M,
+        values: &[(&'static str, T)],
+    ) -> fmt::Result {
+        let Some((_, first)) = values.first() else {
+            return Ok(());
+        };
+        let kind = of(*first).metric_type();
+        let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
+        for (word, value) in values {
+            of(*value).encode(metric.encode_family(&[(label, *word)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(value: usize) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
+}

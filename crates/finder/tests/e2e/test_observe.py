@@ -1,0 +1,372 @@
+"""What an operator sees: metrics, the log as JSON, and `serve --check`."""
+
+import http.client
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+
+import grpc
+import pytest
+from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGTERM
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from test_contract import HARD
+from test_v1_searches import begin
+
+CODE = grpc.StatusCode
+REPOSITORY = PROTOS.parent
+
+
+@pytest.fixture
+def watched(serve):
+    """A server whose metrics are shown, and where."""
+
+    def start(*flags):
+        server = serve("--metrics-address", "127.0.0.1:0", *flags)
+        server.metrics = re.search(r'address="?127\.0\.0\.1:(\d+)', server.wait_for("metrics"))
+        server.metrics = int(server.metrics[1])
+        return server
+
+    return start
+
+
+def get(server, path="/metrics", method="GET"):
+    connection = http.client.HTTPConnection("127.0.0.1", server.metrics, timeout=PATIENCE_S)
+    connection.request(method, path)
+    response = connection.getresponse()
+    return response, response.read().decode()
+
+
+def scrape(server):
+    """Every sample, by its name and its labels; the parser takes nothing but what OpenMetrics allows."""
+    response, text = get(server)
+    assert response.status == 200
+    assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    samples = {}
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            key = sample.name, tuple(sorted(sample.labels.items()))
+            assert key not in samples
+            samples[key] = sample.value
+    return samples
+
+
+def value(samples, name, **labels):
+    """The sum of the samples that have this name and these labels."""
+    fits = [
+        number
+        for (of, others), number in samples.items()
+        if of == name and labels.items() <= dict(others).items()
+    ]
+    return sum(fits)
+
+
+def until(server, name, expected, **labels):
+    """Waits until a metric has the value; what is shown may be a second old."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (seen := value(samples := scrape(server), name, **labels)) != expected:
+        assert time.monotonic() < deadline, (name, labels, seen)
+        time.sleep(0.05)
+    return samples
+
+
+def test_each_way_to_end_is_counted(watched, connect, finder, pb, stubs):
+    server = watched("--maximum-hashes", "2000000000", "--maximum-concurrent-rpcs", "8")
+    stub, v1 = connect(server), finder(server)
+    before = scrape(server)
+    assert value(before, "grpc_server_started_total") == 0
+    assert value(before, "hashfinder_searches_ended_total") == 0
+    # Whoever reckons with them finds those that have not happened yet, too.
+    assert {"grpc_server_handled_total", "hashfinder_refused_total"} <= {name for name, _ in before}
+
+    stub.Find(stubs.Request(desired_name="aa"))
+    with pytest.raises(grpc.RpcError) as late:
+        stub.Find(stubs.Request(desired_name=HARD), timeout=0.05)
+    assert late.value.code() == CODE.DEADLINE_EXCEEDED
+    with pytest.raises(grpc.RpcError) as wrong:
+        stub.Find(stubs.Request(desired_name="not base64!"))
+    assert wrong.value.code() == CODE.INVALID_ARGUMENT
+    stream, search_id = begin(v1, pb)
+    until(server, "hashfinder_active_calls", 1)
+    v1.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason="a reason"))
+    with pytest.raises(grpc.RpcError) as cancelled:
+        list(stream)
+    assert cancelled.value.code() == CODE.CANCELLED
+    gone, _ = begin(v1, pb)
+    until(server, "hashfinder_active_calls", 1)
+    gone.cancel()
+
+    handled = "grpc_server_handled_total"
+    search = {"grpc_method": "Search", "grpc_type": "server_stream"}
+    until(server, handled, 2, grpc_service="hashfinder.v1.Finder", grpc_code="Canceled", **search)
+    until(server, "hashfinder_searches", 0)
+    after = until(server, "hashfinder_active_calls", 0)
+    find = {"grpc_service": "hash_name.HashFinder", "grpc_method": "Find", "grpc_type": "unary"}
+    assert value(after, handled, grpc_code="OK", **find) == 1
+    assert value(after, handled, grpc_code="DeadlineExceeded", **find) == 1
+    assert value(after, handled, grpc_code="InvalidArgument", **find) == 1
+    assert value(after, handled, grpc_code="OK", grpc_method="CancelSearch") == 1
+    assert value(after, handled) == value(after, "grpc_server_started_total") == 6
+    assert value(after, "grpc_server_handling_seconds_count") == 6
+    assert value(after, "grpc_server_handling_seconds_sum", **find) > 0.05
+    ended = "hashfinder_searches_ended_total"
+    assert value(after, ended, how="found") == 1
+    assert value(after, ended, how="deadline") == 1
+    assert value(after, ended, how="client") == 2
+    assert value(after, ended) == 4
+    assert value(after, "hashfinder_stop_seconds_count") == 3
+    assert 0 < value(after, "hashfinder_stop_seconds_sum") < PATIENCE_S
+    assert value(after, "hashfinder_refused_total", reason="BAD_REQUEST") == 1
+    assert value(after, "hashfinder_refused_total") == 1
+    assert value(after, "hashfinder_hashes_total") > 10_000
+    assert value(after, "hashfinder_slices_total") > 0
+    assert value(after, "hashfinder_draining") == 0
+    assert value(after, "hashfinder_log_lines_lost_total") == 0
+    assert value(after, "hashfinder_build_info") == 1
+
+
+def test_what_is_refused_is_counted_by_its_reason(watched, connect, finder, pb, stubs):
+    server = watched("--maximum-concurrent-rpcs", "1")
+    stub, v1 = connect(server), finder(server)
+    stream, _ = begin(v1, pb)
+    refused = "hashfinder_refused_total"
+    for call, reason in [
+        (lambda: stub.Find(stubs.Request(desired_name="aa")), "TOO_MANY_SEARCHES"),
+        (lambda: stub.Find(stubs.Request(desired_name="a" * 5000)), "MESSAGE_TOO_LONG"),
+        (
+            lambda: v1.CancelSearch(pb.CancelSearchRequest(search_id="0" * 32)),
+            "SEARCH_NOT_FOUND",
+        ),
+        (
+            lambda: v1.ListSearches(pb.ListSearchesRequest(client="ip:127.0.0.2")),
+            "NOT_AN_OPERATOR",
+        ),
+    ]:
+        with pytest.raises(grpc.RpcError):
+            call()
+        until(server, refused, 1, reason=reason)
+    assert value(scrape(server), refused) == 4
+    stream.cancel()
+
+
+def test_strangers_make_no_labels(watched, connect):
+    server = watched()
+    before = scrape(server)
+    channel = grpc.insecure_channel(server.address)
+    for method in ["/canary.Service/Method", "/hash_name.HashFinder/Canary", "/canary"]:
+        with pytest.raises(grpc.RpcError) as error:
+            channel.unary_unary(method)(b"", metadata=[("canary", "canary")])
+        assert error.value.code() == CODE.UNIMPLEMENTED
+    channel.close()
+    labels = {"grpc_method": "unknown", "grpc_code": "Unimplemented"}
+    after = until(server, "grpc_server_handled_total", 3, **labels)
+    assert before.keys() == after.keys()
+    assert "canary" not in get(server)[1].lower()
+
+
+def test_a_drain_is_seen_as_long_as_it_lasts(watched, finder, pb):
+    server = watched("--drain-grace", "30s")
+    stream, _ = begin(finder(server), pb)
+    until(server, "hashfinder_draining", 0)
+    server.send(SIGTERM)
+    until(server, "hashfinder_draining", 1)
+    stream.cancel()
+    assert server.wait() == 0
+
+
+def test_only_metrics_are_shown(watched):
+    server = watched()
+    assert get(server, "/")[0].status == 404
+    assert get(server, "/metrics/")[0].status == 404
+    for method in ["POST", "PUT", "DELETE", "OPTIONS"]:
+        response, _ = get(server, method=method)
+        assert (response.status, response.headers["allow"]) == (405, "GET")
+    assert get(server, "/metrics?name[]=x")[0].status == 200
+
+
+def exchanged(server, request):
+    """All that comes until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.metrics), PATIENCE_S) as stream:
+        stream.sendall(request)
+        answer = b""
+        try:
+            while data := stream.recv(4096):
+                answer += data
+        except ConnectionResetError:
+            pass
+        return answer
+
+
+def test_careless_scrapers_are_let_go(watched):
+    server = watched()
+    long = b"GET /metrics HTTP/1.1\r\nx: " + b"x" * 20_000
+    assert exchanged(server, long).startswith(b"HTTP/1.1 431 ")
+    assert exchanged(server, b"\x16\x03\x01\x02\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    # A request is answered, and then nobody waits for another one.
+    answer = exchanged(server, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"# EOF\n")
+    # As many as have room say nothing; whoever comes after them is answered when they are gone.
+    silent = [socket.create_connection(("127.0.0.1", server.metrics)) for _ in range(16)]
+    assert get(server)[0].status == 200
+    for stream in silent:
+        stream.settimeout(PATIENCE_S)
+        assert stream.recv(1) == b""
+        stream.close()
+
+
+def test_a_scrape_costs_no_more_than_one_a_second(watched, connect, stubs):
+    server = watched()
+    stub = connect(server)
+    began = time.monotonic()
+    texts = set()
+    for _ in range(50):
+        stub.Find(stubs.Request(desired_name="aa"))
+        texts.add(get(server)[1])
+    assert len(texts) <= time.monotonic() - began + 1
+
+
+def test_no_metrics_unless_asked_for(serve):
+    server = serve()
+    inodes = set()
+    for line in open(f"/proc/{server.pid}/net/tcp").read().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A":
+            inodes.add(fields[9])
+    links = subprocess.run(
+        ["ls", "-l", f"/proc/{server.pid}/fd"], capture_output=True, text=True, check=True
+    )
+    ours = set(re.findall(r"socket:\[(\d+)\]", links.stdout)) & inodes
+    assert len(ours) == 1
+
+
+def test_the_log_as_json(serve, connect, finder, pb, stubs):
+    server = serve("--log-format", "json")
+    stub, v1 = connect(server), finder(server)
+    hostile = 'no"\\\n\x1b[31m\u202ename'
+    with pytest.raises(grpc.RpcError):
+        stub.Find(stubs.Request(desired_name=hostile), metadata=[("authorization", "canary")])
+    stub.Find(stubs.Request(desired_name="aa"), metadata=[("authorization", "Bearer canary")])
+    stream, search_id = begin(v1, pb)
+    v1.CancelSearch(pb.CancelSearchRequest(search_id=search_id))
+    with pytest.raises(grpc.RpcError):
+        list(stream)
+    lines = [json.loads(server.wait_for("call (ended|refused)")) for _ in range(3)]
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    text = "\n".join(server.log) + "\n" + server.rest_of_stderr()
+    records = [json.loads(line) for line in text.splitlines()]
+    assert {"timestamp", "level", "message", "target"} <= set.intersection(*map(set, records))
+    assert "canary" not in text
+    assert not any(c != "\n" and ord(c) < 32 for c in text)
+
+    refused, found, stopped = lines
+    assert (refused["message"], refused["code"]) == ("call refused", "InvalidArgument")
+    assert refused["method"] == found["method"] == "Find"
+    assert (found["message"], found["code"], found["work"]) == ("call ended", "Ok", "found")
+    assert found["name"] == '"aa"' and found["peer"].startswith("127.0.0.1:")
+    assert isinstance(found["hashes"], int) and isinstance(found["tests"], int)
+    assert stopped["method"] == "Search" and stopped["search"] == search_id
+    assert (stopped["code"], stopped["work"]) == ("Cancelled", "stopped")
+    duration = r"[\d.]+(ns|µs|ms|s)"
+    assert re.fullmatch(duration, stopped["took"]) and re.fullmatch(duration, stopped["stopped_in"])
+
+
+def check(*flags, **environment):
+    command = [HASHFINDER, "serve", "--check", *flags]
+    kwargs = {"env": {**environment}} if environment else {}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, **kwargs)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_check_tells_where_it_would_listen(serve, tmp_path):
+    # A server is there already: nothing is bound.
+    port = serve().address.split(":")[1]
+    line = f"hashfinder would listen on 127.0.0.1:{port}, with metrics on [::1]:9464\n"
+    assert check("--port", port, "--metrics-address", "[::1]:9464") == (0, line, "")
+    path = tmp_path / "socket"
+    assert check("--unix", str(path)) == (0, f"hashfinder would listen on unix:{path}\n", "")
+    assert not path.exists()
+    file = tmp_path / "config.toml"
+    file.write_text('[serve]\nport = 1234\nmetrics-address = "127.0.0.1:4321"\n')
+    line = "hashfinder would listen on 127.0.0.1:1234, with metrics on 127.0.0.1:4321\n"
+    assert check("--config", str(file)) == (0, line, "")
+
+
+def test_check_tells_what_is_wrong(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("[serve]\nprot = 1234\n")
+    for flags, environment, word in [
+        (["--config", str(file)], {}, "did you mean port"),
+        ([], {"HASHFINDER_SERVE_PORT": "70000"}, "HASHFINDER_SERVE_PORT=70000"),
+        ([], {"HASHFINDER_LOG": "a=b=c"}, "HASHFINDER_LOG is not a log filter"),
+        (["--host", "no.such.host.invalid"], {}, "cannot resolve the host"),
+        (["--unix", "/" + "x" * 200], {}, "can be no socket's path"),
+        (["--metrics-address", "9464"], {}, "give HOST:PORT"),
+        (["--metrics-address", "::1:9464"], {}, "brackets"),
+        (["--metrics-address", "127.0.0.1:50051"], {}, "a port of their own"),
+    ]:
+        status, stdout, stderr = check(*flags, **environment)
+        assert (status, stdout) == (2, ""), (flags, environment, stderr)
+        assert word in stderr
+
+
+# What a family's samples are called.
+SUFFIXES = {
+    "counter": ["_total"],
+    "gauge": [""],
+    "info": ["_info"],
+    "histogram": ["_bucket", "_count", "_sum"],
+}
+
+
+def test_the_dashboard_asks_for_what_there_is(watched):
+    _, text = get(watched())
+    labels = {}
+    for family in text_string_to_metric_families(text):
+        names = {family.name + suffix for suffix in SUFFIXES[family.type]}
+        for sample in family.samples:
+            assert sample.name in names
+            labels.setdefault(sample.name, {"job"}).update(sample.labels)
+    dashboard = json.loads((REPOSITORY / "docs/grafana.json").read_text())
+    panels = dashboard["panels"]
+    targets = [target for panel in panels for target in panel["targets"]]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    asked = set()
+    for target in targets:
+        expression = target["expr"]
+        assert expression.count("(") == expression.count(")")
+        (name,) = re.findall(r"\b(?:hashfinder|grpc_server)_\w+", expression)
+        assert name in labels, expression
+        asked.add(name)
+        for by in re.findall(r"by \(([^)]*)\)", expression):
+            assert set(by.split(", ")) <= labels[name], expression
+        for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+            assert label in labels[name], target
+        # A quantile is of rates, by their bounds.
+        assert ("histogram_quantile" in expression) == name.endswith("_bucket")
+    shown = {name for name in labels if not name.endswith(("_count", "_sum"))}
+    assert asked == shown
+    (job,) = [one for one in dashboard["templating"]["list"] if one["name"] == "job"]
+    assert re.search(r"\((\w+), job\)", job["query"]["query"])[1] in labels
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
+def test_the_unit_is_sound_and_tight(tmp_path):
+    text = (REPOSITORY / "packaging/hashfinder.service").read_text()
+    unit = tmp_path / "hashfinder.service"
+    unit.write_text(text.replace("/usr/local/bin/hashfinder", HASHFINDER))
+    for command in [["verify"], ["security", "--offline=yes", "--threshold=20"]]:
+        done = subprocess.run(
+            ["systemd-analyze", *command, str(unit)], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    # What the unit runs is a command line that the program takes.
+    lines = re.findall(r"^ExecStart(?:Pre)?=(.*)$", unit.read_text(), re.M)
+    assert len(lines) == 2
+    for line in lines:
+        program, command, *flags = line.split()
+        assert (program, command) == (HASHFINDER, "serve")
+        assert check(*(flag for flag in flags if flag != "--check"))[0] == 0

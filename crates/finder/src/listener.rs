@@ -75,8 +75,14 @@ impl Listener {
             match bind(address) {
                 Ok(listener) => return Ok(Listener::new(ListeningSocket::Tcp(listener))),
                 Err(error) => {
+                    let in_use = error.kind() == io::ErrorKind::AddrInUse;
                     failure =
                         anyhow::Error::new(error).context(format!("cannot listen on {address}"));
+                    if in_use {
+                        failure = anyhow::anyhow!(
+                            "{failure:#}; give another --port, or --port 0 to take a free one"
+                        );
+                    }
                 }
             }
         }

@@ -42,7 +42,12 @@ const DRAIN_GRACE: &str = "5s";
 #[command(after_help = "\
 Examples:
   hashfinder serve
-  hashfinder serve --host 0.0.0.0 --port 8080 --maximum-hashes 1000000000")]
+  hashfinder serve --host 0.0.0.0 --port 8080 --maximum-hashes 1000000000
+
+Exit codes:
+  0  shut down by SIGINT or SIGTERM
+  2  the command line is wrong, or HASHFINDER_LOG
+  5  it cannot listen, or failed")]
 pub(crate) struct ServeArguments {
     /// The address to listen on
     ///

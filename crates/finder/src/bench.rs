@@ -73,7 +73,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
         KernelChoice::One(kernel) => vec![kernel],
         KernelChoice::All => Kernel::all().collect(),
     };
-    if !arguments.json && !print(&row("kernel", "case", "threads", "hashes per second"))? {
+    if !arguments.json && !print(row("kernel", "case", "threads", "hashes per second"))? {
         return Ok(Exit::Success);
     }
     // Every kernel's answers are compared with these, and that once.
@@ -108,7 +108,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                     let rate = format!("{:.1} million", rate / 1e6);
                     row(kernel.name(), &case.title, &threads.to_string(), &rate)
                 };
-                if !print(&line)? {
+                if !print(line)? {
                     return Ok(Exit::Success);
                 }
             }

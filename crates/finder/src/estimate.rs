@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
         };
         table(&query, &odds, rate, &whence)
     };
-    print(&format!("{text}\n"))?;
+    print(format!("{text}\n"))?;
     Ok(Exit::Success)
 }
 

@@ -60,7 +60,7 @@ pub(crate) struct ManArguments {
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), PROGRAM, &mut script);
-    print(&String::from_utf8(script)?)?;
+    print(script)?;
     Ok(Exit::Success)
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn man(arguments: &ManArguments) -> Result<Exit> {
             write_pages(&program, directory)?;
         }
         None => {
-            print(&String::from_utf8(page(&program)?)?)?;
+            print(page(&program)?)?;
         }
     }
     Ok(Exit::Success)

@@ -324,7 +324,7 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
         let page = page.into_inner();
         if form == Form::Table {
             table.extend(page.searches);
-        } else if !cli::print(&lines(&page.searches, form))? {
+        } else if !cli::print(lines(&page.searches, form))? {
             return Ok(Exit::Success);
         }
         page_token = page.next_page_token;
@@ -342,7 +342,7 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
         say(format_args!("no searches at {}", at.server));
     } else if form == Form::Table {
         let rows = aligned(table.iter(), SystemTime::now()).join("\n");
-        cli::print(&format!("{rows}\n"))?;
+        cli::print(format!("{rows}\n"))?;
     }
     Ok(Exit::Success)
 }
@@ -368,7 +368,7 @@ async fn cancel(arguments: &CancelArguments) -> Result<Exit> {
                     None => "told to stop".to_owned(),
                 };
                 // Whether anybody reads or not, the others are to be cancelled too.
-                cli::print(&format!("{}\t{became}\n", as_text(search_id)))?;
+                cli::print(format!("{}\t{became}\n", as_text(search_id)))?;
             }
             Err(status) if status.code() == Code::NotFound => {
                 exit = Exit::No;

@@ -49,7 +49,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
     } else {
         finding.to_string()
     };
-    print(&format!("{line}\n"))?;
+    print(format!("{line}\n"))?;
     Ok(if within { Exit::Success } else { Exit::No })
 }
 

@@ -3,11 +3,14 @@
 use std::{
     fs::File,
     io,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
+/// A stamp that is right.
+const STAMP: &str = "1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28";
+
 /// Every command that prints and ends by itself; each one would succeed.
-const COMMANDS: [&[&str]; 8] = [
+const COMMANDS: [&[&str]; 10] = [
     &["bench", "--seconds", "0.001", "--kernel", "portable"],
     &[
         "bench",
@@ -21,8 +24,10 @@ const COMMANDS: [&[&str]; 8] = [
     &["config", "default"],
     &["config", "show"],
     &["estimate", "doctor", "--rate", "1e6"],
+    &["hashcash", "me", "--bits", "1", "--quiet"],
     &["man"],
     &["verify", "pO0G", "doctor"],
+    &["hashcash", "--check", STAMP],
 ];
 
 fn run(arguments: &[&str], stdout: Stdio) -> (Option<i32>, String) {
@@ -33,7 +38,7 @@ fn run(arguments: &[&str], stdout: Stdio) -> (Option<i32>, String) {
         .stdout(stdout)
         .stderr(Stdio::piped())
         .spawn()
-        .and_then(|process| process.wait_with_output())
+        .and_then(Child::wait_with_output)
         .unwrap();
     (done.status.code(), String::from_utf8(done.stderr).unwrap())
 }

@@ -112,9 +112,9 @@ pub(crate) fn say(what: impl fmt::Display) {
 
 /// Prints to stdout, at once; says whether anybody reads. A reader that left early, as `head` does, has
 /// had what it wanted, which is no failure.
-pub(crate) fn print(text: &str) -> anyhow::Result<bool> {
+pub(crate) fn print(what: impl AsRef<[u8]>) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
-    let written = stdout.write_all(text.as_bytes());
+    let written = stdout.write_all(what.as_ref());
     is_read(written.and_then(|()| stdout.flush()))
 }
 

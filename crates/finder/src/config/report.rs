@@ -82,7 +82,7 @@ pub(crate) fn run(arguments: &ConfigArguments, file: Option<&PathBuf>) -> Result
         },
         What::Default => default(&settings),
     };
-    print(&text)?;
+    print(text)?;
     Ok(Exit::Success)
 }
 

@@ -344,6 +344,23 @@ def test_no_server():
         assert "hashfinder serve" in line and "--server" in line
 
 
+def test_a_reader_that_leaves_early_is_no_failure(serve, searching):
+    server = serve()
+    _, search_id = searching(server)
+    for arguments in (["list"], ["list", "--json"], ["cancel", search_id]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [HASHFINDER, "searches", *arguments, "--server", server.address],
+            stdin=subprocess.DEVNULL,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE_S,
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 class WebServer(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass

@@ -2,7 +2,6 @@
 
 use std::{
     hint::black_box,
-    io::Write,
     num::NonZeroUsize,
     panic::resume_unwind,
     sync::{
@@ -13,10 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use hashfinder_search::{Distance, Filter, Kernel, Query, kernels};
 
-use crate::cli::{BenchArguments, Exit, KernelChoice, say};
+use crate::cli::{BenchArguments, Exit, KernelChoice, print, say};
 
 /// How many secrets one turn takes: long enough that a turn's own cost does not show.
 const TURN: u64 = 1 << 16;
@@ -74,8 +73,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
         KernelChoice::One(kernel) => vec![kernel],
         KernelChoice::All => Kernel::all().collect(),
     };
-    if !arguments.json {
-        row("kernel", "case", "threads", "hashes per second")?;
+    if !arguments.json && !print(row("kernel", "case", "threads", "hashes per second"))? {
+        return Ok(Exit::Success);
     }
     // Every kernel's answers are compared with these, and that once.
     let Some(portable) = Kernel::named("portable") else {
@@ -97,17 +96,20 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
             );
             for &threads in &threads {
                 let rate = case_rate(kernel, case, threads, arguments.length, arguments.seconds);
-                if arguments.json {
+                let line = if arguments.json {
                     let row = serde_json::json!({
                         "kernel": kernel.name(),
                         "case": case.title,
                         "threads": threads,
                         "hashes_per_second": rate.round(),
                     });
-                    line(&row.to_string())?;
+                    format!("{row}\n")
                 } else {
                     let rate = format!("{:.1} million", rate / 1e6);
-                    row(kernel.name(), &case.title, &threads.to_string(), &rate)?;
+                    row(kernel.name(), &case.title, &threads.to_string(), &rate)
+                };
+                if !print(line)? {
+                    return Ok(Exit::Success);
                 }
             }
         }
@@ -139,12 +141,8 @@ fn made_up(count: u16, distance: Distance) -> Filter {
     Filter::any(names.iter().map(|name| (&name[..], distance.get())))
 }
 
-fn row(kernel: &str, case: &str, threads: &str, rate: &str) -> Result<()> {
-    line(&format!("{kernel:<10} {case:<34} {threads:>7}  {rate:>18}"))
-}
-
-fn line(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}").context("cannot write a result to stdout")
+fn row(kernel: &str, case: &str, threads: &str, rate: &str) -> String {
+    format!("{kernel:<10} {case:<34} {threads:>7}  {rate:>18}\n")
 }
 
 /// What a turn's work gives: the sum of the digests, or the hits.

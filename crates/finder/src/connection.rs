@@ -1,6 +1,7 @@
 //! Connections to a server, for the commands that ask one.
 
 use std::{
+    error::Error,
     pin::{Pin, pin},
     sync::Mutex,
     time::Duration,
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tonic::{
-    Code, Request,
+    Code, Request, Status,
     transport::{Channel, Endpoint},
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -52,7 +53,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// If no server has answered within `timeout`.
+    /// If no server has answered within `timeout`, or what answers is something else than a server.
     pub(crate) async fn open(
         server: &ServerAddress,
         timeout: Duration,
@@ -74,7 +75,11 @@ impl Connection {
         }
         match tokio::time::timeout(timeout - notice, reached).await {
             Ok(connection) => connection,
-            Err(_) => bail!("no server at {server} within {shown}: {}", why()),
+            Err(_) => bail!(
+                "no server at {server} within {shown}: {}; start one with `hashfinder serve`, or give \
+                 another with --server HOST:PORT",
+                why()
+            ),
         }
     }
 
@@ -108,8 +113,10 @@ async fn reach(server: &ServerAddress, last_error: &Mutex<String>) -> Result<Con
     loop {
         let error = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint)).await {
             Ok(Ok(channel)) => return Ok(Connection { channel, tasks }),
-            // The part of the chain that says something is the innermost.
-            Ok(Err(error)) => as_text(&error.root_cause().to_string()),
+            Ok(Err(Failure::Passing(error))) => as_text(&error),
+            Ok(Err(Failure::SomethingElse)) => bail!(
+                "what listens at {server} does not speak gRPC; give the address of a `hashfinder serve`"
+            ),
             Err(_) => SILENT.to_owned(),
         };
         if let Ok(mut last_error) = last_error.lock() {
@@ -120,15 +127,39 @@ async fn reach(server: &ServerAddress, last_error: &Mutex<String>) -> Result<Con
     }
 }
 
+/// Why an attempt failed.
+enum Failure {
+    /// What may be otherwise the next time.
+    Passing(String),
+    /// What listens there is no server of ours, nor of any gRPC.
+    SomethingElse,
+}
+
 /// Connects and asks for a sign of life, for a connection alone may be anybody's.
-async fn attempt(endpoint: &Endpoint) -> Result<Channel> {
-    let channel = endpoint.connect().await?;
+async fn attempt(endpoint: &Endpoint) -> Result<Channel, Failure> {
+    let channel = endpoint.connect().await.map_err(|error| {
+        // The part of the chain that says something is the innermost.
+        Failure::Passing(anyhow::Error::new(error).root_cause().to_string())
+    })?;
     let request = Request::new(HealthCheckRequest::default());
     match HealthClient::new(channel.clone()).check(request).await {
-        // The transport's own word; any other status, UNIMPLEMENTED for one, is a server's.
-        Err(status) if status.code() == Code::Unavailable => bail!(status.message().to_owned()),
+        Err(status) if breaks_http2(&status) => Err(Failure::SomethingElse),
+        // Any other status, UNIMPLEMENTED for one, is a server's.
+        Err(status) if status.code() == Code::Unavailable || is_transports(&status) => {
+            Err(Failure::Passing(status.message().to_owned()))
+        }
         _ => Ok(channel),
     }
+}
+
+/// Whether a status is the transport's own word: none that a server sent has a source.
+fn is_transports(status: &Status) -> bool {
+    status.source().is_some()
+}
+
+/// Whether what came was not HTTP/2, as from a web server or one that wants TLS.
+fn breaks_http2(status: &Status) -> bool {
+    is_transports(status) && status.code() == Code::Internal
 }
 
 /// What a server says, for a terminal: nothing in it may be more than text.

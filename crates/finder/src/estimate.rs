@@ -1,13 +1,13 @@
 //! `hashfinder estimate`: how likely a match is, and how long a search takes.
 
-use std::{io::Write, num::NonZeroUsize, ops::RangeInclusive, thread, time::Duration};
+use std::{num::NonZeroUsize, ops::RangeInclusive, thread, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use hashfinder_search::{DesiredName, Kernel, Odds, Query};
 
 use crate::{
     bench,
-    cli::{EstimateArguments, Exit, QueryError, say},
+    cli::{EstimateArguments, Exit, QueryError, print, say},
 };
 
 /// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
         };
         table(&query, &odds, rate, &whence)
     };
-    writeln!(std::io::stdout(), "{text}").context("cannot write the result to stdout")?;
+    print(format!("{text}\n"))?;
     Ok(Exit::Success)
 }
 

@@ -72,8 +72,16 @@ impl Listener {
             match bind(address) {
                 Ok(listener) => return Ok(Listener::new(ListeningSocket::Tcp(listener))),
                 Err(error) => {
+                    let in_use = error.kind() == io::ErrorKind::AddrInUse;
                     let error = anyhow::Error::new(error);
-                    failure = Some(error.context(format!("cannot listen on {address}")));
+                    let error = error.context(format!("cannot listen on {address}"));
+                    failure = Some(if in_use {
+                        anyhow::anyhow!(
+                            "{error:#}; give another port, or port 0 to take a free one"
+                        )
+                    } else {
+                        error
+                    });
                 }
             }
         }

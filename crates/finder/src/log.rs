@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::MakeWriter};
 
 use crate::cli::LogFormat;
 
@@ -27,21 +27,30 @@ const PACE: Duration = Duration::from_millis(3);
 /// How long, at the end, the last lines may take. Where nobody reads, they never get written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// What is logged, as HASHFINDER_LOG says.
+/// How much is logged, as HASHFINDER_LOG says.
 ///
 /// # Errors
 ///
-/// If it says nothing that can be understood.
+/// If that is not a filter.
 pub(crate) fn filter() -> Result<EnvFilter> {
-    match std::env::var("HASHFINDER_LOG") {
-        Ok(filter) => filter.parse().context("HASHFINDER_LOG is not a log filter"),
-        Err(_) => Ok(EnvFilter::new("info")),
-    }
+    // An empty variable counts as none, as everywhere.
+    let text = std::env::var("HASHFINDER_LOG").ok();
+    let text = text.filter(|text| !text.is_empty());
+    let text = text.unwrap_or_else(|| "info".to_owned());
+    // A word that is no level would be a target's name, which nobody means and which logs nothing.
+    let mut words = text.split(',').filter(|part| !part.contains(['=', '[']));
+    let has_levels = words.all(|word| word.parse::<LevelFilter>().is_ok());
+    let filter = text.parse().ok().filter(|_| has_levels);
+    filter.with_context(|| {
+        format!(
+            "HASHFINDER_LOG={text}: give off, error, warn, info, debug or trace, or some of TARGET=LEVEL \
+             with commas between them"
+        )
+    })
 }
 
-/// Sends the log to stderr, until the result is dropped.
-pub(crate) fn to_stderr(format: LogFormat) -> Result<Log> {
-    let filter = filter()?;
+/// Sends what the filter lets through to stderr, until the result is dropped.
+pub(crate) fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
     let lines = Lines(Arc::default());
     let writer = lines.clone();
     thread::Builder::new()

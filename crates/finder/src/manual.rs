@@ -1,8 +1,7 @@
 //! `hashfinder completions` and `hashfinder man`: the command line, told to shells and to `man`.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -14,7 +13,7 @@ use clap_mangen::{
     roff::{Roff, roman},
 };
 
-use crate::cli::{Cli, Exit};
+use crate::cli::{Cli, Exit, print};
 
 /// What the program is called.
 const PROGRAM: &str = "hashfinder";
@@ -27,7 +26,12 @@ Install them with one of:
   hashfinder completions fish > ~/.config/fish/completions/hashfinder.fish
   hashfinder completions zsh > ~/.zfunc/_hashfinder    # with fpath+=~/.zfunc before compinit
   hashfinder completions elvish >> ~/.config/elvish/rc.elv
-  hashfinder completions powershell >> $PROFILE")]
+  hashfinder completions powershell >> $PROFILE
+
+Exit codes:
+  0  printed
+  2  the command line is wrong
+  5  the output failed")]
 pub(crate) struct CompletionsArguments {
     /// The shell that they are for
     #[arg(value_name = "SHELL")]
@@ -39,7 +43,12 @@ pub(crate) struct CompletionsArguments {
 #[command(after_help = "\
 Examples:
   hashfinder man | man -l -
-  hashfinder man --directory ~/.local/share/man/man1    # then: man hashfinder-find")]
+  hashfinder man --directory ~/.local/share/man/man1    # then: man hashfinder-find
+
+Exit codes:
+  0  printed, or written
+  2  the command line is wrong
+  5  the output failed, or a page cannot be written")]
 pub(crate) struct ManArguments {
     /// Write a page for the program and one for each command into this folder, which is made if it is
     /// not there
@@ -51,8 +60,7 @@ pub(crate) struct ManArguments {
 pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut Cli::command(), PROGRAM, &mut script);
-    let written = io::stdout().write_all(&script);
-    written.context("cannot write the completions to stdout")?;
+    print(script)?;
     Ok(Exit::Success)
 }
 
@@ -68,8 +76,7 @@ pub(crate) fn man(arguments: &ManArguments) -> Result<Exit> {
             write_pages(&program, directory)?;
         }
         None => {
-            let written = io::stdout().write_all(&page(&program)?);
-            written.context("cannot write the page to stdout")?;
+            print(page(&program)?)?;
         }
     }
     Ok(Exit::Success)

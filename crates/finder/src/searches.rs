@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    io::{self, IsTerminal, Write},
+    io::{self, IsTerminal},
     time::{Duration, SystemTime},
 };
 
@@ -23,7 +23,7 @@ use crate::{
     estimate::number,
     find::takes_escapes,
     rpc::{
-        Details,
+        Details, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL,
         v1pb::{
             CancelSearchRequest, ListSearchesRequest, SearchState, SearchSummary,
             WatchSearchesRequest, finder_client::FinderClient,
@@ -55,6 +55,12 @@ const USUAL_HEIGHT: usize = 24;
 
 /// Show and cancel the searches that are going on at a server.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Exit codes:
+  0  done
+  1  one to cancel is not there, or is somebody else's
+  2  the command line is wrong
+  5  the server, the connection or the output failed")]
 pub(crate) struct SearchesArguments {
     #[command(subcommand)]
     command: SearchesCommand,
@@ -121,9 +127,9 @@ struct WatchArguments {
     #[command(flatten)]
     which: Which,
 
-    /// The time between two looks: 100ms to 1m [default: 1s]
-    #[arg(long, value_name = "DURATION", value_parser = cli::duration)]
-    interval: Option<Duration>,
+    /// The time between two looks: 100ms to 1m
+    #[arg(long, value_name = "DURATION", value_parser = looks, default_value_t = INTERVAL.into())]
+    interval: humantime::Duration,
 
     /// Print JSON, one object on each line
     #[arg(long)]
@@ -137,8 +143,8 @@ struct WatchArguments {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  hashfinder searches cancel 5f3a --reason 'the machine is needed'
-  hashfinder searches list --state running | cut -f 1 | xargs hashfinder searches cancel
+  hashfinder searches cancel 8ffaa5e2b9c0c5e31c9d3a6f0e4b7d12 --reason 'the machine is needed'
+  hashfinder searches list --state running | cut -f 1 | xargs -r hashfinder searches cancel
 
 Exit codes:
   0  each was told to stop, or had ended already
@@ -147,7 +153,7 @@ Exit codes:
   5  the server, the connection or the output failed")]
 struct CancelArguments {
     /// Which to cancel, as `searches list` shows them
-    #[arg(value_name = "ID", required = true)]
+    #[arg(value_name = "ID", required = true, value_parser = search_id)]
     ids: Vec<String>,
 
     #[command(flatten)]
@@ -157,10 +163,36 @@ struct CancelArguments {
     #[arg(
         long,
         value_name = "TEXT",
+        value_parser = reason,
         default_value = "",
         hide_default_value = true
     )]
     reason: String,
+}
+
+fn looks(text: &str) -> Result<humantime::Duration, String> {
+    let interval = cli::duration(text).ok();
+    let interval = interval.filter(|it| (SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(it));
+    let interval = interval.map(humantime::Duration::from);
+    interval.ok_or_else(|| "give a time from 100ms to 1m".to_owned())
+}
+
+fn search_id(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("it is empty; `hashfinder searches list` shows the IDs".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let length = text.len();
+    if length > REASON_LEN {
+        return Err(format!("it has {length} bytes; {REASON_LEN} is the most"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("it holds a control character, a line's end for one; leave it out".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Where the searches are.
@@ -292,7 +324,7 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
         let page = page.into_inner();
         if form == Form::Table {
             table.extend(page.searches);
-        } else if !print(&lines(&page.searches, form))? {
+        } else if !cli::print(lines(&page.searches, form))? {
             return Ok(Exit::Success);
         }
         page_token = page.next_page_token;
@@ -310,7 +342,7 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
         say(format_args!("no searches at {}", at.server));
     } else if form == Form::Table {
         let rows = aligned(table.iter(), SystemTime::now()).join("\n");
-        print(&format!("{rows}\n"))?;
+        cli::print(format!("{rows}\n"))?;
     }
     Ok(Exit::Success)
 }
@@ -335,7 +367,8 @@ async fn cancel(arguments: &CancelArguments) -> Result<Exit> {
                     Some(search) => format!("had ended: {}", ending(&search)),
                     None => "told to stop".to_owned(),
                 };
-                print(&format!("{}\t{became}\n", as_text(search_id)))?;
+                // Whether anybody reads or not, the others are to be cancelled too.
+                cli::print(format!("{}\t{became}\n", as_text(search_id)))?;
             }
             Err(status) if status.code() == Code::NotFound => {
                 exit = Exit::No;
@@ -388,11 +421,11 @@ async fn follow(
     screen: &mut Screen,
 ) -> Result<Option<String>> {
     let WatchArguments { at, which, .. } = arguments;
-    let pause = arguments.interval.map(prost_types::Duration::try_from);
+    let pause = prost_types::Duration::try_from(*arguments.interval);
     let request = Request::new(WatchSearchesRequest {
         states: which.states(),
         client: which.client.clone(),
-        interval: pause.transpose().context("the interval is too long")?,
+        interval: Some(pause.context("the interval is too long")?),
     });
     let mut client = FinderClient::new(connection.channel());
     let mut call = StreamingCall::start(request, CallOptions::new(), |request| async move {
@@ -441,16 +474,6 @@ fn lines(searches: &[SearchSummary], form: Form) -> String {
     lines.collect()
 }
 
-/// Prints at once; says whether anybody reads.
-fn print(text: &str) -> Result<bool> {
-    let mut stdout = io::stdout().lock();
-    is_read(
-        stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush()),
-    )
-}
-
 /// Prints, and leaves the other ears open while nobody reads; says whether anybody ever will. Dropping
 /// the future may leave a part of it unprinted.
 async fn show(text: &str) -> Result<bool> {
@@ -459,15 +482,7 @@ async fn show(text: &str) -> Result<bool> {
         stdout.write_all(text.as_bytes()).await?;
         stdout.flush().await
     };
-    is_read(written.await)
-}
-
-fn is_read(written: io::Result<()>) -> Result<bool> {
-    match written {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(error).context("cannot write to stdout"),
-    }
+    cli::is_read(written.await)
 }
 
 /// A search as programs read it that cut lines into columns.

@@ -16,7 +16,7 @@ use tonic::{Code, Status, service::LayerExt, transport::Server};
 use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
 
 use crate::{
-    cli::{self, BudgetStatus, Exit, ServeArguments},
+    cli::{BudgetStatus, Exit, ServeArguments, say},
     listener::{self, ClientName, Listener},
     log,
     metrics::{self, Calls, CallsLayer, Counts, Exporter},
@@ -60,7 +60,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     }
     // Before it says that it listens, so that nobody who waits for that can signal too early.
     let mut signals = Signals::new()?;
-    let log = log::to_stderr(arguments.log_format)?;
+    let filter = match log::filter() {
+        Ok(filter) => filter,
+        Err(wrong) => {
+            say(wrong);
+            return Ok(Exit::Usage);
+        }
+    };
+    let log = log::to_stderr(filter, arguments.log_format)?;
     let listener = match &arguments.unix {
         Some(path) => Listener::unix(path)?,
         None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
@@ -205,7 +212,7 @@ fn check(arguments: &ServeArguments) -> Result<Exit> {
     let places = match places(arguments) {
         Ok(places) => places,
         Err(error) => {
-            cli::say(format_args!("{error:#}"));
+            say(format_args!("{error:#}"));
             return Ok(Exit::Usage);
         }
     };
@@ -257,7 +264,8 @@ fn operators(arguments: &ServeArguments, listener: &Listener) -> Result<HashSet<
 /// The line that tells people and scripts that the server is there, and where.
 fn announce(address: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "hashfinder listening on {address}")?;
-    stdout.flush()?;
-    Ok(())
+    let written = writeln!(stdout, "hashfinder listening on {address}");
+    let written = written.and_then(|()| stdout.flush());
+    // Whoever started it waits for this line.
+    written.with_context(|| format!("cannot tell on stdout that it listens on {address}"))
 }

@@ -1,13 +1,11 @@
 //! `hashfinder verify`: whether a secret spells a name.
 
-use std::io::Write;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_search::DesiredName;
 
 use crate::{
-    cli::{Exit, VerifyArguments, say},
+    cli::{Exit, VerifyArguments, print, say},
     find::Finding,
 };
 
@@ -51,7 +49,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
     } else {
         finding.to_string()
     };
-    writeln!(std::io::stdout(), "{line}").context("cannot write the result to stdout")?;
+    print(format!("{line}\n"))?;
     Ok(if within { Exit::Success } else { Exit::No })
 }
 

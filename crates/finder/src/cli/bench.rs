@@ -22,7 +22,13 @@ pub(crate) enum KernelChoice {
 #[command(after_help = "\
 Examples:
   hashfinder bench
-  hashfinder bench --name doctor --name hashfinder --ideal-distance 1 --seconds 5 --json")]
+  hashfinder bench --name doctor --name hashfinder --ideal-distance 1 --seconds 5 --json
+
+Exit codes:
+  0  measured
+  2  the command line is wrong
+  4  no secret can ever spell such a name
+  5  a kernel gave a wrong answer, or the output failed")]
 pub(crate) struct BenchArguments {
     /// The kernel to measure, or all
     #[arg(long, value_name = "NAME", default_value = "all", value_parser = kernel_or_all)]

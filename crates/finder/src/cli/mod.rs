@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hashfinder_search::{Distance, Kernel};
 use http::uri::Authority;
@@ -107,6 +108,23 @@ impl From<Exit> for ExitCode {
 /// Tells people something, on stderr. If nobody can hear it, the work goes on.
 pub(crate) fn say(what: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "hashfinder: {what}");
+}
+
+/// Prints to stdout, at once; says whether anybody reads. A reader that left early, as `head` does, has
+/// had what it wanted, which is no failure.
+pub(crate) fn print(what: impl AsRef<[u8]>) -> anyhow::Result<bool> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(what.as_ref());
+    is_read(written.and_then(|()| stdout.flush()))
+}
+
+/// Whether somebody reads what was written to stdout.
+pub(crate) fn is_read(written: io::Result<()>) -> anyhow::Result<bool> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to stdout"),
+    }
 }
 
 pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {

@@ -43,7 +43,12 @@ const DRAIN_GRACE: &str = "5s";
 Examples:
   hashfinder serve
   hashfinder serve --host 0.0.0.0 --port 8080 --maximum-hashes 1000000000
-  hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json")]
+  hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json
+
+Exit codes:
+  0  shut down by SIGINT or SIGTERM, or nothing is wrong (--check)
+  2  the command line is wrong, or HASHFINDER_LOG
+  5  it cannot listen, or failed")]
 pub(crate) struct ServeArguments {
     /// The address to listen on
     ///

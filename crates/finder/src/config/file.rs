@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use toml::de::{DeTable, DeValue};
 
-use super::{Kind, ONLY_ON_THE_COMMAND_LINE, Origin, Setting, Settings, nearest};
+use super::{Kind, ONLY_ON_THE_COMMAND_LINE, Origin, Setting, Settings, literal, nearest};
 
 /// What a file says, all of which is known to be settings.
 pub(super) struct File {
@@ -82,12 +82,16 @@ impl File {
             (Kind::Switch, Value::Switch(on)) => vec![on.to_string()],
             (Kind::One, Value::One(value)) => vec![value.clone()],
             (Kind::Many, Value::Many(values)) => values.clone(),
-            (wanted, _) => {
+            (wanted, value) => {
                 let name = &setting.name;
-                let wanted = match wanted {
-                    Kind::Switch => "true or false",
-                    Kind::One => "a number or a string",
-                    Kind::Many => "an array of numbers or strings",
+                let wanted = match (wanted, value) {
+                    (Kind::Switch, _) => "true or false".to_owned(),
+                    (Kind::One, _) => "a number or a string".to_owned(),
+                    (Kind::Many, Value::One(value)) => {
+                        let list = literal(setting, std::slice::from_ref(value));
+                        format!("an array, here {name} = {list}")
+                    }
+                    (Kind::Many, _) => format!("an array, as in {name} = [\"...\"]"),
                 };
                 bail!("{origin}: {name} is set to TOML's type {kind}; give {wanted}");
             }
@@ -138,13 +142,17 @@ impl Reader<'_> {
                     self.entries
                         .insert((table.to_vec(), name.to_owned()), entry);
                 }
-                _ => {
+                value => {
+                    let what = match value {
+                        DeValue::Table(_) => "table",
+                        _ => "setting",
+                    };
                     let place = match table {
                         [] => "at the top of the file".to_owned(),
                         table => format!("of [{}]", table.join(".")),
                     };
                     let hint = self.hint(name, keys.into_iter().chain(tables));
-                    bail!("{origin}: {name} is no setting {place}; {hint}");
+                    bail!("{origin}: {name} is no {what} {place}; {hint}");
                 }
             }
         }

@@ -592,6 +592,15 @@ impl Sources {
             let mut names = ours.iter().map(|one| &one[PREFIX.len()..]);
             let without_command = format!("_{rest}");
             let with_command = names.clone().find(|one| one.ends_with(&without_command));
+            let is_flag = |flag: &&str| {
+                let flag = flag.replace('-', "_").to_uppercase();
+                rest == flag || rest.ends_with(&format!("_{flag}"))
+            };
+            if let Some(flag) = ONLY_ON_THE_COMMAND_LINE.iter().find(|flag| is_flag(flag)) {
+                return format!(
+                    "{name} is no setting; --{flag} can only be given on the command line"
+                );
+            }
             let hint = match with_command.or_else(|| nearest(rest, &mut names)) {
                 Some(nearest) => format!("did you mean {PREFIX}{nearest}?"),
                 None => "`hashfinder config --help` tells how they are called".to_owned(),

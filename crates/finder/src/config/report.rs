@@ -1,13 +1,13 @@
 //! `hashfinder config`: what is set, and what can be.
 
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{Kind, Origin, Setting, Settings, Sources, command, literal, usual_path};
-use crate::cli::{Exit, say};
+use crate::cli::{Exit, print, say};
 
 /// How long the lines of the file are that we write, as the texts in it are wrapped.
 const WIDTH: usize = 100;
@@ -44,7 +44,12 @@ told, for it may be meant for somebody else.
 Examples:
   hashfinder config show
   mkdir -p ~/.config/hashfinder
-  hashfinder config default > ~/.config/hashfinder/config.toml")]
+  hashfinder config default > ~/.config/hashfinder/config.toml
+
+Exit codes:
+  0  printed
+  2  the command line, the file or a variable is wrong
+  5  the output failed")]
 pub(crate) struct ConfigArguments {
     #[command(subcommand)]
     what: What,
@@ -67,30 +72,38 @@ enum What {
 pub(crate) fn run(arguments: &ConfigArguments, file: Option<&PathBuf>) -> Result<Exit> {
     let settings = Settings::of(&command());
     let text = match arguments.what {
-        What::Show { json } => {
-            let sources = Sources::read(file, &settings)?;
-            sources.unknown_variables(&settings).iter().for_each(say);
-            if sources.file.is_none() {
-                match usual_path() {
-                    Some(path) => say(format_args!("there is no file {}", path.display())),
-                    None => say("there is no file, for neither XDG_CONFIG_HOME nor HOME is set"),
-                }
+        What::Show { json } => match show(&settings, file, json) {
+            Ok(text) => text,
+            // As it is for every command that has settings.
+            Err(wrong) => {
+                say(format_args!("{wrong:#}"));
+                return Ok(Exit::Usage);
             }
-            show(&settings, &sources, json)?
-        }
+        },
         What::Default => default(&settings),
     };
-    let written = std::io::stdout().write_all(text.as_bytes());
-    written.context("cannot write the configuration to stdout")?;
+    print(text)?;
     Ok(Exit::Success)
 }
 
 /// Every setting with its values and their origin.
-fn show(settings: &Settings, sources: &Sources, as_json: bool) -> Result<String> {
+///
+/// # Errors
+///
+/// If the file or a variable is wrong.
+fn show(settings: &Settings, file: Option<&PathBuf>, as_json: bool) -> Result<String> {
+    let sources = Sources::read(file, settings)?;
+    sources.unknown_variables(settings).iter().for_each(say);
+    if sources.file.is_none() {
+        match usual_path() {
+            Some(path) => say(format_args!("there is no file {}", path.display())),
+            None => say("there is no file, for neither XDG_CONFIG_HOME nor HOME is set"),
+        }
+    }
     let root = command();
     let mut rows = Vec::new();
     for path in settings.paths() {
-        let resolved = settings.resolve(path, sources, &[], &root)?;
+        let resolved = settings.resolve(path, &sources, &[], &root)?;
         resolved.notes.iter().for_each(say);
         for setting in settings.0.iter().filter(|setting| setting.path == path) {
             let mut given = resolved.given.iter();

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    io::{self, Write},
+    io::Write,
     num::NonZeroU64,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -17,7 +17,7 @@ use hashfinder_search::{
 
 use super::SearchArguments;
 use crate::{
-    cli::{Exit, say},
+    cli::{Exit, print, say},
     find,
 };
 
@@ -151,7 +151,7 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
             "nothing was written; make it HEAD with: {command}"
         ));
     }
-    writeln!(io::stdout(), "{id}").context("cannot write the ID to stdout")?;
+    print(format!("{id}\n"))?;
     Ok(Exit::Success)
 }
 

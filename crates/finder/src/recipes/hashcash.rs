@@ -1,10 +1,6 @@
 //! `hashfinder hashcash`: stamps that take work to make and none to check, as hashcash.org has them.
 
-use std::{
-    fs::File,
-    io::{self, Read, Write},
-    str::FromStr,
-};
+use std::{fs::File, io::Read, str::FromStr};
 
 use anyhow::{Context, Result};
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -16,7 +12,7 @@ use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
 use super::SearchArguments;
 use crate::{
-    cli::{Exit, number, say},
+    cli::{Exit, number, print, say},
     find,
 };
 
@@ -141,9 +137,7 @@ pub(crate) async fn run(arguments: &HashcashArguments) -> Result<Exit> {
         Ok(found) => found,
         Err(exit) => return Ok(exit),
     };
-    let stamp = [&*found.secret, b"\n"].concat();
-    let written = io::stdout().write_all(&stamp);
-    written.context("cannot write the stamp to stdout")?;
+    print([&*found.secret, b"\n"].concat())?;
     Ok(Exit::Success)
 }
 
@@ -188,7 +182,7 @@ fn check(stamp: &str, arguments: &HashcashArguments) -> Result<Exit> {
         Ok(verdict) => (verdict, Exit::Success),
         Err(why) => (format!("wrong: {why}"), Exit::No),
     };
-    writeln!(io::stdout(), "{verdict}").context("cannot write the verdict to stdout")?;
+    print(format!("{verdict}\n"))?;
     Ok(exit)
 }
 

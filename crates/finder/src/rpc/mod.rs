@@ -12,7 +12,9 @@ mod status;
 mod told_to_stop;
 
 pub(crate) use edge::EdgeLayer;
-pub(crate) use finder::{FinderService, WatchAside};
+pub(crate) use finder::{
+    FinderService, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL, WatchAside,
+};
 pub(crate) use hash_name::HashFinderService;
 pub(crate) use searches::{Limits, Searches};
 pub(crate) use status::{CallError, Details};

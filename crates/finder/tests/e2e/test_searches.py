@@ -1,11 +1,13 @@
 """`hashfinder searches`: what there is at a server, shown and cancelled."""
 
 import fcntl
+import http.server
 import json
 import os
 import re
 import subprocess
 import termios
+import threading
 
 import grpc
 import jsonschema
@@ -127,12 +129,6 @@ def test_cancelling(serve, searching):
     again = run("cancel", server, search_id)
     assert again.returncode == 0
     assert again.stdout.startswith(f"{search_id}\thad ended: cancelled by client")
-
-
-def test_a_reason_that_is_too_long(serve):
-    done = run("cancel", serve(), "a", "--reason", "b" * 257)
-    assert done.returncode == 5
-    assert "256" in done.stderr
 
 
 def test_only_operators_see_what_is_anothers(serve):
@@ -345,6 +341,49 @@ def test_no_server():
         assert done.returncode == 5
         [line] = done.stderr.splitlines()
         assert "no server at 127.0.0.1:1 within 100ms" in line
+        assert "hashfinder serve" in line and "--server" in line
+
+
+def test_a_reader_that_leaves_early_is_no_failure(serve, searching):
+    server = serve()
+    _, search_id = searching(server)
+    for arguments in (["list"], ["list", "--json"], ["cancel", search_id]):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [HASHFINDER, "searches", *arguments, "--server", server.address],
+            stdin=subprocess.DEVNULL,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE_S,
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+class WebServer(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_what_listens_is_no_grpc_server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WebServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        searches = (["searches", "list"], ["searches", "watch"], ["searches", "cancel", "a"])
+        for command in (*searches, ["find", HARD]):
+            done = subprocess.run(
+                [HASHFINDER, *command, "--server", address],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+            )
+            assert (done.returncode, done.stdout) == (5, "")
+            line = done.stderr.splitlines()[-1]
+            assert f"what listens at {address} does not speak gRPC" in line
+            assert "hashfinder serve" in line and "try again" not in line
+        server.shutdown()
 
 
 def test_a_server_that_is_not_meant_for_it(fake):

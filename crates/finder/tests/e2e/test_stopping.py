@@ -337,7 +337,22 @@ def test_the_port_is_taken(serve):
     )
     assert second.returncode == 5
     assert "cannot listen on 127.0.0.1:" in second.stderr
+    assert "--port 0" in second.stderr
     assert second.stdout == ""
+
+
+def test_nobody_can_be_told_where_it_listens():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [HASHFINDER, "serve", "--port", "0"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
+    assert done.returncode == 5
+    last = done.stderr.splitlines()[-1]
+    assert "cannot tell on stdout that it listens on 127.0.0.1:" in last
 
 
 @pytest.mark.parametrize("log", ["unread", "closed"])

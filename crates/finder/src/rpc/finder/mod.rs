@@ -48,7 +48,7 @@ const MESSAGE_BYTES: usize = 1 << 20;
 /// The longest reason for cancelling a search, in bytes. It travels three times in the trailers of the
 /// search's end, once with three bytes for one, and the cursor with it; clients commonly take eight kibibytes
 /// of these.
-const REASON_LEN: usize = 256;
+pub(crate) const REASON_LEN: usize = 256;
 
 /// Below how many bytes a frame is small. HTTP/2 implementations close a connection over a hundred and more
 /// small frames that wait to be read (h2, which our own client has, counts the bytes that 256 are more than
@@ -61,13 +61,13 @@ const SMALL_FRAME: usize = 256;
 const ODDS_PATIENCE: Duration = Duration::from_millis(20);
 
 /// How often is told how things stand, if nobody says so.
-const INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The shortest such interval: ten times a second looks like always.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The longest such interval: after that, who reads along would think that nothing is there any more.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The service.
 #[derive(Clone)]

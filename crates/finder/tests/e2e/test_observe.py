@@ -301,7 +301,7 @@ def test_check_tells_what_is_wrong(tmp_path):
     for flags, environment, word in [
         (["--config", str(file)], {}, "did you mean port"),
         ([], {"HASHFINDER_SERVE_PORT": "70000"}, "HASHFINDER_SERVE_PORT=70000"),
-        ([], {"HASHFINDER_LOG": "a=b=c"}, "HASHFINDER_LOG is not a log filter"),
+        ([], {"HASHFINDER_LOG": "a=b=c"}, "HASHFINDER_LOG=a=b=c: give off, error"),
         (["--host", "no.such.host.invalid"], {}, "cannot resolve the host"),
         (["--unix", "/" + "x" * 200], {}, "can be no socket's path"),
         (["--metrics-address", "9464"], {}, "give HOST:PORT"),

@@ -337,7 +337,7 @@ def test_the_port_is_taken(serve):
     )
     assert second.returncode == 5
     assert "cannot listen on 127.0.0.1:" in second.stderr
-    assert "--port 0" in second.stderr
+    assert "port 0" in second.stderr
     assert second.stdout == ""
 
 

@@ -85,12 +85,6 @@ impl Filter {
         Filter { names, plan }
     }
 
-    /// How many names it looks for.
-    #[must_use]
-    pub fn names(&self) -> usize {
-        self.names.len()
-    }
-
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
     }

@@ -98,12 +98,6 @@ impl Sought {
         }
     }
 
-    /// How many names there are.
-    #[must_use]
-    pub fn names(&self) -> usize {
-        self.names.len()
-    }
-
     /// What lets pass whatever is a hit, if secrets are all byte strings and digests SHA-1 in base64, so
     /// that a fast kernel can search. Where a name has to be at one end of the hashed name, it lets pass
     /// those too that have it elsewhere.

@@ -1,61 +1,9 @@
-//! `hashfinder`: finds secrets whose hashed names spell a desired name, in this process or as a
-//! service.
+//! The program `hashfinder`; all of it is in the library beside it.
 
 #![forbid(unsafe_code)]
 
-mod bench;
-mod cli;
-mod config;
-mod connection;
-mod estimate;
-mod find;
-mod listener;
-mod log;
-mod manual;
-mod metrics;
-mod recipes;
-mod rpc;
-mod searches;
-mod serve;
-mod signals;
-mod verify;
-
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, Exit};
-
 fn main() -> ExitCode {
-    let cli = match config::parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            cli::say(format_args!("{error:#}"));
-            return Exit::Usage.into();
-        }
-    };
-    run(cli).unwrap_or_else(|error| {
-        cli::say(format_args!("{error:#}"));
-        Exit::Failed.into()
-    })
-}
-
-fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
-    let exit = match cli.command {
-        Command::Find(arguments) => runtime.block_on(find::run(arguments)),
-        Command::Serve(arguments) => runtime.block_on(serve::run(arguments)),
-        Command::Bench(arguments) => bench::run(&arguments),
-        Command::Estimate(arguments) => estimate::run(&arguments),
-        Command::Verify(arguments) => verify::run(&arguments),
-        Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
-        Command::GitCommit(arguments) => runtime.block_on(recipes::git_commit(&arguments)),
-        Command::Hashcash(arguments) => runtime.block_on(recipes::hashcash(&arguments)),
-        Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
-        Command::Completions(arguments) => manual::completions(&arguments),
-        Command::Man(arguments) => manual::man(&arguments),
-    };
-    // What is still going on, a connection that nobody reads for one, does not keep the process.
-    runtime.shutdown_background();
-    exit.map(ExitCode::from)
+    hashfinder::main()
 }

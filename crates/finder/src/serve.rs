@@ -17,7 +17,6 @@ use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
 
 use crate::{
     cli::{BudgetStatus, Exit, ServeArguments, say},
-    listener::{self, ClientName, Listener},
     log,
     metrics::{self, Calls, CallsLayer, Counts, Exporter},
     rpc::{
@@ -27,6 +26,7 @@ use crate::{
         v1pb::finder_server,
     },
     signals::Signals,
+    transport::{self, ClientName, Listener},
 };
 
 /// How many calls one connection may have open. gRPC's own advice is about a hundred; this leaves
@@ -223,7 +223,7 @@ fn check(arguments: &ServeArguments) -> Result<Exit> {
 
 fn places(arguments: &ServeArguments) -> Result<String> {
     let first = |host: &str, port| {
-        let addresses = listener::addresses(host, port)?;
+        let addresses = transport::addresses(host, port)?;
         let first = addresses.first().copied();
         first.with_context(|| format!("the host {host:?} has no address"))
     };

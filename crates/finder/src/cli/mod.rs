@@ -1,10 +1,13 @@
 //! The command line.
 
+mod auth;
 mod bench;
 mod estimate;
 mod find;
 mod query;
 mod serve;
+mod tls;
+mod transport;
 mod verify;
 
 use std::{
@@ -31,11 +34,14 @@ use crate::{
 };
 
 pub(crate) use self::{
+    auth::AuthArguments,
     bench::{BenchArguments, KernelChoice},
     estimate::EstimateArguments,
     find::{Color, FindArguments},
     query::{QueryArguments, QueryError, SpellingArguments},
     serve::{BudgetStatus, LogFormat, ServeArguments},
+    tls::TlsArguments,
+    transport::TransportArguments,
     verify::VerifyArguments,
 };
 

@@ -10,8 +10,10 @@ use std::{
 use clap::{Args, ValueEnum};
 use hashfinder_search::Kernel;
 
-use super::{duration, kernel, number, positive, threads};
-use crate::listener::ClientName;
+use super::{
+    AuthArguments, TlsArguments, TransportArguments, duration, kernel, number, positive, threads,
+};
+use crate::transport::ClientName;
 
 /// The largest share that a client may have, compared with others' of 1. With more, these would wait for
 /// half a second and longer between two of their slices.
@@ -128,6 +130,15 @@ pub(crate) struct ServeArguments {
     /// How long calls may go on after SIGINT or SIGTERM
     #[arg(long, value_name = "DURATION", default_value = DRAIN_GRACE, value_parser = duration)]
     pub(crate) drain_grace: Duration,
+
+    #[command(flatten)]
+    pub(crate) transport: TransportArguments,
+
+    #[command(flatten)]
+    pub(crate) tls: TlsArguments,
+
+    #[command(flatten)]
+    pub(crate) auth: AuthArguments,
 
     /// Show metrics to Prometheus at http://HOST:PORT/metrics [default: do not]
     ///

@@ -14,7 +14,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_stream::StreamExt;
 
-use crate::listener::Listener;
+use crate::transport::Listener;
 
 /// How many may be asking at a time: a few Prometheus servers and a curious person. Others wait until
 /// one has been answered.

@@ -14,7 +14,7 @@ use super::{
     status::{CallError, Canceller},
     v1pb::{self, EndReason, SearchEnded, SearchSummary},
 };
-use crate::listener::{ClientName, Peer};
+use crate::transport::{ClientName, Peer};
 
 /// A call that searches, from its admission on.
 pub(super) struct Call {

@@ -10,7 +10,7 @@ use std::{
 use hashfinder_search::{Outcome, Stopper};
 
 use super::call::Call;
-use crate::listener::ClientName;
+use crate::transport::ClientName;
 
 /// How many of one client's ended searches are kept: enough to find the one that somebody asks about,
 /// and so few that who makes thousands of short calls fills no memory.

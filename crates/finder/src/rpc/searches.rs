@@ -20,8 +20,8 @@ use super::{
     status::CallError,
 };
 use crate::{
-    listener::{ClientName, Peer},
     metrics::Counts,
+    transport::{ClientName, Peer},
 };
 
 /// How long a call waits for another one's permit before it is refused. The work of a call that was

@@ -20,12 +20,12 @@ use tonic::Status;
 use crate::{
     bench,
     estimate::MEASURED_FOR,
-    listener::ClientName,
     rpc::{
         searches::Caller,
         status::CallError,
         v1pb::{Bounds, EstimateResponse, Odds as WireOdds},
     },
+    transport::ClientName,
 };
 
 /// How many odds are reckoned at a time. They take up to some tens of milliseconds of one core, which is

@@ -17,7 +17,6 @@ use tonic_cancel::CallContext;
 
 use super::{Filter, MESSAGE_BYTES, padding};
 use crate::{
-    listener::ClientName,
     rpc::{
         call::{Call, Mark},
         registry::{Place, Viewer},
@@ -26,6 +25,7 @@ use crate::{
         told_to_stop::ToldToStop,
         v1pb::WatchSearchesResponse,
     },
+    transport::ClientName,
 };
 
 /// How many calls of one client may watch: each goes over all that it sees up to ten times a second, and

@@ -265,7 +265,8 @@ impl Connection {
     /// Waits until something has come, or the other end is gone. Dropping the future changes nothing.
     pub(super) async fn readable(&self) -> io::Result<()> {
         match &self.stream {
-            Socketed::Tcp(stream) => stream.readable().await,
+            // Readiness alone may be a false alarm.
+            Socketed::Tcp(stream) => stream.peek(&mut [0]).await.map(drop),
             Socketed::Unix(stream) => stream.readable().await,
         }
     }

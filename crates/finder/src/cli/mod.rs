@@ -40,7 +40,7 @@ pub(crate) use self::{
     find::{Color, FindArguments},
     query::{QueryArguments, QueryError, SpellingArguments},
     serve::{BudgetStatus, LogFormat, ServeArguments},
-    tls::TlsArguments,
+    tls::{ClientCertificates, TlsArguments},
     transport::TransportArguments,
     verify::VerifyArguments,
 };

@@ -2,8 +2,10 @@
 
 mod listener;
 mod peer;
+mod tls;
 
 pub(crate) use self::{
     listener::{Listener, addresses},
     peer::{ClientName, Peer},
+    tls::Tls,
 };

@@ -26,7 +26,7 @@ use crate::{
         v1pb::finder_server,
     },
     signals::Signals,
-    transport::{self, ClientName, Listener},
+    transport::{self, ClientName, Listener, Tls},
 };
 
 /// How many calls one connection may have open. gRPC's own advice is about a hundred; this leaves
@@ -68,6 +68,13 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         }
     };
     let log = log::to_stderr(filter, arguments.log_format)?;
+    let tls = match Tls::load(&arguments.tls) {
+        Ok(tls) => tls,
+        Err(wrong) => {
+            say(format_args!("{wrong:#}"));
+            return Ok(Exit::Usage);
+        }
+    };
     let listener = match &arguments.unix {
         Some(path) => Listener::unix(path)?,
         None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
@@ -180,7 +187,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .notice(DRAIN_NOTICE)
         .close(CLOSE_TIMEOUT);
     let serving = drain.serve(signal, options, |shutdown| {
-        server.serve_with_incoming_shutdown(listener, shutdown)
+        server.serve_with_incoming_shutdown(transport::incoming(listener, tls), shutdown)
     });
     let hurried = async {
         match handed_over.await {
@@ -228,6 +235,7 @@ fn places(arguments: &ServeArguments) -> Result<String> {
         first.with_context(|| format!("the host {host:?} has no address"))
     };
     log::filter()?;
+    Tls::load(&arguments.tls)?;
     let (address, shown) = match &arguments.unix {
         Some(path) => {
             let shown = path.display();

@@ -19,10 +19,13 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     time::{Sleep, sleep},
 };
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::Connected;
 
-use super::peer::{Peer, Who};
+use super::{
+    peer::{Peer, Who},
+    tls::Tls,
+};
 
 /// How many connections may wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 1024;
@@ -237,15 +240,18 @@ pub(crate) struct Connection {
 
 enum Socketed {
     Tcp(TcpStream),
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
 impl Connection {
     fn new(stream: Socketed) -> Connection {
         static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+        let address = |stream: &TcpStream| stream.peer_addr().map_or(Who::Nobody, Who::Address);
         let who = match &stream {
             // Whoever is gone already has none, and will not ask for anything either.
-            Socketed::Tcp(stream) => stream.peer_addr().map_or(Who::Nobody, Who::Address),
+            Socketed::Tcp(stream) => address(stream),
+            Socketed::Tls(stream) => address(stream.get_ref().0),
             Socketed::Unix(stream) => {
                 let credentials = stream.peer_cred();
                 credentials.map_or(Who::Nobody, |peer| Who::User(peer.uid()))
@@ -257,6 +263,55 @@ impl Connection {
         };
         Connection { stream, peer }
     }
+
+    async fn secured(self, tls: &Tls) -> io::Result<Connection> {
+        let Socketed::Tcp(tcp) = self.stream else {
+            return Ok(self);
+        };
+        let (stream, certificate) = tls.accept(tcp).await?;
+        tracing::debug!(peer = %self.peer, certificate = certificate.as_deref(), "TLS");
+        Ok(Connection {
+            stream: Socketed::Tls(Box::new(stream)),
+            peer: self.peer,
+        })
+    }
+}
+
+/// The connections, once they have shaken hands where that is asked for.
+pub(crate) fn incoming(
+    mut listener: Listener,
+    tls: Option<Tls>,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let (accepted, connections) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let next = tokio::select! {
+                next = listener.next() => next,
+                () = accepted.closed() => None,
+            };
+            let Some(Ok(connection)) = next else { return };
+            let (accepted, tls) = (accepted.clone(), tls.clone());
+            tokio::spawn(async move {
+                let connection = match tls {
+                    None => Ok(connection),
+                    Some(tls) => {
+                        let peer = connection.peer.clone();
+                        let secured = connection.secured(&tls);
+                        let secured = tokio::time::timeout(Duration::from_secs(10), secured).await;
+                        secured
+                            .unwrap_or_else(|late| Err(late.into()))
+                            .inspect_err(|error| {
+                                tracing::info!(%peer, %error, "no TLS handshake");
+                            })
+                    }
+                };
+                if let Ok(connection) = connection {
+                    let _ = accepted.send(Ok(connection)).await;
+                }
+            });
+        }
+    });
+    tokio_stream::wrappers::ReceiverStream::new(connections)
 }
 
 impl Connected for Connection {
@@ -272,6 +327,10 @@ macro_rules! either {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.get_mut().stream {
             Socketed::Tcp(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+            Socketed::Tls(stream) => {
                 let $stream = Pin::new(stream);
                 $call
             }

@@ -5,7 +5,7 @@ mod peer;
 mod tls;
 
 pub(crate) use self::{
-    listener::{Listener, addresses},
+    listener::{Listener, addresses, incoming},
     peer::{ClientName, Peer},
     tls::Tls,
 };

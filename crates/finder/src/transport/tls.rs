@@ -338,3 +338,35 @@ fn name(certificate: &CertificateDer<'_>) -> Arc<str> {
     });
     named.map_or_else(fingerprint, Arc::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+
+    use super::*;
+
+    #[test]
+    fn names_of_clients() {
+        // Certificates with all kinds of names; what is said of each stands above it.
+        let all = CertificateDer::pem_slice_iter(include_bytes!("names.pem"));
+        let all: Vec<CertificateDer<'_>> = all.map(Result::unwrap).collect();
+        let names: Vec<Arc<str>> = all.iter().map(name).collect();
+        let long = format!("urn:{}", "a".repeat(249));
+        let by_fingerprint = |certificate: &CertificateDer<'_>| {
+            let digest = Sha256::digest(certificate);
+            let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("sha256:{hex}")
+        };
+        assert_eq!(&*names[0], "client.example");
+        assert_eq!(&*names[1], "spiffe://example/one");
+        for nameless in 2..6 {
+            assert_eq!(*names[nameless], *by_fingerprint(&all[nameless]));
+        }
+        assert_eq!(&*names[2], NAMELESS);
+        assert_eq!(&*names[6], long);
+    }
+
+    /// As `openssl x509 -fingerprint -sha256` has it.
+    const NAMELESS: &str =
+        "sha256:4ea29df8fd734c6bb3e8e5d18894f8499c292a020fbb19f5d8f6ab52122b0435";
+}

@@ -30,7 +30,7 @@ use crate::{
         v1pb::finder_server,
     },
     signals::Signals,
-    transport::{self, ClientName, Listener},
+    transport::{self, ClientName, Listener, Tls},
 };
 
 /// How long a call that is told of the drain may take to say where to go on. Its search stops
@@ -61,6 +61,13 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         Ok(limits) => limits,
         Err(wrong) => {
             say(wrong);
+            return Ok(Exit::Usage);
+        }
+    };
+    let tls = match Tls::load(&arguments.tls) {
+        Ok(tls) => tls,
+        Err(wrong) => {
+            say(format_args!("{wrong:#}"));
             return Ok(Exit::Usage);
         }
     };
@@ -156,7 +163,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let service = CallsLayer(calls).layer(EdgeLayer(counts).layer(routes));
     let stop = Arc::clone(&searches);
     let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
-    let server = transport::Server::new(service, connections, connection_counts, on_close);
+    let server = transport::Server::new(service, tls, connections, connection_counts, on_close);
     tokio::spawn(searches.stop_unread(arguments.transport.stream_stall_timeout));
 
     tracing::info!(address, workers, kernel = kernel.name(), "listening");
@@ -225,6 +232,7 @@ fn places(arguments: &ServeArguments) -> Result<String> {
     };
     log::filter()?;
     arguments.transport.limits(open_files())?;
+    Tls::load(&arguments.tls)?;
     let (address, shown) = match &arguments.unix {
         Some(path) => {
             let shown = path.display();

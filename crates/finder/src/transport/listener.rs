@@ -21,7 +21,10 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-use super::peer::{Peer, Who};
+use super::{
+    peer::{Peer, Who},
+    tls::Tls,
+};
 
 /// How many connections may wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 1024;
@@ -236,15 +239,18 @@ pub(crate) struct Connection {
 
 enum Socketed {
     Tcp(TcpStream),
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
 impl Connection {
     fn new(stream: Socketed) -> Connection {
         static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+        let address = |stream: &TcpStream| stream.peer_addr().map_or(Who::Nobody, Who::Address);
         let who = match &stream {
             // Whoever is gone already has none, and will not ask for anything either.
-            Socketed::Tcp(stream) => stream.peer_addr().map_or(Who::Nobody, Who::Address),
+            Socketed::Tcp(stream) => address(stream),
+            Socketed::Tls(stream) => address(stream.get_ref().0),
             Socketed::Unix(stream) => {
                 let credentials = stream.peer_cred();
                 credentials.map_or(Who::Nobody, |peer| Who::User(peer.uid()))
@@ -253,8 +259,29 @@ impl Connection {
         let peer = Peer {
             who,
             connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
+            certificate: None,
         };
         Connection { stream, peer }
+    }
+
+    /// Shakes hands, where there is TLS and the connection may come from elsewhere. Dropping the future
+    /// closes it.
+    ///
+    /// # Errors
+    ///
+    /// If the handshake fails.
+    pub(super) async fn secured(self, tls: Option<&Tls>) -> io::Result<Connection> {
+        let (tls, tcp) = match (tls, self.stream) {
+            (Some(tls), Socketed::Tcp(tcp)) => (tls, tcp),
+            (_, stream) => return Ok(Connection { stream, ..self }),
+        };
+        let (stream, certificate) = tls.accept(tcp).await?;
+        let mut peer = self.peer;
+        peer.certificate = certificate;
+        Ok(Connection {
+            stream: Socketed::Tls(Box::new(stream)),
+            peer,
+        })
     }
 
     /// Who is at the other end.
@@ -267,6 +294,8 @@ impl Connection {
         match &self.stream {
             // Readiness alone may be a false alarm.
             Socketed::Tcp(stream) => stream.peek(&mut [0]).await.map(drop),
+            // It has shaken hands.
+            Socketed::Tls(_) => Ok(()),
             Socketed::Unix(stream) => stream.readable().await,
         }
     }
@@ -277,6 +306,10 @@ macro_rules! either {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.get_mut().stream {
             Socketed::Tcp(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+            Socketed::Tls(stream) => {
                 let $stream = Pin::new(stream);
                 $call
             }

@@ -13,6 +13,8 @@ pub(crate) struct Peer {
     pub(super) who: Who,
     /// The connection's number, which no other one has.
     pub(crate) connection: u64,
+    /// The name in the client's certificate, if it has shown one that was found good.
+    pub(crate) certificate: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@ mod auth;
 mod bench;
 mod estimate;
 mod find;
+mod keys;
 mod query;
 mod serve;
 mod tls;
@@ -38,6 +39,7 @@ pub(crate) use self::{
     bench::{BenchArguments, KernelChoice},
     estimate::EstimateArguments,
     find::{Color, FindArguments},
+    keys::{KeyFileArguments, KeysArguments, KeysCommand},
     query::{QueryArguments, QueryError, SpellingArguments},
     serve::{BudgetStatus, LogFormat, ServeArguments},
     tls::TlsArguments,
@@ -77,6 +79,7 @@ pub(crate) enum Command {
     Estimate(EstimateArguments),
     Verify(VerifyArguments),
     Searches(SearchesArguments),
+    Keys(KeysArguments),
     GitCommit(GitCommitArguments),
     Hashcash(HashcashArguments),
     Config(ConfigArguments),

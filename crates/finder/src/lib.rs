@@ -6,12 +6,14 @@
 
 #![forbid(unsafe_code)]
 
+mod auth;
 mod bench;
 mod cli;
 mod config;
 mod connection;
 mod estimate;
 mod find;
+mod keys;
 mod log;
 mod manual;
 mod metrics;
@@ -57,6 +59,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
+        Command::Keys(arguments) => keys::run(arguments),
         Command::GitCommit(arguments) => runtime.block_on(recipes::git_commit(&arguments)),
         Command::Hashcash(arguments) => runtime.block_on(recipes::hashcash(&arguments)),
         Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),

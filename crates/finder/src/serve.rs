@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     io::Write,
+    net::SocketAddr,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -20,12 +21,13 @@ use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
 use tower_layer::Layer;
 
 use crate::{
+    auth::{Auth, AuthLayer, Rules, check_exposure},
     cli::{BudgetStatus, Exit, ServeArguments, open_files, say},
     log,
     metrics::{self, Calls, CallsLayer, Counts, Exporter},
     rpc::{
-        CallError, DESCRIPTORS, EdgeLayer, FinderService, HashFinderService, Limits, Searches,
-        WatchAside,
+        ALL_DESCRIPTORS, CallError, DESCRIPTORS, EdgeLayer, FinderService, HashFinderService,
+        Limits, Searches, WatchAside,
         pb::hash_finder_server::{self, HashFinderServer},
         v1pb::finder_server,
     },
@@ -64,8 +66,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
-    let tls = match Tls::load(&arguments.tls) {
-        Ok(tls) => tls,
+    let (tls, auth, addresses) = match protection(&arguments) {
+        Ok(protected) => protected,
         Err(wrong) => {
             say(format_args!("{wrong:#}"));
             return Ok(Exit::Usage);
@@ -73,11 +75,15 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     };
     let listener = match &arguments.unix {
         Some(path) => Listener::unix(path)?,
-        None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
+        None => Listener::tcp(&addresses, arguments.reuse_port)?,
     };
     let address = listener.address()?;
     let metrics_listener = match &arguments.metrics_address {
-        Some(at) => Some(Listener::tcp(&at.host, at.port, false).context("for the metrics")?),
+        Some(at) => {
+            let addresses = transport::addresses(&at.host, at.port);
+            let listener = addresses.and_then(|addresses| Listener::tcp(&addresses, false));
+            Some(listener.context("for the metrics")?)
+        }
         None => None,
     };
 
@@ -102,8 +108,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         maximum_hashes: arguments.maximum_hashes,
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
         weights: arguments.client_weights.iter().cloned().collect(),
-        operators: operators(&arguments, &listener)?,
     };
+    let auth = Arc::new(auth.with_operators(operators(&arguments, &listener)?));
     let budget_code = match arguments.budget_status {
         BudgetStatus::Cancelled => Code::Cancelled,
         BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
@@ -119,12 +125,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         refused.refused(&error);
         Status::from(error)
     });
-    let calls = Calls::new(&[
-        DESCRIPTORS,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ])?;
+    let calls = Calls::new(&ALL_DESCRIPTORS)?;
+    let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
+    let keeping_up = Arc::clone(&auth);
+    tokio::spawn(async move { keeping_up.keep_up().await });
     if let Some(listener) = metrics_listener {
         let server = metrics::Server {
             searches: Arc::clone(&searches),
@@ -160,7 +164,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .add_service(WatchAside::new(finder, &drain))
         .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
         .prepare();
-    let service = CallsLayer(calls).layer(EdgeLayer(counts).layer(routes));
+    let service = AuthLayer::new(auth, rules, counts.clone()).layer(routes);
+    let service = CallsLayer(calls).layer(EdgeLayer(counts).layer(service));
     let stop = Arc::clone(&searches);
     let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
     let server = transport::Server::new(service, tls, connections, connection_counts, on_close);
@@ -224,15 +229,28 @@ fn check(arguments: &ServeArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn places(arguments: &ServeArguments) -> Result<String> {
-    let first = |host: &str, port| {
-        let addresses = transport::addresses(host, port)?;
-        let first = addresses.first().copied();
-        first.with_context(|| format!("the host {host:?} has no address"))
+/// Who is let in, and where this is listened on: no address where it is a Unix socket.
+///
+/// # Errors
+///
+/// If there is anything wrong, or if strangers could do there what they are not to.
+fn protection(arguments: &ServeArguments) -> Result<(Option<Tls>, Auth, Vec<SocketAddr>)> {
+    let tls = Tls::load(&arguments.tls)?;
+    let auth = Auth::load(&arguments.auth, arguments.tls.tls_client_ca.is_some())?;
+    let addresses = match &arguments.unix {
+        Some(_) => Vec::new(),
+        None => transport::addresses(&arguments.host, arguments.port)?,
     };
+    if !arguments.auth.listen_unprotected {
+        check_exposure(&addresses, tls.is_some(), auth.is_configured())?;
+    }
+    Ok((tls, auth, addresses))
+}
+
+fn places(arguments: &ServeArguments) -> Result<String> {
     log::filter()?;
     arguments.transport.limits(open_files())?;
-    Tls::load(&arguments.tls)?;
+    let (_, _, addresses) = protection(arguments)?;
     let (address, shown) = match &arguments.unix {
         Some(path) => {
             let shown = path.display();
@@ -240,14 +258,15 @@ fn places(arguments: &ServeArguments) -> Result<String> {
             (None, format!("unix:{shown}"))
         }
         None => {
-            let address = first(&arguments.host, arguments.port)?;
+            let address = *addresses.first().context("there is no address")?;
             (Some(address), address.to_string())
         }
     };
     let Some(at) = &arguments.metrics_address else {
         return Ok(shown);
     };
-    let metrics = first(&at.host, at.port).context("for the metrics")?;
+    let addresses = transport::addresses(&at.host, at.port).context("for the metrics")?;
+    let metrics = *addresses.first().context("there is no address")?;
     if metrics.port() != 0 && address == Some(metrics) {
         bail!("metrics need a port of their own; {metrics} is the server's");
     }

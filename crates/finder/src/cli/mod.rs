@@ -5,6 +5,7 @@ mod bench;
 mod connection;
 mod estimate;
 mod find;
+mod keys;
 mod query;
 mod serve;
 mod tls;
@@ -40,6 +41,7 @@ pub(crate) use self::{
     connection::ConnectionArguments,
     estimate::EstimateArguments,
     find::{Color, FindArguments},
+    keys::{KeyFileArguments, KeysArguments, KeysCommand},
     query::{QueryArguments, QueryError, SpellingArguments},
     serve::{BudgetStatus, LogFormat, ServeArguments},
     tls::{ClientCertificates, TlsArguments},
@@ -79,6 +81,7 @@ pub(crate) enum Command {
     Estimate(EstimateArguments),
     Verify(VerifyArguments),
     Searches(SearchesArguments),
+    Keys(KeysArguments),
     GitCommit(GitCommitArguments),
     Hashcash(HashcashArguments),
     Config(ConfigArguments),

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Flags that are no settings, of whatever command.
-const ONLY_ON_THE_COMMAND_LINE: [&str; 13] = [
+const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
     // It says where the settings are.
     "config",
     // Where the pages of the manual go, once.
@@ -43,6 +43,10 @@ const ONLY_ON_THE_COMMAND_LINE: [&str; 13] = [
     "check",
     // It belongs to one stamp.
     "date",
+    // They belong to one key.
+    "comment",
+    "expires",
+    "role",
     // They belong to one commit.
     "drop-signature",
     "from",

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -51,8 +51,8 @@ enum ListeningSocket {
 }
 
 impl Listener {
-    /// Listens on the first address of `host` that can be bound. Port 0 takes a free one.
-    pub(crate) fn tcp(host: &str, port: u16, reuse_port: bool) -> Result<Listener> {
+    /// Listens on the first of the addresses that can be bound. Port 0 takes a free one.
+    pub(crate) fn tcp(addresses: &[SocketAddr], reuse_port: bool) -> Result<Listener> {
         let bind = |address: SocketAddr| -> io::Result<TcpListener> {
             let socket = Socket::new(
                 Domain::for_address(address),
@@ -68,8 +68,8 @@ impl Listener {
             TcpListener::from_std(socket.into())
         };
         let mut failure = None;
-        for address in addresses(host, port)? {
-            match bind(address) {
+        for address in addresses {
+            match bind(*address) {
                 Ok(listener) => return Ok(Listener::new(ListeningSocket::Tcp(listener))),
                 Err(error) => {
                     let in_use = error.kind() == io::ErrorKind::AddrInUse;
@@ -85,7 +85,7 @@ impl Listener {
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| anyhow!("the host {host:?} has no address")))
+        Err(failure.unwrap_or_else(|| anyhow!("there is no address to listen on")))
     }
 
     /// Listens on a Unix socket, which is removed when the listener is dropped. One that a server left
@@ -144,11 +144,13 @@ impl Listener {
 ///
 /// # Errors
 ///
-/// If nobody knows the host.
+/// If nobody knows the host, or an address of it.
 pub(crate) fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
     let addresses = (host.trim_matches(['[', ']']), port).to_socket_addrs();
     let addresses = addresses.with_context(|| format!("cannot resolve the host {host:?}"))?;
-    Ok(addresses.collect())
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    ensure!(!addresses.is_empty(), "the host {host:?} has no address");
+    Ok(addresses)
 }
 
 /// Whether somebody listens on a Unix socket.
@@ -256,11 +258,7 @@ impl Connection {
                 credentials.map_or(Who::Nobody, |peer| Who::User(peer.uid()))
             }
         };
-        let peer = Peer {
-            who,
-            connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
-            certificate: None,
-        };
+        let peer = Peer::new(who, CONNECTIONS.fetch_add(1, Ordering::Relaxed));
         Connection { stream, peer }
     }
 

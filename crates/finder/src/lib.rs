@@ -15,6 +15,7 @@ mod find;
 mod log;
 mod manual;
 mod metrics;
+mod passage;
 mod rate;
 mod recipes;
 mod rpc;

@@ -1,7 +1,7 @@
 //! `hashfinder serve`: the server process, from its socket to its last call.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io::Write,
     sync::Arc,
     thread,
@@ -9,19 +9,19 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use hashfinder_search::{Engine, Kernel};
+use hashfinder_search::{Engine, Kernel, Quota};
 use socket2::SockAddr;
 use tokio::sync::oneshot;
 use tonic::{Code, Status, service::LayerExt, transport::Server};
 use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
 
 use crate::{
-    cli::{BudgetStatus, Exit, ServeArguments, say},
+    cli::{BudgetStatus, Exit, QuotaArguments, ServeArguments, say},
     log,
     metrics::{self, Calls, CallsLayer, Counts, Exporter},
     rpc::{
-        CallError, DESCRIPTORS, EdgeLayer, FinderService, HashFinderService, Limits, Searches,
-        WatchAside,
+        AddressLimits, CallError, DESCRIPTORS, EdgeLayer, FinderService, HashFinderService, Limits,
+        RateLimitLayer, RateLimits, Searches, WatchAside,
         pb::hash_finder_server::{self, HashFinderServer},
         v1pb::finder_server,
     },
@@ -99,6 +99,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         maximum_hashes: arguments.maximum_hashes,
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
         weights: arguments.client_weights.iter().cloned().collect(),
+        quotas: quotas(&arguments.quota),
         operators: operators(&arguments, &listener)?,
     };
     let budget_code = match arguments.budget_status {
@@ -108,11 +109,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let counts = Counts::default();
     let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
 
+    let rate_limits = rate_limits(&arguments);
+    let refusals = searches.refusals().clone();
+
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.
     let refused = counts.clone();
     let drain = Drain::with_status(move || {
         let error = CallError::Draining(None);
-        refused.refused(&error);
+        refused.refused(error.reason());
         Status::from(error)
     });
     let calls = Calls::new(&[
@@ -125,6 +129,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         let server = metrics::Server {
             searches: Arc::clone(&searches),
             drain: drain.clone(),
+            rate_limits: rate_limits.clone(),
             lost_lines: log.lost_lines(),
         };
         let registry = metrics::registry(kernel, server, &counts, &calls);
@@ -153,8 +158,13 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(CallsLayer(calls))
-        .layer(EdgeLayer(counts))
+        .layer(CallsLayer(calls.clone()))
+        .layer(EdgeLayer::new(
+            calls.clone(),
+            refusals.clone(),
+            arguments.quota.request_timeout,
+        ))
+        .layer(RateLimitLayer::new(rate_limits, calls, refusals))
         .add_service(aside.named_layer(health_service))
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
@@ -259,6 +269,29 @@ fn operators(arguments: &ServeArguments, listener: &Listener) -> Result<HashSet<
     let users = owner.into_iter().flat_map(|owner| [owner, ROOT]);
     let users = users.map(ClientName::of_user);
     Ok(users.chain(arguments.operators.iter().cloned()).collect())
+}
+
+/// What those clients may have for whom that was said.
+fn quotas(arguments: &QuotaArguments) -> HashMap<ClientName, Quota> {
+    let mut quotas: HashMap<ClientName, Quota> = HashMap::new();
+    for (client, searches) in &arguments.client_searches {
+        quotas.entry(client.clone()).or_default().searches = Some(searches.get());
+    }
+    for (client, hashes) in &arguments.client_hashes_per_second {
+        let quota = quotas.entry(client.clone()).or_default();
+        quota.hashes_per_second = Some(*hashes);
+    }
+    quotas
+}
+
+fn rate_limits(arguments: &ServeArguments) -> RateLimits {
+    let quota = &arguments.quota;
+    let (open_calls, open_calls_of_address) = quota.open_calls(arguments.maximum_concurrent_rpcs);
+    RateLimits::new(AddressLimits {
+        calls_per_second: quota.maximum_calls_per_second_per_address,
+        open_calls,
+        open_calls_of_address,
+    })
 }
 
 /// The line that tells people and scripts that the server is there, and where.

@@ -5,6 +5,7 @@ mod bench;
 mod estimate;
 mod find;
 mod query;
+mod quota;
 mod serve;
 mod tls;
 mod transport;
@@ -39,6 +40,7 @@ pub(crate) use self::{
     estimate::EstimateArguments,
     find::{Color, FindArguments},
     query::{QueryArguments, QueryError, SpellingArguments},
+    quota::QuotaArguments,
     serve::{BudgetStatus, LogFormat, ServeArguments},
     tls::TlsArguments,
     transport::TransportArguments,

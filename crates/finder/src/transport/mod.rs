@@ -5,5 +5,5 @@ mod peer;
 
 pub(crate) use self::{
     listener::{Listener, addresses},
-    peer::{ClientName, Peer},
+    peer::{ClientName, Origin, Peer},
 };

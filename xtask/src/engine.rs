@@ -125,6 +125,8 @@ impl Server {
             // Both versions of IP, so that one machine can be two clients.
             .args(["serve", "--host", "::", "--port", "0"])
             .args(["--maximum-concurrent-rpcs", "5000"])
+            // One address is as many clients as there are connections.
+            .args(["--maximum-calls-per-second-per-address", "1000000"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

@@ -17,6 +17,7 @@ mod keys;
 mod log;
 mod manual;
 mod metrics;
+mod passage;
 mod pem;
 mod rate;
 mod recipes;
@@ -54,7 +55,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         .build()?;
     let exit = match cli.command {
         Command::Find(arguments) => runtime.block_on(find::run(arguments)),
-        Command::Serve(arguments) => runtime.block_on(serve::run(arguments)),
+        Command::Serve(arguments) => runtime.block_on(serve::run(*arguments)),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),

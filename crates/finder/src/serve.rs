@@ -1,7 +1,7 @@
 //! `hashfinder serve`: the server process, from its socket to its last call.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io::Write,
     net::SocketAddr,
     sync::Arc,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use hashfinder_search::{Engine, Kernel};
+use hashfinder_search::{Engine, Kernel, Quota};
 use socket2::SockAddr;
 use tokio::sync::oneshot;
 use tonic::{
@@ -22,12 +22,12 @@ use tower_layer::Layer;
 
 use crate::{
     auth::{Auth, AuthLayer, Rules, check_exposure},
-    cli::{BudgetStatus, Exit, ServeArguments, open_files, say},
+    cli::{BudgetStatus, Exit, QuotaArguments, ServeArguments, open_files, say},
     log,
     metrics::{self, Calls, CallsLayer, Counts, Exporter},
     rpc::{
-        ALL_DESCRIPTORS, CallError, DESCRIPTORS, EdgeLayer, FinderService, HashFinderService,
-        Limits, Searches, WatchAside,
+        ALL_DESCRIPTORS, AddressLimits, CallError, DESCRIPTORS, EdgeLayer, FinderService,
+        HashFinderService, Limits, RateLimitLayer, RateLimits, Searches, WatchAside,
         pb::hash_finder_server::{self, HashFinderServer},
         v1pb::finder_server,
     },
@@ -108,6 +108,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         maximum_hashes: arguments.maximum_hashes,
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
         weights: arguments.client_weights.iter().cloned().collect(),
+        quotas: quotas(&arguments.quota),
     };
     let auth = Arc::new(auth.with_operators(operators(&arguments, &listener)?));
     let budget_code = match arguments.budget_status {
@@ -118,11 +119,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let connection_counts = transport::Counts::default();
     let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
 
+    let rate_limits = rate_limits(&arguments);
+    let refusals = searches.refusals().clone();
+
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.
     let refused = counts.clone();
     let drain = Drain::with_status(move || {
         let error = CallError::Draining(None);
-        refused.refused(&error);
+        refused.refused(error.reason());
         Status::from(error)
     });
     let calls = Calls::new(&ALL_DESCRIPTORS)?;
@@ -133,6 +137,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         let server = metrics::Server {
             searches: Arc::clone(&searches),
             drain: drain.clone(),
+            rate_limits: rate_limits.clone(),
             lost_lines: log.lost_lines(),
         };
         let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
@@ -164,8 +169,17 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .add_service(WatchAside::new(finder, &drain))
         .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
         .prepare();
-    let service = AuthLayer::new(auth, rules, counts.clone()).layer(routes);
-    let service = CallsLayer(calls).layer(EdgeLayer(counts).layer(service));
+    let service = AuthLayer::new(
+        auth,
+        rules,
+        calls.clone(),
+        refusals.clone(),
+        rate_limits.clone(),
+    );
+    let service = RateLimitLayer::new(rate_limits, calls.clone(), refusals.clone())
+        .layer(service.layer(routes));
+    let edge = EdgeLayer::new(calls.clone(), refusals, arguments.quota.request_timeout);
+    let service = CallsLayer(calls).layer(edge.layer(service));
     let stop = Arc::clone(&searches);
     let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
     let server = transport::Server::new(service, tls, connections, connection_counts, on_close);
@@ -283,6 +297,29 @@ fn operators(arguments: &ServeArguments, listener: &Listener) -> Result<HashSet<
     let users = owner.into_iter().flat_map(|owner| [owner, ROOT]);
     let users = users.map(ClientName::of_user);
     Ok(users.chain(arguments.operators.iter().cloned()).collect())
+}
+
+/// What those clients may have for whom that was said.
+fn quotas(arguments: &QuotaArguments) -> HashMap<ClientName, Quota> {
+    let mut quotas: HashMap<ClientName, Quota> = HashMap::new();
+    for (client, searches) in &arguments.client_searches {
+        quotas.entry(client.clone()).or_default().searches = Some(searches.get());
+    }
+    for (client, hashes) in &arguments.client_hashes_per_second {
+        let quota = quotas.entry(client.clone()).or_default();
+        quota.hashes_per_second = Some(*hashes);
+    }
+    quotas
+}
+
+fn rate_limits(arguments: &ServeArguments) -> RateLimits {
+    let quota = &arguments.quota;
+    let (open_calls, open_calls_of_address) = quota.open_calls(arguments.maximum_concurrent_rpcs);
+    RateLimits::new(AddressLimits {
+        calls_per_second: quota.maximum_calls_per_second_per_address,
+        open_calls,
+        open_calls_of_address,
+    })
 }
 
 /// The line that tells people and scripts that the server is there, and where.

@@ -46,7 +46,7 @@ pub use cursor::{Cursor, CursorError};
 pub use engine::{Backend, Engine, Event, Outcome, Report, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel};
 pub use keyspace::{Alphabet, AlphabetError, Index, Keyspace, KeyspaceError};
-pub use limits::{Limits, OverLimit, Usage};
+pub use limits::{Limits, OverLimit, Quota, Usage};
 pub use name::{DesiredName, Distance, NameError, Nearest, NegativeDistance};
 pub use odds::Odds;
 pub use query::{Candidate, Impossible, Query};

@@ -2,6 +2,8 @@
 
 use std::{collections::HashMap, num::NonZeroU64, sync::Arc, time::Duration};
 
+use crate::turns::Client;
+
 /// What the engine allows. The defaults allow everything that costs the engine nothing worth naming.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -29,6 +31,18 @@ impl Default for Limits {
             queue_length: 256,
         }
     }
+}
+
+/// What one client may have where that differs from what [`Limits`] let every client have.
+///
+/// While a client has searches under way, or owes hashes, it keeps the quota that the first of them was begun
+/// with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Quota {
+    /// In the place of [`Limits::searches_per_client`].
+    pub searches: Option<usize>,
+    /// In the place of [`Limits::hashes_per_second_per_client`].
+    pub hashes_per_second: Option<NonZeroU64>,
 }
 
 /// Why a search was refused.
@@ -71,11 +85,21 @@ pub(crate) struct Accounts {
 const SWEPT_FROM: usize = 1000;
 
 struct Account {
+    /// How many searches it may have.
+    searches: usize,
+    hashes: Option<Hashes>,
+    usage: Usage,
+}
+
+/// A client's quota of hashes, and what is left of it.
+struct Hashes {
+    per_second: NonZeroU64,
+    /// How many it may have at once that has had none for long.
+    full: f64,
     /// Hashes that it may still have; below zero, it has had them in advance.
     left: f64,
     /// When `left` was worked out.
     at: Duration,
-    usage: Usage,
 }
 
 /// What a client has had since it began its first search; forgotten when its last one is over.
@@ -106,38 +130,31 @@ impl Accounts {
     }
 
     /// Counts a new search, if the client may have it.
-    pub(crate) fn open(&mut self, client: &Arc<str>, now: Duration) -> Result<(), OverLimit> {
+    pub(crate) fn open(&mut self, client: &Client, now: Duration) -> Result<(), OverLimit> {
         let limits = self.limits;
         if self.searches >= limits.searches {
             return Err(OverLimit::Searches {
                 limit: limits.searches,
             });
         }
-        self.refill(client, now);
         self.sweep(now);
-        let full = limits.full();
-        let account = self.clients.entry(Arc::clone(client)).or_insert(Account {
-            left: full,
-            at: now,
-            usage: Usage::default(),
-        });
-        if account.usage.searches >= limits.searches_per_client {
+        let name = Arc::clone(&client.name);
+        let account = self.clients.entry(name);
+        let account = account.or_insert_with(|| Account::new(limits, client.quota, now));
+        if account.usage.searches >= account.searches {
             return Err(OverLimit::SearchesOfClient {
-                limit: limits.searches_per_client,
+                limit: account.searches,
             });
         }
-        let searches = account.usage.searches;
-        if let Some(per_second) = limits.hashes_per_second_per_client
-            && let Some(retry_after) = self.is_spent(client, now)
+        if let Some(hashes) = &mut account.hashes
+            && let Some(retry_after) = hashes.are_spent(now)
         {
             return Err(OverLimit::Hashes {
-                per_second,
+                per_second: hashes.per_second,
                 retry_after,
             });
         }
-        if let Some(account) = self.clients.get_mut(client) {
-            account.usage.searches = searches + 1;
-        }
+        account.usage.searches += 1;
         self.searches += 1;
         Ok(())
     }
@@ -145,12 +162,10 @@ impl Accounts {
     /// Counts a search that was let go of.
     pub(crate) fn close(&mut self, client: &Arc<str>, tests: u64) {
         self.searches -= 1;
-        let full = self.limits.full();
         if let Some(account) = self.clients.get_mut(client) {
             account.usage.searches -= 1;
             account.usage.tests += tests;
-            // One that has no searches and owes nothing need not be known.
-            if account.usage.searches == 0 && account.left >= full {
+            if account.may_be_forgotten() {
                 self.clients.remove(client);
             }
         }
@@ -158,26 +173,23 @@ impl Accounts {
 
     /// Counts hashes that were done for a client.
     pub(crate) fn spend(&mut self, client: &Arc<str>, hashes: u64, took: Duration, now: Duration) {
-        self.refill(client, now);
-        let limited = self.limits.hashes_per_second_per_client.is_some();
         if let Some(account) = self.clients.get_mut(client) {
             account.usage.hashes += hashes;
             account.usage.core_time += took;
-            if limited {
-                account.left -= hashes as f64;
+            if let Some(quota) = &mut account.hashes {
+                quota.refill(now);
+                quota.left -= hashes as f64;
             }
         }
     }
 
     /// When a second's worth of a client's quota of hashes will be there again, if it is spent.
     pub(crate) fn is_spent(&mut self, client: &Arc<str>, now: Duration) -> Option<Duration> {
-        let per_second = self.limits.hashes_per_second_per_client?;
-        self.refill(client, now);
-        let account = self.clients.get(client)?;
-        (account.left <= 0.0).then(|| {
-            let rate = per_second.get() as f64;
-            Duration::from_secs_f64((1.0 - account.left / rate).max(0.0))
-        })
+        self.clients
+            .get_mut(client)?
+            .hashes
+            .as_mut()?
+            .are_spent(now)
     }
 
     /// What a client has had.
@@ -191,35 +203,56 @@ impl Accounts {
         if self.clients.len() < self.next_sweep {
             return;
         }
-        let names: Vec<Arc<str>> = self.clients.keys().cloned().collect();
-        for name in &names {
-            self.refill(name, now);
-        }
-        let full = self.limits.full();
-        self.clients
-            .retain(|_, account| account.usage.searches > 0 || account.left < full);
+        self.clients.retain(|_, account| {
+            if let Some(hashes) = &mut account.hashes {
+                hashes.refill(now);
+            }
+            !account.may_be_forgotten()
+        });
         self.next_sweep = SWEPT_FROM + 2 * self.clients.len();
-    }
-
-    fn refill(&mut self, client: &Arc<str>, now: Duration) {
-        let full = self.limits.full();
-        if let Some(per_second) = self.limits.hashes_per_second_per_client
-            && let Some(account) = self.clients.get_mut(client)
-        {
-            let since = now.saturating_sub(account.at).as_secs_f64();
-            account.left = (account.left + since * per_second.get() as f64).min(full);
-            // Threads read the clock before they come here, so it may seem to go back.
-            account.at = account.at.max(now);
-        }
     }
 }
 
-impl Limits {
-    /// What a client may have at once that has used nothing for long.
-    fn full(&self) -> f64 {
-        let per_second = self.hashes_per_second_per_client;
-        per_second.map_or(0.0, |rate| {
-            rate.get() as f64 * self.quota_saved_for.as_secs_f64()
+impl Account {
+    fn new(limits: Limits, quota: Quota, now: Duration) -> Account {
+        let per_second = quota.hashes_per_second;
+        let per_second = per_second.or(limits.hashes_per_second_per_client);
+        Account {
+            searches: quota.searches.unwrap_or(limits.searches_per_client),
+            hashes: per_second.map(|per_second| {
+                let full = per_second.get() as f64 * limits.quota_saved_for.as_secs_f64();
+                Hashes {
+                    per_second,
+                    full,
+                    left: full,
+                    at: now,
+                }
+            }),
+            usage: Usage::default(),
+        }
+    }
+
+    /// One that has no searches and owes nothing need not be known.
+    fn may_be_forgotten(&self) -> bool {
+        let is_full = |hashes: &Hashes| hashes.left >= hashes.full;
+        self.usage.searches == 0 && self.hashes.as_ref().is_none_or(is_full)
+    }
+}
+
+impl Hashes {
+    /// When a second's worth of them will be there again, if there are none.
+    fn are_spent(&mut self, now: Duration) -> Option<Duration> {
+        self.refill(now);
+        (self.left <= 0.0).then(|| {
+            let rate = self.per_second.get() as f64;
+            Duration::from_secs_f64((1.0 - self.left / rate).max(0.0))
         })
+    }
+
+    fn refill(&mut self, now: Duration) {
+        let since = now.saturating_sub(self.at).as_secs_f64();
+        self.left = (self.left + since * self.per_second.get() as f64).min(self.full);
+        // Threads read the clock before they come here, so it may seem to go back.
+        self.at = self.at.max(now);
     }
 }

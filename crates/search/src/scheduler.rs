@@ -355,7 +355,7 @@ impl Scheduler {
 
     /// Counts a search that a client is about to submit, if it may.
     pub(crate) fn admit(&mut self, client: &Client, now: Duration) -> Result<(), OverLimit> {
-        self.accounts.open(&client.name, now)
+        self.accounts.open(client, now)
     }
 
     /// Takes a search that was admitted, of which so many secrets have been tried already. It begins behind

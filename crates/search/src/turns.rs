@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use crate::scheduler::{SLICE_TIME, SearchId};
+use crate::{
+    limits::Quota,
+    scheduler::{SLICE_TIME, SearchId},
+};
 
 /// For whom a search is made.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +35,8 @@ pub struct Client {
     /// How much the client's share is, compared with other clients'. Over a few thousand it means little:
     /// even a client that outweighs all others does not keep them waiting for ever.
     pub weight: NonZeroU32,
+    /// What it may have where that differs from what others may.
+    pub quota: Quota,
 }
 
 impl Default for Client {
@@ -41,6 +46,7 @@ impl Default for Client {
             name: Arc::from(""),
             connection: 0,
             weight: NonZeroU32::MIN,
+            quota: Quota::default(),
         }
     }
 }

@@ -12,10 +12,14 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    Auth, Credentials, Refusal,
+    Auth, Credentials, Principal, Refusal,
     rules::{Rule, Rules},
 };
-use crate::{metrics::Counts, rpc::CallError, transport::Peer};
+use crate::{
+    metrics::Calls,
+    rpc::{CallError, RateLimits, Refusals},
+    transport::{ClientName, Peer},
+};
 
 /// Finds out who makes a call, and ends those that their method's rule forbids, before any work. The
 /// others carry their [`Principal`](super::Principal) as an extension, and no credential any more.
@@ -23,48 +27,71 @@ use crate::{metrics::Counts, rpc::CallError, transport::Peer};
 pub(crate) struct AuthLayer {
     auth: Arc<Auth>,
     rules: Arc<Rules>,
-    counts: Counts,
+    calls: Calls,
+    refusals: Refusals,
+    limits: RateLimits,
 }
 
 impl AuthLayer {
-    pub(crate) fn new(auth: Arc<Auth>, rules: Rules, counts: Counts) -> AuthLayer {
+    /// `limits` bound how many bad credentials an address may try.
+    pub(crate) fn new(
+        auth: Arc<Auth>,
+        rules: Rules,
+        calls: Calls,
+        refusals: Refusals,
+        limits: RateLimits,
+    ) -> AuthLayer {
         AuthLayer {
             auth,
             rules: Arc::new(rules),
-            counts,
+            calls,
+            refusals,
+            limits,
         }
     }
 
     /// Lets a call in, or says how it ends.
-    fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), CallError> {
+    fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), Status> {
         // Whoever comes after this has no use for it.
         let credentials = Credentials::taken_from(request.headers_mut());
-        let (method, rule) = self.rules.of_path(request.uri().path());
-        let Rule::Needs(needed) = rule else {
+        let (_, Rule::Needs(needed)) = self.rules.of_path(request.uri().path()) else {
             return Ok(());
         };
         let peer = request.extensions().get::<Peer>().cloned();
-        let (error, why, client) = match self.auth.principal(peer.as_ref(), &credentials) {
+        let peer = peer.as_ref();
+        let (error, client, why) = match self.principal(peer, &credentials) {
             Ok(principal) if principal.role >= needed => {
                 request.extensions_mut().insert(principal);
                 return Ok(());
             }
-            Ok(principal) => (CallError::OperatorsOnly, None, Some(principal.name)),
-            Err(Refusal::Missing) => (CallError::CredentialMissing, None, None),
-            Err(Refusal::Refused { why, client }) => {
-                (CallError::CredentialRefused, Some(why), client)
-            }
+            Ok(principal) => (CallError::OperatorsOnly, Some(principal.name), None),
+            Err(refused) => refused,
         };
-        self.counts.refused(&error);
-        tracing::info!(
-            method = method.rsplit_once('/').map_or(method, |(_, name)| name),
-            peer = peer.as_ref().map(tracing::field::display),
-            client = client.as_ref().map(tracing::field::display),
-            reason = error.reason(),
-            why,
-            "call refused",
-        );
-        Err(error)
+        let method = self.calls.shown(request.uri().path());
+        Err((self.refusals).refused_because(error, method, peer, client.as_ref(), why))
+    }
+
+    /// Who it is; else what to say, whose credential it seems to be, and what is wrong with it.
+    fn principal(
+        &self,
+        peer: Option<&Peer>,
+        credentials: &Credentials,
+    ) -> Result<Principal, (CallError, Option<ClientName>, Option<&'static str>)> {
+        if let (Some(peer), false) = (peer, credentials.is_empty()) {
+            let may = self.limits.may_try_credential(peer);
+            may.map_err(|error| (error, None, None))?;
+        }
+        self.auth
+            .principal(peer, credentials)
+            .map_err(|refusal| match refusal {
+                Refusal::Missing => (CallError::CredentialMissing, None, None),
+                Refusal::Refused { why, client } => {
+                    if let Some(peer) = peer {
+                        self.limits.credential_refused(peer);
+                    }
+                    (CallError::CredentialRefused, client, Some(why))
+                }
+            })
     }
 }
 
@@ -102,7 +129,9 @@ where
             Ok(()) => AuthFuture::Admitted {
                 inner: self.inner.call(request),
             },
-            Err(error) => AuthFuture::Refused { error: Some(error) },
+            Err(status) => AuthFuture::Refused {
+                status: Some(status),
+            },
         }
     }
 }
@@ -115,7 +144,7 @@ pin_project! {
             inner: F,
         },
         Refused {
-            error: Option<CallError>,
+            status: Option<Status>,
         },
     }
 }
@@ -129,9 +158,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         match self.project() {
             Admission::Admitted { inner } => inner.poll(cx),
-            Admission::Refused { error } => {
-                let error = error.take().expect("it is not polled after its end");
-                Poll::Ready(Ok(Status::from(error).into_http()))
+            Admission::Refused { status } => {
+                let status = status.take().expect("it is not polled after its end");
+                Poll::Ready(Ok(status.into_http()))
             }
         }
     }

@@ -100,6 +100,11 @@ impl Credentials {
         }
     }
 
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The bearer's credential, if there is any.
     fn bearer(&self) -> Result<Option<&str>, Refusal> {
         let value = match &self.0[..] {

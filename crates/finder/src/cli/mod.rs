@@ -7,6 +7,7 @@ mod estimate;
 mod find;
 mod keys;
 mod query;
+mod quota;
 mod serve;
 mod tls;
 mod transport;
@@ -43,6 +44,7 @@ pub(crate) use self::{
     find::{Color, FindArguments},
     keys::{KeyFileArguments, KeysArguments, KeysCommand},
     query::{QueryArguments, QueryError, SpellingArguments},
+    quota::QuotaArguments,
     serve::{BudgetStatus, LogFormat, ServeArguments},
     tls::{ClientCertificates, TlsArguments},
     transport::{TransportArguments, open_files},
@@ -76,7 +78,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Find(FindArguments),
-    Serve(ServeArguments),
+    Serve(Box<ServeArguments>),
     Bench(BenchArguments),
     Estimate(EstimateArguments),
     Verify(VerifyArguments),

@@ -11,7 +11,8 @@ use clap::{Args, ValueEnum};
 use hashfinder_search::Kernel;
 
 use super::{
-    AuthArguments, TlsArguments, TransportArguments, duration, kernel, number, positive, threads,
+    AuthArguments, QuotaArguments, TlsArguments, TransportArguments, duration, kernel, number,
+    positive, threads,
 };
 use crate::transport::ClientName;
 
@@ -132,6 +133,9 @@ pub(crate) struct ServeArguments {
     /// How long calls may go on after SIGINT or SIGTERM
     #[arg(long, value_name = "DURATION", default_value = DRAIN_GRACE, value_parser = duration)]
     pub(crate) drain_grace: Duration,
+
+    #[command(flatten)]
+    pub(crate) quota: QuotaArguments,
 
     #[command(flatten)]
     pub(crate) transport: TransportArguments,

@@ -2,15 +2,14 @@
 
 use std::{
     collections::HashMap,
-    pin::Pin,
+    convert::Infallible,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Instant,
 };
 
-use http::HeaderMap;
-use http_body::{Body, Frame, SizeHint};
-use pin_project_lite::pin_project;
+use http::{HeaderMap, StatusCode};
+use http_body::Body;
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
@@ -20,6 +19,8 @@ use prost_types::{FileDescriptorSet, MethodDescriptorProto};
 use tonic::Code;
 use tower_layer::Layer;
 use tower_service::Service;
+
+use crate::passage::{Escort, Escorted, Passage, Polled};
 
 /// Every code, by its number, under the name that gRPC's metrics commonly have for it.
 const CODES: [&str; 17] = [
@@ -70,6 +71,10 @@ struct Families {
 /// The counters of one method, all there from the beginning, so that the first call is seen as an
 /// increase.
 struct Method {
+    /// As a path has it, without its service's; of those that there are not, the word that they share.
+    name: Box<str>,
+    /// Whether clients may send it more than one message.
+    takes_stream: bool,
     started: Counter,
     handled: [Counter; CODES.len()],
     seconds: Histogram,
@@ -97,6 +102,8 @@ impl Calls {
                 Family::<OfEnd, Counter>::get_or_create_owned(&handled, &labels)
             });
             Arc::new(Method {
+                name: name.into(),
+                takes_stream: ["client_stream", "bidi_stream"].contains(&kind),
                 started: Family::<OfMethod, Counter>::get_or_create_owned(&started, &labels),
                 handled,
                 seconds: seconds.get_or_create_owned(&labels),
@@ -140,6 +147,18 @@ impl Calls {
         );
     }
 
+    /// How the log shows the method that has this path: by its name, without its service's. One that there is
+    /// not is what a client made up, of which the log is told nothing.
+    pub(crate) fn shown(&self, path: &str) -> &str {
+        let method = self.0.methods.get(path).unwrap_or(&self.0.unknown);
+        &method.name
+    }
+
+    /// Whether the method that has this path takes more than one message.
+    pub(crate) fn takes_stream(&self, path: &str) -> bool {
+        (self.0.methods.get(path)).is_some_and(|method| method.takes_stream)
+    }
+
     fn begin(&self, path: &str) -> Call {
         let method = self.0.methods.get(path).unwrap_or(&self.0.unknown);
         method.started.inc();
@@ -161,7 +180,7 @@ fn kind(method: &MethodDescriptorProto) -> &'static str {
 }
 
 /// A call under way. One that is dropped was cancelled.
-struct Call {
+pub(crate) struct Call {
     method: Arc<Method>,
     began: Instant,
     has_ended: bool,
@@ -214,93 +233,45 @@ pub(crate) struct CallsService<S> {
 
 impl<S, A, B> Service<http::Request<A>> for CallsService<S>
 where
-    S: Service<http::Request<A>, Response = http::Response<B>>,
+    S: Service<http::Request<A>, Response = http::Response<B>, Error = Infallible>,
+    B: Body,
 {
-    type Response = http::Response<CountedBody<B>>;
-    type Error = S::Error;
-    type Future = CountedFuture<S::Future>;
+    type Response = http::Response<Escorted<B, Call>>;
+    type Error = Infallible;
+    type Future = Passage<S::Future, Call>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: http::Request<A>) -> Self::Future {
         let call = self.calls.begin(request.uri().path());
-        CountedFuture {
-            inner: self.inner.call(request),
-            call: Some(call),
+        Passage::open(self.inner.call(request), call)
+    }
+}
+
+impl<D, E> Escort<D, E> for Call {
+    fn head(&mut self, status: StatusCode, headers: &mut HeaderMap) {
+        if status == StatusCode::OK {
+            // One that fails at once has its code in its headers.
+            self.end_as_told(headers);
+        } else {
+            self.end(Code::Unknown);
         }
     }
-}
 
-pin_project! {
-    pub(crate) struct CountedFuture<F> {
-        #[pin]
-        inner: F,
-        // Until the body has it.
-        call: Option<Call>,
-    }
-}
-
-impl<F, B, E> Future for CountedFuture<F>
-where
-    F: Future<Output = Result<http::Response<B>, E>>,
-{
-    type Output = Result<http::Response<CountedBody<B>>, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let response = ready!(this.inner.poll(cx));
-        let mut call = this.call.take();
-        if let Some(call) = &mut call {
-            match &response {
-                // One that fails at once has its code in its headers.
-                Ok(response) => call.end_as_told(response.headers()),
-                Err(_) => call.end(Code::Unknown),
-            }
-        }
-        Poll::Ready(response.map(|response| response.map(|inner| CountedBody { inner, call })))
-    }
-}
-
-pin_project! {
-    pub(crate) struct CountedBody<B> {
-        #[pin]
-        inner: B,
-        call: Option<Call>,
-    }
-}
-
-impl<B: Body> Body for CountedBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let this = self.project();
-        let frame = ready!(this.inner.poll_frame(cx));
-        if let Some(call) = this.call {
-            match &frame {
-                Some(Ok(frame)) => {
-                    if let Some(trailers) = frame.trailers_ref() {
-                        call.end_as_told(trailers);
-                    }
+    fn frame(&mut self, _cx: &mut Context<'_>, polled: Polled<D, E>) -> Polled<D, E> {
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.end_as_told(trailers);
                 }
-                // An answer without a status, which clients take for this code too.
-                Some(Err(_)) | None => call.end(Code::Unknown),
             }
+            // An answer without a status, which clients take for this code too.
+            Poll::Ready(Some(Err(_)) | None) => self.end(Code::Unknown),
+            Poll::Pending => {}
         }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        polled
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) use self::{
 };
 use crate::{
     log::LostLines,
-    rpc::{CallError, Searches},
+    rpc::{CallError, RateLimits, Searches, Unfit},
     transport,
 };
 
@@ -52,7 +52,8 @@ impl Default for Counts {
         let buckets = exponential_buckets(SHORTEST_STOP, 2.0, STOP_BUCKETS);
         let refused = Family::<_, Counter>::default();
         // There from the beginning, so that the first one is seen as an increase.
-        for reason in CallError::REFUSALS {
+        let unfit = Unfit::ALL.map(Unfit::reason);
+        for reason in CallError::REFUSALS.into_iter().chain(unfit) {
             let _ = refused.get_or_create(&[("reason", reason)]);
         }
         Counts {
@@ -63,10 +64,9 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// A call was refused.
-    pub(crate) fn refused(&self, error: &CallError) {
-        let reason = [("reason", error.reason())];
-        self.refused.get_or_create(&reason).inc();
+    /// A call was refused for this reason, which is a word of ours.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&[("reason", reason)]).inc();
     }
 
     /// The last worker has let go of a search so long after it was told to stop.
@@ -79,6 +79,7 @@ impl Counts {
 pub(crate) struct Server {
     pub(crate) searches: Arc<Searches>,
     pub(crate) drain: Drain,
+    pub(crate) rate_limits: RateLimits,
     pub(crate) lost_lines: LostLines,
 }
 
@@ -171,6 +172,11 @@ impl Collector for Server {
             "active_calls",
             "Calls that a drain waits for.",
             self.drain.active_calls(),
+        )?;
+        page.gauge(
+            "open_calls",
+            "Calls of all kinds that have begun and whose answer is not all sent.",
+            self.rate_limits.open_calls(),
         )?;
         page.gauge(
             "draining",

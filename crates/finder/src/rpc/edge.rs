@@ -1,20 +1,30 @@
 //! What is settled before tonic sees a request, and said where tonic says nothing.
 
 use std::{
+    convert::Infallible,
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
-use http::{HeaderValue, header};
-use http_body::{Frame, SizeHint};
-use pin_project_lite::pin_project;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
+use http_body::Frame;
+use tokio::time::{Sleep, sleep};
 use tonic::{Code, Status, body::Body};
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::status::CallError;
-use crate::metrics::Counts;
+use super::{
+    refusals::{Refusals, Unfit},
+    status::CallError,
+};
+use crate::{
+    metrics::Calls,
+    passage::{Escort, Escorted, Passage, Polled},
+    transport::Peer,
+};
 
 /// The longest message of a request, in bytes. The longest that there is a reason for goes on from the
 /// cursor of the longest query that `query` lets pass, which a test there sees to.
@@ -27,10 +37,35 @@ const PREFIX_LEN: usize = 5;
 /// What the `server` header of every response says, so that who reads a capture knows whose they are.
 const SERVER_NAME: &str = "hashfinder";
 
-/// Refuses messages that are too long as soon as they announce it, with RESOURCE_EXHAUSTED as gRPC
-/// has it, gives UNIMPLEMENTED a message, and says who we are.
-#[derive(Clone, Debug)]
-pub(crate) struct EdgeLayer(pub(crate) Counts);
+/// Where an answer has its status, and the details of it.
+const STATUS: &str = "grpc-status";
+const STATUS_DETAILS: &str = "grpc-status-details-bin";
+
+/// Lets pass what is gRPC and arrives in time, and says who we are.
+///
+/// What is not gRPC is refused by HTTP's own statuses. A message that is too long is refused as soon as it
+/// announces it, with RESOURCE_EXHAUSTED as gRPC has it, and a request that does not come to its end with
+/// DEADLINE_EXCEEDED. UNIMPLEMENTED is given a message. What libraries refuse from here on, before any
+/// handler, is counted and logged here too.
+#[derive(Clone)]
+pub(crate) struct EdgeLayer(Arc<Edge>);
+
+struct Edge {
+    calls: Calls,
+    refusals: Refusals,
+    /// How long a request may take to arrive.
+    request_timeout: Duration,
+}
+
+impl EdgeLayer {
+    pub(crate) fn new(calls: Calls, refusals: Refusals, request_timeout: Duration) -> EdgeLayer {
+        EdgeLayer(Arc::new(Edge {
+            calls,
+            refusals,
+            request_timeout,
+        }))
+    }
+}
 
 impl<S> Layer<S> for EdgeLayer {
     type Service = EdgeService<S>;
@@ -38,75 +73,242 @@ impl<S> Layer<S> for EdgeLayer {
     fn layer(&self, inner: S) -> EdgeService<S> {
         EdgeService {
             inner,
-            counts: self.0.clone(),
+            edge: Arc::clone(&self.0),
         }
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct EdgeService<S> {
     inner: S,
-    counts: Counts,
+    edge: Arc<Edge>,
 }
 
 impl<S, B> Service<http::Request<Body>> for EdgeService<S>
 where
-    S: Service<http::Request<Body>, Response = http::Response<B>>,
+    S: Service<http::Request<Body>, Response = http::Response<B>, Error = Infallible>,
+    B: http_body::Body,
 {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = EdgeFuture<S::Future>;
+    type Response = http::Response<Escorted<B, Answer>>;
+    type Error = Infallible;
+    type Future = Passage<S::Future, Answer>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let path = request.uri().path().to_owned();
-        let request = request.map(|inner| {
-            Body::new(LimitedBody {
-                inner,
-                expected: Expected::default(),
-                counts: self.counts.clone(),
-            })
+        let call = Arc::new(Call {
+            edge: Arc::clone(&self.edge),
+            path: request.uri().path_and_query().cloned(),
+            peer: request.extensions().get::<Peer>().cloned(),
+            broken_off: OnceLock::new(),
         });
-        EdgeFuture {
-            inner: self.inner.call(request),
-            path,
+        if let Some(refusal) = call.refusal(request.method(), request.headers()) {
+            return Passage::closed(refusal);
         }
+        let request = request.map(|inner| {
+            let arrival = Arrival {
+                call: Arc::clone(&call),
+                expected: Expected::default(),
+                messages: 0,
+                is_over: false,
+                timeout: None,
+            };
+            Body::new(Escorted::new(inner, arrival))
+        });
+        Passage::open(self.inner.call(request), Answer(call))
     }
 }
 
-pin_project! {
-    pub(crate) struct EdgeFuture<F> {
-        #[pin]
-        inner: F,
-        path: String,
+/// A call that has come to the edge.
+struct Call {
+    edge: Arc<Edge>,
+    path: Option<PathAndQuery>,
+    peer: Option<Peer>,
+    /// Why its request was not read to its end.
+    broken_off: OnceLock<CallError>,
+}
+
+impl Call {
+    fn path(&self) -> &str {
+        self.path.as_ref().map_or("", PathAndQuery::path)
+    }
+
+    /// What is answered to a request that is none of gRPC's. HTTP's own statuses say it, for whoever asks
+    /// may know no others (gRPC over HTTP/2, "Requests").
+    fn refusal(&self, method: &Method, headers: &HeaderMap) -> Option<http::Response<()>> {
+        let (why, code) = if method != Method::POST {
+            (Unfit::NotPost, StatusCode::METHOD_NOT_ALLOWED)
+        } else if !headers.get(header::CONTENT_TYPE).is_some_and(is_grpc) {
+            (Unfit::NotGrpc, StatusCode::UNSUPPORTED_MEDIA_TYPE)
+        } else {
+            return None;
+        };
+        let shown = format_args!("HTTP {}", code.as_str());
+        self.unfit(why, shown);
+        let mut refusal = http::Response::new(());
+        *refusal.status_mut() = code;
+        if code == StatusCode::METHOD_NOT_ALLOWED {
+            let post = HeaderValue::from_static("POST");
+            refusal.headers_mut().insert(header::ALLOW, post);
+        }
+        say_who_we_are(refusal.headers_mut());
+        Some(refusal)
+    }
+
+    fn unfit(&self, why: Unfit, code: impl std::fmt::Debug) {
+        let Edge {
+            calls, refusals, ..
+        } = &*self.edge;
+        let method = calls.shown(self.path());
+        refusals.unfit(why, method, self.peer.as_ref(), code);
+    }
+
+    /// Nothing more of its request is read.
+    fn break_off(&self, error: CallError) -> Status {
+        let Edge {
+            calls, refusals, ..
+        } = &*self.edge;
+        // Streams that do not pass it on end as if they had been read to their end.
+        let _ = self.broken_off.set(error.clone());
+        refusals.refused(error, calls.shown(self.path()), self.peer.as_ref(), None)
     }
 }
 
-impl<F, B, E> Future for EdgeFuture<F>
-where
-    F: Future<Output = Result<http::Response<B>, E>>,
-{
-    type Output = F::Output;
+/// Whether it is gRPC's, with the one encoding of messages that there is here.
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    const PROTO: &[u8] = b"+proto";
+    fn without<'a>(text: &'a [u8], start: &[u8]) -> Option<&'a [u8]> {
+        let (head, rest) = text.split_at_checked(start.len())?;
+        head.eq_ignore_ascii_case(start).then_some(rest)
+    }
+    without(content_type.as_bytes(), GRPC).is_some_and(|rest| {
+        let rest = without(rest, PROTO).unwrap_or(rest);
+        rest.trim_ascii_start()
+            .first()
+            .is_none_or(|next| *next == b';')
+    })
+}
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let mut response = ready!(this.inner.poll(cx))?;
-        let silent = Status::from_header_map(response.headers())
-            .is_some_and(|s| s.code() == Code::Unimplemented && s.message().is_empty());
-        if silent {
+fn say_who_we_are(headers: &mut HeaderMap) {
+    let name = HeaderValue::from_static(SERVER_NAME);
+    headers.insert(header::SERVER, name);
+}
+
+/// Goes with a call's answer.
+pub(crate) struct Answer(Arc<Call>);
+
+impl<D, E> Escort<D, E> for Answer {
+    fn head(&mut self, _status: StatusCode, headers: &mut HeaderMap) {
+        if headers.contains_key(STATUS) {
+            self.look_at(headers);
+        }
+        say_who_we_are(headers);
+    }
+
+    fn frame(&mut self, _cx: &mut Context<'_>, polled: Polled<D, E>) -> Polled<D, E> {
+        if let Poll::Ready(Some(Ok(frame))) = &polled
+            && frame.is_trailers()
+            && let Some(error) = self.0.broken_off.get()
+        {
+            let mut trailers = HeaderMap::new();
+            // Our own statuses fit.
+            let _ = Status::from(error.clone()).add_header(&mut trailers);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        polled
+    }
+}
+
+impl Answer {
+    /// Counts and explains what a library has refused: its statuses are those that have no details.
+    fn look_at(&self, headers: &mut HeaderMap) {
+        if headers.contains_key(STATUS_DETAILS) {
+            return;
+        }
+        let Some(status) = Status::from_header_map(headers) else {
+            return;
+        };
+        let why = match status.code() {
+            Code::Unimplemented if status.message().is_empty() => Unfit::UnknownMethod,
+            Code::InvalidArgument => Unfit::BadTimeout,
+            // A compression that there is not here is the former.
+            Code::Unimplemented | Code::Internal => Unfit::Malformed,
+            _ => return,
+        };
+        if why == Unfit::UnknownMethod {
+            let path = self.0.path();
             let status = Status::unimplemented(format!(
-                "this server has no method {}; its reflection service lists what there is",
-                this.path
+                "this server has no method {path}; its reflection service lists what there is"
             ));
             // If the path does not fit into a header, it stays without a message.
-            let _ = status.add_header(response.headers_mut());
+            let _ = status.add_header(headers);
         }
-        let name = HeaderValue::from_static(SERVER_NAME);
-        response.headers_mut().insert(header::SERVER, name);
-        Poll::Ready(Ok(response))
+        self.0.unfit(why, status.code());
+    }
+}
+
+/// Goes with a call's request while it is read.
+struct Arrival {
+    call: Arc<Call>,
+    expected: Expected,
+    /// How many have arrived in whole.
+    messages: usize,
+    /// Whether all has arrived that there is a time for.
+    is_over: bool,
+    /// There from when it was first waited for.
+    timeout: Option<Pin<Box<Sleep>>>,
+}
+
+impl Escort<Bytes, Status> for Arrival {
+    fn frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        polled: Polled<Bytes, Status>,
+    ) -> Polled<Bytes, Status> {
+        let error = match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let read = frame.data_ref().map(|data| self.read(data));
+                read.and_then(Result::err)
+            }
+            Poll::Ready(_) => None,
+            Poll::Pending if self.is_over => None,
+            Poll::Pending => Some(ready!(self.poll_timeout(cx))),
+        };
+        match error {
+            Some(error) => Poll::Ready(Some(Err(self.call.break_off(error)))),
+            None => polled,
+        }
+    }
+}
+
+impl Arrival {
+    fn read(&mut self, data: &[u8]) -> Result<(), CallError> {
+        self.messages += self.expected.read(data)?;
+        // A handler that takes one message reads on until the client says that there are no more.
+        if self.messages > 1 && !self.takes_stream() {
+            return Err(CallError::TooManyMessages);
+        }
+        Ok(())
+    }
+
+    fn takes_stream(&self) -> bool {
+        self.call.edge.calls.takes_stream(self.call.path())
+    }
+
+    fn poll_timeout(&mut self, cx: &mut Context<'_>) -> Poll<CallError> {
+        if self.messages > 0 && self.takes_stream() {
+            self.is_over = true;
+            self.timeout = None;
+            return Poll::Pending;
+        }
+        let limit = self.call.edge.request_timeout;
+        let timeout = self.timeout.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(timeout.as_mut().poll(cx));
+        self.is_over = true;
+        Poll::Ready(CallError::RequestTimeout { limit })
     }
 }
 
@@ -124,7 +326,9 @@ impl Default for Expected {
 }
 
 impl Expected {
-    fn read(&mut self, mut data: &[u8]) -> Result<(), CallError> {
+    /// How many messages come to their end with this.
+    fn read(&mut self, mut data: &[u8]) -> Result<usize, CallError> {
+        let mut messages = 0;
         while data.has_remaining() {
             match self {
                 Expected::Message { left } => {
@@ -132,6 +336,7 @@ impl Expected {
                     data.advance(step);
                     *left -= step;
                     if *left == 0 {
+                        messages += 1;
                         *self = Expected::default();
                     }
                 }
@@ -147,6 +352,7 @@ impl Expected {
                         return Err(CallError::MessageTooLong { length, limit });
                     }
                     if *length == 0 {
+                        messages += 1;
                         *self = Expected::default();
                     } else {
                         *self = Expected::Message {
@@ -156,45 +362,7 @@ impl Expected {
                 }
             }
         }
-        Ok(())
-    }
-}
-
-pin_project! {
-    struct LimitedBody {
-        #[pin]
-        inner: Body,
-        expected: Expected,
-        counts: Counts,
-    }
-}
-
-impl http_body::Body for LimitedBody {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = self.project();
-        let frame = ready!(this.inner.poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-            && let Err(error) = this.expected.read(data)
-        {
-            this.counts.refused(&error);
-            return Poll::Ready(Some(Err(error.into())));
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        Ok(messages)
     }
 }
 
@@ -224,13 +392,37 @@ mod tests {
                 let mut expected = Expected::default();
                 let read = bytes
                     .chunks(cut.min(bytes.len().max(1)))
-                    .try_for_each(|chunk| expected.read(chunk));
+                    .try_fold(0, |sum, chunk| Ok(sum + expected.read(chunk)?));
                 assert_eq!(read.is_ok(), fine, "{lengths:?} cut by {cut}");
-                if let Err(error) = read {
-                    let status = Status::from(error);
-                    assert_eq!(status.code(), Code::ResourceExhausted);
+                match read {
+                    Ok(messages) => assert_eq!(messages, lengths.len()),
+                    Err(error) => {
+                        let status = Status::from(CallError::clone(&error));
+                        assert_eq!(status.code(), Code::ResourceExhausted);
+                    }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn content_types() {
+        for (content_type, fine) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("Application/gRPC", true),
+            ("application/grpc;charset=utf-8", true),
+            ("application/grpc+proto ; a=b", true),
+            ("application/grpc-web", false),
+            ("application/grpc-web+proto", false),
+            ("application/grpc+json", false),
+            ("application/grpc+protobuf", false),
+            ("application/grp", false),
+            ("application/json", false),
+            ("", false),
+        ] {
+            let value = HeaderValue::from_static(content_type);
+            assert_eq!(is_grpc(&value), fine, "{content_type}");
         }
     }
 }

@@ -168,6 +168,7 @@ mod tests {
             maximum_hashes: NonZeroU64::MAX,
             maximum_concurrent_rpcs: NonZeroUsize::new(maximum_concurrent_rpcs).unwrap(),
             weights: HashMap::new(),
+            quotas: HashMap::new(),
         };
         let searches = Arc::new(Searches::new(engine, limits, Counts::default()));
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();

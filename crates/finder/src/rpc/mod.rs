@@ -6,6 +6,8 @@ mod edge;
 mod finder;
 mod hash_name;
 mod query;
+mod rate_limit;
+mod refusals;
 mod registry;
 mod searches;
 mod status;
@@ -16,6 +18,8 @@ pub(crate) use finder::{
     FinderService, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL, WatchAside,
 };
 pub(crate) use hash_name::HashFinderService;
+pub(crate) use rate_limit::{AddressLimits, RateLimitLayer, RateLimits};
+pub(crate) use refusals::{Refusals, Unfit};
 pub(crate) use searches::{Limits, Searches};
 pub(crate) use status::{CallError, Details};
 

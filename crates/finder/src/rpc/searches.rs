@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_search::{Client, Engine, Metrics, OverLimit, Query, StopCause};
+use hashfinder_search::{Client, Engine, Metrics, OverLimit, Query, Quota, StopCause};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tonic::{Request, Status};
 use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
@@ -16,6 +16,7 @@ use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
 use super::{
     answer::Answer,
     call::{Call, name_of},
+    refusals::Refusals,
     registry::{Registry, Viewer},
     status::CallError,
 };
@@ -48,6 +49,8 @@ pub(crate) struct Limits {
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
     /// The shares of those clients that do not have the share of 1.
     pub(crate) weights: HashMap<ClientName, NonZeroU32>,
+    /// The quotas of those clients that have not what everybody has.
+    pub(crate) quotas: HashMap<ClientName, Quota>,
 }
 
 /// The searches of all calls, of both services.
@@ -57,12 +60,14 @@ pub(crate) struct Searches {
     room: WorkLimit,
     registry: Arc<Registry>,
     counts: Counts,
+    refusals: Refusals,
 }
 
 impl Searches {
     pub(crate) fn new(engine: Engine, limits: Limits, counts: Counts) -> Searches {
         Searches {
             engine,
+            refusals: Refusals::new(counts.clone()),
             counts,
             room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
             registry: Arc::default(),
@@ -72,6 +77,11 @@ impl Searches {
 
     pub(super) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Where every call is told of that is refused, wherever that happens.
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     /// How many threads search.
@@ -191,20 +201,9 @@ impl Searches {
         caller: &Caller,
         error: CallError,
     ) -> Status {
-        self.counts.refused(&error);
-        // What the client is told may repeat what it has asked for, which is not the log's.
-        let (reason, field) = (error.reason(), error.field().map(str::to_owned));
-        let status = Status::from(error);
-        tracing::info!(
-            method = name_of(method),
-            peer = caller.peer().map(tracing::field::display),
-            client = %caller.client(),
-            code = ?status.code(),
-            reason,
-            field,
-            "call refused",
-        );
-        status
+        let client = caller.client();
+        self.refusals
+            .refused(error, name_of(method), caller.peer(), Some(&client))
     }
 
     async fn room(&self, context: &CallContext, until: Instant) -> Result<WorkGuard, CallError> {
@@ -217,13 +216,15 @@ impl Searches {
         })
     }
 
-    /// For whom a call is, and with which share.
+    /// For whom a call is, and with which share and quota.
     fn client(&self, name: &ClientName, caller: &Caller) -> Client {
         let weight = self.limits.weights.get(name).copied();
+        let quota = self.limits.quotas.get(name).copied();
         Client {
             name: Arc::clone(&name.0),
             connection: caller.peer.as_ref().map_or(0, |peer| peer.connection),
             weight: weight.unwrap_or(NonZeroU32::MIN),
+            quota: quota.unwrap_or_default(),
         }
     }
 }

@@ -1,6 +1,10 @@
 //! How a call that gets no answer ends on the wire, and how a client reads it.
 
-use std::{collections::HashMap, num::NonZeroUsize, time::Duration};
+use std::{
+    collections::HashMap,
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
+};
 
 use hashfinder_search::{Cursor, OverLimit};
 use tonic::{Code, Status};
@@ -26,6 +30,11 @@ const MESSAGE_TOO_LONG: &str = "MESSAGE_TOO_LONG";
 const STREAM_NOT_READ: &str = "STREAM_NOT_READ";
 const CREDENTIAL_MISSING: &str = "CREDENTIAL_MISSING";
 const CREDENTIAL_REFUSED: &str = "CREDENTIAL_REFUSED";
+const TOO_MANY_MESSAGES: &str = "TOO_MANY_MESSAGES";
+const REQUEST_TIMEOUT: &str = "REQUEST_TIMEOUT";
+const TOO_MANY_CALLS: &str = "TOO_MANY_CALLS";
+const TOO_MANY_OPEN_CALLS: &str = "TOO_MANY_OPEN_CALLS";
+const TOO_MANY_REFUSED_CREDENTIALS: &str = "TOO_MANY_REFUSED_CREDENTIALS";
 
 /// For the metrics alone: what a client gets for these has no `ErrorInfo`.
 const BAD_REQUEST: &str = "BAD_REQUEST";
@@ -99,6 +108,21 @@ pub(crate) enum CallError {
     CredentialRefused,
     /// Only operators may call the method.
     OperatorsOnly,
+    /// There are more messages than the one that the method takes.
+    TooManyMessages,
+    /// The request did not come to its end in time.
+    RequestTimeout { limit: Duration },
+    /// The client's address begins more calls than any may.
+    TooManyCalls {
+        per_second: NonZeroU32,
+        retry_after: Duration,
+    },
+    /// As many calls are open as may be.
+    TooManyOpenCalls { limit: NonZeroUsize },
+    /// As many of this address are.
+    TooManyOpenCallsOfAddress { limit: NonZeroUsize },
+    /// So many credentials from this address were refused that none is looked at.
+    TooManyRefusedCredentials { retry_after: Duration },
 }
 
 /// Who cancelled a search by its id.
@@ -111,7 +135,7 @@ pub(crate) enum Canceller {
 
 impl CallError {
     /// The reasons for which calls are commonly refused before any work.
-    pub(crate) const REFUSALS: [&str; 12] = [
+    pub(crate) const REFUSALS: [&str; 17] = [
         BAD_REQUEST,
         TOO_MANY_SEARCHES,
         TOO_MANY_SEARCHES_OF_CLIENT,
@@ -124,6 +148,11 @@ impl CallError {
         MESSAGE_TOO_LONG,
         CREDENTIAL_MISSING,
         CREDENTIAL_REFUSED,
+        TOO_MANY_MESSAGES,
+        REQUEST_TIMEOUT,
+        TOO_MANY_CALLS,
+        TOO_MANY_OPEN_CALLS,
+        TOO_MANY_REFUSED_CREDENTIALS,
     ];
 
     /// A request that is wrong in this field.
@@ -170,6 +199,13 @@ impl CallError {
             CallError::CredentialMissing => CREDENTIAL_MISSING,
             CallError::CredentialRefused => CREDENTIAL_REFUSED,
             CallError::OperatorsOnly => NOT_AN_OPERATOR,
+            CallError::TooManyMessages => TOO_MANY_MESSAGES,
+            CallError::RequestTimeout { .. } => REQUEST_TIMEOUT,
+            CallError::TooManyCalls { .. } => TOO_MANY_CALLS,
+            CallError::TooManyOpenCalls { .. } | CallError::TooManyOpenCallsOfAddress { .. } => {
+                TOO_MANY_OPEN_CALLS
+            }
+            CallError::TooManyRefusedCredentials { .. } => TOO_MANY_REFUSED_CREDENTIALS,
         }
     }
 
@@ -187,11 +223,14 @@ impl From<CallError> for Status {
         let info = |reason: &str, metadata: HashMap<String, String>| {
             ErrorDetails::with_error_info(reason, DOMAIN, metadata)
         };
-        let overload = |reason: &str, subject: &str, message: String| {
+        let exceeded = |reason: &str, subject: &str, retry_after: Duration, message: String| {
             let mut details = info(reason, HashMap::new());
             details.add_quota_failure_violation(subject, message.clone());
-            details.set_retry_info(Some(RETRY_AFTER_OVERLOAD));
+            details.set_retry_info(Some(retry_after));
             Status::with_error_details(Code::ResourceExhausted, message, details)
+        };
+        let overload = |reason: &str, subject: &str, message: String| {
+            exceeded(reason, subject, RETRY_AFTER_OVERLOAD, message)
         };
         match error {
             CallError::BadRequest { field, message } => {
@@ -236,10 +275,7 @@ impl From<CallError> for Status {
                     _ => (TOO_MANY_SEARCHES, "server:searches", RETRY_AFTER_OVERLOAD),
                 };
                 let message = format!("{limit}; try again later");
-                let mut details = info(reason, HashMap::new());
-                details.add_quota_failure_violation(subject, message.clone());
-                details.set_retry_info(Some(retry_after));
-                Status::with_error_details(Code::ResourceExhausted, message, details)
+                exceeded(reason, subject, retry_after, message)
             }
             CallError::QuotaSpent {
                 cursor,
@@ -349,6 +385,58 @@ impl From<CallError> for Status {
                 "only an operator may call this method",
                 info(NOT_AN_OPERATOR, HashMap::new()),
             ),
+            // What gRPC's list of the codes has for it.
+            CallError::TooManyMessages => Status::with_error_details(
+                Code::Unimplemented,
+                "the method takes one message, and the request has more",
+                info(TOO_MANY_MESSAGES, HashMap::new()),
+            ),
+            CallError::RequestTimeout { limit } => Status::with_error_details(
+                Code::DeadlineExceeded,
+                format!(
+                    "the request did not arrive in whole within {}; end it, or send it at once",
+                    humantime::format_duration(limit)
+                ),
+                info(REQUEST_TIMEOUT, HashMap::new()),
+            ),
+            CallError::TooManyCalls {
+                per_second,
+                retry_after,
+            } => {
+                let message = format!(
+                    "this address begins more than {per_second} calls a second, which is as many as \
+                     may; try again later"
+                );
+                exceeded(
+                    TOO_MANY_CALLS,
+                    "address:calls_per_second",
+                    retry_after,
+                    message,
+                )
+            }
+            CallError::TooManyOpenCalls { limit } => {
+                let message = format!(
+                    "{limit} calls are open, which is as many as this server takes; try again later"
+                );
+                overload(TOO_MANY_OPEN_CALLS, "server:open_calls", message)
+            }
+            CallError::TooManyOpenCallsOfAddress { limit } => {
+                let message = format!(
+                    "{limit} calls of this address are open, which is as many as may; end another one"
+                );
+                overload(TOO_MANY_OPEN_CALLS, "address:open_calls", message)
+            }
+            CallError::TooManyRefusedCredentials { retry_after } => {
+                let message = "so many credentials from this address were refused that none is looked \
+                               at; try again later with a good one";
+                let subject = "address:refused_credentials";
+                exceeded(
+                    TOO_MANY_REFUSED_CREDENTIALS,
+                    subject,
+                    retry_after,
+                    message.to_owned(),
+                )
+            }
         }
     }
 }
@@ -602,6 +690,71 @@ mod tests {
                 Some(NOT_AN_OPERATOR),
                 false,
                 false,
+                false,
+            ),
+            (
+                CallError::TooManyMessages,
+                Code::Unimplemented,
+                None,
+                Some(TOO_MANY_MESSAGES),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::RequestTimeout {
+                    limit: Duration::from_secs(3),
+                },
+                Code::DeadlineExceeded,
+                None,
+                Some(REQUEST_TIMEOUT),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::TooManyCalls {
+                    per_second: NonZeroU32::MIN,
+                    retry_after: Duration::from_secs(3),
+                },
+                Code::ResourceExhausted,
+                None,
+                Some(TOO_MANY_CALLS),
+                true,
+                true,
+                false,
+            ),
+            (
+                CallError::TooManyOpenCalls {
+                    limit: NonZeroUsize::MIN,
+                },
+                Code::ResourceExhausted,
+                None,
+                Some(TOO_MANY_OPEN_CALLS),
+                true,
+                true,
+                false,
+            ),
+            (
+                CallError::TooManyOpenCallsOfAddress {
+                    limit: NonZeroUsize::MIN,
+                },
+                Code::ResourceExhausted,
+                None,
+                Some(TOO_MANY_OPEN_CALLS),
+                true,
+                true,
+                false,
+            ),
+            (
+                CallError::TooManyRefusedCredentials {
+                    retry_after: Duration::from_secs(3),
+                },
+                Code::ResourceExhausted,
+                None,
+                Some(TOO_MANY_REFUSED_CREDENTIALS),
+                true,
+                true,
                 false,
             ),
         ] {

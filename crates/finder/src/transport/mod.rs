@@ -17,7 +17,7 @@ pub(crate) use self::{
     lifetime::Lifetimes,
     listener::{Listener, addresses},
     meter::FloodLimits,
-    peer::{ClientName, Peer},
+    peer::{ClientName, Origin, Peer},
     server::{Limits, Server},
     tls::Tls,
 };

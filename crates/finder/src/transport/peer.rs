@@ -25,6 +25,15 @@ pub(super) enum Who {
     Nobody,
 }
 
+/// Where connections come from that are counted together before anybody is authenticated: what
+/// [`Peer::client`] names, without the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Origin {
+    Network(IpAddr),
+    User(u32),
+    Nobody,
+}
+
 impl Peer {
     /// Somebody who has shown no certificate.
     pub(super) fn new(who: Who, connection: u64) -> Peer {
@@ -38,6 +47,20 @@ impl Peer {
     /// Whether the system has told who it is, and no credential can tell it better.
     pub(crate) fn is_user(&self) -> bool {
         matches!(self.who, Who::User(_))
+    }
+
+    /// Whoever tests ask as.
+    #[cfg(test)]
+    pub(crate) fn nobody() -> Peer {
+        Peer::new(Who::Nobody, 0)
+    }
+
+    pub(crate) fn origin(&self) -> Origin {
+        match self.who {
+            Who::Address(address) => Origin::Network(network(address.ip()).0),
+            Who::User(id) => Origin::User(id),
+            Who::Nobody => Origin::Nobody,
+        }
     }
 
     /// Who shares what one client may have: until somebody is authenticated, an address or a user.
@@ -64,6 +87,19 @@ impl fmt::Display for Peer {
 /// subject be.
 const MAX_NAME_LEN: usize = 255;
 
+/// What an address stands for: itself, or the network whose address comes back with `false`.
+fn network(address: IpAddr) -> (IpAddr, bool) {
+    match address.to_canonical() {
+        // Those that are left out are one host, on whichever network it is.
+        IpAddr::V6(address) if !address.is_unicast_link_local() && !address.is_unique_local() => {
+            // Whoever has one of these may well have the 64 bits behind it too.
+            let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
+            (IpAddr::V6(network), false)
+        }
+        host => (host, true),
+    }
+}
+
 /// A client's name: `ip:` and an address, `user:` and a number, `key:` and the id of an API key, `jwt:` and
 /// the subject of a token, or `cert:` and the name in a certificate. The prefix keeps those of different
 /// kinds apart.
@@ -77,17 +113,9 @@ impl ClientName {
     }
 
     fn of_address(address: IpAddr) -> ClientName {
-        let name = match address.to_canonical() {
-            IpAddr::V4(address) => format!("ip:{address}"),
-            // One host, on whichever network it is.
-            IpAddr::V6(address) if address.is_unicast_link_local() || address.is_unique_local() => {
-                format!("ip:{address}")
-            }
-            // Whoever has one of these may well have the 64 bits behind it too.
-            IpAddr::V6(address) => {
-                let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
-                format!("ip:{network}/64")
-            }
+        let name = match network(address) {
+            (address, true) => format!("ip:{address}"),
+            (network, false) => format!("ip:{network}/64"),
         };
         ClientName(name.into())
     }

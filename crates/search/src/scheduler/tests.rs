@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::Distance;
+use crate::{Distance, limits::Quota};
 
 /// How many secrets a simulated worker tries in a millisecond.
 const SPEED: u64 = 20_000;
@@ -237,7 +237,7 @@ fn client(name: &str, connection: u64) -> Client {
     Client {
         name: name.into(),
         connection,
-        weight: NonZeroU32::MIN,
+        ..Client::default()
     }
 }
 
@@ -755,6 +755,56 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     );
 }
 
+#[test]
+fn a_quota_of_its_own_takes_the_place_of_everybodys() {
+    let second = Duration::from_secs(1);
+    let mut scheduler = Scheduler::new(Limits {
+        searches_per_client: 2,
+        hashes_per_second_per_client: NonZeroU64::new(1_000_000),
+        quota_saved_for: second,
+        ..Limits::default()
+    });
+    let poor = Client {
+        quota: Quota {
+            searches: Some(1),
+            hashes_per_second: NonZeroU64::new(1_000),
+        },
+        ..client("poor", 0)
+    };
+    let rich = Client {
+        quota: Quota {
+            searches: Some(4),
+            ..Quota::default()
+        },
+        ..client("rich", 0)
+    };
+    let other = client("other", 0);
+    for (client, limit) in [(&poor, 1), (&rich, 4), (&other, 2)] {
+        for _ in 0..limit {
+            scheduler.admit(client, Duration::ZERO).unwrap();
+        }
+        let refused = scheduler.admit(client, Duration::ZERO);
+        assert_eq!(refused, Err(OverLimit::SearchesOfClient { limit }));
+    }
+    // Two thousand hashes each: what the one has in two seconds is nothing to the others.
+    for client in [&poor, &rich, &other] {
+        scheduler.spent(client, 2_000, Duration::ZERO, Duration::ZERO);
+        scheduler.accounts.close(&client.name, 0);
+    }
+    let refused = scheduler.admit(&poor, Duration::ZERO);
+    assert_eq!(
+        refused,
+        Err(OverLimit::Hashes {
+            per_second: NonZeroU64::new(1_000).unwrap(),
+            retry_after: 2 * second,
+        })
+    );
+    assert!(scheduler.admit(&rich, Duration::ZERO).is_ok());
+    assert!(scheduler.admit(&other, Duration::ZERO).is_ok());
+    // When it was told to come back it is let in.
+    assert!(scheduler.admit(&poor, 2 * second).is_ok());
+}
+
 fn random_seed() -> u64 {
     let state = std::hash::RandomState::new();
     std::hash::BuildHasher::hash_one(&state, ())
@@ -898,6 +948,14 @@ fn play(seed: u64) {
         quota_saved_for: Duration::from_millis(20),
         ..Limits::default()
     };
+    // One of the three clients may have a quota of its own.
+    let mut quotas = [Quota::default(); 3];
+    if random(4) == 0 {
+        quotas[2] = Quota {
+            searches: [Some(1), None][random(2) as usize],
+            hashes_per_second: [NonZeroU64::new(3_000_000), None][random(2) as usize],
+        };
+    }
     let mut world = World {
         scheduler: Scheduler::new(limits),
         ..World::default()
@@ -959,12 +1017,19 @@ fn play(seed: u64) {
                 let name = random(3);
                 let client = Client {
                     weight: NonZeroU32::new(1 + name as u32).unwrap(),
+                    quota: quotas[name as usize],
                     ..client(&name.to_string(), random(2))
                 };
+                let quota = client.quota;
                 if let Err(over) = world.scheduler.admit(&client, world.now) {
                     assert!(match over {
-                        OverLimit::Hashes { .. } => limits.hashes_per_second_per_client.is_some(),
-                        OverLimit::SearchesOfClient { limit } => limit == 2,
+                        OverLimit::Hashes { per_second, .. } => {
+                            let every = limits.hashes_per_second_per_client;
+                            quota.hashes_per_second.or(every) == Some(per_second)
+                        }
+                        OverLimit::SearchesOfClient { limit } => {
+                            limit == quota.searches.unwrap_or(limits.searches_per_client)
+                        }
                         OverLimit::Searches { .. } => false,
                     });
                     continue;

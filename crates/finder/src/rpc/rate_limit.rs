@@ -1,0 +1,389 @@
+//! What may come from one address before anybody looks who it is.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    num::{NonZeroU32, NonZeroUsize},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use http_body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{refusals::Refusals, status::CallError};
+use crate::{
+    metrics::Calls,
+    passage::{Escort, Escorted, Passage},
+    rate::{Bucket, Rate},
+    transport::{Origin, Peer},
+};
+
+/// How many addresses are known at a time, at about a hundred bytes each. An address has to be known only for
+/// as long as it has calls open, or has lately made more than it may make for ever.
+const ORIGINS: usize = 65_536;
+
+/// How often those are looked for that need not be known any more, which takes about a millisecond.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How many credentials of an address may be refused. A client that is set up wrongly has its first hundred
+/// calls told why, and guessing or signatures to check cost next to nothing from then on.
+const REFUSED_CREDENTIALS: Rate = Rate {
+    per_second: 10.0,
+    burst: 100.0,
+};
+
+/// What one address, and all of them together, may do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AddressLimits {
+    /// How many calls an address may begin each second, and at once.
+    pub(crate) calls_per_second: NonZeroU32,
+    /// How many calls may be open.
+    pub(crate) open_calls: NonZeroUsize,
+    /// How many of them may be one address's.
+    pub(crate) open_calls_of_address: NonZeroUsize,
+}
+
+impl AddressLimits {
+    fn calls(&self) -> Rate {
+        let per_second = f64::from(self.calls_per_second.get());
+        Rate {
+            per_second,
+            burst: per_second,
+        }
+    }
+}
+
+/// What every address has had; clones are the same.
+#[derive(Clone)]
+pub(crate) struct RateLimits(Arc<Shared>);
+
+struct Shared {
+    limits: AddressLimits,
+    origins: Mutex<Origins>,
+}
+
+struct Origins {
+    known: HashMap<Origin, Account>,
+    /// Shared by all that came while as many were known as may be: many addresses can neither make this grow
+    /// nor shut out those that are known.
+    newcomers: Account,
+    open: usize,
+    swept_at: Instant,
+}
+
+/// What an address has had.
+struct Account {
+    calls: Bucket,
+    refused_credentials: Bucket,
+    open: usize,
+}
+
+impl Account {
+    fn new(limits: AddressLimits, now: Instant) -> Account {
+        Account {
+            calls: Bucket::new(limits.calls(), now),
+            refused_credentials: Bucket::new(REFUSED_CREDENTIALS, now),
+            open: 0,
+        }
+    }
+
+    /// Whether it is as a new one would be.
+    fn may_be_forgotten(&mut self, limits: AddressLimits, now: Instant) -> bool {
+        self.open == 0
+            && self.calls.is_full(limits.calls(), now)
+            && self.refused_credentials.is_full(REFUSED_CREDENTIALS, now)
+    }
+}
+
+impl Origins {
+    /// The account of an address, and the address if it is known.
+    fn account(
+        &mut self,
+        origin: Origin,
+        limits: AddressLimits,
+        now: Instant,
+    ) -> (&mut Account, Option<Origin>) {
+        if self.known.len() >= ORIGINS && !self.known.contains_key(&origin) {
+            if now.saturating_duration_since(self.swept_at) >= SWEEP_INTERVAL {
+                self.swept_at = now;
+                (self.known).retain(|_, account| !account.may_be_forgotten(limits, now));
+            }
+            if self.known.len() >= ORIGINS {
+                return (&mut self.newcomers, None);
+            }
+        }
+        let account = self.known.entry(origin);
+        let account = account.or_insert_with(|| Account::new(limits, now));
+        (account, Some(origin))
+    }
+}
+
+impl RateLimits {
+    pub(crate) fn new(limits: AddressLimits) -> RateLimits {
+        let now = Instant::now();
+        RateLimits(Arc::new(Shared {
+            limits,
+            origins: Mutex::new(Origins {
+                known: HashMap::new(),
+                newcomers: Account::new(limits, now),
+                open: 0,
+                swept_at: now,
+            }),
+        }))
+    }
+
+    /// How many calls are open.
+    pub(crate) fn open_calls(&self) -> usize {
+        self.lock().open
+    }
+
+    /// Counts a call, if its address may have it.
+    fn begin(&self, origin: Origin, now: Instant) -> Result<OpenCall, CallError> {
+        let limits = self.0.limits;
+        let mut origins = self.lock();
+        let of_all = origins.open;
+        let (account, known) = origins.account(origin, limits, now);
+        if let Err(retry_after) = account.calls.try_take(limits.calls(), now) {
+            return Err(CallError::TooManyCalls {
+                per_second: limits.calls_per_second,
+                retry_after,
+            });
+        }
+        let limit = limits.open_calls_of_address;
+        if account.open >= limit.get() {
+            return Err(CallError::TooManyOpenCallsOfAddress { limit });
+        }
+        let limit = limits.open_calls;
+        if of_all >= limit.get() {
+            return Err(CallError::TooManyOpenCalls { limit });
+        }
+        account.open += 1;
+        origins.open += 1;
+        Ok(OpenCall {
+            limits: self.clone(),
+            known,
+        })
+    }
+
+    /// Whether a credential from there is looked at: so many may have been
+    /// [refused](Self::credential_refused) that none is, good or bad. Whoever checks credentials asks before
+    /// it checks one.
+    ///
+    /// # Errors
+    ///
+    /// With what the call is refused with otherwise.
+    pub(crate) fn may_try_credential(&self, peer: &Peer) -> Result<(), CallError> {
+        let now = Instant::now();
+        let mut origins = self.lock();
+        let (account, _) = origins.account(peer.origin(), self.0.limits, now);
+        match account.refused_credentials.wait(REFUSED_CREDENTIALS, now) {
+            Some(retry_after) => Err(CallError::TooManyRefusedCredentials { retry_after }),
+            None => Ok(()),
+        }
+    }
+
+    /// A credential from there was looked at, and is none of ours.
+    pub(crate) fn credential_refused(&self, peer: &Peer) {
+        let now = Instant::now();
+        let mut origins = self.lock();
+        let (account, _) = origins.account(peer.origin(), self.0.limits, now);
+        account
+            .refused_credentials
+            .take(REFUSED_CREDENTIALS, 1.0, now);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Origins> {
+        let origins = self.0.origins.lock();
+        origins.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call's place among the open ones. It goes with the call's answer.
+pub(crate) struct OpenCall {
+    limits: RateLimits,
+    /// Whose it is, if that is not all newcomers'.
+    known: Option<Origin>,
+}
+
+impl<D, E> Escort<D, E> for OpenCall {}
+
+impl Drop for OpenCall {
+    fn drop(&mut self) {
+        let mut origins = self.limits.lock();
+        origins.open -= 1;
+        let account = match self.known {
+            // Nobody forgets one that has calls open.
+            Some(origin) => origins.known.get_mut(&origin),
+            None => Some(&mut origins.newcomers),
+        };
+        if let Some(account) = account {
+            account.open -= 1;
+        }
+    }
+}
+
+/// Refuses what is too much from one address, or in all, before anybody looks at a credential.
+#[derive(Clone)]
+pub(crate) struct RateLimitLayer(Arc<Gate>);
+
+struct Gate {
+    limits: RateLimits,
+    calls: Calls,
+    refusals: Refusals,
+}
+
+impl RateLimitLayer {
+    pub(crate) fn new(limits: RateLimits, calls: Calls, refusals: Refusals) -> RateLimitLayer {
+        RateLimitLayer(Arc::new(Gate {
+            limits,
+            calls,
+            refusals,
+        }))
+    }
+}
+
+impl<S> Layer<S> for RateLimitLayer {
+    type Service = RateLimitService<S>;
+
+    fn layer(&self, inner: S) -> RateLimitService<S> {
+        RateLimitService {
+            inner,
+            gate: Arc::clone(&self.0),
+        }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct RateLimitService<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+impl<S, A, B> Service<http::Request<A>> for RateLimitService<S>
+where
+    S: Service<http::Request<A>, Response = http::Response<B>, Error = Infallible>,
+    B: Body,
+{
+    type Response = http::Response<Escorted<B, OpenCall>>;
+    type Error = Infallible;
+    type Future = Passage<S::Future, OpenCall>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<A>) -> Self::Future {
+        let peer = request.extensions().get::<Peer>();
+        let origin = peer.map_or(Origin::Nobody, Peer::origin);
+        let Gate {
+            limits,
+            calls,
+            refusals,
+        } = &*self.gate;
+        match limits.begin(origin, Instant::now()) {
+            Ok(open) => Passage::open(self.inner.call(request), open),
+            Err(error) => {
+                let method = calls.shown(request.uri().path());
+                Passage::closed(refusals.refused(error, method, peer, None).into_http())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::IpAddr;
+
+    fn limits() -> RateLimits {
+        RateLimits::new(AddressLimits {
+            calls_per_second: NonZeroU32::new(10).unwrap(),
+            open_calls: NonZeroUsize::new(6).unwrap(),
+            open_calls_of_address: NonZeroUsize::new(4).unwrap(),
+        })
+    }
+
+    fn origin(number: u32) -> Origin {
+        Origin::Network(IpAddr::V4(number.into()))
+    }
+
+    #[test]
+    fn calls_are_open_until_they_are_dropped() {
+        let limits = limits();
+        let now = Instant::now();
+        let begin = |number| limits.begin(origin(number), now);
+        let mut open: Vec<OpenCall> = (0..4).map(|_| begin(1).unwrap()).collect();
+        let limit = NonZeroUsize::new(4).unwrap();
+        assert_eq!(
+            begin(1).err(),
+            Some(CallError::TooManyOpenCallsOfAddress { limit })
+        );
+        open.extend((0..2).map(|_| begin(2).unwrap()));
+        let limit = NonZeroUsize::new(6).unwrap();
+        assert_eq!(begin(3).err(), Some(CallError::TooManyOpenCalls { limit }));
+        open.pop();
+        assert!(begin(3).is_ok());
+        assert_eq!(limits.open_calls(), 5);
+        drop(open);
+        assert_eq!(limits.open_calls(), 0);
+    }
+
+    #[test]
+    fn an_address_is_told_when_to_come_back() {
+        let limits = limits();
+        let now = Instant::now();
+        for _ in 0..10 {
+            limits.begin(origin(1), now).unwrap();
+        }
+        let Err(CallError::TooManyCalls { retry_after, .. }) = limits.begin(origin(1), now) else {
+            panic!("an eleventh call at once");
+        };
+        assert!(limits.begin(origin(2), now).is_ok());
+        // Rounded up, for the bucket reckons in fractions.
+        let back = now + retry_after + Duration::from_nanos(1);
+        assert!(limits.begin(origin(1), back).is_ok());
+        assert!(limits.begin(origin(1), back).is_err());
+    }
+
+    #[test]
+    fn many_addresses_neither_fill_the_memory_nor_shut_out_the_known_ones() {
+        let limits = limits();
+        let now = Instant::now();
+        let many = u32::try_from(ORIGINS).unwrap();
+        for number in 0..many {
+            limits.begin(origin(number), now).unwrap();
+        }
+        // Those that come then share what one has.
+        let newcomers = (0..1000).filter(|number| limits.begin(origin(many + number), now).is_ok());
+        assert_eq!(newcomers.count(), 10);
+        assert_eq!(limits.lock().known.len(), ORIGINS);
+        assert!(limits.begin(origin(7), now).is_ok());
+        // A call of theirs that is open counts as theirs for as long as it is.
+        let later = now + SWEEP_INTERVAL;
+        let known = limits.begin(origin(7), later).unwrap();
+        let newcomer = limits.begin(origin(many), later).unwrap();
+        // Everybody else is forgotten by then.
+        assert_eq!(limits.lock().known.len(), 2);
+        drop((known, newcomer));
+        assert_eq!(limits.open_calls(), 0);
+        assert_eq!(limits.lock().newcomers.open, 0);
+    }
+
+    #[test]
+    fn after_many_refused_credentials_none_is_looked_at() {
+        let limits = limits();
+        let peer = Peer::nobody();
+        let mut refused = 0;
+        while limits.may_try_credential(&peer).is_ok() {
+            limits.credential_refused(&peer);
+            refused += 1;
+            assert!(refused < 1000, "nothing ever is too much");
+        }
+        assert!(refused >= 100, "{refused}");
+        // Calls are counted apart.
+        assert!(limits.begin(peer.origin(), Instant::now()).is_ok());
+    }
+}

@@ -1,0 +1,253 @@
+"""What is refused at the edge, before any handler: spoken raw, where grpcio cannot misbehave."""
+
+import base64
+import re
+import socket
+import time
+
+import grpc
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+from conftest import PATIENCE_S
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from test_observe import until, value, watched  # noqa: F401
+
+FIND = "/hash_name.HashFinder/Find"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+AA = b"\x0a\x02aa"
+
+
+def message(body=AA):
+    return b"\0" + len(body).to_bytes(4, "big") + body
+
+
+class Answer:
+    def __init__(self):
+        self.headers, self.trailers = None, None
+        self.body = b""
+        self.is_over, self.reset = False, None
+
+    @property
+    def http(self):
+        return int(self.headers[":status"])
+
+    @property
+    def code(self):
+        """gRPC's, wherever it stands."""
+        where = self.trailers or self.headers
+        return int(where["grpc-status"])
+
+    @property
+    def reason(self):
+        """That of the ErrorInfo."""
+        text = (self.trailers or self.headers)["grpc-status-details-bin"]
+        return re.search(rb"[A-Z_]{6,}", b64(text))[0].decode()
+
+
+def b64(text):
+    return base64.b64decode(text + "=" * (-len(text) % 4))
+
+
+class Raw:
+    """A connection on which anything may be sent."""
+
+    def __init__(self, address):
+        host, port = address.rsplit(":", 1)
+        self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+        config = h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False)
+        self.h2 = h2.connection.H2Connection(config)
+        self.h2.initiate_connection()
+        self.answers = {}
+        self.flush()
+
+    def flush(self):
+        self.socket.sendall(self.h2.data_to_send())
+
+    def begin(self, path=FIND, end=False, method="POST", **headers):
+        """Sends the headers of a request; a header that is None is left out."""
+        stream = self.h2.get_next_available_stream_id()
+        pseudo = {":method": method, ":scheme": "http", ":authority": "x", ":path": path}
+        headers = {key.replace("_", "-"): text for key, text in headers.items()}
+        fields = {**pseudo, "content-type": "application/grpc", "te": "trailers", **headers}
+        fields = [(key, text) for key, text in fields.items() if text is not None]
+        self.h2.send_headers(stream, fields, end_stream=end)
+        self.answers[stream] = Answer()
+        self.flush()
+        return stream
+
+    def send(self, stream, data, end=False):
+        self.h2.send_data(stream, data, end_stream=end)
+        self.flush()
+
+    def read(self):
+        """Takes in what has come."""
+        data = self.socket.recv(65536)
+        assert data, "the connection was closed"
+        for event in self.h2.receive_data(data):
+            answer = self.answers.get(getattr(event, "stream_id", None))
+            match event:
+                case h2.events.ResponseReceived():
+                    answer.headers = dict(event.headers)
+                case h2.events.TrailersReceived():
+                    answer.trailers = dict(event.headers)
+                case h2.events.DataReceived():
+                    answer.body += event.data
+                    self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                case h2.events.StreamEnded():
+                    answer.is_over = True
+                case h2.events.StreamReset():
+                    answer.reset = event.error_code
+        self.flush()
+
+    def answer(self, stream):
+        """What was answered, once all of it is there."""
+        while not self.answers[stream].is_over:
+            self.read()
+        return self.answers[stream]
+
+    def call(self, *arguments, data=None, **headers):
+        stream = self.begin(*arguments, **headers)
+        self.send(stream, message() if data is None else data, end=True)
+        return self.answer(stream)
+
+
+@pytest.fixture
+def raw():
+    connections = []
+
+    def connect(server):
+        connections.append(Raw(server.address))
+        return connections[-1]
+
+    yield connect
+    for connection in connections:
+        connection.socket.close()
+
+
+REFUSED = "hashfinder_refused_total"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS", "BREW"])
+def test_only_post_is_executed(watched, raw, method):  # noqa: F811
+    server = watched()
+    connection = raw(server)
+    answer = connection.answer(connection.begin(method=method, end=True))
+    assert (answer.http, answer.headers["allow"]) == (405, "POST")
+    assert answer.headers["server"] == "hashfinder" and not answer.body
+    assert "grpc-status" not in answer.headers
+    line = server.wait_for("call refused")
+    assert re.search(r'method="Find" peer=127\.0\.0\.1:\d+ code=HTTP 405 ', line), line
+    samples = until(server, REFUSED, 1, reason="NOT_POST")
+    assert value(samples, "grpc_server_handled_total", grpc_code="Unknown") == 1
+    # Nothing else became of the connection.
+    assert connection.call().code == 0
+
+
+@pytest.mark.parametrize(
+    "content_type", [None, "", "application/grpc-web", "application/grpc+json", "application/json"]
+)
+def test_only_grpc_is_executed(watched, raw, content_type):  # noqa: F811
+    server = watched()
+    connection = raw(server)
+    # However the client goes on: it is refused for its headers.
+    for end in [True, False]:
+        stream = connection.begin(content_type=content_type, end=end)
+        answer = connection.answer(stream)
+        assert (answer.http, answer.body) == (415, b"")
+        assert "code=HTTP 415 " in server.wait_for("call refused")
+    until(server, REFUSED, 2, reason="NOT_GRPC")
+    until(server, "hashfinder_open_calls", 0)
+    for fine in ["application/grpc", "application/grpc+proto", "application/grpc; a=b"]:
+        assert connection.call(content_type=fine).code == 0
+    # Servers commonly do without.
+    assert connection.call(te=None).code == 0
+
+
+def test_a_request_that_does_not_arrive_is_not_waited_for_for_ever(watched, raw):  # noqa: F811
+    server = watched("--request-timeout", "1s")
+    connection = raw(server)
+    nothing = connection.begin()
+    half = connection.begin()
+    connection.send(half, message()[:-1])
+    # All but the end: the handler would wait for it.
+    whole = connection.begin()
+    connection.send(whole, message())
+    reflected = connection.begin(REFLECTION)
+    for stream in [nothing, half, whole, reflected]:
+        answer = connection.answer(stream)
+        assert (answer.http, answer.code) == (200, 4), stream
+        assert answer.reason == "REQUEST_TIMEOUT"
+        assert "code=DeadlineExceeded" in server.wait_for("call refused")
+    until(server, REFUSED, 4, reason="REQUEST_TIMEOUT")
+    until(server, "hashfinder_open_calls", 0)
+    assert connection.call().code == 0
+
+
+def test_a_stream_of_messages_may_go_on_for_longer(serve, stubs):
+    server = serve("--request-timeout", "1s")
+    with grpc.insecure_channel(server.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+
+        def requests():
+            for pause in [0, 2]:
+                time.sleep(pause)
+                yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+        answers = [answer.list_services_response for answer in stub.ServerReflectionInfo(requests())]
+    assert len(answers) == 2 and all(answer.service for answer in answers)
+
+
+def test_one_message_is_enough(watched, raw):  # noqa: F811
+    server = watched()
+    connection = raw(server)
+    answer = connection.call(data=2 * message())
+    assert (answer.code, answer.reason) == (12, "TOO_MANY_MESSAGES")
+    # Whoever never stops is not read for ever.
+    endless = connection.begin()
+    connection.send(endless, message())
+    connection.send(endless, message())
+    assert connection.answer(endless).code == 12
+    until(server, REFUSED, 2, reason="TOO_MANY_MESSAGES")
+
+
+def test_what_is_refused_before_a_handler_is_counted_and_logged(watched, raw):  # noqa: F811
+    server = watched()
+    connection = raw(server)
+    seen = {}
+    long = "/" + "a" * 300 + "/\"\u00e9"
+    for refused, code, reason, method in [
+        ({"path": long}, 12, "UNKNOWN_METHOD", "/" + 63 * "a"),
+        ({"path": "/hash_name.HashFinder/Fin"}, 12, "UNKNOWN_METHOD", "/hash_name.HashFinder/Fin"),
+        ({"grpc_timeout": "soon"}, 3, "BAD_TIMEOUT", "Find"),
+        ({"data": message(b"\xff")}, 13, "MALFORMED", "Find"),
+        ({"data": b""}, 13, "MALFORMED", "Find"),
+        ({"data": b"\x01" + message()[1:]}, 13, "MALFORMED", "Find"),
+        ({"grpc_encoding": "gzip"}, 12, "MALFORMED", "Find"),
+        ({"data": message(5000 * b"a")}, 8, "MESSAGE_TOO_LONG", "Find"),
+    ]:
+        seen[reason] = seen.get(reason, 0) + 1
+        assert connection.call(**refused).code == code, refused
+        line = server.wait_for("call refused")
+        assert f' method="{method}" peer=127.0.0.1:' in line, line
+    for reason, times in seen.items():
+        until(server, REFUSED, times, reason=reason)
+
+
+def test_a_flood_of_refusals_is_not_one_of_lines(watched, raw):  # noqa: F811
+    server = watched()
+    connection = raw(server)
+    for _ in range(10):
+        streams = [connection.begin(method="GET", end=True) for _ in range(100)]
+        for stream in streams:
+            assert connection.answer(stream).http == 405
+    until(server, REFUSED, 1000, reason="NOT_POST")
+    left_out, lines = 0, 0
+    while left_out + lines < 1000:
+        line = server.wait_for("call refused|left out of the log")
+        if counted := re.search(r"refusals=(\d+)", line):
+            left_out += int(counted[1])
+        else:
+            lines += 1
+    assert left_out + lines == 1000 and left_out > lines

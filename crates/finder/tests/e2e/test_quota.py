@@ -1,0 +1,113 @@
+"""What addresses and clients may have, and what they are told who want more."""
+
+import time
+
+import grpc
+import pytest
+from conftest import decoded
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from test_contract import HARD
+from test_edge import raw  # noqa: F401
+from test_observe import until, watched  # noqa: F401
+from test_v1_searches import begin
+
+CODE = grpc.StatusCode
+REFUSED = "hashfinder_refused_total"
+
+
+def details(error):
+    """(reason, subject of the quota, seconds until it is worth a try) of a refusal."""
+    kinds = error_details_pb2.ErrorInfo, error_details_pb2.QuotaFailure, error_details_pb2.RetryInfo
+    info, quota, retry = (kind() for kind in kinds)
+    details = rpc_status.from_call(error).details
+    for message in [info, quota, retry]:
+        assert any(detail.Unpack(message) for detail in details), details
+    assert info.domain == "hashfinder"
+    delay = retry.retry_delay
+    return info.reason, quota.violations[0].subject, delay.seconds + delay.nanos / 1e9
+
+
+def refusal(call):
+    with pytest.raises(grpc.RpcError) as error:
+        call()
+    assert error.value.code() == CODE.RESOURCE_EXHAUSTED
+    return details(error.value)
+
+
+def test_an_address_begins_so_many_calls_a_second(watched, connect, stubs):  # noqa: F811
+    server = watched("--maximum-calls-per-second-per-address", "2")
+    stub = connect(server)
+
+    def find():
+        return stub.Find(stubs.Request(desired_name="aa"))
+
+    for _ in range(2):
+        assert decoded(find())
+    reason, subject, wait = refusal(find)
+    assert (reason, subject) == ("TOO_MANY_CALLS", "address:calls_per_second")
+    assert 0 < wait <= 0.5
+    assert "code=ResourceExhausted" in server.wait_for("call refused")
+    until(server, REFUSED, 1, reason="TOO_MANY_CALLS")
+    # It is true.
+    time.sleep(wait)
+    assert decoded(find())
+
+
+@pytest.mark.parametrize(
+    ("flags", "subject"),
+    [
+        (["--maximum-open-calls", "3", "--maximum-open-calls-per-address", "9"], "server:open_calls"),
+        (["--maximum-open-calls-per-address", "3"], "address:open_calls"),
+        (["--maximum-open-calls", "12"], "address:open_calls"),
+    ],
+)
+def test_so_many_calls_may_be_open(watched, raw, connect, stubs, flags, subject):  # noqa: F811
+    server = watched("--request-timeout", "1h", *flags)
+    connection = raw(server)
+    for _ in range(3):
+        connection.begin()
+    until(server, "hashfinder_open_calls", 3)
+    stub = connect(server)
+
+    def find():
+        return stub.Find(stubs.Request(desired_name="aa"))
+
+    reason, told, wait = refusal(find)
+    assert (reason, told, wait) == ("TOO_MANY_OPEN_CALLS", subject, 1)
+    # One that is given up, one that is answered, and those of a connection that dies.
+    connection.h2.reset_stream(1)
+    connection.flush()
+    until(server, "hashfinder_open_calls", 2)
+    assert decoded(find())
+    connection.send(3, b"\0\0\0\0\x04\x0a\x02aa", end=True)
+    assert connection.answer(3).code == 0
+    until(server, "hashfinder_open_calls", 1)
+    connection.socket.close()
+    until(server, "hashfinder_open_calls", 0)
+    assert decoded(find())
+
+
+def test_a_client_may_have_other_searches_than_everybody(serve, finder, pb):
+    server = serve("--maximum-searches-per-client", "5", "--client-searches", "127.0.0.1=2")
+    stub = finder(server)
+    streams = [begin(stub, pb) for _ in range(2)]
+    reason, subject, _ = refusal(lambda: begin(stub, pb))
+    assert len(streams) == 2
+    assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
+
+
+def test_a_client_may_have_other_hashes_than_everybody(serve, connect, stubs):
+    server = serve(
+        "--maximum-hashes-per-second", "1", "--client-hashes-per-second", "127.0.0.1=1000000"
+    )
+    stub = connect(server)
+    # What everybody has is spent by this one, and this client may go on.
+    for _ in range(3):
+        assert decoded(stub.Find(stubs.Request(desired_name="aaa")))
+    reason, subject, wait = refusal(lambda: stub.Find(stubs.Request(desired_name=HARD)))
+    assert (reason, subject) == ("HASH_QUOTA_SPENT", "client:hashes")
+    assert wait > 0
+    # Whoever comes before that is not let in.
+    again = refusal(lambda: stub.Find(stubs.Request(desired_name="aa")))
+    assert again[:2] == (reason, subject) and again[2] > 0

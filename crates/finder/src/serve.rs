@@ -26,6 +26,7 @@ use crate::{
         v1pb::finder_server,
     },
     signals::Signals,
+    trace::Traces,
     transport::{self, ClientName, Listener},
 };
 
@@ -115,6 +116,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         refused.refused(&error);
         Status::from(error)
     });
+    let collector = arguments.traces.otlp_endpoint.as_ref();
+    let share = arguments.traces.otlp_sampling;
+    let traces = collector.map(|collector| Traces::to(collector, share));
+    let traces = traces.transpose()?;
     let calls = Calls::new(&[
         DESCRIPTORS,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -126,6 +131,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             searches: Arc::clone(&searches),
             drain: drain.clone(),
             lost_lines: log.lost_lines(),
+            traces: traces.clone(),
         };
         let registry = metrics::registry(kernel, server, &counts, &calls);
         tracing::info!(address = listener.address()?, "showing metrics");
@@ -153,7 +159,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(CallsLayer(calls))
+        .layer(CallsLayer {
+            calls,
+            traces: traces.clone(),
+        })
         .layer(EdgeLayer(counts))
         .add_service(aside.named_layer(health_service))
         .add_service(aside.named_layer(reflection().build_v1()?))
@@ -182,6 +191,13 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let serving = drain.serve(signal, options, |shutdown| {
         server.serve_with_incoming_shutdown(listener, shutdown)
     });
+    let serving = async {
+        let drained = serving.await?;
+        if let Some(traces) = &traces {
+            traces.flush().await;
+        }
+        anyhow::Ok(drained)
+    };
     let hurried = async {
         match handed_over.await {
             Ok(mut signals) => signals.next().await,
@@ -200,9 +216,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         }
         signal = hurried => {
             tracing::warn!(%signal, calls = drain.active_calls(), "leaving at once");
+            if let Some(traces) = &traces {
+                traces.abandon().await;
+            }
         }
     }
-    tracing::info!(lost_lines = log.lost_lines().count(), "stopped");
+    let lost_spans = traces.as_ref().map(Traces::lost);
+    let lost_lines = log.lost_lines().count();
+    tracing::info!(lost_lines, lost_spans, "stopped");
     Ok(Exit::Success)
 }
 

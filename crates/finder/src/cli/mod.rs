@@ -7,6 +7,7 @@ mod find;
 mod query;
 mod serve;
 mod tls;
+mod trace;
 mod transport;
 mod verify;
 
@@ -41,6 +42,7 @@ pub(crate) use self::{
     query::{QueryArguments, QueryError, SpellingArguments},
     serve::{BudgetStatus, LogFormat, ServeArguments},
     tls::TlsArguments,
+    trace::TraceArguments,
     transport::TransportArguments,
     verify::VerifyArguments,
 };

@@ -30,6 +30,7 @@ pub(crate) use self::{
 use crate::{
     log::LostLines,
     rpc::{CallError, Searches},
+    trace::Traces,
 };
 
 /// The first bound of how long searches took to stop, in seconds; each of the others is twice the last.
@@ -79,6 +80,7 @@ pub(crate) struct Server {
     pub(crate) searches: Arc<Searches>,
     pub(crate) drain: Drain,
     pub(crate) lost_lines: LostLines,
+    pub(crate) traces: Option<Traces>,
 }
 
 /// Everything that there is to see.
@@ -172,6 +174,11 @@ impl Collector for Server {
             "log_lines_lost",
             "Lines of the log that were dropped because nobody read them.",
             self.lost_lines.count(),
+        )?;
+        page.counter(
+            "spans_lost",
+            "Spans that were dropped because the collector did not take them.",
+            self.traces.as_ref().map_or(0, Traces::lost),
         )
     }
 }

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     metrics::Counts,
+    trace::CallSpan,
     transport::{ClientName, Peer},
 };
 
@@ -110,7 +111,8 @@ impl Searches {
         let (search, call) = loop {
             let guard = self.room(&caller.context, until).await?;
             let peer = caller.peer.clone();
-            let call = Arc::new(Call::new(method, peer, name.clone(), &query));
+            let call = Call::new(method, peer, name.clone(), &query);
+            let call = Arc::new(call.traced(caller.span.clone()));
             let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let counts = self.counts.clone();
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
@@ -198,6 +200,7 @@ impl Searches {
 pub(super) struct Caller {
     pub(super) context: CallContext,
     peer: Option<Peer>,
+    span: Option<CallSpan>,
 }
 
 impl Caller {
@@ -205,6 +208,7 @@ impl Caller {
         Caller {
             context: CallContext::of(request),
             peer: request.extensions().get::<Peer>().cloned(),
+            span: request.extensions().get::<CallSpan>().cloned(),
         }
     }
 

@@ -270,8 +270,8 @@ def test_the_log_as_json(serve, connect, finder, pb, stubs):
     assert isinstance(found["hashes"], int) and isinstance(found["tests"], int)
     assert stopped["method"] == "Search" and stopped["search"] == search_id
     assert (stopped["code"], stopped["work"]) == ("Cancelled", "stopped")
-    duration = r"[\d.]+(ns|µs|ms|s)"
-    assert re.fullmatch(duration, stopped["took"]) and re.fullmatch(duration, stopped["stopped_in"])
+    assert 0 <= stopped["stopped_in_ms"] <= stopped["took_ms"] < 1000 * PATIENCE_S
+    assert "trace" not in stopped
 
 
 def check(*flags, **environment):

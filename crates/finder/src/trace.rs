@@ -318,6 +318,8 @@ impl Extractor for Caller<'_> {
 struct Counts {
     /// In the queue, which the batches are taken from.
     waiting: AtomicUsize,
+    /// In the batch that is on its way.
+    under_way: AtomicUsize,
     lost: AtomicU64,
     /// Whether the last batch was lost.
     is_away: AtomicBool,
@@ -335,8 +337,23 @@ impl Counts {
         self.lost.fetch_add(spans as u64, Ordering::Relaxed);
     }
 
-    /// What waits will not be sent any more.
+    /// A batch has left the queue.
+    fn send(&self, spans: usize) {
+        self.under_way.store(spans, Ordering::Relaxed);
+        self.waiting.fetch_sub(spans, Ordering::Relaxed);
+    }
+
+    /// The batch was taken, or is lost.
+    fn sent(&self, is_taken: bool) {
+        let spans = self.under_way.swap(0, Ordering::Relaxed);
+        if !is_taken {
+            self.lose(spans);
+        }
+    }
+
+    /// What has not been taken by now is lost.
     fn give_up(&self) {
+        self.sent(false);
         self.lose(self.waiting.swap(0, Ordering::Relaxed));
     }
 }
@@ -384,20 +401,16 @@ struct CountingExporter {
 
 impl SpanExporter for CountingExporter {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let spans = batch.len();
-        // They are out of the queue by now.
-        self.counts.waiting.fetch_sub(spans, Ordering::Relaxed);
+        self.counts.send(batch.len());
         let exported = self.inner.export(batch).await;
+        self.counts.sent(exported.is_ok());
         let was_away = (self.counts.is_away).swap(exported.is_err(), Ordering::Relaxed);
         match &exported {
             Ok(()) if was_away => tracing::info!("the collector takes spans again"),
-            Err(error) => {
-                self.counts.lose(spans);
-                if !was_away {
-                    tracing::warn!(%error, "the collector takes no spans; they are dropped");
-                }
+            Err(error) if !was_away => {
+                tracing::warn!(%error, "the collector takes no spans; they are dropped");
             }
-            Ok(()) => {}
+            _ => {}
         }
         exported
     }
@@ -465,10 +478,15 @@ mod tests {
             assert!(counts.take_place());
         }
         assert!(!counts.take_place());
-        counts.lose(1);
+        counts.send(BATCH);
+        assert!(counts.take_place());
+        counts.sent(true);
+        counts.send(BATCH);
         counts.give_up();
+        // Whatever becomes of it now.
+        counts.sent(false);
         let lost = counts.lost.load(Ordering::Relaxed);
-        assert_eq!(lost, MOST_WAITING as u64 + 1);
+        assert_eq!(lost, (MOST_WAITING - BATCH + 1) as u64);
         assert!(counts.take_place());
     }
 }

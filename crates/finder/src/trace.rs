@@ -169,7 +169,10 @@ impl Traces {
         let provider = self.0.provider.clone();
         let closing = move || provider.shutdown_with_timeout(within);
         // What could not be sent is counted, and there is nothing else to do about it.
-        #[expect(clippy::disallowed_methods, reason = "it ends by itself, in bounded time")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends by itself, in bounded time"
+        )]
         let _ = tokio::task::spawn_blocking(closing).await;
         self.0.counts.give_up();
     }

@@ -353,6 +353,13 @@ def test_the_dashboard_asks_for_what_there_is(watched):
     assert re.search(r"\((\w+), job\)", job["query"]["query"])[1] in labels
 
 
+def test_the_guide_asks_for_what_there_is(watched):
+    shown = {name for name, _ in scrape(watched())}
+    text = (REPOSITORY / "docs/operations.md").read_text()
+    asked = set(re.findall(r"\b(?:hashfinder|grpc_server)_\w+", text))
+    assert len(asked) > 5 and asked <= shown, asked - shown
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="there is no systemd")
 def test_the_unit_is_sound_and_tight(tmp_path):
     text = (REPOSITORY / "packaging/hashfinder.service").read_text()

@@ -116,13 +116,14 @@ impl Searches {
             let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let counts = self.counts.clone();
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
-                // It is the work's: it goes back when the last worker has let go.
-                drop(guard);
                 registry.ended(&at_release, &report.outcome, report.tests);
                 if let Some(latency) = report.stop_latency {
                     counts.stopped(latency);
                 }
                 at_release.released(report);
+                // It is the work's: it goes back when the last worker has let go, and after the log and the
+                // span were told, for a drain waits for it.
+                drop(guard);
             });
             match search {
                 Ok(search) => break (search, call),

@@ -5,6 +5,7 @@
 
 mod cancel;
 mod engine;
+mod image;
 mod peers;
 mod results;
 
@@ -31,6 +32,8 @@ commands:
           installs h2load by Debian's package manager where it is missing
   bench cancel
           measure what the cancellation layer costs, and write bench/RESULTS.md
+  image   build the static program of packaging/Containerfile as that does, and run it where there is
+          nothing else; takes a few minutes
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
 
 /// Where the end-to-end tests are, below the root.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         ["bench", "peers"] => peers::run(),
         ["bench", "engine"] => engine::run(),
         ["bench", "cancel"] => cancel::run(),
+        ["image"] => image::run(),
         ["picture"] => picture(),
         _ => {
             eprintln!("{USAGE}");

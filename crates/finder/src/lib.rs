@@ -25,6 +25,7 @@ mod rpc;
 mod searches;
 mod serve;
 mod signals;
+mod trace;
 mod transport;
 mod verify;
 

@@ -66,6 +66,12 @@ fn may_be_told(target: &str, level: Level) -> bool {
     OURS.contains(&from) || level <= Level::WARN
 }
 
+/// A duration as the log's fields have it, whose names end with the unit: a number, so that programs need not
+/// read a text; to a microsecond, so that people can.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
 /// Sends what the filter lets through to stderr, until the result is dropped.
 pub(crate) fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
     let lines = Lines(Arc::default());

@@ -32,6 +32,7 @@ use crate::{
         v1pb::finder_server,
     },
     signals::Signals,
+    trace::Traces,
     transport::{self, ClientName, Listener, Tls},
 };
 
@@ -129,6 +130,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         refused.refused(error.reason());
         Status::from(error)
     });
+    let collector = arguments.traces.otlp_endpoint.as_ref();
+    let share = arguments.traces.otlp_sampling;
+    let traces = collector.map(|collector| Traces::to(collector, share));
+    let traces = traces.transpose()?;
     let calls = Calls::new(&ALL_DESCRIPTORS)?;
     let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
     let keeping_up = Arc::clone(&auth);
@@ -139,6 +144,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             drain: drain.clone(),
             rate_limits: rate_limits.clone(),
             lost_lines: log.lost_lines(),
+            traces: traces.clone(),
         };
         let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
         tracing::info!(address = listener.address()?, "showing metrics");
@@ -179,7 +185,11 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let service = RateLimitLayer::new(rate_limits, calls.clone(), refusals.clone())
         .layer(service.layer(routes));
     let edge = EdgeLayer::new(calls.clone(), refusals, arguments.quota.request_timeout);
-    let service = CallsLayer(calls).layer(edge.layer(service));
+    let counted = CallsLayer {
+        calls,
+        traces: traces.clone(),
+    };
+    let service = counted.layer(edge.layer(service));
     let stop = Arc::clone(&searches);
     let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
     let server = transport::Server::new(service, tls, connections, connection_counts, on_close);
@@ -204,6 +214,13 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .notice(DRAIN_NOTICE)
         .close(CLOSE_TIMEOUT);
     let serving = drain.serve(signal, options, |shutdown| server.serve(listener, shutdown));
+    let serving = async {
+        let drained = serving.await?;
+        if let Some(traces) = &traces {
+            traces.flush().await;
+        }
+        anyhow::Ok(drained)
+    };
     let hurried = async {
         match handed_over.await {
             Ok(mut signals) => signals.next().await,
@@ -222,9 +239,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         }
         signal = hurried => {
             tracing::warn!(%signal, calls = drain.active_calls(), "leaving at once");
+            if let Some(traces) = &traces {
+                traces.abandon().await;
+            }
         }
     }
-    tracing::info!(lost_lines = log.lost_lines().count(), "stopped");
+    let lost_spans = traces.as_ref().map(Traces::lost);
+    let lost_lines = log.lost_lines().count();
+    tracing::info!(lost_lines, lost_spans, "stopped");
     Ok(Exit::Success)
 }
 

@@ -10,6 +10,7 @@ mod query;
 mod quota;
 mod serve;
 mod tls;
+mod trace;
 mod transport;
 mod verify;
 
@@ -47,6 +48,7 @@ pub(crate) use self::{
     quota::QuotaArguments,
     serve::{BudgetStatus, LogFormat, ServeArguments},
     tls::{ClientCertificates, TlsArguments},
+    trace::TraceArguments,
     transport::{TransportArguments, open_files},
     verify::VerifyArguments,
 };

@@ -11,8 +11,8 @@ use clap::{Args, ValueEnum};
 use hashfinder_search::Kernel;
 
 use super::{
-    AuthArguments, QuotaArguments, TlsArguments, TransportArguments, duration, kernel, number,
-    positive, threads,
+    AuthArguments, QuotaArguments, TlsArguments, TraceArguments, TransportArguments, duration,
+    kernel, number, positive, threads,
 };
 use crate::transport::ClientName;
 
@@ -151,6 +151,9 @@ pub(crate) struct ServeArguments {
     /// Whoever can reach it may read them. The log tells the port where it is 0.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) metrics_address: Option<MetricsAddress>,
+
+    #[command(flatten)]
+    pub(crate) traces: TraceArguments,
 
     /// How the lines of the log are written
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]

@@ -20,7 +20,11 @@ use tonic::Code;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::passage::{Escort, Escorted, Passage, Polled};
+use crate::{
+    passage::{Escort, Escorted, Passage, Polled},
+    trace::{CallSpan, Traces},
+    transport::Peer,
+};
 
 /// Every code, by its number, under the name that gRPC's metrics commonly have for it.
 const CODES: [&str; 17] = [
@@ -71,8 +75,9 @@ struct Families {
 /// The counters of one method, all there from the beginning, so that the first call is seen as an
 /// increase.
 struct Method {
-    /// As a path has it, without its service's; of those that there are not, the word that they share.
-    name: Box<str>,
+    /// As a path has them; of methods that there are not, the words that they share.
+    service: Arc<str>,
+    name: Arc<str>,
     /// Whether clients may send it more than one message.
     takes_stream: bool,
     started: Counter,
@@ -102,6 +107,7 @@ impl Calls {
                 Family::<OfEnd, Counter>::get_or_create_owned(&handled, &labels)
             });
             Arc::new(Method {
+                service: service.into(),
                 name: name.into(),
                 takes_stream: ["client_stream", "bidi_stream"].contains(&kind),
                 started: Family::<OfMethod, Counter>::get_or_create_owned(&started, &labels),
@@ -165,6 +171,7 @@ impl Calls {
         Call {
             method: Arc::clone(method),
             began: Instant::now(),
+            span: None,
             has_ended: false,
         }
     }
@@ -183,6 +190,7 @@ fn kind(method: &MethodDescriptorProto) -> &'static str {
 pub(crate) struct Call {
     method: Arc<Method>,
     began: Instant,
+    span: Option<CallSpan>,
     has_ended: bool,
 }
 
@@ -195,6 +203,9 @@ impl Call {
         self.method.handled[code as usize].inc();
         let took = self.began.elapsed().as_secs_f64();
         self.method.seconds.observe(took);
+        if let Some(span) = self.span.take() {
+            span.end(code);
+        }
     }
 
     fn end_as_told(&mut self, headers: &HeaderMap) {
@@ -210,9 +221,13 @@ impl Drop for Call {
     }
 }
 
-/// Counts the calls that pass.
+/// Counts the calls that pass, and traces them if somebody wants that. What is traced carries its
+/// [`CallSpan`] as an extension.
 #[derive(Clone)]
-pub(crate) struct CallsLayer(pub(crate) Calls);
+pub(crate) struct CallsLayer {
+    pub(crate) calls: Calls,
+    pub(crate) traces: Option<Traces>,
+}
 
 impl<S> Layer<S> for CallsLayer {
     type Service = CallsService<S>;
@@ -220,7 +235,7 @@ impl<S> Layer<S> for CallsLayer {
     fn layer(&self, inner: S) -> CallsService<S> {
         CallsService {
             inner,
-            calls: self.0.clone(),
+            layer: self.clone(),
         }
     }
 }
@@ -228,7 +243,7 @@ impl<S> Layer<S> for CallsLayer {
 #[derive(Clone)]
 pub(crate) struct CallsService<S> {
     inner: S,
-    calls: Calls,
+    layer: CallsLayer,
 }
 
 impl<S, A, B> Service<http::Request<A>> for CallsService<S>
@@ -244,8 +259,16 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<A>) -> Self::Future {
-        let call = self.calls.begin(request.uri().path());
+    fn call(&mut self, mut request: http::Request<A>) -> Self::Future {
+        let mut call = self.layer.calls.begin(request.uri().path());
+        if let Some(traces) = &self.layer.traces {
+            let peer = request.extensions().get::<Peer>();
+            let Method { service, name, .. } = &*call.method;
+            call.span = traces.begin(service, name, request.headers(), peer);
+            if let Some(span) = &call.span {
+                request.extensions_mut().insert(span.clone());
+            }
+        }
         Passage::open(self.inner.call(request), call)
     }
 }

@@ -30,6 +30,7 @@ pub(crate) use self::{
 use crate::{
     log::LostLines,
     rpc::{CallError, RateLimits, Searches, Unfit},
+    trace::Traces,
     transport,
 };
 
@@ -81,6 +82,7 @@ pub(crate) struct Server {
     pub(crate) drain: Drain,
     pub(crate) rate_limits: RateLimits,
     pub(crate) lost_lines: LostLines,
+    pub(crate) traces: Option<Traces>,
 }
 
 /// Everything that there is to see.
@@ -187,6 +189,11 @@ impl Collector for Server {
             "log_lines_lost",
             "Lines of the log that were dropped because nobody read them.",
             self.lost_lines.count(),
+        )?;
+        page.counter(
+            "spans_lost",
+            "Spans that were dropped because the collector did not take them.",
+            self.traces.as_ref().map_or(0, Traces::lost),
         )
     }
 }

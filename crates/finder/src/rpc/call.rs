@@ -14,7 +14,11 @@ use super::{
     status::{CallError, Canceller},
     v1pb::{self, EndReason, SearchEnded, SearchSummary},
 };
-use crate::transport::{ClientName, OpenCall, Peer};
+use crate::{
+    log,
+    trace::{self, CallSpan},
+    transport::{ClientName, OpenCall, Peer},
+};
 
 /// A call that searches, from its admission on.
 pub(super) struct Call {
@@ -46,6 +50,8 @@ struct State {
     call: Option<(CallEnd, Duration)>,
     /// What the work cost, once the last worker has let go and until the log is told.
     work: Option<Report>,
+    /// Until the log is told, too.
+    span: Option<CallSpan>,
 }
 
 struct Listing {
@@ -108,6 +114,12 @@ impl Call {
             began_at: SystemTime::now(),
             state: Mutex::default(),
         }
+    }
+
+    /// The call's span, which is told what the search cost.
+    pub(super) fn traced(self, span: Option<CallSpan>) -> Call {
+        self.lock().span = span;
+        self
     }
 
     /// Whose it is.
@@ -317,6 +329,7 @@ impl Call {
             return;
         };
         let id = (state.listing.as_ref()).map(|listing| Arc::clone(&listing.id));
+        let span = state.span.take();
         drop(state);
         let work = match report.outcome {
             Outcome::Ideal(_) => "found",
@@ -343,10 +356,21 @@ impl Call {
             work,
             hashes = report.hashes,
             tests = report.tests,
-            took = ?took,
-            stopped_in = report.stop_latency.map(tracing::field::debug),
+            took_ms = log::milliseconds(took),
+            stopped_in_ms = report.stop_latency.map(log::milliseconds),
+            trace = span.as_ref().map(|span| tracing::field::display(span.trace())),
             "call ended",
         );
+        if let Some(span) = span {
+            span.searched(trace::Search {
+                id: id.as_deref(),
+                cause,
+                work,
+                hashes: report.hashes,
+                tests: report.tests,
+                stopped_in: report.stop_latency,
+            });
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     auth::{Principal, Role},
     metrics::Counts,
+    trace::CallSpan,
     transport::{ClientName, OpenCall, Peer},
 };
 
@@ -125,17 +126,19 @@ impl Searches {
             let guard = self.room(&caller.context, until).await?;
             let peer = caller.peer.clone();
             let open = caller.open.clone();
-            let call = Arc::new(Call::new(method, peer, open, name.clone(), &query));
+            let call = Call::new(method, peer, open, name.clone(), &query);
+            let call = Arc::new(call.traced(caller.span.clone()));
             let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let counts = self.counts.clone();
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
-                // It is the work's: it goes back when the last worker has let go.
-                drop(guard);
                 registry.ended(&at_release, &report.outcome, report.tests);
                 if let Some(latency) = report.stop_latency {
                     counts.stopped(latency);
                 }
                 at_release.released(report);
+                // It is the work's: it goes back when the last worker has let go, and after the log and the
+                // span were told, for a drain waits for it.
+                drop(guard);
             });
             match search {
                 Ok(search) => break (search, call),
@@ -236,6 +239,7 @@ pub(super) struct Caller {
     peer: Option<Peer>,
     open: Option<OpenCall>,
     principal: Option<Principal>,
+    span: Option<CallSpan>,
 }
 
 impl Caller {
@@ -251,6 +255,7 @@ impl Caller {
             peer: request.extensions().get::<Peer>().cloned(),
             open: request.extensions().get::<OpenCall>().cloned(),
             principal,
+            span: request.extensions().get::<CallSpan>().cloned(),
         }
     }
 

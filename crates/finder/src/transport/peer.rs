@@ -71,6 +71,14 @@ impl Peer {
             Who::Nobody => ClientName::of_nobody(),
         }
     }
+
+    /// Where the peer is, unless it came by a Unix socket.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        match self.who {
+            Who::Address(address) => Some(address),
+            Who::User(_) | Who::Nobody => None,
+        }
+    }
 }
 
 impl fmt::Display for Peer {

@@ -26,9 +26,9 @@ def hard(pb, interesting=0):
     return pb.SearchRequest(query=query)
 
 
-def begin(stub, pb, interesting=0):
+def begin(stub, pb, interesting=0, **kwargs):
     """A search that goes on, and its id."""
-    stream = stub.Search(hard(pb, interesting))
+    stream = stub.Search(hard(pb, interesting), **kwargs)
     return stream, next(stream).accepted.search_id
 
 

@@ -1,0 +1,167 @@
+"""An upgrade as docs/operations.md has it: the new server beside the old one, then SIGTERM to the old."""
+
+import subprocess
+import threading
+
+import grpc
+from conftest import HASHFINDER, PATIENCE_S, SIGTERM, decoded, oracle, run_find
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from test_contract import details
+from test_v1_searches import begin
+
+CODE = grpc.StatusCode
+NAME = "aa"
+
+
+class Callers:
+    """Clients that call without a pause until they are told to stop, and note how every call ended."""
+
+    def __init__(self, stubs, address):
+        self.stubs, self.address = stubs, address
+        self.ok, self.refused, self.failed = 0, 0, []
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._seen = threading.Condition(self._lock)
+        # Some keep their connection, some make one for each call.
+        loops = [self._keep, self._keep, self._anew, self._anew]
+        self._threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
+        for thread in self._threads:
+            thread.start()
+
+    def _channel(self):
+        return grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)])
+
+    def _call(self, channel):
+        try:
+            # Who connects in the moment in which the old server closes its socket is reset by the kernel,
+            # before anything was said. A call that waits for its connection connects once more.
+            response = self.stubs.Stub(channel).Find(
+                self.stubs.Request(desired_name=NAME), timeout=PATIENCE_S, wait_for_ready=True
+            )
+            assert decoded(response) == oracle(NAME, 0)[-1]
+            how = "ok"
+        except grpc.RpcError as error:
+            draining = error.code() == CODE.UNAVAILABLE and is_draining(error)
+            how = "refused" if draining else repr(error)
+        with self._lock:
+            if how == "ok":
+                self.ok += 1
+            elif how == "refused":
+                self.refused += 1
+            else:
+                self.failed.append(how)
+            self._seen.notify_all()
+
+    def _keep(self):
+        with self._channel() as channel:
+            while not self._done.is_set():
+                self._call(channel)
+
+    def _anew(self):
+        while not self._done.is_set():
+            with self._channel() as channel:
+                self._call(channel)
+
+    def wait_for(self, more):
+        """Until so many more calls were answered."""
+        with self._lock:
+            enough = self.ok + more
+            assert self._seen.wait_for(lambda: self.ok >= enough or self.failed, PATIENCE_S)
+
+    def stop(self):
+        self._done.set()
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+
+
+def is_draining(error):
+    # A lost connection has no details at all.
+    is_told = rpc_status.from_call(error) is not None
+    return is_told and details(error, error_details_pb2.ErrorInfo).reason == "DRAINING"
+
+
+def test_no_call_fails_but_those_that_are_told_where_to_go_on(serve, stubs, finder, pb):
+    old = serve("--reuse-port", "--drain-grace", "1s")
+    port = old.address.split(":")[1]
+    address = f"127.0.0.1:{port}"
+    callers = Callers(stubs, address)
+    stream, _ = begin(finder(old), pb)
+    callers.wait_for(100)
+    for _ in range(3):
+        new = serve("--reuse-port", "--drain-grace", "1s", port=port)
+        callers.wait_for(100)
+        old.send(SIGTERM)
+        assert old.wait() == 0
+        # What was under way there was told, and goes on at the same address.
+        try:
+            events = list(stream)
+            raise AssertionError(events)
+        except grpc.RpcError as error:
+            assert error.code() == CODE.UNAVAILABLE and is_draining(error)
+            cursor = details(error, error_details_pb2.ErrorInfo).metadata["cursor"]
+        assert cursor.startswith("hf1_")
+        stream = finder(address).Search(pb.SearchRequest(cursor=cursor))
+        assert next(stream).accepted.search_id
+        callers.wait_for(100)
+        old = new
+    stream.cancel()
+    callers.stop()
+    assert callers.failed == []
+    assert callers.ok >= 700
+
+
+def test_a_session_goes_on_at_the_new_server(serve, find, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    slow = ["--kernel", "portable", "--workers", "1", "--reuse-port", "--drain-grace", "0s"]
+    old = serve(*slow)
+    port = old.address.split(":")[1]
+    search = ["docto", "--show-inferior", "3", "--count", "3"]
+    command = [*search, "--server", old.address, "--session", "upgrade"]
+    process = find(*command)
+    first = process.popen.stdout.readline()
+    serve(*slow, port=port)
+    old.send(SIGTERM)
+    # It is read all the time: there is more than a pipe holds.
+    before = first + process.popen.stdout.read()
+    assert process.wait() == 5
+    assert old.wait() == 0
+    after = run_find(*command)
+    assert after.returncode == 0, after.stderr
+    assert "going on after" in after.stderr
+    # Neither lost nor doubled: what one command gives that nothing stops.
+    assert before + after.stdout == run_find(*search, "--threads", "1").stdout
+
+
+def test_the_health_check_turns_first(serve):
+    server = serve("--drain-grace", "1h")
+    with grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest(service="hashfinder.v1.Finder"))
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        busy = subprocess.Popen(
+            [HASHFINDER, "find", "hashfinderhashfinder", "--server", server.address, "--quiet"],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            server.wait_until_busy()
+            server.send(SIGTERM)
+            assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            # The call that is under way has its grace all the same.
+            server.wait_until_busy()
+            assert busy.poll() is None
+        finally:
+            busy.terminate()
+            busy.wait(PATIENCE_S)
+    assert server.wait() == 0
+
+
+def test_a_cursor_outlives_the_version_that_gave_it():
+    # One that the first version printed. What people keep in scripts and sessions has to go on for ever.
+    kept = "hf1_AAAAAAAAAA9CQGhhc2hmaW5kZXJgc2wH"
+    done = run_find("--resume", kept, "--maximum-hashes", "1000000")
+    assert done.returncode == 3, done.stderr
+    # It means what it meant: after it there is what there is after so many secrets.
+    whole = run_find("hashfinder", "--maximum-hashes", "2000000")
+    assert done.stderr.splitlines()[-1] == whole.stderr.splitlines()[-1]

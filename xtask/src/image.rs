@@ -1,0 +1,73 @@
+//! The static program of the container image, built and seen to run without an engine for containers.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{root, step, target};
+
+const CONTAINERFILE: &str = "packaging/Containerfile";
+
+/// What the image's program is checked with: it listens nowhere, resolves an address, and has a thread.
+const COMMANDS: [&str; 2] = ["serve --check --host 0.0.0.0", "find doctor --quiet"];
+
+/// Does what the file does, and runs the result in a folder where there is nothing else.
+pub(crate) fn run() -> Result<()> {
+    let text = fs::read_to_string(root().join(CONTAINERFILE));
+    let text = text.with_context(|| format!("cannot read {CONTAINERFILE}"))?;
+    let mut commands =
+        instructions(&text).filter_map(|line| line.strip_prefix("RUN ").map(str::to_owned));
+    let (Some(command), None) = (commands.next(), commands.next()) else {
+        bail!("{CONTAINERFILE} is expected to have one RUN");
+    };
+    step(
+        "the program of the image",
+        Command::new("sh").args(["-c", &command]),
+    )?;
+    let built = root().join("target/image/hashfinder");
+    let linked = Command::new("ldd")
+        .arg(&built)
+        .output()
+        .context("cannot run ldd")?;
+    let linked = [linked.stdout, linked.stderr].concat();
+    let linked = String::from_utf8_lossy(&linked);
+    ensure!(
+        linked.contains("statically linked") || linked.contains("not a dynamic executable"),
+        "the program needs libraries: {linked}"
+    );
+    let empty = target().join("image-root");
+    fs::create_dir_all(&empty).context("cannot make a folder to run it in")?;
+    fs::copy(&built, empty.join("hashfinder")).context("cannot copy the program")?;
+    for command in COMMANDS {
+        step(
+            &format!("alone: hashfinder {command}"),
+            &mut alone(&empty, command),
+        )?;
+    }
+    let length = fs::metadata(&built)?.len();
+    println!("{}: {:.1} MB, static", built.display(), length as f64 / 1e6);
+    Ok(())
+}
+
+/// Runs it where this folder is all that there is, as a user who may do nothing.
+fn alone(folder: &Path, command: &str) -> Command {
+    let mut alone = Command::new("unshare");
+    alone
+        .arg("--map-root-user")
+        .arg("--root")
+        .arg(folder)
+        .arg("/hashfinder");
+    alone.args(command.split(' ')).env_clear();
+    alone
+}
+
+/// The file's instructions, each on a line.
+fn instructions(text: &str) -> impl Iterator<Item = String> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");
+    joined
+        .lines()
+        .map(str::to_owned)
+        .collect::<Vec<_>>()
+        .into_iter()
+}

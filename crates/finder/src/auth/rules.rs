@@ -18,7 +18,7 @@ pub(crate) enum Rule {
 }
 
 /// Every method of every service that there is. SECURITY.md has the same table for people.
-const RULES: [(&str, Rule); 12] = [
+const RULES: [(&str, Rule); 11] = [
     ("hash_name.HashFinder/Find", Rule::Needs(Role::User)),
     ("hash_name.HashFinder/FindRange", Rule::Needs(Role::User)),
     ("hashfinder.v1.Finder/Search", Rule::Needs(Role::User)),
@@ -32,7 +32,6 @@ const RULES: [(&str, Rule); 12] = [
     // Whoever balances the load has no credential, and learns no more than that there is a server.
     ("grpc.health.v1.Health/Check", Rule::Anyone),
     ("grpc.health.v1.Health/Watch", Rule::Anyone),
-    ("grpc.health.v1.Health/List", Rule::Anyone),
     (
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         Rule::Needs(Role::User),

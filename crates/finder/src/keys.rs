@@ -81,7 +81,15 @@ fn list(path: &Path) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn revoke(path: &Path, id: &KeyId) -> Result<Exit> {
+fn revoke(path: &Path, id: &str) -> Result<Exit> {
+    // Not by the command line's parser, which repeats what is wrong: it could be the whole key.
+    let id: &KeyId = match &id.parse() {
+        Ok(id) => id,
+        Err(wrong) => {
+            say(wrong);
+            return Ok(Exit::Usage);
+        }
+    };
     let before = KeyFile::change(path, false, |file| file.revoke(id))?;
     Ok(match before {
         None => {

@@ -76,7 +76,7 @@ impl FromStr for KeyId {
         if (1..=MAX_ID_LEN).contains(&text.len()) && text.chars().all(plain) {
             Ok(KeyId(text.to_owned()))
         } else {
-            // Who gives the whole key by mistake does not find its secret in the message.
+            // It does not repeat the text, for who gives the whole key by mistake.
             Err(format!(
                 "a key's id, which stands before the dot, has 1 to {MAX_ID_LEN} letters, digits, '-' and '_'"
             ))
@@ -356,8 +356,12 @@ impl KeyFile {
                 (KeyFile::read(&path)?, Some(old))
             }
         };
+        let before = file.document.to_string();
         let changed = change(&mut file)?;
         let text = file.document.to_string();
+        if text == before {
+            return Ok(changed);
+        }
         ensure!(
             text.len() as u64 <= MAX_FILE_LEN,
             "{path:?} would have more than {MAX_FILE_LEN} bytes; take out keys that are no good any more"

@@ -165,3 +165,46 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        auth::{Principal, Role, rules::RULES},
+        rpc::ALL_DESCRIPTORS,
+        transport::ClientName,
+    };
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_rule_for_operators_keeps_users_out() {
+        let everything = RULES.map(|(method, _)| (method, Rule::Needs(Role::Operator)));
+        let rules = Rules::of(&everything, &ALL_DESCRIPTORS).unwrap();
+        let auth = |operators: &[ClientName]| Auth {
+            keys: None,
+            tokens: None,
+            takes_certificates: false,
+            operators: operators.iter().cloned().collect::<HashSet<_>>(),
+        };
+        let admit = |auth: Auth| {
+            let layer = AuthLayer::new(Arc::new(auth), rules.clone(), Counts::default());
+            let mut request = http::Request::new(());
+            *request.uri_mut() = "http://a/hash_name.HashFinder/Find".parse().unwrap();
+            let headers = request.headers_mut();
+            headers.insert("authorization", "Bearer secret".parse().unwrap());
+            let admitted = layer.admit(&mut request);
+            assert!(request.headers().is_empty());
+            let principal = request.extensions().get::<Principal>().cloned();
+            admitted.map(|()| principal.map(|principal| principal.role))
+        };
+        assert_eq!(admit(auth(&[])), Err(CallError::OperatorsOnly));
+        let operator = auth(&[ClientName::of_nobody()]);
+        assert_eq!(admit(operator), Ok(Some(Role::Operator)));
+        let strict = Auth {
+            takes_certificates: true,
+            ..auth(&[ClientName::of_nobody()])
+        };
+        // What is configured takes no bearer's credential.
+        assert_eq!(admit(strict), Err(CallError::CredentialRefused));
+    }
+}

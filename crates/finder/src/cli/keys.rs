@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand};
 
 use super::duration;
-use crate::auth::{Role, keys::KeyId};
+use crate::auth::Role;
 
 /// The longest comment on a key, in characters: it is shown in one line.
 const MAX_COMMENT: usize = 100;
@@ -74,7 +74,7 @@ pub(crate) enum KeysCommand {
 
         /// The key's id: what stands before the dot
         #[arg(value_name = "ID")]
-        id: KeyId,
+        id: String,
     },
 }
 

@@ -50,8 +50,7 @@ Examples:
 
 Exit codes:
   0  shut down by SIGINT or SIGTERM, or nothing is wrong (--check)
-  2  the command line is wrong, or HASHFINDER_LOG, or a file of credentials that is named there; or it
-     would listen where strangers are
+  2  the command line is wrong, HASHFINDER_LOG or a file that is named, or strangers could reach it
   5  it cannot listen, or failed")]
 pub(crate) struct ServeArguments {
     /// The address to listen on

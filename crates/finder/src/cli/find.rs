@@ -124,10 +124,10 @@ pub(crate) struct FindArguments {
 
     // Last, for they have headings of their own.
     #[command(flatten)]
-    pub(crate) connection: ConnectionArguments,
+    pub(crate) query: QueryArguments,
 
     #[command(flatten)]
-    pub(crate) query: QueryArguments,
+    pub(crate) connection: ConnectionArguments,
 }
 
 impl FindArguments {

@@ -75,8 +75,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     key.with_context(|| format!("{shown} is not PEM as it should be"))
 }
 
-/// All of a file, which has to be short.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+fn read(path: &Path) -> Result<Vec<u8>> {
     let shown = path.display();
     let mut text = Vec::new();
     let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut text));

@@ -170,11 +170,15 @@ where
 mod tests {
     use super::*;
     use crate::{
-        auth::{Principal, Role, rules::RULES},
-        rpc::ALL_DESCRIPTORS,
-        transport::ClientName,
+        auth::{Role, rules::RULES},
+        metrics::Counts,
+        rpc::{ALL_DESCRIPTORS, AddressLimits},
     };
-    use std::collections::HashSet;
+    use std::{
+        collections::HashSet,
+        num::{NonZeroU32, NonZeroUsize},
+    };
+    use tonic::Code;
 
     #[test]
     fn a_rule_for_operators_keeps_users_out() {
@@ -187,7 +191,17 @@ mod tests {
             operators: operators.iter().cloned().collect::<HashSet<_>>(),
         };
         let admit = |auth: Auth| {
-            let layer = AuthLayer::new(Arc::new(auth), rules.clone(), Counts::default());
+            let layer = AuthLayer::new(
+                Arc::new(auth),
+                rules.clone(),
+                Calls::new(&ALL_DESCRIPTORS).unwrap(),
+                Refusals::new(Counts::default()),
+                RateLimits::new(AddressLimits {
+                    calls_per_second: NonZeroU32::MIN,
+                    open_calls: NonZeroUsize::MIN,
+                    open_calls_of_address: NonZeroUsize::MIN,
+                }),
+            );
             let mut request = http::Request::new(());
             *request.uri_mut() = "http://a/hash_name.HashFinder/Find".parse().unwrap();
             let headers = request.headers_mut();
@@ -195,9 +209,10 @@ mod tests {
             let admitted = layer.admit(&mut request);
             assert!(request.headers().is_empty());
             let principal = request.extensions().get::<Principal>().cloned();
-            admitted.map(|()| principal.map(|principal| principal.role))
+            let admitted = admitted.map(|()| principal.map(|principal| principal.role));
+            admitted.map_err(|status| status.code())
         };
-        assert_eq!(admit(auth(&[])), Err(CallError::OperatorsOnly));
+        assert_eq!(admit(auth(&[])), Err(Code::PermissionDenied));
         let operator = auth(&[ClientName::of_nobody()]);
         assert_eq!(admit(operator), Ok(Some(Role::Operator)));
         let strict = Auth {
@@ -205,6 +220,6 @@ mod tests {
             ..auth(&[ClientName::of_nobody()])
         };
         // What is configured takes no bearer's credential.
-        assert_eq!(admit(strict), Err(CallError::CredentialRefused));
+        assert_eq!(admit(strict), Err(Code::Unauthenticated));
     }
 }

@@ -6,44 +6,46 @@ use clap::Args;
 
 use super::ServerAddress;
 
+/// What stands above these flags in the help. As a command's next heading it would stand above those of others.
+const HEADING: &str = "How a server is asked";
+
 /// How a server is reached, and who asks.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "How a server is asked")]
 pub(crate) struct ConnectionArguments {
     /// Speak TLS with the server
     ///
     /// https://HOST:PORT says the same, and so does each of the other flags for TLS. Without --tls-ca, those
     /// authorities are trusted that this system trusts. A Unix socket needs no TLS, and has none.
-    #[arg(long)]
+    #[arg(long, help_heading = HEADING)]
     pub(crate) tls: bool,
 
     /// Trust the authorities in this PEM file to know the server, and no others
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = HEADING, value_name = "PATH")]
     pub(crate) tls_ca: Option<PathBuf>,
 
     /// Show the server the certificate in this PEM file, in which those follow that lead to its authority
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = HEADING, value_name = "PATH")]
     pub(crate) tls_client_certificate: Option<PathBuf>,
 
     /// The private key of that certificate, in PEM
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = HEADING, value_name = "PATH")]
     pub(crate) tls_client_key: Option<PathBuf>,
 
     /// The name that the server's certificate has to be for [default: the HOST that is asked]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, help_heading = HEADING, value_name = "NAME")]
     pub(crate) tls_server_name: Option<String>,
 
     /// Send the credential that is the first line of this file
     ///
     /// It is an API key or a token, and goes with every RPC. HASHFINDER_CREDENTIAL can hold one itself; no
     /// flag can, for everybody on the machine sees the flags of a process.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = HEADING, value_name = "PATH")]
     pub(crate) credential_file: Option<PathBuf>,
 
     /// Send the credential even where others can read it on its way
     ///
     /// Else it is sent by TLS, by a Unix socket or to this machine alone.
-    #[arg(long)]
+    #[arg(long, help_heading = HEADING)]
     pub(crate) send_credential_unencrypted: bool,
 }
 

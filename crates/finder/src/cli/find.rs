@@ -40,6 +40,7 @@ Examples:
   hashfinder find hashfinder --show-inferior 4 --session night
   hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
+  hashfinder find doctor --server https://find.example:50051 --credential-file my.key
 
 A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but
 only for what that has words for, and it does not tell how it comes on.
@@ -124,10 +125,10 @@ pub(crate) struct FindArguments {
 
     // Last, for they have headings of their own.
     #[command(flatten)]
-    pub(crate) connection: ConnectionArguments,
+    pub(crate) query: QueryArguments,
 
     #[command(flatten)]
-    pub(crate) query: QueryArguments,
+    pub(crate) connection: ConnectionArguments,
 }
 
 impl FindArguments {

@@ -200,17 +200,6 @@ pub(crate) enum ServerAddress {
     Unix(String),
 }
 
-impl ServerAddress {
-    /// The address as a URI.
-    pub(crate) fn uri(&self) -> String {
-        match self {
-            ServerAddress::Tcp(authority) => format!("http://{authority}"),
-            ServerAddress::Tls(authority) => format!("https://{authority}"),
-            ServerAddress::Unix(path) => format!("unix:{path}"),
-        }
-    }
-}
-
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

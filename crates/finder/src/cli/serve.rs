@@ -46,6 +46,8 @@ const DRAIN_GRACE: &str = "5s";
 Examples:
   hashfinder serve
   hashfinder serve --port 8080 --maximum-hashes 1000000000 --api-keys keys.toml
+  hashfinder serve --host 0.0.0.0 --tls-certificate server.pem --tls-key server-key.pem \\
+    --tls-client-ca clients.pem
   hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json
 
 Exit codes:

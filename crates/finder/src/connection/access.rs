@@ -7,21 +7,24 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::IpAddr,
     path::Path,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use http::uri::Authority;
-use tokio_rustls::rustls::{
-    AlertDescription, CertificateError, Error, crypto::ring, pki_types::ServerName,
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{
+        AlertDescription, CertificateError, ClientConfig, Error, RootCertStore, crypto::ring,
+        pki_types::ServerName, sign::SingleCertAndKey,
+    },
 };
-use tonic::{
-    Code, Request, Status,
-    metadata::AsciiMetadataValue,
-    service::Interceptor,
-    transport::{ClientTlsConfig, Endpoint, Identity},
-};
+use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, service::Interceptor};
 
-use super::as_text;
+use super::{
+    as_text,
+    connector::{ALPN, Connector, Lesson},
+};
 use crate::{
     cli::{ConnectionArguments, ServerAddress},
     pem,
@@ -40,7 +43,7 @@ const GIVE_A_CREDENTIAL: &str =
 
 /// How a server is reached, and as whom.
 pub(super) struct Access {
-    tls: Option<ClientTlsConfig>,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
     credential: Credential,
     shows_certificate: bool,
 }
@@ -65,7 +68,7 @@ impl Access {
             );
         }
         let tls = match server {
-            ServerAddress::Tls(authority) => Some(tls_config(authority, arguments)?),
+            ServerAddress::Tls(authority) => Some(tls(authority, arguments)?),
             ServerAddress::Tcp(_) | ServerAddress::Unix(_) => None,
         };
         Ok(Access {
@@ -75,38 +78,33 @@ impl Access {
         })
     }
 
-    pub(super) fn endpoint(&self, server: &ServerAddress) -> Result<Endpoint> {
-        let endpoint = Endpoint::from_shared(server.uri())
-            .with_context(|| format!("{server} is not a server's address"))?;
-        let Some(tls) = &self.tls else {
-            return Ok(endpoint);
-        };
-        endpoint.tls_config(tls.clone()).with_context(|| {
-            "cannot begin with TLS; give the authorities to trust with --tls-ca if this system has none"
-        })
+    pub(super) fn connector(&self, server: &ServerAddress) -> Connector {
+        Connector::new(server.clone(), self.tls.clone())
     }
 
     pub(super) fn credential(&self) -> Credential {
         self.credential.clone()
     }
 
-    /// What keeps us from ever coming together by TLS, and what to do about it; `None` if the error is
-    /// about something else.
-    pub(super) fn tls_failure(
-        &self,
-        error: &(dyn std::error::Error + 'static),
-        server: &ServerAddress,
-    ) -> Option<String> {
-        self.tls.as_ref()?;
-        let error = tls_error(error)?;
-        let (certificate, ours) = (
-            format!("the certificate of the server at {server}"),
-            match self.shows_certificate {
-                true => "give another with --tls-client-certificate and --tls-client-key",
-                false => "give one with --tls-client-certificate and --tls-client-key",
-            },
+    /// What keeps us from ever coming together, and what to do about it.
+    pub(super) fn advice(&self, lesson: &Lesson, server: &ServerAddress) -> String {
+        let error = match lesson {
+            Lesson::Tls(error) => error,
+            Lesson::SpeaksTls => {
+                return format!(
+                    "the server at {server} speaks TLS; give --tls, or https://{server} as its address"
+                );
+            }
+        };
+        let certificate = format!("the certificate of the server at {server}");
+        let ours = match self.shows_certificate {
+            true => "give another with --tls-client-certificate and --tls-client-key",
+            false => "give one with --tls-client-certificate and --tls-client-key",
+        };
+        let no_http2 = format!(
+            "what listens at {server} speaks TLS, but not HTTP/2; give the address of a `hashfinder serve`"
         );
-        Some(match &error {
+        match error {
             Error::InvalidCertificate(wrong) => match wrong {
                 CertificateError::UnknownIssuer => format!(
                     "{certificate} comes from no authority that is trusted here; give the authority's with \
@@ -149,68 +147,42 @@ impl Access {
                 | AlertDescription::UnsupportedCertificate => format!(
                     "the server at {server} does not take our certificate ({alert:?}); {ours}"
                 ),
-                AlertDescription::NoApplicationProtocol => format!(
-                    "what listens at {server} speaks TLS, but not HTTP/2; give the address of a `hashfinder serve`"
-                ),
+                AlertDescription::NoApplicationProtocol => no_http2,
                 alert => format!("the server at {server} refuses TLS with us ({alert:?})"),
             },
+            Error::NoApplicationProtocol => no_http2,
             error => format!(
                 "there is no TLS with the server at {server}: {}",
                 as_text(&error.to_string())
             ),
-        })
+        }
     }
 }
 
-/// What TLS has to say in an error.
-fn tls_error(error: &(dyn std::error::Error + 'static)) -> Option<Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        // An error of I/O does not give what it holds as its source.
-        let io = error.downcast_ref::<std::io::Error>();
-        let inner = io.and_then(std::io::Error::get_ref);
-        let tls = inner.and_then(|inner| inner.downcast_ref::<Error>());
-        if let Some(tls) = tls.or_else(|| error.downcast_ref()) {
-            return Some(tls.clone());
-        }
-        // In TLS 1.3 a server judges our certificate when we think that all is well; then the word comes
-        // through HTTP/2, which leaves of it nothing but the text.
-        let text = error.to_string();
-        let judgement = JUDGEMENTS.map(Error::AlertReceived).into_iter();
-        let mut judgement = judgement.filter(|alert| text.ends_with(&alert.to_string()));
-        if let Some(alert) = judgement.next() {
-            return Some(alert);
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// What a server can say about a client's certificate.
-const JUDGEMENTS: [AlertDescription; 9] = [
-    AlertDescription::AccessDenied,
-    AlertDescription::BadCertificate,
-    AlertDescription::CertificateExpired,
-    AlertDescription::CertificateRequired,
-    AlertDescription::CertificateRevoked,
-    AlertDescription::CertificateUnknown,
-    AlertDescription::DecryptError,
-    AlertDescription::UnknownCA,
-    AlertDescription::UnsupportedCertificate,
-];
-
-fn tls_config(authority: &Authority, arguments: &ConnectionArguments) -> Result<ClientTlsConfig> {
-    let mut config = ClientTlsConfig::new();
-    config = match &arguments.tls_ca {
-        Some(path) => config.trust_anchors(pem::authorities(path)?.roots),
-        None => config.with_native_roots(),
+fn tls(
+    authority: &Authority,
+    arguments: &ConnectionArguments,
+) -> Result<(TlsConnector, ServerName<'static>)> {
+    let name = arguments.tls_server_name.as_deref();
+    let name = name.unwrap_or_else(|| bare_host(authority));
+    let Ok(name) = ServerName::try_from(name.to_owned()) else {
+        bail!(
+            "{name:?} can be no server's name in a certificate; give another with --tls-server-name"
+        );
     };
-    config = match (&arguments.tls_client_certificate, &arguments.tls_client_key) {
+    let authorities = match &arguments.tls_ca {
+        Some(path) => pem::authorities(path)?,
+        None => authorities_of_system()?,
+    };
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(authorities);
+    let own = (&arguments.tls_client_certificate, &arguments.tls_client_key);
+    let mut config = match own {
         (Some(certificate), Some(key)) => {
-            // So that it is told here what is wrong with them.
-            pem::identity(certificate, key, &ring::default_provider())?;
-            let [certificate, key] = [certificate, key].map(|path| pem::read(path));
-            config.identity(Identity::from_pem(certificate?, key?))
+            let identity = pem::identity(certificate, key, &provider)?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
         }
         (Some(_), None) => {
             bail!("--tls-client-certificate needs its key: give --tls-client-key too")
@@ -218,19 +190,26 @@ fn tls_config(authority: &Authority, arguments: &ConnectionArguments) -> Result<
         (None, Some(_)) => {
             bail!("--tls-client-key needs its certificate: give --tls-client-certificate too")
         }
-        (None, None) => config,
+        (None, None) => builder.with_no_client_auth(),
     };
-    let host = bare_host(authority);
-    let name = arguments.tls_server_name.as_deref().unwrap_or(host);
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok((TlsConnector::from(Arc::new(config)), name))
+}
+
+fn authorities_of_system() -> Result<RootCertStore> {
+    let mut authorities = RootCertStore::empty();
+    // A system may have some that nobody can read; the others do as well.
+    let found = rustls_native_certs::load_native_certs();
+    let (usable, _) = authorities.add_parsable_certificates(found.certs);
     ensure!(
-        ServerName::try_from(name).is_ok(),
-        "{name:?} can be no server's name in a certificate; give another with --tls-server-name"
+        usable > 0,
+        "this system has no authorities to know servers by; give those to trust with --tls-ca PATH"
     );
-    Ok(config.domain_name(name))
+    Ok(authorities)
 }
 
 /// A host without the brackets of IPv6.
-fn bare_host(authority: &Authority) -> &str {
+pub(super) fn bare_host(authority: &Authority) -> &str {
     authority.host().trim_matches(['[', ']'])
 }
 
@@ -371,18 +350,5 @@ mod tests {
             assert!(error.starts_with("here holds no credential: "), "{error}");
             assert!(!error.contains("words"), "{error}");
         }
-    }
-
-    #[test]
-    fn what_a_server_thinks_of_our_certificate_is_found_in_any_wrapping() {
-        let wanted = Error::AlertReceived(AlertDescription::CertificateRequired);
-        let by_io = std::io::Error::new(std::io::ErrorKind::InvalidData, wanted.clone());
-        let by_text = std::io::Error::other(wanted.to_string());
-        for error in [by_io, by_text] {
-            let error = anyhow::Error::new(error).context("outside");
-            assert_eq!(tls_error(error.as_ref()), Some(wanted.clone()));
-        }
-        let other = std::io::Error::other("certificate required");
-        assert_eq!(tls_error(&other), None);
     }
 }

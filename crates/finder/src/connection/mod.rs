@@ -1,6 +1,7 @@
 //! Connections to a server, for the commands that ask one.
 
 mod access;
+mod connector;
 
 use std::{
     error::Error,
@@ -9,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use http::Uri;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tonic::{
@@ -19,8 +21,11 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use self::access::{Access, Credential};
 pub(crate) use self::access::{CREDENTIAL, advice};
+use self::{
+    access::{Access, Credential},
+    connector::Connector,
+};
 use crate::cli::{ConnectionArguments, ServerAddress};
 
 /// How long we wait for the server before we say so.
@@ -34,11 +39,6 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 
 /// The longest pause, so that a server that comes up is found soon.
 const LAST_RETRY: Duration = Duration::from_secs(1);
-
-/// When the system asks whether the server's machine is still there, how often again, and how many
-/// silent answers mean that it is not. HTTP/2 has pings of its own, but other servers close
-/// connections over them.
-const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// What is wrong with a server from which nothing comes.
 const SILENT: &str = "it does not answer";
@@ -114,29 +114,33 @@ async fn reach(
     access: &Access,
     last_error: &Mutex<String>,
 ) -> Result<Connection> {
-    let (after, interval, retries) = KEEPALIVE;
     let tasks = TaskTracker::new();
-    let endpoint = access
-        .endpoint(server)?
-        .executor(Spawner(tasks.clone()))
-        .tcp_keepalive(Some(after))
-        .tcp_keepalive_interval(Some(interval))
-        .tcp_keepalive_retries(Some(retries));
+    let connector = access.connector(server);
+    let endpoint = endpoint(server)?.executor(Spawner(tasks.clone()));
     let mut pause = FIRST_RETRY;
     loop {
-        let error =
-            match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint, access, server)).await {
-                Ok(Ok(channel)) => {
-                    return Ok(Connection {
-                        channel,
-                        credential: access.credential(),
-                        tasks,
-                    });
-                }
-                Ok(Err(Failure::Passing(error))) => as_text(&error),
-                Ok(Err(Failure::Lasting(error))) => bail!(error),
-                Err(_) => SILENT.to_owned(),
-            };
+        let attempt = attempt(&endpoint, connector.clone());
+        let failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await {
+            Ok(Ok(channel)) => {
+                return Ok(Connection {
+                    channel,
+                    credential: access.credential(),
+                    tasks,
+                });
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::Passing(SILENT.to_owned()),
+        };
+        // Whatever HTTP/2 has to say of it.
+        if let Some(lesson) = connector.lesson() {
+            bail!(access.advice(&lesson, server));
+        }
+        let error = match failure {
+            Failure::Passing(error) => as_text(&error),
+            Failure::SomethingElse => bail!(
+                "what listens at {server} does not speak gRPC; give the address of a `hashfinder serve`"
+            ),
+        };
         if let Ok(mut last_error) = last_error.lock() {
             *last_error = error;
         }
@@ -149,45 +153,45 @@ async fn reach(
 enum Failure {
     /// What may be otherwise the next time.
     Passing(String),
-    /// What will be the same however often it is tried; says what to do.
-    Lasting(String),
+    /// What listens there is no server of ours, nor of any gRPC.
+    SomethingElse,
+}
+
+/// How requests are addressed; the connector knows better where to.
+fn endpoint(server: &ServerAddress) -> Result<Endpoint> {
+    let (address, origin) = match server {
+        ServerAddress::Tcp(authority) => (format!("http://{authority}"), None),
+        // With this scheme here it would be tonic's TLS.
+        ServerAddress::Tls(authority) => (
+            format!("http://{authority}"),
+            Some(format!("https://{authority}")),
+        ),
+        ServerAddress::Unix(_) => ("http://localhost".to_owned(), None),
+    };
+    let wrong = || format!("{server} is not a server's address");
+    let endpoint = Endpoint::from_shared(address).with_context(wrong)?;
+    Ok(match origin {
+        Some(origin) => endpoint.origin(origin.parse::<Uri>().with_context(wrong)?),
+        None => endpoint,
+    })
 }
 
 /// Connects and asks for a sign of life, for a connection alone may be anybody's.
-async fn attempt(
-    endpoint: &Endpoint,
-    access: &Access,
-    server: &ServerAddress,
-) -> Result<Channel, Failure> {
-    let channel = endpoint.connect().await.map_err(|error| {
-        match access.tls_failure(&error, server) {
-            Some(why) => Failure::Lasting(why),
-            // The part of the chain that says something is the innermost.
-            None => Failure::Passing(anyhow::Error::new(error).root_cause().to_string()),
-        }
+async fn attempt(endpoint: &Endpoint, connector: Connector) -> Result<Channel, Failure> {
+    let channel = endpoint.connect_with_connector(connector).await;
+    let channel = channel.map_err(|error| {
+        // The part of the chain that says something is the innermost.
+        Failure::Passing(anyhow::Error::new(error).root_cause().to_string())
     })?;
     let request = Request::new(HealthCheckRequest::default());
-    let Err(status) = HealthClient::new(channel.clone()).check(request).await else {
-        return Ok(channel);
-    };
-    let is_transports = is_transports(&status);
-    if is_transports && let Some(why) = access.tls_failure(&status, server) {
-        return Err(Failure::Lasting(why));
+    match HealthClient::new(channel.clone()).check(request).await {
+        Err(status) if breaks_http2(&status) => Err(Failure::SomethingElse),
+        // Any other status, UNIMPLEMENTED for one, is a server's.
+        Err(status) if status.code() == Code::Unavailable || is_transports(&status) => {
+            Err(Failure::Passing(status.message().to_owned()))
+        }
+        _ => Ok(channel),
     }
-    if breaks_http2(&status) {
-        let or_tls = match server {
-            ServerAddress::Tcp(_) => ", or --tls if that is what it speaks",
-            ServerAddress::Tls(_) | ServerAddress::Unix(_) => "",
-        };
-        return Err(Failure::Lasting(format!(
-            "what listens at {server} does not speak gRPC; give the address of a `hashfinder serve`{or_tls}"
-        )));
-    }
-    // Any other status, UNIMPLEMENTED for one, is a server's.
-    if is_transports || status.code() == Code::Unavailable {
-        return Err(Failure::Passing(status.message().to_owned()));
-    }
-    Ok(channel)
 }
 
 /// Whether a status is the transport's own word: none that a server sent has a source.
@@ -195,7 +199,7 @@ fn is_transports(status: &Status) -> bool {
     status.source().is_some()
 }
 
-/// Whether what came was not HTTP/2, as from a web server or one that wants TLS.
+/// Whether what came was not HTTP/2, as from a web server.
 fn breaks_http2(status: &Status) -> bool {
     is_transports(status) && status.code() == Code::Internal
 }

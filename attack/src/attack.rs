@@ -1,7 +1,14 @@
 //! The attacks. Each is played on some connections at once until its time is over; what the server
 //! closes is opened again.
 
-use std::{cell::RefCell, collections::BTreeSet, io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
 
 use clap::ValueEnum;
 use tokio::{
@@ -14,7 +21,7 @@ use tokio::{
 use crate::{
     connection::{Connection, Event, Source, closed, dial},
     requests::{self, Case},
-    seen::{CLOSED, STREAMS, Seen, WRONG},
+    seen::{CLOSED, FITS, STREAMS, Seen, WRONG},
     wire::{
         FIND, FIND_RANGE, FRAME_LEN, Frames, NEWEST_KEPT, PREFACE, WINDOW_MAX, call,
         endless_search, flag, kept, kind, literal,
@@ -183,10 +190,9 @@ impl Attack {
                 seen.count("grpc-status 8") + seen.count(CLOSED) + seen.count_all("reset ") > 0,
                 "expected RESOURCE_EXHAUSTED (8) for a message of gigabytes, or to be thrown out",
             ),
-            MalformedMessages | WrongRequests | BadTimeouts | BadPaths => expect(
-                seen.count_all("as expected: ") > 0,
-                "expected some answers at least",
-            ),
+            MalformedMessages | WrongRequests | BadTimeouts | BadPaths => {
+                expect(seen.count_all(FITS) > 0, "expected some answers at least")
+            }
             _ => {}
         }
         faults
@@ -225,6 +231,7 @@ pub(crate) async fn play(
     for number in 0..connections {
         let (seen, dials) = (Rc::clone(&seen), Rc::clone(&dials));
         all.spawn_local(timeout_at(until, async move {
+            let turn = Cell::new(0);
             loop {
                 let socket = {
                     let _permit = dials.acquire().await;
@@ -232,7 +239,7 @@ pub(crate) async fn play(
                 };
                 if let Ok(socket) = socket {
                     let played = if attack.speaks() {
-                        speak(attack, socket, number, once, Rc::clone(&seen)).await
+                        speak(attack, socket, number, once, &turn, Rc::clone(&seen)).await
                     } else {
                         misbehave(attack, socket, number).await
                     };
@@ -252,12 +259,13 @@ pub(crate) async fn play(
     Rc::unwrap_or_clone(seen).into_inner()
 }
 
-/// Attacks in HTTP/2. Ends with an error when the server has had enough.
+/// Attacks in HTTP/2; `turn` is which wrong request comes next. Ends with an error when the server has had enough.
 async fn speak(
     attack: Attack,
     socket: TcpStream,
     number: usize,
     once: bool,
+    turn: &Cell<usize>,
     seen: Rc<RefCell<Seen>>,
 ) -> io::Result<()> {
     use Attack::*;
@@ -416,10 +424,10 @@ async fn speak(
             let begin = |connection: &mut Connection| connection.open(&watch, Some(&[0; 5]), true);
             hold(connection, 1000, once, begin, None).await?;
         }
-        MalformedMessages => ask(connection, &requests::malformed_messages()).await?,
-        WrongRequests => ask(connection, &requests::wrong_requests()).await?,
-        BadTimeouts => ask(connection, &requests::bad_timeouts()).await?,
-        BadPaths => ask(connection, &requests::bad_paths()).await?,
+        MalformedMessages => ask(connection, &requests::malformed_messages(), turn).await?,
+        WrongRequests => ask(connection, &requests::wrong_requests(), turn).await?,
+        BadTimeouts => ask(connection, &requests::bad_timeouts(), turn).await?,
+        BadPaths => ask(connection, &requests::bad_paths(), turn).await?,
         SilentConnections | HalfOpenConnections | SlowHeaders | ConnectionChurn | Garbage => {}
     }
     Ok(())
@@ -603,28 +611,28 @@ async fn hold(
     }
 }
 
-/// Asks wrong things, one after another, and looks whether the answers are right.
-async fn ask(connection: &mut Connection, cases: &[Case]) -> io::Result<()> {
+/// Asks wrong things, one after another, and looks whether the answers are right. What ends the
+/// connection is an answer too, after which the next connection goes on with the next case.
+async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) -> io::Result<()> {
     loop {
-        for case in cases {
-            let stream = connection.stream();
-            connection
-                .out
-                .headers(stream, &case.headers, case.body.is_none());
-            if let Some(body) = &case.body {
-                connection.out.data(stream, body, true);
-            }
-            let answer = connection.answer(stream, ANSWER).await?;
-            let fits = (case.fits)(&answer);
-            let (name, expected) = (&case.name, case.expected);
-            let told = if fits {
-                format!("as expected: {name}: {answer}")
-            } else {
-                format!("{WRONG}{name}: expected {expected}, saw {answer}")
-            };
-            count(connection, &told);
-            tokio::task::yield_now().await;
+        let case = &cases[turn.get() % cases.len()];
+        turn.set(turn.get() + 1);
+        let stream = connection.stream();
+        let ends = case.body.is_none();
+        connection.out.headers(stream, &case.headers, ends);
+        if let Some(body) = &case.body {
+            connection.out.data(stream, body, true);
         }
+        let answered = connection.answer(stream, ANSWER).await;
+        let (name, expected) = (&case.name, case.expected);
+        let told = match &answered {
+            Ok(answer) if (case.fits)(answer) => format!("{FITS}{name}: {answer}"),
+            Ok(answer) => format!("{WRONG}{name}: expected {expected}, saw {answer}"),
+            Err(_) => format!("{FITS}{name}: the connection's end"),
+        };
+        count(connection, &told);
+        answered?;
+        tokio::task::yield_now().await;
     }
 }
 

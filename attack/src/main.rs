@@ -29,8 +29,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, ValueEnum};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use self::{
     attack::{Attack, play},
@@ -154,6 +155,7 @@ struct AttackArguments {
 }
 
 fn main() -> ExitCode {
+    raise_descriptors();
     let done = match Command::parse() {
         Command::Run(arguments) => run(&arguments),
         Command::Attack(arguments) => attack(&arguments).map(|()| ExitCode::SUCCESS),
@@ -165,7 +167,24 @@ fn main() -> ExitCode {
     })
 }
 
+/// Has us, and the server that we start, open as many files as the system lets us.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What fails is told by the first attack that needs more.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// Those that an attacker needs beside its connections.
+const OTHER_DESCRIPTORS: u64 = 50;
+
 fn attack(arguments: &AttackArguments) -> Result<()> {
+    let needed = arguments.connections as u64 + OTHER_DESCRIPTORS;
+    let has = getrlimit(Resource::Nofile).current;
+    ensure!(
+        has.is_none_or(|has| has >= needed),
+        "this attack needs {needed} open files, and may have {has:?}; raise the limit (ulimit -Hn)"
+    );
     let AttackArguments {
         attack,
         target,

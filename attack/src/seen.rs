@@ -16,6 +16,9 @@ pub(crate) const STREAMS: &str = "streams";
 /// What begins the name of an answer that should not have been, after which comes what should.
 pub(crate) const WRONG: &str = "wrong: ";
 
+/// What begins the name of one that was right.
+pub(crate) const FITS: &str = "as expected: ";
+
 /// What an attacker saw, by what it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen(BTreeMap<String, u64>);

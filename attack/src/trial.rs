@@ -41,6 +41,10 @@ const SLOWER: u32 = 2;
 const RECOVERED: usize = 20;
 const RECOVERY: Duration = Duration::from_secs(1);
 
+/// What the server may take of a core after all is over, beyond what it took before; more than that is
+/// work that was left behind.
+const BUSY_AFTER: f64 = 0.2;
+
 /// In the short form, where there is nothing to compare with: how long these calls may take, and how soon
 /// they have to be. A machine that is busy with other things keeps both.
 const SHORT_CALL: Duration = Duration::from_millis(500);
@@ -140,14 +144,20 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
     } else {
         thread::sleep(2 * RECOVERY);
     }
+    // Those of the healthy clients are not the attack's.
     let started = server.metrics().map_or(0, |metrics| metrics.started());
+    let ours = [Healthy::between, Healthy::newcomers_between];
+    let ours = ours.map(|calls| calls(&healthy, began, Instant::now()).calls as u64);
+    let started = started.saturating_sub(started_before + ours.iter().sum::<u64>());
     let memory_after = server.memory().unwrap_or_default();
     let idle = (Instant::now(), core_time(server.id()).unwrap_or_default());
-    if !setting.is_short {
+    let busy_after = if setting.is_short {
+        0.0
+    } else {
         thread::sleep(RECOVERY);
-    }
-    let afterwards = core_time(server.id()).unwrap_or(idle.1) - idle.1;
-    let busy_after = (cores(afterwards, idle.0.elapsed()) - calm_rate).max(0.0);
+        let took = core_time(server.id()).unwrap_or(idle.1) - idle.1;
+        (cores(took, idle.0.elapsed()) - calm_rate).max(0.0)
+    };
     let figures = healthy.between(began, ended);
     let newcomers = healthy.newcomers_between(began, ended);
 
@@ -189,6 +199,10 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
             ),
         );
     }
+    expect(
+        busy_after < BUSY_AFTER,
+        format!("expected the server to be idle again afterwards, it takes {busy_after:.2} cores"),
+    );
     let growth = peaks.memory.saturating_sub(memory_before);
     expect(
         growth < GROWTH,
@@ -238,9 +252,7 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
         attack_cores,
         server_cores,
         busy_after,
-        // Those of the healthy client are not the attack's.
-        started: (started - started_before)
-            .saturating_sub(u64::from(CALLS_A_SECOND) * length.as_secs()),
+        started,
         seen,
         faults,
     })

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it does is told there")]
 
+mod attack;
 mod cancel;
 mod engine;
 mod peers;
@@ -31,6 +32,7 @@ commands:
           installs h2load by Debian's package manager where it is missing
   bench cancel
           measure what the cancellation layer costs, and write bench/RESULTS.md
+  attack  attack a server in every way that there is, for half a minute each, and write SECURITY.md
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
 
 /// Where the end-to-end tests are, below the root.
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         ["bench", "peers"] => peers::run(),
         ["bench", "engine"] => engine::run(),
         ["bench", "cancel"] => cancel::run(),
+        ["attack"] => attack::run(),
         ["picture"] => picture(),
         _ => {
             eprintln!("{USAGE}");
@@ -153,6 +156,7 @@ fn test() -> Result<()> {
             .push("the kernel for aarch64: needs `rustup target add aarch64-unknown-linux-gnu`"),
     }
     step("the program", &mut cargo("build --release"))?;
+    attack::short()?;
     let python = python()?;
     step(
         "end-to-end tests",

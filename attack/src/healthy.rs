@@ -1,0 +1,227 @@
+//! A client that does nothing wrong, and how it fares.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::{
+    sync::oneshot,
+    task::LocalSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tonic::{
+    Request,
+    transport::{Channel, Endpoint},
+};
+
+use crate::pb::{HashNameRequest, hash_finder_client::HashFinderClient};
+
+/// How long it gives each call.
+const DEADLINE: Duration = Duration::from_secs(4);
+
+/// How long the server's answer may come after that.
+const LATE: Duration = Duration::from_secs(1);
+
+/// How often a newcomer connects and calls beside it.
+const NEWCOMERS: Duration = Duration::from_secs(1);
+
+/// A client that calls `Find("doc")` so many times a second, on one connection, whether the last call
+/// was answered or not; and beside it others that connect, call once and leave.
+pub(crate) struct Healthy {
+    samples: Arc<Mutex<Vec<Sample>>>,
+    newcomers: Arc<Mutex<Vec<Sample>>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<thread::JoinHandle<Result<()>>>,
+}
+
+/// A call: when it was to begin, how long after that it was answered, and what was wrong with it.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    pub(crate) at: Instant,
+    pub(crate) took: Duration,
+    pub(crate) failure: Option<String>,
+}
+
+/// How calls went.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Figures {
+    pub(crate) calls: usize,
+    pub(crate) failed: usize,
+    pub(crate) failure: Option<String>,
+    pub(crate) p50: Duration,
+    pub(crate) p99: Duration,
+    pub(crate) longest: Duration,
+}
+
+impl Healthy {
+    /// Connects, from 127.0.0.1, and begins.
+    pub(crate) fn start(address: SocketAddr, a_second: u32) -> Result<Healthy> {
+        let (samples, newcomers) = (Arc::default(), Arc::default());
+        let (stop, stopped) = oneshot::channel();
+        let calls = run(
+            address,
+            Duration::from_secs(1) / a_second,
+            Arc::clone(&samples),
+            Arc::clone(&newcomers),
+            stopped,
+        );
+        let thread = thread::Builder::new().name("healthy".to_owned());
+        let thread = thread.spawn(move || block_on(calls)?)?;
+        Ok(Healthy {
+            samples,
+            newcomers,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// How the calls went that were to begin in a time.
+    pub(crate) fn between(&self, from: Instant, to: Instant) -> Figures {
+        figures(&self.samples, from, to)
+    }
+
+    /// How the newcomers fared in a time.
+    pub(crate) fn newcomers_between(&self, from: Instant, to: Instant) -> Figures {
+        figures(&self.newcomers, from, to)
+    }
+
+    /// How long after a moment the first of so many calls in a row was to begin that each took less
+    /// than a time.
+    pub(crate) fn well_after(
+        &self,
+        from: Instant,
+        in_a_row: usize,
+        than: Duration,
+    ) -> Option<Duration> {
+        let samples = lock(&self.samples);
+        let mut samples: Vec<&Sample> = samples.iter().filter(|one| one.at >= from).collect();
+        samples.sort_by_key(|one| one.at);
+        let is_well = |one: &&Sample| one.failure.is_none() && one.took < than;
+        let mut all = samples.windows(in_a_row);
+        let well = all.find(|calls| calls.iter().all(is_well))?;
+        Some(well.first()?.at - from)
+    }
+
+    /// Ends when those calls that were begun have ended.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.stop.take();
+        match self.thread.take().map(thread::JoinHandle::join) {
+            Some(Ok(ended)) => ended,
+            _ => bail!("the healthy client panicked"),
+        }
+    }
+}
+
+/// Runs a future on this thread.
+pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("cannot start a runtime")?;
+    Ok(LocalSet::new().block_on(&runtime, future))
+}
+
+/// A connection of a gRPC client like any other.
+pub(crate) async fn connect(address: SocketAddr) -> Result<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.connect_timeout(DEADLINE);
+    endpoint.connect().await.context("cannot connect")
+}
+
+/// Connects, asks, and leaves; gives how long that took.
+pub(crate) fn newcomer(address: SocketAddr) -> Result<Duration> {
+    let began = Instant::now();
+    block_on(visit(address))??;
+    Ok(began.elapsed())
+}
+
+async fn visit(address: SocketAddr) -> Result<()> {
+    ask(HashFinderClient::new(connect(address).await?)).await
+}
+
+async fn run(
+    address: SocketAddr,
+    every: Duration,
+    samples: Arc<Mutex<Vec<Sample>>>,
+    newcomers: Arc<Mutex<Vec<Sample>>>,
+    mut stopped: oneshot::Receiver<()>,
+) -> Result<()> {
+    let client = HashFinderClient::new(connect(address).await?);
+    let mut calls = interval(every);
+    // One that is late is late for all who wait for it.
+    calls.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut visits = interval(NEWCOMERS);
+    let mut under_way = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            _ = &mut stopped => break,
+            at = calls.tick() => {
+                let call = ask(client.clone());
+                under_way.spawn_local(measured(at.into_std(), call, Arc::clone(&samples)));
+            }
+            at = visits.tick() => {
+                let call = visit(address);
+                under_way.spawn_local(measured(at.into_std(), call, Arc::clone(&newcomers)));
+            }
+        }
+        while under_way.try_join_next().is_some() {}
+    }
+    while under_way.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn measured(
+    at: Instant,
+    call: impl Future<Output = Result<()>>,
+    samples: Arc<Mutex<Vec<Sample>>>,
+) {
+    let failure = call.await.err().map(|error| format!("{error:#}"));
+    let took = at.elapsed();
+    lock(&samples).push(Sample { at, took, failure });
+}
+
+async fn ask(mut client: HashFinderClient<Channel>) -> Result<()> {
+    let mut request = Request::new(HashNameRequest {
+        desired_name: "doc".to_owned(),
+        ideal_hamming_distance: 0,
+        interesting_hamming_distance: 0,
+    });
+    request.set_timeout(DEADLINE);
+    let answer = timeout(DEADLINE + LATE, client.find(request)).await;
+    let answer = answer.context("no answer")??.into_inner();
+    if answer.hamming_distance != 0 {
+        bail!("a wrong answer: {answer:?}");
+    }
+    Ok(())
+}
+
+fn figures(samples: &Mutex<Vec<Sample>>, from: Instant, to: Instant) -> Figures {
+    let samples = lock(samples);
+    let these = samples.iter().filter(|one| (from..to).contains(&one.at));
+    let these: Vec<&Sample> = these.collect();
+    let failed = || these.iter().filter_map(|one| one.failure.as_ref());
+    let mut took: Vec<Duration> = these.iter().map(|one| one.took).collect();
+    took.sort_unstable();
+    let quantile = |share: f64| {
+        let at = (took.len() as f64 * share) as usize;
+        let at = at.min(took.len().saturating_sub(1));
+        took.get(at).copied().unwrap_or_default()
+    };
+    Figures {
+        calls: these.len(),
+        failed: failed().count(),
+        failure: failed().next().cloned(),
+        p50: quantile(0.5),
+        p99: quantile(0.99),
+        longest: quantile(1.0),
+    }
+}
+
+fn lock(samples: &Mutex<Vec<Sample>>) -> std::sync::MutexGuard<'_, Vec<Sample>> {
+    // Nothing in here panics half-way through a change.
+    samples.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,322 @@
+//! Attacks a hashfinder server, on the loopback alone, and looks how its other clients fare.
+//!
+//! `hashfinder-attack run` starts a server for each attack, plays the attack from a process of its own
+//! beside one healthy client, and judges; `cargo xtask attack` writes what came of it to SECURITY.md.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "what it found is told there")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "attacks and what is measured go on for a time, and /proc has nothing to wait for"
+)]
+
+mod attack;
+mod burn;
+mod connection;
+mod faults;
+mod healthy;
+mod process;
+mod report;
+mod requests;
+mod seen;
+mod trial;
+mod wire;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail, ensure};
+use clap::{Args, Parser, ValueEnum};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use self::{
+    attack::{Attack, play},
+    connection::Source,
+    faults::Trouble,
+    report::Report,
+    trial::Setting,
+};
+
+/// The reference contract.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated"
+)]
+mod pb {
+    tonic::include_proto!("hash_name");
+}
+
+/// Our own.
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated"
+)]
+mod v1pb {
+    tonic::include_proto!("hashfinder.v1");
+}
+
+/// Attack a hashfinder server on the loopback, and look how its other clients fare.
+#[derive(Parser, Debug)]
+#[command(name = "hashfinder-attack")]
+enum Command {
+    Run(RunArguments),
+    Attack(AttackArguments),
+    /// Take a share of the cores with something harmless
+    Burn {
+        /// How many cores
+        #[arg(long)]
+        cores: f64,
+        /// For how long
+        #[arg(long, value_parser = seconds)]
+        seconds: Duration,
+    },
+}
+
+/// Start a server for each attack, play it beside a healthy client, and judge.
+#[derive(Args, Debug)]
+struct RunArguments {
+    /// The program `hashfinder`
+    #[arg(long, value_name = "PATH")]
+    server_binary: PathBuf,
+
+    /// Which attacks, or faults; may be given more than once
+    #[arg(long = "attack", value_name = "NAME", default_value = "all")]
+    attacks: Vec<String>,
+
+    /// How long each goes on [default: 30, in the short form 1.5]
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<Duration>,
+
+    /// Fewer connections, no control run, and nothing that a busy machine could fail
+    #[arg(long)]
+    short: bool,
+
+    /// How many connections attackers have [default: each attack's own]
+    #[arg(long, value_name = "N")]
+    connections: Option<usize>,
+
+    /// From where attackers come [default: one]
+    #[arg(long, value_enum)]
+    source: Option<Source>,
+
+    /// What the server is told besides; may be given more than once
+    #[arg(
+        long = "server-argument",
+        value_name = "ARGUMENT",
+        allow_hyphen_values = true
+    )]
+    server_arguments: Vec<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Write the tables into this file, in the section "Attacks"
+    #[arg(long, value_name = "PATH")]
+    results: Option<PathBuf>,
+}
+
+/// Play one attack against a server that is there, and tell what was seen.
+#[derive(Args, Debug)]
+struct AttackArguments {
+    /// Which
+    #[arg(value_enum)]
+    attack: Attack,
+
+    /// The server, which has to be on the loopback
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]
+    target: SocketAddr,
+
+    /// How long it goes on
+    #[arg(long, value_parser = seconds, default_value = "30")]
+    seconds: Duration,
+
+    /// How many connections it has
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    connections: usize,
+
+    /// From where it comes
+    #[arg(long, value_enum, default_value_t = Source::One)]
+    source: Source,
+
+    /// Begin no stream again that the server has ended
+    #[arg(long)]
+    once: bool,
+}
+
+fn main() -> ExitCode {
+    raise_descriptors();
+    let done = match Command::parse() {
+        Command::Run(arguments) => run(&arguments),
+        Command::Attack(arguments) => attack(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Burn { cores, seconds } => burn::burn(cores, seconds).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("hashfinder-attack: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+/// Has us, and the server that we start, open as many files as the system lets us.
+fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What fails is told by the first attack that needs more.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// Those that an attacker needs beside its connections.
+const OTHER_DESCRIPTORS: u64 = 50;
+
+fn attack(arguments: &AttackArguments) -> Result<()> {
+    let needed = arguments.connections as u64 + OTHER_DESCRIPTORS;
+    let has = getrlimit(Resource::Nofile).current;
+    ensure!(
+        has.is_none_or(|has| has >= needed),
+        "this attack needs {needed} open files, and may have {has:?}; raise the limit (ulimit -Hn)"
+    );
+    let AttackArguments {
+        attack,
+        target,
+        seconds,
+        connections,
+        source,
+        once,
+    } = *arguments;
+    let played = play(attack, target, source, connections, seconds, once);
+    let seen = healthy::block_on(played)?;
+    println!("{}", seen.to_json());
+    Ok(())
+}
+
+/// Exits with 1 if anything was not as it should be.
+fn run(arguments: &RunArguments) -> Result<ExitCode> {
+    let (mut attacks, mut troubles) = (Vec::new(), Vec::new());
+    for name in &arguments.attacks {
+        if name == "all" {
+            attacks.extend(Attack::value_variants());
+            troubles.extend(Trouble::value_variants());
+        } else if let Ok(attack) = Attack::from_str(name, false) {
+            attacks.push(attack);
+        } else if let Ok(trouble) = Trouble::from_str(name, false) {
+            troubles.push(trouble);
+        } else {
+            let attacks = Attack::value_variants().iter().map(|one| one.name());
+            let troubles = Trouble::value_variants().iter().map(|one| one.name());
+            let names: Vec<String> = attacks.chain(troubles).collect();
+            bail!(
+                "there is no attack {name:?}; there are all, {}",
+                names.join(", ")
+            );
+        }
+    }
+    let short = Duration::from_millis(if arguments.short { 1500 } else { 30_000 });
+    let setting = Setting {
+        server: arguments.server_binary.clone(),
+        time: arguments.seconds.unwrap_or(short),
+        is_short: arguments.short,
+        source: arguments.source,
+        connections: arguments.connections,
+        server_arguments: arguments.server_arguments.clone(),
+    };
+    let mut report = Report::default();
+    for attack in attacks {
+        let plan = attack.plan();
+        let connections = match (setting.connections, setting.is_short) {
+            (Some(given), _) => vec![given],
+            (None, true) => vec![plan.short],
+            (None, false) => plan.connections.to_vec(),
+        };
+        for connections in connections {
+            let began = Instant::now();
+            let row = trial::run(&setting, attack, connections)?;
+            progress(&row.name, &row.faults, began);
+            report.rows.push(row);
+        }
+    }
+    for trouble in troubles {
+        let began = Instant::now();
+        let fault = trouble.run(&setting)?;
+        progress(&fault.name, &fault.faults, began);
+        report.faults.push(fault);
+    }
+    if arguments.json {
+        println!("{:#}", report.json());
+    } else {
+        println!("{}", report.tables());
+    }
+    if let Some(file) = &arguments.results {
+        report.write(file, setting.time)?;
+    }
+    let is_well = report.faults().is_empty();
+    Ok(if is_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn progress(name: &str, faults: &[String], began: Instant) {
+    eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
+    for fault in faults {
+        eprintln!("  {fault}");
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok();
+    let time = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    time.ok_or_else(|| "give a number of seconds".to_owned())
+}
+
+/// Nobody else's server is attacked with this.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "give ADDRESS:PORT".to_owned())?;
+    if address.is_ipv4() && address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err(
+            "give an address of the loopback, 127.0.0.1 for one; nothing else is attacked"
+                .to_owned(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_the_loopback_is_attacked() {
+        assert!(loopback("127.0.0.1:50051").is_ok());
+        for elsewhere in [
+            "0.0.0.0:1",
+            "10.0.0.7:1",
+            "192.0.2.1:1",
+            "[::1]:1",
+            "[2001:db8::1]:1",
+            "localhost:1",
+        ] {
+            assert!(loopback(elsewhere).is_err(), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn every_attack_has_a_name_of_its_own() {
+        let attacks = Attack::value_variants().iter().map(|one| one.name());
+        let troubles = Trouble::value_variants().iter().map(|one| one.name());
+        let names: Vec<String> = attacks.chain(troubles).collect();
+        let different: std::collections::BTreeSet<&String> = names.iter().collect();
+        assert_eq!(different.len(), names.len());
+    }
+}

@@ -1,0 +1,288 @@
+//! The server under attack and the attackers as processes, and what the system knows of them.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a server may take to be there, and its log to tell where its metrics are.
+const START: Duration = Duration::from_secs(10);
+
+/// How long metrics may take to come.
+const METRICS: Duration = Duration::from_secs(2);
+
+/// How much longer than it was told an attacker may live, with what it has to close.
+const LINGER: Duration = Duration::from_secs(20);
+
+/// How often it is looked whether a process has ended.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A server of our own, which ends with this.
+pub(crate) struct Server {
+    process: Child,
+    pub(crate) address: SocketAddr,
+    metrics: SocketAddr,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts one. `descriptors` is how many files it may have open, if not as many as we.
+    pub(crate) fn start(
+        binary: &Path,
+        arguments: &[String],
+        descriptors: Option<u32>,
+    ) -> Result<Server> {
+        static SERVERS: AtomicU32 = AtomicU32::new(0);
+        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
+        let log = format!("hashfinder-attack-{}-{number}.log", std::process::id());
+        let log = env::temp_dir().join(log);
+        let mut command = if let Some(descriptors) = descriptors {
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "ulimit -n \"$0\" && exec \"$@\""]);
+            shell.arg(descriptors.to_string()).arg(binary);
+            shell
+        } else {
+            Command::new(binary)
+        };
+        command
+            .args(["serve", "--port", "0", "--metrics-address", "127.0.0.1:0"])
+            .args(arguments)
+            // What anybody has in theirs is no part of what is measured.
+            .env_remove("HASHFINDER_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(&log).context("cannot write the server's log")?);
+        let shown = binary.display();
+        let process = command.spawn();
+        let process =
+            process.with_context(|| format!("cannot run {shown}; --server-binary names one"))?;
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Server {
+            process,
+            address: nowhere,
+            metrics: nowhere,
+            log,
+        };
+        let mut line = String::new();
+        let output = server.process.stdout.take().context("it has no stdout")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let address = line.trim().strip_prefix("hashfinder listening on ");
+        let address = address.and_then(|address| address.parse().ok());
+        server.address = address.with_context(|| {
+            let log = server.log();
+            format!("{shown} did not say where it listens, but {line:?}; its log:\n{log}")
+        })?;
+        let until = Instant::now() + START;
+        loop {
+            let log = server.log();
+            let shown = log.lines().find_map(|line| {
+                let (_, address) = line.split_once("showing metrics")?;
+                let (_, address) = address.split_once("address=")?;
+                let address = address.split_whitespace().next()?;
+                address.trim_matches('"').parse().ok()
+            });
+            if let Some(address) = shown {
+                server.metrics = address;
+                return Ok(server);
+            }
+            ensure!(
+                Instant::now() < until,
+                "the server's log does not say where its metrics are:\n{log}"
+            );
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// Whether `serve` has a flag.
+    pub(crate) fn has_flag(binary: &Path, flag: &str) -> Result<bool> {
+        let help = Command::new(binary).args(["serve", "--help"]).output();
+        let help = help.with_context(|| format!("cannot run {}", binary.display()))?;
+        let help = String::from_utf8_lossy(&help.stdout);
+        Ok(help.split_whitespace().any(|word| word == flag))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What is wrong with it, if anything is.
+    pub(crate) fn faults(&mut self) -> Vec<String> {
+        let mut faults = Vec::new();
+        if let Ok(Some(status)) = self.process.try_wait() {
+            faults.push(format!("the server ended by itself, with {status}"));
+        }
+        // Read as lines, because it can be long.
+        let log = fs::File::open(&self.log).map(BufReader::new);
+        let lines = log.into_iter().flat_map(BufRead::lines);
+        let mut lines = lines.map_while(Result::ok);
+        if let Some(panic) = lines.find(|line| line.contains("panicked")) {
+            faults.push(format!("the server panicked: {panic}"));
+        }
+        faults
+    }
+
+    /// Tells it to drain.
+    pub(crate) fn terminate(&self) -> Result<()> {
+        let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
+        let id = id.context("the server has no number")?;
+        kill_process(id, Signal::TERM).context("cannot signal the server")
+    }
+
+    /// Waits until it has ended, if it does so in time.
+    pub(crate) fn ended_within(&mut self, time: Duration) -> Result<bool> {
+        let until = Instant::now() + time;
+        while self.process.try_wait()?.is_none() {
+            if Instant::now() > until {
+                return Ok(false);
+            }
+            thread::sleep(LOOK);
+        }
+        Ok(true)
+    }
+
+    /// What its metrics say.
+    pub(crate) fn metrics(&self) -> Result<Metrics> {
+        let mut socket = TcpStream::connect_timeout(&self.metrics, METRICS)?;
+        socket.set_read_timeout(Some(METRICS))?;
+        socket.set_write_timeout(Some(METRICS))?;
+        socket
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut page = String::new();
+        socket.read_to_string(&mut page)?;
+        let lines = page.lines().filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        });
+        Ok(Metrics(lines.collect()))
+    }
+
+    /// How much of the memory it has, in bytes.
+    pub(crate) fn memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        Ok(number.context("the server has ended")? << 10)
+    }
+
+    /// How many files it has open.
+    pub(crate) fn descriptors(&self) -> Result<usize> {
+        Ok(fs::read_dir(format!("/proc/{}/fd", self.id()))?.count())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // What fails here has ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_file(&self.log);
+    }
+}
+
+/// What a server's metrics said, by their names with the labels.
+pub(crate) struct Metrics(BTreeMap<String, f64>);
+
+impl Metrics {
+    /// The sum of all whose names begin so.
+    fn sum(&self, prefix: &str) -> u64 {
+        let all = self.0.iter().filter(|(name, _)| name.starts_with(prefix));
+        all.map(|(_, value)| *value).sum::<f64>() as u64
+    }
+
+    /// How many searches there are.
+    pub(crate) fn searches(&self) -> u64 {
+        self.sum("hashfinder_searches{")
+    }
+
+    /// How many calls a drain would wait for.
+    pub(crate) fn calls(&self) -> u64 {
+        self.sum("hashfinder_active_calls")
+    }
+
+    /// How many calls have begun.
+    pub(crate) fn started(&self) -> u64 {
+        self.sum("grpc_server_started_total")
+    }
+}
+
+/// How long a process has had a core, all its threads together.
+pub(crate) fn core_time(id: u32) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The name in parentheses may hold anything.
+    let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
+    let fields: Vec<&str> = rest.unwrap_or_default().split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    let ticks = ticks(11).zip(ticks(12)).map(|(user, system)| user + system);
+    let ticks = ticks.context("/proc tells no times")?;
+    let each = 1.0 / rustix::param::clock_ticks_per_second() as f64;
+    Ok(Duration::from_secs_f64(ticks as f64 * each))
+}
+
+/// This program again, in a process of its own, so that the system counts what it takes.
+pub(crate) struct Other {
+    process: Child,
+    until: Instant,
+}
+
+impl Other {
+    /// Runs one of our own commands, which is over after a time.
+    pub(crate) fn start(arguments: &[String], time: Duration) -> Result<Other> {
+        let program = env::current_exe().context("cannot tell what runs here")?;
+        let process = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start an attacker")?;
+        Ok(Other {
+            process,
+            until: Instant::now() + time + LINGER,
+        })
+    }
+
+    /// Waits for its end, and gives what it said and how long it had a core.
+    pub(crate) fn finish(mut self) -> Result<(String, Duration)> {
+        let mut output = self.process.stdout.take().context("it has no stdout")?;
+        let said = thread::spawn(move || {
+            let mut said = String::new();
+            output.read_to_string(&mut said).map(|_| said)
+        });
+        let mut took = Duration::ZERO;
+        loop {
+            took = core_time(self.process.id()).unwrap_or(took);
+            if let Some(status) = self.process.try_wait()? {
+                ensure!(status.success(), "an attacker ended with {status}");
+                break;
+            }
+            ensure!(Instant::now() < self.until, "an attacker does not end");
+            thread::sleep(LOOK);
+        }
+        match said.join() {
+            Ok(said) => Ok((said?, took)),
+            Err(_) => bail!("nobody read what the attacker said"),
+        }
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // What fails here has ended by itself.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

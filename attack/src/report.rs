@@ -1,0 +1,283 @@
+//! What came of the trials, as a table.
+
+use std::{fmt::Write as _, fs, path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use crate::{connection::Source, healthy::Figures, seen::Seen};
+
+/// Where in the file the table is.
+const SECTION: &str = "## Attacks";
+
+/// What came of an attack.
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) connections: usize,
+    pub(crate) source: Source,
+    pub(crate) figures: Figures,
+    pub(crate) control: Option<Figures>,
+    pub(crate) newcomers: Figures,
+    /// By how many bytes the server's memory grew at most, and by how many it was larger afterwards.
+    pub(crate) growth: u64,
+    pub(crate) memory_after: u64,
+    /// The most searches and calls that there were at a time.
+    pub(crate) searches: u64,
+    pub(crate) calls: u64,
+    pub(crate) recovery: Option<Duration>,
+    /// How many cores the attackers took, the server beyond what it took before, and after.
+    pub(crate) attack_cores: f64,
+    pub(crate) server_cores: f64,
+    pub(crate) busy_after: f64,
+    /// How many handlers the attack started.
+    pub(crate) started: u64,
+    pub(crate) seen: Seen,
+    pub(crate) faults: Vec<String>,
+}
+
+/// What came of a fault that is no attack beside a healthy client.
+pub(crate) struct Fault {
+    pub(crate) name: String,
+    /// What was seen, a name and a value each.
+    pub(crate) told: Vec<(&'static str, String)>,
+    pub(crate) faults: Vec<String>,
+}
+
+/// A time in milliseconds.
+pub(crate) fn ms(time: Duration) -> String {
+    let time = time.as_secs_f64() * 1e3;
+    if time < 10.0 {
+        format!("{time:.2}")
+    } else {
+        format!("{time:.0}")
+    }
+}
+
+fn verdict(faults: &[String]) -> &'static str {
+    if faults.is_empty() { "pass" } else { "FAIL" }
+}
+
+/// What the server did to the attackers, in a few words.
+fn answers(row: &Row) -> String {
+    let seen = &row.seen;
+    let mut words: Vec<String> = [
+        ("closed connections", "closed"),
+        ("refused connections", "refused"),
+    ]
+    .into_iter()
+    .filter(|(what, _)| seen.count(what) > 0)
+    .map(|(what, word)| {
+        format!(
+            "{word} {} of {}",
+            seen.count(what),
+            seen.count("connections")
+        )
+    })
+    .collect();
+    for prefix in ["goaway ", "reset ", "grpc-status ", "HTTP "] {
+        let mut most: Vec<(&str, u64)> = seen.beginning(prefix).collect();
+        most.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        words.extend(
+            most.iter()
+                .take(2)
+                .map(|(what, count)| format!("{what}: {count}")),
+        );
+    }
+    if words.is_empty() {
+        words.push("nothing".to_owned());
+    }
+    words.join(", ")
+}
+
+/// The table's head, for attacks.
+const HEAD: &str = "\
+| attack | connections | p50 / p99 / longest, ms | control, ms | failed | new clients failed | memory, MiB | searches, calls | recovery, ms | cores: attack, server | handlers | what the attackers got | |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | --- |
+";
+
+impl Row {
+    fn line(&self) -> String {
+        let times = |figures: &Figures| {
+            let [p50, p99, longest] = [figures.p50, figures.p99, figures.longest].map(ms);
+            format!("{p50} / {p99} / {longest}")
+        };
+        let from = match self.source {
+            Source::One => "",
+            Source::Many => " hosts",
+        };
+        format!(
+            "| {} | {}{from} | {} | {} | {} of {} | {} of {} | +{} | {}, {} | {} | {:.2}, {:.2} | {} | {} | {} |",
+            self.name,
+            self.connections,
+            times(&self.figures),
+            self.control.as_ref().map_or("-".to_owned(), times),
+            self.figures.failed,
+            self.figures.calls,
+            self.newcomers.failed,
+            self.newcomers.calls,
+            self.growth >> 20,
+            self.searches,
+            self.calls,
+            self.recovery.map_or("never".to_owned(), ms),
+            self.attack_cores,
+            self.server_cores,
+            self.started,
+            answers(self),
+            verdict(&self.faults),
+        )
+    }
+
+    fn json(&self) -> Value {
+        let figures = |figures: &Figures| {
+            json!({
+                "calls": figures.calls,
+                "failed": figures.failed,
+                "failure": figures.failure,
+                "p50_ms": figures.p50.as_secs_f64() * 1e3,
+                "p99_ms": figures.p99.as_secs_f64() * 1e3,
+                "longest_ms": figures.longest.as_secs_f64() * 1e3,
+            })
+        };
+        json!({
+            "attack": self.name,
+            "connections": self.connections,
+            "healthy": figures(&self.figures),
+            "control": self.control.as_ref().map(figures),
+            "newcomers": figures(&self.newcomers),
+            "memory_growth": self.growth,
+            "memory_growth_after": self.memory_after,
+            "searches": self.searches,
+            "calls": self.calls,
+            "recovery_ms": self.recovery.map(|time| time.as_secs_f64() * 1e3),
+            "attack_cores": self.attack_cores,
+            "server_cores": self.server_cores,
+            "server_cores_after": self.busy_after,
+            "handlers": self.started,
+            "seen": self.seen.to_json(),
+            "faults": self.faults,
+        })
+    }
+}
+
+impl Fault {
+    fn line(&self) -> String {
+        let told: Vec<String> = self
+            .told
+            .iter()
+            .map(|(what, value)| format!("{what}: {value}"))
+            .collect();
+        format!(
+            "| {} | {} | {} |",
+            self.name,
+            told.join("; "),
+            verdict(&self.faults)
+        )
+    }
+
+    fn json(&self) -> Value {
+        let told = self.told.iter();
+        let told: serde_json::Map<String, Value> = told
+            .map(|(what, value)| ((*what).to_owned(), value.clone().into()))
+            .collect();
+        json!({"fault": self.name, "told": told, "faults": self.faults})
+    }
+}
+
+/// What came of all.
+#[derive(Default)]
+pub(crate) struct Report {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) faults: Vec<Fault>,
+}
+
+impl Report {
+    /// What went wrong, a line each.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let rows = self.rows.iter().map(|row| {
+            let name = format!("{} ({} connections)", row.name, row.connections);
+            (name, &row.faults)
+        });
+        let faults = self
+            .faults
+            .iter()
+            .map(|fault| (fault.name.clone(), &fault.faults));
+        let all = rows.chain(faults);
+        all.flat_map(|(name, faults)| faults.iter().map(move |what| format!("{name}: {what}")))
+            .collect()
+    }
+
+    /// The tables, in Markdown.
+    pub(crate) fn tables(&self) -> String {
+        let mut text = String::new();
+        if !self.rows.is_empty() {
+            text += HEAD;
+            for row in &self.rows {
+                text += &row.line();
+                text.push('\n');
+            }
+        }
+        if !self.faults.is_empty() {
+            text += "\n| fault | what was seen | |\n| --- | --- | --- |\n";
+            for fault in &self.faults {
+                text += &fault.line();
+                text.push('\n');
+            }
+        }
+        let faults = self.faults_as_list();
+        if !faults.is_empty() {
+            text += "\nWhat failed:\n\n";
+            text += &faults;
+        }
+        text
+    }
+
+    fn faults_as_list(&self) -> String {
+        let mut text = String::new();
+        for fault in self.faults() {
+            // Formatting into a string does not fail.
+            let _ = writeln!(text, "- {fault}");
+        }
+        text
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let rows = self.rows.iter().map(Row::json);
+        let faults = self.faults.iter().map(Fault::json);
+        Value::Array(rows.chain(faults).collect())
+    }
+
+    /// Puts the tables into a file, in place of what the last run wrote there.
+    pub(crate) fn write(&self, file: &Path, seconds: Duration) -> Result<()> {
+        let shown = file.display();
+        let before = fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
+        let at = before
+            .find(SECTION)
+            .with_context(|| format!("{shown} has no {SECTION:?}"))?;
+        let (head, rest) = before.split_at(at);
+        let next = rest.find("\n## ").map_or("", |next| &rest[next..]);
+        let intro = format!(
+            "`cargo xtask attack`, {} s each, on {}. Each attack goes on beside one healthy client that calls \
+             `Find(\"doc\")` 200 times a second; in the control run the cores that the attackers took, and \
+             the server for them, are taken by something harmless. Times are from when a call was to begin. \
+             It passes if the healthy client's p99 is under twice the control's, none of its calls failed, \
+             the memory grew by less than 64 MiB, searches kept to their limits, and within a second of the \
+             end twenty calls in a row took less than that and a new connection was good for another.",
+            seconds.as_secs_f64(),
+            cpu()
+        );
+        let text = format!("{head}{SECTION}\n\n{intro}\n\n{}{next}", self.tables());
+        fs::write(file, text).with_context(|| format!("cannot write {shown}"))
+    }
+}
+
+/// The CPU's name, as the system has it, and how many cores there are.
+fn cpu() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let name = line.and_then(|rest| rest.split_once(':'));
+    let name = name.map_or("an unknown CPU", |(_, name)| name.trim());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{cores} cores of {name}")
+}

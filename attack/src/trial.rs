@@ -1,0 +1,337 @@
+//! One attack beside a healthy client, and what becomes of both.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use crate::{
+    attack::Attack,
+    connection::Source,
+    healthy::{Figures, Healthy, newcomer},
+    process::{Other, Server, core_time},
+    report::{Row, ms},
+    seen::Seen,
+};
+
+/// How often the healthy client calls in a second: a busy client, and a twentieth of a core.
+const CALLS_A_SECOND: u32 = 200;
+
+/// How many RPCs the server lets search at a time, and of these one client; its defaults.
+const SEARCHES: u64 = 1000;
+const SEARCHES_OF_CLIENT: u64 = 750;
+
+/// The searches of the healthy client that may be counted beside those.
+const HEALTHY_SEARCHES: u64 = 20;
+
+/// By how much the server's memory may grow.
+pub(crate) const GROWTH: u64 = 64 << 20;
+
+/// By how much the healthy client's 99th percentile may grow beside the control run's.
+const SLOWER: u32 = 2;
+
+/// How many calls in a row show that the server has recovered, and how soon that has to be.
+const RECOVERED: usize = 20;
+const RECOVERY: Duration = Duration::from_secs(1);
+
+/// What the server may take of a core after all is over, beyond what it took before; more than that is
+/// work that was left behind.
+const BUSY_AFTER: f64 = 0.2;
+
+/// In the short form, where there is nothing to compare with: how long these calls may take, and how soon
+/// they have to be. A machine that is busy with other things keeps both.
+const SHORT_CALL: Duration = Duration::from_millis(500);
+const SHORT_RECOVERY: Duration = Duration::from_secs(8);
+
+/// How often memory and metrics are looked at. A scrape is fresh for a second.
+const LOOK: Duration = Duration::from_millis(50);
+const SCRAPE: Duration = Duration::from_millis(500);
+
+/// How the trials are run.
+pub(crate) struct Setting {
+    /// The server's program.
+    pub(crate) server: PathBuf,
+    pub(crate) time: Duration,
+    pub(crate) is_short: bool,
+    /// From where attackers come, if not from where each attack has them come.
+    pub(crate) source: Option<Source>,
+    /// How many connections they have, if not as many as each attack has.
+    pub(crate) connections: Option<usize>,
+    /// What the server is told besides.
+    pub(crate) server_arguments: Vec<String>,
+}
+
+impl Setting {
+    /// A server for a trial, which is told some more.
+    pub(crate) fn server(&self, more: &[&str], descriptors: Option<u32>) -> Result<Server> {
+        let mut arguments = self.server_arguments.clone();
+        arguments.extend(more.iter().map(|&argument| argument.to_owned()));
+        Server::start(&self.server, &arguments, descriptors)
+    }
+
+    /// An attack that goes on for a time.
+    pub(crate) fn attack(
+        &self,
+        attack: Attack,
+        server: &Server,
+        source: Source,
+        connections: usize,
+        time: Duration,
+        once: bool,
+    ) -> Result<Other> {
+        let source = match source {
+            Source::One => "one",
+            Source::Many => "many",
+        };
+        let mut arguments = vec![
+            "attack".to_owned(),
+            attack.name(),
+            format!("--target={}", server.address),
+            format!("--seconds={}", time.as_secs_f64()),
+            format!("--connections={connections}"),
+            format!("--source={source}"),
+        ];
+        arguments.extend(once.then(|| "--once".to_owned()));
+        Other::start(&arguments, time)
+    }
+}
+
+/// What was the most of a time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peaks {
+    memory: u64,
+    searches: u64,
+    calls: u64,
+}
+
+/// Plays an attack, then the control, and judges.
+pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Result<Row> {
+    let source = setting.source.unwrap_or(Source::One);
+    let calm = Duration::from_millis(if setting.is_short { 300 } else { 2000 });
+    let mut server = setting.server(&[], None)?;
+    let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
+    let (calm_began, calm_took) = (Instant::now(), core_time(server.id())?);
+    thread::sleep(calm);
+    let calm_rate = cores(core_time(server.id())? - calm_took, calm_began.elapsed());
+    let memory_before = server.memory()?;
+    let started_before = server.metrics()?.started();
+
+    let began = Instant::now();
+    let took_before = core_time(server.id())?;
+    let attacker = setting.attack(attack, &server, source, connections, setting.time, false)?;
+    let (peaks, finished) = watched(&server, || attacker.finish());
+    let (said, attackers) = finished?;
+    let ended = Instant::now();
+    let seen = Seen::from_json(&said)?;
+    let length = ended - began;
+    let took = core_time(server.id()).unwrap_or(took_before) - took_before;
+    let attack_cores = cores(attackers, length);
+    let server_cores = (cores(took, length) - calm_rate).max(0.0);
+
+    let first = first_newcomer(&server, ended);
+    if setting.is_short {
+        let is_well = || healthy.well_after(ended, RECOVERED, SHORT_CALL).is_some();
+        while !is_well() && ended.elapsed() < SHORT_RECOVERY {
+            thread::sleep(LOOK);
+        }
+    } else {
+        thread::sleep(2 * RECOVERY);
+    }
+    // Those of the healthy clients are not the attack's.
+    let started = server.metrics().map_or(0, |metrics| metrics.started());
+    let ours = [Healthy::between, Healthy::newcomers_between];
+    let ours = ours.map(|calls| calls(&healthy, began, Instant::now()).calls as u64);
+    let started = started.saturating_sub(started_before + ours.iter().sum::<u64>());
+    let memory_after = server.memory().unwrap_or_default();
+    let idle = (Instant::now(), core_time(server.id()).unwrap_or_default());
+    let busy_after = if setting.is_short {
+        0.0
+    } else {
+        thread::sleep(RECOVERY);
+        let took = core_time(server.id()).unwrap_or(idle.1) - idle.1;
+        (cores(took, idle.0.elapsed()) - calm_rate).max(0.0)
+    };
+    let figures = healthy.between(began, ended);
+    let newcomers = healthy.newcomers_between(began, ended);
+
+    let control = if setting.is_short {
+        None
+    } else {
+        Some(control(setting, attack_cores + server_cores)?)
+    };
+    let well = control
+        .as_ref()
+        .map_or(SHORT_CALL, |control| SLOWER * control.p99);
+    let recovered = healthy.well_after(ended, RECOVERED, well);
+    let recovery = recovered.zip(first).map(|(calls, first)| calls.max(first));
+
+    let mut faults = attack.faults(&seen);
+    faults.extend(server.faults());
+    let mut expect = |is_so: bool, what: String| {
+        if !is_so {
+            faults.push(what);
+        }
+    };
+    let (failed, calls) = (figures.failed, figures.calls);
+    let failure = figures.failure.as_deref().unwrap_or_default();
+    expect(
+        failed == 0,
+        format!(
+            "expected no healthy call to fail, {failed} of {calls} did, the first with: {failure}"
+        ),
+    );
+    expect(calls > 0, "expected healthy calls, saw none".to_owned());
+    if let Some(control) = &control {
+        let (p99, most) = (figures.p99, SLOWER * control.p99);
+        expect(
+            p99 < most,
+            format!(
+                "expected a healthy p99 under twice the control's, {} ms, saw {} ms",
+                ms(most),
+                ms(p99)
+            ),
+        );
+    }
+    expect(
+        busy_after < BUSY_AFTER,
+        format!("expected the server to be idle again afterwards, it takes {busy_after:.2} cores"),
+    );
+    let growth = peaks.memory.saturating_sub(memory_before);
+    expect(
+        growth < GROWTH,
+        format!(
+            "expected the memory to grow by less than {} MiB, saw {}",
+            GROWTH >> 20,
+            growth >> 20
+        ),
+    );
+    let limit = match source {
+        Source::One => SEARCHES_OF_CLIENT + HEALTHY_SEARCHES,
+        Source::Many => SEARCHES,
+    };
+    let most = peaks.searches;
+    expect(
+        most <= limit,
+        format!("expected at most {limit} searches at a time, saw {most}"),
+    );
+    let in_time = if setting.is_short {
+        SHORT_RECOVERY
+    } else {
+        RECOVERY
+    };
+    let shown = recovery.map_or("none".to_owned(), |time| format!("{} ms", ms(time)));
+    expect(
+        recovery.is_some_and(|time| time < in_time),
+        format!(
+            "expected {RECOVERED} healthy calls in a row under {} ms, and one on a new connection, within \
+             {} ms of the end, saw {shown}",
+            ms(well),
+            ms(in_time)
+        ),
+    );
+    healthy.finish()?;
+    Ok(Row {
+        name: attack.name(),
+        connections,
+        source,
+        figures,
+        control,
+        newcomers,
+        growth,
+        memory_after: memory_after.saturating_sub(memory_before),
+        searches: peaks.searches,
+        calls: peaks.calls,
+        recovery,
+        attack_cores,
+        server_cores,
+        busy_after,
+        started,
+        seen,
+        faults,
+    })
+}
+
+/// How the healthy client fares beside something harmless that takes as many cores.
+fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
+    let server = setting.server(&[], None)?;
+    let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
+    thread::sleep(Duration::from_millis(500));
+    let began = Instant::now();
+    let burner = Other::start(
+        &[
+            "burn".to_owned(),
+            format!("--cores={burnt}"),
+            format!("--seconds={}", setting.time.as_secs_f64()),
+        ],
+        setting.time,
+    )?;
+    // Looked at as the other one is, which takes some time too.
+    let (_, finished) = watched(&server, || burner.finish());
+    finished?;
+    let figures = healthy.between(began, Instant::now());
+    healthy.finish()?;
+    Ok(figures)
+}
+
+/// Does something, and looks at the server meanwhile.
+fn watched<T>(server: &Server, act: impl FnOnce() -> T) -> (Peaks, T) {
+    let peaks = Mutex::new(Peaks::default());
+    let is_over = AtomicBool::new(false);
+    let done = thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut scraped: Option<Instant> = None;
+            loop {
+                let was_over = is_over.load(Ordering::Relaxed);
+                let memory = server.memory().unwrap_or_default();
+                let is_due = scraped.is_none_or(|at| at.elapsed() >= SCRAPE);
+                let metrics = if is_due || was_over {
+                    scraped = Some(Instant::now());
+                    // One that gets no answer is one that tells nothing.
+                    server.metrics().ok()
+                } else {
+                    None
+                };
+                let mut peaks = peaks.lock().unwrap_or_else(PoisonError::into_inner);
+                peaks.memory = peaks.memory.max(memory);
+                if let Some(metrics) = metrics {
+                    peaks.searches = peaks.searches.max(metrics.searches());
+                    peaks.calls = peaks.calls.max(metrics.calls());
+                }
+                drop(peaks);
+                if was_over {
+                    break;
+                }
+                thread::sleep(LOOK);
+            }
+        });
+        let done = act();
+        is_over.store(true, Ordering::Relaxed);
+        done
+    });
+    (
+        peaks.into_inner().unwrap_or_else(PoisonError::into_inner),
+        done,
+    )
+}
+
+/// How long after a moment a new connection was good for a call.
+pub(crate) fn first_newcomer(server: &Server, since: Instant) -> Option<Duration> {
+    while since.elapsed() < SHORT_RECOVERY {
+        if newcomer(server.address).is_ok() {
+            return Some(since.elapsed());
+        }
+        thread::sleep(LOOK);
+    }
+    None
+}
+
+fn cores(took: Duration, of: Duration) -> f64 {
+    took.as_secs_f64() / of.as_secs_f64().max(f64::EPSILON)
+}

@@ -5,6 +5,7 @@
 
 mod cancel;
 mod engine;
+mod fuzz;
 mod peers;
 mod results;
 
@@ -31,6 +32,10 @@ commands:
           installs h2load by Debian's package manager where it is missing
   bench cancel
           measure what the cancellation layer costs, and write bench/RESULTS.md
+  fuzz [TARGET] [--seconds N | --runs N] [--leaks] [--keep] [--results]
+          make up inputs for each fuzz target, or one: for 400 seconds each if nothing else is said;
+          --leaks looks for leaks too, and needs a nightly compiler; --keep puts what was found
+          into the corpus, and --results the figures into SECURITY.md
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
 
 /// Where the end-to-end tests are, below the root.
@@ -50,6 +55,7 @@ fn main() -> ExitCode {
         ["bench", "peers"] => peers::run(),
         ["bench", "engine"] => engine::run(),
         ["bench", "cancel"] => cancel::run(),
+        ["fuzz", ref rest @ ..] => fuzz::run(rest),
         ["picture"] => picture(),
         _ => {
             eprintln!("{USAGE}");
@@ -136,14 +142,9 @@ fn test() -> Result<()> {
         &mut cargo("test -p hashfinder-kernels -- --nocapture"),
     )?;
     if runs(Command::new("c++").arg("--version")) {
-        // It needs a nightly compiler to run, and none to be compiled.
-        step(
-            "the fuzz target",
-            cargo("check --manifest-path fuzz/Cargo.toml")
-                .env("CARGO_TARGET_DIR", target().join("fuzz")),
-        )?;
+        fuzz::short()?;
     } else {
-        skipped.push("the fuzz target: needs c++");
+        skipped.push("fuzzing: needs c++");
     }
     match other_architecture()? {
         Checked::Tested => {}

@@ -12,6 +12,8 @@ mod config;
 mod connection;
 mod estimate;
 mod find;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod log;
 mod manual;
 mod metrics;

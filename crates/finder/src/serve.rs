@@ -12,8 +12,14 @@ use anyhow::{Context, Result, bail};
 use hashfinder_search::{Engine, Kernel};
 use socket2::SockAddr;
 use tokio::sync::oneshot;
-use tonic::{Code, Status, service::LayerExt, transport::Server};
+use tonic::{
+    Code, Status,
+    service::LayerExt,
+    transport::{Server, server::Router},
+};
 use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tower_layer::{Identity, Stack};
 
 use crate::{
     cli::{BudgetStatus, Exit, ServeArguments, say},
@@ -115,12 +121,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         refused.refused(&error);
         Status::from(error)
     });
-    let calls = Calls::new(&[
-        DESCRIPTORS,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ])?;
+    let calls = Calls::new(&SERVED)?;
     if let Some(listener) = metrics_listener {
         let server = metrics::Server {
             searches: Arc::clone(&searches),
@@ -140,26 +141,15 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         let status = tonic_health::ServingStatus::Serving;
         health.set_service_status(service, status).await;
     }
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let finder = FinderService::new(Arc::clone(&searches), kernel);
-    let reference = HashFinderServer::new(HashFinderService::new(searches, budget_code));
-    let aside = CallContextLayer::with_drain(drain.aside());
-    let server = Server::builder()
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(CallsLayer(calls))
-        .layer(EdgeLayer(counts))
-        .add_service(aside.named_layer(health_service))
-        .add_service(aside.named_layer(reflection().build_v1()?))
-        .add_service(aside.named_layer(reflection().build_v1alpha()?))
-        .add_service(WatchAside::new(finder, &drain))
-        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference));
+    let around = Around { counts, calls };
+    let server = router(
+        around,
+        searches,
+        kernel,
+        budget_code,
+        &drain,
+        health_service,
+    )?;
 
     tracing::info!(address, workers, kernel = kernel.name(), "listening");
     announce(&address)?;
@@ -205,6 +195,55 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     tracing::info!(lost_lines = log.lost_lines().count(), "stopped");
     Ok(Exit::Success)
 }
+
+/// What looks at every call, whatever it asks for.
+pub(crate) struct Around {
+    pub(crate) counts: Counts,
+    pub(crate) calls: Calls,
+}
+
+/// All that a connection reaches: the services, and the layers around them.
+///
+/// # Errors
+///
+/// If the descriptors that reflection shows cannot be read, which a test would have seen.
+pub(crate) fn router(
+    around: Around,
+    searches: Arc<Searches>,
+    kernel: Kernel,
+    budget_code: Code,
+    drain: &Drain,
+    health: HealthServer<impl Health>,
+) -> Result<Router<Stack<EdgeLayer, Stack<CallsLayer, Identity>>>> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let finder = FinderService::new(Arc::clone(&searches), kernel);
+    let reference = HashFinderServer::new(HashFinderService::new(searches, budget_code));
+    let aside = CallContextLayer::with_drain(drain.aside());
+    Ok(Server::builder()
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(CallsLayer(around.calls))
+        .layer(EdgeLayer(around.counts))
+        .add_service(aside.named_layer(health))
+        .add_service(aside.named_layer(reflection().build_v1()?))
+        .add_service(aside.named_layer(reflection().build_v1alpha()?))
+        .add_service(WatchAside::new(finder, drain))
+        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference)))
+}
+
+/// The descriptors of everything that is served.
+pub(crate) const SERVED: [&[u8]; 4] = [
+    DESCRIPTORS,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
 
 /// Says where it would listen, or what keeps it from that, as far as this can be known without
 /// listening.

@@ -4,6 +4,8 @@ mod answer;
 mod call;
 mod edge;
 mod finder;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod hash_name;
 mod query;
 mod registry;

@@ -1,0 +1,168 @@
+//! What strangers can send, for the fuzz targets in `fuzz/`. It is there where `cfg(fuzzing)` is set alone.
+
+use std::{
+    collections::{HashMap, HashSet},
+    num::{NonZeroU64, NonZeroUsize},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hashfinder_search::{Engine, Kernel};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split},
+    runtime::Runtime,
+    sync::mpsc,
+    task::yield_now,
+    time::timeout,
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::Code;
+use tonic_cancel::Drain;
+
+pub use crate::{config::fuzzing::config, rpc::fuzzing::request};
+use crate::{
+    metrics::{Calls, Counts},
+    rpc::{Limits, Searches},
+    serve::{self, Around},
+};
+
+/// How many secrets a search may try: beyond the first thousand, which are tried before a worker is woken.
+const MAXIMUM_HASHES: NonZeroU64 = NonZeroU64::new(2048).unwrap();
+
+/// How many searches there may be, few enough for one input to come to the limit.
+const SEARCHES: usize = 4;
+
+/// How many candidates wait for their reader, few enough for one input to park a search.
+const QUEUE_LENGTH: usize = 4;
+
+/// How many bytes can be under way in each direction.
+const PIPE: usize = 1 << 16;
+
+/// For how many turns of the runtime the server is waited for, which is enough for it to answer.
+const TURNS: usize = 24;
+
+/// How long a connection and all that came of it may take to end once its client is gone. It takes a
+/// millisecond; this is far beyond what a busy machine needs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most tasks that may be left then: places for odds that rest, for some milliseconds.
+const TASKS: usize = 32;
+
+/// What a client does.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// It sends these bytes.
+    Send(Vec<u8>),
+    /// It waits until the server had time to act on them.
+    Wait,
+}
+
+/// A whole server with small limits, without a socket.
+pub struct Server {
+    runtime: Runtime,
+    connections: mpsc::UnboundedSender<Result<DuplexStream, std::io::Error>>,
+    searches: Arc<Searches>,
+    drain: Drain,
+}
+
+impl Server {
+    /// Starts one with a single thread that searches.
+    ///
+    /// # Panics
+    ///
+    /// If there is no thread to be had.
+    #[must_use]
+    pub fn start() -> Server {
+        let started = Instant::now();
+        let (kernel, drain, counts) = (Kernel::best(), Drain::new(), Counts::default());
+        let every_search = hashfinder_search::Limits {
+            searches_per_client: SEARCHES - 1,
+            queue_length: QUEUE_LENGTH,
+            ..hashfinder_search::Limits::default()
+        };
+        let clock = move || started.elapsed();
+        let engine = Engine::with_limits(1, kernel, clock, every_search).expect("a thread");
+        let limits = Limits {
+            maximum_hashes: MAXIMUM_HASHES,
+            maximum_concurrent_rpcs: NonZeroUsize::new(SEARCHES).expect("some searches"),
+            weights: HashMap::new(),
+            operators: HashSet::new(),
+        };
+        let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.expect("a runtime");
+        let calls = Calls::new(&serve::SERVED).expect("the descriptors can be read");
+        let (_, health) = tonic_health::server::health_reporter();
+        let (around, all) = (Around { counts, calls }, Arc::clone(&searches));
+        let router = serve::router(around, all, kernel, Code::Cancelled, &drain, health);
+        let router = router.expect("the descriptors can be read");
+        let (connections, incoming) = mpsc::unbounded_channel();
+        let incoming = UnboundedReceiverStream::new(incoming);
+        runtime.spawn(router.serve_with_incoming(incoming));
+        Server {
+            runtime,
+            connections,
+            searches,
+            drain,
+        }
+    }
+
+    /// Plays a client that connects, does these steps, closes its half of the connection and reads what there
+    /// is until the server closes the other one.
+    ///
+    /// # Panics
+    ///
+    /// If the connection does not end, or a call, a search or a task outlives it.
+    pub fn connection(&self, steps: impl IntoIterator<Item = Step>) {
+        let (client, server) = duplex(PIPE);
+        self.connections.send(Ok(server)).expect("it is served");
+        self.runtime.block_on(async {
+            let (mut answers, mut requests) = split(client);
+            let send = async {
+                for step in steps {
+                    match step {
+                        Step::Send(bytes) => {
+                            if requests.write_all(&bytes).await.is_err() {
+                                // The server had enough of it.
+                                break;
+                            }
+                        }
+                        Step::Wait => turns().await,
+                    }
+                }
+                turns().await;
+                let _ = requests.shutdown().await;
+            };
+            let read = async {
+                let mut buffer = [0; 4096];
+                while let Ok(1..) = answers.read(&mut buffer).await {}
+            };
+            let played = timeout(PATIENCE, async { tokio::join!(send, read) }).await;
+            played.expect("a connection ends when its client has closed it");
+            let ended = timeout(PATIENCE, async {
+                // A timer's shortest pause is longer than this takes.
+                while !self.is_idle() {
+                    yield_now().await;
+                }
+            });
+            ended.await.unwrap_or_else(|_| {
+                let (searches, calls) = (self.searches.metrics().active, self.drain.active_calls());
+                panic!("{searches} searches and {calls} calls outlive their connection");
+            });
+        });
+    }
+
+    /// Odds that are being reckoned go on to their end, and are bounded elsewhere.
+    fn is_idle(&self) -> bool {
+        let tasks = self.runtime.metrics().num_alive_tasks();
+        self.searches.metrics().active == 0 && self.drain.active_calls() == 0 && tasks <= TASKS
+    }
+}
+
+async fn turns() {
+    for _ in 0..TURNS {
+        yield_now().await;
+    }
+}

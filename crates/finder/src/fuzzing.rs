@@ -9,13 +9,11 @@ use std::{
 
 use hashfinder_search::{Engine, Kernel};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split},
+    io::{AsyncReadExt, AsyncWriteExt, duplex, split},
     runtime::Runtime,
-    sync::mpsc,
     task::yield_now,
     time::timeout,
 };
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
 use tonic_cancel::Drain;
 
@@ -23,7 +21,8 @@ pub use crate::{config::fuzzing::config, rpc::fuzzing::request};
 use crate::{
     metrics::{Calls, Counts},
     rpc::{Limits, Searches},
-    serve::{self, Around},
+    serve::{self, Around, Served},
+    transport::{self, FloodLimits, Lifetimes},
 };
 
 /// How many secrets a search may try: beyond the first thousand, which are tried before a worker is woken.
@@ -35,14 +34,39 @@ const SEARCHES: usize = 4;
 /// How many candidates wait for their reader, few enough for one input to park a search.
 const QUEUE_LENGTH: usize = 4;
 
+/// What a connection may do. Nothing but a flood should end it, and a flood has to fit into an input.
+const CONNECTION: transport::Limits = transport::Limits {
+    connections: NonZeroUsize::MIN,
+    of_address: NonZeroUsize::MIN,
+    concurrent_streams: 16,
+    header_list: 2048,
+    keepalive: (LONG, LONG),
+    flood: FloodLimits {
+        streams: 100,
+        resets: 100,
+        control_frames: 200,
+    },
+    lifetimes: Lifetimes {
+        handshake: LONG,
+        first_request: LONG,
+        idle: LONG,
+        unread: LONG,
+        age: None,
+        grace: LONG,
+    },
+};
+
+/// Longer than any input takes.
+const LONG: Duration = Duration::from_secs(600);
+
 /// How many bytes can be under way in each direction.
 const PIPE: usize = 1 << 16;
 
 /// For how many turns of the runtime the server is waited for, which is enough for it to answer.
 const TURNS: usize = 24;
 
-/// How long a connection and all that came of it may take to end once its client is gone. It takes a
-/// millisecond; this is far beyond what a busy machine needs.
+/// How long a connection and all that came of it may take. It is mostly a millisecond; a flood is read more
+/// slowly, and this is far beyond what that and a busy machine take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The most tasks that may be left then: places for odds that rest, for some milliseconds.
@@ -60,7 +84,7 @@ pub enum Step {
 /// A whole server with small limits, without a socket.
 pub struct Server {
     runtime: Runtime,
-    connections: mpsc::UnboundedSender<Result<DuplexStream, std::io::Error>>,
+    server: Arc<transport::Server<Served>>,
     searches: Arc<Searches>,
     drain: Drain,
 }
@@ -96,14 +120,15 @@ impl Server {
         let calls = Calls::new(&serve::SERVED).expect("the descriptors can be read");
         let (_, health) = tonic_health::server::health_reporter();
         let (around, all) = (Around { counts, calls }, Arc::clone(&searches));
-        let router = serve::router(around, all, kernel, Code::Cancelled, &drain, health);
-        let router = router.expect("the descriptors can be read");
-        let (connections, incoming) = mpsc::unbounded_channel();
-        let incoming = UnboundedReceiverStream::new(incoming);
-        runtime.spawn(router.serve_with_incoming(incoming));
+        let service = serve::served(around, all, kernel, Code::Cancelled, &drain, health);
+        let service = service.expect("the descriptors can be read");
+        let stop = Arc::clone(&searches);
+        let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
+        let counts = transport::Counts::default();
+        let server = transport::Server::new(service, CONNECTION, counts, on_close);
         Server {
             runtime,
-            connections,
+            server: Arc::new(server),
             searches,
             drain,
         }
@@ -117,8 +142,9 @@ impl Server {
     /// If the connection does not end, or a call, a search or a task outlives it.
     pub fn connection(&self, steps: impl IntoIterator<Item = Step>) {
         let (client, server) = duplex(PIPE);
-        self.connections.send(Ok(server)).expect("it is served");
+        let serving = Arc::clone(&self.server);
         self.runtime.block_on(async {
+            let served = tokio::spawn(async move { serving.serve_one(server).await });
             let (mut answers, mut requests) = split(client);
             let send = async {
                 for step in steps {
@@ -139,8 +165,9 @@ impl Server {
                 let mut buffer = [0; 4096];
                 while let Ok(1..) = answers.read(&mut buffer).await {}
             };
-            let played = timeout(PATIENCE, async { tokio::join!(send, read) }).await;
-            played.expect("a connection ends when its client has closed it");
+            let played = timeout(PATIENCE, async { tokio::join!(send, read, served) }).await;
+            let (.., served) = played.expect("a connection ends when its client has closed it");
+            served.expect("a connection does not panic");
             let ended = timeout(PATIENCE, async {
                 // A timer's shortest pause is longer than this takes.
                 while !self.is_idle() {

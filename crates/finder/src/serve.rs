@@ -14,41 +14,25 @@ use socket2::SockAddr;
 use tokio::sync::oneshot;
 use tonic::{
     Code, Status,
-    service::LayerExt,
-    transport::{Server, server::Router},
+    service::{LayerExt, Routes},
 };
 use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
 use tonic_health::pb::health_server::{Health, HealthServer};
-use tower_layer::{Identity, Stack};
+use tower_layer::Layer;
 
 use crate::{
-    cli::{BudgetStatus, Exit, ServeArguments, say},
+    cli::{BudgetStatus, Exit, ServeArguments, open_files, say},
     log,
-    metrics::{self, Calls, CallsLayer, Counts, Exporter},
+    metrics::{self, Calls, CallsLayer, CallsService, Counts, Exporter},
     rpc::{
-        CallError, DESCRIPTORS, EdgeLayer, FinderService, HashFinderService, Limits, Searches,
-        WatchAside,
+        CallError, DESCRIPTORS, EdgeLayer, EdgeService, FinderService, HashFinderService, Limits,
+        Searches, WatchAside,
         pb::hash_finder_server::{self, HashFinderServer},
         v1pb::finder_server,
     },
     signals::Signals,
     transport::{self, ClientName, Listener},
 };
-
-/// How many calls one connection may have open. gRPC's own advice is about a hundred; this leaves
-/// room for one busy client behind a proxy, where tonic's default is no limit at all.
-const MAX_CONCURRENT_STREAMS: u32 = 1000;
-
-/// How many streams of a connection may be reset over errors of the peer's making before it is
-/// closed. This is the default of the HTTP/2 library, which tonic otherwise lifts.
-const MAX_LOCAL_ERROR_RESETS: usize = 1024;
-
-/// How often a connection on which nothing happens is asked whether its peer is still there. A
-/// peer that vanished without a word holds its searches for this long and the timeout.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-
-/// How long the peer may take to answer that.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a call that is told of the drain may take to say where to go on. Its search stops
 /// within a slice, so nearly all of this is for a machine that is very busy.
@@ -74,6 +58,13 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         }
     };
     let log = log::to_stderr(filter, arguments.log_format)?;
+    let connections = match arguments.transport.limits(open_files()) {
+        Ok(limits) => limits,
+        Err(wrong) => {
+            say(wrong);
+            return Ok(Exit::Usage);
+        }
+    };
     let listener = match &arguments.unix {
         Some(path) => Listener::unix(path)?,
         None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
@@ -112,6 +103,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
     };
     let counts = Counts::default();
+    let connection_counts = transport::Counts::default();
     let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
 
     // Searches are what a drain waits for. Who watches our health is told of it and let go last.
@@ -128,7 +120,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             drain: drain.clone(),
             lost_lines: log.lost_lines(),
         };
-        let registry = metrics::registry(kernel, server, &counts, &calls);
+        let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
         tracing::info!(address = listener.address()?, "showing metrics");
         tokio::spawn(Exporter::new(registry).serve(listener));
     }
@@ -142,14 +134,18 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         health.set_service_status(service, status).await;
     }
     let around = Around { counts, calls };
-    let server = router(
+    let service = served(
         around,
-        searches,
+        Arc::clone(&searches),
         kernel,
         budget_code,
         &drain,
         health_service,
     )?;
+    let stop = Arc::clone(&searches);
+    let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
+    let server = transport::Server::new(service, connections, connection_counts, on_close);
+    tokio::spawn(searches.stop_unread(arguments.transport.stream_stall_timeout));
 
     tracing::info!(address, workers, kernel = kernel.name(), "listening");
     announce(&address)?;
@@ -169,9 +165,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         .grace(arguments.drain_grace)
         .notice(DRAIN_NOTICE)
         .close(CLOSE_TIMEOUT);
-    let serving = drain.serve(signal, options, |shutdown| {
-        server.serve_with_incoming_shutdown(listener, shutdown)
-    });
+    let serving = drain.serve(signal, options, |shutdown| server.serve(listener, shutdown));
     let hurried = async {
         match handed_over.await {
             Ok(mut signals) => signals.next().await,
@@ -202,19 +196,22 @@ pub(crate) struct Around {
     pub(crate) calls: Calls,
 }
 
-/// All that a connection reaches: the services, and the layers around them.
+/// What a connection is served with.
+pub(crate) type Served = CallsService<EdgeService<Routes>>;
+
+/// The services, and the layers around them.
 ///
 /// # Errors
 ///
 /// If the descriptors that reflection shows cannot be read, which a test would have seen.
-pub(crate) fn router(
+pub(crate) fn served(
     around: Around,
     searches: Arc<Searches>,
     kernel: Kernel,
     budget_code: Code,
     drain: &Drain,
     health: HealthServer<impl Health>,
-) -> Result<Router<Stack<EdgeLayer, Stack<CallsLayer, Identity>>>> {
+) -> Result<Served> {
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -223,18 +220,14 @@ pub(crate) fn router(
     let finder = FinderService::new(Arc::clone(&searches), kernel);
     let reference = HashFinderServer::new(HashFinderService::new(searches, budget_code));
     let aside = CallContextLayer::with_drain(drain.aside());
-    Ok(Server::builder()
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .http2_max_local_error_reset_streams(Some(MAX_LOCAL_ERROR_RESETS))
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(CallsLayer(around.calls))
-        .layer(EdgeLayer(around.counts))
+    let routes = Routes::default()
         .add_service(aside.named_layer(health))
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
         .add_service(WatchAside::new(finder, drain))
-        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference)))
+        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
+        .prepare();
+    Ok(CallsLayer(around.calls).layer(EdgeLayer(around.counts).layer(routes)))
 }
 
 /// The descriptors of everything that is served.
@@ -267,6 +260,7 @@ fn places(arguments: &ServeArguments) -> Result<String> {
         first.with_context(|| format!("the host {host:?} has no address"))
     };
     log::filter()?;
+    arguments.transport.limits(open_files())?;
     let (address, shown) = match &arguments.unix {
         Some(path) => {
             let shown = path.display();

@@ -191,6 +191,8 @@ pub struct Ended {
     pub by_operator: u64,
     /// Because the engine was shutting down.
     pub by_drain: u64,
+    /// Because their readers took nothing.
+    pub by_unread: u64,
     /// With a panic.
     pub failed: u64,
 }
@@ -323,6 +325,8 @@ pub enum StopCause {
     Operator,
     /// The engine is shutting down.
     Drain,
+    /// Whoever watches over its reader, who takes nothing.
+    Unread,
 }
 
 impl fmt::Display for StopCause {
@@ -332,6 +336,7 @@ impl fmt::Display for StopCause {
             StopCause::Deadline => "deadline",
             StopCause::Operator => "operator",
             StopCause::Drain => "drain",
+            StopCause::Unread => "unread",
         })
     }
 }
@@ -1223,6 +1228,7 @@ impl Ended {
                 StopCause::Deadline => &mut self.by_deadline,
                 StopCause::Operator => &mut self.by_operator,
                 StopCause::Drain => &mut self.by_drain,
+                StopCause::Unread => &mut self.by_unread,
             },
             Outcome::Failed(_) => &mut self.failed,
         };

@@ -41,7 +41,7 @@ pub(crate) use self::{
     query::{QueryArguments, QueryError, SpellingArguments},
     serve::{BudgetStatus, LogFormat, ServeArguments},
     tls::TlsArguments,
-    transport::TransportArguments,
+    transport::{TransportArguments, open_files},
     verify::VerifyArguments,
 };
 
@@ -171,6 +171,16 @@ fn distance(text: &str) -> Result<Distance, String> {
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text);
     duration.map_err(|_| "give a time, for instance 90s, 5m or 1h30m".to_owned())
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration.is_zero() {
+        return Err(
+            "give a time that is longer than none, for instance 90s, 5m or 1h30m".to_owned(),
+        );
+    }
+    Ok(duration)
 }
 
 /// Where a server is.

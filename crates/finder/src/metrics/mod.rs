@@ -24,12 +24,13 @@ use prometheus_client::{
 use tonic_cancel::Drain;
 
 pub(crate) use self::{
-    calls::{Calls, CallsLayer},
+    calls::{Calls, CallsLayer, CallsService},
     exporter::Exporter,
 };
 use crate::{
     log::LostLines,
     rpc::{CallError, Searches},
+    transport,
 };
 
 /// The first bound of how long searches took to stop, in seconds; each of the others is twice the last.
@@ -82,7 +83,13 @@ pub(crate) struct Server {
 }
 
 /// Everything that there is to see.
-pub(crate) fn registry(kernel: Kernel, server: Server, counts: &Counts, calls: &Calls) -> Registry {
+pub(crate) fn registry(
+    kernel: Kernel,
+    server: Server,
+    counts: &Counts,
+    calls: &Calls,
+    connections: &transport::Counts,
+) -> Registry {
     let mut registry = Registry::default();
     calls.register(&mut registry);
     let ours = registry.sub_registry_with_prefix("hashfinder");
@@ -102,6 +109,7 @@ pub(crate) fn registry(kernel: Kernel, server: Server, counts: &Counts, calls: &
         "How long after it was told to stop the last worker let go of a search",
         counts.stop_seconds.clone(),
     );
+    connections.register(ours);
     ours.register_collector(Box::new(server));
     registry
 }
@@ -142,6 +150,7 @@ impl Collector for Server {
                 ("deadline", ended.by_deadline),
                 ("operator", ended.by_operator),
                 ("drain", ended.by_drain),
+                ("unread", ended.by_unread),
                 ("panic", ended.failed),
             ],
         )?;

@@ -14,13 +14,15 @@ use super::{
     status::{CallError, Canceller},
     v1pb::{self, EndReason, SearchEnded, SearchSummary},
 };
-use crate::transport::{ClientName, Peer};
+use crate::transport::{ClientName, OpenCall, Peer};
 
 /// A call that searches, from its admission on.
 pub(super) struct Call {
     /// As a path has it, without the first slash.
     method: &'static str,
     peer: Option<Peer>,
+    /// Whether its response is being read.
+    open: Option<OpenCall>,
     client: ClientName,
     /// What the list shows of the query. The query itself is the answer's, and gone with that: it takes ten
     /// times as much memory.
@@ -88,6 +90,7 @@ impl Call {
     pub(super) fn new(
         method: &'static str,
         peer: Option<Peer>,
+        open: Option<OpenCall>,
         client: ClientName,
         query: &Query,
     ) -> Call {
@@ -95,6 +98,7 @@ impl Call {
         Call {
             method,
             peer,
+            open,
             client,
             names: names.map(Box::from).collect(),
             ideal_distance: query.ideal_distance().get(),
@@ -195,16 +199,41 @@ impl Call {
         became
     }
 
+    /// Whether it came by this connection.
+    pub(super) fn is_of(&self, connection: u64) -> bool {
+        (self.peer.as_ref()).is_some_and(|peer| peer.connection == connection)
+    }
+
+    /// For how long its response has been waiting to be read, if it is.
+    pub(super) fn unread_for(&self) -> Option<Duration> {
+        self.open.as_ref().and_then(OpenCall::unread_for)
+    }
+
+    /// Tells a search that is listed to stop, if it has not ended; whoever waits for it is told why.
+    pub(super) fn stop(&self, cause: StopCause) {
+        let stopper = (self.lock().listing.as_ref()).and_then(|listing| listing.stopper.clone());
+        // Without the lock: the stop may release the work on this thread, which comes back here.
+        if let Some(stopper) = stopper {
+            stopper.stop(cause);
+        }
+    }
+
     /// What whoever waits for a search is told that was stopped.
     pub(super) fn stopped(&self, cause: StopCause, cursor: Cursor) -> CallError {
         match self.lock().cancelled.clone() {
             Some((by, reason)) if cause_of(by) == cause => {
                 CallError::Cancelled { by, reason, cursor }
             }
+            _ if cause == StopCause::Unread => CallError::Unread(cursor),
             // Only a drain leaves its handler the last word else; and an engine that was dropped is a
             // server on its way down too.
             _ => CallError::Draining(Some(cursor)),
         }
+    }
+
+    /// Whether its search has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.lock().search.is_some()
     }
 
     /// How its search ended, if it has.
@@ -346,6 +375,7 @@ impl SearchEnd {
                     StopCause::Deadline => EndReason::DeadlineExceeded,
                     StopCause::Operator => EndReason::CancelledByOperator,
                     StopCause::Drain => EndReason::Draining,
+                    StopCause::Unread => EndReason::StreamNotRead,
                     _ => EndReason::CancelledByClient,
                 };
                 (reason, Some(cursor))
@@ -423,7 +453,7 @@ mod tests {
         let engine = Engine::start(1, Kernel::best(), || Duration::ZERO).unwrap();
         let search = engine.search(Client::default(), query(), |_| {}).unwrap();
         let client = ClientName(Client::default().name);
-        let call = Call::new("a.Service/Method", None, client, &query());
+        let call = Call::new("a.Service/Method", None, None, client, &query());
         assert!(!call.list("id".into(), search.stopper()));
         call
     }

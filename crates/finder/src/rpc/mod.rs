@@ -13,7 +13,7 @@ mod searches;
 mod status;
 mod told_to_stop;
 
-pub(crate) use edge::EdgeLayer;
+pub(crate) use edge::{EdgeLayer, EdgeService};
 pub(crate) use finder::{
     FinderService, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL, WatchAside,
 };

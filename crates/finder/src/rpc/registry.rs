@@ -115,6 +115,13 @@ impl Registry {
             .collect()
     }
 
+    /// The searches that have not ended.
+    pub(super) fn live(&self) -> Vec<Arc<Call>> {
+        let list = self.lock();
+        let calls = list.calls.values().filter(|call| !call.has_ended());
+        calls.cloned().collect()
+    }
+
     /// A text from which a list goes on behind a place; nobody can read or make one but this process.
     pub(super) fn page_token(&self, place: Place) -> String {
         let seal = self.random.hash_one(("page", place));
@@ -199,7 +206,13 @@ mod tests {
     }
 
     fn call(client: usize) -> Arc<Call> {
-        Arc::new(Call::new("a.Service/Method", None, name(client), &query()))
+        Arc::new(Call::new(
+            "a.Service/Method",
+            None,
+            None,
+            name(client),
+            &query(),
+        ))
     }
 
     fn ids(registry: &Registry, viewer: &Viewer) -> Vec<Arc<str>> {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use hashfinder_search::{Client, Engine, Metrics, OverLimit, Query, StopCause};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tonic::{Request, Status};
 use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
 
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     metrics::Counts,
-    transport::{ClientName, Peer},
+    transport::{ClientName, OpenCall, Peer},
 };
 
 /// How long a call waits for another one's permit before it is refused. The work of a call that was
@@ -31,6 +31,12 @@ const PERMIT_PATIENCE: Duration = Duration::from_millis(50);
 
 /// When a call first asks again whether its client has room for it; each pause is twice the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// How often in the time that a response may go unread it is looked at, so that it is over by an eighth at
+/// most; and in any case not more often, nor less, than that.
+const LOOKS: u32 = 8;
+const SHORTEST_LOOK: Duration = Duration::from_millis(100);
+const LONGEST_LOOK: Duration = Duration::from_secs(10);
 
 /// What one RPC, and all of them together, may take, and who may do what.
 #[derive(Clone, Debug)]
@@ -110,7 +116,8 @@ impl Searches {
         let (search, call) = loop {
             let guard = self.room(&caller.context, until).await?;
             let peer = caller.peer.clone();
-            let call = Arc::new(Call::new(method, peer, name.clone(), &query));
+            let open = caller.open.clone();
+            let call = Arc::new(Call::new(method, peer, open, name.clone(), &query));
             let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let counts = self.counts.clone();
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
@@ -151,6 +158,32 @@ impl Searches {
             Arc::clone(&self.registry),
             maximum_hashes,
         ))
+    }
+
+    /// Tells the searches that came by a connection to stop, which is about to be closed.
+    pub(crate) fn stop_those_of(&self, connection: u64) {
+        for call in self.registry.live() {
+            if call.is_of(connection) {
+                call.stop(StopCause::Drain);
+            }
+        }
+    }
+
+    /// Stops searches whose response has waited for its reader for so long, for as long as the server is
+    /// there. What such a search found is kept for its reader; what it holds of the engine is not.
+    ///
+    /// Dropping the future lets them wait.
+    pub(crate) async fn stop_unread(self: Arc<Self>, patience: Duration) {
+        let mut looks = interval((patience / LOOKS).clamp(SHORTEST_LOOK, LONGEST_LOOK));
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            for call in self.registry.live() {
+                if call.unread_for().is_some_and(|unread| unread >= patience) {
+                    call.stop(StopCause::Unread);
+                }
+            }
+        }
     }
 
     /// The status of a call that was refused, which is counted, and which the log is told of.
@@ -198,6 +231,7 @@ impl Searches {
 pub(super) struct Caller {
     pub(super) context: CallContext,
     peer: Option<Peer>,
+    open: Option<OpenCall>,
 }
 
 impl Caller {
@@ -205,6 +239,7 @@ impl Caller {
         Caller {
             context: CallContext::of(request),
             peer: request.extensions().get::<Peer>().cloned(),
+            open: request.extensions().get::<OpenCall>().cloned(),
         }
     }
 

@@ -23,6 +23,7 @@ const NOT_AN_OPERATOR: &str = "NOT_AN_OPERATOR";
 const TOO_MANY_WATCHES: &str = "TOO_MANY_WATCHES";
 const TOO_MANY_ESTIMATES: &str = "TOO_MANY_ESTIMATES";
 const MESSAGE_TOO_LONG: &str = "MESSAGE_TOO_LONG";
+const STREAM_NOT_READ: &str = "STREAM_NOT_READ";
 
 /// For the metrics alone: what a client gets for these has no `ErrorInfo`.
 const BAD_REQUEST: &str = "BAD_REQUEST";
@@ -66,6 +67,8 @@ pub(crate) enum CallError {
     Exhausted,
     /// The server is shutting down. Without a cursor no work was started.
     Draining(Option<Cursor>),
+    /// Nobody read what the search had found.
+    Unread(Cursor),
     /// The search panicked.
     Failed(Cursor),
     /// What was done for the call panicked, or came to an end that nobody foresaw.
@@ -140,6 +143,7 @@ impl CallError {
             CallError::QuotaSpent { .. } => HASH_QUOTA_SPENT,
             CallError::Exhausted => KEYSPACE_EXHAUSTED,
             CallError::Draining(_) => DRAINING,
+            CallError::Unread(_) => STREAM_NOT_READ,
             CallError::Failed(_) => SEARCH_FAILED,
             CallError::Broken { .. } => BROKEN,
             CallError::Cancelled { by, .. } => match by {
@@ -236,9 +240,18 @@ impl From<CallError> for Status {
                 let cursor = cursor.map(|cursor| (CURSOR.to_owned(), cursor.to_string()));
                 let mut details = info(DRAINING, cursor.into_iter().collect());
                 details.set_retry_info(Some(RETRY_AFTER_DRAIN));
-                let message = "the server is shutting down; try another, or this one again later";
+                let message = "the server is shutting down, or closes this connection; try another, or this one again later";
                 Status::with_error_details(Code::Unavailable, message, details)
             }
+            CallError::Unread(cursor) => Status::with_error_details(
+                Code::ResourceExhausted,
+                "the response was not read for longer than this server waits; go on from the cursor, and \
+                 read what comes",
+                info(
+                    STREAM_NOT_READ,
+                    HashMap::from([(CURSOR.to_owned(), cursor.to_string())]),
+                ),
+            ),
             CallError::Failed(cursor) => Status::with_error_details(
                 Code::Unknown,
                 "the search failed; the server's log says more",
@@ -423,6 +436,15 @@ mod tests {
                 Some(DRAINING),
                 false,
                 true,
+                true,
+            ),
+            (
+                CallError::Unread(cursor()),
+                Code::ResourceExhausted,
+                None,
+                Some(STREAM_NOT_READ),
+                false,
+                false,
                 true,
             ),
             (

@@ -20,7 +20,6 @@ use tokio::{
     time::{Sleep, sleep},
 };
 use tokio_stream::Stream;
-use tonic::transport::server::Connected;
 
 use super::peer::{Peer, Who};
 
@@ -257,13 +256,18 @@ impl Connection {
         };
         Connection { stream, peer }
     }
-}
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
+    }
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+    /// Waits until something has come, or the other end is gone. Dropping the future changes nothing.
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        match &self.stream {
+            Socketed::Tcp(stream) => stream.readable().await,
+            Socketed::Unix(stream) => stream.readable().await,
+        }
     }
 }
 

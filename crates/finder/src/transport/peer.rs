@@ -24,6 +24,15 @@ pub(super) enum Who {
 }
 
 impl Peer {
+    /// Of a connection that is no socket.
+    #[cfg(fuzzing)]
+    pub(super) fn nobody() -> Peer {
+        Peer {
+            who: Who::Nobody,
+            connection: 0,
+        }
+    }
+
     /// Who shares what one client may have: until somebody is authenticated, an address or a user.
     pub(crate) fn client(&self) -> ClientName {
         match self.who {

@@ -1,0 +1,230 @@
+//! Which connections are taken: so many in all, so many of each address.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    counts::Closed,
+    meter::{FloodLimits, Shared},
+    peer::ClientName,
+};
+
+/// So many addresses without a connection are never looked through.
+const SWEPT_FROM: usize = 1000;
+
+/// Counts the connections; clones are the same.
+#[derive(Clone)]
+pub(super) struct Admission(Arc<Inner>);
+
+struct Inner {
+    connections: NonZeroUsize,
+    of_address: NonZeroUsize,
+    flood: FloodLimits,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    connections: usize,
+    addresses: HashMap<ClientName, Address>,
+    /// Those that have said nothing yet, the oldest first.
+    silent: BTreeMap<u64, Arc<Notify>>,
+    next: u64,
+    /// With how many addresses those are looked through that may be forgotten.
+    next_sweep: usize,
+}
+
+struct Address {
+    connections: usize,
+    /// Kept until it is full again, so that nobody gets a new one by connecting anew.
+    shared: Arc<Mutex<Shared>>,
+}
+
+/// A connection's place among the others, until it is dropped.
+pub(super) struct Place {
+    admission: Admission,
+    address: ClientName,
+    number: u64,
+    made_room: Arc<Notify>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl Admission {
+    pub(super) fn new(
+        connections: NonZeroUsize,
+        of_address: NonZeroUsize,
+        flood: FloodLimits,
+    ) -> Admission {
+        Admission(Arc::new(Inner {
+            connections,
+            of_address,
+            flood,
+            state: Mutex::new(State {
+                next_sweep: SWEPT_FROM,
+                ..State::default()
+            }),
+        }))
+    }
+
+    /// A place for a connection of this address. When all are taken, whoever has been silent for longest
+    /// loses theirs: an honest client speaks as soon as it is connected.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub(super) fn admit(&self, address: ClientName, now: Instant) -> Result<Place, Closed> {
+        let mut state = self.lock();
+        let known = state.addresses.get(&address);
+        if known.is_some_and(|known| known.connections >= self.0.of_address.get()) {
+            return Err(Closed::TooManyOfAddress);
+        }
+        if state.connections >= self.0.connections.get() {
+            let (_, silent) = state.silent.pop_first().ok_or(Closed::TooMany)?;
+            silent.notify_one();
+        }
+        state.sweep(self.0.flood, now);
+        let new = || Address {
+            connections: 0,
+            shared: Arc::new(Mutex::new(Shared::new(self.0.flood, now))),
+        };
+        let entry = state.addresses.entry(address.clone()).or_insert_with(new);
+        entry.connections += 1;
+        let shared = Arc::clone(&entry.shared);
+        state.connections += 1;
+        let number = state.next;
+        state.next += 1;
+        let made_room = Arc::new(Notify::new());
+        state.silent.insert(number, Arc::clone(&made_room));
+        Ok(Place {
+            admission: self.clone(),
+            address,
+            number,
+            made_room,
+            shared,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics half-way through a change.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Forgets addresses that have no connection and owe nothing, when there are twice as many as last time.
+    fn sweep(&mut self, flood: FloodLimits, now: Instant) {
+        if self.addresses.len() < self.next_sweep {
+            return;
+        }
+        self.addresses.retain(|_, address| {
+            let mut shared = address
+                .shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            address.connections > 0 || !shared.is_full(flood, now)
+        });
+        self.next_sweep = SWEPT_FROM + 2 * self.addresses.len();
+    }
+}
+
+impl Place {
+    /// What all connections of its address may do together.
+    pub(super) fn shared(&self) -> Arc<Mutex<Shared>> {
+        Arc::clone(&self.shared)
+    }
+
+    /// It has said something, and keeps its place.
+    pub(super) fn spoke(&self) {
+        self.admission.lock().silent.remove(&self.number);
+    }
+
+    /// Waits until another one takes the place. Dropping the future changes nothing.
+    pub(super) async fn lost(&self) {
+        self.made_room.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.admission.lock();
+        state.connections -= 1;
+        state.silent.remove(&self.number);
+        if let Some(address) = state.addresses.get_mut(&self.address) {
+            address.connections -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{pin::pin, task};
+
+    const FLOOD: FloodLimits = FloodLimits {
+        streams: 1,
+        resets: 1,
+        control_frames: 1,
+    };
+
+    fn admission(connections: usize, of_address: usize) -> Admission {
+        let count = |count| NonZeroUsize::new(count).unwrap();
+        Admission::new(count(connections), count(of_address), FLOOD)
+    }
+
+    fn address(last: u8) -> ClientName {
+        format!("127.0.0.{last}").parse().unwrap()
+    }
+
+    fn has_lost(place: &Place) -> bool {
+        let mut context = task::Context::from_waker(task::Waker::noop());
+        pin!(place.lost()).poll(&mut context).is_ready()
+    }
+
+    #[test]
+    fn an_address_has_no_more_than_its_share_and_gets_it_back() {
+        let admission = admission(10, 2);
+        let now = Instant::now();
+        let first = admission.admit(address(1), now).unwrap();
+        let _second = admission.admit(address(1), now).unwrap();
+        let third = admission.admit(address(1), now);
+        assert_eq!(third.err(), Some(Closed::TooManyOfAddress));
+        let _other = admission.admit(address(2), now).unwrap();
+        drop(first);
+        assert!(admission.admit(address(1), now).is_ok());
+    }
+
+    #[test]
+    fn when_it_is_full_the_longest_silent_one_goes() {
+        let admission = admission(3, 3);
+        let now = Instant::now();
+        let places = [1, 2, 3].map(|last| admission.admit(address(last), now).unwrap());
+        places[0].spoke();
+        let fourth = admission.admit(address(4), now).unwrap();
+        let lost = [&places[0], &places[1], &places[2]].map(has_lost);
+        assert_eq!(lost, [false, true, false]);
+        // The one that lost is still on its way out.
+        places[2].spoke();
+        fourth.spoke();
+        let fifth = admission.admit(address(5), now);
+        assert_eq!(fifth.err(), Some(Closed::TooMany));
+        drop(places);
+        assert!(admission.admit(address(5), now).is_ok());
+    }
+
+    #[test]
+    fn addresses_that_are_gone_are_forgotten() {
+        let admission = admission(1, 1);
+        let now = Instant::now();
+        for number in 0..10_000_u32 {
+            let name = std::net::Ipv4Addr::from_bits(number).to_string();
+            drop(admission.admit(name.parse().unwrap(), now).unwrap());
+        }
+        assert!(admission.lock().addresses.len() <= SWEPT_FROM + 1);
+    }
+}

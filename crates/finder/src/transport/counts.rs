@@ -1,0 +1,138 @@
+//! What is counted of connections.
+
+use std::{fmt, time::Duration};
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::{Registry, Unit},
+};
+
+/// Why the server closed a connection, or did not take it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Closed {
+    /// There were as many as there may be.
+    TooMany,
+    /// There were as many of its address as there may be.
+    TooManyOfAddress,
+    /// It had said nothing yet, and another one needed its place.
+    MadeRoom,
+    /// It had said nothing, or had not finished its handshake, in time.
+    Handshake,
+    /// It made no call in time.
+    NoRequest,
+    /// It had made no call for long.
+    Idle,
+    /// It was as old as connections may get.
+    Age,
+    /// None of its calls' responses was read.
+    Unread,
+    /// Streams were reset on it, too many for too long.
+    TooManyResets,
+    /// Frames came that are no calls, too many for too long.
+    TooManyControlFrames,
+}
+
+impl Closed {
+    const ALL: [Closed; 10] = [
+        Closed::TooMany,
+        Closed::TooManyOfAddress,
+        Closed::MadeRoom,
+        Closed::Handshake,
+        Closed::NoRequest,
+        Closed::Idle,
+        Closed::Age,
+        Closed::Unread,
+        Closed::TooManyResets,
+        Closed::TooManyControlFrames,
+    ];
+
+    /// As metrics and the log have it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Closed::TooMany => "too_many",
+            Closed::TooManyOfAddress => "too_many_of_address",
+            Closed::MadeRoom => "made_room",
+            Closed::Handshake => "handshake",
+            Closed::NoRequest => "no_request",
+            Closed::Idle => "idle",
+            Closed::Age => "age",
+            Closed::Unread => "unread",
+            Closed::TooManyResets => "too_many_resets",
+            Closed::TooManyControlFrames => "too_many_control_frames",
+        }
+    }
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Counts of connections; clones count together.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts {
+    open: Gauge,
+    accepted: Counter,
+    closed: Family<[(&'static str, &'static str); 1], Counter>,
+    throttled_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
+}
+
+impl Default for Counts {
+    fn default() -> Counts {
+        let closed = Family::<_, Counter>::default();
+        // There from the beginning, so that the first one is seen as an increase.
+        for why in Closed::ALL {
+            let _ = closed.get_or_create(&[("reason", why.as_str())]);
+        }
+        Counts {
+            open: Gauge::default(),
+            accepted: Counter::default(),
+            closed,
+            throttled_seconds: Counter::default(),
+        }
+    }
+}
+
+impl Counts {
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "connections",
+            "Connections that are open",
+            self.open.clone(),
+        );
+        registry.register(
+            "connections_accepted",
+            "Connections that were taken",
+            self.accepted.clone(),
+        );
+        registry.register(
+            "connections_closed",
+            "Connections that the server closed or did not take, by why",
+            self.closed.clone(),
+        );
+        registry.register_with_unit(
+            "throttled",
+            "For how long connections in all were not read because too much came from them",
+            Unit::Seconds,
+            self.throttled_seconds.clone(),
+        );
+    }
+
+    pub(super) fn opened(&self) {
+        self.accepted.inc();
+        self.open.inc();
+    }
+
+    pub(super) fn gone(&self) {
+        self.open.dec();
+    }
+
+    pub(super) fn closed(&self, why: Closed) {
+        self.closed.get_or_create(&[("reason", why.as_str())]).inc();
+    }
+
+    pub(super) fn throttled(&self, wait: Duration) {
+        self.throttled_seconds.inc_by(wait.as_secs_f64());
+    }
+}

@@ -1,0 +1,124 @@
+//! The frames of HTTP/2 that pass, of which no more is read than their heads (RFC 9113, section 4.1).
+
+/// What a client sends before its first frame (RFC 9113, section 3.4): as many bytes.
+pub(super) const PREFACE_LEN: usize = 24;
+
+/// The bytes of a frame's head.
+const HEAD_LEN: usize = 9;
+
+/// What a frame is (RFC 9113, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Data,
+    Headers,
+    Reset,
+    Settings,
+    Ping,
+    /// Any other, also one that nobody knows.
+    Other,
+}
+
+/// A frame's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) kind: Kind,
+    /// 0 for the connection.
+    pub(super) stream: u32,
+}
+
+/// Finds the frames in one direction of a connection, however its bytes are cut.
+#[derive(Debug)]
+pub(super) struct Frames {
+    /// How many bytes come before the next head: what is left of a payload, or of the preface.
+    skip: usize,
+    head: [u8; HEAD_LEN],
+    /// How much of it is there.
+    seen: usize,
+}
+
+impl Frames {
+    /// With so many bytes before the first frame.
+    pub(super) fn after(bytes: usize) -> Frames {
+        Frames {
+            skip: bytes,
+            head: [0; HEAD_LEN],
+            seen: 0,
+        }
+    }
+
+    /// Tells `each` of the heads that end in these bytes.
+    pub(super) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head)) {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let more = (HEAD_LEN - self.seen).min(bytes.len());
+            self.head[self.seen..self.seen + more].copy_from_slice(&bytes[..more]);
+            self.seen += more;
+            bytes = &bytes[more..];
+            if self.seen == HEAD_LEN {
+                self.seen = 0;
+                let [l2, l1, l0, kind, _flags, s3, s2, s1, s0] = self.head;
+                self.skip = u32::from_be_bytes([0, l2, l1, l0]) as usize;
+                let kind = match kind {
+                    0 => Kind::Data,
+                    1 => Kind::Headers,
+                    3 => Kind::Reset,
+                    4 => Kind::Settings,
+                    6 => Kind::Ping,
+                    _ => Kind::Other,
+                };
+                // The highest bit is reserved.
+                let stream = u32::from_be_bytes([s3, s2, s1, s0]) & (u32::MAX >> 1);
+                each(Head { kind, stream });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_however_the_bytes_are_cut() {
+        let frames: [(u8, u32, usize); 6] = [
+            (4, 0, 0),
+            (1, 1, 300),
+            (0, 1, 70_000),
+            (3, 1, 4),
+            (6, 0, 8),
+            (200, 7, 1),
+        ];
+        let mut bytes = vec![b'P'; PREFACE_LEN];
+        for (kind, stream, length) in frames {
+            let length = u32::try_from(length).unwrap().to_be_bytes();
+            bytes.extend(&length[1..]);
+            bytes.extend([kind, 0xff]);
+            // With the reserved bit, which is to be ignored.
+            bytes.extend((stream | 1 << 31).to_be_bytes());
+            bytes.extend(vec![1; u32::from_be_bytes(length) as usize]);
+        }
+        let kinds = [
+            Kind::Settings,
+            Kind::Headers,
+            Kind::Data,
+            Kind::Reset,
+            Kind::Ping,
+            Kind::Other,
+        ];
+        let expected: Vec<Head> = kinds
+            .into_iter()
+            .zip(frames)
+            .map(|(kind, (_, stream, _))| Head { kind, stream })
+            .collect();
+        for cut in [1, 2, 8, 9, 10, 4096, bytes.len()] {
+            let mut reader = Frames::after(PREFACE_LEN);
+            let mut heads = Vec::new();
+            for chunk in bytes.chunks(cut) {
+                reader.read(chunk, |head| heads.push(head));
+            }
+            assert_eq!(heads, expected, "cut by {cut}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! How long a connection may last, and what is done when it has.
+
+use std::time::Duration;
+
+use super::{activity::Standing, counts::Closed};
+
+/// How long the calls of a connection that is closing may take to say where to go on, once their searches
+/// were told to stop. These stop within a slice, so nearly all of this is for a machine that is very busy.
+const NOTICE: Duration = Duration::from_secs(1);
+
+/// How long a connection may do what. Each is counted from where the one before ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lifetimes {
+    /// Until it has finished its handshakes, TLS's and HTTP/2's.
+    pub(crate) handshake: Duration,
+    /// Until it makes its first call.
+    pub(crate) first_request: Duration,
+    /// With no call open.
+    pub(crate) idle: Duration,
+    /// With calls open all of which wait for their reader.
+    pub(crate) unread: Duration,
+    /// In all; without one it may last for ever.
+    pub(crate) age: Option<Duration>,
+    /// For calls that are open when it is told to close.
+    pub(crate) grace: Duration,
+}
+
+/// What a connection's task has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing until then, counted from the connection's beginning.
+    Wait(Duration),
+    /// Tell the client that no more calls are taken (GOAWAY), and go on.
+    Leave(Closed),
+    /// Tell the searches of its calls to stop.
+    Stop,
+    /// Close it.
+    Cut(Closed),
+}
+
+/// What a connection has come to. Times are counted from its beginning.
+#[derive(Debug)]
+pub(super) struct Lifetime {
+    limits: Lifetimes,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Serving,
+    /// For others to see to.
+    Left,
+    Leaving {
+        why: Closed,
+        until: Duration,
+    },
+    Stopping {
+        why: Closed,
+        until: Duration,
+    },
+}
+
+impl Lifetime {
+    pub(super) fn new(limits: Lifetimes) -> Lifetime {
+        Lifetime {
+            limits,
+            stage: Stage::Serving,
+        }
+    }
+
+    /// The server as a whole is leaving: whoever says so sees to the calls, and to connections that do not
+    /// close.
+    pub(super) fn leave(&mut self) {
+        self.stage = Stage::Left;
+    }
+
+    /// Why it is closing, if it is its own time that is over.
+    pub(super) fn why(&self) -> Option<Closed> {
+        match self.stage {
+            Stage::Serving | Stage::Left => None,
+            Stage::Leaving { why, .. } | Stage::Stopping { why, .. } => Some(why),
+        }
+    }
+
+    /// What is to be done now. Whoever is told to wait may be told the same again, for a call that begins
+    /// or ends in the meantime tells nobody.
+    pub(super) fn step(&mut self, now: Duration, standing: Standing) -> Step {
+        match self.stage {
+            Stage::Serving => match self.due(now, standing) {
+                (at, _) if now < at => Step::Wait(at),
+                (_, Closed::Handshake) => Step::Cut(Closed::Handshake),
+                (_, why) => {
+                    self.stage = Stage::Leaving {
+                        why,
+                        until: now.saturating_add(self.limits.grace),
+                    };
+                    Step::Leave(why)
+                }
+            },
+            Stage::Left => Step::Wait(Duration::MAX),
+            Stage::Leaving { until, .. } if now < until => Step::Wait(until),
+            Stage::Leaving { why, .. } => {
+                self.stage = Stage::Stopping {
+                    why,
+                    until: now.saturating_add(NOTICE),
+                };
+                Step::Stop
+            }
+            Stage::Stopping { until, .. } if now < until => Step::Wait(until),
+            Stage::Stopping { why, .. } => Step::Cut(why),
+        }
+    }
+
+    /// Until when it may last as things stand, and why no longer.
+    fn due(&self, now: Duration, standing: Standing) -> (Duration, Closed) {
+        let limits = &self.limits;
+        let (from, limit, why) = if !standing.greeted {
+            return (limits.handshake, Closed::Handshake);
+        } else if !standing.requested {
+            (limits.handshake, limits.first_request, Closed::NoRequest)
+        } else if standing.open == 0 {
+            (standing.changed, limits.idle, Closed::Idle)
+        } else if standing.unread >= standing.open {
+            (standing.changed, limits.unread, Closed::Unread)
+        } else {
+            // It is busy. Nothing tells when it is no more, so it is looked at again before that could matter.
+            (now, limits.idle.min(limits.unread), Closed::Idle)
+        };
+        let due = (from.saturating_add(limit), why);
+        match limits.age {
+            Some(age) if age < due.0 => (age, Closed::Age),
+            _ => due,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    const LIMITS: Lifetimes = Lifetimes {
+        handshake: seconds(10),
+        first_request: seconds(30),
+        idle: seconds(100),
+        unread: seconds(60),
+        age: None,
+        grace: seconds(5),
+    };
+
+    const IDLE: Standing = Standing {
+        greeted: true,
+        requested: true,
+        open: 0,
+        unread: 0,
+        changed: seconds(50),
+    };
+
+    #[test]
+    fn who_says_nothing_is_cut_and_who_asks_nothing_is_told() {
+        let mut silent = Lifetime::new(LIMITS);
+        let mut standing = Standing {
+            greeted: false,
+            requested: false,
+            changed: Duration::ZERO,
+            ..IDLE
+        };
+        assert_eq!(silent.step(seconds(0), standing), Step::Wait(seconds(10)));
+        assert_eq!(
+            silent.step(seconds(10), standing),
+            Step::Cut(Closed::Handshake)
+        );
+        standing.greeted = true;
+        let mut greeted = Lifetime::new(LIMITS);
+        assert_eq!(greeted.step(seconds(10), standing), Step::Wait(seconds(40)));
+        let leave = Step::Leave(Closed::NoRequest);
+        assert_eq!(greeted.step(seconds(40), standing), leave);
+        assert_eq!(greeted.step(seconds(40), standing), Step::Wait(seconds(45)));
+        assert_eq!(greeted.step(seconds(45), standing), Step::Stop);
+        assert_eq!(greeted.step(seconds(45), standing), Step::Wait(seconds(46)));
+        let cut = Step::Cut(Closed::NoRequest);
+        assert_eq!(greeted.step(seconds(46), standing), cut);
+    }
+
+    #[test]
+    fn idle_and_unread_connections_leave_and_busy_ones_stay() {
+        let mut idle = Lifetime::new(LIMITS);
+        assert_eq!(idle.step(seconds(149), IDLE), Step::Wait(seconds(150)));
+        assert_eq!(idle.step(seconds(150), IDLE), Step::Leave(Closed::Idle));
+        let busy = Standing {
+            open: 2,
+            unread: 1,
+            ..IDLE
+        };
+        let mut lifetime = Lifetime::new(LIMITS);
+        assert_eq!(lifetime.step(seconds(900), busy), Step::Wait(seconds(960)));
+        let unread = Standing {
+            unread: 2,
+            changed: seconds(930),
+            ..busy
+        };
+        assert_eq!(
+            lifetime.step(seconds(960), unread),
+            Step::Wait(seconds(990))
+        );
+        let leave = Step::Leave(Closed::Unread);
+        assert_eq!(lifetime.step(seconds(990), unread), leave);
+    }
+
+    #[test]
+    fn age_comes_to_all_and_a_server_that_leaves_to_none() {
+        let limits = Lifetimes {
+            age: Some(seconds(70)),
+            ..LIMITS
+        };
+        let busy = Standing { open: 1, ..IDLE };
+        let mut old = Lifetime::new(limits);
+        assert_eq!(old.step(seconds(60), busy), Step::Wait(seconds(70)));
+        assert_eq!(old.step(seconds(70), busy), Step::Leave(Closed::Age));
+        let mut leaving = Lifetime::new(limits);
+        leaving.leave();
+        let forever = Step::Wait(Duration::MAX);
+        assert_eq!(leaving.step(seconds(10_000), busy), forever);
+    }
+}

@@ -1,0 +1,453 @@
+//! A meter on a connection: what costs a server much and a client nothing is counted before the HTTP/2
+//! library sees it, and a client that does too much of it is read more slowly, then no more.
+//!
+//! That library has limits of its own, on streams that were reset before they were accepted, and on those
+//! that it had to reset; but who resets streams a little later, or sends frames that only have to be
+//! answered, is let through at whatever rate the processor bears (CVE-2023-44487, CVE-2019-9512 to 9518).
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+use super::{
+    activity::Activity,
+    counts::{Closed, Counts},
+    frames::{Frames, Head, Kind, PREFACE_LEN},
+};
+use crate::rate::{Bucket, Rate};
+
+/// For how long a connection is read more slowly before it is closed: longer than any honest burst, whose
+/// sender stops when nothing comes back.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many times a connection's rate all those of one address may have together: a few busy programs behind
+/// one address, and not as many times the work as it can open connections.
+const OF_ADDRESS: f64 = 4.0;
+
+/// How many control frames come with a stream that is begun, and with a frame of data that is sent: window
+/// updates for the stream and the connection, and pings by which clients measure a connection that is busy.
+const WITH_STREAM: f64 = 8.0;
+const WITH_DATA: f64 = 4.0;
+
+/// What a connection may do each second; it may do twice as much at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FloodLimits {
+    /// Streams that are begun.
+    pub(crate) streams: u32,
+    /// Streams that the client resets, or makes the server reset.
+    pub(crate) resets: u32,
+    /// Frames of all other kinds.
+    pub(crate) control_frames: u32,
+}
+
+fn rate(per_second: u32) -> Rate {
+    let per_second = f64::from(per_second);
+    Rate {
+        per_second,
+        burst: 2.0 * per_second,
+    }
+}
+
+fn of_address(per_second: u32) -> Rate {
+    let Rate { per_second, burst } = rate(per_second);
+    Rate {
+        per_second: OF_ADDRESS * per_second,
+        burst: OF_ADDRESS * burst,
+    }
+}
+
+/// What all connections of one address have left together.
+#[derive(Debug)]
+pub(super) struct Shared {
+    resets: Bucket,
+    control: Bucket,
+}
+
+impl Shared {
+    pub(super) fn new(limits: FloodLimits, now: Instant) -> Shared {
+        Shared {
+            resets: Bucket::new(of_address(limits.resets), now),
+            control: Bucket::new(of_address(limits.control_frames), now),
+        }
+    }
+
+    /// Whether it is as a new one would be, so that it may be forgotten.
+    pub(super) fn is_full(&mut self, limits: FloodLimits, now: Instant) -> bool {
+        self.resets.is_full(of_address(limits.resets), now)
+            && self.control.is_full(of_address(limits.control_frames), now)
+    }
+}
+
+/// What a number of frames cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Cost {
+    streams: f64,
+    resets: f64,
+    control: f64,
+}
+
+/// Counts the frames of one connection.
+#[derive(Debug)]
+struct Meter {
+    limits: FloodLimits,
+    received: Frames,
+    sent: Frames,
+    /// The highest stream that the client has begun.
+    last_stream: u32,
+    /// What has not been charged yet.
+    cost: Cost,
+    streams: Bucket,
+    resets: Bucket,
+    control: Bucket,
+    of_address: Arc<Mutex<Shared>>,
+    /// Since when too much has been coming, without a rest.
+    too_much_since: Option<Instant>,
+}
+
+impl Meter {
+    fn new(limits: FloodLimits, of_address: Arc<Mutex<Shared>>, now: Instant) -> Meter {
+        Meter {
+            limits,
+            received: Frames::after(PREFACE_LEN),
+            sent: Frames::after(0),
+            last_stream: 0,
+            cost: Cost::default(),
+            streams: Bucket::new(rate(limits.streams), now),
+            resets: Bucket::new(rate(limits.resets), now),
+            control: Bucket::new(rate(limits.control_frames), now),
+            of_address,
+            too_much_since: None,
+        }
+    }
+
+    /// Counts what was received; says whether the client's first frame was among it.
+    fn receive(&mut self, bytes: &[u8]) -> bool {
+        let (cost, last_stream) = (&mut self.cost, &mut self.last_stream);
+        let mut any = false;
+        self.received.read(bytes, |Head { kind, stream }| {
+            any = true;
+            match kind {
+                Kind::Headers if stream > *last_stream => {
+                    *last_stream = stream;
+                    cost.streams += 1.0;
+                    cost.control -= WITH_STREAM;
+                }
+                Kind::Reset => cost.resets += 1.0,
+                _ => cost.control += 1.0,
+            }
+        });
+        any
+    }
+
+    /// Counts what was sent: what a client made the server reset, and what the client will answer.
+    fn send(&mut self, bytes: &[u8]) {
+        let cost = &mut self.cost;
+        self.sent.read(bytes, |Head { kind, .. }| match kind {
+            Kind::Reset => cost.resets += 1.0,
+            Kind::Data => cost.control -= WITH_DATA,
+            Kind::Ping | Kind::Settings => cost.control -= 1.0,
+            _ => {}
+        });
+    }
+
+    /// How long nothing more should be read.
+    ///
+    /// # Errors
+    ///
+    /// If too much has been coming for so long that nothing more should be read at all.
+    fn charge(&mut self, now: Instant) -> Result<Option<Duration>, Closed> {
+        let cost = std::mem::take(&mut self.cost);
+        let (streams, resets) = (rate(self.limits.streams), rate(self.limits.resets));
+        let control = rate(self.limits.control_frames);
+        self.streams.take(streams, cost.streams, now);
+        self.resets.take(resets, cost.resets, now);
+        self.control.take(control, cost.control, now);
+        let too_many_resets = self.resets.wait(resets, now);
+        let too_much_control = self.control.wait(control, now);
+        let own = too_many_resets.max(too_much_control);
+        if own.is_some() {
+            let since = *self.too_much_since.get_or_insert(now);
+            if now.saturating_duration_since(since) >= PATIENCE {
+                return Err(match too_many_resets {
+                    Some(_) => Closed::TooManyResets,
+                    None => Closed::TooManyControlFrames,
+                });
+            }
+        } else if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
+            self.too_much_since = None;
+        }
+        let mut shared = self
+            .of_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (resets, control) = (
+            of_address(self.limits.resets),
+            of_address(self.limits.control_frames),
+        );
+        if cost.resets > 0.0 {
+            shared.resets.take(resets, cost.resets, now);
+        }
+        // What a stream brings with it is the connection's own: it pays for no other's.
+        if cost.control > 0.0 {
+            shared.control.take(control, cost.control, now);
+        }
+        let shared = if cost.resets > 0.0 || cost.control > 0.0 {
+            let resets = shared.resets.wait(resets, now);
+            resets.max(shared.control.wait(control, now))
+        } else {
+            None
+        };
+        Ok(own.max(shared).max(self.streams.wait(streams, now)))
+    }
+}
+
+/// A stream of bytes with a meter on it.
+pub(super) struct Metered<S> {
+    stream: S,
+    meter: Meter,
+    activity: Arc<Activity>,
+    counts: Counts,
+    /// There while nothing is read.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Metered<S> {
+    pub(super) fn new(
+        stream: S,
+        limits: FloodLimits,
+        of_address: Arc<Mutex<Shared>>,
+        activity: Arc<Activity>,
+        counts: Counts,
+    ) -> Metered<S> {
+        Metered {
+            stream,
+            meter: Meter::new(limits, of_address, Instant::now()),
+            activity,
+            counts,
+            pause: None,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(pause) = &mut this.pause {
+            ready!(pause.as_mut().poll(cx));
+            this.pause = None;
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+        if this.meter.receive(&buffer.filled()[before..]) {
+            this.activity.greeted();
+        }
+        match this.meter.charge(Instant::now()) {
+            Ok(None) => {}
+            Ok(Some(wait)) => {
+                this.counts.throttled(wait);
+                this.pause = Some(Box::pin(sleep(wait)));
+            }
+            Err(closed) => {
+                this.activity.close(closed);
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
+        this.meter.send(&bytes[..written]);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
+        let mut left = written;
+        for slice in slices {
+            let of_slice = left.min(slice.len());
+            this.meter.send(&slice[..of_slice]);
+            left -= of_slice;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: FloodLimits = FloodLimits {
+        streams: 100,
+        resets: 10,
+        control_frames: 10,
+    };
+
+    fn frame(kind: u8, stream: u32) -> Vec<u8> {
+        let mut frame = vec![0, 0, 0, kind, 0];
+        frame.extend(stream.to_be_bytes());
+        frame
+    }
+
+    fn frames(kind: u8, count: u32) -> Vec<u8> {
+        (0..count).flat_map(|n| frame(kind, 2 * n + 1)).collect()
+    }
+
+    struct Connection {
+        meter: Meter,
+        now: Instant,
+    }
+
+    impl Connection {
+        fn new() -> Connection {
+            let now = Instant::now();
+            let shared = Arc::new(Mutex::new(Shared::new(LIMITS, now)));
+            Connection::beside(shared, now)
+        }
+
+        fn beside(shared: Arc<Mutex<Shared>>, now: Instant) -> Connection {
+            let mut meter = Meter::new(LIMITS, shared, now);
+            assert!(!meter.receive(&[0; PREFACE_LEN]));
+            Connection { meter, now }
+        }
+
+        /// What the meter says to these frames.
+        fn gets(&mut self, bytes: &[u8]) -> Result<f64, Closed> {
+            self.meter.receive(bytes);
+            let wait = self.meter.charge(self.now)?;
+            Ok(wait.map_or(0.0, |wait| wait.as_secs_f64()))
+        }
+
+        fn later(&mut self, seconds: f64) {
+            self.now += Duration::from_secs_f64(seconds);
+        }
+    }
+
+    fn near(wait: f64, expected: f64) -> bool {
+        (wait - expected).abs() < 0.01
+    }
+
+    #[test]
+    fn bursts_pass_and_floods_are_slowed_down_and_cut_off() {
+        for (kind, closed) in [
+            (3, Closed::TooManyResets),
+            (6, Closed::TooManyControlFrames),
+            (2, Closed::TooManyControlFrames),
+            (0, Closed::TooManyControlFrames),
+        ] {
+            let mut connection = Connection::new();
+            assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
+            let wait = connection.gets(&frames(kind, 10)).unwrap();
+            assert!(near(wait, 1.0), "{wait}");
+            // Who rests is forgiven.
+            connection.later(3.1);
+            assert_eq!(connection.gets(&frames(kind, 1)), Ok(0.0));
+            connection.later(20.0);
+            assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
+            // Who goes on as soon as he may is closed in the end.
+            let mut cut = None;
+            for _ in 0..12 {
+                match connection.gets(&frames(kind, 10)) {
+                    Ok(wait) => connection.later(wait),
+                    Err(closed) => cut = Some(closed),
+                }
+            }
+            assert_eq!(cut, Some(closed));
+        }
+    }
+
+    #[test]
+    fn streams_are_slowed_down_and_never_cut_off() {
+        let mut connection = Connection::new();
+        let mut next = 1;
+        let mut begin = |count: u32| {
+            let bytes = (0..count).flat_map(|n| frame(1, next + 2 * n));
+            let bytes: Vec<u8> = bytes.collect();
+            next += 2 * count;
+            bytes
+        };
+        assert_eq!(connection.gets(&begin(200)), Ok(0.0));
+        for _ in 0..100 {
+            let wait = connection.gets(&begin(50)).unwrap();
+            assert!(near(wait, 0.5), "{wait}");
+            connection.later(wait);
+        }
+        // The same streams again are none that begin.
+        let again: Vec<u8> = (0..30).flat_map(|n| frame(1, 2 * n + 1)).collect();
+        connection.later(100.0);
+        assert!(connection.gets(&again).unwrap() > 0.9);
+    }
+
+    #[test]
+    fn control_frames_come_with_calls_and_data() {
+        let mut connection = Connection::new();
+        connection.gets(&frames(8, 20)).unwrap();
+        let mut call = frame(1, 1);
+        call.extend(frame(0, 1));
+        call.extend(frames(8, 7));
+        assert_eq!(connection.gets(&call), Ok(0.0));
+        connection.meter.send(&frames(0, 5));
+        assert_eq!(connection.gets(&frames(8, 20)), Ok(0.0));
+        assert!(connection.gets(&frames(8, 1)).unwrap() > 0.0);
+        // What the server has to reset counts like what the client resets.
+        let mut connection = Connection::new();
+        connection.meter.send(&frames(3, 30));
+        assert!(near(connection.gets(&[]).unwrap(), 1.0));
+    }
+
+    #[test]
+    fn connections_of_one_address_share_what_it_may_do() {
+        let now = Instant::now();
+        let shared = Arc::new(Mutex::new(Shared::new(LIMITS, now)));
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            let mut connection = Connection::beside(Arc::clone(&shared), now);
+            waits.push(connection.gets(&frames(3, 20)).unwrap());
+        }
+        assert_eq!(waits[..4], [0.0; 4]);
+        assert!(near(waits[4], 0.5) && near(waits[5], 1.0), "{waits:?}");
+        // Who does nothing of the kind does not wait for those who do.
+        let mut quiet = Connection::beside(Arc::clone(&shared), now);
+        assert_eq!(quiet.gets(&frame(1, 1)), Ok(0.0));
+        let forgotten = now + Duration::from_secs(10);
+        let mut shared = shared.lock().unwrap();
+        assert!(!shared.is_full(LIMITS, now) && shared.is_full(LIMITS, forgotten));
+    }
+}

@@ -1,0 +1,359 @@
+//! The server's connections, from their beginning to their end.
+//!
+//! This is on hyper's connections and not on tonic's server: a connection that is idle, old or not read can
+//! be told to close in HTTP/2's own way (GOAWAY) only by whoever has it in hand, and a time limit on
+//! handshakes has to begin before there is one.
+
+use std::{
+    convert::Infallible,
+    hash::{BuildHasher, RandomState},
+    io,
+    num::NonZeroUsize,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::Service as HyperService};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use pin_project_lite::pin_project;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{sleep_until, timeout},
+};
+use tokio_stream::StreamExt;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::body::Body;
+use tower_service::Service;
+
+use super::{
+    activity::{Activity, Closing, WatchedBody},
+    admission::{Admission, Place},
+    counts::{Closed, Counts},
+    lifetime::{Lifetime, Lifetimes, Step},
+    listener::{Connection, Listener},
+    meter::{FloodLimits, Metered},
+    peer::Peer,
+};
+
+/// How many streams of a connection may be reset over errors of the peer's making before it is
+/// closed. This is the default of the HTTP/2 library.
+const MAX_LOCAL_ERROR_RESETS: usize = 1024;
+
+/// How many bytes of requests may be on their way on a connection, and on each of its streams: HTTP/2's own
+/// default. A request has four kibibytes at most, and is read as soon as it comes.
+const WINDOW: u32 = 65_535;
+
+/// How many bytes of a response may wait in the HTTP/2 library for its reader: two of its largest frames. The
+/// rest waits in the search, which is parked then.
+const SEND_BUFFER: usize = 32 * 1024;
+
+/// By how much the age at which connections are closed differs between them, so that clients which came
+/// together do not come back together: a tenth to either side.
+const AGE_SPREAD: f64 = 0.1;
+
+/// What connections may do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How many there may be.
+    pub(crate) connections: NonZeroUsize,
+    /// How many of them may be one address's.
+    pub(crate) of_address: NonZeroUsize,
+    /// How many calls each may have open.
+    pub(crate) concurrent_streams: u32,
+    /// How long the headers of a request may be: names, values, and 32 bytes for each field.
+    pub(crate) header_list: u32,
+    /// How often it is asked whether its peer is still there, and how long that may take.
+    pub(crate) keepalive: (Duration, Duration),
+    pub(crate) flood: FloodLimits,
+    pub(crate) lifetimes: Lifetimes,
+}
+
+/// What is told when a connection is about to be closed on which calls are open: its number.
+pub(crate) type OnClose = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// A service, for whoever connects.
+pub(crate) struct Server<S> {
+    service: S,
+    http2: http2::Builder<TokioExecutor>,
+    limits: Limits,
+    counts: Counts,
+    on_close: OnClose,
+    random: RandomState,
+}
+
+impl<S, B> Server<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send + 'static,
+    B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + Send
+        + 'static,
+{
+    /// `on_close` is told of connections that are closed although they have calls: it tells their searches
+    /// to stop.
+    pub(crate) fn new(service: S, limits: Limits, counts: Counts, on_close: OnClose) -> Server<S> {
+        let (keepalive_interval, keepalive_timeout) = limits.keepalive;
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(limits.concurrent_streams)
+            .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESETS)
+            .max_header_list_size(limits.header_list)
+            .initial_connection_window_size(WINDOW)
+            .initial_stream_window_size(WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .keep_alive_interval(keepalive_interval)
+            .keep_alive_timeout(keepalive_timeout);
+        Server {
+            service,
+            http2,
+            limits,
+            counts,
+            on_close,
+            random: RandomState::new(),
+        }
+    }
+
+    /// Serves until `shutdown` is ready, and then until every connection has closed: each is told that no
+    /// more calls are taken, and its calls go on. Nobody else waits for one that does not close.
+    ///
+    /// Dropping the future closes the socket and leaves connections to the runtime.
+    pub(crate) async fn serve(
+        self,
+        listener: Listener,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        let limits = self.limits;
+        let admission = Admission::new(limits.connections, limits.of_address, limits.flood);
+        let server = Arc::new(self);
+        let tasks = TaskTracker::new();
+        let leaving = CancellationToken::new();
+        {
+            let mut listener = pin!(listener);
+            let mut shutdown = pin!(shutdown);
+            loop {
+                let connection = tokio::select! {
+                    // It never gives an error, and never ends.
+                    Some(Ok(connection)) = listener.next() => connection,
+                    () = &mut shutdown => break,
+                };
+                let peer = connection.peer();
+                match admission.admit(peer.client(), Instant::now()) {
+                    Ok(place) => {
+                        let (server, leaving) = (Arc::clone(&server), leaving.clone());
+                        tasks.spawn(async move {
+                            server.counts.opened();
+                            server.greet(connection, place, leaving).await;
+                            server.counts.gone();
+                        });
+                    }
+                    Err(why) => server.closed(peer, why),
+                }
+            }
+        }
+        leaving.cancel();
+        tasks.close();
+        tasks.wait().await;
+        Ok(())
+    }
+
+    /// Waits until a connection says something, and listens to it then: one that says nothing costs a socket
+    /// and little else.
+    async fn greet(&self, connection: Connection, place: Place, leaving: CancellationToken) {
+        let began = Instant::now();
+        let patience = self.limits.lifetimes.handshake;
+        let spoke = tokio::select! {
+            spoke = timeout(patience, connection.readable()) => spoke.map_err(|_| Closed::Handshake),
+            () = place.lost() => Err(Closed::MadeRoom),
+            () = leaving.cancelled() => return,
+        };
+        if let Err(why) = spoke {
+            self.closed(connection.peer(), why);
+            return;
+        }
+        place.spoke();
+        let peer = connection.peer().clone();
+        self.converse(connection, peer, &place, leaving, began)
+            .await;
+    }
+
+    /// Serves a connection that is no socket, as if it were the only one.
+    #[cfg(fuzzing)]
+    pub(crate) async fn serve_one<I>(&self, io: I)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (limits, began, peer) = (self.limits, Instant::now(), Peer::nobody());
+        let admission = Admission::new(limits.connections, limits.of_address, limits.flood);
+        let place = admission.admit(peer.client(), began);
+        let place = place.expect("the first connection has a place");
+        place.spoke();
+        let leaving = CancellationToken::new();
+        self.converse(io, peer, &place, leaving, began).await;
+    }
+
+    /// Answers what comes, for as long as the connection may last.
+    async fn converse<I>(
+        &self,
+        io: I,
+        peer: Peer,
+        place: &Place,
+        leaving: CancellationToken,
+        began: Instant,
+    ) where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let activity = Activity::new(began);
+        let io = Metered::new(
+            io,
+            self.limits.flood,
+            place.shared(),
+            Arc::clone(&activity),
+            self.counts.clone(),
+        );
+        let calls = Calls {
+            service: self.service.clone(),
+            peer: peer.clone(),
+            activity: Arc::clone(&activity),
+        };
+        let mut lifetime = Lifetime::new(self.lifetimes(peer.connection));
+        let mut connection = pin!(self.http2.serve_connection(TokioIo::new(io), calls));
+        let mut is_leaving = false;
+        let why = loop {
+            let until = match lifetime.step(began.elapsed(), activity.standing()) {
+                Step::Wait(until) => began.checked_add(until),
+                Step::Leave(why) => {
+                    tracing::debug!(%peer, %why, "closing a connection");
+                    connection.as_mut().graceful_shutdown();
+                    continue;
+                }
+                Step::Stop => {
+                    (self.on_close)(peer.connection);
+                    continue;
+                }
+                Step::Cut(why) => break Some(why),
+            };
+            let until = async {
+                match until {
+                    Some(until) => sleep_until(until.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "a connection ended");
+                    }
+                    break activity.closed().or(lifetime.why());
+                }
+                () = until => {}
+                () = leaving.cancelled(), if !is_leaving => {
+                    is_leaving = true;
+                    lifetime.leave();
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        };
+        if let Some(why) = why {
+            self.closed(&peer, why);
+        }
+    }
+
+    fn lifetimes(&self, connection: u64) -> Lifetimes {
+        let spread = self.random.hash_one(connection) as f64 / u64::MAX as f64;
+        let factor = 1.0 + AGE_SPREAD * (2.0 * spread - 1.0);
+        let age = self.limits.lifetimes.age.map(|age| {
+            Duration::try_from_secs_f64(age.as_secs_f64() * factor).unwrap_or(Duration::MAX)
+        });
+        Lifetimes {
+            age,
+            ..self.limits.lifetimes
+        }
+    }
+
+    fn closed(&self, peer: &Peer, why: Closed) {
+        self.counts.closed(why);
+        match why {
+            Closed::TooManyResets | Closed::TooManyControlFrames => {
+                tracing::warn!(%peer, reason = %why, "connection closed");
+            }
+            // Of these a few hundred connections can make thousands each second.
+            _ => tracing::debug!(%peer, reason = %why, "connection closed"),
+        }
+    }
+}
+
+/// The calls of one connection.
+struct Calls<S> {
+    service: S,
+    peer: Peer,
+    activity: Arc<Activity>,
+}
+
+impl<S, B> HyperService<Request<Incoming>> for Calls<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone,
+    B: http_body::Body,
+{
+    type Response = Response<WatchedBody<B>>;
+    type Error = Infallible;
+    type Future = Calling<S, S::Future>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let call = self.activity.open();
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.peer.clone());
+        request.extensions_mut().insert(call.clone());
+        Calling {
+            service: self.service.clone(),
+            request: Some(request),
+            called: None,
+            call: Some(Closing(call)),
+        }
+    }
+}
+
+pin_project! {
+    /// A call on its way to its response.
+    struct Calling<S, F> {
+        service: S,
+        // There until the service takes it.
+        request: Option<Request<Body>>,
+        #[pin]
+        called: Option<F>,
+        // There until the body has it.
+        call: Option<Closing>,
+    }
+}
+
+impl<S, B> Future for Calling<S, S::Future>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
+    B: http_body::Body,
+{
+    type Output = Result<Response<WatchedBody<B>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if this.request.is_some() {
+            ready!(this.service.poll_ready(cx))?;
+            let called = this
+                .request
+                .take()
+                .map(|request| this.service.call(request));
+            this.called.set(called);
+        }
+        let called = this.called.as_mut().as_pin_mut();
+        let response = ready!(called.expect("polled after it was made").poll(cx))?;
+        this.called.set(None);
+        let call = this.call.take().expect("polled after it was ready");
+        Poll::Ready(Ok(response.map(|body| WatchedBody::new(body, call))))
+    }
+}

@@ -18,9 +18,10 @@ use crate::{cargo, results, root, runs, step, target};
 
 /// The targets, and how many inputs of each the tests take: a few seconds' worth, and the same in each run but
 /// for what threads add to chance.
-const TARGETS: [(&str, u64); 5] = [
+const TARGETS: [(&str, u64); 6] = [
     ("config", 20_000),
     ("connection", 6_000),
+    ("credential", 200_000),
     ("cursor", 300_000),
     ("kernels", 8_000),
     ("request", 500_000),

@@ -1,7 +1,7 @@
 //! What strangers can send, for the fuzz targets in `fuzz/`. It is there where `cfg(fuzzing)` is set alone.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     num::{NonZeroU64, NonZeroUsize},
     sync::Arc,
     time::{Duration, Instant},
@@ -17,10 +17,11 @@ use tokio::{
 use tonic::Code;
 use tonic_cancel::Drain;
 
-pub use crate::{config::fuzzing::config, rpc::fuzzing::request};
+pub use crate::{auth::fuzzing::credential, config::fuzzing::config, rpc::fuzzing::request};
 use crate::{
+    auth::{self, Rules},
     metrics::{Calls, Counts},
-    rpc::{Limits, Searches},
+    rpc::{ALL_DESCRIPTORS, Limits, Searches},
     serve::{self, Around, Served},
     transport::{self, FloodLimits, Lifetimes},
 };
@@ -110,22 +111,28 @@ impl Server {
             maximum_hashes: MAXIMUM_HASHES,
             maximum_concurrent_rpcs: NonZeroUsize::new(SEARCHES).expect("some searches"),
             weights: HashMap::new(),
-            operators: HashSet::new(),
         };
         let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build();
         let runtime = runtime.expect("a runtime");
-        let calls = Calls::new(&serve::SERVED).expect("the descriptors can be read");
+        let calls = Calls::new(&ALL_DESCRIPTORS).expect("the descriptors can be read");
         let (_, health) = tonic_health::server::health_reporter();
-        let (around, all) = (Around { counts, calls }, Arc::clone(&searches));
+        let rules = Rules::new(&ALL_DESCRIPTORS).expect("every method has its rule");
+        let around = Around {
+            counts,
+            calls,
+            auth: Arc::new(auth::fuzzing::open()),
+            rules,
+        };
+        let all = Arc::clone(&searches);
         let service = serve::served(around, all, kernel, Code::Cancelled, &drain, health);
         let service = service.expect("the descriptors can be read");
         let stop = Arc::clone(&searches);
         let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
         let counts = transport::Counts::default();
-        let server = transport::Server::new(service, CONNECTION, counts, on_close);
+        let server = transport::Server::new(service, None, CONNECTION, counts, on_close);
         Server {
             runtime,
             server: Arc::new(server),

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod auth;
 mod bench;
 mod cli;
 mod config;
@@ -14,9 +15,11 @@ mod estimate;
 mod find;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod keys;
 mod log;
 mod manual;
 mod metrics;
+mod pem;
 mod rate;
 mod recipes;
 mod rpc;
@@ -58,6 +61,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
+        Command::Keys(arguments) => keys::run(arguments),
         Command::GitCommit(arguments) => runtime.block_on(recipes::git_commit(&arguments)),
         Command::Hashcash(arguments) => runtime.block_on(recipes::hashcash(&arguments)),
         Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),

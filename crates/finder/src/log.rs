@@ -13,7 +13,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use tracing_subscriber::{EnvFilter, filter::LevelFilter, fmt::MakeWriter};
+use tracing::Level;
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{LevelFilter, filter_fn},
+    fmt::MakeWriter,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::cli::LogFormat;
 
@@ -26,6 +33,9 @@ const PACE: Duration = Duration::from_millis(3);
 
 /// How long, at the end, the last lines may take. Where nobody reads, they never get written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The crates that are known to tell no secret: where it is not said here, lines below warnings are left out.
+const OURS: [&str; 3] = ["hashfinder", "hashfinder_search", "tonic_cancel"];
 
 /// How much is logged, as HASHFINDER_LOG says.
 ///
@@ -49,6 +59,13 @@ pub(crate) fn filter() -> Result<EnvFilter> {
     })
 }
 
+/// Whether a line of this level may be there at all, whatever is asked for. Below warnings the HTTP/2
+/// libraries tell all headers that they see, credentials among them.
+fn may_be_told(target: &str, level: Level) -> bool {
+    let from = target.split_once("::").map_or(target, |(from, _)| from);
+    OURS.contains(&from) || level <= Level::WARN
+}
+
 /// Sends what the filter lets through to stderr, until the result is dropped.
 pub(crate) fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
     let lines = Lines(Arc::default());
@@ -60,14 +77,24 @@ pub(crate) fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
         .with_env_filter(filter)
         .with_writer(lines.clone())
         .log_internal_errors(false);
+    let cap = filter_fn(|line| may_be_told(line.target(), *line.level()));
     match format {
-        LogFormat::Text => subscriber.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            let subscriber = subscriber.with_ansi(io::stderr().is_terminal());
+            subscriber.finish().with(cap).init();
+        }
+        LogFormat::Json => {
+            let subscriber = subscriber.json().flatten_event(true);
+            subscriber.finish().with(cap).init();
+        }
     }
     // A panic is a line in the log like any other, and waits for nobody either.
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
-        tracing::error!(%panic, %backtrace, "panic");
+        // What was put together at run time may quote what somebody has sent.
+        let fixed = panic.payload().downcast_ref::<&'static str>();
+        let location = panic.location().map(tracing::field::display);
+        tracing::error!(panic = fixed, location, %backtrace, "panic");
     }));
     Ok(Log(lines))
 }
@@ -230,6 +257,23 @@ mod tests {
 
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn what_libraries_tell_of_headers_is_left_out() {
+        for (target, level, told) in [
+            ("hashfinder::rpc::call", Level::TRACE, true),
+            ("hashfinder", Level::TRACE, true),
+            ("hashfinder_search::engine", Level::DEBUG, true),
+            ("tonic_cancel::client", Level::TRACE, true),
+            ("h2::codec::framed_read", Level::TRACE, false),
+            ("hyper::proto", Level::DEBUG, false),
+            ("tower::buffer", Level::INFO, false),
+            ("hashfinder_else", Level::TRACE, false),
+            ("h2::hpack", Level::WARN, true),
+        ] {
+            assert_eq!(may_be_told(target, level), told, "{target} {level}");
         }
     }
 

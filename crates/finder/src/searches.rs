@@ -18,8 +18,8 @@ use tonic::{Code, Request, Response, Status};
 use tonic_cancel::{Call, CallOptions, StreamingCall};
 
 use crate::{
-    cli::{self, Exit, ServerAddress, say},
-    connection::{Connection, as_text},
+    cli::{self, ConnectionArguments, Exit, ServerAddress, say},
+    connection::{Connection, advice, as_text},
     estimate::number,
     find::takes_escapes,
     rpc::{
@@ -198,7 +198,7 @@ fn reason(text: &str) -> Result<String, String> {
 /// Where the searches are.
 #[derive(Args, Debug)]
 struct At {
-    /// The server, at HOST:PORT or at unix:PATH
+    /// The server, at HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, value_name = "HOST:PORT", value_parser = cli::server)]
     #[arg(default_value = "localhost:50051")]
     server: ServerAddress,
@@ -206,6 +206,9 @@ struct At {
     /// How long to wait for the server to be there
     #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = cli::duration)]
     connect_timeout: Duration,
+
+    #[command(flatten)]
+    connection: ConnectionArguments,
 }
 
 /// Which searches are meant.
@@ -273,7 +276,8 @@ pub(crate) async fn run(arguments: SearchesArguments) -> Result<Exit> {
 
 impl At {
     async fn connect(&self) -> Result<Connection> {
-        Connection::open(&self.server, self.connect_timeout, say).await
+        let server = self.connection.address(&self.server);
+        Connection::open(&server, &self.connection, self.connect_timeout, say).await
     }
 
     /// What a status says that ended a call, and what to do about it.
@@ -289,10 +293,12 @@ impl At {
                 "the server at {server} did not answer within {}; try again",
                 humantime::format_duration(ANSWER_TIMEOUT)
             ),
-            Code::InvalidArgument | Code::PermissionDenied | Code::ResourceExhausted => {
+            Code::InvalidArgument | Code::ResourceExhausted => {
                 anyhow!("the server at {server} refuses that: {message}")
             }
-            code => anyhow!("the server at {server} failed: {message} ({code:?}); try again"),
+            code => anyhow!(advice(status, server).unwrap_or_else(|| {
+                format!("the server at {server} failed: {message} ({code:?}); try again")
+            })),
         }
     }
 }

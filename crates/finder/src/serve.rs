@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     io::Write,
+    net::SocketAddr,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -21,17 +22,18 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tower_layer::Layer;
 
 use crate::{
+    auth::{Auth, AuthLayer, AuthService, Rules, check_exposure},
     cli::{BudgetStatus, Exit, ServeArguments, open_files, say},
     log,
     metrics::{self, Calls, CallsLayer, CallsService, Counts, Exporter},
     rpc::{
-        CallError, DESCRIPTORS, EdgeLayer, EdgeService, FinderService, HashFinderService, Limits,
-        Searches, WatchAside,
+        ALL_DESCRIPTORS, CallError, DESCRIPTORS, EdgeLayer, EdgeService, FinderService,
+        HashFinderService, Limits, Searches, WatchAside,
         pb::hash_finder_server::{self, HashFinderServer},
         v1pb::finder_server,
     },
     signals::Signals,
-    transport::{self, ClientName, Listener},
+    transport::{self, ClientName, Listener, Tls},
 };
 
 /// How long a call that is told of the drain may take to say where to go on. Its search stops
@@ -65,13 +67,24 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
+    let (tls, auth, addresses) = match protection(&arguments) {
+        Ok(protected) => protected,
+        Err(wrong) => {
+            say(format_args!("{wrong:#}"));
+            return Ok(Exit::Usage);
+        }
+    };
     let listener = match &arguments.unix {
         Some(path) => Listener::unix(path)?,
-        None => Listener::tcp(&arguments.host, arguments.port, arguments.reuse_port)?,
+        None => Listener::tcp(&addresses, arguments.reuse_port)?,
     };
     let address = listener.address()?;
     let metrics_listener = match &arguments.metrics_address {
-        Some(at) => Some(Listener::tcp(&at.host, at.port, false).context("for the metrics")?),
+        Some(at) => {
+            let addresses = transport::addresses(&at.host, at.port);
+            let listener = addresses.and_then(|addresses| Listener::tcp(&addresses, false));
+            Some(listener.context("for the metrics")?)
+        }
         None => None,
     };
 
@@ -96,8 +109,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         maximum_hashes: arguments.maximum_hashes,
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
         weights: arguments.client_weights.iter().cloned().collect(),
-        operators: operators(&arguments, &listener)?,
     };
+    let auth = Arc::new(auth.with_operators(operators(&arguments, &listener)?));
     let budget_code = match arguments.budget_status {
         BudgetStatus::Cancelled => Code::Cancelled,
         BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
@@ -113,7 +126,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         refused.refused(&error);
         Status::from(error)
     });
-    let calls = Calls::new(&SERVED)?;
+    let calls = Calls::new(&ALL_DESCRIPTORS)?;
+    let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
+    let keeping_up = Arc::clone(&auth);
+    tokio::spawn(async move { keeping_up.keep_up().await });
     if let Some(listener) = metrics_listener {
         let server = metrics::Server {
             searches: Arc::clone(&searches),
@@ -133,7 +149,12 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         let status = tonic_health::ServingStatus::Serving;
         health.set_service_status(service, status).await;
     }
-    let around = Around { counts, calls };
+    let around = Around {
+        counts,
+        calls,
+        auth,
+        rules,
+    };
     let service = served(
         around,
         Arc::clone(&searches),
@@ -144,7 +165,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     )?;
     let stop = Arc::clone(&searches);
     let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
-    let server = transport::Server::new(service, connections, connection_counts, on_close);
+    let server = transport::Server::new(service, tls, connections, connection_counts, on_close);
     tokio::spawn(searches.stop_unread(arguments.transport.stream_stall_timeout));
 
     tracing::info!(address, workers, kernel = kernel.name(), "listening");
@@ -194,10 +215,12 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
 pub(crate) struct Around {
     pub(crate) counts: Counts,
     pub(crate) calls: Calls,
+    pub(crate) auth: Arc<Auth>,
+    pub(crate) rules: Rules,
 }
 
 /// What a connection is served with.
-pub(crate) type Served = CallsService<EdgeService<Routes>>;
+pub(crate) type Served = CallsService<EdgeService<AuthService<Routes>>>;
 
 /// The services, and the layers around them.
 ///
@@ -227,16 +250,15 @@ pub(crate) fn served(
         .add_service(WatchAside::new(finder, drain))
         .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
         .prepare();
-    Ok(CallsLayer(around.calls).layer(EdgeLayer(around.counts).layer(routes)))
+    let Around {
+        counts,
+        calls,
+        auth,
+        rules,
+    } = around;
+    let service = AuthLayer::new(auth, rules, counts.clone()).layer(routes);
+    Ok(CallsLayer(calls).layer(EdgeLayer(counts).layer(service)))
 }
-
-/// The descriptors of everything that is served.
-pub(crate) const SERVED: [&[u8]; 4] = [
-    DESCRIPTORS,
-    tonic_health::pb::FILE_DESCRIPTOR_SET,
-    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-];
 
 /// Says where it would listen, or what keeps it from that, as far as this can be known without
 /// listening.
@@ -253,14 +275,28 @@ fn check(arguments: &ServeArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn places(arguments: &ServeArguments) -> Result<String> {
-    let first = |host: &str, port| {
-        let addresses = transport::addresses(host, port)?;
-        let first = addresses.first().copied();
-        first.with_context(|| format!("the host {host:?} has no address"))
+/// Who is let in, and where this is listened on: no address where it is a Unix socket.
+///
+/// # Errors
+///
+/// If there is anything wrong, or if strangers could do there what they are not to.
+fn protection(arguments: &ServeArguments) -> Result<(Option<Tls>, Auth, Vec<SocketAddr>)> {
+    let tls = Tls::load(&arguments.tls)?;
+    let auth = Auth::load(&arguments.auth, arguments.tls.tls_client_ca.is_some())?;
+    let addresses = match &arguments.unix {
+        Some(_) => Vec::new(),
+        None => transport::addresses(&arguments.host, arguments.port)?,
     };
+    if !arguments.auth.listen_unprotected {
+        check_exposure(&addresses, tls.is_some(), auth.is_configured())?;
+    }
+    Ok((tls, auth, addresses))
+}
+
+fn places(arguments: &ServeArguments) -> Result<String> {
     log::filter()?;
     arguments.transport.limits(open_files())?;
+    let (_, _, addresses) = protection(arguments)?;
     let (address, shown) = match &arguments.unix {
         Some(path) => {
             let shown = path.display();
@@ -268,14 +304,15 @@ fn places(arguments: &ServeArguments) -> Result<String> {
             (None, format!("unix:{shown}"))
         }
         None => {
-            let address = first(&arguments.host, arguments.port)?;
+            let address = *addresses.first().context("there is no address")?;
             (Some(address), address.to_string())
         }
     };
     let Some(at) = &arguments.metrics_address else {
         return Ok(shown);
     };
-    let metrics = first(&at.host, at.port).context("for the metrics")?;
+    let addresses = transport::addresses(&at.host, at.port).context("for the metrics")?;
+    let metrics = *addresses.first().context("there is no address")?;
     if metrics.port() != 0 && address == Some(metrics) {
         bail!("metrics need a port of their own; {metrics} is the server's");
     }

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use hashfinder_search::{Cursor, Distance, Kernel, Query};
 
 use super::{
-    QueryArguments, QueryError, ServerAddress, distance, duration, kernel, positive, server,
-    threads,
+    ConnectionArguments, QueryArguments, QueryError, ServerAddress, distance, duration, kernel,
+    positive, server, threads,
 };
 use crate::find::SessionName;
 
@@ -80,7 +80,7 @@ pub(crate) struct FindArguments {
     #[arg(long, value_name = "NAME", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
 
-    /// Ask the server at HOST:PORT, or at unix:PATH, instead of searching in this process
+    /// Ask the server at HOST:PORT, https://HOST:PORT or unix:PATH instead of searching in this process
     #[arg(long, value_name = "HOST:PORT", value_parser = server)]
     pub(crate) server: Option<ServerAddress>,
 
@@ -123,6 +123,9 @@ pub(crate) struct FindArguments {
     pub(crate) color: Color,
 
     // Last, for they have headings of their own.
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArguments,
+
     #[command(flatten)]
     pub(crate) query: QueryArguments,
 }

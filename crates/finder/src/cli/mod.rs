@@ -2,8 +2,10 @@
 
 mod auth;
 mod bench;
+mod connection;
 mod estimate;
 mod find;
+mod keys;
 mod query;
 mod serve;
 mod tls;
@@ -36,11 +38,13 @@ use crate::{
 pub(crate) use self::{
     auth::AuthArguments,
     bench::{BenchArguments, KernelChoice},
+    connection::ConnectionArguments,
     estimate::EstimateArguments,
     find::{Color, FindArguments},
+    keys::{KeyFileArguments, KeysArguments, KeysCommand},
     query::{QueryArguments, QueryError, SpellingArguments},
     serve::{BudgetStatus, LogFormat, ServeArguments},
-    tls::TlsArguments,
+    tls::{ClientCertificates, TlsArguments},
     transport::{TransportArguments, open_files},
     verify::VerifyArguments,
 };
@@ -77,6 +81,7 @@ pub(crate) enum Command {
     Estimate(EstimateArguments),
     Verify(VerifyArguments),
     Searches(SearchesArguments),
+    Keys(KeysArguments),
     GitCommit(GitCommitArguments),
     Hashcash(HashcashArguments),
     Config(ConfigArguments),
@@ -187,6 +192,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 #[derive(Clone, Debug)]
 pub(crate) enum ServerAddress {
     Tcp(Authority),
+    Tls(Authority),
     Unix(String),
 }
 
@@ -195,6 +201,7 @@ impl ServerAddress {
     pub(crate) fn uri(&self) -> String {
         match self {
             ServerAddress::Tcp(authority) => format!("http://{authority}"),
+            ServerAddress::Tls(authority) => format!("https://{authority}"),
             ServerAddress::Unix(path) => format!("unix:{path}"),
         }
     }
@@ -204,6 +211,7 @@ impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ServerAddress::Tcp(authority) => authority.fmt(f),
+            ServerAddress::Tls(authority) => write!(f, "https://{authority}"),
             ServerAddress::Unix(path) => write!(f, "unix:{path}"),
         }
     }
@@ -213,14 +221,21 @@ pub(crate) fn server(text: &str) -> Result<ServerAddress, String> {
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok(ServerAddress::Unix(path.to_owned()));
     }
+    let (kind, text): (fn(Authority) -> ServerAddress, &str) = match text.strip_prefix("https://") {
+        Some(rest) => (ServerAddress::Tls, rest),
+        None => (ServerAddress::Tcp, text),
+    };
     let authority = Authority::from_str(text).ok();
     authority
         .filter(|authority| {
             let plain = !authority.as_str().contains('@') && !authority.host().is_empty();
             plain && authority.port_u16().is_some()
         })
-        .map(ServerAddress::Tcp)
-        .ok_or_else(|| "give HOST:PORT, for instance localhost:50051, or unix:PATH".to_owned())
+        .map(kind)
+        .ok_or_else(|| {
+            "give HOST:PORT, for instance localhost:50051, https://HOST:PORT for TLS, or unix:PATH"
+                .to_owned()
+        })
 }
 
 #[cfg(test)]
@@ -240,6 +255,8 @@ mod tests {
             "127.0.0.1:1",
             "[::1]:50051",
             "a.example:80",
+            "https://a.example:443",
+            "https://[::1]:50051",
             "unix:/run/a.sock",
         ] {
             assert!(server(right).is_ok(), "{right}");
@@ -251,6 +268,9 @@ mod tests {
             "localhost:",
             "host:99999",
             "http://host:1",
+            "https://host",
+            "https://host:1/",
+            "https://u@h:1",
             "u@h:1",
             "unix:",
         ] {

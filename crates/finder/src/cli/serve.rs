@@ -44,18 +44,18 @@ const DRAIN_GRACE: &str = "5s";
 #[command(after_help = "\
 Examples:
   hashfinder serve
-  hashfinder serve --host 0.0.0.0 --port 8080 --maximum-hashes 1000000000
+  hashfinder serve --port 8080 --maximum-hashes 1000000000 --api-keys keys.toml
   hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json
 
 Exit codes:
   0  shut down by SIGINT or SIGTERM, or nothing is wrong (--check)
-  2  the command line is wrong, or HASHFINDER_LOG
+  2  the command line is wrong, or HASHFINDER_LOG, or a file of credentials that is named there; or it
+     would listen where strangers are
   5  it cannot listen, or failed")]
 pub(crate) struct ServeArguments {
     /// The address to listen on
     ///
-    /// There is no authentication yet: keep to the loopback unless everybody who can reach the port may
-    /// use it.
+    /// One that other machines can reach needs TLS and authentication, or --listen-unprotected.
     #[arg(long, default_value = "127.0.0.1")]
     pub(crate) host: String,
 
@@ -87,7 +87,7 @@ pub(crate) struct ServeArguments {
 
     /// How many searches a client may have at a time [default: three quarters of all RPCs]
     ///
-    /// A client is an address, or a user behind a Unix socket. Others find room in the last quarter.
+    /// A client is whom its credential names; without one an address, or a user behind a Unix socket. Others find room in the last quarter.
     #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroUsize>)]
     pub(crate) maximum_searches_per_client: Option<NonZeroUsize>,
@@ -101,14 +101,16 @@ pub(crate) struct ServeArguments {
 
     /// The share of the cores that a client has, compared with others' of 1
     ///
-    /// CLIENT is an IP address, or user: and a user's number. May be given more than once.
+    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's subject, or
+    /// cert: and a certificate's name. May be given more than once.
     #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
     pub(crate) client_weights: Vec<(ClientName, NonZeroU32)>,
 
     /// Who sees and cancels the searches of all clients
     ///
-    /// CLIENT is an IP address, or user: and a user's number. May be given more than once. Behind a Unix
-    /// socket root and whoever runs the server may too.
+    /// CLIENT is as for --client-weight; an IP address counts only where no credentials are taken. May be
+    /// given more than once. Behind a Unix socket root and whoever runs the server may too, and so may keys
+    /// that were made with --role operator.
     #[arg(long = "operator", value_name = "CLIENT")]
     pub(crate) operators: Vec<ClientName>,
 

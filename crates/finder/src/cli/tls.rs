@@ -1,7 +1,44 @@
-//! The arguments of `serve`: TLS, on both sides.
+//! The arguments of `serve`: TLS.
 
-use clap::Args;
+use std::path::PathBuf;
 
-/// TLS, on both sides.
+use clap::{Args, ValueEnum};
+
+/// TLS, as `serve` speaks it.
 #[derive(Args, Debug)]
-pub(crate) struct TlsArguments {}
+pub(crate) struct TlsArguments {
+    /// Speak TLS alone, with the certificate in this PEM file
+    ///
+    /// The server's own certificate comes first, then those that lead to its authority. TLS 1.2 and 1.3
+    /// are spoken. The files of TLS are read anew when they change, for the connections that come then; files
+    /// that do not fit together change nothing, and the log tells.
+    #[arg(long, value_name = "PATH", conflicts_with = "unix")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+
+    /// The private key of that certificate, in PEM; only the server should be able to read it
+    #[arg(long, value_name = "PATH", conflicts_with = "unix")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// Ask clients for certificates, which an authority in this PEM file has to have signed
+    ///
+    /// A client with one is the client cert: and the certificate's first DNS name or URI, or sha256: and its
+    /// fingerprint where it has neither.
+    #[arg(long, value_name = "PATH", conflicts_with = "unix")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
+
+    /// Whether a client has to have a certificate, or may come without one and be known by something else
+    ///
+    /// A certificate that is wrong is refused in either case.
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]
+    pub(crate) tls_client_certificates: ClientCertificates,
+}
+
+/// Whether clients have to have certificates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ClientCertificates {
+    /// Without one there is no connection
+    #[default]
+    Required,
+    /// An API key, for one, does as well
+    Optional,
+}

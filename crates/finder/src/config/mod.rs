@@ -30,10 +30,13 @@ use clap::{
 
 use self::file::File;
 pub(crate) use self::report::{ConfigArguments, run};
-use crate::cli::{self, Cli};
+use crate::{
+    cli::{self, Cli},
+    connection::CREDENTIAL,
+};
 
 /// Flags that are no settings, of whatever command.
-const ONLY_ON_THE_COMMAND_LINE: [&str; 13] = [
+const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
     // It says where the settings are.
     "config",
     // Where the pages of the manual go, once.
@@ -42,6 +45,10 @@ const ONLY_ON_THE_COMMAND_LINE: [&str; 13] = [
     "check",
     // It belongs to one stamp.
     "date",
+    // They belong to one key.
+    "comment",
+    "expires",
+    "role",
     // They belong to one commit.
     "drop-signature",
     "from",
@@ -61,8 +68,9 @@ const ONLY_ON_THE_COMMAND_LINE: [&str; 13] = [
 /// What the names of our environment variables begin with.
 const PREFIX: &str = "HASHFINDER_";
 
-/// Variables that are no flag's: which file it is, and what is logged.
-const OTHER_VARIABLES: [&str; 2] = ["HASHFINDER_CONFIG", "HASHFINDER_LOG"];
+/// Variables that are no flag's: which file it is, what is logged, and what shows
+/// a server who asks, which no flag and no file can hold.
+const OTHER_VARIABLES: [&str; 3] = ["HASHFINDER_CONFIG", "HASHFINDER_LOG", CREDENTIAL];
 
 /// How alike two names are, from 0 to 1, of which one may be meant by the other.
 const ALIKE: f64 = 0.8;
@@ -548,6 +556,10 @@ impl Sources {
     /// What counts for a setting: the environment's before the file's, and in each, what is for one
     /// command before what is for all.
     fn given<'a>(&self, setting: &'a Setting) -> Result<Option<Given<'a>>> {
+        // A credential itself goes before what tells where one is.
+        if setting.name == "credential-file" && self.variables.contains_key(CREDENTIAL) {
+            return Ok(None);
+        }
         for (outwards, table) in setting.tables.iter().enumerate() {
             let name = setting.variable(table);
             if let Some(value) = self.variables.get(&name) {

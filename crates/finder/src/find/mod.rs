@@ -267,7 +267,7 @@ async fn search(
             follow(*search, &query, 0, stop, session, output, status).await
         }
         RemoteSearch::Reference(search) => {
-            follow(search, &query, 0, stop, session, output, status).await
+            follow(*search, &query, 0, stop, session, output, status).await
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     cli::{FindArguments, ServerAddress},
-    connection::{Connection, as_text},
+    connection::{Connection, advice, as_text},
     rpc::{
         Details,
         v1pb::{
@@ -35,7 +35,7 @@ use crate::{
 /// A search at a server, by the contract that it speaks.
 pub(super) enum RemoteSearch {
     Finder(Box<FinderSearch>),
-    Reference(ReferenceSearch),
+    Reference(Box<ReferenceSearch>),
 }
 
 impl RemoteSearch {
@@ -52,7 +52,9 @@ impl RemoteSearch {
         arguments: &FindArguments,
         stderr: &Arc<Stderr>,
     ) -> Result<RemoteSearch> {
-        let connecting = Connection::open(server, arguments.connect_timeout, |waiting| {
+        let server = &arguments.connection.address(server);
+        let timeout = arguments.connect_timeout;
+        let connecting = Connection::open(server, &arguments.connection, timeout, |waiting| {
             stderr.say(waiting);
         });
         let connection = connecting.await?;
@@ -79,7 +81,7 @@ impl RemoteSearch {
             let shows_candidates = arguments.show_inferior.is_some();
             let search =
                 ReferenceSearch::start(connection, query, shows_candidates, options, server);
-            return Ok(RemoteSearch::Reference(search));
+            return Ok(RemoteSearch::Reference(Box::new(search)));
         }
         let stop = Stop {
             requested: false,
@@ -408,6 +410,10 @@ pub(super) fn ending(
         Code::Cancelled => {
             let why = format!("the server cancelled the search: {message}");
             Ending::Limit(why, cursor)
+        }
+        Code::Unauthenticated | Code::PermissionDenied => {
+            let why = advice(status, server);
+            Ending::Failed(why.unwrap_or(message), cursor)
         }
         // The server, or what this client may have of it, is full.
         Code::ResourceExhausted => Ending::Limit(message, cursor),

@@ -334,7 +334,10 @@ impl Call {
             method = name_of(self.method),
             search = id.as_ref().map(tracing::field::display),
             peer = self.peer.as_ref().map(tracing::field::display),
-            name = ?self.names.join(" "),
+            client = %self.client,
+            // How much was asked for; what for is the client's own business.
+            names = self.names.len(),
+            characters = self.names.iter().map(|name| name.chars().count()).sum::<usize>(),
             code = ?end.code,
             cause,
             work,

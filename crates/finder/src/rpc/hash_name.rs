@@ -138,7 +138,7 @@ mod tests {
     };
     use hashfinder_search::{Backend, Engine, Found, Index, Kernel, Sought};
     use std::{
-        collections::{HashMap, HashSet},
+        collections::HashMap,
         num::{NonZeroU64, NonZeroUsize},
         ops::Range,
     };
@@ -168,7 +168,6 @@ mod tests {
             maximum_hashes: NonZeroU64::MAX,
             maximum_concurrent_rpcs: NonZeroUsize::new(maximum_concurrent_rpcs).unwrap(),
             weights: HashMap::new(),
-            operators: HashSet::new(),
         };
         let searches = Arc::new(Searches::new(engine, limits, Counts::default()));
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();

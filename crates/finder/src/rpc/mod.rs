@@ -21,6 +21,14 @@ pub(crate) use hash_name::HashFinderService;
 pub(crate) use searches::{Limits, Searches};
 pub(crate) use status::{CallError, Details};
 
+/// The descriptors of all services that a server has, also those that are not ours.
+pub(crate) const ALL_DESCRIPTORS: [&[u8]; 4] = [
+    DESCRIPTORS,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
+
 /// The reference contract.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
 pub(crate) mod pb {

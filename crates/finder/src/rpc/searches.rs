@@ -2,7 +2,7 @@
 //! refused, and its search is begun, listed, and stopped when the call ends.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     sync::Arc,
     time::Duration,
@@ -20,6 +20,7 @@ use super::{
     status::CallError,
 };
 use crate::{
+    auth::{Principal, Role},
     metrics::Counts,
     transport::{ClientName, OpenCall, Peer},
 };
@@ -38,7 +39,7 @@ const LOOKS: u32 = 8;
 const SHORTEST_LOOK: Duration = Duration::from_millis(100);
 const LONGEST_LOOK: Duration = Duration::from_secs(10);
 
-/// What one RPC, and all of them together, may take, and who may do what.
+/// What one RPC, and all of them together, may take.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     /// The hash budget of one RPC.
@@ -47,8 +48,6 @@ pub(crate) struct Limits {
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
     /// The shares of those clients that do not have the share of 1.
     pub(crate) weights: HashMap<ClientName, NonZeroU32>,
-    /// Who sees and cancels the searches of all clients.
-    pub(crate) operators: HashSet<ClientName>,
 }
 
 /// The searches of all calls, of both services.
@@ -88,10 +87,9 @@ impl Searches {
 
     /// What a caller may see.
     pub(super) fn viewer(&self, caller: &Caller) -> Viewer {
-        let client = caller.client();
         Viewer {
-            is_operator: self.limits.operators.contains(&client),
-            client,
+            is_operator: caller.role() == Role::Operator,
+            client: caller.client(),
         }
     }
 
@@ -194,12 +192,16 @@ impl Searches {
         error: CallError,
     ) -> Status {
         self.counts.refused(&error);
+        // What the client is told may repeat what it has asked for, which is not the log's.
+        let (reason, field) = (error.reason(), error.field().map(str::to_owned));
         let status = Status::from(error);
         tracing::info!(
             method = name_of(method),
             peer = caller.peer().map(tracing::field::display),
+            client = %caller.client(),
             code = ?status.code(),
-            reason = status.message(),
+            reason,
+            field,
             "call refused",
         );
         status
@@ -232,20 +234,36 @@ pub(super) struct Caller {
     pub(super) context: CallContext,
     peer: Option<Peer>,
     open: Option<OpenCall>,
+    principal: Option<Principal>,
 }
 
 impl Caller {
+    /// Who makes a call that begins now.
     pub(super) fn of<T>(request: &Request<T>) -> Caller {
+        let context = CallContext::of(request);
+        let principal = request.extensions().get::<Principal>().cloned();
+        if let Some(principal) = &principal {
+            principal.begins(&context);
+        }
         Caller {
-            context: CallContext::of(request),
+            context,
             peer: request.extensions().get::<Peer>().cloned(),
             open: request.extensions().get::<OpenCall>().cloned(),
+            principal,
         }
     }
 
     pub(super) fn client(&self) -> ClientName {
-        let of_nobody = || ClientName(Client::default().name);
-        self.peer.as_ref().map_or_else(of_nobody, Peer::client)
+        match &self.principal {
+            Some(principal) => principal.name.clone(),
+            // In a test that goes without the layer that finds out.
+            None => ClientName::of_nobody(),
+        }
+    }
+
+    fn role(&self) -> Role {
+        let principal = self.principal.as_ref();
+        principal.map_or(Role::User, |principal| principal.role)
     }
 
     pub(super) fn peer(&self) -> Option<&Peer> {

@@ -24,6 +24,8 @@ const TOO_MANY_WATCHES: &str = "TOO_MANY_WATCHES";
 const TOO_MANY_ESTIMATES: &str = "TOO_MANY_ESTIMATES";
 const MESSAGE_TOO_LONG: &str = "MESSAGE_TOO_LONG";
 const STREAM_NOT_READ: &str = "STREAM_NOT_READ";
+const CREDENTIAL_MISSING: &str = "CREDENTIAL_MISSING";
+const CREDENTIAL_REFUSED: &str = "CREDENTIAL_REFUSED";
 
 /// For the metrics alone: what a client gets for these has no `ErrorInfo`.
 const BAD_REQUEST: &str = "BAD_REQUEST";
@@ -91,6 +93,12 @@ pub(crate) enum CallError {
     TooManyEstimates { limit: usize },
     /// The request is longer than any may be, in bytes.
     MessageTooLong { length: u32, limit: u32 },
+    /// Who calls has to show a credential, and shows none.
+    CredentialMissing,
+    /// The credential is bad. In which way is told to nobody but the log, so that nobody learns from it.
+    CredentialRefused,
+    /// Only operators may call the method.
+    OperatorsOnly,
 }
 
 /// Who cancelled a search by its id.
@@ -103,7 +111,7 @@ pub(crate) enum Canceller {
 
 impl CallError {
     /// The reasons for which calls are commonly refused before any work.
-    pub(crate) const REFUSALS: [&str; 10] = [
+    pub(crate) const REFUSALS: [&str; 12] = [
         BAD_REQUEST,
         TOO_MANY_SEARCHES,
         TOO_MANY_SEARCHES_OF_CLIENT,
@@ -114,6 +122,8 @@ impl CallError {
         TOO_MANY_WATCHES,
         TOO_MANY_ESTIMATES,
         MESSAGE_TOO_LONG,
+        CREDENTIAL_MISSING,
+        CREDENTIAL_REFUSED,
     ];
 
     /// A request that is wrong in this field.
@@ -157,6 +167,17 @@ impl CallError {
             }
             CallError::TooManyEstimates { .. } => TOO_MANY_ESTIMATES,
             CallError::MessageTooLong { .. } => MESSAGE_TOO_LONG,
+            CallError::CredentialMissing => CREDENTIAL_MISSING,
+            CallError::CredentialRefused => CREDENTIAL_REFUSED,
+            CallError::OperatorsOnly => NOT_AN_OPERATOR,
+        }
+    }
+
+    /// The field of the request that is wrong, if it is one.
+    pub(crate) fn field(&self) -> Option<&str> {
+        match self {
+            CallError::BadRequest { field, .. } => Some(field),
+            _ => None,
         }
     }
 }
@@ -310,6 +331,23 @@ impl From<CallError> for Status {
                 Code::ResourceExhausted,
                 format!("the request's message has {length} bytes; {limit} is the most"),
                 info(MESSAGE_TOO_LONG, HashMap::new()),
+            ),
+            CallError::CredentialMissing => Status::with_error_details(
+                Code::Unauthenticated,
+                "this server wants a credential: send it as the metadata `authorization: Bearer \
+                 CREDENTIAL`",
+                info(CREDENTIAL_MISSING, HashMap::new()),
+            ),
+            CallError::CredentialRefused => Status::with_error_details(
+                Code::Unauthenticated,
+                "the credential is not good here, or not any more; send another one as the metadata \
+                 `authorization: Bearer CREDENTIAL`",
+                info(CREDENTIAL_REFUSED, HashMap::new()),
+            ),
+            CallError::OperatorsOnly => Status::with_error_details(
+                Code::PermissionDenied,
+                "only an operator may call this method",
+                info(NOT_AN_OPERATOR, HashMap::new()),
             ),
         }
     }
@@ -535,6 +573,33 @@ mod tests {
                 Code::ResourceExhausted,
                 None,
                 Some(MESSAGE_TOO_LONG),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::CredentialMissing,
+                Code::Unauthenticated,
+                None,
+                Some(CREDENTIAL_MISSING),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::CredentialRefused,
+                Code::Unauthenticated,
+                None,
+                Some(CREDENTIAL_REFUSED),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::OperatorsOnly,
+                Code::PermissionDenied,
+                None,
+                Some(NOT_AN_OPERATOR),
                 false,
                 false,
                 false,

@@ -18,6 +18,8 @@ pub(crate) enum Closed {
     MadeRoom,
     /// It had said nothing, or had not finished its handshake, in time.
     Handshake,
+    /// Its TLS handshake failed.
+    Tls,
     /// It made no call in time.
     NoRequest,
     /// It had made no call for long.
@@ -33,11 +35,12 @@ pub(crate) enum Closed {
 }
 
 impl Closed {
-    const ALL: [Closed; 10] = [
+    const ALL: [Closed; 11] = [
         Closed::TooMany,
         Closed::TooManyOfAddress,
         Closed::MadeRoom,
         Closed::Handshake,
+        Closed::Tls,
         Closed::NoRequest,
         Closed::Idle,
         Closed::Age,
@@ -53,6 +56,7 @@ impl Closed {
             Closed::TooManyOfAddress => "too_many_of_address",
             Closed::MadeRoom => "made_room",
             Closed::Handshake => "handshake",
+            Closed::Tls => "tls",
             Closed::NoRequest => "no_request",
             Closed::Idle => "idle",
             Closed::Age => "age",

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -21,7 +21,10 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-use super::peer::{Peer, Who};
+use super::{
+    peer::{Peer, Who},
+    tls::Tls,
+};
 
 /// How many connections may wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 1024;
@@ -48,8 +51,8 @@ enum ListeningSocket {
 }
 
 impl Listener {
-    /// Listens on the first address of `host` that can be bound. Port 0 takes a free one.
-    pub(crate) fn tcp(host: &str, port: u16, reuse_port: bool) -> Result<Listener> {
+    /// Listens on the first of the addresses that can be bound. Port 0 takes a free one.
+    pub(crate) fn tcp(addresses: &[SocketAddr], reuse_port: bool) -> Result<Listener> {
         let bind = |address: SocketAddr| -> io::Result<TcpListener> {
             let socket = Socket::new(
                 Domain::for_address(address),
@@ -65,8 +68,8 @@ impl Listener {
             TcpListener::from_std(socket.into())
         };
         let mut failure = None;
-        for address in addresses(host, port)? {
-            match bind(address) {
+        for address in addresses {
+            match bind(*address) {
                 Ok(listener) => return Ok(Listener::new(ListeningSocket::Tcp(listener))),
                 Err(error) => {
                     let in_use = error.kind() == io::ErrorKind::AddrInUse;
@@ -82,7 +85,7 @@ impl Listener {
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| anyhow!("the host {host:?} has no address")))
+        Err(failure.unwrap_or_else(|| anyhow!("there is no address to listen on")))
     }
 
     /// Listens on a Unix socket, which is removed when the listener is dropped. One that a server left
@@ -141,11 +144,13 @@ impl Listener {
 ///
 /// # Errors
 ///
-/// If nobody knows the host.
+/// If nobody knows the host, or an address of it.
 pub(crate) fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
     let addresses = (host.trim_matches(['[', ']']), port).to_socket_addrs();
     let addresses = addresses.with_context(|| format!("cannot resolve the host {host:?}"))?;
-    Ok(addresses.collect())
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    ensure!(!addresses.is_empty(), "the host {host:?} has no address");
+    Ok(addresses)
 }
 
 /// Whether somebody listens on a Unix socket.
@@ -236,25 +241,45 @@ pub(crate) struct Connection {
 
 enum Socketed {
     Tcp(TcpStream),
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
 impl Connection {
     fn new(stream: Socketed) -> Connection {
         static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+        let address = |stream: &TcpStream| stream.peer_addr().map_or(Who::Nobody, Who::Address);
         let who = match &stream {
             // Whoever is gone already has none, and will not ask for anything either.
-            Socketed::Tcp(stream) => stream.peer_addr().map_or(Who::Nobody, Who::Address),
+            Socketed::Tcp(stream) => address(stream),
+            Socketed::Tls(stream) => address(stream.get_ref().0),
             Socketed::Unix(stream) => {
                 let credentials = stream.peer_cred();
                 credentials.map_or(Who::Nobody, |peer| Who::User(peer.uid()))
             }
         };
-        let peer = Peer {
-            who,
-            connection: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
-        };
+        let peer = Peer::new(who, CONNECTIONS.fetch_add(1, Ordering::Relaxed));
         Connection { stream, peer }
+    }
+
+    /// Shakes hands, where there is TLS and the connection may come from elsewhere. Dropping the future
+    /// closes it.
+    ///
+    /// # Errors
+    ///
+    /// If the handshake fails.
+    pub(super) async fn secured(self, tls: Option<&Tls>) -> io::Result<Connection> {
+        let (tls, tcp) = match (tls, self.stream) {
+            (Some(tls), Socketed::Tcp(tcp)) => (tls, tcp),
+            (_, stream) => return Ok(Connection { stream, ..self }),
+        };
+        let (stream, certificate) = tls.accept(tcp).await?;
+        let mut peer = self.peer;
+        peer.certificate = certificate;
+        Ok(Connection {
+            stream: Socketed::Tls(Box::new(stream)),
+            peer,
+        })
     }
 
     /// Who is at the other end.
@@ -265,7 +290,10 @@ impl Connection {
     /// Waits until something has come, or the other end is gone. Dropping the future changes nothing.
     pub(super) async fn readable(&self) -> io::Result<()> {
         match &self.stream {
-            Socketed::Tcp(stream) => stream.readable().await,
+            // Readiness alone may be a false alarm.
+            Socketed::Tcp(stream) => stream.peek(&mut [0]).await.map(drop),
+            // It has shaken hands.
+            Socketed::Tls(_) => Ok(()),
             Socketed::Unix(stream) => stream.readable().await,
         }
     }
@@ -276,6 +304,10 @@ macro_rules! either {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.get_mut().stream {
             Socketed::Tcp(stream) => {
+                let $stream = Pin::new(stream);
+                $call
+            }
+            Socketed::Tls(stream) => {
                 let $stream = Pin::new(stream);
                 $call
             }

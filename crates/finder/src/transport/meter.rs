@@ -38,6 +38,10 @@ const OF_ADDRESS: f64 = 4.0;
 const WITH_STREAM: f64 = 8.0;
 const WITH_DATA: f64 = 4.0;
 
+/// How many bytes are read at once: a few hundred frames of the shortest, so that what is counted comes in
+/// small portions and so do the pauses after it.
+const MOST_AT_ONCE: usize = 4096;
+
 /// What a connection may do each second; it may do twice as much at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FloodLimits {
@@ -249,11 +253,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
-        if this.meter.receive(&buffer.filled()[before..]) {
+        let length = buffer.remaining().min(MOST_AT_ONCE);
+        let mut read = ReadBuf::new(buffer.initialize_unfilled_to(length));
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+        if this.meter.receive(read.filled()) {
             this.activity.greeted();
         }
+        let length = read.filled().len();
+        buffer.advance(length);
         match this.meter.charge(Instant::now()) {
             Ok(None) => {}
             Ok(Some(wait)) => {

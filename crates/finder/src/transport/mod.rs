@@ -9,6 +9,7 @@ mod listener;
 mod meter;
 mod peer;
 mod server;
+mod tls;
 
 pub(crate) use self::{
     activity::OpenCall,
@@ -18,4 +19,5 @@ pub(crate) use self::{
     meter::FloodLimits,
     peer::{ClientName, Peer},
     server::{Limits, Server},
+    tls::Tls,
 };

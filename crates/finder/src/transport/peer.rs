@@ -13,6 +13,8 @@ pub(crate) struct Peer {
     pub(super) who: Who,
     /// The connection's number, which no other one has.
     pub(crate) connection: u64,
+    /// The name in the client's certificate, if it has shown one that was found good.
+    pub(crate) certificate: Option<Arc<str>>,
 }
 
 #[derive(Clone, Debug)]
@@ -24,13 +26,18 @@ pub(super) enum Who {
 }
 
 impl Peer {
-    /// Of a connection that is no socket.
-    #[cfg(fuzzing)]
-    pub(super) fn nobody() -> Peer {
+    /// Somebody who has shown no certificate.
+    pub(super) fn new(who: Who, connection: u64) -> Peer {
         Peer {
-            who: Who::Nobody,
-            connection: 0,
+            who,
+            connection,
+            certificate: None,
         }
+    }
+
+    /// Whether the system has told who it is, and no credential can tell it better.
+    pub(crate) fn is_user(&self) -> bool {
+        matches!(self.who, Who::User(_))
     }
 
     /// Who shares what one client may have: until somebody is authenticated, an address or a user.
@@ -38,7 +45,7 @@ impl Peer {
         match self.who {
             Who::Address(address) => ClientName::of_address(address.ip()),
             Who::User(id) => ClientName::of_user(id),
-            Who::Nobody => ClientName(Arc::from("nobody")),
+            Who::Nobody => ClientName::of_nobody(),
         }
     }
 }
@@ -53,12 +60,22 @@ impl fmt::Display for Peer {
     }
 }
 
-/// A client's name: `ip:` and an address, or `user:` and a number. The prefix keeps those of different
-/// kinds apart, also from whoever is authenticated one day.
+/// The longest name that a credential may give to a client, in bytes: as long as OpenID Connect lets a
+/// subject be.
+const MAX_NAME_LEN: usize = 255;
+
+/// A client's name: `ip:` and an address, `user:` and a number, `key:` and the id of an API key, `jwt:` and
+/// the subject of a token, or `cert:` and the name in a certificate. The prefix keeps those of different
+/// kinds apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ClientName(pub(crate) Arc<str>);
 
 impl ClientName {
+    /// Whoever is gone already, or was never there.
+    pub(crate) fn of_nobody() -> ClientName {
+        ClientName(Arc::from("nobody"))
+    }
+
     fn of_address(address: IpAddr) -> ClientName {
         let name = match address.to_canonical() {
             IpAddr::V4(address) => format!("ip:{address}"),
@@ -78,19 +95,53 @@ impl ClientName {
     pub(crate) fn of_user(id: u32) -> ClientName {
         ClientName(format!("user:{id}").into())
     }
+
+    /// Whoever has the API key with this id.
+    pub(crate) fn of_key(id: &str) -> Option<ClientName> {
+        ClientName::of_credential("key:", id)
+    }
+
+    /// The subject of a JSON web token.
+    pub(crate) fn of_subject(subject: &str) -> Option<ClientName> {
+        ClientName::of_credential("jwt:", subject)
+    }
+
+    /// Whom a certificate names.
+    pub(crate) fn of_certificate(name: &str) -> Option<ClientName> {
+        ClientName::of_credential("cert:", name)
+    }
+
+    /// None if the name could not be told from others where people read it, or is too long for that.
+    fn of_credential(kind: &str, name: &str) -> Option<ClientName> {
+        let fits = (1..=MAX_NAME_LEN).contains(&name.len());
+        let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
+        (fits && is_plain).then(|| ClientName([kind, name].concat().into()))
+    }
+}
+
+impl fmt::Display for ClientName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 impl FromStr for ClientName {
     type Err = String;
 
-    /// Reads an address, or `user:` and a number.
+    /// Reads a name as it is written, but an address without its `ip:`.
     fn from_str(text: &str) -> Result<ClientName, String> {
-        let user = text.strip_prefix("user:").map(str::parse);
-        match (user, text.parse()) {
-            (Some(Ok(id)), _) => Ok(ClientName::of_user(id)),
-            (None, Ok(address)) => Ok(ClientName::of_address(address)),
-            _ => Err("give an IP address, or user: and a user's number".to_owned()),
-        }
+        let name = match text.split_once(':') {
+            Some(("user", id)) => id.parse().ok().map(ClientName::of_user),
+            Some(("key", id)) => ClientName::of_key(id),
+            Some(("jwt", subject)) => ClientName::of_subject(subject),
+            Some(("cert", name)) => ClientName::of_certificate(name),
+            _ => text.parse().ok().map(ClientName::of_address),
+        };
+        name.ok_or_else(|| {
+            "give an IP address, user: and a user's number, key: and a key's id, jwt: and a subject, or \
+             cert: and a certificate's name"
+                .to_owned()
+        })
     }
 }
 
@@ -106,11 +157,27 @@ mod tests {
             ("2001:db8:1:2:3:4:5:6", "ip:2001:db8:1:2::/64"),
             ("fe80::1:2", "ip:fe80::1:2"),
             ("user:1000", "user:1000"),
+            ("key:0123-ab_C", "key:0123-ab_C"),
+            ("jwt:auth0|12:34=5", "jwt:auth0|12:34=5"),
+            ("cert:spiffe://a/b", "cert:spiffe://a/b"),
         ] {
             assert_eq!(&*text.parse::<ClientName>().unwrap().0, name);
         }
-        for wrong in ["", "user:", "user:root", "localhost", "10.0.0.7:80"] {
+        for wrong in [
+            "",
+            "user:",
+            "user:root",
+            "localhost",
+            "10.0.0.7:80",
+            "key:",
+            "jwt:two words",
+            "jwt:caf\u{e9}",
+            "cert:a\nb",
+            "ip:10.0.0.7",
+        ] {
             assert!(wrong.parse::<ClientName>().is_err(), "{wrong}");
         }
+        assert!(ClientName::of_subject(&"x".repeat(MAX_NAME_LEN)).is_some());
+        assert!(ClientName::of_subject(&"x".repeat(MAX_NAME_LEN + 1)).is_none());
     }
 }

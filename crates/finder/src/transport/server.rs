@@ -36,6 +36,7 @@ use super::{
     listener::{Connection, Listener},
     meter::{FloodLimits, Metered},
     peer::Peer,
+    tls::Tls,
 };
 
 /// How many streams of a connection may be reset over errors of the peer's making before it is
@@ -77,6 +78,7 @@ pub(crate) type OnClose = Arc<dyn Fn(u64) + Send + Sync>;
 /// A service, for whoever connects.
 pub(crate) struct Server<S> {
     service: S,
+    tls: Option<Tls>,
     http2: http2::Builder<TokioExecutor>,
     limits: Limits,
     counts: Counts,
@@ -96,9 +98,15 @@ where
         + Send
         + 'static,
 {
-    /// `on_close` is told of connections that are closed although they have calls: it tells their searches
+    /// Speaks TLS where there is a `tls`. `on_close` is told of connections that are closed although they have calls: it tells their searches
     /// to stop.
-    pub(crate) fn new(service: S, limits: Limits, counts: Counts, on_close: OnClose) -> Server<S> {
+    pub(crate) fn new(
+        service: S,
+        tls: Option<Tls>,
+        limits: Limits,
+        counts: Counts,
+        on_close: OnClose,
+    ) -> Server<S> {
         let (keepalive_interval, keepalive_timeout) = limits.keepalive;
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
@@ -113,6 +121,7 @@ where
             .keep_alive_timeout(keepalive_timeout);
         Server {
             service,
+            tls,
             http2,
             limits,
             counts,
@@ -180,6 +189,20 @@ where
         }
         place.spoke();
         let peer = connection.peer().clone();
+        let patience = patience.saturating_sub(began.elapsed());
+        let connection = match timeout(patience, connection.secured(self.tls.as_ref())).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => {
+                tracing::info!(%peer, %error, "no TLS handshake");
+                self.counts.closed(Closed::Tls);
+                return;
+            }
+            Err(_) => {
+                self.closed(&peer, Closed::Handshake);
+                return;
+            }
+        };
+        let peer = connection.peer().clone();
         self.converse(connection, peer, &place, leaving, began)
             .await;
     }
@@ -190,7 +213,11 @@ where
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (limits, began, peer) = (self.limits, Instant::now(), Peer::nobody());
+        let (limits, began, peer) = (
+            self.limits,
+            Instant::now(),
+            Peer::new(super::peer::Who::Nobody, 0),
+        );
         let admission = Admission::new(limits.connections, limits.of_address, limits.flood);
         let place = admission.admit(peer.client(), began);
         let place = place.expect("the first connection has a place");

@@ -122,7 +122,7 @@ def test_bad_requests_are_refused_before_any_work(serve, connect, stubs):
     server.assert_idle()
     # No work was started: the first of which the log tells that it ended is this one.
     stub.Find(stubs.Request(desired_name="aa"))
-    server.call_ended(name='"aa"')
+    server.call_ended(names="1", characters="2")
     assert not any("call ended" in line for line in server.log[:-1])
 
 

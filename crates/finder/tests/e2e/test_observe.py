@@ -266,7 +266,9 @@ def test_the_log_as_json(serve, connect, finder, pb, stubs):
     assert (refused["message"], refused["code"]) == ("call refused", "InvalidArgument")
     assert refused["method"] == found["method"] == "Find"
     assert (found["message"], found["code"], found["work"]) == ("call ended", "Ok", "found")
-    assert found["name"] == '"aa"' and found["peer"].startswith("127.0.0.1:")
+    assert (refused["reason"], refused["field"]) == ("BAD_REQUEST", "desired_name")
+    assert (found["names"], found["characters"]) == (1, 2)
+    assert found["peer"].startswith("127.0.0.1:") and found["client"] == "ip:127.0.0.1"
     assert isinstance(found["hashes"], int) and isinstance(found["tests"], int)
     assert stopped["method"] == "Search" and stopped["search"] == search_id
     assert (stopped["code"], stopped["work"]) == ("Cancelled", "stopped")

@@ -205,14 +205,17 @@ impl FinderService {
         } else {
             Canceller::Operator
         };
+        // An operator's reasons are for whoever looks after the server; a client's own are nobody's.
+        let noted = (by == Canceller::Operator).then_some(reason);
         let summary = call.summary();
         let cancelled = call.cancel(by, reason);
         let had_ended = cancelled == Cancelled::HadEnded;
         tracing::info!(
             search = %request.search_id,
             peer = caller.peer().map(tracing::field::display),
+            client = %viewer.client,
             ?by,
-            reason,
+            reason = noted,
             had_ended,
             is_first = cancelled == Cancelled::Now,
             "search cancelled",

@@ -1,5 +1,7 @@
 //! Connections to a server, for the commands that ask one.
 
+mod access;
+
 use std::{
     error::Error,
     pin::{Pin, pin},
@@ -7,16 +9,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tonic::{
     Code, Request, Status,
+    service::interceptor::InterceptedService,
     transport::{Channel, Endpoint},
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::cli::ServerAddress;
+use self::access::{Access, Credential};
+pub(crate) use self::access::{CREDENTIAL, advice};
+use crate::cli::{ConnectionArguments, ServerAddress};
 
 /// How long we wait for the server before we say so.
 const NOTICE_AFTER: Duration = Duration::from_millis(200);
@@ -44,6 +49,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection to a server that has answered, and the tasks behind it.
 pub(crate) struct Connection {
     channel: Channel,
+    credential: Credential,
     tasks: TaskTracker,
 }
 
@@ -53,15 +59,18 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// If no server has answered within `timeout`, or what answers is something else than a server.
+    /// If the flags cannot be followed, no server has answered within `timeout`, what answers is something
+    /// else than a server, or there is no TLS with it as there should be.
     pub(crate) async fn open(
         server: &ServerAddress,
+        arguments: &ConnectionArguments,
         timeout: Duration,
         say: impl FnOnce(String),
     ) -> Result<Connection> {
+        let access = Access::new(server, arguments)?;
         let last_error = Mutex::new(SILENT.to_owned());
         let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
-        let mut reached = pin!(reach(server, &last_error));
+        let mut reached = pin!(reach(server, &access, &last_error));
         let shown = humantime::format_duration(timeout);
         let notice = NOTICE_AFTER.min(timeout);
         if let Ok(connection) = tokio::time::timeout(notice, &mut reached).await {
@@ -84,15 +93,15 @@ impl Connection {
     }
 
     /// What a client is made of.
-    pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+    pub(crate) fn channel(&self) -> InterceptedService<Channel, Credential> {
+        InterceptedService::new(self.channel.clone(), self.credential.clone())
     }
 
     /// Waits until it is closed, so that a cancellation has been sent when we leave. Whoever has calls or
     /// clients on it has to drop them before. If it takes too long, or the future is dropped, the server
     /// notices by the connection's end.
     pub(crate) async fn close(self) {
-        let Connection { channel, tasks } = self;
+        let Connection { channel, tasks, .. } = self;
         drop(channel);
         tasks.close();
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await;
@@ -100,25 +109,34 @@ impl Connection {
 }
 
 /// Tries until it is there.
-async fn reach(server: &ServerAddress, last_error: &Mutex<String>) -> Result<Connection> {
+async fn reach(
+    server: &ServerAddress,
+    access: &Access,
+    last_error: &Mutex<String>,
+) -> Result<Connection> {
     let (after, interval, retries) = KEEPALIVE;
     let tasks = TaskTracker::new();
-    let endpoint = Endpoint::from_shared(server.uri())
-        .with_context(|| format!("{server} is not a server's address"))?
+    let endpoint = access
+        .endpoint(server)?
         .executor(Spawner(tasks.clone()))
         .tcp_keepalive(Some(after))
         .tcp_keepalive_interval(Some(interval))
         .tcp_keepalive_retries(Some(retries));
     let mut pause = FIRST_RETRY;
     loop {
-        let error = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint)).await {
-            Ok(Ok(channel)) => return Ok(Connection { channel, tasks }),
-            Ok(Err(Failure::Passing(error))) => as_text(&error),
-            Ok(Err(Failure::SomethingElse)) => bail!(
-                "what listens at {server} does not speak gRPC; give the address of a `hashfinder serve`"
-            ),
-            Err(_) => SILENT.to_owned(),
-        };
+        let error =
+            match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt(&endpoint, access, server)).await {
+                Ok(Ok(channel)) => {
+                    return Ok(Connection {
+                        channel,
+                        credential: access.credential(),
+                        tasks,
+                    });
+                }
+                Ok(Err(Failure::Passing(error))) => as_text(&error),
+                Ok(Err(Failure::Lasting(error))) => bail!(error),
+                Err(_) => SILENT.to_owned(),
+            };
         if let Ok(mut last_error) = last_error.lock() {
             *last_error = error;
         }
@@ -131,25 +149,45 @@ async fn reach(server: &ServerAddress, last_error: &Mutex<String>) -> Result<Con
 enum Failure {
     /// What may be otherwise the next time.
     Passing(String),
-    /// What listens there is no server of ours, nor of any gRPC.
-    SomethingElse,
+    /// What will be the same however often it is tried; says what to do.
+    Lasting(String),
 }
 
 /// Connects and asks for a sign of life, for a connection alone may be anybody's.
-async fn attempt(endpoint: &Endpoint) -> Result<Channel, Failure> {
+async fn attempt(
+    endpoint: &Endpoint,
+    access: &Access,
+    server: &ServerAddress,
+) -> Result<Channel, Failure> {
     let channel = endpoint.connect().await.map_err(|error| {
-        // The part of the chain that says something is the innermost.
-        Failure::Passing(anyhow::Error::new(error).root_cause().to_string())
+        match access.tls_failure(&error, server) {
+            Some(why) => Failure::Lasting(why),
+            // The part of the chain that says something is the innermost.
+            None => Failure::Passing(anyhow::Error::new(error).root_cause().to_string()),
+        }
     })?;
     let request = Request::new(HealthCheckRequest::default());
-    match HealthClient::new(channel.clone()).check(request).await {
-        Err(status) if breaks_http2(&status) => Err(Failure::SomethingElse),
-        // Any other status, UNIMPLEMENTED for one, is a server's.
-        Err(status) if status.code() == Code::Unavailable || is_transports(&status) => {
-            Err(Failure::Passing(status.message().to_owned()))
-        }
-        _ => Ok(channel),
+    let Err(status) = HealthClient::new(channel.clone()).check(request).await else {
+        return Ok(channel);
+    };
+    let is_transports = is_transports(&status);
+    if is_transports && let Some(why) = access.tls_failure(&status, server) {
+        return Err(Failure::Lasting(why));
     }
+    if breaks_http2(&status) {
+        let or_tls = match server {
+            ServerAddress::Tcp(_) => ", or --tls if that is what it speaks",
+            ServerAddress::Tls(_) | ServerAddress::Unix(_) => "",
+        };
+        return Err(Failure::Lasting(format!(
+            "what listens at {server} does not speak gRPC; give the address of a `hashfinder serve`{or_tls}"
+        )));
+    }
+    // Any other status, UNIMPLEMENTED for one, is a server's.
+    if is_transports || status.code() == Code::Unavailable {
+        return Err(Failure::Passing(status.message().to_owned()));
+    }
+    Ok(channel)
 }
 
 /// Whether a status is the transport's own word: none that a server sent has a source.

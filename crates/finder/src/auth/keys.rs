@@ -1,0 +1,594 @@
+//! API keys: `ID.SECRET`, of which a file keeps the SHA-256 of the secret.
+//!
+//! The file is TOML, for people to read and edit. Whoever changes it replaces it as a whole, and a server
+//! that uses it notices. A secret has 256 random bits, so that one round of SHA-256 without a salt hides it
+//! as well as any number of them would.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    fs::{self, File, Metadata, OpenOptions, Permissions},
+    io::{ErrorKind, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+use clap::ValueEnum;
+use jiff::Timestamp;
+use ring::{
+    digest::{SHA256, digest},
+    rand::{SecureRandom, SystemRandom},
+};
+use subtle::ConstantTimeEq;
+use tokio::time::{MissedTickBehavior, interval};
+use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
+
+use super::{Refusal, Role, calls::Calls};
+use crate::transport::ClientName;
+
+/// How many random bytes a secret has.
+const SECRET_LEN: usize = 32;
+
+/// How many random bytes the id of a new key has: enough that no two are ever the same, and few enough to
+/// read out.
+const ID_LEN: usize = 8;
+
+/// The longest id, in characters, for those that people make up.
+const MAX_ID_LEN: usize = 64;
+
+/// The longest file, in bytes: some four thousand keys. More want an issuer of tokens.
+const MAX_FILE_LEN: u64 = 1 << 20;
+
+/// How often a server looks whether the file has changed. This is how long a revoked key is still good for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The version of the file's form. A file that was cut off at its beginning has none.
+const VERSION: i64 = 1;
+
+/// What a new file begins with.
+const HEADING: &str = "\
+# API keys of `hashfinder serve --api-keys`; `hashfinder keys --help` tells of them.
+# There is no secret in here: sha256 is that of a key's secret, in base64.
+";
+
+/// What can be said of a key.
+const FIELDS: [&str; 7] = [
+    "id", "role", "created", "expires", "revoked", "comment", "sha256",
+];
+
+/// A key's id: letters, digits, `-` and `_`. It is no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct KeyId(String);
+
+impl FromStr for KeyId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<KeyId, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+        if (1..=MAX_ID_LEN).contains(&text.len()) && text.chars().all(plain) {
+            Ok(KeyId(text.to_owned()))
+        } else {
+            // Who gives the whole key by mistake does not find its secret in the message.
+            Err(format!(
+                "a key's id, which stands before the dot, has 1 to {MAX_ID_LEN} letters, digits, '-' and '_'"
+            ))
+        }
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A key, as the file has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) id: KeyId,
+    pub(crate) role: Role,
+    pub(crate) created: Option<Timestamp>,
+    pub(crate) expires: Option<Timestamp>,
+    pub(crate) revoked: Option<Timestamp>,
+    /// For people.
+    pub(crate) comment: Option<String>,
+    sha256: [u8; SECRET_LEN],
+}
+
+/// Whether a key is any good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Valid,
+    Expired,
+    Revoked,
+}
+
+impl State {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            State::Valid => "valid",
+            State::Expired => "expired",
+            State::Revoked => "revoked",
+        }
+    }
+}
+
+impl Entry {
+    pub(crate) fn state(&self, now: Timestamp) -> State {
+        if self.revoked.is_some() {
+            State::Revoked
+        } else if self.expires.is_some_and(|expires| expires <= now) {
+            State::Expired
+        } else {
+            State::Valid
+        }
+    }
+
+    fn read(table: &Table) -> Result<Entry> {
+        // One that is misspelt could be the expiry.
+        let unknown = table.iter().find(|(field, _)| !FIELDS.contains(field));
+        if let Some((field, _)) = unknown {
+            bail!("{field:?} is none of a key's fields: {}", FIELDS.join(", "));
+        }
+        let text = |field: &str| -> Result<Option<&str>> {
+            let Some(item) = table.get(field) else {
+                return Ok(None);
+            };
+            let text = item.as_str();
+            text.map(Some)
+                .with_context(|| format!("{field} is no text; put it between quotes"))
+        };
+        let time = |field: &str| -> Result<Option<Timestamp>> {
+            let Some(item) = table.get(field) else {
+                return Ok(None);
+            };
+            let time = item
+                .as_datetime()
+                .and_then(|time| time.to_string().parse().ok());
+            time.map(Some).with_context(|| {
+                format!("{field} is no time; write it like 2030-12-31T23:59:59Z, without quotes")
+            })
+        };
+        let id = text("id")?.context("it has no id")?;
+        let id = KeyId::from_str(id).map_err(anyhow::Error::msg)?;
+        let role = text("role")?.with_context(|| format!("{id} has no role"))?;
+        let role = Role::from_str(role, false);
+        let role = role.map_err(|_| anyhow!("{id} has a role that is none: user or operator"))?;
+        let sha256 = text("sha256")?.and_then(|text| BASE64_STANDARD.decode(text).ok());
+        let sha256 = sha256.and_then(|bytes| bytes.try_into().ok());
+        Ok(Entry {
+            role,
+            created: time("created").with_context(|| id.clone())?,
+            expires: time("expires").with_context(|| id.clone())?,
+            revoked: time("revoked").with_context(|| id.clone())?,
+            comment: text("comment")
+                .with_context(|| id.clone())?
+                .map(str::to_owned),
+            sha256: sha256.with_context(|| format!("{id} has no sha256 in base64"))?,
+            id,
+        })
+    }
+
+    fn written(&self) -> Result<Table> {
+        let mut table = Table::new();
+        table["id"] = value(&self.id.0);
+        table["role"] = value(self.role.name());
+        let mut time = |field: &str, time: Option<Timestamp>| -> Result<()> {
+            if let Some(time) = time {
+                table[field] = toml_time(time)?;
+            }
+            Ok(())
+        };
+        time("created", self.created)?;
+        time("expires", self.expires)?;
+        time("revoked", self.revoked)?;
+        if let Some(comment) = &self.comment {
+            table["comment"] = value(comment);
+        }
+        table["sha256"] = value(BASE64_STANDARD.encode(self.sha256));
+        Ok(table)
+    }
+}
+
+fn toml_time(time: Timestamp) -> Result<Item> {
+    let time = toml_edit::Datetime::from_str(&time.to_string());
+    Ok(value(time.context("there is no such time in TOML")?))
+}
+
+/// A file of keys. What people have written around them stays as it is.
+pub(crate) struct KeyFile {
+    document: DocumentMut,
+    entries: Vec<Entry>,
+}
+
+impl KeyFile {
+    /// The keys, in the order of the file.
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// As it would be written.
+    #[cfg(fuzzing)]
+    pub(super) fn text(&self) -> String {
+        self.document.to_string()
+    }
+
+    /// Reads a file of keys.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read, or is wrong.
+    pub(crate) fn read(path: &Path) -> Result<KeyFile> {
+        let read = || KeyFile::parse(&contents(&mut File::open(path)?)?);
+        read().with_context(|| format!("cannot use the API keys in {path:?}"))
+    }
+
+    fn new() -> KeyFile {
+        let mut document = DocumentMut::new();
+        document["version"] = value(VERSION);
+        if let Some(mut version) = document.key_mut("version") {
+            version.leaf_decor_mut().set_prefix(HEADING);
+        }
+        KeyFile {
+            document,
+            entries: Vec::new(),
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Result<KeyFile> {
+        // What the parser says would quote the file.
+        let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or(1, |before| before.matches('\n').count() + 1);
+            anyhow!("it is no TOML: {} in line {line}", error.message())
+        })?;
+        let version = document.get("version").and_then(Item::as_integer);
+        ensure!(
+            version == Some(VERSION),
+            "it has no `version = {VERSION}`, or another one"
+        );
+        let mut entries = Vec::new();
+        for (field, item) in document.iter().filter(|(field, _)| *field != "version") {
+            let keys = (field == "key").then(|| item.as_array_of_tables());
+            let keys = keys.flatten().with_context(|| {
+                format!("{field:?} does not belong there: only version, and a [[key]] for each key")
+            })?;
+            for (number, table) in keys.iter().enumerate() {
+                let entry = Entry::read(table);
+                entries.push(entry.with_context(|| format!("[[key]] number {}", number + 1))?);
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        let twice = entries.iter().find(|entry| !seen.insert(&entry.id));
+        if let Some(twice) = twice {
+            bail!("it has two keys with the id {}", twice.id);
+        }
+        Ok(KeyFile { document, entries })
+    }
+
+    /// Adds a key, and gives what its bearer shows: this is the only time that the secret is there.
+    pub(crate) fn create(
+        &mut self,
+        role: Role,
+        expires: Option<Timestamp>,
+        comment: Option<String>,
+    ) -> Result<(KeyId, String)> {
+        let id = KeyId(
+            random::<ID_LEN>()?
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect(),
+        );
+        ensure!(
+            self.entries.iter().all(|entry| entry.id != id),
+            "the system's random numbers repeat themselves"
+        );
+        let secret = BASE64_URL_SAFE_NO_PAD.encode(random::<SECRET_LEN>()?);
+        let entry = Entry {
+            id: id.clone(),
+            role,
+            created: Some(seconds(Timestamp::now())?),
+            expires: expires.map(seconds).transpose()?,
+            revoked: None,
+            comment,
+            sha256: hash(&secret),
+        };
+        let keys = self.document.entry("key");
+        let keys = keys.or_insert_with(|| ArrayOfTables::new().into());
+        let keys = keys.as_array_of_tables_mut();
+        keys.context("key is no list of tables")?
+            .push(entry.written()?);
+        self.entries.push(entry);
+        let credential = format!("{id}.{secret}");
+        Ok((id, credential))
+    }
+
+    /// Revokes a key, and says how it was with it before; none if there is no such key.
+    pub(crate) fn revoke(&mut self, id: &KeyId) -> Result<Option<State>> {
+        let now = seconds(Timestamp::now())?;
+        let Some(place) = self.entries.iter().position(|entry| entry.id == *id) else {
+            return Ok(None);
+        };
+        let entry = &mut self.entries[place];
+        let before = entry.state(now);
+        if before != State::Revoked {
+            entry.revoked = Some(now);
+            let keys = self.document["key"].as_array_of_tables_mut();
+            let table = keys.and_then(|keys| keys.get_mut(place));
+            table.context("key is no list of tables")?["revoked"] = toml_time(now)?;
+        }
+        Ok(Some(before))
+    }
+
+    /// Changes a file of keys, or makes one: replaces it as a whole, so that whoever reads it finds the old
+    /// one or the new one. Others who change it wait. A new one is readable by its owner alone; an old one
+    /// keeps its owner and its mode, so that a server that could read it still can.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read or written, or the change fails. Then it is as it was.
+    pub(crate) fn change<T>(
+        path: &Path,
+        is_made: bool,
+        change: impl FnOnce(&mut KeyFile) -> Result<T>,
+    ) -> Result<T> {
+        // What a link leads to is replaced, not the link.
+        let path = match fs::canonicalize(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && is_made => path.to_owned(),
+            real => real.with_context(|| format!("cannot use the API keys in {path:?}"))?,
+        };
+        let name = path.file_name();
+        let name = name.with_context(|| format!("{path:?} is no file's name"))?;
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        let folder = folder.unwrap_or(Path::new("."));
+        let lock = || {
+            let folder = File::open(folder)?;
+            folder.lock()?;
+            Ok::<_, std::io::Error>(folder)
+        };
+        let lock = lock().with_context(|| format!("cannot lock the folder {folder:?}"))?;
+        let (mut file, old) = match fs::metadata(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && is_made => (KeyFile::new(), None),
+            old => {
+                let old = old.with_context(|| format!("cannot use the API keys in {path:?}"))?;
+                (KeyFile::read(&path)?, Some(old))
+            }
+        };
+        let changed = change(&mut file)?;
+        let text = file.document.to_string();
+        ensure!(
+            text.len() as u64 <= MAX_FILE_LEN,
+            "{path:?} would have more than {MAX_FILE_LEN} bytes; take out keys that are no good any more"
+        );
+        let mut new_name = std::ffi::OsString::from(".");
+        new_name.push(name);
+        new_name.push(".new");
+        let new = folder.join(new_name);
+        let replace = || {
+            // Of a run that was killed.
+            let _ = fs::remove_file(&new);
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&new)?;
+            if let Some(old) = &old {
+                let made = file.metadata()?;
+                if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
+                    fchown(&file, Some(old.uid()), Some(old.gid()))?;
+                }
+                file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
+            }
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            // The name is the folder's to keep.
+            lock.sync_all()
+        };
+        replace().with_context(|| format!("cannot write the API keys to {path:?}"))?;
+        Ok(changed)
+    }
+}
+
+/// The whole text, if it is not too long.
+fn contents(file: &mut File) -> Result<String> {
+    let mut text = String::new();
+    file.take(MAX_FILE_LEN + 1).read_to_string(&mut text)?;
+    ensure!(
+        text.len() as u64 <= MAX_FILE_LEN,
+        "it has more than {MAX_FILE_LEN} bytes"
+    );
+    Ok(text)
+}
+
+/// Times in the file have no fractions, which nobody wants to read.
+fn seconds(time: Timestamp) -> Result<Timestamp> {
+    Ok(Timestamp::from_second(time.as_second())?)
+}
+
+fn hash(secret: &str) -> [u8; SECRET_LEN] {
+    let mut hash = [0; SECRET_LEN];
+    hash.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
+    hash
+}
+
+fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| anyhow!("the system gives no random numbers"))?;
+    Ok(bytes)
+}
+
+/// The keys that a server takes, as its file has them.
+#[derive(Debug)]
+pub(super) struct Keys {
+    path: PathBuf,
+    loaded: Mutex<Arc<HashMap<String, Key>>>,
+    /// What the file was when it was last read, or tried to be.
+    stamp: Mutex<Option<Stamp>>,
+}
+
+/// A key that a server takes.
+#[derive(Clone, Debug)]
+struct Key {
+    entry: Entry,
+    calls: Calls,
+}
+
+/// Whom a good key belongs to.
+#[derive(Debug)]
+pub(super) struct Verified {
+    pub(super) client: ClientName,
+    pub(super) role: Role,
+    pub(super) calls: Calls,
+}
+
+/// By what a file is known to have changed: it is another one, or was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp([i64; 5]);
+
+impl Stamp {
+    fn of(file: &Metadata) -> Stamp {
+        Stamp([
+            file.dev() as i64,
+            file.ino() as i64,
+            file.len() as i64,
+            file.mtime() * 1_000_000_000 + file.mtime_nsec(),
+            file.ctime() * 1_000_000_000 + file.ctime_nsec(),
+        ])
+    }
+}
+
+impl Keys {
+    pub(super) fn load(path: PathBuf) -> Result<Keys> {
+        let keys = Keys {
+            loaded: Mutex::default(),
+            stamp: Mutex::default(),
+            path,
+        };
+        keys.look()?;
+        Ok(keys)
+    }
+
+    /// Reads the file again whenever it has changed. Never returns; dropping the future ends that.
+    pub(super) async fn keep_up(&self) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut problem = None;
+        loop {
+            ticks.tick().await;
+            let now = self.look().err().map(|error| format!("{error:#}"));
+            // Once is enough, until it is another one.
+            if now != problem {
+                match &now {
+                    Some(error) => tracing::error!(
+                        error,
+                        "the API keys stay as they were, for their file cannot be used"
+                    ),
+                    None => tracing::info!("the file of the API keys can be used again"),
+                }
+                problem = now;
+            }
+        }
+    }
+
+    /// Reads the file if it has changed. What was loaded stays if there is anything wrong.
+    fn look(&self) -> Result<()> {
+        let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut read = || -> Result<Option<KeyFile>> {
+            let mut file = File::open(&self.path)?;
+            // Before it is read, so that what changes meanwhile is read the next time.
+            let now = Stamp::of(&file.metadata()?);
+            if *stamp == Some(now) {
+                return Ok(None);
+            }
+            let file = KeyFile::parse(&contents(&mut file)?)?;
+            *stamp = Some(now);
+            Ok(Some(file))
+        };
+        let read = read().with_context(|| format!("cannot use the API keys in {:?}", self.path))?;
+        if let Some(file) = read {
+            self.replace(file.entries);
+        }
+        Ok(())
+    }
+
+    /// Takes these keys from now on, and ends the calls of those that are gone or have changed.
+    fn replace(&self, entries: Vec<Entry>) {
+        let old = Arc::clone(&self.lock());
+        let is_same = |old: &Entry, new: &Entry| {
+            (old.sha256, old.role, old.revoked.is_some())
+                == (new.sha256, new.role, new.revoked.is_some())
+        };
+        let new: HashMap<String, Key> = entries
+            .into_iter()
+            .map(|entry| {
+                let before = old.get(&entry.id.0);
+                let before = before.filter(|before| is_same(&before.entry, &entry));
+                let calls = before.map(|before| before.calls.clone());
+                let calls = calls.unwrap_or_default();
+                (entry.id.0.clone(), Key { entry, calls })
+            })
+            .collect();
+        let gone = old.values().filter(|old| {
+            let new = new.get(&old.entry.id.0);
+            new.is_none_or(|new| !is_same(&old.entry, &new.entry))
+        });
+        let gone: Vec<&Key> = gone.collect();
+        let count = new.len();
+        *self.lock() = Arc::new(new);
+        // Nobody comes in with one of these any more.
+        for key in &gone {
+            key.calls.revoke();
+        }
+        tracing::info!(keys = count, gone = gone.len(), "API keys read");
+    }
+
+    /// Whose key this is, if it is a good one. What is unknown takes as long as what is wrong.
+    pub(super) fn verify(&self, credential: &str, now: SystemTime) -> Result<Verified, Refusal> {
+        let (id, secret) = credential.split_once('.').unwrap_or((credential, ""));
+        let is_whole = BASE64_URL_SAFE_NO_PAD
+            .decode(secret)
+            .is_ok_and(|bytes| bytes.len() == SECRET_LEN);
+        if !is_whole {
+            return Err(Refusal::because("no key"));
+        }
+        let hash = hash(secret);
+        let loaded = Arc::clone(&self.lock());
+        let key = loaded.get(id);
+        let expected = key.map_or([0; SECRET_LEN], |key| key.entry.sha256);
+        let is_right = bool::from(hash.ct_eq(&expected));
+        // What is unknown may be anything, a secret for one, and is not repeated.
+        let key = key.ok_or(Refusal::because("unknown key"))?;
+        let client = ClientName::of_key(id).ok_or(Refusal::because("unknown key"))?;
+        let now = Timestamp::try_from(now).unwrap_or(Timestamp::MAX);
+        let why = match key.entry.state(now) {
+            _ if !is_right => "wrong secret",
+            State::Valid => {
+                return Ok(Verified {
+                    client,
+                    role: key.entry.role,
+                    calls: key.calls.clone(),
+                });
+            }
+            State::Expired => "expired",
+            State::Revoked => "revoked",
+        };
+        Err(Refusal::Refused {
+            why,
+            client: Some(client),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<HashMap<String, Key>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

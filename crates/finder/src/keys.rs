@@ -1,0 +1,103 @@
+//! `hashfinder keys`: the API keys in a file.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::{
+    auth::{
+        Role,
+        keys::{KeyFile, KeyId, State},
+    },
+    cli::{Exit, KeyFileArguments, KeysArguments, KeysCommand, print, say},
+};
+
+/// Does what was asked for, with the file.
+pub(crate) fn run(arguments: KeysArguments) -> Result<Exit> {
+    match arguments.what {
+        KeysCommand::Create {
+            file: KeyFileArguments { path },
+            role,
+            expires,
+            comment,
+        } => {
+            let expires = expires.map(|lifetime| {
+                let lifetime = SignedDuration::try_from(lifetime).ok();
+                lifetime.and_then(|lifetime| Timestamp::now().checked_add(lifetime).ok())
+            });
+            match expires {
+                Some(None) => {
+                    say("the key would outlive the calendar; leave --expires out");
+                    Ok(Exit::Usage)
+                }
+                Some(Some(expires)) => create(&path, role, Some(expires), comment),
+                None => create(&path, role, None, comment),
+            }
+        }
+        KeysCommand::List { file } => list(&file.path),
+        KeysCommand::Revoke { file, id } => revoke(&file.path, &id),
+    }
+}
+
+fn create(
+    path: &Path,
+    role: Role,
+    expires: Option<Timestamp>,
+    comment: Option<String>,
+) -> Result<Exit> {
+    let (id, credential) = KeyFile::change(path, true, |file| file.create(role, expires, comment))?;
+    let is_read = print(format!("{credential}\n"));
+    let is_read = is_read.with_context(|| {
+        format!("the key {id} was made and nobody has seen it; revoke it, and make another one")
+    })?;
+    if is_read {
+        say(format_args!(
+            "made the key {id}; what is on stdout cannot be seen again"
+        ));
+    }
+    Ok(Exit::Success)
+}
+
+fn list(path: &Path) -> Result<Exit> {
+    let file = KeyFile::read(path)?;
+    let now = Timestamp::now();
+    let or_none = |time: Option<Timestamp>| time.map_or("-".to_owned(), |time| time.to_string());
+    let lines = file.entries().iter().map(|key| {
+        // Whoever has edited the file may have put anything there.
+        let comment = key.comment.as_deref().unwrap_or("-");
+        let comment: String = comment.chars().filter(|c| !c.is_control()).collect();
+        let columns = [
+            key.id.to_string(),
+            key.role.name().to_owned(),
+            or_none(key.created),
+            or_none(key.expires),
+            key.state(now).name().to_owned(),
+            comment,
+        ];
+        columns.join("\t") + "\n"
+    });
+    print(lines.collect::<String>())?;
+    Ok(Exit::Success)
+}
+
+fn revoke(path: &Path, id: &KeyId) -> Result<Exit> {
+    let before = KeyFile::change(path, false, |file| file.revoke(id))?;
+    Ok(match before {
+        None => {
+            say(format_args!(
+                "there is no key {id}; `hashfinder keys list` shows those that there are"
+            ));
+            Exit::No
+        }
+        Some(before) => {
+            let was = if before == State::Revoked {
+                "was revoked already"
+            } else {
+                "is revoked"
+            };
+            say(format_args!("the key {id} {was}"));
+            Exit::Success
+        }
+    })
+}

@@ -1,0 +1,372 @@
+//! TLS, as the server speaks it: handshakes, whose certificate a client has, and new files taken while it
+//! serves.
+
+use std::{
+    fmt::Write,
+    fs::{self, Metadata},
+    io::{self, ErrorKind},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, sink},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{
+        ServerConfig,
+        crypto::ring,
+        pki_types::{CertificateDer, UnixTime},
+        server::{NoServerSessionStorage, WebPkiClientVerifier},
+        sign::{CertifiedKey, SingleCertAndKey},
+    },
+    server::TlsStream,
+};
+use webpki::{EndEntityCert, KeyUsage};
+
+use crate::{
+    cli::{ClientCertificates, TlsArguments},
+    pem,
+};
+
+/// How often it is looked whether the files have changed, at most: a look is a few system calls.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// How long a peer whose handshake has failed may take to read why, and how much of what it has sent
+/// meanwhile is thrown away. Who closes a socket that has something to read resets the connection, and the
+/// reset overtakes what was said last.
+const LINGER: (Duration, u64) = (Duration::from_millis(500), 64 << 10);
+
+/// How long a name from a certificate may be. A DNS name never is longer; a URI that is goes by the
+/// fingerprint.
+const LONGEST_NAME: usize = 253;
+
+/// What a fingerprint's name begins with.
+const FINGERPRINT: &str = "sha256:";
+
+/// What we speak.
+const ALPN: &[u8] = b"h2";
+
+/// TLS with certificates from files, which are read anew when they change. Clones share all of it.
+#[derive(Clone)]
+pub(crate) struct Tls(Arc<Shared>);
+
+struct Shared {
+    files: Files,
+    state: Mutex<State>,
+}
+
+struct State {
+    config: Arc<ServerConfig>,
+    /// The files of which that, or the log's line about what is wrong with them, was made.
+    settled: Vec<Stamp>,
+    /// Files that did not fit together when they were looked at: half of them may not be there yet.
+    doubtful: Option<Vec<Stamp>>,
+    next_look: Instant,
+}
+
+impl Tls {
+    /// Reads the files; `None` if TLS is not asked for.
+    ///
+    /// # Errors
+    ///
+    /// If they cannot be read or do not fit together, or one is missing.
+    pub(crate) fn load(arguments: &TlsArguments) -> Result<Option<Tls>> {
+        let Some(files) = Files::of(arguments)? else {
+            return Ok(None);
+        };
+        // Looked at before they are read: what changes meanwhile is read again.
+        let settled = files.stamps();
+        let config = files.read()?;
+        let state = Mutex::new(State {
+            config,
+            settled,
+            doubtful: None,
+            next_look: Instant::now() + LOOK_EVERY,
+        });
+        Ok(Some(Tls(Arc::new(Shared { files, state }))))
+    }
+
+    /// Shakes hands with a client. Gives its connection, and the name in its certificate, if it has shown
+    /// one. There is no time limit here. Dropping the future closes the connection.
+    ///
+    /// # Errors
+    ///
+    /// If the client does not speak TLS or not HTTP/2 in it, has no certificate that is good where one is
+    /// required, or goes away.
+    pub(crate) async fn accept(
+        &self,
+        tcp: TcpStream,
+    ) -> io::Result<(TlsStream<TcpStream>, Option<Arc<str>>)> {
+        let acceptor = TlsAcceptor::from(self.config());
+        let mut stream = match acceptor.accept(tcp).into_fallible().await {
+            Ok(stream) => stream,
+            Err((error, tcp)) => {
+                // Else there is nobody who could be told.
+                if error.kind() == ErrorKind::InvalidData {
+                    linger(tcp).await;
+                }
+                return Err(error);
+            }
+        };
+        let (_, session) = stream.get_ref();
+        if session.alpn_protocol() != Some(ALPN) {
+            // Who asks for another protocol is told so by TLS; this one has asked for none.
+            let _ = stream.shutdown().await;
+            linger(stream.into_inner().0).await;
+            let why = "the client does not ask for HTTP/2 (ALPN h2)";
+            return Err(io::Error::new(ErrorKind::InvalidData, why));
+        }
+        let chain = session.peer_certificates();
+        let name = chain.and_then(<[_]>::first).map(name);
+        Ok((stream, name))
+    }
+
+    /// What the next handshake goes by, after a look at the files if one is due.
+    fn config(&self) -> Arc<ServerConfig> {
+        let Shared { files, state } = &*self.0;
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if state.next_look <= now {
+            state.next_look = now + LOOK_EVERY;
+            state.look(files);
+        }
+        Arc::clone(&state.config)
+    }
+}
+
+impl State {
+    /// Takes the files if they have changed and fit together. If they do not, they are looked at once more
+    /// before the log tells, for they are not all replaced in one moment.
+    fn look(&mut self, files: &Files) {
+        let stamps = files.stamps();
+        if stamps == self.settled {
+            self.doubtful = None;
+            return;
+        }
+        match files.read() {
+            Ok(config) => {
+                tracing::info!("new certificates are in use");
+                self.config = config;
+            }
+            Err(_) if self.doubtful.as_ref() != Some(&stamps) => {
+                self.doubtful = Some(stamps);
+                return;
+            }
+            Err(error) => tracing::error!(
+                error = format_args!("{error:#}"),
+                "new certificates cannot be used, the old ones stay in use"
+            ),
+        }
+        self.settled = stamps;
+        self.doubtful = None;
+    }
+}
+
+/// Lets a peer read what it was told last, then closes. Dropping the future closes at once.
+async fn linger(mut tcp: TcpStream) {
+    let (time, bytes) = LINGER;
+    let _ = timeout(time, async {
+        tcp.shutdown().await?;
+        tokio::io::copy(&mut tcp.take(bytes), &mut sink()).await
+    })
+    .await;
+}
+
+/// Where certificates and keys are.
+struct Files {
+    certificate: PathBuf,
+    key: PathBuf,
+    clients: Option<(PathBuf, ClientCertificates)>,
+}
+
+impl Files {
+    /// Which they are, if there are any.
+    ///
+    /// # Errors
+    ///
+    /// If only a part of what is needed was given.
+    fn of(arguments: &TlsArguments) -> Result<Option<Files>> {
+        let TlsArguments {
+            tls_certificate,
+            tls_key,
+            tls_client_ca,
+            tls_client_certificates,
+        } = arguments;
+        let (certificate, key) = match (tls_certificate, tls_key) {
+            (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
+            (Some(_), None) => bail!("--tls-certificate needs its key: give --tls-key too"),
+            (None, Some(_)) => bail!("--tls-key needs its certificate: give --tls-certificate too"),
+            (None, None) if tls_client_ca.is_some() => bail!(
+                "--tls-client-ca is of use with TLS alone: give --tls-certificate and --tls-key too"
+            ),
+            (None, None) => return Ok(None),
+        };
+        let authorities = tls_client_ca.clone();
+        Ok(Some(Files {
+            certificate,
+            key,
+            clients: authorities.map(|path| (path, *tls_client_certificates)),
+        }))
+    }
+
+    fn stamps(&self) -> Vec<Stamp> {
+        let clients = self.clients.iter().map(|(path, _)| path);
+        let all = [&self.certificate, &self.key].into_iter().chain(clients);
+        all.map(|path| Stamp::of(path)).collect()
+    }
+
+    fn read(&self) -> Result<Arc<ServerConfig>> {
+        let provider = Arc::new(ring::default_provider());
+        let identity = pem::identity(&self.certificate, &self.key, &provider)?;
+        self.warn(&identity);
+        // TLS 1.2 and 1.3.
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?;
+        let builder = match &self.clients {
+            None => builder.with_no_client_auth(),
+            Some((path, whether)) => {
+                let authorities = Arc::new(pem::authorities(path)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(authorities, provider);
+                let verifier = match whether {
+                    ClientCertificates::Required => verifier,
+                    ClientCertificates::Optional => verifier.allow_unauthenticated(),
+                };
+                let verifier = verifier.build();
+                let verifier = verifier
+                    .with_context(|| format!("cannot use the authorities in {}", path.display()))?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // A session that is taken up again is not checked again, so it could outlive the certificate that it
+        // began with. Our clients connect seldom.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(config))
+    }
+
+    /// Tells the log what works and is wrong all the same.
+    fn warn(&self, identity: &CertifiedKey) {
+        let certificate = self.certificate.display();
+        let validity = identity.cert.first().map(validity);
+        match validity {
+            Some(Err(webpki::Error::CertExpired { not_after, .. })) => {
+                let since = humantime::format_rfc3339_seconds(time_of(not_after));
+                tracing::warn!(%certificate, %since, "the certificate has expired; clients refuse it");
+            }
+            Some(Err(webpki::Error::CertNotValidYet { not_before, .. })) => {
+                let until = humantime::format_rfc3339_seconds(time_of(not_before));
+                tracing::warn!(%certificate, %until, "the certificate is not valid yet; clients refuse it");
+            }
+            _ => {}
+        }
+        const OTHERS: u32 = 0o007;
+        let key = fs::metadata(&self.key);
+        if key.is_ok_and(|key| key.mode() & OTHERS != 0) {
+            let key = self.key.display();
+            tracing::warn!(%key, "everybody on this machine can read the private key; chmod o= keeps them out");
+        }
+    }
+}
+
+/// Whether a certificate is valid now: only then an error is about something else, for nobody is trusted
+/// here.
+fn validity(certificate: &CertificateDer<'_>) -> Result<(), webpki::Error> {
+    let certificate = EndEntityCert::try_from(certificate)?;
+    let (now, usage) = (UnixTime::now(), KeyUsage::server_auth());
+    let path = certificate.verify_for_usage(&[], &[], &[], now, usage, None, None);
+    path.map(|_| ())
+}
+
+fn time_of(time: UnixTime) -> std::time::SystemTime {
+    std::time::UNIX_EPOCH + Duration::from_secs(time.as_secs())
+}
+
+/// What tells a file from the one that was there before.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp(Option<[i64; 7]>);
+
+impl Stamp {
+    fn of(path: &Path) -> Stamp {
+        let stamp = |file: Metadata| {
+            [
+                file.dev().cast_signed(),
+                file.ino().cast_signed(),
+                file.size().cast_signed(),
+                file.mtime(),
+                file.mtime_nsec(),
+                file.ctime(),
+                file.ctime_nsec(),
+            ]
+        };
+        Stamp(fs::metadata(path).ok().map(stamp))
+    }
+}
+
+/// The name in a certificate that was found good: the first DNS name, or else the first URI, or else its
+/// fingerprint. It is short, and nothing but printable ASCII.
+fn name(certificate: &CertificateDer<'_>) -> Arc<str> {
+    let fingerprint = || {
+        let mut text = FINGERPRINT.to_owned();
+        for byte in Sha256::digest(certificate) {
+            let _ = write!(text, "{byte:02x}");
+        }
+        Arc::from(text)
+    };
+    let Ok(parsed) = EndEntityCert::try_from(certificate) else {
+        return fingerprint();
+    };
+    // However it is written, it is one name.
+    let dns = parsed.valid_dns_names().next().map(str::to_ascii_lowercase);
+    let named = dns.or_else(|| parsed.valid_uri_names().next().map(str::to_owned));
+    let named = named.filter(|name| {
+        let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
+        // Which is not for an authority to give away.
+        let is_like_ours = name
+            .get(..FINGERPRINT.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(FINGERPRINT));
+        !name.is_empty() && name.len() <= LONGEST_NAME && is_plain && !is_like_ours
+    });
+    named.map_or_else(fingerprint, Arc::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_rustls::rustls::pki_types::pem::PemObject;
+
+    use super::*;
+
+    #[test]
+    fn names_of_clients() {
+        // Certificates with all kinds of names; what is said of each stands above it.
+        let all = CertificateDer::pem_slice_iter(include_bytes!("names.pem"));
+        let all: Vec<CertificateDer<'_>> = all.map(Result::unwrap).collect();
+        let names: Vec<Arc<str>> = all.iter().map(name).collect();
+        let long = format!("urn:{}", "a".repeat(249));
+        let by_fingerprint = |certificate: &CertificateDer<'_>| {
+            let digest = Sha256::digest(certificate);
+            let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("sha256:{hex}")
+        };
+        assert_eq!(&*names[0], "client.example");
+        assert_eq!(&*names[1], "spiffe://example/one");
+        for nameless in 2..6 {
+            assert_eq!(*names[nameless], *by_fingerprint(&all[nameless]));
+        }
+        assert_eq!(&*names[2], NAMELESS);
+        assert_eq!(&*names[6], long);
+    }
+
+    /// As `openssl x509 -fingerprint -sha256` has it.
+    const NAMELESS: &str =
+        "sha256:4ea29df8fd734c6bb3e8e5d18894f8499c292a020fbb19f5d8f6ab52122b0435";
+}

@@ -1,0 +1,501 @@
+"""TLS: handshakes with good and wrong peers, certificates that change, the command line as a client."""
+
+import datetime
+import ipaddress
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from concurrent import futures
+
+import grpc
+import pytest
+from conftest import HASHFINDER, PATIENCE_S
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+DAY = datetime.timedelta(days=1)
+
+# A search that tells candidates for ever.
+ENDLESS = dict(desired_name="hashfinderhashfinder", interesting_hamming_distance=20)
+
+
+class Authority:
+    """Signs certificates, and writes all that it makes to files."""
+
+    def __init__(self, folder, name):
+        self.folder, self.name = folder, name
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = self._builder(subject, subject, self.key, DAY)
+        ca = x509.BasicConstraints(ca=True, path_length=None)
+        self.certificate = builder.add_extension(ca, True).sign(self.key, hashes.SHA256())
+        self.pem = self.certificate.public_bytes(serialization.Encoding.PEM)
+        self.path = str(folder / f"{name}.pem")
+        (folder / f"{name}.pem").write_bytes(self.pem)
+
+    def _builder(self, subject, issuer, key, valid_for):
+        now = datetime.datetime.now(datetime.timezone.utc)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
+        builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
+        return builder.not_valid_before(now - 9 * DAY).not_valid_after(now + valid_for)
+
+    def issue(self, file, *names, valid_for=DAY, usage=ExtendedKeyUsageOID.SERVER_AUTH):
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, file)])
+        builder = self._builder(subject, self.certificate.subject, key, valid_for)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), False)
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(list(names)), False)
+        return Identity(self.folder, file, key, builder.sign(self.key, hashes.SHA256()))
+
+    def server(self, file="server", **kwargs):
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        return self.issue(file, x509.DNSName("localhost"), address, **kwargs)
+
+    def client(self, file="client", *names):
+        names = names or [x509.DNSName("client.example")]
+        return self.issue(file, *names, usage=ExtendedKeyUsageOID.CLIENT_AUTH)
+
+
+class Identity:
+    """A certificate and its key."""
+
+    def __init__(self, folder, file, key, certificate):
+        self.certificate = certificate.public_bytes(serialization.Encoding.PEM)
+        self.der = certificate.public_bytes(serialization.Encoding.DER)
+        self.key = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        self.files = str(folder / f"{file}-cert.pem"), str(folder / f"{file}-key.pem")
+        self.write_to(*self.files)
+
+    def write_to(self, certificate, key):
+        """Puts both in the places of others, as one should: each is there whole or not at all."""
+        for path, text in [(key, self.key), (certificate, self.certificate)]:
+            replace(path, text, mode=0o600)
+
+    def flags(self, prefix="--tls-client"):
+        certificate, key = self.files
+        return [f"{prefix}-certificate", certificate, f"{prefix}-key", key]
+
+
+def replace(path, text, mode=0o644):
+    with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
+        file.write(text)
+    os.replace(f"{path}.new", path)
+
+
+@pytest.fixture
+def ours(tmp_path):
+    return Authority(tmp_path, "ours")
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    return Authority(tmp_path, "theirs")
+
+
+@pytest.fixture
+def serve_tls(serve, ours):
+    def start(*flags, identity=None):
+        identity = identity or ours.server()
+        return serve(*identity.flags("--tls"), *flags)
+
+    return start
+
+
+@pytest.fixture
+def secure(stubs):
+    """Connects by TLS; each connection is one of its own."""
+    channels = []
+
+    def open_channel(server, authority, identity=None):
+        own = (identity.key, identity.certificate) if identity else (None, None)
+        credentials = grpc.ssl_channel_credentials(authority.pem, *own)
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channels.append(grpc.secure_channel(server.address, credentials, options))
+        return stubs.Stub(channels[-1])
+
+    yield open_channel
+    for channel in channels:
+        channel.close()
+
+
+def finds(stubs, stub):
+    answer = stub.Find(stubs.Request(desired_name="do"), timeout=PATIENCE_S)
+    return "do" in answer.hashed_name.lower()
+
+
+def refused(stubs, stub):
+    with pytest.raises(grpc.RpcError) as failed:
+        stub.Find(stubs.Request(desired_name="do"), timeout=PATIENCE_S)
+    assert failed.value.code() == grpc.StatusCode.UNAVAILABLE, failed.value
+    return True
+
+
+def context(authority, alpn=("h2",), identity=None):
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    if identity:
+        context.load_cert_chain(*identity.files)
+    return context
+
+
+def connect_by(context, server, session=None):
+    host, port = server.address.split(":")
+    tcp = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    try:
+        return context.wrap_socket(tcp, server_hostname="localhost", session=session)
+    except BaseException:
+        tcp.close()
+        raise
+
+
+def certificate_of(server, authority):
+    with connect_by(context(authority), server) as tls:
+        return tls.getpeercert(binary_form=True)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.1)
+
+
+def told_while_asked(server, authority, pattern):
+    """The line of the log that comes at last when clients connect again and again."""
+    told = threading.Event()
+
+    def ask():
+        while not told.is_set():
+            certificate_of(server, authority)
+            time.sleep(0.1)
+
+    with futures.ThreadPoolExecutor(max_workers=1) as pool:
+        asking = pool.submit(ask)
+        try:
+            line = server.wait_for(pattern)
+        finally:
+            told.set()
+        asking.result(PATIENCE_S)
+    return line
+
+
+def test_calls_by_tls(serve_tls, secure, stubs, ours):
+    server = serve_tls()
+    assert finds(stubs, secure(server, ours))
+
+
+def test_who_does_not_speak_tls_or_trusts_another_authority_is_refused(
+    serve_tls, connect, secure, stubs, ours, theirs
+):
+    server = serve_tls()
+    assert refused(stubs, connect(server))
+    assert refused(stubs, secure(server, theirs))
+    assert finds(stubs, secure(server, ours))
+
+
+def test_certificates_that_are_required(serve_tls, secure, stubs, ours, theirs):
+    server = serve_tls("--tls-client-ca", ours.path)
+    assert refused(stubs, secure(server, ours))
+    assert refused(stubs, secure(server, ours, theirs.client()))
+    # It is one for servers.
+    assert refused(stubs, secure(server, ours, ours.server("other")))
+    assert finds(stubs, secure(server, ours, ours.client()))
+
+
+def test_certificates_that_are_optional(serve_tls, secure, stubs, ours, theirs):
+    server = serve_tls("--tls-client-ca", ours.path, "--tls-client-certificates", "optional")
+    assert finds(stubs, secure(server, ours))
+    assert finds(stubs, secure(server, ours, ours.client()))
+    assert refused(stubs, secure(server, ours, theirs.client()))
+
+
+def test_a_new_certificate_is_for_those_who_come_then(serve_tls, secure, stubs, ours):
+    old = ours.server()
+    server = serve_tls(identity=old)
+    assert certificate_of(server, ours) == old.der
+    stream = secure(server, ours).FindRange(stubs.Request(**ENDLESS))
+    next(stream)
+    new = ours.server("new")
+    new.write_to(*old.files)
+    wait_until(lambda: certificate_of(server, ours) == new.der)
+    assert finds(stubs, secure(server, ours))
+    # It goes on where it was.
+    for _ in range(3):
+        next(stream)
+    stream.cancel()
+    server.wait_for("new certificates are in use")
+
+
+def test_files_that_do_not_fit_together_change_nothing(serve_tls, ours):
+    old = ours.server()
+    server = serve_tls(identity=old)
+    other, new = ours.server("other"), ours.server("new")
+    replace(old.files[1], other.key, mode=0o600)
+    line = told_while_asked(server, ours, "certificates cannot be used")
+    assert "does not belong to the first certificate" in line
+    assert certificate_of(server, ours) == old.der
+    replace(old.files[0], b"")
+    line = told_while_asked(server, ours, "certificates cannot be used")
+    assert "there is no certificate in " in line
+    assert certificate_of(server, ours) == old.der
+    new.write_to(*old.files)
+    told_while_asked(server, ours, "new certificates are in use")
+    assert certificate_of(server, ours) == new.der
+    # Each was told once.
+    assert sum("cannot be used" in line for line in server.log) == 2
+
+
+def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
+    path = str(ours.folder / "clients.pem")
+    replace(path, ours.pem)
+    server = serve_tls("--tls-client-ca", path)
+    before, after = ours.client(), theirs.client("after")
+    assert finds(stubs, secure(server, ours, before))
+    replace(path, theirs.pem)
+
+    def is_taken():
+        try:
+            return finds(stubs, secure(server, ours, after))
+        except grpc.RpcError as error:
+            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            return False
+
+    wait_until(is_taken)
+    assert refused(stubs, secure(server, ours, before))
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")
+def test_only_http2_by_tls_1_2_and_1_3(serve_tls, ours):
+    server = serve_tls()
+    for version in [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]:
+        one = context(ours)
+        one.minimum_version = one.maximum_version = version
+        with connect_by(one, server) as tls:
+            assert tls.selected_alpn_protocol() == "h2"
+            session = tls.session
+        # Nothing is checked of a session that is taken up again.
+        with connect_by(one, server, session=session) as tls:
+            assert not tls.session_reused
+    old = context(ours)
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises(ssl.SSLError, match="(?i)alert (protocol version|handshake failure)"):
+        connect_by(old, server)
+    with pytest.raises(ssl.SSLError, match="(?i)no.application.protocol"):
+        connect_by(context(ours, alpn=["http/1.1"]), server)
+    with connect_by(context(ours, alpn=None), server) as tls:
+        assert tls.recv(1) == b""
+
+
+def test_what_is_wrong_with_the_files_is_told(ours, tmp_path):
+    good, other, empty = ours.server(), ours.server("other"), tmp_path / "empty.pem"
+    empty.write_text("nothing\n")
+    certificate, key = good.files
+    for flags, text in [
+        (["--tls-certificate", certificate], "--tls-certificate needs its key"),
+        (["--tls-key", key], "--tls-key needs its certificate"),
+        (["--tls-client-ca", ours.path], "of use with TLS alone"),
+        (["--tls-certificate", "/none", "--tls-key", key], "cannot read /none: No such file"),
+        (["--tls-certificate", key, "--tls-key", key], f"there is no certificate in {key}"),
+        (["--tls-certificate", certificate, "--tls-key", empty], "there is no private key in"),
+        (
+            ["--tls-certificate", certificate, "--tls-key", other.files[1]],
+            f"the key in {other.files[1]} does not belong to the first certificate in {certificate}",
+        ),
+        ([*good.flags("--tls"), "--tls-client-ca", empty], "there is no certificate in"),
+    ]:
+        for check in [[], ["--check"]]:
+            command = [HASHFINDER, "serve", "--port", "0", *flags, *check]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+            assert (done.returncode, done.stdout) == (2, ""), done
+            assert text in done.stderr and "-----BEGIN PRIVATE" not in done.stderr.replace(
+                "a line -----BEGIN PRIVATE KEY-----", ""
+            )
+
+
+def test_warnings(serve_tls, ours):
+    late = ours.server(valid_for=-DAY)
+    os.chmod(late.files[1], 0o644)
+    server = serve_tls(identity=late)
+    assert "the certificate has expired" in server.wait_for("certificate=")
+    server.wait_for("everybody on this machine can read the private key")
+
+
+def of_client(server, *flags, env=None, address=None, timeout="20s"):
+    """What `find` says of a server, having been asked for a name."""
+    command = [HASHFINDER, "find", "do", "--server", address or server.address, *flags]
+    command += ["--connect-timeout", timeout]
+    env = {**os.environ, **(env or {})}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S + 20, env=env
+    )
+
+
+def test_the_command_line_by_tls(serve_tls, ours):
+    server = serve_tls("--tls-client-ca", ours.path)
+    port = server.address.split(":")[1]
+    flags = ["--tls-ca", ours.path, *ours.client().flags()]
+    localhost = f"localhost:{port}"
+    for address, more in [
+        (server.address, []),
+        (localhost, ["--tls"]),
+        (f"https://{localhost}", []),
+        (f"https://{localhost}", ["--tls-server-name", "localhost"]),
+    ]:
+        done = of_client(server, *flags, *more, address=address)
+        assert done.returncode == 0 and "do" in done.stdout.split("\t")[0].lower(), done
+    by_system = of_client(serve_tls(), "--tls", env={"SSL_CERT_FILE": ours.path})
+    assert by_system.returncode == 0, by_system
+    listed = [HASHFINDER, "searches", "list", "--server", localhost, *flags]
+    done = subprocess.run(listed, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0 and "\tended\t" in done.stdout, done
+
+
+def test_the_command_line_tells_at_once_what_is_wrong(serve, serve_tls, ours, theirs):
+    server = serve_tls()
+    mutual = serve_tls("--tls-client-ca", ours.path)
+    plain = serve()
+    trusting = ["--tls-ca", ours.path]
+    late = serve_tls(identity=ours.server("late", valid_for=-DAY))
+    key_alone = ["--tls-client-key", ours.client().files[1]]
+    for to, flags, text in [
+        (server, ["--tls-ca", theirs.path], "from no authority that is trusted here"),
+        # Whatever this system trusts otherwise.
+        (server, ["--tls"], "from no authority that is trusted here"),
+        (
+            server,
+            [*trusting, "--tls-server-name", "a.example"],
+            "is for another name",
+        ),
+        (server, [*trusting, "--tls-server-name", "a b"], "can be no server's name"),
+        (server, ["--tls-ca", "/none"], "cannot read /none: No such file"),
+        (server, [*trusting, *key_alone], "--tls-client-key needs its certificate"),
+        (late, trusting, "has expired"),
+        (server, [], "or --tls if that is what it speaks"),
+        (plain, trusting, "does not speak TLS"),
+        (mutual, trusting, "wants to see a certificate of ours; give one with --tls-client-"),
+        (mutual, [*trusting, *theirs.client().flags()], "does not take our certificate"),
+    ]:
+        # So long nobody waits here.
+        env = {"SSL_CERT_FILE": theirs.path}
+        done = of_client(to, *flags, env=env, timeout="1h")
+        assert done.returncode == 5 and done.stdout == "", done
+        assert text in done.stderr and "waiting" not in done.stderr, (text, done)
+
+
+SECRET = "key7.3vQmS0g-_Zx9"
+
+
+class Curious:
+    """A server that wants to know who asks, and remembers what it was told."""
+
+    def __init__(self, v1, identity=None):
+        self.told = []
+
+        def search(_, request, context):
+            metadata = dict(context.invocation_metadata())
+            self.told.append(metadata.get("authorization"))
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "nobody knows you")
+
+        def list_searches(_, request, context):
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "not for you")
+
+        methods = dict(Search=search, ListSearches=list_searches)
+        servicer = type("Servicer", (v1.Servicer,), methods)
+        self.server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
+        v1.add_to_server(servicer(), self.server)
+        if identity:
+            credentials = grpc.ssl_server_credentials([(identity.key, identity.certificate)])
+            port = self.server.add_secure_port("127.0.0.1:0", credentials)
+        else:
+            port = self.server.add_insecure_port("127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        self.server.start()
+
+
+@pytest.fixture
+def curious(v1):
+    servers = []
+
+    def start(identity=None):
+        servers.append(Curious(v1, identity))
+        return servers[-1]
+
+    yield start
+    for one in servers:
+        one.server.stop(None)
+
+
+def test_a_credential_goes_with_every_call(curious, ours, tmp_path):
+    file, other = tmp_path / "credential", tmp_path / "other.toml"
+    file.write_text(f"{SECRET}\nwhatever\n")
+    other.write_text(f'credential-file = "{file}"\n')
+    by_variable = {"HASHFINDER_CREDENTIAL": "another"}
+    plain, secure = curious(), curious(ours.server())
+    for server, flags, env, sent in [
+        (plain, [], {}, None),
+        (plain, [], {"HASHFINDER_CREDENTIAL": ""}, None),
+        (plain, ["--credential-file", file], {}, SECRET),
+        (plain, [], by_variable, "another"),
+        (plain, ["--credential-file", file], by_variable, SECRET),
+        (plain, ["--config", other], {}, SECRET),
+        (plain, ["--config", other], by_variable, "another"),
+        (plain, [], {"HASHFINDER_CREDENTIAL_FILE": str(file)}, SECRET),
+        (secure, ["--tls-ca", ours.path, "--credential-file", file], {}, SECRET),
+    ]:
+        done = of_client(server, *flags, env=env)
+        assert server.told.pop() == (sent and f"Bearer {sent}")
+        assert done.returncode == 5, done
+        text = "does not know who asks: nobody knows you; give a credential that it takes with"
+        assert f"{text} --credential-file PATH or in HASHFINDER_CREDENTIAL" in done.stderr
+        assert "go on with: hashfinder find" in done.stderr
+        assert SECRET not in done.stderr and "another" not in done.stderr
+    listed = [HASHFINDER, "searches", "list", "--server", plain.address]
+    done = subprocess.run(listed, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 5, done
+    assert "does not allow that: not for you; if you may do it, give a credential" in done.stderr
+
+
+def test_a_credential_is_kept(tmp_path):
+    file, empty = tmp_path / "credential", tmp_path / "empty"
+    file.write_text(f"{SECRET}\n")
+    empty.write_text("\nx\n")
+    env = {"HASHFINDER_CREDENTIAL": SECRET}
+    # An address that is nobody's; it is not tried.
+    for flags, env in [(["--credential-file", file], {}), ([], env)]:
+        done = of_client(None, *flags, env=env, address="192.0.2.1:1", timeout="1h")
+        assert done.returncode == 5 and SECRET not in done.stderr, done
+        text = "a credential is not sent to 192.0.2.1:1 without TLS"
+        assert text in done.stderr and "--send-credential-unencrypted" in done.stderr
+    flags = ["--credential-file", file, "--send-credential-unencrypted"]
+    done = of_client(None, *flags, address="192.0.2.1:1", timeout="10ms")
+    assert "no server at 192.0.2.1:1 within 10ms" in done.stderr, done
+    for flags, env, place in [
+        (["--credential-file", empty], {}, f"the first line of {empty} holds no credential"),
+        (["--credential-file", "/none"], {}, "cannot read /none: No such file"),
+        ([], {"HASHFINDER_CREDENTIAL": "two words"}, "HASHFINDER_CREDENTIAL holds no credential"),
+    ]:
+        done = of_client(None, *flags, env=env, address="127.0.0.1:1")
+        assert done.returncode == 5 and place in done.stderr, done
+        assert "words" not in done.stderr
+    for command in [["config", "show"], ["config", "show", "--json"], ["config", "default"]]:
+        done = subprocess.run(
+            [HASHFINDER, *command],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            env={**os.environ, "HASHFINDER_CREDENTIAL": SECRET},
+        )
+        assert done.returncode == 0 and SECRET not in done.stdout + done.stderr, done
+        assert "HASHFINDER_CREDENTIAL" not in done.stderr

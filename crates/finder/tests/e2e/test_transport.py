@@ -1,0 +1,342 @@
+"""What connections may do, tried by a client that speaks HTTP/2 frame by frame (RFC 9113)."""
+
+import resource
+import select
+import socket
+import subprocess
+import time
+
+import grpc
+import pytest
+from conftest import HASHFINDER, PATIENCE_S, SIGTERM
+from test_contract import HARD
+from test_wire import PREFACE
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 2, 3, 4, 6, 7, 8
+END_STREAM, ACK, END_HEADERS = 1, 1, 4
+INITIAL_WINDOW_SIZE = 4
+
+
+def frame(kind, flags=0, stream=0, payload=b""):
+    head = len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big")
+    return head + payload
+
+
+def headers(*fields):
+    """A header block without compression (RFC 7541, 6.2.2)."""
+    text = lambda value: hpack_length(len(value)) + value.encode()
+    return b"".join(b"\0" + text(name) + text(value) for name, value in fields)
+
+
+def hpack_length(length):
+    if length < 127:
+        return bytes([length])
+    rest = length - 127
+    out = bytearray([127])
+    while rest >= 128:
+        out.append(rest % 128 + 128)
+        rest //= 128
+    return bytes([*out, rest])
+
+
+def call(path):
+    return headers(
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "localhost"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    )
+
+
+class Raw:
+    """A connection that does as it is told, and answers what HTTP/2 has answered."""
+
+    def __init__(self, server, source="127.0.0.1", settings=b""):
+        host, port = server.address.rsplit(":", 1)
+        where = (host, int(port))
+        self.socket = socket.create_connection(where, PATIENCE_S, source_address=(source, 0))
+        self.settings = settings
+        self._buffer = b""
+        self.seen = []
+
+    def greet(self):
+        self.socket.sendall(PREFACE + frame(SETTINGS, payload=self.settings))
+        self.until(SETTINGS)
+        return self
+
+    def send(self, *frames):
+        self.socket.sendall(b"".join(frames))
+
+    def call(self, path, message, stream=1):
+        prefixed = b"\0" + len(message).to_bytes(4, "big") + message
+        self.send(frame(HEADERS, END_HEADERS, stream, call(path)))
+        self.send(frame(DATA, END_STREAM, stream, prefixed))
+
+    def find(self, stubs, name="aa", stream=1):
+        message = stubs.Request(desired_name=name).SerializeToString()
+        self.call("/hash_name.HashFinder/Find", message, stream)
+        while True:
+            kind, flags, of, _ = self.until(HEADERS)
+            if of == stream and flags & END_STREAM:
+                return
+
+    def next(self):
+        """The next frame as (kind, flags, stream, payload), or None at the end."""
+        while len(self._buffer) < 9 or len(self._buffer) < 9 + self._length():
+            try:
+                chunk = self.socket.recv(65536)
+            except ConnectionResetError:
+                chunk = b""
+            if not chunk:
+                return None
+            self._buffer += chunk
+        end = 9 + self._length()
+        head, payload = self._buffer[:9], self._buffer[9:end]
+        self._buffer = self._buffer[end:]
+        got = head[3], head[4], int.from_bytes(head[5:9], "big"), payload
+        self.seen.append(got)
+        if got[0] in (SETTINGS, PING) and not got[1] & ACK:
+            try:
+                self.send(frame(got[0], ACK, payload=payload if got[0] == PING else b""))
+            except OSError:
+                pass
+        return got
+
+    def _length(self):
+        return int.from_bytes(self._buffer[:3], "big")
+
+    def until(self, kind):
+        while got := self.next():
+            if got[0] == kind:
+                return got
+        pytest.fail(f"the connection ended before a frame of kind {kind}: {self.seen}")
+
+    def rest(self):
+        """The kinds of all frames up to the connection's end."""
+        kinds = []
+        while got := self.next():
+            kinds.append(got[0])
+        return kinds
+
+    def close(self):
+        self.socket.close()
+
+
+@pytest.fixture
+def raw():
+    connections = []
+
+    def connect(*arguments, **kwargs):
+        connections.append(Raw(*arguments, **kwargs))
+        return connections[-1]
+
+    yield connect
+    for connection in connections:
+        connection.close()
+
+
+def test_who_says_nothing_is_cut_off(serve, raw):
+    server = serve("--handshake-timeout", "300ms")
+    silent, half = raw(server), raw(server)
+    half.send(PREFACE[:10])
+    no_settings = raw(server)
+    no_settings.send(PREFACE)
+    assert silent.rest() == []
+    assert GOAWAY not in half.rest()
+    assert GOAWAY not in no_settings.rest()
+
+
+def test_who_asks_nothing_is_told_to_leave(serve, raw):
+    server = serve("--handshake-timeout", "100ms", "--first-request-timeout", "200ms")
+    kinds = raw(server).greet().rest()
+    assert GOAWAY in kinds
+
+
+def test_an_idle_connection_is_told_to_leave_and_a_busy_one_stays(serve, raw, stubs, connect):
+    server = serve("--idle-timeout", "200ms", "--maximum-hashes", str(10**15))
+    stub = connect(server)
+    stream = stub.FindRange(stubs.Request(desired_name=HARD, interesting_hamming_distance=21))
+    next(stream)
+    idle = raw(server).greet()
+    idle.find(stubs)
+    _, _, _, payload = idle.until(GOAWAY)
+    # NO_ERROR: whoever is told so makes its next call on another connection.
+    assert int.from_bytes(payload[4:8], "big") == 0
+    idle.rest()
+    # As long, and busy in the meantime.
+    assert next(stream).secret
+    stream.cancel()
+    # The library does that by itself.
+    for _ in range(3):
+        assert stub.Find(stubs.Request(desired_name="aa")).secret
+
+
+def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, pb):
+    server = serve("--maximum-connection-age", "300ms", "--connection-grace", "100ms")
+    stream = connect(server).FindRange(stubs.Request(desired_name=HARD))
+    with pytest.raises(grpc.RpcError) as error:
+        next(stream)
+    assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert b"hf1_" in dict(error.value.trailing_metadata())["grpc-status-details-bin"]
+    # Age comes to connections, not to clients.
+    stub = connect(server)
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        assert stub.Find(stubs.Request(desired_name="aa")).secret
+
+
+def test_an_address_has_no_more_connections_than_its_share(serve, raw, stubs):
+    server = serve("--maximum-connections-per-address", "2")
+    kept = [raw(server).greet() for _ in range(2)]
+    assert raw(server).rest() == []
+    other = raw(server, source="127.0.0.2").greet()
+    for connection in [*kept, other]:
+        connection.find(stubs)
+    kept[0].close()
+    # Its place is free as soon as the server has noticed.
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        again = raw(server)
+        again.send(PREFACE + frame(SETTINGS))
+        if again.next():
+            break
+        assert time.monotonic() < deadline
+    again.find(stubs)
+
+
+def test_silent_connections_make_room_for_those_that_speak(serve, raw, stubs):
+    server = serve("--maximum-connections", "4", "--maximum-connections-per-address", "4")
+    speaking = raw(server).greet()
+    silent = [raw(server, source="127.0.0.2") for _ in range(3)]
+    newcomers = [raw(server, source="127.0.0.3").greet() for _ in range(3)]
+    for connection in silent:
+        assert connection.rest() == []
+    # All four speak, so there is no room any more.
+    assert raw(server, source="127.0.0.4").rest() == []
+    for connection in [speaking, *newcomers]:
+        connection.find(stubs)
+
+
+@pytest.mark.parametrize(
+    ("flood", "reason"),
+    [
+        (frame(PING, payload=bytes(8)), "too_many_control_frames"),
+        (frame(PRIORITY, stream=1, payload=bytes(5)), "too_many_control_frames"),
+        (frame(77, payload=bytes(8)), "too_many_control_frames"),
+    ],
+    ids=["ping", "priority", "unknown"],
+)
+def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
+    serve, raw, stubs, connect, flood, reason
+):
+    server = serve("--maximum-control-frames-per-second", "100")
+    healthy = connect(server)
+    # Another address, for those of one share what they may do.
+    hostile = raw(server, source="127.0.0.2").greet()
+    hostile.socket.setblocking(False)
+    sent, ended = 0, False
+    deadline = time.monotonic() + PATIENCE_S
+    while not ended:
+        assert time.monotonic() < deadline, "nobody cut it off"
+        readable, writable, _ = select.select([hostile.socket], [hostile.socket], [], 0.05)
+        try:
+            if readable and not hostile.socket.recv(1 << 20):
+                ended = True
+            if writable:
+                sent += hostile.socket.send(flood * 1000)
+        except BlockingIOError:
+            pass
+        except OSError:
+            ended = True
+        assert healthy.Find(stubs.Request(desired_name="aa")).secret
+    assert reason in server.wait_for("connection closed")
+
+
+def test_streams_beyond_the_rate_are_late_and_not_lost(serve, stubs, connect):
+    server = serve("--maximum-streams-per-second", "100")
+    stub = connect(server)
+    calls = [stub.Find.future(stubs.Request(desired_name="aa")) for _ in range(300)]
+    assert all(call.result(PATIENCE_S).secret for call in calls)
+
+
+def not_read(pb, finder, server, count=1):
+    """Waits until so many searches have ended unread; gives them."""
+    ended = {}
+    request = pb.WatchSearchesRequest(interval={"nanos": 100_000_000})
+    for told in finder(server).WatchSearches(request, timeout=PATIENCE_S):
+        for search in told.searches:
+            if search.state == pb.SEARCH_STATE_ENDED:
+                ended[search.search_id] = search
+        if len(ended) == count:
+            return list(ended.values())
+
+
+def test_a_stream_that_is_not_read_loses_its_search_and_no_work(serve, raw, stubs, finder, pb):
+    flags = "--stream-stall-timeout", "400ms", "--connection-grace", "1m"
+    server = serve(*flags, "--maximum-concurrent-rpcs", "1")
+    no_window = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
+    reader = raw(server, settings=no_window).greet()
+    request = stubs.Request(desired_name=HARD, interesting_hamming_distance=21)
+    reader.call("/hash_name.HashFinder/FindRange", request.SerializeToString())
+    (search,) = not_read(pb, finder, server)
+    assert search.end_reason == pb.END_REASON_STREAM_NOT_READ and search.cursor
+    # Its place is free for others.
+    other = raw(server).greet()
+    other.find(stubs)
+    # And whoever reads after all gets what there was, and the cursor.
+    window = (1 << 24).to_bytes(4, "big")
+    reader.send(
+        frame(WINDOW_UPDATE, payload=window), frame(WINDOW_UPDATE, stream=1, payload=window)
+    )
+    while True:
+        _, flags, _, block = reader.until(HEADERS)
+        if flags & END_STREAM:
+            break
+    assert any(kind == DATA and payload for kind, _, _, payload in reader.seen)
+    # In HPACK's Huffman code or plain; either way it is the one that is longer than a few bytes.
+    assert len(block) > 100
+
+
+def test_a_connection_that_reads_nothing_is_closed(serve, raw, stubs, finder, pb):
+    server = serve("--stream-stall-timeout", "300ms", "--connection-grace", "200ms")
+    no_window = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
+    reader = raw(server, settings=no_window).greet()
+    message = stubs.Request(desired_name=HARD, interesting_hamming_distance=21).SerializeToString()
+    for stream in (1, 3, 5):
+        reader.call("/hash_name.HashFinder/FindRange", message, stream)
+    not_read(pb, finder, server, count=3)
+    kinds = reader.rest()
+    assert GOAWAY in kinds
+    server.call_ended(method='"FindRange"', work='"stopped"')
+
+
+def test_headers_have_a_length(serve, raw, stubs):
+    server = serve("--maximum-header-list", "2048")
+    connection = raw(server).greet()
+    long = call("/hash_name.HashFinder/Find") + headers(("x", "y" * 3000))
+    connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, long))
+    _, flags, stream, block = connection.until(HEADERS)
+    # 431 Request Header Fields Too Large.
+    assert stream == 1 and b"431" in block or len(block) < 20
+    connection.find(stubs, stream=3)
+
+
+def test_a_drain_says_goaway(serve, raw, stubs):
+    server = serve()
+    connection = raw(server).greet()
+    connection.find(stubs)
+    server.send(SIGTERM)
+    assert GOAWAY in connection.rest()
+    assert server.wait() == 0
+
+
+def test_more_connections_than_files_are_refused_before_anything_else():
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    command = [HASHFINDER, "serve", "--port", "0", "--maximum-connections", "1000"]
+    for check in ([], ["--check"]):
+        done = subprocess.run(
+            [*command, *check], capture_output=True, text=True, preexec_fn=few, timeout=PATIENCE_S
+        )
+        assert done.returncode == 2 and "LimitNOFILE" in done.stderr, done

@@ -18,7 +18,7 @@ pub(crate) enum Rule {
 }
 
 /// Every method of every service that there is. SECURITY.md has the same table for people.
-const RULES: [(&str, Rule); 12] = [
+pub(super) const RULES: [(&str, Rule); 11] = [
     ("hash_name.HashFinder/Find", Rule::Needs(Role::User)),
     ("hash_name.HashFinder/FindRange", Rule::Needs(Role::User)),
     ("hashfinder.v1.Finder/Search", Rule::Needs(Role::User)),
@@ -32,7 +32,6 @@ const RULES: [(&str, Rule); 12] = [
     // Whoever balances the load has no credential, and learns no more than that there is a server.
     ("grpc.health.v1.Health/Check", Rule::Anyone),
     ("grpc.health.v1.Health/Watch", Rule::Anyone),
-    ("grpc.health.v1.Health/List", Rule::Anyone),
     (
         "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         Rule::Needs(Role::User),
@@ -60,7 +59,7 @@ impl Rules {
         Rules::of(&RULES, descriptors)
     }
 
-    fn of(rules: &[(&'static str, Rule)], descriptors: &[&[u8]]) -> Result<Rules> {
+    pub(super) fn of(rules: &[(&'static str, Rule)], descriptors: &[&[u8]]) -> Result<Rules> {
         let mut unused: HashMap<&str, _> = rules.iter().map(|rule| (rule.0, *rule)).collect();
         ensure!(unused.len() == rules.len(), "a method has two rules");
         let mut of_paths = HashMap::new();

@@ -6,6 +6,7 @@
 mod attack;
 mod cancel;
 mod engine;
+mod fuzz;
 mod image;
 mod peers;
 mod results;
@@ -36,6 +37,10 @@ commands:
   image   build the static program of packaging/Containerfile as that does, and run it where there is
           nothing else; takes a few minutes
   attack  attack a server in every way that there is, for half a minute each, and write SECURITY.md
+  fuzz [TARGET] [--seconds N | --runs N] [--leaks] [--keep] [--results]
+          make up inputs for each fuzz target, or one: for 400 seconds each if nothing else is said;
+          --leaks looks for leaks too, and needs a nightly compiler; --keep puts what was found
+          into the corpus, and --results the figures into SECURITY.md
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
 
 /// Where the end-to-end tests are, below the root.
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
         ["bench", "cancel"] => cancel::run(),
         ["image"] => image::run(),
         ["attack"] => attack::run(),
+        ["fuzz", ref rest @ ..] => fuzz::run(rest),
         ["picture"] => picture(),
         _ => {
             eprintln!("{USAGE}");
@@ -143,14 +149,9 @@ fn test() -> Result<()> {
         &mut cargo("test -p hashfinder-kernels -- --nocapture"),
     )?;
     if runs(Command::new("c++").arg("--version")) {
-        // It needs a nightly compiler to run, and none to be compiled.
-        step(
-            "the fuzz target",
-            cargo("check --manifest-path fuzz/Cargo.toml")
-                .env("CARGO_TARGET_DIR", target().join("fuzz")),
-        )?;
+        fuzz::short()?;
     } else {
-        skipped.push("the fuzz target: needs c++");
+        skipped.push("fuzzing: needs c++");
     }
     match other_architecture()? {
         Checked::Tested => {}

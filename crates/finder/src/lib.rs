@@ -13,6 +13,8 @@ mod config;
 mod connection;
 mod estimate;
 mod find;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod keys;
 mod log;
 mod manual;

@@ -18,16 +18,18 @@ use tonic::{
     service::{LayerExt, Routes},
 };
 use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tower_layer::Layer;
 
 use crate::{
-    auth::{Auth, AuthLayer, Rules, check_exposure},
+    auth::{Auth, AuthLayer, AuthService, Rules, check_exposure},
     cli::{BudgetStatus, Exit, QuotaArguments, ServeArguments, open_files, say},
     log,
-    metrics::{self, Calls, CallsLayer, Counts, Exporter},
+    metrics::{self, Calls, CallsLayer, CallsService, Counts, Exporter},
     rpc::{
-        ALL_DESCRIPTORS, AddressLimits, CallError, DESCRIPTORS, EdgeLayer, FinderService,
-        HashFinderService, Limits, RateLimitLayer, RateLimits, Searches, WatchAside,
+        ALL_DESCRIPTORS, AddressLimits, CallError, DESCRIPTORS, EdgeLayer, EdgeService,
+        FinderService, HashFinderService, Limits, RateLimitLayer, RateLimitService, RateLimits,
+        Refusals, Searches, WatchAside,
         pb::hash_finder_server::{self, HashFinderServer},
         v1pb::finder_server,
     },
@@ -159,37 +161,23 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         let status = tonic_health::ServingStatus::Serving;
         health.set_service_status(service, status).await;
     }
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let finder = FinderService::new(Arc::clone(&searches), kernel);
-    let reference =
-        HashFinderServer::new(HashFinderService::new(Arc::clone(&searches), budget_code));
-    let aside = CallContextLayer::with_drain(drain.aside());
-    let routes = Routes::default()
-        .add_service(aside.named_layer(health_service))
-        .add_service(aside.named_layer(reflection().build_v1()?))
-        .add_service(aside.named_layer(reflection().build_v1alpha()?))
-        .add_service(WatchAside::new(finder, &drain))
-        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
-        .prepare();
-    let service = AuthLayer::new(
-        auth,
-        rules,
-        calls.clone(),
-        refusals.clone(),
-        rate_limits.clone(),
-    );
-    let service = RateLimitLayer::new(rate_limits, calls.clone(), refusals.clone())
-        .layer(service.layer(routes));
-    let edge = EdgeLayer::new(calls.clone(), refusals, arguments.quota.request_timeout);
-    let counted = CallsLayer {
+    let around = Around {
         calls,
         traces: traces.clone(),
+        refusals,
+        request_timeout: arguments.quota.request_timeout,
+        rate_limits,
+        auth,
+        rules,
     };
-    let service = counted.layer(edge.layer(service));
+    let service = served(
+        around,
+        Arc::clone(&searches),
+        kernel,
+        budget_code,
+        &drain,
+        health_service,
+    )?;
     let stop = Arc::clone(&searches);
     let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
     let server = transport::Server::new(service, tls, connections, connection_counts, on_close);
@@ -248,6 +236,70 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let lost_lines = log.lost_lines().count();
     tracing::info!(lost_lines, lost_spans, "stopped");
     Ok(Exit::Success)
+}
+
+/// What looks at every call, whatever it asks for.
+pub(crate) struct Around {
+    pub(crate) calls: Calls,
+    pub(crate) traces: Option<Traces>,
+    pub(crate) refusals: Refusals,
+    pub(crate) request_timeout: Duration,
+    pub(crate) rate_limits: RateLimits,
+    pub(crate) auth: Arc<Auth>,
+    pub(crate) rules: Rules,
+}
+
+/// What a connection is served with.
+pub(crate) type Served = CallsService<EdgeService<RateLimitService<AuthService<Routes>>>>;
+
+/// The services, and the layers around them.
+///
+/// # Errors
+///
+/// If the descriptors that reflection shows cannot be read, which a test would have seen.
+pub(crate) fn served(
+    around: Around,
+    searches: Arc<Searches>,
+    kernel: Kernel,
+    budget_code: Code,
+    drain: &Drain,
+    health: HealthServer<impl Health>,
+) -> Result<Served> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let finder = FinderService::new(Arc::clone(&searches), kernel);
+    let reference = HashFinderServer::new(HashFinderService::new(searches, budget_code));
+    let aside = CallContextLayer::with_drain(drain.aside());
+    let routes = Routes::default()
+        .add_service(aside.named_layer(health))
+        .add_service(aside.named_layer(reflection().build_v1()?))
+        .add_service(aside.named_layer(reflection().build_v1alpha()?))
+        .add_service(WatchAside::new(finder, drain))
+        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
+        .prepare();
+    let Around {
+        calls,
+        traces,
+        refusals,
+        request_timeout,
+        rate_limits,
+        auth,
+        rules,
+    } = around;
+    let auth = AuthLayer::new(
+        auth,
+        rules,
+        calls.clone(),
+        refusals.clone(),
+        rate_limits.clone(),
+    );
+    let limited = RateLimitLayer::new(rate_limits, calls.clone(), refusals.clone());
+    let edge = EdgeLayer::new(calls.clone(), refusals, request_timeout);
+    let counted = CallsLayer { calls, traces };
+    Ok(counted.layer(edge.layer(limited.layer(auth.layer(routes)))))
 }
 
 /// Says where it would listen, or what keeps it from that, as far as this can be known without

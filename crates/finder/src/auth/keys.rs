@@ -215,6 +215,12 @@ impl KeyFile {
         &self.entries
     }
 
+    /// As it would be written.
+    #[cfg(fuzzing)]
+    pub(super) fn text(&self) -> String {
+        self.document.to_string()
+    }
+
     /// Reads a file of keys.
     ///
     /// # Errors
@@ -237,7 +243,7 @@ impl KeyFile {
         }
     }
 
-    fn parse(text: &str) -> Result<KeyFile> {
+    pub(super) fn parse(text: &str) -> Result<KeyFile> {
         // What the parser says would quote the file.
         let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
             let before = error.span().and_then(|span| text.get(..span.start));

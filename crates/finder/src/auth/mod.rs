@@ -6,6 +6,8 @@
 
 mod calls;
 mod exposure;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod jwt;
 pub(crate) mod keys;
 mod layer;
@@ -19,7 +21,12 @@ use http::{HeaderMap, HeaderValue, header};
 use tonic_cancel::CallContext;
 
 use self::{calls::Calls, jwt::Tokens, keys::Keys};
-pub(crate) use self::{exposure::check_exposure, jwt::Algorithm, layer::AuthLayer, rules::Rules};
+pub(crate) use self::{
+    exposure::check_exposure,
+    jwt::Algorithm,
+    layer::{AuthLayer, AuthService},
+    rules::Rules,
+};
 use crate::{
     cli::AuthArguments,
     transport::{ClientName, Peer},

@@ -40,13 +40,22 @@ impl File {
     pub(super) fn read(path: &Path, settings: &Settings) -> Result<File> {
         let text = fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        File::of(path, &text, settings)
+    }
+
+    /// What a file with this text says.
+    ///
+    /// # Errors
+    ///
+    /// If it is not TOML, or holds a table or key that is no setting.
+    pub(super) fn of(path: &Path, text: &str, settings: &Settings) -> Result<File> {
         let mut reader = Reader {
             path,
-            text: &text,
+            text,
             settings,
             entries: BTreeMap::new(),
         };
-        match DeTable::parse(&text) {
+        match DeTable::parse(text) {
             Ok(table) => reader.table(&[], table.get_ref())?,
             Err(error) => {
                 let start = error.span().map_or(0, |span| span.start);
@@ -58,6 +67,12 @@ impl File {
             path: path.to_owned(),
             entries: reader.entries,
         })
+    }
+
+    /// Whether it sets nothing.
+    #[cfg(fuzzing)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// What a table of it gives to a setting.

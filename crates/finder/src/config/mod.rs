@@ -8,6 +8,8 @@
 //! `kernel` at the top of the file. What is for one command goes before what is for all.
 
 mod file;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod report;
 
 use std::{

@@ -24,7 +24,7 @@ use prometheus_client::{
 use tonic_cancel::Drain;
 
 pub(crate) use self::{
-    calls::{Calls, CallsLayer},
+    calls::{Calls, CallsLayer, CallsService},
     exporter::Exporter,
 };
 use crate::{

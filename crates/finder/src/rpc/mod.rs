@@ -4,6 +4,8 @@ mod answer;
 mod call;
 mod edge;
 mod finder;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod hash_name;
 mod query;
 mod rate_limit;
@@ -13,12 +15,12 @@ mod searches;
 mod status;
 mod told_to_stop;
 
-pub(crate) use edge::EdgeLayer;
+pub(crate) use edge::{EdgeLayer, EdgeService};
 pub(crate) use finder::{
     FinderService, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL, WatchAside,
 };
 pub(crate) use hash_name::HashFinderService;
-pub(crate) use rate_limit::{AddressLimits, RateLimitLayer, RateLimits};
+pub(crate) use rate_limit::{AddressLimits, RateLimitLayer, RateLimitService, RateLimits};
 pub(crate) use refusals::{Refusals, Unfit};
 pub(crate) use searches::{Limits, Searches};
 pub(crate) use status::{CallError, Details};

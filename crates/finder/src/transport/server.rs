@@ -207,6 +207,25 @@ where
             .await;
     }
 
+    /// Serves a connection that is no socket, as if it were the only one.
+    #[cfg(fuzzing)]
+    pub(crate) async fn serve_one<I>(&self, io: I)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (limits, began, peer) = (
+            self.limits,
+            Instant::now(),
+            Peer::new(super::peer::Who::Nobody, 0),
+        );
+        let admission = Admission::new(limits.connections, limits.of_address, limits.flood);
+        let place = admission.admit(peer.client(), began);
+        let place = place.expect("the first connection has a place");
+        place.spoke();
+        let leaving = CancellationToken::new();
+        self.converse(io, peer, &place, leaving, began).await;
+    }
+
     /// Answers what comes, for as long as the connection may last.
     async fn converse<I>(
         &self,

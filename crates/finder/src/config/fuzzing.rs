@@ -1,0 +1,61 @@
+//! What the fuzzer asks of a configuration's file.
+
+use std::{collections::BTreeMap, path::Path, sync::LazyLock};
+
+use clap::{Command, FromArgMatches};
+
+use super::{File, Settings, Sources, command, literal, set_default, takes_negative_numbers};
+use crate::cli::Cli;
+
+/// Reads a text as the configuration's file, and goes as far with it as every command would.
+///
+/// # Panics
+///
+/// If a mistake in it is told without a word, if what is set is not what is read back where it was written as
+/// `config show` writes it, or if flags that were found right one by one make a command line that cannot be
+/// read.
+pub fn config(text: &str) {
+    static PROGRAM: LazyLock<(Command, Settings)> = LazyLock::new(|| {
+        let program = takes_negative_numbers(command());
+        let settings = Settings::of(&program);
+        (program, settings)
+    });
+    let (program, settings) = &*PROGRAM;
+    let read = |text: &str| File::of(Path::new("config.toml"), text, settings);
+    let sources = match read(text) {
+        Ok(file) if file.is_empty() => return,
+        Ok(file) => Sources {
+            variables: BTreeMap::new(),
+            file: Some(file),
+        },
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    for path in settings.paths() {
+        let resolved = match settings.resolve(path, &sources, &[], program) {
+            Ok(resolved) => resolved,
+            Err(error) => {
+                assert!(!error.to_string().is_empty());
+                continue;
+            }
+        };
+        if resolved.given.is_empty() {
+            continue;
+        }
+        let mut program = program.clone();
+        for given in &resolved.given {
+            let (setting, literal) = (given.setting, literal(given.setting, &given.values));
+            let written = format!("[{}]\n{} = {literal}\n", path.join("."), setting.name);
+            let again = read(&written).and_then(|file| file.given(setting, path));
+            let again = again.map(|again| again.map(|(values, _)| values));
+            let again = again.unwrap_or_else(|error| panic!("{written:?}: {error:#}"));
+            assert_eq!(again.as_ref(), Some(&given.values), "{written:?}");
+            program = set_default(program, path, given);
+        }
+        let line = ["hashfinder"].into_iter();
+        let line = line.chain(path.iter().map(String::as_str));
+        // It may lack what no file can give, what to look for for one.
+        if let Ok(matches) = program.try_get_matches_from(line) {
+            Cli::from_arg_matches(&matches).expect("what clap matched is a command line");
+        }
+    }
+}

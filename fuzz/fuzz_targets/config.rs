@@ -1,0 +1,5 @@
+//! The configuration's file.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|text: &str| hashfinder::fuzzing::config(text));

@@ -1,0 +1,47 @@
+//! A whole server, by the bytes of one connection.
+
+#![no_main]
+
+mod frames;
+
+use std::cell::LazyCell;
+
+use arbitrary::Arbitrary;
+use frames::{Frame, Writer};
+use hashfinder::fuzzing::{Server, Step};
+use libfuzzer_sys::fuzz_target;
+
+thread_local! {
+    // It takes longer to start than a connection takes.
+    static SERVER: LazyCell<Server> = const { LazyCell::new(Server::start) };
+}
+
+#[derive(Arbitrary, Debug)]
+struct Conversation<'a> {
+    has_no_preface: bool,
+    acts: Vec<Act<'a>>,
+    /// What a client of another kind sends.
+    rest: &'a [u8],
+}
+
+#[derive(Arbitrary, Debug)]
+enum Act<'a> {
+    Frame(Frame<'a>),
+    Wait,
+}
+
+fuzz_target!(|conversation: Conversation<'_>| {
+    let mut steps = Vec::new();
+    let mut writer = Writer::default();
+    if !conversation.has_no_preface {
+        writer.preface();
+    }
+    for act in &conversation.acts {
+        match act {
+            Act::Frame(frame) => writer.frame(frame),
+            Act::Wait => steps.extend([Step::Send(writer.take()), Step::Wait]),
+        }
+    }
+    steps.push(Step::Send([&writer.take(), conversation.rest].concat()));
+    SERVER.with(|server| server.connection(steps));
+});

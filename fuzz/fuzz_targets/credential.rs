@@ -1,0 +1,5 @@
+//! Credentials, and the file of API keys.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hashfinder::fuzzing::credential(data));

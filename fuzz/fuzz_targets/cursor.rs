@@ -1,0 +1,39 @@
+//! Cursors: as they come, and as fields whose checksum was put right, which no fuzzer would guess.
+
+#![no_main]
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use hashfinder_search::Cursor;
+use libfuzzer_sys::fuzz_target;
+use sha1::{Digest, Sha1};
+
+fuzz_target!(|data: &[u8]| {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let text = match kind % 4 {
+        0 => match str::from_utf8(rest) {
+            Ok(text) => text.to_owned(),
+            Err(_) => return,
+        },
+        1 => closed("hf1_", rest),
+        _ => closed("hf2_", rest),
+    };
+    let Ok(cursor) = text.parse::<Cursor>() else {
+        return;
+    };
+    assert!(cursor.frontier() <= cursor.query().keyspace().end());
+    // Another text may say the same, but not one that we print.
+    let printed = cursor.to_string();
+    assert_eq!(printed.parse().as_ref(), Ok(&cursor), "{text}");
+    assert_eq!(Cursor::new(&cursor.query(), cursor.frontier()), cursor);
+});
+
+fn closed(prefix: &str, fields: &[u8]) -> String {
+    let sum = Sha1::new()
+        .chain_update(prefix)
+        .chain_update(fields)
+        .finalize();
+    let closed = [fields, &sum[..4]].concat();
+    format!("{prefix}{}", BASE64_URL_SAFE_NO_PAD.encode(closed))
+}

@@ -1,0 +1,5 @@
+//! The messages of both contracts that ask for a search.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hashfinder::fuzzing::request(data));

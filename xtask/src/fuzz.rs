@@ -1,0 +1,393 @@
+//! `cargo xtask fuzz`: what strangers can send, made up by libFuzzer.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Mutex,
+    thread,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{cargo, results, root, runs, step, target};
+
+/// The targets, and how many inputs of each the tests take: a few seconds' worth, and the same in each run but
+/// for what threads add to chance.
+const TARGETS: [(&str, u64); 6] = [
+    ("config", 20_000),
+    ("connection", 6_000),
+    ("credential", 200_000),
+    ("cursor", 300_000),
+    ("kernels", 8_000),
+    ("request", 500_000),
+];
+
+/// How long the long run takes for each target, in seconds: with two processes at a time a quarter of an hour
+/// in all, and twice as many inputs as have to be.
+const SECONDS: u64 = 400;
+
+/// How long one input may take, in seconds; the slowest takes some hundredths.
+const INPUT_SECONDS: u64 = 20;
+
+/// How many mebibytes a target may hold: many times what they hold, so that what grows is seen.
+const MEMORY: u64 = 1024;
+
+/// How many inputs of a target are kept in the repository: the hundred that add most come by 19 of 20 edges.
+const KEPT: usize = 100;
+
+/// What counts the edges that an input comes by, compares what is compared to what was tried, and leaves
+/// the checks in. It is what `cargo fuzz --sanitizer none` gives to rustc, which any compiler understands.
+const INSTRUMENTED: &str = "--cfg fuzzing -Cpasses=sancov-module \
+    -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+    -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares \
+    -Cdebug-assertions -Ccodegen-units=1";
+
+/// Whatever the command line says.
+#[derive(Default)]
+struct Options {
+    target: Option<&'static str>,
+    seconds: Option<u64>,
+    runs: Option<u64>,
+    leaks: bool,
+    keep: bool,
+    results: bool,
+}
+
+impl Options {
+    fn of(arguments: &[&str]) -> Result<Options> {
+        let mut options = Options::default();
+        let mut arguments = arguments.iter();
+        while let Some(argument) = arguments.next() {
+            let mut number = || {
+                let number = arguments.next().and_then(|number| number.parse().ok());
+                number.with_context(|| format!("{argument} takes a number"))
+            };
+            match *argument {
+                "--seconds" => options.seconds = Some(number()?),
+                "--runs" => options.runs = Some(number()?),
+                "--leaks" => options.leaks = true,
+                "--keep" => options.keep = true,
+                "--results" => options.results = true,
+                name => {
+                    let known = TARGETS.iter().find(|(target, _)| *target == name);
+                    let names = TARGETS.map(|(target, _)| target).join(", ");
+                    let known = known.with_context(|| format!("the targets are {names}"))?;
+                    options.target = Some(known.0);
+                }
+            }
+        }
+        Ok(options)
+    }
+
+    fn targets(&self) -> Vec<&'static str> {
+        let names = TARGETS.iter().map(|(name, _)| *name);
+        names
+            .filter(|name| self.target.is_none_or(|target| target == *name))
+            .collect()
+    }
+}
+
+/// The long run: as many targets at a time as there are cores, and a table of what they did.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    let options = Options::of(arguments)?;
+    let build = Build {
+        with_leaks: options.leaks,
+    };
+    build.build()?;
+    let limit = match (options.runs, options.seconds) {
+        (Some(runs), _) => format!("-runs={runs}"),
+        (None, seconds) => format!("-max_total_time={}", seconds.unwrap_or(SECONDS)),
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let began = Instant::now();
+    let waiting = Mutex::new(options.targets());
+    let done = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(name) = next(&waiting) {
+                    println!("== fuzzing {name}");
+                    let figures = build.fuzz(name, &found(name), &[&limit]);
+                    if let Ok(mut done) = done.lock() {
+                        done.insert(name, figures);
+                    }
+                }
+            });
+        }
+    });
+    let done = done.into_inner().ok().context("a target panicked")?;
+    let mut table = String::from(
+        "| target | inputs | a second | edges seen | inputs kept | peak RSS |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    let (mut inputs, mut failed) = (0, Vec::new());
+    for (name, figures) in done {
+        match figures {
+            Ok(figures) => {
+                inputs += figures.inputs;
+                writeln!(table, "| {name} | {figures}")?;
+            }
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    let (minutes, sanitizer) = (
+        began.elapsed().as_secs_f64() / 60.0,
+        if options.leaks {
+            ", with AddressSanitizer and LeakSanitizer"
+        } else {
+            ""
+        },
+    );
+    let text = format!(
+        "{inputs} inputs in {minutes:.0} minutes on {}, {cores} processes at a time{sanitizer}; failures: {}.\n\n{table}",
+        results::cpu(),
+        failed.len(),
+    );
+    println!("{text}");
+    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    if options.keep {
+        for name in options.targets() {
+            build.keep(name)?;
+        }
+    }
+    if options.results {
+        write_results(&text)?;
+    }
+    Ok(())
+}
+
+/// The short run, for the tests: the corpus, and some inputs made up from it.
+pub(crate) fn short() -> Result<()> {
+    let build = Build { with_leaks: false };
+    build.build()?;
+    for (name, runs) in TARGETS {
+        let began = Instant::now();
+        // An empty folder, so that what other runs have found makes no difference.
+        let new = folder().join("short").join(name);
+        if new.exists() {
+            fs::remove_dir_all(&new).context("cannot remove what was found before")?;
+        }
+        let figures = build.fuzz(name, &new, &[&format!("-runs={runs}"), "-seed=1"])?;
+        let seconds = began.elapsed().as_secs_f64();
+        println!(
+            "== fuzzing {name}: {} inputs, {seconds:.1} s",
+            figures.inputs
+        );
+    }
+    Ok(())
+}
+
+fn next(waiting: &Mutex<Vec<&'static str>>) -> Option<&'static str> {
+    waiting.lock().ok()?.pop()
+}
+
+fn folder() -> PathBuf {
+    target().join("fuzz")
+}
+
+/// What was found on this machine, which is where the next run begins.
+fn found(name: &str) -> PathBuf {
+    folder().join("found").join(name)
+}
+
+/// What is in the repository.
+fn corpus(name: &str) -> PathBuf {
+    root().join("fuzz/corpus").join(name)
+}
+
+/// The programs of the targets.
+struct Build {
+    /// With the sanitizers that see leaks, which only a nightly compiler has.
+    with_leaks: bool,
+}
+
+impl Build {
+    fn folder(&self) -> PathBuf {
+        if self.with_leaks {
+            target().join("fuzz-leaks")
+        } else {
+            folder()
+        }
+    }
+
+    fn build(&self) -> Result<()> {
+        ensure!(
+            runs(Command::new("c++").arg("--version")),
+            "libFuzzer has to be compiled, by c++, which is not there"
+        );
+        let host = host()?;
+        // With a target of its own, what runs while it is built is not instrumented.
+        let arguments =
+            format!("build --manifest-path fuzz/Cargo.toml --locked --release --target {host}");
+        let mut build;
+        let mut flags = INSTRUMENTED.to_owned();
+        if self.with_leaks {
+            build = Command::new("cargo");
+            build.arg("+nightly").args(arguments.split(' '));
+            build.env_remove("RUSTUP_TOOLCHAIN");
+            flags += " -Zsanitizer=address";
+        } else {
+            build = cargo(&arguments);
+        }
+        build
+            .env("RUSTFLAGS", flags)
+            .env("CARGO_TARGET_DIR", self.folder());
+        step("the fuzz targets", &mut build)
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        Ok(self.folder().join(host()?).join("release").join(name))
+    }
+
+    /// Runs a target over what is in the repository and in a folder, into which goes what it finds.
+    fn fuzz(&self, name: &str, new: &Path, limits: &[&str]) -> Result<Figures> {
+        let (artifacts, logs) = (folder().join("artifacts").join(name), folder().join("logs"));
+        for folder in [new, &artifacts, &logs, &corpus(name)] {
+            fs::create_dir_all(folder).context("cannot make a folder")?;
+        }
+        let log = logs.join(format!("{name}.log"));
+        let mut program = Command::new(self.program(name)?);
+        program
+            .args(limits)
+            // Else choosing what to change next takes longer than trying it, and finds nothing more.
+            .arg("-entropic=0")
+            .arg(format!("-timeout={INPUT_SECONDS}"))
+            .arg(format!("-rss_limit_mb={}", self.memory()))
+            .arg(format!("-artifact_prefix={}/", artifacts.display()))
+            .arg("-print_final_stats=1");
+        let dictionary = root().join(format!("fuzz/dictionaries/{name}.dict"));
+        if dictionary.exists() {
+            program.arg(format!("-dict={}", dictionary.display()));
+        }
+        program.arg(new).arg(corpus(name));
+        program.stderr(fs::File::create(&log).context("cannot write a log")?);
+        let status = program.current_dir(root()).status();
+        let status = status.with_context(|| format!("cannot run {program:?}"))?;
+        let told = fs::read(&log).context("cannot read the log")?;
+        let told = String::from_utf8_lossy(&told);
+        if !status.success() {
+            let lines: Vec<&str> = told.lines().collect();
+            let last = lines[lines.len().saturating_sub(60)..].join("\n");
+            bail!(
+                "{last}\n{name} failed with {status}; all of this is in {}, and {:?} with the file that \
+                 it names does it again",
+                log.display(),
+                program.get_program()
+            );
+        }
+        Figures::of(&told).with_context(|| format!("{} has no figures", log.display()))
+    }
+
+    fn memory(&self) -> u64 {
+        // A sanitizer keeps for a while what was freed.
+        if self.with_leaks { 4 * MEMORY } else { MEMORY }
+    }
+
+    /// Keeps in the repository a few inputs that together come by nearly every edge that is known to be
+    /// reachable.
+    fn keep(&self, name: &str) -> Result<()> {
+        let kept = folder().join("kept").join(name);
+        if kept.exists() {
+            fs::remove_dir_all(&kept).context("cannot remove what was kept before")?;
+        }
+        fs::create_dir_all(&kept).context("cannot make a folder")?;
+        let mut merge = Command::new(self.program(name)?);
+        merge.args(["-set_cover_merge=1", "-use_counters=0"]);
+        merge.arg(&kept).arg(corpus(name)).arg(found(name));
+        merge.arg(format!("-artifact_prefix={}/", folder().display()));
+        step(&format!("the corpus of {name}"), &mut merge)?;
+        fs::remove_dir_all(corpus(name)).context("cannot replace the corpus")?;
+        fs::create_dir_all(corpus(name)).context("cannot make a folder")?;
+        let mut files = Vec::new();
+        for file in fs::read_dir(&kept)? {
+            let file = file?;
+            files.push((file.metadata()?.modified()?, file));
+        }
+        // They are written in the order in which they are chosen, the one that adds most first.
+        files.sort_by_key(|(written, _)| *written);
+        for (_, file) in files.iter().take(KEPT) {
+            fs::copy(file.path(), corpus(name).join(file.file_name()))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a run of a target came to.
+struct Figures {
+    inputs: u64,
+    a_second: u64,
+    edges: u64,
+    kept: u64,
+    memory: u64,
+}
+
+impl Figures {
+    /// As libFuzzer tells them.
+    fn of(told: &str) -> Option<Figures> {
+        let stat = |name: &str| {
+            let line = told
+                .lines()
+                .rev()
+                .find_map(|line| line.strip_prefix(name))?;
+            line.trim_start_matches(':').trim().parse().ok()
+        };
+        let line = told.lines().rev().find(|line| line.contains(" cov: "))?;
+        let after = |word: &str| {
+            line.split_whitespace()
+                .skip_while(|one| *one != word)
+                .nth(1)
+        };
+        Some(Figures {
+            inputs: stat("stat::number_of_executed_units")?,
+            a_second: stat("stat::average_exec_per_sec")?,
+            edges: after("cov:")?.parse().ok()?,
+            kept: after("corp:")?.split('/').next()?.parse().ok()?,
+            memory: stat("stat::peak_rss_mb")?,
+        })
+    }
+}
+
+impl std::fmt::Display for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Figures {
+            inputs,
+            a_second,
+            edges,
+            kept,
+            memory,
+        } = self;
+        write!(
+            f,
+            "{inputs} | {a_second} | {edges} | {kept} | {memory} MiB |"
+        )
+    }
+}
+
+/// What this machine is called by the compiler.
+fn host() -> Result<String> {
+    let rustc = env::var_os("RUSTC").unwrap_or("rustc".into());
+    let output = Command::new(rustc).arg("-vV").output();
+    let told = String::from_utf8(output.context("cannot run rustc")?.stdout)?;
+    let host = told.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc does not tell the host")?.to_owned())
+}
+
+/// Puts the figures under their heading in SECURITY.md.
+fn write_results(text: &str) -> Result<()> {
+    const HEADING: &str = "### The last long run\n";
+    let file = root().join("SECURITY.md");
+    let before = fs::read_to_string(&file).context("cannot read SECURITY.md")?;
+    let (head, rest) = before
+        .split_once(HEADING)
+        .context("SECURITY.md has no place for it")?;
+    let tail = rest.find("\n## ").map_or("", |at| &rest[at..]);
+    let all = format!("{head}{HEADING}\n{}\n{tail}", text.trim());
+    fs::write(&file, all).context("cannot write SECURITY.md")
+}

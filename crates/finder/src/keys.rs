@@ -1,6 +1,6 @@
 //! `hashfinder keys`: the API keys in a file.
 
-use std::path::Path;
+use std::{path::Path, str::FromStr};
 
 use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
@@ -83,14 +83,14 @@ fn list(path: &Path) -> Result<Exit> {
 
 fn revoke(path: &Path, id: &str) -> Result<Exit> {
     // Not by the command line's parser, which repeats what is wrong: it could be the whole key.
-    let id: &KeyId = match &id.parse() {
+    let id = match KeyId::from_str(id) {
         Ok(id) => id,
         Err(wrong) => {
             say(wrong);
             return Ok(Exit::Usage);
         }
     };
-    let before = KeyFile::change(path, false, |file| file.revoke(id))?;
+    let before = KeyFile::change(path, false, |file| file.revoke(&id))?;
     Ok(match before {
         None => {
             say(format_args!(

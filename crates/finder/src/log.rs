@@ -59,8 +59,8 @@ pub(crate) fn filter() -> Result<EnvFilter> {
     })
 }
 
-/// Whether a line of this level may be there at all, whatever is asked for. Below warnings the HTTP/2
-/// libraries tell all headers that they see, credentials among them.
+/// Whether a line of this level may be there at all, whatever is asked for. Below warnings the
+/// libraries may tell what comes over a connection, credentials among it.
 fn may_be_told(target: &str, level: Level) -> bool {
     let from = target.split_once("::").map_or(target, |(from, _)| from);
     OURS.contains(&from) || level <= Level::WARN
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_libraries_tell_of_headers_is_left_out() {
+    fn what_libraries_tell_of_connections_is_left_out() {
         for (target, level, told) in [
             ("hashfinder::rpc::call", Level::TRACE, true),
             ("hashfinder", Level::TRACE, true),

@@ -259,7 +259,7 @@ impl Report {
             "`cargo xtask attack`, {} s each, on {}.\n\n\
              Each attack goes on beside one healthy client that calls `Find(\"doc\")` 200 times a second. In the \
              control\nrun the cores that the attackers took, and the server for them, are taken by something \
-             harmless. Times are\nfrom when a call was to begin. An attack has failed if the healthy client's \
+             harmless. Times are\nfrom when a call was to begin. A row passes if the healthy client's \
              p99 was under twice the control's,\nnone of its calls failed, the server's memory grew by less \
              than 64 MiB, searches kept to their limits, and within\na second of the end twenty calls in a \
              row took less than that and a new connection was good for another.\nAttackers come from one \

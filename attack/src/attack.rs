@@ -64,6 +64,8 @@ pub(crate) enum Attack {
     MadeYouResetLate,
     /// The same over a stream that depends on itself
     MadeYouResetPriority,
+    /// The same over requests that are longer than they say
+    MadeYouResetLength,
     /// A block of headers without an end
     ContinuationFlood,
     /// A mebibyte of headers, again and again
@@ -133,7 +135,7 @@ impl Attack {
         use Attack::*;
         let (connections, short): (&[usize], usize) = match self {
             RapidReset | RapidResetPaced | MadeYouResetWindow | MadeYouResetZero
-            | MadeYouResetLate | MadeYouResetPriority => (&[1, 50], 4),
+            | MadeYouResetLate | MadeYouResetPriority | MadeYouResetLength => (&[1, 50], 4),
             ContinuationFlood | HeaderBomb | HpackBomb | PingFlood | PingFloodUnread
             | SettingsFlood | PriorityFlood | WindowUpdateFlood | EmptyDataFlood
             | UnknownFrameFlood | LengthBomb => (&[20], 4),
@@ -171,9 +173,9 @@ impl Attack {
                 );
             }
             RapidReset | RapidResetPaced | MadeYouResetWindow | MadeYouResetZero
-            | MadeYouResetLate | MadeYouResetPriority | LengthBomb | FindRanges | OpenStreams
-            | ZeroWindowReaders | EndlessRequests | HealthWatches | EmptyDataFlood
-            | MalformedMessages | WrongRequests | BadTimeouts | BadPaths => {
+            | MadeYouResetLate | MadeYouResetPriority | MadeYouResetLength | LengthBomb
+            | FindRanges | OpenStreams | ZeroWindowReaders | EndlessRequests | HealthWatches
+            | EmptyDataFlood | MalformedMessages | WrongRequests | BadTimeouts | BadPaths => {
                 expect(seen.count(STREAMS) > 0, "expected a stream at least");
             }
             Garbage => expect(
@@ -191,7 +193,7 @@ impl Attack {
                 "expected RESOURCE_EXHAUSTED (8) for a message of gigabytes, or to be thrown out",
             ),
             MalformedMessages | WrongRequests | BadTimeouts | BadPaths => {
-                expect(seen.count_all(FITS) > 0, "expected some answers at least")
+                expect(seen.count_all(FITS) > 0, "expected some answers at least");
             }
             _ => {}
         }
@@ -288,22 +290,21 @@ async fn speak(
             }
         }
         RapidResetPaced => {
-            begin_and(connection, |frames, stream, _| frames.reset(stream)).await?;
+            begin_and(connection, Frames::reset).await?;
         }
         MadeYouResetWindow => {
-            let overflow =
-                |frames: &mut Vec<u8>, stream, _| frames.window_update(stream, WINDOW_MAX);
+            let overflow = |frames: &mut Vec<u8>, stream| frames.window_update(stream, WINDOW_MAX);
             begin_and(connection, overflow).await?;
         }
         MadeYouResetZero => {
-            begin_and(connection, |frames, stream, _| {
+            begin_and(connection, |frames, stream| {
                 frames.window_update(stream, 0);
             })
             .await?;
         }
         MadeYouResetLate => {
-            let late = |frames: &mut Vec<u8>, stream, odd| {
-                if odd {
+            let late = |frames: &mut Vec<u8>, stream| {
+                if number.is_multiple_of(2) {
                     frames.data(stream, b"late", false);
                 } else {
                     frames.headers(stream, &find, true);
@@ -312,10 +313,20 @@ async fn speak(
             begin_and(connection, late).await?;
         }
         MadeYouResetPriority => {
-            begin_and(connection, |frames, stream, _| {
+            begin_and(connection, |frames, stream| {
                 frames.priority(stream, stream);
             })
             .await?;
+        }
+        MadeYouResetLength => {
+            let mut headers = find;
+            literal(&mut headers, "content-length", "1");
+            while !connection.is_used_up() {
+                for _ in 0..BATCH {
+                    connection.open(&headers, Some(&search), true);
+                }
+                connection.flood().await?;
+            }
         }
         ContinuationFlood => {
             let stream = connection.stream();
@@ -506,11 +517,8 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
 }
 
 /// Begins searches, waits until the server has read them, so that they have begun there too, and does
-/// something to each; `odd` is true for every other one.
-async fn begin_and(
-    connection: &mut Connection,
-    act: impl Fn(&mut Vec<u8>, u32, bool),
-) -> io::Result<()> {
+/// something to each.
+async fn begin_and(connection: &mut Connection, act: impl Fn(&mut Vec<u8>, u32)) -> io::Result<()> {
     let (find, search) = (call(FIND), endless_search(0));
     while !connection.is_used_up() {
         let streams: Vec<u32> = (0..PACE)
@@ -518,7 +526,7 @@ async fn begin_and(
             .collect();
         connection.until_read().await?;
         for stream in streams {
-            act(&mut connection.out, stream, stream % 4 == 1);
+            act(&mut connection.out, stream);
         }
         connection.flood().await?;
     }

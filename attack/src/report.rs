@@ -256,12 +256,14 @@ impl Report {
         let (head, rest) = before.split_at(at);
         let next = rest.find("\n## ").map_or("", |next| &rest[next..]);
         let intro = format!(
-            "`cargo xtask attack`, {} s each, on {}. Each attack goes on beside one healthy client that calls \
-             `Find(\"doc\")` 200 times a second; in the control run the cores that the attackers took, and \
-             the server for them, are taken by something harmless. Times are from when a call was to begin. \
-             It passes if the healthy client's p99 is under twice the control's, none of its calls failed, \
-             the memory grew by less than 64 MiB, searches kept to their limits, and within a second of the \
-             end twenty calls in a row took less than that and a new connection was good for another.",
+            "`cargo xtask attack`, {} s each, on {}.\n\n\
+             Each attack goes on beside one healthy client that calls `Find(\"doc\")` 200 times a second. In the \
+             control\nrun the cores that the attackers took, and the server for them, are taken by something \
+             harmless. Times are\nfrom when a call was to begin. A row passes if the healthy client's \
+             p99 was under twice the control's,\nnone of its calls failed, the server's memory grew by less \
+             than 64 MiB, searches kept to their limits, and within\na second of the end twenty calls in a \
+             row took less than that and a new connection was good for another.\nAttackers come from one \
+             address. Searches and calls are the most at a time; handlers, those that the attack\nstarted.",
             seconds.as_secs_f64(),
             cpu()
         );

@@ -137,7 +137,7 @@ impl Meter {
     fn receive(&mut self, bytes: &[u8]) -> bool {
         let (cost, last_stream) = (&mut self.cost, &mut self.last_stream);
         let mut any = false;
-        self.received.read(bytes, |Head { kind, stream }| {
+        self.received.read(bytes, |Head { kind, stream, .. }| {
             any = true;
             match kind {
                 Kind::Headers if stream > *last_stream => {
@@ -155,10 +155,11 @@ impl Meter {
     /// Counts what was sent: what a client made the server reset, and what the client will answer.
     fn send(&mut self, bytes: &[u8]) {
         let cost = &mut self.cost;
-        self.sent.read(bytes, |Head { kind, .. }| match kind {
+        self.sent.read(bytes, |head| match head.kind {
             Kind::Reset => cost.resets += 1.0,
             Kind::Data => cost.control -= WITH_DATA,
-            Kind::Ping | Kind::Settings => cost.control -= 1.0,
+            // Our answers ask for nothing, or a client's pings would pay for each other.
+            Kind::Ping | Kind::Settings if !head.is_ack => cost.control -= 1.0,
             _ => {}
         });
     }
@@ -433,6 +434,13 @@ mod tests {
         connection.meter.send(&frames(0, 5));
         assert_eq!(connection.gets(&frames(8, 20)), Ok(0.0));
         assert!(connection.gets(&frames(8, 1)).unwrap() > 0.0);
+        // An answer to a client's ping pays for none; what the server asks for does.
+        let mut ack = frame(6, 0);
+        ack[4] = 1;
+        connection.meter.send(&ack.repeat(20));
+        assert!(connection.gets(&[]).unwrap() > 0.0);
+        connection.meter.send(&frame(6, 0).repeat(20));
+        assert_eq!(connection.gets(&[]), Ok(0.0));
         // What the server has to reset counts like what the client resets.
         let mut connection = Connection::new();
         connection.meter.send(&frames(3, 30));

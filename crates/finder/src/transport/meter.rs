@@ -173,6 +173,10 @@ impl Meter {
         let cost = std::mem::take(&mut self.cost);
         let (streams, resets) = (rate(self.limits.streams), rate(self.limits.resets));
         let control = rate(self.limits.control_frames);
+        // Whoever has rested for so long is forgiven, whatever comes now.
+        if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
+            self.too_much_since = None;
+        }
         self.streams.take(streams, cost.streams, now);
         self.resets.take(resets, cost.resets, now);
         self.control.take(control, cost.control, now);
@@ -187,8 +191,6 @@ impl Meter {
                     None => Closed::TooManyControlFrames,
                 });
             }
-        } else if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
-            self.too_much_since = None;
         }
         let mut shared = self
             .of_address
@@ -389,9 +391,15 @@ mod tests {
             assert_eq!(connection.gets(&frames(kind, 1)), Ok(0.0));
             connection.later(20.0);
             assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
+            // However often that happens.
+            for _ in 0..20 {
+                connection.later(20.0);
+                assert!(connection.gets(&frames(kind, 30)).unwrap() > 0.9);
+            }
+            connection.later(20.0);
             // Who goes on as soon as he may is closed in the end.
             let mut cut = None;
-            for _ in 0..12 {
+            for _ in 0..16 {
                 match connection.gets(&frames(kind, 10)) {
                     Ok(wait) => connection.later(wait),
                     Err(closed) => cut = Some(closed),

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Finds out who makes a call, and ends those that their method's rule forbids, before any work. The
-/// others carry their [`Principal`](super::Principal) as an extension, and no credential any more.
+/// others carry their [`Principal`] as an extension, and no credential any more.
 #[derive(Clone)]
 pub(crate) struct AuthLayer {
     auth: Arc<Auth>,

@@ -6,6 +6,9 @@ pub(super) const PREFACE_LEN: usize = 24;
 /// The bytes of a frame's head.
 const HEAD_LEN: usize = 9;
 
+/// The flag of a frame that acknowledges another one (RFC 9113, sections 6.5 and 6.7).
+const ACK: u8 = 1;
+
 /// What a frame is (RFC 9113, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -14,6 +17,8 @@ pub(super) enum Kind {
     Reset,
     Settings,
     Ping,
+    /// Of settings or a ping, that they have come.
+    Acknowledgement,
     /// Any other, also one that nobody knows.
     Other,
 }
@@ -58,12 +63,13 @@ impl Frames {
             bytes = &bytes[more..];
             if self.seen == HEAD_LEN {
                 self.seen = 0;
-                let [l2, l1, l0, kind, _flags, s3, s2, s1, s0] = self.head;
+                let [l2, l1, l0, kind, flags, s3, s2, s1, s0] = self.head;
                 self.skip = u32::from_be_bytes([0, l2, l1, l0]) as usize;
                 let kind = match kind {
                     0 => Kind::Data,
                     1 => Kind::Headers,
                     3 => Kind::Reset,
+                    4 | 6 if flags & ACK != 0 => Kind::Acknowledgement,
                     4 => Kind::Settings,
                     6 => Kind::Ping,
                     _ => Kind::Other,
@@ -94,7 +100,8 @@ mod tests {
         for (kind, stream, length) in frames {
             let length = u32::try_from(length).unwrap().to_be_bytes();
             bytes.extend(&length[1..]);
-            bytes.extend([kind, 0xff]);
+            // The ping acknowledges another one.
+            bytes.extend([kind, if kind == 4 { !ACK } else { 0xff }]);
             // With the reserved bit, which is to be ignored.
             bytes.extend((stream | 1 << 31).to_be_bytes());
             bytes.extend(vec![1; u32::from_be_bytes(length) as usize]);
@@ -104,7 +111,7 @@ mod tests {
             Kind::Headers,
             Kind::Data,
             Kind::Reset,
-            Kind::Ping,
+            Kind::Acknowledgement,
             Kind::Other,
         ];
         let expected: Vec<Head> = kinds

@@ -42,6 +42,9 @@ const WITH_DATA: f64 = 4.0;
 /// small portions and so do the pauses after it.
 const MOST_AT_ONCE: usize = 4096;
 
+/// For how many seconds' worth there is room at once.
+const BURST_SECONDS: u32 = 2;
+
 /// What a connection may do each second; it may do twice as much at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FloodLimits {
@@ -53,11 +56,20 @@ pub(crate) struct FloodLimits {
     pub(crate) control_frames: u32,
 }
 
+impl FloodLimits {
+    /// How many resets may come at once before no more is read. All of them may be in one look at the
+    /// connection, before anything else is done with the streams; twice as many never are.
+    pub(super) fn resets_at_once(&self) -> usize {
+        const RESET_LEN: usize = 13;
+        2 * (BURST_SECONDS as usize * self.resets as usize + MOST_AT_ONCE / RESET_LEN)
+    }
+}
+
 fn rate(per_second: u32) -> Rate {
     let per_second = f64::from(per_second);
     Rate {
         per_second,
-        burst: 2.0 * per_second,
+        burst: f64::from(BURST_SECONDS) * per_second,
     }
 }
 
@@ -159,6 +171,7 @@ impl Meter {
             Kind::Reset => cost.resets += 1.0,
             Kind::Data => cost.control -= WITH_DATA,
             Kind::Ping | Kind::Settings => cost.control -= 1.0,
+            // Nobody answers an acknowledgement: who pings us pays for it.
             _ => {}
         });
     }
@@ -337,6 +350,10 @@ mod tests {
         (0..count).flat_map(|n| frame(kind, 2 * n + 1)).collect()
     }
 
+    fn acknowledgements(kind: u8, count: u32) -> Vec<u8> {
+        [0, 0, 0, kind, 1, 0, 0, 0, 0].repeat(count as usize)
+    }
+
     struct Connection {
         meter: Meter,
         now: Instant,
@@ -433,6 +450,13 @@ mod tests {
         connection.meter.send(&frames(0, 5));
         assert_eq!(connection.gets(&frames(8, 20)), Ok(0.0));
         assert!(connection.gets(&frames(8, 1)).unwrap() > 0.0);
+        // What the server asks is answered, and what it answers is not.
+        let mut connection = Connection::new();
+        connection.gets(&frames(6, 20)).unwrap();
+        connection.meter.send(&frames(6, 5));
+        assert_eq!(connection.gets(&acknowledgements(6, 5)), Ok(0.0));
+        connection.meter.send(&acknowledgements(6, 20));
+        assert!(near(connection.gets(&frames(6, 20)).unwrap(), 2.0));
         // What the server has to reset counts like what the client resets.
         let mut connection = Connection::new();
         connection.meter.send(&frames(3, 30));

@@ -200,6 +200,7 @@ mod tests {
                     calls_per_second: NonZeroU32::MIN,
                     open_calls: NonZeroUsize::MIN,
                     open_calls_of_address: NonZeroUsize::MIN,
+                    refused_credentials_per_second: NonZeroU32::MIN,
                 }),
             );
             let mut request = http::Request::new(());

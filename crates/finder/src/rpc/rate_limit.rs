@@ -27,14 +27,6 @@ const ORIGINS: usize = 65_536;
 
 /// How often those are looked for that need not be known any more, which takes about a millisecond.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How many credentials of an address may be refused. A client that is set up wrongly has its first hundred
-/// calls told why, and guessing or signatures to check cost next to nothing from then on.
-const REFUSED_CREDENTIALS: Rate = Rate {
-    per_second: 10.0,
-    burst: 100.0,
-};
-
 /// What one address, and all of them together, may do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AddressLimits {
@@ -44,9 +36,19 @@ pub(crate) struct AddressLimits {
     pub(crate) open_calls: NonZeroUsize,
     /// How many of them may be one address's.
     pub(crate) open_calls_of_address: NonZeroUsize,
+    /// How many of an address's credentials may be refused each second; ten times as many at once.
+    pub(crate) refused_credentials_per_second: NonZeroU32,
 }
 
 impl AddressLimits {
+    fn refused_credentials(&self) -> Rate {
+        let per_second = f64::from(self.refused_credentials_per_second.get());
+        Rate {
+            per_second,
+            burst: 10.0 * per_second,
+        }
+    }
+
     fn calls(&self) -> Rate {
         let per_second = f64::from(self.calls_per_second.get());
         Rate {
@@ -85,7 +87,7 @@ impl Account {
     fn new(limits: AddressLimits, now: Instant) -> Account {
         Account {
             calls: Bucket::new(limits.calls(), now),
-            refused_credentials: Bucket::new(REFUSED_CREDENTIALS, now),
+            refused_credentials: Bucket::new(limits.refused_credentials(), now),
             open: 0,
         }
     }
@@ -94,7 +96,9 @@ impl Account {
     fn may_be_forgotten(&mut self, limits: AddressLimits, now: Instant) -> bool {
         self.open == 0
             && self.calls.is_full(limits.calls(), now)
-            && self.refused_credentials.is_full(REFUSED_CREDENTIALS, now)
+            && self
+                .refused_credentials
+                .is_full(limits.refused_credentials(), now)
     }
 }
 
@@ -179,7 +183,10 @@ impl RateLimits {
         let now = Instant::now();
         let mut origins = self.lock();
         let (account, _) = origins.account(peer.origin(), self.0.limits, now);
-        match account.refused_credentials.wait(REFUSED_CREDENTIALS, now) {
+        match account
+            .refused_credentials
+            .wait(self.0.limits.refused_credentials(), now)
+        {
             Some(retry_after) => Err(CallError::TooManyRefusedCredentials { retry_after }),
             None => Ok(()),
         }
@@ -192,7 +199,7 @@ impl RateLimits {
         let (account, _) = origins.account(peer.origin(), self.0.limits, now);
         account
             .refused_credentials
-            .take(REFUSED_CREDENTIALS, 1.0, now);
+            .take(self.0.limits.refused_credentials(), 1.0, now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Origins> {
@@ -313,6 +320,7 @@ mod tests {
             calls_per_second: NonZeroU32::new(10).unwrap(),
             open_calls: NonZeroUsize::new(6).unwrap(),
             open_calls_of_address: NonZeroUsize::new(4).unwrap(),
+            refused_credentials_per_second: NonZeroU32::new(10).unwrap(),
         })
     }
 

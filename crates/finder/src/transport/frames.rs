@@ -6,7 +6,7 @@ pub(super) const PREFACE_LEN: usize = 24;
 /// The bytes of a frame's head.
 const HEAD_LEN: usize = 9;
 
-/// The flag of a frame that acknowledges another one (RFC 9113, sections 6.5 and 6.7).
+/// The flag that says so (RFC 9113, sections 6.5 and 6.7).
 const ACK: u8 = 1;
 
 /// What a frame is (RFC 9113, section 6).
@@ -17,8 +17,6 @@ pub(super) enum Kind {
     Reset,
     Settings,
     Ping,
-    /// Of settings or a ping, that they have come.
-    Acknowledgement,
     /// Any other, also one that nobody knows.
     Other,
 }
@@ -29,6 +27,8 @@ pub(super) struct Head {
     pub(super) kind: Kind,
     /// 0 for the connection.
     pub(super) stream: u32,
+    /// Of a PING or SETTINGS: whether it answers one.
+    pub(super) is_ack: bool,
 }
 
 /// Finds the frames in one direction of a connection, however its bytes are cut.
@@ -69,14 +69,18 @@ impl Frames {
                     0 => Kind::Data,
                     1 => Kind::Headers,
                     3 => Kind::Reset,
-                    4 | 6 if flags & ACK != 0 => Kind::Acknowledgement,
                     4 => Kind::Settings,
                     6 => Kind::Ping,
                     _ => Kind::Other,
                 };
                 // The highest bit is reserved.
                 let stream = u32::from_be_bytes([s3, s2, s1, s0]) & (u32::MAX >> 1);
-                each(Head { kind, stream });
+                let is_ack = flags & ACK != 0;
+                each(Head {
+                    kind,
+                    stream,
+                    is_ack,
+                });
             }
         }
     }
@@ -100,8 +104,7 @@ mod tests {
         for (kind, stream, length) in frames {
             let length = u32::try_from(length).unwrap().to_be_bytes();
             bytes.extend(&length[1..]);
-            // The ping acknowledges another one.
-            bytes.extend([kind, if kind == 4 { !ACK } else { 0xff }]);
+            bytes.extend([kind, u8::from(stream == 0)]);
             // With the reserved bit, which is to be ignored.
             bytes.extend((stream | 1 << 31).to_be_bytes());
             bytes.extend(vec![1; u32::from_be_bytes(length) as usize]);
@@ -111,13 +114,17 @@ mod tests {
             Kind::Headers,
             Kind::Data,
             Kind::Reset,
-            Kind::Acknowledgement,
+            Kind::Ping,
             Kind::Other,
         ];
         let expected: Vec<Head> = kinds
             .into_iter()
             .zip(frames)
-            .map(|(kind, (_, stream, _))| Head { kind, stream })
+            .map(|(kind, (_, stream, _))| Head {
+                kind,
+                stream,
+                is_ack: stream == 0,
+            })
             .collect();
         for cut in [1, 2, 8, 9, 10, 4096, bytes.len()] {
             let mut reader = Frames::after(PREFACE_LEN);

@@ -280,7 +280,9 @@ def test_the_matrix(guarded, key_file, caller, issuer, jwt_flags, stubs, pb):
     bad["another scheme"] = [("authorization", f"Basic {user}")]
     bad["no scheme"] = [("authorization", user)]
     bad["twice"] = bearer(user) + bearer(user)
-    server = guarded(*jwt_flags, "--operator", "jwt:the-boss")
+    # Of each method some forty are refused.
+    flags = "--maximum-refused-credentials-per-second", "100000"
+    server = guarded(*jwt_flags, "--operator", "jwt:the-boss", *flags)
 
     mine, table = caller(server, bearer(user)), documented()
     missing = table.pop("any that there is not")

@@ -18,7 +18,7 @@ use crate::{
     metrics::Calls,
     passage::{Escort, Escorted, Passage},
     rate::{Bucket, Rate},
-    transport::{Origin, Peer},
+    transport::{self, Origin, Peer},
 };
 
 /// How many addresses are known at a time, at about a hundred bytes each. An address has to be known only for
@@ -208,14 +208,14 @@ impl RateLimits {
     }
 }
 
-/// A call's place among the open ones. It goes with the call's answer.
+/// A call's place among the open ones, until it is dropped.
 pub(crate) struct OpenCall {
     limits: RateLimits,
     /// Whose it is, if that is not all newcomers'.
     known: Option<Origin>,
 }
 
-impl<D, E> Escort<D, E> for OpenCall {}
+impl<D, E> Escort<D, E> for Option<OpenCall> {}
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
@@ -274,9 +274,9 @@ where
     S: Service<http::Request<A>, Response = http::Response<B>, Error = Infallible>,
     B: Body,
 {
-    type Response = http::Response<Escorted<B, OpenCall>>;
+    type Response = http::Response<Escorted<B, Option<OpenCall>>>;
     type Error = Infallible;
-    type Future = Passage<S::Future, OpenCall>;
+    type Future = Passage<S::Future, Option<OpenCall>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -291,7 +291,17 @@ where
             refusals,
         } = &*self.gate;
         match limits.begin(origin, Instant::now()) {
-            Ok(open) => Passage::open(self.inner.call(request), open),
+            Ok(open) => {
+                let kept = match request.extensions().get::<transport::OpenCall>() {
+                    // Until the answer was written, which may be long after it was made.
+                    Some(call) => {
+                        call.keep(open);
+                        None
+                    }
+                    None => Some(open),
+                };
+                Passage::open(self.inner.call(request), kept)
+            }
             Err(error) => {
                 let method = calls.shown(request.uri().path());
                 Passage::closed(refusals.refused(error, method, peer, None).into_http())

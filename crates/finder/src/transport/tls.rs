@@ -327,7 +327,10 @@ fn name(certificate: &CertificateDer<'_>) -> Arc<str> {
     };
     // However it is written, it is one name.
     let dns = parsed.valid_dns_names().next().map(str::to_ascii_lowercase);
-    let named = dns.or_else(|| parsed.valid_uri_names().next().map(str::to_owned));
+    let uri = || parsed.valid_uri_names().next().map(str::to_owned);
+    // One without a scheme is none, and could be somebody's DNS name, to which an authority's constraints on
+    // those do not apply.
+    let named = dns.or_else(|| uri().filter(|uri| uri.contains(':')));
     let named = named.filter(|name| {
         let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
         // Which is not for an authority to give away.

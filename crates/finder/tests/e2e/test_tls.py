@@ -145,6 +145,16 @@ def refused(stubs, stub):
     return True
 
 
+def is_unknown(stubs, stub):
+    """Whether a connection that is there does not tell any more who asks."""
+    try:
+        return not finds(stubs, stub)
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.UNAUTHENTICATED, error
+        assert reason_of(error) == "CREDENTIAL_REFUSED"
+        return True
+
+
 def context(authority, alpn=("h2",), identity=None):
     context = ssl.create_default_context(cadata=authority.pem.decode())
     if alpn:
@@ -353,7 +363,8 @@ def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
     replace(path, ours.pem)
     server = serve_tls("--tls-client-ca", path)
     before, after = ours.client(), theirs.client("after")
-    assert finds(stubs, secure(server, ours, before))
+    connected = secure(server, ours, before)
+    assert finds(stubs, connected)
     replace(path, theirs.pem)
 
     def is_taken():
@@ -365,6 +376,21 @@ def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
 
     wait_until(is_taken)
     assert refused(stubs, secure(server, ours, before))
+    # Nor does an old connection help.
+    wait_until(lambda: is_unknown(stubs, connected))
+    line = server.wait_for("call refused")
+    assert "client=cert:client.example " in line and "whose authority is gone" in line
+
+
+def test_a_certificate_that_expires_meanwhile(serve_tls, secure, stubs, ours):
+    server = serve_tls("--tls-client-ca", ours.path)
+    lasting = secure(server, ours, ours.client())
+    usage, seconds = ExtendedKeyUsageOID.CLIENT_AUTH, datetime.timedelta(seconds=8)
+    short = ours.issue("short", x509.DNSName("short.example"), valid_for=seconds, usage=usage)
+    short = secure(server, ours, short)
+    assert finds(stubs, short) and finds(stubs, lasting)
+    wait_until(lambda: is_unknown(stubs, short))
+    assert finds(stubs, lasting)
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")

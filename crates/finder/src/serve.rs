@@ -149,7 +149,16 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             traces: traces.clone(),
         };
         let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
-        tracing::info!(address = listener.address()?, "showing metrics");
+        let address = listener.address()?;
+        tracing::info!(address, "showing metrics");
+        let is_open = |address: SocketAddr| !address.ip().to_canonical().is_loopback();
+        if address.parse().is_ok_and(is_open) {
+            tracing::warn!(
+                address,
+                "other machines can reach the metrics, which have no TLS and no authentication; let a firewall \
+                 keep strangers out"
+            );
+        }
         tokio::spawn(Exporter::new(registry).serve(listener));
     }
     let (health, health_service) = tonic_health::server::health_reporter();

@@ -5,6 +5,7 @@
 
 use std::{
     fmt, fs,
+    os::unix::fs::MetadataExt,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -322,6 +323,14 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
 /// The shared secret in a file, with each of the algorithms.
 fn shared(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
     let secret = fs::read(path)?;
+    const OTHERS: u32 = 0o007;
+    if fs::metadata(path)?.mode() & OTHERS != 0 {
+        let secret = path.display();
+        tracing::warn!(
+            %secret,
+            "everybody on this machine can make tokens with this secret; chmod o= keeps them out"
+        );
+    }
     // Editors put a line's end there.
     let secret = secret.strip_suffix(b"\n").unwrap_or(&secret);
     ensure!(

@@ -479,6 +479,15 @@ impl Keys {
             path,
         };
         keys.look()?;
+        const WRITABLE_BY_OTHERS: u32 = 0o002;
+        let mode = fs::metadata(&keys.path).map(|file| file.mode());
+        if mode.is_ok_and(|mode| mode & WRITABLE_BY_OTHERS != 0) {
+            let file = keys.path.display();
+            tracing::warn!(
+                %file,
+                "everybody on this machine can make API keys, for they can write this file; chmod o-w keeps them out"
+            );
+        }
         Ok(keys)
     }
 

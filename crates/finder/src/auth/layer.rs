@@ -86,7 +86,8 @@ impl AuthLayer {
             .map_err(|refusal| match refusal {
                 Refusal::Missing => (CallError::CredentialMissing, None, None),
                 Refusal::Refused { why, client } => {
-                    if let Some(peer) = peer {
+                    // A certificate was good once: nobody is guessing.
+                    if let (Some(peer), false) = (peer, credentials.is_empty()) {
                         self.limits.credential_refused(peer);
                     }
                     (CallError::CredentialRefused, client, Some(why))

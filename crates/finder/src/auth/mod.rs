@@ -193,9 +193,15 @@ impl Auth {
         }
         let certificate = peer.and_then(|peer| peer.certificate.as_deref());
         match certificate.filter(|_| self.takes_certificates) {
-            Some(name) => {
-                let name = ClientName::of_certificate(name);
+            Some(certificate) => {
+                let name = ClientName::of_certificate(certificate.name());
                 let name = name.ok_or(Refusal::because("a certificate without a plain name"))?;
+                if !certificate.is_good() {
+                    return Err(Refusal::Refused {
+                        why: "a certificate that has expired, or whose authority is gone",
+                        client: Some(name),
+                    });
+                }
                 Ok(self.with_role(name, Role::User, None))
             }
             None => Err(Refusal::Missing),

@@ -1,10 +1,10 @@
 //! The arguments of every command that asks a server: how it is reached, and who asks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::ServerAddress;
+use super::{ServerAddress, quoted};
 
 /// What stands above these flags in the help. As a command's next heading it would stand above those of others.
 const HEADING: &str = "How a server is asked";
@@ -58,6 +58,43 @@ impl ConnectionArguments {
             }
             server => server.clone(),
         }
+    }
+
+    /// The flags that ask this server again in the same way, as a shell reads them, whatever the settings are
+    /// then. They have the paths of credentials and keys, and no credential.
+    pub(crate) fn flags(&self, server: &ServerAddress) -> String {
+        let ConnectionArguments {
+            // It is in the address.
+            tls: _,
+            tls_ca,
+            tls_client_certificate,
+            tls_client_key,
+            tls_server_name,
+            credential_file,
+            send_credential_unencrypted,
+        } = self;
+        let server = self.address(server);
+        let mut flags = format!("--server {}", quoted(&server.to_string()));
+        let mut add = |flag: &str, value: &str| flags += &format!(" {flag} {}", quoted(value));
+        let mut path = |flag: &str, path: &Option<PathBuf>| {
+            if let Some(path) = path.as_deref().map(Path::to_string_lossy) {
+                add(flag, &path);
+            }
+        };
+        // Beside a Unix socket, which has no TLS, they would only be in the way.
+        if let ServerAddress::Tls(_) = server {
+            path("--tls-ca", tls_ca);
+            path("--tls-client-certificate", tls_client_certificate);
+            path("--tls-client-key", tls_client_key);
+        }
+        path("--credential-file", credential_file);
+        if let (ServerAddress::Tls(_), Some(name)) = (&server, tls_server_name) {
+            add("--tls-server-name", name);
+        }
+        if *send_credential_unencrypted {
+            flags += " --send-credential-unencrypted";
+        }
+        flags
     }
 
     fn asks_for_tls(&self) -> bool {

@@ -18,6 +18,7 @@ const MAX_COMMENT: usize = 100;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
+  umask 077    # who can read build.key has the key
   hashfinder keys create --file keys.toml --expires 90d --comment 'the build machines' > build.key
   hashfinder keys list --file keys.toml
   hashfinder keys revoke --file keys.toml 7f0c1d2e3b4a5968

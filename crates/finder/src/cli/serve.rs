@@ -149,7 +149,9 @@ pub(crate) struct ServeArguments {
 
     /// Show metrics to Prometheus at http://HOST:PORT/metrics [default: do not]
     ///
-    /// Whoever can reach it may read them. The log tells the port where it is 0.
+    /// Whoever can reach it may read them, for this port has neither TLS nor authentication: where it is no
+    /// loopback address, a firewall has to keep strangers out, and the log warns. They hold nothing that clients
+    /// have sent. The log tells the port where it is 0.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) metrics_address: Option<MetricsAddress>,
 

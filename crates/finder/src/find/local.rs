@@ -16,7 +16,6 @@ use hashfinder_search::{
 };
 
 use super::{Ending, Finding, Source, Stopper, Told, summary_of};
-use crate::cli::ServerAddress;
 
 /// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
 /// nothing that could be measured, and comes up soon.
@@ -247,7 +246,7 @@ impl Source for LocalSearch {
         Some(summary_of(tried, self.took, &means))
     }
 
-    fn resumes_at(&self) -> Option<ServerAddress> {
+    fn resumes_at(&self) -> Option<&str> {
         None
     }
 

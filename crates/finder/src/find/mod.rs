@@ -30,7 +30,7 @@ use self::{
     status::{Progress, REDRAW_EVERY, Status},
 };
 use crate::{
-    cli::{Exit, FindArguments, QueryError, ServerAddress},
+    cli::{Exit, FindArguments, QueryError},
     recipes::SearchArguments,
     signals::{Signal, Signals},
 };
@@ -91,8 +91,8 @@ trait Source {
     /// What it took, once it has ended, for people who like to know.
     fn summary(&self) -> Option<String>;
 
-    /// The server at which its cursor goes on; `None` for this process.
-    fn resumes_at(&self) -> Option<ServerAddress>;
+    /// The flags by which its cursor goes on at its server; `None` for this process.
+    fn resumes_at(&self) -> Option<&str>;
 
     /// Lets go of it, once it has ended, and waits until whoever worked for it knows.
     async fn close(self);
@@ -319,7 +319,7 @@ async fn follow<S: Source>(
                     kept.map_err(|error| {
                         let cursor = Cursor::new(query, frontier);
                         let server = search.resumes_at();
-                        not_kept(&error, &go_on_at(&cursor, output.left(), server.as_ref()))
+                        not_kept(&error, &go_on_at(&cursor, output.left(), server))
                     })?;
                 }
                 continue;
@@ -354,7 +354,7 @@ async fn follow<S: Source>(
     };
     let hashes = search.frontier().map(|frontier| frontier - query.start());
     let summary = search.summary();
-    let server = search.resumes_at();
+    let server = search.resumes_at().map(str::to_owned);
     search.close().await;
     if let Some(summary) = summary {
         status.say(summary);
@@ -368,7 +368,7 @@ async fn follow<S: Source>(
             Some(cursor) => session
                 .keep(cursor.frontier(), output.answers())
                 .map_err(|error| {
-                    not_kept(&error, &go_on_at(cursor, output.left(), server.as_ref()))
+                    not_kept(&error, &go_on_at(cursor, output.left(), server.as_deref()))
                 })?,
             None => session.finish()?,
         }
@@ -377,7 +377,7 @@ async fn follow<S: Source>(
     let cursor = ended.cursor.as_ref().filter(|_| ended.exit != Exit::Usage);
     let go_on = cursor.map(|cursor| match kept {
         true => "go on with: the same command; the session keeps the place".to_owned(),
-        false => go_on_at(cursor, output.left(), server.as_ref()),
+        false => go_on_at(cursor, output.left(), server.as_deref()),
     });
     let share = hashes.and(ended.cursor.as_ref());
     let share = share.and_then(|cursor| progress.share_of_ended(cursor.frontier()));
@@ -496,10 +496,8 @@ fn summary_of(tried: u64, took: Duration, means: &str) -> String {
 }
 
 /// The command that goes on for so many more answers.
-fn go_on_at(cursor: &Cursor, left: u64, server: Option<&ServerAddress>) -> String {
-    let server = server.map_or(String::new(), |server| {
-        format!("--server {} ", quoted(&server.to_string()))
-    });
+fn go_on_at(cursor: &Cursor, left: u64, server: Option<&str>) -> String {
+    let server = server.map_or(String::new(), |flags| format!("{flags} "));
     let count = match left {
         0 | 1 => String::new(),
         more => format!("--count {more} "),
@@ -510,16 +508,6 @@ fn go_on_at(cursor: &Cursor, left: u64, server: Option<&ServerAddress>) -> Strin
 /// What went wrong with keeping a session, and how to go on without it.
 fn not_kept(error: &anyhow::Error, go_on: &str) -> anyhow::Error {
     anyhow!("{error:#}\n{go_on}")
-}
-
-/// A word as a shell reads it.
-pub(crate) fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:%+,@".contains(c);
-    if word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }
 
 fn exit_of(signal: Signal) -> Exit {
@@ -565,7 +553,7 @@ mod tests {
             None
         }
 
-        fn resumes_at(&self) -> Option<ServerAddress> {
+        fn resumes_at(&self) -> Option<&str> {
             None
         }
 

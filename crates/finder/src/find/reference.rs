@@ -123,7 +123,7 @@ impl Source for ReferenceSearch {
         None
     }
 
-    fn resumes_at(&self) -> Option<ServerAddress> {
+    fn resumes_at(&self) -> Option<&str> {
         // Here one can only begin.
         None
     }

@@ -103,6 +103,7 @@ impl RemoteSearch {
             stop: Arc::new(Mutex::new(stop)),
             began,
             server: server.clone(),
+            resumes_at: arguments.connection.flags(server),
             connection,
             stderr: Arc::clone(stderr),
         })))
@@ -174,6 +175,8 @@ pub(super) struct FinderSearch {
     stop: Arc<Mutex<Stop>>,
     began: Instant,
     server: ServerAddress,
+    /// The flags that ask there again.
+    resumes_at: String,
     connection: Connection,
     stderr: Arc<Stderr>,
 }
@@ -368,8 +371,8 @@ impl Source for FinderSearch {
         Some(summary_of(tried, self.began.elapsed(), &server))
     }
 
-    fn resumes_at(&self) -> Option<ServerAddress> {
-        Some(self.server.clone())
+    fn resumes_at(&self) -> Option<&str> {
+        Some(&self.resumes_at)
     }
 
     async fn close(self) {

@@ -17,7 +17,7 @@ use hashfinder_search::{
 
 use super::SearchArguments;
 use crate::{
-    cli::{Exit, print, say},
+    cli::{Exit, print, quoted, say},
     find,
 };
 
@@ -160,7 +160,7 @@ impl GitCommitArguments {
     fn command(&self, from: &[u8], write: bool) -> String {
         let mut command = format!("hashfinder git-commit {}", self.prefix);
         if let Some(path) = &self.repository {
-            command += &format!(" --repository {}", find::quoted(&path.to_string_lossy()));
+            command += &format!(" --repository {}", quoted(&path.to_string_lossy()));
         }
         if self.drop_signature {
             command += " --drop-signature";

@@ -7,14 +7,16 @@ use std::{
     sync::Arc,
 };
 
+use super::tls::Certificate;
+
 /// Who is at the other end of a connection; requests carry it as an extension.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(super) who: Who,
     /// The connection's number, which no other one has.
     pub(crate) connection: u64,
-    /// The name in the client's certificate, if it has shown one that was found good.
-    pub(crate) certificate: Option<Arc<str>>,
+    /// The client's certificate, if it has shown one that was found good.
+    pub(crate) certificate: Option<Arc<Certificate>>,
 }
 
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use std::{
     io,
     num::NonZeroUsize,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -38,6 +38,7 @@ use super::{
     peer::Peer,
     tls::Tls,
 };
+use crate::rate::{Bucket, Rate};
 
 /// How many streams of a connection may be reset over errors of the peer's making before it is
 /// closed. This is the default of the HTTP/2 library.
@@ -72,6 +73,13 @@ pub(crate) struct Limits {
     pub(crate) lifetimes: Lifetimes,
 }
 
+/// How many lines the log has for handshakes that fail and connections that are closed as hostile: enough to see
+/// who they are, and not so many that whoever connects all the time fills a disk. The metrics count all.
+const LINES: Rate = Rate {
+    per_second: 10.0,
+    burst: 100.0,
+};
+
 /// What is told when a connection is about to be closed on which calls are open: its number.
 pub(crate) type OnClose = Arc<dyn Fn(u64) + Send + Sync>;
 
@@ -84,6 +92,7 @@ pub(crate) struct Server<S> {
     counts: Counts,
     on_close: OnClose,
     random: RandomState,
+    lines: Mutex<Bucket>,
 }
 
 impl<S, B> Server<S>
@@ -130,6 +139,7 @@ where
             counts,
             on_close,
             random: RandomState::new(),
+            lines: Mutex::new(Bucket::new(LINES, Instant::now())),
         }
     }
 
@@ -201,7 +211,9 @@ where
         let connection = match secured {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
-                tracing::info!(%peer, %error, "no TLS handshake");
+                if self.may_tell() {
+                    tracing::info!(%peer, %error, "no TLS handshake");
+                }
                 self.counts.closed(Closed::Tls);
                 return;
             }
@@ -313,11 +325,19 @@ where
         }
     }
 
+    /// Whether the log has room for what a peer has brought about.
+    fn may_tell(&self) -> bool {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.try_take(LINES, Instant::now()).is_ok()
+    }
+
     fn closed(&self, peer: &Peer, why: Closed) {
         self.counts.closed(why);
         match why {
             Closed::TooManyResets | Closed::TooManyControlFrames => {
-                tracing::warn!(%peer, reason = %why, "connection closed");
+                if self.may_tell() {
+                    tracing::warn!(%peer, reason = %why, "connection closed");
+                }
             }
             // Of these a few hundred connections can make thousands each second.
             _ => tracing::debug!(%peer, reason = %why, "connection closed"),

@@ -2,7 +2,7 @@
 //! serves.
 
 use std::{
-    fmt::Write,
+    fmt::{self, Write},
     fs::{self, Metadata},
     io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
@@ -24,7 +24,7 @@ use tokio_rustls::{
         ServerConfig,
         crypto::ring,
         pki_types::{CertificateDer, UnixTime},
-        server::{NoServerSessionStorage, WebPkiClientVerifier},
+        server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
         sign::{CertifiedKey, SingleCertAndKey},
     },
     server::TlsStream,
@@ -64,12 +64,20 @@ struct Shared {
 }
 
 struct State {
-    config: Arc<ServerConfig>,
+    config: Config,
     /// The files of which that, or the log's line about what is wrong with them, was made.
     settled: Vec<Stamp>,
     /// Files that did not fit together when they were looked at: half of them may not be there yet.
     doubtful: Option<Vec<Stamp>>,
     next_look: Instant,
+}
+
+/// What the files come to.
+#[derive(Clone)]
+struct Config {
+    server: Arc<ServerConfig>,
+    /// What finds the certificates of clients good, if these may have some.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl Tls {
@@ -94,8 +102,7 @@ impl Tls {
         Ok(Some(Tls(Arc::new(Shared { files, state }))))
     }
 
-    /// Shakes hands with a client. Gives its connection, and the name in its certificate, if it has shown
-    /// one. There is no time limit here. Dropping the future closes the connection.
+    /// Shakes hands with a client. Gives its connection, and its certificate, if it has shown one. There is no time limit here. Dropping the future closes the connection.
     ///
     /// # Errors
     ///
@@ -104,8 +111,8 @@ impl Tls {
     pub(crate) async fn accept(
         &self,
         tcp: TcpStream,
-    ) -> io::Result<(TlsStream<TcpStream>, Option<Arc<str>>)> {
-        let acceptor = TlsAcceptor::from(self.config());
+    ) -> io::Result<(TlsStream<TcpStream>, Option<Arc<Certificate>>)> {
+        let acceptor = TlsAcceptor::from(self.config().server);
         let mut stream = match acceptor.accept(tcp).into_fallible().await {
             Ok(stream) => stream,
             Err((error, tcp)) => {
@@ -124,13 +131,15 @@ impl Tls {
             let why = "the client does not ask for HTTP/2 (ALPN h2)";
             return Err(io::Error::new(ErrorKind::InvalidData, why));
         }
-        let chain = session.peer_certificates();
-        let name = chain.and_then(<[_]>::first).map(name);
-        Ok((stream, name))
+        let certificate = session.peer_certificates().and_then(|chain| {
+            let (own, others) = chain.split_first()?;
+            Some(Arc::new(Certificate::new(self, own, others)))
+        });
+        Ok((stream, certificate))
     }
 
     /// What the next handshake goes by, after a look at the files if one is due.
-    fn config(&self) -> Arc<ServerConfig> {
+    fn config(&self) -> Config {
         let Shared { files, state } = &*self.0;
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -138,7 +147,68 @@ impl Tls {
             state.next_look = now + LOOK_EVERY;
             state.look(files);
         }
-        Arc::clone(&state.config)
+        state.config.clone()
+    }
+}
+
+/// A client's certificate, which was found good in the handshake. As a connection may last for ever, that is
+/// asked again.
+pub(crate) struct Certificate {
+    name: Arc<str>,
+    own: CertificateDer<'static>,
+    /// Those that lead to its authority.
+    others: Vec<CertificateDer<'static>>,
+    tls: Tls,
+    checked: Mutex<Checked>,
+}
+
+struct Checked {
+    is_good: bool,
+    next: Instant,
+}
+
+impl Certificate {
+    fn new(
+        tls: &Tls,
+        own: &CertificateDer<'static>,
+        others: &[CertificateDer<'static>],
+    ) -> Certificate {
+        Certificate {
+            name: name(own),
+            own: own.clone(),
+            others: others.to_vec(),
+            tls: tls.clone(),
+            checked: Mutex::new(Checked {
+                is_good: true,
+                next: Instant::now() + LOOK_EVERY,
+            }),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it is still good, by the authorities that are in force: it has not expired, and its authority
+    /// is still there. What is told may be two seconds old, and the files that much older.
+    pub(crate) fn is_good(&self) -> bool {
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if checked.next <= now {
+            checked.next = now + LOOK_EVERY;
+            checked.is_good = self.tls.config().clients.is_some_and(|verifier| {
+                let verified =
+                    verifier.verify_client_cert(&self.own, &self.others, UnixTime::now());
+                verified.is_ok()
+            });
+        }
+        checked.is_good
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
     }
 }
 
@@ -223,15 +293,15 @@ impl Files {
         all.map(|path| Stamp::of(path)).collect()
     }
 
-    fn read(&self) -> Result<Arc<ServerConfig>> {
+    fn read(&self) -> Result<Config> {
         let provider = Arc::new(ring::default_provider());
         let identity = pem::identity(&self.certificate, &self.key, &provider)?;
         self.warn(&identity);
         // TLS 1.2 and 1.3.
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?;
-        let builder = match &self.clients {
-            None => builder.with_no_client_auth(),
+        let (builder, clients) = match &self.clients {
+            None => (builder.with_no_client_auth(), None),
             Some((path, whether)) => {
                 let authorities = Arc::new(pem::authorities(path)?);
                 let verifier = WebPkiClientVerifier::builder_with_provider(authorities, provider);
@@ -242,7 +312,8 @@ impl Files {
                 let verifier = verifier.build();
                 let verifier = verifier
                     .with_context(|| format!("cannot use the authorities in {}", path.display()))?;
-                builder.with_client_cert_verifier(verifier)
+                let builder = builder.with_client_cert_verifier(Arc::clone(&verifier));
+                (builder, Some(verifier))
             }
         };
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
@@ -251,7 +322,10 @@ impl Files {
         // began with. Our clients connect seldom.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok(Arc::new(config))
+        Ok(Config {
+            server: Arc::new(config),
+            clients,
+        })
     }
 
     /// Tells the log what works and is wrong all the same.
@@ -327,7 +401,10 @@ fn name(certificate: &CertificateDer<'_>) -> Arc<str> {
     };
     // However it is written, it is one name.
     let dns = parsed.valid_dns_names().next().map(str::to_ascii_lowercase);
-    let named = dns.or_else(|| parsed.valid_uri_names().next().map(str::to_owned));
+    let uri = || parsed.valid_uri_names().next().map(str::to_owned);
+    // One without a scheme is none, and could be somebody's DNS name, to which an authority's constraints on
+    // those do not apply.
+    let named = dns.or_else(|| uri().filter(|uri| uri.contains(':')));
     let named = named.filter(|name| {
         let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
         // Which is not for an authority to give away.

@@ -68,10 +68,13 @@ def bearer(credential):
 class Caller:
     """Whoever calls a server, on a connection of their own, with this metadata."""
 
-    def __init__(self, server, metadata=()):
+    def __init__(self, server, metadata=(), tls=None):
         self.metadata = list(metadata)
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.default_authority", "localhost")]
-        self.channel = grpc.insecure_channel(server.address, options)
+        if tls:
+            self.channel = grpc.secure_channel(server.address, tls, options)
+        else:
+            self.channel = grpc.insecure_channel(server.address, options)
 
     def call(self, method, request=b""):
         """A call of any kind: on the wire, one message is a stream of one."""
@@ -310,8 +313,10 @@ def test_the_matrix(guarded, key_file, caller, issuer, jwt_flags, stubs, pb):
             return requests[method]
         return pb.CancelSearchRequest(search_id=mine.begin(pb)[1])
 
-    strangers = [(caller(server), 0, "CREDENTIAL_MISSING")]
-    strangers += [(caller(server, metadata), 1, "CREDENTIAL_REFUSED") for metadata in bad.values()]
+    strangers = [("nothing", caller(server), 0, "CREDENTIAL_MISSING")]
+    strangers += [(what, caller(server, bad[what]), 1, "CREDENTIAL_REFUSED") for what in bad]
+    # An address has a hundred refused in one go, so all kinds are tried at one method, and these at all.
+    everywhere = ["nothing", "revoked", "expired", "another secret", "alg none", "another audience"]
     before = scrape(server)
     refusals = 0
     watched = caller(server, bearer(operator))
@@ -320,7 +325,9 @@ def test_the_matrix(guarded, key_file, caller, issuer, jwt_flags, stubs, pb):
     at_rest = until(server, "hashfinder_searches", 0)
     at_rest = until(server, "hashfinder_searches_ended_total", 1)
     for method, codes in table.items():
-        for (stranger, column, reason), what in zip(strangers, ["nothing", *bad]):
+        for what, stranger, column, reason in strangers:
+            if what not in everywhere and method != FINDER + "CancelSearch":
+                continue
             cancel = pb.CancelSearchRequest(search_id=search)
             asked = cancel if method.endswith("CancelSearch") else request(method)
             got, why = stranger.code(method, asked)
@@ -424,6 +431,47 @@ def test_a_key_file_that_breaks_changes_nothing(guarded, key_file, caller):
     key_file.path.write_text(good)
     server.wait_for("can be used again")
     assert who.code(FINDER + "ListSearches")[0] == CODE.OK
+
+
+def test_what_others_can_reach_is_told(guarded, key_file, processes):
+    key_file.create()
+    key_file.path.chmod(0o666)
+    server = guarded()
+    assert any("everybody on this machine can make API keys" in line for line in server.log)
+    assert not any("metrics, which have no TLS" in line for line in server.log)
+    command = [HASHFINDER, "serve", "--port", "0", "--metrics-address", "0.0.0.0:0"]
+    processes.append(Process(command))
+    processes[-1].wait_for("other machines can reach the metrics, which have no TLS")
+
+
+def test_tokens_by_a_shared_secret(guarded, caller, issuer, tmp_path):
+    secret, path = base64url(os.urandom(64)).encode(), tmp_path / "secret"
+    path.write_bytes(secret + b"\n")
+    path.chmod(0o644)
+    flags = ["--jwt-secret", str(path), "--jwt-algorithm", "HS256", "--jwt-audience", AUDIENCE]
+    server = guarded(*flags, "--operator", "jwt:alice")
+    assert any("everybody on this machine can make tokens" in line for line in server.log)
+    good = caller(server, bearer(jwt.encode(claims(), secret, "HS256")))
+    assert good.code(FINDER + "ListSearches", b"")[0] == CODE.OK
+
+    def by_hand(header):
+        return token_without_a_library(header, claims(), lambda s: hmac.digest(secret, s, "sha256"))
+
+    for what, token in {
+        "another secret": jwt.encode(claims(), secret[:-1], "HS256"),
+        "an algorithm that is not allowed": jwt.encode(claims(), secret, "HS512"),
+        "a public key's": jwt.encode(claims(), issuer, "RS256"),
+        "renamed": by_hand({"alg": "RS256"}),
+        "none": by_hand({"alg": "none"}),
+        "two algorithms": by_hand({"alg": ["HS256", "none"]}),
+        "in small letters": by_hand({"alg": "hs256"}),
+        "an extension": by_hand({"alg": "HS256", "crit": []}),
+        "another audience": jwt.encode(claims(aud=["else", AUDIENCE + "s"]), secret, "HS256"),
+        "expired": jwt.encode(claims(exp=-60), secret, "HS256"),
+        "an expiry that is a text": jwt.encode(claims() | {"exp": None}, secret, "HS256"),
+    }.items():
+        refused = caller(server, bearer(token)).code(FINDER + "ListSearches")
+        assert refused == (CODE.UNAUTHENTICATED, "CREDENTIAL_REFUSED"), what
 
 
 def test_behind_a_unix_socket_the_system_says_who_it_is(serve, key_file, caller, pb):

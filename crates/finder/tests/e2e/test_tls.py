@@ -3,6 +3,8 @@
 import datetime
 import ipaddress
 import os
+import re
+import shlex
 import socket
 import ssl
 import subprocess
@@ -12,11 +14,14 @@ from concurrent import futures
 
 import grpc
 import pytest
-from conftest import HASHFINDER, PATIENCE_S
+from conftest import HASHFINDER, PATIENCE_S, SIGTERM
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from test_auth import CODE, FINDER, Caller, KeyFile, bearer
+from test_observe import scrape, value
+from test_v1_searches import reason_of
 
 DAY = datetime.timedelta(days=1)
 
@@ -140,6 +145,16 @@ def refused(stubs, stub):
     return True
 
 
+def is_unknown(stubs, stub):
+    """Whether a connection that is there does not tell any more who asks."""
+    try:
+        return not finds(stubs, stub)
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.UNAUTHENTICATED, error
+        assert reason_of(error) == "CREDENTIAL_REFUSED"
+        return True
+
+
 def context(authority, alpn=("h2",), identity=None):
     context = ssl.create_default_context(cadata=authority.pem.decode())
     if alpn:
@@ -215,9 +230,96 @@ def test_certificates_that_are_required(serve_tls, secure, stubs, ours, theirs):
 
 def test_certificates_that_are_optional(serve_tls, secure, stubs, ours, theirs):
     server = serve_tls("--tls-client-ca", ours.path, "--tls-client-certificates", "optional")
-    assert finds(stubs, secure(server, ours))
+    # There is a connection, and nobody knows who it is.
+    with pytest.raises(grpc.RpcError) as failed:
+        finds(stubs, secure(server, ours))
+    assert failed.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert finds(stubs, secure(server, ours, ours.client()))
     assert refused(stubs, secure(server, ours, theirs.client()))
+
+
+@pytest.fixture
+def someone(ours):
+    """Whoever calls a server by TLS, on a connection of their own."""
+    callers = []
+
+    def connect(server, identity=None, metadata=()):
+        own = (identity.key, identity.certificate) if identity else (None, None)
+        callers.append(Caller(server, metadata, grpc.ssl_channel_credentials(ours.pem, *own)))
+        return callers[-1]
+
+    yield connect
+    for one in callers:
+        one.channel.close()
+
+
+def test_a_certificate_says_who_asks(serve_tls, someone, ours, tmp_path, pb):
+    key_file = KeyFile(tmp_path / "keys.toml")
+    key = key_file.create()
+    flags = ["--tls-client-ca", ours.path, "--tls-client-certificates", "optional"]
+    flags += ["--api-keys", str(key_file.path), "--operator", "cert:boss.example"]
+    server = serve_tls(*flags)
+    first = ours.client("first", x509.DNSName("One.example"), x509.DNSName("boss.example"))
+    one = someone(server, first)
+    renewed = someone(server, ours.client("renewed", x509.DNSName("one.example")))
+    other = someone(server, ours.client("other", x509.DNSName("other.example")))
+    # It is no URI, and so it is no name.
+    alike = ours.client("alike", x509.UniformResourceIdentifier("one.example"))
+    alike = someone(server, alike)
+    boss = someone(server, ours.client("boss", x509.DNSName("boss.example")))
+    # Who shows a key, too, is whom that names.
+    keyed, both = someone(server, None, bearer(key)), someone(server, first, bearer(key))
+    stream, search_id = one.begin(pb)
+    _, by_key = keyed.begin(pb)
+    for who, sees in [
+        (one, {search_id}),
+        (renewed, {search_id}),
+        (other, set()),
+        (alike, set()),
+        (keyed, {by_key}),
+        (both, {by_key}),
+        (boss, {search_id, by_key}),
+    ]:
+        assert {search.search_id for search in who.listed(pb)} == sees
+    clients = {search.search_id: search.client for search in boss.listed(pb)}
+    assert clients == {search_id: "cert:one.example", by_key: f"key:{key.split('.')[0]}"}
+    cancel = pb.CancelSearchRequest(search_id=search_id)
+    for stranger in [other, alike, keyed, both]:
+        assert stranger.code(FINDER + "CancelSearch", cancel)[0] == CODE.NOT_FOUND
+    missing, refused = someone(server), someone(server, first, bearer(key[:-1]))
+    assert missing.code(FINDER + "ListSearches") == (CODE.UNAUTHENTICATED, "CREDENTIAL_MISSING")
+    # A wrong one is not passed by for the certificate.
+    assert refused.code(FINDER + "ListSearches") == (CODE.UNAUTHENTICATED, "CREDENTIAL_REFUSED")
+    assert boss.code(FINDER + "CancelSearch", cancel)[0] == CODE.OK
+    with pytest.raises(grpc.RpcError) as ended:
+        list(stream)
+    assert reason_of(ended.value) == "CANCELLED_BY_OPERATOR"
+    assert "client=cert:one.example " in server.call_ended(method='"Search"')
+    # Where it is required there is not even a connection.
+    server = serve_tls(*flags[:2], "--api-keys", str(key_file.path))
+    assert someone(server, None, bearer(key)).code(FINDER + "ListSearches")[0] == CODE.UNAVAILABLE
+    assert someone(server, first).code(FINDER + "ListSearches")[0] == CODE.OK
+
+
+def test_how_to_go_on_by_tls(serve_tls, ours, tmp_path):
+    key_file = KeyFile(tmp_path / "keys.toml")
+    credential = tmp_path / "my key"
+    credential.write_text(key_file.create())
+    server = serve_tls("--tls-client-ca", ours.path, "--api-keys", str(key_file.path))
+    flags = ["--tls-ca", ours.path, *ours.client().flags(), "--tls-server-name", "localhost"]
+    flags += ["--credential-file", credential, "--maximum-hashes", "1000"]
+    done = of_client(server, *flags, name="hashfinderhashfinder")
+    assert done.returncode == 3, done
+    _, command = done.stderr.splitlines()[-1].split("go on with: ")
+    assert f"--server https://{server.address} " in command
+    assert credential.read_text().split(".")[1] not in done.stderr
+    program, *command = shlex.split(command)
+    assert program == "hashfinder"
+    # Word by word as it stands there.
+    command = [HASHFINDER, *command, "--maximum-hashes", "1000"]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert again.returncode == 3, again
+    assert "secrets tried: 1000\n" in again.stderr
 
 
 def test_a_new_certificate_is_for_those_who_come_then(serve_tls, secure, stubs, ours):
@@ -261,7 +363,8 @@ def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
     replace(path, ours.pem)
     server = serve_tls("--tls-client-ca", path)
     before, after = ours.client(), theirs.client("after")
-    assert finds(stubs, secure(server, ours, before))
+    connected = secure(server, ours, before)
+    assert finds(stubs, connected)
     replace(path, theirs.pem)
 
     def is_taken():
@@ -273,6 +376,21 @@ def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
 
     wait_until(is_taken)
     assert refused(stubs, secure(server, ours, before))
+    # Nor does an old connection help.
+    wait_until(lambda: is_unknown(stubs, connected))
+    line = server.wait_for("call refused")
+    assert "client=cert:client.example " in line and "whose authority is gone" in line
+
+
+def test_a_certificate_that_expires_meanwhile(serve_tls, secure, stubs, ours):
+    server = serve_tls("--tls-client-ca", ours.path)
+    lasting = secure(server, ours, ours.client())
+    usage, seconds = ExtendedKeyUsageOID.CLIENT_AUTH, datetime.timedelta(seconds=8)
+    short = ours.issue("short", x509.DNSName("short.example"), valid_for=seconds, usage=usage)
+    short = secure(server, ours, short)
+    assert finds(stubs, short) and finds(stubs, lasting)
+    wait_until(lambda: is_unknown(stubs, short))
+    assert finds(stubs, lasting)
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")
@@ -332,9 +450,29 @@ def test_warnings(serve_tls, ours):
     server.wait_for("everybody on this machine can read the private key")
 
 
-def of_client(server, *flags, env=None, address=None, timeout="20s"):
+def test_a_flood_of_bad_handshakes_does_not_fill_the_log(serve_tls, ours):
+    server = serve_tls("--metrics-address", "127.0.0.1:0")
+    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
+    server.wait_for("listening")
+    host, port = server.address.split(":")
+    for _ in range(400):
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as tcp:
+            tcp.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            # An alert, and the end.
+            while tcp.recv(100):
+                pass
+    # All are counted.
+    wait_until(lambda: value(scrape(server), "hashfinder_connections_closed_total", reason="tls") == 400)
+    assert certificate_of(server, ours)
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    told = server.rest_of_stderr().count("no TLS handshake")
+    assert 100 <= told < 400, told
+
+
+def of_client(server, *flags, env=None, address=None, timeout="20s", name="do"):
     """What `find` says of a server, having been asked for a name."""
-    command = [HASHFINDER, "find", "do", "--server", address or server.address, *flags]
+    command = [HASHFINDER, "find", name, "--server", address or server.address, *flags]
     command += ["--connect-timeout", timeout]
     env = {**os.environ, **(env or {})}
     return subprocess.run(

@@ -78,9 +78,11 @@ struct Own {
     estimates: Arc<Semaphore>,
 }
 
-/// What decides the odds.
+/// What decides the odds, and who asks: how soon they are there tells what was asked for before, which is
+/// nobody else's business.
 #[derive(PartialEq, Eq, Hash)]
 struct Asked {
+    client: ClientName,
     names: Box<[Box<str>]>,
     spelling: Spelling,
     ideal: u8,
@@ -136,6 +138,7 @@ impl Figures {
     /// reckoned to its end, and kept.
     pub(super) async fn odds(&self, caller: &Caller, query: &Query) -> Result<Odds, CallError> {
         let asked = || Asked {
+            client: caller.client(),
             names: query
                 .names()
                 .iter()

@@ -42,9 +42,6 @@ const WITH_DATA: f64 = 4.0;
 /// small portions and so do the pauses after it.
 const MOST_AT_ONCE: usize = 4096;
 
-/// For how many seconds' worth there is room at once.
-const BURST_SECONDS: u32 = 2;
-
 /// What a connection may do each second; it may do twice as much at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FloodLimits {
@@ -56,20 +53,11 @@ pub(crate) struct FloodLimits {
     pub(crate) control_frames: u32,
 }
 
-impl FloodLimits {
-    /// How many resets may come at once before no more is read, twice over. All of them may be in one look at
-    /// the connection, before anything else is done with the streams.
-    pub(super) fn resets_at_once(&self) -> usize {
-        const RESET_LEN: usize = 13;
-        2 * (BURST_SECONDS as usize * self.resets as usize + MOST_AT_ONCE / RESET_LEN)
-    }
-}
-
 fn rate(per_second: u32) -> Rate {
     let per_second = f64::from(per_second);
     Rate {
         per_second,
-        burst: f64::from(BURST_SECONDS) * per_second,
+        burst: 2.0 * per_second,
     }
 }
 

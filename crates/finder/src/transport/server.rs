@@ -44,6 +44,11 @@ use crate::rate::{Bucket, Rate};
 /// closed. This is the default of the HTTP/2 library.
 const MAX_LOCAL_ERROR_RESETS: usize = 1024;
 
+/// How many calls of a connection may be taken back before they were begun, which is in one look at the
+/// connection; it is closed beyond that. This is the default of the HTTP/2 library. With a hundred times as
+/// many, fifty connections that do nothing else kept a healthy client waiting for seconds.
+const MAX_RESETS_BEFORE_BEGUN: usize = 20;
+
 /// How many bytes of requests may be on their way on a connection, and on each of its streams: HTTP/2's own
 /// default. A request has four kibibytes at most, and is read as soon as it comes.
 const WINDOW: u32 = 65_535;
@@ -122,9 +127,7 @@ where
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.concurrent_streams)
             .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESETS)
-            // The library's own limit of 20 would close the connection of whoever cancels that many calls in one
-            // go; the meter slows them down first.
-            .max_pending_accept_reset_streams(limits.flood.resets_at_once())
+            .max_pending_accept_reset_streams(MAX_RESETS_BEFORE_BEGUN)
             .max_header_list_size(limits.header_list)
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)

@@ -254,16 +254,6 @@ def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
     assert reason in server.wait_for("connection closed")
 
 
-def test_who_takes_back_many_calls_at_once_keeps_the_connection(serve, raw, stubs):
-    client = raw(serve()).greet()
-    # All in one packet or two, so that the server sees the resets before it has begun the calls.
-    begun = lambda stream: frame(HEADERS, END_HEADERS, stream, call("/hash_name.HashFinder/Find"))
-    taken_back = lambda stream: frame(RST_STREAM, stream=stream, payload=(8).to_bytes(4, "big"))
-    streams = range(1, 601, 2)
-    client.send(*[begun(stream) + taken_back(stream) for stream in streams])
-    client.find(stubs, stream=601)
-
-
 def test_streams_beyond_the_rate_are_late_and_not_lost(serve, stubs, connect):
     server = serve("--maximum-streams-per-second", "100")
     stub = connect(server)

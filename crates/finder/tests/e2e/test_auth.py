@@ -431,6 +431,23 @@ def test_a_key_file_that_breaks_changes_nothing(guarded, key_file, caller):
     assert who.code(FINDER + "ListSearches")[0] == CODE.OK
 
 
+def test_strangers_who_watch_health_leave_calls_to_others(guarded, key_file, caller):
+    key = key_file.create()
+    server = guarded("--maximum-open-calls", "32", "--maximum-open-calls-per-address", "32")
+    stranger, request = caller(server), health_pb2.HealthCheckRequest()
+    # A quarter of a quarter.
+    watching = [stranger.call("grpc.health.v1.Health/Watch", request) for _ in range(2)]
+    for watch in watching:
+        next(watch)
+    for method in ["Check", "Watch"]:
+        refused = stranger.code(f"grpc.health.v1.Health/{method}", request)
+        assert refused == (CODE.RESOURCE_EXHAUSTED, "TOO_MANY_OPEN_CALLS")
+    known = caller(server, bearer(key))
+    assert known.code(FINDER + "ListSearches")[0] == CODE.OK
+    watching[0].cancel()
+    wait_until(lambda: stranger.code("grpc.health.v1.Health/Check", request)[0] == CODE.OK)
+
+
 def test_what_others_can_reach_is_told(guarded, key_file, processes):
     key_file.create()
     key_file.path.chmod(0o666)

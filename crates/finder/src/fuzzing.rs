@@ -130,6 +130,7 @@ impl Server {
                 calls_per_second: NonZeroU32::MAX,
                 open_calls: NonZeroUsize::MAX,
                 open_calls_of_address: NonZeroUsize::MAX,
+                refused_credentials_per_second: NonZeroU32::MAX,
             }),
             auth: Arc::new(auth::fuzzing::open()),
             rules,

@@ -403,6 +403,7 @@ fn rate_limits(arguments: &ServeArguments) -> RateLimits {
         calls_per_second: quota.maximum_calls_per_second_per_address,
         open_calls,
         open_calls_of_address,
+        refused_credentials_per_second: quota.maximum_refused_credentials_per_second,
     })
 }
 

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Finds out who makes a call, and ends those that their method's rule forbids, before any work. The
-/// others carry their [`Principal`](super::Principal) as an extension, and no credential any more.
+/// others carry their [`Principal`] as an extension, and no credential any more.
 #[derive(Clone)]
 pub(crate) struct AuthLayer {
     auth: Arc<Auth>,
@@ -201,6 +201,7 @@ mod tests {
                     calls_per_second: NonZeroU32::MIN,
                     open_calls: NonZeroUsize::MIN,
                     open_calls_of_address: NonZeroUsize::MIN,
+                    refused_credentials_per_second: NonZeroU32::MIN,
                 }),
             );
             let mut request = http::Request::new(());

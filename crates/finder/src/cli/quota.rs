@@ -18,6 +18,9 @@ const REQUEST_TIMEOUT: &str = "10s";
 /// flood.
 const MAXIMUM_CALLS_PER_SECOND_PER_ADDRESS: &str = "20000";
 
+/// A program with an old key asks a few times and stops; whoever guesses has 2^256 to try.
+const MAXIMUM_REFUSED_CREDENTIALS_PER_SECOND: &str = "10";
+
 /// How many calls may be open for each that may search: most of those that do not are over at once.
 const OPEN_CALLS_PER_RPC: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
@@ -63,6 +66,14 @@ pub(crate) struct QuotaArguments {
     #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroUsize>)]
     pub(crate) maximum_open_calls_per_address: Option<NonZeroUsize>,
+
+    /// How many of an address's credentials may be refused each second
+    ///
+    /// Ten times as many at once. Beyond that none from there is looked at, so that guessing costs nothing but
+    /// the guesser's time.
+    #[arg(long, value_name = "N", default_value = MAXIMUM_REFUSED_CREDENTIALS_PER_SECOND)]
+    #[arg(value_parser = positive::<NonZeroU32>)]
+    pub(crate) maximum_refused_credentials_per_second: NonZeroU32,
 
     /// How long a request may take to arrive in whole
     ///

@@ -19,7 +19,7 @@ use crate::{
     metrics::Calls,
     passage::{Escort, Escorted, Passage},
     rate::{Bucket, Rate},
-    transport::{Origin, Peer},
+    transport::{self, Origin, Peer},
 };
 
 /// How many addresses are known at a time, at about a hundred bytes each. An address has to be known only for
@@ -29,16 +29,10 @@ const ORIGINS: usize = 65_536;
 /// How often those are looked for that need not be known any more, which takes about a millisecond.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many credentials of an address may be refused. A client that is set up wrongly has its first hundred
-/// calls told why, and guessing or signatures to check cost next to nothing from then on.
-const REFUSED_CREDENTIALS: Rate = Rate {
-    per_second: 10.0,
-    burst: 100.0,
-};
-
 /// Which part of all open calls may be of methods for which nobody has to show who they are, and which part of
-/// those one address's: as one over so many. A health check may be watched for ever, so strangers with a few addresses, of which one network of IPv6
-/// has thousands, would else leave no call to those who have a credential.
+/// those one address's: as one over so many. A health check may be watched for ever, so strangers with a few
+/// addresses, of which one network of IPv6 has thousands, would else leave no call to those who have a
+/// credential.
 const SHARE_FOR_ANYONE: usize = 4;
 
 /// What one address, and all of them together, may do.
@@ -50,6 +44,8 @@ pub(crate) struct AddressLimits {
     pub(crate) open_calls: NonZeroUsize,
     /// How many of them may be one address's.
     pub(crate) open_calls_of_address: NonZeroUsize,
+    /// How many of an address's credentials may be refused each second; ten times as many at once.
+    pub(crate) refused_credentials_per_second: NonZeroU32,
 }
 
 impl AddressLimits {
@@ -59,6 +55,14 @@ impl AddressLimits {
             |of: usize| NonZeroUsize::new(of / SHARE_FOR_ANYONE).unwrap_or(NonZeroUsize::MIN);
         let all = share(self.open_calls.get());
         (all, share(all.get()).min(self.open_calls_of_address))
+    }
+
+    fn refused_credentials(&self) -> Rate {
+        let per_second = f64::from(self.refused_credentials_per_second.get());
+        Rate {
+            per_second,
+            burst: 10.0 * per_second,
+        }
     }
 
     fn calls(&self) -> Rate {
@@ -103,7 +107,7 @@ impl Account {
     fn new(limits: AddressLimits, now: Instant) -> Account {
         Account {
             calls: Bucket::new(limits.calls(), now),
-            refused_credentials: Bucket::new(REFUSED_CREDENTIALS, now),
+            refused_credentials: Bucket::new(limits.refused_credentials(), now),
             open: 0,
             open_for_anyone: 0,
         }
@@ -113,7 +117,9 @@ impl Account {
     fn may_be_forgotten(&mut self, limits: AddressLimits, now: Instant) -> bool {
         self.open == 0
             && self.calls.is_full(limits.calls(), now)
-            && self.refused_credentials.is_full(REFUSED_CREDENTIALS, now)
+            && self
+                .refused_credentials
+                .is_full(limits.refused_credentials(), now)
     }
 }
 
@@ -217,7 +223,10 @@ impl RateLimits {
         let now = Instant::now();
         let mut origins = self.lock();
         let (account, _) = origins.account(peer.origin(), self.0.limits, now);
-        match account.refused_credentials.wait(REFUSED_CREDENTIALS, now) {
+        match account
+            .refused_credentials
+            .wait(self.0.limits.refused_credentials(), now)
+        {
             Some(retry_after) => Err(CallError::TooManyRefusedCredentials { retry_after }),
             None => Ok(()),
         }
@@ -230,7 +239,7 @@ impl RateLimits {
         let (account, _) = origins.account(peer.origin(), self.0.limits, now);
         account
             .refused_credentials
-            .take(REFUSED_CREDENTIALS, 1.0, now);
+            .take(self.0.limits.refused_credentials(), 1.0, now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Origins> {
@@ -239,7 +248,7 @@ impl RateLimits {
     }
 }
 
-/// A call's place among the open ones. It goes with the call's answer.
+/// A call's place among the open ones, until it is dropped.
 pub(crate) struct OpenCall {
     limits: RateLimits,
     /// Whose it is, if that is not all newcomers'.
@@ -247,7 +256,7 @@ pub(crate) struct OpenCall {
     is_for_anyone: bool,
 }
 
-impl<D, E> Escort<D, E> for OpenCall {}
+impl<D, E> Escort<D, E> for Option<OpenCall> {}
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
@@ -316,9 +325,9 @@ where
     S: Service<http::Request<A>, Response = http::Response<B>, Error = Infallible>,
     B: Body,
 {
-    type Response = http::Response<Escorted<B, OpenCall>>;
+    type Response = http::Response<Escorted<B, Option<OpenCall>>>;
     type Error = Infallible;
-    type Future = Passage<S::Future, OpenCall>;
+    type Future = Passage<S::Future, Option<OpenCall>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -335,7 +344,17 @@ where
         } = &*self.gate;
         let is_for_anyone = rules.are_for_anyone(request.uri().path());
         match limits.begin(origin, is_for_anyone, Instant::now()) {
-            Ok(open) => Passage::open(self.inner.call(request), open),
+            Ok(open) => {
+                let kept = match request.extensions().get::<transport::OpenCall>() {
+                    // Until the answer was written, which may be long after it was made.
+                    Some(call) => {
+                        call.keep(open);
+                        None
+                    }
+                    None => Some(open),
+                };
+                Passage::open(self.inner.call(request), kept)
+            }
             Err(error) => {
                 let method = calls.shown(request.uri().path());
                 Passage::closed(refusals.refused(error, method, peer, None).into_http())
@@ -354,6 +373,7 @@ mod tests {
             calls_per_second: NonZeroU32::new(10).unwrap(),
             open_calls: NonZeroUsize::new(6).unwrap(),
             open_calls_of_address: NonZeroUsize::new(4).unwrap(),
+            refused_credentials_per_second: NonZeroU32::new(10).unwrap(),
         })
     }
 

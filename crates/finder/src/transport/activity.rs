@@ -1,15 +1,19 @@
 //! What happens on a connection, as far as it decides how long the connection may last.
 
 use std::{
+    any::Any,
+    fmt,
+    io::IoSlice,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -21,7 +25,7 @@ pub(super) struct Activity {
     began: Instant,
     greeted: AtomicBool,
     requested: AtomicBool,
-    /// Calls whose response has not been taken to its end.
+    /// Calls whose response has not been written to its end.
     open: AtomicUsize,
     /// Those among them whose last frame has not been taken, so that the next is not asked for.
     unread: AtomicUsize,
@@ -38,7 +42,7 @@ pub(super) struct Standing {
     pub(super) greeted: bool,
     /// The client has sent a request.
     pub(super) requested: bool,
-    /// Calls whose response has not been taken to its end.
+    /// Calls whose response has not been written to its end.
     pub(super) open: usize,
     /// Those among them that wait for their reader.
     pub(super) unread: usize,
@@ -82,7 +86,7 @@ impl Activity {
         }
     }
 
-    /// A call begins; it is open until the result, and every body that was made of it, is dropped.
+    /// A call begins; it is open until its [`Closing`] is dropped.
     pub(super) fn open(self: &Arc<Activity>) -> OpenCall {
         self.requested.store(true, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -90,6 +94,7 @@ impl Activity {
         OpenCall(Arc::new(Open {
             activity: Arc::clone(self),
             unread_since: AtomicU64::new(READ),
+            kept: Mutex::new(None),
         }))
     }
 
@@ -100,16 +105,23 @@ impl Activity {
     }
 }
 
-/// A call whose response has not been taken to its end; requests carry it as an extension. It keeps the
-/// call from being over for as long as the response does, and no longer.
+/// A call whose response has not been written to its end; requests carry it as an extension. It does not
+/// keep the call open.
 #[derive(Clone, Debug)]
 pub(crate) struct OpenCall(Arc<Open>);
 
-#[derive(Debug)]
 struct Open {
     activity: Arc<Activity>,
     /// Since when the last frame waits to be taken, in milliseconds from the connection's beginning.
     unread_since: AtomicU64,
+    /// What goes back when the call is over.
+    kept: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+impl fmt::Debug for Open {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Open").finish_non_exhaustive()
+    }
 }
 
 /// That no frame waits.
@@ -125,6 +137,18 @@ impl OpenCall {
             elapsed.saturating_sub(Duration::from_millis(since))
         };
         (since != READ).then(unread)
+    }
+
+    /// Keeps something until the call's response was written to its end, or nobody takes the rest of it. That
+    /// is later than the response's body is dropped, for the HTTP/2 library may still have what a client's
+    /// window has no room for. It takes the place of what was kept before.
+    pub(crate) fn keep(&self, what: impl Send + 'static) {
+        let before = self.kept().replace(Box::new(what));
+        drop(before);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Box<dyn Any + Send>>> {
+        self.0.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn asked(&self) {
@@ -147,6 +171,9 @@ impl OpenCall {
         self.asked();
         self.0.activity.open.fetch_sub(1, Ordering::Relaxed);
         self.0.activity.change();
+        let kept = self.kept().take();
+        // What that does is others'.
+        drop(kept);
     }
 }
 
@@ -159,23 +186,51 @@ impl Drop for Closing {
     }
 }
 
+/// Data of a response, which keeps the call open until it was written: the HTTP/2 library takes it long
+/// before, if the client's window has room for a single byte of it.
+pub(crate) struct Unwritten<D> {
+    data: D,
+    _call: Arc<Closing>,
+}
+
+impl<D: Buf> Buf for Unwritten<D> {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.data.chunks_vectored(slices)
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.data.advance(count);
+    }
+}
+
 pin_project! {
     /// A response's body, which knows whether it is being read.
     pub(crate) struct WatchedBody<B> {
         #[pin]
         inner: B,
-        call: Closing,
+        call: Arc<Closing>,
     }
 }
 
 impl<B> WatchedBody<B> {
     pub(super) fn new(inner: B, call: Closing) -> WatchedBody<B> {
-        WatchedBody { inner, call }
+        WatchedBody {
+            inner,
+            call: Arc::new(call),
+        }
     }
 }
 
 impl<B: Body> Body for WatchedBody<B> {
-    type Data = B::Data;
+    type Data = Unwritten<B::Data>;
     type Error = B::Error;
 
     /// HTTP/2 asks for a frame when there is room for one, so that a frame was taken when the next one is
@@ -183,7 +238,7 @@ impl<B: Body> Body for WatchedBody<B> {
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Self::Data>, B::Error>>> {
         let this = self.project();
         let call = &this.call.0;
         call.asked();
@@ -191,7 +246,12 @@ impl<B: Body> Body for WatchedBody<B> {
         if let Poll::Ready(Some(Ok(_))) = frame {
             call.handed_over();
         }
-        frame
+        frame.map_ok(|frame| {
+            frame.map_data(|data| Unwritten {
+                data,
+                _call: Arc::clone(this.call),
+            })
+        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -200,5 +260,60 @@ impl<B: Body> Body for WatchedBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http::HeaderMap;
+    use std::{convert::Infallible, task::Waker, vec};
+
+    struct Frames(vec::IntoIter<Frame<Bytes>>);
+
+    impl Body for Frames {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Ready(self.0.next().map(Ok))
+        }
+    }
+
+    #[test]
+    fn a_call_is_open_until_the_last_of_its_data_was_written() {
+        let activity = Activity::new(Instant::now());
+        let call = activity.open();
+        let kept = Arc::new(());
+        call.keep(Arc::clone(&kept));
+        let frames = vec![
+            Frame::data(Bytes::from_static(b"answer")),
+            Frame::trailers(HeaderMap::new()),
+        ];
+        let frames = Frames(frames.into_iter());
+        let mut body = WatchedBody::new(frames, Closing(call.clone()));
+        let mut context = Context::from_waker(Waker::noop());
+        let mut next = || Pin::new(&mut body).poll_frame(&mut context);
+        let Poll::Ready(Some(Ok(frame))) = next() else {
+            panic!("no data");
+        };
+        let mut data = frame.into_data().ok().unwrap();
+        assert!(matches!(next(), Poll::Ready(Some(Ok(_)))));
+        // That there are no more frames does not mean that these were written.
+        drop(body);
+        let open = |of: &Activity| (of.standing().open, of.standing().unread);
+        assert_eq!(open(&activity), (1, 1));
+        assert!(call.unread_for().is_some());
+        data.advance(6);
+        assert_eq!(Arc::strong_count(&kept), 2);
+        drop(data);
+        assert_eq!(open(&activity), (0, 0));
+        assert_eq!(call.unread_for(), None);
+        // Whoever still knows of the call keeps nothing.
+        assert_eq!(Arc::strong_count(&kept), 1);
     }
 }

@@ -6,6 +6,9 @@ pub(super) const PREFACE_LEN: usize = 24;
 /// The bytes of a frame's head.
 const HEAD_LEN: usize = 9;
 
+/// The flag that says so (RFC 9113, sections 6.5 and 6.7).
+const ACK: u8 = 1;
+
 /// What a frame is (RFC 9113, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -24,6 +27,8 @@ pub(super) struct Head {
     pub(super) kind: Kind,
     /// 0 for the connection.
     pub(super) stream: u32,
+    /// Of a PING or SETTINGS: whether it answers one.
+    pub(super) is_ack: bool,
 }
 
 /// Finds the frames in one direction of a connection, however its bytes are cut.
@@ -58,7 +63,7 @@ impl Frames {
             bytes = &bytes[more..];
             if self.seen == HEAD_LEN {
                 self.seen = 0;
-                let [l2, l1, l0, kind, _flags, s3, s2, s1, s0] = self.head;
+                let [l2, l1, l0, kind, flags, s3, s2, s1, s0] = self.head;
                 self.skip = u32::from_be_bytes([0, l2, l1, l0]) as usize;
                 let kind = match kind {
                     0 => Kind::Data,
@@ -70,7 +75,12 @@ impl Frames {
                 };
                 // The highest bit is reserved.
                 let stream = u32::from_be_bytes([s3, s2, s1, s0]) & (u32::MAX >> 1);
-                each(Head { kind, stream });
+                let is_ack = flags & ACK != 0;
+                each(Head {
+                    kind,
+                    stream,
+                    is_ack,
+                });
             }
         }
     }
@@ -94,7 +104,7 @@ mod tests {
         for (kind, stream, length) in frames {
             let length = u32::try_from(length).unwrap().to_be_bytes();
             bytes.extend(&length[1..]);
-            bytes.extend([kind, 0xff]);
+            bytes.extend([kind, u8::from(stream == 0)]);
             // With the reserved bit, which is to be ignored.
             bytes.extend((stream | 1 << 31).to_be_bytes());
             bytes.extend(vec![1; u32::from_be_bytes(length) as usize]);
@@ -110,7 +120,11 @@ mod tests {
         let expected: Vec<Head> = kinds
             .into_iter()
             .zip(frames)
-            .map(|(kind, (_, stream, _))| Head { kind, stream })
+            .map(|(kind, (_, stream, _))| Head {
+                kind,
+                stream,
+                is_ack: stream == 0,
+            })
             .collect();
         for cut in [1, 2, 8, 9, 10, 4096, bytes.len()] {
             let mut reader = Frames::after(PREFACE_LEN);

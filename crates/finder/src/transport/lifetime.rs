@@ -86,8 +86,13 @@ impl Lifetime {
     /// or ends in the meantime tells nobody.
     pub(super) fn step(&mut self, now: Duration, standing: Standing) -> Step {
         match self.stage {
-            Stage::Serving => match self.due(now, standing) {
-                (at, _) if now < at => Step::Wait(at),
+            Stage::Serving => match self.due(standing) {
+                // Nothing tells when it comes to stand otherwise, so it is looked at again before that could
+                // matter.
+                (at, _) if now < at => {
+                    let soonest = self.limits.idle.min(self.limits.unread);
+                    Step::Wait(at.min(now.saturating_add(soonest)))
+                }
                 (_, Closed::Handshake) => Step::Cut(Closed::Handshake),
                 (_, why) => {
                     self.stage = Stage::Leaving {
@@ -112,7 +117,7 @@ impl Lifetime {
     }
 
     /// Until when it may last as things stand, and why no longer.
-    fn due(&self, now: Duration, standing: Standing) -> (Duration, Closed) {
+    fn due(&self, standing: Standing) -> (Duration, Closed) {
         let limits = &self.limits;
         let (from, limit, why) = if !standing.greeted {
             return (limits.handshake, Closed::Handshake);
@@ -123,8 +128,8 @@ impl Lifetime {
         } else if standing.unread >= standing.open {
             (standing.changed, limits.unread, Closed::Unread)
         } else {
-            // It is busy. Nothing tells when it is no more, so it is looked at again before that could matter.
-            (now, limits.idle.min(limits.unread), Closed::Idle)
+            // It is busy.
+            (Duration::MAX, Duration::ZERO, Closed::Idle)
         };
         let due = (from.saturating_add(limit), why);
         match limits.age {
@@ -197,6 +202,8 @@ mod tests {
         };
         let mut lifetime = Lifetime::new(LIMITS);
         assert_eq!(lifetime.step(seconds(900), busy), Step::Wait(seconds(960)));
+        // Who is idle may call at once, and leave that unread.
+        assert_eq!(lifetime.step(seconds(60), IDLE), Step::Wait(seconds(120)));
         let unread = Standing {
             unread: 2,
             changed: seconds(930),

@@ -42,6 +42,9 @@ const WITH_DATA: f64 = 4.0;
 /// small portions and so do the pauses after it.
 const MOST_AT_ONCE: usize = 4096;
 
+/// For how many seconds' worth there is room at once.
+const BURST_SECONDS: u32 = 2;
+
 /// What a connection may do each second; it may do twice as much at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FloodLimits {
@@ -53,11 +56,20 @@ pub(crate) struct FloodLimits {
     pub(crate) control_frames: u32,
 }
 
+impl FloodLimits {
+    /// How many resets may come at once before no more is read, twice over. All of them may be in one look at
+    /// the connection, before anything else is done with the streams.
+    pub(super) fn resets_at_once(&self) -> usize {
+        const RESET_LEN: usize = 13;
+        2 * (BURST_SECONDS as usize * self.resets as usize + MOST_AT_ONCE / RESET_LEN)
+    }
+}
+
 fn rate(per_second: u32) -> Rate {
     let per_second = f64::from(per_second);
     Rate {
         per_second,
-        burst: 2.0 * per_second,
+        burst: f64::from(BURST_SECONDS) * per_second,
     }
 }
 
@@ -137,7 +149,7 @@ impl Meter {
     fn receive(&mut self, bytes: &[u8]) -> bool {
         let (cost, last_stream) = (&mut self.cost, &mut self.last_stream);
         let mut any = false;
-        self.received.read(bytes, |Head { kind, stream }| {
+        self.received.read(bytes, |Head { kind, stream, .. }| {
             any = true;
             match kind {
                 Kind::Headers if stream > *last_stream => {
@@ -155,10 +167,11 @@ impl Meter {
     /// Counts what was sent: what a client made the server reset, and what the client will answer.
     fn send(&mut self, bytes: &[u8]) {
         let cost = &mut self.cost;
-        self.sent.read(bytes, |Head { kind, .. }| match kind {
+        self.sent.read(bytes, |head| match head.kind {
             Kind::Reset => cost.resets += 1.0,
             Kind::Data => cost.control -= WITH_DATA,
-            Kind::Ping | Kind::Settings => cost.control -= 1.0,
+            // Our answers ask for nothing, or a client's pings would pay for each other.
+            Kind::Ping | Kind::Settings if !head.is_ack => cost.control -= 1.0,
             _ => {}
         });
     }
@@ -172,6 +185,10 @@ impl Meter {
         let cost = std::mem::take(&mut self.cost);
         let (streams, resets) = (rate(self.limits.streams), rate(self.limits.resets));
         let control = rate(self.limits.control_frames);
+        // Whoever has rested for so long is forgiven, whatever comes now.
+        if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
+            self.too_much_since = None;
+        }
         self.streams.take(streams, cost.streams, now);
         self.resets.take(resets, cost.resets, now);
         self.control.take(control, cost.control, now);
@@ -186,8 +203,6 @@ impl Meter {
                     None => Closed::TooManyControlFrames,
                 });
             }
-        } else if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
-            self.too_much_since = None;
         }
         let mut shared = self
             .of_address
@@ -388,9 +403,15 @@ mod tests {
             assert_eq!(connection.gets(&frames(kind, 1)), Ok(0.0));
             connection.later(20.0);
             assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
+            // However often that happens.
+            for _ in 0..20 {
+                connection.later(20.0);
+                assert!(connection.gets(&frames(kind, 30)).unwrap() > 0.9);
+            }
+            connection.later(20.0);
             // Who goes on as soon as he may is closed in the end.
             let mut cut = None;
-            for _ in 0..12 {
+            for _ in 0..16 {
                 match connection.gets(&frames(kind, 10)) {
                     Ok(wait) => connection.later(wait),
                     Err(closed) => cut = Some(closed),
@@ -433,6 +454,13 @@ mod tests {
         connection.meter.send(&frames(0, 5));
         assert_eq!(connection.gets(&frames(8, 20)), Ok(0.0));
         assert!(connection.gets(&frames(8, 1)).unwrap() > 0.0);
+        // An answer to a client's ping pays for none; what the server asks for does.
+        let mut ack = frame(6, 0);
+        ack[4] = 1;
+        connection.meter.send(&ack.repeat(20));
+        assert!(connection.gets(&[]).unwrap() > 0.0);
+        connection.meter.send(&frame(6, 0).repeat(20));
+        assert_eq!(connection.gets(&[]), Ok(0.0));
         // What the server has to reset counts like what the client resets.
         let mut connection = Connection::new();
         connection.meter.send(&frames(3, 30));

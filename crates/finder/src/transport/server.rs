@@ -107,8 +107,8 @@ where
         + Send
         + 'static,
 {
-    /// Speaks TLS where there is a `tls`. `on_close` is told of connections that are closed although they have calls: it tells their searches
-    /// to stop.
+    /// Speaks TLS where there is a `tls`. `on_close` is told of connections that are closed although they have
+    /// calls: it tells their searches to stop.
     pub(crate) fn new(
         service: S,
         tls: Option<Tls>,
@@ -122,6 +122,9 @@ where
             .timer(TokioTimer::new())
             .max_concurrent_streams(limits.concurrent_streams)
             .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESETS)
+            // The library's own limit of 20 would close the connection of whoever cancels that many calls in one
+            // go; the meter slows them down first.
+            .max_pending_accept_reset_streams(limits.flood.resets_at_once())
             .max_header_list_size(limits.header_list)
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)
@@ -200,7 +203,12 @@ where
         place.spoke();
         let peer = connection.peer().clone();
         let patience = patience.saturating_sub(began.elapsed());
-        let connection = match timeout(patience, connection.secured(self.tls.as_ref())).await {
+        let secured = tokio::select! {
+            secured = timeout(patience, connection.secured(self.tls.as_ref())) => secured,
+            // It has made no call that could be waited for.
+            () = leaving.cancelled() => return,
+        };
+        let connection = match secured {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
                 if self.may_tell() {

@@ -254,6 +254,16 @@ def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
     assert reason in server.wait_for("connection closed")
 
 
+def test_who_takes_back_many_calls_at_once_keeps_the_connection(serve, raw, stubs):
+    client = raw(serve()).greet()
+    # All in one packet or two, so that the server sees the resets before it has begun the calls.
+    begun = lambda stream: frame(HEADERS, END_HEADERS, stream, call("/hash_name.HashFinder/Find"))
+    taken_back = lambda stream: frame(RST_STREAM, stream=stream, payload=(8).to_bytes(4, "big"))
+    streams = range(1, 601, 2)
+    client.send(*[begun(stream) + taken_back(stream) for stream in streams])
+    client.find(stubs, stream=601)
+
+
 def test_streams_beyond_the_rate_are_late_and_not_lost(serve, stubs, connect):
     server = serve("--maximum-streams-per-second", "100")
     stub = connect(server)
@@ -310,6 +320,26 @@ def test_a_connection_that_reads_nothing_is_closed(serve, raw, stubs, finder, pb
     kinds = reader.rest()
     assert GOAWAY in kinds
     server.call_ended(method='"FindRange"', work='"stopped"')
+
+
+def test_a_call_is_open_until_its_answer_was_written(serve, raw, stubs):
+    server = serve("--maximum-open-calls", "2", "--maximum-open-calls-per-address", "2")
+    # Room for one byte: HTTP/2 takes all of an answer then, and can write nearly nothing of it.
+    little = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + (1).to_bytes(4, "big")
+    client = raw(server, settings=little).greet()
+    message = stubs.Request(desired_name="aa").SerializeToString()
+    for stream in (1, 3):
+        client.call("/hash_name.HashFinder/Find", message, stream)
+        assert client.until(DATA)[2] == stream
+    client.call("/hash_name.HashFinder/Find", message, 5)
+    kind, flags, stream, _ = client.until(HEADERS)
+    assert stream == 5 and flags & END_STREAM, "its answer is that it is one too many"
+    window = (1 << 16).to_bytes(4, "big")
+    for stream in (1, 3):
+        client.send(frame(WINDOW_UPDATE, stream=stream, payload=window))
+        assert client.until(HEADERS)[2] == stream
+    client.call("/hash_name.HashFinder/Find", message, 7)
+    assert client.until(DATA)[2] == 7
 
 
 def test_headers_have_a_length(serve, raw, stubs):

@@ -298,14 +298,15 @@ pub(crate) fn served(
         auth,
         rules,
     } = around;
+    let rules = Arc::new(rules);
     let auth = AuthLayer::new(
         auth,
-        rules,
+        Arc::clone(&rules),
         calls.clone(),
         refusals.clone(),
         rate_limits.clone(),
     );
-    let limited = RateLimitLayer::new(rate_limits, calls.clone(), refusals.clone());
+    let limited = RateLimitLayer::new(rate_limits, rules, calls.clone(), refusals.clone());
     let edge = EdgeLayer::new(calls.clone(), refusals, request_timeout);
     let counted = CallsLayer { calls, traces };
     Ok(counted.layer(edge.layer(limited.layer(auth.layer(routes)))))

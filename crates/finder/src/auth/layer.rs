@@ -36,14 +36,14 @@ impl AuthLayer {
     /// `limits` bound how many bad credentials an address may try.
     pub(crate) fn new(
         auth: Arc<Auth>,
-        rules: Rules,
+        rules: Arc<Rules>,
         calls: Calls,
         refusals: Refusals,
         limits: RateLimits,
     ) -> AuthLayer {
         AuthLayer {
             auth,
-            rules: Arc::new(rules),
+            rules,
             calls,
             refusals,
             limits,
@@ -194,7 +194,7 @@ mod tests {
         let admit = |auth: Auth| {
             let layer = AuthLayer::new(
                 Arc::new(auth),
-                rules.clone(),
+                Arc::new(rules.clone()),
                 Calls::new(&ALL_DESCRIPTORS).unwrap(),
                 Refusals::new(Counts::default()),
                 RateLimits::new(AddressLimits {

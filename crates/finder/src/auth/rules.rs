@@ -85,6 +85,11 @@ impl Rules {
         Ok(Rules(of_paths))
     }
 
+    /// Whether who calls this path need not show who they are.
+    pub(crate) fn are_for_anyone(&self, path: &str) -> bool {
+        self.of_path(path).1 == Rule::Anyone
+    }
+
     /// The method that a path is, and its rule. What does not exist is a method of its own.
     pub(super) fn of_path(&self, path: &str) -> (&'static str, Rule) {
         self.0.get(path).copied().unwrap_or(UNKNOWN)

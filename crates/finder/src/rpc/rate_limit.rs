@@ -15,6 +15,7 @@ use tower_service::Service;
 
 use super::{refusals::Refusals, status::CallError};
 use crate::{
+    auth::Rules,
     metrics::Calls,
     passage::{Escort, Escorted, Passage},
     rate::{Bucket, Rate},
@@ -27,6 +28,13 @@ const ORIGINS: usize = 65_536;
 
 /// How often those are looked for that need not be known any more, which takes about a millisecond.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Which part of all open calls may be of methods for which nobody has to show who they are, and which part of
+/// those one address's: as one over so many. A health check may be watched for ever, so strangers with a few
+/// addresses, of which one network of IPv6 has thousands, would else leave no call to those who have a
+/// credential.
+const SHARE_FOR_ANYONE: usize = 4;
+
 /// What one address, and all of them together, may do.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AddressLimits {
@@ -41,6 +49,14 @@ pub(crate) struct AddressLimits {
 }
 
 impl AddressLimits {
+    /// How many calls may be open of methods that are for anyone, in all and of an address.
+    fn open_for_anyone(&self) -> (NonZeroUsize, NonZeroUsize) {
+        let share =
+            |of: usize| NonZeroUsize::new(of / SHARE_FOR_ANYONE).unwrap_or(NonZeroUsize::MIN);
+        let all = share(self.open_calls.get());
+        (all, share(all.get()).min(self.open_calls_of_address))
+    }
+
     fn refused_credentials(&self) -> Rate {
         let per_second = f64::from(self.refused_credentials_per_second.get());
         Rate {
@@ -73,6 +89,8 @@ struct Origins {
     /// nor shut out those that are known.
     newcomers: Account,
     open: usize,
+    /// Those of them that are for anyone.
+    open_for_anyone: usize,
     swept_at: Instant,
 }
 
@@ -81,6 +99,8 @@ struct Account {
     calls: Bucket,
     refused_credentials: Bucket,
     open: usize,
+    /// Those of them that are for anyone.
+    open_for_anyone: usize,
 }
 
 impl Account {
@@ -89,6 +109,7 @@ impl Account {
             calls: Bucket::new(limits.calls(), now),
             refused_credentials: Bucket::new(limits.refused_credentials(), now),
             open: 0,
+            open_for_anyone: 0,
         }
     }
 
@@ -134,6 +155,7 @@ impl RateLimits {
                 known: HashMap::new(),
                 newcomers: Account::new(limits, now),
                 open: 0,
+                open_for_anyone: 0,
                 swept_at: now,
             }),
         }))
@@ -144,11 +166,16 @@ impl RateLimits {
         self.lock().open
     }
 
-    /// Counts a call, if its address may have it.
-    fn begin(&self, origin: Origin, now: Instant) -> Result<OpenCall, CallError> {
+    /// Counts a call, if its address may have it. `is_for_anyone` says whether it needs no credential.
+    fn begin(
+        &self,
+        origin: Origin,
+        is_for_anyone: bool,
+        now: Instant,
+    ) -> Result<OpenCall, CallError> {
         let limits = self.0.limits;
         let mut origins = self.lock();
-        let of_all = origins.open;
+        let (of_all, for_anyone) = (origins.open, origins.open_for_anyone);
         let (account, known) = origins.account(origin, limits, now);
         if let Err(retry_after) = account.calls.try_take(limits.calls(), now) {
             return Err(CallError::TooManyCalls {
@@ -164,11 +191,24 @@ impl RateLimits {
         if of_all >= limit.get() {
             return Err(CallError::TooManyOpenCalls { limit });
         }
+        if is_for_anyone {
+            let (limit, limit_of_address) = limits.open_for_anyone();
+            if account.open_for_anyone >= limit_of_address.get() {
+                let limit = limit_of_address;
+                return Err(CallError::TooManyOpenCallsOfAddress { limit });
+            }
+            if for_anyone >= limit.get() {
+                return Err(CallError::TooManyOpenCalls { limit });
+            }
+        }
         account.open += 1;
+        account.open_for_anyone += usize::from(is_for_anyone);
         origins.open += 1;
+        origins.open_for_anyone += usize::from(is_for_anyone);
         Ok(OpenCall {
             limits: self.clone(),
             known,
+            is_for_anyone,
         })
     }
 
@@ -213,6 +253,7 @@ pub(crate) struct OpenCall {
     limits: RateLimits,
     /// Whose it is, if that is not all newcomers'.
     known: Option<Origin>,
+    is_for_anyone: bool,
 }
 
 impl<D, E> Escort<D, E> for Option<OpenCall> {}
@@ -221,6 +262,7 @@ impl Drop for OpenCall {
     fn drop(&mut self) {
         let mut origins = self.limits.lock();
         origins.open -= 1;
+        origins.open_for_anyone -= usize::from(self.is_for_anyone);
         let account = match self.known {
             // Nobody forgets one that has calls open.
             Some(origin) => origins.known.get_mut(&origin),
@@ -228,6 +270,7 @@ impl Drop for OpenCall {
         };
         if let Some(account) = account {
             account.open -= 1;
+            account.open_for_anyone -= usize::from(self.is_for_anyone);
         }
     }
 }
@@ -238,14 +281,22 @@ pub(crate) struct RateLimitLayer(Arc<Gate>);
 
 struct Gate {
     limits: RateLimits,
+    rules: Arc<Rules>,
     calls: Calls,
     refusals: Refusals,
 }
 
 impl RateLimitLayer {
-    pub(crate) fn new(limits: RateLimits, calls: Calls, refusals: Refusals) -> RateLimitLayer {
+    /// `rules` tell which methods are for anyone.
+    pub(crate) fn new(
+        limits: RateLimits,
+        rules: Arc<Rules>,
+        calls: Calls,
+        refusals: Refusals,
+    ) -> RateLimitLayer {
         RateLimitLayer(Arc::new(Gate {
             limits,
+            rules,
             calls,
             refusals,
         }))
@@ -287,10 +338,12 @@ where
         let origin = peer.map_or(Origin::Nobody, Peer::origin);
         let Gate {
             limits,
+            rules,
             calls,
             refusals,
         } = &*self.gate;
-        match limits.begin(origin, Instant::now()) {
+        let is_for_anyone = rules.are_for_anyone(request.uri().path());
+        match limits.begin(origin, is_for_anyone, Instant::now()) {
             Ok(open) => {
                 let kept = match request.extensions().get::<transport::OpenCall>() {
                     // Until the answer was written, which may be long after it was made.
@@ -332,7 +385,7 @@ mod tests {
     fn calls_are_open_until_they_are_dropped() {
         let limits = limits();
         let now = Instant::now();
-        let begin = |number| limits.begin(origin(number), now);
+        let begin = |number| limits.begin(origin(number), false, now);
         let mut open: Vec<OpenCall> = (0..4).map(|_| begin(1).unwrap()).collect();
         let limit = NonZeroUsize::new(4).unwrap();
         assert_eq!(
@@ -350,20 +403,42 @@ mod tests {
     }
 
     #[test]
+    fn strangers_leave_calls_to_those_who_show_who_they_are() {
+        let limits = limits();
+        let now = Instant::now();
+        let open = limits.begin(origin(1), true, now);
+        let limit = NonZeroUsize::new(1).unwrap();
+        let again = limits.begin(origin(1), true, now);
+        assert_eq!(
+            again.err(),
+            Some(CallError::TooManyOpenCallsOfAddress { limit })
+        );
+        let second = limits.begin(origin(2), true, now);
+        assert_eq!(second.err(), Some(CallError::TooManyOpenCalls { limit }));
+        let others: Vec<_> = (0..4)
+            .map(|_| limits.begin(origin(2), false, now))
+            .collect();
+        assert!(others.iter().all(Result::is_ok));
+        drop(open);
+        assert!(limits.begin(origin(3), true, now).is_ok());
+    }
+
+    #[test]
     fn an_address_is_told_when_to_come_back() {
         let limits = limits();
         let now = Instant::now();
         for _ in 0..10 {
-            limits.begin(origin(1), now).unwrap();
+            limits.begin(origin(1), false, now).unwrap();
         }
-        let Err(CallError::TooManyCalls { retry_after, .. }) = limits.begin(origin(1), now) else {
+        let Err(CallError::TooManyCalls { retry_after, .. }) = limits.begin(origin(1), false, now)
+        else {
             panic!("an eleventh call at once");
         };
-        assert!(limits.begin(origin(2), now).is_ok());
+        assert!(limits.begin(origin(2), false, now).is_ok());
         // Rounded up, for the bucket reckons in fractions.
         let back = now + retry_after + Duration::from_nanos(1);
-        assert!(limits.begin(origin(1), back).is_ok());
-        assert!(limits.begin(origin(1), back).is_err());
+        assert!(limits.begin(origin(1), false, back).is_ok());
+        assert!(limits.begin(origin(1), false, back).is_err());
     }
 
     #[test]
@@ -372,17 +447,18 @@ mod tests {
         let now = Instant::now();
         let many = u32::try_from(ORIGINS).unwrap();
         for number in 0..many {
-            limits.begin(origin(number), now).unwrap();
+            limits.begin(origin(number), false, now).unwrap();
         }
         // Those that come then share what one has.
-        let newcomers = (0..1000).filter(|number| limits.begin(origin(many + number), now).is_ok());
+        let newcomers =
+            (0..1000).filter(|number| limits.begin(origin(many + number), false, now).is_ok());
         assert_eq!(newcomers.count(), 10);
         assert_eq!(limits.lock().known.len(), ORIGINS);
-        assert!(limits.begin(origin(7), now).is_ok());
+        assert!(limits.begin(origin(7), false, now).is_ok());
         // A call of theirs that is open counts as theirs for as long as it is.
         let later = now + SWEEP_INTERVAL;
-        let known = limits.begin(origin(7), later).unwrap();
-        let newcomer = limits.begin(origin(many), later).unwrap();
+        let known = limits.begin(origin(7), false, later).unwrap();
+        let newcomer = limits.begin(origin(many), false, later).unwrap();
         // Everybody else is forgotten by then.
         assert_eq!(limits.lock().known.len(), 2);
         drop((known, newcomer));
@@ -402,6 +478,6 @@ mod tests {
         }
         assert!(refused >= 100, "{refused}");
         // Calls are counted apart.
-        assert!(limits.begin(peer.origin(), Instant::now()).is_ok());
+        assert!(limits.begin(peer.origin(), false, Instant::now()).is_ok());
     }
 }

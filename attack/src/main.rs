@@ -2,6 +2,7 @@
 //!
 //! `hashfinder-attack run` starts a server for each attack, plays the attack from a process of its own
 //! beside one healthy client, and judges; `cargo xtask attack` writes what came of it to SECURITY.md.
+//! `hashfinder-attack soak` plays clients that are merely careless, for half an hour.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it found is told there")]
@@ -12,6 +13,7 @@
 
 mod attack;
 mod burn;
+mod careless;
 mod connection;
 mod faults;
 mod healthy;
@@ -19,6 +21,8 @@ mod process;
 mod report;
 mod requests;
 mod seen;
+mod slope;
+mod soak;
 mod trial;
 mod wire;
 
@@ -71,6 +75,17 @@ mod v1pb {
 enum Command {
     Run(RunArguments),
     Attack(AttackArguments),
+    Soak(SoakArguments),
+    /// Play careless clients until stdin ends, each line of which says how many long searches each of their
+    /// connections begins in a second
+    Careless {
+        /// The server, which has to be on the loopback
+        #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]
+        target: SocketAddr,
+        /// Where their randomness begins
+        #[arg(long)]
+        seed: u64,
+    },
     /// Take a share of the cores with something harmless
     Burn {
         /// How many cores
@@ -154,10 +169,58 @@ struct AttackArguments {
     once: bool,
 }
 
+/// Start a server, and have careless clients come and go at it for long; nothing of them may be left.
+#[derive(Args, Debug)]
+struct SoakArguments {
+    /// The program `hashfinder`
+    #[arg(long, value_name = "PATH")]
+    server_binary: PathBuf,
+
+    /// How long it goes on, the warm-up included [default: 1800, in the short form 20]
+    #[arg(long, value_parser = seconds)]
+    seconds: Option<Duration>,
+
+    /// After how long memory may grow no more
+    #[arg(long, value_parser = seconds, default_value = "300")]
+    warm_up: Duration,
+
+    /// How much of all cores the server shall take
+    #[arg(long, value_name = "SHARE", default_value_t = 0.8)]
+    load: f64,
+
+    /// Where the randomness begins, to play a run again [default: another one each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Nothing about memory and load, which a busy machine could fail
+    #[arg(long)]
+    short: bool,
+
+    /// What the server is told besides; may be given more than once
+    #[arg(
+        long = "server-argument",
+        value_name = "ARGUMENT",
+        allow_hyphen_values = true
+    )]
+    server_arguments: Vec<String>,
+
+    /// Print JSON, with what was seen each second
+    #[arg(long)]
+    json: bool,
+
+    /// Write the tables into this file, in the section "Soak"
+    #[arg(long, value_name = "PATH")]
+    results: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     raise_descriptors();
     let done = match Command::parse() {
         Command::Run(arguments) => run(&arguments),
+        Command::Soak(arguments) => soak(&arguments),
+        Command::Careless { target, seed } => {
+            careless::run(target, seed).map(|()| ExitCode::SUCCESS)
+        }
         Command::Attack(arguments) => attack(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Burn { cores, seconds } => burn::burn(cores, seconds).map(|()| ExitCode::SUCCESS),
     };
@@ -260,6 +323,45 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     }
     let is_well = report.faults().is_empty();
     Ok(if is_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Exits with 1 if anything was not as it should be.
+fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
+    let (usual, warm_up) = if arguments.short {
+        (20, Duration::ZERO)
+    } else {
+        (1800, arguments.warm_up)
+    };
+    let plan = soak::Plan {
+        server: arguments.server_binary.clone(),
+        server_arguments: arguments.server_arguments.clone(),
+        time: arguments.seconds.unwrap_or(Duration::from_secs(usual)),
+        warm_up,
+        load: arguments.load,
+        seed: arguments.seed.unwrap_or_else(|| fastrand::u64(..)),
+        is_short: arguments.short,
+    };
+    ensure!(
+        0.0 < plan.load && plan.load < 1.0,
+        "--load {}: give a share between 0 and 1",
+        plan.load
+    );
+    // Told first, for a run that does not come to its end.
+    eprintln!("soak: --seed {}", plan.seed);
+    let soak = soak::run(&plan)?;
+    if arguments.json {
+        println!("{:#}", soak.json());
+    } else {
+        println!("{}", soak.table());
+    }
+    if let Some(file) = &arguments.results {
+        soak.write(file)?;
+    }
+    Ok(if soak.faults.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

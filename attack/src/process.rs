@@ -173,8 +173,17 @@ impl Server {
 
     /// How much of the memory it has, in bytes.
     pub(crate) fn memory(&self) -> Result<u64> {
+        self.resident("VmRSS:")
+    }
+
+    /// How much of that is no file's.
+    pub(crate) fn heap(&self) -> Result<u64> {
+        self.resident("RssAnon:")
+    }
+
+    fn resident(&self, which: &str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(which));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
         Ok(number.context("the server has ended")? << 10)
     }
@@ -202,6 +211,30 @@ impl Metrics {
     fn sum(&self, prefix: &str) -> u64 {
         let all = self.0.iter().filter(|(name, _)| name.starts_with(prefix));
         all.map(|(_, value)| *value).sum::<f64>() as u64
+    }
+
+    /// The one with exactly this name.
+    pub(crate) fn value(&self, name: &str) -> u64 {
+        self.0.get(name).map_or(0, |value| *value as u64)
+    }
+
+    /// All of a metric that are not zero, by the value of their last label.
+    pub(crate) fn by_label(&self, metric: &str, label: &str) -> BTreeMap<String, u64> {
+        let mut all = BTreeMap::new();
+        for (name, value) in &self.0 {
+            let labels = name
+                .strip_prefix(metric)
+                .filter(|rest| rest.starts_with('{'));
+            let value = Some(*value as u64).filter(|value| *value > 0);
+            let word = labels.and_then(|labels| {
+                let (_, rest) = labels.split_once(&format!("{label}=\""))?;
+                Some(rest.split_once('"')?.0)
+            });
+            if let Some((word, value)) = word.zip(value) {
+                *all.entry(word.to_owned()).or_default() += value;
+            }
+        }
+        all
     }
 
     /// How many searches there are.
@@ -242,10 +275,19 @@ pub(crate) struct Other {
 impl Other {
     /// Runs one of our own commands, which is over after a time.
     pub(crate) fn start(arguments: &[String], time: Duration) -> Result<Other> {
+        Other::spawn(arguments, time, Stdio::null())
+    }
+
+    /// Runs one that is told things meanwhile, and ends when nobody can tell it any more.
+    pub(crate) fn listening(arguments: &[String], time: Duration) -> Result<Other> {
+        Other::spawn(arguments, time, Stdio::piped())
+    }
+
+    fn spawn(arguments: &[String], time: Duration, stdin: Stdio) -> Result<Other> {
         let program = env::current_exe().context("cannot tell what runs here")?;
         let process = Command::new(program)
             .args(arguments)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot start an attacker")?;
@@ -255,8 +297,15 @@ impl Other {
         })
     }
 
+    /// Tells it a line.
+    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
+        let stdin = self.process.stdin.as_mut().context("it does not listen")?;
+        writeln!(stdin, "{line}").context("it has ended")
+    }
+
     /// Waits for its end, and gives what it said and how long it had a core.
     pub(crate) fn finish(mut self) -> Result<(String, Duration)> {
+        drop(self.process.stdin.take());
         let mut output = self.process.stdout.take().context("it has no stdout")?;
         let said = thread::spawn(move || {
             let mut said = String::new();

@@ -248,13 +248,6 @@ impl Report {
 
     /// Puts the tables into a file, in place of what the last run wrote there.
     pub(crate) fn write(&self, file: &Path, seconds: Duration) -> Result<()> {
-        let shown = file.display();
-        let before = fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
-        let at = before
-            .find(SECTION)
-            .with_context(|| format!("{shown} has no {SECTION:?}"))?;
-        let (head, rest) = before.split_at(at);
-        let next = rest.find("\n## ").map_or("", |next| &rest[next..]);
         let intro = format!(
             "`cargo xtask attack`, {} s each, on {}.\n\n\
              Each attack goes on beside one healthy client that calls `Find(\"doc\")` 200 times a second. In the \
@@ -267,13 +260,25 @@ impl Report {
             seconds.as_secs_f64(),
             cpu()
         );
-        let text = format!("{head}{SECTION}\n\n{intro}\n\n{}{next}", self.tables());
-        fs::write(file, text).with_context(|| format!("cannot write {shown}"))
+        write_section(file, SECTION, &format!("{intro}\n\n{}", self.tables()))
     }
 }
 
+/// Puts a section into a file, in place of what was there under its title.
+pub(crate) fn write_section(file: &Path, title: &str, text: &str) -> Result<()> {
+    let shown = file.display();
+    let before = fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
+    let at = before
+        .find(title)
+        .with_context(|| format!("{shown} has no {title:?}"))?;
+    let (head, rest) = before.split_at(at);
+    let next = rest.find("\n## ").map_or("", |next| &rest[next..]);
+    let text = format!("{head}{title}\n\n{text}{next}");
+    fs::write(file, text).with_context(|| format!("cannot write {shown}"))
+}
+
 /// The CPU's name, as the system has it, and how many cores there are.
-fn cpu() -> String {
+pub(crate) fn cpu() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info
         .lines()

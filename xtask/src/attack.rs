@@ -1,4 +1,5 @@
-//! `cargo xtask attack`: what attacks do to a server, and to its other clients.
+//! `cargo xtask attack` and `cargo xtask soak`: what attacks do to a server, and to its other clients, and what
+//! careless ones leave behind.
 
 use std::process::Command;
 
@@ -11,25 +12,32 @@ use crate::{cargo, root, step, target};
 pub(crate) fn run() -> Result<()> {
     step("the program", &mut cargo("build --release"))?;
     let file = root().join("SECURITY.md");
-    step("attacks", attacks()?.arg("--results").arg(file))
+    step("attacks", tool("run")?.arg("--results").arg(file))
+}
+
+/// Careless clients for half an hour, on a machine that has nothing else to do.
+pub(crate) fn soak() -> Result<()> {
+    step("the program", &mut cargo("build --release"))?;
+    let file = root().join("SECURITY.md");
+    step("a soak", tool("soak")?.arg("--results").arg(file))
 }
 
 /// Each for a moment, with nothing that a busy machine could fail.
 pub(crate) fn short() -> Result<()> {
-    step("attacks", attacks()?.arg("--short"))
+    step("attacks", tool("run")?.arg("--short"))?;
+    step("a short soak", tool("soak")?.arg("--short"))
 }
 
 /// The tool, with the server that it attacks.
-fn attacks() -> Result<Command> {
+fn tool(command: &str) -> Result<Command> {
     step(
         "the attacker",
         &mut cargo("build --release -p hashfinder-attack"),
     )?;
     let built = target().join("release");
-    let mut command = Command::new(built.join("hashfinder-attack"));
-    command
-        .arg("run")
+    let mut tool = Command::new(built.join("hashfinder-attack"));
+    tool.arg(command)
         .arg("--server-binary")
         .arg(built.join("hashfinder"));
-    Ok(command)
+    Ok(tool)
 }

@@ -37,6 +37,8 @@ commands:
   image   build the static program of packaging/Containerfile as that does, and run it where there is
           nothing else; takes a few minutes
   attack  attack a server in every way that there is, for half a minute each, and write SECURITY.md
+  soak    have careless clients come and go at a server for half an hour, look whether its memory grows and
+          whether anything of them is left, and write SECURITY.md
   fuzz [TARGET] [--seconds N | --runs N] [--leaks] [--keep] [--results]
           make up inputs for each fuzz target, or one: for 400 seconds each if nothing else is said;
           --leaks looks for leaks too, and needs a nightly compiler; --keep puts what was found
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         ["bench", "cancel"] => cancel::run(),
         ["image"] => image::run(),
         ["attack"] => attack::run(),
+        ["soak"] => attack::soak(),
         ["fuzz", ref rest @ ..] => fuzz::run(rest),
         ["picture"] => picture(),
         _ => {

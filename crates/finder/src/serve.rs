@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use hashfinder_search::{Engine, Kernel, Quota};
 use socket2::SockAddr;
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 use tonic::{
     Code, Status,
     service::{LayerExt, Routes},
@@ -147,6 +147,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             rate_limits: rate_limits.clone(),
             lost_lines: log.lost_lines(),
             traces: traces.clone(),
+            runtime: Handle::current().metrics(),
         };
         let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
         let address = listener.address()?;

@@ -21,6 +21,7 @@ use prometheus_client::{
     },
     registry::Registry,
 };
+use tokio::runtime::RuntimeMetrics;
 use tonic_cancel::Drain;
 
 pub(crate) use self::{
@@ -83,6 +84,7 @@ pub(crate) struct Server {
     pub(crate) rate_limits: RateLimits,
     pub(crate) lost_lines: LostLines,
     pub(crate) traces: Option<Traces>,
+    pub(crate) runtime: RuntimeMetrics,
 }
 
 /// Everything that there is to see.
@@ -179,6 +181,16 @@ impl Collector for Server {
             "open_calls",
             "Calls of all kinds that have begun and whose answer is not all sent.",
             self.rate_limits.open_calls(),
+        )?;
+        page.gauge(
+            "active_work",
+            "Places of RPCs that search that are taken; one comes back when its work has ended.",
+            self.searches.active_work(),
+        )?;
+        page.gauge(
+            "tasks",
+            "Tasks of the runtime that have not ended: connections, calls, and what is always there.",
+            self.runtime.num_alive_tasks(),
         )?;
         page.gauge(
             "draining",

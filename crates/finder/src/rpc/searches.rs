@@ -90,6 +90,11 @@ impl Searches {
         self.engine.workers()
     }
 
+    /// How many places of RPCs that search are taken, of which one comes back when its work has ended.
+    pub(crate) fn active_work(&self) -> usize {
+        self.room.active_work()
+    }
+
     /// What the engine has done and is doing. It keeps its workers waiting while it goes through all
     /// searches.
     pub(crate) fn metrics(&self) -> Metrics {

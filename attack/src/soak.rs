@@ -1,0 +1,515 @@
+//! A soak: clients that come and go for half an hour, some of them killed, on a server whose cores are nearly
+//! all taken; and whether anything of them is left.
+
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+use serde_json::{Value, json};
+
+use crate::{
+    careless::VISITORS,
+    process::{Metrics, Other, Server, core_time},
+    report::{cpu, write_section},
+    slope::{Slope, median},
+    trial::first_newcomer,
+};
+
+/// Where in the file the table is.
+const SECTION: &str = "## Soak";
+
+/// How many processes clients have, each with as many connections as it opens.
+const CLIENTS: usize = 4;
+
+/// How often one of them is ended and started again, on average; in the short form so that each is.
+const RESTART: Duration = Duration::from_secs(15);
+const SHORT_RESTART: Duration = Duration::from_secs(2);
+
+/// How many searches that take all cores are begun in a second, at first, at least and at most.
+const RATE: f64 = 8.0;
+const RATES: std::ops::RangeInclusive<f64> = 0.5..=100.0;
+
+/// How quickly that follows what the server takes: how much of the last second's load counts, and by what share
+/// a load that is off by one changes the rate in a second.
+const SMOOTHING: f64 = 0.2;
+const GAIN: f64 = 0.3;
+
+/// By how much the load may be off, on average; more than that is another experiment.
+const LOAD_OFF: f64 = 0.1;
+
+/// How fast memory may grow, in MiB an hour, after the warm-up.
+const GROWTH: f64 = 1.0;
+
+/// A point of the regression is the median of so many seconds.
+const POINT: Duration = Duration::from_secs(10);
+
+/// How long it may take until nothing is left: connections that say nothing are known to be gone at once, so it
+/// is for a machine that is busy.
+const SETTLE: Duration = Duration::from_secs(60);
+
+/// How old metrics can be, and a bit.
+const STALE: Duration = Duration::from_millis(1200);
+
+/// How often it is told how it comes on.
+const TOLD: Duration = Duration::from_secs(30);
+
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What clients have a server hold.
+const HELD: [&str; 7] = [
+    "descriptors",
+    "tasks",
+    "work permits",
+    "searches",
+    "active calls",
+    "open calls",
+    "connections",
+];
+
+/// What is wanted.
+pub(crate) struct Plan {
+    pub(crate) server: PathBuf,
+    pub(crate) server_arguments: Vec<String>,
+    pub(crate) time: Duration,
+    /// How long of that what is bounded may yet grow.
+    pub(crate) warm_up: Duration,
+    /// The share of all cores that the server takes.
+    pub(crate) load: f64,
+    pub(crate) seed: u64,
+    /// Nothing is judged that a busy machine could fail, and nothing that takes long to tell.
+    pub(crate) is_short: bool,
+}
+
+/// How things stood.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Duration,
+    memory: u64,
+    heap: u64,
+    held: [u64; HELD.len()],
+}
+
+impl Sample {
+    fn of(server: &Server, at: Duration) -> Result<(Sample, Metrics)> {
+        // First, while no scrape of ours has one.
+        let descriptors = server.descriptors()? as u64;
+        let metrics = server.metrics().context("the server shows no metrics")?;
+        let sample = Sample {
+            at,
+            memory: server.memory()?,
+            heap: server.heap()?,
+            held: [
+                descriptors,
+                metrics.value("hashfinder_tasks"),
+                metrics.value("hashfinder_active_work"),
+                metrics.searches(),
+                metrics.calls(),
+                metrics.value("hashfinder_open_calls"),
+                metrics.value("hashfinder_connections"),
+            ],
+        };
+        Ok((sample, metrics))
+    }
+}
+
+/// A process of clients, which is ended and started again.
+struct Clients {
+    server: std::net::SocketAddr,
+    time: Duration,
+    random: Rng,
+    processes: Vec<Other>,
+    ended: usize,
+    killed: usize,
+}
+
+impl Clients {
+    fn start(&mut self) -> Result<()> {
+        let arguments = [
+            "careless".to_owned(),
+            format!("--target={}", self.server),
+            format!("--seed={}", self.random.u64(..)),
+        ];
+        self.processes
+            .push(Other::listening(&arguments, self.time)?);
+        Ok(())
+    }
+
+    /// Ends one, which does not get to know of it in most cases, and starts another.
+    fn restart(&mut self) -> Result<()> {
+        let at = self.random.usize(..self.processes.len());
+        let is_killed = self.random.u8(..4) > 0;
+        self.end(at, is_killed)?;
+        self.start()
+    }
+
+    fn end(&mut self, at: usize, is_killed: bool) -> Result<()> {
+        let one = self.processes.swap_remove(at);
+        if is_killed {
+            drop(one);
+            self.killed += 1;
+        } else {
+            one.finish()?;
+            self.ended += 1;
+        }
+        Ok(())
+    }
+
+    /// Tells all how many searches that take all cores they begin in a second.
+    fn tell(&mut self, rate: f64) -> Result<()> {
+        let each = rate / (CLIENTS * VISITORS) as f64;
+        for one in &mut self.processes {
+            one.tell(&each.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// What came of it.
+pub(crate) struct Soak {
+    time: Duration,
+    warm_up: Duration,
+    seed: u64,
+    workers: usize,
+    load: f64,
+    ended: usize,
+    killed: usize,
+    calls: u64,
+    codes: Vec<(String, u64)>,
+    ends: Vec<(String, u64)>,
+    before: Sample,
+    samples: Vec<Sample>,
+    after: Sample,
+    settled: Duration,
+    memory: Option<Slope>,
+    heap: Option<Slope>,
+    pub(crate) faults: Vec<String>,
+}
+
+/// Plays it, and judges.
+pub(crate) fn run(plan: &Plan) -> Result<Soak> {
+    let mut server = Server::start(&plan.server, &plan.server_arguments, None)?;
+    thread::sleep(STALE);
+    let (before, metrics) = Sample::of(&server, Duration::ZERO)?;
+    let workers = metrics.value("hashfinder_workers").max(1) as usize;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let mut clients = Clients {
+        server: server.address,
+        time: plan.time,
+        random: Rng::with_seed(plan.seed),
+        processes: Vec::new(),
+        ended: 0,
+        killed: 0,
+    };
+    for _ in 0..CLIENTS {
+        clients.start()?;
+    }
+    let mut faults = Vec::new();
+    let (mut samples, mut rate, mut load) = (Vec::new(), RATE, plan.load);
+    let (mut restart, mut told) = (Duration::ZERO, Duration::ZERO);
+    let began = Instant::now();
+    let first_took = core_time(server.id())?;
+    let (mut looked, mut took) = (began, first_took);
+    let mut warm = None;
+    while began.elapsed() < plan.time {
+        thread::sleep(LOOK.saturating_sub(looked.elapsed()));
+        let (now, now_took) = match core_time(server.id()) {
+            Ok(took) => (Instant::now(), took),
+            // It has ended, as will be told.
+            Err(_) => break,
+        };
+        let at = now - began;
+        let seconds = (now - looked).as_secs_f64() * cores as f64;
+        load += SMOOTHING * ((now_took - took).as_secs_f64() / seconds - load);
+        (looked, took) = (now, now_took);
+        rate *= (GAIN * (plan.load - load)).exp();
+        rate = rate.clamp(*RATES.start(), *RATES.end());
+        if at >= plan.warm_up && warm.is_none() {
+            warm = Some((now, now_took));
+        }
+        // A scrape that gets no answer in time tells nothing; there are others.
+        if let Ok((sample, _)) = Sample::of(&server, at) {
+            samples.push(sample);
+        }
+        if at >= restart {
+            let every = if plan.is_short {
+                SHORT_RESTART
+            } else {
+                RESTART
+            };
+            restart = at + every.mul_f64(2.0 * clients.random.f64());
+            clients.restart()?;
+        }
+        if let Err(error) = clients.tell(rate) {
+            faults.push(format!("a client ended by itself: {error:#}"));
+            break;
+        }
+        if at >= told
+            && let Some(sample) = samples.last()
+        {
+            told = at + TOLD;
+            progress(sample, load, rate);
+        }
+    }
+    let (warm, warm_took) = warm.unwrap_or((began, first_took));
+    let load = (took - warm_took).as_secs_f64() / (looked - warm).as_secs_f64().max(f64::EPSILON);
+    let load = load / cores as f64;
+    // Half of them with no word.
+    while !clients.processes.is_empty() {
+        let is_killed = clients.processes.len().is_multiple_of(2);
+        clients.end(0, is_killed)?;
+    }
+    let over = Instant::now();
+    if first_newcomer(&server, over).is_none() {
+        faults.push("expected a new client to be answered afterwards, none was".to_owned());
+    }
+    let (after, metrics) = loop {
+        let (after, metrics) = Sample::of(&server, began.elapsed())?;
+        if after.held == before.held || over.elapsed() > SETTLE {
+            break (after, metrics);
+        }
+        thread::sleep(STALE / 4);
+    };
+    let settled = over.elapsed();
+    for (what, (before, after)) in HELD.iter().zip(before.held.iter().zip(after.held)) {
+        if *before != after {
+            faults.push(format!(
+                "expected {before} {what} as before the first client, saw {after} {} s after the last",
+                settled.as_secs()
+            ));
+        }
+    }
+    faults.extend(server.faults());
+    let calls = metrics.started();
+    if calls == 0 || samples.is_empty() {
+        faults.push(format!(
+            "expected calls, saw {calls}, and looked {} times",
+            samples.len()
+        ));
+    }
+    let (memory, heap) = if plan.is_short {
+        (None, None)
+    } else {
+        judge(plan, &samples, load, &mut faults)
+    };
+    Ok(Soak {
+        time: plan.time,
+        warm_up: plan.warm_up,
+        seed: plan.seed,
+        workers,
+        load,
+        ended: clients.ended,
+        killed: clients.killed,
+        calls,
+        codes: most(&metrics, "grpc_server_handled_total", "grpc_code"),
+        ends: most(&metrics, "hashfinder_searches_ended_total", "how"),
+        before,
+        samples,
+        after,
+        settled,
+        memory,
+        heap,
+        faults,
+    })
+}
+
+fn judge(
+    plan: &Plan,
+    samples: &[Sample],
+    load: f64,
+    faults: &mut Vec<String>,
+) -> (Option<Slope>, Option<Slope>) {
+    let off = (load - plan.load).abs();
+    if off > LOAD_OFF {
+        faults.push(format!(
+            "expected a load of about {}, saw {load:.2}",
+            plan.load
+        ));
+    }
+    let warm: Vec<Sample> = samples
+        .iter()
+        .filter(|one| one.at >= plan.warm_up)
+        .copied()
+        .collect();
+    let slope = |of: fn(&Sample) -> u64| {
+        let points = warm.chunk_by(|one, next| {
+            one.at.as_secs() / POINT.as_secs() == next.at.as_secs() / POINT.as_secs()
+        });
+        let points = points.filter_map(|these| {
+            let value = median(these.iter().map(|one| mib(of(one))).collect())?;
+            Some((these.first()?.at.as_secs_f64() / 3600.0, value))
+        });
+        Slope::of(&points.collect::<Vec<_>>())
+    };
+    let (memory, heap) = (slope(|one| one.memory), slope(|one| one.heap));
+    match memory {
+        Some(slope) if slope.estimate < GROWTH => {}
+        Some(slope) => faults.push(format!(
+            "expected memory to grow by less than {GROWTH} MiB an hour, saw {}",
+            shown(slope)
+        )),
+        None => faults.push("it was too short to tell how memory grows".to_owned()),
+    }
+    (memory, heap)
+}
+
+fn progress(sample: &Sample, load: f64, rate: f64) {
+    let held: Vec<String> = HELD
+        .iter()
+        .zip(sample.held)
+        .map(|(what, value)| format!("{what} {value}"))
+        .collect();
+    eprintln!(
+        "{:5.0} s: {:.2} MiB, {:.2} of it no file's; load {load:.2} with {rate:.1} long searches a second; {}",
+        sample.at.as_secs_f64(),
+        mib(sample.memory),
+        mib(sample.heap),
+        held.join(", ")
+    );
+}
+
+/// How often each, most of all first.
+fn most(metrics: &Metrics, metric: &str, label: &str) -> Vec<(String, u64)> {
+    let mut all: Vec<(String, u64)> = metrics.by_label(metric, label).into_iter().collect();
+    all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    all
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn shown(slope: Slope) -> String {
+    let Slope {
+        estimate,
+        low,
+        high,
+    } = slope;
+    format!("{estimate:.2} MiB an hour (95%: {low:.2} to {high:.2})")
+}
+
+fn listed(all: &[(String, u64)]) -> String {
+    let all: Vec<String> = all
+        .iter()
+        .map(|(what, count)| format!("{what} {count}"))
+        .collect();
+    all.join(", ")
+}
+
+impl Soak {
+    /// What was seen, in Markdown.
+    pub(crate) fn table(&self) -> String {
+        let warm = || self.samples.iter().filter(|one| one.at >= self.warm_up);
+        let memory = |of: fn(&Sample) -> u64, slope: Option<Slope>| {
+            let [first, last] = [warm().next(), warm().next_back()].map(|one| one.map_or(0, of));
+            format!(
+                "{:.1} MiB before, {:.1} after the warm-up, {:.1} at the end, {:.1} with no clients; {}",
+                mib(of(&self.before)),
+                mib(first),
+                mib(last),
+                mib(of(&self.after)),
+                slope.map_or("too short for a slope".to_owned(), shown)
+            )
+        };
+        let rows = [
+            ("seed", self.seed.to_string()),
+            ("threads that search", self.workers.to_string()),
+            (
+                "load after the warm-up",
+                format!("{:.1}% of all cores", self.load * 100.0),
+            ),
+            ("calls", format!("{}: {}", self.calls, listed(&self.codes))),
+            ("searches that ended", listed(&self.ends)),
+            (
+                "client processes",
+                format!(
+                    "{CLIENTS} at a time, of which {} were killed and {} ended",
+                    self.killed, self.ended
+                ),
+            ),
+            ("memory", memory(|one| one.memory, self.memory)),
+            ("of it no file's", memory(|one| one.heap, self.heap)),
+            (
+                "back to the start",
+                format!("after {:.1} s", self.settled.as_secs_f64()),
+            ),
+        ];
+        let mut text = "| | |\n| --- | --- |\n".to_owned();
+        for (what, value) in rows {
+            text += &format!("| {what} | {value} |\n");
+        }
+        text += "\n| | before | median | most | after |\n| --- | ---: | ---: | ---: | ---: |\n";
+        for (at, what) in HELD.iter().enumerate() {
+            let of = |sample: &Sample| sample.held.get(at).copied().unwrap_or_default();
+            let all: Vec<f64> = self.samples.iter().map(|one| of(one) as f64).collect();
+            let most = self.samples.iter().map(of).max().unwrap_or_default();
+            text += &format!(
+                "| {what} | {} | {} | {most} | {} |\n",
+                of(&self.before),
+                median(all).unwrap_or_default(),
+                of(&self.after)
+            );
+        }
+        if self.faults.is_empty() {
+            text += "\nIt passed.\n";
+        } else {
+            text += "\nWhat failed:\n\n";
+            for fault in &self.faults {
+                text += &format!("- {fault}\n");
+            }
+        }
+        text
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        let slope = |slope: Option<Slope>| {
+            slope.map(
+                |slope| json!({"estimate": slope.estimate, "low": slope.low, "high": slope.high}),
+            )
+        };
+        let sample = |one: &Sample| {
+            let held = HELD.iter().zip(one.held);
+            let held: serde_json::Map<String, Value> = held
+                .map(|(what, value)| ((*what).to_owned(), value.into()))
+                .collect();
+            json!({"seconds": one.at.as_secs_f64(), "memory": one.memory, "heap": one.heap, "held": held})
+        };
+        json!({
+            "seed": self.seed,
+            "workers": self.workers,
+            "load": self.load,
+            "calls": self.calls,
+            "killed": self.killed,
+            "ended": self.ended,
+            "memory_mib_an_hour": slope(self.memory),
+            "heap_mib_an_hour": slope(self.heap),
+            "settled_seconds": self.settled.as_secs_f64(),
+            "before": sample(&self.before),
+            "after": sample(&self.after),
+            "samples": self.samples.iter().map(sample).collect::<Vec<_>>(),
+            "faults": self.faults,
+        })
+    }
+
+    /// Puts the tables into a file, in place of what the last run wrote there.
+    pub(crate) fn write(&self, file: &std::path::Path) -> Result<()> {
+        let intro = format!(
+            "`cargo xtask soak`, {} minutes on {}.\n\n\
+             {CLIENTS} processes with {VISITORS} clients each call everything that there is, with names, distances \
+             and deadlines\nat random: they cancel, leave answers half-read, stop reading, close connections with calls \
+             under way, say\nnothing or nonsense, and are killed and started again. A controller looks at the server's \
+             core time each second, and\nhas them begin as many long searches as keep its cores at the load that is \
+             wanted. After {} minutes the list of\nended searches and all else that is bounded is full, and from then on \
+             memory is judged: the median slope between\nthe medians of ten seconds each, in an interval from blocks of \
+             what they are off it. It passes if that slope is\nunder {GROWTH} MiB an hour, the load was right, \
+             and everything in the second table is back to what it was before the\nfirst client came.",
+            self.time.as_secs() / 60,
+            cpu(),
+            self.warm_up.as_secs() / 60,
+        );
+        write_section(file, SECTION, &format!("{intro}\n\n{}", self.table()))
+    }
+}

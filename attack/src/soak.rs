@@ -94,13 +94,16 @@ struct Sample {
 }
 
 impl Sample {
-    fn of(server: &Server, metrics: &Metrics, at: Duration) -> Result<Sample> {
-        Ok(Sample {
+    fn of(server: &Server, at: Duration) -> Result<(Sample, Metrics)> {
+        // First, while no scrape of ours has one.
+        let descriptors = server.descriptors()? as u64;
+        let metrics = server.metrics().context("the server shows no metrics")?;
+        let sample = Sample {
             at,
             memory: server.memory()?,
             heap: server.heap()?,
             held: [
-                server.descriptors()? as u64,
+                descriptors,
                 metrics.value("hashfinder_tasks"),
                 metrics.value("hashfinder_active_work"),
                 metrics.searches(),
@@ -108,7 +111,8 @@ impl Sample {
                 metrics.value("hashfinder_open_calls"),
                 metrics.value("hashfinder_connections"),
             ],
-        })
+        };
+        Ok((sample, metrics))
     }
 }
 
@@ -189,8 +193,8 @@ pub(crate) struct Soak {
 pub(crate) fn run(plan: &Plan) -> Result<Soak> {
     let mut server = Server::start(&plan.server, &plan.server_arguments, None)?;
     thread::sleep(STALE);
-    let before = Sample::of(&server, &server.metrics()?, Duration::ZERO)?;
-    let workers = server.metrics()?.value("hashfinder_workers").max(1) as usize;
+    let (before, metrics) = Sample::of(&server, Duration::ZERO)?;
+    let workers = metrics.value("hashfinder_workers").max(1) as usize;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let mut clients = Clients {
         server: server.address,
@@ -227,9 +231,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
             warm = Some((now, now_took));
         }
         // A scrape that gets no answer in time tells nothing; there are others.
-        if let Ok(metrics) = server.metrics()
-            && let Ok(sample) = Sample::of(&server, &metrics, at)
-        {
+        if let Ok((sample, _)) = Sample::of(&server, at) {
             samples.push(sample);
         }
         if at >= restart {
@@ -265,9 +267,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
         faults.push("expected a new client to be answered afterwards, none was".to_owned());
     }
     let (after, metrics) = loop {
-        let metrics = server.metrics().context("the server shows no metrics");
-        let metrics = metrics.inspect_err(|_| eprintln!("{}", server.log()))?;
-        let after = Sample::of(&server, &metrics, began.elapsed())?;
+        let (after, metrics) = Sample::of(&server, began.elapsed())?;
         if after.held == before.held || over.elapsed() > SETTLE {
             break (after, metrics);
         }

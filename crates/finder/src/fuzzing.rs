@@ -43,6 +43,7 @@ const CONNECTION: transport::Limits = transport::Limits {
     header_list: 2048,
     keepalive: (LONG, LONG),
     flood: FloodLimits {
+        connections: u32::MAX,
         streams: 100,
         resets: 100,
         control_frames: 200,

@@ -19,6 +19,10 @@ const CONNECTIONS: usize = 4096;
 /// How many files the process needs for other things than connections: those of metrics, its sockets, its log.
 const OTHER_FILES: usize = 64;
 
+/// How many connections an address may begin each second: a few scripts that start a client for each search, and
+/// at two tenths of a millisecond for a TLS handshake a twentieth of a core.
+const CONNECTIONS_PER_SECOND: &str = "200";
+
 /// How many calls one connection may have open. gRPC's own advice is about a hundred; this leaves room for
 /// one busy client behind a proxy.
 const CONCURRENT_STREAMS: &str = "1000";
@@ -57,6 +61,13 @@ pub(crate) struct TransportArguments {
     /// How many connections an address may have [default: a quarter of all]
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroUsize>)]
     maximum_connections_per_address: Option<NonZeroUsize>,
+
+    /// How many connections an address may begin each second, and at once; more are not taken
+    ///
+    /// One of IPv6 is the network of its first 64 bits; behind a Unix socket a user is one.
+    #[arg(long, value_name = "N", default_value = CONNECTIONS_PER_SECOND)]
+    #[arg(value_parser = positive::<NonZeroU32>)]
+    maximum_connections_per_second_per_address: NonZeroU32,
 
     /// How many calls a connection may have open
     #[arg(long, value_name = "N", default_value = CONCURRENT_STREAMS)]
@@ -157,6 +168,7 @@ impl TransportArguments {
             header_list: self.maximum_header_list,
             keepalive: (self.keepalive_interval, self.keepalive_timeout),
             flood: FloodLimits {
+                connections: self.maximum_connections_per_second_per_address.get(),
                 streams: self.maximum_streams_per_second.get(),
                 resets: self.maximum_resets_per_second.get(),
                 control_frames: self.maximum_control_frames_per_second.get(),

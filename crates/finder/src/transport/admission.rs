@@ -79,23 +79,30 @@ impl Admission {
     ///
     /// Why there is none.
     pub(super) fn admit(&self, address: ClientName, now: Instant) -> Result<Place, Closed> {
+        let flood = self.0.flood;
         let mut state = self.lock();
-        let known = state.addresses.get(&address);
-        if known.is_some_and(|known| known.connections >= self.0.of_address.get()) {
+        let state = &mut *state;
+        state.sweep(flood, now);
+        let new = || Address {
+            connections: 0,
+            shared: Arc::new(Mutex::new(Shared::new(flood, now))),
+        };
+        let entry = state.addresses.entry(address.clone()).or_insert_with(new);
+        if entry.connections >= self.0.of_address.get() {
             return Err(Closed::TooManyOfAddress);
+        }
+        let shared = Arc::clone(&entry.shared);
+        let mut left = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let may_connect = left.may_connect(flood, now);
+        drop(left);
+        if !may_connect {
+            return Err(Closed::TooFast);
         }
         if state.connections >= self.0.connections.get() {
             let (_, silent) = state.silent.pop_first().ok_or(Closed::TooMany)?;
             silent.notify_one();
         }
-        state.sweep(self.0.flood, now);
-        let new = || Address {
-            connections: 0,
-            shared: Arc::new(Mutex::new(Shared::new(self.0.flood, now))),
-        };
-        let entry = state.addresses.entry(address.clone()).or_insert_with(new);
         entry.connections += 1;
-        let shared = Arc::clone(&entry.shared);
         state.connections += 1;
         let number = state.next;
         state.next += 1;
@@ -167,6 +174,7 @@ mod tests {
     use std::{pin::pin, task};
 
     const FLOOD: FloodLimits = FloodLimits {
+        connections: 5,
         streams: 1,
         resets: 1,
         control_frames: 1,
@@ -218,12 +226,29 @@ mod tests {
     }
 
     #[test]
+    fn an_address_connects_no_more_often_than_it_may() {
+        let admission = admission(100, 100);
+        let now = Instant::now();
+        let connect = |last, now| admission.admit(address(last), now).map(drop);
+        for _ in 0..5 {
+            assert_eq!(connect(1, now), Ok(()));
+        }
+        assert_eq!(connect(1, now), Err(Closed::TooFast));
+        assert_eq!(connect(2, now), Ok(()));
+        let later = now + std::time::Duration::from_millis(201);
+        assert_eq!(connect(1, later), Ok(()));
+        assert_eq!(connect(1, later), Err(Closed::TooFast));
+    }
+
+    #[test]
     fn addresses_that_are_gone_are_forgotten() {
         let admission = admission(1, 1);
-        let now = Instant::now();
+        let mut now = Instant::now();
         for number in 0..10_000_u32 {
             let name = std::net::Ipv4Addr::from_bits(number).to_string();
             drop(admission.admit(name.parse().unwrap(), now).unwrap());
+            // In which each may have begun another one.
+            now += std::time::Duration::from_millis(1);
         }
         assert!(admission.lock().addresses.len() <= SWEPT_FROM + 1);
     }

@@ -14,6 +14,8 @@ pub(crate) enum Closed {
     TooMany,
     /// There were as many of its address as there may be.
     TooManyOfAddress,
+    /// Its address begins too many.
+    TooFast,
     /// It had said nothing yet, and another one needed its place.
     MadeRoom,
     /// It had said nothing, or had not finished its handshake, in time.
@@ -35,9 +37,10 @@ pub(crate) enum Closed {
 }
 
 impl Closed {
-    const ALL: [Closed; 11] = [
+    const ALL: [Closed; 12] = [
         Closed::TooMany,
         Closed::TooManyOfAddress,
+        Closed::TooFast,
         Closed::MadeRoom,
         Closed::Handshake,
         Closed::Tls,
@@ -54,6 +57,7 @@ impl Closed {
         match self {
             Closed::TooMany => "too_many",
             Closed::TooManyOfAddress => "too_many_of_address",
+            Closed::TooFast => "too_fast",
             Closed::MadeRoom => "made_room",
             Closed::Handshake => "handshake",
             Closed::Tls => "tls",

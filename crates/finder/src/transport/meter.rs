@@ -42,9 +42,11 @@ const WITH_DATA: f64 = 4.0;
 /// small portions and so do the pauses after it.
 const MOST_AT_ONCE: usize = 4096;
 
-/// What a connection may do each second; it may do twice as much at once.
+/// What a connection, or an address, may do each second; it may do as much at once.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FloodLimits {
+    /// Connections that an address begins.
+    pub(crate) connections: u32,
     /// Streams that are begun.
     pub(crate) streams: u32,
     /// Streams that the client resets, or makes the server reset.
@@ -57,7 +59,7 @@ fn rate(per_second: u32) -> Rate {
     let per_second = f64::from(per_second);
     Rate {
         per_second,
-        burst: 2.0 * per_second,
+        burst: per_second,
     }
 }
 
@@ -72,6 +74,7 @@ fn of_address(per_second: u32) -> Rate {
 /// What all connections of one address have left together.
 #[derive(Debug)]
 pub(super) struct Shared {
+    connections: Bucket,
     resets: Bucket,
     control: Bucket,
 }
@@ -79,14 +82,22 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(limits: FloodLimits, now: Instant) -> Shared {
         Shared {
+            connections: Bucket::new(rate(limits.connections), now),
             resets: Bucket::new(of_address(limits.resets), now),
             control: Bucket::new(of_address(limits.control_frames), now),
         }
     }
 
+    /// Whether one more connection may begin.
+    pub(super) fn may_connect(&mut self, limits: FloodLimits, now: Instant) -> bool {
+        let connections = rate(limits.connections);
+        self.connections.try_take(connections, now).is_ok()
+    }
+
     /// Whether it is as a new one would be, so that it may be forgotten.
     pub(super) fn is_full(&mut self, limits: FloodLimits, now: Instant) -> bool {
-        self.resets.is_full(of_address(limits.resets), now)
+        self.connections.is_full(rate(limits.connections), now)
+            && self.resets.is_full(of_address(limits.resets), now)
             && self.control.is_full(of_address(limits.control_frames), now)
     }
 }
@@ -325,9 +336,10 @@ mod tests {
     use super::*;
 
     const LIMITS: FloodLimits = FloodLimits {
-        streams: 100,
-        resets: 10,
-        control_frames: 10,
+        connections: 10,
+        streams: 200,
+        resets: 20,
+        control_frames: 20,
     };
 
     fn frame(kind: u8, stream: u32) -> Vec<u8> {
@@ -385,7 +397,7 @@ mod tests {
             let mut connection = Connection::new();
             assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
             let wait = connection.gets(&frames(kind, 10)).unwrap();
-            assert!(near(wait, 1.0), "{wait}");
+            assert!(near(wait, 0.5), "{wait}");
             // Who rests is forgiven.
             connection.later(3.1);
             assert_eq!(connection.gets(&frames(kind, 1)), Ok(0.0));
@@ -394,13 +406,13 @@ mod tests {
             // However often that happens.
             for _ in 0..20 {
                 connection.later(20.0);
-                assert!(connection.gets(&frames(kind, 30)).unwrap() > 0.9);
+                assert!(connection.gets(&frames(kind, 30)).unwrap() > 0.4);
             }
             connection.later(20.0);
             // Who goes on as soon as he may is closed in the end.
             let mut cut = None;
             for _ in 0..16 {
-                match connection.gets(&frames(kind, 10)) {
+                match connection.gets(&frames(kind, 20)) {
                     Ok(wait) => connection.later(wait),
                     Err(closed) => cut = Some(closed),
                 }
@@ -422,13 +434,13 @@ mod tests {
         assert_eq!(connection.gets(&begin(200)), Ok(0.0));
         for _ in 0..100 {
             let wait = connection.gets(&begin(50)).unwrap();
-            assert!(near(wait, 0.5), "{wait}");
+            assert!(near(wait, 0.25), "{wait}");
             connection.later(wait);
         }
         // The same streams again are none that begin.
         let again: Vec<u8> = (0..30).flat_map(|n| frame(1, 2 * n + 1)).collect();
         connection.later(100.0);
-        assert!(connection.gets(&again).unwrap() > 0.9);
+        assert!(connection.gets(&again).unwrap() > 0.4);
     }
 
     #[test]
@@ -452,7 +464,7 @@ mod tests {
         // What the server has to reset counts like what the client resets.
         let mut connection = Connection::new();
         connection.meter.send(&frames(3, 30));
-        assert!(near(connection.gets(&[]).unwrap(), 1.0));
+        assert!(near(connection.gets(&[]).unwrap(), 0.5));
     }
 
     #[test]
@@ -465,7 +477,7 @@ mod tests {
             waits.push(connection.gets(&frames(3, 20)).unwrap());
         }
         assert_eq!(waits[..4], [0.0; 4]);
-        assert!(near(waits[4], 0.5) && near(waits[5], 1.0), "{waits:?}");
+        assert!(near(waits[4], 0.25) && near(waits[5], 0.5), "{waits:?}");
         // Who does nothing of the kind does not wait for those who do.
         let mut quiet = Connection::beside(Arc::clone(&shared), now);
         assert_eq!(quiet.gets(&frame(1, 1)), Ok(0.0));

@@ -4,6 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     io::Write,
     net::SocketAddr,
+    panic::resume_unwind,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -11,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use hashfinder_search::{Engine, Kernel, Quota};
+use rustix::process::setpriority_process;
 use socket2::SockAddr;
 use tokio::{runtime::Handle, sync::oneshot};
 use tonic::{
@@ -37,6 +39,10 @@ use crate::{
     trace::Traces,
     transport::{self, ClientName, Listener, Tls},
 };
+
+/// How much the threads that search step back behind those that answer, which take a core for microseconds: so
+/// that nobody waits for the rest of somebody else's slice. Where nothing else wants the cores it costs nothing.
+const SEARCH_NICENESS: i32 = 5;
 
 /// How long a call that is told of the drain may take to say where to go on. Its search stops
 /// within a slice, so nearly all of this is for a machine that is very busy.
@@ -105,8 +111,13 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         ..hashfinder_search::Limits::default()
     };
     let clock = move || started.elapsed();
-    let engine = Engine::with_limits(workers, kernel, clock, every_search)
-        .context("cannot start the search threads")?;
+    let engine = thread::spawn(move || {
+        // Threads begin as nice as the one that starts them. If the system does not let us, all are alike.
+        let _ = setpriority_process(None, SEARCH_NICENESS);
+        Engine::with_limits(workers, kernel, clock, every_search)
+    });
+    let engine = engine.join().unwrap_or_else(|panic| resume_unwind(panic));
+    let engine = engine.context("cannot start the search threads")?;
     let limits = Limits {
         maximum_hashes: arguments.maximum_hashes,
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,

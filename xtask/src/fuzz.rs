@@ -47,7 +47,36 @@ const INSTRUMENTED: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
     -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares \
-    -Cdebug-assertions -Ccodegen-units=1";
+    -Cdebug-assertions";
+
+/// How the programs of the targets are compiled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// In a hurry, for a few inputs: in half the time.
+    Quick,
+    /// For many inputs.
+    Thorough,
+    /// With the sanitizers that see leaks, which only a nightly compiler has.
+    Leaks,
+}
+
+impl Kind {
+    fn flags(self) -> &'static str {
+        match self {
+            Kind::Quick => "-Copt-level=1 -Cdebuginfo=0",
+            Kind::Thorough => "-Ccodegen-units=1",
+            Kind::Leaks => "-Ccodegen-units=1 -Zsanitizer=address",
+        }
+    }
+
+    fn folder(self) -> &'static str {
+        match self {
+            Kind::Quick => "fuzz-quick",
+            Kind::Thorough => "fuzz",
+            Kind::Leaks => "fuzz-leaks",
+        }
+    }
+}
 
 /// Whatever the command line says.
 #[derive(Default)]
@@ -97,9 +126,12 @@ impl Options {
 /// The long run: as many targets at a time as there are cores, and a table of what they did.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::of(arguments)?;
-    let build = Build {
-        with_leaks: options.leaks,
+    let kind = if options.leaks {
+        Kind::Leaks
+    } else {
+        Kind::Thorough
     };
+    let build = Build { kind };
     build.build()?;
     let limit = match (options.runs, options.seconds) {
         (Some(runs), _) => format!("-runs={runs}"),
@@ -165,7 +197,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 
 /// The short run, for the tests: the corpus, and some inputs made up from it.
 pub(crate) fn short() -> Result<()> {
-    let build = Build { with_leaks: false };
+    let build = Build { kind: Kind::Quick };
     build.build()?;
     for (name, runs) in TARGETS {
         let began = Instant::now();
@@ -204,17 +236,12 @@ fn corpus(name: &str) -> PathBuf {
 
 /// The programs of the targets.
 struct Build {
-    /// With the sanitizers that see leaks, which only a nightly compiler has.
-    with_leaks: bool,
+    kind: Kind,
 }
 
 impl Build {
     fn folder(&self) -> PathBuf {
-        if self.with_leaks {
-            target().join("fuzz-leaks")
-        } else {
-            folder()
-        }
+        target().join(self.kind.folder())
     }
 
     fn build(&self) -> Result<()> {
@@ -227,12 +254,11 @@ impl Build {
         let arguments =
             format!("build --manifest-path fuzz/Cargo.toml --locked --release --target {host}");
         let mut build;
-        let mut flags = INSTRUMENTED.to_owned();
-        if self.with_leaks {
+        let flags = format!("{INSTRUMENTED} {}", self.kind.flags());
+        if self.kind == Kind::Leaks {
             build = Command::new("cargo");
             build.arg("+nightly").args(arguments.split(' '));
             build.env_remove("RUSTUP_TOOLCHAIN");
-            flags += " -Zsanitizer=address";
         } else {
             build = cargo(&arguments);
         }
@@ -287,7 +313,11 @@ impl Build {
 
     fn memory(&self) -> u64 {
         // A sanitizer keeps for a while what was freed.
-        if self.with_leaks { 4 * MEMORY } else { MEMORY }
+        if self.kind == Kind::Leaks {
+            4 * MEMORY
+        } else {
+            MEMORY
+        }
     }
 
     /// Keeps in the repository a few inputs that together come by nearly every edge that is known to be

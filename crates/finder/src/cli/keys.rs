@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use super::duration;
+use super::{LONGEST_DURATION, duration};
 use crate::auth::Role;
 
 /// The longest comment on a key, in characters: it is shown in one line.
@@ -91,6 +91,10 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     let lifetime = duration(text)?;
     if lifetime < Duration::from_secs(1) {
         return Err("it would be over at once; give a second or more".to_owned());
+    }
+    // Which is also what any longer time is cut to.
+    if lifetime >= LONGEST_DURATION {
+        return Err("give less than a thousand years, or leave it out".to_owned());
     }
     Ok(lifetime)
 }

@@ -97,12 +97,35 @@ enum Command {
     },
 }
 
-/// Start a server for each attack, play it beside a healthy client, and judge.
+/// Which server is started, and where what came of it goes.
 #[derive(Args, Debug)]
-struct RunArguments {
+struct CommonArguments {
     /// The program `hashfinder`
     #[arg(long, value_name = "PATH")]
     server_binary: PathBuf,
+
+    /// What the server is told besides; may be given more than once
+    #[arg(
+        long = "server-argument",
+        value_name = "ARGUMENT",
+        allow_hyphen_values = true
+    )]
+    server_arguments: Vec<String>,
+
+    /// Print JSON, with all that was seen
+    #[arg(long)]
+    json: bool,
+
+    /// Write the tables into this file, in the section "Attacks" or "Soak"
+    #[arg(long, value_name = "PATH")]
+    results: Option<PathBuf>,
+}
+
+/// Start a server for each attack, play it beside a healthy client, and judge.
+#[derive(Args, Debug)]
+struct RunArguments {
+    #[command(flatten)]
+    common: CommonArguments,
 
     /// Which attacks, or faults; may be given more than once
     #[arg(long = "attack", value_name = "NAME", default_value = "all")]
@@ -123,22 +146,6 @@ struct RunArguments {
     /// From where attackers come [default: one]
     #[arg(long, value_enum)]
     source: Option<Source>,
-
-    /// What the server is told besides; may be given more than once
-    #[arg(
-        long = "server-argument",
-        value_name = "ARGUMENT",
-        allow_hyphen_values = true
-    )]
-    server_arguments: Vec<String>,
-
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-
-    /// Write the tables into this file, in the section "Attacks"
-    #[arg(long, value_name = "PATH")]
-    results: Option<PathBuf>,
 }
 
 /// Play one attack against a server that is there, and tell what was seen.
@@ -172,9 +179,8 @@ struct AttackArguments {
 /// Start a server, and have careless clients come and go at it for long; nothing of them may be left.
 #[derive(Args, Debug)]
 struct SoakArguments {
-    /// The program `hashfinder`
-    #[arg(long, value_name = "PATH")]
-    server_binary: PathBuf,
+    #[command(flatten)]
+    common: CommonArguments,
 
     /// How long it goes on, the warm-up included [default: 1800, in the short form 20]
     #[arg(long, value_parser = seconds)]
@@ -195,22 +201,6 @@ struct SoakArguments {
     /// Nothing about memory and load, which a busy machine could fail
     #[arg(long)]
     short: bool,
-
-    /// What the server is told besides; may be given more than once
-    #[arg(
-        long = "server-argument",
-        value_name = "ARGUMENT",
-        allow_hyphen_values = true
-    )]
-    server_arguments: Vec<String>,
-
-    /// Print JSON, with what was seen each second
-    #[arg(long)]
-    json: bool,
-
-    /// Write the tables into this file, in the section "Soak"
-    #[arg(long, value_name = "PATH")]
-    results: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -285,12 +275,12 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     }
     let short = Duration::from_millis(if arguments.short { 1500 } else { 30_000 });
     let setting = Setting {
-        server: arguments.server_binary.clone(),
+        server: arguments.common.server_binary.clone(),
         time: arguments.seconds.unwrap_or(short),
         is_short: arguments.short,
         source: arguments.source,
         connections: arguments.connections,
-        server_arguments: arguments.server_arguments.clone(),
+        server_arguments: arguments.common.server_arguments.clone(),
     };
     let mut report = Report::default();
     for attack in attacks {
@@ -313,12 +303,12 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
         progress(&fault.name, &fault.faults, began);
         report.faults.push(fault);
     }
-    if arguments.json {
+    if arguments.common.json {
         println!("{:#}", report.json());
     } else {
         println!("{}", report.tables());
     }
-    if let Some(file) = &arguments.results {
+    if let Some(file) = &arguments.common.results {
         report.write(file, setting.time)?;
     }
     let is_well = report.faults().is_empty();
@@ -337,8 +327,8 @@ fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
         (1800, arguments.warm_up)
     };
     let plan = soak::Plan {
-        server: arguments.server_binary.clone(),
-        server_arguments: arguments.server_arguments.clone(),
+        server: arguments.common.server_binary.clone(),
+        server_arguments: arguments.common.server_arguments.clone(),
         time: arguments.seconds.unwrap_or(Duration::from_secs(usual)),
         warm_up,
         load: arguments.load,
@@ -353,12 +343,12 @@ fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
     // Told first, for a run that does not come to its end.
     eprintln!("soak: --seed {}", plan.seed);
     let soak = soak::run(&plan)?;
-    if arguments.json {
+    if arguments.common.json {
         println!("{:#}", soak.json());
     } else {
         println!("{}", soak.table());
     }
-    if let Some(file) = &arguments.results {
+    if let Some(file) = &arguments.common.results {
         soak.write(file)?;
     }
     Ok(if soak.faults.is_empty() {

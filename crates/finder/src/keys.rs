@@ -3,7 +3,7 @@
 use std::{path::Path, str::FromStr};
 
 use anyhow::{Context, Result};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
 use crate::{
     auth::{
@@ -22,18 +22,9 @@ pub(crate) fn run(arguments: KeysArguments) -> Result<Exit> {
             expires,
             comment,
         } => {
-            let expires = expires.map(|lifetime| {
-                let lifetime = SignedDuration::try_from(lifetime).ok();
-                lifetime.and_then(|lifetime| Timestamp::now().checked_add(lifetime).ok())
-            });
-            match expires {
-                Some(None) => {
-                    say("the key would outlive the calendar; leave --expires out");
-                    Ok(Exit::Usage)
-                }
-                Some(Some(expires)) => create(&path, role, Some(expires), comment),
-                None => create(&path, role, None, comment),
-            }
+            // The argument's longest is far from the calendar's end.
+            let expires = expires.map(|lifetime| Timestamp::now().checked_add(lifetime));
+            create(&path, role, expires.transpose()?, comment)
         }
         KeysCommand::List { file } => list(&file.path),
         KeysCommand::Revoke { file, id } => revoke(&file.path, &id),

@@ -23,19 +23,7 @@ const NOW: u64 = 1_900_000_000;
 
 /// Nobody's: whoever comes is let in as a user.
 pub(crate) fn open() -> Auth {
-    Auth::load(&arguments(), false).expect("there is nothing to load")
-}
-
-fn arguments() -> AuthArguments {
-    AuthArguments {
-        api_keys: None,
-        jwt_keys: None,
-        jwt_secret: None,
-        jwt_algorithms: Vec::new(),
-        jwt_audience: None,
-        jwt_issuer: None,
-        listen_unprotected: false,
-    }
+    Auth::load(&AuthArguments::default(), false).expect("there is nothing to load")
 }
 
 /// A server's, with one key and one issuer.
@@ -79,7 +67,7 @@ impl Door {
             jwt_secret: Some(secret),
             jwt_algorithms: vec![Algorithm::HS256],
             jwt_audience: Some(AUDIENCE.to_owned()),
-            ..arguments()
+            ..AuthArguments::default()
         };
         let auth = Auth::load(&arguments, false).expect("the files are right");
         // All that counts was read.

@@ -51,13 +51,8 @@ impl Drop for Folder {
 
 fn arguments() -> AuthArguments {
     AuthArguments {
-        api_keys: None,
-        jwt_keys: None,
-        jwt_secret: None,
-        jwt_algorithms: Vec::new(),
         jwt_audience: Some("hashfinder".to_owned()),
-        jwt_issuer: None,
-        listen_unprotected: false,
+        ..AuthArguments::default()
     }
 }
 

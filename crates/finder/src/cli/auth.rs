@@ -6,8 +6,9 @@ use clap::{Args, builder::NonEmptyStringValueParser};
 
 use crate::auth::Algorithm;
 
-/// Who may do what.
+/// Who may do what. What is given nowhere is empty.
 #[derive(Args, Debug)]
+#[cfg_attr(any(test, fuzzing), derive(Default))]
 pub(crate) struct AuthArguments {
     /// Take the API keys in this file, which `hashfinder keys` makes
     ///

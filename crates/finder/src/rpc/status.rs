@@ -223,6 +223,13 @@ impl From<CallError> for Status {
         let info = |reason: &str, metadata: HashMap<String, String>| {
             ErrorDetails::with_error_info(reason, DOMAIN, metadata)
         };
+        let plain = |code: Code, reason: &str, message: &str| {
+            Status::with_error_details(code, message, info(reason, HashMap::new()))
+        };
+        let stopped = |code: Code, reason: &str, message: &str, cursor: Cursor| {
+            let metadata = HashMap::from([(CURSOR.to_owned(), cursor.to_string())]);
+            Status::with_error_details(code, message, info(reason, metadata))
+        };
         let exceeded = |reason: &str, subject: &str, retry_after: Duration, message: String| {
             let mut details = info(reason, HashMap::new());
             details.add_quota_failure_violation(subject, message.clone());
@@ -288,10 +295,10 @@ impl From<CallError> for Status {
                 details.set_retry_info(Some(retry_after));
                 Status::with_error_details(Code::ResourceExhausted, message, details)
             }
-            CallError::Exhausted => Status::with_error_details(
+            CallError::Exhausted => plain(
                 Code::NotFound,
+                KEYSPACE_EXHAUSTED,
                 "the keyspace ended without an answer",
-                info(KEYSPACE_EXHAUSTED, HashMap::new()),
             ),
             CallError::Draining(cursor) => {
                 let cursor = cursor.map(|cursor| (CURSOR.to_owned(), cursor.to_string()));
@@ -300,22 +307,18 @@ impl From<CallError> for Status {
                 let message = "the server is shutting down, or closes this connection; try another, or this one again later";
                 Status::with_error_details(Code::Unavailable, message, details)
             }
-            CallError::Unread(cursor) => Status::with_error_details(
+            CallError::Unread(cursor) => stopped(
                 Code::ResourceExhausted,
+                STREAM_NOT_READ,
                 "the response was not read for longer than this server waits; go on from the cursor, and \
                  read what comes",
-                info(
-                    STREAM_NOT_READ,
-                    HashMap::from([(CURSOR.to_owned(), cursor.to_string())]),
-                ),
+                cursor,
             ),
-            CallError::Failed(cursor) => Status::with_error_details(
+            CallError::Failed(cursor) => stopped(
                 Code::Unknown,
+                SEARCH_FAILED,
                 "the search failed; the server's log says more",
-                info(
-                    SEARCH_FAILED,
-                    HashMap::from([(CURSOR.to_owned(), cursor.to_string())]),
-                ),
+                cursor,
             ),
             CallError::Broken { code, message } => Status::new(code, message),
             CallError::Cancelled { by, reason, cursor } => {
@@ -334,17 +337,17 @@ impl From<CallError> for Status {
                 ]);
                 Status::with_error_details(Code::Cancelled, message, info(name, metadata))
             }
-            CallError::NoSuchSearch => Status::with_error_details(
+            CallError::NoSuchSearch => plain(
                 Code::NotFound,
+                SEARCH_NOT_FOUND,
                 "there is no search with this id, or it is somebody else's; those that ended some \
                  time ago are forgotten",
-                info(SEARCH_NOT_FOUND, HashMap::new()),
             ),
-            CallError::NotAnOperator => Status::with_error_details(
+            CallError::NotAnOperator => plain(
                 Code::PermissionDenied,
+                NOT_AN_OPERATOR,
                 "only an operator sees the searches of other clients; leave the client out to see \
                  your own",
-                info(NOT_AN_OPERATOR, HashMap::new()),
             ),
             CallError::TooManyWatches => {
                 let message = "as many calls are watching as this server takes; try again later";
@@ -363,41 +366,41 @@ impl From<CallError> for Status {
                 );
                 overload(TOO_MANY_ESTIMATES, "client:estimates", message)
             }
-            CallError::MessageTooLong { length, limit } => Status::with_error_details(
+            CallError::MessageTooLong { length, limit } => plain(
                 Code::ResourceExhausted,
-                format!("the request's message has {length} bytes; {limit} is the most"),
-                info(MESSAGE_TOO_LONG, HashMap::new()),
+                MESSAGE_TOO_LONG,
+                &format!("the request's message has {length} bytes; {limit} is the most"),
             ),
-            CallError::CredentialMissing => Status::with_error_details(
+            CallError::CredentialMissing => plain(
                 Code::Unauthenticated,
+                CREDENTIAL_MISSING,
                 "this server wants a credential: send it as the metadata `authorization: Bearer \
                  CREDENTIAL`",
-                info(CREDENTIAL_MISSING, HashMap::new()),
             ),
-            CallError::CredentialRefused => Status::with_error_details(
+            CallError::CredentialRefused => plain(
                 Code::Unauthenticated,
+                CREDENTIAL_REFUSED,
                 "the credential is not good here, or not any more; send another one as the metadata \
                  `authorization: Bearer CREDENTIAL`",
-                info(CREDENTIAL_REFUSED, HashMap::new()),
             ),
-            CallError::OperatorsOnly => Status::with_error_details(
+            CallError::OperatorsOnly => plain(
                 Code::PermissionDenied,
+                NOT_AN_OPERATOR,
                 "only an operator may call this method",
-                info(NOT_AN_OPERATOR, HashMap::new()),
             ),
             // What gRPC's list of the codes has for it.
-            CallError::TooManyMessages => Status::with_error_details(
+            CallError::TooManyMessages => plain(
                 Code::Unimplemented,
+                TOO_MANY_MESSAGES,
                 "the method takes one message, and the request has more",
-                info(TOO_MANY_MESSAGES, HashMap::new()),
             ),
-            CallError::RequestTimeout { limit } => Status::with_error_details(
+            CallError::RequestTimeout { limit } => plain(
                 Code::DeadlineExceeded,
-                format!(
+                REQUEST_TIMEOUT,
+                &format!(
                     "the request did not arrive in whole within {}; end it, or send it at once",
                     humantime::format_duration(limit)
                 ),
-                info(REQUEST_TIMEOUT, HashMap::new()),
             ),
             CallError::TooManyCalls {
                 per_second,

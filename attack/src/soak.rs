@@ -31,7 +31,7 @@ const SHORT_RESTART: Duration = Duration::from_secs(2);
 
 /// How many searches that take all cores are begun in a second, at first, at least and at most.
 const RATE: f64 = 8.0;
-const RATES: std::ops::RangeInclusive<f64> = 0.5..=100.0;
+const RATES: std::ops::RangeInclusive<f64> = 0.1..=100.0;
 
 /// How quickly that follows what the server takes: how much of the last second's load counts, and by what share
 /// a load that is off by one changes the rate in a second.

@@ -83,9 +83,17 @@ def test_each_way_to_end_is_counted(watched, connect, finder, pb, stubs):
     assert {"grpc_server_handled_total", "hashfinder_refused_total"} <= {name for name, _ in before}
 
     stub.Find(stubs.Request(desired_name="aa"))
-    with pytest.raises(grpc.RpcError) as late:
-        stub.Find(stubs.Request(desired_name=HARD), timeout=0.05)
-    assert late.value.code() == CODE.DEADLINE_EXCEEDED
+    handled = "grpc_server_handled_total"
+    find = {"grpc_service": "hash_name.HashFinder", "grpc_method": "Find", "grpc_type": "unary"}
+    # Now and then the client notices first, and takes its call back before the server ends it.
+    late = 0
+    while not late or not value(seen, handled, grpc_code="DeadlineExceeded", **find):
+        late += 1
+        assert late < 20
+        with pytest.raises(grpc.RpcError) as error:
+            stub.Find(stubs.Request(desired_name=HARD), timeout=0.05)
+        assert error.value.code() == CODE.DEADLINE_EXCEEDED
+        seen = until(server, handled, 1 + late)
     with pytest.raises(grpc.RpcError) as wrong:
         stub.Find(stubs.Request(desired_name="not base64!"))
     assert wrong.value.code() == CODE.INVALID_ARGUMENT
@@ -99,25 +107,23 @@ def test_each_way_to_end_is_counted(watched, connect, finder, pb, stubs):
     until(server, "hashfinder_active_calls", 1)
     gone.cancel()
 
-    handled = "grpc_server_handled_total"
     search = {"grpc_method": "Search", "grpc_type": "server_stream"}
     until(server, handled, 2, grpc_service="hashfinder.v1.Finder", grpc_code="Canceled", **search)
     until(server, "hashfinder_searches", 0)
     after = until(server, "hashfinder_active_calls", 0)
-    find = {"grpc_service": "hash_name.HashFinder", "grpc_method": "Find", "grpc_type": "unary"}
     assert value(after, handled, grpc_code="OK", **find) == 1
     assert value(after, handled, grpc_code="DeadlineExceeded", **find) == 1
     assert value(after, handled, grpc_code="InvalidArgument", **find) == 1
     assert value(after, handled, grpc_code="OK", grpc_method="CancelSearch") == 1
-    assert value(after, handled) == value(after, "grpc_server_started_total") == 6
-    assert value(after, "grpc_server_handling_seconds_count") == 6
+    assert value(after, handled) == value(after, "grpc_server_started_total") == 5 + late
+    assert value(after, "grpc_server_handling_seconds_count") == 5 + late
     assert value(after, "grpc_server_handling_seconds_sum", **find) > 0.05
     ended = "hashfinder_searches_ended_total"
     assert value(after, ended, how="found") == 1
     assert value(after, ended, how="deadline") == 1
-    assert value(after, ended, how="client") == 2
-    assert value(after, ended) == 4
-    assert value(after, "hashfinder_stop_seconds_count") == 3
+    assert value(after, ended, how="client") == 1 + late
+    assert value(after, ended) == 3 + late
+    assert value(after, "hashfinder_stop_seconds_count") == 2 + late
     assert 0 < value(after, "hashfinder_stop_seconds_sum") < PATIENCE_S
     assert value(after, "hashfinder_refused_total", reason="BAD_REQUEST") == 1
     assert value(after, "hashfinder_refused_total") == 1

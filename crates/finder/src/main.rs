@@ -6,8 +6,7 @@ use std::process::ExitCode;
 
 use mimalloc::MiMalloc;
 
-/// It gives back what a moment's many calls took, where glibc's allocator keeps the most that each thread ever had;
-/// and it takes no lock between threads, as musl's does.
+/// It gives back what a moment's many calls took, where glibc's keeps the most that each thread ever had.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -4,6 +4,8 @@
 use std::{
     cell::RefCell,
     collections::BTreeSet,
+    io,
+    net::TcpStream,
     rc::Rc,
     thread,
     time::{Duration, Instant},
@@ -35,9 +37,20 @@ const IDLE: f64 = 0.05;
 /// How long things may take that have no limit of their own, on a machine that is busy too.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the server may have open, and how many connections want to be.
-const DESCRIPTORS: u32 = 256;
+/// How many connections there are, and to how many descriptors the server is then limited. Not from its start:
+/// what it may have then decides how many connections it takes, and it makes room before it runs out.
 const TOO_MANY: usize = 400;
+const DESCRIPTORS: usize = 256;
+
+/// How many connections then want to be.
+const WAITING: usize = 16;
+
+/// How often it is looked whether something is there.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What the server's log tells when descriptors run out, and when there are some again.
+const PAUSED: &str = "connections cannot be accepted";
+const RESUMED: &str = "connections are accepted again";
 
 /// The stalled readers, on how many connections, and the budget that they are given.
 const READERS: usize = 1000;
@@ -54,7 +67,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// What befalls the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Trouble {
-    /// More connections than the server may have descriptors
+    /// No descriptors left for new connections
     Descriptors,
     /// A thousand readers that stall and answer PINGs
     StalledReaders,
@@ -100,9 +113,9 @@ impl Account {
     }
 
     /// That the server has done well, and its client.
-    fn finish(mut self, mut server: Server, healthy: Healthy, began: Instant) -> Result<Fault> {
-        let figures = healthy.between(began, Instant::now());
+    fn finish(mut self, mut server: Server, mut healthy: Healthy, began: Instant) -> Result<Fault> {
         healthy.finish()?;
+        let figures = healthy.between(began, Instant::now());
         let failure = figures.failure.unwrap_or_default();
         let (failed, calls) = (figures.failed, figures.calls);
         self.tell("healthy calls failed", format!("{failed} of {calls}"));
@@ -125,19 +138,37 @@ fn cores(server: &Server, time: Duration) -> Result<f64> {
 
 fn descriptors(setting: &Setting) -> Result<Fault> {
     let mut account = Account::of(Trouble::Descriptors);
-    let server = setting.server(&[], Some(DESCRIPTORS))?;
+    let time = setting.time.max(Duration::from_secs(4));
+    // Silence ends no connection, which would be room for the next.
+    let patient = format!("{}s", (time + 2 * PATIENCE).as_secs());
+    let server = setting.server(&["--handshake-timeout", &patient])?;
     let began = Instant::now();
     let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
-    // Silent, and from many hosts, so that no limit of one host's comes before the system's.
-    let time = setting.time.max(Duration::from_secs(4));
+    // From many hosts, so that no limit of one host's comes before the system's.
     let attack = Attack::SilentConnections;
     let attacker = setting.attack(attack, &server, Source::Many, TOO_MANY, time, false)?;
-    thread::sleep(time / 4);
+    let has_all = || server.descriptors().is_ok_and(|used| used >= TOO_MANY);
+    ensure!(
+        soon(PATIENCE, has_all),
+        "the server does not take {TOO_MANY} connections"
+    );
+    server.limit_descriptors(DESCRIPTORS as u64)?;
+    // The system takes them, and keeps them for the server.
+    let waiting: io::Result<Vec<TcpStream>> = (0..WAITING)
+        .map(|_| TcpStream::connect_timeout(&server.address, PATIENCE))
+        .collect();
+    let waiting = waiting?;
+    let is_out = || is_paused(&server) == Some(true);
+    let was_out = soon(time / 4, is_out);
+    let idle = cores(&server, time / 4)?;
     let used = server.descriptors()?;
-    let idle = cores(&server, time / 2)?;
+    let was_paused = was_out && is_out();
     let (said, _) = attacker.finish()?;
+    drop(waiting);
     let ended = Instant::now();
+    // The limit stays, but there is room again.
     let recovery = first_newcomer(&server, ended);
+    let has_resumed = soon(PATIENCE, || is_paused(&server) == Some(false));
     let seen = Seen::from_json(&said)?;
     let shown = recovery.map_or("never".to_owned(), |time| format!("after {} ms", ms(time)));
     account.tell("descriptors", format!("{used} of {DESCRIPTORS}"));
@@ -153,6 +184,14 @@ fn descriptors(setting: &Setting) -> Result<Fault> {
         ),
     );
     account.expect(
+        used >= DESCRIPTORS,
+        format!("expected all {DESCRIPTORS} descriptors to be used, saw {used}"),
+    );
+    account.expect(
+        was_paused,
+        format!("expected the log to tell that {PAUSED}, it does not"),
+    );
+    account.expect(
         idle < IDLE,
         format!("expected under {IDLE} cores while descriptors are exhausted, saw {idle:.3}"),
     );
@@ -160,7 +199,33 @@ fn descriptors(setting: &Setting) -> Result<Fault> {
         recovery.is_some_and(|time| time < recovery_limit(setting)),
         format!("expected a new connection to be good soon after, it was {shown}"),
     );
+    account.expect(
+        has_resumed,
+        format!("expected the log to tell that {RESUMED}, it does not"),
+    );
     account.finish(server, healthy, began)
+}
+
+/// Whether something is so within a time.
+fn soon(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
+    while !is_so() {
+        if began.elapsed() > time {
+            return false;
+        }
+        thread::sleep(LOOK);
+    }
+    true
+}
+
+/// Whether the server accepts no connections, as its log told last, if it ever did.
+fn is_paused(server: &Server) -> Option<bool> {
+    let log = server.log();
+    let mut lines = log.lines().rev();
+    lines.find_map(|line| {
+        let is_paused = line.contains(PAUSED);
+        (is_paused || line.contains(RESUMED)).then_some(is_paused)
+    })
 }
 
 /// How soon a server has to be good again.
@@ -182,7 +247,7 @@ fn stalled_readers(setting: &Setting) -> Result<Fault> {
     if has_budget {
         more.extend([BUDGET_FLAG, &budget_text]);
     }
-    let server = setting.server(&more, None)?;
+    let server = setting.server(&more)?;
     let began = Instant::now();
     let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
     let time = budget + Duration::from_secs(if setting.is_short { 2 } else { 10 });
@@ -261,7 +326,7 @@ struct Drained {
 fn drain(setting: &Setting) -> Result<Fault> {
     let mut account = Account::of(Trouble::Drain);
     let grace = if setting.is_short { "1s" } else { "5s" };
-    let mut server = setting.server(&["--drain-grace", grace, "--operator", "127.0.0.1"], None)?;
+    let mut server = setting.server(&["--drain-grace", grace, "--operator", "127.0.0.1"])?;
     let address = server.address;
     let seen = Rc::new(RefCell::new(Seen::default()));
     let (drained, listed, took) = block_on(async {
@@ -368,6 +433,7 @@ fn drain(setting: &Setting) -> Result<Fault> {
         listed == all,
         format!("expected the cursors of all {all} searches to be told to who watches them, saw {listed}"),
     );
+    account.0.faults.extend(server.faults());
     Ok(account.0)
 }
 

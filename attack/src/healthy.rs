@@ -38,7 +38,8 @@ pub(crate) struct Healthy {
     thread: Option<thread::JoinHandle<Result<()>>>,
 }
 
-/// A call: when it was to begin, how long after that it was answered, and what was wrong with it.
+/// A call: when it was to begin, how long after that it was answered, and what was wrong with it. One that
+/// has not ended is one that is never answered.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub(crate) at: Instant,
@@ -106,8 +107,8 @@ impl Healthy {
         Some(well.first()?.at - from)
     }
 
-    /// Ends when those calls that were begun have ended.
-    pub(crate) fn finish(mut self) -> Result<()> {
+    /// Begins no more calls, and waits for those that were begun: only now they can all be judged.
+    pub(crate) fn finish(&mut self) -> Result<()> {
         self.stop.take();
         match self.thread.take().map(thread::JoinHandle::join) {
             Some(Ok(ended)) => ended,
@@ -179,9 +180,20 @@ async fn measured(
     call: impl Future<Output = Result<()>>,
     samples: Arc<Mutex<Vec<Sample>>>,
 ) {
+    let number = {
+        let mut samples = lock(&samples);
+        samples.push(Sample {
+            at,
+            took: Duration::MAX,
+            failure: Some("no answer yet".to_owned()),
+        });
+        samples.len() - 1
+    };
     let failure = call.await.err().map(|error| format!("{error:#}"));
     let took = at.elapsed();
-    lock(&samples).push(Sample { at, took, failure });
+    if let Some(sample) = lock(&samples).get_mut(number) {
+        *sample = Sample { at, took, failure };
+    }
 }
 
 async fn ask(mut client: HashFinderClient<Channel>) -> Result<()> {
@@ -224,4 +236,30 @@ fn figures(samples: &Mutex<Vec<Sample>>, from: Instant, to: Instant) -> Figures 
 fn lock(samples: &Mutex<Vec<Sample>>) -> std::sync::MutexGuard<'_, Vec<Sample>> {
     // Nothing in here panics half-way through a change.
     samples.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Calls that hung at an attack's end were in no figure, for these were read before they had ended.
+    #[test]
+    fn calls_that_hang_at_the_end_are_judged() -> Result<()> {
+        let mute = TcpListener::bind("127.0.0.1:0")?;
+        let began = Instant::now();
+        let mut healthy = Healthy::start(mute.local_addr()?, 20)?;
+        thread::sleep(Duration::from_millis(300));
+        let ended = Instant::now();
+        assert_eq!(healthy.well_after(began, 1, Duration::MAX), None);
+        healthy.finish()?;
+        let figures = healthy.between(began, ended);
+        assert!(figures.calls > 0);
+        assert_eq!(figures.failed, figures.calls);
+        assert!(figures.p99 >= DEADLINE);
+        let newcomers = healthy.newcomers_between(began, ended);
+        assert_eq!((newcomers.calls, newcomers.failed), (1, 1));
+        Ok(())
+    }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 /// How long a server may take to be there, and its log to tell where its metrics are.
 const START: Duration = Duration::from_secs(10);
@@ -33,27 +33,17 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     metrics: SocketAddr,
     log: PathBuf,
+    is_told_to_end: bool,
 }
 
 impl Server {
-    /// Starts one. `descriptors` is how many files it may have open, if not as many as we.
-    pub(crate) fn start(
-        binary: &Path,
-        arguments: &[String],
-        descriptors: Option<u32>,
-    ) -> Result<Server> {
+    /// Starts one.
+    pub(crate) fn start(binary: &Path, arguments: &[String]) -> Result<Server> {
         static SERVERS: AtomicU32 = AtomicU32::new(0);
         let number = SERVERS.fetch_add(1, Ordering::Relaxed);
         let log = format!("hashfinder-attack-{}-{number}.log", std::process::id());
         let log = env::temp_dir().join(log);
-        let mut command = if let Some(descriptors) = descriptors {
-            let mut shell = Command::new("sh");
-            shell.args(["-c", "ulimit -n \"$0\" && exec \"$@\""]);
-            shell.arg(descriptors.to_string()).arg(binary);
-            shell
-        } else {
-            Command::new(binary)
-        };
+        let mut command = Command::new(binary);
         command
             .args(["serve", "--port", "0", "--metrics-address", "127.0.0.1:0"])
             .args(arguments)
@@ -72,6 +62,7 @@ impl Server {
             address: nowhere,
             metrics: nowhere,
             log,
+            is_told_to_end: false,
         };
         let mut line = String::new();
         let output = server.process.stdout.take().context("it has no stdout")?;
@@ -124,23 +115,45 @@ impl Server {
     pub(crate) fn faults(&mut self) -> Vec<String> {
         let mut faults = Vec::new();
         if let Ok(Some(status)) = self.process.try_wait() {
-            faults.push(format!("the server ended by itself, with {status}"));
+            if !self.is_told_to_end {
+                faults.push(format!("the server ended by itself, with {status}"));
+            } else if !status.success() {
+                faults.push(format!(
+                    "the server ended with {status} when it was told to"
+                ));
+            }
         }
         // Read as lines, because it can be long.
         let log = fs::File::open(&self.log).map(BufReader::new);
         let lines = log.into_iter().flat_map(BufRead::lines);
         let mut lines = lines.map_while(Result::ok);
-        if let Some(panic) = lines.find(|line| line.contains("panicked")) {
+        if let Some(panic) = lines.find(|line| is_panic(line)) {
             faults.push(format!("the server panicked: {panic}"));
         }
         faults
     }
 
     /// Tells it to drain.
-    pub(crate) fn terminate(&self) -> Result<()> {
+    pub(crate) fn terminate(&mut self) -> Result<()> {
+        self.is_told_to_end = true;
+        kill_process(self.pid()?, Signal::TERM).context("cannot signal the server")
+    }
+
+    /// Lets it have so many files open from now on. Those that it has beyond that stay.
+    pub(crate) fn limit_descriptors(&self, most: u64) -> Result<()> {
+        let limit = Rlimit {
+            current: Some(most),
+            // It has ours.
+            maximum: getrlimit(Resource::Nofile).maximum,
+        };
+        let limited = prlimit(Some(self.pid()?), Resource::Nofile, limit);
+        limited.context("cannot limit the server's descriptors")?;
+        Ok(())
+    }
+
+    fn pid(&self) -> Result<Pid> {
         let id = i32::try_from(self.id()).ok().and_then(Pid::from_raw);
-        let id = id.context("the server has no number")?;
-        kill_process(id, Signal::TERM).context("cannot signal the server")
+        id.context("the server has no number")
     }
 
     /// Waits until it has ended, if it does so in time.
@@ -201,6 +214,15 @@ impl Drop for Server {
         let _ = self.process.wait();
         let _ = fs::remove_file(&self.log);
     }
+}
+
+/// Whether a line of the server's log tells of a panic: the runtime's own, a call's that ended so, or its hook's,
+/// which is an error with the message `panic` and these fields, the first two of which may be missing.
+fn is_panic(line: &str) -> bool {
+    let fields = [": panic panic=", ": panic location=", ": panic backtrace="];
+    let is_error = line.split_whitespace().nth(1) == Some("ERROR");
+    let is_hooks = is_error && fields.iter().any(|field| line.contains(field));
+    is_hooks || line.contains("panicked")
 }
 
 /// What a server's metrics said, by their names with the labels.
@@ -333,5 +355,43 @@ impl Drop for Other {
         // What fails here has ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_found_in_the_log() {
+        for (line, expected) in [
+            (
+                r#"2026-11-21T22:29:22.680787Z ERROR hashfinder::log: panic panic="boom" location=a.rs:9:41 backtrace=disabled backtrace"#,
+                true,
+            ),
+            (
+                "2026-11-21T22:29:22.680787Z ERROR call{id=4}: hashfinder::log: panic location=a.rs:9:41 backtrace=   0: main",
+                true,
+            ),
+            (
+                "2026-11-21T22:29:22.680787Z ERROR hashfinder::log: panic backtrace=disabled backtrace",
+                true,
+            ),
+            ("thread 'main' panicked at a.rs:9:41:", true),
+            (
+                "2026-11-21T22:29:22.680787Z  INFO hashfinder::rpc: call ended outcome=\"panicked\"",
+                true,
+            ),
+            (
+                "2026-11-21T22:29:22.680787Z  INFO hashfinder::rpc: call reason=\"x: panic location=a\"",
+                false,
+            ),
+            (
+                "2026-11-21T22:29:22.680787Z ERROR hashfinder::rpc: no panic, but an error",
+                false,
+            ),
+        ] {
+            assert_eq!(is_panic(line), expected, "{line}");
+        }
     }
 }

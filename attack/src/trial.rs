@@ -70,10 +70,10 @@ pub(crate) struct Setting {
 
 impl Setting {
     /// A server for a trial, which is told some more.
-    pub(crate) fn server(&self, more: &[&str], descriptors: Option<u32>) -> Result<Server> {
+    pub(crate) fn server(&self, more: &[&str]) -> Result<Server> {
         let mut arguments = self.server_arguments.clone();
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
-        Server::start(&self.server, &arguments, descriptors)
+        Server::start(&self.server, &arguments)
     }
 
     /// An attack that goes on for a time.
@@ -115,8 +115,8 @@ struct Peaks {
 pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Result<Row> {
     let source = setting.source.unwrap_or(Source::One);
     let calm = Duration::from_millis(if setting.is_short { 300 } else { 2000 });
-    let mut server = setting.server(&[], None)?;
-    let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
+    let mut server = setting.server(&[])?;
+    let mut healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
     let (calm_began, calm_took) = (Instant::now(), core_time(server.id())?);
     thread::sleep(calm);
     let calm_rate = cores(core_time(server.id())? - calm_took, calm_began.elapsed());
@@ -144,11 +144,6 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
     } else {
         thread::sleep(2 * RECOVERY);
     }
-    // Those of the healthy clients are not the attack's.
-    let started = server.metrics().map_or(0, |metrics| metrics.started());
-    let ours = [Healthy::between, Healthy::newcomers_between];
-    let ours = ours.map(|calls| calls(&healthy, began, Instant::now()).calls as u64);
-    let started = started.saturating_sub(started_before + ours.iter().sum::<u64>());
     let memory_after = server.memory().unwrap_or_default();
     let idle = (Instant::now(), core_time(server.id()).unwrap_or_default());
     let busy_after = if setting.is_short {
@@ -158,6 +153,13 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
         let took = core_time(server.id()).unwrap_or(idle.1) - idle.1;
         (cores(took, idle.0.elapsed()) - calm_rate).max(0.0)
     };
+    // What hangs is known when it has ended.
+    healthy.finish()?;
+    // Those of the healthy clients are not the attack's.
+    let started = server.metrics().map_or(0, |metrics| metrics.started());
+    let ours = [Healthy::between, Healthy::newcomers_between];
+    let ours = ours.map(|calls| calls(&healthy, began, Instant::now()).calls as u64);
+    let started = started.saturating_sub(started_before + ours.iter().sum::<u64>());
     let figures = healthy.between(began, ended);
     let newcomers = healthy.newcomers_between(began, ended);
 
@@ -236,7 +238,6 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
             ms(in_time)
         ),
     );
-    healthy.finish()?;
     Ok(Row {
         name: attack.name(),
         connections,
@@ -260,8 +261,8 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
 
 /// How the healthy client fares beside something harmless that takes as many cores.
 fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
-    let server = setting.server(&[], None)?;
-    let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
+    let server = setting.server(&[])?;
+    let mut healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
     thread::sleep(Duration::from_millis(500));
     let began = Instant::now();
     let burner = Other::start(
@@ -275,9 +276,9 @@ fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
     // Looked at as the other one is, which takes some time too.
     let (_, finished) = watched(&server, || burner.finish());
     finished?;
-    let figures = healthy.between(began, Instant::now());
+    let ended = Instant::now();
     healthy.finish()?;
-    Ok(figures)
+    Ok(healthy.between(began, ended))
 }
 
 /// Does something, and looks at the server meanwhile.

@@ -76,6 +76,23 @@ impl Kind {
             Kind::Leaks => "fuzz-leaks",
         }
     }
+
+    /// Where SECURITY.md tells of its last run: those of one kind do not replace those of another.
+    fn heading(self) -> &'static str {
+        match self {
+            Kind::Quick | Kind::Thorough => "### The last long run\n",
+            Kind::Leaks => "### The last long run that looks for leaks\n",
+        }
+    }
+
+    /// What a run shows in which nothing failed.
+    fn shown(self) -> String {
+        let leak = match self {
+            Kind::Quick | Kind::Thorough => "",
+            Kind::Leaks => "no leak, ",
+        };
+        format!("no panic, {leak}no input that took longer than {INPUT_SECONDS} seconds")
+    }
 }
 
 /// Whatever the command line says.
@@ -177,10 +194,16 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
             ""
         },
     );
+    let only = options.target.map(|name| format!(" for {name} alone"));
+    let came_to = if failed.is_empty() {
+        kind.shown()
+    } else {
+        format!("targets that failed: {}", failed.len())
+    };
     let text = format!(
-        "{inputs} inputs in {minutes:.0} minutes on {}, {cores} processes at a time{sanitizer}; failures: {}.\n\n{table}",
+        "{inputs} inputs{} in {minutes:.0} minutes on {}, {cores} processes at a time{sanitizer}: {came_to}.\n\n{table}",
+        only.unwrap_or_default(),
         results::cpu(),
-        failed.len(),
     );
     println!("{text}");
     ensure!(failed.is_empty(), "{}", failed.join("\n"));
@@ -190,7 +213,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         }
     }
     if options.results {
-        write_results(&text)?;
+        write_results(kind, &text)?;
     }
     Ok(())
 }
@@ -409,15 +432,16 @@ fn host() -> Result<String> {
     Ok(host.context("rustc does not tell the host")?.to_owned())
 }
 
-/// Puts the figures under their heading in SECURITY.md.
-fn write_results(text: &str) -> Result<()> {
-    const HEADING: &str = "### The last long run\n";
+/// Puts the figures under their kind's heading in SECURITY.md.
+fn write_results(kind: Kind, text: &str) -> Result<()> {
+    let heading = kind.heading();
     let file = root().join("SECURITY.md");
     let before = fs::read_to_string(&file).context("cannot read SECURITY.md")?;
     let (head, rest) = before
-        .split_once(HEADING)
+        .split_once(heading)
         .context("SECURITY.md has no place for it")?;
-    let tail = rest.find("\n## ").map_or("", |at| &rest[at..]);
-    let all = format!("{head}{HEADING}\n{}\n{tail}", text.trim());
+    // Up to the next heading, of whatever level.
+    let tail = rest.find("\n#").map_or("", |at| &rest[at..]);
+    let all = format!("{head}{heading}\n{}\n{tail}", text.trim());
     fs::write(&file, all).context("cannot write SECURITY.md")
 }

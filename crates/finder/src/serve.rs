@@ -68,33 +68,31 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         }
     };
     let log = log::to_stderr(filter, arguments.log_format)?;
-    let connections = match arguments.transport.limits(open_files()) {
-        Ok(limits) => limits,
-        Err(wrong) => {
-            say(wrong);
-            return Ok(Exit::Usage);
-        }
-    };
-    let (tls, auth, addresses) = match protection(&arguments) {
-        Ok(protected) => protected,
+    let setup = match setup(&arguments) {
+        Ok(setup) => setup,
         Err(wrong) => {
             say(format_args!("{wrong:#}"));
             return Ok(Exit::Usage);
         }
     };
+    let Setup {
+        connections,
+        tls,
+        auth,
+        addresses,
+        metrics_addresses,
+        ..
+    } = setup;
     let listener = match &arguments.unix {
         Some(path) => Listener::unix(path)?,
         None => Listener::tcp(&addresses, arguments.reuse_port)?,
     };
     let address = listener.address()?;
-    let metrics_listener = match &arguments.metrics_address {
-        Some(at) => {
-            let addresses = transport::addresses(&at.host, at.port);
-            let listener = addresses.and_then(|addresses| Listener::tcp(&addresses, false));
-            Some(listener.context("for the metrics")?)
-        }
-        None => None,
-    };
+    let metrics_listener = metrics_addresses.map(|addresses| {
+        let listener = Listener::tcp(&addresses, false);
+        listener.context("for the metrics")
+    });
+    let metrics_listener = metrics_listener.transpose()?;
 
     let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let workers = arguments
@@ -327,60 +325,74 @@ pub(crate) fn served(
 /// Says where it would listen, or what keeps it from that, as far as this can be known without
 /// listening.
 fn check(arguments: &ServeArguments) -> Result<Exit> {
-    let places = match places(arguments) {
-        Ok(places) => places,
-        Err(error) => {
-            say(format_args!("{error:#}"));
-            return Ok(Exit::Usage);
+    match log::filter().and_then(|_| setup(arguments)) {
+        Ok(Setup { places, .. }) => {
+            let mut stdout = std::io::stdout().lock();
+            writeln!(stdout, "hashfinder would listen on {places}")?;
+            Ok(Exit::Success)
         }
-    };
-    let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "hashfinder would listen on {places}")?;
-    Ok(Exit::Success)
+        Err(wrong) => {
+            say(format_args!("{wrong:#}"));
+            Ok(Exit::Usage)
+        }
+    }
 }
 
-/// Who is let in, and where this is listened on: no address where it is a Unix socket.
+/// What is listened on and who is let in, with all read that the arguments name.
+struct Setup {
+    connections: transport::Limits,
+    tls: Option<Tls>,
+    auth: Auth,
+    /// None where it is a Unix socket.
+    addresses: Vec<SocketAddr>,
+    metrics_addresses: Option<Vec<SocketAddr>>,
+    /// Where that is, as people read it.
+    places: String,
+}
+
+/// Looks at everything that can be wrong before anything is begun.
 ///
 /// # Errors
 ///
 /// If there is anything wrong, or if strangers could do there what they are not to.
-fn protection(arguments: &ServeArguments) -> Result<(Option<Tls>, Auth, Vec<SocketAddr>)> {
+fn setup(arguments: &ServeArguments) -> Result<Setup> {
+    let connections = arguments.transport.limits(open_files())?;
     let tls = Tls::load(&arguments.tls)?;
     let auth = Auth::load(&arguments.auth, arguments.tls.tls_client_ca.is_some())?;
-    let addresses = match &arguments.unix {
-        Some(_) => Vec::new(),
-        None => transport::addresses(&arguments.host, arguments.port)?,
+    let (addresses, mut places) = match &arguments.unix {
+        Some(path) => {
+            let shown = path.display();
+            SockAddr::unix(path).with_context(|| format!("{shown} can be no socket's path"))?;
+            (Vec::new(), format!("unix:{shown}"))
+        }
+        None => {
+            let addresses = transport::addresses(&arguments.host, arguments.port)?;
+            let address = addresses.first().context("there is no address")?;
+            let shown = address.to_string();
+            (addresses, shown)
+        }
     };
     if !arguments.auth.listen_unprotected {
         check_exposure(&addresses, tls.is_some(), auth.is_configured())?;
     }
-    Ok((tls, auth, addresses))
-}
-
-fn places(arguments: &ServeArguments) -> Result<String> {
-    log::filter()?;
-    arguments.transport.limits(open_files())?;
-    let (_, _, addresses) = protection(arguments)?;
-    let (address, shown) = match &arguments.unix {
-        Some(path) => {
-            let shown = path.display();
-            SockAddr::unix(path).with_context(|| format!("{shown} can be no socket's path"))?;
-            (None, format!("unix:{shown}"))
+    let at = arguments.metrics_address.as_ref();
+    let metrics_addresses = at.map(|at| transport::addresses(&at.host, at.port));
+    let metrics_addresses = metrics_addresses.transpose().context("for the metrics")?;
+    if let Some(metrics) = &metrics_addresses {
+        let metrics = metrics.first().context("there is no address")?;
+        if metrics.port() != 0 && addresses.first() == Some(metrics) {
+            bail!("metrics need a port of their own; {metrics} is the server's");
         }
-        None => {
-            let address = *addresses.first().context("there is no address")?;
-            (Some(address), address.to_string())
-        }
-    };
-    let Some(at) = &arguments.metrics_address else {
-        return Ok(shown);
-    };
-    let addresses = transport::addresses(&at.host, at.port).context("for the metrics")?;
-    let metrics = *addresses.first().context("there is no address")?;
-    if metrics.port() != 0 && address == Some(metrics) {
-        bail!("metrics need a port of their own; {metrics} is the server's");
+        places = format!("{places}, with metrics on {metrics}");
     }
-    Ok(format!("{shown}, with metrics on {metrics}"))
+    Ok(Setup {
+        connections,
+        tls,
+        auth,
+        addresses,
+        metrics_addresses,
+        places,
+    })
 }
 
 /// Who sees and cancels the searches of all clients: those who were named and, where clients are users,

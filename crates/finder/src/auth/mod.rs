@@ -185,27 +185,25 @@ impl Auth {
         if !self.is_configured() {
             return Ok(self.with_role(of_peer(), Role::User, None));
         }
+        let certificate = peer.and_then(|peer| peer.certificate.as_deref());
+        let certificate = certificate.filter(|_| self.takes_certificates);
+        // Without a good one there would be no connection today, whatever else is shown on it.
+        if let Some(certificate) = certificate.filter(|certificate| !certificate.is_good()) {
+            return Err(Refusal::Refused {
+                why: "a certificate that has expired, or whose authority is gone",
+                client: ClientName::of_certificate(certificate.name()),
+            });
+        }
         if let Some(credential) = credentials.bearer()? {
             return self.bearer(credential, SystemTime::now());
         }
         if peer.is_some_and(Peer::is_user) {
             return Ok(self.with_role(of_peer(), Role::User, None));
         }
-        let certificate = peer.and_then(|peer| peer.certificate.as_deref());
-        match certificate.filter(|_| self.takes_certificates) {
-            Some(certificate) => {
-                let name = ClientName::of_certificate(certificate.name());
-                let name = name.ok_or(Refusal::because("a certificate without a plain name"))?;
-                if !certificate.is_good() {
-                    return Err(Refusal::Refused {
-                        why: "a certificate that has expired, or whose authority is gone",
-                        client: Some(name),
-                    });
-                }
-                Ok(self.with_role(name, Role::User, None))
-            }
-            None => Err(Refusal::Missing),
-        }
+        let certificate = certificate.ok_or(Refusal::Missing)?;
+        let name = ClientName::of_certificate(certificate.name());
+        let name = name.ok_or(Refusal::because("a certificate without a plain name"))?;
+        Ok(self.with_role(name, Role::User, None))
     }
 
     /// A token has three parts, a key two.

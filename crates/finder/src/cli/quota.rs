@@ -33,13 +33,15 @@ const LEAST_OPEN_CALLS: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
 pub(crate) struct QuotaArguments {
     /// How many searches CLIENT may have at a time, in the place of --maximum-searches-per-client
     ///
-    /// CLIENT is an IP address, or user: and a user's number. May be given more than once.
+    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's subject, or
+    /// cert: and a certificate's name. May be given more than once.
     #[arg(long, value_name = "CLIENT=N", value_parser = of_client::<NonZeroUsize>)]
     pub(crate) client_searches: Vec<(ClientName, NonZeroUsize)>,
 
     /// How many secrets CLIENT may have hashed each second, in the place of --maximum-hashes-per-second
     ///
-    /// CLIENT is an IP address, or user: and a user's number. May be given more than once.
+    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's subject, or
+    /// cert: and a certificate's name. May be given more than once.
     #[arg(long, value_name = "CLIENT=N", value_parser = of_client::<NonZeroU64>)]
     pub(crate) client_hashes_per_second: Vec<(ClientName, NonZeroU64)>,
 

@@ -150,7 +150,8 @@ impl TransportArguments {
     ///
     /// If there may be more connections than files.
     pub(crate) fn limits(&self, files: usize) -> Result<Limits> {
-        let default = CONNECTIONS.min(files - files / 4);
+        let fit = (files - files / 4).min(files.saturating_sub(OTHER_FILES));
+        let default = CONNECTIONS.min(fit);
         let default = NonZeroUsize::new(default).unwrap_or(NonZeroUsize::MIN);
         let connections = self.maximum_connections.unwrap_or(default);
         if connections.get().saturating_add(OTHER_FILES) > files {

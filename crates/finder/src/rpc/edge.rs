@@ -30,6 +30,10 @@ use crate::{
 /// cursor of the longest query that `query` lets pass, which a test there sees to.
 pub(super) const MAX_MESSAGE_LEN: u32 = 4096;
 
+/// How many messages one request may have where there may be several, each of which is answered: a client that asks
+/// what services there are needs a dozen.
+const MAX_MESSAGES: usize = 100;
+
 /// The five bytes before each message: whether it is compressed, and its length, big-endian
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX_LEN: usize = 5;
@@ -288,8 +292,13 @@ impl Arrival {
     fn read(&mut self, data: &[u8]) -> Result<(), CallError> {
         self.messages += self.expected.read(data)?;
         // A handler that takes one message reads on until the client says that there are no more.
-        if self.messages > 1 && !self.takes_stream() {
-            return Err(CallError::TooManyMessages);
+        let limit = if self.messages > 1 && self.takes_stream() {
+            MAX_MESSAGES
+        } else {
+            1
+        };
+        if self.messages > limit {
+            return Err(CallError::TooManyMessages { limit });
         }
         Ok(())
     }

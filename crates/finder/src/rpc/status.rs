@@ -108,8 +108,8 @@ pub(crate) enum CallError {
     CredentialRefused,
     /// Only operators may call the method.
     OperatorsOnly,
-    /// There are more messages than the one that the method takes.
-    TooManyMessages,
+    /// There are more messages than the method takes.
+    TooManyMessages { limit: usize },
     /// The request did not come to its end in time.
     RequestTimeout { limit: Duration },
     /// The client's address begins more calls than any may.
@@ -199,7 +199,7 @@ impl CallError {
             CallError::CredentialMissing => CREDENTIAL_MISSING,
             CallError::CredentialRefused => CREDENTIAL_REFUSED,
             CallError::OperatorsOnly => NOT_AN_OPERATOR,
-            CallError::TooManyMessages => TOO_MANY_MESSAGES,
+            CallError::TooManyMessages { .. } => TOO_MANY_MESSAGES,
             CallError::RequestTimeout { .. } => REQUEST_TIMEOUT,
             CallError::TooManyCalls { .. } => TOO_MANY_CALLS,
             CallError::TooManyOpenCalls { .. } | CallError::TooManyOpenCallsOfAddress { .. } => {
@@ -389,10 +389,17 @@ impl From<CallError> for Status {
                 "only an operator may call this method",
             ),
             // What gRPC's list of the codes has for it.
-            CallError::TooManyMessages => plain(
+            CallError::TooManyMessages { limit: 1 } => plain(
                 Code::Unimplemented,
                 TOO_MANY_MESSAGES,
                 "the method takes one message, and the request has more",
+            ),
+            CallError::TooManyMessages { limit } => plain(
+                Code::ResourceExhausted,
+                TOO_MANY_MESSAGES,
+                &format!(
+                    "the request has more than {limit} messages; make another call for the others"
+                ),
             ),
             CallError::RequestTimeout { limit } => plain(
                 Code::DeadlineExceeded,
@@ -696,8 +703,17 @@ mod tests {
                 false,
             ),
             (
-                CallError::TooManyMessages,
+                CallError::TooManyMessages { limit: 1 },
                 Code::Unimplemented,
+                None,
+                Some(TOO_MANY_MESSAGES),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::TooManyMessages { limit: 100 },
+                Code::ResourceExhausted,
                 None,
                 Some(TOO_MANY_MESSAGES),
                 false,

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::{
     counts::Closed,
     meter::{FloodLimits, Shared},
-    peer::ClientName,
+    peer::Origin,
 };
 
 /// So many addresses without a connection are never looked through.
@@ -32,7 +32,7 @@ struct Inner {
 #[derive(Default)]
 struct State {
     connections: usize,
-    addresses: HashMap<ClientName, Address>,
+    addresses: HashMap<Origin, Address>,
     /// Those that have said nothing yet, the oldest first.
     silent: BTreeMap<u64, Arc<Notify>>,
     next: u64,
@@ -49,7 +49,7 @@ struct Address {
 /// A connection's place among the others, until it is dropped.
 pub(super) struct Place {
     admission: Admission,
-    address: ClientName,
+    address: Origin,
     number: u64,
     made_room: Arc<Notify>,
     shared: Arc<Mutex<Shared>>,
@@ -78,7 +78,7 @@ impl Admission {
     /// # Errors
     ///
     /// Why there is none.
-    pub(super) fn admit(&self, address: ClientName, now: Instant) -> Result<Place, Closed> {
+    pub(super) fn admit(&self, address: Origin, now: Instant) -> Result<Place, Closed> {
         let flood = self.0.flood;
         let mut state = self.lock();
         let state = &mut *state;
@@ -87,7 +87,7 @@ impl Admission {
             connections: 0,
             shared: Arc::new(Mutex::new(Shared::new(flood, now))),
         };
-        let entry = state.addresses.entry(address.clone()).or_insert_with(new);
+        let entry = state.addresses.entry(address).or_insert_with(new);
         if entry.connections >= self.0.of_address.get() {
             return Err(Closed::TooManyOfAddress);
         }
@@ -185,8 +185,8 @@ mod tests {
         Admission::new(count(connections), count(of_address), FLOOD)
     }
 
-    fn address(last: u8) -> ClientName {
-        format!("127.0.0.{last}").parse().unwrap()
+    fn address(last: u8) -> Origin {
+        Origin::Network([127, 0, 0, last].into())
     }
 
     fn has_lost(place: &Place) -> bool {
@@ -245,8 +245,8 @@ mod tests {
         let admission = admission(1, 1);
         let mut now = Instant::now();
         for number in 0..10_000_u32 {
-            let name = std::net::Ipv4Addr::from_bits(number).to_string();
-            drop(admission.admit(name.parse().unwrap(), now).unwrap());
+            let origin = Origin::Network(std::net::Ipv4Addr::from_bits(number).into());
+            drop(admission.admit(origin, now).unwrap());
             // In which each may have begun another one.
             now += std::time::Duration::from_millis(1);
         }

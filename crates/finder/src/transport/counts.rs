@@ -34,10 +34,15 @@ pub(crate) enum Closed {
     TooManyResets,
     /// Frames came that are no calls, too many for too long.
     TooManyControlFrames,
+    /// The HTTP/2 library had enough of it: calls were taken back before they were begun, or the client's errors
+    /// reset too many.
+    Calm,
+    /// It did not answer in time whether it is still there.
+    Keepalive,
 }
 
 impl Closed {
-    const ALL: [Closed; 12] = [
+    const ALL: [Closed; 14] = [
         Closed::TooMany,
         Closed::TooManyOfAddress,
         Closed::TooFast,
@@ -50,6 +55,8 @@ impl Closed {
         Closed::Unread,
         Closed::TooManyResets,
         Closed::TooManyControlFrames,
+        Closed::Calm,
+        Closed::Keepalive,
     ];
 
     /// As metrics and the log have it.
@@ -67,6 +74,8 @@ impl Closed {
             Closed::Unread => "unread",
             Closed::TooManyResets => "too_many_resets",
             Closed::TooManyControlFrames => "too_many_control_frames",
+            Closed::Calm => "calm",
+            Closed::Keepalive => "keepalive",
         }
     }
 }

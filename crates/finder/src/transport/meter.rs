@@ -38,6 +38,11 @@ const OF_ADDRESS: f64 = 4.0;
 const WITH_STREAM: f64 = 8.0;
 const WITH_DATA: f64 = 4.0;
 
+/// How many control frames of a new connection are not counted for its address: those with which it introduces
+/// itself, so that nobody's neighbours keep them from connecting. All that may begin in a second come to less than
+/// the address may send besides.
+const INTRODUCTION: f64 = 16.0;
+
 /// How many bytes are read at once: a few hundred frames of the shortest, so that what is counted comes in
 /// small portions and so do the pauses after it.
 const MOST_AT_ONCE: usize = 4096;
@@ -124,6 +129,8 @@ struct Meter {
     resets: Bucket,
     control: Bucket,
     of_address: Arc<Mutex<Shared>>,
+    /// What is left of its introduction.
+    introduction: f64,
     /// Since when too much has been coming, without a rest.
     too_much_since: Option<Instant>,
 }
@@ -140,6 +147,7 @@ impl Meter {
             resets: Bucket::new(rate(limits.resets), now),
             control: Bucket::new(rate(limits.control_frames), now),
             of_address,
+            introduction: INTRODUCTION,
             too_much_since: None,
         }
     }
@@ -203,6 +211,9 @@ impl Meter {
                 });
             }
         }
+        let introduced = cost.control.clamp(0.0, self.introduction);
+        self.introduction -= introduced;
+        let control_cost = cost.control - introduced;
         let mut shared = self
             .of_address
             .lock()
@@ -215,10 +226,10 @@ impl Meter {
             shared.resets.take(resets, cost.resets, now);
         }
         // What a stream brings with it is the connection's own: it pays for no other's.
-        if cost.control > 0.0 {
-            shared.control.take(control, cost.control, now);
+        if control_cost > 0.0 {
+            shared.control.take(control, control_cost, now);
         }
-        let shared = if cost.resets > 0.0 || cost.control > 0.0 {
+        let shared = if cost.resets > 0.0 || control_cost > 0.0 {
             let resets = shared.resets.wait(resets, now);
             resets.max(shared.control.wait(control, now))
         } else {
@@ -478,8 +489,11 @@ mod tests {
         }
         assert_eq!(waits[..4], [0.0; 4]);
         assert!(near(waits[4], 0.25) && near(waits[5], 0.5), "{waits:?}");
-        // Who does nothing of the kind does not wait for those who do.
+        let mut talkative = Connection::beside(Arc::clone(&shared), now);
+        assert!(talkative.gets(&frames(6, 20)).unwrap() > 0.0);
+        // Who does nothing of the kind does not wait for those who do, nor does who has just come.
         let mut quiet = Connection::beside(Arc::clone(&shared), now);
+        assert_eq!(quiet.gets(&frames(4, 3)), Ok(0.0));
         assert_eq!(quiet.gets(&frame(1, 1)), Ok(0.0));
         let forgotten = now + Duration::from_secs(10);
         let mut shared = shared.lock().unwrap();

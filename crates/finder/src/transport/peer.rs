@@ -27,13 +27,22 @@ pub(super) enum Who {
     Nobody,
 }
 
-/// Where connections come from that are counted together before anybody is authenticated: what
-/// [`Peer::client`] names, without the text.
+/// Where connections come from that are counted together before anybody is authenticated. Of IPv6 it is a network
+/// also where [`Peer::client`] names a host: whoever is in one can give themselves all of its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Origin {
     Network(IpAddr),
     User(u32),
     Nobody,
+}
+
+impl Origin {
+    fn of_address(address: IpAddr) -> Origin {
+        Origin::Network(match address.to_canonical() {
+            IpAddr::V6(address) if !address.is_loopback() => IpAddr::V6(first_64(address)),
+            host => host,
+        })
+    }
 }
 
 impl Peer {
@@ -59,7 +68,7 @@ impl Peer {
 
     pub(crate) fn origin(&self) -> Origin {
         match self.who {
-            Who::Address(address) => Origin::Network(network(address.ip()).0),
+            Who::Address(address) => Origin::of_address(address.ip()),
             Who::User(id) => Origin::User(id),
             Who::Nobody => Origin::Nobody,
         }
@@ -103,11 +112,14 @@ fn network(address: IpAddr) -> (IpAddr, bool) {
         // Those that are left out are one host, on whichever network it is.
         IpAddr::V6(address) if !address.is_unicast_link_local() && !address.is_unique_local() => {
             // Whoever has one of these may well have the 64 bits behind it too.
-            let network = Ipv6Addr::from_bits(address.to_bits() >> 64 << 64);
-            (IpAddr::V6(network), false)
+            (IpAddr::V6(first_64(address)), false)
         }
         host => (host, true),
     }
+}
+
+fn first_64(address: Ipv6Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)
 }
 
 /// A client's name: `ip:` and an address, `user:` and a number, `key:` and the id of an API key, `jwt:` and
@@ -186,6 +198,21 @@ impl FromStr for ClientName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn origins() {
+        for (address, origin) in [
+            ("10.0.0.7", "10.0.0.7"),
+            ("::ffff:10.0.0.7", "10.0.0.7"),
+            ("::1", "::1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("fd00:1:2:3:4:5:6:7", "fd00:1:2:3::"),
+            ("fe80::1:2", "fe80::"),
+        ] {
+            let expected = Origin::Network(origin.parse().unwrap());
+            assert_eq!(Origin::of_address(address.parse().unwrap()), expected);
+        }
+    }
 
     #[test]
     fn client_names() {

@@ -6,6 +6,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error as _,
     hash::{BuildHasher, RandomState},
     io,
     num::NonZeroUsize,
@@ -170,7 +171,7 @@ where
                     () = &mut shutdown => break,
                 };
                 let peer = connection.peer();
-                match admission.admit(peer.client(), Instant::now()) {
+                match admission.admit(peer.origin(), Instant::now()) {
                     Ok(place) => {
                         let (server, leaving) = (Arc::clone(&server), leaving.clone());
                         tasks.spawn(async move {
@@ -242,7 +243,7 @@ where
             Peer::new(super::peer::Who::Nobody, 0),
         );
         let admission = Admission::new(limits.connections, limits.of_address, limits.flood);
-        let place = admission.admit(peer.client(), began);
+        let place = admission.admit(peer.origin(), began);
         let place = place.expect("the first connection has a place");
         place.spoke();
         let leaving = CancellationToken::new();
@@ -298,10 +299,11 @@ where
             };
             tokio::select! {
                 ended = &mut connection => {
-                    if let Err(error) = ended {
+                    let broken = ended.err().and_then(|error| {
                         tracing::debug!(%peer, %error, "a connection ended");
-                    }
-                    break activity.closed().or(lifetime.why());
+                        of_library(&error)
+                    });
+                    break activity.closed().or(broken).or(lifetime.why());
                 }
                 () = until => {}
                 () = leaving.cancelled(), if !is_leaving => {
@@ -337,7 +339,7 @@ where
     fn closed(&self, peer: &Peer, why: Closed) {
         self.counts.closed(why);
         match why {
-            Closed::TooManyResets | Closed::TooManyControlFrames => {
+            Closed::TooManyResets | Closed::TooManyControlFrames | Closed::Calm => {
                 if self.may_tell() {
                     tracing::warn!(%peer, reason = %why, "connection closed");
                 }
@@ -346,6 +348,16 @@ where
             _ => tracing::debug!(%peer, reason = %why, "connection closed"),
         }
     }
+}
+
+/// Why the HTTP/2 library closed a connection by itself, where that is one of the limits.
+fn of_library(error: &hyper::Error) -> Option<Closed> {
+    if error.is_timeout() {
+        return Some(Closed::Keepalive);
+    }
+    let cause = error.source()?.downcast_ref::<h2::Error>()?;
+    let is_calm = cause.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
+    (is_calm && cause.is_go_away() && cause.is_library()).then_some(Closed::Calm)
 }
 
 /// The calls of one connection.

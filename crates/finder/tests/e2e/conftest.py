@@ -5,6 +5,7 @@ time is read twice with a pause between, for there is no other way to see that n
 """
 
 import base64
+import contextlib
 import hashlib
 import itertools
 import os
@@ -30,6 +31,9 @@ os.environ["HASHFINDER_CONFIG"] = os.devnull
 
 # How long a process may take for anything that it is waited for to do.
 PATIENCE_S = 30
+
+# What a panic looks like in the server's log, as text or as JSON, and wherever there is no log.
+PANIC = re.compile(r'ERROR hashfinder::log: panic |"message":"panic"|^thread .* panicked at ')
 
 
 @pytest.fixture(scope="session")
@@ -88,12 +92,15 @@ class Process:
         self.pid = self.popen.pid
         self._stderr = queue.Queue()
         self.log = []
+        self._panics = []
         self._reader = threading.Thread(target=self._read_stderr, daemon=True)
         self._reader.start()
 
     def _read_stderr(self):
         for line in self.popen.stderr:
             self._stderr.put(line.rstrip("\n"))
+            if PANIC.search(line):
+                self._panics.append(line)
         self._stderr.put(None)
 
     def wait_for(self, pattern):
@@ -154,6 +161,9 @@ class Process:
             self.popen.kill()
             self.popen.wait()
         self.popen.stdout.close()
+        # A server survives a panic, and a test might too.
+        self._reader.join(PATIENCE_S)
+        assert not self._panics, "".join(self._panics)
 
 
 class Server(Process):
@@ -199,8 +209,9 @@ class Fake:
 def processes():
     started = []
     yield started
-    for process in started:
-        process.end()
+    with contextlib.ExitStack() as ends:
+        for process in started:
+            ends.callback(process.end)
 
 
 @pytest.fixture

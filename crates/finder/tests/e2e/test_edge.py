@@ -199,6 +199,19 @@ def test_a_stream_of_messages_may_go_on_for_longer(serve, stubs):
     assert len(answers) == 2 and all(answer.service for answer in answers)
 
 
+def test_a_stream_has_so_many_messages_and_no_more(watched, stubs):  # noqa: F811
+    server = watched()
+    with grpc.insecure_channel(server.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        ask = reflection_pb2.ServerReflectionRequest(list_services="")
+        assert len(list(stub.ServerReflectionInfo(iter(100 * [ask])))) == 100
+        with pytest.raises(grpc.RpcError) as refused:
+            list(stub.ServerReflectionInfo(iter(101 * [ask])))
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "more than 100 messages" in refused.value.details()
+    until(server, REFUSED, 1, reason="TOO_MANY_MESSAGES")
+
+
 def test_one_message_is_enough(watched, raw):  # noqa: F811
     server = watched()
     connection = raw(server)

@@ -282,11 +282,15 @@ def test_the_log_as_json(serve, connect, finder, pb, stubs):
     assert "trace" not in stopped
 
 
-def check(*flags, **environment):
-    command = [HASHFINDER, "serve", "--check", *flags]
+def serves(*flags, **environment):
+    command = [HASHFINDER, "serve", *flags]
     kwargs = {"env": {**environment}} if environment else {}
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, **kwargs)
     return done.returncode, done.stdout, done.stderr
+
+
+def check(*flags, **environment):
+    return serves("--check", *flags, **environment)
 
 
 def test_check_tells_where_it_would_listen(serve, tmp_path):
@@ -319,6 +323,8 @@ def test_check_tells_what_is_wrong(tmp_path):
         status, stdout, stderr = check(*flags, **environment)
         assert (status, stdout) == (2, ""), (flags, environment, stderr)
         assert word in stderr
+        # Nor is it served, and whoever starts it is told the same.
+        assert serves(*flags, **environment) == (status, stdout, stderr)
 
 
 # What a family's samples are called.
@@ -379,9 +385,12 @@ def test_the_unit_is_sound_and_tight(tmp_path):
         )
         assert done.returncode == 0, done.stdout + done.stderr
     # What the unit runs is a command line that the program takes.
-    lines = re.findall(r"^ExecStart(?:Pre)?=(.*)$", unit.read_text(), re.M)
-    assert len(lines) == 2
-    for line in lines:
-        program, command, *flags = line.split()
-        assert (program, command) == (HASHFINDER, "serve")
-        assert check(*(flag for flag in flags if flag != "--check"))[0] == 0
+    [(setting, line)] = re.findall(r"^(Exec\w+)=(.*)$", unit.read_text(), re.M)
+    # RestartPreventExitStatus= says nothing about what is run before it.
+    assert setting == "ExecStart"
+    program, command, *flags = line.split()
+    assert (program, command) == (HASHFINDER, "serve")
+    assert check(*flags)[0] == 0
+    wrong = [HASHFINDER, command, *flags, "--api-keys", str(tmp_path / "none")]
+    wrong = subprocess.run(wrong, capture_output=True, timeout=PATIENCE_S)
+    assert f"RestartPreventExitStatus={wrong.returncode}" in text.splitlines()

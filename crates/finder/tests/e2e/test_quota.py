@@ -7,6 +7,7 @@ import pytest
 from conftest import decoded
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from test_auth import bearer, caller, guarded, key_file  # noqa: F401
 from test_contract import HARD
 from test_edge import raw  # noqa: F401
 from test_observe import until, watched  # noqa: F401
@@ -95,6 +96,18 @@ def test_a_client_may_have_other_searches_than_everybody(serve, finder, pb):
     reason, subject, _ = refusal(lambda: begin(stub, pb))
     assert len(streams) == 2
     assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
+
+
+def test_a_key_may_have_other_searches_than_everybody(guarded, key_file, caller, pb):  # noqa: F811
+    limited, other = key_file.create(), key_file.create()
+    server = guarded("--client-searches", f"key:{limited.split('.')[0]}=1")
+    someone, neighbour = caller(server, bearer(limited)), caller(server, bearer(other))
+    streams = [someone.begin(pb)]
+    reason, subject, _ = refusal(lambda: someone.begin(pb))
+    assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
+    # The other one comes from the same address.
+    streams += [neighbour.begin(pb) for _ in range(2)]
+    assert len(streams) == 3
 
 
 def test_a_client_may_have_other_hashes_than_everybody(serve, connect, stubs):

@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from test_auth import CODE, FINDER, Caller, KeyFile, bearer
+from test_auth import CODE, FINDER, Caller, KeyFile, bearer, key_file  # noqa: F401
 from test_observe import scrape, value
 from test_v1_searches import reason_of
 
@@ -133,8 +133,8 @@ def secure(stubs):
         channel.close()
 
 
-def finds(stubs, stub):
-    answer = stub.Find(stubs.Request(desired_name="do"), timeout=PATIENCE_S)
+def finds(stubs, stub, **how):
+    answer = stub.Find(stubs.Request(desired_name="do"), timeout=PATIENCE_S, **how)
     return "do" in answer.hashed_name.lower()
 
 
@@ -145,10 +145,10 @@ def refused(stubs, stub):
     return True
 
 
-def is_unknown(stubs, stub):
+def is_unknown(stubs, stub, **how):
     """Whether a connection that is there does not tell any more who asks."""
     try:
-        return not finds(stubs, stub)
+        return not finds(stubs, stub, **how)
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.UNAUTHENTICATED, error
         assert reason_of(error) == "CREDENTIAL_REFUSED"
@@ -382,15 +382,19 @@ def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
     assert "client=cert:client.example " in line and "whose authority is gone" in line
 
 
-def test_a_certificate_that_expires_meanwhile(serve_tls, secure, stubs, ours):
-    server = serve_tls("--tls-client-ca", ours.path)
+def test_a_certificate_that_expires_meanwhile(serve_tls, secure, stubs, ours, key_file):  # noqa: F811
+    by_key = {"metadata": bearer(key_file.create())}
+    server = serve_tls("--tls-client-ca", ours.path, "--api-keys", str(key_file.path))
     lasting = secure(server, ours, ours.client())
     usage, seconds = ExtendedKeyUsageOID.CLIENT_AUTH, datetime.timedelta(seconds=8)
     short = ours.issue("short", x509.DNSName("short.example"), valid_for=seconds, usage=usage)
     short = secure(server, ours, short)
     assert finds(stubs, short) and finds(stubs, lasting)
+    # A key goes before it, as long as it is good.
+    assert finds(stubs, short, **by_key)
     wait_until(lambda: is_unknown(stubs, short))
-    assert finds(stubs, lasting)
+    assert is_unknown(stubs, short, **by_key)
+    assert finds(stubs, lasting) and finds(stubs, lasting, **by_key)
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")

@@ -151,6 +151,12 @@ impl Place {
         self.admission.lock().silent.remove(&self.number);
     }
 
+    /// It has broken the rules, which makes those wait that its address begins next.
+    pub(super) fn broke(&self, now: Instant) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.broke(self.admission.0.flood, now);
+    }
+
     /// Waits until another one takes the place. Dropping the future changes nothing.
     pub(super) async fn lost(&self) {
         self.made_room.notified().await;
@@ -238,6 +244,16 @@ mod tests {
         let later = now + std::time::Duration::from_millis(201);
         assert_eq!(connect(1, later), Ok(()));
         assert_eq!(connect(1, later), Err(Closed::TooFast));
+    }
+
+    #[test]
+    fn who_breaks_the_rules_has_to_wait_for_longer() {
+        let admission = admission(100, 100);
+        let now = Instant::now();
+        let after = |seconds| now + std::time::Duration::from_secs(seconds);
+        admission.admit(address(1), now).unwrap().broke(now);
+        let admits = |at| admission.admit(address(1), at).is_ok();
+        assert!(!admits(now) && !admits(after(1)) && admits(after(2)));
     }
 
     #[test]

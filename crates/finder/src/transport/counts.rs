@@ -37,12 +37,14 @@ pub(crate) enum Closed {
     /// The HTTP/2 library had enough of it: calls were taken back before they were begun, or the client's errors
     /// reset too many.
     Calm,
+    /// The client broke HTTP/2's rules.
+    Broken,
     /// It did not answer in time whether it is still there.
     Keepalive,
 }
 
 impl Closed {
-    const ALL: [Closed; 14] = [
+    const ALL: [Closed; 15] = [
         Closed::TooMany,
         Closed::TooManyOfAddress,
         Closed::TooFast,
@@ -56,6 +58,7 @@ impl Closed {
         Closed::TooManyResets,
         Closed::TooManyControlFrames,
         Closed::Calm,
+        Closed::Broken,
         Closed::Keepalive,
     ];
 
@@ -75,6 +78,7 @@ impl Closed {
             Closed::TooManyResets => "too_many_resets",
             Closed::TooManyControlFrames => "too_many_control_frames",
             Closed::Calm => "calm",
+            Closed::Broken => "broken",
             Closed::Keepalive => "keepalive",
         }
     }

@@ -33,6 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// one address, and not as many times the work as it can open connections.
 const OF_ADDRESS: f64 = 4.0;
 
+/// As how many new connections one counts that ended because the client broke HTTP/2's rules. Nobody does that twenty
+/// times a second but to have work begun and thrown away on one connection after another.
+const BROKEN: f64 = 10.0;
+
 /// How many control frames come with a stream that is begun, and with a frame of data that is sent: window
 /// updates for the stream and the connection, and pings by which clients measure a connection that is busy.
 const WITH_STREAM: f64 = 8.0;
@@ -43,9 +47,9 @@ const WITH_DATA: f64 = 4.0;
 /// the address may send besides.
 const INTRODUCTION: f64 = 16.0;
 
-/// How many bytes are read at once: a few hundred frames of the shortest, so that what is counted comes in
-/// small portions and so do the pauses after it.
-const MOST_AT_ONCE: usize = 4096;
+/// How many bytes are read at once: some twenty calls, or a hundred frames of the shortest. What is counted comes in
+/// small portions so, and so do the pauses after it: nobody else waits for more than such a portion's work.
+const MOST_AT_ONCE: usize = 1024;
 
 /// What a connection, or an address, may do each second; it may do as much at once.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +101,12 @@ impl Shared {
     pub(super) fn may_connect(&mut self, limits: FloodLimits, now: Instant) -> bool {
         let connections = rate(limits.connections);
         self.connections.try_take(connections, now).is_ok()
+    }
+
+    /// One of its connections ended because the client broke the rules.
+    pub(super) fn broke(&mut self, limits: FloodLimits, now: Instant) {
+        let connections = rate(limits.connections);
+        self.connections.take(connections, BROKEN - 1.0, now);
     }
 
     /// Whether it is as a new one would be, so that it may be forgotten.

@@ -299,11 +299,15 @@ where
             };
             tokio::select! {
                 ended = &mut connection => {
-                    let broken = ended.err().and_then(|error| {
-                        tracing::debug!(%peer, %error, "a connection ended");
-                        of_library(&error)
-                    });
-                    break activity.closed().or(broken).or(lifetime.why());
+                    let Err(error) = ended else {
+                        break activity.closed().or(lifetime.why());
+                    };
+                    tracing::debug!(%peer, %error, "a connection ended");
+                    let why = activity.closed().or_else(|| of_library(&error));
+                    if matches!(why, Some(Closed::Calm | Closed::Broken)) {
+                        place.broke(Instant::now());
+                    }
+                    break why.or(lifetime.why());
                 }
                 () = until => {}
                 () = leaving.cancelled(), if !is_leaving => {
@@ -356,8 +360,13 @@ fn of_library(error: &hyper::Error) -> Option<Closed> {
         return Some(Closed::Keepalive);
     }
     let cause = error.source()?.downcast_ref::<h2::Error>()?;
-    let is_calm = cause.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM);
-    (is_calm && cause.is_go_away() && cause.is_library()).then_some(Closed::Calm)
+    if !(cause.is_go_away() && cause.is_library()) {
+        return None;
+    }
+    Some(match cause.reason() {
+        Some(h2::Reason::ENHANCE_YOUR_CALM) => Closed::Calm,
+        _ => Closed::Broken,
+    })
 }
 
 /// The calls of one connection.

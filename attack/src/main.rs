@@ -2,7 +2,7 @@
 //!
 //! `hashfinder-attack run` starts a server for each attack, plays the attack from a process of its own
 //! beside one healthy client, and judges; `cargo xtask attack` writes what came of it to SECURITY.md.
-//! `hashfinder-attack soak` plays clients that are merely careless, for half an hour.
+//! `hashfinder-attack soak` plays clients that are merely careless, for half an hour after a warm-up.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it found is told there")]
@@ -182,12 +182,12 @@ struct SoakArguments {
     #[command(flatten)]
     common: CommonArguments,
 
-    /// How long it goes on, the warm-up included [default: 1800, in the short form 20]
+    /// How long it goes on, the warm-up included [default: 2400, in the short form 20]
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
 
     /// After how long memory may grow no more
-    #[arg(long, value_parser = seconds, default_value = "300")]
+    #[arg(long, value_parser = seconds, default_value = "600")]
     warm_up: Duration,
 
     /// How much of all cores the server shall take
@@ -324,7 +324,7 @@ fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
     let (usual, warm_up) = if arguments.short {
         (20, Duration::ZERO)
     } else {
-        (1800, arguments.warm_up)
+        (2400, arguments.warm_up)
     };
     let plan = soak::Plan {
         server: arguments.common.server_binary.clone(),

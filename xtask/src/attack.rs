@@ -15,7 +15,7 @@ pub(crate) fn run() -> Result<()> {
     step("attacks", tool("run")?.arg("--results").arg(file))
 }
 
-/// Careless clients for half an hour, on a machine that has nothing else to do.
+/// Careless clients for half an hour after a warm-up of ten minutes, on a machine that has nothing else to do.
 pub(crate) fn soak() -> Result<()> {
     step("the program", &mut cargo("build --release"))?;
     let file = root().join("SECURITY.md");

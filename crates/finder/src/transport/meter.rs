@@ -257,6 +257,8 @@ pub(super) struct Metered<S> {
     counts: Counts,
     /// There while nothing is read.
     pause: Option<Pin<Box<Sleep>>>,
+    /// Whether a portion was just read.
+    has_read: bool,
 }
 
 impl<S> Metered<S> {
@@ -273,6 +275,7 @@ impl<S> Metered<S> {
             activity,
             counts,
             pause: None,
+            has_read: false,
         }
     }
 }
@@ -288,6 +291,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
+        // The HTTP/2 library reads for as long as anything comes, and writes only then. But what it writes is counted
+        // too: the resets that a client has made it send. And others want to be read as well.
+        if std::mem::take(&mut this.has_read) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let length = buffer.remaining().min(MOST_AT_ONCE);
         let mut read = ReadBuf::new(buffer.initialize_unfilled_to(length));
         ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
@@ -296,6 +305,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         }
         let length = read.filled().len();
         buffer.advance(length);
+        this.has_read = length > 0;
         match this.meter.charge(Instant::now()) {
             Ok(None) => {}
             Ok(Some(wait)) => {
@@ -355,6 +365,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
 
     const LIMITS: FloodLimits = FloodLimits {
         connections: 10,
@@ -405,6 +416,31 @@ mod tests {
 
     fn near(wait: f64, expected: f64) -> bool {
         (wait - expected).abs() < 0.01
+    }
+
+    #[test]
+    fn what_comes_is_read_in_portions_and_between_them_there_is_time_to_write() {
+        let now = Instant::now();
+        let limits = FloodLimits {
+            control_frames: 100_000,
+            ..LIMITS
+        };
+        let shared = Arc::new(Mutex::new(Shared::new(limits, now)));
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let sent = vec![0; 3 * MOST_AT_ONCE];
+        assert!(pin!(client).poll_write(&mut context, &sent).is_ready());
+        let counts = Counts::default();
+        let mut server = Metered::new(server, limits, shared, Activity::new(now), counts);
+        let mut buffer = vec![0; 64 << 10];
+        let mut read = ReadBuf::new(&mut buffer);
+        for portion in 1..=3 {
+            let polled = Pin::new(&mut server).poll_read(&mut context, &mut read);
+            assert!(polled.is_ready());
+            assert_eq!(read.filled().len(), portion * MOST_AT_ONCE);
+            let polled = Pin::new(&mut server).poll_read(&mut context, &mut read);
+            assert!(polled.is_pending());
+        }
     }
 
     #[test]

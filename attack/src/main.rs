@@ -35,7 +35,7 @@ use std::{
 
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, ValueEnum};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, getrlimit, setpriority_process, setrlimit};
 
 use self::{
     attack::{Attack, play},
@@ -211,13 +211,28 @@ fn main() -> ExitCode {
         Command::Careless { target, seed } => {
             careless::run(target, seed).map(|()| ExitCode::SUCCESS)
         }
-        Command::Attack(arguments) => attack(&arguments).map(|()| ExitCode::SUCCESS),
-        Command::Burn { cores, seconds } => burn::burn(cores, seconds).map(|()| ExitCode::SUCCESS),
+        Command::Attack(arguments) => {
+            step_back();
+            attack(&arguments).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Burn { cores, seconds } => {
+            step_back();
+            burn::burn(cores, seconds).map(|()| ExitCode::SUCCESS)
+        }
     };
     done.unwrap_or_else(|error| {
         eprintln!("hashfinder-attack: {error:#}");
         ExitCode::from(2)
     })
+}
+
+/// How much attackers step back behind the server and its healthy client, and so does what burns in their place:
+/// they would be on machines of their own, and what is measured is what the server does about them.
+const NICENESS: i32 = 10;
+
+fn step_back() {
+    // If the system does not let us, both are alike all the same.
+    let _ = setpriority_process(None, NICENESS);
 }
 
 /// Has us, and the server that we start, open as many files as the system lets us.

@@ -256,7 +256,8 @@ impl Report {
              p99 was under twice the control's,\nnone of its calls failed, the server's memory grew by less \
              than 64 MiB, searches kept to their limits, and within\na second of the end twenty calls in a \
              row took less than that and a new connection was good for another.\nAttackers come from one \
-             address. Searches and calls are the most at a time; handlers, those that the attack\nstarted.",
+             address; they and what burns\nare nice (10), for they would be on other machines. Searches and calls \
+             are the most at a time; handlers, those\nthat the attack started.",
             seconds.as_secs_f64(),
             cpu()
         );

@@ -163,7 +163,7 @@ fn test() -> Result<()> {
         Checked::Not => skipped
             .push("the kernel for aarch64: needs `rustup target add aarch64-unknown-linux-gnu`"),
     }
-    step("the program", &mut cargo("build --release"))?;
+    attack::programs()?;
     attack::short()?;
     let python = python()?;
     step(

@@ -269,6 +269,11 @@ def test_what_the_library_closes_is_counted_and_told(watched, raw, stubs):  # no
     assert GOAWAY in hostile.rest()
     until(server, closed, 1, reason="calm")
     assert "calm" in server.wait_for("connection closed")
+    # It gives back no room at all (RFC 9113, 6.9).
+    rude = raw(server).greet()
+    rude.send(frame(WINDOW_UPDATE, payload=bytes(4)))
+    assert GOAWAY in rude.rest()
+    until(server, closed, 1, reason="broken")
     # It answers nothing, also not whether it is there.
     raw(server).greet().find(stubs)
     until(server, closed, 1, reason="keepalive")

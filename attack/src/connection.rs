@@ -11,7 +11,7 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use bytes::{Buf, BytesMut};
-use loona_hpack::Decoder;
+use httlib_hpack::Decoder;
 use tokio::{
     io::Interest,
     net::{TcpSocket, TcpStream},
@@ -162,7 +162,7 @@ impl Connection {
             out,
             sent: 0,
             input: BytesMut::new(),
-            decoder: Decoder::new(),
+            decoder: Decoder::default(),
             block: None,
             events: VecDeque::new(),
             next_stream: 1,
@@ -372,13 +372,15 @@ impl Connection {
                     self.block = Some((stream, end, block));
                     return Ok(None);
                 }
-                let fields = self.decoder.decode(&block).map_err(|error| {
+                let mut fields = Vec::new();
+                let read = self.decoder.decode(&mut block, &mut fields);
+                read.map_err(|error| {
                     let error = format!("the server's headers cannot be read: {error:?}");
                     io::Error::new(io::ErrorKind::InvalidData, error)
                 })?;
                 let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
                 let fields = fields.into_iter();
-                let fields = fields.map(|(name, value)| (text(name), text(value)));
+                let fields = fields.map(|(name, value, _)| (text(name), text(value)));
                 Event::Headers {
                     stream,
                     fields: fields.collect(),

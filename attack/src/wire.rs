@@ -218,10 +218,12 @@ mod tests {
             let mut bytes = block(&[("name", value)]);
             kept(&mut bytes, "kept", value);
             bytes.extend([NEWEST_KEPT; 2]);
-            let read = loona_hpack::Decoder::new().decode(&bytes).unwrap();
-            let names: Vec<&[u8]> = read.iter().map(|(name, _)| name.as_slice()).collect();
+            let mut read = Vec::new();
+            let mut decoder = httlib_hpack::Decoder::default();
+            decoder.decode(&mut bytes, &mut read).unwrap();
+            let names: Vec<&[u8]> = read.iter().map(|(name, ..)| name.as_slice()).collect();
             assert_eq!(names, [&b"name"[..], b"kept", b"kept", b"kept"]);
-            assert!(read.iter().all(|(_, read)| read == value.as_bytes()));
+            assert!(read.iter().all(|(_, read, _)| read == value.as_bytes()));
         }
     }
 

@@ -126,6 +126,7 @@ impl Server {
             .args(["serve", "--host", "::", "--port", "0"])
             .args(["--maximum-concurrent-rpcs", "5000"])
             // One address is as many clients as there are connections.
+            .args(["--maximum-streams-per-second", "1000000"])
             .args(["--maximum-calls-per-second-per-address", "1000000"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

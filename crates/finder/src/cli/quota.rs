@@ -14,9 +14,9 @@ use crate::transport::ClientName;
 /// Clients send a request with its headers; this is for a network that loses half of the packets.
 const REQUEST_TIMEOUT: &str = "10s";
 
-/// About half of what two cores answer. More from one address is a proxy, for which it can be raised, or a
-/// flood.
-const MAXIMUM_CALLS_PER_SECOND_PER_ADDRESS: &str = "20000";
+/// An eighth of what two cores answer, and as much as they refuse in a seventh of a core. More from one address is a
+/// proxy, for which it can be raised, or a flood.
+const MAXIMUM_CALLS_PER_SECOND_PER_ADDRESS: &str = "5000";
 
 /// A program with an old key asks a few times and stops; whoever guesses has 2^256 to try.
 const MAXIMUM_REFUSED_CREDENTIALS_PER_SECOND: &str = "10";

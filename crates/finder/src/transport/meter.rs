@@ -33,6 +33,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// one address, and not as many times the work as it can open connections.
 const OF_ADDRESS: f64 = 4.0;
 
+/// How many streams a connection may begin at once: what an honest client has waiting. A thousand that are begun at
+/// once on each of twenty connections kept everybody else waiting for a tenth of a second, and while all but a few
+/// of them were being refused they took four kilobytes each.
+const STREAMS_AT_ONCE: f64 = 100.0;
+
 /// As how many new connections one counts that ended because the client broke HTTP/2's rules. Nobody does that twenty
 /// times a second but to have work begun and thrown away on one connection after another.
 const BROKEN: f64 = 10.0;
@@ -51,7 +56,7 @@ const INTRODUCTION: f64 = 16.0;
 /// small portions so, and so do the pauses after it: nobody else waits for more than such a portion's work.
 const MOST_AT_ONCE: usize = 1024;
 
-/// What a connection, or an address, may do each second; it may do as much at once.
+/// What a connection, or an address, may do each second; it may do as much at once, but for streams.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FloodLimits {
     /// Connections that an address begins.
@@ -72,8 +77,16 @@ fn rate(per_second: u32) -> Rate {
     }
 }
 
-fn of_address(per_second: u32) -> Rate {
+/// How many streams may be begun.
+fn begun(per_second: u32) -> Rate {
     let Rate { per_second, burst } = rate(per_second);
+    Rate {
+        per_second,
+        burst: burst.min(STREAMS_AT_ONCE),
+    }
+}
+
+fn of_address(Rate { per_second, burst }: Rate) -> Rate {
     Rate {
         per_second: OF_ADDRESS * per_second,
         burst: OF_ADDRESS * burst,
@@ -84,6 +97,7 @@ fn of_address(per_second: u32) -> Rate {
 #[derive(Debug)]
 pub(super) struct Shared {
     connections: Bucket,
+    streams: Bucket,
     resets: Bucket,
     control: Bucket,
 }
@@ -92,8 +106,9 @@ impl Shared {
     pub(super) fn new(limits: FloodLimits, now: Instant) -> Shared {
         Shared {
             connections: Bucket::new(rate(limits.connections), now),
-            resets: Bucket::new(of_address(limits.resets), now),
-            control: Bucket::new(of_address(limits.control_frames), now),
+            streams: Bucket::new(of_address(begun(limits.streams)), now),
+            resets: Bucket::new(of_address(rate(limits.resets)), now),
+            control: Bucket::new(of_address(rate(limits.control_frames)), now),
         }
     }
 
@@ -112,8 +127,11 @@ impl Shared {
     /// Whether it is as a new one would be, so that it may be forgotten.
     pub(super) fn is_full(&mut self, limits: FloodLimits, now: Instant) -> bool {
         self.connections.is_full(rate(limits.connections), now)
-            && self.resets.is_full(of_address(limits.resets), now)
-            && self.control.is_full(of_address(limits.control_frames), now)
+            && self.streams.is_full(of_address(begun(limits.streams)), now)
+            && self.resets.is_full(of_address(rate(limits.resets)), now)
+            && self
+                .control
+                .is_full(of_address(rate(limits.control_frames)), now)
     }
 }
 
@@ -153,7 +171,7 @@ impl Meter {
             sent: Frames::after(0),
             last_stream: 0,
             cost: Cost::default(),
-            streams: Bucket::new(rate(limits.streams), now),
+            streams: Bucket::new(begun(limits.streams), now),
             resets: Bucket::new(rate(limits.resets), now),
             control: Bucket::new(rate(limits.control_frames), now),
             of_address,
@@ -200,7 +218,7 @@ impl Meter {
     /// If too much has been coming for so long that nothing more should be read at all.
     fn charge(&mut self, now: Instant) -> Result<Option<Duration>, Closed> {
         let cost = std::mem::take(&mut self.cost);
-        let (streams, resets) = (rate(self.limits.streams), rate(self.limits.resets));
+        let (streams, resets) = (begun(self.limits.streams), rate(self.limits.resets));
         let control = rate(self.limits.control_frames);
         // Whoever has rested for so long is forgiven, whatever comes now.
         if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
@@ -223,29 +241,30 @@ impl Meter {
         }
         let introduced = cost.control.clamp(0.0, self.introduction);
         self.introduction -= introduced;
-        let control_cost = cost.control - introduced;
+        // What a stream brings with it is the connection's own: it pays for no other's.
+        let control_cost = (cost.control - introduced).max(0.0);
         let mut shared = self
             .of_address
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let (resets, control) = (
-            of_address(self.limits.resets),
-            of_address(self.limits.control_frames),
-        );
-        if cost.resets > 0.0 {
-            shared.resets.take(resets, cost.resets, now);
-        }
-        // What a stream brings with it is the connection's own: it pays for no other's.
-        if control_cost > 0.0 {
-            shared.control.take(control, control_cost, now);
-        }
-        let shared = if cost.resets > 0.0 || control_cost > 0.0 {
-            let resets = shared.resets.wait(resets, now);
-            resets.max(shared.control.wait(control, now))
-        } else {
-            None
+        let share = |bucket: &mut Bucket, rate, cost| {
+            let rate = of_address(rate);
+            bucket.take(rate, cost, now);
+            bucket.wait(rate, now)
         };
-        Ok(own.max(shared).max(self.streams.wait(streams, now)))
+        let too_many_streams = share(&mut shared.streams, streams, cost.streams);
+        let too_many_resets = share(&mut shared.resets, resets, cost.resets);
+        let too_much_control = share(&mut shared.control, control, control_cost);
+        // Who does nothing of it does not wait for neighbours. But control frames may be what has caused the resets.
+        let has_begun = cost.streams > 0.0;
+        let is_trouble = cost.resets > 0.0 || control_cost > 0.0;
+        let of_address = [
+            too_many_streams.filter(|_| has_begun),
+            too_many_resets.filter(|_| is_trouble),
+            too_much_control.filter(|_| is_trouble),
+        ];
+        let of_address = of_address.into_iter().max().flatten();
+        Ok(own.max(of_address).max(self.streams.wait(streams, now)))
     }
 }
 
@@ -488,7 +507,7 @@ mod tests {
             next += 2 * count;
             bytes
         };
-        assert_eq!(connection.gets(&begin(200)), Ok(0.0));
+        assert_eq!(connection.gets(&begin(100)), Ok(0.0));
         for _ in 0..100 {
             let wait = connection.gets(&begin(50)).unwrap();
             assert!(near(wait, 0.25), "{wait}");
@@ -540,9 +559,31 @@ mod tests {
         // Who does nothing of the kind does not wait for those who do, nor does who has just come.
         let mut quiet = Connection::beside(Arc::clone(&shared), now);
         assert_eq!(quiet.gets(&frames(4, 3)), Ok(0.0));
-        assert_eq!(quiet.gets(&frame(1, 1)), Ok(0.0));
         let forgotten = now + Duration::from_secs(10);
         let mut shared = shared.lock().unwrap();
         assert!(!shared.is_full(LIMITS, now) && shared.is_full(LIMITS, forgotten));
+    }
+
+    #[test]
+    fn of_the_streams_that_are_begun_at_once_few_are_read() {
+        let now = Instant::now();
+        let shared = Arc::new(Mutex::new(Shared::new(LIMITS, now)));
+        let begun: Vec<u8> = (0..100).flat_map(|n| frame(1, 2 * n + 1)).collect();
+        let mut connections: Vec<Connection> = (0..6)
+            .map(|_| Connection::beside(Arc::clone(&shared), now))
+            .collect();
+        let waits: Vec<f64> = (connections.iter_mut())
+            .map(|connection| connection.gets(&begun).unwrap())
+            .collect();
+        // A hundred of each connection, and four hundred of them all.
+        assert_eq!(waits[..4], [0.0; 4]);
+        assert!(near(waits[4], 0.125) && near(waits[5], 0.25), "{waits:?}");
+        // Who begins none does not wait for those who do.
+        let mut quiet = Connection::beside(Arc::clone(&shared), now);
+        assert_eq!(quiet.gets(&frames(4, 3)), Ok(0.0));
+        assert!(near(quiet.gets(&frame(1, 1)).unwrap(), 0.251));
+        let rested = now + Duration::from_secs(1);
+        let mut shared = shared.lock().unwrap();
+        assert!(!shared.is_full(LIMITS, now) && shared.is_full(LIMITS, rested));
     }
 }

@@ -34,6 +34,9 @@ const BATCH: usize = 200;
 /// How many streams are started, and waited for, before they are reset.
 const PACE: usize = 10;
 
+/// gRPC's status.
+const RESOURCE_EXHAUSTED: u16 = 8;
+
 /// How long an answer may take that nothing keeps waiting but other attackers.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -72,6 +75,8 @@ pub(crate) enum Attack {
     HeaderBomb,
     /// One byte for each of thousands of long headers
     HpackBomb,
+    /// Requests that have begun with hundreds of headers, and do not go on
+    ManyHeaders,
     /// PINGs
     PingFlood,
     /// PINGs whose answers are not read
@@ -88,6 +93,8 @@ pub(crate) enum Attack {
     UnknownFrameFlood,
     /// Messages that promise gigabytes, and of which a byte or none comes
     LengthBomb,
+    /// Calls that are refused, and whose answers are not read
+    UnreadAnswers,
     /// Requests of which a byte comes now and then
     EndlessRequests,
     /// Protobuf that is none, messages that are compressed, cut or too many
@@ -138,7 +145,7 @@ impl Attack {
             | MadeYouResetLate | MadeYouResetPriority | MadeYouResetLength => (&[1, 50], 4),
             ContinuationFlood | HeaderBomb | HpackBomb | PingFlood | PingFloodUnread
             | SettingsFlood | PriorityFlood | WindowUpdateFlood | EmptyDataFlood
-            | UnknownFrameFlood | LengthBomb => (&[20], 4),
+            | UnknownFrameFlood | LengthBomb | ManyHeaders | UnreadAnswers => (&[20], 4),
             MalformedMessages | WrongRequests | BadTimeouts | BadPaths => (&[4], 1),
             SilentConnections => (&[10_000], 500),
             HalfOpenConnections | SlowHeaders => (&[2_000], 200),
@@ -148,6 +155,12 @@ impl Attack {
             ConnectionChurn | Garbage => (&[20], 4),
         };
         Plan { connections, short }
+    }
+
+    /// How many bytes the system keeps of what the server sends, until they are read; without a number as many as it
+    /// likes.
+    fn room(self) -> Option<u32> {
+        (self == Attack::UnreadAnswers).then_some(4096)
     }
 
     /// What an attacker has to have seen for the attack to have been one, and the server to have
@@ -164,7 +177,7 @@ impl Attack {
             }
         };
         match self {
-            ContinuationFlood | HeaderBomb | HpackBomb => {
+            ContinuationFlood | HeaderBomb | HpackBomb | ManyHeaders => {
                 let ended =
                     seen.count(CLOSED) + seen.count_all("HTTP 4") + seen.count_all("reset ");
                 expect(
@@ -174,8 +187,9 @@ impl Attack {
             }
             RapidReset | RapidResetPaced | MadeYouResetWindow | MadeYouResetZero
             | MadeYouResetLate | MadeYouResetPriority | MadeYouResetLength | LengthBomb
-            | FindRanges | OpenStreams | ZeroWindowReaders | EndlessRequests | HealthWatches
-            | EmptyDataFlood | MalformedMessages | WrongRequests | BadTimeouts | BadPaths => {
+            | UnreadAnswers | FindRanges | OpenStreams | ZeroWindowReaders | EndlessRequests
+            | HealthWatches | EmptyDataFlood | MalformedMessages | WrongRequests | BadTimeouts
+            | BadPaths => {
                 expect(seen.count(STREAMS) > 0, "expected a stream at least");
             }
             Garbage => expect(
@@ -237,7 +251,7 @@ pub(crate) async fn play(
             loop {
                 let socket = {
                     let _permit = dials.acquire().await;
-                    dial(target, source, number, &seen).await
+                    dial(target, source, number, attack.room(), &seen).await
                 };
                 if let Ok(socket) = socket {
                     let played = if attack.speaks() {
@@ -372,6 +386,22 @@ async fn speak(
                 count(connection, &answer.to_string());
             }
         }
+        ManyHeaders => {
+            let mut block = find;
+            // As many as the limit on their length lets pass.
+            for _ in 0..480 {
+                literal(&mut block, "x", "");
+            }
+            let begin = |connection: &mut Connection| connection.open(&block, None, false);
+            hold(connection, 1000, once, begin, None).await?;
+        }
+        UnreadAnswers => loop {
+            // No answer is like another, and each repeats the path: it is as long as what was asked.
+            let method = connection.seen.borrow().count(STREAMS);
+            let nowhere = call(&format!("/{}/{method}", "x".repeat(3000)));
+            connection.open(&nowhere, None, true);
+            connection.write_only().await?;
+        },
         PingFlood => flood(connection, |frames| frames.ping(7)).await?,
         PingFloodUnread => loop {
             for _ in 0..BATCH {
@@ -635,6 +665,8 @@ async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) ->
         let (name, expected) = (&case.name, case.expected);
         let told = match &answered {
             Ok(answer) if (case.fits)(answer) => format!("{FITS}{name}: {answer}"),
+            // It asks more often than an address may.
+            Ok(answer) if answer.grpc == Some(RESOURCE_EXHAUSTED) => answer.to_string(),
             Ok(answer) => format!("{WRONG}{name}: expected {expected}, saw {answer}"),
             Err(_) => format!("{FITS}{name}: the connection's end"),
         };

@@ -103,13 +103,15 @@ impl fmt::Display for Answer {
     }
 }
 
-/// A socket to the server, from an attacker's address. What it counts it counts in `seen`.
+/// A socket to the server, from an attacker's address, with `room` for so many bytes that nobody has read. What it
+/// counts it counts in `seen`.
 ///
 /// Dropping the future gives up.
 pub(crate) async fn dial(
     target: SocketAddr,
     source: Source,
     number: usize,
+    room: Option<u32>,
     seen: &RefCell<Seen>,
 ) -> io::Result<TcpStream> {
     let connected = async {
@@ -118,6 +120,9 @@ pub(crate) async fn dial(
         // Its end is a reset, so that no port is kept busy by a connection that is over.
         socket.set_zero_linger()?;
         socket.set_nodelay(true)?;
+        if let Some(room) = room {
+            socket.set_recv_buffer_size(room)?;
+        }
         socket.connect(target).await
     };
     let connected = connected.await;

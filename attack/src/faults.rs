@@ -333,7 +333,7 @@ fn drain(setting: &Setting) -> Result<Fault> {
         let mut readers = JoinSet::new();
         let mut begun = Vec::new();
         for number in 0..DRAINED {
-            let socket = dial(address, Source::One, number, &seen).await?;
+            let socket = dial(address, Source::One, number, None, &seen).await?;
             let is_stalled = number == DRAINED - 1;
             let window = if is_stalled { 0 } else { WINDOW_MAX };
             let mut connection = Connection::begin(socket, window, Rc::clone(&seen));

@@ -1,7 +1,7 @@
 //! `cargo xtask attack` and `cargo xtask soak`: what attacks do to a server, and to its other clients, and what
 //! careless ones leave behind.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use anyhow::Result;
 
@@ -10,33 +10,31 @@ use crate::{cargo, root, step, target};
 /// All attacks, beside control runs; this takes the better part of an hour, on a machine that has nothing
 /// else to do.
 pub(crate) fn run() -> Result<()> {
-    programs()?;
-    let file = root().join("SECURITY.md");
-    step("attacks", tool("run").arg("--results").arg(file))
+    measured("attacks", "run")
 }
 
 /// Careless clients for half an hour after a warm-up of ten minutes, on a machine that has nothing else to do.
 pub(crate) fn soak() -> Result<()> {
-    programs()?;
-    let file = root().join("SECURITY.md");
-    step("a soak", tool("soak").arg("--results").arg(file))
+    measured("a soak", "soak")
 }
 
-/// Both, in one go: what they have in common is compiled once, with the features that both want.
-pub(crate) fn programs() -> Result<()> {
+fn measured(name: &str, command: &str) -> Result<()> {
+    // In one go: what they have in common is compiled once, with the features that both want.
     let mut build = cargo("build --release -p hashfinder -p hashfinder-attack");
-    step("the program, and its attacker", &mut build)
+    step("the program, and its attacker", &mut build)?;
+    let mut tool = tool(&target().join("release"), command);
+    let file = root().join("SECURITY.md");
+    step(name, tool.arg("--results").arg(file))
 }
 
-/// Each for a moment, with nothing that a busy machine could fail.
-pub(crate) fn short() -> Result<()> {
-    step("attacks", tool("run").arg("--short"))?;
-    step("a short soak", tool("soak").arg("--short"))
+/// Each for a moment, with nothing that a busy machine could fail, by programs that are in a folder.
+pub(crate) fn short(built: &Path) -> Result<()> {
+    step("attacks", tool(built, "run").arg("--short"))?;
+    step("a short soak", tool(built, "soak").arg("--short"))
 }
 
 /// The tool, with the server that it attacks.
-fn tool(command: &str) -> Command {
-    let built = target().join("release");
+fn tool(built: &Path, command: &str) -> Command {
     let mut tool = Command::new(built.join("hashfinder-attack"));
     tool.arg(command)
         .arg("--server-binary")

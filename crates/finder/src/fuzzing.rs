@@ -53,6 +53,7 @@ const CONNECTION: transport::Limits = transport::Limits {
         first_request: LONG,
         idle: LONG,
         unread: LONG,
+        blocked: LONG,
         age: None,
         grace: LONG,
     },

@@ -38,15 +38,13 @@ fn create(
     comment: Option<String>,
 ) -> Result<Exit> {
     let (id, credential) = KeyFile::change(path, true, |file| file.create(role, expires, comment))?;
-    let is_read = print(format!("{credential}\n"));
-    let is_read = is_read.with_context(|| {
-        format!("the key {id} was made and nobody has seen it; revoke it, and make another one")
-    })?;
-    if is_read {
-        say(format_args!(
-            "made the key {id}; what is on stdout cannot be seen again"
-        ));
-    }
+    let unseen =
+        || format!("the key {id} was made and nobody has seen it; revoke it, and make another one");
+    let is_read = print(format!("{credential}\n")).with_context(unseen)?;
+    anyhow::ensure!(is_read, unseen());
+    say(format_args!(
+        "made the key {id}; what is on stdout cannot be seen again"
+    ));
     Ok(Exit::Success)
 }
 

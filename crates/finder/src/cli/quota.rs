@@ -48,8 +48,8 @@ pub(crate) struct QuotaArguments {
     /// How many calls an address may begin each second; more are refused
     ///
     /// They are refused before anybody looks who it is. An address has room for as many at once. One of IPv6
-    /// is the network of its first 64 bits; behind a Unix socket a user is one. Raise it where many clients
-    /// come through one proxy.
+    /// is the network of its first 64 bits; behind a Unix socket a user is one. Raise it, and
+    /// --maximum-streams-per-second, where many clients come through one proxy.
     #[arg(long, value_name = "N", default_value = MAXIMUM_CALLS_PER_SECOND_PER_ADDRESS)]
     #[arg(value_parser = positive::<NonZeroU32>)]
     pub(crate) maximum_calls_per_second_per_address: NonZeroU32,

@@ -182,6 +182,7 @@ impl TransportArguments {
                 first_request: self.first_request_timeout,
                 idle: self.idle_timeout,
                 unread: self.stream_stall_timeout,
+                blocked: (self.keepalive_interval).saturating_add(self.keepalive_timeout),
                 age: self.maximum_connection_age,
                 grace: self.connection_grace,
             },

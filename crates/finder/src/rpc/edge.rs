@@ -34,6 +34,10 @@ pub(super) const MAX_MESSAGE_LEN: u32 = 4096;
 /// what services there are needs a dozen.
 const MAX_MESSAGES: usize = 100;
 
+/// How many header fields a request may have. The limit on their length would let pass five times as many, which take
+/// eighty kilobytes for as long as the request does not come to its end; clients send some ten, and proxies some more.
+const MAX_FIELDS: usize = 100;
+
 /// The five bytes before each message: whether it is compressed, and its length, big-endian
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX_LEN: usize = 5;
@@ -139,13 +143,16 @@ impl Call {
         self.path.as_ref().map_or("", PathAndQuery::path)
     }
 
-    /// What is answered to a request that is none of gRPC's. HTTP's own statuses say it, for whoever asks
+    /// What is answered to a request that is none of gRPC's, or has more headers than any. HTTP's own statuses say it, for whoever asks
     /// may know no others (gRPC over HTTP/2, "Requests").
     fn refusal(&self, method: &Method, headers: &HeaderMap) -> Option<http::Response<()>> {
         let (why, code) = if method != Method::POST {
             (Unfit::NotPost, StatusCode::METHOD_NOT_ALLOWED)
         } else if !headers.get(header::CONTENT_TYPE).is_some_and(is_grpc) {
             (Unfit::NotGrpc, StatusCode::UNSUPPORTED_MEDIA_TYPE)
+        } else if headers.len() > MAX_FIELDS {
+            let code = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            (Unfit::TooManyFields, code)
         } else {
             return None;
         };

@@ -35,6 +35,8 @@ pub(crate) enum Unfit {
     NotPost,
     /// The content type is not that of gRPC.
     NotGrpc,
+    /// There are too many headers.
+    TooManyFields,
     UnknownMethod,
     /// The `grpc-timeout` cannot be read.
     BadTimeout,
@@ -43,9 +45,10 @@ pub(crate) enum Unfit {
 }
 
 impl Unfit {
-    pub(crate) const ALL: [Unfit; 5] = [
+    pub(crate) const ALL: [Unfit; 6] = [
         Unfit::NotPost,
         Unfit::NotGrpc,
+        Unfit::TooManyFields,
         Unfit::UnknownMethod,
         Unfit::BadTimeout,
         Unfit::Malformed,
@@ -56,6 +59,7 @@ impl Unfit {
         match self {
             Unfit::NotPost => "NOT_POST",
             Unfit::NotGrpc => "NOT_GRPC",
+            Unfit::TooManyFields => "TOO_MANY_FIELDS",
             Unfit::UnknownMethod => "UNKNOWN_METHOD",
             Unfit::BadTimeout => "BAD_TIMEOUT",
             Unfit::Malformed => "MALFORMED",

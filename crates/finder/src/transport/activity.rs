@@ -31,6 +31,8 @@ pub(super) struct Activity {
     unread: AtomicUsize,
     /// When either of these changed last, in milliseconds from the beginning.
     changed: AtomicU64,
+    /// Since when the socket has no room, in milliseconds from the beginning; [`READ`] if it has.
+    blocked_since: AtomicU64,
     /// Why it is closed, if that was decided elsewhere.
     closed: OnceLock<Closed>,
 }
@@ -48,6 +50,8 @@ pub(super) struct Standing {
     pub(super) unread: usize,
     /// How long after the connection's beginning either of these changed last.
     pub(super) changed: Duration,
+    /// Since when the socket has had no room for what is to be written, if it has none.
+    pub(super) blocked: Option<Duration>,
 }
 
 impl Activity {
@@ -59,6 +63,7 @@ impl Activity {
             open: AtomicUsize::new(0),
             unread: AtomicUsize::new(0),
             changed: AtomicU64::new(0),
+            blocked_since: AtomicU64::new(READ),
             closed: OnceLock::new(),
         })
     }
@@ -76,13 +81,34 @@ impl Activity {
         self.closed.get().copied()
     }
 
+    /// The socket has no room.
+    pub(super) fn blocked(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) == READ {
+            self.blocked_since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// It has taken something.
+    pub(super) fn unblocked(&self) {
+        if self.blocked_since.load(Ordering::Relaxed) != READ {
+            self.blocked_since.store(READ, Ordering::Relaxed);
+        }
+    }
+
+    /// How many calls have a response that has not been written to its end.
+    pub(super) fn open_calls(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
     pub(super) fn standing(&self) -> Standing {
+        let blocked = self.blocked_since.load(Ordering::Relaxed);
         Standing {
             greeted: self.greeted.load(Ordering::Relaxed),
             requested: self.requested.load(Ordering::Relaxed),
             open: self.open.load(Ordering::Relaxed),
             unread: self.unread.load(Ordering::Relaxed),
             changed: Duration::from_millis(self.changed.load(Ordering::Relaxed)),
+            blocked: (blocked != READ).then(|| Duration::from_millis(blocked)),
         }
     }
 
@@ -98,8 +124,12 @@ impl Activity {
         }))
     }
 
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(READ - 1)
+    }
+
     fn change(&self) -> u64 {
-        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(READ - 1);
+        let now = self.now();
         self.changed.store(now, Ordering::Relaxed);
         now
     }
@@ -124,7 +154,7 @@ impl fmt::Debug for Open {
     }
 }
 
-/// That no frame waits.
+/// That no frame waits, or that the socket has room.
 const READ: u64 = u64::MAX;
 
 impl OpenCall {

@@ -6,8 +6,8 @@ pub(super) const PREFACE_LEN: usize = 24;
 /// The bytes of a frame's head.
 const HEAD_LEN: usize = 9;
 
-/// The flag that says so (RFC 9113, sections 6.5 and 6.7).
-const ACK: u8 = 1;
+/// The flag ACK of SETTINGS and PING, and END_STREAM of DATA and HEADERS (RFC 9113, sections 6.1, 6.2, 6.5 and 6.7).
+const FIRST_FLAG: u8 = 1;
 
 /// What a frame is (RFC 9113, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,7 @@ pub(super) enum Kind {
     Reset,
     Settings,
     Ping,
+    GoAway,
     /// Any other, also one that nobody knows.
     Other,
 }
@@ -27,8 +28,8 @@ pub(super) struct Head {
     pub(super) kind: Kind,
     /// 0 for the connection.
     pub(super) stream: u32,
-    /// Of a PING or SETTINGS: whether it answers one.
-    pub(super) is_ack: bool,
+    /// Of a PING or SETTINGS: whether it answers one. Of DATA or HEADERS: whether they are the last of their stream.
+    pub(super) is_last: bool,
 }
 
 /// Finds the frames in one direction of a connection, however its bytes are cut.
@@ -71,15 +72,16 @@ impl Frames {
                     3 => Kind::Reset,
                     4 => Kind::Settings,
                     6 => Kind::Ping,
+                    7 => Kind::GoAway,
                     _ => Kind::Other,
                 };
                 // The highest bit is reserved.
                 let stream = u32::from_be_bytes([s3, s2, s1, s0]) & (u32::MAX >> 1);
-                let is_ack = flags & ACK != 0;
+                let is_last = flags & FIRST_FLAG != 0;
                 each(Head {
                     kind,
                     stream,
-                    is_ack,
+                    is_last,
                 });
             }
         }
@@ -92,12 +94,13 @@ mod tests {
 
     #[test]
     fn frames_however_the_bytes_are_cut() {
-        let frames: [(u8, u32, usize); 6] = [
+        let frames: [(u8, u32, usize); 7] = [
             (4, 0, 0),
             (1, 1, 300),
             (0, 1, 70_000),
             (3, 1, 4),
             (6, 0, 8),
+            (7, 0, 20),
             (200, 7, 1),
         ];
         let mut bytes = vec![b'P'; PREFACE_LEN];
@@ -115,6 +118,7 @@ mod tests {
             Kind::Data,
             Kind::Reset,
             Kind::Ping,
+            Kind::GoAway,
             Kind::Other,
         ];
         let expected: Vec<Head> = kinds
@@ -123,7 +127,7 @@ mod tests {
             .map(|(kind, (_, stream, _))| Head {
                 kind,
                 stream,
-                is_ack: stream == 0,
+                is_last: stream == 0,
             })
             .collect();
         for cut in [1, 2, 8, 9, 10, 4096, bytes.len()] {

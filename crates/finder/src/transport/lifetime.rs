@@ -19,6 +19,8 @@ pub(crate) struct Lifetimes {
     pub(crate) idle: Duration,
     /// With calls open all of which wait for their reader.
     pub(crate) unread: Duration,
+    /// With a socket whose client takes nothing of what there is for it.
+    pub(crate) blocked: Duration,
     /// In all; without one it may last for ever.
     pub(crate) age: Option<Duration>,
     /// For calls that are open when it is told to close.
@@ -90,10 +92,17 @@ impl Lifetime {
                 // Nothing tells when it comes to stand otherwise, so it is looked at again before that could
                 // matter.
                 (at, _) if now < at => {
-                    let soonest = self.limits.idle.min(self.limits.unread);
+                    let Lifetimes {
+                        idle,
+                        unread,
+                        blocked,
+                        ..
+                    } = self.limits;
+                    let soonest = idle.min(unread).min(blocked);
                     Step::Wait(at.min(now.saturating_add(soonest)))
                 }
-                (_, Closed::Handshake) => Step::Cut(Closed::Handshake),
+                // Nothing could be told.
+                (_, why @ (Closed::Handshake | Closed::Keepalive)) => Step::Cut(why),
                 (_, why) => {
                     self.stage = Stage::Leaving {
                         why,
@@ -132,10 +141,13 @@ impl Lifetime {
             (Duration::MAX, Duration::ZERO, Closed::Idle)
         };
         let due = (from.saturating_add(limit), why);
-        match limits.age {
-            Some(age) if age < due.0 => (age, Closed::Age),
-            _ => due,
-        }
+        let age = limits.age.map(|age| (age, Closed::Age));
+        let blocked = standing.blocked.map(|since| {
+            let until = since.saturating_add(limits.blocked);
+            (until, Closed::Keepalive)
+        });
+        let all = [Some(due), age, blocked].into_iter().flatten();
+        all.min_by_key(|(at, _)| *at).unwrap_or(due)
     }
 }
 
@@ -152,6 +164,7 @@ mod tests {
         first_request: seconds(30),
         idle: seconds(100),
         unread: seconds(60),
+        blocked: seconds(40),
         age: None,
         grace: seconds(5),
     };
@@ -162,6 +175,7 @@ mod tests {
         open: 0,
         unread: 0,
         changed: seconds(50),
+        blocked: None,
     };
 
     #[test]
@@ -201,9 +215,9 @@ mod tests {
             ..IDLE
         };
         let mut lifetime = Lifetime::new(LIMITS);
-        assert_eq!(lifetime.step(seconds(900), busy), Step::Wait(seconds(960)));
+        assert_eq!(lifetime.step(seconds(900), busy), Step::Wait(seconds(940)));
         // Who is idle may call at once, and leave that unread.
-        assert_eq!(lifetime.step(seconds(60), IDLE), Step::Wait(seconds(120)));
+        assert_eq!(lifetime.step(seconds(60), IDLE), Step::Wait(seconds(100)));
         let unread = Standing {
             unread: 2,
             changed: seconds(930),
@@ -215,6 +229,31 @@ mod tests {
         );
         let leave = Step::Leave(Closed::Unread);
         assert_eq!(lifetime.step(seconds(990), unread), leave);
+    }
+
+    #[test]
+    fn a_client_that_takes_nothing_is_cut() {
+        let busy = Standing {
+            open: 2,
+            blocked: Some(seconds(930)),
+            ..IDLE
+        };
+        let mut lifetime = Lifetime::new(LIMITS);
+        // Nobody tells when it comes to be blocked.
+        let soon = Step::Wait(seconds(940));
+        assert_eq!(
+            lifetime.step(
+                seconds(900),
+                Standing {
+                    blocked: None,
+                    ..busy
+                }
+            ),
+            soon
+        );
+        assert_eq!(lifetime.step(seconds(969), busy), Step::Wait(seconds(970)));
+        let cut = Step::Cut(Closed::Keepalive);
+        assert_eq!(lifetime.step(seconds(970), busy), cut);
     }
 
     #[test]

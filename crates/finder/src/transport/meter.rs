@@ -6,6 +6,7 @@
 //! answered, is let through at whatever rate the processor bears (CVE-2023-44487, CVE-2019-9512 to 9518).
 
 use std::{
+    collections::BTreeSet,
     io::{self, IoSlice},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -37,6 +38,17 @@ const OF_ADDRESS: f64 = 4.0;
 /// once on each of twenty connections kept everybody else waiting for a tenth of a second, and while all but a few
 /// of them were being refused they took four kilobytes each.
 const STREAMS_AT_ONCE: f64 = 100.0;
+
+/// How many calls a connection may begin each second, and at once, without waiting for what others of its address have
+/// begun too much: so that nobody's neighbours keep them from being served at all.
+const REGARDLESS: Rate = Rate {
+    per_second: 10.0,
+    burst: 20.0,
+};
+
+/// How many answers may wait for room in the socket of a client that does not read them. At two kilobytes each, in a
+/// place that nothing else bounds, that is as much as the answers of other clients may take that do not read.
+const UNSENT_ANSWERS: usize = 100;
 
 /// As how many new connections one counts that ended because the client broke HTTP/2's rules. Nobody does that twenty
 /// times a second but to have work begun and thrown away on one connection after another.
@@ -156,11 +168,17 @@ struct Meter {
     streams: Bucket,
     resets: Bucket,
     control: Bucket,
+    /// What is left of what it may begin regardless of its neighbours.
+    regardless: Bucket,
     of_address: Arc<Mutex<Shared>>,
     /// What is left of its introduction.
     introduction: f64,
     /// Since when too much has been coming, without a rest.
     too_much_since: Option<Instant>,
+    /// The streams that were begun, and whose answer was not written to its end.
+    unanswered: BTreeSet<u32>,
+    /// Whether the client was told to begin no more; what it begins then is answered by nobody.
+    is_leaving: bool,
 }
 
 impl Meter {
@@ -174,15 +192,19 @@ impl Meter {
             streams: Bucket::new(begun(limits.streams), now),
             resets: Bucket::new(rate(limits.resets), now),
             control: Bucket::new(rate(limits.control_frames), now),
+            regardless: Bucket::new(REGARDLESS, now),
             of_address,
             introduction: INTRODUCTION,
             too_much_since: None,
+            unanswered: BTreeSet::new(),
+            is_leaving: false,
         }
     }
 
     /// Counts what was received; says whether the client's first frame was among it.
     fn receive(&mut self, bytes: &[u8]) -> bool {
         let (cost, last_stream) = (&mut self.cost, &mut self.last_stream);
+        let (unanswered, is_leaving) = (&mut self.unanswered, self.is_leaving);
         let mut any = false;
         self.received.read(bytes, |Head { kind, stream, .. }| {
             any = true;
@@ -191,8 +213,14 @@ impl Meter {
                     *last_stream = stream;
                     cost.streams += 1.0;
                     cost.control -= WITH_STREAM;
+                    if !is_leaving {
+                        unanswered.insert(stream);
+                    }
                 }
-                Kind::Reset => cost.resets += 1.0,
+                Kind::Reset => {
+                    cost.resets += 1.0;
+                    unanswered.remove(&stream);
+                }
                 _ => cost.control += 1.0,
             }
         });
@@ -201,14 +229,31 @@ impl Meter {
 
     /// Counts what was sent: what a client made the server reset, and what the client will answer.
     fn send(&mut self, bytes: &[u8]) {
-        let cost = &mut self.cost;
-        self.sent.read(bytes, |head| match head.kind {
-            Kind::Reset => cost.resets += 1.0,
-            Kind::Data => cost.control -= WITH_DATA,
-            // Our answers ask for nothing, or a client's pings would pay for each other.
-            Kind::Ping | Kind::Settings if !head.is_ack => cost.control -= 1.0,
-            _ => {}
+        let (cost, unanswered, is_leaving) =
+            (&mut self.cost, &mut self.unanswered, &mut self.is_leaving);
+        self.sent.read(bytes, |head| {
+            match head.kind {
+                Kind::Reset => cost.resets += 1.0,
+                Kind::Data => cost.control -= WITH_DATA,
+                // Our answers ask for nothing, or a client's pings would pay for each other.
+                Kind::Ping | Kind::Settings if !head.is_last => cost.control -= 1.0,
+                Kind::GoAway => *is_leaving = true,
+                _ => {}
+            }
+            let ends = match head.kind {
+                Kind::Reset => true,
+                Kind::Data | Kind::Headers => head.is_last,
+                _ => false,
+            };
+            if ends {
+                unanswered.remove(&head.stream);
+            }
         });
+    }
+
+    /// Whether too many answers wait to be written, where so many calls have none yet.
+    fn has_too_many_unsent(&self, open: usize) -> bool {
+        self.unanswered.len() > open.saturating_add(UNSENT_ANSWERS)
     }
 
     /// How long nothing more should be read.
@@ -255,8 +300,10 @@ impl Meter {
         let too_many_streams = share(&mut shared.streams, streams, cost.streams);
         let too_many_resets = share(&mut shared.resets, resets, cost.resets);
         let too_much_control = share(&mut shared.control, control, control_cost);
-        // Who does nothing of it does not wait for neighbours. But control frames may be what has caused the resets.
-        let has_begun = cost.streams > 0.0;
+        // Who does little of it, or nothing, does not wait for neighbours. But control frames may be what has caused the
+        // resets.
+        self.regardless.take(REGARDLESS, cost.streams, now);
+        let has_begun = cost.streams > 0.0 && self.regardless.wait(REGARDLESS, now).is_some();
         let is_trouble = cost.resets > 0.0 || control_cost > 0.0;
         let of_address = [
             too_many_streams.filter(|_| has_begun),
@@ -278,6 +325,8 @@ pub(super) struct Metered<S> {
     pause: Option<Pin<Box<Sleep>>>,
     /// Whether a portion was just read.
     has_read: bool,
+    /// Whether reading waits for something to be written.
+    is_held: bool,
 }
 
 impl<S> Metered<S> {
@@ -295,6 +344,20 @@ impl<S> Metered<S> {
             counts,
             pause: None,
             has_read: false,
+            is_held: false,
+        }
+    }
+
+    /// What was written is counted, and whoever waited for it goes on.
+    fn written(&mut self, cx: &Context<'_>, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Pending => self.activity.blocked(),
+            Poll::Ready(_) => {
+                self.activity.unblocked();
+                if std::mem::take(&mut self.is_held) {
+                    cx.waker().wake_by_ref();
+                }
+            }
         }
     }
 }
@@ -314,6 +377,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         // too: the resets that a client has made it send. And others want to be read as well.
         if std::mem::take(&mut this.has_read) {
             cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // Answers that nobody reads pile up in that library.
+        if this.meter.has_too_many_unsent(this.activity.open_calls()) {
+            this.is_held = true;
             return Poll::Pending;
         }
         let length = buffer.remaining().min(MOST_AT_ONCE);
@@ -347,7 +415,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
+        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.written(cx, &written);
+        let written = ready!(written)?;
         this.meter.send(&bytes[..written]);
         Poll::Ready(Ok(written))
     }
@@ -358,7 +428,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, slices))?;
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.written(cx, &written);
+        let written = ready!(written)?;
         let mut left = written;
         for slice in slices {
             let of_slice = left.min(slice.len());
@@ -578,10 +650,12 @@ mod tests {
         // A hundred of each connection, and four hundred of them all.
         assert_eq!(waits[..4], [0.0; 4]);
         assert!(near(waits[4], 0.125) && near(waits[5], 0.25), "{waits:?}");
-        // Who begins none does not wait for those who do.
+        // Who begins none, or a few, does not wait for those who do.
         let mut quiet = Connection::beside(Arc::clone(&shared), now);
         assert_eq!(quiet.gets(&frames(4, 3)), Ok(0.0));
-        assert!(near(quiet.gets(&frame(1, 1)).unwrap(), 0.251));
+        let few: Vec<u8> = (0..20).flat_map(|n| frame(1, 2 * n + 1)).collect();
+        assert_eq!(quiet.gets(&few), Ok(0.0));
+        assert!(near(quiet.gets(&frame(1, 41)).unwrap(), 0.276));
         let rested = now + Duration::from_secs(1);
         let mut shared = shared.lock().unwrap();
         assert!(!shared.is_full(LIMITS, now) && shared.is_full(LIMITS, rested));

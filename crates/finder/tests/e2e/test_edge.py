@@ -158,6 +158,18 @@ def test_only_grpc_is_executed(watched, raw, content_type):  # noqa: F811
         assert (answer.http, answer.body) == (415, b"")
         assert "code=HTTP 415 " in server.wait_for("call refused")
     until(server, REFUSED, 2, reason="NOT_GRPC")
+
+
+def test_requests_with_hundreds_of_headers_are_refused(watched, raw):  # noqa: F811
+    server = watched()
+    connection = raw(server)
+    # Beside the type and te.
+    assert connection.call(**{f"x{number}": "" for number in range(98)}).code == 0
+    stream = connection.begin(**{f"x{number}": "" for number in range(99)})
+    answer = connection.answer(stream)
+    assert (answer.http, answer.body) == (431, b"")
+    assert "code=HTTP 431 " in server.wait_for("call refused")
+    until(server, REFUSED, 1, reason="TOO_MANY_FIELDS")
     until(server, "hashfinder_open_calls", 0)
     for fine in ["application/grpc", "application/grpc+proto", "application/grpc; a=b"]:
         assert connection.call(content_type=fine).code == 0

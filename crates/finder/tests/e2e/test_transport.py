@@ -11,7 +11,7 @@ import hpack
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, SIGTERM
 from test_contract import HARD
-from test_observe import until, watched  # noqa: F401
+from test_observe import scrape, until, value, watched  # noqa: F401
 from test_wire import PREFACE
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 2, 3, 4, 6, 7, 8
@@ -277,6 +277,35 @@ def test_what_the_library_closes_is_counted_and_told(watched, raw, stubs):  # no
     # It answers nothing, also not whether it is there.
     raw(server).greet().find(stubs)
     until(server, closed, 1, reason="keepalive")
+
+
+def test_answers_that_nobody_takes_do_not_pile_up(watched, raw):  # noqa: F811
+    fast = "--maximum-streams-per-second", "1000000"
+    server = watched(*fast, "--keepalive-interval", "3s", "--keepalive-timeout", "2s")
+    deaf = raw(server).greet()
+    deaf.socket.setblocking(False)
+    began = resident = server.resident_bytes()
+    # Each is refused, and its answer, which no other is like, repeats the path.
+    sent, number = b"", 0
+    deadline = time.monotonic() + PATIENCE_S
+    while value(scrape(server), "hashfinder_connections_closed_total", reason="keepalive") == 0:
+        assert time.monotonic() < deadline, "nobody cut it off"
+        try:
+            while True:
+                if not sent:
+                    path = f"/{'x' * 3000}/{number}"
+                    sent = frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, call(path))
+                    number += 1
+                sent = sent[deaf.socket.send(sent) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            sent = b""
+        resident = max(resident, server.resident_bytes())
+    # Those who listen have more calls than it takes to fill a socket.
+    assert number > 500
+    assert resident - began < 8 << 20
+    until(server, "hashfinder_connections", 0)
 
 
 def test_streams_beyond_the_rate_are_late_and_not_lost(serve, stubs, connect):

@@ -41,9 +41,9 @@ const PAGE: usize = 100;
 /// The most searches of one page.
 const LARGEST_PAGE: usize = 1000;
 
-/// Beyond how many bytes a message takes no more searches, so that it stays far below the four mebibytes
-/// that clients commonly take.
-const MESSAGE_BYTES: usize = 1 << 20;
+/// Beyond how many bytes a message takes no more searches: one that nobody reads holds that much for as long, and an
+/// address may have a thousand of them.
+const MESSAGE_BYTES: usize = 32 << 10;
 
 /// The longest reason for cancelling a search, in bytes. It travels three times in the trailers of the
 /// search's end, once with three bytes for one, and the cursor with it; clients commonly take eight kibibytes

@@ -76,7 +76,8 @@ pub(crate) struct TransportArguments {
 
     /// How many calls a connection may begin each second; it is read more slowly beyond that
     ///
-    /// A hundred at once. All connections of an address may begin four times as many. Raise it, and
+    /// A hundred at once; one counts again for each 512 bytes of its headers. All connections of an address may
+    /// begin four times as many. Raise it, and
     /// --maximum-calls-per-second-per-address, for programs that make thousands of short calls a second.
     #[arg(long, value_name = "N", default_value = STREAMS_PER_SECOND)]
     #[arg(value_parser = positive::<NonZeroU32>)]

@@ -18,6 +18,7 @@ pub(super) enum Kind {
     Settings,
     Ping,
     GoAway,
+    Continuation,
     /// Any other, also one that nobody knows.
     Other,
 }
@@ -26,6 +27,8 @@ pub(super) enum Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) kind: Kind,
+    /// Of its payload, in bytes.
+    pub(super) length: usize,
     /// 0 for the connection.
     pub(super) stream: u32,
     /// Of a PING or SETTINGS: whether it answers one. Of DATA or HEADERS: whether they are the last of their stream.
@@ -73,6 +76,7 @@ impl Frames {
                     4 => Kind::Settings,
                     6 => Kind::Ping,
                     7 => Kind::GoAway,
+                    9 => Kind::Continuation,
                     _ => Kind::Other,
                 };
                 // The highest bit is reserved.
@@ -80,6 +84,7 @@ impl Frames {
                 let is_last = flags & FIRST_FLAG != 0;
                 each(Head {
                     kind,
+                    length: self.skip,
                     stream,
                     is_last,
                 });
@@ -94,13 +99,14 @@ mod tests {
 
     #[test]
     fn frames_however_the_bytes_are_cut() {
-        let frames: [(u8, u32, usize); 7] = [
+        let frames: [(u8, u32, usize); 8] = [
             (4, 0, 0),
             (1, 1, 300),
             (0, 1, 70_000),
             (3, 1, 4),
             (6, 0, 8),
             (7, 0, 20),
+            (9, 1, 600),
             (200, 7, 1),
         ];
         let mut bytes = vec![b'P'; PREFACE_LEN];
@@ -119,13 +125,15 @@ mod tests {
             Kind::Reset,
             Kind::Ping,
             Kind::GoAway,
+            Kind::Continuation,
             Kind::Other,
         ];
         let expected: Vec<Head> = kinds
             .into_iter()
             .zip(frames)
-            .map(|(kind, (_, stream, _))| Head {
+            .map(|(kind, (_, stream, length))| Head {
                 kind,
+                length,
                 stream,
                 is_last: stream == 0,
             })

@@ -39,6 +39,10 @@ const OF_ADDRESS: f64 = 4.0;
 /// of them were being refused they took four kilobytes each.
 const STREAMS_AT_ONCE: f64 = 100.0;
 
+/// With how many bytes of headers a stream is begun as usual. Each as many more count as another stream: they can be
+/// hundreds of fields, which take as long to read as a call takes to be refused.
+const HEADERS_OF_STREAM: usize = 512;
+
 /// How many calls a connection may begin each second, and at once, without waiting for what others of its address have
 /// begun too much: so that nobody's neighbours keep them from being served at all.
 const REGARDLESS: Rate = Rate {
@@ -177,8 +181,8 @@ struct Meter {
     too_much_since: Option<Instant>,
     /// The streams that were begun, and whose answer was not written to its end.
     unanswered: BTreeSet<u32>,
-    /// Whether the client was told to begin no more; what it begins then is answered by nobody.
-    is_leaving: bool,
+    /// How many times the client was told to begin no more (GOAWAY).
+    farewells: u32,
 }
 
 impl Meter {
@@ -197,23 +201,30 @@ impl Meter {
             introduction: INTRODUCTION,
             too_much_since: None,
             unanswered: BTreeSet::new(),
-            is_leaving: false,
+            farewells: 0,
         }
     }
 
     /// Counts what was received; says whether the client's first frame was among it.
     fn receive(&mut self, bytes: &[u8]) -> bool {
         let (cost, last_stream) = (&mut self.cost, &mut self.last_stream);
-        let (unanswered, is_leaving) = (&mut self.unanswered, self.is_leaving);
+        // What a client begins after the first of two is answered, for it may not have known; after that nothing is
+        // (RFC 9113, section 6.8).
+        let is_answered = self.farewells < 2;
+        let unanswered = &mut self.unanswered;
         let mut any = false;
-        self.received.read(bytes, |Head { kind, stream, .. }| {
+        self.received.read(bytes, |head| {
             any = true;
+            let Head { kind, stream, .. } = head;
+            if matches!(kind, Kind::Headers | Kind::Continuation) {
+                cost.streams += (head.length / HEADERS_OF_STREAM) as f64;
+            }
             match kind {
                 Kind::Headers if stream > *last_stream => {
                     *last_stream = stream;
                     cost.streams += 1.0;
                     cost.control -= WITH_STREAM;
-                    if !is_leaving {
+                    if is_answered {
                         unanswered.insert(stream);
                     }
                 }
@@ -229,15 +240,15 @@ impl Meter {
 
     /// Counts what was sent: what a client made the server reset, and what the client will answer.
     fn send(&mut self, bytes: &[u8]) {
-        let (cost, unanswered, is_leaving) =
-            (&mut self.cost, &mut self.unanswered, &mut self.is_leaving);
+        let (cost, unanswered, farewells) =
+            (&mut self.cost, &mut self.unanswered, &mut self.farewells);
         self.sent.read(bytes, |head| {
             match head.kind {
                 Kind::Reset => cost.resets += 1.0,
                 Kind::Data => cost.control -= WITH_DATA,
                 // Our answers ask for nothing, or a client's pings would pay for each other.
                 Kind::Ping | Kind::Settings if !head.is_last => cost.control -= 1.0,
-                Kind::GoAway => *is_leaving = true,
+                Kind::GoAway => *farewells += 1,
                 _ => {}
             }
             let ends = match head.kind {
@@ -302,7 +313,9 @@ impl Meter {
         let too_much_control = share(&mut shared.control, control, control_cost);
         // Who does little of it, or nothing, does not wait for neighbours. But control frames may be what has caused the
         // resets.
-        self.regardless.take(REGARDLESS, cost.streams, now);
+        if self.regardless.wait(REGARDLESS, now).is_none() {
+            self.regardless.take(REGARDLESS, cost.streams, now);
+        }
         let has_begun = cost.streams > 0.0 && self.regardless.wait(REGARDLESS, now).is_some();
         let is_trouble = cost.resets > 0.0 || control_cost > 0.0;
         let of_address = [
@@ -592,6 +605,28 @@ mod tests {
     }
 
     #[test]
+    fn long_headers_count_as_several_streams() {
+        let mut connection = Connection::new();
+        let long = |kind, stream| {
+            let mut frame = frame(kind, stream);
+            frame[1] = 8;
+            frame.resize(frame.len() + 2048, 0);
+            frame
+        };
+        // A hundred at once, and two hundred a second after that.
+        for number in 0..10 {
+            let mut block = long(1, 2 * number + 1);
+            block.extend(long(9, 2 * number + 1));
+            assert_eq!(connection.gets(&block), Ok(0.0));
+        }
+        let wait = connection.gets(&long(1, 21)).unwrap();
+        // 10 * (1 + 4 + 4) + 1 + 4
+        assert_eq!(wait, 0.0);
+        let wait = connection.gets(&long(1, 23).repeat(3)).unwrap();
+        assert!(near(wait, 8.0 / 200.0), "{wait}");
+    }
+
+    #[test]
     fn control_frames_come_with_calls_and_data() {
         let mut connection = Connection::new();
         connection.gets(&frames(8, 20)).unwrap();
@@ -634,6 +669,39 @@ mod tests {
         let forgotten = now + Duration::from_secs(10);
         let mut shared = shared.lock().unwrap();
         assert!(!shared.is_full(LIMITS, now) && shared.is_full(LIMITS, forgotten));
+    }
+
+    #[test]
+    fn answers_are_unsent_until_their_end_was_written() {
+        const END: u8 = 1;
+        let ended = |kind, stream| {
+            let mut frame = frame(kind, stream);
+            frame[4] = END;
+            frame
+        };
+        let mut connection = Connection::new();
+        let Connection { meter, .. } = &mut connection;
+        let begun: Vec<u8> = (0..103).flat_map(|n| frame(1, 2 * n + 1)).collect();
+        meter.receive(&begun);
+        assert!(meter.has_too_many_unsent(0));
+        // Those that have no answer yet are none that wait.
+        assert!(!meter.has_too_many_unsent(3));
+        // Neither headers nor data are the end, but where they say so.
+        meter.send(&[frame(1, 1), frame(0, 1)].concat());
+        assert!(meter.has_too_many_unsent(2));
+        meter.send(&ended(1, 1));
+        assert!(!meter.has_too_many_unsent(2));
+        meter.send(&[frame(1, 3), ended(0, 3), frame(3, 5)].concat());
+        assert!(!meter.has_too_many_unsent(0));
+        // Who is told to leave may begin some that cross the first word of it.
+        meter.send(&frame(7, 0));
+        meter.receive(&frame(1, 301));
+        assert!(meter.has_too_many_unsent(0));
+        // Who takes a call back waits for no answer.
+        meter.receive(&frame(3, 301));
+        meter.send(&frame(7, 0));
+        meter.receive(&frame(1, 303));
+        assert!(!meter.has_too_many_unsent(0));
     }
 
     #[test]

@@ -143,8 +143,8 @@ impl Call {
         self.path.as_ref().map_or("", PathAndQuery::path)
     }
 
-    /// What is answered to a request that is none of gRPC's, or has more headers than any. HTTP's own statuses say it, for whoever asks
-    /// may know no others (gRPC over HTTP/2, "Requests").
+    /// What is answered to a request that is none of gRPC's, or has more headers than any. HTTP's own statuses
+    /// say it, for whoever asks may know no others (gRPC over HTTP/2, "Requests").
     fn refusal(&self, method: &Method, headers: &HeaderMap) -> Option<http::Response<()>> {
         let (why, code) = if method != Method::POST {
             (Unfit::NotPost, StatusCode::METHOD_NOT_ALLOWED)

@@ -50,8 +50,9 @@ const REGARDLESS: Rate = Rate {
     burst: 20.0,
 };
 
-/// How many answers may wait for room in the socket of a client that does not read them. At two kilobytes each, in a
-/// place that nothing else bounds, that is as much as the answers of other clients may take that do not read.
+/// How many answers without data may wait for room in the socket of a client that does not read them. They are in no
+/// call's account any more, and take two to four kilobytes each in the HTTP/2 library. There may be as
+/// many more as calls were open, or began in the portion that was read last, when the socket had no room any more.
 const UNSENT_ANSWERS: usize = 100;
 
 /// As how many new connections one counts that ended because the client broke HTTP/2's rules. Nobody does that twenty
@@ -361,7 +362,7 @@ impl<S> Metered<S> {
         }
     }
 
-    /// What was written is counted, and whoever waited for it goes on.
+    /// Notes whether the socket has room, and lets reading go on that waited for it.
     fn written(&mut self, cx: &Context<'_>, written: &Poll<io::Result<usize>>) {
         match written {
             Poll::Pending => self.activity.blocked(),

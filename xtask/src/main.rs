@@ -119,9 +119,11 @@ fn test() -> Result<()> {
     } else {
         skipped.push("dependencies (deny.toml): cargo-deny is not installed");
     }
+    step("tests of the crates", &mut cargo("test --workspace"))?;
+    // Always of all crates, so that what they depend on is compiled once, with what any of them wants of it.
     step(
-        "tests of the crates",
-        &mut cargo("test --workspace --exclude hashfinder-kernels"),
+        "which kernels were tested",
+        &mut cargo("test --workspace --test kernels -- --nocapture names_the_kernels_that_ran"),
     )?;
     for half in ["client", "server"] {
         step(
@@ -146,11 +148,6 @@ fn test() -> Result<()> {
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", target().join("loom")),
     )?;
-    // Which tell what they ran on, and the seed of what they tried at random.
-    step(
-        "tests of the kernels",
-        &mut cargo("test -p hashfinder-kernels -- --nocapture"),
-    )?;
     if runs(Command::new("c++").arg("--version")) {
         fuzz::short()?;
     } else {
@@ -163,18 +160,21 @@ fn test() -> Result<()> {
         Checked::Not => skipped
             .push("the kernel for aarch64: needs `rustup target add aarch64-unknown-linux-gnu`"),
     }
-    // As they are while they are worked on, with every assertion and every overflow looked at.
+    // As they are while they are worked on, with every assertion and every overflow looked at; beside the
+    // tests, whose dependencies they share then.
     let built = target().join("debug");
     step(
         "the programs",
-        &mut cargo("build -p hashfinder -p hashfinder-attack -p tonic-cancel-interop"),
+        &mut cargo("build --workspace --bins --tests"),
     )?;
     attack::short(&built)?;
     let python = python()?;
     step(
         "end-to-end tests",
         Command::new(&python)
-            .args(["-m", "pytest", "--quiet", END_TO_END])
+            // As many at a time as there are cores: mostly they wait for something.
+            .args(["-m", "pytest", "--quiet", "--numprocesses", "auto"])
+            .args(["--dist", "worksteal", END_TO_END])
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("HASHFINDER", built.join("hashfinder")),
     )?;

@@ -29,8 +29,8 @@ HASHFINDER = os.environ["HASHFINDER"]
 # Whatever the user who runs the tests has set for themselves.
 os.environ["HASHFINDER_CONFIG"] = os.devnull
 
-# How long a process may take for anything that it is waited for to do.
-PATIENCE_S = 30
+# How long a process may take for anything that it is waited for to do, while other tests run beside it.
+PATIENCE_S = 60
 
 # What a panic looks like in the server's log, as text or as JSON, and wherever there is no log.
 PANIC = re.compile(r'ERROR hashfinder::log: panic |"message":"panic"|^thread .* panicked at ')

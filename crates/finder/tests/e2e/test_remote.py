@@ -50,7 +50,7 @@ def stopped(server, how, arguments, read):
     return printed.split("\n")[:-1], process.wait(PATIENCE_S), stderr
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_search_that_is_stopped_in_any_way_goes_on_without_a_loss(serve, unstopped):
     print(f"seed {SEED}")
     choice = random.Random(SEED)
@@ -154,7 +154,7 @@ def test_a_signal_stops_a_server_that_is_asked_for_several(serve):
     assert told + again.stdout.splitlines() == ideals("aa", len(told) + 1)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_a_session_at_a_server(serve, tmp_path, monkeypatch):
     print(f"seed {SEED}")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

@@ -163,7 +163,7 @@ class Trial:
 
 
 # Thousands of processes, on a machine that may be busy.
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(500)
 def test_a_search_that_is_stopped_in_any_way_and_gone_on_with_finds_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     state = tmp_path / "hashfinder/sessions"

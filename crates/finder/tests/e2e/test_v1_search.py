@@ -12,6 +12,7 @@ import grpc
 import pytest
 from conftest import (
     FIRST_DOCTOR,
+    PATIENCE_S,
     SIGTERM,
     decoded,
     distance,
@@ -387,7 +388,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, p
     request, began = hard(pb, 21, progress_interval=seconds(0.1)), time.monotonic()
     streams = [stub.Search(request) for _ in range(20)]
     server.wait_until_busy()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         before = server.cpu_s()
         time.sleep(0.3)

@@ -502,11 +502,14 @@ fn literal(setting: &Setting, values: &[String]) -> String {
     }
 }
 
-/// A number, or a text in quotes. JSON's are TOML's too.
+/// A number, or a text in quotes. JSON's are TOML's too, but for the delete character, which JSON leaves as it is.
 fn scalar(text: &str) -> String {
     match serde_json::from_str::<serde_json::Number>(text) {
         Ok(_) => text.to_owned(),
-        Err(_) => serde_json::Value::from(text).to_string(),
+        Err(_) => {
+            let quoted = serde_json::Value::from(text).to_string();
+            quoted.replace('\u{7f}', "\\u007f")
+        }
     }
 }
 
@@ -643,6 +646,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         command().debug_assert();
+    }
+
+    /// The fuzzer found a delete character that was shown as it is, which is no TOML.
+    #[test]
+    fn every_character_is_read_back_as_it_was_shown() {
+        for character in (0..0x100).filter_map(char::from_u32) {
+            let text = format!("a{character}");
+            let file = format!("a = {}\n", scalar(&text));
+            let table = toml::de::DeTable::parse(&file).unwrap();
+            let read = table
+                .get_ref()
+                .get("a")
+                .and_then(|value| value.get_ref().as_str());
+            assert_eq!(read, Some(text.as_str()));
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use stage::{PATIENCE, Raw, status_of};
@@ -89,7 +89,10 @@ impl Health for Behaving {
             "block" => {
                 // Blocks its thread and never awaits; only the flag reaches it.
                 let stop = context.stop_flag();
+                let began = Instant::now();
                 while !stop.is_requested() {
+                    // The test's own patience may need the thread that this blocks.
+                    assert!(began.elapsed() < PATIENCE, "nobody told it to stop");
                     std::thread::yield_now();
                 }
                 self.seen.send(Seen::Stopped).unwrap();
@@ -412,7 +415,10 @@ async fn a_deadline_covers_connecting() {
 }
 
 /// Not that its client has left: hyper would learn of that in the very task that is blocked.
-#[tokio::test(flavor = "multi_thread")]
+///
+/// The runtime has no other thread, so nothing turns its timers while the handler blocks; with more of them
+/// that happens too, and less often.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_handler_that_blocks_its_thread_sees_its_deadline_and_a_drain() {
     for (options, reason) in [
         (shortly(), CancelReason::DeadlineExceeded),

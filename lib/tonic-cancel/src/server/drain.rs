@@ -11,11 +11,12 @@ use std::{
 };
 
 use slab::Slab;
-use tokio::{sync::Notify, time::timeout};
+use tokio::sync::Notify;
 use tonic::Status;
 
 use super::{
     context::{CallContext, Shared, Terms},
+    deadlines::within,
     state::CancelReason,
 };
 
@@ -210,17 +211,16 @@ impl Drain {
     ///
     /// Dropping the future leaves the drain closed and every call as it is.
     ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime with a timer; so does [`serve`](Self::serve).
+    /// The times are kept by the thread that keeps deadlines, so they hold also while handlers block the
+    /// runtime's. Where that thread cannot be started, no time is given.
     pub async fn drain(&self, grace: Duration, notice: Duration) -> Drained {
         self.close();
         let mut drained = Drained::default();
-        if timeout(grace, self.idle()).await.is_err() {
+        if within(grace, self.idle()).await.is_none() {
             let calls = self.calls().into_iter();
             let told = calls.filter(|call| call.announce(CancelReason::Drain));
             drained.told = told.count();
-            if timeout(notice, self.idle()).await.is_err() {
+            if within(notice, self.idle()).await.is_none() {
                 drained.forced = self.force();
             }
         }
@@ -230,7 +230,7 @@ impl Drain {
                 call.part(CancelReason::Drain, (self.shared.refusal)());
             }
             // Those of clients that do not read.
-            if timeout(notice, aside.idle()).await.is_err() {
+            if within(notice, aside.idle()).await.is_none() {
                 aside.force();
             }
         }
@@ -308,7 +308,7 @@ impl Drain {
             shared.until(|_| self.active_work() == 0).await;
         };
         // What has not closed by then is told in the result.
-        let _ = timeout(options.close, close).await;
+        let _ = within(options.close, close).await;
         drained.working = self.active_work();
         drained.left_behind = ended.is_none();
         ended.unwrap_or(Ok(())).map(|()| drained)

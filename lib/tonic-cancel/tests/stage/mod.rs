@@ -300,7 +300,8 @@ impl Raw {
         let mut message = vec![0, 0, 0, 0, line.len() as u8 + 2];
         message.extend([0x0a, line.len() as u8]);
         message.extend(line.as_bytes());
-        body.send_data(message.into(), true).unwrap();
+        // A server that refuses the call by its headers may have done so by now, and wants no message.
+        let _ = body.send_data(message.into(), true);
         soon(response).await.unwrap()
     }
 }

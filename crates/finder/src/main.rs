@@ -4,11 +4,12 @@
 
 use std::process::ExitCode;
 
-use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
 
-/// It gives back what a moment's many calls took, where glibc's keeps the most that each thread ever had.
+/// It gives back what a moment's many calls took, and does not creep up; its settings are in
+/// `.cargo/config.toml`.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     hashfinder::main()

@@ -55,8 +55,14 @@ impl Default for Client {
 /// for a slice before it is known how long that took.
 const LEAD: u64 = SLICE_TIME.as_nanos() as u64;
 
-/// How many members are remembered for their debts before they are looked through.
-const REMEMBERED: usize = 1000;
+/// How many new members there may be before all are looked through for whom to forget. There are so many for each
+/// client, and clients come from ever new connections: a thousand took hours to come together, and megabytes.
+const LOOKED_THROUGH: usize = 16;
+
+/// How many members are remembered for nothing but their debts: those who owe most. Whoever is let off owes
+/// little beside them; without an end, where nobody waits and so no debt is ever paid, each connection that
+/// ever was would be remembered.
+const REMEMBERED: usize = 100;
 
 /// The searches that want a slice.
 #[derive(Default)]
@@ -163,7 +169,7 @@ impl<K, T> Default for Shares<K, T> {
             tickets: 0,
             was_new: false,
             now: 0,
-            next_look: REMEMBERED,
+            next_look: LOOKED_THROUGH,
         }
     }
 }
@@ -198,15 +204,23 @@ impl<K: Clone + Ord + Hash, T: Waiting> Shares<K, T> {
         }
     }
 
-    /// Forgets whoever neither waits for something nor owes anything, when there are many more than last
-    /// time.
+    /// Forgets whoever neither waits for something nor owes much, when there are many more than last time.
     fn forget(&mut self) {
-        if self.members.len() > self.next_look {
-            let now = self.now;
-            self.members
-                .retain(|_, member| member.waits() || member.pass > now);
-            self.next_look = REMEMBERED + 2 * self.members.len();
+        if self.members.len() <= self.next_look {
+            return;
         }
+        let away = self.members.values().filter(|member| !member.waits());
+        let mut debts: Vec<u64> = away
+            .map(|member| member.pass)
+            .filter(|pass| *pass > self.now)
+            .collect();
+        let mut let_off = self.now;
+        if let Some(least) = debts.len().checked_sub(REMEMBERED + 1) {
+            let_off = *debts.select_nth_unstable(least).1;
+        }
+        self.members
+            .retain(|_, member| member.waits() || member.pass > let_off);
+        self.next_look = LOOKED_THROUGH + 2 * self.members.len();
     }
 
     /// Has `take` take something from the queue of the member whose turn it is, something new if there
@@ -492,6 +506,12 @@ mod tests {
         assert!(served[1] >= 2, "{served:?}");
     }
 
+    /// How many connections are remembered, of all clients.
+    fn connections(turns: &Turns) -> usize {
+        let clients = turns.clients.members.values();
+        clients.map(|client| client.queue.members.len()).sum()
+    }
+
     #[test]
     fn those_who_owe_nothing_are_forgotten_and_debts_are_not() {
         let mut turns = Turns::default();
@@ -505,9 +525,50 @@ mod tests {
             assert_eq!(turns.pop(), Some(number));
             turns.charge(&passing, Duration::ZERO, Duration::ZERO);
         }
-        assert!(turns.clients.members.len() <= 2 * REMEMBERED);
+        assert!(turns.clients.members.len() <= 2 * LOOKED_THROUGH);
         turns.push(&indebted, 0, true);
         turns.push(&client("other", 0), 1, false);
         assert_eq!(turns.pop(), Some(1));
+    }
+
+    /// Once each client had a thousand of its connections remembered, whoever they were.
+    #[test]
+    fn connections_that_are_gone_are_forgotten_for_each_client() {
+        let mut turns = Turns::default();
+        for number in 0..10_000 {
+            let passing = client(&format!("{}", number % 40), number);
+            for new in [true, false] {
+                turns.push(&passing, number, new);
+                assert_eq!(turns.pop(), Some(number));
+                turns.charge(&passing, SLICE, Duration::ZERO);
+            }
+        }
+        let connections = connections(&turns);
+        assert!(connections <= 40 * 4 * LOOKED_THROUGH, "{connections}");
+    }
+
+    /// As of those whose searches all end before anybody waits: no time passes in which they would pay.
+    #[test]
+    fn of_debts_that_nobody_pays_the_greatest_are_remembered() {
+        let mut turns = Turns::default();
+        for number in 1..=10_000 {
+            let passing = client(&format!("{}", number % 10), number);
+            turns.charge(&passing, SLICE, Duration::ZERO);
+            turns.charge(
+                &client(&format!("client {number}"), 0),
+                SLICE,
+                Duration::ZERO,
+            );
+        }
+        let most = LOOKED_THROUGH + 2 * REMEMBERED + 1;
+        let clients = turns.clients.members.len();
+        assert!(clients <= most, "{clients}");
+        let connections = connections(&turns);
+        assert!(connections <= 10 * most + clients, "{connections}");
+        // Those have been charged a thousand times, and others once.
+        for number in 0..10 {
+            let name: Arc<str> = format!("{number}").into();
+            assert!(turns.clients.members.contains_key(&name), "{name}");
+        }
     }
 }

@@ -18,10 +18,12 @@ const COMMANDS: [&str; 2] = [
 pub(crate) fn run() -> Result<()> {
     let text = fs::read_to_string(root().join(CONTAINERFILE));
     let text = text.with_context(|| format!("cannot read {CONTAINERFILE}"))?;
-    let mut commands =
-        instructions(&text).filter_map(|line| line.strip_prefix("RUN ").map(str::to_owned));
+    // The others install what is here already.
+    let mut commands = instructions(&text)
+        .filter_map(|line| line.strip_prefix("RUN ").map(str::to_owned))
+        .filter(|command| command.contains("cargo build "));
     let (Some(command), None) = (commands.next(), commands.next()) else {
-        bail!("{CONTAINERFILE} is expected to have one RUN");
+        bail!("{CONTAINERFILE} is expected to have one RUN with cargo build");
     };
     step(
         "the program of the image",

@@ -40,7 +40,7 @@ commands:
   soak    have careless clients come and go at a server for half an hour, look whether its memory grows and
           whether anything of them is left, and write SECURITY.md
   fuzz [TARGET] [--seconds N | --runs N] [--leaks] [--keep] [--results]
-          make up inputs for each fuzz target, or one: for 400 seconds each if nothing else is said;
+          make up inputs for each fuzz target, or one: 200 seconds each, then 10^8 in all, if nothing else is said;
           --leaks looks for leaks too, and needs a nightly compiler; --keep puts what was found
           into the corpus, and --results the figures into SECURITY.md
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";

@@ -18,7 +18,7 @@ def instructions():
 
 
 def test_what_is_built_is_what_there_is():
-    (run,) = [of for what, of in instructions() if what == "RUN"]
+    (run,) = [of for what, of in instructions() if what == "RUN" and "cargo" in of]
     assert "--package hashfinder " in run and "--locked" in run
     # Every part of the build is there in the context, whose rules leave out nothing but these.
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()

@@ -115,7 +115,8 @@ def test_how_a_search_was_stopped_is_told_by_its_span(serve, finder, pb, collect
     assert (search.trace_id.hex(), seen["hashfinder.search.id"]) == (TRACE, search_id)
     assert seen["rpc.grpc.status_code"] == CODE.CANCELLED.value[0]
     assert seen["hashfinder.search.work"] == "stopped"
-    assert 0 < seen["hashfinder.search.stop_seconds"] < PATIENCE_S
+    # None at all where no worker was at it in the moment in which it was told.
+    assert 0 <= seen["hashfinder.search.stop_seconds"] < PATIENCE_S
     cancel = spans["hashfinder.v1.Finder/CancelSearch"]
     assert cancel.parent_span_id == b"" and cancel.trace_id not in (b"", search.trace_id)
     assert "hashfinder.search.work" not in attributes(cancel)

@@ -11,12 +11,14 @@ fuzz_target!(|data: &[u8]| {
     let Some((kind, rest)) = data.split_first() else {
         return;
     };
-    let text = match kind % 4 {
-        0 => match str::from_utf8(rest) {
+    let text = match kind % 8 {
+        0 | 4 => match str::from_utf8(rest) {
             Ok(text) => text.to_owned(),
             Err(_) => return,
         },
-        1 => closed("hf1_", rest),
+        1 | 5 => closed("hf1_", rest),
+        6 => closed("hf3_", rest),
+        7 => closed("hf4_", rest),
         _ => closed("hf2_", rest),
     };
     let Ok(cursor) = text.parse::<Cursor>() else {
@@ -26,7 +28,8 @@ fuzz_target!(|data: &[u8]| {
     // Another text may say the same, but not one that we print.
     let printed = cursor.to_string();
     assert_eq!(printed.parse().as_ref(), Ok(&cursor), "{text}");
-    assert_eq!(Cursor::new(&cursor.query(), cursor.frontier()), cursor);
+    let again = Cursor::new(&cursor.query(), cursor.frontier());
+    assert_eq!(again.with_nearest(cursor.nearest()), cursor);
 });
 
 fn closed(prefix: &str, fields: &[u8]) -> String {

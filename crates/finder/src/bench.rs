@@ -5,17 +5,20 @@ use std::{
     num::NonZeroUsize,
     panic::resume_unwind,
     sync::{
-        Barrier,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hashfinder_search::{Distance, Filter, Kernel, Query, kernels};
 
-use crate::cli::{BenchArguments, Exit, KernelChoice, print, say};
+use crate::{
+    cli::{BenchArguments, Exit, KernelChoice, print, say},
+    signals,
+};
 
 /// How many secrets one turn takes: long enough that a turn's own cost does not show.
 const TURN: u64 = 1 << 16;
@@ -35,6 +38,7 @@ struct Case {
 
 /// Measures and prints a row for each kernel, case and number of threads.
 pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
+    signals::exit_at_once().context("cannot listen to signals")?;
     let all_threads = arguments
         .threads
         .or_else(|| thread::available_parallelism().ok());
@@ -95,7 +99,13 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                 case.title
             );
             for &threads in &threads {
-                let rate = case_rate(kernel, case, threads, arguments.length, arguments.seconds);
+                let (used, rate) =
+                    case_rate(kernel, case, threads, arguments.length, arguments.seconds);
+                ensure!(
+                    used == threads,
+                    "only {used} of {threads} threads can be started; raise the limit (ulimit -u), or give \
+                     --threads {used}"
+                );
                 let line = if arguments.json {
                     let row = serde_json::json!({
                         "kernel": kernel.name(),
@@ -160,24 +170,32 @@ impl Case {
     }
 }
 
-/// How many secrets a second `threads` threads try for this query, measured for so long.
+/// Returns how many secrets a second up to `threads` threads try for this query, measured for `time`. If the system
+/// does not give as many threads, it is the rate of those that it gives.
 pub(crate) fn search_rate(kernel: Kernel, query: &Query, threads: usize, time: Duration) -> f64 {
     let (sought, keyspace) = (query.sought(), query.keyspace());
     let usual = keyspace.first_of_length(USUAL_LENGTH as usize);
     let (first, end) = (usual.unwrap_or(0), keyspace.end());
     let share = (end - first) / threads as u64;
-    measure(threads, time, |thread, tried| {
+    let (_, rate) = measure(threads, time, |thread, tried| {
         let start = first + (thread as u64 * share + tried) % (end - first);
         let turn = start..end.min(start.saturating_add(TURN));
         let mut hits = Vec::new();
         sought.scan(kernel, turn.clone(), usize::MAX, &mut hits);
         black_box(hits);
         turn.end - turn.start
-    })
+    });
+    rate
 }
 
-/// How many secrets a second `threads` threads try of a case.
-fn case_rate(kernel: Kernel, case: &Case, threads: usize, length: u32, time: Duration) -> f64 {
+/// Returns how many threads could be started, up to `threads`, and how many secrets of a case they try a second.
+fn case_rate(
+    kernel: Kernel,
+    case: &Case,
+    threads: usize,
+    length: u32,
+    time: Duration,
+) -> (usize, f64) {
     let share = (1_u64 << (8 * length)) / threads as u64 / TURN * TURN;
     // With more threads than turns, some of them do the same.
     let share = share.max(TURN);
@@ -189,35 +207,45 @@ fn case_rate(kernel: Kernel, case: &Case, threads: usize, length: u32, time: Dur
     })
 }
 
-/// What all threads together do in a second. A turn is given the number of its thread and what that has
-/// done so far, and tells how much more it did.
-fn measure(threads: usize, time: Duration, turn: impl Fn(usize, u64) -> u64 + Sync) -> f64 {
-    let (ready, stop) = (Barrier::new(threads + 1), AtomicBool::new(false));
+/// Measures for `time` what up to `threads` threads do together: the calling one, and as many others as the system
+/// gives. Returns how many threads it were, and how much they did in a second.
+///
+/// A turn receives the number of its thread and what that thread has done so far, and returns how much more it did.
+fn measure(
+    threads: usize,
+    time: Duration,
+    turn: impl Fn(usize, u64) -> u64 + Sync,
+) -> (usize, f64) {
+    let (gate, stop) = (Mutex::new(()), AtomicBool::new(false));
     thread::scope(|scope| {
+        let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let work = |thread: usize| {
-            let (ready, stop, turn) = (&ready, &stop, &turn);
+            let (gate, stop, turn) = (&gate, &stop, &turn);
             move || {
+                drop(gate.lock());
                 let mut done = 0;
-                ready.wait();
                 while !stop.load(Ordering::Relaxed) {
                     done += turn(thread, done);
                 }
                 done
             }
         };
-        let workers: Vec<_> = (0..threads)
-            .map(|thread| scope.spawn(work(thread)))
-            .collect();
-        ready.wait();
+        let others = (1..threads).map_while(|thread| {
+            let other = thread::Builder::new().spawn_scoped(scope, work(thread));
+            other.ok()
+        });
+        let others: Vec<_> = others.collect();
+        let used = others.len() + 1;
+        drop(closed);
         let began = Instant::now();
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "time itself is what is waited for"
-        )]
-        thread::sleep(time);
+        let mut done = 0;
+        while began.elapsed() < time {
+            done += turn(0, done);
+        }
         stop.store(true, Ordering::Relaxed);
-        let done = workers.into_iter().map(thread::ScopedJoinHandle::join);
-        let done = done.map(|done| done.unwrap_or_else(|panic| resume_unwind(panic)));
-        done.sum::<u64>() as f64 / began.elapsed().as_secs_f64()
+        for other in others {
+            done += other.join().unwrap_or_else(|panic| resume_unwind(panic));
+        }
+        (used, done as f64 / began.elapsed().as_secs_f64())
     })
 }

@@ -27,13 +27,17 @@ mod rpc;
 mod searches;
 mod serve;
 mod signals;
+mod threads;
 mod trace;
 mod transport;
 mod verify;
 
 use std::process::ExitCode;
 
-use crate::cli::{Cli, Command, Exit};
+use crate::{
+    cli::{Cli, Command, Exit},
+    threads::{block_on, block_on_all_cores},
+};
 
 /// Runs the program: reads the command line of this process, and does what it says. The result is what the
 /// process ends with.
@@ -53,24 +57,20 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
     let exit = match cli.command {
-        Command::Find(arguments) => runtime.block_on(find::run(arguments)),
-        Command::Serve(arguments) => runtime.block_on(serve::run(*arguments)),
+        Command::Find(arguments) => block_on(find::run(arguments)),
+        Command::Serve(arguments) if arguments.check => serve::check(&arguments),
+        Command::Serve(arguments) => block_on_all_cores(serve::run(*arguments)),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
-        Command::Searches(arguments) => runtime.block_on(searches::run(arguments)),
+        Command::Searches(arguments) => block_on(searches::run(arguments)),
         Command::Keys(arguments) => keys::run(arguments),
-        Command::GitCommit(arguments) => runtime.block_on(recipes::git_commit(&arguments)),
-        Command::Hashcash(arguments) => runtime.block_on(recipes::hashcash(&arguments)),
+        Command::GitCommit(arguments) => block_on(recipes::git_commit(&arguments)),
+        Command::Hashcash(arguments) => recipes::hashcash(&arguments),
         Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
         Command::Completions(arguments) => manual::completions(&arguments),
         Command::Man(arguments) => manual::man(&arguments),
     };
-    // What is still going on, a connection that nobody reads for one, does not keep the process.
-    runtime.shutdown_background();
     exit.map(ExitCode::from)
 }

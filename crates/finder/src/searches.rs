@@ -10,10 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Timestamp;
 use serde_json::{Value, json};
-use tokio::{
-    io::AsyncWriteExt,
-    time::{MissedTickBehavior, interval, timeout},
-};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::{Code, Request, Response, Status};
 use tonic_cancel::{Call, CallOptions, StreamingCall};
 
@@ -29,7 +26,8 @@ use crate::{
             WatchSearchesRequest, finder_client::FinderClient,
         },
     },
-    signals::Signals,
+    signals::{Signals, exit_at_once},
+    threads::aside,
 };
 
 /// How long `searches` waits for a server that is not there: it is one that is meant to be there.
@@ -57,10 +55,11 @@ const USUAL_HEIGHT: usize = 24;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Exit codes:
-  0  done
-  1  one to cancel is not there, or is somebody else's
-  2  the command line is wrong
-  5  the server, the connection or the output failed")]
+    0  done
+    1  a search to cancel does not exist, or belongs to another client
+    2  the command line is wrong
+    5  the server, the connection or the output failed
+  130  list and cancel: stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
 pub(crate) struct SearchesArguments {
     #[command(subcommand)]
     command: SearchesCommand,
@@ -89,9 +88,10 @@ Examples:
 With --json, one object a line for each search, as docs/searches.schema.json describes it.
 
 Exit codes:
-  0  listed
-  2  the command line is wrong
-  5  the server, the connection or the output failed")]
+    0  listed
+    2  the command line is wrong
+    5  the server, the connection or the output failed
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
 struct ListArguments {
     #[command(flatten)]
     at: At,
@@ -116,8 +116,8 @@ Examples:
   hashfinder searches watch --json | jq -r 'select(.end_reason == \"found\").search_id'
 
 Exit codes:
-  0  ended by ctrl-C or SIGTERM, there being no other end; by whoever reads the output; or
-     because the server shut down
+  0  stopped by ctrl-C, SIGHUP, SIGQUIT or SIGTERM; by the reader of the output; or because the
+     server shut down
   2  the command line is wrong
   5  the server, the connection or the output failed")]
 struct WatchArguments {
@@ -147,10 +147,12 @@ Examples:
   hashfinder searches list --state running | cut -f 1 | xargs -r hashfinder searches cancel
 
 Exit codes:
-  0  each was told to stop, or had ended already
-  1  there is no such search, or it is somebody else's; the others were told to stop
-  2  the command line is wrong
-  5  the server, the connection or the output failed")]
+    0  each was told to stop, or had ended already
+    1  a search does not exist, or belongs to another client; the others were told to stop
+    2  the command line is wrong
+    5  the server, the connection or the output failed
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); searches that were not printed
+       may still run")]
 struct CancelArguments {
     /// Which to cancel, as `searches list` shows them
     #[arg(value_name = "ID", required = true, value_parser = search_id)]
@@ -277,7 +279,13 @@ pub(crate) async fn run(arguments: SearchesArguments) -> Result<Exit> {
 impl At {
     async fn connect(&self) -> Result<Connection> {
         let server = self.connection.address(&self.server);
-        Connection::open(&server, &self.connection, self.connect_timeout, say).await
+        let timeout = humantime::format_duration(self.connect_timeout);
+        let notice = |why: &str| {
+            say(format_args!(
+                "waiting up to {timeout} for a server at {server}: {why}"
+            ));
+        };
+        Connection::open(&server, &self.connection, self.connect_timeout, notice).await
     }
 
     /// What a status says that ended a call, and what to do about it.
@@ -304,6 +312,7 @@ impl At {
 }
 
 async fn list(arguments: &ListArguments) -> Result<Exit> {
+    exit_at_once().context("cannot listen to signals")?;
     let ListArguments { at, which, json } = arguments;
     let client = FinderClient::new(at.connect().await?.channel());
     let form = match (json, io::stdout().is_terminal()) {
@@ -354,6 +363,7 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
 }
 
 async fn cancel(arguments: &CancelArguments) -> Result<Exit> {
+    exit_at_once().context("cannot listen to signals")?;
     let CancelArguments { ids, at, reason } = arguments;
     let client = FinderClient::new(at.connect().await?.channel());
     let mut exit = Exit::Success;
@@ -410,7 +420,7 @@ async fn watch(arguments: &WatchArguments) -> Result<Exit> {
     };
     if screen.drawn > 0 {
         // The table stays, and what comes next stands below it.
-        let _ = timeout(LAST_WORD, show("\n")).await;
+        let _ = timeout(LAST_WORD, show("\n".to_owned())).await;
     }
     if let Some(why) = ended? {
         say(why);
@@ -444,7 +454,7 @@ async fn follow(
             changes = call.message() => match changes {
                 Ok(Some(changes)) if form == Form::Table => screen.take(changes.searches),
                 Ok(Some(changes)) => {
-                    if !show(&lines(&changes.searches, form)).await? {
+                    if !show(lines(&changes.searches, form)).await? {
                         return Ok(None);
                     }
                     continue;
@@ -457,7 +467,7 @@ async fn follow(
             },
             _ = ticks.tick(), if screen.drawn > 0 => {}
         }
-        if !show(&screen.draw(height(), SystemTime::now())).await? {
+        if !show(screen.draw(height(), SystemTime::now())).await? {
             return Ok(None);
         }
     }
@@ -482,13 +492,8 @@ fn lines(searches: &[SearchSummary], form: Form) -> String {
 
 /// Prints, and leaves the other ears open while nobody reads; says whether anybody ever will. Dropping
 /// the future may leave a part of it unprinted.
-async fn show(text: &str) -> Result<bool> {
-    let mut stdout = tokio::io::stdout();
-    let written = async {
-        stdout.write_all(text.as_bytes()).await?;
-        stdout.flush().await
-    };
-    cli::is_read(written.await)
+async fn show(text: String) -> Result<bool> {
+    aside("output", move || cli::print(text)).await?
 }
 
 /// A search as programs read it that cut lines into columns.

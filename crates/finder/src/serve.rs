@@ -36,6 +36,7 @@ use crate::{
         v1pb::finder_server,
     },
     signals::Signals,
+    threads::NO_THREAD,
     trace::Traces,
     transport::{self, ClientName, Listener, Tls},
 };
@@ -55,9 +56,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Serves until it is told to stop, then drains. Dropping the future closes the socket and leaves
 /// connections to the runtime.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
-    if arguments.check {
-        return check(&arguments);
-    }
     // Before it says that it listens, so that nobody who waits for that can signal too early.
     let mut signals = Signals::new()?;
     let filter = match log::filter() {
@@ -67,7 +65,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
-    let log = log::to_stderr(filter, arguments.log_format)?;
+    let log = log::to_stderr(filter, arguments.log_format).context(NO_THREAD)?;
     let setup = match setup(&arguments) {
         Ok(setup) => setup,
         Err(wrong) => {
@@ -109,13 +107,27 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         ..hashfinder_search::Limits::default()
     };
     let clock = move || started.elapsed();
-    let engine = thread::spawn(move || {
+    let start = thread::Builder::new().spawn(move || {
         // Threads begin as nice as the one that starts them. If the system does not let us, all are alike.
         let _ = setpriority_process(None, SEARCH_NICENESS);
         Engine::with_limits(workers, kernel, clock, every_search)
     });
-    let engine = engine.join().unwrap_or_else(|panic| resume_unwind(panic));
-    let engine = engine.context("cannot start the search threads")?;
+    let start = start.context(NO_THREAD)?;
+    let engine = start.join().unwrap_or_else(|panic| resume_unwind(panic));
+    let engine = engine.context(NO_THREAD)?;
+    if engine.workers() < workers {
+        tracing::warn!(
+            workers = engine.workers(),
+            wanted = workers,
+            "the system gives fewer search threads than wanted; raise its limit on threads"
+        );
+    }
+    let workers = engine.workers();
+    // Without its thread, memory that is not needed any more goes back to the system a little later.
+    #[cfg(not(fuzzing))]
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(%error, "the allocator's background thread cannot be started");
+    }
     let limits = Limits {
         maximum_hashes: arguments.maximum_hashes,
         maximum_concurrent_rpcs: arguments.maximum_concurrent_rpcs,
@@ -324,7 +336,7 @@ pub(crate) fn served(
 
 /// Says where it would listen, or what keeps it from that, as far as this can be known without
 /// listening.
-fn check(arguments: &ServeArguments) -> Result<Exit> {
+pub(crate) fn check(arguments: &ServeArguments) -> Result<Exit> {
     match log::filter().and_then(|_| setup(arguments)) {
         Ok(Setup { places, .. }) => {
             let mut stdout = std::io::stdout().lock();

@@ -1,42 +1,176 @@
-//! SIGINT and SIGTERM.
+//! The signals that ask the program to stop: SIGHUP, SIGINT, SIGQUIT and SIGTERM.
 
-use tokio::signal::unix::{self, SignalKind};
+use std::{
+    fmt, fs, io,
+    sync::{Arc, atomic::AtomicBool},
+    task::Poll,
+    time::Duration,
+};
 
-/// Both signals, which no longer end the process by themselves once this exists.
-pub(crate) struct Signals {
-    interrupt: unix::Signal,
-    terminate: unix::Signal,
-}
+use tokio::{
+    signal::unix::{self, SignalKind},
+    time::{Instant, sleep_until},
+};
 
-/// One of them.
+use crate::cli::Exit;
+
+/// Signals that arrive within this time after another belong to the same request to stop.
+///
+/// `timeout`, sudo, npm, `cargo run` and CI runners send a signal to the process and then to its process group,
+/// or pass on a ctrl-C that the process has received itself. A person who wants to leave at once presses ctrl-C
+/// again after reading that the first one was noticed, which takes longer.
+const SAME_STOP: Duration = Duration::from_millis(300);
+
+/// Where Linux tells which signals a process ignores.
+const STATUS: &str = "/proc/self/status";
+
+/// A signal that asks the program to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Signal {
+    Hangup,
     Interrupt,
+    Quit,
     Terminate,
 }
 
-impl Signals {
-    pub(crate) fn new() -> std::io::Result<Signals> {
-        Ok(Signals {
-            interrupt: unix::signal(SignalKind::interrupt())?,
-            terminate: unix::signal(SignalKind::terminate())?,
-        })
+impl Signal {
+    const ALL: [Signal; 4] = [
+        Signal::Hangup,
+        Signal::Interrupt,
+        Signal::Quit,
+        Signal::Terminate,
+    ];
+
+    fn kind(self) -> SignalKind {
+        match self {
+            Signal::Hangup => SignalKind::hangup(),
+            Signal::Interrupt => SignalKind::interrupt(),
+            Signal::Quit => SignalKind::quit(),
+            Signal::Terminate => SignalKind::terminate(),
+        }
     }
 
-    /// Waits for either. Dropping the future loses no signal.
-    pub(crate) async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::Interrupt,
-            _ = self.terminate.recv() => Signal::Terminate,
+    /// Returns how a program ends that this signal has stopped.
+    pub(crate) fn exit(self) -> Exit {
+        match self {
+            Signal::Hangup => Exit::HungUp,
+            Signal::Interrupt => Exit::Interrupted,
+            Signal::Quit => Exit::Quit,
+            Signal::Terminate => Exit::Terminated,
         }
+    }
+
+    /// Returns those that this process does not ignore.
+    ///
+    /// One that it was started with as ignored stays so: SIGHUP under nohup, for example, and SIGINT and SIGQUIT
+    /// in a script's background process.
+    fn all_heeded() -> impl Iterator<Item = Signal> {
+        let ignored = fs::read_to_string(STATUS).map_or(0, |status| ignored(&status));
+        let is_heeded = move |signal: &Signal| {
+            let bit = signal.kind().as_raw_value() - 1;
+            ignored >> bit & 1 == 0
+        };
+        Signal::ALL.into_iter().filter(is_heeded)
     }
 }
 
-impl std::fmt::Display for Signal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Signal::Hangup => "SIGHUP",
             Signal::Interrupt => "SIGINT",
+            Signal::Quit => "SIGQUIT",
             Signal::Terminate => "SIGTERM",
         })
+    }
+}
+
+/// Returns the set of ignored signals in the text of `/proc/self/status`: bit 0 is signal 1.
+fn ignored(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let set = line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.unwrap_or(0)
+}
+
+/// Receives the signals that ask the program to stop. Once it exists they do not end the process any more.
+pub(crate) struct Signals {
+    streams: Vec<(Signal, unix::Signal)>,
+    /// Until when a signal belongs to the request that was returned last.
+    same_until: Option<Instant>,
+}
+
+impl Signals {
+    /// Begins to receive them.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub(crate) fn new() -> io::Result<Signals> {
+        let streams = Signal::all_heeded().map(|signal| Ok((signal, unix::signal(signal.kind())?)));
+        Ok(Signals {
+            streams: streams.collect::<io::Result<_>>()?,
+            same_until: None,
+        })
+    }
+
+    /// Waits for the next request to stop. Signals that arrive together, or within [`SAME_STOP`] after the last
+    /// request, are one. Dropping the future loses no signal.
+    pub(crate) async fn next(&mut self) -> Signal {
+        if let Some(until) = self.same_until {
+            loop {
+                tokio::select! {
+                    // So that one that has arrived in time counts as that, however late this task runs.
+                    biased;
+                    _ = self.receive() => {}
+                    () = sleep_until(until) => break,
+                }
+            }
+            self.same_until = None;
+        }
+        let signal = self.receive().await;
+        self.same_until = Some(Instant::now() + SAME_STOP);
+        signal
+    }
+
+    /// Waits for any of them.
+    async fn receive(&mut self) -> Signal {
+        std::future::poll_fn(|cx| {
+            for (signal, stream) in &mut self.streams {
+                if stream.poll_recv(cx).is_ready() {
+                    return Poll::Ready(*signal);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+/// Makes each of these signals end the process with its exit code, at once and whatever the process is doing. For
+/// commands that have nothing to finish.
+///
+/// # Errors
+///
+/// If the system refuses.
+pub(crate) fn exit_at_once() -> io::Result<()> {
+    for signal in Signal::all_heeded() {
+        let (number, code) = (signal.kind().as_raw_value(), signal.exit() as i32);
+        let always = Arc::new(AtomicBool::new(true));
+        signal_hook::flag::register_conditional_shutdown(number, code, always)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001003\nSigCgt:\t0\n";
+        assert_eq!(ignored(status), 0x1003);
+        for without in ["", "SigIgn:\t", "SigIgn:\tnone\n"] {
+            assert_eq!(ignored(without), 0);
+        }
     }
 }

@@ -33,7 +33,7 @@ use opentelemetry_sdk::{
 };
 use tonic::{Code, transport::Endpoint};
 
-use crate::transport::Peer;
+use crate::{threads::aside, transport::Peer};
 
 /// How many spans may wait for the collector: a few megabytes, and a second's worth at a few thousand calls
 /// a second. More are dropped, and counted.
@@ -169,11 +169,7 @@ impl Traces {
         let provider = self.0.provider.clone();
         let closing = move || provider.shutdown_with_timeout(within);
         // What could not be sent is counted, and there is nothing else to do about it.
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "it ends by itself, in bounded time"
-        )]
-        let _ = tokio::task::spawn_blocking(closing).await;
+        let _ = aside("spans", closing).await;
         self.0.counts.give_up();
     }
 

@@ -6,13 +6,15 @@ use hashfinder_search::DesiredName;
 
 use crate::{
     cli::{Exit, VerifyArguments, print, say},
-    find::Finding,
+    find::{EMPTY, Finding},
 };
 
 /// Prints what the secret spells, and says whether that is near enough.
 pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
     let text = &arguments.secret;
-    let secret = if arguments.hex {
+    let secret = if text == EMPTY {
+        Ok(Vec::new())
+    } else if arguments.hex {
         from_hex(text).ok_or("hexadecimal; give two digits for each byte")
     } else {
         let why = "standard base64 with its padding; for hexadecimal, give --hex";

@@ -1,4 +1,4 @@
-//! The text from which a stopped search goes on.
+//! The text from which a stopped search resumes.
 
 use std::fmt;
 
@@ -12,17 +12,53 @@ use crate::{
     spelling::{Algorithm, Anchor, Encoding, Spelling},
 };
 
-/// A cursor of what the reference contract has words for begins with it.
-const PREFIX: &str = "hf1_";
+/// The forms of a cursor. Each has its own prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Form {
+    prefix: &'static str,
+    /// Whether it has fields for everything a query can say. Otherwise it is for what the reference contract has
+    /// words for, and shorter.
+    is_general: bool,
+    has_nearest: bool,
+}
 
-/// Every other cursor begins with it.
-const PREFIX_OF_ALL: &str = "hf2_";
+impl Form {
+    const ALL: [Form; 4] = [
+        Form::new("hf1_", false, false),
+        Form::new("hf2_", true, false),
+        Form::new("hf3_", false, true),
+        Form::new("hf4_", true, true),
+    ];
+
+    const fn new(prefix: &'static str, is_general: bool, has_nearest: bool) -> Form {
+        Form {
+            prefix,
+            is_general,
+            has_nearest,
+        }
+    }
+
+    fn of(cursor: &Cursor) -> Form {
+        let query = &cursor.query;
+        let is_simple = query.names().len() == 1
+            && query.spelling() == Spelling::default()
+            && *query.keyspace() == **Keyspace::all();
+        let [simple, general, simple_with_nearest, general_with_nearest] = Form::ALL;
+        match (is_simple, cursor.nearest.is_some()) {
+            (true, false) => simple,
+            (false, false) => general,
+            (true, true) => simple_with_nearest,
+            (false, true) => general_with_nearest,
+        }
+    }
+}
 
 /// How many bytes of the SHA-1 of what stands before it close a cursor. Four let one damaged text
 /// in four thousand million through.
 const CHECKSUM_LEN: usize = 4;
 
-/// What was being searched and how far it came: every index below the frontier has been tried.
+/// What was being searched and how far it came: every index below the frontier has been tried. Optionally also the
+/// nearest secret so far.
 ///
 /// Written out it is a prefix and the URL-safe base64 of some fields, all numbers big-endian, and of the
 /// first four bytes of the SHA-1 of the prefix and these fields.
@@ -34,6 +70,8 @@ const CHECKSUM_LEN: usize = 4;
 ///   number of names (a byte), for each of them its length (two bytes) and its text in UTF-8; and then
 ///   the lengths of the keyspace's alphabet (two bytes), prefix (four bytes) and suffix (two bytes),
 ///   each followed by its bytes. All bytes as the alphabet have the length 0.
+/// - `hf3_` and `hf4_`, with the nearest secret: the same as `hf1_` and `hf2_`, with the secret's index (eight
+///   bytes) after the frontier.
 ///
 /// ```
 /// use hashfinder_search::{Cursor, Distance, Query};
@@ -48,6 +86,8 @@ const CHECKSUM_LEN: usize = 4;
 pub struct Cursor {
     /// The stopped search, beginning at its frontier and without its budget.
     query: Query,
+    /// Below the frontier.
+    nearest: Option<Index>,
 }
 
 /// Why a text is not a cursor.
@@ -56,12 +96,12 @@ pub struct Cursor {
 pub enum CursorError {
     /// It does not begin as a cursor does.
     #[error(
-        "this is not a cursor: one begins with \"{PREFIX}\" or \"{PREFIX_OF_ALL}\"; copy the whole text that was printed"
+        "this is not a cursor: one begins with \"hf1_\", for example; copy the whole text that was printed"
     )]
     Foreign,
     /// It begins as a cursor of another version does.
     #[error(
-        "this cursor was made by another version of hashfinder; this one reads \"{PREFIX}...\" and \"{PREFIX_OF_ALL}...\""
+        "this cursor was made by a later version of hashfinder; this one reads \"hf1_\" to \"hf4_\""
     )]
     OtherVersion,
     /// Something in it was changed or is missing, or makes no sense to this version.
@@ -75,7 +115,29 @@ impl Cursor {
     pub fn new(query: &Query, frontier: Index) -> Cursor {
         Cursor {
             query: query.clone().starting_at(frontier).without_budget(),
+            nearest: None,
         }
+    }
+
+    /// The same place, with the index of the nearest secret that was found so far. An index at or beyond the
+    /// frontier is left out: that secret will be found again.
+    #[must_use]
+    pub fn with_nearest(self, nearest: Option<Index>) -> Cursor {
+        let nearest = nearest.filter(|index| *index < self.frontier());
+        Cursor { nearest, ..self }
+    }
+
+    /// Returns the index of the nearest secret that was found before the search was stopped, if the cursor tells.
+    /// It is below the frontier.
+    #[must_use]
+    pub fn nearest(&self) -> Option<Index> {
+        self.nearest
+    }
+
+    /// Returns whether this is a place of the search for `query`, wherever that begins.
+    #[must_use]
+    pub fn is_of(&self, query: &Query) -> bool {
+        self.query == Cursor::new(query, self.frontier()).query
     }
 
     /// The search that goes on from here; it has no budget until it is given one.
@@ -93,49 +155,47 @@ impl Cursor {
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let query = &self.query;
-        let mut fields = vec![
+        let (query, form) = (&self.query, Form::of(self));
+        let mut fields = Vec::new();
+        if form.is_general {
+            let spelling = query.spelling();
+            fields.extend([
+                place(&Algorithm::ALL, &spelling.algorithm),
+                place(&Encoding::ALL, &spelling.encoding),
+                place(&Anchor::ALL, &spelling.anchor),
+                u8::from(spelling.case_sensitive),
+            ]);
+        }
+        fields.extend([
             query.ideal_distance().get(),
             query.interesting_distance().get(),
-        ];
+        ]);
         fields.extend(query.start().to_be_bytes());
-        let prefix = match query.names() {
-            [name]
-                if query.spelling() == Spelling::default()
-                    && *query.keyspace() == **Keyspace::all() =>
-            {
+        if let Some(nearest) = self.nearest {
+            fields.extend(nearest.to_be_bytes());
+        }
+        if form.is_general {
+            // The limits of each make its length fit.
+            fields.push(query.names().len() as u8);
+            for name in query.names() {
+                fields.extend((name.as_str().len() as u16).to_be_bytes());
                 fields.extend(name.as_str().as_bytes());
-                PREFIX
             }
-            _ => {
-                let spelling = query.spelling();
-                let of_all = [
-                    place(&Algorithm::ALL, &spelling.algorithm),
-                    place(&Encoding::ALL, &spelling.encoding),
-                    place(&Anchor::ALL, &spelling.anchor),
-                    u8::from(spelling.case_sensitive),
-                ];
-                fields.splice(0..0, of_all);
-                // The limits of each make its length fit.
-                fields.push(query.names().len() as u8);
-                for name in query.names() {
-                    fields.extend((name.as_str().len() as u16).to_be_bytes());
-                    fields.extend(name.as_str().as_bytes());
-                }
-                let keyspace = query.keyspace();
-                let alphabet = match keyspace.alphabet().as_bytes() {
-                    all if *all == *Alphabet::bytes().as_bytes() => &[],
-                    some => some,
-                };
-                fields.extend((alphabet.len() as u16).to_be_bytes());
-                fields.extend(alphabet);
-                fields.extend((keyspace.prefix().len() as u32).to_be_bytes());
-                fields.extend(keyspace.prefix());
-                fields.extend((keyspace.suffix().len() as u16).to_be_bytes());
-                fields.extend(keyspace.suffix());
-                PREFIX_OF_ALL
-            }
-        };
+            let keyspace = query.keyspace();
+            let alphabet = match keyspace.alphabet().as_bytes() {
+                all if *all == *Alphabet::bytes().as_bytes() => &[],
+                some => some,
+            };
+            fields.extend((alphabet.len() as u16).to_be_bytes());
+            fields.extend(alphabet);
+            fields.extend((keyspace.prefix().len() as u32).to_be_bytes());
+            fields.extend(keyspace.prefix());
+            fields.extend((keyspace.suffix().len() as u16).to_be_bytes());
+            fields.extend(keyspace.suffix());
+        } else {
+            fields.extend(query.names()[0].as_str().as_bytes());
+        }
+        let prefix = form.prefix;
         fields.extend(checksum(prefix, &fields));
         write!(f, "{prefix}{}", BASE64URL_NOPAD.encode(&fields))
     }
@@ -151,20 +211,20 @@ impl std::str::FromStr for Cursor {
     type Err = CursorError;
 
     fn from_str(text: &str) -> Result<Cursor, CursorError> {
-        let decoded = if let Some(encoded) = text.strip_prefix(PREFIX) {
-            fields(PREFIX, encoded).and_then(|fields| simple(&fields))
-        } else if let Some(encoded) = text.strip_prefix(PREFIX_OF_ALL) {
-            fields(PREFIX_OF_ALL, encoded).and_then(|fields| general(&fields))
+        for form in Form::ALL {
+            if let Some(encoded) = text.strip_prefix(form.prefix) {
+                let fields = fields(form.prefix, encoded);
+                let cursor = fields.and_then(|fields| read(form, &fields));
+                return cursor.ok_or(CursorError::Damaged);
+            }
+        }
+        let version = text.strip_prefix("hf").and_then(|t| t.split_once('_'));
+        let is_version = version.is_some_and(|(version, _)| version.parse::<u32>().is_ok());
+        Err(if is_version {
+            CursorError::OtherVersion
         } else {
-            let version = text.strip_prefix("hf").and_then(|t| t.split_once('_'));
-            let is_version = version.is_some_and(|(version, _)| version.parse::<u32>().is_ok());
-            return Err(if is_version {
-                CursorError::OtherVersion
-            } else {
-                CursorError::Foreign
-            });
-        };
-        decoded.ok_or(CursorError::Damaged)
+            CursorError::Foreign
+        })
     }
 }
 
@@ -207,25 +267,39 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The query of a cursor in the reference's spelling.
-fn simple(fields: &[u8]) -> Option<Cursor> {
+/// Returns the cursor with these fields, if they make sense.
+fn read(form: Form, fields: &[u8]) -> Option<Cursor> {
     let mut fields = Fields(fields);
-    let (ideal, interesting, frontier) = (fields.byte()?, fields.byte()?, fields.number(8)?);
-    let name = std::str::from_utf8(fields.0).ok()?.parse().ok()?;
-    let query = Query::new(name, Distance::from(ideal)).ok()?;
-    going_on(query, interesting, frontier)
+    let spelling = match form.is_general {
+        true => Spelling {
+            algorithm: fields.one_of(&Algorithm::ALL)?,
+            encoding: fields.one_of(&Encoding::ALL)?,
+            anchor: fields.one_of(&Anchor::ALL)?,
+            case_sensitive: fields.one_of(&[false, true])?,
+        },
+        false => Spelling::default(),
+    };
+    let (ideal, interesting) = (fields.byte()?, fields.byte()?);
+    let frontier = fields.number(8)?;
+    let nearest = match form.has_nearest {
+        true => Some(fields.number(8).filter(|nearest| *nearest < frontier)?),
+        false => None,
+    };
+    let ideal = Distance::from(ideal);
+    let query = match form.is_general {
+        true => general(&mut fields, spelling, ideal)?,
+        false => {
+            let name = std::str::from_utf8(fields.0).ok()?.parse().ok()?;
+            Query::new(name, ideal).ok()?
+        }
+    };
+    let query = query.interesting(Distance::from(interesting));
+    let is_possible = frontier <= query.keyspace().end();
+    is_possible.then(|| Cursor::new(&query, frontier).with_nearest(nearest))
 }
 
-/// The query of any other.
-fn general(fields: &[u8]) -> Option<Cursor> {
-    let mut fields = Fields(fields);
-    let spelling = Spelling {
-        algorithm: fields.one_of(&Algorithm::ALL)?,
-        encoding: fields.one_of(&Encoding::ALL)?,
-        anchor: fields.one_of(&Anchor::ALL)?,
-        case_sensitive: fields.one_of(&[false, true])?,
-    };
-    let (ideal, interesting, frontier) = (fields.byte()?, fields.byte()?, fields.number(8)?);
+/// Reads the names and the keyspace of a general cursor.
+fn general(fields: &mut Fields<'_>, spelling: Spelling, ideal: Distance) -> Option<Query> {
     let count = fields.byte()?;
     if !(1..=Query::MAX_NAMES).contains(&usize::from(count)) {
         return None;
@@ -241,18 +315,8 @@ fn general(fields: &[u8]) -> Option<Cursor> {
     };
     let (prefix, suffix) = (fields.bytes(4)?, fields.bytes(2)?);
     let keyspace = Keyspace::new(prefix, alphabet, suffix).ok()?;
-    let query = Query::any(names, Distance::from(ideal))
-        .ok()?
-        .among(keyspace);
-    if !fields.0.is_empty() {
-        return None;
-    }
-    going_on(query, interesting, frontier)
-}
-
-fn going_on(query: Query, interesting: u8, frontier: Index) -> Option<Cursor> {
-    let query = query.interesting(Distance::from(interesting));
-    (frontier <= query.keyspace().end()).then(|| Cursor::new(&query, frontier))
+    let query = Query::any(names, ideal).ok()?.among(keyspace);
+    fields.0.is_empty().then_some(query)
 }
 
 fn checksum(prefix: &str, fields: &[u8]) -> [u8; CHECKSUM_LEN] {
@@ -288,10 +352,14 @@ mod tests {
             ideal in 2..=28_u8,
             interesting in 0..=28_u8,
             frontier: u64,
+            nearest: Option<u64>,
         ) {
             prop_assume!(name.matches('\u{ef}').count() < 2);
             let query = Query::new(name.parse().unwrap(), Distance::from(ideal)).unwrap();
-            let cursor = Cursor::new(&query.interesting(Distance::from(interesting)), frontier);
+            let query = query.interesting(Distance::from(interesting));
+            let cursor = Cursor::new(&query, frontier).with_nearest(nearest);
+            prop_assert!(cursor.is_of(&query.starting_at(7)));
+            prop_assert_eq!(cursor.nearest(), nearest.filter(|nearest| *nearest < frontier));
             prop_assert_eq!(cursor.to_string().parse(), Ok(cursor));
         }
 
@@ -302,12 +370,14 @@ mod tests {
             (prefix, suffix) in (proptest::collection::vec(any::<u8>(), 0..300), proptest::collection::vec(any::<u8>(), 0..9)),
             alphabet in prop_oneof![Just(Alphabet::bytes()), Just(Alphabet::digits()), Just(Alphabet::given(b"ba").unwrap())],
             frontier: u64,
+            nearest: Option<u64>,
             byte: usize,
         ) {
             let names = names.iter().map(|name| DesiredName::new(name, spelling).unwrap());
             let query = Query::any(names, Distance::from(28)).unwrap();
             let query = query.among(Keyspace::new(&prefix, alphabet, &suffix).unwrap());
             let cursor = Cursor::new(&query, frontier.min(query.keyspace().end()));
+            let cursor = cursor.with_nearest(nearest);
             let text = cursor.to_string();
             prop_assert_eq!(text.parse(), Ok(cursor));
             // Whatever was changed, it neither panics nor is taken for another.
@@ -319,7 +389,7 @@ mod tests {
 
         #[test]
         fn fields_that_say_nonsense_are_no_cursor(fields in proptest::collection::vec(any::<u8>(), 0..60)) {
-            for prefix in [PREFIX, PREFIX_OF_ALL] {
+            for Form { prefix, .. } in Form::ALL {
                 let closed = [&fields[..], &checksum(prefix, &fields)].concat();
                 let _ = format!("{prefix}{}", BASE64URL_NOPAD.encode(&closed)).parse::<Cursor>();
             }
@@ -336,8 +406,25 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "(hf[12]_)?.{0,60}") {
+        fn no_text_panics(text in "(hf[1-4]_)?.{0,60}") {
             let _ = text.parse::<Cursor>();
+        }
+    }
+
+    /// A nearest secret that was not tried yet would be shown as found.
+    #[test]
+    fn a_nearest_secret_beyond_the_frontier_is_damage() {
+        let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
+        for (nearest, is_right) in [(6, true), (7, false), (u64::MAX, false)] {
+            let mut fields = vec![0, 0];
+            fields.extend(7_u64.to_be_bytes());
+            fields.extend(u64::to_be_bytes(nearest));
+            fields.extend(b"doctor");
+            fields.extend(checksum("hf3_", &fields));
+            let cursor = format!("hf3_{}", BASE64URL_NOPAD.encode(&fields)).parse();
+            let right = Cursor::new(&query, 7).with_nearest(Some(nearest));
+            let expected = is_right.then_some(right).ok_or(CursorError::Damaged);
+            assert_eq!(cursor, expected, "{nearest}");
         }
     }
 
@@ -347,7 +434,8 @@ mod tests {
             ("", CursorError::Foreign),
             ("doctor", CursorError::Foreign),
             ("hf_", CursorError::Foreign),
-            ("hf3_AAAA", CursorError::OtherVersion),
+            ("hf5_AAAA", CursorError::OtherVersion),
+            ("hf3_AAAA", CursorError::Damaged),
             ("hf2_AAAA", CursorError::Damaged),
             ("hf1_", CursorError::Damaged),
             ("hf1_AAAA", CursorError::Damaged),

@@ -184,14 +184,15 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts `workers` threads that run slices on `backend`.
+    /// Starts threads that run slices on `backend`: `workers`, or as many as the system gives, which
+    /// [`workers`](Self::workers) returns.
     ///
-    /// `clock` tells the time since some fixed moment and never goes back; slices are sized by it. It is
+    /// `clock` returns the time since some fixed moment and never goes back; slices are sized by it. It is
     /// called while the engine holds its lock, so it must not use the engine.
     ///
     /// # Errors
     ///
-    /// If the system has no more threads to give.
+    /// If the system gives not a single thread.
     ///
     /// # Panics
     ///
@@ -208,7 +209,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// If the system has no more threads to give.
+    /// If the system gives not a single thread.
     ///
     /// # Panics
     ///
@@ -233,11 +234,12 @@ impl Engine {
         };
         for number in 0..workers {
             let shared = Arc::clone(&engine.shared);
-            engine.workers.push(
-                thread::Builder::new()
-                    .name(format!("search-{number}"))
-                    .spawn(move || shared.work())?,
-            );
+            let thread = thread::Builder::new().name(format!("search-{number}"));
+            match thread.spawn(move || shared.work()) {
+                Ok(worker) => engine.workers.push(worker),
+                Err(error) if engine.workers.is_empty() => return Err(error),
+                Err(_) => break,
+            }
         }
         Ok(engine)
     }
@@ -312,7 +314,7 @@ impl Engine {
         self.shared.lock().usage(client)
     }
 
-    /// How many threads there are.
+    /// Returns how many threads search.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()

@@ -428,6 +428,14 @@ fn cursors_that_were_written_down() {
     let doctor = doctor.interesting(Distance::from(3));
     let text = "hf1_AQMAAAAAAAAwOWRvY3RvcpYD4Es";
     assert_eq!(Cursor::new(&doctor, 12_345).to_string(), text);
+    let text = "hf3_TODO";
+    let nearest = Some(12_344);
+    assert_eq!(
+        Cursor::new(&doctor, 12_345)
+            .with_nearest(nearest)
+            .to_string(),
+        text
+    );
 
     let spelling = Spelling {
         algorithm: Algorithm::Sha512,
@@ -440,6 +448,13 @@ fn cursors_that_were_written_down() {
     let query = query.among(Keyspace::new(b"<", Alphabet::digits(), b">").unwrap());
     let text = "hf2_AgMCAQQAAAAAAAAAMDkCAARBQkM9AANYWVoACjAxMjM0NTY3ODkAAAABPAABPqBmb18";
     assert_eq!(Cursor::new(&query, 12_345).to_string(), text);
+    let text = "hf4_TODO";
+    assert_eq!(
+        Cursor::new(&query, 12_345)
+            .with_nearest(nearest)
+            .to_string(),
+        text
+    );
 }
 
 /// Searches with several names each, which go on together for long enough to share.

@@ -25,10 +25,11 @@ Examples:
   hashfinder bench --name doctor --name hashfinder --ideal-distance 1 --seconds 5 --json
 
 Exit codes:
-  0  measured
-  2  the command line is wrong
-  4  no secret can ever spell such a name
-  5  a kernel gave a wrong answer, or the output failed")]
+    0  measured
+    2  the command line is wrong
+    4  no secret can ever spell such a name
+    5  a kernel gave a wrong answer, too few threads can be started, or the output failed
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
 pub(crate) struct BenchArguments {
     /// The kernel to measure, or all
     #[arg(long, value_name = "NAME", default_value = "all", value_parser = kernel_or_all)]

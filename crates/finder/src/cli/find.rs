@@ -20,11 +20,12 @@ const CONNECT_TIMEOUT: &str = "20s";
 
 /// Find a secret, in this process or by asking a server.
 ///
-/// A result is a line on stdout with five columns, separated by tabs: the hashed name, the secret
-/// in base64 and in hexadecimal, the distance, and where in the hashed name the match begins
-/// (from 0); with several names a sixth tells which of them it is. Everything else goes to stderr: on a terminal three lines that show how the search comes on,
-/// elsewhere a line now and then. Ctrl-C stops the search and prints the nearest candidate and a
-/// cursor to go on from; a second one leaves at once.
+/// A result is a line on stdout with six columns, separated by tabs: the hashed name, the secret in
+/// base64 and in hexadecimal (`(empty)` if it is empty), the distance, where in the hashed name the
+/// match begins (from 0), and the name. Everything else goes to stderr: on a terminal, three lines of
+/// progress; elsewhere, a line now and then. Ctrl-C, SIGHUP, SIGQUIT and SIGTERM stop the search and
+/// print the nearest candidate and a cursor to resume from; a second signal, if it comes later than
+/// 0.3 s after the first, ends the process at once.
 #[derive(Args, Debug)]
 // Who goes on names nothing anew.
 #[command(mut_arg("names", |names| names.required(false).required_unless_present("resume")))]
@@ -52,8 +53,10 @@ Exit codes:
     3  a limit was reached (hash budget, quota, a full server, the time), or somebody cancelled
        the search at the server; go on with the cursor
     4  no secret can ever match the name
-    5  the server, the connection, the output or the session failed
-  130  stopped by ctrl-C (143: by SIGTERM); go on with the cursor")]
+    5  the server, the connection, the output or the session failed, or there are no threads
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); go on with the cursor
+
+Stdout must be open: a closed one (>&-) cannot be distinguished from /dev/null.")]
 pub(crate) struct FindArguments {
     /// Also show every secret on the way whose distance is less than this
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
@@ -69,7 +72,7 @@ pub(crate) struct FindArguments {
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) maximum_hashes: Option<NonZeroU64>,
 
-    /// Stop after this long, for instance 90s, 5m or 1h30m
+    /// Stop this long after the start of the command, for instance 90s, 5m or 1h30m
     #[arg(long, alias = "timeout", value_name = "DURATION", value_parser = duration)]
     pub(crate) maximum_time: Option<Duration>,
 
@@ -85,7 +88,7 @@ pub(crate) struct FindArguments {
     #[arg(long, value_name = "HOST:PORT", value_parser = server)]
     pub(crate) server: Option<ServerAddress>,
 
-    /// How long to wait for the server to be there
+    /// How long to wait for the server, at the start and if the connection is lost
     #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = duration)]
     pub(crate) connect_timeout: Duration,
 
@@ -141,11 +144,37 @@ impl FindArguments {
                 self.query.query()?.interesting(interesting)
             }
         };
+        check_distances(&query)?;
         Ok(match self.maximum_hashes {
             Some(hashes) => query.hash_budget(hashes),
             None => query,
         })
     }
+}
+
+/// Refuses distances that every secret is within, of which one mistyped figure would print millions.
+fn check_distances(query: &Query) -> Result<(), QueryError> {
+    let Some(shortest) = query
+        .names()
+        .iter()
+        .min_by_key(|name| name.character_count())
+    else {
+        return Ok(());
+    };
+    let length = shortest.character_count();
+    let (ideal, interesting) = (query.ideal_distance(), query.interesting_distance());
+    let (distance, most, flag) = if usize::from(ideal.get()) >= length {
+        (ideal, length - 1, "--ideal-distance")
+    } else if usize::from(interesting.get()) > length {
+        (interesting, length, "--show-inferior")
+    } else {
+        return Ok(());
+    };
+    Err(QueryError::Wrong(format!(
+        "{flag} {distance}: every secret is as near as that to {:?}, which has {length} characters; give {most} at \
+         most",
+        shortest.as_str()
+    )))
 }
 
 /// When results are coloured.

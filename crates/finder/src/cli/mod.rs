@@ -112,8 +112,12 @@ pub(crate) enum Exit {
     Impossible = 4,
     /// The server, the connection or the output failed.
     Failed = 5,
-    /// Stopped by SIGINT: 128 and its number, as shells have it.
+    /// Stopped by SIGHUP. This code and those below are 128 plus the signal's number, as in shells.
+    HungUp = 129,
+    /// Stopped by SIGINT, which ctrl-C sends.
     Interrupted = 130,
+    /// Stopped by SIGQUIT, which ctrl-\ sends.
+    Quit = 131,
     /// Stopped by SIGTERM.
     Terminated = 143,
 }

@@ -38,9 +38,9 @@ const DRAIN_GRACE: &str = "5s";
 
 /// Serve searches to many clients, over gRPC.
 ///
-/// Prints one line on stdout when it listens, and its log on stderr. The first SIGINT or SIGTERM
-/// drains it: no new calls, then those that outlast the grace period are stopped and given a
-/// cursor. A second one leaves at once. HASHFINDER_LOG sets what is logged (info; debug, warn ...).
+/// Prints one line on stdout when it listens, and its log on stderr. SIGINT, SIGTERM, SIGHUP and
+/// SIGQUIT drain it: it takes no new calls, and those that outlast the grace period are stopped and
+/// get a cursor. A second signal, later than 0.3 s after the first, ends it at once. HASHFINDER_LOG sets what is logged (info; debug, warn ...).
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -51,7 +51,7 @@ Examples:
   hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json
 
 Exit codes:
-  0  shut down by SIGINT or SIGTERM, or nothing is wrong (--check)
+  0  shut down by a signal, or nothing is wrong (--check)
   2  the command line is wrong, HASHFINDER_LOG or a file that is named, or strangers could reach it
   5  it cannot listen, or failed")]
 pub(crate) struct ServeArguments {
@@ -131,7 +131,7 @@ pub(crate) struct ServeArguments {
     #[arg(long)]
     pub(crate) reuse_port: bool,
 
-    /// How long calls may go on after SIGINT or SIGTERM
+    /// How long calls may go on after the signal to shut down
     #[arg(long, value_name = "DURATION", default_value = DRAIN_GRACE, value_parser = duration)]
     pub(crate) drain_grace: Duration,
 

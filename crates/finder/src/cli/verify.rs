@@ -8,7 +8,7 @@ use super::{SpellingArguments, distance};
 /// Check a secret: what it spells, and how far that is from a name.
 ///
 /// Prints the secret's line as `find` does: the hashed name, the secret in base64 and in hexadecimal,
-/// the distance, and where in the hashed name the match begins (from 0).
+/// the distance, where in the hashed name the match begins (from 0), and the name.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -25,7 +25,7 @@ Exit codes:
   2  the command line is wrong, the secret for one
   5  the output failed")]
 pub(crate) struct VerifyArguments {
-    /// The secret, of any length, in standard base64
+    /// The secret, of any length, in standard base64; `(empty)` for the empty one
     #[arg(value_name = "SECRET")]
     pub(crate) secret: String,
 

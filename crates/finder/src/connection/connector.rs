@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IoSlice},
+    net::{SocketAddr, ToSocketAddrs},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
@@ -22,7 +23,7 @@ use tokio_rustls::{
 use tower_service::Service;
 
 use super::access::bare_host;
-use crate::cli::ServerAddress;
+use crate::{cli::ServerAddress, threads::aside};
 
 /// What we speak.
 pub(super) const ALPN: &[u8] = b"h2";
@@ -108,13 +109,24 @@ impl Connector {
 
 async fn tcp(authority: &Authority) -> io::Result<TcpStream> {
     let port = authority.port_u16().unwrap_or_default();
-    let tcp = TcpStream::connect((bare_host(authority), port)).await?;
+    let tcp = TcpStream::connect(&*resolved(bare_host(authority), port).await?).await?;
     tcp.set_nodelay(true)?;
     let (after, interval, retries) = KEEPALIVE;
     let keepalive = TcpKeepalive::new().with_time(after);
     let keepalive = keepalive.with_interval(interval).with_retries(retries);
     SockRef::from(&tcp).set_tcp_keepalive(&keepalive)?;
     Ok(tcp)
+}
+
+/// Returns the addresses of a host. Dropping the future abandons the thread that asks for them.
+async fn resolved(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    // tokio's own look-up panics where no thread can be started.
+    let host = host.to_owned();
+    let addresses = aside("resolve", move || (host, port).to_socket_addrs());
+    Ok(addresses.await??.collect())
 }
 
 impl Service<Uri> for Connector {

@@ -54,8 +54,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects, waiting for a server that is not there yet; tells `say` when it takes long enough to be
-    /// noticed. Dropping the future gives it up.
+    /// Connects, waiting for a server that is not there yet; calls `notice` with the reason when it takes long
+    /// enough to be noticed. Dropping the future gives it up.
     ///
     /// # Errors
     ///
@@ -65,24 +65,21 @@ impl Connection {
         server: &ServerAddress,
         arguments: &ConnectionArguments,
         timeout: Duration,
-        say: impl FnOnce(String),
+        notice: impl FnOnce(&str),
     ) -> Result<Connection> {
         let access = Access::new(server, arguments)?;
         let last_error = Mutex::new(SILENT.to_owned());
         let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
         let mut reached = pin!(reach(server, &access, &last_error));
         let shown = humantime::format_duration(timeout);
-        let notice = NOTICE_AFTER.min(timeout);
-        if let Ok(connection) = tokio::time::timeout(notice, &mut reached).await {
+        let at_once = NOTICE_AFTER.min(timeout);
+        if let Ok(connection) = tokio::time::timeout(at_once, &mut reached).await {
             return connection;
         }
-        if notice < timeout {
-            say(format!(
-                "waiting up to {shown} for a server at {server}: {}",
-                why()
-            ));
+        if at_once < timeout {
+            notice(&why());
         }
-        match tokio::time::timeout(timeout - notice, reached).await {
+        match tokio::time::timeout(timeout - at_once, reached).await {
             Ok(connection) => connection,
             Err(_) => bail!(
                 "no server at {server} within {shown}: {}; start one with `hashfinder serve`, or give \

@@ -15,7 +15,8 @@ use hashfinder_search::{
     StopCause,
 };
 
-use super::{Ending, Finding, Source, Stopper, Told, summary_of};
+use super::{Ending, Finding, Source, Stopper, Told, status::Status, summary_of};
+use crate::threads::NO_THREAD;
 
 /// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
 /// nothing that could be measured, and comes up soon.
@@ -54,19 +55,26 @@ struct Stop {
 }
 
 impl LocalSearch {
-    /// Begins it; it ends with the last of as many answers as are wanted.
+    /// Begins it; it ends with the last of as many answers as are wanted. If the system gives fewer threads than
+    /// `threads`, it searches with those and says so.
     pub(super) fn start(
         query: &Query,
         wanted: u64,
         threads: Option<NonZeroUsize>,
         kernel: Option<Kernel>,
+        status: &Status,
     ) -> Result<LocalSearch> {
         let threads = threads.or_else(|| thread::available_parallelism().ok());
         let began = Instant::now();
         let threads = threads.map_or(1, usize::from);
         let kernel = kernel.unwrap_or_else(Kernel::best);
-        let engine = Engine::start(threads, kernel, move || began.elapsed())
-            .context("cannot start the search threads")?;
+        let engine = Engine::start(threads, kernel, move || began.elapsed()).context(NO_THREAD)?;
+        if engine.workers() < threads {
+            status.say(format_args!(
+                "only {} of {threads} threads search: the system gives no more (ulimit -u)",
+                engine.workers()
+            ));
+        }
         let interesting = query.interesting_distance().max(near(query));
         let watched = query.clone().interesting(interesting);
         let search = engine.search(Client::default(), watched.clone(), |_| ())?;
@@ -262,7 +270,8 @@ mod tests {
     async fn nothing_is_told_that_lies_below_a_frontier() {
         let query = Query::new("docto".parse().unwrap(), Distance::ZERO).unwrap();
         let query = query.interesting(Distance::from(4));
-        let mut search = LocalSearch::start(&query, 3, NonZeroUsize::new(2), None).unwrap();
+        let search = LocalSearch::start(&query, 3, NonZeroUsize::new(2), None, &Status::new(true));
+        let mut search = search.unwrap();
         let (mut frontier, mut told) = (0, 0);
         let last = loop {
             let finding = match search.next().await.unwrap() {

@@ -6,20 +6,18 @@ mod reference;
 mod remote;
 mod session;
 mod status;
+mod stop;
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use hashfinder_search::{Cursor, Index, Odds, Query};
-use tokio::{
-    sync::oneshot,
-    time::{MissedTickBehavior, interval, sleep},
-};
+use tokio::time::{MissedTickBehavior, interval};
 
-pub(crate) use self::output::Finding;
+pub(crate) use self::output::{EMPTY, Finding};
 pub(crate) use self::session::SessionName;
 pub(crate) use self::status::takes_escapes;
 use self::{
@@ -28,16 +26,16 @@ use self::{
     remote::RemoteSearch,
     session::Session,
     status::{Progress, REDRAW_EVERY, Status},
+    stop::{StopCause, Stops, TimeLimit},
 };
 use crate::{
     cli::{Exit, FindArguments, QueryError},
     recipes::SearchArguments,
-    signals::{Signal, Signals},
+    threads::aside,
 };
 
-/// How long a search that was told to stop may take before we say that it does. It takes a slice,
-/// but whoever reads our output may be in the way.
-const STOP_PATIENCE: Duration = Duration::from_millis(500);
+/// What is added to the reason why a command was stopped before it searched.
+const NOT_STARTED: &str = "; no search was started";
 
 /// What a search tells, wherever it runs.
 enum Told {
@@ -98,13 +96,6 @@ trait Source {
     async fn close(self);
 }
 
-/// Why a search was told to stop.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum StopCause {
-    Signal(Signal),
-    MaximumTime(Duration),
-}
-
 /// How the command ended, for people, programs and the shell.
 struct Conclusion {
     /// In a word, for programs.
@@ -140,25 +131,44 @@ impl Conclusion {
             ..self
         }
     }
+
+    /// Of a command that was stopped, with `what` about the search.
+    fn stopped(cause: StopCause, what: &str) -> Conclusion {
+        match cause {
+            StopCause::Signal(signal) => {
+                let why = format!("stopped by {signal}{what}");
+                Conclusion::new("stopped", why, signal.exit())
+            }
+            StopCause::MaximumTime(limit) => {
+                Conclusion::new("limit", format!("{limit}{what}"), Exit::Limit)
+            }
+        }
+    }
 }
 
 /// Runs the command. Dropping the future cancels the search.
 pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
+    let arguments = Arc::new(arguments);
     let status = Arc::new(Status::new(arguments.quiet));
-    let query = match arguments.query() {
-        Err(QueryError::Wrong(why)) => {
-            status.fail(why);
-            return Ok(Exit::Usage);
-        }
-        query => query,
+    let mut stops = Stops::new(TimeLimit::start(arguments.maximum_time))?;
+    let query = match stops.unless_stopped(query(&arguments)).await {
+        Ok(query) => match query? {
+            Err(QueryError::Wrong(why)) => {
+                status.fail(why);
+                return Ok(Exit::Usage);
+            }
+            query => Ok(query),
+        },
+        Err(cause) => Err(cause),
     };
     let mut output = Output::new(&arguments, Arc::clone(&status));
     let ended = match query {
-        Ok(query) => search(&arguments, query, &status, &mut output).await,
-        Err(impossible) => {
+        Ok(Ok(query)) => search(&arguments, query, stops, &status, &mut output).await,
+        Ok(Err(impossible)) => {
             let why = impossible.to_string();
             Ok(Conclusion::new("impossible", why, Exit::Impossible))
         }
+        Err(cause) => Ok(Conclusion::stopped(cause, NOT_STARTED)),
     };
     status.clear();
     match ended {
@@ -184,6 +194,16 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     }
 }
 
+/// Returns what is searched for. A file that the secrets begin with is read on a thread of its own, for it may be a
+/// pipe into which nothing is written.
+async fn query(arguments: &Arc<FindArguments>) -> Result<Result<Query, QueryError>> {
+    if arguments.query.keyspace.secret_prefix_file.is_none() {
+        return Ok(arguments.query());
+    }
+    let arguments = Arc::clone(arguments);
+    Ok(aside("read", move || arguments.query()).await?)
+}
+
 /// Searches in this process, for a recipe, and gives the answer, or how the command ends without one.
 ///
 /// The queries are searched one after another: each has a budget, but for the last, and begins at the
@@ -205,13 +225,12 @@ pub(crate) async fn first(
 ) -> Result<Result<Finding, Exit>> {
     let mut queries = queries.into_iter();
     let query = queries.next().expect("a recipe searches for something");
-    let signals = Signals::new().context("cannot listen to signals")?;
+    let stops = Stops::new(TimeLimit::start(arguments.maximum_time))?;
     let status = Arc::new(Status::new(arguments.quiet));
     let mut output = Output::kept(&query, Arc::clone(&status));
-    let search = LocalSearch::start(&query, 1, arguments.threads, None)?.then(queries);
-    let stop = (signals, arguments.maximum_time);
+    let search = LocalSearch::start(&query, 1, arguments.threads, None, &status)?.then(queries);
     let begins = query.start();
-    let ended = follow(search, &query, begins, stop, None, &mut output, &status).await;
+    let ended = follow(search, &query, begins, stops, None, &mut output, &status).await;
     status.clear();
     let ended = ended?;
     if let (Exit::Success, Some(answer)) = (ended.exit, output.best()) {
@@ -227,16 +246,24 @@ pub(crate) async fn first(
 }
 
 async fn search(
-    arguments: &FindArguments,
+    arguments: &Arc<FindArguments>,
     mut query: Query,
+    mut stops: Stops,
     status: &Arc<Status>,
     output: &mut Output,
 ) -> Result<Conclusion> {
-    let mut signals = Signals::new().context("cannot listen to signals")?;
     let mut wanted = arguments.count.get();
+    let mut nearest = arguments.resume.as_ref().and_then(Cursor::nearest);
     let mut session = None;
     if let Some(name) = &arguments.session {
-        let held = Session::open(name, &query, wanted)?;
+        let opening = aside("session", {
+            let (name, query) = (name.clone(), query.clone());
+            move || Session::open(&name, &query, wanted)
+        });
+        let held = match stops.unless_stopped(opening).await {
+            Ok(held) => held??,
+            Err(cause) => return Ok(Conclusion::stopped(cause, NOT_STARTED)),
+        };
         if held.frontier() > query.start() {
             let (tried, answers) = (held.frontier(), held.answers());
             status.say(format_args!(
@@ -245,29 +272,32 @@ async fn search(
         }
         wanted -= held.answers();
         query = query.starting_at(held.frontier());
+        nearest = held.nearest();
         session = Some(held);
     }
+    output.begin_with(&query, nearest);
     let Some(server) = &arguments.server else {
-        let search = LocalSearch::start(&query, wanted, arguments.threads, arguments.kernel)?;
-        let stop = (signals, arguments.maximum_time);
-        return follow(search, &query, 0, stop, session, output, status).await;
+        let (threads, kernel) = (arguments.threads, arguments.kernel);
+        let search = LocalSearch::start(&query, wanted, threads, kernel, status)?;
+        return follow(search, &query, 0, stops, session, output, status).await;
     };
-    let starting = RemoteSearch::start(server, &query, wanted, arguments, status);
-    let search = tokio::select! {
-        search = starting => search?,
-        signal = signals.next() => {
-            let why = format!("stopped by {signal}; no search was started");
-            return Ok(Conclusion::new("stopped", why, exit_of(signal)));
+    let limit = stops.limit();
+    let starting = RemoteSearch::start(server, &query, wanted, arguments, limit, status);
+    let search = match stops.unless_stopped(starting).await {
+        Ok(search) => search?,
+        Err(cause) => {
+            let cursor = Cursor::new(&query, query.start()).with_nearest(nearest);
+            return Ok(Conclusion::stopped(cause, NOT_STARTED).at(cursor));
         }
     };
-    // The server is told the timeout, and the call's handle keeps it.
-    let stop = (signals, None);
+    // The server is told the maximum time, and from now on the search keeps it.
+    let stops = stops.without_limit();
     match search {
         RemoteSearch::Finder(search) => {
-            follow(*search, &query, 0, stop, session, output, status).await
+            follow(*search, &query, 0, stops, session, output, status).await
         }
         RemoteSearch::Reference(search) => {
-            follow(*search, &query, 0, stop, session, output, status).await
+            follow(*search, &query, 0, stops, session, output, status).await
         }
     }
 }
@@ -279,12 +309,13 @@ async fn follow<S: Source>(
     mut search: S,
     query: &Query,
     first: Index,
-    (signals, timeout): (Signals, Option<Duration>),
+    stops: Stops,
     mut session: Option<Session>,
     output: &mut Output,
     status: &Arc<Status>,
 ) -> Result<Conclusion> {
     let began = Instant::now();
+    let mut stopping = stops.stop(search.stopper(), Arc::clone(status));
     // Some tens of milliseconds at most, while the search goes on.
     let odds = Odds::any(query.names(), query.ideal_distance());
     let before = session.as_ref().map_or(0, Session::answers);
@@ -299,7 +330,6 @@ async fn follow<S: Source>(
     // The first comes at once, when there is nothing to show yet.
     ticks.tick().await;
     let mut cause = None;
-    let mut stopping = stop_when_told(signals, timeout, search.stopper(), Arc::clone(status));
     let ending = loop {
         let told = tokio::select! {
             // Who is told to stop hears it before anything else, however much there is to print.
@@ -315,9 +345,9 @@ async fn follow<S: Source>(
                 progress.show(status, began.elapsed(), frontier, answers, best);
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
-                    let kept = session.keep_at_times(frontier, output.answers());
+                    let cursor = output.cursor(query, frontier);
+                    let kept = session.keep_at_times(&cursor, output.answers());
                     kept.map_err(|error| {
-                        let cursor = Cursor::new(query, frontier);
                         let server = search.resumes_at();
                         not_kept(&error, &go_on_at(&cursor, output.left(), server))
                     })?;
@@ -341,14 +371,14 @@ async fn follow<S: Source>(
         let frontier = search.frontier();
         let unseen = told.finding().filter(|_| frontier.is_some());
         let unseen = unseen.and_then(|finding| query.keyspace().index_of(&finding.secret));
-        let cursor = Cursor::new(query, unseen.unwrap_or(query.start()));
+        let cursor = output.cursor(query, unseen.unwrap_or(query.start()));
         if let Err(error) = read {
             break Ending::Failed(format!("{error:#}"), cursor);
         }
         // Who has seen enough, as `head` has, wants to hear no more.
         search.close().await;
         if let Some(session) = &mut session {
-            session.keep(cursor.frontier(), output.answers())?;
+            session.keep(&cursor, output.answers())?;
         }
         return Ok(Conclusion::new("unread", None, Exit::Success));
     };
@@ -362,14 +392,18 @@ async fn follow<S: Source>(
     // The search may have been stopped since we last asked; why was told before.
     let cause = cause.or_else(|| stopping.try_recv().ok());
     let ended = conclude(ending, cause, output.answers());
+    let ended = Conclusion {
+        cursor: ended
+            .cursor
+            .map(|cursor| output.cursor(query, cursor.frontier())),
+        ..ended
+    };
     let kept = session.is_some();
     if let Some(mut session) = session {
         match &ended.cursor {
-            Some(cursor) => session
-                .keep(cursor.frontier(), output.answers())
-                .map_err(|error| {
-                    not_kept(&error, &go_on_at(cursor, output.left(), server.as_deref()))
-                })?,
+            Some(cursor) => session.keep(cursor, output.answers()).map_err(|error| {
+                not_kept(&error, &go_on_at(cursor, output.left(), server.as_deref()))
+            })?,
             None => session.finish()?,
         }
     }
@@ -389,54 +423,6 @@ async fn follow<S: Source>(
     })
 }
 
-/// Calls `stop` at the first signal or when the time is up, and tells which it was; leaves the
-/// process at the second signal.
-///
-/// It happens on a task of its own, because whoever prints may be waiting for a reader who does
-/// not read, and has no ear for either then.
-fn stop_when_told(
-    mut signals: Signals,
-    timeout: Option<Duration>,
-    stop: Stopper,
-    status: Arc<Status>,
-) -> oneshot::Receiver<StopCause> {
-    let (sender, receiver) = oneshot::channel();
-    tokio::spawn(async move {
-        let expired = async {
-            match timeout {
-                Some(timeout) => {
-                    sleep(timeout).await;
-                    timeout
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let (cause, mut again) = tokio::select! {
-            signal = signals.next() => (StopCause::Signal(signal), true),
-            timeout = expired => (StopCause::MaximumTime(timeout), false),
-        };
-        // Nobody listens any more only when the search is over anyway.
-        let _ = sender.send(cause);
-        stop();
-        loop {
-            tokio::select! {
-                signal = signals.next() => {
-                    if again {
-                        status.clear();
-                        std::process::exit(exit_of(signal) as i32);
-                    }
-                    again = true;
-                }
-                () = sleep(STOP_PATIENCE) => break,
-            }
-        }
-        status.say("still stopping; ctrl-C leaves at once");
-        let signal = signals.next().await;
-        std::process::exit(exit_of(signal) as i32);
-    });
-    receiver
-}
-
 /// What an ending comes to, given why the search was stopped, if it was, and how many answers it had.
 fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusion {
     match (ending, cause) {
@@ -453,15 +439,7 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
         (Ending::Refused(why, cursor), _) => {
             Conclusion::new("refused", why, Exit::Usage).at(cursor)
         }
-        (Ending::Stopped(cursor), Some(StopCause::Signal(signal))) => {
-            let why = format!("stopped by {signal}");
-            Conclusion::new("stopped", why, exit_of(signal)).at(cursor)
-        }
-        (Ending::Stopped(cursor), Some(StopCause::MaximumTime(timeout))) => {
-            let timeout = humantime::format_duration(timeout);
-            let why = format!("the maximum time of {timeout} has passed");
-            Conclusion::new("limit", why, Exit::Limit).at(cursor)
-        }
+        (Ending::Stopped(cursor), Some(cause)) => Conclusion::stopped(cause, "").at(cursor),
         (Ending::Stopped(cursor), None) => {
             let why = "the search was stopped, though nobody asked for it".to_owned();
             Conclusion::new("failed", why, Exit::Failed).at(cursor)
@@ -508,13 +486,6 @@ fn go_on_at(cursor: &Cursor, left: u64, server: Option<&str>) -> String {
 /// What went wrong with keeping a session, and how to go on without it.
 fn not_kept(error: &anyhow::Error, go_on: &str) -> anyhow::Error {
     anyhow!("{error:#}\n{go_on}")
-}
-
-fn exit_of(signal: Signal) -> Exit {
-    match signal {
-        Signal::Interrupt => Exit::Interrupted,
-        Signal::Terminate => Exit::Terminated,
-    }
 }
 
 #[cfg(test)]
@@ -572,8 +543,9 @@ mod tests {
         let search = Prompt(Cursor::new(&query, 5), Arc::default());
         let status = Arc::new(Status::new(true));
         let mut output = Output::new(&arguments, Arc::clone(&status));
-        let stop = (Signals::new().unwrap(), Some(Duration::from_millis(1)));
-        let ended = follow(search, &query, 0, stop, None, &mut output, &status);
+        let limit = TimeLimit::start(Some(Duration::from_millis(1)));
+        let stops = Stops::new(limit).unwrap();
+        let ended = follow(search, &query, 0, stops, None, &mut output, &status);
         assert_eq!(ended.await.unwrap().how, "limit");
     }
 }

@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
-use hashfinder_search::{Candidate, DesiredName, Distance, HashedName, Index, Query, Spelling};
+use hashfinder_search::{
+    Candidate, Cursor, DesiredName, Distance, HashedName, Index, Query, Spelling,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -20,6 +22,9 @@ use crate::cli::{Color, FindArguments};
 
 /// Begins what is highlighted, in bold green, and ends it.
 const HIGHLIGHT: (&str, &str) = ("\x1b[1;32m", "\x1b[0m");
+
+/// How the empty secret is written in a column.
+pub(crate) const EMPTY: &str = "(empty)";
 
 /// A secret that was found, with everything that is shown of it.
 #[derive(Clone, Debug)]
@@ -91,11 +96,17 @@ impl Finding {
         format!("{before}{begin}{window}{end}{after}")
     }
 
-    /// All but the hashed name.
+    /// The columns after the hashed name. None of them is empty, so that `read` and awk see each.
     fn columns(&self) -> String {
-        let secret = BASE64_STANDARD.encode(&self.secret);
-        let (hex, distance, window) = (self.hex(), self.distance, self.window);
-        format!("{secret}\t{hex}\t{distance}\t{window}")
+        let or_empty = |text: String| match text.is_empty() {
+            true => EMPTY.to_owned(),
+            false => text,
+        };
+        let secret = or_empty(BASE64_STANDARD.encode(&self.secret));
+        let hex = or_empty(self.hex());
+        let (distance, window) = (self.distance, self.window);
+        let name = self.name.as_str().escape_debug();
+        format!("{secret}\t{hex}\t{distance}\t{window}\t{name}")
     }
 
     fn as_json(&self) -> Value {
@@ -219,17 +230,17 @@ impl Output {
 
     /// Prints a secret on the way, if it is near enough to be shown; says whether anybody reads.
     pub(super) fn candidate(&mut self, finding: &Finding) -> Result<bool> {
-        self.note(finding);
         if finding.distance < self.asked.interesting.get() {
             self.line("candidate", finding)?;
         }
+        self.note(finding);
         Ok(self.read)
     }
 
     /// Prints a secret within the ideal distance; says whether anybody reads.
     pub(super) fn answer(&mut self, finding: &Finding) -> Result<bool> {
-        self.note(finding);
         self.line("result", finding)?;
+        self.note(finding);
         self.answers += u64::from(self.read);
         Ok(self.read)
     }
@@ -258,6 +269,20 @@ impl Output {
         self.print(&record.to_string())
     }
 
+    /// Begins with the nearest secret that earlier runs of this search have found, if there is one.
+    pub(super) fn begin_with(&mut self, query: &Query, nearest: Option<Index>) {
+        let secret = nearest.map(|index| query.keyspace().secret(index));
+        let nearest = secret.and_then(|secret| query.nearest(&secret));
+        self.best = nearest.map(|nearest| Finding::new(query, nearest));
+    }
+
+    /// Returns the place of a search that has tried every index below `frontier`, with the nearest secret so far.
+    pub(super) fn cursor(&self, query: &Query, frontier: Index) -> Cursor {
+        let best = self.best.as_ref();
+        let nearest = best.and_then(|best| query.keyspace().index_of(&best.secret));
+        Cursor::new(query, frontier).with_nearest(nearest)
+    }
+
     /// The nearest that has been seen.
     pub(super) fn best(&self) -> Option<&Finding> {
         self.best.as_ref()
@@ -284,7 +309,7 @@ impl Output {
 
     /// Its row.
     pub(super) fn best_row(&self) -> Option<String> {
-        self.best.as_ref().map(|best| self.row(best, false))
+        self.best.as_ref().map(ToString::to_string)
     }
 
     /// How many secrets within the ideal distance were printed.
@@ -292,9 +317,11 @@ impl Output {
         self.answers
     }
 
+    /// Remembers a secret if it is the nearest so far. One that was not printed though it should be does not
+    /// count: it will be found again.
     fn note(&mut self, finding: &Finding) {
         let best = self.best.as_ref();
-        if best.is_none_or(|best| finding.distance < best.distance) {
+        if self.read && best.is_none_or(|best| finding.distance < best.distance) {
             self.best = Some(finding.clone());
         }
     }
@@ -303,9 +330,8 @@ impl Output {
         if !self.headed {
             self.headed = true;
             let (title, width) = ("hashed name", finding.hashed_name.as_str().len());
-            let name = if self.tells_names() { "\tname" } else { "" };
             self.status.line(&format!(
-                "{title:width$}\tsecret  \thex     \tdist.\twindow{name}"
+                "{title:width$}\tsecret  \thex     \tdist.\twindow\tname"
             ));
         }
         let line = match self.form {
@@ -314,29 +340,13 @@ impl Output {
                 record["type"] = kind.into();
                 record.to_string()
             }
-            Form::Columns { colored } => self.row(finding, colored),
+            Form::Columns { colored: false } => finding.to_string(),
+            Form::Columns { colored: true } => {
+                format!("{}\t{}", finding.highlighted(), finding.columns())
+            }
             Form::Kept => return Ok(()),
         };
         self.print(&line)
-    }
-
-    /// A finding's columns.
-    fn row(&self, finding: &Finding, colored: bool) -> String {
-        let row = if colored {
-            format!("{}\t{}", finding.highlighted(), finding.columns())
-        } else {
-            finding.to_string()
-        };
-        if self.tells_names() {
-            format!("{row}\t{}", finding.name.as_str().escape_debug())
-        } else {
-            row
-        }
-    }
-
-    /// Whether it has to be told which name was found.
-    fn tells_names(&self) -> bool {
-        self.asked.names.len() > 1
     }
 
     fn print(&mut self, line: &str) -> Result<()> {

@@ -3,6 +3,7 @@
 
 use std::{
     num::NonZeroU64,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -10,6 +11,7 @@ use std::{
 use anyhow::{Result, bail, ensure};
 use hashfinder_search::{Cursor, Index, Keyspace, Query, Spelling};
 use prost_types::Duration;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 use tonic_cancel::{CallOptions, Canceller, StreamingCall};
 
@@ -18,6 +20,7 @@ use super::{
     output::Finding,
     reference::ReferenceSearch,
     status::{REDRAW_EVERY, Status as Stderr},
+    stop::TimeLimit,
     summary_of,
 };
 use crate::{
@@ -40,7 +43,8 @@ pub(super) enum RemoteSearch {
 
 impl RemoteSearch {
     /// Connects, waiting for a server that is not there yet, and begins a search that ends with the last
-    /// of as many answers as are wanted. Dropping the future gives it up.
+    /// of as many answers as are wanted. The search keeps the limit, but connecting does not: dropping the future
+    /// gives that up.
     ///
     /// # Errors
     ///
@@ -49,22 +53,16 @@ impl RemoteSearch {
         server: &ServerAddress,
         query: &Query,
         wanted: u64,
-        arguments: &FindArguments,
+        arguments: &Arc<FindArguments>,
+        limit: Option<TimeLimit>,
         stderr: &Arc<Stderr>,
     ) -> Result<RemoteSearch> {
         let server = &arguments.connection.address(server);
-        let timeout = arguments.connect_timeout;
-        let connecting = Connection::open(server, &arguments.connection, timeout, |waiting| {
-            stderr.say(waiting);
-        });
+        let connecting = connect(server.clone(), Arc::clone(arguments), limit, stderr);
         let connection = connecting.await?;
         let began = Instant::now();
-        // One that lies beyond what the clock can show is none.
-        let deadline = arguments
-            .maximum_time
-            .and_then(|time| began.checked_add(time));
-        let options = deadline.map_or(CallOptions::new(), |deadline| {
-            CallOptions::new().deadline(deadline)
+        let options = limit.map_or(CallOptions::new(), |limit| {
+            CallOptions::new().deadline(limit.deadline)
         });
         let budget = arguments.maximum_hashes;
         let mut call = search(&connection, query, query.start(), budget, options);
@@ -84,8 +82,8 @@ impl RemoteSearch {
             return Ok(RemoteSearch::Reference(Box::new(search)));
         }
         let stop = Stop {
-            requested: false,
-            canceller: call.canceller(),
+            is_requested: CancellationToken::new(),
+            canceller: Mutex::new(call.canceller()),
         };
         Ok(RemoteSearch::Finder(Box::new(FinderSearch {
             query: query.clone(),
@@ -100,13 +98,39 @@ impl RemoteSearch {
             answer: None,
             ended: None,
             next: None,
-            stop: Arc::new(Mutex::new(stop)),
+            reconnecting: None,
+            last_lost: None,
+            stop: Arc::new(stop),
             began,
             server: server.clone(),
             resumes_at: arguments.connection.flags(server),
             connection,
+            limit,
+            arguments: Arc::clone(arguments),
             stderr: Arc::clone(stderr),
         })))
+    }
+}
+
+/// Connects to a server, waiting for one that is not there yet for as long as `--connect-timeout` says. Dropping the
+/// future gives it up.
+fn connect(
+    server: ServerAddress,
+    arguments: Arc<FindArguments>,
+    limit: Option<TimeLimit>,
+    stderr: &Arc<Stderr>,
+) -> impl Future<Output = Result<Connection>> + use<> {
+    let stderr = Arc::clone(stderr);
+    async move {
+        let timeout = arguments.connect_timeout;
+        let until = limit.map_or(timeout, |limit| timeout.min(limit.time));
+        let until = humantime::format_duration(until);
+        let notice = |why: &str| {
+            stderr.say(format_args!(
+                "waiting up to {until} for a server at {server}: {why}"
+            ));
+        };
+        Connection::open(&server, &arguments.connection, timeout, notice).await
     }
 }
 
@@ -172,7 +196,13 @@ pub(super) struct FinderSearch {
     ended: Option<SearchEnded>,
     /// Where to go on after an answer, or when the connection was lost.
     next: Option<Index>,
-    stop: Arc<Mutex<Stop>>,
+    /// A new connection, while one is made in place of one that was lost.
+    reconnecting: Option<Pin<Box<dyn Future<Output = Result<Connection>>>>>,
+    /// The frontier at which a connection was lost last.
+    last_lost: Option<Index>,
+    stop: Arc<Stop>,
+    limit: Option<TimeLimit>,
+    arguments: Arc<FindArguments>,
     began: Instant,
     server: ServerAddress,
     /// The flags that ask there again.
@@ -183,8 +213,16 @@ pub(super) struct FinderSearch {
 
 /// What a stopper needs: the call that is under way, and whether another may begin.
 struct Stop {
-    requested: bool,
-    canceller: Canceller,
+    is_requested: CancellationToken,
+    canceller: Mutex<Canceller>,
+}
+
+impl Stop {
+    fn canceller(&self) -> MutexGuard<'_, Canceller> {
+        self.canceller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl FinderSearch {
@@ -246,13 +284,22 @@ impl FinderSearch {
             return Some(Told::Answer(finding));
         }
         let cancelled = self.call.cancelled();
-        // Where nothing was gained since the last time, another one would gain nothing either.
-        if is_lost(status) && !cancelled && self.ended.is_none() && self.frontier > self.from {
+        // If nothing was gained since the last time, another connection would gain nothing either.
+        let has_gained = self.last_lost != Some(self.frontier);
+        if is_lost(status) && !cancelled && self.ended.is_none() && has_gained {
             self.stderr.say(format_args!(
                 "the connection to the server at {} was lost; going on there",
                 self.server
             ));
+            self.last_lost = Some(self.frontier);
             self.next = Some(self.frontier);
+            let (server, arguments) = (self.server.clone(), Arc::clone(&self.arguments));
+            self.reconnecting = Some(Box::pin(connect(
+                server,
+                arguments,
+                self.limit,
+                &self.stderr,
+            )));
             return None;
         }
         let ended = self.ended.take().unwrap_or_default();
@@ -289,8 +336,7 @@ impl FinderSearch {
     /// Whether a cursor is one of this search, and leaves nothing out that was not told.
     fn concerns(&self, cursor: &Cursor) -> bool {
         let frontier = cursor.frontier();
-        *cursor == Cursor::new(&self.query, frontier)
-            && (self.frontier..=self.end_of_search()).contains(&frontier)
+        cursor.is_of(&self.query) && (self.frontier..=self.end_of_search()).contains(&frontier)
     }
 
     fn budget_spent(&self) -> Ending {
@@ -308,26 +354,51 @@ impl FinderSearch {
                 return Some(self.budget_spent());
             }
         }
-        // Held throughout, so that nobody cancels the old call when the new one has begun.
-        let mut stop = lock(&self.stop);
-        if stop.requested {
+        // Held throughout, so that a stopper cannot cancel the old call when the new one has begun.
+        let mut canceller = self.stop.canceller();
+        if self.stop.is_requested.is_cancelled() {
             return Some(Ending::Stopped(Cursor::new(&self.query, from)));
         }
         self.call = search(&self.connection, &self.query, from, left, self.options);
         (self.from, self.progressed) = (from, from);
         self.ended = None;
-        stop.canceller = self.call.canceller();
+        *canceller = self.call.canceller();
         None
     }
-}
 
-fn lock(stop: &Mutex<Stop>) -> MutexGuard<'_, Stop> {
-    stop.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Waits for the connection that replaces a lost one, if there is one to wait for. Returns how the search ends
+    /// if there is none. Dropping the future loses nothing.
+    async fn reconnect(&mut self) -> Option<Ending> {
+        let reconnecting = self.reconnecting.as_mut()?;
+        let cursor = Cursor::new(&self.query, self.frontier);
+        let connection = tokio::select! {
+            biased;
+            () = self.stop.is_requested.cancelled() => return Some(Ending::Stopped(cursor)),
+            connection = reconnecting => connection,
+            limit = TimeLimit::passed(self.limit) => {
+                return Some(Ending::Limit(limit.to_string(), cursor));
+            }
+        };
+        self.reconnecting = None;
+        match connection {
+            Ok(connection) => self.connection = connection,
+            Err(error) => {
+                let server = &self.server;
+                let why = format!("the connection to the server at {server} was lost: {error:#}");
+                return Some(Ending::Failed(why, cursor));
+            }
+        }
+        None
+    }
 }
 
 impl Source for FinderSearch {
     async fn next(&mut self) -> Result<Told> {
         loop {
+            if let Some(ending) = self.reconnect().await {
+                self.reconnecting = None;
+                return Ok(Told::Ended(ending));
+            }
             if let Some(from) = self.next.take()
                 && let Some(ending) = self.go_on(from)
             {
@@ -355,9 +426,8 @@ impl Source for FinderSearch {
     fn stopper(&self) -> Stopper {
         let stop = Arc::clone(&self.stop);
         Box::new(move || {
-            let mut stop = lock(&stop);
-            stop.requested = true;
-            stop.canceller.cancel();
+            stop.is_requested.cancel();
+            stop.canceller().cancel();
         })
     }
 
@@ -381,11 +451,14 @@ impl Source for FinderSearch {
     }
 }
 
-/// Whether a call was ended by its connection, and not by the server.
+/// Returns whether a call that was not cancelled was ended by its connection, and not by the server.
+///
+/// What hyper makes of a connection that ends depends on the moment: a call that was not sent yet is CANCELLED, with
+/// "operation was canceled".
 fn is_lost(status: &Status) -> bool {
-    // No status that a server sent has a source.
+    // A status that a server sent has no source.
     let is_ours = std::error::Error::source(status).is_some();
-    is_ours && !matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+    is_ours && status.code() != Code::DeadlineExceeded
 }
 
 /// What a status comes to that is not an answer, given whether we cancelled the call.

@@ -75,9 +75,9 @@ pub(super) struct Session {
 }
 
 /// What changes while a session is searched.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 struct Kept {
-    frontier: Index,
+    cursor: Cursor,
     answers: u64,
 }
 
@@ -108,7 +108,7 @@ impl Session {
             wanted,
             before: 0,
             kept: Kept {
-                frontier: query.start(),
+                cursor: Cursor::new(query, query.start()),
                 answers: 0,
             },
             written: Instant::now(),
@@ -128,7 +128,12 @@ impl Session {
 
     /// Every index below this one was tried, and everything found there printed.
     pub(super) fn frontier(&self) -> Index {
-        self.kept.frontier
+        self.kept.cursor.frontier()
+    }
+
+    /// Returns the index of the nearest secret that earlier runs found, if any.
+    pub(super) fn nearest(&self) -> Option<Index> {
+        self.kept.cursor.nearest()
     }
 
     /// How many of the wanted answers earlier runs printed.
@@ -137,9 +142,11 @@ impl Session {
     }
 
     /// Keeps how far the search came, and how many answers this run had. They must have been printed.
-    pub(super) fn keep(&mut self, frontier: Index, answers: u64) -> Result<()> {
-        let answers = self.before + answers;
-        let now = Kept { frontier, answers };
+    pub(super) fn keep(&mut self, cursor: &Cursor, answers: u64) -> Result<()> {
+        let now = Kept {
+            cursor: cursor.clone(),
+            answers: self.before + answers,
+        };
         if now != self.kept {
             self.kept = now;
             self.write()?;
@@ -149,9 +156,9 @@ impl Session {
     }
 
     /// Like [`keep`](Self::keep), if it has not been done for a while.
-    pub(super) fn keep_at_times(&mut self, frontier: Index, answers: u64) -> Result<()> {
+    pub(super) fn keep_at_times(&mut self, cursor: &Cursor, answers: u64) -> Result<()> {
         if self.written.elapsed() >= WRITE_EVERY {
-            self.keep(frontier, answers)?;
+            self.keep(cursor, answers)?;
         }
         Ok(())
     }
@@ -179,8 +186,7 @@ impl Session {
         let Some((cursor, wanted, answers)) = parse(text) else {
             bail!("the session {name} is damaged, or of another version; drop it with: {drop_it}");
         };
-        let again = self.query.clone().starting_at(cursor.frontier());
-        if cursor != Cursor::new(&again, again.start()) || wanted != self.wanted {
+        if !cursor.is_of(&self.query) || wanted != self.wanted {
             let (held, tried) = (as_asked(&cursor.query()), cursor.frontier());
             bail!(
                 "the session {name} holds another search: {held} --count {wanted}, {tried} secrets tried; \
@@ -188,19 +194,16 @@ impl Session {
             );
         }
         self.before = answers;
-        self.kept = Kept {
-            frontier: cursor.frontier(),
-            answers,
-        };
+        self.kept = Kept { cursor, answers };
         Ok(())
     }
 
     /// Replaces the file: whoever reads it finds the old one or the new one, also after the power was cut.
     fn write(&self) -> Result<()> {
-        let Kept { frontier, answers } = self.kept;
+        let Kept { cursor, answers } = &self.kept;
         let text = json!({
             "version": VERSION,
-            "cursor": Cursor::new(&self.query, frontier).to_string(),
+            "cursor": cursor.to_string(),
             "count": self.wanted,
             "found": answers,
         });

@@ -14,6 +14,7 @@ use super::SearchArguments;
 use crate::{
     cli::{Exit, number, print, say},
     find,
+    threads::block_on,
 };
 
 /// How many bits are usual.
@@ -58,7 +59,7 @@ Exit codes:
     2  the command line is wrong
     3  the time is up
     5  the system gave no random bytes, or the output failed
-  130  stopped by ctrl-C (143: by SIGTERM)")]
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
 pub(crate) struct HashcashArguments {
     /// Whom or what the stamp is for, an address for instance; with --check it has to be for that
     #[arg(value_name = "RESOURCE", required_unless_present = "check", value_parser = resource)]
@@ -111,8 +112,8 @@ fn is_date(text: &str) -> bool {
     digits && DateTime::strptime("%Y%m%d%H%M%S", format!("20{text}{time}")).is_ok()
 }
 
-/// Runs the command. Dropping the future cancels the search.
-pub(crate) async fn run(arguments: &HashcashArguments) -> Result<Exit> {
+/// Runs the command.
+pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
     if let Some(stamp) = &arguments.check {
         return check(stamp, arguments);
     }
@@ -133,7 +134,7 @@ pub(crate) async fn run(arguments: &HashcashArguments) -> Result<Exit> {
     };
     // The stamps of another run are others, and a search has no memory.
     let go_on = |_| "the same command begins another stamp, and is as near to its end".to_owned();
-    let found = match find::first(vec![query], &arguments.search, go_on).await? {
+    let found = match block_on(find::first(vec![query], &arguments.search, go_on))? {
         Ok(found) => found,
         Err(exit) => return Ok(exit),
     };

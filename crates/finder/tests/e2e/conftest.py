@@ -342,7 +342,8 @@ def oracle(name, ideal, interesting=0):
 def line_of(secret, name):
     """The line that `find` prints for a secret."""
     d, window = distance(secret, name)
-    columns = hashed(secret), base64.b64encode(secret).decode(), secret.hex(), d, window
+    texts = base64.b64encode(secret).decode(), secret.hex()
+    columns = hashed(secret), *(text or "(empty)" for text in texts), d, window, name
     return "\t".join(map(str, columns))
 
 

@@ -40,6 +40,15 @@ def cursor(name, frontier, ideal=0, interesting=0):
     return "hf1_" + base64.urlsafe_b64encode(payload).decode().rstrip("=")
 
 
+def place_of(text):
+    """The cursor without the nearest secret so far, as `cursor` writes it."""
+    if not text.startswith("hf3_"):
+        return text
+    payload = base64.urlsafe_b64decode(text.removeprefix("hf3_") + "==")
+    frontier, name = int.from_bytes(payload[2:10], "big"), payload[18:-4].decode()
+    return cursor(name, frontier, ideal=payload[0], interesting=payload[1])
+
+
 def cursor_in(stderr):
     """The cursor that the last line tells to go on with."""
     return stderr.rstrip().rsplit("--resume ", 1)[1]
@@ -61,7 +70,7 @@ def test_it_finds_doctor():
     done = run_find("doctor")
     assert done.returncode == 0
     assert done.stdout.splitlines() == [line_of(FIRST_DOCTOR, "doctor")]
-    assert done.stdout == "Sp0dOCTORuYUE/jHhX6sk5+8rvA=\tpO0G\ta4ed06\t0\t3\n"
+    assert done.stdout == "Sp0dOCTORuYUE/jHhX6sk5+8rvA=\tpO0G\ta4ed06\t0\t3\tdoctor\n"
 
 
 def test_it_shows_inferior_candidates_on_the_way():
@@ -69,9 +78,40 @@ def test_it_shows_inferior_candidates_on_the_way():
     assert done.stdout.splitlines() == lines("doctor", 2, 4)
 
 
-def test_a_distance_of_the_whole_name_finds_the_empty_secret():
-    done = run_find("doctor", "--ideal-distance", "99999")
-    assert done.stdout.split("\t")[:3] == ["2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "", ""]
+def test_the_empty_secret_leaves_no_column_empty():
+    """Two columns were empty, which `read` and awk skip: what they took for the secret was the distance."""
+    done = run_find("2jmj")
+    columns = ["2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "(empty)", "(empty)", "0", "0", "2jmj"]
+    assert done.stdout == "\t".join(columns) + "\n"
+    command = [HASHFINDER, "verify", columns[1], columns[5]]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["doctor", "--ideal-distance", "6"], "give 5 at most"),
+        (["doctor", "--ideal-distance", "99999"], "give 5 at most"),
+        (["doctor", "doc", "--ideal-distance", "3"], '"doc", which has 3 characters; give 2 at most'),
+        (["a", "--ideal-distance", "1"], "give 0 at most"),
+        (["doctor", "--show-inferior", "7"], "give 6 at most"),
+        (["doctor", "doc", "--show-inferior", "4"], "give 3 at most"),
+        (["--resume", cursor("doctor", 5, ideal=6)], "give 5 at most"),
+    ],
+)
+@pytest.mark.parametrize("server", [[], ["--server", "localhost:1"]])
+def test_a_distance_that_every_secret_is_within_is_refused(arguments, says, server):
+    """`find doctor --ideal-distance 6` answered with the empty secret, and --show-inferior 7 printed every one."""
+    done = run_find(*arguments, *server)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    "distance", [["--ideal-distance", "5"], ["--show-inferior", "6", "--maximum-hashes", "100"]]
+)
+def test_the_greatest_distance_that_rules_something_out_is_taken(distance):
+    assert run_find("doctor", *distance).returncode in (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +129,7 @@ def test_a_distance_of_the_whole_name_finds_the_empty_secret():
         (["doctor", "--server", "localhost:1", "--threads", "2"], "--threads"),
         (["--resume", "doctor"], "not a cursor"),
         (["--resume", cursor("doctor", 5)[:-1]], "damaged"),
-        (["--resume", "hf9_AAAA"], "another version"),
+        (["--resume", "hf9_AAAA"], "later version"),
         (["doctor", "--resume", cursor("doctor", 5)], "--resume"),
     ],
 )
@@ -134,9 +174,9 @@ def test_a_timeout_ends_it_with_a_cursor_and_the_nearest_candidate():
     assert done.returncode == 3
     assert "200ms" in done.stderr
     best = min(int(line.split("\t")[3]) for line in done.stdout.splitlines())
-    [nearest] = [line for line in done.stderr.splitlines() if line.count("\t") == 4]
+    [nearest] = [line for line in done.stderr.splitlines() if line.count("\t") == 5]
     assert int(nearest.split("\t")[3]) == best
-    assert cursor_in(done.stderr).startswith("hf1_")
+    assert cursor_in(done.stderr).startswith("hf3_")
 
 
 @pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])
@@ -148,10 +188,10 @@ def test_a_signal_stops_it_with_a_cursor(find, number, code):
     stderr = process.rest_of_stderr()
     assert process.popen.stdout.read() == ""
     # The nearest candidate, as a result is shown, though none was asked for.
-    [nearest] = [line for line in stderr.splitlines() if line.count("\t") == 4]
+    [nearest] = [line for line in stderr.splitlines() if line.count("\t") == 5]
     assert nearest == line_of(bytes.fromhex(nearest.split("\t")[2]), "hashfinder")
     # What the text holds is what was asked for.
-    assert cursor_in(stderr).startswith(cursor("hashfinder", 0, ideal=1)[:8])
+    assert place_of(cursor_in(stderr)).startswith(cursor("hashfinder", 0, ideal=1)[:8])
     following = run_find("--resume", cursor_in(stderr), "--maximum-hashes", "10")
     assert "secrets tried: 10\n" in following.stderr
 
@@ -182,7 +222,7 @@ def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
     last = bytes.fromhex(lines[-1].split("\t")[2])
     assert lines[:100] == [line_of(secret, HARD) for secret, _ in zip(secrets(), range(100))]
     index = sum(256**k for k in range(len(last))) + int.from_bytes(last, "big")
-    assert cursor_in(process.rest_of_stderr()) == cursor(HARD, index + 1, interesting=28)
+    assert place_of(cursor_in(process.rest_of_stderr())) == cursor(HARD, index + 1, interesting=28)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--color", "always"]])
@@ -293,9 +333,10 @@ def test_ctrl_c_reaches_the_server(find, serve):
     secret = bytes.fromhex(last.split("\t")[2])
     index = sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
     # The last candidate, or what was told of the progress since.
-    payload = base64.urlsafe_b64decode(cursor_in(stderr).removeprefix("hf1_") + "==")
+    place = place_of(cursor_in(stderr))
+    payload = base64.urlsafe_b64decode(place.removeprefix("hf1_") + "==")
     frontier = int.from_bytes(payload[2:10], "big")
-    assert cursor_in(stderr) == cursor("hashfinder", frontier, interesting=5)
+    assert place == cursor("hashfinder", frontier, interesting=5)
     assert index < frontier
 
 
@@ -304,7 +345,7 @@ def test_a_servers_budget(serve):
     done = run_find(HARD, "--server", server.address)
     assert done.returncode == 3
     assert "secrets tried: 100000\n" in done.stderr
-    assert cursor_in(done.stderr) == cursor(HARD, 100_000)
+    assert place_of(cursor_in(done.stderr)) == cursor(HARD, 100_000)
 
 
 def test_a_timeout_at_a_server(serve):
@@ -408,7 +449,7 @@ def test_the_reference_servers_budget(reference):
     assert done.returncode == 3
     assert "the server cancelled the search" in done.stderr
     # It leaves secrets out, so of it we cannot know how far it came.
-    assert cursor_in(done.stderr) == cursor(HARD, 0)
+    assert place_of(cursor_in(done.stderr)) == cursor(HARD, 0)
     assert [server.told(), server.told()] == ["began", "budget spent"]
 
 

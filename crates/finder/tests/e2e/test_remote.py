@@ -1,6 +1,7 @@
 """`hashfinder find --server` through `hashfinder.v1`: what it tells, and from where it goes on."""
 
 import json
+import os
 import random
 import re
 import socket
@@ -10,7 +11,7 @@ import threading
 import grpc
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, SIGTERM, hashed, run_find, secrets
-from test_find import HARD, cursor, cursor_in, lines
+from test_find import HARD, cursor, cursor_in, lines, place_of
 from test_json import ideals, records
 
 # Slow enough to be stopped in the middle of a search for the names of these tests.
@@ -104,6 +105,84 @@ def test_a_server_that_dies_takes_with_it_what_was_not_told(serve, unstopped):
     assert told + again.stdout.splitlines() == unstopped
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("number", [SIGKILL, SIGTERM])
+def test_a_server_that_goes_away_between_answers_is_no_limit(serve, number):
+    """hyper says "operation was canceled" of a call that the connection's end has kept from being sent. That was
+    taken for a limit (exit code 3), and a loop that goes on when the server fails (5) ended."""
+    choice = random.Random(SEED)
+    for _ in range(TRIALS):
+        server = serve("--drain-grace", "0s")
+        count = ["aa", "--count", "1000000000", "--connect-timeout", "100ms"]
+        read = choice.randint(1, 3000)
+        told, code, stderr = stopped(server, lambda _, server=server: server.send(number), count, read)
+        assert code == 5, stderr
+        again = run_find("--resume", cursor_in(stderr))
+        assert (told + again.stdout.splitlines())[-3:] == ideals("aa", len(told) + 1)[-3:]
+
+
+def lost(server, find, *arguments):
+    """A search whose server was killed in the midst of it, and what it has told."""
+    process = find(*ASKED, "--server", server.address, *arguments)
+    told = [process.popen.stdout.readline().rstrip("\n") for _ in range(20)]
+    server.send(SIGKILL)
+    server.wait()
+    process.wait_for("was lost; going on there")
+    process.wait_for("waiting up to ")
+    return process, told
+
+
+def test_a_lost_server_is_waited_for(serve, find, unstopped):
+    """The time to wait for a server counted at the beginning only: a restart of the server ended the search."""
+    server = serve(*SLOW)
+    process, told = lost(server, find, "--connect-timeout", f"{PATIENCE_S}s")
+    serve(*SLOW, port=int(server.address.rsplit(":", 1)[1]))
+    told += process.popen.stdout.read().splitlines()
+    assert process.wait() == 0
+    assert told == unstopped
+
+
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+def test_a_search_can_be_stopped_while_it_waits_for_a_lost_server(serve, find, unstopped, number):
+    process, told = lost(serve(*SLOW), find, "--connect-timeout", "1h")
+    process.send(number)
+    assert process.wait() == 128 + number
+    told += process.popen.stdout.read().splitlines()
+    again = run_find("--resume", cursor_in(process.rest_of_stderr()))
+    assert told + again.stdout.splitlines() == unstopped
+
+
+def test_the_maximum_time_ends_the_wait_for_a_lost_server(serve, find, unstopped):
+    process, told = lost(serve(*SLOW), find, "--connect-timeout", "1h", "--maximum-time", "3s")
+    assert process.wait() == 3
+    told += process.popen.stdout.read().splitlines()
+    stderr = process.rest_of_stderr()
+    assert "the maximum time of 3s has passed" in stderr
+    again = run_find("--resume", cursor_in(stderr))
+    assert told + again.stdout.splitlines() == unstopped
+
+
+@pytest.mark.parametrize("there", ["nothing", "silence"])
+def test_the_maximum_time_ends_the_wait_for_a_server(there, tmp_path):
+    """It counted from the first call on: without a server, the search ended after 20 s with exit code 5."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1] if there == "silence" else 9
+        command = [HARD, "--server", f"127.0.0.1:{port}", "--maximum-time", "300ms", "--json"]
+        done = run_find(*command, "--connect-timeout", "1h")
+    assert done.returncode == 3, done.stderr
+    assert "waiting up to 300ms for a server" in done.stderr
+    assert "the maximum time of 300ms has passed; no search was started" in done.stderr
+    _, end = records(done.stdout)
+    assert (end["how"], end["cursor"]) == ("limit", cursor(HARD, 0))
+
+
+def test_the_maximum_time_ends_the_reading_of_the_prefix(tmp_path):
+    os.mkfifo(tmp_path / "prefix")
+    done = run_find(HARD, "--secret-prefix-file", str(tmp_path / "prefix"), "--maximum-time", "300ms")
+    assert done.returncode == 3
+    assert "the maximum time of 300ms has passed; no search was started" in done.stderr
+
+
 def test_it_says_how_to_go_on_at_the_server(serve):
     server = serve()
     done = run_find(HARD, "--server", server.address, "--maximum-hashes", "1000")
@@ -117,13 +196,13 @@ def test_it_says_how_to_go_on_at_the_server(serve):
         [HASHFINDER, *command, "--maximum-hashes", "1000"], capture_output=True, text=True
     )
     assert again.returncode == 3
-    assert cursor_in(again.stderr) == cursor(HARD, 2000)
+    assert place_of(cursor_in(again.stderr)) == cursor(HARD, 2000)
 
 
 def test_a_budget_beyond_the_servers(serve):
     server = serve("--maximum-hashes", "5000")
     done = run_find(HARD, "--server", server.address, "--maximum-hashes", "6000")
-    assert (done.returncode, cursor_in(done.stderr)) == (3, cursor(HARD, 5000))
+    assert (done.returncode, place_of(cursor_in(done.stderr))) == (3, cursor(HARD, 5000))
 
 
 def test_several_answers_of_a_server(serve):
@@ -141,7 +220,7 @@ def test_several_answers_of_a_server(serve):
     # A budget that ends with an answer that is not the last.
     limit = ["--maximum-hashes", str(enough), "--server", server.address]
     _, end = records(run_find("aa", "--count", "11", "--json", *limit).stdout)
-    assert (end["how"], end["cursor"]) == ("limit", cursor("aa", enough))
+    assert (end["how"], place_of(end["cursor"])) == ("limit", cursor("aa", enough))
 
 
 def test_a_signal_stops_a_server_that_is_asked_for_several(serve):
@@ -227,7 +306,7 @@ def test_only_a_hashfinder_says_that_all_was_tried(fake, pb, sessions):
     done = run_find(HARD, "--server", server.address, "--session", "night")
     assert done.returncode == 5
     assert "the proxy knows no such route" in done.stderr
-    assert json.loads((sessions / "night").read_text())["cursor"] == cursor(HARD, 10)
+    assert place_of(json.loads((sessions / "night").read_text())["cursor"]) == cursor(HARD, 10)
 
 
 def test_the_end_of_all_secrets_is_told(serve, sessions):
@@ -236,7 +315,7 @@ def test_the_end_of_all_secrets_is_told(serve, sessions):
     assert done.returncode == 1
     _, end = records(done.stdout)
     # The searched part has at most 64 bytes.
-    assert (end["how"], end["hashes"], end["cursor"]) == ("exhausted", 65, None)
+    assert (end["how"], end["hashes"], place_of(end["cursor"])) == ("exhausted", 65, None)
     assert not (sessions / "night").exists()
 
 
@@ -256,10 +335,10 @@ def test_a_frontier_that_cannot_be_is_not_believed(fake, pb, sessions):
         assert "the server's answer is wrong" in done.stderr
         # What was so before is so now.
         kept = json.loads((sessions / "night").read_text())
-        assert kept["cursor"] == cursor(HARD, 10, interesting=28)
+        assert place_of(kept["cursor"]) == cursor(HARD, 10, interesting=28)
         (sessions / "night").unlink()
         done = run_find(HARD, *told)
-        assert cursor_in(done.stderr) == cursor(HARD, 10, interesting=28)
+        assert place_of(cursor_in(done.stderr)) == cursor(HARD, 10, interesting=28)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
@@ -375,7 +454,7 @@ def test_a_cursor_of_another_search_is_not_believed(fake, pb, other):
 
     done = run_find(HARD, "--server", fake(Search=search).address)
     assert done.returncode == 5
-    assert cursor_in(done.stderr) == cursor(HARD, 5)
+    assert place_of(cursor_in(done.stderr)) == cursor(HARD, 5)
     assert "going \\u{1b}[2J away" in done.stderr
 
 
@@ -404,11 +483,11 @@ def test_a_stopped_search_goes_on_from_what_was_told_last(fake, pb, find, number
     assert secret.hex() in process.popen.stdout.readline()
     process.send(number)
     assert process.wait() == 128 + number
-    assert cursor_in(process.rest_of_stderr()) == cursor(HARD, 11, interesting=28)
+    assert place_of(cursor_in(process.rest_of_stderr())) == cursor(HARD, 11, interesting=28)
 
 
 def test_the_hashes_of_a_server_are_told(serve):
     done = run_find(HARD, "--maximum-hashes", "5000", "--json", "--server", serve().address)
     _, end = records(done.stdout)
-    assert (end["how"], end["hashes"], end["cursor"]) == ("limit", 5000, cursor(HARD, 5000))
+    assert (end["how"], end["hashes"], place_of(end["cursor"])) == ("limit", 5000, cursor(HARD, 5000))
     assert re.search(r"5000 secrets in .* a second \(at 127\.0\.0\.1:\d+\)\n", done.stderr)

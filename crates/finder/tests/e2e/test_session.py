@@ -9,7 +9,8 @@ import time
 
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, SIGKILL, run_find
-from test_find import HARD, cursor
+from test_find import HARD, cursor, cursor_in, place_of
+from test_json import records
 from test_resume import index_of
 
 # A search for three answers among some thousand candidates.
@@ -55,7 +56,7 @@ def test_a_session_is_written_while_it_is_searched(state, find):
         "hashfinder", "--show-inferior", "4", "--session", "night", "--maximum-hashes", "200000000"
     )
     frontier = int(re.search(r"session night: going on after (\d+) secrets", again.stderr)[1])
-    assert cursor("hashfinder", frontier, interesting=4) == place
+    assert cursor("hashfinder", frontier, interesting=4) == place_of(place)
     assert frontier > index_of(first)
     after = again.stdout.splitlines()
     assert all(index_of(line) >= frontier for line in after)
@@ -71,7 +72,9 @@ def test_a_session_says_that_it_goes_on_and_is_gone_when_it_is_finished(state):
     first = run_find("docto", "--session", "night", "--maximum-hashes", "1000")
     assert first.returncode == 3
     assert "go on with: the same command" in first.stderr
-    assert kept(state) == {
+    session = kept(state)
+    session["cursor"] = place_of(session["cursor"])
+    assert session == {
         "version": 1,
         "cursor": cursor("docto", 1000),
         "count": 1,
@@ -140,7 +143,7 @@ def test_a_session_is_for_one_process_at_a_time(state, find):
 def test_a_damaged_session_is_refused(state):
     run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
     text = (state / "night").read_text()
-    for damaged in ["", text[:20], text.replace("hf1_A", "hf1_B"), "\0"]:
+    for damaged in ["", text[:20], re.sub("(hf[13]_)A", r"\1B", text), "\0"]:
         (state / "night").write_text(damaged)
         done = run_find("doctor", "--session", "night")
         assert done.returncode == 5
@@ -197,3 +200,48 @@ def test_a_wrong_command_line(state, arguments, says):
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
     assert not state.exists()
+
+
+def nearest_in(stderr):
+    """The row of the nearest secret so far."""
+    [row] = re.findall(r"the nearest so far:\n(.+)\n", stderr)
+    return row
+
+
+@pytest.mark.parametrize("server", [False, True])
+def test_the_nearest_so_far_outlives_the_run_that_found_it(state, serve, server):
+    """It was that of the last run alone: after a night's search and a short one, the night's best was gone."""
+    where = ["--server", serve().address] if server else []
+    asked = [HARD, "--show-inferior", "16", *where]
+    budget = ["--maximum-hashes", "100000"]
+    first = run_find(*asked, *budget)
+    nearest = nearest_in(first.stderr)
+    # By a cursor, and once more by the cursor of that run.
+    place = first
+    for _ in range(2):
+        place = run_find("--resume", cursor_in(place.stderr), *where, "--maximum-hashes", "1")
+        assert (place.returncode, place.stdout, nearest_in(place.stderr)) == (3, "", nearest)
+    # By a session.
+    again = [*asked, "--session", "night"]
+    assert nearest_in(run_find(*again, *budget).stderr) == nearest
+    done = run_find(*again, "--maximum-hashes", "1", "--json")
+    assert nearest_in(done.stderr) == nearest
+    _, end = records(done.stdout)
+    assert end["nearest"]["hex"] == nearest.split("\t")[2]
+    assert end["cursor"] == json.loads((state / "night").read_text())["cursor"]
+
+
+def test_a_secret_that_was_not_printed_is_not_the_nearest(state):
+    """It will be found again, so a cursor before it does not have it."""
+    process = subprocess.Popen(
+        [HASHFINDER, "find", *SHORT, "--session", "night"], stdout=subprocess.PIPE, text=True
+    )
+    first = process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(PATIENCE_S) == 0
+    place = kept(state)["cursor"]
+    frontier = int(
+        re.search(r"after (\d+) secrets", run_find(*SHORT, "--session", "night").stderr)[1]
+    )
+    assert frontier > index_of(first)
+    assert place_of(place) == cursor("docto", frontier, interesting=3)

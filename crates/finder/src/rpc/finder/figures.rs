@@ -6,6 +6,7 @@ use std::{
     hash::Hash,
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -205,7 +206,13 @@ impl Figures {
             turn = turn => (turn, Arc::clone(&own)),
         };
         let runtime = Handle::current();
-        let done = caller.context.run_blocking(move |_stop| {
+        // Not the runtime's threads for blocking work: where none can be started, these panic.
+        let pool = |job| {
+            let thread = thread::Builder::new().name("estimate".to_owned());
+            // Without a thread the job is dropped, and the call ends with UNAVAILABLE.
+            drop(thread.spawn(job));
+        };
+        let work = move |_stop| {
             let resting = Resting {
                 turn: Some(turn),
                 began: Instant::now(),
@@ -214,7 +221,8 @@ impl Figures {
             let done = work();
             drop(resting);
             done
-        });
+        };
+        let done = caller.context.run_on(pool, work);
         done.await.map_err(|status: Status| {
             if caller.context.is_cancelled() {
                 CallError::Draining(None)

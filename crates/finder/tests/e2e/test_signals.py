@@ -1,0 +1,219 @@
+"""Signals that arrive twice, signals beside SIGINT and SIGTERM, and signals that are ignored."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGTERM, run_find
+from test_find import HARD, cursor_in
+from test_json import records
+
+SIGHUP, SIGQUIT = signal.SIGHUP, signal.SIGQUIT
+CODES = {SIGHUP: 129, SIGINT: 130, SIGQUIT: 131, SIGTERM: 143}
+
+# How often the double signals of `timeout` are tried; each trial takes a quarter of a second.
+TRIALS = 10
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT"])
+@pytest.mark.parametrize("json", [False, True])
+def test_a_signal_to_the_process_and_then_to_its_group_is_one(name, json):
+    """`timeout` does both, and the second one ended the process before it had printed its cursor."""
+    for _ in range(TRIALS):
+        command = ["timeout", "-s", name, "0.25", HASHFINDER, "find", HARD]
+        done = subprocess.run(
+            [*command, *(["--json"] if json else [])],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == 124, done.stderr
+        assert cursor_in(done.stderr).startswith("hf3_")
+        if json:
+            _, end = records(done.stdout)
+            number = getattr(signal, f"SIG{name}")
+            assert (end["how"], end["exit_code"]) == ("stopped", CODES[number])
+            assert end["cursor"] == cursor_in(done.stderr)
+
+
+@pytest.mark.parametrize("second", list(CODES))
+def test_two_signals_that_arrive_together_are_one(find, second):
+    for first in CODES:
+        process = find(HARD)
+        process.wait_until_busy()
+        process.send(first)
+        process.send(second)
+        # The kernel delivers the lower number first.
+        assert process.wait() in (CODES[first], CODES[second])
+        assert cursor_in(process.rest_of_stderr()).startswith("hf3_")
+
+
+def blocked_by_its_reader(find):
+    """A search that cannot stop, for the reader of its output does not read."""
+    process = find(HARD, "--show-inferior", "28")
+    process.wait_until_busy()
+    # It waits for its reader once it takes no core any more.
+    before, deadline = None, time.monotonic() + PATIENCE_S
+    while (spent := process.cpu_s()) != before:
+        assert time.monotonic() < deadline
+        before = spent
+        time.sleep(0.2)
+    return process
+
+
+def test_a_later_signal_ends_the_process_at_once(find):
+    process = blocked_by_its_reader(find)
+    process.send(SIGINT)
+    process.wait_for("still stopping; ctrl-C leaves at once")
+    process.send(SIGTERM)
+    assert process.wait() == CODES[SIGTERM]
+
+
+@pytest.mark.parametrize("number", list(CODES))
+def test_every_signal_stops_a_search_and_keeps_its_session(find, number, tmp_path, monkeypatch):
+    """SIGHUP, from a terminal that was closed, and SIGQUIT killed it: no cursor, and the session was a bit old."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    process = find(HARD, "--session", "night", "--json")
+    process.wait_until_busy()
+    process.send(number)
+    assert process.wait() == CODES[number]
+    _, end = records(process.popen.stdout.read())
+    assert (end["how"], end["exit_code"]) == ("stopped", CODES[number])
+    again = run_find(HARD, "--session", "night", "--maximum-hashes", "1")
+    assert f"going on after {end['hashes']} secrets" in again.stderr
+
+
+@pytest.mark.parametrize("number", list(CODES))
+def test_every_signal_drains_a_server(serve, number):
+    server = serve()
+    server.send(number)
+    server.send(number)
+    assert server.wait() == 0
+    log = server.rest_of_stderr()
+    assert "drained" in log and "leaving at once" not in log
+
+
+def test_a_server_leaves_at_once_at_a_later_signal(serve, connect, stubs):
+    server = serve("--drain-grace", "1h")
+    call = connect(server).Find.future(stubs.Request(desired_name=HARD))
+    server.wait_until_busy()
+    server.send(SIGTERM)
+    server.wait_for("draining")
+    # Whenever the time is over in which it would be the same one.
+    deadline = time.monotonic() + PATIENCE_S
+    while server.popen.poll() is None:
+        assert time.monotonic() < deadline
+        server.send(SIGHUP)
+        time.sleep(0.5)
+    assert server.wait() == 0
+    assert "leaving at once" in server.rest_of_stderr()
+    call.cancel()
+
+
+def with_ignored(*numbers):
+    """Starts a process with these signals ignored, as nohup does with SIGHUP."""
+
+    def prepare():
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+
+    return prepare
+
+
+@pytest.mark.parametrize("ignored", list(CODES))
+def test_a_signal_that_was_ignored_at_the_start_stays_ignored(find, ignored):
+    other = SIGTERM if ignored != SIGTERM else SIGINT
+    process = find(HARD, preexec_fn=with_ignored(ignored))
+    process.wait_until_busy()
+    process.send(ignored)
+    process.wait_until_busy()
+    assert process.popen.poll() is None
+    process.send(other)
+    assert process.wait() == CODES[other]
+    assert "stopped by " + other.name in process.rest_of_stderr()
+
+
+def test_nohup(tmp_path):
+    program = f"""
+        nohup {HASHFINDER} find {HARD} --maximum-time 1h > {tmp_path}/out 2>&1 < /dev/null &
+        echo $!
+    """
+    shell = subprocess.run(["sh", "-c", program], capture_output=True, text=True, check=True)
+    process = int(shell.stdout)
+    ignored = ""
+    try:
+        wait_until_caught(process, SIGTERM)
+        ignored = status(process, "SigIgn")
+    finally:
+        os.kill(process, SIGTERM)
+    assert int(ignored, 16) >> (SIGHUP - 1) & 1
+
+
+def wait_until_caught(process, number):
+    """Waits until a process has a handler for a signal."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not int(status(process, "SigCgt"), 16) >> (number - 1) & 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def status(process, field):
+    with open(f"/proc/{process}/status") as text:
+        return re.search(rf"^{field}:\s*(\w+)$", text.read(), re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize("number", list(CODES))
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "--seconds", "3600"],
+        ["searches", "list", "--server", "127.0.0.1:9", "--connect-timeout", "1h"],
+        ["searches", "cancel", "a", "--server", "127.0.0.1:9", "--connect-timeout", "1h"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_other_commands_end_with_their_documented_codes(arguments, number):
+    """They were killed by the signal, and a script that looks for 130 did not find it."""
+    process = subprocess.Popen(
+        [HASHFINDER, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_until_caught(process.pid, number)
+    process.send_signal(number)
+    assert process.wait(PATIENCE_S) == CODES[number]
+    help_text = subprocess.run(
+        [HASHFINDER, *arguments[: 2 if arguments[0] == "searches" else 1], "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert str(CODES[number]) in help_text.stdout
+
+
+@pytest.mark.parametrize("number", list(CODES))
+def test_watching_ends_well_at_every_signal(serve, number):
+    process = subprocess.Popen(
+        [HASHFINDER, "searches", "watch", "--server", serve().address], stdout=subprocess.DEVNULL
+    )
+    wait_until_caught(process.pid, number)
+    process.send_signal(number)
+    assert process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.skipif(not shutil.which("timeout"), reason="needs `timeout`")
+def test_a_recipe_that_is_stopped_twice_says_how_to_go_on(tmp_path):
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, *identity, "commit", "--quiet", "--allow-empty", "-m", "a"], check=True)
+    for _ in range(TRIALS):
+        done = subprocess.run(
+            ["timeout", "0.5", HASHFINDER, "git-commit", "0" * 16, "--repository", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        assert done.returncode == 124
+        assert "go on with: hashfinder git-commit" in done.stderr

@@ -1,0 +1,122 @@
+"""A limit on threads: commands make do with fewer, or end with an error. None panics, none hangs."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+
+import grpc
+import pytest
+from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGTERM, Process, run_find
+
+# Each thread of the main process counts, and the process itself.
+LIMITS = range(1, 13)
+
+pytestmark = pytest.mark.skipif(
+    os.getuid() != 0 or not shutil.which("setpriv") or not shutil.which("prlimit"),
+    reason="a limit on threads does not bind root: needs root to become another user, setpriv and prlimit",
+)
+
+
+@pytest.fixture(scope="module")
+def limited():
+    """Returns the command line of a program with a limit on its threads, as a user who has no other process."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        program = shutil.copy(HASHFINDER, folder)
+        user = str(100_000 + os.getpid())
+
+        def command(limit, *arguments):
+            become = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
+            # Without a home there is neither a configuration nor a session of anybody.
+            home = ["env", "HOME=/nonexistent", f"HASHFINDER_CONFIG={os.devnull}"]
+            return [*become, *home, "prlimit", f"--nproc={limit}", program, *arguments]
+
+        yield command
+
+
+def run(command):
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert "panicked" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "pO0G", "doctor"],
+        ["estimate", "doctor"],
+        ["hashcash", "--check", "1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28"],
+        ["config", "show"],
+        ["completions", "bash"],
+        ["serve", "--check"],
+        ["bench", "--threads", "1", "--seconds", "0.01", "--kernel", "portable"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_that_waits_for_nothing_needs_one_thread(limited, arguments):
+    """Each of these panicked inside tokio, or hung, because all commands started a runtime."""
+    done = run(limited(1, *arguments))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_search_makes_do_with_the_threads_it_gets(limited, limit):
+    done = run(limited(limit, "find", "doctor", "--threads", "4"))
+    if limit < 3:
+        assert done.returncode == 5
+        assert "thread" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run_find("doctor").stdout
+    if limit < 6:
+        assert f"only {limit - 2} of 4 threads search" in done.stderr
+
+
+def test_a_benchmark_of_more_threads_than_there_are_is_an_error(limited):
+    done = run(limited(2, "bench", "--threads", "4", "--seconds", "0.01", "--kernel", "portable"))
+    assert done.returncode == 5
+    assert "only 2 of 4 threads can be started" in done.stderr
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_host_that_cannot_be_resolved_for_want_of_a_thread(limited, limit):
+    command = ["searches", "list", "--server", "localhost:9", "--connect-timeout", "300ms"]
+    done = run(limited(limit, *command))
+    assert done.returncode == 5
+    assert done.stderr
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_server_serves_with_the_threads_it_gets_or_says_why_not(limited, processes, v1, limit):
+    server = Process(limited(limit, "serve", "--port", "0", "--workers", "4"))
+    processes.append(server)
+    line = server.popen.stdout.readline()
+    if not line:
+        assert server.wait() == 5
+        assert "thread" in server.rest_of_stderr()
+        # The main thread, the runtime's, the log's, and one that searches.
+        assert limit < 4 + 1
+        return
+    address = re.fullmatch(r"hashfinder listening on (\S+)\n", line)[1]
+    done = run_find("doctor", "--server", address)
+    assert (done.returncode, done.stdout) == (0, run_find("doctor").stdout)
+    with grpc.insecure_channel(address) as channel:
+        request = v1.messages.EstimateRequest(
+            query=v1.messages.Query(desired_names=["doctor"], ideal_distance=0)
+        )
+        # With no thread left the call fails, and only that.
+        try:
+            assert v1.Stub(channel).Estimate(request, timeout=PATIENCE_S).hashes_per_second > 0
+        except grpc.RpcError as error:
+            assert error.code() in (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+            ), error
+    assert run_find("doctor", "--server", address).returncode == 0
+    server.send(SIGTERM)
+    assert server.wait() == 0

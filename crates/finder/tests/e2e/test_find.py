@@ -197,7 +197,7 @@ def test_a_signal_stops_it_with_a_cursor(find, number, code):
 
 
 def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
-    process = find(HARD, "--show-inferior", "28")
+    process = find(HARD, "--show-inferior", "20")
     # It prints until the pipe is full, and then waits for us to read.
     pipe = process.popen.stdout.fileno()
     # The system may leave a little of each page unused.
@@ -213,7 +213,7 @@ def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
 
 
 def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
-    process = find(HARD, "--show-inferior", "28", "--maximum-time", "100ms")
+    process = find(HARD, "--show-inferior", "20", "--maximum-time", "100ms")
     process.wait_for("still stopping")
     process.assert_idle()
     # Who reads on gets what there is, and then the end.
@@ -222,16 +222,16 @@ def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
     last = bytes.fromhex(lines[-1].split("\t")[2])
     assert lines[:100] == [line_of(secret, HARD) for secret, _ in zip(secrets(), range(100))]
     index = sum(256**k for k in range(len(last))) + int.from_bytes(last, "big")
-    assert place_of(cursor_in(process.rest_of_stderr())) == cursor(HARD, index + 1, interesting=28)
+    assert place_of(cursor_in(process.rest_of_stderr())) == cursor(HARD, index + 1, interesting=20)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--color", "always"]])
 @pytest.mark.parametrize("search", ["candidates", "answers", "server"])
 def test_a_reader_that_has_seen_enough(serve, search, form):
     arguments = {
-        "candidates": [HARD, "--show-inferior", "28"],
+        "candidates": [HARD, "--show-inferior", "20"],
         "answers": ["a", "--count", "9999999"],
-        "server": [HARD, "--show-inferior", "28", "--server"],
+        "server": [HARD, "--show-inferior", "20", "--server"],
     }[search]
     if search == "server":
         arguments.append(serve().address)

@@ -131,7 +131,7 @@ def test_json_ends_whatever_happens(arguments, how, code):
 
 def test_a_reader_of_json_that_has_seen_enough():
     finding = subprocess.Popen(
-        [HASHFINDER, "find", HARD, "--show-inferior", "28", "--json"],
+        [HASHFINDER, "find", HARD, "--show-inferior", "20", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -329,16 +329,16 @@ def test_a_frontier_that_cannot_be_is_not_believed(fake, pb, sessions):
         candidate(pb, b"\0", 1),
     ]:
         server = fake(Search=told_by(pb, progress(pb, 5), progress(pb, 10), wrong))
-        told = ["--show-inferior", "28", "--server", server.address, "--maximum-hashes", "100"]
+        told = ["--show-inferior", "20", "--server", server.address, "--maximum-hashes", "100"]
         done = run_find(HARD, *told, "--session", "night")
         assert done.returncode == 5
         assert "the server's answer is wrong" in done.stderr
         # What was so before is so now.
         kept = json.loads((sessions / "night").read_text())
-        assert place_of(kept["cursor"]) == cursor(HARD, 10, interesting=28)
+        assert place_of(kept["cursor"]) == cursor(HARD, 10, interesting=20)
         (sessions / "night").unlink()
         done = run_find(HARD, *told)
-        assert place_of(cursor_in(done.stderr)) == cursor(HARD, 10, interesting=28)
+        assert place_of(cursor_in(done.stderr)) == cursor(HARD, 10, interesting=20)
 
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
@@ -436,7 +436,7 @@ def test_what_a_server_says_is_checked(fake, pb):
         candidate(pb, bytes(9), 2),
     ]:
         server = fake(Search=told_by(pb, progress(pb, 5), wrong))
-        done = run_find(HARD, "--show-inferior", "28", "--server", server.address)
+        done = run_find(HARD, "--show-inferior", "20", "--server", server.address)
         assert done.returncode == 5
         assert "the server's answer is wrong" in done.stderr
         assert (done.stdout, "\x1b" in done.stderr) == ("", False)
@@ -479,11 +479,11 @@ def test_a_stopped_search_goes_on_from_what_was_told_last(fake, pb, find, number
             candidate(pb, secret, 10),
         )
     )
-    process = find(HARD, "--show-inferior", "28", "--server", server.address)
+    process = find(HARD, "--show-inferior", "20", "--server", server.address)
     assert secret.hex() in process.popen.stdout.readline()
     process.send(number)
     assert process.wait() == 128 + number
-    assert place_of(cursor_in(process.rest_of_stderr())) == cursor(HARD, 11, interesting=28)
+    assert place_of(cursor_in(process.rest_of_stderr())) == cursor(HARD, 11, interesting=20)
 
 
 def test_the_hashes_of_a_server_are_told(serve):

@@ -510,7 +510,7 @@ fn not_kept(error: &anyhow::Error, go_on: &str) -> anyhow::Error {
     anyhow!("{error:#}\n{go_on}")
 }
 
-fn exit_of(signal: Signal) -> Exit {
+pub(crate) fn exit_of(signal: Signal) -> Exit {
     match signal {
         Signal::Interrupt => Exit::Interrupted,
         Signal::Terminate => Exit::Terminated,

@@ -1,7 +1,7 @@
 //! A commit's bytes, taken apart and put together.
 
-/// What stands before the nonce in its line.
-pub(super) const TRAILER: &[u8] = b"Nonce: ";
+/// Start of the nonce's line. The name is ours alone, so that a trailer `Nonce:` of the author's stays.
+pub(super) const TRAILER: &[u8] = b"Hashfinder-Nonce: ";
 
 /// The headers that hold a signature of the commit itself.
 const SIGNATURES: [&[u8]; 2] = [b"gpgsig ", b"gpgsig-sha256 "];
@@ -33,6 +33,12 @@ impl<'a> Commit<'a> {
             headers: headers.split_inclusive(|byte| *byte == b'\n').collect(),
             message: lines,
         }
+    }
+
+    /// The IDs of the parents that the commit names.
+    pub(super) fn parents(&self) -> impl Iterator<Item = &'a [u8]> {
+        let headers = self.headers.iter();
+        headers.filter_map(|line| Some(line.strip_prefix(b"parent ")?.trim_ascii_end()))
     }
 
     pub(super) fn is_signed(&self) -> bool {
@@ -130,32 +136,61 @@ mod tests {
     #[test]
     fn the_nonce_is_the_last_trailer() {
         for (message, expected) in [
-            ("", "\nNonce: "),
-            ("\n\n", "\nNonce: "),
-            ("one", "one\n\nNonce: "),
-            ("one\n", "one\n\nNonce: "),
-            ("one\n\n \n", "one\n\nNonce: "),
-            ("one: two\n", "one: two\n\nNonce: "),
-            ("one\n\ntwo\nthree\n", "one\n\ntwo\nthree\n\nNonce: "),
-            ("one\n\nA-b: c\n", "one\n\nA-b: c\nNonce: "),
-            ("one\n\nA-b: c\n d: e\n", "one\n\nA-b: c\n d: e\nNonce: "),
+            ("", "\nHashfinder-Nonce: "),
+            ("\n\n", "\nHashfinder-Nonce: "),
+            ("one", "one\n\nHashfinder-Nonce: "),
+            ("one\n", "one\n\nHashfinder-Nonce: "),
+            ("one\n\n \n", "one\n\nHashfinder-Nonce: "),
+            ("one: two\n", "one: two\n\nHashfinder-Nonce: "),
+            (
+                "one\n\ntwo\nthree\n",
+                "one\n\ntwo\nthree\n\nHashfinder-Nonce: ",
+            ),
+            ("one\n\nA-b: c\n", "one\n\nA-b: c\nHashfinder-Nonce: "),
+            (
+                "one\n\nA-b: c\n d: e\n",
+                "one\n\nA-b: c\n d: e\nHashfinder-Nonce: ",
+            ),
             // Others among them, and none of Git's own.
-            ("one\n\nA-b: c\nd\n", "one\n\nA-b: c\nd\n\nNonce: "),
+            (
+                "one\n\nA-b: c\nd\n",
+                "one\n\nA-b: c\nd\n\nHashfinder-Nonce: ",
+            ),
             (
                 "one\n\ntwo\nthree\nfour\nSigned-off-by: A\n",
-                "one\n\ntwo\nthree\nfour\nSigned-off-by: A\nNonce: ",
+                "one\n\ntwo\nthree\nfour\nSigned-off-by: A\nHashfinder-Nonce: ",
             ),
-            // One of an earlier run, where it was left and where more came after it.
-            ("one\n\nNonce: 0aZ\n", "one\n\nNonce: "),
-            ("one\n\nA: b\nNonce: 0aZ\n", "one\n\nA: b\nNonce: "),
-            ("one\n\nNonce: 0aZ\nA: b\n", "one\n\nA: b\nNonce: "),
-            ("\nNonce: 0aZ\n", "\nNonce: "),
-            // No nonces of ours.
-            ("Nonce: 0aZ\n", "Nonce: 0aZ\n\nNonce: "),
-            ("one\n\nNonce: 0 a\n", "one\n\nNonce: 0 a\nNonce: "),
+            // The nonce of an earlier run, also with more lines after it.
             (
-                "one\n\nNonce: 0aZ\n\ntwo",
-                "one\n\nNonce: 0aZ\n\ntwo\n\nNonce: ",
+                "one\n\nHashfinder-Nonce: 0aZ\n",
+                "one\n\nHashfinder-Nonce: ",
+            ),
+            (
+                "one\n\nA: b\nHashfinder-Nonce: 0aZ\n",
+                "one\n\nA: b\nHashfinder-Nonce: ",
+            ),
+            (
+                "one\n\nHashfinder-Nonce: 0aZ\nA: b\n",
+                "one\n\nA: b\nHashfinder-Nonce: ",
+            ),
+            ("\nHashfinder-Nonce: 0aZ\n", "\nHashfinder-Nonce: "),
+            // The author's own, of another name.
+            (
+                "one\n\nNonce: 0aZ\n",
+                "one\n\nNonce: 0aZ\nHashfinder-Nonce: ",
+            ),
+            // Lines that an earlier run cannot have added.
+            (
+                "Hashfinder-Nonce: 0aZ\n",
+                "Hashfinder-Nonce: 0aZ\n\nHashfinder-Nonce: ",
+            ),
+            (
+                "one\n\nHashfinder-Nonce: 0 a\n",
+                "one\n\nHashfinder-Nonce: 0 a\nHashfinder-Nonce: ",
+            ),
+            (
+                "one\n\nHashfinder-Nonce: 0aZ\n\ntwo",
+                "one\n\nHashfinder-Nonce: 0aZ\n\ntwo\n\nHashfinder-Nonce: ",
             ),
         ] {
             let commit = format!("{HEADERS}\n{message}");
@@ -167,7 +202,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_stays() {
+    fn parents_are_those_of_the_headers() {
+        let commit = "tree 1\nparent 2\nparent 3\nmergetag x\n parent 4\n\nparent 5\n";
+        let parents: Vec<&[u8]> = Commit::parse(commit.as_bytes()).parents().collect();
+        assert_eq!(parents, [b"2", b"3"]);
+        assert_eq!(Commit::parse(b"tree 1\n\n").parents().count(), 0);
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_stay() {
         let message = b"\xe9t\xe9\n\nA: \xff\n";
         let commit = [HEADERS.as_bytes(), b"encoding ISO-8859-1\n\n", message].concat();
         let before = Commit::parse(&commit).before_nonce();
@@ -183,7 +226,7 @@ mod tests {
         assert!(commit.is_signed());
         commit.drop_signature();
         assert!(!commit.is_signed());
-        let expected = format!("{HEADERS}{after}\ngpgsig of old\n\nNonce: ");
+        let expected = format!("{HEADERS}{after}\ngpgsig of old\n\nHashfinder-Nonce: ");
         assert_eq!(commit.before_nonce(), expected.as_bytes());
     }
 }

@@ -1,41 +1,45 @@
-//! `hashfinder git-commit`: a nonce in a commit's message that makes its ID begin as one likes.
+//! `hashfinder git-commit`: a nonce in a commit's message that gives its ID a chosen prefix.
 
 mod commit;
 mod repository;
 
-use std::{num::NonZeroU64, path::PathBuf};
+use std::{num::NonZeroU64, path::PathBuf, process::Child, thread};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use hashfinder_search::{
     Alphabet, Anchor, DesiredName, Distance, Index, Keyspace, KeyspaceError, Odds, Query, Spelling,
 };
+use tokio::sync::oneshot;
 
 use self::{
     commit::{Commit, header},
-    repository::Repository,
+    repository::{Head, Repository},
 };
 use super::SearchArguments;
 use crate::{
     cli::{Exit, print, quoted, say},
     find,
+    signals::{Signal, Signals},
 };
 
 /// Nonces are so long that with this chance one of the first length that is tried will do.
 const NEARLY_SURE: f64 = 1.0 - 1e-9;
 
-/// What stands after it.
+/// What follows the nonce.
 const END_OF_LINE: &[u8] = b"\n";
 
 /// The longest ID, in digits: a SHA-256.
 const LONGEST_ID: usize = 64;
 
-/// Find a nonce for HEAD's commit, with which its ID begins as you like.
+/// Give HEAD's commit an ID with a prefix of your choice.
 ///
-/// The nonce becomes the last line of the commit's message, `Nonce: ...`, in place of one from an earlier
-/// run; the tree, the parents, the author and all dates stay as they are. The new ID is printed. With
-/// --write the commit becomes HEAD, as `git commit --amend` would make it; the index and the work tree are
-/// not touched.
+/// The ID depends on a nonce, which becomes the last line of the commit's message: `Hashfinder-Nonce: ...`.
+/// It replaces the nonce of an earlier run. The tree, the parents, the author and all dates stay the same.
+/// The new ID is printed.
+///
+/// With --write, the new commit replaces HEAD's, as with `git commit --amend`: the post-rewrite hook runs,
+/// and notes are copied as configured. The index and the work tree are not touched.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -48,22 +52,25 @@ Each digit more takes 16 times as long. The same commit and prefix always give t
 Exit codes:
     0  found and, with --write, written
     1  every nonce was tried in vain
-    2  the command line is wrong, or the commit is signed
-    3  the time is up; go on with --from
-    5  git failed, or the output
-  130  stopped by ctrl-C (143: by SIGTERM); go on with --from")]
+    2  the command line is wrong, or the commit cannot be copied: it is signed or too large, its
+       parents are missing in a shallow clone, or a graft or a replace reference changes it
+    3  the time is up; resume with --from
+    5  git or the output failed
+  130  stopped by ctrl-C (143: by SIGTERM); resume with --from")]
 pub(crate) struct GitCommitArguments {
     /// What the commit's ID is to begin with: hexadecimal digits, 40 at most (64 if it is a SHA-256)
     #[arg(value_name = "PREFIX", value_parser = prefix)]
     prefix: String,
 
-    /// Where the repository is [default: the one around the current folder]
+    /// The repository [default: $GIT_DIR, or that of the current folder]
+    ///
+    /// It is used whatever GIT_DIR and the like say.
     #[arg(long, value_name = "PATH")]
     repository: Option<PathBuf>,
 
-    /// Make the commit that is found HEAD, and move its branch there
+    /// Replace HEAD's commit with the new one, and move its branch there
     ///
-    /// If somebody has moved it meanwhile, nothing happens but an error.
+    /// If HEAD was moved during the search, it stays there, and the command fails.
     #[arg(long)]
     write: bool,
 
@@ -94,20 +101,71 @@ fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-/// Runs the command. Dropping the future cancels the search, and leaves the repository as it was.
+/// Runs the command. Dropping the future cancels the search and leaves the repository as it was, unless
+/// HEAD was already moved: then it stops waiting for the `post-rewrite` hook.
 pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
-    let repository = Repository {
-        path: arguments.repository.as_deref(),
-    };
+    let repository = Repository::at(arguments.repository.as_deref())?;
     let head = repository.head()?;
+    let queries = match prepare(arguments, &repository, &head)? {
+        Ok(queries) => queries,
+        Err(refused) => {
+            say(refused);
+            return Ok(Exit::Usage);
+        }
+    };
+    if !arguments.search.quiet
+        && let Some(branch) = repository.remote_branch(&head)
+    {
+        say(format_args!(
+            "warning: HEAD's commit is already on {branch}; to replace it there takes a forced push, \
+             and everybody who has the commit must then rebase or reset"
+        ));
+    }
+    let go_on = |index| {
+        let from = nonces().secret(index);
+        format!("go on with: {}", arguments.command(&from, arguments.write))
+    };
+    let found = match find::first(queries, &arguments.search, go_on).await? {
+        Ok(found) => found,
+        Err(exit) => return Ok(exit),
+    };
+    let id = found.hashed_name.as_str();
+    if arguments.write {
+        let commit = without_header(&found.secret);
+        return write(arguments, &repository, &head, commit, id).await;
+    }
+    if !arguments.search.quiet {
+        let command = arguments.command(nonce_of(&found.secret), true);
+        say(format_args!(
+            "nothing was written; make it HEAD with: {command}"
+        ));
+    }
+    print(format!("{id}\n"))?;
+    Ok(Exit::Success)
+}
+
+/// Returns what to search, or why the command is refused. Whatever can be known to fail after the search
+/// fails here, before it.
+///
+/// # Errors
+///
+/// If git fails, or could not write the commit.
+fn prepare(
+    arguments: &GitCommitArguments,
+    repository: &Repository<'_>,
+    head: &Head,
+) -> Result<Result<Vec<Query>, String>> {
+    if let Some(obstacle) = repository.obstacle(head)? {
+        return Ok(Err(obstacle));
+    }
     let mut commit = Commit::parse(&head.commit);
     if commit.is_signed() {
         if !arguments.drop_signature {
-            say(
-                "the commit is signed, and the signature would not be valid for another message; \
-                 leave it out with --drop-signature",
-            );
-            return Ok(Exit::Usage);
+            return Ok(Err(
+                "HEAD's commit is signed, and the signature does not fit another message; \
+                 leave it out with --drop-signature"
+                    .to_owned(),
+            ));
         }
         commit.drop_signature();
     }
@@ -121,32 +179,71 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
             format!("the prefix has {digits} digits; an ID here has only {most}")
         })
         .and_then(|prefix| queries(&commit.before_nonce(), &prefix, arguments.from.as_deref()));
-    let queries = match queries {
-        Ok(queries) => queries,
-        Err(wrong) => {
-            say(wrong);
-            return Ok(Exit::Usage);
+    if let Ok(queries) = &queries
+        && let Some(first) = queries.first()
+    {
+        let example = first.keyspace().secret(first.start());
+        repository.check_accepted(without_header(&example))?;
+        if arguments.write {
+            repository.check_writable(head, &arguments.prefix)?;
         }
-    };
-    let go_on = |index| {
-        let from = nonces().secret(index);
-        format!("go on with: {}", arguments.command(&from, arguments.write))
-    };
-    let found = match find::first(queries, &arguments.search, go_on).await? {
-        Ok(found) => found,
-        Err(exit) => return Ok(exit),
-    };
-    let id = found.hashed_name.as_str();
-    if arguments.write {
-        repository.replace(&head, without_header(&found.secret), id)?;
-    } else if !arguments.search.quiet {
-        let command = arguments.command(nonce_of(&found.secret), true);
-        say(format_args!(
-            "nothing was written; make it HEAD with: {command}"
-        ));
     }
-    print(format!("{id}\n"))?;
-    Ok(Exit::Success)
+    Ok(queries)
+}
+
+/// Replaces HEAD's commit, prints the new ID, and does what follows `git commit --amend`.
+async fn write(
+    arguments: &GitCommitArguments,
+    repository: &Repository<'_>,
+    head: &Head,
+    commit: &[u8],
+    id: &str,
+) -> Result<Exit> {
+    let moved = repository.replace(head, commit, id)?;
+    if !arguments.search.quiet {
+        say(&moved);
+    }
+    let printed = print(format!("{id}\n"))
+        .with_context(|| format!("HEAD was moved ({moved}), but its ID was not printed"));
+    // From here on nothing can undo the commit, so nothing else changes how the command ends.
+    let warn = |error: anyhow::Error| say(format_args!("warning: {error:#}"));
+    if let Err(error) = repository.copy_notes(head, id) {
+        warn(error);
+    }
+    let stopped = match repository.start_hook(head, id) {
+        Ok(Some(hook)) => wait(hook).await,
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let stopped = stopped.unwrap_or_else(|error| {
+        warn(error);
+        None
+    });
+    printed?;
+    Ok(match stopped {
+        Some(signal) => {
+            say(format_args!(
+                "stopped by {signal} during the post-rewrite hook; HEAD was moved ({moved})"
+            ));
+            find::exit_of(signal)
+        }
+        None => Exit::Success,
+    })
+}
+
+/// Waits for a process to end, however it does, or for a signal. Dropping the future leaves it running.
+async fn wait(mut child: Child) -> Result<Option<Signal>> {
+    let mut signals = Signals::new().context("cannot listen to signals")?;
+    let (ended, has_ended) = oneshot::channel();
+    let waiter = thread::Builder::new().name("post-rewrite".to_owned());
+    waiter.spawn(move || {
+        let _ = child.wait();
+        let _ = ended.send(());
+    })?;
+    Ok(tokio::select! {
+        _ = has_ended => None,
+        signal = signals.next() => Some(signal),
+    })
 }
 
 impl GitCommitArguments {
@@ -191,9 +288,7 @@ fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Ve
         let start = first.max(start);
         let query = Query::any([prefix.clone()], Distance::ZERO);
         let query = query.map_err(|impossible| impossible.to_string())?;
-        let keyspace = keyspace(commit, length).map_err(|error| {
-            format!("the commit is too long to be searched with a nonce at its end: {error}")
-        })?;
+        let keyspace = keyspace(commit, length).map_err(|_| too_large(commit.len(), length))?;
         let query = query.among(keyspace).starting_at(start);
         let end = nonces.first_of_length(length + 1);
         let budget = end.and_then(|end| NonZeroU64::new(end - start));
@@ -224,11 +319,32 @@ fn first_of_sufficient_length(nonces: &Keyspace, prefix: &DesiredName) -> Index 
     start
 }
 
-/// What Git hashes for a commit with a nonce, which is of the given length if it is to be right.
+/// What Git hashes for a commit, of which everything before the nonce is given: right for nonces of the
+/// given length.
+///
+/// # Errors
+///
+/// If the commit is too large.
 fn keyspace(commit: &[u8], nonce_len: usize) -> Result<Keyspace, KeyspaceError> {
-    let length = commit.len() + nonce_len + END_OF_LINE.len();
-    let hashed = [&*header(length), commit].concat();
+    let hashed = [&*header(size(commit.len(), nonce_len)), commit].concat();
     Keyspace::new(&hashed, Alphabet::alphanumeric(), END_OF_LINE)
+}
+
+/// Size of a commit in bytes, given the length of all before the nonce and that of the nonce.
+fn size(before_nonce: usize, nonce_len: usize) -> usize {
+    before_nonce + nonce_len + END_OF_LINE.len()
+}
+
+/// Says by how much a commit is too large for [`keyspace`].
+fn too_large(before_nonce: usize, nonce_len: usize) -> String {
+    let size = size(before_nonce, nonce_len);
+    let excess = (header(size).len() + before_nonce).saturating_sub(Keyspace::MAX_PREFIX);
+    let bytes = if excess == 1 { "byte" } else { "bytes" };
+    format!(
+        "HEAD's commit is too large: with the nonce it has {size} bytes, and only {} can be searched; \
+         shorten its message by at least {excess} {bytes} (git commit --amend)",
+        size - excess
+    )
 }
 
 fn without_header(hashed: &[u8]) -> &[u8] {

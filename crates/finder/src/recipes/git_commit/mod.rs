@@ -64,7 +64,7 @@ pub(crate) struct GitCommitArguments {
 
     /// The repository [default: $GIT_DIR, or that of the current folder]
     ///
-    /// It is used whatever GIT_DIR and the like say.
+    /// Overrides GIT_DIR and the other variables by which git chooses a repository.
     #[arg(long, value_name = "PATH")]
     repository: Option<PathBuf>,
 

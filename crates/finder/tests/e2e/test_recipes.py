@@ -53,6 +53,13 @@ class Repository:
         path.mkdir()
         self.git("init", "--quiet", "--initial-branch=main", f"--object-format={format}")
 
+    def clone(self, path, *flags):
+        """A clone over a real connection, so that its history can be cut."""
+        self.git("clone", "--quiet", *flags, f"file://{self.path}", str(path))
+        clone = object.__new__(Repository)
+        clone.path, clone.environment = path, self.environment
+        return clone
+
     def git(self, *arguments, input=b"", check=True):
         """What git prints."""
         done = subprocess.run(
@@ -79,8 +86,34 @@ class Repository:
     def head(self):
         return self.git("rev-parse", "HEAD").decode().strip()
 
-    def nonce(self, *arguments):
-        return recipe("git-commit", *arguments, cwd=self.path, env=self.environment)
+    def nonce(self, *arguments, **environment):
+        environment = self.environment | environment
+        return recipe("git-commit", *arguments, cwd=self.path, env=environment)
+
+    def hook(self, name, script):
+        """Installs a hook: lines for the shell."""
+        path = self.path / self.git("rev-parse", "--git-path", f"hooks/{name}").decode().strip()
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+
+    def refused(self, reason, **environment):
+        """Checks that HEAD's commit is refused before the search, and does what the message says."""
+        before = self.head(), self.git("cat-file", "--batch-check", "--batch-all-objects")
+        for flags in [[], ["--write"], ["--write", "--repository", "."], ["--quiet"]]:
+            # A search for this prefix would not end.
+            done = self.nonce(LONG, *flags, **environment)
+            assert (done.returncode, done.stdout) == (2, ""), done
+            assert reason in done.stderr
+            assert before == (self.head(), self.git("cat-file", "--batch-check", "--batch-all-objects"))
+            if "." in flags:
+                assert re.search("`git -C [.] .*`", done.stderr)
+        advice = re.search("`git (.*)`, then run this again$", done.stderr)[1]
+        self.environment = self.environment | environment
+        return self.git(*advice.split())
+
+    def parents(self):
+        return self.git("log", "-1", "--format=%P").decode().split()
 
     def checked(self, prefix, *flags):
         """Gives HEAD an ID with the prefix, and checks that nothing but its message has changed."""
@@ -106,13 +139,15 @@ def repository(tmp_path):
 @pytest.mark.parametrize(
     "message, expected",
     [
-        (b"One line\n", rb"One line\n\nNonce: \w+\n"),
-        (b"No end", rb"No end\n\nNonce: \w+\n"),
-        (b"", rb"\nNonce: \w+\n"),
-        (b"Some\n\nlines\nof text\n\n\n", rb"Some\n\nlines\nof text\n\nNonce: \w+\n"),
+        # A trailer of the author's that only looks like ours was lost.
+        (b"Own\n\nNonce: 17\n", rb"Own\n\nNonce: 17\nHashfinder-Nonce: \w+\n"),
+        (b"One line\n", rb"One line\n\nHashfinder-Nonce: \w+\n"),
+        (b"No end", rb"No end\n\nHashfinder-Nonce: \w+\n"),
+        (b"", rb"\nHashfinder-Nonce: \w+\n"),
+        (b"Some\n\nlines\nof text\n\n\n", rb"Some\n\nlines\nof text\n\nHashfinder-Nonce: \w+\n"),
         (
             b"With\n\ntext\n\nFixes: 12\nSigned-off-by: A <a@b>\n",
-            rb"With\n\ntext\n\nFixes: 12\nSigned-off-by: A <a@b>\nNonce: \w+\n",
+            rb"With\n\ntext\n\nFixes: 12\nSigned-off-by: A <a@b>\nHashfinder-Nonce: \w+\n",
         ),
     ],
 )
@@ -121,7 +156,7 @@ def test_the_nonce_is_a_trailer_at_the_end_of_the_message(repository, message, e
     assert re.fullmatch(expected, repository.checked("abc"))
     trailers = repository.git("log", "-1", "--format=%(trailers)").decode().split()
     # Of an empty message it is the first line, and no trailer to Git.
-    assert trailers.count("Nonce:") == int(message != b"")
+    assert trailers.count("Hashfinder-Nonce:") == int(message != b"")
     assert ("Fixes:" in trailers) == (b"Fixes:" in message)
 
 
@@ -130,14 +165,14 @@ def test_another_run_replaces_the_nonce(repository):
     first = repository.checked("abc")
     second = repository.checked("def")
     assert first != second
-    assert second.count(b"Nonce:") == 1
+    assert second.count(b"Hashfinder-Nonce:") == 1
     # And finds the same as the first did, where the prefix is the same.
     assert repository.checked("abc") == first
     # Also one to which somebody has added something.
     repository.commit(first + b"Reviewed-by: B <b@c>\n", "--amend")
     found = repository.checked("123")
     assert re.fullmatch(
-        rb"One\n\nAcked-by: A <a@b>\nReviewed-by: B <b@c>\nNonce: \w+\n", found
+        rb"One\n\nAcked-by: A <a@b>\nReviewed-by: B <b@c>\nHashfinder-Nonce: \w+\n", found
     )
 
 
@@ -162,14 +197,14 @@ def test_merges_and_those_after_them(repository):
     repository.git("commit", "--quiet", "--allow-empty", "--message=Main")
     repository.git("merge", "--quiet", "--message=Merge", "other")
     assert len(repository.git("log", "-1", "--format=%P").split()) == 2
-    assert re.fullmatch(rb"Merge\n\nNonce: \w+\n", repository.checked("abc"))
+    assert re.fullmatch(rb"Merge\n\nHashfinder-Nonce: \w+\n", repository.checked("abc"))
 
 
 def test_a_message_in_another_encoding(repository):
     repository.git("config", "i18n.commitEncoding", "ISO-8859-1")
     repository.commit(b"\xe9t\xe9\n\nG\xfcnther war hier\n")
     assert re.fullmatch(
-        rb"\xe9t\xe9\n\nG\xfcnther war hier\n\nNonce: \w+\n", repository.checked("abc")
+        rb"\xe9t\xe9\n\nG\xfcnther war hier\n\nHashfinder-Nonce: \w+\n", repository.checked("abc")
     )
     assert repository.git("log", "-1", "--encoding=UTF-8", "--format=%s").decode() == "été\n"
 
@@ -188,7 +223,7 @@ def test_signed_commits_are_refused(repository, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert "signed" in done.stderr and "--drop-signature" in done.stderr
     assert repository.head() == before
-    assert re.fullmatch(rb"Signed\n\nNonce: \w+\n", repository.checked("abc", "--drop-signature"))
+    assert re.fullmatch(rb"Signed\n\nHashfinder-Nonce: \w+\n", repository.checked("abc", "--drop-signature"))
     assert b"gpgsig" not in repository.git("cat-file", "commit", "HEAD")
 
 
@@ -222,27 +257,44 @@ def test_what_is_there_is_kept_in_the_reflog(repository):
         assert f"commit (nonce): {repository.head()} instead of {before}" in log
 
 
-def test_a_newer_commit_of_somebody_else_is_not_lost(repository, tmp_path):
-    repository.commit(b"One\n")
-    # It stands in for git, and commits something just before the branch is moved.
+def stand_in(folder, script):
+    """The PATH with a git before the real one, which first runs some lines for the shell."""
     real = shutil.which("git")
-    folder = tmp_path / "bin"
     folder.mkdir()
-    script = folder / "git"
-    script.write_text(
-        "#!/bin/sh\n"
-        f'case " $* " in *" update-ref "*) "{real}" commit --quiet --allow-empty -m Theirs;; esac\n'
-        f'exec "{real}" "$@"\n'
+    git = folder / "git"
+    git.write_text(f'#!/bin/sh\ngit() {{ "{real}" "$@"; }}\n{script}\nexec "{real}" "$@"\n')
+    git.chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def test_a_newer_commit_is_not_lost(repository, tmp_path):
+    repository.commit(b"One\n")
+    # It commits something just before the branch is moved.
+    path = stand_in(
+        tmp_path / "bin",
+        'case " $* " in *" update-ref -m "*) git commit --quiet --allow-empty -m Theirs;; esac',
     )
-    script.chmod(0o755)
-    path = f"{folder}:{os.environ['PATH']}"
-    arguments = ["git-commit", "abc", "--write"]
-    done = recipe(*arguments, cwd=repository.path, env=repository.environment | {"PATH": path})
+    done = repository.nonce("abc", "--write", **path)
     assert (done.returncode, done.stdout) == (5, "")
     assert "refs/heads/main was not moved" in done.stderr and "run this again" in done.stderr
     assert repository.message() == b"Theirs\n"
     repository.git("fsck", "--strict")
-    assert re.fullmatch(rb"Theirs\n\nNonce: \w+\n", repository.checked("abc"))
+    assert re.fullmatch(rb"Theirs\n\nHashfinder-Nonce: \w+\n", repository.checked("abc"))
+
+
+@pytest.mark.parametrize("switch", ["checkout --quiet -b other", "checkout --quiet --detach"])
+def test_a_branch_that_was_left_during_the_search_is_not_moved(repository, tmp_path, switch):
+    """The branch of which HEAD was read was moved, though HEAD was at another by then."""
+    repository.commit(b"One\n")
+    before = repository.head()
+    path = stand_in(tmp_path / "bin", f'case " $* " in *" -w "*) git {switch};; esac')
+    done = repository.nonce("abc", "--write", **path)
+    assert (done.returncode, done.stdout) == (5, "")
+    now = "refs/heads/other" if "other" in switch else "HEAD"
+    assert "refs/heads/main was not moved" in done.stderr
+    assert f"HEAD is at {now} by now" in done.stderr
+    for name in ["main", "HEAD"]:
+        assert repository.git("rev-parse", name).decode().strip() == before
 
 
 def test_sha256(tmp_path):
@@ -252,15 +304,452 @@ def test_sha256(tmp_path):
     repository.checked("abc")
 
 
-def test_a_replaced_commit_is_itself(repository):
+@pytest.fixture
+def source(repository):
+    """A repository with commits on several days, the last of which is a merge."""
+    for day, message in enumerate([b"One\n", b"Two\n", b"Three\n"], 1):
+        repository.environment["GIT_COMMITTER_DATE"] = f"2002-03-0{day}T05:06:07Z"
+        repository.commit(message)
+        repository.git("tag", message.decode().strip())
+    repository.git("checkout", "--quiet", "-b", "other", "Two")
+    repository.git("commit", "--quiet", "--allow-empty", "--message=Other")
+    repository.git("checkout", "--quiet", "main")
+    repository.environment["GIT_COMMITTER_DATE"] = "2002-03-04T05:06:07Z"
+    repository.git("merge", "--quiet", "--message=Merge", "other")
+    repository.git("config", "uploadpack.allowFilter", "true")
+    return repository
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--depth=1"],
+        ["--depth=1", "--branch=Three"],
+        ["--depth=1", "--no-checkout"],
+        ["--depth=1", "--bare"],
+        ["--depth=1", "--filter=blob:none"],
+        ["--shallow-since=2002-03-03T12:00:00Z"],
+        ["--shallow-exclude=Three", "--shallow-exclude=other"],
+    ],
+)
+def test_the_end_of_a_shallow_history_is_refused(source, tmp_path, flags):
+    """A commit was written whose parents are not there, and `git log` failed from then on."""
+    clone = source.clone(tmp_path / "clone", *flags)
+    expected = source.git("log", "-1", "--format=%P", clone.head()).decode().split()
+    assert expected and not clone.parents()
+    clone.refused("shallow clone")
+    assert clone.parents() == expected
+    clone.checked("abc")
+    assert clone.parents() == expected
+    clone.git("log")
+
+
+def test_the_end_of_a_shallow_history_is_refused_in_a_linked_work_tree(source, tmp_path):
+    clone = source.clone(tmp_path / "clone", "--depth=1")
+    clone.git("worktree", "add", "--quiet", "../linked")
+    clone.path = tmp_path / "linked"
+    clone.refused("shallow clone")
+    clone.checked("abc")
+    clone.git("log")
+
+
+def test_the_remote_of_a_shallow_clone_may_have_new_commits(source, tmp_path):
+    clone = source.clone(tmp_path / "clone", "--depth=1")
+    for message in [b"Four\n", b"Five\n"]:
+        source.commit(message)
+    clone.refused("shallow clone")
+    clone.checked("abc")
+    clone.git("log")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--depth=2"],
+        ["--shallow-since=2002-03-02T12:00:00Z"],
+        ["--filter=blob:none"],
+        ["--filter=tree:0"],
+        ["--filter=tree:0", "--depth=2", "--no-checkout"],
+        ["--bare"],
+        ["--mirror"],
+    ],
+)
+def test_commits_above_the_end_of_a_shallow_history(source, tmp_path, flags):
+    clone = source.clone(tmp_path / "clone", *flags)
+    parents = clone.parents()
+    assert len(parents) == 2
+    clone.checked("abc")
+    assert clone.parents() == parents
+    # Also one that was made at the end of it.
+    clone = source.clone(tmp_path / "another", "--depth=1")
+    clone.commit(b"New\n")
+    clone.checked("abc")
+    assert clone.parents() == [source.head()]
+    clone.git("log")
+
+
+@pytest.mark.parametrize("place", ["info/grafts", "variable"])
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_grafts_are_refused(source, tmp_path, place, bare, count):
+    """A commit was written that has the parents from before the graft."""
+    repository = source.clone(tmp_path / "clone", *(["--mirror"] if bare else []))
+    parents = repository.git("log", "-3", "--format=%H", "Three").decode().split()[:count]
+    if place == "variable":
+        grafts = tmp_path / "grafts"
+        environment = {"GIT_GRAFT_FILE": str(grafts)}
+        repository.environment = repository.environment | environment
+    else:
+        grafts = pathlib.Path(repository.git("rev-parse", "--absolute-git-dir").decode().strip(), place)
+    grafts.write_text(" ".join([repository.head(), *parents]) + "\n")
+    assert repository.parents() == parents
+    if place == "variable":
+        # With --repository the variables that belong to another repository do not count.
+        done = repository.nonce(LONG, "--write")
+        assert done.returncode == 2 and "graft" in done.stderr
+        advice = re.search("`git (.*)`, then run this again$", done.stderr)[1]
+        repository.git(*advice.split())
+    else:
+        repository.refused("graft")
+    if bare:
+        # The graft is a replace reference now.
+        assert not grafts.exists()
+        repository.refused("replace reference")
+    assert repository.parents() == parents
+    repository.checked("abc")
+    assert repository.parents() == parents
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_replaced_commits_are_refused(repository, tmp_path, bare):
+    """The replaced commit was written, and not the one that git shows."""
     repository.commit(b"One\n")
     first = repository.head()
     repository.commit(b"Other\n", "--amend")
-    repository.git("replace", first, "HEAD")
+    other = repository.head()
+    repository.git("replace", first, other)
     repository.git("update-ref", "refs/heads/main", first)
+    if bare:
+        repository = repository.clone(tmp_path / "bare", "--mirror")
     assert b"Other" in repository.git("log", "-1", "--format=%s")
+    repository.refused("replace reference")
+    assert repository.head() == other
+    assert repository.checked("abc").startswith(b"Other\n")
+
+
+def test_replace_references_count_where_git_looks_for_them(repository):
+    repository.commit(b"One\n")
+    first = repository.head()
+    repository.commit(b"Other\n", "--amend")
+    other = repository.head()
+    repository.git("update-ref", f"refs/mine/{first}", other)
+    repository.git("update-ref", "refs/heads/main", first)
+    base = {"GIT_REPLACE_REF_BASE": "refs/mine/"}
+    done = repository.nonce(LONG, "--write", **base)
+    assert done.returncode == 2
+    assert f"`git reset --soft {other}`" in done.stderr
+    repository.git("config", "core.useReplaceRefs", "false")
+    assert repository.nonce("abc", **base).returncode == 0
+    repository.git("config", "core.useReplaceRefs", "true")
+    assert repository.nonce("abc", GIT_NO_REPLACE_OBJECTS="1", **base).returncode == 0
+    assert repository.checked("abc").startswith(b"One\n")
+
+
+def test_replace_references_of_other_commits_do_not_matter(repository):
+    repository.commit(b"One\n")
+    first = repository.head()
+    repository.commit(b"Other\n", "--amend")
+    repository.git("replace", first, repository.head())
+    repository.git("update-ref", "refs/heads/main", first)
+    repository.commit(b"Two\n")
+    repository.checked("abc")
+    assert repository.parents() == [first]
+
+
+def test_the_given_repository_wins_over_the_environment(repository, tmp_path):
+    """GIT_DIR won over --repository, and the HEAD of another repository was moved."""
+    repository.commit(b"One\n")
+    other = Repository(tmp_path / "other")
+    other.commit(b"Other\n")
+    folder = other.path / ".git"
+    state = other.head(), other.git("count-objects"), repository.head()
+    names = repository.git("rev-parse", "--local-env-vars").decode().split()
+    chosen = {
+        "GIT_DIR": folder,
+        "GIT_WORK_TREE": other.path,
+        "GIT_COMMON_DIR": folder,
+        "GIT_OBJECT_DIRECTORY": folder / "objects",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": folder / "objects",
+        "GIT_INDEX_FILE": folder / "index",
+        "GIT_GRAFT_FILE": folder / "grafts",
+        "GIT_SHALLOW_FILE": folder / "shallow",
+        "GIT_CONFIG": folder / "config",
+    }
+    assert set(chosen) < set(names)
+    (folder / "grafts").write_text(f"{repository.head()} {other.head()}\n")
+    chosen = {name: str(path) for name, path in chosen.items()}
+    for environment in [chosen, *({name: path} for name, path in chosen.items())]:
+        before = repository.head()
+        prefix = "abc" if before[:3] != "abc" else "def"
+        where = ["--repository", str(repository.path), "--write", "--quiet"]
+        done = recipe(
+            "git-commit", prefix, *where, cwd=other.path, env=repository.environment | environment
+        )
+        assert (done.returncode, done.stderr) == (0, ""), (environment, done)
+        assert done.stdout == repository.head() + "\n" and done.stdout.startswith(prefix)
+        assert (other.head(), other.git("count-objects")) == state[:2]
+    # Without it the environment decides, as for git itself.
+    done = repository.nonce("abc", "--write", "--quiet", GIT_DIR=str(folder))
+    assert done.stdout == other.head() + "\n" != state[0] + "\n"
+
+
+def test_configuration_from_the_environment_counts_for_the_given_repository(repository, tmp_path):
+    repository.commit(b"One\n")
+    hooks = tmp_path / "hooks"
+    repository.git("config", "core.hooksPath", str(hooks))
+    repository.hook("post-rewrite", "echo It ran")
+    repository.git("config", "--unset", "core.hooksPath")
+    where = ["--repository", str(repository.path), "--write"]
+    configuration = {"COUNT": "1", "KEY_0": "core.hooksPath", "VALUE_0": str(hooks)}
+    environment = {f"GIT_CONFIG_{name}": value for name, value in configuration.items()}
+    assert "It ran" in repository.nonce("abc", *where, **environment).stderr
+    environment = {"GIT_CONFIG_PARAMETERS": f"'core.hooksPath'='{hooks}'"}
+    assert "It ran" in repository.nonce("def", *where, **environment).stderr
+    assert "It ran" not in repository.nonce("abc", *where).stderr
+
+
+def test_what_was_moved_is_said(repository):
+    repository.commit(b"One\n")
+    before = repository.head()
+    done = repository.nonce("abc", "--write")
+    assert done.stdout == repository.head() + "\n"
+    assert f"\nhashfinder: refs/heads/main: {before} -> {repository.head()}\n" in "\n" + done.stderr
+    repository.git("checkout", "--quiet", "--detach")
+    before = repository.head()
+    done = repository.nonce("def", "--write")
+    assert f"hashfinder: HEAD: {before} -> {repository.head()}\n" in done.stderr
+    done = repository.nonce("abc", "--write", "--quiet")
+    assert (done.stdout, done.stderr) == (repository.head() + "\n", "")
+    assert "->" not in repository.nonce("def").stderr
+
+
+def test_a_commit_that_a_remote_has_is_warned_of(source, tmp_path):
+    clone = source.clone(tmp_path / "clone")
+    for flags in [[], ["--write"]]:
+        # The search ends in vain, so the warning was there before.
+        done = clone.nonce(LONG, "--maximum-time", "1ms", *flags)
+        assert done.returncode == 3
+        assert done.stderr.startswith("hashfinder: warning: HEAD's commit is already on origin/main;")
+    assert clone.nonce(LONG, "--maximum-time", "1ms", "--quiet").stderr == ""
+    # It is also inside of a remote branch if that has gone further.
+    clone.git("reset", "--quiet", "--hard", "Two")
+    assert "is already on origin/main" in clone.nonce("abc").stderr
+    # The name of a branch is another's, and may mean something to a terminal.
+    clone.git("update-ref", "refs/remotes/another/\u009b31m", "HEAD")
+    assert "is already on another/\\u{9b}31m" in clone.nonce("abc").stderr
+    clone.commit(b"New\n")
+    done = clone.nonce("abc", "--write")
+    assert done.returncode == 0 and "warning" not in done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--quiet"]])
+def test_output_that_fails_after_head_was_moved(repository, flags):
+    """The error said nothing of HEAD, which was moved."""
+    repository.commit(b"One\n")
+    before = repository.head()
+    marker = repository.path.parent / "marker"
+    repository.hook("post-rewrite", f"cat > {marker}")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [HASHFINDER, "git-commit", "abc", "--write", *flags],
+            cwd=repository.path,
+            env=repository.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    assert done.returncode == 5
+    moved = f"refs/heads/main: {before} -> {repository.head()}"
+    assert f"HEAD was moved ({moved}), but its ID was not printed: cannot write to stdout" in done.stderr
+    assert repository.head().startswith("abc")
+    assert marker.read_text() == f"{before} {repository.head()}\n"
+
+
+RECORD = """
+{ echo "arguments $*"; echo "folder $PWD"; echo "prefix $GIT_PREFIX"; cat; } > "$RECORD"
+echo "On stdout"
+echo "On stderr" >&2
+exit 3
+"""
+
+
+@pytest.mark.parametrize("hooks_path", [None, "my hooks"])
+@pytest.mark.parametrize("folder", [".", "sub"])
+def test_the_post_rewrite_hook_runs_as_for_amend(repository, tmp_path, hooks_path, folder):
+    """It did not run, so that tools that follow rewritten commits lost them."""
+    repository.commit(b"One\n")
+    if hooks_path:
+        repository.git("config", "core.hooksPath", hooks_path)
+    repository.hook("post-rewrite", RECORD)
+    (repository.path / "sub").mkdir()
+    repository.path /= folder
+    record = tmp_path / "record"
+    repository.environment["RECORD"] = str(record)
+    seen = []
+    for run in [
+        lambda: repository.nonce("abc", "--write"),
+        lambda: repository.git("commit", "--amend", "--quiet", "--message=Amended"),
+        # Its failure is not ours, and what it says is no matter of --quiet, as with amend.
+        lambda: repository.nonce("def", "--write", "--quiet"),
+    ]:
+        before = repository.head()
+        done = run()
+        text = record.read_text()
+        record.unlink()
+        assert text.endswith(f"\n{before} {repository.head()}\n")
+        seen.append(text.rsplit("\n", 2)[0])
+        if not isinstance(done, bytes):
+            assert (done.returncode, done.stdout) == (0, repository.head() + "\n")
+            assert "On stdout\nOn stderr\n" in done.stderr
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0].startswith("arguments amend\nfolder ")
+    # Without --write nothing was rewritten.
+    assert "On std" not in repository.nonce("123").stderr
+    assert not record.exists()
+
+
+def test_a_git_that_cannot_run_hooks_is_warned_of(repository, tmp_path):
+    repository.commit(b"One\n")
+    old = stand_in(tmp_path / "bin", 'case " $* " in *" hook "*) exit 1;; esac')
+    done = repository.nonce("abc", "--write", **old)
+    assert done.returncode == 0 and "warning" not in done.stderr
+    record = tmp_path / "record"
+    repository.hook("post-rewrite", f"echo $* > {record}; cat >> {record}")
+    before = repository.head()
+    done = repository.nonce("def", "--write", **old)
+    assert (done.returncode, done.stdout) == (0, repository.head() + "\n")
+    warning = "warning: the post-rewrite hook was not run, which takes git 2.40 or newer; run it with: "
+    command = done.stderr.split(warning)[1]
+    subprocess.run(["sh", "-c", command], cwd=repository.path, check=True)
+    assert record.read_text() == f"amend\n{before} {repository.head()}\n"
+
+
+def test_a_hook_that_hangs_can_be_stopped(repository, tmp_path, processes):
+    repository.commit(b"One\n")
+    before = repository.head()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    repository.hook("post-rewrite", f"echo It runs; cat {fifo}")
+    where = {"cwd": repository.path, "env": repository.environment}
+    process = Process([HASHFINDER, "git-commit", "abc", "--write", "--quiet"], **where)
+    processes.append(process)
+    process.wait_for("It runs")
+    process.send(signal.SIGTERM)
+    said = process.wait_for("hashfinder: ")
+    # The hook ends when the other end of its pipe does.
+    open(fifo, "w").close()
+    assert process.wait() == 143
+    moved = f"refs/heads/main: {before} -> {repository.head()}"
+    assert said == f"hashfinder: stopped by SIGTERM during the post-rewrite hook; HEAD was moved ({moved})"
+
+
+def test_notes_are_copied_as_for_amend(repository):
+    repository.commit(b"One\n")
+    repository.git("notes", "add", "--message=Seen")
+    listed = repository.git("notes", "list")
+    repository.checked("abc")
+    assert repository.git("notes", "list") == listed
+    repository.git("notes", "add", "--message=Seen")
+    repository.git("config", "notes.rewriteRef", "refs/notes/*")
+    repository.checked("def")
+    assert repository.git("notes", "show") == b"Seen\n"
+    repository.git("config", "notes.rewrite.amend", "false")
+    repository.checked("123")
+    assert repository.git("notes", "show", check=False) == b""
+
+
+def test_notes_that_cannot_be_copied_are_warned_of(repository):
+    repository.commit(b"One\n")
+    repository.git("notes", "add", "--message=Seen")
+    repository.git("config", "notes.rewriteRef", "refs/notes/*")
+    (repository.path / ".git/refs/notes/commits.lock").touch()
+    before = repository.head()
+    done = repository.nonce("abc", "--write", "--quiet")
+    assert (done.returncode, done.stdout) == (0, repository.head() + "\n")
+    assert f"warning: the notes of {before} were not all copied" in done.stderr
+
+
+def test_what_will_fail_fails_before_the_search(repository, tmp_path):
+    """A search of hours ended with "permission denied"."""
+    repository.commit(b"One\n")
+    before = repository.head()
+    # These searches would not end.
+    objects = {
+        # Nobody may write there, not even root.
+        "GIT_OBJECT_DIRECTORY": "/proc",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repository.path / ".git/objects"),
+    }
+    done = repository.nonce(LONG, "--write", **objects)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "cannot write to /proc" in done.stderr
+    lock = repository.path / ".git/refs/heads/main.lock"
+    lock.touch()
+    done = repository.nonce(LONG, "--write")
+    assert done.returncode == 5
+    assert "refs/heads/main cannot be moved: git says" in done.stderr and "main.lock" in done.stderr
+    lock.unlink()
+    repository.hook("reference-transaction", "printf 'No \\033[31m\\n' >&2; test $1 != prepared")
+    done = repository.nonce(LONG, "--write")
+    assert done.returncode == 5
+    assert r"No \u{1b}[31m" in done.stderr
+    (repository.path / ".git/hooks/reference-transaction").unlink()
+    # Without --write nothing of that matters.
+    assert repository.nonce("abc", **objects).returncode == 0
+    malformed = repository.git("cat-file", "commit", "HEAD").replace(b"<asa@example.com>", b"")
+    malformed = repository.git("hash-object", "--literally", "-t", "commit", "-w", "--stdin", input=malformed)
+    repository.git("update-ref", "HEAD", malformed.decode().strip())
+    for flags in [[], ["--write"]]:
+        done = repository.nonce(LONG, *flags)
+        assert (done.returncode, done.stdout) == (5, "")
+        assert "missingEmail" in done.stderr
+    repository.git("update-ref", "HEAD", before)
     assert repository.nonce("abc", "--write").returncode == 0
-    assert repository.message().startswith(b"One\n")
+    assert not list((repository.path / ".git/objects").glob("**/tmp_obj*"))
+
+
+def test_a_commit_in_the_middle_of_a_rebase(repository):
+    for message in [b"One\n", b"Two\n", b"Three\n"]:
+        repository.commit(message)
+    repository.environment["GIT_SEQUENCE_EDITOR"] = "sed -i 1s/pick/edit/"
+    repository.git("rebase", "--quiet", "--interactive", "HEAD~2")
+    repository.checked("abc")
+    found = repository.head()
+    repository.git("rebase", "--continue")
+    assert repository.parents() == [found]
+
+
+def test_linked_work_trees_and_bare_repositories(repository, tmp_path):
+    repository.commit(b"One\n")
+    main = repository.head()
+    repository.git("worktree", "add", "--quiet", "-b", "linked", "../linked")
+    repository.path = tmp_path / "linked"
+    repository.checked("abc")
+    assert repository.git("rev-parse", "main", "linked").decode().split() == [main, repository.head()]
+    repository.path = tmp_path / "repository"
+    bare = repository.clone(tmp_path / "bare", "--bare")
+    bare.hook("post-rewrite", "echo It ran")
+    done = bare.nonce("abc", "--write")
+    assert (done.returncode, done.stdout) == (0, bare.head() + "\n")
+    assert "It ran" in done.stderr
+
+
+def test_a_branch_whose_name_is_not_utf8(repository):
+    repository.commit(b"One\n")
+    repository.git("checkout", "--quiet", "-b", b"caf\xe9")
+    before = repository.head()
+    repository.checked("abc")
+    assert repository.git("rev-parse", "main", b"caf\xe9").decode().split() == [before, repository.head()]
 
 
 def test_a_length_that_is_exhausted_is_followed_by_the_next(repository):
@@ -268,7 +757,7 @@ def test_a_length_that_is_exhausted_is_followed_by_the_next(repository):
     # The last two nonces of two letters, of which none will do, and the first ones of three.
     done = repository.nonce("abcd", "--write", "--from", "zy")
     assert done.returncode == 0
-    assert re.fullmatch(rb"One\n\nNonce: \w{3,4}\n", repository.message())
+    assert re.fullmatch(rb"One\n\nHashfinder-Nonce: \w{3,4}\n", repository.message())
     tried = int(re.search(r"hashfinder: (\d+) secrets in ", done.stderr)[1])
     assert tried > 2
     repository.git("fsck", "--strict")
@@ -342,11 +831,25 @@ def test_a_prefix_that_is_too_long(repository):
     assert done.returncode == 3
 
 
-def test_a_commit_that_is_too_long(repository):
+def test_a_commit_that_is_too_large(repository):
+    """The error was about a prefix, which the user had not given."""
     repository.commit(b"x" * 70_000 + b"\n")
     done = repository.nonce("abc")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "the commit is too long" in done.stderr
+    said = re.search(
+        r"HEAD's commit is too large: with the nonce it has (\d+) bytes, and only (\d+) can be searched; "
+        r"shorten its message by at least (\d+) bytes? \(git commit --amend\)",
+        done.stderr,
+    )
+    size, most, excess = map(int, said.groups())
+    assert size - most == excess
+    # It has a blank line and the nonce's line more.
+    assert size > int(repository.git("cat-file", "-s", "HEAD"))
+    repository.commit(b"x" * (70_000 - excess + 1) + b"\n", "--amend")
+    assert "by at least 1 byte (" in repository.nonce("abc").stderr
+    repository.commit(b"x" * (70_000 - excess) + b"\n", "--amend")
+    repository.checked("abc", "--from", "000")
+    assert int(repository.git("cat-file", "-s", "HEAD")) <= most + 1
 
 
 def zero_bits(stamp):

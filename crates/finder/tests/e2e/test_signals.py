@@ -1,12 +1,9 @@
 """Signals that arrive twice, signals beside SIGINT and SIGTERM, and signals that are ignored."""
 
-import fcntl
 import os
 import re
 import signal
 import subprocess
-import sys
-import termios
 import time
 
 import pytest
@@ -60,26 +57,6 @@ def test_two_signals_that_arrive_together_are_one(find, second):
         # The kernel delivers the lower number first.
         assert process.wait() in (CODES[first], CODES[second])
         assert cursor_in(process.rest_of_stderr()).startswith("hf3_")
-
-
-def blocked_by_its_reader(find):
-    """A search that cannot stop, for the reader of its output does not read."""
-    process = find(HARD, "--show-inferior", "20")
-    waiting, full = bytearray(4), 60_000
-    deadline = time.monotonic() + PATIENCE_S
-    while int.from_bytes(waiting, sys.byteorder) < full:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-        fcntl.ioctl(process.popen.stdout, termios.FIONREAD, waiting)
-    return process
-
-
-def test_a_later_signal_ends_the_process_at_once(find):
-    process = blocked_by_its_reader(find)
-    process.send(SIGINT)
-    process.wait_for("still stopping; ctrl-C leaves at once")
-    process.send(SIGTERM)
-    assert process.wait() == CODES[SIGTERM]
 
 
 @pytest.mark.parametrize("number", list(CODES))

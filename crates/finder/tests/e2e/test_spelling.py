@@ -53,8 +53,10 @@ class Asked:
         padding = text[len(text.rstrip("=")) :] if self.anchor == "suffix" else ""
         names = [choice.choices(digits, k=choice.randint(1, 3)) for _ in range(choice.randint(1, 3))]
         self.names = ["".join(name) + padding for name in names]
-        self.ideal = choice.choice([0, 0, 0, 1])
-        self.interesting = self.ideal + choice.choice([0, 2])
+        # With greater ones every secret would do, which is refused.
+        shortest = min(map(len, self.names))
+        self.ideal = min(choice.choice([0, 0, 0, 1]), shortest - 1)
+        self.interesting = min(self.ideal + choice.choice([0, 2]), shortest)
 
     def arguments(self):
         told = [

@@ -1,9 +1,17 @@
 //! Reads the system's clock, which can show a time that no calendar here has.
 
-use std::time::SystemTime;
+use std::{
+    env, fs,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
 use anyhow::{Context, Result};
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::files;
 
 /// Returns the time on the system's clock.
 ///
@@ -23,6 +31,28 @@ pub(crate) fn timestamp(time: SystemTime) -> Result<Timestamp> {
     Timestamp::try_from(time)
         .ok()
         .context("the system's clock shows a time after 9999-12-30T22:00Z; set the clock")
+}
+
+/// Begins to read the user's time zone from its file, which can block, on a thread of its own. The result is
+/// empty until it has been read, and stays so if there is no thread for it or its file is not a regular one.
+pub(crate) fn time_zone() -> Arc<OnceLock<TimeZone>> {
+    let zone = Arc::new(OnceLock::new());
+    let read = Arc::clone(&zone);
+    let work = move || {
+        // `TZ` can be a path, after a colon or not.
+        let named = env::var_os("TZ").unwrap_or_default();
+        let named = named.as_bytes();
+        let path = Path::new(std::ffi::OsStr::from_bytes(
+            named.strip_prefix(b":").unwrap_or(named),
+        ));
+        let is_wrong = path.is_absolute() && fs::metadata(path).is_ok_and(|file| !file.is_file());
+        if !is_wrong {
+            let _ = read.set(TimeZone::system());
+        }
+    };
+    // Without it, times are shown as durations.
+    let _ = files::start("time-zone", work);
+    zone
 }
 
 #[cfg(test)]

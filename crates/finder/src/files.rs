@@ -247,7 +247,12 @@ fn supervise(
     }
 }
 
-fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+/// Starts a thread that may block on files, and that nothing waits for.
+///
+/// # Errors
+///
+/// If there can be no more threads.
+pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let thread = thread::Builder::new().name(name.to_owned());
     let started = thread.spawn(work);
     started.map(drop).map_err(|error| {

@@ -419,8 +419,12 @@ fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>
             .with_context(|| format!("it cannot be replaced ({error}), nor be overwritten")),
         _ => Err(error.into()),
     };
-    if is_damaged && is_copied {
-        return result.with_context(|| format!("the new content is in {new:?}"));
+    if is_damaged {
+        let remedy = match is_copied {
+            true => format!("the new content is in {new:?}"),
+            false => "restore it from a backup".to_owned(),
+        };
+        return result.with_context(|| format!("the file is damaged now; {remedy}"));
     }
     let _ = fs::remove_file(new);
     result

@@ -1,8 +1,8 @@
 //! How a server is reached, and as whom: what the flags for TLS and credentials come to.
 
-use std::{env, fmt::Display, fs, net::IpAddr, sync::Arc};
+use std::{env, fmt::Display, fs, io::ErrorKind, net::IpAddr, sync::Arc};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use http::uri::Authority;
 use tokio_rustls::{
     TlsConnector,
@@ -243,8 +243,13 @@ impl Credential {
     fn read(arguments: &ConnectionArguments) -> Result<Credential> {
         if let Some(path) = &arguments.credential_file {
             let shown = path.display();
-            let text = files::read(path, LONGEST_CREDENTIAL_FILE).with_context(|| {
-                format!("cannot read {shown}; {CREDENTIAL} can hold the credential instead")
+            let text = files::read(path, LONGEST_CREDENTIAL_FILE).map_err(|error| {
+                let hint = match error.kind() {
+                    // A pipe, for instance from a password manager.
+                    ErrorKind::InvalidInput => format!("; {CREDENTIAL} can hold the credential"),
+                    _ => String::new(),
+                };
+                anyhow!("cannot read {shown}: {error}{hint}")
             })?;
             let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
             let line = String::from_utf8_lossy(line);

@@ -5,7 +5,7 @@ use std::{
     env, fmt,
     io::{self, IsTerminal, Write},
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -160,6 +160,8 @@ pub(super) struct Progress {
     rate: Rate,
     steady_rate: Rate,
     pace: Pace,
+    /// Empty until it has been read.
+    zone: Arc<OnceLock<TimeZone>>,
 }
 
 impl Progress {
@@ -179,6 +181,7 @@ impl Progress {
             rate: Rate::new(RATE_OVER, start),
             steady_rate: Rate::new(STEADY_RATE_OVER, start),
             pace: Pace::default(),
+            zone: clock::time_zone(),
         }
     }
 
@@ -197,7 +200,7 @@ impl Progress {
             let steady_rate = self.steady_rate.at(elapsed, frontier);
             // Without one, times are shown as durations.
             let now = clock::now().ok();
-            let now = now.map(|now| now.to_zoned(TimeZone::system()));
+            let now = now.and_then(|now| Some(now.to_zoned(self.zone.get()?.clone())));
             self.parts(frontier, answers, rate, steady_rate, now.as_ref())
         });
         let look = Look {

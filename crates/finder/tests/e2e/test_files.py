@@ -306,6 +306,15 @@ def test_a_prefix_or_a_configuration_that_never_ends_is_an_error(tmp_path):
     assert done.returncode == 0, done
 
 
+def test_a_time_zone_that_never_ends_stops_nothing(find):
+    """TZ=/dev/zero was read until the memory was full, and meanwhile the search showed and ended nothing."""
+    process = find("hashfinderh", "--threads", "1", env={**os.environ, "TZ": "/dev/zero"})
+    # Times are shown as durations, or as if there was no time zone.
+    process.wait_for("chance by now .* from now 50% in ")
+    process.send(SIGINT)
+    assert process.wait() == 130
+
+
 @pytest.fixture
 def mounted(tmp_path):
     """Runs `hashfinder keys` where a file is mounted alone, as into a container; the folder may be read-only."""

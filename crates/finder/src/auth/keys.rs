@@ -431,7 +431,7 @@ fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>
 }
 
 fn write_new(new: &Path, text: &str, old: Option<&Metadata>) -> io::Result<()> {
-    // Of a run that was killed.
+    // A killed run can have left one.
     let _ = fs::remove_file(new);
     let mut file = OpenOptions::new()
         .write(true)
@@ -486,7 +486,7 @@ fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Resul
 /// Opens a file of keys once no other process overwrites it; it stays locked for as long as it is open.
 fn open_whole(path: &Path) -> io::Result<(File, Metadata)> {
     let (file, _) = files::open(path)?;
-    // A file system without locks has nobody who could hold one.
+    // Fails only on a file system without locks, where no process can hold one.
     let _ = file.lock_shared();
     let metadata = file.metadata()?;
     Ok((file, metadata))
@@ -590,7 +590,7 @@ impl Keys {
             return;
         }
         let problem = problem.map(|error| format!("{error:#}"));
-        // Once is enough, until it is another one.
+        // Each problem is logged once.
         if problem != seen.problem {
             match &problem {
                 Some(error) => tracing::error!(

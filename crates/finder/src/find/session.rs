@@ -211,7 +211,7 @@ impl Session {
         });
         let new = self.new_file();
         let replace = || {
-            // Of a run that was killed. What else is there, a link for one, is not written to.
+            // A killed run can have left one, and a link must not be followed.
             match fs::remove_file(&new) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

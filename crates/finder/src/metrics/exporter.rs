@@ -61,7 +61,7 @@ impl Exporter {
             let Some(Ok(connection)) = listener.next().await else {
                 return;
             };
-            // HTTP/1 wants a date, and hyper panics where there is none.
+            // hyper panics when it writes such a date into a response's header.
             if let Err(error) = clock::now() {
                 tracing::error!(%error, "metrics cannot be shown");
                 continue;

@@ -80,7 +80,13 @@ pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<Fil
         Err(error) => return Err(error),
     }
     let options = options.custom_flags(flags(OFlags::NONBLOCK | OFlags::NOFOLLOW));
-    let file = options.open(path)?;
+    let file = options.open(path).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => io::Error::new(
+            error.kind(),
+            "another process holds a lease on it; try again in a minute",
+        ),
+        _ => error,
+    })?;
     require_regular(&file.metadata()?)?;
     Ok(file)
 }

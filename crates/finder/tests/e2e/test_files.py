@@ -291,6 +291,19 @@ def test_a_session_is_a_regular_file_and_no_link(state, tmp_path):  # noqa: F811
     assert sorted(path.name for path in state.iterdir()) == [".night.lock", "night"]
 
 
+def test_a_session_whose_read_would_block_is_an_error(state, lease):  # noqa: F811
+    """The search stood still before it began, and no signal ended it."""
+    for name in ["night", ".night.lock"]:
+        done = run_find("docto", "--session", "night", "--maximum-hashes", "1000")
+        assert done.returncode == 3, done
+        held = lease(state / name)
+        done = run_find("docto", "--session", "night")
+        assert done.returncode not in (0, 1, 3), done
+        assert "another process holds a lease on it" in done.stderr
+        held.wait_until_wanted()
+        held.release()
+
+
 def test_a_prefix_or_a_configuration_that_never_ends_is_an_error(tmp_path):
     """/dev/zero was read until the memory was full."""
     done = run_find("do", "--secret-prefix-file", "/dev/zero")

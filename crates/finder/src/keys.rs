@@ -11,6 +11,7 @@ use crate::{
         keys::{KeyFile, KeyId, State},
     },
     cli::{Exit, KeyFileArguments, KeysArguments, KeysCommand, print, say},
+    clock,
 };
 
 /// Does what was asked for, with the file.
@@ -22,9 +23,11 @@ pub(crate) fn run(arguments: KeysArguments) -> Result<Exit> {
             expires,
             comment,
         } => {
-            // The argument's longest is far from the calendar's end.
-            let expires = expires.map(|lifetime| Timestamp::now().checked_add(lifetime));
-            create(&path, role, expires.transpose()?, comment)
+            let at = |lifetime| {
+                let expires = clock::now()?.checked_add(lifetime).ok();
+                expires.context("the key would expire after the year 9999; give a shorter time")
+            };
+            create(&path, role, expires.map(at).transpose()?, comment)
         }
         KeysCommand::List { file } => list(&file.path),
         KeysCommand::Revoke { file, id } => revoke(&file.path, &id),
@@ -50,7 +53,8 @@ fn create(
 
 fn list(path: &Path) -> Result<Exit> {
     let file = KeyFile::read(path)?;
-    let now = Timestamp::now();
+    // As a server does it: keys with an expiry have expired if the clock is beyond the calendar.
+    let now = clock::now().unwrap_or(Timestamp::MAX);
     let or_none = |time: Option<Timestamp>| time.map_or("-".to_owned(), |time| time.to_string());
     let lines = file.entries().iter().map(|key| {
         // Whoever has edited the file may have put anything there.

@@ -9,9 +9,11 @@
 mod auth;
 mod bench;
 mod cli;
+mod clock;
 mod config;
 mod connection;
 mod estimate;
+mod files;
 mod find;
 #[cfg(fuzzing)]
 pub mod fuzzing;

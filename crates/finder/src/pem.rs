@@ -1,6 +1,6 @@
 //! The files that TLS is made of: certificates and private keys, in PEM.
 
-use std::{fs::File, io::Read, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use tokio_rustls::rustls::{
@@ -9,6 +9,8 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
+
+use crate::files;
 
 /// How long a file may be. All the authorities that a system trusts need a quarter of it.
 const LONGEST: u64 = 1 << 20;
@@ -76,13 +78,5 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let shown = path.display();
-    let mut text = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut text));
-    read.with_context(|| format!("cannot read {shown}"))?;
-    ensure!(
-        text.len() as u64 <= LONGEST,
-        "{shown} has more than {LONGEST} bytes, which is no file of certificates or keys"
-    );
-    Ok(text)
+    files::read(path, LONGEST).with_context(|| format!("cannot read {}", path.display()))
 }

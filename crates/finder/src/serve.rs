@@ -36,7 +36,7 @@ use crate::{
         v1pb::finder_server,
     },
     signals::Signals,
-    threads::NO_THREAD,
+    threads::{NO_THREAD, aside},
     trace::Traces,
     transport::{self, ClientName, Listener, Tls},
 };
@@ -66,7 +66,17 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         }
     };
     let log = log::to_stderr(filter, arguments.log_format).context(NO_THREAD)?;
-    let setup = match setup(&arguments) {
+    let arguments = Arc::new(arguments);
+    // Reading files and resolving names can block, and a signal ends the process all the same.
+    let named = Arc::clone(&arguments);
+    let setup = tokio::select! {
+        setup = aside("setup", move || setup(&named)) => setup?,
+        signal = signals.next() => {
+            tracing::info!(%signal, "stopped before it was listening");
+            return Ok(Exit::Success);
+        }
+    };
+    let setup = match setup {
         Ok(setup) => setup,
         Err(wrong) => {
             say(format_args!("{wrong:#}"));
@@ -159,8 +169,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let traces = traces.transpose()?;
     let calls = Calls::new(&ALL_DESCRIPTORS)?;
     let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
-    let keeping_up = Arc::clone(&auth);
-    tokio::spawn(async move { keeping_up.keep_up().await });
+    // Each has threads of its own, so that keys are revoked while certificates cannot be read.
+    let _watches = (auth.watch()?, tls.as_ref().map(Tls::watch).transpose()?);
     if let Some(listener) = metrics_listener {
         let server = metrics::Server {
             searches: Arc::clone(&searches),

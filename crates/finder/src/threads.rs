@@ -100,20 +100,42 @@ fn count() -> Option<usize> {
     Some(fs::read_dir("/proc/self/task").ok()?.count())
 }
 
+/// Starts a thread for work that may block, and that nothing waits for.
+///
+/// # Errors
+///
+/// If the system gives no thread.
+pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = thread::Builder::new().name(name.to_owned());
+    thread.spawn(work).map(drop)
+}
+
 /// Runs `work` on a thread of its own, for work that may block.
 ///
 /// Dropping the future abandons the work: it runs to its end, and its result is dropped.
 ///
 /// # Errors
 ///
-/// If the thread cannot be started, or the work panics.
+/// If the system gives no thread, or the work panics.
 pub(crate) async fn aside<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
     let (sender, receiver) = oneshot::channel();
-    let thread = thread::Builder::new().name(name.to_owned());
-    thread.spawn(move || drop(sender.send(work())))?;
+    // The receiver is gone if the future was dropped.
+    start(name, move || drop(sender.send(work())))?;
     let done = receiver.await;
     done.map_err(|_| io::Error::other(format!("the thread \"{name}\" panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn aside_returns_what_the_thread_returns() {
+        assert_eq!(aside("test", || 5).await.unwrap(), 5);
+        let failed = aside("test", || panic!("as it should")).await;
+        assert!(failed.unwrap_err().to_string().contains("panicked"));
+    }
 }

@@ -4,7 +4,7 @@
 //! operator has put together with that algorithm, so that no public key ever serves as a secret.
 
 use std::{
-    fmt, fs,
+    fmt,
     os::unix::fs::MetadataExt,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -20,7 +20,7 @@ use ring::{
 use serde_json::Value;
 use spki::{ObjectIdentifier, SubjectPublicKeyInfoRef, der::pem};
 
-use crate::{cli::AuthArguments, transport::ClientName};
+use crate::{cli::AuthArguments, files, transport::ClientName};
 
 /// By how much the clocks of the issuer and of this server may differ.
 const LEEWAY: Duration = Duration::from_secs(30);
@@ -30,7 +30,7 @@ const LEEWAY: Duration = Duration::from_secs(30);
 const MAX_KEYS: usize = 16;
 
 /// The longest file of keys, in bytes: sixteen of the longest RSA keys take half of it.
-const MAX_FILE_LEN: usize = 64 << 10;
+const MAX_FILE_LEN: u64 = 64 << 10;
 
 /// The shortest shared secret, in bytes: as long as what HS256 makes, as RFC 7518 wants it.
 const MIN_SECRET_LEN: usize = 32;
@@ -236,11 +236,7 @@ fn json(text: &str) -> Option<Value> {
 
 /// The public keys in a file, each with those of the algorithms that suit it.
 fn public(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
-    let text = fs::read(path)?;
-    ensure!(
-        text.len() <= MAX_FILE_LEN,
-        "it has more than {MAX_FILE_LEN} bytes"
-    );
+    let text = files::read(path, MAX_FILE_LEN)?;
     let text = String::from_utf8(text).context("it is no text")?;
     ensure!(
         !text.contains("PRIVATE KEY-----"),
@@ -322,9 +318,10 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
 
 /// The shared secret in a file, with each of the algorithms.
 fn shared(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
-    let secret = fs::read(path)?;
+    let (file, metadata) = files::open(path)?;
+    let secret = files::contents(file, MAX_FILE_LEN)?;
     const OTHERS: u32 = 0o007;
-    if fs::metadata(path)?.mode() & OTHERS != 0 {
+    if metadata.mode() & OTHERS != 0 {
         let secret = path.display();
         tracing::warn!(
             %secret,
@@ -334,8 +331,8 @@ fn shared(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
     // Editors put a line's end there.
     let secret = secret.strip_suffix(b"\n").unwrap_or(&secret);
     ensure!(
-        (MIN_SECRET_LEN..=MAX_FILE_LEN).contains(&secret.len()),
-        "it has {} bytes; a secret has at least {MIN_SECRET_LEN}, and at most {MAX_FILE_LEN}",
+        secret.len() >= MIN_SECRET_LEN,
+        "it has {} bytes; a secret has at least {MIN_SECRET_LEN}",
         secret.len()
     );
     // Everybody knows those.

@@ -7,9 +7,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    fs::{self, File, Metadata, OpenOptions, Permissions},
-    io::{ErrorKind, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    fs::{self, File, Metadata, OpenOptions, Permissions, TryLockError},
+    io::{self, ErrorKind, Write},
+    mem,
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -28,11 +29,14 @@ use ring::{
     rand::{SecureRandom, SystemRandom},
 };
 use subtle::ConstantTimeEq;
-use tokio::time::{MissedTickBehavior, interval};
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{Refusal, Role, calls::Calls};
-use crate::transport::ClientName;
+use crate::{
+    clock,
+    files::{self, Stamp, Watch},
+    transport::ClientName,
+};
 
 /// How many random bytes a secret has.
 const SECRET_LEN: usize = 32;
@@ -49,6 +53,10 @@ const MAX_FILE_LEN: u64 = 1 << 20;
 
 /// How often a server looks whether the file has changed. This is how long a revoked key is still good for.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How many looks in a row a server skips because another process writes or locks the file. After that it reads
+/// the file all the same: a process that may only read it could otherwise keep revoked keys valid by a lock.
+const MAX_SKIPPED_LOOKS: u32 = 3;
 
 /// The version of the file's form. A file that was cut off at its beginning has none.
 const VERSION: i64 = 1;
@@ -227,7 +235,7 @@ impl KeyFile {
     ///
     /// If it cannot be read, or is wrong.
     pub(crate) fn read(path: &Path) -> Result<KeyFile> {
-        let read = || KeyFile::parse(&contents(&mut File::open(path)?)?);
+        let read = || KeyFile::parse(&text_of(&open_whole(path)?.0)?);
         read().with_context(|| format!("cannot use the API keys in {path:?}"))
     }
 
@@ -295,7 +303,7 @@ impl KeyFile {
         let entry = Entry {
             id: id.clone(),
             role,
-            created: Some(seconds(Timestamp::now())?),
+            created: Some(seconds(clock::now()?)?),
             expires: expires.map(seconds).transpose()?,
             revoked: None,
             comment,
@@ -313,7 +321,8 @@ impl KeyFile {
 
     /// Revokes a key, and says how it was with it before; none if there is no such key.
     pub(crate) fn revoke(&mut self, id: &KeyId) -> Result<Option<State>> {
-        let now = seconds(Timestamp::now())?;
+        // A clock that is beyond the calendar must not keep a key valid.
+        let now = seconds(clock::now().unwrap_or(Timestamp::MAX))?;
         let Some(place) = self.entries.iter().position(|entry| entry.id == *id) else {
             return Ok(None);
         };
@@ -328,13 +337,17 @@ impl KeyFile {
         Ok(Some(before))
     }
 
-    /// Changes a file of keys, or makes one: replaces it as a whole, so that whoever reads it finds the old
-    /// one or the new one. Others who change it wait. A new one is readable by its owner alone; an old one
-    /// keeps its owner and its mode, so that a server that could read it still can.
+    /// Changes a file of keys, or creates one. Waits while another process changes it.
+    ///
+    /// The file is replaced as a whole, so that a reader finds the old content or the new one. A new file is
+    /// readable by its owner only; an old one keeps its owner and its mode, so that a server that could read it
+    /// still can. A file that cannot be replaced, because it is a mount point or its folder is read-only, is
+    /// overwritten under a lock.
     ///
     /// # Errors
     ///
-    /// If it cannot be read or written, or the change fails. Then it is as it was.
+    /// If it cannot be read or written, or the change fails. Then it is as it was, unless the error says
+    /// otherwise.
     pub(crate) fn change<T>(
         path: &Path,
         is_made: bool,
@@ -355,13 +368,17 @@ impl KeyFile {
             Ok::<_, std::io::Error>(folder)
         };
         let lock = lock().with_context(|| format!("cannot lock the folder {folder:?}"))?;
-        let (mut file, old) = match fs::metadata(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound && is_made => (KeyFile::new(), None),
-            old => {
-                let old = old.with_context(|| format!("cannot use the API keys in {path:?}"))?;
-                (KeyFile::read(&path)?, Some(old))
+        let old = || match open_whole(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && is_made => Ok(None),
+            opened => {
+                let (file, metadata) = opened?;
+                let text = text_of(&file)?;
+                anyhow::Ok(Some((KeyFile::parse(&text)?, Old { text, metadata })))
             }
         };
+        let old = old().with_context(|| format!("cannot use the API keys in {path:?}"))?;
+        let (mut file, old) =
+            old.map_or_else(|| (KeyFile::new(), None), |(file, old)| (file, Some(old)));
         let before = file.document.to_string();
         let changed = change(&mut file)?;
         let text = file.document.to_string();
@@ -376,41 +393,109 @@ impl KeyFile {
         new_name.push(name);
         new_name.push(".new");
         let new = folder.join(new_name);
-        let replace = || {
-            // Of a run that was killed.
-            let _ = fs::remove_file(&new);
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&new)?;
-            if let Some(old) = &old {
-                let made = file.metadata()?;
-                if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
-                    fchown(&file, Some(old.uid()), Some(old.gid()))?;
-                }
-                file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
-            }
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            // The name is the folder's to keep.
-            lock.sync_all()
-        };
-        replace().with_context(|| format!("cannot write the API keys to {path:?}"))?;
+        replace(&path, &new, &lock, &text, old.as_ref())
+            .with_context(|| format!("cannot write the API keys to {path:?}"))?;
         Ok(changed)
     }
 }
 
-/// The whole text, if it is not too long.
-fn contents(file: &mut File) -> Result<String> {
-    let mut text = String::new();
-    file.take(MAX_FILE_LEN + 1).read_to_string(&mut text)?;
+/// A file of keys before it is changed.
+struct Old {
+    text: String,
+    metadata: Metadata,
+}
+
+/// Puts the text in the place of the file, by way of the file `new` in the same folder.
+fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>) -> Result<()> {
+    let written = write_new(new, text, old.map(|old| &old.metadata));
+    let is_copied = written.is_ok();
+    let Err(error) = written.and_then(|()| fs::rename(new, path)) else {
+        // The name is the folder's to keep.
+        return Ok(folder.sync_all()?);
+    };
+    let mut is_damaged = false;
+    let result = match old {
+        Some(old) if is_kept_in_place(&error) => overwrite(path, text, &old.text, &mut is_damaged)
+            .with_context(|| format!("it cannot be replaced ({error}), nor be overwritten")),
+        _ => Err(error.into()),
+    };
+    if is_damaged {
+        let remedy = match is_copied {
+            true => format!("the new content is in {new:?}"),
+            false => "restore it from a backup".to_owned(),
+        };
+        return result.with_context(|| format!("the file is damaged now; {remedy}"));
+    }
+    let _ = fs::remove_file(new);
+    result
+}
+
+fn write_new(new: &Path, text: &str, old: Option<&Metadata>) -> io::Result<()> {
+    // A killed run can have left one.
+    let _ = fs::remove_file(new);
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(new)?;
+    if let Some(old) = old {
+        let made = file.metadata()?;
+        if (made.uid(), made.gid()) != (old.uid(), old.gid()) {
+            fchown(&file, Some(old.uid()), Some(old.gid()))?;
+        }
+        file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
+    }
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// Whether a file that could not be replaced may still be writable: it is a mount point, or its folder or its
+/// owner does not allow another file in its place.
+fn is_kept_in_place(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ResourceBusy
+            | ErrorKind::CrossesDevices
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::PermissionDenied
+    )
+}
+
+/// Writes the text over the old one, under a lock that keeps readers from taking a part of it. `is_damaged` tells
+/// whether an error has left it with a part of either.
+fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    file.lock()?;
+    // The folder's lock does not keep out a process that has the file mounted elsewhere.
     ensure!(
-        text.len() as u64 <= MAX_FILE_LEN,
-        "it has more than {MAX_FILE_LEN} bytes"
+        text_of(&file)? == old,
+        "another process has changed it meanwhile; run the command again"
     );
-    Ok(text)
+    let write = |text: &str| {
+        file.write_all_at(text.as_bytes(), 0)?;
+        file.set_len(text.len() as u64)?;
+        file.sync_all()
+    };
+    let written = write(text);
+    if written.is_err() {
+        *is_damaged = write(old).is_err();
+    }
+    Ok(written?)
+}
+
+/// Opens a file of keys once no other process overwrites it; it stays locked for as long as it is open.
+fn open_whole(path: &Path) -> io::Result<(File, Metadata)> {
+    let (file, _) = files::open(path)?;
+    // Fails only on a file system without locks, where no process can hold one.
+    let _ = file.lock_shared();
+    let metadata = file.metadata()?;
+    Ok((file, metadata))
+}
+
+/// The whole text, if it is not too long.
+fn text_of(file: &File) -> Result<String> {
+    let text = files::contents(file, MAX_FILE_LEN)?;
+    String::from_utf8(text).context("it is not UTF-8")
 }
 
 /// Times in the file have no fractions, which nobody wants to read.
@@ -436,8 +521,18 @@ fn random<const N: usize>() -> Result<[u8; N]> {
 pub(super) struct Keys {
     path: PathBuf,
     loaded: Mutex<Arc<HashMap<String, Key>>>,
-    /// What the file was when it was last read, or tried to be.
-    stamp: Mutex<Option<Stamp>>,
+    seen: Mutex<Seen>,
+}
+
+/// What a server has seen of the file of its keys.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The version that is loaded; none before the first.
+    stamp: Option<Stamp>,
+    /// How many looks in a row were skipped.
+    skipped: u32,
+    /// What is wrong with the file and was logged.
+    problem: Option<String>,
 }
 
 /// A key that a server takes.
@@ -455,19 +550,9 @@ pub(super) struct Verified {
     pub(super) calls: Calls,
 }
 
-/// By what a file is known to have changed: it is another one, or was written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp([i64; 5]);
-
-impl Stamp {
-    fn of(file: &Metadata) -> Stamp {
-        Stamp([
-            file.dev() as i64,
-            file.ino() as i64,
-            file.len() as i64,
-            file.mtime() * 1_000_000_000 + file.mtime_nsec(),
-            file.ctime() * 1_000_000_000 + file.ctime_nsec(),
-        ])
+impl Seen {
+    fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+        seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -475,10 +560,10 @@ impl Keys {
     pub(super) fn load(path: PathBuf) -> Result<Keys> {
         let keys = Keys {
             loaded: Mutex::default(),
-            stamp: Mutex::default(),
+            seen: Mutex::default(),
             path,
         };
-        keys.look()?;
+        keys.look(&mut Seen::lock(&keys.seen))?;
         const WRITABLE_BY_OTHERS: u32 = 0o002;
         let mode = fs::metadata(&keys.path).map(|file| file.mode());
         if mode.is_ok_and(|mode| mode & WRITABLE_BY_OTHERS != 0) {
@@ -491,47 +576,62 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Reads the file again whenever it has changed. Never returns; dropping the future ends that.
-    pub(super) async fn keep_up(&self) {
-        let mut ticks = interval(LOOK_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut problem = None;
-        loop {
-            ticks.tick().await;
-            let now = self.look().err().map(|error| format!("{error:#}"));
-            // Once is enough, until it is another one.
-            if now != problem {
-                match &now {
-                    Some(error) => tracing::error!(
-                        error,
-                        "the API keys stay as they were, for their file cannot be used"
-                    ),
-                    None => tracing::info!("the file of the API keys can be used again"),
-                }
-                problem = now;
+    /// Reads the file again whenever it has changed, until the watch is dropped.
+    pub(super) fn watch(self: &Arc<Keys>) -> io::Result<Watch> {
+        let keys = Arc::clone(self);
+        Watch::start("api-keys", LOOK_EVERY, move || keys.look_again())
+    }
+
+    /// Reads the file if it has changed, and logs what is wrong with it.
+    pub(super) fn look_again(&self) {
+        let mut seen = Seen::lock(&self.seen);
+        let problem = self.look(&mut seen).err();
+        if seen.skipped > 0 {
+            return;
+        }
+        let problem = problem.map(|error| format!("{error:#}"));
+        // Each problem is logged once.
+        if problem != seen.problem {
+            match &problem {
+                Some(error) => tracing::error!(
+                    error,
+                    "the API keys stay as they were, for their file cannot be used"
+                ),
+                None => tracing::info!("the file of the API keys can be used again"),
             }
+            seen.problem = problem;
         }
     }
 
     /// Reads the file if it has changed. What was loaded stays if there is anything wrong.
-    fn look(&self) -> Result<()> {
-        let mut stamp = self.stamp.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut read = || -> Result<Option<KeyFile>> {
-            let mut file = File::open(&self.path)?;
-            // Before it is read, so that what changes meanwhile is read the next time.
-            let now = Stamp::of(&file.metadata()?);
-            if *stamp == Some(now) {
-                return Ok(None);
-            }
-            let file = KeyFile::parse(&contents(&mut file)?)?;
-            *stamp = Some(now);
-            Ok(Some(file))
-        };
-        let read = read().with_context(|| format!("cannot use the API keys in {:?}", self.path))?;
+    fn look(&self, seen: &mut Seen) -> Result<()> {
+        let read = self.read_if_changed(seen);
+        let read = read.with_context(|| format!("cannot use the API keys in {:?}", self.path))?;
         if let Some(file) = read {
             self.replace(file.entries);
         }
         Ok(())
+    }
+
+    fn read_if_changed(&self, seen: &mut Seen) -> Result<Option<KeyFile>> {
+        // Nothing is opened for this, so a lease on the file stays as it is.
+        let skipped = mem::take(&mut seen.skipped);
+        if seen.stamp == Some(Stamp::of(&fs::metadata(&self.path)?)) {
+            return Ok(None);
+        }
+        let (file, _) = files::open(&self.path)?;
+        let is_locked = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        let before = Stamp::of(&file.metadata()?);
+        let text = text_of(&file)?;
+        // An editor that overwrites the file has no lock.
+        let is_partial = is_locked || Stamp::of(&file.metadata()?) != before;
+        if is_partial && seen.stamp.is_some() && skipped < MAX_SKIPPED_LOOKS {
+            seen.skipped = skipped + 1;
+            return Ok(None);
+        }
+        let file = KeyFile::parse(&text)?;
+        seen.stamp = Some(before);
+        Ok(Some(file))
     }
 
     /// Takes these keys from now on, and ends the calls of those that are gone or have changed.
@@ -582,7 +682,7 @@ impl Keys {
         // What is unknown may be anything, a secret for one, and is not repeated.
         let key = key.ok_or(Refusal::because("unknown key"))?;
         let client = ClientName::of_key(id).ok_or(Refusal::because("unknown key"))?;
-        let now = Timestamp::try_from(now).unwrap_or(Timestamp::MAX);
+        let now = clock::timestamp(now).unwrap_or(Timestamp::MAX);
         let why = match key.entry.state(now) {
             _ if !is_right => "wrong secret",
             State::Valid => {

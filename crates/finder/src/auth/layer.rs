@@ -65,7 +65,7 @@ impl AuthLayer {
                 return Ok(());
             }
             Ok(principal) => (CallError::OperatorsOnly, Some(principal.name), None),
-            Err(refused) => refused,
+            Err(refused) => *refused,
         };
         let method = self.calls.shown(request.uri().path());
         Err((self.refusals).refused_because(error, method, peer, client.as_ref(), why))
@@ -76,14 +76,14 @@ impl AuthLayer {
         &self,
         peer: Option<&Peer>,
         credentials: &Credentials,
-    ) -> Result<Principal, (CallError, Option<ClientName>, Option<&'static str>)> {
+    ) -> Result<Principal, Box<(CallError, Option<ClientName>, Option<&'static str>)>> {
         if let (Some(peer), false) = (peer, credentials.is_empty()) {
             let may = self.limits.may_try_credential(peer);
-            may.map_err(|error| (error, None, None))?;
+            may.map_err(|error| Box::new((error, None, None)))?;
         }
-        self.auth
-            .principal(peer, credentials)
-            .map_err(|refusal| match refusal {
+        let principal = self.auth.principal(peer, credentials);
+        principal.map_err(|refusal| {
+            Box::new(match refusal {
                 Refusal::Missing => (CallError::CredentialMissing, None, None),
                 Refusal::Refused { why, client } => {
                     // A certificate was good once: nobody is guessing.
@@ -93,6 +93,7 @@ impl AuthLayer {
                     (CallError::CredentialRefused, client, Some(why))
                 }
             })
+        })
     }
 }
 

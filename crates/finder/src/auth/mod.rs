@@ -13,7 +13,7 @@ pub(crate) mod keys;
 mod layer;
 mod rules;
 
-use std::{collections::HashSet, time::SystemTime};
+use std::{collections::HashSet, io, sync::Arc, time::SystemTime};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -29,6 +29,7 @@ pub(crate) use self::{
 };
 use crate::{
     cli::AuthArguments,
+    files::Watch,
     transport::{ClientName, Peer},
 };
 
@@ -135,7 +136,7 @@ impl Credentials {
 /// Who is believed to be whom, and who is an operator.
 #[derive(Debug)]
 pub(crate) struct Auth {
-    keys: Option<Keys>,
+    keys: Option<Arc<Keys>>,
     tokens: Option<Tokens>,
     takes_certificates: bool,
     operators: HashSet<ClientName>,
@@ -149,8 +150,9 @@ impl Auth {
     ///
     /// If a file cannot be read or is wrong, or flags do not go together.
     pub(crate) fn load(arguments: &AuthArguments, takes_certificates: bool) -> Result<Auth> {
+        let keys = arguments.api_keys.clone().map(Keys::load);
         Ok(Auth {
-            keys: arguments.api_keys.clone().map(Keys::load).transpose()?,
+            keys: keys.transpose()?.map(Arc::new),
             tokens: Tokens::load(arguments)?,
             takes_certificates,
             operators: HashSet::new(),
@@ -167,13 +169,14 @@ impl Auth {
         self.keys.is_some() || self.tokens.is_some() || self.takes_certificates
     }
 
-    /// Sees to it that a change to the API keys is noticed within a second or so. Never returns; dropping
-    /// the future leaves the keys as they are.
-    pub(crate) async fn keep_up(&self) {
-        match &self.keys {
-            Some(keys) => keys.keep_up().await,
-            None => std::future::pending().await,
-        }
+    /// Applies changes to the file of API keys, if there is one, within a second or two, until the result is
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// If a thread for it cannot be started.
+    pub(crate) fn watch(&self) -> io::Result<Option<Watch>> {
+        self.keys.as_ref().map(Keys::watch).transpose()
     }
 
     fn principal(

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, UNIX_EPOCH},
+    time::UNIX_EPOCH,
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -228,8 +228,8 @@ fn a_file_that_is_wrong_is_not_taken() {
     assert!(KeyFile::read(&folder.write("empty.toml", "")).is_err());
 }
 
-#[tokio::test]
-async fn what_changes_counts_from_then_on() {
+#[test]
+fn what_changes_counts_from_then_on() {
     let folder = Folder::new();
     let path = folder.0.join("keys.toml");
     let (id, revoked) = create(&path, Role::User, None);
@@ -251,14 +251,11 @@ async fn what_changes_counts_from_then_on() {
         (principal, context)
     };
     let ((principal, first), (_, second)) = (begun(&revoked), begun(&kept));
-    // It looks at once when it is begun.
-    let look = async || {
-        let looked = tokio::time::timeout(Duration::ZERO, auth.keep_up());
-        assert!(looked.await.is_err());
-    };
+    let keys = auth.keys.as_ref().unwrap();
+    let look = || keys.look_again();
     let added = create(&path, Role::Operator, None).1;
     assert!(bearer(&auth, &added).is_err());
-    look().await;
+    look();
     assert_eq!(bearer(&auth, &added).unwrap().1, Role::Operator);
     assert!(first.is_active());
 
@@ -266,16 +263,16 @@ async fn what_changes_counts_from_then_on() {
     let good = fs::read_to_string(&path).unwrap();
     for bad in ["", "version = 1\n[[key]]\n", "version ="] {
         folder.write("keys.toml", bad);
-        look().await;
+        look();
         assert!(bearer(&auth, &revoked).is_ok());
     }
     fs::remove_file(&path).unwrap();
-    look().await;
+    look();
     assert!(bearer(&auth, &revoked).is_ok() && first.is_active());
     folder.write("keys.toml", good);
 
     revoke(&path, &id);
-    look().await;
+    look();
     assert_eq!(bearer(&auth, &revoked), Err("revoked".to_owned()));
     assert!(!first.is_active());
     // Who came in before, and begins only now, is too late.
@@ -283,6 +280,45 @@ async fn what_changes_counts_from_then_on() {
     principal.begins(&late);
     assert!(!late.is_active());
     assert!(second.is_active() && bearer(&auth, &kept).is_ok());
+}
+
+/// A file that is a mount point is overwritten, which takes a moment: a server that read it then lost keys.
+#[test]
+fn a_file_that_is_being_overwritten_is_not_taken() {
+    let folder = Folder::new();
+    let path = folder.0.join("keys.toml");
+    let (id, revoked) = create(&path, Role::User, None);
+    let (_, kept) = create(&path, Role::User, None);
+    let mut arguments = arguments();
+    arguments.jwt_audience = None;
+    arguments.api_keys = Some(path.clone());
+    let auth = Auth::load(&arguments, false).unwrap();
+    let keys = auth.keys.as_ref().unwrap();
+
+    // As `keys revoke` does it, and stopped in the middle.
+    let whole = fs::read_to_string(&path).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.lock().unwrap();
+    let start = whole.find("[[key]]").unwrap();
+    file.set_len(start as u64).unwrap();
+    keys.look_again();
+    assert!(bearer(&auth, &revoked).is_ok() && bearer(&auth, &kept).is_ok());
+    fs::write(&path, &whole).unwrap();
+    file.unlock().unwrap();
+    revoke(&path, &id);
+    keys.look_again();
+    assert_eq!(bearer(&auth, &revoked), Err("revoked".to_owned()));
+    assert!(bearer(&auth, &kept).is_ok());
+
+    // A lock that is never released, which takes no more than the right to read, keeps no key valid.
+    let reader = fs::File::open(&path).unwrap();
+    reader.lock().unwrap();
+    fs::write(&path, "version = 1\n").unwrap();
+    let looks = (1..10).take_while(|_| {
+        keys.look_again();
+        bearer(&auth, &kept).is_ok()
+    });
+    assert_eq!(looks.count(), 3);
 }
 
 fn token(header: &Value, claims: &Value, sign: impl Fn(&[u8]) -> Vec<u8>) -> String {

@@ -1,6 +1,6 @@
 //! What is searched for: the arguments that commands share.
 
-use std::{fmt, fs, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
 use clap::{
     Args,
@@ -12,9 +12,13 @@ use hashfinder_search::{
 };
 
 use super::distance;
+use crate::files;
 
 /// What begins an alphabet that is given byte by byte.
 const GIVEN: &str = "of:";
+
+/// How much of a prefix's file is read, in bytes.
+const LONGEST_PREFIX: u64 = Keyspace::MAX_PREFIX as u64;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct QueryArguments {
@@ -137,7 +141,7 @@ impl KeyspaceArguments {
     fn keyspace(&self) -> Result<Keyspace, QueryError> {
         let prefix = match &self.secret_prefix_file {
             None => self.secret_prefix.clone().into_bytes(),
-            Some(path) => fs::read(path).map_err(|error| {
+            Some(path) => files::read_any_kind(path, LONGEST_PREFIX).map_err(|error| {
                 let path = path.display();
                 QueryError::Wrong(format!("cannot read the prefix from {path}: {error}"))
             })?,

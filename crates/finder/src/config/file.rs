@@ -2,14 +2,18 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use toml::de::{DeTable, DeValue};
 
+use crate::files;
+
 use super::{Kind, ONLY_ON_THE_COMMAND_LINE, Origin, Setting, Settings, literal, nearest};
+
+/// Maximum length of the file, in bytes: hundreds of times that of one with every setting.
+const LONGEST: u64 = 1 << 20;
 
 /// What a file says, all of which is known to be settings.
 pub(super) struct File {
@@ -38,8 +42,12 @@ impl File {
     ///
     /// If it cannot be read, is not TOML, or holds a table or key that is no setting.
     pub(super) fn read(path: &Path, settings: &Settings) -> Result<File> {
-        let text = fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        let read = || {
+            let text = files::read_any_kind(path, LONGEST)?;
+            String::from_utf8(text).context("it is not UTF-8")
+        };
+        let text =
+            read().with_context(|| format!("cannot read the configuration {}", path.display()))?;
         File::of(path, &text, settings)
     }
 

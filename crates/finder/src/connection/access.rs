@@ -1,16 +1,8 @@
 //! How a server is reached, and as whom: what the flags for TLS and credentials come to.
 
-use std::{
-    env,
-    fmt::Display,
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    net::IpAddr,
-    path::Path,
-    sync::Arc,
-};
+use std::{env, fmt::Display, fs, io::ErrorKind, net::IpAddr, sync::Arc};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use http::uri::Authority;
 use tokio_rustls::{
     TlsConnector,
@@ -27,7 +19,7 @@ use super::{
 };
 use crate::{
     cli::{ConnectionArguments, ServerAddress},
-    pem,
+    files, pem, threads,
 };
 
 /// The environment variable that can hold a credential.
@@ -36,6 +28,9 @@ pub(crate) const CREDENTIAL: &str = "HASHFINDER_CREDENTIAL";
 /// How long a credential may be. Servers take so much of all headers together, and tokens have a kilobyte
 /// or two.
 const LONGEST_CREDENTIAL: u64 = 8 << 10;
+
+/// Maximum length of a credential's file, in bytes, of which only the first line counts.
+const LONGEST_CREDENTIAL_FILE: u64 = 1 << 20;
 
 /// What to do where it matters who asks.
 const GIVE_A_CREDENTIAL: &str =
@@ -49,13 +44,27 @@ pub(super) struct Access {
 }
 
 impl Access {
+    /// Reads what the flags name, before anything is sent. Reading may block, so it is done on a thread of its
+    /// own; dropping the future abandons it.
+    ///
+    /// # Errors
+    ///
+    /// As those of [`new`](Self::new), or if the thread cannot be started.
+    pub(super) async fn read(
+        server: &ServerAddress,
+        arguments: &ConnectionArguments,
+    ) -> Result<Access> {
+        let (server, arguments) = (server.clone(), arguments.clone());
+        threads::aside("credentials", move || Access::new(&server, &arguments)).await?
+    }
+
     /// Reads what the flags name, before anything is sent.
     ///
     /// # Errors
     ///
     /// If a file cannot be read or holds something else, only a part of what is needed was given, or the
     /// credential would be sent where others can read it.
-    pub(super) fn new(server: &ServerAddress, arguments: &ConnectionArguments) -> Result<Access> {
+    fn new(server: &ServerAddress, arguments: &ConnectionArguments) -> Result<Access> {
         let credential = Credential::read(arguments)?;
         let is_private = match server {
             ServerAddress::Tls(_) | ServerAddress::Unix(_) => true,
@@ -198,6 +207,11 @@ fn tls(
 
 fn authorities_of_system() -> Result<RootCertStore> {
     let mut authorities = RootCertStore::empty();
+    // Read as a whole, however long it is.
+    if let Some(path) = env::var_os("SSL_CERT_FILE") {
+        let is_regular = fs::metadata(&path).and_then(|file| files::require_regular(&file));
+        is_regular.with_context(|| format!("cannot use SSL_CERT_FILE={}", path.display()))?;
+    }
     // A system may have some that nobody can read; the others do as well.
     let found = rustls_native_certs::load_native_certs();
     let (usable, _) = authorities.add_parsable_certificates(found.certs);
@@ -229,7 +243,16 @@ impl Credential {
     fn read(arguments: &ConnectionArguments) -> Result<Credential> {
         if let Some(path) = &arguments.credential_file {
             let shown = path.display();
-            let line = first_line(path).with_context(|| format!("cannot read {shown}"))?;
+            let text = files::read(path, LONGEST_CREDENTIAL_FILE).map_err(|error| {
+                let hint = match error.kind() {
+                    // A pipe, for instance from a password manager.
+                    ErrorKind::InvalidInput => format!("; {CREDENTIAL} can hold the credential"),
+                    _ => String::new(),
+                };
+                anyhow!("cannot read {shown}: {error}{hint}")
+            })?;
+            let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let line = String::from_utf8_lossy(line);
             return Credential::of(&line, format_args!("the first line of {shown}"));
         }
         match env::var(CREDENTIAL) {
@@ -271,14 +294,6 @@ impl Interceptor for Credential {
         }
         Ok(request)
     }
-}
-
-fn first_line(path: &Path) -> std::io::Result<String> {
-    let mut line = String::new();
-    // With room for what is too long to be seen as such.
-    let file = File::open(path)?.take(2 * LONGEST_CREDENTIAL);
-    BufReader::new(file).read_line(&mut line)?;
-    Ok(line)
 }
 
 /// What there is to do where a server ends a call because of who asks; `None` if that is not why.

@@ -67,7 +67,7 @@ impl Connection {
         timeout: Duration,
         notice: impl FnOnce(&str),
     ) -> Result<Connection> {
-        let access = Access::new(server, arguments)?;
+        let access = Access::read(server, arguments).await?;
         let last_error = Mutex::new(SILENT.to_owned());
         let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
         let mut reached = pin!(reach(server, &access, &last_error));

@@ -7,7 +7,7 @@
 
 use std::{
     env, fmt,
-    fs::{self, DirBuilder, File, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
@@ -19,12 +19,17 @@ use anyhow::{Context, Result, bail};
 use hashfinder_search::{Cursor, DesiredName, Index, Keyspace, Query, Spelling};
 use serde_json::{Value, json};
 
+use crate::files;
+
 /// How often a session is written while it is searched: with as much again for the writing, a kill costs
 /// less than a second.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
 
 /// The longest name of a session, in characters; a file's name may be a good deal longer.
 const MAXIMUM_NAME: usize = 64;
+
+/// Maximum length of a session's file, in bytes: several times that of the longest cursor.
+const MAXIMUM_LENGTH: u64 = 1 << 20;
 
 /// Where sessions are, within the folder for state.
 const FOLDER: &str = "hashfinder/sessions";
@@ -113,7 +118,7 @@ impl Session {
             },
             written: Instant::now(),
         };
-        match fs::read(&session.file) {
+        match read(&session.file) {
             // What is no text is damaged.
             Ok(bytes) => session.take_up(name, &String::from_utf8_lossy(&bytes))?,
             // At once, so that who cannot write there hears it before the search and not after.
@@ -209,7 +214,12 @@ impl Session {
         });
         let new = self.new_file();
         let replace = || {
-            let mut file = File::create(&new)?;
+            // A killed run can have left one, and a link must not be followed.
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = File::create_new(&new)?;
             writeln!(file, "{text}")?;
             file.sync_all()?;
             fs::rename(&new, &self.file)?;
@@ -220,6 +230,11 @@ impl Session {
         };
         replace().with_context(|| format!("cannot write the session {:?}", self.file))
     }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = files::open_own(path, OpenOptions::new().read(true))?;
+    files::contents(file, MAXIMUM_LENGTH)
 }
 
 /// The cursor, the answers that were wanted and those that were found.
@@ -234,7 +249,10 @@ fn parse(text: &str) -> Option<(Cursor, u64, u64)> {
 /// Locks a file that it makes, if nobody else has.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     loop {
-        let file = File::create(path)?;
+        // It is empty, and stays so.
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let file = files::open_own(path, options)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
@@ -242,7 +260,7 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
         }
         // Who had it may have removed it after we opened it; then it is ours alone for nothing.
         let ours = file.metadata()?;
-        match fs::metadata(path) {
+        match fs::symlink_metadata(path) {
             Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
                 return Ok(Some(file));
             }

@@ -5,17 +5,17 @@ use std::{
     env, fmt,
     io::{self, IsTerminal, Write},
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use hashfinder_search::{Index, Odds};
-use jiff::{SignedDuration, Zoned};
+use jiff::{SignedDuration, Zoned, tz::TimeZone};
 use rustix::termios;
 
 use super::output::Finding;
 use crate::{
-    cli,
+    cli, clock,
     estimate::{number, show},
 };
 
@@ -34,7 +34,9 @@ const POINTS: [(f64, &str); 3] = [(0.5, "50%"), (0.9, "90%"), (0.99, "99%")];
 
 /// In seconds.
 const MINUTE: f64 = 60.0;
-const YEAR: f64 = 365.25 * 86_400.0;
+const HOUR: f64 = 60.0 * MINUTE;
+const DAY: f64 = 24.0 * HOUR;
+const YEAR: f64 = 365.25 * DAY;
 
 /// When the first line is said where there is no terminal. Most searches are over by then.
 const FIRST_LINE: Duration = Duration::from_secs(10);
@@ -158,6 +160,8 @@ pub(super) struct Progress {
     rate: Rate,
     steady_rate: Rate,
     pace: Pace,
+    /// Empty until it has been read.
+    zone: Arc<OnceLock<TimeZone>>,
 }
 
 impl Progress {
@@ -177,6 +181,7 @@ impl Progress {
             rate: Rate::new(RATE_OVER, start),
             steady_rate: Rate::new(STEADY_RATE_OVER, start),
             pace: Pace::default(),
+            zone: clock::time_zone(),
         }
     }
 
@@ -193,7 +198,10 @@ impl Progress {
         let search = frontier.map(|frontier| {
             let rate = self.rate.at(elapsed, frontier);
             let steady_rate = self.steady_rate.at(elapsed, frontier);
-            self.parts(frontier, answers, rate, steady_rate, &Zoned::now())
+            // Without one, times are shown as durations.
+            let now = clock::now().ok();
+            let now = now.and_then(|now| Some(now.to_zoned(self.zone.get()?.clone())));
+            self.parts(frontier, answers, rate, steady_rate, now.as_ref())
         });
         let look = Look {
             elapsed,
@@ -224,7 +232,7 @@ impl Progress {
         answers: u64,
         rate: Option<f64>,
         steady_rate: Option<f64>,
-        now: &Zoned,
+        now: Option<&Zoned>,
     ) -> [Line; 2] {
         let mut done = Line::default();
         done.add(
@@ -265,7 +273,7 @@ impl Progress {
 
     /// When the search will have ended with each of [`POINTS`], at such a rate. Those after one that
     /// does not come are left out.
-    fn points(&self, frontier: Index, rate: f64, now: &Zoned) -> Vec<String> {
+    fn points(&self, frontier: Index, rate: f64, now: Option<&Zoned>) -> Vec<String> {
         let left = (self.end - frontier) as f64;
         let mut points = Vec::new();
         for (chance, name) in POINTS {
@@ -286,8 +294,9 @@ impl Progress {
     }
 }
 
-/// A point in time that is so many seconds from now, as one says it, and not before it.
-fn when(seconds: f64, now: &Zoned) -> String {
+/// A point in time that is `seconds` from now, rounded up, as people say it: a time of day or a date if both are
+/// in the calendar, otherwise a duration.
+fn when(seconds: f64, now: Option<&Zoned>) -> String {
     if seconds <= MINUTE {
         return format!("in {}s", seconds.ceil().max(1.0));
     }
@@ -299,7 +308,14 @@ fn when(seconds: f64, now: &Zoned) -> String {
     }
     // What is shown ends with the minute.
     let begun_minute = SignedDuration::from_nanos(59_999_999_999);
-    let at = now.saturating_add(SignedDuration::from_secs_f64(seconds) + begun_minute);
+    let wait = SignedDuration::from_secs_f64(seconds) + begun_minute;
+    let Some((now, at)) = now.and_then(|now| Some((now, now.checked_add(wait).ok()?))) else {
+        return match seconds {
+            ..HOUR => format!("in {} min", (seconds / MINUTE).ceil()),
+            ..DAY => format!("in {} h", (seconds / HOUR).ceil()),
+            _ => format!("in {} days", (seconds / DAY).ceil()),
+        };
+    };
     let days = at.date().duration_since(now.date()).as_hours() / 24;
     let form = match days {
         0 => "%H:%M",
@@ -477,7 +493,7 @@ impl Pace {
 mod tests {
     use super::*;
     use hashfinder_search::Distance;
-    use jiff::{civil::date, tz::TimeZone};
+    use jiff::civil::date;
 
     const fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -511,8 +527,6 @@ mod tests {
 
     #[test]
     fn points_in_time() {
-        const HOUR: f64 = 3600.0;
-        const DAY: f64 = 24.0 * HOUR;
         for (seconds, text) in [
             (0.0, "in 1s"),
             (11.2, "in 12s"),
@@ -533,7 +547,24 @@ mod tests {
             (1e15, "in 32 million years"),
             (1e300, "in 3.2e292 years"),
         ] {
-            assert_eq!(when(seconds, &now()), text, "{seconds}");
+            assert_eq!(when(seconds, Some(&now())), text, "{seconds}");
+        }
+    }
+
+    /// At the end of the year 9999 there was a panic.
+    #[test]
+    fn points_in_time_beyond_the_calendar() {
+        let last = jiff::Timestamp::MAX.to_zoned(TimeZone::UTC);
+        for now in [None, Some(&last)] {
+            for (seconds, text) in [
+                (60.0, "in 60s"),
+                (61.0, "in 2 min"),
+                (10.0 * HOUR, "in 10 h"),
+                (41.5 * DAY, "in 42 days"),
+                (366.0 * DAY, "in a year"),
+            ] {
+                assert_eq!(when(seconds, now), text, "{seconds}");
+            }
         }
     }
 
@@ -542,7 +573,7 @@ mod tests {
         let odds = Odds::of(&name.parse().unwrap(), Distance::from(distance));
         let progress = Progress::new(odds, wanted, 0, 0..u64::MAX);
         let rate = Some(273.1e6);
-        let search = progress.parts(3_300_000_000, 0, rate, rate, &now());
+        let search = progress.parts(3_300_000_000, 0, rate, rate, Some(&now()));
         let name = name.parse().unwrap();
         let look = Look {
             elapsed: seconds(12),

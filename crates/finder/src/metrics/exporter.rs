@@ -14,7 +14,7 @@ use prometheus_client::{encoding::text, registry::Registry};
 use tokio::{sync::Semaphore, time::timeout};
 use tokio_stream::StreamExt;
 
-use crate::transport::Listener;
+use crate::{clock, transport::Listener};
 
 /// How many may be asking at a time: a few Prometheus servers and a curious person. Others wait until
 /// one has been answered.
@@ -61,6 +61,11 @@ impl Exporter {
             let Some(Ok(connection)) = listener.next().await else {
                 return;
             };
+            // hyper panics when it writes such a date into a response's header.
+            if let Err(error) = clock::now() {
+                tracing::error!(%error, "metrics cannot be shown");
+                continue;
+            }
             let exporter = Arc::clone(&exporter);
             let answer = service_fn(move |request| {
                 let answer = exporter.answer(&request);

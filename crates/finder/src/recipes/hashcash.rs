@@ -1,19 +1,20 @@
 //! `hashfinder hashcash`: stamps that take work to make and none to check, as hashcash.org has them.
 
-use std::{fs::File, io::Read, str::FromStr};
+use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Args;
 use hashfinder_search::{
     Algorithm, Alphabet, Anchor, DesiredName, Distance, Encoding, Keyspace, Query, Spelling,
 };
-use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use jiff::{civil::DateTime, tz::TimeZone};
+use ring::rand::{SecureRandom, SystemRandom};
 
 use super::SearchArguments;
 use crate::{
     cli::{Exit, number, print, say},
-    find,
+    clock, find,
     threads::block_on,
 };
 
@@ -28,9 +29,6 @@ const BITS_OF_DIGIT: u32 = 4;
 
 /// How many random bytes a stamp has, so that nobody makes the same one twice: 16 characters of base64.
 const RANDOM_BYTES: usize = 12;
-
-/// Where they come from.
-const RANDOM: &str = "/dev/urandom";
 
 /// A stamp's SHA-1, in which zero bits are looked for.
 const SPELLING: Spelling = Spelling {
@@ -119,11 +117,13 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
     }
     let resource = arguments.resource.as_deref().unwrap_or_default();
     let bits = arguments.bits.unwrap_or(USUAL_BITS);
-    let today = || {
-        let now = Timestamp::now().to_zoned(TimeZone::UTC);
-        now.strftime("%y%m%d").to_string()
+    let date = match &arguments.date {
+        Some(date) => date.clone(),
+        None => {
+            let now = clock::now()?.to_zoned(TimeZone::UTC);
+            now.strftime("%y%m%d").to_string()
+        }
     };
-    let date = arguments.date.clone().unwrap_or_else(today);
     let stamp = format!("1:{bits}:{date}:{resource}::{}:", random()?);
     let query = match query(&stamp, bits) {
         Ok(query) => query,
@@ -171,8 +171,8 @@ fn zeros(bits: u32) -> Vec<String> {
 /// Random characters of base64.
 fn random() -> Result<String> {
     let mut bytes = [0; RANDOM_BYTES];
-    let read = File::open(RANDOM).and_then(|mut random| random.read_exact(&mut bytes));
-    read.with_context(|| format!("cannot read random bytes from {RANDOM}"))?;
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| anyhow!("cannot get random bytes from the system"))?;
     Ok(BASE64_STANDARD.encode(bytes))
 }
 

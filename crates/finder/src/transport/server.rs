@@ -126,6 +126,8 @@ where
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
+            // gRPC has no use for it, and hyper panics if the clock is beyond the year 9999.
+            .auto_date_header(false)
             .max_concurrent_streams(limits.concurrent_streams)
             .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESETS)
             .max_pending_accept_reset_streams(MAX_RESETS_BEFORE_BEGUN)

@@ -3,10 +3,10 @@
 
 use std::{
     fmt::{self, Write},
-    fs::{self, Metadata},
+    fs,
     io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -33,10 +33,12 @@ use webpki::{EndEntityCert, KeyUsage};
 
 use crate::{
     cli::{ClientCertificates, TlsArguments},
+    files::{Stamp, Watch},
     pem,
 };
 
-/// How often it is looked whether the files have changed, at most: a look is a few system calls.
+/// How often the server checks whether the files have changed, and whether the certificate of a client that calls
+/// is still valid.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a peer whose handshake has failed may take to read why, and how much of what it has sent
@@ -55,22 +57,28 @@ const FINGERPRINT: &str = "sha256:";
 const ALPN: &[u8] = b"h2";
 
 /// TLS with certificates from files, which are read anew when they change. Clones share all of it.
+///
+/// Handshakes and calls take what was loaded last. They read no file, nor do they wait for a read.
 #[derive(Clone)]
 pub(crate) struct Tls(Arc<Shared>);
 
 struct Shared {
     files: Files,
-    state: Mutex<State>,
+    config: Mutex<Config>,
+    /// Locked by the thread that reads the files, and not while anything else is.
+    seen: Mutex<Seen>,
 }
 
-struct State {
-    config: Config,
-    /// The files of which that, or the log's line about what is wrong with them, was made.
-    settled: Vec<Stamp>,
-    /// Files that did not fit together when they were looked at: half of them may not be there yet.
-    doubtful: Option<Vec<Stamp>>,
-    next_look: Instant,
+/// What a server has seen of its files.
+struct Seen {
+    /// The versions that are loaded, or whose error was logged.
+    settled: Stamps,
+    /// Versions that did not fit together when they were read: half of them may not be there yet.
+    doubtful: Option<Stamps>,
 }
+
+/// The version of each file; `None` for one that is not there.
+type Stamps = Vec<Option<Stamp>>;
 
 /// What the files come to.
 #[derive(Clone)]
@@ -92,14 +100,27 @@ impl Tls {
         };
         // Looked at before they are read: what changes meanwhile is read again.
         let settled = files.stamps();
-        let config = files.read()?;
-        let state = Mutex::new(State {
-            config,
+        let config = Mutex::new(files.read()?);
+        let seen = Mutex::new(Seen {
             settled,
             doubtful: None,
-            next_look: Instant::now() + LOOK_EVERY,
         });
-        Ok(Some(Tls(Arc::new(Shared { files, state }))))
+        let shared = Shared {
+            files,
+            config,
+            seen,
+        };
+        Ok(Some(Tls(Arc::new(shared))))
+    }
+
+    /// Takes files that have changed, within a few seconds, until the result is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If a thread for it cannot be started.
+    pub(crate) fn watch(&self) -> io::Result<Watch> {
+        let tls = self.clone();
+        Watch::start("certificates", LOOK_EVERY, move || tls.look())
     }
 
     /// Shakes hands with a client. Gives its connection, and its certificate, if it has shown one. There is no time limit here. Dropping the future closes the connection.
@@ -138,16 +159,47 @@ impl Tls {
         Ok((stream, certificate))
     }
 
-    /// What the next handshake goes by, after a look at the files if one is due.
+    /// What the next handshake goes by.
     fn config(&self) -> Config {
-        let Shared { files, state } = &*self.0;
-        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if state.next_look <= now {
-            state.next_look = now + LOOK_EVERY;
-            state.look(files);
+        let config = self.0.config.lock();
+        config.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the files if they have changed and fit together. If they do not, they are read once more
+    /// before the log reports it, for they are not all replaced in one moment.
+    fn look(&self) {
+        let Shared {
+            files,
+            config,
+            seen,
+        } = &*self.0;
+        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamps = files.stamps();
+        if stamps == seen.settled {
+            seen.doubtful = None;
+            return;
         }
-        state.config.clone()
+        let read = files.read();
+        // They are being written; the next look reads what they have become.
+        if files.stamps() != stamps {
+            return;
+        }
+        match read {
+            Ok(new) => {
+                tracing::info!("new certificates are in use");
+                *config.lock().unwrap_or_else(PoisonError::into_inner) = new;
+            }
+            Err(_) if seen.doubtful.as_ref() != Some(&stamps) => {
+                seen.doubtful = Some(stamps);
+                return;
+            }
+            Err(error) => tracing::error!(
+                error = format_args!("{error:#}"),
+                "new certificates cannot be used, the old ones stay in use"
+            ),
+        }
+        seen.settled = stamps;
+        seen.doubtful = None;
     }
 }
 
@@ -212,34 +264,6 @@ impl fmt::Debug for Certificate {
     }
 }
 
-impl State {
-    /// Takes the files if they have changed and fit together. If they do not, they are looked at once more
-    /// before the log tells, for they are not all replaced in one moment.
-    fn look(&mut self, files: &Files) {
-        let stamps = files.stamps();
-        if stamps == self.settled {
-            self.doubtful = None;
-            return;
-        }
-        match files.read() {
-            Ok(config) => {
-                tracing::info!("new certificates are in use");
-                self.config = config;
-            }
-            Err(_) if self.doubtful.as_ref() != Some(&stamps) => {
-                self.doubtful = Some(stamps);
-                return;
-            }
-            Err(error) => tracing::error!(
-                error = format_args!("{error:#}"),
-                "new certificates cannot be used, the old ones stay in use"
-            ),
-        }
-        self.settled = stamps;
-        self.doubtful = None;
-    }
-}
-
 /// Lets a peer read what it was told last, then closes. Dropping the future closes at once.
 async fn linger(mut tcp: TcpStream) {
     let (time, bytes) = LINGER;
@@ -287,10 +311,11 @@ impl Files {
         }))
     }
 
-    fn stamps(&self) -> Vec<Stamp> {
+    fn stamps(&self) -> Stamps {
         let clients = self.clients.iter().map(|(path, _)| path);
         let all = [&self.certificate, &self.key].into_iter().chain(clients);
-        all.map(|path| Stamp::of(path)).collect()
+        let stamp = |path: &PathBuf| Some(Stamp::of(&fs::metadata(path).ok()?));
+        all.map(stamp).collect()
     }
 
     fn read(&self) -> Result<Config> {
@@ -363,27 +388,6 @@ fn validity(certificate: &CertificateDer<'_>) -> Result<(), webpki::Error> {
 
 fn time_of(time: UnixTime) -> std::time::SystemTime {
     std::time::UNIX_EPOCH + Duration::from_secs(time.as_secs())
-}
-
-/// What tells a file from the one that was there before.
-#[derive(Debug, PartialEq, Eq)]
-struct Stamp(Option<[i64; 7]>);
-
-impl Stamp {
-    fn of(path: &Path) -> Stamp {
-        let stamp = |file: Metadata| {
-            [
-                file.dev().cast_signed(),
-                file.ino().cast_signed(),
-                file.size().cast_signed(),
-                file.mtime(),
-                file.mtime_nsec(),
-                file.ctime(),
-                file.ctime_nsec(),
-            ]
-        };
-        Stamp(fs::metadata(path).ok().map(stamp))
-    }
 }
 
 /// The name in a certificate that was found good: the first DNS name, or else the first URI, or else its

@@ -6,7 +6,6 @@ use std::{
     hash::Hash,
     ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -26,6 +25,7 @@ use crate::{
         status::CallError,
         v1pb::{Bounds, EstimateResponse, Odds as WireOdds},
     },
+    threads,
     transport::ClientName,
 };
 
@@ -207,11 +207,8 @@ impl Figures {
         };
         let runtime = Handle::current();
         // Not the runtime's threads for blocking work: where none can be started, these panic.
-        let pool = |job| {
-            let thread = thread::Builder::new().name("estimate".to_owned());
-            // Without a thread the job is dropped, and the call ends with UNAVAILABLE.
-            drop(thread.spawn(job));
-        };
+        // Without a thread the job is dropped, and the call ends with UNAVAILABLE.
+        let pool = |job| drop(threads::start("estimate", job));
         let work = move |_stop| {
             let resting = Resting {
                 turn: Some(turn),

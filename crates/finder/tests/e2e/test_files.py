@@ -1,0 +1,424 @@
+"""Files whose read blocks, that never end, or that are not what they should be.
+
+A read is blocked for real by a write lease, which another process has to release before the file can be opened.
+"""
+
+import contextlib
+import glob
+import os
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+
+import grpc
+import pytest
+from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGTERM, Process, Server, run_find
+from grpc_health.v1 import health_pb2
+from test_auth import CODE, FINDER, Caller, KeyFile, bearer, key_file  # noqa: F401
+from test_session import state  # noqa: F401
+from test_tls import certificate_of, ours, replace, wait_until  # noqa: F401
+
+HEALTH = "grpc.health.v1.Health/Check"
+
+# Holds a write lease on a file, reports when another process opens it, and keeps it until stdin is closed.
+HOLDER = """
+import fcntl, os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+file = os.open(sys.argv[1], os.O_RDWR)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("held", flush=True)
+signal.sigwait([signal.SIGIO])
+print("wanted", flush=True)
+sys.stdin.read()
+"""
+
+
+class Lease:
+    """A lease on a file. The system ends it 45 s after another process has begun to open the file."""
+
+    def __init__(self, path):
+        command = [sys.executable, "-c", HOLDER, str(path)]
+        pipe = subprocess.PIPE
+        self.popen = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self._expect("held")
+
+    def _expect(self, line):
+        ready, _, _ = select.select([self.popen.stdout], [], [], PATIENCE_S)
+        assert ready and self.popen.stdout.readline() == f"{line}\n", line
+
+    def wait_until_wanted(self):
+        self._expect("wanted")
+
+    def release(self):
+        self.popen.communicate(timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def lease():
+    with contextlib.ExitStack() as held:
+
+        def take(path):
+            taken = Lease(path)
+            held.callback(taken.popen.wait)
+            held.callback(taken.popen.kill)
+            return taken
+
+        yield take
+
+
+def moved_there(path, text, lease):
+    """A new version of a file, with a lease on it from the moment it is there."""
+    new = f"{path}.leased"
+    with open(new, "wb") as file:
+        file.write(text)
+    os.chmod(new, 0o600)
+    taken = lease(new)
+    os.replace(new, path)
+    return taken
+
+
+def serves(*flags):
+    return [HASHFINDER, "serve", "--port", "0", *map(str, flags)]
+
+
+def run_for_error(command, status):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (status, ""), done
+    return done.stderr
+
+
+def test_blocked_reads_stop_nothing_else(serve, ours, key_file, lease):  # noqa: F811
+    """While a certificate could not be read, the whole server stood still: SIGTERM did not end it."""
+    identity, new = ours.server(), ours.server("new")
+    kept, revoked = key_file.create(), key_file.create()
+    server = serve(*identity.flags("--tls"), "--api-keys", key_file.path)
+    tls = grpc.ssl_channel_credentials(ours.pem)
+
+    def code(credential, method=FINDER + "ListSearches"):
+        """The end of a call on a new connection."""
+        caller = Caller(server, bearer(credential) if credential else (), tls)
+        try:
+            return caller.code(method)[0]
+        finally:
+            caller.channel.close()
+
+    assert code(kept) == code(revoked) == CODE.OK
+    held = moved_there(identity.files[0], new.certificate, lease)
+    held.wait_until_wanted()
+    # Handshakes, health checks and known keys go on,
+    assert certificate_of(server, ours) == identity.der
+    assert code(None, HEALTH) == code(kept) == CODE.OK
+    # and so do changes of the keys.
+    key_file.revoke(revoked)
+    wait_until(lambda: code(revoked) == CODE.UNAUTHENTICATED)
+    # Now the keys cannot be read either.
+    leased = moved_there(key_file.path, key_file.path.read_bytes(), lease)
+    leased.wait_until_wanted()
+    assert code(None, HEALTH) == code(kept) == CODE.OK
+    assert code(revoked) == CODE.UNAUTHENTICATED
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    assert " drained" in server.rest_of_stderr()
+    # All of it happened before either was released.
+    assert held.popen.poll() is None and leased.popen.poll() is None
+
+
+def test_what_was_blocked_is_read_when_it_is_released(serve, ours, lease):  # noqa: F811
+    identity, new = ours.server(), ours.server("new")
+    server = serve(*identity.flags("--tls"))
+    replace(identity.files[1], new.key, mode=0o600)
+    held = moved_there(identity.files[0], new.certificate, lease)
+    held.wait_until_wanted()
+    assert certificate_of(server, ours) == identity.der
+    held.release()
+    wait_until(lambda: certificate_of(server, ours) == new.der)
+
+
+def test_a_blocked_read_is_logged(serve, key_file, lease):  # noqa: F811
+    """That keys cannot be revoked any more must not stay unknown."""
+    key_file.create()
+    server = serve("--api-keys", key_file.path)
+    held = moved_there(key_file.path, key_file.path.read_bytes(), lease)
+    assert 'files="api-keys"' in server.wait_for("reading files has been blocked")
+    held.release()
+    server.wait_for("reading files is not blocked any more")
+
+
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+def test_a_signal_ends_a_server_whose_start_is_blocked(processes, ours, lease, number):  # noqa: F811
+    identity = ours.server()
+    held = lease(identity.files[1])
+    server = Process(serves(*identity.flags("--tls")))
+    processes.append(server)
+    held.wait_until_wanted()
+    server.send(number)
+    assert server.wait() == 0
+    assert "stopped before it was listening" in server.rest_of_stderr()
+    assert server.popen.stdout.read() == ""
+
+
+def wrong_files(tmp_path):
+    """Files that are no regular ones, or never end, and what is said of them."""
+    pipe, link, long = tmp_path / "pipe", tmp_path / "link", tmp_path / "long"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    with open(long, "wb") as file:
+        file.truncate(1 << 40)
+    return [
+        (pipe, "it is a pipe, not a regular file"),
+        (link, "it is a pipe, not a regular file"),
+        ("/dev/zero", "it is a device, not a regular file"),
+        (tmp_path, "it is a folder, not a regular file"),
+        (long, "it is larger than "),
+    ]
+
+
+def test_a_server_starts_with_regular_files_only(ours, key_file, tmp_path):  # noqa: F811
+    """A named pipe blocked the start, which no signal ended; /dev/zero filled the memory."""
+    certificate, key = ours.server().files
+    tokens = ["--jwt-audience", "a", "--jwt-algorithm"]
+    for path, why in wrong_files(tmp_path):
+        for flags in [
+            ["--api-keys", path],
+            ["--tls-certificate", path, "--tls-key", key],
+            ["--tls-certificate", certificate, "--tls-key", path],
+            ["--tls-certificate", certificate, "--tls-key", key, "--tls-client-ca", path],
+            ["--jwt-keys", path, *tokens, "ES256"],
+            ["--jwt-secret", path, *tokens, "HS256"],
+        ]:
+            error = run_for_error(serves(*flags), 2)
+            assert str(path) in error and why in error, (flags, error)
+        error = run_for_error([HASHFINDER, "keys", "list", "--file", str(path)], 5)
+        assert why in error, error
+
+
+def test_links_to_regular_files_are_followed(serve, key_file, ours, tmp_path):  # noqa: F811
+    """Kubernetes mounts a secret as a link to a file in a folder, which is a link too, and replaces that one."""
+    first, second = ours.server(), ours.server("second")
+    for name, identity in [("first", first), ("second", second)]:
+        (tmp_path / name).mkdir()
+        identity.write_to(tmp_path / name / "tls.crt", tmp_path / name / "tls.key")
+    (tmp_path / "..data").symlink_to("first")
+    for name in ["tls.crt", "tls.key"]:
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    server = serve("--tls-certificate", str(tmp_path / "tls.crt"), "--tls-key", str(tmp_path / "tls.key"))
+    assert certificate_of(server, ours) == first.der
+    (tmp_path / "new").symlink_to("second")
+    os.replace(tmp_path / "new", tmp_path / "..data")
+    wait_until(lambda: certificate_of(server, ours) == second.der)
+
+
+def test_a_pipe_in_the_place_of_a_file_changes_nothing(serve, ours, key_file):  # noqa: F811
+    identity = ours.server()
+    key = key_file.create()
+    server = serve(*identity.flags("--tls"), "--api-keys", key_file.path)
+    for path in [identity.files[0], key_file.path]:
+        os.mkfifo(f"{path}.pipe")
+        os.replace(f"{path}.pipe", path)
+    lines = [server.wait_for("it is a pipe, not a regular file") for _ in range(2)]
+    assert sum("the API keys stay as they were" in line for line in lines) == 1
+    assert sum("the old ones stay in use" in line for line in lines) == 1
+    caller = Caller(server, bearer(key), grpc.ssl_channel_credentials(ours.pem))
+    assert caller.code(FINDER + "ListSearches")[0] == caller.code(HEALTH)[0] == CODE.OK
+    caller.channel.close()
+    server.send(SIGTERM)
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("command", ["find", "searches"])
+@pytest.mark.parametrize("what", ["credential", "authority"])
+def test_a_signal_ends_a_client_whose_file_is_blocked(processes, ours, tmp_path, lease, command, what):  # noqa: F811
+    path = tmp_path / what
+    path.write_bytes(ours.pem)
+    flags = {"credential": ["--credential-file", path], "authority": ["--tls-ca", path]}[what]
+    words = {"find": ["find", "do"], "searches": ["searches", "list"]}[command]
+    held = lease(path)
+    command = [HASHFINDER, *words, "--server", "https://127.0.0.1:1", *map(str, flags)]
+    client = Process(command)
+    processes.append(client)
+    held.wait_until_wanted()
+    client.send(SIGTERM)
+    assert client.wait() != 0
+    assert held.popen.poll() is None
+
+
+def test_a_client_reads_regular_files_only(ours, tmp_path):  # noqa: F811
+    server = ["--server", "https://127.0.0.1:1", "--connect-timeout", "0s"]
+    identity = ours.client()
+    for path, why in wrong_files(tmp_path):
+        for flags in [
+            ["--credential-file", path],
+            ["--tls-ca", path],
+            ["--tls-ca", ours.path, "--tls-client-certificate", path, "--tls-client-key", identity.files[1]],
+            ["--tls-ca", ours.path, "--tls-client-certificate", identity.files[0], "--tls-client-key", path],
+        ]:
+            command = [HASHFINDER, "find", "do", *server, *flags]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+            assert done.returncode not in (0, -6, -9, -11), done
+            assert str(path) in done.stderr and why in done.stderr, done
+
+
+def test_a_session_is_a_regular_file_and_no_link(state, tmp_path):  # noqa: F811
+    """A session's file that was a pipe blocked the search, and a link to /dev/zero filled the memory."""
+    state.mkdir(parents=True)
+    stranger = tmp_path / "another's"
+    stranger.write_text("precious")
+    for name, link, why in [
+        ("night", "/dev/zero", "it is a symbolic link, not a regular file"),
+        ("night", stranger, "it is a symbolic link, not a regular file"),
+        ("night", None, "it is a pipe, not a regular file"),
+        (".night.lock", stranger, "it is a symbolic link, not a regular file"),
+        (".night.lock", None, "it is a pipe, not a regular file"),
+    ]:
+        path = state / name
+        path.unlink(missing_ok=True)
+        path.symlink_to(link) if link else os.mkfifo(path)
+        done = run_find("docto", "--session", "night")
+        assert done.returncode not in (0, 1) and why in done.stderr, done
+        path.unlink()
+    with open(state / "night", "wb") as file:
+        file.truncate(1 << 40)
+    done = run_find("docto", "--session", "night")
+    assert done.returncode not in (0, 1) and "it is larger than 1 MiB" in done.stderr, done
+    (state / "night").unlink()
+    # What is in the way of the next version is removed, not written to.
+    (state / ".night.new").symlink_to(stranger)
+    done = run_find("docto", "--session", "night", "--maximum-hashes", "1000")
+    assert done.returncode == 3, done
+    assert stranger.read_text() == "precious"
+    assert sorted(path.name for path in state.iterdir()) == [".night.lock", "night"]
+
+
+def test_a_session_whose_read_would_block_is_an_error(state, lease):  # noqa: F811
+    """The search stood still before it began, and no signal ended it."""
+    for name in ["night", ".night.lock"]:
+        done = run_find("docto", "--session", "night", "--maximum-hashes", "1000")
+        assert done.returncode == 3, done
+        held = lease(state / name)
+        done = run_find("docto", "--session", "night")
+        assert done.returncode not in (0, 1, 3), done
+        assert "another process holds a lease on it" in done.stderr
+        held.wait_until_wanted()
+        held.release()
+
+
+def test_a_prefix_or_a_configuration_that_never_ends_is_an_error(tmp_path):
+    """/dev/zero was read until the memory was full."""
+    done = run_find("do", "--secret-prefix-file", "/dev/zero")
+    assert done.returncode == 2
+    assert "cannot read the prefix from /dev/zero: it is larger than 64 KiB" in done.stderr, done
+    error = run_for_error([HASHFINDER, "--config", "/dev/zero", "find", "do"], 2)
+    assert "cannot read the configuration /dev/zero: it is larger than 1 MiB" in error
+    # The longest prefix is read, also from a pipe.
+    longest = tmp_path / "longest"
+    longest.write_bytes(b"a" * (1 << 16))
+    shell = f"{HASHFINDER} find a --maximum-hashes 100 --secret-prefix-file <(cat {shlex.quote(str(longest))})"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done
+
+
+def test_a_time_zone_that_never_ends_stops_nothing(find):
+    """TZ=/dev/zero was read until the memory was full, and meanwhile the search showed and ended nothing."""
+    process = find("hashfinderh", "--threads", "1", env={**os.environ, "TZ": "/dev/zero"})
+    # Times are shown as durations, or as if there was no time zone.
+    process.wait_for("chance by now .* from now 50% in ")
+    process.send(SIGINT)
+    assert process.wait() == 130
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Runs `hashfinder keys` where a file is mounted alone, as into a container; the folder may be read-only."""
+    if shutil.which("unshare") is None or os.geteuid() != 0:
+        pytest.skip("mounting a file takes root and unshare")
+    real, folder = tmp_path / "real.toml", tmp_path / "container"
+    folder.mkdir()
+    (folder / "keys.toml").touch()
+    mounts = 'mount --bind "$1" "$1" && '
+    read_only = 'mount -o remount,bind,ro "$1" && '
+    then = 'mount --bind "$0" "$1/keys.toml" && shift && exec "$@"'
+
+    def run(*arguments, is_read_only=False):
+        script = mounts + (read_only if is_read_only else "") + then
+        command = ["unshare", "-m", "sh", "-c", script, str(real), str(folder)]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+
+    real.touch()
+    if run("true").returncode:
+        pytest.skip(f"this machine does not allow mounts: {run('true').stderr}")
+    real.unlink()
+
+    def run_keys(what, *arguments, **kwargs):
+        path = str(folder / "keys.toml")
+        done = run(HASHFINDER, "keys", what, "--file", path, *arguments, **kwargs)
+        assert done.returncode == 0, done
+        # Nothing is left beside it.
+        assert [path.name for path in folder.iterdir()] == ["keys.toml"]
+        return done.stdout.strip()
+
+    return real, run_keys
+
+
+@pytest.mark.parametrize("is_read_only", [False, True])
+def test_keys_in_a_file_that_is_mounted_alone(serve, mounted, is_read_only):
+    """The rename failed with EBUSY, and left `.keys.toml.new` behind; no key could be revoked."""
+    real, run_keys = mounted
+    first = KeyFile(real).create("--comment", "a comment that makes the file longer than the next version")
+    inode, mode = real.stat().st_ino, real.stat().st_mode
+    server = serve("--api-keys", str(real))
+    second = run_keys("create", is_read_only=is_read_only)
+
+    def code(key):
+        caller = Caller(server, bearer(key))
+        try:
+            return caller.code(FINDER + "ListSearches")[0]
+        finally:
+            caller.channel.close()
+
+    wait_until(lambda: code(second) == CODE.OK)
+    assert code(first) == CODE.OK
+    run_keys("revoke", first.split(".")[0], is_read_only=is_read_only)
+    wait_until(lambda: code(first) == CODE.UNAUTHENTICATED)
+    assert code(second) == CODE.OK
+    assert (real.stat().st_ino, real.stat().st_mode) == (inode, mode)
+    assert [key[4] for key in KeyFile(real).listed()] == ["revoked", "valid"]
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    assert "cannot be used" not in server.rest_of_stderr()
+
+
+def test_what_cannot_be_written_is_left_as_it_was(key_file, tmp_path):  # noqa: F811
+    key_file.create()
+    before = key_file.path.read_bytes()
+    # As on a disk that is full.
+    script = "trap '' XFSZ; ulimit -f 0; exec \"$@\""
+    command = ["sh", "-c", script, "sh", HASHFINDER, "keys", "create", "--file", str(key_file.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 5 and "cannot write the API keys" in done.stderr, done
+    assert key_file.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.toml"]
+
+
+@pytest.mark.parametrize("when", ["@9999-12-31 23:59:59", "+9000y"])
+def test_a_clock_beyond_the_calendar_is_no_panic(processes, key_file, monkeypatch, when):  # noqa: F811
+    """`keys create` panicked in the last days of 9999, and every call of a server did from the year 10000 on."""
+    [library, *_] = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1") or [None]
+    if library is None:
+        pytest.skip("setting the clock takes libfaketime")
+    key = key_file.create()
+    monkeypatch.setenv("LD_PRELOAD", library)
+    monkeypatch.setenv("FAKETIME", when)
+    for command in [["keys", "create", "--file", str(key_file.path)], ["hashcash", "a"]]:
+        done = subprocess.run([HASHFINDER, *command], capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 5 and "set the clock" in done.stderr, done
+    assert key_file.listed()[0][4] == "valid"
+    server = Server("--api-keys", str(key_file.path))
+    processes.append(server)
+    command = [HASHFINDER, "find", "do", "--server", server.address]
+    environment = {**os.environ, "HASHFINDER_CREDENTIAL": key}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done
+    assert "is revoked" in key_file.revoke(key).stderr
+    assert key_file.listed()[0][4] == "revoked"

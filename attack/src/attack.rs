@@ -15,11 +15,12 @@ use tokio::{
     io::Interest,
     net::TcpStream,
     task::LocalSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
     connection::{Connection, Event, Source, closed, dial},
+    process::PATIENCE,
     requests::{self, Case},
     seen::{CLOSED, FITS, STREAMS, Seen, WRONG},
     wire::{
@@ -37,8 +38,8 @@ const PACE: usize = 10;
 /// gRPC's status.
 const RESOURCE_EXHAUSTED: u16 = 8;
 
-/// How long an answer may take that nothing keeps waiting but other attackers.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How often an attack whose time is over looks whether it has seen enough.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// How long an attacker waits before it opens a connection again that the server closed, or where an
 /// attack is made of many, for these would else be an attack of another kind.
@@ -224,19 +225,22 @@ impl Attack {
     }
 }
 
-/// Plays an attack for a time, and gives what was seen. With `once`, no stream that is held is begun
-/// again. Dropping the future ends the attack, and
-/// resets its connections.
+/// Plays an attack until `over` is ready, and gives what was seen. With `once`, no stream that is held is
+/// begun again.
+///
+/// Where cores are busy, an attack may have done nothing yet by the time that it should end. It then goes on
+/// until it has seen what shows that it was an attack, but not longer than [`PATIENCE`].
+///
+/// Dropping the future ends the attack, and resets its connections.
 pub(crate) async fn play(
     attack: Attack,
     target: SocketAddr,
     source: Source,
     connections: usize,
-    time: Duration,
+    over: impl Future<Output = ()>,
     once: bool,
 ) -> Seen {
     let seen = Rc::new(RefCell::new(Seen::default()));
-    let until = Instant::now() + time;
     let dials = Rc::new(tokio::sync::Semaphore::new(DIALS));
     let again = if connections > MANY {
         AGAIN_OF_MANY
@@ -246,7 +250,7 @@ pub(crate) async fn play(
     let all = LocalSet::new();
     for number in 0..connections {
         let (seen, dials) = (Rc::clone(&seen), Rc::clone(&dials));
-        all.spawn_local(timeout_at(until, async move {
+        all.spawn_local(async move {
             let turn = Cell::new(0);
             loop {
                 let socket = {
@@ -269,9 +273,21 @@ pub(crate) async fn play(
                     sleep(again).await;
                 }
             }
-        }));
+        });
     }
-    all.await;
+    all.run_until(async {
+        over.await;
+        let has_seen_enough = async {
+            while !attack.faults(&seen.borrow()).is_empty() {
+                sleep(LOOK).await;
+            }
+        };
+        // What is missing after that is a fault, which the caller finds.
+        let _ = timeout(PATIENCE, has_seen_enough).await;
+    })
+    .await;
+    // Ends all that it plays, which shares what was seen.
+    drop(all);
     Rc::unwrap_or_clone(seen).into_inner()
 }
 
@@ -369,7 +385,7 @@ async fn speak(
                 let stream = connection.stream();
                 send_block(&mut connection.out, stream, &block);
                 connection.flush().await?;
-                let answer = connection.answer(stream, ANSWER).await?;
+                let answer = connection.answer(stream, PATIENCE).await?;
                 count(connection, &answer.to_string());
             }
         }
@@ -382,7 +398,7 @@ async fn speak(
                 bomb.resize(FRAME_LEN, NEWEST_KEPT);
                 let stream = connection.open(&bomb, None, true);
                 connection.flush().await?;
-                let answer = connection.answer(stream, ANSWER).await?;
+                let answer = connection.answer(stream, PATIENCE).await?;
                 count(connection, &answer.to_string());
             }
         }
@@ -434,7 +450,7 @@ async fn speak(
                 connection.out.data(stream, &prefix, false);
                 streams.push(stream);
             }
-            for answer in connection.answers(&streams, ANSWER).await? {
+            for answer in connection.answers(&streams, PATIENCE).await? {
                 count(connection, &answer.to_string());
             }
         },
@@ -661,7 +677,7 @@ async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) ->
         if let Some(body) = &case.body {
             connection.out.data(stream, body, true);
         }
-        let answered = connection.answer(stream, ANSWER).await;
+        let answered = connection.answer(stream, PATIENCE).await;
         let (name, expected) = (&case.name, case.expected);
         let told = match &answered {
             Ok(answer) if (case.fits)(answer) => format!("{FITS}{name}: {answer}"),

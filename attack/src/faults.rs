@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::TcpStream,
     rc::Rc,
@@ -20,11 +20,11 @@ use crate::{
     attack::Attack,
     connection::{Connection, Event, Source, dial},
     healthy::{Healthy, block_on, connect},
-    process::{Server, core_time},
+    process::{PATIENCE, Server, core_time},
     report::{Fault, ms},
     seen::{CLOSED, CONNECTIONS, REFUSED, Seen},
     trial::{Setting, first_newcomer},
-    v1pb::{WatchSearchesRequest, finder_client::FinderClient},
+    v1pb::{SearchState, WatchSearchesRequest, finder_client::FinderClient},
     wire::{FIND_RANGE, WINDOW_MAX, call, endless_search},
 };
 
@@ -33,9 +33,6 @@ const CALLS_A_SECOND: u32 = 5;
 
 /// What an idle server may take of a core.
 const IDLE: f64 = 0.05;
-
-/// How long things may take that have no limit of their own, on a machine that is busy too.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many connections there are, and to how many descriptors the server is then limited. Not from its start:
 /// what it may have then decides how many connections it takes, and it makes room before it runs out.
@@ -52,16 +49,22 @@ const LOOK: Duration = Duration::from_millis(50);
 const PAUSED: &str = "connections cannot be accepted";
 const RESUMED: &str = "connections are accepted again";
 
-/// The stalled readers, on how many connections, and the budget that they are given.
+/// The stalled readers, on how many connections, and the budget that they are given. With less, a server that
+/// gets few cores would take the healthy client for a stalled one.
 const READERS: usize = 1000;
 const CONNECTIONS_OF_READERS: usize = 20;
 const BUDGET_FLAG: &str = "--stream-stall-timeout";
+const BUDGET: Duration = Duration::from_secs(10);
+
+/// How many secrets may be tested for a reader that reads nothing. Every one is a candidate, and the search
+/// has to stop once a few thousand candidates wait to be read.
+const TESTS_OF_READER: u64 = 100_000;
 
 /// The drain's streams: so many for each connection, of which the last one's are not read.
 const STREAMS: usize = 10;
 const DRAINED: usize = 10;
 
-/// How long a drain may take in all.
+/// How long a drain may take in all, on a machine that has nothing else to do.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// What befalls the server.
@@ -128,7 +131,22 @@ impl Account {
     }
 }
 
-/// How much of a core the server takes.
+/// How much of a core the server takes. The short form waits until that is little: only a server that never
+/// comes to rest takes more all the time, whatever else the machine does.
+fn idle_cores(server: &Server, setting: &Setting, time: Duration) -> Result<f64> {
+    if !setting.is_short {
+        return cores(server, time);
+    }
+    let began = Instant::now();
+    loop {
+        let cores = cores(server, Duration::from_secs(1))?;
+        if cores < IDLE || began.elapsed() > PATIENCE {
+            return Ok(cores);
+        }
+    }
+}
+
+/// How much of a core the server takes during a time.
 fn cores(server: &Server, time: Duration) -> Result<f64> {
     let (began, before) = (Instant::now(), core_time(server.id())?);
     thread::sleep(time);
@@ -140,13 +158,12 @@ fn descriptors(setting: &Setting) -> Result<Fault> {
     let mut account = Account::of(Trouble::Descriptors);
     let time = setting.time.max(Duration::from_secs(4));
     // Silence ends no connection, which would be room for the next.
-    let patient = format!("{}s", (time + 2 * PATIENCE).as_secs());
-    let server = setting.server(&["--handshake-timeout", &patient])?;
+    let server = setting.server(&["--handshake-timeout", "1h"])?;
     let began = Instant::now();
-    let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
+    let healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
     // From many hosts, so that no limit of one host's comes before the system's.
     let attack = Attack::SilentConnections;
-    let attacker = setting.attack(attack, &server, Source::Many, TOO_MANY, time, false)?;
+    let attacker = setting.attack_until_finished(attack, &server, Source::Many, TOO_MANY)?;
     let has_all = || server.descriptors().is_ok_and(|used| used >= TOO_MANY);
     ensure!(
         soon(PATIENCE, has_all),
@@ -159,15 +176,15 @@ fn descriptors(setting: &Setting) -> Result<Fault> {
         .collect();
     let waiting = waiting?;
     let is_out = || is_paused(&server) == Some(true);
-    let was_out = soon(time / 4, is_out);
-    let idle = cores(&server, time / 4)?;
+    let was_out = soon(PATIENCE, is_out);
+    let idle = idle_cores(&server, setting, time / 4)?;
     let used = server.descriptors()?;
     let was_paused = was_out && is_out();
     let (said, _) = attacker.finish()?;
     drop(waiting);
     let ended = Instant::now();
     // The limit stays, but there is room again.
-    let recovery = first_newcomer(&server, ended);
+    let recovery = first_newcomer(&server, ended, setting.newcomer_patience());
     let has_resumed = soon(PATIENCE, || is_paused(&server) == Some(false));
     let seen = Seen::from_json(&said)?;
     let shown = recovery.map_or("never".to_owned(), |time| format!("after {} ms", ms(time)));
@@ -231,7 +248,7 @@ fn is_paused(server: &Server) -> Option<bool> {
 /// How soon a server has to be good again.
 fn recovery_limit(setting: &Setting) -> Duration {
     if setting.is_short {
-        PATIENCE / 2
+        PATIENCE
     } else {
         Duration::from_secs(1)
     }
@@ -239,36 +256,53 @@ fn recovery_limit(setting: &Setting) -> Duration {
 
 fn stalled_readers(setting: &Setting) -> Result<Fault> {
     let mut account = Account::of(Trouble::StalledReaders);
-    let budget = Duration::from_secs(if setting.is_short { 3 } else { 10 });
     let has_budget = Server::has_flag(&setting.server, BUDGET_FLAG)?;
-    let budget_text = format!("{}s", budget.as_secs());
-    // Room for all of them.
+    let budget_text = format!("{}s", BUDGET.as_secs());
+    // Room for all of them. The connections stay, however long we look at them.
     let mut more = vec!["--maximum-concurrent-rpcs", "4000"];
+    more.extend(["--connection-grace", "1h"]);
+    if setting.is_short {
+        // Readers that get no core answer late whether they are still there.
+        more.extend(["--keepalive-timeout", "1h"]);
+    }
     if has_budget {
         more.extend([BUDGET_FLAG, &budget_text]);
     }
     let server = setting.server(&more)?;
     let began = Instant::now();
-    let healthy = Healthy::start(server.address, CALLS_A_SECOND)?;
-    let time = budget + Duration::from_secs(if setting.is_short { 2 } else { 10 });
+    let healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
+    let in_time = if setting.is_short {
+        BUDGET + PATIENCE
+    } else {
+        2 * BUDGET
+    };
     let attack = Attack::ZeroWindowReaders;
     let connections = CONNECTIONS_OF_READERS;
-    let attacker = setting.attack(attack, &server, Source::Many, connections, time, true)?;
+    let attacker = setting.attack_until_finished(attack, &server, Source::Many, connections)?;
     let stalled = Instant::now();
     // A scrape is as old as a second.
     thread::sleep(Duration::from_millis(1200));
     let most = server.metrics()?.searches();
-    let busy = cores(
-        &server,
-        Duration::from_secs(if setting.is_short { 1 } else { 5 }),
-    )?;
+    let mut busy = None;
+    if !setting.is_short {
+        busy = Some(cores(&server, Duration::from_secs(5))?);
+    }
     let mut freed = None;
-    while stalled.elapsed() < time && freed.is_none() {
-        if server.metrics()?.searches() == 0 {
+    let (mut unread, mut tests) = (0, 0);
+    while stalled.elapsed() < in_time && freed.is_none() {
+        let metrics = server.metrics()?;
+        (unread, tests) = (metrics.unread(), metrics.tests());
+        if metrics.searches() == 0 && (!has_budget || unread >= READERS as u64) {
             freed = Some(stalled.elapsed());
         }
         thread::sleep(Duration::from_millis(100));
     }
+    // Where cores are busy, the first searches are freed before the last ones have stalled. Their streams
+    // wait for their readers all the same.
+    let busy = match busy {
+        Some(busy) => busy,
+        None => idle_cores(&server, setting, Duration::ZERO)?,
+    };
     let (said, _) = attacker.finish()?;
     let seen = Seen::from_json(&said)?;
     let closed = seen.count(CLOSED);
@@ -286,20 +320,30 @@ fn stalled_readers(setting: &Setting) -> Result<Fault> {
         "connections closed",
         format!("{closed} of {}", seen.count(CONNECTIONS)),
     );
-    let enough = most >= READERS as u64;
+    // In the short form they may never be there all at the same time, but they all have been.
+    let readers = if setting.is_short { unread } else { most };
     account.expect(
-        enough,
-        format!("expected {READERS} stalled searches, saw {most}"),
+        readers >= READERS as u64,
+        format!("expected {READERS} stalled searches, saw {readers}"),
+    );
+    let most_tests = READERS as u64 * TESTS_OF_READER;
+    account.expect(
+        tests < most_tests,
+        format!(
+            "expected the searches of stalled readers to stop, with fewer than {most_tests} secrets tested, \
+             saw {tests}"
+        ),
     );
     account.expect(
         busy < IDLE,
         format!("expected under {IDLE} cores for stalled readers, saw {busy:.3}"),
     );
     account.expect(
-        freed.is_some_and(|time| time < budget + PATIENCE),
+        freed.is_some(),
         format!(
-            "expected the searches to be freed {} s after they stalled, it was {shown}{}",
-            budget.as_secs(),
+            "expected the searches to be freed within {} s, {} s of which they may stall, it was {shown}{}",
+            in_time.as_secs(),
+            BUDGET.as_secs(),
             if has_budget {
                 ""
             } else {
@@ -329,6 +373,7 @@ fn drain(setting: &Setting) -> Result<Fault> {
     let mut server = setting.server(&["--drain-grace", grace, "--operator", "127.0.0.1"])?;
     let address = server.address;
     let seen = Rc::new(RefCell::new(Seen::default()));
+    let limit = if setting.is_short { PATIENCE } else { DRAIN };
     let (drained, listed, took) = block_on(async {
         let mut readers = JoinSet::new();
         let mut begun = Vec::new();
@@ -363,23 +408,23 @@ fn drain(setting: &Setting) -> Result<Fault> {
             ..WatchSearchesRequest::default()
         };
         let mut changes = watcher.watch_searches(request).await?.into_inner();
-        let mut open = BTreeSet::new();
-        while open.len() < DRAINED * STREAMS {
+        // Those that are not read have found what they may keep, which comes before their status.
+        let mut states = BTreeMap::new();
+        let parked = i32::from(SearchState::Parked);
+        while states.len() < DRAINED * STREAMS
+            || states.values().filter(|state| **state == parked).count() < STREAMS
+        {
             let change = timeout(PATIENCE, changes.message()).await??;
-            open.extend(
-                change
-                    .into_iter()
-                    .flat_map(|change| change.searches)
-                    .map(|one| one.search_id),
-            );
+            let searches = change.into_iter().flat_map(|change| change.searches);
+            states.extend(searches.map(|one| (one.search_id, one.state)));
         }
         let signalled = Instant::now();
         server.terminate()?;
         for (connection, streams) in begun {
-            readers.spawn_local(timeout(DRAIN, last_words(connection, streams)));
+            readers.spawn_local(timeout(limit, last_words(connection, streams)));
         }
         let mut listed = BTreeSet::new();
-        while let Ok(Ok(Some(change))) = timeout(DRAIN, changes.message()).await {
+        while let Ok(Ok(Some(change))) = timeout(limit, changes.message()).await {
             let ended = change
                 .searches
                 .into_iter()
@@ -394,8 +439,8 @@ fn drain(setting: &Setting) -> Result<Fault> {
             drained.cursors += one.cursors;
         }
         ensure!(
-            server.ended_within(DRAIN.saturating_sub(signalled.elapsed()))?,
-            "the server does not end within {DRAIN:?}"
+            server.ended_within(limit.saturating_sub(signalled.elapsed()))?,
+            "the server does not end within {limit:?}"
         );
         Ok((drained, listed.len(), signalled.elapsed()))
     })??;
@@ -412,8 +457,8 @@ fn drain(setting: &Setting) -> Result<Fault> {
     );
     account.tell("cursors told to who watches", format!("{listed} of {all}"));
     account.expect(
-        took < DRAIN,
-        format!("expected a drain under {DRAIN:?}, it took {took:?}"),
+        took < limit,
+        format!("expected a drain under {limit:?}, it took {took:?}"),
     );
     account.expect(
         drained.goaways == DRAINED,

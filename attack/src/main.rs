@@ -27,15 +27,19 @@ mod trial;
 mod wire;
 
 use std::{
+    convert::Infallible,
+    io,
     net::SocketAddr,
     path::PathBuf,
     process::ExitCode,
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail, ensure};
 use clap::{Args, Parser, ValueEnum};
 use rustix::process::{Resource, getrlimit, setpriority_process, setrlimit};
+use tokio::{sync::oneshot, time::sleep};
 
 use self::{
     attack::{Attack, play},
@@ -135,7 +139,7 @@ struct RunArguments {
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
 
-    /// Fewer connections, no control run, and nothing that a busy machine could fail
+    /// Fewer connections, no control run, and no judgement by a clock or by CPU time
     #[arg(long)]
     short: bool,
 
@@ -174,6 +178,10 @@ struct AttackArguments {
     /// Begin no stream again that the server has ended
     #[arg(long)]
     once: bool,
+
+    /// End as soon as stdin does, if that is earlier
+    #[arg(long)]
+    until_stdin_ends: bool,
 }
 
 /// Start a server, and have careless clients come and go at it for long; nothing of them may be left.
@@ -198,7 +206,7 @@ struct SoakArguments {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Nothing about memory and load, which a busy machine could fail
+    /// No judgement of memory and load, for which it is too short
     #[arg(long)]
     short: bool,
 }
@@ -260,11 +268,28 @@ fn attack(arguments: &AttackArguments) -> Result<()> {
         connections,
         source,
         once,
+        until_stdin_ends,
     } = *arguments;
-    let played = play(attack, target, source, connections, seconds, once);
-    let seen = healthy::block_on(played)?;
+    let over = async {
+        tokio::select! {
+            () = sleep(seconds) => {}
+            _ = stdin_ended(), if until_stdin_ends => {}
+        }
+    };
+    let seen = healthy::block_on(play(attack, target, source, connections, over, once))?;
     println!("{}", seen.to_json());
     Ok(())
+}
+
+/// Is ready when stdin has ended.
+fn stdin_ended() -> oneshot::Receiver<Infallible> {
+    let (end, ended) = oneshot::channel();
+    thread::spawn(move || {
+        // An error ends it, too.
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        drop(end);
+    });
+    ended
 }
 
 /// Exits with 1 if anything was not as it should be.

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     careless::VISITORS,
-    process::{Metrics, Other, Server, core_time},
+    process::{Metrics, Other, PATIENCE, Server, core_time},
     report::{cpu, write_section},
     slope::{Slope, median},
     trial::first_newcomer,
@@ -263,7 +263,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
         clients.end(0, is_killed)?;
     }
     let over = Instant::now();
-    if first_newcomer(&server, over).is_none() {
+    if first_newcomer(&server, over, PATIENCE).is_none() {
         faults.push("expected a new client to be answered afterwards, none was".to_owned());
     }
     let (after, metrics) = loop {

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cargo, results, root, runs, step, target};
+use crate::{cargo, results, root, runs, step, target, took};
 
 /// The targets, and how many inputs of each the tests take: a few seconds' worth, and the same in each run but
 /// for what threads add to chance.
@@ -224,8 +224,9 @@ pub(crate) fn short() -> Result<()> {
         if new.exists() {
             fs::remove_dir_all(&new).context("cannot remove what was found before")?;
         }
-        let figures = build.fuzz(name, &new, &[&format!("-runs={runs}"), "-seed=1"])?;
-        let seconds = began.elapsed().as_secs_f64();
+        let figures = build.fuzz(name, &new, &[&format!("-runs={runs}"), "-seed=1"]);
+        took(&format!("fuzzing {name}"), began.elapsed());
+        let (figures, seconds) = (figures?, began.elapsed().as_secs_f64());
         println!(
             "== fuzzing {name}: {} inputs, {seconds:.1} s",
             figures.inputs

@@ -15,7 +15,8 @@ use std::{
     env, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    time::Instant,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -81,9 +82,26 @@ fn main() -> ExitCode {
     }
 }
 
-/// Everything that must hold, cheapest first.
+/// Runs every check, and prints how long each step took and what was skipped, also when one fails.
 fn test() -> Result<()> {
+    let began = Instant::now();
     let mut skipped = Vec::new();
+    let checked = check_all(&mut skipped);
+    println!("== time of each step");
+    for (name, took) in STEPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        println!("{:8.1} s  {name}", took.as_secs_f64());
+    }
+    println!("{:8.1} s  in all", began.elapsed().as_secs_f64());
+    for what in &skipped {
+        println!("skipped: {what}");
+    }
+    checked?;
+    println!("all is well");
+    Ok(())
+}
+
+/// Everything that must hold, cheapest first. Adds to `skipped` what this machine cannot check, and why.
+fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
     step("formatting", &mut cargo("fmt --all --check"))?;
     step(
         "lints",
@@ -173,14 +191,14 @@ fn test() -> Result<()> {
         "end-to-end tests",
         Command::new(&python)
             // As many at a time as there are cores: mostly they wait for something.
-            .args(["-m", "pytest", "--quiet", "--numprocesses", "auto"])
+            .args(["-m", "pytest", "--quiet", "-rs", "--numprocesses", "auto"])
             .args(["--dist", "worksteal", END_TO_END])
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("HASHFINDER", built.join("hashfinder")),
     )?;
     let mut interop = Command::new(&python);
     interop
-        .args(["-m", "pytest", "--quiet", INTEROP])
+        .args(["-m", "pytest", "--quiet", "-rs", INTEROP])
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("INTEROP", built.join("tonic-cancel-interop"));
     if has_npm {
@@ -190,12 +208,7 @@ fn test() -> Result<()> {
     } else {
         skipped.push("interoperability with grpc-js: needs node and npm");
     }
-    step("interoperability tests", &mut interop)?;
-    for what in &skipped {
-        println!("skipped: {what}");
-    }
-    println!("all is well");
-    Ok(())
+    step("interoperability tests", &mut interop)
 }
 
 /// The picture in the README.
@@ -256,6 +269,9 @@ fn other_architecture() -> Result<Checked> {
     Ok(Checked::Tested)
 }
 
+/// How long each step took, in their order.
+static STEPS: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
+
 /// Runs a command in the project's root and says how long it took.
 fn step(name: &str, command: &mut Command) -> Result<()> {
     println!("== {name}");
@@ -264,11 +280,18 @@ fn step(name: &str, command: &mut Command) -> Result<()> {
         .current_dir(root())
         .status()
         .with_context(|| format!("{name}: cannot run {command:?}"))?;
+    took(name, began.elapsed());
     if !status.success() {
         bail!("{name}: {command:?} failed with {status}");
     }
     println!("== {name}: {:.1} s", began.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// Keeps how long a step took, for the table at the end.
+fn took(name: &str, time: Duration) {
+    let mut steps = STEPS.lock().unwrap_or_else(PoisonError::into_inner);
+    steps.push((name.to_owned(), time));
 }
 
 fn runs(command: &mut Command) -> bool {

@@ -306,7 +306,8 @@ async fn the_earlier_of_timeout_and_deadline_counts() {
 /// The server never answers and keeps no time, so whatever ends the call is its own clock.
 #[tokio::test]
 async fn a_shorter_timeout_in_the_request_is_kept() {
-    let own = Duration::from_secs(1);
+    // Long enough for the calls to arrive.
+    let own = Duration::from_secs(3);
     let hour = Duration::from_secs(3600);
     let mut server = Scripted::start().await;
     let own_request = || {
@@ -341,7 +342,7 @@ async fn a_shorter_timeout_in_the_request_is_kept() {
             "u" => 1,
             "m" => 1000,
             "S" => 1_000_000,
-            other => panic!("{other:?} for a second"),
+            other => panic!("{other:?} for seconds"),
         };
         let told = Duration::from_micros(number.parse::<u64>().unwrap() * micros);
         assert!(told <= own, "{header}");
@@ -389,13 +390,14 @@ async fn a_call_whose_time_is_up_already_is_not_sent() {
 #[tokio::test]
 async fn a_stream_that_goes_on_ends_by_its_deadline() {
     let mut server = Scripted::start().await;
-    let mut call = server.watch(NO_OPTIONS.timeout(Duration::from_millis(300)));
+    // Long enough for a message to come.
+    let mut call = server.watch(NO_OPTIONS.timeout(Duration::from_secs(2)));
     let mut arrived = server.arrived().await;
     let mut body = arrived.headers(&[], false);
     let sending = tokio::spawn(async move {
         // As long as anybody wants it.
         while body.send_data(MESSAGE.into(), false).is_ok() {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
     let mut messages = 0;

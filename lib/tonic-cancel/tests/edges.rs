@@ -80,7 +80,7 @@ fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cance
             let client = stage::connect(at.recv().unwrap()).await;
             let mut options = CallOptions::new();
             if by_deadline {
-                options = options.timeout(Duration::from_millis(500));
+                options = options.timeout(Duration::from_secs(3));
             }
             let mut call = Either::start(false, &client, request(""), options);
             call.end().await.unwrap_err().code()

@@ -220,7 +220,8 @@ async fn a_cancellation_reaches_every_hop() {
 async fn a_deadline_reaches_every_hop_and_each_has_less_than_the_one_before() {
     for (means, is_stream) in CASES {
         let mut chain = Chain::new(means).await;
-        let timeout = Duration::from_secs(1);
+        // Long enough for the call to reach the last hop.
+        let timeout = Duration::from_secs(3);
         let options = CallOptions::new().timeout(timeout);
         let (mut call, given) = chain.call(is_stream, options).await;
         let margin = tonic_cancel::CallContextLayer::OUTGOING_MARGIN;
@@ -264,7 +265,7 @@ fn assert_out_of_time(end: CallEnd) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_that_the_first_hop_sets_is_told_for_what_it_is() {
     for (means, is_stream) in CASES {
-        let policy = DeadlinePolicy::new().maximum(Duration::from_secs(1));
+        let policy = DeadlinePolicy::new().maximum(Duration::from_secs(3));
         let mut chain = Chain::with(means, policy).await;
         let (mut call, given) = chain.say("hang", is_stream, CallOptions::new()).await;
         assert_eq!(given.len(), 3, "every hop has a deadline");
@@ -392,7 +393,7 @@ async fn a_request_keeps_a_shorter_timeout_of_its_own() {
 /// Also where the call that it is made for has more time, and so have its options.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_ends_by_the_shorter_timeout_of_its_request() {
-    const OWN: Duration = Duration::from_secs(1);
+    const OWN: Duration = Duration::from_secs(3);
     const LONG: CallOptions = CallOptions::new().timeout(Duration::from_secs(3600));
     let (last, mut seen) = hop(None);
     let last = Stage::start(last).await;

@@ -27,10 +27,11 @@ use crate::{
     transport::{ClientName, OpenCall, Peer},
 };
 
-/// How long a call waits for another one's permit before it is refused. The work of a call that was
-/// answered lets go within a slice, so that a client that makes one call after another is never in
-/// its own way; on a machine that is very busy this takes longer.
-const PERMIT_PATIENCE: Duration = Duration::from_millis(50);
+/// How long a call waits for another call's permit before it is refused. A call is answered shortly before
+/// its last worker gives the permit back, and a client that makes one call after another must not be refused
+/// for that. The worker needs a slice of CPU time, which takes hundreds of milliseconds where other processes
+/// keep all cores busy.
+const PERMIT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// When a call first asks again whether its client has room for it; each pause is twice the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);

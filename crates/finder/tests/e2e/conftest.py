@@ -1,7 +1,9 @@
 """Real processes, real sockets, the stock Python client.
 
-The fixtures start `hashfinder` (its path is in HASHFINDER) and wait for what it prints. Only CPU
-time is read twice with a pause between, for there is no other way to see that nothing happens.
+The fixtures start `hashfinder` (its path is in HASHFINDER) and wait for what it prints.
+
+No test judges how long something takes: other processes may keep every core busy. Tests wait for events,
+count work, and assert lower bounds of durations only.
 """
 
 import base64
@@ -29,8 +31,8 @@ HASHFINDER = os.environ["HASHFINDER"]
 # Whatever the user who runs the tests has set for themselves.
 os.environ["HASHFINDER_CONFIG"] = os.devnull
 
-# How long a process may take for anything that it is waited for to do, while other tests run beside it.
-PATIENCE_S = 60
+# How long to wait for an event. It is generous, so that it passes only if the event never comes.
+PATIENCE_S = 120
 
 # What a panic looks like in the server's log, as text or as JSON, and wherever there is no log.
 PANIC = re.compile(r'ERROR hashfinder::log: panic |"message":"panic"|^thread .* panicked at ')
@@ -142,11 +144,17 @@ class Process:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def assert_idle(self):
-        """Its cores are free: in half a second it spends less than a tenth of one."""
-        before = self.cpu_s()
-        time.sleep(0.5)
-        spent = self.cpu_s() - before
-        assert spent < 0.05, f"{spent} s of CPU time in half a second"
+        """Waits until it uses less than a tenth of a core for half a second.
+
+        A process that goes on searching never does, and a busy machine only delays this."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            began, before = time.monotonic(), self.cpu_s()
+            time.sleep(0.5)
+            cores = (self.cpu_s() - before) / (time.monotonic() - began)
+            if cores < 0.1:
+                return
+            assert time.monotonic() < deadline, f"it still uses {cores} cores"
 
     def wait_until_busy(self):
         """It has begun to search."""

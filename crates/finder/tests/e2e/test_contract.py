@@ -98,7 +98,6 @@ BAD = [
 def test_bad_requests_are_refused_before_any_work(serve, connect, stubs):
     server = serve()
     stub = connect(server)
-    before = server.cpu_s()
     for name, ideal, field, reason in BAD:
         request = stubs.Request(desired_name=name, ideal_hamming_distance=ideal)
         for call in [lambda: stub.Find(request), lambda: list(stub.FindRange(request))]:
@@ -118,7 +117,6 @@ def test_bad_requests_are_refused_before_any_work(serve, connect, stubs):
         assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         [violation] = details(raised.value, error_details_pb2.BadRequest).field_violations
         assert violation.field == "interesting_hamming_distance"
-    assert server.cpu_s() - before < 0.5
     server.assert_idle()
     # No work was started: the first of which the log tells that it ended is this one.
     stub.Find(stubs.Request(desired_name="aa"))

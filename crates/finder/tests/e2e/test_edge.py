@@ -178,7 +178,7 @@ def test_requests_with_hundreds_of_headers_are_refused(watched, raw):  # noqa: F
 
 
 def test_a_request_that_does_not_arrive_is_not_waited_for_for_ever(watched, raw):  # noqa: F811
-    server = watched("--request-timeout", "1s")
+    server = watched("--request-timeout", "3s")
     connection = raw(server)
     nothing = connection.begin()
     half = connection.begin()

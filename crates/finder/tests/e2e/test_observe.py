@@ -91,7 +91,7 @@ def test_each_way_to_end_is_counted(watched, connect, finder, pb, stubs):
         late += 1
         assert late < 20
         with pytest.raises(grpc.RpcError) as error:
-            stub.Find(stubs.Request(desired_name=HARD), timeout=0.05)
+            stub.Find(stubs.Request(desired_name=HARD), timeout=0.3)
         assert error.value.code() == CODE.DEADLINE_EXCEEDED
         seen = until(server, handled, 1 + late)
     with pytest.raises(grpc.RpcError) as wrong:
@@ -221,6 +221,22 @@ def test_careless_scrapers_are_let_go(watched):
         stream.settimeout(PATIENCE_S)
         assert stream.recv(1) == b""
         stream.close()
+
+
+def test_nothing_is_tested_after_the_calls_have_ended(watched, connect, stubs):
+    # A worker that missed its search's end would go on testing secrets for nobody.
+    server = watched()
+    stub = connect(server)
+    futures = [stub.Find.future(stubs.Request(desired_name=HARD)) for _ in range(20)]
+    server.wait_until_busy()
+    for future in futures:
+        future.cancel()
+    ends = [server.call_ended(cause='"client gone"') for _ in futures]
+    tests = sum(int(re.search(r" tests=(\d+)", line)[1]) for line in ends)
+    for _ in range(2):
+        until(server, "hashfinder_tests_total", tests)
+        # The metrics shown may be a second old.
+        time.sleep(1.1)
 
 
 def test_a_scrape_costs_no_more_than_one_a_second(watched, connect, stubs):

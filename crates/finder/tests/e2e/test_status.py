@@ -108,17 +108,19 @@ def terminal():
 
 
 def test_the_status_is_redrawn_and_gone_at_the_end(terminal):
-    process = terminal(HARD, "--maximum-time", "1500ms")
+    began = time.monotonic()
+    process = terminal(HARD, "--maximum-time", "4s")
     process.wait_for(LOOK)
     assert process.wait() == 3
     looks = re.findall(LOOK, process.seen)
-    assert 2 <= len(looks) <= 7
+    # At most four in a second, and the first one.
+    assert 2 <= len(looks) <= 4 * (time.monotonic() - began) + 1
     # Each is drawn in the place of the one before, and does not wrap.
     assert process.seen.count(ERASE) == process.seen.count(NO_WRAP) == len(looks)
     assert process.seen.count(ERASE + NO_WRAP) == len(looks) - 1
     screen = process.screen()
     assert re.fullmatch(r"hashfinder: \d+ secrets in .*", screen[0]), screen
-    assert screen[1] == "hashfinder: the maximum time of 1s 500ms has passed"
+    assert screen[1] == "hashfinder: the maximum time of 4s has passed"
     assert screen[2] == "hashfinder: under 0.01% of such searches would have ended by now"
     assert cursor_in("\n".join(screen)).startswith("hf3_")
 
@@ -256,7 +258,7 @@ def test_lines_at_a_slow_pace_without_a_terminal(find):
     begun = time.monotonic()
     process, quiet = find(HARD), find(HARD, "--quiet")
     process.wait_for(PLAIN)
-    assert 9 < time.monotonic() - begun < 20
+    assert time.monotonic() - begun > 9
     for one in (process, quiet):
         one.send(signal.SIGINT)
         assert one.wait() == 130

@@ -428,7 +428,7 @@ fn cursors_that_were_written_down() {
     let doctor = doctor.interesting(Distance::from(3));
     let text = "hf1_AQMAAAAAAAAwOWRvY3RvcpYD4Es";
     assert_eq!(Cursor::new(&doctor, 12_345).to_string(), text);
-    let text = "hf3_TODO";
+    let text = "hf3_AQMAAAAAAAAwOQAAAAAAADA4ZG9jdG9yCSAM9g";
     let nearest = Some(12_344);
     assert_eq!(
         Cursor::new(&doctor, 12_345)
@@ -448,7 +448,7 @@ fn cursors_that_were_written_down() {
     let query = query.among(Keyspace::new(b"<", Alphabet::digits(), b">").unwrap());
     let text = "hf2_AgMCAQQAAAAAAAAAMDkCAARBQkM9AANYWVoACjAxMjM0NTY3ODkAAAABPAABPqBmb18";
     assert_eq!(Cursor::new(&query, 12_345).to_string(), text);
-    let text = "hf4_TODO";
+    let text = "hf4_AgMCAQQAAAAAAAAAMDkAAAAAAAAwOAIABEFCQz0AA1hZWgAKMDEyMzQ1Njc4OQAAAAE8AAE-chjwpA";
     assert_eq!(
         Cursor::new(&query, 12_345)
             .with_nearest(nearest)

@@ -32,6 +32,9 @@ pub(crate) struct AuthLayer {
     limits: RateLimits,
 }
 
+/// The error that a rejected call gets, the client whose credential it seems to show, and what is wrong with that.
+type Rejected = (CallError, Option<ClientName>, Option<&'static str>);
+
 impl AuthLayer {
     /// `limits` bound how many bad credentials an address may try.
     pub(crate) fn new(
@@ -71,12 +74,12 @@ impl AuthLayer {
         Err((self.refusals).refused_because(error, method, peer, client.as_ref(), why))
     }
 
-    /// Who it is; else what to say, whose credential it seems to be, and what is wrong with it.
+    /// Returns who makes the call, or why it is rejected.
     fn principal(
         &self,
         peer: Option<&Peer>,
         credentials: &Credentials,
-    ) -> Result<Principal, Box<(CallError, Option<ClientName>, Option<&'static str>)>> {
+    ) -> Result<Principal, Box<Rejected>> {
         if let (Some(peer), false) = (peer, credentials.is_empty()) {
             let may = self.limits.may_try_credential(peer);
             may.map_err(|error| Box::new((error, None, None)))?;

@@ -220,7 +220,10 @@ fn main() -> ExitCode {
             careless::run(target, seed).map(|()| ExitCode::SUCCESS)
         }
         Command::Attack(arguments) => {
-            step_back();
+            // An attacker that is waited for does its part in a fault, however busy the machine is.
+            if !arguments.until_stdin_ends {
+                step_back();
+            }
             attack(&arguments).map(|()| ExitCode::SUCCESS)
         }
         Command::Burn { cores, seconds } => {

@@ -45,9 +45,9 @@ use crate::{
 /// that nobody waits for the rest of somebody else's slice. Where nothing else wants the cores it costs nothing.
 const SEARCH_NICENESS: i32 = 5;
 
-/// How long a call that is told of the drain may take to say where to go on. Its search stops
-/// within a slice, so nearly all of this is for a machine that is very busy.
-const DRAIN_NOTICE: Duration = Duration::from_secs(1);
+/// Maximum time for a call that a drain has stopped to send its cursor. Its search stops within a slice, so nearly
+/// all of this is for a machine whose cores are busy with other processes.
+const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 
 /// How long connections may take to close once every call has ended: the time for last statuses
 /// to be read. A peer that does not read is left behind.

@@ -107,7 +107,8 @@ fn count() -> Option<usize> {
 /// If the system gives no thread.
 pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let thread = thread::Builder::new().name(name.to_owned());
-    thread.spawn(work).map(drop)
+    let started = thread.spawn(work).map(drop);
+    started.map_err(|error| io::Error::new(error.kind(), format!("{NO_THREAD}: {error}")))
 }
 
 /// Runs `work` on a thread of its own, for work that may block.

@@ -287,7 +287,14 @@ async fn search(
         Ok(search) => search?,
         Err(cause) => {
             let cursor = Cursor::new(&query, query.start()).with_nearest(nearest);
-            return Ok(Conclusion::stopped(cause, NOT_STARTED).at(cursor));
+            let at = arguments
+                .connection
+                .flags(&arguments.connection.address(server));
+            let go_on = go_on(&cursor, session.is_some(), output.left(), Some(&at));
+            return Ok(Conclusion {
+                go_on: Some(go_on),
+                ..Conclusion::stopped(cause, NOT_STARTED).at(cursor)
+            });
         }
     };
     // The server is told the maximum time, and from now on the search keeps it.
@@ -409,10 +416,7 @@ async fn follow<S: Source>(
     }
     // What was refused would be refused again.
     let cursor = ended.cursor.as_ref().filter(|_| ended.exit != Exit::Usage);
-    let go_on = cursor.map(|cursor| match kept {
-        true => "go on with: the same command; the session keeps the place".to_owned(),
-        false => go_on_at(cursor, output.left(), server.as_deref()),
-    });
+    let go_on = cursor.map(|cursor| go_on(cursor, kept, output.left(), server.as_deref()));
     let share = hashes.and(ended.cursor.as_ref());
     let share = share.and_then(|cursor| progress.share_of_ended(cursor.frontier()));
     Ok(Conclusion {
@@ -471,6 +475,15 @@ fn summary_of(tried: u64, took: Duration, means: &str) -> String {
     };
     let millions = tried as f64 / took.as_secs_f64().max(1e-9) / 1e6;
     format!("{secrets} in {took:.2?}, {millions:.1} million a second ({means})")
+}
+
+/// Returns how to resume a search that wants `left` more answers, given whether a session keeps its place.
+fn go_on(cursor: &Cursor, is_kept: bool, left: u64, server: Option<&str>) -> String {
+    if is_kept {
+        "go on with: the same command; the session keeps the place".to_owned()
+    } else {
+        go_on_at(cursor, left, server)
+    }
 }
 
 /// The command that goes on for so many more answers.

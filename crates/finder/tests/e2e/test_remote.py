@@ -98,7 +98,8 @@ def test_a_drain_gives_a_cursor_and_loses_nothing(serve, unstopped):
 
 def test_a_server_that_dies_takes_with_it_what_was_not_told(serve, unstopped):
     server = serve(*SLOW)
-    told, code, stderr = stopped(server, lambda _: server.send(SIGKILL), ASKED, 20)
+    asked = [*ASKED, "--connect-timeout", "300ms"]
+    told, code, stderr = stopped(server, lambda _: server.send(SIGKILL), asked, 20)
     assert code == 5
     assert f"the connection to the server at {server.address} was lost: " in stderr
     again = run_find("--resume", cursor_in(stderr))
@@ -111,14 +112,16 @@ def test_a_server_that_goes_away_between_answers_is_no_limit(serve, number):
     """hyper says "operation was canceled" of a call that the connection's end has kept from being sent. That was
     taken for a limit (exit code 3), and a loop that goes on when the server fails (5) ended."""
     choice = random.Random(SEED)
-    for _ in range(TRIALS):
+    for _ in range(5):
         server = serve("--drain-grace", "0s")
         count = ["aa", "--count", "1000000000", "--connect-timeout", "100ms"]
-        read = choice.randint(1, 3000)
+        read = choice.randint(1, 100)
         told, code, stderr = stopped(server, lambda _, server=server: server.send(number), count, read)
         assert code == 5, stderr
+        # The next answer is the one that a single run has there.
         again = run_find("--resume", cursor_in(stderr))
-        assert (told + again.stdout.splitlines())[-3:] == ideals("aa", len(told) + 1)[-3:]
+        whole = run_find("aa", "--count", str(len(told) + 1))
+        assert told + again.stdout.splitlines() == whole.stdout.splitlines()
 
 
 def lost(server, find, *arguments):
@@ -315,7 +318,7 @@ def test_the_end_of_all_secrets_is_told(serve, sessions):
     assert done.returncode == 1
     _, end = records(done.stdout)
     # The searched part has at most 64 bytes.
-    assert (end["how"], end["hashes"], place_of(end["cursor"])) == ("exhausted", 65, None)
+    assert (end["how"], end["hashes"], end["cursor"]) == ("exhausted", 65, None)
     assert not (sessions / "night").exists()
 
 

@@ -83,23 +83,6 @@ def test_every_signal_drains_a_server(serve, number):
     assert "drained" in log and "leaving at once" not in log
 
 
-def test_a_server_leaves_at_once_at_a_later_signal(serve, connect, stubs):
-    server = serve("--drain-grace", "1h")
-    call = connect(server).Find.future(stubs.Request(desired_name=HARD))
-    server.wait_until_busy()
-    server.send(SIGTERM)
-    server.wait_for("draining")
-    # Whenever the time is over in which it would be the same one.
-    deadline = time.monotonic() + PATIENCE_S
-    while server.popen.poll() is None:
-        assert time.monotonic() < deadline
-        server.send(SIGHUP)
-        time.sleep(0.5)
-    assert server.wait() == 0
-    assert "leaving at once" in server.rest_of_stderr()
-    call.cancel()
-
-
 def with_ignored(*numbers):
     """Starts a process with these signals ignored, as nohup does with SIGHUP."""
 

@@ -1,4 +1,4 @@
-//! Reads the system's clock, which can show a time that no calendar here has.
+//! Reads the system's clock, which can be beyond the last date that the program can represent.
 
 use std::{
     env, fs,

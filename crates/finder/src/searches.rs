@@ -279,13 +279,8 @@ pub(crate) async fn run(arguments: SearchesArguments) -> Result<Exit> {
 impl At {
     async fn connect(&self) -> Result<Connection> {
         let server = self.connection.address(&self.server);
-        let timeout = humantime::format_duration(self.connect_timeout);
-        let notice = |why: &str| {
-            say(format_args!(
-                "waiting up to {timeout} for a server at {server}: {why}"
-            ));
-        };
-        Connection::open(&server, &self.connection, self.connect_timeout, notice).await
+        let timeout = self.connect_timeout;
+        Connection::open(&server, &self.connection, timeout, timeout, say).await
     }
 
     /// What a status says that ended a call, and what to do about it.

@@ -36,7 +36,7 @@ use crate::{
         v1pb::finder_server,
     },
     signals::Signals,
-    threads::{NO_THREAD, aside},
+    threads::{NO_THREAD, SERVER_THREADS, aside, startable},
     trace::Traces,
     transport::{self, ClientName, Listener, Tls},
 };
@@ -106,7 +106,10 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let workers = arguments
         .workers
         .or_else(|| thread::available_parallelism().ok());
-    let workers = workers.map_or(1, usize::from);
+    let wanted = workers.map_or(1, usize::from);
+    // The threads that are started later have to find room as well.
+    let free = startable(wanted + SERVER_THREADS);
+    let workers = wanted.min(free.saturating_sub(SERVER_THREADS)).max(1);
     let started = Instant::now();
     let every_search = hashfinder_search::Limits {
         // RPCs have a limit of their own, whose permits are waited for.
@@ -125,14 +128,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let start = start.context(NO_THREAD)?;
     let engine = start.join().unwrap_or_else(|panic| resume_unwind(panic));
     let engine = engine.context(NO_THREAD)?;
-    if engine.workers() < workers {
+    let workers = engine.workers();
+    if workers < wanted {
         tracing::warn!(
-            workers = engine.workers(),
-            wanted = workers,
-            "the system gives fewer search threads than wanted; raise its limit on threads"
+            workers,
+            wanted,
+            "fewer threads search than wanted; raise the limit on threads"
         );
     }
-    let workers = engine.workers();
     // Without its thread, memory that is not needed any more goes back to the system a little later.
     #[cfg(not(fuzzing))]
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {

@@ -21,7 +21,7 @@ use crate::cli::Exit;
 /// again after reading that the first one was noticed, which takes longer.
 const SAME_STOP: Duration = Duration::from_millis(300);
 
-/// Where Linux tells which signals a process ignores.
+/// File in which Linux lists the signals that a process ignores.
 const STATUS: &str = "/proc/self/status";
 
 /// A signal that asks the program to stop.
@@ -50,7 +50,7 @@ impl Signal {
         }
     }
 
-    /// Returns how a program ends that this signal has stopped.
+    /// Returns the exit code of a program that was stopped by this signal.
     pub(crate) fn exit(self) -> Exit {
         match self {
             Signal::Hangup => Exit::HungUp,
@@ -60,10 +60,10 @@ impl Signal {
         }
     }
 
-    /// Returns those that this process does not ignore.
+    /// Returns the signals that this process does not ignore.
     ///
-    /// One that it was started with as ignored stays so: SIGHUP under nohup, for example, and SIGINT and SIGQUIT
-    /// in a script's background process.
+    /// A signal that was ignored when the process started stays ignored: SIGHUP under nohup, for example, and SIGINT
+    /// and SIGQUIT in a script's background process.
     fn all_heeded() -> impl Iterator<Item = Signal> {
         let ignored = fs::read_to_string(STATUS).map_or(0, |status| ignored(&status));
         let is_heeded = move |signal: &Signal| {

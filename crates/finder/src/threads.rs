@@ -15,13 +15,14 @@ use tokio::{
     sync::oneshot,
 };
 
-/// Threads that a server needs besides those of its runtime: one that searches, the log's, the one that keeps
-/// deadlines, and one for whatever blocks. With fewer left, its runtime makes do with one.
-const SERVER_THREADS: usize = 4;
+/// Threads that a server needs besides those of its runtime and those that search: one each for the log, for
+/// deadlines, for spans, for the allocator and for an estimate, two each for the files of keys and of certificates,
+/// and one while it starts.
+pub(crate) const SERVER_THREADS: usize = 10;
 
-/// What a thread that the system refuses means, and what to do about it.
-pub(crate) const NO_THREAD: &str = "the system gives this process no more threads; raise its limit (ulimit -u, or \
-                                    the container's limit on processes), or end other processes of this user";
+/// Error for a thread that the system refuses.
+pub(crate) const NO_THREAD: &str = "cannot start another thread; raise the limit (ulimit -u, or the container's limit \
+                                    on processes), or end other processes of this user";
 
 /// Runs a command's future on the calling thread, and the tasks that it spawns on one other thread. A task
 /// therefore makes progress while the command waits for the reader of its output.
@@ -40,8 +41,8 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> 
     handle.block_on(future)
 }
 
-/// Runs a server's future, with as many threads for its tasks as there are cores, or one if the system does not
-/// give as many.
+/// Runs a server's future, with a thread for its tasks on each core, or with one thread if the system does not give
+/// that many.
 ///
 /// # Errors
 ///
@@ -60,12 +61,13 @@ pub(crate) fn block_on_all_cores<T>(future: impl Future<Output = Result<T>>) -> 
 
 /// Builds a runtime with a thread for each core, if there are several cores and the system gives the threads.
 ///
-/// tokio 1.54 panics where it cannot start one of them, and then waits for the others forever. So it is tried
-/// first whether all can be started, and some more, so that another process of this user does not easily take
-/// the last ones in between.
+/// tokio 1.54 panics if it cannot start one of them, and then waits for the others forever. So a trial first starts
+/// that many threads and those that a server needs besides, which also leaves room in case another process of this
+/// user takes some in between.
 fn multi_threaded() -> io::Result<Option<Runtime>> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    if cores == 1 || !can_start(cores + SERVER_THREADS) {
+    let wanted = cores + SERVER_THREADS;
+    if cores == 1 || startable(wanted) < wanted {
         return Ok(None);
     }
     let runtime = Builder::new_multi_thread()
@@ -75,24 +77,24 @@ fn multi_threaded() -> io::Result<Option<Runtime>> {
     Ok(Some(runtime))
 }
 
-/// Returns whether the system lets this process have `wanted` more threads at a time.
-fn can_start(wanted: usize) -> bool {
+/// Returns how many more threads, up to `wanted`, the system lets this process have at a time.
+pub(crate) fn startable(wanted: usize) -> usize {
     let before = count();
     let gate = Mutex::new(());
-    let all = thread::scope(|scope| {
+    let started = thread::scope(|scope| {
         let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
         let wait = || drop(gate.lock());
         let threads: Vec<_> = (0..wanted)
             .map_while(|_| thread::Builder::new().spawn_scoped(scope, wait).ok())
             .collect();
         drop(closed);
-        threads.len() == wanted
+        threads.len()
     });
     // They have done their work, but each counts against the limit until the kernel has removed it.
     while count() > before {
         thread::yield_now();
     }
-    all
+    started
 }
 
 /// Returns the number of threads of this process, where the system tells it.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use http::{HeaderMap, Uri};
 use opentelemetry::{
     Context, KeyValue,
@@ -33,7 +33,10 @@ use opentelemetry_sdk::{
 };
 use tonic::{Code, transport::Endpoint};
 
-use crate::{threads::aside, transport::Peer};
+use crate::{
+    threads::{NO_THREAD, aside, startable},
+    transport::Peer,
+};
 
 /// How many spans may wait for the collector: a few megabytes, and a second's worth at a few thousand calls
 /// a second. More are dropped, and counted.
@@ -68,7 +71,13 @@ struct Shared {
 impl Traces {
     /// Sends spans to the collector at this address, whether or not one is there already. Of the calls
     /// that bring no trace with them, this share is traced. It has to be called in a runtime.
+    ///
+    /// # Errors
+    ///
+    /// If spans cannot be sent there, or there is no thread for them.
     pub(crate) fn to(collector: &Uri, share: f64) -> Result<Traces> {
+        // The processor panics where it cannot start its thread.
+        ensure!(startable(1) == 1, NO_THREAD);
         let channel = Endpoint::from(collector.clone())
             .connect_timeout(PATIENCE)
             .timeout(PATIENCE)

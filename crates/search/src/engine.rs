@@ -192,7 +192,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// If the system gives not a single thread.
+    /// If no thread can be started.
     ///
     /// # Panics
     ///
@@ -209,7 +209,7 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// If the system gives not a single thread.
+    /// If no thread can be started.
     ///
     /// # Panics
     ///

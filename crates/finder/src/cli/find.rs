@@ -53,7 +53,8 @@ Exit codes:
     3  a limit was reached (hash budget, quota, a full server, the time), or somebody cancelled
        the search at the server; go on with the cursor
     4  no secret can ever match the name
-    5  the server, the connection, the output or the session failed, or there are no threads
+    5  the server, the connection, the output or the session failed, or no thread could
+       be started
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); go on with the cursor
 
 Stdout must be open: a closed one (>&-) cannot be distinguished from /dev/null.")]
@@ -141,10 +142,11 @@ impl FindArguments {
             Some(cursor) => cursor.query(),
             None => {
                 let interesting = self.show_inferior.unwrap_or(Distance::ZERO);
-                self.query.query()?.interesting(interesting)
+                let query = self.query.query()?.interesting(interesting);
+                check_distances(&query)?;
+                query
             }
         };
-        check_distances(&query)?;
         Ok(match self.maximum_hashes {
             Some(hashes) => query.hash_budget(hashes),
             None => query,
@@ -152,7 +154,7 @@ impl FindArguments {
     }
 }
 
-/// Refuses distances that every secret is within, of which one mistyped figure would print millions.
+/// Rejects distances at which every secret matches: one mistyped digit would print millions of results.
 fn check_distances(query: &Query) -> Result<(), QueryError> {
     let Some(shortest) = query
         .names()
@@ -171,8 +173,7 @@ fn check_distances(query: &Query) -> Result<(), QueryError> {
         return Ok(());
     };
     Err(QueryError::Wrong(format!(
-        "{flag} {distance}: every secret is as near as that to {:?}, which has {length} characters; give {most} at \
-         most",
+        "{flag} {distance}: every secret matches {:?} ({length} characters) at this distance; give at most {most}",
         shortest.as_str()
     )))
 }

@@ -208,8 +208,10 @@ fn tls(
 fn authorities_of_system() -> Result<RootCertStore> {
     let mut authorities = RootCertStore::empty();
     // Read as a whole, however long it is.
-    if let Some(path) = env::var_os("SSL_CERT_FILE") {
-        let is_regular = fs::metadata(&path).and_then(|file| files::require_regular(&file));
+    if let Some(path) = env::var_os("SSL_CERT_FILE")
+        && let Ok(file) = fs::metadata(&path)
+    {
+        let is_regular = files::require_regular(&file);
         is_regular.with_context(|| format!("cannot use SSL_CERT_FILE={}", path.display()))?;
     }
     // A system may have some that nobody can read; the others do as well.

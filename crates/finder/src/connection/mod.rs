@@ -54,8 +54,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects, waiting for a server that is not there yet; calls `notice` with the reason when it takes long
-    /// enough to be noticed. Dropping the future gives it up.
+    /// Connects, waiting for a server that is not there yet. When it takes long enough to be noticed, it calls `say`
+    /// with a note that it waits up to `shown`. Dropping the future gives it up.
     ///
     /// # Errors
     ///
@@ -65,24 +65,29 @@ impl Connection {
         server: &ServerAddress,
         arguments: &ConnectionArguments,
         timeout: Duration,
-        notice: impl FnOnce(&str),
+        shown: Duration,
+        say: impl FnOnce(String),
     ) -> Result<Connection> {
         let access = Access::read(server, arguments).await?;
         let last_error = Mutex::new(SILENT.to_owned());
         let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
         let mut reached = pin!(reach(server, &access, &last_error));
-        let shown = humantime::format_duration(timeout);
+        let within = humantime::format_duration(timeout);
         let at_once = NOTICE_AFTER.min(timeout);
         if let Ok(connection) = tokio::time::timeout(at_once, &mut reached).await {
             return connection;
         }
         if at_once < timeout {
-            notice(&why());
+            let shown = humantime::format_duration(shown);
+            say(format!(
+                "waiting up to {shown} for a server at {server}: {}",
+                why()
+            ));
         }
         match tokio::time::timeout(timeout - at_once, reached).await {
             Ok(connection) => connection,
             Err(_) => bail!(
-                "no server at {server} within {shown}: {}; start one with `hashfinder serve`, or give \
+                "no server at {server} within {within}: {}; start one with `hashfinder serve`, or give \
                  another with --server HOST:PORT",
                 why()
             ),

@@ -16,17 +16,19 @@ use std::{
 use anyhow::{Result, anyhow};
 use hashfinder_search::{Cursor, Index, Odds, Query};
 use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::output::{EMPTY, Finding};
 pub(crate) use self::session::SessionName;
 pub(crate) use self::status::takes_escapes;
+pub(crate) use self::stop::TimeLimit;
 use self::{
     local::LocalSearch,
     output::Output,
     remote::RemoteSearch,
     session::Session,
     status::{Progress, REDRAW_EVERY, Status},
-    stop::{StopCause, Stops, TimeLimit},
+    stop::{StopCause, Stops},
 };
 use crate::{
     cli::{Exit, FindArguments, QueryError},
@@ -221,11 +223,12 @@ async fn query(arguments: &Arc<FindArguments>) -> Result<Result<Query, QueryErro
 pub(crate) async fn first(
     queries: Vec<Query>,
     arguments: &SearchArguments,
+    limit: Option<TimeLimit>,
     go_on: impl FnOnce(Index) -> String,
 ) -> Result<Result<Finding, Exit>> {
     let mut queries = queries.into_iter();
     let query = queries.next().expect("a recipe searches for something");
-    let stops = Stops::new(TimeLimit::start(arguments.maximum_time))?;
+    let stops = Stops::new(limit)?.until_the_end();
     let status = Arc::new(Status::new(arguments.quiet));
     let mut output = Output::kept(&query, Arc::clone(&status));
     let search = LocalSearch::start(&query, 1, arguments.threads, None, &status)?.then(queries);
@@ -322,7 +325,9 @@ async fn follow<S: Source>(
     status: &Arc<Status>,
 ) -> Result<Conclusion> {
     let began = Instant::now();
-    let mut stopping = stops.stop(search.stopper(), Arc::clone(status));
+    let over = CancellationToken::new();
+    let mut stopping = stops.stop(search.stopper(), over.clone(), Arc::clone(status));
+    let _over = over.drop_guard();
     // Some tens of milliseconds at most, while the search goes on.
     let odds = Odds::any(query.names(), query.ideal_distance());
     let before = session.as_ref().map_or(0, Session::answers);

@@ -5,12 +5,12 @@ use std::{
     num::NonZeroU64,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Result, bail, ensure};
 use hashfinder_search::{Cursor, Index, Keyspace, Query, Spelling};
-use prost_types::Duration;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status};
 use tonic_cancel::{CallOptions, Canceller, StreamingCall};
@@ -35,6 +35,9 @@ use crate::{
     },
 };
 
+/// The pause before another connection where the last one was lost without any progress.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
 /// A search at a server, by the contract that it speaks.
 pub(super) enum RemoteSearch {
     Finder(Box<FinderSearch>),
@@ -58,7 +61,12 @@ impl RemoteSearch {
         stderr: &Arc<Stderr>,
     ) -> Result<RemoteSearch> {
         let server = &arguments.connection.address(server);
-        let connecting = connect(server.clone(), Arc::clone(arguments), limit, stderr);
+        let connecting = connect(
+            server.clone(),
+            Arc::clone(arguments),
+            limit,
+            Arc::clone(stderr),
+        );
         let connection = connecting.await?;
         let began = Instant::now();
         let options = limit.map_or(CallOptions::new(), |limit| {
@@ -99,7 +107,7 @@ impl RemoteSearch {
             ended: None,
             next: None,
             reconnecting: None,
-            last_lost: None,
+            lost: None,
             stop: Arc::new(stop),
             began,
             server: server.clone(),
@@ -114,24 +122,16 @@ impl RemoteSearch {
 
 /// Connects to a server, waiting for one that is not there yet for as long as `--connect-timeout` says. Dropping the
 /// future gives it up.
-fn connect(
+async fn connect(
     server: ServerAddress,
     arguments: Arc<FindArguments>,
     limit: Option<TimeLimit>,
-    stderr: &Arc<Stderr>,
-) -> impl Future<Output = Result<Connection>> + use<> {
-    let stderr = Arc::clone(stderr);
-    async move {
-        let timeout = arguments.connect_timeout;
-        let until = limit.map_or(timeout, |limit| timeout.min(limit.time));
-        let until = humantime::format_duration(until);
-        let notice = |why: &str| {
-            stderr.say(format_args!(
-                "waiting up to {until} for a server at {server}: {why}"
-            ));
-        };
-        Connection::open(&server, &arguments.connection, timeout, notice).await
-    }
+    stderr: Arc<Stderr>,
+) -> Result<Connection> {
+    let timeout = arguments.connect_timeout;
+    let shown = limit.map_or(timeout, |limit| timeout.min(limit.left()));
+    let say = |notice| stderr.say(notice);
+    Connection::open(&server, &arguments.connection, timeout, shown, say).await
 }
 
 /// What was asked for and the reference contract has no words for.
@@ -164,7 +164,7 @@ fn search(
     let request = Request::new(SearchRequest {
         from: Some(search_request::From::Cursor(cursor)),
         maximum_hashes: budget.map_or(0, NonZeroU64::get),
-        progress_interval: Duration::try_from(REDRAW_EVERY).ok(),
+        progress_interval: prost_types::Duration::try_from(REDRAW_EVERY).ok(),
     });
     let mut client = FinderClient::new(connection.channel());
     StreamingCall::start(request, options, |request| async move {
@@ -198,8 +198,8 @@ pub(super) struct FinderSearch {
     next: Option<Index>,
     /// A new connection, while one is made in place of one that was lost.
     reconnecting: Option<Pin<Box<dyn Future<Output = Result<Connection>>>>>,
-    /// The frontier at which a connection was lost last.
-    last_lost: Option<Index>,
+    /// The frontier at which the connection was lost, and when that was for the first time.
+    lost: Option<(Index, Instant)>,
     stop: Arc<Stop>,
     limit: Option<TimeLimit>,
     arguments: Arc<FindArguments>,
@@ -284,22 +284,8 @@ impl FinderSearch {
             return Some(Told::Answer(finding));
         }
         let cancelled = self.call.cancelled();
-        // If nothing was gained since the last time, another connection would gain nothing either.
-        let has_gained = self.last_lost != Some(self.frontier);
-        if is_lost(status) && !cancelled && self.ended.is_none() && has_gained {
-            self.stderr.say(format_args!(
-                "the connection to the server at {} was lost; going on there",
-                self.server
-            ));
-            self.last_lost = Some(self.frontier);
+        if is_lost(status) && !cancelled && self.ended.is_none() && self.reconnect_later() {
             self.next = Some(self.frontier);
-            let (server, arguments) = (self.server.clone(), Arc::clone(&self.arguments));
-            self.reconnecting = Some(Box::pin(connect(
-                server,
-                arguments,
-                self.limit,
-                &self.stderr,
-            )));
             return None;
         }
         let ended = self.ended.take().unwrap_or_default();
@@ -319,6 +305,31 @@ impl FinderSearch {
             }
             _ => ending(status, cancelled, cursor, &self.server),
         }))
+    }
+
+    /// Prepares another connection in place of a lost one, and returns whether it did: it does not if the search has
+    /// gained nothing since it was lost for the first time and `--connect-timeout` has passed since.
+    fn reconnect_later(&mut self) -> bool {
+        let now = Instant::now();
+        let again = self.lost.filter(|(frontier, _)| *frontier == self.frontier);
+        if again.is_some_and(|(_, since)| now - since >= self.arguments.connect_timeout) {
+            return false;
+        }
+        if again.is_none() {
+            self.stderr.say(format_args!(
+                "the connection to the server at {} was lost; going on there",
+                self.server
+            ));
+            self.lost = Some((self.frontier, now));
+        }
+        let pause = again.map_or(Duration::ZERO, |_| RETRY_PAUSE);
+        let (server, arguments) = (self.server.clone(), Arc::clone(&self.arguments));
+        let (limit, stderr) = (self.limit, Arc::clone(&self.stderr));
+        self.reconnecting = Some(Box::pin(async move {
+            sleep(pause).await;
+            connect(server, arguments, limit, stderr).await
+        }));
+        true
     }
 
     /// One past the last index that the search may come to.

@@ -11,6 +11,7 @@ use tokio::{
     sync::oneshot,
     time::{sleep, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{Stopper, status::Status};
 use crate::signals::{Signal, Signals};
@@ -28,17 +29,23 @@ pub(super) enum StopCause {
 
 /// The maximum time of a command, which counts from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TimeLimit {
-    pub(super) time: Duration,
+pub(crate) struct TimeLimit {
+    time: Duration,
     pub(super) deadline: Instant,
 }
 
 impl TimeLimit {
-    /// Starts the time, if there is a limit. One beyond what the clock can show is none.
-    pub(super) fn start(time: Option<Duration>) -> Option<TimeLimit> {
+    /// Starts the time, if there is a limit. A limit that the clock cannot represent counts as no limit.
+    pub(crate) fn start(time: Option<Duration>) -> Option<TimeLimit> {
         let time = time?;
         let deadline = Instant::now().checked_add(time)?;
         Some(TimeLimit { time, deadline })
+    }
+
+    /// Returns how much of the time is left, rounded up to a tenth of a second.
+    pub(super) fn left(self) -> Duration {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        Duration::from_millis((left.as_millis() as u64).div_ceil(100) * 100)
     }
 
     /// Waits until the time has passed; forever if there is no limit.
@@ -64,6 +71,8 @@ impl fmt::Display for TimeLimit {
 pub(super) struct Stops {
     signals: Signals,
     limit: Option<TimeLimit>,
+    /// Whether something else receives the signals once the search is over.
+    until_the_end: bool,
 }
 
 impl Stops {
@@ -74,7 +83,20 @@ impl Stops {
     /// If the system refuses.
     pub(super) fn new(limit: Option<TimeLimit>) -> Result<Stops> {
         let signals = Signals::new().context("cannot listen to signals")?;
-        Ok(Stops { signals, limit })
+        Ok(Stops {
+            signals,
+            limit,
+            until_the_end: false,
+        })
+    }
+
+    /// Returns the same, for a command that has more to do when the search is over: nothing ends the process from
+    /// then on.
+    pub(super) fn until_the_end(self) -> Stops {
+        Stops {
+            until_the_end: true,
+            ..self
+        }
     }
 
     /// Returns the maximum time.
@@ -82,7 +104,7 @@ impl Stops {
         self.limit
     }
 
-    /// Leaves the maximum time to something else.
+    /// Returns the same without the time limit, for a search that enforces it itself.
     pub(super) fn without_limit(self) -> Stops {
         Stops {
             limit: None,
@@ -118,17 +140,22 @@ impl Stops {
     }
 
     /// Calls `stop` at the first cause, which it sends to the receiver that it returns. At a second request to stop
-    /// it ends the process.
+    /// it ends the process, also when the search is `over`: the reader of its output may not read.
     ///
-    /// It happens on a task of its own, because the search's task may be blocked by the reader of its output.
+    /// It happens on a task of its own, because the search's task may be blocked by that reader.
     pub(super) fn stop(
         mut self,
         stop: Stopper,
+        over: CancellationToken,
         status: Arc<Status>,
     ) -> oneshot::Receiver<StopCause> {
         let (sender, receiver) = oneshot::channel();
+        let until_the_end = self.until_the_end;
         tokio::spawn(async move {
-            let cause = self.next().await;
+            let cause = tokio::select! {
+                cause = self.next() => cause,
+                () = over.cancelled(), if until_the_end => return,
+            };
             // It is not received only if the search is over anyway.
             let _ = sender.send(cause);
             stop();
@@ -143,6 +170,7 @@ impl Stops {
                         }
                         is_asked = true;
                     }
+                    () = over.cancelled(), if until_the_end => return,
                     () = sleep(STOP_PATIENCE), if !is_late => {
                         status.say("still stopping; ctrl-C leaves at once");
                         (is_asked, is_late) = (true, true);

@@ -14,7 +14,8 @@ use ring::rand::{SecureRandom, SystemRandom};
 use super::SearchArguments;
 use crate::{
     cli::{Exit, number, print, say},
-    clock, find,
+    clock,
+    find::{self, TimeLimit},
     threads::block_on,
 };
 
@@ -115,6 +116,7 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
     if let Some(stamp) = &arguments.check {
         return check(stamp, arguments);
     }
+    let limit = TimeLimit::start(arguments.search.maximum_time);
     let resource = arguments.resource.as_deref().unwrap_or_default();
     let bits = arguments.bits.unwrap_or(USUAL_BITS);
     let date = match &arguments.date {
@@ -134,7 +136,7 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
     };
     // The stamps of another run are others, and a search has no memory.
     let go_on = |_| "the same command begins another stamp, and is as near to its end".to_owned();
-    let found = match block_on(find::first(vec![query], &arguments.search, go_on))? {
+    let found = match block_on(find::first(vec![query], &arguments.search, limit, go_on))? {
         Ok(found) => found,
         Err(exit) => return Ok(exit),
     };

@@ -90,17 +90,16 @@ def test_the_empty_secret_leaves_no_column_empty():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["doctor", "--ideal-distance", "6"], "give 5 at most"),
-        (["doctor", "--ideal-distance", "99999"], "give 5 at most"),
-        (["doctor", "doc", "--ideal-distance", "3"], '"doc", which has 3 characters; give 2 at most'),
-        (["a", "--ideal-distance", "1"], "give 0 at most"),
-        (["doctor", "--show-inferior", "7"], "give 6 at most"),
-        (["doctor", "doc", "--show-inferior", "4"], "give 3 at most"),
-        (["--resume", cursor("doctor", 5, ideal=6)], "give 5 at most"),
+        (["doctor", "--ideal-distance", "6"], "give at most 5"),
+        (["doctor", "--ideal-distance", "99999"], "give at most 5"),
+        (["doctor", "doc", "--ideal-distance", "3"], '"doc" (3 characters) at this distance; give at most 2'),
+        (["a", "--ideal-distance", "1"], "give at most 0"),
+        (["doctor", "--show-inferior", "7"], "give at most 6"),
+        (["doctor", "doc", "--show-inferior", "4"], "give at most 3"),
     ],
 )
 @pytest.mark.parametrize("server", [[], ["--server", "localhost:1"]])
-def test_a_distance_that_every_secret_is_within_is_refused(arguments, says, server):
+def test_a_distance_at_which_every_secret_matches_is_rejected(arguments, says, server):
     """`find doctor --ideal-distance 6` answered with the empty secret, and --show-inferior 7 printed every one."""
     done = run_find(*arguments, *server)
     assert (done.returncode, done.stdout) == (2, "")
@@ -112,6 +111,13 @@ def test_a_distance_that_every_secret_is_within_is_refused(arguments, says, serv
 )
 def test_the_greatest_distance_that_rules_something_out_is_taken(distance):
     assert run_find("doctor", *distance).returncode in (0, 3)
+
+
+def test_a_cursor_with_such_a_distance_is_taken():
+    """The wire contracts answer such a request, so a server may have given the cursor."""
+    done = run_find("--resume", cursor("doctor", 5, interesting=28), "--maximum-hashes", "3")
+    assert done.returncode == 3
+    assert len(done.stdout.splitlines()) == 3
 
 
 @pytest.mark.parametrize(

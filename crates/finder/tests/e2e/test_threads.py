@@ -83,12 +83,35 @@ def test_a_benchmark_of_more_threads_than_there_are_is_an_error(limited):
     assert "only 2 of 4 threads can be started" in done.stderr
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3])
-def test_a_host_that_cannot_be_resolved_for_want_of_a_thread(limited, limit):
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_server_that_cannot_be_reached_for_want_of_a_thread(limited, limit):
     command = ["searches", "list", "--server", "localhost:9", "--connect-timeout", "300ms"]
     done = run(limited(limit, *command))
     assert done.returncode == 5
-    assert done.stderr
+    assert "cannot start another thread" in done.stderr
+
+
+@pytest.mark.parametrize("limit", [*LIMITS, 20])
+def test_a_server_with_keys_and_spans_starts_or_says_why_not(limited, processes, limit, tmp_path):
+    """Its search threads took what its other threads needed, and the exporter of spans panicked without one."""
+    os.chmod(tmp_path, 0o755)
+    keys = tmp_path / "keys.toml"
+    subprocess.run([HASHFINDER, "keys", "create", "--file", keys], check=True, capture_output=True)
+    os.chmod(keys, 0o644)
+    for folder in list(tmp_path.parents)[:-2]:
+        os.chmod(folder, 0o755)
+    flags = ["--api-keys", keys, "--otlp-endpoint", "http://127.0.0.1:9", "--workers", "4"]
+    server = Process(limited(limit, "serve", "--port", "0", *map(str, flags)))
+    processes.append(server)
+    if server.popen.stdout.readline():
+        server.send(SIGTERM)
+        assert server.wait() == 0
+    else:
+        assert server.wait() == 5
+        assert "cannot start another thread" in server.rest_of_stderr()
+        # Beside the search: main, runtime, log, two for the keys, the spans, and one while it starts.
+        assert limit < 8
+    assert "panicked" not in "\n".join(server.log)
 
 
 @pytest.mark.parametrize("limit", LIMITS)

@@ -3,14 +3,13 @@
 mod commit;
 mod repository;
 
-use std::{num::NonZeroU64, path::PathBuf, process::Child, thread};
+use std::{num::NonZeroU64, path::PathBuf, process::Child};
 
 use anyhow::{Context, Result};
 use clap::Args;
 use hashfinder_search::{
     Alphabet, Anchor, DesiredName, Distance, Index, Keyspace, KeyspaceError, Odds, Query, Spelling,
 };
-use tokio::sync::oneshot;
 
 use self::{
     commit::{Commit, header},
@@ -19,8 +18,9 @@ use self::{
 use super::SearchArguments;
 use crate::{
     cli::{Exit, print, quoted, say},
-    find,
+    find::{self, TimeLimit},
     signals::{Signal, Signals},
+    threads::aside,
 };
 
 /// Nonces are so long that with this chance one of the first length that is tried will do.
@@ -104,6 +104,7 @@ fn prefix(text: &str) -> Result<String, String> {
 /// Runs the command. Dropping the future cancels the search and leaves the repository as it was, unless
 /// HEAD was already moved: then it stops waiting for the `post-rewrite` hook.
 pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
+    let limit = TimeLimit::start(arguments.search.maximum_time);
     let repository = Repository::at(arguments.repository.as_deref())?;
     let head = repository.head()?;
     let queries = match prepare(arguments, &repository, &head)? {
@@ -125,7 +126,7 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
         let from = nonces().secret(index);
         format!("go on with: {}", arguments.command(&from, arguments.write))
     };
-    let found = match find::first(queries, &arguments.search, go_on).await? {
+    let found = match find::first(queries, &arguments.search, limit, go_on).await? {
         Ok(found) => found,
         Err(exit) => return Ok(exit),
     };
@@ -199,6 +200,8 @@ async fn write(
     commit: &[u8],
     id: &str,
 ) -> Result<Exit> {
+    // A signal from now on is received by the wait below.
+    let mut signals = Signals::new().context("cannot listen to signals")?;
     let moved = repository.replace(head, commit, id)?;
     if !arguments.search.quiet {
         say(&moved);
@@ -211,7 +214,7 @@ async fn write(
         warn(error);
     }
     let stopped = match repository.start_hook(head, id) {
-        Ok(Some(hook)) => wait(hook).await,
+        Ok(Some(hook)) => wait(&mut signals, hook).await,
         Ok(None) => Ok(None),
         Err(error) => Err(error),
     };
@@ -232,16 +235,12 @@ async fn write(
 }
 
 /// Waits for a process to end, however it does, or for a signal. Dropping the future leaves it running.
-async fn wait(mut child: Child) -> Result<Option<Signal>> {
-    let mut signals = Signals::new().context("cannot listen to signals")?;
-    let (ended, has_ended) = oneshot::channel();
-    let waiter = thread::Builder::new().name("post-rewrite".to_owned());
-    waiter.spawn(move || {
-        let _ = child.wait();
-        let _ = ended.send(());
-    })?;
+async fn wait(signals: &mut Signals, mut child: Child) -> Result<Option<Signal>> {
     Ok(tokio::select! {
-        _ = has_ended => None,
+        ended = aside("post-rewrite", move || child.wait()) => {
+            ended??;
+            None
+        }
         signal = signals.next() => Some(signal),
     })
 }

@@ -187,7 +187,7 @@ impl<'a> Repository<'a> {
     /// If git rejects it, for instance because HEAD's commit has a malformed author.
     pub(super) fn check_accepted(&self, commit: &[u8]) -> Result<()> {
         let hashed = self.git(["hash-object", "-t", "commit", "--stdin"], commit);
-        hashed.context("git accepts no commit with the headers of HEAD's")?;
+        hashed.context("git rejects a commit with the headers of HEAD's commit")?;
         Ok(())
     }
 
@@ -204,7 +204,7 @@ impl<'a> Repository<'a> {
         let folder = folder.filter(|folder| folder.is_dir()).unwrap_or(objects);
         // `git gc` deletes files of this name, should one be left.
         let file = folder.join(format!("tmp_obj_hashfinder_{}", process::id()));
-        let written = File::create(&file).and_then(|_| fs::remove_file(&file));
+        let written = File::create_new(&file).and_then(|_| fs::remove_file(&file));
         written
             .with_context(|| format!("cannot write to {}", quoted(&folder.to_string_lossy())))?;
         let update = self.update(head, &head.id);

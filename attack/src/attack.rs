@@ -228,8 +228,8 @@ impl Attack {
 /// Plays an attack until `over` is ready, and gives what was seen. With `once`, no stream that is held is
 /// begun again.
 ///
-/// Where cores are busy, an attack may have done nothing yet by the time that it should end. It then goes on
-/// until it has seen what shows that it was an attack, but not longer than [`PATIENCE`].
+/// On a busy machine, an attack may have done nothing yet when it should end. It then continues until it has seen
+/// evidence that it was an attack, but not longer than [`PATIENCE`].
 ///
 /// Dropping the future ends the attack, and resets its connections.
 pub(crate) async fn play(

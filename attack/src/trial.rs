@@ -106,7 +106,7 @@ impl Setting {
         Other::start(&arguments, time)
     }
 
-    /// An attack that begins no stream twice, and goes on until it is finished.
+    /// Starts an attack that begins no stream twice, and continues until the caller finishes it.
     pub(crate) fn attack_until_finished(
         &self,
         attack: Attack,

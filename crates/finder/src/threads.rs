@@ -97,7 +97,7 @@ pub(crate) fn startable(wanted: usize) -> usize {
     started
 }
 
-/// Returns the number of threads of this process, where the system tells it.
+/// Returns the number of threads of this process, or `None` on systems without `/proc`.
 fn count() -> Option<usize> {
     Some(fs::read_dir("/proc/self/task").ok()?.count())
 }

@@ -461,8 +461,8 @@ fn is_kept_in_place(error: &io::Error) -> bool {
     )
 }
 
-/// Writes the text over the old one, under a lock that keeps readers from taking a part of it. `is_damaged` tells
-/// whether an error has left it with a part of either.
+/// Writes the text over the old one, under a lock, so that readers never use an incomplete file. Sets `is_damaged` if
+/// an error has left the file incomplete.
 fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     file.lock()?;

@@ -228,7 +228,7 @@ pub(crate) async fn first(
 ) -> Result<Result<Finding, Exit>> {
     let mut queries = queries.into_iter();
     let query = queries.next().expect("a recipe searches for something");
-    let stops = Stops::new(limit)?.until_the_end();
+    let stops = Stops::new(limit)?.ending_with_search();
     let status = Arc::new(Status::new(arguments.quiet));
     let mut output = Output::kept(&query, Arc::clone(&status));
     let search = LocalSearch::start(&query, 1, arguments.threads, None, &status)?.then(queries);
@@ -300,7 +300,7 @@ async fn search(
             });
         }
     };
-    // The server is told the maximum time, and from now on the search keeps it.
+    // From now on the search enforces the maximum time, which the server knows as the call's deadline.
     let stops = stops.without_limit();
     match search {
         RemoteSearch::Finder(search) => {

@@ -71,8 +71,8 @@ impl fmt::Display for TimeLimit {
 pub(super) struct Stops {
     signals: Signals,
     limit: Option<TimeLimit>,
-    /// Whether something else receives the signals once the search is over.
-    until_the_end: bool,
+    /// Whether the command receives the signals itself once the search is over.
+    ends_with_search: bool,
 }
 
 impl Stops {
@@ -86,15 +86,15 @@ impl Stops {
         Ok(Stops {
             signals,
             limit,
-            until_the_end: false,
+            ends_with_search: false,
         })
     }
 
-    /// Returns the same, for a command that has more to do when the search is over: nothing ends the process from
-    /// then on.
-    pub(super) fn until_the_end(self) -> Stops {
+    /// Returns the same, for a command that has more to do when the search is over. From then on it is the command
+    /// that receives the signals.
+    pub(super) fn ending_with_search(self) -> Stops {
         Stops {
-            until_the_end: true,
+            ends_with_search: true,
             ..self
         }
     }
@@ -150,11 +150,11 @@ impl Stops {
         status: Arc<Status>,
     ) -> oneshot::Receiver<StopCause> {
         let (sender, receiver) = oneshot::channel();
-        let until_the_end = self.until_the_end;
+        let ends_with_search = self.ends_with_search;
         tokio::spawn(async move {
             let cause = tokio::select! {
                 cause = self.next() => cause,
-                () = over.cancelled(), if until_the_end => return,
+                () = over.cancelled(), if ends_with_search => return,
             };
             // It is not received only if the search is over anyway.
             let _ = sender.send(cause);
@@ -170,7 +170,7 @@ impl Stops {
                         }
                         is_asked = true;
                     }
-                    () = over.cancelled(), if until_the_end => return,
+                    () = over.cancelled(), if ends_with_search => return,
                     () = sleep(STOP_PATIENCE), if !is_late => {
                         status.say("still stopping; ctrl-C leaves at once");
                         (is_asked, is_late) = (true, true);

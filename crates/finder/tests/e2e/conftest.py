@@ -146,7 +146,7 @@ class Process:
     def assert_idle(self):
         """Waits until it uses less than a tenth of a core for half a second.
 
-        A process that goes on searching never does, and a busy machine only delays this."""
+        A process that is still searching never becomes idle; a busy machine only delays this."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             began, before = time.monotonic(), self.cpu_s()

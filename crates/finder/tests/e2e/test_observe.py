@@ -224,7 +224,7 @@ def test_careless_scrapers_are_let_go(watched):
 
 
 def test_nothing_is_tested_after_the_calls_have_ended(watched, connect, stubs):
-    # A worker that missed its search's end would go on testing secrets for nobody.
+    # A worker that missed the end of its search would keep testing secrets.
     server = watched()
     stub = connect(server)
     futures = [stub.Find.future(stubs.Request(desired_name=HARD)) for _ in range(20)]

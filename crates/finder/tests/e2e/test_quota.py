@@ -123,7 +123,7 @@ def test_a_client_may_have_other_hashes_than_everybody(serve, connect, stubs):
     # What everybody has is spent by this one, and this client may go on.
     for _ in range(3):
         assert decoded(stub.Find(stubs.Request(desired_name="aaa")))
-    # Whoever comes before there is some again is not let in. On a busy machine the next call may be later.
+    # A call is rejected until the quota has refilled. On a busy machine the next call may come after that.
     is_refused = False
     while not is_refused:
         reason, subject, wait = refusal(lambda: stub.Find(stubs.Request(desired_name=HARD)))

@@ -686,7 +686,7 @@ def test_what_will_fail_fails_before_the_search(repository, tmp_path):
     before = repository.head()
     # These searches would not end.
     objects = {
-        # Nobody may write there, not even root.
+        # Not even root can write there.
         "GIT_OBJECT_DIRECTORY": "/proc",
         "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repository.path / ".git/objects"),
     }

@@ -110,7 +110,7 @@ def test_a_server_that_dies_takes_with_it_what_was_not_told(serve, unstopped):
 @pytest.mark.parametrize("number", [SIGKILL, SIGTERM])
 def test_a_server_that_goes_away_between_answers_is_no_limit(serve, number):
     """hyper says "operation was canceled" of a call that the connection's end has kept from being sent. That was
-    taken for a limit (exit code 3), and a loop that goes on when the server fails (5) ended."""
+    taken for a limit (exit code 3), and a loop that retries after a failed server (5) ended."""
     choice = random.Random(SEED)
     for _ in range(3):
         server = serve("--drain-grace", "0s")

@@ -300,7 +300,7 @@ READS_LITTLE_AHEAD = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes"
 
 
 def wait_until_parked(stub, pb, count):
-    """Waits until so many searches have stopped because of their readers, and test nothing any more."""
+    """Waits until this many searches are parked because their readers do not read, and no secret is tested."""
     deadline = time.monotonic() + PATIENCE_S
     before = None
     while True:

@@ -321,7 +321,7 @@ def test_streams_beyond_the_rate_are_late_and_not_lost(serve, stubs, connect):
 
 
 def not_read(pb, finder, server, count=1):
-    """Waits until so many searches have ended unread; gives them."""
+    """Waits until this many searches have ended unread, and returns them."""
     ended = {}
     request = pb.WatchSearchesRequest(interval={"nanos": 100_000_000})
     for told in finder(server).WatchSearches(request, timeout=PATIENCE_S):

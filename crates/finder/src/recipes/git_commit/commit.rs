@@ -48,7 +48,7 @@ impl<'a> Commit<'a> {
     pub(super) fn drop_signature(&mut self) {
         let mut in_signature = false;
         self.headers.retain(|line| {
-            // What begins with a space goes on with the header before.
+            // A line that begins with a space continues the header before it.
             in_signature = begins_signature(line) || (in_signature && line.starts_with(b" "));
             !in_signature
         });

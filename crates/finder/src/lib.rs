@@ -17,6 +17,7 @@ mod files;
 mod find;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod health;
 mod keys;
 mod log;
 mod manual;
@@ -67,6 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Searches(arguments) => block_on(searches::run(arguments)),
+        Command::Health(arguments) => block_on(health::run(arguments)),
         Command::Keys(arguments) => keys::run(arguments),
         Command::GitCommit(arguments) => block_on(recipes::git_commit(&arguments)),
         Command::Hashcash(arguments) => recipes::hashcash(&arguments),

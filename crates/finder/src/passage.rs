@@ -23,6 +23,12 @@ pub(crate) trait Escort<D, E> {
     fn frame(&mut self, _cx: &mut Context<'_>, polled: Polled<D, E>) -> Polled<D, E> {
         polled
     }
+
+    /// Whether a reader has to read to the end even of a body that is known to have ended, so that the escort
+    /// sees the end.
+    fn sees_end(&self) -> bool {
+        false
+    }
 }
 
 pin_project! {
@@ -62,7 +68,10 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Body::is_end_stream)
+        let skips_end = self.escort.as_ref().is_none_or(|escort| !escort.sees_end());
+        self.inner
+            .as_ref()
+            .is_none_or(|inner| skips_end && inner.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -20,7 +20,10 @@ use tonic::{
     service::{LayerExt, Routes},
 };
 use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
-use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::{
+    pb::health_server::{Health, HealthServer},
+    server::{HealthReporter, HealthService},
+};
 use tower_layer::Layer;
 
 use crate::{
@@ -174,6 +177,16 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
     // Each has threads of its own, so that keys are revoked while certificates cannot be read.
     let _watches = (auth.watch()?, tls.as_ref().map(Tls::watch).transpose()?);
+    let health = HealthReporter::new();
+    let health_service = || HealthService::from_health_reporter(health.clone());
+    let services = [
+        hash_finder_server::SERVICE_NAME,
+        finder_server::SERVICE_NAME,
+    ];
+    for service in services {
+        let status = tonic_health::ServingStatus::Serving;
+        health.set_service_status(service, status).await;
+    }
     if let Some(listener) = metrics_listener {
         let server = metrics::Server {
             searches: Arc::clone(&searches),
@@ -194,16 +207,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
                  keep strangers out"
             );
         }
-        tokio::spawn(Exporter::new(registry).serve(listener));
-    }
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let services = [
-        hash_finder_server::SERVICE_NAME,
-        finder_server::SERVICE_NAME,
-    ];
-    for service in services {
-        let status = tonic_health::ServingStatus::Serving;
-        health.set_service_status(service, status).await;
+        tokio::spawn(Exporter::new(registry, health_service()).serve(listener));
     }
     let around = Around {
         calls,
@@ -220,7 +224,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         kernel,
         budget_code,
         &drain,
-        health_service,
+        HealthServer::new(health_service()),
     )?;
     let stop = Arc::clone(&searches);
     let on_close = Arc::new(move |connection| stop.stop_those_of(connection));
@@ -381,7 +385,16 @@ struct Setup {
 ///
 /// If there is anything wrong, or if strangers could do there what they are not to.
 fn setup(arguments: &ServeArguments) -> Result<Setup> {
-    let connections = arguments.transport.limits(open_files())?;
+    let mut connections = arguments.transport.limits(open_files())?;
+    let (_, of_address) = arguments
+        .quota
+        .open_calls(arguments.maximum_concurrent_rpcs);
+    // One connection leaves a quarter of its address's calls to the others. Its client waits for the end of a call
+    // then, by HTTP/2's own rules, instead of being refused.
+    let of_connection = of_address.get() - of_address.get() / 4;
+    connections.concurrent_streams = u32::try_from(of_connection)
+        .unwrap_or(u32::MAX)
+        .min(connections.concurrent_streams);
     let tls = Tls::load(&arguments.tls)?;
     let auth = Auth::load(&arguments.auth, arguments.tls.tls_client_ca.is_some())?;
     let (addresses, mut places) = match &arguments.unix {

@@ -4,7 +4,7 @@
 //! program knows of a call, and nothing of what was sent but the caller's trace: no name, no header.
 
 use std::{
-    borrow::Cow,
+    collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -54,9 +54,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long, at the end, the last spans may take.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// The longest `tracestate` that is handed on. Trace Context asks for at least this much, and what is
-/// longer would be a way to fill our memory and the collector's.
+/// Maximum length of a `tracestate` that is passed on, in bytes. Trace Context requires at least this much; a longer
+/// one would be a way to fill the memory of the server and the collector.
 const MAX_STATE_LEN: usize = 512;
+
+/// Maximum number of members of a `tracestate`, as Trace Context has it.
+const MAX_STATE_MEMBERS: usize = 32;
 
 /// Spans of calls, on their way to a collector; clones are the same.
 #[derive(Clone)]
@@ -278,32 +281,71 @@ impl Drop for Open {
 /// The trace that a caller says its call belongs to.
 struct Caller<'a> {
     parent: &'a str,
-    state: Cow<'a, str>,
+    state: String,
 }
 
 impl<'a> Caller<'a> {
-    /// Of several parents none is believed; several states are one.
+    /// Returns the trace of these headers. If there are several parents, none counts. Several states are one list;
+    /// a broken list is not passed on, as Trace Context requires.
     fn of(headers: &'a HeaderMap) -> Option<Caller<'a>> {
         let mut parents = headers.get_all("traceparent").iter();
         let (Some(parent), None) = (parents.next(), parents.next()) else {
             return None;
         };
-        let states = headers.get_all("tracestate").iter();
-        let mut states = states.filter_map(|state| state.to_str().ok());
-        let mut state = Cow::Borrowed(states.next().unwrap_or_default());
-        for more in states {
-            state = format!("{state},{more}").into();
-            if state.len() > MAX_STATE_LEN {
-                break;
-            }
-        }
-        if state.len() > MAX_STATE_LEN {
-            state = Cow::default();
-        }
         Some(Caller {
             parent: parent.to_str().ok()?,
-            state,
+            state: state(headers).unwrap_or_default(),
         })
+    }
+}
+
+/// The `tracestate` of these headers, unless it is too long or broken.
+fn state(headers: &HeaderMap) -> Option<String> {
+    let mut state = String::new();
+    for more in headers.get_all("tracestate") {
+        if !state.is_empty() {
+            state.push(',');
+        }
+        state += more.to_str().ok()?;
+        if state.len() > MAX_STATE_LEN {
+            return None;
+        }
+    }
+    is_state(&state).then_some(state)
+}
+
+/// Whether this is a list of a `tracestate`
+/// (W3C Trace Context, section 3.3, <https://www.w3.org/TR/trace-context/#tracestate-header>). The library checks
+/// a part of it: it also takes empty keys and values, keys that occur twice, and it cuts long lists.
+fn is_state(list: &str) -> bool {
+    let blanks = [' ', '\t'];
+    let members = list.split(',').map(|member| member.trim_matches(blanks));
+    let members = members.filter(|member| !member.is_empty());
+    let mut keys = HashSet::new();
+    members.into_iter().all(|member| {
+        member.split_once('=').is_some_and(|(key, value)| {
+            is_state_key(key)
+                && (1..=256).contains(&value.len())
+                && value
+                    .bytes()
+                    .all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=')
+                && keys.insert(key)
+        })
+    }) && keys.len() <= MAX_STATE_MEMBERS
+}
+
+/// Whether this is a key of a `tracestate`: of a system, or of a tenant at a system.
+fn is_state_key(key: &str) -> bool {
+    let is_name = |name: &str, longest: usize| {
+        let begins = |first: u8| first.is_ascii_lowercase() || first.is_ascii_digit();
+        let goes_on = |byte: u8| begins(byte) || b"_-*/".contains(&byte);
+        (1..=longest).contains(&name.len())
+            && name.bytes().next().is_some_and(begins)
+            && name.bytes().all(goes_on)
+    };
+    match key.split_once('@') {
+        None => is_name(key, 256),
+        Some((tenant, system)) => is_name(tenant, 241) && is_name(system, 14),
     }
 }
 
@@ -468,6 +510,22 @@ mod tests {
                 &[("traceparent", "p"), ("tracestate", &long)],
                 Some(("p", "")),
             ),
+            (
+                &[
+                    ("traceparent", "p"),
+                    ("tracestate", "a=1"),
+                    ("tracestate", "broken"),
+                ],
+                Some(("p", "")),
+            ),
+            (
+                &[
+                    ("traceparent", "p"),
+                    ("tracestate", "a=1"),
+                    ("tracestate", "b=\u{e9}"),
+                ],
+                Some(("p", "")),
+            ),
             (&[("traceparent", "p"), ("traceparent", "q")], None),
         ] {
             let headers = headers(pairs);
@@ -476,6 +534,56 @@ mod tests {
                 .as_ref()
                 .map(|caller| (caller.parent, &*caller.state));
             assert_eq!(seen, expected, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn states() {
+        let longest_key = format!("{}=1", "k".repeat(256));
+        let longest_value = format!("k={}", "v".repeat(256));
+        let tenant = format!("{}@{}=1", "t".repeat(241), "s".repeat(14));
+        let list = |count| {
+            let members = (0..count).map(|number| format!("k{number}=v"));
+            members.collect::<Vec<_>>().join(",")
+        };
+        for fine in [
+            "",
+            "a=1",
+            "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7",
+            "a=1 , b=2\t,c=3",
+            "a=1,,b=2,",
+            "1a-_*/b@2c-_*/d= !\"#$~",
+            &longest_key,
+            &longest_value,
+            &tenant,
+            &list(32),
+        ] {
+            assert!(is_state(fine), "{fine:?}");
+        }
+        for broken in [
+            "a",
+            "=1",
+            "a=",
+            "a==1",
+            "a=b=c",
+            "A=1",
+            "_a=1",
+            "a b=1",
+            "a@=1",
+            "@a=1",
+            "a@b@c=1",
+            "a@_b=1",
+            "a=\u{e9}",
+            "a=\tb",
+            "a=1,a=2",
+            "a=1,b",
+            &longest_key.replace('=', "k="),
+            &format!("{longest_value}v"),
+            &format!("t{tenant}"),
+            &tenant.replace('=', "s="),
+            &list(33),
+        ] {
+            assert!(!is_state(broken), "{broken:?}");
         }
     }
 

@@ -1,6 +1,11 @@
 //! What a client may have, and what it has had.
 
-use std::{collections::HashMap, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    num::NonZeroU64,
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::turns::Client;
 
@@ -9,7 +14,10 @@ use crate::turns::Client;
 pub struct Limits {
     /// How many searches there may be. Each takes one or two kilobytes while it waits.
     pub searches: usize,
-    /// How many of them may be one client's.
+    /// How many of them may be one client's. One of its connections may have [three quarters] of that, so that
+    /// its other connections find room.
+    ///
+    /// [three quarters]: OverLimit::SearchesOfConnection
     pub searches_per_client: usize,
     /// How many secrets a client may have hashed each second, on average.
     pub hashes_per_second_per_client: Option<NonZeroU64>,
@@ -61,6 +69,16 @@ pub enum OverLimit {
         /// How many that is.
         limit: usize,
     },
+    /// One connection has as many searches as it may have: all that its client may have but a quarter, rounded
+    /// down, which is reserved for the client's other connections.
+    #[error(
+        "this connection has {limit} searches under way, the most that one connection may have; use another \
+         connection"
+    )]
+    SearchesOfConnection {
+        /// Maximum number of searches of the connection.
+        limit: usize,
+    },
     /// The client's quota of hashes is spent.
     #[error("this client has spent its quota of {per_second} hashes a second")]
     Hashes {
@@ -89,6 +107,8 @@ struct Account {
     searches: usize,
     hashes: Option<Hashes>,
     usage: Usage,
+    /// Searches under way of each connection that has any.
+    connections: HashMap<u64, usize>,
 }
 
 /// A client's quota of hashes, and what is left of it.
@@ -146,6 +166,11 @@ impl Accounts {
                 limit: account.searches,
             });
         }
+        let limit = account.searches_of_connection();
+        let of_connection = account.connections.get(&client.connection);
+        if of_connection.is_some_and(|searches| *searches >= limit) {
+            return Err(OverLimit::SearchesOfConnection { limit });
+        }
         if let Some(hashes) = &mut account.hashes
             && let Some(retry_after) = hashes.are_spent(now)
         {
@@ -155,18 +180,25 @@ impl Accounts {
             });
         }
         account.usage.searches += 1;
+        *account.connections.entry(client.connection).or_default() += 1;
         self.searches += 1;
         Ok(())
     }
 
     /// Counts a search that was let go of.
-    pub(crate) fn close(&mut self, client: &Arc<str>, tests: u64) {
+    pub(crate) fn close(&mut self, client: &Client, tests: u64) {
         self.searches -= 1;
-        if let Some(account) = self.clients.get_mut(client) {
+        if let Some(account) = self.clients.get_mut(&client.name) {
             account.usage.searches -= 1;
             account.usage.tests += tests;
+            if let Entry::Occupied(mut searches) = account.connections.entry(client.connection) {
+                *searches.get_mut() -= 1;
+                if *searches.get() == 0 {
+                    searches.remove();
+                }
+            }
             if account.may_be_forgotten() {
-                self.clients.remove(client);
+                self.clients.remove(&client.name);
             }
         }
     }
@@ -229,7 +261,14 @@ impl Account {
                 }
             }),
             usage: Usage::default(),
+            connections: HashMap::new(),
         }
+    }
+
+    /// Maximum number of searches of one connection. The quarter is rounded down, so that a client that may
+    /// have three searches may have all of them on one connection.
+    fn searches_of_connection(&self) -> usize {
+        self.searches - self.searches / 4
     }
 
     /// One that has no searches and owes nothing need not be known.

@@ -420,7 +420,7 @@ impl Scheduler {
         self.spent(client, report.hashes, took, now);
         self.totals.ended.count(&report.outcome);
         self.totals.tests += report.tests;
-        self.accounts.close(&client.name, report.tests);
+        self.accounts.close(client, report.tests);
         Effects {
             released: Vec::from([(on_release, report)]),
             ..Effects::default()
@@ -1069,7 +1069,7 @@ impl Scheduler {
                 self.totals.stop_latency[bucket.min(last)] += 1;
             }
             self.totals.tests += entry.tested;
-            self.accounts.close(&entry.client.name, entry.tested);
+            self.accounts.close(&entry.client, entry.tested);
             let report = Report {
                 outcome: outcome.clone(),
                 hashes: entry.hashes,

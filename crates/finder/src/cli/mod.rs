@@ -32,6 +32,7 @@ use http::uri::Authority;
 
 use crate::{
     config::ConfigArguments,
+    health::HealthArguments,
     manual::{CompletionsArguments, ManArguments},
     recipes::{GitCommitArguments, HashcashArguments},
     searches::SearchesArguments,
@@ -89,6 +90,7 @@ pub(crate) enum Command {
     Estimate(EstimateArguments),
     Verify(VerifyArguments),
     Searches(SearchesArguments),
+    Health(HealthArguments),
     Keys(KeysArguments),
     GitCommit(GitCommitArguments),
     Hashcash(HashcashArguments),

@@ -89,7 +89,9 @@ pub(crate) struct ServeArguments {
 
     /// How many searches a client may have at a time [default: three quarters of all RPCs]
     ///
-    /// A client is whom its credential names; without one an address, or a user behind a Unix socket. Others find room in the last quarter.
+    /// A client is identified by its credential or, without one, by its IP address or, behind a Unix socket, its
+    /// user. Other clients find room in the last quarter. One connection may have three quarters of this number,
+    /// rounded up, so that the client's other connections find room.
     #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroUsize>)]
     pub(crate) maximum_searches_per_client: Option<NonZeroUsize>,
@@ -147,11 +149,11 @@ pub(crate) struct ServeArguments {
     #[command(flatten)]
     pub(crate) auth: AuthArguments,
 
-    /// Show metrics to Prometheus at http://HOST:PORT/metrics [default: do not]
+    /// Serve metrics and health at http://HOST:PORT [default: do not]
     ///
-    /// Whoever can reach it may read them, for this port has neither TLS nor authentication: where it is no
-    /// loopback address, a firewall has to keep strangers out, and the log warns. They hold nothing that clients
-    /// have sent. The log tells the port where it is 0.
+    /// /metrics is for Prometheus. /healthz is for probes: it returns 200, or 503 during a drain. The port has
+    /// neither TLS nor authentication: if it is not a loopback address, a firewall has to keep strangers out, and the
+    /// log warns. Metrics contain nothing that clients have sent. If PORT is 0, the log has the port.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) metrics_address: Option<MetricsAddress>,
 

@@ -69,7 +69,9 @@ pub(crate) struct TransportArguments {
     #[arg(value_parser = positive::<NonZeroU32>)]
     maximum_connections_per_second_per_address: NonZeroU32,
 
-    /// How many calls a connection may have open
+    /// Maximum number of open calls of a connection
+    ///
+    /// At most three quarters of what its address may have open, so that other connections find room.
     #[arg(long, value_name = "N", default_value = CONCURRENT_STREAMS)]
     #[arg(value_parser = positive::<NonZeroU32>)]
     maximum_streams_per_connection: NonZeroU32,
@@ -152,18 +154,24 @@ impl TransportArguments {
     ///
     /// # Errors
     ///
-    /// If there may be more connections than files.
+    /// If the files do not suffice for the connections, or for any connection.
     pub(crate) fn limits(&self, files: usize) -> Result<Limits> {
         let fit = (files - files / 4).min(files.saturating_sub(OTHER_FILES));
         let default = CONNECTIONS.min(fit);
         let default = NonZeroUsize::new(default).unwrap_or(NonZeroUsize::MIN);
         let connections = self.maximum_connections.unwrap_or(default);
         if connections.get().saturating_add(OTHER_FILES) > files {
-            bail!(
-                "--maximum-connections {connections}: this process may open {files} files, and {OTHER_FILES} \
-                 are for other things; raise that limit (`ulimit -n`, or LimitNOFILE of the unit) or give a \
-                 smaller number"
+            let limit = format!(
+                "this process may open only {files} files, and a server needs {OTHER_FILES} besides its \
+                 connections; raise that limit (`ulimit -n`, or LimitNOFILE of the unit)"
             );
+            match self.maximum_connections {
+                Some(given) if files > OTHER_FILES => bail!(
+                    "--maximum-connections {given}: {limit}, or give {} or less",
+                    files - OTHER_FILES
+                ),
+                _ => bail!("{limit}"),
+            }
         }
         let quarter = NonZeroUsize::new(connections.get() / 4).unwrap_or(NonZeroUsize::MIN);
         Ok(Limits {
@@ -233,7 +241,22 @@ mod tests {
         assert_eq!(of(limits(&[], usize::MAX).unwrap()), (4096, 1024));
         let most = ["--maximum-connections", "960"];
         assert_eq!(of(limits(&most, 1024).unwrap()), (960, 240));
-        let error = limits(&["--maximum-connections", "961"], 1024).unwrap_err();
-        assert!(error.to_string().contains("LimitNOFILE"), "{error}");
+        let error = |flags, files| limits(flags, files).unwrap_err().to_string();
+        let too_many = error(&["--maximum-connections", "961"], 1024);
+        assert!(too_many.contains("LimitNOFILE"), "{too_many}");
+        assert!(
+            too_many.starts_with("--maximum-connections 961"),
+            "{too_many}"
+        );
+        assert!(too_many.ends_with("or give 960 or less"), "{too_many}");
+        assert_eq!(of(limits(&[], 65).unwrap()), (1, 1));
+        // No number of connections is right then.
+        for flags in [&[][..], &["--maximum-connections", "1"]] {
+            let none = error(flags, 64);
+            assert!(
+                none.starts_with("this process may open only 64 files"),
+                "{none}"
+            );
+        }
     }
 }

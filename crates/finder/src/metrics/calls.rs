@@ -275,11 +275,13 @@ where
 
 impl<D, E> Escort<D, E> for Call {
     fn head(&mut self, status: StatusCode, headers: &mut HeaderMap) {
-        if status == StatusCode::OK {
-            // One that fails at once has its code in its headers.
-            self.end_as_told(headers);
-        } else {
-            self.end(Code::Unknown);
+        match status {
+            // A call that fails at once has its code in its headers.
+            StatusCode::OK => self.end_as_told(headers),
+            // Clients take these refusals for UNKNOWN, which among the metrics is for the server's own failures.
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => self.end(Code::ResourceExhausted),
+            status if status.is_client_error() => self.end(Code::Unimplemented),
+            _ => self.end(Code::Unknown),
         }
     }
 

@@ -1,115 +1,166 @@
-//! Where Prometheus reads them: `GET /metrics` over plain HTTP/1, on a port of its own.
+//! The HTTP/1 port for operators' tools: `/metrics` for Prometheus, `/healthz` for orchestrators.
 
 use std::{
     convert::Infallible,
+    num::NonZeroUsize,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::{encoding::text, registry::Registry};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 use tokio_stream::StreamExt;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_server::Health,
+};
 
-use crate::{clock, transport::Listener};
+use super::format::Format;
+use crate::{
+    clock,
+    transport::{Admission, FloodLimits, Listener},
+};
 
-/// How many may be asking at a time: a few Prometheus servers and a curious person. Others wait until
-/// one has been answered.
-const CONNECTIONS: usize = 16;
+/// Maximum number of connections: several Prometheus servers, probes, and a curious person. One that has not sent
+/// its request yet makes room for the next, the longest silent first.
+const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
-/// How long a request may take to be there.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of connections of one address, so that slow readers at one address leave room for others.
+const CONNECTIONS_PER_ADDRESS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
-/// How long one connection may last in all, with an answer that is read slowly. It is for one request.
+/// Maximum number of connections that an address begins each second. A scrape is one connection, and costs a tenth
+/// of a millisecond while its text is fresh.
+const CONNECTIONS_PER_SECOND: u32 = 200;
+
+/// Maximum time for a request's headers to arrive. Programs send them at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Maximum time of one connection, with an answer that is read slowly. It is for one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a request may be, in bytes; a longer one is answered with 431. The HTTP library takes no less.
+/// Maximum length of a request, in bytes; a longer one is answered with 431. The HTTP library takes no less.
 const REQUEST_LEN: usize = 8192;
 
-/// How long what was read once is shown again. Looking at the engine keeps its workers waiting while it
-/// goes through all searches, so nobody may make it do so as often as they like.
+/// How long a text of metrics is shown again. Reading the engine's counters keeps its workers waiting while it goes
+/// through all searches, so clients must not be able to make it do so at any rate.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The text format of OpenMetrics, which Prometheus reads since its version 2.5.
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const METRICS: &str = "/metrics";
+const HEALTH: &str = "/healthz";
 
-/// Shows a registry to whoever asks.
-pub(crate) struct Exporter {
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// Shows a registry and the state of a health service.
+pub(crate) struct Exporter<H> {
     registry: Registry,
+    health: H,
     last: Mutex<Option<(Instant, String)>>,
 }
 
-impl Exporter {
-    pub(crate) fn new(registry: Registry) -> Exporter {
+impl<H: Health> Exporter<H> {
+    /// Shows `registry` at `/metrics`, and at `/healthz` what `health` answers for the server as a whole.
+    pub(crate) fn new(registry: Registry, health: H) -> Exporter<H> {
         Exporter {
             registry,
+            health,
             last: Mutex::new(None),
         }
     }
 
-    /// Answers who comes, for ever. Dropping the future closes the socket; whoever was let in before gets
-    /// an answer still.
+    /// Answers requests, forever. Dropping the future closes the socket; connections that were accepted before
+    /// still get an answer.
     pub(crate) async fn serve(self, listener: Listener) {
         let exporter = Arc::new(self);
-        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let limits = FloodLimits {
+            connections: CONNECTIONS_PER_SECOND,
+            // Limits of HTTP/2.
+            streams: 0,
+            resets: 0,
+            control_frames: 0,
+        };
+        let admission = Admission::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS, limits);
         let mut listener = pin!(listener);
-        while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-            // It never gives an error, and never ends.
-            let Some(Ok(connection)) = listener.next().await else {
-                return;
-            };
+        // It never returns an error, and never ends.
+        while let Some(Ok(connection)) = listener.next().await {
             // hyper panics when it writes such a date into a response's header.
             if let Err(error) = clock::now() {
                 tracing::error!(%error, "metrics cannot be shown");
                 continue;
             }
+            let Ok(place) = admission.admit(connection.peer().origin(), Instant::now()) else {
+                continue;
+            };
             let exporter = Arc::clone(&exporter);
-            let answer = service_fn(move |request| {
-                let answer = exporter.answer(&request);
-                async { Ok::<_, Infallible>(answer) }
-            });
             tokio::spawn(async move {
+                let answer = service_fn(|request| {
+                    place.spoke();
+                    let exporter = Arc::clone(&exporter);
+                    async move { Ok::<_, Infallible>(exporter.answer(&request).await) }
+                });
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(REQUEST_TIMEOUT)
                     .max_buf_size(REQUEST_LEN)
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(connection), answer);
-                // However it ends, whoever was at the other end knows.
-                let _ = timeout(CONNECTION_TIMEOUT, connection).await;
-                drop(permit);
+                // However it ends, the client sees it.
+                tokio::select! {
+                    _ = timeout(CONNECTION_TIMEOUT, connection) => {}
+                    () = place.lost() => {}
+                }
             });
         }
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<String> {
-        let (status, name, value, text) = if request.uri().path() != "/metrics" {
-            let text = "there is /metrics, and nothing else\n".to_owned();
-            (StatusCode::NOT_FOUND, header::CONTENT_TYPE, PLAIN, text)
-        } else if request.method() != Method::GET {
-            let status = StatusCode::METHOD_NOT_ALLOWED;
-            (status, header::ALLOW, "GET", String::new())
-        } else {
-            match self.text(Instant::now()) {
-                Ok(text) => (StatusCode::OK, header::CONTENT_TYPE, CONTENT_TYPE, text),
-                Err(error) => {
-                    tracing::error!(%error, "metrics cannot be written");
-                    let status = StatusCode::INTERNAL_SERVER_ERROR;
-                    (status, header::CONTENT_TYPE, PLAIN, String::new())
-                }
+    /// The answer to a request. hyper leaves out the body where the request is HEAD.
+    async fn answer<B>(&self, request: &Request<B>) -> Response<String> {
+        let path = request.uri().path();
+        if ![METRICS, HEALTH].contains(&path) {
+            let text = format!("not found; there are {METRICS} and {HEALTH}\n");
+            return response(StatusCode::NOT_FOUND, PLAIN, text);
+        }
+        if ![Method::GET, Method::HEAD].contains(request.method()) {
+            let text = "only GET and HEAD\n".to_owned();
+            let mut response = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, text);
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            response.headers_mut().insert(header::ALLOW, allowed);
+            return response;
+        }
+        if path == HEALTH {
+            return self.health().await;
+        }
+        match self.text(Instant::now()) {
+            Ok(text) => {
+                let format = Format::accepted(request.headers());
+                let text = format.of_openmetrics(&text).into_owned();
+                response(StatusCode::OK, format.content_type(), text)
             }
-        };
-        let mut response = Response::new(text);
-        *response.status_mut() = status;
-        let value = header::HeaderValue::from_static(value);
-        response.headers_mut().insert(name, value);
-        response
+            Err(error) => {
+                tracing::error!(%error, "metrics cannot be written");
+                response(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, String::new())
+            }
+        }
     }
 
-    /// How things stand, or stood not longer ago than they are fresh.
+    /// What the health service says of the server as a whole, whose name there is empty.
+    async fn health(&self) -> Response<String> {
+        let request = tonic::Request::new(HealthCheckRequest::default());
+        let status = match self.health.check(request).await {
+            Ok(response) => response.into_inner().status(),
+            Err(_) => ServingStatus::Unknown,
+        };
+        let code = if status == ServingStatus::Serving {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        response(code, PLAIN, format!("{}\n", status.as_str_name()))
+    }
+
+    /// The metrics as OpenMetrics, as they are or were at most [`FRESH`] ago.
     fn text(&self, now: Instant) -> Result<String, std::fmt::Error> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, text)) = &*last
@@ -124,19 +175,28 @@ impl Exporter {
     }
 }
 
-const PLAIN: &str = "text/plain; charset=utf-8";
+fn response(status: StatusCode, content_type: &'static str, text: String) -> Response<String> {
+    let mut response = Response::new(text);
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static(content_type);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, content_type);
+    response
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use prometheus_client::metrics::counter::Counter;
+    use tonic_health::server::{HealthReporter, HealthService};
 
     #[test]
-    fn what_was_read_is_shown_again_for_a_second() {
+    fn a_text_is_shown_again_for_a_second() {
         let counter = Counter::<u64>::default();
         let mut registry = Registry::default();
         registry.register("looks", "Looks", counter.clone());
-        let exporter = Exporter::new(registry);
+        let health = HealthService::from_health_reporter(HealthReporter::new());
+        let exporter = Exporter::new(registry, health);
         let began = Instant::now();
         let shows = |after: Duration, count: u64| {
             let text = exporter.text(began + after).unwrap();

@@ -5,6 +5,7 @@
 
 mod calls;
 mod exporter;
+mod format;
 
 use std::{fmt, sync::Arc, time::Duration};
 

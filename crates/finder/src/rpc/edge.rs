@@ -10,7 +10,6 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, uri::PathAndQuery};
-use http_body::Frame;
 use tokio::time::{Sleep, sleep};
 use tonic::{Code, Status, body::Body};
 use tower_layer::Layer;
@@ -18,7 +17,7 @@ use tower_service::Service;
 
 use super::{
     refusals::{Refusals, Unfit},
-    status::CallError,
+    status::{CallError, MESSAGE_LEN, cut},
 };
 use crate::{
     metrics::Calls,
@@ -34,6 +33,9 @@ pub(super) const MAX_MESSAGE_LEN: u32 = 4096;
 /// what services there are needs a dozen.
 const MAX_MESSAGES: usize = 100;
 
+/// Maximum number of bytes of an unknown method's path in the message about it. Paths of real methods are shorter.
+const PATH_LEN: usize = 200;
+
 /// How many header fields a request may have. The limit on their length would let pass five times as many, which take
 /// eighty kilobytes for as long as the request does not come to its end; clients send some ten, and proxies some more.
 const MAX_FIELDS: usize = 100;
@@ -47,6 +49,7 @@ const SERVER_NAME: &str = "hashfinder";
 
 /// Where an answer has its status, and the details of it.
 const STATUS: &str = "grpc-status";
+const STATUS_MESSAGE: &str = "grpc-message";
 const STATUS_DETAILS: &str = "grpc-status-details-bin";
 
 /// Lets pass what is gRPC and arrives in time, and says who we are.
@@ -54,7 +57,8 @@ const STATUS_DETAILS: &str = "grpc-status-details-bin";
 /// What is not gRPC is refused by HTTP's own statuses. A message that is too long is refused as soon as it
 /// announces it, with RESOURCE_EXHAUSTED as gRPC has it, and a request that does not come to its end with
 /// DEADLINE_EXCEEDED. UNIMPLEMENTED is given a message. What libraries refuse from here on, before any
-/// handler, is counted and logged here too.
+/// handler, is counted and logged here too. A request that libraries cannot read ends with INVALID_ARGUMENT, not
+/// with INTERNAL, which is for the server's own failures. No status message is longer than [`MESSAGE_LEN`].
 #[derive(Clone)]
 pub(crate) struct EdgeLayer(Arc<Edge>);
 
@@ -215,19 +219,21 @@ impl<D, E> Escort<D, E> for Answer {
     fn head(&mut self, _status: StatusCode, headers: &mut HeaderMap) {
         if headers.contains_key(STATUS) {
             self.look_at(headers);
+            shorten_message(headers);
         }
         say_who_we_are(headers);
     }
 
-    fn frame(&mut self, _cx: &mut Context<'_>, polled: Polled<D, E>) -> Polled<D, E> {
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && frame.is_trailers()
-            && let Some(error) = self.0.broken_off.get()
+    fn frame(&mut self, _cx: &mut Context<'_>, mut polled: Polled<D, E>) -> Polled<D, E> {
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
         {
-            let mut trailers = HeaderMap::new();
-            // Our own statuses fit.
-            let _ = Status::from(error.clone()).add_header(&mut trailers);
-            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            if let Some(error) = self.0.broken_off.get() {
+                trailers.clear();
+                // Our own statuses fit.
+                let _ = Status::from(error.clone()).add_header(trailers);
+            }
+            shorten_message(trailers);
         }
         polled
     }
@@ -242,22 +248,44 @@ impl Answer {
         let Some(status) = Status::from_header_map(headers) else {
             return;
         };
-        let why = match status.code() {
-            Code::Unimplemented if status.message().is_empty() => Unfit::UnknownMethod,
-            Code::InvalidArgument => Unfit::BadTimeout,
-            // A compression that there is not here is the former.
-            Code::Unimplemented | Code::Internal => Unfit::Malformed,
+        let (why, explained) = match status.code() {
+            Code::Unimplemented if status.message().is_empty() => {
+                let path = cut(self.0.path(), PATH_LEN);
+                let explained = Status::unimplemented(format!(
+                    "unknown method {path}; the server's reflection service lists its methods"
+                ));
+                (Unfit::UnknownMethod, Some(explained))
+            }
+            Code::InvalidArgument => (Unfit::BadTimeout, None),
+            // The request's compression is unknown.
+            Code::Unimplemented => (Unfit::Malformed, None),
+            Code::Internal => {
+                let message = format!("the request cannot be read: {}", status.message());
+                (Unfit::Malformed, Some(Status::invalid_argument(message)))
+            }
             _ => return,
         };
-        if why == Unfit::UnknownMethod {
-            let path = self.0.path();
-            let status = Status::unimplemented(format!(
-                "this server has no method {path}; its reflection service lists what there is"
-            ));
-            // If the path does not fit into a header, it stays without a message.
-            let _ = status.add_header(headers);
+        let code = explained.as_ref().map_or(status.code(), Status::code);
+        if let Some(explained) = explained {
+            // It fits: the message is percent-encoded.
+            let _ = explained.add_header(headers);
         }
-        self.0.unfit(why, status.code());
+        self.0.unfit(why, code);
+    }
+}
+
+/// Cuts a status message that a library made too long by quoting the request.
+fn shorten_message(headers: &mut HeaderMap) {
+    // Percent-encoding only makes it longer.
+    if (headers.get(STATUS_MESSAGE)).is_none_or(|message| message.len() <= MESSAGE_LEN) {
+        return;
+    }
+    let Some(status) = Status::from_header_map(headers) else {
+        return;
+    };
+    if status.message().len() > MESSAGE_LEN {
+        let message = cut(status.message(), MESSAGE_LEN);
+        let _ = Status::new(status.code(), message).add_header(headers);
     }
 }
 
@@ -280,11 +308,13 @@ impl Escort<Bytes, Status> for Arrival {
         polled: Polled<Bytes, Status>,
     ) -> Polled<Bytes, Status> {
         let error = match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                let read = frame.data_ref().map(|data| self.read(data));
-                read.and_then(Result::err)
-            }
-            Poll::Ready(_) => None,
+            Poll::Ready(Some(Ok(frame))) => match frame.data_ref() {
+                Some(data) => self.read(data).err(),
+                // Trailers are the end.
+                None => self.end().err(),
+            },
+            Poll::Ready(Some(Err(_))) => None,
+            Poll::Ready(None) => self.end().err(),
             Poll::Pending if self.is_over => None,
             Poll::Pending => Some(ready!(self.poll_timeout(cx))),
         };
@@ -293,9 +323,21 @@ impl Escort<Bytes, Status> for Arrival {
             None => polled,
         }
     }
+
+    fn sees_end(&self) -> bool {
+        true
+    }
 }
 
 impl Arrival {
+    /// Checks that there was a message. One that is cut off is for the library to refuse.
+    fn end(&self) -> Result<(), CallError> {
+        if self.messages == 0 && self.expected.is_new() && !self.takes_stream() {
+            return Err(CallError::MessageMissing);
+        }
+        Ok(())
+    }
+
     fn read(&mut self, data: &[u8]) -> Result<(), CallError> {
         self.messages += self.expected.read(data)?;
         // A handler that takes one message reads on until the client says that there are no more.
@@ -342,6 +384,11 @@ impl Default for Expected {
 }
 
 impl Expected {
+    /// Whether no byte of the next message has been read.
+    fn is_new(&self) -> bool {
+        matches!(self, Expected::Prefix { seen: 0, .. })
+    }
+
     /// How many messages come to their end with this.
     fn read(&mut self, mut data: &[u8]) -> Result<usize, CallError> {
         let mut messages = 0;

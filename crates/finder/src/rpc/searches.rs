@@ -149,7 +149,9 @@ impl Searches {
             match search {
                 Ok(search) => break (search, call),
                 // As for a permit, and for the same reason.
-                Err(OverLimit::SearchesOfClient { .. }) if Instant::now() < until => {
+                Err(
+                    OverLimit::SearchesOfClient { .. } | OverLimit::SearchesOfConnection { .. },
+                ) if Instant::now() < until => {
                     sleep(pause).await;
                     pause *= 2;
                 }

@@ -1,6 +1,7 @@
 //! How a call that gets no answer ends on the wire, and how a client reads it.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     num::{NonZeroU32, NonZeroUsize},
     time::Duration,
@@ -17,6 +18,7 @@ const HASH_BUDGET_SPENT: &str = "HASH_BUDGET_SPENT";
 const HASH_QUOTA_SPENT: &str = "HASH_QUOTA_SPENT";
 const TOO_MANY_SEARCHES: &str = "TOO_MANY_SEARCHES";
 const TOO_MANY_SEARCHES_OF_CLIENT: &str = "TOO_MANY_SEARCHES_OF_CLIENT";
+const TOO_MANY_SEARCHES_OF_CONNECTION: &str = "TOO_MANY_SEARCHES_OF_CONNECTION";
 const DRAINING: &str = "DRAINING";
 const KEYSPACE_EXHAUSTED: &str = "KEYSPACE_EXHAUSTED";
 const SEARCH_FAILED: &str = "SEARCH_FAILED";
@@ -30,6 +32,7 @@ const MESSAGE_TOO_LONG: &str = "MESSAGE_TOO_LONG";
 const STREAM_NOT_READ: &str = "STREAM_NOT_READ";
 const CREDENTIAL_MISSING: &str = "CREDENTIAL_MISSING";
 const CREDENTIAL_REFUSED: &str = "CREDENTIAL_REFUSED";
+const MESSAGE_MISSING: &str = "MESSAGE_MISSING";
 const TOO_MANY_MESSAGES: &str = "TOO_MANY_MESSAGES";
 const REQUEST_TIMEOUT: &str = "REQUEST_TIMEOUT";
 const TOO_MANY_CALLS: &str = "TOO_MANY_CALLS";
@@ -44,9 +47,20 @@ const CURSOR: &str = "cursor";
 const REASON: &str = "reason";
 const HASHES_TRIED: &str = "hashes_tried";
 
-/// The longest message about a request, in bytes: it may quote what was sent, and it travels in the trailers,
-/// of which clients commonly take eight kibibytes, three times.
-const MESSAGE_LEN: usize = 512;
+/// Maximum length of a status message, in bytes. A message may quote the request. Clients commonly accept 8 KiB of
+/// trailers, and a message can take up to six times its length there: percent-encoded in `grpc-message`, and twice
+/// in base64 in `grpc-status-details-bin`, as the message and as the description of a detail.
+pub(super) const MESSAGE_LEN: usize = 512;
+
+/// A text, cut after at most `length` bytes and marked with "..." if it is longer.
+pub(super) fn cut(text: &str, length: usize) -> Cow<'_, str> {
+    if text.len() <= length {
+        return text.into();
+    }
+    let whole = (0..=length).rev();
+    let end = whole.into_iter().find(|end| text.is_char_boundary(*end));
+    format!("{}...", &text[..end.unwrap_or(0)]).into()
+}
 
 /// When to try again where another server, or this one started anew, should be there by then.
 const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(1);
@@ -108,6 +122,8 @@ pub(crate) enum CallError {
     CredentialRefused,
     /// Only operators may call the method.
     OperatorsOnly,
+    /// The request ended without the message that the method takes.
+    MessageMissing,
     /// There are more messages than the method takes.
     TooManyMessages { limit: usize },
     /// The request did not come to its end in time.
@@ -135,10 +151,11 @@ pub(crate) enum Canceller {
 
 impl CallError {
     /// The reasons for which calls are commonly refused before any work.
-    pub(crate) const REFUSALS: [&str; 17] = [
+    pub(crate) const REFUSALS: [&str; 19] = [
         BAD_REQUEST,
         TOO_MANY_SEARCHES,
         TOO_MANY_SEARCHES_OF_CLIENT,
+        TOO_MANY_SEARCHES_OF_CONNECTION,
         HASH_QUOTA_SPENT,
         DRAINING,
         SEARCH_NOT_FOUND,
@@ -148,6 +165,7 @@ impl CallError {
         MESSAGE_TOO_LONG,
         CREDENTIAL_MISSING,
         CREDENTIAL_REFUSED,
+        MESSAGE_MISSING,
         TOO_MANY_MESSAGES,
         REQUEST_TIMEOUT,
         TOO_MANY_CALLS,
@@ -157,16 +175,9 @@ impl CallError {
 
     /// A request that is wrong in this field.
     pub(crate) fn wrong(field: &str, message: impl Into<String>) -> CallError {
-        let mut message = message.into();
-        if message.len() > MESSAGE_LEN {
-            let whole = (0..=MESSAGE_LEN).rev();
-            let end = whole.into_iter().find(|end| message.is_char_boundary(*end));
-            message.truncate(end.unwrap_or(0));
-            message += "...";
-        }
         CallError::BadRequest {
             field: field.to_owned(),
-            message,
+            message: cut(&message.into(), MESSAGE_LEN).into_owned(),
         }
     }
 
@@ -177,6 +188,9 @@ impl CallError {
             CallError::TooManyRpcs(_) => TOO_MANY_SEARCHES,
             CallError::BudgetSpent { .. } => HASH_BUDGET_SPENT,
             CallError::OverLimit(OverLimit::SearchesOfClient { .. }) => TOO_MANY_SEARCHES_OF_CLIENT,
+            CallError::OverLimit(OverLimit::SearchesOfConnection { .. }) => {
+                TOO_MANY_SEARCHES_OF_CONNECTION
+            }
             CallError::OverLimit(OverLimit::Hashes { .. }) => HASH_QUOTA_SPENT,
             CallError::OverLimit(_) => TOO_MANY_SEARCHES,
             CallError::QuotaSpent { .. } => HASH_QUOTA_SPENT,
@@ -199,6 +213,7 @@ impl CallError {
             CallError::CredentialMissing => CREDENTIAL_MISSING,
             CallError::CredentialRefused => CREDENTIAL_REFUSED,
             CallError::OperatorsOnly => NOT_AN_OPERATOR,
+            CallError::MessageMissing => MESSAGE_MISSING,
             CallError::TooManyMessages { .. } => TOO_MANY_MESSAGES,
             CallError::RequestTimeout { .. } => REQUEST_TIMEOUT,
             CallError::TooManyCalls { .. } => TOO_MANY_CALLS,
@@ -276,6 +291,11 @@ impl From<CallError> for Status {
                         let reason = TOO_MANY_SEARCHES_OF_CLIENT;
                         (reason, "client:searches", RETRY_AFTER_OVERLOAD)
                     }
+                    OverLimit::SearchesOfConnection { .. } => (
+                        TOO_MANY_SEARCHES_OF_CONNECTION,
+                        "connection:searches",
+                        RETRY_AFTER_OVERLOAD,
+                    ),
                     OverLimit::Hashes { retry_after, .. } => {
                         (HASH_QUOTA_SPENT, "client:hashes", retry_after)
                     }
@@ -388,7 +408,12 @@ impl From<CallError> for Status {
                 NOT_AN_OPERATOR,
                 "only an operator may call this method",
             ),
-            // What gRPC's list of the codes has for it.
+            // gRPC's status codes have UNIMPLEMENTED for a unary call with no message or with several.
+            CallError::MessageMissing => plain(
+                Code::Unimplemented,
+                MESSAGE_MISSING,
+                "the method takes one message, and the request has none",
+            ),
             CallError::TooManyMessages { limit: 1 } => plain(
                 Code::Unimplemented,
                 TOO_MANY_MESSAGES,
@@ -698,6 +723,24 @@ mod tests {
                 Code::PermissionDenied,
                 None,
                 Some(NOT_AN_OPERATOR),
+                false,
+                false,
+                false,
+            ),
+            (
+                CallError::OverLimit(OverLimit::SearchesOfConnection { limit: 3 }),
+                Code::ResourceExhausted,
+                None,
+                Some(TOO_MANY_SEARCHES_OF_CONNECTION),
+                true,
+                true,
+                false,
+            ),
+            (
+                CallError::MessageMissing,
+                Code::Unimplemented,
+                None,
+                Some(MESSAGE_MISSING),
                 false,
                 false,
                 false,

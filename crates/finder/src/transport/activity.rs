@@ -23,7 +23,8 @@ use super::counts::Closed;
 #[derive(Debug)]
 pub(super) struct Activity {
     began: Instant,
-    greeted: AtomicBool,
+    /// When the client's first frame arrived, in milliseconds from the beginning; [`NEVER`] until then.
+    greeted: AtomicU64,
     requested: AtomicBool,
     /// Calls whose response has not been written to its end.
     open: AtomicUsize,
@@ -31,7 +32,7 @@ pub(super) struct Activity {
     unread: AtomicUsize,
     /// When either of these changed last, in milliseconds from the beginning.
     changed: AtomicU64,
-    /// Since when the socket has no room, in milliseconds from the beginning; [`READ`] if it has.
+    /// Since when the socket has no room, in milliseconds from the beginning; [`NEVER`] if it has.
     blocked_since: AtomicU64,
     /// Why it is closed, if that was decided elsewhere.
     closed: OnceLock<Closed>,
@@ -40,8 +41,8 @@ pub(super) struct Activity {
 /// How things stand on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Standing {
-    /// The client has sent a frame.
-    pub(super) greeted: bool,
+    /// How long after the connection's beginning the client's first frame arrived, if it has.
+    pub(super) greeted: Option<Duration>,
     /// The client has sent a request.
     pub(super) requested: bool,
     /// Calls whose response has not been written to its end.
@@ -58,18 +59,21 @@ impl Activity {
     pub(super) fn new(began: Instant) -> Arc<Activity> {
         Arc::new(Activity {
             began,
-            greeted: AtomicBool::new(false),
+            greeted: AtomicU64::new(NEVER),
             requested: AtomicBool::new(false),
             open: AtomicUsize::new(0),
             unread: AtomicUsize::new(0),
             changed: AtomicU64::new(0),
-            blocked_since: AtomicU64::new(READ),
+            blocked_since: AtomicU64::new(NEVER),
             closed: OnceLock::new(),
         })
     }
 
+    /// A frame of the client has arrived.
     pub(super) fn greeted(&self) {
-        self.greeted.store(true, Ordering::Relaxed);
+        if self.greeted.load(Ordering::Relaxed) == NEVER {
+            self.greeted.store(self.now(), Ordering::Relaxed);
+        }
     }
 
     /// The first reason counts.
@@ -83,15 +87,15 @@ impl Activity {
 
     /// The socket has no room.
     pub(super) fn blocked(&self) {
-        if self.blocked_since.load(Ordering::Relaxed) == READ {
+        if self.blocked_since.load(Ordering::Relaxed) == NEVER {
             self.blocked_since.store(self.now(), Ordering::Relaxed);
         }
     }
 
     /// It has taken something.
     pub(super) fn unblocked(&self) {
-        if self.blocked_since.load(Ordering::Relaxed) != READ {
-            self.blocked_since.store(READ, Ordering::Relaxed);
+        if self.blocked_since.load(Ordering::Relaxed) != NEVER {
+            self.blocked_since.store(NEVER, Ordering::Relaxed);
         }
     }
 
@@ -101,14 +105,17 @@ impl Activity {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        let blocked = self.blocked_since.load(Ordering::Relaxed);
+        let at = |time: &AtomicU64| {
+            let time = time.load(Ordering::Relaxed);
+            (time != NEVER).then(|| Duration::from_millis(time))
+        };
         Standing {
-            greeted: self.greeted.load(Ordering::Relaxed),
+            greeted: at(&self.greeted),
             requested: self.requested.load(Ordering::Relaxed),
             open: self.open.load(Ordering::Relaxed),
             unread: self.unread.load(Ordering::Relaxed),
             changed: Duration::from_millis(self.changed.load(Ordering::Relaxed)),
-            blocked: (blocked != READ).then(|| Duration::from_millis(blocked)),
+            blocked: at(&self.blocked_since),
         }
     }
 
@@ -119,13 +126,13 @@ impl Activity {
         self.change();
         OpenCall(Arc::new(Open {
             activity: Arc::clone(self),
-            unread_since: AtomicU64::new(READ),
+            unread_since: AtomicU64::new(NEVER),
             kept: Mutex::new(None),
         }))
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(READ - 1)
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(NEVER - 1)
     }
 
     fn change(&self) -> u64 {
@@ -154,8 +161,8 @@ impl fmt::Debug for Open {
     }
 }
 
-/// That no frame waits, or that the socket has room.
-const READ: u64 = u64::MAX;
+/// The time of an event that has not happened: no frame waits, or the socket has room.
+const NEVER: u64 = u64::MAX;
 
 impl OpenCall {
     /// For how long the last frame of its response has been waiting to be taken, if it is.
@@ -166,7 +173,7 @@ impl OpenCall {
             let elapsed = activity.began.elapsed();
             elapsed.saturating_sub(Duration::from_millis(since))
         };
-        (since != READ).then(unread)
+        (since != NEVER).then(unread)
     }
 
     /// Keeps something until the call's response was written to its end, or nobody takes the rest of it. That
@@ -183,7 +190,7 @@ impl OpenCall {
 
     fn asked(&self) {
         let activity = &self.0.activity;
-        if self.0.unread_since.swap(READ, Ordering::Relaxed) != READ {
+        if self.0.unread_since.swap(NEVER, Ordering::Relaxed) != NEVER {
             activity.unread.fetch_sub(1, Ordering::Relaxed);
             activity.change();
         }

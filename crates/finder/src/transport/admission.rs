@@ -1,7 +1,7 @@
 //! Which connections are taken: so many in all, so many of each address.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -20,7 +20,7 @@ const SWEPT_FROM: usize = 1000;
 
 /// Counts the connections; clones are the same.
 #[derive(Clone)]
-pub(super) struct Admission(Arc<Inner>);
+pub(crate) struct Admission(Arc<Inner>);
 
 struct Inner {
     connections: NonZeroUsize,
@@ -33,21 +33,30 @@ struct Inner {
 struct State {
     connections: usize,
     addresses: HashMap<Origin, Address>,
-    /// Those that have said nothing yet, the oldest first.
-    silent: BTreeMap<u64, Arc<Notify>>,
+    /// Connections that have not spoken yet, the oldest first.
+    silent: BTreeMap<u64, Silent>,
     next: u64,
     /// With how many addresses those are looked through that may be forgotten.
     next_sweep: usize,
 }
 
+/// A connection that has not spoken yet.
+struct Silent {
+    address: Origin,
+    /// Told when the connection loses its place.
+    made_room: Arc<Notify>,
+}
+
 struct Address {
     connections: usize,
+    /// Numbers of those that have not spoken yet.
+    silent: BTreeSet<u64>,
     /// Kept until it is full again, so that nobody gets a new one by connecting anew.
     shared: Arc<Mutex<Shared>>,
 }
 
 /// A connection's place among the others, until it is dropped.
-pub(super) struct Place {
+pub(crate) struct Place {
     admission: Admission,
     address: Origin,
     number: u64,
@@ -56,7 +65,9 @@ pub(super) struct Place {
 }
 
 impl Admission {
-    pub(super) fn new(
+    /// Admits at most `connections`, and at most `of_address` of one address. Of `flood`, only the rate of new
+    /// connections matters here.
+    pub(crate) fn new(
         connections: NonZeroUsize,
         of_address: NonZeroUsize,
         flood: FloodLimits,
@@ -72,23 +83,26 @@ impl Admission {
         }))
     }
 
-    /// A place for a connection of this address. When all are taken, whoever has been silent for longest
-    /// loses theirs: an honest client speaks as soon as it is connected.
+    /// Takes a place for a connection of this address. When all are taken, in total or of the address, the
+    /// connection among these that has been silent for longest loses its place: an honest client speaks as soon as
+    /// it is connected.
     ///
     /// # Errors
     ///
-    /// Why there is none.
-    pub(super) fn admit(&self, address: Origin, now: Instant) -> Result<Place, Closed> {
+    /// Why there is no place.
+    pub(crate) fn admit(&self, address: Origin, now: Instant) -> Result<Place, Closed> {
         let flood = self.0.flood;
         let mut state = self.lock();
         let state = &mut *state;
         state.sweep(flood, now);
         let new = || Address {
             connections: 0,
+            silent: BTreeSet::new(),
             shared: Arc::new(Mutex::new(Shared::new(flood, now))),
         };
         let entry = state.addresses.entry(address).or_insert_with(new);
-        if entry.connections >= self.0.of_address.get() {
+        let is_full = entry.connections >= self.0.of_address.get();
+        if is_full && entry.silent.is_empty() {
             return Err(Closed::TooManyOfAddress);
         }
         let shared = Arc::clone(&entry.shared);
@@ -98,16 +112,29 @@ impl Admission {
         if !may_connect {
             return Err(Closed::TooFast);
         }
-        if state.connections >= self.0.connections.get() {
-            let (_, silent) = state.silent.pop_first().ok_or(Closed::TooMany)?;
+        let loser = if is_full {
+            entry.silent.first().copied()
+        } else if state.connections >= self.0.connections.get() {
+            let longest = state.silent.first_key_value().ok_or(Closed::TooMany)?;
+            Some(*longest.0)
+        } else {
+            None
+        };
+        if let Some(silent) = loser.and_then(|loser| state.end_silence(loser)) {
             silent.notify_one();
         }
-        entry.connections += 1;
-        state.connections += 1;
         let number = state.next;
         state.next += 1;
         let made_room = Arc::new(Notify::new());
-        state.silent.insert(number, Arc::clone(&made_room));
+        let silent = Silent {
+            address,
+            made_room: Arc::clone(&made_room),
+        };
+        state.silent.insert(number, silent);
+        state.connections += 1;
+        let entry = state.addresses.entry(address).or_insert_with(new);
+        entry.connections += 1;
+        entry.silent.insert(number);
         Ok(Place {
             admission: self.clone(),
             address,
@@ -124,6 +151,15 @@ impl Admission {
 }
 
 impl State {
+    /// The connection has spoken or loses its place; returns what to tell it if it was silent.
+    fn end_silence(&mut self, number: u64) -> Option<Arc<Notify>> {
+        let Silent { address, made_room } = self.silent.remove(&number)?;
+        if let Some(address) = self.addresses.get_mut(&address) {
+            address.silent.remove(&number);
+        }
+        Some(made_room)
+    }
+
     /// Forgets addresses that have no connection and owe nothing, when there are twice as many as last time.
     fn sweep(&mut self, flood: FloodLimits, now: Instant) {
         if self.addresses.len() < self.next_sweep {
@@ -146,9 +182,9 @@ impl Place {
         Arc::clone(&self.shared)
     }
 
-    /// It has said something, and keeps its place.
-    pub(super) fn spoke(&self) {
-        self.admission.lock().silent.remove(&self.number);
+    /// The connection has spoken, and keeps its place.
+    pub(crate) fn spoke(&self) {
+        self.admission.lock().end_silence(self.number);
     }
 
     /// It has broken the rules, which makes those wait that its address begins next.
@@ -157,8 +193,8 @@ impl Place {
         shared.broke(self.admission.0.flood, now);
     }
 
-    /// Waits until another one takes the place. Dropping the future changes nothing.
-    pub(super) async fn lost(&self) {
+    /// Waits until another connection takes the place. Dropping the future changes nothing.
+    pub(crate) async fn lost(&self) {
         self.made_room.notified().await;
     }
 }
@@ -167,7 +203,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.admission.lock();
         state.connections -= 1;
-        state.silent.remove(&self.number);
+        state.end_silence(self.number);
         if let Some(address) = state.addresses.get_mut(&self.address) {
             address.connections -= 1;
         }
@@ -205,12 +241,30 @@ mod tests {
         let admission = admission(10, 2);
         let now = Instant::now();
         let first = admission.admit(address(1), now).unwrap();
-        let _second = admission.admit(address(1), now).unwrap();
+        let second = admission.admit(address(1), now).unwrap();
+        first.spoke();
+        second.spoke();
         let third = admission.admit(address(1), now);
         assert_eq!(third.err(), Some(Closed::TooManyOfAddress));
         let _other = admission.admit(address(2), now).unwrap();
         drop(first);
         assert!(admission.admit(address(1), now).is_ok());
+    }
+
+    #[test]
+    fn an_address_that_has_its_share_loses_its_longest_silent_connection() {
+        let admission = admission(10, 3);
+        let now = Instant::now();
+        let other = admission.admit(address(2), now).unwrap();
+        let places = [(); 3].map(|()| admission.admit(address(1), now).unwrap());
+        places[0].spoke();
+        let fourth = admission.admit(address(1), now).unwrap();
+        let lost = [&other, &places[0], &places[1], &places[2]].map(has_lost);
+        assert_eq!(lost, [false, false, true, false]);
+        fourth.spoke();
+        places[2].spoke();
+        let fifth = admission.admit(address(1), now);
+        assert_eq!(fifth.err(), Some(Closed::TooManyOfAddress));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{activity::Standing, counts::Closed};
 /// were told to stop. These stop within a slice, so nearly all of this is for a machine that is very busy.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// How long a connection may do what. Each is counted from where the one before ended.
+/// Time limits of a connection. The first three start where the one before ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lifetimes {
     /// Until it has finished its handshakes, TLS's and HTTP/2's.
@@ -62,6 +62,17 @@ enum Stage {
     },
 }
 
+impl Lifetimes {
+    /// Until when the handshakes must have ended, counted from the connection's beginning, and why it is closed
+    /// otherwise.
+    pub(super) fn opening(&self) -> (Duration, Closed) {
+        match self.age {
+            Some(age) if age < self.handshake => (age, Closed::Age),
+            _ => (self.handshake, Closed::Handshake),
+        }
+    }
+}
+
 impl Lifetime {
     pub(super) fn new(limits: Lifetimes) -> Lifetime {
         Lifetime {
@@ -93,16 +104,21 @@ impl Lifetime {
                 // matter.
                 (at, _) if now < at => {
                     let Lifetimes {
+                        first_request,
                         idle,
                         unread,
                         blocked,
                         ..
                     } = self.limits;
-                    let soonest = idle.min(unread).min(blocked);
+                    let mut soonest = idle.min(unread).min(blocked);
+                    if !standing.requested {
+                        soonest = soonest.min(first_request);
+                    }
                     Step::Wait(at.min(now.saturating_add(soonest)))
                 }
-                // Nothing could be told.
-                (_, why @ (Closed::Handshake | Closed::Keepalive)) => Step::Cut(why),
+                // The client cannot be told.
+                (_, why) if standing.greeted.is_none() => Step::Cut(why),
+                (_, why @ Closed::Keepalive) => Step::Cut(why),
                 (_, why) => {
                     self.stage = Stage::Leaving {
                         why,
@@ -128,18 +144,19 @@ impl Lifetime {
     /// Until when it may last as things stand, and why no longer.
     fn due(&self, standing: Standing) -> (Duration, Closed) {
         let limits = &self.limits;
-        let (from, limit, why) = if !standing.greeted {
-            return (limits.handshake, Closed::Handshake);
-        } else if !standing.requested {
-            (limits.handshake, limits.first_request, Closed::NoRequest)
-        } else if standing.open == 0 {
-            (standing.changed, limits.idle, Closed::Idle)
-        } else if standing.unread >= standing.open {
-            (standing.changed, limits.unread, Closed::Unread)
-        } else {
-            // It is busy.
-            (Duration::MAX, Duration::ZERO, Closed::Idle)
-        };
+        let (from, limit, why) =
+            if let (Some(greeted), false) = (standing.greeted, standing.requested) {
+                (greeted, limits.first_request, Closed::NoRequest)
+            } else if !standing.requested {
+                (Duration::ZERO, limits.handshake, Closed::Handshake)
+            } else if standing.open == 0 {
+                (standing.changed, limits.idle, Closed::Idle)
+            } else if standing.unread >= standing.open {
+                (standing.changed, limits.unread, Closed::Unread)
+            } else {
+                // It is busy.
+                (Duration::MAX, Duration::ZERO, Closed::Idle)
+            };
         let due = (from.saturating_add(limit), why);
         let age = limits.age.map(|age| (age, Closed::Age));
         let blocked = standing.blocked.map(|since| {
@@ -170,7 +187,7 @@ mod tests {
     };
 
     const IDLE: Standing = Standing {
-        greeted: true,
+        greeted: Some(seconds(1)),
         requested: true,
         open: 0,
         unread: 0,
@@ -182,7 +199,7 @@ mod tests {
     fn who_says_nothing_is_cut_and_who_asks_nothing_is_told() {
         let mut silent = Lifetime::new(LIMITS);
         let mut standing = Standing {
-            greeted: false,
+            greeted: None,
             requested: false,
             changed: Duration::ZERO,
             ..IDLE
@@ -192,16 +209,38 @@ mod tests {
             silent.step(seconds(10), standing),
             Step::Cut(Closed::Handshake)
         );
-        standing.greeted = true;
+        // The time for the first request starts at the end of the handshake.
+        standing.greeted = Some(seconds(2));
         let mut greeted = Lifetime::new(LIMITS);
-        assert_eq!(greeted.step(seconds(10), standing), Step::Wait(seconds(40)));
+        assert_eq!(greeted.step(seconds(10), standing), Step::Wait(seconds(32)));
         let leave = Step::Leave(Closed::NoRequest);
-        assert_eq!(greeted.step(seconds(40), standing), leave);
-        assert_eq!(greeted.step(seconds(40), standing), Step::Wait(seconds(45)));
-        assert_eq!(greeted.step(seconds(45), standing), Step::Stop);
-        assert_eq!(greeted.step(seconds(45), standing), Step::Wait(seconds(46)));
+        assert_eq!(greeted.step(seconds(32), standing), leave);
+        assert_eq!(greeted.step(seconds(32), standing), Step::Wait(seconds(37)));
+        assert_eq!(greeted.step(seconds(37), standing), Step::Stop);
+        assert_eq!(greeted.step(seconds(37), standing), Step::Wait(seconds(38)));
         let cut = Step::Cut(Closed::NoRequest);
-        assert_eq!(greeted.step(seconds(46), standing), cut);
+        assert_eq!(greeted.step(seconds(38), standing), cut);
+    }
+
+    /// Nothing wakes the connection's task when a handshake ends, so it has to look often enough.
+    #[test]
+    fn limits_below_that_of_the_handshake_count_from_the_end_of_the_handshake() {
+        let limits = Lifetimes {
+            first_request: seconds(2),
+            ..LIMITS
+        };
+        let mut standing = Standing {
+            greeted: None,
+            requested: false,
+            changed: Duration::ZERO,
+            ..IDLE
+        };
+        let mut lifetime = Lifetime::new(limits);
+        assert_eq!(lifetime.step(seconds(0), standing), Step::Wait(seconds(2)));
+        standing.greeted = Some(seconds(1));
+        assert_eq!(lifetime.step(seconds(2), standing), Step::Wait(seconds(3)));
+        let leave = Step::Leave(Closed::NoRequest);
+        assert_eq!(lifetime.step(seconds(3), standing), leave);
     }
 
     #[test]
@@ -266,6 +305,22 @@ mod tests {
         let mut old = Lifetime::new(limits);
         assert_eq!(old.step(seconds(60), busy), Step::Wait(seconds(70)));
         assert_eq!(old.step(seconds(70), busy), Step::Leave(Closed::Age));
+        let young = Lifetimes {
+            age: Some(seconds(3)),
+            ..LIMITS
+        };
+        // An age below the limit of the handshake; the client can be told only once it speaks HTTP/2.
+        let mut lifetime = Lifetime::new(young);
+        assert_eq!(lifetime.step(seconds(0), IDLE), Step::Wait(seconds(3)));
+        assert_eq!(lifetime.step(seconds(3), IDLE), Step::Leave(Closed::Age));
+        let silent = Standing {
+            greeted: None,
+            requested: false,
+            ..IDLE
+        };
+        let mut lifetime = Lifetime::new(young);
+        assert_eq!(lifetime.step(seconds(0), silent), Step::Wait(seconds(3)));
+        assert_eq!(lifetime.step(seconds(3), silent), Step::Cut(Closed::Age));
         let mut leaving = Lifetime::new(limits);
         leaving.leave();
         let forever = Step::Wait(Duration::MAX);

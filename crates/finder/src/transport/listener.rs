@@ -283,7 +283,7 @@ impl Connection {
     }
 
     /// Who is at the other end.
-    pub(super) fn peer(&self) -> &Peer {
+    pub(crate) fn peer(&self) -> &Peer {
         &self.peer
     }
 

@@ -13,6 +13,7 @@ mod tls;
 
 pub(crate) use self::{
     activity::OpenCall,
+    admission::Admission,
     counts::Counts,
     lifetime::Lifetimes,
     listener::{Listener, addresses},

@@ -109,9 +109,13 @@ const MAX_NAME_LEN: usize = 255;
 /// What an address stands for: itself, or the network whose address comes back with `false`.
 fn network(address: IpAddr) -> (IpAddr, bool) {
     match address.to_canonical() {
-        // Those that are left out are one host, on whichever network it is.
-        IpAddr::V6(address) if !address.is_unicast_link_local() && !address.is_unique_local() => {
-            // Whoever has one of these may well have the 64 bits behind it too.
+        // An address of the others is one host.
+        IpAddr::V6(address)
+            if !address.is_loopback()
+                && !address.is_unicast_link_local()
+                && !address.is_unique_local() =>
+        {
+            // A client that has one of these addresses may well have the 64 bits behind it too.
             (IpAddr::V6(first_64(address)), false)
         }
         host => (host, true),
@@ -221,6 +225,7 @@ mod tests {
             ("::ffff:10.0.0.7", "ip:10.0.0.7"),
             ("2001:db8:1:2:3:4:5:6", "ip:2001:db8:1:2::/64"),
             ("fe80::1:2", "ip:fe80::1:2"),
+            ("::1", "ip:::1"),
             ("user:1000", "user:1000"),
             ("key:0123-ab_C", "key:0123-ab_C"),
             ("jwt:auth0|12:34=5", "jwt:auth0|12:34=5"),

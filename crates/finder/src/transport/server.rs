@@ -196,9 +196,10 @@ where
     /// and little else.
     async fn greet(&self, connection: Connection, place: Place, leaving: CancellationToken) {
         let began = Instant::now();
-        let patience = self.limits.lifetimes.handshake;
+        let lifetimes = self.lifetimes(connection.peer().connection);
+        let (patience, too_late) = lifetimes.opening();
         let spoke = tokio::select! {
-            spoke = timeout(patience, connection.readable()) => spoke.map_err(|_| Closed::Handshake),
+            spoke = timeout(patience, connection.readable()) => spoke.map_err(|_| too_late),
             () = place.lost() => Err(Closed::MadeRoom),
             () = leaving.cancelled() => return,
         };
@@ -224,7 +225,7 @@ where
                 return;
             }
             Err(_) => {
-                self.closed(&peer, Closed::Handshake);
+                self.closed(&peer, too_late);
                 return;
             }
         };

@@ -4,6 +4,7 @@ import base64
 import re
 import socket
 import time
+import urllib.parse
 
 import grpc
 import h2.config
@@ -140,7 +141,7 @@ def test_only_post_is_executed(watched, raw, method):  # noqa: F811
     line = server.wait_for("call refused")
     assert re.search(r'method="Find" peer=127\.0\.0\.1:\d+ code=HTTP 405 ', line), line
     samples = until(server, REFUSED, 1, reason="NOT_POST")
-    assert value(samples, "grpc_server_handled_total", grpc_code="Unknown") == 1
+    assert value(samples, "grpc_server_handled_total", grpc_code="Unimplemented") == 1
     # Nothing else became of the connection.
     assert connection.call().code == 0
 
@@ -237,6 +238,9 @@ def test_one_message_is_enough(watched, raw):  # noqa: F811
     until(server, REFUSED, 2, reason="TOO_MANY_MESSAGES")
 
 
+HEALTH = "/grpc.health.v1.Health/Check"
+
+
 def test_what_is_refused_before_a_handler_is_counted_and_logged(watched, raw):  # noqa: F811
     server = watched()
     connection = raw(server)
@@ -245,19 +249,86 @@ def test_what_is_refused_before_a_handler_is_counted_and_logged(watched, raw):  
     for refused, code, reason, method in [
         ({"path": long}, 12, "UNKNOWN_METHOD", "unknown"),
         ({"path": "/hash_name.HashFinder/Fin"}, 12, "UNKNOWN_METHOD", "unknown"),
+        ({"path": "/hash_name.HashFinder/Fin", "data": b""}, 12, "UNKNOWN_METHOD", "unknown"),
         ({"grpc_timeout": "soon"}, 3, "BAD_TIMEOUT", "Find"),
-        ({"data": message(b"\xff")}, 13, "MALFORMED", "Find"),
-        ({"data": b""}, 13, "MALFORMED", "Find"),
-        ({"data": b"\x01" + message()[1:]}, 13, "MALFORMED", "Find"),
+        ({"data": message(b"\xff")}, 3, "MALFORMED", "Find"),
+        ({"data": message(b"\xff"), "path": HEALTH}, 3, "MALFORMED", "Check"),
+        ({"data": message()[:3]}, 3, "MALFORMED", "Find"),
+        ({"data": message()[:-1]}, 3, "MALFORMED", "Find"),
+        ({"data": b""}, 12, "MESSAGE_MISSING", "Find"),
+        ({"data": b"", "path": HEALTH}, 12, "MESSAGE_MISSING", "Check"),
+        ({"data": b"\x01" + message()[1:]}, 3, "MALFORMED", "Find"),
+        ({"data": b"\x07" + message()[1:]}, 3, "MALFORMED", "Find"),
         ({"grpc_encoding": "gzip"}, 12, "MALFORMED", "Find"),
         ({"data": message(5000 * b"a")}, 8, "MESSAGE_TOO_LONG", "Find"),
+        ({"content_type": "text/plain"}, None, "NOT_GRPC", "Find"),
+        ({"method": "PUT"}, None, "NOT_POST", "Find"),
+        ({f"x{number}": "" for number in range(99)}, None, "TOO_MANY_FIELDS", "Find"),
     ]:
         seen[reason] = seen.get(reason, 0) + 1
-        assert connection.call(**refused).code == code, refused
+        answer = connection.call(**refused)
+        if code is None:
+            assert 400 <= answer.http < 500, refused
+        else:
+            assert answer.code == code, refused
         line = server.wait_for("call refused")
         assert f' method="{method}" peer=127.0.0.1:' in line, line
     for reason, times in seen.items():
-        until(server, REFUSED, times, reason=reason)
+        samples = until(server, REFUSED, times, reason=reason)
+    # None of it counts as a failure of the server's.
+    for failure in ["Internal", "Unknown", "DataLoss"]:
+        assert value(samples, "grpc_server_handled_total", grpc_code=failure) == 0
+    ended = value(samples, "grpc_server_handled_total")
+    assert ended == value(samples, "grpc_server_started_total") == sum(seen.values())
+
+
+def test_a_request_without_a_message_is_refused_as_one_with_two(watched, raw):  # noqa: F811
+    server = watched()
+    connection = raw(server)
+    # The stream ends with the headers, with empty data, and with trailers.
+    at_once = connection.begin(end=True)
+    later = connection.begin()
+    connection.send(later, b"", end=True)
+    trailed = connection.begin()
+    connection.h2.send_headers(trailed, [("x", "y")], end_stream=True)
+    connection.flush()
+    for stream in [at_once, later, trailed]:
+        answer = connection.answer(stream)
+        assert (answer.http, answer.code, answer.reason) == (200, 12, "MESSAGE_MISSING")
+    until(server, REFUSED, 3, reason="MESSAGE_MISSING")
+    # Where there may be several there may be none.
+    none = connection.answer(connection.begin(REFLECTION, end=True))
+    assert none.code == 0
+    assert connection.call().code == 0
+
+
+def test_no_status_quotes_a_request_at_length(serve, raw):
+    server = serve("--maximum-header-list", "65536")
+    connection = raw(server)
+    long = 15_000 * "x"
+    wide = 15_000 * "\u00e9"
+    symbol = message(b"\x22" + varint(3900) + 3900 * b"s")
+    for refused, start in [
+        ({"path": f"/{long}/{long}"}, "unknown method /xxx"),
+        ({"path": f"/{wide}/x"}, "unknown method /"),
+        ({"path": f"/hash_name.HashFinder/{long}"}, "unknown method /hash_name.HashFinder/xxx"),
+        ({"grpc_encoding": long}, "Content is compressed with `xxx"),
+        ({"grpc_timeout": long}, ""),
+        ({"path": REFLECTION, "data": symbol}, "symbol 'sss"),
+        ({"data": message(b"\x0a" + varint(4000) + 4000 * b"%")}, ""),
+    ]:
+        answer = connection.call(**refused)
+        fields = answer.trailers or answer.headers
+        text = urllib.parse.unquote(fields["grpc-message"])
+        assert text.startswith(start), text
+        assert len(text.encode()) <= 512 + len("...") and answer.code not in (0, 2, 13)
+        # What clients commonly take.
+        assert sum(len(name) + len(value) + 32 for name, value in fields.items()) < 8192
+
+
+def varint(number):
+    """A length as protobuf writes it."""
+    return bytes([number & 0x7F | 0x80, number >> 7])
 
 
 def test_a_flood_of_refusals_is_not_one_of_lines(watched, raw):  # noqa: F811

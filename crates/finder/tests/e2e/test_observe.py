@@ -11,6 +11,7 @@ import time
 import grpc
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGTERM
+from prometheus_client import parser
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from test_contract import HARD
 from test_v1_searches import begin
@@ -32,16 +33,19 @@ def watched(serve):
     return start
 
 
-def get(server, path="/metrics", method="GET"):
+OPENMETRICS = "application/openmetrics-text"
+
+
+def get(server, path="/metrics", method="GET", accept=None):
     connection = http.client.HTTPConnection("127.0.0.1", server.metrics, timeout=PATIENCE_S)
-    connection.request(method, path)
+    connection.request(method, path, headers={"accept": accept} if accept else {})
     response = connection.getresponse()
     return response, response.read().decode()
 
 
 def scrape(server):
     """Every sample, by its name and its labels; the parser takes nothing but what OpenMetrics allows."""
-    response, text = get(server)
+    response, text = get(server, accept=OPENMETRICS)
     assert response.status == 200
     assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     samples = {}
@@ -188,9 +192,57 @@ def test_only_metrics_are_shown(watched):
     assert get(server, "/")[0].status == 404
     assert get(server, "/metrics/")[0].status == 404
     for method in ["POST", "PUT", "DELETE", "OPTIONS"]:
-        response, _ = get(server, method=method)
-        assert (response.status, response.headers["allow"]) == (405, "GET")
+        for path in ["/metrics", "/healthz"]:
+            response, _ = get(server, path, method=method)
+            assert (response.status, response.headers["allow"]) == (405, "GET, HEAD")
     assert get(server, "/metrics?name[]=x")[0].status == 200
+
+
+def test_metrics_are_prometheus_text_unless_openmetrics_is_named(watched):
+    server = watched()
+    for accept in [None, "*/*", "text/plain", f"{OPENMETRICS};q=0.4,text/plain;q=0.5"]:
+        response, text = get(server, accept=accept)
+        assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        assert "# EOF" not in text
+        families = list(parser.text_string_to_metric_families(text))
+        assert all(family.documentation and family.type != "unknown" for family in families)
+        # The parser takes a counter's suffix off.
+        classic = {(sample.name, tuple(sorted(sample.labels.items()))) for family in families for sample in family.samples}
+        assert classic == scrape(server).keys()
+    prometheus = f"{OPENMETRICS};version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+    for accept in [OPENMETRICS, f"{OPENMETRICS};q=0.5,text/plain;q=0.5", prometheus]:
+        response, text = get(server, accept=accept)
+        assert response.headers["content-type"].startswith(OPENMETRICS)
+        assert text.endswith("# EOF\n")
+
+
+def test_head_is_answered_as_get_without_the_body(watched):
+    server = watched()
+    for path in ["/metrics", "/healthz", "/nothing"]:
+        headed, nothing = get(server, path, method="HEAD")
+        gotten, text = get(server, path)
+        assert nothing == "" and text
+        assert headed.status == gotten.status
+        assert headed.headers["content-type"] == gotten.headers["content-type"]
+        assert int(headed.headers["content-length"]) > 0
+
+
+def test_health_follows_the_health_service(watched, finder, pb):
+    server = watched("--drain-grace", "30s")
+    stream, _ = begin(finder(server), pb)
+    response, text = get(server, "/healthz")
+    assert (response.status, text) == (200, "SERVING\n")
+    server.send(SIGTERM)
+    until(server, "hashfinder_draining", 1)
+    server.wait_for("draining")
+    seen = None
+    deadline = time.monotonic() + PATIENCE_S
+    while seen != (503, "NOT_SERVING\n"):
+        assert time.monotonic() < deadline, seen
+        response, text = get(server, "/healthz")
+        seen = response.status, text
+    stream.cancel()
+    assert server.wait() == 0
 
 
 def exchanged(server, request):
@@ -213,14 +265,51 @@ def test_careless_scrapers_are_let_go(watched):
     assert exchanged(server, b"\x16\x03\x01\x02\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     # A request is answered, and then nobody waits for another one.
     answer = exchanged(server, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"# EOF\n")
-    # As many as have room say nothing; whoever comes after them is answered when they are gone.
-    silent = [socket.create_connection(("127.0.0.1", server.metrics)) for _ in range(16)]
-    assert get(server)[0].status == 200
-    for stream in silent:
-        stream.settimeout(PATIENCE_S)
-        assert stream.recv(1) == b""
-        stream.close()
+    assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"\n")
+
+
+@pytest.mark.parametrize("half", [b"", b"GET /metrics HTTP/1.1\r\nhost:"])
+def test_half_open_requests_make_room_for_a_scrape(watched, half):
+    server = watched()
+
+    def round():
+        """Whether a scrape was answered while most of the half-open requests were still waited for."""
+        opened = []
+        for _ in range(32):
+            opened.append(socket.create_connection(("127.0.0.1", server.metrics), PATIENCE_S))
+            opened[-1].sendall(half)
+        assert get(server)[0].status == 200
+        # More than have room at one address: the longest silent ones were closed for the others.
+        for stream in opened[:16]:
+            assert closed(stream)
+        opened[-1].setblocking(False)
+        try:
+            is_open = opened[-1].recv(1) != b""
+        except BlockingIOError:
+            is_open = True
+        except ConnectionResetError:
+            is_open = False
+        # In the end all are.
+        for stream in opened[16:]:
+            assert closed(stream)
+        return is_open
+
+    # On a busy machine a round can take so long that all of them have timed out.
+    deadline = time.monotonic() + PATIENCE_S
+    while not round():
+        assert time.monotonic() < deadline
+
+
+def closed(stream):
+    """Waits until the server has closed a connection; what it answered does not matter."""
+    stream.settimeout(PATIENCE_S)
+    try:
+        while stream.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    stream.close()
+    return True
 
 
 def test_nothing_is_tested_after_the_calls_have_ended(watched, connect, stubs):
@@ -353,7 +442,7 @@ SUFFIXES = {
 
 
 def test_the_dashboard_asks_for_what_there_is(watched):
-    _, text = get(watched())
+    _, text = get(watched(), accept=OPENMETRICS)
     labels = {}
     for family in text_string_to_metric_families(text):
         names = {family.name + suffix for suffix in SUFFIXES[family.type]}

@@ -94,6 +94,33 @@ def test_so_many_calls_may_be_open(watched, raw, connect, stubs, flags, subject)
     assert decoded(find())
 
 
+def test_one_connection_leaves_searches_to_its_clients_others(serve, finder, pb):
+    server = serve("--maximum-searches-per-client", "4")
+    busy, other = finder(server), finder(server)
+    streams = [begin(busy, pb) for _ in range(3)]
+    reason, subject, _ = refusal(lambda: begin(busy, pb))
+    assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CONNECTION", "connection:searches")
+    streams.append(begin(other, pb))
+    reason, subject, _ = refusal(lambda: begin(other, pb))
+    assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
+    # What one connection gives back it may have again.
+    streams[0][0].cancel()
+    server.call_ended(cause='"client gone"')
+    streams.append(begin(busy, pb))
+
+
+def test_one_connection_leaves_open_calls_to_its_addresss_others(watched, raw, connect, stubs):  # noqa: F811
+    server = watched("--request-timeout", "1h", "--maximum-open-calls-per-address", "8")
+    connection = raw(server)
+    # The client learns how many it may have open, and waits with the next.
+    while connection.h2.remote_settings.max_concurrent_streams != 6:
+        connection.read()
+    for _ in range(6):
+        connection.begin()
+    until(server, "hashfinder_open_calls", 6)
+    assert decoded(connect(server).Find(stubs.Request(desired_name="aa")))
+
+
 def test_a_client_may_have_other_searches_than_everybody(serve, finder, pb):
     server = serve("--maximum-searches-per-client", "5", "--client-searches", "127.0.0.1=2")
     stub = finder(server)

@@ -197,6 +197,14 @@ def test_a_long_state_is_not_handed_on(serve, connect, stubs, collector):
     assert (span.trace_id.hex(), span.trace_state) == (TRACE, "")
 
 
+@pytest.mark.parametrize("broken", ["canary", "a=1,canary", "=canary", "a=", "a=1,a=2", "A=1"])
+def test_a_broken_state_is_not_passed_on(serve, connect, stubs, collector, broken):
+    stub = connect(serve("--otlp-endpoint", collector.url))
+    stub.Find(stubs.Request(desired_name="aa"), metadata=traced(state=broken))
+    span = collector.next()
+    assert (span.trace_id.hex(), span.trace_state) == (TRACE, "")
+
+
 def test_no_span_holds_what_was_sent(serve, connect, finder, pb, stubs, collector):
     server = serve("--otlp-endpoint", collector.url)
     connect(server).Find(stubs.Request(desired_name="aa"))

@@ -152,9 +152,19 @@ def test_who_says_nothing_is_cut_off(serve, raw):
 
 
 def test_who_asks_nothing_is_told_to_leave(serve, raw):
-    server = serve("--handshake-timeout", "1s", "--first-request-timeout", "1s")
+    # The time for the first request starts when the handshake has ended, not when it could have ended.
+    server = serve("--handshake-timeout", "1h", "--first-request-timeout", "1s")
     kinds = raw(server).greet().rest()
     assert GOAWAY in kinds
+
+
+def test_a_connection_gets_no_older_than_it_may_even_before_it_speaks(serve, raw):
+    server = serve("--handshake-timeout", "1h", "--maximum-connection-age", "1s")
+    silent, no_settings = (raw(server, answers=False) for _ in range(2))
+    no_settings.send(PREFACE)
+    assert silent.rest() == []
+    # It cannot be told before it speaks HTTP/2.
+    assert GOAWAY not in no_settings.rest()
 
 
 def test_an_idle_connection_is_told_to_leave_and_a_busy_one_stays(serve, raw, stubs, connect):
@@ -177,8 +187,8 @@ def test_an_idle_connection_is_told_to_leave_and_a_busy_one_stays(serve, raw, st
 
 
 def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, pb):
-    # How old a connection is may only be looked at once the time for its handshake has passed.
-    soon = "--handshake-timeout", "1s", "--maximum-connection-age", "300ms"
+    # An age below the time for the handshake counts, too.
+    soon = "--handshake-timeout", "1h", "--maximum-connection-age", "2s"
     server = serve(*soon, "--connection-grace", "100ms")
     stream = connect(server).FindRange(stubs.Request(desired_name=HARD))
     with pytest.raises(grpc.RpcError) as error:
@@ -188,7 +198,7 @@ def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, p
     # Age comes to connections, not to clients. Here their calls have all the time that they need.
     server = serve(*soon, "--connection-grace", "1m")
     stub = connect(server)
-    until = time.monotonic() + 3
+    until = time.monotonic() + 5
     while time.monotonic() < until:
         assert stub.Find(stubs.Request(desired_name="aa")).secret
 
@@ -210,6 +220,20 @@ def test_an_address_has_no_more_connections_than_its_share(serve, raw, stubs):
             break
         assert time.monotonic() < deadline
     again.find(stubs)
+
+
+def test_silent_connections_of_an_address_make_room_for_its_others(serve, raw, stubs):
+    server = serve("--maximum-connections-per-address", "3", "--handshake-timeout", "1h")
+    other = raw(server, source="127.0.0.2")
+    speaking = raw(server).greet()
+    silent = [raw(server) for _ in range(2)]
+    newcomers = [raw(server).greet() for _ in range(2)]
+    for connection in silent:
+        assert connection.rest() == []
+    # All three speak, so there is no room at this address any more.
+    assert raw(server).rest() == []
+    for connection in [speaking, *newcomers, other.greet()]:
+        connection.find(stubs)
 
 
 def test_silent_connections_make_room_for_those_that_speak(serve, raw, stubs):

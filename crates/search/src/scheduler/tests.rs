@@ -756,6 +756,44 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
 }
 
 #[test]
+fn one_connection_leaves_a_quarter_of_its_clients_searches_to_the_others() {
+    let mut scheduler = Scheduler::new(Limits {
+        searches_per_client: 8,
+        ..Limits::default()
+    });
+    let (first, second) = (client("a", 1), client("a", 2));
+    for _ in 0..6 {
+        scheduler.admit(&first, Duration::ZERO).unwrap();
+    }
+    let refused = scheduler.admit(&first, Duration::ZERO);
+    assert_eq!(refused, Err(OverLimit::SearchesOfConnection { limit: 6 }));
+    for _ in 0..2 {
+        scheduler.admit(&second, Duration::ZERO).unwrap();
+    }
+    let refused = scheduler.admit(&second, Duration::ZERO);
+    assert_eq!(refused, Err(OverLimit::SearchesOfClient { limit: 8 }));
+    // The limit counts searches under way, and every client has its own.
+    scheduler.accounts.close(&first, 0);
+    scheduler.admit(&first, Duration::ZERO).unwrap();
+    scheduler
+        .admit(&client("b", 1), Duration::ZERO)
+        .expect("another client's connection has the same number");
+    // A small limit is not divided.
+    for most in 1..4 {
+        let client = Client {
+            quota: Quota {
+                searches: Some(most),
+                ..Quota::default()
+            },
+            ..client(&format!("at most {most}"), 1)
+        };
+        for _ in 0..most {
+            scheduler.admit(&client, Duration::ZERO).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_quota_of_its_own_takes_the_place_of_everybodys() {
     let second = Duration::from_secs(1);
     let mut scheduler = Scheduler::new(Limits {
@@ -773,13 +811,13 @@ fn a_quota_of_its_own_takes_the_place_of_everybodys() {
     };
     let rich = Client {
         quota: Quota {
-            searches: Some(4),
+            searches: Some(3),
             ..Quota::default()
         },
         ..client("rich", 0)
     };
     let other = client("other", 0);
-    for (client, limit) in [(&poor, 1), (&rich, 4), (&other, 2)] {
+    for (client, limit) in [(&poor, 1), (&rich, 3), (&other, 2)] {
         for _ in 0..limit {
             scheduler.admit(client, Duration::ZERO).unwrap();
         }
@@ -789,7 +827,7 @@ fn a_quota_of_its_own_takes_the_place_of_everybodys() {
     // Two thousand hashes each: what the one has in two seconds is nothing to the others.
     for client in [&poor, &rich, &other] {
         scheduler.spent(client, 2_000, Duration::ZERO, Duration::ZERO);
-        scheduler.accounts.close(&client.name, 0);
+        scheduler.accounts.close(client, 0);
     }
     let refused = scheduler.admit(&poor, Duration::ZERO);
     assert_eq!(
@@ -1030,7 +1068,9 @@ fn play(seed: u64) {
                         OverLimit::SearchesOfClient { limit } => {
                             limit == quota.searches.unwrap_or(limits.searches_per_client)
                         }
-                        OverLimit::Searches { .. } => false,
+                        OverLimit::Searches { .. } | OverLimit::SearchesOfConnection { .. } => {
+                            false
+                        }
                     });
                     continue;
                 }

@@ -31,6 +31,12 @@ HASHFINDER = os.environ["HASHFINDER"]
 # Whatever the user who runs the tests has set for themselves.
 os.environ["HASHFINDER_CONFIG"] = os.devnull
 
+# A signal that is ignored here, as under nohup or in a shell's background job, would be ignored by every process that
+# the tests start.
+for number in [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+
 # How long to wait for an event. It is generous, so that it passes only if the event never comes.
 PATIENCE_S = 120
 

@@ -34,7 +34,7 @@ use webpki::{EndEntityCert, KeyUsage};
 use crate::{
     cli::{ClientCertificates, TlsArguments},
     files::{Stamp, Watch},
-    pem,
+    pem, tls_error,
 };
 
 /// How often the server checks whether the files have changed, and whether the certificate of a client that calls
@@ -141,7 +141,7 @@ impl Tls {
                 if error.kind() == ErrorKind::InvalidData {
                     linger(tcp).await;
                 }
-                return Err(error);
+                return Err(tls_error::of_connection(error, "client"));
             }
         };
         let (_, session) = stream.get_ref();

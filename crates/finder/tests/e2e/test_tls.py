@@ -444,12 +444,119 @@ def test_a_text_may_begin_with_a_byte_order_mark(serve_tls, ours):
     assert certificate_of(serve_tls(identity=identity), ours) == identity.der
 
 
-def test_warnings(serve_tls, ours):
-    late = ours.server(valid_for=-DAY)
-    os.chmod(late.files[1], 0o644)
-    server = serve_tls(identity=late)
-    assert "the certificate has expired" in server.wait_for("certificate=")
-    server.wait_for("everybody on this machine can read the private key")
+def checked(*flags):
+    """What `serve --check` warns of."""
+    command = [HASHFINDER, "serve", "--check", "--port", "0", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (0, "hashfinder would listen on 127.0.0.1:0\n"), done
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "case, text",
+    [
+        ("good", None),
+        ("expired", "the server's certificate has expired; clients reject it"),
+        ("soon", "the server's certificate expires soon; replace the file"),
+        ("short", "the server's certificate expires soon; replace the file"),
+        ("early", "the server's certificate is not valid yet; clients reject it"),
+        ("chain", "a certificate in the server's chain has expired; clients may reject the server"),
+        ("self-signed", None),
+        ("authority", "reject the server's certificate: it is a CA certificate, not one for a server"),
+        ("purpose", "reject the server's certificate: it is not for servers: its extendedKeyUsage"),
+        ("nameless", "reject the server's certificate: it has no subjectAltName, so it is valid for no host"),
+        ("readable", "other users of this machine can read the private key"),
+        ("clients", "an authority for clients has expired, but the server still trusts it"),
+    ],
+)
+def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_path, case, text):
+    """An expired certificate was served without a word when it was not the first one in its file, or when its time
+    came while it was served; and `serve --check` found nothing wrong with any of these."""
+    flags = []
+    match case:
+        case "good" | "readable":
+            identity = ours.server()
+        case "expired":
+            identity = ours.server(valid_for=-DAY)
+        case "soon":
+            identity = ours.server(valid_since=-76 * DAY, valid_for=13 * DAY)
+        case "short":
+            # Of its ten days two and a half are not the quarter yet.
+            assert checked(*ours.server(valid_since=-7 * DAY, valid_for=3 * DAY).flags("--tls")) == ""
+            identity = ours.server(valid_since=-8 * DAY, valid_for=2 * DAY)
+        case "early":
+            identity = ours.server(valid_since=DAY)
+        case "chain":
+            between = Authority(tmp_path, "between", valid_for=-DAY, parent=ours)
+            identity = between.server()
+            replace(identity.files[0], identity.certificate + between.pem)
+        case "self-signed" | "authority":
+            identity = self_signed(tmp_path, case, is_authority=case == "authority")
+        case "purpose":
+            identity = ours.server(usage=ExtendedKeyUsageOID.CLIENT_AUTH)
+        case "nameless":
+            identity = ours.issue("nameless")
+        case "clients":
+            identity = ours.server()
+            flags = ["--tls-client-ca", Authority(tmp_path, "old", valid_for=-DAY).path]
+    if case == "readable":
+        os.chmod(identity.files[1], 0o644)
+    flags += identity.flags("--tls")
+    printed = checked(*flags)
+    server = serve(*flags)
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    logged = [line for line in server.rest_of_stderr().splitlines() if " WARN " in line]
+    if text is None:
+        assert (printed, logged) == ("", [])
+        return
+    (line,) = logged
+    assert in_words(line, text)
+    assert re.fullmatch(r"hashfinder: warning: \S+: .*\n", printed) and in_words(printed, text)
+    if case in ("expired", "soon", "short", "chain", "clients"):
+        assert re.search(r" not_after=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", line), line
+        assert re.search(r"\((certificate 2, )?not after \d{4}-", printed), printed
+    assert ("certificate=2" in line) == ("certificate 2" in printed) == (case == "chain")
+
+
+def test_a_certificate_whose_time_comes_while_it_is_served(serve_tls, ours):
+    """The log had a word about an expired certificate only if it had expired when it was read."""
+    first = ours.server("first", valid_for=datetime.timedelta(seconds=8))
+    server = serve_tls("--metrics-address", "127.0.0.1:0", identity=first)
+    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
+    metric = "hashfinder_tls_certificate_expiration_timestamp_seconds"
+    assert value(scrape(server), metric, file="certificate") == int(first.expiry())
+    # A busy machine may take its time to start a server.
+    if not any("has expired" in line for line in server.log):
+        server.wait_for("the server's certificate has expired")
+    # Once for each file that is read, however often it is looked at.
+    replace(first.files[1], b"")
+    server.wait_for("new certificates cannot be used")
+    again = ours.server("again", valid_for=-DAY)
+    again.write_to(*first.files)
+    server.wait_for("new certificates are in use")
+    server.wait_for("the server's certificate has expired")
+    last = ours.server("last")
+    last.write_to(*first.files)
+    server.wait_for("new certificates are in use")
+    wait_until(lambda: value(scrape(server), metric, file="certificate") == int(last.expiry()))
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    log = "\n".join(server.log) + server.rest_of_stderr()
+    assert log.count("has expired") == 2 and log.count("expires soon") <= 1, log
+
+
+def test_the_metrics_tell_when_the_first_certificate_expires(serve_tls, ours, tmp_path):
+    between = Authority(tmp_path, "between", valid_for=40 * DAY, parent=ours)
+    identity = between.server(valid_for=50 * DAY)
+    replace(identity.files[0], identity.certificate + between.pem)
+    clients = written(tmp_path, "clients", Authority(tmp_path, "long", 60 * DAY).pem + ours.pem)
+    server = serve_tls("--metrics-address", "127.0.0.1:0", "--tls-client-ca", clients, identity=identity)
+    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
+    metric = "hashfinder_tls_certificate_expiration_timestamp_seconds"
+    for file, first in [("certificate", between), ("client_ca", ours)]:
+        expiry = first.certificate.not_valid_after_utc.timestamp()
+        assert value(scrape(server), metric, file=file) == int(expiry)
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")

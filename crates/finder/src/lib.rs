@@ -31,6 +31,7 @@ mod searches;
 mod serve;
 mod signals;
 mod threads;
+mod tls_error;
 mod trace;
 mod transport;
 mod verify;

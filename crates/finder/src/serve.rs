@@ -194,6 +194,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
             rate_limits: rate_limits.clone(),
             lost_lines: log.lost_lines(),
             traces: traces.clone(),
+            tls: tls.clone(),
             runtime: Handle::current().metrics(),
         };
         let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
@@ -352,10 +353,14 @@ pub(crate) fn served(
 }
 
 /// Says where it would listen, or what keeps it from that, as far as this can be known without
-/// listening.
+/// listening. A server with an expired certificate would listen, so that is a warning: it takes a new one as
+/// soon as there is one, while a server that had not started would stay down.
 pub(crate) fn check(arguments: &ServeArguments) -> Result<Exit> {
     match log::filter().and_then(|_| setup(arguments)) {
-        Ok(Setup { places, .. }) => {
+        Ok(Setup { places, tls, .. }) => {
+            for warning in tls.iter().flat_map(Tls::warnings) {
+                say(format_args!("warning: {warning}"));
+            }
             let mut stdout = std::io::stdout().lock();
             writeln!(stdout, "hashfinder would listen on {places}")?;
             Ok(Exit::Success)

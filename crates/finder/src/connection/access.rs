@@ -7,8 +7,8 @@ use http::uri::Authority;
 use tokio_rustls::{
     TlsConnector,
     rustls::{
-        AlertDescription, CertificateError, ClientConfig, Error, RootCertStore, crypto::ring,
-        pki_types::ServerName, sign::SingleCertAndKey,
+        AlertDescription, CertificateError, ClientConfig, Error, InvalidMessage, RootCertStore,
+        crypto::ring, pki_types::ServerName, sign::SingleCertAndKey,
     },
 };
 use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, service::Interceptor};
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     cli::{ConnectionArguments, ServerAddress},
-    files, pem, threads,
+    files, pem, threads, tls_error,
 };
 
 /// The environment variable that can hold a credential.
@@ -114,56 +114,53 @@ impl Access {
             "what listens at {server} speaks TLS, but not HTTP/2; give the address of a `hashfinder serve`"
         );
         match error {
-            Error::InvalidCertificate(wrong) => match wrong {
-                CertificateError::UnknownIssuer => format!(
-                    "{certificate} comes from no authority that is trusted here; give the authority's with \
-                     --tls-ca PATH"
-                ),
-                CertificateError::NotValidForName
-                | CertificateError::NotValidForNameContext { .. } => {
-                    format!(
-                        "{certificate} is for another name ({}); give the right one with --tls-server-name",
-                        as_text(&wrong.to_string())
-                    )
+            Error::InvalidCertificate(wrong) => {
+                // It quotes the certificate.
+                let what = as_text(&tls_error::of_certificate(wrong));
+                match wrong {
+                    CertificateError::UnknownIssuer => format!(
+                        "{certificate} comes from no authority that is trusted here; give the authority's with \
+                         --tls-ca PATH"
+                    ),
+                    CertificateError::NotValidForNameContext { presented, .. }
+                        if !presented.is_empty() =>
+                    {
+                        format!("{certificate} {what}; give the right one with --tls-server-name")
+                    }
+                    CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                        format!("{certificate} {what}; look whether the clock here is right")
+                    }
+                    _ => format!("{certificate} {what}; the server needs another one"),
                 }
-                CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                    format!("{certificate} has expired; it has to be renewed there")
-                }
-                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                    format!("{certificate} is not valid yet; look whether the clock here is right")
-                }
-                wrong => format!("{certificate} is wrong: {}", as_text(&wrong.to_string())),
-            },
-            Error::InvalidMessage(_) => format!(
+            }
+            Error::InvalidMessage(
+                InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
+            ) => format!(
                 "what listens at {server} does not speak TLS; leave out https:// and the flags for TLS if that \
                  is meant to be"
             ),
-            Error::AlertReceived(alert) => match alert {
-                AlertDescription::CertificateRequired => {
-                    format!("the server at {server} wants to see a certificate of ours; {ours}")
+            Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+            | Error::NoApplicationProtocol => no_http2,
+            Error::AlertReceived(alert) => match tls_error::of_rejection(*alert) {
+                Some(why) if self.shows_certificate => {
+                    format!("the server at {server} does not take our certificate: {why}; {ours}")
                 }
-                AlertDescription::HandshakeFailure if !self.shows_certificate => format!(
-                    "the server at {server} refuses TLS with us ({alert:?}); if it wants to see a certificate of \
-                     ours, {ours}"
-                ),
-                AlertDescription::AccessDenied
-                | AlertDescription::BadCertificate
-                | AlertDescription::CertificateExpired
-                | AlertDescription::CertificateRevoked
-                | AlertDescription::CertificateUnknown
-                | AlertDescription::DecryptError
-                | AlertDescription::UnknownCA
-                | AlertDescription::UnsupportedCertificate => format!(
-                    "the server at {server} does not take our certificate ({alert:?}); {ours}"
-                ),
-                AlertDescription::NoApplicationProtocol => no_http2,
-                alert => format!("the server at {server} refuses TLS with us ({alert:?})"),
+                // Older versions of TLS have no alert of their own for this.
+                None if *alert == AlertDescription::HandshakeFailure && !self.shows_certificate => {
+                    format!(
+                        "the server at {server} refuses TLS with us; if it wants to see a certificate of ours, {ours}"
+                    )
+                }
+                None if *alert != AlertDescription::CertificateRequired => {
+                    let what = tls_error::of_handshake(error, "server");
+                    format!("there is no TLS with the server at {server}: {what}")
+                }
+                _ => format!("the server at {server} wants to see a certificate of ours; {ours}"),
             },
-            Error::NoApplicationProtocol => no_http2,
-            error => format!(
-                "there is no TLS with the server at {server}: {}",
-                as_text(&error.to_string())
-            ),
+            error => {
+                let what = as_text(&tls_error::of_handshake(error, "server"));
+                format!("there is no TLS with the server at {server}: {what}")
+            }
         }
     }
 }

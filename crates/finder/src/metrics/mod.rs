@@ -33,7 +33,7 @@ use crate::{
     log::LostLines,
     rpc::{CallError, RateLimits, Searches, Unfit},
     trace::Traces,
-    transport,
+    transport::{self, Tls},
 };
 
 /// The first bound of how long searches took to stop, in seconds; each of the others is twice the last.
@@ -85,6 +85,7 @@ pub(crate) struct Server {
     pub(crate) rate_limits: RateLimits,
     pub(crate) lost_lines: LostLines,
     pub(crate) traces: Option<Traces>,
+    pub(crate) tls: Option<Tls>,
     pub(crate) runtime: RuntimeMetrics,
 }
 
@@ -207,6 +208,14 @@ impl Collector for Server {
             "spans_lost",
             "Spans that were dropped because the collector did not take them.",
             self.traces.as_ref().map_or(0, Traces::lost),
+        )?;
+        let expiries = self.tls.as_ref().map(Tls::expiries);
+        page.each(
+            "tls_certificate_expiration_timestamp_seconds",
+            "When the first certificate in a file of TLS expires, in seconds since 1970.",
+            "file",
+            ConstGauge::<i64>::new,
+            &expiries.unwrap_or_default(),
         )
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Activity {
     /// When the client's first frame arrived, in milliseconds from the beginning; [`NEVER`] until then.
     greeted: AtomicU64,
     requested: AtomicBool,
+    /// Whether a request was rejected as malformed, until that is reported.
+    rejected: AtomicBool,
     /// Calls whose response has not been written to its end.
     open: AtomicUsize,
     /// Those among them whose last frame has not been taken, so that the next is not asked for.
@@ -61,6 +63,7 @@ impl Activity {
             began,
             greeted: AtomicU64::new(NEVER),
             requested: AtomicBool::new(false),
+            rejected: AtomicBool::new(false),
             open: AtomicUsize::new(0),
             unread: AtomicUsize::new(0),
             changed: AtomicU64::new(0),
@@ -74,6 +77,16 @@ impl Activity {
         if self.greeted.load(Ordering::Relaxed) == NEVER {
             self.greeted.store(self.now(), Ordering::Relaxed);
         }
+    }
+
+    /// The HTTP/2 library has rejected a request as malformed.
+    pub(super) fn reject(&self) {
+        self.rejected.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request was rejected as malformed since this was asked last.
+    pub(super) fn take_rejected(&self) -> bool {
+        self.rejected.load(Ordering::Relaxed) && self.rejected.swap(false, Ordering::Relaxed)
     }
 
     /// The first reason counts.

@@ -1,10 +1,20 @@
-//! The frames of HTTP/2 that pass, of which no more is read than their heads (RFC 9113, section 4.1).
+//! The frames of HTTP/2 that pass, of which no more is read than their heads and why streams are reset (RFC 9113,
+//! sections 4.1 and 6.4).
 
 /// What a client sends before its first frame (RFC 9113, section 3.4): as many bytes.
 pub(super) const PREFACE_LEN: usize = 24;
 
 /// The bytes of a frame's head.
 const HEAD_LEN: usize = 9;
+
+/// The bytes of the code that is all of RST_STREAM's payload.
+const CODE_LEN: usize = 4;
+
+/// The type of RST_STREAM.
+const RST_STREAM: u8 = 3;
+
+/// The code of a stream whose frames break the rules (RFC 9113, section 7).
+pub(super) const PROTOCOL_ERROR: u32 = 1;
 
 /// The flag ACK of SETTINGS and PING, and END_STREAM of DATA and HEADERS (RFC 9113, sections 6.1, 6.2, 6.5 and 6.7).
 const FIRST_FLAG: u8 = 1;
@@ -33,6 +43,8 @@ pub(super) struct Head {
     pub(super) stream: u32,
     /// Of a PING or SETTINGS: whether it answers one. Of DATA or HEADERS: whether they are the last of their stream.
     pub(super) is_last: bool,
+    /// Of an RST_STREAM: why the stream was reset.
+    pub(super) code: Option<u32>,
 }
 
 /// Finds the frames in one direction of a connection, however its bytes are cut.
@@ -40,7 +52,8 @@ pub(super) struct Head {
 pub(super) struct Frames {
     /// How many bytes come before the next head: what is left of a payload, or of the preface.
     skip: usize,
-    head: [u8; HEAD_LEN],
+    /// The head, and the code of RST_STREAM.
+    head: [u8; HEAD_LEN + CODE_LEN],
     /// How much of it is there.
     seen: usize,
 }
@@ -50,8 +63,17 @@ impl Frames {
     pub(super) fn after(bytes: usize) -> Frames {
         Frames {
             skip: bytes,
-            head: [0; HEAD_LEN],
+            head: [0; HEAD_LEN + CODE_LEN],
             seen: 0,
+        }
+    }
+
+    /// How many bytes have to be there before the frame is known.
+    fn wanted(&self) -> usize {
+        match self.head {
+            // Of another length it is an error, and ends the connection.
+            [0, 0, 4, RST_STREAM, ..] if self.seen >= HEAD_LEN => HEAD_LEN + CODE_LEN,
+            _ => HEAD_LEN,
         }
     }
 
@@ -61,18 +83,20 @@ impl Frames {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
-            let more = (HEAD_LEN - self.seen).min(bytes.len());
+            let more = (self.wanted() - self.seen).min(bytes.len());
             self.head[self.seen..self.seen + more].copy_from_slice(&bytes[..more]);
             self.seen += more;
             bytes = &bytes[more..];
-            if self.seen == HEAD_LEN {
+            if self.seen == self.wanted() {
+                let of_payload = self.seen - HEAD_LEN;
                 self.seen = 0;
-                let [l2, l1, l0, kind, flags, s3, s2, s1, s0] = self.head;
-                self.skip = u32::from_be_bytes([0, l2, l1, l0]) as usize;
+                let [l2, l1, l0, kind, flags, s3, s2, s1, s0, code @ ..] = self.head;
+                let length = u32::from_be_bytes([0, l2, l1, l0]) as usize;
+                self.skip = length - of_payload;
                 let kind = match kind {
                     0 => Kind::Data,
                     1 => Kind::Headers,
-                    3 => Kind::Reset,
+                    RST_STREAM => Kind::Reset,
                     4 => Kind::Settings,
                     6 => Kind::Ping,
                     7 => Kind::GoAway,
@@ -84,9 +108,10 @@ impl Frames {
                 let is_last = flags & FIRST_FLAG != 0;
                 each(Head {
                     kind,
-                    length: self.skip,
+                    length,
                     stream,
                     is_last,
+                    code: (of_payload == CODE_LEN).then(|| u32::from_be_bytes(code)),
                 });
             }
         }
@@ -99,7 +124,7 @@ mod tests {
 
     #[test]
     fn frames_however_the_bytes_are_cut() {
-        let frames: [(u8, u32, usize); 8] = [
+        let frames: [(u8, u32, usize); 9] = [
             (4, 0, 0),
             (1, 1, 300),
             (0, 1, 70_000),
@@ -108,6 +133,8 @@ mod tests {
             (7, 0, 20),
             (9, 1, 600),
             (200, 7, 1),
+            // It has a wrong length, and no code.
+            (3, 1, 5),
         ];
         let mut bytes = vec![b'P'; PREFACE_LEN];
         for (kind, stream, length) in frames {
@@ -127,6 +154,7 @@ mod tests {
             Kind::GoAway,
             Kind::Continuation,
             Kind::Other,
+            Kind::Reset,
         ];
         let expected: Vec<Head> = kinds
             .into_iter()
@@ -136,6 +164,7 @@ mod tests {
                 length,
                 stream,
                 is_last: stream == 0,
+                code: (kind == Kind::Reset && length == 4).then_some(0x0101_0101),
             })
             .collect();
         for cut in [1, 2, 8, 9, 10, 4096, bytes.len()] {

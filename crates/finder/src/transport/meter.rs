@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     activity::Activity,
     counts::{Closed, Counts},
-    frames::{Frames, Head, Kind, PREFACE_LEN},
+    frames::{Frames, Head, Kind, PREFACE_LEN, PROTOCOL_ERROR},
 };
 use crate::rate::{Bucket, Rate};
 
@@ -239,13 +239,18 @@ impl Meter {
         any
     }
 
-    /// Counts what was sent: what a client made the server reset, and what the client will answer.
-    fn send(&mut self, bytes: &[u8]) {
+    /// Counts what was sent: what a client made the server reset, and what the client will answer. Says whether the
+    /// HTTP/2 library rejected a request as malformed among it.
+    fn send(&mut self, bytes: &[u8]) -> bool {
+        let mut has_rejected = false;
         let (cost, unanswered, farewells) =
             (&mut self.cost, &mut self.unanswered, &mut self.farewells);
         self.sent.read(bytes, |head| {
             match head.kind {
-                Kind::Reset => cost.resets += 1.0,
+                Kind::Reset => {
+                    cost.resets += 1.0;
+                    has_rejected |= head.code == Some(PROTOCOL_ERROR);
+                }
                 Kind::Data => cost.control -= WITH_DATA,
                 // Our answers ask for nothing, or a client's pings would pay for each other.
                 Kind::Ping | Kind::Settings if !head.is_last => cost.control -= 1.0,
@@ -261,6 +266,7 @@ impl Meter {
                 unanswered.remove(&head.stream);
             }
         });
+        has_rejected
     }
 
     /// Whether too many answers wait to be written, where so many calls have none yet.
@@ -362,6 +368,12 @@ impl<S> Metered<S> {
         }
     }
 
+    fn sent(&mut self, bytes: &[u8]) {
+        if self.meter.send(bytes) {
+            self.activity.reject();
+        }
+    }
+
     /// Notes whether the socket has room, and lets reading go on that waited for it.
     fn written(&mut self, cx: &Context<'_>, written: &Poll<io::Result<usize>>) {
         match written {
@@ -432,7 +444,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
         this.written(cx, &written);
         let written = ready!(written)?;
-        this.meter.send(&bytes[..written]);
+        this.sent(&bytes[..written]);
         Poll::Ready(Ok(written))
     }
 
@@ -448,7 +460,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
         let mut left = written;
         for slice in slices {
             let of_slice = left.min(slice.len());
-            this.meter.send(&slice[..of_slice]);
+            this.sent(&slice[..of_slice]);
             left -= of_slice;
         }
         Poll::Ready(Ok(written))
@@ -647,8 +659,20 @@ mod tests {
         assert_eq!(connection.gets(&[]), Ok(0.0));
         // What the server has to reset counts like what the client resets.
         let mut connection = Connection::new();
-        connection.meter.send(&frames(3, 30));
+        assert!(!connection.meter.send(&frames(3, 30)));
         assert!(near(connection.gets(&[]).unwrap(), 0.5));
+    }
+
+    /// A client whose requests were all rejected left no trace in the log.
+    #[test]
+    fn requests_that_are_rejected_as_malformed_are_known() {
+        let mut connection = Connection::new();
+        let reset = |code: u32| [&[0, 0, 4, 3, 0, 0, 0, 0, 1][..], &code.to_be_bytes()].concat();
+        // NO_ERROR, REFUSED_STREAM and CANCEL are for requests that are as they should be.
+        for code in [0, 7, 8] {
+            assert!(!connection.meter.send(&reset(code)));
+        }
+        assert!(connection.meter.send(&reset(1)));
     }
 
     #[test]

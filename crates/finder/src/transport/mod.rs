@@ -10,6 +10,7 @@ mod meter;
 mod peer;
 mod server;
 mod tls;
+mod validity;
 
 pub(crate) use self::{
     activity::OpenCall,

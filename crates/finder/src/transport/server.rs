@@ -7,6 +7,7 @@
 use std::{
     convert::Infallible,
     error::Error as _,
+    future::poll_fn,
     hash::{BuildHasher, RandomState},
     io,
     num::NonZeroUsize,
@@ -279,7 +280,7 @@ where
         };
         let mut lifetime = Lifetime::new(self.lifetimes(peer.connection));
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(io), calls));
-        let mut is_leaving = false;
+        let (mut is_leaving, mut has_told) = (false, false);
         let why = loop {
             let until = match lifetime.step(began.elapsed(), activity.standing()) {
                 Step::Wait(until) => began.checked_add(until),
@@ -300,8 +301,16 @@ where
                     None => std::future::pending().await,
                 }
             };
+            let served = poll_fn(|cx| {
+                let ended = connection.as_mut().poll(cx);
+                // One client may send thousands.
+                if activity.take_rejected() && !std::mem::replace(&mut has_told, true) {
+                    self.rejected(&peer);
+                }
+                ended
+            });
             tokio::select! {
-                ended = &mut connection => {
+                ended = served => {
                     let Err(error) = ended else {
                         break activity.closed().or(lifetime.why());
                     };
@@ -341,6 +350,22 @@ where
     fn may_tell(&self) -> bool {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.try_take(LINES, Instant::now()).is_ok()
+    }
+
+    /// A request was reset as malformed before any of ours saw it. The HTTP/2 library says no more than that.
+    fn rejected(&self, peer: &Peer) {
+        if !self.may_tell() {
+            return;
+        }
+        if peer.is_user() {
+            tracing::warn!(
+                %peer,
+                "a request was rejected (PROTOCOL_ERROR): its :authority is probably the socket's path; set the \
+                 client's authority to localhost"
+            );
+        } else {
+            tracing::warn!(%peer, "a request was rejected as malformed HTTP/2 (PROTOCOL_ERROR)");
+        }
     }
 
     fn closed(&self, peer: &Peer, why: Closed) {

@@ -6,8 +6,8 @@ use std::{
     fs,
     io::{self, ErrorKind},
     os::unix::fs::MetadataExt,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -25,20 +25,21 @@ use tokio_rustls::{
         crypto::ring,
         pki_types::{CertificateDer, UnixTime},
         server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
-        sign::{CertifiedKey, SingleCertAndKey},
+        sign::SingleCertAndKey,
     },
     server::TlsStream,
 };
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::EndEntityCert;
 
+use super::validity::{Validity, Warning, rejected_by_clients};
 use crate::{
     cli::{ClientCertificates, TlsArguments},
     files::{Stamp, Watch},
-    pem,
+    pem, tls_error,
 };
 
-/// How often the server checks whether the files have changed, and whether the certificate of a client that calls
-/// is still valid.
+/// How often the server checks whether the files have changed, whether its certificates are valid, and whether the
+/// certificate of a client that calls still is.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a peer whose handshake has failed may take to read why, and how much of what it has sent
@@ -75,6 +76,8 @@ struct Seen {
     settled: Stamps,
     /// Versions that did not fit together when they were read: half of them may not be there yet.
     doubtful: Option<Stamps>,
+    /// The warnings about the loaded versions that the log has and that still apply.
+    warned: Vec<Warning>,
 }
 
 /// The version of each file; `None` for one that is not there.
@@ -86,6 +89,14 @@ struct Config {
     server: Arc<ServerConfig>,
     /// What finds the certificates of clients good, if these may have some.
     clients: Option<Arc<dyn ClientCertVerifier>>,
+    terms: Arc<Terms>,
+}
+
+/// When the certificates in the files are valid, and what is wrong with the files at any time.
+struct Terms {
+    chain: Vec<Validity>,
+    authorities: Vec<Validity>,
+    lasting: Vec<Warning>,
 }
 
 impl Tls {
@@ -104,6 +115,7 @@ impl Tls {
         let seen = Mutex::new(Seen {
             settled,
             doubtful: None,
+            warned: Vec::new(),
         });
         let shared = Shared {
             files,
@@ -113,14 +125,45 @@ impl Tls {
         Ok(Some(Tls(Arc::new(shared))))
     }
 
-    /// Takes files that have changed, within a few seconds, until the result is dropped.
+    /// Takes files that have changed, within a few seconds, until the result is dropped. Logs what is wrong with those
+    /// that are loaded: now, whenever new ones are, and when a certificate's time comes.
     ///
     /// # Errors
     ///
     /// If a thread for it cannot be started.
     pub(crate) fn watch(&self) -> io::Result<Watch> {
+        self.warn(&mut self.seen());
         let tls = self.clone();
         Watch::start("certificates", LOOK_EVERY, move || tls.look())
+    }
+
+    /// Returns what is wrong with the files, though they are used.
+    pub(crate) fn warnings(&self) -> Vec<Warning> {
+        let (files, now) = (&self.0.files, UnixTime::now());
+        let terms = self.config().terms;
+        let shown = terms.chain.iter();
+        let shown = shown.filter_map(|one| Warning::of_shown(&files.certificate, one, now));
+        let mut warnings: Vec<Warning> = shown.collect();
+        if let Some((file, _)) = &files.clients {
+            let authorities = terms.authorities.iter();
+            warnings.extend(authorities.filter_map(|one| Warning::of_authority(file, one, now)));
+        }
+        warnings.extend(terms.lasting.iter().cloned());
+        warnings
+    }
+
+    /// Returns when the first certificate in each file ends, in seconds since 1970, by what the metrics call the file.
+    pub(crate) fn expiries(&self) -> Vec<(&'static str, i64)> {
+        let terms = self.config().terms;
+        let files = [
+            ("certificate", &terms.chain),
+            ("client_ca", &terms.authorities),
+        ];
+        let end = |(file, all): (_, &Vec<_>)| {
+            let seconds = Validity::first_end(all)?.as_secs();
+            Some((file, i64::try_from(seconds).unwrap_or(i64::MAX)))
+        };
+        files.into_iter().filter_map(end).collect()
     }
 
     /// Shakes hands with a client. Gives its connection, and its certificate, if it has shown one. There is no time limit here. Dropping the future closes the connection.
@@ -141,7 +184,7 @@ impl Tls {
                 if error.kind() == ErrorKind::InvalidData {
                     linger(tcp).await;
                 }
-                return Err(error);
+                return Err(tls_error::of_connection(error, "client"));
             }
         };
         let (_, session) = stream.get_ref();
@@ -165,15 +208,31 @@ impl Tls {
         config.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) {
+        let mut seen = self.seen();
+        self.renew(&mut seen);
+        self.warn(&mut seen);
+    }
+
+    /// Logs the warnings that the log does not have yet.
+    fn warn(&self, seen: &mut Seen) {
+        let warnings = self.warnings();
+        for warning in &warnings {
+            if !seen.warned.contains(warning) {
+                warning.log();
+            }
+        }
+        seen.warned = warnings;
+    }
+
     /// Takes the files if they have changed and fit together. If they do not, they are read once more
     /// before the log reports it, for they are not all replaced in one moment.
-    fn look(&self) {
-        let Shared {
-            files,
-            config,
-            seen,
-        } = &*self.0;
-        let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    fn renew(&self, seen: &mut Seen) {
+        let Shared { files, config, .. } = &*self.0;
         let stamps = files.stamps();
         if stamps == seen.settled {
             seen.doubtful = None;
@@ -188,6 +247,8 @@ impl Tls {
             Ok(new) => {
                 tracing::info!("new certificates are in use");
                 *config.lock().unwrap_or_else(PoisonError::into_inner) = new;
+                // They are new ones, though the same may be wrong with them.
+                seen.warned.clear();
             }
             Err(_) if seen.doubtful.as_ref() != Some(&stamps) => {
                 seen.doubtful = Some(stamps);
@@ -321,15 +382,20 @@ impl Files {
     fn read(&self) -> Result<Config> {
         let provider = Arc::new(ring::default_provider());
         let identity = pem::identity(&self.certificate, &self.key, &provider)?;
-        self.warn(&identity);
+        let (chain, mut lasting) = self.terms_of_chain(&identity.cert);
+        lasting.extend(readable_by_others(&self.key));
         // TLS 1.2 and 1.3.
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()?;
+        let mut authorities = Vec::new();
         let (builder, clients) = match &self.clients {
             None => (builder.with_no_client_auth(), None),
             Some((path, whether)) => {
-                let authorities = Arc::new(pem::authorities(path)?);
-                let verifier = WebPkiClientVerifier::builder_with_provider(authorities, provider);
+                let certificates = pem::certificates(path)?;
+                let roots = Arc::new(pem::trusting(&certificates, path)?);
+                // An old authority's certificate may be of version 1, which webpki trusts but does not check.
+                authorities.extend(Validity::of_all(&certificates).into_iter().flatten());
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
                 let verifier = match whether {
                     ClientCertificates::Required => verifier,
                     ClientCertificates::Optional => verifier.allow_unauthenticated(),
@@ -350,44 +416,46 @@ impl Files {
         Ok(Config {
             server: Arc::new(config),
             clients,
+            terms: Arc::new(Terms {
+                chain,
+                authorities,
+                lasting,
+            }),
         })
     }
 
-    /// Tells the log what works and is wrong all the same.
-    fn warn(&self, identity: &CertifiedKey) {
-        let certificate = self.certificate.display();
-        let validity = identity.cert.first().map(validity);
-        match validity {
-            Some(Err(webpki::Error::CertExpired { not_after, .. })) => {
-                let since = humantime::format_rfc3339_seconds(time_of(not_after));
-                tracing::warn!(%certificate, %since, "the certificate has expired; clients refuse it");
+    /// Returns when the certificates are valid that the server shows, and why clients reject them at any time.
+    fn terms_of_chain(&self, chain: &[CertificateDer<'_>]) -> (Vec<Validity>, Vec<Warning>) {
+        let rejected = |number, why: String| {
+            let what =
+                format!("clients such as hashfinder reject the server's certificate: it {why}");
+            Warning::of_certificate(&self.certificate, number, what)
+        };
+        let (mut valid, mut warnings) = (Vec::new(), Vec::new());
+        for (number, (certificate, validity)) in
+            (1..).zip(chain.iter().zip(Validity::of_all(chain)))
+        {
+            match validity {
+                Ok(validity) => {
+                    valid.push(validity);
+                    // Those that lead to the authority are neither for servers nor have they a server's names.
+                    if number == 1 {
+                        let why = rejected_by_clients(certificate, &validity);
+                        warnings.extend(why.map(|why| rejected(number, why)));
+                    }
+                }
+                Err(error) => warnings.push(rejected(number, tls_error::of_webpki(&error))),
             }
-            Some(Err(webpki::Error::CertNotValidYet { not_before, .. })) => {
-                let until = humantime::format_rfc3339_seconds(time_of(not_before));
-                tracing::warn!(%certificate, %until, "the certificate is not valid yet; clients refuse it");
-            }
-            _ => {}
         }
-        const OTHERS: u32 = 0o007;
-        let key = fs::metadata(&self.key);
-        if key.is_ok_and(|key| key.mode() & OTHERS != 0) {
-            let key = self.key.display();
-            tracing::warn!(%key, "everybody on this machine can read the private key; chmod o= keeps them out");
-        }
+        (valid, warnings)
     }
 }
 
-/// Whether a certificate is valid now: only then an error is about something else, for nobody is trusted
-/// here.
-fn validity(certificate: &CertificateDer<'_>) -> Result<(), webpki::Error> {
-    let certificate = EndEntityCert::try_from(certificate)?;
-    let (now, usage) = (UnixTime::now(), KeyUsage::server_auth());
-    let path = certificate.verify_for_usage(&[], &[], &[], now, usage, None, None);
-    path.map(|_| ())
-}
-
-fn time_of(time: UnixTime) -> std::time::SystemTime {
-    std::time::UNIX_EPOCH + Duration::from_secs(time.as_secs())
+fn readable_by_others(key: &Path) -> Option<Warning> {
+    const OTHERS: u32 = 0o007;
+    let mode = fs::metadata(key).ok()?.mode();
+    let what = "other users of this machine can read the private key; chmod o= prevents that";
+    (mode & OTHERS != 0).then(|| Warning::of_file(key, what))
 }
 
 /// The name in a certificate that was found good: the first DNS name, or else the first URI, or else its

@@ -278,8 +278,7 @@ def connect(stubs):
     channels = []
 
     def open_channel(server):
-        # For a Unix socket grpcio makes its path the :authority, percent-encoded; HTTP/2 as the server
-        # has it takes no percent signs there.
+        # For a Unix socket grpcio sends the socket's path as :authority, which the server rejects.
         options = [("grpc.default_authority", "localhost")] if "unix:" in server.address else []
         channel = grpc.insecure_channel(server.address, options)
         channels.append(channel)

@@ -14,11 +14,12 @@ import sys
 
 import grpc
 import pytest
+from certificates import replace
 from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGTERM, Process, Server, run_find
 from grpc_health.v1 import health_pb2
 from test_auth import CODE, FINDER, Caller, KeyFile, bearer, key_file  # noqa: F401
 from test_session import state  # noqa: F401
-from test_tls import certificate_of, ours, replace, wait_until  # noqa: F401
+from test_tls import certificate_of, ours, wait_until  # noqa: F401
 
 HEALTH = "grpc.health.v1.Health/Check"
 

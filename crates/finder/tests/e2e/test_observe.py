@@ -10,6 +10,7 @@ import time
 
 import grpc
 import pytest
+from certificates import Authority
 from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGTERM
 from prometheus_client import parser
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -441,8 +442,15 @@ SUFFIXES = {
 }
 
 
-def test_the_dashboard_asks_for_what_there_is(watched):
-    _, text = get(watched(), accept=OPENMETRICS)
+@pytest.fixture
+def with_all_metrics(watched, tmp_path):
+    """A server that has something to tell in every metric."""
+    ours = Authority(tmp_path, "ours")
+    return watched(*ours.server().flags("--tls"), "--tls-client-ca", ours.path)
+
+
+def test_the_dashboard_asks_for_what_there_is(with_all_metrics):
+    _, text = get(with_all_metrics, accept=OPENMETRICS)
     labels = {}
     for family in text_string_to_metric_families(text):
         names = {family.name + suffix for suffix in SUFFIXES[family.type]}
@@ -472,8 +480,8 @@ def test_the_dashboard_asks_for_what_there_is(watched):
     assert re.search(r"\((\w+), job\)", job["query"]["query"])[1] in labels
 
 
-def test_the_guide_asks_for_what_there_is(watched):
-    shown = {name for name, _ in scrape(watched())}
+def test_the_guide_asks_for_what_there_is(with_all_metrics):
+    shown = {name for name, _ in scrape(with_all_metrics)}
     text = (REPOSITORY / "docs/operations.md").read_text()
     asked = set(re.findall(r"\b(?:hashfinder|grpc_server)_\w+", text))
     assert len(asked) > 5 and asked <= shown, asked - shown

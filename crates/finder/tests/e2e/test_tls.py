@@ -1,7 +1,6 @@
 """TLS: handshakes with good and wrong peers, certificates that change, the command line as a client."""
 
 import datetime
-import ipaddress
 import os
 import re
 import shlex
@@ -14,87 +13,18 @@ from concurrent import futures
 
 import grpc
 import pytest
+from certificates import DAY, Authority, replace, self_signed
 from conftest import HASHFINDER, PATIENCE_S, SIGTERM
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from test_auth import CODE, FINDER, Caller, KeyFile, bearer, key_file  # noqa: F401
 from test_observe import scrape, value
 from test_v1_searches import reason_of
 
-DAY = datetime.timedelta(days=1)
-
 # A search that tells candidates for ever.
 ENDLESS = dict(desired_name="hashfinderhashfinder", interesting_hamming_distance=20)
-
-
-class Authority:
-    """Signs certificates, and writes all that it makes to files."""
-
-    def __init__(self, folder, name):
-        self.folder, self.name = folder, name
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        builder = self._builder(subject, subject, self.key, DAY)
-        ca = x509.BasicConstraints(ca=True, path_length=None)
-        self.certificate = builder.add_extension(ca, True).sign(self.key, hashes.SHA256())
-        self.pem = self.certificate.public_bytes(serialization.Encoding.PEM)
-        self.path = str(folder / f"{name}.pem")
-        (folder / f"{name}.pem").write_bytes(self.pem)
-
-    def _builder(self, subject, issuer, key, valid_for):
-        now = datetime.datetime.now(datetime.timezone.utc)
-        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer)
-        builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
-        return builder.not_valid_before(now - 9 * DAY).not_valid_after(now + valid_for)
-
-    def issue(self, file, *names, valid_for=DAY, usage=ExtendedKeyUsageOID.SERVER_AUTH):
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, file)])
-        builder = self._builder(subject, self.certificate.subject, key, valid_for)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), False)
-        if names:
-            builder = builder.add_extension(x509.SubjectAlternativeName(list(names)), False)
-        return Identity(self.folder, file, key, builder.sign(self.key, hashes.SHA256()))
-
-    def server(self, file="server", **kwargs):
-        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        return self.issue(file, x509.DNSName("localhost"), address, **kwargs)
-
-    def client(self, file="client", *names):
-        names = names or [x509.DNSName("client.example")]
-        return self.issue(file, *names, usage=ExtendedKeyUsageOID.CLIENT_AUTH)
-
-
-class Identity:
-    """A certificate and its key."""
-
-    def __init__(self, folder, file, key, certificate):
-        self.certificate = certificate.public_bytes(serialization.Encoding.PEM)
-        self.der = certificate.public_bytes(serialization.Encoding.DER)
-        self.key = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        self.files = str(folder / f"{file}-cert.pem"), str(folder / f"{file}-key.pem")
-        self.write_to(*self.files)
-
-    def write_to(self, certificate, key):
-        """Puts both in the places of others, as one should: each is there whole or not at all."""
-        for path, text in [(key, self.key), (certificate, self.certificate)]:
-            replace(path, text, mode=0o600)
-
-    def flags(self, prefix="--tls-client"):
-        certificate, key = self.files
-        return [f"{prefix}-certificate", certificate, f"{prefix}-key", key]
-
-
-def replace(path, text, mode=0o644):
-    with open(os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(text)
-    os.replace(f"{path}.new", path)
 
 
 @pytest.fixture
@@ -420,38 +350,276 @@ def test_only_http2_by_tls_1_2_and_1_3(serve_tls, ours):
         assert tls.recv(1) == b""
 
 
-def test_what_is_wrong_with_the_files_is_told(ours, tmp_path):
-    good, other, empty = ours.server(), ours.server("other"), tmp_path / "empty.pem"
-    empty.write_text("nothing\n")
+# A name of one of rustls' enums, or the bytes of something, where there should be words.
+NOT_WORDS = re.compile(r"\b[A-Z][a-z0-9]+[A-Z]|\[\d+, ")
+
+
+def in_words(text, wanted):
+    assert wanted in text, (wanted, text)
+    assert not NOT_WORDS.search(text), text
+    # Nor a line of a key.
+    assert not re.search(r"[A-Za-z0-9+/]{60}", text), text
+    return True
+
+
+def written(folder, name, text):
+    (folder / name).write_bytes(text)
+    return str(folder / name)
+
+
+@pytest.fixture
+def wrong_files(ours, tmp_path):
+    """Files that cannot be used as a certificate or as a key, and what is said of them."""
+    good = ours.server("good")
+    key = serialization.load_pem_private_key(good.key, None)
+    pem, encrypted = serialization.Encoding.PEM, serialization.BestAvailableEncryption(b"secret")
+    pkcs8, openssl = serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL
+    odd = ec.generate_private_key(ec.SECP521R1())
+    plain = serialization.NoEncryption()
+    request = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, hashes.SHA256())
+    critical = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+    first, rest = good.certificate.split(b"\n", 1)
+    file = lambda name, text: written(tmp_path, name, text)
+    garbage = b"%s\n" + b"QUJD" * 20 + b"\n%s\n"
+    certificates = [
+        (file("nothing", b"nothing\n"), "there is no certificate in "),
+        (good.files[1], f"there is no certificate in {good.files[1]}, only PRIVATE KEY; give a PEM"),
+        (file("request", request.public_bytes(pem)), "only CERTIFICATE REQUEST"),
+        (file("der", good.der), "it is binary (DER or PKCS #12?)"),
+        (file("wide", good.certificate.decode().encode("utf-16")), "it is binary"),
+        (file("cut", good.certificate[:300]), "is cut off: it has no line -----END CERTIFICATE-----"),
+        (file("hyphen", first[:-1] + b"\n" + rest), "does not end with five hyphens"),
+        (file("stars", first + b"\n****" + rest), "is not base64"),
+        (
+            file("garbage", garbage % (first, first.replace(b"BEGIN", b"END"))),
+            "certificate 1 in " + str(tmp_path / "garbage") + " is malformed",
+        ),
+        (
+            ours.server("critical", extensions=[critical]).files[0],
+            "has a critical extension that is not supported",
+        ),
+    ]
+    begin, end = b"-----BEGIN PRIVATE KEY-----", b"-----END PRIVATE KEY-----"
+    keys = [
+        (file("nothing", b"nothing\n"), "there is no private key in "),
+        (good.files[0], f"there is no private key in {good.files[0]}, only CERTIFICATE"),
+        (file("pkcs8", key.private_bytes(pem, pkcs8, encrypted)), "is encrypted; give it without a passphrase"),
+        # With headers that are not base64 (RFC 1421).
+        (file("old", key.private_bytes(pem, openssl, encrypted)), "is encrypted; give it without a passphrase"),
+        (file("odd", odd.private_bytes(pem, pkcs8, plain)), "or its type is not supported; give one of RSA"),
+        (file("garbage-key", garbage % (begin, end)), "is damaged, or its type is not supported"),
+        (ours.server("other").files[1], "does not belong to the first certificate in"),
+    ]
+    return good, certificates, keys
+
+
+def test_what_is_wrong_with_the_files_is_told(ours, wrong_files):
+    good, certificates, keys = wrong_files
     certificate, key = good.files
-    for flags, text in [
+    cases = [
         (["--tls-certificate", certificate], "--tls-certificate needs its key"),
         (["--tls-key", key], "--tls-key needs its certificate"),
         (["--tls-client-ca", ours.path], "of use with TLS alone"),
         (["--tls-certificate", "/none", "--tls-key", key], "cannot read /none: No such file"),
-        (["--tls-certificate", key, "--tls-key", key], f"there is no certificate in {key}"),
-        (["--tls-certificate", certificate, "--tls-key", empty], "there is no private key in"),
-        (
-            ["--tls-certificate", certificate, "--tls-key", other.files[1]],
-            f"the key in {other.files[1]} does not belong to the first certificate in {certificate}",
-        ),
-        ([*good.flags("--tls"), "--tls-client-ca", empty], "there is no certificate in"),
-    ]:
+    ]
+    for path, text in certificates:
+        cases.append((["--tls-certificate", path, "--tls-key", key], text))
+        # An authority's certificate need not be one for a server.
+        if "critical" not in text:
+            cases.append(([*good.flags("--tls"), "--tls-client-ca", path], text))
+    for path, text in keys:
+        cases.append((["--tls-certificate", certificate, "--tls-key", path], text))
+    for flags, text in cases:
         for check in [[], ["--check"]]:
             command = [HASHFINDER, "serve", "--port", "0", *flags, *check]
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
-            assert (done.returncode, done.stdout) == (2, ""), done
-            assert text in done.stderr and "-----BEGIN PRIVATE" not in done.stderr.replace(
-                "a line -----BEGIN PRIVATE KEY-----", ""
-            )
+            assert (done.returncode, done.stdout) == (2, ""), (flags, done)
+            assert in_words(done.stderr, text)
 
 
-def test_warnings(serve_tls, ours):
-    late = ours.server(valid_for=-DAY)
-    os.chmod(late.files[1], 0o644)
-    server = serve_tls(identity=late)
-    assert "the certificate has expired" in server.wait_for("certificate=")
-    server.wait_for("everybody on this machine can read the private key")
+def test_a_text_may_begin_with_a_byte_order_mark(serve_tls, ours):
+    identity = ours.server()
+    for path, text in zip(identity.files, [identity.certificate, identity.key]):
+        replace(path, b"\xef\xbb\xbf" + text, mode=0o600)
+    assert certificate_of(serve_tls(identity=identity), ours) == identity.der
+
+
+def checked(*flags):
+    """What `serve --check` warns of."""
+    command = [HASHFINDER, "serve", "--check", "--port", "0", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (0, "hashfinder would listen on 127.0.0.1:0\n"), done
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "case, text",
+    [
+        ("good", None),
+        ("expired", "the server's certificate has expired; clients reject it"),
+        ("soon", "the server's certificate expires soon; replace the file"),
+        ("short", "the server's certificate expires soon; replace the file"),
+        ("early", "the server's certificate is not valid yet; clients reject it"),
+        ("chain", "a certificate in the server's chain has expired; clients may reject the server"),
+        ("self-signed", None),
+        ("authority", "reject the server's certificate: it is a CA certificate, not one for a server"),
+        ("purpose", "reject the server's certificate: it is not for servers: its extendedKeyUsage"),
+        ("nameless", "reject the server's certificate: it has no subjectAltName, so it is valid for no host"),
+        ("readable", "other users of this machine can read the private key"),
+        ("clients", "an authority for clients has expired, but the server still trusts it"),
+    ],
+)
+def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_path, case, text):
+    """An expired certificate was served without a word when it was not the first one in its file, or when its time
+    came while it was served; and `serve --check` found nothing wrong with any of these."""
+    flags = []
+    match case:
+        case "good" | "readable":
+            identity = ours.server()
+        case "expired":
+            identity = ours.server(valid_for=-DAY)
+        case "soon":
+            identity = ours.server(valid_since=-76 * DAY, valid_for=13 * DAY)
+        case "short":
+            # Of its ten days two and a half are not the quarter yet.
+            assert checked(*ours.server(valid_since=-7 * DAY, valid_for=3 * DAY).flags("--tls")) == ""
+            identity = ours.server(valid_since=-8 * DAY, valid_for=2 * DAY)
+        case "early":
+            identity = ours.server(valid_since=DAY)
+        case "chain":
+            between = Authority(tmp_path, "between", valid_for=-DAY, parent=ours)
+            identity = between.server()
+            replace(identity.files[0], identity.certificate + between.pem)
+        case "self-signed" | "authority":
+            identity = self_signed(tmp_path, case, is_authority=case == "authority")
+        case "purpose":
+            identity = ours.server(usage=ExtendedKeyUsageOID.CLIENT_AUTH)
+        case "nameless":
+            identity = ours.issue("nameless")
+        case "clients":
+            identity = ours.server()
+            flags = ["--tls-client-ca", Authority(tmp_path, "old", valid_for=-DAY).path]
+    if case == "readable":
+        os.chmod(identity.files[1], 0o644)
+    flags += identity.flags("--tls")
+    printed = checked(*flags)
+    server = serve(*flags)
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    logged = [line for line in server.rest_of_stderr().splitlines() if " WARN " in line]
+    if text is None:
+        assert (printed, logged) == ("", [])
+        return
+    (line,) = logged
+    assert in_words(line, text)
+    assert re.fullmatch(r"hashfinder: warning: \S+: .*\n", printed) and in_words(printed, text)
+    if case in ("expired", "soon", "short", "chain", "clients"):
+        assert re.search(r" not_after=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", line), line
+        assert re.search(r"\((certificate 2, )?not after \d{4}-", printed), printed
+    assert ("certificate=2" in line) == ("certificate 2" in printed) == (case == "chain")
+
+
+def test_a_certificate_whose_time_comes_while_it_is_served(serve_tls, ours):
+    """The log had a word about an expired certificate only if it had expired when it was read."""
+    first = ours.server("first", valid_for=datetime.timedelta(seconds=8))
+    server = serve_tls("--metrics-address", "127.0.0.1:0", identity=first)
+    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
+    metric = "hashfinder_tls_certificate_expiration_timestamp_seconds"
+    assert value(scrape(server), metric, file="certificate") == int(first.expiry())
+    # A busy machine may take its time to start a server.
+    if not any("has expired" in line for line in server.log):
+        server.wait_for("the server's certificate has expired")
+    # Once for each file that is read, however often it is looked at.
+    replace(first.files[1], b"")
+    server.wait_for("new certificates cannot be used")
+    again = ours.server("again", valid_for=-DAY)
+    again.write_to(*first.files)
+    server.wait_for("new certificates are in use")
+    server.wait_for("the server's certificate has expired")
+    last = ours.server("last")
+    last.write_to(*first.files)
+    server.wait_for("new certificates are in use")
+    wait_until(lambda: value(scrape(server), metric, file="certificate") == int(last.expiry()))
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    log = "\n".join(server.log) + server.rest_of_stderr()
+    assert log.count("has expired") == 2 and log.count("expires soon") <= 1, log
+
+
+def test_the_metrics_tell_when_the_first_certificate_expires(serve_tls, ours, tmp_path):
+    between = Authority(tmp_path, "between", valid_for=40 * DAY, parent=ours)
+    identity = between.server(valid_for=50 * DAY)
+    replace(identity.files[0], identity.certificate + between.pem)
+    clients = written(tmp_path, "clients", Authority(tmp_path, "long", 60 * DAY).pem + ours.pem)
+    server = serve_tls("--metrics-address", "127.0.0.1:0", "--tls-client-ca", clients, identity=identity)
+    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
+    metric = "hashfinder_tls_certificate_expiration_timestamp_seconds"
+    for file, first in [("certificate", between), ("client_ca", ours)]:
+        expiry = first.certificate.not_valid_after_utc.timestamp()
+        assert value(scrape(server), metric, file=file) == int(expiry)
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")
+def test_why_a_handshake_failed_is_in_the_log(serve_tls, ours, theirs):
+    plain = serve_tls()
+    mutual = serve_tls("--tls-client-ca", ours.path)
+    old, groups = context(ours), context(ours)
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    ciphers = context(ours)
+    ciphers.maximum_version = ssl.TLSVersion.TLSv1_2
+    ciphers.set_ciphers("ECDHE-ECDSA-AES128-SHA256")
+    groups.set_ecdh_curve("secp521r1")
+    by = lambda identity: context(ours, identity=identity)
+    for server, how, text in [
+        (plain, old, "no TLS version (1.2 or 1.3) in common with the client"),
+        (plain, ciphers, "no cipher suite in common with the client"),
+        (plain, groups, "no key exchange group (X25519, P-256 or P-384) in common with the client"),
+        (plain, context(ours, alpn=["http/1.1"]), "the client does not speak HTTP/2 (ALPN h2)"),
+        (plain, context(ours, alpn=None), "the client does not ask for HTTP/2 (ALPN h2)"),
+        (
+            plain,
+            context(theirs),
+            "the client rejected our certificate: it was signed by an unknown authority",
+        ),
+        (mutual, context(ours), "the client sent no certificate"),
+        (mutual, by(theirs.client()), "the client's certificate was signed by an unknown authority"),
+        (mutual, by(ours.server("wrong")), "the client's certificate is not for clients: its extended"),
+        (
+            mutual,
+            by(ours.client("late", valid_for=-DAY)),
+            "the client's certificate expired on 20",
+        ),
+        (
+            mutual,
+            by(ours.client("early", valid_since=DAY)),
+            "the client's certificate is not valid before 20",
+        ),
+        (
+            mutual,
+            by(self_signed(ours.folder, "self", is_authority=True)),
+            "the client's certificate is a CA certificate, not one for a server or client",
+        ),
+    ]:
+        # By TLS 1.3 the client learns it with the first that it reads.
+        try:
+            with connect_by(how, server) as tls:
+                assert tls.recv(1) == b""
+        except OSError:
+            pass
+        assert in_words(server.wait_for("no TLS handshake"), text)
+    host, port = plain.address.split(":")
+    for sent, text in [
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "the client does not speak TLS"),
+        (b"\x16\x03\x01\x00\x05hello", "the client violated the TLS protocol ("),
+        (b"\x16\x03\x01", "the client closed the connection during the handshake"),
+    ]:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as tcp:
+            tcp.sendall(sent)
+            tcp.shutdown(socket.SHUT_WR)
+            while tcp.recv(100):
+                pass
+        assert in_words(plain.wait_for("no TLS handshake"), text)
 
 
 def test_a_flood_of_bad_handshakes_does_not_fill_the_log(serve_tls, ours):
@@ -485,6 +653,13 @@ def of_client(server, *flags, env=None, address=None, timeout="20s", name="do"):
     )
 
 
+def told_in_words(done, wanted):
+    """Whether a line says that; others may have a cursor, which is no word."""
+    lines = [line for line in done.stderr.splitlines() if wanted in line]
+    assert len(lines) == 1, (wanted, done)
+    return in_words(lines[0], wanted)
+
+
 def test_the_command_line_by_tls(serve_tls, ours):
     server = serve_tls("--tls-client-ca", ours.path)
     port = server.address.split(":")[1]
@@ -510,8 +685,17 @@ def test_the_command_line_tells_at_once_what_is_wrong(serve, serve_tls, ours, th
     mutual = serve_tls("--tls-client-ca", ours.path)
     plain = serve()
     trusting = ["--tls-ca", ours.path]
-    late = serve_tls(identity=ours.server("late", valid_for=-DAY))
+    wrong = lambda identity: serve_tls(identity=identity)
+    late = wrong(ours.server("late", valid_for=-DAY))
+    early = wrong(ours.server("early", valid_since=DAY))
+    elsewhere = wrong(ours.issue("elsewhere", x509.DNSName("b.example"), x509.DNSName("c.example")))
+    nameless = wrong(ours.issue("nameless"))
+    purpose = wrong(ours.server("purpose", usage=ExtendedKeyUsageOID.CLIENT_AUTH))
+    own_authority = self_signed(ours.folder, "own-authority", is_authority=True)
+    authority = wrong(own_authority)
+    by_name = ["--tls-server-name", "localhost"]
     key_alone = ["--tls-client-key", ours.client().files[1]]
+    old = ours.client("old", valid_for=-DAY)
     for to, flags, text in [
         (server, ["--tls-ca", theirs.path], "from no authority that is trusted here"),
         # Whatever this system trusts otherwise.
@@ -519,23 +703,58 @@ def test_the_command_line_tells_at_once_what_is_wrong(serve, serve_tls, ours, th
         (
             server,
             [*trusting, "--tls-server-name", "a.example"],
-            "is for another name",
+            "is valid for localhost, 127.0.0.1, not for a.example; give the right one with --tls-server-name",
         ),
         (server, [*trusting, "--tls-server-name", "a b"], "can be no server's name"),
         (server, ["--tls-ca", "/none"], "cannot read /none: No such file"),
         (server, [*trusting, *key_alone], "--tls-client-key needs its certificate"),
-        (late, trusting, "has expired"),
+        (late, trusting, "expired on 20"),
+        (early, trusting, "is not valid before 20"),
+        (elsewhere, [*trusting, *by_name], "is valid for b.example, c.example, not for localhost; give"),
+        (nameless, [*trusting, *by_name], "has no subjectAltName, so it is valid for no host; the server needs another one"),
+        (purpose, trusting, "is not for servers: its extendedKeyUsage lacks serverAuth"),
+        (authority, ["--tls-ca", own_authority.files[0]], "is a CA certificate, not one for a server or client (basicConstraints=CA:FALSE)"),
         (server, [], "speaks TLS; give --tls, or https://"),
         (plain, trusting, "does not speak TLS"),
         (mutual, [], "speaks TLS; give --tls, or https://"),
         (mutual, trusting, "wants to see a certificate of ours; give one with --tls-client-"),
-        (mutual, [*trusting, *theirs.client().flags()], "does not take our certificate"),
+        (
+            mutual,
+            [*trusting, *theirs.client().flags()],
+            "does not take our certificate: it was signed by an unknown authority; give another",
+        ),
+        (
+            mutual,
+            [*trusting, *old.flags()],
+            "does not take our certificate: it has expired or is not valid yet; give another",
+        ),
+        (
+            mutual,
+            [*trusting, *ours.server("not-ours").flags()],
+            "does not take our certificate: it has another purpose",
+        ),
     ]:
         # So long nobody waits here.
         env = {"SSL_CERT_FILE": theirs.path}
         done = of_client(to, *flags, env=env, timeout="1h")
         assert done.returncode == 5 and done.stdout == "", done
-        assert text in done.stderr, (text, done)
+        assert told_in_words(done, text)
+
+
+def test_the_command_line_tells_what_is_wrong_with_its_own_files(ours, wrong_files):
+    good, certificates, keys = wrong_files
+    for path, text in certificates:
+        flags = ["--tls-client-certificate", path, "--tls-client-key", good.files[1]]
+        cases = [["--tls-ca", ours.path, *flags]]
+        if "critical" not in text:
+            cases.append(["--tls-ca", path])
+        for flags in cases:
+            done = of_client(None, *flags, address="127.0.0.1:1")
+            assert done.returncode == 5 and told_in_words(done, text)
+    for path, text in keys:
+        flags = ["--tls-client-certificate", good.files[0], "--tls-client-key", path]
+        done = of_client(None, "--tls-ca", ours.path, *flags, address="127.0.0.1:1")
+        assert done.returncode == 5 and told_in_words(done, text)
 
 
 SECRET = "key7.3vQmS0g-_Zx9"

@@ -5,6 +5,7 @@ import select
 import socket
 import subprocess
 import time
+import urllib.parse
 
 import grpc
 import hpack
@@ -17,6 +18,7 @@ from test_wire import PREFACE
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 2, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 INITIAL_WINDOW_SIZE = 4
+PROTOCOL_ERROR = 1
 
 
 def frame(kind, flags=0, stream=0, payload=b""):
@@ -41,12 +43,12 @@ def hpack_length(length):
     return bytes([*out, rest])
 
 
-def call(path):
+def call(path, authority="localhost"):
     return headers(
         (":method", "POST"),
         (":scheme", "http"),
         (":path", path),
-        (":authority", "localhost"),
+        (":authority", authority),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
     )
@@ -57,12 +59,17 @@ class Raw:
 
     def __init__(self, server, source="127.0.0.1", settings=b"", answers=True, receive_buffer=None):
         host, port = server.address.rsplit(":", 1)
-        self.socket = socket.socket()
+        if host == "unix":
+            self.socket = socket.socket(socket.AF_UNIX)
+            where = port
+        else:
+            self.socket = socket.socket()
+            self.socket.bind((source, 0))
+            where = host, int(port)
         self.socket.settimeout(PATIENCE_S)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.bind((source, 0))
-        self.socket.connect((host, int(port)))
+        self.socket.connect(where)
         self.settings = settings
         self.answers = answers
         self._buffer = b""
@@ -448,3 +455,41 @@ def test_more_connections_than_files_are_refused_before_anything_else():
             [*command, *check], capture_output=True, text=True, preexec_fn=few, timeout=PATIENCE_S
         )
         assert done.returncode == 2 and "LimitNOFILE" in done.stderr, done
+
+
+def test_a_request_that_is_rejected_as_malformed_is_in_the_log(serve, raw, stubs, tmp_path):
+    """Clients that send the path of a Unix socket as :authority were reset, and nothing said why."""
+    path = tmp_path / "socket"
+    server = serve("--unix", str(path))
+    # As grpc-java has it, and gRPC's C core and grpc-swift 2.
+    for authority in [str(path), urllib.parse.quote(str(path)[1:], safe="")]:
+        connection = raw(server).greet()
+        for stream in [1, 3]:
+            rejected = call("/hash_name.HashFinder/Find", authority)
+            connection.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, rejected))
+            assert connection.until(RST_STREAM)[2:] == (stream, PROTOCOL_ERROR.to_bytes(4, "big"))
+        # The connection itself is as good as any.
+        connection.find(stubs, stream=5)
+        line = server.wait_for("a request was rejected")
+        assert "WARN" in line and "peer=user:" in line and str(path) not in line
+        assert "its :authority is probably the socket's path; set the client's authority to localhost" in line
+        server.call_ended(code="Ok")
+    # If a new version of grpcio sends something else, docs/operations.md has to say so.
+    with grpc.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as failed:
+            stubs.Stub(channel).Find(stubs.Request(desired_name="aa"), timeout=PATIENCE_S)
+    assert failed.value.code() == grpc.StatusCode.INTERNAL
+    server.wait_for("a request was rejected")
+    server.send(SIGTERM)
+    assert server.wait() == 0
+    # Once for each connection.
+    log = "\n".join(server.log) + server.rest_of_stderr()
+    assert log.count("a request was rejected") == 3
+
+    server = serve()
+    connection = raw(server).greet()
+    rejected = call("/hash_name.HashFinder/Find", "two words")
+    connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, rejected))
+    assert connection.until(RST_STREAM)[2:] == (1, PROTOCOL_ERROR.to_bytes(4, "big"))
+    line = server.wait_for("a request was rejected")
+    assert "rejected as malformed HTTP/2" in line and "words" not in line

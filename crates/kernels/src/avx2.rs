@@ -3,10 +3,10 @@
 use std::arch::x86_64::*;
 
 use crate::{
-    plan::Grams,
+    bitmap::Bitmap,
     rounds::{self, Chunk, Row},
-    rows::{Digests, Hasher, kernel},
-    simd::{Simd, operations},
+    rows::{Hasher, kernel},
+    simd::{self, Simd, operations},
 };
 
 /// How many vectors are in flight: a hash's state takes five of sixteen registers.
@@ -28,21 +28,10 @@ impl Avx2 {
 impl Hasher<VECTORS> for Avx2 {
     type Simd = Avx2;
     type Chunk = Chunk;
-    type Row = Row;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
         self
-    }
-
-    #[inline(always)]
-    fn chunk(self, length: u32, first: u64) -> Chunk {
-        Chunk::new(length, first)
-    }
-
-    #[inline(always)]
-    fn row(self, chunk: &Chunk, number: usize) -> Row {
-        chunk.row(number)
     }
 
     #[inline(always)]
@@ -51,7 +40,7 @@ impl Hasher<VECTORS> for Avx2 {
         chunk: &Chunk,
         row: &Row,
         lane: usize,
-    ) -> [Digests<Avx2>; VECTORS] {
+    ) -> [simd::Digests<Avx2>; VECTORS] {
         rounds::hash::<Self, CASE, VECTORS>(self, chunk, row, lane)
     }
 }
@@ -63,138 +52,37 @@ impl Simd for Avx2 {
 
     const WIDTH: usize = 8;
 
-    #[inline(always)]
-    fn set1(self, word: u32) -> __m256i {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe { _mm256_set1_epi32(word as i32) }
-    }
-
-    #[inline(always)]
-    fn load(self, words: &[u32]) -> __m256i {
-        let words = &words[..Self::WIDTH];
-        // SAFETY: `self` proves that the CPU has it; the slice is as long as the vector.
-        unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
-    fn store(self, vector: __m256i, words: &mut [u32]) {
-        let words = &mut words[..Self::WIDTH];
-        // SAFETY: `self` proves that the CPU has it; the slice is as long as the vector.
-        unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), vector) }
-    }
-
     operations! {
-        add(a, b) = _mm256_add_epi32(a, b);
-        and(a, b) = _mm256_and_si256(a, b);
-        or(a, b) = _mm256_or_si256(a, b);
-        xor(a, b) = _mm256_xor_si256(a, b);
-        and_or(a, b, c) = _mm256_or_si256(_mm256_and_si256(a, b), c);
-        select(mask, a, b) =
-            _mm256_xor_si256(_mm256_and_si256(_mm256_xor_si256(a, b), mask), b);
-        parity(a, b, c) = _mm256_xor_si256(_mm256_xor_si256(a, b), c);
-        majority(a, b, c) = _mm256_or_si256(
-            _mm256_and_si256(a, b),
-            _mm256_and_si256(_mm256_or_si256(a, b), c),
-        );
-        rotate_left_5(a) = _mm256_or_si256(_mm256_slli_epi32::<5>(a), _mm256_srli_epi32::<27>(a));
-        rotate_left_30(a) = _mm256_or_si256(_mm256_slli_epi32::<30>(a), _mm256_srli_epi32::<2>(a));
-        upper_digits(word) = spread(_mm256_shuffle_epi8(word, bytes([2, 3, 1, 2])));
-        lower_digits(word) = spread(_mm256_shuffle_epi8(word, bytes([1, 2, 0, 1])));
-        count_ones(bytes) = {
-            let ones = sixteen([0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4]);
-            let lower = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
-            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15));
-            _mm256_add_epi8(_mm256_shuffle_epi8(ones, lower), _mm256_shuffle_epi8(ones, upper))
-        };
-        add_bytes(a, b) = _mm256_add_epi8(a, b);
-        max_bytes(a, b) = _mm256_max_epu8(a, b);
-    }
+        fn set1(word: u32) -> __m256i = set1;
+        fn load(words: &[u32]) -> __m256i = load;
+        fn store(vector: __m256i, words: &mut [u32]) -> () = store;
 
-    #[inline(always)]
-    fn look_on<const PLACES: u8>(self, near: __m256i, far: __m256i) -> __m256i {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe {
-            match PLACES {
-                1 => _mm256_or_si256(_mm256_srli_epi32::<8>(near), _mm256_slli_epi32::<24>(far)),
-                2 => _mm256_or_si256(_mm256_srli_epi32::<16>(near), _mm256_slli_epi32::<16>(far)),
-                3 => _mm256_or_si256(_mm256_srli_epi32::<24>(near), _mm256_slli_epi32::<8>(far)),
-                _ => near,
-            }
-        }
-    }
+        add(a, b) = _mm256_add_epi32;
+        and(a, b) = _mm256_and_si256;
+        or(a, b) = _mm256_or_si256;
+        xor(a, b) = _mm256_xor_si256;
+        and_or(a, b, c) = and_or;
+        select(mask, a, b) = select;
+        parity(a, b, c) = parity;
+        majority(a, b, c) = majority;
+        rotate_left_5(a) = rotate_left_5;
+        rotate_left_30(a) = rotate_left_30;
 
-    #[inline(always)]
-    fn prepare(self, digits: __m256i) -> Digits {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe {
-            // Below 26 the difference wraps around, and is greater.
-            let folded = _mm256_min_epu8(digits, _mm256_sub_epi8(digits, _mm256_set1_epi8(26)));
-            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(folded), _mm256_set1_epi8(15));
-            Digits { folded, upper }
-        }
-    }
+        fn look_on<const PLACES: u8>(near: __m256i, far: __m256i) -> __m256i = look_on::<PLACES>;
+        upper_digits(word) = upper_digits;
+        lower_digits(word) = lower_digits;
+        fn prepare(digits: __m256i) -> Digits = prepare;
+        fn table(bytes: &[u8; 64]) -> Table = table;
+        fn lookup(table: &Table, digits: Digits) -> __m256i = lookup;
+        fn lookup_last(table: &Table, digits: Digits, padding: __m256i) -> __m256i = lookup_last;
 
-    #[inline(always)]
-    fn table(self, bytes: &[u8; 64]) -> Table {
-        let (mut lower, mut upper) = ([0; 16], [0; 16]);
-        for (digit, byte) in bytes.iter().enumerate() {
-            let folded = if digit < 26 { digit } else { digit - 26 };
-            lower[folded % 16] |= byte;
-            upper[folded / 16] |= byte;
-        }
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe {
-            Table {
-                lower: sixteen(lower),
-                upper: sixteen(upper),
-            }
-        }
-    }
+        count_ones(bytes) = count_ones;
+        add_bytes(a, b) = _mm256_add_epi8;
+        max_bytes(a, b) = _mm256_max_epu8;
+        fn not_less(a: __m256i, b: __m256i) -> u64 = not_less;
 
-    #[inline(always)]
-    fn lookup(self, table: &Table, digits: Digits) -> __m256i {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe {
-            _mm256_and_si256(
-                _mm256_shuffle_epi8(table.lower, digits.folded),
-                _mm256_shuffle_epi8(table.upper, digits.upper),
-            )
-        }
-    }
-
-    #[inline(always)]
-    fn lookup_last(self, table: &Table, digits: Digits, padding: __m256i) -> __m256i {
-        let but_the_top = self.set1(0x00ff_ffff);
-        self.and_or(self.lookup(table, digits), but_the_top, padding)
-    }
-
-    #[inline(always)]
-    fn not_less(self, a: __m256i, b: __m256i) -> u64 {
-        // SAFETY: `self` proves that the CPU has it.
-        let bits = unsafe { _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(a, b), a)) };
-        u64::from(bits as u32)
-    }
-
-    #[inline(always)]
-    fn codes(self, digits: Digits) -> __m256i {
-        // The digits and signs, which come after the letters, have the codes of letters.
-        self.and(digits.folded, self.set1_byte(31))
-    }
-
-    #[inline(always)]
-    fn known(self, grams: &Grams, codes: __m256i) -> __m256i {
-        let bitmap = grams.bitmap();
-        // SAFETY: `self` proves that the CPU has it; the mask is less than the bitmap's bits, so
-        // that every index is one of the bitmap's words.
-        unsafe {
-            let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x2001));
-            let keys = _mm256_madd_epi16(pairs, _mm256_set1_epi32(0x0400_0001));
-            let keys = _mm256_and_si256(keys, self.set1(grams.mask()));
-            let words = _mm256_srli_epi32::<5>(keys);
-            let words = _mm256_i32gather_epi32::<4>(bitmap.as_ptr().cast(), words);
-            let bit = _mm256_and_si256(keys, self.set1(31));
-            _mm256_and_si256(words, _mm256_sllv_epi32(self.set1(1), bit))
-        }
+        fn codes(digits: Digits) -> __m256i = codes;
+        fn known(bitmap: &Bitmap, codes: __m256i) -> __m256i = known;
     }
 }
 
@@ -212,6 +100,90 @@ pub(crate) struct Digits {
 pub(crate) struct Table {
     lower: __m256i,
     upper: __m256i,
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn set1(word: u32) -> __m256i {
+    _mm256_set1_epi32(word as i32)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(words: &[u32]) -> __m256i {
+    let words = &words[..Avx2::WIDTH];
+    // SAFETY: the slice is as long as the vector.
+    unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(vector: __m256i, words: &mut [u32]) {
+    let words = &mut words[..Avx2::WIDTH];
+    // SAFETY: the slice is as long as the vector.
+    unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), vector) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn and_or(a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+    _mm256_or_si256(_mm256_and_si256(a, b), c)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn select(mask: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    _mm256_xor_si256(_mm256_and_si256(_mm256_xor_si256(a, b), mask), b)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn parity(a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+    _mm256_xor_si256(_mm256_xor_si256(a, b), c)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn majority(a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+    _mm256_or_si256(
+        _mm256_and_si256(a, b),
+        _mm256_and_si256(_mm256_or_si256(a, b), c),
+    )
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn rotate_left_5(a: __m256i) -> __m256i {
+    _mm256_or_si256(_mm256_slli_epi32::<5>(a), _mm256_srli_epi32::<27>(a))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn rotate_left_30(a: __m256i) -> __m256i {
+    _mm256_or_si256(_mm256_slli_epi32::<30>(a), _mm256_srli_epi32::<2>(a))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_on<const PLACES: u8>(near: __m256i, far: __m256i) -> __m256i {
+    match PLACES {
+        1 => _mm256_or_si256(_mm256_srli_epi32::<8>(near), _mm256_slli_epi32::<24>(far)),
+        2 => _mm256_or_si256(_mm256_srli_epi32::<16>(near), _mm256_slli_epi32::<16>(far)),
+        3 => _mm256_or_si256(_mm256_srli_epi32::<24>(near), _mm256_slli_epi32::<8>(far)),
+        _ => near,
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn upper_digits(word: __m256i) -> __m256i {
+    spread(_mm256_shuffle_epi8(word, bytes([2, 3, 1, 2])))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lower_digits(word: __m256i) -> __m256i {
+    spread(_mm256_shuffle_epi8(word, bytes([1, 2, 0, 1])))
 }
 
 /// Four digits from three bytes, which lie as second, first, third and second again.
@@ -244,4 +216,83 @@ fn sixteen(table: [u8; 16]) -> __m256i {
     let table = u128::from_le_bytes(table);
     let (lower, upper) = (table as u64 as i64, (table >> 64) as u64 as i64);
     _mm256_setr_epi64x(lower, upper, lower, upper)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn prepare(digits: __m256i) -> Digits {
+    // Below 26 the difference wraps around, and is greater.
+    let folded = _mm256_min_epu8(digits, _mm256_sub_epi8(digits, _mm256_set1_epi8(26)));
+    let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(folded), _mm256_set1_epi8(15));
+    Digits { folded, upper }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn table(bytes: &[u8; 64]) -> Table {
+    let (mut lower, mut upper) = ([0; 16], [0; 16]);
+    for (digit, byte) in bytes.iter().enumerate() {
+        let folded = if digit < 26 { digit } else { digit - 26 };
+        lower[folded % 16] |= byte;
+        upper[folded / 16] |= byte;
+    }
+    Table {
+        lower: sixteen(lower),
+        upper: sixteen(upper),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lookup(table: &Table, digits: Digits) -> __m256i {
+    _mm256_and_si256(
+        _mm256_shuffle_epi8(table.lower, digits.folded),
+        _mm256_shuffle_epi8(table.upper, digits.upper),
+    )
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lookup_last(table: &Table, digits: Digits, padding: __m256i) -> __m256i {
+    let but_the_top = set1(0x00ff_ffff);
+    and_or(lookup(table, digits), but_the_top, padding)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn count_ones(bytes: __m256i) -> __m256i {
+    let ones = sixteen([0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4]);
+    let lower = _mm256_and_si256(bytes, _mm256_set1_epi8(15));
+    let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), _mm256_set1_epi8(15));
+    _mm256_add_epi8(
+        _mm256_shuffle_epi8(ones, lower),
+        _mm256_shuffle_epi8(ones, upper),
+    )
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn not_less(a: __m256i, b: __m256i) -> u64 {
+    let bits = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(a, b), a));
+    u64::from(bits as u32)
+}
+
+/// The digits and signs, which come after the letters, have the codes of letters.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn codes(digits: Digits) -> __m256i {
+    _mm256_and_si256(digits.folded, _mm256_set1_epi8(31))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn known(bitmap: &Bitmap, codes: __m256i) -> __m256i {
+    let pairs = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x2001));
+    let keys = _mm256_madd_epi16(pairs, _mm256_set1_epi32(0x0400_0001));
+    let keys = _mm256_and_si256(keys, set1(bitmap.mask()));
+    let words = _mm256_srli_epi32::<5>(keys);
+    // SAFETY: a key and its mask give a bit of the bitmap, so that each index is one of its words.
+    let words = unsafe { _mm256_i32gather_epi32::<4>(bitmap.words().as_ptr().cast(), words) };
+    let bit = _mm256_and_si256(keys, set1(31));
+    _mm256_and_si256(words, _mm256_sllv_epi32(set1(1), bit))
 }

@@ -3,6 +3,9 @@
 /// How many characters a hashed name has: 27 digits for the 160 bits, and the padding.
 pub const HASHED_NAME_LEN: usize = 28;
 
+/// How many groups of four places a hashed name has.
+pub(crate) const GROUPS: usize = HASHED_NAME_LEN / 4;
+
 /// The digits of standard base64, by value.
 pub const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 

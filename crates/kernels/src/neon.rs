@@ -3,10 +3,11 @@
 use std::arch::{aarch64::*, is_aarch64_feature_detected};
 
 use crate::{
-    plan::{CODES, Grams},
+    bitmap::Bitmap,
+    plan::{CODES, key_of},
     quads::{Chunk, Quad, Row},
-    rows::{Digests, Hasher, kernel},
-    simd::{Simd, operations},
+    rows::{Hasher, kernel},
+    simd::{Digests, Simd, operations},
     split::{INITIAL, constant},
 };
 
@@ -34,21 +35,10 @@ impl Neon {
 impl Hasher<VECTORS> for Neon {
     type Simd = Neon;
     type Chunk = Chunk;
-    type Row = Row;
 
     #[inline(always)]
     fn simd(self) -> Neon {
         self
-    }
-
-    #[inline(always)]
-    fn chunk(self, length: u32, first: u64) -> Chunk {
-        Chunk::new(length, first)
-    }
-
-    #[inline(always)]
-    fn row(self, chunk: &Chunk, number: usize) -> Row {
-        chunk.row(number)
     }
 
     #[inline(always)]
@@ -58,7 +48,7 @@ impl Hasher<VECTORS> for Neon {
         row: &Row,
         lane: usize,
     ) -> [Digests<Neon>; VECTORS] {
-        // SAFETY: `self` proves that the CPU has the instructions.
+        // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing else.
         [unsafe { hash(chunk, row, lane) }]
     }
 }
@@ -126,119 +116,107 @@ impl Simd for Neon {
 
     const WIDTH: usize = 4;
 
-    #[inline(always)]
-    fn set1(self, word: u32) -> uint32x4_t {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe { vdupq_n_u32(word) }
-    }
-
-    #[inline(always)]
-    fn load(self, words: &[u32]) -> uint32x4_t {
-        let words = &words[..Self::WIDTH];
-        // SAFETY: `self` proves that the CPU has it; the slice is as long as the vector.
-        unsafe { vld1q_u32(words.as_ptr()) }
-    }
-
-    #[inline(always)]
-    fn store(self, vector: uint32x4_t, words: &mut [u32]) {
-        let words = &mut words[..Self::WIDTH];
-        // SAFETY: `self` proves that the CPU has it; the slice is as long as the vector.
-        unsafe { vst1q_u32(words.as_mut_ptr(), vector) }
-    }
-
     operations! {
-        add(a, b) = vaddq_u32(a, b);
-        and(a, b) = vandq_u32(a, b);
-        or(a, b) = vorrq_u32(a, b);
-        xor(a, b) = veorq_u32(a, b);
-        and_or(a, b, c) = vorrq_u32(vandq_u32(a, b), c);
-        select(mask, a, b) = vbslq_u32(mask, a, b);
-        parity(a, b, c) = veorq_u32(veorq_u32(a, b), c);
-        majority(a, b, c) = vbslq_u32(veorq_u32(a, b), c, b);
-        rotate_left_5(a) = vsriq_n_u32::<27>(vshlq_n_u32::<5>(a), a);
-        rotate_left_30(a) = vsriq_n_u32::<2>(vshlq_n_u32::<30>(a), a);
-        upper_digits(word) = spread(word, [2, 3, 1, 2]);
-        lower_digits(word) = spread(word, [1, 2, 0, 1]);
-        count_ones(bytes) = vreinterpretq_u32_u8(vcntq_u8(vreinterpretq_u8_u32(bytes)));
-        add_bytes(a, b) = vreinterpretq_u32_u8(vaddq_u8(
-            vreinterpretq_u8_u32(a),
-            vreinterpretq_u8_u32(b),
-        ));
-        max_bytes(a, b) = vreinterpretq_u32_u8(vmaxq_u8(
-            vreinterpretq_u8_u32(a),
-            vreinterpretq_u8_u32(b),
-        ));
-    }
+        fn set1(word: u32) -> uint32x4_t = vdupq_n_u32;
+        fn load(words: &[u32]) -> uint32x4_t = load_words;
+        fn store(vector: uint32x4_t, words: &mut [u32]) -> () = store_words;
 
-    #[inline(always)]
-    fn look_on<const PLACES: u8>(self, near: uint32x4_t, far: uint32x4_t) -> uint32x4_t {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe {
-            match PLACES {
-                1 => vsliq_n_u32::<24>(vshrq_n_u32::<8>(near), far),
-                2 => vsliq_n_u32::<16>(vshrq_n_u32::<16>(near), far),
-                3 => vsliq_n_u32::<8>(vshrq_n_u32::<24>(near), far),
-                _ => near,
-            }
-        }
-    }
+        add(a, b) = vaddq_u32;
+        and(a, b) = vandq_u32;
+        or(a, b) = vorrq_u32;
+        xor(a, b) = veorq_u32;
+        and_or(a, b, c) = and_or;
+        select(mask, a, b) = vbslq_u32;
+        parity(a, b, c) = parity;
+        majority(a, b, c) = majority;
+        rotate_left_5(a) = rotate_left_5;
+        rotate_left_30(a) = rotate_left_30;
 
-    #[inline(always)]
-    fn prepare(self, digits: uint32x4_t) -> uint8x16_t {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe { vreinterpretq_u8_u32(digits) }
-    }
+        fn look_on<const PLACES: u8>(near: uint32x4_t, far: uint32x4_t) -> uint32x4_t = look_on::<PLACES>;
+        upper_digits(word) = upper_digits;
+        lower_digits(word) = lower_digits;
+        fn prepare(digits: uint32x4_t) -> uint8x16_t = vreinterpretq_u8_u32;
+        fn table(bytes: &[u8; 64]) -> uint8x16x4_t = table;
+        fn lookup(table: &uint8x16x4_t, digits: uint8x16_t) -> uint32x4_t = lookup;
+        fn lookup_last(table: &uint8x16x4_t, digits: uint8x16_t, padding: uint32x4_t) -> uint32x4_t = lookup_last;
 
-    #[inline(always)]
-    fn table(self, bytes: &[u8; 64]) -> uint8x16x4_t {
-        // SAFETY: `self` proves that the CPU has it; the array is as long as the four vectors.
-        unsafe { vld1q_u8_x4(bytes.as_ptr()) }
-    }
+        count_ones(bytes) = count_ones;
+        add_bytes(a, b) = add_bytes;
+        max_bytes(a, b) = max_bytes;
+        fn not_less(a: uint32x4_t, b: uint32x4_t) -> u64 = not_less;
 
-    #[inline(always)]
-    fn lookup(self, table: &uint8x16x4_t, digits: uint8x16_t) -> uint32x4_t {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe { vreinterpretq_u32_u8(vqtbl4q_u8(*table, digits)) }
+        fn codes(digits: uint8x16_t) -> uint32x4_t = codes;
+        fn known(bitmap: &Bitmap, codes: uint32x4_t) -> uint32x4_t = known;
     }
+}
 
-    #[inline(always)]
-    fn lookup_last(
-        self,
-        table: &uint8x16x4_t,
-        digits: uint8x16_t,
-        padding: uint32x4_t,
-    ) -> uint32x4_t {
-        self.select(self.set1(0x00ff_ffff), self.lookup(table, digits), padding)
-    }
+#[inline]
+#[target_feature(enable = "neon")]
+fn load_words(words: &[u32]) -> uint32x4_t {
+    let words = &words[..Neon::WIDTH];
+    // SAFETY: the slice is as long as the vector.
+    unsafe { vld1q_u32(words.as_ptr()) }
+}
 
-    #[inline(always)]
-    fn not_less(self, a: uint32x4_t, b: uint32x4_t) -> u64 {
-        // SAFETY: `self` proves that the CPU has it.
-        unsafe {
-            let bytes = vcgeq_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b));
-            // One of a hash's four bits is enough.
-            let any = vtstq_u32(vreinterpretq_u32_u8(bytes), self.set1(u32::MAX));
-            u64::from(vaddvq_u32(vandq_u32(
-                any,
-                self.load(&[0x1, 0x10, 0x100, 0x1000]),
-            )))
-        }
-    }
+#[inline]
+#[target_feature(enable = "neon")]
+fn store_words(vector: uint32x4_t, words: &mut [u32]) {
+    let words = &mut words[..Neon::WIDTH];
+    // SAFETY: the slice is as long as the vector.
+    unsafe { vst1q_u32(words.as_mut_ptr(), vector) }
+}
 
-    #[inline(always)]
-    fn codes(self, digits: uint8x16_t) -> uint32x4_t {
-        self.lookup(&self.table(&CODES), digits)
-    }
+#[inline]
+#[target_feature(enable = "neon")]
+fn and_or(a: uint32x4_t, b: uint32x4_t, c: uint32x4_t) -> uint32x4_t {
+    vorrq_u32(vandq_u32(a, b), c)
+}
 
-    #[inline(always)]
-    fn known(self, grams: &Grams, codes: uint32x4_t) -> uint32x4_t {
-        let mut words = [0; Self::WIDTH];
-        self.store(codes, &mut words);
-        for word in &mut words {
-            *word = u32::from(grams.may_have_codes(word.to_le_bytes()));
-        }
-        self.load(&words)
+#[inline]
+#[target_feature(enable = "neon")]
+fn parity(a: uint32x4_t, b: uint32x4_t, c: uint32x4_t) -> uint32x4_t {
+    veorq_u32(veorq_u32(a, b), c)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn majority(a: uint32x4_t, b: uint32x4_t, c: uint32x4_t) -> uint32x4_t {
+    vbslq_u32(veorq_u32(a, b), c, b)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn rotate_left_5(a: uint32x4_t) -> uint32x4_t {
+    vsriq_n_u32::<27>(vshlq_n_u32::<5>(a), a)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn rotate_left_30(a: uint32x4_t) -> uint32x4_t {
+    vsriq_n_u32::<2>(vshlq_n_u32::<30>(a), a)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn look_on<const PLACES: u8>(near: uint32x4_t, far: uint32x4_t) -> uint32x4_t {
+    match PLACES {
+        1 => vsliq_n_u32::<24>(vshrq_n_u32::<8>(near), far),
+        2 => vsliq_n_u32::<16>(vshrq_n_u32::<16>(near), far),
+        3 => vsliq_n_u32::<8>(vshrq_n_u32::<24>(near), far),
+        _ => near,
     }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn upper_digits(word: uint32x4_t) -> uint32x4_t {
+    spread(word, [2, 3, 1, 2])
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn lower_digits(word: uint32x4_t) -> uint32x4_t {
+    spread(word, [1, 2, 0, 1])
 }
 
 /// Four digits from three bytes of each word, which are taken as second, first, third and second
@@ -259,4 +237,70 @@ fn spread(word: uint32x4_t, taken: [u8; 4]) -> uint32x4_t {
     let first = vandq_u16(vshlq_u16(halves, right), vdupq_n_u16(0x003f));
     let second = vandq_u16(vshlq_u16(halves, left), vdupq_n_u16(0x3f00));
     vreinterpretq_u32_u16(vorrq_u16(first, second))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn table(bytes: &[u8; 64]) -> uint8x16x4_t {
+    // SAFETY: the array is as long as the four vectors.
+    unsafe { vld1q_u8_x4(bytes.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn lookup(table: &uint8x16x4_t, digits: uint8x16_t) -> uint32x4_t {
+    vreinterpretq_u32_u8(vqtbl4q_u8(*table, digits))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn lookup_last(table: &uint8x16x4_t, digits: uint8x16_t, padding: uint32x4_t) -> uint32x4_t {
+    vbslq_u32(vdupq_n_u32(0x00ff_ffff), lookup(table, digits), padding)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn count_ones(bytes: uint32x4_t) -> uint32x4_t {
+    vreinterpretq_u32_u8(vcntq_u8(vreinterpretq_u8_u32(bytes)))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn add_bytes(a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
+    vreinterpretq_u32_u8(vaddq_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b)))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn max_bytes(a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
+    vreinterpretq_u32_u8(vmaxq_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b)))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn not_less(a: uint32x4_t, b: uint32x4_t) -> u64 {
+    let bytes = vcgeq_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b));
+    // One of a hash's four bits is enough.
+    let any = vtstq_u32(vreinterpretq_u32_u8(bytes), vdupq_n_u32(u32::MAX));
+    u64::from(vaddvq_u32(vandq_u32(
+        any,
+        load(&[0x1, 0x10, 0x100, 0x1000]),
+    )))
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn codes(digits: uint8x16_t) -> uint32x4_t {
+    lookup(&table(&CODES), digits)
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn known(bitmap: &Bitmap, codes: uint32x4_t) -> uint32x4_t {
+    let mut words = [0; Neon::WIDTH];
+    store_words(codes, &mut words);
+    for word in &mut words {
+        *word = u32::from(bitmap.contains(key_of(word.to_le_bytes())));
+    }
+    load(&words)
 }

@@ -1,7 +1,12 @@
 //! The kernel that every CPU can run: one secret after another through the `sha1` crate, which
 //! takes the CPU's SHA instructions where there are any.
 
-use crate::{Block, Filter, Hit, Hits, split::INITIAL};
+use crate::{
+    block::Block,
+    filter::Filter,
+    hits::{Hit, Hits},
+    split::INITIAL,
+};
 
 /// The byte that follows the message (FIPS 180-4, 5.1.1).
 const TERMINATOR: u8 = 0x80;
@@ -10,7 +15,7 @@ const TERMINATOR: u8 = 0x80;
 /// right after it was written waits for the store; a few dozen later it does not.
 const BATCH: usize = 32;
 
-/// See [`Kernel::scan`](crate::Kernel::scan).
+/// See [`Kernel::scan`](crate::kernel::Kernel::scan).
 pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
     let mut stopped = None;
     for_each_batch(block, |first, digests| {
@@ -26,14 +31,14 @@ pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
     stopped.unwrap_or(block.count)
 }
 
-/// See [`Kernel::cost`](crate::Kernel::cost). It looks at the names that have no grams one by one, each
+/// See [`Kernel::cost`](crate::kernel::Kernel::cost). It looks at the names that have no grams one by one, each
 /// of which takes about half as long as a hash does; the grams take as long as one hash.
 pub(crate) fn cost(filter: &Filter) -> f64 {
     let plan = filter.plan();
     1.0 + 0.5 * plan.apart.len() as f64 + f64::from(u8::from(plan.grams.is_some()))
 }
 
-/// See [`Kernel::digest_sum`](crate::Kernel::digest_sum).
+/// See [`Kernel::digest_sum`](crate::kernel::Kernel::digest_sum).
 pub(crate) fn digest_sum(block: &Block) -> u32 {
     let mut sum = 0;
     for_each_batch(block, |_, digests| {

@@ -3,7 +3,10 @@
 
 use std::sync::OnceLock;
 
-use crate::split::{LANE_BITS, LANES, ROWS, base, expand_front, shifted};
+use crate::{
+    rows::ExpandedChunk,
+    split::{LANE_BITS, LANES, ROWS, base, expand_front, shifted},
+};
 
 /// Four consecutive words, in the order in which the CPU's instructions want them.
 pub(crate) type Quad = [u32; 4];
@@ -48,9 +51,11 @@ pub(crate) struct Chunk {
 #[repr(C, align(64))]
 pub(crate) struct Row(pub(crate) Words);
 
-impl Chunk {
+impl ExpandedChunk for Chunk {
+    type Row = Row;
+
     /// The chunk that begins with the secret `first`.
-    pub(crate) fn new(length: u32, first: u64) -> Chunk {
+    fn new(length: u32, first: u64) -> Chunk {
         Chunk {
             tables: Tables::of(length),
             base: quads(base(length, first)),
@@ -58,7 +63,7 @@ impl Chunk {
     }
 
     #[inline(always)]
-    pub(crate) fn row(&self, number: usize) -> Row {
+    fn row(&self, number: usize) -> Row {
         let mut words = self.tables.rows[number];
         for quad in 0..20 {
             for t in 0..4 {
@@ -67,7 +72,9 @@ impl Chunk {
         }
         Row(words)
     }
+}
 
+impl Chunk {
     /// What the lane with this number brings to each round.
     #[inline(always)]
     pub(crate) fn lane(&self, number: usize) -> &'static Words {

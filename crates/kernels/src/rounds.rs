@@ -2,8 +2,8 @@
 //! makes.
 
 use crate::{
-    rows::Digests,
-    simd::Simd,
+    rows::ExpandedChunk,
+    simd::{Digests, Simd},
     split::{
         CASES, INITIAL, LANES, Lanes, SUMS, Tables, Word, XORS, base, case_of, constant,
         row_mask_of,
@@ -24,11 +24,13 @@ pub(crate) struct Chunk {
     addend: [u32; SUMS],
 }
 
-impl Chunk {
+impl ExpandedChunk for Chunk {
+    type Row = Row;
+
     /// The chunk that begins with the secret `first`. Inlined, so that the compiler makes its loops
     /// of the widest vectors that the kernel may use.
     #[inline(always)]
-    pub(crate) fn new(length: u32, first: u64) -> Chunk {
+    fn new(length: u32, first: u64) -> Chunk {
         let tables = Tables::of(length);
         let base = base(length, first);
         let rows = row_mask_of(length);
@@ -66,7 +68,7 @@ impl Chunk {
 
     /// What the row with this number brings to each round.
     #[inline(always)]
-    pub(crate) fn row(&self, number: usize) -> Row {
+    fn row(&self, number: usize) -> Row {
         let row = &self.tables.rows[number];
         let mut sums = [0; SUMS];
         for slot in 0..SUMS {

@@ -6,34 +6,40 @@
 use std::hint::black_box;
 
 use crate::{
-    Block, Filter, Hit, Hits, portable,
-    simd::Simd,
+    block::Block,
+    filter::Filter,
+    hits::{Hit, Hits},
+    portable,
+    simd::{Digests, Simd},
     split::{CHUNK, LANE_BITS, LANES, case_of},
     windows::Windows,
 };
 
-/// The five words of as many digests as a vector is wide.
-pub(crate) type Digests<S> = [<S as Simd>::Vector; 5];
+/// What a chunk of secrets brings to each of its rows.
+pub(crate) trait ExpandedChunk {
+    /// What a row brings to each of its hashes.
+    type Row;
+
+    /// The chunk that begins with the secret `first` of `length` bytes, at least one.
+    fn new(length: u32, first: u64) -> Self;
+
+    /// The row with this number.
+    fn row(&self, number: usize) -> Self::Row;
+}
 
 /// Hashes a row, `N` vectors at a time.
 pub(crate) trait Hasher<const N: usize>: Copy {
     /// The vectors that the digests lie in.
     type Simd: Simd;
-    /// What a chunk brings to each of its rows.
-    type Chunk;
-    /// What a row brings to each of its hashes.
-    type Row;
+    type Chunk: ExpandedChunk;
 
     fn simd(self) -> Self::Simd;
-    /// The chunk that begins with the secret `first` of `length` bytes, at least one.
-    fn chunk(self, length: u32, first: u64) -> Self::Chunk;
-    /// The row with this number in the chunk.
-    fn row(self, chunk: &Self::Chunk, number: usize) -> Self::Row;
+
     /// The digests of the row's lanes from `lane` on. `CASE` is that of the chunk's length.
     fn hash<const CASE: usize>(
         self,
         chunk: &Self::Chunk,
-        row: &Self::Row,
+        row: &<Self::Chunk as ExpandedChunk>::Row,
         lane: usize,
     ) -> [Digests<Self::Simd>; N];
 }
@@ -77,7 +83,7 @@ impl Part {
     }
 }
 
-/// See [`Kernel::scan`](crate::Kernel::scan).
+/// See [`Kernel::scan`](crate::kernel::Kernel::scan).
 #[inline(always)]
 pub(crate) fn scan<H: Hasher<N>, const N: usize>(
     hasher: H,
@@ -96,7 +102,7 @@ pub(crate) fn scan<H: Hasher<N>, const N: usize>(
     let mut offset = 0;
     while offset < block.count {
         let part = Part::of(block, offset);
-        let chunk = hasher.chunk(block.length, part.chunk);
+        let chunk = H::Chunk::new(block.length, part.chunk);
         let tried = match case_of(block.length) {
             0 => scan_part::<H, N, 0>(hasher, &chunk, &windows, filter, part, hits),
             1 => scan_part::<H, N, 1>(hasher, &chunk, &windows, filter, part, hits),
@@ -125,7 +131,7 @@ fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
         // Hidden from the optimiser, which would otherwise load what is the same in every row
         // before the loop, run out of registers, and keep it on the stack instead.
         let chunk = black_box(chunk);
-        let row = hasher.row(chunk, number);
+        let row = chunk.row(number);
         // The rounds take its words one by one, as operands that are broadcast from memory.
         let row = black_box(&row);
         let mut lane = 0;
@@ -200,7 +206,7 @@ fn confirm(
     false
 }
 
-/// See [`Kernel::digest_sum`](crate::Kernel::digest_sum).
+/// See [`Kernel::digest_sum`](crate::kernel::Kernel::digest_sum).
 #[inline(always)]
 pub(crate) fn digest_sum<H: Hasher<N>, const N: usize>(hasher: H, block: &Block) -> u32 {
     if block.length < 1 {
@@ -210,7 +216,7 @@ pub(crate) fn digest_sum<H: Hasher<N>, const N: usize>(hasher: H, block: &Block)
     let mut offset = 0;
     while offset < block.count {
         let part = Part::of(block, offset);
-        let chunk = hasher.chunk(block.length, part.chunk);
+        let chunk = H::Chunk::new(block.length, part.chunk);
         sum ^= match case_of(block.length) {
             0 => part_sum::<H, N, 0>(hasher, &chunk, part),
             1 => part_sum::<H, N, 1>(hasher, &chunk, part),
@@ -232,7 +238,7 @@ fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
     let mut sum = 0;
     for number in part.rows() {
         let chunk = black_box(chunk);
-        let row = hasher.row(chunk, number);
+        let row = chunk.row(number);
         let row = black_box(&row);
         let wanted = part.lanes(number);
         let mut lane = 0;
@@ -264,33 +270,36 @@ fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
 /// that the CPU has them.
 macro_rules! kernel {
     ($features:literal) => {
-        /// See [`Kernel::scan`](crate::Kernel::scan).
+        /// See [`Kernel::scan`](crate::kernel::Kernel::scan).
         pub(crate) fn scan(
             self,
-            block: &crate::Block,
-            filter: &crate::Filter,
-            hits: &mut crate::Hits,
+            block: &crate::block::Block,
+            filter: &crate::filter::Filter,
+            hits: &mut crate::hits::Hits,
         ) -> u64 {
             #[target_feature(enable = $features)]
             fn compiled<H: crate::rows::Hasher<VECTORS>>(
                 hasher: H,
-                block: &crate::Block,
-                filter: &crate::Filter,
-                hits: &mut crate::Hits,
+                block: &crate::block::Block,
+                filter: &crate::filter::Filter,
+                hits: &mut crate::hits::Hits,
             ) -> u64 {
                 crate::rows::scan(hasher, block, filter, hits)
             }
-            // SAFETY: `self` proves that the CPU has them.
+            // SAFETY: `self` proves that the CPU has the features.
             unsafe { compiled(self, block, filter, hits) }
         }
 
-        /// See [`Kernel::digest_sum`](crate::Kernel::digest_sum).
-        pub(crate) fn digest_sum(self, block: &crate::Block) -> u32 {
+        /// See [`Kernel::digest_sum`](crate::kernel::Kernel::digest_sum).
+        pub(crate) fn digest_sum(self, block: &crate::block::Block) -> u32 {
             #[target_feature(enable = $features)]
-            fn compiled<H: crate::rows::Hasher<VECTORS>>(hasher: H, block: &crate::Block) -> u32 {
+            fn compiled<H: crate::rows::Hasher<VECTORS>>(
+                hasher: H,
+                block: &crate::block::Block,
+            ) -> u32 {
                 crate::rows::digest_sum(hasher, block)
             }
-            // SAFETY: `self` proves that the CPU has them.
+            // SAFETY: `self` proves that the CPU has the features.
             unsafe { compiled(self, block) }
         }
     };

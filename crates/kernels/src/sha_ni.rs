@@ -6,7 +6,8 @@ use std::arch::x86_64::*;
 use crate::{
     avx2::Avx2,
     quads::{Chunk, Quad, Row},
-    rows::{Digests, Hasher, kernel},
+    rows::{Hasher, kernel},
+    simd::Digests,
     split::INITIAL,
 };
 
@@ -33,21 +34,10 @@ impl ShaNi {
 impl Hasher<VECTORS> for ShaNi {
     type Simd = Avx2;
     type Chunk = Chunk;
-    type Row = Row;
 
     #[inline(always)]
     fn simd(self) -> Avx2 {
         self.0
-    }
-
-    #[inline(always)]
-    fn chunk(self, length: u32, first: u64) -> Chunk {
-        Chunk::new(length, first)
-    }
-
-    #[inline(always)]
-    fn row(self, chunk: &Chunk, number: usize) -> Row {
-        chunk.row(number)
     }
 
     #[inline(always)]
@@ -57,17 +47,22 @@ impl Hasher<VECTORS> for ShaNi {
         row: &Row,
         lane: usize,
     ) -> [Digests<Avx2>; VECTORS] {
-        // SAFETY: `self` proves that the CPU has the instructions.
-        unsafe {
-            let lower = hash(chunk, row, lane);
-            let upper = hash(chunk, row, lane + IN_FLIGHT);
-            let mut digests = [_mm256_setzero_si256(); 5];
-            for word in 0..5 {
-                digests[word] = _mm256_set_m128i(upper[word], lower[word]);
-            }
-            [digests]
-        }
+        // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing else.
+        [unsafe { hash_eight(chunk, row, lane) }]
     }
+}
+
+/// The digests of eight lanes, a vector for each of their words.
+#[inline]
+#[target_feature(enable = "sha,avx2")]
+fn hash_eight(chunk: &Chunk, row: &Row, lane: usize) -> [__m256i; 5] {
+    let lower = hash(chunk, row, lane);
+    let upper = hash(chunk, row, lane + IN_FLIGHT);
+    let mut digests = [_mm256_setzero_si256(); 5];
+    for word in 0..5 {
+        digests[word] = _mm256_set_m128i(upper[word], lower[word]);
+    }
+    digests
 }
 
 /// The digests of four lanes, a vector for each of their words.

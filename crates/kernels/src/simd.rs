@@ -1,13 +1,25 @@
 //! What the vector kernels ask of a CPU: a few operations on vectors of 32-bit words.
 
-use crate::plan::Grams;
+use crate::bitmap::Bitmap;
 
-/// Vectors of 32-bit words. A value of such a type is the proof that the CPU has the instructions:
-/// it is made by detection alone, and every operation takes it.
+/// The five words of as many digests as a vector is wide.
+pub(crate) type Digests<S> = [<S as Simd>::Vector; 5];
+
+/// Vectors of 32-bit words, by the instructions of one kind of CPU.
+///
+/// # Contract
+///
+/// A value of such a type is the proof that the CPU has the instructions: only detection makes one. So every method
+/// may call functions that are compiled for these instructions and need nothing else. [`operations`] makes the
+/// methods from such functions, with the only `unsafe` that rests on this contract.
+///
+/// # Inlining
 ///
 /// The methods must be inlined into a function that was compiled for these instructions, or each
 /// would be a call; so must everything generic that uses them. That is why all of it is
 /// `#[inline(always)]`, and why none of it passes closures on.
+///
+/// # Groups
 ///
 /// A hashed name lies in seven vectors, the *groups*. Each has a byte for each of four consecutive
 /// places in every word, and each word belongs to a hash. To *look on* by some places is to take
@@ -70,10 +82,10 @@ pub(crate) trait Simd: Copy {
     /// A bit for each byte of `a` that is not less than that of `b`, four for each hash.
     fn not_less(self, a: Self::Vector, b: Self::Vector) -> u64;
 
-    /// The code of each digit, see [`Grams`].
+    /// The code of each digit, see [`CODES`](crate::plan::CODES).
     fn codes(self, digits: Self::Digits) -> Self::Vector;
-    /// Words that are not zero where the four codes of a word of `grams` may be known.
-    fn known(self, grams: &Grams, codes: Self::Vector) -> Self::Vector;
+    /// Words that are not zero where `bitmap` has the key of the word's four codes.
+    fn known(self, bitmap: &Bitmap, codes: Self::Vector) -> Self::Vector;
 
     /// The same byte everywhere.
     #[inline(always)]
@@ -82,15 +94,31 @@ pub(crate) trait Simd: Copy {
     }
 }
 
-/// Methods of an implementation of [`Simd`] that take vectors, give one, and are an expression.
+/// Makes methods of an implementation of [`Simd`], each from a function with the same arguments. Where no types are
+/// given, they are vectors.
+///
+/// The function must be safe to call on a CPU that has the instructions, as all of [`std::arch`] are that take no
+/// pointers, and all with `#[target_feature]` that are not `unsafe` themselves.
 macro_rules! operations {
-    ($($name:ident($($argument:ident),*) = $body:expr;)*) => {$(
-        #[inline(always)]
-        fn $name(self, $($argument: Self::Vector),*) -> Self::Vector {
-            // SAFETY: `self` proves that the CPU has the instructions.
-            unsafe { $body }
+    () => {};
+    ($name:ident($($argument:ident),*) = $function:path; $($rest:tt)*) => {
+        operations! {
+            fn $name($($argument: Self::Vector),*) -> Self::Vector = $function;
+            $($rest)*
         }
-    )*};
+    };
+    (
+        fn $name:ident $(<const $parameter:ident: $kind:ty>)? ($($argument:ident: $type:ty),*) -> $result:ty
+            = $function:path;
+        $($rest:tt)*
+    ) => {
+        #[inline(always)]
+        fn $name $(<const $parameter: $kind>)? (self, $($argument: $type),*) -> $result {
+            // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing else.
+            unsafe { $function($($argument),*) }
+        }
+        operations! { $($rest)* }
+    };
 }
 
 pub(crate) use operations;

@@ -4,15 +4,11 @@
 //! It is a necessary condition. [`plan`](crate::plan) says of which parts it is made.
 
 use crate::{
-    Filter,
-    digits::HASHED_NAME_LEN,
+    digits::GROUPS,
+    filter::Filter,
     plan::{Agreement, Bank, ClassTable, Classes, Grams},
-    rows::Digests,
-    simd::Simd,
+    simd::{Digests, Simd},
 };
-
-/// Four places of a hashed name are a group: in a vector, four bytes for each hash.
-const GROUPS: usize = HASHED_NAME_LEN / 4;
 
 /// What a filter compiles to for one kernel. That is done for each block, and takes a few microseconds
 /// for each hundred names in banks.
@@ -311,7 +307,7 @@ fn check_grams<S: Simd>(simd: S, grams: &Grams, digits: &[S::Digits; GROUPS]) ->
             2 => simd.look_on::<2>(near, far),
             _ => simd.look_on::<3>(near, far),
         };
-        known = simd.or(known, simd.known(grams, gram));
+        known = simd.or(known, simd.known(grams.bitmap(), gram));
     }
     simd.not_less(known, simd.set1_byte(1))
 }

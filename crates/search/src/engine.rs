@@ -13,20 +13,21 @@ use std::{
 use hashfinder_kernels::Kernel;
 
 use crate::{
+    client::Client,
     cursor::Cursor,
+    ids::SearchId,
     keyspace::Index,
     limits::{Limits, OverLimit, Usage},
+    outcome::{Event, Outcome, Release, Report, StopCause},
+    progress::{Metrics, Progress},
     query::{Candidate, Query},
-    scheduler::{
-        Done, Effects, FIRST_SLICE, Job, Metrics, Progress, Scheduler, SearchId, Slice, StopCause,
-        Wish,
-    },
+    scheduler::{Effects, Job, Scheduler, Wish},
+    slice::{Done, FIRST_SLICE, Slice},
     sought::{Found, Sought},
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
         thread::{self, JoinHandle, Thread},
     },
-    turns::Client,
 };
 
 /// What tries slices: the CPU's kernels, or another machine's.
@@ -86,71 +87,6 @@ impl Backend for Kernel {
         self.name() != "portable" && sought.cost(*self) <= AT_HAND
     }
 }
-
-/// How a search ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// The first secret within the ideal distance.
-    Ideal(Candidate),
-    /// Every secret of the keyspace was tried, and none was ideal.
-    Exhausted,
-    /// The hash budget is spent, exactly; the search can go on from here.
-    BudgetSpent(Cursor),
-    /// Its client's quota of hashes is spent.
-    QuotaSpent {
-        /// Where the search can go on.
-        cursor: Cursor,
-        /// When a second's worth of the quota will be there again.
-        retry_after: Duration,
-    },
-    /// It was told to stop.
-    Cancelled {
-        /// Who wanted that.
-        cause: StopCause,
-        /// Where the search can go on.
-        cursor: Cursor,
-    },
-    /// The backend panicked; what came before can be relied on.
-    Failed(Cursor),
-}
-
-impl Outcome {
-    /// How a search ends that has tried everything before `end`, and may try no more.
-    pub(crate) fn in_vain(query: &Query, end: Index) -> Outcome {
-        if end == query.keyspace().end() {
-            Outcome::Exhausted
-        } else {
-            Outcome::BudgetSpent(Cursor::new(query, end))
-        }
-    }
-}
-
-/// What a search tells its reader.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The next interesting secrets, in enumeration order; at least one.
-    Candidates(Vec<Candidate>),
-    /// The end; nothing follows it.
-    Ended(Outcome),
-}
-
-/// What a search cost, told when its last worker has let go of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// How many secrets were hashed when it was its turn. Others may have been tested too, and some of
-    /// them lie beyond its end.
-    pub hashes: u64,
-    /// How many secrets were tested for it, in its own turns or others'.
-    pub tests: u64,
-    /// How long it took from the wish to stop until the last worker had let go; `None` if it ended
-    /// without being stopped.
-    pub stop_latency: Option<Duration>,
-}
-
-pub(crate) type Release = Box<dyn FnOnce(Report) + Send>;
 
 /// What came of the first secrets of a search.
 enum Head {

@@ -27,30 +27,36 @@
 
 #![forbid(unsafe_code)]
 
+mod client;
 mod cursor;
 mod engine;
 mod front;
+mod ids;
 mod keyspace;
 mod limits;
 mod name;
 mod odds;
+mod outcome;
+mod progress;
 mod query;
 mod scheduler;
 mod set;
+mod slice;
 mod sought;
 mod spelling;
 mod sync;
 mod turns;
 
+pub use client::{Client, Quota};
 pub use cursor::{Cursor, CursorError};
-pub use engine::{Backend, Engine, Event, Outcome, Report, Search, Stopper};
+pub use engine::{Backend, Engine, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel};
 pub use keyspace::{Alphabet, AlphabetError, Index, Keyspace, KeyspaceError};
-pub use limits::{Limits, OverLimit, Quota, Usage};
+pub use limits::{Limits, OverLimit, Usage};
 pub use name::{DesiredName, Distance, NameError, Nearest, NegativeDistance};
 pub use odds::Odds;
+pub use outcome::{Event, Outcome, Report, StopCause};
+pub use progress::{Ended, Metrics, Progress, SearchState};
 pub use query::{Candidate, Impossible, Query};
-pub use scheduler::{Ended, Metrics, Progress, SearchState, StopCause};
 pub use sought::{Found, Sought};
 pub use spelling::{Algorithm, Anchor, Encoding, HashedName, Spelling};
-pub use turns::Client;

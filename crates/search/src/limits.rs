@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::turns::Client;
+use crate::client::{Client, Quota};
 
 /// What the engine allows. The defaults allow everything that costs the engine nothing worth naming.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,18 +39,6 @@ impl Default for Limits {
             queue_length: 256,
         }
     }
-}
-
-/// What one client may have where that differs from what [`Limits`] let every client have.
-///
-/// While a client has searches under way, or owes hashes, it keeps the quota that the first of them was begun
-/// with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Quota {
-    /// In the place of [`Limits::searches_per_client`].
-    pub searches: Option<usize>,
-    /// In the place of [`Limits::hashes_per_second_per_client`].
-    pub hashes_per_second: Option<NonZeroU64>,
 }
 
 /// Why a search was refused.

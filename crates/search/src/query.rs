@@ -5,7 +5,6 @@ use std::{num::NonZeroU64, ops::Range, sync::Arc};
 use crate::{
     keyspace::{Index, Keyspace},
     name::{DesiredName, Distance},
-    sought::Sought,
     spelling::{Chars, Spelling},
 };
 
@@ -228,12 +227,6 @@ impl Query {
     pub(crate) fn furthest(&self) -> u8 {
         let interesting = self.interesting.get().saturating_sub(1);
         interesting.max(self.ideal.get())
-    }
-
-    /// What a slice of it alone looks for.
-    #[must_use]
-    pub fn sought(&self) -> Sought {
-        Sought::new([self])
     }
 
     /// How near a secret is: to which of the names it is nearest, the first of those that are equally

@@ -15,7 +15,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    fmt,
     ops::Range,
     sync::{Arc, atomic::Ordering},
     task::{Poll, Waker},
@@ -23,25 +22,21 @@ use std::{
 };
 
 use crate::{
+    client::Client,
     cursor::Cursor,
-    engine::{Event, Outcome, Release, Report},
     front::Front,
+    ids::{JobId, SearchId},
     keyspace::Index,
     limits::{Accounts, Limits, OverLimit, Usage},
+    outcome::{Event, Outcome, Release, Report, StopCause},
+    progress::{Metrics, Progress, SearchState},
     query::{Candidate, Query},
     set::Set,
+    slice::{Done, FIRST_SLICE, SLICE_TIME, Slice},
     sought::Found,
     sync::AtomicBool,
-    turns::{Client, Place, Turns},
+    turns::{Place, Turns},
 };
-
-/// How long a slice should take. A stop costs at most one slice on each worker, and a search that
-/// has just arrived waits for one at most; much shorter ones would spend their time being set up.
-pub(crate) const SLICE_TIME: Duration = Duration::from_micros(500);
-
-/// The first slice of a search, until its speed is known, if a secret costs no more than a fast kernel's
-/// hash. Small, because many a search is over within it.
-pub(crate) const FIRST_SLICE: u64 = 1 << 10;
 
 /// The shortest slice, in the same measure, so that one odd measurement does not drown a search in overhead.
 /// A secret that costs more is a slice by itself.
@@ -67,8 +62,6 @@ mod sharing;
 pub(crate) use sharing::Build;
 use sharing::Upkeep;
 
-pub(crate) type SearchId = u64;
-pub(crate) type JobId = u64;
 type FrontId = u64;
 
 /// What somebody searches for, with what was worked out of it before anybody had to wait for that.
@@ -87,24 +80,6 @@ pub(crate) enum Job {
     Build(Build),
 }
 
-/// A slice for a worker to try.
-pub(crate) struct Slice {
-    pub(crate) id: JobId,
-    pub(crate) range: Range<Index>,
-    pub(crate) set: Arc<Set>,
-    pub(crate) hit_limit: usize,
-    /// Set when nobody wants it any more; looked at once, before the slice begins.
-    pub(crate) stop: Arc<AtomicBool>,
-}
-
-/// What became of a slice.
-pub(crate) enum Done {
-    /// Every index of the slice below `tried` was tried.
-    Tried { tried: Index, hits: Vec<Found> },
-    /// The backend panicked.
-    Panicked,
-}
-
 /// What the caller does once it has let go of the lock.
 #[derive(Default)]
 #[must_use]
@@ -115,86 +90,6 @@ pub(crate) struct Effects {
     pub(crate) released: Vec<(Release, Report)>,
     /// There may be work for another worker, who found none before.
     pub(crate) work: bool,
-}
-
-/// What the engine has done, and is doing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Metrics {
-    /// Searches that are being worked on, alone or with others.
-    pub active: usize,
-    /// Searches that wait for their turn, and nobody is working on what they want.
-    pub queued: usize,
-    /// Searches that wait for their reader.
-    pub parked: usize,
-    /// Secrets hashed.
-    pub hashes: u64,
-    /// Secrets tested, counted for each search that they were tested for.
-    pub tests: u64,
-    /// Those of the tests that turned out to be of no use: beyond a search's end, or forgotten because
-    /// there were too many hits to hold.
-    pub in_vain: u64,
-    /// Slices tried.
-    pub slices: u64,
-    /// Searches that have ended, by how.
-    pub ended: Ended,
-    /// How many stopped searches were let go of within 1, 2, 4, 8 ... microseconds of the wish; the last
-    /// counts all that took longer.
-    pub stop_latency: [u64; 24],
-}
-
-/// How a search comes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// What it is doing.
-    pub state: SearchState,
-    /// Every index below this one has been tried.
-    pub frontier: Index,
-    /// How many secrets were hashed when it was its turn.
-    pub hashes: u64,
-    /// How many secrets were tested for it, in its own turns or others'.
-    pub tests: u64,
-}
-
-/// What a search is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum SearchState {
-    /// It waits for its turn, and nobody is working on what it wants.
-    Queued,
-    /// It is being worked on, alone or with others.
-    Running,
-    /// It waits for its reader.
-    Parked,
-    /// It has ended, whether or not its reader knows.
-    Ended,
-}
-
-/// How searches ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Ended {
-    /// With the first ideal secret.
-    pub ideal: u64,
-    /// With the last secret there is.
-    pub exhausted: u64,
-    /// With their hash budget spent.
-    pub budget_spent: u64,
-    /// With their client's quota spent.
-    pub quota_spent: u64,
-    /// Because whoever asked for them did not want them any more.
-    pub by_client: u64,
-    /// Because their time was up.
-    pub by_deadline: u64,
-    /// Because an operator stopped them.
-    pub by_operator: u64,
-    /// Because the engine was shutting down.
-    pub by_drain: u64,
-    /// Because their readers took nothing.
-    pub by_unread: u64,
-    /// With a panic.
-    pub failed: u64,
 }
 
 impl Effects {
@@ -311,34 +206,6 @@ enum Stop {
     Panicked,
     /// When there will be some of the quota again.
     Quota(Duration),
-}
-
-/// Who wanted a search to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum StopCause {
-    /// Whoever asked for it: it was cancelled, or its handle dropped.
-    Client,
-    /// Its time was up.
-    Deadline,
-    /// Whoever operates the engine.
-    Operator,
-    /// The engine is shutting down.
-    Drain,
-    /// Whoever watches over its reader, who takes nothing.
-    Unread,
-}
-
-impl fmt::Display for StopCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            StopCause::Client => "client",
-            StopCause::Deadline => "deadline",
-            StopCause::Operator => "operator",
-            StopCause::Drain => "drain",
-            StopCause::Unread => "unread",
-        })
-    }
 }
 
 impl Scheduler {
@@ -1213,26 +1080,6 @@ impl Entry {
             },
             Stop::Panicked => Outcome::Failed(cursor()),
         })
-    }
-}
-
-impl Ended {
-    fn count(&mut self, outcome: &Outcome) {
-        let ended = match outcome {
-            Outcome::Ideal(_) => &mut self.ideal,
-            Outcome::Exhausted => &mut self.exhausted,
-            Outcome::BudgetSpent(_) => &mut self.budget_spent,
-            Outcome::QuotaSpent { .. } => &mut self.quota_spent,
-            Outcome::Cancelled { cause, .. } => match cause {
-                StopCause::Client => &mut self.by_client,
-                StopCause::Deadline => &mut self.by_deadline,
-                StopCause::Operator => &mut self.by_operator,
-                StopCause::Drain => &mut self.by_drain,
-                StopCause::Unread => &mut self.by_unread,
-            },
-            Outcome::Failed(_) => &mut self.failed,
-        };
-        *ended += 1;
     }
 }
 

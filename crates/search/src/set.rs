@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::{query::Query, scheduler::SearchId, sought::Sought};
+use crate::{ids::SearchId, query::Query, sought::Sought};
 
 pub(crate) struct Set {
     queries: Vec<Arc<Query>>,

@@ -36,6 +36,14 @@ pub struct Sought {
     way: Way,
 }
 
+impl Query {
+    /// What a slice of it alone looks for.
+    #[must_use]
+    pub fn sought(&self) -> Sought {
+        Sought::new([self])
+    }
+}
+
 /// How it is looked for.
 enum Way {
     /// By a fast kernel, with this filter.

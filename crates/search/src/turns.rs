@@ -14,42 +14,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
-    num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
 
-use crate::{
-    limits::Quota,
-    scheduler::{SLICE_TIME, SearchId},
-};
-
-/// For whom a search is made.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Client {
-    /// Who shares what one client may have: an address, a user, or whoever was authenticated. Whoever
-    /// makes these names sees to it that those of different kinds differ, by a prefix say.
-    pub name: Arc<str>,
-    /// Which of the client's connections asks. Between these its share is divided evenly.
-    pub connection: u64,
-    /// How much the client's share is, compared with other clients'. Over a few thousand it means little:
-    /// even a client that outweighs all others does not keep them waiting for ever.
-    pub weight: NonZeroU32,
-    /// What it may have where that differs from what others may.
-    pub quota: Quota,
-}
-
-impl Default for Client {
-    /// The only client of a process that searches for itself.
-    fn default() -> Client {
-        Client {
-            name: Arc::from(""),
-            connection: 0,
-            weight: NonZeroU32::MIN,
-            quota: Quota::default(),
-        }
-    }
-}
+use crate::{client::Client, ids::SearchId, slice::SLICE_TIME};
 
 /// By how much somebody may be ahead of its share and still be served out of turn: what it is charged
 /// for a slice before it is known how long that took.
@@ -337,6 +306,7 @@ impl Waiting for Searches {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroU32;
 
     const SLICE: Duration = SLICE_TIME;
 

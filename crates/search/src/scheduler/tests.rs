@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Distance, limits::Quota};
+use crate::{client::Quota, name::Distance};
 
 /// How many secrets a simulated worker tries in a millisecond.
 const SPEED: u64 = 20_000;

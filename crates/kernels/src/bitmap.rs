@@ -1,0 +1,69 @@
+//! A set of keys, told apart by their lowest bits.
+
+/// A set of keys that may have more than were inserted: keys with the same lowest bits are one.
+///
+/// The number of words is a power of two, and at least one. So a key ANDed with [`mask`](Self::mask) is always the
+/// number of a bit in [`words`](Self::words), which gathers rely on. Nothing outside this module can change that.
+#[derive(Clone, Debug)]
+pub(crate) struct Bitmap(Box<[u32]>);
+
+impl Bitmap {
+    /// The most bits: a gather takes the numbers of words as signed 32-bit integers.
+    const MAX_BITS: usize = 1 << 31;
+
+    /// An empty set with `bits` bits, rounded up to a power of two and to a whole word.
+    ///
+    /// # Panics
+    ///
+    /// If `bits` is above 2^31.
+    pub(crate) fn new(bits: usize) -> Bitmap {
+        assert!(bits <= Self::MAX_BITS, "a bitmap of {bits} bits");
+        let words = bits.div_ceil(32).max(1).next_power_of_two();
+        Bitmap(vec![0; words].into())
+    }
+
+    /// Adds a key.
+    pub(crate) fn insert(&mut self, key: u32) {
+        let bit = key & self.mask();
+        self.0[bit as usize / 32] |= 1 << (bit % 32);
+    }
+
+    /// Whether the key, or one with the same lowest bits, was inserted.
+    #[inline(always)]
+    pub(crate) fn contains(&self, key: u32) -> bool {
+        let bit = key & self.mask();
+        self.0[bit as usize / 32] >> (bit % 32) & 1 == 1
+    }
+
+    /// The bits of a key that are told apart.
+    #[inline(always)]
+    pub(crate) fn mask(&self) -> u32 {
+        // At most 2^31, so that nothing is lost.
+        (self.0.len() * 32 - 1) as u32
+    }
+
+    /// The bits, 32 to a word, the lowest first.
+    #[inline(always)]
+    pub(crate) fn words(&self) -> &[u32] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_a_bit_whatever_was_asked_for() {
+        for (bits, words) in [(0, 1), (1, 1), (32, 1), (33, 2), (96, 4), (4096, 128)] {
+            let mut bitmap = Bitmap::new(bits);
+            assert_eq!(bitmap.words().len(), words);
+            assert_eq!(bitmap.mask() as usize, 32 * words - 1);
+            for key in [0, 1, 31, 32, u32::MAX] {
+                assert!(!Bitmap::new(bits).contains(key));
+                bitmap.insert(key);
+                assert!(bitmap.contains(key));
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! A name to look for in a hashed name, and the exact checks for it.
+
+use crate::{
+    digits::{CharSet, HASHED_NAME_LEN, PADDING},
+    mismatches::Mismatches,
+};
+
+/// A name, as the set of characters that satisfies each of its places.
+#[derive(Clone, Debug)]
+pub(crate) struct Name {
+    pub(crate) characters: Vec<CharSet>,
+    pub(crate) max_distance: u8,
+    mismatches: Mismatches<{ PADDING as usize + 1 }>,
+}
+
+impl Name {
+    pub(crate) fn new(characters: &[CharSet], max_distance: u8) -> Name {
+        assert!(
+            (1..=HASHED_NAME_LEN).contains(&characters.len()),
+            "a name has 1 to {HASHED_NAME_LEN} characters, not {}",
+            characters.len()
+        );
+        let satisfies = |character: usize, digit| characters[character].contains(digit);
+        Name {
+            mismatches: Mismatches::new(characters.len(), max_distance, satisfies),
+            characters: characters.to_vec(),
+            max_distance,
+        }
+    }
+
+    /// How many windows there are for it.
+    pub(crate) fn windows(&self) -> usize {
+        HASHED_NAME_LEN + 1 - self.characters.len()
+    }
+
+    /// The fast check, which may let too much pass.
+    #[inline(always)]
+    pub(crate) fn may_match(&self, digits: &[u8; HASHED_NAME_LEN]) -> bool {
+        self.mismatches.may_match(digits)
+    }
+
+    /// Whether the window that begins at this place exists and is near enough.
+    pub(crate) fn is_at(&self, window: usize, digits: &[u8; HASHED_NAME_LEN]) -> bool {
+        let digits = digits.get(window..window + self.characters.len());
+        let mut left = self.max_distance;
+        digits.is_some_and(|digits| {
+            let mut pairs = self.characters.iter().zip(digits);
+            pairs.all(|(set, digit)| {
+                if set.contains(*digit) {
+                    return true;
+                }
+                let may_differ = left > 0;
+                left = left.saturating_sub(1);
+                may_differ
+            })
+        })
+    }
+
+    /// The distance of the nearest window, if it is near enough, and the first such window.
+    pub(crate) fn nearest(&self, digits: &[u8; HASHED_NAME_LEN]) -> Option<(u8, u8)> {
+        let distances = digits.windows(self.characters.len()).map(|window| {
+            let pairs = self.characters.iter().zip(window);
+            pairs.filter(|(set, digit)| !set.contains(**digit)).count()
+        });
+        // `min_by_key` keeps the first of equals, and a window has at most 28 characters.
+        let (window, distance) = distances.enumerate().min_by_key(|(_, d)| *d)?;
+        let (distance, window) = (distance as u8, window as u8);
+        (distance <= self.max_distance).then_some((distance, window))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digits::{ALPHABET, digits};
+    use proptest::prelude::*;
+
+    fn any_character() -> impl Strategy<Value = CharSet> {
+        prop_oneof![
+            8 => (0..64_usize).prop_map(|digit| {
+                let wanted = ALPHABET[digit];
+                CharSet::digits_where(move |c| c.eq_ignore_ascii_case(&wanted))
+            }),
+            1 => Just(CharSet::PADDING),
+            1 => Just(CharSet::EMPTY),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+        /// The fast check may let too much pass, never too little.
+        #[test]
+        fn the_fast_check_never_rejects_a_match(
+            characters in proptest::collection::vec(any_character(), 1..=28),
+            max_distance in 0..=28_u8,
+            digest: [u32; 5],
+        ) {
+            let name = Name::new(&characters, max_distance);
+            let digits = digits(&digest);
+            let found = name.nearest(&digits);
+            prop_assert!(found.is_none() || name.may_match(&digits), "{found:?}");
+            for window in 0..HASHED_NAME_LEN {
+                let at = name.is_at(window, &digits);
+                prop_assert!(!at || found.is_some());
+                if let Some((_, nearest)) = found {
+                    prop_assert!(name.is_at(nearest.into(), &digits));
+                }
+            }
+        }
+    }
+}

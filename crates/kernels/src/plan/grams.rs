@@ -1,0 +1,223 @@
+//! The filter of hundreds of names: an index of the sequences of four characters of which one must occur.
+//!
+//! A name that may differ in `d` characters is cut into `d + 1` pieces, of which one must occur unchanged. Of a piece
+//! of `s + 3` characters, one of the first `s` grams begins at a multiple of `s`, so that only every `s`-th place is
+//! looked up.
+
+use crate::{
+    bitmap::Bitmap,
+    digits::{ALPHABET, CharSet, GROUPS, HASHED_NAME_LEN},
+    name::Name,
+};
+
+/// A name cut so that one of the pieces must occur unchanged.
+pub(super) struct Pieces {
+    /// Where each begins, and its characters' codes.
+    pieces: Vec<(usize, Vec<u32>)>,
+    /// How long the shortest of them is.
+    length: usize,
+}
+
+impl Pieces {
+    /// `None` if the pieces are shorter than a gram, or some characters have more than one code or
+    /// none.
+    pub(super) fn of(name: &Name) -> Option<Pieces> {
+        let count = usize::from(name.max_distance) + 1;
+        let length = name.characters.len() / count;
+        if length < Grams::LEN {
+            return None;
+        }
+        let codes = name.characters.iter().map(|set| code_of(*set));
+        let codes: Vec<u32> = codes.collect::<Option<_>>()?;
+        let begins = (0..count).map(|piece| piece * codes.len() / count);
+        let pieces = begins.map(|at| (at, codes[at..at + length].to_vec()));
+        Some(Pieces {
+            pieces: pieces.collect(),
+            length,
+        })
+    }
+
+    /// Whether a piece's first `stride` grams exist, so that one of them is at any `stride`-th place.
+    pub(super) fn are_found_at_every(&self, stride: usize) -> bool {
+        stride > 0 && self.length >= Grams::LEN - 1 + stride
+    }
+
+    /// The first `stride` grams of each, with where they begin in the name.
+    fn grams(&self, stride: usize) -> impl Iterator<Item = (u32, u8)> {
+        self.pieces.iter().flat_map(move |(begin, codes)| {
+            let grams = codes.windows(Grams::LEN).take(stride).zip(*begin..);
+            grams.map(|(codes, at)| (key(codes.iter().copied()), at as u8))
+        })
+    }
+}
+
+/// An index of sequences of four characters.
+///
+/// Characters are told apart by codes of five bits. The codes of a letter's two cases are the same; so
+/// are those of a few other characters.
+#[derive(Clone, Debug)]
+pub(crate) struct Grams {
+    stride: usize,
+    /// Whether there is a gram, by the lowest bits of its key.
+    bitmap: Bitmap,
+    /// In the order of their keys.
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    /// The gram's codes, the first one lowest.
+    key: u32,
+    name: u16,
+    /// Where it is in the name.
+    at: u8,
+}
+
+impl Grams {
+    const LEN: usize = 4;
+
+    /// Bits of a code.
+    pub(crate) const CODE_BITS: u32 = 5;
+
+    /// More than this saves nothing worth having.
+    pub(crate) const STRIDES: usize = 8;
+
+    /// The last place at which a gram can begin: the padding is part of none.
+    const LAST_PLACE: usize = HASHED_NAME_LEN - 1 - Self::LEN;
+
+    /// What the lookup of one place costs for sixteen hashes: above all a gather, about twenty cycles.
+    const COST: f64 = 45.0;
+
+    /// Bits of the bitmap for each gram, so that few hashes pass.
+    const BITS_FOR_GRAM: usize = 256;
+
+    /// A bitmap smaller than this is no faster, and one larger than this has a bit for every key
+    /// already: 512 bytes, and 128 KiB.
+    const MIN_BITS: usize = 1 << 12;
+    const MAX_BITS: usize = 1 << (Self::LEN as u32 * Self::CODE_BITS);
+
+    pub(super) fn new(names: &[(u16, &Pieces)], stride: usize) -> Grams {
+        let entries = names.iter().flat_map(|&(name, pieces)| {
+            pieces
+                .grams(stride)
+                .map(move |(key, at)| Entry { key, name, at })
+        });
+        let mut entries: Vec<Entry> = entries.collect();
+        entries.sort_unstable();
+        let mut bitmap = Bitmap::new(Self::bits(entries.len()));
+        for entry in &entries {
+            bitmap.insert(entry.key);
+        }
+        Grams {
+            stride,
+            bitmap,
+            entries,
+        }
+    }
+
+    /// How many bits the bitmap for so many grams has.
+    fn bits(grams: usize) -> usize {
+        let bits = (grams * Self::BITS_FOR_GRAM).next_power_of_two();
+        bits.clamp(Self::MIN_BITS, Self::MAX_BITS)
+    }
+
+    /// What looking for these names costs; nothing if there are none.
+    pub(super) fn cost<'a>(
+        names: impl Iterator<Item = &'a Pieces>,
+        stride: usize,
+        stray: f64,
+    ) -> f64 {
+        let grams: usize = names.map(|name| stride * name.pieces.len()).sum();
+        if grams == 0 {
+            return 0.0;
+        }
+        let places = Self::places_of(stride).count() as f64;
+        // Grams that occur in several names only make it less.
+        let rate = places * grams as f64 / Self::bits(grams) as f64;
+        GROUPS as f64 + places * Self::COST + stray * rate.min(1.0)
+    }
+
+    /// The places at which grams are looked up.
+    #[inline(always)]
+    pub(crate) fn places(&self) -> impl Iterator<Item = usize> + use<> {
+        Self::places_of(self.stride)
+    }
+
+    #[inline(always)]
+    fn places_of(stride: usize) -> impl Iterator<Item = usize> {
+        (0..=Self::LAST_PLACE).step_by(stride)
+    }
+
+    /// Whether there may be a gram, by the lowest bits of its key.
+    #[inline(always)]
+    pub(crate) fn bitmap(&self) -> &Bitmap {
+        &self.bitmap
+    }
+
+    /// Whether there may be a gram with this key.
+    #[inline(always)]
+    pub(crate) fn may_have(&self, key: u32) -> bool {
+        self.bitmap.contains(key)
+    }
+
+    /// Gives every name of which a gram occurs, with the place at which the name would begin.
+    #[inline(always)]
+    pub(crate) fn candidates(
+        &self,
+        digits: &[u8; HASHED_NAME_LEN],
+        mut found: impl FnMut(u16, usize),
+    ) {
+        for place in self.places() {
+            let gram = digits[place..place + Self::LEN].iter();
+            let key = key(gram.map(|digit| u32::from(CODES[usize::from(*digit)])));
+            if self.may_have(key) {
+                let first = self.entries.partition_point(|entry| entry.key < key);
+                let same = self.entries[first..].iter();
+                for entry in same.take_while(|entry| entry.key == key) {
+                    if let Some(begin) = place.checked_sub(usize::from(entry.at)) {
+                        found(entry.name, begin);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The code of each digit.
+pub(crate) const CODES: [u8; 64] = {
+    let mut codes = [0; 64];
+    let mut digit = 0;
+    while digit < 64 {
+        // The lower-case letters follow the upper-case ones.
+        let folded = if digit < 26 { digit } else { digit - 26 };
+        codes[digit] = (folded % (1 << Grams::CODE_BITS)) as u8;
+        digit += 1;
+    }
+    codes
+};
+
+/// The code that all of a set's characters have.
+fn code_of(set: CharSet) -> Option<u32> {
+    if set.intersects(CharSet::PADDING) {
+        return None;
+    }
+    let digits = (0..ALPHABET.len() as u8).filter(|digit| set.contains(*digit));
+    let mut codes = digits.map(|digit| u32::from(CODES[usize::from(digit)]));
+    let first = codes.next()?;
+    codes.all(|code| code == first).then_some(first)
+}
+
+/// A gram's key.
+#[inline(always)]
+fn key(codes: impl DoubleEndedIterator<Item = u32>) -> u32 {
+    codes
+        .rev()
+        .fold(0, |key, code| key << Grams::CODE_BITS | code)
+}
+
+/// The key of four codes, the first one lowest.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+pub(crate) fn key_of(codes: [u8; Grams::LEN]) -> u32 {
+    key(codes.into_iter().map(u32::from))
+}

@@ -1,0 +1,173 @@
+//! Which fast filters a set of names gets.
+//!
+//! - A name *alone* has its own window filter ([`Classes`]): a bit for each of eight characters.
+//! - A *bank* ([`Bank`]) holds many names in eight buckets: a bit for each bucket.
+//! - *Grams* ([`Grams`]) are for hundreds of names: an index of sequences of four characters.
+//!
+//! The planner chooses what costs least by the estimates below, in vector operations for sixteen hashes. The choice
+//! only decides how fast a search is, never what it finds.
+
+mod bank;
+mod classes;
+mod grams;
+
+use self::grams::Pieces;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use self::grams::key_of;
+pub(crate) use self::{
+    bank::Bank,
+    classes::{Agreement, ClassTable, Classes},
+    grams::{CODES, Grams},
+};
+use crate::name::Name;
+
+/// What a filter is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) alone: Vec<Classes>,
+    pub(crate) banks: Vec<Bank>,
+    pub(crate) grams: Option<Grams>,
+    /// The names that the grams do not stand for.
+    pub(crate) apart: Vec<u16>,
+    /// What it costs by the estimates, in vector operations for sixteen hashes.
+    pub(crate) cost: f64,
+}
+
+/// What a hash costs that passes without being a hit, and on top of it what each name costs that has
+/// to be compared with it: the digest is taken out of its vectors, and looked at one by one.
+const STRAY: f64 = 300.0;
+const STRAY_NAME: f64 = 80.0;
+
+/// How many hashes the estimates are for.
+const HASHES: f64 = 16.0;
+
+impl Plan {
+    pub(crate) fn new(names: &[Name]) -> Plan {
+        if let [name] = names {
+            let classes = Classes::new(name);
+            return Plan {
+                cost: classes.cost(),
+                alone: vec![classes],
+                banks: Vec::new(),
+                grams: None,
+                apart: vec![0],
+            };
+        }
+        let pieces: Vec<Option<Pieces>> = names.iter().map(Pieces::of).collect();
+        let mut best: Option<Draft> = None;
+        let mut apart_before = None;
+        // Grams at every `stride`-th place, or no grams.
+        for stride in (0..=Grams::STRIDES).rev() {
+            let apart: Vec<u16> = (0..=u16::MAX)
+                .zip(&pieces)
+                .filter(|(_, pieces)| {
+                    !pieces
+                        .as_ref()
+                        .is_some_and(|pieces| pieces.are_found_at_every(stride))
+                })
+                .map(|(number, _)| number)
+                .collect();
+            // A shorter stride that finds no more names is no better.
+            if stride > 0 && apart_before.replace(apart.len()) == Some(apart.len()) {
+                continue;
+            }
+            let draft = Draft::new(names, &pieces, stride, apart);
+            if best.as_ref().is_none_or(|best| draft.cost < best.cost) {
+                best = Some(draft);
+            }
+        }
+        match best {
+            Some(draft) => draft.plan(names, &pieces),
+            None => unreachable!("there is always the plan without grams"),
+        }
+    }
+
+    /// The plan that leaves to grams what can be found at every `stride`-th place, if any.
+    #[cfg(test)]
+    pub(crate) fn with_stride(names: &[Name], stride: usize) -> Plan {
+        let pieces: Vec<Option<Pieces>> = names.iter().map(Pieces::of).collect();
+        let found = |number: &u16| {
+            let pieces = &pieces[usize::from(*number)];
+            pieces
+                .as_ref()
+                .is_some_and(|pieces| pieces.are_found_at_every(stride))
+        };
+        let apart = (0..names.len() as u16).filter(|number| !found(number));
+        Draft::new(names, &pieces, stride, apart.collect()).plan(names, &pieces)
+    }
+}
+
+/// A plan that was only costed.
+struct Draft {
+    cost: f64,
+    stride: usize,
+    apart: Vec<u16>,
+    /// For each number of errors: how many names share a bucket, and how many of their characters a
+    /// bank looks at.
+    shapes: [(usize, usize); Bank::MAX_ERRORS as usize + 1],
+}
+
+impl Draft {
+    fn new(names: &[Name], pieces: &[Option<Pieces>], stride: usize, apart: Vec<u16>) -> Draft {
+        let stray = HASHES * (STRAY + STRAY_NAME * apart.len() as f64);
+        let indexed = pieces.iter().flatten();
+        let indexed = indexed.filter(|pieces| pieces.are_found_at_every(stride));
+        let mut draft = Draft {
+            cost: Grams::cost(indexed, stride, stray),
+            stride,
+            apart,
+            shapes: [(1, 1); _],
+        };
+        for errors in 0..=Bank::MAX_ERRORS {
+            let alike = draft.alike(names, errors);
+            let (shape, cost) = Bank::cheapest(&alike, errors, stray);
+            draft.shapes[usize::from(errors)] = shape;
+            draft.cost += cost;
+        }
+        let alone = draft.alone(names).map(|name| Classes::new(name).cost());
+        draft.cost += alone.sum::<f64>();
+        draft
+    }
+
+    /// The names apart that may differ in so many characters, in the order in which banks take them.
+    fn alike<'a>(&self, names: &'a [Name], errors: u8) -> Vec<&'a Name> {
+        let apart = self.apart.iter().map(|number| &names[usize::from(*number)]);
+        let mut alike: Vec<&Name> = apart.filter(|name| name.max_distance == errors).collect();
+        // Names that share a bucket do best if they are as long and begin alike.
+        alike.sort_by_key(|name| {
+            let length = name.characters.len().min(Bank::MAX_LEN);
+            (length, name.characters.first().map(|first| first.bits()))
+        });
+        alike
+    }
+
+    /// The names that no bank takes.
+    fn alone<'a>(&'a self, names: &'a [Name]) -> impl Iterator<Item = &'a Name> {
+        let apart = self.apart.iter().map(|number| &names[usize::from(*number)]);
+        apart.filter(|name| name.max_distance > Bank::MAX_ERRORS)
+    }
+
+    fn plan(self, names: &[Name], pieces: &[Option<Pieces>]) -> Plan {
+        let mut banks = Vec::new();
+        for errors in 0..=Bank::MAX_ERRORS {
+            let (in_bucket, length) = self.shapes[usize::from(errors)];
+            let alike = self.alike(names, errors);
+            let chunks = alike.chunks(in_bucket * Bank::BUCKETS);
+            banks.extend(chunks.map(|names| Bank::new(names, in_bucket, length, errors)));
+        }
+        let indexed = (0..=u16::MAX).zip(pieces).filter_map(|(number, pieces)| {
+            let pieces = pieces
+                .as_ref()
+                .filter(|pieces| pieces.are_found_at_every(self.stride))?;
+            Some((number, pieces))
+        });
+        let indexed: Vec<_> = indexed.collect();
+        Plan {
+            alone: self.alone(names).map(Classes::new).collect(),
+            banks,
+            grams: (!indexed.is_empty()).then(|| Grams::new(&indexed, self.stride)),
+            apart: self.apart,
+            cost: self.cost,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What a search tells its reader, and how it ends.
+
+use std::{fmt, time::Duration};
+
+use crate::{
+    cursor::Cursor,
+    keyspace::Index,
+    query::{Candidate, Query},
+};
+
+/// How a search ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The first secret within the ideal distance.
+    Ideal(Candidate),
+    /// Every secret of the keyspace was tried, and none was ideal.
+    Exhausted,
+    /// The hash budget is spent, exactly; the search can go on from here.
+    BudgetSpent(Cursor),
+    /// Its client's quota of hashes is spent.
+    QuotaSpent {
+        /// Where the search can go on.
+        cursor: Cursor,
+        /// When a second's worth of the quota will be there again.
+        retry_after: Duration,
+    },
+    /// It was told to stop.
+    Cancelled {
+        /// Who wanted that.
+        cause: StopCause,
+        /// Where the search can go on.
+        cursor: Cursor,
+    },
+    /// The backend panicked; what came before can be relied on.
+    Failed(Cursor),
+}
+
+impl Outcome {
+    /// How a search ends that has tried everything before `end`, and may try no more.
+    pub(crate) fn in_vain(query: &Query, end: Index) -> Outcome {
+        if end == query.keyspace().end() {
+            Outcome::Exhausted
+        } else {
+            Outcome::BudgetSpent(Cursor::new(query, end))
+        }
+    }
+}
+
+/// What a search tells its reader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The next interesting secrets, in enumeration order; at least one.
+    Candidates(Vec<Candidate>),
+    /// The end; nothing follows it.
+    Ended(Outcome),
+}
+
+/// What a search cost, told when its last worker has let go of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How many secrets were hashed when it was its turn. Others may have been tested too, and some of
+    /// them lie beyond its end.
+    pub hashes: u64,
+    /// How many secrets were tested for it, in its own turns or others'.
+    pub tests: u64,
+    /// How long it took from the wish to stop until the last worker had let go; `None` if it ended
+    /// without being stopped.
+    pub stop_latency: Option<Duration>,
+}
+
+pub(crate) type Release = Box<dyn FnOnce(Report) + Send>;
+
+/// Who wanted a search to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StopCause {
+    /// Whoever asked for it: it was cancelled, or its handle dropped.
+    Client,
+    /// Its time was up.
+    Deadline,
+    /// Whoever operates the engine.
+    Operator,
+    /// The engine is shutting down.
+    Drain,
+    /// Whoever watches over its reader, who takes nothing.
+    Unread,
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            StopCause::Client => "client",
+            StopCause::Deadline => "deadline",
+            StopCause::Operator => "operator",
+            StopCause::Drain => "drain",
+            StopCause::Unread => "unread",
+        })
+    }
+}

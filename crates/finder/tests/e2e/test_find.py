@@ -155,6 +155,17 @@ def test_a_name_that_can_never_match(name, server):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("name", ["-", "\U0001f980", "\u00fc", "a-"])
+def test_a_character_that_no_hashed_name_has_is_the_reason(name):
+    """It was that the last character is always "="."""
+    for command in ["find", "estimate"]:
+        done = subprocess.run([HASHFINDER, command, "--", name], capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 4
+        assert f"'{name[-1]}' appears in no hashed name (sha1 in base64)" in done.stderr
+        assert ("it can match in base64url" in done.stderr) == ("-" in name)
+    assert run_find("--encoding", "base64url", "--", "-").returncode == 0
+
+
 def test_the_keyspace_ends():
     done = run_find("--resume", cursor(HARD, 2**64 - 1000))
     assert done.returncode == 1

@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hashfinder_search::{Distance, Filter, Kernel, Query, kernels};
 
 use crate::{
-    cli::{BenchArguments, Exit, KernelChoice, print, say},
+    cli::{self, BenchArguments, Exit, KernelChoice, as_text, print, say},
     signals,
 };
 
@@ -58,7 +58,11 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
             }
         };
         cases.push(Case {
-            title: format!("{name} at distance {}", arguments.ideal_distance),
+            title: format!(
+                "{} at distance {}",
+                as_text(name.as_str()),
+                arguments.ideal_distance
+            ),
             filter: query.sought().filter().cloned(),
         });
     }
@@ -113,7 +117,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                         "threads": threads,
                         "hashes_per_second": rate.round(),
                     });
-                    format!("{row}\n")
+                    cli::json(&row) + "\n"
                 } else {
                     let rate = format!("{:.1} million", rate / 1e6);
                     row(kernel.name(), &case.title, &threads.to_string(), &rate)

@@ -502,14 +502,11 @@ fn literal(setting: &Setting, values: &[String]) -> String {
     }
 }
 
-/// A number, or a text in quotes. JSON's are TOML's too, but for the delete character, which JSON leaves as it is.
+/// A number, or a text in quotes. JSON's are TOML's too where all control characters are escaped.
 fn scalar(text: &str) -> String {
     match serde_json::from_str::<serde_json::Number>(text) {
         Ok(_) => text.to_owned(),
-        Err(_) => {
-            let quoted = serde_json::Value::from(text).to_string();
-            quoted.replace('\u{7f}', "\\u007f")
-        }
+        Err(_) => cli::json(&text.into()),
     }
 }
 

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{Kind, Origin, Setting, Settings, Sources, command, literal, usual_path};
-use crate::cli::{Exit, print, say};
+use crate::cli::{self, Exit, as_text, print, say};
 
 /// How long the lines of the file are that we write, as the texts in it are wrapped.
 const WIDTH: usize = 100;
@@ -135,7 +135,7 @@ fn show(settings: &Settings, file: Option<&PathBuf>, as_json: bool) -> Result<St
                     object["line"] = json!(line);
                 }
             }
-            format!("{object}\n")
+            cli::json(&object) + "\n"
         });
         return Ok(objects.collect());
     }
@@ -146,7 +146,10 @@ fn show(settings: &Settings, file: Option<&PathBuf>, as_json: bool) -> Result<St
             Value::Null => "-".to_owned(),
             _ => literal(setting, &values),
         };
-        let origin = origin.map_or_else(|| "default".to_owned(), |origin| origin.to_string());
+        let origin = origin.map_or_else(
+            || "default".to_owned(),
+            |origin| as_text(&origin.to_string()),
+        );
         (name, value, origin)
     });
     let rows: Vec<(String, String, String)> = rows.collect();

@@ -175,11 +175,9 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     status.clear();
     match ended {
         Ok(ended) => {
-            let nearest = match output.best_row() {
-                Some(best) => format!("the nearest so far:\n{best}"),
-                None => output.none_near().to_owned(),
-            };
-            tell(&ended, Some(&nearest), &status);
+            let best = output.best_row();
+            let nearest = best.as_deref().ok_or(output.none_near());
+            tell(&ended, Some(nearest), &status);
             let told = output.end(&ended);
             // It may be the output that failed, and one error is enough.
             if ended.exit != Exit::Failed {
@@ -457,8 +455,8 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
 }
 
 /// Says why there is no answer and, if one can go on, what share of searches would have one, what is the
-/// nearest, and how to go on.
-fn tell(ended: &Conclusion, nearest: Option<&str>, status: &Status) {
+/// nearest, as its row or in words, and how to go on.
+fn tell(ended: &Conclusion, nearest: Option<Result<&str, &str>>, status: &Status) {
     let Some(why) = &ended.why else { return };
     if matches!(ended.exit, Exit::Failed | Exit::Impossible | Exit::Usage) {
         status.fail(why);
@@ -466,10 +464,18 @@ fn tell(ended: &Conclusion, nearest: Option<&str>, status: &Status) {
         status.say(why);
     }
     let Some(go_on) = &ended.go_on else { return };
-    let lines = [ended.share.as_deref(), nearest, Some(go_on)];
-    for line in lines.into_iter().flatten() {
-        status.say(line);
+    if let Some(share) = &ended.share {
+        status.say(share);
     }
+    match nearest {
+        Some(Ok(row)) => {
+            status.say("the nearest so far:");
+            status.line(row);
+        }
+        Some(Err(none)) => status.say(none),
+        None => {}
+    }
+    status.say(go_on);
 }
 
 /// What a search took, by some means.
@@ -503,7 +509,7 @@ fn go_on_at(cursor: &Cursor, left: u64, server: Option<&str>) -> String {
 
 /// What went wrong with keeping a session, and how to go on without it.
 fn not_kept(error: &anyhow::Error, go_on: &str) -> anyhow::Error {
-    anyhow!("{error:#}\n{go_on}")
+    anyhow!("{error:#}; {go_on}")
 }
 
 #[cfg(test)]

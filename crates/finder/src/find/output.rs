@@ -18,7 +18,9 @@ use super::{
     Conclusion,
     status::{Status, takes_escapes},
 };
-use crate::cli::{Color, FindArguments};
+use crate::{
+    cli::{self, Color, FindArguments},
+};
 
 /// Begins what is highlighted, in bold green, and ends it.
 const HIGHLIGHT: (&str, &str) = ("\x1b[1;32m", "\x1b[0m");
@@ -266,7 +268,7 @@ impl Output {
             "nearest": self.best.as_ref().map(Finding::as_json),
             "cursor": ended.cursor.as_ref().map(ToString::to_string),
         });
-        self.print(&record.to_string())
+        self.print(&cli::json(&record))
     }
 
     /// Begins with the nearest secret that earlier runs of this search have found, if there is one.
@@ -338,7 +340,7 @@ impl Output {
             Form::Json => {
                 let mut record = finding.as_json();
                 record["type"] = kind.into();
-                record.to_string()
+                cli::json(&record)
             }
             Form::Columns { colored: false } => finding.to_string(),
             Form::Columns { colored: true } => {

@@ -24,8 +24,8 @@ use super::{
     summary_of,
 };
 use crate::{
-    cli::{FindArguments, ServerAddress},
-    connection::{Connection, advice, as_text},
+    cli::{FindArguments, ServerAddress, as_text},
+    connection::{Connection, advice},
     rpc::{
         Details,
         v1pb::{

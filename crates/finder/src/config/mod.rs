@@ -11,6 +11,7 @@ mod file;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod report;
+mod usage;
 
 use std::{
     collections::BTreeMap,
@@ -139,8 +140,9 @@ pub(crate) fn parse() -> Result<Cli> {
         }
     }
     let matches = command
+        .clone()
         .try_get_matches_from(&line)
-        .unwrap_or_else(|error| error.exit());
+        .unwrap_or_else(|error| usage::exit(error, command, &path, &line));
     if !is_quiet(&matches) {
         notes.iter().for_each(cli::say);
     }

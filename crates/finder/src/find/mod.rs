@@ -265,6 +265,10 @@ async fn search(
             Ok(held) => held??,
             Err(cause) => return Ok(Conclusion::stopped(cause, NOT_STARTED)),
         };
+        let held = match held {
+            Ok(held) => held,
+            Err(why) => return Ok(Conclusion::new("refused", why, Exit::Usage)),
+        };
         if held.frontier() > query.start() {
             let (tried, answers) = (held.frontier(), held.answers());
             status.say(format_args!(

@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGKILL, run_find
+from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, run_find
 from test_find import HARD, cursor, cursor_in, place_of
 from test_json import records
 from test_resume import index_of
@@ -115,8 +115,13 @@ def test_another_search_is_refused_and_how_to_drop_the_session_is_said(state, ot
     monkeypatch.setenv("XDG_STATE_HOME", str(state.parents[1]))
     run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
     before = kept(state)
+    refused = run_find(*other, "--session", "night", "--json")
+    assert refused.returncode == 2
+    _, end = records(refused.stdout)
+    assert (end["how"], end["exit_code"], end["cursor"]) == ("refused", 2, None)
+    assert f"hashfinder: {end['why']}\n" == refused.stderr
     refused = run_find(*other, "--session", "night")
-    assert (refused.returncode, refused.stdout) == (5, "")
+    assert (refused.returncode, refused.stdout) == (2, "")
     assert "holds another search: find 'doctor' --ideal-distance 0" in refused.stderr
     assert kept(state) == before
     drop = refused.stderr.rsplit("drop it with: ", 1)[1]
@@ -138,6 +143,53 @@ def test_a_session_is_for_one_process_at_a_time(state, find):
     # A kill lets go of it.
     third = run_find(HARD, "--session", "night", "--maximum-hashes", "1000")
     assert third.returncode == 3
+
+
+def test_the_lock_file_of_a_session_is_there_only_while_it_is_used(state, find):
+    """Those of sessions that had not found anything, or were dropped by hand, stayed forever."""
+    process = find(HARD, "--session", "night")
+    process.wait_until_busy()
+    assert (state / ".night.lock").exists()
+    process.send(SIGINT)
+    assert process.wait() == 130
+    assert os.listdir(state) == ["night"]
+    # Neither does one that is refused, or that is in use, leave one behind or take another's away.
+    assert run_find("other", "--session", "night").returncode == 2
+    assert os.listdir(state) == ["night"]
+    process = find(HARD, "--session", "night")
+    process.wait_until_busy()
+    assert run_find(HARD, "--session", "night").returncode == 5
+    assert (state / ".night.lock").exists()
+    # A kill leaves it, and the next run removes it.
+    process.send(SIGKILL)
+    process.wait()
+    assert (state / ".night.lock").exists()
+    assert run_find(HARD, "--session", "night", "--maximum-hashes", "1000").returncode == 3
+    assert os.listdir(state) == ["night"]
+
+
+def test_of_many_processes_one_has_a_session(state):
+    """Each answer is printed once, however often the lock's file comes and goes."""
+    search = ["aa", "--count", "1000000"]
+    command = [HASHFINDER, "find", *search, "--session", "night", "--maximum-hashes", "300", "--quiet"]
+    told, ran = [], 0
+    for _ in range(5):
+        runs = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(6)
+        ]
+        for run in runs:
+            stdout, stderr = run.communicate(timeout=PATIENCE_S)
+            told += stdout.splitlines()
+            if run.returncode == 5:
+                assert (stdout, "another process has the session" in stderr) == ("", True)
+            else:
+                assert (run.returncode, stderr) == (3, "")
+                ran += 1
+    assert ran >= 5
+    expected = run_find(*search, "--maximum-hashes", str(300 * ran)).stdout.splitlines()
+    assert sorted(told) == sorted(expected)
+    assert os.listdir(state) == ["night"]
 
 
 def test_a_damaged_session_is_refused(state):

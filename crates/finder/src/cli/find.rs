@@ -69,7 +69,7 @@ pub(crate) struct FindArguments {
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) count: NonZeroU64,
 
-    /// Stop after this many secrets
+    /// Stop after this many hashes
     #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) maximum_hashes: Option<NonZeroU64>,

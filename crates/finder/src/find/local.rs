@@ -173,7 +173,7 @@ impl LocalSearch {
 
     fn budget_spent(&self, frontier: Index) -> Ending {
         let tried = frontier - self.query.start();
-        let why = format!("the hash budget is spent; secrets tried: {tried}");
+        let why = format!("the hash budget is spent; hashes tried: {tried}");
         Ending::Limit(why, Cursor::new(&self.query, frontier))
     }
 }

@@ -36,6 +36,9 @@ use crate::{
     threads::aside,
 };
 
+/// The shortest time for which a rate is shown, in seconds: that of a few milliseconds is noise.
+const SHORTEST_RATE: f64 = 0.1;
+
 /// What is added to the reason why a command was stopped before it searched.
 const NOT_STARTED: &str = "; no search was started";
 
@@ -272,7 +275,7 @@ async fn search(
         if held.frontier() > query.start() {
             let (tried, answers) = (held.frontier(), held.answers());
             status.say(format_args!(
-                "session {name}: going on after {tried} secrets, {answers} of {wanted} found"
+                "session {name}: going on after {tried} hashes, {answers} of {wanted} found"
             ));
         }
         wanted -= held.answers();
@@ -484,12 +487,19 @@ fn tell(ended: &Conclusion, nearest: Option<Result<&str, &str>>, status: &Status
 
 /// What a search took, by some means.
 fn summary_of(tried: u64, took: Duration, means: &str) -> String {
-    let secrets = match tried {
-        1 => "1 secret".to_owned(),
-        many => format!("{many} secrets"),
+    let hashes = match tried {
+        1 => "1 hash".to_owned(),
+        many => format!("{many} hashes"),
     };
-    let millions = tried as f64 / took.as_secs_f64().max(1e-9) / 1e6;
-    format!("{secrets} in {took:.2?}, {millions:.1} million a second ({means})")
+    let rate = rate(tried, took).map(|rate| format!(", {:.1} million a second", rate / 1e6));
+    let rate = rate.unwrap_or_default();
+    format!("{hashes} in {took:.2?}{rate} ({means})")
+}
+
+/// Returns how many hashes a second there were; `None` if the time is too short to tell.
+fn rate(hashes: u64, time: Duration) -> Option<f64> {
+    let seconds = time.as_secs_f64();
+    (seconds >= SHORTEST_RATE).then(|| hashes as f64 / seconds)
 }
 
 /// Returns how to resume a search that wants `left` more answers, given whether a session keeps its place.
@@ -557,6 +567,18 @@ mod tests {
         }
 
         async fn close(self) {}
+    }
+
+    #[test]
+    fn a_rate_takes_a_tenth_of_a_second() {
+        let summary = |ms, tried| summary_of(tried, Duration::from_millis(ms), "avx512");
+        assert_eq!(summary(3, 1_000), "1000 hashes in 3.00ms (avx512)");
+        assert_eq!(summary(99, 1), "1 hash in 99.00ms (avx512)");
+        assert_eq!(
+            summary(100, 30_000_000),
+            "30000000 hashes in 100.00ms, 300.0 million a second (avx512)"
+        );
+        assert_eq!(summary(0, 0), "0 hashes in 0.00ns (avx512)");
     }
 
     /// One in a thousand searches for several answers said that it was stopped, though nobody asked for

@@ -352,7 +352,7 @@ impl FinderSearch {
 
     fn budget_spent(&self) -> Ending {
         let tried = self.frontier - self.query.start();
-        let why = format!("the hash budget is spent; secrets tried: {tried}");
+        let why = format!("the hash budget is spent; hashes tried: {tried}");
         Ending::Limit(why, Cursor::new(&self.query, self.frontier))
     }
 

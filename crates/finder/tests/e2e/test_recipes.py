@@ -758,7 +758,7 @@ def test_a_length_that_is_exhausted_is_followed_by_the_next(repository):
     done = repository.nonce("abcd", "--write", "--from", "zy")
     assert done.returncode == 0
     assert re.fullmatch(rb"One\n\nHashfinder-Nonce: \w{3,4}\n", repository.message())
-    tried = int(re.search(r"hashfinder: (\d+) secrets in ", done.stderr)[1])
+    tried = int(re.search(r"hashfinder: (\d+) hashes in ", done.stderr)[1])
     assert tried > 2
     repository.git("fsck", "--strict")
 

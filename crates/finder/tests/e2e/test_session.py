@@ -55,7 +55,7 @@ def test_a_session_is_written_while_it_is_searched(state, find):
     again = run_find(
         "hashfinder", "--show-inferior", "4", "--session", "night", "--maximum-hashes", "200000000"
     )
-    frontier = int(re.search(r"session night: going on after (\d+) secrets", again.stderr)[1])
+    frontier = int(re.search(r"session night: going on after (\d+) hashes", again.stderr)[1])
     assert cursor("hashfinder", frontier, interesting=4) == place_of(place)
     assert frontier > index_of(first)
     after = again.stdout.splitlines()
@@ -210,7 +210,7 @@ def test_a_reader_that_has_seen_enough_goes_on_with_what_it_has_not_seen(state, 
     finding.stdout.close()
     assert finding.wait(30) == 0
     frontier = run_find(*arguments, "--maximum-hashes", "1").stderr
-    frontier = int(re.search(r"going on after (\d+) secrets", frontier)[1])
+    frontier = int(re.search(r"going on after (\d+) hashes", frontier)[1])
     # It goes on with a line, and not the first, which was read.
     assert frontier in [index_of(line) for line in unstopped[1:]]
 
@@ -293,7 +293,7 @@ def test_a_secret_that_was_not_printed_is_not_the_nearest(state):
     assert process.wait(PATIENCE_S) == 0
     place = kept(state)["cursor"]
     frontier = int(
-        re.search(r"after (\d+) secrets", run_find(*SHORT, "--session", "night").stderr)[1]
+        re.search(r"after (\d+) hashes", run_find(*SHORT, "--session", "night").stderr)[1]
     )
     assert frontier > index_of(first)
     assert place_of(place) == cursor("docto", frontier, interesting=3)

@@ -119,7 +119,7 @@ def test_the_status_is_redrawn_and_gone_at_the_end(terminal):
     assert process.seen.count(ERASE) == process.seen.count(NO_WRAP) == len(looks)
     assert process.seen.count(ERASE + NO_WRAP) == len(looks) - 1
     screen = process.screen()
-    assert re.fullmatch(r"hashfinder: \d+ secrets in .*", screen[0]), screen
+    assert re.fullmatch(r"hashfinder: \d+ hashes in .*", screen[0]), screen
     assert screen[1] == "hashfinder: the maximum time of 4s has passed"
     assert screen[2] == "hashfinder: under 0.01% of such searches would have ended by now"
     assert cursor_in("\n".join(screen)).startswith("hf3_")
@@ -149,7 +149,7 @@ def test_result_lines_are_not_mixed_with_the_status(terminal):
     assert process.wait() == 130
     screen = process.screen()
     assert screen[0].startswith("hashed name")
-    summary = next(n for n, line in enumerate(screen) if " secrets in " in line)
+    summary = next(n for n, line in enumerate(screen) if " hashes in " in line)
     shown = screen[1:summary]
     assert len(shown) > 3
     for line in shown:

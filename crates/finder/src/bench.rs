@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +17,7 @@ use hashfinder_search::{Distance, Filter, Kernel, Query, kernels};
 
 use crate::{
     cli::{self, BenchArguments, Exit, KernelChoice, as_text, print, say},
+    clock::RunningTime,
     signals,
 };
 
@@ -241,15 +242,15 @@ fn measure(
         let others: Vec<_> = others.collect();
         let used = others.len() + 1;
         drop(closed);
-        let began = Instant::now();
+        let mut running = RunningTime::start();
         let mut done = 0;
-        while began.elapsed() < time {
+        while running.read() < time {
             done += turn(0, done);
         }
         stop.store(true, Ordering::Relaxed);
         for other in others {
             done += other.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
-        (used, done as f64 / began.elapsed().as_secs_f64())
+        (used, done as f64 / running.read().as_secs_f64())
     })
 }

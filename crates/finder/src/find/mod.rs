@@ -8,10 +8,7 @@ mod session;
 mod status;
 mod stop;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Result, anyhow};
 use hashfinder_search::{Cursor, Index, Odds, Query};
@@ -90,6 +87,9 @@ trait Source {
 
     /// Every index below this one was tried, and what was found there was told; `None` if nobody knows.
     fn frontier(&mut self) -> Option<Index>;
+
+    /// For how long it has searched. A search in this process does not while the process is stopped.
+    fn elapsed(&self) -> Duration;
 
     /// What it took, once it has ended, for people who like to know.
     fn summary(&self) -> Option<String>;
@@ -329,7 +329,6 @@ async fn follow<S: Source>(
     output: &mut Output,
     status: &Arc<Status>,
 ) -> Result<Conclusion> {
-    let began = Instant::now();
     let over = CancellationToken::new();
     let mut stopping = stops.stop(search.stopper(), over.clone(), Arc::clone(status));
     let _over = over.drop_guard();
@@ -359,7 +358,7 @@ async fn follow<S: Source>(
                 let frontier = search.frontier();
                 let answers = before + output.answers();
                 let best = output.best().ok_or(output.none_near());
-                progress.show(status, began.elapsed(), frontier, answers, best);
+                progress.show(status, search.elapsed(), frontier, answers, best);
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
                     let cursor = output.cursor(query, frontier);
@@ -556,6 +555,10 @@ mod tests {
 
         fn frontier(&mut self) -> Option<Index> {
             None
+        }
+
+        fn elapsed(&self) -> Duration {
+            Duration::ZERO
         }
 
         fn summary(&self) -> Option<String> {

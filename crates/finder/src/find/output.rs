@@ -4,7 +4,6 @@ use std::{
     env, fmt,
     io::{self, IsTerminal, Write},
     sync::Arc,
-    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +19,7 @@ use super::{
 };
 use crate::{
     cli::{self, Color, FindArguments},
+    clock::Stopwatch,
 };
 
 /// Begins what is highlighted, in bold green, and ends it.
@@ -176,7 +176,7 @@ impl Asked {
 pub(super) struct Output {
     form: Form,
     asked: Asked,
-    began: Instant,
+    stopwatch: Arc<Stopwatch>,
     best: Option<Finding>,
     wanted: u64,
     /// Whether what is near on the way is told at all: a server does so where it is asked to.
@@ -219,7 +219,7 @@ impl Output {
         Output {
             form,
             asked,
-            began: Instant::now(),
+            stopwatch: Stopwatch::start(),
             best: None,
             wanted: 1,
             asks_for_near: true,
@@ -264,7 +264,7 @@ impl Output {
             "interesting_distance": self.asked.interesting.get(),
             "results": self.answers,
             "hashes": ended.hashes,
-            "seconds": self.began.elapsed().as_secs_f64(),
+            "seconds": self.stopwatch.elapsed().as_secs_f64(),
             "nearest": self.best.as_ref().map(Finding::as_json),
             "cursor": ended.cursor.as_ref().map(ToString::to_string),
         });

@@ -446,10 +446,15 @@ impl Source for FinderSearch {
         Some(self.frontier)
     }
 
+    fn elapsed(&self) -> Duration {
+        // The server searches also while this process is stopped.
+        self.began.elapsed()
+    }
+
     fn summary(&self) -> Option<String> {
         let tried = self.frontier - self.query.start();
         let server = format!("at {}", self.server);
-        Some(summary_of(tried, self.began.elapsed(), &server))
+        Some(summary_of(tried, self.elapsed(), &server))
     }
 
     fn resumes_at(&self) -> Option<&str> {

@@ -886,6 +886,47 @@ def test_stamps_are_what_hashcash_takes_and_makes():
     assert done.returncode == 0, (theirs, done)
 
 
+@pytest.mark.skipif(shutil.which("hashcash") is None, reason="there is no hashcash to ask")
+@pytest.mark.parametrize("minted", ["me@example.com", "Me@Example.COM", "Ü@Example.com"])
+@pytest.mark.parametrize("checked", ["me@example.com", "ME@example.com", "Ü@example.COM", "ü@example.com"])
+def test_case_is_treated_as_by_hashcash(minted, checked):
+    """`hashcash -m` made lower case of the address, and our check compared it with the address as it was given."""
+    bits = ["--bits", "10"]
+    ours = recipe("hashcash", minted, *bits, "--quiet").stdout.strip()
+    theirs = []
+    for flags in [[], ["-C"]]:
+        mint = ["hashcash", "-m", "-q", "-b", "10", *flags, "-r", minted]
+        theirs.append(subprocess.run(mint, capture_output=True, text=True, check=True).stdout.strip())
+    assert ours.split(":")[3] == theirs[0].split(":")[3]
+    for stamp in [ours, *theirs]:
+        check = ["hashcash", "-c", "-b", "10", "-r", checked, stamp]
+        accepted = "matched stamp" in subprocess.run(check, capture_output=True, text=True).stderr
+        done = recipe("hashcash", "--check", stamp, checked, *bits)
+        assert (done.returncode == 0) == accepted, (stamp, done)
+
+
+def test_case_makes_no_difference():
+    done = recipe("hashcash", "Me@Example.COM", "--bits", "10", "--quiet")
+    stamp = done.stdout.strip()
+    assert stamp.split(":")[3] == "me@example.com"
+    for resource in ["me@example.com", "Me@Example.COM"]:
+        done = recipe("hashcash", "--check", stamp, resource)
+        assert (done.returncode, done.stdout[:8]) == (0, "right: 1")
+    assert recipe("hashcash", "--check", stamp, "you@example.com").returncode == 1
+
+
+def test_a_resource_that_is_too_long():
+    """The error was about a prefix, which the user had not given."""
+    most = 2**16 - len("1:20:261129:::0123456789abcdef:")
+    for excess, says in [(1, "at least 1 byte\n"), (100, "at least 100 bytes\n")]:
+        done = recipe("hashcash", "--date", "261129", "r" * (most + excess))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "the resource is too long: before its counter the stamp has " in done.stderr
+        assert done.stderr.endswith(says) and "prefix" not in done.stderr
+    done = recipe("hashcash", "--date", "261129", "r" * most, "--bits", "1", "--quiet")
+    assert zero_bits(done.stdout.strip()) >= 1
+
+
 def test_a_stamp_has_its_date():
     done = recipe("hashcash", "x", "--bits", "1", "--date", "2402291530", "--quiet")
     assert done.stdout.startswith("1:1:2402291530:x::")

@@ -69,6 +69,7 @@ const LAST: usize = 900;
 #[derive(Debug, Parser)]
 #[command(
     version,
+    propagate_version = true,
     // Not what the caller has named the program, which can be anything.
     bin_name = "hashfinder",
     max_term_width = 100,

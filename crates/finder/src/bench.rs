@@ -9,14 +9,15 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use hashfinder_search::{Distance, Filter, Kernel, Query, kernels};
 
 use crate::{
-    cli::{BenchArguments, Exit, KernelChoice, print, say},
+    cli::{self, BenchArguments, Exit, KernelChoice, as_text, print, say},
+    clock::RunningTime,
     signals,
 };
 
@@ -58,7 +59,11 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
             }
         };
         cases.push(Case {
-            title: format!("{name} at distance {}", arguments.ideal_distance),
+            title: format!(
+                "{} at distance {}",
+                as_text(name.as_str()),
+                arguments.ideal_distance
+            ),
             filter: query.sought().filter().cloned(),
         });
     }
@@ -113,7 +118,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                         "threads": threads,
                         "hashes_per_second": rate.round(),
                     });
-                    format!("{row}\n")
+                    cli::json(&row) + "\n"
                 } else {
                     let rate = format!("{:.1} million", rate / 1e6);
                     row(kernel.name(), &case.title, &threads.to_string(), &rate)
@@ -237,15 +242,15 @@ fn measure(
         let others: Vec<_> = others.collect();
         let used = others.len() + 1;
         drop(closed);
-        let began = Instant::now();
+        let mut running = RunningTime::start();
         let mut done = 0;
-        while began.elapsed() < time {
+        while running.read() < time {
             done += turn(0, done);
         }
         stop.store(true, Ordering::Relaxed);
         for other in others {
             done += other.join().unwrap_or_else(|panic| resume_unwind(panic));
         }
-        (used, done as f64 / began.elapsed().as_secs_f64())
+        (used, done as f64 / running.read().as_secs_f64())
     })
 }

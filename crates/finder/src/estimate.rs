@@ -7,7 +7,7 @@ use hashfinder_search::{DesiredName, Kernel, Odds, Query};
 
 use crate::{
     bench,
-    cli::{EstimateArguments, Exit, QueryError, print, say},
+    cli::{self, EstimateArguments, Exit, QueryError, print, say},
 };
 
 /// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
@@ -88,7 +88,7 @@ fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
         "measured": measured,
         "seconds": seconds.collect::<serde_json::Value>(),
     });
-    object.to_string()
+    cli::json(&object)
 }
 
 fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {

@@ -11,8 +11,8 @@ use tonic_health::pb::{
 };
 
 use crate::{
-    cli::{self, ConnectionArguments, Exit, ServerAddress},
-    connection::{Connection, advice, as_text},
+    cli::{self, ConnectionArguments, Exit, ServerAddress, as_text},
+    connection::{Connection, advice},
     signals::exit_at_once,
 };
 

@@ -15,8 +15,8 @@ use tonic::{Code, Request, Response, Status};
 use tonic_cancel::{Call, CallOptions, StreamingCall};
 
 use crate::{
-    cli::{self, ConnectionArguments, Exit, ServerAddress, say},
-    connection::{Connection, advice, as_text},
+    cli::{self, ConnectionArguments, Exit, ServerAddress, as_text, say},
+    connection::{Connection, advice},
     estimate::number,
     find::takes_escapes,
     rpc::{
@@ -524,21 +524,7 @@ fn as_json(search: &SearchSummary) -> String {
         "end_message": text(&search.end_message),
         "cursor": text(&search.cursor),
     });
-    without_controls(&record.to_string())
-}
-
-/// The same JSON, with every control character escaped. JSON itself lets some stand that mean something to
-/// a terminal; there is none outside of its texts.
-fn without_controls(json: &str) -> String {
-    let mut plain = String::with_capacity(json.len());
-    for character in json.chars() {
-        if character.is_control() {
-            plain += &format!("\\u{:04x}", u32::from(character));
-        } else {
-            plain.push(character);
-        }
-    }
-    plain
+    cli::json(&record)
 }
 
 /// A value of an enumeration, as it is said: what follows the prefix, in lower case.

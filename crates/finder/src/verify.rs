@@ -5,7 +5,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_search::DesiredName;
 
 use crate::{
-    cli::{Exit, VerifyArguments, print, say},
+    cli::{Exit, VerifyArguments, json, print, say},
     find::{EMPTY, Finding},
 };
 
@@ -47,7 +47,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
             "window": finding.window,
             "within": within,
         });
-        object.to_string()
+        json(&object)
     } else {
         finding.to_string()
     };

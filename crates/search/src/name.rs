@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive};
 
-use crate::spelling::{Chars, LONGEST_TEXT, Spelling};
+use crate::spelling::{Chars, Encoding, LONGEST_TEXT, Spelling};
 
 /// How many reasons people are told, and how many characters in one of them: a name may have as many as
 /// there are characters.
@@ -184,46 +184,62 @@ impl DesiredName {
         best.unwrap_or_default()
     }
 
-    /// Why the name costs at least [`least_distance`](Self::least_distance), for people.
-    pub(crate) fn why_unspellable(&self) -> String {
+    /// Says why the name costs at least [`least_distance`](Self::least_distance), which is more than `ideal`, and what
+    /// would help.
+    pub(crate) fn why_impossible(&self, ideal: Distance) -> String {
         let mut nowhere: Vec<String> = Vec::new();
         let mut reasons: Vec<String> = Vec::new();
         for (character, index) in self.best_window() {
             let satisfying = self.spelling.satisfying(character);
-            let is_first = |seen: &Vec<String>, new: &String| !seen.contains(new);
-            if satisfying == Chars::NONE && self.spelling.place(index) != Chars::PADDING {
-                let shown = format!("'{}'", character.escape_debug());
-                if is_first(&nowhere, &shown) {
-                    nowhere.push(shown);
-                }
+            let (list, reason) = if satisfying == Chars::NONE {
+                (&mut nowhere, format!("'{}'", character.escape_debug()))
             } else {
                 let reason = self.why_not_there(character, index, satisfying);
-                if is_first(&reasons, &reason) {
-                    reasons.push(reason);
-                }
+                (&mut reasons, reason)
+            };
+            if !list.contains(&reason) {
+                list.push(reason);
             }
         }
         if let Some(appear) = listed(&nowhere, "appears", "appear") {
-            let cases = if self.case_would_do() {
-                ", but for the case"
-            } else {
-                ""
-            };
-            reasons.insert(0, format!("{appear} in no hashed name{cases}"));
+            let Spelling {
+                algorithm,
+                encoding,
+                ..
+            } = self.spelling;
+            let reason = format!("{appear} in no hashed name ({algorithm} in {encoding})");
+            reasons.insert(0, reason);
         }
         reasons.truncate(REASONS);
+        if !nowhere.is_empty()
+            && let Some(change) = self.possible_change(ideal)
+        {
+            reasons.push(format!("it can match {change}"));
+        }
         reasons.join("; ")
     }
 
-    /// Whether every character could be somewhere if case did not matter.
-    fn case_would_do(&self) -> bool {
-        let any_case = Spelling {
+    /// Returns the one change of the spelling with which the name can match within the distance, if there is one.
+    fn possible_change(&self, ideal: Distance) -> Option<String> {
+        let can_match = |spelling| {
+            let name = DesiredName::new(&self.text, spelling);
+            name.is_ok_and(|name| name.least_distance() <= ideal.get())
+        };
+        let in_any_case = Spelling {
             case_sensitive: false,
             ..self.spelling
         };
-        let mut characters = self.text.chars();
-        self.spelling.case_sensitive
-            && characters.all(|character| any_case.satisfying(character) != Chars::NONE)
+        if can_match(in_any_case) {
+            return Some("if case is ignored".to_owned());
+        }
+        let in_encoding = |encoding: &Encoding| {
+            can_match(Spelling {
+                encoding: *encoding,
+                ..self.spelling
+            })
+        };
+        let encoding = Encoding::ALL.into_iter().find(in_encoding)?;
+        Some(format!("in {encoding}"))
     }
 
     /// Why a character that can be elsewhere is not at a place.
@@ -345,6 +361,7 @@ impl fmt::Display for Distance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spelling::{Algorithm, Anchor};
 
     #[test]
     fn least_distances() {
@@ -372,6 +389,84 @@ mod tests {
         ] {
             let parsed: DesiredName = name.parse().unwrap();
             assert_eq!(parsed.least_distance(), least, "{name:?}");
+        }
+    }
+
+    /// `-`, `\u{fc}` and a crab were refused because "the last character is always '='".
+    #[test]
+    fn the_reason_is_the_real_one() {
+        let spelled = |encoding| Spelling {
+            encoding,
+            ..Spelling::default()
+        };
+        let base64 = spelled(Encoding::Base64);
+        let hex = spelled(Encoding::Hex);
+        let exact_hex = Spelling {
+            case_sensitive: true,
+            ..hex
+        };
+        let at_end = Spelling {
+            anchor: Anchor::Suffix,
+            ..base64
+        };
+        let sha256 = Spelling {
+            algorithm: Algorithm::Sha256,
+            ..base64
+        };
+        let nowhere = "in no hashed name (sha1 in base64)";
+        for (spelling, name, distance, why) in [
+            (base64, "-", 0, format!("'-' appears {nowhere}; it can match in base64url")),
+            (base64, "_a", 0, format!("'_' appears {nowhere}; it can match in base64url")),
+            (base64, "-.", 0, format!("'-' and '.' appear {nowhere}")),
+            (base64, "-.", 1, format!("'-' and '.' appear {nowhere}; it can match in base64url")),
+            (base64, "\u{1f980}", 0, format!("'\u{1f980}' appears {nowhere}")),
+            (base64, "\u{fc}", 0, format!("'\u{fc}' appears {nowhere}")),
+            (base64, "\u{1b}", 0, format!("'\\u{{1b}}' appears {nowhere}")),
+            (base64, " =", 0, format!("' ' appears {nowhere}")),
+            (base64, "a-", 0, format!("'-' appears {nowhere}; it can match in base64url")),
+            (at_end, "-", 0, format!("'-' appears {nowhere}")),
+            (at_end, "r", 0, "the last character is always '=', never 'r'".to_owned()),
+            (
+                spelled(Encoding::Base64Url),
+                "a+",
+                0,
+                "'+' appears in no hashed name (sha1 in base64url); it can match in base64".to_owned(),
+            ),
+            (
+                spelled(Encoding::Base32),
+                "=",
+                0,
+                "'=' appears in no hashed name (sha1 in base32); it can match in base64".to_owned(),
+            ),
+            (
+                hex,
+                "xyz",
+                0,
+                "'x', 'y' and 'z' appear in no hashed name (sha1 in hex); it can match in base64".to_owned(),
+            ),
+            (
+                exact_hex,
+                "AbC",
+                0,
+                "'A' and 'C' appear in no hashed name (sha1 in hex); it can match if case is ignored"
+                    .to_owned(),
+            ),
+            (
+                base64,
+                "b=",
+                0,
+                "the 27th character is one of AEIMQUYcgkosw048, never 'b'".to_owned(),
+            ),
+            (base64, "=a", 0, "'=' stands only at the end of a hashed name".to_owned()),
+            (
+                sha256,
+                "-=",
+                0,
+                "'-' appears in no hashed name (sha256 in base64)".to_owned(),
+            ),
+        ] {
+            let parsed = DesiredName::new(name, spelling).unwrap();
+            assert_eq!(parsed.why_impossible(Distance::from(distance)), why, "{name:?}");
         }
     }
 

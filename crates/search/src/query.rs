@@ -85,7 +85,7 @@ impl Query {
             let least = name.least_distance();
             if least > ideal.get() {
                 return Err(Impossible {
-                    why: name.why_unspellable(),
+                    why: name.why_impossible(ideal),
                     name: name.as_str().to_owned(),
                     ideal,
                     least,

@@ -30,8 +30,7 @@ Exit codes:
   4  no secret can ever match the name
   5  the output failed")]
 pub(crate) struct EstimateArguments {
-    /// How many secrets are tried in a second [default: measured here for a quarter of a second, on
-    /// a thread for each core]
+    /// Hashes per second [default: measured here for a quarter of a second, on a thread for each core]
     #[arg(long, value_name = "HASHES_PER_SECOND", value_parser = rate, allow_negative_numbers = true)]
     pub(crate) rate: Option<f64>,
 

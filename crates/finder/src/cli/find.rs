@@ -49,12 +49,13 @@ only for what that has words for, and it does not tell how it comes on.
 Exit codes:
     0  found, or whoever reads the results has seen enough
     1  the keyspace ended without an answer
-    2  the command line is wrong, or the server takes no such request
+    2  the command line is wrong, the session holds another search, or the server takes no such
+       request
     3  a limit was reached (hash budget, quota, a full server, the time), or somebody cancelled
        the search at the server; go on with the cursor
     4  no secret can ever match the name
-    5  the server, the connection, the output or the session failed, or no thread could
-       be started
+    5  the server, the connection, the output or the session failed (another process uses it, for
+       example), or no thread could be started
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); go on with the cursor
 
 Stdout must be open: a closed one (>&-) cannot be distinguished from /dev/null.")]
@@ -68,7 +69,7 @@ pub(crate) struct FindArguments {
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) count: NonZeroU64,
 
-    /// Stop after this many secrets
+    /// Stop after this many hashes
     #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) maximum_hashes: Option<NonZeroU64>,

@@ -29,6 +29,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use hashfinder_search::{Distance, Kernel};
 use http::uri::Authority;
+use serde_json::Value;
 
 use crate::{
     config::ConfigArguments,
@@ -69,6 +70,9 @@ const LAST: usize = 900;
 #[derive(Debug, Parser)]
 #[command(
     version,
+    propagate_version = true,
+    // Not what the caller has named the program, which can be anything.
+    bin_name = "hashfinder",
     max_term_width = 100,
     after_help = "\
 Flags can be given by environment variables and a file, too: see `hashfinder config --help`."
@@ -130,9 +134,37 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Tells people something, on stderr. If nobody can hear it, the work goes on.
+/// Prints a message on stderr, as one line without control characters, whatever it quotes. If stderr cannot be written,
+/// the work continues.
 pub(crate) fn say(what: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "hashfinder: {what}");
+    let _ = writeln!(io::stderr(), "hashfinder: {}", as_text(&what.to_string()));
+}
+
+/// Returns a text that a terminal shows as it is: control characters, and others that it does not print, are escaped.
+/// A text that was escaped before stays the same.
+pub(crate) fn as_text(text: &str) -> String {
+    let marks = ['\'', '"', '\\'];
+    let mut shown = String::with_capacity(text.len());
+    for part in text.split_inclusive(marks) {
+        let (plain, mark) = part.split_at(part.trim_end_matches(marks).len());
+        shown.extend(plain.escape_debug());
+        shown += mark;
+    }
+    shown
+}
+
+/// Returns an object as one line of JSON without control characters: JSON itself lets some stand that a terminal
+/// would act on. There are none outside of its strings.
+pub(crate) fn json(object: &Value) -> String {
+    let mut line = String::new();
+    for character in object.to_string().chars() {
+        if character.is_control() {
+            line += &format!("\\u{:04x}", u32::from(character));
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// Prints to stdout, at once; says whether anybody reads. A reader that left early, as `head` does, has
@@ -222,11 +254,22 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell. One with control characters is written as bash, zsh, ksh and POSIX of 2024 read it.
 pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:%+,@".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()
+    } else if word.contains(char::is_control) {
+        let escape = |c: char| match c {
+            '\'' | '\\' => format!("\\{c}"),
+            c if c.is_control() => {
+                let mut bytes = [0; 4];
+                let bytes = c.encode_utf8(&mut bytes).bytes();
+                bytes.map(|byte| format!("\\{byte:03o}")).collect()
+            }
+            c => c.to_string(),
+        };
+        format!("$'{}'", word.chars().map(escape).collect::<String>())
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
@@ -261,6 +304,44 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_quoted_cannot_control_a_terminal() {
+        let plain =
+            "caf\u{e9} \u{939}\u{93f}\u{928}\u{94d}\u{926}\u{940} \u{1f980} 'a' \"b\" C:\\d";
+        assert_eq!(as_text(plain), plain);
+        for (text, shown) in [
+            ("\x1b[31mred", "\\u{1b}[31mred"),
+            ("two\nlines\tand\r", "two\\nlines\\tand\\r"),
+            ("\u{9b}31m \u{7f} \u{202e}", "\\u{9b}31m \\u{7f} \\u{202e}"),
+            ("'\x07'\"\x08\"\\\x0b", "'\\u{7}'\"\\u{8}\"\\\\u{b}"),
+        ] {
+            assert_eq!(as_text(text), shown);
+            assert_eq!(as_text(shown), shown);
+        }
+    }
+
+    #[test]
+    fn json_has_no_control_characters() {
+        let object = serde_json::json!({"text": "\x1b[2J\n\u{7f}\u{9b}31m\u{e9}"});
+        let line = json(&object);
+        assert!(!line.contains(char::is_control), "{line}");
+        assert_eq!(line.parse::<Value>().unwrap(), object);
+    }
+
+    #[test]
+    fn words_for_a_shell() {
+        for (word, shown) in [
+            ("a/b-c.1", "a/b-c.1"),
+            ("", "''"),
+            ("it's", r"'it'\''s'"),
+            ("caf\u{e9}", "'caf\u{e9}'"),
+            ("a\x1b[31m\n'\\", r"$'a\033[31m\012\'\\'"),
+            ("\u{9b}", r"$'\302\233'"),
+        ] {
+            assert_eq!(quoted(word), shown);
+        }
     }
 
     #[test]

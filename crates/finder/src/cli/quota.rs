@@ -38,7 +38,7 @@ pub(crate) struct QuotaArguments {
     #[arg(long, value_name = "CLIENT=N", value_parser = of_client::<NonZeroUsize>)]
     pub(crate) client_searches: Vec<(ClientName, NonZeroUsize)>,
 
-    /// How many secrets CLIENT may have hashed each second, in the place of --maximum-hashes-per-second
+    /// How many hashes CLIENT may have each second, in the place of --maximum-hashes-per-second
     ///
     /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's subject, or
     /// cert: and a certificate's name. May be given more than once.

@@ -96,7 +96,7 @@ pub(crate) struct ServeArguments {
     #[arg(value_parser = positive::<NonZeroUsize>)]
     pub(crate) maximum_searches_per_client: Option<NonZeroUsize>,
 
-    /// How many secrets a client may have hashed each second [default: no such limit]
+    /// How many hashes a client may have each second [default: no such limit]
     ///
     /// That is on average over a minute; beyond it, its searches end with a cursor.
     #[arg(long, value_name = "N")]

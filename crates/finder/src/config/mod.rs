@@ -11,6 +11,7 @@ mod file;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod report;
+mod usage;
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +25,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{
     Arg, ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches,
+    builder::{BoolishValueParser, TypedValueParser},
     error::{ContextKind, ContextValue, ErrorKind},
     parser::ValueSource,
 };
@@ -76,9 +78,17 @@ const OTHER_VARIABLES: [&str; 3] = ["HASHFINDER_CONFIG", "HASHFINDER_LOG", CREDE
 const ALIKE: f64 = 0.8;
 
 /// The command line as it is parsed: with a hidden `--no-FLAG` for each switch, which undoes what the
-/// file or the environment say.
+/// file or the environment say. A switch may be given more than once.
 fn command() -> Command {
+    fn repeatable(switch: Arg) -> Arg {
+        let id = switch.get_id().clone();
+        switch.overrides_with(id)
+    }
     fn with_negations(command: Command) -> Command {
+        let command = command.mut_args(|arg| match is_switch(&arg) {
+            true => repeatable(arg),
+            false => arg,
+        });
         let switches = command
             .get_arguments()
             .filter(|arg| is_switch(arg) && is_setting(arg));
@@ -87,7 +97,7 @@ fn command() -> Command {
             .map(|(id, long)| {
                 let name = format!("no-{long}");
                 let negation = Arg::new(name.clone()).long(name).overrides_with(id);
-                negation.action(ArgAction::SetTrue).hide(true)
+                repeatable(negation.action(ArgAction::SetTrue).hide(true))
             })
             .collect();
         command.args(negations).mut_subcommands(with_negations)
@@ -139,8 +149,9 @@ pub(crate) fn parse() -> Result<Cli> {
         }
     }
     let matches = command
+        .clone()
         .try_get_matches_from(&line)
-        .unwrap_or_else(|error| error.exit());
+        .unwrap_or_else(|error| usage::exit(error, command, &path, &line));
     if !is_quiet(&matches) {
         notes.iter().for_each(cli::say);
     }
@@ -429,14 +440,21 @@ type Rank = (bool, usize);
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Origin {
-    Variable(String),
-    File { path: PathBuf, line: usize },
+    /// With its value as it was written.
+    Variable {
+        name: String,
+        value: String,
+    },
+    File {
+        path: PathBuf,
+        line: usize,
+    },
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::Variable(name) => f.write_str(name),
+            Origin::Variable { name, .. } => f.write_str(name),
             Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
         }
     }
@@ -445,7 +463,7 @@ impl fmt::Display for Origin {
 impl fmt::Display for Given<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
-            Origin::Variable(name) => write!(f, "{name}={}", self.values.join(",")),
+            Origin::Variable { name, value } => write!(f, "{name}={value}"),
             Origin::File { .. } => {
                 let (name, origin) = (&self.setting.name, &self.origin);
                 write!(
@@ -465,7 +483,7 @@ impl Given<'_> {
         if *kind == Kind::Switch {
             return match self.values[..] {
                 [ref value] if value == "true" || value == "false" => Ok(()),
-                _ => bail!("{self}: give true or false"),
+                _ => bail!("{self}: give true or false, 1 or 0, yes or no, on or off"),
             };
         }
         let flags = self.values.iter().map(|value| format!("--{name}={value}"));
@@ -502,15 +520,19 @@ fn literal(setting: &Setting, values: &[String]) -> String {
     }
 }
 
-/// A number, or a text in quotes. JSON's are TOML's too, but for the delete character, which JSON leaves as it is.
+/// A number, or a text in quotes. JSON's are TOML's too where all control characters are escaped.
 fn scalar(text: &str) -> String {
     match serde_json::from_str::<serde_json::Number>(text) {
         Ok(_) => text.to_owned(),
-        Err(_) => {
-            let quoted = serde_json::Value::from(text).to_string();
-            quoted.replace('\u{7f}', "\\u007f")
-        }
+        Err(_) => cli::json(&text.into()),
     }
+}
+
+/// Returns `true` or `false` for a switch's value in the environment, as other programs read such a value; any other
+/// text as it is.
+fn true_or_false(text: &str) -> String {
+    let on = BoolishValueParser::new().parse_ref(&Command::default(), None, text.as_ref());
+    on.map_or_else(|_| text.to_owned(), |on| on.to_string())
 }
 
 /// The name that was probably meant.
@@ -568,12 +590,14 @@ impl Sources {
             if let Some(value) = self.variables.get(&name) {
                 let values = match setting.kind {
                     Kind::Many => value.split(',').map(str::to_owned).collect(),
-                    Kind::One | Kind::Switch => vec![value.clone()],
+                    Kind::Switch => vec![true_or_false(value)],
+                    Kind::One => vec![value.clone()],
                 };
+                let value = value.clone();
                 return Ok(Some(Given {
                     setting,
                     values,
-                    origin: Origin::Variable(name),
+                    origin: Origin::Variable { name, value },
                     rank: (false, outwards),
                 }));
             }
@@ -678,6 +702,52 @@ mod tests {
         for variable in OTHER_VARIABLES {
             assert!(!seen.contains_key(variable), "{variable}");
         }
+    }
+
+    /// `HASHFINDER_FIND_QUIET=1` was an error.
+    #[test]
+    fn switches_in_the_environment() {
+        for on in ["true", "TRUE", "t", "yes", "y", "on", "1"] {
+            assert_eq!(true_or_false(on), "true", "{on}");
+        }
+        for off in ["false", "False", "f", "no", "n", "off", "0"] {
+            assert_eq!(true_or_false(off), "false", "{off}");
+        }
+        for neither in ["", "2", "maybe", "true false", " 1"] {
+            assert_eq!(true_or_false(neither), neither);
+        }
+    }
+
+    /// `find -q -q` was an error.
+    #[test]
+    fn every_switch_may_be_repeated() {
+        fn check(command: &Command, path: &[&str]) {
+            for switch in command.get_arguments().filter(|arg| is_switch(arg)) {
+                let flag = format!("--{}", switch.get_long().unwrap());
+                let line = [path, &[&flag, &flag]].concat();
+                let parsed = super::command().try_get_matches_from(&line);
+                // It may lack what it needs beside it.
+                if let Err(error) = parsed {
+                    let kind = error.kind();
+                    let (missing, none) = (
+                        ErrorKind::MissingRequiredArgument,
+                        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand,
+                    );
+                    assert!(kind == missing || kind == none, "{line:?}: {error}");
+                }
+            }
+            for inner in command.get_subcommands() {
+                check(inner, &[path, &[inner.get_name()]].concat());
+            }
+        }
+        check(&command(), &["hashfinder"]);
+        let last = |line: &str| {
+            let matches = command().try_get_matches_from(line.split(' ')).unwrap();
+            is_quiet(&matches)
+        };
+        assert!(last("hashfinder find a -q --quiet -qq"));
+        assert!(last("hashfinder find a --no-quiet --no-quiet -q"));
+        assert!(!last("hashfinder find a -q -q --no-quiet --no-quiet"));
     }
 
     /// A program with a command within a command.

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{Kind, Origin, Setting, Settings, Sources, command, literal, usual_path};
-use crate::cli::{Exit, print, say};
+use crate::cli::{self, Exit, as_text, print, say};
 
 /// How long the lines of the file are that we write, as the texts in it are wrapped.
 const WIDTH: usize = 100;
@@ -32,10 +32,11 @@ $XDG_CONFIG_HOME/hashfinder/config.toml (~/.config/hashfinder/config.toml), if t
   maximum-hashes = 1_000_000_000
   client-weight = [\"10.0.0.7=4\"]  # a flag that can be given more than once is a list
 
-The same in the environment is HASHFINDER_KERNEL=avx2, HASHFINDER_FIND_QUIET=true,
-HASHFINDER_SERVE_MAXIMUM_HASHES=1000000000 and HASHFINDER_SERVE_CLIENT_WEIGHT=10.0.0.7=4, with
-commas between the parts of a list. An empty variable counts as none. What is for one command goes
-before what is for all that have the flag; only flags that several have can be set for all.
+The same in the environment is HASHFINDER_KERNEL=avx2, HASHFINDER_FIND_QUIET=true (or 1, yes, on;
+the opposite is false, 0, no, off), HASHFINDER_SERVE_MAXIMUM_HASHES=1000000000 and
+HASHFINDER_SERVE_CLIENT_WEIGHT=10.0.0.7=4, with commas between the parts of a list. An empty
+variable counts as none. What is for one command goes before what is for all that have the flag;
+only flags that several have can be set for all.
 
 A setting that another one excludes is left out if that one comes from a place that goes before it,
 and a line on stderr says so. A key that is no setting is an error; a variable that is none is only
@@ -123,19 +124,19 @@ fn show(settings: &Settings, file: Option<&PathBuf>, as_json: bool) -> Result<St
                 "value": value(setting, &values),
                 "source": match &origin {
                     None => "default",
-                    Some(Origin::Variable(_)) => "environment",
+                    Some(Origin::Variable { .. }) => "environment",
                     Some(Origin::File { .. }) => "file",
                 },
             });
             match origin {
                 None => {}
-                Some(Origin::Variable(name)) => object["variable"] = json!(name),
+                Some(Origin::Variable { name, .. }) => object["variable"] = json!(name),
                 Some(Origin::File { path, line }) => {
                     object["file"] = json!(path.to_string_lossy());
                     object["line"] = json!(line);
                 }
             }
-            format!("{object}\n")
+            cli::json(&object) + "\n"
         });
         return Ok(objects.collect());
     }
@@ -146,7 +147,10 @@ fn show(settings: &Settings, file: Option<&PathBuf>, as_json: bool) -> Result<St
             Value::Null => "-".to_owned(),
             _ => literal(setting, &values),
         };
-        let origin = origin.map_or_else(|| "default".to_owned(), |origin| origin.to_string());
+        let origin = origin.map_or_else(
+            || "default".to_owned(),
+            |origin| as_text(&origin.to_string()),
+        );
         (name, value, origin)
     });
     let rows: Vec<(String, String, String)> = rows.collect();

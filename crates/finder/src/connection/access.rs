@@ -13,12 +13,9 @@ use tokio_rustls::{
 };
 use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, service::Interceptor};
 
-use super::{
-    as_text,
-    connector::{ALPN, Connector, Lesson},
-};
+use super::connector::{ALPN, Connector, Lesson};
 use crate::{
-    cli::{ConnectionArguments, ServerAddress},
+    cli::{ConnectionArguments, ServerAddress, as_text},
     files, pem, threads, tls_error,
 };
 

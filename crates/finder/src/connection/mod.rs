@@ -26,7 +26,7 @@ use self::{
     access::{Access, Credential},
     connector::Connector,
 };
-use crate::cli::{ConnectionArguments, ServerAddress};
+use crate::cli::{ConnectionArguments, ServerAddress, as_text};
 
 /// How long we wait for the server before we say so.
 const NOTICE_AFTER: Duration = Duration::from_millis(200);
@@ -204,18 +204,6 @@ fn is_transports(status: &Status) -> bool {
 /// Whether what came was not HTTP/2, as from a web server.
 fn breaks_http2(status: &Status) -> bool {
     is_transports(status) && status.code() == Code::Internal
-}
-
-/// What a server says, for a terminal: nothing in it may be more than text.
-pub(crate) fn as_text(message: &str) -> String {
-    let mut text = String::new();
-    for character in message.chars() {
-        match character {
-            '\'' | '"' | '\\' => text.push(character),
-            _ => text.extend(character.escape_debug()),
-        }
-    }
-    text
 }
 
 /// Runs a connection's tasks where they can be waited for.

@@ -16,7 +16,7 @@ use hashfinder_search::{
 };
 
 use super::{Ending, Finding, Source, Stopper, Told, status::Status, summary_of};
-use crate::threads::NO_THREAD;
+use crate::{clock::Stopwatch, threads::NO_THREAD};
 
 /// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
 /// nothing that could be measured, and comes up soon.
@@ -41,7 +41,7 @@ pub(super) struct LocalSearch {
     ended: bool,
     stop: Arc<Mutex<Stop>>,
     pending: VecDeque<Candidate>,
-    began: Instant,
+    stopwatch: Arc<Stopwatch>,
     took: Duration,
     kernel: Kernel,
     /// Threads that search, until the search is dropped.
@@ -65,7 +65,7 @@ impl LocalSearch {
         status: &Status,
     ) -> Result<LocalSearch> {
         let threads = threads.or_else(|| thread::available_parallelism().ok());
-        let began = Instant::now();
+        let (began, stopwatch) = (Instant::now(), Stopwatch::start());
         let threads = threads.map_or(1, usize::from);
         let kernel = kernel.unwrap_or_else(Kernel::best);
         let engine = Engine::start(threads, kernel, move || began.elapsed()).context(NO_THREAD)?;
@@ -93,7 +93,7 @@ impl LocalSearch {
             ended: false,
             stop: Arc::new(Mutex::new(stop)),
             pending: VecDeque::new(),
-            began,
+            stopwatch,
             took: Duration::ZERO,
             kernel,
             engine,
@@ -163,7 +163,7 @@ impl LocalSearch {
             }
             other => unreachable!("an outcome that this version does not know: {other:?}"),
         };
-        self.took = self.began.elapsed();
+        self.took = self.stopwatch.elapsed();
         Told::Ended(ending)
     }
 
@@ -173,7 +173,7 @@ impl LocalSearch {
 
     fn budget_spent(&self, frontier: Index) -> Ending {
         let tried = frontier - self.query.start();
-        let why = format!("the hash budget is spent; secrets tried: {tried}");
+        let why = format!("the hash budget is spent; hashes tried: {tried}");
         Ending::Limit(why, Cursor::new(&self.query, frontier))
     }
 }
@@ -199,7 +199,7 @@ impl Source for LocalSearch {
             if let Some(from) = self.next.take()
                 && let Some(ending) = self.go_on(from)?
             {
-                self.took = self.began.elapsed();
+                self.took = self.stopwatch.elapsed();
                 return Ok(Told::Ended(ending));
             }
             match self.search.next().await {
@@ -208,7 +208,7 @@ impl Source for LocalSearch {
                     if let Some(query) = self.later.pop_front()
                         && let Some(ending) = self.begin_later(&query)?
                     {
-                        self.took = self.began.elapsed();
+                        self.took = self.stopwatch.elapsed();
                         return Ok(Told::Ended(ending));
                     }
                 }
@@ -246,6 +246,10 @@ impl Source for LocalSearch {
             }
         }
         Some(untold.map_or(frontier, |index| frontier.min(index)))
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.stopwatch.elapsed()
     }
 
     fn summary(&self) -> Option<String> {

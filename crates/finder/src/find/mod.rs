@@ -8,10 +8,7 @@ mod session;
 mod status;
 mod stop;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Result, anyhow};
 use hashfinder_search::{Cursor, Index, Odds, Query};
@@ -35,6 +32,9 @@ use crate::{
     recipes::SearchArguments,
     threads::aside,
 };
+
+/// The shortest time for which a rate is shown, in seconds: that of a few milliseconds is noise.
+const SHORTEST_RATE: f64 = 0.1;
 
 /// What is added to the reason why a command was stopped before it searched.
 const NOT_STARTED: &str = "; no search was started";
@@ -87,6 +87,9 @@ trait Source {
 
     /// Every index below this one was tried, and what was found there was told; `None` if nobody knows.
     fn frontier(&mut self) -> Option<Index>;
+
+    /// For how long it has searched. A search in this process does not while the process is stopped.
+    fn elapsed(&self) -> Duration;
 
     /// What it took, once it has ended, for people who like to know.
     fn summary(&self) -> Option<String>;
@@ -175,11 +178,9 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     status.clear();
     match ended {
         Ok(ended) => {
-            let nearest = match output.best_row() {
-                Some(best) => format!("the nearest so far:\n{best}"),
-                None => output.none_near().to_owned(),
-            };
-            tell(&ended, Some(&nearest), &status);
+            let best = output.best_row();
+            let nearest = best.as_deref().ok_or(output.none_near());
+            tell(&ended, Some(nearest), &status);
             let told = output.end(&ended);
             // It may be the output that failed, and one error is enough.
             if ended.exit != Exit::Failed {
@@ -267,10 +268,14 @@ async fn search(
             Ok(held) => held??,
             Err(cause) => return Ok(Conclusion::stopped(cause, NOT_STARTED)),
         };
+        let held = match held {
+            Ok(held) => held,
+            Err(why) => return Ok(Conclusion::new("refused", why, Exit::Usage)),
+        };
         if held.frontier() > query.start() {
             let (tried, answers) = (held.frontier(), held.answers());
             status.say(format_args!(
-                "session {name}: going on after {tried} secrets, {answers} of {wanted} found"
+                "session {name}: going on after {tried} hashes, {answers} of {wanted} found"
             ));
         }
         wanted -= held.answers();
@@ -324,7 +329,6 @@ async fn follow<S: Source>(
     output: &mut Output,
     status: &Arc<Status>,
 ) -> Result<Conclusion> {
-    let began = Instant::now();
     let over = CancellationToken::new();
     let mut stopping = stops.stop(search.stopper(), over.clone(), Arc::clone(status));
     let _over = over.drop_guard();
@@ -354,7 +358,7 @@ async fn follow<S: Source>(
                 let frontier = search.frontier();
                 let answers = before + output.answers();
                 let best = output.best().ok_or(output.none_near());
-                progress.show(status, began.elapsed(), frontier, answers, best);
+                progress.show(status, search.elapsed(), frontier, answers, best);
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
                     let cursor = output.cursor(query, frontier);
@@ -457,8 +461,8 @@ fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusio
 }
 
 /// Says why there is no answer and, if one can go on, what share of searches would have one, what is the
-/// nearest, and how to go on.
-fn tell(ended: &Conclusion, nearest: Option<&str>, status: &Status) {
+/// nearest, as its row or in words, and how to go on.
+fn tell(ended: &Conclusion, nearest: Option<Result<&str, &str>>, status: &Status) {
     let Some(why) = &ended.why else { return };
     if matches!(ended.exit, Exit::Failed | Exit::Impossible | Exit::Usage) {
         status.fail(why);
@@ -466,20 +470,35 @@ fn tell(ended: &Conclusion, nearest: Option<&str>, status: &Status) {
         status.say(why);
     }
     let Some(go_on) = &ended.go_on else { return };
-    let lines = [ended.share.as_deref(), nearest, Some(go_on)];
-    for line in lines.into_iter().flatten() {
-        status.say(line);
+    if let Some(share) = &ended.share {
+        status.say(share);
     }
+    match nearest {
+        Some(Ok(row)) => {
+            status.say("the nearest so far:");
+            status.line(row);
+        }
+        Some(Err(none)) => status.say(none),
+        None => {}
+    }
+    status.say(go_on);
 }
 
 /// What a search took, by some means.
 fn summary_of(tried: u64, took: Duration, means: &str) -> String {
-    let secrets = match tried {
-        1 => "1 secret".to_owned(),
-        many => format!("{many} secrets"),
+    let hashes = match tried {
+        1 => "1 hash".to_owned(),
+        many => format!("{many} hashes"),
     };
-    let millions = tried as f64 / took.as_secs_f64().max(1e-9) / 1e6;
-    format!("{secrets} in {took:.2?}, {millions:.1} million a second ({means})")
+    let rate = rate(tried, took).map(|rate| format!(", {:.1} million a second", rate / 1e6));
+    let rate = rate.unwrap_or_default();
+    format!("{hashes} in {took:.2?}{rate} ({means})")
+}
+
+/// Returns how many hashes a second there were; `None` if the time is too short to tell.
+fn rate(hashes: u64, time: Duration) -> Option<f64> {
+    let seconds = time.as_secs_f64();
+    (seconds >= SHORTEST_RATE).then(|| hashes as f64 / seconds)
 }
 
 /// Returns how to resume a search that wants `left` more answers, given whether a session keeps its place.
@@ -503,7 +522,7 @@ fn go_on_at(cursor: &Cursor, left: u64, server: Option<&str>) -> String {
 
 /// What went wrong with keeping a session, and how to go on without it.
 fn not_kept(error: &anyhow::Error, go_on: &str) -> anyhow::Error {
-    anyhow!("{error:#}\n{go_on}")
+    anyhow!("{error:#}; {go_on}")
 }
 
 #[cfg(test)]
@@ -538,6 +557,10 @@ mod tests {
             None
         }
 
+        fn elapsed(&self) -> Duration {
+            Duration::ZERO
+        }
+
         fn summary(&self) -> Option<String> {
             None
         }
@@ -547,6 +570,18 @@ mod tests {
         }
 
         async fn close(self) {}
+    }
+
+    #[test]
+    fn a_rate_takes_a_tenth_of_a_second() {
+        let summary = |ms, tried| summary_of(tried, Duration::from_millis(ms), "avx512");
+        assert_eq!(summary(3, 1_000), "1000 hashes in 3.00ms (avx512)");
+        assert_eq!(summary(99, 1), "1 hash in 99.00ms (avx512)");
+        assert_eq!(
+            summary(100, 30_000_000),
+            "30000000 hashes in 100.00ms, 300.0 million a second (avx512)"
+        );
+        assert_eq!(summary(0, 0), "0 hashes in 0.00ns (avx512)");
     }
 
     /// One in a thousand searches for several answers said that it was stopped, though nobody asked for

@@ -4,7 +4,6 @@ use std::{
     env, fmt,
     io::{self, IsTerminal, Write},
     sync::Arc,
-    time::Instant,
 };
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +17,10 @@ use super::{
     Conclusion,
     status::{Status, takes_escapes},
 };
-use crate::cli::{Color, FindArguments};
+use crate::{
+    cli::{self, Color, FindArguments},
+    clock::Stopwatch,
+};
 
 /// Begins what is highlighted, in bold green, and ends it.
 const HIGHLIGHT: (&str, &str) = ("\x1b[1;32m", "\x1b[0m");
@@ -174,7 +176,7 @@ impl Asked {
 pub(super) struct Output {
     form: Form,
     asked: Asked,
-    began: Instant,
+    stopwatch: Arc<Stopwatch>,
     best: Option<Finding>,
     wanted: u64,
     /// Whether what is near on the way is told at all: a server does so where it is asked to.
@@ -217,7 +219,7 @@ impl Output {
         Output {
             form,
             asked,
-            began: Instant::now(),
+            stopwatch: Stopwatch::start(),
             best: None,
             wanted: 1,
             asks_for_near: true,
@@ -262,11 +264,11 @@ impl Output {
             "interesting_distance": self.asked.interesting.get(),
             "results": self.answers,
             "hashes": ended.hashes,
-            "seconds": self.began.elapsed().as_secs_f64(),
+            "seconds": self.stopwatch.elapsed().as_secs_f64(),
             "nearest": self.best.as_ref().map(Finding::as_json),
             "cursor": ended.cursor.as_ref().map(ToString::to_string),
         });
-        self.print(&record.to_string())
+        self.print(&cli::json(&record))
     }
 
     /// Begins with the nearest secret that earlier runs of this search have found, if there is one.
@@ -338,7 +340,7 @@ impl Output {
             Form::Json => {
                 let mut record = finding.as_json();
                 record["type"] = kind.into();
-                record.to_string()
+                cli::json(&record)
             }
             Form::Columns { colored: false } => finding.to_string(),
             Form::Columns { colored: true } => {

@@ -1,5 +1,7 @@
 //! A search that a server does that speaks the reference contract alone.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_search::{Cursor, Index, Query};
@@ -18,6 +20,7 @@ use crate::{
 pub(super) struct ReferenceSearch {
     query: Query,
     call: Either,
+    began: Instant,
     server: ServerAddress,
     connection: Connection,
 }
@@ -57,6 +60,7 @@ impl ReferenceSearch {
         ReferenceSearch {
             query: query.clone(),
             call,
+            began: Instant::now(),
             server: server.clone(),
             connection,
         }
@@ -117,6 +121,11 @@ impl Source for ReferenceSearch {
 
     fn frontier(&mut self) -> Option<Index> {
         None
+    }
+
+    fn elapsed(&self) -> Duration {
+        // The server searches also while this process is stopped.
+        self.began.elapsed()
     }
 
     fn summary(&self) -> Option<String> {

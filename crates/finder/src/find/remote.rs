@@ -24,8 +24,8 @@ use super::{
     summary_of,
 };
 use crate::{
-    cli::{FindArguments, ServerAddress},
-    connection::{Connection, advice, as_text},
+    cli::{FindArguments, ServerAddress, as_text},
+    connection::{Connection, advice},
     rpc::{
         Details,
         v1pb::{
@@ -352,7 +352,7 @@ impl FinderSearch {
 
     fn budget_spent(&self) -> Ending {
         let tried = self.frontier - self.query.start();
-        let why = format!("the hash budget is spent; secrets tried: {tried}");
+        let why = format!("the hash budget is spent; hashes tried: {tried}");
         Ending::Limit(why, Cursor::new(&self.query, self.frontier))
     }
 
@@ -446,10 +446,15 @@ impl Source for FinderSearch {
         Some(self.frontier)
     }
 
+    fn elapsed(&self) -> Duration {
+        // The server searches also while this process is stopped.
+        self.began.elapsed()
+    }
+
     fn summary(&self) -> Option<String> {
         let tried = self.frontier - self.query.start();
         let server = format!("at {}", self.server);
-        Some(summary_of(tried, self.began.elapsed(), &server))
+        Some(summary_of(tried, self.elapsed(), &server))
     }
 
     fn resumes_at(&self) -> Option<&str> {

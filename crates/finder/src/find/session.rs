@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use hashfinder_search::{Cursor, DesiredName, Index, Keyspace, Query, Spelling};
 use serde_json::{Value, json};
 
-use crate::files;
+use crate::{cli::quoted, files};
 
 /// How often a session is written while it is searched: with as much again for the writing, a kill costs
 /// less than a second.
@@ -68,9 +68,7 @@ impl fmt::Display for SessionName {
 /// A session that this process has for itself.
 pub(super) struct Session {
     file: PathBuf,
-    lock_file: PathBuf,
-    /// Locked as long as it is open; the system lets go of it when the process ends.
-    _lock: File,
+    lock: Lock,
     query: Query,
     wanted: u64,
     /// How many answers earlier runs had.
@@ -87,28 +85,37 @@ struct Kept {
 }
 
 impl Session {
-    /// Takes the session up, or begins it: a search for so many answers to the query.
+    /// Resumes the session, or begins it: a search for so many answers to the query. Returns why the command is
+    /// refused if the session holds another search.
     ///
     /// # Errors
     ///
-    /// If another process has it, if it holds another search, or if it cannot be read or written.
-    pub(super) fn open(name: &SessionName, query: &Query, wanted: u64) -> Result<Session> {
+    /// If another process uses it, or if it cannot be read or written.
+    pub(super) fn open(
+        name: &SessionName,
+        query: &Query,
+        wanted: u64,
+    ) -> Result<Result<Session, String>> {
         Session::open_in(&state_folder()?.join(FOLDER), name, query, wanted)
     }
 
-    fn open_in(folder: &Path, name: &SessionName, query: &Query, wanted: u64) -> Result<Session> {
+    fn open_in(
+        folder: &Path,
+        name: &SessionName,
+        query: &Query,
+        wanted: u64,
+    ) -> Result<Result<Session, String>> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
         made.with_context(|| format!("cannot make the folder {folder:?} for sessions"))?;
         let lock_file = folder.join(format!(".{name}.lock"));
-        let lock = lock(&lock_file)
+        let lock = Lock::take(&lock_file)
             .with_context(|| format!("cannot lock the session {name} with {lock_file:?}"))?
             .with_context(|| {
                 format!("another process has the session {name}; wait for it, or give another name")
             })?;
         let mut session = Session {
             file: folder.join(&name.0),
-            lock_file,
-            _lock: lock,
+            lock,
             query: query.clone(),
             wanted,
             before: 0,
@@ -120,7 +127,12 @@ impl Session {
         };
         match read(&session.file) {
             // What is no text is damaged.
-            Ok(bytes) => session.take_up(name, &String::from_utf8_lossy(&bytes))?,
+            Ok(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                if let Err(refused) = session.take_up(name, &text)? {
+                    return Ok(Err(refused));
+                }
+            }
             // At once, so that who cannot write there hears it before the search and not after.
             Err(error) if error.kind() == io::ErrorKind::NotFound => session.write()?,
             Err(error) => {
@@ -128,7 +140,7 @@ impl Session {
                 return Err(error).context(what);
             }
         }
-        Ok(session)
+        Ok(Ok(session))
     }
 
     /// Every index below this one was tried, and everything found there printed.
@@ -170,37 +182,38 @@ impl Session {
 
     /// Removes it, there being nothing left to search.
     pub(super) fn finish(self) -> Result<()> {
-        let what = || format!("cannot remove the finished session {:?}", self.file);
-        fs::remove_file(&self.file).with_context(what)?;
+        fs::remove_file(&self.file)
+            .with_context(|| format!("cannot remove the finished session {:?}", self.file))?;
         // There is one if a run was killed while it wrote.
         let _ = fs::remove_file(self.new_file());
-        // Still locked: whoever opened it by now sees that it is gone.
-        fs::remove_file(&self.lock_file).with_context(what)
+        Ok(())
     }
 
     /// Where the next state is written before it takes the place of the last.
     fn new_file(&self) -> PathBuf {
-        self.lock_file.with_extension("new")
+        self.lock.path.with_extension("new")
     }
 
-    fn take_up(&mut self, name: &SessionName, text: &str) -> Result<()> {
-        let file = &self.file;
-        // As a shell reads it.
-        let shown = file.display().to_string().replace('\'', r"'\''");
-        let drop_it = format!("rm '{shown}'");
+    /// Resumes what the file holds. Returns why the command is refused if that is another search.
+    ///
+    /// # Errors
+    ///
+    /// If the file is damaged.
+    fn take_up(&mut self, name: &SessionName, text: &str) -> Result<Result<(), String>> {
+        let drop_it = format!("rm {}", quoted(&self.file.to_string_lossy()));
         let Some((cursor, wanted, answers)) = parse(text) else {
             bail!("the session {name} is damaged, or of another version; drop it with: {drop_it}");
         };
         if !cursor.is_of(&self.query) || wanted != self.wanted {
             let (held, tried) = (as_asked(&cursor.query()), cursor.frontier());
-            bail!(
-                "the session {name} holds another search: {held} --count {wanted}, {tried} secrets tried; \
+            return Ok(Err(format!(
+                "the session {name} holds another search: {held} --count {wanted}, {tried} hashes tried; \
                  ask for that, give another name, or drop it with: {drop_it}"
-            );
+            )));
         }
         self.before = answers;
         self.kept = Kept { cursor, answers };
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Replaces the file: whoever reads it finds the old one or the new one, also after the power was cut.
@@ -246,28 +259,48 @@ fn parse(text: &str) -> Option<(Cursor, u64, u64)> {
     (number("version")? == VERSION && answers < wanted).then_some((cursor, wanted, answers))
 }
 
-/// Locks a file that it makes, if nobody else has.
-fn lock(path: &Path) -> io::Result<Option<File>> {
-    loop {
-        // It is empty, and stays so.
-        let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).create(true).truncate(false);
-        let file = files::open_own(path, options)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-        // Who had it may have removed it after we opened it; then it is ours alone for nothing.
-        let ours = file.metadata()?;
-        match fs::symlink_metadata(path) {
-            Ok(there) if (there.dev(), there.ino()) == (ours.dev(), ours.ino()) => {
-                return Ok(Some(file));
+/// The lock of a session: a file that this process has locked. No other process has it as long as this exists; the
+/// system ends it with the process. Dropping it removes the file.
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Creates the file and locks it; `None` if it is locked.
+    fn take(path: &Path) -> io::Result<Option<Lock>> {
+        loop {
+            // It is empty, and stays so.
+            let mut options = OpenOptions::new();
+            let options = options.read(true).write(true).create(true).truncate(false);
+            let file = files::open_own(path, options)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(error),
             }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            // Another process may have removed it after this one opened it, and then its lock means nothing.
+            let locked = file.metadata()?;
+            match fs::symlink_metadata(path) {
+                Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {
+                    return Ok(Some(Lock {
+                        path: path.to_owned(),
+                        _file: file,
+                    }));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // The file is closed after this, so it is still locked: the path names no other process's lock.
+        // If it cannot be removed, it is in nobody's way.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -324,6 +357,10 @@ fn as_asked(query: &Query) -> String {
 mod tests {
     use super::*;
     use hashfinder_search::Distance;
+    use std::{
+        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+        thread,
+    };
 
     #[test]
     fn names() {
@@ -343,6 +380,34 @@ mod tests {
         ] {
             assert!(SessionName::from_str(wrong).is_err(), "{wrong}");
         }
+    }
+
+    /// If a lock's file were removed too early, or not looked at again, two would have the lock.
+    #[test]
+    fn only_one_at_a_time_has_a_lock_whose_file_comes_and_goes() {
+        let folder = env::temp_dir().join(format!("hashfinder-lock-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(".night.lock");
+        let (is_held, taken) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while taken.load(Ordering::Relaxed) < 2_000 {
+                        let Some(lock) = Lock::take(&path).unwrap() else {
+                            continue;
+                        };
+                        assert!(!is_held.swap(true, Ordering::SeqCst), "two have the lock");
+                        assert!(path.exists());
+                        taken.fetch_add(1, Ordering::Relaxed);
+                        thread::yield_now();
+                        is_held.store(false, Ordering::SeqCst);
+                        drop(lock);
+                    }
+                });
+            }
+        });
+        assert!(!path.exists());
+        fs::remove_dir(&folder).unwrap();
     }
 
     #[test]

@@ -13,7 +13,7 @@ use hashfinder_search::{Index, Odds};
 use jiff::{SignedDuration, Zoned, tz::TimeZone};
 use rustix::termios;
 
-use super::output::Finding;
+use super::{output::Finding, rate};
 use crate::{
     cli, clock,
     estimate::{number, show},
@@ -458,8 +458,7 @@ impl Rate {
             self.looks.pop_front();
         }
         let (then, before) = *self.looks.front()?;
-        let over = now.saturating_sub(then).as_secs_f64();
-        (over > 0.0).then(|| frontier.saturating_sub(before) as f64 / over)
+        rate(frontier.saturating_sub(before), now.saturating_sub(then))
     }
 }
 

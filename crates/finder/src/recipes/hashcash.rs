@@ -42,7 +42,8 @@ const SPELLING: Spelling = Spelling {
 /// Mint a hashcash stamp, or check one.
 ///
 /// A stamp of version 1 is `1:BITS:DATE:RESOURCE::RANDOM:COUNTER`, and its SHA-1 begins with so many zero
-/// bits. It is printed.
+/// bits. It is printed. As with hashcash, the resource is in lower case, and case makes no difference when a
+/// stamp is checked.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -117,7 +118,9 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
         return check(stamp, arguments);
     }
     let limit = TimeLimit::start(arguments.search.maximum_time);
+    // As hashcash does it unless it is told otherwise, so that one that compares case accepts the stamp.
     let resource = arguments.resource.as_deref().unwrap_or_default();
+    let resource = resource.to_ascii_lowercase();
     let bits = arguments.bits.unwrap_or(USUAL_BITS);
     let date = match &arguments.date {
         Some(date) => date.clone(),
@@ -151,10 +154,21 @@ fn query(stamp: &str, bits: u32) -> Result<Query, String> {
         names.map(|name| DesiredName::new(&name, SPELLING).map_err(|wrong| wrong.to_string()));
     let names: Vec<DesiredName> = names.collect::<Result<_, _>>()?;
     let counters = Keyspace::new(stamp.as_bytes(), Alphabet::alphanumeric(), b"");
-    let counters = counters.map_err(|error| format!("the resource is too long: {error}"))?;
+    let counters = counters.map_err(|_| too_long(stamp))?;
     let query = Query::any(names, Distance::ZERO).map_err(|error| error.to_string())?;
     // After the empty one.
     Ok(query.among(counters).starting_at(1))
+}
+
+/// Says by how much the resource of a stamp is too long, given all that stands before the counter.
+fn too_long(stamp: &str) -> String {
+    let (length, most) = (stamp.len(), Keyspace::MAX_PREFIX);
+    let excess = length - most;
+    let bytes = if excess == 1 { "byte" } else { "bytes" };
+    format!(
+        "the resource is too long: before its counter the stamp has {length} bytes, and at most {most} are \
+         possible; shorten the resource by at least {excess} {bytes}"
+    )
 }
 
 /// What the hexadecimal digits of a digest begin with if so many of its bits are zero: after the digits
@@ -192,7 +206,9 @@ fn check(stamp: &str, arguments: &HashcashArguments) -> Result<Exit> {
 /// What a stamp is worth, if it is for the resource and has as many bits as are wanted.
 fn is_right(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<String, String> {
     let stamp: Stamp<'_> = Stamp::parse(text)?;
-    if let Some(resource) = resource.filter(|resource| *resource != stamp.resource) {
+    // As hashcash compares, unless it is told otherwise.
+    let is_other = |resource: &&str| !resource.eq_ignore_ascii_case(stamp.resource);
+    if let Some(resource) = resource.filter(is_other) {
         return Err(format!(
             "it is for {:?}, not for {resource:?}",
             stamp.resource
@@ -302,6 +318,42 @@ mod tests {
         assert!(is_right(STAMP, Some("mertz@gnosis.cx"), Some(20)).is_ok());
         assert!(is_right(STAMP, Some("mertz@gnosis.cx"), Some(21)).is_err());
         assert!(is_right(STAMP, Some("somebody"), None).is_err());
+    }
+
+    /// hashcash accepts a stamp for another case of the address, and makes none but in lower case.
+    #[test]
+    fn case_makes_no_difference() {
+        for resource in ["mertz@gnosis.cx", "Mertz@Gnosis.CX", "MERTZ@GNOSIS.CX"] {
+            assert!(is_right(STAMP, Some(resource), None).is_ok(), "{resource}");
+        }
+        // Minted by hashcash 1.22 with -C.
+        let stamp = "1:10:261129:Me@Example.COM::BrLwmWSroGGeF2JU:000007D";
+        for resource in ["me@example.com", "Me@Example.COM", "ME@EXAMPLE.COM"] {
+            let told = is_right(stamp, Some(resource), None).unwrap();
+            assert_eq!(told, "right: 10 bits for Me@Example.COM, dated 261129");
+        }
+        // Only that of ASCII's letters, as there.
+        assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{dc}"), None).is_err());
+        assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{fc}"), None).is_ok());
+    }
+
+    /// It was said that a prefix was too long, which nobody had given.
+    #[test]
+    fn a_resource_that_is_too_long() {
+        let stamp =
+            |length: usize| format!("1:20:261129:{}::abcdefghijklmnop:", "r".repeat(length));
+        let around = stamp(0).len();
+        let longest = Keyspace::MAX_PREFIX - around;
+        assert!(query(&stamp(longest), 20).is_ok());
+        for (excess, bytes) in [(1, "1 byte"), (5, "5 bytes")] {
+            let error = query(&stamp(longest + excess), 20).unwrap_err();
+            let length = Keyspace::MAX_PREFIX + excess;
+            let expected = format!(
+                "the resource is too long: before its counter the stamp has {length} bytes, and at most 65536 are \
+                 possible; shorten the resource by at least {bytes}"
+            );
+            assert_eq!(error, expected);
+        }
     }
 
     #[test]

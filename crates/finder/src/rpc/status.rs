@@ -271,7 +271,7 @@ impl From<CallError> for Status {
                 cursor,
             } => {
                 let message =
-                    format!("the hash budget of this RPC is spent; secrets tried: {hashes}");
+                    format!("the hash budget of this RPC is spent; hashes tried: {hashes}");
                 let mut details = info(
                     HASH_BUDGET_SPENT,
                     HashMap::from([
@@ -281,7 +281,7 @@ impl From<CallError> for Status {
                 );
                 details.add_quota_failure_violation(
                     "rpc:maximum_hashes",
-                    format!("at most {hashes} secrets are tried for one RPC"),
+                    format!("at most {hashes} hashes are tried for one RPC"),
                 );
                 Status::with_error_details(code, message, details)
             }

@@ -84,7 +84,9 @@ def test_a_distance_of_the_whole_name_answers_with_the_first_secret(serve, conne
 BAD = [
     ("", 0, "desired_name", "empty"),
     ("a" * 29, 0, "desired_name", "29 characters"),
-    ("doc-tor", 0, "desired_name", "'-' appears in no hashed name"),
+    ("doc-tor", 0, "desired_name", "'-' appears in no hashed name (sha1 in base64); it can match in base64url"),
+    ("-", 0, "desired_name", "'-' appears in no hashed name (sha1 in base64); it can match in base64url"),
+    ("\U0001f980", 0, "desired_name", "'\U0001f980' appears in no hashed name (sha1 in base64)"),
     ("==", 0, "desired_name", "'=' stands only at the end"),
     ("b=", 0, "desired_name", "AEIMQUYcgkosw048"),
     ("a\0b", 0, "desired_name", r"'\0' appears in no hashed name"),

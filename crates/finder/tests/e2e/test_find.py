@@ -155,6 +155,17 @@ def test_a_name_that_can_never_match(name, server):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("name", ["-", "\U0001f980", "\u00fc", "a-"])
+def test_a_character_that_no_hashed_name_has_is_the_reason(name):
+    """It was that the last character is always "="."""
+    for command in ["find", "estimate"]:
+        done = subprocess.run([HASHFINDER, command, "--", name], capture_output=True, text=True, timeout=PATIENCE_S)
+        assert done.returncode == 4
+        assert f"'{name[-1]}' appears in no hashed name (sha1 in base64)" in done.stderr
+        assert ("it can match in base64url" in done.stderr) == ("-" in name)
+    assert run_find("--encoding", "base64url", "--", "-").returncode == 0
+
+
 def test_the_keyspace_ends():
     done = run_find("--resume", cursor(HARD, 2**64 - 1000))
     assert done.returncode == 1
@@ -167,7 +178,7 @@ def test_a_budget_is_exact_and_can_be_gone_on_from():
     for hashes in ["1", "300", "70000", "500000"]:
         done = run_find(*next_arguments, "--maximum-hashes", hashes)
         assert done.returncode == 3
-        assert f"secrets tried: {hashes}\n" in done.stderr
+        assert f"hashes tried: {hashes}\n" in done.stderr
         told += done.stdout
         next_arguments = ["--resume", cursor_in(done.stderr)]
     done = run_find(*next_arguments)
@@ -199,7 +210,7 @@ def test_a_signal_stops_it_with_a_cursor(find, number, code):
     # What the text holds is what was asked for.
     assert place_of(cursor_in(stderr)).startswith(cursor("hashfinder", 0, ideal=1)[:8])
     following = run_find("--resume", cursor_in(stderr), "--maximum-hashes", "10")
-    assert "secrets tried: 10\n" in following.stderr
+    assert "hashes tried: 10\n" in following.stderr
 
 
 def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
@@ -350,7 +361,7 @@ def test_a_servers_budget(serve):
     server = serve("--maximum-hashes", "100000")
     done = run_find(HARD, "--server", server.address)
     assert done.returncode == 3
-    assert "secrets tried: 100000\n" in done.stderr
+    assert "hashes tried: 100000\n" in done.stderr
     assert place_of(cursor_in(done.stderr)) == cursor(HARD, 100_000)
 
 
@@ -371,7 +382,7 @@ def test_a_server_that_drains(find, serve):
     stderr = process.rest_of_stderr()
     assert "shutting down" in stderr
     following = run_find("--resume", cursor_in(stderr), "--maximum-hashes", "10")
-    assert "secrets tried: 10\n" in following.stderr
+    assert "hashes tried: 10\n" in following.stderr
 
 
 def test_a_server_that_dies(find, serve):

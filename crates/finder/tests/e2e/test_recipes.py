@@ -758,7 +758,7 @@ def test_a_length_that_is_exhausted_is_followed_by_the_next(repository):
     done = repository.nonce("abcd", "--write", "--from", "zy")
     assert done.returncode == 0
     assert re.fullmatch(rb"One\n\nHashfinder-Nonce: \w{3,4}\n", repository.message())
-    tried = int(re.search(r"hashfinder: (\d+) secrets in ", done.stderr)[1])
+    tried = int(re.search(r"hashfinder: (\d+) hashes in ", done.stderr)[1])
     assert tried > 2
     repository.git("fsck", "--strict")
 
@@ -886,6 +886,47 @@ def test_stamps_are_what_hashcash_takes_and_makes():
     assert done.returncode == 0, (theirs, done)
 
 
+@pytest.mark.skipif(shutil.which("hashcash") is None, reason="there is no hashcash to ask")
+@pytest.mark.parametrize("minted", ["me@example.com", "Me@Example.COM", "Ü@Example.com"])
+@pytest.mark.parametrize("checked", ["me@example.com", "ME@example.com", "Ü@example.COM", "ü@example.com"])
+def test_case_is_treated_as_by_hashcash(minted, checked):
+    """`hashcash -m` made lower case of the address, and our check compared it with the address as it was given."""
+    bits = ["--bits", "10"]
+    ours = recipe("hashcash", minted, *bits, "--quiet").stdout.strip()
+    theirs = []
+    for flags in [[], ["-C"]]:
+        mint = ["hashcash", "-m", "-q", "-b", "10", *flags, "-r", minted]
+        theirs.append(subprocess.run(mint, capture_output=True, text=True, check=True).stdout.strip())
+    assert ours.split(":")[3] == theirs[0].split(":")[3]
+    for stamp in [ours, *theirs]:
+        check = ["hashcash", "-c", "-b", "10", "-r", checked, stamp]
+        accepted = "matched stamp" in subprocess.run(check, capture_output=True, text=True).stderr
+        done = recipe("hashcash", "--check", stamp, checked, *bits)
+        assert (done.returncode == 0) == accepted, (stamp, done)
+
+
+def test_case_makes_no_difference():
+    done = recipe("hashcash", "Me@Example.COM", "--bits", "10", "--quiet")
+    stamp = done.stdout.strip()
+    assert stamp.split(":")[3] == "me@example.com"
+    for resource in ["me@example.com", "Me@Example.COM"]:
+        done = recipe("hashcash", "--check", stamp, resource)
+        assert (done.returncode, done.stdout[:8]) == (0, "right: 1")
+    assert recipe("hashcash", "--check", stamp, "you@example.com").returncode == 1
+
+
+def test_a_resource_that_is_too_long():
+    """The error was about a prefix, which the user had not given."""
+    most = 2**16 - len("1:20:261129:::0123456789abcdef:")
+    for excess, says in [(1, "at least 1 byte\n"), (100, "at least 100 bytes\n")]:
+        done = recipe("hashcash", "--date", "261129", "r" * (most + excess))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "the resource is too long: before its counter the stamp has " in done.stderr
+        assert done.stderr.endswith(says) and "prefix" not in done.stderr
+    done = recipe("hashcash", "--date", "261129", "r" * most, "--bits", "1", "--quiet")
+    assert zero_bits(done.stdout.strip()) >= 1
+
+
 def test_a_stamp_has_its_date():
     done = recipe("hashcash", "x", "--bits", "1", "--date", "2402291530", "--quiet")
     assert done.stdout.startswith("1:1:2402291530:x::")
@@ -905,10 +946,14 @@ def test_a_stamp_that_takes_too_long():
 
 
 def test_the_readme_is_right(tmp_path):
-    """What stands under "Recipes" is what happens, to the letter, but for the commit and the stamp."""
+    """What stands under "Recipes" is what happens, to the letter, but for the stamp."""
     section = README.read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
     repository = Repository(tmp_path / "repository")
-    repository.commit(b"One\n")
+    # The commit that the README shows, as it was without the nonce.
+    commit = section.split("$ git cat-file commit HEAD\n")[1].split("\nHashfinder-Nonce: ")[0]
+    repository.git("hash-object", "-t", "tree", "-w", "--stdin")
+    before = repository.git("hash-object", "-t", "commit", "-w", "--stdin", input=commit.encode())
+    repository.git("update-ref", "HEAD", before.decode().strip())
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "hashfinder").symlink_to(HASHFINDER)
@@ -926,7 +971,7 @@ def test_the_readme_is_right(tmp_path):
                 timeout=PATIENCE_S,
             )
             assert said.returncode == 0, (command, said)
-            if "git" in command or "hashcash" in command:
+            if "hashcash" in command:
                 # The prefix and the form are the same.
                 assert bool(said.stdout) == bool(expected), (command, said)
                 for ours, theirs in zip(said.stdout.splitlines(), expected.splitlines()):

@@ -191,7 +191,7 @@ def test_it_says_how_to_go_on_at_the_server(serve):
     server = serve()
     done = run_find(HARD, "--server", server.address, "--maximum-hashes", "1000")
     assert done.returncode == 3
-    assert "the hash budget is spent; secrets tried: 1000\n" in done.stderr
+    assert "the hash budget is spent; hashes tried: 1000\n" in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("hashfinder: go on with: hashfinder find --server ")
     # As it stands there.
@@ -494,4 +494,4 @@ def test_the_hashes_of_a_server_are_told(serve):
     done = run_find(HARD, "--maximum-hashes", "5000", "--json", "--server", serve().address)
     _, end = records(done.stdout)
     assert (end["how"], end["hashes"], place_of(end["cursor"])) == ("limit", 5000, cursor(HARD, 5000))
-    assert re.search(r"5000 secrets in .* a second \(at 127\.0\.0\.1:\d+\)\n", done.stderr)
+    assert re.search(r"5000 hashes in \S+(, .* a second)? \(at 127\.0\.0\.1:\d+\)\n", done.stderr)

@@ -219,7 +219,7 @@ def test_a_kill_repeats_no_more_than_was_found_since_the_session_was_written(tmp
     reader.join()
     process.stdout.close()
     again = run_find(*arguments, "--maximum-hashes", "1")
-    frontier = int(re.search(r"session night: going on after (\d+) secrets", again.stderr)[1])
+    frontier = int(re.search(r"session night: going on after (\d+) hashes", again.stderr)[1])
     # Whatever had been read when a state was seen was printed before the next was written, which keeps it.
     sure = lines[: read[-2]]
     assert len(sure) > 100

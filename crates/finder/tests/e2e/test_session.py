@@ -8,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGKILL, run_find
+from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, run_find
 from test_find import HARD, cursor, cursor_in, place_of
 from test_json import records
 from test_resume import index_of
@@ -55,7 +55,7 @@ def test_a_session_is_written_while_it_is_searched(state, find):
     again = run_find(
         "hashfinder", "--show-inferior", "4", "--session", "night", "--maximum-hashes", "200000000"
     )
-    frontier = int(re.search(r"session night: going on after (\d+) secrets", again.stderr)[1])
+    frontier = int(re.search(r"session night: going on after (\d+) hashes", again.stderr)[1])
     assert cursor("hashfinder", frontier, interesting=4) == place_of(place)
     assert frontier > index_of(first)
     after = again.stdout.splitlines()
@@ -115,8 +115,13 @@ def test_another_search_is_refused_and_how_to_drop_the_session_is_said(state, ot
     monkeypatch.setenv("XDG_STATE_HOME", str(state.parents[1]))
     run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
     before = kept(state)
+    refused = run_find(*other, "--session", "night", "--json")
+    assert refused.returncode == 2
+    _, end = records(refused.stdout)
+    assert (end["how"], end["exit_code"], end["cursor"]) == ("refused", 2, None)
+    assert f"hashfinder: {end['why']}\n" == refused.stderr
     refused = run_find(*other, "--session", "night")
-    assert (refused.returncode, refused.stdout) == (5, "")
+    assert (refused.returncode, refused.stdout) == (2, "")
     assert "holds another search: find 'doctor' --ideal-distance 0" in refused.stderr
     assert kept(state) == before
     drop = refused.stderr.rsplit("drop it with: ", 1)[1]
@@ -140,6 +145,53 @@ def test_a_session_is_for_one_process_at_a_time(state, find):
     assert third.returncode == 3
 
 
+def test_the_lock_file_of_a_session_is_there_only_while_it_is_used(state, find):
+    """Those of sessions that had not found anything, or were dropped by hand, stayed forever."""
+    process = find(HARD, "--session", "night")
+    process.wait_until_busy()
+    assert (state / ".night.lock").exists()
+    process.send(SIGINT)
+    assert process.wait() == 130
+    assert os.listdir(state) == ["night"]
+    # Neither does one that is refused, or that is in use, leave one behind or take another's away.
+    assert run_find("other", "--session", "night").returncode == 2
+    assert os.listdir(state) == ["night"]
+    process = find(HARD, "--session", "night")
+    process.wait_until_busy()
+    assert run_find(HARD, "--session", "night").returncode == 5
+    assert (state / ".night.lock").exists()
+    # A kill leaves it, and the next run removes it.
+    process.send(SIGKILL)
+    process.wait()
+    assert (state / ".night.lock").exists()
+    assert run_find(HARD, "--session", "night", "--maximum-hashes", "1000").returncode == 3
+    assert os.listdir(state) == ["night"]
+
+
+def test_of_many_processes_one_has_a_session(state):
+    """Each answer is printed once, however often the lock's file comes and goes."""
+    search = ["aa", "--count", "1000000"]
+    command = [HASHFINDER, "find", *search, "--session", "night", "--maximum-hashes", "300", "--quiet"]
+    told, ran = [], 0
+    for _ in range(5):
+        runs = [
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(6)
+        ]
+        for run in runs:
+            stdout, stderr = run.communicate(timeout=PATIENCE_S)
+            told += stdout.splitlines()
+            if run.returncode == 5:
+                assert (stdout, "another process has the session" in stderr) == ("", True)
+            else:
+                assert (run.returncode, stderr) == (3, "")
+                ran += 1
+    assert ran >= 5
+    expected = run_find(*search, "--maximum-hashes", str(300 * ran)).stdout.splitlines()
+    assert sorted(told) == sorted(expected)
+    assert os.listdir(state) == ["night"]
+
+
 def test_a_damaged_session_is_refused(state):
     run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
     text = (state / "night").read_text()
@@ -158,7 +210,7 @@ def test_a_reader_that_has_seen_enough_goes_on_with_what_it_has_not_seen(state, 
     finding.stdout.close()
     assert finding.wait(30) == 0
     frontier = run_find(*arguments, "--maximum-hashes", "1").stderr
-    frontier = int(re.search(r"going on after (\d+) secrets", frontier)[1])
+    frontier = int(re.search(r"going on after (\d+) hashes", frontier)[1])
     # It goes on with a line, and not the first, which was read.
     assert frontier in [index_of(line) for line in unstopped[1:]]
 
@@ -241,7 +293,7 @@ def test_a_secret_that_was_not_printed_is_not_the_nearest(state):
     assert process.wait(PATIENCE_S) == 0
     place = kept(state)["cursor"]
     frontier = int(
-        re.search(r"after (\d+) secrets", run_find(*SHORT, "--session", "night").stderr)[1]
+        re.search(r"after (\d+) hashes", run_find(*SHORT, "--session", "night").stderr)[1]
     )
     assert frontier > index_of(first)
     assert place_of(place) == cursor("docto", frontier, interesting=3)

@@ -94,7 +94,7 @@ def test_a_quota_ends_a_search_with_its_cursor(serve, connect, stubs):
     details(refused, error_details_pb2.RetryInfo)
     # What was searched is not lost.
     following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
-    assert "secrets tried: 1\n" in following.stderr
+    assert "hashes tried: 1\n" in following.stderr
 
 
 def test_the_command_line_tells_a_full_server(serve, connect, stubs):

@@ -70,7 +70,7 @@ def test_every_signal_stops_a_search_and_keeps_its_session(find, number, tmp_pat
     _, end = records(process.popen.stdout.read())
     assert (end["how"], end["exit_code"]) == ("stopped", CODES[number])
     again = run_find(HARD, "--session", "night", "--maximum-hashes", "1")
-    assert f"going on after {end['hashes']} secrets" in again.stderr
+    assert f"going on after {end['hashes']} hashes" in again.stderr
 
 
 @pytest.mark.parametrize("number", list(CODES))

@@ -3,6 +3,7 @@
 import datetime
 import errno
 import os
+import pathlib
 import pty
 import re
 import signal
@@ -119,7 +120,7 @@ def test_the_status_is_redrawn_and_gone_at_the_end(terminal):
     assert process.seen.count(ERASE) == process.seen.count(NO_WRAP) == len(looks)
     assert process.seen.count(ERASE + NO_WRAP) == len(looks) - 1
     screen = process.screen()
-    assert re.fullmatch(r"hashfinder: \d+ secrets in .*", screen[0]), screen
+    assert re.fullmatch(r"hashfinder: \d+ hashes in .*", screen[0]), screen
     assert screen[1] == "hashfinder: the maximum time of 4s has passed"
     assert screen[2] == "hashfinder: under 0.01% of such searches would have ended by now"
     assert cursor_in("\n".join(screen)).startswith("hf3_")
@@ -149,7 +150,7 @@ def test_result_lines_are_not_mixed_with_the_status(terminal):
     assert process.wait() == 130
     screen = process.screen()
     assert screen[0].startswith("hashed name")
-    summary = next(n for n, line in enumerate(screen) if " secrets in " in line)
+    summary = next(n for n, line in enumerate(screen) if " hashes in " in line)
     shown = screen[1:summary]
     assert len(shown) > 3
     for line in shown:
@@ -283,3 +284,70 @@ def test_the_terminal_of_results_alone_gets_results_alone():
     os.close(ours)
     assert done.returncode == 3
     assert b"\x1b" not in done.stderr
+
+
+def stop_for(process, seconds):
+    """Stops a process by SIGSTOP, which it cannot notice, and continues it. Returns for how long it was stopped."""
+    process.send(signal.SIGSTOP)
+    stat = pathlib.Path(f"/proc/{process.pid}/stat")
+    deadline = time.monotonic() + PATIENCE_S
+    while stat.read_text().rsplit(")", 1)[1].split()[0] != "T":
+        assert time.monotonic() < deadline, "it is not stopped"
+        time.sleep(0.01)
+    began = time.monotonic()
+    time.sleep(seconds)
+    stopped = time.monotonic() - began
+    process.send(signal.SIGCONT)
+    return stopped
+
+
+@pytest.mark.parametrize(("stops", "seconds"), [(2, 3), (10, 0.4)])
+def test_time_while_the_process_was_stopped_does_not_count(find, stops, seconds):
+    """After a night in which it was stopped by ctrl-Z, the rate was a thousandth of what it should be."""
+    began = time.monotonic()
+    process = find(HARD, "--json", "--threads", "1")
+    stopped = 0
+    for _ in range(stops):
+        for _ in range(8):
+            process.wait_until_busy()
+        stopped += stop_for(process, seconds)
+    process.wait_until_busy()
+    process.send(signal.SIGINT)
+    assert process.wait() == 130
+    ran = time.monotonic() - began - stopped
+    took, rate = summary(process.rest_of_stderr())
+    assert rate and took <= ran + 0.01
+    _, end = records(process.popen.stdout.read())
+    assert end["seconds"] <= ran
+
+
+def test_the_status_goes_on_where_it_was_stopped(terminal):
+    began = time.monotonic()
+    process = terminal(*LONG, size=(200, 24))
+    process.wait_for(DONE)
+    os.kill(process.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+    seen = len(process.seen)
+    time.sleep(5)
+    os.kill(process.pid, signal.SIGCONT)
+    # The first ones may have been drawn before it was stopped.
+    while len(looks := re.findall(rf"(\d+)s, {DONE[6:]}", process.seen[seen:])) < 5:
+        assert process.read()
+    assert int(looks[4][0]) <= time.monotonic() - began - 5
+    process.press(b"\x03")
+    assert process.wait() == 130
+
+
+def summary(stderr):
+    """How many seconds the search took, and how many millions of hashes a second that were, if it is told."""
+    found = re.search(r"\d+ hash(?:es)? in ([\d.]+)(s|ms|µs|ns)(?:, ([\d.]+) million a second)? \(", stderr)
+    return float(found[1]) * {"s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[found[2]], found[3]
+
+
+@pytest.mark.parametrize("hashes", [1, 1_000, 1_000_000, 1_000_000_000])
+def test_a_rate_of_a_moment_is_not_told(hashes):
+    """A search of 3 ms told how many hashes a second that were."""
+    done = run_find(HARD, "--maximum-hashes", str(hashes), "--maximum-time", "1s")
+    took, rate = summary(done.stderr)
+    # To the hundredth of a millisecond.
+    assert abs(took - 0.1) < 1e-5 or bool(rate) == (took > 0.1)

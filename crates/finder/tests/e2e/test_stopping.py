@@ -153,7 +153,7 @@ def test_a_budget_ends_exactly_there(serve, connect, stubs, workers, stream):
     # Going on from there begins with the very next secret.
     following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
     assert following.returncode == 3
-    assert "secrets tried: 1\n" in following.stderr
+    assert "hashes tried: 1\n" in following.stderr
 
 
 def test_the_answer_within_a_budget_does_not_depend_on_the_workers(serve, connect, stubs):
@@ -225,7 +225,7 @@ def test_a_drain_hands_out_cursors(serve, connect, stubs, number):
         assert (info.reason, info.domain) == ("DRAINING", "hashfinder")
         assert details(error, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
         following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
-        assert "secrets tried: 1\n" in following.stderr
+        assert "hashes tried: 1\n" in following.stderr
     assert server.wait() == 0
     for _ in range(2):
         server.call_ended(cause='"server draining"', code="Unavailable")

@@ -249,7 +249,7 @@ def test_how_to_go_on_by_tls(serve_tls, ours, tmp_path):
     command = [HASHFINDER, *command, "--maximum-hashes", "1000"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert again.returncode == 3, again
-    assert "secrets tried: 1000\n" in again.stderr
+    assert "hashes tried: 1000\n" in again.stderr
 
 
 def test_a_new_certificate_is_for_those_who_come_then(serve_tls, secure, stubs, ours):

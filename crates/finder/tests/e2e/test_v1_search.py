@@ -181,7 +181,7 @@ def test_a_quota_ends_a_search_with_its_cursor(serve, finder, pb):
     assert info.reason == "HASH_QUOTA_SPENT" and info.metadata["cursor"] == ended.cursor
     details(error, error_details_pb2.RetryInfo)
     following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
-    assert "secrets tried: 1\n" in following.stderr
+    assert "hashes tried: 1\n" in following.stderr
     # Refused before any work.
     events, error = read(stub.Search(hard(pb)))
     assert events == [] and error.code() == CODE.RESOURCE_EXHAUSTED
@@ -241,7 +241,7 @@ def test_a_drain_is_told_by_event_and_status(serve, finder, pb):
     found = candidates(events)
     assert all(candidate.index < ended.frontier for candidate in found)
     following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
-    assert "secrets tried: 1\n" in following.stderr
+    assert "hashes tried: 1\n" in following.stderr
 
 
 def test_a_full_server_refuses(serve, finder, pb, connect, stubs):
@@ -267,6 +267,9 @@ BAD_QUERIES = [
     ({"desired_names": [""]}, "query.desired_names[0]", "empty"),
     ({"desired_names": ["a" * 29]}, "query.desired_names[0]", "29 characters"),
     ({"desired_names": ["doc-tor"]}, "query.desired_names[0]", "'-' appears in no hashed name"),
+    ({"desired_names": ["a", "-"]}, "query.desired_names[1]", "it can match in base64url"),
+    ({"desired_names": ["+"], "encoding": "ENCODING_BASE64URL"}, "query.desired_names[0]", "it can match in base64"),
+    ({"desired_names": ["\u00fc"]}, "query.desired_names[0]", "'\u00fc' appears in no hashed name"),
     ({"desired_names": ["naïve"], "ideal_distance": 0}, "query.desired_names[0]", "'ï'"),
     ({"ideal_distance": -1}, "query.ideal_distance", "-1"),
     ({"interesting_distance": -(2**31)}, "query.interesting_distance", "-2147483648"),

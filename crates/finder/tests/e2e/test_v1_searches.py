@@ -163,7 +163,7 @@ def test_cancelling_by_id(serve, finder, pb, connect, stubs, kind, by_operator):
     assert (info.reason, info.domain) == (f"CANCELLED_BY_{who}", "hashfinder")
     assert info.metadata["reason"] == why
     following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
-    assert "secrets tried: 1\n" in following.stderr
+    assert "hashes tried: 1\n" in following.stderr
     line = server.wait_for("search cancelled")
     assert search.search_id in line and f"by={who.title()}" in line
     line = server.call_ended(code="Cancelled", work='"stopped"', cause='"completed"')

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use hashfinder_search::{Algorithm, Encoding, Spelling};
 
 use super::commit::{Commit, header};
-use crate::{cli::quoted, connection::as_text};
+use crate::cli::{as_text, quoted};
 
 /// Environment variables of `git rev-parse --local-env-vars` that do not choose a repository: they
 /// carry the configuration of `git -c`.
@@ -374,10 +374,10 @@ fn without_newline(mut printed: Vec<u8>) -> OsString {
     OsString::from_vec(printed)
 }
 
-/// What git printed, without its last line break and fit for a terminal: file names, references and hooks
-/// can hold anything.
+/// Returns what git printed as one line, fit for a terminal: file names, references and hooks can hold anything.
 fn as_line(output: &[u8]) -> String {
-    let text = String::from_utf8_lossy(output.trim_ascii_end());
-    let lines: Vec<String> = text.split('\n').map(as_text).collect();
-    lines.join("\n")
+    let text = String::from_utf8_lossy(output);
+    let lines = text.split('\n').map(str::trim);
+    let lines: Vec<String> = lines.filter(|line| !line.is_empty()).map(as_text).collect();
+    lines.join(" ")
 }

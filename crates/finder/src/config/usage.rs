@@ -1,0 +1,325 @@
+//! What is wrong with a command line: clap's errors, with the flag that was probably meant, and fit for a terminal.
+
+use std::ffi::OsString;
+
+use clap::{
+    Arg, Command, Error,
+    builder::StyledStr,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+
+use super::ALIKE;
+use crate::cli::as_text;
+
+/// Maximum number of flags, and of commands, that are suggested: more would have to be searched.
+const SUGGESTIONS: usize = 3;
+
+/// The shortest part of a flag's name that can stand for it, in characters: `--max` for `--maximum-time`.
+const SHORTEST_PART: usize = 3;
+
+/// What other programs call some flags.
+const OTHER_NAMES: [(&str, &[&str]); 3] = [
+    ("jobs", &["threads"]),
+    ("limit", &["count", "maximum-hashes", "maximum-time"]),
+    ("number", &["count"]),
+];
+
+/// Prints a mistake in the command line, and ends the process as clap does. `path` is the command that was found in
+/// it.
+pub(super) fn exit(error: Error, program: Command, path: &[String], line: &[OsString]) -> ! {
+    explained(error, program, path, line).exit()
+}
+
+fn explained(mut error: Error, mut program: Command, path: &[String], line: &[OsString]) -> Error {
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg)
+    {
+        let given = given.clone();
+        program.build();
+        suggest(&mut error, &mut program, path, &given, line);
+    }
+    escape(&mut error);
+    error
+}
+
+/// Replaces clap's suggestions for a flag that the command does not have. Clap suggests to give an unknown flag as a
+/// name, after `--`.
+fn suggest(
+    error: &mut Error,
+    program: &mut Command,
+    path: &[String],
+    given: &str,
+    line: &[OsString],
+) {
+    let Some(name) = given.strip_prefix("--") else {
+        // Clap reads `-json` as `-j`, `-s` and so on.
+        let command = path
+            .iter()
+            .try_fold(&*program, |command, name| command.find_subcommand(name));
+        let mut flags = command.into_iter().flat_map(visible_flags);
+        let meant = flags.find(|flag| line.iter().any(|word| *word == *format!("-{flag}")));
+        if let Some(flag) = meant {
+            error.remove(ContextKind::Suggested);
+            let flag = ContextValue::String(format!("--{flag}"));
+            error.insert(ContextKind::SuggestedArg, flag);
+        }
+        return;
+    };
+    let owners = owners(program, name, line);
+    let command = path
+        .iter()
+        .try_fold(program, |command, name| command.find_subcommand_mut(name));
+    let Some(command) = command else { return };
+    error.remove(ContextKind::Suggested);
+    error.remove(ContextKind::SuggestedArg);
+    let similar: Vec<String> = similar(command, name)
+        .into_iter()
+        .map(|flag| format!("--{flag}"))
+        .collect();
+    match &similar[..] {
+        [] => {}
+        [one] => {
+            let one = ContextValue::String(one.clone());
+            error.insert(ContextKind::SuggestedArg, one);
+        }
+        _ => {
+            error.insert(ContextKind::SuggestedArg, ContextValue::Strings(similar));
+        }
+    }
+    if !owners.is_empty() {
+        let tip = StyledStr::from(format!("'--{name}' is a flag of {}", listed(&owners)));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
+    // Clap's has the flag that it would have suggested.
+    let usage = ContextValue::StyledStr(command.render_usage());
+    error.insert(ContextKind::Usage, usage);
+}
+
+/// Returns the names of a command's flags that its help shows.
+fn visible_flags(command: &Command) -> impl Iterator<Item = &str> {
+    let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    shown.filter_map(Arg::get_long)
+}
+
+/// Returns the flags of the command that were probably meant, a few at most.
+fn similar<'a>(command: &'a Command, given: &str) -> Vec<&'a str> {
+    let name = given.to_lowercase().replace('_', "-");
+    let mut found: Vec<(f64, &str)> = Vec::new();
+    if let Some((_, flags)) = OTHER_NAMES.iter().find(|(other, _)| *other == name) {
+        let meant = visible_flags(command).filter(|flag| flags.contains(flag));
+        found.extend(meant.map(|flag| (1.0, flag)));
+    }
+    if found.is_empty() {
+        let flags = command.get_arguments().filter_map(|arg| {
+            let flag = arg.get_long()?;
+            let aliases = arg.get_all_aliases().unwrap_or_default();
+            let names = [flag].into_iter().chain(aliases);
+            let likeness = names.map(|flag| likeness(&name, flag));
+            Some((likeness.fold(0.0, f64::max), flag))
+        });
+        found.extend(flags.filter(|(likeness, _)| *likeness >= ALIKE));
+    }
+    let best = found.iter().map(|(likeness, _)| *likeness);
+    let best = best.fold(0.0, f64::max);
+    let found = found.into_iter().filter(|(likeness, _)| *likeness == best);
+    found.map(|(_, flag)| flag).take(SUGGESTIONS).collect()
+}
+
+/// Tells how alike two names are, from 0 to 1: at least [`ALIKE`] if one is a part of the other that begins where a
+/// word does.
+fn likeness(one: &str, other: &str) -> f64 {
+    let is_part = |part: &str, whole: &str| {
+        part.len() >= SHORTEST_PART && format!("-{whole}").contains(&format!("-{part}"))
+    };
+    let alike = strsim::jaro(one, other);
+    match is_part(one, other) || is_part(other, one) {
+        true => alike.max(ALIKE),
+        false => alike,
+    }
+}
+
+/// Returns the commands that have a flag of this name: those that are on the command line if there are any.
+fn owners(program: &Command, flag: &str, line: &[OsString]) -> Vec<String> {
+    fn collect(command: &Command, path: &[&str], flag: &str, owners: &mut Vec<Vec<String>>) {
+        if visible_flags(command).any(|one| one == flag) {
+            owners.push(path.iter().map(ToString::to_string).collect());
+        }
+        for inner in command.get_subcommands() {
+            collect(inner, &[path, &[inner.get_name()]].concat(), flag, owners);
+        }
+    }
+    let mut owners = Vec::new();
+    collect(program, &[], flag, &mut owners);
+    let is_asked = |path: &Vec<String>| {
+        path.iter()
+            .all(|name| line.iter().any(|word| word == name.as_str()))
+    };
+    if owners.iter().any(is_asked) {
+        owners.retain(is_asked);
+    }
+    let called = owners
+        .iter()
+        .map(|path| format!("`hashfinder {}`", path.join(" ")));
+    called.collect()
+}
+
+fn listed(all: &[String]) -> String {
+    match all {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first @ .., last] if all.len() <= SUGGESTIONS => {
+            format!("{} and {last}", first.join(", "))
+        }
+        _ => {
+            let (first, others) = all.split_at(SUGGESTIONS);
+            format!("{} and {} other commands", first.join(", "), others.len())
+        }
+    }
+}
+
+/// Escapes the control characters of what the error quotes.
+fn escape(error: &mut Error) {
+    let escaped = error.context().filter_map(|(kind, value)| {
+        let escaped = match value {
+            ContextValue::String(text) => ContextValue::String(as_text(text)),
+            ContextValue::Strings(texts) => {
+                ContextValue::Strings(texts.iter().map(|text| as_text(text)).collect())
+            }
+            _ => return None,
+        };
+        (escaped != *value).then_some((kind, escaped))
+    });
+    let escaped: Vec<_> = escaped.collect();
+    if !escaped.is_empty() {
+        // It would quote the argument, too.
+        error.remove(ContextKind::Suggested);
+    }
+    for (kind, value) in escaped {
+        error.insert(kind, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{command, of_command_line},
+        *,
+    };
+
+    /// What is printed about a command line.
+    fn told(line: &[&str]) -> String {
+        let line = [&["hashfinder"][..], line].concat();
+        let line: Vec<OsString> = line.into_iter().map(OsString::from).collect();
+        let lenient = command().ignore_errors(true).try_get_matches_from(&line);
+        let (path, _) = of_command_line(&lenient.unwrap());
+        let error = command().try_get_matches_from(&line).unwrap_err();
+        explained(error, command(), &path, &line).to_string()
+    }
+
+    /// The suggested flags.
+    fn suggested(line: &str) -> String {
+        let told = told(&line.split(' ').collect::<Vec<_>>());
+        assert!(!told.contains("as a value"), "{told}");
+        let tips = told
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("tip: "));
+        tips.collect::<Vec<_>>().join("; ")
+    }
+
+    /// `find doctor --limit 3` was told to use `-- --limit`.
+    #[test]
+    fn a_mistyped_flag_is_told_the_nearest_real_one() {
+        let one = |flag: &str| format!("a similar argument exists: '{flag}'");
+        for (line, flag) in [
+            ("find doctor --maximum-hash 5", "--maximum-hashes"),
+            ("find doctor --max-hashes 5", "--maximum-hashes"),
+            ("find doctor --max_time 5s", "--maximum-time"),
+            ("find doctor --timout 5s", "--maximum-time"),
+            ("find doctor --Json", "--json"),
+            ("find doctor -json", "--json"),
+            ("find doctor --distance=2", "--ideal-distance"),
+            ("find doctor --colour never", "--color"),
+            ("find doctor --no-color", "--color"),
+            ("find doctor --no-quite", "--no-quiet"),
+            ("find doctor --jobs 3", "--threads"),
+            ("find doctor --number 3", "--count"),
+            ("find doctor --thread 3", "--threads"),
+            ("find doctor --srever localhost:1", "--server"),
+            ("find doctor --alg sha256", "--algorithm"),
+            ("estimate doctor --ideal 1", "--ideal-distance"),
+            ("verify pO0G doctor --hexadecimal", "--hex"),
+            ("serve --portt 5", "--port"),
+            ("searches list --stat ended", "--state"),
+            ("git-commit c0ffee --writes", "--write"),
+            ("hashcash me --bit 5", "--bits"),
+        ] {
+            assert_eq!(suggested(line), one(flag), "{line}");
+        }
+        assert_eq!(
+            suggested("find doctor --limit 3"),
+            "some similar arguments exist: '--count', '--maximum-hashes', '--maximum-time'"
+        );
+        assert_eq!(
+            suggested("git-commit c0ffee --limit 3"),
+            one("--maximum-time")
+        );
+        for line in [
+            "find doctor --xyzzy",
+            "estimate doctor --limit 3",
+            "config --xyzzy show",
+        ] {
+            assert_eq!(suggested(line), "", "{line}");
+        }
+    }
+
+    #[test]
+    fn a_flag_of_another_command_is_told_whose_it_is() {
+        for (line, tip) in [
+            (
+                "find doctor --metrics-address x",
+                "'--metrics-address' is a flag of `hashfinder serve`",
+            ),
+            (
+                "find doctor --rate 5",
+                "'--rate' is a flag of `hashfinder estimate`",
+            ),
+            (
+                "verify pO0G doctor --maximum-hashes 5",
+                "'--maximum-hashes' is a flag of `hashfinder find` and `hashfinder serve`",
+            ),
+            (
+                "--quiet find doctor",
+                "'--quiet' is a flag of `hashfinder find`",
+            ),
+            (
+                "searches --state ended list",
+                "'--state' is a flag of `hashfinder searches list`",
+            ),
+        ] {
+            assert_eq!(suggested(line), tip, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_quoted_cannot_control_a_terminal() {
+        let evil = "\x1b[31m\r\n\x07\u{9b}1m";
+        for line in [
+            &["find", "a", &format!("--{evil}")][..],
+            &["find", "a", &format!("-{evil}")],
+            &["find", "a", "--count", evil],
+            &["find", "a", "--color", evil],
+            &["find", "a", &format!("--json={evil}")],
+            &["serve", evil],
+            &["completions", evil],
+            &[evil],
+            &["hashcash", evil],
+            &["git-commit", evil],
+            &["help", evil],
+        ] {
+            let told = told(line);
+            let is_control = |c: char| c.is_control() && c != '\n';
+            assert!(!told.contains(is_control), "{line:?}: {told:?}");
+            assert!(told.contains(r"\u{1b}"), "{line:?}: {told:?}");
+        }
+    }
+}

@@ -71,8 +71,8 @@ pub(crate) fn time_zone() -> Arc<OnceLock<TimeZone>> {
 /// Measures for how long the process runs, without the time for which it is stopped, by ctrl-Z or SIGSTOP for example.
 /// The system's own clock includes that time.
 ///
-/// SIGCONT says that the process was stopped, but not since when: that is the time between two readings, of which
-/// there have to be many. A container that is paused, for example, continues without a signal, which this infers from
+/// SIGCONT says that the process was stopped, but not since when. So the whole time between two readings does not
+/// count, and the clock must be read often. A container that is paused, for example, continues without a signal, which this infers from
 /// a long time between two readings.
 pub(crate) struct RunningTime {
     last: Instant,

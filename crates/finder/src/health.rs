@@ -19,11 +19,14 @@ use crate::{
 /// Time limit of a check, connection included: a healthy server answers within milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time limit of the connection, so that the check ends with the reason why there is none.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Check whether a server takes calls.
 ///
-/// Asks the server's health service (grpc.health.v1) and prints the answer: SERVING, or NOT_SERVING while the
-/// server drains. Waits for the answer for at most 5 s. It needs no credential. Made for probes: a container that
-/// has nothing but this program can check itself.
+/// Asks the server's health service (grpc.health.v1) and prints the answer, SERVING or NOT_SERVING. A server that
+/// drains also stops listening, so the exit code is usually 5 then. It waits for the answer for at most 5 s, and needs
+/// no credential. Made for probes: a container that has nothing but this program can check itself.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -66,8 +69,14 @@ pub(crate) async fn run(arguments: HealthArguments) -> Result<Exit> {
 
 async fn check(arguments: &HealthArguments) -> Result<ServingStatus> {
     let server = arguments.connection.address(&arguments.server);
-    let connection =
-        Connection::open(&server, &arguments.connection, TIMEOUT, TIMEOUT, |_| ()).await?;
+    let connection = Connection::open(
+        &server,
+        &arguments.connection,
+        CONNECT_TIMEOUT,
+        CONNECT_TIMEOUT,
+        |_| (),
+    )
+    .await?;
     let mut client = HealthClient::new(connection.channel());
     // The empty name is the server as a whole.
     let request = Request::new(HealthCheckRequest::default());

@@ -28,7 +28,7 @@ use tower_layer::Layer;
 
 use crate::{
     auth::{Auth, AuthLayer, AuthService, Rules, check_exposure},
-    cli::{BudgetStatus, Exit, QuotaArguments, ServeArguments, open_files, say},
+    cli::{BudgetStatus, Exit, QuotaArguments, ServeArguments, as_text, open_files, say},
     log,
     metrics::{self, Calls, CallsLayer, CallsService, Counts, Exporter},
     rpc::{
@@ -362,7 +362,7 @@ pub(crate) fn check(arguments: &ServeArguments) -> Result<Exit> {
                 say(format_args!("warning: {warning}"));
             }
             let mut stdout = std::io::stdout().lock();
-            writeln!(stdout, "hashfinder would listen on {places}")?;
+            writeln!(stdout, "hashfinder would listen on {}", as_text(&places))?;
             Ok(Exit::Success)
         }
         Err(wrong) => {
@@ -477,7 +477,7 @@ fn rate_limits(arguments: &ServeArguments) -> RateLimits {
 /// The line that tells people and scripts that the server is there, and where.
 fn announce(address: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
-    let written = writeln!(stdout, "hashfinder listening on {address}");
+    let written = writeln!(stdout, "hashfinder listening on {}", as_text(address));
     let written = written.and_then(|()| stdout.flush());
     // Whoever started it waits for this line.
     written.with_context(|| format!("cannot tell on stdout that it listens on {address}"))

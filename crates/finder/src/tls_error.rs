@@ -76,7 +76,7 @@ pub(crate) fn of_webpki(error: &webpki::Error) -> String {
         | Error::SignatureAlgorithmMismatch
         | Error::TrailingData(_) => "is malformed",
         Error::CaUsedAsEndEntity => {
-            "is a CA certificate, not one for a server or client (basicConstraints=CA:FALSE)"
+            "is a CA certificate; a server's or client's needs basicConstraints=CA:FALSE"
         }
         Error::EndEntityUsedAsCa => "was signed with a certificate that is not a CA certificate",
         Error::InvalidCertValidity => "ends before it begins",

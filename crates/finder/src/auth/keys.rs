@@ -33,6 +33,7 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{Refusal, Role, calls::Calls};
 use crate::{
+    cli::as_text,
     clock,
     files::{self, Stamp, Watch},
     transport::ClientName,
@@ -567,7 +568,7 @@ impl Keys {
         const WRITABLE_BY_OTHERS: u32 = 0o002;
         let mode = fs::metadata(&keys.path).map(|file| file.mode());
         if mode.is_ok_and(|mode| mode & WRITABLE_BY_OTHERS != 0) {
-            let file = keys.path.display();
+            let file = as_text(&keys.path.to_string_lossy());
             tracing::warn!(
                 %file,
                 "everybody on this machine can make API keys, for they can write this file; chmod o-w keeps them out"

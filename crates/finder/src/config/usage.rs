@@ -62,6 +62,9 @@ fn suggest(
             error.remove(ContextKind::Suggested);
             let flag = ContextValue::String(format!("--{flag}"));
             error.insert(ContextKind::SuggestedArg, flag);
+        } else if line.iter().any(|word| *word == *given) {
+            // A mistyped short flag; hardly anybody looks for a name of two characters that begins with "-".
+            error.remove(ContextKind::Suggested);
         }
         return;
     };
@@ -259,6 +262,7 @@ mod tests {
             suggested("find doctor --limit 3"),
             "some similar arguments exist: '--count', '--maximum-hashes', '--maximum-time'"
         );
+        assert_eq!(suggested("find doctor -n 3"), "");
         assert_eq!(
             suggested("git-commit c0ffee --limit 3"),
             one("--maximum-time")

@@ -299,7 +299,7 @@ impl Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         // The file is closed after this, so it is still locked: the path names no other process's lock.
-        // If it cannot be removed, it is in nobody's way.
+        // If it cannot be removed, that does no harm: it is not locked any more.
         let _ = fs::remove_file(&self.path);
     }
 }

@@ -118,7 +118,7 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
         return check(stamp, arguments);
     }
     let limit = TimeLimit::start(arguments.search.maximum_time);
-    // As hashcash does it unless it is told otherwise, so that one that compares case accepts the stamp.
+    // hashcash does so, unless -C is given; a checker that compares case then accepts the stamp.
     let resource = arguments.resource.as_deref().unwrap_or_default();
     let resource = resource.to_ascii_lowercase();
     let bits = arguments.bits.unwrap_or(USUAL_BITS);

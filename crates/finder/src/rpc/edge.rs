@@ -3,7 +3,10 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -57,8 +60,8 @@ const STATUS_DETAILS: &str = "grpc-status-details-bin";
 /// What is not gRPC is refused by HTTP's own statuses. A message that is too long is refused as soon as it
 /// announces it, with RESOURCE_EXHAUSTED as gRPC has it, and a request that does not come to its end with
 /// DEADLINE_EXCEEDED. UNIMPLEMENTED is given a message. What libraries refuse from here on, before any
-/// handler, is counted and logged here too. A request that libraries cannot read ends with INVALID_ARGUMENT, not
-/// with INTERNAL, which is for the server's own failures. No status message is longer than [`MESSAGE_LEN`].
+/// handler, is counted and logged here too. A message that libraries cannot read ends a call of a method that takes
+/// one with INVALID_ARGUMENT, not with INTERNAL, which is for the server's own failures. No status message is longer than [`MESSAGE_LEN`].
 #[derive(Clone)]
 pub(crate) struct EdgeLayer(Arc<Edge>);
 
@@ -115,6 +118,7 @@ where
             path: request.uri().path_and_query().cloned(),
             peer: request.extensions().get::<Peer>().cloned(),
             broken_off: OnceLock::new(),
+            is_cut_off: AtomicBool::new(false),
         });
         if let Some(refusal) = call.refusal(request.method(), request.headers()) {
             return Passage::closed(refusal);
@@ -140,6 +144,8 @@ struct Call {
     peer: Option<Peer>,
     /// Why its request was not read to its end.
     broken_off: OnceLock<CallError>,
+    /// Whether the client reset the stream, or its connection ended, before the request had arrived.
+    is_cut_off: AtomicBool,
 }
 
 impl Call {
@@ -248,6 +254,11 @@ impl Answer {
         let Some(status) = Status::from_header_map(headers) else {
             return;
         };
+        if self.0.is_cut_off.load(Ordering::Relaxed) {
+            // The client does not read it any more. The library's status says that the server failed.
+            let _ = Status::cancelled("the client broke off the request").add_header(headers);
+            return;
+        }
         let (why, explained) = match status.code() {
             Code::Unimplemented if status.message().is_empty() => {
                 let path = cut(self.0.path(), PATH_LEN);
@@ -313,7 +324,10 @@ impl Escort<Bytes, Status> for Arrival {
                 // Trailers are the end.
                 None => self.end().err(),
             },
-            Poll::Ready(Some(Err(_))) => None,
+            Poll::Ready(Some(Err(_))) => {
+                self.call.is_cut_off.store(true, Ordering::Relaxed);
+                None
+            }
             Poll::Ready(None) => self.end().err(),
             Poll::Pending if self.is_over => None,
             Poll::Pending => Some(ready!(self.poll_timeout(cx))),

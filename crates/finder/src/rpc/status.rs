@@ -52,14 +52,15 @@ const HASHES_TRIED: &str = "hashes_tried";
 /// in base64 in `grpc-status-details-bin`, as the message and as the description of a detail.
 pub(super) const MESSAGE_LEN: usize = 512;
 
-/// A text, cut after at most `length` bytes and marked with "..." if it is longer.
+/// A text of at most `length` bytes, cut and marked with "..." if it is longer.
 pub(super) fn cut(text: &str, length: usize) -> Cow<'_, str> {
+    const MARK: &str = "...";
     if text.len() <= length {
         return text.into();
     }
-    let whole = (0..=length).rev();
+    let whole = (0..=length - MARK.len()).rev();
     let end = whole.into_iter().find(|end| text.is_char_boundary(*end));
-    format!("{}...", &text[..end.unwrap_or(0)]).into()
+    format!("{}{MARK}", &text[..end.unwrap_or(0)]).into()
 }
 
 /// When to try again where another server, or this one started anew, should be there by then.
@@ -847,7 +848,7 @@ mod tests {
             let CallError::BadRequest { message, .. } = CallError::wrong("query", &*quoted) else {
                 panic!("another error");
             };
-            assert!(message.len() <= MESSAGE_LEN + 3 && message.len() > MESSAGE_LEN - 4);
+            assert!(message.len() <= MESSAGE_LEN && message.len() > MESSAGE_LEN - 4);
             assert!(quoted.starts_with(message.strip_suffix("...").unwrap()));
         }
     }

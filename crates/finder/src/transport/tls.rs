@@ -427,8 +427,11 @@ impl Files {
     /// Returns when the certificates are valid that the server shows, and why clients reject them at any time.
     fn terms_of_chain(&self, chain: &[CertificateDer<'_>]) -> (Vec<Validity>, Vec<Warning>) {
         let rejected = |number, why: String| {
-            let what =
-                format!("clients such as hashfinder reject the server's certificate: it {why}");
+            let which = match number {
+                1 => "the server's certificate",
+                _ => "a certificate in the server's chain",
+            };
+            let what = format!("clients such as hashfinder reject {which}: it {why}");
             Warning::of_certificate(&self.certificate, number, what)
         };
         let (mut valid, mut warnings) = (Vec::new(), Vec::new());

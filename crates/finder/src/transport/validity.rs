@@ -1,6 +1,6 @@
 //! Reads how long certificates are valid, and what makes clients reject a certificate that the server can use.
 //!
-//! Both are asked of webpki, which checks the certificates of peers, so nothing else has to read X.509. It names the
+//! webpki answers both. It checks the certificates of peers, so nothing else has to read X.509. It names the
 //! end of a certificate's validity when it checks the certificate for a later time, and the beginning for an
 //! earlier one.
 
@@ -13,13 +13,13 @@ use std::{
 use tokio_rustls::rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use webpki::{EndEntityCert, Error, KeyUsage};
 
-use crate::tls_error;
+use crate::{cli::as_text, tls_error};
 
-/// Longest time before its end at which a certificate is said to expire soon. Certificates are renewed weeks before
-/// they end, so by then the renewal has failed, and there is time left to see to it.
+/// Longest time before its end at which a certificate counts as expiring soon. Certificates are renewed weeks before
+/// they end, so by then the renewal has failed, and there is time left to fix it.
 const SOON: Duration = Duration::from_secs(14 * DAY);
 
-/// Part of its validity in which a certificate is said to expire soon, if that is shorter. Tools renew certificates
+/// Part of its validity in which a certificate counts as expiring soon, if that is shorter. Tools renew certificates
 /// when a third is left, so that those of a day are not always about to expire.
 const SOON_PART: u32 = 4;
 
@@ -128,8 +128,8 @@ impl Warning {
     /// About the validity of an authority for clients' certificates. It is trusted because it is in the file, whatever
     /// its certificate says, so nothing happens when that ends; an operator may expect otherwise.
     pub(super) fn of_authority(file: &Path, one: &Validity, now: UnixTime) -> Option<Warning> {
-        let what = "an authority for clients has expired, but the server still trusts it; remove it from the file to reject \
-                    what it signed";
+        let what = "an authority for clients has expired, but the server still trusts it; remove it from the file to \
+                    reject what it signed";
         (one.not_after < now).then(|| Warning {
             not_after: Some(one.not_after),
             ..Warning::of_certificate(file, one.number, what)
@@ -146,7 +146,7 @@ impl Warning {
         } = self;
         let shown = |time: UnixTime| tracing::field::display(tls_error::date(time));
         tracing::warn!(
-            file = %file.display(),
+            file = %as_text(&file.to_string_lossy()),
             certificate,
             not_before = not_before.map(shown),
             not_after = not_after.map(shown),

@@ -98,7 +98,7 @@ class Identity:
         self.write_to(*self.files)
 
     def write_to(self, certificate, key):
-        """Puts both in the places of others, as one should: each is there whole or not at all."""
+        """Puts both in the places of others: each is there whole or not at all."""
         for path, text in [(key, self.key), (certificate, self.certificate)]:
             replace(path, text, mode=0o600)
 

@@ -1,5 +1,6 @@
 """What probes see: `hashfinder health`, and the Kubernetes manifest."""
 
+import json
 import re
 import socket
 import subprocess
@@ -74,7 +75,25 @@ def test_health_of_what_is_no_server():
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         code, stdout, stderr = probe("--server", address)
         assert (code, stdout) == (5, "") and f"at {address}" in stderr
+    # The port is free now, so connecting is refused, and the reason is given.
+    code, stdout, stderr = probe("--server", address)
+    assert (code, stdout) == (5, "") and "Connection refused" in stderr
     assert probe("--server", "nonsense:")[0] == 2
+
+
+def test_the_guide_has_health_checks_that_work(serve_tls, ours):  # noqa: F811
+    guide = (REPOSITORY / "docs/operations.md").read_text()
+    [snippet] = re.findall(r"```yaml\n(.*?)```", guide, re.S)
+    of_kubernetes = yaml.safe_load(snippet)["readinessProbe"]["exec"]["command"]
+    [text] = re.findall(r"--health-cmd \\\n *'(.*?)'", guide)
+    server = serve_tls()
+    for command in [of_kubernetes, json.loads(text)]:
+        program, health, *flags = command
+        assert (program, health) == ("/hashfinder", "health")
+        # The file and the name of the example are in this test's folder, and its server's.
+        flags = [re.sub(r"/etc/hashfinder/\S+", ours.path, flag) for flag in flags]
+        flags = [flag.replace("find.example", "localhost") for flag in flags]
+        assert probe("--server", server.address, *flags) == (0, "SERVING\n", "")
 
 
 def test_the_kubernetes_manifest_fits_the_server(watched, key_file, ours):  # noqa: F811

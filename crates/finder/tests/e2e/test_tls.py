@@ -462,7 +462,7 @@ def checked(*flags):
         ("early", "the server's certificate is not valid yet; clients reject it"),
         ("chain", "a certificate in the server's chain has expired; clients may reject the server"),
         ("self-signed", None),
-        ("authority", "reject the server's certificate: it is a CA certificate, not one for a server"),
+        ("authority", "reject the server's certificate: it is a CA certificate"),
         ("purpose", "reject the server's certificate: it is not for servers: its extendedKeyUsage"),
         ("nameless", "reject the server's certificate: it has no subjectAltName, so it is valid for no host"),
         ("readable", "other users of this machine can read the private key"),
@@ -598,7 +598,7 @@ def test_why_a_handshake_failed_is_in_the_log(serve_tls, ours, theirs):
         (
             mutual,
             by(self_signed(ours.folder, "self", is_authority=True)),
-            "the client's certificate is a CA certificate, not one for a server or client",
+            "the client's certificate is a CA certificate",
         ),
     ]:
         # By TLS 1.3 the client learns it with the first that it reads.
@@ -713,7 +713,7 @@ def test_the_command_line_tells_at_once_what_is_wrong(serve, serve_tls, ours, th
         (elsewhere, [*trusting, *by_name], "is valid for b.example, c.example, not for localhost; give"),
         (nameless, [*trusting, *by_name], "has no subjectAltName, so it is valid for no host; the server needs another one"),
         (purpose, trusting, "is not for servers: its extendedKeyUsage lacks serverAuth"),
-        (authority, ["--tls-ca", own_authority.files[0]], "is a CA certificate, not one for a server or client (basicConstraints=CA:FALSE)"),
+        (authority, ["--tls-ca", own_authority.files[0]], "is a CA certificate; a server's or client's needs basicConstraints=CA:FALSE"),
         (server, [], "speaks TLS; give --tls, or https://"),
         (plain, trusting, "does not speak TLS"),
         (mutual, [], "speaks TLS; give --tls, or https://"),

@@ -283,8 +283,9 @@ def test_what_is_refused_before_a_handler_is_counted_and_logged(watched, raw):  
     assert ended == value(samples, "grpc_server_started_total") == sum(seen.values())
 
 
-# HTTP/2's error codes: NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED, CANCEL, and one that there is not.
-@pytest.mark.parametrize("goes", ["end", "reset", 0, 1, 2, 5, 8, 99])
+# HTTP/2's error codes: PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED, CANCEL, and one that there is not. (With
+# NO_ERROR the request counts as complete, and is refused for what it lacks.)
+@pytest.mark.parametrize("goes", ["end", "reset", 1, 2, 5, 8, 99])
 @pytest.mark.parametrize("begun", [b"", b"\0\0"])
 def test_a_client_that_breaks_off_its_request_is_no_failure(watched, raw, goes, begun):  # noqa: F811
     server = watched()

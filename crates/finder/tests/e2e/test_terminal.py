@@ -50,7 +50,6 @@ def run(*arguments, **variables):
         ["find", "a", "--server", "localhost:1", "--tls-ca", EVIL],
         ["find", "a", "--server", "localhost:1", "--credential-file", EVIL],
         ["find", "a", "--server", "localhost:1", "--tls", "--tls-server-name", EVIL],
-        ["serve", "--check", "--unix", EVIL],
         ["serve", "--check", "--tls-certificate", EVIL, "--tls-key", EVIL],
         ["health", "--server", "unix:" + EVIL],
         ["estimate", NAME],
@@ -156,3 +155,8 @@ def test_sessions(tmp_path):
     drop = stderr.rsplit("drop it with: ", 1)[1]
     subprocess.run(["bash", "-c", drop], check=True)
     assert not (folder / "hashfinder/sessions/night").exists()
+
+
+def test_the_place_where_a_server_would_listen():
+    done = run("serve", "--check", "--unix", EVIL)
+    assert done.returncode == 0 and done.stdout.count(b"\n") == 1

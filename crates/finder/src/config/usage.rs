@@ -175,7 +175,11 @@ fn listed(all: &[String]) -> String {
         }
         _ => {
             let (first, others) = all.split_at(SUGGESTIONS);
-            format!("{} and {} other commands", first.join(", "), others.len())
+            let commands = match others.len() {
+                1 => "1 other command".to_owned(),
+                count => format!("{count} other commands"),
+            };
+            format!("{} and {commands}", first.join(", "))
         }
     }
 }
@@ -290,6 +294,11 @@ mod tests {
             (
                 "verify pO0G doctor --maximum-hashes 5",
                 "'--maximum-hashes' is a flag of `hashfinder find` and `hashfinder serve`",
+            ),
+            (
+                "completions bash --connect-timeout 5s",
+                "'--connect-timeout' is a flag of `hashfinder find`, `hashfinder searches list`, \
+                 `hashfinder searches watch` and 1 other command",
             ),
             (
                 "--quiet find doctor",

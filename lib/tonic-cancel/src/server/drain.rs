@@ -304,6 +304,9 @@ impl Drain {
             if ended.is_none() {
                 ended = Some(server.await);
             }
+            // A call that was being dropped on another thread could not be ended by force, and is counted until that
+            // thread has dropped it.
+            self.idle().await;
             let shared = &self.shared;
             shared.until(|_| self.active_work() == 0).await;
         };

@@ -163,7 +163,7 @@ def test_a_message_that_is_no_message(serve):
     with grpc.insecure_channel(serve().address) as channel:
         with pytest.raises(grpc.RpcError) as raised:
             channel.unary_unary("/hash_name.HashFinder/Find")(b"\xff\xff\xff")
-    assert raised.value.code() == grpc.StatusCode.INTERNAL
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_health(serve):

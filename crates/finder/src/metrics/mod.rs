@@ -161,7 +161,7 @@ impl Collector for Server {
                 ("panic", ended.failed),
             ],
         )?;
-        page.counter("hashes", "Secrets hashed.", engine.hashes)?;
+        page.counter("hashes", "Hashes computed.", engine.hashes)?;
         page.counter(
             "tests",
             "Secrets tested, counted for each search that they were tested for.",

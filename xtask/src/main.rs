@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
     sync::{Mutex, PoisonError},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -187,11 +188,13 @@ fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
     )?;
     attack::short(&built)?;
     let python = python()?;
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     step(
         "end-to-end tests",
         Command::new(&python)
-            // As many at a time as there are cores: mostly they wait for something.
-            .args(["-m", "pytest", "--quiet", "-rs", "--numprocesses", "auto"])
+            // Twice as many at a time as there are cores: mostly they wait for something.
+            .args(["-m", "pytest", "--quiet", "-rs", "--numprocesses"])
+            .arg((2 * cores).to_string())
             .args(["--dist", "worksteal", END_TO_END])
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("HASHFINDER", built.join("hashfinder")),

@@ -1,4 +1,4 @@
-//! A set of keys, told apart by their lowest bits.
+//! A set of keys that compares only their lowest bits.
 
 /// A set of keys that may have more than were inserted: keys with the same lowest bits are one.
 ///
@@ -35,7 +35,7 @@ impl Bitmap {
         self.0[bit as usize / 32] >> (bit % 32) & 1 == 1
     }
 
-    /// The bits of a key that are told apart.
+    /// The bits of a key that are compared.
     #[inline(always)]
     pub(crate) fn mask(&self) -> u32 {
         // At most 2^31, so that nothing is lost.

@@ -1,4 +1,4 @@
-//! What a search tells its reader, and how it ends.
+//! A search's events and outcome.
 
 use std::{fmt, time::Duration};
 
@@ -47,7 +47,7 @@ impl Outcome {
     }
 }
 
-/// What a search tells its reader.
+/// An event of a search, for its reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The next interesting secrets, in enumeration order; at least one.

@@ -85,7 +85,7 @@ struct Kept {
 }
 
 impl Session {
-    /// Resumes the session, or begins it: a search for so many answers to the query. Returns why the command is
+    /// Resumes the session, or begins it: a search for `wanted` answers to the query. Returns why the command is
     /// refused if the session holds another search.
     ///
     /// # Errors

@@ -206,7 +206,7 @@ fn check(stamp: &str, arguments: &HashcashArguments) -> Result<Exit> {
 /// What a stamp is worth, if it is for the resource and has as many bits as are wanted.
 fn is_right(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<String, String> {
     let stamp: Stamp<'_> = Stamp::parse(text)?;
-    // As hashcash compares, unless it is told otherwise.
+    // hashcash compares like this, unless -C is given.
     let is_other = |resource: &&str| !resource.eq_ignore_ascii_case(stamp.resource);
     if let Some(resource) = resource.filter(is_other) {
         return Err(format!(
@@ -337,7 +337,7 @@ mod tests {
         assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{fc}"), None).is_ok());
     }
 
-    /// It was said that a prefix was too long, which nobody had given.
+    /// The error was about a prefix that was too long, although the user had given none.
     #[test]
     fn a_resource_that_is_too_long() {
         let stamp =

@@ -61,7 +61,8 @@ const STATUS_DETAILS: &str = "grpc-status-details-bin";
 /// announces it, with RESOURCE_EXHAUSTED as gRPC has it, and a request that does not come to its end with
 /// DEADLINE_EXCEEDED. UNIMPLEMENTED is given a message. What libraries refuse from here on, before any
 /// handler, is counted and logged here too. A message that libraries cannot read ends a call of a method that takes
-/// one with INVALID_ARGUMENT, not with INTERNAL, which is for the server's own failures. No status message is longer than [`MESSAGE_LEN`].
+/// one with INVALID_ARGUMENT, not with INTERNAL, which is for the server's own failures. No status message is longer
+/// than [`MESSAGE_LEN`].
 #[derive(Clone)]
 pub(crate) struct EdgeLayer(Arc<Edge>);
 

@@ -946,7 +946,7 @@ def test_a_stamp_that_takes_too_long():
 
 
 def test_the_readme_is_right(tmp_path):
-    """What stands under "Recipes" is what happens, to the letter, but for the stamp."""
+    """The examples under "Recipes" print exactly what the README shows, except for the stamp."""
     section = README.read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
     repository = Repository(tmp_path / "repository")
     # The commit that the README shows, as it was without the nonce.

@@ -339,7 +339,7 @@ def test_the_status_goes_on_where_it_was_stopped(terminal):
 
 
 def summary(stderr):
-    """How many seconds the search took, and how many millions of hashes a second that were, if it is told."""
+    """The seconds that the search took and its rate in millions of hashes a second, if there is one."""
     found = re.search(r"\d+ hash(?:es)? in ([\d.]+)(s|ms|µs|ns)(?:, ([\d.]+) million a second)? \(", stderr)
     return float(found[1]) * {"s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[found[2]], found[3]
 

@@ -322,7 +322,7 @@ def test_what_the_library_closes_is_counted_and_told(watched, raw, stubs):  # no
 def test_answers_that_nobody_takes_do_not_pile_up(watched, raw):  # noqa: F811
     fast = "--maximum-streams-per-second", "1000000"
     server = watched(*fast, "--keepalive-interval", "3s", "--keepalive-timeout", "2s")
-    # A small buffer, which not so many answers fill.
+    # A small buffer, so that a few hundred answers fill it.
     deaf = raw(server, receive_buffer=4096).greet()
     deaf.socket.setblocking(False)
     began = resident = server.resident_bytes()

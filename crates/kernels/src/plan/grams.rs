@@ -53,8 +53,8 @@ impl Pieces {
 
 /// An index of sequences of four characters.
 ///
-/// Characters are told apart by codes of five bits. The codes of a letter's two cases are the same; so
-/// are those of a few other characters.
+/// A character is represented by a code of five bits. The two cases of a letter have the same code, and so do a few
+/// other characters.
 #[derive(Clone, Debug)]
 pub(crate) struct Grams {
     stride: usize,
@@ -115,7 +115,7 @@ impl Grams {
         }
     }
 
-    /// How many bits the bitmap for so many grams has.
+    /// Number of bits of the bitmap for this number of grams.
     fn bits(grams: usize) -> usize {
         let bits = (grams * Self::BITS_FOR_GRAM).next_power_of_two();
         bits.clamp(Self::MIN_BITS, Self::MAX_BITS)

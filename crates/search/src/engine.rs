@@ -18,12 +18,12 @@ use crate::{
     ids::SearchId,
     keyspace::Index,
     limits::{Limits, OverLimit, Usage},
+    matcher::{Found, Sought},
     outcome::{Event, Outcome, Release, Report, StopCause},
     progress::{Metrics, Progress},
     query::{Candidate, Query},
     scheduler::{Effects, Job, Scheduler, Wish},
     slice::{Done, FIRST_SLICE, Slice},
-    sought::{Found, Sought},
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
         thread::{self, JoinHandle, Thread},

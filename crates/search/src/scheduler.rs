@@ -24,18 +24,18 @@ use std::{
 use crate::{
     client::Client,
     cursor::Cursor,
-    front::Front,
+    fair_queue::{Place, Turns},
+    group::Set,
     ids::{JobId, SearchId},
     keyspace::Index,
+    ledger::Front,
     limits::{Accounts, Limits, OverLimit, Usage},
+    matcher::Found,
     outcome::{Event, Outcome, Release, Report, StopCause},
     progress::{Metrics, Progress, SearchState},
     query::{Candidate, Query},
-    set::Set,
     slice::{Done, FIRST_SLICE, SLICE_TIME, Slice},
-    sought::Found,
     sync::AtomicBool,
-    turns::{Place, Turns},
 };
 
 /// The shortest slice, in the same measure, so that one odd measurement does not drown a search in overhead.

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use crate::{ids::JobId, keyspace::Index, set::Set, sought::Found, sync::AtomicBool};
+use crate::{group::Set, ids::JobId, keyspace::Index, matcher::Found, sync::AtomicBool};
 
 /// How long a slice should take. A stop costs at most one slice on each worker, and a search that
 /// has just arrived waits for one at most; much shorter ones would spend their time being set up.

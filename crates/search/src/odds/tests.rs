@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
+    matcher::Sought,
     query::Query,
-    sought::Sought,
     spelling::{Algorithm, Anchor, Encoding, Spelling},
 };
 use hashfinder_kernels::{Block, Hits, Kernel};

@@ -17,7 +17,7 @@ use std::{collections::HashMap, ops::Bound};
 use hashfinder_kernels::MAX_NAMES;
 
 use super::*;
-use crate::sought::Sought;
+use crate::matcher::Sought;
 
 /// How many searches a front may serve. Sixteen thousand names are looked for at a tenth of one name's
 /// speed; with more, a second front is as good.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::{ids::SearchId, query::Query, sought::Sought};
+use crate::{ids::SearchId, matcher::Sought, query::Query};
 
 pub(crate) struct Set {
     queries: Vec<Arc<Query>>,

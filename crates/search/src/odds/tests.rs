@@ -332,12 +332,12 @@ struct Small {
 impl Small {
     fn text(&self) -> Text {
         let names = self.names.iter();
-        let wanted = names.map(|(characters, windows)| Wanted {
+        let targets = names.map(|(characters, windows)| Target {
             characters,
             windows: windows.clone(),
         });
-        let wanted: Vec<_> = wanted.collect();
-        Text::new(&self.places, &wanted, self.distance)
+        let targets: Vec<_> = targets.collect();
+        Text::new(&self.places, &targets, self.distance)
     }
 
     /// The chance of the texts that are `counted`, which is asked with what tells whether a window

@@ -64,7 +64,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                 as_text(name.as_str()),
                 arguments.ideal_distance
             ),
-            filter: query.sought().filter().cloned(),
+            filter: query.matcher().filter().cloned(),
         });
     }
     for &count in &arguments.sets {
@@ -178,7 +178,7 @@ impl Case {
 /// Returns how many secrets a second up to `threads` threads try for this query, measured for `time`. If the system
 /// does not give as many threads, it is the rate of those that it gives.
 pub(crate) fn search_rate(kernel: Kernel, query: &Query, threads: usize, time: Duration) -> f64 {
-    let (sought, keyspace) = (query.sought(), query.keyspace());
+    let (matcher, keyspace) = (query.matcher(), query.keyspace());
     let usual = keyspace.first_of_length(USUAL_LENGTH as usize);
     let (first, end) = (usual.unwrap_or(0), keyspace.end());
     let share = (end - first) / threads as u64;
@@ -186,7 +186,7 @@ pub(crate) fn search_rate(kernel: Kernel, query: &Query, threads: usize, time: D
         let start = first + (thread as u64 * share + tried) % (end - first);
         let turn = start..end.min(start.saturating_add(TURN));
         let mut hits = Vec::new();
-        sought.scan(kernel, turn.clone(), usize::MAX, &mut hits);
+        matcher.scan(kernel, turn.clone(), usize::MAX, &mut hits);
         black_box(hits);
         turn.end - turn.start
     });

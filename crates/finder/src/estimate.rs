@@ -45,7 +45,7 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
             Some(_) => "as given".to_owned(),
             None => format!(
                 "measured on this machine, {}",
-                query.sought().hashed_by(kernel)
+                query.matcher().hashed_by(kernel)
             ),
         };
         table(&query, &odds, rate, &whence)

@@ -1,20 +1,21 @@
-//! The searches that a slice serves, and what it looks for.
+//! The searches that a slice serves, and the matcher for all of them.
 
 use std::sync::{Arc, OnceLock};
 
-use crate::{ids::SearchId, matcher::Sought, query::Query};
+use crate::{ids::SearchId, matcher::Matcher, query::Query};
 
-pub(crate) struct Set {
+/// Searches of compatible queries that share slices: a search alone, or several.
+pub(crate) struct Group {
     queries: Vec<Arc<Query>>,
     members: Vec<SearchId>,
-    /// Where each member's names begin; nothing if each has a single one.
+    /// Where each member's names begin; empty if each has a single one.
     firsts: Vec<usize>,
-    sought: OnceLock<Sought>,
+    matcher: OnceLock<Matcher>,
 }
 
-impl Set {
-    /// Of queries that go together.
-    pub(crate) fn new(queries: Vec<Arc<Query>>, members: Vec<SearchId>) -> Set {
+impl Group {
+    /// Makes a group of compatible queries. A worker plans its filter when it first needs it.
+    pub(crate) fn new(queries: Vec<Arc<Query>>, members: Vec<SearchId>) -> Group {
         debug_assert_eq!(queries.len(), members.len());
         let mut firsts = Vec::new();
         if queries.iter().any(|query| query.names().len() > 1) {
@@ -24,24 +25,25 @@ impl Set {
                 Some(first)
             }));
         }
-        Set {
+        Group {
             queries,
             members,
             firsts,
-            sought: OnceLock::new(),
+            matcher: OnceLock::new(),
         }
     }
 
-    /// What lets pass whatever is ideal or interesting for any of them. It is made by the first who
-    /// asks, which takes microseconds for a name and milliseconds for thousands.
-    pub(crate) fn sought(&self) -> &Sought {
-        self.sought.get_or_init(|| {
+    /// Returns the matcher for all members, whose hits are ideal or interesting for at least one of them.
+    ///
+    /// The first call plans the filter. Never call it while the scheduler is locked.
+    pub(crate) fn matcher(&self) -> &Matcher {
+        self.matcher.get_or_init(|| {
             let queries = self.queries.iter();
-            Sought::new(queries.map(Arc::as_ref))
+            Matcher::new(queries.map(Arc::as_ref))
         })
     }
 
-    /// Whose a hit is that was found for the name of this number, and which of that search's names it is.
+    /// Maps a name's number in the matcher to its search, and to its number within that search's names.
     pub(crate) fn owner(&self, number: u16) -> Option<(SearchId, u8)> {
         let number = usize::from(number);
         if self.firsts.is_empty() {
@@ -49,15 +51,15 @@ impl Set {
         }
         let member = self.firsts.partition_point(|first| *first <= number) - 1;
         let name = number - self.firsts[member];
-        let is_one = name < self.queries[member].names().len();
-        is_one.then_some((self.members[member], name as u8))
+        let exists = name < self.queries[member].names().len();
+        exists.then_some((self.members[member], name as u8))
     }
 
-    /// Whether it could serve another query too.
-    pub(crate) fn goes_with(&self, query: &Query) -> bool {
+    /// Whether the group could serve another query, too.
+    pub(crate) fn is_compatible_with(&self, query: &Query) -> bool {
         self.queries
             .first()
-            .is_none_or(|other| other.goes_with(query))
+            .is_none_or(|other| other.is_compatible_with(query))
     }
 
     pub(crate) fn members(&self) -> &[SearchId] {

@@ -1,5 +1,5 @@
-//! The search itself: what is looked for, in which order, where it ends, and the engine of threads
-//! that does it and stops when told.
+//! The search itself: what is searched for, in which order, where it ends, and the engine of threads
+//! that runs it and stops on request.
 //!
 //! ```
 //! use hashfinder_kernels::Kernel;
@@ -53,7 +53,7 @@ pub use engine::{Backend, Engine, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel};
 pub use keyspace::{Alphabet, AlphabetError, Index, Keyspace, KeyspaceError};
 pub use limits::{Limits, OverLimit, Usage};
-pub use matcher::{Found, Sought};
+pub use matcher::{Found, Matcher};
 pub use name::{DesiredName, Distance, NameError, Nearest, NegativeDistance};
 pub use odds::Odds;
 pub use outcome::{Event, Outcome, Report, StopCause};

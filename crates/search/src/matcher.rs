@@ -1,4 +1,7 @@
-//! What a slice looks for, and the way without a fast kernel to look for it.
+//! Matches secrets against the names of one search or of several: with a fast kernel where the spelling and
+//! the keyspace allow it, otherwise one hash after another.
+//!
+//! Making a matcher *plans* its filter, which takes microseconds for one name and milliseconds for thousands.
 
 use std::{ops::Range, sync::Arc};
 
@@ -15,53 +18,55 @@ use crate::{
 /// one machine, and only their ratios matter.
 const FAST_HASH: f64 = 7.0;
 
-/// What it takes to look at a character of a hashed name for a name that may be anywhere.
-const QUICK_LOOK: f64 = 0.7;
+/// Time to check a character of a hashed name for a name that may be anywhere.
+const QUICK_CHECK: f64 = 0.7;
 
-/// What it takes to compare a character of a window.
+/// Time to compare a character of a window.
 const COMPARISON: f64 = 1.5;
 
-/// How many secrets that a kernel's filter lets pass are looked at again together, where names have their
-/// place: to begin a block costs a kernel as much as some thousand hashes.
+/// Minimum number of secrets that a kernel's filter lets pass before anchored names are checked at their
+/// anchor: starting a block costs a kernel as much as about a thousand hashes.
 const PASSED_AT_ONCE: usize = 16;
 
 /// The names that a slice is searched for, each with the greatest distance at which a secret is a hit.
 ///
-/// All are looked for among the same secrets and in the same digests, written alike.
-pub struct Sought {
+/// All names share one keyspace, one algorithm and one encoding.
+pub struct Matcher {
     keyspace: Arc<Keyspace>,
-    /// The anchor and whether case matters are each name's own.
+    /// Algorithm and encoding of all names. Each name has its own anchor and case sensitivity.
     spelling: Spelling,
-    names: Vec<Wanted>,
-    way: Way,
+    targets: Vec<Target>,
+    method: Method,
 }
 
 impl Query {
-    /// What a slice of it alone looks for.
+    /// Makes the matcher for this query alone, which plans its filter: microseconds for one name, about a
+    /// millisecond for [`MAX_NAMES`](Query::MAX_NAMES).
     #[must_use]
-    pub fn sought(&self) -> Sought {
-        Sought::new([self])
+    pub fn matcher(&self) -> Matcher {
+        Matcher::new([self])
     }
 }
 
-/// How it is looked for.
-enum Way {
+/// How secrets are matched.
+enum Method {
     /// By a fast kernel, with this filter.
     Fast(Filter),
-    /// Plainly, from here on, behind the prefix.
+    /// One hash after another, starting from the state behind the prefix.
     Plain(Hasher),
 }
 
-struct Wanted {
+/// A name to match.
+struct Target {
     /// Its query's names, and which of them it is.
     names: Arc<[DesiredName]>,
     number: usize,
-    furthest: u8,
-    /// Where a hashed name is looked at plainly and the name may be in many of its windows.
+    max_distance: u8,
+    /// The quick check of the plain method, for a name that is not anchored.
     quick: Option<Box<Mismatches<ASCII>>>,
 }
 
-/// How many symbols a hashed name may be made of.
+/// Number of symbols that a hashed name may consist of.
 const ASCII: usize = 128;
 
 /// A hit.
@@ -69,7 +74,7 @@ const ASCII: usize = 128;
 pub struct Found {
     /// The secret's index.
     pub index: Index,
-    /// Which of the names that are sought it is, from 0 on.
+    /// Which of the matcher's names it is, from 0 on.
     pub number: u16,
     /// The least distance over all windows.
     pub distance: u8,
@@ -77,57 +82,57 @@ pub struct Found {
     pub window: u8,
 }
 
-impl Sought {
-    /// The names of queries that go together, in their order.
-    pub(crate) fn new<'a>(queries: impl IntoIterator<Item = &'a Query>) -> Sought {
+impl Matcher {
+    /// Makes the matcher for the names of compatible queries, in their order.
+    pub(crate) fn new<'a>(queries: impl IntoIterator<Item = &'a Query>) -> Matcher {
         let mut queries = queries.into_iter().peekable();
-        let first = *queries.peek().expect("a slice serves somebody");
+        let first = *queries.peek().expect("a slice serves at least one query");
         let (keyspace, spelling) = (first.shared_keyspace(), first.spelling());
         let is_fast = spelling.is_fast() && keyspace.is_fast();
-        let wanted = queries.flat_map(|query| {
+        let targets = queries.flat_map(|query| {
             let numbers = 0..query.names().len();
-            numbers.map(move |number| Wanted::new(query, number, is_fast))
+            numbers.map(move |number| Target::new(query, number, is_fast))
         });
-        let names: Vec<Wanted> = wanted.collect();
-        let way = if is_fast {
-            let sets: Vec<Vec<CharSet>> = names.iter().map(|wanted| sets(wanted.name())).collect();
-            let furthest = names.iter().map(|wanted| wanted.furthest);
-            Way::Fast(Filter::any(sets.iter().map(Vec::as_slice).zip(furthest)))
+        let targets: Vec<Target> = targets.collect();
+        let method = if is_fast {
+            let sets: Vec<Vec<CharSet>> =
+                targets.iter().map(|target| sets(target.name())).collect();
+            let distances = targets.iter().map(|target| target.max_distance);
+            Method::Fast(Filter::any(sets.iter().map(Vec::as_slice).zip(distances)))
         } else {
             let mut hasher = Hasher::new(spelling.algorithm);
             hasher.update(keyspace.prefix());
-            Way::Plain(hasher)
+            Method::Plain(hasher)
         };
-        Sought {
+        Matcher {
             keyspace,
             spelling,
-            names,
-            way,
+            targets,
+            method,
         }
     }
 
-    /// What lets pass whatever is a hit, if secrets are all byte strings and digests SHA-1 in base64, so
-    /// that a fast kernel can search. Where a name has to be at one end of the hashed name, it lets pass
-    /// those too that have it elsewhere.
+    /// Returns the filter for a fast kernel, which passes every hit; `None` unless secrets are all byte strings
+    /// and digests SHA-1 in base64. It ignores anchors: secrets with the name elsewhere pass, too.
     #[must_use]
     pub fn filter(&self) -> Option<&Filter> {
-        match &self.way {
-            Way::Fast(filter) => Some(filter),
-            Way::Plain(_) => None,
+        match &self.method {
+            Method::Fast(filter) => Some(filter),
+            Method::Plain(_) => None,
         }
     }
 
-    /// What computes the digests, for people: the kernel, or the algorithm where no kernel does.
+    /// Returns what computes the digests, to print: the kernel's name, or the algorithm's if no kernel does.
     #[must_use]
     pub fn hashed_by(&self, kernel: Kernel) -> String {
-        match self.way {
-            Way::Fast(_) => kernel.name().to_owned(),
-            Way::Plain(_) => self.spelling.algorithm.to_string(),
+        match self.method {
+            Method::Fast(_) => kernel.name().to_owned(),
+            Method::Plain(_) => self.spelling.algorithm.to_string(),
         }
     }
 
-    /// Tries the secrets of a range in order, with `kernel` if it can, and adds those that are hits to
-    /// `hits`, in the order of the indices, then of the names. Returns one past the last index tried: the
+    /// Tries the secrets of a range in order, with `kernel` if it can, and adds the hits to `hits`, in the
+    /// order of the indices, then of the names. Returns one past the last index tried: the
     /// range's end or, when `hits` has come to hold `limit`, one past the last hit's.
     pub fn scan(
         &self,
@@ -136,9 +141,9 @@ impl Sought {
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
-        match &self.way {
-            Way::Fast(filter) => self.scan_fast(kernel, filter, range, limit, hits),
-            Way::Plain(hasher) => self.scan_plainly(hasher, range, limit, hits),
+        match &self.method {
+            Method::Fast(filter) => self.scan_fast(kernel, filter, range, limit, hits),
+            Method::Plain(hasher) => self.scan_plain(hasher, range, limit, hits),
         }
     }
 
@@ -156,7 +161,7 @@ impl Sought {
             && let Some((start, block)) = self.keyspace.blocks(at..range.end).next()
         {
             let room = limit - hits.len();
-            let is_anchored = self.names.iter().any(Wanted::has_its_place);
+            let is_anchored = self.targets.iter().any(Target::is_anchored);
             let mut passed = Hits::with_limit(if is_anchored {
                 room.max(PASSED_AT_ONCE)
             } else {
@@ -175,7 +180,7 @@ impl Sought {
             if let Some(last) = hits.get(limit - 1).map(|hit| hit.index)
                 && is_anchored
             {
-                // There was room for more than are wanted.
+                // The kernel was given room for more hits than `limit`.
                 hits.truncate(hits.partition_point(|hit| hit.index <= last));
                 at = last + 1;
             }
@@ -183,15 +188,15 @@ impl Sought {
         at
     }
 
-    /// What a fast filter has found, if it is a hit: a name that has its place is looked for there alone.
+    /// Returns what a fast filter has found if it is a hit: an anchored name has to be at its anchor.
     fn at_anchor(&self, found: Found) -> Option<Found> {
-        let wanted = &self.names[usize::from(found.number)];
-        if !wanted.has_its_place() {
+        let target = &self.targets[usize::from(found.number)];
+        if !target.is_anchored() {
             return Some(found);
         }
         let secret = self.keyspace.secret(found.index);
         let hashed_name = self.spelling.hashed_name(&secret);
-        let nearest = wanted.within(hashed_name.as_bytes())?;
+        let nearest = target.within(hashed_name.as_bytes())?;
         Some(Found {
             distance: nearest.distance,
             window: nearest.window,
@@ -199,7 +204,7 @@ impl Sought {
         })
     }
 
-    fn scan_plainly(
+    fn scan_plain(
         &self,
         hasher: &Hasher,
         range: Range<Index>,
@@ -210,15 +215,15 @@ impl Sought {
             return range.start;
         }
         let mut hashed_name = HashedName::blank();
-        // No more of it is written than is looked at.
-        let ends = self.names.iter().map(|wanted| wanted.name().end());
+        // Only the part that can match is written.
+        let ends = self.targets.iter().map(|target| target.name().end());
         let bytes = self.spelling.encoding.bytes_of(ends.max().unwrap_or(0));
         self.keyspace.for_each(range, |index, rest| {
             let digest = hasher.digest_with(rest);
             let digest = digest.bytes();
             hashed_name.write(self.spelling.encoding, &digest[..bytes.min(digest.len())]);
-            for (number, wanted) in (0..=u16::MAX).zip(&self.names) {
-                if let Some(nearest) = wanted.within(hashed_name.as_bytes()) {
+            for (number, target) in (0..=u16::MAX).zip(&self.targets) {
+                if let Some(nearest) = target.within(hashed_name.as_bytes()) {
                     hits.push(Found {
                         index,
                         number,
@@ -231,19 +236,19 @@ impl Sought {
         })
     }
 
-    /// About what it takes to try a secret, in hashes of a fast kernel.
+    /// Returns about what it costs to try a secret, in hashes of a fast kernel.
     #[must_use]
     pub fn cost(&self, kernel: Kernel) -> f64 {
-        match &self.way {
-            Way::Fast(filter) => kernel.cost(filter),
-            Way::Plain(_) => {
-                let looks: f64 = self.names.iter().map(Wanted::cost).sum();
-                (self.hash_cost() + looks) / FAST_HASH
+        match &self.method {
+            Method::Fast(filter) => kernel.cost(filter),
+            Method::Plain(_) => {
+                let checks: f64 = self.targets.iter().map(Target::cost).sum();
+                (self.hash_cost() + checks) / FAST_HASH
             }
         }
     }
 
-    /// What it takes to hash a secret plainly, in nanoseconds.
+    /// Nanoseconds to hash a secret with the plain method.
     fn hash_cost(&self) -> f64 {
         let (block, each) = match self.spelling.algorithm {
             Algorithm::Sha1 | Algorithm::Sha256 => (64, 60.0),
@@ -255,28 +260,28 @@ impl Sought {
     }
 }
 
-impl Wanted {
-    fn new(query: &Query, number: usize, is_fast: bool) -> Wanted {
-        let mut wanted = Wanted {
+impl Target {
+    fn new(query: &Query, number: usize, is_fast: bool) -> Target {
+        let mut target = Target {
             names: query.shared_names(),
             number,
-            furthest: query.furthest(),
+            max_distance: query.max_distance(),
             quick: None,
         };
-        if !is_fast && !wanted.has_its_place() {
-            let characters = wanted.name().characters();
+        if !is_fast && !target.is_anchored() {
+            let characters = target.name().characters();
             let satisfies = |character: usize, symbol| characters[character].contains(symbol);
-            let quick = Mismatches::new(characters.len(), wanted.furthest, satisfies);
-            wanted.quick = Some(Box::new(quick));
+            let quick = Mismatches::new(characters.len(), target.max_distance, satisfies);
+            target.quick = Some(Box::new(quick));
         }
-        wanted
+        target
     }
 
     fn name(&self) -> &DesiredName {
         &self.names[self.number]
     }
 
-    fn has_its_place(&self) -> bool {
+    fn is_anchored(&self) -> bool {
         self.name().spelling().anchor != Anchor::Anywhere
     }
 
@@ -286,19 +291,23 @@ impl Wanted {
         if !self.quick.as_deref().is_none_or(may_match) {
             return None;
         }
-        self.name().within(hashed_name, usize::from(self.furthest))
+        self.name()
+            .within(hashed_name, usize::from(self.max_distance))
     }
 
-    /// What it takes to look for it plainly, in nanoseconds.
+    /// Nanoseconds to match it with the plain method.
     fn cost(&self) -> f64 {
-        let (length, furthest) = (self.name().character_count(), usize::from(self.furthest));
+        let (length, max_distance) = (
+            self.name().character_count(),
+            usize::from(self.max_distance),
+        );
         let windows = self.name().windows().count();
-        // Of a window so many characters are compared until too many differ.
-        let comparisons = COMPARISON * (windows * length.min(2 * (furthest + 1))) as f64;
+        // This many characters of a window are compared until too many differ.
+        let comparisons = COMPARISON * (windows * length.min(2 * (max_distance + 1))) as f64;
         match &self.quick {
-            // What passes it is rare, but where nearly all of what it looks at may differ.
-            Some(_) if 2 * furthest < length.min(Mismatches::<ASCII>::LOOKED_AT) => {
-                QUICK_LOOK * self.name().spelling().text_len() as f64
+            // Few texts pass, unless nearly all characters that it compares may differ.
+            Some(_) if 2 * max_distance < length.min(Mismatches::<ASCII>::LOOKED_AT) => {
+                QUICK_CHECK * self.name().spelling().text_len() as f64
             }
             _ => comparisons,
         }
@@ -309,12 +318,12 @@ impl Wanted {
 /// have in common.
 fn sets(name: &DesiredName) -> Vec<CharSet> {
     let is_url = name.spelling().encoding == Encoding::Base64Url;
-    let set = |wanted: &Chars| {
-        if *wanted == Chars::PADDING {
+    let set = |characters: &Chars| {
+        if *characters == Chars::PADDING {
             return CharSet::PADDING;
         }
         CharSet::digits_where(|standard| {
-            wanted.contains(match standard {
+            characters.contains(match standard {
                 b'+' if is_url => b'-',
                 b'/' if is_url => b'_',
                 digit => digit,

@@ -25,7 +25,7 @@ pub enum Outcome {
         /// When a second's worth of the quota will be there again.
         retry_after: Duration,
     },
-    /// It was told to stop.
+    /// It was stopped.
     Cancelled {
         /// Who wanted that.
         cause: StopCause,
@@ -37,8 +37,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// How a search ends that has tried everything before `end`, and may try no more.
-    pub(crate) fn in_vain(query: &Query, end: Index) -> Outcome {
+    /// How a search ends that has tried every secret before `end` without an ideal one, and may try no more.
+    pub(crate) fn nothing_found(query: &Query, end: Index) -> Outcome {
         if end == query.keyspace().end() {
             Outcome::Exhausted
         } else {
@@ -56,7 +56,7 @@ pub enum Event {
     Ended(Outcome),
 }
 
-/// What a search cost, told when its last worker has let go of it.
+/// What a search cost, reported once its last slice has come back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// How it ended.
@@ -66,7 +66,7 @@ pub struct Report {
     pub hashes: u64,
     /// How many secrets were tested for it, in its own turns or others'.
     pub tests: u64,
-    /// How long it took from the wish to stop until the last worker had let go; `None` if it ended
+    /// Time from the stop request until the last worker had let go; `None` if it ended
     /// without being stopped.
     pub stop_latency: Option<Duration>,
 }

@@ -26,7 +26,7 @@ pub struct Metrics {
     pub slices: u64,
     /// Searches that have ended, by how.
     pub ended: Ended,
-    /// How many stopped searches were let go of within 1, 2, 4, 8 ... microseconds of the wish; the last
+    /// How many stopped searches were let go of within 1, 2, 4, 8 ... microseconds of the request; the last
     /// counts all that took longer.
     pub stop_latency: [u64; 24],
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Backend, Client, Distance, Engine, Event, Found, Index, Outcome, Query, Sought, StopCause,
+    Backend, Client, Distance, Engine, Event, Found, Index, Matcher, Outcome, Query, StopCause,
 };
 
 /// Finds nothing, at once.
@@ -25,11 +25,11 @@ struct Nothing {
 }
 
 impl Backend for Nothing {
-    fn scan(&self, slice: Range<Index>, _: &Sought, _: usize, _: &mut Vec<Found>) -> Index {
+    fn scan(&self, slice: Range<Index>, _: &Matcher, _: usize, _: &mut Vec<Found>) -> Index {
         slice.end
     }
 
-    fn is_at_hand(&self, _: &Sought) -> bool {
+    fn is_at_hand(&self, _: &Matcher) -> bool {
         self.is_at_hand
     }
 }

@@ -13,8 +13,8 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
     Algorithm, Alphabet, Anchor, Backend, Candidate, Client, Cursor, DesiredName, Distance,
-    Encoding, Engine, Event, Found, Index, Kernel, Keyspace, Outcome, Query, Report, Search,
-    Sought, Spelling, StopCause,
+    Encoding, Engine, Event, Found, Index, Kernel, Keyspace, Matcher, Outcome, Query, Report,
+    Search, Spelling, StopCause,
 };
 use proptest::prelude::*;
 use sha1::Digest;
@@ -610,12 +610,12 @@ impl Backend for PanicsAt {
     fn scan(
         &self,
         slice: std::ops::Range<Index>,
-        sought: &Sought,
+        matcher: &Matcher,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
         assert!(!slice.contains(&self.0), "a panic that this test wants");
-        Backend::scan(&Kernel::best(), slice, sought, limit, hits)
+        Backend::scan(&Kernel::best(), slice, matcher, limit, hits)
     }
 }
 
@@ -646,12 +646,12 @@ impl Backend for Counting {
     fn scan(
         &self,
         slice: std::ops::Range<Index>,
-        sought: &Sought,
+        matcher: &Matcher,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
         self.slices.fetch_add(1, Ordering::SeqCst);
-        Backend::scan(&Kernel::best(), slice, sought, limit, hits)
+        Backend::scan(&Kernel::best(), slice, matcher, limit, hits)
     }
 }
 

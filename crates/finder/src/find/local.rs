@@ -254,7 +254,7 @@ impl Source for LocalSearch {
 
     fn summary(&self) -> Option<String> {
         let tried = self.search.frontier() - self.query.start();
-        let means = self.query.sought().hashed_by(self.kernel);
+        let means = self.query.matcher().hashed_by(self.kernel);
         Some(summary_of(tried, self.took, &means))
     }
 

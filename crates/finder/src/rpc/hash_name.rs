@@ -136,7 +136,7 @@ mod tests {
         Limits,
         pb::{hash_finder_client::HashFinderClient, hash_finder_server::HashFinderServer},
     };
-    use hashfinder_search::{Backend, Engine, Found, Index, Kernel, Sought};
+    use hashfinder_search::{Backend, Engine, Found, Index, Kernel, Matcher};
     use std::{
         collections::HashMap,
         num::{NonZeroU64, NonZeroUsize},
@@ -152,12 +152,12 @@ mod tests {
         fn scan(
             &self,
             slice: Range<Index>,
-            sought: &Sought,
+            matcher: &Matcher,
             limit: usize,
             hits: &mut Vec<Found>,
         ) -> Index {
             assert!(!slice.contains(&self.0), "a panic that this test wants");
-            Backend::scan(&Kernel::best(), slice, sought, limit, hits)
+            Backend::scan(&Kernel::best(), slice, matcher, limit, hits)
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    matcher::Sought,
+    matcher::Matcher,
     query::Query,
     spelling::{Algorithm, Anchor, Encoding, Spelling},
 };
@@ -536,8 +536,8 @@ fn real_hashes_match_as_often_as_they_should() {
     let queries = looks.map(|(name, distance)| {
         Query::new(name.parse().unwrap(), Distance::from(distance)).unwrap()
     });
-    let sought = Sought::new(&queries);
-    let filter = sought.filter().unwrap();
+    let matcher = Matcher::new(&queries);
+    let filter = matcher.filter().unwrap();
     let mut counts = [0_u64; 20];
     for first in (0..HASHES).step_by(TURN as usize) {
         let block = Block::new(4, first, TURN.min(HASHES - first));

@@ -324,7 +324,7 @@ impl Kind {
         let power = |number: usize| number.next_power_of_two().ilog2();
         Kind {
             algorithm: spelling.algorithm,
-            has_fast_filter: query.sought().filter().is_some(),
+            has_fast_filter: query.matcher().filter().is_some(),
             blocks: power(blocks(query)),
             names: power(query.names().len()),
             // One more, so that none and one are different.

@@ -194,11 +194,11 @@ fn stops() {
         .map(|_| {
             let index = random.below(searches.len() as u64) as usize;
             let stopper = searches[index].stopper();
-            let told = Instant::now();
+            let stopped = Instant::now();
             stopper.stop(StopCause::Client);
             let report = reports.recv().expect("it is released");
             assert!(report.stop_latency.is_some(), "it was stopped");
-            let took = told.elapsed();
+            let took = stopped.elapsed();
             searches[index] = begin(random.hard());
             took
         })
@@ -270,7 +270,7 @@ fn fairness() {
     );
 }
 
-/// A thousand searches that nobody reads.
+/// A thousand searches that are not read.
 fn stalled() {
     let engine = engine();
     let searches: Vec<Search> = (0..1_000)

@@ -10,7 +10,7 @@ pub(crate) struct Group {
     members: Vec<SearchId>,
     /// Where each member's names begin; empty if each has a single one.
     firsts: Vec<usize>,
-    matcher: OnceLock<Matcher>,
+    matcher: OnceLock<Arc<Matcher>>,
 }
 
 impl Group {
@@ -33,13 +33,26 @@ impl Group {
         }
     }
 
+    /// Makes a group of a single search, with its matcher if there is one already.
+    pub(crate) fn alone(
+        query: Arc<Query>,
+        search: SearchId,
+        matcher: Option<Arc<Matcher>>,
+    ) -> Group {
+        Group {
+            matcher: matcher.map_or_else(OnceLock::new, OnceLock::from),
+            ..Group::new(vec![query], vec![search])
+        }
+    }
+
     /// Returns the matcher for all members, whose hits are ideal or interesting for at least one of them.
     ///
-    /// The first call plans the filter. Never call it while the scheduler is locked.
-    pub(crate) fn matcher(&self) -> &Matcher {
+    /// The first call plans the filter, unless the group was made with a matcher. Never call it while
+    /// the scheduler is locked.
+    pub(crate) fn matcher(&self) -> &Arc<Matcher> {
         self.matcher.get_or_init(|| {
             let queries = self.queries.iter();
-            Matcher::new(queries.map(Arc::as_ref))
+            Arc::new(Matcher::new(queries.map(Arc::as_ref)))
         })
     }
 

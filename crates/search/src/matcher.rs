@@ -2,6 +2,8 @@
 //! the keyspace allow it, otherwise one hash after another.
 //!
 //! Making a matcher *plans* its filter, which takes microseconds for one name and milliseconds for thousands.
+//! `Engine::search` makes the matcher of a single query, on the caller's thread. Workers make all others,
+//! outside of the scheduler's lock.
 
 use std::{ops::Range, sync::Arc};
 
@@ -40,8 +42,8 @@ pub struct Matcher {
 }
 
 impl Query {
-    /// Makes the matcher for this query alone, which plans its filter: microseconds for one name, about a
-    /// millisecond for [`MAX_NAMES`](Query::MAX_NAMES).
+    /// Makes the matcher for this query alone, which plans its filter: microseconds for one name, more for up
+    /// to [`MAX_NAMES`](Query::MAX_NAMES).
     #[must_use]
     pub fn matcher(&self) -> Matcher {
         Matcher::new([self])

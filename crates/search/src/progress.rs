@@ -1,4 +1,4 @@
-//! What can be seen of the engine and of a search while it is going on.
+//! Progress of a search, and the engine's metrics.
 
 use crate::{
     keyspace::Index,
@@ -11,7 +11,7 @@ use crate::{
 pub struct Metrics {
     /// Searches that are being worked on, alone or with others.
     pub active: usize,
-    /// Searches that wait for their turn, and nobody is working on what they want.
+    /// Searches that wait for their turn, and no slice in flight serves them.
     pub queued: usize,
     /// Searches that wait for their reader.
     pub parked: usize,
@@ -31,7 +31,7 @@ pub struct Metrics {
     pub stop_latency: [u64; 24],
 }
 
-/// How a search comes on.
+/// Progress of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
@@ -49,7 +49,7 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SearchState {
-    /// It waits for its turn, and nobody is working on what it wants.
+    /// It waits for its turn, and no slice in flight serves it.
     Queued,
     /// It is being worked on, alone or with others.
     Running,

@@ -393,13 +393,14 @@ impl Scheduler {
         None
     }
 
-    /// Starts a scan for a segment that has none.
+    /// Starts a scan for a segment that has none. A search's first scan takes the matcher that it was submitted
+    /// with. For a later one, a worker plans the filter again, outside of the lock.
     fn begin_scan(&mut self, id: SearchId, segment: usize) -> ScanId {
         let scan_id = self.new_id();
         let Some(entry) = self.searches.get_mut(&id) else {
             return scan_id;
         };
-        let group = Group::new(vec![Arc::clone(&entry.query)], vec![id]);
+        let group = Group::alone(Arc::clone(&entry.query), id, entry.matcher.take());
         let segment = &mut entry.segments[segment];
         segment.scan = Some(scan_id);
         let scan = Scan::new(id, segment.from, segment.end, group, entry.cost);

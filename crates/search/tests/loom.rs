@@ -1,5 +1,5 @@
 //! Every order in which the engine's threads can run, with at most two preemptions: nothing is lost,
-//! nothing released twice, nobody sleeps while there is work.
+//! nothing released twice, no worker sleeps while there is work.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p hashfinder-search --test loom --release`
 
@@ -93,7 +93,7 @@ fn two_workers_share_a_search() {
 }
 
 #[test]
-fn whoever_begins_it_tries_its_first_slice() {
+fn the_calling_thread_tries_the_first_slice() {
     model(|| run(1, true, false));
 }
 
@@ -123,7 +123,7 @@ fn a_stop_from_another_thread_is_never_lost() {
     });
 }
 
-/// The clock goes on, so that the worker also brings the two together.
+/// The clock advances, so that the worker also brings the two together.
 #[test]
 fn two_searches_share_and_one_leaves() {
     let shared = Arc::new(AtomicUsize::new(0));

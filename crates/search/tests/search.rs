@@ -1,9 +1,10 @@
 //! The engine against an oracle that tries one secret after another, with plain strings.
 
 use std::{
+    collections::BTreeSet,
     num::NonZeroU64,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -37,16 +38,16 @@ fn engines() -> &'static [Engine] {
     })
 }
 
-/// Everything a search tells.
+/// Everything that a search reports.
 fn run(search: &mut Search) -> (Vec<Candidate>, Outcome) {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     loop {
         match search.blocking_next() {
             Event::Candidates(candidates) => {
                 assert!(!candidates.is_empty());
-                told.extend(candidates);
+                reported.extend(candidates);
             }
-            Event::Ended(outcome) => return (told, outcome),
+            Event::Ended(outcome) => return (reported, outcome),
         }
     }
 }
@@ -90,7 +91,7 @@ fn oracle(
     start: u64,
     budget: u64,
 ) -> (Vec<Candidate>, Oracle) {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let mut secret = Keyspace::default().secret(start);
     for index in start..start + budget {
         let (distance, window) = oracle_distance(&secret, name);
@@ -101,14 +102,14 @@ fn oracle(
             window,
         };
         if distance <= ideal {
-            return (told, Oracle::Ideal(candidate));
+            return (reported, Oracle::Ideal(candidate));
         }
         if distance < interesting {
-            told.push(candidate);
+            reported.push(candidate);
         }
         increment(&mut secret);
     }
-    (told, Oracle::BudgetSpent)
+    (reported, Oracle::BudgetSpent)
 }
 
 proptest! {
@@ -138,8 +139,8 @@ proptest! {
             Oracle::BudgetSpent => Outcome::BudgetSpent(Cursor::new(&whole, start + budget)),
         };
         for engine in engines() {
-            let (told, outcome) = run(&mut engine.search(Client::default(), query.clone(), |_| ()).unwrap());
-            prop_assert_eq!(&told, &expected, "{} workers", engine.workers());
+            let (reported, outcome) = run(&mut engine.search(Client::default(), query.clone(), |_| ()).unwrap());
+            prop_assert_eq!(&reported, &expected, "{} workers", engine.workers());
             prop_assert_eq!(&outcome, &expected_outcome, "{} workers", engine.workers());
         }
     }
@@ -157,7 +158,7 @@ proptest! {
         let budget = 40_000;
         let (expected, end) = oracle(&name, 0, interesting, 0, budget);
         let engine = &engines()[1];
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let mut next = query;
         let mut stops = stops.into_iter();
         let outcome = loop {
@@ -166,13 +167,13 @@ proptest! {
             if let Some(batches) = stops.next() {
                 for _ in 0..batches {
                     if let Event::Candidates(more) = search.blocking_next() {
-                        told.extend(more);
+                        reported.extend(more);
                     }
                 }
                 search.stopper().stop(StopCause::Client);
             }
             let (more, outcome) = run(&mut search);
-            told.extend(more);
+            reported.extend(more);
             match outcome {
                 // The text is what people carry from one to the next.
                 Outcome::Cancelled { cursor, .. } => {
@@ -181,7 +182,7 @@ proptest! {
                 outcome => break outcome,
             }
         };
-        prop_assert_eq!(told, expected);
+        prop_assert_eq!(reported, expected);
         match (outcome, end) {
             (Outcome::Ideal(found), Oracle::Ideal(candidate)) => prop_assert_eq!(found, candidate),
             (Outcome::BudgetSpent(cursor), Oracle::BudgetSpent) => {
@@ -276,11 +277,11 @@ impl Asked {
         each.min().unwrap()
     }
 
-    /// One secret after another, counted on plain vectors; what is told and how it ends.
+    /// One secret after another, counted on plain vectors; what is reported, and how it ends.
     fn answer(&self) -> (Vec<Candidate>, Outcome) {
         let query = self.query().unwrap();
         let mut searched = Vec::new();
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for index in 0..self.start + self.budget {
             if index >= self.start {
                 let digits = searched.iter().map(|digit: &usize| self.alphabet[*digit]);
@@ -294,10 +295,10 @@ impl Asked {
                     window,
                 };
                 if distance <= self.ideal {
-                    return (told, Outcome::Ideal(candidate));
+                    return (reported, Outcome::Ideal(candidate));
                 }
                 if distance < self.interesting {
-                    told.push(candidate);
+                    reported.push(candidate);
                 }
             }
             // The next one.
@@ -309,11 +310,11 @@ impl Asked {
                 searched.insert(0, 0);
             }
             if searched.len() > 64 {
-                return (told, Outcome::Exhausted);
+                return (reported, Outcome::Exhausted);
             }
         }
         let cursor = Cursor::new(&query, self.start + self.budget);
-        (told, Outcome::BudgetSpent(cursor))
+        (reported, Outcome::BudgetSpent(cursor))
     }
 }
 
@@ -406,9 +407,9 @@ proptest! {
         };
         let mut searches: Vec<Search> = asked.iter().map(begin).collect();
         for (asked, search) in asked.iter().zip(&mut searches) {
-            let (told, outcome) = run(search);
+            let (reported, outcome) = run(search);
             let expected = asked.answer();
-            prop_assert_eq!(&told, &expected.0, "{:?}", asked);
+            prop_assert_eq!(&reported, &expected.0, "{:?}", asked);
             prop_assert_eq!(&outcome, &expected.1, "{:?}", asked);
             if let Outcome::Ideal(found) = outcome {
                 let query = asked.query().unwrap();
@@ -459,7 +460,7 @@ fn cursors_that_were_written_down() {
 
 /// Searches with several names each, which go on together for long enough to share.
 #[test]
-fn the_names_of_searches_that_share_are_told_apart() {
+fn hits_of_searches_that_share_reach_the_right_search() {
     let letters = |number: u32| -> String {
         let letter = |place: u32| char::from(b'a' + (number * 7919 / 26_u32.pow(place) % 26) as u8);
         (0..5).map(letter).collect()
@@ -556,10 +557,10 @@ fn the_farthest_secrets_are_interesting_too() {
         assert_eq!(expected.len() == 1000, interesting > 28);
         let query = query.clone().interesting(Distance::from(interesting));
         let query = query.hash_budget(NonZeroU64::new(1000).unwrap());
-        let (told, _) = run(&mut engines()[1]
+        let (reported, _) = run(&mut engines()[1]
             .search(Client::default(), query, |_| ())
             .unwrap());
-        assert_eq!(told, expected);
+        assert_eq!(reported, expected);
     }
 }
 
@@ -603,7 +604,7 @@ fn dropping_the_engine_stops_every_search_and_their_handles_say_so() {
     }
 }
 
-/// Panics where a given index is tried, to see who else is hurt.
+/// Panics where a given index is tried, to see which searches are affected.
 struct PanicsAt(Index);
 
 impl Backend for PanicsAt {
@@ -636,7 +637,7 @@ fn a_panic_in_the_backend_ends_one_search_and_no_other() {
     assert!(matches!(run(&mut healthy).1, Outcome::Cancelled { .. }));
 }
 
-/// Counts what is tried, to see that a parked search takes no core.
+/// Counts slices, to see that a parked search takes no core.
 #[derive(Clone, Default)]
 struct Counting {
     slices: Arc<AtomicU64>,
@@ -655,15 +656,57 @@ impl Backend for Counting {
     }
 }
 
+/// Records where in memory the matchers are that it is called with, to see that they are the same.
+#[derive(Clone, Default)]
+struct Recording {
+    matchers: Arc<Mutex<BTreeSet<usize>>>,
+}
+
+impl Recording {
+    fn record(&self, matcher: &Matcher) {
+        let address = std::ptr::from_ref(matcher).addr();
+        self.matchers.lock().unwrap().insert(address);
+    }
+}
+
+impl Backend for Recording {
+    fn scan(
+        &self,
+        slice: std::ops::Range<Index>,
+        matcher: &Matcher,
+        limit: usize,
+        hits: &mut Vec<Found>,
+    ) -> Index {
+        self.record(matcher);
+        Backend::scan(&Kernel::best(), slice, matcher, limit, hits)
+    }
+
+    fn cost(&self, matcher: &Matcher) -> f64 {
+        self.record(matcher);
+        matcher.cost(Kernel::best())
+    }
+}
+
+/// The caller's thread plans the filter to know its cost, and workers use it as well.
 #[test]
-fn a_search_that_nobody_reads_is_parked() {
+fn workers_do_not_plan_the_filter_of_a_search_alone_again() {
+    let recording = Recording::default();
+    let engine = Engine::start(2, recording.clone(), clock()).unwrap();
+    let query = hard().hash_budget(NonZeroU64::new(100_000).unwrap());
+    let (mut search, _report) = released(&engine, query);
+    assert!(matches!(run(&mut search).1, Outcome::BudgetSpent(_)));
+    assert_eq!(recording.matchers.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn an_unread_search_is_parked() {
     let counting = Counting::default();
     let engine = Engine::start(2, counting.clone(), clock()).unwrap();
     let chatty = hard().interesting(Distance::from(28));
     let (mut unread, report) = released(&engine, chatty.clone());
 
-    // Another search comes to its end only when the engine gets round to it, so by the time that
-    // many have ended the unread one has had its turns and used up its room.
+    // Each of these searches ends only after its turns, so by then the unread one has had its turns, too, and its
+    // queue is full.
     let turn = |_| {
         let easy = Query::new("a".parse().unwrap(), Distance::ZERO).unwrap();
         run(&mut engine.search(Client::default(), easy, |_| ()).unwrap());
@@ -672,10 +715,10 @@ fn a_search_that_nobody_reads_is_parked() {
     let slices = counting.slices.load(Ordering::SeqCst);
     let frontier = unread.frontier();
     (0..100).for_each(turn);
-    assert_eq!(unread.frontier(), frontier, "it went on without a reader");
+    assert_eq!(unread.frontier(), frontier, "it advanced without a reader");
     assert!(counting.slices.load(Ordering::SeqCst) > slices);
 
-    // Reading it takes it on from where it was, in order.
+    // Once read, it continues where it was, in order.
     let Event::Candidates(first) = unread.blocking_next() else {
         panic!("it has an end");
     };

@@ -14,6 +14,7 @@ use crate::{
     fair_queue::Ticket,
     ids::{JobId, ScanId},
     keyspace::Index,
+    matcher::Matcher,
     outcome::{Outcome, Release, StopCause},
     progress::SearchState,
     query::{Candidate, Query},
@@ -30,6 +31,8 @@ pub(super) const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
 /// A search to submit, with what the caller's thread has worked out before it takes the scheduler's lock.
 pub(crate) struct Request {
     pub(crate) query: Query,
+    /// The matcher for this query alone. The search's first scan takes it, so that its filter is planned once.
+    pub(crate) matcher: Arc<Matcher>,
     /// Expected hits per secret.
     pub(crate) rate: f64,
     /// Cost of a secret for this search alone, in a fast kernel's hashes.
@@ -51,6 +54,10 @@ pub(super) struct Entry {
     pub(super) queue: VecDeque<Candidate>,
     rate: f64,
     pub(super) cost: f64,
+    /// The request's matcher, until the search's first scan takes it. Keeping it longer would cost every search
+    /// that shares a kilobyte for each of its names; a search that later needs a scan of its own again has a
+    /// worker plan it again.
+    pub(super) matcher: Option<Arc<Matcher>>,
     /// Until its frontier reaches this index, the search shares nothing: a slice that it shared has
     /// panicked, and each of the searches tries these secrets alone to find the cause.
     pub(super) alone_until: Index,
@@ -119,6 +126,7 @@ impl Entry {
             queue: VecDeque::new(),
             rate: request.rate,
             cost: request.cost,
+            matcher: Some(request.matcher),
             alone_until: 0,
             refused_by: Vec::new(),
             stopped: None,

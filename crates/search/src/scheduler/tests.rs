@@ -2,7 +2,7 @@
 
 use std::{
     num::{NonZeroU32, NonZeroU64},
-    sync::{Mutex, PoisonError, atomic::Ordering},
+    sync::{Mutex, OnceLock, PoisonError, atomic::Ordering},
     task::Wake,
 };
 
@@ -10,8 +10,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    client::Quota, cursor::Cursor, name::Distance, outcome::Outcome, query::Query,
-    slice::FIRST_SLICE, sync::AtomicBool,
+    client::Quota, cursor::Cursor, matcher::Matcher, name::Distance, outcome::Outcome,
+    query::Query, slice::FIRST_SLICE, sync::AtomicBool,
 };
 
 /// How many secrets a simulated worker tries in a millisecond.
@@ -33,8 +33,11 @@ struct World {
 /// What a search costs alone.
 const COST: f64 = 1.1;
 
+/// All searches share one matcher, which simulated workers do not use.
 fn request(query: Query) -> Request {
+    static MATCHER: OnceLock<Arc<Matcher>> = OnceLock::new();
     Request {
+        matcher: Arc::clone(MATCHER.get_or_init(|| Arc::new(query.matcher()))),
         rate: query.hit_rate(),
         cost: COST,
         query,
@@ -414,6 +417,32 @@ fn the_answer_is_reported_before_the_last_slice_comes_back() {
     world.finish(second);
     let report = world.report(id).unwrap();
     assert_eq!((report.outcome, report.tests), (found, 1501));
+}
+
+/// The matcher that the caller's thread has made serves all slices of a search alone.
+#[test]
+fn one_search_alone_plans_its_filter_once() {
+    let mut world = World::default();
+    let matcher = Arc::new(hard().matcher());
+    let request = Request {
+        matcher: Arc::clone(&matcher),
+        ..request(hard())
+    };
+    let client = Client::default();
+    world.scheduler.admit(&client, world.now).unwrap();
+    let release = Box::new(|_| ());
+    let submitted =
+        (world.scheduler).submit(client, request, FIRST_SLICE, SLICE_TIME, release, world.now);
+    let (id, effects) = submitted;
+    carry_out(effects);
+    world.plans.insert(id, Plan::default());
+    for _ in 0..20 {
+        let slice = world.slice().unwrap();
+        assert!(Arc::ptr_eq(slice.group.matcher(), &matcher));
+        world.finish(slice);
+    }
+    // Its scan took it over, so that it is freed with the scan.
+    assert!(world.scheduler.searches[&id].matcher.is_none());
 }
 
 #[test]

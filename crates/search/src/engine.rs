@@ -18,7 +18,7 @@ use crate::{
     ids::SearchId,
     keyspace::Index,
     limits::{Limits, OverLimit, Usage},
-    outcome::{Event, Outcome, Release, Report, StopCause},
+    outcome::{Event, Outcome, Release, Report},
     progress::{Metrics, Progress},
     query::{Candidate, Query},
     scheduler::{Effects, Job, Scheduler, Wish},
@@ -404,9 +404,9 @@ impl Shared {
         }
     }
 
-    fn stop(&self, id: SearchId, cause: StopCause) {
+    fn stop(&self, id: SearchId) {
         let now = (self.clock)();
-        let effects = self.lock().stop(id, cause, now);
+        let effects = self.lock().stop(id, now);
         self.carry_out(effects);
     }
 
@@ -538,12 +538,11 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// Tells the search to stop, and for whom: every worker lets go of it within the slice that it is on, and a
-    /// search that waits for its turn or its reader ends at once. Does nothing to a search that has
-    /// ended.
-    pub fn stop(&self, cause: StopCause) {
+    /// Stops the search: every worker lets go of it within the slice that it is on, and a search that waits
+    /// for its turn or its reader ends at once. Does nothing to a search that has ended.
+    pub fn stop(&self) {
         if let Some(id) = self.id {
-            self.shared.stop(id, cause);
+            self.shared.stop(id);
         }
     }
 

@@ -55,7 +55,7 @@ pub use keyspace::{Alphabet, AlphabetError, Index, Keyspace, KeyspaceError};
 pub use limits::{Limits, OverLimit, Usage};
 pub use name::{DesiredName, Distance, NameError, Nearest, NegativeDistance};
 pub use odds::Odds;
-pub use outcome::{Event, Outcome, Report, StopCause};
+pub use outcome::{Event, Outcome, Report};
 pub use progress::{Ended, Metrics, Progress, SearchState};
 pub use query::{Candidate, Impossible, Query};
 pub use sought::{Found, Sought};

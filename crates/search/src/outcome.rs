@@ -1,6 +1,6 @@
 //! A search's events and outcome.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use crate::{
     cursor::Cursor,
@@ -25,13 +25,9 @@ pub enum Outcome {
         /// When a second's worth of the quota will be there again.
         retry_after: Duration,
     },
-    /// It was told to stop.
-    Cancelled {
-        /// Who wanted that.
-        cause: StopCause,
-        /// Where the search can go on.
-        cursor: Cursor,
-    },
+    /// A [`Stopper`](crate::Stopper) stopped it, or its handle or the engine was dropped. The search can
+    /// resume from here.
+    Stopped(Cursor),
     /// The backend panicked; what came before can be relied on.
     Failed(Cursor),
 }
@@ -72,31 +68,3 @@ pub struct Report {
 }
 
 pub(crate) type Release = Box<dyn FnOnce(Report) + Send>;
-
-/// Who wanted a search to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum StopCause {
-    /// Whoever asked for it: it was cancelled, or its handle dropped.
-    Client,
-    /// Its time was up.
-    Deadline,
-    /// Whoever operates the engine.
-    Operator,
-    /// The engine is shutting down.
-    Drain,
-    /// Whoever watches over its reader, who takes nothing.
-    Unread,
-}
-
-impl fmt::Display for StopCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            StopCause::Client => "client",
-            StopCause::Deadline => "deadline",
-            StopCause::Operator => "operator",
-            StopCause::Drain => "drain",
-            StopCause::Unread => "unread",
-        })
-    }
-}

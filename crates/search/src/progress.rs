@@ -1,9 +1,6 @@
 //! What can be seen of the engine and of a search while it is going on.
 
-use crate::{
-    keyspace::Index,
-    outcome::{Outcome, StopCause},
-};
+use crate::{keyspace::Index, outcome::Outcome};
 
 /// What the engine has done, and is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,16 +68,8 @@ pub struct Ended {
     pub budget_spent: u64,
     /// With their client's quota spent.
     pub quota_spent: u64,
-    /// Because whoever asked for them did not want them any more.
-    pub by_client: u64,
-    /// Because their time was up.
-    pub by_deadline: u64,
-    /// Because an operator stopped them.
-    pub by_operator: u64,
-    /// Because the engine was shutting down.
-    pub by_drain: u64,
-    /// Because their readers took nothing.
-    pub by_unread: u64,
+    /// Because they were stopped.
+    pub stopped: u64,
     /// With a panic.
     pub failed: u64,
 }
@@ -93,13 +82,7 @@ impl Ended {
             Outcome::Exhausted => &mut self.exhausted,
             Outcome::BudgetSpent(_) => &mut self.budget_spent,
             Outcome::QuotaSpent { .. } => &mut self.quota_spent,
-            Outcome::Cancelled { cause, .. } => match cause {
-                StopCause::Client => &mut self.by_client,
-                StopCause::Deadline => &mut self.by_deadline,
-                StopCause::Operator => &mut self.by_operator,
-                StopCause::Drain => &mut self.by_drain,
-                StopCause::Unread => &mut self.by_unread,
-            },
+            Outcome::Stopped(_) => &mut self.stopped,
             Outcome::Failed(_) => &mut self.failed,
         };
         *ended += 1;

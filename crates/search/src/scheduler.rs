@@ -28,7 +28,7 @@ use crate::{
     ids::{JobId, SearchId},
     keyspace::Index,
     limits::{Accounts, Limits, OverLimit, Usage},
-    outcome::{Event, Outcome, Release, Report, StopCause},
+    outcome::{Event, Outcome, Release, Report},
     progress::{Metrics, Progress, SearchState},
     query::{Candidate, Query},
     set::Set,
@@ -202,7 +202,7 @@ struct InFlight {
 
 #[derive(Clone, Copy)]
 enum Stop {
-    Asked(StopCause),
+    Asked,
     Panicked,
     /// When there will be some of the quota again.
     Quota(Duration),
@@ -378,15 +378,15 @@ impl Scheduler {
 
     /// Tells a search to stop. Its cores are free once the slices that serve it have come back; without
     /// any, at once. A search that has ended stays as it ended.
-    pub(crate) fn stop(&mut self, id: SearchId, cause: StopCause, now: Duration) -> Effects {
+    pub(crate) fn stop(&mut self, id: SearchId, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        self.tell(id, now, Stop::Asked(cause), &mut effects);
+        self.tell(id, now, Stop::Asked, &mut effects);
         effects
     }
 
     /// Stops a search whose handle is gone, and forgets it when its last worker has let go.
     pub(crate) fn abandon(&mut self, id: SearchId, now: Duration) -> Effects {
-        let mut effects = self.stop(id, StopCause::Client, now);
+        let mut effects = self.stop(id, now);
         if let Some(entry) = self.searches.get_mut(&id) {
             entry.abandoned = true;
             effects
@@ -402,7 +402,7 @@ impl Scheduler {
         let mut effects = Effects::default();
         let ids: Vec<SearchId> = self.searches.keys().copied().collect();
         for id in ids {
-            self.tell(id, now, Stop::Asked(StopCause::Drain), &mut effects);
+            self.tell(id, now, Stop::Asked, &mut effects);
         }
         effects
     }
@@ -1070,10 +1070,7 @@ impl Entry {
         let (_, why) = self.stopped?;
         // What the workers still bring back belongs to the frontier that the cursor tells.
         self.jobs.is_empty().then(|| match why {
-            Stop::Asked(cause) => Outcome::Cancelled {
-                cause,
-                cursor: cursor(),
-            },
+            Stop::Asked => Outcome::Stopped(cursor()),
             Stop::Quota(retry_after) => Outcome::QuotaSpent {
                 cursor: cursor(),
                 retry_after,

@@ -16,7 +16,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Backend, Client, Distance, Engine, Event, Found, Index, Outcome, Query, Sought, StopCause,
+    Backend, Client, Distance, Engine, Event, Found, Index, Outcome, Query, Sought,
 };
 
 /// Finds nothing, at once.
@@ -67,14 +67,14 @@ fn run(workers: usize, is_at_hand: bool, stop: bool) {
         })
         .unwrap();
     if stop {
-        search.stopper().stop(StopCause::Client);
+        search.stopper().stop();
     }
     let Event::Ended(outcome) = search.blocking_next() else {
         panic!("it has no candidates");
     };
     match outcome {
         Outcome::BudgetSpent(cursor) => assert_eq!(cursor.frontier(), 1500),
-        Outcome::Cancelled { cursor, .. } => assert!(stop && cursor.frontier() <= 1500),
+        Outcome::Stopped(cursor) => assert!(stop && cursor.frontier() <= 1500),
         other => panic!("{other:?}"),
     }
     drop(search);
@@ -114,7 +114,7 @@ fn a_stop_from_another_thread_is_never_lost() {
         };
         let mut search = engine.search(Client::default(), query(), released).unwrap();
         let stopper = search.stopper();
-        let other = loom::thread::spawn(move || stopper.stop(StopCause::Operator));
+        let other = loom::thread::spawn(move || stopper.stop());
         assert!(matches!(search.blocking_next(), Event::Ended(_)));
         other.join().unwrap();
         drop(search);

@@ -14,7 +14,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
     Algorithm, Alphabet, Anchor, Backend, Candidate, Client, Cursor, DesiredName, Distance,
     Encoding, Engine, Event, Found, Index, Kernel, Keyspace, Outcome, Query, Report, Search,
-    Sought, Spelling, StopCause,
+    Sought, Spelling,
 };
 use proptest::prelude::*;
 use sha1::Digest;
@@ -169,13 +169,13 @@ proptest! {
                         told.extend(more);
                     }
                 }
-                search.stopper().stop(StopCause::Client);
+                search.stopper().stop();
             }
             let (more, outcome) = run(&mut search);
             told.extend(more);
             match outcome {
                 // The text is what people carry from one to the next.
-                Outcome::Cancelled { cursor, .. } => {
+                Outcome::Stopped(cursor) => {
                     next = cursor.to_string().parse::<Cursor>().unwrap().query();
                 }
                 outcome => break outcome,
@@ -584,10 +584,7 @@ fn a_dropped_search_is_released() {
         }
         drop(search);
         let report = report.recv().unwrap();
-        assert!(
-            matches!(report.outcome, Outcome::Cancelled { .. }),
-            "{report:?}"
-        );
+        assert!(matches!(report.outcome, Outcome::Stopped(_)), "{report:?}");
         assert!(report.stop_latency.is_some());
     }
 }
@@ -598,7 +595,7 @@ fn dropping_the_engine_stops_every_search_and_their_handles_say_so() {
     let mut searches: Vec<_> = (0..100).map(|_| released(&engine, hard())).collect();
     drop(engine);
     for (search, report) in &mut searches {
-        assert!(matches!(run(search).1, Outcome::Cancelled { .. }));
+        assert!(matches!(run(search).1, Outcome::Stopped(_)));
         assert!(report.recv().is_ok());
     }
 }
@@ -632,8 +629,8 @@ fn a_panic_in_the_backend_ends_one_search_and_no_other() {
     while healthy.frontier() < before + 100_000 {
         std::thread::yield_now();
     }
-    healthy.stopper().stop(StopCause::Client);
-    assert!(matches!(run(&mut healthy).1, Outcome::Cancelled { .. }));
+    healthy.stopper().stop();
+    assert!(matches!(run(&mut healthy).1, Outcome::Stopped(_)));
 }
 
 /// Counts what is tried, to see that a parked search takes no core.
@@ -688,6 +685,6 @@ fn a_search_that_nobody_reads_is_parked() {
     drop(unread);
     assert!(matches!(
         report.recv().unwrap().outcome,
-        Outcome::Cancelled { .. }
+        Outcome::Stopped(_)
     ));
 }

@@ -12,7 +12,6 @@ use std::{
 use anyhow::{Context, Result};
 use hashfinder_search::{
     Candidate, Client, Cursor, Distance, Engine, Event, Index, Kernel, Outcome, Query, Search,
-    StopCause,
 };
 
 use super::{Ending, Finding, Source, Stopper, Told, status::Status, summary_of};
@@ -157,7 +156,7 @@ impl LocalSearch {
             Outcome::Ideal(candidate) => Ending::Found(self.found(candidate)),
             Outcome::Exhausted => Ending::Exhausted,
             Outcome::BudgetSpent(cursor) => self.budget_spent(cursor.frontier()),
-            Outcome::Cancelled { cursor, .. } => Ending::Stopped(again(cursor)),
+            Outcome::Stopped(cursor) => Ending::Stopped(again(cursor)),
             Outcome::Failed(cursor) => {
                 Ending::Failed("the search failed".to_owned(), again(cursor))
             }
@@ -222,7 +221,7 @@ impl Source for LocalSearch {
         Box::new(move || {
             let mut stop = lock(&stop);
             stop.requested = true;
-            stop.stopper.stop(StopCause::Client);
+            stop.stopper.stop();
         })
     }
 

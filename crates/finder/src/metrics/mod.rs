@@ -31,7 +31,7 @@ pub(crate) use self::{
 };
 use crate::{
     log::LostLines,
-    rpc::{CallError, RateLimits, Searches, Unfit},
+    rpc::{CallError, RateLimits, Searches, StopCause, Unfit},
     trace::Traces,
     transport::{self, Tls},
 };
@@ -47,6 +47,8 @@ const STOP_BUCKETS: u16 = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct Counts {
     refused: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Searches that were stopped, by their causes.
+    stopped: [Counter; StopCause::ALL.len()],
     stop_seconds: Histogram,
 }
 
@@ -61,6 +63,7 @@ impl Default for Counts {
         }
         Counts {
             refused,
+            stopped: Default::default(),
             stop_seconds: Histogram::new(buckets),
         }
     }
@@ -72,9 +75,19 @@ impl Counts {
         self.refused.get_or_create(&[("reason", reason)]).inc();
     }
 
-    /// The last worker has let go of a search so long after it was told to stop.
-    pub(crate) fn stopped(&self, after: Duration) {
-        self.stop_seconds.observe(after.as_secs_f64());
+    /// Counts a search that was stopped.
+    pub(crate) fn search_stopped(&self, cause: StopCause) {
+        self.stopped[cause as usize].inc();
+    }
+
+    /// Returns how many searches were stopped, by their causes.
+    pub(crate) fn stopped(&self) -> [(StopCause, u64); StopCause::ALL.len()] {
+        StopCause::ALL.map(|cause| (cause, self.stopped[cause as usize].get()))
+    }
+
+    /// Adds the time from a stop request to the release of the search by its last worker.
+    pub(crate) fn stop_took(&self, time: Duration) {
+        self.stop_seconds.observe(time.as_secs_f64());
     }
 }
 
@@ -143,23 +156,22 @@ impl Collector for Server {
             ],
         )?;
         let ended = &engine.ended;
+        let mut by_end = vec![
+            ("found", ended.ideal),
+            ("keyspace_exhausted", ended.exhausted),
+            ("hash_budget_spent", ended.budget_spent),
+            ("hash_quota_spent", ended.quota_spent),
+        ];
+        // The engine does not know why it is told to stop a search.
+        let stopped = self.searches.stopped();
+        by_end.extend(stopped.map(|(cause, count)| (cause.name(), count)));
+        by_end.push(("panic", ended.failed));
         page.each(
             "searches_ended",
             "Searches that have ended, by how.",
             "how",
             ConstCounter::<u64>::new,
-            &[
-                ("found", ended.ideal),
-                ("keyspace_exhausted", ended.exhausted),
-                ("hash_budget_spent", ended.budget_spent),
-                ("hash_quota_spent", ended.quota_spent),
-                ("client", ended.by_client),
-                ("deadline", ended.by_deadline),
-                ("operator", ended.by_operator),
-                ("drain", ended.by_drain),
-                ("unread", ended.by_unread),
-                ("panic", ended.failed),
-            ],
+            &by_end,
         )?;
         page.counter("hashes", "Hashes computed.", engine.hashes)?;
         page.counter(

@@ -8,13 +8,14 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_search::{Candidate, Event, Outcome, Progress, Query, Search, StopCause};
+use hashfinder_search::{Candidate, Event, Outcome, Progress, Query, Search};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Code;
 use tonic_cancel::CallContext;
 
 use super::{
-    call::Call, registry::Registry, searches::cause_of, status::CallError, told_to_stop::ToldToStop,
+    record::Record, registry::Registry, status::CallError, stop_cause::StopCause,
+    told_to_stop::ToldToStop,
 };
 
 /// How many candidates make a frame that costs its reader no more than its bytes. HTTP/2
@@ -25,13 +26,12 @@ pub(super) const FULL_FRAME: usize = 8;
 /// How long candidates that do not fill a frame are kept for others to join them.
 const FRAME_PACE: Duration = Duration::from_millis(10);
 
-/// A search on behalf of a call. Dropping it, as tonic does when the client is gone, stops the
-/// search.
+/// A search on behalf of a call. Dropping it stops the search; tonic drops it when the client is gone.
 pub(super) struct Answer {
     context: CallContext,
     search: Search,
     query: Query,
-    call: Arc<Call>,
+    record: Arc<Record>,
     registry: Arc<Registry>,
     told_to_stop: ToldToStop,
     /// Until when only a full frame goes out.
@@ -40,11 +40,11 @@ pub(super) struct Answer {
 }
 
 impl Drop for Answer {
-    /// Tells the search why, which it could not know of its handle's being dropped.
+    /// Notes why. The search itself is stopped when its handle is dropped, right after this.
     fn drop(&mut self) {
-        if let Some(reason) = self.context.cancel_reason() {
-            self.search.stopper().stop(cause_of(reason));
-        }
+        let reason = self.context.cancel_reason();
+        self.record
+            .note_stop(reason.map_or(StopCause::Client, StopCause::from));
     }
 }
 
@@ -53,7 +53,7 @@ impl Answer {
         context: CallContext,
         search: Search,
         query: Query,
-        call: Arc<Call>,
+        record: Arc<Record>,
         registry: Arc<Registry>,
         maximum_hashes: NonZeroU64,
     ) -> Answer {
@@ -63,15 +63,15 @@ impl Answer {
             context,
             search,
             query,
-            call,
+            record,
             registry,
             maximum_hashes,
         }
     }
 
-    /// The call that it is for.
-    pub(super) fn call(&self) -> &Call {
-        &self.call
+    /// Returns the search's record.
+    pub(super) fn record(&self) -> &Record {
+        &self.record
     }
 
     /// What is searched for.
@@ -79,9 +79,9 @@ impl Answer {
         &self.query
     }
 
-    /// By which it is listed from now on, also if it has ended.
-    pub(super) fn id(&self) -> Arc<str> {
-        self.registry.add(&self.call, self.search.stopper())
+    /// Lists the search, also if it has ended. Returns its id.
+    pub(super) fn list(&self) -> Arc<str> {
+        self.registry.list(&self.record)
     }
 
     /// How many secrets will be tried at most.
@@ -97,15 +97,15 @@ impl Answer {
     /// The next candidates when there are `at_least` so many, or no more will come, then the end.
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
         if let Poll::Ready(reason) = self.told_to_stop.poll(cx) {
-            let cause = reason.map_or(StopCause::Client, cause_of);
-            self.search.stopper().stop(cause);
+            self.record
+                .stop(reason.map_or(StopCause::Client, StopCause::from));
         }
         let event = self.search.poll_next(cx, at_least);
         if let Poll::Ready(Event::Ended(outcome)) = &event {
             // Before its reader knows, so that the list never says otherwise. One that ended at once has
             // said so itself.
             if let Some(progress) = self.progress() {
-                self.registry.ended(&self.call, outcome, progress.tests);
+                self.registry.ended(&self.record, outcome, progress.tests);
             }
         }
         event
@@ -151,7 +151,7 @@ impl Answer {
                 cursor,
                 retry_after,
             },
-            Outcome::Cancelled { cause, cursor } => self.call.stopped(cause, cursor),
+            Outcome::Stopped(cursor) => self.record.stopped(cursor),
             Outcome::Failed(cursor) => CallError::Failed(cursor),
             other => CallError::Broken {
                 code: Code::Internal,

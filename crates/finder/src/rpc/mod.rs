@@ -9,10 +9,12 @@ pub(crate) mod fuzzing;
 mod hash_name;
 mod query;
 mod rate_limit;
+mod record;
 mod refusals;
 mod registry;
 mod searches;
 mod status;
+mod stop_cause;
 mod told_to_stop;
 
 pub(crate) use edge::{EdgeLayer, EdgeService};
@@ -24,6 +26,7 @@ pub(crate) use rate_limit::{AddressLimits, RateLimitLayer, RateLimitService, Rat
 pub(crate) use refusals::{Refusals, Unfit};
 pub(crate) use searches::{Limits, Searches};
 pub(crate) use status::{CallError, Details};
+pub(crate) use stop_cause::StopCause;
 
 /// The descriptors of all services that a server has, also those that are not ours.
 pub(crate) const ALL_DESCRIPTORS: [&[u8]; 4] = [

@@ -1,4 +1,4 @@
-//! The list of the searches that are going on, and of those that have ended lately.
+//! The list of the searches that are under way or ended lately.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -7,9 +7,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use hashfinder_search::{Outcome, Stopper};
+use hashfinder_search::Outcome;
 
-use super::call::Call;
+use super::record::Record;
 use crate::transport::ClientName;
 
 /// How many of one client's ended searches are kept: enough to find the one that somebody asks about,
@@ -35,8 +35,8 @@ pub(super) struct Viewer {
 }
 
 impl Viewer {
-    fn sees(&self, call: &Call) -> bool {
-        self.is_operator || *call.client() == self.client
+    fn sees(&self, record: &Record) -> bool {
+        self.is_operator || *record.client() == self.client
     }
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct List {
     next: Place,
-    calls: BTreeMap<Place, Arc<Call>>,
+    records: BTreeMap<Place, Arc<Record>>,
     places: HashMap<Arc<str>, Place>,
     /// The places of those that have ended, in the order of their ends.
     ended: HashMap<ClientName, VecDeque<Place>>,
@@ -59,42 +59,43 @@ struct List {
 }
 
 impl Registry {
-    /// Lists a call, and gives the id by which it is known. One that is listed keeps its id.
-    pub(super) fn add(&self, call: &Arc<Call>, stopper: Stopper) -> Arc<str> {
-        if let Some(id) = call.id() {
+    /// Lists a search and returns its new id. A search that is listed already keeps its id.
+    pub(super) fn list(&self, record: &Arc<Record>) -> Arc<str> {
+        if let Some(id) = record.id() {
             return id;
         }
         let mut list = self.lock();
         let place = list.next;
         list.next += 1;
         let id = self.id(place);
-        // With the lock held, so that whoever ends it from now on finds it in the list.
-        let has_ended = call.list(Arc::clone(&id), stopper);
-        list.calls.insert(place, Arc::clone(call));
+        // Under the lock, so that a search that ends from now on is found in the list.
+        let has_ended = record.set_id(Arc::clone(&id));
+        list.records.insert(place, Arc::clone(record));
         list.places.insert(Arc::clone(&id), place);
         if has_ended {
-            list.retire(place, call.client());
+            list.retire(place, record.client());
         }
         id
     }
 
-    /// A search has ended, as its reader was told, or with its last worker: whichever comes first.
-    pub(super) fn ended(&self, call: &Call, outcome: &Outcome, hashes: u64) {
-        if call.search_ended(outcome, hashes)
-            && let Some(id) = call.id()
+    /// Keeps how a search ended. Its reader and its last worker both report the end, and the first report
+    /// counts.
+    pub(super) fn ended(&self, record: &Record, outcome: &Outcome, hashes: u64) {
+        if record.ended(outcome, hashes)
+            && let Some(id) = record.id()
         {
             let mut list = self.lock();
             if let Some(place) = list.places.get(&id).copied() {
-                list.retire(place, call.client());
+                list.retire(place, record.client());
             }
         }
     }
 
     /// The search with this id, if the viewer may see it.
-    pub(super) fn find(&self, viewer: &Viewer, id: &str) -> Option<Arc<Call>> {
+    pub(super) fn find(&self, viewer: &Viewer, id: &str) -> Option<Arc<Record>> {
         let list = self.lock();
-        let call = list.calls.get(list.places.get(id)?)?;
-        viewer.sees(call).then(|| Arc::clone(call))
+        let record = list.records.get(list.places.get(id)?)?;
+        viewer.sees(record).then(|| Arc::clone(record))
     }
 
     /// The searches that the viewer sees, the oldest first: all of them, or those behind a place, and of
@@ -104,22 +105,15 @@ impl Registry {
         viewer: &Viewer,
         client: Option<&str>,
         after: Option<Place>,
-    ) -> Vec<(Place, Arc<Call>)> {
+    ) -> Vec<(Place, Arc<Record>)> {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
         let list = self.lock();
-        let calls = list.calls.range((after, Bound::Unbounded));
-        calls
-            .filter(|(_, call)| viewer.sees(call))
-            .filter(|(_, call)| client.is_none_or(|client| *call.client().0 == *client))
-            .map(|(place, call)| (*place, Arc::clone(call)))
+        let records = list.records.range((after, Bound::Unbounded));
+        records
+            .filter(|(_, record)| viewer.sees(record))
+            .filter(|(_, record)| client.is_none_or(|client| *record.client().0 == *client))
+            .map(|(place, record)| (*place, Arc::clone(record)))
             .collect()
-    }
-
-    /// The searches that have not ended.
-    pub(super) fn live(&self) -> Vec<Arc<Call>> {
-        let list = self.lock();
-        let calls = list.calls.values().filter(|call| !call.has_ended());
-        calls.cloned().collect()
     }
 
     /// A text from which a list goes on behind a place; nobody can read or make one but this process.
@@ -175,9 +169,9 @@ impl List {
         if places.is_empty() {
             self.ended.remove(client);
         }
-        if let Some(call) = oldest.and_then(|place| self.calls.remove(&place)) {
+        if let Some(record) = oldest.and_then(|place| self.records.remove(&place)) {
             self.ended_count -= 1;
-            if let Some(id) = call.id() {
+            if let Some(id) = record.id() {
                 self.places.remove(&id);
             }
         }
@@ -187,37 +181,21 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hashfinder_search::{Client, Distance, Engine, Kernel, Query};
-    use std::{collections::HashSet, time::Duration};
-
-    fn query() -> Query {
-        Query::new("aa".parse().unwrap(), Distance::ZERO).unwrap()
-    }
-
-    /// What stops nothing.
-    fn stopper() -> Stopper {
-        let engine = Engine::start(1, Kernel::best(), || Duration::ZERO).unwrap();
-        let search = engine.search(Client::default(), query(), |_| {});
-        search.unwrap().stopper()
-    }
+    use hashfinder_search::{Distance, Query};
+    use std::collections::HashSet;
 
     fn name(number: usize) -> ClientName {
         ClientName(format!("ip:10.0.0.{number}").into())
     }
 
-    fn call(client: usize) -> Arc<Call> {
-        Arc::new(Call::new(
-            "a.Service/Method",
-            None,
-            None,
-            name(client),
-            &query(),
-        ))
+    fn record(client: usize) -> Arc<Record> {
+        let query = Query::new("aa".parse().unwrap(), Distance::ZERO).unwrap();
+        Arc::new(Record::new("a.Service/Method", name(client), &query))
     }
 
     fn ids(registry: &Registry, viewer: &Viewer) -> Vec<Arc<str>> {
         let seen = registry.seen_by(viewer, None, None).into_iter();
-        seen.map(|(_, call)| call.id().unwrap()).collect()
+        seen.map(|(_, record)| record.id().unwrap()).collect()
     }
 
     fn viewer(client: usize) -> Viewer {
@@ -229,21 +207,21 @@ mod tests {
 
     #[test]
     fn those_that_have_ended_are_bounded_and_nobody_pushes_out_others() {
-        let (registry, stopper) = (Registry::default(), stopper());
-        let end = |call: &Call| registry.ended(call, &Outcome::Exhausted, 0);
+        let registry = Registry::default();
+        let end = |record: &Record| registry.ended(record, &Outcome::Exhausted, 0);
         let add = |client| {
-            let call = call(client);
-            registry.add(&call, stopper.clone());
-            call
+            let record = record(client);
+            registry.list(&record);
+            record
         };
         let running = add(0);
         let few: Vec<Arc<str>> = (0..3)
             .map(|_| {
-                let call = add(0);
-                end(&call);
-                // Once is enough.
-                end(&call);
-                call.id().unwrap()
+                let record = add(0);
+                end(&record);
+                // A second report of the end changes nothing.
+                end(&record);
+                record.id().unwrap()
             })
             .collect();
         // Each of them has as many as it may, and all together more than there may be.
@@ -270,16 +248,16 @@ mod tests {
         assert_eq!(ended, ENDED);
         drop(list);
         // One that had ended when it came is none that is going on.
-        let late = call(0);
+        let late = record(0);
         end(&late);
-        registry.add(&late, stopper);
+        registry.list(&late);
         assert_eq!(registry.lock().ended[&name(0)].len(), 4);
     }
 
     #[test]
     fn only_those_who_may_see_a_search_find_it() {
         let registry = Registry::default();
-        let id = registry.add(&call(1), stopper());
+        let id = registry.list(&record(1));
         assert!(registry.find(&viewer(1), &id).is_some());
         assert!(registry.find(&viewer(2), &id).is_none());
         let operator = Viewer {

@@ -8,17 +8,19 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_search::{Client, Engine, Metrics, OverLimit, Query, Quota, StopCause};
+use hashfinder_search::{Client, Engine, Metrics, Outcome, OverLimit, Query, Quota};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tonic::{Request, Status};
 use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
 
 use super::{
     answer::Answer,
-    call::{Call, name_of},
+    call::{Call, OpenCalls, name_of},
+    record::Record,
     refusals::Refusals,
     registry::{Registry, Viewer},
     status::CallError,
+    stop_cause::StopCause,
 };
 use crate::{
     auth::{Principal, Role},
@@ -61,6 +63,7 @@ pub(crate) struct Searches {
     limits: Limits,
     room: WorkLimit,
     registry: Arc<Registry>,
+    open_calls: OpenCalls,
     counts: Counts,
     refusals: Refusals,
 }
@@ -73,6 +76,7 @@ impl Searches {
             counts,
             room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
             registry: Arc::default(),
+            open_calls: OpenCalls::default(),
             limits,
         }
     }
@@ -102,6 +106,11 @@ impl Searches {
         self.engine.metrics()
     }
 
+    /// Returns how many searches were stopped, by their causes.
+    pub(crate) fn stopped(&self) -> [(StopCause, u64); StopCause::ALL.len()] {
+        self.counts.stopped()
+    }
+
     /// What a caller may see.
     pub(super) fn viewer(&self, caller: &Caller) -> Viewer {
         Viewer {
@@ -128,26 +137,30 @@ impl Searches {
         let client = self.client(&name, caller);
         let until = Instant::now() + PERMIT_PATIENCE;
         let mut pause = FIRST_PAUSE;
-        let (search, call) = loop {
+        let (search, record, call) = loop {
             let guard = self.room(&caller.context, until).await?;
+            let record = Arc::new(Record::new(method, name.clone(), &query));
             let peer = caller.peer.clone();
             let open = caller.open.clone();
-            let call = Call::new(method, peer, open, name.clone(), &query);
-            let call = Arc::new(call.traced(caller.span.clone()));
-            let (at_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
+            let call = Arc::new(Call::new(&record, peer, open, caller.span.clone()));
+            let (of_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let counts = self.counts.clone();
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
-                registry.ended(&at_release, &report.outcome, report.tests);
-                if let Some(latency) = report.stop_latency {
-                    counts.stopped(latency);
+                let record = of_release.record();
+                registry.ended(record, &report.outcome, report.tests);
+                if let Outcome::Stopped(_) = report.outcome {
+                    counts.search_stopped(record.stop_cause());
                 }
-                at_release.released(report);
+                if let Some(latency) = report.stop_latency {
+                    counts.stop_took(latency);
+                }
+                of_release.released(report);
                 // It is the work's: it goes back when the last worker has let go, and after the log and the
                 // span were told, for a drain waits for it.
                 drop(guard);
             });
             match search {
-                Ok(search) => break (search, call),
+                Ok(search) => break (search, record, call),
                 // As for a permit, and for the same reason.
                 Err(
                     OverLimit::SearchesOfClient { .. } | OverLimit::SearchesOfConnection { .. },
@@ -159,37 +172,42 @@ impl Searches {
             }
         };
         let stopper = search.stopper();
-        // One that ended with its first secrets is over before anybody could ask for it.
-        if stopper.progress().is_some() {
-            self.registry.add(&call, stopper.clone());
+        // A search that ended with its first secrets has none: it ended before a client could ask for it.
+        let is_under_way = stopper.progress().is_some();
+        record.started(stopper);
+        if is_under_way {
+            self.open_calls.add(self.registry.list(&record), &call);
         }
-        // A stream that nobody reads is not polled, so its end has to reach the work by itself.
-        let ending = Arc::clone(&call);
+        // The server does not poll a stream that its client does not read, so the end of the call has to stop the search
+        // by itself.
+        let open_calls = self.open_calls.clone();
         caller.context.add_callback(move |end| {
-            stopper.stop(end.cancelled.map_or(StopCause::Client, cause_of));
-            ending.call_ended(end);
+            let record = call.record();
+            record.stop(end.cancelled.map_or(StopCause::Client, StopCause::from));
+            if let Some(id) = record.id() {
+                open_calls.remove(&id);
+            }
+            call.ended(end);
         });
         Ok(Answer::new(
             caller.context.clone(),
             search,
             query,
-            call,
+            record,
             Arc::clone(&self.registry),
             maximum_hashes,
         ))
     }
 
-    /// Tells the searches that came by a connection to stop, which is about to be closed.
+    /// Stops the searches of the calls of a connection, which is about to be closed.
     pub(crate) fn stop_those_of(&self, connection: u64) {
-        for call in self.registry.live() {
-            if call.is_of(connection) {
-                call.stop(StopCause::Drain);
-            }
+        for call in self.open_calls.which(|call| call.is_of(connection)) {
+            call.record().stop(StopCause::Drain);
         }
     }
 
-    /// Stops searches whose response has waited for its reader for so long, for as long as the server is
-    /// there. What such a search found is kept for its reader; what it holds of the engine is not.
+    /// Stops every search whose response has waited for its reader for `patience`, for as long as the future is
+    /// polled. What such a search found is kept for its reader; its place in the engine is not.
     ///
     /// Dropping the future lets them wait.
     pub(crate) async fn stop_unread(self: Arc<Self>, patience: Duration) {
@@ -197,10 +215,9 @@ impl Searches {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             looks.tick().await;
-            for call in self.registry.live() {
-                if call.unread_for().is_some_and(|unread| unread >= patience) {
-                    call.stop(StopCause::Unread);
-                }
+            let is_unread = |call: &Call| call.unread_for().is_some_and(|time| time >= patience);
+            for call in self.open_calls.which(is_unread) {
+                call.record().stop(StopCause::Unread);
             }
         }
     }
@@ -282,15 +299,5 @@ impl Caller {
 
     pub(super) fn peer(&self) -> Option<&Peer> {
         self.peer.as_ref()
-    }
-}
-
-/// Who wants a search to stop whose call was cancelled.
-pub(super) fn cause_of(reason: CancelReason) -> StopCause {
-    match reason {
-        CancelReason::DeadlineExceeded => StopCause::Deadline,
-        CancelReason::Server => StopCause::Operator,
-        CancelReason::Drain => StopCause::Drain,
-        _ => StopCause::Client,
     }
 }

@@ -182,7 +182,7 @@ impl World {
     }
 
     fn stop(&mut self, id: SearchId) {
-        carry_out(self.scheduler.stop(id, StopCause::Client, self.now));
+        carry_out(self.scheduler.stop(id, self.now));
     }
 
     fn report(&self, id: SearchId) -> Option<Report> {
@@ -306,13 +306,7 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
     }
     let report = world.report(id).unwrap();
     assert_eq!(report.stop_latency, Some(world.now - asked));
-    assert_eq!(
-        report.outcome,
-        Outcome::Cancelled {
-            cause: StopCause::Client,
-            cursor: Cursor::new(&hard(), end)
-        }
-    );
+    assert_eq!(report.outcome, Outcome::Stopped(Cursor::new(&hard(), end)));
     assert_eq!((report.hashes, report.tests), (end, end));
     assert_eq!(world.poll(id), Poll::Ready(Event::Ended(report.outcome)));
 }
@@ -351,10 +345,7 @@ fn a_search_that_waits_for_its_turn_stops_without_one() {
         (report.hashes, report.stop_latency),
         (0, Some(Duration::ZERO))
     );
-    let expected = Outcome::Cancelled {
-        cause: StopCause::Client,
-        cursor: Cursor::new(&hard(), 0),
-    };
+    let expected = Outcome::Stopped(Cursor::new(&hard(), 0));
     assert_eq!(report.outcome, expected);
     assert!(world.slice().is_none());
 }
@@ -924,7 +915,7 @@ impl Watched {
                 assert_eq!(cursor.frontier(), self.end);
                 self.end
             }
-            Outcome::Cancelled { cursor, .. } => {
+            Outcome::Stopped(cursor) => {
                 assert!(self.stopped);
                 cursor.frontier()
             }

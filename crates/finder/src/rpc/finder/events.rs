@@ -16,7 +16,7 @@ use tonic::{Code, Status};
 use super::{figures, padding};
 use crate::rpc::{
     answer::{Answer, FULL_FRAME},
-    call::wire_state,
+    record::wire_state,
     v1pb::{Accepted, Candidate, Progress, SearchEnded, SearchEvent, search_event::Event},
 };
 
@@ -47,7 +47,7 @@ impl Events {
     ) -> Events {
         let known = odds.as_ref().ok().and_then(Option::as_ref);
         let accepted = Event::Accepted(Accepted {
-            search_id: answer.id().to_string(),
+            search_id: answer.list().to_string(),
             odds: known.map(figures::odds),
             maximum_hashes: answer.maximum_hashes().get(),
         });
@@ -55,7 +55,7 @@ impl Events {
         // Who was slow to read is told how things stand now, and not what was missed.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Events {
-            told: (answer.call().began(), 0),
+            told: (answer.record().began(), 0),
             answer,
             odds,
             ready: VecDeque::from([accepted.into()]),
@@ -111,7 +111,7 @@ impl Events {
             self.ready.push_back(wire(query, *found, true).into());
         }
         // The search has ended, so there is one.
-        let ended: SearchEnded = self.answer.call().end().unwrap_or_default();
+        let ended: SearchEnded = self.answer.record().end().unwrap_or_default();
         self.ready.push_back(Event::Ended(ended).into());
         let end = self.answer.conclude(outcome, Code::ResourceExhausted);
         self.end = Some(end.map(drop).map_err(Status::from));
@@ -146,7 +146,7 @@ impl Events {
         Progress {
             hashes: progress.tests,
             hashes_per_second: rate(progress.tests.saturating_sub(told), told_at),
-            average_hashes_per_second: rate(progress.tests, self.answer.call().began()),
+            average_hashes_per_second: rate(progress.tests, self.answer.record().began()),
             frontier: progress.frontier,
             chance_by_now: chance,
             state: wire_state(progress.state).into(),

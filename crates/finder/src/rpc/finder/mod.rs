@@ -13,8 +13,8 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::Cancelled,
     query,
+    record::CancelResult,
     registry::Viewer,
     searches::{Caller, Searches},
     status::{CallError, Canceller},
@@ -141,8 +141,8 @@ impl FinderService {
         };
         let mut response = ListSearchesResponse::default();
         let (mut last, mut bytes) = (None, 0);
-        for (place, call) in registry.seen_by(&filter.viewer, filter.client(), after) {
-            let summary = call.summary();
+        for (place, record) in registry.seen_by(&filter.viewer, filter.client(), after) {
+            let summary = record.summary();
             if !filter.takes(summary.state()) {
                 continue;
             }
@@ -197,9 +197,9 @@ impl FinderService {
             return Err(CallError::wrong("search_id", message));
         }
         let viewer = self.searches.viewer(caller);
-        let call = self.searches.registry().find(&viewer, &request.search_id);
-        let call = call.ok_or(CallError::NoSuchSearch)?;
-        let is_own = *call.client() == viewer.client;
+        let record = self.searches.registry().find(&viewer, &request.search_id);
+        let record = record.ok_or(CallError::NoSuchSearch)?;
+        let is_own = *record.client() == viewer.client;
         let by = if is_own {
             Canceller::Client
         } else {
@@ -207,9 +207,9 @@ impl FinderService {
         };
         // An operator's reasons are for whoever looks after the server; a client's own are nobody's.
         let noted = (by == Canceller::Operator).then_some(reason);
-        let summary = call.summary();
-        let cancelled = call.cancel(by, reason);
-        let had_ended = cancelled == Cancelled::HadEnded;
+        let summary = record.summary();
+        let cancelled = record.cancel(by, reason);
+        let had_ended = cancelled == CancelResult::HadEnded;
         tracing::info!(
             search = %request.search_id,
             peer = caller.peer().map(tracing::field::display),
@@ -217,10 +217,10 @@ impl FinderService {
             ?by,
             reason = noted,
             had_ended,
-            is_first = cancelled == Cancelled::Now,
+            is_first = cancelled == CancelResult::Now,
             "search cancelled",
         );
-        let search = if had_ended { call.summary() } else { summary };
+        let search = if had_ended { record.summary() } else { summary };
         Ok(CancelSearchResponse {
             search: Some(search),
             had_ended,

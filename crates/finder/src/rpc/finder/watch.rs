@@ -18,7 +18,7 @@ use tonic_cancel::CallContext;
 use super::{Filter, MESSAGE_BYTES, padding};
 use crate::{
     rpc::{
-        call::{Call, Mark},
+        record::{Mark, Record},
         registry::{Place, Viewer},
         searches::Searches,
         status::CallError,
@@ -104,7 +104,7 @@ pub(crate) struct Changes {
     filter: Filter,
     ticks: Interval,
     told: HashMap<Place, Told>,
-    ready: VecDeque<(Place, Arc<Call>)>,
+    ready: VecDeque<(Place, Arc<Record>)>,
     has_begun: bool,
     told_to_stop: ToldToStop,
     stage: Stage,
@@ -122,7 +122,7 @@ enum Stage {
 
 /// What was told of a search.
 struct Told {
-    call: Arc<Call>,
+    record: Arc<Record>,
     mark: Mark,
     /// Whether it was one of those that are watched.
     is_watched: bool,
@@ -165,10 +165,10 @@ impl Changes {
         let registry = self.searches.registry();
         let listed = registry.seen_by(viewer, self.filter.client(), None);
         let mut told = HashMap::with_capacity(listed.len());
-        for (place, call) in listed {
+        for (place, record) in listed {
             let now = match self.told.remove(&place) {
                 Some(before) if before.is_final() => Some(before),
-                before => self.compare(place, call, before.as_ref()),
+                before => self.compare(place, record, before.as_ref()),
             };
             if let Some(now) = now {
                 told.insert(place, now);
@@ -177,16 +177,21 @@ impl Changes {
         // What is left is not listed any more. Its end may have been told, or may not.
         for (place, before) in mem::take(&mut self.told) {
             if !before.is_final() {
-                let call = Arc::clone(&before.call);
-                self.compare(place, call, Some(&before));
+                let record = Arc::clone(&before.record);
+                self.compare(place, record, Some(&before));
             }
         }
         self.told = told;
     }
 
     /// Gets a search ready to be told if there is news of it, and gives what there is to remember.
-    fn compare(&mut self, place: Place, call: Arc<Call>, before: Option<&Told>) -> Option<Told> {
-        let mark = call.mark();
+    fn compare(
+        &mut self,
+        place: Place,
+        record: Arc<Record>,
+        before: Option<&Told>,
+    ) -> Option<Told> {
+        let mark = record.mark();
         let is_watched = self.filter.takes(mark.state());
         let is_news = match before {
             Some(before) if is_watched => before.mark != mark || !before.is_watched,
@@ -195,10 +200,10 @@ impl Changes {
             None => is_watched,
         };
         if is_news {
-            self.ready.push_back((place, Arc::clone(&call)));
+            self.ready.push_back((place, Arc::clone(&record)));
         }
         (is_watched || before.is_some()).then_some(Told {
-            call,
+            record,
             mark,
             is_watched,
         })
@@ -209,9 +214,9 @@ impl Changes {
         let mut message = WatchSearchesResponse::default();
         let mut bytes = 0;
         while bytes <= MESSAGE_BYTES
-            && let Some((place, call)) = self.ready.pop_front()
+            && let Some((place, record)) = self.ready.pop_front()
         {
-            let summary = call.summary();
+            let summary = record.summary();
             if let Some(told) = self.told.get_mut(&place) {
                 told.mark = Mark::of(&summary);
                 told.is_watched = self.filter.takes(told.mark.state());

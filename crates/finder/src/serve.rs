@@ -342,11 +342,10 @@ pub(crate) fn served(
     let auth = AuthLayer::new(
         auth,
         Arc::clone(&rules),
-        calls.clone(),
         refusals.clone(),
         rate_limits.clone(),
     );
-    let limited = RateLimitLayer::new(rate_limits, rules, calls.clone(), refusals.clone());
+    let limited = RateLimitLayer::new(rate_limits, rules, refusals.clone());
     let edge = EdgeLayer::new(calls.clone(), refusals, request_timeout);
     let counted = CallsLayer { calls, traces };
     Ok(counted.layer(edge.layer(limited.layer(auth.layer(routes)))))

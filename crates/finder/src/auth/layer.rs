@@ -16,18 +16,16 @@ use super::{
     rules::{Rule, Rules},
 };
 use crate::{
-    metrics::Calls,
-    rpc::{CallError, RateLimits, Refusals},
+    rpc::{CallError, CallInfo, RateLimits, Refusals},
     transport::{ClientName, Peer},
 };
 
 /// Finds out who makes a call, and ends those that their method's rule forbids, before any work. The
-/// others carry their [`Principal`] as an extension, and no credential any more.
+/// others have their [`Principal`] in their [`CallInfo`], and no credential any more.
 #[derive(Clone)]
 pub(crate) struct AuthLayer {
     auth: Arc<Auth>,
     rules: Arc<Rules>,
-    calls: Calls,
     refusals: Refusals,
     limits: RateLimits,
 }
@@ -40,14 +38,12 @@ impl AuthLayer {
     pub(crate) fn new(
         auth: Arc<Auth>,
         rules: Arc<Rules>,
-        calls: Calls,
         refusals: Refusals,
         limits: RateLimits,
     ) -> AuthLayer {
         AuthLayer {
             auth,
             rules,
-            calls,
             refusals,
             limits,
         }
@@ -60,17 +56,17 @@ impl AuthLayer {
         let (_, Rule::Needs(needed)) = self.rules.of_path(request.uri().path()) else {
             return Ok(());
         };
-        let peer = request.extensions().get::<Peer>().cloned();
-        let peer = peer.as_ref();
+        let info: &mut CallInfo = request.extensions_mut().get_or_insert_default();
+        let peer = info.peer.as_ref();
         let (error, client, why) = match self.principal(peer, &credentials) {
             Ok(principal) if principal.role >= needed => {
-                request.extensions_mut().insert(principal);
+                info.principal = Some(principal);
                 return Ok(());
             }
             Ok(principal) => (CallError::OperatorsOnly, Some(principal.name), None),
             Err(refused) => *refused,
         };
-        let method = self.calls.shown(request.uri().path());
+        let method = info.method.name();
         Err((self.refusals).refused_because(error, method, peer, client.as_ref(), why))
     }
 
@@ -199,7 +195,6 @@ mod tests {
             let layer = AuthLayer::new(
                 Arc::new(auth),
                 Arc::new(rules.clone()),
-                Calls::new(&ALL_DESCRIPTORS).unwrap(),
                 Refusals::new(Counts::default()),
                 RateLimits::new(AddressLimits {
                     calls_per_second: NonZeroU32::MIN,
@@ -214,7 +209,7 @@ mod tests {
             headers.insert("authorization", "Bearer secret".parse().unwrap());
             let admitted = layer.admit(&mut request);
             assert!(request.headers().is_empty());
-            let principal = request.extensions().get::<Principal>().cloned();
+            let principal = CallInfo::of(request.extensions()).principal.as_ref();
             let admitted = admitted.map(|()| principal.map(|principal| principal.role));
             admitted.map_err(|status| status.code())
         };

@@ -56,7 +56,7 @@ impl Role {
     }
 }
 
-/// Who makes a call; requests carry it as an extension.
+/// Who makes a call. Requests carry it in their [`CallInfo`](crate::rpc::CallInfo).
 #[derive(Clone, Debug)]
 pub(crate) struct Principal {
     pub(crate) name: ClientName,

@@ -22,8 +22,8 @@ use tower_service::Service;
 
 use crate::{
     passage::{Escort, Escorted, Passage, Polled},
+    rpc::{CallInfo, MethodName},
     trace::{CallSpan, Traces},
-    transport::Peer,
 };
 
 /// Every code, by its number, under the name that gRPC's metrics commonly have for it.
@@ -75,9 +75,7 @@ struct Families {
 /// The counters of one method, all there from the beginning, so that the first call is seen as an
 /// increase.
 struct Method {
-    /// As a path has them; of methods that there are not, the words that they share.
-    service: Arc<str>,
-    name: Arc<str>,
+    name: MethodName,
     /// Whether clients may send it more than one message.
     takes_stream: bool,
     started: Counter,
@@ -107,8 +105,7 @@ impl Calls {
                 Family::<OfEnd, Counter>::get_or_create_owned(&handled, &labels)
             });
             Arc::new(Method {
-                service: service.into(),
-                name: name.into(),
+                name: MethodName::new(service, name),
                 takes_stream: ["client_stream", "bidi_stream"].contains(&kind),
                 started: Family::<OfMethod, Counter>::get_or_create_owned(&started, &labels),
                 handled,
@@ -151,13 +148,6 @@ impl Calls {
             "How long calls took, from their headers to the last of the answer",
             self.0.seconds.clone(),
         );
-    }
-
-    /// How the log shows the method that has this path: by its name, without its service's. One that there is
-    /// not is what a client made up, of which the log is told nothing.
-    pub(crate) fn shown(&self, path: &str) -> &str {
-        let method = self.0.methods.get(path).unwrap_or(&self.0.unknown);
-        &method.name
     }
 
     /// Whether the method that has this path takes more than one message.
@@ -221,8 +211,8 @@ impl Drop for Call {
     }
 }
 
-/// Counts the calls that pass, and traces them if somebody wants that. What is traced carries its
-/// [`CallSpan`] as an extension.
+/// Counts the calls that pass and, if there is a collector, traces them. It is the first layer, so it makes the
+/// [`CallInfo`] of every call.
 #[derive(Clone)]
 pub(crate) struct CallsLayer {
     pub(crate) calls: Calls,
@@ -261,14 +251,13 @@ where
 
     fn call(&mut self, mut request: http::Request<A>) -> Self::Future {
         let mut call = self.layer.calls.begin(request.uri().path());
+        let mut info = CallInfo::new(request.extensions_mut(), call.method.name.clone());
         if let Some(traces) = &self.layer.traces {
-            let peer = request.extensions().get::<Peer>();
-            let Method { service, name, .. } = &*call.method;
-            call.span = traces.begin(service, name, request.headers(), peer);
-            if let Some(span) = &call.span {
-                request.extensions_mut().insert(span.clone());
-            }
+            let (service, name) = (info.method.service(), info.method.name());
+            call.span = traces.begin(service, name, request.headers(), info.peer.as_ref());
+            info.span.clone_from(&call.span);
         }
+        request.extensions_mut().insert(info);
         Passage::open(self.inner.call(request), call)
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use hashfinder_search::{Outcome, Report};
 use tonic_cancel::CallEnd;
 
-use super::record::Record;
+use super::{call_info::CallInfo, record::Record};
 use crate::{
     log,
     trace::{self, CallSpan},
@@ -38,18 +38,13 @@ struct State {
 }
 
 impl Call {
-    pub(super) fn new(
-        record: &Arc<Record>,
-        peer: Option<Peer>,
-        open: Option<OpenCall>,
-        span: Option<CallSpan>,
-    ) -> Call {
+    pub(super) fn new(record: &Arc<Record>, info: &CallInfo) -> Call {
         Call {
             record: Arc::clone(record),
-            peer,
-            open,
+            peer: info.peer.clone(),
+            open: info.open.clone(),
             state: Mutex::new(State {
-                span,
+                span: info.span.clone(),
                 ..State::default()
             }),
         }
@@ -109,7 +104,7 @@ impl Call {
             .cancelled
             .map_or("completed".to_owned(), |why| why.to_string());
         tracing::info!(
-            method = name_of(self.record.method()),
+            method = &**self.record.method().name(),
             search = id.as_ref().map(tracing::field::display),
             peer = self.peer.as_ref().map(tracing::field::display),
             client = %self.record.client(),
@@ -174,9 +169,4 @@ impl OpenCalls {
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Call>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Returns a method's name without its service's.
-pub(super) fn name_of(method: &'static str) -> &'static str {
-    method.rsplit_once('/').map_or(method, |(_, name)| name)
 }

@@ -19,6 +19,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
+    call_info::{CallInfo, MethodName},
     refusals::{Refusals, Unfit},
     status::{CallError, MESSAGE_LEN, cut},
 };
@@ -114,10 +115,12 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let info = CallInfo::of(request.extensions());
         let call = Arc::new(Call {
             edge: Arc::clone(&self.edge),
             path: request.uri().path_and_query().cloned(),
-            peer: request.extensions().get::<Peer>().cloned(),
+            method: info.method.clone(),
+            peer: info.peer.clone(),
             broken_off: OnceLock::new(),
             is_cut_off: AtomicBool::new(false),
         });
@@ -142,6 +145,7 @@ where
 struct Call {
     edge: Arc<Edge>,
     path: Option<PathAndQuery>,
+    method: MethodName,
     peer: Option<Peer>,
     /// Why its request was not read to its end.
     broken_off: OnceLock<CallError>,
@@ -180,21 +184,16 @@ impl Call {
     }
 
     fn unfit(&self, why: Unfit, code: impl std::fmt::Debug) {
-        let Edge {
-            calls, refusals, ..
-        } = &*self.edge;
-        let method = calls.shown(self.path());
-        refusals.unfit(why, method, self.peer.as_ref(), code);
+        let refusals = &self.edge.refusals;
+        refusals.unfit(why, self.method.name(), self.peer.as_ref(), code);
     }
 
     /// Nothing more of its request is read.
     fn break_off(&self, error: CallError) -> Status {
-        let Edge {
-            calls, refusals, ..
-        } = &*self.edge;
+        let refusals = &self.edge.refusals;
         // Streams that do not pass it on end as if they had been read to their end.
         let _ = self.broken_off.set(error.clone());
-        refusals.refused(error, calls.shown(self.path()), self.peer.as_ref(), None)
+        refusals.refused(error, self.method.name(), self.peer.as_ref(), None)
     }
 }
 

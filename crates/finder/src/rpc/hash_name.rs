@@ -19,9 +19,6 @@ use super::{
     searches::{Caller, Searches},
 };
 
-const FIND: &str = "hash_name.HashFinder/Find";
-const FIND_RANGE: &str = "hash_name.HashFinder/FindRange";
-
 /// The service.
 pub(crate) struct HashFinderService {
     searches: Arc<Searches>,
@@ -39,16 +36,15 @@ impl HashFinderService {
 
     async fn begin(
         &self,
-        method: &'static str,
         request: Request<HashNameRequest>,
         interesting: bool,
     ) -> Result<Answer, Status> {
         let caller = Caller::of(&request);
         let begun = match query::of_reference(request.get_ref(), interesting) {
-            Ok(query) => self.searches.begin(method, &caller, query, None).await,
+            Ok(query) => self.searches.begin(&caller, query, None).await,
             Err(error) => Err(error),
         };
-        begun.map_err(|error| self.searches.refused(method, &caller, error))
+        begun.map_err(|error| self.searches.refused(&caller, error))
     }
 }
 
@@ -60,7 +56,7 @@ impl HashFinder for HashFinderService {
         &self,
         request: Request<HashNameRequest>,
     ) -> Result<Response<HashNameResponse>, Status> {
-        let mut answer = self.begin(FIND, request, false).await?;
+        let mut answer = self.begin(request, false).await?;
         loop {
             match poll_fn(|cx| answer.poll_event(cx, 1)).await {
                 Event::Candidates(_) => {}
@@ -77,7 +73,7 @@ impl HashFinder for HashFinderService {
         request: Request<HashNameRequest>,
     ) -> Result<Response<Candidates>, Status> {
         Ok(Response::new(Candidates {
-            answer: self.begin(FIND_RANGE, request, true).await?,
+            answer: self.begin(request, true).await?,
             budget_code: self.budget_code,
             ready: Vec::new().into_iter(),
             ended: false,

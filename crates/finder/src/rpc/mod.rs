@@ -2,6 +2,7 @@
 
 mod answer;
 mod call;
+mod call_info;
 mod edge;
 mod finder;
 #[cfg(fuzzing)]
@@ -17,6 +18,7 @@ mod status;
 mod stop_cause;
 mod told_to_stop;
 
+pub(crate) use call_info::{CallInfo, MethodName};
 pub(crate) use edge::{EdgeLayer, EdgeService};
 pub(crate) use finder::{
     FinderService, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL, WatchAside,

@@ -13,13 +13,12 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{refusals::Refusals, status::CallError};
+use super::{call_info::CallInfo, refusals::Refusals, status::CallError};
 use crate::{
     auth::Rules,
-    metrics::Calls,
     passage::{Escort, Escorted, Passage},
     rate::{Bucket, Rate},
-    transport::{self, Origin, Peer},
+    transport::{Origin, Peer},
 };
 
 /// How many addresses are known at a time, at about a hundred bytes each. An address has to be known only for
@@ -282,22 +281,15 @@ pub(crate) struct RateLimitLayer(Arc<Gate>);
 struct Gate {
     limits: RateLimits,
     rules: Arc<Rules>,
-    calls: Calls,
     refusals: Refusals,
 }
 
 impl RateLimitLayer {
     /// `rules` tell which methods are for anyone.
-    pub(crate) fn new(
-        limits: RateLimits,
-        rules: Arc<Rules>,
-        calls: Calls,
-        refusals: Refusals,
-    ) -> RateLimitLayer {
+    pub(crate) fn new(limits: RateLimits, rules: Arc<Rules>, refusals: Refusals) -> RateLimitLayer {
         RateLimitLayer(Arc::new(Gate {
             limits,
             rules,
-            calls,
             refusals,
         }))
     }
@@ -334,18 +326,18 @@ where
     }
 
     fn call(&mut self, request: http::Request<A>) -> Self::Future {
-        let peer = request.extensions().get::<Peer>();
+        let info = CallInfo::of(request.extensions());
+        let peer = info.peer.as_ref();
         let origin = peer.map_or(Origin::Nobody, Peer::origin);
         let Gate {
             limits,
             rules,
-            calls,
             refusals,
         } = &*self.gate;
         let is_for_anyone = rules.are_for_anyone(request.uri().path());
         match limits.begin(origin, is_for_anyone, Instant::now()) {
             Ok(open) => {
-                let kept = match request.extensions().get::<transport::OpenCall>() {
+                let kept = match &info.open {
                     // Until the answer was written, which may be long after it was made.
                     Some(call) => {
                         call.keep(open);
@@ -356,8 +348,8 @@ where
                 Passage::open(self.inner.call(request), kept)
             }
             Err(error) => {
-                let method = calls.shown(request.uri().path());
-                Passage::closed(refusals.refused(error, method, peer, None).into_http())
+                let refused = refusals.refused(error, info.method.name(), peer, None);
+                Passage::closed(refused.into_http())
             }
         }
     }

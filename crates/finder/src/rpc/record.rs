@@ -12,6 +12,7 @@ use hashfinder_search::{
 };
 
 use super::{
+    call_info::MethodName,
     status::{CallError, Canceller},
     stop_cause::StopCause,
     v1pb::{self, EndReason, SearchEnded, SearchSummary},
@@ -20,8 +21,8 @@ use crate::transport::ClientName;
 
 /// The record of a search, from its admission on.
 pub(super) struct Record {
-    /// The method that began it: its path without the first slash.
-    method: &'static str,
+    /// The method that began it.
+    method: MethodName,
     client: ClientName,
     /// The part of the query that the list shows. The query itself takes ten times as much memory; it belongs
     /// to the answer and is dropped with it.
@@ -87,7 +88,7 @@ pub(super) struct Mark {
 }
 
 impl Record {
-    pub(super) fn new(method: &'static str, client: ClientName, query: &Query) -> Record {
+    pub(super) fn new(method: MethodName, client: ClientName, query: &Query) -> Record {
         let names = query.names().iter().map(DesiredName::as_str);
         Record {
             method,
@@ -103,8 +104,8 @@ impl Record {
     }
 
     /// Returns the method that began the search.
-    pub(super) fn method(&self) -> &'static str {
-        self.method
+    pub(super) fn method(&self) -> &MethodName {
+        &self.method
     }
 
     /// Returns the client whose search it is.
@@ -269,7 +270,7 @@ impl Record {
         let mut state = self.lock();
         let mark = self.mark_of(&mut state);
         let mut summary = SearchSummary {
-            method: self.method.to_owned(),
+            method: self.method.to_string(),
             client: self.client.0.to_string(),
             desired_names: self.names.iter().map(ToString::to_string).collect(),
             ideal_distance: i32::from(self.ideal_distance),
@@ -391,6 +392,10 @@ mod tests {
         Query::new(name, Distance::ZERO).unwrap()
     }
 
+    fn method() -> MethodName {
+        MethodName::new("a.Service", "Method")
+    }
+
     fn client() -> ClientName {
         ClientName(Client::default().name)
     }
@@ -400,13 +405,13 @@ mod tests {
         let engine = Engine::start(1, Kernel::best(), move || started.elapsed()).unwrap();
         let search = engine.search(Client::default(), query.clone(), |_| {});
         let search = search.unwrap();
-        let record = Record::new("a.Service/Method", client(), query);
+        let record = Record::new(method(), client(), query);
         record.started(search.stopper());
         (engine, search, record)
     }
 
     fn record() -> Record {
-        Record::new("a.Service/Method", client(), &query())
+        Record::new(method(), client(), &query())
     }
 
     fn stopped() -> Outcome {
@@ -525,7 +530,7 @@ mod tests {
 
     #[test]
     fn a_search_that_begins_after_its_stop_ends_at_once() {
-        let record = Record::new("a.Service/Method", client(), &endless());
+        let record = Record::new(method(), client(), &endless());
         record.stop(StopCause::Client);
         let started = Instant::now();
         let engine = Engine::start(1, Kernel::best(), move || started.elapsed()).unwrap();

@@ -181,6 +181,7 @@ impl List {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rpc::call_info::MethodName;
     use hashfinder_search::{Distance, Query};
     use std::collections::HashSet;
 
@@ -190,7 +191,8 @@ mod tests {
 
     fn record(client: usize) -> Arc<Record> {
         let query = Query::new("aa".parse().unwrap(), Distance::ZERO).unwrap();
-        Arc::new(Record::new("a.Service/Method", name(client), &query))
+        let method = MethodName::new("a.Service", "Method");
+        Arc::new(Record::new(method, name(client), &query))
     }
 
     fn ids(registry: &Registry, viewer: &Viewer) -> Vec<Arc<str>> {

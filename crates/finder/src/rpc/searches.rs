@@ -15,7 +15,8 @@ use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
 
 use super::{
     answer::Answer,
-    call::{Call, OpenCalls, name_of},
+    call::{Call, OpenCalls},
+    call_info::CallInfo,
     record::Record,
     refusals::Refusals,
     registry::{Registry, Viewer},
@@ -23,10 +24,9 @@ use super::{
     stop_cause::StopCause,
 };
 use crate::{
-    auth::{Principal, Role},
+    auth::Role,
     metrics::Counts,
-    trace::CallSpan,
-    transport::{ClientName, OpenCall, Peer},
+    transport::{ClientName, Peer},
 };
 
 /// How long a call waits for another call's permit before it is refused. A call is answered shortly before
@@ -119,13 +119,12 @@ impl Searches {
         }
     }
 
-    /// Begins a search for a call. `method` is as a path has it, without the first slash; `maximum_hashes`
-    /// is the call's own wish. Everything else that can be refused is refused here, before any work.
+    /// Begins a search for a call. `maximum_hashes` is the budget that the request has. Everything else that can
+    /// be refused is refused here, before any work.
     ///
     /// Dropping the future gives up the place that it waits for.
     pub(super) async fn begin(
         &self,
-        method: &'static str,
         caller: &Caller,
         query: Query,
         maximum_hashes: Option<NonZeroU64>,
@@ -139,10 +138,9 @@ impl Searches {
         let mut pause = FIRST_PAUSE;
         let (search, record, call) = loop {
             let guard = self.room(&caller.context, until).await?;
+            let method = caller.info.method.clone();
             let record = Arc::new(Record::new(method, name.clone(), &query));
-            let peer = caller.peer.clone();
-            let open = caller.open.clone();
-            let call = Arc::new(Call::new(&record, peer, open, caller.span.clone()));
+            let call = Arc::new(Call::new(&record, &caller.info));
             let (of_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let counts = self.counts.clone();
             let search = (self.engine).search(client.clone(), query.clone(), move |report| {
@@ -223,15 +221,10 @@ impl Searches {
     }
 
     /// The status of a call that was refused, which is counted, and which the log is told of.
-    pub(super) fn refused(
-        &self,
-        method: &'static str,
-        caller: &Caller,
-        error: CallError,
-    ) -> Status {
-        let client = caller.client();
+    pub(super) fn refused(&self, caller: &Caller, error: CallError) -> Status {
+        let (method, client) = (caller.info.method.name(), caller.client());
         self.refusals
-            .refused(error, name_of(method), caller.peer(), Some(&client))
+            .refused(error, method, caller.peer(), Some(&client))
     }
 
     async fn room(&self, context: &CallContext, until: Instant) -> Result<WorkGuard, CallError> {
@@ -250,7 +243,7 @@ impl Searches {
         let quota = self.limits.quotas.get(name).copied();
         Client {
             name: Arc::clone(&name.0),
-            connection: caller.peer.as_ref().map_or(0, |peer| peer.connection),
+            connection: caller.peer().map_or(0, |peer| peer.connection),
             weight: weight.unwrap_or(NonZeroU32::MIN),
             quota: quota.unwrap_or_default(),
         }
@@ -261,31 +254,22 @@ impl Searches {
 #[derive(Clone)]
 pub(super) struct Caller {
     pub(super) context: CallContext,
-    peer: Option<Peer>,
-    open: Option<OpenCall>,
-    principal: Option<Principal>,
-    span: Option<CallSpan>,
+    info: CallInfo,
 }
 
 impl Caller {
     /// Who makes a call that begins now.
     pub(super) fn of<T>(request: &Request<T>) -> Caller {
         let context = CallContext::of(request);
-        let principal = request.extensions().get::<Principal>().cloned();
-        if let Some(principal) = &principal {
+        let info = CallInfo::of(request.extensions()).clone();
+        if let Some(principal) = &info.principal {
             principal.begins(&context);
         }
-        Caller {
-            context,
-            peer: request.extensions().get::<Peer>().cloned(),
-            open: request.extensions().get::<OpenCall>().cloned(),
-            principal,
-            span: request.extensions().get::<CallSpan>().cloned(),
-        }
+        Caller { context, info }
     }
 
     pub(super) fn client(&self) -> ClientName {
-        match &self.principal {
+        match &self.info.principal {
             Some(principal) => principal.name.clone(),
             // In a test that goes without the layer that finds out.
             None => ClientName::of_nobody(),
@@ -293,11 +277,11 @@ impl Caller {
     }
 
     fn role(&self) -> Role {
-        let principal = self.principal.as_ref();
+        let principal = self.info.principal.as_ref();
         principal.map_or(Role::User, |principal| principal.role)
     }
 
     pub(super) fn peer(&self) -> Option<&Peer> {
-        self.peer.as_ref()
+        self.info.peer.as_ref()
     }
 }

@@ -29,11 +29,7 @@ use events::{Events, Reckoning};
 use figures::Figures;
 use watch::{Changes, Watches};
 
-const SEARCH: &str = "hashfinder.v1.Finder/Search";
-const ESTIMATE: &str = "hashfinder.v1.Finder/Estimate";
-const LIST_SEARCHES: &str = "hashfinder.v1.Finder/ListSearches";
 const WATCH_SEARCHES: &str = "hashfinder.v1.Finder/WatchSearches";
-const CANCEL_SEARCH: &str = "hashfinder.v1.Finder/CancelSearch";
 
 /// How many searches a page has if nobody says so: a few screens.
 const PAGE: usize = 100;
@@ -90,7 +86,7 @@ impl FinderService {
     async fn begin(&self, caller: &Caller, request: &SearchRequest) -> Result<Events, CallError> {
         let query = query::of_search(request)?;
         let wished = NonZeroU64::new(request.maximum_hashes);
-        let answer = self.searches.begin(SEARCH, caller, query.clone(), wished);
+        let answer = self.searches.begin(caller, query.clone(), wished);
         let answer = answer.await?;
         let (figures, caller) = (Arc::clone(&self.figures), caller.clone());
         // The search has begun, and so its end tells more than what may be wrong here.
@@ -238,7 +234,7 @@ impl Finder for FinderService {
         let events = self.begin(&caller, &request.into_inner()).await;
         events
             .map(Response::new)
-            .map_err(|error| self.searches.refused(SEARCH, &caller, error))
+            .map_err(|error| self.searches.refused(&caller, error))
     }
 
     async fn estimate(
@@ -249,7 +245,7 @@ impl Finder for FinderService {
         let estimate = self.reckon(&caller, &request.into_inner()).await;
         estimate
             .map(Response::new)
-            .map_err(|error| self.searches.refused(ESTIMATE, &caller, error))
+            .map_err(|error| self.searches.refused(&caller, error))
     }
 
     async fn list_searches(
@@ -259,7 +255,7 @@ impl Finder for FinderService {
         let caller = Caller::of(&request);
         self.list(&caller, request.get_ref())
             .map(Response::new)
-            .map_err(|error| self.searches.refused(LIST_SEARCHES, &caller, error))
+            .map_err(|error| self.searches.refused(&caller, error))
     }
 
     async fn watch_searches(
@@ -269,7 +265,7 @@ impl Finder for FinderService {
         let caller = Caller::of(&request);
         self.watch(&caller, request.get_ref())
             .map(Response::new)
-            .map_err(|error| self.searches.refused(WATCH_SEARCHES, &caller, error))
+            .map_err(|error| self.searches.refused(&caller, error))
     }
 
     async fn cancel_search(
@@ -279,7 +275,7 @@ impl Finder for FinderService {
         let caller = Caller::of(&request);
         self.cancel(&caller, request.get_ref())
             .map(Response::new)
-            .map_err(|error| self.searches.refused(CANCEL_SEARCH, &caller, error))
+            .map_err(|error| self.searches.refused(&caller, error))
     }
 }
 

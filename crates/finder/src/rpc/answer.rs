@@ -14,8 +14,8 @@ use tonic::Code;
 use tonic_cancel::CallContext;
 
 use super::{
-    record::Record, registry::Registry, status::CallError, stop_cause::StopCause,
-    told_to_stop::ToldToStop,
+    cancelled::ToldToStop, record::Record, registry::Registry, status::CallError,
+    stop_cause::StopCause,
 };
 
 /// How many candidates make a frame that costs its reader no more than its bytes. HTTP/2

@@ -3,6 +3,7 @@
 mod answer;
 mod call;
 mod call_info;
+mod cancelled;
 mod edge;
 mod finder;
 #[cfg(fuzzing)]
@@ -16,7 +17,6 @@ mod registry;
 mod searches;
 mod status;
 mod stop_cause;
-mod told_to_stop;
 
 pub(crate) use call_info::{CallInfo, MethodName};
 pub(crate) use edge::{EdgeLayer, EdgeService};

@@ -13,7 +13,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_stream::Stream;
 use tonic::{Code, Status};
 
-use super::{figures, padding};
+use super::{estimates, padding};
 use crate::rpc::{
     answer::{Answer, FULL_FRAME},
     record::wire_state,
@@ -48,7 +48,7 @@ impl Events {
         let known = odds.as_ref().ok().and_then(Option::as_ref);
         let accepted = Event::Accepted(Accepted {
             search_id: answer.list().to_string(),
-            odds: known.map(figures::odds),
+            odds: known.map(estimates::odds),
             maximum_hashes: answer.maximum_hashes().get(),
         });
         let mut ticks = interval_at(tokio::time::Instant::now() + interval, interval);
@@ -142,7 +142,7 @@ impl Events {
             }
         };
         let chance = self.odds.as_ref().ok().and_then(Option::as_ref);
-        let chance = chance.map(|odds| figures::bounds(&odds.chance_after(progress.tests)));
+        let chance = chance.map(|odds| estimates::bounds(&odds.chance_after(progress.tests)));
         Progress {
             hashes: progress.tests,
             hashes_per_second: rate(progress.tests.saturating_sub(told), told_at),

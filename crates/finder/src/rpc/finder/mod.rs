@@ -1,8 +1,8 @@
 //! `hashfinder.v1.Finder`: our own contract.
 
-mod aside;
+mod drain_last;
+mod estimates;
 mod events;
-mod figures;
 mod watch;
 
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
@@ -24,9 +24,9 @@ use super::{
         finder_server::Finder,
     },
 };
-pub(crate) use aside::WatchAside;
+pub(crate) use drain_last::WatchAside;
+use estimates::Figures;
 use events::{Events, Reckoning};
-use figures::Figures;
 use watch::{Changes, Watches};
 
 const WATCH_SEARCHES: &str = "hashfinder.v1.Finder/WatchSearches";
@@ -105,7 +105,7 @@ impl FinderService {
         let _counted = self.figures.begin(caller)?;
         let odds = self.figures.odds(caller, &query).await?;
         let rate = self.figures.rate(caller, &query).await?;
-        Ok(figures::estimate(&odds, rate))
+        Ok(estimates::estimate(&odds, rate))
     }
 
     fn list(

@@ -18,11 +18,11 @@ use tonic_cancel::CallContext;
 use super::{Filter, MESSAGE_BYTES, padding};
 use crate::{
     rpc::{
+        cancelled::ToldToStop,
         record::{Mark, Record},
         registry::{Place, Viewer},
         searches::Searches,
         status::CallError,
-        told_to_stop::ToldToStop,
         v1pb::WatchSearchesResponse,
     },
     transport::ClientName,

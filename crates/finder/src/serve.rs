@@ -32,9 +32,9 @@ use crate::{
     log,
     metrics::{self, Calls, CallsLayer, CallsService, Counts, Exporter},
     rpc::{
-        ALL_DESCRIPTORS, AddressLimits, CallError, DESCRIPTORS, EdgeLayer, EdgeService,
-        FinderService, HashFinderService, Limits, RateLimitLayer, RateLimitService, RateLimits,
-        Refusals, Searches, WatchAside,
+        ALL_DESCRIPTORS, AddressLimits, CallError, DESCRIPTORS, DrainWatchesLast, EdgeLayer,
+        EdgeService, FinderService, HashFinderService, Limits, RateLimitLayer, RateLimitService,
+        RateLimits, Refusals, Searches,
         pb::hash_finder_server::{self, HashFinderServer},
         v1pb::finder_server,
     },
@@ -326,7 +326,7 @@ pub(crate) fn served(
         .add_service(aside.named_layer(health))
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
-        .add_service(WatchAside::new(finder, drain))
+        .add_service(DrainWatchesLast::new(finder, drain))
         .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
         .prepare();
     let Around {

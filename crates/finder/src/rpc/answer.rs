@@ -14,7 +14,7 @@ use tonic::Code;
 use tonic_cancel::CallContext;
 
 use super::{
-    cancelled::ToldToStop, record::Record, registry::Registry, status::CallError,
+    cancelled::Cancelled, record::Record, registry::Registry, status::CallError,
     stop_cause::StopCause,
 };
 
@@ -33,8 +33,8 @@ pub(super) struct Answer {
     query: Query,
     record: Arc<Record>,
     registry: Arc<Registry>,
-    told_to_stop: ToldToStop,
-    /// Until when only a full frame goes out.
+    cancelled: Cancelled,
+    /// Until this has passed, only full frames are sent.
     paced: Option<Pin<Box<Sleep>>>,
     maximum_hashes: NonZeroU64,
 }
@@ -58,7 +58,7 @@ impl Answer {
         maximum_hashes: NonZeroU64,
     ) -> Answer {
         Answer {
-            told_to_stop: ToldToStop::new(&context),
+            cancelled: Cancelled::new(&context),
             paced: None,
             context,
             search,
@@ -74,7 +74,7 @@ impl Answer {
         &self.record
     }
 
-    /// What is searched for.
+    /// Returns the query of the search.
     pub(super) fn query(&self) -> &Query {
         &self.query
     }
@@ -84,26 +84,26 @@ impl Answer {
         self.registry.list(&self.record)
     }
 
-    /// How many secrets will be tried at most.
+    /// Returns the hash budget of the search.
     pub(super) fn maximum_hashes(&self) -> NonZeroU64 {
         self.maximum_hashes
     }
 
-    /// How the search comes on, unless it ended before anybody could ask.
+    /// Returns the progress of the search, unless it ended with its first secrets.
     pub(super) fn progress(&self) -> Option<Progress> {
         self.search.stopper().progress()
     }
 
-    /// The next candidates when there are `at_least` so many, or no more will come, then the end.
+    /// Returns the next candidates once there are `at_least` that many or no more will come, and then the end.
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
-        if let Poll::Ready(reason) = self.told_to_stop.poll(cx) {
+        if let Poll::Ready(reason) = self.cancelled.poll(cx) {
             self.record
                 .stop(reason.map_or(StopCause::Client, StopCause::from));
         }
         let event = self.search.poll_next(cx, at_least);
         if let Poll::Ready(Event::Ended(outcome)) = &event {
-            // Before its reader knows, so that the list never says otherwise. One that ended at once has
-            // said so itself.
+            // Before the reader sees the end, so that the list agrees with it. A search that ended with its first
+            // secrets has reported its end already.
             if let Some(progress) = self.progress() {
                 self.registry.ended(&self.record, outcome, progress.tests);
             }
@@ -111,9 +111,8 @@ impl Answer {
         event
     }
 
-    /// What goes out next. What is ready goes out in one frame, because tonic puts into one frame what
-    /// its stream yields without pausing; a frame that is not full is followed by the next one only after
-    /// a pause.
+    /// Returns the event to send next. All that is ready is sent in one frame, because tonic puts into one frame what
+    /// its stream yields without pausing. After a frame that is not full, the next one follows only after a pause.
     pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         if let Some(pause) = &mut self.paced
             && pause.as_mut().poll(cx).is_ready()
@@ -130,7 +129,7 @@ impl Answer {
         event
     }
 
-    /// What the call ends with; `budget_code` says that the hash budget is spent.
+    /// Returns how the call ends. `budget_code` is the code for a spent hash budget.
     pub(super) fn conclude(
         &self,
         outcome: Outcome,

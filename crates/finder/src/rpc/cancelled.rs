@@ -1,4 +1,4 @@
-//! The moment at which a call is told to stop while its stream may still say something.
+//! The moment at which a call is cancelled, for a stream that then still sends its last messages.
 
 use std::{
     pin::Pin,
@@ -7,23 +7,23 @@ use std::{
 
 use tonic_cancel::{CallContext, CancelReason};
 
-type Told = Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>;
+type Waiting = Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>;
 
-/// Ready once, when a call is told to stop; pending ever after.
-pub(super) struct ToldToStop(Option<Told>);
+/// Ready once, when a call is cancelled or has ended; pending ever after.
+pub(super) struct Cancelled(Option<Waiting>);
 
-impl ToldToStop {
-    pub(super) fn new(context: &CallContext) -> ToldToStop {
+impl Cancelled {
+    pub(super) fn new(context: &CallContext) -> Cancelled {
         let context = context.clone();
-        ToldToStop(Some(Box::pin(async move { context.cancelled().await })))
+        Cancelled(Some(Box::pin(async move { context.cancelled().await })))
     }
 
-    /// Why, if there is a reason: a call that has ended of itself has none.
+    /// Returns the reason when the call is cancelled. A call that has ended by itself has none.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<CancelReason>> {
-        let Some(told) = &mut self.0 else {
+        let Some(waiting) = &mut self.0 else {
             return Poll::Pending;
         };
-        let reason = ready!(told.as_mut().poll(cx));
+        let reason = ready!(waiting.as_mut().poll(cx));
         self.0 = None;
         Poll::Ready(reason)
     }

@@ -21,7 +21,7 @@ mod stop_cause;
 pub(crate) use call_info::{CallInfo, MethodName};
 pub(crate) use edge::{EdgeLayer, EdgeService};
 pub(crate) use finder::{
-    FinderService, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL, WatchAside,
+    DrainWatchesLast, FinderService, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL,
 };
 pub(crate) use hash_name::HashFinderService;
 pub(crate) use rate_limit::{AddressLimits, RateLimitLayer, RateLimitService, RateLimits};

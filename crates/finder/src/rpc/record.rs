@@ -356,12 +356,12 @@ impl Mark {
     }
 }
 
-/// What a search is doing, as the wire has it.
+/// Converts the state of a search that has not ended to its message.
 pub(super) fn wire_state(state: SearchState) -> v1pb::SearchState {
     match state {
         SearchState::Queued => v1pb::SearchState::Queued,
         SearchState::Parked => v1pb::SearchState::Parked,
-        // Workers have yet to let go of one that has ended, or its reader has yet to be told.
+        // A search that has ended counts as running until its record has the end.
         _ => v1pb::SearchState::Running,
     }
 }

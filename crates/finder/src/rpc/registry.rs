@@ -12,21 +12,21 @@ use hashfinder_search::Outcome;
 use super::record::Record;
 use crate::transport::ClientName;
 
-/// How many of one client's ended searches are kept: enough to find the one that somebody asks about,
-/// and so few that who makes thousands of short calls fills no memory.
+/// Maximum number of ended searches that are kept of one client: enough to find a recent one, and so few that a
+/// client with thousands of short calls fills no memory.
 const ENDED_OF_CLIENT: usize = 100;
 
-/// How many ended searches are kept in all. Beyond that the client with most of them loses its oldest, so
-/// that nobody pushes out those of others who have fewer. Each takes about a kilobyte, and five for the
-/// longest names and cursors, so all together ten megabytes at most.
+/// Maximum number of ended searches that are kept in all. Beyond that the client that has most of them loses its
+/// oldest one, so that it does not push out the searches of clients that have fewer. Each takes about a kilobyte,
+/// and five with the longest names and cursors, so all together take at most ten megabytes.
 const ENDED: usize = 2000;
 
 const _: () = assert!(ENDED_OF_CLIENT < ENDED);
 
-/// A search's place in the list: the order in which they came.
+/// A search's place in the list, which is in the order of their starts.
 pub(super) type Place = u64;
 
-/// Who asks what there is.
+/// The caller that a list is for.
 #[derive(Clone, Debug)]
 pub(super) struct Viewer {
     pub(super) client: ClientName,
@@ -40,10 +40,10 @@ impl Viewer {
     }
 }
 
-/// The list. One that is going on is in it until it ends; how many these are is limited elsewhere.
+/// The list. It has every search that is under way; their number is limited elsewhere.
 #[derive(Default)]
 pub(super) struct Registry {
-    /// Its keys are as random as the system's, and other ones in every process.
+    /// Has random keys of the system, which are others in every process.
     random: RandomState,
     list: Mutex<List>,
 }
@@ -91,14 +91,14 @@ impl Registry {
         }
     }
 
-    /// The search with this id, if the viewer may see it.
+    /// Returns the search with this id, if the viewer may see it.
     pub(super) fn find(&self, viewer: &Viewer, id: &str) -> Option<Arc<Record>> {
         let list = self.lock();
         let record = list.records.get(list.places.get(id)?)?;
         viewer.sees(record).then(|| Arc::clone(record))
     }
 
-    /// The searches that the viewer sees, the oldest first: all of them, or those behind a place, and of
+    /// Returns the searches that the viewer may see, the oldest first: all of them or those after a place, and of
     /// all clients or of one.
     pub(super) fn seen_by(
         &self,
@@ -116,14 +116,14 @@ impl Registry {
             .collect()
     }
 
-    /// A text from which a list goes on behind a place; nobody can read or make one but this process.
+    /// Returns a text with which a list continues after a place. Only this process can read or make one.
     pub(super) fn page_token(&self, place: Place) -> String {
         let seal = self.random.hash_one(("page", place));
         let hidden = place ^ self.random.hash_one(("hide", seal));
         format!("{seal:016x}{hidden:016x}")
     }
 
-    /// The place that a token stands for, if it is one.
+    /// Returns the place that a token stands for, if this process has made it.
     pub(super) fn place_of(&self, token: &str) -> Option<Place> {
         let (seal, hidden) = token.split_at_checked(16)?;
         let seal = u64::from_str_radix(seal, 16).ok()?;
@@ -132,7 +132,7 @@ impl Registry {
         (self.page_token(place) == token).then_some(place)
     }
 
-    /// 128 bits that nobody can guess, and that come again neither here nor after a restart.
+    /// Returns 128 bits that cannot be guessed, and that neither this process nor a later one repeats.
     fn id(&self, place: Place) -> Arc<str> {
         let halves = [("id", place), ("di", place)].map(|half| self.random.hash_one(half));
         format!("{:016x}{:016x}", halves[0], halves[1]).into()
@@ -145,7 +145,7 @@ impl Registry {
 }
 
 impl List {
-    /// Puts a search among those that have ended, and forgets one of these if there are too many.
+    /// Adds a search to the ended ones, and forgets an ended one if there are too many.
     fn retire(&mut self, place: Place, client: &ClientName) {
         let of_client = self.ended.entry(client.clone()).or_default();
         of_client.push_back(place);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_have_ended_are_bounded_and_nobody_pushes_out_others() {
+    fn ended_searches_are_bounded_and_a_client_pushes_out_only_its_own() {
         let registry = Registry::default();
         let end = |record: &Record| registry.ended(record, &Outcome::Exhausted, 0);
         let add = |client| {
@@ -226,7 +226,7 @@ mod tests {
                 record.id().unwrap()
             })
             .collect();
-        // Each of them has as many as it may, and all together more than there may be.
+        // Each client has as many as it may, and all together more than the maximum.
         for _ in 0..2 * ENDED_OF_CLIENT {
             for client in 1..=2 * ENDED / ENDED_OF_CLIENT {
                 end(&add(client));
@@ -243,13 +243,13 @@ mod tests {
         assert_eq!(ids(&registry, &viewer(0)), own);
         let most = ids(&registry, &viewer(1));
         assert!(most.len() <= ENDED_OF_CLIENT && !most.is_empty());
-        // What is forgotten is forgotten wholly.
+        // A forgotten search leaves nothing behind.
         let list = registry.lock();
         assert_eq!((list.places.len(), list.ended_count), (ENDED + 1, ENDED));
         let ended: usize = list.ended.values().map(VecDeque::len).sum();
         assert_eq!(ended, ENDED);
         drop(list);
-        // One that had ended when it came is none that is going on.
+        // A search that had ended when it was listed counts as ended.
         let late = record(0);
         end(&late);
         registry.list(&late);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_who_may_see_a_search_find_it() {
+    fn only_its_client_and_operators_find_a_search() {
         let registry = Registry::default();
         let id = registry.list(&record(1));
         assert!(registry.find(&viewer(1), &id).is_some());
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn no_two_ids_are_alike_and_tokens_are_read_where_they_were_made() {
+    fn ids_are_unique_and_tokens_are_read_only_where_they_were_made() {
         let (registry, other) = (Registry::default(), Registry::default());
         let places = 0..1000;
         let all = [&registry, &other];

@@ -1,5 +1,5 @@
-//! What every call that searches goes through, whichever service it came to: what may be refused is
-//! refused, and its search is begun, listed, and stopped when the call ends.
+//! The searches of calls, of both services. Each is admitted or rejected, begun, listed, and stopped when its call
+//! ends.
 
 use std::{
     collections::HashMap,
@@ -85,7 +85,7 @@ impl Searches {
         &self.registry
     }
 
-    /// Where every call is told of that is refused, wherever that happens.
+    /// Returns what counts and logs the calls that are refused.
     pub(crate) fn refusals(&self) -> &Refusals {
         &self.refusals
     }
@@ -153,8 +153,7 @@ impl Searches {
                     counts.stop_took(latency);
                 }
                 of_release.released(report);
-                // It is the work's: it goes back when the last worker has let go, and after the log and the
-                // span were told, for a drain waits for it.
+                // The permit is given back last: a drain waits for it, and then the log line and the span are there.
                 drop(guard);
             });
             match search {
@@ -220,7 +219,7 @@ impl Searches {
         }
     }
 
-    /// The status of a call that was refused, which is counted, and which the log is told of.
+    /// Counts and logs a call that is refused. Returns its status.
     pub(super) fn refused(&self, caller: &Caller, error: CallError) -> Status {
         let (method, client) = (caller.info.method.name(), caller.client());
         self.refusals
@@ -232,12 +231,12 @@ impl Searches {
         let guard = self.room.begin_within(context, patience).await;
         guard.map_err(|_| match context.cancel_reason() {
             Some(CancelReason::Drain) => CallError::Draining(None),
-            // Who is gone for another reason is told nothing any more.
+            // No permit came in time. A call that was cancelled for another reason sends no status.
             _ => CallError::TooManyRpcs(self.limits.maximum_concurrent_rpcs),
         })
     }
 
-    /// For whom a call is, and with which share and quota.
+    /// Returns the client as the engine knows it, with its share and quota.
     fn client(&self, name: &ClientName, caller: &Caller) -> Client {
         let weight = self.limits.weights.get(name).copied();
         let quota = self.limits.quotas.get(name).copied();
@@ -250,7 +249,7 @@ impl Searches {
     }
 }
 
-/// Who makes a call, and the call's life.
+/// A call that a service has received, and its caller.
 #[derive(Clone)]
 pub(super) struct Caller {
     pub(super) context: CallContext,
@@ -258,7 +257,7 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    /// Who makes a call that begins now.
+    /// Returns the caller of a request. The call ends from now on when its credential is revoked.
     pub(super) fn of<T>(request: &Request<T>) -> Caller {
         let context = CallContext::of(request);
         let info = CallInfo::of(request.extensions()).clone();
@@ -271,7 +270,7 @@ impl Caller {
     pub(super) fn client(&self) -> ClientName {
         match &self.info.principal {
             Some(principal) => principal.name.clone(),
-            // In a test that goes without the layer that finds out.
+            // Only in a test without the layer for authentication.
             None => ClientName::of_nobody(),
         }
     }

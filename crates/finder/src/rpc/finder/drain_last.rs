@@ -1,4 +1,4 @@
-//! A drain waits for searches, and for nobody who watches them.
+//! A drain waits for searches, and ends the calls that only watch them after that.
 
 use std::{
     convert::Infallible,
@@ -16,30 +16,30 @@ use crate::rpc::v1pb::finder_server::{FinderServer, SERVICE_NAME};
 
 type Server = CallContextService<FinderServer<FinderService>>;
 
-/// The service, each of whose calls a drain ends as befits it: WatchSearches, which never ends of itself,
-/// is [aside](Drain::aside), and whatever else there is is waited for.
+/// The service, with the drain that each of its methods needs. WatchSearches never ends by itself, so its calls
+/// are [aside](Drain::aside); a drain waits for the calls of all other methods.
 #[derive(Clone)]
-pub(crate) struct WatchAside {
-    watch: Server,
+pub(crate) struct DrainWatchesLast {
+    watches: Server,
     others: Server,
 }
 
-impl WatchAside {
-    pub(crate) fn new(service: FinderService, drain: &Drain) -> WatchAside {
+impl DrainWatchesLast {
+    pub(crate) fn new(service: FinderService, drain: &Drain) -> DrainWatchesLast {
         let server = FinderServer::new(service);
-        let aside = CallContextLayer::with_drain(drain.aside());
-        WatchAside {
-            watch: aside.layer(server.clone()),
+        let last = CallContextLayer::with_drain(drain.aside());
+        DrainWatchesLast {
+            watches: last.layer(server.clone()),
             others: CallContextLayer::with_drain(drain.clone()).layer(server),
         }
     }
 }
 
-impl NamedService for WatchAside {
+impl NamedService for DrainWatchesLast {
     const NAME: &'static str = SERVICE_NAME;
 }
 
-impl Service<Request<Body>> for WatchAside {
+impl Service<Request<Body>> for DrainWatchesLast {
     type Response = <Server as Service<Request<Body>>>::Response;
     type Error = Infallible;
     type Future = <Server as Service<Request<Body>>>::Future;
@@ -52,7 +52,7 @@ impl Service<Request<Body>> for WatchAside {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = request.uri().path().trim_start_matches('/');
         if method == WATCH_SEARCHES {
-            self.watch.call(request)
+            self.watches.call(request)
         } else {
             self.others.call(request)
         }

@@ -1,5 +1,5 @@
-//! How likely a match is, and how fast this server is: reckoned off the threads that serve, and never so
-//! much of it that the searches would notice.
+//! How likely a match is, and how fast this server is. Both are computed on threads of their own, at a rate that
+//! hardly slows the searches.
 
 use std::{
     collections::HashMap,
@@ -29,102 +29,106 @@ use crate::{
     transport::ClientName,
 };
 
-/// How many odds are reckoned at a time. They take up to some tens of milliseconds of one core, which is
-/// the searches' too.
+/// Maximum number of odds that are computed at a time. Each takes one core up to some tens of milliseconds, which
+/// the searches lose.
 const ODDS_AT_ONCE: usize = 2;
 
-/// How many rates are measured at a time: two at once would measure each other.
+/// Maximum number of rates that are measured at a time. Two at once would slow each other.
 const RATES_AT_ONCE: usize = 1;
 
-/// How many times as long as it was used a place stays empty. So all places together take less than one
-/// core of the searches, whatever is asked for, and one client a half.
-const REST: u32 = 3;
+/// How long a place cools down, as a multiple of the time for which it was used. So all places together take less
+/// than one core from the searches, and those of one client half a core.
+const COOLDOWN: u32 = 3;
 
-/// How many Estimates of one client may wait: far more than somebody asks for who reads the answers.
+/// Maximum number of waiting Estimates of one client. A client that reads the answers needs far fewer.
 const ESTIMATES_OF_CLIENT: usize = 64;
 
-/// For how long a rate that was measured is believed: what else the machine did then is over some time.
+/// How long a measured rate is used. Other load of the machine may have slowed the measurement.
 const RATE_LASTS: Duration = Duration::from_secs(600);
 
-/// How many kinds of query a rate is kept for; beyond that all are measured anew.
+/// Maximum number of rates in the cache. A full cache is emptied.
 const RATES: usize = 1024;
 
-/// How many odds are kept, for those who ask for one answer after another; beyond that all are reckoned
-/// anew. With the names each takes up to two kilobytes.
+/// Maximum number of odds in the cache, for clients that search for the same names again and again. A full cache
+/// is emptied. With its names, an entry takes up to two kilobytes.
 const ODDS: usize = 256;
 
 /// The length of the searched part for which rates are measured.
 const USUAL_LENGTH: usize = 4;
 
-/// Reckons odds, and measures rates.
-pub(super) struct Figures {
+/// Computes odds, and measures rates.
+pub(super) struct Estimates {
     kernel: Kernel,
     workers: usize,
     all: Places,
-    /// Each client waits for itself first, so that it takes one of the places of a kind at most.
-    clients: Mutex<HashMap<ClientName, Weak<Own>>>,
-    odds: Arc<Kept<Asked, Odds>>,
-    rates: Arc<Kept<Kind, (f64, Instant)>>,
+    /// A client's requests first wait for its own place, so that a client takes at most one place of each kind.
+    clients: Mutex<HashMap<ClientName, Weak<OwnPlaces>>>,
+    odds: Arc<Cache<OddsKey, Odds>>,
+    rates: Arc<Cache<Kind, (f64, Instant)>>,
 }
 
-/// Where odds are reckoned and rates measured. Who waits for the ones is not held up by the others.
+/// Places for computing odds, and for measuring rates. Requests for one of these do not wait for the other.
 struct Places {
     odds: Arc<Semaphore>,
     rates: Arc<Semaphore>,
 }
 
-/// What a client has for itself.
-struct Own {
+/// The places of one client.
+struct OwnPlaces {
     places: Places,
     estimates: Arc<Semaphore>,
 }
 
-/// What decides the odds, and who asks: how soon they are there tells what was asked for before, which is
-/// nobody else's business.
+/// Cache key for odds: all that determines them, and the client. Otherwise a client could see by a fast answer that
+/// another one has searched for the same.
 #[derive(PartialEq, Eq, Hash)]
-struct Asked {
+struct OddsKey {
     client: ClientName,
     names: Box<[Box<str>]>,
     spelling: Spelling,
     ideal: u8,
 }
 
-/// What of a query decides how fast it is, roughly: there are so few of them that they are soon all known.
+/// Cache key for measured rates: the parts of a query that determine its speed, rounded so that few keys exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Kind {
     algorithm: Algorithm,
     has_fast_filter: bool,
-    /// How many blocks are hashed for each secret, how many names there are, and the greatest distance
-    /// that tells anything: each as the power of two that it does not exceed.
+    /// The number of blocks that are hashed for each secret, the number of names, and the greatest distance
+    /// that makes a difference. Each is rounded up to a power of two.
     blocks: u32,
     names: u32,
     distance: u32,
-    /// How often they hit, for each hit is looked at again: as a power of sixteen, down to one in 4,096,
-    /// beyond which it does not matter.
+    /// The rate of hits, because each hit is examined again. It is rounded to a power of sixteen, and the least
+    /// is one in 4,096: rarer hits make no difference.
     hits: u32,
 }
 
-/// One of a client's Estimates, until it is dropped.
+/// A client's Estimate, which is counted until this is dropped.
 pub(super) struct Estimating {
     _place: OwnedSemaphorePermit,
-    // The count is the client's as long as somebody has a part of it.
-    _own: Arc<Own>,
+    // Keeps the client's count alive.
+    _own: Arc<OwnPlaces>,
 }
 
-impl Figures {
-    pub(super) fn new(kernel: Kernel, workers: usize) -> Figures {
-        Figures {
+impl Estimates {
+    pub(super) fn new(kernel: Kernel, workers: usize) -> Estimates {
+        Estimates {
             kernel,
             workers,
             all: Places::new(ODDS_AT_ONCE, RATES_AT_ONCE),
             clients: Mutex::default(),
-            odds: Arc::new(Kept::new(ODDS)),
-            rates: Arc::new(Kept::new(RATES)),
+            odds: Arc::new(Cache::new(ODDS)),
+            rates: Arc::new(Cache::new(RATES)),
         }
     }
 
-    /// Counts an Estimate; refuses one of a client that has very many.
-    pub(super) fn begin(&self, caller: &Caller) -> Result<Estimating, CallError> {
+    /// Counts an Estimate.
+    ///
+    /// # Errors
+    ///
+    /// If too many Estimates of the client are waiting.
+    pub(super) fn admit(&self, caller: &Caller) -> Result<Estimating, CallError> {
         let own = self.own(&caller.client());
         let place = Arc::clone(&own.estimates).try_acquire_owned();
         Ok(Estimating {
@@ -135,10 +139,10 @@ impl Figures {
         })
     }
 
-    /// The odds of a query. Dropping the future gives up the place that it waits for; what has begun is
-    /// reckoned to its end, and kept.
+    /// Returns the odds of a query. Dropping the future gives up the place that it waits for; a computation that has
+    /// begun is completed and cached.
     pub(super) async fn odds(&self, caller: &Caller, query: &Query) -> Result<Odds, CallError> {
-        let asked = || Asked {
+        let key = || OddsKey {
             client: caller.client(),
             names: query
                 .names()
@@ -148,27 +152,27 @@ impl Figures {
             spelling: query.spelling(),
             ideal: query.ideal_distance().get(),
         };
-        if let Some(odds) = self.odds.get(&asked()) {
+        if let Some(odds) = self.odds.get(&key()) {
             return Ok(odds);
         }
-        let (kept, asked, query) = (Arc::clone(&self.odds), asked(), query.clone());
+        let (cache, key, query) = (Arc::clone(&self.odds), key(), query.clone());
         let odds = move || {
-            // Whoever was before this one may have asked for the same.
-            kept.get(&asked).unwrap_or_else(|| {
+            // The request before this one may have been for the same.
+            cache.get(&key).unwrap_or_else(|| {
                 let odds = Odds::any(query.names(), query.ideal_distance());
-                kept.put(asked, odds);
+                cache.put(key, odds);
                 odds
             })
         };
-        self.reckon(caller, |places| &places.odds, odds).await
+        self.compute(caller, |places| &places.odds, odds).await
     }
 
-    /// How many secrets this server hashes in a second for such a query. One thread is measured, for a
-    /// quarter of a second, and counted as often as there are threads that search: to measure all of them
-    /// would take their cores from the searches. Dropping the future gives up the place that it waits for;
-    /// what has begun is measured to its end, and kept.
+    /// Returns how many secrets this server hashes in a second for such a query. It measures one thread for a
+    /// quarter of a second and multiplies the result by the number of threads: measuring on all cores would take
+    /// them from the searches. Dropping the future gives up the place that it waits for; a measurement that has
+    /// begun is completed and cached.
     pub(super) async fn rate(&self, caller: &Caller, query: &Query) -> Result<f64, CallError> {
-        // Of one that tells nothing on the way.
+        // Reports of candidates are not part of the rate.
         let query = query.clone().interesting(Distance::ZERO);
         let kind = Kind::of(&query);
         if let Some(rate) = self.rates.fresh(kind) {
@@ -183,11 +187,11 @@ impl Figures {
                 rate
             })
         };
-        self.reckon(caller, |places| &places.rates, measure).await
+        self.compute(caller, |places| &places.rates, measure).await
     }
 
-    /// Does what takes a core for a while, when it is this client's turn.
-    async fn reckon<T: Send + 'static>(
+    /// Runs work that takes a core for a while, once the client has a place for it.
+    async fn compute<T: Send + 'static>(
         &self,
         caller: &Caller,
         place: impl Fn(&Places) -> &Arc<Semaphore>,
@@ -201,22 +205,22 @@ impl Figures {
         };
         let turn = tokio::select! {
             biased;
-            // Where it is told for another reason, nobody waits for the answer any more.
+            // Only a drain leaves a client that waits for the answer.
             _ = caller.context.cancelled() => return Err(CallError::Draining(None)),
             turn = turn => (turn, Arc::clone(&own)),
         };
         let runtime = Handle::current();
-        // Not the runtime's threads for blocking work: where none can be started, these panic.
-        // Without a thread the job is dropped, and the call ends with UNAVAILABLE.
+        // The runtime's own pool panics where it cannot start a thread. Here the job is dropped then, and the call ends
+        // with UNAVAILABLE.
         let pool = |job| drop(threads::start("estimate", job));
         let work = move |_stop| {
-            let resting = Resting {
+            let cooldown = Cooldown {
                 turn: Some(turn),
                 began: Instant::now(),
                 runtime,
             };
             let done = work();
-            drop(resting);
+            drop(cooldown);
             done
         };
         let done = caller.context.run_on(pool, work);
@@ -232,15 +236,15 @@ impl Figures {
         })
     }
 
-    /// The client's own places.
-    fn own(&self, client: &ClientName) -> Arc<Own> {
+    /// Returns the client's own places.
+    fn own(&self, client: &ClientName) -> Arc<OwnPlaces> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = clients.get(client).and_then(Weak::upgrade) {
             return own;
         }
-        // Those who are waiting, at work or at rest hold theirs.
+        // Requests hold their client's places while they wait, run and cool down.
         clients.retain(|_, own| own.strong_count() > 0);
-        let own = Arc::new(Own {
+        let own = Arc::new(OwnPlaces {
             places: Places::new(1, 1),
             estimates: Arc::new(Semaphore::new(ESTIMATES_OF_CLIENT)),
         });
@@ -258,35 +262,34 @@ impl Places {
     }
 }
 
-/// A turn at work. When the work has ended, whether or not anybody waits for it and also by a panic, the
-/// places rest, and then go back.
-struct Resting<T: Send + 'static> {
+/// Gives the places of some work back after a cooldown, which begins when the work has ended, also by a panic.
+struct Cooldown<T: Send + 'static> {
     turn: Option<T>,
     began: Instant,
     runtime: Handle,
 }
 
-impl<T: Send + 'static> Drop for Resting<T> {
+impl<T: Send + 'static> Drop for Cooldown<T> {
     fn drop(&mut self) {
-        let (turn, rest) = (self.turn.take(), self.began.elapsed() * REST);
+        let (turn, time) = (self.turn.take(), self.began.elapsed() * COOLDOWN);
         self.runtime.spawn(async move {
-            sleep(rest).await;
+            sleep(time).await;
             drop(turn);
         });
     }
 }
 
-/// What was found out before, so much of it and no more.
-struct Kept<K, V> {
-    most: usize,
-    known: Mutex<HashMap<K, V>>,
+/// A cache with a maximum number of entries. It is emptied when it is full.
+struct Cache<K, V> {
+    capacity: usize,
+    entries: Mutex<HashMap<K, V>>,
 }
 
-impl<K: Eq + Hash, V: Copy> Kept<K, V> {
-    fn new(most: usize) -> Kept<K, V> {
-        Kept {
-            most,
-            known: Mutex::default(),
+impl<K: Eq + Hash, V: Copy> Cache<K, V> {
+    fn new(capacity: usize) -> Cache<K, V> {
+        Cache {
+            capacity,
+            entries: Mutex::default(),
         }
     }
 
@@ -295,20 +298,20 @@ impl<K: Eq + Hash, V: Copy> Kept<K, V> {
     }
 
     fn put(&self, key: K, value: V) {
-        let mut known = self.lock();
-        if known.len() >= self.most {
-            known.clear();
+        let mut entries = self.lock();
+        if entries.len() >= self.capacity {
+            entries.clear();
         }
-        known.insert(key, value);
+        entries.insert(key, value);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, V>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept<Kind, (f64, Instant)> {
-    /// A rate that was measured lately.
+impl Cache<Kind, (f64, Instant)> {
+    /// Returns a rate that is not too old.
     fn fresh(&self, kind: Kind) -> Option<f64> {
         let (rate, measured_at) = self.get(&kind)?;
         (measured_at.elapsed() < RATE_LASTS).then_some(rate)
@@ -319,7 +322,7 @@ impl Kind {
     fn of(query: &Query) -> Kind {
         let spelling = query.spelling();
         let lengths = query.names().iter().map(DesiredName::character_count);
-        // Nothing is further away than a name is long.
+        // No distance is greater than the name's length.
         let furthest = usize::from(query.ideal_distance().get()).min(lengths.max().unwrap_or(0));
         let power = |number: usize| number.next_power_of_two().ilog2();
         Kind {
@@ -334,7 +337,7 @@ impl Kind {
     }
 }
 
-/// How many blocks are hashed for each secret: whole blocks of the prefix are hashed once for all.
+/// Returns how many blocks are hashed for each secret. Whole blocks of the prefix are hashed only once.
 fn blocks(query: &Query) -> usize {
     let (block, padding) = match query.spelling().algorithm {
         Algorithm::Sha512 => (128, 17),
@@ -346,7 +349,7 @@ fn blocks(query: &Query) -> usize {
     (around + USUAL_LENGTH + padding).div_ceil(block)
 }
 
-/// All that Estimate tells.
+/// Returns the response to an Estimate.
 pub(super) fn estimate(chances: &Odds, rate: f64) -> EstimateResponse {
     let seconds =
         |hashes: &RangeInclusive<f64>| Some(bounds(&(hashes.start() / rate..=hashes.end() / rate)));
@@ -360,7 +363,7 @@ pub(super) fn estimate(chances: &Odds, rate: f64) -> EstimateResponse {
     }
 }
 
-/// Odds, as the wire has them.
+/// Converts odds to their message.
 pub(super) fn odds(odds: &Odds) -> WireOdds {
     WireOdds {
         chance: Some(bounds(&odds.chance())),

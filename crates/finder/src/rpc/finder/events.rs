@@ -20,21 +20,21 @@ use crate::rpc::{
     v1pb::{Accepted, Candidate, Progress, SearchEnded, SearchEvent, search_event::Event},
 };
 
-/// Odds that are yet to come, or that nobody will know.
-pub(super) type Reckoning = Pin<Box<dyn Future<Output = Option<Odds>> + Send>>;
+/// The odds of a search, once they are computed; `None` if they cannot be.
+pub(super) type OddsFuture = Pin<Box<dyn Future<Output = Option<Odds>> + Send>>;
 
 /// The stream of a Search.
 ///
-/// What waits in it for its reader is what the engine gave in one go, and one progress: who does not read
-/// is asked for nothing.
+/// It holds at most one batch of the engine's candidates and one progress. It takes no more until its reader has
+/// taken these.
 pub(crate) struct Events {
     answer: Answer,
-    odds: Result<Option<Odds>, Reckoning>,
+    odds: Result<Option<Odds>, OddsFuture>,
     ready: VecDeque<SearchEvent>,
     ticks: Interval,
-    /// When progress was told last, and how many tests it was.
-    told: (Instant, u64),
-    /// How the call ends, once its last event is among those that are ready.
+    /// The time of the latest progress event, and its number of tests.
+    last_progress: (Instant, u64),
+    /// How the call ends, once its last event is in `ready`.
     end: Option<Result<(), Status>>,
     is_over: bool,
 }
@@ -42,7 +42,7 @@ pub(crate) struct Events {
 impl Events {
     pub(super) fn new(
         answer: Answer,
-        odds: Result<Option<Odds>, Reckoning>,
+        odds: Result<Option<Odds>, OddsFuture>,
         interval: Duration,
     ) -> Events {
         let known = odds.as_ref().ok().and_then(Option::as_ref);
@@ -52,10 +52,10 @@ impl Events {
             maximum_hashes: answer.maximum_hashes().get(),
         });
         let mut ticks = interval_at(tokio::time::Instant::now() + interval, interval);
-        // Who was slow to read is told how things stand now, and not what was missed.
+        // A slow reader receives the present state, and not the ones that it missed.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Events {
-            told: (answer.record().began(), 0),
+            last_progress: (answer.record().began(), 0),
             answer,
             odds,
             ready: VecDeque::from([accepted.into()]),
@@ -67,14 +67,14 @@ impl Events {
 
     /// Gets at least one more event ready.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Err(reckoning) = &mut self.odds
-            && let Poll::Ready(odds) = reckoning.as_mut().poll(cx)
+        if let Err(odds) = &mut self.odds
+            && let Poll::Ready(odds) = odds.as_mut().poll(cx)
         {
             self.odds = Ok(odds);
         }
         if self.ticks.poll_tick(cx).is_ready() {
-            // Before the candidates: those below its frontier are among what is asked for then, so that
-            // they are told before it is. Of a search that has ended, the answer is not, and the end follows.
+            // Read before the candidates, so that all candidates below its frontier are sent before it. If the search
+            // has ended, its end is sent and no progress.
             let progress = self.answer.progress();
             let progress = progress.filter(|progress| progress.state != SearchState::Ended);
             let event = self.answer.poll_event(cx, 1);
@@ -84,7 +84,7 @@ impl Events {
             if self.end.is_none()
                 && let Some(progress) = progress
             {
-                let progress = self.tell(progress);
+                let progress = self.progress_event(progress);
                 self.ready.push_back(Event::Progress(progress).into());
             }
             if !self.ready.is_empty() {
@@ -117,9 +117,9 @@ impl Events {
         self.end = Some(end.map(drop).map_err(Status::from));
     }
 
-    /// Makes what is ready, and goes out together, no small frame.
+    /// Pads the events that are ready, which are sent together, so that they make no small frame.
     fn pad(&mut self) {
-        // So many cannot be one.
+        // This many events are never a small frame.
         if self.ready.len() < FULL_FRAME {
             let bytes = self.ready.iter().map(Message::encoded_len).sum();
             if let Some(last) = self.ready.back_mut() {
@@ -128,10 +128,10 @@ impl Events {
         }
     }
 
-    fn tell(&mut self, progress: search::Progress) -> Progress {
+    /// Makes the next progress event, whose rate counts from the one before it.
+    fn progress_event(&mut self, progress: search::Progress) -> Progress {
         let now = Instant::now();
-        let (told_at, told) = self.told;
-        self.told = (now, progress.tests);
+        let (last_at, last) = std::mem::replace(&mut self.last_progress, (now, progress.tests));
         let rate = |hashes: u64, since: Instant| {
             let seconds = now.saturating_duration_since(since).as_secs_f64();
             // The clock may show the same time twice.
@@ -145,7 +145,7 @@ impl Events {
         let chance = chance.map(|odds| estimates::bounds(&odds.chance_after(progress.tests)));
         Progress {
             hashes: progress.tests,
-            hashes_per_second: rate(progress.tests.saturating_sub(told), told_at),
+            hashes_per_second: rate(progress.tests.saturating_sub(last), last_at),
             average_hashes_per_second: rate(progress.tests, self.answer.record().began()),
             frontier: progress.frontier,
             chance_by_now: chance,
@@ -184,7 +184,7 @@ impl From<Event> for SearchEvent {
     }
 }
 
-/// A candidate of a search for `query`, as the wire has it.
+/// Returns a candidate of a search for `query` as an event.
 fn wire(query: &Query, found: search::Candidate, is_ideal: bool) -> Event {
     let secret = query.keyspace().secret(found.index);
     let name = &query.names()[usize::from(found.name)];

@@ -24,21 +24,21 @@ use super::{
         finder_server::Finder,
     },
 };
-pub(crate) use drain_last::WatchAside;
-use estimates::Figures;
-use events::{Events, Reckoning};
+pub(crate) use drain_last::DrainWatchesLast;
+use estimates::Estimates;
+use events::{Events, OddsFuture};
 use watch::{Changes, Watches};
 
 const WATCH_SEARCHES: &str = "hashfinder.v1.Finder/WatchSearches";
 
-/// How many searches a page has if nobody says so: a few screens.
+/// Default number of searches of a page: a few screens.
 const PAGE: usize = 100;
 
-/// The most searches of one page.
+/// Maximum number of searches of a page.
 const LARGEST_PAGE: usize = 1000;
 
-/// Beyond how many bytes a message takes no more searches: one that nobody reads holds that much for as long, and an
-/// address may have a thousand of them.
+/// Length from which a message takes no more searches, in bytes. A message that its client does not read takes this
+/// much memory, and an address may have a thousand of them.
 const MESSAGE_BYTES: usize = 32 << 10;
 
 /// The longest reason for cancelling a search, in bytes. It travels three times in the trailers of the
@@ -52,24 +52,24 @@ pub(crate) const REASON_LEN: usize = 256;
 /// sent.
 const SMALL_FRAME: usize = 256;
 
-/// How long a search's first event waits for its odds. They mostly take less; while those of others are
-/// reckoned they may take seconds, and a search tells where it is without them then.
+/// How long a search's first event waits for its odds. They mostly take less. They can take seconds while odds of
+/// other searches are computed; then the first event has none.
 const ODDS_PATIENCE: Duration = Duration::from_millis(20);
 
-/// How often is told how things stand, if nobody says so.
+/// Default interval of progress events and of watches.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The shortest such interval: ten times a second looks like always.
+/// Minimum of these intervals: ten times a second looks continuous.
 pub(crate) const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The longest such interval: after that, who reads along would think that nothing is there any more.
+/// Maximum of these intervals. After a longer silence a reader would take the server for dead.
 pub(crate) const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The service.
 #[derive(Clone)]
 pub(crate) struct FinderService {
     searches: Arc<Searches>,
-    figures: Arc<Figures>,
+    estimates: Arc<Estimates>,
     watches: Watches,
 }
 
@@ -77,7 +77,7 @@ impl FinderService {
     /// `kernel` is what the searches' engine runs on.
     pub(crate) fn new(searches: Arc<Searches>, kernel: Kernel) -> FinderService {
         FinderService {
-            figures: Arc::new(Figures::new(kernel, searches.workers())),
+            estimates: Arc::new(Estimates::new(kernel, searches.workers())),
             watches: Watches::default(),
             searches,
         }
@@ -88,23 +88,24 @@ impl FinderService {
         let wished = NonZeroU64::new(request.maximum_hashes);
         let answer = self.searches.begin(caller, query.clone(), wished);
         let answer = answer.await?;
-        let (figures, caller) = (Arc::clone(&self.figures), caller.clone());
-        // The search has begun, and so its end tells more than what may be wrong here.
-        let mut odds: Reckoning = Box::pin(async move { figures.odds(&caller, &query).await.ok() });
-        let reckoned = timeout(ODDS_PATIENCE, &mut odds).await;
+        let (estimates, caller) = (Arc::clone(&self.estimates), caller.clone());
+        // The search has begun, so its end matters more to the client than an error of its odds.
+        let mut odds: OddsFuture =
+            Box::pin(async move { estimates.odds(&caller, &query).await.ok() });
+        let known = timeout(ODDS_PATIENCE, &mut odds).await;
         let interval = interval(request.progress_interval.as_ref());
-        Ok(Events::new(answer, reckoned.map_err(|_| odds), interval))
+        Ok(Events::new(answer, known.map_err(|_| odds), interval))
     }
 
-    async fn reckon(
+    async fn estimate_of(
         &self,
         caller: &Caller,
         request: &EstimateRequest,
     ) -> Result<EstimateResponse, CallError> {
         let query = query::of_estimate(request)?;
-        let _counted = self.figures.begin(caller)?;
-        let odds = self.figures.odds(caller, &query).await?;
-        let rate = self.figures.rate(caller, &query).await?;
+        let _counted = self.estimates.admit(caller)?;
+        let odds = self.estimates.odds(caller, &query).await?;
+        let rate = self.estimates.rate(caller, &query).await?;
         Ok(estimates::estimate(&odds, rate))
     }
 
@@ -201,7 +202,7 @@ impl FinderService {
         } else {
             Canceller::Operator
         };
-        // An operator's reasons are for whoever looks after the server; a client's own are nobody's.
+        // The log is for operators. A client's reason for cancelling its own search is private.
         let noted = (by == Canceller::Operator).then_some(reason);
         let summary = record.summary();
         let cancelled = record.cancel(by, reason);
@@ -242,7 +243,7 @@ impl Finder for FinderService {
         request: Request<EstimateRequest>,
     ) -> Result<Response<EstimateResponse>, Status> {
         let caller = Caller::of(&request);
-        let estimate = self.reckon(&caller, &request.into_inner()).await;
+        let estimate = self.estimate_of(&caller, &request.into_inner()).await;
         estimate
             .map(Response::new)
             .map_err(|error| self.searches.refused(&caller, error))
@@ -279,7 +280,7 @@ impl Finder for FinderService {
     }
 }
 
-/// Which searches somebody wants to see.
+/// Which searches a caller wants to see.
 struct Filter {
     viewer: Viewer,
     client: String,
@@ -321,16 +322,15 @@ impl Filter {
     }
 }
 
-/// What makes a message of so many bytes, or one of more, so long that it costs its reader no more than its
-/// bytes.
+/// Returns the padding with which a message of `bytes` bytes is no small frame.
 fn padding(bytes: usize) -> Vec<u8> {
     vec![0; SMALL_FRAME.saturating_sub(bytes)]
 }
 
-/// The interval that is asked for, or the nearest that there is.
+/// Returns the requested interval, or the nearest one that is allowed.
 fn interval(asked: Option<&prost_types::Duration>) -> Duration {
     let Some(asked) = asked else { return INTERVAL };
-    // Only one below zero is none.
+    // Only a negative one is no `Duration`.
     let asked = Duration::try_from(*asked).unwrap_or_default();
     asked.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }

@@ -1,4 +1,4 @@
-//! The changes that a WatchSearches tells.
+//! The stream of a WatchSearches: the changes of searches.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -18,7 +18,7 @@ use tonic_cancel::CallContext;
 use super::{Filter, MESSAGE_BYTES, padding};
 use crate::{
     rpc::{
-        cancelled::ToldToStop,
+        cancelled::Cancelled,
         record::{Mark, Record},
         registry::{Place, Viewer},
         searches::Searches,
@@ -28,22 +28,21 @@ use crate::{
     transport::ClientName,
 };
 
-/// How many calls of one client may watch: each goes over all that it sees up to ten times a second, and
-/// holds as much memory as it told, which somebody with a few windows open does not need more often.
+/// Maximum number of watching calls of one client. Each reads all records that it may see up to ten times a second, and
+/// keeps a report of each. A person needs one for each open window.
 const WATCHES_OF_CLIENT: usize = 16;
 
-/// How many calls may watch in all.
+/// Maximum number of watching calls in all.
 const WATCHES: usize = 256;
 
-/// How many of them are kept for operators: who has to look after a server sees what there is also when
-/// everybody else does.
+/// How many of them only operators can have, so that an operator can watch a server whose users watch it too.
 const WATCHES_OF_OPERATORS: usize = 16;
 
-/// Counts those who watch; clones are the same count.
+/// Counts the watching calls; clones are the same count.
 #[derive(Clone, Default)]
 pub(super) struct Watches(Arc<Mutex<HashMap<ClientName, usize>>>);
 
-/// One of those who watch, until it is dropped.
+/// A watching call, which is counted until this is dropped.
 pub(super) struct Watch {
     watches: Watches,
     client: ClientName,
@@ -97,16 +96,16 @@ impl Drop for Watch {
 
 /// The stream of a WatchSearches.
 ///
-/// It looks at the searches when its reader has room for what it finds, and at most once per interval. It
-/// holds what it told of each search that is listed, and which of them are yet to be told anew.
+/// It looks for changes when its reader has room for them, and at most once per interval. It keeps its last report
+/// of every listed search, and a queue of the searches that it has to report next.
 pub(crate) struct Changes {
     searches: Arc<Searches>,
     filter: Filter,
     ticks: Interval,
-    told: HashMap<Place, Told>,
+    reports: HashMap<Place, Report>,
     ready: VecDeque<(Place, Arc<Record>)>,
     has_begun: bool,
-    told_to_stop: ToldToStop,
+    cancelled: Cancelled,
     stage: Stage,
     _watch: Watch,
 }
@@ -115,21 +114,21 @@ pub(crate) struct Changes {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Watching,
-    /// It was told to stop, and how the searches ended is among what is ready.
+    /// The call is cancelled, and the ends of the searches are in `ready`.
     Stopping,
     Over,
 }
 
-/// What was told of a search.
-struct Told {
+/// What the stream last reported of a search, or would have reported if its filter took the search.
+struct Report {
     record: Arc<Record>,
     mark: Mark,
-    /// Whether it was one of those that are watched.
+    /// Whether the filter took the search then.
     is_watched: bool,
 }
 
-impl Told {
-    /// Whether nothing can change any more.
+impl Report {
+    /// Returns whether the search cannot change any more.
     fn is_final(&self) -> bool {
         self.mark.has_ended()
     }
@@ -144,72 +143,72 @@ impl Changes {
         watch: Watch,
     ) -> Changes {
         let mut ticks = interval(time);
-        // Who was slow to read is told how things stand now, and not what was missed.
+        // A slow reader receives the present state, and not the ones that it missed.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Changes {
             searches,
             filter,
             ticks,
-            told: HashMap::new(),
+            reports: HashMap::new(),
             ready: VecDeque::new(),
             has_begun: false,
-            told_to_stop: ToldToStop::new(context),
+            cancelled: Cancelled::new(context),
             stage: Stage::Watching,
             _watch: watch,
         }
     }
 
-    /// Finds what has changed since the last time.
-    fn look(&mut self) {
+    /// Queues the searches that have changed since their last reports.
+    fn find_changes(&mut self) {
         let Filter { viewer, .. } = &self.filter;
         let registry = self.searches.registry();
         let listed = registry.seen_by(viewer, self.filter.client(), None);
-        let mut told = HashMap::with_capacity(listed.len());
+        let mut reports = HashMap::with_capacity(listed.len());
         for (place, record) in listed {
-            let now = match self.told.remove(&place) {
+            let now = match self.reports.remove(&place) {
                 Some(before) if before.is_final() => Some(before),
                 before => self.compare(place, record, before.as_ref()),
             };
             if let Some(now) = now {
-                told.insert(place, now);
+                reports.insert(place, now);
             }
         }
-        // What is left is not listed any more. Its end may have been told, or may not.
-        for (place, before) in mem::take(&mut self.told) {
+        // The rest is not listed any more. Its end may not have been reported.
+        for (place, before) in mem::take(&mut self.reports) {
             if !before.is_final() {
                 let record = Arc::clone(&before.record);
                 self.compare(place, record, Some(&before));
             }
         }
-        self.told = told;
+        self.reports = reports;
     }
 
-    /// Gets a search ready to be told if there is news of it, and gives what there is to remember.
+    /// Queues a search if it has changed since its last report. Returns the report to keep.
     fn compare(
         &mut self,
         place: Place,
         record: Arc<Record>,
-        before: Option<&Told>,
-    ) -> Option<Told> {
+        before: Option<&Report>,
+    ) -> Option<Report> {
         let mark = record.mark();
         let is_watched = self.filter.takes(mark.state());
         let is_news = match before {
             Some(before) if is_watched => before.mark != mark || !before.is_watched,
-            // It has left those that are watched, which is told once.
+            // It is watched no more, which is reported once.
             Some(before) => before.is_watched,
             None => is_watched,
         };
         if is_news {
             self.ready.push_back((place, Arc::clone(&record)));
         }
-        (is_watched || before.is_some()).then_some(Told {
+        (is_watched || before.is_some()).then_some(Report {
             record,
             mark,
             is_watched,
         })
     }
 
-    /// As much of what is ready as goes into one message, as it is now.
+    /// Takes as many searches out of the queue as go into one message, each as it is now.
     fn message(&mut self) -> WatchSearchesResponse {
         let mut message = WatchSearchesResponse::default();
         let mut bytes = 0;
@@ -217,9 +216,9 @@ impl Changes {
             && let Some((place, record)) = self.ready.pop_front()
         {
             let summary = record.summary();
-            if let Some(told) = self.told.get_mut(&place) {
-                told.mark = Mark::of(&summary);
-                told.is_watched = self.filter.takes(told.mark.state());
+            if let Some(report) = self.reports.get_mut(&place) {
+                report.mark = Mark::of(&summary);
+                report.is_watched = self.filter.takes(report.mark.state());
             }
             bytes += summary.encoded_len();
             message.searches.push(summary);
@@ -246,15 +245,15 @@ impl Stream for Changes {
                 }
                 Stage::Over => return Poll::Ready(None),
             }
-            if self.told_to_stop.poll(cx).is_ready() {
+            if self.cancelled.poll(cx).is_ready() {
                 self.stage = Stage::Stopping;
-                self.look();
+                self.find_changes();
                 continue;
             }
             ready!(self.ticks.poll_tick(cx));
-            self.look();
-            // The first message is there even if there are no searches.
-            if !std::mem::replace(&mut self.has_begun, true) && self.ready.is_empty() {
+            self.find_changes();
+            // The first message is sent even if there are no searches.
+            if !mem::replace(&mut self.has_begun, true) && self.ready.is_empty() {
                 return Poll::Ready(Some(Ok(WatchSearchesResponse::default())));
             }
         }

@@ -45,7 +45,7 @@ impl CallInfo {
     /// known of the call.
     pub(crate) fn of(extensions: &Extensions) -> &CallInfo {
         static NOTHING: LazyLock<CallInfo> = LazyLock::new(CallInfo::default);
-        extensions.get().unwrap_or_else(|| &NOTHING)
+        extensions.get::<CallInfo>().unwrap_or(&NOTHING)
     }
 }
 

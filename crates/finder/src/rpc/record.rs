@@ -125,16 +125,16 @@ impl Record {
 
     /// Takes the search's stopper, once the search has begun. If there already is a reason to stop the search,
     /// it is stopped at once.
-    pub(super) fn started(&self, stopper: Stopper) {
+    pub(super) fn started(&self, stopper: &Stopper) {
         let mut state = self.lock();
-        let (has_ended, is_stopped) = (state.end.is_some(), state.stop.is_some());
-        if !has_ended {
-            state.stopper = Some(stopper.clone());
+        if state.end.is_some() {
+            return;
         }
-        // The stop may release the work on this thread, and the stopper may be the last part of an engine. Neither
-        // may happen under the lock.
+        state.stopper = Some(stopper.clone());
+        let is_stopped = state.stop.is_some();
+        // Without the lock: the stop may release the work on this thread, and the release locks the record.
         drop(state);
-        if is_stopped && !has_ended {
+        if is_stopped {
             stopper.stop();
         }
     }
@@ -406,7 +406,7 @@ mod tests {
         let search = engine.search(Client::default(), query.clone(), |_| {});
         let search = search.unwrap();
         let record = Record::new(method(), client(), query);
-        record.started(search.stopper());
+        record.started(&search.stopper());
         (engine, search, record)
     }
 
@@ -536,7 +536,7 @@ mod tests {
         let engine = Engine::start(1, Kernel::best(), move || started.elapsed()).unwrap();
         let search = engine.search(Client::default(), endless(), |_| {});
         let mut search = search.unwrap();
-        record.started(search.stopper());
+        record.started(&search.stopper());
         let ended = search.blocking_next();
         assert!(matches!(ended, Event::Ended(Outcome::Stopped(_))));
     }

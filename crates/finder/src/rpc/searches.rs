@@ -171,7 +171,7 @@ impl Searches {
         let stopper = search.stopper();
         // A search that ended with its first secrets has none: it ended before a client could ask for it.
         let is_under_way = stopper.progress().is_some();
-        record.started(stopper);
+        record.started(&stopper);
         if is_under_way {
             self.open_calls.add(self.registry.list(&record), &call);
         }
@@ -282,5 +282,62 @@ impl Caller {
 
     pub(super) fn peer(&self) -> Option<&Peer> {
         self.info.peer.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hashfinder_search::{Distance, Kernel};
+
+    fn searches() -> Searches {
+        let started = std::time::Instant::now();
+        let engine = Engine::start(1, Kernel::best(), move || started.elapsed()).unwrap();
+        let limits = Limits {
+            maximum_hashes: NonZeroU64::MAX,
+            maximum_concurrent_rpcs: NonZeroUsize::MIN,
+            weights: HashMap::new(),
+            quotas: HashMap::new(),
+        };
+        Searches::new(engine, limits, Counts::default())
+    }
+
+    #[tokio::test]
+    async fn a_stopped_search_is_counted_once_by_its_first_cause() {
+        type Stop = fn(&Caller, Answer);
+        let stops: [(Stop, StopCause); 3] = [
+            (|_, answer| drop(answer), StopCause::Client),
+            (
+                |caller, answer| {
+                    assert!(caller.context.cancel());
+                    drop(answer);
+                },
+                StopCause::Operator,
+            ),
+            (
+                |caller, answer| {
+                    answer.record().stop(StopCause::Unread);
+                    assert!(caller.context.cancel());
+                    drop(answer);
+                },
+                StopCause::Unread,
+            ),
+        ];
+        let searches = searches();
+        for (stop, expected) in stops {
+            let before = searches.stopped();
+            let caller = Caller::of(&Request::new(()));
+            let endless = "hashfinderhashfinder".parse().unwrap();
+            let query = Query::new(endless, Distance::ZERO).unwrap();
+            let answer = searches.begin(&caller, query, None).await.unwrap();
+            stop(&caller, answer);
+            // It is counted before its permit is given back.
+            while searches.active_work() > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            let counted =
+                before.map(|(cause, count)| (cause, count + u64::from(cause == expected)));
+            assert_eq!(searches.stopped(), counted);
+        }
     }
 }

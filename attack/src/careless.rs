@@ -16,6 +16,14 @@ use std::{
 
 use anyhow::{Result, bail};
 use fastrand::Rng;
+use hashfinder_proto::{
+    hash_name::{HashNameRequest, hash_finder_client::HashFinderClient},
+    v1::{
+        CancelSearchRequest, EstimateRequest, Keyspace, ListSearchesRequest, Query, SearchEvent,
+        SearchRequest, WatchSearchesRequest, finder_client::FinderClient, keyspace::Alphabet,
+        search_event::Event, search_request::From,
+    },
+};
 use prost_types::Duration as WireDuration;
 use tokio::{
     net::TcpStream,
@@ -29,15 +37,7 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::{
-    healthy::block_on,
-    pb::{HashNameRequest, hash_finder_client::HashFinderClient},
-    v1pb::{
-        CancelSearchRequest, EstimateRequest, Keyspace, ListSearchesRequest, Query, SearchEvent,
-        SearchRequest, WatchSearchesRequest, finder_client::FinderClient, keyspace::Alphabet,
-        search_event::Event, search_request::From,
-    },
-};
+use crate::healthy::block_on;
 
 /// How many connections a process has.
 pub(crate) const VISITORS: usize = 8;

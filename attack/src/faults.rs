@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use hashfinder_proto::v1::{SearchState, WatchSearchesRequest, finder_client::FinderClient};
 use prost_types::Duration as WireDuration;
 use tokio::{task::JoinSet, time::timeout};
 
@@ -24,7 +25,6 @@ use crate::{
     report::{Fault, ms},
     seen::{CLOSED, CONNECTIONS, REFUSED, Seen},
     trial::{Setting, first_newcomer},
-    v1pb::{SearchState, WatchSearchesRequest, finder_client::FinderClient},
     wire::{FIND_RANGE, WINDOW_MAX, call, endless_search},
 };
 

@@ -49,30 +49,6 @@ use self::{
     trial::Setting,
 };
 
-/// The reference contract.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    reason = "generated"
-)]
-mod pb {
-    tonic::include_proto!("hash_name");
-}
-
-/// Our own.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    reason = "generated"
-)]
-mod v1pb {
-    tonic::include_proto!("hashfinder.v1");
-}
-
 /// Attack a hashfinder server on the loopback, and look how its other clients fare.
 #[derive(Parser, Debug)]
 #[command(name = "hashfinder-attack")]

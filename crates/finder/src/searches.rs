@@ -8,6 +8,14 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use hashfinder_proto::{
+    Details, Reason,
+    limits::{DEFAULT_INTERVAL, LONGEST_INTERVAL, MAX_REASON_LEN, SHORTEST_INTERVAL},
+    v1::{
+        CancelSearchRequest, ListSearchesRequest, SearchState, SearchSummary, WatchSearchesRequest,
+        finder_client::FinderClient,
+    },
+};
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -19,13 +27,6 @@ use crate::{
     connection::{Connection, advice},
     estimate::number,
     find::takes_escapes,
-    rpc::{
-        Details, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL,
-        v1pb::{
-            CancelSearchRequest, ListSearchesRequest, SearchState, SearchSummary,
-            WatchSearchesRequest, finder_client::FinderClient,
-        },
-    },
     signals::{Signals, exit_at_once},
     threads::aside,
 };
@@ -128,7 +129,7 @@ struct WatchArguments {
     which: Which,
 
     /// The time between two looks: 100ms to 1m
-    #[arg(long, value_name = "DURATION", value_parser = looks, default_value_t = INTERVAL.into())]
+    #[arg(long, value_name = "DURATION", value_parser = looks, default_value_t = DEFAULT_INTERVAL.into())]
     interval: humantime::Duration,
 
     /// Print JSON, one object on each line
@@ -188,8 +189,10 @@ fn search_id(text: &str) -> Result<String, String> {
 
 fn reason(text: &str) -> Result<String, String> {
     let length = text.len();
-    if length > REASON_LEN {
-        return Err(format!("it has {length} bytes; {REASON_LEN} is the most"));
+    if length > MAX_REASON_LEN {
+        return Err(format!(
+            "it has {length} bytes; {MAX_REASON_LEN} is the most"
+        ));
     }
     if text.chars().any(char::is_control) {
         return Err("it holds a control character, a line's end for one; leave it out".to_owned());
@@ -455,7 +458,7 @@ async fn follow(
                     continue;
                 }
                 Ok(None) => return Ok(None),
-                Err(status) if Details::of(&status).draining => {
+                Err(status) if Details::of(&status).has(Reason::Draining) => {
                     return Ok(Some(format!("the server at {} is shutting down", at.server)));
                 }
                 Err(status) => return Err(at.failure(&status)),

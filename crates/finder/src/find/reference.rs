@@ -4,16 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use hashfinder_proto::hash_name::{
+    HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient,
+};
 use hashfinder_search::{Cursor, Index, Query};
 use tonic::{Request, Response, Status};
 use tonic_cancel::{Call, CallOptions, StreamingCall};
 
 use super::{Ending, Source, Stopper, Told, output::Finding, remote::ending};
-use crate::{
-    cli::ServerAddress,
-    connection::Connection,
-    rpc::pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},
-};
+use crate::{cli::ServerAddress, connection::Connection};
 
 /// A search of which nobody can know how far it came: the contract has no word for it, and the reference
 /// server leaves secrets out.

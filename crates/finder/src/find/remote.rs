@@ -9,6 +9,13 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
+use hashfinder_proto::{
+    Details, Reason,
+    v1::{
+        self, EndReason, SearchEnded, SearchEvent, SearchRequest, finder_client::FinderClient,
+        search_event, search_request,
+    },
+};
 use hashfinder_search::{Cursor, Index, Keyspace, Query, Spelling};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -26,13 +33,6 @@ use super::{
 use crate::{
     cli::{FindArguments, ServerAddress, as_text},
     connection::{Connection, advice},
-    rpc::{
-        Details,
-        v1pb::{
-            self, EndReason, SearchEnded, SearchEvent, SearchRequest, finder_client::FinderClient,
-            search_event, search_request,
-        },
-    },
 };
 
 /// The pause before another connection where the last one was lost without any progress.
@@ -252,7 +252,7 @@ impl FinderSearch {
         }
     }
 
-    fn candidate(&mut self, candidate: &v1pb::Candidate) -> Result<Option<Told>> {
+    fn candidate(&mut self, candidate: &v1::Candidate) -> Result<Option<Told>> {
         let (finding, index) =
             Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
         let turn = self.frontier..self.end_of_search();
@@ -289,8 +289,9 @@ impl FinderSearch {
             return None;
         }
         let ended = self.ended.take().unwrap_or_default();
+        let details = Details::of(status);
         let cursor = ended.cursor.parse().ok();
-        let cursor = cursor.or(Details::of(status).cursor);
+        let cursor = cursor.or_else(|| details.cursor.as_ref()?.parse().ok());
         if let Some(cursor) = cursor.filter(|cursor| self.concerns(cursor)) {
             self.frontier = cursor.frontier();
         }
@@ -298,7 +299,7 @@ impl FinderSearch {
         Some(Told::Ended(match ended.reason() {
             EndReason::HashBudgetSpent => self.budget_spent(),
             EndReason::KeyspaceExhausted => self.exhausted(),
-            _ if Details::of(status).exhausted => self.exhausted(),
+            _ if details.has(Reason::KeyspaceExhausted) => self.exhausted(),
             // Through CancelSearch: the status says who it was, and why.
             EndReason::CancelledByClient | EndReason::CancelledByOperator if !cancelled => {
                 Ending::Limit(as_text(status.message()), cursor)
@@ -489,12 +490,12 @@ pub(super) fn ending(
     match status.code() {
         Code::Ok => Ending::Failed("the server ended without an answer".to_owned(), cursor),
         Code::Cancelled if cancelled => Ending::Stopped(cursor),
-        _ if details.limit_reached => Ending::Limit(message, cursor),
+        _ if details.limit_reached() => Ending::Limit(message, cursor),
         _ if is_lost(status) => {
             let why = format!("the connection to the server at {server} was lost: {message}");
             Ending::Failed(why, cursor)
         }
-        _ if details.too_long || status.code() == Code::InvalidArgument => {
+        _ if details.has(Reason::MessageTooLong) || status.code() == Code::InvalidArgument => {
             let why = format!("the server at {server} refuses that: {message}");
             Ending::Refused(why, cursor)
         }
@@ -511,7 +512,7 @@ pub(super) fn ending(
         Code::ResourceExhausted => Ending::Limit(message, cursor),
         Code::DeadlineExceeded => Ending::Limit("the maximum time has passed".to_owned(), cursor),
         // Others than the server may say this, and mean something else.
-        Code::NotFound if details.exhausted => Ending::Exhausted,
+        Code::NotFound if details.has(Reason::KeyspaceExhausted) => Ending::Exhausted,
         code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),
     }
 }

@@ -56,7 +56,7 @@ impl Default for Counts {
         let refused = Family::<_, Counter>::default();
         // There from the beginning, so that the first one is seen as an increase.
         let unfit = Unfit::ALL.map(Unfit::reason);
-        for reason in CallError::REFUSALS.into_iter().chain(unfit) {
+        for reason in CallError::refusals().chain(unfit) {
             let _ = refused.get_or_create(&[("reason", reason)]);
         }
         Counts {

@@ -1,5 +1,6 @@
 //! What the fuzzer asks of a request.
 
+use hashfinder_proto::limits::MAX_REASON_LEN;
 use hashfinder_search::{Cursor, Query};
 use http::HeaderMap;
 use prost::Message;
@@ -7,7 +8,6 @@ use tonic::{Code, Status};
 
 use super::{
     edge::MAX_MESSAGE_LEN,
-    finder::REASON_LEN,
     pb::HashNameRequest,
     query,
     status::{CallError, Canceller},
@@ -82,7 +82,7 @@ fn accepted(query: &Query) {
     // No end has more to say than this one; each of these characters takes three bytes in a header.
     fits(&Status::from(CallError::Cancelled {
         by: Canceller::Operator,
-        reason: "%".repeat(REASON_LEN),
+        reason: "%".repeat(MAX_REASON_LEN),
         cursor,
     }));
 }

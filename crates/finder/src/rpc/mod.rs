@@ -1,4 +1,4 @@
-//! The wire: the generated types, the services, and how ends become statuses.
+//! The wire: the services, and how errors become statuses.
 
 mod answer;
 mod call;
@@ -16,14 +16,13 @@ mod status;
 mod told_to_stop;
 
 pub(crate) use edge::{EdgeLayer, EdgeService};
-pub(crate) use finder::{
-    FinderService, INTERVAL, LONGEST_INTERVAL, REASON_LEN, SHORTEST_INTERVAL, WatchAside,
-};
+pub(crate) use finder::{FinderService, WatchAside};
 pub(crate) use hash_name::HashFinderService;
+pub(crate) use hashfinder_proto::{DESCRIPTORS, hash_name as pb, v1 as v1pb};
 pub(crate) use rate_limit::{AddressLimits, RateLimitLayer, RateLimitService, RateLimits};
 pub(crate) use refusals::{Refusals, Unfit};
 pub(crate) use searches::{Limits, Searches};
-pub(crate) use status::{CallError, Details};
+pub(crate) use status::CallError;
 
 /// The descriptors of all services that a server has, also those that are not ours.
 pub(crate) const ALL_DESCRIPTORS: [&[u8]; 4] = [
@@ -32,19 +31,3 @@ pub(crate) const ALL_DESCRIPTORS: [&[u8]; 4] = [
     tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
 ];
-
-/// The reference contract.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
-pub(crate) mod pb {
-    tonic::include_proto!("hash_name");
-}
-
-/// Our own contract.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]
-pub(crate) mod v1pb {
-    tonic::include_proto!("hashfinder.v1");
-}
-
-/// The descriptors of all that is served, for the reflection service.
-pub(crate) const DESCRIPTORS: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));

@@ -175,15 +175,6 @@ impl Stream for Events {
     }
 }
 
-impl From<Event> for SearchEvent {
-    fn from(event: Event) -> SearchEvent {
-        SearchEvent {
-            event: Some(event),
-            padding: Vec::new(),
-        }
-    }
-}
-
 /// A candidate of a search for `query`, as the wire has it.
 fn wire(query: &Query, found: search::Candidate, is_ideal: bool) -> Event {
     let secret = query.keyspace().secret(found.index);

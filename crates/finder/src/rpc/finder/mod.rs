@@ -7,6 +7,9 @@ mod watch;
 
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
+use hashfinder_proto::limits::{
+    DEFAULT_INTERVAL, LONGEST_INTERVAL, MAX_REASON_LEN, SHORTEST_INTERVAL,
+};
 use hashfinder_search::Kernel;
 use prost::Message;
 use tokio::time::timeout;
@@ -45,11 +48,6 @@ const LARGEST_PAGE: usize = 1000;
 /// address may have a thousand of them.
 const MESSAGE_BYTES: usize = 32 << 10;
 
-/// The longest reason for cancelling a search, in bytes. It travels three times in the trailers of the
-/// search's end, once with three bytes for one, and the cursor with it; clients commonly take eight kibibytes
-/// of these.
-pub(crate) const REASON_LEN: usize = 256;
-
 /// Below how many bytes a frame is small. HTTP/2 implementations close a connection over a hundred and more
 /// small frames that wait to be read (h2, which our own client has, counts the bytes that 256 are more than
 /// each), however few a second there are of them. Longer ones fill the stream's window, and then nothing is
@@ -59,15 +57,6 @@ const SMALL_FRAME: usize = 256;
 /// How long a search's first event waits for its odds. They mostly take less; while those of others are
 /// reckoned they may take seconds, and a search tells where it is without them then.
 const ODDS_PATIENCE: Duration = Duration::from_millis(20);
-
-/// How often is told how things stand, if nobody says so.
-pub(crate) const INTERVAL: Duration = Duration::from_secs(1);
-
-/// The shortest such interval: ten times a second looks like always.
-pub(crate) const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
-
-/// The longest such interval: after that, who reads along would think that nothing is there any more.
-pub(crate) const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The service.
 #[derive(Clone)]
@@ -183,8 +172,8 @@ impl FinderService {
     ) -> Result<CancelSearchResponse, CallError> {
         let reason = &request.reason[..];
         let length = reason.len();
-        if length > REASON_LEN {
-            let message = format!("the reason has {length} bytes; {REASON_LEN} is the most");
+        if length > MAX_REASON_LEN {
+            let message = format!("the reason has {length} bytes; {MAX_REASON_LEN} is the most");
             return Err(CallError::wrong("reason", message));
         }
         if reason.chars().any(char::is_control) {
@@ -333,7 +322,9 @@ fn padding(bytes: usize) -> Vec<u8> {
 
 /// The interval that is asked for, or the nearest that there is.
 fn interval(asked: Option<&prost_types::Duration>) -> Duration {
-    let Some(asked) = asked else { return INTERVAL };
+    let Some(asked) = asked else {
+        return DEFAULT_INTERVAL;
+    };
     // Only one below zero is none.
     let asked = Duration::try_from(*asked).unwrap_or_default();
     asked.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)

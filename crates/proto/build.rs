@@ -1,4 +1,4 @@
-//! Generates the services' types. `protox` reads the protobuf, so that no `protoc` is needed.
+//! Generates the Rust types of the services. `protox` reads the protobuf files, so `protoc` is not needed.
 
 use std::{env, error::Error, fs, path::Path};
 
@@ -9,9 +9,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={protos}");
     let descriptors = protox::compile(["hash_name.proto", "hashfinder/v1/finder.proto"], [protos])?;
     let out = env::var("OUT_DIR")?;
-    // The reflection service serves them.
     let path = Path::new(&out).join("descriptors.binpb");
     fs::write(path, descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // How a client connects is not part of the contract.
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -20,9 +20,9 @@ use tonic_cancel::Drain;
 pub use crate::{auth::fuzzing::credential, config::fuzzing::config, rpc::fuzzing::request};
 use crate::{
     auth::{self, Rules},
+    commands::serve::{self, Around, Served},
     metrics::{Calls, Counts},
     rpc::{ALL_DESCRIPTORS, AddressLimits, Limits, RateLimits, Searches},
-    serve::{self, Around, Served},
     transport::{self, FloodLimits, Lifetimes},
 };
 

@@ -6,40 +6,39 @@
 
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod auth;
-mod bench;
 mod cli;
 mod clock;
+mod commands;
 mod config;
 mod connection;
-mod estimate;
+mod exit;
 mod files;
-mod find;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod health;
-mod keys;
 mod log;
-mod manual;
 mod metrics;
 mod passage;
 mod pem;
 mod rate;
-mod recipes;
 mod rpc;
-mod searches;
-mod serve;
+mod server_address;
 mod signals;
+mod terminal;
 mod threads;
 mod tls_error;
 mod trace;
 mod transport;
-mod verify;
 
 use std::process::ExitCode;
 
 use crate::{
-    cli::{Cli, Command, Exit},
+    cli::{Cli, Command},
+    commands::{
+        bench, estimate, find, git_commit, hashcash, health, keys, manual, searches, serve, verify,
+    },
+    exit::Exit,
     threads::{block_on, block_on_all_cores},
 };
 
@@ -50,12 +49,12 @@ pub fn main() -> ExitCode {
     let cli = match config::parse() {
         Ok(cli) => cli,
         Err(error) => {
-            cli::say(format_args!("{error:#}"));
+            terminal::say(format_args!("{error:#}"));
             return Exit::Usage.into();
         }
     };
     run(cli).unwrap_or_else(|error| {
-        cli::say(format_args!("{error:#}"));
+        terminal::say(format_args!("{error:#}"));
         Exit::Failed.into()
     })
 }
@@ -71,8 +70,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Searches(arguments) => block_on(searches::run(arguments)),
         Command::Health(arguments) => block_on(health::run(arguments)),
         Command::Keys(arguments) => keys::run(arguments),
-        Command::GitCommit(arguments) => block_on(recipes::git_commit(&arguments)),
-        Command::Hashcash(arguments) => recipes::hashcash(&arguments),
+        Command::GitCommit(arguments) => block_on(git_commit::run(&arguments)),
+        Command::Hashcash(arguments) => hashcash::run(&arguments),
         Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
         Command::Completions(arguments) => manual::completions(&arguments),
         Command::Man(arguments) => manual::man(&arguments),

@@ -12,7 +12,7 @@ use ring::hmac;
 use serde_json::Value;
 
 use super::{Algorithm, Auth, Credentials, Role, keys::KeyFile};
-use crate::cli::AuthArguments;
+use crate::commands::serve::arguments::auth::AuthArguments;
 
 const SECRET: &[u8] = b"what the issuer of the tokens knows";
 

@@ -20,7 +20,7 @@ use ring::{
 use serde_json::Value;
 use spki::{ObjectIdentifier, SubjectPublicKeyInfoRef, der::pem};
 
-use crate::{cli::AuthArguments, files, transport::ClientName};
+use crate::{commands::serve::arguments::auth::AuthArguments, files, transport::ClientName};
 
 /// By how much the clocks of the issuer and of this server may differ.
 const LEEWAY: Duration = Duration::from_secs(30);

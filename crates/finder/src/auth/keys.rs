@@ -33,9 +33,9 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{Refusal, Role, calls::Calls};
 use crate::{
-    cli::as_text,
     clock,
     files::{self, Stamp, Watch},
+    terminal::as_text,
     transport::ClientName,
 };
 

@@ -28,7 +28,7 @@ pub(crate) use self::{
     rules::Rules,
 };
 use crate::{
-    cli::AuthArguments,
+    commands::serve::arguments::auth::AuthArguments,
     files::Watch,
     transport::{ClientName, Peer},
 };

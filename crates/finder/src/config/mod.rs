@@ -32,10 +32,7 @@ use clap::{
 
 use self::file::File;
 pub(crate) use self::report::{ConfigArguments, run};
-use crate::{
-    cli::{self, Cli},
-    connection::CREDENTIAL,
-};
+use crate::{cli::Cli, connection::CREDENTIAL, terminal};
 
 /// Flags that are no settings, of whatever command.
 const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
@@ -153,7 +150,7 @@ pub(crate) fn parse() -> Result<Cli> {
         .try_get_matches_from(&line)
         .unwrap_or_else(|error| usage::exit(error, command, &path, &line));
     if !is_quiet(&matches) {
-        notes.iter().for_each(cli::say);
+        notes.iter().for_each(terminal::say);
     }
     let cli = Cli::from_arg_matches(&matches);
     Ok(cli.unwrap_or_else(|error| error.exit()))
@@ -524,7 +521,7 @@ fn literal(setting: &Setting, values: &[String]) -> String {
 fn scalar(text: &str) -> String {
     match serde_json::from_str::<serde_json::Number>(text) {
         Ok(_) => text.to_owned(),
-        Err(_) => cli::json(&text.into()),
+        Err(_) => terminal::json(&text.into()),
     }
 }
 

@@ -7,7 +7,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::{Kind, Origin, Setting, Settings, Sources, command, literal, usual_path};
-use crate::cli::{self, Exit, as_text, print, say};
+use crate::{
+    exit::Exit,
+    terminal::{self, as_text, print, say},
+};
 
 /// How long the lines of the file are that we write, as the texts in it are wrapped.
 const WIDTH: usize = 100;
@@ -136,7 +139,7 @@ fn show(settings: &Settings, file: Option<&PathBuf>, as_json: bool) -> Result<St
                     object["line"] = json!(line);
                 }
             }
-            cli::json(&object) + "\n"
+            terminal::json(&object) + "\n"
         });
         return Ok(objects.collect());
     }

@@ -9,7 +9,7 @@ use clap::{
 };
 
 use super::ALIKE;
-use crate::cli::as_text;
+use crate::terminal::as_text;
 
 /// Maximum number of flags, and of commands, that are suggested: more would have to be searched.
 const SUGGESTIONS: usize = 3;

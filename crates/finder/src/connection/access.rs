@@ -15,8 +15,8 @@ use tonic::{Code, Request, Status, metadata::AsciiMetadataValue, service::Interc
 
 use super::connector::{ALPN, Connector, Lesson};
 use crate::{
-    cli::{ConnectionArguments, ServerAddress, as_text},
-    files, pem, threads, tls_error,
+    arguments::ConnectionArguments, files, pem, server_address::ServerAddress, terminal::as_text,
+    threads, tls_error,
 };
 
 /// The environment variable that can hold a credential.

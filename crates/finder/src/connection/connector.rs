@@ -23,7 +23,7 @@ use tokio_rustls::{
 use tower_service::Service;
 
 use super::access::bare_host;
-use crate::{cli::ServerAddress, threads::aside};
+use crate::{server_address::ServerAddress, threads::aside};
 
 /// What we speak.
 pub(super) const ALPN: &[u8] = b"h2";

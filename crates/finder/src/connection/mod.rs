@@ -26,7 +26,7 @@ use self::{
     access::{Access, Credential},
     connector::Connector,
 };
-use crate::cli::{ConnectionArguments, ServerAddress, as_text};
+use crate::{arguments::ConnectionArguments, server_address::ServerAddress, terminal::as_text};
 
 /// How long we wait for the server before we say so.
 const NOTICE_AFTER: Duration = Duration::from_millis(200);

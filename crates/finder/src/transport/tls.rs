@@ -33,7 +33,7 @@ use webpki::EndEntityCert;
 
 use super::validity::{Validity, Warning, rejected_by_clients};
 use crate::{
-    cli::{ClientCertificates, TlsArguments},
+    commands::serve::arguments::tls::{ClientCertificates, TlsArguments},
     files::{Stamp, Watch},
     pem, tls_error,
 };

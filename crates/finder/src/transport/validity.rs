@@ -13,7 +13,7 @@ use std::{
 use tokio_rustls::rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use webpki::{EndEntityCert, Error, KeyUsage};
 
-use crate::{cli::as_text, tls_error};
+use crate::{terminal::as_text, tls_error};
 
 /// Longest time before its end at which a certificate counts as expiring soon. Certificates are renewed weeks before
 /// they end, so by then the renewal has failed, and there is time left to fix it.

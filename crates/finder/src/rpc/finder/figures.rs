@@ -18,8 +18,7 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
-    bench,
-    estimate::MEASURED_FOR,
+    commands::{bench, estimate::MEASURED_FOR},
     rpc::{
         searches::Caller,
         status::CallError,

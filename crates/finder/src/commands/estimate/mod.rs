@@ -1,0 +1,151 @@
+//! `hashfinder estimate`: how likely a match is, and how long a search takes.
+
+mod arguments;
+
+use std::{num::NonZeroUsize, thread, time::Duration};
+
+use anyhow::Result;
+use hashfinder_search::{DesiredName, Kernel, Odds, Query};
+
+pub(crate) use self::arguments::EstimateArguments;
+use super::bench;
+use crate::{
+    arguments::QueryError,
+    exit::Exit,
+    terminal::{
+        self,
+        figures::{Bounds, number, probability, show, time},
+        print, say,
+    },
+};
+
+/// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
+/// nobody waits for it.
+pub(crate) const MEASURED_FOR: Duration = Duration::from_millis(250);
+
+/// Below this, it is worth telling that all secrets there are may hold no match.
+const NEARLY_SURE: f64 = 0.999;
+
+/// Prints the odds.
+pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
+    let query = match arguments.query.query() {
+        Ok(query) => query,
+        Err(error) => {
+            say(&error);
+            return Ok(match error {
+                QueryError::Wrong(_) => Exit::Usage,
+                QueryError::Impossible(_) => Exit::Impossible,
+            });
+        }
+    };
+    let odds = Odds::any(query.names(), query.ideal_distance());
+    let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
+    let rate = arguments.rate.unwrap_or_else(|| {
+        let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        bench::search_rate(kernel, &query, threads.get(), MEASURED_FOR)
+    });
+    let text = if arguments.json {
+        json(&query, &odds, rate, arguments.rate.is_none())
+    } else {
+        let whence = match arguments.rate {
+            Some(_) => "as given".to_owned(),
+            None => format!(
+                "measured on this machine, {}",
+                query.sought().hashed_by(kernel)
+            ),
+        };
+        table(&query, &odds, rate, &whence)
+    };
+    print(format!("{text}\n"))?;
+    Ok(Exit::Success)
+}
+
+/// What is told of a search's length, under the names that JSON has for it and that people do.
+fn points(odds: &Odds) -> [(&'static str, &'static str, Bounds); 4] {
+    [
+        ("expected", "on average", odds.expected_hashes()),
+        ("median", "50% have ended by", odds.hashes_for(0.5)),
+        ("p90", "90% have ended by", odds.hashes_for(0.9)),
+        ("p99", "99% have ended by", odds.hashes_for(0.99)),
+    ]
+}
+
+fn texts(query: &Query) -> impl Iterator<Item = &str> {
+    query.names().iter().map(DesiredName::as_str)
+}
+
+fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
+    let bounds = |bounds: &Bounds| serde_json::json!({"low": bounds.start(), "high": bounds.end()});
+    let points = points(odds);
+    let hashes = points.iter().map(|(key, _, hashes)| (*key, bounds(hashes)));
+    let seconds = points.iter().map(|(key, _, hashes)| {
+        let seconds = hashes.start() / rate..=hashes.end() / rate;
+        (*key, bounds(&seconds))
+    });
+    let object = serde_json::json!({
+        "names": texts(query).collect::<Vec<_>>(),
+        "algorithm": query.spelling().algorithm.to_string(),
+        "encoding": query.spelling().encoding.to_string(),
+        "ideal_distance": query.ideal_distance().get(),
+        "exact": odds.is_exact(),
+        "chance": bounds(&odds.chance()),
+        "hashes": hashes.collect::<serde_json::Value>(),
+        "hashes_per_second": rate,
+        "measured": measured,
+        "seconds": seconds.collect::<serde_json::Value>(),
+    });
+    terminal::json(&object)
+}
+
+fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
+    let names: Vec<String> = texts(query)
+        .map(|name| name.escape_debug().to_string())
+        .collect();
+    let (distance, names) = (query.ideal_distance(), names.join(" or "));
+    let what = format!("within distance {distance} of {names}");
+    let mut lines = vec![if *odds.chance().start() == 1.0 {
+        format!("every hash is {what}")
+    } else {
+        let chance = show(&odds.chance(), probability);
+        let hashes = show(&odds.expected_hashes(), number);
+        format!("1 in {hashes} hashes is {what} (a chance of {chance})")
+    }];
+    if !odds.is_exact() {
+        lines.push(
+            "It takes too long to compute exactly; this is as far as it is known.".to_owned(),
+        );
+    }
+    lines.push(String::new());
+    let (searches, hashes, rate_shown) = ("searches", "hashes", number(rate));
+    lines.push(format!(
+        "{searches:<18} {hashes:>26}   at {rate_shown} a second ({whence})"
+    ));
+    for (key, title, hashes) in points(odds) {
+        let times = hashes.start() / rate..=hashes.end() / rate;
+        // Nothing ends between two hashes, but an average may lie there.
+        let whole = |hashes: f64| {
+            if key == "expected" {
+                hashes
+            } else {
+                hashes.ceil()
+            }
+        };
+        let hashes = show(&hashes, |hashes| number(whole(hashes)));
+        let times = show(&times, time);
+        lines.push(format!("{title:<18} {hashes:>26}   {times}"));
+    }
+    lines.push(String::new());
+    lines.push(
+        "A search has no memory: after any number of hashes in vain, all of this is still before it."
+            .to_owned(),
+    );
+    let ever = odds.chance_after(query.keyspace().end());
+    if *ever.end() < NEARLY_SURE {
+        lines.push(format!(
+            "There are {} secrets to try, and the chance that any of them matches is {}.",
+            number(query.keyspace().end() as f64),
+            show(&ever, probability),
+        ));
+    }
+    lines.join("\n")
+}

@@ -45,6 +45,7 @@ mod slice;
 mod sought;
 mod spelling;
 mod sync;
+pub mod throughput;
 mod turns;
 
 pub use client::{Client, Quota};

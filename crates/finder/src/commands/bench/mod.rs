@@ -2,20 +2,13 @@
 
 mod arguments;
 
-use std::{
-    hint::black_box,
-    num::NonZeroUsize,
-    panic::resume_unwind,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{hint::black_box, num::NonZeroUsize, thread, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
-use hashfinder_search::{Distance, Filter, Kernel, Query, kernels};
+use hashfinder_search::{
+    Distance, Filter, Kernel, Query, kernels,
+    throughput::{TURN, Throughput, measure},
+};
 
 pub(crate) use self::arguments::BenchArguments;
 use self::arguments::KernelChoice;
@@ -25,9 +18,6 @@ use crate::{
     signals,
     terminal::{self, as_text, print, say},
 };
-
-/// How many secrets one turn takes: long enough that a turn's own cost does not show.
-const TURN: u64 = 1 << 16;
 
 /// How many secrets each kernel is checked on before it is measured: a fast answer is worth nothing if
 /// it is wrong.
@@ -109,8 +99,12 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                 case.title
             );
             for &threads in &threads {
-                let (used, rate) =
-                    case_rate(kernel, case, threads, arguments.length, arguments.seconds);
+                let throughput =
+                    case.throughput(kernel, threads, arguments.length, arguments.seconds);
+                let Throughput {
+                    threads: used,
+                    per_second: rate,
+                } = throughput;
                 ensure!(
                     used == threads,
                     "only {used} of {threads} threads can be started; raise the limit (ulimit -u), or give \
@@ -178,84 +172,29 @@ impl Case {
         kernel.scan(block, filter, &mut hits);
         (0, hits.to_vec())
     }
-}
 
-/// Returns how many secrets a second up to `threads` threads try for this query, measured for `time`. If the system
-/// does not give as many threads, it is the rate of those that it gives.
-pub(crate) fn search_rate(kernel: Kernel, query: &Query, threads: usize, time: Duration) -> f64 {
-    let (sought, keyspace) = (query.sought(), query.keyspace());
-    let usual = keyspace.first_of_length(USUAL_LENGTH as usize);
-    let (first, end) = (usual.unwrap_or(0), keyspace.end());
-    let share = (end - first) / threads as u64;
-    let (_, rate) = measure(threads, time, |thread, tried| {
-        let start = first + (thread as u64 * share + tried) % (end - first);
-        let turn = start..end.min(start.saturating_add(TURN));
-        let mut hits = Vec::new();
-        sought.scan(kernel, turn.clone(), usize::MAX, &mut hits);
-        black_box(hits);
-        turn.end - turn.start
-    });
-    rate
-}
-
-/// Returns how many threads could be started, up to `threads`, and how many secrets of a case they try a second.
-fn case_rate(
-    kernel: Kernel,
-    case: &Case,
-    threads: usize,
-    length: u32,
-    time: Duration,
-) -> (usize, f64) {
-    let share = (1_u64 << (8 * length)) / threads as u64 / TURN * TURN;
-    // With more threads than turns, some of them do the same.
-    let share = share.max(TURN);
-    measure(threads, time, |thread, tried| {
-        let first = thread as u64 * share % (1 << (8 * length));
-        let block = kernels::Block::new(length, first + tried % share, TURN);
-        black_box(case.turn(kernel, &block));
-        TURN
-    })
-}
-
-/// Measures for `time` what up to `threads` threads do together: the calling one, and as many others as the system
-/// gives. Returns how many threads it were, and how much they did in a second.
-///
-/// A turn receives the number of its thread and what that thread has done so far, and returns how much more it did.
-fn measure(
-    threads: usize,
-    time: Duration,
-    turn: impl Fn(usize, u64) -> u64 + Sync,
-) -> (usize, f64) {
-    let (gate, stop) = (Mutex::new(()), AtomicBool::new(false));
-    thread::scope(|scope| {
-        let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let work = |thread: usize| {
-            let (gate, stop, turn) = (&gate, &stop, &turn);
-            move || {
-                drop(gate.lock());
-                let mut done = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    done += turn(thread, done);
-                }
-                done
-            }
-        };
-        let others = (1..threads).map_while(|thread| {
-            let other = thread::Builder::new().spawn_scoped(scope, work(thread));
-            other.ok()
-        });
-        let others: Vec<_> = others.collect();
-        let used = others.len() + 1;
-        drop(closed);
+    /// Measures for `time` how many secrets of this length up to `threads` threads try.
+    fn throughput(
+        &self,
+        kernel: Kernel,
+        threads: usize,
+        length: u32,
+        time: Duration,
+    ) -> Throughput {
+        let share = (1_u64 << (8 * length)) / threads as u64 / TURN * TURN;
+        // With more threads than turns, some of them do the same.
+        let share = share.max(TURN);
         let mut running = RunningTime::start();
-        let mut done = 0;
-        while running.read() < time {
-            done += turn(0, done);
-        }
-        stop.store(true, Ordering::Relaxed);
-        for other in others {
-            done += other.join().unwrap_or_else(|panic| resume_unwind(panic));
-        }
-        (used, done as f64 / running.read().as_secs_f64())
-    })
+        measure(
+            threads,
+            time,
+            || running.read(),
+            |thread, tried| {
+                let first = thread as u64 * share % (1 << (8 * length));
+                let block = kernels::Block::new(length, first + tried % share, TURN);
+                black_box(self.turn(kernel, &block));
+                TURN
+            },
+        )
+    }
 }

@@ -2,15 +2,18 @@
 
 mod arguments;
 
-use std::{num::NonZeroUsize, thread, time::Duration};
+use std::{num::NonZeroUsize, thread};
 
 use anyhow::Result;
-use hashfinder_search::{DesiredName, Kernel, Odds, Query};
+use hashfinder_search::{
+    DesiredName, Kernel, Odds, Query,
+    throughput::{MEASURING_TIME, search_rate},
+};
 
 pub(crate) use self::arguments::EstimateArguments;
-use super::bench;
 use crate::{
     arguments::QueryError,
+    clock::RunningTime,
     exit::Exit,
     terminal::{
         self,
@@ -18,10 +21,6 @@ use crate::{
         print, say,
     },
 };
-
-/// How long the rate is measured: longer than a CPU takes to come to its speed, and short enough that
-/// nobody waits for it.
-pub(crate) const MEASURED_FOR: Duration = Duration::from_millis(250);
 
 /// Below this, it is worth telling that all secrets there are may hold no match.
 const NEARLY_SURE: f64 = 0.999;
@@ -42,7 +41,10 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
     let kernel = arguments.kernel.unwrap_or_else(Kernel::best);
     let rate = arguments.rate.unwrap_or_else(|| {
         let threads = thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        bench::search_rate(kernel, &query, threads.get(), MEASURED_FOR)
+        let mut running = RunningTime::start();
+        search_rate(kernel, &query, threads.get(), MEASURING_TIME, || {
+            running.read()
+        })
     });
     let text = if arguments.json {
         json(&query, &odds, rate, arguments.rate.is_none())

@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashfinder_search::{Algorithm, DesiredName, Distance, Kernel, Odds, Query, Spelling};
+use hashfinder_search::{
+    Algorithm, DesiredName, Distance, Kernel, Odds, Query, Spelling,
+    throughput::{MEASURING_TIME, search_rate},
+};
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -18,7 +21,7 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
-    commands::{bench, estimate::MEASURED_FOR},
+    clock::RunningTime,
     rpc::{
         searches::Caller,
         status::CallError,
@@ -177,7 +180,9 @@ impl Figures {
         let (kernel, workers) = (self.kernel, self.workers as f64);
         let measure = move || {
             rates.fresh(kind).unwrap_or_else(|| {
-                let rate = bench::search_rate(kernel, &query, 1, MEASURED_FOR) * workers;
+                let mut running = RunningTime::start();
+                let clock = || running.read();
+                let rate = search_rate(kernel, &query, 1, MEASURING_TIME, clock) * workers;
                 rates.put(kind, (rate, Instant::now()));
                 rate
             })

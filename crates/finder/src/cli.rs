@@ -4,21 +4,19 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{
-    commands::{
-        bench::BenchArguments,
-        estimate::EstimateArguments,
-        find::FindArguments,
-        git_commit::GitCommitArguments,
-        hashcash::HashcashArguments,
-        health::HealthArguments,
-        keys::KeysArguments,
-        manual::{CompletionsArguments, ManArguments},
-        searches::SearchesArguments,
-        serve::ServeArguments,
-        verify::VerifyArguments,
-    },
+use crate::commands::{
+    bench::BenchArguments,
     config::ConfigArguments,
+    estimate::EstimateArguments,
+    find::FindArguments,
+    git_commit::GitCommitArguments,
+    hashcash::HashcashArguments,
+    health::HealthArguments,
+    keys::KeysArguments,
+    manual::{CompletionsArguments, ManArguments},
+    searches::SearchesArguments,
+    serve::ServeArguments,
+    verify::VerifyArguments,
 };
 
 /// Where a flag stands in the help that belongs to every command: below the command's own.

@@ -3,10 +3,11 @@
 use std::{
     collections::HashMap,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
+use clap::{CommandFactory, FromArgMatches};
 use hashfinder_search::{Engine, Kernel};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex, split},
@@ -17,10 +18,12 @@ use tokio::{
 use tonic::Code;
 use tonic_cancel::Drain;
 
-pub use crate::{auth::fuzzing::credential, config::fuzzing::config, rpc::fuzzing::request};
+pub use crate::{auth::fuzzing::credential, rpc::fuzzing::request};
 use crate::{
     auth::{self, Rules},
+    cli::Cli,
     commands::serve::{self, Around, Served},
+    config::fuzzing::{self as configuration, Program},
     metrics::{Calls, Counts},
     rpc::{ALL_DESCRIPTORS, AddressLimits, Limits, RateLimits, Searches},
     transport::{self, FloodLimits, Lifetimes},
@@ -74,6 +77,19 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The most tasks that may be left then: places for odds that rest, for some milliseconds.
 const TASKS: usize = 32;
+
+/// Reads a text as the configuration's file, and uses it as every command would.
+///
+/// # Panics
+///
+/// If an error in it has no text, if a setting is not read back as `config show` writes it, or if flags that are right
+/// one by one make a command line that cannot be read.
+pub fn config(text: &str) {
+    static PROGRAM: LazyLock<Program> = LazyLock::new(|| Program::new(Cli::command()));
+    configuration::config(text, &PROGRAM, |matches| {
+        Cli::from_arg_matches(matches).expect("what clap matched is a command line");
+    });
+}
 
 /// What a client does.
 #[derive(Clone, Debug)]

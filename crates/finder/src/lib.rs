@@ -33,10 +33,13 @@ mod transport;
 
 use std::process::ExitCode;
 
+use clap::{CommandFactory, FromArgMatches};
+
 use crate::{
     cli::{Cli, Command},
     commands::{
-        bench, estimate, find, git_commit, hashcash, health, keys, manual, searches, serve, verify,
+        bench, config as configuration, estimate, find, git_commit, hashcash, health, keys, manual,
+        searches, serve, verify,
     },
     exit::Exit,
     threads::{block_on, block_on_all_cores},
@@ -46,8 +49,8 @@ use crate::{
 /// process ends with.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match config::parse() {
-        Ok(cli) => cli,
+    let cli = match config::parse(Cli::command()) {
+        Ok(matches) => Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()),
         Err(error) => {
             terminal::say(format_args!("{error:#}"));
             return Exit::Usage.into();
@@ -72,9 +75,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Keys(arguments) => keys::run(arguments),
         Command::GitCommit(arguments) => block_on(git_commit::run(&arguments)),
         Command::Hashcash(arguments) => hashcash::run(&arguments),
-        Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
-        Command::Completions(arguments) => manual::completions(&arguments),
-        Command::Man(arguments) => manual::man(&arguments),
+        Command::Config(arguments) => {
+            configuration::run(&arguments, Cli::command(), cli.config.as_ref())
+        }
+        Command::Completions(arguments) => manual::completions(&arguments, Cli::command()),
+        Command::Man(arguments) => manual::man(&arguments, Cli::command()),
     };
     exit.map(ExitCode::from)
 }

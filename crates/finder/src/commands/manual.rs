@@ -6,14 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::{Args, Command, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 use clap_mangen::{
     Man,
     roff::{Roff, roman},
 };
 
-use crate::{cli::Cli, exit::Exit, terminal::print};
+use crate::{exit::Exit, terminal::print};
 
 /// What the program is called.
 const PROGRAM: &str = "hashfinder";
@@ -56,18 +56,18 @@ pub(crate) struct ManArguments {
     directory: Option<PathBuf>,
 }
 
-/// Prints the script that the shell is to run.
-pub(crate) fn completions(arguments: &CompletionsArguments) -> Result<Exit> {
+/// Prints the shell's script for the command line of `program`.
+pub(crate) fn completions(arguments: &CompletionsArguments, mut program: Command) -> Result<Exit> {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Cli::command(), PROGRAM, &mut script);
+    clap_complete::generate(arguments.shell, &mut program, PROGRAM, &mut script);
     print(script)?;
     Ok(Exit::Success)
 }
 
-/// Prints the manual, or writes it.
-pub(crate) fn man(arguments: &ManArguments) -> Result<Exit> {
-    let mut program = Cli::command().disable_help_subcommand(true);
-    // Which gives the commands their full names, and hands down what is global.
+/// Prints the manual of `program`, or writes it.
+pub(crate) fn man(arguments: &ManArguments, program: Command) -> Result<Exit> {
+    let mut program = program.disable_help_subcommand(true);
+    // This gives the commands their full names, and the global flags.
     program.build();
     match &arguments.directory {
         Some(directory) => {

@@ -1,6 +1,7 @@
 //! The commands: their flags, and what they do.
 
 pub(crate) mod bench;
+pub(crate) mod config;
 pub(crate) mod estimate;
 pub(crate) mod find;
 pub(crate) mod git_commit;

@@ -8,7 +8,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::ALIKE;
+use super::settings::ALIKE;
 use crate::terminal::as_text;
 
 /// Maximum number of flags, and of commands, that are suggested: more would have to be searched.
@@ -208,10 +208,17 @@ fn escape(error: &mut Error) {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::{
-        super::{command, of_command_line},
+        super::command::{of_command_line, with_negations},
         *,
     };
+    use crate::cli::Cli;
+
+    fn command() -> Command {
+        with_negations(Cli::command())
+    }
 
     /// What is printed about a command line.
     fn told(line: &[&str]) -> String {

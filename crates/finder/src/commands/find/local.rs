@@ -15,7 +15,12 @@ use hashfinder_search::{
     StopCause,
 };
 
-use super::{Ending, Finding, Source, Stopper, Told, status::Status, summary_of};
+use super::{
+    finding::Finding,
+    rate::summary_of,
+    source::{Ending, Source, Stopper, Told},
+    status::Status,
+};
 use crate::{clock::Stopwatch, threads::NO_THREAD};
 
 /// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs

@@ -8,7 +8,11 @@ use hashfinder_search::{Cursor, Index, Query};
 use tonic::{Request, Response, Status};
 use tonic_cancel::{Call, CallOptions, StreamingCall};
 
-use super::{Ending, Source, Stopper, Told, output::Finding, remote::ending};
+use super::{
+    call_end::ending,
+    finding::Finding,
+    source::{Ending, Source, Stopper, Told},
+};
 use crate::{
     connection::Connection,
     rpc::pb::{HashNameRequest, HashNameResponse, hash_finder_client::HashFinderClient},

@@ -16,16 +16,17 @@ use tonic::{Code, Request, Status};
 use tonic_cancel::{CallOptions, Canceller, StreamingCall};
 
 use super::{
-    Ending, Source, Stopper, Told,
     arguments::FindArguments,
-    output::Finding,
+    call_end::{ending, is_lost},
+    finding::Finding,
+    rate::summary_of,
     reference::ReferenceSearch,
+    source::{Ending, Source, Stopper, Told},
     status::{REDRAW_EVERY, Status as Stderr},
     stop::TimeLimit,
-    summary_of,
 };
 use crate::{
-    connection::{Connection, advice},
+    connection::Connection,
     rpc::{
         Details,
         v1pb::{
@@ -466,54 +467,5 @@ impl Source for FinderSearch {
     async fn close(self) {
         drop(self.call);
         self.connection.close().await;
-    }
-}
-
-/// Returns whether a call that was not cancelled was ended by its connection, and not by the server.
-///
-/// What hyper makes of a connection that ends depends on the moment: a call that was not sent yet is CANCELLED, with
-/// "operation was canceled".
-fn is_lost(status: &Status) -> bool {
-    // A status that a server sent has no source.
-    let is_ours = std::error::Error::source(status).is_some();
-    is_ours && status.code() != Code::DeadlineExceeded
-}
-
-/// What a status comes to that is not an answer, given whether we cancelled the call.
-pub(super) fn ending(
-    status: &Status,
-    cancelled: bool,
-    cursor: Cursor,
-    server: &ServerAddress,
-) -> Ending {
-    let message = as_text(status.message());
-    let details = Details::of(status);
-    match status.code() {
-        Code::Ok => Ending::Failed("the server ended without an answer".to_owned(), cursor),
-        Code::Cancelled if cancelled => Ending::Stopped(cursor),
-        _ if details.limit_reached => Ending::Limit(message, cursor),
-        _ if is_lost(status) => {
-            let why = format!("the connection to the server at {server} was lost: {message}");
-            Ending::Failed(why, cursor)
-        }
-        _ if details.too_long || status.code() == Code::InvalidArgument => {
-            let why = format!("the server at {server} refuses that: {message}");
-            Ending::Refused(why, cursor)
-        }
-        // Somebody did it there. The reference server says no more than this when its budget is spent.
-        Code::Cancelled => {
-            let why = format!("the server cancelled the search: {message}");
-            Ending::Limit(why, cursor)
-        }
-        Code::Unauthenticated | Code::PermissionDenied => {
-            let why = advice(status, server);
-            Ending::Failed(why.unwrap_or(message), cursor)
-        }
-        // The server, or what this client may have of it, is full.
-        Code::ResourceExhausted => Ending::Limit(message, cursor),
-        Code::DeadlineExceeded => Ending::Limit("the maximum time has passed".to_owned(), cursor),
-        // Others than the server may say this, and mean something else.
-        Code::NotFound if details.exhausted => Ending::Exhausted,
-        code => Ending::Failed(format!("the server failed: {message} ({code:?})"), cursor),
     }
 }

@@ -13,7 +13,7 @@ use hashfinder_search::{Index, Odds};
 use jiff::{SignedDuration, Zoned, tz::TimeZone};
 use rustix::termios;
 
-use super::{output::Finding, rate};
+use super::{finding::Finding, rate::rate};
 use crate::{
     clock,
     terminal::{

@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Stopper, status::Status};
+use super::{source::Stopper, status::Status};
 use crate::signals::{Signal, Signals};
 
 /// How long a search may take to stop before a note says so. It takes one slice, but the reader of the output may

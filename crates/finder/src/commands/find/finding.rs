@@ -7,10 +7,10 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_search::{Candidate, DesiredName, HashedName, Index, Query};
 use serde_json::{Value, json};
 
-/// Begins what is highlighted, in bold green, and ends it.
+/// Start and end of highlighted text, in bold green.
 const HIGHLIGHT: (&str, &str) = ("\x1b[1;32m", "\x1b[0m");
 
-/// How the empty secret is written in a column.
+/// The empty secret, as it is written in a column.
 pub(crate) const EMPTY: &str = "(empty)";
 
 /// A secret that was found, with everything that is shown of it.
@@ -25,7 +25,7 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
-    /// What a search has found.
+    /// Returns what a search has found.
     pub(crate) fn new(query: &Query, candidate: Candidate) -> Finding {
         let secret = query.keyspace().secret(candidate.index);
         Finding {
@@ -37,7 +37,7 @@ impl Finding {
         }
     }
 
-    /// What there is to show of any secret, of which nobody has said anything yet.
+    /// Returns a secret with everything that is shown of it, whatever its distance.
     pub(crate) fn of(secret: Vec<u8>, name: &DesiredName) -> Finding {
         let nearest = name.nearest(&secret);
         Finding {
@@ -49,11 +49,11 @@ impl Finding {
         }
     }
 
-    /// What a server has found for a search, by its own account; with its index.
+    /// Checks what a server reports for a query, and returns it with its index.
     ///
     /// # Errors
     ///
-    /// If the secret does not spell what the server says, or is none of those that are searched.
+    /// If the secret does not spell what the server says, or is not in the query's keyspace or distance.
     pub(super) fn checked(secret: &[u8], spells: &str, query: &Query) -> Result<(Finding, Index)> {
         let hashed_name = query.spelling().hashed_name(secret);
         if hashed_name.as_str() != spells {
@@ -65,14 +65,14 @@ impl Finding {
         Ok((Finding::new(query, candidate), candidate.index))
     }
 
-    /// The secret in hexadecimal.
+    /// Returns the secret in hexadecimal.
     pub(crate) fn hex(&self) -> String {
         self.secret
             .iter()
             .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
-    /// The hashed name, the window in colour.
+    /// Returns the hashed name, with the window in colour.
     pub(super) fn highlighted(&self) -> String {
         let length = self.name.character_count();
         let (begin, end) = HIGHLIGHT;
@@ -81,7 +81,7 @@ impl Finding {
         format!("{before}{begin}{window}{end}{after}")
     }
 
-    /// The columns after the hashed name. None of them is empty, so that `read` and awk see each.
+    /// Returns the columns after the hashed name. None of them is empty, so that `read` and awk see each.
     pub(super) fn columns(&self) -> String {
         let or_empty = |text: String| match text.is_empty() {
             true => EMPTY.to_owned(),

@@ -10,19 +10,20 @@ use super::{
     follow::follow,
     local::LocalSearch,
     output::Output,
-    report::tell,
-    result::Conclusion,
+    report::report,
+    result::CommandResult,
     status::Status,
     stop::{Stops, TimeLimit},
 };
 use crate::{arguments::SearchArguments, exit::Exit};
 
-/// Searches in this process, for a recipe, and gives the answer, or how the command ends without one.
+/// Searches in this process for a command that uses the answer itself. Returns the answer, or the exit code of the
+/// command if there is none.
 ///
-/// The queries are searched one after another: each has a budget, but for the last, and begins at the
-/// index at which the one before ends; they differ in nothing but what stands around the searched part of
-/// their secrets. How that comes on and why it ends is told as `find` does; `go_on` says how to go on from
-/// an index. Dropping the future cancels the search.
+/// The queries are searched one after another. Each but the last has a budget, and each begins at the index at which
+/// the one before it ends. They differ only in what stands around the searched part of their secrets. Progress and the
+/// reason for the end are printed as by `find`; `how_to_resume` returns how to resume from an index. Dropping the future
+/// cancels the search.
 ///
 /// # Errors
 ///
@@ -35,26 +36,26 @@ pub(crate) async fn first(
     queries: Vec<Query>,
     arguments: &SearchArguments,
     limit: Option<TimeLimit>,
-    go_on: impl FnOnce(Index) -> String,
+    how_to_resume: impl FnOnce(Index) -> String,
 ) -> Result<Result<Finding, Exit>> {
     let mut queries = queries.into_iter();
-    let query = queries.next().expect("a recipe searches for something");
+    let query = queries.next().expect("the command searches for something");
     let stops = Stops::new(limit)?.ending_with_search();
     let status = Arc::new(Status::new(arguments.quiet));
-    let mut output = Output::kept(&query, Arc::clone(&status));
+    let mut output = Output::silent(&query, Arc::clone(&status));
     let search = LocalSearch::start(&query, 1, arguments.threads, None, &status)?.then(queries);
     let begins = query.start();
-    let ended = follow(search, &query, begins, stops, None, &mut output, &status).await;
+    let result = follow(search, &query, begins, stops, None, &mut output, &status).await;
     status.clear();
-    let ended = ended?;
-    if let (Exit::Success, Some(answer)) = (ended.exit, output.best()) {
+    let result = result?;
+    if let (Exit::Success, Some(answer)) = (result.exit, output.best()) {
         return Ok(Ok(answer.clone()));
     }
-    let frontier = ended.cursor.as_ref().map(Cursor::frontier);
-    let ended = Conclusion {
-        go_on: frontier.map(go_on),
-        ..ended
+    let frontier = result.cursor.as_ref().map(Cursor::frontier);
+    let result = CommandResult {
+        how_to_resume: frontier.map(how_to_resume),
+        ..result
     };
-    tell(&ended, None, &status);
-    Ok(Err(ended.exit))
+    report(&result, None, &status);
+    Ok(Err(result.exit))
 }

@@ -9,18 +9,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     output::Output,
-    report::{go_on, go_on_at, not_kept},
-    result::{Conclusion, conclude},
+    report::{how_to_resume, resume_command, session_error},
+    result::CommandResult,
     session::Session,
-    source::{Ending, Source, Told},
+    source::{SearchEnd, SearchEvent, Source},
     status::{Progress, REDRAW_EVERY, Status},
     stop::Stops,
 };
 use crate::exit::Exit;
 
-/// Prints what a search tells until it ends, keeps its session, and stops it when it should be: at a
-/// signal, or when the time is up. `first` is the index at which the first such search began that this
-/// one goes on with.
+/// Prints a search's events until it ends, keeps its session, and stops it at a signal or when the time is up. `first`
+/// is the index at which the search began that this one continues.
 pub(super) async fn follow<S: Source>(
     mut search: S,
     query: &Query,
@@ -29,7 +28,7 @@ pub(super) async fn follow<S: Source>(
     mut session: Option<Session>,
     output: &mut Output,
     status: &Arc<Status>,
-) -> Result<Conclusion> {
+) -> Result<CommandResult> {
     let over = CancellationToken::new();
     let mut stopping = stops.stop(search.stopper(), over.clone(), Arc::clone(status));
     let _over = over.drop_guard();
@@ -47,9 +46,9 @@ pub(super) async fn follow<S: Source>(
     // The first comes at once, when there is nothing to show yet.
     ticks.tick().await;
     let mut cause = None;
-    let ending = loop {
-        let told = tokio::select! {
-            // Who is told to stop hears it before anything else, however much there is to print.
+    let end = loop {
+        let event = tokio::select! {
+            // A stop comes before everything else, however much there is to print.
             biased;
             Ok(why) = &mut stopping, if cause.is_none() => {
                 cause = Some(why);
@@ -58,46 +57,48 @@ pub(super) async fn follow<S: Source>(
             _ = ticks.tick() => {
                 let frontier = search.frontier();
                 let answers = before + output.answers();
-                let best = output.best().ok_or(output.none_near());
+                let best = output.best().ok_or(output.no_candidate());
                 progress.show(status, search.elapsed(), frontier, answers, best);
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
                     // Everything below the frontier was printed by now.
                     let cursor = output.cursor(query, frontier);
-                    let kept = session.keep_at_times(&cursor, output.answers());
+                    let kept = session.keep_if_due(&cursor, output.answers());
                     kept.map_err(|error| {
                         let server = search.resumes_at();
-                        not_kept(&error, &go_on_at(&cursor, output.left(), server))
+                        session_error(&error, &resume_command(&cursor, output.left(), server))
                     })?;
                 }
                 continue;
             }
-            told = search.next() => told?,
+            event = search.next() => event?,
         };
-        let read = match &told {
-            Told::Candidate(finding) => output.candidate(finding),
-            Told::Answer(finding) | Told::Ended(Ending::Found(finding)) => output.answer(finding),
-            Told::Ended(_) => Ok(true),
+        let read = match &event {
+            SearchEvent::Candidate(finding) => output.candidate(finding),
+            SearchEvent::Answer(finding) | SearchEvent::Ended(SearchEnd::Found(finding)) => {
+                output.answer(finding)
+            }
+            SearchEvent::Ended(_) => Ok(true),
         };
         if let Ok(true) = read {
-            match told {
-                Told::Ended(ending) => break ending,
-                Told::Candidate(_) | Told::Answer(_) => continue,
+            match event {
+                SearchEvent::Ended(end) => break end,
+                SearchEvent::Candidate(_) | SearchEvent::Answer(_) => continue,
             }
         }
-        // What nobody has seen is told again, where one can go on.
+        // A secret that was not printed is found again when the search is resumed.
         let frontier = search.frontier();
-        let unseen = told.finding().filter(|_| frontier.is_some());
+        let unseen = event.finding().filter(|_| frontier.is_some());
         let unseen = unseen.and_then(|finding| query.keyspace().index_of(&finding.secret));
         let cursor = output.cursor(query, unseen.unwrap_or(query.start()));
         if let Err(error) = read {
-            break Ending::Failed(format!("{error:#}"), cursor);
+            break SearchEnd::Failed(format!("{error:#}"), cursor);
         }
-        // Who has seen enough, as `head` has, wants to hear no more.
+        // A reader that has seen enough, as `head` has, closes the pipe.
         search.close().await;
         if let Some(session) = &mut session {
             session.keep(&cursor, output.answers())?;
         }
-        return Ok(Conclusion::new("unread", None, Exit::Success));
+        return Ok(CommandResult::new("unread", None, Exit::Success));
     };
     let hashes = search.frontier().map(|frontier| frontier - query.start());
     let summary = search.summary();
@@ -106,34 +107,41 @@ pub(super) async fn follow<S: Source>(
     if let Some(summary) = summary {
         status.say(summary);
     }
-    // The search may have been stopped since we last asked; why was told before.
+    // The search may have been stopped after the last check. The cause was sent before.
     let cause = cause.or_else(|| stopping.try_recv().ok());
-    let ended = conclude(ending, cause, output.answers());
-    let ended = Conclusion {
-        cursor: ended
+    let result = CommandResult::of(end, cause, output.answers());
+    let result = CommandResult {
+        cursor: result
             .cursor
             .map(|cursor| output.cursor(query, cursor.frontier())),
-        ..ended
+        ..result
     };
     let kept = session.is_some();
     if let Some(mut session) = session {
-        match &ended.cursor {
+        match &result.cursor {
             Some(cursor) => session.keep(cursor, output.answers()).map_err(|error| {
-                not_kept(&error, &go_on_at(cursor, output.left(), server.as_deref()))
+                session_error(
+                    &error,
+                    &resume_command(cursor, output.left(), server.as_deref()),
+                )
             })?,
             None => session.finish()?,
         }
     }
-    // What was refused would be refused again.
-    let cursor = ended.cursor.as_ref().filter(|_| ended.exit != Exit::Usage);
-    let go_on = cursor.map(|cursor| go_on(cursor, kept, output.left(), server.as_deref()));
-    let share = hashes.and(ended.cursor.as_ref());
+    // A request that was rejected would be rejected again.
+    let cursor = result
+        .cursor
+        .as_ref()
+        .filter(|_| result.exit != Exit::Usage);
+    let how_to_resume =
+        cursor.map(|cursor| how_to_resume(cursor, kept, output.left(), server.as_deref()));
+    let share = hashes.and(result.cursor.as_ref());
     let share = share.and_then(|cursor| progress.share_of_ended(cursor.frontier()));
-    Ok(Conclusion {
-        go_on,
+    Ok(CommandResult {
+        how_to_resume,
         share,
         hashes,
-        ..ended
+        ..result
     })
 }
 
@@ -153,15 +161,15 @@ mod tests {
     };
     use crate::cli::{Cli, Command};
 
-    /// A search that ends in the very moment in which it is stopped.
+    /// A search that ends at the moment at which it is stopped.
     struct Prompt(Cursor, Arc<(Mutex<bool>, Condvar)>);
 
     impl Source for Prompt {
-        async fn next(&mut self) -> Result<Told> {
+        async fn next(&mut self) -> Result<SearchEvent> {
             let (stopped, changed) = &*self.1;
             let stopped = stopped.lock().unwrap();
             drop(changed.wait_while(stopped, |stopped| !*stopped).unwrap());
-            Ok(Told::Ended(Ending::Stopped(self.0.clone())))
+            Ok(SearchEvent::Ended(SearchEnd::Stopped(self.0.clone())))
         }
 
         fn stopper(&self) -> Stopper {
@@ -191,10 +199,10 @@ mod tests {
         async fn close(self) {}
     }
 
-    /// One in a thousand searches for several answers said that it was stopped, though nobody asked for
-    /// it: it was told to stop after the loop had asked why, and before it asked the search.
+    /// One in a thousand searches for several answers said that it was stopped without a request: the stop came after the
+    /// loop had checked for one, and before it waited for the search.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_search_that_ends_at_once_when_it_is_stopped_tells_why() {
+    async fn a_search_that_ends_at_once_when_it_is_stopped_reports_why() {
         let line = "hashfinder find doctor --quiet";
         let Command::Find(arguments) = Cli::parse_from(line.split(' ')).command else {
             unreachable!("another command");
@@ -205,7 +213,7 @@ mod tests {
         let mut output = Output::new(&arguments, Arc::clone(&status));
         let limit = TimeLimit::start(Some(Duration::from_millis(1)));
         let stops = Stops::new(limit).unwrap();
-        let ended = follow(search, &query, 0, stops, None, &mut output, &status);
-        assert_eq!(ended.await.unwrap().how, "limit");
+        let result = follow(search, &query, 0, stops, None, &mut output, &status);
+        assert_eq!(result.await.unwrap().how, "limit");
     }
 }

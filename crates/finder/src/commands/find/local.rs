@@ -17,32 +17,32 @@ use hashfinder_search::{
 
 use super::{
     finding::Finding,
-    rate::summary_of,
-    source::{Ending, Source, Stopper, Told},
+    rate::summarize,
+    source::{SearchEnd, SearchEvent, Source, Stopper},
     status::Status,
 };
 use crate::{clock::Stopwatch, threads::NO_THREAD};
 
-/// How many secrets, at most, are worth remembering as the nearest so far: one in ten thousand costs
-/// nothing that could be measured, and comes up soon.
+/// Maximum share of secrets that are reported as candidates for the nearest so far. One in ten thousand has no
+/// measurable cost, and is found soon.
 const NEAR_AT_MOST: f64 = 1e-4;
 
 pub(super) struct LocalSearch {
-    /// The one under way: after an answer that is not the last, another begins at the next secret.
+    /// The search under way. After an answer that is not the last, another search begins at the next secret.
     search: Search,
-    /// What was asked for, as the cursor has to tell it.
+    /// The query of the command, which cursors hold.
     query: Query,
-    /// What the engine is asked for: some more, so that there is a nearest.
+    /// The query of the engine. It also reports secrets that are not near enough to be shown, for the nearest so far.
     watched: Query,
-    /// The budget of all searches together.
+    /// Hash budget of all searches together.
     budget: Option<NonZeroU64>,
-    /// How many answers are still wanted.
+    /// Number of answers that are still wanted.
     wanted: u64,
-    /// Where to go on after an answer.
+    /// Index at which to continue after an answer.
     next: Option<Index>,
-    /// What is searched after this query, each for where the one before ends.
+    /// Queries to search after this one; each begins where the one before it ends.
     later: VecDeque<Query>,
-    /// Whether the end of the one under way was told.
+    /// Whether the end of the search under way was reported.
     ended: bool,
     stop: Arc<Mutex<Stop>>,
     pending: VecDeque<Candidate>,
@@ -53,15 +53,15 @@ pub(super) struct LocalSearch {
     engine: Engine,
 }
 
-/// What a stopper needs: the search that is under way, and whether another may begin.
+/// State that a stopper shares: the search under way, and whether another may begin.
 struct Stop {
     requested: bool,
     stopper: hashfinder_search::Stopper,
 }
 
 impl LocalSearch {
-    /// Begins it; it ends with the last of as many answers as are wanted. If the system gives fewer threads than
-    /// `threads`, it searches with those and says so.
+    /// Begins a search that ends with the last of `wanted` answers. If the system gives fewer threads than `threads`, it
+    /// searches with those and prints a note.
     pub(super) fn start(
         query: &Query,
         wanted: u64,
@@ -105,17 +105,17 @@ impl LocalSearch {
         })
     }
 
-    /// Goes on with these queries, one after another, where the budget of the one before is spent in
-    /// vain. They differ in nothing but what stands around the searched part of their secrets, and each
-    /// begins at the index at which the one before ends.
+    /// Adds queries that are searched one after another, each when the budget of the one before it is spent without an
+    /// answer. They differ only in what stands around the searched part of their secrets, and each begins at the index
+    /// at which the one before it ends.
     pub(super) fn then(mut self, later: impl IntoIterator<Item = Query>) -> LocalSearch {
         self.later = later.into_iter().collect();
         self
     }
 
-    /// Begins with what comes after a query that had its budget, or tells why not.
-    fn begin_later(&mut self, query: &Query) -> Result<Option<Ending>> {
-        // What was asked for still began where it did.
+    /// Begins the query after one whose budget is spent. Returns the end of the search if it was stopped.
+    fn begin_next_query(&mut self, query: &Query) -> Result<Option<SearchEnd>> {
+        // The command's own start does not change.
         self.query = query.clone().starting_at(self.query.start());
         self.watched = query
             .clone()
@@ -123,8 +123,8 @@ impl LocalSearch {
         self.begin(self.watched.clone())
     }
 
-    /// Begins the search for the next answer, or tells why there is none.
-    fn go_on(&mut self, from: Index) -> Result<Option<Ending>> {
+    /// Begins the search for the next answer. Returns the end of the search if there is none.
+    fn continue_from(&mut self, from: Index) -> Result<Option<SearchEnd>> {
         let mut query = self.watched.clone().starting_at(from);
         if let Some(budget) = self.budget {
             let left = budget.get() - (from - self.query.start());
@@ -136,13 +136,13 @@ impl LocalSearch {
         self.begin(query)
     }
 
-    /// Begins another search, unless it was stopped.
-    fn begin(&mut self, query: Query) -> Result<Option<Ending>> {
-        // Held throughout, so that nobody stops the old search when the new one has begun.
+    /// Begins another search. Returns the end if it was stopped.
+    fn begin(&mut self, query: Query) -> Result<Option<SearchEnd>> {
+        // Held throughout, so that a stopper cannot stop the old search when the new one has begun.
         let mut stop = lock(&self.stop);
         if stop.requested {
             let cursor = Cursor::new(&self.query, query.start());
-            return Ok(Some(Ending::Stopped(cursor)));
+            return Ok(Some(SearchEnd::Stopped(cursor)));
         }
         self.search = self.engine.search(Client::default(), query, |_| ())?;
         stop.stopper = self.search.stopper();
@@ -150,36 +150,36 @@ impl LocalSearch {
         Ok(None)
     }
 
-    fn end(&mut self, outcome: Outcome) -> Told {
+    fn end(&mut self, outcome: Outcome) -> SearchEvent {
         self.ended = true;
         let again = |cursor: Cursor| Cursor::new(&self.query, cursor.frontier());
-        let ending = match outcome {
+        let end = match outcome {
             Outcome::Ideal(candidate) if self.wanted > 1 => {
                 self.wanted -= 1;
                 self.next = Some(candidate.index + 1);
-                return Told::Answer(self.found(candidate));
+                return SearchEvent::Answer(self.found(candidate));
             }
-            Outcome::Ideal(candidate) => Ending::Found(self.found(candidate)),
-            Outcome::Exhausted => Ending::Exhausted,
+            Outcome::Ideal(candidate) => SearchEnd::Found(self.found(candidate)),
+            Outcome::Exhausted => SearchEnd::Exhausted,
             Outcome::BudgetSpent(cursor) => self.budget_spent(cursor.frontier()),
-            Outcome::Cancelled { cursor, .. } => Ending::Stopped(again(cursor)),
+            Outcome::Cancelled { cursor, .. } => SearchEnd::Stopped(again(cursor)),
             Outcome::Failed(cursor) => {
-                Ending::Failed("the search failed".to_owned(), again(cursor))
+                SearchEnd::Failed("the search failed".to_owned(), again(cursor))
             }
             other => unreachable!("an outcome that this version does not know: {other:?}"),
         };
         self.took = self.stopwatch.elapsed();
-        Told::Ended(ending)
+        SearchEvent::Ended(end)
     }
 
     fn found(&self, candidate: Candidate) -> Finding {
         Finding::new(&self.query, candidate)
     }
 
-    fn budget_spent(&self, frontier: Index) -> Ending {
+    fn budget_spent(&self, frontier: Index) -> SearchEnd {
         let tried = frontier - self.query.start();
         let why = format!("the hash budget is spent; hashes tried: {tried}");
-        Ending::Limit(why, Cursor::new(&self.query, frontier))
+        SearchEnd::Limit(why, Cursor::new(&self.query, frontier))
     }
 }
 
@@ -187,8 +187,8 @@ fn lock(stop: &Mutex<Stop>) -> MutexGuard<'_, Stop> {
     stop.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The greatest interesting distance under which no more than [`NEAR_AT_MOST`] of all secrets are, for
-/// somebody who stops the search without an answer.
+/// Returns the greatest interesting distance at which the search reports at most [`NEAR_AT_MOST`] of all secrets, for the
+/// nearest so far.
 fn near(query: &Query) -> Distance {
     let is_rare = |near: &Distance| query.clone().interesting(*near).hit_rate() <= NEAR_AT_MOST;
     let nearer = (1..=Distance::MAX.get()).map(Distance::from);
@@ -196,25 +196,25 @@ fn near(query: &Query) -> Distance {
 }
 
 impl Source for LocalSearch {
-    async fn next(&mut self) -> Result<Told> {
+    async fn next(&mut self) -> Result<SearchEvent> {
         loop {
             if let Some(candidate) = self.pending.pop_front() {
-                return Ok(Told::Candidate(self.found(candidate)));
+                return Ok(SearchEvent::Candidate(self.found(candidate)));
             }
             if let Some(from) = self.next.take()
-                && let Some(ending) = self.go_on(from)?
+                && let Some(end) = self.continue_from(from)?
             {
                 self.took = self.stopwatch.elapsed();
-                return Ok(Told::Ended(ending));
+                return Ok(SearchEvent::Ended(end));
             }
             match self.search.next().await {
                 Event::Candidates(candidates) => self.pending = candidates.into(),
                 Event::Ended(Outcome::BudgetSpent(_)) if !self.later.is_empty() => {
                     if let Some(query) = self.later.pop_front()
-                        && let Some(ending) = self.begin_later(&query)?
+                        && let Some(end) = self.begin_next_query(&query)?
                     {
                         self.took = self.stopwatch.elapsed();
-                        return Ok(Told::Ended(ending));
+                        return Ok(SearchEvent::Ended(end));
                     }
                 }
                 Event::Ended(outcome) => return Ok(self.end(outcome)),
@@ -232,25 +232,25 @@ impl Source for LocalSearch {
     }
 
     fn frontier(&mut self) -> Option<Index> {
-        // Before the queue is looked at: what is found from now on lies beyond it.
+        // It is read before the queue: what is found from now on lies beyond it.
         let frontier = self.search.frontier();
-        let mut untold = self.pending.front().map(|candidate| candidate.index);
-        if untold.is_none() {
-            // `next` is called again before anybody waits, and leaves a waker that wakes.
-            let mut nobody = task::Context::from_waker(Waker::noop());
-            match self.search.poll_next(&mut nobody, 1) {
+        let mut unreported = self.pending.front().map(|candidate| candidate.index);
+        if unreported.is_none() {
+            // `next` is called again before the task waits, and leaves a waker that works.
+            let mut context = task::Context::from_waker(Waker::noop());
+            match self.search.poll_next(&mut context, 1) {
                 Poll::Ready(Event::Candidates(candidates)) => {
                     self.pending = candidates.into();
-                    untold = self.pending.front().map(|candidate| candidate.index);
+                    unreported = self.pending.front().map(|candidate| candidate.index);
                 }
                 // The answer lies below the frontier of a search that has ended with it.
                 Poll::Ready(Event::Ended(Outcome::Ideal(answer))) if !self.ended => {
-                    untold = Some(answer.index);
+                    unreported = Some(answer.index);
                 }
                 _ => {}
             }
         }
-        Some(untold.map_or(frontier, |index| frontier.min(index)))
+        Some(unreported.map_or(frontier, |index| frontier.min(index)))
     }
 
     fn elapsed(&self) -> Duration {
@@ -260,7 +260,7 @@ impl Source for LocalSearch {
     fn summary(&self) -> Option<String> {
         let tried = self.search.frontier() - self.query.start();
         let means = self.query.sought().hashed_by(self.kernel);
-        Some(summary_of(tried, self.took, &means))
+        Some(summarize(tried, self.took, &means))
     }
 
     fn resumes_at(&self) -> Option<&str> {
@@ -274,27 +274,27 @@ impl Source for LocalSearch {
 mod tests {
     use super::*;
 
-    /// What a session is written by: a frontier beyond something that was not told would lose it.
+    /// A session is written by the frontier: a secret below it that was not reported would be lost.
     #[tokio::test]
-    async fn nothing_is_told_that_lies_below_a_frontier() {
+    async fn nothing_is_reported_below_a_frontier() {
         let query = Query::new("docto".parse().unwrap(), Distance::ZERO).unwrap();
         let query = query.interesting(Distance::from(4));
         let search = LocalSearch::start(&query, 3, NonZeroUsize::new(2), None, &Status::new(true));
         let mut search = search.unwrap();
-        let (mut frontier, mut told) = (0, 0);
+        let (mut frontier, mut reported) = (0, 0);
         let last = loop {
             let finding = match search.next().await.unwrap() {
-                Told::Candidate(finding) | Told::Answer(finding) => finding,
-                Told::Ended(Ending::Found(finding)) => break finding,
-                Told::Ended(_) => panic!("there are three"),
+                SearchEvent::Candidate(finding) | SearchEvent::Answer(finding) => finding,
+                SearchEvent::Ended(SearchEnd::Found(finding)) => break finding,
+                SearchEvent::Ended(_) => panic!("there are three"),
             };
             let index = query.keyspace().index_of(&finding.secret).unwrap();
-            assert!(frontier <= index, "{index} was told after {frontier}");
+            assert!(frontier <= index, "{index} was reported after {frontier}");
             frontier = search.frontier().unwrap();
-            assert!(index < frontier, "{index} was told, and comes again");
-            told += 1;
+            assert!(index < frontier, "{index} was reported, and comes again");
+            reported += 1;
         };
-        assert!(told > 1000);
+        assert!(reported > 1000);
         let index = query.keyspace().index_of(&last.secret).unwrap();
         assert!(frontier <= index);
         assert_eq!(search.frontier(), Some(index + 1));

@@ -33,15 +33,15 @@ use self::{
     local::LocalSearch,
     output::Output,
     remote::RemoteSearch,
-    report::{go_on, tell},
-    result::Conclusion,
+    report::{how_to_resume, report},
+    result::CommandResult,
     session::Session,
     status::Status,
     stop::Stops,
 };
 use crate::{arguments::QueryError, exit::Exit, threads::aside};
 
-/// What is added to the reason why a command was stopped before it searched.
+/// Text that is added to the reason why a command was stopped before it searched.
 const NOT_STARTED: &str = "; no search was started";
 
 /// Runs the command. Dropping the future cancels the search.
@@ -60,29 +60,29 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
         Err(cause) => Err(cause),
     };
     let mut output = Output::new(&arguments, Arc::clone(&status));
-    let ended = match query {
+    let result = match query {
         Ok(Ok(query)) => search(&arguments, query, stops, &status, &mut output).await,
         Ok(Err(impossible)) => {
             let why = impossible.to_string();
-            Ok(Conclusion::new("impossible", why, Exit::Impossible))
+            Ok(CommandResult::new("impossible", why, Exit::Impossible))
         }
-        Err(cause) => Ok(Conclusion::stopped(cause, NOT_STARTED)),
+        Err(cause) => Ok(CommandResult::stopped(cause, NOT_STARTED)),
     };
     status.clear();
-    match ended {
-        Ok(ended) => {
+    match result {
+        Ok(result) => {
             let best = output.best_row();
-            let nearest = best.as_deref().ok_or(output.none_near());
-            tell(&ended, Some(nearest), &status);
-            let told = output.end(&ended);
+            let nearest = best.as_deref().ok_or(output.no_candidate());
+            report(&result, Some(nearest), &status);
+            let printed = output.end(&result);
             // It may be the output that failed, and one error is enough.
-            if ended.exit != Exit::Failed {
-                told?;
+            if result.exit != Exit::Failed {
+                printed?;
             }
-            Ok(ended.exit)
+            Ok(result.exit)
         }
         Err(error) => {
-            let failed = Conclusion::new("failed", format!("{error:#}"), Exit::Failed);
+            let failed = CommandResult::new("failed", format!("{error:#}"), Exit::Failed);
             // It may be the output that failed, and one error is enough.
             let _ = output.end(&failed);
             Err(error)
@@ -106,7 +106,7 @@ async fn search(
     mut stops: Stops,
     status: &Arc<Status>,
     output: &mut Output,
-) -> Result<Conclusion> {
+) -> Result<CommandResult> {
     let mut wanted = arguments.count.get();
     let mut nearest = arguments.resume.as_ref().and_then(Cursor::nearest);
     let mut session = None;
@@ -117,11 +117,11 @@ async fn search(
         });
         let held = match stops.unless_stopped(opening).await {
             Ok(held) => held??,
-            Err(cause) => return Ok(Conclusion::stopped(cause, NOT_STARTED)),
+            Err(cause) => return Ok(CommandResult::stopped(cause, NOT_STARTED)),
         };
         let held = match held {
             Ok(held) => held,
-            Err(why) => return Ok(Conclusion::new("refused", why, Exit::Usage)),
+            Err(why) => return Ok(CommandResult::new("refused", why, Exit::Usage)),
         };
         if held.frontier() > query.start() {
             let (tried, answers) = (held.frontier(), held.answers());
@@ -149,10 +149,10 @@ async fn search(
             let at = arguments
                 .connection
                 .flags(&arguments.connection.address(server));
-            let go_on = go_on(&cursor, session.is_some(), output.left(), Some(&at));
-            return Ok(Conclusion {
-                go_on: Some(go_on),
-                ..Conclusion::stopped(cause, NOT_STARTED).at(cursor)
+            let how_to_resume = how_to_resume(&cursor, session.is_some(), output.left(), Some(&at));
+            return Ok(CommandResult {
+                how_to_resume: Some(how_to_resume),
+                ..CommandResult::stopped(cause, NOT_STARTED).at(cursor)
             });
         }
     };

@@ -1,4 +1,4 @@
-//! What `find` prints on stdout: results, one a line, for people and programs or as JSON.
+//! The results that `find` prints on stdout: one a line, in columns or as JSON.
 
 use std::{
     env,
@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{
     arguments::{Color, FindArguments},
     finding::Finding,
-    result::Conclusion,
+    result::CommandResult,
     status::Status,
 };
 use crate::{
@@ -28,23 +28,23 @@ enum Form {
         colored: bool,
     },
     Json,
-    /// None: whoever searches makes something else of them.
-    Kept,
+    /// Results are not printed: the command uses the answer itself.
+    Silent,
 }
 
-/// What was asked for, whether or not there can be such a thing.
-struct Asked {
+/// The request, whether or not it can be fulfilled.
+struct Request {
     names: Vec<String>,
     spelling: Spelling,
     ideal: Distance,
     interesting: Distance,
 }
 
-impl Asked {
-    fn new(arguments: &FindArguments) -> Asked {
+impl Request {
+    fn new(arguments: &FindArguments) -> Request {
         match &arguments.resume {
-            Some(cursor) => Asked::by(&cursor.query()),
-            None => Asked {
+            Some(cursor) => Request::by(&cursor.query()),
+            None => Request {
                 names: arguments.query.names.clone(),
                 spelling: arguments.query.spelling.spelling(),
                 ideal: arguments.query.ideal_distance,
@@ -53,9 +53,9 @@ impl Asked {
         }
     }
 
-    fn by(query: &Query) -> Asked {
+    fn by(query: &Query) -> Request {
         let names = query.names().iter();
-        Asked {
+        Request {
             names: names.map(|name| name.as_str().to_owned()).collect(),
             spelling: query.spelling(),
             ideal: query.ideal_distance(),
@@ -67,16 +67,17 @@ impl Asked {
 /// Stdout, and the nearest candidate that has been seen.
 pub(super) struct Output {
     form: Form,
-    asked: Asked,
+    request: Request,
     stopwatch: Arc<Stopwatch>,
     best: Option<Finding>,
     wanted: u64,
-    /// Whether what is near on the way is told at all: a server does so where it is asked to.
-    asks_for_near: bool,
+    /// Whether the search reports candidates at all: a server does only on request.
+    has_candidates: bool,
     answers: u64,
-    headed: bool,
-    /// Whether anybody reads.
-    read: bool,
+    /// Whether the titles of the columns were printed, or are not wanted.
+    is_titled: bool,
+    /// Whether the reader of stdout has not closed it.
+    is_read: bool,
     status: Arc<Status>,
 }
 
@@ -93,77 +94,77 @@ impl Output {
             };
             Form::Columns { colored }
         };
-        let asked = Asked::new(arguments);
+        let request = Request::new(arguments);
         Output {
-            headed: form == Form::Json || !on_terminal,
+            is_titled: form == Form::Json || !on_terminal,
             wanted: arguments.count.get(),
-            asks_for_near: arguments.server.is_none() || asked.interesting > asked.ideal,
-            ..Output::of(form, asked, status)
+            has_candidates: arguments.server.is_none() || request.interesting > request.ideal,
+            ..Output::of(form, request, status)
         }
     }
 
-    /// One that prints nothing and keeps the answer, which is [`best`](Self::best) then.
-    pub(super) fn kept(query: &Query, status: Arc<Status>) -> Output {
-        Output::of(Form::Kept, Asked::by(query), status)
+    /// Returns an output that prints nothing and keeps the answer as [`best`](Self::best).
+    pub(super) fn silent(query: &Query, status: Arc<Status>) -> Output {
+        Output::of(Form::Silent, Request::by(query), status)
     }
 
-    fn of(form: Form, asked: Asked, status: Arc<Status>) -> Output {
+    fn of(form: Form, request: Request, status: Arc<Status>) -> Output {
         Output {
             form,
-            asked,
+            request,
             stopwatch: Stopwatch::start(),
             best: None,
             wanted: 1,
-            asks_for_near: true,
+            has_candidates: true,
             answers: 0,
-            headed: true,
-            read: true,
+            is_titled: true,
+            is_read: true,
             status,
         }
     }
 
-    /// Prints a secret on the way, if it is near enough to be shown; says whether anybody reads.
+    /// Prints a candidate if it is near enough to be shown. Returns whether stdout is still read.
     pub(super) fn candidate(&mut self, finding: &Finding) -> Result<bool> {
-        if finding.distance < self.asked.interesting.get() {
+        if finding.distance < self.request.interesting.get() {
             self.line("candidate", finding)?;
         }
         self.note(finding);
-        Ok(self.read)
+        Ok(self.is_read)
     }
 
-    /// Prints a secret within the ideal distance; says whether anybody reads.
+    /// Prints an answer. Returns whether stdout is still read.
     pub(super) fn answer(&mut self, finding: &Finding) -> Result<bool> {
         self.line("result", finding)?;
         self.note(finding);
-        self.answers += u64::from(self.read);
-        Ok(self.read)
+        self.answers += u64::from(self.is_read);
+        Ok(self.is_read)
     }
 
-    /// Prints how the command ended, where that is a record of its own.
-    pub(super) fn end(&mut self, ended: &Conclusion) -> Result<()> {
-        if self.form != Form::Json || !self.read {
+    /// Prints how the command ended, if the output is JSON.
+    pub(super) fn end(&mut self, result: &CommandResult) -> Result<()> {
+        if self.form != Form::Json || !self.is_read {
             return Ok(());
         }
         let record = json!({
             "type": "end",
-            "how": ended.how,
-            "why": ended.why,
-            "exit_code": ended.exit as u8,
-            "names": self.asked.names,
-            "algorithm": self.asked.spelling.algorithm.to_string(),
-            "encoding": self.asked.spelling.encoding.to_string(),
-            "ideal_distance": self.asked.ideal.get(),
-            "interesting_distance": self.asked.interesting.get(),
+            "how": result.how,
+            "why": result.why,
+            "exit_code": result.exit as u8,
+            "names": self.request.names,
+            "algorithm": self.request.spelling.algorithm.to_string(),
+            "encoding": self.request.spelling.encoding.to_string(),
+            "ideal_distance": self.request.ideal.get(),
+            "interesting_distance": self.request.interesting.get(),
             "results": self.answers,
-            "hashes": ended.hashes,
+            "hashes": result.hashes,
             "seconds": self.stopwatch.elapsed().as_secs_f64(),
             "nearest": self.best.as_ref().map(Finding::as_json),
-            "cursor": ended.cursor.as_ref().map(ToString::to_string),
+            "cursor": result.cursor.as_ref().map(ToString::to_string),
         });
         self.print(&terminal::json(&record))
     }
 
-    /// Begins with the nearest secret that earlier runs of this search have found, if there is one.
+    /// Sets the nearest secret that earlier runs of this search have found, if any.
     pub(super) fn begin_with(&mut self, query: &Query, nearest: Option<Index>) {
         let secret = nearest.map(|index| query.keyspace().secret(index));
         let nearest = secret.and_then(|secret| query.nearest(&secret));
@@ -177,52 +178,51 @@ impl Output {
         Cursor::new(query, frontier).with_nearest(nearest)
     }
 
-    /// The nearest that has been seen.
+    /// Returns the nearest secret so far.
     pub(super) fn best(&self) -> Option<&Finding> {
         self.best.as_ref()
     }
 
-    /// How many secrets within the ideal distance are wanted, in this run and those before it.
+    /// Returns how many answers are wanted, in this run and those before it.
     pub(super) fn wanted(&self) -> u64 {
         self.wanted
     }
 
-    /// What is said if none has been.
-    pub(super) fn none_near(&self) -> &'static str {
-        if self.asks_for_near {
+    /// Returns the text that stands for the nearest secret if there is none.
+    pub(super) fn no_candidate(&self) -> &'static str {
+        if self.has_candidates {
             "no candidate so far"
         } else {
             "candidates come with --show-inferior"
         }
     }
 
-    /// How many more of them are wanted, of this run.
+    /// Returns how many more answers are wanted of this run.
     pub(super) fn left(&self) -> u64 {
         self.wanted.saturating_sub(self.answers)
     }
 
-    /// Its row.
+    /// Returns the row of the nearest secret so far.
     pub(super) fn best_row(&self) -> Option<String> {
         self.best.as_ref().map(ToString::to_string)
     }
 
-    /// How many secrets within the ideal distance were printed.
+    /// Returns the number of answers that were printed.
     pub(super) fn answers(&self) -> u64 {
         self.answers
     }
 
-    /// Remembers a secret if it is the nearest so far. One that was not printed though it should be does not
-    /// count: it will be found again.
+    /// Keeps a secret if it is the nearest so far. One that could not be printed does not count: it will be found again.
     fn note(&mut self, finding: &Finding) {
         let best = self.best.as_ref();
-        if self.read && best.is_none_or(|best| finding.distance < best.distance) {
+        if self.is_read && best.is_none_or(|best| finding.distance < best.distance) {
             self.best = Some(finding.clone());
         }
     }
 
     fn line(&mut self, kind: &str, finding: &Finding) -> Result<()> {
-        if !self.headed {
-            self.headed = true;
+        if !self.is_titled {
+            self.is_titled = true;
             let (title, width) = ("hashed name", finding.hashed_name.as_str().len());
             self.status.line(&format!(
                 "{title:width$}\tsecret  \thex     \tdist.\twindow\tname"
@@ -238,7 +238,7 @@ impl Output {
             Form::Columns { colored: true } => {
                 format!("{}\t{}", finding.highlighted(), finding.columns())
             }
-            Form::Kept => return Ok(()),
+            Form::Silent => return Ok(()),
         };
         self.print(&line)
     }
@@ -246,11 +246,11 @@ impl Output {
     fn print(&mut self, line: &str) -> Result<()> {
         self.status.clear();
         let mut stdout = io::stdout().lock();
-        // Each line at once: who pipes them somewhere wants them when they are found.
+        // Each line is flushed: a reader of a pipe needs it when it is found.
         match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                self.read = false;
+                self.is_read = false;
                 Ok(())
             }
             Err(error) => Err(error).context("cannot write a result to stdout"),
@@ -258,7 +258,7 @@ impl Output {
     }
 }
 
-/// Whether the environment lets a terminal have colours.
+/// Returns whether the environment allows colours on a terminal.
 fn welcomes_color() -> bool {
     let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !refused && takes_escapes()

@@ -1,12 +1,12 @@
-//! How fast a search was.
+//! Rates of searches.
 
 use std::time::Duration;
 
-/// The shortest time for which a rate is shown, in seconds: that of a few milliseconds is noise.
+/// Shortest time for which a rate is shown, in seconds: that of a few milliseconds is noise.
 const SHORTEST_RATE: f64 = 0.1;
 
-/// What a search took, by some means.
-pub(super) fn summary_of(tried: u64, took: Duration, means: &str) -> String {
+/// Returns a summary of a search: its hashes, time and rate, and `means`, which is what it was hashed with or where.
+pub(super) fn summarize(tried: u64, took: Duration, means: &str) -> String {
     let hashes = match tried {
         1 => "1 hash".to_owned(),
         many => format!("{many} hashes"),
@@ -16,7 +16,7 @@ pub(super) fn summary_of(tried: u64, took: Duration, means: &str) -> String {
     format!("{hashes} in {took:.2?}{rate} ({means})")
 }
 
-/// Returns how many hashes a second there were; `None` if the time is too short to tell.
+/// Returns the hashes a second; `None` if the time is too short for a rate.
 pub(super) fn rate(hashes: u64, time: Duration) -> Option<f64> {
     let seconds = time.as_secs_f64();
     (seconds >= SHORTEST_RATE).then(|| hashes as f64 / seconds)
@@ -28,7 +28,7 @@ mod tests {
 
     #[test]
     fn a_rate_takes_a_tenth_of_a_second() {
-        let summary = |ms, tried| summary_of(tried, Duration::from_millis(ms), "avx512");
+        let summary = |ms, tried| summarize(tried, Duration::from_millis(ms), "avx512");
         assert_eq!(summary(3, 1_000), "1000 hashes in 3.00ms (avx512)");
         assert_eq!(summary(99, 1), "1 hash in 99.00ms (avx512)");
         assert_eq!(

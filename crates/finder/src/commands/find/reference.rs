@@ -1,4 +1,4 @@
-//! A search that a server does that speaks the reference contract alone.
+//! A search at a server that speaks only the reference contract.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use tonic::{Request, Response, Status};
 use tonic_cancel::{Call, CallOptions, StreamingCall};
 
 use super::{
-    call_end::ending,
+    call_end::search_end,
     finding::Finding,
-    source::{Ending, Source, Stopper, Told},
+    source::{SearchEnd, SearchEvent, Source, Stopper},
 };
 use crate::{
     connection::Connection,
@@ -19,8 +19,7 @@ use crate::{
     server_address::ServerAddress,
 };
 
-/// A search of which nobody can know how far it came: the contract has no word for it, and the reference
-/// server leaves secrets out.
+/// A search whose progress is unknown: the contract does not report it, and the reference server leaves secrets out.
 pub(super) struct ReferenceSearch {
     query: Query,
     call: Either,
@@ -36,7 +35,7 @@ enum Either {
 }
 
 impl ReferenceSearch {
-    /// Begins it. The query's beginning and its budget are not for this contract.
+    /// Begins the search. The contract has neither a start nor a budget.
     pub(super) fn start(
         connection: Connection,
         query: &Query,
@@ -70,17 +69,17 @@ impl ReferenceSearch {
         }
     }
 
-    /// Reads an answer and checks it: what a server says is not yet so.
-    fn read(&self, response: &HashNameResponse) -> Result<Told> {
+    /// Reads a response and checks it.
+    fn read(&self, response: &HashNameResponse) -> Result<SearchEvent> {
         let secret = BASE64_STANDARD
             .decode(&response.secret)
             .context("the server's secret is not base64")?;
         let (finding, _) = Finding::checked(&secret, &response.hashed_name, &self.query)?;
         if finding.distance <= self.query.ideal_distance().get() {
-            return Ok(Told::Ended(Ending::Found(finding)));
+            return Ok(SearchEvent::Ended(SearchEnd::Found(finding)));
         }
         match self.call {
-            Either::Stream(_) => Ok(Told::Candidate(finding)),
+            Either::Stream(_) => Ok(SearchEvent::Candidate(finding)),
             Either::Unary(_) => bail!(
                 "the server's answer is wrong: {} is {} from the name",
                 finding.hashed_name,
@@ -91,26 +90,26 @@ impl ReferenceSearch {
 }
 
 impl Source for ReferenceSearch {
-    async fn next(&mut self) -> Result<Told> {
-        let (told, cancelled) = match &mut self.call {
+    async fn next(&mut self) -> Result<SearchEvent> {
+        let (received, cancelled) = match &mut self.call {
             Either::Unary(call) => {
-                let told = (&mut *call).await.map(Response::into_inner).map(Some);
-                (told, call.cancelled())
+                let received = (&mut *call).await.map(Response::into_inner).map(Some);
+                (received, call.cancelled())
             }
             Either::Stream(call) => (call.message().await, call.cancelled()),
         };
         let cursor = Cursor::new(&self.query, self.query.start());
-        let status = match told {
+        let status = match received {
             Ok(Some(response)) => {
-                let told = self.read(&response);
-                let failed = |wrong: anyhow::Error| Ending::Failed(format!("{wrong:#}"), cursor);
-                return Ok(told.unwrap_or_else(|wrong| Told::Ended(failed(wrong))));
+                let event = self.read(&response);
+                let failed = |wrong: anyhow::Error| SearchEnd::Failed(format!("{wrong:#}"), cursor);
+                return Ok(event.unwrap_or_else(|wrong| SearchEvent::Ended(failed(wrong))));
             }
             Ok(None) => Status::ok(""),
             Err(status) => status,
         };
-        let ending = ending(&status, cancelled, cursor, &self.server);
-        Ok(Told::Ended(ending))
+        let end = search_end(&status, cancelled, cursor, &self.server);
+        Ok(SearchEvent::Ended(end))
     }
 
     fn stopper(&self) -> Stopper {
@@ -137,7 +136,7 @@ impl Source for ReferenceSearch {
     }
 
     fn resumes_at(&self) -> Option<&str> {
-        // Here one can only begin.
+        // The contract cannot resume a search.
         None
     }
 

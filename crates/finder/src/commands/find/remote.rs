@@ -1,5 +1,4 @@
-//! A search that a server does: through `hashfinder.v1`, or the reference contract where the server
-//! speaks no other.
+//! A search at a server: through `hashfinder.v1`, or through the reference contract if the server speaks no other.
 
 use std::{
     num::NonZeroU64,
@@ -17,11 +16,11 @@ use tonic_cancel::{CallOptions, Canceller, StreamingCall};
 
 use super::{
     arguments::FindArguments,
-    call_end::{ending, is_lost},
+    call_end::{is_lost, search_end},
     finding::Finding,
-    rate::summary_of,
+    rate::summarize,
     reference::ReferenceSearch,
-    source::{Ending, Source, Stopper, Told},
+    source::{SearchEnd, SearchEvent, Source, Stopper},
     status::{REDRAW_EVERY, Status as Stderr},
     stop::TimeLimit,
 };
@@ -30,8 +29,8 @@ use crate::{
     rpc::{
         Details,
         v1pb::{
-            self, EndReason, SearchEnded, SearchEvent, SearchRequest, finder_client::FinderClient,
-            search_event, search_request,
+            self, EndReason, SearchEnded, SearchRequest, finder_client::FinderClient, search_event,
+            search_request,
         },
     },
     server_address::ServerAddress,
@@ -48,13 +47,12 @@ pub(super) enum RemoteSearch {
 }
 
 impl RemoteSearch {
-    /// Connects, waiting for a server that is not there yet, and begins a search that ends with the last
-    /// of as many answers as are wanted. The search keeps the limit, but connecting does not: dropping the future
-    /// gives that up.
+    /// Connects, waits for a server that is not there yet, and begins a search that ends with the last of `wanted`
+    /// answers. The search enforces the limit, but connecting does not: dropping the future ends that.
     ///
     /// # Errors
     ///
-    /// If there is no server, or it cannot be told what is asked for.
+    /// If there is no server, or if its contract cannot express the request.
     pub(super) async fn start(
         server: &ServerAddress,
         query: &Query,
@@ -137,7 +135,7 @@ async fn connect(
     Connection::open(&server, &arguments.connection, timeout, shown, say).await
 }
 
-/// What was asked for and the reference contract has no words for.
+/// Returns the first part of the request that the reference contract cannot express.
 fn beyond_reference(query: &Query, arguments: &FindArguments) -> Option<&'static str> {
     let given = [
         (query.names().len() > 1, "several names"),
@@ -160,7 +158,7 @@ fn search(
     from: Index,
     budget: Option<NonZeroU64>,
     options: CallOptions,
-) -> StreamingCall<SearchEvent> {
+) -> StreamingCall<v1pb::SearchEvent> {
     // A cursor holds all of the query, so that what the server searches for is just what its own
     // cursors are compared with.
     let cursor = Cursor::new(query, from).to_string();
@@ -179,20 +177,20 @@ fn search(
 pub(super) struct FinderSearch {
     /// What was asked for, and from where.
     query: Query,
-    /// How many answers are still wanted.
+    /// Number of answers that are still wanted.
     wanted: u64,
     /// The budget of all calls together.
     budget: Option<NonZeroU64>,
     options: CallOptions,
-    /// Where the call that is under way began, and the frontier that it told last.
+    /// Index at which the call under way began, and the frontier that it reported last.
     from: Index,
     progressed: Index,
-    /// Every index below it was tried, and what was found there was told, as the server has it.
+    /// By the server's reports, every index below it was tried, and what was found there was reported.
     frontier: Index,
     /// The one under way: after an answer that is not the last, another begins at the next secret.
-    call: StreamingCall<SearchEvent>,
+    call: StreamingCall<v1pb::SearchEvent>,
     /// What came first.
-    first: Option<Result<Option<SearchEvent>, Status>>,
+    first: Option<Result<Option<v1pb::SearchEvent>, Status>>,
     /// The answer, until its call has ended.
     answer: Option<Finding>,
     /// How the call ends, until its status has come.
@@ -214,7 +212,7 @@ pub(super) struct FinderSearch {
     stderr: Arc<Stderr>,
 }
 
-/// What a stopper needs: the call that is under way, and whether another may begin.
+/// State that a stopper shares: the call under way, and whether another may begin.
 struct Stop {
     is_requested: CancellationToken,
     canceller: Mutex<Canceller>,
@@ -229,13 +227,13 @@ impl Stop {
 }
 
 impl FinderSearch {
-    /// Reads an event and checks it, for what a server says is not yet so; tells what is to be told.
-    fn read(&mut self, event: SearchEvent) -> Result<Option<Told>> {
+    /// Reads the server's event and checks it. Returns the event to report, if any.
+    fn read(&mut self, event: v1pb::SearchEvent) -> Result<Option<SearchEvent>> {
         match event.event {
             Some(search_event::Event::Candidate(candidate)) => self.candidate(&candidate),
             Some(search_event::Event::Progress(progress)) if self.answer.is_none() => {
                 let frontier = progress.frontier;
-                // Candidates beyond it may have been told before. What was tried since the call began was
+                // Candidates beyond it may have been reported before. What was tried since the call began was
                 // counted then.
                 let possible = self.progressed..=self.end_of_search();
                 ensure!(
@@ -250,17 +248,17 @@ impl FinderSearch {
                 self.ended = Some(ended);
                 Ok(None)
             }
-            // That it has begun, and whatever later versions tell.
+            // The start of the search, and events of later versions.
             _ => Ok(None),
         }
     }
 
-    fn candidate(&mut self, candidate: &v1pb::Candidate) -> Result<Option<Told>> {
+    fn candidate(&mut self, candidate: &v1pb::Candidate) -> Result<Option<SearchEvent>> {
         let (finding, index) =
             Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
         let turn = self.frontier..self.end_of_search();
         if self.answer.is_some() || !turn.contains(&index) {
-            // A cursor would lose some, or tell some twice.
+            // A cursor would lose some, or report some twice.
             bail!(
                 "the server's answer is wrong: {} is not in its turn",
                 finding.hashed_name
@@ -272,19 +270,19 @@ impl FinderSearch {
             return Ok(None);
         }
         self.frontier = index + 1;
-        Ok(Some(Told::Candidate(finding)))
+        Ok(Some(SearchEvent::Candidate(finding)))
     }
 
-    /// Tells how the call has ended; nothing if the search goes on by another.
-    fn end(&mut self, status: &Status) -> Option<Told> {
+    /// Returns the event to report when the call has ended: none if another call continues the search.
+    fn end(&mut self, status: &Status) -> Option<SearchEvent> {
         if let Some(finding) = self.answer.take() {
             self.frontier += 1;
             if self.wanted == 1 {
-                return Some(Told::Ended(Ending::Found(finding)));
+                return Some(SearchEvent::Ended(SearchEnd::Found(finding)));
             }
             self.wanted -= 1;
             self.next = Some(self.frontier);
-            return Some(Told::Answer(finding));
+            return Some(SearchEvent::Answer(finding));
         }
         let cancelled = self.call.cancelled();
         if is_lost(status) && !cancelled && self.ended.is_none() && self.reconnect_later() {
@@ -298,15 +296,15 @@ impl FinderSearch {
             self.frontier = cursor.frontier();
         }
         let cursor = Cursor::new(&self.query, self.frontier);
-        Some(Told::Ended(match ended.reason() {
+        Some(SearchEvent::Ended(match ended.reason() {
             EndReason::HashBudgetSpent => self.budget_spent(),
             EndReason::KeyspaceExhausted => self.exhausted(),
             _ if Details::of(status).exhausted => self.exhausted(),
-            // Through CancelSearch: the status says who it was, and why.
+            // Through CancelSearch: the status says by which client, and why.
             EndReason::CancelledByClient | EndReason::CancelledByOperator if !cancelled => {
-                Ending::Limit(as_text(status.message()), cursor)
+                SearchEnd::Limit(as_text(status.message()), cursor)
             }
-            _ => ending(status, cancelled, cursor, &self.server),
+            _ => search_end(status, cancelled, cursor, &self.server),
         }))
     }
 
@@ -342,25 +340,25 @@ impl FinderSearch {
         end.min(self.query.start().saturating_add(budget))
     }
 
-    fn exhausted(&mut self) -> Ending {
+    fn exhausted(&mut self) -> SearchEnd {
         self.frontier = self.query.keyspace().end();
-        Ending::Exhausted
+        SearchEnd::Exhausted
     }
 
-    /// Whether a cursor is one of this search, and leaves nothing out that was not told.
+    /// Returns whether a cursor is one of this search, and skips nothing that was not reported.
     fn concerns(&self, cursor: &Cursor) -> bool {
         let frontier = cursor.frontier();
         cursor.is_of(&self.query) && (self.frontier..=self.end_of_search()).contains(&frontier)
     }
 
-    fn budget_spent(&self) -> Ending {
+    fn budget_spent(&self) -> SearchEnd {
         let tried = self.frontier - self.query.start();
         let why = format!("the hash budget is spent; hashes tried: {tried}");
-        Ending::Limit(why, Cursor::new(&self.query, self.frontier))
+        SearchEnd::Limit(why, Cursor::new(&self.query, self.frontier))
     }
 
-    /// Begins the search for the next answer, or tells why there is none.
-    fn go_on(&mut self, from: Index) -> Option<Ending> {
+    /// Begins the search for the next answer. Returns the end of the search if there is none.
+    fn continue_from(&mut self, from: Index) -> Option<SearchEnd> {
         let mut left = None;
         if let Some(budget) = self.budget {
             left = NonZeroU64::new(budget.get().saturating_sub(from - self.query.start()));
@@ -371,7 +369,7 @@ impl FinderSearch {
         // Held throughout, so that a stopper cannot cancel the old call when the new one has begun.
         let mut canceller = self.stop.canceller();
         if self.stop.is_requested.is_cancelled() {
-            return Some(Ending::Stopped(Cursor::new(&self.query, from)));
+            return Some(SearchEnd::Stopped(Cursor::new(&self.query, from)));
         }
         self.call = search(&self.connection, &self.query, from, left, self.options);
         (self.from, self.progressed) = (from, from);
@@ -382,15 +380,15 @@ impl FinderSearch {
 
     /// Waits for the connection that replaces a lost one, if there is one to wait for. Returns how the search ends
     /// if there is none. Dropping the future loses nothing.
-    async fn reconnect(&mut self) -> Option<Ending> {
+    async fn reconnect(&mut self) -> Option<SearchEnd> {
         let reconnecting = self.reconnecting.as_mut()?;
         let cursor = Cursor::new(&self.query, self.frontier);
         let connection = tokio::select! {
             biased;
-            () = self.stop.is_requested.cancelled() => return Some(Ending::Stopped(cursor)),
+            () = self.stop.is_requested.cancelled() => return Some(SearchEnd::Stopped(cursor)),
             connection = reconnecting => connection,
             limit = TimeLimit::passed(self.limit) => {
-                return Some(Ending::Limit(limit.to_string(), cursor));
+                return Some(SearchEnd::Limit(limit.to_string(), cursor));
             }
         };
         self.reconnecting = None;
@@ -399,7 +397,7 @@ impl FinderSearch {
             Err(error) => {
                 let server = &self.server;
                 let why = format!("the connection to the server at {server} was lost: {error:#}");
-                return Some(Ending::Failed(why, cursor));
+                return Some(SearchEnd::Failed(why, cursor));
             }
         }
         None
@@ -407,32 +405,35 @@ impl FinderSearch {
 }
 
 impl Source for FinderSearch {
-    async fn next(&mut self) -> Result<Told> {
+    async fn next(&mut self) -> Result<SearchEvent> {
         loop {
-            if let Some(ending) = self.reconnect().await {
+            if let Some(end) = self.reconnect().await {
                 self.reconnecting = None;
-                return Ok(Told::Ended(ending));
+                return Ok(SearchEvent::Ended(end));
             }
             if let Some(from) = self.next.take()
-                && let Some(ending) = self.go_on(from)
+                && let Some(end) = self.continue_from(from)
             {
-                return Ok(Told::Ended(ending));
+                return Ok(SearchEvent::Ended(end));
             }
             let event = match self.first.take() {
                 Some(first) => first,
                 None => self.call.message().await,
             };
-            let told = match event {
+            let reported = match event {
                 Ok(Some(event)) => self.read(event).unwrap_or_else(|wrong| {
-                    // What was checked before is as true as it was.
+                    // What was checked before stays valid.
                     let cursor = Cursor::new(&self.query, self.frontier);
-                    Some(Told::Ended(Ending::Failed(wrong.to_string(), cursor)))
+                    Some(SearchEvent::Ended(SearchEnd::Failed(
+                        wrong.to_string(),
+                        cursor,
+                    )))
                 }),
                 Ok(None) => self.end(&Status::ok("")),
                 Err(status) => self.end(&status),
             };
-            if let Some(told) = told {
-                return Ok(told);
+            if let Some(event) = reported {
+                return Ok(event);
             }
         }
     }
@@ -457,7 +458,7 @@ impl Source for FinderSearch {
     fn summary(&self) -> Option<String> {
         let tried = self.frontier - self.query.start();
         let server = format!("at {}", self.server);
-        Some(summary_of(tried, self.elapsed(), &server))
+        Some(summarize(tried, self.elapsed(), &server))
     }
 
     fn resumes_at(&self) -> Option<&str> {

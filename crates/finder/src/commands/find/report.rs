@@ -1,22 +1,24 @@
-//! What people read on stderr when a command has ended, and how they go on.
+//! What people read on stderr when a command has ended, and how they resume.
 
 use anyhow::anyhow;
 use hashfinder_search::Cursor;
 
-use super::{result::Conclusion, status::Status};
+use super::{result::CommandResult, status::Status};
 use crate::exit::Exit;
 
-/// Says why there is no answer and, if one can go on, what share of searches would have one, what is the
-/// nearest, as its row or in words, and how to go on.
-pub(super) fn tell(ended: &Conclusion, nearest: Option<Result<&str, &str>>, status: &Status) {
-    let Some(why) = &ended.why else { return };
-    if matches!(ended.exit, Exit::Failed | Exit::Impossible | Exit::Usage) {
+/// Prints why there is no answer. If the search can be resumed, it also prints which share of such searches would have
+/// ended by now, the nearest candidate (as its row, or the text that stands for none) and how to resume.
+pub(super) fn report(result: &CommandResult, nearest: Option<Result<&str, &str>>, status: &Status) {
+    let Some(why) = &result.why else { return };
+    if matches!(result.exit, Exit::Failed | Exit::Impossible | Exit::Usage) {
         status.fail(why);
     } else {
         status.say(why);
     }
-    let Some(go_on) = &ended.go_on else { return };
-    if let Some(share) = &ended.share {
+    let Some(how_to_resume) = &result.how_to_resume else {
+        return;
+    };
+    if let Some(share) = &result.share {
         status.say(share);
     }
     match nearest {
@@ -27,20 +29,25 @@ pub(super) fn tell(ended: &Conclusion, nearest: Option<Result<&str, &str>>, stat
         Some(Err(none)) => status.say(none),
         None => {}
     }
-    status.say(go_on);
+    status.say(how_to_resume);
 }
 
 /// Returns how to resume a search that wants `left` more answers, given whether a session keeps its place.
-pub(super) fn go_on(cursor: &Cursor, is_kept: bool, left: u64, server: Option<&str>) -> String {
+pub(super) fn how_to_resume(
+    cursor: &Cursor,
+    is_kept: bool,
+    left: u64,
+    server: Option<&str>,
+) -> String {
     if is_kept {
         "go on with: the same command; the session keeps the place".to_owned()
     } else {
-        go_on_at(cursor, left, server)
+        resume_command(cursor, left, server)
     }
 }
 
-/// The command that goes on for so many more answers.
-pub(super) fn go_on_at(cursor: &Cursor, left: u64, server: Option<&str>) -> String {
+/// Returns the command that resumes a search that wants `left` more answers.
+pub(super) fn resume_command(cursor: &Cursor, left: u64, server: Option<&str>) -> String {
     let server = server.map_or(String::new(), |flags| format!("{flags} "));
     let count = match left {
         0 | 1 => String::new(),
@@ -49,7 +56,7 @@ pub(super) fn go_on_at(cursor: &Cursor, left: u64, server: Option<&str>) -> Stri
     format!("go on with: hashfinder find {count}{server}--resume {cursor}")
 }
 
-/// What went wrong with keeping a session, and how to go on without it.
-pub(super) fn not_kept(error: &anyhow::Error, go_on: &str) -> anyhow::Error {
-    anyhow!("{error:#}; {go_on}")
+/// Adds to the error of a session how to resume without it.
+pub(super) fn session_error(error: &anyhow::Error, how_to_resume: &str) -> anyhow::Error {
+    anyhow!("{error:#}; {how_to_resume}")
 }

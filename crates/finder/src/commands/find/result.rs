@@ -1,80 +1,91 @@
-//! How a command ends: for people, programs and the shell.
+//! The result of a command: for people, programs and the shell.
 
 use hashfinder_search::Cursor;
 
-use super::{source::Ending, stop::StopCause};
+use super::{source::SearchEnd, stop::StopCause};
 use crate::exit::Exit;
 
-/// How the command ended, for people, programs and the shell.
-pub(super) struct Conclusion {
-    /// In a word, for programs.
+/// The result of a command.
+pub(super) struct CommandResult {
+    /// How it ended, in a word for programs.
     pub(super) how: &'static str,
-    /// In a sentence, where there is more to say.
+    /// Why it ended, in a sentence, if there is more to say.
     pub(super) why: Option<String>,
     pub(super) exit: Exit,
-    /// From where it goes on.
+    /// Where the search can be resumed.
     pub(super) cursor: Option<Cursor>,
-    /// How, in words, and what share of such searches would have ended by now, if that is known.
-    pub(super) go_on: Option<String>,
+    /// How to resume it, in words.
+    pub(super) how_to_resume: Option<String>,
+    /// Which share of such searches would have ended by now, in words, if that is known.
     pub(super) share: Option<String>,
-    /// How many secrets were tried, if that is known.
+    /// Number of secrets tried, if that is known.
     pub(super) hashes: Option<u64>,
 }
 
-impl Conclusion {
-    pub(super) fn new(how: &'static str, why: impl Into<Option<String>>, exit: Exit) -> Conclusion {
-        Conclusion {
+impl CommandResult {
+    pub(super) fn new(
+        how: &'static str,
+        why: impl Into<Option<String>>,
+        exit: Exit,
+    ) -> CommandResult {
+        CommandResult {
             how,
             why: why.into(),
             exit,
             cursor: None,
-            go_on: None,
+            how_to_resume: None,
             share: None,
             hashes: None,
         }
     }
 
-    pub(super) fn at(self, cursor: Cursor) -> Conclusion {
-        Conclusion {
+    pub(super) fn at(self, cursor: Cursor) -> CommandResult {
+        CommandResult {
             cursor: Some(cursor),
             ..self
         }
     }
 
-    /// Of a command that was stopped, with `what` about the search.
-    pub(super) fn stopped(cause: StopCause, what: &str) -> Conclusion {
+    /// Returns the result of a command that was stopped. `what` is added to the reason.
+    pub(super) fn stopped(cause: StopCause, what: &str) -> CommandResult {
         match cause {
             StopCause::Signal(signal) => {
                 let why = format!("stopped by {signal}{what}");
-                Conclusion::new("stopped", why, signal.exit())
+                CommandResult::new("stopped", why, signal.exit())
             }
             StopCause::MaximumTime(limit) => {
-                Conclusion::new("limit", format!("{limit}{what}"), Exit::Limit)
+                CommandResult::new("limit", format!("{limit}{what}"), Exit::Limit)
             }
         }
     }
-}
 
-/// What an ending comes to, given why the search was stopped, if it was, and how many answers it had.
-pub(super) fn conclude(ending: Ending, cause: Option<StopCause>, answers: u64) -> Conclusion {
-    match (ending, cause) {
-        (Ending::Found(_), _) => Conclusion::new("found", None, Exit::Success),
-        (Ending::Exhausted, _) => {
-            let why = match answers {
-                0 => "every secret was tried, and none was near enough".to_owned(),
-                _ => format!("every secret was tried; near enough were only {answers}"),
-            };
-            Conclusion::new("exhausted", why, Exit::No)
-        }
-        (Ending::Limit(why, cursor), _) => Conclusion::new("limit", why, Exit::Limit).at(cursor),
-        (Ending::Failed(why, cursor), _) => Conclusion::new("failed", why, Exit::Failed).at(cursor),
-        (Ending::Refused(why, cursor), _) => {
-            Conclusion::new("refused", why, Exit::Usage).at(cursor)
-        }
-        (Ending::Stopped(cursor), Some(cause)) => Conclusion::stopped(cause, "").at(cursor),
-        (Ending::Stopped(cursor), None) => {
-            let why = "the search was stopped, though nobody asked for it".to_owned();
-            Conclusion::new("failed", why, Exit::Failed).at(cursor)
+    /// Returns the result of a search, given why the command stopped it, if it did, and how many answers it had.
+    pub(super) fn of(end: SearchEnd, cause: Option<StopCause>, answers: u64) -> CommandResult {
+        match (end, cause) {
+            (SearchEnd::Found(_), _) => CommandResult::new("found", None, Exit::Success),
+            (SearchEnd::Exhausted, _) => {
+                let why = match answers {
+                    0 => "every secret was tried, and none was near enough".to_owned(),
+                    _ => format!("every secret was tried; near enough were only {answers}"),
+                };
+                CommandResult::new("exhausted", why, Exit::No)
+            }
+            (SearchEnd::Limit(why, cursor), _) => {
+                CommandResult::new("limit", why, Exit::Limit).at(cursor)
+            }
+            (SearchEnd::Failed(why, cursor), _) => {
+                CommandResult::new("failed", why, Exit::Failed).at(cursor)
+            }
+            (SearchEnd::Refused(why, cursor), _) => {
+                CommandResult::new("refused", why, Exit::Usage).at(cursor)
+            }
+            (SearchEnd::Stopped(cursor), Some(cause)) => {
+                CommandResult::stopped(cause, "").at(cursor)
+            }
+            (SearchEnd::Stopped(cursor), None) => {
+                let why = "the search was stopped, but not by this command".to_owned();
+                CommandResult::new("failed", why, Exit::Failed).at(cursor)
+            }
         }
     }
 }

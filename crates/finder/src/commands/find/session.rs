@@ -1,9 +1,8 @@
-//! Sessions: what is searched for and how far it came, kept where the same command finds it again.
+//! Sessions: searches and their cursors, kept in files so that the same command resumes them.
 //!
-//! A session is a file in the user's state folder. It is never changed but replaced as a whole, and only
-//! when everything that was found below its cursor has been printed. So whenever the process ends, by
-//! whatever means, the next one tells all that is missing, and again only what was printed after the
-//! file was last replaced.
+//! A session is a file in the user's state folder. It is replaced as a whole, and only when everything that was found
+//! below its cursor has been printed. So however the process ends, the next one prints everything that is missing, and
+//! repeats only what was printed after the file was last replaced.
 
 use std::{
     env, fmt,
@@ -126,14 +125,14 @@ impl Session {
             written: Instant::now(),
         };
         match read(&session.file) {
-            // What is no text is damaged.
+            // A file that is not UTF-8 is damaged.
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes);
-                if let Err(refused) = session.take_up(name, &text)? {
+                if let Err(refused) = session.resume(name, &text)? {
                     return Ok(Err(refused));
                 }
             }
-            // At once, so that who cannot write there hears it before the search and not after.
+            // At once, so that an error in writing is reported before the search and not after.
             Err(error) if error.kind() == io::ErrorKind::NotFound => session.write()?,
             Err(error) => {
                 let what = format!("cannot read the session {:?}", session.file);
@@ -143,7 +142,7 @@ impl Session {
         Ok(Ok(session))
     }
 
-    /// Every index below this one was tried, and everything found there printed.
+    /// Returns the index below which every secret was tried and everything found was printed.
     pub(super) fn frontier(&self) -> Index {
         self.kept.cursor.frontier()
     }
@@ -153,12 +152,12 @@ impl Session {
         self.kept.cursor.nearest()
     }
 
-    /// How many of the wanted answers earlier runs printed.
+    /// Returns how many of the wanted answers earlier runs printed.
     pub(super) fn answers(&self) -> u64 {
         self.before
     }
 
-    /// Keeps how far the search came, and how many answers this run had. They must have been printed.
+    /// Keeps the place of the search, and how many answers this run had. They must have been printed.
     pub(super) fn keep(&mut self, cursor: &Cursor, answers: u64) -> Result<()> {
         let now = Kept {
             cursor: cursor.clone(),
@@ -172,8 +171,8 @@ impl Session {
         Ok(())
     }
 
-    /// Like [`keep`](Self::keep), if it has not been done for a while.
-    pub(super) fn keep_at_times(&mut self, cursor: &Cursor, answers: u64) -> Result<()> {
+    /// Like [`keep`](Self::keep), if the last time is [`WRITE_EVERY`] ago.
+    pub(super) fn keep_if_due(&mut self, cursor: &Cursor, answers: u64) -> Result<()> {
         if self.written.elapsed() >= WRITE_EVERY {
             self.keep(cursor, answers)?;
         }
@@ -199,13 +198,13 @@ impl Session {
     /// # Errors
     ///
     /// If the file is damaged.
-    fn take_up(&mut self, name: &SessionName, text: &str) -> Result<Result<(), String>> {
+    fn resume(&mut self, name: &SessionName, text: &str) -> Result<Result<(), String>> {
         let drop_it = format!("rm {}", quoted(&self.file.to_string_lossy()));
         let Some((cursor, wanted, answers)) = parse(text) else {
             bail!("the session {name} is damaged, or of another version; drop it with: {drop_it}");
         };
         if !cursor.is_of(&self.query) || wanted != self.wanted {
-            let (held, tried) = (as_asked(&cursor.query()), cursor.frontier());
+            let (held, tried) = (as_command(&cursor.query()), cursor.frontier());
             return Ok(Err(format!(
                 "the session {name} holds another search: {held} --count {wanted}, {tried} hashes tried; \
                  ask for that, give another name, or drop it with: {drop_it}"
@@ -216,7 +215,7 @@ impl Session {
         Ok(Ok(()))
     }
 
-    /// Replaces the file: whoever reads it finds the old one or the new one, also after the power was cut.
+    /// Replaces the file. A reader finds the old one or the new one, also after a power failure.
     fn write(&self) -> Result<()> {
         let Kept { cursor, answers } = &self.kept;
         let text = json!({
@@ -315,8 +314,8 @@ fn state_folder() -> Result<PathBuf> {
         .context("there is no place for sessions: set HOME or XDG_STATE_HOME")
 }
 
-/// The command that asks for a query, but for what goes without saying.
-fn as_asked(query: &Query) -> String {
+/// Returns the command for a query, without flags that have their default.
+fn as_command(query: &Query) -> String {
     let (spelling, usual) = (query.spelling(), Spelling::default());
     let (keyspace, all) = (query.keyspace(), Keyspace::default());
     let mut words = vec!["find".to_owned()];

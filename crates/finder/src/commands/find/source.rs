@@ -1,4 +1,4 @@
-//! What a search reports, wherever it runs.
+//! Searches under way, wherever they run: what they report, and how they are stopped.
 
 use std::time::Duration;
 
@@ -7,64 +7,68 @@ use hashfinder_search::{Cursor, Index};
 
 use super::finding::Finding;
 
-/// What a search tells, wherever it runs.
-pub(super) enum Told {
+/// An event of a search.
+pub(super) enum SearchEvent {
     /// A secret on the way to the answer.
     Candidate(Finding),
     /// An answer, but not the last that is wanted.
     Answer(Finding),
-    /// Nothing follows.
-    Ended(Ending),
+    /// The last event.
+    Ended(SearchEnd),
 }
 
-impl Told {
-    /// The secret that it tells.
+impl SearchEvent {
+    /// Returns the secret that the event reports, if any.
     pub(super) fn finding(&self) -> Option<&Finding> {
         match self {
-            Told::Candidate(finding)
-            | Told::Answer(finding)
-            | Told::Ended(Ending::Found(finding)) => Some(finding),
-            Told::Ended(_) => None,
+            SearchEvent::Candidate(finding)
+            | SearchEvent::Answer(finding)
+            | SearchEvent::Ended(SearchEnd::Found(finding)) => Some(finding),
+            SearchEvent::Ended(_) => None,
         }
     }
 }
 
 /// How a search ended.
-pub(super) enum Ending {
+pub(super) enum SearchEnd {
+    /// The last of the answers that are wanted.
     Found(Finding),
+    /// Every secret was tried.
     Exhausted,
-    /// A limit was reached; says which.
+    /// A limit was reached; the text says which.
     Limit(String, Cursor),
-    /// It was stopped as we asked.
+    /// The stopper was called.
     Stopped(Cursor),
-    /// The server or the connection failed; says how.
+    /// The server or the connection failed; the text says how.
     Failed(String, Cursor),
-    /// The server takes no such request, and would not take it again; says why.
+    /// The server rejects such a request, and would reject it again; the text says why.
     Refused(String, Cursor),
 }
 
+/// Stops a search, from any thread. The search reports its end when it has stopped.
 pub(super) type Stopper = Box<dyn Fn() + Send>;
 
-/// A search that is going on somewhere.
+/// A search under way, in this process or at a server.
 pub(super) trait Source {
-    /// Waits for what it tells next. Dropping the future loses nothing.
-    async fn next(&mut self) -> Result<Told>;
+    /// Waits for the next event. Dropping the future loses nothing.
+    async fn next(&mut self) -> Result<SearchEvent>;
 
-    /// What tells it to stop, from anywhere; it will say when it has.
+    /// Returns the function that stops it.
     fn stopper(&self) -> Stopper;
 
-    /// Every index below this one was tried, and what was found there was told; `None` if nobody knows.
+    /// Returns the frontier: every index below it was tried, and what was found there was reported. `None` if it is
+    /// unknown.
     fn frontier(&mut self) -> Option<Index>;
 
-    /// For how long it has searched. A search in this process does not while the process is stopped.
+    /// Returns for how long it has searched. A search in this process does not while the process is stopped.
     fn elapsed(&self) -> Duration;
 
-    /// What it took, once it has ended, for people who like to know.
+    /// Returns a summary of a search that has ended: its hashes, time and rate.
     fn summary(&self) -> Option<String>;
 
-    /// The flags by which its cursor goes on at its server; `None` for this process.
+    /// Returns the flags with which its cursor is resumed at its server; `None` for this process.
     fn resumes_at(&self) -> Option<&str>;
 
-    /// Lets go of it, once it has ended, and waits until whoever worked for it knows.
+    /// Releases a search that has ended, and waits until the server knows.
     async fn close(self);
 }

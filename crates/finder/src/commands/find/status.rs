@@ -1,4 +1,4 @@
-//! What `find` says on stderr: notes, and how the search comes on.
+//! What `find` prints on stderr: notes, and the progress of the search.
 
 use std::{
     collections::VecDeque,
@@ -23,17 +23,17 @@ use crate::{
     },
 };
 
-/// How often the lines on a terminal are drawn: often enough to look alive, and as nothing to draw.
+/// Interval between two drawings of the progress on a terminal: short enough to look alive, at no measurable cost.
 pub(super) const REDRAW_EVERY: Duration = Duration::from_millis(250);
 
-/// Over how long the rate is taken: long enough to be read, short enough to be the rate now.
+/// Time over which the rate is taken: long enough to be read, short enough to be the current rate.
 const RATE_OVER: Duration = Duration::from_secs(2);
 
-/// Over how long the rate is taken that the points in time are computed with, so that they stand still
-/// while the machine does something else for a moment.
+/// Time over which the rate is taken that the estimated times are computed with. They stay the same while the machine
+/// does something else for a moment.
 const STEADY_RATE_OVER: Duration = Duration::from_secs(30);
 
-/// The chances whose points in time are told: even, likely, nearly sure.
+/// Chances whose estimated times are shown: even, likely, nearly sure.
 const POINTS: [(f64, &str); 3] = [(0.5, "50%"), (0.9, "90%"), (0.99, "99%")];
 
 /// In seconds.
@@ -42,31 +42,30 @@ const HOUR: f64 = 60.0 * MINUTE;
 const DAY: f64 = 24.0 * HOUR;
 const YEAR: f64 = 365.25 * DAY;
 
-/// When the first line is said where there is no terminal. Most searches are over by then.
+/// Time until the first line if there is no terminal. Most searches are over by then.
 const FIRST_LINE: Duration = Duration::from_secs(10);
 
-/// The pause after the first line; each one after it is twice as long.
+/// Pause after the first line. Each later pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
 
-/// The longest pause, so that a log of a week stays readable and one can still see that it lives.
+/// Longest pause: short enough to show that the search is alive, long enough for the log of a week.
 const LAST_PAUSE: Duration = Duration::from_secs(600);
 
-/// The size of a terminal that does not tell it, in columns and rows.
+/// Size of a terminal whose size is unknown, in columns and rows.
 const USUAL_SIZE: (u16, u16) = (80, 24);
 
-/// From the cursor's place on, erase everything.
+/// Erases everything from the cursor on.
 const ERASE: &str = "\x1b[J";
 
-/// Does not let what follows wrap: lines that take more rows than they are could not be erased. The
-/// other lets it again.
+/// Turns the wrapping of lines off, and on again. A line that wraps takes several rows, which could not be erased.
 const NO_WRAP: &str = "\x1b[?7l";
 const WRAP: &str = "\x1b[?7h";
 
-/// Whoever says something on stderr does it here, so that nothing runs into the status lines.
+/// Writes everything that `find` prints on stderr, so that nothing runs into the progress lines.
 pub(super) struct Status {
     quiet: bool,
     on_terminal: bool,
-    /// How many status lines are on the screen. The cursor is at the end of the last.
+    /// Number of progress lines on the screen. The cursor is at the end of the last.
     drawn: Mutex<usize>,
 }
 
@@ -79,14 +78,14 @@ impl Status {
         }
     }
 
-    /// Tells people something.
+    /// Prints a note, unless `--quiet` was given.
     pub(super) fn say(&self, what: impl fmt::Display) {
         if !self.quiet {
             self.fail(what);
         }
     }
 
-    /// Tells people what went wrong, however quiet they want it.
+    /// Prints an error.
     pub(super) fn fail(&self, what: impl fmt::Display) {
         let _drawn = self.erase();
         terminal::say(what);
@@ -96,12 +95,12 @@ impl Status {
     pub(super) fn line(&self, line: &str) {
         if !self.quiet {
             let _drawn = self.erase();
-            // For people to read; if nobody can, the work goes on.
+            // If stderr cannot be written, the search continues.
             let _ = writeln!(io::stderr(), "{line}");
         }
     }
 
-    /// Takes the status lines from the screen.
+    /// Erases the progress lines.
     pub(super) fn clear(&self) {
         drop(self.erase());
     }
@@ -114,7 +113,7 @@ impl Status {
         let _ = io::stderr().write_all(format!("{erasure}{NO_WRAP}{text}{WRAP}").as_bytes());
     }
 
-    /// Takes the status lines from the screen, and keeps everybody else from it.
+    /// Erases the progress lines. Holding the result keeps other threads from printing.
     fn erase(&self) -> MutexGuard<'_, usize> {
         let mut drawn = self.lock();
         if *drawn > 0 {
@@ -129,7 +128,7 @@ impl Status {
     }
 }
 
-/// What erases so many lines, the cursor being in the last.
+/// Returns the escape sequence that erases this number of lines, if the cursor is in the last.
 fn erasure(lines: usize) -> String {
     match lines {
         0 => String::new(),
@@ -138,7 +137,7 @@ fn erasure(lines: usize) -> String {
     }
 }
 
-/// How many columns and rows the terminal has, now.
+/// Returns how many columns and rows the terminal has now.
 fn size() -> (usize, usize) {
     let (columns, rows) = match termios::tcgetwinsize(io::stderr()) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col, size.ws_row),
@@ -147,14 +146,14 @@ fn size() -> (usize, usize) {
     (columns.into(), rows.into())
 }
 
-/// How a search comes on, shown at the pace that suits who looks at it.
+/// The progress of a search: redrawn on a terminal, otherwise printed less and less often.
 pub(super) struct Progress {
     odds: Odds,
-    /// How many answers are wanted.
+    /// Number of answers that are wanted.
     wanted: u64,
-    /// Where the first search began.
+    /// Index at which the first search began.
     first: Index,
-    /// Where there is nothing left to try.
+    /// Index after the last secret.
     end: Index,
     rate: Rate,
     steady_rate: Rate,
@@ -164,8 +163,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Of a search for so many answers that begins, or goes on with those that began at `first`, at an index
-    /// and has so many to try.
+    /// Returns the progress of a search for `wanted` answers that tries a range of indices, and continues searches of
+    /// which the first began at `first`.
     pub(super) fn new(
         odds: Odds,
         wanted: u64,
@@ -184,7 +183,7 @@ impl Progress {
         }
     }
 
-    /// Shows it, if it is time to: so long after it began or went on, with so many answers, and with
+    /// Shows the progress, if it is time: `elapsed` after the start of this run, with this number of answers, and with
     /// every index below the frontier tried, if that is known.
     pub(super) fn show(
         &mut self,
@@ -202,29 +201,29 @@ impl Progress {
             let now = now.and_then(|now| Some(now.to_zoned(self.zone.get()?.clone())));
             self.parts(frontier, answers, rate, steady_rate, now.as_ref())
         });
-        let look = Look {
+        let snapshot = Snapshot {
             elapsed,
             search,
             nearest,
         };
         if status.on_terminal && !status.quiet {
             let (columns, rows) = size();
-            status.draw(&look.fit(columns, rows));
-        } else if !status.on_terminal && self.pace.is_due(elapsed) {
-            status.say(look);
+            status.draw(&snapshot.fit(columns, rows));
+        } else if !status.on_terminal && self.pace.advance(elapsed) {
+            status.say(snapshot);
         }
     }
 
-    /// What is to be said of a search that was stopped at a frontier, without an answer.
+    /// Returns a text for a search that was stopped at a frontier without an answer.
     pub(super) fn share_of_ended(&self, frontier: Index) -> Option<String> {
-        // How long several answers take together is another matter.
+        // It is unknown how long several answers take together.
         (self.wanted == 1).then(|| {
             let share = self.percent(frontier);
             format!("{share} of such searches would have ended by now")
         })
     }
 
-    /// What there is to say of a search besides how long it takes: of what was done, and of its odds.
+    /// Returns the parts of the lines about what was done and about the odds.
     fn parts(
         &self,
         frontier: Index,
@@ -270,8 +269,8 @@ impl Progress {
         [done, odds]
     }
 
-    /// When the search will have ended with each of [`POINTS`], at such a rate. Those after one that
-    /// does not come are left out.
+    /// Returns the estimated time of each of [`POINTS`] at this rate. Those after the first that is never reached are left
+    /// out.
     fn points(&self, frontier: Index, rate: f64, now: Option<&Zoned>) -> Vec<String> {
         let left = (self.end - frontier) as f64;
         let mut points = Vec::new();
@@ -286,7 +285,7 @@ impl Progress {
         points
     }
 
-    /// How many of all such searches have ended at a frontier.
+    /// Returns which share of all such searches have ended at a frontier.
     fn percent(&self, frontier: Index) -> String {
         let chance = self.odds.chance_after(frontier - self.first);
         show(&chance, |chance| Percent(chance).to_string())
@@ -326,16 +325,16 @@ fn when(seconds: f64, now: Option<&Zoned>) -> String {
     format!("by {}", at.strftime(form))
 }
 
-/// One look at a search.
-struct Look<'a> {
+/// The progress of a search at one moment.
+struct Snapshot<'a> {
     elapsed: Duration,
-    /// If it is known how far it is.
+    /// Parts of the lines about the search, if its frontier is known.
     search: Option<[Line; 2]>,
-    /// Or what is said of it.
+    /// The nearest secret so far, or the text that stands for none.
     nearest: Result<&'a Finding, &'static str>,
 }
 
-impl Look<'_> {
+impl Snapshot<'_> {
     fn lines(&self) -> Vec<Line> {
         let mut first = Line::default();
         let elapsed = Duration::from_secs(self.elapsed.as_secs());
@@ -364,21 +363,21 @@ impl Look<'_> {
         }
     }
 
-    /// For a terminal of that size, with a row for what comes after it.
+    /// Returns the lines that fit a terminal of this size and leave its last row free.
     fn fit(&self, columns: usize, rows: usize) -> Vec<String> {
         let lines = self.lines().into_iter().map(|line| line.fit(columns));
         lines.take(rows.saturating_sub(1).max(1)).collect()
     }
 }
 
-impl fmt::Display for Look<'_> {
+impl fmt::Display for Snapshot<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines: Vec<String> = self.lines().iter().map(ToString::to_string).collect();
         f.write_str(&lines.join(", "))
     }
 }
 
-/// A line of parts, from left to right, and how soon each is dispensed with: the greatest first.
+/// A line of parts, from left to right, each with its rank: the parts of the highest rank are left out first.
 #[derive(Clone, Default)]
 struct Line {
     parts: Vec<(u8, String)>,
@@ -389,7 +388,7 @@ impl Line {
         self.parts.push((rank, part));
     }
 
-    /// As much of it as so many columns hold. All of it is ASCII.
+    /// Returns as much of it as fits this number of columns. All of it is ASCII.
     fn fit(mut self, columns: usize) -> String {
         loop {
             let text = self.to_string();
@@ -409,7 +408,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// A chance, for people. It never says more than is known: what is nearly sure is not sure.
+/// A chance, for people. A chance that is nearly 1 is not shown as 100%.
 struct Percent(f64);
 
 impl fmt::Display for Percent {
@@ -422,7 +421,7 @@ impl fmt::Display for Percent {
     }
 }
 
-/// A number that may be large, for people.
+/// A number of any size, for people.
 struct Scaled(f64);
 
 impl fmt::Display for Scaled {
@@ -436,32 +435,32 @@ impl fmt::Display for Scaled {
     }
 }
 
-/// How many hashes a second there were lately.
+/// Measures the current rate in hashes a second.
 struct Rate {
     over: Duration,
-    /// Where the frontier was when, over that time and one look before.
-    looks: VecDeque<(Duration, Index)>,
+    /// Times and frontiers: those of the last `over`, and one before.
+    readings: VecDeque<(Duration, Index)>,
 }
 
 impl Rate {
     fn new(over: Duration, start: Index) -> Rate {
-        let looks = VecDeque::from([(Duration::ZERO, start)]);
-        Rate { over, looks }
+        let readings = VecDeque::from([(Duration::ZERO, start)]);
+        Rate { over, readings }
     }
 
     fn at(&mut self, now: Duration, frontier: Index) -> Option<f64> {
-        self.looks.push_back((now, frontier));
-        while let Some((second, _)) = self.looks.get(1)
+        self.readings.push_back((now, frontier));
+        while let Some((second, _)) = self.readings.get(1)
             && *second + self.over <= now
         {
-            self.looks.pop_front();
+            self.readings.pop_front();
         }
-        let (then, before) = *self.looks.front()?;
+        let (then, before) = *self.readings.front()?;
         rate(frontier.saturating_sub(before), now.saturating_sub(then))
     }
 }
 
-/// When the next line is due where there is no terminal.
+/// Decides when the next line is due if there is no terminal.
 struct Pace {
     next: Duration,
     pause: Duration,
@@ -477,7 +476,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    fn is_due(&mut self, elapsed: Duration) -> bool {
+    /// Returns whether a line is due. If it is, sets the time of the next one.
+    fn advance(&mut self, elapsed: Duration) -> bool {
         if elapsed < self.next {
             return false;
         }
@@ -500,7 +500,9 @@ mod tests {
     #[test]
     fn lines_come_at_a_growing_pace() {
         let mut pace = Pace::default();
-        let lines: Vec<u64> = (0..3000).filter(|now| pace.is_due(seconds(*now))).collect();
+        let lines: Vec<u64> = (0..3000)
+            .filter(|now| pace.advance(seconds(*now)))
+            .collect();
         assert_eq!(lines, [10, 40, 100, 220, 460, 940, 1540, 2140, 2740]);
     }
 
@@ -512,7 +514,7 @@ mod tests {
         assert_eq!(rate.at(seconds(2), 200), Some(100.0));
         assert_eq!(rate.at(seconds(3), 1200), Some(550.0));
         assert_eq!(rate.at(seconds(4), 2200), Some(1000.0));
-        // Nobody looked for a while.
+        // There was no reading for a while.
         assert_eq!(rate.at(seconds(14), 2210), Some(1.0));
     }
 
@@ -566,19 +568,19 @@ mod tests {
         }
     }
 
-    /// What a terminal of so many columns shows of a search for so many answers.
+    /// Returns what a terminal of this size shows of a search for this number of answers.
     fn lines(name: &str, distance: u8, wanted: u64, size: (usize, usize)) -> Vec<String> {
         let odds = Odds::of(&name.parse().unwrap(), Distance::from(distance));
         let progress = Progress::new(odds, wanted, 0, 0..u64::MAX);
         let rate = Some(273.1e6);
         let search = progress.parts(3_300_000_000, 0, rate, rate, Some(&now()));
         let name = name.parse().unwrap();
-        let look = Look {
+        let snapshot = Snapshot {
             elapsed: seconds(12),
             search: Some(search),
             nearest: Ok(&Finding::of(b"hash".to_vec(), &name)),
         };
-        look.fit(size.0, size.1)
+        snapshot.fit(size.0, size.1)
     }
 
     #[test]
@@ -608,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_answers_the_next_is_told() {
+    fn of_several_answers_the_next_is_estimated() {
         assert_eq!(
             lines("hashfinder", 1, 5, (80, 24))[1],
             "0 of 5 found, the next from now 50% by 14:08, 90% by 14:28, 99% by 14:58"

@@ -1,4 +1,4 @@
-//! What stops a search that has not ended by itself: a signal, or the maximum time.
+//! Stops a search that has not ended by itself: at a signal, or when the maximum time has passed.
 
 use std::{
     fmt,

@@ -22,7 +22,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::commands::serve::arguments::LogFormat;
+use crate::commands::serve::arguments::log::LogFormat;
 
 /// How many bytes of lines may wait to be written: about five thousand lines. More are dropped, and
 /// counted.

@@ -1,6 +1,7 @@
 //! The arguments of `serve`.
 
 pub(crate) mod auth;
+pub(crate) mod log;
 mod quota;
 pub(crate) mod tls;
 mod trace;
@@ -17,7 +18,8 @@ use clap::{Args, ValueEnum};
 use hashfinder_search::Kernel;
 
 use self::{
-    auth::AuthArguments, tls::TlsArguments, trace::TraceArguments, transport::TransportArguments,
+    auth::AuthArguments, log::LogFormat, tls::TlsArguments, trace::TraceArguments,
+    transport::TransportArguments,
 };
 pub(crate) use self::{quota::QuotaArguments, transport::open_files};
 use crate::{
@@ -197,16 +199,6 @@ pub(crate) enum BudgetStatus {
     Cancelled,
     /// As gRPC's own description of the codes has it
     ResourceExhausted,
-}
-
-/// How the log is written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people
-    #[default]
-    Text,
-    /// An object on each line, for programs
-    Json,
 }
 
 /// Where metrics are shown.

@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-/// How the program ended, as its exit code tells.
+/// How the program ended: its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// The answer was found, or the server was shut down as asked.
     Success = 0,
     /// The answer is no: the keyspace ended without one, or a secret is not near enough.
     No = 1,
-    /// The command line is wrong, in what only the command itself can tell.
+    /// The command line is wrong in a way that only the command itself can check.
     Usage = 2,
     /// A limit was reached: the hash budget or the timeout.
     Limit = 3,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use http::uri::Authority;
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone, Debug)]
 pub(crate) enum ServerAddress {
     Tcp(Authority),

@@ -1,4 +1,4 @@
-//! The arguments of every command that asks a server: how it is reached, and who asks.
+//! The arguments for connections to a server.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::{server_address::ServerAddress, terminal::quoted};
 
-/// What stands above these flags in the help. As a command's next heading it would stand above those of others.
+/// Heading of these flags in the help. As a command's next heading it would also stand above other flags.
 const HEADING: &str = "How a server is asked";
 
 /// How a server is reached, and who asks.
@@ -50,7 +50,7 @@ pub(crate) struct ConnectionArguments {
 }
 
 impl ConnectionArguments {
-    /// The server's address, given what the flags say of TLS.
+    /// Returns the server's address, with TLS if the flags say so.
     pub(crate) fn address(&self, server: &ServerAddress) -> ServerAddress {
         match server {
             ServerAddress::Tcp(authority) if self.asks_for_tls() => {
@@ -60,8 +60,8 @@ impl ConnectionArguments {
         }
     }
 
-    /// The flags that ask this server again in the same way, as a shell reads them, whatever the settings are
-    /// then. They have the paths of credentials and keys, and no credential.
+    /// Returns the flags that connect to this server in the same way, whatever the settings are then, quoted for a shell.
+    /// They contain the paths of credentials and keys, but no credential.
     pub(crate) fn flags(&self, server: &ServerAddress) -> String {
         let ConnectionArguments {
             // It is in the address.

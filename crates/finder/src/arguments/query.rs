@@ -1,4 +1,4 @@
-//! What is searched for: the arguments that commands share.
+//! The arguments for queries.
 
 use std::{fmt, path::PathBuf};
 
@@ -96,10 +96,10 @@ pub(crate) struct KeyspaceArguments {
     pub(crate) alphabet: Alphabet,
 }
 
-/// Why there is nothing to search for.
+/// Why the arguments make no query.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum QueryError {
-    /// What was asked for makes no sense.
+    /// The request makes no sense.
     #[error("{0}")]
     Wrong(String),
     /// No secret can ever match.
@@ -108,7 +108,7 @@ pub(crate) enum QueryError {
 }
 
 impl QueryArguments {
-    /// What is searched for, from the first secret on.
+    /// Returns the query, which begins at the first secret.
     pub(crate) fn query(&self) -> Result<Query, QueryError> {
         if self.names.len() > Query::MAX_NAMES {
             return Err(QueryError::Wrong(format!(

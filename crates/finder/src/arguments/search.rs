@@ -1,4 +1,4 @@
-//! The flags of the commands that search for something of use.
+//! The arguments for searches whose answer a command uses itself.
 
 use std::{num::NonZeroUsize, time::Duration};
 

@@ -7,19 +7,18 @@ use http::uri::Authority;
 
 use crate::server_address::ServerAddress;
 
-/// The most threads that may search. Far beyond any machine's cores, and far below what would
-/// bring one down.
+/// Maximum number of threads that search: more than any machine has cores, and few enough for any machine.
 const MAXIMUM_THREADS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// The longest time that there is, whatever is given: as good as for ever, and libraries can add it to the
-/// clock's, which panics where it does not fit.
+/// Longest duration; longer ones are shortened to it. Libraries can add it to the clock's time without a panic.
 pub(crate) const LONGEST_DURATION: Duration = Duration::from_secs(1000 * 31_557_600);
 
+/// Parses a number of threads.
 pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
     number(NonZeroUsize::MIN..=MAXIMUM_THREADS)(text)
 }
 
-/// A parser of numbers in a range.
+/// Returns a parser of numbers in a range.
 pub(crate) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
 where
     T: Clone + fmt::Display + FromStr + PartialOrd,
@@ -33,11 +32,13 @@ where
     }
 }
 
+/// Parses a number above 0.
 pub(crate) fn positive<T: FromStr>(text: &str) -> Result<T, String> {
     let number = text.parse();
     number.map_err(|_| "give a whole number from 1 on".to_owned())
 }
 
+/// Parses the name of a kernel that this machine runs.
 pub(crate) fn kernel(text: &str) -> Result<Kernel, String> {
     Kernel::named(text).ok_or_else(|| {
         let names: Vec<&str> = Kernel::all().map(Kernel::name).collect();
@@ -45,11 +46,13 @@ pub(crate) fn kernel(text: &str) -> Result<Kernel, String> {
     })
 }
 
+/// Parses a distance.
 pub(crate) fn distance(text: &str) -> Result<Distance, String> {
     let number = i64::from_str(text).map_err(|_| "give a number of characters".to_owned())?;
     Distance::try_from(number).map_err(|error| error.to_string())
 }
 
+/// Parses a duration, for instance `1h30m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text);
     duration
@@ -57,6 +60,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "give a time, for instance 90s, 5m or 1h30m".to_owned())
 }
 
+/// Parses a duration above zero.
 pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     if duration.is_zero() {
@@ -67,6 +71,7 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// Parses the address of a server.
 pub(crate) fn server(text: &str) -> Result<ServerAddress, String> {
     if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
         return Ok(ServerAddress::Unix(path.to_owned()));
@@ -99,7 +104,7 @@ mod tests {
             ("1h30m", 5400),
             ("0", 0),
             ("1000years", 31_557_600_000),
-            // Which is as good as for ever, and what a clock can show.
+            // Longer than that is shortened.
             ("400000000000years", 31_557_600_000),
         ] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");

@@ -68,7 +68,7 @@ enum What {
     Default,
 }
 
-/// Prints what was asked for, about the flags of `program` and the file that the command line names, or the one in use.
+/// Runs the command, for the flags of `program` and the file that the command line names, if any.
 pub(crate) fn run(
     arguments: &ConfigArguments,
     program: Command,

@@ -29,7 +29,7 @@ const MAXIMUM_BITS: u32 = 160;
 /// How many bits a hexadecimal digit has.
 const BITS_OF_DIGIT: u32 = 4;
 
-/// How many random bytes a stamp has, so that nobody makes the same one twice: 16 characters of base64.
+/// Number of random bytes in a stamp, so that no two are equal: 16 characters of base64.
 const RANDOM_BYTES: usize = 12;
 
 /// A stamp's SHA-1, in which zero bits are looked for.
@@ -139,8 +139,14 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
         }
     };
     // The stamps of another run are others, and a search has no memory.
-    let go_on = |_| "the same command begins another stamp, and is as near to its end".to_owned();
-    let found = match block_on(find::first(vec![query], &arguments.search, limit, go_on))? {
+    let how_to_resume =
+        |_| "the same command begins another stamp, and is as near to its end".to_owned();
+    let found = match block_on(find::first(
+        vec![query],
+        &arguments.search,
+        limit,
+        how_to_resume,
+    ))? {
         Ok(found) => found,
         Err(exit) => return Ok(exit),
     };
@@ -172,8 +178,8 @@ fn too_long(stamp: &str) -> String {
     )
 }
 
-/// What the hexadecimal digits of a digest begin with if so many of its bits are zero: after the digits
-/// that are, each one of which the upper bits are.
+/// Returns the hexadecimal prefixes of all digests that begin with this number of zero bits: zeros, and every digit whose
+/// upper bits are zero.
 fn zeros(bits: u32) -> Vec<String> {
     let digits = "0".repeat((bits / BITS_OF_DIGIT) as usize);
     match bits % BITS_OF_DIGIT {
@@ -330,8 +336,8 @@ mod tests {
         // Minted by hashcash 1.22 with -C.
         let stamp = "1:10:261129:Me@Example.COM::BrLwmWSroGGeF2JU:000007D";
         for resource in ["me@example.com", "Me@Example.COM", "ME@EXAMPLE.COM"] {
-            let told = is_right(stamp, Some(resource), None).unwrap();
-            assert_eq!(told, "right: 10 bits for Me@Example.COM, dated 261129");
+            let verdict = is_right(stamp, Some(resource), None).unwrap();
+            assert_eq!(verdict, "right: 10 bits for Me@Example.COM, dated 261129");
         }
         // Only that of ASCII's letters, as there.
         assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{dc}"), None).is_err());

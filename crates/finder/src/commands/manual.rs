@@ -1,4 +1,4 @@
-//! `hashfinder completions` and `hashfinder man`: the command line, told to shells and to `man`.
+//! `hashfinder completions` and `hashfinder man`: the command line for shells, and as a manual.
 
 use std::{
     fs, io,

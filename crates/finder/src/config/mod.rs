@@ -1,8 +1,7 @@
 //! The configuration: flags over environment variables over a TOML file over defaults.
 //!
-//! There is no list of settings beside the command line's own: whatever is a flag there is a setting
-//! here, under the flag's name, checked by the flag's own parser, and a value from elsewhere is given to
-//! clap as the flag's default. `find --ideal-distance` is `HASHFINDER_FIND_IDEAL_DISTANCE` in the
+//! The command line is the only list of settings. Each of its flags is a setting with the flag's name, which the flag's
+//! own parser checks, and clap receives a value from elsewhere as the flag's default. `find --ideal-distance` is `HASHFINDER_FIND_IDEAL_DISTANCE` in the
 //! environment, and in the file the key `ideal-distance` of the table `[find]`. What several commands
 //! have can be given to all of them at once, by leaving their name out: `HASHFINDER_KERNEL`, and
 //! `kernel` at the top of the file. What is for one command goes before what is for all.
@@ -41,7 +40,7 @@ pub(crate) fn parse(program: Command) -> Result<ArgMatches> {
     let line: Vec<OsString> = env::args_os().collect();
     let mut command = takes_negative_numbers(with_negations(program));
     let lenient = command.clone().ignore_errors(true);
-    // What is wrong with the line is told below, when it is known what it may do without.
+    // Errors in the line are reported below, when it is known which required flags have a value from elsewhere.
     let asked = lenient
         .try_get_matches_from(&line)
         .unwrap_or_else(|help| help.exit());
@@ -193,7 +192,7 @@ mod tests {
         }
     }
 
-    /// What the variables come to for the command, and what is told of them.
+    /// Returns the settings that the variables give the command, and the number of notes about them.
     fn resolved(path: &str, explicit: &[&str], variables: &[(&str, &str)]) -> (String, usize) {
         let (program, sources) = (nested(), sources(variables));
         let settings = Settings::of(&program);

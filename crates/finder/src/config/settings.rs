@@ -6,7 +6,7 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::terminal;
 
-/// Flags that are no settings, of whatever command.
+/// Flags that are not settings, of any command.
 pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
     // It says where the settings are.
     "config",
@@ -25,11 +25,11 @@ pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
     "from",
     "repository",
     "write",
-    // It tells about the secret that stands beside it.
+    // It describes the secret on the command line.
     "hex",
-    // Whoever reads the output has asked for its form.
+    // It concerns the reader of this output.
     "json",
-    // It tells why this search is cancelled.
+    // It is the reason for one cancellation.
     "reason",
     // They belong to one search.
     "resume",
@@ -75,7 +75,7 @@ impl Setting {
     }
 }
 
-/// Every flag that can be set elsewhere, as the command line tells.
+/// Every flag of the command line that can be set elsewhere.
 pub(super) struct Settings(pub(super) Vec<Setting>);
 
 impl Settings {
@@ -122,7 +122,7 @@ impl Settings {
         }
         for setting in &mut all {
             // A table further out is of use only if more commands are in it that have the flag. Besides,
-            // HASHFINDER_PORT is what Kubernetes tells about any service called hashfinder.
+            // Kubernetes sets HASHFINDER_PORT for any service called hashfinder.
             let mut served = 0;
             for length in (0..=setting.path.len()).rev() {
                 let table = setting.path[..length].to_vec();

@@ -23,8 +23,8 @@ use super::{
 };
 use crate::connection::CREDENTIAL;
 
-/// Variables that are no flag's: which file it is, what is logged, and what shows
-/// a server who asks, which no flag and no file can hold.
+/// Variables that belong to no flag: the path of the file, the filter of the log, and a credential, which no flag and no
+/// file can hold.
 pub(super) const OTHER_VARIABLES: [&str; 3] = ["HASHFINDER_CONFIG", "HASHFINDER_LOG", CREDENTIAL];
 
 /// Where settings come from.
@@ -65,7 +65,7 @@ impl Sources {
     /// What counts for a setting: the environment's before the file's, and in each, what is for one
     /// command before what is for all.
     pub(super) fn given<'a>(&self, setting: &'a Setting) -> Result<Option<Given<'a>>> {
-        // A credential itself goes before what tells where one is.
+        // A credential itself goes before the path of one.
         if setting.name == "credential-file" && self.variables.contains_key(CREDENTIAL) {
             return Ok(None);
         }
@@ -136,7 +136,7 @@ impl Sources {
     }
 }
 
-/// Where the file is looked for if nobody names one.
+/// Returns the path of the file if none is named.
 pub(super) fn usual_path() -> Option<PathBuf> {
     let absolute = |name| {
         let path = env::var_os(name).map(PathBuf::from);

@@ -1,11 +1,11 @@
-//! Numbers and times, as people read them.
+//! Formats numbers and times for people.
 
 use std::ops::RangeInclusive;
 
-/// A number that is known exactly, or by its bounds.
+/// A number, by its bounds, which are equal if it is known exactly.
 pub(crate) type Bounds = RangeInclusive<f64>;
 
-/// A number, or the two that it is between.
+/// Formats a number: exactly, or by its bounds.
 pub(crate) fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
     let (low, high) = (number(*bounds.start()), number(*bounds.end()));
     if low == high {
@@ -15,7 +15,7 @@ pub(crate) fn show(bounds: &Bounds, number: impl Fn(f64) -> String) -> String {
     }
 }
 
-/// A probability to four digits.
+/// Formats a probability with four digits.
 pub(crate) fn probability(chance: f64) -> String {
     if chance < 1e-3 {
         format!("{chance:.3e}")
@@ -24,7 +24,7 @@ pub(crate) fn probability(chance: f64) -> String {
     }
 }
 
-/// A number of at least 1, as people say it: two digits or three, and what they count.
+/// Formats a number of at least 1 with two or three digits and a word for its magnitude.
 pub(crate) fn number(number: f64) -> String {
     let units = [
         (1.0, ""),
@@ -40,7 +40,7 @@ pub(crate) fn number(number: f64) -> String {
     }
 }
 
-/// A time in the unit that suits it.
+/// Formats a time in seconds, in a suitable unit.
 pub(crate) fn time(seconds: f64) -> String {
     let (minute, hour, day, year) = (60.0, 3600.0, 86_400.0, 365.25 * 86_400.0);
     let (unit, name) = match seconds {
@@ -55,7 +55,7 @@ pub(crate) fn time(seconds: f64) -> String {
     format!("{} {name}", digits(seconds / unit))
 }
 
-/// One digit behind the point where there is but one before it.
+/// Formats a number with one digit after the point if there is only one before it.
 fn digits(number: f64) -> String {
     if number < 9.95 {
         let text = format!("{number:.1}");

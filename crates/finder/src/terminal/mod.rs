@@ -19,8 +19,8 @@ pub(crate) fn say(what: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "hashfinder: {}", as_text(&what.to_string()));
 }
 
-/// Returns an object as one line of JSON without control characters: JSON itself lets some stand that a terminal
-/// would act on. There are none outside of its strings.
+/// Returns an object as one line of JSON without control characters. JSON itself allows some in strings that a terminal
+/// would act on.
 pub(crate) fn json(object: &Value) -> String {
     let mut line = String::new();
     for character in object.to_string().chars() {
@@ -33,15 +33,15 @@ pub(crate) fn json(object: &Value) -> String {
     line
 }
 
-/// Prints to stdout, at once; says whether anybody reads. A reader that left early, as `head` does, has
-/// had what it wanted, which is no failure.
+/// Prints to stdout and flushes it. Returns whether stdout is still open: a reader that closes it early, as `head` does, is
+/// not an error.
 pub(crate) fn print(what: impl AsRef<[u8]>) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(what.as_ref());
     is_read(written.and_then(|()| stdout.flush()))
 }
 
-/// Whether somebody reads what was written to stdout.
+/// Returns whether stdout is still open, given the result of writing to it.
 pub(crate) fn is_read(written: io::Result<()>) -> anyhow::Result<bool> {
     match written {
         Ok(()) => Ok(true),
@@ -50,7 +50,7 @@ pub(crate) fn is_read(written: io::Result<()>) -> anyhow::Result<bool> {
     }
 }
 
-/// Whether a terminal here does what escape sequences say, as far as the environment tells.
+/// Returns whether the terminal understands escape sequences, according to the environment.
 pub(crate) fn takes_escapes() -> bool {
     env::var_os("TERM").is_some_and(|terminal| !terminal.is_empty() && terminal != "dumb")
 }

@@ -19,14 +19,13 @@ use crate::{
     terminal::{self, as_text, print, say},
 };
 
-/// How many secrets each kernel is checked on before it is measured: a fast answer is worth nothing if
-/// it is wrong.
+/// Number of secrets on which each kernel is checked before it is measured.
 const CHECKED: u64 = 1 << 18;
 
-/// The length of secrets that a search is at for its first seconds.
+/// Length of the secrets that a search tries in its first seconds.
 const USUAL_LENGTH: u32 = 4;
 
-/// What is measured: a search, or without a filter the digests alone.
+/// What is measured: a search or, without a filter, only the digests.
 struct Case {
     title: String,
     filter: Option<Filter>,
@@ -65,7 +64,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
     for &count in &arguments.sets {
         cases.push(Case {
             title: format!("{count} names at distance {}", arguments.ideal_distance),
-            filter: Some(made_up(count, arguments.ideal_distance)),
+            filter: Some(filter_of_made_up_names(count, arguments.ideal_distance)),
         });
     }
     if arguments.length != USUAL_LENGTH {
@@ -80,7 +79,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
     if !arguments.json && !print(row("kernel", "case", "threads", "hashes per second"))? {
         return Ok(Exit::Success);
     }
-    // Every kernel's answers are compared with these, and that once.
+    // Every kernel's answers are compared with these.
     let Some(portable) = Kernel::named("portable") else {
         bail!("there is no portable kernel to compare with");
     };
@@ -134,8 +133,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// A filter for names that are the same in every run.
-fn made_up(count: u16, distance: Distance) -> Filter {
+/// Returns a filter for `count` made-up names, which are the same in every run.
+fn filter_of_made_up_names(count: u16, distance: Distance) -> Filter {
     // Marsaglia's "Xorshift RNGs", 2003.
     let mut state = 0x2545_f491_u32;
     let mut below = |below: u32| {
@@ -159,11 +158,11 @@ fn row(kernel: &str, case: &str, threads: &str, rate: &str) -> String {
     format!("{kernel:<10} {case:<34} {threads:>7}  {rate:>18}\n")
 }
 
-/// What a turn's work gives: the sum of the digests, or the hits.
+/// The result of a turn: the sum of the digests, or the hits.
 type Answer = (u32, Vec<kernels::Hit>);
 
 impl Case {
-    /// Does one turn's work on `kernel`, and tells what can be compared of it.
+    /// Does one turn's work on `kernel`. Returns what is compared between kernels.
     fn turn(&self, kernel: Kernel, block: &kernels::Block) -> Answer {
         let Some(filter) = &self.filter else {
             return (kernel.digest_sum(block), Vec::new());

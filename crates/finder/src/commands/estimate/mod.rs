@@ -22,10 +22,10 @@ use crate::{
     },
 };
 
-/// Below this, it is worth telling that all secrets there are may hold no match.
+/// Chance that any secret matches below which that chance is shown.
 const NEARLY_SURE: f64 = 0.999;
 
-/// Prints the odds.
+/// Runs the command.
 pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
     let query = match arguments.query.query() {
         Ok(query) => query,
@@ -49,20 +49,20 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
     let text = if arguments.json {
         json(&query, &odds, rate, arguments.rate.is_none())
     } else {
-        let whence = match arguments.rate {
+        let rate_source = match arguments.rate {
             Some(_) => "as given".to_owned(),
             None => format!(
                 "measured on this machine, {}",
                 query.sought().hashed_by(kernel)
             ),
         };
-        table(&query, &odds, rate, &whence)
+        table(&query, &odds, rate, &rate_source)
     };
     print(format!("{text}\n"))?;
     Ok(Exit::Success)
 }
 
-/// What is told of a search's length, under the names that JSON has for it and that people do.
+/// Returns the numbers of hashes that are shown of a search, each with its name in JSON and in the table.
 fn points(odds: &Odds) -> [(&'static str, &'static str, Bounds); 4] {
     [
         ("expected", "on average", odds.expected_hashes()),
@@ -99,7 +99,7 @@ fn json(query: &Query, odds: &Odds, rate: f64, measured: bool) -> String {
     terminal::json(&object)
 }
 
-fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
+fn table(query: &Query, odds: &Odds, rate: f64, rate_source: &str) -> String {
     let names: Vec<String> = texts(query)
         .map(|name| name.escape_debug().to_string())
         .collect();
@@ -120,7 +120,7 @@ fn table(query: &Query, odds: &Odds, rate: f64, whence: &str) -> String {
     lines.push(String::new());
     let (searches, hashes, rate_shown) = ("searches", "hashes", number(rate));
     lines.push(format!(
-        "{searches:<18} {hashes:>26}   at {rate_shown} a second ({whence})"
+        "{searches:<18} {hashes:>26}   at {rate_shown} a second ({rate_source})"
     ));
     for (key, title, hashes) in points(odds) {
         let times = hashes.start() / rate..=hashes.end() / rate;

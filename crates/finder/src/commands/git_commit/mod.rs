@@ -123,11 +123,11 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
              and everybody who has the commit must then rebase or reset"
         ));
     }
-    let go_on = |index| {
+    let how_to_resume = |index| {
         let from = nonces().secret(index);
         format!("go on with: {}", arguments.command(&from, arguments.write))
     };
-    let found = match find::first(queries, &arguments.search, limit, go_on).await? {
+    let found = match find::first(queries, &arguments.search, limit, how_to_resume).await? {
         Ok(found) => found,
         Err(exit) => return Ok(exit),
     };

@@ -19,7 +19,7 @@ use crate::{
     terminal::{print, say},
 };
 
-/// Does what was asked for, with the file.
+/// Runs the command.
 pub(crate) fn run(arguments: KeysArguments) -> Result<Exit> {
     match arguments.what {
         KeysCommand::Create {
@@ -62,7 +62,7 @@ fn list(path: &Path) -> Result<Exit> {
     let now = clock::now().unwrap_or(Timestamp::MAX);
     let or_none = |time: Option<Timestamp>| time.map_or("-".to_owned(), |time| time.to_string());
     let lines = file.entries().iter().map(|key| {
-        // Whoever has edited the file may have put anything there.
+        // A person may have written anything into the file.
         let comment = key.comment.as_deref().unwrap_or("-");
         let comment: String = comment.chars().filter(|c| !c.is_control()).collect();
         let columns = [

@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 
 use anyhow::Result;
 
-use crate::{cargo, root, step, target};
+use crate::steps::{cargo, root, step, target};
 
 /// All attacks, beside control runs; this takes the better part of an hour, on a machine that has nothing
 /// else to do.

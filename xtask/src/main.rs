@@ -10,17 +10,23 @@ mod fuzz;
 mod image;
 mod peers;
 mod results;
+mod steps;
+mod tools;
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
-    sync::{Mutex, PoisonError},
+    path::PathBuf,
+    process::{Command, ExitCode},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use self::{
+    steps::{cargo, print_times, root, runs, step, target},
+    tools::{END_TO_END, node_packages, python},
+};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -46,9 +52,6 @@ commands:
           --leaks looks for leaks too, and needs a nightly compiler; --keep puts what was found
           into the corpus, and --results the figures into SECURITY.md
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
-
-/// Where the end-to-end tests are, below the root.
-const END_TO_END: &str = "crates/finder/tests/e2e";
 
 /// The package.json of what checks the protobuf of our own contract, by the rules in `proto/buf.yaml`.
 const BUF: &str = r#"{"dependencies": {"@bufbuild/buf": "1.75.0"}}"#;
@@ -88,10 +91,7 @@ fn test() -> Result<()> {
     let began = Instant::now();
     let mut skipped = Vec::new();
     let checked = check_all(&mut skipped);
-    println!("== time of each step");
-    for (name, took) in STEPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        println!("{:8.1} s  {name}", took.as_secs_f64());
-    }
+    print_times();
     println!("{:8.1} s  in all", began.elapsed().as_secs_f64());
     for what in &skipped {
         println!("skipped: {what}");
@@ -270,100 +270,4 @@ fn other_architecture() -> Result<Checked> {
         .env("KERNEL_SECRETS", SECRETS),
     )?;
     Ok(Checked::Tested)
-}
-
-/// How long each step took, in their order.
-static STEPS: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
-
-/// Runs a command in the project's root and says how long it took.
-fn step(name: &str, command: &mut Command) -> Result<()> {
-    println!("== {name}");
-    let began = Instant::now();
-    let status = command
-        .current_dir(root())
-        .status()
-        .with_context(|| format!("{name}: cannot run {command:?}"))?;
-    took(name, began.elapsed());
-    if !status.success() {
-        bail!("{name}: {command:?} failed with {status}");
-    }
-    println!("== {name}: {:.1} s", began.elapsed().as_secs_f64());
-    Ok(())
-}
-
-/// Keeps how long a step took, for the table at the end.
-fn took(name: &str, time: Duration) {
-    let mut steps = STEPS.lock().unwrap_or_else(PoisonError::into_inner);
-    steps.push((name.to_owned(), time));
-}
-
-fn runs(command: &mut Command) -> bool {
-    let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
-    quiet.status().is_ok_and(|status| status.success())
-}
-
-fn cargo(arguments: &str) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.args(arguments.split(' '));
-    command
-}
-
-/// A Python environment with what the end-to-end tests need, made anew when that has changed.
-fn python() -> Result<PathBuf> {
-    let wanted = root().join(END_TO_END).join("requirements.txt");
-    let wanted_text = fs::read_to_string(&wanted).context("cannot read the requirements")?;
-    let environment = target().join("python");
-    let python = environment.join("bin/python");
-    let installed = environment.join("installed.txt");
-    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted_text) {
-        return Ok(python);
-    }
-    step(
-        "a Python environment (needs python3 with venv)",
-        Command::new("python3")
-            .args(["-m", "venv", "--clear"])
-            .arg(&environment),
-    )?;
-    step(
-        "the Python packages",
-        Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--requirement"])
-            .arg(&wanted),
-    )?;
-    // Last, so that what was broken off is done again.
-    fs::write(installed, wanted_text)?;
-    Ok(python)
-}
-
-/// A folder under target/ with the JavaScript packages that a package.json names, filled anew when that
-/// has changed.
-fn node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
-    let folder = target().join(folder);
-    let installed = folder.join("installed.json");
-    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted) {
-        return Ok(folder);
-    }
-    fs::create_dir_all(&folder).context("cannot make a folder for the JavaScript packages")?;
-    fs::write(folder.join("package.json"), wanted).context("cannot write package.json")?;
-    step(
-        "the JavaScript packages",
-        Command::new("npm")
-            .args(["install", "--no-package-lock", "--no-audit", "--no-fund"])
-            .args(["--ignore-scripts", "--silent", "--prefix"])
-            .arg(&folder),
-    )?;
-    // Last, so that what was broken off is done again.
-    fs::write(installed, wanted)?;
-    Ok(folder)
-}
-
-fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
-}
-
-fn root() -> &'static Path {
-    // This package lies in the workspace's root.
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
 }

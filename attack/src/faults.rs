@@ -1,5 +1,5 @@
-//! What can go wrong with nobody's intent, too: descriptors that run out, readers that stall, and a drain
-//! amid these.
+//! Faults that no attacker needs to cause: descriptors that run out, readers that stall, and a drain among
+//! such readers.
 
 use std::{
     cell::RefCell,
@@ -21,7 +21,7 @@ use crate::{
     connection::{Connection, Event, Source, dial},
     healthy::{Healthy, block_on, connect},
     process::{PATIENCE, Server, core_time},
-    report::{Fault, ms},
+    report::{FaultReport, ms},
     seen::{CLOSED, CONNECTIONS, REFUSED, Seen},
     trial::{Setting, first_newcomer},
     v1pb::{SearchState, WatchSearchesRequest, finder_client::FinderClient},
@@ -67,9 +67,9 @@ const DRAINED: usize = 10;
 /// How long a drain may take in all, on a machine that has nothing else to do.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What befalls the server.
+/// A fault that the server has to withstand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Trouble {
+pub(crate) enum Fault {
     /// No descriptors left for new connections
     Descriptors,
     /// A thousand readers that stall and answer PINGs
@@ -78,30 +78,30 @@ pub(crate) enum Trouble {
     Drain,
 }
 
-impl Trouble {
+impl Fault {
     pub(crate) fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    pub(crate) fn run(self, setting: &Setting) -> Result<Fault> {
+    pub(crate) fn run(self, setting: &Setting) -> Result<FaultReport> {
         match self {
-            Trouble::Descriptors => descriptors(setting),
-            Trouble::StalledReaders => stalled_readers(setting),
-            Trouble::Drain => drain(setting),
+            Fault::Descriptors => descriptors(setting),
+            Fault::StalledReaders => stalled_readers(setting),
+            Fault::Drain => drain(setting),
         }
     }
 }
 
 /// What was seen, and what was not as it should be.
-struct Account(Fault);
+struct Account(FaultReport);
 
 impl Account {
-    fn of(trouble: Trouble) -> Account {
-        Account(Fault {
-            name: trouble.name(),
+    fn of(fault: Fault) -> Account {
+        Account(FaultReport {
+            name: fault.name(),
             told: Vec::new(),
-            faults: Vec::new(),
+            failures: Vec::new(),
         })
     }
 
@@ -111,12 +111,17 @@ impl Account {
 
     fn expect(&mut self, is_so: bool, what: impl Into<String>) {
         if !is_so {
-            self.0.faults.push(what.into());
+            self.0.failures.push(what.into());
         }
     }
 
     /// That the server has done well, and its client.
-    fn finish(mut self, mut server: Server, mut healthy: Healthy, began: Instant) -> Result<Fault> {
+    fn finish(
+        mut self,
+        mut server: Server,
+        mut healthy: Healthy,
+        began: Instant,
+    ) -> Result<FaultReport> {
         healthy.finish()?;
         let figures = healthy.between(began, Instant::now());
         let failure = figures.failure.unwrap_or_default();
@@ -126,7 +131,7 @@ impl Account {
             "expected no healthy call to fail, {failed} of {calls} did, the first with: {failure}"
         );
         self.expect(failed == 0 && calls > 0, what);
-        self.0.faults.extend(server.faults());
+        self.0.failures.extend(server.failures());
         Ok(self.0)
     }
 }
@@ -154,8 +159,8 @@ fn cores(server: &Server, time: Duration) -> Result<f64> {
     Ok(took.as_secs_f64() / began.elapsed().as_secs_f64())
 }
 
-fn descriptors(setting: &Setting) -> Result<Fault> {
-    let mut account = Account::of(Trouble::Descriptors);
+fn descriptors(setting: &Setting) -> Result<FaultReport> {
+    let mut account = Account::of(Fault::Descriptors);
     let time = setting.time.max(Duration::from_secs(4));
     // Silence ends no connection, which would be room for the next.
     let server = setting.server(&["--handshake-timeout", "1h"])?;
@@ -254,8 +259,8 @@ fn recovery_limit(setting: &Setting) -> Duration {
     }
 }
 
-fn stalled_readers(setting: &Setting) -> Result<Fault> {
-    let mut account = Account::of(Trouble::StalledReaders);
+fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
+    let mut account = Account::of(Fault::StalledReaders);
     let has_budget = Server::has_flag(&setting.server, BUDGET_FLAG)?;
     let budget_text = format!("{}s", BUDGET.as_secs());
     // Room for all of them. The connections stay, however long we look at them.
@@ -367,8 +372,8 @@ struct Drained {
     cursors: usize,
 }
 
-fn drain(setting: &Setting) -> Result<Fault> {
-    let mut account = Account::of(Trouble::Drain);
+fn drain(setting: &Setting) -> Result<FaultReport> {
+    let mut account = Account::of(Fault::Drain);
     let grace = if setting.is_short { "1s" } else { "5s" };
     let mut server = setting.server(&["--drain-grace", grace, "--operator", "127.0.0.1"])?;
     let address = server.address;
@@ -478,7 +483,7 @@ fn drain(setting: &Setting) -> Result<Fault> {
         listed == all,
         format!("expected the cursors of all {all} searches to be told to who watches them, saw {listed}"),
     );
-    account.0.faults.extend(server.faults());
+    account.0.failures.extend(server.failures());
     Ok(account.0)
 }
 

@@ -111,13 +111,13 @@ impl Server {
     }
 
     /// What is wrong with it, if anything is.
-    pub(crate) fn faults(&mut self) -> Vec<String> {
-        let mut faults = Vec::new();
+    pub(crate) fn failures(&mut self) -> Vec<String> {
+        let mut failures = Vec::new();
         if let Ok(Some(status)) = self.process.try_wait() {
             if !self.is_told_to_end {
-                faults.push(format!("the server ended by itself, with {status}"));
+                failures.push(format!("the server ended by itself, with {status}"));
             } else if !status.success() {
-                faults.push(format!(
+                failures.push(format!(
                     "the server ended with {status} when it was told to"
                 ));
             }
@@ -127,9 +127,9 @@ impl Server {
         let lines = log.into_iter().flat_map(BufRead::lines);
         let mut lines = lines.map_while(Result::ok);
         if let Some(panic) = lines.find(|line| is_panic(line)) {
-            faults.push(format!("the server panicked: {panic}"));
+            failures.push(format!("the server panicked: {panic}"));
         }
-        faults
+        failures
     }
 
     /// Tells it to drain.

@@ -45,7 +45,7 @@ commands:
   image   build the static program of packaging/Containerfile as that does, and run it where there is
           nothing else; takes a few minutes
   attack  attack a server in every way that there is, for half a minute each, and write SECURITY.md
-  soak    have careless clients come and go at a server for half an hour, look whether its memory grows and
+  soak    play unruly clients that come and go at a server for half an hour, check whether its memory grows and
           whether anything of them is left, and write SECURITY.md
   fuzz [TARGET] [--seconds N | --runs N] [--leaks] [--keep] [--results]
           make up inputs for each fuzz target, or one: 200 seconds each, then 10^8 in all, if nothing else is said;

@@ -1,5 +1,5 @@
-//! Clients as careless as there are: they ask for this and that, give up, stop reading, go away in the middle of
-//! it and come back, all at random.
+//! Unruly clients: they make calls of every kind, give up, stop reading, leave in the middle of a response and come
+//! back, all at random.
 
 use std::{
     convert::Infallible,

@@ -4,10 +4,13 @@
 #![allow(clippy::print_stdout, reason = "what it does is told there")]
 
 mod attack;
+mod boundaries;
 mod cancel;
 mod engine;
 mod fuzz;
+mod graph;
 mod image;
+mod imports;
 mod peers;
 mod results;
 mod steps;
@@ -34,6 +37,8 @@ usage: cargo xtask COMMAND
 commands:
   test    check the formatting, the lints and the docs, and run every test;
           installs what the tests need under target/
+  boundaries
+          check that packages and files depend only on what they may, and print what packages depend on
   bench peers
           measure the kernels beside hashcat, on one core, and write bench/RESULTS.md;
           installs hashcat and pocl by Debian's package manager where they are missing
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments[..] {
         ["test"] => test(),
+        ["boundaries"] => boundaries::run(),
         ["bench", "peers"] => peers::run(),
         ["bench", "engine"] => engine::run(),
         ["bench", "cancel"] => cancel::run(),
@@ -104,6 +110,7 @@ fn test() -> Result<()> {
 /// Everything that must hold, cheapest first. Adds to `skipped` what this machine cannot check, and why.
 fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
     step("formatting", &mut cargo("fmt --all --check"))?;
+    boundaries::run()?;
     step(
         "lints",
         &mut cargo("clippy --workspace --all-targets -- -D warnings"),

@@ -166,15 +166,15 @@ impl Attack {
 
     /// What an attacker has to have seen for the attack to have been one, and the server to have
     /// answered it rightly. Each is a sentence about what was not so.
-    pub(crate) fn faults(self, seen: &Seen) -> Vec<String> {
+    pub(crate) fn failures(self, seen: &Seen) -> Vec<String> {
         use Attack::*;
-        let mut faults: Vec<String> = seen
+        let mut failures: Vec<String> = seen
             .beginning(WRONG)
             .map(|(what, times)| format!("{times} times {what}"))
             .collect();
         let mut expect = |is_so: bool, what: &str| {
             if !is_so {
-                faults.push(format!("{what}; the attacker saw {}", seen.to_json()));
+                failures.push(format!("{what}; the attacker saw {}", seen.to_json()));
             }
         };
         match self {
@@ -212,7 +212,7 @@ impl Attack {
             }
             _ => {}
         }
-        faults
+        failures
     }
 
     /// Whether every connection begins with a preface.
@@ -278,11 +278,11 @@ pub(crate) async fn play(
     all.run_until(async {
         over.await;
         let has_seen_enough = async {
-            while !attack.faults(&seen.borrow()).is_empty() {
+            while !attack.failures(&seen.borrow()).is_empty() {
                 sleep(LOOK).await;
             }
         };
-        // What is missing after that is a fault, which the caller finds.
+        // What is missing after that is a failure, which the caller finds.
         let _ = timeout(PATIENCE, has_seen_enough).await;
     })
     .await;

@@ -1,5 +1,5 @@
-//! What can go wrong with nobody's intent, too: descriptors that run out, readers that stall, and a drain
-//! amid these.
+//! Faults that no attacker needs to cause: descriptors that run out, readers that stall, and a drain among
+//! such readers.
 
 use std::{
     cell::RefCell,
@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use hashfinder_proto::v1::{SearchState, WatchSearchesRequest, finder_client::FinderClient};
 use prost_types::Duration as WireDuration;
 use tokio::{task::JoinSet, time::timeout};
 
@@ -21,10 +22,9 @@ use crate::{
     connection::{Connection, Event, Source, dial},
     healthy::{Healthy, block_on, connect},
     process::{PATIENCE, Server, core_time},
-    report::{Fault, ms},
+    report::{FaultReport, ms},
     seen::{CLOSED, CONNECTIONS, REFUSED, Seen},
     trial::{Setting, first_newcomer},
-    v1pb::{SearchState, WatchSearchesRequest, finder_client::FinderClient},
     wire::{FIND_RANGE, WINDOW_MAX, call, endless_search},
 };
 
@@ -67,9 +67,9 @@ const DRAINED: usize = 10;
 /// How long a drain may take in all, on a machine that has nothing else to do.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// What befalls the server.
+/// A fault that the server has to withstand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Trouble {
+pub(crate) enum Fault {
     /// No descriptors left for new connections
     Descriptors,
     /// A thousand readers that stall and answer PINGs
@@ -78,55 +78,60 @@ pub(crate) enum Trouble {
     Drain,
 }
 
-impl Trouble {
+impl Fault {
     pub(crate) fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
-    pub(crate) fn run(self, setting: &Setting) -> Result<Fault> {
+    pub(crate) fn run(self, setting: &Setting) -> Result<FaultReport> {
         match self {
-            Trouble::Descriptors => descriptors(setting),
-            Trouble::StalledReaders => stalled_readers(setting),
-            Trouble::Drain => drain(setting),
+            Fault::Descriptors => descriptors(setting),
+            Fault::StalledReaders => stalled_readers(setting),
+            Fault::Drain => drain(setting),
         }
     }
 }
 
 /// What was seen, and what was not as it should be.
-struct Account(Fault);
+struct Account(FaultReport);
 
 impl Account {
-    fn of(trouble: Trouble) -> Account {
-        Account(Fault {
-            name: trouble.name(),
-            told: Vec::new(),
-            faults: Vec::new(),
+    fn of(fault: Fault) -> Account {
+        Account(FaultReport {
+            name: fault.name(),
+            observed: Vec::new(),
+            failures: Vec::new(),
         })
     }
 
-    fn tell(&mut self, what: &'static str, value: impl Into<String>) {
-        self.0.told.push((what, value.into()));
+    fn note(&mut self, what: &'static str, value: impl Into<String>) {
+        self.0.observed.push((what, value.into()));
     }
 
     fn expect(&mut self, is_so: bool, what: impl Into<String>) {
         if !is_so {
-            self.0.faults.push(what.into());
+            self.0.failures.push(what.into());
         }
     }
 
     /// That the server has done well, and its client.
-    fn finish(mut self, mut server: Server, mut healthy: Healthy, began: Instant) -> Result<Fault> {
+    fn finish(
+        mut self,
+        mut server: Server,
+        mut healthy: Healthy,
+        began: Instant,
+    ) -> Result<FaultReport> {
         healthy.finish()?;
         let figures = healthy.between(began, Instant::now());
         let failure = figures.failure.unwrap_or_default();
         let (failed, calls) = (figures.failed, figures.calls);
-        self.tell("healthy calls failed", format!("{failed} of {calls}"));
+        self.note("healthy calls failed", format!("{failed} of {calls}"));
         let what = format!(
             "expected no healthy call to fail, {failed} of {calls} did, the first with: {failure}"
         );
         self.expect(failed == 0 && calls > 0, what);
-        self.0.faults.extend(server.faults());
+        self.0.failures.extend(server.failures());
         Ok(self.0)
     }
 }
@@ -154,8 +159,8 @@ fn cores(server: &Server, time: Duration) -> Result<f64> {
     Ok(took.as_secs_f64() / began.elapsed().as_secs_f64())
 }
 
-fn descriptors(setting: &Setting) -> Result<Fault> {
-    let mut account = Account::of(Trouble::Descriptors);
+fn descriptors(setting: &Setting) -> Result<FaultReport> {
+    let mut account = Account::of(Fault::Descriptors);
     let time = setting.time.max(Duration::from_secs(4));
     // Silence ends no connection, which would be room for the next.
     let server = setting.server(&["--handshake-timeout", "1h"])?;
@@ -188,10 +193,10 @@ fn descriptors(setting: &Setting) -> Result<Fault> {
     let has_resumed = soon(PATIENCE, || is_paused(&server) == Some(false));
     let seen = Seen::from_json(&said)?;
     let shown = recovery.map_or("never".to_owned(), |time| format!("after {} ms", ms(time)));
-    account.tell("descriptors", format!("{used} of {DESCRIPTORS}"));
-    account.tell("of a core meanwhile", format!("{:.1}%", idle * 100.0));
-    account.tell("a new connection was good", shown.as_str());
-    account.tell(
+    account.note("descriptors", format!("{used} of {DESCRIPTORS}"));
+    account.note("of a core meanwhile", format!("{:.1}%", idle * 100.0));
+    account.note("a new connection was good", shown.as_str());
+    account.note(
         "connections",
         format!(
             "{}, closed {}, refused {}",
@@ -254,8 +259,8 @@ fn recovery_limit(setting: &Setting) -> Duration {
     }
 }
 
-fn stalled_readers(setting: &Setting) -> Result<Fault> {
-    let mut account = Account::of(Trouble::StalledReaders);
+fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
+    let mut account = Account::of(Fault::StalledReaders);
     let has_budget = Server::has_flag(&setting.server, BUDGET_FLAG)?;
     let budget_text = format!("{}s", BUDGET.as_secs());
     // Room for all of them. The connections stay, however long we look at them.
@@ -307,16 +312,16 @@ fn stalled_readers(setting: &Setting) -> Result<Fault> {
     let seen = Seen::from_json(&said)?;
     let closed = seen.count(CLOSED);
     let shown = freed.map_or("never".to_owned(), |time| format!("after {} ms", ms(time)));
-    account.tell("searches", most.to_string());
-    account.tell("of a core after a second", format!("{:.1}%", busy * 100.0));
+    account.note("searches", most.to_string());
+    account.note("of a core after a second", format!("{:.1}%", busy * 100.0));
     let budget_shown = if has_budget {
         budget_text
     } else {
         "none".to_owned()
     };
-    account.tell("budget", budget_shown);
-    account.tell("freed", shown.as_str());
-    account.tell(
+    account.note("budget", budget_shown);
+    account.note("freed", shown.as_str());
+    account.note(
         "connections closed",
         format!("{closed} of {}", seen.count(CONNECTIONS)),
     );
@@ -367,8 +372,8 @@ struct Drained {
     cursors: usize,
 }
 
-fn drain(setting: &Setting) -> Result<Fault> {
-    let mut account = Account::of(Trouble::Drain);
+fn drain(setting: &Setting) -> Result<FaultReport> {
+    let mut account = Account::of(Fault::Drain);
     let grace = if setting.is_short { "1s" } else { "5s" };
     let mut server = setting.server(&["--drain-grace", grace, "--operator", "127.0.0.1"])?;
     let address = server.address;
@@ -445,17 +450,17 @@ fn drain(setting: &Setting) -> Result<Fault> {
         Ok((drained, listed.len(), signalled.elapsed()))
     })??;
     let (all, read) = (DRAINED * STREAMS, (DRAINED - 1) * STREAMS);
-    account.tell("streams", format!("{all}, {} of them not read", all - read));
-    account.tell("took", format!("{} ms, with a grace of {grace}", ms(took)));
-    account.tell(
+    account.note("streams", format!("{all}, {} of them not read", all - read));
+    account.note("took", format!("{} ms, with a grace of {grace}", ms(took)));
+    account.note(
         "connections that got a GOAWAY",
         format!("{} of {DRAINED}", drained.goaways),
     );
-    account.tell(
+    account.note(
         "readers that got a cursor",
         format!("{} of {read}", drained.cursors),
     );
-    account.tell("cursors told to who watches", format!("{listed} of {all}"));
+    account.note("cursors told to who watches", format!("{listed} of {all}"));
     account.expect(
         took < limit,
         format!("expected a drain under {limit:?}, it took {took:?}"),
@@ -478,7 +483,7 @@ fn drain(setting: &Setting) -> Result<Fault> {
         listed == all,
         format!("expected the cursors of all {all} searches to be told to who watches them, saw {listed}"),
     );
-    account.0.faults.extend(server.faults());
+    account.0.failures.extend(server.failures());
     Ok(account.0)
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use hashfinder_proto::hash_name::{HashNameRequest, hash_finder_client::HashFinderClient};
 use tokio::{
     sync::oneshot,
     task::LocalSet,
@@ -17,8 +18,6 @@ use tonic::{
     Request,
     transport::{Channel, Endpoint},
 };
-
-use crate::pb::{HashNameRequest, hash_finder_client::HashFinderClient};
 
 /// How long it gives each call where its times are judged.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(4);

@@ -2,7 +2,7 @@
 //!
 //! `hashfinder-attack run` starts a server for each attack, plays the attack from a process of its own
 //! beside one healthy client, and judges; `cargo xtask attack` writes what came of it to SECURITY.md.
-//! `hashfinder-attack soak` plays clients that are merely careless, for half an hour after a warm-up.
+//! `hashfinder-attack soak` plays unruly clients, which mean no harm, for half an hour after a warm-up.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it found is told there")]
@@ -13,7 +13,6 @@
 
 mod attack;
 mod burn;
-mod careless;
 mod connection;
 mod faults;
 mod healthy;
@@ -24,6 +23,7 @@ mod seen;
 mod slope;
 mod soak;
 mod trial;
+mod unruly;
 mod wire;
 
 use std::{
@@ -44,34 +44,10 @@ use tokio::{sync::oneshot, time::sleep};
 use self::{
     attack::{Attack, play},
     connection::Source,
-    faults::Trouble,
+    faults::Fault,
     report::Report,
     trial::Setting,
 };
-
-/// The reference contract.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    reason = "generated"
-)]
-mod pb {
-    tonic::include_proto!("hash_name");
-}
-
-/// Our own.
-#[allow(
-    missing_docs,
-    unreachable_pub,
-    clippy::all,
-    clippy::pedantic,
-    reason = "generated"
-)]
-mod v1pb {
-    tonic::include_proto!("hashfinder.v1");
-}
 
 /// Attack a hashfinder server on the loopback, and look how its other clients fare.
 #[derive(Parser, Debug)]
@@ -80,9 +56,9 @@ enum Command {
     Run(RunArguments),
     Attack(AttackArguments),
     Soak(SoakArguments),
-    /// Play careless clients until stdin ends, each line of which says how many long searches each of their
-    /// connections begins in a second
-    Careless {
+    /// Play unruly clients until stdin ends; each line of it is the number of long searches that each of their
+    /// connections begins per second
+    Unruly {
         /// The server, which has to be on the loopback
         #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]
         target: SocketAddr,
@@ -184,7 +160,7 @@ struct AttackArguments {
     until_stdin_ends: bool,
 }
 
-/// Start a server, and have careless clients come and go at it for long; nothing of them may be left.
+/// Start a server, and play unruly clients that come and go; nothing of them may be left.
 #[derive(Args, Debug)]
 struct SoakArguments {
     #[command(flatten)]
@@ -216,9 +192,7 @@ fn main() -> ExitCode {
     let done = match Command::parse() {
         Command::Run(arguments) => run(&arguments),
         Command::Soak(arguments) => soak(&arguments),
-        Command::Careless { target, seed } => {
-            careless::run(target, seed).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Unruly { target, seed } => unruly::run(target, seed).map(|()| ExitCode::SUCCESS),
         Command::Attack(arguments) => {
             // An attacker that is waited for does its part in a fault, however busy the machine is.
             if !arguments.until_stdin_ends {
@@ -297,19 +271,19 @@ fn stdin_ended() -> oneshot::Receiver<Infallible> {
 
 /// Exits with 1 if anything was not as it should be.
 fn run(arguments: &RunArguments) -> Result<ExitCode> {
-    let (mut attacks, mut troubles) = (Vec::new(), Vec::new());
+    let (mut attacks, mut faults) = (Vec::new(), Vec::new());
     for name in &arguments.attacks {
         if name == "all" {
             attacks.extend(Attack::value_variants());
-            troubles.extend(Trouble::value_variants());
+            faults.extend(Fault::value_variants());
         } else if let Ok(attack) = Attack::from_str(name, false) {
             attacks.push(attack);
-        } else if let Ok(trouble) = Trouble::from_str(name, false) {
-            troubles.push(trouble);
+        } else if let Ok(fault) = Fault::from_str(name, false) {
+            faults.push(fault);
         } else {
             let attacks = Attack::value_variants().iter().map(|one| one.name());
-            let troubles = Trouble::value_variants().iter().map(|one| one.name());
-            let names: Vec<String> = attacks.chain(troubles).collect();
+            let faults = Fault::value_variants().iter().map(|one| one.name());
+            let names: Vec<String> = attacks.chain(faults).collect();
             bail!(
                 "there is no attack {name:?}; there are all, {}",
                 names.join(", ")
@@ -336,14 +310,14 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
         for connections in connections {
             let began = Instant::now();
             let row = trial::run(&setting, attack, connections)?;
-            progress(&row.name, &row.faults, began);
+            progress(&row.name, &row.failures, began);
             report.rows.push(row);
         }
     }
-    for trouble in troubles {
+    for fault in faults {
         let began = Instant::now();
-        let fault = trouble.run(&setting)?;
-        progress(&fault.name, &fault.faults, began);
+        let fault = fault.run(&setting)?;
+        progress(&fault.name, &fault.failures, began);
         report.faults.push(fault);
     }
     if arguments.common.json {
@@ -354,7 +328,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     if let Some(file) = &arguments.common.results {
         report.write(file, setting.time)?;
     }
-    let is_well = report.faults().is_empty();
+    let is_well = report.failures().is_empty();
     Ok(if is_well {
         ExitCode::SUCCESS
     } else {
@@ -394,17 +368,17 @@ fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
     if let Some(file) = &arguments.common.results {
         soak.write(file)?;
     }
-    Ok(if soak.faults.is_empty() {
+    Ok(if soak.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-fn progress(name: &str, faults: &[String], began: Instant) {
+fn progress(name: &str, failures: &[String], began: Instant) {
     eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
-    for fault in faults {
-        eprintln!("  {fault}");
+    for failure in failures {
+        eprintln!("  {failure}");
     }
 }
 
@@ -449,8 +423,8 @@ mod tests {
     #[test]
     fn every_attack_has_a_name_of_its_own() {
         let attacks = Attack::value_variants().iter().map(|one| one.name());
-        let troubles = Trouble::value_variants().iter().map(|one| one.name());
-        let names: Vec<String> = attacks.chain(troubles).collect();
+        let faults = Fault::value_variants().iter().map(|one| one.name());
+        let names: Vec<String> = attacks.chain(faults).collect();
         let different: std::collections::BTreeSet<&String> = names.iter().collect();
         assert_eq!(different.len(), names.len());
     }

@@ -111,13 +111,13 @@ impl Server {
     }
 
     /// What is wrong with it, if anything is.
-    pub(crate) fn faults(&mut self) -> Vec<String> {
-        let mut faults = Vec::new();
+    pub(crate) fn failures(&mut self) -> Vec<String> {
+        let mut failures = Vec::new();
         if let Ok(Some(status)) = self.process.try_wait() {
             if !self.is_told_to_end {
-                faults.push(format!("the server ended by itself, with {status}"));
+                failures.push(format!("the server ended by itself, with {status}"));
             } else if !status.success() {
-                faults.push(format!(
+                failures.push(format!(
                     "the server ended with {status} when it was told to"
                 ));
             }
@@ -127,9 +127,9 @@ impl Server {
         let lines = log.into_iter().flat_map(BufRead::lines);
         let mut lines = lines.map_while(Result::ok);
         if let Some(panic) = lines.find(|line| is_panic(line)) {
-            faults.push(format!("the server panicked: {panic}"));
+            failures.push(format!("the server panicked: {panic}"));
         }
-        faults
+        failures
     }
 
     /// Tells it to drain.
@@ -375,28 +375,28 @@ mod tests {
     fn a_panic_is_found_in_the_log() {
         for (line, expected) in [
             (
-                r#"2026-11-21T22:29:22.680787Z ERROR hashfinder::log: panic panic="boom" location=a.rs:9:41 backtrace=disabled backtrace"#,
+                r#"2026-11-21T22:29:22.680787Z ERROR hashfinder_server::log: panic panic="boom" location=a.rs:9:41 backtrace=disabled backtrace"#,
                 true,
             ),
             (
-                "2026-11-21T22:29:22.680787Z ERROR call{id=4}: hashfinder::log: panic location=a.rs:9:41 backtrace=   0: main",
+                "2026-11-21T22:29:22.680787Z ERROR call{id=4}: hashfinder_server::log: panic location=a.rs:9:41 backtrace=   0: main",
                 true,
             ),
             (
-                "2026-11-21T22:29:22.680787Z ERROR hashfinder::log: panic backtrace=disabled backtrace",
+                "2026-11-21T22:29:22.680787Z ERROR hashfinder_server::log: panic backtrace=disabled backtrace",
                 true,
             ),
             ("thread 'main' panicked at a.rs:9:41:", true),
             (
-                "2026-11-21T22:29:22.680787Z  INFO hashfinder::rpc: call ended outcome=\"panicked\"",
+                "2026-11-21T22:29:22.680787Z  INFO hashfinder_server::searches::call: call ended outcome=\"panicked\"",
                 true,
             ),
             (
-                "2026-11-21T22:29:22.680787Z  INFO hashfinder::rpc: call reason=\"x: panic location=a\"",
+                "2026-11-21T22:29:22.680787Z  INFO hashfinder_server::searches::call: call reason=\"x: panic location=a\"",
                 false,
             ),
             (
-                "2026-11-21T22:29:22.680787Z ERROR hashfinder::rpc: no panic, but an error",
+                "2026-11-21T22:29:22.680787Z ERROR hashfinder_server::searches::call: no panic, but an error",
                 false,
             ),
         ] {

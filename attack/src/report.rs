@@ -32,15 +32,15 @@ pub(crate) struct Row {
     /// How many handlers the attack started.
     pub(crate) started: u64,
     pub(crate) seen: Seen,
-    pub(crate) faults: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
-/// What came of a fault that is no attack beside a healthy client.
-pub(crate) struct Fault {
+/// Result of a fault, which has no attack beside a healthy client.
+pub(crate) struct FaultReport {
     pub(crate) name: String,
-    /// What was seen, a name and a value each.
-    pub(crate) told: Vec<(&'static str, String)>,
-    pub(crate) faults: Vec<String>,
+    /// Observations, each a name and a value.
+    pub(crate) observed: Vec<(&'static str, String)>,
+    pub(crate) failures: Vec<String>,
 }
 
 /// A time in milliseconds.
@@ -53,8 +53,8 @@ pub(crate) fn ms(time: Duration) -> String {
     }
 }
 
-fn verdict(faults: &[String]) -> &'static str {
-    if faults.is_empty() { "pass" } else { "FAIL" }
+fn verdict(failures: &[String]) -> &'static str {
+    if failures.is_empty() { "pass" } else { "FAIL" }
 }
 
 /// What the server did to the attackers, in a few words.
@@ -123,7 +123,7 @@ impl Row {
             self.server_cores,
             self.started,
             answers(self),
-            verdict(&self.faults),
+            verdict(&self.failures),
         )
     }
 
@@ -154,32 +154,32 @@ impl Row {
             "server_cores_after": self.busy_after,
             "handlers": self.started,
             "seen": self.seen.to_json(),
-            "faults": self.faults,
+            "failures": self.failures,
         })
     }
 }
 
-impl Fault {
+impl FaultReport {
     fn line(&self) -> String {
-        let told: Vec<String> = self
-            .told
+        let observed: Vec<String> = self
+            .observed
             .iter()
             .map(|(what, value)| format!("{what}: {value}"))
             .collect();
         format!(
             "| {} | {} | {} |",
             self.name,
-            told.join("; "),
-            verdict(&self.faults)
+            observed.join("; "),
+            verdict(&self.failures)
         )
     }
 
     fn json(&self) -> Value {
-        let told = self.told.iter();
-        let told: serde_json::Map<String, Value> = told
+        let observed = self.observed.iter();
+        let observed: serde_json::Map<String, Value> = observed
             .map(|(what, value)| ((*what).to_owned(), value.clone().into()))
             .collect();
-        json!({"fault": self.name, "told": told, "faults": self.faults})
+        json!({"fault": self.name, "told": observed, "failures": self.failures})
     }
 }
 
@@ -187,22 +187,22 @@ impl Fault {
 #[derive(Default)]
 pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
-    pub(crate) faults: Vec<Fault>,
+    pub(crate) faults: Vec<FaultReport>,
 }
 
 impl Report {
-    /// What went wrong, a line each.
-    pub(crate) fn faults(&self) -> Vec<String> {
+    /// What failed, a line each.
+    pub(crate) fn failures(&self) -> Vec<String> {
         let rows = self.rows.iter().map(|row| {
             let name = format!("{} ({} connections)", row.name, row.connections);
-            (name, &row.faults)
+            (name, &row.failures)
         });
         let faults = self
             .faults
             .iter()
-            .map(|fault| (fault.name.clone(), &fault.faults));
+            .map(|fault| (fault.name.clone(), &fault.failures));
         let all = rows.chain(faults);
-        all.flat_map(|(name, faults)| faults.iter().map(move |what| format!("{name}: {what}")))
+        all.flat_map(|(name, failures)| failures.iter().map(move |what| format!("{name}: {what}")))
             .collect()
     }
 
@@ -223,26 +223,26 @@ impl Report {
                 text.push('\n');
             }
         }
-        let faults = self.faults_as_list();
-        if !faults.is_empty() {
+        let failures = self.failures_as_list();
+        if !failures.is_empty() {
             text += "\nWhat failed:\n\n";
-            text += &faults;
+            text += &failures;
         }
         text
     }
 
-    fn faults_as_list(&self) -> String {
+    fn failures_as_list(&self) -> String {
         let mut text = String::new();
-        for fault in self.faults() {
+        for failure in self.failures() {
             // Formatting into a string does not fail.
-            let _ = writeln!(text, "- {fault}");
+            let _ = writeln!(text, "- {failure}");
         }
         text
     }
 
     pub(crate) fn json(&self) -> Value {
         let rows = self.rows.iter().map(Row::json);
-        let faults = self.faults.iter().map(Fault::json);
+        let faults = self.faults.iter().map(FaultReport::json);
         Value::Array(rows.chain(faults).collect())
     }
 

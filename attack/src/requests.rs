@@ -1,10 +1,10 @@
 //! Requests that are wrong, and what a server has to say to them.
 
+use hashfinder_proto::hash_name::HashNameRequest;
 use prost::Message;
 
 use crate::{
     connection::Answer,
-    pb::HashNameRequest,
     wire::{FIND, block, call, message},
 };
 

@@ -1,5 +1,5 @@
-//! A soak: clients that come and go for half an hour, some of them killed, on a server whose cores are nearly
-//! all taken; and whether anything of them is left.
+//! A soak: unruly clients come and go for half an hour, and some of them are killed, while nearly all cores of the
+//! server are busy. Then it checks whether anything of them is left.
 
 use std::{
     path::PathBuf,
@@ -12,11 +12,11 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 use crate::{
-    careless::VISITORS,
     process::{Metrics, Other, PATIENCE, Server, core_time},
     report::{cpu, write_section},
     slope::{Slope, median},
     trial::first_newcomer,
+    unruly::VISITORS,
 };
 
 /// Where in the file the table is.
@@ -129,7 +129,7 @@ struct Clients {
 impl Clients {
     fn start(&mut self) -> Result<()> {
         let arguments = [
-            "careless".to_owned(),
+            "unruly".to_owned(),
             format!("--target={}", self.server),
             format!("--seed={}", self.random.u64(..)),
         ];
@@ -186,7 +186,7 @@ pub(crate) struct Soak {
     settled: Duration,
     memory: Option<Slope>,
     heap: Option<Slope>,
-    pub(crate) faults: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
 /// Plays it, and judges.
@@ -207,7 +207,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
     for _ in 0..CLIENTS {
         clients.start()?;
     }
-    let mut faults = Vec::new();
+    let mut failures = Vec::new();
     let (mut samples, mut rate, mut load) = (Vec::new(), RATE, plan.load);
     let (mut restart, mut told) = (Duration::ZERO, Duration::ZERO);
     let began = Instant::now();
@@ -244,7 +244,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
             clients.restart()?;
         }
         if let Err(error) = clients.tell(rate) {
-            faults.push(format!("a client ended by itself: {error:#}"));
+            failures.push(format!("a client ended by itself: {error:#}"));
             break;
         }
         if at >= told
@@ -264,7 +264,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
     }
     let over = Instant::now();
     if first_newcomer(&server, over, PATIENCE).is_none() {
-        faults.push("expected a new client to be answered afterwards, none was".to_owned());
+        failures.push("expected a new client to be answered afterwards, none was".to_owned());
     }
     let (after, metrics) = loop {
         let (after, metrics) = Sample::of(&server, began.elapsed())?;
@@ -276,16 +276,16 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
     let settled = over.elapsed();
     for (what, (before, after)) in HELD.iter().zip(before.held.iter().zip(after.held)) {
         if *before != after {
-            faults.push(format!(
+            failures.push(format!(
                 "expected {before} {what} as before the first client, saw {after} {} s after the last",
                 settled.as_secs()
             ));
         }
     }
-    faults.extend(server.faults());
+    failures.extend(server.failures());
     let calls = metrics.started();
     if calls == 0 || samples.is_empty() {
-        faults.push(format!(
+        failures.push(format!(
             "expected calls, saw {calls}, and looked {} times",
             samples.len()
         ));
@@ -293,7 +293,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
     let (memory, heap) = if plan.is_short {
         (None, None)
     } else {
-        judge(plan, &samples, load, &mut faults)
+        judge(plan, &samples, load, &mut failures)
     };
     Ok(Soak {
         time: plan.time,
@@ -312,7 +312,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
         settled,
         memory,
         heap,
-        faults,
+        failures,
     })
 }
 
@@ -320,11 +320,11 @@ fn judge(
     plan: &Plan,
     samples: &[Sample],
     load: f64,
-    faults: &mut Vec<String>,
+    failures: &mut Vec<String>,
 ) -> (Option<Slope>, Option<Slope>) {
     let off = (load - plan.load).abs();
     if off > LOAD_OFF {
-        faults.push(format!(
+        failures.push(format!(
             "expected a load of about {}, saw {load:.2}",
             plan.load
         ));
@@ -347,11 +347,11 @@ fn judge(
     let (memory, heap) = (slope(|one| one.memory), slope(|one| one.heap));
     match memory {
         Some(slope) if slope.estimate < GROWTH => {}
-        Some(slope) => faults.push(format!(
+        Some(slope) => failures.push(format!(
             "expected memory to grow by less than {GROWTH} MiB an hour, saw {}",
             shown(slope)
         )),
-        None => faults.push("it was too short to tell how memory grows".to_owned()),
+        None => failures.push("it was too short to tell how memory grows".to_owned()),
     }
     (memory, heap)
 }
@@ -453,12 +453,12 @@ impl Soak {
                 of(&self.after)
             );
         }
-        if self.faults.is_empty() {
+        if self.failures.is_empty() {
             text += "\nIt passed.\n";
         } else {
             text += "\nWhat failed:\n\n";
-            for fault in &self.faults {
-                text += &format!("- {fault}\n");
+            for failure in &self.failures {
+                text += &format!("- {failure}\n");
             }
         }
         text
@@ -490,7 +490,7 @@ impl Soak {
             "before": sample(&self.before),
             "after": sample(&self.after),
             "samples": self.samples.iter().map(sample).collect::<Vec<_>>(),
-            "faults": self.faults,
+            "failures": self.failures,
         })
     }
 

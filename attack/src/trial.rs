@@ -220,11 +220,11 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
     let recovered = healthy.well_after(ended, RECOVERED, well);
     let recovery = recovered.zip(first).map(|(calls, first)| calls.max(first));
 
-    let mut faults = attack.faults(&seen);
-    faults.extend(server.faults());
+    let mut failures = attack.failures(&seen);
+    failures.extend(server.failures());
     let mut expect = |is_so: bool, what: String| {
         if !is_so {
-            faults.push(what);
+            failures.push(what);
         }
     };
     let (failed, calls) = (figures.failed, figures.calls);
@@ -299,7 +299,7 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
         busy_after,
         started,
         seen,
-        faults,
+        failures,
     })
 }
 

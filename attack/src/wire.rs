@@ -1,8 +1,7 @@
 //! HTTP/2 frames as bytes, the wrong ones too: nothing here keeps anybody from anything.
 
+use hashfinder_proto::hash_name::HashNameRequest;
 use prost::Message;
-
-use crate::pb::HashNameRequest;
 
 /// What a client begins with.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

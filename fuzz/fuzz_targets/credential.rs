@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| hashfinder::fuzzing::credential(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hashfinder_server::fuzzing::credential(data));

@@ -8,7 +8,7 @@ mod oracle;
 use arbitrary::Arbitrary;
 use hashfinder_kernels::{Block, Hits, Kernel};
 use libfuzzer_sys::fuzz_target;
-use oracle::{Wanted, expected, filter, text};
+use oracle::{Target, expected, filter, text};
 
 /// More secrets than a row has lanes, few enough for many runs a second.
 const MOST_SECRETS: u64 = 200;
@@ -70,12 +70,12 @@ fuzz_target!(|input: Input| {
     if names.is_empty() {
         return;
     }
-    let wanted: Vec<Wanted<'_>> = names
+    let targets: Vec<Target<'_>> = names
         .iter()
         .map(|(name, most)| (&name[..], *most))
         .collect();
 
-    let mut all = expected(length, first, block.count(), &wanted);
+    let mut all = expected(length, first, block.count(), &targets);
     // A full list ends with the last hit of a secret.
     let limit = 1 + input.limit % 64;
     let mut tried = block.count();
@@ -83,7 +83,7 @@ fuzz_target!(|input: Input| {
         all.retain(|hit| hit.offset <= last);
         tried = last + 1;
     }
-    let filter = filter(&wanted);
+    let filter = filter(&targets);
     for kernel in Kernel::all() {
         let mut hits = Hits::with_limit(limit);
         assert_eq!(

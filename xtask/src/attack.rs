@@ -1,11 +1,11 @@
-//! `cargo xtask attack` and `cargo xtask soak`: what attacks do to a server, and to its other clients, and what
-//! careless ones leave behind.
+//! `cargo xtask attack` and `cargo xtask soak`: what attacks do to a server and to its other clients, and what
+//! unruly clients leave behind.
 
 use std::{path::Path, process::Command};
 
 use anyhow::Result;
 
-use crate::{cargo, root, step, target};
+use crate::steps::{cargo, root, step, target};
 
 /// All attacks, beside control runs; this takes the better part of an hour, on a machine that has nothing
 /// else to do.
@@ -13,7 +13,7 @@ pub(crate) fn run() -> Result<()> {
     measured("attacks", "run")
 }
 
-/// Careless clients for half an hour after a warm-up of ten minutes, on a machine that has nothing else to do.
+/// Unruly clients for half an hour after a warm-up of ten minutes, on a machine that has nothing else to do.
 pub(crate) fn soak() -> Result<()> {
     measured("a soak", "soak")
 }

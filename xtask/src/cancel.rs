@@ -3,9 +3,8 @@
 use anyhow::Result;
 
 use crate::{
-    cargo,
     results::{self, Goal, Samples},
-    step,
+    steps::{cargo, step},
 };
 
 const ROUNDS: usize = 3;

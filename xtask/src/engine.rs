@@ -9,9 +9,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    cargo, python,
     results::{self, Goal, Samples},
-    root, runs, step, target,
+    steps::{cargo, root, runs, step, target},
+    tools::python,
 };
 
 const ROUNDS: usize = 3;

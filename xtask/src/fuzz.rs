@@ -15,7 +15,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{cargo, results, root, runs, step, target, took};
+use crate::{
+    results,
+    steps::{cargo, root, runs, step, target, took},
+};
 
 /// The targets, and how many inputs of each the tests take: a few seconds' worth, and the same in each run but
 /// for what threads add to chance.

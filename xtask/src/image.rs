@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{root, step, target};
+use crate::steps::{root, step, target};
 
 const CONTAINERFILE: &str = "packaging/Containerfile";
 

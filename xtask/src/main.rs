@@ -4,23 +4,32 @@
 #![allow(clippy::print_stdout, reason = "what it does is told there")]
 
 mod attack;
+mod boundaries;
 mod cancel;
 mod engine;
 mod fuzz;
+mod graph;
 mod image;
+mod imports;
 mod peers;
 mod results;
+mod steps;
+mod tools;
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
-    sync::{Mutex, PoisonError},
+    path::PathBuf,
+    process::{Command, ExitCode},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+
+use self::{
+    steps::{cargo, print_times, root, runs, step, target},
+    tools::{END_TO_END, node_packages, python},
+};
 
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
@@ -28,6 +37,8 @@ usage: cargo xtask COMMAND
 commands:
   test    check the formatting, the lints and the docs, and run every test;
           installs what the tests need under target/
+  boundaries
+          check that packages and files depend only on what they may, and print what packages depend on
   bench peers
           measure the kernels beside hashcat, on one core, and write bench/RESULTS.md;
           installs hashcat and pocl by Debian's package manager where they are missing
@@ -39,16 +50,13 @@ commands:
   image   build the static program of packaging/Containerfile as that does, and run it where there is
           nothing else; takes a few minutes
   attack  attack a server in every way that there is, for half a minute each, and write SECURITY.md
-  soak    have careless clients come and go at a server for half an hour, look whether its memory grows and
+  soak    play unruly clients that come and go at a server for half an hour, check whether its memory grows and
           whether anything of them is left, and write SECURITY.md
   fuzz [TARGET] [--seconds N | --runs N] [--leaks] [--keep] [--results]
           make up inputs for each fuzz target, or one: 200 seconds each, then 10^8 in all, if nothing else is said;
           --leaks looks for leaks too, and needs a nightly compiler; --keep puts what was found
           into the corpus, and --results the figures into SECURITY.md
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
-
-/// Where the end-to-end tests are, below the root.
-const END_TO_END: &str = "crates/finder/tests/e2e";
 
 /// The package.json of what checks the protobuf of our own contract, by the rules in `proto/buf.yaml`.
 const BUF: &str = r#"{"dependencies": {"@bufbuild/buf": "1.75.0"}}"#;
@@ -61,6 +69,7 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match arguments[..] {
         ["test"] => test(),
+        ["boundaries"] => boundaries::run(),
         ["bench", "peers"] => peers::run(),
         ["bench", "engine"] => engine::run(),
         ["bench", "cancel"] => cancel::run(),
@@ -88,10 +97,7 @@ fn test() -> Result<()> {
     let began = Instant::now();
     let mut skipped = Vec::new();
     let checked = check_all(&mut skipped);
-    println!("== time of each step");
-    for (name, took) in STEPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        println!("{:8.1} s  {name}", took.as_secs_f64());
-    }
+    print_times();
     println!("{:8.1} s  in all", began.elapsed().as_secs_f64());
     for what in &skipped {
         println!("skipped: {what}");
@@ -104,6 +110,7 @@ fn test() -> Result<()> {
 /// Everything that must hold, cheapest first. Adds to `skipped` what this machine cannot check, and why.
 fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
     step("formatting", &mut cargo("fmt --all --check"))?;
+    boundaries::run()?;
     step(
         "lints",
         &mut cargo("clippy --workspace --all-targets -- -D warnings"),
@@ -270,100 +277,4 @@ fn other_architecture() -> Result<Checked> {
         .env("KERNEL_SECRETS", SECRETS),
     )?;
     Ok(Checked::Tested)
-}
-
-/// How long each step took, in their order.
-static STEPS: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
-
-/// Runs a command in the project's root and says how long it took.
-fn step(name: &str, command: &mut Command) -> Result<()> {
-    println!("== {name}");
-    let began = Instant::now();
-    let status = command
-        .current_dir(root())
-        .status()
-        .with_context(|| format!("{name}: cannot run {command:?}"))?;
-    took(name, began.elapsed());
-    if !status.success() {
-        bail!("{name}: {command:?} failed with {status}");
-    }
-    println!("== {name}: {:.1} s", began.elapsed().as_secs_f64());
-    Ok(())
-}
-
-/// Keeps how long a step took, for the table at the end.
-fn took(name: &str, time: Duration) {
-    let mut steps = STEPS.lock().unwrap_or_else(PoisonError::into_inner);
-    steps.push((name.to_owned(), time));
-}
-
-fn runs(command: &mut Command) -> bool {
-    let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
-    quiet.status().is_ok_and(|status| status.success())
-}
-
-fn cargo(arguments: &str) -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.args(arguments.split(' '));
-    command
-}
-
-/// A Python environment with what the end-to-end tests need, made anew when that has changed.
-fn python() -> Result<PathBuf> {
-    let wanted = root().join(END_TO_END).join("requirements.txt");
-    let wanted_text = fs::read_to_string(&wanted).context("cannot read the requirements")?;
-    let environment = target().join("python");
-    let python = environment.join("bin/python");
-    let installed = environment.join("installed.txt");
-    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted_text) {
-        return Ok(python);
-    }
-    step(
-        "a Python environment (needs python3 with venv)",
-        Command::new("python3")
-            .args(["-m", "venv", "--clear"])
-            .arg(&environment),
-    )?;
-    step(
-        "the Python packages",
-        Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--requirement"])
-            .arg(&wanted),
-    )?;
-    // Last, so that what was broken off is done again.
-    fs::write(installed, wanted_text)?;
-    Ok(python)
-}
-
-/// A folder under target/ with the JavaScript packages that a package.json names, filled anew when that
-/// has changed.
-fn node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
-    let folder = target().join(folder);
-    let installed = folder.join("installed.json");
-    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted) {
-        return Ok(folder);
-    }
-    fs::create_dir_all(&folder).context("cannot make a folder for the JavaScript packages")?;
-    fs::write(folder.join("package.json"), wanted).context("cannot write package.json")?;
-    step(
-        "the JavaScript packages",
-        Command::new("npm")
-            .args(["install", "--no-package-lock", "--no-audit", "--no-fund"])
-            .args(["--ignore-scripts", "--silent", "--prefix"])
-            .arg(&folder),
-    )?;
-    // Last, so that what was broken off is done again.
-    fs::write(installed, wanted)?;
-    Ok(folder)
-}
-
-fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
-}
-
-fn root() -> &'static Path {
-    // This package lies in the workspace's root.
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
 }

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cargo, results, runs, step, target};
+use crate::{
+    results,
+    steps::{cargo, runs, step, target},
+};
 
 /// How often each is run. They take turns, so that whatever else the machine does hits all alike.
 const ROUNDS: usize = 5;

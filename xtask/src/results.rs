@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _, fs};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{cargo, root};
+use crate::steps::{cargo, root};
 
 const HEAD: &str = "# Results\n\nMedians, the figures of a ratio measured in turn. What they mean, what was \
                     tried and why some goals\nare missed is told in [NOTES.md](NOTES.md).\n";

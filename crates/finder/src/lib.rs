@@ -6,56 +6,44 @@
 
 #![forbid(unsafe_code)]
 
-mod auth;
-mod bench;
+mod arguments;
 mod cli;
-mod clock;
+mod commands;
 mod config;
-mod connection;
-mod estimate;
-mod files;
-mod find;
+mod exit;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod health;
-mod keys;
-mod log;
-mod manual;
-mod metrics;
-mod passage;
-mod pem;
-mod rate;
-mod recipes;
-mod rpc;
-mod searches;
-mod serve;
 mod signals;
-mod threads;
-mod tls_error;
-mod trace;
-mod transport;
-mod verify;
+mod terminal;
 
 use std::process::ExitCode;
 
+use clap::{CommandFactory, FromArgMatches};
+use hashfinder_server::Server;
+use hashfinder_system::threads::{block_on, block_on_all_cores};
+
 use crate::{
-    cli::{Cli, Command, Exit},
-    threads::{block_on, block_on_all_cores},
+    cli::{Cli, Command},
+    commands::{
+        bench, config as configuration, estimate, find, git_commit, hashcash, health, keys, manual,
+        searches, serve, verify,
+    },
+    exit::Exit,
 };
 
 /// Runs the program: reads the command line of this process, and does what it says. The result is what the
 /// process ends with.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match config::parse() {
-        Ok(cli) => cli,
+    let cli = match config::parse(Cli::command()) {
+        Ok(matches) => Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()),
         Err(error) => {
-            cli::say(format_args!("{error:#}"));
+            terminal::say(format_args!("{error:#}"));
             return Exit::Usage.into();
         }
     };
     run(cli).unwrap_or_else(|error| {
-        cli::say(format_args!("{error:#}"));
+        terminal::say(format_args!("{error:#}"));
         Exit::Failed.into()
     })
 }
@@ -63,19 +51,21 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let exit = match cli.command {
         Command::Find(arguments) => block_on(find::run(arguments)),
-        Command::Serve(arguments) if arguments.check => serve::check(&arguments),
-        Command::Serve(arguments) => block_on_all_cores(serve::run(*arguments)),
+        Command::Serve(arguments) if arguments.check => serve::check(*arguments),
+        Command::Serve(arguments) => block_on_all_cores(Server::THREADS, serve::run(*arguments)),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Searches(arguments) => block_on(searches::run(arguments)),
         Command::Health(arguments) => block_on(health::run(arguments)),
         Command::Keys(arguments) => keys::run(arguments),
-        Command::GitCommit(arguments) => block_on(recipes::git_commit(&arguments)),
-        Command::Hashcash(arguments) => recipes::hashcash(&arguments),
-        Command::Config(arguments) => config::run(&arguments, cli.config.as_ref()),
-        Command::Completions(arguments) => manual::completions(&arguments),
-        Command::Man(arguments) => manual::man(&arguments),
+        Command::GitCommit(arguments) => block_on(git_commit::run(&arguments)),
+        Command::Hashcash(arguments) => hashcash::run(&arguments),
+        Command::Config(arguments) => {
+            configuration::run(&arguments, Cli::command(), cli.config.as_ref())
+        }
+        Command::Completions(arguments) => manual::completions(&arguments, Cli::command()),
+        Command::Man(arguments) => manual::man(&arguments, Cli::command()),
     };
     exit.map(ExitCode::from)
 }

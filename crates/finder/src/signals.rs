@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::cli::Exit;
+use crate::exit::Exit;
 
 /// Signals that arrive within this time after another belong to the same request to stop.
 ///

@@ -1,6 +1,6 @@
 //! SHA-1 outside the hot loop.
 
-/// SHA-1 of a message of any length, in its five words, for the few digests that are wanted outside
+/// SHA-1 of a message of any length, in its five words, for the few digests that are needed outside
 /// the hot loop.
 #[must_use]
 pub fn sha1(message: &[u8]) -> [u32; 5] {

@@ -61,11 +61,11 @@ impl CharSet {
         padding: true,
     };
 
-    /// The digits whose character satisfies `wanted`.
+    /// The digits whose character satisfies `predicate`.
     #[must_use]
-    pub fn digits_where(wanted: impl Fn(u8) -> bool) -> CharSet {
+    pub fn digits_where(predicate: impl Fn(u8) -> bool) -> CharSet {
         let digits = (0..64)
-            .filter(|digit| wanted(ALPHABET[*digit]))
+            .filter(|digit| predicate(ALPHABET[*digit]))
             .fold(0, |set, digit| set | 1 << digit);
         CharSet {
             digits,

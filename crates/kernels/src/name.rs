@@ -78,8 +78,8 @@ mod tests {
     fn any_character() -> impl Strategy<Value = CharSet> {
         prop_oneof![
             8 => (0..64_usize).prop_map(|digit| {
-                let wanted = ALPHABET[digit];
-                CharSet::digits_where(move |c| c.eq_ignore_ascii_case(&wanted))
+                let letter = ALPHABET[digit];
+                CharSet::digits_where(move |c| c.eq_ignore_ascii_case(&letter))
             }),
             1 => Just(CharSet::PADDING),
             1 => Just(CharSet::EMPTY),

@@ -24,7 +24,7 @@ struct Tables {
 }
 
 impl Tables {
-    /// The tables for secrets of `length` bytes, at least one, made when they are first wanted.
+    /// The tables for secrets of `length` bytes, at least one, made on first use.
     fn of(length: u32) -> &'static Tables {
         static TABLES: [OnceLock<Box<Tables>>; 9] = [const { OnceLock::new() }; 9];
         TABLES[length as usize].get_or_init(|| {

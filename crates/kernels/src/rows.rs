@@ -189,10 +189,10 @@ fn confirm(
     part: Part,
     hits: &mut Hits,
 ) -> bool {
-    let wanted = part.lanes(row);
+    let lanes = part.lanes(row);
     for lane in 0..WIDEST {
         // Four bits for each hash, one for each four of its windows.
-        if passed >> (4 * lane) & 0xf == 0 || !wanted.contains(&(first + lane)) {
+        if passed >> (4 * lane) & 0xf == 0 || !lanes.contains(&(first + lane)) {
             continue;
         }
         let digest = std::array::from_fn(|word| words[word][lane]);
@@ -240,18 +240,18 @@ fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
         let chunk = black_box(chunk);
         let row = chunk.row(number);
         let row = black_box(&row);
-        let wanted = part.lanes(number);
+        let lanes = part.lanes(number);
         let mut lane = 0;
         while lane < LANES {
             let digests = hasher.hash::<CASE>(chunk, row, lane);
             for v in 0..N {
                 let first = lane + v * H::Simd::WIDTH;
-                if wanted.start <= first && first + H::Simd::WIDTH <= wanted.end {
+                if lanes.start <= first && first + H::Simd::WIDTH <= lanes.end {
                     sums[v] = simd.xor(sums[v], digests[v][0]);
                 } else {
                     let words = stored(simd, &digests[v]);
                     for (lane, word) in (first..first + H::Simd::WIDTH).zip(words[0]) {
-                        sum ^= if wanted.contains(&lane) { word } else { 0 };
+                        sum ^= if lanes.contains(&lane) { word } else { 0 };
                     }
                 }
             }

@@ -234,7 +234,7 @@ pub(crate) struct Tables {
 pub(crate) struct Lanes(pub(crate) [u32; LANES]);
 
 impl Tables {
-    /// The tables for secrets of `length` bytes, at least one, made when they are first wanted.
+    /// The tables for secrets of `length` bytes, at least one, made on first use.
     pub(crate) fn of(length: u32) -> &'static Tables {
         use std::sync::OnceLock;
         static TABLES: [OnceLock<Box<Tables>>; 9] = [const { OnceLock::new() }; 9];

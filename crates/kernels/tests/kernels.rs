@@ -4,7 +4,7 @@ mod oracle;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_kernels::{Block, Hits, Kernel};
-use oracle::{Wanted, expected, filter, text};
+use oracle::{Target, expected, filter, text};
 use proptest::prelude::*;
 use sha1::{Digest, Sha1};
 
@@ -12,9 +12,9 @@ fn check(length: u32, first: u64, count: u64, name: &str, max_distance: u8) {
     check_set(length, first, count, &[(name, max_distance)]);
 }
 
-fn check_set(length: u32, first: u64, count: u64, wanted: &[Wanted<'_>]) {
-    let expected = expected(length, first, count, wanted);
-    let filter = filter(wanted);
+fn check_set(length: u32, first: u64, count: u64, targets: &[Target<'_>]) {
+    let expected = expected(length, first, count, targets);
+    let filter = filter(targets);
     for kernel in Kernel::all() {
         let mut hits = Hits::with_limit(usize::MAX);
         let tried = kernel.scan(&Block::new(length, first, count), &filter, &mut hits);
@@ -22,7 +22,7 @@ fn check_set(length: u32, first: u64, count: u64, wanted: &[Wanted<'_>]) {
         assert_eq!(
             *hits,
             *expected,
-            "{}: length {length}, first {first}, count {count}, {wanted:?}",
+            "{}: length {length}, first {first}, count {count}, {targets:?}",
             kernel.name()
         );
     }
@@ -84,8 +84,8 @@ fn the_seed_text_digests_hold_a_doctor() {
             .map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap()))
             .collect();
         let mut found = Vec::new();
-        let wanted = filter(&[("nurse", 0), ("doctor", 2)]);
-        wanted.check(&words.try_into().unwrap(), |hit| found.push(hit));
+        let filter = filter(&[("nurse", 0), ("doctor", 2)]);
+        filter.check(&words.try_into().unwrap(), |hit| found.push(hit));
         assert!(
             matches!(found[..], [hit] if hit.name == 1 && hit.distance <= 2),
             "{found:?}"
@@ -96,9 +96,9 @@ fn the_seed_text_digests_hold_a_doctor() {
 #[test]
 fn a_secret_that_hits_for_several_names_is_told_for_each_and_never_torn_apart() {
     for kernel in Kernel::all() {
-        let wanted = filter(&[("a", 1), ("b", 0), ("aa", 2)]);
+        let filter = filter(&[("a", 1), ("b", 0), ("aa", 2)]);
         let mut hits = Hits::with_limit(4);
-        let tried = kernel.scan(&Block::new(2, 0, 1000), &wanted, &mut hits);
+        let tried = kernel.scan(&Block::new(2, 0, 1000), &filter, &mut hits);
         let last = hits.last().unwrap().offset;
         assert_eq!(tried, last + 1);
         assert_eq!(
@@ -174,7 +174,7 @@ impl Random {
     }
 
     /// A name with a distance: mostly one at which hits are rare, and seldom anything.
-    fn wanted(&mut self) -> (String, u8) {
+    fn target(&mut self) -> (String, u8) {
         let name = self.name(1, 28);
         let distance = match self.below(8) {
             0 => self.below(29),
@@ -234,9 +234,9 @@ fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
         let length = 2 + random.below(7) as u32;
         let secrets = 1_u128 << (8 * length);
         // Mostly one name, and sometimes so many that the portable kernel takes its time.
-        let (mut wanted, most) = match random.below(16) {
+        let (mut targets, most) = match random.below(16) {
             0 => (random.many(), 3_000),
-            _ => (vec![random.wanted()], 100_000),
+            _ => (vec![random.target()], 100_000),
         };
         let count = u64::try_from(u128::from(1 + random.below(most)).min(secrets)).unwrap();
         let last = u64::try_from(secrets - u128::from(count)).unwrap();
@@ -251,11 +251,11 @@ fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
         // So that there are hits whatever was made up.
         let errors = random.below(4);
         for _ in 0..random.below(3) {
-            wanted.push(random.planted(length, first, count, errors));
+            targets.push(random.planted(length, first, count, errors));
         }
         let limit = 1 + random.below(20_000) as usize;
         let block = Block::new(length, first, count);
-        let names: Vec<Wanted<'_>> = wanted
+        let names: Vec<Target<'_>> = targets
             .iter()
             .map(|(name, most)| (&name[..], *most))
             .collect();
@@ -265,7 +265,7 @@ fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
         for kernel in &others {
             let mut hits = Hits::with_limit(limit);
             let message = format!(
-                "{}: {block:?}, {wanted:?}, at most {limit} hits",
+                "{}: {block:?}, {targets:?}, at most {limit} hits",
                 kernel.name()
             );
             assert_eq!(
@@ -328,7 +328,7 @@ proptest! {
         shortest in 1..12_u64,
     ) {
         let mut random = Random(seed);
-        let wanted: Vec<(String, u8)> = (0..count)
+        let targets: Vec<(String, u8)> = (0..count)
             .map(|_| {
                 let secret = (first as u32 + random.below(40) as u32).to_be_bytes();
                 let text = BASE64_STANDARD.encode(Sha1::digest(secret));
@@ -343,8 +343,8 @@ proptest! {
                 (name, errors as u8)
             })
             .collect();
-        let wanted: Vec<Wanted<'_>> =
-            wanted.iter().map(|(name, most)| (&name[..], *most)).collect();
-        check_set(4, first, 40, &wanted);
+        let targets: Vec<Target<'_>> =
+            targets.iter().map(|(name, most)| (&name[..], *most)).collect();
+        check_set(4, first, 40, &targets);
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Client, Distance, Engine, Kernel, Keyspace, Limits, Query, Report, Search, StopCause,
+    Client, Distance, Engine, Kernel, Keyspace, Limits, Query, Report, Search,
 };
 
 /// How long rates are measured.
@@ -194,11 +194,11 @@ fn stops() {
         .map(|_| {
             let index = random.below(searches.len() as u64) as usize;
             let stopper = searches[index].stopper();
-            let told = Instant::now();
-            stopper.stop(StopCause::Client);
+            let stopped = Instant::now();
+            stopper.stop();
             let report = reports.recv().expect("it is released");
             assert!(report.stop_latency.is_some(), "it was stopped");
-            let took = told.elapsed();
+            let took = stopped.elapsed();
             searches[index] = begin(random.hard());
             took
         })
@@ -230,7 +230,7 @@ fn all_at_once() {
     thread::sleep(SECONDS);
     let began = Instant::now();
     for search in &searches {
-        search.stopper().stop(StopCause::Client);
+        search.stopper().stop();
     }
     for _ in &searches {
         reports.recv().expect("each is released");
@@ -270,7 +270,7 @@ fn fairness() {
     );
 }
 
-/// A thousand searches that nobody reads.
+/// A thousand searches that are not read.
 fn stalled() {
     let engine = engine();
     let searches: Vec<Search> = (0..1_000)

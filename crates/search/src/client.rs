@@ -1,22 +1,22 @@
-//! Whom a search is for.
+//! The client that a search is for, and its quota.
 
 use std::{
     num::{NonZeroU32, NonZeroU64},
     sync::Arc,
 };
 
-/// For whom a search is made.
+/// The client that a search is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Client {
-    /// Who shares what one client may have: an address, a user, or whoever was authenticated. Whoever
-    /// makes these names sees to it that those of different kinds differ, by a prefix say.
+    /// Identifies the client: an address, a user, or an authenticated identity. Names of different kinds must
+    /// differ, for example by a prefix.
     pub name: Arc<str>,
-    /// Which of the client's connections asks. Between these its share is divided evenly.
+    /// The client's connection that the search arrived on. The client's share is divided evenly between these.
     pub connection: u64,
-    /// How much the client's share is, compared with other clients'. Over a few thousand it means little:
-    /// even a client that outweighs all others does not keep them waiting for ever.
+    /// The client's share of the time, relative to other clients'. Above a few thousand it makes little
+    /// difference: even a client that outweighs all others does not starve them.
     pub weight: NonZeroU32,
-    /// What it may have where that differs from what others may.
+    /// Limits of this client that differ from the engine's.
     pub quota: Quota,
 }
 
@@ -32,14 +32,13 @@ impl Default for Client {
     }
 }
 
-/// What one client may have where that differs from what [`Limits`](crate::Limits) let every client have.
+/// Limits of one client that differ from the engine's [`Limits`](crate::Limits).
 ///
-/// While a client has searches under way, or owes hashes, it keeps the quota that the first of them was begun
-/// with.
+/// While a client has searches, or owes hashes, it keeps the quota of the first of these searches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Quota {
-    /// In the place of [`Limits::searches_per_client`](crate::Limits::searches_per_client).
+    /// Replaces [`Limits::searches_per_client`](crate::Limits::searches_per_client).
     pub searches: Option<usize>,
-    /// In the place of [`Limits::hashes_per_second_per_client`](crate::Limits::hashes_per_second_per_client).
+    /// Replaces [`Limits::hashes_per_second_per_client`](crate::Limits::hashes_per_second_per_client).
     pub hashes_per_second: Option<NonZeroU64>,
 }

@@ -92,7 +92,6 @@ pub struct Cursor {
 
 /// Why a text is not a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum CursorError {
     /// It does not begin as a cursor does.
     #[error(

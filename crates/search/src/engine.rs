@@ -18,82 +18,81 @@ use crate::{
     ids::SearchId,
     keyspace::Index,
     limits::{Limits, OverLimit, Usage},
-    outcome::{Event, Outcome, Release, Report, StopCause},
+    matcher::{Found, Matcher},
+    outcome::{Event, Outcome, Release, Report},
     progress::{Metrics, Progress},
     query::{Candidate, Query},
-    scheduler::{Effects, Job, Scheduler, Wish},
-    slice::{Done, FIRST_SLICE, Slice},
-    sought::{Found, Sought},
+    scheduler::{Effects, Job, Request, Scheduler},
+    slice::{FIRST_SLICE, Slice, SliceResult},
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
         thread::{self, JoinHandle, Thread},
     },
 };
 
-/// What tries slices: the CPU's kernels, or another machine's.
+/// Tries slices: the CPU's kernels, or another machine.
 ///
-/// It is called once for each slice and never told to stop; the engine keeps slices so short that
-/// nobody has to wait for one, but for secrets that take long each.
+/// The engine calls it once for each slice and never interrupts it. Slices are so short that no search waits
+/// long for one, unless a single secret takes long.
 pub trait Backend: Send + Sync + 'static {
-    /// Tries the secrets of `slice` in order, adds those that are [`sought`](Sought) to `hits`, and returns
+    /// Tries the secrets of `slice` in order, adds those that [match](Matcher) to `hits`, and returns
     /// one past the last index tried: the slice's end, or, when `hits` has come to hold `limit`, one past
     /// the last hit's.
     ///
-    /// A panic ends the search with [`Outcome::Failed`] and no other: searches that shared the slice
-    /// go on, each alone.
+    /// A panic ends only the search that caused it, with [`Outcome::Failed`]: searches that shared the slice try it
+    /// again, each alone.
     fn scan(
         &self,
         slice: Range<Index>,
-        sought: &Sought,
+        matcher: &Matcher,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index;
 
-    /// About what trying a secret costs, in hashes of a fast kernel. By this it is decided which searches
-    /// share slices, and how long their first slices are; the answer is the same whatever it says.
-    fn cost(&self, sought: &Sought) -> f64 {
-        sought.cost(Kernel::best())
+    /// Estimates what it costs to try a secret, in hashes of a fast kernel. The estimate decides which searches
+    /// share slices, and how long their first slices are; it never affects the answer.
+    fn cost(&self, matcher: &Matcher) -> f64 {
+        matcher.cost(Kernel::best())
     }
 
-    /// Whether a thousand secrets are tried in a few microseconds, on the thread that asks. Then whoever
-    /// begins a search tries the first of them itself: many a search is over with these, and to hand
-    /// it to a worker and wait would take several times as long.
-    fn is_at_hand(&self, _sought: &Sought) -> bool {
+    /// Whether a thousand secrets take only a few microseconds on the calling thread. If so, [`Engine::search`]
+    /// tries the first ones itself: many searches end with them, and waiting for a worker would take several
+    /// times as long.
+    fn is_at_hand(&self, _matcher: &Matcher) -> bool {
         false
     }
 }
 
-/// What a secret may cost for a thousand to be tried at once. For one name it is a little more than its
-/// hash.
+/// Maximum cost of a secret for the calling thread to try a thousand. One name costs a little more than a hash.
 const AT_HAND: f64 = 2.0;
 
 impl Backend for Kernel {
     fn scan(
         &self,
         slice: Range<Index>,
-        sought: &Sought,
+        matcher: &Matcher,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
-        sought.scan(*self, slice, limit, hits)
+        matcher.scan(*self, slice, limit, hits)
     }
 
-    fn cost(&self, sought: &Sought) -> f64 {
-        sought.cost(*self)
+    fn cost(&self, matcher: &Matcher) -> f64 {
+        matcher.cost(*self)
     }
 
-    fn is_at_hand(&self, sought: &Sought) -> bool {
+    fn is_at_hand(&self, matcher: &Matcher) -> bool {
         // The fast ones take seven to twenty microseconds, the portable one a tenth of a millisecond.
-        self.name() != "portable" && sought.cost(*self) <= AT_HAND
+        self.name() != "portable" && matcher.cost(*self) <= AT_HAND
     }
 }
 
-/// What came of the first secrets of a search.
+/// Result of the first secrets of a search.
 enum Head {
-    /// They were all that it takes.
-    Over(Outcome),
-    /// There are more to try, and each costs so much.
-    Goes { cost: f64 },
+    /// The search has ended with them.
+    Ended(Outcome),
+    /// There are more to try.
+    Continues(Request),
 }
 
 /// A fixed set of threads that all searches share.
@@ -180,8 +179,11 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Begins a search for a client. Where the backend is at hand, the first 1,024 secrets of one that asks
-    /// for nothing but its answer are tried here and now, which takes seven to twenty microseconds.
+    /// Starts a search for a client.
+    ///
+    /// This thread plans the query's filter, which takes longer the more names it has, up to
+    /// [`Query::MAX_NAMES`]. If the query reports no candidates and the backend [is fast](Backend::is_at_hand), it
+    /// also tries the first 1,024 secrets, which takes 7-20 us.
     ///
     /// `on_release` is called once, when the search has ended *and* its last worker has let go of it; what
     /// must live as long as the work, a permit say, goes in there. It runs on whichever thread brings
@@ -197,36 +199,29 @@ impl Engine {
         on_release: impl FnOnce(Report) + Send + 'static,
     ) -> Result<Search, OverLimit> {
         let clock = &self.shared.clock;
-        // By itself, so that the lock is gone before what is released in vain, which is other people's code.
+        // A statement of its own, so that the lock is released before `on_release` is dropped, which may run any code.
         let admitted = self.shared.lock().admit(&client, clock());
         admitted?;
         let release: Release = Box::new(on_release);
         let began = clock();
-        let (until, head) = self.shared.try_head(&query);
+        let start = query.range().start;
+        let (until, head) = self.shared.try_head(query);
         let now = clock();
-        let (hashes, took) = (until - query.range().start, now.saturating_sub(began));
-        let head = match head {
-            Head::Over(outcome) => Err(outcome),
-            Head::Goes { cost } => Ok(Wish {
-                rate: query.hit_rate(),
-                cost,
-                query,
-            }),
-        };
+        let (hashes, took) = (until - start, now.saturating_sub(began));
         let mut scheduler = self.shared.lock();
         let (state, effects) = match head {
-            Err(outcome) => {
+            Head::Ended(outcome) => {
                 let report = Report {
                     outcome: outcome.clone(),
                     hashes,
                     tests: hashes,
                     stop_latency: None,
                 };
-                let effects = scheduler.ended_at_once(&client, release, report, took, now);
+                let effects = scheduler.record_ended(&client, release, report, took, now);
                 (State::Ended(outcome, until), effects)
             }
-            Ok(wish) => {
-                let (id, effects) = scheduler.submit(client, wish, hashes, took, release, now);
+            Head::Continues(request) => {
+                let (id, effects) = scheduler.submit(client, request, hashes, took, release, now);
                 (State::UnderWay(id), effects)
             }
         };
@@ -291,25 +286,27 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries the first secrets of a search, if that is done here, and tells up to which index.
-    fn try_head(&self, query: &Query) -> (Index, Head) {
+    /// Plans a query's filter, and tries its first secrets if the backend is fast. Returns the index up to which
+    /// they were tried. The matcher goes along with the request, so that no worker plans the filter again.
+    ///
+    /// Matchers of several searches together are only ever made by workers ([`Job::Build`]).
+    fn try_head(&self, query: Query) -> (Index, Head) {
         let range = query.range();
         let slice = range.start..range.end.min(range.start.saturating_add(FIRST_SLICE));
         let mut hits = Vec::new();
         let scan = AssertUnwindSafe(|| {
-            let sought = query.sought();
-            let is_here = !query.reports_candidates() && self.backend.is_at_hand(&sought);
-            let tried = is_here.then(|| self.backend.scan(slice, &sought, 1, &mut hits));
-            (tried, self.backend.cost(&sought))
+            let matcher = Arc::new(query.matcher());
+            let is_here = !query.reports_candidates() && self.backend.is_at_hand(&matcher);
+            let tried = is_here.then(|| self.backend.scan(slice, &matcher, 1, &mut hits));
+            let cost = self.backend.cost(&matcher);
+            (tried, cost, matcher)
         });
-        let (tried, cost) = match catch_unwind(scan) {
-            Ok((tried, cost)) => (tried.unwrap_or(range.start), cost),
-            Err(_) => {
-                let failed = Outcome::Failed(Cursor::new(query, range.start));
-                return (range.start, Head::Over(failed));
-            }
+        let Ok((tried, cost, matcher)) = catch_unwind(scan) else {
+            let failed = Outcome::Failed(Cursor::new(&query, range.start));
+            return (range.start, Head::Ended(failed));
         };
-        // Of one secret, for each of the names that it is near enough to.
+        let tried = tried.unwrap_or(range.start);
+        // All of one secret: one hit for each of the names that it is near enough to.
         let candidates = hits.iter().filter_map(|hit| {
             Some(Candidate {
                 index: hit.index,
@@ -319,9 +316,14 @@ impl Shared {
             })
         });
         let head = match candidates.min_by_key(Candidate::nearness) {
-            Some(nearest) => Head::Over(Outcome::Ideal(nearest)),
-            None if tried == range.end => Head::Over(Outcome::in_vain(query, tried)),
-            None => Head::Goes { cost },
+            Some(nearest) => Head::Ended(Outcome::Ideal(nearest)),
+            None if tried == range.end => Head::Ended(Outcome::nothing_found(&query, tried)),
+            None => Head::Continues(Request {
+                rate: query.hit_rate(),
+                cost,
+                matcher,
+                query,
+            }),
         };
         (tried, head)
     }
@@ -330,10 +332,10 @@ impl Shared {
     fn work(&self) {
         while let Some(job) = self.wait_for_job() {
             match job {
-                Job::Slice(slice) => self.carry_through(&slice),
+                Job::Slice(slice) => self.run_slice(&slice),
                 Job::Build(mut build) => {
-                    // One whose making panics is not made, and those who were to be in it are told apart.
-                    let cost_of = |sought: &Sought| self.backend.cost(sought);
+                    // If the making panics, there is no group, and fewer newcomers are tried next time.
+                    let cost_of = |matcher: &Matcher| self.backend.cost(matcher);
                     let _ = catch_unwind(AssertUnwindSafe(|| build.make(cost_of)));
                     loop {
                         let now = (self.clock)();
@@ -348,30 +350,30 @@ impl Shared {
     }
 
     /// Tries a slice and hands it back.
-    fn carry_through(&self, slice: &Slice) {
-        let done = self.try_slice(slice);
+    fn run_slice(&self, slice: &Slice) {
+        let result = self.try_slice(slice);
         let now = (self.clock)();
-        let effects = self.lock().finish(slice.id, done, now);
+        let effects = self.lock().finish(slice.id, result, now);
         self.carry_out(effects);
     }
 
-    fn try_slice(&self, slice: &Slice) -> Done {
+    fn try_slice(&self, slice: &Slice) -> SliceResult {
         // Read once per slice, so that stopping costs at most the slice that is being tried.
         if slice.stop.load(Ordering::Relaxed) {
-            return Done::Tried {
+            return SliceResult::Tried {
                 tried: slice.range.start,
                 hits: Vec::new(),
             };
         }
         let mut hits = Vec::new();
         let scan = AssertUnwindSafe(|| {
-            let sought = slice.set.sought();
+            let matcher = slice.group.matcher();
             self.backend
-                .scan(slice.range.clone(), sought, slice.hit_limit, &mut hits)
+                .scan(slice.range.clone(), matcher, slice.hit_limit, &mut hits)
         });
         match catch_unwind(scan) {
-            Ok(tried) => Done::Tried { tried, hits },
-            Err(_) => Done::Panicked,
+            Ok(tried) => SliceResult::Tried { tried, hits },
+            Err(_) => SliceResult::Panicked,
         }
     }
 
@@ -379,7 +381,7 @@ impl Shared {
         loop {
             let mut effects = Effects::default();
             let mut scheduler = self.lock();
-            // Not before there is the lock: waiting for it is no part of the slice.
+            // After taking the lock: waiting for it is not part of the slice.
             let now = (self.clock)();
             if self.closing.load(Ordering::Acquire) {
                 return None;
@@ -389,7 +391,7 @@ impl Shared {
                 .or_else(|| scheduler.next_job(now, &mut effects));
             if job.is_none() && effects.is_empty() && !scheduler.has_work() {
                 self.sleepers.fetch_add(1, Ordering::Relaxed);
-                // The guard is dropped at once: after a sleep it takes a new look at the clock.
+                // The guard is dropped at once: after a sleep, the clock has to be read again.
                 let woken = self.work.wait(scheduler);
                 self.sleepers.fetch_sub(1, Ordering::Relaxed);
                 drop(woken.unwrap_or_else(PoisonError::into_inner));
@@ -404,29 +406,30 @@ impl Shared {
         }
     }
 
-    fn stop(&self, id: SearchId, cause: StopCause) {
+    fn stop(&self, id: SearchId) {
         let now = (self.clock)();
-        let effects = self.lock().stop(id, cause, now);
+        let effects = self.lock().stop(id, now);
         self.carry_out(effects);
     }
 
-    /// Never called with the lock held: wakers and releases are other people's code.
+    /// Never called with the lock held: wakers and releases run code that the engine does not know.
     fn carry_out(&self, effects: Effects) {
         if effects.work {
-            // One at a time: whoever comes and finds more than it can take calls the next. Whoever is
-            // about to wait has seen the work that this is about, because both had the lock.
+            // One at a time: a worker that finds more than it can take wakes the next. A worker that is about
+            // to wait has seen this work, because both held the lock.
             if self.sleepers.load(Ordering::Relaxed) > 0 {
                 self.work.notify_one();
             }
         }
         for (release, report) in effects.released {
-            // A worker must survive what it is given to run.
+            // A worker must survive code that it does not know.
             let _ = catch_unwind(AssertUnwindSafe(|| release(report)));
         }
         for waker in effects.wake {
             waker.wake();
         }
         drop(effects.stale);
+        drop(effects.stale_matchers);
     }
 }
 
@@ -538,12 +541,11 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// Tells the search to stop, and for whom: every worker lets go of it within the slice that it is on, and a
-    /// search that waits for its turn or its reader ends at once. Does nothing to a search that has
-    /// ended.
-    pub fn stop(&self, cause: StopCause) {
+    /// Stops the search: every worker lets go of it within the slice that it is on, and a search that waits
+    /// for its turn or its reader ends at once. Does nothing to a search that has ended.
+    pub fn stop(&self) {
         if let Some(id) = self.id {
-            self.shared.stop(id, cause);
+            self.shared.stop(id);
         }
     }
 

@@ -1,4 +1,5 @@
-//! Numbers of searches and jobs. None is given out twice.
+//! Numbers of searches, scans and jobs. None is used twice.
 
 pub(crate) type SearchId = u64;
+pub(crate) type ScanId = u64;
 pub(crate) type JobId = u64;

@@ -1,5 +1,5 @@
-//! The search itself: what is looked for, in which order, where it ends, and the engine of threads
-//! that does it and stops when told.
+//! The search itself: what is searched for, in which order, where it ends, and the engine of threads
+//! that runs it and stops on request.
 //!
 //! ```
 //! use hashfinder_kernels::Kernel;
@@ -30,22 +30,23 @@
 mod client;
 mod cursor;
 mod engine;
-mod front;
+mod fair_queue;
+mod group;
 mod ids;
 mod keyspace;
+mod ledger;
 mod limits;
+mod matcher;
 mod name;
 mod odds;
 mod outcome;
 mod progress;
 mod query;
 mod scheduler;
-mod set;
 mod slice;
-mod sought;
 mod spelling;
 mod sync;
-mod turns;
+pub mod throughput;
 
 pub use client::{Client, Quota};
 pub use cursor::{Cursor, CursorError};
@@ -53,10 +54,10 @@ pub use engine::{Backend, Engine, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel};
 pub use keyspace::{Alphabet, AlphabetError, Index, Keyspace, KeyspaceError};
 pub use limits::{Limits, OverLimit, Usage};
+pub use matcher::{Found, Matcher};
 pub use name::{DesiredName, Distance, NameError, Nearest, NegativeDistance};
 pub use odds::Odds;
-pub use outcome::{Event, Outcome, Report, StopCause};
+pub use outcome::{Event, Outcome, Report};
 pub use progress::{Ended, Metrics, Progress, SearchState};
 pub use query::{Candidate, Impossible, Query};
-pub use sought::{Found, Sought};
 pub use spelling::{Algorithm, Anchor, Encoding, HashedName, Spelling};

@@ -43,7 +43,6 @@ impl Default for Limits {
 
 /// Why a search was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum OverLimit {
     /// There are as many searches as there may be.
     #[error("{limit} searches are under way, which is as many as there may be")]
@@ -83,24 +82,24 @@ pub(crate) struct Accounts {
     limits: Limits,
     searches: usize,
     clients: HashMap<Arc<str>, Account>,
-    /// With how many clients those are looked through that may be forgotten.
+    /// Number of clients that triggers the next sweep of idle ones.
     next_sweep: usize,
 }
 
-/// So many clients are never looked through.
+/// Minimum number of clients that triggers a sweep.
 const SWEPT_FROM: usize = 1000;
 
 struct Account {
     /// How many searches it may have.
     searches: usize,
-    hashes: Option<Hashes>,
+    hashes: Option<HashQuota>,
     usage: Usage,
     /// Searches under way of each connection that has any.
     connections: HashMap<u64, usize>,
 }
 
 /// A client's quota of hashes, and what is left of it.
-struct Hashes {
+struct HashQuota {
     per_second: NonZeroU64,
     /// How many it may have at once that has had none for long.
     full: f64,
@@ -112,7 +111,6 @@ struct Hashes {
 
 /// What a client has had since it began its first search; forgotten when its last one is over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Usage {
     /// Its searches that are under way.
     pub searches: usize,
@@ -160,7 +158,7 @@ impl Accounts {
             return Err(OverLimit::SearchesOfConnection { limit });
         }
         if let Some(hashes) = &mut account.hashes
-            && let Some(retry_after) = hashes.are_spent(now)
+            && let Some(retry_after) = hashes.retry_after(now)
         {
             return Err(OverLimit::Hashes {
                 per_second: hashes.per_second,
@@ -203,13 +201,14 @@ impl Accounts {
         }
     }
 
-    /// When a second's worth of a client's quota of hashes will be there again, if it is spent.
-    pub(crate) fn is_spent(&mut self, client: &Arc<str>, now: Duration) -> Option<Duration> {
+    /// Refills a client's quota of hashes. If it is spent, returns how long it takes until a second's worth of it
+    /// is available again.
+    pub(crate) fn retry_after(&mut self, client: &Arc<str>, now: Duration) -> Option<Duration> {
         self.clients
             .get_mut(client)?
             .hashes
             .as_mut()?
-            .are_spent(now)
+            .retry_after(now)
     }
 
     /// What a client has had.
@@ -241,7 +240,7 @@ impl Account {
             searches: quota.searches.unwrap_or(limits.searches_per_client),
             hashes: per_second.map(|per_second| {
                 let full = per_second.get() as f64 * limits.quota_saved_for.as_secs_f64();
-                Hashes {
+                HashQuota {
                     per_second,
                     full,
                     left: full,
@@ -261,14 +260,14 @@ impl Account {
 
     /// One that has no searches and owes nothing need not be known.
     fn may_be_forgotten(&self) -> bool {
-        let is_full = |hashes: &Hashes| hashes.left >= hashes.full;
+        let is_full = |hashes: &HashQuota| hashes.left >= hashes.full;
         self.usage.searches == 0 && self.hashes.as_ref().is_none_or(is_full)
     }
 }
 
-impl Hashes {
-    /// When a second's worth of them will be there again, if there are none.
-    fn are_spent(&mut self, now: Duration) -> Option<Duration> {
+impl HashQuota {
+    /// Refills the quota. If it is spent, returns how long it takes until a second's worth is available again.
+    fn retry_after(&mut self, now: Duration) -> Option<Duration> {
         self.refill(now);
         (self.left <= 0.0).then(|| {
             let rate = self.per_second.get() as f64;

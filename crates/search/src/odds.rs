@@ -82,7 +82,7 @@ impl Odds {
     /// If there are no names, or they are of different spellings.
     #[must_use]
     pub fn any(names: &[DesiredName], distance: Distance) -> Odds {
-        Text::of(names, distance).odds(Effort::WHAT_IT_IS_WORTH)
+        Text::of(names, distance).odds(Effort::DEFAULT)
     }
 
     /// The probability that one hash matches.
@@ -136,13 +136,13 @@ impl Odds {
     }
 
     /// Every hash matches.
-    const SURE: Odds = Odds {
+    const CERTAIN: Odds = Odds {
         low: 1.0,
         high: 1.0,
     };
 
     /// A chance that is not 1, from its bounds.
-    fn unsure(low: f64, high: f64) -> Odds {
+    fn uncertain(low: f64, high: f64) -> Odds {
         // Rounding may have brought one that is near 1 there or further, and crossed two that are equal.
         let least = low.min(1.0_f64.next_down());
         Odds {
@@ -167,7 +167,7 @@ struct Effort {
 impl Effort {
     /// It decides how long [`Odds::any`] takes, whose docs have what was measured. Twice the looks and
     /// sums would take twice as long; twice the states alone would do so for SHA-1 in base64.
-    const WHAT_IT_IS_WORTH: Effort = Effort {
+    const DEFAULT: Effort = Effort {
         states: 1 << 12,
         looks: 1 << 24,
         sums: 1 << 24,
@@ -175,11 +175,11 @@ impl Effort {
 }
 
 /// To find a state's probability costs as much as so many looks at windows.
-const LOOKS_OF_A_STATE: usize = 16;
+const LOOKS_PER_STATE: usize = 16;
 
 /// A name that a text may hold.
 #[derive(Clone, Debug)]
-struct Wanted<'a> {
+struct Target<'a> {
     /// For each of its characters, what satisfies it.
     characters: &'a [Chars],
     /// Where it may begin.
@@ -205,13 +205,13 @@ struct Kind {
 }
 
 impl Kind {
-    fn new(place: Chars, wanted: &[Wanted<'_>]) -> Kind {
+    fn new(place: Chars, targets: &[Target<'_>]) -> Kind {
         let shown: Vec<u8> = place.iter().collect();
         assert!(
             shown.len() <= u64::BITS as usize,
             "no encoding has more digits"
         );
-        let characters = wanted.iter().flat_map(|wanted| wanted.characters);
+        let characters = targets.iter().flat_map(|target| target.characters);
         let satisfying: Vec<u64> = characters
             .map(|set| {
                 let bit = |(at, character): (usize, &u8)| u64::from(set.contains(*character)) << at;
@@ -647,23 +647,23 @@ impl Text {
         assert!(!names.is_empty(), "the odds are those of one name at least");
         let spelling = names[0].spelling();
         let places = (0..spelling.text_len()).map(|index| spelling.place(index));
-        let mut wanted: Vec<Wanted<'_>> = Vec::new();
+        let mut targets: Vec<Target<'_>> = Vec::new();
         for name in names {
             assert_eq!(name.spelling(), spelling, "names of different spellings");
             let characters = name.characters();
             // What differs only in a case that does not matter is the same.
-            if wanted.iter().all(|other| other.characters != characters) {
-                wanted.push(Wanted {
+            if targets.iter().all(|other| other.characters != characters) {
+                targets.push(Target {
                     characters,
                     windows: name.windows(),
                 });
             }
         }
         let distance = usize::from(distance.get());
-        Text::new(&places.collect::<Vec<_>>(), &wanted, distance)
+        Text::new(&places.collect::<Vec<_>>(), &targets, distance)
     }
 
-    fn new(places: &[Chars], wanted: &[Wanted<'_>], distance: usize) -> Text {
+    fn new(places: &[Chars], targets: &[Target<'_>], distance: usize) -> Text {
         let mut shown: Vec<Chars> = Vec::new();
         for place in places {
             if !shown.contains(place) {
@@ -671,7 +671,7 @@ impl Text {
             }
         }
         let kind_of = |place| shown.iter().position(|kind| kind == place);
-        let longest = wanted.iter().map(|name| name.characters.len()).max();
+        let longest = targets.iter().map(|name| name.characters.len()).max();
         let mut text = Text {
             places: places
                 .iter()
@@ -680,7 +680,7 @@ impl Text {
                 .collect(),
             kinds: shown
                 .iter()
-                .map(|place| Kind::new(*place, wanted))
+                .map(|place| Kind::new(*place, targets))
                 .collect(),
             distance,
             windows: Vec::new(),
@@ -689,7 +689,7 @@ impl Text {
         };
         let mut first = 0;
         let mut names = Vec::new();
-        for name in wanted {
+        for name in targets {
             names.push(text.windows_of(name, first));
             first += name.characters.len();
         }
@@ -707,10 +707,10 @@ impl Text {
 
     /// The windows of a name whose characters are numbered from `first` on, but those that no text
     /// brings near enough.
-    fn windows_of(&self, wanted: &Wanted<'_>, first: usize) -> Vec<Window> {
+    fn windows_of(&self, target: &Target<'_>, first: usize) -> Vec<Window> {
         let mut windows: Vec<Window> = Vec::new();
-        for start in wanted.windows.clone() {
-            let places = start..start + wanted.characters.len();
+        for start in target.windows.clone() {
+            let places = start..start + target.characters.len();
             let alike = |last: &&Window| self.are_alike(last.places.start, start, places.len());
             let outlook = match windows.last().filter(alike) {
                 Some(last) => Rc::clone(&last.outlook),
@@ -742,10 +742,10 @@ impl Text {
 
     /// How likely the text is to hold one of the names.
     fn odds(&self, effort: Effort) -> Odds {
-        let is_sure =
+        let is_certain =
             |window: &Window| matches!(window.outlook.verdict(0, self.distance), Verdict::Near);
-        if self.windows.iter().any(is_sure) {
-            return Odds::SURE;
+        if self.windows.iter().any(is_certain) {
+            return Odds::CERTAIN;
         }
         let sweep = Course::new(self).map(|course| self.sweep(&course, effort));
         if let Some(Sweep {
@@ -755,9 +755,9 @@ impl Text {
         }) = sweep
         {
             return if all {
-                Odds::SURE
+                Odds::CERTAIN
             } else {
-                Odds::unsure(low, low)
+                Odds::uncertain(low, low)
             };
         }
         let (mut low, mut high) = self.pairs(effort.sums).bounds();
@@ -770,7 +770,7 @@ impl Text {
             low = low.max(least);
             high = high.min(least + gap);
         }
-        Odds::unsure(low, high)
+        Odds::uncertain(low, high)
     }
 
     /// Goes over the places with the probability of every state, but of no more at a time than the effort
@@ -800,14 +800,14 @@ impl Text {
                         continue;
                     }
                     let probability = probability * class.chance;
-                    looks += LOOKS_OF_A_STATE;
+                    looks += LOOKS_PER_STATE;
                     match step.to(agree) {
                         Some(state) => *next.entry(state).or_default() += probability,
                         None => low += probability,
                     }
                 }
                 if others > 0.0 {
-                    looks += LOOKS_OF_A_STATE;
+                    looks += LOOKS_PER_STATE;
                     *next.entry(step.if_none).or_default() += probability * others;
                 }
             }

@@ -1,6 +1,6 @@
 //! A search's events and outcome.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use crate::{
     cursor::Cursor,
@@ -10,7 +10,6 @@ use crate::{
 
 /// How a search ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Outcome {
     /// The first secret within the ideal distance.
     Ideal(Candidate),
@@ -25,20 +24,16 @@ pub enum Outcome {
         /// When a second's worth of the quota will be there again.
         retry_after: Duration,
     },
-    /// It was told to stop.
-    Cancelled {
-        /// Who wanted that.
-        cause: StopCause,
-        /// Where the search can go on.
-        cursor: Cursor,
-    },
+    /// A [`Stopper`](crate::Stopper) stopped it, or its handle or the engine was dropped. The search can
+    /// resume from here.
+    Stopped(Cursor),
     /// The backend panicked; what came before can be relied on.
     Failed(Cursor),
 }
 
 impl Outcome {
-    /// How a search ends that has tried everything before `end`, and may try no more.
-    pub(crate) fn in_vain(query: &Query, end: Index) -> Outcome {
+    /// How a search ends that has tried every secret before `end` without an ideal one, and may try no more.
+    pub(crate) fn nothing_found(query: &Query, end: Index) -> Outcome {
         if end == query.keyspace().end() {
             Outcome::Exhausted
         } else {
@@ -56,7 +51,7 @@ pub enum Event {
     Ended(Outcome),
 }
 
-/// What a search cost, told when its last worker has let go of it.
+/// What a search cost, reported once its last slice has come back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// How it ended.
@@ -66,37 +61,9 @@ pub struct Report {
     pub hashes: u64,
     /// How many secrets were tested for it, in its own turns or others'.
     pub tests: u64,
-    /// How long it took from the wish to stop until the last worker had let go; `None` if it ended
+    /// Time from the stop request until the last worker had let go; `None` if it ended
     /// without being stopped.
     pub stop_latency: Option<Duration>,
 }
 
 pub(crate) type Release = Box<dyn FnOnce(Report) + Send>;
-
-/// Who wanted a search to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum StopCause {
-    /// Whoever asked for it: it was cancelled, or its handle dropped.
-    Client,
-    /// Its time was up.
-    Deadline,
-    /// Whoever operates the engine.
-    Operator,
-    /// The engine is shutting down.
-    Drain,
-    /// Whoever watches over its reader, who takes nothing.
-    Unread,
-}
-
-impl fmt::Display for StopCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            StopCause::Client => "client",
-            StopCause::Deadline => "deadline",
-            StopCause::Operator => "operator",
-            StopCause::Drain => "drain",
-            StopCause::Unread => "unread",
-        })
-    }
-}

@@ -1,17 +1,13 @@
-//! What can be seen of the engine and of a search while it is going on.
+//! Progress of a search, and the engine's metrics.
 
-use crate::{
-    keyspace::Index,
-    outcome::{Outcome, StopCause},
-};
+use crate::{keyspace::Index, outcome::Outcome};
 
 /// What the engine has done, and is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Metrics {
     /// Searches that are being worked on, alone or with others.
     pub active: usize,
-    /// Searches that wait for their turn, and nobody is working on what they want.
+    /// Searches that wait for their turn, and no slice in flight serves them.
     pub queued: usize,
     /// Searches that wait for their reader.
     pub parked: usize,
@@ -26,14 +22,13 @@ pub struct Metrics {
     pub slices: u64,
     /// Searches that have ended, by how.
     pub ended: Ended,
-    /// How many stopped searches were let go of within 1, 2, 4, 8 ... microseconds of the wish; the last
+    /// How many stopped searches were let go of within 1, 2, 4, 8 ... microseconds of the request; the last
     /// counts all that took longer.
     pub stop_latency: [u64; 24],
 }
 
-/// How a search comes on.
+/// Progress of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Progress {
     /// What it is doing.
     pub state: SearchState,
@@ -47,9 +42,8 @@ pub struct Progress {
 
 /// What a search is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum SearchState {
-    /// It waits for its turn, and nobody is working on what it wants.
+    /// It waits for its turn, and no slice in flight serves it.
     Queued,
     /// It is being worked on, alone or with others.
     Running,
@@ -61,7 +55,6 @@ pub enum SearchState {
 
 /// How searches ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Ended {
     /// With the first ideal secret.
     pub ideal: u64,
@@ -71,16 +64,8 @@ pub struct Ended {
     pub budget_spent: u64,
     /// With their client's quota spent.
     pub quota_spent: u64,
-    /// Because whoever asked for them did not want them any more.
-    pub by_client: u64,
-    /// Because their time was up.
-    pub by_deadline: u64,
-    /// Because an operator stopped them.
-    pub by_operator: u64,
-    /// Because the engine was shutting down.
-    pub by_drain: u64,
-    /// Because their readers took nothing.
-    pub by_unread: u64,
+    /// Because they were stopped.
+    pub stopped: u64,
     /// With a panic.
     pub failed: u64,
 }
@@ -93,13 +78,7 @@ impl Ended {
             Outcome::Exhausted => &mut self.exhausted,
             Outcome::BudgetSpent(_) => &mut self.budget_spent,
             Outcome::QuotaSpent { .. } => &mut self.quota_spent,
-            Outcome::Cancelled { cause, .. } => match cause {
-                StopCause::Client => &mut self.by_client,
-                StopCause::Deadline => &mut self.by_deadline,
-                StopCause::Operator => &mut self.by_operator,
-                StopCause::Drain => &mut self.by_drain,
-                StopCause::Unread => &mut self.by_unread,
-            },
+            Outcome::Stopped(_) => &mut self.stopped,
             Outcome::Failed(_) => &mut self.failed,
         };
         *ended += 1;

@@ -201,8 +201,8 @@ impl Query {
         Arc::clone(&self.keyspace)
     }
 
-    /// Whether the two hash the same secrets and write them alike, so that a slice can serve both.
-    pub(crate) fn goes_with(&self, other: &Query) -> bool {
+    /// Whether both queries have the same keyspace, algorithm and encoding, so that a slice can serve both.
+    pub(crate) fn is_compatible_with(&self, other: &Query) -> bool {
         let digests = |query: &Query| (query.spelling().algorithm, query.spelling().encoding);
         digests(self) == digests(other)
             && (Arc::ptr_eq(&self.keyspace, &other.keyspace) || self.keyspace == other.keyspace)
@@ -224,7 +224,7 @@ impl Query {
     }
 
     /// The distance up to which a secret is ideal or interesting.
-    pub(crate) fn furthest(&self) -> u8 {
+    pub(crate) fn max_distance(&self) -> u8 {
         let interesting = self.interesting.get().saturating_sub(1);
         interesting.max(self.ideal.get())
     }
@@ -258,7 +258,7 @@ impl Query {
         let places: Vec<Chars> = (0..spelling.text_len())
             .map(|at| spelling.place(at))
             .collect();
-        let most = usize::from(self.furthest());
+        let most = usize::from(self.max_distance());
         // How likely it is that no more of the characters differ than may.
         let near = |window: usize| {
             let shown = &places[window..window + name.character_count()];
@@ -299,7 +299,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// By which one of several names is told.
+    /// Sort key: the nearest name wins; ties go to the earlier one.
     pub(crate) fn nearness(&self) -> (u8, u8) {
         (self.distance, self.name)
     }

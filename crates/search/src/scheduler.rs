@@ -1,218 +1,101 @@
-//! Which search is next, and whom a slice serves, as a state machine without threads, clocks or locks.
+//! Decides which search is next, and which searches a slice serves: a state machine without threads, clocks or
+//! locks.
 //!
-//! Searches that hash the same secrets differ in the name alone. So slices are not given out by
-//! searches but by *fronts*: a front goes through the keyspace, and every search that *follows* it is
-//! served by its slices for the price of the filter. A search's way is a list of *spans*, the ranges
-//! that it has yet to cover; each is left to a front, and the first is where the search stands. A
-//! search that arrives begins a front of its own, and follows those that are already further on from
-//! where they are; once its own has come so far, they have all gone on together.
+//! Searches of the same secrets differ only in their names. So slices do not belong to searches but to *scans*. A
+//! scan goes through the keyspace, and its slices serve every search that *follows* it, for the price of matching
+//! more names. A search has a list of *segments*: the ranges that it has yet to cover, each with the scan that
+//! covers it. The first segment holds the search's frontier. A new search starts a scan of its own, and also
+//! follows scans that are further ahead. Once its own scan reaches the place where it joined another, it only
+//! follows that one.
 //!
-//! The search whose turn it is moves the front of its first span, and its client pays. That makes the
-//! searches of one front's turns add up, and leaves a search that nobody can help its own.
+//! A search that has a turn advances the scan of its first segment, and its client pays. So a scan gets the
+//! turns of all its followers, and a search that shares with no other gets only its own.
 //!
-//! Everything that happens to a search goes through here, and what has to happen outside of the lock as
-//! a consequence comes back as [`Effects`].
+//! Every change to a search goes through the [`Scheduler`]. What has to happen outside of the lock as a
+//! consequence is returned as [`Effects`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     ops::Range,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Poll, Waker},
     time::Duration,
 };
 
 use crate::{
     client::Client,
-    cursor::Cursor,
-    front::Front,
-    ids::{JobId, SearchId},
+    fair_queue::FairQueue,
+    group::Group,
+    ids::{JobId, ScanId, SearchId},
     keyspace::Index,
     limits::{Accounts, Limits, OverLimit, Usage},
-    outcome::{Event, Outcome, Release, Report, StopCause},
+    matcher::Found,
+    outcome::{Event, Release, Report},
     progress::{Metrics, Progress, SearchState},
-    query::{Candidate, Query},
-    set::Set,
-    slice::{Done, FIRST_SLICE, SLICE_TIME, Slice},
-    sought::Found,
-    sync::AtomicBool,
-    turns::{Place, Turns},
+    query::Candidate,
+    slice::{SLICE_TIME, Slice, SliceResult},
 };
 
-/// The shortest slice, in the same measure, so that one odd measurement does not drown a search in overhead.
-/// A secret that costs more is a slice by itself.
-const MIN_SLICE: u64 = 1 << 6;
+mod build;
+mod effects;
+mod entry;
+mod scan;
+mod sharing;
 
-/// The longest slice, whatever the clock says: at a thousand million secrets a second it still
-/// takes no more than a quarter of a millisecond.
-const MAX_SLICE: u64 = 1 << 18;
+pub(crate) use self::{build::Build, effects::Effects, entry::Request};
+use self::{
+    build::Upkeep,
+    entry::{Entry, MAX_SEGMENTS, Segment, Stop},
+    scan::{Scan, Scans},
+};
 
-/// How many hits end a slice early. It bounds what a search can hold beyond its queue. Few in tests, so
-/// that slices often come back half tried.
+/// Number of hits that end a slice early. It bounds the hits that a search can hold beyond its queue. Few in
+/// tests, so that slices often come back partly tried.
 const HITS_PER_SLICE: usize = if cfg!(test) { 16 } else { 256 };
 
-/// How many turns may pass without a slice before others have the lock: of those whose quota is spent, or
-/// for whom everything is under way.
+/// Maximum number of turns without a slice before other workers have the lock: turns of searches whose quota is
+/// spent, or that have nothing to hand out.
 const POPS_AT_ONCE: usize = 256;
-
-/// How many ranges a search may have yet to cover: its own, and three that others' fronts go through.
-/// More would be covered a little sooner and cost every one of its steps.
-const MAX_SPANS: usize = 4;
-
-mod sharing;
-pub(crate) use sharing::Build;
-use sharing::Upkeep;
-
-type FrontId = u64;
-
-/// What somebody searches for, with what was worked out of it before anybody had to wait for that.
-pub(crate) struct Wish {
-    pub(crate) query: Query,
-    /// How often it hits.
-    pub(crate) rate: f64,
-    /// What a secret costs when it is tried for this search alone, in a fast kernel's hashes.
-    pub(crate) cost: f64,
-}
 
 /// Something for a worker to do.
 pub(crate) enum Job {
     Slice(Slice),
-    /// To find out whether searches should go together, and to make their filter.
+    /// To check whether searches should share slices, and to plan their filter.
     Build(Build),
-}
-
-/// What the caller does once it has let go of the lock.
-#[derive(Default)]
-#[must_use]
-pub(crate) struct Effects {
-    pub(crate) wake: Vec<Waker>,
-    /// Wakers that are not needed any more; dropping one may run anything.
-    pub(crate) stale: Vec<Waker>,
-    pub(crate) released: Vec<(Release, Report)>,
-    /// There may be work for another worker, who found none before.
-    pub(crate) work: bool,
-}
-
-impl Effects {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.wake.is_empty() && self.released.is_empty() && self.stale.is_empty()
-    }
 }
 
 #[derive(Default)]
 pub(crate) struct Scheduler {
     searches: BTreeMap<SearchId, Box<Entry>>,
-    fronts: Fronts,
+    scans: Scans,
     jobs: HashMap<JobId, InFlight>,
-    turns: Turns,
+    fair_queue: FairQueue,
     accounts: Accounts,
     next_id: u64,
-    /// Counts whatever may let a search follow a front that it could not follow before.
+    /// Counts events that may let a search follow a scan that it could not follow before.
     changes: u64,
     upkeep: Upkeep,
     totals: Metrics,
 }
 
-type Fronts = BTreeMap<FrontId, Box<Line>>;
-
-struct Entry {
-    query: Arc<Query>,
-    client: Client,
-    /// One past the last index that matters.
-    end: Index,
-    /// The ideal hit at `end - 1`, once there is one.
-    ideal: Option<Candidate>,
-    /// What is yet to be covered, in order. Whatever lies between two spans is covered.
-    spans: Vec<Span>,
-    /// Hits that the search has not come to yet.
-    held: BTreeMap<Index, Candidate>,
-    /// Hits that the reader has not taken yet.
-    queue: VecDeque<Candidate>,
-    /// How often it hits.
-    rate: f64,
-    /// What a secret costs when it is tried for this search alone.
-    cost: f64,
-    /// Until it has come so far it shares nothing: a slice of it and others has panicked, and whose
-    /// fault that was is found out by each of them alone.
-    alone_until: Index,
-    /// The fronts that it was last found not to go well with.
-    refused_by: Vec<FrontId>,
-    /// When the search was told to stop, and why it ends.
-    stopped: Option<(Duration, Stop)>,
-    /// Where it waits for a turn.
-    place: Option<Place>,
-    /// The slices under way that serve it, as far as anybody has asked.
-    jobs: Vec<JobId>,
-    hashes: u64,
-    /// How many secrets were tested for it, once it has ended.
-    tested: u64,
-    /// Set once nothing can change it any more.
-    outcome: Option<Outcome>,
-    on_release: Option<Release>,
-    reader: Option<(Waker, usize)>,
-    /// Whether the handle is gone, so that nobody will ask for the outcome.
-    abandoned: bool,
-}
-
-/// A range that a search has yet to cover.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    from: Index,
-    end: Index,
-    /// The front that it is left to. What that has done from `from` on is covered.
-    front: Option<FrontId>,
-}
-
-/// A front, and who follows it.
-struct Line {
-    front: Front,
-    /// Its followers, by where they leave it.
-    followers: BTreeSet<(Index, SearchId)>,
-    /// Hits that followers hold, by where they are.
-    held: BTreeSet<(Index, SearchId)>,
-    /// What its slices look for: for every follower, and perhaps for some that have left.
-    set: Arc<Set>,
-    /// What a secret costs with all of them.
-    cost: f64,
-    /// How many searches may come to follow it at once, after more were found to be too many.
-    at_most: usize,
-    /// How long its next slice is.
-    length: u64,
-    /// Whether a slice of it has come back.
-    is_tried: bool,
-    jobs: Vec<JobId>,
-    /// Searches that found nothing to do here, until something happens.
-    idle: BTreeSet<SearchId>,
-    /// How many changes there had been when it was last looked who could follow.
-    seen: u64,
-    stop: Arc<AtomicBool>,
-}
-
-/// A slice under way.
+/// A slice in flight.
 struct InFlight {
-    front: FrontId,
-    /// Whose turn it was.
+    scan: ScanId,
+    /// The search whose turn it was.
     search: SearchId,
     client: Client,
     range: Range<Index>,
-    set: Arc<Set>,
+    group: Arc<Group>,
     began: Duration,
-    /// Searches that wait for it to end.
-    holders: Vec<SearchId>,
-}
-
-#[derive(Clone, Copy)]
-enum Stop {
-    Asked(StopCause),
-    Panicked,
-    /// When there will be some of the quota again.
-    Quota(Duration),
+    /// Searches that await it.
+    waiters: Vec<SearchId>,
 }
 
 impl Scheduler {
     pub(crate) fn new(limits: Limits) -> Scheduler {
         Scheduler {
             accounts: Accounts::new(Limits {
-                // A search that may not keep one candidate could never go on.
+                // A search without room for one candidate could never run.
                 queue_length: limits.queue_length.max(1),
                 ..limits
             }),
@@ -225,49 +108,22 @@ impl Scheduler {
         self.accounts.open(client, now)
     }
 
-    /// Takes a search that was admitted, of which so many secrets have been tried already. It begins behind
-    /// them.
+    /// Takes an admitted search whose first `tried` secrets have been tried without a hit. It begins behind them.
     pub(crate) fn submit(
         &mut self,
         client: Client,
-        wish: Wish,
+        request: Request,
         tried: u64,
         took: Duration,
         on_release: Release,
         now: Duration,
     ) -> (SearchId, Effects) {
         let id = self.new_id();
-        let range = wish.query.range();
-        self.spent(&client, tried, took, now);
-        let entry = Entry {
-            rate: wish.rate,
-            cost: wish.cost,
-            alone_until: 0,
-            refused_by: Vec::new(),
-            query: Arc::new(wish.query),
-            client,
-            end: range.end,
-            ideal: None,
-            spans: vec![Span {
-                from: range.start + tried,
-                end: range.end,
-                front: None,
-            }],
-            held: BTreeMap::new(),
-            queue: VecDeque::new(),
-            stopped: None,
-            place: None,
-            jobs: Vec::new(),
-            hashes: tried,
-            tested: 0,
-            outcome: None,
-            on_release: Some(on_release),
-            reader: None,
-            abandoned: false,
-        };
+        self.charge_tried(&client, tried, took, now);
+        let entry = Entry::new(request, client, tried, on_release);
         self.searches.insert(id, Box::new(entry));
-        self.changed();
-        // An empty range, from a cursor at the very end, ends before it begins.
+        self.note_change();
+        // A search with an empty range, from a cursor at the very end, ends at once.
         let mut effects = Effects::default();
         self.settle(id, now, &mut effects);
         self.queue_turn(id, true);
@@ -275,8 +131,8 @@ impl Scheduler {
         (id, effects)
     }
 
-    /// Counts a search that was admitted and ended with the secrets that were tried before it was submitted.
-    pub(crate) fn ended_at_once(
+    /// Records an admitted search that ended with the secrets that the caller's thread tried.
+    pub(crate) fn record_ended(
         &mut self,
         client: &Client,
         on_release: Release,
@@ -284,7 +140,7 @@ impl Scheduler {
         took: Duration,
         now: Duration,
     ) -> Effects {
-        self.spent(client, report.hashes, took, now);
+        self.charge_tried(client, report.hashes, took, now);
         self.totals.ended.count(&report.outcome);
         self.totals.tests += report.tests;
         self.accounts.close(client, report.tests);
@@ -294,11 +150,11 @@ impl Scheduler {
         }
     }
 
-    /// Counts what was hashed for a client outside of its turns.
-    fn spent(&mut self, client: &Client, hashes: u64, took: Duration, now: Duration) {
+    /// Charges a client for hashes outside of its turns.
+    fn charge_tried(&mut self, client: &Client, hashes: u64, took: Duration, now: Duration) {
         if hashes > 0 {
-            // Whoever tried them may have been held up, for which the client cannot help.
-            self.turns
+            // The thread may have been interrupted, which is not the client's fault.
+            self.fair_queue
                 .charge(client, took.min(SLICE_TIME), Duration::ZERO);
             self.accounts.spend(&client.name, hashes, took, now);
             self.totals.hashes += hashes;
@@ -306,29 +162,29 @@ impl Scheduler {
         }
     }
 
-    /// Whether there may be something to do for another worker.
+    /// Whether there may be work for another worker.
     pub(crate) fn has_work(&self) -> bool {
-        !self.turns.is_empty()
+        !self.fair_queue.is_empty()
     }
 
-    /// What a worker does next. If that is nothing and there is [work](Self::has_work) all the same, it asks
-    /// again.
+    /// Returns a worker's next job. After `None`, the worker retries if there is [work](Self::has_work) all the
+    /// same.
     pub(crate) fn next_job(&mut self, now: Duration, effects: &mut Effects) -> Option<Job> {
         for _ in 0..POPS_AT_ONCE {
-            let id = self.turns.pop()?;
+            let id = self.fair_queue.pop()?;
             if let Some(entry) = self.searches.get_mut(&id) {
-                entry.place = None;
-                if let Some(retry_after) = self.accounts.is_spent(&entry.client.name, now) {
-                    self.tell(id, now, Stop::Quota(retry_after), effects);
+                entry.ticket = None;
+                if let Some(retry_after) = self.accounts.retry_after(&entry.client.name, now) {
+                    self.request_stop(id, now, Stop::Quota(retry_after), effects);
                     continue;
                 }
             }
-            let Some((front, range)) = self.take(id) else {
+            let Some((scan_id, range)) = self.next_range(id) else {
                 continue;
             };
-            let job = self.give_out(id, front, range, now);
-            // Many a search is over with its first slice; another worker's second would be in vain.
-            if self.fronts.get(&front).is_some_and(|line| line.is_tried) {
+            let job = self.start_slice(id, scan_id, range, now);
+            // Many searches end within their first slice; another worker's second one would be wasted.
+            if self.scans.get(&scan_id).is_some_and(|scan| scan.is_tried) {
                 self.queue_turn(id, false);
             }
             return Some(Job::Slice(job));
@@ -336,64 +192,64 @@ impl Scheduler {
         None
     }
 
-    /// Takes a slice back.
-    pub(crate) fn finish(&mut self, id: JobId, done: Done, now: Duration) -> Effects {
+    /// Takes a slice back, with its result.
+    pub(crate) fn finish(&mut self, id: JobId, result: SliceResult, now: Duration) -> Effects {
         let mut effects = Effects::default();
         let Some(job) = self.jobs.remove(&id) else {
             return effects;
         };
         let took = now.saturating_sub(job.began);
-        self.turns.charge(&job.client, took, SLICE_TIME);
-        let mut touched = job.holders.clone();
-        for holder in &touched {
-            if let Some(entry) = self.searches.get_mut(holder) {
-                entry.jobs.retain(|held| *held != id);
+        self.fair_queue.charge(&job.client, took, SLICE_TIME);
+        let mut touched = job.waiters.clone();
+        for waiter in &touched {
+            if let Some(entry) = self.searches.get_mut(waiter) {
+                entry.awaited.retain(|awaited| *awaited != id);
             }
         }
         let mut is_new = false;
-        if let Some(line) = self.fronts.get_mut(&job.front) {
-            line.jobs.retain(|under_way| *under_way != id);
-            // Short as its first slice is, a new search's second goes before others' too.
-            is_new = !std::mem::replace(&mut line.is_tried, true);
-            touched.extend(std::mem::take(&mut line.idle));
+        if let Some(scan) = self.scans.get_mut(&job.scan) {
+            scan.jobs.retain(|job| *job != id);
+            // A new search's first slice is so short that its second one goes before others', too.
+            is_new = !std::mem::replace(&mut scan.is_tried, true);
+            touched.extend(std::mem::take(&mut scan.idle));
             touched.push(job.search);
         }
-        touched.extend(match done {
-            Done::Tried { tried, hits } => {
-                self.count(&job, tried - job.range.start, now);
-                self.tried(&job, tried, took, hits)
+        touched.extend(match result {
+            SliceResult::Tried { tried, hits } => {
+                self.count_hashes(&job, tried - job.range.start, now);
+                self.record_tried(&job, tried, took, hits)
             }
-            Done::Panicked => self.panicked(&job, now),
+            SliceResult::Panicked => self.panicked(&job, now),
         });
         touched.sort_unstable();
         touched.dedup();
         for id in touched {
             self.settle(id, now, &mut effects);
             self.queue_turn(id, is_new && id == job.search);
-            self.forget(id);
+            self.forget_if_released(id);
         }
         effects.work = self.has_work();
         effects
     }
 
-    /// Tells a search to stop. Its cores are free once the slices that serve it have come back; without
-    /// any, at once. A search that has ended stays as it ended.
-    pub(crate) fn stop(&mut self, id: SearchId, cause: StopCause, now: Duration) -> Effects {
+    /// Stops a search. It is released once the slices in flight that serve it have come back; without any, at
+    /// once. A search that has ended keeps its outcome.
+    pub(crate) fn stop(&mut self, id: SearchId, now: Duration) -> Effects {
         let mut effects = Effects::default();
-        self.tell(id, now, Stop::Asked(cause), &mut effects);
+        self.request_stop(id, now, Stop::Asked, &mut effects);
         effects
     }
 
-    /// Stops a search whose handle is gone, and forgets it when its last worker has let go.
+    /// Stops a search whose handle was dropped, and forgets it once it is released.
     pub(crate) fn abandon(&mut self, id: SearchId, now: Duration) -> Effects {
-        let mut effects = self.stop(id, StopCause::Client, now);
+        let mut effects = self.stop(id, now);
         if let Some(entry) = self.searches.get_mut(&id) {
             entry.abandoned = true;
             effects
                 .stale
                 .extend(entry.reader.take().map(|(waker, _)| waker));
         }
-        self.forget(id);
+        self.forget_if_released(id);
         effects
     }
 
@@ -402,13 +258,13 @@ impl Scheduler {
         let mut effects = Effects::default();
         let ids: Vec<SearchId> = self.searches.keys().copied().collect();
         for id in ids {
-            self.tell(id, now, Stop::Asked(StopCause::Drain), &mut effects);
+            self.request_stop(id, now, Stop::Asked, &mut effects);
         }
         effects
     }
 
-    /// The reader's turn: candidates, when `at_least` of them are there or no more will come, then
-    /// the end. Until then `waker` is kept, to be woken once.
+    /// Returns candidates to the reader once there are `at_least` of them or no more will come, and then the end.
+    /// Until then `waker` is kept, to be woken once.
     pub(crate) fn poll(
         &mut self,
         id: SearchId,
@@ -418,18 +274,18 @@ impl Scheduler {
         let mut effects = Effects::default();
         let limit = self.accounts.limits().queue_length;
         let Some(entry) = self.searches.get_mut(&id) else {
-            // The handle is what keeps the entry, and the handle asks.
+            // Only the handle polls, and while it exists the entry is kept.
             unreachable!("search {id} was forgotten before its handle was dropped");
         };
-        if entry.may_tell(at_least, limit) {
+        if entry.is_readable(at_least, limit) {
             let was_parked = entry.queue.len() >= limit;
             let candidates = std::mem::take(&mut entry.queue).into();
             if was_parked {
-                // Others' fronts have gone on since.
-                self.changed();
+                // Other scans have advanced since.
+                self.note_change();
             }
             self.queue_turn(id, false);
-            effects.work = !self.turns.is_empty();
+            effects.work = !self.fair_queue.is_empty();
             effects.stale.push(waker);
             return (Poll::Ready(Event::Candidates(candidates)), effects);
         }
@@ -442,19 +298,19 @@ impl Scheduler {
         (Poll::Pending, effects)
     }
 
-    /// How far a search has come.
+    /// Returns the index below which every secret has been tried for a search.
     pub(crate) fn frontier(&self, id: SearchId) -> Option<Index> {
-        Some(self.searches.get(&id)?.frontier(&self.fronts))
+        Some(self.searches.get(&id)?.frontier(&self.scans))
     }
 
-    /// How a search comes on, while its handle is there.
+    /// Returns a search's progress, while its handle exists.
     pub(crate) fn progress(&self, id: SearchId) -> Option<Progress> {
         let entry = self.searches.get(&id)?;
         Some(Progress {
-            state: entry.state(self.accounts.limits().queue_length, &self.fronts),
-            frontier: entry.frontier(&self.fronts),
+            state: entry.state(self.accounts.limits().queue_length, &self.scans),
+            frontier: entry.frontier(&self.scans),
             hashes: entry.hashes,
-            tests: entry.tests(&self.fronts),
+            tests: entry.tests(&self.scans),
         })
     }
 
@@ -471,20 +327,20 @@ impl Scheduler {
             .values()
             .filter(|entry| entry.on_release.is_some())
         {
-            metrics.tests += entry.tests(&self.fronts);
-            match entry.state(limit, &self.fronts) {
+            metrics.tests += entry.tests(&self.scans);
+            match entry.state(limit, &self.scans) {
                 SearchState::Parked => metrics.parked += 1,
                 SearchState::Queued => metrics.queued += 1,
-                // Workers have yet to let go of one that has ended.
+                // One that has ended is counted while it still has slices in flight.
                 SearchState::Running | SearchState::Ended => metrics.active += 1,
             }
         }
         metrics
     }
 
-    fn changed(&mut self) {
+    fn note_change(&mut self) {
         self.changes += 1;
-        self.upkeep.is_due();
+        self.upkeep.mark_due();
     }
 
     fn new_id(&mut self) -> u64 {
@@ -492,116 +348,106 @@ impl Scheduler {
         self.next_id
     }
 
-    /// Gives a search a turn if it may want one.
+    /// Queues a search for a turn, if it needs slices.
     fn queue_turn(&mut self, id: SearchId, new: bool) {
         let limit = self.accounts.limits().queue_length;
         if let Some(entry) = self.searches.get_mut(&id)
-            && entry.goes_on(limit)
-            && entry.place.is_none()
+            && entry.is_runnable(limit)
+            && entry.ticket.is_none()
         {
-            entry.place = Some(self.turns.push(&entry.client, id, new));
+            entry.ticket = Some(self.fair_queue.push(&entry.client, id, new));
         }
     }
 
-    /// The next slice for a search whose turn it is.
-    fn take(&mut self, id: SearchId) -> Option<(FrontId, Range<Index>)> {
+    /// Finds the next range to try for a search whose turn it is, in the first of its scans that has one.
+    fn next_range(&mut self, id: SearchId) -> Option<(ScanId, Range<Index>)> {
         let limit = self.accounts.limits().queue_length;
         let entry = self
             .searches
             .get_mut(&id)
-            .filter(|entry| entry.goes_on(limit))?;
-        let frontier = entry.frontier(&self.fronts);
-        // The slice at the frontier waits for the reader alone. If it also waited for what is held
+            .filter(|entry| entry.is_runnable(limit))?;
+        let frontier = entry.frontier(&self.scans);
+        // The slice at the frontier waits only for the reader. If it also waited for the out-of-order hits
         // beyond it, the two would wait for each other.
-        let at_frontier_only = entry.queue.len() + entry.held.len() >= limit;
+        let at_frontier_only = entry.queue.len() + entry.out_of_order.len() >= limit;
         let mut index = 0;
-        while let Some(span) = self.searches[&id].spans.get(index).copied() {
+        while let Some(segment) = self.searches[&id].segments.get(index).copied() {
             index += 1;
-            let front = match span.front {
-                Some(front) => front,
-                None => self.begin_front(id, index - 1),
+            let scan_id = match segment.scan {
+                Some(scan) => scan,
+                None => self.begin_scan(id, index - 1),
             };
-            let line = self.fronts.get_mut(&front)?;
-            let start = line.front.next_start();
-            if start
-                .is_some_and(|start| start < span.end && (start <= frontier || !at_frontier_only))
-            {
-                let (end, _) = line.followers.last()?;
-                if let Some(range) = line.front.take(line.length, *end) {
-                    return Some((front, range));
+            let scan = self.scans.get_mut(&scan_id)?;
+            let start = scan.ledger.next_start();
+            if start.is_some_and(|start| {
+                start < segment.end && (start <= frontier || !at_frontier_only)
+            }) {
+                let (end, _) = scan.followers.last()?;
+                if let Some(range) = scan.ledger.take(scan.length, *end) {
+                    return Some((scan_id, range));
                 }
             }
-            // Whatever it waits for here comes with a slice that is under way.
-            line.idle.insert(id);
+            // A slice in flight will bring what it waits for here.
+            scan.idle.insert(id);
         }
         None
     }
 
-    /// Makes a front for a span that has none.
-    fn begin_front(&mut self, id: SearchId, span: usize) -> FrontId {
-        let front = self.new_id();
+    /// Starts a scan for a segment that has none. A search's first scan takes the matcher that it was submitted
+    /// with. For a later one, a worker plans the filter again, outside of the lock.
+    fn begin_scan(&mut self, id: SearchId, segment: usize) -> ScanId {
+        let scan_id = self.new_id();
         let Some(entry) = self.searches.get_mut(&id) else {
-            return front;
+            return scan_id;
         };
-        let span = &mut entry.spans[span];
-        span.front = Some(front);
-        let line = Line {
-            front: Front::new(span.from),
-            followers: BTreeSet::from([(span.end, id)]),
-            held: BTreeSet::new(),
-            set: Arc::new(Set::new(vec![Arc::clone(&entry.query)], vec![id])),
-            cost: entry.cost,
-            at_most: usize::MAX,
-            length: at_cost(FIRST_SLICE, entry.cost),
-            is_tried: false,
-            jobs: Vec::new(),
-            idle: BTreeSet::new(),
-            seen: 0,
-            stop: Arc::new(AtomicBool::new(false)),
-        };
-        self.fronts.insert(front, Box::new(line));
-        self.upkeep.is_due();
-        front
+        let group = Group::alone(Arc::clone(&entry.query), id, entry.matcher.take());
+        let segment = &mut entry.segments[segment];
+        segment.scan = Some(scan_id);
+        let scan = Scan::new(id, segment.from, segment.end, group, entry.cost);
+        self.scans.insert(scan_id, Box::new(scan));
+        self.upkeep.mark_due();
+        scan_id
     }
 
-    fn give_out(
+    fn start_slice(
         &mut self,
         search: SearchId,
-        front: FrontId,
+        scan_id: ScanId,
         range: Range<Index>,
         now: Duration,
     ) -> Slice {
         let id = self.new_id();
-        let (entry, line) = (&self.searches[&search], &self.fronts[&front]);
-        // Corrected when it is known how long the slice took.
-        self.turns.charge(&entry.client, SLICE_TIME, Duration::ZERO);
-        let alone = line.set.len() == 1 && !entry.query.reports_candidates();
+        let (entry, scan) = (&self.searches[&search], &self.scans[&scan_id]);
+        // In advance; refunded when the slice comes back.
+        self.fair_queue
+            .charge(&entry.client, SLICE_TIME, Duration::ZERO);
+        let alone = scan.group.len() == 1 && !entry.query.reports_candidates();
         let slice = Slice {
             id,
             range: range.clone(),
-            set: Arc::clone(&line.set),
-            // Alone, the first hit is the answer.
+            group: Arc::clone(&scan.group),
+            // The first hit of a search alone is the answer.
             hit_limit: if alone { 1 } else { HITS_PER_SLICE },
-            stop: Arc::clone(&line.stop),
+            stop: Arc::clone(&scan.stop),
         };
         let job = InFlight {
-            front,
+            scan: scan_id,
             search,
             client: entry.client.clone(),
             range,
-            set: Arc::clone(&line.set),
+            group: Arc::clone(&scan.group),
             began: now,
-            holders: Vec::new(),
+            waiters: Vec::new(),
         };
         self.jobs.insert(id, job);
-        if let Some(line) = self.fronts.get_mut(&front) {
-            line.jobs.push(id);
+        if let Some(scan) = self.scans.get_mut(&scan_id) {
+            scan.jobs.push(id);
         }
         slice
     }
 
-    /// Counts what was hashed, for whom it was.
-    fn count(&mut self, job: &InFlight, hashes: u64, now: Duration) {
+    /// Counts hashes, for the search whose turn it was and its client.
+    fn count_hashes(&mut self, job: &InFlight, hashes: u64, now: Duration) {
         self.accounts
             .spend(&job.client.name, hashes, now.saturating_sub(job.began), now);
         self.totals.hashes += hashes;
@@ -611,8 +457,9 @@ impl Scheduler {
         }
     }
 
-    /// Draws the consequences of a slice that was tried: for its front, and for whoever had hits.
-    fn tried(
+    /// Records a slice that was tried, in its scan and for the searches that have hits. Returns the searches to
+    /// settle.
+    fn record_tried(
         &mut self,
         job: &InFlight,
         tried: Index,
@@ -628,7 +475,7 @@ impl Scheduler {
             window,
         } in hits
         {
-            let Some((id, name)) = job.set.owner(number) else {
+            let Some((id, name)) = job.group.owner(number) else {
                 continue;
             };
             let candidate = Candidate {
@@ -640,78 +487,78 @@ impl Scheduler {
             let Some(entry) = self.searches.get_mut(&id) else {
                 continue;
             };
-            // It may have left the front, or come to it behind this.
-            let wants = |span: &Span| {
-                span.front == Some(job.front) && (span.from..span.end).contains(&index)
+            // The search may have left the scan, or joined it beyond this index.
+            let wants = |segment: &Segment| {
+                segment.scan == Some(job.scan) && (segment.from..segment.end).contains(&index)
             };
-            if !entry.spans.iter().any(wants) {
+            if !entry.segments.iter().any(wants) {
                 continue;
             }
-            // A secret may be near several of a search's names, and is told once.
+            // A secret may be near several of a search's names, but is reported once.
             let at_ideal = entry.ideal.filter(|ideal| ideal.index == index);
-            let known = at_ideal.or_else(|| entry.held.get(&index).copied());
+            let known = at_ideal.or_else(|| entry.out_of_order.get(&index).copied());
             let is_nearest = known.is_none_or(|known| candidate.nearness() < known.nearness());
             if entry.query.is_ideal(candidate.distance) {
                 if is_nearest {
-                    entry.held.remove(&index);
+                    entry.out_of_order.remove(&index);
                     entry.ideal = Some(candidate);
-                    self.end_at(id, index + 1);
+                    self.truncate(id, index + 1);
                 }
                 touched.push(id);
             } else if at_ideal.is_none() && entry.query.is_interesting(candidate.distance) {
-                // One that is known may have been found by another front, which is gone.
+                // A known hit may have been found by another scan, which is gone.
                 if is_nearest {
-                    entry.held.insert(index, candidate);
+                    entry.out_of_order.insert(index, candidate);
                 }
-                let too_many = entry.held.len() > limit + HITS_PER_SLICE;
-                if let Some(line) = self.fronts.get_mut(&job.front) {
-                    line.held.insert((index, id));
+                let too_many = entry.out_of_order.len() > limit + HITS_PER_SLICE;
+                if let Some(scan) = self.scans.get_mut(&job.scan) {
+                    scan.out_of_order.insert((index, id));
                 }
                 if too_many {
-                    self.fall_back(id);
+                    self.discard_ahead(id);
                 }
             }
         }
-        let Some(line) = self.fronts.get_mut(&job.front) else {
+        let Some(scan) = self.scans.get_mut(&job.scan) else {
             return touched;
         };
-        if Arc::ptr_eq(&line.set, &job.set) {
-            line.adapt(&job.range, tried, took);
+        if Arc::ptr_eq(&scan.group, &job.group) {
+            scan.adapt(&job.range, tried, took);
         }
-        let before = line.front.done();
-        line.front.finish(job.range.clone(), tried);
-        let done = line.front.done();
-        // Those that have just come to where they leave it. A search that has not come to this span yet
-        // finds out when it does.
-        let arrived = line
+        let before = scan.ledger.done();
+        scan.ledger.finish(job.range.clone(), tried);
+        let done = scan.ledger.done();
+        // Followers that the scan has just brought to where they leave it. A search whose frontier is in an
+        // earlier segment settles later.
+        let arrived = scan
             .followers
             .range((before, SearchId::MAX)..=(done, SearchId::MAX));
         touched.extend(arrived.map(|(_, id)| *id));
-        while let Some((index, id)) = line.held.first().copied()
+        while let Some((index, id)) = scan.out_of_order.first().copied()
             && index < done
         {
-            line.held.pop_first();
+            scan.out_of_order.pop_first();
             touched.push(id);
         }
         touched
     }
 
-    /// What a panic leaves: the search that was alone in the slice fails; searches that shared it go on
-    /// alone, and whoever it was is found out.
+    /// Handles a panic: a search that was alone in the slice fails. Searches that shared it try it again, each
+    /// alone, so that only the one that caused the panic fails.
     fn panicked(&mut self, job: &InFlight, now: Duration) -> Vec<SearchId> {
-        let Some(line) = self.fronts.get_mut(&job.front) else {
+        let Some(scan) = self.scans.get_mut(&job.scan) else {
             return Vec::new();
         };
-        line.front.finish(job.range.clone(), job.range.start);
-        if let [alone] = job.set.members() {
-            self.hold(*alone);
+        scan.ledger.finish(job.range.clone(), job.range.start);
+        if let [alone] = job.group.members() {
+            self.await_slices(*alone);
             let entry = self.searches.get_mut(alone);
             if let Some(entry) = entry.filter(|entry| entry.outcome.is_none()) {
                 entry.stopped.get_or_insert((now, Stop::Panicked));
             }
             return vec![*alone];
         }
-        let followers: Vec<SearchId> = line.followers.iter().map(|(_, id)| *id).collect();
+        let followers: Vec<SearchId> = scan.followers.iter().map(|(_, id)| *id).collect();
         for &id in &followers {
             if let Some(entry) = self.searches.get_mut(&id) {
                 entry.alone_until = job.range.end;
@@ -721,117 +568,114 @@ impl Scheduler {
         followers
     }
 
-    fn tell(&mut self, id: SearchId, now: Duration, why: Stop, effects: &mut Effects) {
-        self.hold(id);
+    /// Stops a search for a reason, unless it has ended or was stopped before.
+    fn request_stop(&mut self, id: SearchId, now: Duration, why: Stop, effects: &mut Effects) {
+        self.await_slices(id);
         if let Some(entry) = self.searches.get_mut(&id)
             && entry.outcome.is_none()
             && entry.stopped.is_none()
         {
             entry.stopped = Some((now, why));
-            if let Some(place) = entry.place.take() {
-                self.turns.remove(&entry.client, place);
+            if let Some(ticket) = entry.ticket.take() {
+                self.fair_queue.remove(&entry.client, ticket);
             }
-            for front in entry.spans.iter().filter_map(|span| span.front) {
-                // What was given out for it alone, and may not have begun.
-                if let Some(line) = self
-                    .fronts
-                    .get(&front)
-                    .filter(|line| line.followers.len() == 1)
-                {
-                    line.stop.store(true, Ordering::Relaxed);
+            for scan in entry.scans().filter_map(|scan| self.scans.get(&scan)) {
+                // Slices for this search alone that have not begun.
+                if scan.followers.len() == 1 {
+                    scan.stop();
                 }
             }
         }
         self.settle(id, now, effects);
     }
 
-    /// Makes a search wait for the slices under way that serve it. One that was told to stop waits for
-    /// those that were under way then, and for no others.
-    fn hold(&mut self, id: SearchId) {
+    /// Makes a search await the slices in flight that serve it. A stopped search awaits only those that were in
+    /// flight when it was stopped.
+    fn await_slices(&mut self, id: SearchId) {
         let entry = self.searches.get_mut(&id);
         let Some(entry) = entry.filter(|entry| entry.stopped.is_none()) else {
             return;
         };
-        for front in entry.spans.iter().filter_map(|span| span.front) {
-            let Some(line) = self.fronts.get(&front) else {
+        for scan in entry.segments.iter().filter_map(|segment| segment.scan) {
+            let Some(scan) = self.scans.get(&scan) else {
                 continue;
             };
-            for job in &line.jobs {
-                if !entry.jobs.contains(job)
-                    && let Some(under_way) = self.jobs.get_mut(job)
+            for job in &scan.jobs {
+                if !entry.awaited.contains(job)
+                    && let Some(in_flight) = self.jobs.get_mut(job)
                 {
-                    entry.jobs.push(*job);
-                    under_way.holders.push(id);
+                    entry.awaited.push(*job);
+                    in_flight.waiters.push(id);
                 }
             }
         }
     }
 
-    /// Takes a search off a front.
-    fn leave(&mut self, id: SearchId, span: Span) {
-        let Some(front) = span.front else { return };
-        let Some(line) = self.fronts.get_mut(&front) else {
+    /// Makes a search leave the scan of a segment, and removes the scan with its last follower.
+    fn leave(&mut self, id: SearchId, segment: Segment) {
+        let Some(scan_id) = segment.scan else { return };
+        let Some(scan) = self.scans.get_mut(&scan_id) else {
             return;
         };
-        line.followers.remove(&(span.end, id));
-        if line.is_mostly_gone() {
-            // Its filter looks for too many that nobody looks for any more.
-            line.seen = 0;
-            self.upkeep.is_due();
+        scan.followers.remove(&(segment.end, id));
+        if scan.is_mostly_gone() {
+            // Most names that its matcher has are not needed any more.
+            scan.checked_at = 0;
+            self.upkeep.mark_due();
         }
-        if line.followers.is_empty() {
-            line.stop.store(true, Ordering::Relaxed);
-            self.fronts.remove(&front);
+        if scan.followers.is_empty() {
+            scan.stop();
+            self.scans.remove(&scan_id);
         }
     }
 
-    /// Takes a search off all fronts, with what it has covered.
+    /// Makes a search leave all its scans. It keeps what they have covered.
     fn detach(&mut self, id: SearchId) {
-        self.hold(id);
+        self.await_slices(id);
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
-        let spans = entry.spans.clone();
-        for span in &mut entry.spans {
-            span.from = span.progress(&self.fronts);
-            span.front = None;
+        let segments = entry.segments.clone();
+        for segment in &mut entry.segments {
+            segment.from = segment.progress(&self.scans);
+            segment.scan = None;
         }
-        entry.spans.retain(|span| span.from < span.end);
-        for span in spans {
-            self.leave(id, span);
+        entry.segments.retain(|segment| segment.from < segment.end);
+        for segment in segments {
+            self.leave(id, segment);
         }
     }
 
-    /// Forgets what a search has covered beyond its first span, and the hits there; if that is not enough,
-    /// what it has covered beyond its frontier.
-    fn fall_back(&mut self, id: SearchId) {
-        self.hold(id);
+    /// Discards what a search has covered beyond its first segment, and the hits there; if too many hits are left,
+    /// also what it has covered beyond its frontier.
+    fn discard_ahead(&mut self, id: SearchId) {
+        self.await_slices(id);
         let limit = self.accounts.limits().queue_length;
         let before = self.tests(id);
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
-        let beyond = entry.spans.split_off(1);
-        if let Some(first) = entry.spans.first().copied()
+        let beyond = entry.segments.split_off(1);
+        if let Some(first) = entry.segments.first().copied()
             && first.end < entry.end
         {
-            entry.held.split_off(&first.end);
-            entry.spans.push(Span {
+            entry.out_of_order.split_off(&first.end);
+            entry.segments.push(Segment {
                 from: first.end,
                 end: entry.end,
-                front: None,
+                scan: None,
             });
         }
-        let is_enough = entry.held.len() <= limit;
-        for span in beyond {
-            self.leave(id, span);
+        let is_enough = entry.out_of_order.len() <= limit;
+        for segment in beyond {
+            self.leave(id, segment);
         }
         if !is_enough {
             self.detach(id);
             if let Some(entry) = self.searches.get_mut(&id)
-                && let Some(first) = entry.spans.first()
+                && let Some(first) = entry.segments.first()
             {
-                entry.held.split_off(&first.from);
+                entry.out_of_order.split_off(&first.from);
             }
         }
         self.totals.in_vain += before - self.tests(id);
@@ -839,59 +683,60 @@ impl Scheduler {
 
     fn tests(&self, id: SearchId) -> u64 {
         let entry = self.searches.get(&id);
-        entry.map_or(0, |entry| entry.tests(&self.fronts))
+        entry.map_or(0, |entry| entry.tests(&self.scans))
     }
 
-    /// Forgets everything from `end` on.
-    fn end_at(&mut self, id: SearchId, end: Index) {
-        self.hold(id);
+    /// Ends a search's range at `end`, and discards everything from there on.
+    fn truncate(&mut self, id: SearchId, end: Index) {
+        self.await_slices(id);
         let before = self.tests(id);
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
         entry.end = end;
-        entry.held.split_off(&end);
-        let kept = entry.spans.partition_point(|span| span.from < end);
-        let mut left = entry.spans.split_off(kept);
-        if let Some(last) = entry.spans.last_mut()
+        entry.out_of_order.split_off(&end);
+        let kept = entry.segments.partition_point(|segment| segment.from < end);
+        let mut left = entry.segments.split_off(kept);
+        if let Some(last) = entry.segments.last_mut()
             && end < last.end
         {
             left.push(*last);
             last.end = end;
-            let line = last.front.and_then(|front| self.fronts.get_mut(&front));
-            if let Some(line) = line {
-                line.followers.insert((end, id));
+            let scan = last.scan.and_then(|scan| self.scans.get_mut(&scan));
+            if let Some(scan) = scan {
+                scan.followers.insert((end, id));
             }
         }
-        for span in left {
-            self.leave(id, span);
+        for segment in left {
+            self.leave(id, segment);
         }
         self.totals.in_vain += before - self.tests(id);
     }
 
-    /// Draws the consequences of whatever has just happened to a search.
+    /// Brings a search up to date after any change: its frontier, its queue, its outcome, its release, and its
+    /// reader.
     fn settle(&mut self, id: SearchId, now: Duration, effects: &mut Effects) {
         let limit = self.accounts.limits().queue_length;
         while let Some(entry) = self.searches.get_mut(&id)
-            && let Some(span) = entry.spans.first().copied()
-            && span.end <= span.progress(&self.fronts)
+            && let Some(segment) = entry.segments.first().copied()
+            && segment.end <= segment.progress(&self.scans)
         {
-            let had_most = entry.spans.len() == MAX_SPANS;
-            entry.spans.remove(0);
-            self.leave(id, span);
+            let had_most = entry.segments.len() == MAX_SEGMENTS;
+            entry.segments.remove(0);
+            self.leave(id, segment);
             if had_most {
-                self.changed();
+                self.note_change();
             }
         }
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
-        let frontier = entry.frontier(&self.fronts);
+        let frontier = entry.frontier(&self.scans);
         let is_cleared = (1..=frontier).contains(&entry.alone_until);
         if is_cleared {
             entry.alone_until = 0;
         }
-        while let Some(first) = entry.held.first_entry()
+        while let Some(first) = entry.out_of_order.first_entry()
             && *first.key() < frontier
         {
             entry.queue.push_back(first.remove());
@@ -899,34 +744,35 @@ impl Scheduler {
         if entry.outcome.is_none() {
             if let Some(outcome) = entry.conclude(frontier) {
                 self.totals.ended.count(&outcome);
-                entry.tested = entry.tests(&self.fronts);
+                entry.tested = entry.tests(&self.scans);
                 entry.outcome = Some(outcome);
-                // Nothing beyond is ever told.
+                effects.stale_matchers.extend(entry.matcher.take());
+                // Nothing beyond is ever reported.
                 entry.end = frontier;
-                entry.held.clear();
-                if let Some(place) = entry.place.take() {
-                    self.turns.remove(&entry.client, place);
+                entry.out_of_order.clear();
+                if let Some(ticket) = entry.ticket.take() {
+                    self.fair_queue.remove(&entry.client, ticket);
                 }
-                self.hold(id);
-                let spans = self
+                self.await_slices(id);
+                let segments = self
                     .searches
                     .get_mut(&id)
-                    .map(|entry| std::mem::take(&mut entry.spans));
-                for span in spans.unwrap_or_default() {
-                    self.leave(id, span);
+                    .map(|entry| std::mem::take(&mut entry.segments));
+                for segment in segments.unwrap_or_default() {
+                    self.leave(id, segment);
                 }
             } else if entry.queue.len() >= limit {
                 self.detach(id);
             }
         }
         if is_cleared {
-            self.changed();
+            self.note_change();
         }
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
         if let Some(outcome) = &entry.outcome
-            && entry.jobs.is_empty()
+            && entry.awaited.is_empty()
             && let Some(release) = entry.on_release.take()
         {
             let stopped = entry.stopped.map(|(when, _)| now.saturating_sub(when));
@@ -946,140 +792,22 @@ impl Scheduler {
             effects.released.push((release, report));
         }
         let at_least = entry.reader.as_ref().map(|(_, at_least)| *at_least);
-        let tells = |at_least| entry.outcome.is_some() || entry.may_tell(at_least, limit);
-        if at_least.is_some_and(tells) {
+        let is_ready = |at_least| entry.outcome.is_some() || entry.is_readable(at_least, limit);
+        if at_least.is_some_and(is_ready) {
             effects
                 .wake
                 .extend(entry.reader.take().map(|(waker, _)| waker));
         }
     }
 
-    fn forget(&mut self, id: SearchId) {
+    /// Removes a search that was released and whose handle was dropped.
+    fn forget_if_released(&mut self, id: SearchId) {
         if let Some(entry) = self.searches.get(&id)
             && entry.abandoned
             && entry.on_release.is_none()
         {
             self.searches.remove(&id);
         }
-    }
-}
-
-impl Span {
-    /// Everything from the span's beginning up to here is covered.
-    fn progress(&self, fronts: &Fronts) -> Index {
-        let line = self.front.and_then(|front| fronts.get(&front));
-        line.map_or(self.from, |line| {
-            line.front.done().clamp(self.from, self.end)
-        })
-    }
-}
-
-impl Line {
-    /// Whether more than half of those whom its filter is for have left.
-    fn is_mostly_gone(&self) -> bool {
-        self.set.len() > 2 * self.followers.len()
-    }
-
-    /// Whether its slices are not tried any more.
-    fn is_stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    /// Sizes the next slice from how long this one took.
-    fn adapt(&mut self, slice: &Range<Index>, tried: Index, took: Duration) {
-        let count = tried - slice.start;
-        let length = self.length;
-        self.length = if tried < slice.end {
-            // So dense are the hits that a longer slice only comes back sooner.
-            count
-        } else {
-            let took = took.as_nanos().max(1);
-            let wanted = u128::from(count) * SLICE_TIME.as_nanos() / took;
-            // Shorter by a factor of two at a time: one slice during which the system had something
-            // else to do says little. Longer at once: none can have been faster than it is.
-            u64::try_from(wanted).unwrap_or(MAX_SLICE).max(length / 2)
-        }
-        .clamp(at_cost(MIN_SLICE, self.cost), MAX_SLICE);
-    }
-}
-
-/// How many secrets at a cost take as long as so many at a fast kernel's hash each; at least one.
-fn at_cost(hashes: u64, cost: f64) -> u64 {
-    ((hashes as f64 / cost) as u64).clamp(1, hashes)
-}
-
-impl Entry {
-    /// How often it hits, or more than can be shared.
-    fn rate(&self) -> f64 {
-        if self.alone_until == 0 {
-            self.rate
-        } else {
-            f64::INFINITY
-        }
-    }
-
-    fn goes_on(&self, limit: usize) -> bool {
-        self.outcome.is_none() && self.stopped.is_none() && self.queue.len() < limit
-    }
-
-    fn state(&self, limit: usize, fronts: &Fronts) -> SearchState {
-        let mut lines = self
-            .spans
-            .iter()
-            .filter_map(|span| fronts.get(&span.front?));
-        if self.outcome.is_some() {
-            SearchState::Ended
-        } else if self.queue.len() >= limit {
-            SearchState::Parked
-        } else if !self.jobs.is_empty() || lines.any(|line| !line.jobs.is_empty()) {
-            SearchState::Running
-        } else {
-            SearchState::Queued
-        }
-    }
-
-    fn frontier(&self, fronts: &Fronts) -> Index {
-        let first = self.spans.first();
-        first.map_or(self.end, |span| span.progress(fronts))
-    }
-
-    /// How many secrets were tested for it.
-    fn tests(&self, fronts: &Fronts) -> u64 {
-        if self.outcome.is_some() {
-            return self.tested;
-        }
-        let left = self
-            .spans
-            .iter()
-            .map(|span| span.end - span.progress(fronts));
-        self.end - self.query.range().start - left.sum::<u64>()
-    }
-
-    fn may_tell(&self, at_least: usize, limit: usize) -> bool {
-        let queued = self.queue.len();
-        queued > 0 && (queued >= at_least.min(limit) || self.outcome.is_some())
-    }
-
-    /// How the search has ended, if it has.
-    fn conclude(&self, frontier: Index) -> Option<Outcome> {
-        let cursor = || Cursor::new(&self.query, frontier);
-        if frontier >= self.end {
-            let at_end = || Outcome::in_vain(&self.query, self.end);
-            return Some(self.ideal.map_or_else(at_end, Outcome::Ideal));
-        }
-        let (_, why) = self.stopped?;
-        // What the workers still bring back belongs to the frontier that the cursor tells.
-        self.jobs.is_empty().then(|| match why {
-            Stop::Asked(cause) => Outcome::Cancelled {
-                cause,
-                cursor: cursor(),
-            },
-            Stop::Quota(retry_after) => Outcome::QuotaSpent {
-                cursor: cursor(),
-                retry_after,
-            },
-            Stop::Panicked => Outcome::Failed(cursor()),
-        })
     }
 }
 

@@ -6,7 +6,6 @@ use data_encoding::{BASE32, BASE64, BASE64URL, HEXLOWER};
 
 /// How a secret is hashed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Algorithm {
     /// SHA-1, 160 bits (FIPS 180-4).
     #[default]
@@ -52,7 +51,6 @@ impl fmt::Display for Algorithm {
 
 /// How a digest is written. All but hexadecimal are those of RFC 4648, with their padding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Encoding {
     /// Base64: letters, digits, `+`, `/` and the padding `=`.
     #[default]
@@ -143,7 +141,6 @@ impl fmt::Display for Encoding {
 
 /// Where in a hashed name the desired one has to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Anchor {
     /// In any window of its length.
     #[default]

@@ -1,5 +1,5 @@
 //! Every order in which the engine's threads can run, with at most two preemptions: nothing is lost,
-//! nothing released twice, nobody sleeps while there is work.
+//! nothing released twice, no worker sleeps while there is work.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p hashfinder-search --test loom --release`
 
@@ -16,7 +16,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Backend, Client, Distance, Engine, Event, Found, Index, Outcome, Query, Sought, StopCause,
+    Backend, Client, Distance, Engine, Event, Found, Index, Matcher, Outcome, Query,
 };
 
 /// Finds nothing, at once.
@@ -25,11 +25,11 @@ struct Nothing {
 }
 
 impl Backend for Nothing {
-    fn scan(&self, slice: Range<Index>, _: &Sought, _: usize, _: &mut Vec<Found>) -> Index {
+    fn scan(&self, slice: Range<Index>, _: &Matcher, _: usize, _: &mut Vec<Found>) -> Index {
         slice.end
     }
 
-    fn is_at_hand(&self, _: &Sought) -> bool {
+    fn is_at_hand(&self, _: &Matcher) -> bool {
         self.is_at_hand
     }
 }
@@ -67,14 +67,14 @@ fn run(workers: usize, is_at_hand: bool, stop: bool) {
         })
         .unwrap();
     if stop {
-        search.stopper().stop(StopCause::Client);
+        search.stopper().stop();
     }
     let Event::Ended(outcome) = search.blocking_next() else {
         panic!("it has no candidates");
     };
     match outcome {
         Outcome::BudgetSpent(cursor) => assert_eq!(cursor.frontier(), 1500),
-        Outcome::Cancelled { cursor, .. } => assert!(stop && cursor.frontier() <= 1500),
+        Outcome::Stopped(cursor) => assert!(stop && cursor.frontier() <= 1500),
         other => panic!("{other:?}"),
     }
     drop(search);
@@ -93,7 +93,7 @@ fn two_workers_share_a_search() {
 }
 
 #[test]
-fn whoever_begins_it_tries_its_first_slice() {
+fn the_calling_thread_tries_the_first_slice() {
     model(|| run(1, true, false));
 }
 
@@ -114,7 +114,7 @@ fn a_stop_from_another_thread_is_never_lost() {
         };
         let mut search = engine.search(Client::default(), query(), released).unwrap();
         let stopper = search.stopper();
-        let other = loom::thread::spawn(move || stopper.stop(StopCause::Operator));
+        let other = loom::thread::spawn(move || stopper.stop());
         assert!(matches!(search.blocking_next(), Event::Ended(_)));
         other.join().unwrap();
         drop(search);
@@ -123,7 +123,7 @@ fn a_stop_from_another_thread_is_never_lost() {
     });
 }
 
-/// The clock goes on, so that the worker also brings the two together.
+/// The clock advances, so that the worker also brings the two together.
 #[test]
 fn two_searches_share_and_one_leaves() {
     let shared = Arc::new(AtomicUsize::new(0));

@@ -13,8 +13,8 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
     Algorithm, Alphabet, Anchor, Backend, Candidate, Client, Cursor, DesiredName, Distance,
-    Encoding, Engine, Event, Found, Index, Kernel, Keyspace, Outcome, Query, Report, Search,
-    Sought, Spelling, StopCause,
+    Encoding, Engine, Event, Found, Index, Kernel, Keyspace, Matcher, Outcome, Query, Report,
+    Search, Spelling,
 };
 use proptest::prelude::*;
 use sha1::Digest;
@@ -37,16 +37,16 @@ fn engines() -> &'static [Engine] {
     })
 }
 
-/// Everything a search tells.
+/// Everything that a search reports.
 fn run(search: &mut Search) -> (Vec<Candidate>, Outcome) {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     loop {
         match search.blocking_next() {
             Event::Candidates(candidates) => {
                 assert!(!candidates.is_empty());
-                told.extend(candidates);
+                reported.extend(candidates);
             }
-            Event::Ended(outcome) => return (told, outcome),
+            Event::Ended(outcome) => return (reported, outcome),
         }
     }
 }
@@ -90,7 +90,7 @@ fn oracle(
     start: u64,
     budget: u64,
 ) -> (Vec<Candidate>, Oracle) {
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     let mut secret = Keyspace::default().secret(start);
     for index in start..start + budget {
         let (distance, window) = oracle_distance(&secret, name);
@@ -101,14 +101,14 @@ fn oracle(
             window,
         };
         if distance <= ideal {
-            return (told, Oracle::Ideal(candidate));
+            return (reported, Oracle::Ideal(candidate));
         }
         if distance < interesting {
-            told.push(candidate);
+            reported.push(candidate);
         }
         increment(&mut secret);
     }
-    (told, Oracle::BudgetSpent)
+    (reported, Oracle::BudgetSpent)
 }
 
 proptest! {
@@ -138,8 +138,8 @@ proptest! {
             Oracle::BudgetSpent => Outcome::BudgetSpent(Cursor::new(&whole, start + budget)),
         };
         for engine in engines() {
-            let (told, outcome) = run(&mut engine.search(Client::default(), query.clone(), |_| ()).unwrap());
-            prop_assert_eq!(&told, &expected, "{} workers", engine.workers());
+            let (reported, outcome) = run(&mut engine.search(Client::default(), query.clone(), |_| ()).unwrap());
+            prop_assert_eq!(&reported, &expected, "{} workers", engine.workers());
             prop_assert_eq!(&outcome, &expected_outcome, "{} workers", engine.workers());
         }
     }
@@ -157,7 +157,7 @@ proptest! {
         let budget = 40_000;
         let (expected, end) = oracle(&name, 0, interesting, 0, budget);
         let engine = &engines()[1];
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let mut next = query;
         let mut stops = stops.into_iter();
         let outcome = loop {
@@ -166,22 +166,22 @@ proptest! {
             if let Some(batches) = stops.next() {
                 for _ in 0..batches {
                     if let Event::Candidates(more) = search.blocking_next() {
-                        told.extend(more);
+                        reported.extend(more);
                     }
                 }
-                search.stopper().stop(StopCause::Client);
+                search.stopper().stop();
             }
             let (more, outcome) = run(&mut search);
-            told.extend(more);
+            reported.extend(more);
             match outcome {
                 // The text is what people carry from one to the next.
-                Outcome::Cancelled { cursor, .. } => {
+                Outcome::Stopped(cursor) => {
                     next = cursor.to_string().parse::<Cursor>().unwrap().query();
                 }
                 outcome => break outcome,
             }
         };
-        prop_assert_eq!(told, expected);
+        prop_assert_eq!(reported, expected);
         match (outcome, end) {
             (Outcome::Ideal(found), Oracle::Ideal(candidate)) => prop_assert_eq!(found, candidate),
             (Outcome::BudgetSpent(cursor), Oracle::BudgetSpent) => {
@@ -223,7 +223,6 @@ impl Asked {
             Algorithm::Sha256 => sha2::Sha256::digest(secret).to_vec(),
             Algorithm::Sha512 => sha2::Sha512::digest(secret).to_vec(),
             Algorithm::Blake3 => blake3::hash(secret).as_bytes().to_vec(),
-            other => panic!("{other} is new"),
         };
         match self.spelling.encoding {
             Encoding::Base64 => BASE64_STANDARD.encode(digest),
@@ -243,7 +242,6 @@ impl Asked {
                 let length = digits.len().next_multiple_of(8);
                 format!("{digits:=<length$}")
             }
-            other => panic!("{other} is new"),
         }
     }
 
@@ -265,7 +263,6 @@ impl Asked {
                 Anchor::Anywhere => 0..=last,
                 Anchor::Prefix => 0..=0,
                 Anchor::Suffix => last..=last,
-                other => panic!("{other} is new"),
             };
             let hashed = &hashed;
             windows.map(move |window| {
@@ -276,11 +273,11 @@ impl Asked {
         each.min().unwrap()
     }
 
-    /// One secret after another, counted on plain vectors; what is told and how it ends.
+    /// One secret after another, counted on plain vectors; what is reported, and how it ends.
     fn answer(&self) -> (Vec<Candidate>, Outcome) {
         let query = self.query().unwrap();
         let mut searched = Vec::new();
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         for index in 0..self.start + self.budget {
             if index >= self.start {
                 let digits = searched.iter().map(|digit: &usize| self.alphabet[*digit]);
@@ -294,10 +291,10 @@ impl Asked {
                     window,
                 };
                 if distance <= self.ideal {
-                    return (told, Outcome::Ideal(candidate));
+                    return (reported, Outcome::Ideal(candidate));
                 }
                 if distance < self.interesting {
-                    told.push(candidate);
+                    reported.push(candidate);
                 }
             }
             // The next one.
@@ -309,11 +306,11 @@ impl Asked {
                 searched.insert(0, 0);
             }
             if searched.len() > 64 {
-                return (told, Outcome::Exhausted);
+                return (reported, Outcome::Exhausted);
             }
         }
         let cursor = Cursor::new(&query, self.start + self.budget);
-        (told, Outcome::BudgetSpent(cursor))
+        (reported, Outcome::BudgetSpent(cursor))
     }
 }
 
@@ -406,9 +403,9 @@ proptest! {
         };
         let mut searches: Vec<Search> = asked.iter().map(begin).collect();
         for (asked, search) in asked.iter().zip(&mut searches) {
-            let (told, outcome) = run(search);
+            let (reported, outcome) = run(search);
             let expected = asked.answer();
-            prop_assert_eq!(&told, &expected.0, "{:?}", asked);
+            prop_assert_eq!(&reported, &expected.0, "{:?}", asked);
             prop_assert_eq!(&outcome, &expected.1, "{:?}", asked);
             if let Outcome::Ideal(found) = outcome {
                 let query = asked.query().unwrap();
@@ -459,7 +456,7 @@ fn cursors_that_were_written_down() {
 
 /// Searches with several names each, which go on together for long enough to share.
 #[test]
-fn the_names_of_searches_that_share_are_told_apart() {
+fn hits_of_searches_that_share_reach_the_right_search() {
     let letters = |number: u32| -> String {
         let letter = |place: u32| char::from(b'a' + (number * 7919 / 26_u32.pow(place) % 26) as u8);
         (0..5).map(letter).collect()
@@ -556,10 +553,10 @@ fn the_farthest_secrets_are_interesting_too() {
         assert_eq!(expected.len() == 1000, interesting > 28);
         let query = query.clone().interesting(Distance::from(interesting));
         let query = query.hash_budget(NonZeroU64::new(1000).unwrap());
-        let (told, _) = run(&mut engines()[1]
+        let (reported, _) = run(&mut engines()[1]
             .search(Client::default(), query, |_| ())
             .unwrap());
-        assert_eq!(told, expected);
+        assert_eq!(reported, expected);
     }
 }
 
@@ -584,10 +581,7 @@ fn a_dropped_search_is_released() {
         }
         drop(search);
         let report = report.recv().unwrap();
-        assert!(
-            matches!(report.outcome, Outcome::Cancelled { .. }),
-            "{report:?}"
-        );
+        assert!(matches!(report.outcome, Outcome::Stopped(_)), "{report:?}");
         assert!(report.stop_latency.is_some());
     }
 }
@@ -598,24 +592,24 @@ fn dropping_the_engine_stops_every_search_and_their_handles_say_so() {
     let mut searches: Vec<_> = (0..100).map(|_| released(&engine, hard())).collect();
     drop(engine);
     for (search, report) in &mut searches {
-        assert!(matches!(run(search).1, Outcome::Cancelled { .. }));
+        assert!(matches!(run(search).1, Outcome::Stopped(_)));
         assert!(report.recv().is_ok());
     }
 }
 
-/// Panics where a given index is tried, to see who else is hurt.
+/// Panics where a given index is tried, to see which searches are affected.
 struct PanicsAt(Index);
 
 impl Backend for PanicsAt {
     fn scan(
         &self,
         slice: std::ops::Range<Index>,
-        sought: &Sought,
+        matcher: &Matcher,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
         assert!(!slice.contains(&self.0), "a panic that this test wants");
-        Backend::scan(&Kernel::best(), slice, sought, limit, hits)
+        Backend::scan(&Kernel::best(), slice, matcher, limit, hits)
     }
 }
 
@@ -632,11 +626,11 @@ fn a_panic_in_the_backend_ends_one_search_and_no_other() {
     while healthy.frontier() < before + 100_000 {
         std::thread::yield_now();
     }
-    healthy.stopper().stop(StopCause::Client);
-    assert!(matches!(run(&mut healthy).1, Outcome::Cancelled { .. }));
+    healthy.stopper().stop();
+    assert!(matches!(run(&mut healthy).1, Outcome::Stopped(_)));
 }
 
-/// Counts what is tried, to see that a parked search takes no core.
+/// Counts slices, to see that a parked search takes no core.
 #[derive(Clone, Default)]
 struct Counting {
     slices: Arc<AtomicU64>,
@@ -646,24 +640,24 @@ impl Backend for Counting {
     fn scan(
         &self,
         slice: std::ops::Range<Index>,
-        sought: &Sought,
+        matcher: &Matcher,
         limit: usize,
         hits: &mut Vec<Found>,
     ) -> Index {
         self.slices.fetch_add(1, Ordering::SeqCst);
-        Backend::scan(&Kernel::best(), slice, sought, limit, hits)
+        Backend::scan(&Kernel::best(), slice, matcher, limit, hits)
     }
 }
 
 #[test]
-fn a_search_that_nobody_reads_is_parked() {
+fn an_unread_search_is_parked() {
     let counting = Counting::default();
     let engine = Engine::start(2, counting.clone(), clock()).unwrap();
     let chatty = hard().interesting(Distance::from(28));
     let (mut unread, report) = released(&engine, chatty.clone());
 
-    // Another search comes to its end only when the engine gets round to it, so by the time that
-    // many have ended the unread one has had its turns and used up its room.
+    // Each of these searches ends only after its turns, so by then the unread one has had its turns, too, and its
+    // queue is full.
     let turn = |_| {
         let easy = Query::new("a".parse().unwrap(), Distance::ZERO).unwrap();
         run(&mut engine.search(Client::default(), easy, |_| ()).unwrap());
@@ -672,10 +666,10 @@ fn a_search_that_nobody_reads_is_parked() {
     let slices = counting.slices.load(Ordering::SeqCst);
     let frontier = unread.frontier();
     (0..100).for_each(turn);
-    assert_eq!(unread.frontier(), frontier, "it went on without a reader");
+    assert_eq!(unread.frontier(), frontier, "it advanced without a reader");
     assert!(counting.slices.load(Ordering::SeqCst) > slices);
 
-    // Reading it takes it on from where it was, in order.
+    // Once read, it continues where it was, in order.
     let Event::Candidates(first) = unread.blocking_next() else {
         panic!("it has an end");
     };
@@ -688,6 +682,6 @@ fn a_search_that_nobody_reads_is_parked() {
     drop(unread);
     assert!(matches!(
         report.recv().unwrap().outcome,
-        Outcome::Cancelled { .. }
+        Outcome::Stopped(_)
     ));
 }

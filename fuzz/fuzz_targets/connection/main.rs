@@ -3,13 +3,14 @@
 #![no_main]
 
 mod frames;
+mod server;
 
 use std::cell::LazyCell;
 
 use arbitrary::Arbitrary;
 use frames::{Frame, Writer};
-use hashfinder::fuzzing::{Server, Step};
 use libfuzzer_sys::fuzz_target;
+use server::{Server, Step};
 
 thread_local! {
     // It takes longer to start than a connection takes.

@@ -6,11 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use hashfinder_system::files;
 use toml::de::{DeTable, DeValue};
 
-use crate::files;
-
-use super::{Kind, ONLY_ON_THE_COMMAND_LINE, Origin, Setting, Settings, literal, nearest};
+use super::settings::{
+    Kind, ONLY_ON_THE_COMMAND_LINE, Origin, Setting, Settings, literal, nearest,
+};
 
 /// Maximum length of the file, in bytes: hundreds of times that of one with every setting.
 const LONGEST: u64 = 1 << 20;

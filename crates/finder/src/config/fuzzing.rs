@@ -1,26 +1,44 @@
 //! What the fuzzer asks of a configuration's file.
 
-use std::{collections::BTreeMap, path::Path, sync::LazyLock};
+use std::{collections::BTreeMap, path::Path};
 
-use clap::{Command, FromArgMatches};
+use clap::{ArgMatches, Command};
 
-use super::{File, Settings, Sources, command, literal, set_default, takes_negative_numbers};
-use crate::cli::Cli;
+use super::{
+    command::{takes_negative_numbers, with_negations},
+    file::File,
+    resolve::set_default,
+    settings::{Settings, literal},
+    sources::Sources,
+};
 
-/// Reads a text as the configuration's file, and goes as far with it as every command would.
+/// The command line that files are checked against.
+pub(crate) struct Program {
+    command: Command,
+    settings: Settings,
+}
+
+impl Program {
+    pub(crate) fn new(program: Command) -> Program {
+        let command = takes_negative_numbers(with_negations(program));
+        let settings = Settings::of(&command);
+        Program { command, settings }
+    }
+}
+
+/// Reads a text as the configuration's file, and uses it as every command would. `parsed` receives the command lines
+/// that clap accepts.
 ///
 /// # Panics
 ///
-/// If a mistake in it is told without a word, if what is set is not what is read back where it was written as
+/// If an error in it has no text, if what is set is not what is read back where it was written as
 /// `config show` writes it, or if flags that were found right one by one make a command line that cannot be
 /// read.
-pub fn config(text: &str) {
-    static PROGRAM: LazyLock<(Command, Settings)> = LazyLock::new(|| {
-        let program = takes_negative_numbers(command());
-        let settings = Settings::of(&program);
-        (program, settings)
-    });
-    let (program, settings) = &*PROGRAM;
+pub(crate) fn config(text: &str, program: &Program, parsed: impl Fn(&ArgMatches)) {
+    let Program {
+        command: program,
+        settings,
+    } = program;
     let read = |text: &str| File::of(Path::new("config.toml"), text, settings);
     let sources = match read(text) {
         Ok(file) if file.is_empty() => return,
@@ -55,7 +73,7 @@ pub fn config(text: &str) {
         let line = line.chain(path.iter().map(String::as_str));
         // It may lack what no file can give, what to look for for one.
         if let Ok(matches) = program.try_get_matches_from(line) {
-            Cli::from_arg_matches(&matches).expect("what clap matched is a command line");
+            parsed(&matches);
         }
     }
 }

@@ -8,8 +8,8 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::ALIKE;
-use crate::cli::as_text;
+use super::settings::ALIKE;
+use crate::terminal::as_text;
 
 /// Maximum number of flags, and of commands, that are suggested: more would have to be searched.
 const SUGGESTIONS: usize = 3;
@@ -208,13 +208,20 @@ fn escape(error: &mut Error) {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::{
-        super::{command, of_command_line},
+        super::command::{of_command_line, with_negations},
         *,
     };
+    use crate::cli::Cli;
 
-    /// What is printed about a command line.
-    fn told(line: &[&str]) -> String {
+    fn command() -> Command {
+        with_negations(Cli::command())
+    }
+
+    /// Returns what is printed about a command line.
+    fn explanation(line: &[&str]) -> String {
         let line = [&["hashfinder"][..], line].concat();
         let line: Vec<OsString> = line.into_iter().map(OsString::from).collect();
         let lenient = command().ignore_errors(true).try_get_matches_from(&line);
@@ -225,17 +232,17 @@ mod tests {
 
     /// The suggested flags.
     fn suggested(line: &str) -> String {
-        let told = told(&line.split(' ').collect::<Vec<_>>());
-        assert!(!told.contains("as a value"), "{told}");
-        let tips = told
+        let printed = explanation(&line.split(' ').collect::<Vec<_>>());
+        assert!(!printed.contains("as a value"), "{printed}");
+        let tips = printed
             .lines()
             .filter_map(|line| line.trim().strip_prefix("tip: "));
         tips.collect::<Vec<_>>().join("; ")
     }
 
-    /// `find doctor --limit 3` was told to use `-- --limit`.
+    /// For `find doctor --limit 3` the suggestion was `-- --limit`.
     #[test]
-    fn a_mistyped_flag_is_told_the_nearest_real_one() {
+    fn a_mistyped_flag_gets_the_nearest_real_one_as_a_suggestion() {
         let one = |flag: &str| format!("a similar argument exists: '{flag}'");
         for (line, flag) in [
             ("find doctor --maximum-hash 5", "--maximum-hashes"),
@@ -281,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_of_another_command_is_told_whose_it_is() {
+    fn a_flag_of_another_command_is_attributed_to_it() {
         for (line, tip) in [
             (
                 "find doctor --metrics-address x",
@@ -329,10 +336,10 @@ mod tests {
             &["git-commit", evil],
             &["help", evil],
         ] {
-            let told = told(line);
+            let printed = explanation(line);
             let is_control = |c: char| c.is_control() && c != '\n';
-            assert!(!told.contains(is_control), "{line:?}: {told:?}");
-            assert!(told.contains(r"\u{1b}"), "{line:?}: {told:?}");
+            assert!(!printed.contains(is_control), "{line:?}: {printed:?}");
+            assert!(printed.contains(r"\u{1b}"), "{line:?}: {printed:?}");
         }
     }
 }

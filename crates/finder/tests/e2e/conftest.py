@@ -41,7 +41,7 @@ for number in [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]:
 PATIENCE_S = 120
 
 # What a panic looks like in the server's log, as text or as JSON, and wherever there is no log.
-PANIC = re.compile(r'ERROR hashfinder::log: panic |"message":"panic"|^thread .* panicked at ')
+PANIC = re.compile(r'ERROR hashfinder_server::log: panic |"message":"panic"|^thread .* panicked at ')
 
 
 @pytest.fixture(scope="session")

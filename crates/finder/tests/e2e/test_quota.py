@@ -9,8 +9,8 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from test_auth import bearer, caller, guarded, key_file  # noqa: F401
 from test_contract import HARD
-from test_edge import raw  # noqa: F401
 from test_observe import until, watched  # noqa: F401
+from test_protocol_check import raw  # noqa: F401
 from test_v1_searches import begin
 
 CODE = grpc.StatusCode

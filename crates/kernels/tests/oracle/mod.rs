@@ -6,20 +6,20 @@ use hashfinder_kernels::{CharSet, Filter, Hit};
 use sha1::{Digest, Sha1};
 
 /// The set for a character of a name, letters in either case.
-fn character(wanted: char) -> CharSet {
-    if wanted == '=' {
+fn character(letter: char) -> CharSet {
+    if letter == '=' {
         CharSet::PADDING
     } else {
-        CharSet::digits_where(|c| char::from(c).eq_ignore_ascii_case(&wanted))
+        CharSet::digits_where(|c| char::from(c).eq_ignore_ascii_case(&letter))
     }
 }
 
-/// A name, and the greatest distance at which it is wanted.
-pub(crate) type Wanted<'a> = (&'a str, u8);
+/// A name, and the greatest distance at which a secret hits.
+pub(crate) type Target<'a> = (&'a str, u8);
 
 /// The filter for these names, letters in either case.
-pub(crate) fn filter(wanted: &[Wanted<'_>]) -> Filter {
-    let names: Vec<(Vec<CharSet>, u8)> = wanted
+pub(crate) fn filter(targets: &[Target<'_>]) -> Filter {
+    let names: Vec<(Vec<CharSet>, u8)> = targets
         .iter()
         .map(|(name, most)| (name.chars().map(character).collect(), *most))
         .collect();
@@ -52,11 +52,11 @@ pub(crate) fn text(length: u32, counter: u64) -> String {
 }
 
 /// What every kernel must find among the secrets of a block.
-pub(crate) fn expected(length: u32, first: u64, count: u64, wanted: &[Wanted<'_>]) -> Vec<Hit> {
+pub(crate) fn expected(length: u32, first: u64, count: u64, targets: &[Target<'_>]) -> Vec<Hit> {
     let mut hits = Vec::new();
     for offset in 0..count {
         let text = text(length, first + offset);
-        for (number, (name, most)) in wanted.iter().enumerate() {
+        for (number, (name, most)) in targets.iter().enumerate() {
             let (distance, window) = nearest(&text, name);
             if distance <= *most {
                 hits.push(Hit {

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::{
+    matcher::Matcher,
     query::Query,
-    sought::Sought,
     spelling::{Algorithm, Anchor, Encoding, Spelling},
 };
 use hashfinder_kernels::{Block, Hits, Kernel};
@@ -332,12 +332,12 @@ struct Small {
 impl Small {
     fn text(&self) -> Text {
         let names = self.names.iter();
-        let wanted = names.map(|(characters, windows)| Wanted {
+        let targets = names.map(|(characters, windows)| Target {
             characters,
             windows: windows.clone(),
         });
-        let wanted: Vec<_> = wanted.collect();
-        Text::new(&self.places, &wanted, self.distance)
+        let targets: Vec<_> = targets.collect();
+        Text::new(&self.places, &targets, self.distance)
     }
 
     /// The chance of the texts that are `counted`, which is asked with what tells whether a window
@@ -536,8 +536,8 @@ fn real_hashes_match_as_often_as_they_should() {
     let queries = looks.map(|(name, distance)| {
         Query::new(name.parse().unwrap(), Distance::from(distance)).unwrap()
     });
-    let sought = Sought::new(&queries);
-    let filter = sought.filter().unwrap();
+    let matcher = Matcher::new(&queries);
+    let filter = matcher.filter().unwrap();
     let mut counts = [0_u64; 20];
     for first in (0..HASHES).step_by(TURN as usize) {
         let block = Block::new(4, first, TURN.min(HASHES - first));

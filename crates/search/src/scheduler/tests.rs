@@ -1,15 +1,18 @@
-//! The scheduler under a fake clock, with workers that are lines of a table and hits that were made up.
+//! The scheduler under a fake clock, with simulated workers and invented hits.
 
 use std::{
     num::{NonZeroU32, NonZeroU64},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError, atomic::Ordering},
     task::Wake,
 };
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::{client::Quota, name::Distance};
+use crate::{
+    client::Quota, cursor::Cursor, matcher::Matcher, name::Distance, outcome::Outcome,
+    query::Query, slice::FIRST_SLICE, sync::AtomicBool,
+};
 
 /// How many secrets a simulated worker tries in a millisecond.
 const SPEED: u64 = 20_000;
@@ -30,8 +33,11 @@ struct World {
 /// What a search costs alone.
 const COST: f64 = 1.1;
 
-fn wish(query: Query) -> Wish {
-    Wish {
+/// All searches share one matcher, which simulated workers do not use.
+fn request(query: Query) -> Request {
+    static MATCHER: OnceLock<Arc<Matcher>> = OnceLock::new();
+    Request {
+        matcher: Arc::clone(MATCHER.get_or_init(|| Arc::new(query.matcher()))),
         rate: query.hit_rate(),
         cost: COST,
         query,
@@ -91,11 +97,11 @@ impl World {
             assert!(reports.insert(id, report).is_none(), "released twice");
         });
         let took = Duration::from_nanos(50 * tried);
-        let wish = Wish {
+        let request = Request {
             cost: self.cost.unwrap_or(COST),
-            ..wish(query)
+            ..request(query)
         };
-        let submitted = (self.scheduler).submit(client, wish, tried, took, release, self.now);
+        let submitted = (self.scheduler).submit(client, request, tried, took, release, self.now);
         let (submitted, effects) = submitted;
         assert_eq!(submitted, id);
         carry_out(effects);
@@ -132,20 +138,20 @@ impl World {
     }
 
     /// What a backend makes of a slice.
-    fn tried(&self, slice: &Slice) -> Done {
+    fn tried(&self, slice: &Slice) -> SliceResult {
         let range = slice.range.clone();
         if slice.stop.load(Ordering::Relaxed) {
-            return Done::Tried {
+            return SliceResult::Tried {
                 tried: range.start,
                 hits: Vec::new(),
             };
         }
         let mut hits = Vec::new();
         let mut first = 0;
-        for id in slice.set.members() {
+        for id in slice.group.members() {
             let plan = &self.plans[id];
             if plan.poison.is_some_and(|poison| range.contains(&poison)) {
-                return Done::Panicked;
+                return SliceResult::Panicked;
             }
             for (&index, &distance) in plan.hits.range(range.clone()) {
                 let names = plan.distances(index, distance);
@@ -165,24 +171,24 @@ impl World {
             hits.retain(|found| found.index <= last);
             tried = last + 1;
         }
-        Done::Tried { tried, hits }
+        SliceResult::Tried { tried, hits }
     }
 
     /// Finishes a slice, the time it takes later.
     fn finish(&mut self, slice: Slice) {
         let count = slice.range.end - slice.range.start;
         self.now += Duration::from_millis(1) * count as u32 / SPEED as u32;
-        let done = self.tried(&slice);
-        self.finish_with(slice, done);
+        let result = self.tried(&slice);
+        self.finish_with(slice, result);
     }
 
     #[allow(clippy::needless_pass_by_value, reason = "it is gone")]
-    fn finish_with(&mut self, slice: Slice, done: Done) {
-        carry_out(self.scheduler.finish(slice.id, done, self.now));
+    fn finish_with(&mut self, slice: Slice, result: SliceResult) {
+        carry_out(self.scheduler.finish(slice.id, result, self.now));
     }
 
     fn stop(&mut self, id: SearchId) {
-        carry_out(self.scheduler.stop(id, StopCause::Client, self.now));
+        carry_out(self.scheduler.stop(id, self.now));
     }
 
     fn report(&self, id: SearchId) -> Option<Report> {
@@ -205,7 +211,7 @@ fn carry_out(effects: Effects) {
     }
 }
 
-/// Whether a reader was woken since it was told to wait.
+/// Whether a reader was woken since it began to wait.
 #[derive(Default)]
 struct Woken(AtomicBool);
 
@@ -228,7 +234,7 @@ fn hard() -> Query {
     Query::new("hashfinderhashfinder".parse().unwrap(), Distance::ZERO).unwrap()
 }
 
-/// One that shares with nobody: by what it asks for, half of all secrets would interest it.
+/// A query whose search shares with no other: half of all secrets would be interesting.
 fn chatty() -> Query {
     hard().interesting(Distance::from(28))
 }
@@ -247,10 +253,10 @@ fn one_search_takes_every_worker_and_a_new_one_is_next() {
     let first = world.submit(hard());
     world.begin();
     let slices: Vec<Slice> = (0..8).map(|_| world.slice().unwrap()).collect();
-    assert!(slices.iter().all(|slice| slice.set.members() == [first]));
+    assert!(slices.iter().all(|slice| slice.group.members() == [first]));
     let second = world.submit(hard());
     let next = world.slice().unwrap();
-    assert_eq!(next.set.members(), [second]);
+    assert_eq!(next.group.members(), [second]);
     for slice in slices {
         world.finish(slice);
     }
@@ -268,7 +274,7 @@ fn slices_grow_until_they_take_their_time() {
     }
     assert_eq!(length, SPEED / 2);
 
-    // A worker that was held up for a second makes one slice shorter, not all of them.
+    // A worker that stalls for a second makes one slice shorter, not all of them.
     let slice = world.slice().unwrap();
     world.now += Duration::from_secs(1);
     world.finish(slice);
@@ -298,7 +304,7 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
         let tried = slice.range.end;
         world.finish_with(
             slice,
-            Done::Tried {
+            SliceResult::Tried {
                 tried,
                 hits: Vec::new(),
             },
@@ -306,28 +312,22 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
     }
     let report = world.report(id).unwrap();
     assert_eq!(report.stop_latency, Some(world.now - asked));
-    assert_eq!(
-        report.outcome,
-        Outcome::Cancelled {
-            cause: StopCause::Client,
-            cursor: Cursor::new(&hard(), end)
-        }
-    );
+    assert_eq!(report.outcome, Outcome::Stopped(Cursor::new(&hard(), end)));
     assert_eq!((report.hashes, report.tests), (end, end));
     assert_eq!(world.poll(id), Poll::Ready(Event::Ended(report.outcome)));
 }
 
-/// Once a stop waited for slices too that others were given after it.
+/// Regression: a stop also waited for slices that others were given after it.
 #[test]
-fn a_stop_waits_for_what_was_under_way_and_no_more() {
+fn a_stop_waits_only_for_slices_that_were_in_flight() {
     let mut world = World::default();
     let (first, second) = (world.submit(hard()), world.submit(hard()));
     while world
         .scheduler
-        .fronts
+        .scans
         .values()
-        .all(|line| line.followers.len() < 2)
-        || world.scheduler.fronts.len() > 1
+        .all(|scan| scan.followers.len() < 2)
+        || world.scheduler.scans.len() > 1
     {
         world.begin();
     }
@@ -351,10 +351,7 @@ fn a_search_that_waits_for_its_turn_stops_without_one() {
         (report.hashes, report.stop_latency),
         (0, Some(Duration::ZERO))
     );
-    let expected = Outcome::Cancelled {
-        cause: StopCause::Client,
-        cursor: Cursor::new(&hard(), 0),
-    };
+    let expected = Outcome::Stopped(Cursor::new(&hard(), 0));
     assert_eq!(report.outcome, expected);
     assert!(world.slice().is_none());
 }
@@ -395,7 +392,7 @@ fn an_unread_search_is_parked_and_can_be_stopped_and_read_on() {
 }
 
 #[test]
-fn the_answer_is_told_before_the_last_worker_lets_go() {
+fn the_answer_is_reported_before_the_last_slice_comes_back() {
     let mut world = World::default();
     let plan = Plan {
         hits: BTreeMap::from([(1500, 0)]),
@@ -413,19 +410,77 @@ fn the_answer_is_told_before_the_last_worker_lets_go() {
     assert_eq!((report.outcome, report.tests), (found, 1501));
 }
 
+/// The matcher that the caller's thread has made serves all slices of a search alone.
+#[test]
+fn one_search_alone_plans_its_filter_once() {
+    let mut world = World::default();
+    let matcher = Arc::new(hard().matcher());
+    let request = Request {
+        matcher: Arc::clone(&matcher),
+        ..request(hard())
+    };
+    let client = Client::default();
+    world.scheduler.admit(&client, world.now).unwrap();
+    let release = Box::new(|_| ());
+    let submitted =
+        (world.scheduler).submit(client, request, FIRST_SLICE, SLICE_TIME, release, world.now);
+    let (id, effects) = submitted;
+    carry_out(effects);
+    world.plans.insert(id, Plan::default());
+    for _ in 0..20 {
+        let slice = world.slice().unwrap();
+        assert!(Arc::ptr_eq(slice.group.matcher(), &matcher));
+        world.finish(slice);
+    }
+    // Its scan took it over, so that it is freed with the scan.
+    assert!(world.scheduler.searches[&id].matcher.is_none());
+}
+
+/// Such a search never starts a scan that could take its matcher.
+#[test]
+fn a_search_that_joins_a_scan_at_its_own_start_keeps_no_matcher() {
+    let mut world = World::default();
+    world.submit(hard());
+    let at = world.begin();
+    let newcomer = world.submit(hard().starting_at(at));
+    let build = (0..100).find_map(|_| {
+        world.now += Duration::from_millis(1);
+        match world.scheduler.upkeep(world.now) {
+            Some(Job::Build(build)) => Some(build),
+            _ => None,
+        }
+    });
+    let mut build = build.unwrap();
+    build.make(|_| COST);
+    while !world.scheduler.install(&mut build, world.now) {}
+    let entry = &world.scheduler.searches[&newcomer];
+    assert_eq!(entry.scans().count(), 1);
+    assert_eq!(entry.segments.len(), 1);
+    assert!(entry.matcher.is_none());
+}
+
+#[test]
+fn a_search_that_has_ended_keeps_no_matcher() {
+    let mut world = World::default();
+    let id = world.submit(hard());
+    assert!(world.scheduler.searches[&id].matcher.is_some());
+    world.stop(id);
+    assert!(world.scheduler.searches[&id].matcher.is_none());
+}
+
 #[test]
 fn an_abandoned_search_leaves_nothing_behind() {
     let mut world = World::default();
     let (busy, idle) = (world.submit(hard()), world.submit(hard()));
     let slice = world.slice().unwrap();
-    assert_eq!(slice.set.members(), [busy]);
+    assert_eq!(slice.group.members(), [busy]);
     carry_out(world.scheduler.abandon(idle, world.now));
     carry_out(world.scheduler.abandon(busy, world.now));
     assert_eq!(world.report(busy), None);
     world.finish(slice);
     assert!(world.report(busy).is_some() && world.report(idle).is_some());
     let scheduler = &world.scheduler;
-    assert!(scheduler.searches.is_empty() && scheduler.fronts.is_empty());
+    assert!(scheduler.searches.is_empty() && scheduler.scans.is_empty());
     assert!(scheduler.jobs.is_empty());
     assert!(world.slice().is_none());
 }
@@ -458,8 +513,8 @@ fn searches_that_arrive_one_after_another_end_up_together() {
         }
     }
     let together = |world: &World| {
-        let mut fronts = world.scheduler.fronts.values();
-        fronts.next().is_some_and(|line| line.followers.len() == 16) && fronts.next().is_none()
+        let mut scans = world.scheduler.scans.values();
+        scans.next().is_some_and(|scan| scan.followers.len() == 16) && scans.next().is_none()
     };
     let mut slices = 0;
     while !together(&world) {
@@ -471,7 +526,7 @@ fn searches_that_arrive_one_after_another_end_up_together() {
     let before = world.scheduler.metrics();
     for _ in 0..100 {
         let slice = world.slice().unwrap();
-        assert_eq!(slice.set.len(), 16);
+        assert_eq!(slice.group.len(), 16);
         world.finish(slice);
     }
     let after = world.scheduler.metrics();
@@ -531,20 +586,20 @@ fn weights_and_connections_share() {
             (world.now - before).as_secs_f64();
     }
     let all: f64 = given.values().sum();
-    for (key, wanted) in [
+    for (key, expected) in [
         (("heavy", 0), 0.75),
         (("light", 1), 0.125),
         (("light", 2), 0.125),
     ] {
         let share = given[&(key.0.into(), key.1)] / all;
-        assert!((share / wanted - 1.0).abs() < 0.05, "{key:?}: {share}");
+        assert!((share / expected - 1.0).abs() < 0.05, "{key:?}: {share}");
     }
 }
 
 /// Sharing is good for a client with many searches and must not be bad for one with few: its slices
 /// are not made a hundred times as slow to save others theirs.
 #[test]
-fn a_set_that_costs_too_much_is_not_made() {
+fn a_group_that_costs_too_much_is_not_made() {
     for (cost_of_many, expected) in [(1.5, 11), (90.0, 1)] {
         let mut world = World::default();
         let alone = world.submit_for(client("alone", 0), hard(), Plan::default());
@@ -564,19 +619,19 @@ fn a_set_that_costs_too_much_is_not_made() {
                 }
             }
         }
-        let mut sizes = world.scheduler.fronts.values().map(|line| {
-            let follows = line.followers.iter().any(|(_, id)| *id == alone);
-            (follows, line.followers.len())
+        let mut sizes = world.scheduler.scans.values().map(|scan| {
+            let follows = scan.followers.iter().any(|(_, id)| *id == alone);
+            (follows, scan.followers.len())
         });
         let with_alone = sizes.find(|(follows, _)| *follows).unwrap();
         assert_eq!(with_alone.1, expected);
     }
 }
 
-/// A search that costs fifty times what another does would make that one slower, so it goes alone; two
-/// that are alike go together.
+/// A search that costs fifty times as much as another would make that one slower, so the two do not share. Two
+/// that cost the same do.
 #[test]
-fn a_dear_search_does_not_make_a_cheap_one_pay() {
+fn an_expensive_search_does_not_slow_down_a_cheap_one() {
     for (costs, together) in [
         ([50.0, 50.0], true),
         ([50.0, 1.5], false),
@@ -600,23 +655,23 @@ fn a_dear_search_does_not_make_a_cheap_one_pay() {
         }
         let sizes = world
             .scheduler
-            .fronts
+            .scans
             .values()
-            .map(|line| line.followers.len());
+            .map(|scan| scan.followers.len());
         assert_eq!(sizes.max(), Some(if together { 2 } else { 1 }), "{costs:?}");
     }
 }
 
-/// A search found nothing to do because another's slice held the last of it; that comes back half tried,
-/// and the other is gone.
+/// A search finds nothing to do because another's slice is the last one. That slice comes back partly tried, and
+/// the other search is gone.
 #[test]
-fn whoever_waits_for_a_slice_takes_up_what_it_left() {
+fn a_search_that_waits_for_a_slice_tries_the_rest_of_it() {
     let mut world = World::default();
     let query = || hard().hash_budget(NonZeroU64::new(200_000).unwrap());
     let searches = [world.submit(query()), world.submit(query())];
     let is_shared = |world: &World| {
-        let mut fronts = world.scheduler.fronts.values();
-        fronts.next().is_some_and(|line| line.followers.len() == 2) && fronts.next().is_none()
+        let mut scans = world.scheduler.scans.values();
+        scans.next().is_some_and(|scan| scan.followers.len() == 2) && scans.next().is_none()
     };
     while !is_shared(&world) {
         world.begin();
@@ -627,12 +682,12 @@ fn whoever_waits_for_a_slice_takes_up_what_it_left() {
     for slice in slices {
         world.finish(slice);
     }
-    assert!(world.slice().is_none(), "the rest is under way");
+    assert!(world.slice().is_none(), "the rest is in flight");
     world.stop(whose);
     let tried = last.range.start + 1;
     world.finish_with(
         last,
-        Done::Tried {
+        SliceResult::Tried {
             tried,
             hits: Vec::new(),
         },
@@ -642,7 +697,7 @@ fn whoever_waits_for_a_slice_takes_up_what_it_left() {
     assert_eq!(world.report(waiting), None);
 }
 
-/// Those who shared a slice that panicked share again once each has come beyond it by itself.
+/// Searches that shared a slice that panicked share again once each has tried its secrets alone.
 #[test]
 fn after_a_panic_the_innocent_share_again() {
     let mut world = World::default();
@@ -655,8 +710,8 @@ fn after_a_panic_the_innocent_share_again() {
         world.submit(hard());
     }
     let sizes = |world: &World| -> Vec<usize> {
-        let fronts = world.scheduler.fronts.values();
-        fronts.map(|line| line.followers.len()).collect()
+        let scans = world.scheduler.scans.values();
+        scans.map(|scan| scan.followers.len()).collect()
     };
     let mut slices = 0;
     while world.scheduler.metrics().ended.failed == 0 || sizes(&world) != [3] {
@@ -666,7 +721,7 @@ fn after_a_panic_the_innocent_share_again() {
     }
 }
 
-/// One client makes one easy search after another; it must not live on always being the newest.
+/// One client starts one easy search after another; it must not gain from always having the newest.
 #[test]
 fn coming_back_all_the_time_gains_nothing() {
     let mut world = World::default();
@@ -705,7 +760,8 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
         let client = client(name, 0);
         scheduler.admit(&client, now)?;
         let release = Box::new(|_| ());
-        let (id, effects) = scheduler.submit(client, wish(hard()), 0, Duration::ZERO, release, now);
+        let (id, effects) =
+            scheduler.submit(client, request(hard()), 0, Duration::ZERO, release, now);
         carry_out(effects);
         Ok(id)
     };
@@ -826,7 +882,7 @@ fn a_quota_of_its_own_takes_the_place_of_everybodys() {
     }
     // Two thousand hashes each: what the one has in two seconds is nothing to the others.
     for client in [&poor, &rich, &other] {
-        scheduler.spent(client, 2_000, Duration::ZERO, Duration::ZERO);
+        scheduler.charge_tried(client, 2_000, Duration::ZERO, Duration::ZERO);
         scheduler.accounts.close(client, 0);
     }
     let refused = scheduler.admit(&poor, Duration::ZERO);
@@ -839,7 +895,7 @@ fn a_quota_of_its_own_takes_the_place_of_everybodys() {
     );
     assert!(scheduler.admit(&rich, Duration::ZERO).is_ok());
     assert!(scheduler.admit(&other, Duration::ZERO).is_ok());
-    // When it was told to come back it is let in.
+    // After `retry_after`, it is admitted.
     assert!(scheduler.admit(&poor, 2 * second).is_ok());
 }
 
@@ -860,20 +916,20 @@ fn random_from(seed: u64) -> impl FnMut(u64) -> u64 {
     }
 }
 
-/// What one search was told, and what it should be told.
+/// What one search has reported, and what it should report.
 struct Watched {
     id: SearchId,
     start: Index,
     end: Index,
     plan: Plan,
-    told: Vec<Candidate>,
+    reported: Vec<Candidate>,
     ended: Option<Outcome>,
     stopped: bool,
     abandoned: bool,
     frontier: Index,
-    /// Told to wait, and not asked since.
+    /// The waker of a reader that waits.
     waits: Option<Arc<Woken>>,
-    /// What slices that looked for its name have tried.
+    /// What slices that served it have tried.
     tried: Vec<Range<Index>>,
 }
 
@@ -905,7 +961,7 @@ impl Watched {
         );
     }
 
-    /// Compares what was told, and how it ended, with one pass through its range.
+    /// Compares what it has reported, and how it ended, with one pass through its range.
     fn check(&self, report: &Report) {
         let outcome = self.ended.as_ref().unwrap();
         assert_eq!(&report.outcome, outcome);
@@ -924,7 +980,7 @@ impl Watched {
                 assert_eq!(cursor.frontier(), self.end);
                 self.end
             }
-            Outcome::Cancelled { cursor, .. } => {
+            Outcome::Stopped(cursor) => {
                 assert!(self.stopped);
                 cursor.frontier()
             }
@@ -944,9 +1000,9 @@ impl Watched {
         self.check_coverage(reached);
         assert!(ideal.is_none_or(|ideal| ideal + 1 >= reached));
         assert_eq!(
-            self.told,
+            self.reported,
             self.expect(reached),
-            "told up to {reached} from {}, then {outcome:?}; {report:?}",
+            "reported up to {reached} from {}, then {outcome:?}; {report:?}",
             self.start
         );
         // Counted exactly once below the frontier; beyond it, what was in vain.
@@ -960,18 +1016,18 @@ impl Watched {
 /// Tries a slice and hands it back; gives how many secrets were hashed.
 #[allow(clippy::needless_pass_by_value, reason = "it is gone")]
 fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice) -> u64 {
-    let done = world.tried(&slice);
+    let result = world.tried(&slice);
     let mut hashed = 0;
-    if let Done::Tried { tried, .. } = &done {
+    if let SliceResult::Tried { tried, .. } = &result {
         hashed = tried - slice.range.start;
-        let members = slice.set.members();
+        let members = slice.group.members();
         for one in watched.iter_mut().filter(|one| members.contains(&one.id)) {
             one.tried.push(slice.range.start..*tried);
         }
     }
-    // A thread reads the clock before it has the lock, so others may have told a later time.
+    // A thread reads the clock before it takes the lock, so another may have been there with a later time.
     let now = (world.now).saturating_sub(Duration::from_micros(slice.id % 7));
-    carry_out(world.scheduler.finish(slice.id, done, now));
+    carry_out(world.scheduler.finish(slice.id, result, now));
     hashed
 }
 
@@ -1000,7 +1056,7 @@ fn play(seed: u64) {
     };
     let workers = 1 + random(4) as usize;
     let mut tests = 0;
-    let wanted = 1 + random(7);
+    let count = 1 + random(7);
     let density = [40, 400, 4_000][random(3) as usize];
     let mut watched: Vec<Watched> = Vec::new();
     let mut under_way: Vec<Slice> = Vec::new();
@@ -1008,7 +1064,7 @@ fn play(seed: u64) {
     let mut hashed = 0;
     for turn in 0.. {
         assert!(turn < 200_000, "something never ends");
-        let arriving = watched.len() < wanted as usize;
+        let arriving = watched.len() < count as usize;
         if !arriving
             && watched
                 .iter()
@@ -1024,10 +1080,10 @@ fn play(seed: u64) {
             let frontier = world.scheduler.frontier(one.id).unwrap();
             assert!(one.frontier <= frontier, "a frontier went back");
             one.frontier = frontier;
-            let held = world.scheduler.searches[&one.id].held.len();
+            let ahead = world.scheduler.searches[&one.id].out_of_order.len();
             assert!(
-                held <= limits.queue_length + HITS_PER_SLICE,
-                "{held} hits are held"
+                ahead <= limits.queue_length + HITS_PER_SLICE,
+                "{ahead} out-of-order hits"
             );
         }
         match random(10) {
@@ -1074,7 +1130,7 @@ fn play(seed: u64) {
                     });
                     continue;
                 }
-                // Perhaps who begins it has tried its first secrets, and found nothing.
+                // The caller's thread may have tried the first secrets without a hit.
                 let first = plan.hits.range(start..end).next();
                 let most = first.map_or(end - 1, |(index, _)| *index) - start;
                 let most = plan.poison.map_or(most, |poison| most.min(poison - start));
@@ -1086,7 +1142,7 @@ fn play(seed: u64) {
                     start,
                     end,
                     plan,
-                    told: Vec::new(),
+                    reported: Vec::new(),
                     ended: None,
                     stopped: false,
                     abandoned: false,
@@ -1118,11 +1174,13 @@ fn play(seed: u64) {
                     carry_out(effects);
                     if let Some(waited) = one.waits.take() {
                         let was_woken = waited.0.load(Ordering::Relaxed);
-                        assert!(event.is_pending() || was_woken, "nobody woke the reader");
+                        assert!(event.is_pending() || was_woken, "the reader was not woken");
                     }
                     match event {
                         Poll::Pending => one.waits = Some(woken),
-                        Poll::Ready(Event::Candidates(candidates)) => one.told.extend(candidates),
+                        Poll::Ready(Event::Candidates(candidates)) => {
+                            one.reported.extend(candidates);
+                        }
                         Poll::Ready(Event::Ended(outcome)) => one.ended = Some(outcome),
                     }
                 }
@@ -1169,17 +1227,17 @@ fn play(seed: u64) {
     );
     assert_eq!((metrics.active, metrics.queued, metrics.parked), (0, 0, 0));
     drop(reports);
-    // Nothing is left of those that nobody holds.
+    // Nothing is left once every handle is dropped.
     for one in watched.iter().filter(|one| !one.abandoned) {
         carry_out(world.scheduler.abandon(one.id, world.now));
     }
     assert!(world.scheduler.searches.is_empty());
-    assert!(world.scheduler.fronts.is_empty());
+    assert!(world.scheduler.scans.is_empty());
     assert!(world.scheduler.jobs.is_empty());
 }
 
 /// Clients with weights, each with searches on some connections that come and go, and any number of
-/// workers: each gets its share of the time, and its connections each get theirs of that.
+/// workers: each client gets its share of the time, and its connections divide that evenly.
 fn play_fairly(seed: u64) {
     let mut random = random_from(seed);
     let mut world = World::default();
@@ -1216,7 +1274,7 @@ fn play_fairly(seed: u64) {
         world.finish(slice);
         *given.entry(client).or_default() += world.now - began;
         if turn % 10 == 0 {
-            // Whoever is gone is followed by another one, which owes what the first did.
+            // A search that is gone is replaced by one of the same client, which keeps its debts.
             let index = random(searches.len() as u64) as usize;
             let (id, client) = searches[index].clone();
             carry_out(world.scheduler.abandon(id, world.now));
@@ -1233,19 +1291,19 @@ fn play_fairly(seed: u64) {
         let connections = clients
             .iter()
             .filter(|(other, _)| other.name == client.name);
-        let wanted = f64::from(client.weight.get()) / f64::from(weights);
-        let wanted = wanted / connections.count() as f64;
+        let expected = f64::from(client.weight.get()) / f64::from(weights);
+        let expected = expected / connections.count() as f64;
         let time = given.get(client).copied().unwrap_or_default();
         let share = time.as_secs_f64() / all.as_secs_f64();
         assert!(
-            (share / wanted - 1.0).abs() < 0.1,
-            "{client:?} got {share} and not {wanted}"
+            (share / expected - 1.0).abs() < 0.1,
+            "{client:?} got {share} and not {expected}"
         );
     }
 }
 
 #[test]
-fn whoever_comes_and_goes_all_get_their_shares() {
+fn clients_get_their_shares_whatever_searches_come_and_go() {
     let first = random_seed();
     for number in 0..100 {
         let seed = first.wrapping_add(number);
@@ -1275,7 +1333,7 @@ fn ten_thousand_schedules() {
 }
 
 proptest! {
-    /// Where proptest finds a schedule that fails, it is told by its seed.
+    /// If proptest finds a schedule that fails, it reports its seed.
     #[test]
     fn any_schedule(seed: u64) {
         play(seed);

@@ -12,14 +12,11 @@ use tonic::{
 };
 use tonic_cancel::{Call, CallOptions, StreamingCall};
 
-use crate::{
-    payload,
-    proto::{
-        EchoStatus, Empty, ResponseParameters, SimpleRequest, SimpleResponse,
-        StreamingInputCallRequest, StreamingInputCallResponse, StreamingOutputCallRequest,
-        StreamingOutputCallResponse, test_service_client::TestServiceClient,
-        unimplemented_service_client::UnimplementedServiceClient,
-    },
+use crate::proto::{
+    EchoStatus, Empty, ResponseParameters, SimpleRequest, SimpleResponse,
+    StreamingInputCallRequest, StreamingInputCallResponse, StreamingOutputCallRequest,
+    StreamingOutputCallResponse, payload, test_service_client::TestServiceClient,
+    unimplemented_service_client::UnimplementedServiceClient,
 };
 
 #[derive(clap::Args)]

@@ -8,14 +8,11 @@
 
 mod client;
 mod echo;
+#[allow(missing_docs, unreachable_pub, reason = "generated")]
+mod proto;
 mod server;
 
 use clap::Parser;
-
-#[allow(missing_docs, unreachable_pub, reason = "generated")]
-mod proto {
-    tonic::include_proto!("grpc.testing");
-}
 
 #[derive(Parser)]
 enum Arguments {
@@ -32,10 +29,4 @@ async fn main() -> anyhow::Result<()> {
         Arguments::Server => server::run().await,
         Arguments::Client(arguments) => client::run(&arguments).await,
     }
-}
-
-/// A payload of zeros.
-fn payload(size: usize) -> Option<proto::Payload> {
-    let body = vec![0; size];
-    Some(proto::Payload { body })
 }

@@ -9,10 +9,10 @@ use tonic_cancel::{CallContext, CallContextLayer};
 
 use crate::{
     echo::EchoLayer,
-    payload,
     proto::{
         EchoStatus, Empty, SimpleRequest, SimpleResponse, StreamingInputCallRequest,
         StreamingInputCallResponse, StreamingOutputCallRequest, StreamingOutputCallResponse,
+        payload,
         test_service_server::{TestService, TestServiceServer},
     },
 };

@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    CallOptions, Canceller, Done,
-    shared::{self, End, Shared, carrier_lost},
+    handle::{Canceller, handle},
+    options::CallOptions,
+    shared::{self, Done, End, Shared, carrier_lost},
 };
 
 /// A call that is under way; awaiting it gives its response.
@@ -97,7 +98,7 @@ impl<T> Call<T> {
     }
 }
 
-super::handle!(Call);
+handle!(Call);
 
 impl<T> Future for Call<T> {
     type Output = Result<Response<T>, Status>;

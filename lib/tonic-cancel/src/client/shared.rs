@@ -12,10 +12,22 @@ use tokio::{
 use tonic::{CancellationHandle, Code, Request, Status, metadata::MetadataMap};
 
 use super::{
-    CallOptions, Done,
+    options::CallOptions,
     ready::{self, Mark},
 };
 use crate::{link::Parent, timeout};
+
+/// How a call was done with, as its callbacks are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Done {
+    /// The code of its status.
+    pub code: Code,
+    /// Whether it was this side that cancelled it.
+    pub cancelled: bool,
+    /// Why this side cancelled it, if it did and said why.
+    pub reason: Option<String>,
+}
 
 type Callback = Box<dyn FnOnce(Done) + Send>;
 

@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use tonic::{Code, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{
-    CallOptions, Canceller, Done,
-    shared::{self, End, Shared, carrier_lost},
+    handle::{Canceller, handle},
+    options::CallOptions,
+    shared::{self, Done, End, Shared, carrier_lost},
 };
 
 /// How many messages may wait in the handle. The connection's own windows hold many more; this is
@@ -92,7 +93,7 @@ impl<T> StreamingCall<T> {
     }
 }
 
-super::handle!(StreamingCall);
+handle!(StreamingCall);
 
 impl<T> Stream for StreamingCall<T> {
     type Item = Result<T, Status>;

@@ -23,14 +23,14 @@ use super::{
     state::{CallEnd, CancelReason, StopFlag},
 };
 
-/// Counts what it is told, in no order that loom would have to try.
+/// Records the calls of callbacks. Its mutex is not one of loom's, so it adds no orders to try.
 #[derive(Clone, Default)]
-struct Told(Arc<std::sync::Mutex<Vec<(u32, CallEnd)>>>);
+struct Calls(Arc<std::sync::Mutex<Vec<(u32, CallEnd)>>>);
 
-impl Told {
+impl Calls {
     fn callback(&self, name: u32) -> impl FnOnce(CallEnd) + Send + 'static {
-        let told = self.clone();
-        move |end| told.0.lock().unwrap().push((name, end))
+        let calls = self.clone();
+        move |end| calls.0.lock().unwrap().push((name, end))
     }
 
     fn all(&self) -> Vec<(u32, CallEnd)> {
@@ -90,9 +90,9 @@ const CANCELLED: CallEnd = CallEnd {
 #[test]
 fn of_many_ends_the_first_counts_and_is_told_once_in_order() {
     loom::model(|| {
-        let (call, told) = (CallContext::alone(), Told::default());
-        assert!(call.add_callback(told.callback(1)));
-        assert!(call.add_callback(told.callback(2)));
+        let (call, calls) = (CallContext::alone(), Calls::default());
+        assert!(call.add_callback(calls.callback(1)));
+        assert!(call.add_callback(calls.callback(2)));
         let other = call.clone();
         let cancelled = thread::spawn(move || other.cancel());
         let other = call.clone();
@@ -101,7 +101,7 @@ fn of_many_ends_the_first_counts_and_is_told_once_in_order() {
         let ends = [done, cancelled.join().unwrap(), gone.join().unwrap()];
         assert_eq!(ends.iter().filter(|ended| **ended).count(), 1);
         let end = call.end().unwrap();
-        assert_eq!(told.all(), [(1, end), (2, end)]);
+        assert_eq!(calls.all(), [(1, end), (2, end)]);
         assert_eq!((end == DONE, end == CANCELLED), (ends[0], ends[1]));
         assert!(call.stop_flag().is_requested());
     });
@@ -110,35 +110,35 @@ fn of_many_ends_the_first_counts_and_is_told_once_in_order() {
 #[test]
 fn a_callback_that_is_registered_as_the_call_ends_runs_once() {
     loom::model(|| {
-        let (call, told) = (CallContext::alone(), Told::default());
+        let (call, calls) = (CallContext::alone(), Calls::default());
         let other = call.clone();
         let ending = thread::spawn(move || other.complete(Code::Ok));
-        let is_to_come = call.add_callback(told.callback(1));
+        let is_to_come = call.add_callback(calls.callback(1));
         if !is_to_come {
-            assert_eq!(told.all(), [(1, DONE)]);
+            assert_eq!(calls.all(), [(1, DONE)]);
         }
         assert!(ending.join().unwrap());
-        assert_eq!(told.all(), [(1, DONE)]);
+        assert_eq!(calls.all(), [(1, DONE)]);
     });
 }
 
 #[test]
 fn a_callback_that_panics_or_comes_back_harms_nobody() {
     loom::model(|| {
-        let (call, told) = (CallContext::alone(), Told::default());
+        let (call, calls) = (CallContext::alone(), Calls::default());
         call.add_callback(|_| std::panic::resume_unwind(Box::new("wanted")));
-        let (again, within) = (call.clone(), told.clone());
+        let (again, within) = (call.clone(), calls.clone());
         call.add_callback(move |_| {
             assert!(!again.cancel());
             again.add_callback(within.callback(1));
         });
-        call.add_callback(told.callback(2));
+        call.add_callback(calls.callback(2));
         let other = call.clone();
         let ending = thread::spawn(move || other.cancel());
         call.complete(Code::Ok);
         ending.join().unwrap();
         let end = call.end().unwrap();
-        assert_eq!(told.all(), [(1, end), (2, end)]);
+        assert_eq!(calls.all(), [(1, end), (2, end)]);
     });
 }
 
@@ -245,8 +245,8 @@ fn an_answer_that_comes_too_late_finds_the_status_that_takes_its_place() {
 #[test]
 fn a_stop_that_comes_as_the_call_ends_is_told_or_not_but_never_half() {
     loom::model(|| {
-        let (call, told) = (CallContext::alone(), Told::default());
-        call.add_callback(told.callback(1));
+        let (call, calls) = (CallContext::alone(), Calls::default());
+        call.add_callback(calls.callback(1));
         let wakes = Arc::new(AtomicUsize::new(0));
         let other = call.clone();
         let stopping = thread::spawn(move || other.announce(CancelReason::Drain));
@@ -261,7 +261,7 @@ fn a_stop_that_comes_as_the_call_ends_is_told_or_not_but_never_half() {
         let end = call.end().unwrap();
         assert_eq!(waiting.join().unwrap(), end.cancelled);
         assert_eq!(
-            (told.all(), wakes.load(Ordering::Relaxed)),
+            (calls.all(), wakes.load(Ordering::Relaxed)),
             (vec![(1, end)], 1)
         );
     });

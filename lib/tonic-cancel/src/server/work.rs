@@ -253,11 +253,11 @@ impl WorkLimit {
         {
             return Ok(guard(permit));
         }
-        let mut told_to_stop = pin!(Waiting::new(context.clone(), Moment::Stop));
+        let mut stopped = pin!(Waiting::new(context.clone(), Moment::Stop));
         let room = tokio::time::timeout(patience, Arc::clone(&self.room).acquire_owned());
         let permit = tokio::select! {
             biased;
-            () = &mut told_to_stop => return Err(context.stopped()),
+            () = &mut stopped => return Err(context.stopped()),
             permit = room => permit,
         };
         // The semaphore is never closed.

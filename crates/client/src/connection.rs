@@ -1,0 +1,216 @@
+//! A connection to a server, from the first attempt on.
+
+use std::{
+    error::Error,
+    pin::{Pin, pin},
+    sync::Mutex,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use hashfinder_system::text::as_text;
+use http::Uri;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+use tonic::{
+    Code, Request, Status,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::{
+    access::{Access, Credential},
+    address::ServerAddress,
+    connector::Connector,
+    options::ConnectOptions,
+};
+
+/// How long we wait for the server before we say so.
+const NOTICE_AFTER: Duration = Duration::from_millis(200);
+
+/// How long one attempt to reach it may take before another connection is tried.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause after the first attempt that failed; each one after it is twice as long.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+
+/// The longest pause, so that a server that comes up is found soon.
+const LAST_RETRY: Duration = Duration::from_secs(1);
+
+/// What is wrong with a server from which nothing comes.
+const SILENT: &str = "it does not answer";
+
+/// How long we wait, at the end, for the connection to tell the server what there is left to tell.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection to a server that has answered, and the tasks behind it.
+pub struct Connection {
+    channel: Channel,
+    credential: Credential,
+    tasks: TaskTracker,
+}
+
+impl Connection {
+    /// Connects, waiting for a server that is not there yet. When it takes long enough to be noticed, it calls `say`
+    /// with a note that it waits up to `shown`. Dropping the future gives it up.
+    ///
+    /// # Errors
+    ///
+    /// If the options cannot be followed, no server has answered within `timeout`, what answers is something
+    /// else than a server, or there is no TLS with it as there should be.
+    pub async fn open(
+        server: &ServerAddress,
+        options: &ConnectOptions,
+        timeout: Duration,
+        shown: Duration,
+        say: impl FnOnce(String),
+    ) -> Result<Connection> {
+        let access = Access::read(server, options).await?;
+        let last_error = Mutex::new(SILENT.to_owned());
+        let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
+        let mut reached = pin!(reach(server, &access, &last_error));
+        let within = humantime::format_duration(timeout);
+        let at_once = NOTICE_AFTER.min(timeout);
+        if let Ok(connection) = tokio::time::timeout(at_once, &mut reached).await {
+            return connection;
+        }
+        if at_once < timeout {
+            let shown = humantime::format_duration(shown);
+            say(format!(
+                "waiting up to {shown} for a server at {server}: {}",
+                why()
+            ));
+        }
+        match tokio::time::timeout(timeout - at_once, reached).await {
+            Ok(connection) => connection,
+            Err(_) => bail!(
+                "no server at {server} within {within}: {}; start one with `hashfinder serve`, or give \
+                 another with --server HOST:PORT",
+                why()
+            ),
+        }
+    }
+
+    /// Returns what a generated client is made of. It shows the credential with every call.
+    #[must_use]
+    pub fn channel(&self) -> InterceptedService<Channel, Credential> {
+        InterceptedService::new(self.channel.clone(), self.credential.clone())
+    }
+
+    /// Waits until it is closed, so that a cancellation has been sent when we leave. Whoever has calls or
+    /// clients on it has to drop them before. If it takes too long, or the future is dropped, the server
+    /// notices by the connection's end.
+    pub async fn close(self) {
+        let Connection { channel, tasks, .. } = self;
+        drop(channel);
+        tasks.close();
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await;
+    }
+}
+
+/// Tries until it is there.
+async fn reach(
+    server: &ServerAddress,
+    access: &Access,
+    last_error: &Mutex<String>,
+) -> Result<Connection> {
+    let tasks = TaskTracker::new();
+    let connector = access.connector(server);
+    let endpoint = endpoint(server)?.executor(Spawner(tasks.clone()));
+    let mut pause = FIRST_RETRY;
+    loop {
+        let attempt = attempt(&endpoint, connector.clone());
+        let failure = match tokio::time::timeout(ATTEMPT_TIMEOUT, attempt).await {
+            Ok(Ok(channel)) => {
+                return Ok(Connection {
+                    channel,
+                    credential: access.credential(),
+                    tasks,
+                });
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::Passing(SILENT.to_owned()),
+        };
+        // Whatever HTTP/2 has to say of it.
+        if let Some(failure) = connector.failure() {
+            bail!(access.advice(&failure, server));
+        }
+        let error = match failure {
+            Failure::Passing(error) => as_text(&error),
+            Failure::SomethingElse => bail!(
+                "what listens at {server} does not speak gRPC; give the address of a `hashfinder serve`"
+            ),
+        };
+        if let Ok(mut last_error) = last_error.lock() {
+            *last_error = error;
+        }
+        sleep(pause).await;
+        pause = (2 * pause).min(LAST_RETRY);
+    }
+}
+
+/// Why an attempt failed.
+enum Failure {
+    /// What may be otherwise the next time.
+    Passing(String),
+    /// What listens there is no server of ours, nor of any gRPC.
+    SomethingElse,
+}
+
+/// How requests are addressed; the connector knows better where to.
+fn endpoint(server: &ServerAddress) -> Result<Endpoint> {
+    let (address, origin) = match server {
+        ServerAddress::Tcp(authority) => (format!("http://{authority}"), None),
+        // With this scheme here it would be tonic's TLS.
+        ServerAddress::Tls(authority) => (
+            format!("http://{authority}"),
+            Some(format!("https://{authority}")),
+        ),
+        ServerAddress::Unix(_) => ("http://localhost".to_owned(), None),
+    };
+    let wrong = || format!("{server} is not a server's address");
+    let endpoint = Endpoint::from_shared(address).with_context(wrong)?;
+    Ok(match origin {
+        Some(origin) => endpoint.origin(origin.parse::<Uri>().with_context(wrong)?),
+        None => endpoint,
+    })
+}
+
+/// Connects and asks for a sign of life, for a connection alone may be anybody's.
+async fn attempt(endpoint: &Endpoint, connector: Connector) -> Result<Channel, Failure> {
+    let channel = endpoint.connect_with_connector(connector).await;
+    let channel = channel.map_err(|error| {
+        // The part of the chain that says something is the innermost.
+        Failure::Passing(anyhow::Error::new(error).root_cause().to_string())
+    })?;
+    let request = Request::new(HealthCheckRequest::default());
+    match HealthClient::new(channel.clone()).check(request).await {
+        Err(status) if breaks_http2(&status) => Err(Failure::SomethingElse),
+        // Any other status, UNIMPLEMENTED for one, is a server's.
+        Err(status) if status.code() == Code::Unavailable || is_transports(&status) => {
+            Err(Failure::Passing(status.message().to_owned()))
+        }
+        _ => Ok(channel),
+    }
+}
+
+/// Whether a status is the transport's own word: none that a server sent has a source.
+fn is_transports(status: &Status) -> bool {
+    status.source().is_some()
+}
+
+/// Whether what came was not HTTP/2, as from a web server.
+fn breaks_http2(status: &Status) -> bool {
+    is_transports(status) && status.code() == Code::Internal
+}
+
+/// Runs a connection's tasks where they can be waited for.
+#[derive(Clone)]
+struct Spawner(TaskTracker);
+
+impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Spawner {
+    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.0.spawn(task);
+    }
+}

@@ -1,0 +1,184 @@
+//! The arguments for queries.
+
+use std::{fmt, path::PathBuf};
+
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use hashfinder_search::{
+    Algorithm, Alphabet, Anchor, DesiredName, Distance, Encoding, Impossible, Keyspace, Query,
+    Spelling,
+};
+use hashfinder_system::files;
+
+use super::values::distance;
+
+/// What begins an alphabet that is given byte by byte.
+const GIVEN: &str = "of:";
+
+/// How much of a prefix's file is read, in bytes.
+const LONGEST_PREFIX: u64 = Keyspace::MAX_PREFIX as u64;
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct QueryArguments {
+    /// What the hashed name is to contain: 1 to 28 characters, or as many as a hashed name has
+    ///
+    /// With several names, 64 at most, it is to contain one of them.
+    #[arg(value_name = "NAME", required = true)]
+    pub(crate) names: Vec<String>,
+
+    /// How far from the name a secret may be, in characters
+    #[arg(
+        long,
+        display_order = 0,
+        value_name = "D",
+        default_value = "0",
+        value_parser = distance,
+        allow_negative_numbers = true
+    )]
+    pub(crate) ideal_distance: Distance,
+
+    #[command(flatten)]
+    pub(crate) spelling: SpellingArguments,
+
+    #[command(flatten)]
+    pub(crate) keyspace: KeyspaceArguments,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "How secrets are hashed and written")]
+pub(crate) struct SpellingArguments {
+    /// The hash function
+    #[arg(long, default_value_t, value_parser = one_of(Algorithm::ALL))]
+    pub(crate) algorithm: Algorithm,
+
+    /// How the digest is written
+    #[arg(long, default_value_t, value_parser = one_of(Encoding::ALL))]
+    pub(crate) encoding: Encoding,
+
+    /// Where in the hashed name the desired one has to be
+    #[arg(long, value_name = "WHERE", default_value_t, value_parser = one_of(Anchor::ALL))]
+    pub(crate) anchor: Anchor,
+
+    /// Letters have to agree in case, too
+    #[arg(long)]
+    pub(crate) case_sensitive: bool,
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Which secrets are tried")]
+pub(crate) struct KeyspaceArguments {
+    /// What every secret begins with
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) secret_prefix: String,
+
+    /// Like --secret-prefix, for all that is in a file
+    #[arg(long, value_name = "PATH", conflicts_with = "secret_prefix")]
+    pub(crate) secret_prefix_file: Option<PathBuf>,
+
+    /// What every secret ends with
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) secret_suffix: String,
+
+    /// What stands between: bytes, printable, alphanumeric, digits, or of: and ASCII characters
+    #[arg(long, default_value = "bytes", value_parser = alphabet)]
+    pub(crate) alphabet: Alphabet,
+}
+
+/// Why the arguments make no query.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QueryError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Wrong(String),
+    /// No secret can ever match.
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
+}
+
+impl QueryArguments {
+    /// Returns the query, which begins at the first secret.
+    pub(crate) fn query(&self) -> Result<Query, QueryError> {
+        if self.names.len() > Query::MAX_NAMES {
+            return Err(QueryError::Wrong(format!(
+                "there are {} names; give at most {}, and look for the others afterwards",
+                self.names.len(),
+                Query::MAX_NAMES
+            )));
+        }
+        let spelling = self.spelling.spelling();
+        let names = self.names.iter();
+        let names = names.map(|name| DesiredName::new(name, spelling).map_err(wrong));
+        let names: Vec<DesiredName> = names.collect::<Result<_, _>>()?;
+        let keyspace = self.keyspace.keyspace()?;
+        Ok(Query::any(names, self.ideal_distance)?.among(keyspace))
+    }
+}
+
+impl SpellingArguments {
+    pub(crate) fn spelling(&self) -> Spelling {
+        Spelling {
+            algorithm: self.algorithm,
+            encoding: self.encoding,
+            anchor: self.anchor,
+            case_sensitive: self.case_sensitive,
+        }
+    }
+}
+
+impl KeyspaceArguments {
+    fn keyspace(&self) -> Result<Keyspace, QueryError> {
+        let prefix = match &self.secret_prefix_file {
+            None => self.secret_prefix.clone().into_bytes(),
+            Some(path) => files::read_any_kind(path, LONGEST_PREFIX).map_err(|error| {
+                let path = path.display();
+                QueryError::Wrong(format!("cannot read the prefix from {path}: {error}"))
+            })?,
+        };
+        let suffix = self.secret_suffix.as_bytes();
+        Keyspace::new(&prefix, self.alphabet.clone(), suffix).map_err(wrong)
+    }
+}
+
+fn wrong(error: impl fmt::Display) -> QueryError {
+    QueryError::Wrong(error.to_string())
+}
+
+/// A parser of the names of some values.
+fn one_of<T, const N: usize>(all: [T; N]) -> impl TypedValueParser<Value = T>
+where
+    T: Copy + fmt::Display + Send + Sync + 'static,
+{
+    let names = all.map(|one| one.to_string());
+    PossibleValuesParser::new(names).try_map(move |name| {
+        let one = all.iter().find(|one| one.to_string() == name);
+        one.copied().ok_or("no such value")
+    })
+}
+
+fn alphabet(text: &str) -> Result<Alphabet, String> {
+    match text {
+        "bytes" => Ok(Alphabet::bytes()),
+        "printable" => Ok(Alphabet::printable()),
+        "alphanumeric" => Ok(Alphabet::alphanumeric()),
+        "digits" => Ok(Alphabet::digits()),
+        _ => match text.strip_prefix(GIVEN) {
+            Some(given) => Alphabet::given(given.as_bytes()).map_err(|error| error.to_string()),
+            None => Err(format!(
+                "give bytes, printable, alphanumeric, digits, or {GIVEN} and the characters, for instance \
+                 {GIVEN}01"
+            )),
+        },
+    }
+}

@@ -1,0 +1,23 @@
+//! The arguments for searches whose answer a command uses itself.
+
+use std::{num::NonZeroUsize, time::Duration};
+
+use clap::Args;
+
+use super::values::{duration, threads};
+
+/// Flags that all recipes share, about their search.
+#[derive(Args, Debug)]
+pub(crate) struct SearchArguments {
+    /// Stop after this long, for instance 90s, 5m or 1h30m
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) maximum_time: Option<Duration>,
+
+    /// How many threads search [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// Say nothing on stderr but what is wrong
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}

@@ -1,0 +1,93 @@
+//! Parsers of the values of flags.
+
+use std::{fmt, num::NonZeroUsize, ops::RangeInclusive, str::FromStr, time::Duration};
+
+use hashfinder_search::{Distance, Kernel};
+
+/// The most threads that may search. Far beyond any machine's cores, and far below what would
+/// bring one down.
+const MAXIMUM_THREADS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// The longest time that there is, whatever is given: as good as for ever, and libraries can add it to the
+/// clock's, which panics where it does not fit.
+pub(crate) const LONGEST_DURATION: Duration = Duration::from_secs(1000 * 31_557_600);
+
+pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    number(NonZeroUsize::MIN..=MAXIMUM_THREADS)(text)
+}
+
+/// A parser of numbers in a range.
+pub(crate) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: Clone + fmt::Display + FromStr + PartialOrd,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| {
+            let (least, most) = (range.start(), range.end());
+            format!("give a whole number from {least} to {most}")
+        })
+    }
+}
+
+pub(crate) fn positive<T: FromStr>(text: &str) -> Result<T, String> {
+    let number = text.parse();
+    number.map_err(|_| "give a whole number from 1 on".to_owned())
+}
+
+pub(crate) fn kernel(text: &str) -> Result<Kernel, String> {
+    Kernel::named(text).ok_or_else(|| {
+        let names: Vec<&str> = Kernel::all().map(Kernel::name).collect();
+        format!("this machine runs the kernels {}", names.join(", "))
+    })
+}
+
+pub(crate) fn distance(text: &str) -> Result<Distance, String> {
+    let number = i64::from_str(text).map_err(|_| "give a number of characters".to_owned())?;
+    Distance::try_from(number).map_err(|error| error.to_string())
+}
+
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text);
+    duration
+        .map(|duration| duration.min(LONGEST_DURATION))
+        .map_err(|_| "give a time, for instance 90s, 5m or 1h30m".to_owned())
+}
+
+pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
+    let duration = duration(text)?;
+    if duration.is_zero() {
+        return Err(
+            "give a time that is longer than none, for instance 90s, 5m or 1h30m".to_owned(),
+        );
+    }
+    Ok(duration)
+}
+
+/// Returns a duration as a flag has it.
+pub(crate) fn shown(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (text, seconds) in [
+            ("90s", 90),
+            ("1h30m", 5400),
+            ("0", 0),
+            ("1000years", 31_557_600_000),
+            // Which is as good as for ever, and what a clock can show.
+            ("400000000000years", 31_557_600_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for wrong in ["", "5", "-1s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+        assert!(positive_duration("0s").is_err());
+    }
+}

@@ -1,0 +1,71 @@
+//! The command line: the commands, and the flags of all of them.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands::{
+    bench::BenchArguments,
+    config::ConfigArguments,
+    estimate::EstimateArguments,
+    find::FindArguments,
+    git_commit::GitCommitArguments,
+    hashcash::HashcashArguments,
+    health::HealthArguments,
+    keys::KeysArguments,
+    manual::{CompletionsArguments, ManArguments},
+    searches::SearchesArguments,
+    serve::ServeArguments,
+    verify::VerifyArguments,
+};
+
+/// Where a flag stands in the help that belongs to every command: below the command's own.
+const LAST: usize = 900;
+
+/// Finds byte strings ("secrets") whose SHA-1, written in base64, spells a desired name.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    propagate_version = true,
+    // Not what the caller has named the program, which can be anything.
+    bin_name = "hashfinder",
+    max_term_width = 100,
+    after_help = "\
+Flags can be given by environment variables and a file, too: see `hashfinder config --help`."
+)]
+pub(crate) struct Cli {
+    /// The file to take settings from, instead of ~/.config/hashfinder/config.toml
+    #[arg(long, global = true, value_name = "PATH", display_order = LAST)]
+    pub(crate) config: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Find(FindArguments),
+    Serve(Box<ServeArguments>),
+    Bench(BenchArguments),
+    Estimate(EstimateArguments),
+    Verify(VerifyArguments),
+    Searches(SearchesArguments),
+    Health(HealthArguments),
+    Keys(KeysArguments),
+    GitCommit(GitCommitArguments),
+    Hashcash(HashcashArguments),
+    Config(ConfigArguments),
+    Completions(CompletionsArguments),
+    Man(ManArguments),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,79 @@
+//! The arguments of `bench`.
+
+use std::{num::NonZeroUsize, str::FromStr, time::Duration};
+
+use clap::Args;
+use hashfinder_search::{DesiredName, Distance, Kernel};
+
+use crate::arguments::values::{distance, kernel, number, threads};
+
+/// One kernel or all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum KernelChoice {
+    All,
+    One(Kernel),
+}
+
+/// Measure how fast this machine's kernels are, and check that they are right.
+///
+/// Each kernel is measured at hashing alone (the case sha1) and at searching for each name, on one
+/// thread and on all.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder bench
+  hashfinder bench --name doctor --name hashfinder --ideal-distance 1 --seconds 5 --json
+
+Exit codes:
+    0  measured
+    2  the command line is wrong
+    4  no secret can ever spell such a name
+    5  a kernel gave a wrong answer, too few threads can be started, or the output failed
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
+pub(crate) struct BenchArguments {
+    /// The kernel to measure, or all
+    #[arg(long, value_name = "NAME", default_value = "all", value_parser = kernel_or_all)]
+    pub(crate) kernel: KernelChoice,
+
+    /// How many threads are all [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = threads)]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// A name to search for; may be given more than once
+    #[arg(long = "name", value_name = "NAME", default_value = "doctor")]
+    pub(crate) names: Vec<DesiredName>,
+
+    /// A number of made-up names of 6 to 10 letters to search for at once; may be given more than once
+    #[arg(long = "names", value_name = "N", value_parser = number(1..=u16::MAX))]
+    pub(crate) sets: Vec<u16>,
+
+    /// The distance to search at
+    #[arg(long, value_name = "D", default_value = "0", value_parser = distance)]
+    pub(crate) ideal_distance: Distance,
+
+    /// How many bytes the secrets have
+    #[arg(long, value_name = "L", default_value = "4", value_parser = number::<u32>(3..=7))]
+    pub(crate) length: u32,
+
+    /// How long each row is measured
+    #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
+    pub(crate) seconds: Duration,
+
+    /// Print one JSON object for each row, with kernel, case, threads and hashes_per_second
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn kernel_or_all(text: &str) -> Result<KernelChoice, String> {
+    match text {
+        "all" => Ok(KernelChoice::All),
+        name => kernel(name).map(KernelChoice::One),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = f64::from_str(text).ok().filter(|seconds| *seconds > 0.0);
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "give a number of seconds above 0".to_owned())
+}

@@ -1,0 +1,171 @@
+//! `hashfinder find`: one search, from the command line to its last line.
+
+mod arguments;
+mod call_end;
+mod finding;
+mod first;
+mod follow;
+mod local;
+mod output;
+mod rate;
+mod reference;
+mod remote;
+mod report;
+mod result;
+mod session;
+mod source;
+mod status;
+mod stop;
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use hashfinder_search::{Cursor, Query};
+use hashfinder_system::threads::aside;
+
+pub(crate) use self::{
+    arguments::FindArguments,
+    finding::{EMPTY, Finding},
+    first::first,
+    stop::TimeLimit,
+};
+use self::{
+    follow::follow,
+    local::LocalSearch,
+    output::Output,
+    remote::RemoteSearch,
+    report::{how_to_resume, report},
+    result::CommandResult,
+    session::Session,
+    status::Status,
+    stop::Stops,
+};
+use crate::{arguments::QueryError, exit::Exit};
+
+/// Text that is added to the reason why a command was stopped before it searched.
+const NOT_STARTED: &str = "; no search was started";
+
+/// Runs the command. Dropping the future cancels the search.
+pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
+    let arguments = Arc::new(arguments);
+    let status = Arc::new(Status::new(arguments.quiet));
+    let mut stops = Stops::new(TimeLimit::start(arguments.maximum_time))?;
+    let query = match stops.unless_stopped(query(&arguments)).await {
+        Ok(query) => match query? {
+            Err(QueryError::Wrong(why)) => {
+                status.fail(why);
+                return Ok(Exit::Usage);
+            }
+            query => Ok(query),
+        },
+        Err(cause) => Err(cause),
+    };
+    let mut output = Output::new(&arguments, Arc::clone(&status));
+    let result = match query {
+        Ok(Ok(query)) => search(&arguments, query, stops, &status, &mut output).await,
+        Ok(Err(impossible)) => {
+            let why = impossible.to_string();
+            Ok(CommandResult::new("impossible", why, Exit::Impossible))
+        }
+        Err(cause) => Ok(CommandResult::stopped(cause, NOT_STARTED)),
+    };
+    status.clear();
+    match result {
+        Ok(result) => {
+            let best = output.best_row();
+            let nearest = best.as_deref().ok_or(output.no_candidate());
+            report(&result, Some(nearest), &status);
+            let printed = output.end(&result);
+            // It may be the output that failed, and one error is enough.
+            if result.exit != Exit::Failed {
+                printed?;
+            }
+            Ok(result.exit)
+        }
+        Err(error) => {
+            let failed = CommandResult::new("failed", format!("{error:#}"), Exit::Failed);
+            // It may be the output that failed, and one error is enough.
+            let _ = output.end(&failed);
+            Err(error)
+        }
+    }
+}
+
+/// Returns what is searched for. A file that the secrets begin with is read on a thread of its own, for it may be a
+/// pipe into which nothing is written.
+async fn query(arguments: &Arc<FindArguments>) -> Result<Result<Query, QueryError>> {
+    if arguments.query.keyspace.secret_prefix_file.is_none() {
+        return Ok(arguments.query());
+    }
+    let arguments = Arc::clone(arguments);
+    Ok(aside("read", move || arguments.query()).await?)
+}
+
+async fn search(
+    arguments: &Arc<FindArguments>,
+    mut query: Query,
+    mut stops: Stops,
+    status: &Arc<Status>,
+    output: &mut Output,
+) -> Result<CommandResult> {
+    let mut wanted = arguments.count.get();
+    let mut nearest = arguments.resume.as_ref().and_then(Cursor::nearest);
+    let session = if let Some(name) = &arguments.session {
+        let opening = aside("session", {
+            let (name, query) = (name.clone(), query.clone());
+            move || Session::open(&name, &query, wanted)
+        });
+        let opened = match stops.unless_stopped(opening).await {
+            Ok(opened) => opened??,
+            Err(cause) => return Ok(CommandResult::stopped(cause, NOT_STARTED)),
+        };
+        let session = match opened {
+            Ok(session) => session,
+            Err(why) => return Ok(CommandResult::new("refused", why, Exit::Usage)),
+        };
+        if session.frontier() > query.start() {
+            let (tried, answers) = (session.frontier(), session.answers());
+            status.say(format_args!(
+                "session {name}: going on after {tried} hashes, {answers} of {wanted} found"
+            ));
+        }
+        wanted -= session.answers();
+        query = query.starting_at(session.frontier());
+        nearest = session.nearest();
+        Some(session)
+    } else {
+        None
+    };
+    output.begin_with(&query, nearest);
+    let Some(server) = &arguments.server else {
+        let (threads, kernel) = (arguments.threads, arguments.kernel);
+        let search = LocalSearch::start(&query, wanted, threads, kernel, status)?;
+        return follow(search, &query, 0, stops, session, output, status).await;
+    };
+    let limit = stops.limit();
+    let starting = RemoteSearch::start(server, &query, wanted, arguments, limit, status);
+    let search = match stops.unless_stopped(starting).await {
+        Ok(search) => search?,
+        Err(cause) => {
+            let cursor = Cursor::new(&query, query.start()).with_nearest(nearest);
+            let at = arguments
+                .connection
+                .flags(&arguments.connection.address(server));
+            let how_to_resume = how_to_resume(&cursor, session.is_some(), output.left(), Some(&at));
+            return Ok(CommandResult {
+                how_to_resume: Some(how_to_resume),
+                ..CommandResult::stopped(cause, NOT_STARTED).at(cursor)
+            });
+        }
+    };
+    // From now on the search enforces the maximum time, which the server knows as the call's deadline.
+    let stops = stops.without_limit();
+    match search {
+        RemoteSearch::Finder(search) => {
+            follow(*search, &query, 0, stops, session, output, status).await
+        }
+        RemoteSearch::Reference(search) => {
+            follow(*search, &query, 0, stops, session, output, status).await
+        }
+    }
+}

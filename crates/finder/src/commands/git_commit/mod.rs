@@ -1,0 +1,404 @@
+//! `hashfinder git-commit`: a nonce in a commit's message that gives its ID a chosen prefix.
+
+mod commit;
+mod repository;
+
+use std::{num::NonZeroU64, path::PathBuf, process::Child};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use hashfinder_search::{
+    Alphabet, Anchor, DesiredName, Distance, Index, Keyspace, KeyspaceError, Odds, Query, Spelling,
+};
+use hashfinder_system::threads::aside;
+
+use self::{
+    commit::{Commit, header},
+    repository::{Head, Repository},
+};
+use super::find::{self, TimeLimit};
+use crate::{
+    arguments::SearchArguments,
+    exit::Exit,
+    signals::{Signal, Signals},
+    terminal::{print, quoted, say},
+};
+
+/// Nonces are so long that with this chance one of the first length that is tried will do.
+const NEARLY_SURE: f64 = 1.0 - 1e-9;
+
+/// What follows the nonce.
+const END_OF_LINE: &[u8] = b"\n";
+
+/// The longest ID, in digits: a SHA-256.
+const LONGEST_ID: usize = 64;
+
+/// Give HEAD's commit an ID with a prefix of your choice.
+///
+/// The ID depends on a nonce, which becomes the last line of the commit's message: `Hashfinder-Nonce: ...`.
+/// It replaces the nonce of an earlier run. The tree, the parents, the author and all dates stay the same.
+/// The new ID is printed.
+///
+/// With --write, the new commit replaces HEAD's, as with `git commit --amend`: the post-rewrite hook runs,
+/// and notes are copied as configured. The index and the work tree are not touched.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder git-commit c0ffee
+  hashfinder git-commit c0ffee --write
+  hashfinder git-commit 0000000 --repository ../other --maximum-time 5m
+
+Each digit more takes 16 times as long. The same commit and prefix always give the same nonce.
+
+Exit codes:
+    0  found and, with --write, written
+    1  every nonce was tried in vain
+    2  the command line is wrong, or the commit cannot be copied: it is signed or too large, its
+       parents are missing in a shallow clone, or a graft or a replace reference changes it
+    3  the time is up; resume with --from
+    5  git or the output failed
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); resume with --from")]
+pub(crate) struct GitCommitArguments {
+    /// What the commit's ID is to begin with: hexadecimal digits, 40 at most (64 if it is a SHA-256)
+    #[arg(value_name = "PREFIX", value_parser = prefix)]
+    prefix: String,
+
+    /// The repository [default: $GIT_DIR, or that of the current folder]
+    ///
+    /// Overrides GIT_DIR and the other variables by which git chooses a repository.
+    #[arg(long, value_name = "PATH")]
+    repository: Option<PathBuf>,
+
+    /// Replace HEAD's commit with the new one, and move its branch there
+    ///
+    /// If HEAD was moved during the search, it stays there, and the command fails.
+    #[arg(long)]
+    write: bool,
+
+    /// Leave out the commit's signature, which would not be valid any more
+    #[arg(long)]
+    drop_signature: bool,
+
+    /// Begin with this nonce, where a search was stopped
+    #[arg(long, value_name = "NONCE")]
+    from: Option<String>,
+
+    #[command(flatten)]
+    search: SearchArguments,
+}
+
+fn prefix(text: &str) -> Result<String, String> {
+    let wrong = text
+        .chars()
+        .enumerate()
+        .find(|(_, c)| !c.is_ascii_hexdigit());
+    match (wrong, text.len()) {
+        (Some((place, character)), _) => Err(format!(
+            "its character {}, {character:?}, is no hexadecimal digit; give 0 to 9 and a to f",
+            place + 1
+        )),
+        (None, 1..=LONGEST_ID) => Ok(text.to_lowercase()),
+        (None, length) => Err(format!("it has {length} digits; give 1 to 40")),
+    }
+}
+
+/// Runs the command. Dropping the future cancels the search and leaves the repository as it was, unless
+/// HEAD was already moved: then it stops waiting for the `post-rewrite` hook.
+pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
+    let limit = TimeLimit::start(arguments.search.maximum_time);
+    let repository = Repository::at(arguments.repository.as_deref())?;
+    let head = repository.head()?;
+    let queries = match prepare(arguments, &repository, &head)? {
+        Ok(queries) => queries,
+        Err(refused) => {
+            say(refused);
+            return Ok(Exit::Usage);
+        }
+    };
+    if !arguments.search.quiet
+        && let Some(branch) = repository.remote_branch(&head)
+    {
+        say(format_args!(
+            "warning: HEAD's commit is already on {branch}; to replace it there takes a forced push, \
+             and everybody who has the commit must then rebase or reset"
+        ));
+    }
+    let how_to_resume = |index| {
+        let from = nonces().secret(index);
+        format!("go on with: {}", arguments.command(&from, arguments.write))
+    };
+    let found = match find::first(queries, &arguments.search, limit, how_to_resume).await? {
+        Ok(found) => found,
+        Err(exit) => return Ok(exit),
+    };
+    let id = found.hashed_name.as_str();
+    if arguments.write {
+        let commit = without_header(&found.secret);
+        return write(arguments, &repository, &head, commit, id).await;
+    }
+    if !arguments.search.quiet {
+        let command = arguments.command(nonce_of(&found.secret), true);
+        say(format_args!(
+            "nothing was written; make it HEAD with: {command}"
+        ));
+    }
+    print(format!("{id}\n"))?;
+    Ok(Exit::Success)
+}
+
+/// Returns what to search, or why the command is refused. Whatever can be known to fail after the search
+/// fails here, before it.
+///
+/// # Errors
+///
+/// If git fails, or could not write the commit.
+fn prepare(
+    arguments: &GitCommitArguments,
+    repository: &Repository<'_>,
+    head: &Head,
+) -> Result<Result<Vec<Query>, String>> {
+    if let Some(obstacle) = repository.obstacle(head)? {
+        return Ok(Err(obstacle));
+    }
+    let mut commit = Commit::parse(&head.commit);
+    if commit.is_signed() {
+        if !arguments.drop_signature {
+            return Ok(Err(
+                "HEAD's commit is signed, and the signature does not fit another message; \
+                 leave it out with --drop-signature"
+                    .to_owned(),
+            ));
+        }
+        commit.drop_signature();
+    }
+    let spelling = Spelling {
+        anchor: Anchor::Prefix,
+        ..head.spelling
+    };
+    let queries = DesiredName::new(&arguments.prefix, spelling)
+        .map_err(|_| {
+            let (digits, most) = (arguments.prefix.len(), spelling.text_len());
+            format!("the prefix has {digits} digits; an ID here has only {most}")
+        })
+        .and_then(|prefix| queries(&commit.before_nonce(), &prefix, arguments.from.as_deref()));
+    if let Ok(queries) = &queries
+        && let Some(first) = queries.first()
+    {
+        let example = first.keyspace().secret(first.start());
+        repository.check_accepted(without_header(&example))?;
+        if arguments.write {
+            repository.check_writable(head, &arguments.prefix)?;
+        }
+    }
+    Ok(queries)
+}
+
+/// Replaces HEAD's commit, prints the new ID, and does what follows `git commit --amend`.
+async fn write(
+    arguments: &GitCommitArguments,
+    repository: &Repository<'_>,
+    head: &Head,
+    commit: &[u8],
+    id: &str,
+) -> Result<Exit> {
+    // A signal from now on is received by the wait below.
+    let mut signals = Signals::new().context("cannot listen to signals")?;
+    let moved = repository.replace(head, commit, id)?;
+    if !arguments.search.quiet {
+        say(&moved);
+    }
+    let printed = print(format!("{id}\n"))
+        .with_context(|| format!("HEAD was moved ({moved}), but its ID was not printed"));
+    // From here on nothing can undo the commit, so nothing else changes how the command ends.
+    let warn = |error: anyhow::Error| say(format_args!("warning: {error:#}"));
+    if let Err(error) = repository.copy_notes(head, id) {
+        warn(error);
+    }
+    let stopped = match repository.start_hook(head, id) {
+        Ok(Some(hook)) => wait(&mut signals, hook).await,
+        Ok(None) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let stopped = stopped.unwrap_or_else(|error| {
+        warn(error);
+        None
+    });
+    printed?;
+    Ok(match stopped {
+        Some(signal) => {
+            say(format_args!(
+                "stopped by {signal} during the post-rewrite hook; HEAD was moved ({moved})"
+            ));
+            signal.exit()
+        }
+        None => Exit::Success,
+    })
+}
+
+/// Waits for a process to end, however it does, or for a signal. Dropping the future leaves it running.
+async fn wait(signals: &mut Signals, mut child: Child) -> Result<Option<Signal>> {
+    Ok(tokio::select! {
+        ended = aside("post-rewrite", move || child.wait()) => {
+            ended??;
+            None
+        }
+        signal = signals.next() => Some(signal),
+    })
+}
+
+impl GitCommitArguments {
+    /// The command that begins with a nonce.
+    fn command(&self, from: &[u8], write: bool) -> String {
+        let mut command = format!("hashfinder git-commit {}", self.prefix);
+        if let Some(path) = &self.repository {
+            command += &format!(" --repository {}", quoted(&path.to_string_lossy()));
+        }
+        if self.drop_signature {
+            command += " --drop-signature";
+        }
+        command += &format!(" --from {}", from.escape_ascii());
+        if write {
+            command += " --write";
+        }
+        command
+    }
+}
+
+/// The nonces, whose indices are those of the secrets that are searched, whatever stands around them.
+fn nonces() -> Keyspace {
+    Keyspace::new(b"", Alphabet::alphanumeric(), b"").expect("nothing stands around them")
+}
+
+/// What is searched for a commit, of which everything before the nonce is given: a query for each length
+/// of the nonce, because Git hashes the length of a commit before the commit.
+///
+/// It begins with the nonce `from`, or else with the first of a length that will nearly surely do.
+fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Vec<Query>, String> {
+    let nonces = nonces();
+    let start = match from {
+        None => first_of_sufficient_length(&nonces, prefix),
+        Some(nonce) => nonces
+            .index_of(nonce.as_bytes())
+            .filter(|index| *index > 0)
+            .ok_or("--from takes a nonce of 1 to 10 letters and digits")?,
+    };
+    let shortest = nonces.secret(start).len();
+    let lengths = (shortest..).map_while(|length| Some((length, nonces.first_of_length(length)?)));
+    let query = |(length, first): (usize, Index)| {
+        let start = first.max(start);
+        let query = Query::any([prefix.clone()], Distance::ZERO);
+        let query = query.map_err(|impossible| impossible.to_string())?;
+        let keyspace = keyspace(commit, length).map_err(|_| too_large(commit.len(), length))?;
+        let query = query.among(keyspace).starting_at(start);
+        let end = nonces.first_of_length(length + 1);
+        let budget = end.and_then(|end| NonZeroU64::new(end - start));
+        Ok(match budget {
+            Some(budget) => query.hash_budget(budget),
+            None => query,
+        })
+    };
+    lengths.map(query).collect()
+}
+
+/// The index of the first nonce of the shortest length of which nearly surely one will do or, if there is
+/// none, of the greatest that has all its nonces.
+fn first_of_sufficient_length(nonces: &Keyspace, prefix: &DesiredName) -> Index {
+    let odds = Odds::of(prefix, Distance::ZERO);
+    let enough = *odds.hashes_for(NEARLY_SURE).end();
+    let mut start = 0;
+    for length in 1.. {
+        let first = nonces.first_of_length(length);
+        let (Some(first), Some(next)) = (first, nonces.first_of_length(length + 1)) else {
+            break;
+        };
+        start = first;
+        if (next - first) as f64 >= enough {
+            break;
+        }
+    }
+    start
+}
+
+/// What Git hashes for a commit, of which everything before the nonce is given: right for nonces of the
+/// given length.
+///
+/// # Errors
+///
+/// If the commit is too large.
+fn keyspace(commit: &[u8], nonce_len: usize) -> Result<Keyspace, KeyspaceError> {
+    let hashed = [&*header(size(commit.len(), nonce_len)), commit].concat();
+    Keyspace::new(&hashed, Alphabet::alphanumeric(), END_OF_LINE)
+}
+
+/// Size of a commit in bytes, given the length of all before the nonce and that of the nonce.
+fn size(before_nonce: usize, nonce_len: usize) -> usize {
+    before_nonce + nonce_len + END_OF_LINE.len()
+}
+
+/// Says by how much a commit is too large for [`keyspace`].
+fn too_large(before_nonce: usize, nonce_len: usize) -> String {
+    let size = size(before_nonce, nonce_len);
+    let excess = (header(size).len() + before_nonce).saturating_sub(Keyspace::MAX_PREFIX);
+    let bytes = if excess == 1 { "byte" } else { "bytes" };
+    format!(
+        "HEAD's commit is too large: with the nonce it has {size} bytes, and only {} can be searched; \
+         shorten its message by at least {excess} {bytes} (git commit --amend)",
+        size - excess
+    )
+}
+
+fn without_header(hashed: &[u8]) -> &[u8] {
+    let end = hashed.iter().position(|byte| *byte == 0);
+    &hashed[end.map_or(0, |end| end + 1)..]
+}
+
+fn nonce_of(hashed: &[u8]) -> &[u8] {
+    let line = hashed.strip_suffix(END_OF_LINE).unwrap_or(hashed);
+    let space = line.iter().rposition(|byte| *byte == b' ');
+    &line[space.map_or(0, |space| space + 1)..]
+}
+
+#[cfg(test)]
+mod tests {
+    use hashfinder_search::Encoding;
+
+    use super::{commit::TRAILER, *};
+
+    #[test]
+    fn a_length_of_nonces_after_another() {
+        let spelling = Spelling {
+            encoding: Encoding::Hex,
+            anchor: Anchor::Prefix,
+            ..Spelling::default()
+        };
+        let lengths = |prefix: &str, from| {
+            let prefix = DesiredName::new(prefix, spelling).unwrap();
+            // Of two digits with the shorter nonces, and of three with the longer.
+            let commit = [&[b'x'; 83], TRAILER].concat();
+            let queries = queries(&commit, &prefix, from).unwrap();
+            let mut next = queries[0].start();
+            let mut lengths = Vec::new();
+            for query in &queries {
+                assert_eq!(query.start(), next);
+                next += query.budget().map_or(0, NonZeroU64::get);
+                let secret = query.keyspace().secret(query.start());
+                let object = without_header(&secret);
+                // Git would not take one that says otherwise.
+                let header = format!("commit {}\0", object.len());
+                assert!(
+                    secret.starts_with(header.as_bytes()),
+                    "{}",
+                    secret.escape_ascii()
+                );
+                lengths.push(nonce_of(&secret).len());
+            }
+            assert!(queries.last().unwrap().budget().is_none());
+            lengths
+        };
+        assert_eq!(lengths("0", None), (2..=11).collect::<Vec<_>>());
+        // 16^4 * 20.7 is 1.4 million, and 62^4 is 15 million.
+        assert_eq!(lengths("c0ff", None), (4..=11).collect::<Vec<_>>());
+        assert_eq!(lengths(&"0".repeat(40), None), [10, 11]);
+        assert_eq!(lengths("0", Some("zzz")), (3..=11).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,383 @@
+//! The repository, read and written through the real `git`.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::Write,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+    process::{self, Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use hashfinder_search::{Algorithm, Encoding, Spelling};
+
+use super::commit::{Commit, header};
+use crate::terminal::{as_text, quoted};
+
+/// Environment variables of `git rev-parse --local-env-vars` that do not choose a repository: they
+/// carry the configuration of `git -c`.
+const CONFIGURATION: [&str; 2] = ["GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT"];
+
+/// The hook that runs after a commit was rewritten.
+const HOOK: &str = "post-rewrite";
+
+/// The first version of git whose `git hook run` can give a hook something to read.
+const HOOK_VERSION: &str = "2.40";
+
+/// A repository.
+pub(super) struct Repository<'a> {
+    /// Where it is; `None` leaves the choice to git, so to the environment and the current folder.
+    path: Option<&'a Path>,
+    /// Environment variables that would choose another repository than `path`.
+    removed: Vec<OsString>,
+}
+
+/// HEAD at the time when it was read.
+pub(super) struct Head {
+    /// The branch that HEAD points to, or `HEAD` if it is detached.
+    reference: OsString,
+    /// The commit as it is stored, whatever git shows in its place.
+    pub(super) commit: Vec<u8>,
+    pub(super) id: String,
+    /// How IDs are written in this repository.
+    pub(super) spelling: Spelling,
+}
+
+impl Head {
+    /// Name of the reference, fit for a terminal.
+    fn name(&self) -> String {
+        as_text(&self.reference.to_string_lossy())
+    }
+
+    fn id_of(&self, commit: &[u8]) -> String {
+        id(commit, self.spelling)
+    }
+}
+
+fn id(commit: &[u8], spelling: Spelling) -> String {
+    let hashed = [&*header(commit.len()), commit].concat();
+    spelling.hashed_name(&hashed).to_string()
+}
+
+impl<'a> Repository<'a> {
+    /// Chooses the repository at `path`, whatever the environment says. Without a path, the environment
+    /// and the current folder decide, as they do for git.
+    ///
+    /// # Errors
+    ///
+    /// If git cannot be run.
+    pub(super) fn at(path: Option<&'a Path>) -> Result<Repository<'a>> {
+        let mut removed = Vec::new();
+        if path.is_some() {
+            let names = run(
+                Command::new("git").args(["rev-parse", "--local-env-vars"]),
+                b"",
+            )?;
+            let names = names.split(|byte| *byte == b'\n').map(<[u8]>::to_vec);
+            removed = names.map(OsString::from_vec).collect();
+            removed
+                .retain(|name| !name.is_empty() && CONFIGURATION.iter().all(|kept| name != kept));
+        }
+        Ok(Repository { path, removed })
+    }
+
+    /// Reads HEAD.
+    ///
+    /// # Errors
+    ///
+    /// If git fails, for instance because HEAD has no commit yet.
+    pub(super) fn head(&self) -> Result<Head> {
+        let format = self.git(["rev-parse", "--show-object-format"], b"")?;
+        let algorithm = match format.trim_ascii_end() {
+            b"sha1" => Algorithm::Sha1,
+            b"sha256" => Algorithm::Sha256,
+            other => bail!(
+                "unknown object format {}; hashfinder supports sha1 and sha256",
+                other.escape_ascii()
+            ),
+        };
+        let spelling = Spelling {
+            algorithm,
+            encoding: Encoding::Hex,
+            ..Spelling::default()
+        };
+        let reference = self.reference();
+        let stored = ["--no-replace-objects", "cat-file", "commit", "HEAD"];
+        let commit = self.git(stored, b"");
+        let commit = commit.context("cannot read HEAD's commit (does it have one yet?)")?;
+        Ok(Head {
+            reference,
+            id: id(&commit, spelling),
+            spelling,
+            commit,
+        })
+    }
+
+    /// Returns why a copy of HEAD's headers would not be what `git commit --amend` writes, and what to do
+    /// about it; `None` if it would be the same.
+    ///
+    /// The headers of the stored commit are compared with those that git works with: replace references,
+    /// grafts and the boundary of a shallow clone change them.
+    ///
+    /// # Errors
+    ///
+    /// If git fails.
+    pub(super) fn obstacle(&self, head: &Head) -> Result<Option<String>> {
+        let id = &head.id;
+        let shown = self.git(["cat-file", "commit", id], b"")?;
+        if shown != head.commit {
+            let replacement = head.id_of(&shown);
+            let reset = self.command_line(&format!("reset --soft {replacement}"));
+            return Ok(Some(format!(
+                "a replace reference shows another commit in place of HEAD's commit {id}; make that one \
+                 HEAD's commit with `{reset}`, then run this again"
+            )));
+        }
+        let commit = Commit::parse(&head.commit);
+        let stored: Vec<&[u8]> = commit.parents().collect();
+        let parents = format!("{id}^@");
+        let are_stored = |parents: Vec<u8>| {
+            let parents = parents.split(|byte| *byte == b'\n');
+            parents
+                .filter(|id| !id.is_empty())
+                .eq(stored.iter().copied())
+        };
+        if are_stored(self.git(["rev-parse", &parents], b"")?) {
+            return Ok(None);
+        }
+        let mut without_grafts = self.command();
+        without_grafts.env("GIT_GRAFT_FILE", "/dev/null");
+        if !are_stored(run(without_grafts.args(["rev-parse", &parents]), b"")?) {
+            let fetch = self.command_line("fetch --deepen 1");
+            return Ok(Some(format!(
+                "HEAD's commit is where the history of this shallow clone ends, and its parents are \
+                 missing; fetch them with `{fetch}`, then run this again"
+            )));
+        }
+        let in_work_tree = self.git(["rev-parse", "--is-inside-work-tree"], b"")?;
+        // git amends only in a work tree. The converted graft is a replace reference to the next run.
+        let permanent = match in_work_tree.trim_ascii_end() {
+            b"true" => "commit --amend --only --no-edit --allow-empty",
+            _ => "replace --convert-graft-file",
+        };
+        let permanent = self.command_line(permanent);
+        Ok(Some(format!(
+            "a graft gives HEAD's commit other parents than it has; make them permanent with \
+             `{permanent}`, then run this again"
+        )))
+    }
+
+    /// Returns a remote branch that contains HEAD's commit, fit for a terminal; `None` if there is none, or
+    /// if git cannot find out.
+    pub(super) fn remote_branch(&self, head: &Head) -> Option<String> {
+        // A symbolic reference, `origin/HEAD` for one, is shown as the branch that it points to.
+        let name = "%(if)%(symref)%(then)%(symref:short)%(else)%(refname:short)%(end)";
+        let format = format!("--format={name}");
+        let contains = ["--contains", &head.id, "--count=1", &format, "refs/remotes"];
+        let found = self.git(["for-each-ref"].iter().chain(&contains), b"");
+        let found = found.ok().filter(|found| !found.is_empty())?;
+        Some(as_line(&found))
+    }
+
+    /// Checks that git accepts a commit, without writing it.
+    ///
+    /// # Errors
+    ///
+    /// If git rejects it, for instance because HEAD's commit has a malformed author.
+    pub(super) fn check_accepted(&self, commit: &[u8]) -> Result<()> {
+        let hashed = self.git(["hash-object", "-t", "commit", "--stdin"], commit);
+        hashed.context("git rejects a commit with the headers of HEAD's commit")?;
+        Ok(())
+    }
+
+    /// Checks that [`replace`](Self::replace) may write: a commit whose ID begins with `prefix`, and HEAD's
+    /// reference. Nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// If it may not, for instance without permission, or while another git has locked the reference.
+    pub(super) fn check_writable(&self, head: &Head, prefix: &str) -> Result<()> {
+        let objects = self.git(["rev-parse", "--git-path", "objects"], b"")?;
+        let objects = self.resolved(objects);
+        let folder = prefix.get(..2).map(|digits| objects.join(digits));
+        let folder = folder.filter(|folder| folder.is_dir()).unwrap_or(objects);
+        // `git gc` deletes files of this name, should one be left.
+        let file = folder.join(format!("tmp_obj_hashfinder_{}", process::id()));
+        let written = File::create_new(&file).and_then(|_| fs::remove_file(&file));
+        written
+            .with_context(|| format!("cannot write to {}", quoted(&folder.to_string_lossy())))?;
+        let update = self.update(head, &head.id);
+        let dry_run = [b"start\n", &*update, b"prepare\nabort\n"].concat();
+        self.git(["update-ref", "--stdin"], &dry_run)
+            .with_context(|| format!("{} cannot be moved", head.name()))?;
+        Ok(())
+    }
+
+    /// Writes a commit, and moves HEAD's reference to it. Returns what was moved, from where to where.
+    ///
+    /// # Errors
+    ///
+    /// If git fails, or HEAD is not what it was any more. Then no reference is moved.
+    pub(super) fn replace(&self, head: &Head, commit: &[u8], id: &str) -> Result<String> {
+        let written = self.git(["hash-object", "-t", "commit", "-w", "--stdin"], commit)?;
+        let name = head.name();
+        let written = as_line(&written);
+        if written != id {
+            bail!("{name} was not moved: git gives the commit the ID {written}, not {id}");
+        }
+        let reference = self.reference();
+        if reference != head.reference {
+            bail!(
+                "{name} was not moved to {id}: HEAD is at {} by now; if that is right, run this again",
+                as_text(&reference.to_string_lossy())
+            );
+        }
+        let reason = format!("commit (nonce): {id} instead of {}", head.id);
+        let moved = ["update-ref", "-m", &reason, "--stdin"];
+        self.git(moved, &self.update(head, id)).with_context(|| {
+            format!("{name} was not moved to {id}; if it has a newer commit by now, run this again")
+        })?;
+        Ok(format!("{name}: {} -> {id}", head.id))
+    }
+
+    /// Copies the notes of HEAD's old commit to the new one, if the configuration says so for
+    /// `git commit --amend`.
+    ///
+    /// # Errors
+    ///
+    /// If git fails.
+    pub(super) fn copy_notes(&self, head: &Head, id: &str) -> Result<()> {
+        let copy = ["notes", "copy", "--for-rewrite=amend", "--stdin"];
+        self.git(copy, &rewritten(head, id))
+            .with_context(|| format!("the notes of {} were not all copied to {id}", head.id))?;
+        Ok(())
+    }
+
+    /// Starts the `post-rewrite` hook, if there is one, as `git commit --amend` does. Its output goes to
+    /// stderr.
+    ///
+    /// # Errors
+    ///
+    /// If git cannot be run, or is too old to run the hook.
+    pub(super) fn start_hook(&self, head: &Head, id: &str) -> Result<Option<Child>> {
+        let mut help = self.command();
+        help.args(["hook", "run", "-h"]).stdin(Stdio::null());
+        let help = help.output().context("cannot run git")?;
+        if !String::from_utf8_lossy(&help.stdout).contains("--to-stdin") {
+            let hook = ["rev-parse", "--git-path", &format!("hooks/{HOOK}")];
+            let hook = self.resolved(self.git(hook, b"")?);
+            if !hook.exists() {
+                return Ok(None);
+            }
+            let hook = quoted(&hook.to_string_lossy());
+            bail!(
+                "the {HOOK} hook was not run, which takes git {HOOK_VERSION} or newer; run it with: \
+                 echo {} {id} | {hook} amend",
+                head.id
+            );
+        }
+        let mut run = self.command();
+        run.args(["hook", "run", "--ignore-missing", "--to-stdin=/dev/stdin"]);
+        run.args([HOOK, "--", "amend"]);
+        run.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = run.spawn().context("cannot run git")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A hook need not read it. It is shorter than a pipe's buffer, so this does not wait.
+            let _ = stdin.write_all(&rewritten(head, id));
+        }
+        Ok(Some(child))
+    }
+
+    /// The branch that HEAD points to, or `HEAD` if it is detached.
+    fn reference(&self) -> OsString {
+        let branch = self.git(["symbolic-ref", "--quiet", "HEAD"], b"");
+        // It fails if HEAD is detached. If there is no HEAD at all, reading its commit fails, too.
+        branch.map_or_else(|_| "HEAD".into(), without_newline)
+    }
+
+    /// The command of `git update-ref --stdin` that moves HEAD's reference from HEAD's commit to another.
+    fn update(&self, head: &Head, id: &str) -> Vec<u8> {
+        let reference = head.reference.as_encoded_bytes();
+        let ids = format!(" {id} {}\n", head.id);
+        [b"update ", reference, ids.as_bytes()].concat()
+    }
+
+    /// A path that git printed, which may be relative to the folder where it ran.
+    fn resolved(&self, printed: Vec<u8>) -> PathBuf {
+        let folder = self.path.unwrap_or(Path::new(""));
+        folder.join(without_newline(printed))
+    }
+
+    /// A git command for this repository, as the user types it in a shell.
+    fn command_line(&self, arguments: &str) -> String {
+        match self.path {
+            Some(path) => format!("git -C {} {arguments}", quoted(&path.to_string_lossy())),
+            None => format!("git {arguments}"),
+        }
+    }
+
+    /// Runs git and returns what it prints.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be run, or fails.
+    fn git<T: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = T>,
+        input: &[u8],
+    ) -> Result<Vec<u8>> {
+        run(self.command().args(arguments), input)
+    }
+
+    /// A git command without its arguments.
+    fn command(&self) -> Command {
+        let mut command = Command::new("git");
+        if let Some(path) = self.path {
+            command.args([OsStr::new("-C"), path.as_os_str()]);
+        }
+        for name in &self.removed {
+            command.env_remove(name);
+        }
+        command
+    }
+}
+
+/// Runs a git command with something to read, and returns what it prints.
+fn run(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut git = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run git; it has to be installed, and found in PATH")?;
+    if let Some(mut stdin) = git.stdin.take() {
+        // If git does not read it, git says why.
+        let _ = stdin.write_all(input);
+    }
+    let done = git.wait_with_output().context("cannot wait for git")?;
+    if done.status.success() {
+        return Ok(done.stdout);
+    }
+    match &*as_line(&done.stderr) {
+        "" => bail!("git failed: {}", done.status),
+        said => bail!("git says: {said}"),
+    }
+}
+
+/// The line that says which commit became which, for hooks and notes.
+fn rewritten(head: &Head, id: &str) -> Vec<u8> {
+    format!("{} {id}\n", head.id).into_bytes()
+}
+
+fn without_newline(mut printed: Vec<u8>) -> OsString {
+    printed.pop_if(|byte| *byte == b'\n');
+    OsString::from_vec(printed)
+}
+
+/// Returns what git printed as one line, fit for a terminal: file names, references and hooks can hold anything.
+fn as_line(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let lines = text.split('\n').map(str::trim);
+    let lines: Vec<String> = lines.filter(|line| !line.is_empty()).map(as_text).collect();
+    lines.join(" ")
+}

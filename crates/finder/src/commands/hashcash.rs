@@ -1,0 +1,383 @@
+//! `hashfinder hashcash`: stamps that take work to make and none to check, as hashcash.org has them.
+
+use std::str::FromStr;
+
+use anyhow::{Result, anyhow};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use clap::Args;
+use hashfinder_search::{
+    Algorithm, Alphabet, Anchor, DesiredName, Distance, Encoding, Keyspace, Query, Spelling,
+};
+use hashfinder_system::{clock, threads::block_on};
+use jiff::{civil::DateTime, tz::TimeZone};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::find::{self, TimeLimit};
+use crate::{
+    arguments::{SearchArguments, values::number},
+    exit::Exit,
+    terminal::{print, say},
+};
+
+/// How many bits are usual.
+const USUAL_BITS: u32 = 20;
+
+/// As many as a SHA-1 has.
+const MAXIMUM_BITS: u32 = 160;
+
+/// How many bits a hexadecimal digit has.
+const BITS_OF_DIGIT: u32 = 4;
+
+/// Number of random bytes in a stamp, so that no two are equal: 16 characters of base64.
+const RANDOM_BYTES: usize = 12;
+
+/// A stamp's SHA-1, in which zero bits are looked for.
+const SPELLING: Spelling = Spelling {
+    algorithm: Algorithm::Sha1,
+    encoding: Encoding::Hex,
+    anchor: Anchor::Prefix,
+    case_sensitive: false,
+};
+
+/// Mint a hashcash stamp, or check one.
+///
+/// A stamp of version 1 is `1:BITS:DATE:RESOURCE::RANDOM:COUNTER`, and its SHA-1 begins with so many zero
+/// bits. It is printed. As with hashcash, the resource is in lower case, and case makes no difference when a
+/// stamp is checked.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder hashcash me@example.com
+  hashfinder hashcash me@example.com --bits 24 --maximum-time 1m
+  hashfinder hashcash --check 1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28
+
+Whether a stamp is too old, or was used before, --check cannot know.
+
+Exit codes:
+    0  minted; with --check: the stamp is right
+    1  with --check: it is not
+    2  the command line is wrong
+    3  the time is up
+    5  the system gave no random bytes, or the output failed
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
+pub(crate) struct HashcashArguments {
+    /// Whom or what the stamp is for, an address for instance; with --check it has to be for that
+    #[arg(value_name = "RESOURCE", required_unless_present = "check", value_parser = resource)]
+    resource: Option<String>,
+
+    /// How many bits are zero [default: 20; with --check: as many as the stamp claims]
+    #[arg(long, value_name = "N", value_parser = number(1..=MAXIMUM_BITS))]
+    bits: Option<u32>,
+
+    /// The stamp's date, as YYMMDD, YYMMDDhhmm or YYMMDDhhmmss [default: today, in UTC]
+    #[arg(long, value_name = "DATE", value_parser = date, conflicts_with = "check")]
+    date: Option<String>,
+
+    /// Check this stamp instead of minting one
+    #[arg(long, value_name = "STAMP")]
+    check: Option<String>,
+
+    #[command(flatten)]
+    search: SearchArguments,
+}
+
+fn resource(text: &str) -> Result<String, String> {
+    let wrong = |c: &char| *c == ':' || c.is_whitespace() || c.is_control();
+    match text.chars().find(wrong) {
+        Some(character) => Err(format!(
+            "there is a {character:?} in it, which no stamp can hold; give an address or another name \
+             without colons, spaces and control characters"
+        )),
+        None if text.is_empty() => Err("it is empty; give an address or another name".to_owned()),
+        None => Ok(text.to_owned()),
+    }
+}
+
+fn date(text: &str) -> Result<String, String> {
+    match is_date(text) {
+        true => Ok(text.to_owned()),
+        false => Err("give a date as YYMMDD, for instance 261121".to_owned()),
+    }
+}
+
+/// Whether it is a date of this century, with or without the time of day.
+fn is_date(text: &str) -> bool {
+    let time = match text.len() {
+        6 => "000000",
+        10 => "00",
+        12 => "",
+        _ => return false,
+    };
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    digits && DateTime::strptime("%Y%m%d%H%M%S", format!("20{text}{time}")).is_ok()
+}
+
+/// Runs the command.
+pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
+    if let Some(stamp) = &arguments.check {
+        return check(stamp, arguments);
+    }
+    let limit = TimeLimit::start(arguments.search.maximum_time);
+    // hashcash does so, unless -C is given; a checker that compares case then accepts the stamp.
+    let resource = arguments.resource.as_deref().unwrap_or_default();
+    let resource = resource.to_ascii_lowercase();
+    let bits = arguments.bits.unwrap_or(USUAL_BITS);
+    let date = match &arguments.date {
+        Some(date) => date.clone(),
+        None => {
+            let now = clock::now()?.to_zoned(TimeZone::UTC);
+            now.strftime("%y%m%d").to_string()
+        }
+    };
+    let stamp = format!("1:{bits}:{date}:{resource}::{}:", random()?);
+    let query = match query(&stamp, bits) {
+        Ok(query) => query,
+        Err(wrong) => {
+            say(wrong);
+            return Ok(Exit::Usage);
+        }
+    };
+    // The stamps of another run are others, and a search has no memory.
+    let how_to_resume =
+        |_| "the same command begins another stamp, and is as near to its end".to_owned();
+    let found = match block_on(find::first(
+        vec![query],
+        &arguments.search,
+        limit,
+        how_to_resume,
+    ))? {
+        Ok(found) => found,
+        Err(exit) => return Ok(exit),
+    };
+    print([&*found.secret, b"\n"].concat())?;
+    Ok(Exit::Success)
+}
+
+/// The search for a counter, given all that stands before it.
+fn query(stamp: &str, bits: u32) -> Result<Query, String> {
+    let names = zeros(bits).into_iter();
+    let names =
+        names.map(|name| DesiredName::new(&name, SPELLING).map_err(|wrong| wrong.to_string()));
+    let names: Vec<DesiredName> = names.collect::<Result<_, _>>()?;
+    let counters = Keyspace::new(stamp.as_bytes(), Alphabet::alphanumeric(), b"");
+    let counters = counters.map_err(|_| too_long(stamp))?;
+    let query = Query::any(names, Distance::ZERO).map_err(|error| error.to_string())?;
+    // After the empty one.
+    Ok(query.among(counters).starting_at(1))
+}
+
+/// Says by how much the resource of a stamp is too long, given all that stands before the counter.
+fn too_long(stamp: &str) -> String {
+    let (length, most) = (stamp.len(), Keyspace::MAX_PREFIX);
+    let excess = length - most;
+    let bytes = if excess == 1 { "byte" } else { "bytes" };
+    format!(
+        "the resource is too long: before its counter the stamp has {length} bytes, and at most {most} are \
+         possible; shorten the resource by at least {excess} {bytes}"
+    )
+}
+
+/// Returns the hexadecimal prefixes of all digests that begin with this number of zero bits: zeros, and every digit whose
+/// upper bits are zero.
+fn zeros(bits: u32) -> Vec<String> {
+    let digits = "0".repeat((bits / BITS_OF_DIGIT) as usize);
+    match bits % BITS_OF_DIGIT {
+        0 => vec![digits],
+        upper => {
+            let last = 0..1 << (BITS_OF_DIGIT - upper);
+            last.map(|last| format!("{digits}{last:x}")).collect()
+        }
+    }
+}
+
+/// Random characters of base64.
+fn random() -> Result<String> {
+    let mut bytes = [0; RANDOM_BYTES];
+    let filled = SystemRandom::new().fill(&mut bytes);
+    filled.map_err(|_| anyhow!("cannot get random bytes from the system"))?;
+    Ok(BASE64_STANDARD.encode(bytes))
+}
+
+/// Prints whether a stamp is right.
+fn check(stamp: &str, arguments: &HashcashArguments) -> Result<Exit> {
+    let wanted = arguments.resource.as_deref();
+    let (verdict, exit) = match is_right(stamp, wanted, arguments.bits) {
+        Ok(verdict) => (verdict, Exit::Success),
+        Err(why) => (format!("wrong: {why}"), Exit::No),
+    };
+    print(format!("{verdict}\n"))?;
+    Ok(exit)
+}
+
+/// What a stamp is worth, if it is for the resource and has as many bits as are wanted.
+fn is_right(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<String, String> {
+    let stamp: Stamp<'_> = Stamp::parse(text)?;
+    // hashcash compares like this, unless -C is given.
+    let is_other = |resource: &&str| !resource.eq_ignore_ascii_case(stamp.resource);
+    if let Some(resource) = resource.filter(is_other) {
+        return Err(format!(
+            "it is for {:?}, not for {resource:?}",
+            stamp.resource
+        ));
+    }
+    if let Some(bits) = bits.filter(|bits| *bits > stamp.bits) {
+        return Err(format!("it claims {} bits, and not {bits}", stamp.bits));
+    }
+    let zeros = zero_bits(text);
+    if zeros < stamp.bits {
+        return Err(format!(
+            "it claims {} bits, and its SHA-1 begins with {zeros} zero bits",
+            stamp.bits
+        ));
+    }
+    Ok(format!(
+        "right: {} bits for {}, dated {}",
+        stamp.bits,
+        stamp.resource.escape_debug(),
+        stamp.date
+    ))
+}
+
+/// With how many zero bits the SHA-1 of a text begins.
+fn zero_bits(text: &str) -> u32 {
+    let digest = SPELLING.hashed_name(text.as_bytes());
+    let mut bits = 0;
+    for digit in digest.as_str().chars() {
+        match digit.to_digit(16) {
+            Some(0) => bits += BITS_OF_DIGIT,
+            digit => {
+                let leading = digit.map_or(0, u32::leading_zeros);
+                return bits + leading.saturating_sub(u32::BITS - BITS_OF_DIGIT);
+            }
+        }
+    }
+    bits
+}
+
+/// The fields of a stamp of version 1 that say what it is worth.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp<'a> {
+    bits: u32,
+    date: &'a str,
+    resource: &'a str,
+}
+
+impl<'a> Stamp<'a> {
+    fn parse(text: &'a str) -> Result<Stamp<'a>, String> {
+        let fields: Vec<&str> = text.split(':').collect();
+        let ["1", bits, date, resource, _extension, _random, _counter] = fields[..] else {
+            return Err(
+                "it is no stamp of version 1, which is 1:BITS:DATE:RESOURCE:EXTENSION:RANDOM:COUNTER"
+                    .to_owned(),
+            );
+        };
+        let is_number = bits.bytes().all(|byte| byte.is_ascii_digit());
+        let number = u32::from_str(bits)
+            .ok()
+            .filter(|bits| *bits <= MAXIMUM_BITS);
+        let bits = number
+            .filter(|_| is_number)
+            .ok_or_else(|| format!("{bits:?} is no number of bits"))?;
+        if !is_date(date) {
+            return Err(format!("{date:?} is no date"));
+        }
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err("there are spaces or control characters in it".to_owned());
+        }
+        Ok(Stamp {
+            bits,
+            date,
+            resource,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example that is given wherever the format is described.
+    const STAMP: &str = "1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28";
+
+    #[test]
+    fn stamps() {
+        let right = |text| is_right(text, None, None);
+        assert_eq!(
+            right(STAMP).unwrap(),
+            "right: 20 bits for mertz@gnosis.cx, dated 040927"
+        );
+        for (wrong, why) in [
+            ("", "version 1"),
+            ("0:040927:mertz@gnosis.cx:7ca28", "version 1"),
+            ("2:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28", "version 1"),
+            ("1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28:", "version 1"),
+            ("1:+20:040927:mertz@gnosis.cx::odVZhQMP:7ca28", "no number"),
+            ("1:161:040927:mertz@gnosis.cx::odVZhQMP:7ca28", "no number"),
+            ("1:20:041327:mertz@gnosis.cx::odVZhQMP:7ca28", "no date"),
+            ("1:20:04092:mertz@gnosis.cx::odVZhQMP:7ca28", "no date"),
+            ("1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28\n", "control"),
+            ("1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca29", "claims 20"),
+        ] {
+            let said = right(wrong).unwrap_err();
+            assert!(said.contains(why), "{wrong:?}: {said}");
+        }
+        assert!(is_right(STAMP, Some("mertz@gnosis.cx"), Some(20)).is_ok());
+        assert!(is_right(STAMP, Some("mertz@gnosis.cx"), Some(21)).is_err());
+        assert!(is_right(STAMP, Some("somebody"), None).is_err());
+    }
+
+    /// hashcash accepts a stamp for another case of the address, and makes none but in lower case.
+    #[test]
+    fn case_makes_no_difference() {
+        for resource in ["mertz@gnosis.cx", "Mertz@Gnosis.CX", "MERTZ@GNOSIS.CX"] {
+            assert!(is_right(STAMP, Some(resource), None).is_ok(), "{resource}");
+        }
+        // Minted by hashcash 1.22 with -C.
+        let stamp = "1:10:261129:Me@Example.COM::BrLwmWSroGGeF2JU:000007D";
+        for resource in ["me@example.com", "Me@Example.COM", "ME@EXAMPLE.COM"] {
+            let verdict = is_right(stamp, Some(resource), None).unwrap();
+            assert_eq!(verdict, "right: 10 bits for Me@Example.COM, dated 261129");
+        }
+        // Only that of ASCII's letters, as there.
+        assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{dc}"), None).is_err());
+        assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{fc}"), None).is_ok());
+    }
+
+    /// The error was about a prefix that was too long, although the user had given none.
+    #[test]
+    fn a_resource_that_is_too_long() {
+        let stamp =
+            |length: usize| format!("1:20:261129:{}::abcdefghijklmnop:", "r".repeat(length));
+        let around = stamp(0).len();
+        let longest = Keyspace::MAX_PREFIX - around;
+        assert!(query(&stamp(longest), 20).is_ok());
+        for (excess, bytes) in [(1, "1 byte"), (5, "5 bytes")] {
+            let error = query(&stamp(longest + excess), 20).unwrap_err();
+            let length = Keyspace::MAX_PREFIX + excess;
+            let expected = format!(
+                "the resource is too long: before its counter the stamp has {length} bytes, and at most 65536 are \
+                 possible; shorten the resource by at least {bytes}"
+            );
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn zeros_are_just_so_many_bits() {
+        assert_eq!(zeros(8), ["00"]);
+        assert_eq!(zeros(7), ["00", "01"]);
+        assert_eq!(zeros(6), ["00", "01", "02", "03"]);
+        assert_eq!(zeros(1), ["0", "1", "2", "3", "4", "5", "6", "7"]);
+        assert_eq!(zeros(160), ["0".repeat(40)]);
+    }
+
+    #[test]
+    fn dates() {
+        for right in ["261121", "2611212359", "261121235959", "000229"] {
+            assert!(is_date(right), "{right}");
+        }
+        for wrong in ["", "26112", "2611211", "261131", "2611212460", "2611\u{e9}"] {
+            assert!(!is_date(wrong), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The arguments of `searches`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use hashfinder_client::ServerAddress;
+use hashfinder_proto::{
+    limits::{DEFAULT_INTERVAL, LONGEST_INTERVAL, MAX_REASON_LEN, SHORTEST_INTERVAL},
+    v1::SearchState,
+};
+
+use crate::arguments::{ConnectionArguments, values};
+
+/// Time to wait for a server that does not listen. It is short, because the server is expected to run.
+const CONNECT_TIMEOUT: &str = "5s";
+
+/// Show and cancel the searches that are going on at a server.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Exit codes:
+    0  done
+    1  a search to cancel does not exist, or belongs to another client
+    2  the command line is wrong
+    5  the server, the connection or the output failed
+  130  list and cancel: stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
+pub(crate) struct SearchesArguments {
+    #[command(subcommand)]
+    pub(super) command: SearchesCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SearchesCommand {
+    List(ListArguments),
+    Watch(WatchArguments),
+    Cancel(CancelArguments),
+}
+
+/// List searches, the oldest first.
+///
+/// On a terminal it is a table. Elsewhere it is a line for each search, with nine columns separated by
+/// tabs: the ID, the state, the client, when it began, the hashes, the distance that ends it, the names
+/// (separated by commas; a name's own has a backslash before it), how it ended, and the cursor from
+/// which it goes on. A server keeps those that have ended for a while.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder searches list
+  hashfinder searches list --state running,queued --server localhost:50051
+  hashfinder searches list --state ended --json | jq -r .cursor
+
+With --json, one object a line for each search, as docs/searches.schema.json describes it.
+
+Exit codes:
+    0  listed
+    2  the command line is wrong
+    5  the server, the connection or the output failed
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
+pub(super) struct ListArguments {
+    #[command(flatten)]
+    pub(super) at: ServerArguments,
+
+    #[command(flatten)]
+    pub(super) which: FilterArguments,
+
+    /// Print JSON, one object on each line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Show searches as they change.
+///
+/// On a terminal it is a table that is drawn anew, as many lines as there are: those that are going on,
+/// then those that ended last. Elsewhere, and with --json, each change is a line like those of `list`.
+/// It goes on until ctrl-C, or until the server shuts down.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder searches watch
+  hashfinder searches watch --json | jq -r 'select(.end_reason == \"found\").search_id'
+
+Exit codes:
+  0  stopped by ctrl-C, SIGHUP, SIGQUIT or SIGTERM; by the reader of the output; or because the
+     server shut down
+  2  the command line is wrong
+  5  the server, the connection or the output failed")]
+pub(super) struct WatchArguments {
+    #[command(flatten)]
+    pub(super) at: ServerArguments,
+
+    #[command(flatten)]
+    pub(super) which: FilterArguments,
+
+    /// The time between two looks: 100ms to 1m
+    #[arg(long, value_name = "DURATION", value_parser = watch_interval, default_value_t = DEFAULT_INTERVAL.into())]
+    pub(super) interval: humantime::Duration,
+
+    /// Print JSON, one object on each line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// Cancel searches, by their IDs.
+///
+/// Prints a line for each: its ID, and what became of it. Whoever waits for the search is told the
+/// reason, and a cursor to go on from. To cancel one that has ended already changes nothing.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hashfinder searches cancel 8ffaa5e2b9c0c5e31c9d3a6f0e4b7d12 --reason 'the machine is needed'
+  hashfinder searches list --state running | cut -f 1 | xargs -r hashfinder searches cancel
+
+Exit codes:
+    0  each was told to stop, or had ended already
+    1  a search does not exist, or belongs to another client; the others were told to stop
+    2  the command line is wrong
+    5  the server, the connection or the output failed
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); searches that were not printed
+       may still run")]
+pub(super) struct CancelArguments {
+    /// Which to cancel, as `searches list` shows them
+    #[arg(value_name = "ID", required = true, value_parser = search_id)]
+    pub(super) ids: Vec<String>,
+
+    #[command(flatten)]
+    pub(super) at: ServerArguments,
+
+    /// Why, for whoever waits for them: in UTF-8 at most 256 bytes
+    #[arg(
+        long,
+        value_name = "TEXT",
+        value_parser = reason,
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(super) reason: String,
+}
+
+fn watch_interval(text: &str) -> Result<humantime::Duration, String> {
+    let interval = values::duration(text).ok();
+    let interval = interval.filter(|it| (SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(it));
+    let interval = interval.map(humantime::Duration::from);
+    interval.ok_or_else(|| "give a time from 100ms to 1m".to_owned())
+}
+
+fn search_id(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("it is empty; `hashfinder searches list` shows the IDs".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let length = text.len();
+    if length > MAX_REASON_LEN {
+        return Err(format!(
+            "it has {length} bytes; {MAX_REASON_LEN} is the most"
+        ));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("it holds a control character, a line's end for one; leave it out".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Where the searches are.
+#[derive(Args, Debug)]
+pub(super) struct ServerArguments {
+    /// The server, at HOST:PORT, https://HOST:PORT or unix:PATH
+    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(default_value = "localhost:50051")]
+    pub(super) server: ServerAddress,
+
+    /// How long to wait for the server to be there
+    #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = values::duration)]
+    pub(super) connect_timeout: Duration,
+
+    #[command(flatten)]
+    pub(super) connection: ConnectionArguments,
+}
+
+/// Which searches are meant.
+#[derive(Args, Debug)]
+pub(super) struct FilterArguments {
+    /// Only those in this state; may be given more than once, or several with commas between them
+    #[arg(
+        long = "state",
+        value_name = "STATE",
+        value_enum,
+        value_delimiter = ','
+    )]
+    pub(super) states: Vec<State>,
+
+    /// Only those of this client: ip: and an address, or user: and a number, as `list` shows it. For
+    /// operators; others see their own alone
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(super) client: String,
+}
+
+impl FilterArguments {
+    pub(super) fn states(&self) -> Vec<i32> {
+        let states = self.states.iter();
+        states.map(|state| state.to_proto() as i32).collect()
+    }
+}
+
+/// What a search is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum State {
+    /// It waits for its turn
+    Queued,
+    /// Secrets are being tried for it
+    Running,
+    /// It waits for its reader
+    Parked,
+    /// It has ended
+    Ended,
+}
+
+impl State {
+    pub(super) fn to_proto(self) -> SearchState {
+        match self {
+            State::Queued => SearchState::Queued,
+            State::Running => SearchState::Running,
+            State::Parked => SearchState::Parked,
+            State::Ended => SearchState::Ended,
+        }
+    }
+}

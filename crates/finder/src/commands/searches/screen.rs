@@ -1,0 +1,178 @@
+//! The table of `searches watch` on a terminal.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use hashfinder_proto::v1::{SearchState, SearchSummary};
+
+use super::{arguments::State, rows::aligned};
+
+/// Maximum number of ended searches that a watch keeps. No terminal has more lines.
+const KEPT_ENDED: usize = 1000;
+
+/// A table on a terminal that is redrawn in its place.
+pub(super) struct Screen {
+    /// States of the searches that are shown; all if it is empty.
+    states: Vec<SearchState>,
+    /// Searches by the time at which they began.
+    searches: BTreeMap<(i64, i32, String), SearchSummary>,
+    /// Number of its lines on the terminal. The cursor is at the end of the last one.
+    pub(super) drawn: usize,
+}
+
+impl Screen {
+    pub(super) fn new(states: &[State]) -> Screen {
+        Screen {
+            states: states.iter().map(|state| state.to_proto()).collect(),
+            searches: BTreeMap::new(),
+            drawn: 0,
+        }
+    }
+
+    /// Applies changes.
+    pub(super) fn take(&mut self, changes: Vec<SearchSummary>) {
+        for search in changes {
+            let began = search.started_at.unwrap_or_default();
+            let key = (began.seconds, began.nanos, search.search_id.clone());
+            // A search that has left the watched states is sent once more.
+            if self.states.is_empty() || self.states.contains(&search.state()) {
+                self.searches.insert(key, search);
+            } else {
+                self.searches.remove(&key);
+            }
+        }
+        let ended = |search: &SearchSummary| search.state() == SearchState::Ended;
+        let all = self
+            .searches
+            .values()
+            .filter(|search| ended(search))
+            .count();
+        let mut too_many = all.saturating_sub(KEPT_ENDED);
+        self.searches.retain(|_, search| {
+            let goes = too_many > 0 && ended(search);
+            too_many -= usize::from(goes);
+            !goes
+        });
+    }
+
+    /// Returns the text that redraws the table, on a terminal of `height` lines.
+    pub(super) fn draw(&mut self, height: usize, now: SystemTime) -> String {
+        let lines = self.lines(height, now);
+        // To the beginning of the first line, as far as that has not left the screen.
+        let mut text = "\r".to_owned();
+        let up = self.drawn.min(height).saturating_sub(1);
+        if up > 0 {
+            text += &format!("\x1b[{up}A");
+        }
+        // Lines do not wrap. Each is erased behind its end, and then everything below.
+        text += "\x1b[?7l";
+        text += &lines.join("\x1b[K\n");
+        text += "\x1b[J\x1b[?7h";
+        self.drawn = lines.len();
+        text
+    }
+
+    /// Returns the table, with at most `height` lines: searches under way, then the last of those that have ended.
+    fn lines(&self, height: usize, now: SystemTime) -> Vec<String> {
+        if self.searches.is_empty() {
+            return vec!["no searches".to_owned()];
+        }
+        let (ended, going_on): (Vec<_>, Vec<_>) = self
+            .searches
+            .values()
+            .partition(|search| search.state() == SearchState::Ended);
+        // The titles take a line, and so does the number of the others.
+        let mut room = height.saturating_sub(1).max(1);
+        let all = self.searches.len();
+        if all > room {
+            room = room.saturating_sub(1);
+        }
+        let going_on = &going_on[..going_on.len().min(room)];
+        let last = ended.len().min(room - going_on.len());
+        let ended = &ended[ended.len() - last..];
+        let mut lines = aligned(going_on.iter().chain(ended).copied(), now);
+        let left = all - going_on.len() - ended.len();
+        if left > 0 {
+            lines.push(format!("and {left} more"));
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prost_types::Timestamp;
+
+    use super::*;
+
+    fn search(id: &str, began: i64, state: SearchState) -> SearchSummary {
+        SearchSummary {
+            search_id: id.to_owned(),
+            client: "ip:127.0.0.1".to_owned(),
+            desired_names: vec!["doctor".to_owned()],
+            state: state.into(),
+            started_at: Some(Timestamp {
+                seconds: began,
+                nanos: 0,
+            }),
+            ..SearchSummary::default()
+        }
+    }
+
+    fn ids(lines: &[String]) -> Vec<&str> {
+        let words = lines.iter().map(|line| line.split(' ').next());
+        words.map(Option::unwrap_or_default).collect()
+    }
+
+    #[test]
+    fn a_table_has_as_many_lines_as_the_terminal() {
+        let mut screen = Screen::new(&[]);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        assert_eq!(screen.lines(24, now), ["no searches"]);
+        screen.take(vec![
+            search("a", 1, SearchState::Ended),
+            search("b", 2, SearchState::Running),
+            search("c", 3, SearchState::Ended),
+            search("d", 4, SearchState::Parked),
+        ]);
+        for (height, shown) in [
+            (24, &["SEARCH", "b", "d", "a", "c"] as &[&str]),
+            (5, &["SEARCH", "b", "d", "a", "c"]),
+            (4, &["SEARCH", "b", "d", "and"]),
+            (3, &["SEARCH", "b", "and"]),
+            (2, &["SEARCH", "and"]),
+        ] {
+            assert_eq!(ids(&screen.lines(height, now)), shown, "{height}");
+        }
+        assert_eq!(ids(&screen.lines(5, now)[3..]), ["a", "c"]);
+        screen.take(vec![search("b", 2, SearchState::Ended)]);
+        assert_eq!(ids(&screen.lines(4, now)), ["SEARCH", "d", "c", "and"]);
+    }
+
+    #[test]
+    fn a_table_of_some_states_drops_searches_that_have_left_them() {
+        let mut screen = Screen::new(&[State::Running]);
+        let now = SystemTime::UNIX_EPOCH;
+        screen.take(vec![search("a", 1, SearchState::Running)]);
+        assert_eq!(screen.lines(24, now).len(), 2);
+        screen.take(vec![search("a", 1, SearchState::Ended)]);
+        assert_eq!(screen.lines(24, now), ["no searches"]);
+    }
+
+    #[test]
+    fn no_more_ended_searches_are_kept_than_are_shown() {
+        let mut screen = Screen::new(&[]);
+        screen.take(vec![search("running", 0, SearchState::Running)]);
+        let some = |range: std::ops::Range<i64>| {
+            let one = |began: i64| search(&began.to_string(), began, SearchState::Ended);
+            range.map(one).collect::<Vec<_>>()
+        };
+        screen.take(some(1..2000));
+        screen.take(some(2000..2010));
+        assert_eq!(screen.searches.len(), KEPT_ENDED + 1);
+        let (oldest, newest) = (screen.searches.keys().next(), screen.searches.keys().last());
+        assert_eq!(oldest.map(|key| key.2.as_str()), Some("running"));
+        assert_eq!(newest.map(|key| key.2.as_str()), Some("2009"));
+    }
+}

@@ -1,0 +1,123 @@
+//! `hashfinder searches watch`: searches as they change.
+
+use std::{
+    io::{self, IsTerminal},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use hashfinder_client::Connection;
+use hashfinder_proto::{
+    Details, Reason,
+    v1::{WatchSearchesRequest, finder_client::FinderClient},
+};
+use hashfinder_system::threads::aside;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tonic::Request;
+use tonic_cancel::{CallOptions, StreamingCall};
+
+use super::{
+    arguments::WatchArguments,
+    rows::{Form, lines},
+    screen::Screen,
+};
+use crate::{
+    exit::Exit,
+    signals::Signals,
+    terminal::{print, say, takes_escapes},
+};
+
+/// Interval at which a table is redrawn when only the time has changed.
+const REDRAW_EVERY: Duration = Duration::from_secs(1);
+
+/// Time limit for the last output to a terminal. One that is stopped by ctrl-S never takes it.
+const LAST_WORD: Duration = Duration::from_millis(200);
+
+/// Height of a terminal whose size is unknown: that of a VT100.
+const USUAL_HEIGHT: usize = 24;
+
+/// Runs the command. Dropping the future ends it, perhaps within a line.
+pub(super) async fn watch(arguments: &WatchArguments) -> Result<Exit> {
+    let at = &arguments.at;
+    let mut signals = Signals::new().context("cannot listen to signals")?;
+    let form = match arguments.json {
+        true => Form::Json,
+        false if io::stdout().is_terminal() && takes_escapes() => Form::Table,
+        false => Form::Tabs,
+    };
+    let mut screen = Screen::new(&arguments.which.states);
+    let watching = async {
+        let connection = at.connect().await?;
+        follow(&connection, arguments, form, &mut screen).await
+    };
+    let ended = tokio::select! {
+        ended = watching => ended,
+        _ = signals.next() => Ok(None),
+    };
+    if screen.drawn > 0 {
+        // The table stays, and the next output starts below it.
+        let _ = timeout(LAST_WORD, show("\n".to_owned())).await;
+    }
+    if let Some(why) = ended? {
+        say(why);
+    }
+    Ok(Exit::Success)
+}
+
+/// Shows changes until the server ends the call or the output is closed. Returns why, if the user should know. Dropping
+/// the future ends it, perhaps within a line.
+async fn follow(
+    connection: &Connection,
+    arguments: &WatchArguments,
+    form: Form,
+    screen: &mut Screen,
+) -> Result<Option<String>> {
+    let WatchArguments { at, which, .. } = arguments;
+    let pause = prost_types::Duration::try_from(*arguments.interval);
+    let request = Request::new(WatchSearchesRequest {
+        states: which.states(),
+        client: which.client.clone(),
+        interval: Some(pause.context("the interval is too long")?),
+    });
+    let mut client = FinderClient::new(connection.channel());
+    let mut call = StreamingCall::start(request, CallOptions::new(), |request| async move {
+        client.watch_searches(request).await
+    });
+    let mut ticks = interval(REDRAW_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            changes = call.message() => match changes {
+                Ok(Some(changes)) if form == Form::Table => screen.take(changes.searches),
+                Ok(Some(changes)) => {
+                    if !show(lines(&changes.searches, form)).await? {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+                Ok(None) => return Ok(None),
+                Err(status) if Details::of(&status).has(Reason::Draining) => {
+                    return Ok(Some(format!("the server at {} is shutting down", at.server)));
+                }
+                Err(status) => return Err(at.failure(&status)),
+            },
+            _ = ticks.tick(), if screen.drawn > 0 => {}
+        }
+        if !show(screen.draw(height(), SystemTime::now())).await? {
+            return Ok(None);
+        }
+    }
+}
+
+/// Prints without blocking the task if the output is not read. Returns whether the output is still open. Dropping the
+/// future can leave a part of it unprinted.
+async fn show(text: String) -> Result<bool> {
+    aside("output", move || print(text)).await?
+}
+
+/// Returns the number of lines of the terminal.
+fn height() -> usize {
+    let size = rustix::termios::tcgetwinsize(io::stdout());
+    let rows = size.map_or(0, |size| usize::from(size.ws_row));
+    if rows == 0 { USUAL_HEIGHT } else { rows }
+}

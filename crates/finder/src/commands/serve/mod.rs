@@ -1,0 +1,103 @@
+//! `hashfinder serve`: the server process, from its flags to its exit code.
+
+mod arguments;
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
+
+use anyhow::{Context, Result};
+use hashfinder_server::{Server, Settings, StartError, log};
+use hashfinder_system::threads::NO_THREAD;
+use tokio::sync::oneshot;
+
+pub(crate) use self::arguments::ServeArguments;
+use crate::{
+    exit::Exit,
+    signals::Signals,
+    terminal::{as_text, say},
+};
+
+/// Serves until a signal asks it to stop, then drains. Dropping the future closes the socket and leaves connections to
+/// the runtime.
+pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
+    // Before it says that it listens, so that nobody who waits for that can signal too early.
+    let mut signals = Signals::new()?;
+    let filter = match log::filter() {
+        Ok(filter) => filter,
+        Err(wrong) => return Ok(is_wrong(wrong)),
+    };
+    let log = log::to_stderr(filter, arguments.log_format.into()).context(NO_THREAD)?;
+    let settings = match arguments.settings() {
+        Ok(settings) => settings,
+        Err(wrong) => return Ok(is_wrong(format_args!("{wrong:#}"))),
+    };
+    // Reading files and resolving names can block, and a signal ends the process all the same.
+    let started = tokio::select! {
+        started = Server::new(settings) => started,
+        signal = signals.next() => {
+            tracing::info!(%signal, "stopped before it was listening");
+            return Ok(Exit::Success);
+        }
+    };
+    let server = match started {
+        Ok(server) => server.with_log(&log),
+        Err(wrong @ StartError::Settings(_)) => return Ok(is_wrong(wrong)),
+        Err(StartError::System(error)) => return Err(error),
+    };
+    // Without its thread, memory that is not needed any more goes back to the system a little later.
+    #[cfg(not(fuzzing))]
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(%error, "the allocator's background thread cannot be started");
+    }
+    announce(server.address().unwrap_or_default())?;
+    let (hand_over, handed_over) = oneshot::channel();
+    let shutdown = async {
+        let signal = signals.next().await;
+        // Whoever waits for it is there as long as this is.
+        let _ = hand_over.send(signals);
+        signal
+    };
+    let second_signal = async {
+        match handed_over.await {
+            Ok(mut signals) => signals.next().await,
+            // The server stopped by itself.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    server.serve(shutdown, second_signal).await?;
+    Ok(Exit::Success)
+}
+
+/// Says where it would listen, or what keeps it from that, as far as this can be known without listening.
+pub(crate) fn check(arguments: ServeArguments) -> Result<Exit> {
+    let checked = log::filter()
+        .and_then(|_| arguments.settings())
+        .and_then(Settings::check);
+    match checked {
+        Ok(checked) => {
+            for warning in checked.warnings() {
+                say(format_args!("warning: {warning}"));
+            }
+            let place = as_text(&checked.to_string());
+            writeln!(io::stdout(), "hashfinder would listen on {place}")?;
+            Ok(Exit::Success)
+        }
+        Err(wrong) => Ok(is_wrong(format_args!("{wrong:#}"))),
+    }
+}
+
+fn is_wrong(what: impl Display) -> Exit {
+    say(what);
+    Exit::Usage
+}
+
+/// The line that tells people and scripts that the server is there, and where.
+fn announce(address: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = writeln!(stdout, "hashfinder listening on {}", as_text(address));
+    let written = written.and_then(|()| stdout.flush());
+    // Whoever started it waits for this line.
+    written.with_context(|| format!("cannot tell on stdout that it listens on {address}"))
+}

@@ -1,0 +1,106 @@
+//! What counts for a command: its settings, from all sources.
+
+use anyhow::{Context, Result, bail};
+use clap::Command;
+
+use super::{
+    settings::{Setting, Settings},
+    sources::{Given, Rank, Sources},
+};
+
+#[derive(Default)]
+pub(super) struct Resolved<'a> {
+    pub(super) given: Vec<Given<'a>>,
+    /// What people should know.
+    pub(super) notes: Vec<String>,
+}
+
+impl Settings {
+    /// What the sources give to the command itself, not to those around it. What was given on the
+    /// command line stays out of it, and so does what that excludes, and so on downwards.
+    ///
+    /// # Errors
+    ///
+    /// If a value is wrong, or two that exclude each other come from the same place.
+    pub(super) fn resolve<'a>(
+        &'a self,
+        path: &[String],
+        sources: &Sources,
+        explicit: &[String],
+        root: &Command,
+    ) -> Result<Resolved<'a>> {
+        let command = path
+            .iter()
+            .try_fold(root, |command, name| command.find_subcommand(name));
+        let command = command.context("there is no such command")?;
+        // What is there already: its id, how people know it, and where it comes from.
+        let mut present: Vec<(String, String, Option<Rank>)> = Vec::new();
+        for arg in command.get_arguments() {
+            let id = arg.get_id().to_string();
+            if explicit.contains(&id) {
+                let flag = arg.get_long().map(|long| format!("--{long}"));
+                let known = flag.unwrap_or_else(|| id.to_uppercase());
+                present.push((id, known, None));
+            }
+        }
+        let is_explicit = |setting: &Setting| {
+            let negation = format!("no-{}", setting.name);
+            explicit.contains(&setting.id) || explicit.contains(&negation)
+        };
+        let mut all = Vec::new();
+        for setting in &self.0 {
+            if setting.path == path && !is_explicit(setting) {
+                all.extend(sources.given(setting)?);
+            }
+        }
+        all.sort_by_key(|given| given.rank);
+        let mut resolved = Resolved::default();
+        for given in all {
+            // What is so anyway excludes nothing.
+            if given.values == given.setting.defaults {
+                resolved.given.push(given);
+                continue;
+            }
+            given.check(path, root)?;
+            let id = given.setting.id.as_str();
+            let other = present
+                .iter()
+                .find(|(other, ..)| exclude_each_other(command, id, other));
+            match other {
+                None => {
+                    present.push((id.to_owned(), given.to_string(), Some(given.rank)));
+                    resolved.given.push(given);
+                }
+                Some((_, other, rank)) if *rank == Some(given.rank) => {
+                    bail!("{other} and {given} exclude each other; take one of them out");
+                }
+                Some((_, other, _)) => {
+                    let note = format!("{given} is left out, because {other} excludes it");
+                    resolved.notes.push(note);
+                }
+            }
+        }
+        Ok(resolved)
+    }
+}
+
+fn exclude_each_other(command: &Command, one: &str, other: &str) -> bool {
+    let excludes = |one: &str, other: &str| {
+        let arg = command.get_arguments().find(|arg| arg.get_id() == one);
+        let excluded = arg.map(|arg| command.get_arg_conflicts_with(arg));
+        excluded.is_some_and(|excluded| excluded.iter().any(|arg| arg.get_id() == other))
+    };
+    excludes(one, other) || excludes(other, one)
+}
+
+pub(super) fn set_default(command: Command, path: &[String], given: &Given<'_>) -> Command {
+    match path {
+        [] => command.mut_arg(&given.setting.id, |arg| {
+            // What has a value needs none on the command line.
+            arg.default_values(given.values.clone()).required(false)
+        }),
+        [first, rest @ ..] => {
+            command.mut_subcommand(first, |inner| set_default(inner, rest, given))
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The settings: every flag of the command line that can also be set elsewhere.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf};
+
+use clap::{Arg, ArgAction, Command};
+
+use crate::terminal;
+
+/// Flags that are not settings, of any command.
+pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
+    // It says where the settings are.
+    "config",
+    // Where the pages of the manual go, once.
+    "directory",
+    // It is asked once, of one stamp or one configuration.
+    "check",
+    // It belongs to one stamp.
+    "date",
+    // They belong to one key.
+    "comment",
+    "expires",
+    "role",
+    // They belong to one commit.
+    "drop-signature",
+    "from",
+    "repository",
+    "write",
+    // It describes the secret on the command line.
+    "hex",
+    // It concerns the reader of this output.
+    "json",
+    // It is the reason for one cancellation.
+    "reason",
+    // They belong to one search.
+    "resume",
+    "session",
+];
+
+/// What the names of our environment variables begin with.
+pub(super) const PREFIX: &str = "HASHFINDER_";
+
+/// How alike two names are, from 0 to 1, of which one may be meant by the other.
+pub(super) const ALIKE: f64 = 0.8;
+
+/// A flag that can be set elsewhere.
+#[derive(Debug)]
+pub(super) struct Setting {
+    /// The command that it belongs to, as its subcommands' names.
+    pub(super) path: Vec<String>,
+    pub(super) id: String,
+    /// The flag's name, without its dashes.
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    pub(super) defaults: Vec<String>,
+    /// What it is for, and what stands for its value there.
+    pub(super) help: String,
+    pub(super) value_name: String,
+    /// The tables in which it can stand, from its own command's outwards.
+    pub(super) tables: Vec<Vec<String>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Switch,
+    One,
+    Many,
+}
+
+impl Setting {
+    /// What it is called in the environment, for the commands of a table.
+    pub(super) fn variable(&self, table: &[String]) -> String {
+        let parts = table.iter().chain([&self.name]);
+        let parts: Vec<String> = parts.map(|part| part.replace('-', "_")).collect();
+        format!("{PREFIX}{}", parts.join("_").to_uppercase())
+    }
+}
+
+/// Every flag of the command line that can be set elsewhere.
+pub(super) struct Settings(pub(super) Vec<Setting>);
+
+impl Settings {
+    pub(super) fn of(command: &Command) -> Settings {
+        fn collect(command: &Command, path: &[String], all: &mut Vec<Setting>) {
+            for arg in command.get_arguments().filter(|arg| is_setting(arg)) {
+                let defaults = arg.get_default_values().iter();
+                all.push(Setting {
+                    path: path.to_vec(),
+                    id: arg.get_id().to_string(),
+                    name: arg.get_long().unwrap_or_default().to_owned(),
+                    kind: match arg.get_action() {
+                        ArgAction::SetTrue => Kind::Switch,
+                        ArgAction::Append => Kind::Many,
+                        _ => Kind::One,
+                    },
+                    defaults: match arg.get_action() {
+                        ArgAction::SetTrue => vec!["false".to_owned()],
+                        _ => defaults
+                            .map(|value| value.to_string_lossy().into_owned())
+                            .collect(),
+                    },
+                    help: arg.get_help().map(ToString::to_string).unwrap_or_default(),
+                    value_name: match arg.get_value_names() {
+                        Some([name, ..]) => name.to_string(),
+                        _ => "VALUE".to_owned(),
+                    },
+                    tables: Vec::new(),
+                });
+            }
+            for inner in command.get_subcommands() {
+                let path = [path, &[inner.get_name().to_owned()]].concat();
+                collect(inner, &path, all);
+            }
+        }
+        let mut all = Vec::new();
+        collect(command, &[], &mut all);
+        let mut in_table = BTreeMap::new();
+        for setting in &all {
+            for length in 0..=setting.path.len() {
+                let key = (setting.path[..length].to_vec(), setting.name.clone());
+                *in_table.entry(key).or_insert(0) += 1;
+            }
+        }
+        for setting in &mut all {
+            // A table further out is of use only if more commands are in it that have the flag. Besides,
+            // Kubernetes sets HASHFINDER_PORT for any service called hashfinder.
+            let mut served = 0;
+            for length in (0..=setting.path.len()).rev() {
+                let table = setting.path[..length].to_vec();
+                let serves = in_table[&(table.clone(), setting.name.clone())];
+                if serves > served {
+                    setting.tables.push(table);
+                    served = serves;
+                }
+            }
+        }
+        Settings(all)
+    }
+
+    /// Those of the command and of those around it.
+    pub(super) fn of_command<'a>(
+        &'a self,
+        path: &'a [String],
+    ) -> impl Iterator<Item = &'a Setting> {
+        self.0
+            .iter()
+            .filter(|setting| path.starts_with(&setting.path))
+    }
+
+    /// The commands that have settings.
+    pub(super) fn paths(&self) -> Vec<&[String]> {
+        let mut paths: Vec<&[String]> = self.0.iter().map(|setting| &setting.path[..]).collect();
+        paths.dedup();
+        paths
+    }
+
+    /// What can stand in a table, in alphabetical order.
+    pub(super) fn of_table(&self, table: &[String]) -> Vec<&str> {
+        let fits = self
+            .0
+            .iter()
+            .filter(|setting| setting.tables.iter().any(|one| one == table));
+        let mut names: Vec<&str> = fits.map(|setting| setting.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// The commands that have settings and are called by one word more than a table's.
+    pub(super) fn tables_in(&self, table: &[String]) -> Vec<&str> {
+        let inside = self
+            .0
+            .iter()
+            .filter(|setting| setting.path.starts_with(table));
+        let mut names: Vec<&str> = inside
+            .filter_map(|setting| setting.path.get(table.len()).map(String::as_str))
+            .collect();
+        names.dedup();
+        names
+    }
+}
+
+pub(super) fn is_switch(arg: &Arg) -> bool {
+    matches!(arg.get_action(), ArgAction::SetTrue)
+}
+
+pub(super) fn is_setting(arg: &Arg) -> bool {
+    let Some(long) = arg.get_long() else {
+        return false;
+    };
+    let takes = matches!(
+        arg.get_action(),
+        ArgAction::Set | ArgAction::Append | ArgAction::SetTrue
+    );
+    takes && !arg.is_hide_set() && !ONLY_ON_THE_COMMAND_LINE.contains(&long)
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// With its value as it was written.
+    Variable {
+        name: String,
+        value: String,
+    },
+    File {
+        path: PathBuf,
+        line: usize,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Variable { name, .. } => f.write_str(name),
+            Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
+        }
+    }
+}
+
+/// The values as TOML has them.
+pub(super) fn literal(setting: &Setting, values: &[String]) -> String {
+    match (setting.kind, values) {
+        (Kind::Many, _) | (_, []) => {
+            let values: Vec<String> = values.iter().map(|value| scalar(value)).collect();
+            format!("[{}]", values.join(", "))
+        }
+        (Kind::Switch, [value, ..]) => value.clone(),
+        (Kind::One, [value, ..]) => scalar(value),
+    }
+}
+
+/// A number, or a text in quotes. JSON's are TOML's too where all control characters are escaped.
+pub(super) fn scalar(text: &str) -> String {
+    match serde_json::from_str::<serde_json::Number>(text) {
+        Ok(_) => text.to_owned(),
+        Err(_) => terminal::json(&text.into()),
+    }
+}
+
+/// The name that was probably meant.
+pub(super) fn nearest<'a>(name: &str, all: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let alike = all.into_iter().map(|one| (strsim::jaro(name, one), one));
+    let best = alike.max_by(|(one, _), (other, _)| one.total_cmp(other));
+    best.filter(|(alike, _)| *alike >= ALIKE)
+        .map(|(_, one)| one)
+}

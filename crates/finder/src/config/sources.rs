@@ -1,0 +1,215 @@
+//! Where settings come from: the environment and the file.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    error::Error,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{
+    Command,
+    builder::{BoolishValueParser, TypedValueParser},
+    error::{ContextKind, ContextValue, ErrorKind},
+};
+use hashfinder_client::CREDENTIAL;
+
+use super::{
+    file::File,
+    settings::{
+        Kind, ONLY_ON_THE_COMMAND_LINE, Origin, PREFIX, Setting, Settings, literal, nearest,
+    },
+};
+
+/// Variables that belong to no flag: the path of the file, the filter of the log, and a credential, which no flag and no
+/// file can hold.
+pub(super) const OTHER_VARIABLES: [&str; 3] = ["HASHFINDER_CONFIG", "HASHFINDER_LOG", CREDENTIAL];
+
+/// Where settings come from.
+pub(super) struct Sources {
+    pub(super) variables: BTreeMap<String, String>,
+    pub(super) file: Option<File>,
+}
+
+impl Sources {
+    /// Reads the environment, and the file that is named, by the command line or there, or is where it
+    /// is looked for.
+    pub(super) fn read(named: Option<&PathBuf>, settings: &Settings) -> Result<Sources> {
+        let mut variables = BTreeMap::new();
+        for (name, value) in env::vars_os() {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
+                continue;
+            };
+            let value = value
+                .into_string()
+                .ok()
+                .with_context(|| format!("{name} is not UTF-8"))?;
+            // Which is how it is taken back where it cannot be unset.
+            if !value.is_empty() {
+                variables.insert(name.to_owned(), value);
+            }
+        }
+        let by_variable = variables.get("HASHFINDER_CONFIG").map(Path::new);
+        let file = match named.map(PathBuf::as_path).or(by_variable) {
+            Some(path) => Some(File::read(path, settings)?),
+            None => match usual_path().filter(|path| path.exists()) {
+                Some(path) => Some(File::read(&path, settings)?),
+                None => None,
+            },
+        };
+        Ok(Sources { variables, file })
+    }
+
+    /// What counts for a setting: the environment's before the file's, and in each, what is for one
+    /// command before what is for all.
+    pub(super) fn given<'a>(&self, setting: &'a Setting) -> Result<Option<Given<'a>>> {
+        // A credential itself goes before the path of one.
+        if setting.name == "credential-file" && self.variables.contains_key(CREDENTIAL) {
+            return Ok(None);
+        }
+        for (outwards, table) in setting.tables.iter().enumerate() {
+            let name = setting.variable(table);
+            if let Some(value) = self.variables.get(&name) {
+                let values = match setting.kind {
+                    Kind::Many => value.split(',').map(str::to_owned).collect(),
+                    Kind::Switch => vec![true_or_false(value)],
+                    Kind::One => vec![value.clone()],
+                };
+                let value = value.clone();
+                return Ok(Some(Given {
+                    setting,
+                    values,
+                    origin: Origin::Variable { name, value },
+                    rank: (false, outwards),
+                }));
+            }
+        }
+        let Some(file) = &self.file else {
+            return Ok(None);
+        };
+        for (outwards, table) in setting.tables.iter().enumerate() {
+            if let Some((values, origin)) = file.given(setting, table)? {
+                return Ok(Some(Given {
+                    setting,
+                    values,
+                    origin,
+                    rank: (true, outwards),
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A line about each variable that looks like ours and is not.
+    pub(super) fn unknown_variables(&self, settings: &Settings) -> Vec<String> {
+        let settings = settings.0.iter();
+        let ours = settings.flat_map(|setting| {
+            let tables = setting.tables.iter();
+            tables.map(|table| setting.variable(table))
+        });
+        let ours: Vec<String> = ours.chain(OTHER_VARIABLES.map(str::to_owned)).collect();
+        let unknown = self.variables.keys().filter(|name| !ours.contains(name));
+        let line = |name: &String| {
+            // All begin alike, which must not count.
+            let rest = &name[PREFIX.len()..];
+            let mut names = ours.iter().map(|one| &one[PREFIX.len()..]);
+            let without_command = format!("_{rest}");
+            let with_command = names.clone().find(|one| one.ends_with(&without_command));
+            let is_flag = |flag: &&str| {
+                let flag = flag.replace('-', "_").to_uppercase();
+                rest == flag || rest.ends_with(&format!("_{flag}"))
+            };
+            if let Some(flag) = ONLY_ON_THE_COMMAND_LINE.iter().find(|flag| is_flag(flag)) {
+                return format!(
+                    "{name} is no setting; --{flag} can only be given on the command line"
+                );
+            }
+            let hint = match with_command.or_else(|| nearest(rest, &mut names)) {
+                Some(nearest) => format!("did you mean {PREFIX}{nearest}?"),
+                None => "`hashfinder config --help` tells how they are called".to_owned(),
+            };
+            format!("{name} is no setting; {hint}")
+        };
+        unknown.map(line).collect()
+    }
+}
+
+/// Returns the path of the file if none is named.
+pub(super) fn usual_path() -> Option<PathBuf> {
+    let absolute = |name| {
+        let path = env::var_os(name).map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+    };
+    let folder = absolute("XDG_CONFIG_HOME");
+    let folder = folder.or_else(|| Some(absolute("HOME")?.join(".config")));
+    Some(folder?.join("hashfinder/config.toml"))
+}
+
+/// What the environment or the file gives to a setting.
+pub(super) struct Given<'a> {
+    pub(super) setting: &'a Setting,
+    pub(super) values: Vec<String>,
+    pub(super) origin: Origin,
+    pub(super) rank: Rank,
+}
+
+/// The order of the places where a setting can be: whether that is the file, and how far outside of the
+/// command's own table. The least decides.
+pub(super) type Rank = (bool, usize);
+
+impl fmt::Display for Given<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Variable { name, value } => write!(f, "{name}={value}"),
+            Origin::File { .. } => {
+                let (name, origin) = (&self.setting.name, &self.origin);
+                write!(
+                    f,
+                    "{name} = {} ({origin})",
+                    literal(self.setting, &self.values)
+                )
+            }
+        }
+    }
+}
+
+impl Given<'_> {
+    /// Lets the flag's own parser judge the values.
+    pub(super) fn check(&self, path: &[String], root: &Command) -> Result<()> {
+        let Setting { name, kind, .. } = self.setting;
+        if *kind == Kind::Switch {
+            return match self.values[..] {
+                [ref value] if value == "true" || value == "false" => Ok(()),
+                _ => bail!("{self}: give true or false, 1 or 0, yes or no, on or off"),
+            };
+        }
+        let flags = self.values.iter().map(|value| format!("--{name}={value}"));
+        let line = [root.get_name().to_owned()]
+            .into_iter()
+            .chain(path.iter().cloned());
+        let Err(error) = root.clone().try_get_matches_from(line.chain(flags)) else {
+            return Ok(());
+        };
+        let why = match error.kind() {
+            ErrorKind::ValueValidation => error.source().map(ToString::to_string),
+            ErrorKind::InvalidValue => match error.get(ContextKind::ValidValue) {
+                Some(ContextValue::Strings(valid)) if !valid.is_empty() => {
+                    Some(format!("give one of {}", valid.join(", ")))
+                }
+                _ => Some("give a value".to_owned()),
+            },
+            // What else such a line lacks is no fault of the value.
+            _ => None,
+        };
+        why.map_or(Ok(()), |why| bail!("{self}: {why}"))
+    }
+}
+
+/// Returns `true` or `false` for a switch's value in the environment, as other programs read such a value; any other
+/// text as it is.
+pub(super) fn true_or_false(text: &str) -> String {
+    let on = BoolishValueParser::new().parse_ref(&Command::default(), None, text.as_ref());
+    on.map_or_else(|_| text.to_owned(), |on| on.to_string())
+}

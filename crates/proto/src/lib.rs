@@ -1,0 +1,68 @@
+//! The gRPC contracts of hashfinder, as Rust types.
+//!
+//! This crate holds what a server and its clients have to agree on, and nothing else:
+//!
+//! - [`hash_name`]: messages, client and server of the reference contract (`proto/hash_name.proto`).
+//! - [`v1`]: the same for our own contract (`proto/hashfinder/v1/finder.proto`).
+//! - [`Reason`]: every reason for which a server of ours rejects or ends a call.
+//! - [`Details`]: what a client can read out of an error status.
+//! - [`limits`]: the limits that the contract states.
+//! - [`DESCRIPTORS`]: the contracts in encoded form, for reflection and for tables of methods.
+//!
+//! A client starts with [`v1::finder_client::FinderClient`], a server with [`v1::finder_server::FinderServer`].
+//!
+//! The crate must not depend on the server, the client, the command line or the search engine. Cursors are text
+//! here: only the program that resumes a search has to parse them.
+//!
+//! # Example
+//!
+//! ```
+//! use hashfinder_proto::{Details, Reason};
+//! use tonic::Status;
+//!
+//! fn explain(status: &Status) -> String {
+//!     let details = Details::of(status);
+//!     if details.has(Reason::KeyspaceExhausted) {
+//!         return "all secrets were tried".to_owned();
+//!     }
+//!     match details.cursor {
+//!         Some(cursor) => format!("stopped; resume with {cursor}"),
+//!         None => format!("failed: {}", status.message()),
+//!     }
+//! }
+//!
+//! assert_eq!(explain(&Status::internal("disk full")), "failed: disk full");
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod details;
+pub mod limits;
+mod reason;
+
+pub use self::{details::Details, reason::Reason};
+
+/// The reference contract, generated from `proto/hash_name.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod hash_name {
+    tonic::include_proto!("hash_name");
+}
+
+/// Our own contract, generated from `proto/hashfinder/v1/finder.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("hashfinder.v1");
+}
+
+/// Descriptors of both contracts: an encoded `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));
+
+impl From<v1::search_event::Event> for v1::SearchEvent {
+    /// Wraps an event, without padding.
+    fn from(event: v1::search_event::Event) -> v1::SearchEvent {
+        v1::SearchEvent {
+            event: Some(event),
+            padding: Vec::new(),
+        }
+    }
+}

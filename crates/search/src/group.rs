@@ -1,0 +1,85 @@
+//! The searches that a slice serves, and the matcher for all of them.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::{ids::SearchId, matcher::Matcher, query::Query};
+
+/// Searches of compatible queries that share slices: a search alone, or several.
+pub(crate) struct Group {
+    queries: Vec<Arc<Query>>,
+    members: Vec<SearchId>,
+    /// Where each member's names begin; empty if each has a single one.
+    firsts: Vec<usize>,
+    matcher: OnceLock<Arc<Matcher>>,
+}
+
+impl Group {
+    /// Makes a group of compatible queries. A worker plans its filter when it first needs it.
+    pub(crate) fn new(queries: Vec<Arc<Query>>, members: Vec<SearchId>) -> Group {
+        debug_assert_eq!(queries.len(), members.len());
+        let mut firsts = Vec::new();
+        if queries.iter().any(|query| query.names().len() > 1) {
+            firsts.extend(queries.iter().scan(0, |names, query| {
+                let first = *names;
+                *names += query.names().len();
+                Some(first)
+            }));
+        }
+        Group {
+            queries,
+            members,
+            firsts,
+            matcher: OnceLock::new(),
+        }
+    }
+
+    /// Makes a group of a single search, with its matcher if there is one already.
+    pub(crate) fn alone(
+        query: Arc<Query>,
+        search: SearchId,
+        matcher: Option<Arc<Matcher>>,
+    ) -> Group {
+        Group {
+            matcher: matcher.map_or_else(OnceLock::new, OnceLock::from),
+            ..Group::new(vec![query], vec![search])
+        }
+    }
+
+    /// Returns the matcher for all members, whose hits are ideal or interesting for at least one of them.
+    ///
+    /// The first call plans the filter, unless the group was made with a matcher. Never call it while
+    /// the scheduler is locked.
+    pub(crate) fn matcher(&self) -> &Arc<Matcher> {
+        self.matcher.get_or_init(|| {
+            let queries = self.queries.iter();
+            Arc::new(Matcher::new(queries.map(Arc::as_ref)))
+        })
+    }
+
+    /// Maps a name's number in the matcher to its search, and to its number within that search's names.
+    pub(crate) fn owner(&self, number: u16) -> Option<(SearchId, u8)> {
+        let number = usize::from(number);
+        if self.firsts.is_empty() {
+            return Some((*self.members.get(number)?, 0));
+        }
+        let member = self.firsts.partition_point(|first| *first <= number) - 1;
+        let name = number - self.firsts[member];
+        let exists = name < self.queries[member].names().len();
+        exists.then_some((self.members[member], name as u8))
+    }
+
+    /// Whether the group could serve another query, too.
+    pub(crate) fn is_compatible_with(&self, query: &Query) -> bool {
+        self.queries
+            .first()
+            .is_none_or(|other| other.is_compatible_with(query))
+    }
+
+    pub(crate) fn members(&self) -> &[SearchId] {
+        &self.members
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+}

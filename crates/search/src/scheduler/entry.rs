@@ -1,0 +1,237 @@
+//! A search as the scheduler knows it: what it has yet to cover, what it has found, and how it ends.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    task::Waker,
+    time::Duration,
+};
+
+use super::scan::Scans;
+use crate::{
+    client::Client,
+    cursor::Cursor,
+    fair_queue::Ticket,
+    ids::{JobId, ScanId},
+    keyspace::Index,
+    matcher::Matcher,
+    outcome::{Outcome, Release},
+    progress::SearchState,
+    query::{Candidate, Query},
+};
+
+/// Maximum number of segments of a search: its own, and three that it leaves to others' scans. More would cover
+/// its range a little sooner and make each of its steps more expensive.
+pub(super) const MAX_SEGMENTS: usize = 4;
+
+/// Maximum number of hits per hash, on average, for all searches that share it: half of what ends a slice of
+/// 2^16 secrets early. A search that hits more often shares with no other.
+pub(super) const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
+
+/// A search to submit, with what the caller's thread has worked out before it takes the scheduler's lock.
+pub(crate) struct Request {
+    pub(crate) query: Query,
+    /// The matcher for this query alone. The search's first scan takes it, so that its filter is planned once.
+    pub(crate) matcher: Arc<Matcher>,
+    /// Expected hits per secret.
+    pub(crate) rate: f64,
+    /// Cost of a secret for this search alone, in a fast kernel's hashes.
+    pub(crate) cost: f64,
+}
+
+pub(super) struct Entry {
+    pub(super) query: Arc<Query>,
+    pub(super) client: Client,
+    /// One past the last index that matters.
+    pub(super) end: Index,
+    /// The ideal hit at `end - 1`, once there is one.
+    pub(super) ideal: Option<Candidate>,
+    /// Ranges that it has yet to cover, in order. Everything between two of them is covered.
+    pub(super) segments: Vec<Segment>,
+    /// Out-of-order hits: beyond the frontier, by index.
+    pub(super) out_of_order: BTreeMap<Index, Candidate>,
+    /// Hits that the reader has not taken yet.
+    pub(super) queue: VecDeque<Candidate>,
+    rate: f64,
+    pub(super) cost: f64,
+    /// The request's matcher, until the search's first scan takes it, every segment has a scan, or the search
+    /// ends. Keeping it longer would cost every search that shares a kilobyte for each of its names. If the
+    /// search needs a scan of its own again later, a worker plans the matcher again.
+    pub(super) matcher: Option<Arc<Matcher>>,
+    /// Until its frontier reaches this index, the search shares nothing: a slice that it shared has
+    /// panicked, and each of the searches tries these secrets alone to find the cause.
+    pub(super) alone_until: Index,
+    /// The scans that it last turned out not to fit.
+    pub(super) refused_by: Vec<ScanId>,
+    /// When the search was stopped, and why.
+    pub(super) stopped: Option<(Duration, Stop)>,
+    /// Its place in the fair queue, while it waits for a turn.
+    pub(super) ticket: Option<Ticket>,
+    /// Slices in flight that have to come back before the search can be released.
+    pub(super) awaited: Vec<JobId>,
+    pub(super) hashes: u64,
+    /// Number of secrets tested for it, set when it ends.
+    pub(super) tested: u64,
+    /// Set once nothing can change it any more.
+    pub(super) outcome: Option<Outcome>,
+    pub(super) on_release: Option<Release>,
+    /// The waiting reader, and how many candidates it waits for.
+    pub(super) reader: Option<(Waker, usize)>,
+    /// Whether the handle was dropped, so that the outcome will not be read.
+    pub(super) abandoned: bool,
+}
+
+/// A range that a search has yet to cover.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Segment {
+    pub(super) from: Index,
+    pub(super) end: Index,
+    /// The scan that covers it. What the scan has done from `from` on is covered.
+    pub(super) scan: Option<ScanId>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Stop {
+    Asked,
+    Panicked,
+    /// Time until some of the quota is available again.
+    Quota(Duration),
+}
+
+impl Segment {
+    /// Returns the segment's frontier: everything from its start up to here is covered.
+    pub(super) fn progress(&self, scans: &Scans) -> Index {
+        let scan = self.scan.and_then(|scan| scans.get(&scan));
+        scan.map_or(self.from, |scan| {
+            scan.ledger.done().clamp(self.from, self.end)
+        })
+    }
+}
+
+impl Entry {
+    /// Makes the entry of a search whose first `tried` secrets have been tried without a hit.
+    pub(super) fn new(request: Request, client: Client, tried: u64, on_release: Release) -> Entry {
+        let range = request.query.range();
+        Entry {
+            query: Arc::new(request.query),
+            client,
+            end: range.end,
+            ideal: None,
+            segments: vec![Segment {
+                from: range.start + tried,
+                end: range.end,
+                scan: None,
+            }],
+            out_of_order: BTreeMap::new(),
+            queue: VecDeque::new(),
+            rate: request.rate,
+            cost: request.cost,
+            matcher: Some(request.matcher),
+            alone_until: 0,
+            refused_by: Vec::new(),
+            stopped: None,
+            ticket: None,
+            awaited: Vec::new(),
+            hashes: tried,
+            tested: 0,
+            outcome: None,
+            on_release: Some(on_release),
+            reader: None,
+            abandoned: false,
+        }
+    }
+
+    /// Returns the expected hits per secret; infinity while the search must share nothing.
+    pub(super) fn rate(&self) -> f64 {
+        if self.alone_until == 0 {
+            self.rate
+        } else {
+            f64::INFINITY
+        }
+    }
+
+    /// Whether the search needs slices: it has not ended, and its queue has room.
+    pub(super) fn is_runnable(&self, limit: usize) -> bool {
+        self.outcome.is_none() && self.stopped.is_none() && self.queue.len() < limit
+    }
+
+    pub(super) fn state(&self, limit: usize, scans: &Scans) -> SearchState {
+        let mut followed = self.scans().filter_map(|scan| scans.get(&scan));
+        if self.outcome.is_some() {
+            SearchState::Ended
+        } else if self.queue.len() >= limit {
+            SearchState::Parked
+        } else if !self.awaited.is_empty() || followed.any(|scan| !scan.jobs.is_empty()) {
+            SearchState::Running
+        } else {
+            SearchState::Queued
+        }
+    }
+
+    /// Returns the index below which every secret has been tried for it.
+    pub(super) fn frontier(&self, scans: &Scans) -> Index {
+        let first = self.segments.first();
+        first.map_or(self.end, |segment| segment.progress(scans))
+    }
+
+    /// Returns how many secrets were tested for it.
+    pub(super) fn tests(&self, scans: &Scans) -> u64 {
+        if self.outcome.is_some() {
+            return self.tested;
+        }
+        let left = self.segments.iter();
+        let left = left.map(|segment| segment.end - segment.progress(scans));
+        self.end - self.query.range().start - left.sum::<u64>()
+    }
+
+    /// Whether a reader that waits for `at_least` candidates gets those in the queue.
+    pub(super) fn is_readable(&self, at_least: usize, limit: usize) -> bool {
+        let queued = self.queue.len();
+        queued > 0 && (queued >= at_least.min(limit) || self.outcome.is_some())
+    }
+
+    /// Returns how the search has ended, if it has.
+    pub(super) fn conclude(&self, frontier: Index) -> Option<Outcome> {
+        let cursor = || Cursor::new(&self.query, frontier);
+        if frontier >= self.end {
+            let nothing = || Outcome::nothing_found(&self.query, self.end);
+            return Some(self.ideal.map_or_else(nothing, Outcome::Ideal));
+        }
+        let (_, why) = self.stopped?;
+        // The cursor includes what the slices in flight have yet to bring back.
+        self.awaited.is_empty().then(|| match why {
+            Stop::Asked => Outcome::Stopped(cursor()),
+            Stop::Quota(retry_after) => Outcome::QuotaSpent {
+                cursor: cursor(),
+                retry_after,
+            },
+            Stop::Panicked => Outcome::Failed(cursor()),
+        })
+    }
+
+    /// The scans that it follows.
+    pub(super) fn scans(&self) -> impl Iterator<Item = ScanId> {
+        self.segments.iter().filter_map(|segment| segment.scan)
+    }
+
+    pub(super) fn follows(&self, scan: ScanId) -> bool {
+        self.scans().any(|followed| followed == scan)
+    }
+
+    /// Whether a scan whose next slice begins at `at` could cover a part of a segment.
+    pub(super) fn could_follow(
+        &self,
+        scan: ScanId,
+        at: Index,
+        limit: usize,
+        scans: &Scans,
+    ) -> bool {
+        self.is_runnable(limit)
+            && self.rate() <= MAX_SHARED_RATE
+            && !self.refused_by.contains(&scan)
+            && self.segments.len() < MAX_SEGMENTS
+            && !self.follows(scan)
+            && (self.segments.iter())
+                .any(|segment| segment.progress(scans) <= at && at < segment.end)
+    }
+}

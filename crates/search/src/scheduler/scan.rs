@@ -1,0 +1,119 @@
+//! The state of a scan: a pass through the keyspace that any number of searches share.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use crate::{
+    group::Group,
+    ids::{JobId, ScanId, SearchId},
+    keyspace::Index,
+    ledger::Ledger,
+    slice::{FIRST_SLICE, SLICE_TIME},
+    sync::AtomicBool,
+};
+
+/// Minimum length of a slice at the cost of a fast kernel's hash, so that one odd measurement does not drown a
+/// search in overhead. A secret that costs more is a slice by itself.
+const MIN_SLICE: u64 = 1 << 6;
+
+/// Maximum length of a slice, whatever the clock says: at a thousand million secrets a second it takes a
+/// quarter of a millisecond.
+const MAX_SLICE: u64 = 1 << 18;
+
+pub(super) type Scans = BTreeMap<ScanId, Box<Scan>>;
+
+/// A scan, and the searches that follow it.
+pub(super) struct Scan {
+    pub(super) ledger: Ledger,
+    /// Followers, by the index at which each leaves the scan.
+    pub(super) followers: BTreeSet<(Index, SearchId)>,
+    /// Followers' out-of-order hits, by index.
+    pub(super) out_of_order: BTreeSet<(Index, SearchId)>,
+    /// The searches that its slices serve: every follower, and possibly some that have left.
+    pub(super) group: Arc<Group>,
+    /// Cost of a secret with all of them, in a fast kernel's hashes.
+    pub(super) cost: f64,
+    /// Maximum number of searches that may join at once, after more were found to be too many.
+    pub(super) max_newcomers: usize,
+    /// Length of its next slice.
+    pub(super) length: u64,
+    /// Whether at least one of its slices has come back.
+    pub(super) is_tried: bool,
+    /// Its slices in flight.
+    pub(super) jobs: Vec<JobId>,
+    /// Searches that found nothing to do here until a slice comes back.
+    pub(super) idle: BTreeSet<SearchId>,
+    /// The scheduler's count of changes when newcomers were last sought; 0 requests another check.
+    pub(super) checked_at: u64,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+impl Scan {
+    /// Makes a scan for a single search, which follows it from `start` to `end`.
+    pub(super) fn new(search: SearchId, start: Index, end: Index, group: Group, cost: f64) -> Scan {
+        Scan {
+            ledger: Ledger::new(start),
+            followers: BTreeSet::from([(end, search)]),
+            out_of_order: BTreeSet::new(),
+            group: Arc::new(group),
+            cost,
+            max_newcomers: usize::MAX,
+            length: at_cost(FIRST_SLICE, cost),
+            is_tried: false,
+            jobs: Vec::new(),
+            idle: BTreeSet::new(),
+            checked_at: 0,
+            stop: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// Whether more than half of the searches that its matcher is for have left.
+    pub(super) fn is_mostly_gone(&self) -> bool {
+        self.group.len() > 2 * self.followers.len()
+    }
+
+    /// Whether its slices are not tried any more.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Makes workers skip its slices that they have not begun.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Replaces the group, and returns the old one, to be dropped outside of the lock. Slices get shorter by as
+    /// much as the cost grows, until the new speed is known.
+    pub(super) fn replace_group(&mut self, group: Arc<Group>, cost: f64) -> Arc<Group> {
+        let growth = (cost / self.cost).max(1.0);
+        self.length = at_cost(self.length, growth);
+        self.cost = cost;
+        std::mem::replace(&mut self.group, group)
+    }
+
+    /// Sizes the next slice from how long this one took.
+    pub(super) fn adapt(&mut self, slice: &Range<Index>, tried: Index, took: Duration) {
+        let count = tried - slice.start;
+        let length = self.length;
+        self.length = if tried < slice.end {
+            // The hits are so dense that a longer slice would end just as early.
+            count
+        } else {
+            let took = took.as_nanos().max(1);
+            let fitting = u128::from(count) * SLICE_TIME.as_nanos() / took;
+            // Shrinks by at most a factor of two: one slow slice, during which the system was busy, says little.
+            // Grows at once: no slice can have been faster than the backend is.
+            u64::try_from(fitting).unwrap_or(MAX_SLICE).max(length / 2)
+        }
+        .clamp(at_cost(MIN_SLICE, self.cost), MAX_SLICE);
+    }
+}
+
+/// Number of secrets at a cost that take as long as `hashes` of a fast kernel; at least one.
+fn at_cost(hashes: u64, cost: f64) -> u64 {
+    ((hashes as f64 / cost) as u64).clamp(1, hashes)
+}

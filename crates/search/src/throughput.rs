@@ -1,0 +1,139 @@
+//! Measures how many secrets a second this machine tries.
+
+use std::{
+    hint::black_box,
+    panic::resume_unwind,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use hashfinder_kernels::Kernel;
+
+use crate::query::Query;
+
+/// Time for which the rate of a query is usually measured: longer than a CPU takes to reach its speed, and short
+/// enough to wait for.
+pub const MEASURING_TIME: Duration = Duration::from_millis(250);
+
+/// Number of secrets that a thread tries before it reads the clock again: so many that the reading does not show in the
+/// rate.
+pub const TURN: u64 = 1 << 16;
+
+/// Length of the secrets that a search tries in its first seconds.
+const USUAL_LENGTH: usize = 4;
+
+/// A rate, and the number of threads that reached it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Throughput {
+    /// Number of threads that could be started, the calling one included.
+    pub threads: usize,
+    /// Work that all threads together did in a second.
+    pub per_second: f64,
+}
+
+/// Returns how many secrets a second up to `threads` threads try for this query, measured for `time`. If the system
+/// does not give as many threads, it is the rate of those that it gives.
+///
+/// `clock` returns the time since any fixed moment.
+pub fn search_rate(
+    kernel: Kernel,
+    query: &Query,
+    threads: usize,
+    time: Duration,
+    clock: impl FnMut() -> Duration,
+) -> f64 {
+    let (matcher, keyspace) = (query.matcher(), query.keyspace());
+    let usual = keyspace.first_of_length(USUAL_LENGTH);
+    let (first, end) = (usual.unwrap_or(0), keyspace.end());
+    let share = (end - first) / threads as u64;
+    let throughput = measure(threads, time, clock, |thread, tried| {
+        let start = first + (thread as u64 * share + tried) % (end - first);
+        let turn = start..end.min(start.saturating_add(TURN));
+        let mut hits = Vec::new();
+        matcher.scan(kernel, turn.clone(), usize::MAX, &mut hits);
+        black_box(hits);
+        turn.end - turn.start
+    });
+    throughput.per_second
+}
+
+/// Measures for `time` what up to `threads` threads do together: the calling one, and as many others as the system
+/// gives.
+///
+/// `clock` returns the time since any fixed moment; only the calling thread reads it. `turn` receives the number of its
+/// thread and what that thread has done so far, and returns how much more it did.
+///
+/// # Panics
+///
+/// If `turn` panics.
+pub fn measure(
+    threads: usize,
+    time: Duration,
+    mut clock: impl FnMut() -> Duration,
+    turn: impl Fn(usize, u64) -> u64 + Sync,
+) -> Throughput {
+    let (gate, stop) = (Mutex::new(()), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let closed = gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let work = |thread: usize| {
+            let (gate, stop, turn) = (&gate, &stop, &turn);
+            move || {
+                drop(gate.lock());
+                let mut done = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    done += turn(thread, done);
+                }
+                done
+            }
+        };
+        let others = (1..threads).map_while(|thread| {
+            let other = thread::Builder::new().spawn_scoped(scope, work(thread));
+            other.ok()
+        });
+        let others: Vec<_> = others.collect();
+        let threads = others.len() + 1;
+        drop(closed);
+        let start = clock();
+        let mut done = 0;
+        while clock().saturating_sub(start) < time {
+            done += turn(0, done);
+        }
+        stop.store(true, Ordering::Relaxed);
+        for other in others {
+            done += other.join().unwrap_or_else(|panic| resume_unwind(panic));
+        }
+        let took = clock().saturating_sub(start);
+        Throughput {
+            threads,
+            per_second: done as f64 / took.as_secs_f64(),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_the_work_over_the_time_that_the_clock_shows() {
+        let mut seconds = 100;
+        let clock = || {
+            seconds += 1;
+            Duration::from_secs(seconds)
+        };
+        // Two turns fit into less than three seconds, and the last reading comes a second later.
+        let throughput = measure(1, Duration::from_secs(3), clock, |thread, done| {
+            assert_eq!((thread, done % 10), (0, 0));
+            10
+        });
+        let expected = Throughput {
+            threads: 1,
+            per_second: 5.0,
+        };
+        assert_eq!(throughput, expected);
+    }
+}

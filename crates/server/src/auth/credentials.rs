@@ -1,0 +1,67 @@
+//! What a request shows of who makes it.
+
+use hashfinder_transport::ClientName;
+use http::{HeaderMap, HeaderValue, header};
+
+/// The longest credential that is looked at, in bytes. Tokens with many claims have two or three kibibytes,
+/// and all headers together may not be much longer than this.
+pub(super) const MAX_CREDENTIAL_LEN: usize = 8 << 10;
+
+/// Why a caller is not authenticated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Rejection {
+    /// The call has no credential, and the server requires one.
+    Missing,
+    /// The credential is not valid. The log shows why, and the client that it names if that is not
+    /// secret; the response does not.
+    Rejected {
+        why: &'static str,
+        client: Option<ClientName>,
+    },
+}
+
+impl Rejection {
+    pub(super) fn because(why: &'static str) -> Rejection {
+        Rejection::Rejected { why, client: None }
+    }
+}
+
+/// The `authorization` headers of a request.
+pub(super) struct Credentials(pub(super) Vec<HeaderValue>);
+
+impl Credentials {
+    /// Takes them out of the request, so that nothing that comes later can tell them.
+    pub(super) fn taken_from(headers: &mut HeaderMap) -> Credentials {
+        match headers.entry(header::AUTHORIZATION) {
+            header::Entry::Vacant(_) => Credentials(Vec::new()),
+            header::Entry::Occupied(entry) => {
+                let (_, values) = entry.remove_entry_mult();
+                Credentials(values.collect())
+            }
+        }
+    }
+
+    /// Whether there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bearer's credential, if there is any.
+    pub(super) fn bearer(&self) -> Result<Option<&str>, Rejection> {
+        let value = match &self.0[..] {
+            [] => return Ok(None),
+            [value] => value,
+            _ => return Err(Rejection::because("more than one header")),
+        };
+        if value.len() > MAX_CREDENTIAL_LEN {
+            return Err(Rejection::because("too long"));
+        }
+        let parts = value.to_str().ok().and_then(|text| text.split_once(' '));
+        match parts {
+            Some((scheme, credential)) if scheme.eq_ignore_ascii_case("bearer") => {
+                Ok(Some(credential))
+            }
+            _ => Err(Rejection::because("no bearer's credential")),
+        }
+    }
+}

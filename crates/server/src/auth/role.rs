@@ -1,0 +1,31 @@
+//! What somebody may do.
+
+/// What somebody may do; each role may do what those before it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Searches, and sees and cancels its own searches.
+    #[default]
+    User,
+    /// Sees and cancels everybody's.
+    Operator,
+}
+
+impl Role {
+    /// Every role, the least first.
+    pub const ALL: [Role; 2] = [Role::User, Role::Operator];
+
+    /// Returns its name, as files of keys have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::User => "user",
+            Role::Operator => "operator",
+        }
+    }
+
+    /// Returns the role with this name, if there is one.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| role.name() == name)
+    }
+}

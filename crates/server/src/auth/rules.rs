@@ -1,0 +1,133 @@
+//! Who may call which method.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+use prost::Message;
+use prost_types::FileDescriptorSet;
+
+use crate::auth::role::Role;
+
+/// Who may call a method at all. Whose searches they see and cancel then is the method's to decide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// Also who shows no credential, or a bad one: it is not looked at.
+    Anyone,
+    /// Who has this role, or more.
+    Needs(Role),
+}
+
+/// Every method of every service that there is. SECURITY.md has the same table for people.
+pub(super) const RULES: [(&str, Rule); 11] = [
+    ("hash_name.HashFinder/Find", Rule::Needs(Role::User)),
+    ("hash_name.HashFinder/FindRange", Rule::Needs(Role::User)),
+    ("hashfinder.v1.Finder/Search", Rule::Needs(Role::User)),
+    ("hashfinder.v1.Finder/Estimate", Rule::Needs(Role::User)),
+    ("hashfinder.v1.Finder/ListSearches", Rule::Needs(Role::User)),
+    (
+        "hashfinder.v1.Finder/WatchSearches",
+        Rule::Needs(Role::User),
+    ),
+    ("hashfinder.v1.Finder/CancelSearch", Rule::Needs(Role::User)),
+    // Whoever balances the load has no credential, and learns no more than that there is a server.
+    ("grpc.health.v1.Health/Check", Rule::Anyone),
+    ("grpc.health.v1.Health/Watch", Rule::Anyone),
+    (
+        "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        Rule::Needs(Role::User),
+    ),
+    (
+        "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        Rule::Needs(Role::User),
+    ),
+];
+
+/// What is for those who call what does not exist: strangers learn not even that.
+const UNKNOWN: (&str, Rule) = ("unknown", Rule::Needs(Role::User));
+
+/// The rules of the services that a server has.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules(HashMap<String, (&'static str, Rule)>);
+
+impl Rules {
+    /// For the services of these descriptors.
+    ///
+    /// # Errors
+    ///
+    /// If a method has no rule, or a rule no method, so that none is forgotten.
+    pub(crate) fn new(descriptors: &[&[u8]]) -> Result<Rules> {
+        Rules::of(&RULES, descriptors)
+    }
+
+    pub(super) fn of(rules: &[(&'static str, Rule)], descriptors: &[&[u8]]) -> Result<Rules> {
+        let mut unused: HashMap<&str, _> = rules.iter().map(|rule| (rule.0, *rule)).collect();
+        ensure!(unused.len() == rules.len(), "a method has two rules");
+        let mut of_paths = HashMap::new();
+        for descriptors in descriptors {
+            for file in FileDescriptorSet::decode(*descriptors)?.file {
+                for service in &file.service {
+                    for method in &service.method {
+                        let service = format!("{}.{}", file.package(), service.name());
+                        let method = format!("{service}/{}", method.name());
+                        let path = format!("/{method}");
+                        if of_paths.contains_key(&path) {
+                            continue;
+                        }
+                        let rule = unused.remove(&*method);
+                        let rule = rule.with_context(|| format!("{method} has no rule"))?;
+                        of_paths.insert(path, rule);
+                    }
+                }
+            }
+        }
+        let unused: Vec<&&str> = unused.keys().collect();
+        ensure!(unused.is_empty(), "these have a rule alone: {unused:?}");
+        Ok(Rules(of_paths))
+    }
+
+    /// Whether who calls this path need not show who they are.
+    pub(crate) fn are_for_anyone(&self, path: &str) -> bool {
+        self.of_path(path).1 == Rule::Anyone
+    }
+
+    /// The method that a path is, and its rule. What does not exist is a method of its own.
+    pub(super) fn of_path(&self, path: &str) -> (&'static str, Rule) {
+        self.0.get(path).copied().unwrap_or(UNKNOWN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::services::ALL_DESCRIPTORS;
+
+    #[test]
+    fn every_method_has_a_rule_and_every_rule_a_method() {
+        let rules = Rules::new(&ALL_DESCRIPTORS).unwrap();
+        assert_eq!(rules.0.len(), RULES.len());
+        let find = rules.of_path("/hash_name.HashFinder/Find");
+        assert_eq!(find, RULES[0]);
+        for path in [
+            "/",
+            "hash_name.HashFinder/Find",
+            "/grpc.health.v1.Health/check",
+            "//grpc.health.v1.Health/Check",
+            "/grpc.health.v1.Health/Check/",
+            "/grpc.health.v1.Health%2FCheck",
+        ] {
+            assert_eq!(rules.of_path(path), UNKNOWN, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_forgotten_is_named() {
+        let forgotten = Rules::of(&RULES[1..], &ALL_DESCRIPTORS).unwrap_err();
+        assert_eq!(
+            forgotten.to_string(),
+            "hash_name.HashFinder/Find has no rule"
+        );
+        let gone = Rules::new(&ALL_DESCRIPTORS[..1]).unwrap_err().to_string();
+        assert!(gone.contains("grpc.health.v1.Health/Check"), "{gone}");
+        assert!(Rules::of(&[RULES[0], RULES[0]], &ALL_DESCRIPTORS).is_err());
+    }
+}

@@ -1,0 +1,588 @@
+//! How a call that fails ends on the wire.
+//!
+//! An error is described twice, each time by an exhaustive match: its message is the attribute of its variant in
+//! [`CallError`], all else is its row in [`CallError::row`]. The status, the reason in the log and in the metrics, and
+//! the field that is wrong are read from these.
+
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fmt, iter,
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
+};
+
+use hashfinder_proto::{
+    Reason,
+    details::{CANCEL_REASON, CURSOR, DOMAIN, HASHES_TRIED},
+};
+use hashfinder_search::{Cursor, OverLimit};
+use humantime::format_duration;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// Names of errors whose status has no `ErrorInfo`, for the log and the metrics.
+const BAD_REQUEST: &str = "BAD_REQUEST";
+const BROKEN: &str = "BROKEN";
+
+/// Maximum length of a status message, in bytes. A message may quote the request. Clients commonly accept 8 KiB of
+/// trailers, and a message can take up to six times its length there: percent-encoded in `grpc-message`, and twice
+/// in base64 in `grpc-status-details-bin`, as the message and as the description of a detail.
+pub(crate) const MESSAGE_LEN: usize = 512;
+
+/// A text of at most `length` bytes, cut and marked with "..." if it is longer.
+pub(crate) fn cut(text: &str, length: usize) -> Cow<'_, str> {
+    const MARK: &str = "...";
+    if text.len() <= length {
+        return text.into();
+    }
+    let whole = (0..=length - MARK.len()).rev();
+    let end = whole.into_iter().find(|end| text.is_char_boundary(*end));
+    format!("{}{MARK}", &text[..end.unwrap_or(0)]).into()
+}
+
+/// When to retry after a drain: another server, or the restarted one, should be up by then.
+const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(1);
+
+/// When to retry once another call must end first. When that happens cannot be predicted.
+const RETRY_AFTER_OVERLOAD: Duration = Duration::from_secs(1);
+
+/// Why a call fails.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(crate) enum CallError {
+    /// This field of the request is wrong, or the query can never match.
+    #[error("{message}")]
+    BadRequest { field: String, message: String },
+    /// The server has its maximum number of RPCs that search.
+    #[error("{0} RPCs are searching, which is as many as this server takes; try again later")]
+    TooManyRpcs(NonZeroUsize),
+    /// The hash budget is spent. The operator chooses the code.
+    #[error("the hash budget of this RPC is spent; hashes tried: {hashes}")]
+    BudgetSpent {
+        code: Code,
+        hashes: u64,
+        cursor: Cursor,
+    },
+    /// A limit of the engine is reached, for this client or in total.
+    #[error("{0}; try again later")]
+    OverLimit(OverLimit),
+    /// The client's quota of hashes is spent.
+    #[error("this client's quota of hashes is spent; go on later from the cursor")]
+    QuotaSpent {
+        cursor: Cursor,
+        retry_after: Duration,
+    },
+    /// All secrets of the keyspace were tried.
+    #[error("the keyspace ended without an answer")]
+    Exhausted,
+    /// The server is shutting down. No cursor means that no work was started.
+    #[error(
+        "the server is shutting down, or closes this connection; try another, or this one again later"
+    )]
+    Draining(Option<Cursor>),
+    /// The client did not read the response.
+    #[error(
+        "the response was not read for longer than this server waits; go on from the cursor, and read what comes"
+    )]
+    Unread(Cursor),
+    /// The search panicked.
+    #[error("the search failed; the server's log says more")]
+    Failed(Cursor),
+    /// The handler panicked, or failed in an unforeseen way.
+    #[error("{message}")]
+    Broken { code: Code, message: String },
+    /// The search was cancelled by its id.
+    #[error("the search was cancelled by {by}{}{reason}", if .reason.is_empty() { "" } else { ": " })]
+    Cancelled {
+        by: Canceller,
+        reason: String,
+        cursor: Cursor,
+    },
+    /// No search has this id, or it belongs to another client.
+    #[error(
+        "there is no search with this id, or it is somebody else's; those that ended some time ago are forgotten"
+    )]
+    NoSuchSearch,
+    /// Only operators may see the searches of other clients.
+    #[error(
+        "only an operator sees the searches of other clients; leave the client out to see your own"
+    )]
+    NotAnOperator,
+    /// The server has its maximum number of watches.
+    #[error("as many calls are watching as this server takes; try again later")]
+    TooManyWatches,
+    /// The client has its maximum number of watches.
+    #[error("{limit} calls of this client are watching, which is as many as may; end another one")]
+    TooManyWatchesOfClient { limit: usize },
+    /// The client has its maximum number of waiting Estimates.
+    #[error(
+        "{limit} Estimates of this client are waiting, which is as many as may; try again when they are answered"
+    )]
+    TooManyEstimates { limit: usize },
+    /// The message is too long. Both lengths are in bytes.
+    #[error("the request's message has {length} bytes; {limit} is the most")]
+    MessageTooLong { length: u32, limit: u32 },
+    /// The server requires a credential, and the call has none.
+    #[error(
+        "this server wants a credential: send it as the metadata `authorization: Bearer CREDENTIAL`"
+    )]
+    CredentialMissing,
+    /// The credential is not valid. Only the log says why, so that an attacker learns nothing from the status.
+    #[error(
+        "the credential is not good here, or not any more; send another one as the metadata `authorization: \
+         Bearer CREDENTIAL`"
+    )]
+    CredentialRefused,
+    /// Only operators may call the method.
+    #[error("only an operator may call this method")]
+    OperatorsOnly,
+    /// The request ended without a message.
+    #[error("the method takes one message, and the request has none")]
+    MessageMissing,
+    /// The request has more messages than the method takes.
+    #[error("{}", too_many_messages(*.limit))]
+    TooManyMessages { limit: usize },
+    /// The request did not arrive completely in time.
+    #[error(
+        "the request did not arrive in whole within {}; end it, or send it at once",
+        format_duration(*.limit)
+    )]
+    RequestTimeout { limit: Duration },
+    /// The client's address exceeded its rate limit for calls.
+    #[error(
+        "this address begins more than {per_second} calls a second, which is as many as may; try again later"
+    )]
+    TooManyCalls {
+        per_second: NonZeroU32,
+        retry_after: Duration,
+    },
+    /// The server has its maximum number of open calls.
+    #[error("{limit} calls are open, which is as many as this server takes; try again later")]
+    TooManyOpenCalls { limit: NonZeroUsize },
+    /// The client's address has its maximum number of open calls.
+    #[error("{limit} calls of this address are open, which is as many as may; end another one")]
+    TooManyOpenCallsOfAddress { limit: NonZeroUsize },
+    /// The client's address sent too many invalid credentials; none from it is checked for a while.
+    #[error(
+        "so many credentials from this address were refused that none is looked at; try again later with a good one"
+    )]
+    TooManyRefusedCredentials { retry_after: Duration },
+}
+
+/// Who cancelled a search by its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Canceller {
+    /// The client that owns the search.
+    Client,
+    Operator,
+}
+
+impl fmt::Display for Canceller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Canceller::Client => "its client",
+            Canceller::Operator => "an operator",
+        })
+    }
+}
+
+/// Returns the message of [`CallError::TooManyMessages`].
+fn too_many_messages(limit: usize) -> String {
+    match limit {
+        1 => "the method takes one message, and the request has more".to_owned(),
+        _ => {
+            format!("the request has more than {limit} messages; make another call for the others")
+        }
+    }
+}
+
+/// What the status of an error has beyond its message.
+struct Row<'a> {
+    code: Code,
+    /// The reason of the `ErrorInfo`; `None` for a status without one.
+    reason: Option<Reason>,
+    /// Metadata of the `ErrorInfo`.
+    metadata: Vec<(&'static str, &'a dyn fmt::Display)>,
+    /// Subject of the `QuotaFailure`.
+    quota: Option<&'static str>,
+    /// Description of the `QuotaFailure`, unless it is the message.
+    quota_description: Option<String>,
+    /// Delay of the `RetryInfo`.
+    retry_after: Option<Duration>,
+    /// Field of the `BadRequest`.
+    field: Option<&'a str>,
+}
+
+impl<'a> Row<'a> {
+    fn new(code: Code, reason: impl Into<Option<Reason>>) -> Row<'a> {
+        Row {
+            code,
+            reason: reason.into(),
+            metadata: Vec::new(),
+            quota: None,
+            quota_description: None,
+            retry_after: None,
+            field: None,
+        }
+    }
+
+    /// An error that ends a search, which can be resumed from the cursor.
+    fn stopped(code: Code, reason: Reason, cursor: &'a Cursor) -> Row<'a> {
+        Row::new(code, reason).with(CURSOR, cursor)
+    }
+
+    /// A limit that leaves room again after some time.
+    fn exceeded(reason: Reason, subject: &'static str, retry_after: Duration) -> Row<'a> {
+        Row {
+            quota: Some(subject),
+            retry_after: Some(retry_after),
+            ..Row::new(Code::ResourceExhausted, reason)
+        }
+    }
+
+    /// A limit that leaves room again when another call ends.
+    fn overloaded(reason: Reason, subject: &'static str) -> Row<'a> {
+        Row::exceeded(reason, subject, RETRY_AFTER_OVERLOAD)
+    }
+
+    /// Adds metadata.
+    fn with(mut self, key: &'static str, value: &'a dyn fmt::Display) -> Row<'a> {
+        self.metadata.push((key, value));
+        self
+    }
+}
+
+impl CallError {
+    /// Returns the error of a request with this field wrong.
+    pub(crate) fn wrong(field: &str, message: impl Into<String>) -> CallError {
+        CallError::BadRequest {
+            field: field.to_owned(),
+            message: cut(&message.into(), MESSAGE_LEN).into_owned(),
+        }
+    }
+
+    /// Returns the names of all errors for which calls are rejected before any work.
+    pub(crate) fn rejections() -> impl Iterator<Item = &'static str> {
+        let reasons = Reason::ALL.iter().filter(|reason| reason.is_rejection());
+        iter::once(BAD_REQUEST).chain(reasons.map(|reason| reason.as_str()))
+    }
+
+    /// Returns the error's name: the reason of its `ErrorInfo`, if it has one.
+    pub(crate) fn reason(&self) -> &'static str {
+        let row = self.row();
+        match row.reason {
+            Some(reason) => reason.as_str(),
+            None if row.field.is_some() => BAD_REQUEST,
+            None => BROKEN,
+        }
+    }
+
+    /// Returns the field of the request that is wrong, if that is the error.
+    pub(crate) fn field(&self) -> Option<&str> {
+        self.row().field
+    }
+
+    /// Looks the error up in the table of all errors.
+    fn row(&self) -> Row<'_> {
+        use Reason as R;
+        match self {
+            Self::BadRequest { field, .. } => Row {
+                field: Some(field),
+                ..Row::new(Code::InvalidArgument, None)
+            },
+            Self::TooManyRpcs(_) => {
+                Row::overloaded(R::TooManySearches, "server:maximum_concurrent_rpcs")
+            }
+            Self::BudgetSpent {
+                code,
+                hashes,
+                cursor,
+            } => Row {
+                quota: Some("rpc:maximum_hashes"),
+                quota_description: Some(format!("at most {hashes} hashes are tried for one RPC")),
+                ..Row::stopped(*code, R::HashBudgetSpent, cursor).with(HASHES_TRIED, hashes)
+            },
+            Self::OverLimit(limit) => match limit {
+                OverLimit::SearchesOfClient { .. } => {
+                    Row::overloaded(R::TooManySearchesOfClient, "client:searches")
+                }
+                OverLimit::SearchesOfConnection { .. } => {
+                    Row::overloaded(R::TooManySearchesOfConnection, "connection:searches")
+                }
+                OverLimit::Hashes { retry_after, .. } => {
+                    Row::exceeded(R::HashQuotaSpent, "client:hashes", *retry_after)
+                }
+                OverLimit::Searches { .. } => {
+                    Row::overloaded(R::TooManySearches, "server:searches")
+                }
+            },
+            Self::QuotaSpent {
+                cursor,
+                retry_after,
+            } => {
+                Row::exceeded(R::HashQuotaSpent, "client:hashes", *retry_after).with(CURSOR, cursor)
+            }
+            Self::Exhausted => Row::new(Code::NotFound, R::KeyspaceExhausted),
+            Self::Draining(cursor) => {
+                let row = Row {
+                    retry_after: Some(RETRY_AFTER_DRAIN),
+                    ..Row::new(Code::Unavailable, R::Draining)
+                };
+                match cursor {
+                    Some(cursor) => row.with(CURSOR, cursor),
+                    None => row,
+                }
+            }
+            Self::Unread(cursor) => Row::stopped(Code::ResourceExhausted, R::StreamNotRead, cursor),
+            Self::Failed(cursor) => Row::stopped(Code::Unknown, R::SearchFailed, cursor),
+            Self::Broken { code, .. } => Row::new(*code, None),
+            Self::Cancelled { by, reason, cursor } => {
+                let who = match by {
+                    Canceller::Client => R::CancelledByClient,
+                    Canceller::Operator => R::CancelledByOperator,
+                };
+                Row::stopped(Code::Cancelled, who, cursor).with(CANCEL_REASON, reason)
+            }
+            Self::NoSuchSearch => Row::new(Code::NotFound, R::SearchNotFound),
+            Self::NotAnOperator | Self::OperatorsOnly => {
+                Row::new(Code::PermissionDenied, R::NotAnOperator)
+            }
+            Self::TooManyWatches => Row::overloaded(R::TooManyWatches, "server:watches"),
+            Self::TooManyWatchesOfClient { .. } => {
+                Row::overloaded(R::TooManyWatches, "client:watches")
+            }
+            Self::TooManyEstimates { .. } => {
+                Row::overloaded(R::TooManyEstimates, "client:estimates")
+            }
+            Self::MessageTooLong { .. } => Row::new(Code::ResourceExhausted, R::MessageTooLong),
+            Self::CredentialMissing => Row::new(Code::Unauthenticated, R::CredentialMissing),
+            Self::CredentialRefused => Row::new(Code::Unauthenticated, R::CredentialRefused),
+            // gRPC's status codes have UNIMPLEMENTED for a unary call with no message or with several.
+            Self::MessageMissing => Row::new(Code::Unimplemented, R::MessageMissing),
+            Self::TooManyMessages { limit: 1 } => Row::new(Code::Unimplemented, R::TooManyMessages),
+            Self::TooManyMessages { .. } => Row::new(Code::ResourceExhausted, R::TooManyMessages),
+            Self::RequestTimeout { .. } => Row::new(Code::DeadlineExceeded, R::RequestTimeout),
+            Self::TooManyCalls { retry_after, .. } => {
+                Row::exceeded(R::TooManyCalls, "address:calls_per_second", *retry_after)
+            }
+            Self::TooManyOpenCalls { .. } => {
+                Row::overloaded(R::TooManyOpenCalls, "server:open_calls")
+            }
+            Self::TooManyOpenCallsOfAddress { .. } => {
+                Row::overloaded(R::TooManyOpenCalls, "address:open_calls")
+            }
+            Self::TooManyRefusedCredentials { retry_after } => Row::exceeded(
+                R::TooManyRefusedCredentials,
+                "address:refused_credentials",
+                *retry_after,
+            ),
+        }
+    }
+}
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Status {
+        let (row, message) = (error.row(), error.to_string());
+        let mut details = ErrorDetails::new();
+        if let Some(reason) = row.reason {
+            let metadata = row.metadata.iter();
+            let metadata = metadata.map(|(key, value)| ((*key).to_owned(), value.to_string()));
+            details.set_error_info(reason.as_str(), DOMAIN, metadata.collect::<HashMap<_, _>>());
+        } else if let Some(field) = row.field {
+            details.add_bad_request_violation(field, &message);
+        } else {
+            return Status::new(row.code, message);
+        }
+        if let Some(subject) = row.quota {
+            let description = row.quota_description.unwrap_or_else(|| message.clone());
+            details.add_quota_failure_violation(subject, description);
+        }
+        if let Some(delay) = row.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Status::with_error_details(row.code, message, details)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, num::NonZeroU64};
+
+    use hashfinder_proto::Details;
+    use hashfinder_search::{Distance, Query};
+
+    use super::*;
+
+    fn cursor() -> Cursor {
+        let query = Query::new("doctor".parse().unwrap(), Distance::ZERO);
+        Cursor::new(&query.unwrap(), 1234)
+    }
+
+    /// What a client reads out of a status.
+    #[derive(Debug, PartialEq)]
+    struct Read {
+        code: Code,
+        reason: Option<Reason>,
+        metadata: Vec<String>,
+        quota: Option<String>,
+        retry_seconds: Option<u64>,
+        field: Option<String>,
+    }
+
+    fn read(status: &Status) -> Read {
+        let details = status.check_error_details().unwrap();
+        let info = details.error_info();
+        assert!(info.is_none_or(|info| info.domain == DOMAIN));
+        let metadata = info.map(|info| info.metadata.keys().cloned().collect());
+        let mut metadata: Vec<String> = metadata.unwrap_or_default();
+        metadata.sort_unstable();
+        let violations = details.bad_request().map(|it| &it.field_violations[0]);
+        let quotas = details.quota_failure().map(|it| &it.violations[0]);
+        let retry_info = details.retry_info().and_then(|it| it.retry_delay);
+        Read {
+            code: status.code(),
+            reason: info.map(|info| Reason::parse(&info.reason).unwrap()),
+            metadata,
+            quota: quotas.map(|quota| quota.subject.clone()),
+            retry_seconds: retry_info.map(|delay| delay.as_secs()),
+            field: violations.map(|violation| violation.field.clone()),
+        }
+    }
+
+    /// Builds the list of cases. Does not compile unless there is a case for every variant.
+    macro_rules! cases {
+        ($($variant:pat => $error:expr, $code:ident, $reason:expr, $metadata:expr, $quota:expr, $retry:expr;)*) => {{
+            let _exhaustive = |error: &CallError| match error {
+                $($variant => {})*
+            };
+            let cases = [$(($error, Code::$code, $reason, &$metadata[..], $quota, $retry),)*];
+            $(assert!(cases.iter().any(|case| matches!(case.0, $variant)));)*
+            cases.into_iter()
+        }};
+    }
+
+    /// Each variant of an error, and its code, reason, metadata, subject of the quota, and seconds until a retry.
+    #[rustfmt::skip]
+    #[allow(unreachable_patterns, reason = "some variants have several cases")]
+    #[allow(clippy::type_complexity, reason = "a table")]
+    fn cases() -> impl Iterator<
+        Item = (CallError, Code, Option<Reason>, &'static [&'static str], Option<&'static str>, Option<u64>),
+    > {
+        use CallError as E;
+        use Reason as R;
+        let (one, later) = (NonZeroUsize::MIN, Duration::from_secs(3));
+        let cancelled = |by, reason: &str| E::Cancelled { by, reason: reason.to_owned(), cursor: cursor() };
+        cases! {
+            E::BadRequest { .. } => E::wrong("query.anchor", "what is wrong"), InvalidArgument, None, [], None, None;
+            E::TooManyRpcs(_) => E::TooManyRpcs(one), ResourceExhausted,
+                Some(R::TooManySearches), [], Some("server:maximum_concurrent_rpcs"), Some(1);
+            E::BudgetSpent { .. } => E::BudgetSpent { code: Code::Cancelled, hashes: 1234, cursor: cursor() }, Cancelled,
+                Some(R::HashBudgetSpent), ["cursor", "hashes_tried"], Some("rpc:maximum_hashes"), None;
+            E::OverLimit(_) => E::OverLimit(OverLimit::Searches { limit: 3 }), ResourceExhausted,
+                Some(R::TooManySearches), [], Some("server:searches"), Some(1);
+            E::OverLimit(_) => E::OverLimit(OverLimit::SearchesOfClient { limit: 3 }), ResourceExhausted,
+                Some(R::TooManySearchesOfClient), [], Some("client:searches"), Some(1);
+            E::OverLimit(_) => E::OverLimit(OverLimit::SearchesOfConnection { limit: 3 }), ResourceExhausted,
+                Some(R::TooManySearchesOfConnection), [], Some("connection:searches"), Some(1);
+            E::OverLimit(_) => E::OverLimit(OverLimit::Hashes { per_second: NonZeroU64::MIN, retry_after: later }),
+                ResourceExhausted, Some(R::HashQuotaSpent), [], Some("client:hashes"), Some(3);
+            E::QuotaSpent { .. } => E::QuotaSpent { cursor: cursor(), retry_after: later }, ResourceExhausted,
+                Some(R::HashQuotaSpent), ["cursor"], Some("client:hashes"), Some(3);
+            E::Exhausted => E::Exhausted, NotFound, Some(R::KeyspaceExhausted), [], None, None;
+            E::Draining(_) => E::Draining(None), Unavailable, Some(R::Draining), [], None, Some(1);
+            E::Draining(_) => E::Draining(Some(cursor())), Unavailable, Some(R::Draining), ["cursor"], None, Some(1);
+            E::Unread(_) => E::Unread(cursor()), ResourceExhausted, Some(R::StreamNotRead), ["cursor"], None, None;
+            E::Failed(_) => E::Failed(cursor()), Unknown, Some(R::SearchFailed), ["cursor"], None, None;
+            E::Broken { .. } => E::Broken { code: Code::Internal, message: "x".to_owned() }, Internal,
+                None, [], None, None;
+            E::Cancelled { .. } => cancelled(Canceller::Client, ""), Cancelled,
+                Some(R::CancelledByClient), ["cursor", "reason"], None, None;
+            E::Cancelled { .. } => cancelled(Canceller::Operator, "maintenance"), Cancelled,
+                Some(R::CancelledByOperator), ["cursor", "reason"], None, None;
+            E::NoSuchSearch => E::NoSuchSearch, NotFound, Some(R::SearchNotFound), [], None, None;
+            E::NotAnOperator => E::NotAnOperator, PermissionDenied, Some(R::NotAnOperator), [], None, None;
+            E::OperatorsOnly => E::OperatorsOnly, PermissionDenied, Some(R::NotAnOperator), [], None, None;
+            E::TooManyWatches => E::TooManyWatches, ResourceExhausted,
+                Some(R::TooManyWatches), [], Some("server:watches"), Some(1);
+            E::TooManyWatchesOfClient { .. } => E::TooManyWatchesOfClient { limit: 3 }, ResourceExhausted,
+                Some(R::TooManyWatches), [], Some("client:watches"), Some(1);
+            E::TooManyEstimates { .. } => E::TooManyEstimates { limit: 3 }, ResourceExhausted,
+                Some(R::TooManyEstimates), [], Some("client:estimates"), Some(1);
+            E::MessageTooLong { .. } => E::MessageTooLong { length: 5, limit: 4 }, ResourceExhausted,
+                Some(R::MessageTooLong), [], None, None;
+            E::CredentialMissing => E::CredentialMissing, Unauthenticated, Some(R::CredentialMissing), [], None, None;
+            E::CredentialRefused => E::CredentialRefused, Unauthenticated, Some(R::CredentialRefused), [], None, None;
+            E::MessageMissing => E::MessageMissing, Unimplemented, Some(R::MessageMissing), [], None, None;
+            E::TooManyMessages { .. } => E::TooManyMessages { limit: 1 }, Unimplemented,
+                Some(R::TooManyMessages), [], None, None;
+            E::TooManyMessages { .. } => E::TooManyMessages { limit: 100 }, ResourceExhausted,
+                Some(R::TooManyMessages), [], None, None;
+            E::RequestTimeout { .. } => E::RequestTimeout { limit: later }, DeadlineExceeded,
+                Some(R::RequestTimeout), [], None, None;
+            E::TooManyCalls { .. } => E::TooManyCalls { per_second: NonZeroU32::MIN, retry_after: later },
+                ResourceExhausted, Some(R::TooManyCalls), [], Some("address:calls_per_second"), Some(3);
+            E::TooManyOpenCalls { .. } => E::TooManyOpenCalls { limit: one }, ResourceExhausted,
+                Some(R::TooManyOpenCalls), [], Some("server:open_calls"), Some(1);
+            E::TooManyOpenCallsOfAddress { .. } => E::TooManyOpenCallsOfAddress { limit: one }, ResourceExhausted,
+                Some(R::TooManyOpenCalls), [], Some("address:open_calls"), Some(1);
+            E::TooManyRefusedCredentials { .. } => E::TooManyRefusedCredentials { retry_after: later },
+                ResourceExhausted, Some(R::TooManyRefusedCredentials), [], Some("address:refused_credentials"), Some(3);
+        }
+    }
+
+    #[test]
+    fn every_error_has_its_code_and_its_details() {
+        for (error, code, reason, metadata, quota, retry_seconds) in cases() {
+            let status = Status::from(error.clone());
+            assert!(!status.message().is_empty(), "{error:?}");
+            let expected = Read {
+                code,
+                reason,
+                metadata: metadata.iter().map(|&key| key.to_owned()).collect(),
+                quota: quota.map(str::to_owned),
+                retry_seconds,
+                field: match &error {
+                    CallError::BadRequest { field, .. } => Some(field.clone()),
+                    _ => None,
+                },
+            };
+            assert_eq!(read(&status), expected, "{error:?}");
+            assert_eq!(
+                status.details().is_empty(),
+                matches!(error, CallError::Broken { .. })
+            );
+            let carries_cursor = metadata.contains(&CURSOR);
+            let read = Details::of(&status).cursor;
+            assert_eq!(read, carries_cursor.then(|| cursor().to_string()));
+        }
+    }
+
+    #[test]
+    fn every_reason_is_some_errors() {
+        let produced: HashSet<_> = cases().map(|(error, ..)| error.reason()).collect();
+        let all = Reason::ALL.iter().map(|reason| reason.as_str());
+        assert_eq!(produced, all.chain([BAD_REQUEST, BROKEN]).collect());
+    }
+
+    #[test]
+    fn a_call_that_was_rejected_is_counted_as_a_rejection() {
+        let is_end = |error: &CallError| {
+            let cursor = error.row().metadata.iter().any(|(key, _)| *key == CURSOR);
+            cursor || matches!(error, CallError::Exhausted | CallError::Broken { .. })
+        };
+        let rejections = cases().filter(|(error, ..)| !is_end(error));
+        let reasons: HashSet<_> = rejections.map(|(error, ..)| error.reason()).collect();
+        assert_eq!(reasons, CallError::rejections().collect());
+    }
+
+    #[test]
+    fn a_message_that_quotes_much_is_cut() {
+        for quoted in ["x".repeat(4000), "\u{1f980}".repeat(1000)] {
+            let CallError::BadRequest { message, .. } = CallError::wrong("query", &*quoted) else {
+                panic!("another error");
+            };
+            assert!(message.len() <= MESSAGE_LEN && message.len() > MESSAGE_LEN - 4);
+            assert!(quoted.starts_with(message.strip_suffix("...").unwrap()));
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The log: lines to stderr, which nobody waits for.
+//!
+//! Whoever reads stderr may be slow or gone, and no call waits for that: lines are collected, and a
+//! thread of their own writes what has come together a few hundred times a second at most. At fifty
+//! thousand lines a second, waking a thread for each of them costs a fifth of all calls.
+
+use std::{
+    backtrace::Backtrace,
+    io::{self, ErrorKind, IsTerminal, Write},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tracing::Level;
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{LevelFilter, filter_fn},
+    fmt::MakeWriter,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
+
+/// How many bytes of lines may wait to be written: about five thousand lines. More are dropped, and
+/// counted.
+const MOST_WAITING: usize = 1 << 20;
+
+/// How long lines are collected before they are written.
+const PACE: Duration = Duration::from_millis(3);
+
+/// How long, at the end, the last lines may take. Where nobody reads, they never get written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// The crates that log no secrets. Lines of other crates are logged only from warnings on.
+const OURS: [&str; 8] = [
+    "hashfinder",
+    "hashfinder_client",
+    "hashfinder_search",
+    "hashfinder_server",
+    "hashfinder_system",
+    "hashfinder_tls",
+    "hashfinder_transport",
+    "tonic_cancel",
+];
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object on each line, for programs.
+    Json,
+}
+
+/// Reads from HASHFINDER_LOG how much is logged.
+///
+/// # Errors
+///
+/// If that is not a filter.
+pub fn filter() -> Result<EnvFilter> {
+    // An empty variable counts as none, as everywhere.
+    let text = std::env::var("HASHFINDER_LOG").ok();
+    let text = text.filter(|text| !text.is_empty());
+    let text = text.unwrap_or_else(|| "info".to_owned());
+    // A word that is no level would be a target's name, which nobody means and which logs nothing.
+    let mut words = text.split(',').filter(|part| !part.contains(['=', '[']));
+    let has_levels = words.all(|word| word.parse::<LevelFilter>().is_ok());
+    let filter = text.parse().ok().filter(|_| has_levels);
+    filter.with_context(|| {
+        format!(
+            "HASHFINDER_LOG={text}: give off, error, warn, info, debug or trace, or some of TARGET=LEVEL \
+             with commas between them"
+        )
+    })
+}
+
+/// Whether a line of this level may be there at all, whatever is asked for. Below warnings the
+/// libraries may tell what comes over a connection, credentials among it.
+fn may_be_told(target: &str, level: Level) -> bool {
+    let from = target.split_once("::").map_or(target, |(from, _)| from);
+    OURS.contains(&from) || level <= Level::WARN
+}
+
+/// A duration as the log's fields have it, whose names end with the unit: a number, so that programs need not
+/// read a text; to a microsecond, so that people can.
+pub(crate) fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1e3
+}
+
+/// Sends what the filter lets through to stderr, until the result is dropped.
+///
+/// # Errors
+///
+/// If there is no thread for it.
+///
+/// # Panics
+///
+/// If this process has a log already.
+pub fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
+    let lines = Lines(Arc::default());
+    let writer = lines.clone();
+    thread::Builder::new()
+        .name("log".to_owned())
+        .spawn(move || writer.write_to(io::stderr()))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(lines.clone())
+        .log_internal_errors(false);
+    let cap = filter_fn(|line| may_be_told(line.target(), *line.level()));
+    match format {
+        LogFormat::Text => {
+            let subscriber = subscriber.with_ansi(io::stderr().is_terminal());
+            subscriber.finish().with(cap).init();
+        }
+        LogFormat::Json => {
+            let subscriber = subscriber.json().flatten_event(true);
+            subscriber.finish().with(cap).init();
+        }
+    }
+    // A panic is a line in the log like any other, and waits for nobody either.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = Backtrace::capture();
+        // What was put together at run time may quote what somebody has sent.
+        let fixed = panic.payload().downcast_ref::<&'static str>();
+        let location = panic.location().map(tracing::field::display);
+        tracing::error!(panic = fixed, location, %backtrace, "panic");
+    }));
+    Ok(Log(lines))
+}
+
+/// The log, for as long as it is written.
+pub struct Log(Lines);
+
+impl Log {
+    /// Counts the lines that nobody reads.
+    #[must_use]
+    pub fn lost_lines(&self) -> LostLines {
+        LostLines(self.0.clone())
+    }
+}
+
+/// The count of lost lines; clones are the same.
+#[derive(Clone)]
+pub struct LostLines(Lines);
+
+impl LostLines {
+    /// How many lines were dropped because nobody read them.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.lock().lost
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.is_closed = true;
+        self.0.0.came.notify_all();
+        let waiting = self
+            .0
+            .0
+            .written
+            .wait_timeout_while(state, LAST_WORDS, |state| {
+                state.is_writing || !state.waiting.is_empty()
+            });
+        drop(waiting);
+    }
+}
+
+/// Lines that wait to be written; clones are the same.
+#[derive(Clone)]
+struct Lines(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when the first line comes, and at the end.
+    came: Condvar,
+    /// Signalled when all that there was has been written.
+    written: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<u8>,
+    lost: u64,
+    is_writing: bool,
+    is_closed: bool,
+}
+
+impl Lines {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what comes, until it is closed.
+    fn write_to(&self, mut sink: impl Write) {
+        let mut lines = Vec::new();
+        loop {
+            let state = self.lock();
+            let nothing = |state: &mut State| state.waiting.is_empty() && !state.is_closed;
+            let state = self.0.came.wait_while(state, nothing);
+            let state = state.unwrap_or_else(PoisonError::into_inner);
+            let came = (self.0.came).wait_timeout_while(state, PACE, |state| !state.is_closed);
+            let (mut state, _) = came.unwrap_or_else(PoisonError::into_inner);
+            if state.waiting.is_empty() {
+                return;
+            }
+            lines.clear();
+            std::mem::swap(&mut lines, &mut state.waiting);
+            state.is_writing = true;
+            drop(state);
+            let written = self.write(&lines, &mut sink);
+            let lost = lines[written..].iter().filter(|byte| **byte == b'\n');
+            let mut state = self.lock();
+            state.lost += lost.count() as u64;
+            state.is_writing = false;
+            drop(state);
+            self.0.written.notify_all();
+        }
+    }
+
+    /// Writes as much as it can; gives how much that was. Nobody is there who could be told of a failure.
+    fn write(&self, lines: &[u8], sink: &mut impl Write) -> usize {
+        let mut written = 0;
+        while written < lines.len() {
+            match sink.write(&lines[written..]) {
+                Ok(0) => break,
+                Ok(count) => written += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // A pipe that somebody has made so, and which is full.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let open = |state: &mut State| !state.is_closed;
+                    let waited = self.0.came.wait_timeout_while(self.lock(), PACE, open);
+                    if waited.is_ok_and(|(state, _)| state.is_closed) {
+                        break;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        written
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Lines;
+
+    fn make_writer(&'a self) -> Lines {
+        self.clone()
+    }
+}
+
+impl Write for Lines {
+    /// Takes a whole line, as the subscriber gives them.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut state = self.lock();
+        if state.waiting.len() + line.len() > MOST_WAITING {
+            state.lost += 1;
+            return Ok(line.len());
+        }
+        let is_first = state.waiting.is_empty();
+        state.waiting.extend_from_slice(line);
+        drop(state);
+        if is_first {
+            self.0.came.notify_all();
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Passes on what it is given, when it is asked for.
+    struct Slow(mpsc::SyncSender<Vec<u8>>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_libraries_tell_of_connections_is_left_out() {
+        for (target, level, told) in [
+            ("hashfinder", Level::TRACE, true),
+            ("hashfinder_client", Level::TRACE, true),
+            ("hashfinder_search::engine", Level::DEBUG, true),
+            ("hashfinder_server::searches::call", Level::TRACE, true),
+            ("hashfinder_system::files", Level::TRACE, true),
+            ("hashfinder_tls", Level::TRACE, true),
+            ("hashfinder_transport::server", Level::TRACE, true),
+            ("tonic_cancel::client", Level::TRACE, true),
+            ("h2::codec::framed_read", Level::TRACE, false),
+            ("hyper::proto", Level::DEBUG, false),
+            ("tower::buffer", Level::INFO, false),
+            ("hashfinder_else", Level::TRACE, false),
+            ("h2::hpack", Level::WARN, true),
+        ] {
+            assert_eq!(may_be_told(target, level), told, "{target} {level}");
+        }
+    }
+
+    #[test]
+    fn lines_come_whole_and_in_order_and_the_rest_is_counted() {
+        let lines = Lines(Arc::default());
+        // Nobody reads until all were written, so only so many are kept.
+        let (sender, read) = mpsc::sync_channel(0);
+        let writer = lines.clone();
+        let thread = thread::spawn(move || writer.write_to(Slow(sender)));
+        let line = |number: usize| format!("{number:0>99}\n");
+        let mut to = lines.clone();
+        let count = 2 * MOST_WAITING / 100 + 10_000;
+        for number in 0..count {
+            to.write_all(line(number).as_bytes()).unwrap();
+        }
+        let lost = lines.lock().lost as usize;
+        assert!(lost > 0);
+        drop(thread::spawn(move || drop(Log(lines))));
+        let text: Vec<u8> = read.iter().flatten().collect();
+        thread.join().unwrap();
+        let kept = text.len() / 100;
+        assert_eq!(kept + lost, count);
+        let text = String::from_utf8(text).unwrap();
+        let numbers: Vec<usize> = text.lines().map(|line| line.parse().unwrap()).collect();
+        assert!(numbers.is_sorted() && numbers[0] == 0);
+    }
+}

@@ -1,0 +1,197 @@
+//! All metrics of a server, in one registry.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use hashfinder_search::Kernel;
+use hashfinder_transport::{self as transport, Tls};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{counter::ConstCounter, gauge::ConstGauge, info::Info},
+    registry::Registry,
+};
+use tokio::runtime::RuntimeMetrics;
+use tonic_cancel::Drain;
+
+use crate::{
+    layers::rate_limit::RateLimits,
+    log::LostLines,
+    metrics::{calls::Calls, counts::Counts},
+    searches::shared::Searches,
+    trace::Traces,
+};
+
+/// The parts of a server that are read for each scrape.
+pub(crate) struct Server {
+    pub(crate) searches: Arc<Searches>,
+    pub(crate) drain: Drain,
+    pub(crate) rate_limits: RateLimits,
+    pub(crate) lost_lines: Arc<OnceLock<LostLines>>,
+    pub(crate) traces: Option<Traces>,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) runtime: RuntimeMetrics,
+}
+
+/// Returns a registry of all metrics.
+pub(crate) fn registry(
+    kernel: Kernel,
+    server: Server,
+    counts: &Counts,
+    calls: &Calls,
+    connections: &transport::Counts,
+) -> Registry {
+    let mut registry = Registry::default();
+    calls.register(&mut registry);
+    let ours = registry.sub_registry_with_prefix("hashfinder");
+    let build = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("kernel", kernel.name()),
+    ];
+    ours.register("build", "What runs here", Info::new(build));
+    counts.register(ours);
+    connections.register(ours);
+    ours.register_collector(Box::new(server));
+    registry
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
+impl Collector for Server {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(encoder);
+        let engine = self.searches.metrics();
+        page.each(
+            "searches",
+            "Searches by what they are doing.",
+            "state",
+            gauge,
+            &[
+                ("active", engine.active),
+                ("queued", engine.queued),
+                ("parked", engine.parked),
+            ],
+        )?;
+        let ended = &engine.ended;
+        let mut by_end = vec![
+            ("found", ended.ideal),
+            ("keyspace_exhausted", ended.exhausted),
+            ("hash_budget_spent", ended.budget_spent),
+            ("hash_quota_spent", ended.quota_spent),
+        ];
+        // The engine does not know why a search is stopped.
+        let stopped = self.searches.stopped();
+        by_end.extend(stopped.map(|(cause, count)| (cause.name(), count)));
+        by_end.push(("panic", ended.failed));
+        page.each(
+            "searches_ended",
+            "Searches that have ended, by how.",
+            "how",
+            ConstCounter::<u64>::new,
+            &by_end,
+        )?;
+        page.counter("hashes", "Hashes computed.", engine.hashes)?;
+        page.counter(
+            "tests",
+            "Secrets tested, counted for each search that they were tested for.",
+            engine.tests,
+        )?;
+        page.counter(
+            "tests_in_vain",
+            "Those of the tests that turned out to be of no use.",
+            engine.in_vain,
+        )?;
+        page.counter("slices", "Slices tried.", engine.slices)?;
+        page.gauge("workers", "Threads that search.", self.searches.workers())?;
+        page.gauge(
+            "active_calls",
+            "Calls that a drain waits for.",
+            self.drain.active_calls(),
+        )?;
+        page.gauge(
+            "open_calls",
+            "Calls of all kinds that have begun and whose answer is not all sent.",
+            self.rate_limits.open_calls(),
+        )?;
+        page.gauge(
+            "active_work",
+            "Places of RPCs that search that are taken; one comes back when its work has ended.",
+            self.searches.active_work(),
+        )?;
+        page.gauge(
+            "tasks",
+            "Tasks of the runtime that have not ended: connections, calls, and what is always there.",
+            self.runtime.num_alive_tasks(),
+        )?;
+        page.gauge(
+            "draining",
+            "1 from the first signal to stop on.",
+            self.drain.is_closed().into(),
+        )?;
+        page.counter(
+            "log_lines_lost",
+            "Lines of the log that were dropped because nobody read them.",
+            self.lost_lines.get().map_or(0, LostLines::count),
+        )?;
+        page.counter(
+            "spans_lost",
+            "Spans that were dropped because the collector did not take them.",
+            self.traces.as_ref().map_or(0, Traces::lost),
+        )?;
+        let expiries = self.tls.as_ref().map(Tls::expiries);
+        page.each(
+            "tls_certificate_expiration_timestamp_seconds",
+            "When the first certificate in a file of TLS expires, in seconds since 1970.",
+            "file",
+            ConstGauge::<i64>::new,
+            &expiries.unwrap_or_default(),
+        )
+    }
+}
+
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.one(name, help, &ConstCounter::new(value))
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: usize) -> fmt::Result {
+        self.one(name, help, &gauge(value))
+    }
+
+    fn one(&mut self, name: &str, help: &str, value: &impl EncodeMetric) -> fmt::Result {
+        let kind = value.metric_type();
+        value.encode(self.0.encode_descriptor(name, help, None, kind)?)
+    }
+
+    /// Writes one value for each value of a label.
+    fn each<T: Copy, M: EncodeMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        of: impl Fn(T) -> M,
+        values: &[(&'static str, T)],
+    ) -> fmt::Result {
+        let Some((_, first)) = values.first() else {
+            return Ok(());
+        };
+        let kind = of(*first).metric_type();
+        let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
+        for (word, value) in values {
+            of(*value).encode(metric.encode_family(&[(label, *word)])?)?;
+        }
+        Ok(())
+    }
+}
+
+fn gauge(value: usize) -> ConstGauge<i64> {
+    ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX))
+}

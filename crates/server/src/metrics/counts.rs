@@ -1,0 +1,83 @@
+//! What is counted where it happens.
+
+use std::time::Duration;
+
+use prometheus_client::{
+    metrics::{
+        counter::Counter,
+        family::Family,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::{errors::CallError, searches::stop_cause::StopCause, violation::Violation};
+
+/// The first bound of how long searches took to stop, in seconds; each of the others is twice the last.
+/// A slice takes half a millisecond, and what takes a second is a machine that is very busy.
+const SHORTEST_STOP: f64 = 16e-6;
+
+/// How many bounds there are, up to half a second.
+const STOP_BUCKETS: u16 = 16;
+
+/// What is counted where it happens; clones count together.
+#[derive(Clone, Debug)]
+pub(crate) struct Counts {
+    refused: Family<[(&'static str, &'static str); 1], Counter>,
+    /// Searches that were stopped, by their causes.
+    stopped: [Counter; StopCause::ALL.len()],
+    stop_seconds: Histogram,
+}
+
+impl Default for Counts {
+    fn default() -> Counts {
+        let buckets = exponential_buckets(SHORTEST_STOP, 2.0, STOP_BUCKETS);
+        let refused = Family::<_, Counter>::default();
+        // There from the beginning, so that the first one is seen as an increase.
+        let violations = Violation::ALL.map(Violation::reason);
+        for reason in CallError::rejections().chain(violations) {
+            let _ = refused.get_or_create(&[("reason", reason)]);
+        }
+        Counts {
+            refused,
+            stopped: Default::default(),
+            stop_seconds: Histogram::new(buckets),
+        }
+    }
+}
+
+impl Counts {
+    /// Counts a call that was rejected for this reason.
+    pub(crate) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// Counts a search that was stopped.
+    pub(crate) fn search_stopped(&self, cause: StopCause) {
+        self.stopped[cause as usize].inc();
+    }
+
+    /// Returns how many searches were stopped, by their causes.
+    pub(crate) fn stopped(&self) -> [(StopCause, u64); StopCause::ALL.len()] {
+        StopCause::ALL.map(|cause| (cause, self.stopped[cause as usize].get()))
+    }
+
+    /// Adds the time from a stop request to the release of the search by its last worker.
+    pub(crate) fn stop_took(&self, time: Duration) {
+        self.stop_seconds.observe(time.as_secs_f64());
+    }
+
+    pub(super) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "refused",
+            "Calls that were refused, by the reason that the client was told; with DRAINING also those \
+             that a drain ended, and not their handlers",
+            self.refused.clone(),
+        );
+        registry.register(
+            "stop_seconds",
+            "How long after it was told to stop the last worker let go of a search",
+            self.stop_seconds.clone(),
+        );
+    }
+}

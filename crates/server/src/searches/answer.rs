@@ -1,0 +1,157 @@
+//! A search on behalf of a call, from its first candidate to its end.
+
+use std::{
+    num::NonZeroU64,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hashfinder_search::{Candidate, Event, Outcome, Progress, Query, Search};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::Code;
+use tonic_cancel::CallContext;
+
+use crate::{
+    errors::CallError,
+    searches::{cancelled::Cancelled, record::Record, registry::Registry, stop_cause::StopCause},
+};
+
+/// How many candidates make a frame that costs its reader no more than its bytes. HTTP/2
+/// implementations count frames of under 256 bytes that wait to be read and close the connection
+/// over too many of them; a candidate takes about fifty.
+pub(crate) const FULL_FRAME: usize = 8;
+
+/// How long candidates that do not fill a frame are kept for others to join them.
+const FRAME_PACE: Duration = Duration::from_millis(10);
+
+/// A search on behalf of a call. Dropping it stops the search; tonic drops it when the client is gone.
+pub(crate) struct Answer {
+    context: CallContext,
+    search: Search,
+    query: Query,
+    record: Arc<Record>,
+    registry: Arc<Registry>,
+    cancelled: Cancelled,
+    /// Until this has passed, only full frames are sent.
+    paced: Option<Pin<Box<Sleep>>>,
+    maximum_hashes: NonZeroU64,
+}
+
+impl Drop for Answer {
+    /// Notes why. The search itself is stopped when its handle is dropped, right after this.
+    fn drop(&mut self) {
+        let reason = self.context.cancel_reason();
+        self.record
+            .note_stop(reason.map_or(StopCause::Client, StopCause::from));
+    }
+}
+
+impl Answer {
+    pub(crate) fn new(
+        context: CallContext,
+        search: Search,
+        query: Query,
+        record: Arc<Record>,
+        registry: Arc<Registry>,
+        maximum_hashes: NonZeroU64,
+    ) -> Answer {
+        Answer {
+            cancelled: Cancelled::new(&context),
+            paced: None,
+            context,
+            search,
+            query,
+            record,
+            registry,
+            maximum_hashes,
+        }
+    }
+
+    /// Returns the search's record.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Returns the query of the search.
+    pub(crate) fn query(&self) -> &Query {
+        &self.query
+    }
+
+    /// Lists the search, also if it has ended. Returns its id.
+    pub(crate) fn list(&self) -> Arc<str> {
+        self.registry.list(&self.record)
+    }
+
+    /// Returns the hash budget of the search.
+    pub(crate) fn maximum_hashes(&self) -> NonZeroU64 {
+        self.maximum_hashes
+    }
+
+    /// Returns the progress of the search, unless it ended with its first secrets.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        self.search.stopper().progress()
+    }
+
+    /// Returns the next candidates once there are `at_least` that many or no more will come, and then the end.
+    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
+        if let Poll::Ready(reason) = self.cancelled.poll(cx) {
+            self.record
+                .stop(reason.map_or(StopCause::Client, StopCause::from));
+        }
+        let event = self.search.poll_next(cx, at_least);
+        if let Poll::Ready(Event::Ended(outcome)) = &event {
+            // Before the reader sees the end, so that the list agrees with it. A search that ended with its first
+            // secrets has reported its end already.
+            if let Some(progress) = self.progress() {
+                self.registry.ended(&self.record, outcome, progress.tests);
+            }
+        }
+        event
+    }
+
+    /// Returns the event to send next. All that is ready is sent in one frame, because tonic puts into one frame what
+    /// its stream yields without pausing. After a frame that is not full, the next one follows only after a pause.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if let Some(pause) = &mut self.paced
+            && pause.as_mut().poll(cx).is_ready()
+        {
+            self.paced = None;
+        }
+        let at_least = if self.paced.is_some() { FULL_FRAME } else { 1 };
+        let event = self.poll_event(cx, at_least);
+        if let Poll::Ready(Event::Candidates(candidates)) = &event
+            && candidates.len() < FULL_FRAME
+        {
+            self.paced = Some(Box::pin(sleep_until(Instant::now() + FRAME_PACE)));
+        }
+        event
+    }
+
+    /// Returns how the call ends. `budget_code` is the code for a spent hash budget.
+    pub(crate) fn conclude(
+        &self,
+        outcome: Outcome,
+        budget_code: Code,
+    ) -> Result<Candidate, CallError> {
+        Err(match outcome {
+            Outcome::Ideal(candidate) => return Ok(candidate),
+            Outcome::Exhausted => CallError::Exhausted,
+            Outcome::BudgetSpent(cursor) => CallError::BudgetSpent {
+                code: budget_code,
+                hashes: self.maximum_hashes.get(),
+                cursor,
+            },
+            Outcome::QuotaSpent {
+                cursor,
+                retry_after,
+            } => CallError::QuotaSpent {
+                cursor,
+                retry_after,
+            },
+            Outcome::Stopped(cursor) => self.record.stopped(cursor),
+            Outcome::Failed(cursor) => CallError::Failed(cursor),
+        })
+    }
+}

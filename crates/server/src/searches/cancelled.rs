@@ -1,0 +1,30 @@
+//! The moment at which a call is cancelled, for a stream that then still sends its last messages.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tonic_cancel::{CallContext, CancelReason};
+
+type Waiting = Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>;
+
+/// Ready once, when a call is cancelled or has ended; pending ever after.
+pub(crate) struct Cancelled(Option<Waiting>);
+
+impl Cancelled {
+    pub(crate) fn new(context: &CallContext) -> Cancelled {
+        let context = context.clone();
+        Cancelled(Some(Box::pin(async move { context.cancelled().await })))
+    }
+
+    /// Returns the reason when the call is cancelled. A call that has ended by itself has none.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<CancelReason>> {
+        let Some(waiting) = &mut self.0 else {
+            return Poll::Pending;
+        };
+        let reason = ready!(waiting.as_mut().poll(cx));
+        self.0 = None;
+        Poll::Ready(reason)
+    }
+}

@@ -1,0 +1,346 @@
+//! The searches of all calls, of both services. A search is admitted or rejected, started, listed,
+//! and stopped when its call ends.
+
+use std::{
+    collections::HashMap,
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
+    sync::Arc,
+    time::Duration,
+};
+
+use hashfinder_search::{Client, Engine, Metrics, Outcome, OverLimit, Query, Quota};
+use hashfinder_transport::{ClientName, Peer};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tonic::{Request, Status};
+use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
+
+use crate::{
+    auth::Role,
+    call_info::CallInfo,
+    errors::CallError,
+    metrics::Counts,
+    rejections::Rejections,
+    searches::{
+        answer::Answer,
+        call::{Call, OpenCalls},
+        record::Record,
+        registry::{Registry, Viewer},
+        stop_cause::StopCause,
+    },
+};
+
+/// How long a call waits for a permit before it is rejected. A call gets its response shortly
+/// before its last worker returns the permit, and a client that makes one call after another must
+/// not be rejected for that. The worker needs a slice of CPU time, which takes hundreds of
+/// milliseconds if other processes keep all cores busy.
+const PERMIT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Pause before a call over its client's limit is tried again. Each pause is twice as long as the
+/// last.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// Number of checks for unread responses within the time that a response may stay unread: a search
+/// is stopped at most an eighth of that too late, or at most `SHORTEST_PAUSE` if that is longer.
+const CHECKS: u32 = 8;
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Limits of one RPC and of all of them together.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// The hash budget of one RPC.
+    pub(crate) maximum_hashes: NonZeroU64,
+    /// How many RPCs may search at a time.
+    pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
+    /// The shares of the clients whose share is not 1.
+    pub(crate) weights: HashMap<ClientName, NonZeroU32>,
+    /// The quotas of the clients that do not have the default quota.
+    pub(crate) quotas: HashMap<ClientName, Quota>,
+}
+
+/// The searches of all calls, of both services.
+pub(crate) struct Searches {
+    engine: Engine,
+    limits: Limits,
+    room: WorkLimit,
+    registry: Arc<Registry>,
+    open_calls: OpenCalls,
+    counts: Counts,
+    rejections: Rejections,
+}
+
+impl Searches {
+    pub(crate) fn new(engine: Engine, limits: Limits, counts: Counts) -> Searches {
+        Searches {
+            engine,
+            rejections: Rejections::new(counts.clone()),
+            counts,
+            room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
+            registry: Arc::default(),
+            open_calls: OpenCalls::default(),
+            limits,
+        }
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Returns the counter and logger of rejected calls.
+    pub(crate) fn rejections(&self) -> &Rejections {
+        &self.rejections
+    }
+
+    /// Returns the number of threads that search.
+    pub(crate) fn workers(&self) -> usize {
+        self.engine.workers()
+    }
+
+    /// Returns the number of permits in use. An RPC that searches has one until its work has ended.
+    pub(crate) fn active_work(&self) -> usize {
+        self.room.active_work()
+    }
+
+    /// Returns the engine's metrics. Its workers wait while it counts all searches.
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.engine.metrics()
+    }
+
+    /// Returns how many searches were stopped, by their causes.
+    pub(crate) fn stopped(&self) -> [(StopCause, u64); StopCause::ALL.len()] {
+        self.counts.stopped()
+    }
+
+    /// Returns the viewer that decides which searches the caller may see.
+    pub(crate) fn viewer(&self, caller: &Caller) -> Viewer {
+        Viewer {
+            is_operator: caller.role() == Role::Operator,
+            client: caller.client(),
+        }
+    }
+
+    /// Starts a search for a call. `maximum_hashes` is the hash budget of the request. A call over
+    /// a limit is rejected here, before any work.
+    ///
+    /// Dropping the future gives up its place in the queue for a permit.
+    pub(crate) async fn begin(
+        &self,
+        caller: &Caller,
+        query: Query,
+        maximum_hashes: Option<NonZeroU64>,
+    ) -> Result<Answer, CallError> {
+        let most = self.limits.maximum_hashes;
+        let maximum_hashes = maximum_hashes.map_or(most, |wished| wished.min(most));
+        let query = query.hash_budget(maximum_hashes);
+        let name = caller.client();
+        let client = self.client(&name, caller);
+        let until = Instant::now() + PERMIT_PATIENCE;
+        let mut pause = FIRST_PAUSE;
+        let (search, record, call) = loop {
+            let guard = self.room(&caller.context, until).await?;
+            let method = caller.info.method.clone();
+            let record = Arc::new(Record::new(method, name.clone(), &query));
+            let call = Arc::new(Call::new(&record, &caller.info));
+            let (of_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
+            let counts = self.counts.clone();
+            let search = (self.engine).search(client.clone(), query.clone(), move |report| {
+                let record = of_release.record();
+                registry.ended(record, &report.outcome, report.tests);
+                if let Outcome::Stopped(_) = report.outcome {
+                    counts.search_stopped(record.stop_cause());
+                }
+                if let Some(latency) = report.stop_latency {
+                    counts.stop_took(latency);
+                }
+                of_release.released(report);
+                // The permit is returned last: a drain waits for it, and the log line and the span
+                // have to exist by then.
+                drop(guard);
+            });
+            match search {
+                Ok(search) => break (search, record, call),
+                // As for a permit, and for the same reason.
+                Err(
+                    OverLimit::SearchesOfClient { .. } | OverLimit::SearchesOfConnection { .. },
+                ) if Instant::now() < until => {
+                    sleep(pause).await;
+                    pause *= 2;
+                }
+                Err(over) => return Err(CallError::OverLimit(over)),
+            }
+        };
+        let stopper = search.stopper();
+        // A search that ended with its first secrets has no progress: it ended before a client
+        // could list it.
+        let is_under_way = stopper.progress().is_some();
+        record.started(&stopper);
+        if is_under_way {
+            self.open_calls.add(self.registry.list(&record), &call);
+        }
+        // The server does not poll a stream that its client does not read, so the end of the call
+        // has to stop the search by itself.
+        let open_calls = self.open_calls.clone();
+        caller.context.add_callback(move |end| {
+            let record = call.record();
+            record.stop(end.cancelled.map_or(StopCause::Client, StopCause::from));
+            if let Some(id) = record.id() {
+                open_calls.remove(&id);
+            }
+            call.ended(end);
+        });
+        Ok(Answer::new(
+            caller.context.clone(),
+            search,
+            query,
+            record,
+            Arc::clone(&self.registry),
+            maximum_hashes,
+        ))
+    }
+
+    /// Stops the searches of the calls of a connection, which is about to be closed.
+    pub(crate) fn stop_those_of(&self, connection: u64) {
+        for call in self.open_calls.which(|call| call.is_of(connection)) {
+            call.record().stop(StopCause::Drain);
+        }
+    }
+
+    /// Stops every search whose response has waited for its reader for `patience`, for as long as
+    /// the future is polled. The search's results are kept for the reader; its place in the engine
+    /// is freed.
+    ///
+    /// Dropping the future ends the checks.
+    pub(crate) async fn stop_unread(self: Arc<Self>, patience: Duration) {
+        let mut checks = interval((patience / CHECKS).clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            checks.tick().await;
+            let is_unread = |call: &Call| call.unread_for().is_some_and(|time| time >= patience);
+            for call in self.open_calls.which(is_unread) {
+                call.record().stop(StopCause::Unread);
+            }
+        }
+    }
+
+    /// Counts and logs a call that is rejected with this error. Returns its status.
+    pub(crate) fn reject(&self, caller: &Caller, error: CallError) -> Status {
+        let (method, client) = (caller.info.method.name(), caller.client());
+        self.rejections
+            .reject(error, method, caller.peer(), Some(&client))
+    }
+
+    async fn room(&self, context: &CallContext, until: Instant) -> Result<WorkGuard, CallError> {
+        let patience = until.saturating_duration_since(Instant::now());
+        let guard = self.room.begin_within(context, patience).await;
+        guard.map_err(|_| match context.cancel_reason() {
+            Some(CancelReason::Drain) => CallError::Draining(None),
+            // No permit came in time. A call that was cancelled for another reason sends no status.
+            _ => CallError::TooManyRpcs(self.limits.maximum_concurrent_rpcs),
+        })
+    }
+
+    /// Returns the client as the engine knows it, with its share and quota.
+    fn client(&self, name: &ClientName, caller: &Caller) -> Client {
+        let weight = self.limits.weights.get(name).copied();
+        let quota = self.limits.quotas.get(name).copied();
+        Client {
+            name: Arc::clone(name.as_str()),
+            connection: caller.peer().map_or(0, |peer| peer.connection),
+            weight: weight.unwrap_or(NonZeroU32::MIN),
+            quota: quota.unwrap_or_default(),
+        }
+    }
+}
+
+/// A call that a service has received, and its caller.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    pub(crate) context: CallContext,
+    info: CallInfo,
+}
+
+impl Caller {
+    /// Returns the caller of a request. The call ends from now on when its credential is revoked.
+    pub(crate) fn of<T>(request: &Request<T>) -> Caller {
+        let context = CallContext::of(request);
+        let info = CallInfo::of(request.extensions()).clone();
+        if let Some(principal) = &info.principal {
+            principal.begins(&context);
+        }
+        Caller { context, info }
+    }
+
+    pub(crate) fn client(&self) -> ClientName {
+        match &self.info.principal {
+            Some(principal) => principal.name.clone(),
+            // Only in a test without the layer for authentication.
+            None => ClientName::of_nobody(),
+        }
+    }
+
+    fn role(&self) -> Role {
+        let principal = self.info.principal.as_ref();
+        principal.map_or(Role::User, |principal| principal.role)
+    }
+
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        self.info.peer.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hashfinder_search::{Distance, Kernel};
+
+    fn searches() -> Searches {
+        let started = std::time::Instant::now();
+        let engine = Engine::start(1, Kernel::best(), move || started.elapsed()).unwrap();
+        let limits = Limits {
+            maximum_hashes: NonZeroU64::MAX,
+            maximum_concurrent_rpcs: NonZeroUsize::MIN,
+            weights: HashMap::new(),
+            quotas: HashMap::new(),
+        };
+        Searches::new(engine, limits, Counts::default())
+    }
+
+    #[tokio::test]
+    async fn a_stopped_search_is_counted_once_by_its_first_cause() {
+        type Stop = fn(&Caller, Answer);
+        let stops: [(Stop, StopCause); 3] = [
+            (|_, answer| drop(answer), StopCause::Client),
+            (
+                |caller, answer| {
+                    assert!(caller.context.cancel());
+                    drop(answer);
+                },
+                StopCause::Operator,
+            ),
+            (
+                |caller, answer| {
+                    answer.record().stop(StopCause::Unread);
+                    assert!(caller.context.cancel());
+                    drop(answer);
+                },
+                StopCause::Unread,
+            ),
+        ];
+        let searches = searches();
+        for (stop, expected) in stops {
+            let before = searches.stopped();
+            let caller = Caller::of(&Request::new(()));
+            let endless = "hashfinderhashfinder".parse().unwrap();
+            let query = Query::new(endless, Distance::ZERO).unwrap();
+            let answer = searches.begin(&caller, query, None).await.unwrap();
+            stop(&caller, answer);
+            // It is counted before its permit is returned.
+            while searches.active_work() > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+            let counted =
+                before.map(|(cause, count)| (cause, count + u64::from(cause == expected)));
+            assert_eq!(searches.stopped(), counted);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Why a search is stopped before it has found, tried or spent everything.
+
+use tonic_cancel::CancelReason;
+
+use crate::errors::Canceller;
+
+/// Why a search is stopped. A search can get several of these; the first one counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopCause {
+    /// Its client cancelled it, or is gone.
+    Client,
+    /// The deadline of its call passed.
+    Deadline,
+    /// An operator cancelled it, or the server ended its call.
+    Operator,
+    /// The server is shutting down, or closes the connection of its call.
+    Drain,
+    /// Its client does not read the response.
+    Unread,
+}
+
+impl StopCause {
+    /// All causes, each at the index that is its value as a number.
+    pub(crate) const ALL: [StopCause; 5] = [
+        StopCause::Client,
+        StopCause::Deadline,
+        StopCause::Operator,
+        StopCause::Drain,
+        StopCause::Unread,
+    ];
+
+    /// Returns its word in the metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            StopCause::Client => "client",
+            StopCause::Deadline => "deadline",
+            StopCause::Operator => "operator",
+            StopCause::Drain => "drain",
+            StopCause::Unread => "unread",
+        }
+    }
+}
+
+impl From<CancelReason> for StopCause {
+    fn from(reason: CancelReason) -> StopCause {
+        match reason {
+            CancelReason::ClientGone => StopCause::Client,
+            CancelReason::DeadlineExceeded => StopCause::Deadline,
+            CancelReason::Server => StopCause::Operator,
+            CancelReason::Drain => StopCause::Drain,
+            // The library is published and may add reasons. A call that ends for an unknown reason has a
+            // client that no longer waits for it.
+            _ => StopCause::Client,
+        }
+    }
+}
+
+impl From<Canceller> for StopCause {
+    fn from(canceller: Canceller) -> StopCause {
+        match canceller {
+            Canceller::Client => StopCause::Client,
+            Canceller::Operator => StopCause::Operator,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_at_its_own_index() {
+        for (index, cause) in StopCause::ALL.into_iter().enumerate() {
+            assert_eq!(cause as usize, index);
+        }
+    }
+}

@@ -1,0 +1,641 @@
+//! A server, from its files and sockets to its last call.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    net::SocketAddr,
+    num::NonZeroU32,
+    panic::resume_unwind,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use hashfinder_proto::{
+    DESCRIPTORS,
+    hash_name::hash_finder_server::{self, HashFinderServer},
+    v1::finder_server,
+};
+use hashfinder_search::{Engine, Kernel};
+use hashfinder_system::{
+    files::Watch,
+    threads::{NO_THREAD, aside, startable},
+};
+use hashfinder_transport::{self as transport, ClientName, Listener, Tls};
+use rustix::process::setpriority_process;
+use socket2::SockAddr;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    runtime::Handle,
+    task::JoinSet,
+};
+use tonic::{
+    Code, Status,
+    service::{LayerExt, Routes},
+};
+use tonic_cancel::{CallContextLayer, Drain, DrainOptions};
+use tonic_health::{
+    pb::health_server::{Health, HealthServer},
+    server::{HealthReporter, HealthService},
+};
+use tower_layer::Layer;
+
+use crate::{
+    auth::{Auth, AuthLayer, AuthService, Rules, check_bind_policy},
+    errors::CallError,
+    layers::{
+        protocol_check::{ProtocolCheckLayer, ProtocolCheckService},
+        rate_limit::{AddressLimits, RateLimitLayer, RateLimitService, RateLimits},
+    },
+    log::{Log, LostLines},
+    metrics::{self, CallsLayer, CallsService, Counts, Exporter},
+    searches::shared::{Limits, Searches},
+    services::{
+        ALL_DESCRIPTORS,
+        finder::{DrainWatchesLast, FinderService},
+        hash_name::HashFinderService,
+    },
+    settings::{BudgetStatus, Listen, MAXIMUM_WEIGHT, Settings, Traces},
+    trace,
+};
+
+/// How much the threads that search step back behind those that answer, which take a core for microseconds: so
+/// that nobody waits for the rest of somebody else's slice. Where nothing else wants the cores it costs nothing.
+const SEARCH_NICENESS: i32 = 5;
+
+/// Maximum time for a call that a drain has stopped to send its cursor. Its search stops within a slice, so nearly
+/// all of this is for a machine whose cores are busy with other processes.
+const DRAIN_NOTICE: Duration = Duration::from_secs(3);
+
+/// How long connections may take to close once every call has ended: the time for last statuses
+/// to be read. A peer that does not read is left behind.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The services whose health is reported, besides that of the server as a whole.
+const SERVICES: [&str; 2] = [
+    hash_finder_server::SERVICE_NAME,
+    finder_server::SERVICE_NAME,
+];
+
+/// Why a server cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings are wrong, or a file that they name.
+    #[error("{0:#}")]
+    Settings(anyhow::Error),
+    /// The system does not give what the server needs, such as a port or a thread.
+    #[error("{0:#}")]
+    System(anyhow::Error),
+}
+
+impl From<anyhow::Error> for StartError {
+    fn from(error: anyhow::Error) -> StartError {
+        StartError::System(error)
+    }
+}
+
+/// Settings that were checked, and the contents of the files that they name.
+pub struct Checked {
+    connections: transport::Limits,
+    tls: Option<Tls>,
+    auth: Auth,
+    place: Place,
+    metrics_addresses: Option<Vec<SocketAddr>>,
+    settings: Settings,
+}
+
+/// Where a server listens, with the host's addresses.
+enum Place {
+    Nowhere,
+    Tcp(Vec<SocketAddr>, bool),
+    Unix(PathBuf),
+}
+
+impl Settings {
+    /// Checks the settings before anything is started: reads the files that they name, and resolves host
+    /// names. This can block. It raises the limit on open files of the process to the maximum.
+    ///
+    /// # Errors
+    ///
+    /// If a setting or a file is wrong, or if other machines could reach the server without TLS and
+    /// authentication. The messages name the program's flags, which are called as the settings.
+    pub fn check(self) -> Result<Checked> {
+        let too_heavy = |weight: &&NonZeroU32| weight.get() > MAXIMUM_WEIGHT;
+        if let Some(weight) = self.searches.weights.values().find(too_heavy) {
+            bail!("--client-weight: {weight} is more than {MAXIMUM_WEIGHT}");
+        }
+        if let Some(Traces { share, .. }) = &self.traces
+            && !(0.0..=1.0).contains(share)
+        {
+            bail!("--otlp-sampling: {share} is not from 0 to 1");
+        }
+        let limits = self.connections.limits(transport::open_files());
+        let mut connections = limits.map_err(|error| match self.connections.connections {
+            Some(given) if error.fitting.is_some() => {
+                anyhow!("--maximum-connections {given}: {error}")
+            }
+            _ => error.into(),
+        })?;
+        let (_, of_address) = self.calls.open(self.searches.concurrent_rpcs);
+        // One connection leaves a quarter of its address's calls to the others. Its client waits for the end of a call
+        // then, by HTTP/2's own rules, instead of being refused.
+        let of_connection = of_address.get() - of_address.get() / 4;
+        connections.concurrent_streams = u32::try_from(of_connection)
+            .unwrap_or(u32::MAX)
+            .min(connections.concurrent_streams);
+        let tls = self.tls.clone().map(Tls::load).transpose()?;
+        let has_client_certificates = self.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
+        let auth = Auth::load(&self.auth, has_client_certificates)?;
+        let place = match &self.listen {
+            None => Place::Nowhere,
+            Some(Listen::Unix(path)) => {
+                let shown = path.display();
+                SockAddr::unix(path).with_context(|| format!("{shown} can be no socket's path"))?;
+                Place::Unix(path.clone())
+            }
+            Some(Listen::Tcp { at, reuse_port }) => {
+                Place::Tcp(transport::addresses(&at.host, at.port)?, *reuse_port)
+            }
+        };
+        if let (Place::Tcp(addresses, _), false) = (&place, self.auth.listen_unprotected) {
+            check_bind_policy(addresses, tls.is_some(), auth.is_configured())?;
+        }
+        ensure!(
+            self.metrics.is_none() || self.listen.is_some(),
+            "a server that listens nowhere has no port for metrics"
+        );
+        let at = self.metrics.as_ref();
+        let metrics_addresses = at.map(|at| transport::addresses(&at.host, at.port));
+        let metrics_addresses = metrics_addresses.transpose().context("for the metrics")?;
+        if let (Some(metrics), Place::Tcp(addresses, _)) = (&metrics_addresses, &place)
+            && let Some(metrics) = metrics.first()
+            && metrics.port() != 0
+            && addresses.first() == Some(metrics)
+        {
+            bail!("metrics need a port of their own; {metrics} is the server's");
+        }
+        Ok(Checked {
+            connections,
+            tls,
+            auth,
+            place,
+            metrics_addresses,
+            settings: self,
+        })
+    }
+}
+
+impl Checked {
+    /// Returns what is wrong with the TLS files although the server starts with them. An expired certificate
+    /// is only a warning: the server picks up a new one as soon as there is one, but a server that refused
+    /// to start would stay down.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<transport::Warning> {
+        self.tls.as_ref().map(Tls::warnings).unwrap_or_default()
+    }
+}
+
+/// Says where the server would listen.
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::Nowhere => f.write_str("nowhere")?,
+            // There is one, or the host would be unknown.
+            Place::Tcp(addresses, _) => addresses.first().map_or(Ok(()), |first| first.fmt(f))?,
+            Place::Unix(path) => write!(f, "unix:{}", path.display())?,
+        }
+        match self.metrics_addresses.as_ref().and_then(|all| all.first()) {
+            Some(metrics) => write!(f, ", with metrics on {metrics}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Checked").field(&self.settings).finish()
+    }
+}
+
+/// What a drain had to do, and what it could not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DrainReport {
+    /// How many calls outlasted the grace period and were stopped.
+    pub stopped_calls: usize,
+    /// How many of these were ended without their handlers, because they did not answer.
+    pub forced_calls: usize,
+    /// Whether connections were left behind that did not close in time.
+    pub left_behind: bool,
+    /// Whether the drain was cut short, so that calls were left behind, too.
+    pub cut_short: bool,
+}
+
+/// What a connection is served with: the layers around the services.
+type Service = CallsService<ProtocolCheckService<RateLimitService<AuthService<Routes>>>>;
+
+/// The calls and searches of a server that have not ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Calls that a drain waits for.
+    pub calls: usize,
+    /// Searches.
+    pub searches: usize,
+}
+
+/// A server that listens, and does not accept connections before [`serve`](Server::serve). Its port for
+/// metrics and health, if there is one, answers from the beginning.
+///
+/// Dropping it closes its sockets, and ends its searches and threads.
+pub struct Server {
+    transport: transport::Server<Service>,
+    listener: Option<Listener>,
+    address: Option<String>,
+    searches: Arc<Searches>,
+    drain: Drain,
+    traces: Option<trace::Traces>,
+    health: HealthReporter,
+    drain_grace: Duration,
+    lost_lines: Arc<OnceLock<LostLines>>,
+    /// What goes on as long as the server: the metrics port, and the search for streams that are not read.
+    _tasks: JoinSet<()>,
+    /// Each has threads of its own, so that keys are revoked while certificates cannot be read.
+    _watches: [Option<Watch>; 2],
+}
+
+impl Server {
+    /// Number of threads that a server needs besides those of its runtime and those that search: one each for
+    /// the log, deadlines, spans, the allocator and an estimate, two each for the files of keys and of
+    /// certificates, and one while it starts.
+    pub const THREADS: usize = 10;
+
+    /// Reads the files, binds the sockets and starts the threads that search. It raises the limit on open
+    /// files of the process to the maximum.
+    ///
+    /// Dropping the future abandons all of this.
+    ///
+    /// # Errors
+    ///
+    /// If the settings are wrong, or the system does not give what the server needs.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub async fn new(settings: Settings) -> Result<Server, StartError> {
+        let checked = aside("setup", move || settings.check()).await;
+        let Checked {
+            connections,
+            tls,
+            auth,
+            place,
+            metrics_addresses,
+            settings,
+        } = checked
+            .map_err(anyhow::Error::from)?
+            .map_err(StartError::Settings)?;
+        let listener = match &place {
+            Place::Nowhere => None,
+            Place::Tcp(addresses, reuse_port) => Some(Listener::tcp(addresses, *reuse_port)?),
+            Place::Unix(path) => Some(Listener::unix(path)?),
+        };
+        let address = listener.as_ref().map(Listener::address).transpose();
+        let address = address.map_err(anyhow::Error::from)?;
+        let metrics_listener = metrics_addresses.map(|addresses| {
+            let listener = Listener::tcp(&addresses, false);
+            listener.context("for the metrics")
+        });
+        let metrics_listener = metrics_listener.transpose()?;
+        let owner = listener.as_ref().map(Listener::owner).transpose();
+        let owner = owner.context("cannot tell who runs this server")?.flatten();
+        let auth = Arc::new(auth.with_operators(operators(&settings, owner)));
+
+        let kernel = settings.searches.kernel.unwrap_or_else(Kernel::best);
+        let engine = engine(&settings, kernel)?;
+        let (counts, connection_counts) = (Counts::default(), transport::Counts::default());
+        let limits = Limits {
+            maximum_hashes: settings.searches.maximum_hashes,
+            maximum_concurrent_rpcs: settings.searches.concurrent_rpcs,
+            weights: settings.searches.weights.clone(),
+            quotas: settings.searches.quotas.clone(),
+        };
+        let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
+        let rate_limits = RateLimits::new(address_limits(&settings));
+        // Searches are what a drain waits for. Who watches our health is told of it and let go last.
+        let refused = counts.clone();
+        let drain = Drain::with_status(move || {
+            let error = CallError::Draining(None);
+            refused.refused(error.reason());
+            Status::from(error)
+        });
+        let traces = settings.traces.as_ref();
+        let traces = traces.map(|traces| trace::Traces::to(&traces.collector, traces.share));
+        let traces = traces.transpose()?;
+        let calls = metrics::Calls::new(&ALL_DESCRIPTORS).context("cannot read descriptors")?;
+        let key_watch = auth.watch().map_err(anyhow::Error::from)?;
+        let tls_watch = tls.as_ref().map(Tls::watch).transpose();
+        let tls_watch = tls_watch.map_err(anyhow::Error::from)?;
+        let health = HealthReporter::new();
+        for service in SERVICES {
+            let status = tonic_health::ServingStatus::Serving;
+            health.set_service_status(service, status).await;
+        }
+        let lost_lines = Arc::new(OnceLock::new());
+        let mut tasks = JoinSet::new();
+        let stall_timeout = connections.lifetimes.unread;
+        tasks.spawn(Arc::clone(&searches).stop_unread(stall_timeout));
+        if let Some(listener) = metrics_listener {
+            let server = metrics::Server {
+                searches: Arc::clone(&searches),
+                drain: drain.clone(),
+                rate_limits: rate_limits.clone(),
+                lost_lines: Arc::clone(&lost_lines),
+                traces: traces.clone(),
+                tls: tls.clone(),
+                runtime: Handle::current().metrics(),
+            };
+            let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
+            warn_if_exposed(&listener)?;
+            let health = HealthService::from_health_reporter(health.clone());
+            tasks.spawn(Exporter::new(registry, health).serve(listener));
+        }
+        let budget_code = match settings.searches.budget_status {
+            BudgetStatus::Cancelled => Code::Cancelled,
+            BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
+        };
+        let routes = routes(
+            &searches,
+            kernel,
+            budget_code,
+            &drain,
+            HealthServer::new(HealthService::from_health_reporter(health.clone())),
+        )?;
+        let rejections = searches.rejections().clone();
+        let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
+        let rules = Arc::new(rules);
+        let auth = AuthLayer::new(
+            auth,
+            Arc::clone(&rules),
+            rejections.clone(),
+            rate_limits.clone(),
+        );
+        let limited = RateLimitLayer::new(rate_limits, rules, rejections.clone());
+        let request_timeout = settings.calls.request_timeout;
+        let checked = ProtocolCheckLayer::new(calls.clone(), rejections, request_timeout);
+        let counted = CallsLayer {
+            calls,
+            traces: traces.clone(),
+        };
+        let service = counted.layer(checked.layer(limited.layer(auth.layer(routes))));
+        let of_connection = Arc::clone(&searches);
+        let on_close = Arc::new(move |connection| of_connection.stop_those_of(connection));
+        let transport =
+            transport::Server::new(service, tls, connections, connection_counts, on_close);
+        tracing::info!(
+            address,
+            workers = searches.workers(),
+            kernel = kernel.name(),
+            "listening"
+        );
+        Ok(Server {
+            transport,
+            listener,
+            address,
+            searches,
+            drain,
+            traces,
+            health,
+            drain_grace: settings.drain_grace,
+            lost_lines,
+            _tasks: tasks,
+            _watches: [key_watch, tls_watch],
+        })
+    }
+
+    /// Counts the lost lines of this log among the metrics, and logs their number at the end.
+    #[must_use]
+    pub fn with_log(self, log: &Log) -> Server {
+        // A second log does not count: the process writes to the first.
+        let _ = self.lost_lines.set(log.lost_lines());
+        self
+    }
+
+    /// Returns where it listens, as clients write it: `HOST:PORT` or `unix:PATH`.
+    #[must_use]
+    pub fn address(&self) -> Option<&str> {
+        self.address.as_deref()
+    }
+
+    /// Returns how many calls and searches have not ended.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        Activity {
+            calls: self.drain.active_calls(),
+            searches: self.searches.metrics().active,
+        }
+    }
+
+    /// Serves a connection that does not come from a socket, such as a pipe within the process. It has no
+    /// address, so its client is called `nobody`.
+    ///
+    /// Dropping the future closes the connection; its calls end as those of a client that has disconnected.
+    pub async fn serve_connection<I>(&self, io: I)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.transport.serve_connection(io).await;
+    }
+
+    /// Serves until `shutdown` is ready, then drains: it accepts no new calls, and calls that outlast the
+    /// grace period are stopped and get a cursor. The log shows what `shutdown` returns. When `at_once` is
+    /// ready, the server returns without waiting for calls and connections.
+    ///
+    /// Dropping the future closes the sockets and leaves connections to the runtime.
+    ///
+    /// # Errors
+    ///
+    /// If there is nowhere to listen, or the server stops by itself.
+    pub async fn serve<R: fmt::Display>(
+        self,
+        shutdown: impl Future<Output = R>,
+        at_once: impl Future<Output: fmt::Display>,
+    ) -> Result<DrainReport> {
+        let Server {
+            transport,
+            listener,
+            drain,
+            traces,
+            health,
+            drain_grace,
+            lost_lines,
+            address: _,
+            searches: _,
+            _tasks,
+            _watches,
+        } = self;
+        let listener = listener.context("there is nowhere to listen")?;
+        let closing = async {
+            let reason = shutdown.await;
+            tracing::info!(signal = %reason, calls = drain.active_calls(), "draining");
+            for service in SERVICES.into_iter().chain([""]) {
+                let status = tonic_health::ServingStatus::NotServing;
+                health.set_service_status(service, status).await;
+            }
+        };
+        let options = DrainOptions::new()
+            .grace(drain_grace)
+            .notice(DRAIN_NOTICE)
+            .close(CLOSE_TIMEOUT);
+        let serving = drain.serve(closing, options, |shutdown| {
+            transport.serve(listener, shutdown)
+        });
+        let serving = async {
+            let drained = serving.await?;
+            if let Some(traces) = &traces {
+                traces.flush().await;
+            }
+            anyhow::Ok(drained)
+        };
+        let report = tokio::select! {
+            drained = serving => {
+                let drained = drained?;
+                anyhow::ensure!(drain.is_closed(), "the server stopped by itself");
+                tracing::info!(told = drained.told, forced = drained.forced, "drained");
+                if drained.left_behind {
+                    tracing::warn!("left behind connections that did not close");
+                }
+                DrainReport {
+                    stopped_calls: drained.told,
+                    forced_calls: drained.forced,
+                    left_behind: drained.left_behind,
+                    cut_short: false,
+                }
+            }
+            reason = at_once => {
+                tracing::warn!(signal = %reason, calls = drain.active_calls(), "leaving at once");
+                if let Some(traces) = &traces {
+                    traces.abandon().await;
+                }
+                DrainReport {
+                    left_behind: true,
+                    cut_short: true,
+                    ..DrainReport::default()
+                }
+            }
+        };
+        let lost_lines = lost_lines.get().map(LostLines::count);
+        let lost_spans = traces.as_ref().map(trace::Traces::lost);
+        tracing::info!(lost_lines, lost_spans, "stopped");
+        Ok(report)
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Starts the threads that search.
+fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
+    let workers = settings.searches.workers;
+    let workers = workers.or_else(|| thread::available_parallelism().ok());
+    let wanted = workers.map_or(1, usize::from);
+    // The threads that are started later have to find room as well.
+    let free = startable(wanted + Server::THREADS);
+    let workers = wanted.min(free.saturating_sub(Server::THREADS)).max(1);
+    let limits = hashfinder_search::Limits {
+        // RPCs have a limit of their own, whose permits are waited for.
+        searches: usize::MAX,
+        searches_per_client: settings.searches.searches_of_client(),
+        hashes_per_second_per_client: settings.searches.hashes_per_second_of_client,
+        queue_length: settings.searches.queue_length.get(),
+        ..hashfinder_search::Limits::default()
+    };
+    let started = Instant::now();
+    let clock = move || started.elapsed();
+    let start = thread::Builder::new().spawn(move || {
+        // Threads begin as nice as the one that starts them. If the system does not let us, all are alike.
+        let _ = setpriority_process(None, SEARCH_NICENESS);
+        Engine::with_limits(workers, kernel, clock, limits)
+    });
+    let start = start.context(NO_THREAD)?;
+    let engine = start.join().unwrap_or_else(|panic| resume_unwind(panic));
+    let engine = engine.context(NO_THREAD)?;
+    let workers = engine.workers();
+    if workers < wanted {
+        tracing::warn!(
+            workers,
+            wanted,
+            "fewer threads search than wanted; raise the limit on threads"
+        );
+    }
+    Ok(engine)
+}
+
+/// The services.
+///
+/// # Errors
+///
+/// If the descriptors that reflection shows cannot be read, which a test would have seen.
+fn routes(
+    searches: &Arc<Searches>,
+    kernel: Kernel,
+    budget_code: Code,
+    drain: &Drain,
+    health: HealthServer<impl Health>,
+) -> Result<Routes> {
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let finder = FinderService::new(Arc::clone(searches), kernel);
+    let reference = HashFinderService::new(Arc::clone(searches), budget_code);
+    let reference = HashFinderServer::new(reference);
+    let aside = CallContextLayer::with_drain(drain.aside());
+    Ok(Routes::default()
+        .add_service(aside.named_layer(health))
+        .add_service(aside.named_layer(reflection().build_v1()?))
+        .add_service(aside.named_layer(reflection().build_v1alpha()?))
+        .add_service(DrainWatchesLast::new(finder, drain))
+        .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
+        .prepare())
+}
+
+/// Logs where metrics are served, and a warning if other machines can reach them.
+fn warn_if_exposed(listener: &Listener) -> Result<()> {
+    let address = listener.address()?;
+    tracing::info!(address, "showing metrics");
+    let is_open = |address: SocketAddr| !address.ip().to_canonical().is_loopback();
+    if address.parse().is_ok_and(is_open) {
+        tracing::warn!(
+            address,
+            "other machines can reach the metrics, which have no TLS and no authentication; let a firewall \
+             keep strangers out"
+        );
+    }
+    Ok(())
+}
+
+/// Who sees and cancels the searches of all clients: those who were named and, where clients are users,
+/// whoever runs this server, and root, who can do to it what they like anyway.
+fn operators(settings: &Settings, owner: Option<u32>) -> HashSet<ClientName> {
+    const ROOT: u32 = 0;
+    let users = owner.into_iter().flat_map(|owner| [owner, ROOT]);
+    let users = users.map(ClientName::of_user);
+    users.chain(settings.operators.iter().cloned()).collect()
+}
+
+fn address_limits(settings: &Settings) -> AddressLimits {
+    let calls = &settings.calls;
+    let (open_calls, open_calls_of_address) = calls.open(settings.searches.concurrent_rpcs);
+    AddressLimits {
+        calls_per_second: calls.per_second_of_address,
+        open_calls,
+        open_calls_of_address,
+        refused_credentials_per_second: calls.refused_credentials_per_second,
+    }
+}

@@ -1,0 +1,432 @@
+//! How likely a match is, and how fast this server is. Both are computed on threads of their own,
+//! at a rate that hardly slows the searches.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    ops::RangeInclusive,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use hashfinder_proto::v1::{Bounds, EstimateResponse, Odds as WireOdds};
+use hashfinder_search::{
+    Algorithm, DesiredName, Distance, Kernel, Odds, Query, Spelling,
+    throughput::{MEASURING_TIME, search_rate},
+};
+use hashfinder_system::{running_time::RunningTime, threads};
+use hashfinder_transport::ClientName;
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
+use tonic::Status;
+
+use crate::{errors::CallError, searches::shared::Caller};
+
+/// Maximum number of odds that are computed at a time. Each takes one core up to some tens of
+/// milliseconds, which the searches lose.
+const ODDS_AT_ONCE: usize = 2;
+
+/// Maximum number of rates that are measured at a time. Two at once would slow each other.
+const RATES_AT_ONCE: usize = 1;
+
+/// How long a place cools down, as a multiple of the time for which it was used. So all places
+/// together take less than one core from the searches, and those of one client half a core.
+const COOLDOWN: u32 = 3;
+
+/// Maximum number of waiting Estimates of one client. A client that reads the answers needs far
+/// fewer.
+const ESTIMATES_OF_CLIENT: usize = 64;
+
+/// How long a measured rate is used. Other load of the machine may have slowed the measurement.
+const RATE_LASTS: Duration = Duration::from_secs(600);
+
+/// Maximum number of rates in the cache. A full cache is emptied.
+const RATES: usize = 1024;
+
+/// Maximum number of odds in the cache, for clients that search for the same names again and again.
+/// A full cache is emptied. With its names, an entry takes up to two kilobytes.
+const ODDS: usize = 256;
+
+/// The length of the searched part for which rates are measured.
+const USUAL_LENGTH: usize = 4;
+
+/// Computes odds, and measures rates.
+pub(super) struct Estimates {
+    kernel: Kernel,
+    workers: usize,
+    all: Places,
+    /// A client's requests first wait for its own place, so that a client takes at most one place
+    /// of each kind.
+    clients: Mutex<HashMap<ClientName, Weak<OwnPlaces>>>,
+    odds: Arc<Cache<OddsKey, Odds>>,
+    rates: Arc<Cache<Kind, (f64, Instant)>>,
+}
+
+/// Places for computing odds, and for measuring rates. Requests for one of these do not wait for
+/// the other.
+struct Places {
+    odds: Arc<Semaphore>,
+    rates: Arc<Semaphore>,
+}
+
+/// The places of one client.
+struct OwnPlaces {
+    places: Places,
+    estimates: Arc<Semaphore>,
+}
+
+/// Cache key for odds: all that determines them, and the client. Otherwise a client could see by a
+/// fast answer that another one has searched for the same.
+#[derive(PartialEq, Eq, Hash)]
+struct OddsKey {
+    client: ClientName,
+    names: Box<[Box<str>]>,
+    spelling: Spelling,
+    ideal: u8,
+}
+
+/// Cache key for measured rates: the parts of a query that determine its speed, rounded so that few
+/// keys exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    algorithm: Algorithm,
+    has_fast_filter: bool,
+    /// The number of blocks that are hashed for each secret, the number of names, and the greatest
+    /// distance that makes a difference. Each is rounded up to a power of two.
+    blocks: u32,
+    names: u32,
+    distance: u32,
+    /// The rate of hits, because each hit is examined again. It is rounded to a power of sixteen,
+    /// and the least is one in 4,096: rarer hits make no difference.
+    hits: u32,
+}
+
+/// A client's Estimate, which is counted until this is dropped.
+pub(super) struct Estimating {
+    _place: OwnedSemaphorePermit,
+    // Keeps the client's count alive.
+    _own: Arc<OwnPlaces>,
+}
+
+impl Estimates {
+    pub(super) fn new(kernel: Kernel, workers: usize) -> Estimates {
+        Estimates {
+            kernel,
+            workers,
+            all: Places::new(ODDS_AT_ONCE, RATES_AT_ONCE),
+            clients: Mutex::default(),
+            odds: Arc::new(Cache::new(ODDS)),
+            rates: Arc::new(Cache::new(RATES)),
+        }
+    }
+
+    /// Counts an Estimate.
+    ///
+    /// # Errors
+    ///
+    /// If too many Estimates of the client are waiting.
+    pub(super) fn admit(&self, caller: &Caller) -> Result<Estimating, CallError> {
+        let own = self.own(&caller.client());
+        let place = Arc::clone(&own.estimates).try_acquire_owned();
+        Ok(Estimating {
+            _place: place.map_err(|_| CallError::TooManyEstimates {
+                limit: ESTIMATES_OF_CLIENT,
+            })?,
+            _own: own,
+        })
+    }
+
+    /// Returns the odds of a query. Dropping the future gives up the place that it waits for; a
+    /// computation that has begun is completed and cached.
+    pub(super) async fn odds(&self, caller: &Caller, query: &Query) -> Result<Odds, CallError> {
+        let key = || OddsKey {
+            client: caller.client(),
+            names: query
+                .names()
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect(),
+            spelling: query.spelling(),
+            ideal: query.ideal_distance().get(),
+        };
+        if let Some(odds) = self.odds.get(&key()) {
+            return Ok(odds);
+        }
+        let (cache, key, query) = (Arc::clone(&self.odds), key(), query.clone());
+        let odds = move || {
+            // The request before this one may have been for the same.
+            cache.get(&key).unwrap_or_else(|| {
+                let odds = Odds::any(query.names(), query.ideal_distance());
+                cache.put(key, odds);
+                odds
+            })
+        };
+        self.compute(caller, |places| &places.odds, odds).await
+    }
+
+    /// Returns how many secrets this server hashes in a second for such a query. It measures one
+    /// thread for a quarter of a second and multiplies the result by the number of threads:
+    /// measuring on all cores would take them from the searches. Dropping the future gives up the
+    /// place that it waits for; a measurement that has begun is completed and cached.
+    pub(super) async fn rate(&self, caller: &Caller, query: &Query) -> Result<f64, CallError> {
+        // Reports of candidates are not part of the rate.
+        let query = query.clone().interesting(Distance::ZERO);
+        let kind = Kind::of(&query);
+        if let Some(rate) = self.rates.fresh(kind) {
+            return Ok(rate);
+        }
+        let rates = Arc::clone(&self.rates);
+        let (kernel, workers) = (self.kernel, self.workers as f64);
+        let measure = move || {
+            rates.fresh(kind).unwrap_or_else(|| {
+                let mut running = RunningTime::start();
+                let clock = || running.read();
+                let rate = search_rate(kernel, &query, 1, MEASURING_TIME, clock) * workers;
+                rates.put(kind, (rate, Instant::now()));
+                rate
+            })
+        };
+        self.compute(caller, |places| &places.rates, measure).await
+    }
+
+    /// Runs work that takes a core for a while, once the client has a place for it.
+    async fn compute<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        place: impl Fn(&Places) -> &Arc<Semaphore>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, CallError> {
+        let own = self.own(&caller.client());
+        let turn = async {
+            let of_client = Arc::clone(place(&own.places)).acquire_owned().await;
+            let of_all = Arc::clone(place(&self.all)).acquire_owned().await;
+            (of_client, of_all)
+        };
+        let turn = tokio::select! {
+            biased;
+            // Only a drain leaves a client that waits for the answer.
+            _ = caller.context.cancelled() => return Err(CallError::Draining(None)),
+            turn = turn => (turn, Arc::clone(&own)),
+        };
+        let runtime = Handle::current();
+        // The runtime's own pool panics where it cannot start a thread. Here the job is dropped
+        // then, and the call ends with UNAVAILABLE.
+        let pool = |job| drop(threads::start("estimate", job));
+        let work = move |_stop| {
+            let cooldown = Cooldown {
+                turn: Some(turn),
+                began: Instant::now(),
+                runtime,
+            };
+            let done = work();
+            drop(cooldown);
+            done
+        };
+        let done = caller.context.run_on(pool, work);
+        done.await.map_err(|status: Status| {
+            if caller.context.is_cancelled() {
+                CallError::Draining(None)
+            } else {
+                CallError::Broken {
+                    code: status.code(),
+                    message: status.message().to_owned(),
+                }
+            }
+        })
+    }
+
+    /// Returns the client's own places.
+    fn own(&self, client: &ClientName) -> Arc<OwnPlaces> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = clients.get(client).and_then(Weak::upgrade) {
+            return own;
+        }
+        // Requests hold their client's places while they wait, run and cool down.
+        clients.retain(|_, own| own.strong_count() > 0);
+        let own = Arc::new(OwnPlaces {
+            places: Places::new(1, 1),
+            estimates: Arc::new(Semaphore::new(ESTIMATES_OF_CLIENT)),
+        });
+        clients.insert(client.clone(), Arc::downgrade(&own));
+        own
+    }
+}
+
+impl Places {
+    fn new(odds: usize, rates: usize) -> Places {
+        Places {
+            odds: Arc::new(Semaphore::new(odds)),
+            rates: Arc::new(Semaphore::new(rates)),
+        }
+    }
+}
+
+/// Gives the places of some work back after a cooldown, which begins when the work has ended, also
+/// by a panic.
+struct Cooldown<T: Send + 'static> {
+    turn: Option<T>,
+    began: Instant,
+    runtime: Handle,
+}
+
+impl<T: Send + 'static> Drop for Cooldown<T> {
+    fn drop(&mut self) {
+        let (turn, time) = (self.turn.take(), self.began.elapsed() * COOLDOWN);
+        self.runtime.spawn(async move {
+            sleep(time).await;
+            drop(turn);
+        });
+    }
+}
+
+/// A cache with a maximum number of entries. It is emptied when it is full.
+struct Cache<K, V> {
+    capacity: usize,
+    entries: Mutex<HashMap<K, V>>,
+}
+
+impl<K: Eq + Hash, V: Copy> Cache<K, V> {
+    fn new(capacity: usize) -> Cache<K, V> {
+        Cache {
+            capacity,
+            entries: Mutex::default(),
+        }
+    }
+
+    fn get(&self, key: &K) -> Option<V> {
+        self.lock().get(key).copied()
+    }
+
+    fn put(&self, key: K, value: V) {
+        let mut entries = self.lock();
+        if entries.len() >= self.capacity {
+            entries.clear();
+        }
+        entries.insert(key, value);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, V>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Cache<Kind, (f64, Instant)> {
+    /// Returns a rate that is not too old.
+    fn fresh(&self, kind: Kind) -> Option<f64> {
+        let (rate, measured_at) = self.get(&kind)?;
+        (measured_at.elapsed() < RATE_LASTS).then_some(rate)
+    }
+}
+
+impl Kind {
+    fn of(query: &Query) -> Kind {
+        let spelling = query.spelling();
+        let lengths = query.names().iter().map(DesiredName::character_count);
+        // No distance is greater than the name's length.
+        let furthest = usize::from(query.ideal_distance().get()).min(lengths.max().unwrap_or(0));
+        let power = |number: usize| number.next_power_of_two().ilog2();
+        Kind {
+            algorithm: spelling.algorithm,
+            has_fast_filter: query.matcher().filter().is_some(),
+            blocks: power(blocks(query)),
+            names: power(query.names().len()),
+            // One more, so that none and one are different.
+            distance: power(furthest + 1),
+            hits: (-query.hit_rate().log2() / 4.0).clamp(0.0, 3.0) as u32,
+        }
+    }
+}
+
+/// Returns how many blocks are hashed for each secret. Whole blocks of the prefix are hashed only
+/// once.
+fn blocks(query: &Query) -> usize {
+    let (block, padding) = match query.spelling().algorithm {
+        Algorithm::Sha512 => (128, 17),
+        Algorithm::Blake3 => (64, 0),
+        _ => (64, 9),
+    };
+    let keyspace = query.keyspace();
+    let around = keyspace.prefix().len() % block + keyspace.suffix().len();
+    (around + USUAL_LENGTH + padding).div_ceil(block)
+}
+
+/// Returns the response to an Estimate.
+pub(super) fn estimate(chances: &Odds, rate: f64) -> EstimateResponse {
+    let seconds =
+        |hashes: &RangeInclusive<f64>| Some(bounds(&(hashes.start() / rate..=hashes.end() / rate)));
+    EstimateResponse {
+        odds: Some(odds(chances)),
+        hashes_per_second: rate,
+        expected_seconds: seconds(&chances.expected_hashes()),
+        median_seconds: seconds(&chances.hashes_for(0.5)),
+        p90_seconds: seconds(&chances.hashes_for(0.9)),
+        p99_seconds: seconds(&chances.hashes_for(0.99)),
+    }
+}
+
+/// Converts odds to their message.
+pub(super) fn odds(odds: &Odds) -> WireOdds {
+    WireOdds {
+        chance: Some(bounds(&odds.chance())),
+        expected_hashes: Some(bounds(&odds.expected_hashes())),
+        median_hashes: Some(bounds(&odds.hashes_for(0.5))),
+        p90_hashes: Some(bounds(&odds.hashes_for(0.9))),
+        p99_hashes: Some(bounds(&odds.hashes_for(0.99))),
+    }
+}
+
+pub(super) fn bounds(range: &RangeInclusive<f64>) -> Bounds {
+    Bounds {
+        low: *range.start(),
+        high: *range.end(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hashfinder_search::{Alphabet, Keyspace};
+    use std::collections::HashSet;
+
+    #[test]
+    fn there_are_few_kinds_whatever_is_asked_for() {
+        let mut kinds = HashSet::new();
+        let long: String = "hashfinderhashfinder".to_owned();
+        for suffix in 0..1024 {
+            let suffix = vec![b'x'; suffix];
+            let keyspace = Keyspace::new(b"", Alphabet::bytes(), &suffix).unwrap();
+            for distance in [0, 1, 5, 20, 21, 100, 255] {
+                let query = Query::new(long.parse().unwrap(), Distance::from(distance)).unwrap();
+                kinds.insert(Kind::of(&query.among(keyspace.clone())));
+            }
+        }
+        // Six numbers of blocks, five distances, and one kind that has a fast filter for each of
+        // these.
+        assert!(kinds.len() <= 6 * 5 + 5, "{}", kinds.len());
+    }
+
+    #[test]
+    fn what_is_slower_by_much_is_another_kind() {
+        let query = || Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
+        let mut kinds = vec![Kind::of(&query())];
+        let among = |prefix: &[u8], suffix: &[u8]| {
+            let keyspace = Keyspace::new(prefix, Alphabet::bytes(), suffix).unwrap();
+            Kind::of(&query().among(keyspace))
+        };
+        // A prefix is hashed once.
+        assert_eq!(among(b"a", b""), among(&[b'a'; 1024], b""));
+        kinds.push(among(b"a", b""));
+        let short = Query::new("a".parse().unwrap(), Distance::ZERO);
+        kinds.push(Kind::of(&short.unwrap()));
+        kinds.push(among(b"", &[b'a'; 1000]));
+        let near = Query::new("doctor".parse().unwrap(), Distance::from(3));
+        kinds.push(Kind::of(&near.unwrap()));
+        let names = ["doctor", "tardis", "dalek"].map(|name| name.parse().unwrap());
+        kinds.push(Kind::of(&Query::any(names, Distance::ZERO).unwrap()));
+        let all: HashSet<Kind> = kinds.iter().copied().collect();
+        assert_eq!(all.len(), kinds.len(), "{kinds:?}");
+    }
+}

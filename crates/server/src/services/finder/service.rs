@@ -1,0 +1,267 @@
+//! The methods of `hashfinder.v1.Finder`.
+
+use std::{num::NonZeroU64, sync::Arc, time::Duration};
+
+use hashfinder_proto::{
+    limits::{DEFAULT_INTERVAL, LONGEST_INTERVAL, MAX_REASON_LEN, SHORTEST_INTERVAL},
+    v1::{
+        CancelSearchRequest, CancelSearchResponse, EstimateRequest, EstimateResponse,
+        ListSearchesRequest, ListSearchesResponse, SearchRequest, WatchSearchesRequest,
+        finder_server::Finder,
+    },
+};
+use hashfinder_search::Kernel;
+use prost::Message;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+
+use super::{
+    estimates::{self, Estimates},
+    events::{Events, OddsFuture},
+    filter::Filter,
+    frames::MESSAGE_BYTES,
+    watch::{Changes, Watches},
+};
+use crate::{
+    errors::{CallError, Canceller},
+    searches::{
+        query,
+        record::CancelResult,
+        shared::{Caller, Searches},
+    },
+};
+
+/// Default number of searches of a page: a few screens.
+const PAGE: usize = 100;
+
+/// Maximum number of searches of a page.
+const LARGEST_PAGE: usize = 1000;
+
+/// How long a search's first event waits for its odds. They mostly take less. They can take seconds while odds of
+/// other searches are computed; then the first event has none.
+const ODDS_PATIENCE: Duration = Duration::from_millis(20);
+
+/// The service.
+#[derive(Clone)]
+pub(crate) struct FinderService {
+    searches: Arc<Searches>,
+    estimates: Arc<Estimates>,
+    watches: Watches,
+}
+
+impl FinderService {
+    /// `kernel` is what the searches' engine runs on.
+    pub(crate) fn new(searches: Arc<Searches>, kernel: Kernel) -> FinderService {
+        FinderService {
+            estimates: Arc::new(Estimates::new(kernel, searches.workers())),
+            watches: Watches::default(),
+            searches,
+        }
+    }
+
+    async fn begin(&self, caller: &Caller, request: &SearchRequest) -> Result<Events, CallError> {
+        let query = query::of_search(request)?;
+        let wished = NonZeroU64::new(request.maximum_hashes);
+        let answer = self.searches.begin(caller, query.clone(), wished);
+        let answer = answer.await?;
+        let (estimates, caller) = (Arc::clone(&self.estimates), caller.clone());
+        // The search has begun, so its end matters more to the client than an error of its odds.
+        let mut odds: OddsFuture =
+            Box::pin(async move { estimates.odds(&caller, &query).await.ok() });
+        let known = timeout(ODDS_PATIENCE, &mut odds).await;
+        let interval = interval(request.progress_interval.as_ref());
+        Ok(Events::new(answer, known.map_err(|_| odds), interval))
+    }
+
+    async fn estimate_of(
+        &self,
+        caller: &Caller,
+        request: &EstimateRequest,
+    ) -> Result<EstimateResponse, CallError> {
+        let query = query::of_estimate(request)?;
+        let _counted = self.estimates.admit(caller)?;
+        let odds = self.estimates.odds(caller, &query).await?;
+        let rate = self.estimates.rate(caller, &query).await?;
+        Ok(estimates::estimate(&odds, rate))
+    }
+
+    fn list(
+        &self,
+        caller: &Caller,
+        request: &ListSearchesRequest,
+    ) -> Result<ListSearchesResponse, CallError> {
+        let filter = Filter::new(
+            self.searches.viewer(caller),
+            &request.client,
+            &request.states,
+        )?;
+        let size = match usize::try_from(request.page_size) {
+            Ok(0) => PAGE,
+            Ok(size) => size.min(LARGEST_PAGE),
+            Err(_) => {
+                let message = format!("a page cannot have {} searches", request.page_size);
+                return Err(CallError::wrong("page_size", message));
+            }
+        };
+        let registry = self.searches.registry();
+        let after = match &request.page_token[..] {
+            "" => None,
+            token => Some(registry.place_of(token).ok_or_else(|| {
+                let message = "this is no page token of this server since it was started; begin \
+                               with the first page";
+                CallError::wrong("page_token", message)
+            })?),
+        };
+        let mut response = ListSearchesResponse::default();
+        let (mut last, mut bytes) = (None, 0);
+        for (place, record) in registry.seen_by(&filter.viewer, filter.client(), after) {
+            let summary = record.summary();
+            if !filter.takes(summary.state()) {
+                continue;
+            }
+            if response.searches.len() == size || bytes > MESSAGE_BYTES {
+                let token = last.map(|place| registry.page_token(place));
+                response.next_page_token = token.unwrap_or_default();
+                break;
+            }
+            bytes += summary.encoded_len();
+            last = Some(place);
+            response.searches.push(summary);
+        }
+        Ok(response)
+    }
+
+    fn watch(&self, caller: &Caller, request: &WatchSearchesRequest) -> Result<Changes, CallError> {
+        let filter = Filter::new(
+            self.searches.viewer(caller),
+            &request.client,
+            &request.states,
+        )?;
+        let watch = self.watches.begin(&filter.viewer)?;
+        let searches = Arc::clone(&self.searches);
+        let interval = interval(request.interval.as_ref());
+        Ok(Changes::new(
+            &caller.context,
+            searches,
+            filter,
+            interval,
+            watch,
+        ))
+    }
+
+    fn cancel(
+        &self,
+        caller: &Caller,
+        request: &CancelSearchRequest,
+    ) -> Result<CancelSearchResponse, CallError> {
+        let reason = &request.reason[..];
+        let length = reason.len();
+        if length > MAX_REASON_LEN {
+            let message = format!("the reason has {length} bytes; {MAX_REASON_LEN} is the most");
+            return Err(CallError::wrong("reason", message));
+        }
+        if reason.chars().any(char::is_control) {
+            let message =
+                "the reason holds a control character, a line's end for one; leave it out";
+            return Err(CallError::wrong("reason", message));
+        }
+        if request.search_id.is_empty() {
+            let message = "there is no id; ListSearches tells those of all searches";
+            return Err(CallError::wrong("search_id", message));
+        }
+        let viewer = self.searches.viewer(caller);
+        let record = self.searches.registry().find(&viewer, &request.search_id);
+        let record = record.ok_or(CallError::NoSuchSearch)?;
+        let is_own = *record.client() == viewer.client;
+        let by = if is_own {
+            Canceller::Client
+        } else {
+            Canceller::Operator
+        };
+        // The log is for operators. A client's reason for cancelling its own search is private.
+        let noted = (by == Canceller::Operator).then_some(reason);
+        let summary = record.summary();
+        let cancelled = record.cancel(by, reason);
+        let had_ended = cancelled == CancelResult::HadEnded;
+        tracing::info!(
+            search = %request.search_id,
+            peer = caller.peer().map(tracing::field::display),
+            client = %viewer.client,
+            ?by,
+            reason = noted,
+            had_ended,
+            is_first = cancelled == CancelResult::Now,
+            "search cancelled",
+        );
+        let search = if had_ended { record.summary() } else { summary };
+        Ok(CancelSearchResponse {
+            search: Some(search),
+            had_ended,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Finder for FinderService {
+    type SearchStream = Events;
+    type WatchSearchesStream = Changes;
+
+    async fn search(&self, request: Request<SearchRequest>) -> Result<Response<Events>, Status> {
+        let caller = Caller::of(&request);
+        let events = self.begin(&caller, &request.into_inner()).await;
+        events
+            .map(Response::new)
+            .map_err(|error| self.searches.reject(&caller, error))
+    }
+
+    async fn estimate(
+        &self,
+        request: Request<EstimateRequest>,
+    ) -> Result<Response<EstimateResponse>, Status> {
+        let caller = Caller::of(&request);
+        let estimate = self.estimate_of(&caller, &request.into_inner()).await;
+        estimate
+            .map(Response::new)
+            .map_err(|error| self.searches.reject(&caller, error))
+    }
+
+    async fn list_searches(
+        &self,
+        request: Request<ListSearchesRequest>,
+    ) -> Result<Response<ListSearchesResponse>, Status> {
+        let caller = Caller::of(&request);
+        self.list(&caller, request.get_ref())
+            .map(Response::new)
+            .map_err(|error| self.searches.reject(&caller, error))
+    }
+
+    async fn watch_searches(
+        &self,
+        request: Request<WatchSearchesRequest>,
+    ) -> Result<Response<Changes>, Status> {
+        let caller = Caller::of(&request);
+        self.watch(&caller, request.get_ref())
+            .map(Response::new)
+            .map_err(|error| self.searches.reject(&caller, error))
+    }
+
+    async fn cancel_search(
+        &self,
+        request: Request<CancelSearchRequest>,
+    ) -> Result<Response<CancelSearchResponse>, Status> {
+        let caller = Caller::of(&request);
+        self.cancel(&caller, request.get_ref())
+            .map(Response::new)
+            .map_err(|error| self.searches.reject(&caller, error))
+    }
+}
+
+/// Returns the requested interval, or the nearest one that is allowed.
+fn interval(asked: Option<&prost_types::Duration>) -> Duration {
+    let Some(asked) = asked else {
+        return DEFAULT_INTERVAL;
+    };
+    // Only a negative one is no `Duration`.
+    let asked = Duration::try_from(*asked).unwrap_or_default();
+    asked.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
+}

@@ -1,0 +1,249 @@
+//! How a server is set up: plain values, with a default and a reason for each.
+
+use std::{
+    collections::HashMap,
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use hashfinder_search::{Kernel, Quota};
+use hashfinder_transport::{self as transport, ClientName, TlsFiles};
+use http::Uri;
+
+use crate::auth;
+
+/// Maximum share of the cores of a client, compared with others' share of 1. With more, the others would
+/// wait for half a second and longer between two of their slices.
+pub const MAXIMUM_WEIGHT: u32 = 1000;
+
+/// Number of open calls for each call that may search. Most calls that do not search end at once.
+const OPEN_CALLS_PER_RPC: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// Minimum of the default for open calls, at about 10 kB each: where few may search, many may still
+/// watch or list searches.
+const LEAST_OPEN_CALLS: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
+
+/// How a server is set up. The default listens on a free port of the loopback address, and identifies
+/// clients by their IP addresses.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Where it listens. With `None`, it serves only the connections that it gets by
+    /// [`serve_connection`](crate::Server::serve_connection).
+    pub listen: Option<Listen>,
+    /// Where it serves metrics and health over HTTP/1. Default: nowhere. Needs `listen`.
+    pub metrics: Option<HostPort>,
+    /// The files for TLS. Default: no TLS.
+    pub tls: Option<TlsFiles>,
+    /// Which credentials it accepts. Default: none.
+    pub auth: auth::Settings,
+    /// Clients that may list and cancel the searches of all clients. On a Unix socket, so may root and the
+    /// user who runs the server.
+    pub operators: Vec<ClientName>,
+    /// Where it sends spans of calls. Default: nowhere.
+    pub traces: Option<Traces>,
+    /// What searches may cost, and what runs them.
+    pub searches: Searches,
+    /// What an address may do before authentication.
+    pub calls: Calls,
+    /// What connections may do.
+    pub connections: transport::Settings,
+    /// Grace period for open calls during a drain. Default: 5 s, which is enough for calls that are nearly
+    /// done; the others get a cursor.
+    pub drain_grace: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            listen: Some(Listen::default()),
+            metrics: None,
+            tls: None,
+            auth: auth::Settings::default(),
+            operators: Vec::new(),
+            traces: None,
+            searches: Searches::default(),
+            calls: Calls::default(),
+            connections: transport::Settings::default(),
+            drain_grace: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// On a TCP port.
+    Tcp {
+        /// The host and the port.
+        at: HostPort,
+        /// Whether other processes may listen on the same port (SO_REUSEPORT).
+        reuse_port: bool,
+    },
+    /// On a Unix socket with this path. Every user with write permission on it may connect.
+    Unix(PathBuf),
+}
+
+impl Default for Listen {
+    fn default() -> Listen {
+        Listen::Tcp {
+            at: HostPort {
+                host: "127.0.0.1".to_owned(),
+                port: 0,
+            },
+            reuse_port: false,
+        }
+    }
+}
+
+/// A place to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// A name or an address. An IPv6 address may have brackets.
+    pub host: String,
+    /// The port. With 0, the system chooses a free one.
+    pub port: u16,
+}
+
+impl FromStr for HostPort {
+    type Err = &'static str;
+
+    /// Reads `HOST:PORT`.
+    fn from_str(text: &str) -> Result<HostPort, &'static str> {
+        let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        let parts = parts.and_then(|(host, port)| Some((host, port.parse().ok()?)));
+        let (host, port) = parts.ok_or("give HOST:PORT, for instance 127.0.0.1:9464")?;
+        // Else the last part of an address of IPv6 would pass for a port.
+        if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+            return Err("put the brackets around an IPv6 address, for instance [::1]:9464");
+        }
+        Ok(HostPort {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+/// Where the spans of calls are sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Traces {
+    /// Address of an OTLP collector, `http://HOST:PORT`. Spans are sent over gRPC, without TLS.
+    pub collector: Uri,
+    /// Share of the calls that are traced, from 0 to 1. It applies to calls without a trace context; of the
+    /// others, those are traced whose context has the sampled flag.
+    pub share: f64,
+}
+
+/// What searches may cost, and what runs them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Searches {
+    /// Number of threads that search. Default: one for each core.
+    pub workers: Option<NonZeroUsize>,
+    /// The kernel. Default: the fastest one of this machine.
+    pub kernel: Option<Kernel>,
+    /// Hash budget of one RPC. Default: 10^12, within which almost every search for eight letters ends (one
+    /// hash in 6e10 contains them).
+    pub maximum_hashes: NonZeroU64,
+    /// Status of an RPC of the reference contract whose budget is spent. Default: CANCELLED.
+    pub budget_status: BudgetStatus,
+    /// Maximum number of RPCs that search at a time. Default: 1,000. Each takes a few kilobytes, and they
+    /// share the cores, so more of them only take longer.
+    pub concurrent_rpcs: NonZeroUsize,
+    /// Maximum number of searches of a client at a time. Default: three quarters of all RPCs, so that there
+    /// is room for other clients.
+    pub searches_of_client: Option<NonZeroUsize>,
+    /// Maximum number of hashes of a client in a second, on average over a minute. Default: no limit.
+    pub hashes_per_second_of_client: Option<NonZeroU64>,
+    /// Clients' shares of the cores, if not 1; at most [`MAXIMUM_WEIGHT`].
+    pub weights: HashMap<ClientName, NonZeroU32>,
+    /// Clients' own quotas, instead of the two limits above.
+    pub quotas: HashMap<ClientName, Quota>,
+    /// Maximum number of candidates that wait for the reader of a stream; the search pauses at that number.
+    /// Default: 256, which is a few frames, and a few kilobytes for each search.
+    pub queue_length: NonZeroUsize,
+}
+
+impl Default for Searches {
+    fn default() -> Searches {
+        const MAXIMUM_HASHES: NonZeroU64 = NonZeroU64::new(1_000_000_000_000).unwrap();
+        const CONCURRENT_RPCS: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
+        const QUEUE_LENGTH: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+        Searches {
+            workers: None,
+            kernel: None,
+            maximum_hashes: MAXIMUM_HASHES,
+            budget_status: BudgetStatus::default(),
+            concurrent_rpcs: CONCURRENT_RPCS,
+            searches_of_client: None,
+            hashes_per_second_of_client: None,
+            weights: HashMap::new(),
+            quotas: HashMap::new(),
+            queue_length: QUEUE_LENGTH,
+        }
+    }
+}
+
+impl Searches {
+    /// Returns the maximum number of searches of a client at a time.
+    pub(crate) fn searches_of_client(&self) -> usize {
+        let all = self.concurrent_rpcs.get();
+        (self.searches_of_client).map_or(all - all / 4, NonZeroUsize::get)
+    }
+}
+
+/// Which code says that a hash budget is spent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BudgetStatus {
+    /// CANCELLED, as the reference server does.
+    #[default]
+    Cancelled,
+    /// RESOURCE_EXHAUSTED, as gRPC's own description of the codes has it.
+    ResourceExhausted,
+}
+
+/// What an address may do before authentication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Calls {
+    /// Maximum number of calls that an address begins in a second, and at once. Default: 5,000, which is an
+    /// eighth of what two cores answer, and takes a seventh of a core to reject. More calls from one address
+    /// come from a proxy, or are a flood.
+    pub per_second_of_address: NonZeroU32,
+    /// Maximum number of open calls of all kinds, at about 10 kB each. Default: four times the number of RPCs
+    /// that may search, and at least 1,000.
+    pub open: Option<NonZeroUsize>,
+    /// Maximum number of open calls of one address. Default: a quarter of all.
+    pub open_of_address: Option<NonZeroUsize>,
+    /// Maximum number of rejected credentials of an address in a second; ten times as many at once. Default:
+    /// 10. A program with an old key tries it a few times, and an attacker would need 2^256 guesses.
+    pub refused_credentials_per_second: NonZeroU32,
+    /// Maximum time for a whole request to arrive. Default: 10 s. Clients send it with its headers; the rest
+    /// is for a network that loses half of the packets.
+    pub request_timeout: Duration,
+}
+
+impl Default for Calls {
+    fn default() -> Calls {
+        const PER_SECOND: NonZeroU32 = NonZeroU32::new(5000).unwrap();
+        const REFUSED_CREDENTIALS: NonZeroU32 = NonZeroU32::new(10).unwrap();
+        Calls {
+            per_second_of_address: PER_SECOND,
+            open: None,
+            open_of_address: None,
+            refused_credentials_per_second: REFUSED_CREDENTIALS,
+            request_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Calls {
+    /// Returns the maximum numbers of open calls, in all and of one address, if this many RPCs may search.
+    pub(crate) fn open(&self, rpcs: NonZeroUsize) -> (NonZeroUsize, NonZeroUsize) {
+        let default = rpcs
+            .saturating_mul(OPEN_CALLS_PER_RPC)
+            .max(LEAST_OPEN_CALLS);
+        let all = self.open.unwrap_or(default);
+        let quarter = NonZeroUsize::new(all.get() / 4).unwrap_or(NonZeroUsize::MIN);
+        (all, self.open_of_address.unwrap_or(quarter))
+    }
+}

@@ -1,0 +1,78 @@
+//! Reads the date from the system's clock, which can show one beyond the last that the program can represent, and the
+//! user's time zone.
+
+use std::{
+    env, fs,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
+
+use anyhow::{Context, Result};
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::threads;
+
+/// Returns the time on the system's clock.
+///
+/// # Errors
+///
+/// If that is the end of the year 9999 or later.
+pub fn now() -> Result<Timestamp> {
+    timestamp(SystemTime::now())
+}
+
+/// Returns a time of the system's clock as one that can be computed with and written.
+///
+/// # Errors
+///
+/// If it is the end of the year 9999 or later.
+pub fn timestamp(time: SystemTime) -> Result<Timestamp> {
+    Timestamp::try_from(time)
+        .ok()
+        .context("the system's clock shows a time after 9999-12-30T22:00Z; set the clock")
+}
+
+/// Begins to read the user's time zone from its file, which can block, on a thread of its own. The result is
+/// empty until it has been read, and stays so if there is no thread for it or its file is not a regular one.
+#[must_use]
+pub fn time_zone() -> Arc<OnceLock<TimeZone>> {
+    let zone = Arc::new(OnceLock::new());
+    let read = Arc::clone(&zone);
+    let work = move || {
+        // `TZ` can be a path, after a colon or not.
+        let named = env::var_os("TZ").unwrap_or_default();
+        let named = named.as_bytes();
+        let path = Path::new(std::ffi::OsStr::from_bytes(
+            named.strip_prefix(b":").unwrap_or(named),
+        ));
+        let is_wrong = path.is_absolute() && fs::metadata(path).is_ok_and(|file| !file.is_file());
+        if !is_wrong {
+            let _ = read.set(TimeZone::system());
+        }
+    };
+    // Without it, times are shown as durations.
+    let _ = threads::start("time-zone", work);
+    zone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    /// With the clock at the end of the year 9999, `keys create` panicked.
+    #[test]
+    fn a_time_that_the_calendar_does_not_have_is_an_error() {
+        let at = |seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0).unwrap(), Timestamp::UNIX_EPOCH);
+        let last = Timestamp::MAX.as_second().cast_unsigned();
+        assert!(at(last).is_ok());
+        // 9999-12-31T23:59:59Z is among them.
+        for late in [last + 1, 253_402_300_799, 253_402_300_800, 1 << 40] {
+            let error = at(late).unwrap_err().to_string();
+            assert!(error.contains("set the clock"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Reads the files that TLS is made of: certificates and private keys, in PEM.
+
+use std::path::Path;
+
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use hashfinder_system::files;
+use tokio_rustls::rustls::{
+    self, RootCertStore,
+    crypto::CryptoProvider,
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
+    sign::CertifiedKey,
+};
+
+use crate::error;
+
+/// Maximum length of a file, in bytes. All the authorities that a system trusts need a quarter of it.
+const LONGEST: u64 = 1 << 20;
+
+/// Maximum number of labels, such as `CERTIFICATE REQUEST`, in a message about a file that has others than it
+/// should.
+const LABELS_SHOWN: usize = 3;
+
+/// Reads a file of authorities.
+///
+/// # Errors
+///
+/// If it cannot be read, or holds no certificate or one that is damaged.
+pub fn authorities(path: &Path) -> Result<RootCertStore> {
+    trusting(&certificates(path)?, path)
+}
+
+/// Returns the authorities in the certificates of a file.
+///
+/// # Errors
+///
+/// If one of them is damaged.
+pub fn trusting(certificates: &[CertificateDer<'static>], path: &Path) -> Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    for (number, certificate) in (1..).zip(certificates) {
+        let added = roots.add(certificate.clone());
+        added.map_err(|error| wrong_certificate(number, path, &error))?;
+    }
+    Ok(roots)
+}
+
+/// Reads a certificate with those that lead to its authority, and its key.
+///
+/// # Errors
+///
+/// If one of the files cannot be read, holds something else or an encrypted key, or the two do not belong
+/// together.
+pub fn identity(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey> {
+    let identity = CertifiedKey::from_der(certificates(certificate)?, private_key(key)?, provider);
+    identity.map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => anyhow!(
+            "the key in {} does not belong to the first certificate in {}; give the one that it was made with",
+            key.display(),
+            certificate.display()
+        ),
+        rustls::Error::InvalidCertificate(_) => wrong_certificate(1, certificate, &error),
+        // The provider has no other words for a key that it cannot use.
+        _ => anyhow!(
+            "the private key in {} is damaged, or its type is not supported; give one of RSA (2,048 to 4,096 \
+             bits), ECDSA (P-256 or P-384) or Ed25519",
+            key.display()
+        ),
+    })
+}
+
+/// Reads the certificates in a file, at least one.
+///
+/// # Errors
+///
+/// If it cannot be read, or is not PEM, or has no certificate.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let text = read(path)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let certificates = certificates.map_err(|error| damaged(path, &text, &error))?;
+    ensure!(
+        !certificates.is_empty(),
+        "there is no certificate in {}{}; give a PEM file, with a line -----BEGIN CERTIFICATE-----",
+        path.display(),
+        instead(&text)
+    );
+    Ok(certificates)
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+    let text = read(path)?;
+    match PrivateKeyDer::pem_slice_iter(&text).next() {
+        Some(Ok(key)) => Ok(key),
+        Some(Err(error)) => Err(damaged(path, &text, &error)),
+        None if is_encrypted(&text) => Err(encrypted(path)),
+        None => bail!(
+            "there is no private key in {}{}; give a PEM file, with a line -----BEGIN PRIVATE KEY-----",
+            path.display(),
+            instead(&text)
+        ),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    /// What some editors put before a text.
+    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+    let text = files::read(path, LONGEST);
+    let mut text = text.with_context(|| format!("cannot read {}", path.display()))?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.drain(..BYTE_ORDER_MARK.len());
+    }
+    Ok(text)
+}
+
+fn wrong_certificate(number: usize, path: &Path, error: &rustls::Error) -> Error {
+    let path = path.display();
+    match error {
+        rustls::Error::InvalidCertificate(wrong) => {
+            let wrong = error::of_certificate(wrong);
+            anyhow!("certificate {number} in {path} {wrong}")
+        }
+        error => anyhow!("certificate {number} in {path} cannot be used: {error}"),
+    }
+}
+
+/// Says what is wrong with a section of a file.
+fn damaged(path: &Path, text: &[u8], error: &pem::Error) -> Error {
+    // The headers of such a key are not base64.
+    if is_encrypted(text) {
+        return encrypted(path);
+    }
+    let path = path.display();
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let label = String::from_utf8_lossy(end_marker);
+            let label = label.escape_debug();
+            anyhow!("{path} is cut off: it has no line -----END {label}-----")
+        }
+        pem::Error::IllegalSectionStart { .. } => {
+            anyhow!(
+                "{path} is damaged: a line that begins a section does not end with five hyphens"
+            )
+        }
+        _ => anyhow!("{path} is damaged: a section is not base64"),
+    }
+}
+
+fn encrypted(path: &Path) -> Error {
+    let path = path.display();
+    anyhow!(
+        "the private key in {path} is encrypted; give it without a passphrase, as `openssl pkey -in {path}` \
+         prints it"
+    )
+}
+
+/// Whether a private key needs a passphrase: by PKCS #8, or by the older headers of OpenSSL (RFC 1421).
+fn is_encrypted(text: &[u8]) -> bool {
+    text.split(|byte| *byte == b'\n').any(|line| {
+        line.starts_with(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
+            || line.starts_with(b"Proc-Type: 4,ENCRYPTED")
+    })
+}
+
+/// Says what a file holds in the place of what it should.
+fn instead(text: &[u8]) -> String {
+    let Ok(text) = str::from_utf8(text) else {
+        return ": it is binary (DER or PKCS #12?), which `openssl` can convert".to_owned();
+    };
+    let label = |line: &str| {
+        let label = line.trim().strip_prefix("-----BEGIN ")?;
+        let label = label.strip_suffix("-----")?;
+        let is_plain = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == ' ';
+        label.chars().all(is_plain).then(|| label.to_owned())
+    };
+    let mut labels: Vec<String> = text.lines().filter_map(label).collect();
+    labels.dedup();
+    labels.truncate(LABELS_SHOWN);
+    match labels.is_empty() {
+        true => String::new(),
+        false => format!(", only {}", labels.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_holds_instead() {
+        for (text, said) in [
+            (&b""[..], ""),
+            (b"nothing\n", ""),
+            (
+                b"-----BEGIN CERTIFICATE REQUEST-----\r\nAAAA\r\n-----END CERTIFICATE REQUEST-----\r\n",
+                ", only CERTIFICATE REQUEST",
+            ),
+            // One for each kind, and nothing but labels.
+            (
+                b"-----BEGIN A-----\n-----BEGIN A-----\n-----BEGIN \x1b[31m-----\n-----BEGIN B-----\n",
+                ", only A, B",
+            ),
+            (
+                b"\x30\x82\x01\xff",
+                ": it is binary (DER or PKCS #12?), which `openssl` can convert",
+            ),
+        ] {
+            assert_eq!(instead(text), said);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The frames of HTTP/2 that pass, of which no more is read than their heads and why streams are reset (RFC 9113,
+//! sections 4.1 and 6.4).
+
+/// What a client sends before its first frame (RFC 9113, section 3.4): as many bytes.
+pub(crate) const PREFACE_LEN: usize = 24;
+
+/// The bytes of a frame's head.
+const HEAD_LEN: usize = 9;
+
+/// The bytes of the code that is all of RST_STREAM's payload.
+const CODE_LEN: usize = 4;
+
+/// The type of RST_STREAM.
+const RST_STREAM: u8 = 3;
+
+/// The code of a stream whose frames break the rules (RFC 9113, section 7).
+pub(crate) const PROTOCOL_ERROR: u32 = 1;
+
+/// The flag ACK of SETTINGS and PING, and END_STREAM of DATA and HEADERS (RFC 9113, sections 6.1, 6.2, 6.5 and 6.7).
+const FIRST_FLAG: u8 = 1;
+
+/// What a frame is (RFC 9113, section 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Data,
+    Headers,
+    Reset,
+    Settings,
+    Ping,
+    GoAway,
+    Continuation,
+    /// Any other, also one that nobody knows.
+    Other,
+}
+
+/// A frame's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) kind: Kind,
+    /// Of its payload, in bytes.
+    pub(crate) length: usize,
+    /// 0 for the connection.
+    pub(crate) stream: u32,
+    /// Of a PING or SETTINGS: whether it answers one. Of DATA or HEADERS: whether they are the last of their stream.
+    pub(crate) is_last: bool,
+    /// Of an RST_STREAM: why the stream was reset.
+    pub(crate) code: Option<u32>,
+}
+
+/// Finds the frames in one direction of a connection, however its bytes are cut.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    /// How many bytes come before the next head: what is left of a payload, or of the preface.
+    skip: usize,
+    /// The head, and the code of RST_STREAM.
+    head: [u8; HEAD_LEN + CODE_LEN],
+    /// How much of it is there.
+    seen: usize,
+}
+
+impl Frames {
+    /// With so many bytes before the first frame.
+    pub(crate) fn after(bytes: usize) -> Frames {
+        Frames {
+            skip: bytes,
+            head: [0; HEAD_LEN + CODE_LEN],
+            seen: 0,
+        }
+    }
+
+    /// How many bytes have to be there before the frame is known.
+    fn wanted(&self) -> usize {
+        match self.head {
+            // Of another length it is an error, and ends the connection.
+            [0, 0, 4, RST_STREAM, ..] if self.seen >= HEAD_LEN => HEAD_LEN + CODE_LEN,
+            _ => HEAD_LEN,
+        }
+    }
+
+    /// Tells `each` of the heads that end in these bytes.
+    pub(crate) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head)) {
+        while !bytes.is_empty() {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = &bytes[skipped..];
+            let more = (self.wanted() - self.seen).min(bytes.len());
+            self.head[self.seen..self.seen + more].copy_from_slice(&bytes[..more]);
+            self.seen += more;
+            bytes = &bytes[more..];
+            if self.seen == self.wanted() {
+                let of_payload = self.seen - HEAD_LEN;
+                self.seen = 0;
+                let [l2, l1, l0, kind, flags, s3, s2, s1, s0, code @ ..] = self.head;
+                let length = u32::from_be_bytes([0, l2, l1, l0]) as usize;
+                self.skip = length - of_payload;
+                let kind = match kind {
+                    0 => Kind::Data,
+                    1 => Kind::Headers,
+                    RST_STREAM => Kind::Reset,
+                    4 => Kind::Settings,
+                    6 => Kind::Ping,
+                    7 => Kind::GoAway,
+                    9 => Kind::Continuation,
+                    _ => Kind::Other,
+                };
+                // The highest bit is reserved.
+                let stream = u32::from_be_bytes([s3, s2, s1, s0]) & (u32::MAX >> 1);
+                let is_last = flags & FIRST_FLAG != 0;
+                each(Head {
+                    kind,
+                    length,
+                    stream,
+                    is_last,
+                    code: (of_payload == CODE_LEN).then(|| u32::from_be_bytes(code)),
+                });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_however_the_bytes_are_cut() {
+        let frames: [(u8, u32, usize); 9] = [
+            (4, 0, 0),
+            (1, 1, 300),
+            (0, 1, 70_000),
+            (3, 1, 4),
+            (6, 0, 8),
+            (7, 0, 20),
+            (9, 1, 600),
+            (200, 7, 1),
+            // It has a wrong length, and no code.
+            (3, 1, 5),
+        ];
+        let mut bytes = vec![b'P'; PREFACE_LEN];
+        for (kind, stream, length) in frames {
+            let length = u32::try_from(length).unwrap().to_be_bytes();
+            bytes.extend(&length[1..]);
+            bytes.extend([kind, u8::from(stream == 0)]);
+            // With the reserved bit, which is to be ignored.
+            bytes.extend((stream | 1 << 31).to_be_bytes());
+            bytes.extend(vec![1; u32::from_be_bytes(length) as usize]);
+        }
+        let kinds = [
+            Kind::Settings,
+            Kind::Headers,
+            Kind::Data,
+            Kind::Reset,
+            Kind::Ping,
+            Kind::GoAway,
+            Kind::Continuation,
+            Kind::Other,
+            Kind::Reset,
+        ];
+        let expected: Vec<Head> = kinds
+            .into_iter()
+            .zip(frames)
+            .map(|(kind, (_, stream, length))| Head {
+                kind,
+                length,
+                stream,
+                is_last: stream == 0,
+                code: (kind == Kind::Reset && length == 4).then_some(0x0101_0101),
+            })
+            .collect();
+        for cut in [1, 2, 8, 9, 10, 4096, bytes.len()] {
+            let mut reader = Frames::after(PREFACE_LEN);
+            let mut heads = Vec::new();
+            for chunk in bytes.chunks(cut) {
+                reader.read(chunk, |head| heads.push(head));
+            }
+            assert_eq!(heads, expected, "cut by {cut}");
+        }
+    }
+}

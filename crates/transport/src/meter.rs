@@ -1,0 +1,754 @@
+//! A meter on a connection: what costs a server much and a client nothing is counted before the HTTP/2
+//! library sees it, and a client that does too much of it is read more slowly, then no more.
+//!
+//! That library has limits of its own, on streams that were reset before they were accepted, and on those
+//! that it had to reset; but who resets streams a little later, or sends frames that only have to be
+//! answered, is let through at whatever rate the processor bears (CVE-2023-44487, CVE-2019-9512 to 9518).
+
+use std::{
+    collections::BTreeSet,
+    io::{self, IoSlice},
+    num::NonZeroU32,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+use crate::rate::{Bucket, Rate};
+use crate::{
+    activity::Activity,
+    counts::{Closed, Counts},
+    frames::{Frames, Head, Kind, PREFACE_LEN, PROTOCOL_ERROR},
+};
+
+/// For how long a connection is read more slowly before it is closed: longer than any honest burst, whose
+/// sender stops when nothing comes back.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many times a connection's rate all those of one address may have together: a few busy programs behind
+/// one address, and not as many times the work as it can open connections.
+const OF_ADDRESS: f64 = 4.0;
+
+/// How many streams a connection may begin at once: what an honest client has waiting. A thousand that are begun at
+/// once on each of twenty connections kept everybody else waiting for a tenth of a second, and while all but a few
+/// of them were being refused they took four kilobytes each.
+const STREAMS_AT_ONCE: f64 = 100.0;
+
+/// With how many bytes of headers a stream is begun as usual. Each as many more count as another stream: they can be
+/// hundreds of fields, which take as long to read as a call takes to be refused.
+const HEADERS_OF_STREAM: usize = 512;
+
+/// How many calls a connection may begin each second, and at once, without waiting for what others of its address have
+/// begun too much: so that nobody's neighbours keep them from being served at all.
+const GUARANTEED: Rate = Rate {
+    per_second: 10.0,
+    burst: 20.0,
+};
+
+/// How many answers without data may wait for room in the socket of a client that does not read them. They are in no
+/// call's account any more, and take two to four kilobytes each in the HTTP/2 library. There may be as
+/// many more as calls were open, or began in the portion that was read last, when the socket had no room any more.
+const UNSENT_ANSWERS: usize = 100;
+
+/// How many control frames come with a stream that is begun, and with a frame of data that is sent: window
+/// updates for the stream and the connection, and pings by which clients measure a connection that is busy.
+const WITH_STREAM: f64 = 8.0;
+const WITH_DATA: f64 = 4.0;
+
+/// How many control frames of a new connection are not counted for its address: those with which it introduces
+/// itself, so that nobody's neighbours keep them from connecting. All that may begin in a second come to less than
+/// the address may send besides.
+const INITIAL_ALLOWANCE: f64 = 16.0;
+
+/// How many bytes are read at once: some twenty calls, or a hundred frames of the shortest. What is counted comes in
+/// small portions so, and so do the pauses after it: nobody else waits for more than such a portion's work.
+const MOST_AT_ONCE: usize = 1024;
+
+/// What a connection may do in a second; all connections of an address together may do four times as
+/// much. Resets and control frames may come all at once, streams 100 at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FloodLimits {
+    /// Maximum number of streams that the client begins. One counts again for each 512 bytes of its
+    /// headers. Default: 2,000. At 30 us for a rejected call, those of an address take a quarter of a core.
+    pub streams: NonZeroU32,
+    /// Maximum number of streams that the client resets, or makes the server reset. Default: 500, which
+    /// is far more than people and programs cancel. At 20 us each they take a hundredth of a core.
+    pub resets: NonZeroU32,
+    /// Maximum number of other frames without data. Default: 1,000. At 2 us each they take a
+    /// five-hundredth of a core.
+    pub control_frames: NonZeroU32,
+}
+
+impl Default for FloodLimits {
+    fn default() -> FloodLimits {
+        const STREAMS: NonZeroU32 = NonZeroU32::new(2000).unwrap();
+        const RESETS: NonZeroU32 = NonZeroU32::new(500).unwrap();
+        const CONTROL_FRAMES: NonZeroU32 = NonZeroU32::new(1000).unwrap();
+        FloodLimits {
+            streams: STREAMS,
+            resets: RESETS,
+            control_frames: CONTROL_FRAMES,
+        }
+    }
+}
+
+fn rate(per_second: NonZeroU32) -> Rate {
+    let per_second = f64::from(per_second.get());
+    Rate {
+        per_second,
+        burst: per_second,
+    }
+}
+
+/// How many streams may be begun.
+fn begun(per_second: NonZeroU32) -> Rate {
+    let Rate { per_second, burst } = rate(per_second);
+    Rate {
+        per_second,
+        burst: burst.min(STREAMS_AT_ONCE),
+    }
+}
+
+fn of_address(Rate { per_second, burst }: Rate) -> Rate {
+    Rate {
+        per_second: OF_ADDRESS * per_second,
+        burst: OF_ADDRESS * burst,
+    }
+}
+
+/// What all connections of one address have left together.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    limits: FloodLimits,
+    streams: Bucket,
+    resets: Bucket,
+    control: Bucket,
+}
+
+impl Shared {
+    pub(crate) fn new(limits: FloodLimits, now: Instant) -> Shared {
+        Shared {
+            limits,
+            streams: Bucket::new(of_address(begun(limits.streams)), now),
+            resets: Bucket::new(of_address(rate(limits.resets)), now),
+            control: Bucket::new(of_address(rate(limits.control_frames)), now),
+        }
+    }
+
+    /// Whether it is as a new one would be, so that it may be forgotten.
+    pub(crate) fn is_full(&mut self, now: Instant) -> bool {
+        let limits = self.limits;
+        self.streams.is_full(of_address(begun(limits.streams)), now)
+            && self.resets.is_full(of_address(rate(limits.resets)), now)
+            && self
+                .control
+                .is_full(of_address(rate(limits.control_frames)), now)
+    }
+}
+
+/// What a number of frames cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Cost {
+    streams: f64,
+    resets: f64,
+    control: f64,
+}
+
+/// Counts the frames of one connection.
+#[derive(Debug)]
+struct Meter {
+    limits: FloodLimits,
+    received: Frames,
+    sent: Frames,
+    /// The highest stream that the client has begun.
+    last_stream: u32,
+    /// What has not been charged yet.
+    cost: Cost,
+    streams: Bucket,
+    resets: Bucket,
+    control: Bucket,
+    /// What is left of what it may begin whatever its neighbours do.
+    guaranteed: Bucket,
+    of_address: Arc<Mutex<Shared>>,
+    /// What is left of [`INITIAL_ALLOWANCE`].
+    initial_allowance: f64,
+    /// Since when too much has been coming, without a rest.
+    too_much_since: Option<Instant>,
+    /// The streams that were begun, and whose answer was not written to its end.
+    unanswered: BTreeSet<u32>,
+    /// How many times the client was told to begin no more (GOAWAY).
+    goaways: u32,
+}
+
+impl Meter {
+    fn new(limits: FloodLimits, of_address: Arc<Mutex<Shared>>, now: Instant) -> Meter {
+        Meter {
+            limits,
+            received: Frames::after(PREFACE_LEN),
+            sent: Frames::after(0),
+            last_stream: 0,
+            cost: Cost::default(),
+            streams: Bucket::new(begun(limits.streams), now),
+            resets: Bucket::new(rate(limits.resets), now),
+            control: Bucket::new(rate(limits.control_frames), now),
+            guaranteed: Bucket::new(GUARANTEED, now),
+            of_address,
+            initial_allowance: INITIAL_ALLOWANCE,
+            too_much_since: None,
+            unanswered: BTreeSet::new(),
+            goaways: 0,
+        }
+    }
+
+    /// Counts what was received; says whether the client's first frame was among it.
+    fn receive(&mut self, bytes: &[u8]) -> bool {
+        let (cost, last_stream) = (&mut self.cost, &mut self.last_stream);
+        // What a client begins after the first of two is answered, for it may not have known; after that nothing is
+        // (RFC 9113, section 6.8).
+        let is_answered = self.goaways < 2;
+        let unanswered = &mut self.unanswered;
+        let mut any = false;
+        self.received.read(bytes, |head| {
+            any = true;
+            let Head { kind, stream, .. } = head;
+            if matches!(kind, Kind::Headers | Kind::Continuation) {
+                cost.streams += (head.length / HEADERS_OF_STREAM) as f64;
+            }
+            match kind {
+                Kind::Headers if stream > *last_stream => {
+                    *last_stream = stream;
+                    cost.streams += 1.0;
+                    cost.control -= WITH_STREAM;
+                    if is_answered {
+                        unanswered.insert(stream);
+                    }
+                }
+                Kind::Reset => {
+                    cost.resets += 1.0;
+                    unanswered.remove(&stream);
+                }
+                _ => cost.control += 1.0,
+            }
+        });
+        any
+    }
+
+    /// Counts what was sent: what a client made the server reset, and what the client will answer. Says whether the
+    /// HTTP/2 library rejected a request as malformed among it.
+    fn send(&mut self, bytes: &[u8]) -> bool {
+        let mut has_rejected = false;
+        let (cost, unanswered, goaways) = (&mut self.cost, &mut self.unanswered, &mut self.goaways);
+        self.sent.read(bytes, |head| {
+            match head.kind {
+                Kind::Reset => {
+                    cost.resets += 1.0;
+                    has_rejected |= head.code == Some(PROTOCOL_ERROR);
+                }
+                Kind::Data => cost.control -= WITH_DATA,
+                // Our answers ask for nothing, or a client's pings would pay for each other.
+                Kind::Ping | Kind::Settings if !head.is_last => cost.control -= 1.0,
+                Kind::GoAway => *goaways += 1,
+                _ => {}
+            }
+            let ends = match head.kind {
+                Kind::Reset => true,
+                Kind::Data | Kind::Headers => head.is_last,
+                _ => false,
+            };
+            if ends {
+                unanswered.remove(&head.stream);
+            }
+        });
+        has_rejected
+    }
+
+    /// Whether too many answers wait to be written, where so many calls have none yet.
+    fn has_too_many_unsent(&self, open: usize) -> bool {
+        self.unanswered.len() > open.saturating_add(UNSENT_ANSWERS)
+    }
+
+    /// How long nothing more should be read.
+    ///
+    /// # Errors
+    ///
+    /// If too much has been coming for so long that nothing more should be read at all.
+    fn charge(&mut self, now: Instant) -> Result<Option<Duration>, Closed> {
+        let cost = std::mem::take(&mut self.cost);
+        let (streams, resets) = (begun(self.limits.streams), rate(self.limits.resets));
+        let control = rate(self.limits.control_frames);
+        // Whoever has rested for so long is forgiven, whatever comes now.
+        if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
+            self.too_much_since = None;
+        }
+        self.streams.take(streams, cost.streams, now);
+        self.resets.take(resets, cost.resets, now);
+        self.control.take(control, cost.control, now);
+        let too_many_resets = self.resets.wait(resets, now);
+        let too_much_control = self.control.wait(control, now);
+        let own = too_many_resets.max(too_much_control);
+        if own.is_some() {
+            let since = *self.too_much_since.get_or_insert(now);
+            if now.saturating_duration_since(since) >= PATIENCE {
+                return Err(match too_many_resets {
+                    Some(_) => Closed::TooManyResets,
+                    None => Closed::TooManyControlFrames,
+                });
+            }
+        }
+        let introduced = cost.control.clamp(0.0, self.initial_allowance);
+        self.initial_allowance -= introduced;
+        // What a stream brings with it is the connection's own: it pays for no other's.
+        let control_cost = (cost.control - introduced).max(0.0);
+        let mut shared = self
+            .of_address
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let share = |bucket: &mut Bucket, rate, cost| {
+            let rate = of_address(rate);
+            bucket.take(rate, cost, now);
+            bucket.wait(rate, now)
+        };
+        let too_many_streams = share(&mut shared.streams, streams, cost.streams);
+        let too_many_resets = share(&mut shared.resets, resets, cost.resets);
+        let too_much_control = share(&mut shared.control, control, control_cost);
+        // Who does little of it, or nothing, does not wait for neighbours. But control frames may be what has caused the
+        // resets.
+        if self.guaranteed.wait(GUARANTEED, now).is_none() {
+            self.guaranteed.take(GUARANTEED, cost.streams, now);
+        }
+        let has_begun = cost.streams > 0.0 && self.guaranteed.wait(GUARANTEED, now).is_some();
+        let is_costly = cost.resets > 0.0 || control_cost > 0.0;
+        let of_address = [
+            too_many_streams.filter(|_| has_begun),
+            too_many_resets.filter(|_| is_costly),
+            too_much_control.filter(|_| is_costly),
+        ];
+        let of_address = of_address.into_iter().max().flatten();
+        Ok(own.max(of_address).max(self.streams.wait(streams, now)))
+    }
+}
+
+/// A stream of bytes with a meter on it.
+pub(crate) struct Metered<S> {
+    stream: S,
+    meter: Meter,
+    activity: Arc<Activity>,
+    counts: Counts,
+    /// There while nothing is read.
+    pause: Option<Pin<Box<Sleep>>>,
+    /// Whether a portion was just read.
+    has_read: bool,
+    /// Whether reading waits for something to be written.
+    is_held: bool,
+}
+
+impl<S> Metered<S> {
+    pub(crate) fn new(
+        stream: S,
+        limits: FloodLimits,
+        of_address: Arc<Mutex<Shared>>,
+        activity: Arc<Activity>,
+        counts: Counts,
+    ) -> Metered<S> {
+        Metered {
+            stream,
+            meter: Meter::new(limits, of_address, Instant::now()),
+            activity,
+            counts,
+            pause: None,
+            has_read: false,
+            is_held: false,
+        }
+    }
+
+    fn sent(&mut self, bytes: &[u8]) {
+        if self.meter.send(bytes) {
+            self.activity.reject();
+        }
+    }
+
+    /// Notes whether the socket has room, and lets reading go on that waited for it.
+    fn written(&mut self, cx: &Context<'_>, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Pending => self.activity.blocked(),
+            Poll::Ready(_) => {
+                self.activity.unblocked();
+                if std::mem::take(&mut self.is_held) {
+                    cx.waker().wake_by_ref();
+                }
+            }
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(pause) = &mut this.pause {
+            ready!(pause.as_mut().poll(cx));
+            this.pause = None;
+        }
+        // The HTTP/2 library reads for as long as anything comes, and writes only then. But what it writes is counted
+        // too: the resets that a client has made it send. And others want to be read as well.
+        if std::mem::take(&mut this.has_read) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // Answers that nobody reads pile up in that library.
+        if this.meter.has_too_many_unsent(this.activity.open_calls()) {
+            this.is_held = true;
+            return Poll::Pending;
+        }
+        let length = buffer.remaining().min(MOST_AT_ONCE);
+        let mut read = ReadBuf::new(buffer.initialize_unfilled_to(length));
+        ready!(Pin::new(&mut this.stream).poll_read(cx, &mut read))?;
+        if this.meter.receive(read.filled()) {
+            this.activity.greeted();
+        }
+        let length = read.filled().len();
+        buffer.advance(length);
+        this.has_read = length > 0;
+        match this.meter.charge(Instant::now()) {
+            Ok(None) => {}
+            Ok(Some(wait)) => {
+                this.counts.throttled(wait);
+                this.pause = Some(Box::pin(sleep(wait)));
+            }
+            Err(closed) => {
+                this.activity.close(closed);
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.written(cx, &written);
+        let written = ready!(written)?;
+        this.sent(&bytes[..written]);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, slices);
+        this.written(cx, &written);
+        let written = ready!(written)?;
+        let mut left = written;
+        for slice in slices {
+            let of_slice = left.min(slice.len());
+            this.sent(&slice[..of_slice]);
+            left -= of_slice;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+
+    const LIMITS: FloodLimits = FloodLimits {
+        streams: NonZeroU32::new(200).unwrap(),
+        resets: NonZeroU32::new(20).unwrap(),
+        control_frames: NonZeroU32::new(20).unwrap(),
+    };
+
+    fn frame(kind: u8, stream: u32) -> Vec<u8> {
+        let mut frame = vec![0, 0, 0, kind, 0];
+        frame.extend(stream.to_be_bytes());
+        frame
+    }
+
+    fn frames(kind: u8, count: u32) -> Vec<u8> {
+        (0..count).flat_map(|n| frame(kind, 2 * n + 1)).collect()
+    }
+
+    struct Connection {
+        meter: Meter,
+        now: Instant,
+    }
+
+    impl Connection {
+        fn new() -> Connection {
+            let now = Instant::now();
+            let shared = Arc::new(Mutex::new(Shared::new(LIMITS, now)));
+            Connection::beside(shared, now)
+        }
+
+        fn beside(shared: Arc<Mutex<Shared>>, now: Instant) -> Connection {
+            let mut meter = Meter::new(LIMITS, shared, now);
+            assert!(!meter.receive(&[0; PREFACE_LEN]));
+            Connection { meter, now }
+        }
+
+        /// What the meter says to these frames.
+        fn gets(&mut self, bytes: &[u8]) -> Result<f64, Closed> {
+            self.meter.receive(bytes);
+            let wait = self.meter.charge(self.now)?;
+            Ok(wait.map_or(0.0, |wait| wait.as_secs_f64()))
+        }
+
+        fn later(&mut self, seconds: f64) {
+            self.now += Duration::from_secs_f64(seconds);
+        }
+    }
+
+    fn near(wait: f64, expected: f64) -> bool {
+        (wait - expected).abs() < 0.01
+    }
+
+    #[test]
+    fn what_comes_is_read_in_portions_and_between_them_there_is_time_to_write() {
+        let now = Instant::now();
+        let limits = FloodLimits {
+            control_frames: NonZeroU32::new(100_000).unwrap(),
+            ..LIMITS
+        };
+        let shared = Arc::new(Mutex::new(Shared::new(limits, now)));
+        let (client, server) = tokio::io::duplex(64 << 10);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let sent = vec![0; 3 * MOST_AT_ONCE];
+        assert!(pin!(client).poll_write(&mut context, &sent).is_ready());
+        let counts = Counts::default();
+        let mut server = Metered::new(server, limits, shared, Activity::new(now), counts);
+        let mut buffer = vec![0; 64 << 10];
+        let mut read = ReadBuf::new(&mut buffer);
+        for portion in 1..=3 {
+            let polled = Pin::new(&mut server).poll_read(&mut context, &mut read);
+            assert!(polled.is_ready());
+            assert_eq!(read.filled().len(), portion * MOST_AT_ONCE);
+            let polled = Pin::new(&mut server).poll_read(&mut context, &mut read);
+            assert!(polled.is_pending());
+        }
+    }
+
+    #[test]
+    fn bursts_pass_and_floods_are_slowed_down_and_cut_off() {
+        for (kind, closed) in [
+            (3, Closed::TooManyResets),
+            (6, Closed::TooManyControlFrames),
+            (2, Closed::TooManyControlFrames),
+            (0, Closed::TooManyControlFrames),
+        ] {
+            let mut connection = Connection::new();
+            assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
+            let wait = connection.gets(&frames(kind, 10)).unwrap();
+            assert!(near(wait, 0.5), "{wait}");
+            // Who rests is forgiven.
+            connection.later(3.1);
+            assert_eq!(connection.gets(&frames(kind, 1)), Ok(0.0));
+            connection.later(20.0);
+            assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
+            // However often that happens.
+            for _ in 0..20 {
+                connection.later(20.0);
+                assert!(connection.gets(&frames(kind, 30)).unwrap() > 0.4);
+            }
+            connection.later(20.0);
+            // Who goes on as soon as he may is closed in the end.
+            let mut cut = None;
+            for _ in 0..16 {
+                match connection.gets(&frames(kind, 20)) {
+                    Ok(wait) => connection.later(wait),
+                    Err(closed) => cut = Some(closed),
+                }
+            }
+            assert_eq!(cut, Some(closed));
+        }
+    }
+
+    #[test]
+    fn streams_are_slowed_down_and_never_cut_off() {
+        let mut connection = Connection::new();
+        let mut next = 1;
+        let mut begin = |count: u32| {
+            let bytes = (0..count).flat_map(|n| frame(1, next + 2 * n));
+            let bytes: Vec<u8> = bytes.collect();
+            next += 2 * count;
+            bytes
+        };
+        assert_eq!(connection.gets(&begin(100)), Ok(0.0));
+        for _ in 0..100 {
+            let wait = connection.gets(&begin(50)).unwrap();
+            assert!(near(wait, 0.25), "{wait}");
+            connection.later(wait);
+        }
+        // The same streams again are none that begin.
+        let again: Vec<u8> = (0..30).flat_map(|n| frame(1, 2 * n + 1)).collect();
+        connection.later(100.0);
+        assert!(connection.gets(&again).unwrap() > 0.4);
+    }
+
+    #[test]
+    fn long_headers_count_as_several_streams() {
+        let mut connection = Connection::new();
+        let long = |kind, stream| {
+            let mut frame = frame(kind, stream);
+            frame[1] = 8;
+            frame.resize(frame.len() + 2048, 0);
+            frame
+        };
+        // A hundred at once, and two hundred a second after that.
+        for number in 0..10 {
+            let mut block = long(1, 2 * number + 1);
+            block.extend(long(9, 2 * number + 1));
+            assert_eq!(connection.gets(&block), Ok(0.0));
+        }
+        let wait = connection.gets(&long(1, 21)).unwrap();
+        // 10 * (1 + 4 + 4) + 1 + 4
+        assert_eq!(wait, 0.0);
+        let wait = connection.gets(&long(1, 23).repeat(3)).unwrap();
+        assert!(near(wait, 8.0 / 200.0), "{wait}");
+    }
+
+    #[test]
+    fn control_frames_come_with_calls_and_data() {
+        let mut connection = Connection::new();
+        connection.gets(&frames(8, 20)).unwrap();
+        let mut call = frame(1, 1);
+        call.extend(frame(0, 1));
+        call.extend(frames(8, 7));
+        assert_eq!(connection.gets(&call), Ok(0.0));
+        connection.meter.send(&frames(0, 5));
+        assert_eq!(connection.gets(&frames(8, 20)), Ok(0.0));
+        assert!(connection.gets(&frames(8, 1)).unwrap() > 0.0);
+        // An answer to a client's ping pays for none; what the server asks for does.
+        let mut ack = frame(6, 0);
+        ack[4] = 1;
+        connection.meter.send(&ack.repeat(20));
+        assert!(connection.gets(&[]).unwrap() > 0.0);
+        connection.meter.send(&frame(6, 0).repeat(20));
+        assert_eq!(connection.gets(&[]), Ok(0.0));
+        // What the server has to reset counts like what the client resets.
+        let mut connection = Connection::new();
+        assert!(!connection.meter.send(&frames(3, 30)));
+        assert!(near(connection.gets(&[]).unwrap(), 0.5));
+    }
+
+    /// A client whose requests were all rejected left no trace in the log.
+    #[test]
+    fn requests_that_are_rejected_as_malformed_are_known() {
+        let mut connection = Connection::new();
+        let reset = |code: u32| [&[0, 0, 4, 3, 0, 0, 0, 0, 1][..], &code.to_be_bytes()].concat();
+        // NO_ERROR, REFUSED_STREAM and CANCEL are for requests that are as they should be.
+        for code in [0, 7, 8] {
+            assert!(!connection.meter.send(&reset(code)));
+        }
+        assert!(connection.meter.send(&reset(1)));
+    }
+
+    #[test]
+    fn connections_of_one_address_share_what_it_may_do() {
+        let now = Instant::now();
+        let shared = Arc::new(Mutex::new(Shared::new(LIMITS, now)));
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            let mut connection = Connection::beside(Arc::clone(&shared), now);
+            waits.push(connection.gets(&frames(3, 20)).unwrap());
+        }
+        assert_eq!(waits[..4], [0.0; 4]);
+        assert!(near(waits[4], 0.25) && near(waits[5], 0.5), "{waits:?}");
+        let mut talkative = Connection::beside(Arc::clone(&shared), now);
+        assert!(talkative.gets(&frames(6, 20)).unwrap() > 0.0);
+        // Who does nothing of the kind does not wait for those who do, nor does who has just come.
+        let mut quiet = Connection::beside(Arc::clone(&shared), now);
+        assert_eq!(quiet.gets(&frames(4, 3)), Ok(0.0));
+        let forgotten = now + Duration::from_secs(10);
+        let mut shared = shared.lock().unwrap();
+        assert!(!shared.is_full(now) && shared.is_full(forgotten));
+    }
+
+    #[test]
+    fn answers_are_unsent_until_their_end_was_written() {
+        const END: u8 = 1;
+        let ended = |kind, stream| {
+            let mut frame = frame(kind, stream);
+            frame[4] = END;
+            frame
+        };
+        let mut connection = Connection::new();
+        let Connection { meter, .. } = &mut connection;
+        let begun: Vec<u8> = (0..103).flat_map(|n| frame(1, 2 * n + 1)).collect();
+        meter.receive(&begun);
+        assert!(meter.has_too_many_unsent(0));
+        // Those that have no answer yet are none that wait.
+        assert!(!meter.has_too_many_unsent(3));
+        // Neither headers nor data are the end, but where they say so.
+        meter.send(&[frame(1, 1), frame(0, 1)].concat());
+        assert!(meter.has_too_many_unsent(2));
+        meter.send(&ended(1, 1));
+        assert!(!meter.has_too_many_unsent(2));
+        meter.send(&[frame(1, 3), ended(0, 3), frame(3, 5)].concat());
+        assert!(!meter.has_too_many_unsent(0));
+        // Who is told to leave may begin some that cross the first word of it.
+        meter.send(&frame(7, 0));
+        meter.receive(&frame(1, 301));
+        assert!(meter.has_too_many_unsent(0));
+        // Who takes a call back waits for no answer.
+        meter.receive(&frame(3, 301));
+        meter.send(&frame(7, 0));
+        meter.receive(&frame(1, 303));
+        assert!(!meter.has_too_many_unsent(0));
+    }
+
+    #[test]
+    fn of_the_streams_that_are_begun_at_once_few_are_read() {
+        let now = Instant::now();
+        let shared = Arc::new(Mutex::new(Shared::new(LIMITS, now)));
+        let begun: Vec<u8> = (0..100).flat_map(|n| frame(1, 2 * n + 1)).collect();
+        let mut connections: Vec<Connection> = (0..6)
+            .map(|_| Connection::beside(Arc::clone(&shared), now))
+            .collect();
+        let waits: Vec<f64> = (connections.iter_mut())
+            .map(|connection| connection.gets(&begun).unwrap())
+            .collect();
+        // A hundred of each connection, and four hundred of them all.
+        assert_eq!(waits[..4], [0.0; 4]);
+        assert!(near(waits[4], 0.125) && near(waits[5], 0.25), "{waits:?}");
+        // Who begins none, or a few, does not wait for those who do.
+        let mut quiet = Connection::beside(Arc::clone(&shared), now);
+        assert_eq!(quiet.gets(&frames(4, 3)), Ok(0.0));
+        let few: Vec<u8> = (0..20).flat_map(|n| frame(1, 2 * n + 1)).collect();
+        assert_eq!(quiet.gets(&few), Ok(0.0));
+        assert!(near(quiet.gets(&frame(1, 41)).unwrap(), 0.276));
+        let rested = now + Duration::from_secs(1);
+        let mut shared = shared.lock().unwrap();
+        assert!(!shared.is_full(now) && shared.is_full(rested));
+    }
+}

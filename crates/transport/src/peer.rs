@@ -1,0 +1,274 @@
+//! The other end of a connection.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+};
+
+use crate::tls::Certificate;
+
+/// The other end of a connection. Requests carry it as an extension.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    pub(crate) who: Who,
+    /// The connection's unique number.
+    pub connection: u64,
+    /// The client's certificate, if it sent a valid one.
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Who {
+    Address(SocketAddr),
+    /// A user of this machine, by a Unix socket.
+    User(u32),
+    Nobody,
+}
+
+/// Key by which connections are counted before authentication. For IPv6 it is always a /64 network,
+/// even where [`Peer::client`] names a host: a host can take every address of its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// An address of IPv4, or a network of IPv6.
+    Network(IpAddr),
+    /// A user of this machine.
+    User(u32),
+    /// The peer was gone before its address could be read.
+    Nobody,
+}
+
+impl Origin {
+    fn of_address(address: IpAddr) -> Origin {
+        Origin::Network(match address.to_canonical() {
+            IpAddr::V6(address) if !address.is_loopback() => IpAddr::V6(first_64(address)),
+            host => host,
+        })
+    }
+}
+
+impl Peer {
+    /// Returns a peer without a certificate.
+    pub(crate) fn new(who: Who, connection: u64) -> Peer {
+        Peer {
+            who,
+            connection,
+            certificate: None,
+        }
+    }
+
+    /// Returns whether the peer is a user of this machine, as reported by the system.
+    #[must_use]
+    pub fn is_user(&self) -> bool {
+        matches!(self.who, Who::User(_))
+    }
+
+    /// Returns a peer without an address: it is gone already, or there is no connection, as in
+    /// tests.
+    #[must_use]
+    pub fn nobody() -> Peer {
+        Peer::new(Who::Nobody, 0)
+    }
+
+    /// Returns the key by which connections are counted before authentication.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        match self.who {
+            Who::Address(address) => Origin::of_address(address.ip()),
+            Who::User(id) => Origin::User(id),
+            Who::Nobody => Origin::Nobody,
+        }
+    }
+
+    /// Returns the name by which an unauthenticated client is limited: an address or a user.
+    #[must_use]
+    pub fn client(&self) -> ClientName {
+        match self.who {
+            Who::Address(address) => ClientName::of_address(address.ip()),
+            Who::User(id) => ClientName::of_user(id),
+            Who::Nobody => ClientName::of_nobody(),
+        }
+    }
+
+    /// Returns the peer's address, unless it came by a Unix socket.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.who {
+            Who::Address(address) => Some(address),
+            Who::User(_) | Who::Nobody => None,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.who {
+            Who::Address(address) => address.fmt(f),
+            Who::User(id) => write!(f, "user:{id}"),
+            Who::Nobody => f.write_str("nobody"),
+        }
+    }
+}
+
+/// The longest name that a credential may give to a client, in bytes: as long as OpenID Connect lets a
+/// subject be.
+const MAX_NAME_LEN: usize = 255;
+
+/// What an address stands for: itself, or the network whose address comes back with `false`.
+fn network(address: IpAddr) -> (IpAddr, bool) {
+    match address.to_canonical() {
+        // An address of the others is one host.
+        IpAddr::V6(address)
+            if !address.is_loopback()
+                && !address.is_unicast_link_local()
+                && !address.is_unique_local() =>
+        {
+            // A client that has one of these addresses may well have the 64 bits behind it too.
+            (IpAddr::V6(first_64(address)), false)
+        }
+        host => (host, true),
+    }
+}
+
+fn first_64(address: Ipv6Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)
+}
+
+/// A client's name: `ip:` and an address, `user:` and a number, `key:` and the id of an API key, `jwt:` and
+/// the subject of a token, or `cert:` and the name in a certificate. The prefix keeps those of different
+/// kinds apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientName(Arc<str>);
+
+impl ClientName {
+    /// Returns the name of a peer without an address.
+    #[must_use]
+    pub fn of_nobody() -> ClientName {
+        ClientName(Arc::from("nobody"))
+    }
+
+    fn of_address(address: IpAddr) -> ClientName {
+        let name = match network(address) {
+            (address, true) => format!("ip:{address}"),
+            (network, false) => format!("ip:{network}/64"),
+        };
+        ClientName(name.into())
+    }
+
+    /// Returns the name as it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &Arc<str> {
+        &self.0
+    }
+
+    /// The user of this machine with this number.
+    #[must_use]
+    pub fn of_user(id: u32) -> ClientName {
+        ClientName(format!("user:{id}").into())
+    }
+
+    /// Returns the name of the client with this API key id, if it is valid.
+    #[must_use]
+    pub fn of_key(id: &str) -> Option<ClientName> {
+        ClientName::of_credential("key:", id)
+    }
+
+    /// The subject of a JSON web token.
+    #[must_use]
+    pub fn of_subject(subject: &str) -> Option<ClientName> {
+        ClientName::of_credential("jwt:", subject)
+    }
+
+    /// Whom a certificate names.
+    #[must_use]
+    pub fn of_certificate(name: &str) -> Option<ClientName> {
+        ClientName::of_credential("cert:", name)
+    }
+
+    /// None if the name could not be told from others where people read it, or is too long for that.
+    fn of_credential(kind: &str, name: &str) -> Option<ClientName> {
+        let fits = (1..=MAX_NAME_LEN).contains(&name.len());
+        let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
+        (fits && is_plain).then(|| ClientName([kind, name].concat().into()))
+    }
+}
+
+impl fmt::Display for ClientName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ClientName {
+    type Err = String;
+
+    /// Reads a name as it is written, but an address without its `ip:`.
+    fn from_str(text: &str) -> Result<ClientName, String> {
+        let name = match text.split_once(':') {
+            Some(("user", id)) => id.parse().ok().map(ClientName::of_user),
+            Some(("key", id)) => ClientName::of_key(id),
+            Some(("jwt", subject)) => ClientName::of_subject(subject),
+            Some(("cert", name)) => ClientName::of_certificate(name),
+            _ => text.parse().ok().map(ClientName::of_address),
+        };
+        name.ok_or_else(|| {
+            "give an IP address, user: and a user's number, key: and a key's id, jwt: and a subject, or \
+             cert: and a certificate's name"
+                .to_owned()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins() {
+        for (address, origin) in [
+            ("10.0.0.7", "10.0.0.7"),
+            ("::ffff:10.0.0.7", "10.0.0.7"),
+            ("::1", "::1"),
+            ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+            ("fd00:1:2:3:4:5:6:7", "fd00:1:2:3::"),
+            ("fe80::1:2", "fe80::"),
+        ] {
+            let expected = Origin::Network(origin.parse().unwrap());
+            assert_eq!(Origin::of_address(address.parse().unwrap()), expected);
+        }
+    }
+
+    #[test]
+    fn client_names() {
+        for (text, name) in [
+            ("10.0.0.7", "ip:10.0.0.7"),
+            ("::ffff:10.0.0.7", "ip:10.0.0.7"),
+            ("2001:db8:1:2:3:4:5:6", "ip:2001:db8:1:2::/64"),
+            ("fe80::1:2", "ip:fe80::1:2"),
+            ("::1", "ip:::1"),
+            ("user:1000", "user:1000"),
+            ("key:0123-ab_C", "key:0123-ab_C"),
+            ("jwt:auth0|12:34=5", "jwt:auth0|12:34=5"),
+            ("cert:spiffe://a/b", "cert:spiffe://a/b"),
+        ] {
+            assert_eq!(&*text.parse::<ClientName>().unwrap().0, name);
+        }
+        for wrong in [
+            "",
+            "user:",
+            "user:root",
+            "localhost",
+            "10.0.0.7:80",
+            "key:",
+            "jwt:two words",
+            "jwt:caf\u{e9}",
+            "cert:a\nb",
+            "ip:10.0.0.7",
+        ] {
+            assert!(wrong.parse::<ClientName>().is_err(), "{wrong}");
+        }
+        assert!(ClientName::of_subject(&"x".repeat(MAX_NAME_LEN)).is_some());
+        assert!(ClientName::of_subject(&"x".repeat(MAX_NAME_LEN + 1)).is_none());
+    }
+}

@@ -1,0 +1,207 @@
+//! The limits of connections: what an operator can set, and what follows from it in a process.
+
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
+};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::{admission::Admission, lifetime::Lifetimes, meter::FloodLimits, rate::Rate};
+
+/// Default of the maximum number of connections, if the process may open enough files: four for each
+/// of a thousand searches. A silent connection takes 2 KiB, one that speaks 20 KiB.
+const CONNECTIONS: usize = 4096;
+
+/// Number of files that the process needs for other things than connections, such as metrics,
+/// listening sockets and its log.
+const OTHER_FILES: usize = 64;
+
+/// Minimum of [`Settings::header_list`], in bytes. The fields that every call has take about 400.
+pub const LEAST_HEADER_LIST: u32 = 1024;
+
+/// What connections may do. Each limit keeps unruly, broken and hostile clients from taking what
+/// others need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Maximum number of connections. Default: 4,096, or three quarters of the files that the process
+    /// may open. At the maximum, the connection that has been silent longest makes room for a new one.
+    pub connections: Option<NonZeroUsize>,
+    /// Maximum number of connections of one address. Default: a quarter of all.
+    pub connections_of_address: Option<NonZeroUsize>,
+    /// Maximum number of connections that an address begins in a second, and at once. Default: 200,
+    /// which is enough for a few scripts that start a client for each call. At 0.2 ms for a TLS
+    /// handshake, they take a twentieth of a core.
+    pub new_connections_of_address: NonZeroU32,
+    /// Maximum number of open calls of a connection. Default: 1,000. gRPC recommends about a hundred;
+    /// this leaves room for one busy client behind a proxy.
+    pub concurrent_streams: NonZeroU32,
+    /// Maximum length of a request's headers in bytes, as HTTP/2 counts them: names, values, and 32
+    /// bytes for each field. Default: 16 KiB. gRPC's libraries accept 8 KiB, and tokens that name many
+    /// groups are longer.
+    pub header_list: u32,
+    /// Interval of keepalive pings. Default: 30 s.
+    pub keepalive_interval: Duration,
+    /// Maximum time for the answer to a keepalive ping. Default: 10 s. A client whose socket has been
+    /// full for the interval and this time is disconnected, too.
+    pub keepalive_timeout: Duration,
+    /// What a connection may do in a second.
+    pub flood: FloodLimits,
+    /// How long a connection may last.
+    pub lifetimes: Lifetimes,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        const NEW_CONNECTIONS: NonZeroU32 = NonZeroU32::new(200).unwrap();
+        const CONCURRENT_STREAMS: NonZeroU32 = NonZeroU32::new(1000).unwrap();
+        Settings {
+            connections: None,
+            connections_of_address: None,
+            new_connections_of_address: NEW_CONNECTIONS,
+            concurrent_streams: CONCURRENT_STREAMS,
+            header_list: 16 << 10,
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(10),
+            flood: FloodLimits::default(),
+            lifetimes: Lifetimes::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// Returns the limits for a process that may open this many files.
+    ///
+    /// # Errors
+    ///
+    /// If these are too few files for the connections, or for any connection.
+    pub fn limits(&self, files: usize) -> Result<Limits, TooFewFiles> {
+        let fit = (files - files / 4).min(files.saturating_sub(OTHER_FILES));
+        let default = NonZeroUsize::new(CONNECTIONS.min(fit)).unwrap_or(NonZeroUsize::MIN);
+        let connections = self.connections.unwrap_or(default);
+        if connections.get().saturating_add(OTHER_FILES) > files {
+            return Err(TooFewFiles {
+                files,
+                fitting: (self.connections)
+                    .and_then(|_| NonZeroUsize::new(files.saturating_sub(OTHER_FILES))),
+            });
+        }
+        let quarter = NonZeroUsize::new(connections.get() / 4).unwrap_or(NonZeroUsize::MIN);
+        let new = f64::from(self.new_connections_of_address.get());
+        Ok(Limits {
+            connections,
+            of_address: self.connections_of_address.unwrap_or(quarter),
+            new_of_address: Rate {
+                per_second: new,
+                burst: new,
+            },
+            concurrent_streams: self.concurrent_streams.get(),
+            header_list: self.header_list.max(LEAST_HEADER_LIST),
+            keepalive_interval: self.keepalive_interval,
+            keepalive_timeout: self.keepalive_timeout,
+            flood: self.flood,
+            lifetimes: self.lifetimes,
+            blocked: self
+                .keepalive_interval
+                .saturating_add(self.keepalive_timeout),
+        })
+    }
+}
+
+/// A process may open fewer files than its connections need.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this process may open only {files} files, and a server needs {OTHER_FILES} besides its connections; raise that \
+     limit (`ulimit -n`, or LimitNOFILE of the unit){}",
+    .fitting.map_or_else(String::new, |fitting| format!(", or give {fitting} or less"))
+)]
+pub struct TooFewFiles {
+    /// Number of files that it may open.
+    pub files: usize,
+    /// Number of connections that would fit, if the settings have more and some would fit.
+    pub fitting: Option<NonZeroUsize>,
+}
+
+/// What connections may do in this process: [`Settings`] with all defaults resolved.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Maximum number of connections.
+    pub connections: NonZeroUsize,
+    /// Maximum number of connections of one address.
+    pub of_address: NonZeroUsize,
+    /// Maximum rate of new connections of one address.
+    pub new_of_address: Rate,
+    /// Maximum number of open calls of a connection.
+    pub concurrent_streams: u32,
+    /// Maximum length of a request's headers, in bytes.
+    pub header_list: u32,
+    /// Interval of keepalive pings.
+    pub keepalive_interval: Duration,
+    /// Maximum time for the answer to a keepalive ping.
+    pub keepalive_timeout: Duration,
+    /// What a connection may do in a second.
+    pub flood: FloodLimits,
+    /// How long a connection may last.
+    pub lifetimes: Lifetimes,
+    /// Maximum time for which a connection's socket may be full.
+    pub blocked: Duration,
+}
+
+impl Limits {
+    pub(crate) fn admission(&self) -> Admission {
+        Admission::new(self.connections, self.of_address, self.new_of_address)
+    }
+}
+
+/// Raises the process's limit on open files to the maximum, and returns it. Processes begin with a
+/// lower limit for the sake of `select`, which this program does not use.
+#[must_use]
+pub fn open_files() -> usize {
+    let files = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: files.maximum,
+        maximum: files.maximum,
+    };
+    let allowed = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => files.maximum,
+        Err(_) => files.current,
+    };
+    // None is no limit.
+    allowed.map_or(usize::MAX, |files| {
+        usize::try_from(files).unwrap_or(usize::MAX)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_stay_below_the_files() {
+        let limits = |connections: Option<usize>, files| {
+            let settings = Settings {
+                connections: connections.and_then(NonZeroUsize::new),
+                ..Settings::default()
+            };
+            let limits = settings.limits(files);
+            limits.map(|limits| (limits.connections.get(), limits.of_address.get()))
+        };
+        assert_eq!(limits(None, 1 << 20), Ok((4096, 1024)));
+        assert_eq!(limits(None, 1024), Ok((768, 192)));
+        assert_eq!(limits(None, usize::MAX), Ok((4096, 1024)));
+        assert_eq!(limits(Some(960), 1024), Ok((960, 240)));
+        assert_eq!(limits(None, 65), Ok((1, 1)));
+        let too_many = limits(Some(961), 1024).unwrap_err().to_string();
+        assert!(too_many.contains("LimitNOFILE"), "{too_many}");
+        assert!(too_many.ends_with("or give 960 or less"), "{too_many}");
+        // No number of connections is right then.
+        for given in [None, Some(1)] {
+            let none = limits(given, 64).unwrap_err();
+            assert_eq!(none.fitting, None);
+            assert!(
+                none.to_string()
+                    .starts_with("this process may open only 64 files")
+            );
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! A whole server with small limits, without a socket.
+
+use std::{
+    num::{NonZeroU32, NonZeroU64, NonZeroUsize},
+    sync::Arc,
+    time::Duration,
+};
+
+use hashfinder_server::{Activity, Calls, Searches, Settings};
+use hashfinder_transport::{self as transport, FloodLimits, Lifetimes};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, duplex, split},
+    runtime::Runtime,
+    task::yield_now,
+    time::timeout,
+};
+
+/// How many secrets a search may try: beyond the first thousand, which are tried before a worker is woken.
+const MAXIMUM_HASHES: NonZeroU64 = NonZeroU64::new(2048).unwrap();
+
+/// How many searches there may be, few enough for one input to come to the limit.
+const SEARCHES: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// How many candidates wait for their reader, few enough for one input to park a search.
+const QUEUE_LENGTH: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
+/// How many calls a connection may have open.
+const STREAMS: NonZeroU32 = NonZeroU32::new(16).unwrap();
+
+/// Longer than any input takes.
+const LONG: Duration = Duration::from_secs(600);
+
+/// How many bytes can be under way in each direction.
+const PIPE: usize = 1 << 16;
+
+/// For how many turns of the runtime the server is waited for, which is enough for it to answer.
+const TURNS: usize = 24;
+
+/// How long a connection and all that came of it may take. It is mostly a millisecond; a flood is read more
+/// slowly, and this is far beyond what that and a busy machine take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The most tasks that may be left then: places for odds that rest, for some milliseconds.
+const TASKS: usize = 32;
+
+/// What a client does.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// It sends these bytes.
+    Send(Vec<u8>),
+    /// It waits until the server had time to act on them.
+    Wait,
+}
+
+/// A whole server with small limits, without a socket.
+pub struct Server {
+    runtime: Runtime,
+    server: Arc<hashfinder_server::Server>,
+}
+
+/// Nothing but a flood should end a connection, and a flood has to fit into an input.
+fn settings() -> Settings {
+    Settings {
+        listen: None,
+        searches: Searches {
+            workers: Some(NonZeroUsize::MIN),
+            maximum_hashes: MAXIMUM_HASHES,
+            concurrent_rpcs: SEARCHES,
+            queue_length: QUEUE_LENGTH,
+            ..Searches::default()
+        },
+        calls: Calls {
+            per_second_of_address: NonZeroU32::MAX,
+            open: Some(NonZeroUsize::MAX),
+            open_of_address: Some(NonZeroUsize::MAX),
+            refused_credentials_per_second: NonZeroU32::MAX,
+            request_timeout: PATIENCE,
+        },
+        connections: transport::Settings {
+            concurrent_streams: STREAMS,
+            header_list: 2048,
+            keepalive_interval: LONG,
+            keepalive_timeout: LONG,
+            flood: FloodLimits {
+                streams: NonZeroU32::new(100).unwrap(),
+                resets: NonZeroU32::new(100).unwrap(),
+                control_frames: NonZeroU32::new(200).unwrap(),
+            },
+            lifetimes: Lifetimes {
+                handshake: LONG,
+                first_request: LONG,
+                idle: LONG,
+                unread: LONG,
+                age: None,
+                grace: LONG,
+            },
+            ..transport::Settings::default()
+        },
+        ..Settings::default()
+    }
+}
+
+impl Server {
+    /// Starts one with a single thread that searches.
+    pub fn start() -> Server {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.expect("a runtime");
+        let server = runtime.block_on(hashfinder_server::Server::new(settings()));
+        Server {
+            runtime,
+            server: Arc::new(server.expect("the settings are right")),
+        }
+    }
+
+    /// Plays a client that connects, does these steps, closes its half of the connection and reads what there
+    /// is until the server closes the other one.
+    ///
+    /// # Panics
+    ///
+    /// If the connection does not end, or a call, a search or a task outlives it.
+    pub fn connection(&self, steps: impl IntoIterator<Item = Step>) {
+        let (client, server) = duplex(PIPE);
+        let serving = Arc::clone(&self.server);
+        self.runtime.block_on(async {
+            let served = tokio::spawn(async move { serving.serve_connection(server).await });
+            let (mut answers, mut requests) = split(client);
+            let send = async {
+                for step in steps {
+                    match step {
+                        Step::Send(bytes) => {
+                            if requests.write_all(&bytes).await.is_err() {
+                                // The server had enough of it.
+                                break;
+                            }
+                        }
+                        Step::Wait => turns().await,
+                    }
+                }
+                turns().await;
+                let _ = requests.shutdown().await;
+            };
+            let read = async {
+                let mut buffer = [0; 4096];
+                while let Ok(1..) = answers.read(&mut buffer).await {}
+            };
+            let played = timeout(PATIENCE, async { tokio::join!(send, read, served) }).await;
+            let (.., served) = played.expect("a connection ends when its client has closed it");
+            served.expect("a connection does not panic");
+            let ended = timeout(PATIENCE, async {
+                // A timer's shortest pause is longer than this takes.
+                while !self.is_idle() {
+                    yield_now().await;
+                }
+            });
+            ended.await.unwrap_or_else(|_| {
+                panic!("{:?} outlives its connection", self.server.activity());
+            });
+        });
+    }
+
+    /// Odds that are being worked out go on to their end, and are bounded elsewhere.
+    fn is_idle(&self) -> bool {
+        let tasks = self.runtime.metrics().num_alive_tasks();
+        self.server.activity() == Activity::default() && tasks <= TASKS
+    }
+}
+
+async fn turns() {
+    for _ in 0..TURNS {
+        yield_now().await;
+    }
+}

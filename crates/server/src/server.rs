@@ -51,6 +51,7 @@ use crate::{
     },
     log::{Log, LostLines},
     metrics::{self, CallsLayer, CallsService, Counts, Exporter},
+    rejections::Rejections,
     searches::shared::{Limits, Searches},
     services::{
         ALL_DESCRIPTORS,
@@ -195,6 +196,123 @@ impl Checked {
     pub fn warnings(&self) -> Vec<transport::Warning> {
         self.tls.as_ref().map(Tls::warnings).unwrap_or_default()
     }
+
+    /// Binds the sockets, and starts the threads that search.
+    async fn start(self) -> Result<Server> {
+        let Checked {
+            connections,
+            tls,
+            auth,
+            place,
+            metrics_addresses,
+            settings,
+        } = self;
+        let listener = match &place {
+            Place::Nowhere => None,
+            Place::Tcp(addresses, reuse_port) => Some(Listener::tcp(addresses, *reuse_port)?),
+            Place::Unix(path) => Some(Listener::unix(path)?),
+        };
+        let address = listener.as_ref().map(Listener::address).transpose()?;
+        let metrics_listener = metrics_addresses.map(|addresses| {
+            let listener = Listener::tcp(&addresses, false);
+            listener.context("for the metrics")
+        });
+        let metrics_listener = metrics_listener.transpose()?;
+        let owner = listener.as_ref().map(Listener::owner).transpose();
+        let owner = owner.context("cannot tell who runs this server")?.flatten();
+        let auth = Arc::new(auth.with_operators(operators(&settings, owner)));
+
+        let kernel = settings.searches.kernel.unwrap_or_else(Kernel::best);
+        let engine = engine(&settings, kernel)?;
+        let (counts, connection_counts) = (Counts::default(), transport::Counts::default());
+        let limits = Limits {
+            maximum_hashes: settings.searches.maximum_hashes,
+            maximum_concurrent_rpcs: settings.searches.concurrent_rpcs,
+            weights: settings.searches.weights.clone(),
+            quotas: settings.searches.quotas.clone(),
+        };
+        let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
+        let rate_limits = RateLimits::new(address_limits(&settings));
+        // Searches are what a drain waits for. Who watches our health is told of it and let go last.
+        let refused = counts.clone();
+        let drain = Drain::with_status(move || {
+            let error = CallError::Draining(None);
+            refused.refused(error.reason());
+            Status::from(error)
+        });
+        let traces = settings.traces.as_ref();
+        let traces = traces.map(|traces| trace::Traces::to(&traces.collector, traces.share));
+        let traces = traces.transpose()?;
+        let calls = metrics::Calls::new(&ALL_DESCRIPTORS).context("cannot read descriptors")?;
+        let watches = [auth.watch()?, tls.as_ref().map(Tls::watch).transpose()?];
+        let health = HealthReporter::new();
+        for service in SERVICES {
+            let status = tonic_health::ServingStatus::Serving;
+            health.set_service_status(service, status).await;
+        }
+        let lost_lines = Arc::new(OnceLock::new());
+        let mut tasks = JoinSet::new();
+        let stall_timeout = connections.lifetimes.unread;
+        tasks.spawn(Arc::clone(&searches).stop_unread(stall_timeout));
+        if let Some(listener) = metrics_listener {
+            let server = metrics::Server {
+                searches: Arc::clone(&searches),
+                drain: drain.clone(),
+                rate_limits: rate_limits.clone(),
+                lost_lines: Arc::clone(&lost_lines),
+                traces: traces.clone(),
+                tls: tls.clone(),
+                runtime: Handle::current().metrics(),
+            };
+            let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
+            warn_if_exposed(&listener)?;
+            let health = HealthService::from_health_reporter(health.clone());
+            tasks.spawn(Exporter::new(registry, health).serve(listener));
+        }
+        let budget_code = match settings.searches.budget_status {
+            BudgetStatus::Cancelled => Code::Cancelled,
+            BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
+        };
+        let routes = routes(
+            &searches,
+            kernel,
+            budget_code,
+            &drain,
+            HealthServer::new(HealthService::from_health_reporter(health.clone())),
+        )?;
+        let service = layered(
+            routes,
+            &calls,
+            traces.clone(),
+            searches.rejections(),
+            rate_limits,
+            auth,
+            settings.calls.request_timeout,
+        )?;
+        let of_connection = Arc::clone(&searches);
+        let on_close = Arc::new(move |connection| of_connection.stop_those_of(connection));
+        let transport =
+            transport::Server::new(service, tls, connections, connection_counts, on_close);
+        tracing::info!(
+            address,
+            workers = searches.workers(),
+            kernel = kernel.name(),
+            "listening"
+        );
+        Ok(Server {
+            transport,
+            listener,
+            address,
+            searches,
+            drain,
+            traces,
+            health,
+            drain_grace: settings.drain_grace,
+            lost_lines,
+            _tasks: tasks,
+            _watches: watches,
+        })
+    }
 }
 
 /// Says where the server would listen.
@@ -284,132 +402,9 @@ impl Server {
     /// Outside of a tokio runtime.
     pub async fn new(settings: Settings) -> Result<Server, StartError> {
         let checked = aside("setup", move || settings.check()).await;
-        let Checked {
-            connections,
-            tls,
-            auth,
-            place,
-            metrics_addresses,
-            settings,
-        } = checked
-            .map_err(anyhow::Error::from)?
-            .map_err(StartError::Settings)?;
-        let listener = match &place {
-            Place::Nowhere => None,
-            Place::Tcp(addresses, reuse_port) => Some(Listener::tcp(addresses, *reuse_port)?),
-            Place::Unix(path) => Some(Listener::unix(path)?),
-        };
-        let address = listener.as_ref().map(Listener::address).transpose();
-        let address = address.map_err(anyhow::Error::from)?;
-        let metrics_listener = metrics_addresses.map(|addresses| {
-            let listener = Listener::tcp(&addresses, false);
-            listener.context("for the metrics")
-        });
-        let metrics_listener = metrics_listener.transpose()?;
-        let owner = listener.as_ref().map(Listener::owner).transpose();
-        let owner = owner.context("cannot tell who runs this server")?.flatten();
-        let auth = Arc::new(auth.with_operators(operators(&settings, owner)));
-
-        let kernel = settings.searches.kernel.unwrap_or_else(Kernel::best);
-        let engine = engine(&settings, kernel)?;
-        let (counts, connection_counts) = (Counts::default(), transport::Counts::default());
-        let limits = Limits {
-            maximum_hashes: settings.searches.maximum_hashes,
-            maximum_concurrent_rpcs: settings.searches.concurrent_rpcs,
-            weights: settings.searches.weights.clone(),
-            quotas: settings.searches.quotas.clone(),
-        };
-        let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
-        let rate_limits = RateLimits::new(address_limits(&settings));
-        // Searches are what a drain waits for. Who watches our health is told of it and let go last.
-        let refused = counts.clone();
-        let drain = Drain::with_status(move || {
-            let error = CallError::Draining(None);
-            refused.refused(error.reason());
-            Status::from(error)
-        });
-        let traces = settings.traces.as_ref();
-        let traces = traces.map(|traces| trace::Traces::to(&traces.collector, traces.share));
-        let traces = traces.transpose()?;
-        let calls = metrics::Calls::new(&ALL_DESCRIPTORS).context("cannot read descriptors")?;
-        let key_watch = auth.watch().map_err(anyhow::Error::from)?;
-        let tls_watch = tls.as_ref().map(Tls::watch).transpose();
-        let tls_watch = tls_watch.map_err(anyhow::Error::from)?;
-        let health = HealthReporter::new();
-        for service in SERVICES {
-            let status = tonic_health::ServingStatus::Serving;
-            health.set_service_status(service, status).await;
-        }
-        let lost_lines = Arc::new(OnceLock::new());
-        let mut tasks = JoinSet::new();
-        let stall_timeout = connections.lifetimes.unread;
-        tasks.spawn(Arc::clone(&searches).stop_unread(stall_timeout));
-        if let Some(listener) = metrics_listener {
-            let server = metrics::Server {
-                searches: Arc::clone(&searches),
-                drain: drain.clone(),
-                rate_limits: rate_limits.clone(),
-                lost_lines: Arc::clone(&lost_lines),
-                traces: traces.clone(),
-                tls: tls.clone(),
-                runtime: Handle::current().metrics(),
-            };
-            let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
-            warn_if_exposed(&listener)?;
-            let health = HealthService::from_health_reporter(health.clone());
-            tasks.spawn(Exporter::new(registry, health).serve(listener));
-        }
-        let budget_code = match settings.searches.budget_status {
-            BudgetStatus::Cancelled => Code::Cancelled,
-            BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
-        };
-        let routes = routes(
-            &searches,
-            kernel,
-            budget_code,
-            &drain,
-            HealthServer::new(HealthService::from_health_reporter(health.clone())),
-        )?;
-        let rejections = searches.rejections().clone();
-        let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
-        let rules = Arc::new(rules);
-        let auth = AuthLayer::new(
-            auth,
-            Arc::clone(&rules),
-            rejections.clone(),
-            rate_limits.clone(),
-        );
-        let limited = RateLimitLayer::new(rate_limits, rules, rejections.clone());
-        let request_timeout = settings.calls.request_timeout;
-        let checked = ProtocolCheckLayer::new(calls.clone(), rejections, request_timeout);
-        let counted = CallsLayer {
-            calls,
-            traces: traces.clone(),
-        };
-        let service = counted.layer(checked.layer(limited.layer(auth.layer(routes))));
-        let of_connection = Arc::clone(&searches);
-        let on_close = Arc::new(move |connection| of_connection.stop_those_of(connection));
-        let transport =
-            transport::Server::new(service, tls, connections, connection_counts, on_close);
-        tracing::info!(
-            address,
-            workers = searches.workers(),
-            kernel = kernel.name(),
-            "listening"
-        );
-        Ok(Server {
-            transport,
-            listener,
-            address,
-            searches,
-            drain,
-            traces,
-            health,
-            drain_grace: settings.drain_grace,
-            lost_lines,
-            _tasks: tasks,
-            _watches: [key_watch, tls_watch],
-        })
+        let checked = checked.map_err(anyhow::Error::from)?;
+        let checked = checked.map_err(StartError::Settings)?;
+        Ok(checked.start().await?)
     }
 
     /// Counts the lost lines of this log among the metrics, and logs their number at the end.
@@ -603,6 +598,37 @@ fn routes(
         .add_service(DrainWatchesLast::new(finder, drain))
         .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
         .prepare())
+}
+
+/// Puts the layers around the services that look at every call.
+///
+/// # Errors
+///
+/// If a method has no rule about who may call it, which a test would have seen.
+fn layered(
+    routes: Routes,
+    calls: &metrics::Calls,
+    traces: Option<trace::Traces>,
+    rejections: &Rejections,
+    rate_limits: RateLimits,
+    auth: Arc<Auth>,
+    request_timeout: Duration,
+) -> Result<Service> {
+    let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
+    let rules = Arc::new(rules);
+    let auth = AuthLayer::new(
+        auth,
+        Arc::clone(&rules),
+        rejections.clone(),
+        rate_limits.clone(),
+    );
+    let limited = RateLimitLayer::new(rate_limits, rules, rejections.clone());
+    let checked = ProtocolCheckLayer::new(calls.clone(), rejections.clone(), request_timeout);
+    let counted = CallsLayer {
+        calls: calls.clone(),
+        traces,
+    };
+    Ok(counted.layer(checked.layer(limited.layer(auth.layer(routes)))))
 }
 
 /// Logs where metrics are served, and a warning if other machines can reach them.

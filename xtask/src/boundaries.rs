@@ -301,7 +301,7 @@ fn forbidden(uses: &Graph, ours: &BTreeSet<&str>, table: &[Row]) -> Vec<String> 
     faults
 }
 
-/// Returns the rings of imports that are not in `allowed`, and what is there needlessly.
+/// Returns the rings of imports that are not in `allowed`, and the exceptions that are not needed any more.
 fn rings(package: &str, imports: &Imports, allowed: &[Ring]) -> Vec<String> {
     let mut files = Graph::new();
     for (from, to) in imports.keys() {

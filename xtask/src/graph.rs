@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// What each node points to.
+/// The nodes that each node points to.
 pub(crate) type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// Returns a shortest way over at least one edge from one node to another, both included.

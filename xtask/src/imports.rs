@@ -1,4 +1,4 @@
-//! Which files of a crate import which.
+//! Finds the imports between the files of a crate.
 //!
 //! A file imports another if a path in its code, in a `use` or elsewhere, leads to an item that the other one
 //! defines. Re-exports are followed: if `a/mod.rs` has `pub use b::Item`, then `crate::a::Item` is an import of
@@ -143,7 +143,7 @@ impl Tree<'_> {
         Ok(())
     }
 
-    /// Each module of which `at` imports something, and what.
+    /// Returns the modules that `at` imports items from, with those items.
     fn imports_of(&self, at: usize) -> Vec<(usize, String)> {
         let Module { uses, paths, .. } = &self.modules[at];
         let mut imports = Vec::new();
@@ -177,8 +177,8 @@ impl Tree<'_> {
         at.is_some()
     }
 
-    /// The module that a path leads to from a module, and the item in it, if the path does not end at the module.
-    /// `None` if it leads to another crate, or to something that has no path.
+    /// Returns the module that a path leads to from a module, and the item in it, if the path does not end at the
+    /// module. `None` if it leads to another crate, or to something that has no path.
     fn resolve(
         &self,
         from: usize,
@@ -220,7 +220,7 @@ impl Tree<'_> {
     }
 }
 
-/// How many re-exports are followed, at most: two can lead to each other.
+/// Maximum number of re-exports to follow. Two can lead to each other.
 const MOST_RE_EXPORTS: usize = 16;
 
 /// Names and punctuation in their order; `::` is one token, and every literal is `"`.
@@ -258,7 +258,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|first: char| first == '_' || first.is_alphabetic())
 }
 
-/// The place of the bracket that closes the one at `open`.
+/// Returns the index of the bracket that closes the one at `open`.
 fn closing(tokens: &[String], open: usize) -> usize {
     let mut depth = 0_usize;
     for (i, token) in tokens.iter().enumerate().skip(open) {
@@ -274,7 +274,7 @@ fn closing(tokens: &[String], open: usize) -> usize {
     tokens.len()
 }
 
-/// Whether an attribute leaves its item to the tests only.
+/// Whether an attribute limits its item to tests.
 fn is_for_tests(attribute: &[String]) -> bool {
     let has = |name: &str| attribute.iter().any(|token| token == name);
     attribute.first().is_some_and(|first| first == "cfg")
@@ -283,8 +283,8 @@ fn is_for_tests(attribute: &[String]) -> bool {
         && !has("any")
 }
 
-/// Where the item ends whose first attribute begins at `i`. What has neither a semicolon nor a block, as a field,
-/// ends with what it is in.
+/// Returns the end of an item whose first attribute begins at `i`. An item without a semicolon or a block, such as
+/// a field, ends where the block around it ends.
 fn end_of_item(tokens: &[String], mut i: usize) -> usize {
     let mut is_use = false;
     while let Some(token) = tokens.get(i) {

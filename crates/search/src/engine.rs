@@ -433,10 +433,10 @@ impl Shared {
     }
 }
 
-/// A search that is going on, as its reader sees it.
+/// The reader's handle of a search.
 ///
-/// It goes on whether or not it is read, until its queue is full; then it waits for its reader and
-/// takes no core. Dropping it stops the search.
+/// The search runs until its queue is full, even if its events are not read. Then it waits for its reader and
+/// takes no core. Dropping the handle stops the search.
 pub struct Search {
     state: State,
     shared: Arc<Shared>,
@@ -549,8 +549,8 @@ impl Stopper {
         }
     }
 
-    /// How the search comes on; `None` for one that ended before it had a stopper, or that nobody
-    /// has a handle of any more.
+    /// Returns the search's progress; `None` if the search ended before it had a stopper, or if its handle was
+    /// dropped.
     #[must_use]
     pub fn progress(&self) -> Option<Progress> {
         self.shared.lock().progress(self.id?)

@@ -15,8 +15,7 @@ pub struct Metrics {
     pub hashes: u64,
     /// Secrets tested, counted for each search that they were tested for.
     pub tests: u64,
-    /// Those of the tests that turned out to be of no use: beyond a search's end, or forgotten because
-    /// there were too many hits to hold.
+    /// Tests whose results were discarded: beyond a search's end, or because there were too many hits to hold.
     pub in_vain: u64,
     /// Slices tried.
     pub slices: u64,

@@ -334,6 +334,14 @@ async fn wrong_settings_are_told_from_a_system_that_refuses() {
     };
     let error = Server::new(open).await.unwrap_err();
     assert!(matches!(error, StartError::Settings(_)), "{error}");
+    let mut crowded = Settings::default();
+    crowded.connections.connections = Some(NonZeroUsize::MAX);
+    let error = Server::new(crowded).await.unwrap_err();
+    assert!(matches!(error, StartError::Settings(_)), "{error}");
+    assert!(
+        error.to_string().starts_with("--maximum-connections "),
+        "{error}"
+    );
     let first = Server::new(Settings::default()).await.unwrap();
     let taken = Settings {
         listen: Some(Listen::Tcp {

@@ -123,7 +123,7 @@ impl Server {
     fn start() -> Result<Server> {
         let mut process = Command::new(target().join("release/hashfinder"))
             // Both versions of IP, so that one machine can be two clients.
-            .args(["serve", "--host", "::", "--port", "0"])
+            .args(["serve", "--host", "::", "--port", "0", "--listen-unprotected"])
             .args(["--maximum-concurrent-rpcs", "5000"])
             // One address is as many clients as there are connections.
             .args(["--maximum-streams-per-second", "1000000"])

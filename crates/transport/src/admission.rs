@@ -92,9 +92,9 @@ impl Admission {
         }))
     }
 
-    /// Takes a place for a connection of this address. If the address has no place left, its longest
-    /// silent connection loses its place. If the server has none left, the longest silent connection
-    /// of all does. An honest client speaks as soon as it is connected.
+    /// Takes a place for a connection of this address. If the address has no place left, its
+    /// longest silent connection loses its place. If the server has none left, the longest silent
+    /// connection of all does. An honest client speaks as soon as it is connected.
     ///
     /// # Errors
     ///

@@ -89,8 +89,8 @@ pub struct FloodLimits {
     /// Maximum number of streams that the client resets, or makes the server reset. Default: 500,
     /// far more than people and programs cancel. At 20 us each they take a hundredth of a core.
     pub resets: NonZeroU32,
-    /// Maximum number of other frames that the client sends, beyond those that are free with streams
-    /// and DATA. Default: 1,000. At 2 us each they take a five-hundredth of a core.
+    /// Maximum number of other frames that the client sends, beyond those that are free with
+    /// streams and DATA. Default: 1,000. At 2 us each they take a five-hundredth of a core.
     pub control_frames: NonZeroU32,
 }
 

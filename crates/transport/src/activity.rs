@@ -1,4 +1,4 @@
-//! What happens on a connection, as far as it decides how long the connection may last.
+//! Activity on a connection that determines how long the connection may last.
 
 use std::{
     any::Any,
@@ -19,41 +19,44 @@ use pin_project_lite::pin_project;
 
 use crate::counts::Closed;
 
-/// What happens on a connection. Everybody on it writes here, and its own task reads.
+/// Activity on a connection. All code that serves the connection writes it, and the connection's
+/// task reads it.
 #[derive(Debug)]
 pub(crate) struct Activity {
     began: Instant,
-    /// When the client's first frame arrived, in milliseconds from the beginning; [`NEVER`] until then.
+    /// Time of the client's first frame, in milliseconds since the start; [`NEVER`] until then.
     greeted: AtomicU64,
     requested: AtomicBool,
     /// Whether a request was rejected as malformed, until that is reported.
     rejected: AtomicBool,
-    /// Calls whose response has not been written to its end.
+    /// Number of calls whose response was not written to its end.
     open: AtomicUsize,
-    /// Those among them whose last frame has not been taken, so that the next is not asked for.
+    /// Number of open calls whose last frame waits: the HTTP/2 library has not polled for the next
+    /// one.
     unread: AtomicUsize,
-    /// When either of these changed last, in milliseconds from the beginning.
+    /// Time of the last change of `open` or `unread`, in milliseconds since the start.
     changed: AtomicU64,
-    /// Since when the socket has no room, in milliseconds from the beginning; [`NEVER`] if it has.
+    /// Time since which the socket has no room, in milliseconds since the start; [`NEVER`] if it
+    /// has room.
     blocked_since: AtomicU64,
-    /// Why it is closed, if that was decided elsewhere.
+    /// Reason for closing the connection, if another part of the server decided it.
     closed: OnceLock<Closed>,
 }
 
-/// How things stand on a connection.
+/// State of a connection at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
-    /// How long after the connection's beginning the client's first frame arrived, if it has.
+    /// Time from the connection's start to the client's first frame, if there was one.
     pub(crate) greeted: Option<Duration>,
-    /// The client has sent a request.
+    /// Whether the client has sent a request.
     pub(crate) requested: bool,
-    /// Calls whose response has not been written to its end.
+    /// Number of calls whose response was not written to its end.
     pub(crate) open: usize,
-    /// Those among them that wait for their reader.
+    /// Number of open calls that wait for their reader.
     pub(crate) unread: usize,
-    /// How long after the connection's beginning either of these changed last.
+    /// Time from the connection's start to the last change of `open` or `unread`.
     pub(crate) changed: Duration,
-    /// Since when the socket has had no room for what is to be written, if it has none.
+    /// Time from the connection's start since which the socket has no room, if it has none.
     pub(crate) blocked: Option<Duration>,
 }
 
@@ -72,24 +75,24 @@ impl Activity {
         })
     }
 
-    /// A frame of the client has arrived.
+    /// Records that a frame of the client arrived.
     pub(crate) fn greeted(&self) {
         if self.greeted.load(Ordering::Relaxed) == NEVER {
             self.greeted.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// The HTTP/2 library has rejected a request as malformed.
+    /// Records that the HTTP/2 library rejected a request as malformed.
     pub(crate) fn reject(&self) {
         self.rejected.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a request was rejected as malformed since this was asked last.
+    /// Returns whether a request was rejected as malformed since the last call.
     pub(crate) fn take_rejected(&self) -> bool {
         self.rejected.load(Ordering::Relaxed) && self.rejected.swap(false, Ordering::Relaxed)
     }
 
-    /// The first reason counts.
+    /// Sets the reason for closing the connection. Only the first one counts.
     pub(crate) fn close(&self, why: Closed) {
         let _ = self.closed.set(why);
     }
@@ -98,21 +101,21 @@ impl Activity {
         self.closed.get().copied()
     }
 
-    /// The socket has no room.
+    /// Records that the socket has no room.
     pub(crate) fn blocked(&self) {
         if self.blocked_since.load(Ordering::Relaxed) == NEVER {
             self.blocked_since.store(self.now(), Ordering::Relaxed);
         }
     }
 
-    /// It has taken something.
+    /// Records that the socket accepted data.
     pub(crate) fn unblocked(&self) {
         if self.blocked_since.load(Ordering::Relaxed) != NEVER {
             self.blocked_since.store(NEVER, Ordering::Relaxed);
         }
     }
 
-    /// How many calls have a response that has not been written to its end.
+    /// Returns the number of calls whose response was not written to its end.
     pub(crate) fn open_calls(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
@@ -132,7 +135,7 @@ impl Activity {
         }
     }
 
-    /// A call begins; it is open until its [`Closing`] is dropped.
+    /// Begins a call. It is open until its [`Closing`] is dropped.
     pub(crate) fn open(self: &Arc<Activity>) -> OpenCall {
         self.requested.store(true, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -155,16 +158,16 @@ impl Activity {
     }
 }
 
-/// A call whose response has not been written to its end; requests carry it as an extension. It does not
+/// A call whose response was not written to its end. Requests carry it as an extension. It does not
 /// keep the call open.
 #[derive(Clone, Debug)]
 pub struct OpenCall(Arc<Open>);
 
 struct Open {
     activity: Arc<Activity>,
-    /// Since when the last frame waits to be taken, in milliseconds from the connection's beginning.
+    /// Time since which the last frame waits, in milliseconds since the connection's start.
     unread_since: AtomicU64,
-    /// What goes back when the call is over.
+    /// Value that is dropped when the call ends.
     kept: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -178,7 +181,7 @@ impl fmt::Debug for Open {
 const NEVER: u64 = u64::MAX;
 
 impl OpenCall {
-    /// For how long the last frame of its response has been waiting to be taken, if it is.
+    /// Returns how long the last frame of the response has been waiting for its reader, if it is.
     #[must_use]
     pub fn unread_for(&self) -> Option<Duration> {
         let since = self.0.unread_since.load(Ordering::Relaxed);
@@ -190,9 +193,9 @@ impl OpenCall {
         (since != NEVER).then(unread)
     }
 
-    /// Keeps something until the call's response was written to its end, or nobody takes the rest of it. That
-    /// is later than the response's body is dropped, for the HTTP/2 library may still have what a client's
-    /// window has no room for. It takes the place of what was kept before.
+    /// Keeps a value until the call's response was written to its end, or the rest of it was
+    /// discarded. This is later than the drop of the response's body: the HTTP/2 library may still
+    /// hold what the client's window has no room for. The value replaces the one kept before.
     pub fn keep(&self, what: impl Send + 'static) {
         let before = self.kept().replace(Box::new(what));
         drop(before);
@@ -217,13 +220,13 @@ impl OpenCall {
         self.0.unread_since.store(now, Ordering::Relaxed);
     }
 
-    /// The call's response is over, or nobody will take the rest of it.
+    /// Ends the call: its response was written to its end, or the rest will be discarded.
     fn close(&self) {
         self.asked();
         self.0.activity.open.fetch_sub(1, Ordering::Relaxed);
         self.0.activity.change();
         let kept = self.kept().take();
-        // What that does is others'.
+        // Dropped outside the lock: its destructor is foreign code.
         drop(kept);
     }
 }
@@ -237,8 +240,8 @@ impl Drop for Closing {
     }
 }
 
-/// Data of a response, which keeps the call open until it was written: the HTTP/2 library takes it long
-/// before, if the client's window has room for a single byte of it.
+/// Response data that keeps its call open until it was written. The HTTP/2 library takes the data
+/// long before that if the client's window has room for a single byte of it.
 pub(crate) struct Unwritten<D> {
     data: D,
     _call: Arc<Closing>,
@@ -263,7 +266,7 @@ impl<D: Buf> Buf for Unwritten<D> {
 }
 
 pin_project! {
-    /// A response's body, which knows whether it is being read.
+    /// A response body that records whether it is being read.
     pub(crate) struct WatchedBody<B> {
         #[pin]
         inner: B,
@@ -284,8 +287,8 @@ impl<B: Body> Body for WatchedBody<B> {
     type Data = Unwritten<B::Data>;
     type Error = B::Error;
 
-    /// HTTP/2 asks for a frame when there is room for one, so that a frame was taken when the next one is
-    /// asked for.
+    /// The HTTP/2 library polls for a frame when it has room for one. So each poll shows that the
+    /// frame before it was taken.
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -354,7 +357,7 @@ mod tests {
         };
         let mut data = frame.into_data().ok().unwrap();
         assert!(matches!(next(), Poll::Ready(Some(Ok(_)))));
-        // That there are no more frames does not mean that these were written.
+        // The last frame was taken, but not all data was written.
         drop(body);
         let open = |of: &Activity| (of.snapshot().open, of.snapshot().unread);
         assert_eq!(open(&activity), (1, 1));
@@ -364,7 +367,7 @@ mod tests {
         drop(data);
         assert_eq!(open(&activity), (0, 0));
         assert_eq!(call.unread_for(), None);
-        // Whoever still knows of the call keeps nothing.
+        // An `OpenCall` that outlives the call keeps nothing.
         assert_eq!(Arc::strong_count(&kept), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Limits the connections of a server, in total and of each address.
+//! Limits the number of a server's connections, in total and for each address.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -49,22 +49,22 @@ struct State {
 /// A connection that has not spoken yet.
 struct Silent {
     address: Origin,
-    /// Told when the connection loses its place.
+    /// Notified when the connection loses its place.
     made_room: Arc<Notify>,
 }
 
 struct Address {
     connections: usize,
-    /// Numbers of those that have not spoken yet.
+    /// Numbers of its connections that have not spoken yet.
     silent: BTreeSet<u64>,
     /// New connections that the address may open. This and the next field are kept until they are
     /// full again, so that a client cannot reset them by connecting again.
     new: Bucket,
-    /// What its connections may do together, once one of them is metered.
+    /// Limits that its connections share, from the first metered connection on.
     shared: Option<Arc<Mutex<Shared>>>,
 }
 
-/// A connection's place among the others, until it is dropped.
+/// A connection's place within the limits. Dropping it frees the place.
 pub struct Place {
     admission: Admission,
     address: Origin,
@@ -73,8 +73,8 @@ pub struct Place {
 }
 
 impl Admission {
-    /// Admits at most `connections` at a time, and at most `of_address` of one address, which begins new ones at most
-    /// at the rate `new_of_address`.
+    /// Admits at most `connections` at a time, and at most `of_address` from one address. An
+    /// address may begin connections at the rate `new_of_address`.
     #[must_use]
     pub fn new(
         connections: NonZeroUsize,
@@ -92,13 +92,13 @@ impl Admission {
         }))
     }
 
-    /// Takes a place for a connection of this address. When all are taken, in total or of the address, the
-    /// connection among these that has been silent for longest loses its place: an honest client speaks as soon as
-    /// it is connected.
+    /// Takes a place for a connection of this address. If the address has no place left, its
+    /// longest silent connection loses its place. If the server has none left, the longest silent
+    /// connection of all does. An honest client speaks as soon as it is connected.
     ///
     /// # Errors
     ///
-    /// Why there is no place.
+    /// Returns why there is no place.
     pub fn admit(&self, address: Origin, now: Instant) -> Result<Place, Closed> {
         let rate = self.0.new_of_address;
         let mut state = self.lock();
@@ -150,13 +150,14 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics half-way through a change.
+        // No code under this lock panics in the middle of a change.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// The connection has spoken or loses its place; returns what to tell it if it was silent.
+    /// Removes a connection that has spoken or loses its place from the silent ones. Returns its
+    /// notifier if it was silent.
     fn end_silence(&mut self, number: u64) -> Option<Arc<Notify>> {
         let Silent { address, made_room } = self.silent.remove(&number)?;
         if let Some(address) = self.addresses.get_mut(&address) {
@@ -165,7 +166,8 @@ impl State {
         Some(made_room)
     }
 
-    /// Forgets addresses that have no connection and owe nothing, when there are twice as many as last time.
+    /// Forgets addresses that have no connection and owe nothing, if the table has reached
+    /// `next_sweep`: twice the addresses that were left last time, and `SWEPT_FROM` more.
     fn sweep(&mut self, rate: Rate, now: Instant) {
         if self.addresses.len() < self.next_sweep {
             return;
@@ -184,17 +186,17 @@ impl State {
 }
 
 impl Place {
-    /// Returns what all connections of its address may do together, within these limits.
+    /// Returns the limits that all connections of its address share.
     pub(crate) fn shared(&self, limits: FloodLimits, now: Instant) -> Arc<Mutex<Shared>> {
         let new = || Arc::new(Mutex::new(Shared::new(limits, now)));
         match self.admission.lock().addresses.get_mut(&self.address) {
             Some(address) => Arc::clone(address.shared.get_or_insert_with(new)),
-            // An address is known as long as it has a place.
+            // Not reached: an address is known as long as it has a place.
             None => new(),
         }
     }
 
-    /// Says that the connection has spoken, so that it keeps its place.
+    /// Records that the connection has spoken, so that it keeps its place.
     pub fn spoke(&self) {
         self.admission.lock().end_silence(self.number);
     }
@@ -289,7 +291,7 @@ mod tests {
         let fourth = admission.admit(address(4), now).unwrap();
         let lost = [&places[0], &places[1], &places[2]].map(has_lost);
         assert_eq!(lost, [false, true, false]);
-        // The one that lost is still on its way out.
+        // The connection that lost its place has not closed yet.
         places[2].spoke();
         fourth.spoke();
         let fifth = admission.admit(address(5), now);
@@ -330,7 +332,7 @@ mod tests {
         for number in 0..10_000_u32 {
             let origin = Origin::Network(std::net::Ipv4Addr::from_bits(number).into());
             drop(admission.admit(origin, now).unwrap());
-            // In which each may have begun another one.
+            // Each address owes nothing after 200 ms.
             now += std::time::Duration::from_millis(1);
         }
         assert!(admission.lock().addresses.len() <= SWEPT_FROM + 1);

@@ -1,4 +1,4 @@
-//! What is counted of connections.
+//! Metrics of connections.
 
 use std::{fmt, time::Duration};
 
@@ -7,39 +7,39 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-/// Why the server closed a connection, or did not take it.
+/// Why the server closed or rejected a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Closed {
-    /// There were as many as there may be.
+    /// The maximum number of connections was open, and none of them was silent.
     TooMany,
-    /// There were as many of its address as there may be.
+    /// The maximum number of connections of its address was open, and none of them was silent.
     TooManyOfAddress,
-    /// Its address begins too many.
+    /// Its address opened connections too fast.
     TooFast,
-    /// It had said nothing yet, and another one needed its place.
+    /// It had sent nothing yet, and its place was needed for another connection.
     MadeRoom,
-    /// It had said nothing, or had not finished its handshake, in time.
+    /// It sent nothing, or did not finish its handshake, in time.
     Handshake,
     /// Its TLS handshake failed.
     Tls,
     /// It made no call in time.
     NoRequest,
-    /// It had made no call for long.
+    /// It had no open call for too long.
     Idle,
-    /// It was as old as connections may get.
+    /// It reached the maximum age.
     Age,
-    /// None of its calls' responses was read.
+    /// None of its calls' responses was read for too long.
     Unread,
-    /// Streams were reset on it, too many for too long.
+    /// It had too many stream resets for too long.
     TooManyResets,
-    /// Frames came that are no calls, too many for too long.
+    /// It sent too many frames that neither begin nor reset a stream, for too long.
     TooManyControlFrames,
-    /// The HTTP/2 library had enough of it: calls were taken back before they were begun, or the client's errors
-    /// reset too many.
+    /// The HTTP/2 library closed it (ENHANCE_YOUR_CALM): too many calls were cancelled before they
+    /// were accepted, or too many streams were reset because of the client's errors.
     Calm,
     /// The client broke HTTP/2's rules.
     Broken,
-    /// It did not answer in time whether it is still there.
+    /// It did not answer a keepalive ping in time, or its socket was full for too long.
     Keepalive,
 }
 
@@ -62,7 +62,7 @@ impl Closed {
         Closed::Keepalive,
     ];
 
-    /// As metrics and the log have it.
+    /// Returns the reason as it appears in the metrics and the log.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -91,7 +91,7 @@ impl fmt::Display for Closed {
     }
 }
 
-/// Counts of connections; clones count together.
+/// Metrics of connections. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Counts {
     open: Gauge,
@@ -103,7 +103,7 @@ pub struct Counts {
 impl Default for Counts {
     fn default() -> Counts {
         let closed = Family::<_, Counter>::default();
-        // There from the beginning, so that the first one is seen as an increase.
+        // Created at the start, so that a first event shows as an increase.
         for why in Closed::ALL {
             let _ = closed.get_or_create(&[("reason", why.as_str())]);
         }
@@ -117,7 +117,7 @@ impl Default for Counts {
 }
 
 impl Counts {
-    /// Adds them to a registry of metrics.
+    /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "connections",

@@ -1,25 +1,26 @@
-//! The frames of HTTP/2 that pass, of which no more is read than their heads and why streams are reset (RFC 9113,
-//! sections 4.1 and 6.4).
+//! Finds HTTP/2 frames in a byte stream. Only frame headers, and the error codes of RST_STREAM, are
+//! parsed (RFC 9113, sections 4.1 and 6.4).
 
-/// What a client sends before its first frame (RFC 9113, section 3.4): as many bytes.
+/// Length of the client's connection preface (RFC 9113, section 3.4), in bytes.
 pub(crate) const PREFACE_LEN: usize = 24;
 
-/// The bytes of a frame's head.
+/// Length of a frame header, in bytes.
 const HEAD_LEN: usize = 9;
 
-/// The bytes of the code that is all of RST_STREAM's payload.
+/// Length of the error code, which is the whole payload of RST_STREAM, in bytes.
 const CODE_LEN: usize = 4;
 
-/// The type of RST_STREAM.
+/// Frame type of RST_STREAM.
 const RST_STREAM: u8 = 3;
 
-/// The code of a stream whose frames break the rules (RFC 9113, section 7).
+/// Error code for a stream whose frames break the protocol (RFC 9113, section 7).
 pub(crate) const PROTOCOL_ERROR: u32 = 1;
 
-/// The flag ACK of SETTINGS and PING, and END_STREAM of DATA and HEADERS (RFC 9113, sections 6.1, 6.2, 6.5 and 6.7).
+/// The flag ACK of SETTINGS and PING, and END_STREAM of DATA and HEADERS (RFC 9113, sections 6.1,
+/// 6.2, 6.5 and 6.7).
 const FIRST_FLAG: u8 = 1;
 
-/// What a frame is (RFC 9113, section 6).
+/// Type of a frame (RFC 9113, section 6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Data,
@@ -29,37 +30,38 @@ pub(crate) enum Kind {
     Ping,
     GoAway,
     Continuation,
-    /// Any other, also one that nobody knows.
+    /// Any other type, known or unknown.
     Other,
 }
 
-/// A frame's head.
+/// Header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) kind: Kind,
-    /// Of its payload, in bytes.
+    /// Length of the payload, in bytes.
     pub(crate) length: usize,
-    /// 0 for the connection.
+    /// Stream number; 0 is the connection.
     pub(crate) stream: u32,
-    /// Of a PING or SETTINGS: whether it answers one. Of DATA or HEADERS: whether they are the last of their stream.
+    /// For PING and SETTINGS: whether it is an acknowledgement. For DATA and HEADERS: whether it is
+    /// the last frame of its stream.
     pub(crate) is_last: bool,
-    /// Of an RST_STREAM: why the stream was reset.
+    /// For RST_STREAM: the error code.
     pub(crate) code: Option<u32>,
 }
 
-/// Finds the frames in one direction of a connection, however its bytes are cut.
+/// Finds the frames in one direction of a connection. The bytes may be split anywhere.
 #[derive(Debug)]
 pub(crate) struct Frames {
-    /// How many bytes come before the next head: what is left of a payload, or of the preface.
+    /// Number of bytes before the next header: the rest of a payload or of the preface.
     skip: usize,
-    /// The head, and the code of RST_STREAM.
+    /// The header, and the error code of RST_STREAM.
     head: [u8; HEAD_LEN + CODE_LEN],
-    /// How much of it is there.
+    /// Number of bytes of `head` that have been read.
     seen: usize,
 }
 
 impl Frames {
-    /// With so many bytes before the first frame.
+    /// Creates a reader that skips this many bytes before the first frame.
     pub(crate) fn after(bytes: usize) -> Frames {
         Frames {
             skip: bytes,
@@ -68,16 +70,16 @@ impl Frames {
         }
     }
 
-    /// How many bytes have to be there before the frame is known.
+    /// Returns how many bytes of `head` the current frame needs.
     fn wanted(&self) -> usize {
         match self.head {
-            // Of another length it is an error, and ends the connection.
+            // With any other length, RST_STREAM is an error that ends the connection.
             [0, 0, 4, RST_STREAM, ..] if self.seen >= HEAD_LEN => HEAD_LEN + CODE_LEN,
             _ => HEAD_LEN,
         }
     }
 
-    /// Tells `each` of the heads that end in these bytes.
+    /// Calls `each` with the frame headers that are completed by these bytes.
     pub(crate) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head)) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
@@ -133,7 +135,7 @@ mod tests {
             (7, 0, 20),
             (9, 1, 600),
             (200, 7, 1),
-            // It has a wrong length, and no code.
+            // A wrong length, so there is no error code.
             (3, 1, 5),
         ];
         let mut bytes = vec![b'P'; PREFACE_LEN];
@@ -141,7 +143,7 @@ mod tests {
             let length = u32::try_from(length).unwrap().to_be_bytes();
             bytes.extend(&length[1..]);
             bytes.extend([kind, u8::from(stream == 0)]);
-            // With the reserved bit, which is to be ignored.
+            // The reserved bit must be ignored.
             bytes.extend((stream | 1 << 31).to_be_bytes());
             bytes.extend(vec![1; u32::from_be_bytes(length) as usize]);
         }

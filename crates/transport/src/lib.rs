@@ -1,16 +1,17 @@
-//! An HTTP/2 listener for a server that strangers can reach: it accepts connections, knows who is at their other end,
-//! and keeps unruly, broken and hostile clients from taking what others need.
+//! An HTTP/2 listener for a server that is open to strangers. It accepts connections, identifies
+//! the clients, and keeps unruly, broken and hostile clients from taking what others need.
 //!
-//! Start with [`Server`]: it serves any [`tower_service::Service`] to whatever comes from a [`Listener`]. Each request
-//! carries its [`Peer`] and its [`OpenCall`] as extensions.
+//! Start with [`Server`]: it serves any [`tower_service::Service`] on the connections of a
+//! [`Listener`]. Each request carries its [`Peer`] and its [`OpenCall`] as extensions.
 //!
-//! - [`Listener`] is a TCP port or a Unix socket; [`Peer`] and [`ClientName`] say who is at the other end.
-//! - [`Tls`] shakes hands, with certificates from files that may change.
-//! - [`Admission`] takes a connection or does not; a meter counts what costs a server much and a client little.
-//! - [`Settings`] has the limits of all this, with their defaults and reasons; [`Counts`] counts what comes of them.
-//! - [`rate`] is the token bucket that the limits are made of.
+//! - [`Listener`] is a TCP port or a Unix socket; [`Peer`] and [`ClientName`] identify the client.
+//! - [`Tls`] performs handshakes, with certificates from files that may change.
+//! - [`Admission`] accepts or rejects a connection; a meter limits what costs the server much and
+//!   the client little.
+//! - [`Settings`] has the limits, with their defaults and reasons; [`Counts`] has the metrics.
+//! - [`rate`] is the token bucket behind the limits.
 //!
-//! It knows nothing of what the calls are for. Of this workspace it must not depend on anything but
+//! It knows nothing about the purpose of the calls. Of this workspace it may depend only on
 //! `hashfinder-system` and `hashfinder-tls`.
 
 #![forbid(unsafe_code)]

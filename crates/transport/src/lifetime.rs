@@ -1,28 +1,29 @@
-//! How long a connection may last, and what is done when it has.
+//! Time limits of connections, and how a connection that reaches one is closed.
 
 use std::time::Duration;
 
 use crate::{activity::Snapshot, counts::Closed};
 
-/// How long the calls of a closing connection may take to send their cursors once their searches
-/// were stopped. A search stops within a slice, so nearly all of this time is for a very busy
+/// Time for the calls of a closing connection to send their cursors after their searches were
+/// stopped. A search stops within a slice, so nearly all of this time is margin for a very busy
 /// machine.
 const NOTICE: Duration = Duration::from_secs(1);
 
-/// Time limits of a connection. The first three start where the one before ended.
+/// Time limits of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
-    /// Until it has finished its handshakes, TLS's and HTTP/2's. By default 10 s.
+    /// Maximum time for the TLS and HTTP/2 handshakes. Default: 10 s.
     pub handshake: Duration,
-    /// Until it makes its first call. By default 30 s.
+    /// Maximum time from the end of the handshakes to the first call. Default: 30 s.
     pub first_request: Duration,
-    /// With no call open. By default 15 min.
+    /// Maximum time without an open call. Default: 15 min.
     pub idle: Duration,
-    /// With calls open all of which wait for their reader. By default 5 min.
+    /// Maximum time during which all open calls wait for their reader. Default: 5 min.
     pub unread: Duration,
-    /// In all; without one it may last for ever, which is the default: a search may take a week.
+    /// Maximum age. Default: none, because a search may take a week.
     pub age: Option<Duration>,
-    /// For calls that are open when the server asks the client to close it. By default 30 s.
+    /// Time for the open calls after the server has asked the client to close the connection.
+    /// Default: 30 s.
     pub grace: Duration,
 }
 
@@ -39,10 +40,10 @@ impl Default for Lifetimes {
     }
 }
 
-/// What a connection's task has to do.
+/// Next action of a connection's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Nothing until then, counted from the connection's beginning.
+    /// Do nothing until this time after the connection's start.
     Wait(Duration),
     /// Send GOAWAY, so that the client makes no more calls, and continue.
     Leave(Closed),
@@ -52,7 +53,7 @@ pub(crate) enum Step {
     Cut(Closed),
 }
 
-/// What a connection has come to. Times are counted from its beginning.
+/// State of a connection with regard to its time limits. Times are counted from its start.
 #[derive(Debug)]
 pub(crate) struct Lifetime {
     limits: Lifetimes,
@@ -64,7 +65,7 @@ pub(crate) struct Lifetime {
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Serving,
-    /// For others to see to.
+    /// The whole server shuts down, and closes the connection itself.
     Left,
     Leaving {
         why: Closed,
@@ -77,8 +78,8 @@ enum Stage {
 }
 
 impl Lifetimes {
-    /// Until when the handshakes must have ended, counted from the connection's beginning, and why it is closed
-    /// otherwise.
+    /// Returns the deadline for the handshakes, counted from the connection's start, and the reason
+    /// for closing if it is missed.
     pub(crate) fn opening(&self) -> (Duration, Closed) {
         match self.age {
             Some(age) if age < self.handshake => (age, Closed::Age),
@@ -96,13 +97,13 @@ impl Lifetime {
         }
     }
 
-    /// The server as a whole is leaving: whoever says so sees to the calls, and to connections that do not
-    /// close.
+    /// Ends the time limits because the whole server shuts down. From then on the caller is
+    /// responsible for the calls, and for connections that do not close.
     pub(crate) fn leave(&mut self) {
         self.stage = Stage::Left;
     }
 
-    /// Why it is closing, if it is its own time that is over.
+    /// Returns the reason for closing, if one of its time limits has passed.
     pub(crate) fn why(&self) -> Option<Closed> {
         match self.stage {
             Stage::Serving | Stage::Left => None,
@@ -115,8 +116,8 @@ impl Lifetime {
     pub(crate) fn step(&mut self, now: Duration, snapshot: Snapshot) -> Step {
         match self.stage {
             Stage::Serving => match self.due(snapshot) {
-                // Nothing tells when it comes to stand otherwise, so it is looked at again before that could
-                // matter.
+                // A change of activity does not wake the task. So the task checks again within the
+                // shortest limit that a change could start.
                 (at, _) if now < at => {
                     let Lifetimes {
                         first_request,
@@ -130,7 +131,7 @@ impl Lifetime {
                     }
                     Step::Wait(at.min(now.saturating_add(soonest)))
                 }
-                // The client cannot be told.
+                // A client that has not spoken HTTP/2 cannot receive a GOAWAY.
                 (_, why) if snapshot.greeted.is_none() => Step::Cut(why),
                 (_, why @ Closed::Keepalive) => Step::Cut(why),
                 (_, why) => {
@@ -155,7 +156,8 @@ impl Lifetime {
         }
     }
 
-    /// Until when it may last with this activity, and why no longer.
+    /// Returns until when the connection may last with this activity, and the reason for closing
+    /// then.
     fn due(&self, snapshot: Snapshot) -> (Duration, Closed) {
         let limits = &self.limits;
         let (from, limit, why) =
@@ -237,7 +239,8 @@ mod tests {
         assert_eq!(greeted.step(seconds(38), snapshot), cut);
     }
 
-    /// Nothing wakes the connection's task when a handshake ends, so it has to look often enough.
+    /// A change of activity does not wake the connection's task, so the task has to check often
+    /// enough.
     #[test]
     fn limits_below_that_of_the_handshake_count_from_the_end_of_the_handshake() {
         let limits = Lifetimes {
@@ -270,7 +273,7 @@ mod tests {
         };
         let mut lifetime = Lifetime::new(LIMITS, BLOCKED);
         assert_eq!(lifetime.step(seconds(900), busy), Step::Wait(seconds(940)));
-        // Who is idle may call at once, and leave that unread.
+        // An idle client may begin a call at any time, and leave its response unread.
         assert_eq!(lifetime.step(seconds(60), IDLE), Step::Wait(seconds(100)));
         let unread = Snapshot {
             unread: 2,
@@ -293,7 +296,7 @@ mod tests {
             ..IDLE
         };
         let mut lifetime = Lifetime::new(LIMITS, BLOCKED);
-        // Nobody tells when it comes to be blocked.
+        // The task is not woken when the socket becomes full.
         let soon = Step::Wait(seconds(940));
         assert_eq!(
             lifetime.step(
@@ -324,7 +327,7 @@ mod tests {
             age: Some(seconds(3)),
             ..LIMITS
         };
-        // An age below the limit of the handshake; the client can be told only once it speaks HTTP/2.
+        // An age below the limit of the handshake. Only a client that speaks HTTP/2 gets a GOAWAY.
         let mut lifetime = Lifetime::new(young, BLOCKED);
         assert_eq!(lifetime.step(seconds(0), IDLE), Step::Wait(seconds(3)));
         assert_eq!(lifetime.step(seconds(3), IDLE), Step::Leave(Closed::Age));

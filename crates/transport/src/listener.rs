@@ -1,4 +1,4 @@
-//! Where a server listens.
+//! Listening sockets and accepted connections.
 
 use std::{
     fs,
@@ -26,37 +26,38 @@ use crate::{
     tls::Tls,
 };
 
-/// How many connections may wait to be accepted; the system may allow fewer.
+/// Maximum number of connections that wait to be accepted. The system may allow fewer.
 const BACKLOG: i32 = 1024;
 
-/// How long nothing is accepted after it has failed, for want of file descriptors above all. A connection
-/// that waits is there at once again, and would be tried without a pause.
+/// Pause after a failed accept; the usual cause is a lack of file descriptors. A waiting connection
+/// is reported again at once, so without a pause the server would retry in a busy loop.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a socket that is there already may take to say whether somebody listens on it.
+/// Maximum time for a connection attempt that shows whether a server listens on an existing socket.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A socket that connections come from.
+/// A listening socket.
 pub struct Listener {
     socket: ListeningSocket,
-    /// There while accepting pauses.
+    /// Set while accepting pauses.
     pause: Option<Pin<Box<Sleep>>>,
     has_failed: bool,
 }
 
 enum ListeningSocket {
     Tcp(TcpListener),
-    // The file goes before the socket, so that no file of a server that takes its place can go.
+    // The file is dropped before the socket. Otherwise this could remove the file of a server that
+    // has taken over the path.
     Unix(SocketFile, UnixListener),
 }
 
 impl Listener {
-    /// Listens on the first of the addresses that can be bound. Port 0 takes a free one. With `reuse_port`, other processes
-    /// can listen on the same port (SO_REUSEPORT).
+    /// Listens on the first address that can be bound. Port 0 selects a free port. With
+    /// `reuse_port`, other processes can listen on the same port (SO_REUSEPORT).
     ///
     /// # Errors
     ///
-    /// If none can be bound.
+    /// If no address can be bound.
     pub fn tcp(addresses: &[SocketAddr], reuse_port: bool) -> Result<Listener> {
         let bind = |address: SocketAddr| -> io::Result<TcpListener> {
             let socket = Socket::new(
@@ -64,7 +65,7 @@ impl Listener {
                 Type::STREAM,
                 Some(Protocol::TCP),
             )?;
-            // So that a server that was just stopped can be started again at once.
+            // Allows a server to restart immediately after it was stopped.
             socket.set_reuse_address(true)?;
             socket.set_reuse_port(reuse_port)?;
             socket.set_nonblocking(true)?;
@@ -93,12 +94,12 @@ impl Listener {
         Err(failure.unwrap_or_else(|| anyhow!("there is no address to listen on")))
     }
 
-    /// Listens on a Unix socket, which is removed when the listener is dropped. One that a server left
-    /// behind that is not there any more is replaced.
+    /// Listens on a Unix socket. The file is removed when the listener is dropped. A socket file
+    /// that a stopped server left behind is replaced.
     ///
     /// # Errors
     ///
-    /// If another server listens there, there is something else than a socket, or it cannot be bound.
+    /// If another server listens there, the path is not a socket, or it cannot be bound.
     pub fn unix(path: &Path) -> Result<Listener> {
         let shown = path.display();
         let is_socket = fs::symlink_metadata(path).map(|file| file.file_type().is_socket());
@@ -128,7 +129,7 @@ impl Listener {
         }
     }
 
-    /// Returns the user who runs this server, where clients are users.
+    /// Returns the id of the user that runs this server, if clients are identified by user.
     ///
     /// # Errors
     ///
@@ -137,14 +138,15 @@ impl Listener {
         match &self.socket {
             ListeningSocket::Tcp(_) => Ok(None),
             ListeningSocket::Unix(..) => {
-                // As clients are recognised; whose the socket's file is, others may be able to change.
+                // Determined in the same way as for clients. Others may be able to change the owner
+                // of the socket's file.
                 let (one, _other) = UnixStream::pair()?;
                 Ok(Some(one.peer_cred()?.uid()))
             }
         }
     }
 
-    /// Returns the address to tell people and clients: `HOST:PORT` or `unix:PATH`.
+    /// Returns the address for users and clients: `HOST:PORT` or `unix:PATH`.
     ///
     /// # Errors
     ///
@@ -157,7 +159,8 @@ impl Listener {
     }
 }
 
-/// Where a host can be listened on, the first choice first. This may ask a name server.
+/// Returns the addresses of a host to listen on, in order of preference. This may query a name
+/// server.
 ///
 /// # Errors
 ///
@@ -170,16 +173,16 @@ pub fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>> {
     Ok(addresses)
 }
 
-/// Whether somebody listens on a Unix socket.
+/// Connects to a Unix socket, to check whether a server listens on it.
 fn probe(path: &Path) -> io::Result<()> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.connect_timeout(&SockAddr::unix(path)?, PROBE_TIMEOUT)
 }
 
-/// A socket's file, for as long as somebody listens on it.
+/// The file of a Unix socket on which this server listens. Dropping it removes the file.
 struct SocketFile {
     path: PathBuf,
-    /// Which file it is: somebody may put another one in its place.
+    /// Device and inode of the file, because another file may have replaced it.
     inode: (u64, u64),
 }
 
@@ -200,7 +203,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if SocketFile::inode(&self.path).is_ok_and(|inode| inode == self.inode) {
-            // If somebody else removes it first, so much the better.
+            // An error is ignored: another process may have removed the file.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -209,7 +212,7 @@ impl Drop for SocketFile {
 impl Stream for Listener {
     type Item = io::Result<Connection>;
 
-    /// Never gives an error: what cannot be accepted now is tried again after a pause.
+    /// Never returns an error: a failed accept is retried after a pause.
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Some(pause) = &mut self.pause {
@@ -220,7 +223,7 @@ impl Stream for Listener {
                 ListeningSocket::Tcp(listener) => {
                     let accepted = ready!(listener.poll_accept(cx));
                     accepted.map(|(stream, _)| {
-                        // A socket that cannot do it is of use all the same.
+                        // If this fails, the connection still works.
                         let _ = stream.set_nodelay(true);
                         Socketed::Tcp(stream)
                     })
@@ -237,7 +240,7 @@ impl Stream for Listener {
                     }
                     return Poll::Ready(Some(Ok(Connection::new(stream))));
                 }
-                // One that was given up before it was accepted says nothing of the next one.
+                // The client gave up before the accept. The next connection may be fine.
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     if !std::mem::replace(&mut self.has_failed, true) {
@@ -250,13 +253,13 @@ impl Stream for Listener {
     }
 }
 
-/// Returns the number of a new connection, which no other one of this process has.
+/// Returns a number for a new connection, unique in this process.
 pub(crate) fn next_number() -> u64 {
     static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
     CONNECTIONS.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A connection that was accepted.
+/// An accepted connection.
 pub struct Connection {
     stream: Socketed,
     peer: Peer,
@@ -272,7 +275,7 @@ impl Connection {
     fn new(stream: Socketed) -> Connection {
         let address = |stream: &TcpStream| stream.peer_addr().map_or(Who::Nobody, Who::Address);
         let who = match &stream {
-            // Whoever is gone already has none, and will not ask for anything either.
+            // A client that has already disconnected has no address, and sends no request.
             Socketed::Tcp(stream) => address(stream),
             Socketed::Tls(stream) => address(stream.get_ref().0),
             Socketed::Unix(stream) => {
@@ -284,8 +287,8 @@ impl Connection {
         Connection { stream, peer }
     }
 
-    /// Shakes hands, where there is TLS and the connection may come from elsewhere. Dropping the future
-    /// closes it.
+    /// Performs the TLS handshake if `tls` is given and this is a TCP connection. Dropping the
+    /// future closes the connection.
     ///
     /// # Errors
     ///
@@ -304,25 +307,25 @@ impl Connection {
         })
     }
 
-    /// Who is at the other end.
+    /// Returns the client at the other end.
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
 
-    /// Waits until something has come, or the other end is gone. Dropping the future changes nothing.
+    /// Waits until data arrives or the client disconnects. Dropping the future has no effect.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         match &self.stream {
-            // Readiness alone may be a false alarm.
+            // Readiness may be a false alarm, so this peeks at the data.
             Socketed::Tcp(stream) => stream.peek(&mut [0]).await.map(drop),
-            // It has shaken hands.
+            // It has completed its handshake, so it has sent something.
             Socketed::Tls(_) => Ok(()),
             Socketed::Unix(stream) => stream.readable().await,
         }
     }
 }
 
-/// Passes a call on to whichever stream there is.
+/// Forwards a call to the variant of the stream.
 macro_rules! either {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.get_mut().stream {
@@ -370,7 +373,7 @@ impl AsyncWrite for Connection {
     }
 
     fn is_write_vectored(&self) -> bool {
-        // Both kinds of socket do.
+        // All variants of the stream support it.
         true
     }
 

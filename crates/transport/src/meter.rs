@@ -1,9 +1,10 @@
-//! A meter on a connection: what costs a server much and a client nothing is counted before the HTTP/2
-//! library sees it, and a client that does too much of it is read more slowly, then no more.
+//! Meters a connection: counts the frames that cost the server much and the client little, before
+//! the HTTP/2 library sees them. A client that sends too many is read more slowly, and then
+//! disconnected.
 //!
-//! That library has limits of its own, on streams that were reset before they were accepted, and on those
-//! that it had to reset; but who resets streams a little later, or sends frames that only have to be
-//! answered, is let through at whatever rate the processor bears (CVE-2023-44487, CVE-2019-9512 to 9518).
+//! The library itself limits only streams that were reset before they were accepted, and streams
+//! that it had to reset. It handles streams that are reset a little later, and frames that need
+//! only an answer, as fast as the processor can (CVE-2023-44487, CVE-2019-9512 to 9518).
 
 use std::{
     collections::BTreeSet,
@@ -27,61 +28,69 @@ use crate::{
     frames::{Frames, Head, Kind, PREFACE_LEN, PROTOCOL_ERROR},
 };
 
-/// For how long a connection is read more slowly before it is closed: longer than any honest burst, whose
-/// sender stops when nothing comes back.
+/// How long a connection with too many resets or control frames is read more slowly before it is
+/// closed. This is longer than any honest burst: an honest client stops when it receives no
+/// answers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How many times a connection's rate all those of one address may have together: a few busy programs behind
-/// one address, and not as many times the work as it can open connections.
+/// Factor by which the limits of an address exceed those of a connection. It allows a few busy
+/// programs behind one address, and keeps a client from multiplying its limits by opening
+/// connections.
 const OF_ADDRESS: f64 = 4.0;
 
-/// How many streams a connection may begin at once: what an honest client has waiting. A thousand that are begun at
-/// once on each of twenty connections kept everybody else waiting for a tenth of a second, and while all but a few
-/// of them were being refused they took four kilobytes each.
+/// Maximum number of streams that a connection may begin at once: what an honest client has
+/// waiting. Without it, twenty connections that each began a thousand streams at once delayed all
+/// other clients by a tenth of a second, and while all but a few of the streams were being
+/// rejected, they took 4 KB each.
 const STREAMS_AT_ONCE: f64 = 100.0;
 
-/// With how many bytes of headers a stream is begun as usual. Each as many more count as another stream: they can be
-/// hundreds of fields, which take as long to read as a call takes to be refused.
+/// Number of bytes of headers that a stream usually begins with. Each further 512 bytes count as
+/// another stream: they can be hundreds of fields, which take as long to read as a call takes to be
+/// rejected.
 const HEADERS_OF_STREAM: usize = 512;
 
-/// How many calls a connection may begin each second, and at once, without waiting for what others of its address have
-/// begun too much: so that nobody's neighbours keep them from being served at all.
+/// Rate at which a connection may always begin streams, even if other connections of its address
+/// have used up the limit of the address. So a client's neighbours cannot lock it out.
 const GUARANTEED: Rate = Rate {
     per_second: 10.0,
     burst: 20.0,
 };
 
-/// How many answers without data may wait for room in the socket of a client that does not read them. They are in no
-/// call's account any more, and take two to four kilobytes each in the HTTP/2 library. There may be as
-/// many more as calls were open, or began in the portion that was read last, when the socket had no room any more.
+/// Maximum number of answers without data that wait for room in the socket of a client that does
+/// not read them. They no longer belong to an open call, and take 2 to 4 KB each in the HTTP/2
+/// library. The calls that were open when the socket filled up, or that began in the last portion
+/// read, can add theirs.
 const UNSENT_ANSWERS: usize = 100;
 
-/// How many control frames come with a stream that is begun, and with a frame of data that is sent: window
-/// updates for the stream and the connection, and pings by which clients measure a connection that is busy.
+/// Control frames that are free with each stream that the client begins, and with each DATA frame
+/// that the server sends: window updates for the stream and the connection, and pings with which
+/// clients measure a busy connection.
 const WITH_STREAM: f64 = 8.0;
 const WITH_DATA: f64 = 4.0;
 
-/// How many control frames of a new connection are not counted for its address: those with which it introduces
-/// itself, so that nobody's neighbours keep them from connecting. All that may begin in a second come to less than
-/// the address may send besides.
+/// Number of control frames of a new connection that do not count for its address: those of the
+/// connection setup, so that a client's neighbours cannot keep it from connecting. With the default
+/// limits, the new connections of one second get less than the address may send besides.
 const INITIAL_ALLOWANCE: f64 = 16.0;
 
-/// How many bytes are read at once: some twenty calls, or a hundred frames of the shortest. What is counted comes in
-/// small portions so, and so do the pauses after it: nobody else waits for more than such a portion's work.
+/// Maximum number of bytes read at once: about twenty calls, or a hundred of the shortest frames.
+/// Counting and pauses therefore happen after small portions, and other connections wait for at
+/// most one portion's work.
 const MOST_AT_ONCE: usize = 1024;
 
-/// What a connection may do in a second; all connections of an address together may do four times as
-/// much. Resets and control frames may come all at once, streams 100 at a time.
+/// What a connection may do in a second. All connections of an address together may do four times
+/// as much. Resets and control frames may come all at once, streams 100 at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloodLimits {
     /// Maximum number of streams that the client begins. One counts again for each 512 bytes of its
-    /// headers. Default: 2,000. At 30 us for a rejected call, those of an address take a quarter of a core.
+    /// headers. Default: 2,000. At 30 us for a rejected call, the calls of an address take a
+    /// quarter of a core.
     pub streams: NonZeroU32,
-    /// Maximum number of streams that the client resets, or makes the server reset. Default: 500, which
-    /// is far more than people and programs cancel. At 20 us each they take a hundredth of a core.
+    /// Maximum number of streams that the client resets, or makes the server reset. Default: 500,
+    /// far more than people and programs cancel. At 20 us each they take a hundredth of a core.
     pub resets: NonZeroU32,
-    /// Maximum number of other frames without data. Default: 1,000. At 2 us each they take a
-    /// five-hundredth of a core.
+    /// Maximum number of other frames that the client sends, beyond those that are free with
+    /// streams and DATA. Default: 1,000. At 2 us each they take a five-hundredth of a core.
     pub control_frames: NonZeroU32,
 }
 
@@ -106,7 +115,7 @@ fn rate(per_second: NonZeroU32) -> Rate {
     }
 }
 
-/// How many streams may be begun.
+/// Returns the rate at which streams may begin.
 fn begun(per_second: NonZeroU32) -> Rate {
     let Rate { per_second, burst } = rate(per_second);
     Rate {
@@ -122,7 +131,7 @@ fn of_address(Rate { per_second, burst }: Rate) -> Rate {
     }
 }
 
-/// What all connections of one address have left together.
+/// What all connections of one address together may still do.
 #[derive(Debug)]
 pub(crate) struct Shared {
     limits: FloodLimits,
@@ -141,7 +150,7 @@ impl Shared {
         }
     }
 
-    /// Whether it is as a new one would be, so that it may be forgotten.
+    /// Whether it equals a new one, so that it can be dropped.
     pub(crate) fn is_full(&mut self, now: Instant) -> bool {
         let limits = self.limits;
         self.streams.is_full(of_address(begun(limits.streams)), now)
@@ -152,7 +161,7 @@ impl Shared {
     }
 }
 
-/// What a number of frames cost.
+/// Cost of a number of frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Cost {
     streams: f64,
@@ -168,21 +177,21 @@ struct Meter {
     sent: Frames,
     /// The highest stream that the client has begun.
     last_stream: u32,
-    /// What has not been charged yet.
+    /// Cost that has not been charged yet.
     cost: Cost,
     streams: Bucket,
     resets: Bucket,
     control: Bucket,
-    /// What is left of what it may begin whatever its neighbours do.
+    /// Streams that it may still begin regardless of its neighbours.
     guaranteed: Bucket,
     of_address: Arc<Mutex<Shared>>,
     /// What is left of [`INITIAL_ALLOWANCE`].
     initial_allowance: f64,
-    /// Since when too much has been coming, without a rest.
+    /// Start of the current flood, if there is one. A rest that refills the buckets ends it.
     too_much_since: Option<Instant>,
-    /// The streams that were begun, and whose answer was not written to its end.
+    /// Streams that were begun and whose response was not written to its end.
     unanswered: BTreeSet<u32>,
-    /// How many times the client was told to begin no more (GOAWAY).
+    /// Number of GOAWAY frames sent.
     goaways: u32,
 }
 
@@ -206,11 +215,12 @@ impl Meter {
         }
     }
 
-    /// Counts what was received; says whether the client's first frame was among it.
+    /// Counts received bytes. Returns whether they completed the header of a frame.
     fn receive(&mut self, bytes: &[u8]) -> bool {
         let (cost, last_stream) = (&mut self.cost, &mut self.last_stream);
-        // What a client begins after the first of two is answered, for it may not have known; after that nothing is
-        // (RFC 9113, section 6.8).
+        // A graceful shutdown sends two GOAWAY frames. A client may begin streams until it receives
+        // the first one, so streams before the second are answered; later ones are not (RFC 9113,
+        // section 6.8).
         let is_answered = self.goaways < 2;
         let unanswered = &mut self.unanswered;
         let mut any = false;
@@ -239,8 +249,8 @@ impl Meter {
         any
     }
 
-    /// Counts what was sent: what a client made the server reset, and what the client will answer. Says whether the
-    /// HTTP/2 library rejected a request as malformed among it.
+    /// Counts sent bytes: resets that the client caused, and frames that the client will answer.
+    /// Returns whether the HTTP/2 library rejected a malformed request in them.
     fn send(&mut self, bytes: &[u8]) -> bool {
         let mut has_rejected = false;
         let (cost, unanswered, goaways) = (&mut self.cost, &mut self.unanswered, &mut self.goaways);
@@ -251,7 +261,8 @@ impl Meter {
                     has_rejected |= head.code == Some(PROTOCOL_ERROR);
                 }
                 Kind::Data => cost.control -= WITH_DATA,
-                // Our answers ask for nothing, or a client's pings would pay for each other.
+                // Acknowledgements earn no credit; otherwise a client's pings would pay for each
+                // other.
                 Kind::Ping | Kind::Settings if !head.is_last => cost.control -= 1.0,
                 Kind::GoAway => *goaways += 1,
                 _ => {}
@@ -268,21 +279,21 @@ impl Meter {
         has_rejected
     }
 
-    /// Whether too many answers wait to be written, where so many calls have none yet.
+    /// Whether too many answers wait to be written, given the number of open calls.
     fn has_too_many_unsent(&self, open: usize) -> bool {
         self.unanswered.len() > open.saturating_add(UNSENT_ANSWERS)
     }
 
-    /// How long nothing more should be read.
+    /// Returns how long to pause reading, if at all.
     ///
     /// # Errors
     ///
-    /// If too much has been coming for so long that nothing more should be read at all.
+    /// If a flood has lasted so long that the connection must be closed.
     fn charge(&mut self, now: Instant) -> Result<Option<Duration>, Closed> {
         let cost = std::mem::take(&mut self.cost);
         let (streams, resets) = (begun(self.limits.streams), rate(self.limits.resets));
         let control = rate(self.limits.control_frames);
-        // Whoever has rested for so long is forgiven, whatever comes now.
+        // A rest that refills both buckets ends the flood, whatever was received now.
         if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
             self.too_much_since = None;
         }
@@ -303,7 +314,7 @@ impl Meter {
         }
         let introduced = cost.control.clamp(0.0, self.initial_allowance);
         self.initial_allowance -= introduced;
-        // What a stream brings with it is the connection's own: it pays for no other's.
+        // The credit that comes with a stream is for this connection only, not for its address.
         let control_cost = (cost.control - introduced).max(0.0);
         let mut shared = self
             .of_address
@@ -317,8 +328,9 @@ impl Meter {
         let too_many_streams = share(&mut shared.streams, streams, cost.streams);
         let too_many_resets = share(&mut shared.resets, resets, cost.resets);
         let too_much_control = share(&mut shared.control, control, control_cost);
-        // Who does little of it, or nothing, does not wait for neighbours. But control frames may be what has caused the
-        // resets.
+        // A connection that sends few or none of these frames does not wait for its neighbours. A
+        // connection that sends only control frames waits for the resets of its address, too,
+        // because such frames may have caused them.
         if self.guaranteed.wait(GUARANTEED, now).is_none() {
             self.guaranteed.take(GUARANTEED, cost.streams, now);
         }
@@ -334,17 +346,17 @@ impl Meter {
     }
 }
 
-/// A stream of bytes with a meter on it.
+/// A byte stream with a meter.
 pub(crate) struct Metered<S> {
     stream: S,
     meter: Meter,
     activity: Arc<Activity>,
     counts: Counts,
-    /// There while nothing is read.
+    /// Set while reading pauses.
     pause: Option<Pin<Box<Sleep>>>,
-    /// Whether a portion was just read.
+    /// Whether the last read returned bytes.
     has_read: bool,
-    /// Whether reading waits for something to be written.
+    /// Whether reading waits until something is written.
     is_held: bool,
 }
 
@@ -373,7 +385,7 @@ impl<S> Metered<S> {
         }
     }
 
-    /// Notes whether the socket has room, and lets reading go on that waited for it.
+    /// Records whether the socket has room, and resumes reading if it waited for that.
     fn written(&mut self, cx: &Context<'_>, written: &Poll<io::Result<usize>>) {
         match written {
             Poll::Pending => self.activity.blocked(),
@@ -398,13 +410,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
-        // The HTTP/2 library reads for as long as anything comes, and writes only then. But what it writes is counted
-        // too: the resets that a client has made it send. And others want to be read as well.
+        // Otherwise the HTTP/2 library would read while data arrives, and write only afterwards.
+        // But what it writes has to be counted in time: the resets that the client caused. Other
+        // connections also need to be read.
         if std::mem::take(&mut this.has_read) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // Answers that nobody reads pile up in that library.
+        // Answers that the client does not read would pile up in the library.
         if this.meter.has_too_many_unsent(this.activity.open_calls()) {
             this.is_held = true;
             return Poll::Pending;
@@ -517,7 +530,7 @@ mod tests {
             Connection { meter, now }
         }
 
-        /// What the meter says to these frames.
+        /// Returns how many seconds reading pauses after these frames.
         fn gets(&mut self, bytes: &[u8]) -> Result<f64, Closed> {
             self.meter.receive(bytes);
             let wait = self.meter.charge(self.now)?;
@@ -570,18 +583,18 @@ mod tests {
             assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
             let wait = connection.gets(&frames(kind, 10)).unwrap();
             assert!(near(wait, 0.5), "{wait}");
-            // Who rests is forgiven.
+            // A connection that pauses is forgiven,
             connection.later(3.1);
             assert_eq!(connection.gets(&frames(kind, 1)), Ok(0.0));
             connection.later(20.0);
             assert_eq!(connection.gets(&frames(kind, 20)), Ok(0.0));
-            // However often that happens.
+            // no matter how often that happens.
             for _ in 0..20 {
                 connection.later(20.0);
                 assert!(connection.gets(&frames(kind, 30)).unwrap() > 0.4);
             }
             connection.later(20.0);
-            // Who goes on as soon as he may is closed in the end.
+            // A connection that always continues as soon as it may is closed in the end.
             let mut cut = None;
             for _ in 0..16 {
                 match connection.gets(&frames(kind, 20)) {
@@ -609,7 +622,7 @@ mod tests {
             assert!(near(wait, 0.25), "{wait}");
             connection.later(wait);
         }
-        // The same streams again are none that begin.
+        // HEADERS of streams that have begun already count as control frames.
         let again: Vec<u8> = (0..30).flat_map(|n| frame(1, 2 * n + 1)).collect();
         connection.later(100.0);
         assert!(connection.gets(&again).unwrap() > 0.4);
@@ -648,25 +661,25 @@ mod tests {
         connection.meter.send(&frames(0, 5));
         assert_eq!(connection.gets(&frames(8, 20)), Ok(0.0));
         assert!(connection.gets(&frames(8, 1)).unwrap() > 0.0);
-        // An answer to a client's ping pays for none; what the server asks for does.
+        // An acknowledgement earns no credit; a ping that the server sends does.
         let mut ack = frame(6, 0);
         ack[4] = 1;
         connection.meter.send(&ack.repeat(20));
         assert!(connection.gets(&[]).unwrap() > 0.0);
         connection.meter.send(&frame(6, 0).repeat(20));
         assert_eq!(connection.gets(&[]), Ok(0.0));
-        // What the server has to reset counts like what the client resets.
+        // A reset by the server counts like a reset by the client.
         let mut connection = Connection::new();
         assert!(!connection.meter.send(&frames(3, 30)));
         assert!(near(connection.gets(&[]).unwrap(), 0.5));
     }
 
-    /// A client whose requests were all rejected left no trace in the log.
+    /// Regression test: a client whose requests were all rejected did not appear in the log.
     #[test]
     fn requests_that_are_rejected_as_malformed_are_known() {
         let mut connection = Connection::new();
         let reset = |code: u32| [&[0, 0, 4, 3, 0, 0, 0, 0, 1][..], &code.to_be_bytes()].concat();
-        // NO_ERROR, REFUSED_STREAM and CANCEL are for requests that are as they should be.
+        // NO_ERROR, REFUSED_STREAM and CANCEL are sent for well-formed requests.
         for code in [0, 7, 8] {
             assert!(!connection.meter.send(&reset(code)));
         }
@@ -686,7 +699,7 @@ mod tests {
         assert!(near(waits[4], 0.25) && near(waits[5], 0.5), "{waits:?}");
         let mut talkative = Connection::beside(Arc::clone(&shared), now);
         assert!(talkative.gets(&frames(6, 20)).unwrap() > 0.0);
-        // Who does nothing of the kind does not wait for those who do, nor does who has just come.
+        // The first control frames of a new connection do not wait for its neighbours.
         let mut quiet = Connection::beside(Arc::clone(&shared), now);
         assert_eq!(quiet.gets(&frames(4, 3)), Ok(0.0));
         let forgotten = now + Duration::from_secs(10);
@@ -707,20 +720,20 @@ mod tests {
         let begun: Vec<u8> = (0..103).flat_map(|n| frame(1, 2 * n + 1)).collect();
         meter.receive(&begun);
         assert!(meter.has_too_many_unsent(0));
-        // Those that have no answer yet are none that wait.
+        // Calls without a response are not unsent answers.
         assert!(!meter.has_too_many_unsent(3));
-        // Neither headers nor data are the end, but where they say so.
+        // HEADERS and DATA end a stream only with END_STREAM.
         meter.send(&[frame(1, 1), frame(0, 1)].concat());
         assert!(meter.has_too_many_unsent(2));
         meter.send(&ended(1, 1));
         assert!(!meter.has_too_many_unsent(2));
         meter.send(&[frame(1, 3), ended(0, 3), frame(3, 5)].concat());
         assert!(!meter.has_too_many_unsent(0));
-        // Who is told to leave may begin some that cross the first word of it.
+        // A client may begin streams before it receives the first GOAWAY.
         meter.send(&frame(7, 0));
         meter.receive(&frame(1, 301));
         assert!(meter.has_too_many_unsent(0));
-        // Who takes a call back waits for no answer.
+        // A stream that the client resets waits for no answer.
         meter.receive(&frame(3, 301));
         meter.send(&frame(7, 0));
         meter.receive(&frame(1, 303));
@@ -738,10 +751,10 @@ mod tests {
         let waits: Vec<f64> = (connections.iter_mut())
             .map(|connection| connection.gets(&begun).unwrap())
             .collect();
-        // A hundred of each connection, and four hundred of them all.
+        // At once, each connection may begin 100 streams, and all of them together 400.
         assert_eq!(waits[..4], [0.0; 4]);
         assert!(near(waits[4], 0.125) && near(waits[5], 0.25), "{waits:?}");
-        // Who begins none, or a few, does not wait for those who do.
+        // A connection that begins few or no streams does not wait for its neighbours.
         let mut quiet = Connection::beside(Arc::clone(&shared), now);
         assert_eq!(quiet.gets(&frames(4, 3)), Ok(0.0));
         let few: Vec<u8> = (0..20).flat_map(|n| frame(1, 2 * n + 1)).collect();

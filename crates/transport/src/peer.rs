@@ -22,7 +22,7 @@ pub struct Peer {
 #[derive(Clone, Debug)]
 pub(crate) enum Who {
     Address(SocketAddr),
-    /// A user of this machine, by a Unix socket.
+    /// A user of this machine, connected through a Unix socket.
     User(u32),
     Nobody,
 }
@@ -31,7 +31,7 @@ pub(crate) enum Who {
 /// even where [`Peer::client`] names a host: a host can take every address of its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// An address of IPv4, or a network of IPv6.
+    /// An IPv4 address or an IPv6 network.
     Network(IpAddr),
     /// A user of this machine.
     User(u32),
@@ -58,7 +58,7 @@ impl Peer {
         }
     }
 
-    /// Returns whether the peer is a user of this machine, as reported by the system.
+    /// Whether the peer is a user of this machine, as reported by the system.
     #[must_use]
     pub fn is_user(&self) -> bool {
         matches!(self.who, Who::User(_))
@@ -91,7 +91,7 @@ impl Peer {
         }
     }
 
-    /// Returns the peer's address, unless it came by a Unix socket.
+    /// Returns the peer's address, unless it connected through a Unix socket.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         match self.who {
@@ -111,20 +111,19 @@ impl fmt::Display for Peer {
     }
 }
 
-/// The longest name that a credential may give to a client, in bytes: as long as OpenID Connect lets a
-/// subject be.
+/// Maximum length of a name from a credential, in bytes: OpenID Connect's maximum for a subject.
 const MAX_NAME_LEN: usize = 255;
 
-/// What an address stands for: itself, or the network whose address comes back with `false`.
+/// Returns the address and `true` if it identifies one host, or its network and `false`.
 fn network(address: IpAddr) -> (IpAddr, bool) {
     match address.to_canonical() {
-        // An address of the others is one host.
+        // Addresses of the other kinds identify one host.
         IpAddr::V6(address)
             if !address.is_loopback()
                 && !address.is_unicast_link_local()
                 && !address.is_unique_local() =>
         {
-            // A client that has one of these addresses may well have the 64 bits behind it too.
+            // A client with such an address may have all addresses of the /64 network.
             (IpAddr::V6(first_64(address)), false)
         }
         host => (host, true),
@@ -135,9 +134,9 @@ fn first_64(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)
 }
 
-/// A client's name: `ip:` and an address, `user:` and a number, `key:` and the id of an API key, `jwt:` and
-/// the subject of a token, or `cert:` and the name in a certificate. The prefix keeps those of different
-/// kinds apart.
+/// Name of a client: `ip:` and an address, `user:` and a number, `key:` and the id of an API key,
+/// `jwt:` and the subject of a token, or `cert:` and the name in a certificate. The prefix
+/// separates names of different kinds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClientName(Arc<str>);
 
@@ -156,13 +155,13 @@ impl ClientName {
         ClientName(name.into())
     }
 
-    /// Returns the name as it is written.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &Arc<str> {
         &self.0
     }
 
-    /// The user of this machine with this number.
+    /// Returns the name of the user of this machine with this id.
     #[must_use]
     pub fn of_user(id: u32) -> ClientName {
         ClientName(format!("user:{id}").into())
@@ -174,19 +173,20 @@ impl ClientName {
         ClientName::of_credential("key:", id)
     }
 
-    /// The subject of a JSON web token.
+    /// Returns the name of the client with this subject in its JSON web token, if it is valid.
     #[must_use]
     pub fn of_subject(subject: &str) -> Option<ClientName> {
         ClientName::of_credential("jwt:", subject)
     }
 
-    /// Whom a certificate names.
+    /// Returns the name of the client with this name in its certificate, if it is valid.
     #[must_use]
     pub fn of_certificate(name: &str) -> Option<ClientName> {
         ClientName::of_credential("cert:", name)
     }
 
-    /// None if the name could not be told from others where people read it, or is too long for that.
+    /// Returns `None` if the name is empty, too long, or has characters with which it could look
+    /// like another name.
     fn of_credential(kind: &str, name: &str) -> Option<ClientName> {
         let fits = (1..=MAX_NAME_LEN).contains(&name.len());
         let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
@@ -203,7 +203,7 @@ impl fmt::Display for ClientName {
 impl FromStr for ClientName {
     type Err = String;
 
-    /// Reads a name as it is written, but an address without its `ip:`.
+    /// Parses a name as it is written, except that an address has no `ip:`.
     fn from_str(text: &str) -> Result<ClientName, String> {
         let name = match text.split_once(':') {
             Some(("user", id)) => id.parse().ok().map(ClientName::of_user),

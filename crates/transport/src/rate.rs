@@ -1,17 +1,18 @@
-//! How often something may happen: a token bucket.
+//! Rate limits: a token bucket.
 
 use std::time::{Duration, Instant};
 
-/// What may happen: so many times a second on average, and so many at once after a rest.
+/// A rate limit: an average rate, and a burst after a rest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rate {
-    /// How many each second.
+    /// Average number of events per second.
     pub per_second: f64,
-    /// How many at once, when nothing has happened for long.
+    /// Maximum number of events at once, after a long rest.
     pub burst: f64,
 }
 
-/// What is left of a [`Rate`]. It may be overdrawn: what has happened cannot be undone, and is paid back.
+/// Tokens left of a [`Rate`]. The number may be negative: events that have happened are charged
+/// even if there were too few tokens, and the debt is paid off over time.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     tokens: f64,
@@ -19,7 +20,7 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full one.
+    /// Returns a full bucket.
     #[must_use]
     pub fn new(rate: Rate, now: Instant) -> Bucket {
         Bucket {
@@ -28,24 +29,24 @@ impl Bucket {
         }
     }
 
-    /// Takes what has happened, however much is left.
+    /// Takes `cost` tokens, even if fewer are left.
     pub fn take(&mut self, rate: Rate, cost: f64, now: Instant) {
         self.refill(rate, now);
         self.tokens = (self.tokens - cost).min(rate.burst);
     }
 
-    /// When nothing is overdrawn any more, if something is.
+    /// Returns the time until the debt is paid off, if there is one.
     pub fn wait(&mut self, rate: Rate, now: Instant) -> Option<Duration> {
         self.refill(rate, now);
         let wait = || Duration::try_from_secs_f64(-self.tokens / rate.per_second);
         (self.tokens < 0.0).then(|| wait().unwrap_or(Duration::MAX))
     }
 
-    /// Takes one where there is one.
+    /// Takes one token if there is one.
     ///
     /// # Errors
     ///
-    /// After how long there will be one, where there is none.
+    /// Returns the time until there is one.
     pub fn try_take(&mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
         self.refill(rate, now);
         if self.tokens >= 1.0 {
@@ -56,14 +57,14 @@ impl Bucket {
         Err(wait.unwrap_or(Duration::MAX))
     }
 
-    /// Whether it is as a new one would be, so that it may be forgotten.
+    /// Whether it equals a new one, so that it can be dropped.
     pub fn is_full(&mut self, rate: Rate, now: Instant) -> bool {
         self.refill(rate, now);
         self.tokens >= rate.burst
     }
 
     fn refill(&mut self, rate: Rate, now: Instant) {
-        // Threads read the clock before they come here, so it may seem to go back.
+        // Threads read the clock before they get here, so time may appear to go backwards.
         let since = now.saturating_duration_since(self.at).as_secs_f64();
         self.tokens = (self.tokens + since * rate.per_second).min(rate.burst);
         self.at = self.at.max(now);
@@ -91,7 +92,7 @@ mod tests {
         assert!((wait.as_secs_f64() - 0.1).abs() < 1e-9, "{wait:?}");
         assert!(bucket.try_take(RATE, at(99)).is_err());
         assert!(bucket.try_take(RATE, at(101)).is_ok());
-        // A clock that goes back gives nothing twice.
+        // If time goes backwards, no token is added twice.
         assert!(bucket.try_take(RATE, start).is_err());
         assert!(!bucket.is_full(RATE, at(300)));
         assert!(bucket.is_full(RATE, at(1000)));
@@ -107,7 +108,7 @@ mod tests {
         let wait = bucket.wait(RATE, start).unwrap();
         assert!((wait.as_secs_f64() - 2.0).abs() < 1e-9, "{wait:?}");
         assert_eq!(bucket.wait(RATE, start + wait), None);
-        // What is given back does not fill it beyond its brim.
+        // A negative cost does not fill the bucket beyond its burst.
         bucket.take(RATE, -100.0, start + wait);
         for _ in 0..3 {
             assert!(bucket.try_take(RATE, start + wait).is_ok());

@@ -1,8 +1,8 @@
-//! The server's connections, from their beginning to their end.
+//! Serves connections from accept to close.
 //!
-//! This is on hyper's connections and not on tonic's server: a connection that is idle, old or not read can
-//! be told to close in HTTP/2's own way (GOAWAY) only by whoever has it in hand, and a time limit on
-//! handshakes has to begin before there is one.
+//! This uses hyper's connections instead of tonic's server. Closing an idle, old or unread
+//! connection with GOAWAY needs access to the connection, and a time limit on handshakes must start
+//! before an HTTP/2 connection exists.
 
 use std::{
     convert::Infallible,
@@ -42,39 +42,41 @@ use crate::{
     tls::Tls,
 };
 
-/// How many streams of a connection may be reset over errors of the peer's making before it is
-/// closed. This is the default of the HTTP/2 library.
+/// Maximum number of streams of a connection that are reset because of the peer's errors before the
+/// connection is closed. This is the default of the HTTP/2 library.
 const MAX_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// How many calls of a connection may be taken back before they were begun, which is in one look at the
-/// connection; it is closed beyond that. This is the default of the HTTP/2 library. With a hundred times as
-/// many, fifty connections that do nothing else kept a healthy client waiting for seconds.
+/// Maximum number of calls that the client cancels before they were accepted, all found in one poll
+/// of the connection. More close the connection. This is the default of the HTTP/2 library. With a
+/// hundred times as many, fifty connections that did nothing else delayed a healthy client by
+/// seconds.
 const MAX_RESETS_BEFORE_BEGUN: usize = 20;
 
-/// How many bytes of requests may be on their way on a connection, and on each of its streams: HTTP/2's own
-/// default. A request has four kibibytes at most, and is read as soon as it comes.
+/// Flow-control window for requests on a connection and on each of its streams, in bytes: the
+/// default of HTTP/2. A request has at most 4 KiB, and is read as soon as it arrives.
 const WINDOW: u32 = 65_535;
 
-/// How many bytes of a response may wait in the HTTP/2 library for its reader: two of its largest frames. The
-/// rest waits in the search, which is parked then.
+/// Maximum number of response bytes per stream that the HTTP/2 library buffers for a slow reader:
+/// two of its largest frames. The rest waits in the search, which is then parked.
 const SEND_BUFFER: usize = 32 * 1024;
 
-/// By how much the age at which connections are closed differs between them, so that clients which came
-/// together do not come back together: a tenth to either side.
+/// Relative spread of the age at which connections are closed, in both directions. Otherwise
+/// clients that connected together would reconnect together.
 const AGE_SPREAD: f64 = 0.1;
 
-/// How many lines the log has for handshakes that fail and connections that are closed as hostile: enough to see
-/// who they are, and not so many that whoever connects all the time fills a disk. The metrics count all.
+/// Rate limit of log lines about failed handshakes and hostile connections: enough to identify the
+/// clients, and few enough that constant reconnecting cannot fill a disk. The metrics count all.
 const LINES: Rate = Rate {
     per_second: 10.0,
     burst: 100.0,
 };
 
-/// Called with the number of a connection on which calls are open and which is about to be closed.
+/// Callback that receives the number of a connection which is closed a second later, although it
+/// may have open calls.
 pub type OnClose = Arc<dyn Fn(u64) + Send + Sync>;
 
-/// Serves a service over HTTP/2. Each request carries its [`Peer`] and its [`OpenCall`](crate::OpenCall) as
-/// extensions.
+/// Serves a service over HTTP/2. Each request carries its [`Peer`] and its
+/// [`OpenCall`](crate::OpenCall) as extensions.
 pub struct Server<S> {
     service: S,
     tls: Option<Tls>,
@@ -98,8 +100,8 @@ where
         + Send
         + 'static,
 {
-    /// Speaks TLS where there is a `tls`. `on_close` is called when a connection is about to be closed although it has
-    /// calls, so that these can be ended in an orderly way within the second that is left.
+    /// Uses TLS if `tls` is given. `on_close` is called a second before a connection with open
+    /// calls is cut off, so that the calls can be ended in an orderly way.
     pub fn new(
         service: S,
         tls: Option<Tls>,
@@ -110,7 +112,7 @@ where
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
-            // gRPC has no use for it, and hyper panics if the clock is beyond the year 9999.
+            // gRPC does not use it, and hyper panics if the clock is beyond the year 9999.
             .auto_date_header(false)
             .max_concurrent_streams(limits.concurrent_streams)
             .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESETS)
@@ -133,14 +135,15 @@ where
         }
     }
 
-    /// Serves until `shutdown` is ready, and then until every connection has closed: each is told that no
-    /// more calls are taken, and its calls go on.
+    /// Serves until `shutdown` is ready, and then until every connection has closed. During
+    /// shutdown each connection gets a GOAWAY: it accepts no more calls, and its open calls
+    /// continue.
     ///
-    /// Dropping the future closes the socket and leaves connections to the runtime.
+    /// Dropping the future closes the listening socket; the runtime continues to serve connections.
     ///
     /// # Errors
     ///
-    /// None at present: what cannot be accepted is tried again.
+    /// None at present: a failed accept is retried.
     pub async fn serve(
         self,
         listener: Listener,
@@ -156,7 +159,7 @@ where
             let mut shutdown = pin!(shutdown);
             loop {
                 let connection = tokio::select! {
-                    // It never gives an error, and never ends.
+                    // The listener neither fails nor ends.
                     Some(Ok(connection)) = listener.next() => connection,
                     () = &mut shutdown => break,
                 };
@@ -180,8 +183,8 @@ where
         Ok(())
     }
 
-    /// Waits until a connection says something, and then serves it: one that says nothing costs a socket and little
-    /// else.
+    /// Waits until a connection sends something, and then serves it. A silent connection costs a
+    /// socket and little else.
     async fn accept(&self, connection: Connection, place: Place, leaving: CancellationToken) {
         let began = Instant::now();
         let lifetimes = self.lifetimes(connection.peer().connection);
@@ -200,7 +203,7 @@ where
         let patience = patience.saturating_sub(began.elapsed());
         let secured = tokio::select! {
             secured = timeout(patience, connection.secured(self.tls.as_ref())) => secured,
-            // It has made no call that could be waited for.
+            // The connection has made no call to wait for.
             () = leaving.cancelled() => return,
         };
         let connection = match secured {
@@ -222,8 +225,8 @@ where
             .await;
     }
 
-    /// Serves a connection that comes from no [`Listener`], such as a pipe within the process. It has no address, and
-    /// the limits for connections and addresses do not apply to it.
+    /// Serves a connection that does not come from a [`Listener`], such as a pipe within the
+    /// process. It has no address, and the limits on connections and addresses do not apply to it.
     ///
     /// Dropping the future closes the connection.
     pub async fn serve_connection<I>(&self, io: I)
@@ -233,7 +236,7 @@ where
         let (began, peer) = (Instant::now(), Peer::new(Who::Nobody, next_number()));
         let admission = self.limits.admission();
         let Ok(place) = admission.admit(peer.origin(), began) else {
-            // Limits that let no connection in.
+            // These limits admit no connection at all.
             return;
         };
         place.spoke();
@@ -243,7 +246,7 @@ where
         self.counts.gone();
     }
 
-    /// Answers what comes, for as long as the connection may last.
+    /// Serves HTTP/2 requests until the connection ends or has to end.
     async fn serve_http2<I>(
         &self,
         io: I,
@@ -292,7 +295,7 @@ where
             };
             let served = poll_fn(|cx| {
                 let ended = connection.as_mut().poll(cx);
-                // One client may send thousands.
+                // One line is enough: a client may send thousands of malformed requests.
                 if activity.take_rejected() && !std::mem::replace(&mut has_told, true) {
                     self.rejected(&peer);
                 }
@@ -335,13 +338,14 @@ where
         }
     }
 
-    /// Whether the log has room for what a peer has brought about.
+    /// Whether the rate limit allows a log line that a peer caused.
     fn may_tell(&self) -> bool {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.try_take(LINES, Instant::now()).is_ok()
     }
 
-    /// A request was reset as malformed before any of ours saw it. The HTTP/2 library says no more than that.
+    /// Logs that a request was rejected as malformed before the service saw it. The HTTP/2 library
+    /// gives no details.
     fn rejected(&self, peer: &Peer) {
         if !self.may_tell() {
             return;
@@ -365,13 +369,13 @@ where
                     tracing::warn!(%peer, reason = %why, "connection closed");
                 }
             }
-            // Of these a few hundred connections can make thousands each second.
+            // A few hundred connections can cause thousands of these each second.
             _ => tracing::debug!(%peer, reason = %why, "connection closed"),
         }
     }
 }
 
-/// Why the HTTP/2 library closed a connection by itself, where that is one of the limits.
+/// Returns the reason why the HTTP/2 library closed a connection, if it enforced a limit or a rule.
 fn of_library(error: &hyper::Error) -> Option<Closed> {
     if error.is_timeout() {
         return Some(Closed::Keepalive);
@@ -417,14 +421,14 @@ where
 }
 
 pin_project! {
-    /// A call on its way to its response.
+    /// A call that waits for its response.
     struct Calling<S, F> {
         service: S,
-        // There until the service takes it.
+        // `None` once the service has taken it.
         request: Option<Request<Body>>,
         #[pin]
         called: Option<F>,
-        // There until the body has it.
+        // `None` once the response body has it.
         call: Option<Closing>,
     }
 }

@@ -9,8 +9,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{admission::Admission, lifetime::Lifetimes, meter::FloodLimits, rate::Rate};
 
-/// Default of the maximum number of connections, if the process may open enough files: four for each
-/// of a thousand searches. A silent connection takes 2 KiB, one that speaks 20 KiB.
+/// Default of the maximum number of connections, if the process may open enough files: four for
+/// each of a thousand searches. A silent connection takes 2 KiB, one that speaks 20 KiB.
 const CONNECTIONS: usize = 4096;
 
 /// Number of files that the process needs for other things than connections, such as metrics,
@@ -24,8 +24,9 @@ pub const LEAST_HEADER_LIST: u32 = 1024;
 /// others need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Maximum number of connections. Default: 4,096, or three quarters of the files that the process
-    /// may open. At the maximum, the connection that has been silent longest makes room for a new one.
+    /// Maximum number of connections. Default: 4,096, or three quarters of the files that the
+    /// process may open. At the maximum, the connection that has been silent longest makes room for
+    /// a new one.
     pub connections: Option<NonZeroUsize>,
     /// Maximum number of connections of one address. Default: a quarter of all.
     pub connections_of_address: Option<NonZeroUsize>,
@@ -33,17 +34,17 @@ pub struct Settings {
     /// which is enough for a few scripts that start a client for each call. At 0.2 ms for a TLS
     /// handshake, they take a twentieth of a core.
     pub new_connections_of_address: NonZeroU32,
-    /// Maximum number of open calls of a connection. Default: 1,000. gRPC recommends about a hundred;
-    /// this leaves room for one busy client behind a proxy.
+    /// Maximum number of open calls of a connection. Default: 1,000. gRPC recommends about a
+    /// hundred; this leaves room for one busy client behind a proxy.
     pub concurrent_streams: NonZeroU32,
     /// Maximum length of a request's headers in bytes, as HTTP/2 counts them: names, values, and 32
-    /// bytes for each field. Default: 16 KiB. gRPC's libraries accept 8 KiB, and tokens that name many
-    /// groups are longer.
+    /// bytes for each field. Default: 16 KiB. gRPC's libraries accept 8 KiB, and tokens that name
+    /// many groups are longer.
     pub header_list: u32,
     /// Interval of keepalive pings. Default: 30 s.
     pub keepalive_interval: Duration,
-    /// Maximum time for the answer to a keepalive ping. Default: 10 s. A client whose socket has been
-    /// full for the interval and this time is disconnected, too.
+    /// Maximum time for the answer to a keepalive ping. Default: 10 s. A client whose socket has
+    /// been full for the interval and this time is disconnected, too.
     pub keepalive_timeout: Duration,
     /// What a connection may do in a second.
     pub flood: FloodLimits,
@@ -166,7 +167,7 @@ pub fn open_files() -> usize {
         Ok(()) => files.maximum,
         Err(_) => files.current,
     };
-    // None is no limit.
+    // `None` means no limit.
     allowed.map_or(usize::MAX, |files| {
         usize::try_from(files).unwrap_or(usize::MAX)
     })

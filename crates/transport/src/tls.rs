@@ -1,5 +1,4 @@
-//! TLS, as the server speaks it: handshakes, whose certificate a client has, and new files taken while it
-//! serves.
+//! TLS for the server: handshakes, names from client certificates, and reloading of changed files.
 
 use std::{
     fmt::{self, Write},
@@ -35,83 +34,85 @@ use webpki::EndEntityCert;
 
 use crate::validity::{Validity, Warning, rejected_by_clients};
 
-/// How often the server checks whether the files have changed, whether its certificates are valid, and whether the
-/// certificate of a client that calls still is.
+/// Interval of checks for changed files and for certificates that are no longer valid. Client
+/// certificates are checked again when their client makes a call, at most this often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// How long a peer whose handshake has failed may take to read why, and how much of what it has sent
-/// meanwhile is thrown away. Who closes a socket that has something to read resets the connection, and the
-/// reset overtakes what was said last.
+/// Maximum time for a peer whose handshake failed to read the reason, and maximum number of bytes
+/// that it sends meanwhile and that are discarded. Closing a socket that has unread input resets
+/// the connection, and the reset can overtake the last message.
 const LINGER: (Duration, u64) = (Duration::from_millis(500), 64 << 10);
 
-/// How long a name from a certificate may be. A DNS name never is longer; a URI that is goes by the
-/// fingerprint.
+/// Maximum length of a name from a certificate. DNS names are never longer; a URI that is longer is
+/// replaced by the fingerprint.
 const LONGEST_NAME: usize = 253;
 
-/// What a fingerprint's name begins with.
+/// Prefix of a name that is a fingerprint.
 const FINGERPRINT: &str = "sha256:";
 
-/// What we speak.
+/// The only protocol that the server supports.
 const ALPN: &[u8] = b"h2";
 
-/// The files with the certificates and the key of a server.
+/// Files of the server's certificates and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The server's certificate in PEM, followed by those that lead to its authority.
+    /// Certificate chain in PEM: the server's certificate, then those that lead to its authority.
     pub certificate: PathBuf,
     /// The private key of that certificate, in PEM.
     pub key: PathBuf,
-    /// The authorities that have to have signed the certificates of clients, in PEM, and whether clients have to have
-    /// one. Without it clients are not asked for certificates.
+    /// Certificates of the authorities for client certificates, in PEM, and whether clients must
+    /// have a certificate. Without this, clients are not asked for certificates.
     pub clients: Option<(PathBuf, ClientCertificates)>,
 }
 
-/// Whether clients have to have certificates.
+/// Whether clients must have certificates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// Without one there is no connection.
+    /// Connections without a certificate are rejected.
     #[default]
     Required,
-    /// A client may come without one; a wrong one is rejected all the same.
+    /// A certificate is optional, but an invalid one is rejected.
     Optional,
 }
 
-/// TLS with certificates from files, which are read again when they change. Clones share all of it.
+/// TLS with certificates from files, which are read again when they change. Clones share all state.
 ///
-/// Handshakes and calls take what was loaded last. They read no file, nor do they wait for a read.
+/// Handshakes and calls use the certificates that were loaded last. They neither read files nor
+/// wait for that.
 #[derive(Clone)]
 pub struct Tls(Arc<Shared>);
 
 struct Shared {
     files: TlsFiles,
     config: Mutex<Config>,
-    /// Locked by the thread that reads the files, and not while anything else is.
+    /// Locked by the thread that reads the files, while it holds no other lock.
     seen: Mutex<Seen>,
 }
 
-/// What a server has seen of its files.
+/// The file versions and warnings that have been handled.
 struct Seen {
     /// The versions that are loaded, or whose error was logged.
     settled: Stamps,
-    /// Versions that did not fit together when they were read: half of them may not be there yet.
+    /// Versions that did not fit together when they were read: perhaps not all files were replaced
+    /// yet.
     doubtful: Option<Stamps>,
-    /// The warnings about the loaded versions that the log has and that still apply.
+    /// Warnings about the loaded versions that were logged and still apply.
     warned: Vec<Warning>,
 }
 
-/// The version of each file; `None` for one that is not there.
+/// The version of each file; `None` if the file does not exist.
 type Stamps = Vec<Option<Stamp>>;
 
-/// What the files come to.
+/// What was loaded from the files.
 #[derive(Clone)]
 struct Config {
     server: Arc<ServerConfig>,
-    /// What finds the certificates of clients good, if these may have some.
+    /// Verifies client certificates, if clients may have any.
     clients: Option<Arc<dyn ClientCertVerifier>>,
     terms: Arc<Terms>,
 }
 
-/// When the certificates in the files are valid, and what is wrong with the files at any time.
+/// Validity periods of the certificates in the files, and warnings that always apply.
 struct Terms {
     chain: Vec<Validity>,
     authorities: Vec<Validity>,
@@ -119,13 +120,13 @@ struct Terms {
 }
 
 impl Tls {
-    /// Reads the files. This can block.
+    /// Loads the files. This can block.
     ///
     /// # Errors
     ///
     /// If they cannot be read or do not fit together, or one is missing.
     pub fn load(files: TlsFiles) -> Result<Tls> {
-        // Looked at before they are read: what changes meanwhile is read again.
+        // Taken before reading: a file that changes meanwhile is then read again.
         let settled = files.stamps();
         let config = Mutex::new(files.read()?);
         let seen = Mutex::new(Seen {
@@ -141,19 +142,20 @@ impl Tls {
         Ok(Tls(Arc::new(shared)))
     }
 
-    /// Takes files that have changed, within a few seconds, until the result is dropped. Logs what is wrong with those
-    /// that are loaded: now, whenever new ones are, and when a certificate's time comes.
+    /// Reloads files within a few seconds of a change, until the result is dropped. Logs warnings
+    /// about the loaded files: now, after each reload, and when a certificate expires or is about
+    /// to.
     ///
     /// # Errors
     ///
-    /// If a thread for it cannot be started.
+    /// If the thread cannot be started.
     pub fn watch(&self) -> io::Result<Watch> {
         self.warn(&mut self.seen());
         let tls = self.clone();
         Watch::start("certificates", LOOK_EVERY, move || tls.look())
     }
 
-    /// Returns what is wrong with the files, though they are used.
+    /// Returns warnings about the files in use.
     #[must_use]
     pub fn warnings(&self) -> Vec<Warning> {
         let (files, now) = (&self.0.files, UnixTime::now());
@@ -169,7 +171,8 @@ impl Tls {
         warnings
     }
 
-    /// Returns when the first certificate in each file ends, in seconds since 1970, by what the metrics call the file.
+    /// Returns when the first certificate in each file expires, in seconds since 1970, with the
+    /// file's name in the metrics.
     #[must_use]
     pub fn expiries(&self) -> Vec<(&'static str, i64)> {
         let terms = self.config().terms;
@@ -184,13 +187,13 @@ impl Tls {
         files.into_iter().filter_map(end).collect()
     }
 
-    /// Shakes hands with a client. Returns its connection, and its certificate if it has shown one. There is no time limit
-    /// here. Dropping the future closes the connection.
+    /// Performs the handshake with a client. Returns the connection, and the client's certificate
+    /// if it sent one. There is no time limit. Dropping the future closes the connection.
     ///
     /// # Errors
     ///
-    /// If the client does not speak TLS or not HTTP/2 in it, has no certificate that is good where one is
-    /// required, or goes away.
+    /// If the client does not speak TLS, does not offer HTTP/2, lacks a required certificate, has
+    /// an invalid one, or disconnects.
     pub(crate) async fn accept(
         &self,
         tcp: TcpStream,
@@ -199,7 +202,7 @@ impl Tls {
         let mut stream = match acceptor.accept(tcp).into_fallible().await {
             Ok(stream) => stream,
             Err((error, tcp)) => {
-                // Else there is nobody who could be told.
+                // After any other error there is no peer left to read the alert.
                 if error.kind() == ErrorKind::InvalidData {
                     linger(tcp).await;
                 }
@@ -208,7 +211,8 @@ impl Tls {
         };
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(ALPN) {
-            // Who asks for another protocol is told so by TLS; this one has asked for none.
+            // For a different protocol the handshake fails with an alert; this client asked for
+            // none.
             let _ = stream.shutdown().await;
             linger(stream.into_inner().0).await;
             let why = "the client does not ask for HTTP/2 (ALPN h2)";
@@ -221,7 +225,7 @@ impl Tls {
         Ok((stream, certificate))
     }
 
-    /// What the next handshake goes by.
+    /// Returns the configuration for the next handshake.
     fn config(&self) -> Config {
         let config = self.0.config.lock();
         config.unwrap_or_else(PoisonError::into_inner).clone()
@@ -237,7 +241,7 @@ impl Tls {
         self.warn(&mut seen);
     }
 
-    /// Logs the warnings that the log does not have yet.
+    /// Logs the warnings that have not been logged yet.
     fn warn(&self, seen: &mut Seen) {
         let warnings = self.warnings();
         for warning in &warnings {
@@ -248,8 +252,8 @@ impl Tls {
         seen.warned = warnings;
     }
 
-    /// Takes the files if they have changed and fit together. If they do not, they are read once more
-    /// before the log reports it, for they are not all replaced in one moment.
+    /// Reloads the files if they have changed and fit together. If they do not, they are read once
+    /// more before that is logged, because they are not all replaced at the same moment.
     fn renew(&self, seen: &mut Seen) {
         let Shared { files, config, .. } = &*self.0;
         let stamps = files.stamps();
@@ -258,7 +262,7 @@ impl Tls {
             return;
         }
         let read = files.read();
-        // They are being written; the next look reads what they have become.
+        // The files are still being written. The next check reads them.
         if files.stamps() != stamps {
             return;
         }
@@ -266,7 +270,7 @@ impl Tls {
             Ok(new) => {
                 tracing::info!("new certificates are in use");
                 *config.lock().unwrap_or_else(PoisonError::into_inner) = new;
-                // They are new ones, though the same may be wrong with them.
+                // These files are new, so warnings that still apply are logged again.
                 seen.warned.clear();
             }
             Err(_) if seen.doubtful.as_ref() != Some(&stamps) => {
@@ -283,12 +287,12 @@ impl Tls {
     }
 }
 
-/// A client's certificate, which was found good in the handshake. As a connection may last for ever, that is
-/// asked again.
+/// A client's certificate, verified in the handshake. A connection may last forever, so the
+/// certificate is verified again during its calls.
 pub struct Certificate {
     name: Arc<str>,
     own: CertificateDer<'static>,
-    /// Those that lead to its authority.
+    /// The certificates that lead to its authority.
     others: Vec<CertificateDer<'static>>,
     tls: Tls,
     checked: Mutex<Checked>,
@@ -317,14 +321,16 @@ impl Certificate {
         }
     }
 
-    /// Returns the name in it: its first DNS name, or else its first URI, or else `sha256:` and its fingerprint.
+    /// Returns the name in it: the first DNS name, else the first URI, else `sha256:` and the
+    /// fingerprint.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it is still good, by the authorities that are in force: it has not expired, and its authority
-    /// is still there. What is told may be two seconds old, and the files that much older.
+    /// Whether it is still valid by the current authorities: it has not expired, and its authority
+    /// is still trusted. The result may be 2 s old, and was computed from files that may be 2 s
+    /// older.
     #[must_use]
     pub fn is_good(&self) -> bool {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -347,7 +353,7 @@ impl fmt::Debug for Certificate {
     }
 }
 
-/// Lets a peer read what it was told last, then closes. Dropping the future closes at once.
+/// Lets a peer read the last message, then closes. Dropping the future closes at once.
 async fn linger(mut tcp: TcpStream) {
     let (time, bytes) = LINGER;
     let _ = timeout(time, async {
@@ -379,7 +385,8 @@ impl TlsFiles {
             Some((path, whether)) => {
                 let certificates = pem::certificates(path)?;
                 let roots = Arc::new(pem::trusting(&certificates, path)?);
-                // An old authority's certificate may be of version 1, which webpki trusts but does not check.
+                // An old authority's certificate may be of X.509 version 1. webpki trusts it, but
+                // cannot read its validity.
                 authorities.extend(Validity::of_all(&certificates).into_iter().flatten());
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
                 let verifier = match whether {
@@ -395,8 +402,8 @@ impl TlsFiles {
         };
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
         config.alpn_protocols = vec![ALPN.to_vec()];
-        // A session that is taken up again is not checked again, so it could outlive the certificate that it
-        // began with. Our clients connect seldom.
+        // A resumed session skips the check of the client's certificate, so it could outlive the
+        // certificate. Our clients rarely connect, so they lose little without resumption.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Config {
@@ -410,7 +417,8 @@ impl TlsFiles {
         })
     }
 
-    /// Returns when the certificates are valid that the server shows, and why clients reject them at any time.
+    /// Returns the validity of the certificates in the server's chain, and the reasons why clients
+    /// always reject them.
     fn terms_of_chain(&self, chain: &[CertificateDer<'_>]) -> (Vec<Validity>, Vec<Warning>) {
         let rejected = |number, why: String| {
             let which = match number {
@@ -427,7 +435,7 @@ impl TlsFiles {
             match validity {
                 Ok(validity) => {
                     valid.push(validity);
-                    // Those that lead to the authority are neither for servers nor have they a server's names.
+                    // The other certificates are not for servers and have no server names.
                     if number == 1 {
                         let why = rejected_by_clients(certificate, &validity);
                         warnings.extend(why.map(|why| rejected(number, why)));
@@ -447,8 +455,8 @@ fn readable_by_others(key: &Path) -> Option<Warning> {
     (mode & OTHERS != 0).then(|| Warning::of_file(key, what))
 }
 
-/// The name in a certificate that was found good: the first DNS name, or else the first URI, or else its
-/// fingerprint. It is short, and nothing but printable ASCII.
+/// Returns the name in a valid certificate: the first DNS name, else the first URI, else the
+/// fingerprint. It is short and printable ASCII.
 fn name(certificate: &CertificateDer<'_>) -> Arc<str> {
     let fingerprint = || {
         let mut text = FINGERPRINT.to_owned();
@@ -460,15 +468,15 @@ fn name(certificate: &CertificateDer<'_>) -> Arc<str> {
     let Ok(parsed) = EndEntityCert::try_from(certificate) else {
         return fingerprint();
     };
-    // However it is written, it is one name.
+    // DNS names are not case-sensitive.
     let dns = parsed.valid_dns_names().next().map(str::to_ascii_lowercase);
     let uri = || parsed.valid_uri_names().next().map(str::to_owned);
-    // One without a scheme is none, and could be somebody's DNS name, to which an authority's constraints on
-    // those do not apply.
+    // A text without a scheme is not a URI. It could be another client's DNS name, and an
+    // authority's name constraints on DNS names would not apply to it.
     let named = dns.or_else(|| uri().filter(|uri| uri.contains(':')));
     let named = named.filter(|name| {
         let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
-        // Which is not for an authority to give away.
+        // An authority must not be able to assign the name of another certificate's fingerprint.
         let is_like_ours = name
             .get(..FINGERPRINT.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(FINGERPRINT));
@@ -485,7 +493,7 @@ mod tests {
 
     #[test]
     fn names_of_clients() {
-        // Certificates with all kinds of names; what is said of each stands above it.
+        // Certificates with all kinds of names. The line above each describes it.
         let all = CertificateDer::pem_slice_iter(include_bytes!("names.pem"));
         let all: Vec<CertificateDer<'_>> = all.map(Result::unwrap).collect();
         let names: Vec<Arc<str>> = all.iter().map(name).collect();
@@ -504,7 +512,7 @@ mod tests {
         assert_eq!(&*names[6], long);
     }
 
-    /// As `openssl x509 -fingerprint -sha256` has it.
+    /// Output of `openssl x509 -fingerprint -sha256`.
     const NAMELESS: &str =
         "sha256:4ea29df8fd734c6bb3e8e5d18894f8499c292a020fbb19f5d8f6ab52122b0435";
 }

@@ -1,8 +1,9 @@
-//! Reads how long certificates are valid, and what makes clients reject a certificate that the server can use.
+//! Reads validity periods of certificates, and finds reasons why clients reject a certificate that
+//! the server can use.
 //!
-//! webpki answers both. It checks the certificates of peers, so nothing else has to read X.509. It names the
-//! end of a certificate's validity when it checks the certificate for a later time, and the beginning for an
-//! earlier one.
+//! webpki provides both. It checks the certificates of peers, so no other X.509 parser is needed.
+//! Its errors contain the end of the validity period when it checks a certificate for a later time,
+//! and the beginning when it checks for an earlier one.
 
 use std::{
     fmt,
@@ -15,19 +16,21 @@ use hashfinder_tls::error as tls_error;
 use tokio_rustls::rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use webpki::{EndEntityCert, Error, KeyUsage};
 
-/// Longest time before its end at which a certificate counts as expiring soon. Certificates are renewed weeks before
-/// they end, so by then the renewal has failed, and there is time left to fix it.
+/// Maximum time before its end at which a certificate is reported as expiring soon. Certificates
+/// are renewed weeks before they end, so by then the renewal has failed, and there is time left to
+/// fix it.
 const SOON: Duration = Duration::from_secs(14 * DAY);
 
-/// Part of its validity in which a certificate counts as expiring soon, if that is shorter. Tools renew certificates
-/// when a third is left, so that those of a day are not always about to expire.
+/// Divisor of its validity: a certificate is reported only in its last quarter, if that is shorter
+/// than `SOON`. Tools renew certificates when a third is left, so those of one day are not reported
+/// all the time.
 const SOON_PART: u32 = 4;
 
 const DAY: u64 = 24 * HOUR;
 const HOUR: u64 = 60 * MINUTE;
 const MINUTE: u64 = 60;
 
-/// When a certificate is valid.
+/// Validity period of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Validity {
     /// The certificate's place in its file, from 1.
@@ -37,14 +40,14 @@ pub(crate) struct Validity {
 }
 
 impl Validity {
-    /// Reads when each of a file's certificates is valid; one that cannot be read, or ends before it begins, has an
-    /// error instead.
+    /// Returns the validity of each certificate in a file. A certificate that cannot be read, or
+    /// ends before it begins, yields an error instead.
     pub(crate) fn of_all(certificates: &[CertificateDer<'_>]) -> Vec<Result<Validity, Error>> {
         let numbered = (1..).zip(certificates);
         numbered.map(|(number, one)| of(number, one)).collect()
     }
 
-    /// Returns when the first of these certificates ends.
+    /// Returns the earliest end of these certificates.
     pub(crate) fn first_end(all: &[Validity]) -> Option<UnixTime> {
         all.iter().map(|one| one.not_after).min()
     }
@@ -58,7 +61,7 @@ impl Validity {
     }
 }
 
-/// What is wrong with a file that is used all the same.
+/// A problem with a file that is used nevertheless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     file: PathBuf,
@@ -70,7 +73,7 @@ pub struct Warning {
 }
 
 impl Warning {
-    /// About a whole file.
+    /// Returns a warning about a whole file.
     pub(crate) fn of_file(file: &Path, what: impl Into<String>) -> Warning {
         Warning {
             file: file.to_owned(),
@@ -81,7 +84,7 @@ impl Warning {
         }
     }
 
-    /// About a certificate in it, by its place from 1.
+    /// Returns a warning about the certificate at this place in the file, from 1.
     pub(crate) fn of_certificate(file: &Path, number: usize, what: impl Into<String>) -> Warning {
         Warning {
             certificate: Some(number),
@@ -89,11 +92,12 @@ impl Warning {
         }
     }
 
-    /// About the validity of a certificate that the server shows: its own, or one that leads to its authority.
+    /// Returns a warning about the validity of a certificate in the server's chain, if it needs
+    /// one.
     pub(crate) fn of_shown(file: &Path, one: &Validity, now: UnixTime) -> Option<Warning> {
         let (whose, reject) = match one.number {
             1 => ("the server's certificate", "clients reject it"),
-            // Some clients find a way to their authority without it.
+            // Some clients find another path to their authority.
             _ => (
                 "a certificate in the server's chain",
                 "clients may reject the server",
@@ -125,8 +129,9 @@ impl Warning {
         None
     }
 
-    /// About the validity of an authority for clients' certificates. It is trusted because it is in the file, whatever
-    /// its certificate says, so nothing happens when that ends; an operator may expect otherwise.
+    /// Returns a warning about an expired authority for client certificates. An authority is
+    /// trusted because it is in the file, whatever its certificate says, so its expiry has no
+    /// effect. An operator may expect otherwise.
     pub(crate) fn of_authority(file: &Path, one: &Validity, now: UnixTime) -> Option<Warning> {
         let what = "an authority for clients has expired, but the server still trusts it; remove it from the file to \
                     reject what it signed";
@@ -155,7 +160,7 @@ impl Warning {
         );
     }
 
-    /// For how long the certificate is valid yet, to two units.
+    /// Returns how long the certificate is still valid, in at most two units.
     fn left(&self) -> Option<String> {
         let left = (self.not_after?.as_secs()).checked_sub(UnixTime::now().as_secs())?;
         let rounded = match left {
@@ -193,9 +198,10 @@ fn of(number: usize, certificate: &CertificateDer<'_>) -> Result<Validity, Error
     let last = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
     let not_after = match check(&certificate, last) {
         Err(Error::CertExpired { not_after, .. }) => not_after,
-        // It ends before it begins, or its dates cannot be read.
+        // It ends before it begins, or its dates are malformed.
         Err(error) => return Err(error),
-        // The last year that a certificate can have is 9999.
+        // Not reached: the last year that a certificate can have is 9999, so all have expired by
+        // then.
         Ok(()) => return Err(Error::BadDerTime),
     };
     let first = UnixTime::since_unix_epoch(Duration::ZERO);
@@ -210,8 +216,8 @@ fn of(number: usize, certificate: &CertificateDer<'_>) -> Result<Validity, Error
     })
 }
 
-/// Returns what makes clients reject a server's certificate at any time, as the words that follow "the
-/// certificate".
+/// Returns the reason why clients always reject a server's certificate, as words that follow "the
+/// certificate", or `None`.
 pub(crate) fn rejected_by_clients(
     certificate: &CertificateDer<'_>,
     validity: &Validity,
@@ -227,7 +233,7 @@ pub(crate) fn rejected_by_clients(
         }
         Err(error) => return Some(tls_error::of_webpki(&error)),
     }
-    // Any name would do: the error has those that there are.
+    // Any name will do: the error lists the names in the certificate.
     let any = DnsName::try_from("localhost").ok()?;
     match certificate.verify_is_valid_for_subject_name(&ServerName::DnsName(any)) {
         Err(Error::CertNotValidForName(names)) if names.presented.is_empty() => {
@@ -237,8 +243,8 @@ pub(crate) fn rejected_by_clients(
     }
 }
 
-/// Checks everything about a server's certificate at a time but its authority: none is trusted here, so the best
-/// that is said of it is that it comes from an unknown one. The dates are checked first.
+/// Checks everything about a server's certificate at a time, except its authority. No authority is
+/// trusted here, so the best possible result is `UnknownIssuer`. The dates are checked first.
 fn check(certificate: &EndEntityCert<'_>, time: UnixTime) -> Result<(), Error> {
     let usage = KeyUsage::server_auth();
     let path = certificate.verify_for_usage(&[], &[], &[], time, usage, None, None);
@@ -254,7 +260,8 @@ mod tests {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds))
     }
 
-    /// The log had a word about a certificate only if it had expired when its file was read.
+    /// Regression test: the log had a warning only if a certificate had expired when its file was
+    /// read.
     #[test]
     fn a_certificate_is_warned_of_once_for_each_time_that_comes() {
         const BEGIN: u64 = 1_000 * DAY;
@@ -287,7 +294,7 @@ mod tests {
                         .contains(what.unwrap_or_default())
                 );
             }
-            // The same warning as before is the same to the log.
+            // Equal warnings are logged once.
             let soon = Warning::of_shown(file, &one, at(end - 1));
             assert_eq!(soon, Warning::of_shown(file, &one, at(end)));
             // An authority is trusted whatever its certificate says.
@@ -301,7 +308,7 @@ mod tests {
         }
     }
 
-    /// `openssl x509 -dates` shows the first days of 2026 and 2036.
+    /// `openssl x509 -dates` prints the first days of 2026 and 2036.
     #[test]
     fn validity_is_as_openssl_reads_it() {
         let all = CertificateDer::pem_slice_iter(include_bytes!("names.pem"));

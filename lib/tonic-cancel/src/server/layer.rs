@@ -47,7 +47,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 ///
 /// This layer speaks gRPC, so layers that translate from other protocols go around it. With
 /// gRPC-Web:
-/// `Server::builder().accept_http1(true).layer(GrpcWebLayer::new()).layer(CallContextLayer::new())`.
+/// `Server::builder().accept_http1(true).layer(GrpcWebLayer::new()).layer(CallContextLayer::new())`
 #[derive(Clone, Debug, Default)]
 pub struct CallContextLayer {
     drain: Drain,

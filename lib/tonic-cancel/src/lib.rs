@@ -116,7 +116,7 @@ if call.result(Duration::from_millis(100)).await.is_err() {
 //!
 //! Frames that the server sent before it received a cancellation still arrive. h2 treats them as a
 //! sign of a malicious peer: it counts them for the lifetime of the connection, and at its limit
-//! closes the connection with all its calls. If you trust the server, raise both limits. The
+//! closes the connection with all its calls. If you trust the server, lift both limits. The
 //! connection then survives some millions of cancelled calls (a test of this crate counts to
 //! 100,000):
 //!

@@ -30,7 +30,7 @@ use crate::timeout;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Waits between attempts to connect, as in gRPC's `doc/connection-backoff.md`.
+/// Intervals between attempts to connect, as in gRPC's `doc/connection-backoff.md`.
 ///
 /// The wait after the first failure in a row is `initial`. After each further failure it is
 /// `multiplier` times as long, up to `max`. Each wait is lengthened or shortened at random by up to
@@ -299,7 +299,7 @@ impl Mark {
         self.held.get().is_some()
     }
 
-    /// Returns the connection problem that the call is waiting out, if it is waiting.
+    /// Returns the connection error that makes the call wait, if it is waiting.
     pub(super) fn waits_for(&self) -> Option<String> {
         self.held.get()?.waits_for()
     }
@@ -352,7 +352,7 @@ impl Held {
         Some(slot.turn.take())
     }
 
-    /// Hands out the body itself, for good: an attempt that asks for it is on a connection.
+    /// Hands out the body itself, for good: an attempt that polls it is on a connection.
     fn hand_over(&self, attempt: u64) -> Option<Body> {
         let mut slot = self.lock();
         if slot.attempt != attempt {
@@ -395,7 +395,7 @@ impl Drop for LettingGo {
 struct Lent {
     held: Arc<Held>,
     attempt: u64,
-    /// Present once it was asked for.
+    /// Present once it was polled.
     body: Option<Body>,
 }
 

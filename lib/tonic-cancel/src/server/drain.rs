@@ -163,9 +163,9 @@ impl Drain {
     ///
     /// Calls of this drain continue while the main drain waits for its own calls. New ones are
     /// accepted as long as the server accepts connections, which it does not while
-    /// [`serve`](Self::serve) is draining. After that, each call ends as soon as its handler has
-    /// nothing more to send immediately. The handler can still report, for example, that the server
-    /// is no longer serving.
+    /// [`serve`](Self::serve) is draining. When the main drain's calls have ended, each of these
+    /// calls ends as soon as its handler has nothing more to send immediately. The handler can
+    /// still report, for example, that the server is no longer serving.
     ///
     /// Every invocation returns the same drain. Give it to the layers of such services.
     #[must_use]

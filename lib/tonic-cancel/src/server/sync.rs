@@ -1,5 +1,5 @@
-//! Synchronization primitives for the state of a call: from the standard library or, under `--cfg
-//! loom`, from loom, which explores every interleaving of threads.
+//! Synchronization primitives for the state of a call: from the standard library or,
+//! under `--cfg loom`, from loom, which explores every interleaving of threads.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard, atomic::AtomicBool};

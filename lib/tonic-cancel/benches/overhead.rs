@@ -1,7 +1,7 @@
-//! What the layer costs, and how late deadlines are: prints figures, a name and a value to a line.
+//! Measures the layer's overhead and the lateness of deadlines. Prints one name and value per line.
 //!
-//! Servers with and without the layer are processes of their own, measured in turn, so that what else
-//! the machine does falls on both.
+//! Servers with and without the layer are separate processes, measured in turn, so that other load
+//! on the machine affects both.
 
 #![allow(clippy::print_stdout, reason = "its figures are read there")]
 
@@ -37,21 +37,21 @@ use tower_service::Service;
 const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 64;
 
-/// How long one server is measured before it is the other one's turn: shortly, for what disturbs a
-/// machine lasts longer.
+/// How long one server is measured before the other one's turn: short, because disturbances on a
+/// machine last longer.
 const TURN: Duration = Duration::from_millis(250);
 
-/// How many pairs of servers are measured, each new: two processes of the same program differ by some
+/// Number of server pairs, each newly started: two processes of the same program differ by some
 /// percent for as long as they run.
 const PAIRS: usize = 16;
 
 const STREAMS: usize = 10_000;
-/// How many streams one connection carries; so many are well within everybody's limits.
+/// Number of streams per connection, well within the usual limits.
 const STREAMS_EACH: usize = 500;
 
 const DEADLINES: u64 = 10_000;
 const LONGEST_MS: u64 = 500;
-/// How many of these calls are under way at a time.
+/// Number of these calls under way at a time.
 const DEADLINES_AT_A_TIME: usize = 1000;
 
 fn main() {
@@ -74,14 +74,14 @@ fn measure() {
     Runtime::new().unwrap().block_on(deadlines());
 }
 
-/// Calls a second with the layer and without it, and what they cost the server.
+/// Measures calls per second with and without the layer, and the server's CPU time per call.
 async fn throughput(name: &str, timeout: Option<Duration>) {
     let (mut rates, mut costs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let mut ratios = Vec::new();
     for pair in 0..PAIRS {
         let servers = [Process::start(false), Process::start(true)];
         let mut calls = [0.0; 2];
-        // The first turns warm up. Neither is always the first.
+        // The first two turns warm up. The order alternates between pairs.
         let order = [0, 1, pair % 2, 1 - pair % 2, 1 - pair % 2, pair % 2];
         for (turn, which) in order.into_iter().enumerate() {
             let server = &servers[which];
@@ -110,7 +110,7 @@ async fn throughput(name: &str, timeout: Option<Duration>) {
     );
 }
 
-/// Makes calls for a turn; says how many.
+/// Makes calls for one turn; returns their number.
 async fn load(address: SocketAddr, timeout: Option<Duration>) -> f64 {
     let (stop, count) = (
         Arc::new(AtomicBool::new(false)),
@@ -143,12 +143,12 @@ async fn load(address: SocketAddr, timeout: Option<Duration>) -> f64 {
     count.load(Ordering::Relaxed) as f64
 }
 
-/// What the server's process holds for each stream that is open.
+/// Measures the memory of the server's process per open stream.
 async fn memory() {
     let mut each = [0.0; 2];
     for (which, bytes) in each.iter_mut().enumerate() {
         let server = Process::start(which == 1);
-        // So that what is there once is there before.
+        // Warm up, so that one-time allocations are not counted.
         drop(open(server.address, STREAMS_EACH).await);
         let before = server.resident();
         let streams = open(server.address, STREAMS).await;
@@ -178,8 +178,8 @@ async fn open(address: SocketAddr, number: usize) -> impl Sized {
     streams
 }
 
-/// How late calls end whose time is up, unary ones and streams, by the server's doing alone: the
-/// client keeps no time.
+/// Measures how late calls end after their deadlines, for unary calls and streams. The client has
+/// no timer, so only the server ends them.
 async fn deadlines() {
     let (ends, ended) = mpsc::channel();
     let (work, works) = mpsc::channel();
@@ -196,7 +196,7 @@ async fn deadlines() {
         .add_service(HealthServer::new(Handler { hangs: true }))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
-    // The work of every call: a look at its flag twice in a millisecond.
+    // The work of every call: it checks its flag about twice per millisecond.
     let working = std::thread::spawn(move || {
         let (mut begun, mut flags) = (0, Vec::<StopFlag>::new());
         while begun < DEADLINES || !flags.is_empty() {
@@ -218,7 +218,7 @@ async fn deadlines() {
     for call in 0..DEADLINES {
         let mut client = clients[call as usize % CONNECTIONS].clone();
         let place = Arc::clone(&places).acquire_owned().await.unwrap();
-        // Every length as often as any other, in no order.
+        // All lengths equally often, in mixed order.
         let millis = 1 + call * 7919 % LONGEST_MS;
         calls.spawn(async move {
             let _place = place;
@@ -264,10 +264,11 @@ async fn deadlines() {
     println!("of {DEADLINES} calls with deadlines, ended with DEADLINE_EXCEEDED\t{told}");
 }
 
-/// A header that only the server understands.
+/// A header that only this server understands.
 const RENAMED: &str = "bench-timeout";
 
-/// Makes of it what a client would send that keeps no time of its own.
+/// Renames it to `grpc-timeout` at the server, so that the client itself does not enforce the
+/// timeout.
 #[derive(Clone)]
 struct Rename<S>(S);
 
@@ -293,8 +294,8 @@ async fn connect(address: SocketAddr) -> HealthClient<Channel> {
     HealthClient::new(endpoint.connect().await.unwrap())
 }
 
-/// Reports how late each call ends, in milliseconds, and begins its work; before its handler, which a
-/// call that is late at once never reaches.
+/// Reports how late each call ends, in milliseconds, and begins its work. It runs before the
+/// handler, which a call that is already late never reaches.
 #[derive(Clone)]
 struct Watch<S> {
     inner: S,
@@ -324,10 +325,10 @@ impl<S: Service<http::Request<B>>, B> Service<http::Request<B>> for Watch<S> {
     }
 }
 
-/// Answers at once, and with streams of one message that stay open.
+/// Answers at once; streams send one message and stay open.
 #[derive(Clone, Default)]
 struct Handler {
-    /// Unary calls are not answered either.
+    /// Whether unary calls stay unanswered too.
     hangs: bool,
 }
 
@@ -354,7 +355,7 @@ impl Health for Handler {
     }
 }
 
-/// Serves until nobody holds the other end of its input any more.
+/// Serves until its stdin is closed.
 fn serve(with_the_layer: bool) {
     let runtime = Runtime::new().unwrap();
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -376,7 +377,7 @@ fn serve(with_the_layer: bool) {
     runtime.shutdown_background();
 }
 
-/// A server in a process of its own, which ends with this.
+/// A server in a separate process, which is killed when this is dropped.
 struct Process {
     process: Child,
     address: SocketAddr,
@@ -397,7 +398,7 @@ impl Process {
         Process { process, address }
     }
 
-    /// How long its threads have run, in seconds.
+    /// Returns the CPU time of its threads, in seconds.
     fn busy(&self) -> f64 {
         let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
         let times = threads.map(|thread| {
@@ -408,7 +409,7 @@ impl Process {
         times.sum()
     }
 
-    /// The memory that it occupies, in bytes.
+    /// Returns its resident memory, in bytes.
     fn resident(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status
@@ -422,7 +423,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // What fails here has ended by itself.
+        // These fail only if the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

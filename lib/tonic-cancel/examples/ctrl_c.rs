@@ -1,7 +1,7 @@
-//! A client that is stopped by ctrl-C, and a server that is stopped by it too: it drains.
+//! A client that ctrl-C stops, and a server that ctrl-C drains.
 //!
-//! `cargo run --example ctrl_c` runs both in one process. Press ctrl-C: the client's stream is cancelled,
-//! the server knows why its call ended, and drains.
+//! `cargo run --example ctrl_c` runs both in one process. Press ctrl-C: the client's stream is
+//! cancelled, the server reports why its call ended, and drains.
 
 #![allow(
     clippy::print_stdout,
@@ -31,7 +31,7 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-/// Answers with a stream that has one message and no end.
+/// Answers with a stream of one message that never ends.
 struct Endless;
 
 #[tonic::async_trait]
@@ -84,7 +84,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .add_service(HealthServer::new(Endless));
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(async move {
-        // Also where the sender is gone.
+        // A dropped sender counts as the signal too.
         let signal = async { drop(stopped.await) };
         let options = DrainOptions::new();
         let serve = |shutdown| server.serve_with_incoming_shutdown(incoming, shutdown);

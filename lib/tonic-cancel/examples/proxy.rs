@@ -1,7 +1,7 @@
-//! A handler that calls another server, and hands its caller's deadline and cancellation on.
+//! A handler that calls another server, and propagates its caller's deadline and cancellation.
 //!
-//! `cargo run --example proxy` runs a client, a proxy and a backend; the client cancels, and the backend
-//! knows.
+//! `cargo run --example proxy` runs a client, a proxy and a backend. The client cancels, and the
+//! backend is notified.
 
 #![allow(
     clippy::print_stdout,
@@ -24,7 +24,7 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-/// Passes every call on.
+/// Forwards every call.
 struct Proxy {
     backend: HealthClient<Channel>,
 }
@@ -36,7 +36,7 @@ impl Health for Proxy {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let context = CallContext::of(&request);
-        // What is left of the deadline goes along, and the call ends when this one does.
+        // The outgoing call gets the remaining time, and ends when this call does.
         let onward = context.outgoing(Request::new(request.into_inner()));
         let mut backend = self.backend.clone();
         let call = Call::start(onward, CallOptions::new(), |onward| async move {
@@ -52,7 +52,7 @@ impl Health for Proxy {
     }
 }
 
-/// Never answers, and tells how its calls begin and end.
+/// Never answers, and reports how its calls begin and end.
 struct Backend {
     begun: mpsc::UnboundedSender<Option<Duration>>,
     ended: mpsc::UnboundedSender<CallEnd>,
@@ -66,7 +66,7 @@ impl Health for Backend {
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let context = CallContext::of(&request);
         let ended = self.ended.clone();
-        // Nobody need be listening any more.
+        // The receiver may be gone.
         context.add_callback(move |end| {
             let _ = ended.send(end);
         });

@@ -3,19 +3,21 @@
 //!
 //! # The problem
 //!
-//! When a client cancels a call, tonic drops the handler's future, and nothing more. That is enough for
-//! a handler that only awaits. It is not for one behind which there is work: a model that generates, a
-//! report, a search, a query to somebody else.
+//! When a client cancels a call, tonic drops the handler's future and does nothing else. That is
+//! enough for a handler that only awaits. It is not enough for a handler with work behind it: a
+//! model that generates text, a report, a search, a query to another service.
 //!
-//! - Work on other threads runs on, for nobody. A client that asks and leaves in a loop fills the machine.
-//! - The handler is not told: it cannot clean up, and nobody can say later why a call ended.
-//! - A deadline is enforced until the response's headers, and then no more; it cannot be asked for, is not
-//!   passed on, and is reported as CANCELLED.
-//! - A server that is to stop waits for ever for one stream that nobody reads.
-//! - A client's call is a future: it cannot be waited for with a timeout and kept, cancelled from elsewhere,
-//!   or asked whether it is done.
+//! - Work on other threads continues although its result is no longer needed. A client that calls
+//!   and cancels in a loop can fill the machine.
+//! - The handler is not notified: it cannot clean up, and cannot record why a call ended.
+//! - A deadline is enforced only until the response headers. The handler cannot query it, it is not
+//!   propagated, and it is reported as CANCELLED.
+//! - A graceful shutdown waits forever for a single stream that its client does not read.
+//! - A client's call is a future: the client cannot wait for it with a timeout and keep it, cancel
+//!   it from elsewhere, or query whether it is done.
 //!
-//! This library closes that, in gRPC's own terms. It knows nothing of what your service does.
+//! This library solves these problems, in gRPC's own terms. It does not depend on what your service
+//! does.
 //!
 //! # A call's life
 //!
@@ -34,12 +36,12 @@
 //!     │                               run: ClientGone
 //!     │             the deadline ───▶ the same: DeadlineExceeded
 //!     │   cancel_with_status(..) ───▶ the same, and the client gets that status: Server
-//!     │        Drain, after grace ──▶ told to stop, may still answer; then ended: Drain
+//!     │        Drain, after grace ──▶ asked to stop, may still answer; then ended: Drain
 //!     ▼                               ▼
-//!   CANCELLED, here and at once     the work looks at its flag, ends, and gives its permit back
+//!   CANCELLED, here and at once     the work checks its flag, ends, and returns its permit
 //! ```
 //!
-//! What exactly is promised, and what becomes of everything that can be dropped, is told in
+//! The exact guarantees, and what happens when a future or handle is dropped, are described in
 #![cfg_attr(
     all(feature = "client", feature = "server"),
     doc = "[`semantics`]; whoever comes from gRPC in Python, Go or Java finds its words in [`coming_from`]."
@@ -47,9 +49,9 @@
 //!
 //! # Server
 //!
-//! [`CallContextLayer`] puts a [`CallContext`] into every request. The handler asks it whether the
-//! call is still wanted, hands its [`StopFlag`] to the threads that do the work, and registers what
-//! must happen at the end with [`CallContext::add_callback`]:
+//! [`CallContextLayer`] puts a [`CallContext`] into every request. The handler uses it to check
+//! whether the call is still wanted, passes its [`StopFlag`] to the threads that do the work, and
+//! registers cleanup with [`CallContext::add_callback`]:
 //!
 #![cfg_attr(
     feature = "server",
@@ -67,22 +69,25 @@ async fn report(request: Request<String>) -> Result<Response<u64>, Status> {
 ```"
 )]
 //!
-//! - [`CallContext::run_blocking`] and [`CallContext::run_on`] run work that blocks, on tokio's threads or
-//!   yours; a [`WorkLimit`] bounds how much there is of it, also where its calls are over.
-//! - [`CallContext::cancel_with_status`] ends a call from any thread, also in the middle of a stream.
-//! - [`CallContext::outgoing`] hands deadline and cancellation on to the calls that a handler makes.
-//! - [`CallContext::requests`] tells a client's stream that has ended from one that was cut.
-//! - A [`DeadlinePolicy`] bounds how long calls may take.
-//! - A [`Drain`] shared by the layers of a server ends it in bounded time: close, wait, force.
-//!   [`Drain::serve`] runs it to its end.
+//! - [`CallContext::run_blocking`] and [`CallContext::run_on`] run blocking work, on tokio's
+//!   threads or on yours. A [`WorkLimit`] bounds the amount of work, including work whose call has
+//!   ended.
+//! - [`CallContext::cancel_with_status`] ends a call from any thread, even in the middle of a
+//!   stream.
+//! - [`CallContext::outgoing`] propagates deadline and cancellation to the calls that a handler
+//!   makes.
+//! - [`CallContext::requests`] distinguishes a request stream that ended from one that was cut off.
+//! - A [`DeadlinePolicy`] limits how long calls may take.
+//! - A [`Drain`] shared by the layers of a server shuts it down in bounded time: close, wait,
+//!   force. [`Drain::serve`] runs a server until it has shut down.
 //!
-//! `examples/cpu_bound.rs` is a whole server with work behind it, `examples/proxy.rs` one that calls
-//! another.
+//! `examples/cpu_bound.rs` is a complete server with CPU-bound work. `examples/proxy.rs` is a
+//! server that calls another one.
 //!
 //! # Client
 //!
-//! [`Call`] and [`StreamingCall`] are handles of a call that is already under way: wait for them,
-//! wait for a while, cancel them from elsewhere, be told when they are done.
+//! [`Call`] and [`StreamingCall`] are handles of a running call: wait for it, wait with a timeout,
+//! cancel it from elsewhere, or get a callback when it is done.
 //!
 #![cfg_attr(
     feature = "client",
@@ -104,15 +109,15 @@ if call.result(Duration::from_millis(100)).await.is_err() {
 ```"
 )]
 //!
-//! A call on a channel that cannot connect fails at once; over a [`ReadyChannel`] it can wait.
-//! `examples/ctrl_c.rs` is a client, and a server, that ctrl-C stops.
+//! A call on a channel that cannot connect fails at once. Over a [`ReadyChannel`] it can wait
+//! instead. `examples/ctrl_c.rs` is a client and a server that both stop on ctrl-C.
 //!
 //! ## A channel that cancels a lot
 //!
-//! What a server had sent before it heard of a cancellation arrives all the same, and h2 takes it
-//! for a sign of an ill-meaning peer: it counts such frames for as long as the connection lives, and
-//! in the end closes it, and with it every other call on it. If you trust the server, lift both
-//! limits; then a connection outlives some millions of cancelled calls (a test of this crate counts to
+//! Frames that the server sent before it received a cancellation still arrive. h2 treats them as a
+//! sign of a malicious peer: it counts them for the lifetime of the connection, and at its limit
+//! closes the connection with all its calls. If you trust the server, lift both limits. The
+//! connection then survives some millions of cancelled calls (a test of this crate counts to
 //! 100,000):
 //!
 //! ```
@@ -126,8 +131,8 @@ if call.result(Duration::from_millis(100)).await.is_err() {
 //!
 //! # Features
 //!
-//! `server` and `client`, each a half of its own; both are there by default. With one of them alone, what
-//! this page says of the other is missing.
+//! `server` and `client` are independent halves, both enabled by default. With only one of them,
+//! this page lacks the documentation of the other.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -1,14 +1,15 @@
-//! What ties a call that a handler makes to the call that it handles.
+//! The link from a call that a handler makes to the call that it handles.
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
 
-/// Put into a request's extensions, it makes the call that is started with the request a child: the
-/// child has no later deadline than its parent, and is cancelled when its parent has ended.
+/// Request extension that makes the call started with the request a child of another call. The
+/// child's deadline is no later than its parent's, and the child is cancelled when its parent is
+/// cancelled or ends.
 ///
-/// The server half makes it, the client half takes it out again; it never leaves the process.
+/// The server half inserts it and the client half removes it. It never leaves the process.
 #[derive(Clone)]
 pub(crate) struct Parent {
-    /// When the parent must be over.
+    /// The time by which the child must have ended: the parent's deadline less its margin.
     pub(crate) deadline: Option<Instant>,
     ended: Arc<dyn Fn() -> Ended + Send + Sync>,
 }
@@ -16,8 +17,9 @@ pub(crate) struct Parent {
 type Ended = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
 
 impl Parent {
-    /// Each future that `ended` gives must complete when the parent has ended, at once if it already
-    /// has, with the reason, if one is known, that its children are to be cancelled with.
+    /// Creates the link. Each future that `ended` returns must complete when the parent is
+    /// cancelled or has ended, or at once if that has already happened. Its output is the reason
+    /// for cancelling the children, if known.
     #[allow(dead_code, reason = "the server half is its only user")]
     pub(crate) fn new<F>(
         deadline: Option<Instant>,
@@ -32,7 +34,8 @@ impl Parent {
         }
     }
 
-    /// Waits until the parent has ended; gives the reason. Dropping the future has no effect.
+    /// Waits until the parent is cancelled or has ended, and returns the reason. Dropping the
+    /// future has no effect.
     pub(crate) async fn ended(&self) -> Option<String> {
         (self.ended)().await
     }

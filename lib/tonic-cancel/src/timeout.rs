@@ -7,10 +7,10 @@ use tonic::Status;
 
 const HEADER: &str = "grpc-timeout";
 
-/// The longest value, without its unit (gRPC over HTTP/2, "Requests").
+/// Maximum number of digits of a value (gRPC over HTTP/2, "Requests").
 const MAX_DIGITS: usize = 8;
 
-/// How long the client gives the call; an error if it says so in a way that nobody can read.
+/// Returns the timeout that the client set, or INVALID_ARGUMENT if the header is malformed.
 pub(crate) fn parse(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     let Some(value) = headers.get(HEADER) else {
         return Ok(None);
@@ -24,8 +24,9 @@ pub(crate) fn parse(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     })
 }
 
-/// Tells a server how long it has for a call, rounded up to what can be told: the caller's own clock ends
-/// the call, and whoever reads this must not be before it. What is longer than can be told is not told.
+/// Writes `timeout` into the header, rounded up to a value that it can represent: the caller's own
+/// clock ends the call, and the receiver must not end it earlier. A timeout too long for the header
+/// is left out.
 pub(crate) fn write(headers: &mut HeaderMap, timeout: Duration) {
     if let Some(value) = value(timeout) {
         headers.insert(HEADER, value);
@@ -44,7 +45,7 @@ fn value(timeout: Duration) -> Option<HeaderValue> {
     let amounts = UNITS.map(|(nanos, unit)| (timeout.as_nanos().div_ceil(nanos), unit));
     let most = 10_u128.pow(MAX_DIGITS as u32);
     let (amount, unit) = amounts.into_iter().find(|(amount, _)| *amount < most)?;
-    // Digits and a letter are what a header may hold.
+    // Digits and a letter are always valid in a header.
     HeaderValue::from_str(&format!("{amount}{unit}")).ok()
 }
 

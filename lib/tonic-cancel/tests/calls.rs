@@ -1,7 +1,7 @@
 //! How a call ends, over real sockets, seen from both sides.
 //!
-//! The service is gRPC's health service with a handler of our own: `check` is its unary method,
-//! `watch` the streaming one, and the name of the service that is asked for says how to behave.
+//! The service is gRPC's health service with a custom handler: `check` is its unary method, `watch`
+//! its streaming one. The requested service name selects the behaviour.
 
 mod stage;
 
@@ -31,11 +31,11 @@ use tonic_health::pb::{
 
 type Messages = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-/// What a handler tells the test.
+/// Events that a handler reports to the test.
 #[derive(Debug, PartialEq)]
 enum Seen {
     Began,
-    /// A loop on a thread of its own saw the stop flag.
+    /// A loop on a separate thread saw the stop flag.
     Stopped,
     Ended(CallEnd),
 }
@@ -53,7 +53,7 @@ impl Behaving {
         let context = CallContext::of(request);
         let seen = self.seen.clone();
         seen.send(Seen::Began).unwrap();
-        // The test may have ended by the time the last calls do.
+        // The test may have ended before the last calls.
         context.add_callback(move |end| drop(seen.send(Seen::Ended(end))));
         (context, request.get_ref().service.clone())
     }
@@ -90,7 +90,7 @@ impl Health for Behaving {
                 let stop = context.stop_flag();
                 let began = Instant::now();
                 while !stop.is_requested() {
-                    // The test's own patience may need the thread that this blocks.
+                    // The test's own timeout may need the thread that this blocks.
                     assert!(began.elapsed() < PATIENCE, "nobody told it to stop");
                     std::thread::yield_now();
                 }
@@ -133,7 +133,7 @@ impl Stream for Stepwise {
         match self.behaviour.as_str() {
             "answer" => Poll::Ready(None),
             "refuse" => Poll::Ready(Some(Err(Status::not_found("no such thing")))),
-            // In a poll of its own, so that the message before it has been sent.
+            // Panic in a separate poll, after the previous message has been sent.
             "panic" if self.step == 2 => {
                 cx.waker().wake_by_ref();
                 Poll::Pending
@@ -230,7 +230,7 @@ async fn check(
     })
 }
 
-/// A stream that has begun: its first message is read.
+/// Starts a stream and reads its first message.
 async fn watch(
     server: &mut TestServer,
     behaviour: &str,
@@ -247,7 +247,7 @@ async fn watch(
 
 const UNTIL_CANCELLED: CallOptions = CallOptions::new();
 
-/// A deadline that passes while a test runs, and not before its call has reached the handler, also where
+/// A deadline that passes during a test, but only after its call has reached the handler, even if
 /// other processes keep all cores busy.
 const SHORTLY: Duration = Duration::from_secs(3);
 
@@ -354,7 +354,7 @@ async fn a_detached_call_goes_on() {
 async fn the_connection_dies() {
     let mut server = TestServer::start().await;
     let address = server.address;
-    // A client on a runtime of its own, which is torn down with everything that runs on it.
+    // A client on a separate runtime, which is shut down with all its tasks.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.spawn(async move {
         let endpoint = Endpoint::try_from(format!("http://{address}")).unwrap();
@@ -384,7 +384,7 @@ async fn the_deadline_passes() {
     assert_eq!(status.code(), Code::DeadlineExceeded);
     server.began().await;
     let gone = [CancelReason::DeadlineExceeded, CancelReason::ClientGone];
-    // Either side's timer may be the first.
+    // Either side's timer may fire first.
     assert!(gone.contains(&server.ended().await.cancelled.unwrap()));
 
     let mut client = server.client().await;
@@ -403,7 +403,7 @@ async fn the_deadline_passes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_covers_connecting() {
-    // A listener that never accepts: the connection is made, and nobody speaks HTTP on it.
+    // A listener that never accepts: the connection is made, but the peer sends no HTTP.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", silent.local_addr().unwrap());
     let channel = Endpoint::try_from(address).unwrap().connect_lazy();
@@ -414,10 +414,11 @@ async fn a_deadline_covers_connecting() {
     assert_eq!(call.await.unwrap_err().code(), Code::DeadlineExceeded);
 }
 
-/// Not that its client has left: hyper would learn of that in the very task that is blocked.
+/// Such a handler does not see that its client has left: hyper would notice that in the task that
+/// is blocked.
 ///
-/// The runtime has no other thread, so nothing turns its timers while the handler blocks; with more of them
-/// that happens too, and less often.
+/// The runtime has no other thread, so nothing drives its timers while the handler blocks. With
+/// more threads that happens too, but less often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_handler_that_blocks_its_thread_sees_its_deadline_and_a_drain() {
     for (options, reason) in [
@@ -513,7 +514,7 @@ async fn a_drain_lets_finish_then_tells_then_forces() {
             .await;
     }
 
-    // A late call is refused before its handler sees it.
+    // A late call is refused before its handler runs.
     let mut client = late;
     let status = client.check(request("answer")).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
@@ -533,7 +534,7 @@ async fn a_drain_does_not_wait_for_what_has_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_nobody_reads_ends_by_its_deadline_and_by_a_drain() {
     let mut server = TestServer::start().await;
-    // Without a window the server cannot send, so it does not even ask the handler for more.
+    // Without a window the server cannot send, so it does not even poll the handler for more.
     let mut raw = Raw::connect(server.address, Some(0)).await;
     let _unread = raw.call("Watch", "flood", Some("1S")).await;
     server.began().await;
@@ -550,7 +551,7 @@ async fn a_stream_that_nobody_reads_ends_by_its_deadline_and_by_a_drain() {
         .await;
 }
 
-/// What the server itself says, to a client that keeps no time of its own.
+/// The server's own status, sent to a client without a timer.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_enforces_the_deadline_by_itself() {
     let mut server = TestServer::start().await;
@@ -587,7 +588,7 @@ async fn without_the_layer_a_handler_works_all_the_same() {
     assert!(behaving.check(request("answer")).await.is_ok());
 }
 
-/// Calls cancelled at moments of no particular choice: each ends once, on both sides.
+/// Calls cancelled at arbitrary moments: each ends once, on both sides.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_calls_cancelled_at_any_moment_all_end_once() {
     let mut server = TestServer::start().await;
@@ -605,10 +606,10 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
         }
         call.cancel();
         assert_eq!((&mut call).await.unwrap_err().code(), Code::Cancelled);
-        // Whoever has the outcome can ask what it was.
+        // Once the result is available, the call's state is too.
         assert!(call.done() && call.cancelled());
     }
-    // The last one is not cancelled before it has begun, so everything before it has arrived.
+    // The last call is not cancelled, so when it has ended, all earlier ones have arrived.
     let last = check(&server, "answer", UNTIL_CANCELLED).await;
     assert!(last.await.is_ok());
     server.drain.drain(Duration::MAX, Duration::MAX).await;
@@ -621,7 +622,8 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
         }
     }
     assert_eq!(began, ended);
-    // A callback may run a little after the outcome is there. The channel ends when there is none left.
+    // A callback may run shortly after the result is available. The channel ends when no callback
+    // is left.
     drop(told);
     let mut callbacks = 0;
     while soon(done.recv()).await.is_some() {
@@ -630,7 +632,7 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
     assert_eq!(callbacks, 200);
 }
 
-/// A call whose own code panics must not look like one that is still running, or is complete.
+/// A call whose own code panics must not look as if it were still running or complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_whose_task_goes_down_ends_with_unknown() {
     async fn rpc<T>() -> T {

@@ -1,4 +1,4 @@
-//! A connection outlives any number of cancelled calls, given the settings that the crate's docs name.
+//! A connection survives any number of cancelled calls with the settings from the crate's docs.
 
 use std::{
     env,
@@ -26,14 +26,14 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-/// How many streams are started and cancelled, unless CANCELLED_STREAMS says otherwise: enough to be
-/// the end of a connection where either setting is missing.
+/// Number of streams to start and cancel, unless CANCELLED_STREAMS is set: enough to close a
+/// connection on which either setting is missing.
 const STREAMS: u32 = 100_000;
 
-/// How many calls there are at a time.
+/// Number of calls at a time.
 const AT_A_TIME: usize = 8;
 
-/// Answers with small messages without end, so that some are under way whenever a call is cancelled.
+/// Sends small messages endlessly, so that some are in flight whenever a call is cancelled.
 struct Endless;
 
 type Messages = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
@@ -50,7 +50,7 @@ impl Health for Endless {
     }
 
     async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Messages>, Status> {
-        // Each in a frame of its own.
+        // Each message in a separate frame.
         let (sender, messages) = mpsc::channel(1);
         tokio::spawn(async move {
             let message = HealthCheckResponse { status: 1 };

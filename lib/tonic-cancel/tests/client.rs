@@ -1,4 +1,4 @@
-//! What the client's handles tell, against a server that is scripted frame by frame.
+//! Tests the client's handles against a server that is scripted frame by frame.
 
 use std::{
     sync::{Arc, mpsc},
@@ -21,13 +21,13 @@ use tonic_cancel::{Call, CallOptions, Canceller, Done, StreamingCall};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 
-/// How long anything may take that a test waits for.
+/// Maximum time that a test waits for an event.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A message with `status: SERVING`.
 const MESSAGE: &[u8] = &[0, 0, 0, 0, 2, 8, 1];
 
-/// A call as the server sees it, which does with it what the test says.
+/// A call as seen by the server; the test scripts the response.
 struct Arrived {
     headers: HeaderMap,
     respond: h2::server::SendResponse<Bytes>,
@@ -36,7 +36,7 @@ struct Arrived {
 }
 
 impl Arrived {
-    /// Sends initial metadata; `ended` makes it all there is.
+    /// Sends initial metadata; `ended` ends the response with it.
     fn headers(&mut self, metadata: &[(&str, &str)], ended: bool) -> h2::SendStream<Bytes> {
         let mut response = http::Response::builder().header("content-type", "application/grpc");
         for (name, value) in metadata {
@@ -46,7 +46,7 @@ impl Arrived {
         self.respond.send_response(response, ended).unwrap()
     }
 
-    /// Waits until the client has given up the call, which has no response yet.
+    /// Waits until the client resets the call, which has no response yet.
     async fn reset(mut self) -> h2::Reason {
         std::future::poll_fn(|cx| self.respond.poll_reset(cx))
             .await
@@ -83,7 +83,7 @@ impl Scripted {
                     respond,
                     _body: body,
                 };
-                // A test that has ended wants no more of them.
+                // A test that has ended has dropped the receiver.
                 drop(sender.send(arrived));
             }
         });
@@ -109,7 +109,7 @@ impl Scripted {
         })
     }
 
-    /// A call with a stream of requests, which has one and neither goes on nor ends.
+    /// Starts a call with a request stream that sends one request and stays open.
     fn converse(&self) -> StreamingCall<HealthCheckResponse> {
         let mut client = Grpc::new(self.channel.clone());
         let requests = tokio_stream::once(HealthCheckRequest::default());
@@ -135,7 +135,7 @@ fn request() -> Request<HealthCheckRequest> {
     Request::new(HealthCheckRequest::default())
 }
 
-/// Waits for what must come.
+/// Waits for an event that must happen.
 async fn ends<T>(what: impl Future<Output = T>) -> T {
     let ended = tokio::time::timeout(PATIENCE, what).await;
     ended.expect("it goes on")
@@ -162,7 +162,7 @@ async fn a_stream_tells_its_metadata_as_it_comes() {
     let trailing = call.trailing_metadata().unwrap();
     assert_eq!(trailing.get("x-last").unwrap(), "late");
     assert!(!trailing.contains_key("x-first") && !trailing.contains_key("grpc-status"));
-    // It can still be asked for.
+    // The initial metadata remains available.
     assert!(call.initial_metadata().await.is_some());
 }
 
@@ -188,7 +188,7 @@ async fn a_failed_stream_tells_its_metadata() {
             .contains_key("x-first")
     );
 
-    // A response that is a status alone has no initial metadata.
+    // A response that consists only of a status has no initial metadata.
     let mut call = server.watch(NO_OPTIONS);
     let only = [("grpc-status", "9"), ("x-last", "late")];
     server.arrived().await.headers(&only, true);
@@ -238,8 +238,9 @@ async fn a_call_that_this_side_ends_has_no_metadata() {
     assert_eq!(arrived.reset().await, h2::Reason::CANCEL);
 }
 
-/// Once its response had begun, a cancelled call with a stream of requests stayed open: what sent
-/// that stream went on waiting for the next request, and the server never heard of it.
+/// Regression: once its response had begun, a cancelled call with a request stream stayed open. The
+/// sender of the stream waited for the next request, and the server did not receive the
+/// cancellation.
 #[tokio::test]
 async fn a_cancellation_ends_the_stream_of_requests() {
     let mut server = Scripted::start().await;
@@ -287,14 +288,14 @@ async fn the_earlier_of_timeout_and_deadline_counts() {
         NO_OPTIONS
             .timeout(Duration::from_millis(50))
             .deadline(soon + hour),
-        // Passed already.
+        // Already in the past.
         NO_OPTIONS.deadline(soon),
     ] {
         let call = server.check(options);
         let status = call.await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded, "{options:?}");
     }
-    // The server is told of it.
+    // The deadline is sent to the server.
     while server.arrived.try_recv().is_ok() {}
     let _call = server.check(NO_OPTIONS.deadline(Instant::now() + hour));
     let header = server.arrived().await.headers["grpc-timeout"].clone();
@@ -303,7 +304,7 @@ async fn the_earlier_of_timeout_and_deadline_counts() {
     assert!(left <= 3_600_000 && left > 3_500_000, "{header}");
 }
 
-/// The server never answers and keeps no time, so whatever ends the call is its own clock.
+/// The server never answers and has no timer, so the client's own clock ends the call.
 #[tokio::test]
 async fn a_shorter_timeout_in_the_request_is_kept() {
     // Long enough for the calls to arrive.
@@ -336,7 +337,7 @@ async fn a_shorter_timeout_in_the_request_is_kept() {
     }
     for call in &arrived {
         let header = call.headers["grpc-timeout"].to_str().unwrap();
-        // However it is written.
+        // Any unit is valid.
         let (number, unit) = header.split_at(header.len() - 1);
         let micros = match unit {
             "u" => 1,
@@ -361,7 +362,7 @@ async fn a_shorter_timeout_in_the_request_is_kept() {
 #[tokio::test]
 async fn a_call_whose_time_is_up_already_is_not_sent() {
     let mut server = Scripted::start().await;
-    // There is a connection, so nothing else holds it back.
+    // A connection is ready, so nothing else delays the call.
     let first = server.check(NO_OPTIONS);
     server.arrived().await;
     for _ in 0..20 {
@@ -378,7 +379,7 @@ async fn a_call_whose_time_is_up_already_is_not_sent() {
             assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
         }
     }
-    // What was sent before has arrived by the time that a later call has.
+    // Calls sent earlier have arrived when a later one has.
     let later = server.check(NO_OPTIONS);
     let arrived = server.arrived().await;
     let is_later = !arrived.headers.contains_key("grpc-timeout");
@@ -390,12 +391,12 @@ async fn a_call_whose_time_is_up_already_is_not_sent() {
 #[tokio::test]
 async fn a_stream_that_goes_on_ends_by_its_deadline() {
     let mut server = Scripted::start().await;
-    // Long enough for a message to come.
+    // Long enough for a message to arrive.
     let mut call = server.watch(NO_OPTIONS.timeout(Duration::from_secs(2)));
     let mut arrived = server.arrived().await;
     let mut body = arrived.headers(&[], false);
     let sending = tokio::spawn(async move {
-        // As long as anybody wants it.
+        // Send until the client resets the stream.
         while body.send_data(MESSAGE.into(), false).is_ok() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -413,10 +414,10 @@ async fn a_stream_that_goes_on_ends_by_its_deadline() {
     sending.await.unwrap();
 }
 
-/// Nothing of a call that is cancelled before its first poll reaches the client's own code.
+/// If a call is cancelled before its first poll, the client's own code never runs.
 #[tokio::test]
 async fn cancelling_before_the_first_poll() {
-    // The carrier cannot run before this task waits, for there is one thread.
+    // The carrier cannot run before this task waits, because there is only one thread.
     let never = |_| async { panic!("it was polled") };
     let call: Call<()> = Call::start(Request::new(()), NO_OPTIONS, never);
     assert!(call.cancel());
@@ -455,10 +456,10 @@ fn hanging() -> Call<()> {
 #[tokio::test]
 async fn cancelling_from_other_threads() {
     let call = hanging();
-    // Whoever is first is told so, and nobody else.
+    // Only the first canceller gets `true`.
     let cancellers: Vec<Canceller> = (0..8).map(|_| call.canceller()).collect();
     let cancelling = cancellers.into_iter().map(|canceller| {
-        // No runtime is there.
+        // These threads have no runtime.
         std::thread::spawn(move || canceller.cancel_with_reason("from a thread"))
     });
     let threads: Vec<_> = cancelling.collect();
@@ -475,10 +476,10 @@ async fn callbacks_may_do_as_they_like_with_calls() {
     let again = Arc::new(first);
     let weak = Arc::downgrade(&again);
     again.add_done_callback(move |done| {
-        // Its own call is over; another one is not.
+        // Its own call is over; the other one is not.
         assert!(!own.cancel());
         assert!(other.cancel());
-        // What is registered by now runs at once.
+        // A callback registered now runs at once.
         if let Some(call) = weak.upgrade() {
             let sender = sender.clone();
             assert!(!call.add_done_callback(move |done| sender.send(done).unwrap()));
@@ -510,7 +511,7 @@ async fn a_callback_after_the_end_runs_at_once_on_this_thread() {
     assert_eq!(told.recv().unwrap(), (Code::Cancelled, here));
 }
 
-/// A call that is held open and tells when it is let go of.
+/// Returns a future that never completes and reports when it is dropped.
 fn held(sender: UnboundedSender<&'static str>) -> impl Future<Output = ()> + Send {
     struct Held(UnboundedSender<&'static str>);
     impl Drop for Held {
@@ -546,7 +547,7 @@ async fn dropping_cancels_and_detaching_does_not() {
     let canceller = call.canceller();
     call.detach();
     assert!(told.try_recv().is_err());
-    // What is left of it can still be cancelled.
+    // The detached call can still be cancelled.
     assert!(canceller.cancel());
     assert_eq!(told.recv().await, Some("dropped"));
 

@@ -1,4 +1,4 @@
-//! A whole server run to its end by its drain: in bounded time, whatever its clients do.
+//! Runs a whole server and shuts it down by its drain, in bounded time regardless of its clients.
 
 mod stage;
 
@@ -25,7 +25,7 @@ use tonic_health::pb::health_server::HealthServer;
 
 type Ended = JoinHandle<Result<Drained, tonic::transport::Error>>;
 
-/// A server, and what tells it to stop.
+/// A server and the signal that stops it.
 struct House {
     address: SocketAddr,
     drain: Drain,
@@ -45,7 +45,7 @@ async fn play(began: UnboundedSender<CallContext>, scene: Scene) -> Result<(), S
             assert_eq!(reason, Some(CancelReason::Drain));
             Err(Status::aborted("as asked"))
         }
-        // Fills every window there is between it and a client that does not read.
+        // Fills every window on the way to a client that does not read.
         "flood" => loop {
             scene.say();
             tokio::task::yield_now().await;
@@ -101,7 +101,7 @@ impl House {
     }
 }
 
-/// What a test waits for to happen by itself, and never for the clock.
+/// A limit that a test never reaches: it waits for events, not for the clock.
 const LONG: Duration = Duration::from_secs(3600);
 
 fn options(grace: Duration, notice: Duration, close: Duration) -> DrainOptions {
@@ -148,7 +148,7 @@ async fn calls_are_told_and_may_answer() {
     }
 }
 
-/// The first reason counts, whatever the call ends with.
+/// The first reason counts, regardless of how the call ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_when_its_call_was_told_to_stop() {
     for is_stream in [false, true] {
@@ -186,18 +186,18 @@ async fn calls_that_do_not_listen_are_forced() {
     assert!(!drained.left_behind);
 }
 
-/// tonic's own graceful shutdown waits for ever for each of these.
+/// tonic's own graceful shutdown waits forever for each of these.
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_that_do_not_read_or_never_began_are_left_behind() {
     let close = Duration::from_millis(100);
     let mut house = open(options(Duration::ZERO, Duration::ZERO, close)).await;
-    // Accepted, and nothing is ever said on it.
+    // Accepted, but never sends anything.
     let mute = TcpStream::connect(house.address).await.unwrap();
-    // A preface that breaks off.
+    // An incomplete HTTP/2 preface.
     let half = TcpStream::connect(house.address).await.unwrap();
     half.writable().await.unwrap();
     half.try_write(b"PRI * HTTP/2.0\r\n").unwrap();
-    // A stream that floods a client which has stopped reading its socket.
+    // A stream that floods a client that has stopped reading its socket.
     let deaf = deaf(house.address).await;
     next(&mut house.began).await;
 
@@ -209,7 +209,7 @@ async fn peers_that_do_not_read_or_never_began_are_left_behind() {
     drop((mute, half, deaf));
 }
 
-/// A raw connection with one stream that is flooded, and that is not read.
+/// Opens a raw connection with one flooded stream, then stops reading it.
 async fn deaf(address: SocketAddr) -> impl Sized {
     let socket = TcpStream::connect(address).await.unwrap();
     let (requests, connection) = h2::client::Builder::new()
@@ -222,7 +222,7 @@ async fn deaf(address: SocketAddr) -> impl Sized {
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             ended = &mut connection => ended.unwrap(),
-            // From here on nothing of what comes is read, and the socket stays open.
+            // From here on nothing is read, and the socket stays open.
             _ = stopped => std::future::pending().await,
         }
     });
@@ -239,7 +239,8 @@ async fn deaf(address: SocketAddr) -> impl Sized {
     (requests, response, body)
 }
 
-/// Work that goes on when its call is over is waited for while connections close, and then told.
+/// While connections close, the drain waits for the work of ended calls. The result reports work
+/// that does not end.
 #[tokio::test(flavor = "multi_thread")]
 async fn work_that_does_not_end_is_told() {
     for ends in [true, false] {
@@ -262,7 +263,7 @@ async fn work_that_does_not_end_is_told() {
             context.run_blocking(work).await
         });
         let drain = house.drain.clone();
-        // Work that has not begun by the time that it is told does not begin.
+        // Wait for the work to begin: otherwise a stop request would keep it from beginning.
         next(&mut is_working).await;
         assert_eq!(drain.active_work(), 1);
         let ended = tokio::spawn(house.end());
@@ -279,7 +280,7 @@ async fn work_that_does_not_end_is_told() {
     }
 }
 
-/// Those who watch the health are served until the others have ended, and hold nobody up.
+/// Health watches are served until the other calls have ended, and do not delay the drain.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_aside_are_not_waited_for() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -290,7 +291,7 @@ async fn calls_aside_are_not_waited_for() {
     let aside = CallContextLayer::with_drain(drain.aside());
     let server = Server::builder().add_service(aside.named_layer(HealthServer::new(aside_player)));
     let (signal, signalled) = oneshot::channel();
-    // Another socket of the same server, whose calls are not aside.
+    // Another socket of the same server, whose calls belong to the main drain.
     let (sender, mut began_there) = unbounded_channel();
     let there = Stage::sharing(
         drain.clone(),
@@ -321,7 +322,7 @@ async fn calls_aside_are_not_waited_for() {
     signal.send(()).unwrap();
     soon(closed).await;
     assert!(!ended.is_finished());
-    // The last call has ended, and with it goes whoever only watches.
+    // When the last call has ended, the watch is ended too.
     other.cancel();
     assert_eq!(other.end().await.unwrap_err().code(), Code::Cancelled);
     let status = watching.end().await.unwrap_err();
@@ -338,7 +339,7 @@ async fn a_server_that_fails_or_ends_before_the_signal_says_so() {
     assert_eq!(soon(failed).await, Err("no socket"));
     let ended = drain.serve(never(), DrainOptions::new(), |_| async { Ok::<(), ()>(()) });
     assert_eq!(soon(ended).await, Ok(Drained::default()));
-    // And after it, when it was drained all the same.
+    // A server that fails after the signal also reports its error, although it was drained.
     let failed = drain.serve(
         std::future::ready(()),
         DrainOptions::new(),
@@ -350,7 +351,7 @@ async fn a_server_that_fails_or_ends_before_the_signal_says_so() {
     assert_eq!(soon(failed).await, Err("broken"));
 }
 
-/// The second signal: whoever drops the future leaves at once.
+/// The second signal: dropping the future closes the socket at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_it_closes_the_socket() {
     let mut house = open(options(LONG, LONG, LONG)).await;
@@ -363,7 +364,7 @@ async fn dropping_it_closes_the_socket() {
         TcpStream::connect(house.address).await.is_err(),
         "it still accepts"
     );
-    // The calls stay with the runtime, and can be ended still.
+    // The calls stay with the runtime, and can still be ended.
     assert_eq!(house.drain.active_calls(), 1);
     house.drain.drain(Duration::ZERO, Duration::ZERO).await;
     assert_eq!(call.end().await.unwrap_err().code(), Code::Unavailable);

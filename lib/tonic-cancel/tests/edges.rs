@@ -1,4 +1,4 @@
-//! What is asked of a context at odd moments, and servers that are put together oddly.
+//! Edge cases: contexts used at unusual moments, and unusual server setups.
 
 mod stage;
 
@@ -23,7 +23,7 @@ use tonic_web::GrpcWebLayer;
 use tower_layer::layer_fn;
 use tower_service::Service;
 
-/// Plays, and tells how each call ended.
+/// Runs `play` in every call, and reports how each call ended.
 fn told<F>(
     play: impl Fn(Scene) -> F + Send + Sync + 'static,
 ) -> (Player, UnboundedReceiver<CallEnd>)
@@ -46,7 +46,7 @@ async fn call(stage: &Stage, is_stream: bool) -> Either {
     Either::start(is_stream, &client, request(""), CallOptions::new())
 }
 
-/// Its runtime has no other thread, so nothing but the flag can reach it.
+/// The runtime has no other thread, so only the flag can reach the handler.
 #[test]
 fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cancellation() {
     for by_deadline in [true, false] {
@@ -58,7 +58,7 @@ fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cance
             while !stop.is_requested() {
                 std::thread::yield_now();
             }
-            // Too late to be an answer.
+            // Too late to count as the answer.
             Ok(())
         });
         let (address, at) = std::sync::mpsc::channel();
@@ -69,7 +69,7 @@ fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cance
                 let stage = Stage::start(player).await;
                 address.send(stage.address).unwrap();
                 let end = next(&mut ended).await;
-                // Until the status is sent, and the client has gone.
+                // Wait until the status is sent and the client has gone.
                 soon(stage.drain.drain(stage::PATIENCE, Duration::ZERO)).await;
                 stage.drain.closed().await;
                 end
@@ -95,12 +95,12 @@ fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cance
     }
 }
 
-/// Before the handler's future is polled a second time there is nobody to be woken yet.
+/// Before the handler's future is polled a second time, no waker is registered yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_cancelled_before_it_first_waits() {
     for is_stream in [false, true] {
         let (player, mut ended) = told(|scene| {
-            // As the handler is called, before the play is polled.
+            // Runs when the handler is called, before the play is polled.
             assert!(scene.context.cancel());
             std::future::pending()
         });
@@ -113,7 +113,7 @@ async fn a_call_that_is_cancelled_before_it_first_waits() {
     }
 }
 
-/// A service between the layer and the handler, which cancels the call before there is anything to
+/// A service between the layer and the handler. It cancels the call before there is a future to
 /// poll.
 #[derive(Clone)]
 struct Hasty<S> {
@@ -149,7 +149,7 @@ where
     }
 }
 
-/// Tells, when it is dropped, whether it was ever polled.
+/// When dropped, reports whether it was ever polled.
 struct Watched<F> {
     inner: Pin<Box<F>>,
     is_polled: IsPolled,
@@ -217,7 +217,7 @@ async fn a_call_that_is_cancelled_twice_from_a_callback_and_after_its_end() {
                 let first = std::thread::spawn(move || other.cancel_with_status(status));
                 assert!(first.join().unwrap());
                 assert!(!context.cancel());
-                // What it says now is no longer sent.
+                // This message is no longer sent.
                 scene.say();
                 Ok(())
             }
@@ -233,14 +233,14 @@ async fn a_call_that_is_cancelled_twice_from_a_callback_and_after_its_end() {
     }
 }
 
-/// What a handler's stream holds must not wait for a client that does not read, and may never.
+/// A handler's stream must be dropped when its call ends, even if the client never reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_that_nobody_reads_is_dropped_when_its_call_ends() {
-    // None at all, so that the stream is never asked; and room for one message and a bit.
+    // 0: the stream is never polled. 8: room for one message and a bit more.
     for window in [0, 8] {
         for by_deadline in [true, false] {
             let (began, mut contexts) = unbounded_channel();
-            // What it drops with its receiver is gone when nobody is left to tell.
+            // When the stream drops this sender, `dropped` ends.
             let (held, mut dropped) = unbounded_channel::<()>();
             let held = std::sync::Mutex::new(Some(held));
             let (player, mut ended) = told(move |scene: Scene| {
@@ -270,14 +270,14 @@ async fn a_stream_that_nobody_reads_is_dropped_when_its_call_ends() {
             };
             assert_eq!(next(&mut ended).await.cancelled, Some(reason));
             assert_eq!(soon(dropped.recv()).await, None);
-            // The connection, and the stream on it, are still there.
+            // The connection is still open, and so is the stream on it.
             let response = raw.call("Check", "fail", None).await;
             assert_eq!(status_of(response).await, Some(Code::NotFound));
         }
     }
 }
 
-/// A callback that panics, on whatever thread, keeps neither the status nor the others back.
+/// A callback that panics, on any thread, blocks neither the status nor other callbacks.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callback_that_panics_harms_nobody() {
     for is_stream in [false, true] {
@@ -298,7 +298,7 @@ async fn a_callback_that_panics_harms_nobody() {
     }
 }
 
-/// Handlers need not care; what a context cannot know it does not claim.
+/// Handlers work without the layer; the context then reports no deadline and never ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_the_layer() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -329,7 +329,7 @@ async fn a_server_without_the_layer() {
     }
 }
 
-/// gRPC-Web over HTTP/1, its layer around ours.
+/// gRPC-Web over HTTP/1, with its layer outside of this crate's.
 struct Web {
     stream: TcpStream,
     drain: Drain,
@@ -356,7 +356,7 @@ impl Web {
         Web { stream, drain }
     }
 
-    /// Reads until it has come, among the trailers in the body or among the headers.
+    /// Reads until `wanted` has arrived, among the trailers in the body or among the headers.
     async fn until(&mut self, wanted: &str) {
         let mut all = Vec::new();
         soon(async {

@@ -1,4 +1,4 @@
-//! The examples do what they say.
+//! Tests that the examples work as described.
 
 use std::{
     env,
@@ -22,7 +22,7 @@ fn a_proxy_hands_deadline_and_cancellation_on() {
     proxy::main().unwrap();
 }
 
-/// A real process and a real signal.
+/// With a real process and a real signal.
 #[test]
 fn a_client_is_stopped_by_ctrl_c() {
     let tests = env::current_exe().unwrap();
@@ -47,7 +47,7 @@ fn a_client_is_stopped_by_ctrl_c() {
         rest.pop().unwrap(),
         "drained; calls that had to be ended: 0"
     );
-    // The two ends of the call know of it in either order.
+    // The two ends of the call may report in either order.
     rest.sort();
     assert_eq!(
         rest,

@@ -1,5 +1,5 @@
-//! Every way in which a call can end, unary and streaming, over real sockets: what the client gets,
-//! what the call's callback is told, and that the work on a thread of its own stops.
+//! Every way in which a call can end, unary and streaming, over real sockets. Checks the client's
+//! result, the arguments of the call's callback, and that the work on a separate thread stops.
 
 mod stage;
 
@@ -19,7 +19,7 @@ use tonic_cancel::{
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_server::Health};
 use tonic_types::{ErrorDetails, StatusExt};
 
-/// What a handler tells the test.
+/// Events that a handler reports to the test.
 struct Seen {
     began: UnboundedReceiver<CallContext>,
     ended: UnboundedReceiver<CallEnd>,
@@ -52,7 +52,7 @@ fn tell() -> (Tell, Seen) {
     (tell, seen)
 }
 
-/// Details as rich as they get.
+/// Status details of several types.
 fn details() -> ErrorDetails {
     let mut details = ErrorDetails::with_error_info(
         "A_REASON",
@@ -69,7 +69,7 @@ fn with_details(code: Code) -> Status {
     Status::with_error_details(code, "as rich as they get", details())
 }
 
-/// The handler of every test: says something, sets a thread to work, and then does as it is told.
+/// The handler of every test: sends a message, starts a thread, and then follows the script.
 async fn play(tell: Tell, scene: Scene) -> Result<(), Status> {
     let context = scene.context.clone();
     let ended = tell.ended.clone();
@@ -78,7 +78,7 @@ async fn play(tell: Tell, scene: Scene) -> Result<(), Status> {
     });
     if scene.line == "no room" {
         let room = tell.room.begin_within(&context, Duration::ZERO).await;
-        // In words of its own.
+        // With the handler's own status.
         return room
             .map(drop)
             .map_err(|_| with_details(Code::ResourceExhausted));
@@ -91,7 +91,7 @@ async fn play(tell: Tell, scene: Scene) -> Result<(), Status> {
         let _ = stopped.send(());
     });
     scene.say();
-    // So that a stream's message is on its way before anything else happens.
+    // Let a stream send its message before anything else happens.
     tokio::task::yield_now().await;
     tell.began.send(context.clone()).unwrap();
     match scene.line.as_str() {
@@ -107,7 +107,7 @@ async fn play(tell: Tell, scene: Scene) -> Result<(), Status> {
     }
 }
 
-/// A house, a client in front of it, and what lies between.
+/// A server, a client, and the proxy between them.
 struct House {
     stage: Stage,
     seen: Seen,
@@ -128,14 +128,14 @@ impl House {
         Either::start(is_stream, &client, request(line), options)
     }
 
-    /// What the handler's side is told of a call that has reached it, and that its work has stopped.
+    /// Returns how a call ended for its handler, after its work has stopped.
     async fn ended(&mut self) -> (Code, Option<CancelReason>) {
         let end = next(&mut self.seen.ended).await;
         next(&mut self.seen.stopped).await;
         (end.code, end.cancelled)
     }
 
-    /// That is all: no callback ran twice, and nothing is left.
+    /// Asserts that no callback ran twice, and that no call and no work is left.
     async fn quiet(mut self) {
         soon(self.stage.drain.drain(Duration::MAX, Duration::ZERO)).await;
         assert!(self.seen.ended.try_recv().is_err());
@@ -144,7 +144,7 @@ impl House {
     }
 }
 
-/// A connection that can be made to die under both sides.
+/// A proxied connection that a test can break for both sides.
 struct Proxy {
     address: SocketAddr,
     carrying: JoinHandle<()>,
@@ -170,7 +170,7 @@ impl Proxy {
 const KINDS: [bool; 2] = [false, true];
 const FOR_EVER: CallOptions = CallOptions::new();
 
-/// A deadline that passes while a test runs, and not before its call has reached the handler.
+/// A deadline that passes during a test, but only after its call has reached the handler.
 const SHORTLY: Duration = Duration::from_secs(3);
 
 fn said(result: &Result<(), Status>) -> Code {
@@ -181,7 +181,7 @@ fn said(result: &Result<(), Status>) -> Code {
 fn assert_rich(result: &Result<(), Status>) {
     let status = result.as_ref().unwrap_err();
     assert_eq!(status.message(), "as rich as they get");
-    // It has no other way to compare them.
+    // `ErrorDetails` cannot be compared in another way.
     let got = format!("{:?}", status.get_error_details());
     assert_eq!(got, format!("{:?}", details()));
 }
@@ -210,7 +210,7 @@ async fn the_handler_fails_with_details() {
     }
 }
 
-/// The statuses that services give, each with the details that belong to it.
+/// Typical statuses of services, each with matching details.
 fn statuses() -> [Status; 5] {
     let info = |reason| ErrorDetails::with_error_info(reason, "tests", []);
     let mut exhausted = ErrorDetails::with_quota_failure_violation("subject", "a quota");
@@ -231,7 +231,7 @@ fn statuses() -> [Status; 5] {
     .map(|(code, details)| Status::with_error_details(code, format!("{code}: 100 % sûr"), details))
 }
 
-/// Gives one of these; the name of the service that is asked for says which, and where.
+/// Returns one of these. The requested service name selects which one, and where it is returned.
 struct Failing(UnboundedSender<CallEnd>);
 
 impl Failing {
@@ -336,7 +336,7 @@ async fn the_connection_dies() {
         next(&mut house.seen.began).await;
         call.first().await;
         house.proxy.die();
-        // Whatever tonic calls it, it is no good end and not a status that the server gave.
+        // tonic may report different codes, but neither success nor a status from the server.
         let code = said(&call.end().await);
         let made_locally = [Code::Unavailable, Code::Unknown, Code::Cancelled];
         assert!(made_locally.contains(&code), "{code:?}");
@@ -346,7 +346,7 @@ async fn the_connection_dies() {
     }
 }
 
-/// The server's own deadline, to a client that keeps no time: before the response of a unary call,
+/// The server's own deadline, for a client without a timer: before the response of a unary call,
 /// and in the middle of a stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_deadline_passes_at_the_server() {
@@ -364,8 +364,8 @@ async fn the_deadline_passes_at_the_server() {
     tokio::join!(play(false), play(true));
 }
 
-/// The client's own deadline. Which side's clock is the first is open, and so is what the server
-/// sees: its own, or that the client has gone.
+/// The client's own deadline. Either side's clock may be first, so the server sees its own deadline
+/// or that the client has gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_deadline_passes_at_the_client() {
     async fn play(kind: bool) {
@@ -437,7 +437,7 @@ async fn a_drain_forces_a_handler_that_does_not() {
     }
 }
 
-/// What is refused does not reach a handler, so there is no callback to tell.
+/// A refused call does not reach a handler, so there is no callback to run.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_is_refused_before_any_work() {
     for kind in KINDS {

@@ -1,4 +1,4 @@
-//! Calls that handlers make for a call: three hops, each a server on a socket of its own, and what
+//! Calls that handlers make for a call: three hops, each a server on a separate socket, and what
 //! reaches the last one.
 
 mod stage;
@@ -16,11 +16,11 @@ use tonic_health::pb::health_client::HealthClient;
 enum Means {
     /// A `Call` or `StreamingCall`, in a task that outlives the handler.
     Linked,
-    /// A client of tonic's, in the handler itself.
+    /// A plain tonic client, in the handler itself.
     Plain,
 }
 
-/// What a hop tells the test.
+/// Events that a hop reports to the test.
 struct Hop {
     began: UnboundedReceiver<Option<Duration>>,
     ended: UnboundedReceiver<CallEnd>,
@@ -52,13 +52,13 @@ async fn play(
     let hangs = scene.line == "hang";
     let result = forward(tell, next, scene).await;
     if hangs {
-        // So that its call ends by something else than its answer.
+        // Make the call end by something other than its answer.
         std::future::pending::<()>().await;
     }
     result
 }
 
-/// Makes the next call, if there is a next hop, and gives what came of it.
+/// Makes the next call, if there is a next hop, and returns its result.
 async fn forward(
     tell: Tell,
     next: Option<(HealthClient<Channel>, Means)>,
@@ -98,7 +98,8 @@ async fn forward(
     }
 }
 
-/// The client's end of three hops, on runtimes of their own so that one can die.
+/// Three hops and a client of the first one. Each hop has its own runtime, so that it can be
+/// killed.
 struct Chain {
     client: HealthClient<Channel>,
     hops: [Hop; 3],
@@ -111,11 +112,11 @@ impl Chain {
         Chain::with(means, DeadlinePolicy::new()).await
     }
 
-    /// The first hop has a policy of its own.
+    /// Starts three hops, of which the first has `policy`.
     async fn with(means: Means, policy: DeadlinePolicy) -> Chain {
         let (mut hops, mut stages, mut runtimes) = (Vec::new(), Vec::new(), Vec::new());
         let mut address = None;
-        // The last one first.
+        // Start the last one first.
         for number in (0..3).rev() {
             let policy = match number {
                 0 => policy,
@@ -151,7 +152,8 @@ impl Chain {
         }
     }
 
-    /// A call that has reached the last hop, and how much time each was given.
+    /// Starts a call and waits until it has reached the last hop. Returns each hop's remaining
+    /// time.
     async fn call(&mut self, is_stream: bool, options: CallOptions) -> (Either, Vec<Duration>) {
         self.say("", is_stream, options).await
     }
@@ -175,7 +177,7 @@ impl Chain {
         self.runtimes[hop].take().unwrap().shutdown_background();
     }
 
-    /// Nothing is left at the hops that live.
+    /// Asserts that no call is left at the hops that still run.
     async fn quiet(mut self) {
         for (stage, runtime) in self.stages.iter().zip(&self.runtimes) {
             if runtime.is_some() {
@@ -231,7 +233,7 @@ async fn a_deadline_reaches_every_hop_and_each_has_less_than_the_one_before() {
         assert!(given[2] <= given[1] - margin, "{given:?}");
 
         let code = call.end().await.unwrap_err().code();
-        // With tonic's own client a hop may be told CANCELLED when its time is up.
+        // With tonic's own client, a hop may get CANCELLED when its time is up.
         let others = [Code::DeadlineExceeded, Code::Cancelled];
         match means {
             Means::Linked => assert_eq!(code, Code::DeadlineExceeded),
@@ -240,7 +242,8 @@ async fn a_deadline_reaches_every_hop_and_each_has_less_than_the_one_before() {
         for (number, hop) in chain.hops.iter_mut().enumerate() {
             let end = next(&mut hop.ended).await;
             match end.cancelled {
-                // What the hop behind it ended with, which the last one has none of.
+                // The hop ended with the status of the hop behind it. The last hop has none behind
+                // it.
                 None if means == Means::Linked => assert_eq!(end.code, Code::DeadlineExceeded),
                 None => assert!(others.contains(&end.code), "{end:?}"),
                 _ => assert_out_of_time(end),
@@ -251,7 +254,7 @@ async fn a_deadline_reaches_every_hop_and_each_has_less_than_the_one_before() {
     }
 }
 
-/// Its own clock was the first, or that of the hop before it, which goes by the same deadline.
+/// The hop's own clock was first, or that of the hop before it, which has the same deadline.
 #[track_caller]
 fn assert_out_of_time(end: CallEnd) {
     let expected = match end.cancelled {
@@ -261,7 +264,7 @@ fn assert_out_of_time(end: CallEnd) {
     assert_eq!((end.code, end.cancelled), expected);
 }
 
-/// No hop answers, and the client keeps no time: whatever ends the first hop's call is its own clock.
+/// No hop answers and the client has no timer: the first hop's own clock ends its call.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_that_the_first_hop_sets_is_told_for_what_it_is() {
     for (means, is_stream) in CASES {
@@ -292,13 +295,13 @@ async fn a_hop_that_dies_ends_the_call_on_both_sides() {
         assert_eq!((end.code, end.cancelled), (Code::Cancelled, GONE));
         let status = call.end().await.unwrap_err();
         let end = next(&mut chain.hops[0].ended).await;
-        // What the client gets is what the first hop made of it.
+        // The client gets the status that the first hop returned.
         assert_eq!((end.code, end.cancelled), (status.code(), None));
         chain.quiet().await;
     }
 }
 
-/// Only through this crate's handles does it go on before the handler has answered.
+/// Only this crate's handles propagate the cancellation before the handler has answered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_is_told_to_stop_cancels_the_calls_that_it_made() {
     for is_stream in [false, true] {
@@ -309,7 +312,7 @@ async fn a_call_that_is_told_to_stop_cancels_the_calls_that_it_made() {
             .drain(Duration::ZERO, stage::PATIENCE)
             .await;
         assert_eq!((drained.told, drained.forced), (1, 0));
-        // The handler passed on what it was told of its own call.
+        // The handler returned the status of its own outgoing call.
         let status = call.end().await.unwrap_err();
         assert_eq!(status.code(), Code::Cancelled);
         let end = next(&mut chain.hops[0].ended).await;
@@ -328,14 +331,14 @@ async fn a_call_for_which_no_time_is_left_is_not_sent() {
         let (last, mut seen) = hop(None);
         let last = Stage::start(last).await;
         let (first, _first_seen) = hop(Some((last.client().await, Means::Linked)));
-        // All of it.
+        // More than the call's whole time.
         let margin = Duration::from_secs(3600);
         let first = Stage::with(|layer| layer.outgoing_margin(margin), first).await;
         let options = CallOptions::new().timeout(Duration::from_secs(600));
         let client = first.client().await;
         let mut call = Either::start(is_stream, &client, request(""), options);
         assert_eq!(call.end().await.unwrap_err().code(), Code::DeadlineExceeded);
-        // What was sent before has arrived by the time that a later call has.
+        // Calls sent earlier have arrived when a later one has.
         let mut later = last.client().await;
         let arrives = tokio::spawn(async move { later.check(request("")).await });
         assert_eq!(next(&mut seen.began).await, None, "it was sent");
@@ -390,7 +393,7 @@ async fn a_request_keeps_a_shorter_timeout_of_its_own() {
     }
 }
 
-/// Also where the call that it is made for has more time, and so have its options.
+/// This holds even if the parent call and the options allow more time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_ends_by_the_shorter_timeout_of_its_request() {
     const OWN: Duration = Duration::from_secs(3);

@@ -1,4 +1,5 @@
-//! What a client sends, to its end or to where it was cut, read by a task that outlives its handler.
+//! A client's messages, up to their end or to where they were cut off, read by a task that outlives
+//! its handler.
 //!
 //! The service is gRPC's reflection service, which has a method whose client streams.
 
@@ -29,11 +30,11 @@ use tonic_reflection::pb::v1::{
 #[derive(Debug, PartialEq)]
 enum Seen {
     Message(String),
-    /// How the messages ended, as the adaptor and as tonic's own stream have it.
+    /// How the messages ended, as seen by the adaptor and by tonic's own stream.
     End(Result<(), Code>),
 }
 
-/// Hands the messages to a task of its own.
+/// Passes the messages to a separate task.
 struct Reader {
     seen: UnboundedSender<Seen>,
     contexts: UnboundedSender<CallContext>,
@@ -63,7 +64,7 @@ impl ServerReflection for Reader {
                 let is_end = matches!(next, Seen::End(_));
                 seen.send(next).unwrap();
                 if is_end {
-                    // After the end, whichever it was, there is nothing.
+                    // After the end, `message` returns `None`.
                     assert!(messages.message().await.unwrap().is_none());
                     return;
                 }
@@ -111,7 +112,7 @@ impl House {
         }
     }
 
-    /// A call that has sent "one" and "two", and what sends more.
+    /// Starts a call that has sent "one" and "two". Returns the sender for more.
     async fn begin(&mut self) -> (Messages, UnboundedSender<ServerReflectionRequest>) {
         let (sender, messages) = unbounded_channel();
         for host in ["one", "two"] {
@@ -122,7 +123,7 @@ impl House {
         (soon(response).await.unwrap().into_inner(), sender)
     }
 
-    /// The same, and they have been read.
+    /// Like `begin`, but waits until they have been read.
     async fn call(&mut self) -> (Messages, UnboundedSender<ServerReflectionRequest>) {
         let call = self.begin().await;
         for host in ["one", "two"] {
@@ -211,7 +212,7 @@ async fn the_client_goes_away_after_their_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_connection_dies() {
     let mut house = House::new(false).await;
-    // A client on a runtime of its own, which is torn down with everything that runs on it.
+    // A client on a separate runtime, which is shut down with all its tasks.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let address = house.address;
     let (response, messages) = runtime
@@ -230,7 +231,7 @@ async fn the_connection_dies() {
     drop((response, messages));
 }
 
-/// Nobody waits for the rest of the messages any more, though the client would go on sending.
+/// The rest of the messages is no longer needed, although the client would continue sending.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_call_ends_before_them() {
     let mut house = House::new(true).await;

@@ -1,7 +1,7 @@
-//! Calls of every kind, ended by whoever comes first, at moments of no particular choice: whatever
-//! happens, no task, no permit, no work and no callback is left.
+//! Calls of every kind, ended by either side at random moments. In every case no task, permit, work
+//! or callback is left.
 //!
-//! `SCHEDULES` is how many calls, `SCHEDULES_SEED` what they are drawn from.
+//! `SCHEDULES` sets the number of calls, `SCHEDULES_SEED` the seed of their random choices.
 
 mod stage;
 
@@ -23,22 +23,22 @@ use tonic_cancel::{
 };
 use tonic_health::pb::health_server::HealthServer;
 
-/// As many as take about 40 seconds where nothing is optimised.
+/// Takes about 40 seconds without optimization.
 const SCHEDULES: u64 = 100_000;
 
-/// How many go through one server, which is drained at their end or in their midst.
+/// Number of calls to one server, which is drained after them or in their midst.
 const BATCH: u64 = 250;
 
-/// How many of these are under way at a time.
+/// Number of these calls under way at a time.
 const AT_A_TIME: usize = 50;
 
-/// Pieces of work at a time, so that some must wait for others.
+/// Limit of concurrent pieces of work, low enough that some must wait.
 const ROOM: usize = 8;
 
-/// What a panic says that is part of a schedule.
+/// Message of a panic that is part of a schedule.
 const WANTED: &str = "a panic that a schedule wants";
 
-/// splitmix64: enough for drawing lots, and the same everywhere.
+/// splitmix64: random enough for this, and the same on every platform.
 struct Lots(u64);
 
 impl Lots {
@@ -54,7 +54,7 @@ impl Lots {
         self.next() % end
     }
 
-    /// Lets others go first, for some turns or none.
+    /// Yields to other tasks a random number of times.
     async fn pause(&mut self) {
         for _ in 0..self.below(40) {
             tokio::task::yield_now().await;
@@ -62,7 +62,7 @@ impl Lots {
     }
 }
 
-/// Something that must be gone in the end.
+/// Counts a value that must be dropped in the end.
 struct Here(Arc<AtomicUsize>);
 
 impl Drop for Here {
@@ -85,7 +85,7 @@ impl Counts {
         Here(Arc::clone(&self.here))
     }
 
-    /// What a callback does.
+    /// Returns a callback that counts its runs and their codes.
     fn callback<T, F>(&self, code: F) -> impl FnOnce(T) + Send + use<T, F>
     where
         F: FnOnce(T) -> Code + Send + 'static,
@@ -100,7 +100,7 @@ impl Counts {
     }
 }
 
-/// The server's part: drawn from the seed that the client sends.
+/// The server's side: random choices from the seed that the client sends.
 fn plays(counts: Counts, room: WorkLimit) -> Player {
     player(move |scene| {
         let (counts, room) = (counts.clone(), room.clone());
@@ -161,7 +161,7 @@ async fn play(counts: &Counts, room: &WorkLimit, scene: Scene) -> Result<(), Sta
     }
 }
 
-/// Ends the call from a task or a thread of its own, once or twice.
+/// Ends the call from a separate task or thread, once or twice.
 fn cancel_later(counts: &Counts, context: &CallContext, seed: u64) {
     let (mut lots, here, context) = (Lots(seed), counts.here(), context.clone());
     let cancel = move |lots: &mut Lots| {
@@ -187,7 +187,7 @@ fn cancel_later(counts: &Counts, context: &CallContext, seed: u64) {
     }
 }
 
-/// The client's part.
+/// The client's side.
 async fn call(
     counts: Counts,
     client: tonic_health::pb::health_client::HealthClient<tonic::transport::Channel>,
@@ -214,7 +214,7 @@ async fn call(
             drop(call.end().await);
         }
         2 => {
-            // Read a while, and then left.
+            // Read for a while, then drop the call.
             let patience = Duration::from_micros(lots.below(5_000));
             let _ = tokio::time::timeout(patience, call.end()).await;
         }
@@ -270,7 +270,7 @@ async fn batch(counts: &Counts, lots: &mut Lots, number: u64) {
         let client = clients[lots.below(2) as usize].clone();
         calls.spawn(call(counts.clone(), client, lots.next()));
     }
-    // Calls that hang are left to the drain.
+    // The drain ends calls that hang.
     drop(signal);
     while let Some(ended) = soon(calls.join_next()).await {
         ended.unwrap();
@@ -324,7 +324,7 @@ fn random_schedules_leave_nothing_behind() {
     let ends: Vec<_> = (0..).map(Code::from_i32).zip(ends).collect();
     let ends: Vec<_> = ends.iter().filter(|(_, count)| *count > 0).collect();
     eprintln!("{ends:?}");
-    // All the ways of ending were tried.
+    // All ways of ending occurred.
     for code in [
         Code::Ok,
         Code::Cancelled,

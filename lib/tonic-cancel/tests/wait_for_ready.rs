@@ -1,5 +1,5 @@
 //! Calls that wait for their channel, over real sockets. The connector counts its attempts, and the
-//! tests wait for these.
+//! tests wait for these counts.
 
 use std::{
     io,
@@ -28,7 +28,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::H
 use tonic_prost::ProstCodec;
 use tower_service::Service;
 
-/// How long anything may take that a test waits for.
+/// Maximum time that a test waits for an event.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The time between attempts in these tests.
@@ -43,7 +43,7 @@ const BACKOFF: Backoff = Backoff {
 
 const WAITING: CallOptions = CallOptions::new().wait_for_ready(true);
 
-/// Connects as tonic would, and counts.
+/// Connects like tonic's connector, and counts the attempts.
 #[derive(Clone)]
 struct Connector {
     address: SocketAddr,
@@ -66,7 +66,7 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A channel to a server that may not be there.
+/// A client whose server may not be running.
 struct Client {
     address: SocketAddr,
     attempts: watch::Sender<u64>,
@@ -79,7 +79,7 @@ impl Client {
     }
 
     async fn with_backoff(backoff: Backoff) -> Client {
-        // Nobody listens there any more.
+        // The listener is dropped, so nothing listens on this address.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (attempts, _) = watch::channel(0);
@@ -110,7 +110,7 @@ impl Client {
         })
     }
 
-    /// Waits for so many attempts more.
+    /// Waits for `more` further attempts.
     async fn attempts(&self, more: u64) {
         let mut attempts = self.attempts.subscribe();
         let enough = *attempts.borrow() + more;
@@ -121,7 +121,8 @@ impl Client {
             .unwrap();
     }
 
-    /// At most one attempt in each interval since then, and a few that were under way already.
+    /// Asserts at most one attempt per interval since `since`, plus `already` attempts already
+    /// under way.
     fn assert_few_attempts(&self, since: Instant, already: u64) {
         let attempts = *self.attempts.borrow();
         let intervals = since.elapsed().as_millis() / WAIT.as_millis();
@@ -144,7 +145,7 @@ async fn ends<T>(call: impl Future<Output = T>) -> T {
         .expect("it still waits")
 }
 
-/// A health service on a runtime of its own, which goes down with all its connections.
+/// A health service on a separate runtime, which is shut down with all its connections.
 struct TestServer(Option<Runtime>);
 
 impl TestServer {
@@ -166,7 +167,7 @@ impl TestServer {
 impl Drop for TestServer {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            // Only then is its port free.
+            // Only after the shutdown is its port free.
             tokio::task::block_in_place(|| runtime.shutdown_timeout(PATIENCE));
         }
     }
@@ -182,7 +183,7 @@ async fn calls_wait_for_a_server_that_starts_later() {
     let _server = client.serve();
     assert_eq!(ends(unary).await.unwrap().into_inner().status, 1);
     assert_eq!(ends(stream.message()).await.unwrap().unwrap().status, 1);
-    // From now on nobody waits.
+    // From now on no call has to wait.
     assert!(ends(client.check(WAITING)).await.is_ok());
     assert!(ends(client.check(CallOptions::new())).await.is_ok());
 }
@@ -194,7 +195,7 @@ async fn without_the_option_a_call_fails_at_once() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert_eq!(*client.attempts.borrow(), 1);
 
-    // Also beside calls that wait.
+    // The same while another call waits.
     let hour = Duration::from_secs(3600);
     let client = Client::with_backoff(Backoff {
         initial: hour,
@@ -208,7 +209,7 @@ async fn without_the_option_a_call_fails_at_once() {
     assert_eq!(status.code(), Code::Unavailable);
     assert!(!waiting.done());
 
-    // When such a call connects, those that wait do not wait any longer.
+    // When such a call connects, waiting calls stop waiting.
     let _server = client.serve();
     while ends(client.check(CallOptions::new())).await.is_err() {}
     assert!(ends(waiting).await.is_ok());
@@ -217,12 +218,12 @@ async fn without_the_option_a_call_fails_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_passes_while_a_call_waits() {
     let client = Client::new().await;
-    // Long enough for an attempt to have failed by then.
+    // Long enough for one attempt to have failed.
     let timeout = Duration::from_secs(3);
     let status = ends(client.check(WAITING.timeout(timeout))).await;
     let status = status.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    // What it waited for is worth knowing.
+    // The status says what the call was waiting for.
     assert!(status.message().contains("refused"), "{status}");
     let mut stream = client.watch(WAITING.deadline(Instant::now() + WAIT));
     let status = ends(stream.message()).await.unwrap_err();
@@ -254,7 +255,7 @@ async fn a_thousand_waiting_calls_make_one_attempt_at_a_time() {
     client.attempts(5).await;
     client.assert_few_attempts(began, 1);
     assert!(calls.iter().all(|call| !call.done()));
-    // Their places go to others when they are cancelled, which there are many of.
+    // Many calls are cancelled, and their turns must pass to others.
     for call in &calls[..500] {
         assert!(call.cancel());
     }
@@ -267,8 +268,8 @@ async fn a_thousand_waiting_calls_make_one_attempt_at_a_time() {
     client.assert_few_attempts(began, 2);
 }
 
-/// They all take their places in the channel's queue before the first of them learns that there is no
-/// connection any more.
+/// All calls are queued on the channel before the first of them notices that the connection is
+/// gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_calls_on_a_connection_that_is_lost_all_wait() {
     let client = Client::new().await;
@@ -276,7 +277,7 @@ async fn a_thousand_calls_on_a_connection_that_is_lost_all_wait() {
     let mut stream = client.watch(WAITING);
     assert!(ends(stream.message()).await.unwrap().is_some());
     drop(server);
-    // From now on nothing can be sent, and so nothing can be lost.
+    // From now on nothing can be sent, so nothing can be lost.
     assert!(ends(stream.message()).await.is_err());
     let calls: Vec<_> = (0..1000).map(|_| client.check(WAITING)).collect();
     client.attempts(3).await;
@@ -299,7 +300,7 @@ async fn without_the_channel_the_status_says_what_is_missing() {
     assert!(status.message().contains("ReadyChannel"), "{status}");
 }
 
-/// A server that says OK to its first call when that has ended, and gives what was sent.
+/// A server that answers its first call with OK after its last request, and returns what was sent.
 async fn receive(address: SocketAddr) -> (http::HeaderMap, Vec<u8>) {
     let listener = TcpListener::bind(address).await.unwrap();
     let (socket, _) = listener.accept().await.unwrap();
@@ -315,7 +316,7 @@ async fn receive(address: SocketAddr) -> (http::HeaderMap, Vec<u8>) {
         }
         bytes
     };
-    // What drives the connection has to be polled meanwhile.
+    // The connection must be polled meanwhile.
     let bytes = tokio::select! {
         bytes = receiving => bytes,
         _ = connection.accept() => panic!("another call, or none"),
@@ -329,7 +330,7 @@ async fn receive(address: SocketAddr) -> (http::HeaderMap, Vec<u8>) {
         .unwrap();
     let ok = http::HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]);
     sender.send_trailers(ok).unwrap();
-    // Until the client goes.
+    // Serve until the client disconnects.
     while connection.accept().await.is_some() {}
     (parts.headers, bytes)
 }
@@ -362,11 +363,11 @@ async fn a_stream_of_requests_is_kept_whole_and_the_timeout_is_what_is_left() {
         |requests| upload(channel, requests),
     );
     client.attempts(4).await;
-    // The waits between these lie behind whichever attempt finds the server.
+    // The waits between these attempts are over before an attempt finds the server.
     let left = timeout - 3 * WAIT;
     let server = tokio::spawn(receive(client.address));
     assert!(ends(call).await.is_ok());
-    // The server goes when its last client has.
+    // The server ends when its last client is dropped.
     drop(client);
     let (headers, bytes) = ends(server).await.unwrap();
     let mut whole = Vec::new();
@@ -392,7 +393,7 @@ async fn a_lost_connection_is_made_again_and_what_was_sent_is_not_sent_again() {
         let mut sent = client.watch(WAITING);
         assert!(ends(sent.message()).await.unwrap().is_some());
         drop(server);
-        // It had begun, so it fails, and is not taken for complete.
+        // It had begun, so it fails, and must not look complete.
         assert!(ends(sent.message()).await.is_err());
         assert!(sent.done() && !sent.cancelled());
     }
@@ -403,8 +404,8 @@ async fn a_lost_connection_is_made_again_and_what_was_sent_is_not_sent_again() {
     assert!(ends(waiting).await.is_ok());
 }
 
-/// The first call tries; the others learn of its outcome when the connection is there, and not when
-/// the server has answered.
+/// The first call tries. The other calls continue as soon as the connection is ready, without
+/// waiting for the server's answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_slow_to_answer_is_ready_all_the_same() {
     let client = Client::new().await;

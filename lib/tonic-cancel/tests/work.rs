@@ -1,4 +1,4 @@
-//! Work for a call that goes on elsewhere.
+//! Work for a call on other threads.
 
 mod stage;
 
@@ -19,7 +19,7 @@ fn pool() -> Sender<Job> {
     jobs
 }
 
-/// Works until it is told to stop.
+/// Works until the flag is set.
 fn until_told(stop: &StopFlag) {
     while !stop.is_requested() {
         std::thread::yield_now();
@@ -55,7 +55,7 @@ async fn a_pool_that_drops_the_job_is_unavailable() {
     assert!(status.message().contains("pool"), "{status}");
 }
 
-/// Dropping the future tells this work, and no other of the same call.
+/// Dropping the future stops this work, but no other work of the same call.
 #[tokio::test]
 async fn dropping_the_future_tells_the_work() {
     let context = alone();
@@ -101,7 +101,7 @@ async fn work_whose_call_was_told_to_stop_does_not_begin() {
     assert_eq!(soon(run).await.unwrap_err().code(), Code::Cancelled);
 }
 
-/// The story: clients that leave in a hurry must not start more work than the limit allows.
+/// Clients that call and cancel quickly must not start more work than the limit allows.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_holds_for_work_that_outlives_its_call() {
     let limit = WorkLimit::new(1);
@@ -118,7 +118,7 @@ async fn a_limit_holds_for_work_that_outlives_its_call() {
                 let work = move |_| {
                     let _guard = guard;
                     told.send(()).unwrap();
-                    // Deaf to its flag.
+                    // Ignores its flag.
                     if let Some(held) = held {
                         held.recv().unwrap();
                     }
@@ -140,7 +140,7 @@ async fn a_limit_holds_for_work_that_outlives_its_call() {
         }
     })
     .await;
-    // The call is over and its work is not.
+    // The call has ended, but its work has not.
     assert_eq!((stage.drain.active_calls(), limit.active_work()), (0, 1));
     assert_eq!(stage.drain.active_work(), 1);
     let status = call().end().await.unwrap_err();

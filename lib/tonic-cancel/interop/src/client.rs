@@ -1,4 +1,4 @@
-//! The client: each case asserts what gRPC's description of it does.
+//! The client: each case makes the assertions of gRPC's description.
 
 use std::{fmt, time::Duration};
 
@@ -54,13 +54,13 @@ const RESPONSE_SIZE: usize = 314_159;
 const STREAM_REQUEST_SIZE: usize = 27_182;
 const STREAM_RESPONSE_SIZE: usize = 31_415;
 
-/// An interval that no test sees the end of.
+/// An interval longer than any test.
 const NEVER_US: i32 = 600_000_000;
 
 const NO_OPTIONS: CallOptions = CallOptions::new();
 
-/// Plays the case, says so, and stays until stdin ends: were it gone at once, the server would see
-/// its connection die, whether or not it was told of a cancellation.
+/// Runs the case, prints "passed", and stays until stdin ends. If it exited at once, the server
+/// would see its connection die, with or without a cancellation.
 pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     play(arguments).await?;
     println!("passed");
@@ -236,7 +236,7 @@ where
     })
 }
 
-/// One request; then the client neither says anything nor ends its half.
+/// A request stream that sends one request and stays open.
 fn one_then_silence(
     request: StreamingOutputCallRequest,
 ) -> Request<impl tokio_stream::Stream<Item = StreamingOutputCallRequest> + Send + 'static> {
@@ -262,7 +262,7 @@ fn ensure_size(payload: Option<crate::proto::Payload>, size: usize) -> Result<()
     Ok(())
 }
 
-/// The status of a call that must have ended with this code.
+/// Returns the status of a call that must have ended with `code`.
 fn expect<T: fmt::Debug>(result: Result<T, Status>, code: Code) -> Result<Status> {
     let status = result.err().context("the call went well")?;
     ensure!(status.code() == code, "not {code:?}: {status:?}");

@@ -1,6 +1,6 @@
 //! The server feature "Echo Metadata".
 //!
-//! A handler of tonic cannot add trailers to a response that is good, so it is done around them.
+//! A tonic handler cannot add trailers to a successful response, so a layer adds them.
 
 use std::{
     convert::Infallible,
@@ -14,9 +14,9 @@ use http_body::{Body, Frame, SizeHint};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Comes back in the initial metadata.
+/// Echoed in the initial metadata.
 const INITIAL: HeaderName = HeaderName::from_static("x-grpc-test-echo-initial");
-/// Comes back in the trailing metadata.
+/// Echoed in the trailing metadata.
 const TRAILING: HeaderName = HeaderName::from_static("x-grpc-test-echo-trailing-bin");
 
 #[derive(Clone)]

@@ -1,6 +1,6 @@
 //! gRPC's interoperability cases about cancellation, as a server and as a client of tonic-cancel.
 //!
-//! The cases are those of gRPC's `doc/interop-test-descriptions.md`. The tests play them against
+//! The cases are those of gRPC's `doc/interop-test-descriptions.md`. The tests run them against
 //! other implementations; see `tests/`.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! The server, which tells how each call goes, for the tests to see both ends of it.
+//! The server, which prints the progress of each call, so that the tests see both ends of it.
 
 use std::time::Duration;
 
@@ -31,8 +31,7 @@ pub(crate) async fn run() -> anyhow::Result<()> {
 
 struct Testing;
 
-/// Tells that a call has begun, and when it ends what made it end: what cancelled it, or else its
-/// code.
+/// Prints that a call has begun and, when it ends, what cancelled it or else its code.
 fn observe<T>(method: &'static str, request: &Request<T>) -> CallContext {
     println!("began {method}");
     let context = CallContext::of(request);
@@ -68,7 +67,7 @@ async fn answer(
         tokio::time::sleep(Duration::from_micros(interval)).await;
         let payload = payload(size(parameters.size)?);
         let response = StreamingOutputCallResponse { payload };
-        // Whoever does not want it has ended the call.
+        // Sending fails only if the call has ended.
         let _ = responses.send(Ok(response)).await;
     }
     Ok(())
@@ -120,7 +119,7 @@ impl TestService for Testing {
                 }
                 Ok(())
             };
-            // A task of its own would outlive the call.
+            // Without this, the task would outlive the call.
             let answered = tokio::select! {
                 answered = answering => answered,
                 _ = context.cancelled() => return,

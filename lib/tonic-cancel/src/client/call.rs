@@ -1,4 +1,4 @@
-//! A unary call, or any other that ends in one response.
+//! Calls with a single response.
 
 use std::{
     fmt,
@@ -17,20 +17,20 @@ use super::{
     shared::{self, Done, End, Shared, carrier_lost},
 };
 
-/// A call that is under way; awaiting it gives its response.
+/// A running call; awaiting it returns its response.
 ///
-/// It goes on whether or not anybody waits. If what carries it goes down (the client's own code
-/// panics, the runtime is shut down), it ends with UNKNOWN. Like every future it must not be polled
-/// again once it has given its response. Dropping the handle cancels the call, unless it was
-/// [`detach`](Call::detach)ed.
+/// The call continues whether or not a task waits for it. If the task that carries the call dies
+/// (the client's own code panics, or the runtime shuts down), the call ends with UNKNOWN. Like
+/// every future, it must not be polled again after it has returned its response. Dropping the
+/// handle cancels the call, unless it was [`detach`](Call::detach)ed.
 pub struct Call<T> {
     shared: Arc<Shared>,
-    /// There until the response was handed out.
+    /// Present until the response was handed out.
     outcome: Option<mpsc::Receiver<Result<Response<T>, Status>>>,
     detached: bool,
 }
 
-/// A call was waited for and is still running.
+/// Error: a wait timed out and the call is still running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StillRunning;
 
@@ -43,11 +43,11 @@ impl fmt::Display for StillRunning {
 impl std::error::Error for StillRunning {}
 
 impl<T: Send + 'static> Call<T> {
-    /// Starts a call: `rpc` is a method of a client, given the request.
+    /// Starts a call: `rpc` is a client's method, applied to the request.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime, which carries the call.
+    /// Panics outside of a tokio runtime, which carries the call.
     pub fn start<R, F>(
         request: Request<R>,
         options: CallOptions,
@@ -63,7 +63,7 @@ impl<T: Send + 'static> Call<T> {
                     carrier.shared.initial_metadata_came(response.metadata());
                 }
                 let end = End::of(result.as_ref().map(Response::metadata));
-                // Nobody need be waiting for it any more.
+                // The receiver may be gone.
                 carrier
                     .shared
                     .finish(end, || drop(carrier.sender.try_send(result)));
@@ -77,18 +77,18 @@ impl<T: Send + 'static> Call<T> {
 }
 
 impl<T> Call<T> {
-    /// Waits for the response for `timeout` at most; then the call goes on. The response is handed
-    /// out once.
+    /// Waits at most `timeout` for the response. If the time is up, the call continues. The
+    /// response is handed out only once.
     ///
-    /// Dropping the future stops the waiting and nothing else.
+    /// Dropping the future stops only the waiting.
     ///
     /// # Errors
     ///
-    /// [`StillRunning`] when the time is up.
+    /// Returns [`StillRunning`] when the time is up.
     ///
     /// # Panics
     ///
-    /// If the response was handed out before, or outside of a tokio runtime with a timer.
+    /// Panics if the response was already handed out, or outside of a tokio runtime with a timer.
     pub async fn result(
         &mut self,
         timeout: Duration,

@@ -1,10 +1,11 @@
-//! Methods that the handles of unary and of streaming calls share, and what cancels a call from elsewhere.
+//! Methods shared by the handles of unary and streaming calls, and a way to cancel a call from
+//! elsewhere.
 
 use std::{fmt, sync::Arc};
 
 use super::shared::Shared;
 
-/// What the handles of unary and of streaming calls have in common, as methods of each.
+/// Implements the shared methods for a handle type.
 macro_rules! handle {
     ($name:ident) => {
         impl<T> $name<T> {
@@ -13,12 +14,12 @@ macro_rules! handle {
                 self.canceller().cancel()
             }
 
-            /// Cancels the call and says why; see [`Canceller::cancel_with_reason`].
+            /// Cancels the call with a reason; see [`Canceller::cancel_with_reason`].
             pub fn cancel_with_reason(&self, reason: impl Into<String>) -> bool {
                 self.canceller().cancel_with_reason(reason)
             }
 
-            /// What cancels the call from elsewhere.
+            /// Returns a handle that cancels the call from elsewhere.
             #[must_use]
             pub fn canceller(&self) -> Canceller {
                 Canceller {
@@ -26,10 +27,12 @@ macro_rules! handle {
                 }
             }
 
-            /// Registers what is to be done when the call is done with, and says whether that is
-            /// still to come. It runs exactly once: at once, on this thread, if the call is done
-            /// (then this returns `false`), and otherwise on the task that carries the call. One
-            /// that panics harms no other.
+            /// Registers a callback for the end of the call. Returns `false` if the call was over
+            /// and the callback has already run.
+            ///
+            /// The callback runs exactly once: at once, on this thread, if the call is over, and
+            /// otherwise on the task that carries the call. A callback that panics does not affect
+            /// the others.
             pub fn add_done_callback(&self, callback: impl FnOnce(Done) + Send + 'static) -> bool {
                 self.shared.add_done_callback(Box::new(callback))
             }
@@ -46,41 +49,41 @@ macro_rules! handle {
                 self.shared.done().is_some_and(|done| done.cancelled)
             }
 
-            /// Why this side cancelled the call, once it is over; `None` if it did not, or gave no
-            /// reason.
+            /// Returns why this side cancelled the call, once the call is over; `None` if this side
+            /// did not cancel it, or gave no reason.
             #[must_use]
             pub fn cancel_reason(&self) -> Option<String> {
                 self.shared.done()?.reason
             }
 
-            /// The code of its status, once it is over.
+            /// Returns the code of the call's status, once the call is over.
             #[must_use]
             pub fn code(&self) -> Option<Code> {
                 self.shared.done().map(|done| done.code)
             }
 
-            /// The metadata that came before the first message, as soon as it has come; `None` if the
-            /// call ended without.
+            /// Waits for the initial metadata, sent before the first message. Returns it as soon as
+            /// it arrives, or `None` if the call ended without it.
             ///
-            /// tonic hands over the metadata of a call with one response in one piece, with the
-            /// response. A [`Call`](crate::Call) therefore knows of none before its end, nor which of
-            /// it came first: this is then all there is, and
-            /// [`trailing_metadata`](Self::trailing_metadata) is the same. If the call failed, only
-            /// that one has it.
+            /// For a call with one response, tonic returns all metadata merged, together with the
+            /// response. A [`Call`](crate::Call) therefore has none before its end, and cannot
+            /// separate initial from trailing metadata: this method and
+            /// [`trailing_metadata`](Self::trailing_metadata) then return the same. If the call
+            /// failed, only the latter has the metadata.
             ///
-            /// Dropping the future stops the waiting and nothing else.
+            /// Dropping the future stops only the waiting.
             pub async fn initial_metadata(&self) -> Option<MetadataMap> {
                 self.shared.initial_metadata().await
             }
 
-            /// The metadata that came after the last message, a failed call's included; `None` before
-            /// the end. It is empty if this side ended the call.
+            /// Returns the trailing metadata, sent after the last message, also of a failed call;
+            /// `None` before the end. It is empty if this side ended the call.
             #[must_use]
             pub fn trailing_metadata(&self) -> Option<MetadataMap> {
                 self.shared.trailing_metadata()
             }
 
-            /// Lets the call go on without its handle; what it answers is thrown away.
+            /// Drops the handle without cancelling the call. The response is discarded.
             pub fn detach(mut self) {
                 self.detached = true;
             }
@@ -105,7 +108,7 @@ macro_rules! handle {
 }
 pub(super) use handle;
 
-/// What the status of a call says that its caller cancelled.
+/// Status message of a call that its caller cancelled.
 const BY_CALLER: &str = "the caller cancelled the call";
 
 /// Cancels a call from elsewhere; clones cancel the same call.
@@ -115,14 +118,14 @@ pub struct Canceller {
 }
 
 impl Canceller {
-    /// Cancels the call: it ends with CANCELLED here, and the server is told. Says whether the call
-    /// was not done and not cancelled yet.
+    /// Cancels the call: it ends with CANCELLED here, and the server is notified. Returns whether
+    /// the call was neither done nor cancelled yet.
     pub fn cancel(&self) -> bool {
         self.shared.cancel(BY_CALLER, None)
     }
 
-    /// Like [`cancel`](Self::cancel), with a reason that the call's status tells. It stays on this
-    /// side, for HTTP/2 has no words for it.
+    /// Like [`cancel`](Self::cancel), with a reason that is added to the call's status. The reason
+    /// stays on this side, because HTTP/2 cannot transmit it.
     pub fn cancel_with_reason(&self, reason: impl Into<String>) -> bool {
         self.shared.cancel(BY_CALLER, Some(reason.into()))
     }

@@ -1,4 +1,4 @@
-//! The client's half: handles of calls that are under way.
+//! The client's half: handles of running calls.
 
 mod call;
 mod handle;

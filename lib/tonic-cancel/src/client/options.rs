@@ -6,11 +6,11 @@ use tokio::time::Instant;
 
 use crate::link::Parent;
 
-/// The longest timeout that can be written into a request: eight digits of hours (gRPC over HTTP/2,
-/// "Timeout"). A longer one is no deadline: it lies 11,000 years ahead.
+/// Maximum timeout that can be written into a request: eight digits of hours (gRPC over HTTP/2,
+/// "Timeout"). A longer one, over 11,000 years, counts as no deadline.
 const MAX_TIMEOUT: Duration = Duration::from_secs(99_999_999 * 60 * 60);
 
-/// What a call is started with.
+/// Options for starting a call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CallOptions {
     timeout: Option<Duration>,
@@ -19,7 +19,7 @@ pub struct CallOptions {
 }
 
 impl CallOptions {
-    /// No deadline, and no waiting for a channel that cannot connect.
+    /// Creates options without a deadline and without waiting for a channel that cannot connect.
     #[must_use]
     pub const fn new() -> CallOptions {
         CallOptions {
@@ -29,37 +29,39 @@ impl CallOptions {
         }
     }
 
-    /// The call must be over within `timeout` of its start, connecting and a stream's last message
-    /// included. The server is told, and when the time is up the call ends with DEADLINE_EXCEEDED,
-    /// whatever the server says. A timeout of over 99,999,999 hours is none.
+    /// Sets the maximum time from the call's start to its end, including connecting and a stream's
+    /// last message. It is sent to the server. When the time is up, the call ends with
+    /// DEADLINE_EXCEEDED, regardless of the server. A timeout of more than 99,999,999 hours is no
+    /// deadline.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> CallOptions {
         self.timeout = Some(timeout);
         self
     }
 
-    /// The call must be over at `deadline`, in the same way; for calls that share a deadline. With a
-    /// [`timeout`](Self::timeout) as well, the earlier of the two counts.
+    /// Sets the point in time by which the call must have ended, with the same effect; useful for
+    /// calls that share a deadline. With a [`timeout`](Self::timeout) as well, the earlier of the
+    /// two counts.
     #[must_use]
     pub const fn deadline(mut self, deadline: std::time::Instant) -> CallOptions {
         self.deadline = Some(deadline);
         self
     }
 
-    /// Whether a call on a channel that cannot connect waits until it can, as long as there is time
-    /// (gRPC's `doc/wait-for-ready.md`). Without it, such a call makes one attempt to connect, and ends with
-    /// UNAVAILABLE as soon as that fails; set a `connect_timeout` on the endpoint.
+    /// Sets whether a call on a channel that cannot connect waits until it can, until its deadline
+    /// (gRPC's `doc/wait-for-ready.md`). Without it, such a call makes one attempt to connect, and
+    /// ends with UNAVAILABLE as soon as that fails. Set a `connect_timeout` on the endpoint.
     ///
-    /// It needs a client that is built over a [`ReadyChannel`](crate::ReadyChannel). With another one, a call that cannot
-    /// connect ends with FAILED_PRECONDITION.
+    /// It needs a client that is built over a [`ReadyChannel`](crate::ReadyChannel). With another
+    /// channel, a call that cannot connect ends with FAILED_PRECONDITION.
     #[must_use]
     pub const fn wait_for_ready(mut self, wait: bool) -> CallOptions {
         self.wait_for_ready = wait;
         self
     }
 
-    /// When a call that starts now must be over. A time beyond what the clock can show, or what a
-    /// request can tell, is no deadline.
+    /// Returns the deadline of a call that starts at `now`. A time beyond the range of the clock,
+    /// or of a request's timeout, is no deadline.
     pub(super) fn ends_at(&self, parent: Option<&Parent>, now: Instant) -> Option<Instant> {
         let own = self.timeout.and_then(|timeout| now.checked_add(timeout));
         let given = [self.deadline, parent.and_then(|parent| parent.deadline)];

@@ -1,10 +1,10 @@
 //! Calls that wait until their channel is ready.
 //!
-//! tonic knows no such calls: each call on a channel that is not connected makes one attempt to
-//! connect, and fails with it. A call cannot simply be made again, for its request is used up, and
-//! above the channel nobody can tell whether any of it has left. So the waiting is done around the
-//! channel, where a request is only metadata and a body: the body is lent to each attempt, and as
-//! long as none has asked it for a frame, the request is whole.
+//! tonic has no such calls: each call on a channel that is not connected makes one attempt to
+//! connect, and fails with it. A call cannot simply be repeated, because its request is consumed,
+//! and above the channel it is unknown whether any of it was sent. So the waiting happens around
+//! the channel, where a request is only metadata and a body: the body is lent to each attempt, and
+//! as long as no attempt has polled it for a frame, the request is whole.
 
 use std::{
     error::Error,
@@ -30,27 +30,27 @@ use crate::timeout;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// How long to wait between attempts to connect: gRPC's `doc/connection-backoff.md`.
+/// Intervals between attempts to connect, as in gRPC's `doc/connection-backoff.md`.
 ///
-/// After the first failure in a row the wait is `initial`, after each further one it is
-/// `multiplier` times as long, up to `max`; each is lengthened or shortened at random by up to
-/// `jitter` of itself. It is counted from the beginning of the attempt that failed.
+/// The wait after the first failure in a row is `initial`. After each further failure it is
+/// `multiplier` times as long, up to `max`. Each wait is lengthened or shortened at random by up to
+/// `jitter` of itself. It is measured from the start of the attempt that failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
-    /// The first wait. Long enough that a server that is just being restarted is not hammered,
-    /// short enough that nobody minds.
+    /// The first wait. Long enough not to overload a server that is being restarted, short enough
+    /// not to be noticed.
     pub initial: Duration,
-    /// How many times longer each wait is than the one before.
+    /// Factor from each wait to the next.
     pub multiplier: f64,
-    /// The share of a wait that is left to chance, so that clients that lost a server together do not
-    /// come back together. From 0 to 1.
+    /// Random share of a wait, from 0 to 1, so that clients that lost a server together do not
+    /// reconnect together.
     pub jitter: f64,
-    /// The longest wait, before jitter: how late a server that was away for long is noticed.
+    /// Maximum wait, before jitter: the delay until a server that was away for long is noticed.
     pub max: Duration,
 }
 
 impl Backoff {
-    /// The values that gRPC's implementations share.
+    /// The values shared by gRPC's implementations.
     pub const GRPC: Backoff = Backoff {
         initial: Duration::from_secs(1),
         multiplier: 1.6,
@@ -58,13 +58,12 @@ impl Backoff {
         max: Duration::from_secs(120),
     };
 
-    /// The wait after so many failures in a row, of which there is at least one; `chance` is from -1
-    /// to 1.
+    /// Returns the wait after `failures` failures in a row (at least 1). `chance` is from -1 to 1.
     fn wait(&self, failures: u32, chance: f64) -> Duration {
         let exponent = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
         let grown = self.initial.as_secs_f64() * self.multiplier.powi(exponent);
         let wait = grown.min(self.max.as_secs_f64());
-        // Numbers that make no sense make the longest wait, and no panic.
+        // Invalid numbers result in the longest wait instead of a panic.
         Duration::try_from_secs_f64(wait * (1.0 + self.jitter * chance)).unwrap_or(self.max)
     }
 }
@@ -77,20 +76,20 @@ impl Default for Backoff {
 
 /// A channel on which calls may wait until it is ready.
 ///
-/// Any generated client can be built over it. Calls that were started with
+/// Any generated client can be built over it. Calls started with
 /// [`CallOptions::wait_for_ready`](super::CallOptions::wait_for_ready) are held back while the
-/// channel cannot connect, until it can, or their deadline passes, or they are cancelled. However
-/// many wait, one of them at a time tries to connect, at the intervals of [`Backoff`], and the others
-/// learn of the outcome. All other calls pass straight through: each makes an attempt of its own, and
-/// fails as soon as that does.
+/// channel cannot connect, until it can, or their deadline passes, or they are cancelled.
+/// Regardless of the number of waiting calls, one at a time tries to connect, at the intervals of
+/// [`Backoff`], and the others wait for the outcome. All other calls pass straight through: each
+/// makes a separate attempt, and fails as soon as that fails.
 ///
-/// A request is only sent again if nothing of it was ever sent: its body, which may be a stream, is
-/// kept whole until the connection takes the first message. What fails later is not tried again.
+/// A request is sent again only if no part of it was ever sent: its body, which may be a stream, is
+/// kept whole until the connection takes the first message. A call that fails later is not retried.
 ///
 /// Clones share their connection and their waiting. Set
 /// [`Endpoint::connect_timeout`](https://docs.rs/tonic/0.14/tonic/transport/struct.Endpoint.html#method.connect_timeout)
-/// on the channel below: an attempt that nobody answers otherwise lasts as long as the operating
-/// system lets it, and the others wait for it.
+/// on the channel below. Otherwise an attempt without an answer lasts as long as the operating
+/// system allows, and the other calls wait for it.
 ///
 /// ```
 /// # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
@@ -117,7 +116,7 @@ pub struct ReadyChannel<S> {
 }
 
 impl<S> ReadyChannel<S> {
-    /// Wraps a channel, with gRPC's own [`Backoff`].
+    /// Wraps a channel, with gRPC's [`Backoff`].
     pub fn new(channel: S) -> ReadyChannel<S> {
         ReadyChannel::with_backoff(channel, Backoff::GRPC)
     }
@@ -143,8 +142,8 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // A call asks its own clone of the channel. One that had a place in the channel's queue and
-        // waited would keep it from those that do not.
+        // Each call polls its own clone of the channel. A waiting call with a place in this
+        // channel's queue would block the calls that do not wait.
         Poll::Ready(Ok(()))
     }
 
@@ -184,8 +183,8 @@ where
     channel.call(request).await.map_err(Into::into)
 }
 
-/// Sends a request as often as it takes until the channel is ready. Dropping the future leaves
-/// nothing behind: if it was its turn to try, it is another call's.
+/// Sends a request, repeatedly if necessary, until the channel is ready. Dropping the future leaves
+/// nothing behind: its turn to connect, if it had one, passes to another call.
 async fn when_ready<S, B>(
     channel: S,
     gate: Arc<Gate>,
@@ -219,11 +218,11 @@ where
         let body = held.lend(turn.take());
         let mut attempt = pin!(send(channel.clone(), Request::from_parts(parts, body)));
         let result = tokio::select! {
-            // What has failed has failed, also if another call's failure is known.
+            // Prefer the attempt's own result, even if another call's failure is known.
             biased;
             result = &mut attempt => result,
-            // Still queued behind a call that could not connect. Were it left there, it would make
-            // an attempt of its own, and so would all that are queued with it.
+            // Still queued behind a call that could not connect. If it stayed there, it would make
+            // a separate attempt, as would all others in the queue.
             () = gate.wait_until(Is::Down), if !probing => match held.take_back() {
                 Some(_) => continue,
                 None => attempt.await,
@@ -232,7 +231,7 @@ where
         let problem = result.as_ref().err().and_then(|e| Problem::of(&**e));
         let Some(problem) = problem else {
             if result.is_ok() {
-                // Also where the server has answered without a look at what was sent.
+                // The server may have answered without reading the body.
                 gate.connected();
             }
             return result;
@@ -250,11 +249,11 @@ where
     }
 }
 
-/// Why a request did not get as far as a connection.
+/// Why a request did not reach a connection.
 enum Problem<'a> {
-    /// There was none to be had.
+    /// A connection could not be made.
     NotConnected(&'a dyn Error),
-    /// It was gone when the request came to it.
+    /// The connection was gone when the request reached it.
     Lost(&'a dyn Error),
 }
 
@@ -266,7 +265,7 @@ impl Problem<'_> {
                 return Some(Problem::NotConnected(error));
             }
             if let Some(told) = error.downcast_ref::<hyper::Error>() {
-                // Which is what hyper calls a request that it gives back unsent.
+                // hyper returns an unsent request with this error.
                 return told.is_canceled().then_some(Problem::Lost(error));
             }
             next = error.source();
@@ -280,11 +279,11 @@ pub(super) fn is_connect_failure(status: &Status) -> bool {
     matches!(Problem::of(status), Some(Problem::NotConnected(_)))
 }
 
-/// Marks a request of a call that may wait.
+/// Marks the request of a call that may wait.
 #[derive(Clone)]
 pub(super) struct Mark {
     deadline: Option<Instant>,
-    /// The request, once a [`ReadyChannel`] has it.
+    /// The request, once a [`ReadyChannel`] has taken it.
     held: Arc<OnceLock<Arc<Held>>>,
 }
 
@@ -300,17 +299,17 @@ impl Mark {
         self.held.get().is_some()
     }
 
-    /// Why the call is still waiting, if it is.
+    /// Returns the connection error that makes the call wait, if it is waiting.
     pub(super) fn waits_for(&self) -> Option<String> {
         self.held.get()?.waits_for()
     }
 
     fn take(&self, held: &Arc<Held>) {
-        // A call with several requests is as far as its first one.
+        // For a call with several requests, the first one counts.
         let _ = self.held.set(Arc::clone(held));
     }
 
-    /// Tells the server how much time is left by now.
+    /// Writes the time that is left now into the headers, for the server.
     fn write_timeout(&self, headers: &mut HeaderMap) {
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -319,22 +318,22 @@ impl Mark {
     }
 }
 
-/// A request's body, which is lent to one attempt after the other until one has used it.
+/// A request's body, lent to one attempt after another until one has used it.
 struct Held {
     gate: Arc<Gate>,
     slot: Mutex<Slot>,
 }
 
 struct Slot {
-    /// There until an attempt has used it.
+    /// Present until an attempt has used it.
     body: Option<Body>,
-    /// The attempt that may use it; earlier ones may still be in some queue.
+    /// The attempt that may use the body; earlier attempts may still be queued.
     attempt: u64,
     turn: Option<Turn>,
 }
 
 impl Held {
-    /// A body for a new attempt, with its turn, if it has one.
+    /// Returns a body for a new attempt, and stores its turn, if it has one.
     fn lend(self: &Arc<Self>, turn: Option<Turn>) -> Body {
         let mut slot = self.lock();
         slot.turn = turn;
@@ -345,7 +344,7 @@ impl Held {
         })
     }
 
-    /// Ends the attempt, and gives its turn back; `None` if the attempt has used the body.
+    /// Ends the attempt and returns its turn; `None` if the attempt has used the body.
     fn take_back(&self) -> Option<Option<Turn>> {
         let mut slot = self.lock();
         slot.body.as_ref()?;
@@ -353,7 +352,7 @@ impl Held {
         Some(slot.turn.take())
     }
 
-    /// The body itself, for good. Whoever gets it is on a connection.
+    /// Hands out the body itself, for good: an attempt that polls it is on a connection.
     fn hand_over(&self, attempt: u64) -> Option<Body> {
         let mut slot = self.lock();
         if slot.attempt != attempt {
@@ -373,13 +372,13 @@ impl Held {
     }
 
     fn lock(&self) -> MutexGuard<'_, Slot> {
-        // No foreign code runs under the lock, so there is nothing to poison it.
+        // No foreign code runs under the lock, so nothing can poison it.
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Lets go of the body and of the turn when nobody waits any longer, whoever else still knows of them:
-/// an attempt in some queue, the handle of the call.
+/// When dropped, drops the body and the turn, because the call no longer waits. A queued attempt or
+/// the call's handle may still refer to them.
 struct LettingGo(Arc<Held>);
 
 impl Drop for LettingGo {
@@ -396,7 +395,7 @@ impl Drop for LettingGo {
 struct Lent {
     held: Arc<Held>,
     attempt: u64,
-    /// There once it was asked for.
+    /// Present once it was polled.
     body: Option<Body>,
 }
 
@@ -413,18 +412,19 @@ impl HttpBody for Lent {
         }
         match &mut self.body {
             Some(body) => Pin::new(body).poll_frame(cx),
-            // To end here would make an empty request of it.
+            // Ending here would turn it into an empty request.
             None => Poll::Ready(Some(Err(Status::cancelled("the request was taken back")))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        // One that has not been asked has to be: that is how it is known to be on its way.
+        // Return `false` until the body is polled: being polled shows that the request is on its
+        // way.
         self.body.as_ref().is_some_and(HttpBody::is_end_stream)
     }
 }
 
-/// What is known of a channel, and whose turn it is to find out.
+/// The known state of a channel, and the turn to try to connect.
 struct Gate {
     backoff: Backoff,
     state: watch::Sender<State>,
@@ -433,13 +433,13 @@ struct Gate {
 
 #[derive(Debug)]
 struct State {
-    /// Whether the last request that got through, or did not, got through.
+    /// Whether the last request reached a connection.
     is: Is,
-    /// Attempts in a row that failed.
+    /// Number of failed attempts in a row.
     failures: u32,
-    /// Why the last one failed.
+    /// Error of the last one.
     problem: Option<String>,
-    /// When the next one may begin.
+    /// When the next attempt may begin.
     not_before: Instant,
 }
 
@@ -455,7 +455,7 @@ type Turn = OwnedSemaphorePermit;
 impl Gate {
     fn new(backoff: Backoff) -> Gate {
         let (state, _) = watch::channel(State {
-            // Nobody has tried; the first call does, and the others wait for what it learns.
+            // No call has tried yet. The first one does, and the others wait for its outcome.
             is: Is::Down,
             failures: 0,
             problem: None,
@@ -468,8 +468,8 @@ impl Gate {
         }
     }
 
-    /// Waits until a request may be sent: because the channel is ready, or with a turn to find out
-    /// whether it is. Whoever has the turn keeps it while it waits.
+    /// Waits until a request may be sent: because the channel is ready, or with a turn to try
+    /// whether it is. A call that already has the turn keeps it while it waits.
     async fn clearance(&self, turn: Option<Turn>) -> Option<Turn> {
         let turn = match turn {
             Some(turn) => turn,
@@ -496,18 +496,18 @@ impl Gate {
         debug_assert!(reached.is_ok(), "the sender is this gate's");
     }
 
-    /// An attempt to connect begins. If the call that makes it is cancelled, nobody learns of its
-    /// outcome, but the next one must keep its distance all the same.
+    /// Records that an attempt to connect begins. If its call is cancelled, its outcome is never
+    /// recorded, but the next attempt must still wait the first interval.
     fn begins(&self, began: Instant) {
         let wait = self.backoff.wait(1, chance());
         self.state.send_if_modified(|state| {
             state.not_before = began + wait;
-            // Nobody waits for that.
+            // No task waits for this change.
             false
         });
     }
 
-    /// A request is on a connection.
+    /// Records that a request is on a connection.
     fn connected(&self) {
         self.state.send_if_modified(|state| {
             let changed = state.is == Is::Down;
@@ -518,7 +518,7 @@ impl Gate {
         });
     }
 
-    /// The connection was gone when a request came to it. To connect again needs no waiting.
+    /// Records that the connection was gone when a request reached it. Reconnecting needs no wait.
     fn lost(&self) {
         self.state.send_if_modified(|state| {
             let changed = state.is == Is::Up;
@@ -530,8 +530,8 @@ impl Gate {
         });
     }
 
-    /// An attempt to connect has failed. One that was made without a turn counts only if it is the
-    /// first to tell of it.
+    /// Records that an attempt to connect has failed. A failure without a turn counts only if it is
+    /// the first to be recorded.
     fn failed(&self, problem: String, began: Instant, probing: bool) {
         tracing::debug!(problem, probing, "cannot connect");
         let chance = chance();
@@ -548,7 +548,7 @@ impl Gate {
     }
 }
 
-/// A number from -1 to 1, by chance. It need not be a good one, so it needs no crate.
+/// Returns a random number from -1 to 1. Its quality does not matter, so no crate is needed.
 fn chance() -> f64 {
     let bits = RandomState::new().build_hasher().finish();
     bits as f64 / u64::MAX as f64 * 2.0 - 1.0
@@ -600,7 +600,7 @@ mod tests {
         assert!(numbers.iter().any(|number| *number < -0.5));
     }
 
-    /// An attempt that was given up may still be in a queue, and be asked for its body there.
+    /// An attempt that was given up may still be queued, and be polled for its body there.
     #[tokio::test]
     async fn an_attempt_that_was_given_up_cannot_use_the_body() {
         let gate = Arc::new(Gate::new(Backoff::GRPC));
@@ -629,7 +629,8 @@ mod tests {
         assert_eq!(gate.turns.available_permits(), 1);
     }
 
-    /// Whoever had the turn and is gone leaves it, and the rest of the wait, to another.
+    /// If the call with the turn is dropped, another call gets the turn and waits the rest of the
+    /// wait.
     #[tokio::test(start_paused = true)]
     async fn a_turn_goes_to_the_next_with_what_is_left_of_the_wait() {
         let gate = Gate::new(Backoff::GRPC);
@@ -645,7 +646,7 @@ mod tests {
         assert!(next.await.is_some());
         assert!(Instant::now() >= not_before);
 
-        // A connection that another call has made ends all waiting.
+        // A connection made by another call ends all waiting.
         gate.failed("no".to_owned(), Instant::now(), true);
         let began = Instant::now();
         let (cleared, ()) = tokio::join!(gate.clearance(None), async { gate.connected() });

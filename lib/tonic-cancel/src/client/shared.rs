@@ -1,4 +1,4 @@
-//! What the handle of a call and the task that carries the call have in common.
+//! State shared by a call's handle and the task that carries the call.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::{link::Parent, timeout};
 
-/// How a call was done with, as its callbacks are told.
+/// How a call ended, as passed to its callbacks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Done {
-    /// The code of its status.
+    /// Code of the call's status.
     pub code: Code,
-    /// Whether it was this side that cancelled it.
+    /// Whether this side cancelled the call.
     pub cancelled: bool,
-    /// Why this side cancelled it, if it did and said why.
+    /// Why this side cancelled the call, if it did and gave a reason.
     pub reason: Option<String>,
 }
 
@@ -34,15 +34,16 @@ type Callback = Box<dyn FnOnce(Done) + Send>;
 /// The state of a call.
 pub(super) struct Shared {
     deadline: Option<Instant>,
-    /// The call on whose behalf this one is made.
+    /// The call for which this one is made.
     parent: Option<Parent>,
-    /// Ends the request. To drop the call does not, once the response has begun: what sends a
-    /// request stream would go on for as long as the stream does, and with it the call at the server.
+    /// Cancels the request. Dropping the call is not enough once the response has begun: the sender
+    /// of a request stream would continue until the end of the stream, and keep the call open at
+    /// the server.
     request: CancellationHandle,
-    /// Whether, and for what, the call waits.
+    /// Set if the call may wait for its channel; says what it is waiting for.
     mark: Option<Mark>,
     cancelled: Notify,
-    /// Notified when the initial metadata has come, and at the end.
+    /// Notified when the initial metadata has arrived, and at the end.
     told: Notify,
     state: Mutex<State>,
 }
@@ -56,25 +57,25 @@ struct State {
     callbacks: Vec<Callback>,
 }
 
-/// That this side cancelled the call.
+/// This side's cancellation of the call.
 struct Cancelled {
     status: Status,
     reason: Option<String>,
 }
 
-/// The task's end of a call. A task that goes down without having ended its call (the call of the
-/// client panicked, or the runtime was shut down) ends it by dropping this.
+/// The task's side of a call. If the task dies before it has ended its call (the client's code
+/// panicked, or the runtime was shut down), dropping this ends the call.
 pub(super) struct Carrier<M> {
     pub(super) shared: Arc<Shared>,
-    // Dropped after the end is recorded, so that whoever is woken by that can see it.
+    // Dropped after the end is recorded, so that a reader that is woken by the drop can see it.
     pub(super) sender: mpsc::Sender<M>,
 }
 
-/// Starts the task that carries a call to its end. What it sends arrives at the receiver.
+/// Starts the task that carries a call to its end. Messages from the task arrive at the receiver.
 ///
 /// # Panics
 ///
-/// Outside of a tokio runtime.
+/// Panics outside of a tokio runtime.
 pub(super) fn start<R, C, M, F>(
     mut request: Request<R>,
     options: CallOptions,
@@ -95,15 +96,15 @@ where
     (shared, receiver)
 }
 
-/// What a call ends with.
+/// The code and the trailing metadata of a call.
 pub(super) struct End {
     code: Code,
-    /// What came after the last message.
+    /// The trailing metadata.
     metadata: MetadataMap,
 }
 
 impl End {
-    /// The end of a call that went well, with the metadata that came last, or did not.
+    /// Creates the end of a call from its trailing metadata or from its error.
     pub(super) fn of(result: Result<&MetadataMap, &Status>) -> End {
         match result {
             Ok(metadata) => End {
@@ -119,11 +120,11 @@ impl End {
 }
 
 impl Shared {
-    /// Also writes the timeout into the request, for the server to keep to.
+    /// Creates the state, and writes the timeout into the request for the server.
     pub(super) fn new<R>(request: &mut Request<R>, options: CallOptions) -> Shared {
         let now = Instant::now();
         let parent = request.extensions_mut().remove::<Parent>();
-        // One that cannot be read is the server's to refuse.
+        // A malformed timeout is left for the server to refuse.
         let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
         let own = own.and_then(|timeout| now.checked_add(timeout));
         let given = options.ends_at(parent.as_ref(), now);
@@ -152,7 +153,7 @@ impl Shared {
         &self,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        // The timer knows milliseconds, and would let a request out whose time is up.
+        // The timer has a resolution of milliseconds, and would let an expired request through.
         if self.is_expired() && self.lock().cancelled.is_none() {
             return Err(self.deadline_exceeded());
         }
@@ -161,7 +162,7 @@ impl Shared {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
-            // As long as the call is there to be asked what it waits for.
+            // Built here, while the call still exists and can report what it is waiting for.
             self.deadline_exceeded()
         };
         let parent_ended = async {
@@ -179,14 +180,14 @@ impl Shared {
         }
     }
 
-    /// What a call ends with that failed by itself.
+    /// Returns the status of a call that failed by itself.
     fn in_own_words(&self, status: Status) -> Status {
-        // A server that saw the deadline pass first may have said so in words of its own.
+        // A server that saw the deadline pass first may have used another status.
         if self.is_expired() && self.lock().cancelled.is_none() {
             return self.deadline_exceeded();
         }
-        // A call that was to wait and did not, for want of a channel that knows how to, must not
-        // look like one that has waited.
+        // A call that should have waited, but whose channel does not support it, must not look like
+        // a call that has waited.
         if let Some(mark) = &self.mark
             && !mark.is_taken()
             && ready::is_connect_failure(&status)
@@ -208,7 +209,7 @@ impl Shared {
         Status::deadline_exceeded(message)
     }
 
-    /// Cancels the call, unless it is done or cancelled already.
+    /// Cancels the call; returns `false` if it is already done or cancelled.
     pub(super) fn cancel(&self, message: &str, reason: Option<String>) -> bool {
         let mut state = self.lock();
         if state.done.is_some() || state.cancelled.is_some() {
@@ -231,8 +232,8 @@ impl Shared {
         status.unwrap_or_else(|| Status::cancelled(""))
     }
 
-    /// What the call ends with whose parent has ended. A deadline that passed for both is the child's
-    /// own end, whoever saw it first.
+    /// Returns the status of a call whose parent has ended. If the deadline has passed for both,
+    /// that is the child's own end, regardless of which side saw it first.
     fn end_with_parent(&self, reason: Option<String>) -> Status {
         if self.is_expired() {
             return self.deadline_exceeded();
@@ -250,7 +251,7 @@ impl Shared {
         self.told.notify_waiters();
     }
 
-    /// Dropping the future has no effect.
+    /// Waits for the initial metadata or the end. Dropping the future has no effect.
     pub(super) async fn initial_metadata(&self) -> Option<MetadataMap> {
         loop {
             let told = self.told.notified();
@@ -268,8 +269,8 @@ impl Shared {
         self.lock().trailing.clone()
     }
 
-    /// Records the end, before anybody can be told of it, then `tell`s the one who waits, then runs
-    /// the callbacks, outside of the lock. The first end counts.
+    /// Records the end, then runs `tell`, which wakes the waiting reader, then runs the callbacks,
+    /// outside of the lock. Only the first end counts.
     pub(super) fn finish(&self, end: End, tell: impl FnOnce()) {
         let mut state = self.lock();
         if state.done.is_some() {
@@ -310,7 +311,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No foreign code runs under the lock, so there is nothing to poison it.
+        // No foreign code runs under the lock, so nothing can poison it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -321,12 +322,13 @@ impl<M> Drop for Carrier<M> {
     }
 }
 
-/// What a call ends with whose task went down.
+/// Returns the status of a call whose task died.
 pub(super) fn carrier_lost() -> Status {
     Status::unknown("the task that carried the call went down")
 }
 
-/// The status is no metadata, though it comes with it; tonic takes it out of failed calls' alone.
+/// Removes the status, which arrives with the metadata but is not part of it. tonic removes it only
+/// for failed calls.
 fn without_status(metadata: &MetadataMap) -> MetadataMap {
     let mut metadata = metadata.clone();
     for name in ["grpc-status", "grpc-message"] {
@@ -349,7 +351,7 @@ mod tests {
     use super::*;
     use crate::Call;
 
-    /// A call made for another, whose parent ends when `parent` does.
+    /// Starts a call with a parent that ends when a future from `parent` completes.
     fn child<F>(
         deadline: Option<std::time::Instant>,
         parent: impl Fn() -> F + Send + Sync + 'static,
@@ -385,7 +387,8 @@ mod tests {
     #[tokio::test]
     async fn a_child_has_its_parents_deadline() {
         let now = std::time::Instant::now();
-        // A parent whose deadline has passed has ended as well; that is still the child's deadline.
+        // A parent whose deadline has passed has ended as well. It is still the child's own
+        // deadline.
         let call = child(Some(now), || std::future::ready(None));
         assert_eq!(call.await.unwrap_err().code(), Code::DeadlineExceeded);
 

@@ -1,4 +1,4 @@
-//! A call that answers with a stream.
+//! Calls that answer with a stream.
 
 use std::{
     pin::Pin,
@@ -16,33 +16,33 @@ use super::{
     shared::{self, Done, End, Shared, carrier_lost},
 };
 
-/// How many messages may wait in the handle. The connection's own windows hold many more; this is
-/// only the hand-over between two tasks.
+/// Maximum number of messages that wait in the handle. The connection's flow-control windows hold
+/// many more; this queue only passes messages between two tasks.
 const QUEUE: usize = 16;
 
-/// A streaming call that is under way; a stream of its messages, which ends after its status.
+/// A running streaming call; a stream of its messages, which ends after its status.
 ///
-/// Messages that nobody takes are held back by the connection's flow control; those that have arrived
+/// Flow control on the connection holds back messages that are not read. Messages that have arrived
 /// can be read even after the call is over. Dropping the handle cancels the call, unless it was
 /// [`detach`](StreamingCall::detach)ed.
 ///
-/// The end of a call ends its stream of requests as well, if it has one. There is one case in which a
-/// server learns late of a cancellation: when its response has begun, and a request is held back
-/// because the server has stopped reading. It learns of it when it goes on, or the connection ends.
+/// The end of a call also ends its request stream, if it has one. In one case a server receives a
+/// cancellation late: if its response has begun, and a request is held back because the server has
+/// stopped reading. It receives the cancellation when it reads again or the connection ends.
 pub struct StreamingCall<T> {
     shared: Arc<Shared>,
     messages: mpsc::Receiver<Result<T, Status>>,
-    /// Whether the reader was told of an end that is not OK.
+    /// Whether the reader received an error as the end.
     told: bool,
     detached: bool,
 }
 
 impl<T: Send + 'static> StreamingCall<T> {
-    /// Starts a call: `rpc` is a method of a client, given the request.
+    /// Starts a call: `rpc` is a client's method, applied to the request.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime, which carries the call.
+    /// Panics outside of a tokio runtime, which carries the call.
     pub fn start<R, F>(
         request: Request<R>,
         options: CallOptions,
@@ -57,7 +57,7 @@ impl<T: Send + 'static> StreamingCall<T> {
                     let (metadata, mut stream, _) = call.await?.into_parts();
                     carrier.shared.initial_metadata_came(&metadata);
                     while let Some(message) = stream.message().await? {
-                        // Only a detached handle is gone while the call goes on.
+                        // Sending fails only if the handle was detached.
                         let _ = carrier.sender.send(Ok(message)).await;
                     }
                     Ok(stream.trailers().await?.unwrap_or_default())
@@ -65,7 +65,7 @@ impl<T: Send + 'static> StreamingCall<T> {
                 let result = carrier.shared.carry(forward).await;
                 carrier.shared.finish(End::of(result.as_ref()), || ());
                 if let Err(status) = result {
-                    // The reader may be slow; the call, and what it held, is gone by now.
+                    // The reader may be slow, but the call and its resources are already released.
                     let _ = carrier.sender.send(Err(status)).await;
                 }
             });
@@ -79,13 +79,13 @@ impl<T: Send + 'static> StreamingCall<T> {
 }
 
 impl<T> StreamingCall<T> {
-    /// Waits for the next message; `None` is the end of a stream whose status is OK.
+    /// Waits for the next message. Returns `None` at the end of a stream whose status is OK.
     ///
     /// Dropping the future loses no message.
     ///
     /// # Errors
     ///
-    /// The call's status, if it is not OK, once; then `None` again.
+    /// Returns the call's status once, if it is not OK, and then `None`.
     pub async fn message(&mut self) -> Result<Option<T>, Status> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx))
             .await
@@ -100,7 +100,7 @@ impl<T> Stream for StreamingCall<T> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = ready!(self.messages.poll_recv(cx)).or_else(|| {
-            // A stream that was cut off must not look like one that is complete.
+            // A stream that was cut off must not look complete.
             let complete = self.shared.done().is_some_and(|done| done.code == Code::Ok);
             (!complete && !self.told).then(|| Err(carrier_lost()))
         });

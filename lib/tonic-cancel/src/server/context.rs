@@ -24,8 +24,8 @@ use crate::timeout;
 
 /// One call, as its handler sees it; clones are the same call.
 ///
-/// A call is *active*, then perhaps *told to stop* while its handler may still answer (a drain does
-/// that), then *ended*, once and for good. Everything here works from any thread.
+/// A call is *active*, then perhaps *asked to stop* while its handler may still answer (a drain
+/// does that), then *ended* for good. All methods work from any thread.
 #[derive(Clone)]
 pub struct CallContext {
     shared: Arc<Shared>,
@@ -34,17 +34,17 @@ pub struct CallContext {
 pub(crate) struct Shared {
     terms: Terms,
     state: Lifecycle,
-    /// Whether the client's messages broke off before their end.
+    /// Whether the client's messages were cut off before their end.
     requests_cut: AtomicBool,
-    /// There if a drain counts the call.
+    /// Set if a drain counts the call.
     membership: Option<Membership>,
 }
 
-/// What a call is held to.
+/// The deadline of a call and of the calls made for it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Terms {
     pub(crate) deadline: Option<Instant>,
-    /// By how much the calls that the handler makes must be over before this one.
+    /// How much earlier than this call the calls that its handler makes must end.
     pub(crate) margin: Duration,
 }
 
@@ -60,18 +60,18 @@ impl Shared {
 }
 
 impl CallContext {
-    /// The context of the call that a request belongs to.
+    /// Returns the context of the call that a request belongs to.
     ///
-    /// Without a [`CallContextLayer`](crate::CallContextLayer) on the server there is none to be
-    /// found, and this gives one that is never cancelled and has no deadline, so that a handler
-    /// need not care, and works in tests that call it directly.
+    /// Without a [`CallContextLayer`](crate::CallContextLayer) the request has none. Then this
+    /// returns a context that is never cancelled and has no deadline, so that a handler needs no
+    /// special case, and works in tests that call it directly.
     #[must_use]
     pub fn of<T>(request: &Request<T>) -> CallContext {
         let context = request.extensions().get::<CallContext>();
         context.cloned().unwrap_or_else(CallContext::alone)
     }
 
-    /// A context that no drain knows, without a deadline.
+    /// Creates a context without a drain and without a deadline.
     pub(crate) fn alone() -> CallContext {
         CallContext::from_shared(Arc::new(Shared::new(Terms::default(), None)))
     }
@@ -92,72 +92,73 @@ impl CallContext {
         self.shared.membership.as_ref()
     }
 
-    /// Whether the call has not ended. A call that was told to stop is active until it does.
+    /// Whether the call has not ended. A call that was asked to stop stays active until it ends.
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.end().is_none()
     }
 
-    /// Whether the call was told to stop, for whichever reason.
+    /// Whether the call was asked to stop, for any reason.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.cancel_reason().is_some()
     }
 
-    /// Why the call was told to stop, if it was.
+    /// Returns why the call was asked to stop, if it was.
     #[must_use]
     pub fn cancel_reason(&self) -> Option<CancelReason> {
         self.state().reason()
     }
 
-    /// How the call ended, if it has.
+    /// Returns how the call ended, if it has.
     #[must_use]
     pub fn end(&self) -> Option<CallEnd> {
         self.state().end()
     }
 
-    /// When the whole call, a stream's last message included, must be over.
+    /// Returns the time by which the whole call must have ended, including a stream's last message.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {
         self.shared.terms.deadline
     }
 
-    /// How much time is left until the deadline: zero after it, `None` without one.
+    /// Returns the time left until the deadline: zero after it, `None` without a deadline.
     #[must_use]
     pub fn time_remaining(&self) -> Option<Duration> {
         let deadline = self.deadline()?;
         Some(deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// What threads that work for the call look at. It is requested when the call is told to stop
-    /// and when it ends in any way.
+    /// Returns the flag that threads working for the call should check. It is set when the call is
+    /// asked to stop and when it ends in any way.
     #[must_use]
     pub fn stop_flag(&self) -> StopFlag {
         self.state().stop_flag().clone()
     }
 
-    /// A token that is cancelled when the call is told to stop and when it ends in any way, for
-    /// libraries that understand tokens. Cancelling it does nothing to the call.
+    /// Returns a token, for libraries that support tokens. It is cancelled when the call is asked
+    /// to stop and when it ends in any way. Cancelling the token has no effect on the call.
     ///
-    /// A loop that does little in each turn is better off with a [`StopFlag`]: asking a token takes
-    /// a lock.
+    /// For a loop with short iterations use a [`StopFlag`]: checking a token takes a lock.
     #[must_use]
     pub fn child_token(&self) -> CancellationToken {
         self.state().child_token()
     }
 
-    /// Registers what is to be done when the call ends, and says whether it is still to come.
+    /// Registers a callback for the end of the call. Returns `false` if the call had ended and the
+    /// callback has already run.
     ///
-    /// It runs exactly once, however the call ends: at once, on this thread, if it already has
-    /// (then this returns `false`), and otherwise on the thread that ends it. Callbacks run in the
-    /// order of their registration, outside of every lock; one that panics harms no other. They should
-    /// be quick: whatever ends the call waits for them, at a deadline the thread that ends them all.
+    /// The callback runs exactly once, however the call ends: at once, on this thread, if the call
+    /// has already ended, and otherwise on the thread that ends it. Callbacks run in the order of
+    /// their registration, outside of every lock. A callback that panics does not affect the
+    /// others. Callbacks should be quick, because the code that ends the call waits for them. At a
+    /// deadline that is the thread that ends all calls at their deadlines.
     pub fn add_callback(&self, callback: impl FnOnce(CallEnd) + Send + 'static) -> bool {
         self.state().add_callback(Box::new(callback))
     }
 
-    /// Waits until the call is told to stop and gives the reason, or until it ends of itself, and
-    /// then gives `None`.
+    /// Waits until the call is asked to stop or is cancelled, and returns the reason. Returns `None`
+    /// if the call ends by itself.
     ///
     /// Dropping the future has no effect on the call.
     pub async fn cancelled(&self) -> Option<CancelReason> {
@@ -165,36 +166,37 @@ impl CallContext {
         self.cancel_reason()
     }
 
-    /// Ends the call now with CANCELLED; says whether it had not ended yet.
+    /// Ends the call now with CANCELLED. Returns whether it had not ended yet.
     pub fn cancel(&self) -> bool {
         self.cancel_with_status(Status::cancelled("the server cancelled the call"))
     }
 
-    /// Ends the call now with `status`, before the response or in the middle of a stream; says
-    /// whether it had not ended yet. Messages that have not been sent are not, and the handler's
-    /// future or stream is dropped.
+    /// Ends the call now with `status`, before the response or in the middle of a stream. Returns
+    /// whether it had not ended yet. Messages not yet sent are discarded, and the handler's future
+    /// or stream is dropped.
     ///
-    /// The status is best not OK: a unary call that ends with OK and without a message is an error
-    /// to its client.
+    /// Do not use OK: a unary call that ends with OK and without a message is an error to its
+    /// client.
     pub fn cancel_with_status(&self, status: Status) -> bool {
         self.end_with(CancelReason::Server, Some(status))
     }
 
-    /// Hands what is left of this call's time, and its cancellation, on to a call that its handler
-    /// makes.
+    /// Propagates this call's remaining time and its cancellation to a call that its handler makes.
     ///
-    /// - The request's `grpc-timeout` becomes the time that remains, less the layer's
+    /// - The request's `grpc-timeout` becomes the remaining time, less the layer's
     ///   [margin](crate::CallContextLayer::outgoing_margin), unless the request already has a
     ///   shorter one. Without a deadline it stays as it is.
-    /// - Made through [`Call`](crate::Call) or [`StreamingCall`](crate::StreamingCall), the outgoing
-    ///   call is cancelled as soon as this one is told to stop or ends, whoever holds its handle. If
-    ///   no time is left it ends with DEADLINE_EXCEEDED and is not sent.
+    /// - If it is made through [`Call`](crate::Call) or [`StreamingCall`](crate::StreamingCall),
+    ///   the outgoing call is cancelled as soon as this one is asked to stop or ends, regardless of
+    ///   which task holds its handle. If no time is left, it ends with DEADLINE_EXCEEDED and is not
+    ///   sent.
     ///
-    /// With a client of tonic's alone the outgoing call is cancelled only by being dropped, as it is
-    /// with the handler's future or stream when this call ends; not one that was moved to a task of
-    /// its own, and not yet where this call was only told to stop. If no time is left such a call is
-    /// sent with a timeout of nothing, and tonic reports it as CANCELLED, or its server as
-    /// DEADLINE_EXCEEDED, whichever is first; the handler's own call ends within the margin anyway.
+    /// With a plain tonic client, the outgoing call is cancelled only when it is dropped. That
+    /// happens with the handler's future or stream when this call ends. It does not happen if the
+    /// outgoing call was moved to a separate task, or while this call is only asked to stop. If no
+    /// time is left, such a call is sent with a timeout of zero. Then tonic reports CANCELLED or
+    /// its server reports DEADLINE_EXCEEDED, whichever is first; the handler's own call ends within
+    /// the margin anyway.
     ///
     /// ```
     /// # use tonic::{Request, Response, Status, transport::Channel};
@@ -217,7 +219,7 @@ impl CallContext {
         let deadline = deadline.map(|at| at.checked_sub(margin).unwrap_or(now));
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(now);
-            // One that cannot be read is none.
+            // A malformed timeout counts as none.
             let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
             let left = own.map_or(left, |own| own.min(left));
             timeout::write(request.metadata_mut().as_mut(), left);
@@ -227,7 +229,7 @@ impl CallContext {
         request
     }
 
-    /// What an outgoing call learns of this one.
+    /// Returns the link through which an outgoing call is cancelled with this one.
     #[cfg(feature = "client")]
     fn parent(&self, deadline: Option<Instant>) -> Parent {
         let context = self.clone();
@@ -240,35 +242,36 @@ impl CallContext {
         })
     }
 
-    /// Tells the work to stop and lets the handler answer; says whether that was news.
+    /// Asks the work to stop and lets the handler answer; returns whether this changed the state.
     pub(crate) fn announce(&self, reason: CancelReason) -> bool {
         self.state().announce(reason)
     }
 
-    /// Tells the work to stop, and ends the call as soon as its handler has nothing to say.
+    /// Asks the work to stop, and ends the call as soon as its handler has nothing to send.
     pub(crate) fn part(&self, reason: CancelReason, status: Status) {
         self.state().part(reason, status);
     }
 
-    /// Ends the call if that is what it waits for: its handler has nothing to say now.
+    /// Call this when the handler has nothing to send: ends the call if [`part`](Self::part) was
+    /// called, and returns whether it did.
     pub(crate) fn is_parting(&self) -> bool {
         let is_told = self.state().stop_flag().is_requested();
         let status = is_told.then(|| self.state().take_parting()).flatten();
         status.is_some_and(|status| self.end_with(CancelReason::Drain, Some(status)))
     }
 
-    /// Ends the call for a reason of its own. Without a status there is nobody to send it to.
+    /// Ends the call for `reason`. Without a `status` nothing is sent, because the client is gone.
     pub(crate) fn end_with(&self, reason: CancelReason, status: Option<Status>) -> bool {
         let code = status.as_ref().map_or(Code::Cancelled, Status::code);
         self.finish(code, Some(reason), status)
     }
 
-    /// Ends the call with the handler's own answer.
+    /// Ends the call with the handler's own status code.
     pub(crate) fn complete(&self, code: Code) -> bool {
         self.finish(code, None, None)
     }
 
-    /// Ends the call because its handler panicked.
+    /// Ends the call with UNKNOWN because its handler panicked.
     pub(crate) fn panicked(&self) {
         let status = Status::unknown("the handler of this call panicked");
         self.finish(status.code(), None, Some(status));
@@ -277,7 +280,7 @@ impl CallContext {
     fn finish(&self, code: Code, reason: Option<CancelReason>, status: Option<Status>) -> bool {
         let ended = self.state().finish(code, reason, status);
         if ended && let Some(membership) = self.membership() {
-            // After the callbacks, so that whoever waits for the last call finds them done.
+            // After the callbacks: when the drain sees the last call leave, all callbacks have run.
             membership.leave();
         }
         ended
@@ -295,7 +298,7 @@ impl CallContext {
         self.end_with(CancelReason::DeadlineExceeded, Some(past_deadline()));
     }
 
-    /// What tells a handler, or the client, that the call was told to stop, or has ended.
+    /// Returns a status that says why the call was asked to stop or that it has ended.
     pub(crate) fn stopped(&self) -> Status {
         match self.cancel_reason() {
             Some(CancelReason::DeadlineExceeded) => past_deadline(),
@@ -328,7 +331,7 @@ fn past_deadline() -> Status {
     Status::deadline_exceeded("the call's deadline passed")
 }
 
-/// Waits for a moment of a call; leaves nothing behind in it when dropped.
+/// Waits for a moment of a call. Dropping it deregisters its waker.
 pub(crate) struct Waiting {
     context: CallContext,
     moment: Moment,

@@ -1,11 +1,11 @@
-//! The thread that ends calls when their time is up, and wakes drains when theirs is.
+//! The thread that ends calls at their deadlines, and wakes drains when their time is up.
 //!
-//! A timer of the runtime would not do. The task that waits for it is started, or woken, by the
-//! worker that polls the handler, and sits in a slot of that worker that no other worker takes from:
-//! a handler that then blocks its thread keeps its own deadline from being noticed. And the worker that
-//! came from turning the timers to poll the handler may be the only one awake: then no timer fires at all.
-//! Deadlines and drains are for such handlers above all, so their time is kept where no handler can stand in
-//! its way.
+//! A timer of the runtime would not be enough. The task that waits for the timer is started, or
+//! woken, by the worker that polls the handler. It sits in a slot of that worker from which other
+//! workers do not steal. A handler that then blocks its thread delays its own deadline. Also, the
+//! worker that switched from driving the timers to polling the handler may be the only one awake;
+//! then no timer fires at all. Deadlines and drains matter most for such handlers, so a separate
+//! thread keeps their time.
 
 use std::{
     collections::BTreeMap,
@@ -20,48 +20,49 @@ use std::{
 
 use super::context::{CallContext, Shared};
 
-/// The calls of the whole process that have a deadline and have not ended, and the tasks that wait for a
-/// moment.
+/// All calls of the process that have a deadline and have not ended, and all tasks that wait for a
+/// point in time.
 struct Deadlines {
     queue: Mutex<Queue>,
-    /// Signalled when the first deadline has become an earlier one.
+    /// Signalled when an entry is added before all others.
     earlier: Condvar,
 }
 
 struct Queue {
     is_started: bool,
-    /// By deadline, and by number among equals.
+    /// Sorted by deadline; the number keeps equal deadlines apart.
     waiting: BTreeMap<(Instant, u64), Waiting>,
     next: u64,
 }
 
 enum Waiting {
-    /// To be ended.
+    /// A call to end.
     Call(Weak<Shared>),
-    /// To be woken.
+    /// A task to wake.
     Task(Waker),
 }
 
-/// A place among those that wait for their deadline, until it is dropped.
+/// An entry in the queue. Dropping it removes the entry.
 pub(crate) struct Watched {
     deadlines: &'static Deadlines,
     key: (Instant, u64),
 }
 
-/// Ends `call` when `deadline` has passed, unless the result is dropped before. The thread is
-/// started by the first that waits for anything.
+/// Ends `call` at `deadline`, unless the returned value is dropped before. The first entry of any
+/// kind starts the thread.
 pub(crate) fn watch(call: &CallContext, deadline: Instant) -> io::Result<Watched> {
     wait(Waiting::Call(Arc::downgrade(call.shared())), deadline)
 }
 
-/// What `future` gives, if it is ready within `limit`, also while handlers block the runtime's threads.
+/// Returns the output of `future`, or `None` if it is not ready within `limit`. The limit holds
+/// even while handlers block the runtime's threads.
 ///
-/// Without the thread no time can be kept, and none is given.
+/// If the thread cannot be started, the limit counts as zero.
 pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
-    // A limit beyond what the clock can show is none.
+    // A limit that overflows the clock is no limit.
     let deadline = Instant::now().checked_add(limit);
-    // Of the task that polled last.
+    // The entry of the task that polled last.
     let mut place = None;
     poll_fn(move |cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
@@ -115,7 +116,8 @@ fn wait(waiting: Waiting, deadline: Instant) -> io::Result<Watched> {
 impl Drop for Watched {
     fn drop(&mut self) {
         let waited = self.deadlines.lock().waiting.remove(&self.key);
-        // Not under the lock: with a waker may go a task, and with that a place of its own.
+        // Drop outside of the lock: dropping a waker may drop a task, which may hold an entry
+        // itself.
         drop(waited);
     }
 }
@@ -133,7 +135,7 @@ impl Deadlines {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let waited = first.remove();
-                // Callbacks run now, and may do what they like with other calls.
+                // Release the lock: callbacks run now, and may use other calls.
                 drop(queue);
                 match waited {
                     Waiting::Call(call) => {

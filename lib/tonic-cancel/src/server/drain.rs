@@ -1,4 +1,4 @@
-//! Ending a server in bounded time.
+//! Shutting down a server in bounded time.
 
 use std::{
     fmt,
@@ -20,9 +20,10 @@ use super::{
     state::CancelReason,
 };
 
-/// Close, wait, force: knows every call of the layers that share it, and ends them in bounded time.
+/// Close, wait, force: tracks every call of the layers that share it, and ends them in bounded
+/// time.
 ///
-/// Clones are the same drain. [`serve`](Drain::serve) runs a whole server to its end by it.
+/// Clones are the same drain. [`serve`](Drain::serve) runs a whole server and shuts it down.
 #[derive(Clone)]
 pub struct Drain {
     shared: Arc<DrainShared>,
@@ -31,9 +32,10 @@ pub struct Drain {
 struct DrainShared {
     refusal: Refusal,
     calls: Mutex<Calls>,
-    /// How many calls have work under way, on whatever threads.
+    /// Number of calls that have work under way, on any thread.
     working: AtomicUsize,
-    /// Notified when the drain is closed and, once it is, when the last call or work has ended.
+    /// Notified when the drain is closed and, after that, when the last call or the last work has
+    /// ended.
     changed: Notify,
     aside: OnceLock<Drain>,
 }
@@ -46,24 +48,24 @@ struct Calls {
     active: Slab<Weak<Shared>>,
 }
 
-/// What a drain had to do, and what it could not.
+/// The result of a drain: what it had to force, and what is still running.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Drained {
-    /// How many calls outlasted the grace period and were told to stop.
+    /// Number of calls that outlasted the grace period and were asked to stop.
     pub told: usize,
-    /// How many of these outlasted the notice as well and were ended without their handlers.
+    /// Number of these that also outlasted the notice and were ended without their handlers.
     pub forced: usize,
-    /// How many calls had work that was still under way at the end; see [`Drain::active_work`].
+    /// Number of calls that still had work under way at the end; see [`Drain::active_work`].
     pub working: usize,
-    /// Whether [`Drain::serve`] left connections behind that did not close in time.
+    /// Whether [`Drain::serve`] left connections open that did not close in time.
     pub left_behind: bool,
 }
 
-/// How long the steps of [`Drain::serve`] may take.
+/// Time limits for the steps of [`Drain::serve`].
 ///
-/// The defaults add up to 22 seconds, for what watches over servers commonly kills them 30 seconds
-/// after it has told them to stop.
+/// The defaults add up to 22 seconds, because process supervisors commonly kill a server 30 seconds
+/// after asking it to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainOptions {
     grace: Duration,
@@ -72,20 +74,20 @@ pub struct DrainOptions {
 }
 
 impl DrainOptions {
-    /// How long calls may go on undisturbed, unless set otherwise: longer than nearly every unary
-    /// call takes.
+    /// Default time that calls may continue undisturbed: longer than nearly every unary call takes.
     pub const GRACE: Duration = Duration::from_secs(20);
 
-    /// How long calls may take to answer that were told to stop, unless set otherwise. A handler
-    /// that listens does so within milliseconds; nearly all of this is for a machine that is busy.
+    /// Default time that calls may take to answer after they were asked to stop. A handler that
+    /// reacts to this does so within milliseconds; nearly all of the second is a reserve for a busy
+    /// machine.
     pub const NOTICE: Duration = Duration::from_secs(1);
 
-    /// How long connections may take to close, and work to end, once every call has ended, unless
-    /// set otherwise: some round trips, for last statuses to be read. A peer that does not read, or
-    /// never began to speak, is not worth more.
+    /// Default time for connections to close and work to end after every call has ended: a few
+    /// round trips, so that clients can read the last statuses. A peer that does not read, or has
+    /// never sent anything, does not deserve more.
     pub const CLOSE: Duration = Duration::from_secs(1);
 
-    /// The defaults.
+    /// Returns the defaults.
     #[must_use]
     pub const fn new() -> DrainOptions {
         DrainOptions {
@@ -95,21 +97,21 @@ impl DrainOptions {
         }
     }
 
-    /// How long calls may go on undisturbed.
+    /// Sets how long calls may continue undisturbed.
     #[must_use]
     pub const fn grace(mut self, grace: Duration) -> DrainOptions {
         self.grace = grace;
         self
     }
 
-    /// How long calls that were told to stop may take to answer.
+    /// Sets how long calls may take to answer after they were asked to stop.
     #[must_use]
     pub const fn notice(mut self, notice: Duration) -> DrainOptions {
         self.notice = notice;
         self
     }
 
-    /// How long connections may take to close, and work to end, once every call has ended.
+    /// Sets how long connections may take to close, and work to end, after every call has ended.
     #[must_use]
     pub const fn close(mut self, close: Duration) -> DrainOptions {
         self.close = close;
@@ -130,14 +132,15 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// A drain that refuses late calls, and ends the ones that it must force, with UNAVAILABLE.
+    /// Creates a drain that uses UNAVAILABLE both to refuse late calls and to end the calls that it
+    /// must force.
     #[must_use]
     pub fn new() -> Drain {
         Drain::with_status(|| Status::unavailable("the server is shutting down"))
     }
 
-    /// A drain with a status of its own for calls that it refuses or forces. UNAVAILABLE is what
-    /// tells clients to go elsewhere.
+    /// Creates a drain with another status for the calls that it refuses or forces. UNAVAILABLE is
+    /// the status that makes clients try another server.
     #[must_use]
     pub fn with_status(status: impl Fn() -> Status + Send + Sync + 'static) -> Drain {
         Drain::refusing(Arc::new(status))
@@ -155,32 +158,35 @@ impl Drain {
         }
     }
 
-    /// The drain for calls that nobody need wait for, of those who watch the server's health above
-    /// all: they never end by themselves, and are of use until the others have. They go on while
-    /// this drain waits for its own calls, and new ones are let in as long as the server takes any, which
-    /// under [`serve`](Self::serve) it does not. Then each is ended as soon as its handler has nothing more
-    /// to say that it could say at once: that the server does not serve any more, for one.
+    /// Returns the drain for calls that a shutdown should not wait for, mainly health watches:
+    /// these never end by themselves, and are useful until the other calls have ended.
     ///
-    /// It is the same one every time. Give it to the layers of such services.
+    /// Calls of this drain continue while the main drain waits for its own calls. New ones are
+    /// accepted as long as the server accepts connections, which it does not while
+    /// [`serve`](Self::serve) is draining. When the main drain's calls have ended, each of these
+    /// calls ends as soon as its handler has nothing more to send immediately. The handler can
+    /// still report, for example, that the server is no longer serving.
+    ///
+    /// Every invocation returns the same drain. Give it to the layers of such services.
     #[must_use]
     pub fn aside(&self) -> Drain {
         let new = || Drain::refusing(Arc::clone(&self.shared.refusal));
         self.shared.aside.get_or_init(new).clone()
     }
 
-    /// Refuses every call from now on.
+    /// Starts to refuse every new call.
     pub fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_waiters();
     }
 
-    /// Whether every call is refused.
+    /// Whether new calls are refused.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.lock().closed
     }
 
-    /// Waits until the drain is closed: what a server's graceful shutdown waits for.
+    /// Waits until the drain is closed. Use it as the signal for a server's graceful shutdown.
     ///
     /// Dropping the future has no effect.
     pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
@@ -188,31 +194,33 @@ impl Drain {
         async move { shared.until(|shared| shared.lock().closed).await }
     }
 
-    /// How many calls have not ended.
+    /// Returns the number of calls that have not ended.
     #[must_use]
     pub fn active_calls(&self) -> usize {
         self.shared.lock().active.len()
     }
 
-    /// How many calls have work under way, calls included that have ended: work that
-    /// [`CallContext::run_on`] and its like have begun, or for which a
-    /// [`WorkGuard`](crate::WorkGuard) is held.
+    /// Returns the number of calls that have work under way, including calls that have ended. Work
+    /// counts from when [`CallContext::run_on`] or [`CallContext::run_blocking`] takes it until it
+    /// is done, and while a [`WorkGuard`](crate::WorkGuard) for it is held.
     #[must_use]
     pub fn active_work(&self) -> usize {
         self.shared.working.load(Ordering::SeqCst)
     }
 
-    /// Ends all calls: refuses new ones, lets the others go on for `grace`, then tells them to stop
-    /// ([`CancelReason::Drain`]) and gives their handlers `notice` to answer, then ends what is
-    /// left, and what is [aside](Self::aside). It returns as soon as no call is left and the
-    /// callbacks of all have run, and after `grace` and `notice` at the latest, and `notice` again for those
-    /// aside, also where a stream is not being read: a call that is forced no longer counts, though its connection may still
-    /// be there.
+    /// Ends all calls. It refuses new calls and lets the others continue for `grace`. Then it asks
+    /// them to stop ([`CancelReason::Drain`]) and gives their handlers `notice` to answer. Then it
+    /// ends the remaining calls, and the calls that are [aside](Self::aside).
+    ///
+    /// It returns as soon as no call is left and the callbacks of all have run. The latest time for
+    /// that is after `grace` and `notice`, plus another `notice` for the calls aside, even if a
+    /// stream is not being read: a forced call no longer counts, although its connection may still
+    /// be open.
     ///
     /// Dropping the future leaves the drain closed and every call as it is.
     ///
-    /// The times are kept by the thread that keeps deadlines, so they hold also while handlers block the
-    /// runtime's. Where that thread cannot be started, no time is given.
+    /// The thread for deadlines measures the times, so they hold even while handlers block the
+    /// runtime's threads. If that thread cannot be started, both times count as zero.
     pub async fn drain(&self, grace: Duration, notice: Duration) -> Drained {
         self.close();
         let mut drained = Drained::default();
@@ -229,7 +237,7 @@ impl Drain {
             for call in aside.calls() {
                 call.part(CancelReason::Drain, (self.shared.refusal)());
             }
-            // Those of clients that do not read.
+            // Calls that are still active have clients that do not read.
             if within(notice, aside.idle()).await.is_none() {
                 aside.force();
             }
@@ -238,21 +246,24 @@ impl Drain {
         drained
     }
 
-    /// Runs a server until `signal` is ready, and then to its end, in bounded time.
+    /// Runs a server until `signal` is ready, then shuts it down in bounded time.
     ///
-    /// `server` is given what is to make it shut down gracefully. Once `signal` is ready the server
-    /// stops to accept, and its calls are [drained](Self::drain). Then its connections have some
-    /// time to close, and the work of calls that are over to end; what has not is left behind, also
-    /// where a peer does not read, or has never finished its handshake, for which a graceful
-    /// shutdown alone waits for ever. It takes no longer than the options add up to.
+    /// `server` receives the future that starts its graceful shutdown. When `signal` is ready, the
+    /// server stops accepting connections and its calls are [drained](Self::drain). After that, its
+    /// connections have some time to close, and the work of ended calls to end. Whatever has not
+    /// finished by then is left behind, for example a peer that does not read or has not finished
+    /// its handshake. A graceful shutdown without a drain waits for these forever. The shutdown
+    /// takes no longer than the sum of the options, plus another notice if calls
+    /// [aside](Self::aside) are not read.
     ///
-    /// Dropping the future, which is how a second signal may cut it short, drops the server; its
-    /// connections, and their calls, stay with the runtime.
+    /// Dropping the future, for example on a second signal, drops the server. Its connections and
+    /// their calls stay with the runtime.
     ///
     /// # Errors
     ///
-    /// The server's own; at once, and with its calls as they are, if it fails before the signal.
-    /// A server that ends well before the signal is no error, and the drain is not closed by it.
+    /// Returns the server's own error. If the server fails before the signal, the error is returned
+    /// at once and its calls stay as they are. A server that ends without an error before the
+    /// signal is not an error, and does not close the drain.
     ///
     /// ```no_run
     /// # use tonic_health::pb::health_server::{Health, HealthServer};
@@ -295,7 +306,7 @@ impl Drain {
             loop {
                 tokio::select! {
                     drained = &mut draining => break drained,
-                    // Which accepts, and greets, as long as it is polled.
+                    // While it is polled, the server accepts connections and performs handshakes.
                     result = &mut server, if ended.is_none() => ended = Some(result),
                 }
             }
@@ -304,13 +315,13 @@ impl Drain {
             if ended.is_none() {
                 ended = Some(server.await);
             }
-            // A call that was being dropped on another thread could not be ended by force, and is counted until that
+            // A call that another thread was dropping could not be forced. It counts until that
             // thread has dropped it.
             self.idle().await;
             let shared = &self.shared;
             shared.until(|_| self.active_work() == 0).await;
         };
-        // What has not closed by then is told in the result.
+        // The result reports what has not closed in time.
         let _ = within(options.close, close).await;
         drained.working = self.active_work();
         drained.left_behind = ended.is_none();
@@ -324,7 +335,7 @@ impl Drain {
             .await;
     }
 
-    /// Ends every call that is left; says how many that were.
+    /// Ends every remaining call, and returns their number.
     fn force(&self) -> usize {
         let calls = self.calls().into_iter();
         calls
@@ -332,8 +343,8 @@ impl Drain {
             .count()
     }
 
-    /// The context of a call that has just arrived. It is counted until it ends, or has ended
-    /// already if the drain is closed.
+    /// Returns the context of a new call. The call counts until it ends. If the drain is closed, it
+    /// has already ended.
     pub(crate) fn admit(&self, terms: Terms) -> CallContext {
         let mut calls = self.shared.lock();
         if calls.closed {
@@ -361,11 +372,11 @@ impl Drain {
     }
 }
 
-/// What makes a server that [`Drain::serve`] runs shut down gracefully.
+/// The future that starts the graceful shutdown of a server that [`Drain::serve`] runs.
 pub type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl DrainShared {
-    /// Waits for something of which `changed` is notified. Dropping the future has no effect.
+    /// Waits for a condition whose changes notify `changed`. Dropping the future has no effect.
     async fn until(&self, is_so: impl Fn(&DrainShared) -> bool) {
         loop {
             let changed = self.changed.notified();
@@ -381,20 +392,20 @@ impl DrainShared {
     }
 }
 
-/// A call's place among those that a drain counts.
+/// A call's entry in the drain that counts it.
 pub(crate) struct Membership {
     drain: Arc<DrainShared>,
     key: usize,
-    /// How many pieces of work are under way for the call.
+    /// Number of pieces of work under way for the call.
     working: AtomicUsize,
 }
 
 impl Membership {
-    /// The call has ended; to be called once.
+    /// Records that the call has ended. Must be called once.
     pub(crate) fn leave(&self) {
         let mut calls = self.drain.lock();
         calls.active.remove(self.key);
-        // Nobody waits for the last call of a drain that is open.
+        // While the drain is open, no task waits for the last call.
         let last = calls.closed && calls.active.is_empty();
         drop(calls);
         if last {
@@ -402,14 +413,14 @@ impl Membership {
         }
     }
 
-    /// A piece of work of the call begins.
+    /// Records that a piece of work of the call begins.
     pub(crate) fn begin_work(&self) {
         if self.working.fetch_add(1, Ordering::SeqCst) == 0 {
             self.drain.working.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// A piece of work that was begun has ended.
+    /// Records that a piece of work has ended.
     pub(crate) fn end_work(&self) {
         if self.working.fetch_sub(1, Ordering::SeqCst) > 1 {
             return;

@@ -1,5 +1,4 @@
-//! The tower layer that gives every call its context and sees to it that the call ends as the
-//! context says.
+//! The tower layer that gives every call its context and ends the call as the context says.
 
 use std::{
     fmt,
@@ -30,24 +29,25 @@ use crate::timeout;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Puts a [`CallContext`] into every request, and enforces what it says.
+/// Puts a [`CallContext`] into every request, and enforces it.
 ///
-/// - The `grpc-timeout` that the client sends holds for the whole call, streams included, and ends
-///   it with DEADLINE_EXCEEDED. One that cannot be read is refused with INVALID_ARGUMENT. A
-///   [`DeadlinePolicy`] says what else holds.
-/// - A handler that panics, before its response or in its stream, ends its call with UNKNOWN, and
-///   nothing else.
-/// - While the [`Drain`] is closed, calls are refused before their handler sees them.
+/// - The client's `grpc-timeout` applies to the whole call, including streams, and ends it with
+///   DEADLINE_EXCEEDED. A malformed timeout is refused with INVALID_ARGUMENT. A [`DeadlinePolicy`]
+///   can add further limits.
+/// - A handler that panics, before its response or in its stream, ends only its own call, with
+///   UNKNOWN.
+/// - While the [`Drain`] is closed, calls are refused before their handler runs.
 ///
-/// Add it to a whole server (`tonic::transport::Server::layer`), or to one service, but once on the way to
-/// each. Deadlines are kept by a thread of their own, so they hold also for a handler that blocks the
-/// runtime's.
+/// Add it to a whole server (`tonic::transport::Server::layer`) or to single services, but only
+/// once on the path to each service. A separate thread enforces deadlines, so they hold even if a
+/// handler blocks the runtime's threads.
 ///
-/// A layer around this one that drops calls, for having taken too long say, looks like a client that is
-/// gone. For a time limit use a [`DeadlinePolicy`] and not tonic's `Server::timeout`.
+/// If an outer layer drops a call, for example on a timeout, this layer reports that the client is
+/// gone. For a time limit, use a [`DeadlinePolicy`] instead of tonic's `Server::timeout`.
 ///
-/// It speaks gRPC, so what translates from something else goes around it: with gRPC-Web,
-/// `Server::builder().accept_http1(true).layer(GrpcWebLayer::new()).layer(CallContextLayer::new())`.
+/// This layer speaks gRPC, so layers that translate from other protocols go around it. With
+/// gRPC-Web:
+/// `Server::builder().accept_http1(true).layer(GrpcWebLayer::new()).layer(CallContextLayer::new())`
 #[derive(Clone, Debug, Default)]
 pub struct CallContextLayer {
     drain: Drain,
@@ -70,18 +70,18 @@ impl Default for Rules {
 }
 
 impl CallContextLayer {
-    /// How much sooner outgoing calls must be over than the incoming one, unless set otherwise:
-    /// enough for an answer to come back through a network that is near and be made into one of
-    /// our own, and too little for anybody to miss.
+    /// Default margin by which outgoing calls must end before the incoming one: long enough for an
+    /// answer to arrive through a nearby network and to be turned into the handler's own answer,
+    /// and too short to be noticed.
     pub const OUTGOING_MARGIN: Duration = Duration::from_millis(5);
 
-    /// A layer with a drain of its own, which nobody else can close.
+    /// Creates a layer with a private drain, which no other code can close.
     #[must_use]
     pub fn new() -> CallContextLayer {
         CallContextLayer::default()
     }
 
-    /// A layer whose calls `drain` ends.
+    /// Creates a layer whose calls are tracked and ended by `drain`.
     #[must_use]
     pub fn with_drain(drain: Drain) -> CallContextLayer {
         CallContextLayer {
@@ -90,15 +90,15 @@ impl CallContextLayer {
         }
     }
 
-    /// How long calls may take, whatever their clients say.
+    /// Sets the limits on how long calls may take.
     #[must_use]
     pub fn deadlines(mut self, policy: DeadlinePolicy) -> CallContextLayer {
         self.rules.deadlines = policy;
         self
     }
 
-    /// By how much calls that a handler makes with [`CallContext::outgoing`] must be over before
-    /// its own, so that there is time left to answer when they are not.
+    /// Sets how much earlier than its own call the calls that a handler makes with
+    /// [`CallContext::outgoing`] must end, so that there is time to answer when they do not finish.
     #[must_use]
     pub fn outgoing_margin(mut self, margin: Duration) -> CallContextLayer {
         self.rules.margin = margin;
@@ -127,7 +127,7 @@ pub struct CallContextService<S> {
 }
 
 impl<S> CallContextService<S> {
-    /// The context of a call that has just arrived; one that is refused has ended already.
+    /// Creates the context of a new call. A refused call has already ended.
     fn begin(&self, headers: &HeaderMap) -> Guard {
         let timeout = timeout::parse(headers).and_then(|asked| self.rules.deadlines.allow(asked));
         let timeout = match timeout {
@@ -138,7 +138,7 @@ impl<S> CallContextService<S> {
                 return Guard::new(context);
             }
         };
-        // A timeout beyond what the clock can show is no deadline.
+        // A timeout that overflows the clock is no deadline.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let context = self.drain.admit(Terms {
             deadline,
@@ -149,7 +149,7 @@ impl<S> CallContextService<S> {
             match deadlines::watch(&guard.context, deadline) {
                 Ok(watched) => guard.watched = Some(watched),
                 Err(error) => {
-                    // Without its thread a deadline cannot be kept, so none is promised.
+                    // Without the thread the deadline cannot be enforced, so the call is refused.
                     let status =
                         Status::resource_exhausted(format!("no thread for deadlines: {error}"));
                     guard.context.end_with(CancelReason::Server, Some(status));
@@ -196,11 +196,11 @@ where
     }
 }
 
-/// What lives as long as the call does on the wire. If it is dropped before the call has ended,
-/// the client is gone: the server drops a call for no other reason, unless a layer around this one does.
+/// Lives as long as the call does on the wire. If it is dropped before the call has ended, the
+/// client is gone: the server drops a call for no other reason, unless an outer layer does.
 struct Guard {
     context: CallContext,
-    /// Held until the call has ended.
+    /// The entry in the deadline queue, held until the call has ended.
     watched: Option<Watched>,
 }
 
@@ -212,8 +212,8 @@ impl Guard {
         }
     }
 
-    /// Ends the call with the handler's answer; `Err` with what is to be sent in its place if the
-    /// call was ended otherwise in the meantime.
+    /// Ends the call with the handler's answer. If the call was already ended in another way,
+    /// returns the status to send instead as `Err`.
     fn complete(self, code: Code, cx: &Context<'_>) -> Result<(), Status> {
         if !self.context.complete(code)
             && let Poll::Ready(status) = self.context.state().poll_status(cx)
@@ -234,11 +234,12 @@ impl Drop for Guard {
 pin_project! {
     /// The response of a call with a context.
     ///
-    /// Dropping it before it is ready means that the client is gone, and ends the call so.
+    /// Dropping it before it is ready means that the client is gone, and ends the call with that
+    /// reason.
     pub struct ResponseFuture<F> {
         #[pin]
         inner: Option<F>,
-        // There until the response is ready.
+        // Present until the response is ready.
         guard: Option<Guard>,
     }
 }
@@ -253,7 +254,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let guard = this.guard.take().expect("polled after it was ready");
-        // Before the handler, so that an answer that comes too late is none, and before tonic's
+        // Check before polling the handler, so that a late answer is discarded, and before tonic's
         // own timer, which is polled after this future and would answer CANCELLED.
         guard.context.check_deadline();
         if let Poll::Ready(status) = guard.context.state().poll_status(cx) {
@@ -262,7 +263,7 @@ where
         }
         let response = this.inner.as_mut().as_pin_mut().map(|inner| {
             catch_unwind(AssertUnwindSafe(|| inner.poll(cx))).unwrap_or_else(|_| {
-                // Which wakes this task, so that it sends the status.
+                // Wakes this task, which then sends the status.
                 guard.context.panicked();
                 Poll::Pending
             })
@@ -281,14 +282,14 @@ where
         let response = match response {
             Ok(response) => response,
             Err(error) => {
-                // Whatever stands behind the layer failed without a status.
+                // The inner service failed without a status.
                 guard.context.complete(Code::Unknown);
                 return Poll::Ready(Err(error));
             }
         };
 
         let (parts, body) = response.into_parts();
-        // A status among the headers means that nothing follows.
+        // A status in the headers means that no body follows.
         let status = Status::from_header_map(&parts.headers);
         let guard = if status.is_some() || body.is_end_stream() {
             let code = status.map_or(Code::Unknown, |status| status.code());
@@ -314,18 +315,19 @@ impl<F> fmt::Debug for ResponseFuture<F> {
     }
 }
 
-/// The body of a response with a context: the handler's, until the context says otherwise.
+/// The body of a response with a context: the handler's body, until the call is ended in another
+/// way.
 ///
-/// Dropping it before its end means that the client is gone, and ends the call so.
+/// Dropping it before its end means that the client is gone, and ends the call with that reason.
 pub struct CallBody<B> {
     carried: Carried<B>,
-    /// There until the call has ended.
+    /// Present until the call has ended.
     guard: Option<Guard>,
 }
 
-/// The handler's body, as long as it is wanted. Whoever ends the call drops it: where the client does
-/// not read, nobody asks for the next frame any more, and the body, with all that it holds, would stay
-/// for as long as the connection does.
+/// The handler's body, until the call ends. Ending the call drops it. Otherwise, if the client does
+/// not read, the next frame is never polled, and the body with everything it holds would live as
+/// long as the connection.
 struct Carried<B>(Arc<Mutex<Option<Pin<Box<B>>>>>);
 
 impl<B> Carried<B> {
@@ -337,7 +339,7 @@ impl<B> Carried<B> {
         Carried(Arc::new(Mutex::new(None)))
     }
 
-    /// Sees to it that the body does not outlive the call.
+    /// Drops the body when the call ends.
     fn goes_with(&self, context: &CallContext)
     where
         B: Send + 'static,
@@ -345,10 +347,11 @@ impl<B> Carried<B> {
         let carried = Arc::downgrade(&self.0);
         context.state().at_end(Box::new(move || {
             let body = carried.upgrade().and_then(|body| {
-                // Whoever has it locked is asking it for a frame, and then sees that the call has ended.
+                // If the body is locked, `poll_frame` is running. It checks afterwards whether the
+                // call has ended.
                 body.try_lock().ok().and_then(|mut body| body.take())
             });
-            // Without the lock, for it is the handler's own.
+            // Drop outside of the lock: the body is the handler's code.
             drop(body);
         }));
     }
@@ -394,7 +397,7 @@ where
         let (frame, is_end) = match (polled, &this.guard) {
             (Ok(polled), _) => polled,
             (Err(_), Some(guard)) => {
-                // Which drops the body, and wakes this task, so that it sends the status.
+                // Drops the body and wakes this task, which then sends the status.
                 guard.context.panicked();
                 return Poll::Pending;
             }
@@ -404,7 +407,7 @@ where
             && guard.context.state().stop_flag().is_requested()
             && !guard.context.is_active()
         {
-            // It was ended while the body was locked.
+            // The call was ended while the body was locked.
             this.carried.drop_body();
         }
         if frame.is_pending()
@@ -436,13 +439,13 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        // While the call goes on there is at least a status to come.
+        // While the call is active, at least a status will follow.
         let body = self.carried.lock();
         self.guard.is_none() && body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        // A status may take the place of what the handler meant to send.
+        // A status may replace the rest of the handler's body.
         SizeHint::default()
     }
 }
@@ -453,7 +456,7 @@ impl<B> fmt::Debug for CallBody<B> {
     }
 }
 
-/// A response that consists of a status alone.
+/// Returns a response that consists only of a status.
 fn status_only<B>(status: &Status) -> http::Response<CallBody<B>> {
     let mut response = http::Response::new(CallBody {
         carried: Carried::nothing(),
@@ -473,7 +476,7 @@ fn trailers(status: &Status) -> Frame<Bytes> {
 
 fn add_status(headers: &mut HeaderMap, status: &Status) {
     if status.add_header(headers).is_err() {
-        // Something in it does not fit into a header. The code always does.
+        // Some part of it is not valid in a header. The code always is.
         let code = HeaderValue::from(status.code() as i32);
         headers.insert("grpc-status", code);
     }

@@ -1,5 +1,5 @@
-//! Every order in which threads can come to a call's state: the first end counts, everybody is told
-//! once, nobody waits for ever, nothing is left behind.
+//! Checks a call's state under every interleaving of threads: the first end counts, every listener
+//! is notified once, no waiter hangs, no listener is left behind.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p tonic-cancel --lib --release --no-default-features --features server`
 
@@ -23,7 +23,7 @@ use super::{
     state::{CallEnd, CancelReason, StopFlag},
 };
 
-/// Records the calls of callbacks. Its mutex is not one of loom's, so it adds no orders to try.
+/// Records callback invocations. Its mutex is not loom's, so it adds no interleavings.
 #[derive(Clone, Default)]
 struct Calls(Arc<std::sync::Mutex<Vec<(u32, CallEnd)>>>);
 
@@ -38,7 +38,8 @@ impl Calls {
     }
 }
 
-/// Wakes a thread of loom's, and looks at the call as it does: under the call's lock that would hang.
+/// Wakes a loom thread, and reads the call's state while doing so: under the call's lock that would
+/// hang.
 struct Parked {
     call: CallContext,
     is_woken: Mutex<bool>,
@@ -180,7 +181,7 @@ fn who_waits_no_longer_leaves_nothing_behind() {
                 return reason;
             }
             drop(first);
-            // The other one is still heard, whatever became of the first.
+            // The second waiter is still notified, although the first was dropped.
             wait(&other, second)
         });
         let flag = StopFlag::default();

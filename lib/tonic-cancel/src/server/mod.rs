@@ -1,4 +1,4 @@
-//! The server's half: what a handler can know of its call, and how a call and a server end.
+//! The server's half: the context of a call, and how calls and servers end.
 
 mod context;
 mod deadlines;

@@ -1,14 +1,14 @@
-//! How long calls may take, whatever their clients say.
+//! Limits on how long calls may take.
 
 use std::time::Duration;
 
 use tonic::Status;
 
-/// How long a server lets its calls take; see
+/// Limits on how long a server's calls may take; see
 /// [`CallContextLayer::deadlines`](crate::CallContextLayer::deadlines).
 ///
-/// It holds for unary calls and for whole streams alike. By default nothing is set, and a call has
-/// the deadline that its client gives it, or none.
+/// It applies to unary calls and to whole streams. By default nothing is set: a call has the
+/// deadline that its client sets, or none.
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct DeadlinePolicy {
 }
 
 impl DeadlinePolicy {
-    /// Every call as its client wants it.
+    /// Creates a policy that keeps every client's deadline as it is.
     #[must_use]
     pub const fn new() -> DeadlinePolicy {
         DeadlinePolicy {
@@ -38,30 +38,31 @@ impl DeadlinePolicy {
         }
     }
 
-    /// How long a call may take whose client names no time. Without it that is the maximum.
+    /// Sets the timeout of calls whose client sets none. Without it, they get the maximum.
     #[must_use]
     pub const fn default(mut self, timeout: Duration) -> DeadlinePolicy {
         self.default = Some(timeout);
         self
     }
 
-    /// How much time a client must give. A call with less is refused with DEADLINE_EXCEEDED before
-    /// its handler sees it: no server can lengthen what its client gives up on, and work that cannot
-    /// be done in time is better not begun. The default is not measured by it.
+    /// Sets the minimum timeout that a client may set. A call with less is refused with
+    /// DEADLINE_EXCEEDED before its handler runs: the client would give up anyway, and it is better
+    /// not to start work that cannot finish in time. The minimum does not apply to the default.
     #[must_use]
     pub const fn minimum(mut self, timeout: Duration) -> DeadlinePolicy {
         self.minimum = Some(timeout);
         self
     }
 
-    /// How long any call may take; one that is given more, the default included, gets this much.
+    /// Sets the maximum timeout. Longer ones, including the default, are reduced to it.
     #[must_use]
     pub const fn maximum(mut self, timeout: Duration) -> DeadlinePolicy {
         self.maximum = Some(timeout);
         self
     }
 
-    /// How long a call may take for which its client asks so much; an error if it is refused.
+    /// Returns the timeout of a call whose client set `asked`, or DEADLINE_EXCEEDED if it is
+    /// refused.
     pub(crate) fn allow(&self, asked: Option<Duration>) -> Result<Option<Duration>, Status> {
         if let (Some(asked), Some(minimum)) = (asked, self.minimum)
             && asked < minimum

@@ -1,4 +1,4 @@
-//! What the client sends, to its end or to where it was cut.
+//! Request messages, up to their end or to where they were cut off.
 
 use std::{
     fmt,
@@ -19,12 +19,12 @@ use super::{
 };
 
 pin_project! {
-    /// The body of a request with a context, which is told if it breaks off.
+    /// The body of a request. Marks the context if the body breaks off.
     pub(crate) struct RequestBody<B> {
         #[pin]
         inner: B,
         context: CallContext,
-        // Whether the protocol tells an end apart from a cut, without an error.
+        // Whether, without an error, `is_end_stream` distinguishes an end from a cut.
         marks_its_end: bool,
     }
 }
@@ -34,7 +34,7 @@ impl<B> RequestBody<B> {
         RequestBody {
             inner,
             context,
-            // HTTP/1 has an error for it.
+            // HTTP/1 reports a cut as an error.
             marks_its_end: version == Version::HTTP_2,
         }
     }
@@ -53,7 +53,7 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
         let cut = match &frame {
             Some(Ok(_)) => false,
             Some(Err(_)) => true,
-            // A stream that is reset without an error ends like this too.
+            // A stream that is reset without an error also ends like this.
             None => *this.marks_its_end && !this.inner.is_end_stream(),
         };
         if cut {
@@ -72,11 +72,12 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
 }
 
 impl CallContext {
-    /// The client's messages, which end well only if the client said that there are no more.
+    /// Returns the client's messages as a stream that ends without an error only if the client
+    /// ended it.
     ///
-    /// tonic's own stream ends in the same way when the client has sent everything and when it has
-    /// gone away. Whoever acts on the whole, a task that outlives the handler above all, must know
-    /// which it was.
+    /// tonic's own stream ends in the same way when the client has sent everything and when the
+    /// client has gone away. Code that needs the complete stream must know the difference,
+    /// especially a task that outlives the handler.
     ///
     /// ```
     /// use tonic::{Request, Response, Status, Streaming};
@@ -107,14 +108,19 @@ impl CallContext {
 
 /// The client's messages, from [`CallContext::requests`]; also a stream.
 ///
-/// After the messages that have arrived comes `None` where the client ended them, and otherwise an
-/// error: CANCELLED where they were cut off, or where the call has ended without them, by its
-/// handler or because it was cancelled; DEADLINE_EXCEEDED and UNAVAILABLE where it ended by its
-/// deadline and by a drain. After the error comes `None`.
+/// After the messages that have arrived it returns `None` if the client ended its stream, and
+/// otherwise an error:
 ///
-/// Without a [`CallContextLayer`](crate::CallContextLayer) on the server the difference cannot be known, and
-/// every end reads as the client's. With a layer around it whose bodies do not pass `is_end_stream` on,
-/// every end over HTTP/2 reads as a cut.
+/// - CANCELLED if the messages were cut off, or if the call ended before them because its handler
+///   returned or because it was cancelled
+/// - DEADLINE_EXCEEDED if the call ended by its deadline
+/// - UNAVAILABLE if the call ended by a drain
+///
+/// After the error it returns `None`.
+///
+/// Without a [`CallContextLayer`](crate::CallContextLayer) on the server the difference is unknown,
+/// and every end counts as the client's. If a layer around it uses bodies that do not forward
+/// `is_end_stream`, every end over HTTP/2 counts as a cut.
 pub struct Requests<T> {
     messages: Streaming<T>,
     ended: Waiting,
@@ -122,14 +128,14 @@ pub struct Requests<T> {
 }
 
 impl<T> Requests<T> {
-    /// Waits for the next message; `None` is the end that the client gave.
+    /// Waits for the next message. Returns `None` when the client has ended its stream.
     ///
     /// Dropping the future loses no message.
     ///
     /// # Errors
     ///
-    /// Why there are no more messages, if the client did not end them, once; then `None`. What
-    /// tonic cannot read is an error of its own.
+    /// If the client did not end its stream, returns once why there are no more messages, then
+    /// `None`. A message that tonic cannot decode is also an error.
     pub async fn message(&mut self) -> Result<Option<T>, Status> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx))
             .await
@@ -147,13 +153,14 @@ impl<T> Stream for Requests<T> {
         }
         let context = this.ended.context();
         let next = match Pin::new(&mut this.messages).poll_next(cx) {
-            // Half a message, or whatever the connection died of, is a cut too.
+            // An incomplete message or a connection error is a cut too.
             Poll::Ready(None | Some(Err(_))) if context.requests_were_cut() => {
                 Some(Err(Status::cancelled("the client's messages were cut off")))
             }
             Poll::Ready(next) => next,
             Poll::Pending => {
-                // Nobody waits for the client's messages any more, and it need not know.
+                // The call has ended, so its messages are no longer needed. The client need not
+                // have ended them.
                 ready!(Pin::new(&mut this.ended).poll(cx));
                 Some(Err(this.ended.context().stopped()))
             }

@@ -1,7 +1,8 @@
-//! The state machine of a call: active, perhaps told to stop, ended.
+//! The state machine of a call: active, perhaps asked to stop, ended.
 //!
-//! It knows no runtime, only wakers. Whatever it must wake, drop or run it first takes out, and does
-//! so when its lock is free again: foreign code may come back to it, or block, or panic.
+//! It is independent of the runtime and uses only wakers. Everything that it must wake, drop or run
+//! is first taken out of the state, and handled after the lock is released: foreign code may call
+//! back into it, block, or panic.
 
 use std::{
     fmt,
@@ -16,16 +17,16 @@ use tonic::{Code, Status};
 
 use super::sync::{AtomicBool, Mutex, MutexGuard};
 
-/// Why a call was told to stop.
+/// Why a call was asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CancelReason {
-    /// The client cancelled the call or dropped it, or its connection died. HTTP/2 tells a server
-    /// no more than that.
+    /// The client cancelled the call or dropped it, or its connection died. HTTP/2 does not
+    /// distinguish these for a server.
     ClientGone,
     /// The call's deadline passed.
     DeadlineExceeded,
-    /// The server itself ended it: [`CallContext::cancel`](crate::CallContext::cancel) or
+    /// The server itself ended the call: [`CallContext::cancel`](crate::CallContext::cancel) or
     /// [`CallContext::cancel_with_status`](crate::CallContext::cancel_with_status).
     Server,
     /// The server is shutting down and its grace period is over.
@@ -43,28 +44,30 @@ impl fmt::Display for CancelReason {
     }
 }
 
-/// How a call ended, as its callbacks are told.
+/// How a call ended, as passed to its callbacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallEnd {
-    /// The code of the status that the client was sent, or, where it was gone, that it gave itself.
+    /// Code of the status that the client was sent. If the client was gone, the code of the status
+    /// that it gave itself.
     pub code: Code,
-    /// Why the call was told to stop before it was complete; `None` if the handler ended it.
+    /// Why the call was asked to stop before it was complete; `None` if the handler ended it.
     pub cancelled: Option<CancelReason>,
 }
 
-/// Tells work on other threads, by one atomic load, that its call no longer needs it.
+/// Signals work on other threads, by one atomic load, that its call no longer needs it.
 ///
-/// Once requested it stays so. The default is a flag of its own that nobody ever sets.
+/// Once set, it stays set. The default is a separate flag that is never set.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Whether the work should end. Cheap enough for every turn of a loop that does anything.
+    /// Whether the work should end. Cheap enough for every iteration of a loop with some work in
+    /// it.
     #[inline]
     #[must_use]
     pub fn is_requested(&self) -> bool {
-        // It publishes nothing but itself.
+        // The flag publishes no other data.
         self.0.load(Ordering::Relaxed)
     }
 
@@ -75,21 +78,21 @@ impl StopFlag {
 
 pub(crate) type Callback = Box<dyn FnOnce(CallEnd) + Send>;
 
-/// What a listener listens for.
+/// The event that a listener waits for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Moment {
-    /// The call is told to stop, or ends without having been told.
+    /// The call is asked to stop, or ends without having been asked.
     Stop,
     /// The call ends.
     End,
 }
 
-/// Who is told of a moment, once.
+/// A listener that is notified of a moment, once.
 pub(crate) enum Listener {
     Task(Waker),
-    /// Work that somebody else may stop as well.
+    /// Work whose flag may also be set by other code.
     Work(StopFlag),
-    /// Something of the layer's own that must not outlive the call.
+    /// A hook of the layer, for something that must not outlive the call.
     Hook(Box<dyn FnOnce() + Send>),
 }
 
@@ -103,7 +106,7 @@ impl Listener {
     }
 }
 
-/// The state of one call, for all who have to do with it.
+/// The state of one call, shared by its handler, its work, its response and its drain.
 pub(crate) struct Lifecycle {
     stop: StopFlag,
     state: Mutex<State>,
@@ -111,25 +114,25 @@ pub(crate) struct Lifecycle {
 
 struct State {
     phase: Phase,
-    /// Empty, and to stay so, once their moment has passed.
+    /// Emptied when their moment has passed, and empty from then on.
     at_stop: Slab<Listener>,
     at_end: Slab<Listener>,
     callbacks: Vec<Callback>,
-    /// The task that carries the response, to be woken when the status is decided elsewhere.
+    /// The task that sends the response, to be woken when other code decides the status.
     carrier: Option<Waker>,
-    /// What the call ends with as soon as its handler has nothing to say.
+    /// The status with which the call ends as soon as its handler has nothing to send.
     parting: Option<Status>,
-    /// The parent of all tokens that were asked for; gone once the call was told to stop.
+    /// The parent of all tokens handed out; removed when the call is asked to stop.
     token: Option<CancellationToken>,
 }
 
 enum Phase {
     Active,
-    /// Told to stop; the handler's own answer is still awaited.
+    /// Asked to stop; the handler may still answer.
     Stopping(CancelReason),
     Ended {
         end: CallEnd,
-        /// What the client is to be sent instead of the handler's answer, until it was sent.
+        /// The status to send instead of the handler's answer, until it has been sent.
         status: Option<Status>,
     },
 }
@@ -193,9 +196,9 @@ impl Lifecycle {
         self.lock().end()
     }
 
-    /// Tells the work to stop and lets the handler answer.
+    /// Asks the work to stop and lets the handler answer.
     ///
-    /// Says whether it was neither told before nor has ended.
+    /// Returns `true` if the call was neither asked to stop before nor has ended.
     pub(crate) fn announce(&self, reason: CancelReason) -> bool {
         let mut state = self.lock();
         if !matches!(state.phase, Phase::Active) {
@@ -210,8 +213,8 @@ impl Lifecycle {
         true
     }
 
-    /// Tells the work to stop, and has the response end with `status` as soon as the handler has nothing to
-    /// say that it could say at once.
+    /// Asks the work to stop, and ends the response with `status` as soon as the handler has
+    /// nothing to send immediately.
     pub(crate) fn part(&self, reason: CancelReason, status: Status) {
         self.announce(reason);
         let mut state = self.lock();
@@ -223,12 +226,12 @@ impl Lifecycle {
         }
     }
 
-    /// The status with which a call ends whose handler has nothing to say, if it is to end so.
+    /// Takes the status set by [`part`](Self::part), for a call whose handler has nothing to send.
     pub(crate) fn take_parting(&self) -> Option<Status> {
         self.lock().parting.take()
     }
 
-    /// Has something done when the call ends, before its callbacks; at once if it has ended.
+    /// Runs `hook` when the call ends, before its callbacks, or at once if the call has ended.
     pub(crate) fn at_end(&self, hook: Box<dyn FnOnce() + Send>) {
         let mut state = self.lock();
         if state.has_passed(Moment::End) {
@@ -239,8 +242,8 @@ impl Lifecycle {
         }
     }
 
-    /// Ends the call, unless it has ended; says whether it had not. If it was told to stop before, that
-    /// reason stays. A `status` takes the place of the handler's answer.
+    /// Ends the call, unless it has ended; returns whether it had not. If the call was asked to
+    /// stop before, that reason is kept. A `status` replaces the handler's answer.
     ///
     /// When it returns `true`, every callback registered so far has run.
     pub(crate) fn finish(
@@ -253,7 +256,7 @@ impl Lifecycle {
         if state.end().is_some() {
             return false;
         }
-        // Why it was told to stop first stays why.
+        // The first reason counts.
         let cancelled = state.reason().or(reason);
         let end = CallEnd { code, cancelled };
         state.phase = Phase::Ended { end, status };
@@ -276,7 +279,7 @@ impl Lifecycle {
         true
     }
 
-    /// Registers a callback and says whether it is still to come; if not, it has just run.
+    /// Registers a callback. Returns `false` if the call had ended and the callback has just run.
     pub(crate) fn add_callback(&self, callback: Callback) -> bool {
         let mut state = self.lock();
         if let Some(end) = state.end() {
@@ -288,7 +291,8 @@ impl Lifecycle {
         true
     }
 
-    /// A token that is cancelled when the call is told to stop, and if it was.
+    /// Returns a token that is cancelled when the call is asked to stop or ends, or is already
+    /// cancelled if that has happened.
     pub(crate) fn child_token(&self) -> CancellationToken {
         let mut state = self.lock();
         if state.has_passed(Moment::Stop) {
@@ -300,8 +304,8 @@ impl Lifecycle {
         state.token.get_or_insert_default().child_token()
     }
 
-    /// Sets `flag` when the call is told to stop, or at once if it was; gives the key by which it is
-    /// forgotten again.
+    /// Sets `flag` when the call is asked to stop or ends, or at once if that has happened. Returns
+    /// the key for [`forget`](Self::forget).
     pub(crate) fn stop_also(&self, flag: &StopFlag) -> Option<usize> {
         let mut state = self.lock();
         if state.has_passed(Moment::Stop) {
@@ -311,8 +315,8 @@ impl Lifecycle {
         Some(state.at_stop.insert(Listener::Work(flag.clone())))
     }
 
-    /// Whether the moment has come; until it has, the task is woken when it does. The key is the
-    /// caller's to keep, and to [`forget`](Self::forget) when it listens no more.
+    /// Whether `moment` has passed. If not, the task is woken when it does. The caller keeps `key`,
+    /// and passes it to [`forget`](Self::forget) when it stops listening.
     pub(crate) fn poll(
         &self,
         moment: Moment,
@@ -348,14 +352,14 @@ impl Lifecycle {
 
     pub(crate) fn forget(&self, moment: Moment, key: Option<usize>) {
         if let Some(key) = key {
-            // There is none any more, and never will be, once the moment has passed.
+            // Once the moment has passed, there are no listeners and never will be.
             let stale = self.lock().listeners(moment).try_remove(key);
             drop(stale);
         }
     }
 
-    /// The status that takes the place of the handler's answer, once. Until there is one, the task
-    /// is woken when there is.
+    /// Returns the status that replaces the handler's answer, once. Until there is one, the task is
+    /// woken when it is set.
     pub(crate) fn poll_status(&self, cx: &Context<'_>) -> Poll<Status> {
         let mut fresh = None;
         loop {
@@ -379,7 +383,7 @@ impl Lifecycle {
         }
     }
 
-    /// How many tasks and flags wait for something.
+    /// Returns the number of registered listeners.
     #[cfg(all(test, loom))]
     pub(crate) fn listening(&self) -> usize {
         let state = self.lock();
@@ -387,7 +391,7 @@ impl Lifecycle {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No foreign code runs under the lock, so there is nothing to poison it.
+        // No foreign code runs under the lock, so nothing can poison it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -405,7 +409,8 @@ fn run(callback: Callback, end: CallEnd) {
     unharmed("a callback", || callback(end));
 }
 
-/// What panics here must not keep others from being told.
+/// Runs foreign code, and logs its panic: a panic must not keep other listeners from being
+/// notified.
 fn unharmed(what: &str, foreign: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(foreign)).is_err() {
         tracing::error!("{what} of a call panicked");

@@ -1,5 +1,5 @@
-//! What the state of a call is built on, from the standard library or, under `--cfg loom`, from
-//! loom, which tries every order in which threads can come to it.
+//! Synchronization primitives for the state of a call: from the standard library or,
+//! under `--cfg loom`, from loom, which explores every interleaving of threads.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{Mutex, MutexGuard, atomic::AtomicBool};

@@ -1,5 +1,4 @@
-//! Work for a call that goes on elsewhere: where it runs, how it is told to stop, and how much of it
-//! there may be.
+//! Work for a call on other threads: where it runs, how it is stopped, and how much of it may run.
 
 use std::{
     fmt,
@@ -17,30 +16,31 @@ use super::{
     state::{Moment, StopFlag},
 };
 
-/// A piece of work as a pool of threads takes it: run it once, or drop it.
+/// A piece of work for a thread pool: run it once, or drop it.
 pub type Job = Box<dyn FnOnce() + Send>;
 
 impl CallContext {
-    /// Runs work that would block the runtime on the threads that tokio has for it, and waits for
-    /// its result. The work is handed a flag to look at, and told by it when the call is told to
-    /// stop or ends, or when this future is dropped.
+    /// Runs blocking work on tokio's threads for it, and waits for the result. The work receives a
+    /// flag to check. The flag is set when the call is asked to stop or ends, or when this future
+    /// is dropped.
     ///
-    /// Dropping the future, as happens to a handler whose call ends, stops the waiting and tells
-    /// the work to stop. Nothing can end it but itself; until it has, a [`Drain`](crate::Drain)
-    /// knows of it.
+    /// Dropping the future, as happens to a handler whose call ends, stops the waiting and sets the
+    /// flag. Only the work itself can end the work; until it has, the call's
+    /// [`Drain`](crate::Drain) counts it.
     ///
-    /// tokio has 512 of these threads for a whole process; for work that keeps a core busy see
+    /// tokio has 512 of these threads for the whole process. For work that keeps a core busy, use
     /// [`run_on`](Self::run_on).
     ///
     /// # Errors
     ///
-    /// UNKNOWN if the work panics. If the call was told to stop before the work began it does not
-    /// begin, and the error says why: CANCELLED, DEADLINE_EXCEEDED or UNAVAILABLE. UNAVAILABLE also
-    /// if the runtime shuts down before it begins.
+    /// - UNKNOWN if the work panics
+    /// - CANCELLED, DEADLINE_EXCEEDED or UNAVAILABLE if the call was asked to stop before the work
+    ///   began. The work then does not begin, and the status says why.
+    /// - UNAVAILABLE if the runtime shuts down before the work begins
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// Panics outside of a tokio runtime.
     ///
     /// ```
     /// use tonic::{Request, Response, Status};
@@ -67,15 +67,15 @@ impl CallContext {
             .await
     }
 
-    /// Like [`run_blocking`](Self::run_blocking), on threads of the caller's: `pool` takes the job,
-    /// at once, and sees to it that some thread runs it.
+    /// Like [`run_blocking`](Self::run_blocking), on the caller's threads: `pool` is called at once
+    /// with the job, and must have some thread run it.
     ///
-    /// Dropping the future tells the work to stop; its result is thrown away.
+    /// Dropping the future asks the work to stop; its result is discarded.
     ///
     /// # Errors
     ///
-    /// As there; UNAVAILABLE if the pool drops the job, for then nothing was done and the client may
-    /// try elsewhere.
+    /// The same as for [`run_blocking`](Self::run_blocking), and UNAVAILABLE if the pool drops the
+    /// job: the work has not started, so the client may try another server.
     ///
     /// ```
     /// # use std::sync::mpsc::Sender;
@@ -97,12 +97,12 @@ impl CallContext {
         let flag = stop.flag.clone();
         let (context, working) = (self.clone(), self.working());
         pool(Box::new(move || {
-            // Dropped after everything of the work's own, however it ends, and before the result can
-            // be seen.
+            // Dropped after the work's captures, however the work ends, and before the result is
+            // visible.
             let result = {
                 let _working = working;
                 if flag.is_requested() {
-                    // Its captures go like those of work that runs.
+                    // Drop its captures here, as if the work had run.
                     drop(work);
                     Err(context.stopped())
                 } else {
@@ -110,7 +110,7 @@ impl CallContext {
                         .map_err(|_| Status::unknown("the work for this call panicked"))
                 }
             };
-            // Nobody need be waiting for it any more.
+            // The receiver may be gone.
             drop(sender.send(result));
         }));
         let result = result.await;
@@ -122,7 +122,7 @@ impl CallContext {
         })
     }
 
-    /// Makes the call's drain count the call's work until the result is dropped.
+    /// Makes the call's drain count this work until the returned value is dropped.
     fn working(&self) -> Working {
         if let Some(membership) = self.membership() {
             membership.begin_work();
@@ -131,7 +131,7 @@ impl CallContext {
     }
 }
 
-/// A piece of work that a drain knows of.
+/// A piece of work that the drain counts.
 struct Working(CallContext);
 
 impl Drop for Working {
@@ -142,7 +142,7 @@ impl Drop for Working {
     }
 }
 
-/// The flag of one piece of work. It is requested with the call's, and when this is dropped.
+/// The flag of one piece of work. It is set with the call's flag, and when this is dropped.
 struct Stop {
     context: CallContext,
     flag: StopFlag,
@@ -168,11 +168,11 @@ impl Drop for Stop {
     }
 }
 
-/// How many pieces of work may be under way at a time; clones are the same limit.
+/// Limits the number of pieces of work under way at a time; clones are the same limit.
 ///
-/// A permit that lives as long as a handler's future goes back when the client leaves, while the
-/// work still runs, so that clients who leave in a hurry fill the machine. A [`WorkGuard`] is moved
-/// into the work and goes back with it.
+/// A permit that lives only as long as a handler's future is released when the client leaves, while
+/// the work still runs. Clients that call and cancel quickly could then fill the machine. A
+/// [`WorkGuard`] is moved into the work and released together with it.
 ///
 /// ```
 /// use tonic::{Request, Response, Status};
@@ -195,49 +195,49 @@ pub struct WorkLimit {
 }
 
 impl WorkLimit {
-    /// A limit of `most` pieces of work at a time.
+    /// Creates a limit of `most` pieces of work at a time.
     #[must_use]
     pub fn new(most: usize) -> WorkLimit {
         WorkLimit {
-            // As many as a semaphore can count are as good as no limit.
+            // The maximum of a semaphore is as good as no limit.
             room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
             most,
         }
     }
 
-    /// How many pieces of work are under way.
+    /// Returns the number of pieces of work under way.
     #[must_use]
     pub fn active_work(&self) -> usize {
         self.most.min(Semaphore::MAX_PERMITS) - self.room.available_permits()
     }
 
-    /// Waits until there is room, in order of arrival, for as long as the call may wait.
+    /// Waits until there is room, in order of arrival, until the call is asked to stop or ends.
     ///
-    /// Dropping the future gives its place up.
+    /// Dropping the future gives up its place.
     ///
     /// # Errors
     ///
-    /// If the call is told to stop or ends before there is room, the error says why: CANCELLED,
-    /// DEADLINE_EXCEEDED or UNAVAILABLE.
+    /// Returns an error if the call is asked to stop or ends before there is room. The status says
+    /// why: CANCELLED, DEADLINE_EXCEEDED or UNAVAILABLE.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime with a timer, if there is no room at once.
+    /// Panics outside of a tokio runtime with a timer, if there is no room at once.
     pub async fn begin(&self, context: &CallContext) -> Result<WorkGuard, Status> {
         self.begin_within(context, Duration::MAX).await
     }
 
-    /// Like [`begin`](Self::begin), but waits for `patience` at most; with none it does not wait.
+    /// Like [`begin`](Self::begin), but waits for at most `patience`. With zero it does not wait.
     ///
-    /// Dropping the future gives its place up.
+    /// Dropping the future gives up its place.
     ///
     /// # Errors
     ///
-    /// As there, and RESOURCE_EXHAUSTED if there is still no room.
+    /// The same as for [`begin`](Self::begin), and RESOURCE_EXHAUSTED if there is still no room.
     ///
     /// # Panics
     ///
-    /// As there.
+    /// The same as for [`begin`](Self::begin).
     pub async fn begin_within(
         &self,
         context: &CallContext,
@@ -247,7 +247,7 @@ impl WorkLimit {
             _permit: permit,
             _working: context.working(),
         };
-        // Nearly always there is, and then nothing need be waited for.
+        // Usually there is room, and no wait is needed.
         if !context.state().stop_flag().is_requested()
             && let Ok(permit) = Arc::clone(&self.room).try_acquire_owned()
         {
@@ -280,8 +280,8 @@ impl fmt::Debug for WorkLimit {
     }
 }
 
-/// Room for one piece of work, until it is dropped. Move it into the work: it says that the work is
-/// there, to its [`WorkLimit`] and to the call's [`Drain`](crate::Drain).
+/// Room for one piece of work, until it is dropped. Move it into the work: while it lives, its
+/// [`WorkLimit`] and the call's [`Drain`](crate::Drain) count the work.
 #[must_use = "the work counts as over when this is dropped"]
 pub struct WorkGuard {
     _permit: OwnedSemaphorePermit,

@@ -1,7 +1,7 @@
-//! A server on a real socket whose handlers are what a test says, and clients for it.
+//! A server on a real socket whose handlers are defined by the test, and clients for it.
 //!
-//! The service is gRPC's health service: `check` is its unary method, `watch` the streaming one, and
-//! the same play runs in both.
+//! The service is gRPC's health service: `check` is its unary method, `watch` its streaming one,
+//! and the same play runs in both.
 
 #![allow(dead_code, reason = "every test uses a part of it")]
 
@@ -30,32 +30,32 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-/// How long anything may take that a test waits for.
+/// Maximum time that a test waits for an event.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for what must come.
+/// Waits for an event that must happen.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what)
         .await
         .expect("it did not come")
 }
 
-/// The next thing that was told.
+/// Returns the next reported event.
 pub(crate) async fn next<T>(told: &mut UnboundedReceiver<T>) -> T {
     soon(told.recv()).await.expect("nobody is left to tell it")
 }
 
-/// One call, as a play has it.
+/// One call, as seen by a play.
 pub(crate) struct Scene {
     pub(crate) context: CallContext,
-    /// What the client asked for.
+    /// The requested service name.
     pub(crate) line: String,
     pub(crate) is_stream: bool,
     messages: UnboundedSender<HealthCheckResponse>,
 }
 
 impl Scene {
-    /// Sends a message, in a stream; nothing in a unary call.
+    /// Sends a message in a streaming call; does nothing in a unary call.
     pub(crate) fn say(&self) {
         let _ = self.messages.send(HealthCheckResponse::default());
     }
@@ -66,7 +66,7 @@ type Playing = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 #[derive(Clone)]
 pub(crate) struct Player(Arc<dyn Fn(Scene) -> Playing + Send + Sync>);
 
-/// What plays in every call.
+/// Creates a player that runs `play` in every call.
 pub(crate) fn player<F>(play: impl Fn(Scene) -> F + Send + Sync + 'static) -> Player
 where
     F: Future<Output = Result<(), Status>> + Send + 'static,
@@ -114,7 +114,7 @@ impl Health for Player {
     }
 }
 
-/// What a play says, and then its status.
+/// The messages of a play, then its status.
 pub(crate) struct Messages {
     playing: Option<Playing>,
     said: UnboundedReceiver<HealthCheckResponse>,
@@ -124,7 +124,7 @@ impl Stream for Messages {
     type Item = Result<HealthCheckResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // What was said is sent before a panic, or another end, has its turn.
+        // Send pending messages before the play can panic or end.
         if let Poll::Ready(Some(message)) = self.said.poll_recv(cx) {
             return Poll::Ready(Some(Ok(message)));
         }
@@ -148,11 +148,11 @@ impl Stream for Messages {
     }
 }
 
-/// A server that plays.
+/// A server whose handlers are a [`Player`].
 pub(crate) struct Stage {
     pub(crate) address: SocketAddr,
     pub(crate) drain: Drain,
-    /// The server itself, which a test may end.
+    /// The server's task, which a test may abort.
     pub(crate) server: tokio::task::JoinHandle<()>,
 }
 
@@ -206,7 +206,7 @@ pub(crate) fn request(line: &str) -> Request<HealthCheckRequest> {
     })
 }
 
-/// A call of either kind, under way.
+/// A running call of either kind.
 pub(crate) enum Either {
     Unary(Call<HealthCheckResponse>),
     Stream(StreamingCall<HealthCheckResponse>),
@@ -233,14 +233,14 @@ impl Either {
         }
     }
 
-    /// Its first message, which a stream is told by that its play is under way.
+    /// Waits for a stream's first message, which shows that its play is running.
     pub(crate) async fn first(&mut self) {
         if let Either::Stream(call) = self {
             assert!(soon(call.message()).await.unwrap().is_some());
         }
     }
 
-    /// Its end.
+    /// Waits for the end of the call.
     pub(crate) async fn end(&mut self) -> Result<(), Status> {
         match self {
             Either::Unary(call) => soon(call).await.map(drop),
@@ -259,7 +259,7 @@ impl Either {
     }
 }
 
-/// HTTP/2 without a gRPC client around it.
+/// An HTTP/2 client without gRPC.
 pub(crate) struct Raw {
     requests: h2::client::SendRequest<bytes::Bytes>,
     authority: String,
@@ -296,17 +296,17 @@ impl Raw {
         let request = request.body(()).unwrap();
         let mut requests = self.requests.clone().ready().await.unwrap();
         let (response, mut body) = requests.send_request(request, false).unwrap();
-        // The message: its length, then field 1, the name of a service.
+        // The message: a length prefix, then field 1, the service name.
         let mut message = vec![0, 0, 0, 0, line.len() as u8 + 2];
         message.extend([0x0a, line.len() as u8]);
         message.extend(line.as_bytes());
-        // A server that refuses the call by its headers may have done so by now, and wants no message.
+        // A server that refused the call by its headers may already have closed the stream.
         let _ = body.send_data(message.into(), true);
         soon(response).await.unwrap()
     }
 }
 
-/// The status of a response, from its headers or its trailers.
+/// Returns the status of a response, from its headers or its trailers.
 pub(crate) async fn status_of(response: http::Response<h2::RecvStream>) -> Option<Code> {
     let code = |headers: &HeaderMap| Status::from_header_map(headers).map(|s| s.code());
     let (parts, mut body) = response.into_parts();

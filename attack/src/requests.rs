@@ -172,7 +172,8 @@ pub(crate) fn wrong_requests() -> Vec<Case> {
     all
 }
 
-/// Timeouts that are none, which change nothing or are refused, and those at the edge of what is one.
+/// Returns requests with invalid timeouts, which are ignored or refused, and with timeouts at the
+/// limits of the valid ones.
 pub(crate) fn bad_timeouts() -> Vec<Case> {
     const IGNORED: &str = "an error, or the answer as if there were no timeout";
     let ignored = |answer: &Answer| answer.grpc == Some(0) || is_refused(answer);
@@ -215,7 +216,7 @@ pub(crate) fn bad_timeouts() -> Vec<Case> {
     all
 }
 
-/// Paths that there are not.
+/// Returns requests for unknown paths.
 pub(crate) fn bad_paths() -> Vec<Case> {
     let long = format!("/{}", "a/".repeat(3000));
     let paths = [

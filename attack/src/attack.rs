@@ -1,5 +1,5 @@
-//! The attacks. Each is played on some connections at once until its time is over; what the server
-//! closes is opened again.
+//! The attacks. Each runs on several connections until its time is over. A connection that the
+//! server closes is opened again.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,28 +29,28 @@ use crate::{
     },
 };
 
-/// How many frames of a flood go out in one write.
+/// Number of frames that a flood sends in one write.
 const BATCH: usize = 200;
 
-/// How many streams are started, and waited for, before they are reset.
+/// Number of streams that are opened together before the attack continues with them.
 const PACE: usize = 10;
 
-/// gRPC's status.
+/// gRPC status code.
 const RESOURCE_EXHAUSTED: u16 = 8;
 
-/// How often an attack whose time is over looks whether it has seen enough.
+/// How often an attack whose time is over checks whether it has seen enough.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long an attacker waits before it opens a connection again that the server closed, or where an
-/// attack is made of many, for these would else be an attack of another kind.
+/// Time before an attacker reopens a connection that has ended. With more than `MANY` connections
+/// it waits `AGAIN_OF_MANY`: faster reconnects would be a different attack.
 const AGAIN: Duration = Duration::from_millis(20);
 const AGAIN_OF_MANY: Duration = Duration::from_secs(5);
 
-/// More connections than these are many.
+/// An attack with more connections than this waits longer before it reconnects.
 const MANY: usize = 100;
 
-/// How many new connections may be on their way at a time, so that the socket's backlog does not
-/// decide how an attack goes.
+/// Maximum number of connections being opened at a time, so that the socket's backlog does not
+/// affect the attack.
 const DIALS: usize = 64;
 
 /// What is done to the server.
@@ -126,9 +126,9 @@ pub(crate) enum Attack {
     Garbage,
 }
 
-/// How the short form of an attack, and the long one, are played.
+/// How the short form and the long form of an attack run.
 pub(crate) struct Plan {
-    /// How many connections there are; in the long form the attack is played with each of these.
+    /// Numbers of connections. The long form runs the attack once with each.
     pub(crate) connections: &'static [usize],
     pub(crate) short: usize,
 }
@@ -158,14 +158,14 @@ impl Attack {
         Plan { connections, short }
     }
 
-    /// How many bytes the system keeps of what the server sends, until they are read; without a number as many as it
-    /// likes.
+    /// Returns the size in bytes of the receive buffer for the server's responses, or `None` for
+    /// the system's default.
     fn room(self) -> Option<u32> {
         (self == Attack::UnreadAnswers).then_some(4096)
     }
 
-    /// What an attacker has to have seen for the attack to have been one, and the server to have
-    /// answered it rightly. Each is a sentence about what was not so.
+    /// Returns a message for each expectation that `seen` does not meet: that the attack took
+    /// place, and that the server answered it correctly.
     pub(crate) fn failures(self, seen: &Seen) -> Vec<String> {
         use Attack::*;
         let mut failures: Vec<String> = seen
@@ -215,7 +215,7 @@ impl Attack {
         failures
     }
 
-    /// Whether every connection begins with a preface.
+    /// Whether every connection begins with a valid preface.
     fn speaks(self) -> bool {
         use Attack::*;
         !matches!(
@@ -225,13 +225,13 @@ impl Attack {
     }
 }
 
-/// Plays an attack until `over` is ready, and gives what was seen. With `once`, no stream that is held is
-/// begun again.
+/// Runs an attack until `over` is ready, and returns what the attacker saw. With `once`, streams
+/// that are held open are not reopened when they end.
 ///
-/// On a busy machine, an attack may have done nothing yet when it should end. It then continues until it has seen
-/// evidence that it was an attack, but not longer than [`PATIENCE`].
+/// On a busy machine, an attack may have done nothing yet when it should end. It then continues
+/// until it has seen evidence that it was an attack, but at most for [`PATIENCE`].
 ///
-/// Dropping the future ends the attack, and resets its connections.
+/// Dropping the future ends the attack and resets its connections.
 pub(crate) async fn play(
     attack: Attack,
     target: SocketAddr,
@@ -282,16 +282,17 @@ pub(crate) async fn play(
                 sleep(LOOK).await;
             }
         };
-        // What is missing after that is a failure, which the caller finds.
+        // Expectations that are still not met are failures, which the caller finds.
         let _ = timeout(PATIENCE, has_seen_enough).await;
     })
     .await;
-    // Ends all that it plays, which shares what was seen.
+    // Ends the tasks, which share `seen`.
     drop(all);
     Rc::unwrap_or_clone(seen).into_inner()
 }
 
-/// Attacks in HTTP/2; `turn` is which wrong request comes next. Ends with an error when the server has had enough.
+/// Runs an attack over HTTP/2. `turn` is the index of the next wrong request. Ends with an error
+/// when the server closes the connection.
 async fn speak(
     attack: Attack,
     socket: TcpStream,
@@ -301,7 +302,7 @@ async fn speak(
     seen: Rc<RefCell<Seen>>,
 ) -> io::Result<()> {
     use Attack::*;
-    // With less, a window that grows and grows has room to do so.
+    // A window of 0 stalls readers, and leaves room for a flood of WINDOW_UPDATE frames.
     let window = match attack {
         ZeroWindowReaders | WindowUpdateFlood => 0,
         _ => WINDOW_MAX,
@@ -362,7 +363,7 @@ async fn speak(
             let stream = connection.stream();
             connection.out.frame(kind::HEADERS, 0, stream, &find);
             let mut some = Vec::new();
-            // Short ones cost as much to read; long ones want room.
+            // Short fragments cost as much to parse; long ones also need memory.
             let length = if number.is_multiple_of(2) {
                 4
             } else {
@@ -404,7 +405,7 @@ async fn speak(
         }
         ManyHeaders => {
             let mut block = find;
-            // As many as the limit on their length lets pass.
+            // As many as the limit on the size of the headers allows.
             for _ in 0..480 {
                 literal(&mut block, "x", "");
             }
@@ -412,7 +413,7 @@ async fn speak(
             hold(connection, 1000, once, begin, None).await?;
         }
         UnreadAnswers => loop {
-            // No answer is like another, and each repeats the path: it is as long as what was asked.
+            // Every path is different, and the response repeats it: it is as long as the request.
             let method = connection.seen.borrow().count(STREAMS);
             let nowhere = call(&format!("/{}/{method}", "x".repeat(3000)));
             connection.open(&nowhere, None, true);
@@ -445,7 +446,7 @@ async fn speak(
                 let stream = connection.open(&find, None, false);
                 let mut prefix = vec![0];
                 prefix.extend(length.to_be_bytes());
-                // A byte of what it promised, or nothing.
+                // One byte of the promised message, or nothing.
                 prefix.extend((at % 3 == 0).then_some(1));
                 connection.out.data(stream, &prefix, false);
                 streams.push(stream);
@@ -490,7 +491,8 @@ async fn speak(
     Ok(())
 }
 
-/// What is done to a socket without a care for HTTP/2. Ends with an error when the server closes it.
+/// Runs an attack that does not follow HTTP/2. Ends with an error when the server closes the
+/// connection.
 async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Result<()> {
     use Attack::*;
     let mut hello = PREFACE.to_vec();
@@ -513,7 +515,7 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
             write(&socket, &begun).await?;
         }
         SlowHeaders => {
-            // Some are slow from their first byte on.
+            // Half of the connections are slow from the first byte on.
             let begun = if number.is_multiple_of(2) {
                 hello.len()
             } else {
@@ -536,7 +538,7 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
         Garbage => {
             let begun = match number % 5 {
                 0 => b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec(),
-                // What TLS begins with.
+                // The beginning of a TLS handshake.
                 1 => [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 512]].concat(),
                 2 => noise(65_536, number as u64),
                 3 => {
@@ -544,7 +546,8 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
                     [&hello[..], &rest].concat()
                 }
                 _ => {
-                    // As long as a frame can say that it is, and a padding longer than the frame.
+                    // The maximum length that a frame can declare, or padding that is longer than
+                    // the frame.
                     let mut begun = hello;
                     if number.is_multiple_of(2) {
                         begun.head(0xff_ffff, kind::DATA, 0, 1);
@@ -562,8 +565,7 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
     until_closed(&socket).await
 }
 
-/// Begins searches, waits until the server has read them, so that they have begun there too, and does
-/// something to each.
+/// Begins searches, waits until the server has read them, and calls `act` on each stream.
 async fn begin_and(connection: &mut Connection, act: impl Fn(&mut Vec<u8>, u32)) -> io::Result<()> {
     let (find, search) = (call(FIND), endless_search(0));
     while !connection.is_used_up() {
@@ -590,7 +592,7 @@ async fn flood(connection: &mut Connection, frame: impl Fn(&mut Vec<u8>)) -> io:
     }
 }
 
-/// Headers in as many frames as they need.
+/// Sends a header block in as many frames as it needs.
 fn send_block(frames: &mut Vec<u8>, stream: u32, block: &[u8]) {
     let mut chunks = block.chunks(FRAME_LEN).peekable();
     let mut kind = kind::HEADERS;
@@ -610,11 +612,11 @@ fn send_block(frames: &mut Vec<u8>, stream: u32, block: &[u8]) {
     }
 }
 
-/// What goes on on a stream.
+/// Appends the next bytes of an open stream.
 type Trickle<'a> = &'a dyn Fn(&mut Vec<u8>, u32);
 
-/// Keeps streams open, and begins a new one a second after one has ended. Each second a byte comes,
-/// if it is to trickle.
+/// Keeps `streams` streams open. Each second, it replaces the streams that have ended (not with
+/// `once`), and sends more bytes on the open ones if `trickle` is given.
 async fn hold(
     connection: &mut Connection,
     streams: usize,
@@ -665,8 +667,8 @@ async fn hold(
     }
 }
 
-/// Asks wrong things, one after another, and looks whether the answers are right. What ends the
-/// connection is an answer too, after which the next connection goes on with the next case.
+/// Sends wrong requests, one after another, and checks the responses. A closed connection is also a
+/// valid response; the next connection continues with the next case.
 async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) -> io::Result<()> {
     loop {
         let case = &cases[turn.get() % cases.len()];
@@ -681,7 +683,7 @@ async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) ->
         let (name, expected) = (&case.name, case.expected);
         let told = match &answered {
             Ok(answer) if (case.fits)(answer) => format!("{FITS}{name}: {answer}"),
-            // It asks more often than an address may.
+            // The attack exceeds the rate limit of its address.
             Ok(answer) if answer.grpc == Some(RESOURCE_EXHAUSTED) => answer.to_string(),
             Ok(answer) => format!("{WRONG}{name}: expected {expected}, saw {answer}"),
             Err(_) => format!("{FITS}{name}: the connection's end"),

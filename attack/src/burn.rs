@@ -1,4 +1,4 @@
-//! Something harmless that takes cores.
+//! A harmless load on the CPU, for the control run.
 
 use std::{
     thread,
@@ -8,10 +8,10 @@ use std::{
 use anyhow::{Result, bail};
 use rustix::time::{ClockId, clock_gettime};
 
-/// How long it spins, or sleeps, before it looks how much it has taken.
+/// Time to spin or to sleep before the CPU time is checked again.
 const STEP: Duration = Duration::from_millis(1);
 
-/// Takes so many cores for a time, on as many threads as the machine has cores.
+/// Uses `cores` cores for `time`, spread over as many threads as the machine has cores.
 pub(crate) fn burn(cores: f64, time: Duration) -> Result<()> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let share = (cores / threads as f64).clamp(0.0, 1.0);
@@ -27,7 +27,7 @@ pub(crate) fn burn(cores: f64, time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Takes a share of one core.
+/// Uses a share of one core.
 fn take(share: f64, time: Duration) {
     let began = Instant::now();
     while began.elapsed() < time {
@@ -42,7 +42,7 @@ fn take(share: f64, time: Duration) {
     }
 }
 
-/// How long this thread has had a core.
+/// Returns this thread's CPU time.
 fn taken() -> Duration {
     let taken = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(

@@ -1,4 +1,4 @@
-//! A connection whose frames are written by hand, and which reads what it is answered.
+//! A connection that sends hand-written frames and reads the server's responses.
 
 use std::{
     cell::RefCell,
@@ -23,10 +23,10 @@ use crate::{
     wire::{FRAME_HEAD, Frames, PREFACE, WINDOW_MAX, error_name, flag, kind, setting},
 };
 
-/// How much is read at a time.
+/// Maximum number of bytes to read at a time.
 const READ: usize = 65_536;
 
-/// The window that a connection has before anybody says otherwise.
+/// Initial flow-control window of a connection.
 const FIRST_WINDOW: u32 = 65_535;
 
 /// From where attackers come.
@@ -51,7 +51,7 @@ impl Source {
     }
 }
 
-/// What the server said.
+/// What the server sent.
 #[derive(Debug)]
 pub(crate) enum Event {
     Headers {
@@ -72,16 +72,16 @@ pub(crate) enum Event {
     Other,
 }
 
-/// How a stream was answered.
+/// Response to a stream.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Answer {
-    /// HTTP's status.
+    /// HTTP status.
     pub(crate) http: Option<u16>,
-    /// gRPC's status.
+    /// gRPC status.
     pub(crate) grpc: Option<u16>,
-    /// The code of the reset that ended it.
+    /// Error code of the RST_STREAM that ended the stream.
     pub(crate) reset: Option<u32>,
-    /// The details of gRPC's status, as text where they are text.
+    /// Details of the gRPC status, decoded as UTF-8 with replacement characters.
     pub(crate) details: String,
     has_ended: bool,
 }
@@ -103,10 +103,10 @@ impl fmt::Display for Answer {
     }
 }
 
-/// A socket to the server, from an attacker's address, with `room` for so many bytes that nobody has read. What it
-/// counts it counts in `seen`.
+/// Connects to the server from an attacker's address, with a receive buffer of `room` bytes, and
+/// counts the attempt in `seen`.
 ///
-/// Dropping the future gives up.
+/// Dropping the future abandons the attempt.
 pub(crate) async fn dial(
     target: SocketAddr,
     source: Source,
@@ -117,7 +117,7 @@ pub(crate) async fn dial(
     let connected = async {
         let socket = TcpSocket::new_v4()?;
         socket.bind((IpAddr::from(source.of(number)), 0).into())?;
-        // Its end is a reset, so that no port is kept busy by a connection that is over.
+        // Closing it sends a reset, so that no port stays occupied.
         socket.set_zero_linger()?;
         socket.set_nodelay(true)?;
         if let Some(room) = room {
@@ -137,15 +137,16 @@ pub(crate) async fn dial(
     connected
 }
 
-/// A connection on which the preface and the settings were sent.
+/// A connection that begins with the preface and the settings.
 pub(crate) struct Connection {
     socket: TcpStream,
-    /// What is to be sent.
+    /// Bytes to send.
     pub(crate) out: Vec<u8>,
     sent: usize,
     input: BytesMut,
     decoder: Decoder<'static>,
-    /// A block of headers that goes on in the next frame.
+    /// Header block that continues in the next frame: its stream, whether it ends the stream, its
+    /// bytes.
     block: Option<(u32, bool, Vec<u8>)>,
     events: VecDeque<Event>,
     next_stream: u32,
@@ -153,14 +154,15 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// `window` is what each stream may send before it is asked for more.
+    /// Creates a connection on `socket`. `window` is the initial flow-control window of each
+    /// stream.
     pub(crate) fn begin(socket: TcpStream, window: u32, seen: Rc<RefCell<Seen>>) -> Connection {
         let mut out = PREFACE.to_vec();
         out.settings(&[
             (setting::HEADER_TABLE_SIZE, 0),
             (setting::INITIAL_WINDOW_SIZE, window),
         ]);
-        // Enough for as long as an attack lasts.
+        // Enough for the whole attack.
         out.window_update(0, WINDOW_MAX - FIRST_WINDOW);
         Connection {
             socket,
@@ -175,7 +177,7 @@ impl Connection {
         }
     }
 
-    /// The number of a new stream.
+    /// Returns the ID of a new stream.
     pub(crate) fn stream(&mut self) -> u32 {
         let stream = self.next_stream;
         self.next_stream += 2;
@@ -183,7 +185,7 @@ impl Connection {
         stream
     }
 
-    /// A new stream with its headers and, unless it is none, a message.
+    /// Opens a stream with its headers and, if given, a message. Returns the stream's ID.
     pub(crate) fn open(&mut self, block: &[u8], message: Option<&[u8]>, end: bool) -> u32 {
         let stream = self.stream();
         self.out.headers(stream, block, end && message.is_none());
@@ -193,12 +195,12 @@ impl Connection {
         stream
     }
 
-    /// Whether the numbers of streams are used up.
+    /// Whether the stream IDs are exhausted.
     pub(crate) fn is_used_up(&self) -> bool {
         self.next_stream > WINDOW_MAX - 4096
     }
 
-    /// Sends what is to be sent, and reads meanwhile. Dropping the future leaves the rest for the next.
+    /// Sends `out`, and reads meanwhile. Dropping the future leaves the rest for the next call.
     ///
     /// # Errors
     ///
@@ -210,8 +212,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends what is to be sent and forgets what came. Others have their turn too. Dropping the future
-    /// leaves the rest for the next.
+    /// Sends `out`, discards the events received so far, and yields to the other tasks. Dropping
+    /// the future leaves the rest for the next call.
     pub(crate) async fn flood(&mut self) -> io::Result<()> {
         self.flush().await?;
         self.events.clear();
@@ -219,7 +221,7 @@ impl Connection {
         Ok(())
     }
 
-    /// What the server says next. Dropping the future loses nothing.
+    /// Returns the next event from the server. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> io::Result<Event> {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -229,7 +231,8 @@ impl Connection {
         }
     }
 
-    /// Waits until the server has read all that was sent, which the answer to a ping shows.
+    /// Waits until the server has read everything that was sent, which its response to a PING
+    /// shows.
     pub(crate) async fn until_read(&mut self) -> io::Result<()> {
         self.out.ping(7);
         while !matches!(self.next().await?, Event::PingAnswered) {}
@@ -237,13 +240,15 @@ impl Connection {
         Ok(())
     }
 
-    /// How a stream is answered, within a time. Dropping the future loses what was read of it.
+    /// Returns the response to a stream, as far as it arrives `within` that time. Dropping the
+    /// future loses what was read of it.
     pub(crate) async fn answer(&mut self, stream: u32, within: Duration) -> io::Result<Answer> {
         let answers = self.answers(&[stream], within).await?;
         Ok(answers.into_iter().next().unwrap_or_default())
     }
 
-    /// How streams are answered, within a time for all. Dropping the future loses what was read of them.
+    /// Returns the responses to streams, as far as they arrive `within` that time. Dropping the
+    /// future loses what was read of them.
     pub(crate) async fn answers(
         &mut self,
         streams: &[u32],
@@ -268,7 +273,8 @@ impl Connection {
                     Event::Data { stream, end } => (stream, end),
                     Event::Reset { stream, code } => {
                         let answer = answers.get_mut(&stream);
-                        // A stream that was answered may be reset too, so that no more is sent.
+                        // A stream that has ended may also be reset, so that the client sends no
+                        // more.
                         let Some(answer) = answer.filter(|answer| !answer.has_ended) else {
                             continue;
                         };
@@ -293,7 +299,7 @@ impl Connection {
         }
     }
 
-    /// Sends what is to be sent, and reads nothing. Dropping the future leaves the rest for the next.
+    /// Sends `out` without reading. Dropping the future leaves the rest for the next call.
     pub(crate) async fn write_only(&mut self) -> io::Result<()> {
         while !self.out.is_empty() {
             self.socket.writable().await?;
@@ -303,7 +309,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads and writes once what can be.
+    /// Waits until the socket is ready, then reads and writes once.
     async fn turn(&mut self) -> io::Result<()> {
         let interest = if self.out.is_empty() {
             Interest::READABLE
@@ -436,7 +442,7 @@ impl Answer {
     }
 }
 
-/// Counts a connection that the server ended.
+/// Counts a connection that the server closed.
 pub(crate) fn closed(seen: &RefCell<Seen>) {
     seen.borrow_mut().add(CLOSED, 1);
 }

@@ -1,5 +1,5 @@
-//! Faults that no attacker needs to cause: descriptors that run out, readers that stall, and a drain among
-//! such readers.
+//! Faults that need no attacker: exhausted descriptors, readers that stall, and a drain with such
+//! readers.
 
 use std::{
     cell::RefCell,
@@ -28,43 +28,46 @@ use crate::{
     wire::{FIND_RANGE, WINDOW_MAX, call, endless_search},
 };
 
-/// A client that is heard of now and then, and hardly seen among what the server takes.
+/// Calls per second of the healthy client: too few to matter for the server's CPU time.
 const CALLS_A_SECOND: u32 = 5;
 
-/// What an idle server may take of a core.
+/// Maximum CPU use of an idle server, in cores.
 const IDLE: f64 = 0.05;
 
-/// How many connections there are, and to how many descriptors the server is then limited. Not from its start:
-/// what it may have then decides how many connections it takes, and it makes room before it runs out.
+/// Number of connections, and the descriptor limit that the server gets once they are open. With
+/// that limit from the start, the server would accept fewer connections and make room before it
+/// runs out.
 const TOO_MANY: usize = 400;
 const DESCRIPTORS: usize = 256;
 
-/// How many connections then want to be.
+/// Number of connections that are opened after that.
 const WAITING: usize = 16;
 
-/// How often it is looked whether something is there.
+/// How often a condition is checked.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What the server's log tells when descriptors run out, and when there are some again.
+/// Log messages of the server when descriptors run out, and when some are free again.
 const PAUSED: &str = "connections cannot be accepted";
 const RESUMED: &str = "connections are accepted again";
 
-/// The stalled readers, on how many connections, and the budget that they are given. With less, a server that
-/// gets few cores would take the healthy client for a stalled one.
+/// Number of stalled readers and of their connections, and the stall timeout of the server. With a
+/// shorter timeout, a server that gets few cores would mistake the healthy client for a stalled
+/// one.
 const READERS: usize = 1000;
 const CONNECTIONS_OF_READERS: usize = 20;
 const BUDGET_FLAG: &str = "--stream-stall-timeout";
 const BUDGET: Duration = Duration::from_secs(10);
 
-/// How many secrets may be tested for a reader that reads nothing. Every one is a candidate, and the search
-/// has to stop once a few thousand candidates wait to be read.
+/// Maximum number of secrets tested for a stalled reader. Every secret is a candidate, and the
+/// search has to stop once a few thousand candidates wait to be read.
 const TESTS_OF_READER: u64 = 100_000;
 
-/// The drain's streams: so many for each connection, of which the last one's are not read.
+/// Streams per connection of the drain, and its connections. The streams of the last connection are
+/// not read.
 const STREAMS: usize = 10;
 const DRAINED: usize = 10;
 
-/// How long a drain may take in all, on a machine that has nothing else to do.
+/// Maximum duration of a drain on an idle machine.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// A fault that the server has to withstand.
@@ -93,7 +96,7 @@ impl Fault {
     }
 }
 
-/// What was seen, and what was not as it should be.
+/// The observations and failures of a fault.
 struct Account(FaultReport);
 
 impl Account {
@@ -115,7 +118,7 @@ impl Account {
         }
     }
 
-    /// That the server has done well, and its client.
+    /// Adds the failures of the server and of its healthy client.
     fn finish(
         mut self,
         mut server: Server,
@@ -136,8 +139,8 @@ impl Account {
     }
 }
 
-/// How much of a core the server takes. The short form waits until that is little: only a server that never
-/// comes to rest takes more all the time, whatever else the machine does.
+/// Returns the CPU use of the server in cores. The short form waits until it is low: only a server
+/// that never becomes idle stays above the limit, whatever else runs on the machine.
 fn idle_cores(server: &Server, setting: &Setting, time: Duration) -> Result<f64> {
     if !setting.is_short {
         return cores(server, time);
@@ -151,7 +154,7 @@ fn idle_cores(server: &Server, setting: &Setting, time: Duration) -> Result<f64>
     }
 }
 
-/// How much of a core the server takes during a time.
+/// Measures the CPU use of the server in cores for `time`.
 fn cores(server: &Server, time: Duration) -> Result<f64> {
     let (began, before) = (Instant::now(), core_time(server.id())?);
     thread::sleep(time);
@@ -162,11 +165,11 @@ fn cores(server: &Server, time: Duration) -> Result<f64> {
 fn descriptors(setting: &Setting) -> Result<FaultReport> {
     let mut account = Account::of(Fault::Descriptors);
     let time = setting.time.max(Duration::from_secs(4));
-    // Silence ends no connection, which would be room for the next.
+    // Idle connections must stay open: a closed one would make room for the next.
     let server = setting.server(&["--handshake-timeout", "1h"])?;
     let began = Instant::now();
     let healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
-    // From many hosts, so that no limit of one host's comes before the system's.
+    // From many addresses, so that the system's limit is reached before the limit per address.
     let attack = Attack::SilentConnections;
     let attacker = setting.attack_until_finished(attack, &server, Source::Many, TOO_MANY)?;
     let has_all = || server.descriptors().is_ok_and(|used| used >= TOO_MANY);
@@ -175,7 +178,7 @@ fn descriptors(setting: &Setting) -> Result<FaultReport> {
         "the server does not take {TOO_MANY} connections"
     );
     server.limit_descriptors(DESCRIPTORS as u64)?;
-    // The system takes them, and keeps them for the server.
+    // The system accepts these and queues them for the server.
     let waiting: io::Result<Vec<TcpStream>> = (0..WAITING)
         .map(|_| TcpStream::connect_timeout(&server.address, PATIENCE))
         .collect();
@@ -188,7 +191,7 @@ fn descriptors(setting: &Setting) -> Result<FaultReport> {
     let (said, _) = attacker.finish()?;
     drop(waiting);
     let ended = Instant::now();
-    // The limit stays, but there is room again.
+    // The limit stays, but descriptors are free again.
     let recovery = first_newcomer(&server, ended, setting.newcomer_patience());
     let has_resumed = soon(PATIENCE, || is_paused(&server) == Some(false));
     let seen = Seen::from_json(&said)?;
@@ -228,7 +231,7 @@ fn descriptors(setting: &Setting) -> Result<FaultReport> {
     account.finish(server, healthy, began)
 }
 
-/// Whether something is so within a time.
+/// Whether a condition becomes true within `time`.
 fn soon(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let began = Instant::now();
     while !is_so() {
@@ -240,7 +243,8 @@ fn soon(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Whether the server accepts no connections, as its log told last, if it ever did.
+/// Whether the server has paused accepting connections, by the last such line in its log. `None` if
+/// there is no such line.
 fn is_paused(server: &Server) -> Option<bool> {
     let log = server.log();
     let mut lines = log.lines().rev();
@@ -250,7 +254,7 @@ fn is_paused(server: &Server) -> Option<bool> {
     })
 }
 
-/// How soon a server has to be good again.
+/// Maximum time until a new connection is good again.
 fn recovery_limit(setting: &Setting) -> Duration {
     if setting.is_short {
         PATIENCE
@@ -263,11 +267,11 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
     let mut account = Account::of(Fault::StalledReaders);
     let has_budget = Server::has_flag(&setting.server, BUDGET_FLAG)?;
     let budget_text = format!("{}s", BUDGET.as_secs());
-    // Room for all of them. The connections stay, however long we look at them.
+    // Room for all readers. Their connections stay open, however long the test takes.
     let mut more = vec!["--maximum-concurrent-rpcs", "4000"];
     more.extend(["--connection-grace", "1h"]);
     if setting.is_short {
-        // Readers that get no core answer late whether they are still there.
+        // Readers that get no core answer keepalive PINGs late.
         more.extend(["--keepalive-timeout", "1h"]);
     }
     if has_budget {
@@ -285,7 +289,7 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
     let connections = CONNECTIONS_OF_READERS;
     let attacker = setting.attack_until_finished(attack, &server, Source::Many, connections)?;
     let stalled = Instant::now();
-    // A scrape is as old as a second.
+    // Metrics may be up to a second old.
     thread::sleep(Duration::from_millis(1200));
     let most = server.metrics()?.searches();
     let mut busy = None;
@@ -302,8 +306,8 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
         }
         thread::sleep(Duration::from_millis(100));
     }
-    // Where cores are busy, the first searches are freed before the last ones have stalled. Their streams
-    // wait for their readers all the same.
+    // If the cores are busy, the first searches are freed before the last ones have stalled. Their
+    // streams still wait for their readers.
     let busy = match busy {
         Some(busy) => busy,
         None => idle_cores(&server, setting, Duration::ZERO)?,
@@ -325,7 +329,8 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
         "connections closed",
         format!("{closed} of {}", seen.count(CONNECTIONS)),
     );
-    // In the short form they may never be there all at the same time, but they all have been.
+    // In the short form the searches may never all exist at the same time, so those that ended as
+    // unread count.
     let readers = if setting.is_short { unread } else { most };
     account.expect(
         readers >= READERS as u64,
@@ -363,12 +368,12 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
     account.finish(server, healthy, began)
 }
 
-/// What a reader got at the end.
+/// What the readers received at the end.
 #[derive(Clone, Copy, Debug, Default)]
 struct Drained {
-    /// Connections that were told to go.
+    /// Connections that received a GOAWAY.
     goaways: usize,
-    /// Streams that were ended with a cursor.
+    /// Streams that ended with a cursor.
     cursors: usize,
 }
 
@@ -387,7 +392,8 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
             let is_stalled = number == DRAINED - 1;
             let window = if is_stalled { 0 } else { WINDOW_MAX };
             let mut connection = Connection::begin(socket, window, Rc::clone(&seen));
-            // Those that are read find nothing; those that are not, more than they could read.
+            // Searches that are read have no candidates; those that are not have more than a reader
+            // could read.
             let search = endless_search(if is_stalled { 28 } else { 0 });
             let streams: BTreeSet<u32> = (0..STREAMS)
                 .map(|_| connection.open(&call(FIND_RANGE), Some(&search), true))
@@ -403,7 +409,7 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
             }
             begun.push((connection, streams));
         }
-        // What is stalled cannot be told its status; whoever watches is told in its place.
+        // A stalled stream cannot receive its status; the watcher receives it instead.
         let mut watcher = FinderClient::new(connect(address).await?);
         let request = WatchSearchesRequest {
             interval: Some(WireDuration {
@@ -413,7 +419,8 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
             ..WatchSearchesRequest::default()
         };
         let mut changes = watcher.watch_searches(request).await?.into_inner();
-        // Those that are not read have found what they may keep, which comes before their status.
+        // Wait until the searches that are not read are parked: their queues are full, and the
+        // status comes after the queued candidates.
         let mut states = BTreeMap::new();
         let parked = i32::from(SearchState::Parked);
         while states.len() < DRAINED * STREAMS
@@ -438,7 +445,7 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
         }
         let mut drained = Drained::default();
         while let Some(one) = readers.join_next().await {
-            // A reader that is not let go in time saw nothing.
+            // A reader whose connection does not end in time counts nothing.
             let one = one?.unwrap_or_default();
             drained.goaways += one.goaways;
             drained.cursors += one.cursors;
@@ -487,7 +494,7 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
     Ok(account.0)
 }
 
-/// Reads until the connection ends, or its streams have and it was told to go.
+/// Reads until the connection ends. Counts its GOAWAY and the cursors of its streams.
 async fn last_words(mut connection: Connection, mut streams: BTreeSet<u32>) -> Drained {
     let mut drained = Drained::default();
     while let Ok(event) = connection.next().await {
@@ -510,7 +517,7 @@ async fn last_words(mut connection: Connection, mut streams: BTreeSet<u32>) -> D
     drained
 }
 
-/// Whether a status' details hold a cursor, which begins with the format's name.
+/// Whether a status's details contain a cursor, which begins with the name of its format.
 fn holds_cursor(details: &str) -> bool {
     ["hf1_", "hf2_"]
         .iter()

@@ -1,4 +1,4 @@
-//! A client that does nothing wrong, and how it fares.
+//! A client that behaves well, and measurements of its calls.
 
 use std::{
     net::SocketAddr,
@@ -19,28 +19,28 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// How long it gives each call where its times are judged.
+/// Deadline of each call where response times are judged.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(4);
 
-/// How long the server's answer may come after that.
+/// How long after the deadline the response may still arrive.
 const LATE: Duration = Duration::from_secs(1);
 
-/// How often a newcomer connects and calls beside it.
+/// How often a newcomer connects and makes one call.
 const NEWCOMERS: Duration = Duration::from_secs(1);
 
 /// How a healthy client calls.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// Calls begun in a second.
+    /// Number of calls to begin per second.
     pub(crate) a_second: u32,
     /// The deadline of each call.
     pub(crate) deadline: Duration,
-    /// How many calls may be open at a time; without a limit, a call that is late does not delay the next.
+    /// Maximum number of open calls. Without a limit, a late response does not delay the next call.
     pub(crate) most_open: Option<usize>,
 }
 
-/// A client that calls `Find("doc")` again and again, on one connection; and beside it others that connect,
-/// call once and leave.
+/// A client that repeats `Find("doc")` on one connection. Beside it, newcomers connect, make one
+/// call and disconnect.
 pub(crate) struct Healthy {
     samples: Arc<Mutex<Vec<Sample>>>,
     newcomers: Arc<Mutex<Vec<Sample>>>,
@@ -48,8 +48,8 @@ pub(crate) struct Healthy {
     thread: Option<thread::JoinHandle<Result<()>>>,
 }
 
-/// A call: when it was to begin, how long after that it was answered, and what was wrong with it. One that
-/// has not ended is one that is never answered.
+/// A call: when it should have begun, the time from then to its response, and its failure. A call
+/// that has not ended counts as never answered.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub(crate) at: Instant,
@@ -57,7 +57,7 @@ pub(crate) struct Sample {
     pub(crate) failure: Option<String>,
 }
 
-/// How calls went.
+/// Statistics of a set of calls.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
     pub(crate) calls: usize,
@@ -69,7 +69,7 @@ pub(crate) struct Figures {
 }
 
 impl Healthy {
-    /// Connects, from 127.0.0.1, and begins.
+    /// Connects from 127.0.0.1 and starts calling.
     pub(crate) fn start(address: SocketAddr, pace: Pace) -> Result<Healthy> {
         let (samples, newcomers) = (Arc::default(), Arc::default());
         let (stop, stopped) = oneshot::channel();
@@ -90,18 +90,18 @@ impl Healthy {
         })
     }
 
-    /// How the calls went that were to begin in a time.
+    /// Returns the statistics of the calls that should have begun within a period.
     pub(crate) fn between(&self, from: Instant, to: Instant) -> Figures {
         figures(&self.samples, from, to)
     }
 
-    /// How the newcomers fared in a time.
+    /// Returns the statistics of the newcomers within a period.
     pub(crate) fn newcomers_between(&self, from: Instant, to: Instant) -> Figures {
         figures(&self.newcomers, from, to)
     }
 
-    /// How long after a moment the first of so many calls in a row was to begin that each took less
-    /// than a time.
+    /// Returns the time from `from` to the first of `in_a_row` consecutive calls that all succeeded
+    /// in less than `than`.
     pub(crate) fn well_after(
         &self,
         from: Instant,
@@ -117,7 +117,7 @@ impl Healthy {
         Some(well.first()?.at - from)
     }
 
-    /// Begins no more calls, and waits for those that were begun: only now they can all be judged.
+    /// Begins no more calls, and waits for the open ones. Only then can all calls be judged.
     pub(crate) fn finish(&mut self) -> Result<()> {
         self.stop.take();
         match self.thread.take().map(thread::JoinHandle::join) {
@@ -136,13 +136,13 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output> {
     Ok(LocalSet::new().block_on(&runtime, future))
 }
 
-/// A connection of a gRPC client like any other.
+/// Connects as an ordinary gRPC client.
 pub(crate) async fn connect(address: SocketAddr) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?.connect_timeout(DEADLINE);
     endpoint.connect().await.context("cannot connect")
 }
 
-/// Connects, asks, and leaves; gives how long that took.
+/// Connects, makes one call and disconnects. Returns how long that took.
 pub(crate) fn newcomer(address: SocketAddr) -> Result<Duration> {
     let began = Instant::now();
     block_on(visit(address, DEADLINE))??;
@@ -172,7 +172,7 @@ async fn run(
         calls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         visits.set_missed_tick_behavior(MissedTickBehavior::Delay);
     } else {
-        // One that is late is late for all who wait for it.
+        // Missed ticks are made up for, so that a delay counts for every call that it affects.
         calls.set_missed_tick_behavior(MissedTickBehavior::Burst);
     }
     let mut under_way = tokio::task::JoinSet::new();
@@ -256,7 +256,7 @@ fn figures(samples: &Mutex<Vec<Sample>>, from: Instant, to: Instant) -> Figures 
 }
 
 fn lock(samples: &Mutex<Vec<Sample>>) -> std::sync::MutexGuard<'_, Vec<Sample>> {
-    // Nothing in here panics half-way through a change.
+    // No code panics while it changes the samples.
     samples.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -267,7 +267,8 @@ mod tests {
     use super::*;
     use crate::process::PATIENCE;
 
-    /// Calls that hung at an attack's end were in no figure, for these were read before they had ended.
+    /// Regression: calls that hung at the end of an attack were missing from the statistics, which
+    /// were read before these calls had ended.
     #[test]
     fn calls_that_hang_at_the_end_are_judged() -> Result<()> {
         let deadline = Duration::from_millis(200);

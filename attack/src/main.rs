@@ -1,8 +1,9 @@
-//! Attacks a hashfinder server, on the loopback alone, and looks how its other clients fare.
+//! Attacks a hashfinder server, only on the loopback, and checks how its other clients fare.
 //!
-//! `hashfinder-attack run` starts a server for each attack, plays the attack from a process of its own
-//! beside one healthy client, and judges; `cargo xtask attack` writes what came of it to SECURITY.md.
-//! `hashfinder-attack soak` plays unruly clients, which mean no harm, for half an hour after a warm-up.
+//! `hashfinder-attack run` starts a server for each attack, runs the attack in a separate process
+//! beside one healthy client, and judges the result; `cargo xtask attack` writes the results to
+//! SECURITY.md. `hashfinder-attack soak` runs unruly clients, which are not malicious, for half an
+//! hour after a warm-up.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "what it found is told there")]
@@ -194,7 +195,8 @@ fn main() -> ExitCode {
         Command::Soak(arguments) => soak(&arguments),
         Command::Unruly { target, seed } => unruly::run(target, seed).map(|()| ExitCode::SUCCESS),
         Command::Attack(arguments) => {
-            // An attacker that is waited for does its part in a fault, however busy the machine is.
+            // In a fault, the test waits for the attacker, which has to make progress on a busy
+            // machine too.
             if !arguments.until_stdin_ends {
                 step_back();
             }
@@ -211,24 +213,24 @@ fn main() -> ExitCode {
     })
 }
 
-/// How much attackers step back behind the server and its healthy client, and so does what burns in their place:
-/// they would be on machines of their own, and what is measured is what the server does about them.
+/// Niceness of attackers, and of the burner that replaces them in the control run. They would be on
+/// other machines; only the server's own reaction to them should be measured.
 const NICENESS: i32 = 10;
 
 fn step_back() {
-    // If the system does not let us, both are alike all the same.
+    // If this fails, it fails for the attack and for the control run alike.
     let _ = setpriority_process(None, NICENESS);
 }
 
-/// Has us, and the server that we start, open as many files as the system lets us.
+/// Raises the limit of open files to the maximum, for this process and the servers that it starts.
 fn raise_descriptors() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    // What fails is told by the first attack that needs more.
+    // If this fails, the first attack that needs more descriptors reports it.
     let _ = setrlimit(Resource::Nofile, limit);
 }
 
-/// Those that an attacker needs beside its connections.
+/// Descriptors that an attacker needs in addition to its connections.
 const OTHER_DESCRIPTORS: u64 = 50;
 
 fn attack(arguments: &AttackArguments) -> Result<()> {
@@ -258,18 +260,18 @@ fn attack(arguments: &AttackArguments) -> Result<()> {
     Ok(())
 }
 
-/// Is ready when stdin has ended.
+/// Returns a receiver that is ready when stdin has ended.
 fn stdin_ended() -> oneshot::Receiver<Infallible> {
     let (end, ended) = oneshot::channel();
     thread::spawn(move || {
-        // An error ends it, too.
+        // An error ends it too.
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         drop(end);
     });
     ended
 }
 
-/// Exits with 1 if anything was not as it should be.
+/// Runs attacks and faults. Exits with 1 if anything failed.
 fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let (mut attacks, mut faults) = (Vec::new(), Vec::new());
     for name in &arguments.attacks {
@@ -336,7 +338,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     })
 }
 
-/// Exits with 1 if anything was not as it should be.
+/// Runs the soak. Exits with 1 if anything failed.
 fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
     let (usual, warm_up) = if arguments.short {
         (20, Duration::ZERO)
@@ -357,7 +359,7 @@ fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
         "--load {}: give a share between 0 and 1",
         plan.load
     );
-    // Told first, for a run that does not come to its end.
+    // Printed first, so that a run that does not finish can be repeated.
     eprintln!("soak: --seed {}", plan.seed);
     let soak = soak::run(&plan)?;
     if arguments.common.json {
@@ -388,7 +390,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
     time.ok_or_else(|| "give a number of seconds".to_owned())
 }
 
-/// Nobody else's server is attacked with this.
+/// Parses a target. Rejects every address that is not on the loopback, so that no other machine is
+/// attacked.
 fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| "give ADDRESS:PORT".to_owned())?;
     if address.is_ipv4() && address.ip().is_loopback() {

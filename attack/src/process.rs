@@ -1,4 +1,5 @@
-//! The server under attack and the attackers as processes, and what the system knows of them.
+//! Processes of the server under attack and of the attackers, and what the system reports about
+//! them.
 
 use std::{
     collections::BTreeMap,
@@ -15,18 +16,18 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
-/// How long to wait for an event that must come, but not within a given time. It is generous: the short
-/// forms also run on machines whose cores are all busy, and must not fail there.
+/// How long to wait for an event that must happen, but not within a given time. It is generous: the
+/// short forms must not fail on a machine whose cores are all busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long an attacker may take to end after it should have: it may first wait as long as [`PATIENCE`] for
-/// what it needs to see.
+/// Maximum time for an attacker to end once its time is over. It may first wait up to [`PATIENCE`]
+/// for evidence of its attack.
 const LINGER: Duration = Duration::from_secs(120);
 
-/// How often it is looked whether a process has ended.
+/// How often to check whether a process has ended.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A server of our own, which ends with this.
+/// A server process, which is killed on drop.
 pub(crate) struct Server {
     process: Child,
     pub(crate) address: SocketAddr,
@@ -36,7 +37,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts one.
+    /// Starts a server on free ports.
     pub(crate) fn start(binary: &Path, arguments: &[String]) -> Result<Server> {
         static SERVERS: AtomicU32 = AtomicU32::new(0);
         let number = SERVERS.fetch_add(1, Ordering::Relaxed);
@@ -46,7 +47,7 @@ impl Server {
         command
             .args(["serve", "--port", "0", "--metrics-address", "127.0.0.1:0"])
             .args(arguments)
-            // What anybody has in theirs is no part of what is measured.
+            // A log level in the environment must not affect the measurement.
             .env_remove("HASHFINDER_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -105,12 +106,12 @@ impl Server {
         self.process.id()
     }
 
-    /// What it has logged.
+    /// Returns the server's log.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// What is wrong with it, if anything is.
+    /// Returns the server's failures: an unexpected exit, or a panic in its log.
     pub(crate) fn failures(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
         if let Ok(Some(status)) = self.process.try_wait() {
@@ -122,7 +123,7 @@ impl Server {
                 ));
             }
         }
-        // Read as lines, because it can be long.
+        // Read line by line, because the log can be long.
         let log = fs::File::open(&self.log).map(BufReader::new);
         let lines = log.into_iter().flat_map(BufRead::lines);
         let mut lines = lines.map_while(Result::ok);
@@ -132,17 +133,17 @@ impl Server {
         failures
     }
 
-    /// Tells it to drain.
+    /// Sends SIGTERM, which starts a drain.
     pub(crate) fn terminate(&mut self) -> Result<()> {
         self.is_told_to_end = true;
         kill_process(self.pid()?, Signal::TERM).context("cannot signal the server")
     }
 
-    /// Lets it have so many files open from now on. Those that it has beyond that stay.
+    /// Limits the server to `most` open files. Files that are already open stay open.
     pub(crate) fn limit_descriptors(&self, most: u64) -> Result<()> {
         let limit = Rlimit {
             current: Some(most),
-            // It has ours.
+            // The server has inherited this maximum.
             maximum: getrlimit(Resource::Nofile).maximum,
         };
         let limited = prlimit(Some(self.pid()?), Resource::Nofile, limit);
@@ -155,7 +156,7 @@ impl Server {
         id.context("the server has no number")
     }
 
-    /// Waits until it has ended, if it does so in time.
+    /// Waits for the server to end, at most for `time`. Returns whether it has ended.
     pub(crate) fn ended_within(&mut self, time: Duration) -> Result<bool> {
         let until = Instant::now() + time;
         while self.process.try_wait()?.is_none() {
@@ -167,7 +168,7 @@ impl Server {
         Ok(true)
     }
 
-    /// What its metrics say.
+    /// Returns the server's metrics.
     pub(crate) fn metrics(&self) -> Result<Metrics> {
         let mut socket = TcpStream::connect_timeout(&self.metrics, PATIENCE)?;
         socket.set_read_timeout(Some(PATIENCE))?;
@@ -183,12 +184,12 @@ impl Server {
         Ok(Metrics(lines.collect()))
     }
 
-    /// How much of the memory it has, in bytes.
+    /// Returns the server's resident memory in bytes.
     pub(crate) fn memory(&self) -> Result<u64> {
         self.resident("VmRSS:")
     }
 
-    /// How much of that is no file's.
+    /// Returns the part of that memory that is not backed by a file.
     pub(crate) fn heap(&self) -> Result<u64> {
         self.resident("RssAnon:")
     }
@@ -200,7 +201,7 @@ impl Server {
         Ok(number.context("the server has ended")? << 10)
     }
 
-    /// How many files it has open.
+    /// Returns the number of open files.
     pub(crate) fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.id()))?.count())
     }
@@ -208,15 +209,16 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // What fails here has ended by itself.
+        // If this fails, the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
         let _ = fs::remove_file(&self.log);
     }
 }
 
-/// Whether a line of the server's log tells of a panic: the runtime's own, a call's that ended so, or its hook's,
-/// which is an error with the message `panic` and these fields, the first two of which may be missing.
+/// Whether a line of the server's log reports a panic: the runtime's own message, a call that
+/// panicked, or the error of the panic hook. That error has the message `panic` and the fields
+/// below, of which the first two may be missing.
 fn is_panic(line: &str) -> bool {
     let fields = [": panic panic=", ": panic location=", ": panic backtrace="];
     let is_error = line.split_whitespace().nth(1) == Some("ERROR");
@@ -224,22 +226,22 @@ fn is_panic(line: &str) -> bool {
     is_hooks || line.contains("panicked")
 }
 
-/// What a server's metrics said, by their names with the labels.
+/// The server's metrics, by name with labels.
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    /// The sum of all whose names begin so.
+    /// Returns the sum of all metrics whose names begin with `prefix`.
     fn sum(&self, prefix: &str) -> u64 {
         let all = self.0.iter().filter(|(name, _)| name.starts_with(prefix));
         all.map(|(_, value)| *value).sum::<f64>() as u64
     }
 
-    /// The one with exactly this name.
+    /// Returns the metric with exactly this name.
     pub(crate) fn value(&self, name: &str) -> u64 {
         self.0.get(name).map_or(0, |value| *value as u64)
     }
 
-    /// All of a metric that are not zero, by the value of their last label.
+    /// Returns the nonzero values of a metric, added up by the value of `label`.
     pub(crate) fn by_label(&self, metric: &str, label: &str) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
         for (name, value) in &self.0 {
@@ -258,36 +260,36 @@ impl Metrics {
         all
     }
 
-    /// How many searches there are.
+    /// Returns the number of searches.
     pub(crate) fn searches(&self) -> u64 {
         self.sum("hashfinder_searches{")
     }
 
-    /// How many searches were stopped because their readers had stalled.
+    /// Returns how many searches were stopped because their readers had stalled.
     pub(crate) fn unread(&self) -> u64 {
         self.value("hashfinder_searches_ended_total{how=\"unread\"}")
     }
 
-    /// How many secrets were tested, counted once for each search.
+    /// Returns how many secrets were tested, counted once for each search.
     pub(crate) fn tests(&self) -> u64 {
         self.value("hashfinder_tests_total")
     }
 
-    /// How many calls a drain would wait for.
+    /// Returns the number of calls that a drain would wait for.
     pub(crate) fn calls(&self) -> u64 {
         self.sum("hashfinder_active_calls")
     }
 
-    /// How many calls have begun.
+    /// Returns how many calls have begun.
     pub(crate) fn started(&self) -> u64 {
         self.sum("grpc_server_started_total")
     }
 }
 
-/// How long a process has had a core, all its threads together.
+/// Returns the CPU time of a process, all threads together.
 pub(crate) fn core_time(id: u32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // The name in parentheses may hold anything.
+    // The name in parentheses may contain any characters.
     let rest = stat.rsplit_once(')').map(|(_, rest)| rest);
     let fields: Vec<&str> = rest.unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
@@ -297,19 +299,19 @@ pub(crate) fn core_time(id: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 * each))
 }
 
-/// This program again, in a process of its own, so that the system counts what it takes.
+/// This program in another process, so that the system counts its CPU time separately.
 pub(crate) struct Other {
     process: Child,
     until: Instant,
 }
 
 impl Other {
-    /// Runs one of our own commands, which is over after a time.
+    /// Runs one of this program's commands, which ends after `time`.
     pub(crate) fn start(arguments: &[String], time: Duration) -> Result<Other> {
         Other::spawn(arguments, time, Stdio::null())
     }
 
-    /// Runs one that is told things meanwhile, and ends when nobody can tell it any more.
+    /// Runs a command that reads lines from stdin and ends when stdin does.
     pub(crate) fn listening(arguments: &[String], time: Duration) -> Result<Other> {
         Other::spawn(arguments, time, Stdio::piped())
     }
@@ -328,13 +330,13 @@ impl Other {
         })
     }
 
-    /// Tells it a line.
+    /// Sends a line to the process's stdin.
     pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
         let stdin = self.process.stdin.as_mut().context("it does not listen")?;
         writeln!(stdin, "{line}").context("it has ended")
     }
 
-    /// Waits for its end, and gives what it said and how long it had a core.
+    /// Closes the process's stdin and waits for its end. Returns its output and its CPU time.
     pub(crate) fn finish(mut self) -> Result<(String, Duration)> {
         drop(self.process.stdin.take());
         let mut output = self.process.stdout.take().context("it has no stdout")?;
@@ -361,7 +363,7 @@ impl Other {
 
 impl Drop for Other {
     fn drop(&mut self) {
-        // What fails here has ended by itself.
+        // If this fails, the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -1,4 +1,4 @@
-//! What came of the trials, as a table.
+//! Results of the trials, as tables.
 
 use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::{connection::Source, healthy::Figures, seen::Seen};
 
-/// Where in the file the table is.
+/// Heading of the section that has the tables.
 const SECTION: &str = "## Attacks";
 
-/// What came of an attack.
+/// Result of an attack.
 pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) connections: usize,
@@ -18,18 +18,20 @@ pub(crate) struct Row {
     pub(crate) figures: Figures,
     pub(crate) control: Option<Figures>,
     pub(crate) newcomers: Figures,
-    /// By how many bytes the server's memory grew at most, and by how many it was larger afterwards.
+    /// Growth of the server's memory in bytes: the maximum during the attack, and what remained
+    /// after it.
     pub(crate) growth: u64,
     pub(crate) memory_after: u64,
-    /// The most searches and calls that there were at a time.
+    /// Maximum number of concurrent searches and calls.
     pub(crate) searches: u64,
     pub(crate) calls: u64,
     pub(crate) recovery: Option<Duration>,
-    /// How many cores the attackers took, the server beyond what it took before, and after.
+    /// Cores that the attackers used, and that the server used beyond its use before the attack:
+    /// during the attack, and after it.
     pub(crate) attack_cores: f64,
     pub(crate) server_cores: f64,
     pub(crate) busy_after: f64,
-    /// How many handlers the attack started.
+    /// Number of handlers that the attack started.
     pub(crate) started: u64,
     pub(crate) seen: Seen,
     pub(crate) failures: Vec<String>,
@@ -43,7 +45,7 @@ pub(crate) struct FaultReport {
     pub(crate) failures: Vec<String>,
 }
 
-/// A time in milliseconds.
+/// Formats a duration in milliseconds.
 pub(crate) fn ms(time: Duration) -> String {
     let time = time.as_secs_f64() * 1e3;
     if time < 10.0 {
@@ -57,7 +59,7 @@ fn verdict(failures: &[String]) -> &'static str {
     if failures.is_empty() { "pass" } else { "FAIL" }
 }
 
-/// What the server did to the attackers, in a few words.
+/// Summarizes what the server sent to the attackers.
 fn answers(row: &Row) -> String {
     let seen = &row.seen;
     let mut words: Vec<String> = [
@@ -183,7 +185,7 @@ impl FaultReport {
     }
 }
 
-/// What came of all.
+/// Results of all attacks and faults.
 #[derive(Default)]
 pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
@@ -191,7 +193,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// What failed, a line each.
+    /// Returns one line for each failure.
     pub(crate) fn failures(&self) -> Vec<String> {
         let rows = self.rows.iter().map(|row| {
             let name = format!("{} ({} connections)", row.name, row.connections);
@@ -206,7 +208,7 @@ impl Report {
             .collect()
     }
 
-    /// The tables, in Markdown.
+    /// Returns the tables in Markdown.
     pub(crate) fn tables(&self) -> String {
         let mut text = String::new();
         if !self.rows.is_empty() {
@@ -234,7 +236,7 @@ impl Report {
     fn failures_as_list(&self) -> String {
         let mut text = String::new();
         for failure in self.failures() {
-            // Formatting into a string does not fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(text, "- {failure}");
         }
         text
@@ -246,7 +248,7 @@ impl Report {
         Value::Array(rows.chain(faults).collect())
     }
 
-    /// Puts the tables into a file, in place of what the last run wrote there.
+    /// Writes the tables into a file, replacing those of the last run.
     pub(crate) fn write(&self, file: &Path, seconds: Duration) -> Result<()> {
         let intro = format!(
             "`cargo xtask attack`, {} s each, on {}.\n\n\
@@ -265,7 +267,7 @@ impl Report {
     }
 }
 
-/// Puts a section into a file, in place of what was there under its title.
+/// Writes a section into a file, replacing the section with the same title.
 pub(crate) fn write_section(file: &Path, title: &str, text: &str) -> Result<()> {
     let shown = file.display();
     let before = fs::read_to_string(file).with_context(|| format!("cannot read {shown}"))?;
@@ -278,7 +280,7 @@ pub(crate) fn write_section(file: &Path, title: &str, text: &str) -> Result<()> 
     fs::write(file, text).with_context(|| format!("cannot write {shown}"))
 }
 
-/// The CPU's name, as the system has it, and how many cores there are.
+/// Returns the CPU's name and the number of cores.
 pub(crate) fn cpu() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = info

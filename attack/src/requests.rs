@@ -1,4 +1,4 @@
-//! Requests that are wrong, and what a server has to say to them.
+//! Wrong requests, and the responses that the server should give.
 
 use hashfinder_proto::hash_name::HashNameRequest;
 use prost::Message;
@@ -12,7 +12,7 @@ use crate::{
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) headers: Vec<u8>,
-    /// What follows, unless the stream ends with its headers.
+    /// Message after the headers; `None` if the stream ends with them.
     pub(crate) body: Option<Vec<u8>>,
     pub(crate) expected: &'static str,
     pub(crate) fits: fn(&Answer) -> bool,
@@ -32,7 +32,7 @@ fn is_refused(answer: &Answer) -> bool {
     }
 }
 
-/// A request that is right: the name is found among the first thousand secrets.
+/// Returns a valid request, whose name is found among the first thousand secrets.
 fn doc() -> Vec<u8> {
     request("doc", 0)
 }
@@ -46,7 +46,7 @@ fn request(name: &str, ideal: i32) -> Vec<u8> {
     message(&request.encode_to_vec())
 }
 
-/// Bodies that hold no request, or a wrong one.
+/// Returns requests whose bodies are malformed or have a wrong message.
 pub(crate) fn malformed_messages() -> Vec<Case> {
     const CODES: &str = "INVALID_ARGUMENT, INTERNAL, UNIMPLEMENTED or the like";
     const INVALID: &str = "INVALID_ARGUMENT (3)";
@@ -99,7 +99,7 @@ pub(crate) fn malformed_messages() -> Vec<Case> {
     all
 }
 
-/// Requests that would be executed, were they not sent in the wrong manner.
+/// Returns requests with a valid message but with wrong headers.
 pub(crate) fn wrong_requests() -> Vec<Case> {
     let mut all = Vec::new();
     for content_type in [
@@ -172,7 +172,8 @@ pub(crate) fn wrong_requests() -> Vec<Case> {
     all
 }
 
-/// Timeouts that are none, which change nothing or are refused, and those at the edge of what is one.
+/// Returns requests with invalid timeouts, which are ignored or refused, and with timeouts at the
+/// limits of the valid ones.
 pub(crate) fn bad_timeouts() -> Vec<Case> {
     const IGNORED: &str = "an error, or the answer as if there were no timeout";
     let ignored = |answer: &Answer| answer.grpc == Some(0) || is_refused(answer);
@@ -215,7 +216,7 @@ pub(crate) fn bad_timeouts() -> Vec<Case> {
     all
 }
 
-/// Paths that there are not.
+/// Returns requests for unknown paths.
 pub(crate) fn bad_paths() -> Vec<Case> {
     let long = format!("/{}", "a/".repeat(3000));
     let paths = [

@@ -1,25 +1,25 @@
-//! What an attacker saw, counted.
+//! Counts of what an attacker saw.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 
-/// The connections that there were.
+/// Connections that were established.
 pub(crate) const CONNECTIONS: &str = "connections";
-/// Those that there could not be.
+/// Connections that could not be established.
 pub(crate) const REFUSED: &str = "refused connections";
-/// Those that the server ended, whether it said so before or not.
+/// Connections that the server closed, with or without a GOAWAY.
 pub(crate) const CLOSED: &str = "closed connections";
-/// The streams that were begun.
+/// Streams that were opened.
 pub(crate) const STREAMS: &str = "streams";
-/// What begins the name of an answer that should not have been, after which comes what should.
+/// Prefix of the name of a wrong response; the request, the expectation and the response follow.
 pub(crate) const WRONG: &str = "wrong: ";
 
-/// What begins the name of one that was right.
+/// Prefix of the name of a correct response.
 pub(crate) const FITS: &str = "as expected: ";
 
-/// What an attacker saw, by what it was.
+/// Counts by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen(BTreeMap<String, u64>);
 
@@ -36,12 +36,12 @@ impl Seen {
         self.0.get(what).copied().unwrap_or_default()
     }
 
-    /// How often anything was seen whose name begins so.
+    /// Returns the sum of all counts whose names begin with `prefix`.
     pub(crate) fn count_all(&self, prefix: &str) -> u64 {
         self.beginning(prefix).map(|(_, count)| count).sum()
     }
 
-    /// What was seen whose name begins so.
+    /// Returns all counts whose names begin with `prefix`.
     pub(crate) fn beginning(&self, prefix: &str) -> impl Iterator<Item = (&str, u64)> {
         let all = self.0.iter();
         all.filter(move |(what, _)| what.starts_with(prefix))

@@ -1,15 +1,15 @@
-//! How fast something grows that goes up and down.
+//! Estimates the growth rate of a noisy series.
 
 use fastrand::Rng;
 
-/// How many points in a row are taken together for the interval: memory that is high now is high for a while, so
-/// that single points would tell it much too narrow.
+/// Number of consecutive points that are resampled together. High memory use persists for a while,
+/// so resampling single points would make the interval much too narrow.
 const BLOCK: usize = 10;
 
-/// How many series are made up for the interval.
+/// Number of resampled series for the interval.
 const RESAMPLES: usize = 400;
 
-/// A slope, and between what it is in 95 of 100 cases.
+/// A slope with its 95% confidence interval.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slope {
     pub(crate) estimate: f64,
@@ -18,16 +18,17 @@ pub(crate) struct Slope {
 }
 
 impl Slope {
-    /// The median of the slopes between any two points (Theil and Sen's), which a third of the points that are
-    /// far off do not change. Its interval is from series made of that line and of what the points are off
-    /// it, taken in blocks at random. With fewer points than two blocks there is none.
+    /// Returns the Theil-Sen estimate: the median of the slopes between all pairs of points.
+    /// Outliers do not affect it if they are fewer than 29% of the points. The interval is a block
+    /// bootstrap: each series adds random blocks of the residuals to the estimated line. Returns
+    /// `None` for fewer than two blocks of points.
     pub(crate) fn of(points: &[(f64, f64)]) -> Option<Slope> {
         if points.len() < 2 * BLOCK {
             return None;
         }
         let estimate = theil_sen(points)?;
         let residuals: Vec<f64> = points.iter().map(|(x, y)| y - estimate * x).collect();
-        // The same interval for the same points.
+        // A fixed seed gives the same interval for the same points.
         let mut random = Rng::with_seed(0);
         let mut slopes: Vec<f64> = (0..RESAMPLES)
             .filter_map(|_| {
@@ -59,7 +60,7 @@ fn theil_sen(points: &[(f64, f64)]) -> Option<f64> {
     median(pairs.collect())
 }
 
-/// The middle one, or the higher of the two in the middle.
+/// Returns the median; of an even number of values, the higher of the two in the middle.
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     let middle = values.len() / 2;
     if values.is_empty() {

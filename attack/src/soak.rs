@@ -1,5 +1,5 @@
-//! A soak: unruly clients come and go for half an hour, and some of them are killed, while nearly all cores of the
-//! server are busy. Then it checks whether anything of them is left.
+//! A soak: unruly clients come and go for half an hour, and some of them are killed, while nearly
+//! all of the server's cores are busy. Then it checks that nothing of them is left.
 
 use std::{
     path::PathBuf,
@@ -19,47 +19,48 @@ use crate::{
     unruly::VISITORS,
 };
 
-/// Where in the file the table is.
+/// Heading of the section that has the table.
 const SECTION: &str = "## Soak";
 
-/// How many processes clients have, each with as many connections as it opens.
+/// Number of client processes, each with several connections.
 const CLIENTS: usize = 4;
 
-/// How often one of them is ended and started again, on average; in the short form so that each is.
+/// Mean time between restarts of a process. In the short form each process should still be
+/// restarted.
 const RESTART: Duration = Duration::from_secs(15);
 const SHORT_RESTART: Duration = Duration::from_secs(2);
 
-/// How many searches that take all cores are begun in a second, at first, at least and at most.
+/// Rate of searches that use all cores, per second: initial, minimum and maximum.
 const RATE: f64 = 8.0;
 const RATES: std::ops::RangeInclusive<f64> = 0.1..=100.0;
 
-/// How quickly that follows what the server takes: how much of the last second's load counts, and by what share
-/// a load that is off by one changes the rate in a second.
+/// Control of that rate: the weight of the last second in the smoothed load, and the relative
+/// change of the rate in a second if the load is off by one.
 const SMOOTHING: f64 = 0.2;
 const GAIN: f64 = 0.3;
 
-/// By how much the load may be off, on average; more than that is another experiment.
+/// Maximum deviation of the average load; beyond it, the run measured something else.
 const LOAD_OFF: f64 = 0.1;
 
-/// How fast memory may grow, in MiB an hour, after the warm-up.
+/// Maximum growth of memory after the warm-up, in MiB per hour.
 const GROWTH: f64 = 1.0;
 
-/// A point of the regression is the median of so many seconds.
+/// Time span of a point of the regression, which is the median of its samples.
 const POINT: Duration = Duration::from_secs(10);
 
-/// How long it may take until nothing is left: connections that say nothing are known to be gone at once, so it
-/// is for a machine that is busy.
+/// Maximum time until nothing is left of the clients. The server notices closed connections at
+/// once, so this allows for a busy machine.
 const SETTLE: Duration = Duration::from_secs(60);
 
-/// How old metrics can be, and a bit.
+/// Maximum age of the metrics, with a margin.
 const STALE: Duration = Duration::from_millis(1200);
 
-/// How often it is told how it comes on.
+/// How often progress is printed.
 const TOLD: Duration = Duration::from_secs(30);
 
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What clients have a server hold.
+/// What the server holds for clients.
 const HELD: [&str; 7] = [
     "descriptors",
     "tasks",
@@ -70,21 +71,21 @@ const HELD: [&str; 7] = [
     "connections",
 ];
 
-/// What is wanted.
+/// Settings of a soak.
 pub(crate) struct Plan {
     pub(crate) server: PathBuf,
     pub(crate) server_arguments: Vec<String>,
     pub(crate) time: Duration,
-    /// How long of that what is bounded may yet grow.
+    /// Part of that time in which memory may still grow to its bounds.
     pub(crate) warm_up: Duration,
-    /// The share of all cores that the server takes.
+    /// Share of all cores that the server should use.
     pub(crate) load: f64,
     pub(crate) seed: u64,
-    /// Nothing is judged that a busy machine could fail, and nothing that takes long to tell.
+    /// Skips checks that a busy machine could fail, and those that need a long run.
     pub(crate) is_short: bool,
 }
 
-/// How things stood.
+/// State of the server at a point in time.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     at: Duration,
@@ -95,7 +96,7 @@ struct Sample {
 
 impl Sample {
     fn of(server: &Server, at: Duration) -> Result<(Sample, Metrics)> {
-        // First, while no scrape of ours has one.
+        // Counted first, before the request for the metrics opens a descriptor.
         let descriptors = server.descriptors()? as u64;
         let metrics = server.metrics().context("the server shows no metrics")?;
         let sample = Sample {
@@ -116,7 +117,7 @@ impl Sample {
     }
 }
 
-/// A process of clients, which is ended and started again.
+/// The client processes, which are restarted at random.
 struct Clients {
     server: std::net::SocketAddr,
     time: Duration,
@@ -138,7 +139,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Ends one, which does not get to know of it in most cases, and starts another.
+    /// Replaces a random process. In three of four cases it is killed without warning.
     fn restart(&mut self) -> Result<()> {
         let at = self.random.usize(..self.processes.len());
         let is_killed = self.random.u8(..4) > 0;
@@ -158,7 +159,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Tells all how many searches that take all cores they begin in a second.
+    /// Sends all processes the rate of searches that use all cores, in total per second.
     fn tell(&mut self, rate: f64) -> Result<()> {
         let each = rate / (CLIENTS * VISITORS) as f64;
         for one in &mut self.processes {
@@ -168,7 +169,7 @@ impl Clients {
     }
 }
 
-/// What came of it.
+/// Result of a soak.
 pub(crate) struct Soak {
     time: Duration,
     warm_up: Duration,
@@ -189,7 +190,7 @@ pub(crate) struct Soak {
     pub(crate) failures: Vec<String>,
 }
 
-/// Plays it, and judges.
+/// Runs the soak and judges it.
 pub(crate) fn run(plan: &Plan) -> Result<Soak> {
     let mut server = Server::start(&plan.server, &plan.server_arguments)?;
     thread::sleep(STALE);
@@ -218,7 +219,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
         thread::sleep(LOOK.saturating_sub(looked.elapsed()));
         let (now, now_took) = match core_time(server.id()) {
             Ok(took) => (Instant::now(), took),
-            // It has ended, as will be told.
+            // The server has ended, which is reported below.
             Err(_) => break,
         };
         let at = now - began;
@@ -230,7 +231,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
         if at >= plan.warm_up && warm.is_none() {
             warm = Some((now, now_took));
         }
-        // A scrape that gets no answer in time tells nothing; there are others.
+        // A failed scrape only leaves out a sample.
         if let Ok((sample, _)) = Sample::of(&server, at) {
             samples.push(sample);
         }
@@ -257,7 +258,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
     let (warm, warm_took) = warm.unwrap_or((began, first_took));
     let load = (took - warm_took).as_secs_f64() / (looked - warm).as_secs_f64().max(f64::EPSILON);
     let load = load / cores as f64;
-    // Half of them with no word.
+    // Every other process is killed without warning.
     while !clients.processes.is_empty() {
         let is_killed = clients.processes.len().is_multiple_of(2);
         clients.end(0, is_killed)?;
@@ -371,7 +372,7 @@ fn progress(sample: &Sample, load: f64, rate: f64) {
     );
 }
 
-/// How often each, most of all first.
+/// Returns the counts by label, largest first.
 fn most(metrics: &Metrics, metric: &str, label: &str) -> Vec<(String, u64)> {
     let mut all: Vec<(String, u64)> = metrics.by_label(metric, label).into_iter().collect();
     all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
@@ -400,7 +401,7 @@ fn listed(all: &[(String, u64)]) -> String {
 }
 
 impl Soak {
-    /// What was seen, in Markdown.
+    /// Returns the results in Markdown.
     pub(crate) fn table(&self) -> String {
         let warm = || self.samples.iter().filter(|one| one.at >= self.warm_up);
         let memory = |of: fn(&Sample) -> u64, slope: Option<Slope>| {
@@ -494,7 +495,7 @@ impl Soak {
         })
     }
 
-    /// Puts the tables into a file, in place of what the last run wrote there.
+    /// Writes the tables into a file, replacing those of the last run.
     pub(crate) fn write(&self, file: &std::path::Path) -> Result<()> {
         let intro = format!(
             "`cargo xtask soak`, {} minutes on {}.\n\n\

@@ -1,4 +1,4 @@
-//! One attack beside a healthy client, and what becomes of both.
+//! Runs one attack beside a healthy client, and judges both.
 
 use std::{
     path::PathBuf,
@@ -21,58 +21,59 @@ use crate::{
     seen::Seen,
 };
 
-/// How often the healthy client calls in a second: a busy client, and a twentieth of a core.
+/// Calls per second of the healthy client: a busy client, which takes a twentieth of a core.
 const CALLS_A_SECOND: u32 = 200;
 
-/// How many RPCs the server lets search at a time, and of these one client; its defaults.
+/// Maximum number of RPCs that search at a time, in total and per client: the server's defaults.
 const SEARCHES: u64 = 1000;
 const SEARCHES_OF_CLIENT: u64 = 750;
 
-/// The searches of the healthy client that may be counted beside those.
+/// Searches of the healthy client that may be counted in addition.
 const HEALTHY_SEARCHES: u64 = 20;
 
-/// By how much the server's memory may grow.
+/// Maximum growth of the server's memory, in bytes.
 pub(crate) const GROWTH: u64 = 64 << 20;
 
-/// By how much the healthy client's 99th percentile may grow beside the control run's.
+/// Maximum ratio of the healthy client's 99th percentile to the one in the control run.
 const SLOWER: u32 = 2;
 
-/// How many calls in a row show that the server has recovered, and how soon that has to be.
+/// Number of successful calls in a row that show a recovery, and the time limit for it.
 const RECOVERED: usize = 20;
 const RECOVERY: Duration = Duration::from_secs(1);
 
-/// What the server may take of a core after all is over, beyond what it took before; more than that is
-/// work that was left behind.
+/// Maximum CPU use after the attack, in cores, beyond the use before it. More would be work that
+/// was left behind.
 const BUSY_AFTER: f64 = 0.2;
 
-/// How many calls the healthy client has open at most in the short form.
+/// Maximum number of open calls of the healthy client in the short form.
 const SHORT_OPEN: usize = 10;
 
-/// How long it is tried to make a call on a new connection.
+/// How long to try to make a call on a new connection.
 const NEWCOMER: Duration = Duration::from_secs(8);
 
-/// How often memory and metrics are looked at. A scrape is fresh for a second.
+/// How often memory and metrics are read. Metrics may be up to a second old.
 const LOOK: Duration = Duration::from_millis(50);
 const SCRAPE: Duration = Duration::from_millis(500);
 
-/// How the trials are run.
+/// Settings of the trials.
 pub(crate) struct Setting {
-    /// The server's program.
+    /// Path of the server's program.
     pub(crate) server: PathBuf,
     pub(crate) time: Duration,
     pub(crate) is_short: bool,
-    /// From where attackers come, if not from where each attack has them come.
+    /// Source of the attackers, if not the attack's own.
     pub(crate) source: Option<Source>,
-    /// How many connections they have, if not as many as each attack has.
+    /// Number of connections, if not the attack's own.
     pub(crate) connections: Option<usize>,
-    /// What the server is told besides.
+    /// Additional arguments for the server.
     pub(crate) server_arguments: Vec<String>,
 }
 
 impl Setting {
-    /// How the healthy client calls. In the short form it waits for every answer, because how long that takes
-    /// depends on what else the machine does; and it keeps few calls open, because an HTTP/2 library that gets
-    /// no core closes a connection on which many small frames wait to be read.
+    /// Returns the pace of the healthy client. In the short form it waits for every response,
+    /// because response times depend on what else runs on the machine. It also keeps few calls
+    /// open, because an HTTP/2 library that gets no core closes a connection on which many small
+    /// frames wait to be read.
     pub(crate) fn pace(&self, a_second: u32) -> Pace {
         Pace {
             a_second,
@@ -81,19 +82,19 @@ impl Setting {
         }
     }
 
-    /// How long it is tried to make a call on a new connection.
+    /// Returns how long to try to make a call on a new connection.
     pub(crate) fn newcomer_patience(&self) -> Duration {
         if self.is_short { PATIENCE } else { NEWCOMER }
     }
 
-    /// A server for a trial, which is told some more.
+    /// Starts a server for a trial, with `more` arguments.
     pub(crate) fn server(&self, more: &[&str]) -> Result<Server> {
         let mut arguments = self.server_arguments.clone();
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
         Server::start(&self.server, &arguments)
     }
 
-    /// An attack that goes on for a time.
+    /// Starts an attack that runs for `time`.
     pub(crate) fn attack(
         &self,
         attack: Attack,
@@ -106,7 +107,7 @@ impl Setting {
         Other::start(&arguments, time)
     }
 
-    /// Starts an attack that begins no stream twice, and continues until the caller finishes it.
+    /// Starts an attack that does not reopen streams, and that runs until the caller finishes it.
     pub(crate) fn attack_until_finished(
         &self,
         attack: Attack,
@@ -114,7 +115,7 @@ impl Setting {
         source: Source,
         connections: usize,
     ) -> Result<Other> {
-        // Longer than any trial waits for anything.
+        // Longer than any wait in a trial.
         let time = 10 * PATIENCE;
         let mut arguments = self.attack_arguments(attack, server, source, connections, time);
         arguments.extend(["--once", "--until-stdin-ends"].map(str::to_owned));
@@ -144,7 +145,7 @@ impl Setting {
     }
 }
 
-/// What was the most of a time.
+/// Maxima over a period.
 #[derive(Clone, Copy, Debug, Default)]
 struct Peaks {
     memory: u64,
@@ -152,7 +153,7 @@ struct Peaks {
     calls: u64,
 }
 
-/// Plays an attack, then the control, and judges.
+/// Runs an attack and then the control, and judges the result.
 pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Result<Row> {
     let source = setting.source.unwrap_or(Source::One);
     let calm = Duration::from_millis(if setting.is_short { 300 } else { 2000 });
@@ -178,7 +179,8 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
 
     let first = first_newcomer(&server, ended, setting.newcomer_patience());
     if setting.is_short {
-        // Each is answered; how soon is for the long form, which has a control run to compare with.
+        // Only the long form limits the response times, because it has a control run to compare
+        // with.
         let is_well = || {
             healthy
                 .well_after(ended, RECOVERED, Duration::MAX)
@@ -199,9 +201,9 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
         let took = core_time(server.id()).unwrap_or(idle.1) - idle.1;
         (cores(took, idle.0.elapsed()) - calm_rate).max(0.0)
     };
-    // What hangs is known when it has ended.
+    // Calls that hang can be judged only once they have ended.
     healthy.finish()?;
-    // Those of the healthy clients are not the attack's.
+    // Calls of the healthy clients do not count as the attack's.
     let started = server.metrics().map_or(0, |metrics| metrics.started());
     let ours = [Healthy::between, Healthy::newcomers_between];
     let ours = ours.map(|calls| calls(&healthy, began, Instant::now()).calls as u64);
@@ -303,7 +305,7 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
     })
 }
 
-/// How the healthy client fares beside something harmless that takes as many cores.
+/// Measures the healthy client beside a harmless load that uses the same number of cores.
 fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
     let server = setting.server(&[])?;
     let mut healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
@@ -317,7 +319,7 @@ fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
         ],
         setting.time,
     )?;
-    // Looked at as the other one is, which takes some time too.
+    // Watched as in the attack, because watching takes CPU time too.
     let (_, finished) = watched(&server, || burner.finish());
     finished?;
     let ended = Instant::now();
@@ -325,7 +327,7 @@ fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
     Ok(healthy.between(began, ended))
 }
 
-/// Does something, and looks at the server meanwhile.
+/// Calls `act`, and watches the server meanwhile.
 fn watched<T>(server: &Server, act: impl FnOnce() -> T) -> (Peaks, T) {
     let peaks = Mutex::new(Peaks::default());
     let is_over = AtomicBool::new(false);
@@ -338,7 +340,7 @@ fn watched<T>(server: &Server, act: impl FnOnce() -> T) -> (Peaks, T) {
                 let is_due = scraped.is_none_or(|at| at.elapsed() >= SCRAPE);
                 let metrics = if is_due || was_over {
                     scraped = Some(Instant::now());
-                    // One that gets no answer is one that tells nothing.
+                    // A failed scrape is ignored.
                     server.metrics().ok()
                 } else {
                     None
@@ -366,7 +368,7 @@ fn watched<T>(server: &Server, act: impl FnOnce() -> T) -> (Peaks, T) {
     )
 }
 
-/// How long after a moment a new connection was good for a call.
+/// Returns the time from `since` to the first successful call on a new connection.
 pub(crate) fn first_newcomer(
     server: &Server,
     since: Instant,

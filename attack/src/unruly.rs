@@ -1,5 +1,5 @@
-//! Unruly clients: they make calls of every kind, give up, stop reading, leave in the middle of a response and come
-//! back, all at random.
+//! Unruly clients: at random, they make calls of every kind, give up, stop reading, disconnect in
+//! the middle of a response and come back.
 
 use std::{
     convert::Infallible,
@@ -39,45 +39,46 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::healthy::block_on;
 
-/// How many connections a process has.
+/// Number of connections per process.
 pub(crate) const VISITORS: usize = 8;
 
-/// How many calls a second each of these begins that take hardly any core.
+/// Calls per second that each connection begins and that take hardly any CPU time.
 const SHORT_CALLS: f64 = 6.0;
 
-/// From how many addresses they come: so many that their ended searches fill the list of these.
+/// Number of client addresses: enough that their ended searches fill the server's list of these.
 const ADDRESSES: u8 = 40;
 
-/// How long a connection is kept, on average.
+/// Mean lifetime of a connection, in seconds.
 const STAY: f64 = 15.0;
 
-/// How long a search goes on that takes all cores, on average, and how many secrets are tried for one that is
-/// ended by its budget: about as many.
+/// Mean duration in seconds of a search that uses all cores, and the mean number of hashes of one
+/// that ends with its budget: about as long.
 const LONG: f64 = 0.15;
 const LONG_HASHES: f64 = 2e7;
 
-/// How long a client waits that is impatient, and how long one that has no hurry; on average, too.
+/// Mean patience of an impatient client, and of one that is in no hurry, in seconds.
 const IMPATIENCE: f64 = 0.03;
 const PAUSE: f64 = 3.0;
 
-/// How long anything may take, so that nothing is left of the cores to who forgets a deadline.
+/// Maximum duration of any call, so that calls without a deadline cannot take all the cores.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// How many calls a connection has open at most. Most connections have as many most of the time, so that the most
-/// memory that they ever take together is taken early: an allocator keeps what it had once, and the record of a
-/// number that is left to chance is broken again and again.
+/// Maximum number of open calls on a connection. Most connections are at the limit most of the
+/// time, so memory use reaches its peak early. An allocator keeps the memory of a peak, and a
+/// number left to chance would set new peaks again and again.
 const CALLS: usize = 6;
 
-/// The window of clients that can take little at a time, in bytes: what HTTP/2 begins with; and of the others.
-/// What is found for who pauses fills it, so that a larger one would take more of the cores than the long searches.
+/// Flow-control windows of slow readers, which have HTTP/2's initial window, and of the others, in
+/// bytes. The server fills the window of a client that pauses; filling a larger one would take more
+/// CPU time than the long searches.
 const SMALL_WINDOW: u32 = 65_535;
 const LARGE_WINDOW: u32 = 4 * SMALL_WINDOW;
 
-/// What begins a call on a connection, but is not yet one.
+/// A truncated HTTP/2 preface.
 const HALF_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nS";
 
-/// Plays clients until stdin ends. Each of its lines tells how many searches that take all cores each
-/// connection begins in a second from then on.
+/// Runs clients until stdin ends. Each line of stdin sets how many searches that use all cores each
+/// connection begins per second.
 pub(crate) fn run(target: SocketAddr, seed: u64) -> Result<()> {
     let rate = Arc::new(AtomicU64::new(0.0_f64.to_bits()));
     let (end, ended) = oneshot::channel::<Infallible>();
@@ -105,9 +106,9 @@ pub(crate) fn run(target: SocketAddr, seed: u64) -> Result<()> {
     })?
 }
 
-/// Connects, calls, and leaves, again and again.
+/// Connects, makes calls and disconnects, again and again.
 ///
-/// Dropping the future closes its connection with all that is under way.
+/// Dropping the future closes the connection with all its open calls.
 async fn visit(target: SocketAddr, mut random: Rng, rate: Arc<AtomicU64>) -> Infallible {
     loop {
         if random.u8(..10) == 0 {
@@ -136,14 +137,14 @@ async fn visit(target: SocketAddr, mut random: Rng, rate: Arc<AtomicU64>) -> Inf
                 }));
             }
         }
-        // Some wait for the last answers. Others do not.
+        // Half of the clients wait a while for the last responses.
         if random.bool() {
             let _ = timeout(exponential(&mut random, PAUSE), calls.join_all()).await;
         }
     }
 }
 
-/// From an address of its own; some can take little at a time.
+/// Connects from one of the client addresses; half of the connections have a small window.
 async fn connect(target: SocketAddr, random: &mut Rng) -> Result<Channel> {
     let from = Ipv4Addr::new(127, 2, 0, random.u8(1..=ADDRESSES));
     let window = if random.bool() {
@@ -159,7 +160,7 @@ async fn connect(target: SocketAddr, random: &mut Rng) -> Result<Channel> {
     Ok(endpoint.connect().await?)
 }
 
-/// A connection that says nothing for a while, or something that makes no sense.
+/// Opens a connection that sends nothing or nonsense, waits, and closes it.
 async fn knock(target: SocketAddr, random: &mut Rng) {
     let Ok(socket) = TcpStream::connect(target).await else {
         return;
@@ -171,13 +172,13 @@ async fn knock(target: SocketAddr, random: &mut Rng) {
         _ => &garbage,
     };
     if socket.writable().await.is_ok() {
-        // Whether that is read is up to the server.
+        // The server need not read it.
         let _ = socket.try_write(said);
     }
     sleep(exponential(random, 0.5)).await;
 }
 
-/// A search that goes on until somebody ends it, and takes all cores that far.
+/// Runs a search that uses all cores until it is cancelled, times out or spends its budget.
 async fn long_call(channel: Channel, random: &mut Rng) {
     let time = exponential(random, LONG);
     match random.u8(..4) {
@@ -230,7 +231,7 @@ async fn long_call(channel: Channel, random: &mut Rng) {
     }
 }
 
-/// Reads a search to its end; gives the cursor.
+/// Reads a search to its end. Returns the cursor.
 async fn end(client: &mut FinderClient<Channel>, request: SearchRequest) -> Option<String> {
     let mut events = client.search(request).await.ok()?.into_inner();
     loop {
@@ -240,7 +241,7 @@ async fn end(client: &mut FinderClient<Channel>, request: SearchRequest) -> Opti
     }
 }
 
-/// Anything else: what is answered at once, what waits, and what is refused.
+/// Makes any other call: one that is answered at once, that waits, or that is refused.
 async fn short_call(channel: Channel, random: &mut Rng) {
     let mut finder = FinderClient::new(channel.clone());
     match random.u8(..20) {
@@ -250,18 +251,18 @@ async fn short_call(channel: Channel, random: &mut Rng) {
             impatient(random, client.find(request)).await;
         }
         5..7 => {
-            // Too little time for what it asks.
+            // The deadline is too short for the search.
             let mut request = Request::new(wish(random, 9..=20));
             request.set_timeout(exponential(random, IMPATIENCE / 10.0));
             let _ = HashFinderClient::new(channel).find(request).await;
         }
         7..9 => {
-            // Some of the many candidates that there are.
+            // Read some of the many candidates.
             let mut client = HashFinderClient::new(channel);
             read_answer(client.find_range(near(random)), random.usize(..200)).await;
         }
         9 => {
-            // Reads, pauses, reads on, and leaves without a word.
+            // Read, pause, continue, and disconnect without cancelling.
             let mut client = HashFinderClient::new(channel);
             if let Ok(stream) = client.find_range(near(random)).await {
                 let mut stream = stream.into_inner();
@@ -326,7 +327,7 @@ async fn short_call(channel: Channel, random: &mut Rng) {
     }
 }
 
-/// What the server refuses: wrong requests of every kind, what is too long, and methods that there are not.
+/// Makes a call that the server refuses: an invalid or oversized request.
 async fn wrong_call(channel: Channel, random: &mut Rng) {
     let mut reference = HashFinderClient::new(channel.clone());
     let mut finder = FinderClient::new(channel);
@@ -373,7 +374,7 @@ async fn wrong_call(channel: Channel, random: &mut Rng) {
     }
 }
 
-/// Waits for an answer, or not as long as that takes.
+/// Waits for a response; in one of three cases only briefly.
 async fn impatient<T>(
     random: &mut Rng,
     call: impl Future<Output = Result<T, Status>>,
@@ -386,7 +387,7 @@ async fn impatient<T>(
     timeout(patience, call).await.ok()?.ok()
 }
 
-/// With a deadline that is near, or far, or with none.
+/// Returns a request with a short deadline, a long one, or none.
 fn hurried<T>(random: &mut Rng, message: impl FnOnce(&mut Rng) -> T) -> Request<T> {
     let mut request = Request::new(message(random));
     match random.u8(..3) {
@@ -397,7 +398,7 @@ fn hurried<T>(random: &mut Rng, message: impl FnOnce(&mut Rng) -> T) -> Request<
     request
 }
 
-/// Makes a call, and reads as many messages of its answer, unless it ends before.
+/// Makes a call, and reads at most `most` messages of its response.
 ///
 /// Dropping the future cancels the call.
 async fn read_answer<T>(
@@ -417,7 +418,7 @@ async fn read<T>(stream: &mut Streaming<T>, most: usize) {
     }
 }
 
-/// A request that only a name of such a length ends.
+/// Returns a request for a random name of a length within `lengths`.
 fn wish(random: &mut Rng, lengths: RangeInclusive<usize>) -> HashNameRequest {
     HashNameRequest {
         desired_name: name(random, lengths),
@@ -426,7 +427,8 @@ fn wish(random: &mut Rng, lengths: RangeInclusive<usize>) -> HashNameRequest {
     }
 }
 
-/// A request that nothing ends soon, and that has more candidates than anybody wants, each of which is found at once.
+/// Returns a request that does not end soon, and that finds candidates faster than a client can use
+/// them.
 fn near(random: &mut Rng) -> HashNameRequest {
     HashNameRequest {
         interesting_hamming_distance: 9,
@@ -434,7 +436,7 @@ fn near(random: &mut Rng) -> HashNameRequest {
     }
 }
 
-/// The same of our own contract.
+/// Like [`wish`], for `hashfinder.v1`.
 fn search(random: &mut Rng, lengths: RangeInclusive<usize>, maximum_hashes: u64) -> SearchRequest {
     SearchRequest {
         from: Some(From::Query(query(random, lengths))),
@@ -446,7 +448,8 @@ fn search(random: &mut Rng, lengths: RangeInclusive<usize>, maximum_hashes: u64)
     }
 }
 
-/// Names, and now and then all else that can be asked for; some of these nothing can spell.
+/// Returns a query with random names and, in one of four cases, random other fields. No digest can
+/// spell some of these.
 fn query(random: &mut Rng, lengths: RangeInclusive<usize>) -> Query {
     let names = random.usize(1..=4);
     let plain = Query {
@@ -476,7 +479,7 @@ fn name(random: &mut Rng, lengths: RangeInclusive<usize>) -> String {
     (0..length).map(|_| random.alphanumeric()).collect()
 }
 
-/// A time in seconds, on average, as it is between things that happen at random; ten times as long at most.
+/// Returns an exponentially distributed time with this mean in seconds, at most ten times the mean.
 fn exponential(random: &mut Rng, mean: f64) -> Duration {
     let share = -(1.0 - random.f64()).ln();
     Duration::from_secs_f64(share.min(10.0) * mean)

@@ -1,21 +1,21 @@
-//! HTTP/2 frames as bytes, the wrong ones too: nothing here keeps anybody from anything.
+//! HTTP/2 frames as bytes. Nothing here validates: invalid frames can be written too.
 
 use hashfinder_proto::hash_name::HashNameRequest;
 use prost::Message;
 
-/// What a client begins with.
+/// First bytes that a client sends.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The bytes before each frame's payload.
+/// Length of a frame's header.
 pub(crate) const FRAME_HEAD: usize = 9;
 
-/// The longest payload that a server has to take if it says nothing else.
+/// Maximum length of a payload that every server has to accept.
 pub(crate) const FRAME_LEN: usize = 16_384;
 
-/// The largest window that there can be.
+/// Maximum flow-control window.
 pub(crate) const WINDOW_MAX: u32 = 0x7fff_ffff;
 
-/// The kinds of frames (RFC 9113, section 6).
+/// Frame types (RFC 9113, section 6).
 pub(crate) mod kind {
     pub(crate) const DATA: u8 = 0;
     pub(crate) const HEADERS: u8 = 1;
@@ -26,11 +26,11 @@ pub(crate) mod kind {
     pub(crate) const GOAWAY: u8 = 7;
     pub(crate) const WINDOW_UPDATE: u8 = 8;
     pub(crate) const CONTINUATION: u8 = 9;
-    /// One that nobody knows, and that is to be ignored.
+    /// An unknown type, which a receiver has to ignore.
     pub(crate) const UNKNOWN: u8 = 0xbb;
 }
 
-/// Flags of frames.
+/// Frame flags.
 pub(crate) mod flag {
     pub(crate) const END_STREAM: u8 = 1;
     pub(crate) const ACK: u8 = 1;
@@ -39,16 +39,16 @@ pub(crate) mod flag {
     pub(crate) const PRIORITY: u8 = 0x20;
 }
 
-/// Settings.
+/// Identifiers of settings.
 pub(crate) mod setting {
     pub(crate) const HEADER_TABLE_SIZE: u16 = 1;
     pub(crate) const INITIAL_WINDOW_SIZE: u16 = 4;
 }
 
-/// The error code CANCEL, with which a client resets a stream that it does not want any more.
+/// Error code CANCEL: the client no longer needs the stream.
 pub(crate) const CANCEL: u32 = 8;
 
-/// The names of HTTP/2's error codes.
+/// Returns the name of an HTTP/2 error code.
 pub(crate) fn error_name(code: u32) -> &'static str {
     const NAMES: [&str; 14] = [
         "NO_ERROR",
@@ -70,11 +70,11 @@ pub(crate) fn error_name(code: u32) -> &'static str {
     name.copied().unwrap_or("an unknown error")
 }
 
-/// Frames, one after another.
+/// Appends frames.
 pub(crate) trait Frames {
     fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]);
 
-    /// The beginning of a frame whose payload is somebody else's affair.
+    /// Appends a frame header; the caller appends the payload.
     fn head(&mut self, length: usize, kind: u8, flags: u8, stream: u32);
 
     fn headers(&mut self, stream: u32, block: &[u8], end: bool) {
@@ -95,7 +95,7 @@ pub(crate) trait Frames {
         self.frame(kind::WINDOW_UPDATE, 0, stream, &increment.to_be_bytes());
     }
 
-    /// That a stream depends on another, with a weight, as it was before RFC 9113.
+    /// Appends a PRIORITY frame (deprecated by RFC 9113): `stream` depends on `on`, with a weight.
     fn priority(&mut self, stream: u32, on: u32) {
         let [a, b, c, d] = on.to_be_bytes();
         self.frame(kind::PRIORITY, 0, stream, &[a, b, c, d, 15]);
@@ -128,24 +128,24 @@ impl Frames for Vec<u8> {
     }
 }
 
-/// Appends a header as a literal that no table keeps (RFC 7541, section 6.2.2).
+/// Appends a header as a literal without indexing (RFC 7541, section 6.2.2).
 pub(crate) fn literal(block: &mut Vec<u8>, name: &str, value: &str) {
     block.push(0);
     string(block, name);
     string(block, value);
 }
 
-/// Appends a header that the receiver is to keep in its table (section 6.2.1).
+/// Appends a header as a literal with incremental indexing (section 6.2.1).
 pub(crate) fn kept(block: &mut Vec<u8>, name: &str, value: &str) {
     block.push(0x40);
     string(block, name);
     string(block, value);
 }
 
-/// The newest of the headers that are kept, in one byte (section 6.1).
+/// Index of the newest header in the dynamic table, as one byte (section 6.1).
 pub(crate) const NEWEST_KEPT: u8 = 0x80 | 62;
 
-/// Appends a string as it is, without Huffman's code.
+/// Appends a string without Huffman coding.
 fn string(block: &mut Vec<u8>, text: &str) {
     const PREFIX: usize = 127;
     let mut rest = text.len();
@@ -163,7 +163,7 @@ fn string(block: &mut Vec<u8>, text: &str) {
     block.extend(text.bytes());
 }
 
-/// A block of headers, each a name and a value.
+/// Encodes a header block from names and values.
 pub(crate) fn block(headers: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in headers {
@@ -172,7 +172,7 @@ pub(crate) fn block(headers: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// The headers of a call, as every gRPC client sends them.
+/// Encodes the headers of a call, as every gRPC client sends them.
 pub(crate) fn call(path: &str) -> Vec<u8> {
     block(&[
         (":method", "POST"),
@@ -187,7 +187,7 @@ pub(crate) fn call(path: &str) -> Vec<u8> {
 pub(crate) const FIND: &str = "/hash_name.HashFinder/Find";
 pub(crate) const FIND_RANGE: &str = "/hash_name.HashFinder/FindRange";
 
-/// A message with gRPC's prefix.
+/// Adds gRPC's length prefix to a message.
 pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
     let mut message = vec![0];
     message.extend((bytes.len() as u32).to_be_bytes());
@@ -195,8 +195,8 @@ pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
     message
 }
 
-/// A search that ends in nobody's lifetime. With an interesting distance of 28 nearly every secret is a
-/// candidate, with 0 none is.
+/// Returns a request for a search that never ends in practice. With an interesting distance of 28
+/// nearly every secret is a candidate, with 0 none is.
 pub(crate) fn endless_search(interesting: i32) -> Vec<u8> {
     let request = HashNameRequest {
         desired_name: "hashfinderhashfinder".to_owned(),

@@ -1,5 +1,5 @@
-//! `cargo xtask attack` and `cargo xtask soak`: what attacks do to a server and to its other clients, and what
-//! unruly clients leave behind.
+//! `cargo xtask attack` and `cargo xtask soak`: measure how attacks affect a server and its other
+//! clients, and what unruly clients leave behind.
 
 use std::{path::Path, process::Command};
 
@@ -7,19 +7,21 @@ use anyhow::Result;
 
 use crate::steps::{cargo, root, step, target};
 
-/// All attacks, beside control runs; this takes the better part of an hour, on a machine that has nothing
-/// else to do.
+/// Runs all attacks, each beside a control run. This takes most of an hour, on an otherwise idle
+/// machine.
 pub(crate) fn run() -> Result<()> {
     measured("attacks", "run")
 }
 
-/// Unruly clients for half an hour after a warm-up of ten minutes, on a machine that has nothing else to do.
+/// Runs unruly clients for half an hour after a warm-up of ten minutes, on an otherwise idle
+/// machine.
 pub(crate) fn soak() -> Result<()> {
     measured("a soak", "soak")
 }
 
 fn measured(name: &str, command: &str) -> Result<()> {
-    // In one go: what they have in common is compiled once, with the features that both want.
+    // One build, so that common dependencies are compiled once, with the features that both
+    // packages need.
     let mut build = cargo("build --release -p hashfinder -p hashfinder-attack");
     step("the program, and its attacker", &mut build)?;
     let mut tool = tool(&target().join("release"), command);
@@ -27,13 +29,14 @@ fn measured(name: &str, command: &str) -> Result<()> {
     step(name, tool.arg("--results").arg(file))
 }
 
-/// Each for a moment, with nothing that a busy machine could fail, by programs that are in a folder.
+/// Runs every attack and a soak briefly, without checks that a busy machine could fail, using the
+/// programs in the folder `built`.
 pub(crate) fn short(built: &Path) -> Result<()> {
     step("attacks", tool(built, "run").arg("--short"))?;
     step("a short soak", tool(built, "soak").arg("--short"))
 }
 
-/// The tool, with the server that it attacks.
+/// Returns the tool's command, with the server that it attacks.
 fn tool(built: &Path, command: &str) -> Command {
     let mut tool = Command::new(built.join("hashfinder-attack"));
     tool.arg(command)

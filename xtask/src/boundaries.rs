@@ -24,7 +24,7 @@ struct Row {
     package: &'static str,
     /// Packages of the workspace.
     may: &'static [&'static str],
-    /// Why no others of the workspace.
+    /// Why no other packages of the workspace.
     why: &'static str,
     /// Packages from elsewhere that it may not depend on, and why.
     never: &'static [(&'static str, &'static str)],
@@ -167,7 +167,7 @@ const RINGS: &[Ring] = &[
     },
 ];
 
-/// Checks all boundaries. Prints, for each package of the workspace, those that it depends on.
+/// Checks all boundaries. Prints the dependencies of each package of the workspace.
 pub(crate) fn run() -> Result<()> {
     println!("== boundaries");
     let began = Instant::now();
@@ -199,7 +199,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// The packages that are built, by name; those from elsewhere with their version, as there can be several.
+/// The packages that are built, by name. External packages include their version, as there can be
+/// several.
 struct Workspace {
     /// The normal and build dependencies of every package.
     uses: Graph,
@@ -301,7 +302,8 @@ fn forbidden(uses: &Graph, ours: &BTreeSet<&str>, table: &[Row]) -> Vec<String> 
     faults
 }
 
-/// Returns the rings of imports that are not in `allowed`, and the exceptions that are not needed any more.
+/// Returns the rings of imports that are not in `allowed`, and the exceptions that are no longer
+/// needed.
 fn rings(package: &str, imports: &Imports, allowed: &[Ring]) -> Vec<String> {
     let mut files = Graph::new();
     for (from, to) in imports.keys() {

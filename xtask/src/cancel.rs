@@ -1,4 +1,5 @@
-//! `cargo xtask bench cancel`: what the cancellation layer costs, and how late deadlines are.
+//! `cargo xtask bench cancel`: measures the cost of the cancellation layer and the delay of
+//! deadlines.
 
 use anyhow::Result;
 
@@ -9,7 +10,7 @@ use crate::{
 
 const ROUNDS: usize = 3;
 
-/// The goals, by what the figures are called.
+/// Goals, by the name of the figure.
 const GOALS: [(&str, Goal); 5] = [
     (
         "unary calls a second without deadlines, with the layer / without",

@@ -1,4 +1,4 @@
-//! `cargo xtask bench engine`: what thousands of searches cost, in the engine and through gRPC.
+//! `cargo xtask bench engine`: measures thousands of searches, in the engine and through gRPC.
 
 use std::{
     fs,
@@ -16,19 +16,20 @@ use crate::{
 
 const ROUNDS: usize = 3;
 
-/// Calls a second of a search that is over at once, and of a constant answer through the same layers.
+/// Calls per second of a search that ends at once, and of a constant response through the same
+/// layers.
 const EASY: &str = "Find(\"aa\"), 64 in flight on 4 connections: calls a second";
 const CONSTANT: &str = "the same for Health.Check: calls a second";
 const CALLS: &str = "calls a second, Find(\"aa\") / Health.Check";
 
-/// What easier searches take beside a thousand hard ones: one that its caller answers, and one that needs
-/// a dozen slices.
+/// Response times of easy searches beside a thousand hard ones: one that runs on the calling
+/// thread, and one that needs a dozen slices.
 const NEIGHBOURS: [&str; 2] = [
     "ms for Find(\"doc\") beside 1000 hard searches, through gRPC, median",
     "ms for Find(\"docto\") beside them",
 ];
 
-/// The goals, by what the figures are called; at least so much, or at most.
+/// Goals, by the name of the figure.
 const GOALS: [(&str, Goal); 15] = [
     ("tests a second, 16 searches / 1", Goal::AtLeast(10.0)),
     ("tests a second, 64 searches / 1", Goal::AtLeast(30.0)),
@@ -113,7 +114,7 @@ pub(crate) fn run() -> Result<()> {
     samples.write("Engine", &intro, &GOALS)
 }
 
-/// A server of our own, which ends with this.
+/// A server process, which is killed on drop.
 struct Server {
     process: Child,
     port: u16,
@@ -125,7 +126,7 @@ impl Server {
             // Both versions of IP, so that one machine can be two clients.
             .args(["serve", "--host", "::", "--port", "0", "--listen-unprotected"])
             .args(["--maximum-concurrent-rpcs", "5000"])
-            // One address is as many clients as there are connections.
+            // All connections come from one address, but stand for many clients.
             .args(["--maximum-streams-per-second", "1000000"])
             .args(["--maximum-calls-per-second-per-address", "1000000"])
             .stdout(Stdio::piped())
@@ -144,7 +145,7 @@ impl Server {
         format!("{host}:{}", self.port)
     }
 
-    /// Calls a second of a method with one message.
+    /// Returns the calls per second of a method with one message.
     fn load(&self, method: &str, message: &[u8]) -> Result<f64> {
         let file = target().join("message.bin");
         fs::write(&file, message)?;
@@ -173,7 +174,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // What fails here has ended by itself.
+        // If this fails, the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

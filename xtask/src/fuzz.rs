@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: what strangers can send, made up by libFuzzer.
+//! `cargo xtask fuzz`: fuzzes all untrusted input with libFuzzer.
 
 use std::{
     cmp::Reverse,
@@ -20,8 +20,8 @@ use crate::{
     steps::{cargo, root, runs, step, target, took},
 };
 
-/// The targets, and how many inputs of each the tests take: a few seconds' worth, and the same in each run but
-/// for what threads add to chance.
+/// The targets, and the number of inputs of each in the tests: a few seconds' worth. Apart from the
+/// effects of threads, every run tries the same inputs.
 const TARGETS: [(&str, u64); 6] = [
     ("config", 20_000),
     ("connection", 6_000),
@@ -31,24 +31,26 @@ const TARGETS: [(&str, u64); 6] = [
     ("request", 500_000),
 ];
 
-/// How long the long run takes for each target, in seconds: with two processes at a time ten minutes in all.
+/// Duration of the long run for each target, in seconds: with two processes at a time, ten minutes
+/// in all.
 const SECONDS: u64 = 200;
 
-/// How many inputs the long run comes to at least. What is missing after that time is made up for the targets
-/// that take the most in a second.
+/// Minimum number of inputs of the long run. If it tries fewer in its time, it continues with the
+/// fastest targets.
 const INPUTS: u64 = 100_000_000;
 
-/// How long one input may take, in seconds; the slowest takes some hundredths.
+/// Maximum time for one input, in seconds; the slowest takes some hundredths.
 const INPUT_SECONDS: u64 = 20;
 
-/// How many mebibytes a target may hold: many times what they hold, so that what grows is seen.
+/// Memory limit of a target in MiB: many times what targets need, so that only growth exceeds it.
 const MEMORY: u64 = 1024;
 
-/// How many inputs of a target are kept in the repository: the hundred that add most come by 19 of 20 edges.
+/// Number of inputs of a target to keep in the repository. The hundred that add most reach 19 of 20
+/// edges.
 const KEPT: usize = 100;
 
-/// What counts the edges that an input comes by, compares what is compared to what was tried, and leaves
-/// the checks in. It is what `cargo fuzz --sanitizer none` gives to rustc, which any compiler understands.
+/// Flags that count the edges that an input reaches, trace comparisons, and keep debug assertions.
+/// `cargo fuzz --sanitizer none` passes the same ones to rustc, and every compiler supports them.
 const INSTRUMENTED: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -56,14 +58,14 @@ const INSTRUMENTED: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-trace-compares \
     -Cdebug-assertions";
 
-/// How the programs of the targets are compiled.
+/// How the targets' programs are compiled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// In a hurry, for a few inputs: in half the time.
+    /// For few inputs: compiles in half the time.
     Quick,
     /// For many inputs.
     Thorough,
-    /// With the sanitizers that see leaks, which only a nightly compiler has.
+    /// With sanitizers that detect leaks, which need a nightly compiler.
     Leaks,
 }
 
@@ -84,7 +86,8 @@ impl Kind {
         }
     }
 
-    /// Where SECURITY.md tells of its last run: those of one kind do not replace those of another.
+    /// Heading in SECURITY.md for the last run of this kind. Runs of different kinds do not replace
+    /// each other.
     fn heading(self) -> &'static str {
         match self {
             Kind::Quick | Kind::Thorough => "### The last long run\n",
@@ -92,7 +95,7 @@ impl Kind {
         }
     }
 
-    /// What a run shows in which nothing failed.
+    /// Returns what a run without failures shows.
     fn shown(self) -> String {
         let leak = match self {
             Kind::Quick | Kind::Thorough => "",
@@ -102,7 +105,7 @@ impl Kind {
     }
 }
 
-/// Whatever the command line says.
+/// Options of the command line.
 #[derive(Default)]
 struct Options {
     target: Option<&'static str>,
@@ -147,7 +150,7 @@ impl Options {
     }
 }
 
-/// The long run: as many targets at a time as there are cores, and a table of what they did.
+/// Runs the long run, with one process per core, and prints a table of the results.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::of(arguments)?;
     let kind = if options.leaks {
@@ -216,13 +219,13 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// The short run, for the tests: the corpus, and some inputs made up from it.
+/// Runs the short run for the tests: the corpus, and some inputs derived from it.
 pub(crate) fn short() -> Result<()> {
     let build = Build { kind: Kind::Quick };
     build.build()?;
     for (name, runs) in TARGETS {
         let began = Instant::now();
-        // An empty folder, so that what other runs have found makes no difference.
+        // An empty folder, so that the findings of other runs have no effect.
         let new = folder().join("short").join(name);
         if new.exists() {
             fs::remove_dir_all(&new).context("cannot remove what was found before")?;
@@ -238,7 +241,7 @@ pub(crate) fn short() -> Result<()> {
     Ok(())
 }
 
-/// What became of each target.
+/// Result of each target.
 type Done = BTreeMap<&'static str, Result<Figures>>;
 
 fn next<T>(waiting: &Mutex<Vec<T>>) -> Option<T> {
@@ -249,12 +252,12 @@ fn folder() -> PathBuf {
     target().join("fuzz")
 }
 
-/// What was found on this machine, which is where the next run begins.
+/// Returns the folder of inputs that were found on this machine. The next run starts from them.
 fn found(name: &str) -> PathBuf {
     folder().join("found").join(name)
 }
 
-/// What is in the repository.
+/// Returns the folder of inputs in the repository.
 fn corpus(name: &str) -> PathBuf {
     root().join("fuzz/corpus").join(name)
 }
@@ -275,7 +278,7 @@ impl Build {
             "libFuzzer has to be compiled, by c++, which is not there"
         );
         let host = host()?;
-        // With a target of its own, what runs while it is built is not instrumented.
+        // With an explicit target, build scripts and macros are not instrumented.
         let arguments =
             format!("build --manifest-path fuzz/Cargo.toml --locked --release --target {host}");
         let mut build;
@@ -297,7 +300,7 @@ impl Build {
         Ok(self.folder().join(host()?).join("release").join(name))
     }
 
-    /// Runs targets, so many at a time, each within its limit.
+    /// Runs targets, at most `processes` at a time, each within its limit.
     fn fuzz_all(&self, targets: Vec<(&'static str, String)>, processes: usize) -> Result<Done> {
         let (waiting, done) = (Mutex::new(targets), Mutex::new(Done::new()));
         thread::scope(|scope| {
@@ -316,7 +319,8 @@ impl Build {
         done.into_inner().ok().context("a target panicked")
     }
 
-    /// Goes on with the fastest targets, unless some failed, until there are enough inputs in all.
+    /// Continues with the fastest targets, unless some failed, until there are enough inputs in
+    /// total.
     fn make_up(&self, done: &mut Done, processes: usize) -> Result<()> {
         let mut rates: Vec<(u64, &'static str)> = Vec::new();
         let mut missing = INPUTS;
@@ -332,7 +336,7 @@ impl Build {
         }
         rates.sort_unstable_by_key(|(rate, _)| Reverse(*rate));
         rates.truncate(processes);
-        // Each as many as it takes in the same time.
+        // Each target gets as many inputs as it tries in the same time.
         let together: u64 = rates.iter().map(|(rate, _)| rate).sum();
         let share = |rate: u64| (missing as f64 * rate as f64 / together.max(1) as f64).ceil();
         let limits = rates.iter();
@@ -347,7 +351,8 @@ impl Build {
         Ok(())
     }
 
-    /// Runs a target over what is in the repository and in a folder, into which goes what it finds.
+    /// Runs a target on the inputs in the repository and in the folder `new`, and adds its findings
+    /// to `new`.
     fn fuzz(&self, name: &str, new: &Path, limits: &[&str]) -> Result<Figures> {
         let (artifacts, logs) = (folder().join("artifacts").join(name), folder().join("logs"));
         for folder in [new, &artifacts, &logs, &corpus(name)] {
@@ -357,7 +362,8 @@ impl Build {
         let mut program = Command::new(self.program(name)?);
         program
             .args(limits)
-            // Else choosing what to change next takes longer than trying it, and finds nothing more.
+            // Otherwise choosing the next input takes longer than trying it, and finds nothing
+            // more.
             .arg("-entropic=0")
             .arg(format!("-timeout={INPUT_SECONDS}"))
             .arg(format!("-rss_limit_mb={}", self.memory()))
@@ -387,7 +393,7 @@ impl Build {
     }
 
     fn memory(&self) -> u64 {
-        // A sanitizer keeps for a while what was freed.
+        // A sanitizer retains freed memory for a while.
         if self.kind == Kind::Leaks {
             4 * MEMORY
         } else {
@@ -395,7 +401,7 @@ impl Build {
         }
     }
 
-    /// Keeps in the repository a few inputs that together come by nearly every edge that is known to be
+    /// Copies into the repository a few inputs that together reach nearly every edge known to be
     /// reachable.
     fn keep(&self, name: &str) -> Result<()> {
         let kept = folder().join("kept").join(name);
@@ -415,7 +421,7 @@ impl Build {
             let file = file?;
             files.push((file.metadata()?.modified()?, file));
         }
-        // They are written in the order in which they are chosen, the one that adds most first.
+        // libFuzzer writes the inputs in the order of its choice, the one that adds most first.
         files.sort_by_key(|(written, _)| *written);
         for (_, file) in files.iter().take(KEPT) {
             fs::copy(file.path(), corpus(name).join(file.file_name()))?;
@@ -424,7 +430,7 @@ impl Build {
     }
 }
 
-/// What a run of a target came to.
+/// Figures of a target's run.
 struct Figures {
     inputs: u64,
     a_second: u64,
@@ -434,7 +440,7 @@ struct Figures {
 }
 
 impl Figures {
-    /// As libFuzzer tells them.
+    /// Parses libFuzzer's final statistics.
     fn of(told: &str) -> Option<Figures> {
         let stat = |name: &str| {
             let line = told
@@ -458,7 +464,8 @@ impl Figures {
         })
     }
 
-    /// Those of two runs, of which the second went on with what the first had found.
+    /// Combines the figures of two runs, of which the second continued from the findings of the
+    /// first.
     fn and(&self, more: &Figures) -> Figures {
         let seconds = |of: &Figures| of.inputs as f64 / of.a_second.max(1) as f64;
         let inputs = self.inputs + more.inputs;
@@ -488,7 +495,7 @@ impl std::fmt::Display for Figures {
     }
 }
 
-/// What this machine is called by the compiler.
+/// Returns the target triple of this machine.
 fn host() -> Result<String> {
     let rustc = env::var_os("RUSTC").unwrap_or("rustc".into());
     let output = Command::new(rustc).arg("-vV").output();
@@ -497,7 +504,7 @@ fn host() -> Result<String> {
     Ok(host.context("rustc does not tell the host")?.to_owned())
 }
 
-/// Puts the figures under their kind's heading in SECURITY.md.
+/// Writes the figures under their kind's heading in SECURITY.md.
 fn write_results(kind: Kind, text: &str) -> Result<()> {
     let heading = kind.heading();
     let file = root().join("SECURITY.md");
@@ -505,7 +512,7 @@ fn write_results(kind: Kind, text: &str) -> Result<()> {
     let (head, rest) = before
         .split_once(heading)
         .context("SECURITY.md has no place for it")?;
-    // Up to the next heading, of whatever level.
+    // Up to the next heading of any level.
     let tail = rest.find("\n#").map_or("", |at| &rest[at..]);
     let all = format!("{head}{heading}\n{}\n{tail}", text.trim());
     fs::write(&file, all).context("cannot write SECURITY.md")

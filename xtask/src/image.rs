@@ -1,4 +1,5 @@
-//! The static program of the container image, built and seen to run without an engine for containers.
+//! Builds the static program of the container image, and checks that it runs, without a container
+//! engine.
 
 use std::{fs, path::Path, process::Command};
 
@@ -8,17 +9,18 @@ use crate::steps::{root, step, target};
 
 const CONTAINERFILE: &str = "packaging/Containerfile";
 
-/// What the image's program is checked with: it listens nowhere, resolves an address, and has a thread.
+/// Commands that check the image's program: they use no network, resolve an address, and start a
+/// thread.
 const COMMANDS: [&str; 2] = [
     "serve --check --host 0.0.0.0 --listen-unprotected",
     "find doctor --quiet",
 ];
 
-/// Does what the file does, and runs the result in a folder where there is nothing else.
+/// Builds as the Containerfile does, and runs the program in an otherwise empty folder.
 pub(crate) fn run() -> Result<()> {
     let text = fs::read_to_string(root().join(CONTAINERFILE));
     let text = text.with_context(|| format!("cannot read {CONTAINERFILE}"))?;
-    // The others install what is here already.
+    // The other commands install what this machine already has.
     let mut commands = instructions(&text)
         .filter_map(|line| line.strip_prefix("RUN ").map(str::to_owned))
         .filter(|command| command.contains("cargo build "));
@@ -54,7 +56,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// Runs it where this folder is all that there is, as a user who may do nothing.
+/// Returns a command that runs the program in its own user namespace, with `folder` as the root of
+/// the file system.
 fn alone(folder: &Path, command: &str) -> Command {
     let mut alone = Command::new("unshare");
     alone
@@ -66,7 +69,7 @@ fn alone(folder: &Path, command: &str) -> Command {
     alone
 }
 
-/// The file's instructions, each on a line.
+/// Returns the instructions of a Containerfile, one per line.
 fn instructions(text: &str) -> impl Iterator<Item = String> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let joined = lines.collect::<Vec<_>>().join("\n").replace("\\\n", " ");

@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
-/// From a file to another, below the folder of the root file, with an item that is imported.
+/// From a file to another, relative to the folder of the root file, with one of the imported items.
 pub(crate) type Imports = BTreeMap<(String, String), String>;
 
 /// Returns the imports between the files of a crate. `read` returns the text of a file, if there is one.

@@ -58,10 +58,11 @@ commands:
           into the corpus, and --results the figures into SECURITY.md
   picture record a search at a terminal, and write docs/find.svg; leave the machine alone for it";
 
-/// The package.json of what checks the protobuf of our own contract, by the rules in `proto/buf.yaml`.
+/// package.json of Buf, which checks the protobuf of our own contract by the rules in
+/// `proto/buf.yaml`.
 const BUF: &str = r#"{"dependencies": {"@bufbuild/buf": "1.75.0"}}"#;
 
-/// Where tonic-cancel is played against other implementations of gRPC, below the root.
+/// Tests of tonic-cancel against other implementations of gRPC, below the root.
 const INTEROP: &str = "lib/tonic-cancel/interop/tests";
 
 fn main() -> ExitCode {
@@ -146,7 +147,8 @@ fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
         skipped.push("dependencies (deny.toml): cargo-deny is not installed");
     }
     step("tests of the crates", &mut cargo("test --workspace"))?;
-    // Always of all crates, so that what they depend on is compiled once, with what any of them wants of it.
+    // Always all crates, so that dependencies are compiled once, with the features that any of the
+    // crates needs.
     step(
         "which kernels were tested",
         &mut cargo("test --workspace --test kernels -- --nocapture names_the_kernels_that_ran"),
@@ -154,7 +156,7 @@ fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
     for half in ["client", "server"] {
         step(
             &format!("tests of tonic-cancel's {half} alone"),
-            // Which have counted to a hundred thousand once already.
+            // The tests above have already run with a hundred thousand streams.
             cargo(&format!(
                 "test -p tonic-cancel --no-default-features --features {half} --lib --tests"
             ))
@@ -167,7 +169,7 @@ fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
             .env("RUSTFLAGS", "--cfg loom")
             .env("CARGO_TARGET_DIR", target().join("loom")),
     )?;
-    // Of the server's half alone: what the client's tests need does not build for loom.
+    // Only the server half: the dependencies of the client's tests do not build for loom.
     step(
         "every order in which a call can end",
         cargo("test -p tonic-cancel --lib --no-default-features --features server")
@@ -186,8 +188,7 @@ fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
         Checked::Not => skipped
             .push("the kernel for aarch64: needs `rustup target add aarch64-unknown-linux-gnu`"),
     }
-    // As they are while they are worked on, with every assertion and every overflow looked at; beside the
-    // tests, whose dependencies they share then.
+    // Debug builds, which check assertions and overflows, and share the dependencies of the tests.
     let built = target().join("debug");
     step(
         "the programs",
@@ -199,7 +200,7 @@ fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
     step(
         "end-to-end tests",
         Command::new(&python)
-            // Twice as many at a time as there are cores: mostly they wait for something.
+            // Twice as many processes as cores, because the tests mostly wait.
             .args(["-m", "pytest", "--quiet", "-rs", "--numprocesses"])
             .arg((2 * cores).to_string())
             .args(["--dist", "worksteal", END_TO_END])
@@ -221,7 +222,7 @@ fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
     step("interoperability tests", &mut interop)
 }
 
-/// The picture in the README.
+/// Draws the picture in the README.
 fn picture() -> Result<()> {
     step("the program", &mut cargo("build --release"))?;
     step(
@@ -240,8 +241,8 @@ enum Checked {
     Not,
 }
 
-/// Compiles the kernels for aarch64 where its target is installed, and tests them where there is
-/// what runs and links such programs.
+/// Compiles the kernels for aarch64 if its target is installed, and tests them if there are an
+/// emulator and a linker for it.
 fn other_architecture() -> Result<Checked> {
     const TARGET: &str = "aarch64-unknown-linux-gnu";
     const LINKER: &str = "aarch64-linux-gnu-gcc";

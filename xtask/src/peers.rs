@@ -1,4 +1,4 @@
-//! `cargo xtask bench peers`: our kernels beside hashcat, on one core, in turn.
+//! `cargo xtask bench peers`: compares our kernels with hashcat, on one core, in turn.
 
 use std::{
     collections::BTreeMap,
@@ -13,19 +13,19 @@ use crate::{
     steps::{cargo, runs, step, target},
 };
 
-/// How often each is run. They take turns, so that whatever else the machine does hits all alike.
+/// Number of rounds. All programs take turns, so that other load on the machine affects them alike.
 const ROUNDS: usize = 5;
 
-/// The core that all of them run on.
+/// The core that all programs run on.
 const CORE: &str = "0";
 
-/// How long we measure each of our rows, in seconds; hashcat takes some by itself.
+/// Time for each of our rows, in seconds; hashcat chooses its own.
 const SECONDS: &str = "1";
 
-/// The peer that every other figure is compared with.
+/// Row of hashcat, which the others are compared with.
 const PEER: &str = "hashcat -b -m 100 -D 1 (pocl)";
 
-/// What our own program is asked to measure, in turn.
+/// Arguments for our own program, in turn.
 const OURS: [&str; 7] = [
     "--name doctor",
     "--name doctor --name doctors --name prologue --names 1 --names 16 --ideal-distance 1 --kernel BEST",
@@ -36,20 +36,20 @@ const OURS: [&str; 7] = [
     "--name doctor --length 6 --kernel BEST",
 ];
 
-/// What a search through the engine is compared with: it looks for what is near as well, to tell it if
-/// it is stopped.
+/// Row to compare a search through the engine with. Such a search also looks for near matches,
+/// which it reports if it is stopped.
 const WITHOUT_ENGINE: &str = "--name prologue --ideal-distance 3 --kernel BEST";
 
-/// What runs on two cores, which `CORE` is one of.
+/// The cores of the measurement with two threads. One of them is `CORE`.
 const TWO_CORES: &str = "0,1";
 const ON_TWO: &str = "--name doctor --kernel BEST";
 
-/// A search through the engine, of a name that is not found.
+/// A search through the engine for a name that it does not find.
 const ENGINE: &str = "find prologue --threads 1 --maximum-hashes 400000000";
 const ENGINE_ROW: &str = "find, through the engine";
 
-/// What is told first: the ratio's name, the goal, what and to what, and how often the first counts.
-/// `BEST` stands for the first kernel.
+/// The ratios of the summary: name, goal, numerator, denominator, and a factor for the numerator.
+/// `BEST` stands for the fastest kernel.
 const RATIOS: [(&str, f64, &str, &str, f64); 21] = [
     ("hashing alone / hashcat", 1.25, "BEST: sha1", PEER, 1.0),
     (
@@ -197,11 +197,11 @@ const RATIOS: [(&str, f64, &str, &str, f64); 21] = [
 /// Measures, prints the tables, and writes them to `bench/RESULTS.md`.
 pub(crate) fn run() -> Result<()> {
     step("the program", &mut cargo("build --release"))?;
-    // It lists devices only where there is an OpenCL implementation.
+    // hashcat lists devices only if there is an OpenCL implementation.
     if !runs(Command::new("hashcat").arg("-I")) {
         step("the packages' list", Command::new("apt-get").arg("update"))?;
-        // hashcat runs on the CPU through an OpenCL implementation, which pocl is. John the Ripper's
-        // package knows no raw SHA-1.
+        // hashcat runs on the CPU through the OpenCL implementation pocl. The package of John the
+        // Ripper does not support raw SHA-1.
         step(
             "hashcat",
             Command::new("apt-get").args([
@@ -228,11 +228,11 @@ pub(crate) fn run() -> Result<()> {
     results::write("Kernels", &report(&samples)?)
 }
 
-/// Hashes per second by what was measured, in every round.
+/// Hashes per second in every round, by row.
 #[derive(Default)]
 struct Samples {
     rates: BTreeMap<String, Vec<f64>>,
-    /// The fastest kernel's name, once it was measured.
+    /// Name of the fastest kernel, once it was measured.
     best: String,
 }
 
@@ -241,7 +241,7 @@ impl Samples {
         self.rates.entry(what).or_default().push(rate);
     }
 
-    /// The median of what was measured.
+    /// Returns the median of a row.
     fn of(&self, what: &str) -> Result<f64> {
         let what = what.replace("BEST", &self.best);
         let rates = self.rates.get(&what);
@@ -250,7 +250,7 @@ impl Samples {
     }
 }
 
-/// hashcat's hashes per second.
+/// Runs hashcat and returns its hashes per second.
 fn hashcat() -> Result<f64> {
     let output = Command::new("taskset")
         .args(["-c", CORE, "hashcat", "-b", "-m", "100", "-D", "1"])
@@ -275,7 +275,7 @@ fn parse_speed(line: &str) -> Option<f64> {
     Some(number * unit)
 }
 
-/// Runs our own program on some cores.
+/// Runs our own program on the given cores.
 fn ours(cores: &str, arguments: &str) -> Result<Output> {
     let output = Command::new("taskset")
         .args(["-c", cores])
@@ -288,8 +288,8 @@ fn ours(cores: &str, arguments: &str) -> Result<Output> {
     Ok(output)
 }
 
-/// Our own rows: the kernel and the case, and hashes per second. Every call measures hashing alone
-/// too, so that has more samples than the others.
+/// Measures our own rows: kernel and case, and hashes per second. Every call also measures hashing
+/// by itself, so that row has more samples than the others.
 fn bench(cores: &str, threads: u64, arguments: &str, samples: &mut Samples) -> Result<()> {
     let arguments = arguments.replace("BEST", &samples.best);
     let arguments = format!("bench --json --seconds {SECONDS} --threads {threads} {arguments}");
@@ -298,11 +298,12 @@ fn bench(cores: &str, threads: u64, arguments: &str, samples: &mut Samples) -> R
     for line in String::from_utf8(output.stdout)?.lines() {
         let row: serde_json::Value = serde_json::from_str(line)?;
         let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-        // The fastest is measured first.
+        // The fastest kernel is measured first.
         if samples.best.is_empty() {
             samples.best = text("kernel");
         }
-        // One thread is measured beside any other number, where the others have room.
+        // With several threads, the program also measures one, which here may move between cores:
+        // skip that row.
         if row["threads"].as_u64() != Some(threads) {
             continue;
         }
@@ -319,11 +320,11 @@ fn bench(cores: &str, threads: u64, arguments: &str, samples: &mut Samples) -> R
     Ok(())
 }
 
-/// Hashes per second of a search, as it tells them at its end.
+/// Returns the hashes per second that a search reports at its end.
 fn engine() -> Result<f64> {
     let output = ours(CORE, ENGINE)?;
     let text = String::from_utf8_lossy(&output.stderr);
-    // What a spent budget exits with.
+    // Exit code for a spent budget.
     ensure!(
         output.status.code() == Some(3),
         "hashfinder {ENGINE}:\n{text}"

@@ -9,7 +9,7 @@ use crate::steps::{cargo, root};
 const HEAD: &str = "# Results\n\nMedians, the figures of a ratio measured in turn. What they mean, what was \
                     tried and why some goals\nare missed is told in [NOTES.md](NOTES.md).\n";
 
-/// Prints a section and puts it into the file, in place of what the last run wrote there.
+/// Prints a section and writes it into the file, replacing that of the last run.
 pub(crate) fn write(title: &str, text: &str) -> Result<()> {
     println!("{text}");
     let file = root().join("bench/RESULTS.md");
@@ -26,7 +26,7 @@ pub(crate) fn write(title: &str, text: &str) -> Result<()> {
     fs::write(&file, all).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// What was measured in several rounds, by what the figures are called.
+/// Measurements of several rounds, by the name of the figure.
 #[derive(Default)]
 pub(crate) struct Samples(BTreeMap<String, Vec<f64>>);
 
@@ -35,7 +35,8 @@ impl Samples {
         self.0.entry(name.to_owned()).or_default().push(value);
     }
 
-    /// Runs a benchmark of a crate's, whose lines are a figure's name and its value, with a tab between.
+    /// Runs a benchmark of a package. Each line of its output is a figure's name, a tab and its
+    /// value.
     pub(crate) fn bench(&mut self, package: &str, bench: &str) -> Result<()> {
         let mut command = cargo(&format!("bench --quiet -p {package} --bench {bench}"));
         let output = command
@@ -51,7 +52,7 @@ impl Samples {
         Ok(())
     }
 
-    /// Writes a section: what it says before, those figures that have a goal, and the others.
+    /// Writes a section: an introduction, the figures that have a goal, and the others.
     pub(crate) fn write(self, title: &str, intro: &str, goals: &[(&str, Goal)]) -> Result<()> {
         let medians = self.0.into_iter();
         let medians: BTreeMap<String, f64> = medians
@@ -73,7 +74,7 @@ impl Samples {
     }
 }
 
-/// What a figure is to be.
+/// Goal of a figure.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
     AtLeast(f64),
@@ -89,7 +90,7 @@ impl fmt::Display for Goal {
     }
 }
 
-/// The middle one; of an even number, the mean of the two in the middle.
+/// Returns the median; of an even number of samples, the mean of the two in the middle.
 pub(crate) fn median(mut samples: Vec<f64>) -> f64 {
     samples.sort_by(f64::total_cmp);
     let middle = samples.len() / 2;
@@ -100,7 +101,7 @@ pub(crate) fn median(mut samples: Vec<f64>) -> f64 {
     }
 }
 
-/// The CPU's name, as the system has it.
+/// Returns the CPU's name.
 pub(crate) fn cpu() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info

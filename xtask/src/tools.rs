@@ -32,7 +32,7 @@ pub(crate) fn python() -> Result<PathBuf> {
             .args(["-m", "pip", "install", "--quiet", "--requirement"])
             .arg(&wanted),
     )?;
-    // Last, so that an installation that was interrupted is done again.
+    // Last, so that an interrupted installation is repeated.
     fs::write(installed, wanted_text)?;
     Ok(python)
 }
@@ -54,7 +54,7 @@ pub(crate) fn node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
             .args(["--ignore-scripts", "--silent", "--prefix"])
             .arg(&folder),
     )?;
-    // Last, so that an installation that was interrupted is done again.
+    // Last, so that an interrupted installation is repeated.
     fs::write(installed, wanted)?;
     Ok(folder)
 }

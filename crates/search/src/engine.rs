@@ -1,4 +1,4 @@
-//! The threads around the scheduler.
+//! The worker threads, and the handles of searches.
 
 use std::{
     fmt, io,
@@ -32,15 +32,15 @@ use crate::{
 
 /// Tries slices: the CPU's kernels, or another machine.
 ///
-/// The engine calls it once for each slice and never interrupts it. Slices are so short that no search waits
-/// long for one, unless a single secret takes long.
+/// The engine calls it once for each slice and never interrupts it. Slices are short, so no search
+/// waits long for one, unless a single secret takes long.
 pub trait Backend: Send + Sync + 'static {
-    /// Tries the secrets of `slice` in order, adds those that [match](Matcher) to `hits`, and returns
-    /// one past the last index tried: the slice's end, or, when `hits` has come to hold `limit`, one past
-    /// the last hit's.
+    /// Tries the secrets of `slice` in order, and adds those that [match](Matcher) to `hits`.
+    /// Returns one past the last index tried: the end of the slice or, once `hits` holds `limit`
+    /// hits, one past the last hit.
     ///
-    /// A panic ends only the search that caused it, with [`Outcome::Failed`]: searches that shared the slice try it
-    /// again, each alone.
+    /// A panic ends only the search that caused it, with [`Outcome::Failed`]: searches that shared
+    /// the slice try it again, each alone.
     fn scan(
         &self,
         slice: Range<Index>,
@@ -82,7 +82,7 @@ impl Backend for Kernel {
     }
 
     fn is_at_hand(&self, matcher: &Matcher) -> bool {
-        // The fast ones take seven to twenty microseconds, the portable one a tenth of a millisecond.
+        // The fast kernels take 7-20 us, the portable one 100 us.
         self.name() != "portable" && matcher.cost(*self) <= AT_HAND
     }
 }
@@ -97,10 +97,10 @@ enum Head {
 
 /// A fixed set of threads that all searches share.
 ///
-/// Dropping the engine stops every search, waits for the threads to finish the slices that they are on
-/// (about half a millisecond, or as long as a single secret takes where that is longer; with thousands of
-/// searches, a filter for them may be under way, which takes tens of milliseconds), and joins them.
-/// Handles of searches stay usable and tell the end.
+/// Dropping the engine stops every search, waits until the threads have finished their slices, and
+/// joins them. A slice takes about half a millisecond, or as long as a single secret if that is
+/// longer. With thousands of searches, a thread may be planning a filter for them, which takes tens
+/// of milliseconds. Handles of searches stay usable and report how the search ended.
 pub struct Engine {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -110,8 +110,8 @@ struct Shared {
     scheduler: Mutex<Scheduler>,
     /// Signalled when a worker that found nothing to do may find something.
     work: Condvar,
-    /// How many workers wait for that; changed under the scheduler's lock. A signal is a system call
-    /// whether or not anybody waits.
+    /// Number of workers that wait for `work`, changed under the scheduler's lock. It saves a
+    /// signal, which is a system call, if no worker waits.
     sleepers: AtomicUsize,
     closing: AtomicBool,
     backend: Box<dyn Backend>,
@@ -119,11 +119,11 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts threads that run slices on `backend`: `workers`, or as many as the system gives, which
-    /// [`workers`](Self::workers) returns.
+    /// Starts threads that run slices on `backend`: `workers`, or fewer if the system gives no
+    /// more. [`workers`](Self::workers) returns their number.
     ///
-    /// `clock` returns the time since some fixed moment and never goes back; slices are sized by it. It is
-    /// called while the engine holds its lock, so it must not use the engine.
+    /// `clock` returns the time since some fixed moment and never goes back. The engine sizes
+    /// slices by it, and calls it while holding its lock, so `clock` must not use the engine.
     ///
     /// # Errors
     ///
@@ -131,7 +131,7 @@ impl Engine {
     ///
     /// # Panics
     ///
-    /// If `workers` is 0: nothing would ever end.
+    /// If `workers` is 0: no search would ever end.
     pub fn start(
         workers: usize,
         backend: impl Backend,
@@ -140,7 +140,7 @@ impl Engine {
         Engine::with_limits(workers, backend, clock, Limits::default())
     }
 
-    /// Like [`start`](Self::start), with other limits than the default ones.
+    /// Like [`start`](Self::start), with limits other than the default ones.
     ///
     /// # Errors
     ///
@@ -185,13 +185,13 @@ impl Engine {
     /// [`Query::MAX_NAMES`]. If the query reports no candidates and the backend [is fast](Backend::is_at_hand), it
     /// also tries the first 1,024 secrets, which takes 7-20 us.
     ///
-    /// `on_release` is called once, when the search has ended *and* its last worker has let go of it; what
-    /// must live as long as the work, a permit say, goes in there. It runs on whichever thread brings
-    /// the release about, this one perhaps, so it should be quick.
+    /// `on_release` is called once, when the search has ended *and* no worker uses it any more. It
+    /// can own what has to live as long as the work, such as a permit. It runs on the thread that
+    /// releases the search, possibly this one, so it should be quick.
     ///
     /// # Errors
     ///
-    /// [`OverLimit`] if the client or all of them have as much as they may have; `on_release` is dropped.
+    /// [`OverLimit`] if the client or the engine has reached a limit; `on_release` is then dropped.
     pub fn search(
         &self,
         client: Client,
@@ -199,7 +199,8 @@ impl Engine {
         on_release: impl FnOnce(Report) + Send + 'static,
     ) -> Result<Search, OverLimit> {
         let clock = &self.shared.clock;
-        // A statement of its own, so that the lock is released before `on_release` is dropped, which may run any code.
+        // A separate statement, to release the lock before `on_release` is dropped, which may run
+        // any code.
         let admitted = self.shared.lock().admit(&client, clock());
         admitted?;
         let release: Release = Box::new(on_release);
@@ -233,19 +234,20 @@ impl Engine {
         })
     }
 
-    /// What the engine has done, and is doing.
+    /// Returns counts of what the engine has done and is doing.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.shared.lock().metrics()
     }
 
-    /// What a client has had; nothing for one that has no searches.
+    /// Returns what a client has used. Zero once its searches have ended and the engine has
+    /// forgotten it.
     #[must_use]
     pub fn usage(&self, client: &str) -> Usage {
         self.shared.lock().usage(client)
     }
 
-    /// Returns how many threads search.
+    /// Returns the number of worker threads.
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
@@ -256,7 +258,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         let stopped = {
             let now = (self.shared.clock)();
-            // Under the lock, so that no worker is between looking and going to sleep.
+            // Under the lock, so that no worker is between its check and its wait.
             let mut scheduler = self.shared.lock();
             self.shared.closing.store(true, Ordering::Release);
             scheduler.stop_all(now)
@@ -264,7 +266,8 @@ impl Drop for Engine {
         self.shared.work.notify_all();
         self.shared.carry_out(stopped);
         for worker in self.workers.drain(..) {
-            // A worker catches the backend's panics; if one still died, there is nothing to join.
+            // A worker catches the backend's panics. If it panicked elsewhere, its result is of no
+            // use here.
             let _ = worker.join();
         }
     }
@@ -280,7 +283,7 @@ impl fmt::Debug for Engine {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Scheduler> {
-        // A failed assertion in one search must not take every other one down with it.
+        // An assertion that fails for one search must not stop all others.
         self.scheduler
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -306,7 +309,7 @@ impl Shared {
             return (range.start, Head::Ended(failed));
         };
         let tried = tried.unwrap_or(range.start);
-        // All of one secret: one hit for each of the names that it is near enough to.
+        // All hits are of one secret, with one hit for each name that is near enough.
         let candidates = hits.iter().filter_map(|hit| {
             Some(Candidate {
                 index: hit.index,
@@ -328,13 +331,14 @@ impl Shared {
         (tried, head)
     }
 
-    /// A worker's life.
+    /// Runs jobs until the engine is dropped.
     fn work(&self) {
         while let Some(job) = self.wait_for_job() {
             match job {
                 Job::Slice(slice) => self.run_slice(&slice),
                 Job::Build(mut build) => {
-                    // If the making panics, there is no group, and fewer newcomers are tried next time.
+                    // If making the group panics, there is none, and fewer newcomers are tried next
+                    // time.
                     let cost_of = |matcher: &Matcher| self.backend.cost(matcher);
                     let _ = catch_unwind(AssertUnwindSafe(|| build.make(cost_of)));
                     loop {
@@ -381,7 +385,7 @@ impl Shared {
         loop {
             let mut effects = Effects::default();
             let mut scheduler = self.lock();
-            // After taking the lock: waiting for it is not part of the slice.
+            // After taking the lock, because waiting for it is not part of the slice.
             let now = (self.clock)();
             if self.closing.load(Ordering::Acquire) {
                 return None;
@@ -449,7 +453,8 @@ enum State {
 }
 
 impl Search {
-    /// Waits for the next candidates, or for the end. After the end it tells the same end again.
+    /// Waits for the next candidates, or for the end. After the end, every call returns the same
+    /// end.
     ///
     /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Event {
@@ -457,7 +462,7 @@ impl Search {
     }
 
     /// Like [`next`](Self::next), but waits until there are `at_least` candidates, the queue is
-    /// full, or no more will come. The task of the latest call is the one that is woken.
+    /// full, or no more will come. Only the task of the latest call is woken.
     pub fn poll_next(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
         let id = match &self.state {
             State::UnderWay(id) => *id,
@@ -469,7 +474,7 @@ impl Search {
         event
     }
 
-    /// Like [`next`](Self::next), for a thread that may wait.
+    /// Like [`next`](Self::next), but blocks the thread.
     pub fn blocking_next(&mut self) -> Event {
         struct Unpark(Thread);
 
@@ -489,7 +494,7 @@ impl Search {
         }
     }
 
-    /// What stops the search from elsewhere.
+    /// Returns a handle that can stop the search from another thread.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         Stopper {
@@ -505,11 +510,11 @@ impl Search {
         }
     }
 
-    /// Every index below this one has been tried.
+    /// Returns the search's frontier: every index below it has been tried.
     #[must_use]
     pub fn frontier(&self) -> Index {
         match self.state {
-            // The handle keeps the search known.
+            // The scheduler keeps the search as long as this handle exists.
             State::UnderWay(id) => self.shared.lock().frontier(id).unwrap_or_default(),
             State::Ended(_, frontier) => frontier,
         }
@@ -535,14 +540,14 @@ impl fmt::Debug for Search {
 /// Stops a search, from any thread, without owning it.
 #[derive(Clone)]
 pub struct Stopper {
-    /// `None` for a search that had ended before it had one.
+    /// `None` if the search had ended before the stopper was made.
     id: Option<SearchId>,
     shared: Arc<Shared>,
 }
 
 impl Stopper {
-    /// Stops the search: every worker lets go of it within the slice that it is on, and a search that waits
-    /// for its turn or its reader ends at once. Does nothing to a search that has ended.
+    /// Stops the search. Every worker leaves it by the end of its current slice; a search that
+    /// waits for its turn or its reader ends at once. Has no effect on a search that has ended.
     pub fn stop(&self) {
         if let Some(id) = self.id {
             self.shared.stop(id);

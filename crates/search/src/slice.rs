@@ -22,7 +22,7 @@ pub(crate) struct Slice {
     pub(crate) stop: Arc<AtomicBool>,
 }
 
-/// What became of a slice.
+/// Result of a slice.
 pub(crate) enum SliceResult {
     /// Every index of the slice below `tried` was tried.
     Tried { tried: Index, hits: Vec<Found> },

@@ -19,8 +19,8 @@ use crate::query::Query;
 /// enough to wait for.
 pub const MEASURING_TIME: Duration = Duration::from_millis(250);
 
-/// Number of secrets that a thread tries before it reads the clock again: so many that the reading does not show in the
-/// rate.
+/// Number of secrets that a thread tries before it reads the clock again: enough that reading it
+/// does not affect the rate.
 pub const TURN: u64 = 1 << 16;
 
 /// Length of the secrets that a search tries in its first seconds.
@@ -35,8 +35,8 @@ pub struct Throughput {
     pub per_second: f64,
 }
 
-/// Returns how many secrets a second up to `threads` threads try for this query, measured for `time`. If the system
-/// does not give as many threads, it is the rate of those that it gives.
+/// Returns how many secrets a second up to `threads` threads try for this query, measured for
+/// `time`. If the system starts fewer threads, the rate is theirs.
 ///
 /// `clock` returns the time since any fixed moment.
 pub fn search_rate(
@@ -61,8 +61,8 @@ pub fn search_rate(
     throughput.per_second
 }
 
-/// Measures for `time` what up to `threads` threads do together: the calling one, and as many others as the system
-/// gives.
+/// Measures for `time` how much work up to `threads` threads do together: the calling thread, and
+/// as many others as the system starts.
 ///
 /// `clock` returns the time since any fixed moment; only the calling thread reads it. `turn` receives the number of its
 /// thread and what that thread has done so far, and returns how much more it did.

@@ -31,7 +31,7 @@ const MAX_SHARED_COST: f64 = 1000.0;
 /// How much slower sharing may make a search after all, because costs are estimates.
 const TOLERANCE: f64 = 1.2;
 
-/// How far the scheduler is with finding searches that could share a scan.
+/// Progress in finding searches that could share a scan.
 #[derive(Default)]
 pub(super) struct Upkeep {
     pub(super) step: Step,
@@ -45,15 +45,15 @@ pub(super) struct Upkeep {
 pub(super) enum Step {
     #[default]
     Rest,
-    /// Finding the scan with the most followers, times what has changed since it was last checked. So every scan
-    /// is checked in the end.
+    /// Finding the scan with the most followers multiplied by the changes since it was last
+    /// checked. In this way every scan is checked eventually.
     Choose {
         after: ScanId,
         best: Option<(u64, ScanId)>,
     },
     /// Finding the searches that could follow it.
     Gather { after: SearchId, build: Build },
-    /// A worker has the rest to do.
+    /// A worker makes the group.
     Build,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct Build {
     pub(super) newcomers: Vec<Member>,
     /// Maximum number of newcomers to try.
     pub(super) max_newcomers: usize,
-    /// Cost of the scan's secrets now.
+    /// The scan's current cost of a secret.
     pub(super) cost: f64,
     /// Number of searches that want turns, of each connection of each client.
     pub(super) crowd: HashMap<Arc<str>, HashMap<u64, u32>>,
@@ -88,7 +88,7 @@ pub(super) struct Member {
 
 pub(super) struct Made {
     pub(super) group: Arc<Group>,
-    /// The scan's group before.
+    /// The scan's previous group.
     pub(super) old: Option<Arc<Group>>,
     /// Matchers that members do not need any more, to be dropped outside of the lock.
     pub(super) stale_matchers: Vec<Arc<Matcher>>,

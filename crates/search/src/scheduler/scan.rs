@@ -16,8 +16,8 @@ use crate::{
     sync::AtomicBool,
 };
 
-/// Minimum length of a slice at the cost of a fast kernel's hash, so that one odd measurement does not drown a
-/// search in overhead. A secret that costs more is a slice by itself.
+/// Minimum length of a slice at the cost of a fast kernel's hash, so that one outlier among the
+/// measurements does not make the overhead dominate. A secret that costs more is a slice by itself.
 const MIN_SLICE: u64 = 1 << 6;
 
 /// Maximum length of a slice, whatever the clock says: at a thousand million secrets a second it takes a
@@ -76,7 +76,7 @@ impl Scan {
         self.group.len() > 2 * self.followers.len()
     }
 
-    /// Whether its slices are not tried any more.
+    /// Whether workers no longer try its slices.
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! The scheduler under a fake clock, with simulated workers and invented hits.
+//! Tests of the scheduler with a fake clock, simulated workers and invented hits.
 
 use std::{
     num::{NonZeroU32, NonZeroU64},
@@ -14,7 +14,7 @@ use crate::{
     query::Query, slice::FIRST_SLICE, sync::AtomicBool,
 };
 
-/// How many secrets a simulated worker tries in a millisecond.
+/// Number of secrets that a simulated worker tries per millisecond.
 const SPEED: u64 = 20_000;
 
 #[derive(Default)]
@@ -24,13 +24,13 @@ struct World {
     /// What each search would find, by index, and where its backend would panic.
     plans: HashMap<SearchId, Plan>,
     reports: Arc<Mutex<HashMap<SearchId, Report>>>,
-    /// How often a search was released.
+    /// Number of released searches.
     releases: Arc<Mutex<usize>>,
-    /// What the next searches cost alone, if that is not the usual.
+    /// Cost of the next searches by themselves, if not [`COST`].
     cost: Option<f64>,
 }
 
-/// What a search costs alone.
+/// Cost of a search by itself.
 const COST: f64 = 1.1;
 
 /// All searches share one matcher, which simulated workers do not use.
@@ -48,17 +48,17 @@ fn request(query: Query) -> Request {
 struct Plan {
     hits: BTreeMap<Index, u8>,
     poison: Option<Index>,
-    /// How many names the search has beyond the first.
+    /// Number of names that the search has beyond the first.
     more_names: u8,
 }
 
 impl Plan {
-    /// Which of its names a hit is nearest to.
+    /// Returns the name that a hit is nearest to.
     fn nearest(&self, index: Index) -> u8 {
         (index % (u64::from(self.more_names) + 1)) as u8
     }
 
-    /// How far each name is from a hit at a distance, where that is near enough.
+    /// Returns the distance of each name from a hit, if it is near enough.
     fn distances(&self, index: Index, distance: u8) -> impl Iterator<Item = (u8, u8)> {
         let nearest = self.nearest(index);
         let names = (0..=self.more_names).map(move |name| match name == nearest {
@@ -88,7 +88,7 @@ impl World {
         tried: u64,
     ) -> SearchId {
         let (reports, releases) = (Arc::clone(&self.reports), Arc::clone(&self.releases));
-        // The next number there will be.
+        // The ID of the next search.
         let id = self.scheduler.next_id + 1;
         self.plans.insert(id, plan);
         let release = Box::new(move |report| {
@@ -116,7 +116,7 @@ impl World {
         job
     }
 
-    /// The next slice, after whatever filters had to be built.
+    /// Returns the next slice, after making any group that is due.
     fn slice(&mut self) -> Option<Slice> {
         loop {
             match self.take()? {
@@ -129,7 +129,7 @@ impl World {
         }
     }
 
-    /// Tries a first slice, after which there are slices for any number of workers.
+    /// Tries a first slice. After it, there are slices for any number of workers.
     fn begin(&mut self) -> Index {
         let slice = self.slice().unwrap();
         let end = slice.range.end;
@@ -137,7 +137,7 @@ impl World {
         end
     }
 
-    /// What a backend makes of a slice.
+    /// Returns the result of a slice from a simulated backend.
     fn tried(&self, slice: &Slice) -> SliceResult {
         let range = slice.range.clone();
         if slice.stop.load(Ordering::Relaxed) {
@@ -174,7 +174,7 @@ impl World {
         SliceResult::Tried { tried, hits }
     }
 
-    /// Finishes a slice, the time it takes later.
+    /// Finishes a slice after the time that it takes.
     fn finish(&mut self, slice: Slice) {
         let count = slice.range.end - slice.range.start;
         self.now += Duration::from_millis(1) * count as u32 / SPEED as u32;
@@ -317,7 +317,7 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
     assert_eq!(world.poll(id), Poll::Ready(Event::Ended(report.outcome)));
 }
 
-/// Regression: a stop also waited for slices that others were given after it.
+/// Regression: a stop also waited for slices that were handed out after it.
 #[test]
 fn a_stop_waits_only_for_slices_that_were_in_flight() {
     let mut world = World::default();
@@ -410,7 +410,7 @@ fn the_answer_is_reported_before_the_last_slice_comes_back() {
     assert_eq!((report.outcome, report.tests), (found, 1501));
 }
 
-/// The matcher that the caller's thread has made serves all slices of a search alone.
+/// The matcher made on the caller's thread serves all slices of a search that does not share.
 #[test]
 fn one_search_alone_plans_its_filter_once() {
     let mut world = World::default();
@@ -432,7 +432,7 @@ fn one_search_alone_plans_its_filter_once() {
         assert!(Arc::ptr_eq(slice.group.matcher(), &matcher));
         world.finish(slice);
     }
-    // Its scan took it over, so that it is freed with the scan.
+    // The scan has taken the matcher, which is freed with the scan.
     assert!(world.scheduler.searches[&id].matcher.is_none());
 }
 
@@ -499,8 +499,8 @@ fn a_budget_is_spent_to_the_hash() {
     assert_eq!(report.outcome, Outcome::BudgetSpent(cursor));
 }
 
-/// Searches that arrive one after another come to share every slice, and what they missed is hashed
-/// once more for those that missed it.
+/// Searches that arrive one after another end up sharing every slice. What a search has missed is
+/// hashed once more for it.
 #[test]
 fn searches_that_arrive_one_after_another_end_up_together() {
     let mut world = World::default();
@@ -596,8 +596,8 @@ fn weights_and_connections_share() {
     }
 }
 
-/// Sharing is good for a client with many searches and must not be bad for one with few: its slices
-/// are not made a hundred times as slow to save others theirs.
+/// Sharing benefits a client with many searches, but must not harm a client with few: its slices
+/// must not become a hundred times as slow to save slices of the other client.
 #[test]
 fn a_group_that_costs_too_much_is_not_made() {
     for (cost_of_many, expected) in [(1.5, 11), (90.0, 1)] {
@@ -628,8 +628,8 @@ fn a_group_that_costs_too_much_is_not_made() {
     }
 }
 
-/// A search that costs fifty times as much as another would make that one slower, so the two do not share. Two
-/// that cost the same do.
+/// A search that costs fifty times as much as another would slow it down, so the two do not share.
+/// Two searches of the same cost do.
 #[test]
 fn an_expensive_search_does_not_slow_down_a_cheap_one() {
     for (costs, together) in [
@@ -662,8 +662,8 @@ fn an_expensive_search_does_not_slow_down_a_cheap_one() {
     }
 }
 
-/// A search finds nothing to do because another's slice is the last one. That slice comes back partly tried, and
-/// the other search is gone.
+/// A search finds nothing to do because the last slice belongs to another search. The slice comes
+/// back partly tried, and the other search has ended.
 #[test]
 fn a_search_that_waits_for_a_slice_tries_the_rest_of_it() {
     let mut world = World::default();
@@ -721,7 +721,8 @@ fn after_a_panic_the_innocent_share_again() {
     }
 }
 
-/// One client starts one easy search after another; it must not gain from always having the newest.
+/// A client that starts one easy search after another must not gain from always having the newest
+/// one.
 #[test]
 fn coming_back_all_the_time_gains_nothing() {
     let mut world = World::default();
@@ -800,7 +801,7 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     assert!(
         matches!(refused, Err(OverLimit::Hashes { retry_after, .. }) if retry_after > Duration::ZERO)
     );
-    // A second later there is something left again.
+    // A second later some of the quota is available again.
     assert!(
         submit(
             &mut world.scheduler,
@@ -828,7 +829,7 @@ fn one_connection_leaves_a_quarter_of_its_clients_searches_to_the_others() {
     }
     let refused = scheduler.admit(&second, Duration::ZERO);
     assert_eq!(refused, Err(OverLimit::SearchesOfClient { limit: 8 }));
-    // The limit counts searches under way, and every client has its own.
+    // The limit counts running searches, separately for each client.
     scheduler.accounts.close(&first, 0);
     scheduler.admit(&first, Duration::ZERO).unwrap();
     scheduler
@@ -880,7 +881,8 @@ fn a_quota_of_its_own_takes_the_place_of_everybodys() {
         let refused = scheduler.admit(client, Duration::ZERO);
         assert_eq!(refused, Err(OverLimit::SearchesOfClient { limit }));
     }
-    // Two thousand hashes each: what the one has in two seconds is nothing to the others.
+    // Each client is charged 2,000 hashes: two seconds of one client's quota, and little for the
+    // others.
     for client in [&poor, &rich, &other] {
         scheduler.charge_tried(client, 2_000, Duration::ZERO, Duration::ZERO);
         scheduler.accounts.close(client, 0);
@@ -916,7 +918,7 @@ fn random_from(seed: u64) -> impl FnMut(u64) -> u64 {
     }
 }
 
-/// What one search has reported, and what it should report.
+/// Reports of a search, and the expected ones.
 struct Watched {
     id: SearchId,
     start: Index,
@@ -927,9 +929,9 @@ struct Watched {
     stopped: bool,
     abandoned: bool,
     frontier: Index,
-    /// The waker of a reader that waits.
+    /// Waker of the waiting reader.
     waits: Option<Arc<Woken>>,
-    /// What slices that served it have tried.
+    /// Ranges tried by the slices that served the search.
     tried: Vec<Range<Index>>,
 }
 
@@ -945,7 +947,7 @@ impl Watched {
             .collect()
     }
 
-    /// Every index below the frontier was hashed for it.
+    /// Checks that every index below the frontier was hashed for the search.
     fn check_coverage(&self, frontier: Index) {
         let mut tried = self.tried.clone();
         tried.sort_unstable_by_key(|range| range.start);
@@ -961,7 +963,7 @@ impl Watched {
         );
     }
 
-    /// Compares what it has reported, and how it ended, with one pass through its range.
+    /// Compares the search's candidates and outcome with one pass through its range.
     fn check(&self, report: &Report) {
         let outcome = self.ended.as_ref().unwrap();
         assert_eq!(&report.outcome, outcome);
@@ -1005,7 +1007,7 @@ impl Watched {
             "reported up to {reached} from {}, then {outcome:?}; {report:?}",
             self.start
         );
-        // Counted exactly once below the frontier; beyond it, what was in vain.
+        // Each test below the frontier counts exactly once; beyond it, discarded tests count too.
         assert!(report.tests >= reached - self.start);
         if matches!(outcome, Outcome::Ideal(_) | Outcome::BudgetSpent(_)) {
             assert_eq!(report.tests, reached - self.start);
@@ -1013,7 +1015,7 @@ impl Watched {
     }
 }
 
-/// Tries a slice and hands it back; gives how many secrets were hashed.
+/// Tries a slice and hands it back. Returns the number of hashes.
 #[allow(clippy::needless_pass_by_value, reason = "it is gone")]
 fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice) -> u64 {
     let result = world.tried(&slice);
@@ -1025,13 +1027,15 @@ fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice) -> u64 {
             one.tried.push(slice.range.start..*tried);
         }
     }
-    // A thread reads the clock before it takes the lock, so another may have been there with a later time.
+    // A thread reads the clock before it takes the lock, so another thread may already have passed
+    // a later time.
     let now = (world.now).saturating_sub(Duration::from_micros(slice.id % 7));
     carry_out(world.scheduler.finish(slice.id, result, now));
     hashed
 }
 
-/// Plays one schedule: arrivals, stops, slow readers, slices that come back in any order, panics.
+/// Plays one schedule: arrivals, stops, slow readers, slices that come back in any order, and
+/// panics.
 fn play(seed: u64) {
     let mut random = random_from(seed);
     let limits = Limits {
@@ -1168,7 +1172,7 @@ fn play(seed: u64) {
                 if one.ended.is_none() && !one.abandoned {
                     let woken = Arc::new(Woken::default());
                     let waker = Waker::from(Arc::clone(&woken));
-                    // A reader that waits asks for as much as before.
+                    // A waiting reader asks for the same number of candidates as before.
                     let at_least = 1 + one.id as usize % 3;
                     let (event, effects) = world.scheduler.poll(one.id, at_least, waker);
                     carry_out(effects);
@@ -1236,8 +1240,8 @@ fn play(seed: u64) {
     assert!(world.scheduler.jobs.is_empty());
 }
 
-/// Clients with weights, each with searches on some connections that come and go, and any number of
-/// workers: each client gets its share of the time, and its connections divide that evenly.
+/// Plays clients with weights, whose searches come and go on several connections, with any number
+/// of workers. Each client gets its share of the time, divided evenly between its connections.
 fn play_fairly(seed: u64) {
     let mut random = random_from(seed);
     let mut world = World::default();
@@ -1259,10 +1263,12 @@ fn play_fairly(seed: u64) {
     let workers = 1 + random(4) as usize;
     let mut given: HashMap<Client, Duration> = HashMap::new();
     let mut under_way = Vec::new();
-    // So many that the least share has some hundred: the first and last ones fall as they may.
+    // Enough that the smallest share has several hundred slices: the first and the last ones are
+    // arbitrary.
     const SLICES: u32 = 10_000;
     for turn in 0..SLICES {
-        // A search's second slice waits for its first, so a few new ones may not be enough for all.
+        // A search's second slice waits for its first, so the remaining new searches may be too few
+        // for all workers.
         while under_way.len() < workers
             && let Some(slice) = world.slice()
         {
@@ -1274,7 +1280,7 @@ fn play_fairly(seed: u64) {
         world.finish(slice);
         *given.entry(client).or_default() += world.now - began;
         if turn % 10 == 0 {
-            // A search that is gone is replaced by one of the same client, which keeps its debts.
+            // Replaces a search with another of the same client, which keeps its debts.
             let index = random(searches.len() as u64) as usize;
             let (id, client) = searches[index].clone();
             carry_out(world.scheduler.abandon(id, world.now));
@@ -1314,7 +1320,7 @@ fn clients_get_their_shares_whatever_searches_come_and_go() {
     }
 }
 
-/// `SCHEDULER_SEED` repeats a schedule, `SCHEDULES` plays another number of them.
+/// `SCHEDULER_SEED` repeats a schedule; `SCHEDULES` sets the number of schedules.
 #[test]
 fn ten_thousand_schedules() {
     if let Ok(seed) = std::env::var("SCHEDULER_SEED") {

@@ -85,7 +85,8 @@ fn may_be_told(target: &str, level: Level) -> bool {
 }
 
 /// Returns a duration for a field of the log, whose name ends with the unit. It is a number, so
-/// that programs need not parse text, and in whole microseconds, so that people can read it.
+/// that programs need not parse text, and has no more than three decimals, so that people can read
+/// it.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }

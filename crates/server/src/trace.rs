@@ -76,7 +76,7 @@ impl Traces {
     ///
     /// # Errors
     ///
-    /// If the connection cannot be set up, or no thread can be started.
+    /// If spans cannot be sent to such an address, or no thread can be started.
     pub(crate) fn to(collector: &Uri, share: f64) -> Result<Traces> {
         // The processor panics if it cannot start its thread.
         ensure!(startable(1) == 1, NO_THREAD);
@@ -154,8 +154,8 @@ impl Traces {
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
         let span = self.0.tracer.build_with_context(span, &parent);
-        // A span that is not recorded belongs to its caller's trace, which other services may
-        // record. If it has a trace of its own, no service records that.
+        // A span that is not recorded may belong to its caller's trace, which other services may
+        // record. Without a caller's trace, no service records its trace.
         let is_known = span.is_recording() || parent.span().span_context().is_valid();
         is_known.then(|| {
             CallSpan(Arc::new(Open {
@@ -172,7 +172,8 @@ impl Traces {
         self.close(LAST_WORDS).await;
     }
 
-    /// Stops sending. Without this, dropping the last clone would wait for the collector.
+    /// Stops sending: the waiting spans are lost. Without this, dropping the last clone would wait
+    /// for the collector.
     pub(crate) async fn abandon(&self) {
         self.close(Duration::ZERO).await;
     }

@@ -1,8 +1,8 @@
 //! API keys: `ID.SECRET`, of which a file keeps the SHA-256 of the secret.
 //!
-//! The file is TOML, so that operators can read and edit it. A server that uses the file notices
-//! when it changes. A secret has 256 random bits, so a single round of SHA-256 without a salt hides
-//! it as well as many rounds would.
+//! The file is TOML, so that operators can read and edit it. Each change replaces the whole file,
+//! and a server that uses the file notices. A secret has 256 random bits, so a single round of
+//! SHA-256 without a salt hides it as well as many rounds would.
 
 use std::{
     collections::HashMap,
@@ -299,8 +299,8 @@ impl KeyFile {
         Ok(KeyFile { document, entries })
     }
 
-    /// Adds a key. Returns its id and the credential for its bearer, which is the only place where
-    /// the secret is stored.
+    /// Adds a key. Returns its id and the credential for its bearer. The secret cannot be read
+    /// later: the file has only its hash.
     ///
     /// # Errors
     ///

@@ -300,7 +300,7 @@ fn a_file_that_is_being_overwritten_is_not_taken() {
     let auth = Auth::load(&arguments, false).unwrap();
     let keys = auth.keys.as_ref().unwrap();
 
-    // As `keys revoke` does it, and stopped in the middle.
+    // As `keys revoke` does it, but stopped halfway.
     let whole = fs::read_to_string(&path).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.lock().unwrap();

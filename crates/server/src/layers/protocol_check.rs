@@ -72,7 +72,7 @@ pub(crate) struct ProtocolCheckLayer(Arc<Shared>);
 struct Shared {
     calls: Calls,
     rejections: Rejections,
-    /// How long a request may take to arrive.
+    /// Maximum time for a whole request to arrive. For streams, until the first message.
     request_timeout: Duration,
 }
 
@@ -401,7 +401,7 @@ impl Arrival {
     }
 }
 
-/// What the next byte of a request is.
+/// The part of a request to which its next byte belongs.
 #[derive(Debug)]
 enum Expected {
     Prefix { seen: usize, length: u32 },

@@ -22,7 +22,7 @@ pub(crate) struct CallInfo {
     pub(crate) open: Option<OpenCall>,
     /// The call's span, if it is traced.
     pub(crate) span: Option<CallSpan>,
-    /// Who makes the call; `None` until that is known, and for methods that need no credential.
+    /// The caller; `None` until that is known, and for methods that need no credential.
     pub(crate) principal: Option<Principal>,
 }
 

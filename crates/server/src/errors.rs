@@ -196,7 +196,7 @@ fn too_many_messages(limit: usize) -> String {
     }
 }
 
-/// What the status of an error has beyond its message.
+/// The parts of an error's status other than its message.
 struct Row<'a> {
     code: Code,
     /// The reason of the `ErrorInfo`; `None` for a status without one.
@@ -418,7 +418,7 @@ mod tests {
         Cursor::new(&query.unwrap(), 1234)
     }
 
-    /// What a client reads out of a status.
+    /// The parts of a status that a client reads.
     #[derive(Debug, PartialEq)]
     struct Read {
         code: Code,

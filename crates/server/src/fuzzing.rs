@@ -1,3 +1,4 @@
-//! What strangers can send, for the fuzz targets in `fuzz/`. It is only there with `cfg(fuzzing)`.
+//! Entry points for the fuzz targets in `fuzz/`: what clients can send. Compiled only with
+//! `cfg(fuzzing)`.
 
 pub use crate::{auth::fuzzing::credential, searches::fuzzing::request};

@@ -1,8 +1,8 @@
-//! The log: lines to stderr, which nobody waits for.
+//! The log: lines to stderr. No call waits until they are written.
 //!
-//! Whoever reads stderr may be slow or gone, and no call waits for that: lines are collected, and a
-//! thread of their own writes what has come together a few hundred times a second at most. At fifty
-//! thousand lines a second, waking a thread for each of them costs a fifth of all calls.
+//! The reader of stderr may be slow or gone, and no call may wait for it. So lines are collected,
+//! and a thread of the log writes them, at most a few hundred times a second. At 50,000 lines a
+//! second, waking a thread for each line costs a fifth of all calls.
 
 use std::{
     backtrace::Backtrace,
@@ -22,14 +22,14 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// How many bytes of lines may wait to be written: about five thousand lines. More are dropped, and
-/// counted.
+/// Maximum number of bytes of lines that wait to be written: about 5,000 lines. Further lines are
+/// dropped and counted.
 const MOST_WAITING: usize = 1 << 20;
 
 /// How long lines are collected before they are written.
 const PACE: Duration = Duration::from_millis(3);
 
-/// How long, at the end, the last lines may take. Where nobody reads, they never get written.
+/// Maximum time to write the last lines at the end. If stderr is not read, they are lost.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// The crates that log no secrets. Lines of other crates are logged only from warnings on.
@@ -50,21 +50,22 @@ pub enum LogFormat {
     /// For people.
     #[default]
     Text,
-    /// An object on each line, for programs.
+    /// A JSON object on each line, for programs.
     Json,
 }
 
-/// Reads from HASHFINDER_LOG how much is logged.
+/// Reads the filter of the log from the variable HASHFINDER_LOG.
 ///
 /// # Errors
 ///
-/// If that is not a filter.
+/// If the value is not a filter.
 pub fn filter() -> Result<EnvFilter> {
-    // An empty variable counts as none, as everywhere.
+    // An empty variable counts as unset, as everywhere.
     let text = std::env::var("HASHFINDER_LOG").ok();
     let text = text.filter(|text| !text.is_empty());
     let text = text.unwrap_or_else(|| "info".to_owned());
-    // A word that is no level would be a target's name, which nobody means and which logs nothing.
+    // A word that is not a level would be the name of a target. Users do not mean that, and it logs
+    // nothing.
     let mut words = text.split(',').filter(|part| !part.contains(['=', '[']));
     let has_levels = words.all(|word| word.parse::<LevelFilter>().is_ok());
     let filter = text.parse().ok().filter(|_| has_levels);
@@ -76,28 +77,29 @@ pub fn filter() -> Result<EnvFilter> {
     })
 }
 
-/// Whether a line of this level may be there at all, whatever is asked for. Below warnings the
-/// libraries may tell what comes over a connection, credentials among it.
+/// Whether a line of this level may be logged at all, whatever the filter says. Below warnings,
+/// libraries may log what is sent over a connection, including credentials.
 fn may_be_told(target: &str, level: Level) -> bool {
     let from = target.split_once("::").map_or(target, |(from, _)| from);
     OURS.contains(&from) || level <= Level::WARN
 }
 
-/// A duration as the log's fields have it, whose names end with the unit: a number, so that programs need not
-/// read a text; to a microsecond, so that people can.
+/// Returns a duration for a field of the log, whose name ends with the unit. It is a number, so
+/// that programs need not parse text, and has no more than three decimals, so that people can read
+/// it.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
-/// Sends what the filter lets through to stderr, until the result is dropped.
+/// Writes what the filter lets through to stderr, until the result is dropped.
 ///
 /// # Errors
 ///
-/// If there is no thread for it.
+/// If its thread cannot be started.
 ///
 /// # Panics
 ///
-/// If this process has a log already.
+/// If this process already has a log.
 pub fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
     let lines = Lines(Arc::default());
     let writer = lines.clone();
@@ -119,10 +121,10 @@ pub fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
             subscriber.finish().with(cap).init();
         }
     }
-    // A panic is a line in the log like any other, and waits for nobody either.
+    // A panic is logged like any other line, without waiting for the reader.
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = Backtrace::capture();
-        // What was put together at run time may quote what somebody has sent.
+        // A message that was formatted at run time may quote a request, so it is not logged.
         let fixed = panic.payload().downcast_ref::<&'static str>();
         let location = panic.location().map(tracing::field::display);
         tracing::error!(panic = fixed, location, %backtrace, "panic");
@@ -130,23 +132,23 @@ pub fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
     Ok(Log(lines))
 }
 
-/// The log, for as long as it is written.
+/// The log. Dropping it waits up to a second until the last lines are written.
 pub struct Log(Lines);
 
 impl Log {
-    /// Counts the lines that nobody reads.
+    /// Returns the counter of lost lines.
     #[must_use]
     pub fn lost_lines(&self) -> LostLines {
         LostLines(self.0.clone())
     }
 }
 
-/// The count of lost lines; clones are the same.
+/// Counts lost lines. Clones share the count.
 #[derive(Clone)]
 pub struct LostLines(Lines);
 
 impl LostLines {
-    /// How many lines were dropped because nobody read them.
+    /// Returns how many lines were lost because stderr was not read.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.lock().lost
@@ -169,16 +171,16 @@ impl Drop for Log {
     }
 }
 
-/// Lines that wait to be written; clones are the same.
+/// Lines that wait to be written. Clones share them.
 #[derive(Clone)]
 struct Lines(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when the first line comes, and at the end.
+    /// Signalled when the first line is added, and when the log is closed.
     came: Condvar,
-    /// Signalled when all that there was has been written.
+    /// Signalled when a batch of lines has been written.
     written: Condvar,
 }
 
@@ -195,7 +197,7 @@ impl Lines {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what comes, until it is closed.
+    /// Writes lines as they arrive, until the log is closed.
     fn write_to(&self, mut sink: impl Write) {
         let mut lines = Vec::new();
         loop {
@@ -222,7 +224,8 @@ impl Lines {
         }
     }
 
-    /// Writes as much as it can; gives how much that was. Nobody is there who could be told of a failure.
+    /// Writes as much as possible. Returns the number of bytes written. A failure cannot be
+    /// reported.
     fn write(&self, lines: &[u8], sink: &mut impl Write) -> usize {
         let mut written = 0;
         while written < lines.len() {
@@ -230,7 +233,7 @@ impl Lines {
                 Ok(0) => break,
                 Ok(count) => written += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A pipe that somebody has made so, and which is full.
+                // A full pipe that another process has made non-blocking.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let open = |state: &mut State| !state.is_closed;
                     let waited = self.0.came.wait_timeout_while(self.lock(), PACE, open);
@@ -254,7 +257,7 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 impl Write for Lines {
-    /// Takes a whole line, as the subscriber gives them.
+    /// Adds a line. The subscriber passes whole lines.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut state = self.lock();
         if state.waiting.len() + line.len() > MOST_WAITING {
@@ -280,7 +283,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// Passes on what it is given, when it is asked for.
+    /// A sink whose writes wait until the test receives them.
     struct Slow(mpsc::SyncSender<Vec<u8>>);
 
     impl Write for Slow {
@@ -318,7 +321,8 @@ mod tests {
     #[test]
     fn lines_come_whole_and_in_order_and_the_rest_is_counted() {
         let lines = Lines(Arc::default());
-        // Nobody reads until all were written, so only so many are kept.
+        // The test reads nothing before all lines were written, so the log keeps only a part of
+        // them.
         let (sender, read) = mpsc::sync_channel(0);
         let writer = lines.clone();
         let thread = thread::spawn(move || writer.write_to(Slow(sender)));

@@ -62,8 +62,9 @@ use crate::{
     trace,
 };
 
-/// How much the threads that search step back behind those that answer, which take a core for microseconds: so
-/// that nobody waits for the rest of somebody else's slice. Where nothing else wants the cores it costs nothing.
+/// Niceness of the threads that search. The threads that answer calls take a core for microseconds,
+/// and should not wait until a slice of another call ends. If no other thread wants the cores, the
+/// niceness costs nothing.
 const SEARCH_NICENESS: i32 = 5;
 
 /// Maximum time for a call that a drain has stopped to send its cursor. Its search stops within a slice, so nearly
@@ -86,7 +87,7 @@ pub enum StartError {
     /// The settings are wrong, or a file that they name.
     #[error("{0:#}")]
     Settings(anyhow::Error),
-    /// The system does not give what the server needs, such as a port or a thread.
+    /// The system does not provide what the server needs, such as a port or a thread.
     #[error("{0:#}")]
     System(anyhow::Error),
 }
@@ -233,7 +234,7 @@ impl Checked {
         };
         let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
         let rate_limits = RateLimits::new(address_limits(&settings));
-        // Searches are what a drain waits for. Who watches our health is told of it and let go last.
+        // A drain waits for searches. Health watches are informed of it, and closed last.
         let refused = counts.clone();
         let drain = Drain::with_status(move || {
             let error = CallError::Draining(None);
@@ -315,12 +316,12 @@ impl Checked {
     }
 }
 
-/// Says where the server would listen.
+/// Shows where the server would listen.
 impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::Nowhere => f.write_str("nowhere")?,
-            // There is one, or the host would be unknown.
+            // There is at least one address: a host without any is an error.
             Place::Tcp(addresses, _) => addresses.first().map_or(Ok(()), |first| first.fmt(f))?,
             Place::Unix(path) => write!(f, "unix:{}", path.display())?,
         }
@@ -337,7 +338,7 @@ impl fmt::Debug for Checked {
     }
 }
 
-/// What a drain had to do, and what it could not.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DrainReport {
     /// How many calls outlasted the grace period and were stopped.
@@ -376,9 +377,9 @@ pub struct Server {
     health: HealthReporter,
     drain_grace: Duration,
     lost_lines: Arc<OnceLock<LostLines>>,
-    /// What goes on as long as the server: the metrics port, and the search for streams that are not read.
+    /// Tasks that run as long as the server: the metrics port, and the checks for unread responses.
     _tasks: JoinSet<()>,
-    /// Each has threads of its own, so that keys are revoked while certificates cannot be read.
+    /// Each has its own threads, so that keys are revoked even while certificates cannot be read.
     _watches: [Option<Watch>; 2],
 }
 
@@ -395,7 +396,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If the settings are wrong, or the system does not give what the server needs.
+    /// If the settings are wrong, or the system does not provide what the server needs.
     ///
     /// # Panics
     ///
@@ -538,11 +539,11 @@ fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
     let workers = settings.searches.workers;
     let workers = workers.or_else(|| thread::available_parallelism().ok());
     let wanted = workers.map_or(1, usize::from);
-    // The threads that are started later have to find room as well.
+    // Leaves room for the threads that are started later.
     let free = startable(wanted + Server::THREADS);
     let workers = wanted.min(free.saturating_sub(Server::THREADS)).max(1);
     let limits = hashfinder_search::Limits {
-        // RPCs have a limit of their own, whose permits are waited for.
+        // RPCs have their own limit, with permits that calls wait for.
         searches: usize::MAX,
         searches_per_client: settings.searches.searches_of_client(),
         hashes_per_second_per_client: settings.searches.hashes_per_second_of_client,
@@ -552,7 +553,8 @@ fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
     let started = Instant::now();
     let clock = move || started.elapsed();
     let start = thread::Builder::new().spawn(move || {
-        // Threads begin as nice as the one that starts them. If the system does not let us, all are alike.
+        // A thread inherits the niceness of the thread that starts it. If the system does not allow
+        // this change, all threads have the same niceness.
         let _ = setpriority_process(None, SEARCH_NICENESS);
         Engine::with_limits(workers, kernel, clock, limits)
     });
@@ -646,8 +648,9 @@ fn warn_if_exposed(listener: &Listener) -> Result<()> {
     Ok(())
 }
 
-/// Who sees and cancels the searches of all clients: those who were named and, where clients are users,
-/// whoever runs this server, and root, who can do to it what they like anyway.
+/// Returns the clients that may see and cancel the searches of all clients: the configured ones
+/// and, on a Unix socket, root and the user who runs the server. These two can control its process
+/// anyway.
 fn operators(settings: &Settings, owner: Option<u32>) -> HashSet<ClientName> {
     const ROOT: u32 = 0;
     let users = owner.into_iter().flat_map(|owner| [owner, ROOT]);

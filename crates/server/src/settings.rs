@@ -43,11 +43,11 @@ pub struct Settings {
     pub operators: Vec<ClientName>,
     /// Where it sends spans of calls. Default: nowhere.
     pub traces: Option<Traces>,
-    /// What searches may cost, and what runs them.
+    /// Limits of searches, and the threads and the kernel that run them.
     pub searches: Searches,
-    /// What an address may do before authentication.
+    /// Limits of calls before authentication.
     pub calls: Calls,
-    /// What connections may do.
+    /// Limits of connections.
     pub connections: transport::Settings,
     /// Grace period for open calls during a drain. Default: 5 s, which is enough for calls that are nearly
     /// done; the others get a cursor.
@@ -135,7 +135,7 @@ pub struct Traces {
     pub share: f64,
 }
 
-/// What searches may cost, and what runs them.
+/// Limits of searches, and the threads and the kernel that run them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Searches {
     /// Number of threads that search. Default: one for each core.
@@ -192,7 +192,7 @@ impl Searches {
     }
 }
 
-/// Which code says that a hash budget is spent.
+/// Status code for a spent hash budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BudgetStatus {
     /// CANCELLED, as the reference server does.
@@ -202,7 +202,7 @@ pub enum BudgetStatus {
     ResourceExhausted,
 }
 
-/// What an address may do before authentication.
+/// Limits of calls before authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Calls {
     /// Maximum number of calls that an address begins in a second, and at once. Default: 5,000, which is an

@@ -1,7 +1,8 @@
-//! One span a call, for a collector that speaks OTLP.
+//! One span per call, for an OTLP collector.
 //!
-//! The caller's trace is gone on with where there is one (W3C Trace Context). A span holds what the
-//! program knows of a call, and nothing of what was sent but the caller's trace: no name, no header.
+//! A span continues the caller's trace, if there is one (W3C Trace Context). It holds what the
+//! server knows about a call. Of what the client sent, it holds only the trace context: no searched
+//! name, no header.
 
 use std::{
     collections::HashSet,
@@ -35,30 +36,30 @@ use opentelemetry_sdk::{
 };
 use tonic::{Code, transport::Endpoint};
 
-/// How many spans may wait for the collector: a few megabytes, and a second's worth at a few thousand calls
-/// a second. More are dropped, and counted.
+/// Maximum number of spans that wait for the collector: a few megabytes, and one second's worth at
+/// a few thousand calls a second. Further spans are dropped and counted.
 const MOST_WAITING: usize = 4096;
 
-/// How many spans are sent at a time, which is what collectors expect.
+/// Maximum number of spans in a batch. Collectors expect this size.
 const BATCH: usize = 512;
 
-/// How long spans are collected before they are sent, if they do not fill a batch before.
+/// How long spans are collected before they are sent. A full batch is sent earlier.
 const PACE: Duration = Duration::from_secs(1);
 
-/// How long the collector may take for a batch, or to be connected to.
+/// Timeout for connecting to the collector, and for sending a batch.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long, at the end, the last spans may take.
+/// Maximum time to send the last spans at the end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// Maximum length of a `tracestate` that is passed on, in bytes. Trace Context requires at least this much; a longer
 /// one would be a way to fill the memory of the server and the collector.
 const MAX_STATE_LEN: usize = 512;
 
-/// Maximum number of members of a `tracestate`, as Trace Context has it.
+/// Maximum number of members of a `tracestate`, as Trace Context defines it.
 const MAX_STATE_MEMBERS: usize = 32;
 
-/// Spans of calls, on their way to a collector; clones are the same.
+/// Spans of calls, on their way to a collector. Clones share the queue and the counts.
 #[derive(Clone)]
 pub(crate) struct Traces(Arc<Shared>);
 
@@ -69,14 +70,15 @@ struct Shared {
 }
 
 impl Traces {
-    /// Sends spans to the collector at this address, whether or not one is there already. Of the calls
-    /// that bring no trace with them, this share is traced. It has to be called in a runtime.
+    /// Sends spans to the collector at this address, whether or not it can be reached yet. `share`
+    /// is the share of the calls without a trace context that are traced. Must be called in a
+    /// runtime.
     ///
     /// # Errors
     ///
-    /// If spans cannot be sent there, or there is no thread for them.
+    /// If spans cannot be sent to such an address, or no thread can be started.
     pub(crate) fn to(collector: &Uri, share: f64) -> Result<Traces> {
-        // The processor panics where it cannot start its thread.
+        // The processor panics if it cannot start its thread.
         ensure!(startable(1) == 1, NO_THREAD);
         let channel = Endpoint::from(collector.clone())
             .connect_timeout(PATIENCE)
@@ -122,7 +124,8 @@ impl Traces {
         })))
     }
 
-    /// A call has begun; gives its span, unless nobody would ever hear of it.
+    /// Starts the span of a call. Returns `None` if the call is traced neither here nor by its
+    /// caller.
     pub(crate) fn begin(
         &self,
         service: &Arc<str>,
@@ -151,8 +154,8 @@ impl Traces {
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
         let span = self.0.tracer.build_with_context(span, &parent);
-        // One that is not recorded has its caller's trace, which others may record; or one of its own, which
-        // is nobody's.
+        // A span that is not recorded may belong to its caller's trace, which other services may
+        // record. Without a caller's trace, no service records its trace.
         let is_known = span.is_recording() || parent.span().span_context().is_valid();
         is_known.then(|| {
             CallSpan(Arc::new(Open {
@@ -163,13 +166,14 @@ impl Traces {
         })
     }
 
-    /// Sends what there is, in bounded time; spans that end from now on are lost. Dropping the future does not
-    /// keep it from being sent.
+    /// Sends the waiting spans, in bounded time. Spans that end from now on are lost. The spans are
+    /// sent even if the future is dropped.
     pub(crate) async fn flush(&self) {
         self.close(LAST_WORDS).await;
     }
 
-    /// Sends nothing any more. Without this, the last one who lets go of the spans would wait for the collector.
+    /// Stops sending: the waiting spans are lost. Without this, dropping the last clone would wait
+    /// for the collector.
     pub(crate) async fn abandon(&self) {
         self.close(Duration::ZERO).await;
     }
@@ -177,19 +181,19 @@ impl Traces {
     async fn close(&self, within: Duration) {
         let provider = self.0.provider.clone();
         let closing = move || provider.shutdown_with_timeout(within);
-        // What could not be sent is counted, and there is nothing else to do about it.
+        // Spans that could not be sent are counted. Nothing else can be done about them.
         let _ = aside("spans", closing).await;
         self.0.counts.give_up();
     }
 
-    /// How many spans were dropped because the collector did not take them.
+    /// Returns how many spans were dropped because the collector did not take them.
     pub(crate) fn lost(&self) -> u64 {
         self.0.counts.lost.load(Ordering::Relaxed)
     }
 }
 
-/// The span of a call under way. It ends when the call did, and is sent when the last clone is gone, so
-/// that the work can tell what it cost, which it knows a little later.
+/// The span of an open call. It ends when the call ends, and is sent when the last clone is
+/// dropped: the cost of the search is known a little later than the end of the call.
 #[derive(Clone)]
 pub(crate) struct CallSpan(Arc<Open>);
 
@@ -199,7 +203,7 @@ struct Open {
     ended_at: OnceLock<SystemTime>,
 }
 
-/// What a search cost, as its span tells it.
+/// The cost of a search, for its span.
 pub(crate) struct Search<'a> {
     pub(crate) id: Option<&'a str>,
     pub(crate) cause: String,
@@ -210,19 +214,19 @@ pub(crate) struct Search<'a> {
 }
 
 impl CallSpan {
-    /// By which the call's trace is known everywhere.
+    /// Returns the id of the call's trace.
     pub(crate) fn trace(&self) -> TraceId {
         self.0.trace
     }
 
-    /// The call has ended. The first end counts.
+    /// Sets the end of the call. Only the first end counts.
     pub(crate) fn end(&self, code: Code) {
         if self.0.ended_at.set(SystemTime::now()).is_err() {
             return;
         }
         let mut span = self.lock();
         span.set_attribute(KeyValue::new("rpc.grpc.status_code", code as i64));
-        // Those that OpenTelemetry counts as the server's fault.
+        // The codes that OpenTelemetry counts as server errors.
         if let Code::Unknown
         | Code::DeadlineExceeded
         | Code::Unimplemented
@@ -234,7 +238,7 @@ impl CallSpan {
         }
     }
 
-    /// The call's search is over.
+    /// Adds the cost of the call's search.
     pub(crate) fn searched(&self, search: Search<'_>) {
         let mut span = self.lock();
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
@@ -296,7 +300,7 @@ impl<'a> Caller<'a> {
     }
 }
 
-/// The `tracestate` of these headers, unless it is too long or broken.
+/// Returns the `tracestate` of these headers, unless it is too long or broken.
 fn state(headers: &HeaderMap) -> Option<String> {
     let mut state = String::new();
     for more in headers.get_all("tracestate") {
@@ -311,9 +315,9 @@ fn state(headers: &HeaderMap) -> Option<String> {
     is_state(&state).then_some(state)
 }
 
-/// Whether this is a list of a `tracestate`
-/// (W3C Trace Context, section 3.3, <https://www.w3.org/TR/trace-context/#tracestate-header>). The library checks
-/// a part of it: it also takes empty keys and values, keys that occur twice, and it cuts long lists.
+/// Whether this is a valid `tracestate` (W3C Trace Context, section 3.3,
+/// <https://www.w3.org/TR/trace-context/#tracestate-header>). The library checks only a part of
+/// that: it accepts empty keys and values and duplicate keys, and it cuts long lists.
 fn is_state(list: &str) -> bool {
     let blanks = [' ', '\t'];
     let members = list.split(',').map(|member| member.trim_matches(blanks));
@@ -360,12 +364,12 @@ impl Extractor for Caller<'_> {
     }
 }
 
-/// What became of spans.
+/// Numbers of spans, by what happens to them.
 #[derive(Debug, Default)]
 struct Counts {
-    /// In the queue, which the batches are taken from.
+    /// Spans in the queue from which batches are taken.
     waiting: AtomicUsize,
-    /// In the batch that is on its way.
+    /// Spans in the batch that is being sent.
     under_way: AtomicUsize,
     lost: AtomicU64,
     /// Whether the last batch was lost.
@@ -373,7 +377,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// A place in the queue, if there is one.
+    /// Takes a place in the queue. Returns whether there was one.
     fn take_place(&self) -> bool {
         let more = |waiting| (waiting < MOST_WAITING).then_some(waiting + 1);
         let taken = (self.waiting).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -384,13 +388,13 @@ impl Counts {
         self.lost.fetch_add(spans as u64, Ordering::Relaxed);
     }
 
-    /// A batch has left the queue.
+    /// Moves a batch out of the queue.
     fn send(&self, spans: usize) {
         self.under_way.store(spans, Ordering::Relaxed);
         self.waiting.fetch_sub(spans, Ordering::Relaxed);
     }
 
-    /// The batch was taken, or is lost.
+    /// Ends the sending of the batch. Unless `is_taken`, its spans are lost.
     fn sent(&self, is_taken: bool) {
         let spans = self.under_way.swap(0, Ordering::Relaxed);
         if !is_taken {
@@ -398,15 +402,15 @@ impl Counts {
         }
     }
 
-    /// What has not been taken by now is lost.
+    /// Counts all spans as lost that were not taken by now.
     fn give_up(&self) {
         self.sent(false);
         self.lose(self.waiting.swap(0, Ordering::Relaxed));
     }
 }
 
-/// Lets no more spans into the queue than have room, and counts the others, which the queue itself would only
-/// do for its own log.
+/// Lets spans into the queue only while it has room, and counts the others. The queue itself would
+/// count them only for its own log.
 #[derive(Debug)]
 struct CountingProcessor {
     inner: BatchSpanProcessor,
@@ -439,7 +443,8 @@ impl SpanProcessor for CountingProcessor {
     }
 }
 
-/// Counts what the collector does not take, and tells the log once when that begins and when it ends.
+/// Counts the spans that the collector does not take. Logs once when that begins, and once when it
+/// ends.
 #[derive(Debug)]
 struct CountingExporter {
     inner: opentelemetry_otlp::SpanExporter,
@@ -596,7 +601,7 @@ mod tests {
         counts.sent(true);
         counts.send(BATCH);
         counts.give_up();
-        // Whatever becomes of it now.
+        // The late result of the batch changes nothing.
         counts.sent(false);
         let lost = counts.lost.load(Ordering::Relaxed);
         assert_eq!(lost, (MOST_WAITING - BATCH + 1) as u64);

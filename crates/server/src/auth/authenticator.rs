@@ -1,4 +1,5 @@
-//! Tells who makes a call, by the peer of its connection and the credentials of its request.
+//! Identifies the caller of a call, by the peer of its connection and the credentials of its
+//! request.
 
 use std::{collections::HashSet, io, sync::Arc, time::SystemTime};
 
@@ -16,7 +17,7 @@ use crate::auth::{
     settings::Settings,
 };
 
-/// Who is believed to be whom, and who is an operator.
+/// The credentials that are accepted, and the clients that are operators.
 #[derive(Debug)]
 pub(crate) struct Auth {
     pub(super) keys: Option<Arc<Keys>>,
@@ -26,12 +27,12 @@ pub(crate) struct Auth {
 }
 
 impl Auth {
-    /// Reads the files that the settings name; `takes_certificates` if connections have certificates of their clients,
-    /// which were found good.
+    /// Reads the files that the settings name. `takes_certificates` is whether connections have
+    /// verified client certificates.
     ///
     /// # Errors
     ///
-    /// If a file cannot be read or is wrong, or settings do not go together.
+    /// If a file cannot be read or is wrong, or settings do not fit together.
     pub(crate) fn load(settings: &Settings, takes_certificates: bool) -> Result<Auth> {
         let keys = settings.api_keys.clone().map(Keys::load);
         Ok(Auth {
@@ -42,12 +43,12 @@ impl Auth {
         })
     }
 
-    /// Who is an operator whatever else is known of them.
+    /// Sets the clients that are operators, whatever role their credentials have.
     pub(crate) fn with_operators(self, operators: HashSet<ClientName>) -> Auth {
         Auth { operators, ..self }
     }
 
-    /// Whether there are credentials, so that those who come over a network have to show one.
+    /// Whether any kind of credential is configured. If so, callers over a network need one.
     pub(crate) fn is_configured(&self) -> bool {
         self.keys.is_some() || self.tokens.is_some() || self.takes_certificates
     }
@@ -73,7 +74,8 @@ impl Auth {
         }
         let certificate = peer.and_then(|peer| peer.certificate.as_deref());
         let certificate = certificate.filter(|_| self.takes_certificates);
-        // Without a good one there would be no connection today, whatever else is shown on it.
+        // With an invalid certificate, the connection would be rejected today, whatever other
+        // credential the call has.
         if let Some(certificate) = certificate.filter(|certificate| !certificate.is_good()) {
             return Err(Rejection::Rejected {
                 why: "a certificate that has expired, or whose authority is gone",
@@ -92,7 +94,7 @@ impl Auth {
         Ok(self.with_role(name, Role::User, None))
     }
 
-    /// A token has three parts, a key two.
+    /// Verifies a bearer credential. A token has three parts, a key has two.
     pub(super) fn bearer(&self, credential: &str, now: SystemTime) -> Result<Principal, Rejection> {
         let dots = credential.bytes().filter(|byte| *byte == b'.').count();
         match (dots, &self.keys, &self.tokens) {

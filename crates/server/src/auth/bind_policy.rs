@@ -1,14 +1,14 @@
-//! Where a server may listen that does not know its clients, or that others can read along with.
+//! Where a server may listen without authentication or TLS.
 
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 
-/// Whether a server that can be reached at these addresses may listen there.
+/// Checks that a server that can be reached at these addresses may listen there.
 ///
 /// # Errors
 ///
-/// If it lacks TLS or authentication, and somebody on another machine could reach it.
+/// If it lacks TLS or authentication, and other machines could reach it.
 pub(crate) fn check_bind_policy(
     addresses: &[SocketAddr],
     has_tls: bool,

@@ -1,10 +1,10 @@
-//! What a request shows of who makes it.
+//! The credentials that a request contains.
 
 use hashfinder_transport::ClientName;
 use http::{HeaderMap, HeaderValue, header};
 
-/// The longest credential that is looked at, in bytes. Tokens with many claims have two or three kibibytes,
-/// and all headers together may not be much longer than this.
+/// Maximum length of a credential, in bytes. Tokens with many claims have 2 or 3 KiB. By default,
+/// the limit on all headers together is twice this.
 pub(super) const MAX_CREDENTIAL_LEN: usize = 8 << 10;
 
 /// Why a caller is not authenticated.
@@ -30,7 +30,7 @@ impl Rejection {
 pub(super) struct Credentials(pub(super) Vec<HeaderValue>);
 
 impl Credentials {
-    /// Takes them out of the request, so that nothing that comes later can tell them.
+    /// Takes the headers out of the request, so that no later code can leak them.
     pub(super) fn taken_from(headers: &mut HeaderMap) -> Credentials {
         match headers.entry(header::AUTHORIZATION) {
             header::Entry::Vacant(_) => Credentials(Vec::new()),
@@ -41,12 +41,12 @@ impl Credentials {
         }
     }
 
-    /// Whether there are none.
+    /// Whether the request has no such header.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The bearer's credential, if there is any.
+    /// Returns the bearer credential, if there is one.
     pub(super) fn bearer(&self) -> Result<Option<&str>, Rejection> {
         let value = match &self.0[..] {
             [] => return Ok(None),

@@ -1,4 +1,4 @@
-//! What the fuzzer asks of credentials.
+//! The fuzz target for credentials.
 
 use std::{
     env, fs, process,
@@ -17,24 +17,24 @@ const SECRET: &[u8] = b"what the issuer of the tokens knows";
 
 const AUDIENCE: &str = "hashfinder";
 
-/// When the tokens are looked at, in seconds since 1970.
+/// When the tokens are checked, in seconds since 1970.
 const NOW: u64 = 1_900_000_000;
 
-/// A server's, with one key and one issuer.
+/// The authentication of a server, with one key and one issuer.
 struct Door {
     auth: Auth,
-    /// What the key's bearer shows.
+    /// The credential of the key's bearer.
     key: String,
 }
 
-/// Shows a server a credential, or gives it a file of keys. The first byte says what the others are: an
-/// `authorization` header; by how much a key is bent that was right; the header and the claims of a token that
-/// the issuer signs, with a line's end between; or a file of keys.
+/// Checks a credential, or parses a file of keys. The first byte selects what the others are: an
+/// `authorization` header; a mask that is XORed with the valid key; the header and the claims of a
+/// token that the issuer signs, separated by a newline; or a file of keys.
 ///
 /// # Panics
 ///
-/// If anybody is let in but the bearer of the key and whom the issuer's claims name, here and now; if the key
-/// is not let in; or if a file of keys is not read back as it was.
+/// If a credential is accepted that is neither the key nor a valid token of the issuer; if the key
+/// is rejected; or if a file of keys is not read back as it was.
 pub fn credential(data: &[u8]) {
     static DOOR: LazyLock<Door> = LazyLock::new(Door::new);
     let Some((kind, data)) = data.split_first() else {
@@ -64,7 +64,7 @@ impl Door {
             ..Settings::default()
         };
         let auth = Auth::load(&arguments, false).expect("the files are right");
-        // All that counts was read.
+        // Everything that matters has been read.
         let _ = fs::remove_dir_all(&folder);
         Door { auth, key }
     }
@@ -75,7 +75,7 @@ impl Door {
         };
         let shows = value.to_str().is_ok_and(|text| text.contains(&self.key));
         let principal = self.auth.principal(None, &Credentials(vec![value]));
-        // Nobody who is not the issuer can sign anything.
+        // The input cannot have a signature of the issuer.
         assert!(principal.is_err() || shows, "{principal:?}");
     }
 

@@ -1,7 +1,7 @@
 //! JSON web tokens (RFC 7519), signed by one issuer whose keys are configured.
 //!
-//! What a token says of itself decides nothing: its algorithm only chooses among the keys that an
-//! operator has put together with that algorithm, so that no public key ever serves as a secret.
+//! A token does not choose how it is verified. Its algorithm only selects among the keys that the
+//! operator has configured for that algorithm, so a public key never serves as a shared secret.
 
 use std::{
     fmt,
@@ -23,20 +23,20 @@ use spki::{ObjectIdentifier, SubjectPublicKeyInfoRef, der::pem};
 
 use crate::auth::{algorithm::Algorithm, settings::Settings};
 
-/// By how much the clocks of the issuer and of this server may differ.
+/// Maximum difference between the clocks of the issuer and of this server.
 const LEEWAY: Duration = Duration::from_secs(30);
 
-/// How many keys an issuer may have: those that are being replaced, and a few to come. Each may be tried for a
-/// token.
+/// Maximum number of keys of an issuer: the ones that are being replaced, and a few future ones.
+/// All of them may be tried for one token.
 const MAX_KEYS: usize = 16;
 
-/// The longest file of keys, in bytes: sixteen of the longest RSA keys take half of it.
+/// Maximum size of a file of keys, in bytes. Sixteen RSA keys of maximum length take half of it.
 const MAX_FILE_LEN: u64 = 64 << 10;
 
-/// The shortest shared secret, in bytes: as long as what HS256 makes, as RFC 7518 wants it.
+/// Minimum length of a shared secret, in bytes: the output length of HS256, as RFC 7518 requires.
 const MIN_SECRET_LEN: usize = 32;
 
-/// What an algorithm checks with.
+/// How an algorithm verifies a token.
 enum Check {
     Signature(KeyKind, &'static dyn VerificationAlgorithm),
     Mac(hmac::Algorithm),
@@ -96,7 +96,7 @@ impl fmt::Debug for Verifier {
     }
 }
 
-/// What makes a token a good one.
+/// The keys and the claims that a valid token needs.
 #[derive(Debug)]
 pub(super) struct Tokens {
     verifiers: Vec<Verifier>,
@@ -105,7 +105,7 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// As the settings say; none if they say nothing of tokens.
+    /// Reads the keys that the settings name. Returns `None` if the settings do not mention tokens.
     pub(super) fn load(settings: &Settings) -> Result<Option<Tokens>> {
         let algorithms = &settings.jwt_algorithms;
         let verifiers = match (&settings.jwt_keys, &settings.jwt_secret) {
@@ -134,7 +134,7 @@ impl Tokens {
         }))
     }
 
-    /// Who the token says its bearer is, if it is to be believed; otherwise what the log is told.
+    /// Returns the client that a valid token names. Otherwise returns the cause, for the log.
     pub(super) fn verify(&self, token: &str, now: SystemTime) -> Result<ClientName, &'static str> {
         const MALFORMED: &str = "no token";
         let (signed, signature) = token.rsplit_once('.').ok_or(MALFORMED)?;
@@ -143,7 +143,7 @@ impl Tokens {
         let signature = signature.map_err(|_| MALFORMED)?;
         let header = json(header).ok_or(MALFORMED)?;
         let algorithm = header["alg"].as_str().ok_or(MALFORMED)?;
-        // Those are extensions that have to be understood, and none is.
+        // These are extensions that have to be understood, and this server supports none.
         if header.get("crit").is_some() {
             return Err("with extensions");
         }
@@ -159,7 +159,7 @@ impl Tokens {
         self.subject(&json(claims).ok_or(MALFORMED)?, now)
     }
 
-    /// Whom the claims are about, if they hold here and now.
+    /// Returns the client that the claims name, if they are valid now and for this server.
     fn subject(&self, claims: &Value, now: SystemTime) -> Result<ClientName, &'static str> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (now, leeway) = (now.as_secs_f64(), LEEWAY.as_secs_f64());
@@ -191,14 +191,14 @@ impl Tokens {
     }
 }
 
-/// An object, in base64.
+/// Decodes a JSON object from base64url.
 fn json(text: &str) -> Option<Value> {
     let text = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
     let value: Value = serde_json::from_slice(&text).ok()?;
     value.is_object().then_some(value)
 }
 
-/// The public keys in a file, each with those of the algorithms that suit it.
+/// Reads the public keys in a file. Returns each of them with each allowed algorithm that suits it.
 fn public(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
     let text = files::read(path, MAX_FILE_LEN)?;
     let text = String::from_utf8(text).context("it is no text")?;
@@ -219,7 +219,7 @@ fn public(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
     let mut verifiers = Vec::new();
     for (number, place) in places.iter().enumerate() {
         let end = places.get(number + 1).copied().unwrap_or(text.len());
-        // What stands between them, a comment for one, is not PEM's.
+        // Text between the keys, such as a comment, is not PEM.
         let block = &text[*place..end];
         let last = block.rfind("-----").map_or(block.len(), |last| last + 5);
         let (kind, key) = public_key(&block[..last])
@@ -245,14 +245,15 @@ fn public(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
     Ok(verifiers)
 }
 
-/// A public key, as `ring` wants it.
+/// Decodes a public key from PEM, for `ring`.
 fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
     const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
     const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
     const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
     const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
     const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
-    /// What a modulus of 2048 bits takes alone; with fewer RSA is not safe, and `ring` refuses it.
+    /// Length of a modulus of 2,048 bits, in bytes. RSA is not safe with a shorter one, and `ring`
+    /// rejects it.
     const RSA_LEN: usize = 256;
     let (label, der) = pem::decode_vec(text.as_bytes()).context("it is no PEM")?;
     ensure!(
@@ -271,7 +272,7 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
     };
     let is_whole = match kind {
         KeyKind::Rsa => key.len() > RSA_LEN,
-        // As two coordinates, with a byte before them that says so.
+        // Two coordinates, after a byte that says that they are not compressed.
         KeyKind::P256 => key.len() == 65,
         KeyKind::P384 => key.len() == 97,
         KeyKind::Ed25519 => key.len() == 32,
@@ -280,7 +281,7 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
     Ok((kind, key.to_vec()))
 }
 
-/// The shared secret in a file, with each of the algorithms.
+/// Reads the shared secret in a file. Returns it with each allowed algorithm that uses one.
 fn shared(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
     let (file, metadata) = files::open(path)?;
     let secret = files::contents(file, MAX_FILE_LEN)?;
@@ -292,14 +293,14 @@ fn shared(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
             "everybody on this machine can make tokens with this secret; chmod o= keeps them out"
         );
     }
-    // Editors put a line's end there.
+    // Editors append a newline.
     let secret = secret.strip_suffix(b"\n").unwrap_or(&secret);
     ensure!(
         secret.len() >= MIN_SECRET_LEN,
         "it has {} bytes; a secret has at least {MIN_SECRET_LEN}",
         secret.len()
     );
-    // Everybody knows those.
+    // Keys in PEM are usually public, so they must not serve as secrets.
     let begin = b"-----BEGIN ";
     ensure!(
         !secret.windows(begin.len()).any(|part| part == begin),

@@ -1,8 +1,8 @@
 //! API keys: `ID.SECRET`, of which a file keeps the SHA-256 of the secret.
 //!
-//! The file is TOML, for people to read and edit. Whoever changes it replaces it as a whole, and a server
-//! that uses it notices. A secret has 256 random bits, so that one round of SHA-256 without a salt hides it
-//! as well as any number of them would.
+//! The file is TOML, so that operators can read and edit it. Each change replaces the whole file,
+//! and a server that uses the file notices. A secret has 256 random bits, so a single round of
+//! SHA-256 without a salt hides it as well as many rounds would.
 
 use std::{
     collections::HashMap,
@@ -38,41 +38,43 @@ use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use crate::auth::{credentials::Rejection, revocation::Calls, role::Role};
 
-/// How many random bytes a secret has.
+/// Number of random bytes of a secret. The SHA-256 of a secret has the same length.
 const SECRET_LEN: usize = 32;
 
-/// How many random bytes the id of a new key has: enough that no two are ever the same, and few enough to
-/// read out.
+/// Number of random bytes of a new key's id: enough that no two ids are ever the same, and few
+/// enough to read aloud.
 const ID_LEN: usize = 8;
 
-/// The longest id, in characters, for those that people make up.
+/// Maximum length of an id, in characters. It applies to ids that operators choose themselves.
 const MAX_ID_LEN: usize = 64;
 
-/// The longest file, in bytes: some four thousand keys. More want an issuer of tokens.
+/// Maximum size of the file, in bytes: about 4,000 keys. For more clients, use an issuer of tokens.
 const MAX_FILE_LEN: u64 = 1 << 20;
 
-/// How often a server looks whether the file has changed. This is how long a revoked key is still good for.
+/// How often a server checks whether the file has changed. Normally this is how long a revoked key
+/// stays valid.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How many looks in a row a server skips because another process writes or locks the file. After that it reads
-/// the file all the same: a process that may only read it could otherwise keep revoked keys valid by a lock.
+/// Maximum number of consecutive checks that a server skips because another process writes or locks
+/// the file. After that it reads the file anyway. Otherwise a process with read permission could
+/// keep revoked keys valid by holding a lock.
 const MAX_SKIPPED_LOOKS: u32 = 3;
 
-/// The version of the file's form. A file that was cut off at its beginning has none.
+/// Version of the file format. A file that was truncated near its beginning lacks it.
 const VERSION: i64 = 1;
 
-/// What a new file begins with.
+/// Comment at the top of a new file.
 const HEADING: &str = "\
 # API keys of `hashfinder serve --api-keys`; `hashfinder keys --help` tells of them.
 # There is no secret in here: sha256 is that of a key's secret, in base64.
 ";
 
-/// What can be said of a key.
+/// The fields of a key.
 const FIELDS: [&str; 7] = [
     "id", "role", "created", "expires", "revoked", "comment", "sha256",
 ];
 
-/// A key's id: letters, digits, `-` and `_`. It is no secret.
+/// A key's id: letters, digits, `-` and `_`. It is not secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeyId(String);
 
@@ -84,7 +86,8 @@ impl FromStr for KeyId {
         if (1..=MAX_ID_LEN).contains(&text.len()) && text.chars().all(plain) {
             Ok(KeyId(text.to_owned()))
         } else {
-            // It does not repeat the text, for who gives the whole key by mistake.
+            // The message does not repeat the text: the user may have given the whole key by
+            // mistake.
             Err(format!(
                 "a key's id, which stands before the dot, has 1 to {MAX_ID_LEN} letters, digits, '-' and '_'"
             ))
@@ -98,16 +101,16 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// A key, as the file has it.
+/// A key, as stored in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// What names it; no secret.
+    /// Identifies the key. It is not secret.
     pub id: KeyId,
-    /// What its bearer may do.
+    /// The role of its bearer.
     pub role: Role,
     /// When it was created, if the file says so.
     pub created: Option<Timestamp>,
-    /// From when on it is not valid any more, if ever.
+    /// The time from which it is no longer valid, if any.
     pub expires: Option<Timestamp>,
     /// When it was revoked, if it was.
     pub revoked: Option<Timestamp>,
@@ -116,19 +119,19 @@ pub struct Entry {
     sha256: [u8; SECRET_LEN],
 }
 
-/// Whether a key is any good.
+/// Whether a key is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It is neither of the others.
+    /// Neither expired nor revoked.
     Valid,
-    /// Its time is over.
+    /// Its expiry time has passed.
     Expired,
-    /// It was revoked, whether or not its time is over.
+    /// It was revoked, whether or not it has expired as well.
     Revoked,
 }
 
 impl State {
-    /// Returns the word for it.
+    /// Returns the state's name.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -140,7 +143,7 @@ impl State {
 }
 
 impl Entry {
-    /// Returns whether it is valid at this time.
+    /// Returns its state at the time `now`.
     #[must_use]
     pub fn state(&self, now: Timestamp) -> State {
         if self.revoked.is_some() {
@@ -153,7 +156,7 @@ impl Entry {
     }
 
     fn read(table: &Table) -> Result<Entry> {
-        // One that is misspelt could be the expiry.
+        // An unknown field is an error: it could be the expiry, misspelt.
         let unknown = table.iter().find(|(field, _)| !FIELDS.contains(field));
         if let Some((field, _)) = unknown {
             bail!("{field:?} is none of a key's fields: {}", FIELDS.join(", "));
@@ -224,20 +227,20 @@ fn toml_time(time: Timestamp) -> Result<Item> {
     Ok(value(time.context("there is no such time in TOML")?))
 }
 
-/// A file of keys. What people have written around them stays as it is.
+/// A file of keys. Changes keep the comments and the formatting around the keys.
 pub struct KeyFile {
     document: DocumentMut,
     entries: Vec<Entry>,
 }
 
 impl KeyFile {
-    /// The keys, in the order of the file.
+    /// Returns the keys, in the order of the file.
     #[must_use]
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// As it would be written.
+    /// Returns the text that would be written.
     #[cfg(fuzzing)]
     pub(super) fn text(&self) -> String {
         self.document.to_string()
@@ -247,7 +250,7 @@ impl KeyFile {
     ///
     /// # Errors
     ///
-    /// If it cannot be read, or is wrong.
+    /// If it cannot be read, or is not a valid file of keys.
     pub fn read(path: &Path) -> Result<KeyFile> {
         let read = || KeyFile::parse(&text_of(&open_whole(path)?.0)?);
         read().with_context(|| format!("cannot use the API keys in {path:?}"))
@@ -266,7 +269,7 @@ impl KeyFile {
     }
 
     pub(super) fn parse(text: &str) -> Result<KeyFile> {
-        // What the parser says would quote the file.
+        // The parser's own message would quote the file.
         let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
             let before = error.span().and_then(|span| text.get(..span.start));
             let line = before.map_or(1, |before| before.matches('\n').count() + 1);
@@ -296,11 +299,13 @@ impl KeyFile {
         Ok(KeyFile { document, entries })
     }
 
-    /// Adds a key, and returns what its bearer shows: this is the only time that the secret is there.
+    /// Adds a key. Returns its id and the credential for its bearer. The secret cannot be read
+    /// later: the file has only its hash.
     ///
     /// # Errors
     ///
-    /// If the system gives no random numbers, its clock is beyond the calendar, or a time does not fit into the file.
+    /// If the system provides no random numbers, its clock is beyond the calendar, or a time does
+    /// not fit into the file.
     pub fn create(
         &mut self,
         role: Role,
@@ -337,13 +342,13 @@ impl KeyFile {
         Ok((id, credential))
     }
 
-    /// Revokes a key, and returns its state before; `None` if there is no such key.
+    /// Revokes a key. Returns its state before that, or `None` if there is no such key.
     ///
     /// # Errors
     ///
     /// If the file's table of keys cannot be changed.
     pub fn revoke(&mut self, id: &KeyId) -> Result<Option<State>> {
-        // A clock that is beyond the calendar must not keep a key valid.
+        // A clock beyond the calendar must not keep a key valid.
         let now = seconds(clock::now().unwrap_or(Timestamp::MAX))?;
         let Some(place) = self.entries.iter().position(|entry| entry.id == *id) else {
             return Ok(None);
@@ -359,7 +364,8 @@ impl KeyFile {
         Ok(Some(before))
     }
 
-    /// Changes a file of keys, or creates one. Waits while another process changes it.
+    /// Changes a file of keys. If `is_made`, creates the file if it is missing. Waits while another
+    /// process changes it.
     ///
     /// The file is replaced as a whole, so that a reader finds the old content or the new one. A new file is
     /// readable by its owner only; an old one keeps its owner and its mode, so that a server that could read it
@@ -375,7 +381,7 @@ impl KeyFile {
         is_made: bool,
         change: impl FnOnce(&mut KeyFile) -> Result<T>,
     ) -> Result<T> {
-        // What a link leads to is replaced, not the link.
+        // If the path is a symbolic link, its target is replaced, not the link.
         let path = match fs::canonicalize(path) {
             Err(error) if error.kind() == ErrorKind::NotFound && is_made => path.to_owned(),
             real => real.with_context(|| format!("cannot use the API keys in {path:?}"))?,
@@ -427,12 +433,13 @@ struct Old {
     metadata: Metadata,
 }
 
-/// Puts the text in the place of the file, by way of the file `new` in the same folder.
+/// Replaces the file at `path`: writes the text to the file `new` in the same folder, and renames
+/// that. If the file cannot be replaced, overwrites it.
 fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>) -> Result<()> {
     let written = write_new(new, text, old.map(|old| &old.metadata));
     let is_copied = written.is_ok();
     let Err(error) = written.and_then(|()| fs::rename(new, path)) else {
-        // The name is the folder's to keep.
+        // The rename is durable once the folder is synced.
         return Ok(folder.sync_all()?);
     };
     let mut is_damaged = false;
@@ -453,7 +460,7 @@ fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>
 }
 
 fn write_new(new: &Path, text: &str, old: Option<&Metadata>) -> io::Result<()> {
-    // A killed run can have left one.
+    // A killed run may have left this file.
     let _ = fs::remove_file(new);
     let mut file = OpenOptions::new()
         .write(true)
@@ -488,7 +495,7 @@ fn is_kept_in_place(error: &io::Error) -> bool {
 fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     file.lock()?;
-    // The folder's lock does not keep out a process that has the file mounted elsewhere.
+    // The lock on the folder does not exclude a process that has the file mounted elsewhere.
     ensure!(
         text_of(&file)? == old,
         "another process has changed it meanwhile; run the command again"
@@ -505,7 +512,8 @@ fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Resul
     Ok(written?)
 }
 
-/// Opens a file of keys once no other process overwrites it; it stays locked for as long as it is open.
+/// Opens a file of keys, once no other process overwrites it. The file stays locked while it is
+/// open.
 fn open_whole(path: &Path) -> io::Result<(File, Metadata)> {
     let (file, _) = files::open(path)?;
     // Fails only on a file system without locks, where no process can hold one.
@@ -514,13 +522,13 @@ fn open_whole(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
-/// The whole text, if it is not too long.
+/// Returns the whole text, if it is not too long.
 fn text_of(file: &File) -> Result<String> {
     let text = files::contents(file, MAX_FILE_LEN)?;
     String::from_utf8(text).context("it is not UTF-8")
 }
 
-/// Times in the file have no fractions, which nobody wants to read.
+/// Truncates a time to whole seconds, so that the file is easy to read.
 fn seconds(time: Timestamp) -> Result<Timestamp> {
     Ok(Timestamp::from_second(time.as_second())?)
 }
@@ -538,7 +546,7 @@ fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// The keys that a server takes, as its file has them.
+/// The keys that a server has loaded from its file.
 #[derive(Debug)]
 pub(super) struct Keys {
     path: PathBuf,
@@ -546,25 +554,25 @@ pub(super) struct Keys {
     seen: Mutex<Seen>,
 }
 
-/// What a server has seen of the file of its keys.
+/// What a server knows about its file of keys.
 #[derive(Debug, Default)]
 struct Seen {
-    /// The version that is loaded; none before the first.
+    /// The version of the file that is loaded; `None` before the first load.
     stamp: Option<Stamp>,
-    /// How many looks in a row were skipped.
+    /// Number of consecutive checks that were skipped.
     skipped: u32,
-    /// What is wrong with the file and was logged.
+    /// The problem with the file that was logged last, if it still exists.
     problem: Option<String>,
 }
 
-/// A key that a server takes.
+/// A loaded key, and the calls that use it.
 #[derive(Clone, Debug)]
 struct Key {
     entry: Entry,
     calls: Calls,
 }
 
-/// Whom a good key belongs to.
+/// What a valid key says about its bearer.
 #[derive(Debug)]
 pub(super) struct Verified {
     pub(super) client: ClientName,
@@ -598,7 +606,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Reads the file again whenever it has changed, until the watch is dropped.
+    /// Starts to watch the file: it is read again when it has changed, until the watch is dropped.
     pub(super) fn watch(self: &Arc<Keys>) -> io::Result<Watch> {
         let keys = Arc::clone(self);
         Watch::start("api-keys", LOOK_EVERY, move || keys.look_again())
@@ -625,7 +633,7 @@ impl Keys {
         }
     }
 
-    /// Reads the file if it has changed. What was loaded stays if there is anything wrong.
+    /// Reads the file if it has changed. If anything is wrong, the loaded keys stay.
     fn look(&self, seen: &mut Seen) -> Result<()> {
         let read = self.read_if_changed(seen);
         let read = read.with_context(|| format!("cannot use the API keys in {:?}", self.path))?;
@@ -636,7 +644,7 @@ impl Keys {
     }
 
     fn read_if_changed(&self, seen: &mut Seen) -> Result<Option<KeyFile>> {
-        // Nothing is opened for this, so a lease on the file stays as it is.
+        // This reads only the metadata: opening the file would break a lease on it.
         let skipped = mem::take(&mut seen.skipped);
         if seen.stamp == Some(Stamp::of(&fs::metadata(&self.path)?)) {
             return Ok(None);
@@ -645,7 +653,7 @@ impl Keys {
         let is_locked = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
         let before = Stamp::of(&file.metadata()?);
         let text = text_of(&file)?;
-        // An editor that overwrites the file has no lock.
+        // An editor that overwrites the file takes no lock, so the metadata is compared, too.
         let is_partial = is_locked || Stamp::of(&file.metadata()?) != before;
         if is_partial && seen.stamp.is_some() && skipped < MAX_SKIPPED_LOOKS {
             seen.skipped = skipped + 1;
@@ -656,7 +664,8 @@ impl Keys {
         Ok(Some(file))
     }
 
-    /// Takes these keys from now on, and ends the calls of those that are gone or have changed.
+    /// Replaces the loaded keys. Ends the calls of keys that were removed or revoked, or have
+    /// another secret or role.
     fn replace(&self, entries: Vec<Entry>) {
         let old = Arc::clone(&self.lock());
         let is_same = |old: &Entry, new: &Entry| {
@@ -680,14 +689,15 @@ impl Keys {
         let gone: Vec<&Key> = gone.collect();
         let count = new.len();
         *self.lock() = Arc::new(new);
-        // Nobody comes in with one of these any more.
+        // From here on, no new call is accepted with one of these keys.
         for key in &gone {
             key.calls.revoke();
         }
         tracing::info!(keys = count, gone = gone.len(), "API keys read");
     }
 
-    /// Whose key this is, if it is a good one. What is unknown takes as long as what is wrong.
+    /// Returns the client of a credential with a valid key. Checking an unknown key takes as long
+    /// as checking a wrong secret.
     pub(super) fn verify(&self, credential: &str, now: SystemTime) -> Result<Verified, Rejection> {
         let (id, secret) = credential.split_once('.').unwrap_or((credential, ""));
         let is_whole = BASE64_URL_SAFE_NO_PAD
@@ -701,7 +711,7 @@ impl Keys {
         let key = loaded.get(id);
         let expected = key.map_or([0; SECRET_LEN], |key| key.entry.sha256);
         let is_right = bool::from(hash.ct_eq(&expected));
-        // What is unknown may be anything, a secret for one, and is not repeated.
+        // An unknown id may be anything, even a secret, so it is not logged.
         let key = key.ok_or(Rejection::because("unknown key"))?;
         let client = ClientName::of_key(id).ok_or(Rejection::because("unknown key"))?;
         let now = clock::timestamp(now).unwrap_or(Timestamp::MAX);

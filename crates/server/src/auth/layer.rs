@@ -76,7 +76,7 @@ impl AuthLayer {
         Err((self.rejections).reject_because(error, method, peer, client.as_ref(), why))
     }
 
-    /// Returns who makes the call, or why it is rejected.
+    /// Returns the caller, or why the call is rejected.
     fn principal(
         &self,
         peer: Option<&Peer>,
@@ -227,7 +227,7 @@ mod tests {
             takes_certificates: true,
             ..auth(&[ClientName::of_nobody()])
         };
-        // What is configured takes no bearer's credential.
+        // With certificates configured, the bearer credential is checked, and rejected.
         assert_eq!(admit(strict), Err(Code::Unauthenticated));
     }
 }

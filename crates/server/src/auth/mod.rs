@@ -1,8 +1,9 @@
-//! Who makes a call, and what they may do.
+//! Who makes a call, and what the caller may do.
 //!
-//! A caller is a *principal*: a client's name, and a role. Behind a Unix socket the system says who it is.
-//! Elsewhere a credential does, once any kind of them is configured: an API key or a JSON web token in the
-//! `authorization` header, or the certificate of the connection. Without any, addresses are clients.
+//! A caller is a *principal*: a client's name, and a role. On a Unix socket, the system identifies
+//! the caller. Elsewhere a credential does, once any kind of them is configured: an API key or a
+//! JSON web token in the `authorization` header, or the certificate of the connection. Without any,
+//! clients are identified by their addresses.
 
 mod algorithm;
 mod authenticator;

@@ -1,4 +1,4 @@
-//! The calls that a credential has under way, which end when it is revoked.
+//! The open calls of a credential, which end when it is revoked.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use tonic_cancel::CallContext;
 
 use crate::errors::CallError;
 
-/// The calls that a credential has under way; clones are the same.
+/// The open calls of a credential. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Calls(Arc<Mutex<State>>);
 
@@ -23,7 +23,8 @@ struct State {
 }
 
 impl Calls {
-    /// Adds one, until it ends. If the credential was revoked in the meantime, it ends at once.
+    /// Adds a call, until it ends. If the credential was revoked in the meantime, the call ends at
+    /// once.
     pub(super) fn add(&self, context: &CallContext) {
         let mut state = self.lock();
         if state.is_revoked {
@@ -38,17 +39,17 @@ impl Calls {
         let calls = self.clone();
         context.add_callback(move |_| {
             let gone = calls.lock().contexts.remove(&number);
-            // Not with the lock held, for it may be the last of it.
+            // Dropped without the lock: this may be the last clone of the context.
             drop(gone);
         });
     }
 
-    /// Ends them all, and those to come.
+    /// Ends all calls, and the ones that are added later.
     pub(super) fn revoke(&self) {
         let mut state = self.lock();
         state.is_revoked = true;
         let contexts = mem::take(&mut state.contexts);
-        // Their callbacks come back here.
+        // The callbacks of the contexts take the lock.
         drop(state);
         contexts.values().for_each(end);
     }

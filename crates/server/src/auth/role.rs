@@ -1,17 +1,17 @@
-//! What somebody may do.
+//! What a caller may do.
 
-/// What somebody may do; each role may do what those before it may.
+/// What a caller may do. Each role includes the rights of the roles before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Searches, and sees and cancels its own searches.
     #[default]
     User,
-    /// Sees and cancels everybody's.
+    /// Sees and cancels the searches of all clients.
     Operator,
 }
 
 impl Role {
-    /// Every role, the least first.
+    /// All roles, the one with the fewest rights first.
     pub const ALL: [Role; 2] = [Role::User, Role::Operator];
 
     /// Returns its name, as files of keys have it.

@@ -1,4 +1,4 @@
-//! Who may call which method.
+//! The role that each method requires.
 
 use std::collections::HashMap;
 
@@ -8,16 +8,16 @@ use prost_types::FileDescriptorSet;
 
 use crate::auth::role::Role;
 
-/// Who may call a method at all. Whose searches they see and cancel then is the method's to decide.
+/// Which callers may call a method. The method itself decides whose searches they see and cancel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
-    /// Also who shows no credential, or a bad one: it is not looked at.
+    /// All callers. Credentials are not checked.
     Anyone,
-    /// Who has this role, or more.
+    /// Callers with at least this role.
     Needs(Role),
 }
 
-/// Every method of every service that there is. SECURITY.md has the same table for people.
+/// Every method of every service. SECURITY.md has the same table.
 pub(super) const RULES: [(&str, Rule); 11] = [
     ("hash_name.HashFinder/Find", Rule::Needs(Role::User)),
     ("hash_name.HashFinder/FindRange", Rule::Needs(Role::User)),
@@ -29,7 +29,7 @@ pub(super) const RULES: [(&str, Rule); 11] = [
         Rule::Needs(Role::User),
     ),
     ("hashfinder.v1.Finder/CancelSearch", Rule::Needs(Role::User)),
-    // Whoever balances the load has no credential, and learns no more than that there is a server.
+    // Load balancers have no credential, and learn only that there is a server.
     ("grpc.health.v1.Health/Check", Rule::Anyone),
     ("grpc.health.v1.Health/Watch", Rule::Anyone),
     (
@@ -42,7 +42,7 @@ pub(super) const RULES: [(&str, Rule); 11] = [
     ),
 ];
 
-/// What is for those who call what does not exist: strangers learn not even that.
+/// The rule for unknown methods. Callers without a credential do not learn which methods exist.
 const UNKNOWN: (&str, Rule) = ("unknown", Rule::Needs(Role::User));
 
 /// The rules of the services that a server has.
@@ -50,11 +50,11 @@ const UNKNOWN: (&str, Rule) = ("unknown", Rule::Needs(Role::User));
 pub(crate) struct Rules(HashMap<String, (&'static str, Rule)>);
 
 impl Rules {
-    /// For the services of these descriptors.
+    /// Creates the rules for the services of these descriptors.
     ///
     /// # Errors
     ///
-    /// If a method has no rule, or a rule no method, so that none is forgotten.
+    /// If a method has no rule, or a rule has no method. So no method is forgotten.
     pub(crate) fn new(descriptors: &[&[u8]]) -> Result<Rules> {
         Rules::of(&RULES, descriptors)
     }
@@ -85,12 +85,12 @@ impl Rules {
         Ok(Rules(of_paths))
     }
 
-    /// Whether who calls this path need not show who they are.
+    /// Whether the method at this path needs no credential.
     pub(crate) fn are_for_anyone(&self, path: &str) -> bool {
         self.of_path(path).1 == Rule::Anyone
     }
 
-    /// The method that a path is, and its rule. What does not exist is a method of its own.
+    /// Returns the method at a path, and its rule. All unknown methods are shown as one.
     pub(super) fn of_path(&self, path: &str) -> (&'static str, Rule) {
         self.0.get(path).copied().unwrap_or(UNKNOWN)
     }

@@ -1,4 +1,4 @@
-//! Who is let in with which credential.
+//! Which credentials are accepted.
 
 use std::{
     collections::HashSet,
@@ -27,7 +27,7 @@ use crate::auth::{
     keys::{KeyFile, KeyId, State},
 };
 
-/// A folder of its own for each test.
+/// A temporary folder of one test.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -71,7 +71,7 @@ fn revoke(path: &Path, id: &KeyId) -> Option<State> {
     KeyFile::change(path, false, |file| file.revoke(id)).unwrap()
 }
 
-/// The name and the role of who shows these headers, or what the log is told.
+/// Returns the name and the role of a caller with these headers, or the cause for the log.
 fn shown(auth: &Auth, values: &[&str]) -> Result<(String, Role), String> {
     let mut headers = HeaderMap::new();
     for value in values {
@@ -263,7 +263,7 @@ fn what_changes_counts_from_then_on() {
     assert_eq!(bearer(&auth, &added).unwrap().1, Role::Operator);
     assert!(first.is_active());
 
-    // A file that is wrong changes nothing, and neither does one that is gone.
+    // A file that is wrong or missing changes nothing.
     let good = fs::read_to_string(&path).unwrap();
     for bad in ["", "version = 1\n[[key]]\n", "version ="] {
         folder.write("keys.toml", bad);
@@ -279,14 +279,15 @@ fn what_changes_counts_from_then_on() {
     look();
     assert_eq!(bearer(&auth, &revoked), Err("revoked".to_owned()));
     assert!(!first.is_active());
-    // Who came in before, and begins only now, is too late.
+    // A call that was authenticated before and begins only now is cancelled at once.
     let late = CallContext::of(&Request::new(()));
     principal.begins(&late);
     assert!(!late.is_active());
     assert!(second.is_active() && bearer(&auth, &kept).is_ok());
 }
 
-/// A file that is a mount point is overwritten, which takes a moment: a server that read it then lost keys.
+/// A file that is a mount point is overwritten, which takes a moment. A server that read it at that
+/// moment used to lose keys.
 #[test]
 fn a_file_that_is_being_overwritten_is_not_taken() {
     let folder = Folder::new();
@@ -299,7 +300,7 @@ fn a_file_that_is_being_overwritten_is_not_taken() {
     let auth = Auth::load(&arguments, false).unwrap();
     let keys = auth.keys.as_ref().unwrap();
 
-    // As `keys revoke` does it, and stopped in the middle.
+    // As `keys revoke` does it, but stopped halfway.
     let whole = fs::read_to_string(&path).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
     file.lock().unwrap();
@@ -314,7 +315,7 @@ fn a_file_that_is_being_overwritten_is_not_taken() {
     assert_eq!(bearer(&auth, &revoked), Err("revoked".to_owned()));
     assert!(bearer(&auth, &kept).is_ok());
 
-    // A lock that is never released, which takes no more than the right to read, keeps no key valid.
+    // A lock that is never released keeps no key valid. Taking it requires only read permission.
     let reader = fs::File::open(&path).unwrap();
     reader.lock().unwrap();
     fs::write(&path, "version = 1\n").unwrap();
@@ -438,7 +439,7 @@ fn tokens_are_for_us_and_for_now() {
     }
 }
 
-/// A pair of keys for ES256, the public one as PEM.
+/// Returns a public key for ES256, in PEM, and a function that signs with its private key.
 fn pair() -> (String, impl Fn(&[u8]) -> Vec<u8>) {
     let (random, algorithm) = (SystemRandom::new(), &ECDSA_P256_SHA256_FIXED_SIGNING);
     let document = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();

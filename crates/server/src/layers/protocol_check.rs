@@ -1,5 +1,5 @@
-//! Checks whether a request is what gRPC demands before tonic sees it, and explains what tonic
-//! rejects without a word.
+//! Checks that a request is valid gRPC before tonic sees it, and explains what tonic rejects
+//! without a message.
 
 use std::{
     convert::Infallible,
@@ -26,37 +26,37 @@ use crate::{
     violation::Violation,
 };
 
-/// The longest message of a request, in bytes. The longest that there is a reason for goes on from
-/// the cursor of the longest query that `query` lets pass, which a test there sees to.
+/// Maximum length of a message of a request, in bytes. The longest useful message resumes from the
+/// cursor of the longest query that `query` accepts. A test there checks that it fits.
 pub(crate) const MAX_MESSAGE_LEN: u32 = 4096;
 
-/// How many messages one request may have where there may be several, each of which is answered: a
-/// client that asks what services there are needs a dozen.
+/// Maximum number of messages of a request to a method that takes several. Each of them is
+/// answered. A client that lists the services by reflection needs a dozen.
 const MAX_MESSAGES: usize = 100;
 
 /// Maximum number of bytes of an unknown method's path in the message about it. Paths of real
 /// methods are shorter.
 const PATH_LEN: usize = 200;
 
-/// How many header fields a request may have. The limit on their length would let pass five times
-/// as many, which take eighty kilobytes for as long as the request does not come to its end;
-/// clients send some ten, and proxies some more.
+/// Maximum number of header fields of a request. The limit on their total length would allow five
+/// times as many. These would take 80 kB until the request has arrived completely. Clients send
+/// about ten, and proxies add a few.
 const MAX_FIELDS: usize = 100;
 
 /// The five bytes before each message: whether it is compressed, and its length, big-endian
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX_LEN: usize = 5;
 
-/// What the `server` header of every response says, so that who reads a capture knows whose they
-/// are.
+/// Value of the `server` header of every response. It shows in a packet capture which server has
+/// sent it.
 const SERVER_NAME: &str = "hashfinder";
 
-/// Where an answer has its status, and the details of it.
+/// Fields of a response with its status, and the message and the details of that.
 const STATUS: &str = "grpc-status";
 const STATUS_MESSAGE: &str = "grpc-message";
 const STATUS_DETAILS: &str = "grpc-status-details-bin";
 
-/// Lets pass what is gRPC and arrives in time, and says who we are.
+/// Passes on gRPC requests that arrive in time, and names the server in every response.
 ///
 /// Requests that are not gRPC are rejected with an HTTP status. A message that is too long is
 /// rejected as soon as its prefix announces the length, with RESOURCE_EXHAUSTED as gRPC demands. A
@@ -72,7 +72,7 @@ pub(crate) struct ProtocolCheckLayer(Arc<Shared>);
 struct Shared {
     calls: Calls,
     rejections: Rejections,
-    /// How long a request may take to arrive.
+    /// Maximum time for a whole request to arrive. For streams, until the first message.
     request_timeout: Duration,
 }
 
@@ -146,17 +146,17 @@ where
     }
 }
 
-/// A call that has come to this layer.
+/// A call that this layer has received.
 struct Call {
     shared: Arc<Shared>,
     path: Option<PathAndQuery>,
     method: MethodName,
     peer: Option<Peer>,
-    /// What kept its request from being read to its end, if anything did.
+    /// Why its request was not read to its end, if it was not.
     cut_short: OnceLock<CutShort>,
 }
 
-/// What kept a request from being read to its end.
+/// Why a request was not read to its end.
 enum CutShort {
     /// The server stopped reading it, and ends the call with this error.
     ByServer(CallError),
@@ -203,13 +203,13 @@ impl Call {
     /// Stops reading the request. Returns the status that ends the call.
     fn break_off(&self, error: CallError) -> Status {
         let rejections = &self.shared.rejections;
-        // Streams that do not pass it on end as if they had been read to their end.
+        // A stream that does not pass on the error ends as if the request had been read to its end.
         let _ = self.cut_short.set(CutShort::ByServer(error.clone()));
         rejections.reject(error, self.method.name(), self.peer.as_ref(), None)
     }
 }
 
-/// Whether it is gRPC's, with the one encoding of messages that there is here.
+/// Whether this is gRPC's content type, with the only message encoding that the server supports.
 fn is_grpc(content_type: &HeaderValue) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     const PROTO: &[u8] = b"+proto";
@@ -230,7 +230,7 @@ fn say_who_we_are(headers: &mut HeaderMap) {
     headers.insert(header::SERVER, name);
 }
 
-/// Goes with a call's answer.
+/// Observes the response of a call.
 pub(crate) struct Answer(Arc<Call>);
 
 impl<D, E> BodyObserver<D, E> for Answer {
@@ -317,15 +317,15 @@ fn shorten_message(headers: &mut HeaderMap) {
     }
 }
 
-/// Goes with a call's request while it is read.
+/// Observes the request of a call while it is read.
 struct Arrival {
     call: Arc<Call>,
     expected: Expected,
-    /// How many have arrived in whole.
+    /// Number of messages that have arrived completely.
     messages: usize,
-    /// Whether all has arrived that there is a time for.
+    /// Whether the timeout does not apply any more.
     is_over: bool,
-    /// There from when it was first waited for.
+    /// Started when the request is first waited for.
     timeout: Option<Pin<Box<Sleep>>>,
 }
 
@@ -371,7 +371,7 @@ impl Arrival {
 
     fn read(&mut self, data: &[u8]) -> Result<(), CallError> {
         self.messages += self.expected.read(data)?;
-        // A handler that takes one message reads on until the client says that there are no more.
+        // A handler that takes one message keeps reading until the client ends the request.
         let limit = if self.messages > 1 && self.takes_stream() {
             MAX_MESSAGES
         } else {
@@ -401,7 +401,7 @@ impl Arrival {
     }
 }
 
-/// What the next byte of a request is.
+/// The part of a request to which its next byte belongs.
 #[derive(Debug)]
 enum Expected {
     Prefix { seen: usize, length: u32 },
@@ -420,7 +420,7 @@ impl Expected {
         matches!(self, Expected::Prefix { seen: 0, .. })
     }
 
-    /// How many messages come to their end with this.
+    /// Reads the next bytes. Returns how many messages end in them.
     fn read(&mut self, mut data: &[u8]) -> Result<usize, CallError> {
         let mut messages = 0;
         while data.has_remaining() {
@@ -435,7 +435,7 @@ impl Expected {
                     }
                 }
                 Expected::Prefix { seen, length } => {
-                    // The first byte is shifted out by the four of the length.
+                    // The four bytes of the length shift out the first byte.
                     *length = *length << 8 | u32::from(data.get_u8());
                     *seen += 1;
                     if *seen < PREFIX_LEN {

@@ -25,34 +25,36 @@ use crate::{
     rejections::Rejections,
 };
 
-/// How many addresses are known at a time, at about a hundred bytes each. An address has to be known only for
-/// as long as it has calls open, or has lately made more than it may make for ever.
+/// Maximum number of addresses with an account, at about 100 bytes each. An address needs one only
+/// while it has open calls, or its rate limits have not recovered.
 const ORIGINS: usize = 65_536;
 
-/// How often those are looked for that need not be known any more, which takes about a millisecond.
+/// Minimum time between two sweeps for accounts that are not needed any more. A sweep takes about a
+/// millisecond.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Which part of all open calls may be of methods for which nobody has to show who they are, and which part of
-/// those one address's: as one over so many. A health check may be watched for ever, so strangers with a few
-/// addresses, of which one network of IPv6 has thousands, would else leave no call to those who have a
-/// credential.
+/// Methods that need no credential may have one in this many of all open calls, and one address one
+/// in this many of these. A health check can be watched forever. Without this limit, callers
+/// without a credential at a few addresses could use up all open calls, and one IPv6 network has
+/// thousands of addresses. Callers with a credential could then make no call.
 const SHARE_FOR_ANYONE: usize = 4;
 
-/// What one address, and all of them together, may do.
+/// Limits of one address, and of all addresses together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AddressLimits {
-    /// How many calls an address may begin each second, and at once.
+    /// Maximum number of calls that an address may begin each second, and at once.
     pub(crate) calls_per_second: NonZeroU32,
-    /// How many calls may be open.
+    /// Maximum number of open calls.
     pub(crate) open_calls: NonZeroUsize,
-    /// How many of them may be one address's.
+    /// Maximum number of open calls of one address.
     pub(crate) open_calls_of_address: NonZeroUsize,
-    /// How many of an address's credentials may be refused each second; ten times as many at once.
+    /// Maximum number of rejected credentials of an address each second; ten times as many at once.
     pub(crate) refused_credentials_per_second: NonZeroU32,
 }
 
 impl AddressLimits {
-    /// How many calls may be open of methods that are for anyone, in all and of an address.
+    /// Returns the maximum numbers of open calls of methods that need no credential: in all, and of
+    /// one address.
     fn open_for_anyone(&self) -> (NonZeroUsize, NonZeroUsize) {
         let share =
             |of: usize| NonZeroUsize::new(of / SHARE_FOR_ANYONE).unwrap_or(NonZeroUsize::MIN);
@@ -77,7 +79,7 @@ impl AddressLimits {
     }
 }
 
-/// What every address has had; clones are the same.
+/// The limits, and what each address has used. Clones share them.
 #[derive(Clone)]
 pub(crate) struct RateLimits(Arc<Shared>);
 
@@ -88,21 +90,21 @@ struct Shared {
 
 struct Origins {
     known: HashMap<Origin, Account>,
-    /// Shared by all that came while as many were known as may be: many addresses can neither make this grow
-    /// nor shut out those that are known.
+    /// Shared by all addresses that arrive while the table of known addresses is full. So a flood
+    /// of addresses can neither make the table grow nor shut out the known ones.
     newcomers: Account,
     open: usize,
-    /// Those of them that are for anyone.
+    /// How many of them need no credential.
     open_for_anyone: usize,
     swept_at: Instant,
 }
 
-/// What an address has had.
+/// What an address has used.
 struct Account {
     calls: Bucket,
     refused_credentials: Bucket,
     open: usize,
-    /// Those of them that are for anyone.
+    /// How many of them need no credential.
     open_for_anyone: usize,
 }
 
@@ -116,7 +118,7 @@ impl Account {
         }
     }
 
-    /// Whether it is as a new one would be.
+    /// Whether it equals a new account.
     fn may_be_forgotten(&mut self, limits: AddressLimits, now: Instant) -> bool {
         self.open == 0
             && self.calls.is_full(limits.calls(), now)
@@ -127,7 +129,7 @@ impl Account {
 }
 
 impl Origins {
-    /// The account of an address, and the address if it is known.
+    /// Returns the account of an address, and the address if the account is its own.
     fn account(
         &mut self,
         origin: Origin,
@@ -164,12 +166,12 @@ impl RateLimits {
         }))
     }
 
-    /// How many calls are open.
+    /// Returns how many calls are open.
     pub(crate) fn open_calls(&self) -> usize {
         self.lock().open
     }
 
-    /// Counts a call, if its address may have it. `is_for_anyone` says whether it needs no credential.
+    /// Counts a call, if the limits allow it. `is_for_anyone` is whether it needs no credential.
     fn begin(
         &self,
         origin: Origin,
@@ -234,7 +236,7 @@ impl RateLimits {
         }
     }
 
-    /// A credential from there was looked at, and is none of ours.
+    /// Counts a credential from this address that was checked and rejected.
     pub(crate) fn credential_refused(&self, peer: &Peer) {
         let now = Instant::now();
         let mut origins = self.lock();
@@ -250,10 +252,10 @@ impl RateLimits {
     }
 }
 
-/// A call's place among the open ones, until it is dropped.
+/// An open call, which is counted until this is dropped.
 pub(crate) struct OpenCall {
     limits: RateLimits,
-    /// Whose it is, if that is not all newcomers'.
+    /// The address that has the call; `None` if it belongs to the shared account.
     known: Option<Origin>,
     is_for_anyone: bool,
 }
@@ -266,7 +268,7 @@ impl Drop for OpenCall {
         origins.open -= 1;
         origins.open_for_anyone -= usize::from(self.is_for_anyone);
         let account = match self.known {
-            // Nobody forgets one that has calls open.
+            // An account with open calls is never forgotten.
             Some(origin) => origins.known.get_mut(&origin),
             None => Some(&mut origins.newcomers),
         };
@@ -289,7 +291,7 @@ struct Gate {
 }
 
 impl RateLimitLayer {
-    /// `rules` tell which methods are for anyone.
+    /// `rules` determine which methods need no credential.
     pub(crate) fn new(
         limits: RateLimits,
         rules: Arc<Rules>,
@@ -346,7 +348,8 @@ where
         match limits.begin(origin, is_for_anyone, Instant::now()) {
             Ok(open) => {
                 let kept = match &info.open {
-                    // Until the answer was written, which may be long after it was made.
+                    // The call is open until its response was written, which may be long after the
+                    // response was made.
                     Some(call) => {
                         call.keep(open);
                         None
@@ -435,7 +438,7 @@ mod tests {
             panic!("an eleventh call at once");
         };
         assert!(limits.begin(origin(2), false, now).is_ok());
-        // Rounded up, for the bucket reckons in fractions.
+        // Rounded up, because the bucket calculates in fractions.
         let back = now + retry_after + Duration::from_nanos(1);
         assert!(limits.begin(origin(1), false, back).is_ok());
         assert!(limits.begin(origin(1), false, back).is_err());
@@ -449,17 +452,17 @@ mod tests {
         for number in 0..many {
             limits.begin(origin(number), false, now).unwrap();
         }
-        // Those that come then share what one has.
+        // Further addresses share one account.
         let newcomers =
             (0..1000).filter(|number| limits.begin(origin(many + number), false, now).is_ok());
         assert_eq!(newcomers.count(), 10);
         assert_eq!(limits.lock().known.len(), ORIGINS);
         assert!(limits.begin(origin(7), false, now).is_ok());
-        // A call of theirs that is open counts as theirs for as long as it is.
+        // An open call stays in its account until it ends.
         let later = now + SWEEP_INTERVAL;
         let known = limits.begin(origin(7), false, later).unwrap();
         let newcomer = limits.begin(origin(many), false, later).unwrap();
-        // Everybody else is forgotten by then.
+        // All other addresses are forgotten by then.
         assert_eq!(limits.lock().known.len(), 2);
         drop((known, newcomer));
         assert_eq!(limits.open_calls(), 0);
@@ -477,7 +480,7 @@ mod tests {
             assert!(refused < 1000, "nothing ever is too much");
         }
         assert!(refused >= 100, "{refused}");
-        // Calls are counted apart.
+        // Calls are counted separately.
         assert!(limits.begin(peer.origin(), false, Instant::now()).is_ok());
     }
 }

@@ -26,7 +26,7 @@ use crate::{
     trace::{CallSpan, Traces},
 };
 
-/// Every code, by its number, under the name that gRPC's metrics commonly have for it.
+/// The name of each status code, by its number, as gRPC's metrics commonly write it.
 const CODES: [&str; 17] = [
     "OK",
     "Canceled",
@@ -47,19 +47,20 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-/// The bounds of how long calls take: some end with their first thousand secrets, some search for hours.
+/// Bounds of the histogram of call durations, in seconds. Some calls end with their first thousand
+/// secrets, others search for hours.
 const SECONDS: [f64; 13] = [
     0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0,
 ];
 
-/// What the methods share that this server does not have. What they are called is the client's choice,
-/// and becomes no label.
+/// Stands for all methods that this server does not have. Clients choose their names, so the names
+/// do not become labels.
 const UNKNOWN: &str = "unknown";
 
 type OfMethod = [(&'static str, String); 3];
 type OfEnd = [(&'static str, String); 4];
 
-/// The calls of every method that there is; clones count together.
+/// The calls of every method. Clones share the counts.
 #[derive(Clone)]
 pub(crate) struct Calls(Arc<Families>);
 
@@ -67,12 +68,12 @@ struct Families {
     started: Family<OfMethod, Counter>,
     handled: Family<OfEnd, Counter>,
     seconds: Family<OfMethod, Histogram, fn() -> Histogram>,
-    /// By their paths.
+    /// The known methods, by their paths.
     methods: HashMap<String, Arc<Method>>,
     unknown: Arc<Method>,
 }
 
-/// The counters of one method, all there from the beginning, so that the first call is seen as an
+/// The counters of one method. They exist from the start, so that the first call is seen as an
 /// increase.
 struct Method {
     name: MethodName,
@@ -84,11 +85,11 @@ struct Method {
 }
 
 impl Calls {
-    /// For the services of these descriptors.
+    /// Creates the counters for the services of these descriptors.
     ///
     /// # Errors
     ///
-    /// If one is no `google.protobuf.FileDescriptorSet`.
+    /// If one is not a `google.protobuf.FileDescriptorSet`.
     pub(crate) fn new(descriptors: &[&[u8]]) -> Result<Calls, DecodeError> {
         let started = Family::default();
         let handled = Family::default();
@@ -150,7 +151,7 @@ impl Calls {
         );
     }
 
-    /// Whether the method that has this path takes more than one message.
+    /// Whether the method at this path takes more than one message.
     pub(crate) fn takes_stream(&self, path: &str) -> bool {
         (self.0.methods.get(path)).is_some_and(|method| method.takes_stream)
     }
@@ -176,7 +177,7 @@ fn kind(method: &MethodDescriptorProto) -> &'static str {
     }
 }
 
-/// A call under way. One that is dropped was cancelled.
+/// An open call. If it is dropped before its end, it was cancelled.
 pub(crate) struct Call {
     method: Arc<Method>,
     began: Instant,
@@ -185,7 +186,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// The first end counts.
+    /// Counts the end of the call. Only the first end counts.
     fn end(&mut self, code: Code) {
         if std::mem::replace(&mut self.has_ended, true) {
             return;
@@ -282,7 +283,7 @@ impl<D, E> BodyObserver<D, E> for Call {
                     self.end_as_told(trailers);
                 }
             }
-            // An answer without a status, which clients take for this code too.
+            // A response without a status. Clients report it as UNKNOWN, too.
             Poll::Ready(Some(Err(_)) | None) => self.end(Code::Unknown),
             Poll::Pending => {}
         }

@@ -1,4 +1,4 @@
-//! What is counted where it happens.
+//! Metrics that are updated where the events happen.
 
 use std::time::Duration;
 
@@ -13,14 +13,15 @@ use prometheus_client::{
 
 use crate::{errors::CallError, searches::stop_cause::StopCause, violation::Violation};
 
-/// The first bound of how long searches took to stop, in seconds; each of the others is twice the last.
-/// A slice takes half a millisecond, and what takes a second is a machine that is very busy.
+/// The first bound of the histogram of stop latencies, in seconds. Each further bound is twice the
+/// one before. A slice takes half a millisecond. A stop takes a second only on a machine that is
+/// very busy.
 const SHORTEST_STOP: f64 = 16e-6;
 
-/// How many bounds there are, up to half a second.
+/// Number of bounds, up to half a second.
 const STOP_BUCKETS: u16 = 16;
 
-/// What is counted where it happens; clones count together.
+/// Metrics that are updated where the events happen. Clones share the counts.
 #[derive(Clone, Debug)]
 pub(crate) struct Counts {
     refused: Family<[(&'static str, &'static str); 1], Counter>,
@@ -33,7 +34,7 @@ impl Default for Counts {
     fn default() -> Counts {
         let buckets = exponential_buckets(SHORTEST_STOP, 2.0, STOP_BUCKETS);
         let refused = Family::<_, Counter>::default();
-        // There from the beginning, so that the first one is seen as an increase.
+        // These exist from the start, so that the first rejection is seen as an increase.
         let violations = Violation::ALL.map(Violation::reason);
         for reason in CallError::rejections().chain(violations) {
             let _ = refused.get_or_create(&[("reason", reason)]);

@@ -22,8 +22,8 @@ use tonic_health::pb::{
 
 use crate::metrics::format::Format;
 
-/// Maximum number of connections: several Prometheus servers, probes, and a curious person. One that has not sent
-/// its request yet makes room for the next, the longest silent first.
+/// Maximum number of connections: several Prometheus servers, probes, and a few people. A
+/// connection that has not sent its request yet makes room for the next, the longest silent first.
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 /// Maximum number of connections of one address, so that slow readers at one address leave room for others.
@@ -39,14 +39,15 @@ const NEW_CONNECTIONS: Rate = Rate {
 /// Maximum time for a request's headers to arrive. Programs send them at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Maximum time of one connection, with an answer that is read slowly. It is for one request.
+/// Maximum time of one connection, even if its response is read slowly. It is for one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum length of a request, in bytes; a longer one is answered with 431. The HTTP library takes no less.
 const REQUEST_LEN: usize = 8192;
 
-/// How long a text of metrics is shown again. Reading the engine's counters keeps its workers waiting while it goes
-/// through all searches, so clients must not be able to make it do so at any rate.
+/// How long a text of metrics is reused. The engine's workers wait while their counters are read,
+/// for which all searches are visited. So clients must not be able to cause that as often as they
+/// like.
 const FRESH: Duration = Duration::from_secs(1);
 
 const METRICS: &str = "/metrics";
@@ -79,7 +80,7 @@ impl<H: Health> Exporter<H> {
         let mut listener = pin!(listener);
         // It never returns an error, and never ends.
         while let Some(Ok(connection)) = listener.next().await {
-            // hyper panics when it writes such a date into a response's header.
+            // hyper panics when it writes a date beyond the calendar into a response's header.
             if let Err(error) = clock::now() {
                 tracing::error!(%error, "metrics cannot be shown");
                 continue;
@@ -100,7 +101,7 @@ impl<H: Health> Exporter<H> {
                     .max_buf_size(REQUEST_LEN)
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(connection), answer);
-                // However it ends, the client sees it.
+                // The result is ignored: the client sees how its connection ends.
                 tokio::select! {
                     _ = timeout(CONNECTION_TIMEOUT, connection) => {}
                     () = place.lost() => {}
@@ -109,7 +110,7 @@ impl<H: Health> Exporter<H> {
         }
     }
 
-    /// The answer to a request. hyper leaves out the body where the request is HEAD.
+    /// Answers a request. hyper leaves out the body of the response to a HEAD request.
     async fn answer<B>(&self, request: &Request<B>) -> Response<String> {
         let path = request.uri().path();
         if ![METRICS, HEALTH].contains(&path) {
@@ -139,7 +140,8 @@ impl<H: Health> Exporter<H> {
         }
     }
 
-    /// What the health service says of the server as a whole, whose name there is empty.
+    /// Returns the health of the server as a whole, which the health service knows by the empty
+    /// name.
     async fn health(&self) -> Response<String> {
         let request = tonic::Request::new(HealthCheckRequest::default());
         let status = match self.health.check(request).await {
@@ -154,7 +156,7 @@ impl<H: Health> Exporter<H> {
         response(code, PLAIN, format!("{}\n", status.as_str_name()))
     }
 
-    /// The metrics as OpenMetrics, as they are or were at most [`FRESH`] ago.
+    /// Returns the metrics in OpenMetrics, at most [`FRESH`] old.
     fn text(&self, now: Instant) -> Result<String, std::fmt::Error> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, text)) = &*last

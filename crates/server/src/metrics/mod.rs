@@ -1,7 +1,7 @@
-//! What a server counts, as Prometheus reads it.
+//! The metrics of a server, for Prometheus.
 //!
-//! Every label's value is a word of this program's: nothing that a client sends becomes one, so that
-//! nobody can make time series at will, or read another's names here.
+//! The value of every label is a word of this program. No text from a client becomes one, so
+//! clients cannot create time series at will, and cannot read other clients' names in the metrics.
 
 mod calls;
 mod collector;

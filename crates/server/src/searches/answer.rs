@@ -18,12 +18,11 @@ use crate::{
     searches::{cancelled::Cancelled, record::Record, registry::Registry, stop_cause::StopCause},
 };
 
-/// How many candidates make a frame that costs its reader no more than its bytes. HTTP/2
-/// implementations count frames of under 256 bytes that wait to be read and close the connection
-/// over too many of them; a candidate takes about fifty.
+/// Number of candidates that make a full frame. HTTP/2 implementations count unread frames of under
+/// 256 bytes, and close a connection that has too many of them. A candidate takes about 50 bytes.
 pub(crate) const FULL_FRAME: usize = 8;
 
-/// How long candidates that do not fill a frame are kept for others to join them.
+/// How long candidates that do not fill a frame wait for others.
 const FRAME_PACE: Duration = Duration::from_millis(10);
 
 /// A search on behalf of a call. Dropping it stops the search; tonic drops it when the client is gone.
@@ -40,7 +39,8 @@ pub(crate) struct Answer {
 }
 
 impl Drop for Answer {
-    /// Notes why. The search itself is stopped when its handle is dropped, right after this.
+    /// Records the reason. The search itself is stopped when its handle is dropped, right after
+    /// this.
     fn drop(&mut self) {
         let reason = self.context.cancel_reason();
         self.record
@@ -102,8 +102,8 @@ impl Answer {
         }
         let event = self.search.poll_next(cx, at_least);
         if let Poll::Ready(Event::Ended(outcome)) = &event {
-            // Before the reader sees the end, so that the list agrees with it. A search that ended with its first
-            // secrets has reported its end already.
+            // The end is recorded before the reader sees it, so that the list agrees with it. A
+            // search that ended with its first secrets has reported its end already.
             if let Some(progress) = self.progress() {
                 self.registry.ended(&self.record, outcome, progress.tests);
             }
@@ -111,8 +111,9 @@ impl Answer {
         event
     }
 
-    /// Returns the event to send next. All that is ready is sent in one frame, because tonic puts into one frame what
-    /// its stream yields without pausing. After a frame that is not full, the next one follows only after a pause.
+    /// Returns the event to send next. All that is ready is sent in one frame, because tonic puts
+    /// into one frame what its stream yields without pausing. After a frame that is not full, the
+    /// next one follows only after a pause.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         if let Some(pause) = &mut self.paced
             && pause.as_mut().poll(cx).is_ready()

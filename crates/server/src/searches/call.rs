@@ -32,9 +32,10 @@ pub(crate) struct Call {
 struct State {
     /// How the call ended, and after how long.
     end: Option<(CallEnd, Duration)>,
-    /// What the work cost. There once the last worker has let go, until the log line is written.
+    /// The cost of the work. Set when the last worker has released the search, until the log line
+    /// is written.
     work: Option<Report>,
-    /// There until the log line is written.
+    /// Set until the log line is written.
     span: Option<CallSpan>,
 }
 
@@ -66,14 +67,14 @@ impl Call {
         self.open.as_ref().and_then(OpenCall::unread_for)
     }
 
-    /// The call has ended; its work may not have.
+    /// Records the end of the call. The work for it may not have ended.
     pub(crate) fn ended(&self, end: CallEnd) {
         let mut state = self.lock();
         state.end = Some((end, self.record.began().elapsed()));
         self.log_if_over(state);
     }
 
-    /// The last worker has let go.
+    /// Records that the last worker has released the search.
     pub(crate) fn released(&self, report: Report) {
         let mut state = self.lock();
         state.work = Some(report);
@@ -139,7 +140,7 @@ impl Call {
     }
 }
 
-/// The calls whose searches are listed, until each call ends; clones are the same.
+/// The calls whose searches are listed, until each call ends. Clones share them.
 ///
 /// A closed connection and a response that is not read stop the search of their call. They find the call here and not
 /// by way of the search's record, so that a record needs no call.

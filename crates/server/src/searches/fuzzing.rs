@@ -1,4 +1,4 @@
-//! What the fuzzer asks of a request.
+//! The fuzz target for requests.
 
 use hashfinder_proto::{
     hash_name::HashNameRequest,
@@ -16,11 +16,11 @@ use crate::{
     searches::query,
 };
 
-/// What the trailers of a status may have at most, in bytes: as much as clients commonly take.
+/// Maximum length of the trailers of a status, in bytes, that clients commonly accept.
 const TRAILERS_LEN: usize = 8192;
 
-/// Reads the message of a request as the services do. Its first byte says whose: Find's, FindRange's,
-/// Search's or Estimate's.
+/// Reads the message of a request as the services do. The first byte selects the method: Find,
+/// FindRange, Search or Estimate.
 ///
 /// # Panics
 ///
@@ -42,7 +42,7 @@ pub fn request(data: &[u8]) {
         _ => EstimateRequest::decode(message).map(|request| query::of_estimate(&request)),
     };
     match parsed {
-        // Which tonic answers.
+        // tonic answers these.
         Err(_) => {}
         Ok(Ok(query)) => accepted(&query),
         Ok(Err(error)) => {
@@ -62,7 +62,7 @@ fn accepted(query: &Query) {
     assert!((1..=Query::MAX_NAMES).contains(&query.names().len()));
     assert!(query.start() <= keyspace.end());
     for index in [query.start(), keyspace.end() - 1] {
-        // One that was stopped at its end has no secret left.
+        // A search that was stopped at the end of its keyspace has no secret left.
         if index < keyspace.end() {
             let secret = keyspace.secret(index);
             let nearest = query.nearest(&secret).map(|candidate| candidate.index);
@@ -81,7 +81,7 @@ fn accepted(query: &Query) {
     assert!(request.encoded_len() <= MAX_MESSAGE_LEN as usize);
     let again = query::of_search(&request);
     assert_eq!(again, Ok(query.clone().starting_at(cursor.frontier())));
-    // No end has more to say than this one; each of these characters takes three bytes in a header.
+    // No other end has a longer status. Each of these characters takes three bytes in a header.
     fits(&Status::from(CallError::Cancelled {
         by: Canceller::Operator,
         reason: "%".repeat(MAX_REASON_LEN),

@@ -1,4 +1,4 @@
-//! Requests, parsed once into what is searched for; behind this, nothing looks at them again.
+//! Parses requests, once, into queries. Later code does not read the requests again.
 
 use hashfinder_proto::{
     hash_name::HashNameRequest,
@@ -14,14 +14,15 @@ use hashfinder_search::{
 
 use crate::errors::CallError;
 
-/// The most bytes that all names of a query may have. They are in its cursor, which a request has to hold,
-/// and the trailers of a status, of which clients commonly take eight kibibytes.
+/// Maximum number of bytes of all names of a query. The cursor contains the names. The cursor has
+/// to fit into a request, and into the trailers of a status, of which clients commonly accept
+/// 8 KiB.
 const NAME_BYTES: usize = 1024;
 
-/// The most bytes that the prefix and the suffix may have, for the same reason.
+/// Maximum number of bytes of the prefix and the suffix together, for the same reason.
 const AROUND_BYTES: usize = 1024;
 
-/// What `hash_name.HashFinder` is asked for.
+/// Returns the query of a request to `hash_name.HashFinder`.
 pub(crate) fn of_reference(
     request: &HashNameRequest,
     interesting: bool,
@@ -40,7 +41,7 @@ pub(crate) fn of_reference(
     Ok(query.interesting(near))
 }
 
-/// What Search is asked for: a search from its beginning, or from where another one was stopped.
+/// Returns the query of a Search: from its beginning, or from where another search was stopped.
 pub(crate) fn of_search(request: &SearchRequest) -> Result<Query, CallError> {
     match &request.from {
         Some(From::Query(query)) => of_query(query),
@@ -58,13 +59,13 @@ pub(crate) fn of_search(request: &SearchRequest) -> Result<Query, CallError> {
     }
 }
 
-/// What Estimate is asked about.
+/// Returns the query of an Estimate.
 pub(crate) fn of_estimate(request: &EstimateRequest) -> Result<Query, CallError> {
     let query = request.query.as_ref();
     of_query(query.ok_or_else(|| CallError::wrong("query", "there is no query; give one"))?)
 }
 
-/// Every field is looked at: one that was not understood would be a search for something else.
+/// Converts a query. Every field is used: to ignore one would be to search for something else.
 fn of_query(query: &v1pb::Query) -> Result<Query, CallError> {
     let v1pb::Query {
         desired_names,
@@ -146,8 +147,8 @@ fn of_keyspace(keyspace: &v1pb::Keyspace) -> Result<Keyspace, CallError> {
     keyspace.map_err(|error| wrong("query.keyspace", &error))
 }
 
-/// Refuses what would make a cursor that does not fit into a request; the names and the keyspace are in
-/// these fields.
+/// Rejects a query whose cursor would not fit into a request. The error names the field of the
+/// names or of the keyspace.
 fn check_size<'a>(
     [names_field, keyspace_field]: [&str; 2],
     names: impl Iterator<Item = &'a str>,
@@ -177,7 +178,7 @@ fn distance(field: &str, value: i32) -> Result<Distance, CallError> {
     distance.map_err(|error| CallError::wrong(field, format!("{field}: {error}")))
 }
 
-/// A value of an enum, if it is one that this server knows.
+/// Returns a value of an enum. It is an error if this server does not know the value.
 fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<E, CallError> {
     let unknown = |_| {
         let message = format!("{field}: this server does not know the value {value}");
@@ -207,7 +208,8 @@ mod tests {
 
     #[test]
     fn the_longest_cursor_fits_into_a_request() {
-        // As many names as there may be, with as many bytes; an alphabet of which nothing can be left out.
+        // The maximum number of names with the maximum number of bytes, and an alphabet that the
+        // cursor has to list completely.
         let name = "\u{1f980}".repeat(NAME_BYTES / Query::MAX_NAMES / 4);
         let alphabet: Vec<u8> = (0..=u8::MAX).rev().collect();
         let query = v1pb::Query {

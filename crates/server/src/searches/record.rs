@@ -552,7 +552,7 @@ mod tests {
     fn a_noted_stop_leaves_the_search_to_its_handle() {
         let (_engine, search, record) = begin(&endless());
         record.note_stop(StopCause::Client);
-        // Would stop it a second time.
+        // This is the second stop, which does nothing.
         record.stop(StopCause::Deadline);
         let far = search.frontier() + 1_000_000;
         while search.frontier() < far {

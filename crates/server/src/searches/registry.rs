@@ -1,4 +1,4 @@
-//! The list of the searches that are under way or ended lately.
+//! The list of the searches that have not ended, or ended recently.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -40,10 +40,10 @@ impl Viewer {
     }
 }
 
-/// The list. It has every search that is under way; their number is limited elsewhere.
+/// The list. It has all searches that have not ended; their number is limited elsewhere.
 #[derive(Default)]
 pub(crate) struct Registry {
-    /// Has random keys of the system, which are others in every process.
+    /// Has random keys from the system, which differ in every process.
     random: RandomState,
     list: Mutex<List>,
 }
@@ -53,7 +53,7 @@ struct List {
     next: Place,
     records: BTreeMap<Place, Arc<Record>>,
     places: HashMap<Arc<str>, Place>,
-    /// The places of those that have ended, in the order of their ends.
+    /// The places of the ended searches of each client, in the order of their ends.
     ended: HashMap<ClientName, VecDeque<Place>>,
     ended_count: usize,
 }

@@ -50,7 +50,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 pub(crate) struct Limits {
     /// The hash budget of one RPC.
     pub(crate) maximum_hashes: NonZeroU64,
-    /// How many RPCs may search at a time.
+    /// Maximum number of RPCs that search at a time.
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
     /// The shares of the clients whose share is not 1.
     pub(crate) weights: HashMap<ClientName, NonZeroU32>,

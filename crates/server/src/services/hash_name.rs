@@ -24,7 +24,7 @@ use crate::searches::{
 /// The service.
 pub(crate) struct HashFinderService {
     searches: Arc<Searches>,
-    /// The code that says that a hash budget is spent.
+    /// Status code for a spent hash budget.
     budget_code: Code,
 }
 
@@ -83,7 +83,7 @@ impl HashFinder for HashFinderService {
     }
 }
 
-/// An answer of this contract, which knows no other spelling and no other secrets.
+/// Converts a candidate to a response. This contract has only the default spelling and keyspace.
 fn response(candidate: Candidate) -> HashNameResponse {
     let secret = Keyspace::default().secret(candidate.index);
     HashNameResponse {
@@ -142,7 +142,7 @@ mod tests {
     use tonic::transport::{Channel, Endpoint, Server, server::TcpIncoming};
     use tonic_cancel::CallContextLayer;
 
-    /// A kernel that panics where it comes to one index.
+    /// A kernel that panics at one index.
     struct PanicsAt(Index);
 
     impl Backend for PanicsAt {
@@ -191,9 +191,10 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_panic_of_the_search_ends_its_call_with_unknown_and_no_other() {
-        // So few calls at a time that a permit that a panic kept would be missed.
+        // The number of calls is limited to two, so that the test would notice a permit that a
+        // panic kept.
         let mut client = HashFinderClient::new(serve(PanicsAt(500_000), 2).await);
-        // Parked before it comes to the index, because its reader stops.
+        // This search is parked before it reaches the index, because its stream is not read.
         let unread = client.find_range(request("hashfinderhashfinder", 28)).await;
         let mut bystander = unread.unwrap().into_inner();
         for _ in 0..5 {

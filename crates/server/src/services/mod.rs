@@ -3,7 +3,7 @@
 pub(crate) mod finder;
 pub(crate) mod hash_name;
 
-/// The descriptors of all services that a server has, also those that are not ours.
+/// The descriptors of all services of a server, including those from libraries.
 pub(crate) const ALL_DESCRIPTORS: [&[u8]; 4] = [
     hashfinder_proto::DESCRIPTORS,
     tonic_health::pb::FILE_DESCRIPTOR_SET,

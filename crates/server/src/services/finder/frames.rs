@@ -4,13 +4,13 @@
 /// much memory, and an address may have a thousand of them.
 pub(super) const MESSAGE_BYTES: usize = 32 << 10;
 
-/// Below how many bytes a frame is small. HTTP/2 implementations close a connection over a hundred and more
-/// small frames that wait to be read (h2, which our own client has, counts the bytes that 256 are more than
-/// each), however few a second there are of them. Longer ones fill the stream's window, and then nothing is
-/// sent.
+/// Length below which a frame is small, in bytes. HTTP/2 implementations close a connection if
+/// about a hundred small frames or more wait to be read, however low their rate. (h2, which our own
+/// client uses, adds up how many bytes each is shorter than 256.) Longer frames fill the stream's
+/// window, and then nothing is sent.
 const SMALL_FRAME: usize = 256;
 
-/// Returns the padding with which a message of `bytes` bytes is no small frame.
+/// Returns the padding that a message of `bytes` bytes needs to be no small frame.
 pub(super) fn padding(bytes: usize) -> Vec<u8> {
     vec![0; SMALL_FRAME.saturating_sub(bytes)]
 }

@@ -261,7 +261,7 @@ fn interval(asked: Option<&prost_types::Duration>) -> Duration {
     let Some(asked) = asked else {
         return DEFAULT_INTERVAL;
     };
-    // Only a negative one is no `Duration`.
+    // Only a negative interval is not a valid `Duration`.
     let asked = Duration::try_from(*asked).unwrap_or_default();
     asked.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }

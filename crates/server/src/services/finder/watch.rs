@@ -41,7 +41,7 @@ const WATCHES: usize = 256;
 /// How many of them only operators can have, so that an operator can watch a server whose users watch it too.
 const WATCHES_OF_OPERATORS: usize = 16;
 
-/// Counts the watching calls; clones are the same count.
+/// Counts the watching calls. Clones share the count.
 #[derive(Clone, Default)]
 pub(super) struct Watches(Arc<Mutex<HashMap<ClientName, usize>>>);
 

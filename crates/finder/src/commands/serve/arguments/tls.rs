@@ -46,7 +46,7 @@ pub(super) enum ClientCertificates {
 }
 
 impl TlsArguments {
-    /// Returns which files there are, if any.
+    /// Returns the TLS files, or `None` if none was given.
     ///
     /// # Errors
     ///

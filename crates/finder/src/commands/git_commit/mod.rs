@@ -194,7 +194,7 @@ fn prepare(
     Ok(queries)
 }
 
-/// Replaces HEAD's commit, prints the new ID, and then copies notes and runs the hook as `git
+/// Replaces HEAD's commit and prints the new ID. Then copies notes and runs the hook, as `git
 /// commit --amend` does.
 async fn write(
     arguments: &GitCommitArguments,

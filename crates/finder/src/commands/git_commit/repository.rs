@@ -308,7 +308,7 @@ impl<'a> Repository<'a> {
         [b"update ", reference, ids.as_bytes()].concat()
     }
 
-    /// Returns a path that git printed, relative to the folder in which git ran.
+    /// Returns the path that git printed, resolved against the folder in which git ran.
     fn resolved(&self, printed: Vec<u8>) -> PathBuf {
         let folder = self.path.unwrap_or(Path::new(""));
         folder.join(without_newline(printed))

@@ -194,8 +194,8 @@ fn prepare(
     Ok(queries)
 }
 
-/// Replaces HEAD's commit and prints the new ID. Then copies notes and runs the hook, as `git
-/// commit --amend` does.
+/// Replaces HEAD's commit and prints the new ID. Then, as `git commit --amend` does, copies notes
+/// and runs the hook.
 async fn write(
     arguments: &GitCommitArguments,
     repository: &Repository<'_>,

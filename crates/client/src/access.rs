@@ -1,4 +1,4 @@
-//! How a server is reached, and as whom: what the options for TLS and credentials come to.
+//! TLS and the credential of a connection, from the options.
 
 use std::{env, fmt::Display, fs, io::ErrorKind, net::IpAddr, sync::Arc};
 
@@ -24,18 +24,18 @@ use crate::{
 /// Environment variable that can hold a credential. The program reads it; messages name it.
 pub const CREDENTIAL: &str = "HASHFINDER_CREDENTIAL";
 
-/// How long a credential may be. Servers take so much of all headers together, and tokens have a kilobyte
-/// or two.
+/// Maximum length of a credential, in bytes. Servers accept this much for all headers together, and
+/// tokens have a kilobyte or two.
 const LONGEST_CREDENTIAL: u64 = 8 << 10;
 
 /// Maximum length of a credential's file, in bytes, of which only the first line counts.
 const LONGEST_CREDENTIAL_FILE: u64 = 1 << 20;
 
-/// What to do where it matters who asks.
+/// What to do if the server rejects the credential or the lack of one.
 const GIVE_A_CREDENTIAL: &str =
     "give a credential that it takes with --credential-file PATH or in HASHFINDER_CREDENTIAL";
 
-/// How a server is reached, and as whom.
+/// TLS and the credential of connections to a server.
 pub(crate) struct Access {
     tls: Option<(TlsConnector, ServerName<'static>)>,
     credential: Credential,
@@ -43,8 +43,8 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// Reads what the options name, before anything is sent. Reading may block, so it is done on a thread of its
-    /// own; dropping the future abandons it.
+    /// Reads the files that the options name, before anything is sent. Reading may block, so it is
+    /// done on a thread of its own; dropping the future abandons it.
     ///
     /// # Errors
     ///
@@ -54,12 +54,12 @@ impl Access {
         threads::aside("credentials", move || Access::new(&server, &options)).await?
     }
 
-    /// Reads what the options name, before anything is sent.
+    /// Reads the files that the options name, before anything is sent.
     ///
     /// # Errors
     ///
-    /// If a file cannot be read or holds something else, only a part of what is needed was given, or the
-    /// credential would be sent where others can read it.
+    /// If a file cannot be read or has other content, an option is given without one that it needs,
+    /// or the credential would be sent where others can read it.
     fn new(server: &ServerAddress, options: &ConnectOptions) -> Result<Access> {
         let credential = Credential::read(options)?;
         let is_private = match server {
@@ -91,7 +91,7 @@ impl Access {
         self.credential.clone()
     }
 
-    /// Returns why connections to the server will go on to fail, and what to do about it.
+    /// Returns why further connections to the server will fail, too, and what to do about it.
     pub(crate) fn advice(&self, failure: &ConnectFailure, server: &ServerAddress) -> String {
         let error = match failure {
             ConnectFailure::Tls(error) => error,
@@ -111,7 +111,7 @@ impl Access {
         );
         match error {
             Error::InvalidCertificate(wrong) => {
-                // It quotes the certificate.
+                // The text quotes the certificate.
                 let what = as_text(&tls_error::of_certificate(wrong));
                 match wrong {
                     CertificateError::UnknownIssuer => format!(
@@ -141,7 +141,7 @@ impl Access {
                 Some(why) if self.shows_certificate => {
                     format!("the server at {server} does not take our certificate: {why}; {ours}")
                 }
-                // Older versions of TLS have no alert of their own for this.
+                // Versions before TLS 1.3 have no alert for a missing certificate.
                 None if *alert == AlertDescription::HandshakeFailure && !self.shows_certificate => {
                     format!(
                         "the server at {server} refuses TLS with us; if it wants to see a certificate of ours, {ours}"
@@ -200,14 +200,14 @@ fn tls(
 
 fn authorities_of_system() -> Result<RootCertStore> {
     let mut authorities = RootCertStore::empty();
-    // Read as a whole, however long it is.
+    // The file is read as a whole, however long it is, so it must be a regular one.
     if let Some(path) = env::var_os("SSL_CERT_FILE")
         && let Ok(file) = fs::metadata(&path)
     {
         let is_regular = files::require_regular(&file);
         is_regular.with_context(|| format!("cannot use SSL_CERT_FILE={}", path.display()))?;
     }
-    // A system may have some that nobody can read; the others do as well.
+    // Some of a system's certificates may be unreadable; the others suffice.
     let found = rustls_native_certs::load_native_certs();
     let (usable, _) = authorities.add_parsable_certificates(found.certs);
     ensure!(
@@ -224,7 +224,7 @@ fn is_loopback(authority: &Authority) -> bool {
         || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
-/// The credential that a client sends with every RPC. It is printed nowhere.
+/// The credential that a client sends with every RPC. It is never printed.
 #[derive(Clone)]
 pub struct Credential(Option<AsciiMetadataValue>);
 
@@ -266,7 +266,7 @@ impl Credential {
                  characters without a space"
             )
         })?;
-        // So that it is in no log, and in no table of HTTP/2's header compression.
+        // Keeps it out of logs, and out of the tables of HTTP/2's header compression.
         value.set_sensitive(true);
         Ok(Credential(Some(value)))
     }
@@ -335,7 +335,7 @@ mod tests {
         let Credential(value) = Credential::of(" key7.3vQ-_Zx9==\r\n", "here").unwrap();
         let value = value.unwrap();
         assert_eq!(value.to_str().unwrap(), "Bearer key7.3vQ-_Zx9==");
-        // It is shown by nobody who prints the headers.
+        // Printing the headers does not show it.
         assert!(!format!("{value:?}").contains("key7"));
         let long = "a".repeat(8 << 10);
         assert!(Credential::of(&long, "here").is_ok());

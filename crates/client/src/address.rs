@@ -1,10 +1,10 @@
-//! Where a server is.
+//! Addresses of servers.
 
 use std::{fmt, str::FromStr};
 
 use http::uri::Authority;
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerAddress {
     /// `HOST:PORT`, without TLS.
@@ -28,7 +28,7 @@ impl fmt::Display for ServerAddress {
 impl FromStr for ServerAddress {
     type Err = String;
 
-    /// Reads an address as it is written.
+    /// Parses an address in one of these forms.
     fn from_str(text: &str) -> Result<ServerAddress, String> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(ServerAddress::Unix(path.to_owned()));

@@ -26,22 +26,22 @@ use crate::{
     options::ConnectOptions,
 };
 
-/// How long we wait for the server before we say so.
+/// Time to wait for the server before a note says so.
 const NOTICE_AFTER: Duration = Duration::from_millis(200);
 
-/// How long one attempt to reach it may take before another connection is tried.
+/// Time limit of one attempt to reach the server. After it, another connection is tried.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pause after the first attempt that failed; each one after it is twice as long.
+/// Pause after the first failed attempt. Each later pause is twice as long.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
-/// The longest pause, so that a server that comes up is found soon.
+/// Maximum pause: short enough that a server that starts is found soon.
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
-/// What is wrong with a server from which nothing comes.
+/// Error text for a server that does not answer.
 const SILENT: &str = "it does not answer";
 
-/// How long we wait, at the end, for the connection to tell the server what there is left to tell.
+/// Maximum time to wait, when a connection is closed, until it has sent what is left to send.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection to a server that has answered, and the tasks behind it.
@@ -52,13 +52,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, waiting for a server that is not there yet. When it takes long enough to be noticed, it calls `say`
-    /// with a note that it waits up to `shown`. Dropping the future gives it up.
+    /// Connects, and waits for a server that does not answer yet. If that takes long enough to be
+    /// noticed, calls `say` with a note that it waits up to `shown`. Dropping the future cancels
+    /// the attempt.
     ///
     /// # Errors
     ///
-    /// If the options cannot be followed, no server has answered within `timeout`, what answers is something
-    /// else than a server, or there is no TLS with it as there should be.
+    /// If the options are wrong, no server answers within `timeout`, the peer is not a gRPC server,
+    /// or the TLS handshake fails.
     pub async fn open(
         server: &ServerAddress,
         options: &ConnectOptions,
@@ -92,15 +93,15 @@ impl Connection {
         }
     }
 
-    /// Returns what a generated client is made of. It shows the credential with every call.
+    /// Returns the channel for a generated client. It sends the credential with every call.
     #[must_use]
     pub fn channel(&self) -> InterceptedService<Channel, Credential> {
         InterceptedService::new(self.channel.clone(), self.credential.clone())
     }
 
-    /// Waits until it is closed, so that a cancellation has been sent when we leave. Whoever has calls or
-    /// clients on it has to drop them before. If it takes too long, or the future is dropped, the server
-    /// notices by the connection's end.
+    /// Waits until the connection is closed, so that cancellations are sent before the process
+    /// ends. Calls and clients on it have to be dropped before. If it takes too long, or the future
+    /// is dropped, the server notices the end of the connection.
     pub async fn close(self) {
         let Connection { channel, tasks, .. } = self;
         drop(channel);
@@ -109,7 +110,7 @@ impl Connection {
     }
 }
 
-/// Tries until it is there.
+/// Tries to connect until the server answers.
 async fn reach(
     server: &ServerAddress,
     access: &Access,
@@ -132,7 +133,7 @@ async fn reach(
             Ok(Err(failure)) => failure,
             Err(_) => Failure::Passing(SILENT.to_owned()),
         };
-        // Whatever HTTP/2 has to say of it.
+        // This takes precedence over the error from HTTP/2.
         if let Some(failure) = connector.failure() {
             bail!(access.advice(&failure, server));
         }
@@ -152,17 +153,17 @@ async fn reach(
 
 /// Why an attempt failed.
 enum Failure {
-    /// What may be otherwise the next time.
+    /// The next attempt may succeed.
     Passing(String),
-    /// What listens there is no server of ours, nor of any gRPC.
+    /// The peer is not a gRPC server.
     SomethingElse,
 }
 
-/// How requests are addressed; the connector knows better where to.
+/// Returns the endpoint, which addresses requests. The connector determines where they are sent.
 fn endpoint(server: &ServerAddress) -> Result<Endpoint> {
     let (address, origin) = match server {
         ServerAddress::Tcp(authority) => (format!("http://{authority}"), None),
-        // With this scheme here it would be tonic's TLS.
+        // With `https` here, tonic would use its own TLS.
         ServerAddress::Tls(authority) => (
             format!("http://{authority}"),
             Some(format!("https://{authority}")),
@@ -177,17 +178,17 @@ fn endpoint(server: &ServerAddress) -> Result<Endpoint> {
     })
 }
 
-/// Connects and asks for a sign of life, for a connection alone may be anybody's.
+/// Connects and checks the server's health, because anything may listen at the address.
 async fn attempt(endpoint: &Endpoint, connector: Connector) -> Result<Channel, Failure> {
     let channel = endpoint.connect_with_connector(connector).await;
     let channel = channel.map_err(|error| {
-        // The part of the chain that says something is the innermost.
+        // The innermost error of the chain is the informative one.
         Failure::Passing(anyhow::Error::new(error).root_cause().to_string())
     })?;
     let request = Request::new(HealthCheckRequest::default());
     match HealthClient::new(channel.clone()).check(request).await {
         Err(status) if breaks_http2(&status) => Err(Failure::SomethingElse),
-        // Any other status, UNIMPLEMENTED for one, is a server's.
+        // Any other status, UNIMPLEMENTED for example, comes from a server.
         Err(status) if status.code() == Code::Unavailable || is_transports(&status) => {
             Err(Failure::Passing(status.message().to_owned()))
         }
@@ -195,17 +196,17 @@ async fn attempt(endpoint: &Endpoint, connector: Connector) -> Result<Channel, F
     }
 }
 
-/// Whether a status is the transport's own word: none that a server sent has a source.
+/// Whether the transport created a status: a status from a server has no source.
 fn is_transports(status: &Status) -> bool {
     status.source().is_some()
 }
 
-/// Whether what came was not HTTP/2, as from a web server.
+/// Whether the response was not HTTP/2, as from a web server.
 fn breaks_http2(status: &Status) -> bool {
     is_transports(status) && status.code() == Code::Internal
 }
 
-/// Runs a connection's tasks where they can be waited for.
+/// Spawns a connection's tasks so that they can be waited for.
 #[derive(Clone)]
 struct Spawner(TaskTracker);
 

@@ -1,4 +1,4 @@
-//! How a connection is made, and why one fails that would fail again.
+//! Makes connections, and keeps the reason for a failure that would recur.
 
 use std::{
     io::{self, IoSlice},
@@ -25,30 +25,30 @@ use tower_service::Service;
 
 use crate::address::{ServerAddress, bare_host};
 
-/// What we speak.
+/// ALPN protocol ID of HTTP/2.
 pub(crate) const ALPN: &[u8] = b"h2";
 
-/// When the system asks whether the server's machine is still there, how often again, and how many
-/// silent answers mean that it is not. HTTP/2 has pings of its own, but other servers close
-/// connections over them.
+/// TCP keepalive: idle time before the first probe, interval between probes, and number of
+/// unanswered probes that close the connection. HTTP/2 has pings of its own, but other servers
+/// close connections over them.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
-/// What a record of TLS begins with that says why there will be none: an alert, of any version.
+/// First two bytes of a TLS alert record (content type 21, major version 3).
 const ALERT: [u8; 2] = [21, 3];
 
-/// Why a connection failed, where the next one would fail, too.
+/// Why a connection failed, if the next one would fail, too.
 #[derive(Clone, Debug)]
 pub(crate) enum ConnectFailure {
     /// The TLS handshake failed.
     Tls(Error),
-    /// The server speaks TLS, and we do not.
+    /// The server speaks TLS, but this connection does not.
     SpeaksTls,
 }
 
 /// Makes connections to a server. Clones share the last failure.
 ///
-/// HTTP/2 tells a call no more than that the connection has failed, and often not even that, so the reason is kept
-/// here.
+/// HTTP/2 reports to a call at most that the connection has failed, and often not even that, so the
+/// reason is kept here.
 #[derive(Clone)]
 pub(crate) struct Connector {
     server: ServerAddress,
@@ -57,7 +57,7 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// With TLS where the address says so; then it has to be given.
+    /// Creates a connector. `tls` is required if the address is one with TLS.
     pub(crate) fn new(
         server: ServerAddress,
         tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -118,12 +118,12 @@ async fn tcp(authority: &Authority) -> io::Result<TcpStream> {
     Ok(tcp)
 }
 
-/// Returns the addresses of a host. Dropping the future abandons the thread that asks for them.
+/// Returns the addresses of a host. Dropping the future abandons the thread that resolves them.
 async fn resolved(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
-    // tokio's own look-up panics where no thread can be started.
+    // tokio's own lookup panics if no thread can be started.
     let host = host.to_owned();
     let addresses = aside("resolve", move || (host, port).to_socket_addrs());
     Ok(addresses.await??.collect())
@@ -138,19 +138,19 @@ impl Service<Uri> for Connector {
         Poll::Ready(Ok(()))
     }
 
-    /// The address is the connector's own.
+    /// Ignores the URI: the connector has the address.
     fn call(&mut self, _: Uri) -> Self::Future {
         let connector = self.clone();
         Box::pin(async move { connector.connect().await.map(TokioIo::new) })
     }
 }
 
-/// What HTTP/2 is spoken on.
+/// A byte stream for HTTP/2.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// A connection whose failure is noted.
+/// A connection that records its failure in the connector.
 struct Watched<S> {
     stream: S,
     connector: Connector,
@@ -176,11 +176,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
         match &read {
-            // In TLS 1.3 a server judges our certificate when we think that all is well.
+            // In TLS 1.3 a server checks the client's certificate after the handshake has ended for
+            // the client.
             Err(error) => self.connector.note(error),
             Ok(()) if !self.has_begun => {
                 self.has_begun = true;
-                // A frame of HTTP/2 that begins so would be longer than any that we take.
+                // An HTTP/2 frame that begins with these bytes would be longer than any that is
+                // accepted.
                 if self.connector.tls.is_none() && buffer.filled()[before..].starts_with(&ALERT) {
                     *self.connector.last() = Some(ConnectFailure::SpeaksTls);
                 }

@@ -1,5 +1,5 @@
-//! Connections to a search service: over TCP, TLS or a Unix socket, with a credential, waiting for a server that is not
-//! there yet.
+//! Connections to a search service: over TCP, TLS or a Unix socket, with a credential, waiting for
+//! a server that does not answer yet.
 //!
 //! Start with [`Connection::open`], which takes a [`ServerAddress`] and [`ConnectOptions`]; the generated clients of
 //! `hashfinder-proto` are made of its [`channel`](Connection::channel).

@@ -7,7 +7,7 @@ use std::{ffi::OsString, path::PathBuf};
 pub struct ConnectOptions {
     /// PEM file of the authorities to trust, instead of the system's.
     pub tls_ca: Option<PathBuf>,
-    /// PEM file of the client's certificate, followed by those that lead to its authority.
+    /// PEM file of the client's certificate chain, from its own certificate on.
     pub tls_client_certificate: Option<PathBuf>,
     /// PEM file of that certificate's private key.
     pub tls_client_key: Option<PathBuf>,

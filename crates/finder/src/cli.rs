@@ -19,7 +19,7 @@ use crate::commands::{
     verify::VerifyArguments,
 };
 
-/// Where a flag stands in the help that belongs to every command: below the command's own.
+/// Position in the help of a flag that every command has: below the command's own flags.
 const LAST: usize = 900;
 
 /// Finds byte strings ("secrets") whose SHA-1, written in base64, spells a desired name.
@@ -27,7 +27,7 @@ const LAST: usize = 900;
 #[command(
     version,
     propagate_version = true,
-    // Not what the caller has named the program, which can be anything.
+    // Not the name by which the program was called, which can be anything.
     bin_name = "hashfinder",
     max_term_width = 100,
     after_help = "\

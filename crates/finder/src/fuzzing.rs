@@ -1,4 +1,4 @@
-//! What the fuzz target of the configuration's file calls. It is only there with `cfg(fuzzing)`.
+//! Entry point of the fuzz target for the configuration file. It exists only with `cfg(fuzzing)`.
 
 use std::sync::LazyLock;
 
@@ -9,12 +9,12 @@ use crate::{
     config::fuzzing::{self as configuration, Program},
 };
 
-/// Reads a text as the configuration's file, and uses it as every command would.
+/// Reads a text as the configuration file, and uses it as every command would.
 ///
 /// # Panics
 ///
-/// If an error in it has no text, if a setting is not read back as `config show` writes it, or if flags that are right
-/// one by one make a command line that cannot be read.
+/// If an error in the text has no message, if a setting is not read back as `config show` writes
+/// it, or if flags that are right one by one make a command line that cannot be read.
 pub fn config(text: &str) {
     static PROGRAM: LazyLock<Program> = LazyLock::new(|| Program::new(Cli::command()));
     configuration::config(text, &PROGRAM, |matches| {

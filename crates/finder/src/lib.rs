@@ -1,8 +1,8 @@
 //! `hashfinder`: finds secrets whose hashed names spell a desired name, in this process or as a
 //! service.
 //!
-//! This is the whole program. It is a library so that the fuzz targets can reach what strangers can send it;
-//! for anybody else there is [`main`] alone.
+//! This is the whole program. It is a library so that the fuzz targets can call the code that reads
+//! untrusted input. Otherwise its only public item is [`main`].
 
 #![forbid(unsafe_code)]
 
@@ -31,8 +31,7 @@ use crate::{
     exit::Exit,
 };
 
-/// Runs the program: reads the command line of this process, and does what it says. The result is what the
-/// process ends with.
+/// Runs the program with the command line of this process. Returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = match config::parse(Cli::command()) {

@@ -1,4 +1,4 @@
-//! The program `hashfinder`; all of it is in the library beside it.
+//! The program `hashfinder`, which calls the library of this package.
 
 #![forbid(unsafe_code)]
 
@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use tikv_jemallocator::Jemalloc;
 
-/// It gives back what a moment's many calls took, and does not creep up; its settings are in
-/// `.cargo/config.toml`.
+/// It returns memory to the system after a burst of calls, and its memory use does not grow over
+/// time. Its settings are in `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 

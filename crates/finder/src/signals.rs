@@ -119,7 +119,8 @@ impl Signals {
         if let Some(until) = self.same_until {
             loop {
                 tokio::select! {
-                    // So that one that has arrived in time counts as that, however late this task runs.
+                    // So that a signal that arrived in time counts as such, however late this task
+                    // runs.
                     biased;
                     _ = self.receive() => {}
                     () = sleep_until(until) => break,

@@ -1,4 +1,5 @@
-//! What a user sees, to the letter. CONTRIBUTING.md says how a new text gets into `tests/cmd`.
+//! Compares the program's output to the letter. CONTRIBUTING.md says how a new text gets into
+//! `tests/cmd`.
 
 use std::{env, path::Path, process::Command};
 
@@ -28,7 +29,7 @@ fn what_a_user_sees() {
     cases.case("tests/cmd/*.trycmd");
 }
 
-/// So that no new command is forgotten above.
+/// Makes sure that the cases above include every command.
 #[test]
 fn the_help_of_every_command_is_seen() {
     let seen = include_str!("cmd/help.trycmd");
@@ -50,7 +51,7 @@ fn the_help_of_every_command_is_seen() {
             continue;
         };
         let commands = commands.lines().take_while(|line| !line.is_empty());
-        // What is indented by more goes on with the line before.
+        // Lines that are indented further continue the line before.
         let commands = commands.filter(|line| !line.starts_with("   "));
         let names = commands.filter_map(|line| line.split_whitespace().next());
         for name in names.filter(|name| *name != "help") {

@@ -1,4 +1,4 @@
-//! That every flag is a setting, wherever it is set.
+//! Tests that every flag is a setting, which variables and files can set.
 
 use std::{fs, path::Path, process::Command};
 
@@ -21,13 +21,13 @@ fn hashfinder<'a>(
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// What `config show --json` prints.
+/// Parses the output of `config show --json`.
 fn shown(text: &str) -> Vec<Value> {
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
     lines.collect()
 }
 
-/// The setting and its value.
+/// Returns a setting's command, name and value.
 fn value(setting: &Value) -> (&Value, &Value, &Value) {
     (&setting["command"], &setting["setting"], &setting["value"])
 }
@@ -44,7 +44,7 @@ fn the_default_file_changes_nothing() {
         [],
     ));
     assert_eq!(none, as_printed);
-    // And not with every # taken away either.
+    // The same holds if the # before every setting is removed.
     let bare = default.lines().map(|line| {
         let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
         format!("{}\n", setting.unwrap_or(line))
@@ -63,7 +63,8 @@ fn the_default_file_changes_nothing() {
         };
         assert_eq!(setting["source"], expected, "{setting}");
     }
-    // What is so anyway excludes nothing: --resume excludes the ideal distance, for one.
+    // A value that is the default excludes nothing. For example, --resume excludes
+    // --ideal-distance.
     let cursor = "hf1_AAAAAAAAAA9CQGhhc2hmaW5kZXJgc2wH";
     let go_on = [
         "find",
@@ -88,7 +89,7 @@ fn the_default_file_changes_nothing() {
 fn every_setting_has_a_variable_and_a_file_key() {
     let none = shown(&hashfinder(&["config", "show", "--json"], []));
     let mut variables = Vec::new();
-    // An empty variable counts as none.
+    // An empty variable counts as unset.
     let is_set = |setting: &&Value| !setting["value"].is_null() && setting["value"] != "";
     for setting in none.iter().filter(is_set) {
         let (command, name, value) = value(setting);
@@ -112,7 +113,7 @@ fn every_setting_has_a_variable_and_a_file_key() {
     }
 }
 
-/// A file where it is looked for, without being named.
+/// Files at the usual paths are read without being named.
 #[test]
 fn the_usual_files() {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("users");

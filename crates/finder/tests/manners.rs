@@ -1,4 +1,4 @@
-//! What every command owes to whoever reads its output.
+//! How every command handles output that is closed early or cannot be written.
 
 use std::{
     fs::File,
@@ -6,10 +6,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// A stamp that is right.
+/// A valid stamp.
 const STAMP: &str = "1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28";
 
-/// Every command that prints and ends by itself; each one would succeed.
+/// Every command that prints and ends by itself. Each succeeds if its output can be written.
 const COMMANDS: [&[&str]; 10] = [
     &["bench", "--seconds", "0.001", "--kernel", "portable"],
     &[

@@ -1,5 +1,5 @@
-//! Completions and pages of the manual, as shells and `man` take them. What is not installed is skipped,
-//! and the test says so.
+//! Tests completions with the shells, and manual pages with `man` and groff. What is not installed
+//! is skipped, with a note.
 
 use std::{
     env, fs,
@@ -22,16 +22,16 @@ fn is_installed(program: &str) -> bool {
     found
 }
 
-/// A folder of this test's own.
+/// Returns an empty folder for one test.
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    // Of an earlier run.
+    // It may be left from an earlier run.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// The script, in a file below the folder.
+/// Writes a shell's completions into a file in a new folder, and returns its path.
 fn completions(shell: &str, within: &str) -> PathBuf {
     let script = run(HASHFINDER, &["completions", shell]);
     assert!(script.status.success(), "{script:?}");
@@ -114,7 +114,7 @@ fn there_is_a_page_for_each_command() {
         );
         let text = String::from_utf8(shown.stdout).unwrap();
         assert!(text.contains("SYNOPSIS"), "{page:?}");
-        // A table that was run together would hold no such line.
+        // A table whose lines were joined would have no such line.
         if page.ends_with("hashfinder-find.1") {
             let code = text
                 .lines()

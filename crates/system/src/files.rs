@@ -1,9 +1,9 @@
 //! Reads the files that users name, so that a read that blocks holds up nothing else.
 //!
-//! A read can block for as long as it likes: a named pipe waits for a writer, a network mount for its server,
-//! a file under a lease for the lease's holder. So keys, certificates and sessions have to be regular files of
-//! limited size, and a process that handles signals reads them on a thread of their own: once with
-//! [`aside`](crate::threads::aside), repeatedly with [`Watch`].
+//! A read can block indefinitely: a named pipe waits for a writer, a network mount for its server,
+//! a file under a lease for the lease's holder. So keys, certificates and sessions have to be
+//! regular files of limited size, and a process that handles signals reads them on a thread of
+//! their own: once with [`aside`](crate::threads::aside), repeatedly with [`Watch`].
 
 use std::{
     fmt,
@@ -20,7 +20,8 @@ use rustix::fs::OFlags;
 
 use crate::threads::start;
 
-/// How long a look at files may take before the log reports that it is blocked: longer than a busy disk needs.
+/// Time that a look at files may take before the log reports that it is blocked: longer than a busy
+/// disk needs.
 const BLOCKED_AFTER: Duration = Duration::from_secs(10);
 
 /// Opens a regular file for reading, through symbolic links: Kubernetes mounts secrets as such.

@@ -11,7 +11,8 @@ use std::{
 use signal_hook::{SigId, consts::SIGCONT, flag, low_level::unregister};
 use tokio::time::{MissedTickBehavior, interval};
 
-/// How often a [`Stopwatch`] reads the clock. With a stop of the process, up to as much of the time before it is lost.
+/// Interval at which a [`Stopwatch`] reads the clock. If the process is stopped, up to this much of
+/// the time before the stop is not counted.
 const READ_EVERY: Duration = Duration::from_millis(100);
 
 /// The process was stopped, even if no signal says so, if there is more time than this between two readings. Other
@@ -63,7 +64,7 @@ impl RunningTime {
         self.last = now;
         let is_continued = self.is_continued.swap(false, Ordering::Relaxed);
         let is_late = passed > STOPPED_AFTER;
-        // Late twice in a row, it is slow work that delays the readings.
+        // If two readings in a row are late, slow work delays them.
         let was_stopped = is_continued || is_late && !self.was_late;
         if !was_stopped {
             self.elapsed += passed;
@@ -123,7 +124,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// The last reading of a clock that is read at these times.
+    /// Returns the last reading of a clock that is read at these times.
     fn ran(readings: impl IntoIterator<Item = u64>) -> Duration {
         let start = Instant::now();
         let mut time = RunningTime::starting_at(start);
@@ -132,7 +133,8 @@ mod tests {
         elapsed.last().unwrap()
     }
 
-    /// A search that was stopped for a night by ctrl-Z had tried a few thousand secrets a second.
+    /// A search that was stopped for a night by ctrl-Z reported a rate of a few thousand secrets a
+    /// second.
     #[test]
     fn time_while_the_process_was_stopped_does_not_count() {
         assert_eq!(ran([100, 200, 300]), ms(300));
@@ -149,7 +151,7 @@ mod tests {
         assert_eq!(time.read_at(start + ms(800)), ms(200));
     }
 
-    /// A measurement must end also where each of its steps takes longer than a process may be silent.
+    /// A measurement must end even if each of its steps takes longer than [`STOPPED_AFTER`].
     #[test]
     fn time_passes_however_slow_the_readings_are() {
         assert!(ran((1..10).map(|reading| 3_000 * reading)) >= ms(24_000));

@@ -1,4 +1,4 @@
-//! Texts from elsewhere, made safe to show at a terminal and in a log.
+//! Makes untrusted texts safe to show on a terminal and in a log.
 
 /// Returns a text that a terminal shows as it is: control characters, and others that it does not print, are escaped.
 /// A text that was escaped before stays the same.

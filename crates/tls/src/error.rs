@@ -167,7 +167,8 @@ pub fn of_handshake(error: &Error, peer: &str) -> String {
     }
 }
 
-/// As [`of_handshake`], for an error of a connection; one that is not TLS's stays as it is.
+/// Like [`of_handshake`], for an I/O error of a connection. An error that is neither from TLS nor
+/// an unexpected end is returned unchanged.
 pub fn of_connection(error: io::Error, peer: &str) -> io::Error {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
     match inner {

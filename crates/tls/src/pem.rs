@@ -1,4 +1,4 @@
-//! Reads the files that TLS is made of: certificates and private keys, in PEM.
+//! Reads certificates and private keys from PEM files.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ pub fn trusting(certificates: &[CertificateDer<'static>], path: &Path) -> Result
     Ok(roots)
 }
 
-/// Reads a certificate with those that lead to its authority, and its key.
+/// Reads a certificate chain and its private key.
 ///
 /// # Errors
 ///
@@ -61,7 +61,7 @@ pub fn identity(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Re
             certificate.display()
         ),
         rustls::Error::InvalidCertificate(_) => wrong_certificate(1, certificate, &error),
-        // The provider has no other words for a key that it cannot use.
+        // The provider has no more precise error for a key that it cannot use.
         _ => anyhow!(
             "the private key in {} is damaged, or its type is not supported; give one of RSA (2,048 to 4,096 \
              bits), ECDSA (P-256 or P-384) or Ed25519",
@@ -103,7 +103,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    /// What some editors put before a text.
+    /// Mark that some editors put before a text.
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let text = files::read(path, LONGEST);
     let mut text = text.with_context(|| format!("cannot read {}", path.display()))?;
@@ -124,9 +124,9 @@ fn wrong_certificate(number: usize, path: &Path, error: &rustls::Error) -> Error
     }
 }
 
-/// Says what is wrong with a section of a file.
+/// Returns the error for a damaged section of a file.
 fn damaged(path: &Path, text: &[u8], error: &pem::Error) -> Error {
-    // The headers of such a key are not base64.
+    // The headers of an encrypted key are not base64.
     if is_encrypted(text) {
         return encrypted(path);
     }
@@ -162,7 +162,7 @@ fn is_encrypted(text: &[u8]) -> bool {
     })
 }
 
-/// Says what a file holds in the place of what it should.
+/// Returns what a file contains instead of the expected section, as a part of a message.
 fn instead(text: &[u8]) -> String {
     let Ok(text) = str::from_utf8(text) else {
         return ": it is binary (DER or PKCS #12?), which `openssl` can convert".to_owned();
@@ -195,7 +195,7 @@ mod tests {
                 b"-----BEGIN CERTIFICATE REQUEST-----\r\nAAAA\r\n-----END CERTIFICATE REQUEST-----\r\n",
                 ", only CERTIFICATE REQUEST",
             ),
-            // One for each kind, and nothing but labels.
+            // Each label once, and only valid labels.
             (
                 b"-----BEGIN A-----\n-----BEGIN A-----\n-----BEGIN \x1b[31m-----\n-----BEGIN B-----\n",
                 ", only A, B",

@@ -85,7 +85,7 @@ impl ConnectionArguments {
                 add(flag, &path);
             }
         };
-        // Beside a Unix socket, which has no TLS, they would only be in the way.
+        // A Unix socket has no TLS, so these flags would have no effect.
         if let ServerAddress::Tls(_) = server {
             path("--tls-ca", tls_ca);
             path("--tls-client-certificate", tls_client_certificate);

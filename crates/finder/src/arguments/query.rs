@@ -14,10 +14,10 @@ use hashfinder_system::files;
 
 use super::values::distance;
 
-/// What begins an alphabet that is given byte by byte.
+/// Prefix of an alphabet that is given byte by byte.
 const GIVEN: &str = "of:";
 
-/// How much of a prefix's file is read, in bytes.
+/// Maximum length of a prefix's file, in bytes.
 const LONGEST_PREFIX: u64 = Keyspace::MAX_PREFIX as u64;
 
 #[derive(Args, Clone, Debug)]
@@ -155,7 +155,7 @@ fn wrong(error: impl fmt::Display) -> QueryError {
     QueryError::Wrong(error.to_string())
 }
 
-/// A parser of the names of some values.
+/// Returns a parser that accepts the names of these values.
 fn one_of<T, const N: usize>(all: [T; N]) -> impl TypedValueParser<Value = T>
 where
     T: Copy + fmt::Display + Send + Sync + 'static,

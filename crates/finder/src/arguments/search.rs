@@ -1,4 +1,4 @@
-//! The arguments for searches whose answer a command uses itself.
+//! The arguments for searches whose answer the command uses itself.
 
 use std::{num::NonZeroUsize, time::Duration};
 

@@ -4,19 +4,19 @@ use std::{fmt, num::NonZeroUsize, ops::RangeInclusive, str::FromStr, time::Durat
 
 use hashfinder_search::{Distance, Kernel};
 
-/// The most threads that may search. Far beyond any machine's cores, and far below what would
-/// bring one down.
+/// Maximum number of threads that search: far more than any machine has cores, and far fewer than
+/// would overload one.
 const MAXIMUM_THREADS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// The longest time that there is, whatever is given: as good as for ever, and libraries can add it to the
-/// clock's, which panics where it does not fit.
+/// Maximum duration, to which longer ones are cut. It is practically forever, and libraries can add
+/// it to the clock's time, which panics if the sum does not fit.
 pub(crate) const LONGEST_DURATION: Duration = Duration::from_secs(1000 * 31_557_600);
 
 pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
     number(NonZeroUsize::MIN..=MAXIMUM_THREADS)(text)
 }
 
-/// A parser of numbers in a range.
+/// Returns a parser of numbers in a range.
 pub(crate) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
 where
     T: Clone + fmt::Display + FromStr + PartialOrd,
@@ -64,7 +64,7 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// Returns a duration as a flag has it.
+/// Formats a duration as flags accept it.
 pub(crate) fn shown(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }
@@ -80,7 +80,7 @@ mod tests {
             ("1h30m", 5400),
             ("0", 0),
             ("1000years", 31_557_600_000),
-            // Which is as good as for ever, and what a clock can show.
+            // Cut to a duration that is practically forever and that a clock can represent.
             ("400000000000years", 31_557_600_000),
         ] {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");

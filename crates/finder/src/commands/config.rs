@@ -1,4 +1,4 @@
-//! `hashfinder config`: what is set, and what can be.
+//! `hashfinder config`: shows the settings, or prints a file with their defaults.
 
 use std::path::PathBuf;
 
@@ -77,7 +77,7 @@ pub(crate) fn run(
     let text = match arguments.what {
         What::Show { json } => match config::show(program, file, json) {
             Ok(text) => text,
-            // As it is for every command that has settings.
+            // The exit code for wrong settings is the same for every command.
             Err(wrong) => {
                 say(format_args!("{wrong:#}"));
                 return Ok(Exit::Usage);

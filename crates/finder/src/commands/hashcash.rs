@@ -1,4 +1,5 @@
-//! `hashfinder hashcash`: stamps that take work to make and none to check, as hashcash.org has them.
+//! `hashfinder hashcash`: mints and checks stamps, as hashcash.org defines them. A stamp takes work
+//! to mint, but almost none to check.
 
 use std::str::FromStr;
 
@@ -19,19 +20,19 @@ use crate::{
     terminal::{print, say},
 };
 
-/// How many bits are usual.
+/// Default number of zero bits.
 const USUAL_BITS: u32 = 20;
 
-/// As many as a SHA-1 has.
+/// Maximum number of zero bits: the length of a SHA-1.
 const MAXIMUM_BITS: u32 = 160;
 
-/// How many bits a hexadecimal digit has.
+/// Number of bits in a hexadecimal digit.
 const BITS_OF_DIGIT: u32 = 4;
 
-/// Number of random bytes in a stamp, so that no two are equal: 16 characters of base64.
+/// Number of random bytes in a stamp, which make each stamp unique: 16 characters of base64.
 const RANDOM_BYTES: usize = 12;
 
-/// A stamp's SHA-1, in which zero bits are looked for.
+/// Spelling of a stamp's SHA-1, which must begin with zero bits.
 const SPELLING: Spelling = Spelling {
     algorithm: Algorithm::Sha1,
     encoding: Encoding::Hex,
@@ -118,7 +119,8 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
         return check(stamp, arguments);
     }
     let limit = TimeLimit::start(arguments.search.maximum_time);
-    // hashcash does so, unless -C is given; a checker that compares case then accepts the stamp.
+    // hashcash also converts to lower case, unless -C is given. A checker that compares case then
+    // accepts the stamp.
     let resource = arguments.resource.as_deref().unwrap_or_default();
     let resource = resource.to_ascii_lowercase();
     let bits = arguments.bits.unwrap_or(USUAL_BITS);
@@ -137,7 +139,7 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
-    // The stamps of another run are others, and a search has no memory.
+    // Another run mints another stamp, and a search has no memory, so there is nothing to resume.
     let how_to_resume =
         |_| "the same command begins another stamp, and is as near to its end".to_owned();
     let found = match block_on(find::first(
@@ -153,7 +155,7 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// The search for a counter, given all that stands before it.
+/// Returns the query for a counter, given the stamp up to the counter.
 fn query(stamp: &str, bits: u32) -> Result<Query, String> {
     let names = zeros(bits).into_iter();
     let names =
@@ -162,11 +164,12 @@ fn query(stamp: &str, bits: u32) -> Result<Query, String> {
     let counters = Keyspace::new(stamp.as_bytes(), Alphabet::alphanumeric(), b"");
     let counters = counters.map_err(|_| too_long(stamp))?;
     let query = Query::any(names, Distance::ZERO).map_err(|error| error.to_string())?;
-    // After the empty one.
+    // Index 0 is the empty counter, which is skipped.
     Ok(query.among(counters).starting_at(1))
 }
 
-/// Says by how much the resource of a stamp is too long, given all that stands before the counter.
+/// Returns the message that says by how much the resource is too long, given the stamp up to the
+/// counter.
 fn too_long(stamp: &str) -> String {
     let (length, most) = (stamp.len(), Keyspace::MAX_PREFIX);
     let excess = length - most;
@@ -177,8 +180,8 @@ fn too_long(stamp: &str) -> String {
     )
 }
 
-/// Returns the hexadecimal prefixes of all digests that begin with this number of zero bits: zeros, and every digit whose
-/// upper bits are zero.
+/// Returns the hexadecimal prefixes of all digests that begin with this number of zero bits: zeros,
+/// followed by each digit whose upper bits are zero.
 fn zeros(bits: u32) -> Vec<String> {
     let digits = "0".repeat((bits / BITS_OF_DIGIT) as usize);
     match bits % BITS_OF_DIGIT {
@@ -190,7 +193,7 @@ fn zeros(bits: u32) -> Vec<String> {
     }
 }
 
-/// Random characters of base64.
+/// Returns random bytes, in base64.
 fn random() -> Result<String> {
     let mut bytes = [0; RANDOM_BYTES];
     let filled = SystemRandom::new().fill(&mut bytes);
@@ -209,10 +212,11 @@ fn check(stamp: &str, arguments: &HashcashArguments) -> Result<Exit> {
     Ok(exit)
 }
 
-/// What a stamp is worth, if it is for the resource and has as many bits as are wanted.
+/// Returns a description of a stamp that is right: it is for `resource` and has at least `bits`
+/// zero bits, if these are given. Otherwise returns what is wrong with it.
 fn is_right(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<String, String> {
     let stamp: Stamp<'_> = Stamp::parse(text)?;
-    // hashcash compares like this, unless -C is given.
+    // hashcash also ignores case, unless -C is given.
     let is_other = |resource: &&str| !resource.eq_ignore_ascii_case(stamp.resource);
     if let Some(resource) = resource.filter(is_other) {
         return Err(format!(
@@ -238,7 +242,7 @@ fn is_right(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<Str
     ))
 }
 
-/// With how many zero bits the SHA-1 of a text begins.
+/// Returns the number of zero bits at the start of a text's SHA-1.
 fn zero_bits(text: &str) -> u32 {
     let digest = SPELLING.hashed_name(text.as_bytes());
     let mut bits = 0;
@@ -254,7 +258,7 @@ fn zero_bits(text: &str) -> u32 {
     bits
 }
 
-/// The fields of a stamp of version 1 that say what it is worth.
+/// The fields of a version 1 stamp that a check uses.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp<'a> {
     bits: u32,
@@ -296,7 +300,7 @@ impl<'a> Stamp<'a> {
 mod tests {
     use super::*;
 
-    /// The example that is given wherever the format is described.
+    /// The usual example in descriptions of the format.
     const STAMP: &str = "1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28";
 
     #[test]
@@ -326,7 +330,8 @@ mod tests {
         assert!(is_right(STAMP, Some("somebody"), None).is_err());
     }
 
-    /// hashcash accepts a stamp for another case of the address, and makes none but in lower case.
+    /// hashcash accepts a stamp whatever the case of its address, but mints stamps only in lower
+    /// case.
     #[test]
     fn case_makes_no_difference() {
         for resource in ["mertz@gnosis.cx", "Mertz@Gnosis.CX", "MERTZ@GNOSIS.CX"] {
@@ -338,7 +343,7 @@ mod tests {
             let verdict = is_right(stamp, Some(resource), None).unwrap();
             assert_eq!(verdict, "right: 10 bits for Me@Example.COM, dated 261129");
         }
-        // Only that of ASCII's letters, as there.
+        // As in hashcash, only the case of ASCII letters is ignored.
         assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{dc}"), None).is_err());
         assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{fc}"), None).is_ok());
     }

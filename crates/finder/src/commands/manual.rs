@@ -15,7 +15,7 @@ use clap_mangen::{
 
 use crate::{exit::Exit, terminal::print};
 
-/// What the program is called.
+/// Name of the program.
 const PROGRAM: &str = "hashfinder";
 
 /// Print the completions for a shell.
@@ -91,7 +91,7 @@ fn write_pages(command: &Command, directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The page about a command, in roff.
+/// Returns the manual page of a command, in roff.
 fn page(command: &Command) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     let man = Man::new(command.clone())
@@ -111,8 +111,8 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// What stands below the options: examples, exit codes and notes. clap_mangen would run the lines of
-/// their tables together.
+/// Returns the text below the options: examples, exit codes and notes. clap_mangen would join the
+/// lines of their tables.
 fn after_help(text: &str) -> Roff {
     let mut roff = Roff::new();
     let mut in_notes = false;

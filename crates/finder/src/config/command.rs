@@ -4,8 +4,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
 
 use super::settings::{is_setting, is_switch};
 
-/// Returns the command line as it is parsed: with a hidden `--no-FLAG` for each switch, which undoes what the
-/// file or the environment say. A switch may be given more than once.
+/// Returns the command line as it is parsed: with a hidden `--no-FLAG` for each switch, which
+/// overrides the file and the environment. A switch may be given more than once.
 pub(super) fn with_negations(program: Command) -> Command {
     fn repeatable(switch: Arg) -> Arg {
         let id = switch.get_id().clone();
@@ -32,7 +32,8 @@ pub(super) fn with_negations(program: Command) -> Command {
     negated(program)
 }
 
-/// Lets a flag's own parser say what is wrong with a number below zero, which clap takes for a flag.
+/// Makes flags accept negative numbers as values, so that a flag's own parser reports what is wrong
+/// with one. By default, clap takes it for a flag.
 pub(super) fn takes_negative_numbers(command: Command) -> Command {
     let command = command.mut_args(|arg| match arg.get_action() {
         ArgAction::Set | ArgAction::Append if arg.get_long().is_some() => {
@@ -51,7 +52,8 @@ pub(super) fn is_quiet(matches: &ArgMatches) -> bool {
     }
 }
 
-/// The command's path, and the ids of what was given to it.
+/// Returns the path of the command, and the ids of the arguments that were given on the command
+/// line.
 pub(super) fn of_command_line(mut matches: &ArgMatches) -> (Vec<String>, Vec<String>) {
     let (mut path, mut explicit) = (Vec::new(), Vec::new());
     loop {

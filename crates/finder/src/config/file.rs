@@ -1,4 +1,4 @@
-//! The configuration's file: TOML, with a table for each command.
+//! The configuration file: TOML, with a table for each command.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use super::settings::{
 /// Maximum length of the file, in bytes: hundreds of times that of one with every setting.
 const LONGEST: u64 = 1 << 20;
 
-/// What a file says, all of which is known to be settings.
+/// The content of a file, in which every key is a known setting.
 pub(super) struct File {
     path: PathBuf,
     /// By table and key.
@@ -25,7 +25,7 @@ pub(super) struct File {
 
 struct Entry {
     value: Value,
-    /// What TOML calls its type.
+    /// Name of its type in TOML.
     kind: &'static str,
     line: usize,
 }
@@ -34,14 +34,14 @@ enum Value {
     Switch(bool),
     One(String),
     Many(Vec<String>),
-    /// What no setting is.
+    /// A type that no setting has.
     Other,
 }
 
 impl File {
     /// # Errors
     ///
-    /// If it cannot be read, is not TOML, or holds a table or key that is no setting.
+    /// If it cannot be read, is not TOML, or has an unknown table or key.
     pub(super) fn read(path: &Path, settings: &Settings) -> Result<File> {
         let read = || {
             let text = files::read_any_kind(path, LONGEST)?;
@@ -52,11 +52,11 @@ impl File {
         File::of(path, &text, settings)
     }
 
-    /// What a file with this text says.
+    /// Parses the text of a file.
     ///
     /// # Errors
     ///
-    /// If it is not TOML, or holds a table or key that is no setting.
+    /// If it is not TOML, or has an unknown table or key.
     pub(super) fn of(path: &Path, text: &str, settings: &Settings) -> Result<File> {
         let mut reader = Reader {
             path,
@@ -78,17 +78,18 @@ impl File {
         })
     }
 
-    /// Whether it sets nothing.
+    /// Whether the file sets nothing.
     #[cfg(fuzzing)]
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// What a table of it gives to a setting.
+    /// Returns the values that one of its tables has for a setting, and where they are; `None` if
+    /// it has none.
     ///
     /// # Errors
     ///
-    /// If that is of a type that the setting does not have.
+    /// If they are of a type that the setting does not have.
     pub(super) fn given(
         &self,
         setting: &Setting,
@@ -183,7 +184,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// What may have been meant by a name that is none of those that can stand where it does.
+    /// Returns a hint for an unknown name: what the user may have meant. `here` are the names that
+    /// are known in its place.
     fn hint<'b>(&self, name: &str, here: impl Iterator<Item = &'b str>) -> String {
         let elsewhere = self
             .settings
@@ -215,7 +217,7 @@ fn read(value: &DeValue<'_>) -> Value {
     }
 }
 
-/// A number or a text, as it is written after a flag.
+/// Returns a number or a string as it is written after a flag; `None` for other types.
 fn text(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.clone().into_owned()),

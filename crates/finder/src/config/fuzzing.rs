@@ -1,4 +1,4 @@
-//! What the fuzzer asks of a configuration's file.
+//! The checks that the fuzz target makes of a configuration file.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -26,14 +26,13 @@ impl Program {
     }
 }
 
-/// Reads a text as the configuration's file, and uses it as every command would. `parsed` receives the command lines
-/// that clap accepts.
+/// Reads a text as the configuration file, and uses it as every command would. `parsed` receives
+/// the command lines that clap accepts.
 ///
 /// # Panics
 ///
-/// If an error in it has no text, if what is set is not what is read back where it was written as
-/// `config show` writes it, or if flags that were found right one by one make a command line that cannot be
-/// read.
+/// If an error in the text has no message, if a value is not read back as `config show` writes it,
+/// or if flags that are right one by one make a command line that cannot be read.
 pub(crate) fn config(text: &str, program: &Program, parsed: impl Fn(&ArgMatches)) {
     let Program {
         command: program,
@@ -71,7 +70,7 @@ pub(crate) fn config(text: &str, program: &Program, parsed: impl Fn(&ArgMatches)
         }
         let line = ["hashfinder"].into_iter();
         let line = line.chain(path.iter().map(String::as_str));
-        // It may lack what no file can give, what to look for for one.
+        // The line may lack arguments that no file can give, such as NAME.
         if let Ok(matches) = program.try_get_matches_from(line) {
             parsed(&matches);
         }

@@ -1,10 +1,11 @@
 //! The configuration: flags over environment variables over a TOML file over defaults.
 //!
-//! The command line is the only list of settings. Each of its flags is a setting with the flag's name, which the flag's
-//! own parser checks, and clap receives a value from elsewhere as the flag's default. `find --ideal-distance` is `HASHFINDER_FIND_IDEAL_DISTANCE` in the
-//! environment, and in the file the key `ideal-distance` of the table `[find]`. What several commands
-//! have can be given to all of them at once, by leaving their name out: `HASHFINDER_KERNEL`, and
-//! `kernel` at the top of the file. What is for one command goes before what is for all.
+//! The command line is the only list of settings. Each of its flags is a setting with the flag's
+//! name, which the flag's own parser checks, and clap receives a value from elsewhere as the flag's
+//! default. `find --ideal-distance` is `HASHFINDER_FIND_IDEAL_DISTANCE` in the environment, and in
+//! the file the key `ideal-distance` of the table `[find]`. A setting that several commands share
+//! can be set for all of them by leaving out the command's name: `HASHFINDER_KERNEL`, and `kernel`
+//! at the top of the file. A value for one command overrides a value for all.
 
 mod command;
 mod file;
@@ -30,8 +31,9 @@ use self::{
 };
 use crate::terminal;
 
-/// Parses the command line of this process as one of `program`, with what the environment and the file add to it. Ends
-/// the process where clap would: with the help, and if the command line is wrong.
+/// Parses the command line of this process for `program`, with the settings of the environment and
+/// the file. Ends the process where clap would: after it has printed the help, and if the command
+/// line is wrong.
 ///
 /// # Errors
 ///
@@ -91,7 +93,7 @@ mod tests {
         command().debug_assert();
     }
 
-    /// The fuzzer found a delete character that was shown as it is, which is no TOML.
+    /// The fuzzer found a delete character that was not escaped, which is not valid TOML.
     #[test]
     fn every_character_is_read_back_as_it_was_shown() {
         for character in (0..0x100).filter_map(char::from_u32) {
@@ -145,7 +147,7 @@ mod tests {
                 let flag = format!("--{}", switch.get_long().unwrap());
                 let line = [path, &[&flag, &flag]].concat();
                 let parsed = self::command().try_get_matches_from(&line);
-                // It may lack what it needs beside it.
+                // The line may lack required arguments.
                 if let Err(error) = parsed {
                     let kind = error.kind();
                     let (missing, none) = (
@@ -228,7 +230,8 @@ mod tests {
                 "HASHFINDER_SEARCHES_SERVER=b",
             ),
             ("ask", vec![all, searches, list], "HASHFINDER_SERVER=a"),
-            // Which are no settings of several commands, but of one and of those within one.
+            // Settings of only one command, or only of the commands within one, have no shorter
+            // variable.
             ("ask", vec![("PORT", "1")], ""),
             ("searches list", vec![("STATE", "ended")], ""),
         ] {
@@ -245,7 +248,7 @@ mod tests {
         let variables = [("SERVER", "a")];
         assert_eq!(resolved("ask", &["server"], &variables), (String::new(), 0));
         assert_eq!(resolved("ask", &["port"], &variables), (String::new(), 1));
-        // What is for one command keeps out what is for all.
+        // A value for one command excludes a conflicting value for all.
         let variables = [("SERVER", "a"), ("ASK_PORT", "1")];
         assert_eq!(
             resolved("ask", &[], &variables),

@@ -1,4 +1,4 @@
-//! What `hashfinder config` prints: what is set, and what can be.
+//! The output of `hashfinder config`: the values of all settings, or a file that describes them.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::terminal::{self, as_text, say};
 
-/// How long the lines of the file are that we write, as the texts in it are wrapped.
+/// Width at which the texts in the default file are wrapped.
 const WIDTH: usize = 100;
 
 /// Returns a line for each setting of `program`, with its values and their origin. `file` is the file that the command
@@ -96,7 +96,7 @@ pub(crate) fn show(program: Command, file: Option<&PathBuf>, as_json: bool) -> R
     Ok(lines.collect())
 }
 
-/// As JSON has it: null where there is none.
+/// Returns the value in JSON; null if there is none.
 fn value(setting: &Setting, values: &[String]) -> Value {
     let one = |text: &String| match text.parse().map(Value::Number) {
         Ok(number) => number,
@@ -140,7 +140,7 @@ pub(crate) fn default_file(program: Command) -> String {
     text
 }
 
-/// The text as lines of a comment.
+/// Returns the text as lines of a comment.
 fn comment(text: &str) -> String {
     let mut lines = String::new();
     let mut line = "#".to_owned();

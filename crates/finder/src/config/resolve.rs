@@ -1,4 +1,4 @@
-//! What counts for a command: its settings, from all sources.
+//! Resolves the settings of a command from all sources.
 
 use anyhow::{Context, Result, bail};
 use clap::Command;
@@ -11,17 +11,18 @@ use super::{
 #[derive(Default)]
 pub(super) struct Resolved<'a> {
     pub(super) given: Vec<Given<'a>>,
-    /// What people should know.
+    /// Notes for the user, about settings that are left out.
     pub(super) notes: Vec<String>,
 }
 
 impl Settings {
-    /// What the sources give to the command itself, not to those around it. What was given on the
-    /// command line stays out of it, and so does what that excludes, and so on downwards.
+    /// Returns the settings that the sources give to the command itself, not to its parent
+    /// commands. Leaves out flags that were given on the command line, and every setting that
+    /// conflicts with one of them or with a setting that takes precedence.
     ///
     /// # Errors
     ///
-    /// If a value is wrong, or two that exclude each other come from the same place.
+    /// If a value is wrong, or two settings of the same rank exclude each other.
     pub(super) fn resolve<'a>(
         &'a self,
         path: &[String],
@@ -33,7 +34,8 @@ impl Settings {
             .iter()
             .try_fold(root, |command, name| command.find_subcommand(name));
         let command = command.context("there is no such command")?;
-        // What is there already: its id, how people know it, and where it comes from.
+        // The flags and settings so far: the id, the name in messages, and the rank (`None` for the
+        // command line).
         let mut present: Vec<(String, String, Option<Rank>)> = Vec::new();
         for arg in command.get_arguments() {
             let id = arg.get_id().to_string();
@@ -56,7 +58,7 @@ impl Settings {
         all.sort_by_key(|given| given.rank);
         let mut resolved = Resolved::default();
         for given in all {
-            // What is so anyway excludes nothing.
+            // A value that is the default excludes nothing.
             if given.values == given.setting.defaults {
                 resolved.given.push(given);
                 continue;
@@ -96,7 +98,7 @@ fn exclude_each_other(command: &Command, one: &str, other: &str) -> bool {
 pub(super) fn set_default(command: Command, path: &[String], given: &Given<'_>) -> Command {
     match path {
         [] => command.mut_arg(&given.setting.id, |arg| {
-            // What has a value needs none on the command line.
+            // A flag that has a value is not required on the command line.
             arg.default_values(given.values.clone()).required(false)
         }),
         [first, rest @ ..] => {

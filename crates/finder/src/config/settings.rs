@@ -6,13 +6,13 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::terminal;
 
-/// Flags that are not settings, of any command.
+/// Flags that are not settings, of all commands.
 pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
     // It says where the settings are.
     "config",
     // Where the pages of the manual go, once.
     "directory",
-    // It is asked once, of one stamp or one configuration.
+    // It concerns one stamp or one configuration.
     "check",
     // It belongs to one stamp.
     "date",
@@ -36,26 +36,26 @@ pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
     "session",
 ];
 
-/// What the names of our environment variables begin with.
+/// Prefix of the program's environment variables.
 pub(super) const PREFIX: &str = "HASHFINDER_";
 
-/// How alike two names are, from 0 to 1, of which one may be meant by the other.
+/// Minimum similarity, from 0 to 1, of a name that is suggested in place of an unknown one.
 pub(super) const ALIKE: f64 = 0.8;
 
 /// A flag that can be set elsewhere.
 #[derive(Debug)]
 pub(super) struct Setting {
-    /// The command that it belongs to, as its subcommands' names.
+    /// Path of the command that it belongs to: the names of its subcommands.
     pub(super) path: Vec<String>,
     pub(super) id: String,
     /// The flag's name, without its dashes.
     pub(super) name: String,
     pub(super) kind: Kind,
     pub(super) defaults: Vec<String>,
-    /// What it is for, and what stands for its value there.
+    /// The flag's help, and the placeholder of its value.
     pub(super) help: String,
     pub(super) value_name: String,
-    /// The tables in which it can stand, from its own command's outwards.
+    /// Tables of the file in which it can be set, from its own command's outwards.
     pub(super) tables: Vec<Vec<String>>,
 }
 
@@ -67,7 +67,7 @@ pub(super) enum Kind {
 }
 
 impl Setting {
-    /// What it is called in the environment, for the commands of a table.
+    /// Returns the name of its environment variable for the commands of a table.
     pub(super) fn variable(&self, table: &[String]) -> String {
         let parts = table.iter().chain([&self.name]);
         let parts: Vec<String> = parts.map(|part| part.replace('-', "_")).collect();
@@ -121,8 +121,9 @@ impl Settings {
             }
         }
         for setting in &mut all {
-            // A table further out is of use only if more commands are in it that have the flag. Besides,
-            // Kubernetes sets HASHFINDER_PORT for any service called hashfinder.
+            // An outer table is useful only if it serves more commands than the inner one. This
+            // rule also avoids HASHFINDER_PORT, which Kubernetes sets for any service called
+            // hashfinder.
             let mut served = 0;
             for length in (0..=setting.path.len()).rev() {
                 let table = setting.path[..length].to_vec();
@@ -136,7 +137,7 @@ impl Settings {
         Settings(all)
     }
 
-    /// Those of the command and of those around it.
+    /// Returns the settings of the command and of its parent commands.
     pub(super) fn of_command<'a>(
         &'a self,
         path: &'a [String],
@@ -146,14 +147,14 @@ impl Settings {
             .filter(|setting| path.starts_with(&setting.path))
     }
 
-    /// The commands that have settings.
+    /// Returns the paths of the commands that have settings.
     pub(super) fn paths(&self) -> Vec<&[String]> {
         let mut paths: Vec<&[String]> = self.0.iter().map(|setting| &setting.path[..]).collect();
         paths.dedup();
         paths
     }
 
-    /// What can stand in a table, in alphabetical order.
+    /// Returns the settings that a table can have, in alphabetical order.
     pub(super) fn of_table(&self, table: &[String]) -> Vec<&str> {
         let fits = self
             .0
@@ -165,7 +166,8 @@ impl Settings {
         names
     }
 
-    /// The commands that have settings and are called by one word more than a table's.
+    /// Returns the names of a table's direct subcommands that have settings, or whose subcommands
+    /// have some.
     pub(super) fn tables_in(&self, table: &[String]) -> Vec<&str> {
         let inside = self
             .0
@@ -197,7 +199,7 @@ pub(super) fn is_setting(arg: &Arg) -> bool {
 /// Where a value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// With its value as it was written.
+    /// An environment variable, with its value as it was written.
     Variable {
         name: String,
         value: String,
@@ -217,7 +219,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The values as TOML has them.
+/// Returns the values in TOML.
 pub(super) fn literal(setting: &Setting, values: &[String]) -> String {
     match (setting.kind, values) {
         (Kind::Many, _) | (_, []) => {
@@ -229,7 +231,8 @@ pub(super) fn literal(setting: &Setting, values: &[String]) -> String {
     }
 }
 
-/// A number, or a text in quotes. JSON's are TOML's too where all control characters are escaped.
+/// Returns a number as it is, and any other text in quotes. A JSON string is also a TOML string if
+/// all its control characters are escaped.
 pub(super) fn scalar(text: &str) -> String {
     match serde_json::from_str::<serde_json::Number>(text) {
         Ok(_) => text.to_owned(),
@@ -237,7 +240,7 @@ pub(super) fn scalar(text: &str) -> String {
     }
 }
 
-/// The name that was probably meant.
+/// Returns the name that was probably meant; `None` if none is similar enough.
 pub(super) fn nearest<'a>(name: &str, all: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let alike = all.into_iter().map(|one| (strsim::jaro(name, one), one));
     let best = alike.max_by(|(one, _), (other, _)| one.total_cmp(other));

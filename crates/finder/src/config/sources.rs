@@ -23,19 +23,19 @@ use super::{
     },
 };
 
-/// Variables that belong to no flag: the path of the file, the filter of the log, and a credential, which no flag and no
-/// file can hold.
+/// Variables that are not settings: the path of the file, the filter of the log, and a credential,
+/// which neither a flag nor the file can contain.
 pub(super) const OTHER_VARIABLES: [&str; 3] = ["HASHFINDER_CONFIG", "HASHFINDER_LOG", CREDENTIAL];
 
-/// Where settings come from.
+/// The sources of settings.
 pub(super) struct Sources {
     pub(super) variables: BTreeMap<String, String>,
     pub(super) file: Option<File>,
 }
 
 impl Sources {
-    /// Reads the environment, and the file that is named, by the command line or there, or is where it
-    /// is looked for.
+    /// Reads the environment and the file: the one that the command line or else the environment
+    /// names or, by default, the one at the usual path, if it exists.
     pub(super) fn read(named: Option<&PathBuf>, settings: &Settings) -> Result<Sources> {
         let mut variables = BTreeMap::new();
         for (name, value) in env::vars_os() {
@@ -46,7 +46,7 @@ impl Sources {
                 .into_string()
                 .ok()
                 .with_context(|| format!("{name} is not UTF-8"))?;
-            // Which is how it is taken back where it cannot be unset.
+            // An empty variable counts as unset: some environments cannot remove a variable.
             if !value.is_empty() {
                 variables.insert(name.to_owned(), value);
             }
@@ -62,10 +62,10 @@ impl Sources {
         Ok(Sources { variables, file })
     }
 
-    /// What counts for a setting: the environment's before the file's, and in each, what is for one
-    /// command before what is for all.
+    /// Returns the values of a setting. The environment takes precedence over the file and, in
+    /// each, a value for one command over a value for all.
     pub(super) fn given<'a>(&self, setting: &'a Setting) -> Result<Option<Given<'a>>> {
-        // A credential itself goes before the path of one.
+        // A credential itself takes precedence over the path of one.
         if setting.name == "credential-file" && self.variables.contains_key(CREDENTIAL) {
             return Ok(None);
         }
@@ -102,7 +102,7 @@ impl Sources {
         Ok(None)
     }
 
-    /// A line about each variable that looks like ours and is not.
+    /// Returns a note about each unknown variable with the program's prefix.
     pub(super) fn unknown_variables(&self, settings: &Settings) -> Vec<String> {
         let settings = settings.0.iter();
         let ours = settings.flat_map(|setting| {
@@ -112,7 +112,7 @@ impl Sources {
         let ours: Vec<String> = ours.chain(OTHER_VARIABLES.map(str::to_owned)).collect();
         let unknown = self.variables.keys().filter(|name| !ours.contains(name));
         let line = |name: &String| {
-            // All begin alike, which must not count.
+            // The common prefix must not count as similarity.
             let rest = &name[PREFIX.len()..];
             let mut names = ours.iter().map(|one| &one[PREFIX.len()..]);
             let without_command = format!("_{rest}");
@@ -147,7 +147,7 @@ pub(super) fn usual_path() -> Option<PathBuf> {
     Some(folder?.join("hashfinder/config.toml"))
 }
 
-/// What the environment or the file gives to a setting.
+/// The values that the environment or the file gives to a setting.
 pub(super) struct Given<'a> {
     pub(super) setting: &'a Setting,
     pub(super) values: Vec<String>,
@@ -155,8 +155,8 @@ pub(super) struct Given<'a> {
     pub(super) rank: Rank,
 }
 
-/// The order of the places where a setting can be: whether that is the file, and how far outside of the
-/// command's own table. The least decides.
+/// Rank of the place where a setting is given: whether that is the file, and the position of its
+/// table, from the command's own outwards. The lowest rank takes precedence.
 pub(super) type Rank = (bool, usize);
 
 impl fmt::Display for Given<'_> {
@@ -176,7 +176,7 @@ impl fmt::Display for Given<'_> {
 }
 
 impl Given<'_> {
-    /// Lets the flag's own parser judge the values.
+    /// Checks the values with the flag's own parser.
     pub(super) fn check(&self, path: &[String], root: &Command) -> Result<()> {
         let Setting { name, kind, .. } = self.setting;
         if *kind == Kind::Switch {
@@ -200,7 +200,7 @@ impl Given<'_> {
                 }
                 _ => Some("give a value".to_owned()),
             },
-            // What else such a line lacks is no fault of the value.
+            // Other errors of this line, such as a missing argument, are not about the value.
             _ => None,
         };
         why.map_or(Ok(()), |why| bail!("{self}: {why}"))

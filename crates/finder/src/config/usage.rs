@@ -1,4 +1,5 @@
-//! What is wrong with a command line: clap's errors, with the flag that was probably meant, and fit for a terminal.
+//! Reports errors in the command line: clap's errors, with the flag that was probably meant, and
+//! escaped for a terminal.
 
 use std::ffi::OsString;
 
@@ -11,21 +12,23 @@ use clap::{
 use super::settings::ALIKE;
 use crate::terminal::as_text;
 
-/// Maximum number of flags, and of commands, that are suggested: more would have to be searched.
+/// Maximum number of flags, and of commands, that are suggested: users would have to search a
+/// longer list.
 const SUGGESTIONS: usize = 3;
 
-/// The shortest part of a flag's name that can stand for it, in characters: `--max` for `--maximum-time`.
+/// Minimum length of a part of a flag's name that is recognised, in characters: `--max` for
+/// `--maximum-time`.
 const SHORTEST_PART: usize = 3;
 
-/// What other programs call some flags.
+/// Names that other programs use for some flags.
 const OTHER_NAMES: [(&str, &[&str]); 3] = [
     ("jobs", &["threads"]),
     ("limit", &["count", "maximum-hashes", "maximum-time"]),
     ("number", &["count"]),
 ];
 
-/// Prints a mistake in the command line, and ends the process as clap does. `path` is the command that was found in
-/// it.
+/// Prints an error in the command line, and ends the process as clap does. `path` is the command
+/// that was found in the line.
 pub(super) fn exit(error: Error, program: Command, path: &[String], line: &[OsString]) -> ! {
     explained(error, program, path, line).exit()
 }
@@ -63,7 +66,8 @@ fn suggest(
             let flag = ContextValue::String(format!("--{flag}"));
             error.insert(ContextKind::SuggestedArg, flag);
         } else if line.iter().any(|word| *word == *given) {
-            // A mistyped short flag; hardly anybody looks for a name of two characters that begins with "-".
+            // A mistyped short flag: searches for a name of two characters that begins with "-" are
+            // rare.
             error.remove(ContextKind::Suggested);
         }
         return;
@@ -93,7 +97,7 @@ fn suggest(
         let tip = StyledStr::from(format!("'--{name}' is a flag of {}", listed(&owners)));
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
     }
-    // Clap's has the flag that it would have suggested.
+    // Clap's usage contains the flag that clap would have suggested.
     let usage = ContextValue::StyledStr(command.render_usage());
     error.insert(ContextKind::Usage, usage);
 }
@@ -128,8 +132,8 @@ fn similar<'a>(command: &'a Command, given: &str) -> Vec<&'a str> {
     found.map(|(_, flag)| flag).take(SUGGESTIONS).collect()
 }
 
-/// Tells how alike two names are, from 0 to 1: at least [`ALIKE`] if one is a part of the other that begins where a
-/// word does.
+/// Returns the similarity of two names, from 0 to 1: at least [`ALIKE`] if one is a part of the
+/// other and begins at the start of a word.
 fn likeness(one: &str, other: &str) -> f64 {
     let is_part = |part: &str, whole: &str| {
         part.len() >= SHORTEST_PART && format!("-{whole}").contains(&format!("-{part}"))
@@ -141,7 +145,8 @@ fn likeness(one: &str, other: &str) -> f64 {
     }
 }
 
-/// Returns the commands that have a flag of this name: those that are on the command line if there are any.
+/// Returns the commands that have a flag of this name. If some of them are on the command line,
+/// returns only those.
 fn owners(program: &Command, flag: &str, line: &[OsString]) -> Vec<String> {
     fn collect(command: &Command, path: &[&str], flag: &str, owners: &mut Vec<Vec<String>>) {
         if visible_flags(command).any(|one| one == flag) {
@@ -198,7 +203,7 @@ fn escape(error: &mut Error) {
     });
     let escaped: Vec<_> = escaped.collect();
     if !escaped.is_empty() {
-        // It would quote the argument, too.
+        // Clap's suggestion would quote the argument, too.
         error.remove(ContextKind::Suggested);
     }
     for (kind, value) in escaped {

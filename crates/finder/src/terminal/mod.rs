@@ -54,7 +54,8 @@ pub(crate) fn takes_escapes() -> bool {
     env::var_os("TERM").is_some_and(|terminal| !terminal.is_empty() && terminal != "dumb")
 }
 
-/// Quotes a word for a shell. One with control characters is written as bash, zsh, ksh and POSIX of 2024 read it.
+/// Quotes a word for a shell. A word with control characters is written as `$'...'`, which bash,
+/// zsh, ksh and POSIX 2024 shells read.
 pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:%+,@".contains(c);
     if !word.is_empty() && word.chars().all(plain) {

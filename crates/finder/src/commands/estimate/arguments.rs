@@ -42,7 +42,7 @@ pub(crate) struct EstimateArguments {
     #[arg(long)]
     pub(crate) json: bool,
 
-    // Last, for they have headings of their own.
+    // Last, because these flags have headings of their own.
     #[command(flatten)]
     pub(crate) query: QueryArguments,
 }

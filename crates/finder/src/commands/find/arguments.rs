@@ -15,8 +15,8 @@ use crate::arguments::{
     values::{distance, duration, kernel, positive, threads},
 };
 
-/// How long `find` waits for a server that is not there: long enough for one that is just being
-/// started, short enough for somebody who mistyped its name.
+/// Time that `find` waits for a server that does not answer: long enough for a server that is
+/// starting, short enough for a user who mistyped its name.
 const CONNECT_TIMEOUT: &str = "20s";
 
 /// Find a secret, in this process or by asking a server.
@@ -28,7 +28,7 @@ const CONNECT_TIMEOUT: &str = "20s";
 /// print the nearest candidate and a cursor to resume from; a second signal, if it comes later than
 /// 0.3 s after the first, ends the process at once.
 #[derive(Args, Debug)]
-// Who goes on names nothing anew.
+// NAME is not required with --resume.
 #[command(mut_arg("names", |names| names.required(false).required_unless_present("resume")))]
 #[command(after_help = "\
 Examples:
@@ -129,7 +129,7 @@ pub(crate) struct FindArguments {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) color: Color,
 
-    // Last, for they have headings of their own.
+    // Last, because these flags have headings of their own.
     #[command(flatten)]
     pub(crate) query: QueryArguments,
 
@@ -138,7 +138,7 @@ pub(crate) struct FindArguments {
 }
 
 impl FindArguments {
-    /// What is searched for, and where it begins.
+    /// Returns the query, with its start.
     pub(crate) fn query(&self) -> Result<Query, QueryError> {
         let query = match &self.resume {
             Some(cursor) => cursor.query(),

@@ -1,4 +1,4 @@
-//! One answer, for the commands that make something of it.
+//! Finds one answer, for commands that use it themselves.
 
 use std::sync::Arc;
 

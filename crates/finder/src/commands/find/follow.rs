@@ -32,7 +32,7 @@ pub(super) async fn follow<S: Source>(
     let over = CancellationToken::new();
     let mut stopping = stops.stop(search.stopper(), over.clone(), Arc::clone(status));
     let _over = over.drop_guard();
-    // Some tens of milliseconds at most, while the search goes on.
+    // Takes some tens of milliseconds at most, while the search continues.
     let odds = Odds::any(query.names(), query.ideal_distance());
     let before = session.as_ref().map_or(0, Session::answers);
     let mut progress = Progress::new(

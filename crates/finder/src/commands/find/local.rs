@@ -273,7 +273,7 @@ impl Source for LocalSearch {
 mod tests {
     use super::*;
 
-    /// A session is written by the frontier: a secret below it that was not reported would be lost.
+    /// A session stores the frontier: a secret below it that was not reported would be lost.
     #[tokio::test]
     async fn nothing_is_reported_below_a_frontier() {
         let query = Query::new("docto".parse().unwrap(), Distance::ZERO).unwrap();

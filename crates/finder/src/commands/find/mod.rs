@@ -91,8 +91,8 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     }
 }
 
-/// Returns what is searched for. A file that the secrets begin with is read on a thread of its own, for it may be a
-/// pipe into which nothing is written.
+/// Returns the query. If the prefix of the secrets is in a file, it is read on a thread of its own,
+/// because it may be a pipe that is never written.
 async fn query(arguments: &Arc<FindArguments>) -> Result<Result<Query, QueryError>> {
     if arguments.query.keyspace.secret_prefix_file.is_none() {
         return Ok(arguments.query());

@@ -27,7 +27,7 @@ pub(super) struct ReferenceSearch {
     connection: Connection,
 }
 
-/// Find, or FindRange where candidates are to be shown.
+/// Find, or FindRange if candidates are to be shown.
 enum Either {
     Unary(Call<HashNameResponse>),
     Stream(StreamingCall<HashNameResponse>),
@@ -126,7 +126,7 @@ impl Source for ReferenceSearch {
     }
 
     fn elapsed(&self) -> Duration {
-        // The server searches also while this process is stopped.
+        // The server continues to search while this process is stopped.
         self.began.elapsed()
     }
 

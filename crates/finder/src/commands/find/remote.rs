@@ -34,7 +34,7 @@ use super::{
 };
 use crate::terminal::as_text;
 
-/// The pause before another connection where the last one was lost without any progress.
+/// Pause before another connection attempt if the last connection was lost without progress.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// A search at a server, by the contract that it speaks.
@@ -44,8 +44,9 @@ pub(super) enum RemoteSearch {
 }
 
 impl RemoteSearch {
-    /// Connects, waits for a server that is not there yet, and begins a search that ends with the last of `wanted`
-    /// answers. The search enforces the limit, but connecting does not: dropping the future ends that.
+    /// Connects, waits for a server that does not answer yet, and begins a search that ends with
+    /// the last of `wanted` answers. The search enforces the limit, but connecting does not: to
+    /// cancel it, drop the future.
     ///
     /// # Errors
     ///
@@ -118,8 +119,8 @@ impl RemoteSearch {
     }
 }
 
-/// Connects to a server, waiting for one that is not there yet for as long as `--connect-timeout` says. Dropping the
-/// future gives it up.
+/// Connects to a server. Waits up to `--connect-timeout` for a server that does not answer yet.
+/// Dropping the future cancels the attempt.
 async fn connect(
     server: ServerAddress,
     arguments: Arc<FindArguments>,
@@ -155,7 +156,7 @@ fn beyond_reference(query: &Query, arguments: &FindArguments) -> Option<&'static
         .find_map(|(given, option)| given.then_some(option))
 }
 
-/// Calls Search for what the query asks for, from the index on.
+/// Calls Search for the query, starting at the index `from`.
 fn search(
     connection: &Connection,
     query: &Query,
@@ -163,7 +164,7 @@ fn search(
     budget: Option<NonZeroU64>,
     options: CallOptions,
 ) -> StreamingCall<v1::SearchEvent> {
-    // A cursor holds all of the query, so that what the server searches for is just what its own
+    // A cursor contains the whole query, so the server searches for exactly the query that its own
     // cursors are compared with.
     let cursor = Cursor::new(query, from).to_string();
     let request = Request::new(SearchRequest {
@@ -179,7 +180,7 @@ fn search(
 
 /// A search through `hashfinder.v1`: a call for each answer that is wanted.
 pub(super) struct FinderSearch {
-    /// What was asked for, and from where.
+    /// The query of the command, with its start.
     query: Query,
     /// Number of answers that are still wanted.
     wanted: u64,
@@ -189,28 +190,29 @@ pub(super) struct FinderSearch {
     /// Index at which the call under way began, and the frontier that it reported last.
     from: Index,
     progressed: Index,
-    /// By the server's reports, every index below it was tried, and what was found there was reported.
+    /// According to the server's reports, every index below it was tried, and everything found
+    /// there was reported.
     frontier: Index,
-    /// The one under way: after an answer that is not the last, another begins at the next secret.
+    /// The call under way. After an answer that is not the last, another begins at the next secret.
     call: StreamingCall<v1::SearchEvent>,
-    /// What came first.
+    /// The call's first message, until it is processed.
     first: Option<Result<Option<v1::SearchEvent>, Status>>,
     /// The answer, until its call has ended.
     answer: Option<Finding>,
-    /// How the call ends, until its status has come.
+    /// The end that the server reported, until the call's status arrives.
     ended: Option<SearchEnded>,
-    /// Where to go on after an answer, or when the connection was lost.
+    /// Index at which to continue after an answer or a lost connection.
     next: Option<Index>,
-    /// A new connection, while one is made in place of one that was lost.
+    /// The attempt to replace a lost connection, while it is under way.
     reconnecting: Option<Pin<Box<dyn Future<Output = Result<Connection>>>>>,
-    /// The frontier at which the connection was lost, and when that was for the first time.
+    /// The frontier at which the connection was lost, and when it was first lost there.
     lost: Option<(Index, Instant)>,
     stop: Arc<Stop>,
     limit: Option<TimeLimit>,
     arguments: Arc<FindArguments>,
     began: Instant,
     server: ServerAddress,
-    /// The flags that ask there again.
+    /// Flags that select this server when the search is resumed.
     resumes_at: String,
     connection: Connection,
     stderr: Arc<Stderr>,
@@ -237,8 +239,8 @@ impl FinderSearch {
             Some(search_event::Event::Candidate(candidate)) => self.candidate(&candidate),
             Some(search_event::Event::Progress(progress)) if self.answer.is_none() => {
                 let frontier = progress.frontier;
-                // Candidates beyond it may have been reported before. What was tried since the call began was
-                // counted then.
+                // Candidates beyond it may have been reported before. Each index that was tried
+                // since the call began is counted in `hashes`.
                 let possible = self.progressed..=self.end_of_search();
                 ensure!(
                     possible.contains(&frontier) && frontier - self.from <= progress.hashes,
@@ -262,7 +264,7 @@ impl FinderSearch {
             Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
         let turn = self.frontier..self.end_of_search();
         if self.answer.is_some() || !turn.contains(&index) {
-            // A cursor would lose some, or report some twice.
+            // Otherwise a cursor would lose candidates, or report some twice.
             bail!(
                 "the server's answer is wrong: {} is not in its turn",
                 finding.hashed_name
@@ -305,7 +307,7 @@ impl FinderSearch {
             EndReason::HashBudgetSpent => self.budget_spent(),
             EndReason::KeyspaceExhausted => self.exhausted(),
             _ if details.has(Reason::KeyspaceExhausted) => self.exhausted(),
-            // Through CancelSearch: the status says by which client, and why.
+            // Cancelled through CancelSearch: the status says by which client, and why.
             EndReason::CancelledByClient | EndReason::CancelledByOperator if !cancelled => {
                 SearchEnd::Limit(as_text(status.message()), cursor)
             }
@@ -338,7 +340,7 @@ impl FinderSearch {
         true
     }
 
-    /// One past the last index that the search may come to.
+    /// Returns the index after the last one that the search may try.
     fn end_of_search(&self) -> Index {
         let end = self.query.keyspace().end();
         let budget = self.budget.map_or(u64::MAX, NonZeroU64::get);
@@ -383,8 +385,9 @@ impl FinderSearch {
         None
     }
 
-    /// Waits for the connection that replaces a lost one, if there is one to wait for. Returns how the search ends
-    /// if there is none. Dropping the future loses nothing.
+    /// Waits for the connection that replaces a lost one, if one is being made. Returns the end of
+    /// the search if the attempt fails, the search is stopped or the time limit is reached.
+    /// Dropping the future loses nothing.
     async fn reconnect(&mut self) -> Option<SearchEnd> {
         let reconnecting = self.reconnecting.as_mut()?;
         let cursor = Cursor::new(&self.query, self.frontier);
@@ -456,7 +459,7 @@ impl Source for FinderSearch {
     }
 
     fn elapsed(&self) -> Duration {
-        // The server searches also while this process is stopped.
+        // The server continues to search while this process is stopped.
         self.began.elapsed()
     }
 

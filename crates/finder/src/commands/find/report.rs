@@ -1,4 +1,4 @@
-//! What people read on stderr when a command has ended, and how they resume.
+//! The messages on stderr when a command has ended, and how to resume its search.
 
 use anyhow::anyhow;
 use hashfinder_search::Cursor;

@@ -21,24 +21,25 @@ use serde_json::{Value, json};
 
 use crate::terminal::quoted;
 
-/// How often a session is written while it is searched: with as much again for the writing, a kill costs
-/// less than a second.
+/// Interval at which the session of a running search is written. Even if writing takes this long,
+/// too, a kill loses less than a second.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
 
-/// The longest name of a session, in characters; a file's name may be a good deal longer.
+/// Maximum length of a session's name, in characters. File names may be much longer.
 const MAXIMUM_NAME: usize = 64;
 
 /// Maximum length of a session's file, in bytes: several times that of the longest cursor.
 const MAXIMUM_LENGTH: u64 = 1 << 20;
 
-/// Where sessions are, within the folder for state.
+/// Folder of the sessions, within the state folder.
 const FOLDER: &str = "hashfinder/sessions";
 
-/// The version of the file's form.
+/// Version of the file format.
 const VERSION: u64 = 1;
 
-/// The name of a session: letters, digits, `-`, `_` and `.`, which does not stand first. So it is a
-/// file's name, and the names of our own files, which begin with a dot, are no session's.
+/// The name of a session: letters, digits, `-`, `_` and `.`, which is not the first character. It
+/// is therefore a valid file name, and differs from the names of lock files and temporary files,
+/// which begin with a dot.
 #[derive(Clone, Debug)]
 pub(crate) struct SessionName(String);
 
@@ -65,13 +66,13 @@ impl fmt::Display for SessionName {
     }
 }
 
-/// A session that this process has for itself.
+/// A session that this process has locked.
 pub(super) struct Session {
     file: PathBuf,
     lock: Lock,
     query: Query,
     wanted: u64,
-    /// How many answers earlier runs had.
+    /// Number of answers that earlier runs printed.
     before: u64,
     saved: Saved,
     written: Instant,
@@ -133,7 +134,8 @@ impl Session {
                     return Ok(Err(refused));
                 }
             }
-            // At once, so that an error in writing is reported before the search and not after.
+            // Written at once, so that an error in writing is reported before the search and not
+            // after.
             Err(error) if error.kind() == io::ErrorKind::NotFound => session.write()?,
             Err(error) => {
                 let what = format!("cannot read the session {:?}", session.file);
@@ -158,7 +160,8 @@ impl Session {
         self.before
     }
 
-    /// Keeps the place of the search, and how many answers this run had. They must have been printed.
+    /// Saves the cursor and the number of answers of this run. Everything that was found below the
+    /// cursor must have been printed.
     pub(super) fn keep(&mut self, cursor: &Cursor, answers: u64) -> Result<()> {
         let now = Saved {
             cursor: cursor.clone(),
@@ -172,7 +175,7 @@ impl Session {
         Ok(())
     }
 
-    /// Like [`keep`](Self::keep), if the last time is [`WRITE_EVERY`] ago.
+    /// Like [`keep`](Self::keep), but only if the last time was at least [`WRITE_EVERY`] ago.
     pub(super) fn keep_if_due(&mut self, cursor: &Cursor, answers: u64) -> Result<()> {
         if self.written.elapsed() >= WRITE_EVERY {
             self.keep(cursor, answers)?;
@@ -180,21 +183,21 @@ impl Session {
         Ok(())
     }
 
-    /// Removes it, there being nothing left to search.
+    /// Removes the session, because nothing is left to search.
     pub(super) fn finish(self) -> Result<()> {
         fs::remove_file(&self.file)
             .with_context(|| format!("cannot remove the finished session {:?}", self.file))?;
-        // There is one if a run was killed while it wrote.
+        // A run that was killed while it wrote leaves one.
         let _ = fs::remove_file(self.new_file());
         Ok(())
     }
 
-    /// Where the next state is written before it takes the place of the last.
+    /// Returns the path at which the next state is written before it replaces the session's file.
     fn new_file(&self) -> PathBuf {
         self.lock.path.with_extension("new")
     }
 
-    /// Resumes what the file holds. Returns why the command is refused if that is another search.
+    /// Resumes the search in the file. Returns why the command is refused if it is another search.
     ///
     /// # Errors
     ///
@@ -227,7 +230,7 @@ impl Session {
         });
         let new = self.new_file();
         let replace = || {
-            // A killed run can have left one, and a link must not be followed.
+            // A killed run may have left one, and a symbolic link must not be followed.
             match fs::remove_file(&new) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -236,7 +239,7 @@ impl Session {
             writeln!(file, "{text}")?;
             file.sync_all()?;
             fs::rename(&new, &self.file)?;
-            // The name is the folder's to keep.
+            // The folder contains the new name, so it has to be synced, too.
             self.file
                 .parent()
                 .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
@@ -250,7 +253,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     files::contents(file, MAXIMUM_LENGTH)
 }
 
-/// The cursor, the answers that were wanted and those that were found.
+/// Returns the cursor, the number of answers wanted and the number found; `None` if the text is not
+/// that of a session.
 fn parse(text: &str) -> Option<(Cursor, u64, u64)> {
     let saved: Value = serde_json::from_str(text).ok()?;
     let number = |key: &str| saved[key].as_u64();
@@ -259,18 +263,19 @@ fn parse(text: &str) -> Option<(Cursor, u64, u64)> {
     (number("version")? == VERSION && answers < wanted).then_some((cursor, wanted, answers))
 }
 
-/// The lock of a session: a file that this process has locked. No other process has it as long as this exists; the
-/// system ends it with the process. Dropping it removes the file.
+/// The lock of a session: a file that this process has locked. No other process can lock it while
+/// this value exists. The operating system releases the lock when the process ends. Dropping it
+/// removes the file.
 struct Lock {
     path: PathBuf,
     _file: File,
 }
 
 impl Lock {
-    /// Creates the file and locks it; `None` if it is locked.
+    /// Creates the file and locks it; `None` if another process has locked it.
     fn take(path: &Path) -> io::Result<Option<Lock>> {
         loop {
-            // It is empty, and stays so.
+            // The file is empty, and stays empty.
             let mut options = OpenOptions::new();
             let options = options.read(true).write(true).create(true).truncate(false);
             let file = files::open_own(path, options)?;
@@ -279,7 +284,8 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // Another process may have removed it after this one opened it, and then its lock means nothing.
+            // Another process may have removed it after this one opened it. Then locking it
+            // excludes no other process.
             let locked = file.metadata()?;
             match fs::symlink_metadata(path) {
                 Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {
@@ -298,16 +304,16 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // The file is closed after this, so it is still locked: the path names no other process's lock.
-        // If it cannot be removed, that does no harm: it is not locked any more.
+        // The file is closed after this, so it is still locked: the path names no other process's
+        // lock. If it cannot be removed, that does no harm, because closing it releases the lock.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// The folder for what programs want to find again, as the XDG base directories have it.
+/// Returns the user's state folder (XDG Base Directory Specification).
 fn state_folder() -> Result<PathBuf> {
     let path = |name| env::var_os(name).map(PathBuf::from);
-    // One that is not absolute is to be ignored.
+    // The specification says to ignore a path that is not absolute.
     let given = path("XDG_STATE_HOME").filter(|folder| folder.is_absolute());
     let home = || path("HOME").filter(|folder| folder.is_absolute());
     given
@@ -382,7 +388,8 @@ mod tests {
         }
     }
 
-    /// If a lock's file were removed too early, or not looked at again, two would have the lock.
+    /// If a lock's file were removed too early, or not checked again once it is locked, two threads
+    /// would hold the lock.
     #[test]
     fn only_one_at_a_time_has_a_lock_whose_file_comes_and_goes() {
         let folder = env::temp_dir().join(format!("hashfinder-lock-{}", std::process::id()));

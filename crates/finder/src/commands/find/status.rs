@@ -250,7 +250,7 @@ impl Progress {
             odds.add(1, format!("{answers} of {} found", self.wanted));
             "the next "
         };
-        // Where the odds have bounds, the points are the later ones.
+        // If only bounds of the odds are known, the points are those of the upper bound.
         let at_least = match self.odds.is_exact() {
             true => "",
             false => "at least ",
@@ -290,8 +290,8 @@ impl Progress {
     }
 }
 
-/// A point in time that is `seconds` from now, rounded up, as people say it: a time of day or a date if both are
-/// in the calendar, otherwise a duration.
+/// Returns the point in time that is `seconds` from now, rounded up, for people: a time of day or a
+/// date if both are in the calendar, otherwise a duration.
 fn when(seconds: f64, now: Option<&Zoned>) -> String {
     if seconds <= MINUTE {
         return format!("in {}s", seconds.ceil().max(1.0));
@@ -302,7 +302,7 @@ fn when(seconds: f64, now: Option<&Zoned>) -> String {
             years => format!("in {years} years"),
         };
     }
-    // What is shown ends with the minute.
+    // Rounded up to a whole minute, because seconds are not shown.
     let begun_minute = SignedDuration::from_nanos(59_999_999_999);
     let wait = SignedDuration::from_secs_f64(seconds) + begun_minute;
     let Some((now, at)) = now.and_then(|now| Some((now, now.checked_add(wait).ok()?))) else {
@@ -516,7 +516,7 @@ mod tests {
         assert_eq!(rate.at(seconds(14), 2210), Some(1.0));
     }
 
-    /// A Wednesday in Berlin, 90 seconds before 14:00, and a half.
+    /// A Wednesday in Berlin, 90.5 seconds before 14:00.
     fn now() -> Zoned {
         let berlin = TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
         let time = date(2024, 11, 20).at(13, 58, 29, 500_000_000);
@@ -529,7 +529,7 @@ mod tests {
             (0.0, "in 1s"),
             (11.2, "in 12s"),
             (60.0, "in 60s"),
-            // Never sooner than it is.
+            // Rounded up, never down.
             (90.5, "by 14:00"),
             (90.6, "by 14:01"),
             (10.0 * HOUR, "by 23:59"),

@@ -1,22 +1,23 @@
 //! A commit's bytes, taken apart and put together.
 
-/// Start of the nonce's line. The name is ours alone, so that a trailer `Nonce:` of the author's stays.
+/// Start of the nonce's line. Only hashfinder uses this trailer, so an author's own `Nonce:`
+/// trailer is kept.
 pub(super) const TRAILER: &[u8] = b"Hashfinder-Nonce: ";
 
-/// The headers that hold a signature of the commit itself.
+/// Headers that contain a signature of the commit itself.
 const SIGNATURES: [&[u8]; 2] = [b"gpgsig ", b"gpgsig-sha256 "];
 
-/// What Git hashes before a commit of a length in bytes.
+/// Returns the header that Git hashes before a commit of `length` bytes.
 pub(super) fn header(length: usize) -> Vec<u8> {
     format!("commit {length}\0").into_bytes()
 }
 
-/// A commit's parts. All of it is bytes: its `encoding` says which text they are.
+/// A commit's parts, as bytes: the text encoding is in the commit's `encoding` header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Commit<'a> {
-    /// The headers, each with the lines that go on with it.
+    /// Lines of the headers, including continuation lines, each with its line feed.
     headers: Vec<&'a [u8]>,
-    /// The message's lines, without those that are blank at its end.
+    /// Lines of the message, without the blank lines at its end.
     message: Vec<&'a [u8]>,
 }
 
@@ -35,7 +36,7 @@ impl<'a> Commit<'a> {
         }
     }
 
-    /// The IDs of the parents that the commit names.
+    /// Returns the IDs of the parents that the commit names.
     pub(super) fn parents(&self) -> impl Iterator<Item = &'a [u8]> {
         let headers = self.headers.iter();
         headers.filter_map(|line| Some(line.strip_prefix(b"parent ")?.trim_ascii_end()))
@@ -54,13 +55,13 @@ impl<'a> Commit<'a> {
         });
     }
 
-    /// The commit up to the nonce, which is the last of its message's trailers.
+    /// Returns the commit up to the nonce, which becomes the last trailer of its message.
     pub(super) fn before_nonce(&self) -> Vec<u8> {
         let (text, trailers) = self.message.split_at(start_of_trailers(&self.message));
         let kept = trailers.iter().filter(|line| !is_nonce(line));
         let trailers: Vec<&[u8]> = kept.copied().collect();
         let mut message = text.to_vec();
-        // The line before the trailers is blank, and stays; without trailers there is none yet.
+        // The blank line before the trailers is kept. Without trailers it must be added.
         if trailers.is_empty() {
             while message.pop_if(|line| is_blank(line)).is_some() {}
             message.push(b"");
@@ -81,15 +82,18 @@ fn is_blank(line: &[u8]) -> bool {
     line.iter().all(u8::is_ascii_whitespace)
 }
 
-/// Whether an earlier run has added the line.
+/// Whether a line is a nonce that an earlier run can have added.
 fn is_nonce(line: &[u8]) -> bool {
     let nonce = line.strip_prefix(TRAILER);
     nonce.is_some_and(|nonce| !nonce.is_empty() && nonce.iter().all(u8::is_ascii_alphanumeric))
 }
 
-/// Where the trailers of a message begin: its last paragraph, unless that is the only one, if all its
-/// lines are trailers, or some of Git's own and no more than three times as many others are among them
-/// (gitglossary and git-interpret-trailers(1)). Otherwise it is where the message ends.
+/// Returns the index of the first trailer of a message, or the number of its lines if it has no
+/// trailers.
+///
+/// The trailers are the last paragraph, unless it is the only one. Either all its lines are
+/// trailers, or at least one is a trailer that Git itself writes and there are at most three other
+/// lines per trailer (gitglossary and git-interpret-trailers(1)).
 fn start_of_trailers(message: &[&[u8]]) -> usize {
     let Some(blank) = message.iter().rposition(|line| is_blank(line)) else {
         return message.len();
@@ -115,7 +119,7 @@ fn start_of_trailers(message: &[&[u8]]) -> usize {
     }
 }
 
-/// Whether a line is a name of letters, digits and hyphens, and a colon.
+/// Whether a line begins with a name of letters, digits and hyphens, and a colon.
 fn is_trailer(line: &[u8]) -> bool {
     let Some(colon) = line.iter().position(|byte| *byte == b':') else {
         return false;
@@ -151,7 +155,7 @@ mod tests {
                 "one\n\nA-b: c\n d: e\n",
                 "one\n\nA-b: c\n d: e\nHashfinder-Nonce: ",
             ),
-            // Others among them, and none of Git's own.
+            // Other lines among the trailers, and no trailer of Git's own.
             (
                 "one\n\nA-b: c\nd\n",
                 "one\n\nA-b: c\nd\n\nHashfinder-Nonce: ",
@@ -174,7 +178,7 @@ mod tests {
                 "one\n\nA: b\nHashfinder-Nonce: ",
             ),
             ("\nHashfinder-Nonce: 0aZ\n", "\nHashfinder-Nonce: "),
-            // The author's own, of another name.
+            // The author's own trailer, which has another name.
             (
                 "one\n\nNonce: 0aZ\n",
                 "one\n\nNonce: 0aZ\nHashfinder-Nonce: ",

@@ -24,13 +24,14 @@ use crate::{
     terminal::{print, quoted, say},
 };
 
-/// Nonces are so long that with this chance one of the first length that is tried will do.
+/// Minimum chance that some nonce of the first length that is tried matches. It determines that
+/// length.
 const NEARLY_SURE: f64 = 1.0 - 1e-9;
 
-/// What follows the nonce.
+/// Text after the nonce.
 const END_OF_LINE: &[u8] = b"\n";
 
-/// The longest ID, in digits: a SHA-256.
+/// Length of the longest ID, in hexadecimal digits: a SHA-256.
 const LONGEST_ID: usize = 64;
 
 /// Give HEAD's commit an ID with a prefix of your choice.
@@ -146,8 +147,8 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Returns what to search, or why the command is refused. Whatever can be known to fail after the search
-/// fails here, before it.
+/// Returns the queries, or why the command is refused. Errors that would otherwise occur after the
+/// search are detected here if possible.
 ///
 /// # Errors
 ///
@@ -193,7 +194,8 @@ fn prepare(
     Ok(queries)
 }
 
-/// Replaces HEAD's commit, prints the new ID, and does what follows `git commit --amend`.
+/// Replaces HEAD's commit and prints the new ID. Then, as `git commit --amend` does, copies notes
+/// and runs the hook.
 async fn write(
     arguments: &GitCommitArguments,
     repository: &Repository<'_>,
@@ -201,7 +203,7 @@ async fn write(
     commit: &[u8],
     id: &str,
 ) -> Result<Exit> {
-    // A signal from now on is received by the wait below.
+    // From now on, the wait below receives signals.
     let mut signals = Signals::new().context("cannot listen to signals")?;
     let moved = repository.replace(head, commit, id)?;
     if !arguments.search.quiet {
@@ -209,7 +211,8 @@ async fn write(
     }
     let printed = print(format!("{id}\n"))
         .with_context(|| format!("HEAD was moved ({moved}), but its ID was not printed"));
-    // From here on nothing can undo the commit, so nothing else changes how the command ends.
+    // The commit cannot be undone from here on, so an error of the notes or the hook is only a
+    // warning.
     let warn = |error: anyhow::Error| say(format_args!("warning: {error:#}"));
     if let Err(error) = repository.copy_notes(head, id) {
         warn(error);
@@ -235,7 +238,8 @@ async fn write(
     })
 }
 
-/// Waits for a process to end, however it does, or for a signal. Dropping the future leaves it running.
+/// Waits for a process to end, whatever its status, or for a signal. Dropping the future leaves the
+/// process running.
 async fn wait(signals: &mut Signals, mut child: Child) -> Result<Option<Signal>> {
     Ok(tokio::select! {
         ended = aside("post-rewrite", move || child.wait()) => {
@@ -247,7 +251,7 @@ async fn wait(signals: &mut Signals, mut child: Child) -> Result<Option<Signal>>
 }
 
 impl GitCommitArguments {
-    /// The command that begins with a nonce.
+    /// Returns the command line whose search begins at the nonce `from`.
     fn command(&self, from: &[u8], write: bool) -> String {
         let mut command = format!("hashfinder git-commit {}", self.prefix);
         if let Some(path) = &self.repository {
@@ -264,15 +268,17 @@ impl GitCommitArguments {
     }
 }
 
-/// The nonces, whose indices are those of the secrets that are searched, whatever stands around them.
+/// Returns the keyspace of the nonces. A nonce has the same index here as in a query's keyspace,
+/// whatever prefix and suffix that has.
 fn nonces() -> Keyspace {
     Keyspace::new(b"", Alphabet::alphanumeric(), b"").expect("nothing stands around them")
 }
 
-/// What is searched for a commit, of which everything before the nonce is given: a query for each length
-/// of the nonce, because Git hashes the length of a commit before the commit.
+/// Returns the queries for a commit, given everything before the nonce: one for each length of the
+/// nonce, because Git hashes the commit's length before the commit.
 ///
-/// It begins with the nonce `from`, or else with the first of a length that will nearly surely do.
+/// The first query starts at the nonce `from` or, by default, at the first nonce of a length that
+/// is nearly certain to contain a match (`NEARLY_SURE`).
 fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Vec<Query>, String> {
     let nonces = nonces();
     let start = match from {
@@ -300,8 +306,9 @@ fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Ve
     lengths.map(query).collect()
 }
 
-/// The index of the first nonce of the shortest length of which nearly surely one will do or, if there is
-/// none, of the greatest that has all its nonces.
+/// Returns the index of the first nonce of the shortest length that is nearly certain to contain a
+/// match (`NEARLY_SURE`). If no length is, it is the greatest length that the keyspace covers
+/// completely.
 fn first_of_sufficient_length(nonces: &Keyspace, prefix: &DesiredName) -> Index {
     let odds = Odds::of(prefix, Distance::ZERO);
     let enough = *odds.hashes_for(NEARLY_SURE).end();
@@ -319,8 +326,8 @@ fn first_of_sufficient_length(nonces: &Keyspace, prefix: &DesiredName) -> Index 
     start
 }
 
-/// What Git hashes for a commit, of which everything before the nonce is given: right for nonces of the
-/// given length.
+/// Returns the keyspace of what Git hashes for a commit, given everything before the nonce. It is
+/// correct only for nonces of length `nonce_len`.
 ///
 /// # Errors
 ///
@@ -330,12 +337,13 @@ fn keyspace(commit: &[u8], nonce_len: usize) -> Result<Keyspace, KeyspaceError> 
     Keyspace::new(&hashed, Alphabet::alphanumeric(), END_OF_LINE)
 }
 
-/// Size of a commit in bytes, given the length of all before the nonce and that of the nonce.
+/// Returns a commit's size in bytes, given the lengths of everything before the nonce and of the
+/// nonce.
 fn size(before_nonce: usize, nonce_len: usize) -> usize {
     before_nonce + nonce_len + END_OF_LINE.len()
 }
 
-/// Says by how much a commit is too large for [`keyspace`].
+/// Returns the message that says by how much a commit is too large for [`keyspace`].
 fn too_large(before_nonce: usize, nonce_len: usize) -> String {
     let size = size(before_nonce, nonce_len);
     let excess = (header(size).len() + before_nonce).saturating_sub(Keyspace::MAX_PREFIX);
@@ -373,7 +381,8 @@ mod tests {
         };
         let lengths = |prefix: &str, from| {
             let prefix = DesiredName::new(prefix, spelling).unwrap();
-            // Of two digits with the shorter nonces, and of three with the longer.
+            // The commit's size has two digits with the shorter nonces, and three with the longer
+            // ones.
             let commit = [&[b'x'; 83], TRAILER].concat();
             let queries = queries(&commit, &prefix, from).unwrap();
             let mut next = queries[0].start();
@@ -383,7 +392,7 @@ mod tests {
                 next += query.budget().map_or(0, NonZeroU64::get);
                 let secret = query.keyspace().secret(query.start());
                 let object = without_header(&secret);
-                // Git would not take one that says otherwise.
+                // Git rejects an object whose header has another length.
                 let header = format!("commit {}\0", object.len());
                 assert!(
                     secret.starts_with(header.as_bytes()),

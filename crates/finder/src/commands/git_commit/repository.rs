@@ -22,12 +22,13 @@ const CONFIGURATION: [&str; 2] = ["GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT"];
 /// The hook that runs after a commit was rewritten.
 const HOOK: &str = "post-rewrite";
 
-/// The first version of git whose `git hook run` can give a hook something to read.
+/// First version of git whose `git hook run` can pass stdin to a hook.
 const HOOK_VERSION: &str = "2.40";
 
 /// A repository.
 pub(super) struct Repository<'a> {
-    /// Where it is; `None` leaves the choice to git, so to the environment and the current folder.
+    /// Path of the repository. If it is `None`, git chooses one by the environment and the current
+    /// folder.
     path: Option<&'a Path>,
     /// Environment variables that would choose another repository than `path`.
     removed: Vec<OsString>,
@@ -37,15 +38,15 @@ pub(super) struct Repository<'a> {
 pub(super) struct Head {
     /// The branch that HEAD points to, or `HEAD` if it is detached.
     reference: OsString,
-    /// The commit as it is stored, whatever git shows in its place.
+    /// The stored commit, without replace references.
     pub(super) commit: Vec<u8>,
     pub(super) id: String,
-    /// How IDs are written in this repository.
+    /// Algorithm and encoding of IDs in this repository.
     pub(super) spelling: Spelling,
 }
 
 impl Head {
-    /// Name of the reference, fit for a terminal.
+    /// Returns the name of the reference, escaped for a terminal.
     fn name(&self) -> String {
         as_text(&self.reference.to_string_lossy())
     }
@@ -156,7 +157,8 @@ impl<'a> Repository<'a> {
             )));
         }
         let in_work_tree = self.git(["rev-parse", "--is-inside-work-tree"], b"")?;
-        // git amends only in a work tree. The converted graft is a replace reference to the next run.
+        // git amends only in a work tree. Elsewhere the graft becomes a replace reference, which
+        // the next run reports.
         let permanent = match in_work_tree.trim_ascii_end() {
             b"true" => "commit --amend --only --no-edit --allow-empty",
             _ => "replace --convert-graft-file",
@@ -168,10 +170,11 @@ impl<'a> Repository<'a> {
         )))
     }
 
-    /// Returns a remote branch that contains HEAD's commit, fit for a terminal; `None` if there is none, or
-    /// if git cannot find out.
+    /// Returns a remote branch that contains HEAD's commit, escaped for a terminal; `None` if there
+    /// is none, or if git cannot find out.
     pub(super) fn remote_branch(&self, head: &Head) -> Option<String> {
-        // A symbolic reference, `origin/HEAD` for one, is shown as the branch that it points to.
+        // A symbolic reference, `origin/HEAD` for example, is shown as the branch that it points
+        // to.
         let name = "%(if)%(symref)%(then)%(symref:short)%(else)%(refname:short)%(end)";
         let format = format!("--format={name}");
         let contains = ["--contains", &head.id, "--count=1", &format, "refs/remotes"];
@@ -202,7 +205,7 @@ impl<'a> Repository<'a> {
         let objects = self.resolved(objects);
         let folder = prefix.get(..2).map(|digits| objects.join(digits));
         let folder = folder.filter(|folder| folder.is_dir()).unwrap_or(objects);
-        // `git gc` deletes files of this name, should one be left.
+        // `git gc` deletes a leftover file with such a name.
         let file = folder.join(format!("tmp_obj_hashfinder_{}", process::id()));
         let written = File::create_new(&file).and_then(|_| fs::remove_file(&file));
         written
@@ -214,11 +217,12 @@ impl<'a> Repository<'a> {
         Ok(())
     }
 
-    /// Writes a commit, and moves HEAD's reference to it. Returns what was moved, from where to where.
+    /// Writes a commit, and moves HEAD's reference to it. Returns a description of the move: the
+    /// reference, the old ID and the new one.
     ///
     /// # Errors
     ///
-    /// If git fails, or HEAD is not what it was any more. Then no reference is moved.
+    /// If git fails, or HEAD has changed since it was read. Then no reference is moved.
     pub(super) fn replace(&self, head: &Head, commit: &[u8], id: &str) -> Result<String> {
         let written = self.git(["hash-object", "-t", "commit", "-w", "--stdin"], commit)?;
         let name = head.name();
@@ -289,27 +293,28 @@ impl<'a> Repository<'a> {
         Ok(Some(child))
     }
 
-    /// The branch that HEAD points to, or `HEAD` if it is detached.
+    /// Returns the branch that HEAD points to, or `HEAD` if it is detached.
     fn reference(&self) -> OsString {
         let branch = self.git(["symbolic-ref", "--quiet", "HEAD"], b"");
         // It fails if HEAD is detached. If there is no HEAD at all, reading its commit fails, too.
         branch.map_or_else(|_| "HEAD".into(), without_newline)
     }
 
-    /// The command of `git update-ref --stdin` that moves HEAD's reference from HEAD's commit to another.
+    /// Returns the command for `git update-ref --stdin` that moves HEAD's reference from HEAD's
+    /// commit to another.
     fn update(&self, head: &Head, id: &str) -> Vec<u8> {
         let reference = head.reference.as_encoded_bytes();
         let ids = format!(" {id} {}\n", head.id);
         [b"update ", reference, ids.as_bytes()].concat()
     }
 
-    /// A path that git printed, which may be relative to the folder where it ran.
+    /// Returns the path that git printed, resolved against the folder in which git ran.
     fn resolved(&self, printed: Vec<u8>) -> PathBuf {
         let folder = self.path.unwrap_or(Path::new(""));
         folder.join(without_newline(printed))
     }
 
-    /// A git command for this repository, as the user types it in a shell.
+    /// Returns a git command for this repository, as the user types it in a shell.
     fn command_line(&self, arguments: &str) -> String {
         match self.path {
             Some(path) => format!("git -C {} {arguments}", quoted(&path.to_string_lossy())),
@@ -330,7 +335,7 @@ impl<'a> Repository<'a> {
         run(self.command().args(arguments), input)
     }
 
-    /// A git command without its arguments.
+    /// Returns a git command for this repository, without arguments.
     fn command(&self) -> Command {
         let mut command = Command::new("git");
         if let Some(path) = self.path {
@@ -343,7 +348,7 @@ impl<'a> Repository<'a> {
     }
 }
 
-/// Runs a git command with something to read, and returns what it prints.
+/// Runs a git command with `input` as its stdin, and returns its stdout.
 fn run(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut git = command
@@ -351,7 +356,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
         .spawn()
         .context("cannot run git; it has to be installed, and found in PATH")?;
     if let Some(mut stdin) = git.stdin.take() {
-        // If git does not read it, git says why.
+        // If git does not read all of it, git's own error message says why.
         let _ = stdin.write_all(input);
     }
     let done = git.wait_with_output().context("cannot wait for git")?;
@@ -364,7 +369,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     }
 }
 
-/// The line that says which commit became which, for hooks and notes.
+/// Returns the line with the old and the new ID that hooks and `git notes copy` read.
 fn rewritten(head: &Head, id: &str) -> Vec<u8> {
     format!("{} {id}\n", head.id).into_bytes()
 }
@@ -374,7 +379,8 @@ fn without_newline(mut printed: Vec<u8>) -> OsString {
     OsString::from_vec(printed)
 }
 
-/// Returns what git printed as one line, fit for a terminal: file names, references and hooks can hold anything.
+/// Returns git's output as one line, escaped for a terminal: file names, references and the output
+/// of hooks can contain anything.
 fn as_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let lines = text.split('\n').map(str::trim);

@@ -7,7 +7,7 @@ use hashfinder_server::auth;
 
 use crate::arguments::values::{LONGEST_DURATION, duration};
 
-/// The longest comment on a key, in characters: it is shown in one line.
+/// Maximum length of a key's comment, in characters. The comment is shown in one line.
 const MAX_COMMENT: usize = 100;
 
 /// Make, list and revoke the API keys of a server.
@@ -111,7 +111,7 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     if lifetime < Duration::from_secs(1) {
         return Err("it would be over at once; give a second or more".to_owned());
     }
-    // Which is also what any longer time is cut to.
+    // Longer durations were cut to this value.
     if lifetime >= LONGEST_DURATION {
         return Err("give less than a thousand years, or leave it out".to_owned());
     }

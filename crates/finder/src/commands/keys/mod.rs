@@ -58,11 +58,11 @@ fn create(
 
 fn list(path: &Path) -> Result<Exit> {
     let file = KeyFile::read(path)?;
-    // As a server does it: keys with an expiry have expired if the clock is beyond the calendar.
+    // As on a server, keys with an expiry have expired if the clock is beyond the calendar.
     let now = clock::now().unwrap_or(Timestamp::MAX);
     let or_none = |time: Option<Timestamp>| time.map_or("-".to_owned(), |time| time.to_string());
     let lines = file.entries().iter().map(|key| {
-        // A person may have written anything into the file.
+        // A user may have written anything into the file.
         let comment = key.comment.as_deref().unwrap_or("-");
         let comment: String = comment.chars().filter(|c| !c.is_control()).collect();
         let columns = [
@@ -80,7 +80,7 @@ fn list(path: &Path) -> Result<Exit> {
 }
 
 fn revoke(path: &Path, id: &str) -> Result<Exit> {
-    // Not by the command line's parser, which repeats what is wrong: it could be the whole key.
+    // It is parsed here because clap would quote it in an error, and it could be the whole key.
     let id = match KeyId::from_str(id) {
         Ok(id) => id,
         Err(wrong) => {

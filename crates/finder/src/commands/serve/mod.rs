@@ -22,7 +22,8 @@ use crate::{
 /// Serves until a signal asks it to stop, then drains. Dropping the future closes the socket and leaves connections to
 /// the runtime.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
-    // Before it says that it listens, so that nobody who waits for that can signal too early.
+    // Before the server prints that it listens: a process that waits for that line may send a
+    // signal at once.
     let mut signals = Signals::new()?;
     let filter = match log::filter() {
         Ok(filter) => filter,
@@ -33,7 +34,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         Ok(settings) => settings,
         Err(wrong) => return Ok(is_wrong(format_args!("{wrong:#}"))),
     };
-    // Reading files and resolving names can block, and a signal ends the process all the same.
+    // Reading files and resolving names can block, but a signal must still end the process.
     let started = tokio::select! {
         started = Server::new(settings) => started,
         signal = signals.next() => {
@@ -55,7 +56,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let (hand_over, handed_over) = oneshot::channel();
     let shutdown = async {
         let signal = signals.next().await;
-        // Whoever waits for it is there as long as this is.
+        // The receiver exists as long as this future, so this cannot fail.
         let _ = hand_over.send(signals);
         signal
     };
@@ -70,7 +71,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Says where it would listen, or what keeps it from that, as far as this can be known without listening.
+/// Prints where the server would listen, or why it cannot, as far as this can be known without
+/// listening.
 pub(crate) fn check(arguments: ServeArguments) -> Result<Exit> {
     let checked = log::filter()
         .and_then(|_| arguments.settings())
@@ -93,11 +95,11 @@ fn is_wrong(what: impl Display) -> Exit {
     Exit::Usage
 }
 
-/// The line that tells people and scripts that the server is there, and where.
+/// Prints where the server listens, for people and scripts.
 fn announce(address: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "hashfinder listening on {}", as_text(address));
     let written = written.and_then(|()| stdout.flush());
-    // Whoever started it waits for this line.
+    // The process that started the server may wait for this line.
     written.with_context(|| format!("cannot tell on stdout that it listens on {address}"))
 }

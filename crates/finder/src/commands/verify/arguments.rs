@@ -51,7 +51,7 @@ pub(crate) struct VerifyArguments {
     #[arg(long)]
     pub(crate) json: bool,
 
-    // Last, for they have headings of their own.
+    // Last, because these flags have headings of their own.
     #[command(flatten)]
     pub(crate) spelling: SpellingArguments,
 }

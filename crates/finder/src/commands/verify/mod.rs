@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
     Ok(if within { Exit::Success } else { Exit::No })
 }
 
-/// The bytes of which these are the hexadecimal digits, in either case.
+/// Returns the bytes of a hexadecimal text, in either case; `None` if it is not hexadecimal.
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.chars().map(|character| character.to_digit(16));
     let digits: Vec<u32> = digits.collect::<Option<_>>()?;

@@ -162,7 +162,7 @@ pub(crate) struct ServeArguments {
 }
 
 impl ServeArguments {
-    /// Returns the settings that the flags come to.
+    /// Returns the settings that the flags select.
     ///
     /// # Errors
     ///

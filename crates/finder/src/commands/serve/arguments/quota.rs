@@ -83,7 +83,7 @@ impl QuotaArguments {
         }
     }
 
-    /// Returns what those clients may have for whom that was said.
+    /// Returns the quotas of the clients that the flags name.
     pub(super) fn quotas(self) -> HashMap<ClientName, Quota> {
         let mut quotas: HashMap<ClientName, Quota> = HashMap::new();
         for (client, searches) in self.client_searches {

@@ -46,11 +46,11 @@ pub(super) enum ClientCertificates {
 }
 
 impl TlsArguments {
-    /// Returns which files there are, if any.
+    /// Returns the TLS files, or `None` if none was given.
     ///
     /// # Errors
     ///
-    /// If only a part of what is needed was given.
+    /// If a flag is given without another that it needs.
     pub(super) fn files(self) -> Result<Option<TlsFiles>> {
         let (certificate, key) = match (self.tls_certificate, self.tls_key) {
             (Some(certificate), Some(key)) => (certificate, key),

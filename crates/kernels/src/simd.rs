@@ -82,8 +82,8 @@ pub(crate) trait Simd: Copy {
     fn add_bytes(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// Returns the greater of each pair of bytes.
     fn max_bytes(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// Returns four bits for each hash. At least one of them is set if and only if some byte of `a` is
-    /// not less than that of `b`.
+    /// Returns four bits for each hash. At least one of them is set if and only if some byte of `a`
+    /// is not less than that of `b`.
     fn not_less(self, a: Self::Vector, b: Self::Vector) -> u64;
 
     /// Returns the code of each digit, see [`CODES`](crate::plan::CODES).

@@ -1,9 +1,10 @@
 //! The linear split of SHA-1's message schedule, which is the basis of the vector kernels.
 //!
-//! SHA-1 expands sixteen message words to eighty by `W[t] = (W[t-3] ^ W[t-8] ^ W[t-14] ^ W[t-16])
-//! <<< 1` (FIPS 180-4, 6.1.2). That is linear over GF(2): the expansion of the XOR of two messages
-//! is the XOR of their expansions. Secrets are hashed in *chunks* of 2^14 whose counters differ
-//! only in the last fourteen bits. The message of each secret is the XOR of three parts:
+//! SHA-1 expands sixteen message words to eighty by
+//! `W[t] = (W[t-3] ^ W[t-8] ^ W[t-14] ^ W[t-16]) <<< 1` (FIPS 180-4, 6.1.2). That is linear over
+//! GF(2): the expansion of the XOR of two messages is the XOR of their expansions. Secrets are
+//! hashed in *chunks* of 2^14 whose counters differ only in the last fourteen bits. The message of
+//! each secret is the XOR of three parts:
 //!
 //! - the *base*: everything that the whole chunk has in common, including the padding;
 //! - the *lane*: the last [`LANE_BITS`] bits of the counter, one value for each lane of the

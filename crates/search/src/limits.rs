@@ -218,8 +218,8 @@ impl Accounts {
         account.map_or(Usage::default(), |account| account.usage)
     }
 
-    /// Forgets clients that have no searches and owe nothing, once there are [`SWEPT_FROM`] more than
-    /// twice as many clients as after the last sweep.
+    /// Forgets clients that have no searches and owe nothing, once there are [`SWEPT_FROM`] more
+    /// than twice as many clients as after the last sweep.
     fn sweep(&mut self, now: Duration) {
         if self.clients.len() < self.next_sweep {
             return;

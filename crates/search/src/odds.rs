@@ -63,10 +63,11 @@ impl Odds {
 
     /// Returns the chance that a hash is within `distance` of any of `names`.
     ///
-    /// The chance is 0 if and only if no hash can match. Its lower end is 1 only if every hash matches.
-    /// The converse holds if one window is always near enough, or if the chance is exact. (To determine
-    /// in general whether some hash is far from all names is as hard as the farthest string problem,
-    /// which is NP-hard: Lanctot and others, "Distinguishing string selection problems", 2003.)
+    /// The chance is 0 if and only if no hash can match. Its lower end is 1 only if every hash
+    /// matches. The converse holds if one window is always near enough, or if the chance is exact.
+    /// (To determine in general whether some hash is far from all names is as hard as the farthest
+    /// string problem, which is NP-hard: Lanctot and others, "Distinguishing string selection
+    /// problems", 2003.)
     ///
     /// For one name at the beginning or at the end, the chance is always exact. For one name
     /// anywhere, it was exact in all measurements of names of up to eight characters, or at
@@ -265,8 +266,8 @@ impl Kind {
     }
 }
 
-/// What is known of a window before the text is known. The index is the number of its characters
-/// that have been seen.
+/// The state of knowledge about a window before the text is known. The index is the number of its
+/// characters that have been seen.
 struct Outlook {
     /// Number of the other characters that differ in every text.
     least: Vec<usize>,

@@ -1,4 +1,4 @@
-//! The configuration's file.
+//! Fuzzes the configuration file.
 
 #![no_main]
 

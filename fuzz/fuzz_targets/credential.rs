@@ -1,4 +1,4 @@
-//! Credentials, and the file of API keys.
+//! Fuzzes credentials and the file of API keys.
 
 #![no_main]
 

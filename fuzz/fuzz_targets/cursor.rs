@@ -1,4 +1,5 @@
-//! Cursors: as they come, and as fields whose checksum was put right, which no fuzzer would guess.
+//! Fuzzes cursors: arbitrary texts, and fields with a correct checksum, which a fuzzer could not
+//! guess.
 
 #![no_main]
 
@@ -25,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     assert!(cursor.frontier() <= cursor.query().keyspace().end());
-    // Another text may say the same, but not one that we print.
+    // Several texts may have the same meaning, but a printed one must read back.
     let printed = cursor.to_string();
     assert_eq!(printed.parse().as_ref(), Ok(&cursor), "{text}");
     let again = Cursor::new(&cursor.query(), cursor.frontier());

@@ -1,4 +1,4 @@
-//! Every kernel against the oracle of the tests, for any block and any set of names.
+//! Compares every kernel with the tests' oracle, for any block and any set of names.
 
 #![no_main]
 
@@ -10,7 +10,7 @@ use hashfinder_kernels::{Block, Hits, Kernel};
 use libfuzzer_sys::fuzz_target;
 use oracle::{Target, expected, filter, text};
 
-/// More secrets than a row has lanes, few enough for many runs a second.
+/// Maximum number of secrets: more than a row has lanes, few enough for many runs per second.
 const MOST_SECRETS: u64 = 200;
 
 #[derive(Arbitrary, Debug)]
@@ -24,10 +24,10 @@ struct Input {
 
 #[derive(Arbitrary, Debug)]
 enum Name {
-    /// Letters, and a distance.
+    /// Arbitrary letters, and a distance.
     Any(Vec<u8>, u8),
-    /// A part of the hashed name of one of the block's secrets: where it begins, how long it is, and
-    /// in how many characters it is spoilt.
+    /// A part of the hashed name of one of the block's secrets: its place, its length, and the
+    /// number of characters that are spoilt.
     Planted {
         secret: u64,
         window: u8,

@@ -1,4 +1,4 @@
-//! The messages of both contracts that ask for a search.
+//! Fuzzes the messages of both contracts that request a search.
 
 #![no_main]
 

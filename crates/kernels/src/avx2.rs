@@ -9,15 +9,15 @@ use crate::{
     simd::{self, Simd, operations},
 };
 
-/// How many vectors are in flight: a hash's state takes five of sixteen registers.
+/// Number of vectors in flight. A hash's state takes five of the sixteen registers.
 const VECTORS: usize = 2;
 
-/// The instructions of AVX2.
+/// Proof that the CPU has AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
-    /// The proof, if the CPU has them.
+    /// Returns the proof, or `None` if the CPU does not have AVX2.
     pub(crate) fn detect() -> Option<Avx2> {
         is_x86_feature_detected!("avx2").then_some(Avx2(()))
     }
@@ -86,16 +86,16 @@ impl Simd for Avx2 {
     }
 }
 
-/// Digits with the letters' cases folded together, which leaves 38 values: a byte lookup has sixteen
-/// entries only, so that a table is looked up by the lower and the upper half.
+/// Digits with upper and lower case folded together, which leaves 38 values. A byte lookup has only
+/// sixteen entries, so a table is looked up twice: by the lower and by the upper half of the digit.
 #[derive(Clone, Copy)]
 pub(crate) struct Digits {
     folded: __m256i,
     upper: __m256i,
 }
 
-/// What each half of a folded digit allows. Together they allow what the table holds, and more only
-/// where it distinguishes cases or unites several letters.
+/// The bits that each half of a folded digit allows. The AND of both has all bits of the original
+/// table. It has more only where the table distinguishes cases or unites several letters.
 #[derive(Clone, Copy)]
 pub(crate) struct Table {
     lower: __m256i,
@@ -186,10 +186,10 @@ fn lower_digits(word: __m256i) -> __m256i {
     spread(_mm256_shuffle_epi8(word, bytes([1, 2, 0, 1])))
 }
 
-/// Four digits from three bytes, which lie as second, first, third and second again.
+/// Returns four digits made from three bytes, which lie in the order second, first, third, second.
 ///
-/// That is Mula's way: two multiplications shift each of the four by a distance of its own (Mula and
-/// Lemire, "Faster Base64 Encoding and Decoding Using AVX2 Instructions", 2018).
+/// This is Mula's method: two multiplications shift each of the four digits by its own distance
+/// (Mula and Lemire, "Faster Base64 Encoding and Decoding Using AVX2 Instructions", 2018).
 #[inline]
 #[target_feature(enable = "avx2")]
 fn spread(bytes: __m256i) -> __m256i {
@@ -200,7 +200,7 @@ fn spread(bytes: __m256i) -> __m256i {
     _mm256_or_si256(odd, even)
 }
 
-/// For each word, which of its bytes to take.
+/// Shuffle control that takes the same bytes from each word.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn bytes(of_word: [u8; 4]) -> __m256i {
@@ -209,7 +209,7 @@ fn bytes(of_word: [u8; 4]) -> __m256i {
     _mm256_setr_epi32(a, b, c, d, a, b, c, d)
 }
 
-/// A table of sixteen bytes, in both halves.
+/// Returns a table of sixteen bytes, repeated in both halves of the vector.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn sixteen(table: [u8; 16]) -> __m256i {
@@ -221,7 +221,7 @@ fn sixteen(table: [u8; 16]) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn prepare(digits: __m256i) -> Digits {
-    // Below 26 the difference wraps around, and is greater.
+    // Below 26 the difference wraps around and is greater than the digit.
     let folded = _mm256_min_epu8(digits, _mm256_sub_epi8(digits, _mm256_set1_epi8(26)));
     let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(folded), _mm256_set1_epi8(15));
     Digits { folded, upper }
@@ -277,7 +277,8 @@ fn not_less(a: __m256i, b: __m256i) -> u64 {
     u64::from(bits as u32)
 }
 
-/// The digits and signs, which come after the letters, have the codes of letters.
+/// Returns the code of each digit. The numerals and signs, which come after the letters, share the
+/// codes of letters.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn codes(digits: Digits) -> __m256i {

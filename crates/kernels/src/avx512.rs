@@ -10,16 +10,16 @@ use crate::{
     simd::{Digests, Simd, operations},
 };
 
-/// How many vectors are in flight, so that the ports are busy while a round waits for the one before.
-/// Two are 2% slower; more do not find registers.
+/// Number of vectors in flight. They keep the ports busy while each round waits for the previous
+/// one. Two vectors are 2% slower; more than four do not fit into the registers.
 const VECTORS: usize = 4;
 
-/// The instructions of AVX-512 that are used here.
+/// Proof that the CPU has the subset of AVX-512 that is used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {
-    /// The proof, if the CPU has them.
+    /// Returns the proof, or `None` if the CPU lacks one of the instruction sets.
     pub(crate) fn detect() -> Option<Avx512> {
         let available = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -126,7 +126,7 @@ fn look_on<const PLACES: u8>(near: __m512i, far: __m512i) -> __m512i {
     }
 }
 
-/// The digits are the lower six bits of each byte; the lookups ignore the two above them.
+/// The digits are the lower six bits of each byte. The lookups ignore the two upper bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi")]
 fn upper_digits(word: __m512i) -> __m512i {
@@ -139,7 +139,7 @@ fn lower_digits(word: __m512i) -> __m512i {
     _mm512_multishift_epi64_epi8(selector([18, 12, 6, 0]), word)
 }
 
-/// For each of the two words in eight bytes, where to take its four digits from.
+/// Returns, for each of the two words in eight bytes, the bit positions of its four digits.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn selector(shifts: [u8; 4]) -> __m512i {
@@ -149,7 +149,7 @@ fn selector(shifts: [u8; 4]) -> __m512i {
     _mm512_set1_epi64(both as i64)
 }
 
-/// The lookups take digits as they are.
+/// Returns the digits unchanged: the lookups need no preparation.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn prepare(digits: __m512i) -> __m512i {

@@ -1,17 +1,18 @@
 //! A set of keys that compares only their lowest bits.
 
-/// A set of keys that may have more than were inserted: keys with the same lowest bits are one.
+/// A set of keys that may contain more than were inserted: keys with the same lowest bits are one.
 ///
-/// The number of words is a power of two, and at least one. So a key ANDed with [`mask`](Self::mask) is always the
-/// number of a bit in [`words`](Self::words), which gathers rely on. Nothing outside this module can change that.
+/// The number of words is a power of two, at least one. So a key ANDed with [`mask`](Self::mask) is
+/// always the number of a bit in [`words`](Self::words), which gathers rely on. Nothing outside
+/// this module can change that.
 #[derive(Clone, Debug)]
 pub(crate) struct Bitmap(Box<[u32]>);
 
 impl Bitmap {
-    /// The most bits: a gather takes the numbers of words as signed 32-bit integers.
+    /// Maximum number of bits: a gather takes the numbers of words as signed 32-bit integers.
     const MAX_BITS: usize = 1 << 31;
 
-    /// An empty set with `bits` bits, rounded up to a power of two and to a whole word.
+    /// Creates an empty set with `bits` bits, rounded up to a power of two and to a whole word.
     ///
     /// # Panics
     ///
@@ -35,14 +36,14 @@ impl Bitmap {
         self.0[bit as usize / 32] >> (bit % 32) & 1 == 1
     }
 
-    /// The bits of a key that are compared.
+    /// Returns the mask of the bits of a key that are compared.
     #[inline(always)]
     pub(crate) fn mask(&self) -> u32 {
-        // At most 2^31, so that nothing is lost.
+        // There are at most 2^31 bits, so the cast loses nothing.
         (self.0.len() * 32 - 1) as u32
     }
 
-    /// The bits, 32 to a word, the lowest first.
+    /// Returns the bits, 32 to a word, the lowest first.
     #[inline(always)]
     pub(crate) fn words(&self) -> &[u32] {
         &self.0

@@ -1,9 +1,9 @@
 //! A block of consecutive secrets.
 
-/// The longest secret that a [`Block`] can hold, in bytes: its varying part is one 64-bit counter.
+/// Maximum length of a secret in a [`Block`], in bytes: its varying part is one 64-bit counter.
 pub const MAX_SECRET_LEN: u32 = 8;
 
-/// Consecutive secrets of one length: the big-endian counters from `first` on.
+/// Consecutive secrets of one length: big-endian counters, starting with `first`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
     pub(crate) length: u32,
@@ -12,12 +12,13 @@ pub struct Block {
 }
 
 impl Block {
-    /// `count` secrets of `length` bytes, the first of them being `first` written big-endian.
+    /// Creates a block of `count` secrets of `length` bytes. The first secret is `first`, written
+    /// big-endian.
     ///
     /// # Panics
     ///
     /// If `length` is above [`MAX_SECRET_LEN`], or the block reaches beyond the last secret of its
-    /// length: both are mistakes of the caller, which splits its ranges at the lengths' ends.
+    /// length. The caller has to split its ranges where the length changes.
     #[must_use]
     pub fn new(length: u32, first: u64, count: u64) -> Block {
         assert!(length <= MAX_SECRET_LEN, "no secrets of {length} bytes");
@@ -33,13 +34,13 @@ impl Block {
         }
     }
 
-    /// How many bytes each secret has.
+    /// Returns the length of each secret in bytes.
     #[must_use]
     pub fn length(&self) -> u32 {
         self.length
     }
 
-    /// How many secrets there are.
+    /// Returns the number of secrets.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count

@@ -1,18 +1,18 @@
-//! A digest as the 28 characters that base64 writes for it.
+//! A digest as the 28 characters of its base64 text.
 
-/// How many characters a hashed name has: 27 digits for the 160 bits, and the padding.
+/// Number of characters of a hashed name: 27 digits for the 160 bits, and the padding.
 pub const HASHED_NAME_LEN: usize = 28;
 
-/// How many groups of four places a hashed name has.
+/// Number of groups of four places in a hashed name.
 pub(crate) const GROUPS: usize = HASHED_NAME_LEN / 4;
 
-/// The digits of standard base64, by value.
+/// The digits of standard base64, indexed by value.
 pub const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// The value that stands for the padding `=`, one above the digits.
 pub(crate) const PADDING: u8 = 64;
 
-/// The 28 places of a digest, each as a digit's value or [`PADDING`].
+/// Returns the 28 places of a digest, each as a digit's value or [`PADDING`].
 #[inline(always)]
 pub(crate) fn digits(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
     let [a, b, c, d, e] = digest;
@@ -35,7 +35,7 @@ pub(crate) fn digits(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
     digits
 }
 
-/// The standard base64 of a digest, with its padding.
+/// Returns the standard base64 text of a digest, with its padding.
 #[must_use]
 pub fn hashed_name(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
     digits(digest).map(|digit| *ALPHABET.get(usize::from(digit)).unwrap_or(&b'='))
@@ -49,19 +49,19 @@ pub struct CharSet {
 }
 
 impl CharSet {
-    /// No character at all: a place that must hold one of these always costs one.
+    /// The empty set: a place that requires it always adds one to the distance.
     pub const EMPTY: CharSet = CharSet {
         digits: 0,
         padding: false,
     };
 
-    /// The padding `=` alone.
+    /// Only the padding `=`.
     pub const PADDING: CharSet = CharSet {
         digits: 0,
         padding: true,
     };
 
-    /// The digits whose character satisfies `predicate`.
+    /// Returns the set of digits whose character satisfies `predicate`.
     #[must_use]
     pub fn digits_where(predicate: impl Fn(u8) -> bool) -> CharSet {
         let digits = (0..64)
@@ -73,13 +73,13 @@ impl CharSet {
         }
     }
 
-    /// Whether the two have a character in common.
+    /// Whether the two sets have a character in common.
     #[must_use]
     pub fn intersects(self, other: CharSet) -> bool {
         self.digits & other.digits != 0 || self.padding && other.padding
     }
 
-    /// The characters that are in either.
+    /// Returns the union of both sets.
     pub(crate) fn or(self, other: CharSet) -> CharSet {
         CharSet {
             digits: self.digits | other.digits,
@@ -87,13 +87,13 @@ impl CharSet {
         }
     }
 
-    /// The share of all digits that are in the set.
+    /// Returns the fraction of the 64 digits that are in the set.
     #[must_use]
     pub fn share(self) -> f64 {
         f64::from(self.digits.count_ones()) / 64.0
     }
 
-    /// A bit for each digit, by value.
+    /// Returns a bit for each digit in the set, by the digit's value.
     pub(crate) fn bits(self) -> u64 {
         self.digits
     }
@@ -109,12 +109,12 @@ impl CharSet {
     }
 }
 
-/// What place `index` of a hashed name can show: 160 bits are 26 whole digits, four bits more, and
-/// the padding.
+/// Returns the characters that can occur at place `index` of a hashed name: 160 bits are 26 whole
+/// digits, four more bits, and the padding.
 ///
 /// # Panics
 ///
-/// If there is no such place, that is from 28 on.
+/// If `index` is 28 or more.
 #[must_use]
 pub fn place(index: usize) -> CharSet {
     match index {

@@ -1,4 +1,4 @@
-//! What a kernel looks for: is one of the names somewhere in the 28 characters, near enough?
+//! The filter of a kernel: whether one of the names occurs in the 28 characters, near enough.
 
 use crate::{
     digits::{CharSet, HASHED_NAME_LEN, digits},
@@ -6,14 +6,14 @@ use crate::{
     plan::Plan,
 };
 
-/// The most names that a [`Filter`] takes: what a [`Match`] can tell apart.
+/// Maximum number of names in a [`Filter`]: a [`Match`] numbers them with 16 bits.
 pub const MAX_NAMES: usize = 1 << 16;
 
-/// What a kernel looks for: names, each with the greatest distance at which a secret passes for it.
+/// The names that a kernel looks for, each with the maximum distance at which a secret passes.
 ///
-/// How it is looked for depends on the names: one name has a filter of its own, a few share one,
-/// and hundreds are found through an index of the four-letter sequences that occur in them. Every
-/// way only rules secrets out; what remains is compared with the names character by character.
+/// The method depends on the names. One name has its own filter, a few share one, and hundreds are
+/// found through an index of their four-character sequences. Each method only rules secrets out:
+/// the secrets that remain are compared with the names character by character.
 ///
 /// ```
 /// use hashfinder_kernels::{CharSet, Filter, sha1};
@@ -39,17 +39,17 @@ pub struct Filter {
 /// Where a name lies nearest in a hashed name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Match {
-    /// Which name of the filter it is, from 0 on.
+    /// Number of the name within the filter, from 0.
     pub name: u16,
-    /// How many characters of the window differ from the name.
+    /// Number of characters of the window that differ from the name.
     pub distance: u8,
-    /// The first window at that distance: where in the hashed name it begins.
+    /// Place in the hashed name where the first window at that distance begins.
     pub window: u8,
 }
 
 impl Filter {
-    /// A filter that lets a digest pass when some window of `characters.len()` places disagrees
-    /// with `characters` in at most `max_distance` places.
+    /// Creates a filter that passes a digest if a window of `characters.len()` places differs from
+    /// `characters` in at most `max_distance` places.
     ///
     /// # Panics
     ///
@@ -59,8 +59,8 @@ impl Filter {
         Filter::any([(characters, max_distance)])
     }
 
-    /// A filter that lets a digest pass when any of several names does, as for
-    /// [`new`](Self::new), and tells for which.
+    /// Creates a filter that passes a digest if any of several names matches as for
+    /// [`new`](Self::new), and reports each name that does.
     ///
     /// # Panics
     ///
@@ -79,7 +79,7 @@ impl Filter {
         Filter { names, plan }
     }
 
-    /// A filter of a plan that a test has chosen.
+    /// Creates a filter with a plan that a test has chosen.
     #[cfg(test)]
     pub(crate) fn planned(names: Vec<Name>, plan: Plan) -> Filter {
         Filter { names, plan }
@@ -89,8 +89,8 @@ impl Filter {
         &self.plan
     }
 
-    /// Gives the nearest window of every name that has one near enough to `found`, in the order of
-    /// the names. `digest` is in SHA-1's own five words.
+    /// Calls `found` for every name that has a window within its maximum distance, with the nearest
+    /// such window, in the order of the names. `digest` holds the five words of a SHA-1 digest.
     #[inline]
     pub fn check(&self, digest: &[u32; 5], found: impl FnMut(Match)) {
         let digits = digits(digest);
@@ -149,7 +149,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
 
-        /// Random digests hardly ever hold a random name, so plant one at every window.
+        /// Random digests rarely contain a random name, so the test plants one at every window.
         #[test]
         fn a_planted_name_passes_at_its_distance(
             digest: [u32; 5],

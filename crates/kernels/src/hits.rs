@@ -1,17 +1,17 @@
-//! What a scan finds.
+//! The hits of a scan.
 
 use crate::filter::Match;
 
 /// A secret that passed the filter for one of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
-    /// Its place in the block, from 0 on.
+    /// Offset of the secret in the block, from 0.
     pub offset: u64,
-    /// Which name of the filter it is, from 0 on.
+    /// Number of the name within the filter, from 0.
     pub name: u16,
-    /// The least distance over all windows.
+    /// The smallest distance of all windows.
     pub distance: u8,
-    /// The first window at that distance: where in the hashed name it begins.
+    /// Place in the hashed name where the first window at that distance begins.
     pub window: u8,
 }
 
@@ -26,11 +26,11 @@ impl Hit {
     }
 }
 
-/// A bounded list of hits, in the order of their offsets, then of the names.
+/// A bounded list of hits, sorted by offset, then by name.
 ///
-/// The bound is what keeps a filter that lets everything pass from taking memory: a scan stops
-/// when the list is full and says how far it came. A secret's hits are never torn apart, so that
-/// with a filter for several names the last secret may exceed the bound.
+/// The limit bounds the memory that a filter takes if it passes everything: a scan stops when the
+/// list is full, and returns how far it came. All hits of one secret are kept together. So with a
+/// filter for several names, the last secret may exceed the limit.
 #[derive(Debug)]
 pub struct Hits {
     hits: Vec<Hit>,
@@ -38,11 +38,11 @@ pub struct Hits {
 }
 
 impl Hits {
-    /// An empty list that is full from `limit` hits on.
+    /// Creates an empty list that is full once it holds `limit` hits.
     ///
     /// # Panics
     ///
-    /// If `limit` is 0: no scan could ever make progress.
+    /// If `limit` is 0: no scan could make progress.
     #[must_use]
     pub fn with_limit(limit: usize) -> Hits {
         assert!(limit > 0, "a list of no hits stops every scan at once");
@@ -52,12 +52,13 @@ impl Hits {
         }
     }
 
-    /// Adds a hit. It is the caller that looks whether there is room for another secret's.
+    /// Adds a hit, even if the list is full. The caller has to check [`is_full`](Self::is_full)
+    /// before each secret.
     pub fn push(&mut self, hit: Hit) {
         self.hits.push(hit);
     }
 
-    /// Whether the hits of another secret would be too many.
+    /// Whether the list is full, so that no further secret may add hits.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.hits.len() >= self.limit

@@ -1,4 +1,4 @@
-//! The kernels that this CPU can run, and what each of them does.
+//! The kernels that this CPU can run, and their operations.
 
 #[cfg(target_arch = "aarch64")]
 use crate::neon::Neon;
@@ -6,7 +6,7 @@ use crate::neon::Neon;
 use crate::{avx2::Avx2, avx512::Avx512, sha_ni::ShaNi};
 use crate::{block::Block, filter::Filter, hits::Hits, portable, split};
 
-/// A way to hash and filter that this CPU can run; holding one is the proof.
+/// A kernel that this CPU can run. Holding one proves that the CPU can run it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kernel(Isa);
 
@@ -24,7 +24,7 @@ enum Isa {
 }
 
 impl Kernel {
-    /// Every kernel that this CPU can run, in the order of their speed on the CPUs that were measured.
+    /// Returns every kernel that this CPU can run, fastest first on the CPUs that were measured.
     pub fn all() -> impl Iterator<Item = Kernel> {
         let all = [
             #[cfg(target_arch = "x86_64")]
@@ -40,20 +40,20 @@ impl Kernel {
         all.into_iter().flatten().map(Kernel)
     }
 
-    /// The first of [`all`](Self::all).
+    /// Returns the first of [`all`](Self::all).
     #[must_use]
     pub fn best() -> Kernel {
-        // The portable one is always among them.
+        // The portable kernel is always among them.
         Kernel::all().next().unwrap_or(Kernel(Isa::Portable))
     }
 
-    /// The kernel of this name, if this CPU can run it.
+    /// Returns the kernel with this name, if this CPU can run it.
     #[must_use]
     pub fn named(name: &str) -> Option<Kernel> {
         Kernel::all().find(|kernel| kernel.name() == name)
     }
 
-    /// The name by which people ask for it.
+    /// Returns the name by which users select the kernel.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -69,10 +69,10 @@ impl Kernel {
         }
     }
 
-    /// Tries the secrets of `block` in order, adds those that `filter` lets pass to `hits`, and
-    /// returns how many it tried.
+    /// Tries the secrets of `block` in order, adds those that pass `filter` to `hits`, and returns
+    /// the number of secrets tried.
     ///
-    /// That is all of them, or, when `hits` fills up, every one up to and including the last hit.
+    /// That is all of them or, if `hits` fills up, every secret up to and including the last hit.
     /// Which secrets pass, and in which order, is the same for every kernel.
     pub fn scan(self, block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
         match self.0 {
@@ -88,11 +88,11 @@ impl Kernel {
         }
     }
 
-    /// About how many times as long it takes to [`scan`](Self::scan) with `filter` as to hash alone: 1.1
-    /// for a name, and 2 for a thousand names of six letters and more.
+    /// Returns about how many times as long [`scan`](Self::scan) with `filter` takes as hashing
+    /// without a filter: 1.1 for one name, and 2 for a thousand names of at least six letters.
     ///
-    /// It is estimated from what the filter is made of, not measured. It is there to choose by: which
-    /// names are worth being looked for together.
+    /// The value is estimated from the parts of the filter, not measured. It serves to choose which
+    /// names are worth searching for together.
     #[must_use]
     pub fn cost(self, filter: &Filter) -> f64 {
         match self.0 {
@@ -101,8 +101,8 @@ impl Kernel {
         }
     }
 
-    /// Hashes the secrets of `block` and gives the XOR of the first words of their digests: what
-    /// hashing costs without the filter, for benchmarks, with an answer that can be checked.
+    /// Hashes the secrets of `block` and returns the XOR of the first words of their digests.
+    /// Benchmarks use it to measure hashing without the filter; the result can be checked.
     #[must_use]
     pub fn digest_sum(self, block: &Block) -> u32 {
         match self.0 {

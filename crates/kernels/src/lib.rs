@@ -1,9 +1,9 @@
-//! SHA-1 over blocks of secrets, and the filter that spots a name in the base64 text of a digest.
+//! SHA-1 over blocks of secrets, and the filter that finds a name in the base64 text of a digest.
 //!
-//! This is the hot loop and nothing else: it never looks whether it should stop. A caller hands it a
-//! [`Block`] that takes about half a millisecond, and looks in between. Only what passes a filter
-//! allocates in the loop itself; a block's beginning allocates a filter's tables, and the first block
-//! of each length of secrets works out what all others share.
+//! This crate contains only the hot loop, which never checks whether it should stop. A caller
+//! passes a [`Block`] that takes about half a millisecond, and checks between blocks. In the loop
+//! itself, only secrets that pass a filter allocate memory. Starting a block allocates the filter's
+//! tables. The first block of each length of secrets computes the tables that all others share.
 //!
 //! ```
 //! use hashfinder_kernels::{Block, CharSet, Filter, Hits, Kernel};

@@ -1,32 +1,33 @@
-//! A quick look whether a name can be in a text.
+//! A fast check whether a name can occur in a text.
 
-/// How many characters of a name are looked at. Each needs a field of [`FIELD_BITS`] bits in one 64-bit
-/// word.
+/// Maximum number of characters of a name that are checked. Each needs a field of [`FIELD_BITS`]
+/// bits in one 64-bit word.
 const LOOKED_AT: usize = 12;
 
-/// Wide enough for [`NEVER`] and as many mismatches on top of it as there are characters.
+/// Bits of a field: wide enough for [`NEVER`] plus one mismatch for each character.
 const FIELD_BITS: usize = 5;
 
-/// What the fields of a name that began before the first character start with: more than any
-/// distance that is tested for, so that such a window never passes.
+/// Initial value of the fields of names that would have begun before the first character: more than
+/// any distance that is tested for, so such a window never passes.
 const NEVER: u64 = 16;
 
-/// The shift that leaves the last character's field alone.
+/// Shift of the last character's field, which is the top one.
 const TOP: usize = u64::BITS as usize - FIELD_BITS;
 
 const _: () = assert!(LOOKED_AT * FIELD_BITS <= u64::BITS as usize);
 const _: () = assert!(NEVER as usize >= LOOKED_AT);
 const _: () = assert!(NEVER as usize + LOOKED_AT < 1 << FIELD_BITS);
 
-/// Tells texts that cannot hold a name within a distance, in a few operations for each character.
+/// Rules out texts that cannot contain a name within a distance, in a few operations per character.
 ///
-/// This is the shift-add algorithm of Baeza-Yates and Gonnet ("A New Approach to Text Searching", 1992):
-/// one word holds, for every prefix of the name, how many characters disagree when that prefix ends at
-/// the current place. A step shifts every count on to the next longer prefix and adds a table entry with
-/// a one for each character that the symbol does not satisfy. Its cost does not depend on the distance.
+/// This is the shift-add algorithm of Baeza-Yates and Gonnet ("A New Approach to Text Searching",
+/// 1992). One word holds, for every prefix of the name, the number of characters that disagree if
+/// that prefix ends at the current place. A step shifts every count to the next longer prefix. Then
+/// it adds a table entry that has a one for each character that the symbol does not satisfy. The
+/// cost does not depend on the distance.
 #[derive(Clone, Debug)]
 pub struct Mismatches<const SYMBOLS: usize> {
-    /// For each symbol: a one in the field of every character it does not satisfy.
+    /// For each symbol: a one in the field of every character that it does not satisfy.
     table: [u64; SYMBOLS],
     /// The word before the first place.
     start: u64,
@@ -35,12 +36,13 @@ pub struct Mismatches<const SYMBOLS: usize> {
 }
 
 impl<const SYMBOLS: usize> Mismatches<SYMBOLS> {
-    /// How many characters of a name are looked at; a longer one's first characters are a necessary
-    /// condition.
+    /// Maximum number of characters of a name that are checked. Of a longer name only the first
+    /// characters are checked, which is a necessary condition.
     pub const LOOKED_AT: usize = LOOKED_AT;
 
-    /// For a name of `length` characters, of which `max_distance` may differ. `satisfies` tells of a
-    /// character, by its place in the name, and a symbol whether they agree.
+    /// Creates the check for a name of `length` characters, of which at most `max_distance` may
+    /// differ. `satisfies` returns whether a symbol agrees with the character at a place of the
+    /// name.
     #[must_use]
     pub fn new(
         length: usize,
@@ -64,8 +66,8 @@ impl<const SYMBOLS: usize> Mismatches<SYMBOLS> {
         }
     }
 
-    /// Whether the name may be somewhere in the text, near enough. It is not if this says so; it may not
-    /// be either if this does not.
+    /// Whether the text may contain the name within the distance. `false` is certain, `true` is
+    /// not.
     ///
     /// # Panics
     ///

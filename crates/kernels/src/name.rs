@@ -1,11 +1,11 @@
-//! A name to look for in a hashed name, and the exact checks for it.
+//! A name to search for in a hashed name, and the exact checks for it.
 
 use crate::{
     digits::{CharSet, HASHED_NAME_LEN, PADDING},
     mismatches::Mismatches,
 };
 
-/// A name, as the set of characters that satisfies each of its places.
+/// A name: for each of its places, the set of characters that satisfy it.
 #[derive(Clone, Debug)]
 pub(crate) struct Name {
     pub(crate) characters: Vec<CharSet>,
@@ -28,12 +28,12 @@ impl Name {
         }
     }
 
-    /// How many windows there are for it.
+    /// Returns the number of windows of the name.
     pub(crate) fn windows(&self) -> usize {
         HASHED_NAME_LEN + 1 - self.characters.len()
     }
 
-    /// The fast check, which may let too much pass.
+    /// Fast check, which may also pass digests that do not match.
     #[inline(always)]
     pub(crate) fn may_match(&self, digits: &[u8; HASHED_NAME_LEN]) -> bool {
         self.mismatches.may_match(digits)
@@ -56,7 +56,7 @@ impl Name {
         })
     }
 
-    /// The distance of the nearest window, if it is near enough, and the first such window.
+    /// Returns the distance of the nearest window, and the first such window, if it is near enough.
     pub(crate) fn nearest(&self, digits: &[u8; HASHED_NAME_LEN]) -> Option<(u8, u8)> {
         let distances = digits.windows(self.characters.len()).map(|window| {
             let pairs = self.characters.iter().zip(window);
@@ -89,7 +89,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
 
-        /// The fast check may let too much pass, never too little.
+        /// The fast check may pass too much, but never rejects a match.
         #[test]
         fn the_fast_check_never_rejects_a_match(
             characters in proptest::collection::vec(any_character(), 1..=28),

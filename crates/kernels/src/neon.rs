@@ -1,4 +1,4 @@
-//! The kernel for ARM's CPUs with the SHA extension: one hash to a vector, four at a time.
+//! The kernel for ARM CPUs with the SHA extension: one hash to a vector, four at a time.
 
 use std::arch::{aarch64::*, is_aarch64_feature_detected};
 
@@ -14,15 +14,15 @@ use crate::{
 /// One vector of four digests.
 const VECTORS: usize = 1;
 
-/// How many hashes are in flight: the latency of a SHA instruction is four cycles.
+/// Number of hashes in flight: a SHA instruction has a latency of four cycles.
 const IN_FLIGHT: usize = 4;
 
-/// NEON and the SHA extension.
+/// Proof that the CPU has NEON and the SHA extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Neon(());
 
 impl Neon {
-    /// The proof, if the CPU has them.
+    /// Returns the proof, or `None` if the CPU lacks one of them.
     pub(crate) fn detect() -> Option<Neon> {
         let available =
             is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("sha2");
@@ -48,12 +48,13 @@ impl Hasher<VECTORS> for Neon {
         row: &Row,
         lane: usize,
     ) -> [Digests<Neon>; VECTORS] {
-        // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing else.
+        // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing
+        // else.
         [unsafe { hash(chunk, row, lane) }]
     }
 }
 
-/// The digests of four lanes, a vector for each of their words.
+/// Returns the digests of four lanes: one vector for each of the five words.
 #[inline]
 #[target_feature(enable = "neon,sha2")]
 fn hash(chunk: &Chunk, row: &Row, lane: usize) -> [uint32x4_t; 5] {
@@ -219,8 +220,8 @@ fn lower_digits(word: uint32x4_t) -> uint32x4_t {
     spread(word, [1, 2, 0, 1])
 }
 
-/// Four digits from three bytes of each word, which are taken as second, first, third and second
-/// again: each half of the word then holds two digits, which are shifted apart.
+/// Returns four digits made from three bytes of each word. The bytes are taken in the order second,
+/// first, third, second: each half of the word then holds two digits, which are shifted apart.
 #[inline]
 #[target_feature(enable = "neon")]
 fn spread(word: uint32x4_t, taken: [u8; 4]) -> uint32x4_t {
@@ -280,7 +281,7 @@ fn max_bytes(a: uint32x4_t, b: uint32x4_t) -> uint32x4_t {
 #[target_feature(enable = "neon")]
 fn not_less(a: uint32x4_t, b: uint32x4_t) -> u64 {
     let bytes = vcgeq_u8(vreinterpretq_u8_u32(a), vreinterpretq_u8_u32(b));
-    // One of a hash's four bits is enough.
+    // One of a hash's four bits is enough for the caller.
     let any = vtstq_u32(vreinterpretq_u32_u8(bytes), vdupq_n_u32(u32::MAX));
     u64::from(vaddvq_u32(vandq_u32(
         any,

@@ -1,5 +1,5 @@
-//! The kernel that every CPU can run: one secret after another through the `sha1` crate, which
-//! takes the CPU's SHA instructions where there are any.
+//! The kernel that every CPU can run. It hashes one secret after another with the `sha1` crate,
+//! which uses the CPU's SHA instructions if there are any.
 
 use crate::{
     block::Block,
@@ -11,8 +11,8 @@ use crate::{
 /// The byte that follows the message (FIPS 180-4, 5.1.1).
 const TERMINATOR: u8 = 0x80;
 
-/// How many messages are written before the first of them is hashed. A message that is read back
-/// right after it was written waits for the store; a few dozen later it does not.
+/// Number of messages that are written before the first of them is hashed. Reading a message right
+/// after it was written waits for the store; a few dozen messages later it does not.
 const BATCH: usize = 32;
 
 /// See [`Kernel::scan`](crate::kernel::Kernel::scan).
@@ -31,8 +31,8 @@ pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
     stopped.unwrap_or(block.count)
 }
 
-/// See [`Kernel::cost`](crate::kernel::Kernel::cost). It looks at the names that have no grams one by one, each
-/// of which takes about half as long as a hash does; the grams take as long as one hash.
+/// See [`Kernel::cost`](crate::kernel::Kernel::cost). The names without grams are checked one by
+/// one, and each takes about half as long as a hash. The grams take as long as one hash.
 pub(crate) fn cost(filter: &Filter) -> f64 {
     let plan = filter.plan();
     1.0 + 0.5 * plan.apart.len() as f64 + f64::from(u8::from(plan.grams.is_some()))
@@ -48,12 +48,12 @@ pub(crate) fn digest_sum(block: &Block) -> u32 {
     sum
 }
 
-/// Gives the digests of a block to `take`, with the offset of the first of them, until it has had
-/// enough.
+/// Calls `take` with batches of a block's digests, each with the offset of its first digest, until
+/// `take` returns `false`.
 #[inline(always)]
 fn for_each_batch(block: &Block, mut take: impl FnMut(u64, &[[u32; 5]]) -> bool) {
     let mut message = [0; 64];
-    // A secret of eight bytes has its terminator behind the part that varies.
+    // In a secret of eight bytes, the terminator follows the part that varies.
     message[8] = if block.length == 8 { TERMINATOR } else { 0 };
     message[56..].copy_from_slice(&(8 * u64::from(block.length)).to_be_bytes());
     let mut messages = [message; BATCH];
@@ -77,7 +77,7 @@ fn for_each_batch(block: &Block, mut take: impl FnMut(u64, &[[u32; 5]]) -> bool)
     }
 }
 
-/// The first eight bytes of the message: the secret, and behind it the terminator if it fits.
+/// Returns the first eight bytes of the message: the secret, followed by the terminator if it fits.
 fn front(length: u32, secret: u64) -> u64 {
     match length {
         0 => u64::from(TERMINATOR) << 56,

@@ -1,5 +1,6 @@
-//! The split of [`split`](crate::split) for CPUs with SHA instructions, which take the words of one
-//! message four at a time: a XOR for four words replaces the instructions for the schedule.
+//! The linear split of [`split`](crate::split) for CPUs with SHA instructions, which take the words
+//! of one message four at a time. One XOR for four words replaces the instructions for the
+//! schedule.
 
 use std::sync::OnceLock;
 
@@ -8,23 +9,24 @@ use crate::{
     split::{LANE_BITS, LANES, ROWS, base, expand_front, shifted},
 };
 
-/// Four consecutive words, in the order in which the CPU's instructions want them.
+/// Four consecutive words, in the order that the CPU's instructions expect.
 pub(crate) type Quad = [u32; 4];
 
 /// The eighty words of a message or of a part of it.
 pub(crate) type Words = [Quad; 20];
 
-/// x86 wants the first word in the highest lane, ARM in the lowest.
+/// XORed with a word's number within its quad to get its lane. x86 expects the first word in the
+/// highest lane, ARM in the lowest.
 const FIRST_IS_LAST: usize = if cfg!(target_arch = "x86_64") { 3 } else { 0 };
 
-/// What the lanes and rows of one length of secrets expand to.
+/// The expanded words of the lanes and rows, for one length of secrets.
 struct Tables {
     lanes: [Words; LANES],
     rows: [Words; ROWS],
 }
 
 impl Tables {
-    /// The tables for secrets of `length` bytes, at least one, made on first use.
+    /// Returns the tables for secrets of `length` bytes (at least one). Built on first use.
     fn of(length: u32) -> &'static Tables {
         static TABLES: [OnceLock<Box<Tables>>; 9] = [const { OnceLock::new() }; 9];
         TABLES[length as usize].get_or_init(|| {
@@ -41,20 +43,20 @@ fn quads(words: [u32; 80]) -> Words {
     std::array::from_fn(|quad| std::array::from_fn(|t| words[4 * quad + (t ^ FIRST_IS_LAST)]))
 }
 
-/// What a chunk brings to each round.
+/// A chunk's part of the expanded words.
 pub(crate) struct Chunk {
     tables: &'static Tables,
     base: Words,
 }
 
-/// What a row and its chunk bring to each round.
+/// The part of the expanded words that a row and its chunk have in common.
 #[repr(C, align(64))]
 pub(crate) struct Row(pub(crate) Words);
 
 impl ExpandedChunk for Chunk {
     type Row = Row;
 
-    /// The chunk that begins with the secret `first`.
+    /// Creates the chunk that begins with the secret `first`.
     fn new(length: u32, first: u64) -> Chunk {
         Chunk {
             tables: Tables::of(length),
@@ -75,7 +77,7 @@ impl ExpandedChunk for Chunk {
 }
 
 impl Chunk {
-    /// What the lane with this number brings to each round.
+    /// Returns a lane's part of the expanded words.
     #[inline(always)]
     pub(crate) fn lane(&self, number: usize) -> &'static Words {
         &self.tables.lanes[number]

@@ -1,5 +1,5 @@
-//! SHA-1's rounds with a hash in each lane of a vector, on the words that [`split`](crate::split)
-//! makes.
+//! SHA-1's rounds with one hash in each lane of a vector, on the words from
+//! [`split`](crate::split).
 
 use crate::{
     rows::ExpandedChunk,
@@ -10,25 +10,25 @@ use crate::{
     },
 };
 
-/// What a chunk brings to each round.
+/// A chunk's part of the expanded words.
 pub(crate) struct Chunk {
     tables: &'static Tables,
-    /// The lanes' part of each word that varies, the base's bits folded in, and the round's constant
-    /// where the row's part is added.
+    /// The lanes' part of each word that varies, including the base's bits, and the round's
+    /// constant if the row's part is added.
     lanes: [Lanes; 80],
-    /// Each word that does not vary, with the round's constant.
+    /// Each word that does not vary, plus the round's constant.
     constants: [u32; 80],
-    /// The base's part of the words that a row's sums are made of.
+    /// The base's part of the words that form a row's sums.
     base: [u32; SUMS],
-    /// What is added to them: the round's constant where no lane brings it.
+    /// Added to these words: the round's constant, if the lanes do not include it.
     addend: [u32; SUMS],
 }
 
 impl ExpandedChunk for Chunk {
     type Row = Row;
 
-    /// The chunk that begins with the secret `first`. Inlined, so that the compiler makes its loops
-    /// of the widest vectors that the kernel may use.
+    /// Creates the chunk that begins with the secret `first`. It is inlined, so that the compiler
+    /// vectorizes its loops with the widest vectors that the kernel may use.
     #[inline(always)]
     fn new(length: u32, first: u64) -> Chunk {
         let tables = Tables::of(length);
@@ -42,7 +42,7 @@ impl ExpandedChunk for Chunk {
             addend: [0; SUMS],
         };
         for (t, word) in CASES[case_of(length)].words.iter().enumerate() {
-            // The base's bits go with the lanes, but for those that the row's sums need.
+            // The lanes include the base's bits, except for those that the row's sums need.
             let (kept, added) = match *word {
                 Word::Constant => {
                     chunk.constants[t] = base[t].wrapping_add(added(t));
@@ -66,7 +66,7 @@ impl ExpandedChunk for Chunk {
         chunk
     }
 
-    /// What the row with this number brings to each round.
+    /// Returns a row's part of the expanded words.
     #[inline(always)]
     fn row(&self, number: usize) -> Row {
         let row = &self.tables.rows[number];
@@ -81,15 +81,16 @@ impl ExpandedChunk for Chunk {
     }
 }
 
-/// What a row brings to each round: a word for each slot of [`Word`].
+/// A row's part of the expanded words: one word for each slot of [`Word`].
 #[repr(C, align(64))]
 pub(crate) struct Row {
     sums: [u32; SUMS],
     xors: &'static [u32; XORS],
 }
 
-/// What round `t` adds that is the same for all messages: its constant; what the initial state brings
-/// to the first rounds; and in the last round, what the digest's first word is the sum with.
+/// Returns what round `t` adds for all messages: its constant; in the first rounds, the
+/// contribution of the initial state; in the last round, the word that is added to get the digest's
+/// first word.
 const fn added(t: usize) -> u32 {
     let [a, b, c, d, e] = INITIAL;
     let (a_later, b_later) = (a.rotate_left(30), b.rotate_left(30));
@@ -106,13 +107,13 @@ const fn added(t: usize) -> u32 {
     })
 }
 
-/// The function of the first rounds (FIPS 180-4, 4.1.1).
+/// The function of the first twenty rounds (FIPS 180-4, 4.1.1).
 const fn choose(b: u32, c: u32, d: u32) -> u32 {
     b & c | !b & d
 }
 
-/// The digests of `N` vectors of lanes, from `lane` on, interleaved: the latency of one's round is
-/// hidden behind the others'.
+/// Returns the digests of `N` vectors of lanes, starting with `lane`. The vectors are interleaved,
+/// so that the latency of each round is hidden behind the others.
 #[inline(always)]
 pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
     simd: S,

@@ -1,7 +1,7 @@
-//! How a vector kernel goes through a block: chunk by chunk, row by row.
+//! Iteration of a vector kernel over a block: chunk by chunk, row by row.
 //!
-//! [`split`](crate::split) says what these are. A row is always hashed as a whole; where a block
-//! begins or ends within one, what lies outside is left out afterwards.
+//! [`split`](crate::split) defines these terms. A row is always hashed as a whole. If a block
+//! begins or ends within a row, the hashes outside the block are discarded afterwards.
 
 use std::hint::black_box;
 
@@ -15,27 +15,28 @@ use crate::{
     windows::Windows,
 };
 
-/// What a chunk of secrets brings to each of its rows.
+/// A chunk's part of the messages of all its rows.
 pub(crate) trait ExpandedChunk {
-    /// What a row brings to each of its hashes.
+    /// A row's part of the messages of all its hashes.
     type Row;
 
-    /// The chunk that begins with the secret `first` of `length` bytes, at least one.
+    /// Creates the chunk that begins with the secret `first` of `length` bytes (at least one).
     fn new(length: u32, first: u64) -> Self;
 
-    /// The row with this number.
+    /// Returns the row with this number.
     fn row(&self, number: usize) -> Self::Row;
 }
 
 /// Hashes a row, `N` vectors at a time.
 pub(crate) trait Hasher<const N: usize>: Copy {
-    /// The vectors that the digests lie in.
+    /// The vectors that hold the digests.
     type Simd: Simd;
     type Chunk: ExpandedChunk;
 
     fn simd(self) -> Self::Simd;
 
-    /// The digests of the row's lanes from `lane` on. `CASE` is that of the chunk's length.
+    /// Returns the digests of the row's lanes, starting with `lane`. `CASE` is the case of the
+    /// chunk's length.
     fn hash<const CASE: usize>(
         self,
         chunk: &Self::Chunk,
@@ -44,20 +45,20 @@ pub(crate) trait Hasher<const N: usize>: Copy {
     ) -> [Digests<Self::Simd>; N];
 }
 
-/// Secrets that lie in one chunk.
+/// The secrets of a block that lie in one chunk.
 #[derive(Clone, Copy)]
 struct Part {
     /// The chunk's first secret.
     chunk: u64,
-    /// The first of them, counted within the chunk.
+    /// The first secret of the part, counted within the chunk.
     from: u64,
     count: u64,
-    /// How far their first lies behind the block's.
+    /// Offset of the part's first secret from the block's first.
     offset: u64,
 }
 
 impl Part {
-    /// The part of a block that begins `offset` behind its first secret.
+    /// Returns the part of a block that begins `offset` secrets after its first.
     fn of(block: &Block, offset: u64) -> Part {
         let first = block.first + offset;
         let from = first % CHUNK;
@@ -69,13 +70,13 @@ impl Part {
         }
     }
 
-    /// The rows in which it lies.
+    /// Returns the rows that contain the part.
     fn rows(self) -> std::ops::Range<usize> {
         let end = (self.from + self.count).div_ceil(LANES as u64);
         (self.from >> LANE_BITS) as usize..end as usize
     }
 
-    /// Which lanes of a row belong to it.
+    /// Returns the lanes of a row that belong to the part.
     fn lanes(self, row: usize) -> std::ops::Range<usize> {
         let first = (row * LANES) as u64;
         let end = (self.from + self.count).min(first + LANES as u64);
@@ -91,7 +92,7 @@ pub(crate) fn scan<H: Hasher<N>, const N: usize>(
     filter: &Filter,
     hits: &mut Hits,
 ) -> u64 {
-    // There is only one of these.
+    // There is only one secret of length 0.
     if block.length < 1 {
         return portable::scan(block, filter, hits);
     }
@@ -116,7 +117,7 @@ pub(crate) fn scan<H: Hasher<N>, const N: usize>(
     offset
 }
 
-/// Tries a part of a chunk, and gives how much of it was tried before the list was full.
+/// Tries a part of a chunk. Returns the number of secrets tried before the list was full.
 #[inline(always)]
 fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
     hasher: H,
@@ -128,11 +129,11 @@ fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
 ) -> u64 {
     let simd = hasher.simd();
     for number in part.rows() {
-        // Hidden from the optimiser, which would otherwise load what is the same in every row
-        // before the loop, run out of registers, and keep it on the stack instead.
+        // Hidden from the optimizer. Otherwise it would load everything that all rows share before
+        // the loop, run out of registers, and spill it to the stack.
         let chunk = black_box(chunk);
         let row = chunk.row(number);
-        // The rounds take its words one by one, as operands that are broadcast from memory.
+        // The rounds take the row's words one by one, as operands that are broadcast from memory.
         let row = black_box(&row);
         let mut lane = 0;
         while lane < LANES {
@@ -165,7 +166,7 @@ fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
     part.count
 }
 
-/// The widest vectors there are.
+/// Number of words of the widest vectors.
 const WIDEST: usize = 16;
 
 #[inline(always)]
@@ -177,8 +178,8 @@ fn stored<S: Simd>(simd: S, digests: &Digests<S>) -> [[u32; WIDEST]; 5] {
     words
 }
 
-/// Looks closely at the hashes of a vector that passed the fast filter, and adds those that are
-/// hits; tells whether that filled the list. The vector's first hash is that of a row and lane.
+/// Checks the hashes of a vector that passed the fast filter, and adds the hits. Returns whether
+/// that filled the list. The vector's first hash has the given row and lane.
 #[cold]
 #[inline(never)]
 fn confirm(
@@ -191,7 +192,7 @@ fn confirm(
 ) -> bool {
     let lanes = part.lanes(row);
     for lane in 0..WIDEST {
-        // Four bits for each hash, one for each four of its windows.
+        // Each hash has four bits, of which at least one is set if the hash passed.
         if passed >> (4 * lane) & 0xf == 0 || !lanes.contains(&(first + lane)) {
             continue;
         }
@@ -266,8 +267,8 @@ fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
     sum
 }
 
-/// What every kernel does, compiled for its instructions: methods of a type whose value is the proof
-/// that the CPU has them.
+/// Makes the operations of every kernel, compiled for its instructions: methods of a type whose
+/// value proves that the CPU has them.
 macro_rules! kernel {
     ($features:literal) => {
         /// See [`Kernel::scan`](crate::kernel::Kernel::scan).

@@ -1,5 +1,5 @@
-//! The kernel for CPUs with the SHA extensions: one hash to a vector, four at a time, and the filter
-//! of [`avx2`](crate::avx2) on eight of them.
+//! The kernel for CPUs with the SHA extensions: one hash to a vector, four at a time. The filter is
+//! that of [`avx2`](crate::avx2), on eight hashes.
 
 use std::arch::x86_64::*;
 
@@ -14,15 +14,16 @@ use crate::{
 /// One vector of eight digests.
 const VECTORS: usize = 1;
 
-/// How many hashes are in flight, so that the unit is busy while four rounds wait for the four before.
+/// Number of hashes in flight. They keep the SHA unit busy while four rounds wait for the previous
+/// four.
 const IN_FLIGHT: usize = 4;
 
-/// The SHA extensions, and AVX2.
+/// Proof that the CPU has the SHA extensions and AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ShaNi(Avx2);
 
 impl ShaNi {
-    /// The proof, if the CPU has them.
+    /// Returns the proof, or `None` if the CPU lacks one of them.
     pub(crate) fn detect() -> Option<ShaNi> {
         let avx2 = Avx2::detect()?;
         is_x86_feature_detected!("sha").then_some(ShaNi(avx2))
@@ -47,12 +48,13 @@ impl Hasher<VECTORS> for ShaNi {
         row: &Row,
         lane: usize,
     ) -> [Digests<Avx2>; VECTORS] {
-        // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing else.
+        // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing
+        // else.
         [unsafe { hash_eight(chunk, row, lane) }]
     }
 }
 
-/// The digests of eight lanes, a vector for each of their words.
+/// Returns the digests of eight lanes: one vector for each of the five words.
 #[inline]
 #[target_feature(enable = "sha,avx2")]
 fn hash_eight(chunk: &Chunk, row: &Row, lane: usize) -> [__m256i; 5] {
@@ -65,14 +67,15 @@ fn hash_eight(chunk: &Chunk, row: &Row, lane: usize) -> [__m256i; 5] {
     digests
 }
 
-/// The digests of four lanes, a vector for each of their words.
+/// Returns the digests of four lanes: one vector for each of the five words.
 #[inline]
 #[target_feature(enable = "sha,avx2")]
 fn hash(chunk: &Chunk, row: &Row, lane: usize) -> [__m128i; 5] {
     let [a, b, c, d, e] = INITIAL.map(|word| word as i32);
     let (first_abcd, first_e) = (_mm_set_epi32(a, b, c, d), _mm_set_epi32(e, 0, 0, 0));
     let mut abcd = [first_abcd; IN_FLIGHT];
-    // What four rounds begin with: the next four rounds' fifth word is rotated out of it.
+    // The state before the last four rounds. The fifth word of the next four rounds is rotated out
+    // of it.
     let mut before = [first_e; IN_FLIGHT];
     macro_rules! rounds {
         ($($quad:literal)*) => { $(

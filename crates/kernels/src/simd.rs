@@ -1,44 +1,45 @@
-//! What the vector kernels ask of a CPU: a few operations on vectors of 32-bit words.
+//! The operations that the vector kernels need of a CPU: a few, on vectors of 32-bit words.
 
 use crate::bitmap::Bitmap;
 
-/// The five words of as many digests as a vector is wide.
+/// The five words of one digest for each word of a vector.
 pub(crate) type Digests<S> = [<S as Simd>::Vector; 5];
 
-/// Vectors of 32-bit words, by the instructions of one kind of CPU.
+/// Vectors of 32-bit words, with the instructions of one kind of CPU.
 ///
 /// # Contract
 ///
-/// A value of such a type is the proof that the CPU has the instructions: only detection makes one. So every method
-/// may call functions that are compiled for these instructions and need nothing else. [`operations`] makes the
-/// methods from such functions, with the only `unsafe` that rests on this contract.
+/// A value of such a type proves that the CPU has the instructions: only detection creates one. So
+/// every method may call functions that are compiled for these instructions and have no other
+/// requirements. [`operations`] makes the methods from such functions, with the only `unsafe` that
+/// relies on this contract.
 ///
 /// # Inlining
 ///
-/// The methods must be inlined into a function that was compiled for these instructions, or each
-/// would be a call; so must everything generic that uses them. That is why all of it is
-/// `#[inline(always)]`, and why none of it passes closures on.
+/// The methods must be inlined into a function that was compiled for these instructions, otherwise
+/// each would be a call. The same applies to all generic code that uses them. That is why all of it
+/// is `#[inline(always)]`, and why none of it passes closures on.
 ///
 /// # Groups
 ///
-/// A hashed name lies in seven vectors, the *groups*. Each has a byte for each of four consecutive
-/// places in every word, and each word belongs to a hash. To *look on* by some places is to take
-/// bytes from the next group in at the top.
+/// A hashed name is stored in seven vectors, the *groups*. In a group, each word belongs to one
+/// hash and holds four consecutive places, one byte each. To *look on* by some places means to
+/// shift in as many bytes from the next group at the top.
 pub(crate) trait Simd: Copy {
-    /// One word for each of so many hashes.
+    /// A vector with one word for each hash.
     type Vector: Copy;
-    /// A group's digits, in the form in which [`lookup`](Self::lookup) wants them.
+    /// A group's digits, in the form that [`lookup`](Self::lookup) expects.
     type Digits: Copy;
-    /// A byte for each digit.
+    /// A table with one byte for each digit.
     type Table: Copy;
 
-    /// How many words a vector has.
+    /// Number of words of a vector.
     const WIDTH: usize;
 
     fn set1(self, word: u32) -> Self::Vector;
-    /// The first words of `words`, which has at least as many as a vector.
+    /// Loads a vector from the first words of `words`, which must not be shorter than a vector.
     fn load(self, words: &[u32]) -> Self::Vector;
-    /// Writes the first words of `words`, which has at least as many as a vector.
+    /// Stores a vector in the first words of `words`, which must not be shorter than a vector.
     fn store(self, vector: Self::Vector, words: &mut [u32]);
 
     fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
@@ -47,25 +48,27 @@ pub(crate) trait Simd: Copy {
     fn xor(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// `(a & b) | c`
     fn and_or(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
-    /// The bits of `a` where `mask` has ones, those of `b` elsewhere: SHA-1's function `Ch`.
+    /// Returns the bits of `a` where `mask` has ones, and those of `b` elsewhere: SHA-1's function
+    /// `Ch`.
     fn select(self, mask: Self::Vector, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     fn parity(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     fn majority(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     fn rotate_left_5(self, a: Self::Vector) -> Self::Vector;
     fn rotate_left_30(self, a: Self::Vector) -> Self::Vector;
 
-    /// Each word of `near` without its `PLACES` lowest bytes, and as many of `far` above.
+    /// Returns each word of `near` without its `PLACES` lowest bytes, followed by as many bytes of
+    /// `far` at the top.
     fn look_on<const PLACES: u8>(self, near: Self::Vector, far: Self::Vector) -> Self::Vector;
-    /// The four digits that the upper three bytes of each word spell, the first one lowest.
+    /// Returns the four digits of the upper three bytes of each word, the first one lowest.
     fn upper_digits(self, word: Self::Vector) -> Self::Vector;
-    /// The four digits that the lower three bytes of each word spell.
+    /// Returns the four digits of the lower three bytes of each word, the first one lowest.
     fn lower_digits(self, word: Self::Vector) -> Self::Vector;
-    /// What [`lookup`](Self::lookup) wants to know of digits.
+    /// Converts digits to the form that [`lookup`](Self::lookup) expects.
     fn prepare(self, digits: Self::Vector) -> Self::Digits;
-    /// A table in which a digit has `bytes[digit]`, or some bits more.
+    /// Creates a table in which a digit has `bytes[digit]`, possibly with some more bits set.
     fn table(self, bytes: &[u8; 64]) -> Self::Table;
     fn lookup(self, table: &Self::Table, digits: Self::Digits) -> Self::Vector;
-    /// [`lookup`](Self::lookup) in the last group, whose top byte comes from `padding` instead.
+    /// [`lookup`](Self::lookup) in the last group, whose top byte is taken from `padding` instead.
     fn lookup_last(
         self,
         table: &Self::Table,
@@ -73,32 +76,35 @@ pub(crate) trait Simd: Copy {
         padding: Self::Vector,
     ) -> Self::Vector;
 
-    /// The number of ones in each byte.
+    /// Returns the number of ones in each byte.
     fn count_ones(self, bytes: Self::Vector) -> Self::Vector;
-    /// The sum of each two bytes, which is less than 256.
+    /// Returns the sum of each pair of bytes, which is less than 256.
     fn add_bytes(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// The greater of each two bytes.
+    /// Returns the greater of each pair of bytes.
     fn max_bytes(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// A bit for each byte of `a` that is not less than that of `b`, four for each hash.
+    /// Returns four bits for each hash. At least one of them is set if and only if some byte of `a`
+    /// is not less than that of `b`.
     fn not_less(self, a: Self::Vector, b: Self::Vector) -> u64;
 
-    /// The code of each digit, see [`CODES`](crate::plan::CODES).
+    /// Returns the code of each digit, see [`CODES`](crate::plan::CODES).
     fn codes(self, digits: Self::Digits) -> Self::Vector;
-    /// Words that are not zero where `bitmap` has the key of the word's four codes.
+    /// Returns a vector whose words are not zero where `bitmap` contains the key of the word's four
+    /// codes.
     fn known(self, bitmap: &Bitmap, codes: Self::Vector) -> Self::Vector;
 
-    /// The same byte everywhere.
+    /// Returns a vector with the same byte everywhere.
     #[inline(always)]
     fn set1_byte(self, byte: u8) -> Self::Vector {
         self.set1(u32::from_ne_bytes([byte; 4]))
     }
 }
 
-/// Makes methods of an implementation of [`Simd`], each from a function with the same arguments. Where no types are
-/// given, they are vectors.
+/// Makes methods of an implementation of [`Simd`], each from a function with the same arguments.
+/// Arguments without a type are vectors.
 ///
-/// The function must be safe to call on a CPU that has the instructions, as all of [`std::arch`] are that take no
-/// pointers, and all with `#[target_feature]` that are not `unsafe` themselves.
+/// The function must be safe to call on a CPU that has the instructions. That applies to all
+/// functions of [`std::arch`] that take no pointers, and to all functions with `#[target_feature]`
+/// that are not `unsafe` themselves.
 macro_rules! operations {
     () => {};
     ($name:ident($($argument:ident),*) = $function:path; $($rest:tt)*) => {
@@ -114,7 +120,8 @@ macro_rules! operations {
     ) => {
         #[inline(always)]
         fn $name $(<const $parameter: $kind>)? (self, $($argument: $type),*) -> $result {
-            // SAFETY: `self` proves that the CPU has the instructions, and the function needs nothing else.
+            // SAFETY: `self` proves that the CPU has the instructions, and the function needs
+            // nothing else.
             unsafe { $function($($argument),*) }
         }
         operations! { $($rest)* }

@@ -1,62 +1,65 @@
-//! The linear split of SHA-1's message schedule, on which the vector kernels rest.
+//! The linear split of SHA-1's message schedule, which is the basis of the vector kernels.
 //!
-//! SHA-1 expands sixteen message words to eighty by `W[t] = (W[t-3] ^ W[t-8] ^ W[t-14] ^ W[t-16]) <<< 1`
-//! (FIPS 180-4, 6.1.2). That is linear over GF(2): the expansion of a XOR of two messages is the XOR
-//! of their expansions. Secrets are hashed in *chunks* of 2^14 whose counters agree but for the last
-//! fourteen bits, and the message of each is the XOR of three:
+//! SHA-1 expands sixteen message words to eighty by
+//! `W[t] = (W[t-3] ^ W[t-8] ^ W[t-14] ^ W[t-16]) <<< 1` (FIPS 180-4, 6.1.2). That is linear over
+//! GF(2): the expansion of the XOR of two messages is the XOR of their expansions. Secrets are
+//! hashed in *chunks* of 2^14 whose counters differ only in the last fourteen bits. The message of
+//! each secret is the XOR of three parts:
 //!
-//! - the *base*: everything that the whole chunk has in common, the padding included;
-//! - the *lane*: the last [`LANE_BITS`] bits of the counter, one value for each lane of the vectors;
+//! - the *base*: everything that the whole chunk has in common, including the padding;
+//! - the *lane*: the last [`LANE_BITS`] bits of the counter, one value for each lane of the
+//!   vectors;
 //! - the *row*: the next [`ROW_BITS`] bits.
 //!
-//! (That the expansion of what varies can be done apart from the rest is from Jens Steube,
-//! "Exploiting a SHA1 weakness in password cracking", Passwords^12, 2012.)
+//! (The idea of expanding the varying part separately is from Jens Steube, "Exploiting a SHA1
+//! weakness in password cracking", Passwords^12, 2012.)
 //!
-//! So `W[t] = base[t] ^ lane[t] ^ row[t]`, each expanded by itself: the lanes and rows once for each
-//! length of secret and for good, the base once for each chunk. A row of 64 secrets then needs no
-//! schedule, only its 80 words as scalars that are broadcast; the 64 vector operations of the
-//! schedule are gone, and the registers that held its window of sixteen words.
+//! So `W[t] = base[t] ^ lane[t] ^ row[t]`, and each part is expanded separately: the lanes and rows
+//! only once for each length of secret, the base once for each chunk. A row of 64 secrets then
+//! needs no schedule, only its 80 words as scalars that are broadcast. That saves the 64 vector
+//! operations of the schedule, and the registers that held its window of sixteen words.
 //!
-//! How a word enters its round depends on which parts can make it vary ([`Word`]):
+//! How a word enters its round depends on the parts that make it vary ([`Word`]):
 //!
-//! - in neither lane nor row (31 of the 80 words where all fourteen bits are in one word of the
-//!   message; 17 for secrets of five bytes, where they span two): one addition of a constant, the
-//!   round's own constant folded in;
-//! - in both, in bits that never meet (21, or 9): the XOR is an addition, so the round's constant
-//!   folds into the lane's part: two additions;
-//! - in both, in bits that meet (28, or 39): one XOR, two additions;
-//! - in the row alone (none, or 15): one addition of a scalar.
+//! - Neither lane nor row (31 of the 80 words if all fourteen bits are in one word of the message;
+//!   17 for secrets of five bytes, where they span two): one addition of a constant that includes
+//!   the round's own constant.
+//! - Both, in bits that never overlap (21, or 9): the XOR is an addition, so the round's constant
+//!   is included in the lane's part: two additions.
+//! - Both, in bits that overlap (28, or 39): one XOR and two additions.
+//! - Only the row (none, or 15): one addition of a scalar.
 //!
 //! A round has six operations: two rotations, the ternary function, and the additions of function,
-//! rotation and word. With the 77 more that the words above need, that makes 557 for a vector of
-//! hashes of four bytes; a plain schedule takes 752: three for each of its 64 words, and one for each
-//! round's constant. The first rounds, where most of the state is known, save thirteen more, and the
-//! digests' additions take four: 548. CPUs with SHA instructions take the same split four words at a
-//! time ([`quads`](crate::quads)).
+//! rotation and word. With the 77 more that the words above need, a vector of hashes of four bytes
+//! takes 557 operations. A plain schedule takes 752: three more for each of its 64 words, and one
+//! for each round's constant. The first rounds, where most of the state is known, save thirteen
+//! operations, and the digests' additions take four: 548. CPUs with SHA instructions use the same
+//! split, four words at a time ([`quads`](crate::quads)).
 
-/// How many operations a hash takes.
+/// Number of vector operations that a hash takes.
 pub(crate) const OPERATIONS: f64 = 548.0;
 
-/// How many of a counter's last bits the lanes stand for: four vectors of sixteen, eight of eight.
+/// Number of a counter's last bits that the lanes stand for: four vectors of sixteen, or eight of
+/// eight.
 pub(crate) const LANE_BITS: u32 = 6;
 
-/// How many lanes a row has.
+/// Number of lanes of a row.
 pub(crate) const LANES: usize = 1 << LANE_BITS;
 
-/// How many of the bits before those the rows stand for. Their table, 320 bytes for each row, stays
-/// in the second-level cache.
+/// Number of the bits before those that the rows stand for. The rows' table, 320 bytes for each
+/// row, stays in the second-level cache.
 pub(crate) const ROW_BITS: u32 = 8;
 
-/// How many rows a chunk has.
+/// Number of rows of a chunk.
 pub(crate) const ROWS: usize = 1 << ROW_BITS;
 
-/// How many secrets a chunk has.
+/// Number of secrets of a chunk.
 pub(crate) const CHUNK: u64 = 1 << (LANE_BITS + ROW_BITS);
 
-/// How many words a row's sums may be.
+/// Maximum number of words in a row's sums.
 pub(crate) const SUMS: usize = 32;
 
-/// How many words may be joined by XOR.
+/// Maximum number of words that are joined by XOR.
 pub(crate) const XORS: usize = 48;
 
 /// SHA-1's initial state (FIPS 180-4, 5.3.1).
@@ -68,7 +71,7 @@ pub(crate) const INITIAL: [u32; 5] = [
     0xc3d2_e1f0,
 ];
 
-/// The constant of round `t` (FIPS 180-4, 4.2.1).
+/// Returns the constant of round `t` (FIPS 180-4, 4.2.1).
 pub(crate) const fn constant(t: usize) -> u32 {
     match t / 20 {
         0 => 0x5a82_7999,
@@ -78,24 +81,24 @@ pub(crate) const fn constant(t: usize) -> u32 {
     }
 }
 
-/// How an expanded word is made up, and where its row's part is kept.
+/// How an expanded word is composed, and the slot that holds its row's part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     /// The same for the whole chunk.
     Constant,
-    /// Lane and row, in bits that meet.
+    /// Lane and row, in bits that overlap.
     Xor(usize),
-    /// Lane and row, in bits that never meet.
+    /// Lane and row, in bits that never overlap.
     Add(usize),
-    /// The row alone.
+    /// Only the row.
     Row(usize),
 }
 
-/// Where the fourteen bits lie, which is all that the rounds depend on. Rotating a message rotates
-/// its expansion, so the place within a word does not matter.
+/// The possible positions of the fourteen bits, on which the rounds depend. Rotating a message
+/// rotates its expansion, so the position within a word does not matter.
 pub(crate) const CASES: [Case; 3] = [case(4), case(5), case(6)];
 
-/// Which of [`CASES`] is that of secrets of `length` bytes.
+/// Returns the index in [`CASES`] for secrets of `length` bytes.
 pub(crate) const fn case_of(length: u32) -> usize {
     match length {
         0..=4 => 0,
@@ -105,7 +108,7 @@ pub(crate) const fn case_of(length: u32) -> usize {
 }
 
 pub(crate) struct Case {
-    /// How each expanded word is made up.
+    /// The composition of each expanded word.
     pub(crate) words: [Word; 80],
 }
 
@@ -137,17 +140,17 @@ const fn case(length: u32) -> Case {
     Case { words }
 }
 
-/// The bits of each expanded word in which lanes can differ.
+/// Returns the bits of each expanded word in which lanes can differ.
 const fn lane_mask(length: u32) -> [u32; 80] {
     mask(length, 0, LANE_BITS)
 }
 
-/// The bits of each expanded word in which rows can differ.
+/// Returns the bits of each expanded word in which rows can differ.
 const fn row_mask(length: u32) -> [u32; 80] {
     mask(length, LANE_BITS, LANE_BITS + ROW_BITS)
 }
 
-/// [`row_mask`], worked out once.
+/// [`row_mask`], computed at compile time.
 pub(crate) fn row_mask_of(length: u32) -> &'static [u32; 80] {
     static MASKS: [[u32; 80]; 9] = {
         let mut masks = [[0; 80]; 9];
@@ -176,8 +179,8 @@ const fn mask(length: u32, from: u32, to: u32) -> [u32; 80] {
     mask
 }
 
-/// A counter where a secret of `length` bytes has it among the message's first eight. What no secret
-/// of that length has is lost.
+/// Returns a counter shifted to its position in the first eight bytes of the message, for a secret
+/// of `length` bytes. Bits that do not fit into `length` bytes are lost.
 pub(crate) const fn shifted(counter: u64, length: u32) -> u64 {
     counter << (64 - 8 * length)
 }
@@ -198,7 +201,7 @@ const fn expand(mut words: [u32; 80]) -> [u32; 80] {
     words
 }
 
-/// The expanded base of a chunk: the message of its first secret.
+/// Returns the expanded base of a chunk, which is the message of its first secret.
 pub(crate) fn base(length: u32, first: u64) -> [u32; 80] {
     let front = shifted(first, length);
     let mut words = [0; 80];
@@ -214,27 +217,27 @@ pub(crate) fn base(length: u32, first: u64) -> [u32; 80] {
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Row {
-    /// Of the words that are [`Word::Add`] or [`Word::Row`].
+    /// The part of the words that are [`Word::Add`] or [`Word::Row`].
     pub(crate) sums: [u32; SUMS],
-    /// Of the words that are [`Word::Xor`].
+    /// The part of the words that are [`Word::Xor`].
     pub(crate) xors: [u32; XORS],
 }
 
-/// What the lanes and rows of one length of secrets expand to.
+/// The expanded words of the lanes and rows, for one length of secrets.
 pub(crate) struct Tables {
-    /// For each expanded word, every lane's part.
+    /// For each expanded word, the part of every lane.
     pub(crate) lanes: [Lanes; 80],
     /// For each row, its part.
     pub(crate) rows: [Row; ROWS],
 }
 
-/// One expanded word's part for every lane.
+/// The part of every lane for one expanded word.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Lanes(pub(crate) [u32; LANES]);
 
 impl Tables {
-    /// The tables for secrets of `length` bytes, at least one, made on first use.
+    /// Returns the tables for secrets of `length` bytes (at least one). Built on first use.
     pub(crate) fn of(length: u32) -> &'static Tables {
         use std::sync::OnceLock;
         static TABLES: [OnceLock<Box<Tables>>; 9] = [const { OnceLock::new() }; 9];
@@ -297,7 +300,7 @@ mod tests {
                         whole[t],
                         "word {t}"
                     );
-                    // The case was made for one length, and must hold for all that it is used for.
+                    // A case is made for one length, and must be right for all lengths that use it.
                     match kinds[t] {
                         Word::Constant => assert_eq!((lane_mask[t], row_mask[t]), (0, 0)),
                         Word::Add(_) => assert_eq!(lane_mask[t] & row_mask[t], 0),

@@ -1,4 +1,4 @@
-//! Filters of every plan on every kernel.
+//! Tests of filters with every plan on every kernel.
 
 use crate::{
     block::Block,
@@ -22,12 +22,12 @@ fn name(text: &[u8], max_distance: u8) -> Name {
     Name::new(&text.iter().map(set).collect::<Vec<_>>(), max_distance)
 }
 
-/// Whatever the estimates say: every stride, and banks of every shape, pass names at every place.
+/// Plans are made regardless of the estimates: with every stride, for names at every place.
 #[test]
 fn every_plan_passes_what_it_must() {
     for errors in 0..=3_u8 {
         for length in [4, 5, 6, 7, 8, 9, 12, 16, 24] {
-            // A digest and a name for every window, spoilt in as many characters as may be.
+            // A digest and a name for every window, with the maximum number of characters spoilt.
             let windows = HASHED_NAME_LEN + 1 - length;
             let digest = |window: usize| sha1(&[errors, length as u8, window as u8]);
             let names: Vec<Name> = (0..windows)
@@ -63,7 +63,7 @@ fn every_plan_passes_what_it_must() {
     }
 }
 
-/// The three bytes as a counter.
+/// Returns the three bytes as a counter.
 fn secret(errors: u8, length: usize, window: usize) -> u64 {
     u64::from(errors) << 16 | (length as u64) << 8 | window as u64
 }
@@ -74,7 +74,7 @@ fn banks_of_every_shape_pass_what_they_must() {
         let digest = |number: usize| sha1(&[errors, number as u8, 7]);
         let names: Vec<Name> = (0..40)
             .map(|number| {
-                // Lengths from 1 to 12 at places from the first to the last.
+                // Lengths from 1 to 12, at places from the first to the last.
                 let length = 1 + number % 12;
                 let window = number * 11 % (HASHED_NAME_LEN + 1 - length);
                 let mut text = hashed_name(&digest(number))[window..window + length].to_vec();

@@ -1,7 +1,7 @@
-//! The fast filter of the vector kernels, which works on the digests as they lie there: a byte for
-//! each of a hashed name's 28 places, four in a word, seven vectors of them.
+//! The fast filter of the vector kernels. It works on the digests in their vectors: seven vectors
+//! hold one byte for each of a hashed name's 28 places, four to a word.
 //!
-//! It is a necessary condition. [`plan`](crate::plan) says of which parts it is made.
+//! The filter is a necessary condition. [`plan`](crate::plan) describes its parts.
 
 use crate::{
     digits::GROUPS,
@@ -10,8 +10,8 @@ use crate::{
     simd::{Digests, Simd},
 };
 
-/// What a filter compiles to for one kernel. That is done for each block, and takes a few microseconds
-/// for each hundred names in banks.
+/// A filter, prepared for one kernel. That is done for each block, and takes a few microseconds for
+/// every hundred names in banks.
 pub(crate) struct Windows<'f, S: Simd> {
     names: Vec<NameFilter<S>>,
     banks: Vec<BankFilter<S>>,
@@ -37,7 +37,8 @@ impl<'f, S: Simd> Windows<'f, S> {
         }
     }
 
-    /// Which hashes may have a window near enough: at least one of the four bits of each that does.
+    /// Returns four bits for each hash, of which at least one is set if the hash may have a window
+    /// near enough.
     #[inline(always)]
     pub(crate) fn check(&self, simd: S, digest: &Digests<S>) -> u64 {
         let plain = digits(simd, digest);
@@ -63,11 +64,11 @@ impl<'f, S: Simd> Windows<'f, S> {
     }
 }
 
-/// The digits of each group.
+/// Returns the digits of each group.
 #[inline(always)]
 fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; GROUPS] {
     let [h0, h1, h2, h3, h4] = *digest;
-    // Four digits are 24 bits; where they span two words, those are brought together first.
+    // Four digits are 24 bits. If they span two words, both parts are combined first.
     [
         simd.upper_digits(h0),
         simd.lower_digits(simd.look_on::<2>(h1, h0)),
@@ -79,7 +80,7 @@ fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; GROUPS] {
     ]
 }
 
-/// A byte for each place, looked up, and what lies beyond the last place.
+/// Looks up a byte for each place. The last two groups are the bytes beyond the last place.
 #[inline(always)]
 fn bytes<S: Simd>(
     simd: S,
@@ -98,7 +99,7 @@ fn bytes<S: Simd>(
 /// A [`ClassTable`] in vectors.
 struct Lookup<S: Simd> {
     digits: S::Table,
-    /// The padding's byte in the last place of the last group.
+    /// The padding's byte, at the last place of the last group.
     padding: S::Vector,
     beyond: S::Vector,
 }
@@ -114,7 +115,7 @@ impl<S: Simd> Lookup<S> {
     }
 }
 
-/// The window filter of one name.
+/// The window filter for one name.
 struct NameFilter<S: Simd> {
     agreement: Agreement,
     first: Lookup<S>,
@@ -151,7 +152,8 @@ impl<S: Simd> NameFilter<S> {
         simd.not_less(most, self.least)
     }
 
-    /// For each window, in the byte of the place where it begins, how many characters agree.
+    /// Returns for each window, in the byte of the place where it begins, the number of characters
+    /// that agree.
     #[inline(always)]
     fn count(&self, simd: S, digits: &[S::Digits; GROUPS]) -> [S::Vector; GROUPS] {
         let mut agree = diagonals::<S, true>(simd, &self.first, digits);
@@ -160,7 +162,7 @@ impl<S: Simd> NameFilter<S> {
         }
         for number in 0..self.further.len() {
             let more = diagonals::<S, true>(simd, &self.further[number], digits);
-            // The next eight characters of a window lie eight places, that is two groups, further
+            // The next eight characters of a window are eight places, that is two groups, further
             // on.
             let begin = 2 * (number + 1);
             for group in begin..GROUPS {
@@ -172,14 +174,14 @@ impl<S: Simd> NameFilter<S> {
     }
 }
 
-/// For each window, in the byte of the place where it begins, a bit for each of the table's
-/// characters that agrees.
+/// Returns for each window, in the byte of the place where it begins, one bit for each of the
+/// table's characters that agrees.
 ///
-/// First each byte says which characters its digit satisfies. Then the bytes of a window are
-/// brought together along the diagonal, where character `p` belongs to place `p` of the window, in
-/// three steps of 4, 2 and 1 places: the step of `s` takes the bits of those characters whose number
-/// has the bit `s` from `s` places further on. Where only characters with even numbers matter, the
-/// step of 1 is left out.
+/// At first, each byte has the bits of the characters that its digit satisfies. Then the bits of a
+/// window are collected along the diagonal, where character `p` belongs to place `p` of the window.
+/// This takes three steps, of 4, 2 and 1 places. The step of `s` takes the bits of the characters
+/// whose number has the bit `s` from `s` places further on. If only characters with even numbers
+/// matter, the step of 1 is left out.
 #[inline(always)]
 fn diagonals<S: Simd, const ODD: bool>(
     simd: S,
@@ -211,14 +213,14 @@ fn diagonals<S: Simd, const ODD: bool>(
     agree
 }
 
-/// The filter of a bank.
+/// The filter for a bank.
 struct BankFilter<S: Simd> {
     errors: u8,
-    /// For each character, the buckets that it satisfies.
+    /// For each character, the buckets in which it is satisfied.
     characters: Vec<Lookup<S>>,
 }
 
-/// Which buckets agree with a window, but for at most 0, 1 and 2 characters.
+/// The buckets that differ from a window in at most 0, 1 and 2 characters.
 type Within<S> = [[<S as Simd>::Vector; GROUPS]; 3];
 
 impl<S: Simd> BankFilter<S> {
@@ -234,11 +236,11 @@ impl<S: Simd> BankFilter<S> {
         }
     }
 
-    /// All windows of all buckets at once: character by character, which of them agree so far but
-    /// for at most 0, 1 and 2.
+    /// Checks all windows of all buckets at once, character by character: which of them differ in
+    /// at most 0, 1 and 2 characters so far.
     ///
-    /// That is the bit-parallel automaton of Wu and Manber ("Fast Text Searching Allowing Errors",
-    /// 1992), for substitutions alone, with the windows side by side where theirs come one after
+    /// This is the bit-parallel automaton of Wu and Manber ("Fast Text Searching Allowing Errors",
+    /// 1992), only for substitutions. It processes the windows side by side instead of one after
     /// another.
     #[inline(always)]
     fn check<const ERRORS: usize>(&self, simd: S, digits: &[S::Digits; GROUPS]) -> u64 {
@@ -291,7 +293,8 @@ fn step<S: Simd, const ERRORS: usize, const P: usize, const ON: u8>(
     }
 }
 
-/// Which hashes have a known gram at one of the places where grams are looked for.
+/// Returns four bits for each hash, of which at least one is set if the hash has a known gram at
+/// one of the places where grams are looked up.
 #[inline(always)]
 fn check_grams<S: Simd>(simd: S, grams: &Grams, digits: &[S::Digits; GROUPS]) -> u64 {
     let mut codes = [simd.codes(digits[0]); GROUPS + 1];

@@ -1,4 +1,4 @@
-//! One suite over every kernel that this machine can run, against an [oracle].
+//! Tests of every kernel that this machine can run, against an [oracle].
 
 mod oracle;
 
@@ -62,7 +62,7 @@ fn full_hits_stop_a_scan_right_behind_the_last_one() {
         let block = Block::new(2, 100, 1000);
         assert_eq!(kernel.scan(&block, &everything, &mut hits), 10);
         assert_eq!(hits.len(), 10);
-        // Nothing is tried while there is no room for what it might find.
+        // Nothing is tried while the list has no room for hits.
         assert_eq!(kernel.scan(&block, &everything, &mut hits), 0);
 
         // A list that fills at the very last secret covers the block.
@@ -73,7 +73,7 @@ fn full_hits_stop_a_scan_right_behind_the_last_one() {
 
 #[test]
 fn the_seed_text_digests_hold_a_doctor() {
-    // The two digests that the reference's documentation shows.
+    // The two digests in the reference's documentation.
     for name in [
         "JrqhZVkTDoctYrUlXDbL6pfYQHU=",
         "RC9/7mlM3ldy4TdoctOc6WzYbO4=",
@@ -152,7 +152,7 @@ fn sums_of_digests() {
     }
 }
 
-/// Numbers that a seed repeats: SplitMix64 (Steele, Lea and Flood, 2014).
+/// Reproducible random numbers from a seed: SplitMix64 (Steele, Lea and Flood, 2014).
 struct Random(u64);
 
 impl Random {
@@ -173,7 +173,7 @@ impl Random {
             .collect()
     }
 
-    /// A name with a distance: mostly one at which hits are rare, and seldom anything.
+    /// Returns a name with a distance: usually one at which hits are rare, sometimes any.
     fn target(&mut self) -> (String, u8) {
         let name = self.name(1, 28);
         let distance = match self.below(8) {
@@ -183,7 +183,7 @@ impl Random {
         (name, distance as u8)
     }
 
-    /// A name out of the hashed name of one of a block's secrets, with some characters spoilt.
+    /// Returns a part of the hashed name of one of a block's secrets, with some characters spoilt.
     fn planted(&mut self, length: u32, first: u64, count: u64, errors: u64) -> (String, u8) {
         let text = text(length, first + self.below(count));
         let size = (4 + 2 * errors + self.below(8)) as usize;
@@ -196,7 +196,7 @@ impl Random {
         (name, errors as u8)
     }
 
-    /// Many names of every kind that a filter treats in its own way.
+    /// Returns many names, of every kind that a filter treats differently.
     fn many(&mut self) -> Vec<(String, u8)> {
         let count = [2, 8, 24, 64, 300][self.below(5) as usize];
         let most_errors = self.below(4);
@@ -209,8 +209,8 @@ impl Random {
     }
 }
 
-/// Every kernel against the portable one, which the oracle vouches for, over so many secrets that
-/// the oracle would take a day. `KERNEL_SEED` repeats a run.
+/// Compares every kernel with the portable one, which the oracle verifies, over more secrets than
+/// the oracle could check in a day. Set `KERNEL_SEED` to repeat a run.
 #[test]
 fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
     let secrets: u64 = match std::env::var("KERNEL_SECRETS") {
@@ -233,14 +233,15 @@ fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
     while tried < secrets && !others.is_empty() {
         let length = 2 + random.below(7) as u32;
         let secrets = 1_u128 << (8 * length);
-        // Mostly one name, and sometimes so many that the portable kernel takes its time.
+        // Usually one name, and sometimes many. The portable kernel is slow with many names, so
+        // these get fewer secrets.
         let (mut targets, most) = match random.below(16) {
             0 => (random.many(), 3_000),
             _ => (vec![random.target()], 100_000),
         };
         let count = u64::try_from(u128::from(1 + random.below(most)).min(secrets)).unwrap();
         let last = u64::try_from(secrets - u128::from(count)).unwrap();
-        // Anywhere, or so that the end of a chunk, or of the length, is near.
+        // Anywhere, or near the end of a chunk or of the length.
         let first = match random.below(4) {
             0 => last,
             1 => random.below(16),
@@ -248,7 +249,7 @@ fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
             _ => random.below(last.saturating_add(1)),
         }
         .min(last);
-        // So that there are hits whatever was made up.
+        // Planted names guarantee hits for any random block.
         let errors = random.below(4);
         for _ in 0..random.below(3) {
             targets.push(random.planted(length, first, count, errors));
@@ -274,7 +275,7 @@ fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
                 "{message}"
             );
             assert!(*hits == *expected, "{message}");
-            // Rarely, because it is only for benchmarks.
+            // Rarely, because only benchmarks use it.
             if random.below(16) == 0 {
                 assert_eq!(kernel.digest_sum(&block), portable.digest_sum(&block));
             }
@@ -300,7 +301,7 @@ proptest! {
         check(length, first, count, &name, max_distance);
     }
 
-    /// Names taken out of a digest, so that near and exact matches really occur, at every offset.
+    /// Names are taken from a digest, so that near and exact matches occur, at every offset.
     #[test]
     fn planted_names(
         first in 0..0xffff_0000_u64,
@@ -318,7 +319,7 @@ proptest! {
         check(4, first, 20, &name, 1);
     }
 
-    /// Sets of every size, with names taken out of digests so that each really occurs somewhere.
+    /// Sets of every size, with names taken from digests, so that each of them occurs somewhere.
     #[test]
     fn planted_sets(
         first in 0..0xffff_0000_u64,

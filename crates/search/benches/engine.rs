@@ -1,4 +1,4 @@
-//! What many searches cost an engine, beside what one does: a figure to a line, for
+//! Compares the cost of many searches with that of one. Prints one figure per line, for
 //! `cargo xtask bench engine`.
 
 #![allow(
@@ -19,11 +19,11 @@ use hashfinder_search::{
     Client, Distance, Engine, Kernel, Keyspace, Limits, Query, Report, Search,
 };
 
-/// How long rates are measured.
+/// Duration of a rate measurement.
 const SECONDS: Duration = Duration::from_secs(2);
 
 fn main() {
-    // `cargo bench` says so; nothing else is meant to run this.
+    // `cargo bench` passes this argument. Without it, the program does nothing.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
@@ -62,7 +62,8 @@ impl Random {
         self.0 % below
     }
 
-    /// An exact name of 10 to 14 letters, which will not be found while anybody watches.
+    /// Returns a query for an exact name of 10 to 14 letters, which will not be found during the
+    /// benchmark.
     fn hard(&mut self) -> Query {
         let length = 10 + self.below(5);
         let letters = (0..length).map(|_| char::from(b'a' + self.below(26) as u8));
@@ -81,7 +82,7 @@ fn search(engine: &Engine, query: Query) -> Search {
         .expect("no limits")
 }
 
-/// Hashes and tests a second.
+/// Measures hashes and tests per second.
 fn rates(engine: &Engine) -> (f64, f64) {
     let (before, began) = (engine.metrics(), Instant::now());
     thread::sleep(SECONDS);
@@ -90,7 +91,7 @@ fn rates(engine: &Engine) -> (f64, f64) {
     (hashes, (after.tests - before.tests) as f64 / took)
 }
 
-/// Searches that arrive one after another, until they have come together.
+/// Searches that arrive one after another, until all share their slices.
 fn shared() {
     let alone = {
         let engine = engine();
@@ -117,7 +118,7 @@ fn shared() {
     }
 }
 
-/// Waits until what is hashed is tested for nearly all of so many searches.
+/// Waits until the hashed secrets are tested for nearly all of `count` searches.
 fn together(engine: &Engine, count: u32) {
     let began = Instant::now();
     loop {
@@ -135,7 +136,7 @@ fn together(engine: &Engine, count: u32) {
     }
 }
 
-/// Searches whose ranges do not meet.
+/// Searches whose ranges do not overlap.
 fn unshared() {
     let one = {
         let engine = engine();
@@ -156,7 +157,7 @@ fn unshared() {
             )
         })
         .collect();
-    // Until each has had its turn.
+    // Waits until each search has had a turn.
     thread::sleep(SECONDS * 3);
     let memory = (resident() - before) / searches.len() as f64;
     figure(
@@ -166,14 +167,14 @@ fn unshared() {
     figure("bytes for each of 10000 waiting searches", memory);
 }
 
-/// Bytes of memory in use.
+/// Returns the bytes of memory in use.
 fn resident() -> f64 {
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
     4096.0 * pages.unwrap_or(0.0)
 }
 
-/// One of ten thousand searches is stopped, again and again.
+/// Repeatedly stops one of ten thousand searches.
 fn stops() {
     let engine = engine();
     let mut random = random();
@@ -181,7 +182,7 @@ fn stops() {
     let begin = |query: Query| {
         let sender = sender.clone();
         let released = move |report| {
-            // Nobody listens any more when the engine is dropped.
+            // Fails once the receiver is gone, when the engine is dropped.
             let _ = sender.send(report);
         };
         engine
@@ -270,7 +271,7 @@ fn fairness() {
     );
 }
 
-/// A thousand searches that are not read.
+/// A thousand searches whose candidates are not read.
 fn stalled() {
     let engine = engine();
     let searches: Vec<Search> = (0..1_000)
@@ -285,7 +286,7 @@ fn stalled() {
     drop(searches);
 }
 
-/// Seconds that this process has had of all cores.
+/// Returns the CPU time of this process in seconds, on all cores together.
 fn core_time() -> f64 {
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat
@@ -299,6 +300,6 @@ fn core_time() -> f64 {
             .get(field)
             .and_then(|ticks| ticks.parse::<f64>().ok())
     });
-    // A hundred ticks a second, on every Linux there is.
+    // There are a hundred ticks per second on every Linux.
     ticks.iter().flatten().sum::<f64>() / 100.0
 }

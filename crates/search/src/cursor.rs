@@ -16,8 +16,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Form {
     prefix: &'static str,
-    /// Whether it has fields for everything a query can say. Otherwise it is for what the reference contract has
-    /// words for, and shorter.
+    /// Whether it has fields for every part of a query. The other, shorter forms hold only what the
+    /// reference contract can express.
     is_general: bool,
     has_nearest: bool,
 }
@@ -53,25 +53,26 @@ impl Form {
     }
 }
 
-/// How many bytes of the SHA-1 of what stands before it close a cursor. Four let one damaged text
-/// in four thousand million through.
+/// Number of bytes of the checksum at the end of a cursor: the first bytes of the SHA-1 of
+/// everything before. With four bytes, one in four thousand million damaged texts is accepted.
 const CHECKSUM_LEN: usize = 4;
 
-/// What was being searched and how far it came: every index below the frontier has been tried. Optionally also the
-/// nearest secret so far.
+/// A stopped search: its query and its frontier. Every index below the frontier has been tried. A
+/// cursor may also contain the nearest secret so far.
 ///
-/// Written out it is a prefix and the URL-safe base64 of some fields, all numbers big-endian, and of the
-/// first four bytes of the SHA-1 of the prefix and these fields.
+/// As text, a cursor is a prefix followed by URL-safe base64 of its fields and of a checksum: the
+/// first four bytes of the SHA-1 of the prefix and the fields. All numbers are big-endian.
 ///
-/// - `hf1_`, for one name in the reference's spelling among all byte strings: the ideal distance (one
-///   byte), the interesting distance (one byte), the frontier (eight bytes) and the name in UTF-8.
-/// - `hf2_`, for everything else: the algorithm, the encoding and the anchor, each as its place in
-///   `ALL` (a byte), whether case matters (a byte), the two distances and the frontier as before, the
-///   number of names (a byte), for each of them its length (two bytes) and its text in UTF-8; and then
-///   the lengths of the keyspace's alphabet (two bytes), prefix (four bytes) and suffix (two bytes),
-///   each followed by its bytes. All bytes as the alphabet have the length 0.
-/// - `hf3_` and `hf4_`, with the nearest secret: the same as `hf1_` and `hf2_`, with the secret's index (eight
-///   bytes) after the frontier.
+/// - `hf1_`, for one name in the reference's spelling among all byte strings: the ideal distance
+///   (one byte), the interesting distance (one byte), the frontier (eight bytes) and the name in
+///   UTF-8.
+/// - `hf2_`, for all other queries: the algorithm, the encoding and the anchor, each as its
+///   position in `ALL` (one byte); whether case matters (one byte); the two distances and the
+///   frontier as in `hf1_`; the number of names (one byte); for each name its length (two bytes)
+///   and its text in UTF-8. Then the keyspace's alphabet, prefix and suffix, each as its length
+///   (two, four and two bytes) followed by its bytes. The alphabet of all bytes has the length 0.
+/// - `hf3_` and `hf4_`, with the nearest secret: the same as `hf1_` and `hf2_`, with the secret's
+///   index (eight bytes) after the frontier.
 ///
 /// ```
 /// use hashfinder_search::{Cursor, Distance, Query};
@@ -84,32 +85,32 @@ const CHECKSUM_LEN: usize = 4;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    /// The stopped search, beginning at its frontier and without its budget.
+    /// The stopped search's query, starting at the frontier and without a budget.
     query: Query,
-    /// Below the frontier.
+    /// Index of the nearest secret, below the frontier.
     nearest: Option<Index>,
 }
 
-/// Why a text is not a cursor.
+/// Reason why a text is not a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CursorError {
-    /// It does not begin as a cursor does.
+    /// The text does not begin like a cursor.
     #[error(
         "this is not a cursor: one begins with \"hf1_\", for example; copy the whole text that was printed"
     )]
     Foreign,
-    /// It begins as a cursor of another version does.
+    /// The text begins like a cursor of another version.
     #[error(
         "this cursor was made by a later version of hashfinder; this one reads \"hf1_\" to \"hf4_\""
     )]
     OtherVersion,
-    /// Something in it was changed or is missing, or makes no sense to this version.
+    /// Part of the text was changed or is missing, or has no meaning in this version.
     #[error("this cursor is damaged, or of a later version; copy the whole text that was printed")]
     Damaged,
 }
 
 impl Cursor {
-    /// The place `frontier` of the search for `query`.
+    /// Creates the cursor of the search for `query` at this frontier.
     #[must_use]
     pub fn new(query: &Query, frontier: Index) -> Cursor {
         Cursor {
@@ -118,34 +119,35 @@ impl Cursor {
         }
     }
 
-    /// The same place, with the index of the nearest secret that was found so far. An index at or beyond the
-    /// frontier is left out: that secret will be found again.
+    /// Adds the index of the nearest secret found so far. An index at or beyond the frontier is
+    /// left out: that secret will be found again.
     #[must_use]
     pub fn with_nearest(self, nearest: Option<Index>) -> Cursor {
         let nearest = nearest.filter(|index| *index < self.frontier());
         Cursor { nearest, ..self }
     }
 
-    /// Returns the index of the nearest secret that was found before the search was stopped, if the cursor tells.
-    /// It is below the frontier.
+    /// Returns the index of the nearest secret found before the search was stopped, if the cursor
+    /// contains it. It is below the frontier.
     #[must_use]
     pub fn nearest(&self) -> Option<Index> {
         self.nearest
     }
 
-    /// Returns whether this is a place of the search for `query`, wherever that begins.
+    /// Returns whether this is a cursor of the search for `query`, regardless of where that query
+    /// starts.
     #[must_use]
     pub fn is_of(&self, query: &Query) -> bool {
         self.query == Cursor::new(query, self.frontier()).query
     }
 
-    /// The search that goes on from here; it has no budget until it is given one.
+    /// Returns the query that resumes here. It has no budget.
     #[must_use]
     pub fn query(&self) -> Query {
         self.query.clone()
     }
 
-    /// Every index below this one has been tried.
+    /// Returns the frontier: every index below it has been tried.
     #[must_use]
     pub fn frontier(&self) -> Index {
         self.query.start()
@@ -174,7 +176,7 @@ impl fmt::Display for Cursor {
             fields.extend(nearest.to_be_bytes());
         }
         if form.is_general {
-            // The limits of each make its length fit.
+            // Each length fits because of the limits on a query.
             fields.push(query.names().len() as u8);
             for name in query.names() {
                 fields.extend((name.as_str().len() as u16).to_be_bytes());
@@ -201,7 +203,7 @@ impl fmt::Display for Cursor {
 }
 
 fn place<T: PartialEq>(all: &[T], one: &T) -> u8 {
-    // All of them are among all.
+    // Every value is contained in `all`.
     let place = all.iter().position(|other| other == one);
     place.unwrap_or_default() as u8
 }
@@ -227,7 +229,7 @@ impl std::str::FromStr for Cursor {
     }
 }
 
-/// What a cursor says, if it is not damaged.
+/// Returns the fields of a cursor, or `None` if it is damaged.
 fn fields(prefix: &str, encoded: &str) -> Option<Vec<u8>> {
     let mut fields = BASE64URL_NOPAD.decode(encoded.as_bytes()).ok()?;
     let at = fields.len().checked_sub(CHECKSUM_LEN)?;
@@ -235,7 +237,7 @@ fn fields(prefix: &str, encoded: &str) -> Option<Vec<u8>> {
     (checksum(prefix, &fields)[..] == sum[..]).then_some(fields)
 }
 
-/// Goes through the fields.
+/// Reads the fields one by one.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -245,7 +247,7 @@ impl<'a> Fields<'a> {
         Some(taken)
     }
 
-    /// A number of so many bytes.
+    /// Reads a number of `length` bytes.
     fn number(&mut self, length: usize) -> Option<u64> {
         let bytes = self.take(length)?.iter();
         Some(bytes.fold(0, |number, byte| number << 8 | u64::from(*byte)))
@@ -255,7 +257,7 @@ impl<'a> Fields<'a> {
         self.take(1).map(|byte| byte[0])
     }
 
-    /// Bytes with their length before them, itself of so many bytes.
+    /// Reads bytes that follow their length, which is a number of `length` bytes.
     fn bytes(&mut self, length: usize) -> Option<&'a [u8]> {
         let length = self.number(length)?;
         self.take(length as usize)
@@ -266,7 +268,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Returns the cursor with these fields, if they make sense.
+/// Returns the cursor with these fields, or `None` if they are not valid.
 fn read(form: Form, fields: &[u8]) -> Option<Cursor> {
     let mut fields = Fields(fields);
     let spelling = match form.is_general {
@@ -348,7 +350,7 @@ mod tests {
         #[test]
         fn a_cursor_reads_back(
             name in "[A-Za-z0-9\u{ef}]{1,28}",
-            // One for the character that no hashed name has, and two for the last places.
+            // One error for the character that no hashed name has, and two for the last places.
             ideal in 3..=28_u8,
             interesting in 0..=28_u8,
             frontier: u64,
@@ -380,7 +382,7 @@ mod tests {
             let cursor = cursor.with_nearest(nearest);
             let text = cursor.to_string();
             prop_assert_eq!(text.parse(), Ok(cursor));
-            // Whatever was changed, it neither panics nor is taken for another.
+            // A damaged text must be rejected without a panic.
             let mut damaged = text.clone().into_bytes();
             let byte = byte % damaged.len();
             damaged[byte] = if damaged[byte] == b'A' { b'B' } else { b'A' };
@@ -411,7 +413,7 @@ mod tests {
         }
     }
 
-    /// A nearest secret that was not tried yet would be shown as found.
+    /// Regression guard: a nearest secret that was not tried yet would be shown as found.
     #[test]
     fn a_nearest_secret_beyond_the_frontier_is_damage() {
         let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();

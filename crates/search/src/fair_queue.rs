@@ -1,14 +1,15 @@
-//! Decides whose turn it is: fair between clients, then between one client's connections, then between one
-//! connection's searches.
+//! Decides whose turn it is: fairly between clients, then between a client's connections, then
+//! between a connection's searches.
 //!
-//! Clients, and within each its connections, are served by stride scheduling (Waldspurger and Weihl, 1995).
-//! Each member has a *pass*: the core time that it was given, divided by its weight. The member with the least
-//! pass is next. A member that returns starts at the others' pass: it cannot save up time while it is
-//! away, and its debts remain.
+//! Clients, and the connections of each, are served by stride scheduling (Waldspurger and Weihl,
+//! 1995). Each member has a *pass*: the core time that it was given, divided by its weight. The
+//! member with the smallest pass is next. A member that returns starts at the others' pass: it
+//! cannot save up time while it is away, and its debts remain.
 //!
-//! A member that has something new and owes nothing does not wait for all others, of which there may be
-//! thousands. It is served out of turn and pays for that. At most every other turn goes that way, so neither a
-//! client that keeps starting searches nor a stream of new clients can starve the waiting members.
+//! A member that has something new and owes nothing does not have to wait for all others, of which
+//! there may be thousands. It is served out of turn and pays for that. At most every other turn is
+//! out of turn, so neither a client that keeps starting searches nor a stream of new clients can
+//! starve the waiting members.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,16 +20,18 @@ use std::{
 
 use crate::{client::Client, ids::SearchId, slice::SLICE_TIME};
 
-/// How far a member may be ahead of its share and still be served out of turn: the advance charge for one
-/// slice.
+/// Maximum lead of a member over its share at which it is still served out of turn: the advance
+/// charge for one slice.
 const MAX_LEAD: u64 = SLICE_TIME.as_nanos() as u64;
 
-/// Number of new members that triggers a sweep of idle ones. It applies to each client's connections as well,
-/// which never stop changing: with a limit of 1,000, they filled up over hours and took megabytes.
+/// Number of new members that triggers a sweep of idle ones. It also applies to each client's
+/// connections, which change all the time: with a limit of 1,000 they accumulated over hours and
+/// took megabytes.
 const SWEEP_AFTER: usize = 16;
 
-/// Maximum number of idle members that are kept because they owe time: those that owe most. While nothing
-/// waits, no debt is ever paid, so without this limit every connection would be kept forever.
+/// Maximum number of idle members that are kept because they owe time: those that owe most. While
+/// nothing waits, no debt is ever paid, so without this limit every connection would be kept
+/// forever.
 const MAX_DEBTORS: usize = 100;
 
 /// The searches that wait for a slice.
@@ -172,7 +175,8 @@ impl<K: Clone + Ord + Hash, T: Backlog> StrideQueue<K, T> {
         }
     }
 
-    /// Removes members that neither wait nor owe much, once there are many more than after the last sweep.
+    /// Removes members that neither wait nor owe much, once there are many more than after the last
+    /// sweep.
     fn sweep(&mut self) {
         if self.members.len() <= self.next_sweep {
             return;
@@ -191,8 +195,8 @@ impl<K: Clone + Ord + Hash, T: Backlog> StrideQueue<K, T> {
         self.next_sweep = SWEEP_AFTER + 2 * self.members.len();
     }
 
-    /// Takes from the backlog of the member whose turn it is, with `take`. `new` asks for something new, if
-    /// there is any.
+    /// Takes from the backlog of the member whose turn it is, with `take`. `new` asks for something
+    /// new, if there is any.
     fn pop<R>(&mut self, new: bool, take: impl FnOnce(&mut T, bool) -> Option<R>) -> Option<R> {
         let mut out_of_turn = None;
         if new || !self.was_new || self.order.is_empty() {
@@ -317,8 +321,8 @@ mod tests {
         }
     }
 
-    /// Serves `count` turns of one slice each, queues each served search again, and returns how many turns each
-    /// search had.
+    /// Serves `count` turns of one slice each, queues each served search again, and returns how
+    /// many turns each search had.
     fn serve(
         queue: &mut FairQueue,
         searches: &[Client],
@@ -465,7 +469,8 @@ mod tests {
         let searches = [heavy, client("light", 0)];
         queue.push(&searches[0], 0, false);
         queue.push(&searches[1], 1, false);
-        // After its first slice the light one waits for as many of the other's as it has nanoseconds.
+        // After its first slice, the light client waits for as many slices of the heavy one as a
+        // slice has nanoseconds.
         let served = serve(
             &mut queue,
             &searches,
@@ -516,7 +521,8 @@ mod tests {
         assert!(connections <= 40 * 4 * SWEEP_AFTER, "{connections}");
     }
 
-    /// For example, of clients whose searches all end at once: the pass never advances, so no debt is paid.
+    /// For example, of clients whose searches all end at once: the pass never advances, so no debt
+    /// is paid.
     #[test]
     fn the_greatest_unpaid_debts_are_kept() {
         let mut queue = FairQueue::default();

@@ -1,4 +1,4 @@
-//! The secrets that a search tries, in enumeration order.
+//! The secrets that a search tries, and their enumeration order.
 
 use std::{
     fmt,
@@ -8,59 +8,59 @@ use std::{
 
 use hashfinder_kernels::Block;
 
-/// A secret's place in enumeration order.
+/// A secret's position in enumeration order.
 pub type Index = u64;
 
-/// The most bytes that the searched part of a secret may have. An alphabet of a single byte has so few
-/// secrets; every other one is at its end, or beyond what an index can count, before that.
+/// Maximum number of bytes of the searched part of a secret. It matters only for an alphabet of a
+/// single byte. With every other alphabet, the index reaches the end of its range before that.
 const MAX_SEARCHED: usize = 64;
 
-/// The bytes that the searched part of a secret is made of, in the order in which they are tried.
+/// The bytes of the searched part of a secret, in the order in which they are tried.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Alphabet(Vec<u8>);
 
-/// Why bytes are no alphabet.
+/// Reason why bytes are not an alphabet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AlphabetError {
-    /// There are none.
+    /// There are no bytes.
     #[error("the alphabet is empty; give at least one byte")]
     Empty,
-    /// One of them is there twice, and every secret with it would be too.
+    /// A byte occurs twice, so every secret with it would, too.
     #[error("the alphabet has the byte '{}' twice; give each byte once", .0.escape_ascii())]
     Twice(u8),
 }
 
 impl Alphabet {
-    /// All 256 bytes, by value.
+    /// Returns all 256 bytes, by value.
     #[must_use]
     pub fn bytes() -> Alphabet {
         Alphabet((0..=u8::MAX).collect())
     }
 
-    /// The 95 printable characters of ASCII, from the space to `~`, by value.
+    /// Returns the 95 printable characters of ASCII, from the space to `~`, by value.
     #[must_use]
     pub fn printable() -> Alphabet {
         Alphabet((b' '..=b'~').collect())
     }
 
-    /// `0` to `9`, `A` to `Z` and `a` to `z`.
+    /// Returns `0` to `9`, `A` to `Z` and `a` to `z`.
     #[must_use]
     pub fn alphanumeric() -> Alphabet {
         let alphanumeric = (b'0'..=b'z').filter(u8::is_ascii_alphanumeric);
         Alphabet(alphanumeric.collect())
     }
 
-    /// `0` to `9`.
+    /// Returns `0` to `9`.
     #[must_use]
     pub fn digits() -> Alphabet {
         Alphabet((b'0'..=b'9').collect())
     }
 
-    /// These bytes, in this order.
+    /// Returns these bytes, in this order.
     ///
     /// # Errors
     ///
-    /// [`AlphabetError`] if there are none, or one of them is there twice.
+    /// [`AlphabetError`] if there are no bytes, or one of them occurs twice.
     pub fn given(bytes: &[u8]) -> Result<Alphabet, AlphabetError> {
         let mut seen = [false; 256];
         for &byte in bytes {
@@ -74,7 +74,7 @@ impl Alphabet {
         }
     }
 
-    /// The bytes, in order.
+    /// Returns the bytes, in order.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -87,11 +87,12 @@ impl fmt::Debug for Alphabet {
     }
 }
 
-/// Which secrets there are: a fixed prefix, a searched part and a fixed suffix.
+/// A set of secrets: a fixed prefix, a searched part and a fixed suffix.
 ///
-/// They are enumerated by the length of the searched part, from the empty one on; within a length it
-/// is a big-endian counter whose digits are the alphabet's bytes in their order, the last one fastest.
-/// By default there is no prefix and no suffix, and the alphabet is all bytes.
+/// They are enumerated by the length of the searched part, starting with the empty one. Within a
+/// length the searched part is a big-endian counter whose digits are the alphabet's bytes in their
+/// order; the last byte changes fastest. By default there is no prefix and no suffix, and the
+/// alphabet is all bytes.
 ///
 /// ```
 /// use hashfinder_search::{Alphabet, Keyspace};
@@ -108,12 +109,12 @@ pub struct Keyspace {
     prefix: Vec<u8>,
     suffix: Vec<u8>,
     alphabet: Alphabet,
-    /// The index of the first secret of each length there is.
+    /// The index of the first secret of each length.
     firsts: Vec<Index>,
     end: Index,
 }
 
-/// Why there is no such keyspace.
+/// Reason why a keyspace is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyspaceError {
     /// The prefix is too long.
@@ -125,13 +126,16 @@ pub enum KeyspaceError {
 }
 
 impl Keyspace {
-    /// The longest prefix, in bytes. It is hashed once, so it could be any; but a cursor carries it.
+    /// Maximum length of the prefix in bytes. It is hashed only once, so it could be longer, but
+    /// every cursor contains it.
     pub const MAX_PREFIX: usize = 1 << 16;
 
-    /// The longest suffix, in bytes. It is hashed with every secret, and a slice has to stay short.
+    /// Maximum length of the suffix in bytes. It is hashed with every secret, and slices must stay
+    /// short.
     pub const MAX_SUFFIX: usize = 1 << 10;
 
-    /// The secrets that begin with `prefix`, end with `suffix` and have `alphabet`'s bytes between.
+    /// Creates the keyspace of secrets that begin with `prefix`, end with `suffix`, and have bytes
+    /// of `alphabet` between.
     ///
     /// # Errors
     ///
@@ -153,8 +157,8 @@ impl Keyspace {
     fn of(prefix: Vec<u8>, alphabet: Alphabet, suffix: Vec<u8>) -> Keyspace {
         let radix = alphabet.0.len() as u128;
         let (mut firsts, mut end, mut count) = (Vec::new(), 0, 1);
-        // The index has 64 bits, so it may end within a length: for all bytes within that of eight,
-        // which at a billion secrets a second takes 585 years.
+        // The index has 64 bits, so the keyspace may end within a length. With all bytes it ends
+        // within length 8, which takes 585 years at a billion secrets a second.
         while firsts.len() <= MAX_SEARCHED && end < u128::from(Index::MAX) {
             firsts.push(end as Index);
             end = (end + count).min(Index::MAX.into());
@@ -169,48 +173,49 @@ impl Keyspace {
         }
     }
 
-    /// All byte strings, in one copy that everybody shares.
+    /// Returns all byte strings, as one shared instance.
     pub(crate) fn all() -> &'static Arc<Keyspace> {
         static ALL: LazyLock<Arc<Keyspace>> =
             LazyLock::new(|| Arc::new(Keyspace::of(Vec::new(), Alphabet::bytes(), Vec::new())));
         &ALL
     }
 
-    /// What every secret begins with.
+    /// Returns the prefix of every secret.
     #[must_use]
     pub fn prefix(&self) -> &[u8] {
         &self.prefix
     }
 
-    /// What every secret ends with.
+    /// Returns the suffix of every secret.
     #[must_use]
     pub fn suffix(&self) -> &[u8] {
         &self.suffix
     }
 
-    /// What the searched part is made of.
+    /// Returns the bytes of the searched part.
     #[must_use]
     pub fn alphabet(&self) -> &Alphabet {
         &self.alphabet
     }
 
-    /// One past the last index.
+    /// Returns one past the last index.
     #[must_use]
     pub fn end(&self) -> Index {
         self.end
     }
 
-    /// The index of the first secret whose searched part has so many bytes; `None` if there is none.
+    /// Returns the index of the first secret whose searched part has `length` bytes; `None` if
+    /// there is none.
     #[must_use]
     pub fn first_of_length(&self, length: usize) -> Option<Index> {
         self.firsts.get(length).copied()
     }
 
-    /// The secret at an index.
+    /// Returns the secret at an index.
     ///
     /// # Panics
     ///
-    /// If there is none: from [`end`](Self::end) on.
+    /// If `index` is not below [`end`](Self::end).
     #[must_use]
     pub fn secret(&self, index: Index) -> Vec<u8> {
         let (_, digits) = self.digits(index);
@@ -219,7 +224,7 @@ impl Keyspace {
         [&*self.prefix, &*searched, &*self.suffix].concat()
     }
 
-    /// A secret's index, if it is one of these.
+    /// Returns a secret's index, if it is in the keyspace.
     #[must_use]
     pub fn index_of(&self, secret: &[u8]) -> Option<Index> {
         let searched = secret.strip_prefix(&*self.prefix)?;
@@ -235,8 +240,8 @@ impl Keyspace {
         (index < self.end).then_some(index)
     }
 
-    /// The index up to which secrets have the length of that at `index`, and the places in the alphabet
-    /// of its searched part's bytes.
+    /// Returns the index (exclusive) up to which secrets have the same length as that at `index`,
+    /// and the digits of its searched part, as positions in the alphabet.
     fn digits(&self, index: Index) -> (Index, Vec<usize>) {
         assert!(index < self.end, "the keyspace ends before {index}");
         let length = self.firsts.partition_point(|first| *first <= index) - 1;
@@ -251,13 +256,13 @@ impl Keyspace {
         (end, digits)
     }
 
-    /// Whether the fast kernels enumerate its secrets.
+    /// Whether the fast kernels can enumerate the secrets.
     pub(crate) fn is_fast(&self) -> bool {
         *self == **Keyspace::all()
     }
 
-    /// Cuts a range of indices where the length of the secrets changes: each block with the index of its
-    /// first secret, in order. For the fast kernels' keyspace.
+    /// Splits a range of indices where the length of the secrets changes. Returns the blocks in
+    /// order, each with the index of its first secret. Only for the keyspace of the fast kernels.
     pub(crate) fn blocks(&self, range: Range<Index>) -> impl Iterator<Item = (Index, Block)> {
         debug_assert!(self.is_fast(), "the kernels count in bytes");
         let mut at = range.start;
@@ -272,8 +277,8 @@ impl Keyspace {
         })
     }
 
-    /// Goes through the secrets of a range, each without the prefix, as long as `each` wants more, and
-    /// tells one past the last.
+    /// Calls `each` with the secrets of a range, without the prefix, until it returns `false`.
+    /// Returns one past the last index tried.
     pub(crate) fn for_each(
         &self,
         range: Range<Index>,

@@ -1,5 +1,5 @@
-//! The search itself: what is searched for, in which order, where it ends, and the engine of threads
-//! that runs it and stops on request.
+//! The search itself: queries, the order in which secrets are tried, and the engine of threads that
+//! runs searches and stops them on request.
 //!
 //! ```
 //! use hashfinder_kernels::Kernel;
@@ -19,10 +19,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The answer never depends on how many workers there are, on the kernel or on the machine: it is
-//! what one thread gives that tries one secret after another, and so is where a budget ends it.
+//! The answer never depends on the number of workers, on the kernel or on the machine. It is that
+//! of one thread that tries one secret after another, and a budget ends a search at the same
+//! secret.
 //!
-//! Nothing here reads a clock, a socket or an environment variable, and nothing knows of an
+//! This crate reads no clock, no socket and no environment variable, and does not depend on an
 //! asynchronous runtime: [`Search::next`] is a plain future.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! What a client may have, and what it has had.
+//! Limits and quotas of clients, and what they have used.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -9,23 +9,23 @@ use std::{
 
 use crate::client::{Client, Quota};
 
-/// What the engine allows. The defaults allow everything that costs the engine nothing worth naming.
+/// Limits of the engine. The defaults allow everything that costs the engine almost nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How many searches there may be. Each takes one or two kilobytes while it waits.
+    /// Maximum number of searches. Each takes one or two kilobytes while it waits.
     pub searches: usize,
-    /// How many of them may be one client's. One of its connections may have [three quarters] of that, so that
-    /// its other connections find room.
+    /// Maximum number of searches of one client. One connection may have [three quarters] of these,
+    /// so that the client's other connections can still start some.
     ///
     /// [three quarters]: OverLimit::SearchesOfConnection
     pub searches_per_client: usize,
-    /// How many secrets a client may have hashed each second, on average.
+    /// Maximum number of secrets hashed per second for one client, on average.
     pub hashes_per_second_per_client: Option<NonZeroU64>,
-    /// For how long a client may save up what it does not use of that.
+    /// Period over which a client can save up unused quota.
     pub quota_saved_for: Duration,
-    /// How many candidates may wait for their reader before a search is parked. The default is a few
-    /// frames' worth: enough that a reader who comes back finds something to read, and a few kilobytes
-    /// for each search. 0 counts as 1.
+    /// Maximum number of candidates that wait for their reader before a search is parked. The
+    /// default is enough for a few frames, so that a returning reader finds something to read; it
+    /// takes a few kilobytes for each search. 0 counts as 1.
     pub queue_length: usize,
 }
 
@@ -41,23 +41,23 @@ impl Default for Limits {
     }
 }
 
-/// Why a search was refused.
+/// Reason why a search was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OverLimit {
-    /// There are as many searches as there may be.
+    /// The engine has the maximum number of searches.
     #[error("{limit} searches are under way, which is as many as there may be")]
     Searches {
-        /// How many that is.
+        /// Maximum number of searches.
         limit: usize,
     },
-    /// One client has as many searches as it may have.
+    /// The client has its maximum number of searches.
     #[error("{limit} of this client's searches are under way, which is as many as it may have")]
     SearchesOfClient {
-        /// How many that is.
+        /// Maximum number of searches of the client.
         limit: usize,
     },
-    /// One connection has as many searches as it may have: all that its client may have but a quarter, rounded
-    /// down, which is reserved for the client's other connections.
+    /// The connection has its maximum number of searches. A quarter of the client's maximum,
+    /// rounded down, is reserved for the client's other connections.
     #[error(
         "this connection has {limit} searches under way, the most that one connection may have; use another \
          connection"
@@ -71,12 +71,12 @@ pub enum OverLimit {
     Hashes {
         /// The quota.
         per_second: NonZeroU64,
-        /// When a second's worth of it will be there again.
+        /// Time until a second's worth of it is available again.
         retry_after: Duration,
     },
 }
 
-/// Keeps count of the clients' searches and hashes.
+/// Counts the clients' searches and hashes.
 #[derive(Default)]
 pub(crate) struct Accounts {
     limits: Limits,
@@ -90,35 +90,36 @@ pub(crate) struct Accounts {
 const SWEPT_FROM: usize = 1000;
 
 struct Account {
-    /// How many searches it may have.
+    /// Maximum number of its searches.
     searches: usize,
     hashes: Option<HashQuota>,
     usage: Usage,
-    /// Searches under way of each connection that has any.
+    /// Number of active searches of each connection that has any.
     connections: HashMap<u64, usize>,
 }
 
 /// A client's quota of hashes, and what is left of it.
 struct HashQuota {
     per_second: NonZeroU64,
-    /// How many it may have at once that has had none for long.
+    /// Number of hashes that are available after a long pause.
     full: f64,
-    /// Hashes that it may still have; below zero, it has had them in advance.
+    /// Number of hashes still available. If it is negative, the client has used hashes in advance.
     left: f64,
-    /// When `left` was worked out.
+    /// When `left` was computed.
     at: Duration,
 }
 
-/// What a client has had since it began its first search; forgotten when its last one is over.
+/// Usage of a client since it started its first search. It is forgotten once the client has no
+/// searches and owes nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Its searches that are under way.
+    /// Number of its searches that were not released yet.
     pub searches: usize,
-    /// Secrets hashed in its turns.
+    /// Number of secrets hashed in its turns.
     pub hashes: u64,
-    /// Secrets tested for those of its searches that are over.
+    /// Number of secrets tested for those of its searches that were released.
     pub tests: u64,
-    /// What that took of all cores together.
+    /// Core time that the hashes took, on all cores together.
     pub core_time: Duration,
 }
 
@@ -135,7 +136,7 @@ impl Accounts {
         &self.limits
     }
 
-    /// Counts a new search, if the client may have it.
+    /// Counts a new search, if the client's limits allow it.
     pub(crate) fn open(&mut self, client: &Client, now: Duration) -> Result<(), OverLimit> {
         let limits = self.limits;
         if self.searches >= limits.searches {
@@ -171,7 +172,7 @@ impl Accounts {
         Ok(())
     }
 
-    /// Counts a search that was let go of.
+    /// Counts a search that was released.
     pub(crate) fn close(&mut self, client: &Client, tests: u64) {
         self.searches -= 1;
         if let Some(account) = self.clients.get_mut(&client.name) {
@@ -201,8 +202,8 @@ impl Accounts {
         }
     }
 
-    /// Refills a client's quota of hashes. If it is spent, returns how long it takes until a second's worth of it
-    /// is available again.
+    /// Refills a client's quota of hashes. If it is spent, returns how long it takes until a
+    /// second's worth of it is available again.
     pub(crate) fn retry_after(&mut self, client: &Arc<str>, now: Duration) -> Option<Duration> {
         self.clients
             .get_mut(client)?
@@ -211,13 +212,14 @@ impl Accounts {
             .retry_after(now)
     }
 
-    /// What a client has had.
+    /// Returns the usage of a client.
     pub(crate) fn usage(&self, client: &str) -> Usage {
         let account = self.clients.get(client);
         account.map_or(Usage::default(), |account| account.usage)
     }
 
-    /// Forgets clients that have no searches and owe nothing, when there are twice as many as last time.
+    /// Forgets clients that have no searches and owe nothing, once there are [`SWEPT_FROM`] more
+    /// than twice as many clients as after the last sweep.
     fn sweep(&mut self, now: Duration) {
         if self.clients.len() < self.next_sweep {
             return;
@@ -252,13 +254,13 @@ impl Account {
         }
     }
 
-    /// Maximum number of searches of one connection. The quarter is rounded down, so that a client that may
-    /// have three searches may have all of them on one connection.
+    /// Returns the maximum number of searches of one connection. The quarter is rounded down, so a
+    /// client that may have three searches may have all of them on one connection.
     fn searches_of_connection(&self) -> usize {
         self.searches - self.searches / 4
     }
 
-    /// One that has no searches and owes nothing need not be known.
+    /// Whether the client has no searches and owes nothing.
     fn may_be_forgotten(&self) -> bool {
         let is_full = |hashes: &HashQuota| hashes.left >= hashes.full;
         self.usage.searches == 0 && self.hashes.as_ref().is_none_or(is_full)
@@ -266,7 +268,8 @@ impl Account {
 }
 
 impl HashQuota {
-    /// Refills the quota. If it is spent, returns how long it takes until a second's worth is available again.
+    /// Refills the quota. If it is spent, returns how long it takes until a second's worth is
+    /// available again.
     fn retry_after(&mut self, now: Duration) -> Option<Duration> {
         self.refill(now);
         (self.left <= 0.0).then(|| {
@@ -278,7 +281,7 @@ impl HashQuota {
     fn refill(&mut self, now: Duration) {
         let since = now.saturating_sub(self.at).as_secs_f64();
         self.left = (self.left + since * self.per_second.get() as f64).min(self.full);
-        // Threads read the clock before they come here, so it may seem to go back.
+        // Threads read the clock before they call this, so it may seem to go backwards.
         self.at = self.at.max(now);
     }
 }

@@ -1,9 +1,9 @@
-//! Matches secrets against the names of one search or of several: with a fast kernel where the spelling and
-//! the keyspace allow it, otherwise one hash after another.
+//! Matches secrets against the names of one search or of several: with a fast kernel where the
+//! spelling and the keyspace allow it, otherwise one hash after another.
 //!
-//! Making a matcher *plans* its filter, which takes microseconds for one name and milliseconds for thousands.
-//! `Engine::search` makes the matcher of a single query, on the caller's thread. Workers make all others,
-//! outside of the scheduler's lock.
+//! Making a matcher *plans* its filter, which takes microseconds for one name and milliseconds for
+//! thousands. `Engine::search` makes the matcher of a single query, on the caller's thread. Workers
+//! make all others, outside of the scheduler's lock.
 
 use std::{ops::Range, sync::Arc};
 
@@ -16,8 +16,8 @@ use crate::{
     spelling::{Algorithm, Anchor, Chars, Encoding, HashedName, Hasher, Spelling},
 };
 
-/// What a fast kernel's hash takes, in nanoseconds: the unit of costs. Like all of these it was measured on
-/// one machine, and only their ratios matter.
+/// What a fast kernel's hash takes, in nanoseconds: the unit of costs. Like all of these it was
+/// measured on one machine, and only their ratios matter.
 const FAST_HASH: f64 = 7.0;
 
 /// Time to check a character of a hashed name for a name that may be anywhere.
@@ -26,11 +26,12 @@ const QUICK_CHECK: f64 = 0.7;
 /// Time to compare a character of a window.
 const COMPARISON: f64 = 1.5;
 
-/// Minimum number of secrets that a kernel's filter lets pass before anchored names are checked at their
-/// anchor: starting a block costs a kernel as much as about a thousand hashes.
+/// Minimum number of secrets that a kernel's filter lets pass before anchored names are checked at
+/// their anchor: starting a block costs a kernel as much as about a thousand hashes.
 const PASSED_AT_ONCE: usize = 16;
 
-/// The names that a slice is searched for, each with the greatest distance at which a secret is a hit.
+/// The names that a slice is searched for, each with the greatest distance at which a secret is a
+/// hit.
 ///
 /// All names share one keyspace, one algorithm and one encoding.
 pub struct Matcher {
@@ -42,8 +43,8 @@ pub struct Matcher {
 }
 
 impl Query {
-    /// Makes the matcher for this query alone, which plans its filter: microseconds for one name, more for up
-    /// to [`MAX_NAMES`](Query::MAX_NAMES).
+    /// Makes the matcher for this query alone, which plans its filter: microseconds for one name,
+    /// more for up to [`MAX_NAMES`](Query::MAX_NAMES).
     #[must_use]
     pub fn matcher(&self) -> Matcher {
         Matcher::new([self])
@@ -60,7 +61,7 @@ enum Method {
 
 /// A name to match.
 struct Target {
-    /// Its query's names, and which of them it is.
+    /// Its query's names, and its number among them.
     names: Arc<[DesiredName]>,
     number: usize,
     max_distance: u8,
@@ -76,11 +77,11 @@ const ASCII: usize = 128;
 pub struct Found {
     /// The secret's index.
     pub index: Index,
-    /// Which of the matcher's names it is, from 0 on.
+    /// Number of the name within the matcher, from 0.
     pub number: u16,
-    /// The least distance over all windows.
+    /// The smallest distance of all windows.
     pub distance: u8,
-    /// The first window at that distance: where in the hashed name it begins, from 0 on.
+    /// Place in the hashed name where the first window at that distance begins, from 0.
     pub window: u8,
 }
 
@@ -114,8 +115,9 @@ impl Matcher {
         }
     }
 
-    /// Returns the filter for a fast kernel, which passes every hit; `None` unless secrets are all byte strings
-    /// and digests SHA-1 in base64. It ignores anchors: secrets with the name elsewhere pass, too.
+    /// Returns the filter for a fast kernel, which passes every hit; `None` unless secrets are all
+    /// byte strings and digests SHA-1 in base64. It ignores anchors: secrets with the name
+    /// elsewhere pass, too.
     #[must_use]
     pub fn filter(&self) -> Option<&Filter> {
         match &self.method {
@@ -124,7 +126,8 @@ impl Matcher {
         }
     }
 
-    /// Returns what computes the digests, to print: the kernel's name, or the algorithm's if no kernel does.
+    /// Returns what computes the digests, to print: the kernel's name, or the algorithm's if no
+    /// kernel does.
     #[must_use]
     pub fn hashed_by(&self, kernel: Kernel) -> String {
         match self.method {
@@ -133,8 +136,8 @@ impl Matcher {
         }
     }
 
-    /// Tries the secrets of a range in order, with `kernel` if it can, and adds the hits to `hits`, in the
-    /// order of the indices, then of the names. Returns one past the last index tried: the
+    /// Tries the secrets of a range in order, with `kernel` if it can, and adds the hits to `hits`,
+    /// in the order of the indices, then of the names. Returns one past the last index tried: the
     /// range's end or, when `hits` has come to hold `limit`, one past the last hit's.
     pub fn scan(
         &self,
@@ -190,7 +193,8 @@ impl Matcher {
         at
     }
 
-    /// Returns what a fast filter has found if it is a hit: an anchored name has to be at its anchor.
+    /// Returns what a fast filter has found if it is a hit: an anchored name has to be at its
+    /// anchor.
     fn at_anchor(&self, found: Found) -> Option<Found> {
         let target = &self.targets[usize::from(found.number)];
         if !target.is_anchored() {
@@ -238,7 +242,7 @@ impl Matcher {
         })
     }
 
-    /// Returns about what it costs to try a secret, in hashes of a fast kernel.
+    /// Returns the approximate cost of trying a secret, in hashes of a fast kernel.
     #[must_use]
     pub fn cost(&self, kernel: Kernel) -> f64 {
         match &self.method {
@@ -257,7 +261,7 @@ impl Matcher {
             Algorithm::Sha512 => (128, 250.0),
             Algorithm::Blake3 => (64, 100.0),
         };
-        // The padding, and the end of the prefix, are two blocks more at most.
+        // The padding and the end of the prefix take at most two more blocks.
         each * (2 + self.keyspace.suffix().len() / block) as f64
     }
 }
@@ -297,7 +301,7 @@ impl Target {
             .within(hashed_name, usize::from(self.max_distance))
     }
 
-    /// Nanoseconds to match it with the plain method.
+    /// Returns the nanoseconds to match the name with the plain method.
     fn cost(&self) -> f64 {
         let (length, max_distance) = (
             self.name().character_count(),
@@ -307,7 +311,8 @@ impl Target {
         // This many characters of a window are compared until too many differ.
         let comparisons = COMPARISON * (windows * length.min(2 * (max_distance + 1))) as f64;
         match &self.quick {
-            // Few texts pass, unless nearly all characters that it compares may differ.
+            // Few texts pass, unless nearly all characters that the quick check compares may
+            // differ.
             Some(_) if 2 * max_distance < length.min(Mismatches::<ASCII>::LOOKED_AT) => {
                 QUICK_CHECK * self.name().spelling().text_len() as f64
             }
@@ -316,8 +321,8 @@ impl Target {
     }
 }
 
-/// A name's characters as the kernels know them: by the values of digits, which both alphabets of base64
-/// have in common.
+/// Returns a name's characters as the kernels expect them: by the values of digits, which are the
+/// same in both alphabets of base64.
 fn sets(name: &DesiredName) -> Vec<CharSet> {
     let is_url = name.spelling().encoding == Encoding::Base64Url;
     let set = |characters: &Chars| {

@@ -1,15 +1,15 @@
-//! What is looked for, and how near is near enough.
+//! Desired names and distances.
 
 use std::{fmt, ops::RangeInclusive};
 
 use crate::spelling::{Chars, Encoding, LONGEST_TEXT, Spelling};
 
-/// How many reasons people are told, and how many characters in one of them: a name may have as many as
-/// there are characters.
+/// Maximum number of reasons in an error message, and of characters in one reason: there may be as
+/// many as the name has characters.
 const REASONS: usize = 3;
 
-/// A name to look for in hashed names: 1 to as many characters as these have, of any kind, and what
-/// satisfies each of them in a [`Spelling`].
+/// A name to search for in hashed names: a text of any characters, from 1 up to the length of a
+/// hashed name, and for each of them the set that satisfies it in a [`Spelling`].
 ///
 /// ```
 /// use hashfinder_search::{DesiredName, Encoding, Spelling};
@@ -29,42 +29,42 @@ pub struct DesiredName {
     characters: Vec<Chars>,
 }
 
-/// Why a text is not a desired name.
+/// Reason why a text is not a desired name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// It is empty.
+    /// The text is empty.
     #[error("the desired name is empty; give 1 to {longest} characters")]
     Empty {
-        /// How many characters a hashed name has.
+        /// Number of characters of a hashed name.
         longest: usize,
     },
-    /// It is longer than a hashed name.
+    /// The text is longer than a hashed name.
     #[error(
         "the desired name has {characters} characters; a hashed name has only {longest}, so give 1 to {longest}"
     )]
     TooLong {
-        /// How many characters it has.
+        /// Number of characters of the text.
         characters: usize,
-        /// How many characters a hashed name has.
+        /// Number of characters of a hashed name.
         longest: usize,
     },
 }
 
-/// Where a name lies nearest in a hashed name.
+/// The nearest window of a name in a hashed name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Nearest {
-    /// How many characters of the window differ from the name.
+    /// Number of characters of the window that differ from the name.
     pub distance: u8,
-    /// The first window at that distance: where in the hashed name it begins, from 0 on.
+    /// Place in the hashed name where the first window at that distance begins, from 0.
     pub window: u8,
 }
 
 impl DesiredName {
-    /// A name to look for in the hashed names of a spelling.
+    /// Creates a name to search for in the hashed names of a spelling.
     ///
     /// # Errors
     ///
-    /// [`NameError`] if it is empty, or longer than a hashed name.
+    /// [`NameError`] if the text is empty, or longer than a hashed name.
     pub fn new(text: &str, spelling: Spelling) -> Result<DesiredName, NameError> {
         let longest = spelling.text_len();
         let satisfying = |character| spelling.satisfying(character);
@@ -83,40 +83,40 @@ impl DesiredName {
         }
     }
 
-    /// The name as it was given.
+    /// Returns the name as it was given.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// In what it is looked for, and how.
+    /// Returns the spelling of the hashed names to search.
     #[must_use]
     pub fn spelling(&self) -> Spelling {
         self.spelling
     }
 
-    /// How many characters it has.
+    /// Returns the number of characters of the name.
     #[must_use]
     pub fn character_count(&self) -> usize {
         self.characters.len()
     }
 
-    /// For each character, what satisfies it.
+    /// Returns for each character the set that satisfies it.
     pub(crate) fn characters(&self) -> &[Chars] {
         &self.characters
     }
 
-    /// Where it may begin in a hashed name.
+    /// Returns the places of a hashed name where the name may begin.
     pub(crate) fn windows(&self) -> RangeInclusive<usize> {
         self.spelling.windows(self.characters.len())
     }
 
-    /// Where the last of its windows in a hashed name ends.
+    /// Returns the place of a hashed name where the name's last window ends.
     pub(crate) fn end(&self) -> usize {
         self.windows().end() + self.characters.len()
     }
 
-    /// Where the name lies nearest in what a secret's digest spells.
+    /// Returns the nearest window of the name in a secret's hashed name.
     #[must_use]
     pub fn nearest(&self, secret: &[u8]) -> Nearest {
         let hashed_name = self.spelling.hashed_name(secret);
@@ -124,7 +124,7 @@ impl DesiredName {
         within.expect("no distance is greater than the name is long")
     }
 
-    /// Where it lies nearest in a hashed name, if at most so many characters differ there.
+    /// Returns the nearest window in a hashed name, if at most `most` characters differ there.
     #[inline]
     pub(crate) fn within(&self, hashed_name: &[u8], most: usize) -> Option<Nearest> {
         let mut nearest = None;
@@ -143,7 +143,7 @@ impl DesiredName {
                     distance: differ as u8,
                     window: window as u8,
                 });
-                // Only what is nearer still matters from here on.
+                // From here on, only a nearer window matters.
                 match differ.checked_sub(1) {
                     Some(less) => left = less,
                     None => break,
@@ -153,17 +153,17 @@ impl DesiredName {
         nearest
     }
 
-    /// The least distance that any hashed name can have from this name.
+    /// Returns the smallest distance that any hashed name can have from this name.
     ///
-    /// It is exact: the bits of a digest are independent, so any places that can be satisfied one by
-    /// one can be satisfied together.
+    /// The value is exact: the bits of a digest are independent, so places that can be satisfied
+    /// one by one can be satisfied together.
     #[must_use]
     pub fn least_distance(&self) -> u8 {
         self.best_window().len() as u8
     }
 
-    /// The characters that the window which costs least cannot show, the last of equals, each with its
-    /// place in the hashed name.
+    /// Returns the characters that the best window cannot show, each with its place in the hashed
+    /// name. Of equally good windows it is the last.
     fn best_window(&self) -> Vec<(char, usize)> {
         let mut best: Option<Vec<(char, usize)>> = None;
         for window in self.windows().rev() {
@@ -180,12 +180,12 @@ impl DesiredName {
                 }
             }
         }
-        // There is at least one window for a name that is no longer than a hashed name.
+        // A name that is not longer than a hashed name has at least one window.
         best.unwrap_or_default()
     }
 
-    /// Says why the name costs at least [`least_distance`](Self::least_distance), which is more than `ideal`, and what
-    /// would help.
+    /// Explains why the name's [`least_distance`](Self::least_distance) is more than `ideal`, and
+    /// what would help.
     pub(crate) fn why_impossible(&self, ideal: Distance) -> String {
         let mut nowhere: Vec<String> = Vec::new();
         let mut reasons: Vec<String> = Vec::new();
@@ -219,7 +219,8 @@ impl DesiredName {
         reasons.join("; ")
     }
 
-    /// Returns the one change of the spelling with which the name can match within the distance, if there is one.
+    /// Returns a single change of the spelling that lets the name match within the distance, if
+    /// there is one.
     fn possible_change(&self, ideal: Distance) -> Option<String> {
         let can_match = |spelling| {
             let name = DesiredName::new(&self.text, spelling);
@@ -242,7 +243,7 @@ impl DesiredName {
         Some(format!("in {encoding}"))
     }
 
-    /// Why a character that can be elsewhere is not at a place.
+    /// Explains why a character that can occur elsewhere cannot occur at a place.
     fn why_not_there(&self, character: char, index: usize, satisfying: Chars) -> String {
         let shown = character.escape_debug();
         let place = self.spelling.place(index);
@@ -261,7 +262,7 @@ impl DesiredName {
         format!("the {place} character is one of {can}, never '{shown}'")
     }
 
-    /// What a place can show, in the order of the digits.
+    /// Returns the characters that a place can show, in the order of the digits.
     fn shown_in_order(&self, place: Chars) -> String {
         let digits = self.spelling.encoding.digits().iter();
         let shown = digits.filter(|digit| place.contains(**digit));
@@ -269,7 +270,7 @@ impl DesiredName {
     }
 }
 
-/// Some of these and how many others, with a verb.
+/// Lists some of the texts and the number of the others, with a verb.
 fn listed(all: &[String], singular: &str, plural: &str) -> Option<String> {
     Some(match all {
         [] => return None,
@@ -284,7 +285,7 @@ fn listed(all: &[String], singular: &str, plural: &str) -> Option<String> {
     })
 }
 
-/// A place as people say it.
+/// Returns an ordinal number, for example "27th".
 fn ordinal(number: usize) -> String {
     let ending = match (number % 10, number % 100) {
         (_, 11..=13) => "th",
@@ -299,7 +300,7 @@ fn ordinal(number: usize) -> String {
 impl std::str::FromStr for DesiredName {
     type Err = NameError;
 
-    /// In the reference's spelling.
+    /// Parses a name in the default spelling, that of the reference service.
     fn from_str(text: &str) -> Result<DesiredName, NameError> {
         DesiredName::new(text, Spelling::default())
     }
@@ -313,8 +314,8 @@ impl fmt::Display for DesiredName {
 
 /// A Hamming distance in characters.
 ///
-/// No hashed name has more than 128 characters, so every number above [`Distance::MAX`] means the same
-/// as that one, which every secret is within and less than.
+/// No hashed name has more than 128 characters. So every number above [`Distance::MAX`] means the
+/// same as that one: every secret is nearer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Distance(u8);
 
@@ -327,10 +328,10 @@ impl Distance {
     /// No character differs.
     pub const ZERO: Distance = Distance(0);
 
-    /// More than any distance there is.
+    /// Greater than every possible distance.
     pub const MAX: Distance = Distance(LONGEST_TEXT as u8 + 1);
 
-    /// The number of characters.
+    /// Returns the number of characters.
     #[must_use]
     pub fn get(self) -> u8 {
         self.0
@@ -392,7 +393,8 @@ mod tests {
         }
     }
 
-    /// `-`, `\u{fc}` and a crab were refused because "the last character is always '='".
+    /// Regression: `-`, `\u{fc}` and a crab were rejected because "the last character is always
+    /// '='".
     #[test]
     fn the_reason_is_the_real_one() {
         let spelled = |encoding| Spelling {

@@ -1,4 +1,4 @@
-//! How likely it is that one hash matches, and what follows for a search.
+//! The probability that one hash matches, and what it implies for a search.
 
 use std::{
     collections::HashMap,
@@ -15,21 +15,21 @@ use crate::{
 
 /// The chance that one hash matches a desired name, or any of several, within a distance.
 ///
-/// A digest is as good as random, and its characters are independent: each is any of the encoding's,
-/// but the last digit holds what bits are left, and the padding is always `=`. A hash matches if *some*
-/// window of them is near enough, and windows overlap, so that the chance is not the sum of theirs: for
-/// `aaa` at distance 1 in base64 the sum is 60% too much.
+/// A digest is practically random, and its characters are independent. Each is any digit of the
+/// encoding, except that the last digit holds only the remaining bits, and the padding is always
+/// `=`. A hash matches if *some* window of its text is near enough. Windows overlap, so the chance
+/// is not the sum of their chances: for `aaa` at distance 1 in base64 the sum is 60% too high.
 ///
-/// It is computed by going over the places one by one with the probability of every *state*: how
-/// many characters each window that has begun may still have wrong. A window that is near enough
-/// whatever follows ends that text, and one that cannot be any more is forgotten. (That is the Markov
-/// chain embedding of Fu and Koutras, "Distribution theory of runs", 1994.) Several names have their
-/// windows side by side in one state. Where there are too many states, or too many windows for one, the
-/// chance is bounded from both sides, by what is left of the states and by how likely each two windows
-/// are to be near enough both.
+/// The chance is computed place by place, with the probability of every *state*: how many errors
+/// each window that has begun may still have. A text in which a window is near enough whatever
+/// follows counts as a match, and a window that can no longer be near enough is forgotten. (This is
+/// the Markov chain embedding of Fu and Koutras, "Distribution theory of runs", 1994.) Several
+/// names have their windows side by side in one state. If there are too many states, or too many
+/// windows for one state, the chance is bounded from both sides: by the remaining states, and by
+/// the chances that both windows of a pair are near enough.
 ///
-/// All figures are ranges, from the least value that it can be to the greatest; the two ends are equal
-/// where the chance [is exact](Self::is_exact). Rounding costs the 13th digit.
+/// All figures are ranges, from the lowest to the highest possible value. Both ends are equal if
+/// the chance [is exact](Self::is_exact). Rounding affects the 13th digit.
 ///
 /// ```
 /// use hashfinder_search::{DesiredName, Distance, Odds};
@@ -53,7 +53,7 @@ pub struct Odds {
 }
 
 impl Odds {
-    /// The chance that a hash is within `distance` of `name`, in the name's spelling.
+    /// Returns the chance that a hash is within `distance` of `name`, in the name's spelling.
     ///
     /// See [`any`](Self::any).
     #[must_use]
@@ -61,59 +61,65 @@ impl Odds {
         Odds::any(slice::from_ref(name), distance)
     }
 
-    /// The chance that a hash is within `distance` of any of `names`.
+    /// Returns the chance that a hash is within `distance` of any of `names`.
     ///
-    /// It is 0 exactly if no hash can ever be. Its lower end is 1 only if every hash is; and it is 1 if
-    /// one window is always near enough, or where the chance is exact. (To know in general whether some
-    /// hash is far from all names is as hard as the farthest string problem, which is NP-hard: Lanctot
-    /// and others, "Distinguishing string selection problems", 2003.)
+    /// The chance is 0 if and only if no hash can match. Its lower end is 1 only if every hash
+    /// matches. The converse holds if one window is always near enough, or if the chance is exact.
+    /// (To determine in general whether some hash is far from all names is as hard as the farthest
+    /// string problem, which is NP-hard: Lanctot and others, "Distinguishing string selection
+    /// problems", 2003.)
     ///
-    /// One name at the beginning or the end is always exact. Anywhere, so was every one that was measured
-    /// of up to eight characters, or at distance 0 or 1; several are if they have few characters together.
-    /// Where a chance under 1% was not, the upper bound was 2.4 times the lower at most, for fifty to
-    /// eighty equal characters in hexadecimal, and 1.13 times for SHA-1 in base64; of greater chances it
-    /// was up to 5 times. Of many long names it may be as many times as there are names.
+    /// For one name at the beginning or at the end, the chance is always exact. For one name
+    /// anywhere, it was exact in all measurements of names of up to eight characters, or at
+    /// distance 0 or 1. For several names it is exact if they have few characters in total. Of
+    /// inexact chances under 1%, the upper bound was at most 2.4 times the lower one, for fifty to
+    /// eighty equal characters in hexadecimal, and 1.13 times for SHA-1 in base64. Of greater
+    /// chances it was up to 5 times the lower one. For many long names, the factor may be as high
+    /// as the number of names.
     ///
-    /// This takes some milliseconds. The worst of 4,000 names and distances took 32 milliseconds on one
-    /// core for SHA-1 in base64, and 95 in any spelling; several names took 60. It always gives the same.
+    /// This takes some milliseconds. The worst of 4,000 names and distances took 32 milliseconds on
+    /// one core for SHA-1 in base64, and 95 milliseconds in any spelling; several names took 60
+    /// milliseconds. The result is always the same.
     ///
     /// # Panics
     ///
-    /// If there are no names, or they are of different spellings.
+    /// If there are no names, or they have different spellings.
     #[must_use]
     pub fn any(names: &[DesiredName], distance: Distance) -> Odds {
         Text::of(names, distance).odds(Effort::DEFAULT)
     }
 
-    /// The probability that one hash matches.
+    /// Returns the probability that one hash matches.
     #[must_use]
     pub fn chance(&self) -> RangeInclusive<f64> {
         self.low..=self.high
     }
 
-    /// Whether the chance is known exactly, and not only its bounds.
+    /// Whether the chance is known exactly, not only its bounds.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.low == self.high
     }
 
-    /// How many hashes a search takes on average, `1 / p`; infinitely many if nothing can match.
+    /// Returns the average number of hashes of a search, `1 / p`. It is infinite if nothing can
+    /// match.
     #[must_use]
     pub fn expected_hashes(&self) -> RangeInclusive<f64> {
         self.high.recip()..=self.low.recip()
     }
 
-    /// By how many hashes a search has ended with this chance: 0.5 gives the median.
+    /// Returns the number of hashes within which a search ends with this chance: 0.5 gives the
+    /// median.
     ///
     /// That is `ln(1 - chance) / ln(1 - p)`, the quantile of a geometric distribution, not rounded,
-    /// and 1 at least. It is infinite if nothing can match.
+    /// and at least 1. It is infinite if nothing can match.
     ///
-    /// A search has no memory: one that has tried a billion secrets in vain has as many before it as
-    /// one that begins.
+    /// A search has no memory: after a billion secrets without a match, as many are still to be
+    /// expected as at the start.
     ///
     /// # Panics
     ///
-    /// If `chance` is not between 0 and 1, or is one of these.
+    /// If `chance` is not strictly between 0 and 1.
     #[must_use]
     pub fn hashes_for(&self, chance: f64) -> RangeInclusive<f64> {
         assert!(
@@ -124,26 +130,27 @@ impl Odds {
         hashes(self.high)..=hashes(self.low)
     }
 
-    /// The chance that a search has ended by so many hashes: `1 - (1 - p)^hashes`.
+    /// Returns the chance that a search ends within `hashes` hashes: `1 - (1 - p)^hashes`.
     #[must_use]
     pub fn chance_after(&self, hashes: u64) -> RangeInclusive<f64> {
         let after = |p: f64| match hashes {
-            // Even if every hash matches.
+            // 0 even if every hash matches.
             0 => 0.0,
             _ => -(hashes as f64 * (-p).ln_1p()).exp_m1(),
         };
         after(self.low)..=after(self.high)
     }
 
-    /// Every hash matches.
+    /// The odds if every hash matches.
     const CERTAIN: Odds = Odds {
         low: 1.0,
         high: 1.0,
     };
 
-    /// A chance that is not 1, from its bounds.
+    /// Creates the odds for a chance that is not 1, from its bounds.
     fn uncertain(low: f64, high: f64) -> Odds {
-        // Rounding may have brought one that is near 1 there or further, and crossed two that are equal.
+        // Rounding may have raised a value near 1 to 1 or more, and swapped two bounds that are
+        // equal.
         let least = low.min(1.0_f64.next_down());
         Odds {
             low: least,
@@ -152,21 +159,22 @@ impl Odds {
     }
 }
 
-/// How much may be done for a chance.
+/// Limits on the work for one chance.
 #[derive(Clone, Copy, Debug)]
 struct Effort {
-    /// How many states there may be between two places of the text.
+    /// Maximum number of states between two places of the text.
     states: usize,
-    /// How often a window of a state may be looked at. There are fewer states where that would not last
-    /// to the end of the text.
+    /// Maximum number of times that a window of a state is examined. The number of states is
+    /// reduced if this would not last to the end of the text.
     looks: usize,
-    /// How many sums there may be for the pairs of windows.
+    /// Maximum number of sums for the pairs of windows.
     sums: usize,
 }
 
 impl Effort {
-    /// It decides how long [`Odds::any`] takes, whose docs have what was measured. Twice the looks and
-    /// sums would take twice as long; twice the states alone would do so for SHA-1 in base64.
+    /// Determines how long [`Odds::any`] takes; its documentation has the measurements. Doubling
+    /// looks and sums would double the time. Doubling only the states would do so for SHA-1 in
+    /// base64.
     const DEFAULT: Effort = Effort {
         states: 1 << 12,
         looks: 1 << 24,
@@ -174,33 +182,35 @@ impl Effort {
     };
 }
 
-/// To find a state's probability costs as much as so many looks at windows.
+/// Cost of finding a state's probability, in examinations of a window.
 const LOOKS_PER_STATE: usize = 16;
 
-/// A name that a text may hold.
+/// A name to search for in a text.
 #[derive(Clone, Debug)]
 struct Target<'a> {
-    /// For each of its characters, what satisfies it.
+    /// For each of its characters, the set that satisfies it.
     characters: &'a [Chars],
-    /// Where it may begin.
+    /// Places where it may begin.
     windows: RangeInclusive<usize>,
 }
 
 /// Characters that a place may show and that satisfy the same characters of the names.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Class {
-    /// A bit for each character of the names, the first one lowest: whether these satisfy it.
+    /// One bit for each character of the names, the first one lowest: whether this class satisfies
+    /// it.
     satisfies: u128,
-    /// How likely the place is to show one of them.
+    /// The probability that the place shows one of them.
     chance: f64,
 }
 
-/// What the places that show the same characters mean to the names. All characters of the names are
-/// numbered through.
+/// The places that show the same characters, in relation to the names. The characters of all names
+/// are numbered consecutively.
 struct Kind {
-    /// How many characters such a place shows, all equally likely.
+    /// Number of characters that such a place shows, all equally likely.
     shown: u32,
-    /// For each character of the names, a bit for each that is shown: whether it satisfies it.
+    /// For each character of the names, one bit for each character shown: whether it satisfies that
+    /// one.
     satisfying: Vec<u64>,
 }
 
@@ -224,8 +234,8 @@ impl Kind {
         }
     }
 
-    /// The classes of the characters that are shown. The names have no more characters than a class
-    /// has bits.
+    /// Returns the classes of the characters shown. The names must not have more characters than a
+    /// class has bits.
     fn classes(&self) -> Vec<Class> {
         let mut classes: Vec<Class> = Vec::new();
         for at in 0..self.shown {
@@ -250,24 +260,24 @@ impl Kind {
         classes
     }
 
-    /// How many of the characters that are shown satisfy one of the names'.
+    /// Returns the number of characters shown that satisfy the names' character with this number.
     fn satisfy(&self, number: usize) -> u32 {
         self.satisfying[number].count_ones()
     }
 }
 
-/// What can be told of a window before the text is known. The index is how many of its characters
-/// have been seen.
+/// The state of knowledge about a window before the text is known. The index is the number of its
+/// characters that have been seen.
 struct Outlook {
-    /// How many of the others differ in any text.
+    /// Number of the other characters that differ in every text.
     least: Vec<usize>,
-    /// How many of the others differ in some text, if each is looked at alone.
+    /// Number of the other characters that can differ, each considered separately.
     most: Vec<usize>,
-    /// How likely it is that no more of the others differ than so many.
+    /// Probability that at most this many of the other characters differ, by that number.
     within: Vec<Vec<f64>>,
 }
 
-/// What is known of a window whose first characters have been seen.
+/// What is known of a window of which some characters have been seen.
 enum Verdict {
     Near,
     Far,
@@ -275,7 +285,7 @@ enum Verdict {
 }
 
 impl Outlook {
-    /// Of a window whose characters are numbered from `first` on.
+    /// Creates the outlook of a window whose characters are numbered from `first`.
     fn new(places: &[&Kind], first: usize, distance: usize) -> Outlook {
         let length = places.len();
         let (mut least, mut most) = (vec![0; length + 1], vec![0; length + 1]);
@@ -299,7 +309,8 @@ impl Outlook {
         }
     }
 
-    /// Whether it is near enough, if `wrong` of the characters that were not yet seen may differ.
+    /// Returns whether the window is near enough, if `wrong` of the characters not yet seen may
+    /// differ.
     fn verdict(&self, seen: usize, wrong: usize) -> Verdict {
         if wrong < self.least[seen] {
             Verdict::Far
@@ -311,68 +322,71 @@ impl Outlook {
     }
 }
 
-/// Where a name may be near enough.
+/// A position where a name may be near enough.
 struct Window {
-    /// The places.
+    /// The places that it covers.
     places: Range<usize>,
     /// The number of the name's first character.
     first: usize,
-    /// Where a state has it.
+    /// Position of its field in a state, in bits.
     shift: usize,
     outlook: Rc<Outlook>,
 }
 
 impl Window {
-    /// How likely it is to be near enough, before anything was seen.
+    /// Returns the probability that the window is near enough, before any character was seen.
     fn chance(&self) -> f64 {
         self.outlook.within[0].last().copied().unwrap_or_default()
     }
 
-    /// The number of the character that stands at a place.
+    /// Returns the number of the character at a place.
     fn character(&self, place: usize) -> usize {
         self.first + place - self.places.start
     }
 }
 
-/// A random text of independent characters, and names that it may hold.
+/// A random text of independent characters, and the names to search for in it.
 ///
-/// Nothing here knows of encodings: the tests have smaller texts.
+/// This type does not depend on encodings: the tests use smaller texts.
 struct Text {
     kinds: Vec<Kind>,
-    /// Of which kind each place is.
+    /// The kind of each place.
     places: Vec<u8>,
-    /// How many of a name's characters may differ.
+    /// Maximum number of a name's characters that may differ.
     distance: usize,
-    /// Those that are near enough in some text: a name's side by side, from first to last.
+    /// The windows that are near enough in some text. Those of one name are consecutive, from first
+    /// to last.
     windows: Vec<Window>,
-    /// Which windows a name has.
+    /// The windows of each name.
     names: Vec<Range<usize>>,
     layout: Layout,
 }
 
-/// The probability of each state. The hasher's order is the same in every run, and so are the sums.
+/// The probability of each state. The hasher's order is the same in every run, so the sums are,
+/// too.
 type States = HashMap<State, f64, BuildHasherDefault<StateHasher>>;
 
-/// For each window that is open, how many of its characters that were not yet seen may differ, and one
-/// more; 0 for all others.
+/// For each open window, one more than the number of its unseen characters that may differ; 0 for
+/// all other windows.
 ///
-/// They lie side by side in fields. Of the windows of a name that are open at a time, no two have the
-/// same number modulo the name's fields.
+/// These numbers are stored side by side in fields. Of the windows of a name that are open at the
+/// same time, no two have the same number modulo the number of the name's fields.
 type State = u128;
 
-/// How a state is made up.
+/// The layout of a state.
 #[derive(Clone, Copy)]
 struct Layout {
-    /// How many fields there are.
+    /// Number of fields.
     fields: usize,
-    /// How many bits each has.
+    /// Number of bits of each field.
     bits: usize,
 }
 
 impl Layout {
-    /// Without a field yet, for names of so many characters at most.
+    /// Creates a layout without fields, for names of at most `longest` characters.
     fn new(longest: usize, distance: usize) -> Layout {
-        // A window that has begun is open only while fewer may differ than are yet to come.
+        // A window that has begun is open only while fewer characters may differ than are yet to
+        // come.
         let most = longest.saturating_sub(1).min(distance + 1).max(1);
         Layout {
             fields: 0,
@@ -380,12 +394,12 @@ impl Layout {
         }
     }
 
-    /// Gives the windows of a name their fields.
+    /// Assigns fields to the windows of a name.
     fn place(&mut self, windows: &mut [Window]) {
         let (Some(first), Some(last)) = (windows.first(), windows.last()) else {
             return;
         };
-        // One that has seen none or all of its characters is in no state.
+        // A window of which no or all characters were seen is in no state.
         let open = first.places.len().saturating_sub(1).max(1);
         let fields = open.min(last.places.start - first.places.start + 1);
         for window in windows {
@@ -398,22 +412,23 @@ impl Layout {
         self.fields * self.bits <= State::BITS as usize
     }
 
-    /// How many more characters of a window may differ, if it is open.
+    /// Returns how many more characters of a window may differ, if it is open.
     fn wrong(self, state: State, window: &Window) -> Option<usize> {
         let field = state >> window.shift & ((1 << self.bits) - 1);
         (field as usize).checked_sub(1)
     }
 }
 
-/// What can follow on a state. No two windows have the same of a name's characters at a place.
+/// The possible successors of a state. No two windows have the same character of a name at one
+/// place.
 struct Step {
-    /// The characters that windows which are open have at the place.
+    /// The characters that open windows have at the place.
     open: u128,
-    /// Those of them which a window is near enough with.
+    /// Those of them with which a window is near enough.
     near: u128,
-    /// The state if none of them agrees.
+    /// The next state if none of them agrees.
     if_none: State,
-    /// What agreeing changes in it, for each character that is open.
+    /// For each open character, the bits of that state that change if it agrees.
     changes: [State; u128::BITS as usize],
 }
 
@@ -425,7 +440,8 @@ impl Step {
         changes: [0; u128::BITS as usize],
     };
 
-    /// Adds a window that is open, of whose characters from the place on so many may differ.
+    /// Adds an open window of which `wrong` characters may differ, starting with the one at the
+    /// place.
     fn add(&mut self, window: &Window, place: usize, wrong: usize) {
         let character = window.character(place);
         let seen = place - window.places.start + 1;
@@ -433,7 +449,8 @@ impl Step {
             Verdict::Open => (wrong as State + 1) << window.shift,
             Verdict::Near | Verdict::Far => 0,
         };
-        // It is not near enough by what differs: it would have been so before.
+        // A character that differs does not make a window near enough: it would have been so
+        // before.
         let differs = wrong.checked_sub(1).map_or(0, after);
         self.open |= 1 << character;
         if matches!(window.outlook.verdict(seen, wrong), Verdict::Near) {
@@ -443,7 +460,8 @@ impl Step {
         self.changes[character] = differs ^ after(wrong);
     }
 
-    /// The state if these of the open characters agree and no others; none if a window is now near enough.
+    /// Returns the next state if only these of the open characters agree, or `None` if that makes a
+    /// window near enough.
     fn to(&self, mut agree: u128) -> Option<State> {
         if agree & self.near != 0 {
             return None;
@@ -457,28 +475,28 @@ impl Step {
     }
 }
 
-/// A state that is looked at for what forgetting it would cost.
+/// A state, with the cost of forgetting it.
 struct Forgettable {
     state: State,
     probability: f64,
-    /// How likely a text of it is to match, at least, and how much more that may be, both times its
-    /// probability.
+    /// The minimum probability that a text in this state matches, and how much higher it may be,
+    /// both times the state's probability.
     low: f64,
     gap: f64,
 }
 
-/// What it takes to go over the places.
+/// Precomputed data for the pass over the places.
 struct Course {
     /// The classes of each kind of place.
     classes: Vec<Vec<Class>>,
-    /// For each place the windows that have begun before it and reach it.
+    /// For each place, the windows that began before it and cover it.
     begun: Vec<Vec<usize>>,
-    /// For each place the windows that begin there.
+    /// For each place, the windows that begin there.
     begin: Vec<Vec<usize>>,
 }
 
 impl Course {
-    /// None if a state does not hold all windows, or a class all characters.
+    /// Returns `None` if a state has too few bits for all windows, or a class for all characters.
     fn new(text: &Text) -> Option<Course> {
         let characters = text.kinds.iter().map(|kind| kind.satisfying.len()).max()?;
         if !text.layout.fits() || characters > u128::BITS as usize {
@@ -499,33 +517,34 @@ impl Course {
     }
 }
 
-/// What going over the places gives.
+/// The result of the pass over the places.
 struct Sweep {
-    /// The chance, or the least that it can be.
+    /// The chance, or its lower bound.
     low: f64,
-    /// How much more it may be, if there were too many states.
+    /// How much higher the chance may be, if there were too many states.
     gap: Option<f64>,
-    /// Whether no state is left: whatever is not forgotten has matched.
+    /// Whether no state is left: everything that was not forgotten has matched.
     all: bool,
 }
 
-/// How likely windows are to be near enough together.
+/// Probabilities that two windows are both near enough.
 struct Pairs<'a> {
     windows: &'a [Window],
-    /// For how many of the windows, the first ones, all pairs of them are known.
+    /// Number of windows, counted from the first, of which all pairs are known.
     paired: usize,
-    /// For each of these the sum over the others of how likely both are.
+    /// For each of these, the sum over the others of the probability that both are near enough.
     with_others: Vec<f64>,
-    /// For each window how likely it is together with that one before it, of those which are known,
-    /// with which it is likeliest.
+    /// For each window, the highest probability that it and one before it are both near enough,
+    /// among the known pairs.
     with_one_before: Vec<f64>,
 }
 
 impl Pairs<'_> {
-    /// Adds the pairs that have no place in common and so do not depend on each other.
+    /// Adds the pairs that have no place in common and so are independent.
     fn add_distant(&mut self, text_len: usize) {
         let paired = &self.windows[..self.paired];
-        // How likely those are, in sum, that end before a place; and those that begin there or later.
+        // The sums of the probabilities of the windows that end before a place, and of those that
+        // begin there or later.
         let (mut ended, mut to_come) = (vec![0.0; text_len + 1], vec![0.0; text_len + 1]);
         for window in paired {
             ended[window.places.end] += window.chance();
@@ -541,21 +560,22 @@ impl Pairs<'_> {
         }
     }
 
-    /// The least and the greatest chance that some window is near enough.
+    /// Returns the lower and upper bound of the chance that some window is near enough.
     fn bounds(&self) -> (f64, f64) {
-        // A text of which n windows are near enough counts for each of them with 1/n, which makes one.
-        // For whole n, 1/n is at least the chord that goes through its values at k and k + 1. That
-        // needs the mean of n alone, of the texts of which this window is near enough; the k under that
-        // mean gives most (Kuai, Alajaji and Takahara, "A lower bound on the probability of a finite
-        // union of events", 2000). With a k of one for all it is Bonferroni's second inequality.
+        // If n windows of a text are near enough, the text counts 1/n for each of them, which adds
+        // up to one. For whole n, 1/n is at least the chord through its values at k and k + 1. The
+        // chord needs only the mean of n, over the texts in which this window is near enough. The k
+        // just below that mean gives the best bound (Kuai, Alajaji and Takahara, "A lower bound on
+        // the probability of a finite union of events", 2000). With k = 1 for all windows it is
+        // Bonferroni's second inequality.
         let (mut low, mut high) = (0.0, 0.0);
         for (window, with_others) in self.windows[..self.paired].iter().zip(&self.with_others) {
             let chance = window.chance();
             let k = (1.0 + with_others / chance).floor();
             low += (2.0 * chance - with_others / k) / (k + 1.0);
         }
-        // A window adds no more than what it is likely without one that was counted before it (Hunter,
-        // "An upper bound for the probability of a union", 1976).
+        // A window adds at most the probability that it is near enough and one that was counted
+        // before it is not (Hunter, "An upper bound for the probability of a union", 1976).
         for (window, with_one_before) in self.windows.iter().zip(&self.with_one_before) {
             low = f64::max(low, window.chance());
             high += (window.chance() - with_one_before).max(0.0);
@@ -564,23 +584,23 @@ impl Pairs<'_> {
     }
 }
 
-/// Sums for two windows, of which there may only be so many.
+/// Computes sums for two windows, up to a maximum number of sums.
 struct Sums {
     left: usize,
-    /// How likely it is that so many characters differ of the one, and of the other. There is a row and
-    /// a column of zeros before the first.
+    /// The probability of each pair of numbers of differing characters: of the first window by row,
+    /// of the second by column. A row and a column of zeros come first.
     table: Vec<f64>,
     row: Vec<f64>,
 }
 
 impl Sums {
-    /// None if there are not so many left.
+    /// Takes `sums` from what is left, or returns `None` if that is not enough.
     fn take(&mut self, sums: usize) -> Option<()> {
         self.left = self.left.checked_sub(sums)?;
         Some(())
     }
 
-    /// How likely two windows with places in common are to be near enough both.
+    /// Returns the probability that two windows with places in common are both near enough.
     fn both(&mut self, text: &Text, one: &Window, other: &Window) -> Option<f64> {
         let (first, second) = if one.places.start <= other.places.start {
             (one, other)
@@ -593,7 +613,7 @@ impl Sums {
         self.table.resize(side * side, 0.0);
         self.row.resize(side, 0.0);
         self.table[side + 1] = 1.0;
-        // How many may differ so far.
+        // The numbers of characters that may differ so far.
         let (mut down, mut right) = (0, 0);
         let common = second.places.start..first.places.end.min(second.places.end);
         for place in first.places.start..common.end {
@@ -629,7 +649,8 @@ impl Sums {
                 here[1..].copy_from_slice(&self.row[..=right]);
             }
         }
-        // One of them may go on, and then differ in as many more as are left of its distance.
+        // One of the windows may extend further, and then differ in as many more characters as are
+        // left of the distance.
         let rest_first = &first.outlook.within[common.end - first.places.start];
         let rest_second = &second.outlook.within[common.end - second.places.start];
         let rows = self.table.chunks_exact(side).skip(1);
@@ -642,7 +663,7 @@ impl Sums {
 }
 
 impl Text {
-    /// The hashed names that may hold these.
+    /// Creates the text of hashed names, and these names to search for in it.
     fn of(names: &[DesiredName], distance: Distance) -> Text {
         assert!(!names.is_empty(), "the odds are those of one name at least");
         let spelling = names[0].spelling();
@@ -651,7 +672,7 @@ impl Text {
         for name in names {
             assert_eq!(name.spelling(), spelling, "names of different spellings");
             let characters = name.characters();
-            // What differs only in a case that does not matter is the same.
+            // Names that differ only in a case that does not matter are the same.
             if targets.iter().all(|other| other.characters != characters) {
                 targets.push(Target {
                     characters,
@@ -693,7 +714,8 @@ impl Text {
             names.push(text.windows_of(name, first));
             first += name.characters.len();
         }
-        // What there is no effort left for should matter least.
+        // If the effort does not suffice for all names, it should leave out those that matter
+        // least.
         let chance = |windows: &Vec<Window>| windows.iter().map(Window::chance).sum::<f64>();
         names.sort_by(|a, b| chance(b).total_cmp(&chance(a)));
         for mut windows in names {
@@ -705,8 +727,8 @@ impl Text {
         text
     }
 
-    /// The windows of a name whose characters are numbered from `first` on, but those that no text
-    /// brings near enough.
+    /// Returns the windows of a name whose characters are numbered from `first`, without those that
+    /// are near enough in no text.
     fn windows_of(&self, target: &Target<'_>, first: usize) -> Vec<Window> {
         let mut windows: Vec<Window> = Vec::new();
         for start in target.windows.clone() {
@@ -735,12 +757,12 @@ impl Text {
         &self.kinds[usize::from(self.places[place])]
     }
 
-    /// Whether so many places from the one on show what those from the other on do.
+    /// Whether `length` places from `one` are of the same kinds as those from `other`.
     fn are_alike(&self, one: usize, other: usize, length: usize) -> bool {
         self.places[one..one + length] == self.places[other..other + length]
     }
 
-    /// How likely the text is to hold one of the names.
+    /// Returns the chance that the text contains one of the names.
     fn odds(&self, effort: Effort) -> Odds {
         let is_certain =
             |window: &Window| matches!(window.outlook.verdict(0, self.distance), Verdict::Near);
@@ -773,17 +795,17 @@ impl Text {
         Odds::uncertain(low, high)
     }
 
-    /// Goes over the places with the probability of every state, but of no more at a time than the effort
-    /// allows.
+    /// Passes over the places with the probability of every state, but with no more states at a
+    /// time than the effort allows.
     ///
-    /// If there are more, those are forgotten about which least is left to know. Of such a state the
-    /// chance is at least that of its best window, and at most the sum of all its windows'; what is
-    /// lost is the difference, as often as the state occurs.
+    /// If there are more, the states whose loss costs least are forgotten. The chance of such a
+    /// state is at least that of its best window, and at most the sum over all its windows. The
+    /// loss is the difference, times the state's probability.
     fn sweep(&self, course: &Course, effort: Effort) -> Sweep {
         let mut looks = 0;
         let (mut low, mut gap) = (0.0, None);
         let mut states = States::from_iter([(0, 1.0)]);
-        // Its memory is used again at every place.
+        // Reused at every place.
         let mut next = States::default();
         let mut step = Step::NONE;
         for (place, kind) in self.places.iter().enumerate() {
@@ -791,7 +813,7 @@ impl Text {
             for (state, probability) in states.drain() {
                 looks += course.begun[place].len();
                 self.look_ahead(place, state, course, &mut step);
-                // Most characters do nothing for a state's few windows, and need one branch.
+                // Most characters do not affect a state's few windows, and need only one branch.
                 let mut others = 0.0;
                 for class in &course.classes[usize::from(*kind)] {
                     let agree = class.satisfies & step.open;
@@ -812,7 +834,8 @@ impl Text {
                 }
             }
             std::mem::swap(&mut states, &mut next);
-            // As many as the looks that are left suffice for, if those to come need as many.
+            // The number of states that the remaining looks suffice for, if later states need as
+            // many each.
             let looks_of_one = (looks - looks_before).div_ceil(states_before).max(1);
             let looks_of_place = effort.looks.saturating_sub(looks) / (self.places.len() - place);
             let max_states = effort.states.min(looks_of_place / looks_of_one);
@@ -835,7 +858,7 @@ impl Text {
         }
     }
 
-    /// What can follow on a state at a place.
+    /// Computes the possible successors of a state at a place.
     fn look_ahead(&self, place: usize, state: State, course: &Course, step: &mut Step) {
         (step.open, step.near, step.if_none) = (0, 0, 0);
         for window in &course.begun[place] {
@@ -849,7 +872,7 @@ impl Text {
         }
     }
 
-    /// What is known of the states before a place.
+    /// Returns the states before a place, each with the cost of forgetting it.
     fn look_at(&self, states: &States, place: usize, course: &Course) -> Vec<Forgettable> {
         let to_come = self.windows.iter();
         let to_come = to_come.filter(|window| window.places.start >= place);
@@ -877,7 +900,7 @@ impl Text {
         states.iter().map(look).collect()
     }
 
-    /// How likely windows are together, for as many names as so many sums suffice for.
+    /// Computes the probabilities of pairs of windows, for as many names as `max_sums` allows.
     fn pairs(&self, max_sums: usize) -> Pairs<'_> {
         let mut pairs = Pairs {
             windows: &self.windows,
@@ -903,8 +926,8 @@ impl Text {
         pairs
     }
 
-    /// Adds the pairs that have places in common, of a name's windows with those of one that is not
-    /// after it. None if there were not enough sums left.
+    /// Adds the pairs that have places in common, of one name's windows with those of a name that
+    /// is not after it. Returns `None` if there were not enough sums left.
     fn pair(
         &self,
         before: &Range<usize>,
@@ -912,15 +935,15 @@ impl Text {
         sums: &mut Sums,
         pairs: &mut Pairs<'_>,
     ) -> Option<()> {
-        // For each offset of the two windows, where the last such pair began and how likely it was: that
-        // is the same wherever the places look alike, which most do.
+        // For each offset of the two windows, where the last such pair began and its probability.
+        // That probability is the same wherever the places are of the same kinds, which most are.
         let mut last: Vec<Option<(usize, f64)>> = vec![None; 2 * self.places.len()];
         for one in before.clone() {
             let window = &self.windows[one];
             let others = &self.windows[name.clone()];
             let from = others.partition_point(|other| other.places.end <= window.places.start);
             let to = others.partition_point(|other| other.places.start < window.places.end);
-            // A pair of a name's own windows counts once.
+            // A pair of windows of the same name counts once.
             for other in (name.start + from).max(one + 1)..name.start + to {
                 let places = &self.windows[other].places;
                 let start = window.places.start.min(places.start);
@@ -941,15 +964,15 @@ impl Text {
     }
 }
 
-/// Spreads states over a table: the two halves of a product with an odd number (Knuth, "The Art of
-/// Computer Programming", volume 3, 6.4), which the standard library's hasher would take five times
-/// as long for.
+/// Hashes states: XORs the two halves of a product with an odd number (Knuth, "The Art of Computer
+/// Programming", volume 3, 6.4). The standard library's hasher would take five times as long.
 #[derive(Default)]
 struct StateHasher(u64);
 
 impl Hasher for StateHasher {
     fn write_u128(&mut self, state: u128) {
-        // 2^64 over the golden ratio. States of few windows have nothing in the upper half.
+        // 2^64 divided by the golden ratio. States of few windows have only zeros in the upper
+        // half.
         let half = |half: u128| (half & u128::from(u64::MAX)) * 0x9e37_79b9_7f4a_7c15;
         let product = half(state) ^ half(state >> 64).rotate_left(32);
         self.0 = product as u64 ^ (product >> 64) as u64;

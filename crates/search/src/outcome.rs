@@ -11,28 +11,29 @@ use crate::{
 /// How a search ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The first secret within the ideal distance.
+    /// A secret within the ideal distance was found: the first one in enumeration order.
     Ideal(Candidate),
     /// Every secret of the keyspace was tried, and none was ideal.
     Exhausted,
-    /// The hash budget is spent, exactly; the search can go on from here.
+    /// The hash budget is spent, exactly. The search can resume from here.
     BudgetSpent(Cursor),
     /// Its client's quota of hashes is spent.
     QuotaSpent {
-        /// Where the search can go on.
+        /// Where the search can resume.
         cursor: Cursor,
-        /// When a second's worth of the quota will be there again.
+        /// Time until a second's worth of the quota is available again.
         retry_after: Duration,
     },
-    /// A [`Stopper`](crate::Stopper) stopped it, or its handle or the engine was dropped. The search can
-    /// resume from here.
+    /// A [`Stopper`](crate::Stopper) stopped it, or its handle or the engine was dropped. The
+    /// search can resume from here.
     Stopped(Cursor),
-    /// The backend panicked; what came before can be relied on.
+    /// The backend panicked. Everything reported before is valid.
     Failed(Cursor),
 }
 
 impl Outcome {
-    /// How a search ends that has tried every secret before `end` without an ideal one, and may try no more.
+    /// Returns the outcome of a search that has tried every secret before `end` without an ideal
+    /// one, and may try no more.
     pub(crate) fn nothing_found(query: &Query, end: Index) -> Outcome {
         if end == query.keyspace().end() {
             Outcome::Exhausted
@@ -47,7 +48,7 @@ impl Outcome {
 pub enum Event {
     /// The next interesting secrets, in enumeration order; at least one.
     Candidates(Vec<Candidate>),
-    /// The end; nothing follows it.
+    /// The end. No event follows it.
     Ended(Outcome),
 }
 
@@ -56,12 +57,12 @@ pub enum Event {
 pub struct Report {
     /// How it ended.
     pub outcome: Outcome,
-    /// How many secrets were hashed when it was its turn. Others may have been tested too, and some of
-    /// them lie beyond its end.
+    /// Number of secrets hashed in the search's own turns. The search may also have tested secrets
+    /// that were hashed in other searches' turns. Some of its hashes may lie beyond its end.
     pub hashes: u64,
-    /// How many secrets were tested for it, in its own turns or others'.
+    /// Number of secrets tested for the search, in its own turns or in others'.
     pub tests: u64,
-    /// Time from the stop request until the last worker had let go; `None` if it ended
+    /// Time from the stop request until the last worker released the search; `None` if it ended
     /// without being stopped.
     pub stop_latency: Option<Duration>,
 }

@@ -2,12 +2,12 @@
 
 use crate::{keyspace::Index, outcome::Outcome};
 
-/// What the engine has done, and is doing.
+/// Totals and current state of the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metrics {
-    /// Searches that are being worked on, alone or with others.
+    /// Searches that are being worked on, alone or sharing slices with others.
     pub active: usize,
-    /// Searches that wait for their turn, and no slice in flight serves them.
+    /// Searches that wait for their turn, without a slice in flight that serves them.
     pub queued: usize,
     /// Searches that wait for their reader.
     pub parked: usize,
@@ -15,62 +15,63 @@ pub struct Metrics {
     pub hashes: u64,
     /// Secrets tested, counted for each search that they were tested for.
     pub tests: u64,
-    /// Tests whose results were discarded: beyond a search's end, or because there were too many hits to hold.
+    /// Tests whose results were discarded: beyond a search's end, or because there were too many
+    /// hits to hold.
     pub in_vain: u64,
     /// Slices tried.
     pub slices: u64,
-    /// Searches that have ended, by how.
+    /// Searches that have ended, by outcome.
     pub ended: Ended,
-    /// How many stopped searches were let go of within 1, 2, 4, 8 ... microseconds of the request; the last
-    /// counts all that took longer.
+    /// Number of stopped searches that the workers released within 1, 2, 4, 8 ... microseconds of
+    /// the request. The last element counts all that took longer.
     pub stop_latency: [u64; 24],
 }
 
 /// Progress of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// What it is doing.
+    /// Current state of the search.
     pub state: SearchState,
     /// Every index below this one has been tried.
     pub frontier: Index,
-    /// How many secrets were hashed when it was its turn.
+    /// Number of secrets hashed in the search's own turns.
     pub hashes: u64,
-    /// How many secrets were tested for it, in its own turns or others'.
+    /// Number of secrets tested for the search, in its own turns or in others'.
     pub tests: u64,
 }
 
-/// What a search is doing.
+/// State of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SearchState {
-    /// It waits for its turn, and no slice in flight serves it.
+    /// The search waits for its turn, and no slice in flight serves it.
     Queued,
-    /// It is being worked on, alone or with others.
+    /// The search is being worked on, alone or sharing slices with others.
     Running,
-    /// It waits for its reader.
+    /// The search waits for its reader.
     Parked,
-    /// It has ended, whether or not its reader knows.
+    /// The search has ended, whether or not its reader has seen the end.
     Ended,
 }
 
-/// How searches ended.
+/// Number of ended searches, by outcome.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
-    /// With the first ideal secret.
+    /// Ended with an ideal secret.
     pub ideal: u64,
-    /// With the last secret there is.
+    /// Ended because every secret of the keyspace was tried.
     pub exhausted: u64,
-    /// With their hash budget spent.
+    /// Ended because their hash budget was spent.
     pub budget_spent: u64,
-    /// With their client's quota spent.
+    /// Ended because their client's quota was spent.
     pub quota_spent: u64,
-    /// Because they were stopped.
+    /// Ended because they were stopped.
     pub stopped: u64,
-    /// With a panic.
+    /// Ended with a panic of the backend.
     pub failed: u64,
 }
 
 impl Ended {
-    /// Counts a search that ended like this.
+    /// Counts a search that ended with `outcome`.
     pub(crate) fn count(&mut self, outcome: &Outcome) {
         let ended = match outcome {
             Outcome::Ideal(_) => &mut self.ideal,

@@ -1,4 +1,4 @@
-//! One request to search: what for, and where.
+//! A query: the names to search for, and the secrets to try.
 
 use std::{num::NonZeroU64, ops::Range, sync::Arc};
 
@@ -8,7 +8,7 @@ use crate::{
     spelling::{Chars, Spelling},
 };
 
-/// What a search looks for, where it begins, and how much it may try.
+/// The names that a search looks for, where it begins, and how many secrets it may try.
 ///
 /// ```
 /// use hashfinder_search::{Distance, Query};
@@ -37,15 +37,17 @@ pub struct Impossible {
     ideal: Distance,
     least: u8,
     why: String,
-    /// Which of the names it is, from 0 on.
+    /// Number of the name within the query, from 0.
     pub number: usize,
 }
 
 impl Query {
-    /// The most names that one may look for: each costs every hash a little, and a cursor carries all.
+    /// Maximum number of names of a query: each makes every hash a little slower, and a cursor
+    /// contains all of them.
     pub const MAX_NAMES: usize = 64;
 
-    /// A search of all byte strings for the first secret within the ideal distance, without a budget.
+    /// Creates a search of all byte strings for the first secret within the ideal distance, without
+    /// a budget.
     ///
     /// # Errors
     ///
@@ -54,16 +56,16 @@ impl Query {
         Query::any([name], ideal)
     }
 
-    /// A search for the first secret that is within the ideal distance of any of these names, which may
-    /// differ in nothing but their text.
+    /// Creates a search for the first secret that is within the ideal distance of any of these
+    /// names. The names must have the same spelling.
     ///
     /// # Errors
     ///
-    /// [`Impossible`] if there is one that no hashed name can be so near.
+    /// [`Impossible`] if no hashed name can be within that distance of one of the names.
     ///
     /// # Panics
     ///
-    /// If there are no names or more than [`MAX_NAMES`](Self::MAX_NAMES), or they are of different
+    /// If there are no names, more than [`MAX_NAMES`](Self::MAX_NAMES), or names of different
     /// spellings.
     pub fn any(
         names: impl IntoIterator<Item = DesiredName>,
@@ -114,8 +116,8 @@ impl Query {
         self
     }
 
-    /// Also reports every secret on the way whose distance is less than `distance`. At the ideal
-    /// distance or under it, that is none.
+    /// Also reports every secret on the way whose distance is less than `distance`. If that is not
+    /// greater than the ideal distance, there are none.
     #[must_use]
     pub fn interesting(mut self, distance: Distance) -> Query {
         self.interesting = distance;
@@ -129,64 +131,64 @@ impl Query {
         self
     }
 
-    /// Tries `hashes` secrets at most, exactly so many if nothing ends the search before.
+    /// Tries at most `hashes` secrets: exactly this many if nothing ends the search earlier.
     #[must_use]
     pub fn hash_budget(mut self, hashes: NonZeroU64) -> Query {
         self.budget = Some(hashes);
         self
     }
 
-    /// Tries as many secrets as it takes.
+    /// Removes the budget.
     #[must_use]
     pub fn without_budget(mut self) -> Query {
         self.budget = None;
         self
     }
 
-    /// The names that are looked for.
+    /// Returns the names to search for.
     #[must_use]
     pub fn names(&self) -> &[DesiredName] {
         &self.names
     }
 
-    /// In what they are looked for, and how.
+    /// Returns the spelling of all names.
     #[must_use]
     pub fn spelling(&self) -> Spelling {
-        // There is at least one, and all have the same.
+        // There is at least one name, and all have the same spelling.
         self.names[0].spelling()
     }
 
-    /// The secrets that are tried.
+    /// Returns the keyspace to search.
     #[must_use]
     pub fn keyspace(&self) -> &Keyspace {
         &self.keyspace
     }
 
-    /// The distance that ends the search.
+    /// Returns the distance at or below which a secret ends the search.
     #[must_use]
     pub fn ideal_distance(&self) -> Distance {
         self.ideal
     }
 
-    /// The distance under which a secret is reported on the way.
+    /// Returns the distance below which a secret is reported on the way.
     #[must_use]
     pub fn interesting_distance(&self) -> Distance {
         self.interesting
     }
 
-    /// The index at which the search begins.
+    /// Returns the index at which the search begins.
     #[must_use]
     pub fn start(&self) -> Index {
         self.start
     }
 
-    /// How many secrets may be tried.
+    /// Returns the maximum number of secrets to try.
     #[must_use]
     pub fn budget(&self) -> Option<NonZeroU64> {
         self.budget
     }
 
-    /// The indices that may be tried.
+    /// Returns the indices that may be tried.
     pub(crate) fn range(&self) -> Range<Index> {
         let budget = self.budget.map_or(u64::MAX, NonZeroU64::get);
         let end = self.keyspace.end();
@@ -201,7 +203,8 @@ impl Query {
         Arc::clone(&self.keyspace)
     }
 
-    /// Whether both queries have the same keyspace, algorithm and encoding, so that a slice can serve both.
+    /// Whether both queries have the same keyspace, algorithm and encoding, so that a slice can
+    /// serve both.
     pub(crate) fn is_compatible_with(&self, other: &Query) -> bool {
         let digests = |query: &Query| (query.spelling().algorithm, query.spelling().encoding);
         digests(self) == digests(other)
@@ -213,7 +216,7 @@ impl Query {
         distance <= self.ideal.get()
     }
 
-    /// Whether the search reports anything but its last answer.
+    /// Whether the search may report candidates before its outcome.
     pub(crate) fn reports_candidates(&self) -> bool {
         self.interesting.get() > self.ideal.get() + 1
     }
@@ -223,16 +226,16 @@ impl Query {
         !self.is_ideal(distance) && distance < self.interesting.get()
     }
 
-    /// The distance up to which a secret is ideal or interesting.
+    /// Returns the greatest distance at which a secret is ideal or interesting.
     pub(crate) fn max_distance(&self) -> u8 {
         let interesting = self.interesting.get().saturating_sub(1);
         interesting.max(self.ideal.get())
     }
 
-    /// How near a secret is: to which of the names it is nearest, the first of those that are equally
-    /// near, and where.
+    /// Returns the nearest of the names to a secret, its distance and its window. Of equally near
+    /// names it is the first.
     ///
-    /// `None` if it is none of the keyspace.
+    /// Returns `None` if the secret is not in the keyspace.
     #[must_use]
     pub fn nearest(&self, secret: &[u8]) -> Option<Candidate> {
         let index = self.keyspace.index_of(secret)?;
@@ -246,7 +249,8 @@ impl Query {
         candidates.min_by_key(Candidate::nearness)
     }
 
-    /// About how many secrets of one are ideal or interesting: the sum over the names and windows.
+    /// Returns the approximate fraction of secrets that are ideal or interesting: the sum over the
+    /// names and windows.
     #[must_use]
     pub fn hit_rate(&self) -> f64 {
         let rates = self.names.iter().map(|name| self.hit_rate_of(name));
@@ -259,10 +263,10 @@ impl Query {
             .map(|at| spelling.place(at))
             .collect();
         let most = usize::from(self.max_distance());
-        // How likely it is that no more of the characters differ than may.
+        // Probability that no more characters differ than may.
         let near = |window: usize| {
             let shown = &places[window..window + name.character_count()];
-            // How likely it is that so many of the characters so far differ.
+            // Probability of each number of differing characters so far.
             let mut differ = vec![0.0; most.min(shown.len()) + 1];
             differ[0] = 1.0;
             for (set, place) in name.characters().iter().zip(shown) {
@@ -274,7 +278,7 @@ impl Query {
             }
             differ.iter().sum::<f64>()
         };
-        // Nearly all windows show any digit at any place, and are equal.
+        // Nearly all windows can show any digit at any place, so their probabilities are equal.
         let is_free = |place: &&Chars| **place == places[0];
         let free = places.iter().take_while(is_free).count();
         let (equal, others): (Vec<usize>, Vec<usize>) = name
@@ -288,13 +292,13 @@ impl Query {
 /// A secret near enough to be reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// The secret's place in the query's keyspace.
+    /// The secret's index in the query's keyspace.
     pub index: Index,
-    /// Which of the query's names it is, from 0 on: the nearest, the first of those that are equally near.
+    /// Number of the query's nearest name, from 0. Of equally near names it is the first.
     pub name: u8,
-    /// The least distance over all windows.
+    /// The smallest distance of all windows.
     pub distance: u8,
-    /// The first window at that distance: where in the hashed name it begins, from 0 on.
+    /// Place in the hashed name where the first window at that distance begins, from 0.
     pub window: u8,
 }
 

@@ -1,10 +1,10 @@
-//! How the digest of a secret becomes a text, and how names are found in it.
+//! How a secret is hashed and its digest written as text, and where names are searched for in it.
 
 use std::fmt;
 
 use data_encoding::{BASE32, BASE64, BASE64URL, HEXLOWER};
 
-/// How a secret is hashed.
+/// A hash algorithm.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     /// SHA-1, 160 bits (FIPS 180-4).
@@ -14,12 +14,12 @@ pub enum Algorithm {
     Sha256,
     /// SHA-512, 512 bits (FIPS 180-4).
     Sha512,
-    /// BLAKE3, 256 bits, as its paper of 2020 has it.
+    /// BLAKE3, 256 bits, as in its paper of 2020.
     Blake3,
 }
 
 impl Algorithm {
-    /// All of them.
+    /// All algorithms.
     pub const ALL: [Algorithm; 4] = [
         Algorithm::Sha1,
         Algorithm::Sha256,
@@ -27,7 +27,7 @@ impl Algorithm {
         Algorithm::Blake3,
     ];
 
-    /// How many bits a digest has.
+    /// Returns the number of bits of a digest.
     #[must_use]
     pub fn digest_bits(self) -> usize {
         match self {
@@ -49,7 +49,7 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// How a digest is written. All but hexadecimal are those of RFC 4648, with their padding.
+/// A text encoding of digests. All but hexadecimal are those of RFC 4648, with padding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Encoding {
     /// Base64: letters, digits, `+`, `/` and the padding `=`.
@@ -64,7 +64,7 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// All of them.
+    /// All encodings.
     pub const ALL: [Encoding; 4] = [
         Encoding::Base64,
         Encoding::Base64Url,
@@ -72,7 +72,7 @@ impl Encoding {
         Encoding::Base32,
     ];
 
-    /// The digits, by value.
+    /// Returns the digits, by value.
     pub(crate) const fn digits(self) -> &'static [u8] {
         match self {
             Encoding::Base64 => hashfinder_kernels::ALPHABET,
@@ -84,7 +84,7 @@ impl Encoding {
         }
     }
 
-    /// All digits.
+    /// Returns the set of all digits.
     fn set(self) -> Chars {
         const BASE64: Chars = Chars::of(Encoding::Base64.digits());
         const BASE64URL: Chars = Chars::of(Encoding::Base64Url.digits());
@@ -98,12 +98,12 @@ impl Encoding {
         }
     }
 
-    /// How many bits a digit holds.
+    /// Returns the number of bits of a digit.
     fn bits(self) -> usize {
         self.digits().len().ilog2() as usize
     }
 
-    /// Padding makes the text a multiple of so many characters.
+    /// Returns the number of characters that padding makes the length of a text a multiple of.
     fn group(self) -> usize {
         match self {
             Encoding::Base64 | Encoding::Base64Url => 4,
@@ -112,9 +112,11 @@ impl Encoding {
         }
     }
 
-    /// Of how many bytes, at most, so many first characters are made.
+    /// Returns the number of first bytes of a digest that suffice for the first `characters`
+    /// characters. It may be a few more than needed.
     pub(crate) fn bytes_of(self, characters: usize) -> usize {
-        // Eight characters hold as many bytes as one has bits, and no encoding's padding is between them.
+        // Eight characters hold as many bytes as one holds bits, and no encoding has padding
+        // between them.
         characters.div_ceil(8) * self.bits()
     }
 
@@ -139,20 +141,20 @@ impl fmt::Display for Encoding {
     }
 }
 
-/// Where in a hashed name the desired one has to be.
+/// Where a desired name has to be in a hashed name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Anchor {
-    /// In any window of its length.
+    /// In any window of the name's length.
     #[default]
     Anywhere,
     /// At the beginning.
     Prefix,
-    /// At the end, the padding included.
+    /// At the end, including the padding.
     Suffix,
 }
 
 impl Anchor {
-    /// All of them.
+    /// All anchors.
     pub const ALL: [Anchor; 3] = [Anchor::Anywhere, Anchor::Prefix, Anchor::Suffix];
 }
 
@@ -166,8 +168,8 @@ impl fmt::Display for Anchor {
     }
 }
 
-/// How secrets are hashed and written, and how names are compared with what comes of it. By default
-/// as the reference service does it: SHA-1 in base64, anywhere, in either case.
+/// How secrets are hashed and written, and how names are compared with the result. The default is
+/// that of the reference service: SHA-1 in base64, anywhere, in either case.
 ///
 /// ```
 /// use hashfinder_search::{Algorithm, Encoding, Spelling};
@@ -190,18 +192,18 @@ pub struct Spelling {
     pub case_sensitive: bool,
 }
 
-/// The most characters that a hashed name can have: SHA-512 in hexadecimal.
+/// Maximum number of characters of a hashed name: SHA-512 in hexadecimal.
 pub(crate) const LONGEST_TEXT: usize = 128;
 
 impl Spelling {
-    /// How many characters a hashed name has.
+    /// Returns the number of characters of a hashed name.
     #[must_use]
     pub fn text_len(&self) -> usize {
         let digits = self.algorithm.digest_bits().div_ceil(self.encoding.bits());
         digits.next_multiple_of(self.encoding.group())
     }
 
-    /// What place `index` of a hashed name, from 0 on, can show.
+    /// Returns the characters that can occur at place `index` of a hashed name, counted from 0.
     pub(crate) fn place(&self, index: usize) -> Chars {
         let bits = self.encoding.bits();
         match self.algorithm.digest_bits().saturating_sub(index * bits) {
@@ -215,8 +217,9 @@ impl Spelling {
         }
     }
 
-    /// The characters of a hashed name that satisfy one of a desired name: itself, in either case unless
-    /// that matters; none where no hashed name can hold it.
+    /// Returns the characters of a hashed name that satisfy one of a desired name: the character
+    /// itself, in either case unless case matters. The set is empty if no hashed name can contain
+    /// it.
     pub(crate) fn satisfying(&self, character: char) -> Chars {
         let mut set = Chars::NONE;
         for &digit in self.encoding.digits() {
@@ -236,7 +239,7 @@ impl Spelling {
         set
     }
 
-    /// The first windows of a name of so many characters, and the last: where it may begin.
+    /// Returns the places where a name of `length` characters may begin.
     pub(crate) fn windows(&self, length: usize) -> std::ops::RangeInclusive<usize> {
         let last = self.text_len() - length;
         match self.anchor {
@@ -246,13 +249,13 @@ impl Spelling {
         }
     }
 
-    /// Whether the fast kernels compute its digests and know its digits.
+    /// Whether the fast kernels support this algorithm and encoding.
     pub(crate) fn is_fast(&self) -> bool {
         self.algorithm == Algorithm::Sha1
             && matches!(self.encoding, Encoding::Base64 | Encoding::Base64Url)
     }
 
-    /// What a secret's digest spells.
+    /// Returns the hashed name of a secret.
     #[must_use]
     pub fn hashed_name(&self, secret: &[u8]) -> HashedName {
         let mut name = HashedName::blank();
@@ -263,7 +266,7 @@ impl Spelling {
     }
 }
 
-/// What a digest spells: the text of a [`Spelling`], in ASCII.
+/// The text of a digest in a [`Spelling`], in ASCII.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HashedName {
     text: [u8; LONGEST_TEXT],
@@ -271,7 +274,7 @@ pub struct HashedName {
 }
 
 impl HashedName {
-    /// Room for one.
+    /// Creates an empty text.
     pub(crate) fn blank() -> HashedName {
         HashedName {
             text: [0; LONGEST_TEXT],
@@ -279,8 +282,9 @@ impl HashedName {
         }
     }
 
-    /// Writes a digest over what was there, or some first bytes of one: as many as
-    /// [`bytes_of`](Encoding::bytes_of) says for the characters that are wanted.
+    /// Replaces the text by that of a digest, or of its first bytes:
+    /// [`bytes_of`](Encoding::bytes_of) returns the number of bytes needed for a number of
+    /// characters.
     #[inline]
     pub(crate) fn write(&mut self, encoding: Encoding, digest: &[u8]) {
         let encoder = encoding.encoder();
@@ -289,14 +293,14 @@ impl HashedName {
         self.length = length as u8;
     }
 
-    /// The characters.
+    /// Returns the text.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // Every encoding's digits are ASCII, so this never takes the default.
+        // Every encoding's digits are ASCII, so the default is never used.
         std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
-    /// The characters, each a byte.
+    /// Returns the text, one byte for each character.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.text[..usize::from(self.length)]
@@ -315,17 +319,17 @@ impl fmt::Debug for HashedName {
     }
 }
 
-/// A digest under way.
+/// A digest in progress.
 #[derive(Clone)]
 pub(crate) enum Hasher {
     Sha1(sha1::Sha1),
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
-    // Two kilobytes, nearly all of them for messages beyond a kilobyte.
+    // Boxed because it takes two kilobytes, nearly all of them for messages beyond a kilobyte.
     Blake3(Box<blake3::Hasher>),
 }
 
-/// A digest, of 64 bytes at most.
+/// A digest of at most 64 bytes.
 pub(crate) struct Digest {
     bytes: [u8; 64],
     length: usize,
@@ -369,7 +373,7 @@ impl Hasher {
         }
     }
 
-    /// The digest of all that came before and `rest`.
+    /// Returns the digest of all updates so far followed by `rest`.
     #[inline]
     pub(crate) fn digest_with(&self, rest: &[u8]) -> Digest {
         use sha1::Digest as _;
@@ -393,14 +397,14 @@ impl Hasher {
     }
 }
 
-/// A set of ASCII's characters.
+/// A set of ASCII characters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chars(u128);
 
 impl Chars {
     pub(crate) const NONE: Chars = Chars(0);
 
-    /// The `=` alone.
+    /// Only `=`.
     pub(crate) const PADDING: Chars = Chars::NONE.with(b'=');
 
     const fn of(characters: &[u8]) -> Chars {
@@ -413,7 +417,7 @@ impl Chars {
         set
     }
 
-    /// The set and one more, which is ASCII.
+    /// Returns the set with one more character, which must be ASCII.
     pub(crate) const fn with(self, character: u8) -> Chars {
         Chars(self.0 | 1 << character)
     }
@@ -422,7 +426,7 @@ impl Chars {
         self.0 & other.0 != 0
     }
 
-    /// Those that are in both.
+    /// Returns the intersection of both sets.
     pub(crate) fn and(self, other: Chars) -> Chars {
         Chars(self.0 & other.0)
     }
@@ -431,12 +435,12 @@ impl Chars {
         self.0 >> character & 1 == 1
     }
 
-    /// How many there are.
+    /// Returns the number of characters in the set.
     pub(crate) fn len(self) -> u32 {
         self.0.count_ones()
     }
 
-    /// The characters, by value.
+    /// Returns the characters in the set, by value.
     pub(crate) fn iter(self) -> impl Iterator<Item = u8> {
         (0..128).filter(move |character| self.contains(*character))
     }
@@ -456,7 +460,7 @@ mod tests {
         })
     }
 
-    /// Of the empty message, from FIPS 180-4's examples and BLAKE3's test vectors.
+    /// Digests of the empty message, from FIPS 180-4's examples and BLAKE3's test vectors.
     #[test]
     fn known_digests() {
         for (algorithm, hex) in [
@@ -550,7 +554,7 @@ mod tests {
         assert_eq!(place.iter().collect::<Vec<_>>(), b"048AEIMQUYcgkosw");
     }
 
-    /// What a place is said to show is what digests show there, all of it and nothing else.
+    /// A place can show exactly the characters that occur there in digests.
     #[test]
     fn digests_show_what_their_places_can() {
         for spelling in spellings() {

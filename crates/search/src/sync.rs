@@ -1,5 +1,5 @@
-//! What the engine's threads share, from the standard library or, under `--cfg loom`, from loom, which
-//! tries every order in which they can run.
+//! Synchronization primitives of the engine, from the standard library or, under `--cfg loom`, from
+//! loom, which tries every order in which threads can run.
 
 #[cfg(loom)]
 pub(crate) use loom::{

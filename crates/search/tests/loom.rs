@@ -1,5 +1,5 @@
-//! Every order in which the engine's threads can run, with at most two preemptions: nothing is lost,
-//! nothing released twice, no worker sleeps while there is work.
+//! Tries every order in which the engine's threads can run, with at most two preemptions: nothing
+//! is lost or released twice, and no worker sleeps while there is work.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p hashfinder-search --test loom --release`
 
@@ -19,7 +19,7 @@ use hashfinder_search::{
     Backend, Client, Distance, Engine, Event, Found, Index, Matcher, Outcome, Query,
 };
 
-/// Finds nothing, at once.
+/// A backend that finds nothing, immediately.
 struct Nothing {
     is_at_hand: bool,
 }
@@ -34,7 +34,7 @@ impl Backend for Nothing {
     }
 }
 
-/// A search of two slices.
+/// Returns a query that takes two slices.
 fn query() -> Query {
     let name = "hashfinderhashfinder".parse().unwrap();
     let query = Query::new(name, Distance::ZERO).unwrap();
@@ -55,7 +55,7 @@ fn engine(workers: usize, is_at_hand: bool) -> Engine {
     Engine::start(workers, Nothing { is_at_hand }, || Duration::ZERO).unwrap()
 }
 
-/// Begins a search, perhaps stops it, and looks at its end and its release.
+/// Starts a search, stops it if `stop` is set, and checks its end and its release.
 fn run(workers: usize, is_at_hand: bool, stop: bool) {
     let releases = Arc::new(AtomicUsize::new(0));
     let engine = engine(workers, is_at_hand);
@@ -123,7 +123,7 @@ fn a_stop_from_another_thread_is_never_lost() {
     });
 }
 
-/// The clock advances, so that the worker also brings the two together.
+/// The clock advances, so the worker also merges the two searches.
 #[test]
 fn two_searches_share_and_one_leaves() {
     let shared = Arc::new(AtomicUsize::new(0));

@@ -1,4 +1,4 @@
-//! The engine against an oracle that tries one secret after another, with plain strings.
+//! Compares the engine with an oracle that tries one secret after another, on plain strings.
 
 use std::{
     num::NonZeroU64,
@@ -24,7 +24,7 @@ fn clock() -> impl Fn() -> Duration + Send + Sync + 'static {
     move || started.elapsed()
 }
 
-/// Engines with 1, 2, 3 and 8 workers for every kernel, shared by all tests as all searches share an
+/// Engines with 1, 2, 3 and 8 workers for every kernel. All tests share them, as searches share an
 /// engine.
 fn engines() -> &'static [Engine] {
     static ENGINES: OnceLock<Vec<Engine>> = OnceLock::new();
@@ -37,7 +37,7 @@ fn engines() -> &'static [Engine] {
     })
 }
 
-/// Everything that a search reports.
+/// Returns everything that a search reports.
 fn run(search: &mut Search) -> (Vec<Candidate>, Outcome) {
     let mut reported = Vec::new();
     loop {
@@ -51,7 +51,7 @@ fn run(search: &mut Search) -> (Vec<Candidate>, Outcome) {
     }
 }
 
-/// The secrets in enumeration order, made by counting in base 256 on plain vectors.
+/// Replaces a secret by the next one in enumeration order, counting in base 256 on a plain vector.
 fn increment(secret: &mut Vec<u8>) {
     for byte in secret.iter_mut().rev() {
         *byte = byte.wrapping_add(1);
@@ -114,7 +114,7 @@ fn oracle(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(250))]
 
-    /// The answer is the oracle's, whatever the number of workers, and so is where it goes on.
+    /// The answer and the cursor are the oracle's, for any number of workers.
     #[test]
     fn the_answer_is_the_oracles(
         name in "[A-Za-z0-9+/]{1,6}|[a-z]{7,28}|[a-z.=]{1,4}",
@@ -144,7 +144,8 @@ proptest! {
         }
     }
 
-    /// Stopped anywhere and taken up again, as often as one likes: nothing twice, nothing left out.
+    /// A search that is stopped anywhere and resumed, any number of times, reports nothing twice
+    /// and skips nothing.
     #[test]
     fn a_stopped_search_goes_on_from_its_cursor(
         name in "[a-z]{3,5}",
@@ -174,7 +175,7 @@ proptest! {
             let (more, outcome) = run(&mut search);
             reported.extend(more);
             match outcome {
-                // The text is what people carry from one to the next.
+                // Users pass the cursor from one search to the next as text.
                 Outcome::Stopped(cursor) => {
                     next = cursor.to_string().parse::<Cursor>().unwrap().query();
                 }
@@ -192,7 +193,7 @@ proptest! {
     }
 }
 
-/// What a query may ask for, in plain words.
+/// A query in plain values.
 #[derive(Clone, Debug)]
 struct Asked {
     names: Vec<String>,
@@ -245,7 +246,7 @@ impl Asked {
         }
     }
 
-    /// The least distance, the first name that has it, and the first window.
+    /// Returns the smallest distance, the first name that has it, and its first window.
     fn nearest(&self, secret: &[u8]) -> (u8, u8, u8) {
         let fold = |text: &str| -> Vec<char> {
             let text = text.chars();
@@ -273,7 +274,8 @@ impl Asked {
         each.min().unwrap()
     }
 
-    /// One secret after another, counted on plain vectors; what is reported, and how it ends.
+    /// Tries one secret after another, counted on plain vectors. Returns the reported candidates
+    /// and the outcome.
     fn answer(&self) -> (Vec<Candidate>, Outcome) {
         let query = self.query().unwrap();
         let mut searched = Vec::new();
@@ -297,7 +299,7 @@ impl Asked {
                     reported.push(candidate);
                 }
             }
-            // The next one.
+            // Counts on to the next secret.
             let carries = searched.iter_mut().rev().all(|digit| {
                 *digit = (*digit + 1) % self.alphabet.len();
                 *digit == 0
@@ -375,7 +377,7 @@ fn asked() -> impl Strategy<Value = Asked> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// Whatever is asked for, and whoever else is searching, the answer is the oracle's.
+    /// For any query, and next to any other searches, the answer is the oracle's.
     #[test]
     fn every_answer_is_the_oracles(
         asked in proptest::collection::vec(asked(), 1..6),
@@ -385,7 +387,7 @@ proptest! {
         let first = asked[0].clone();
         let mut asked = asked;
         if alike {
-            // So that they can share their slices.
+            // Equal digests, so that the searches can share slices.
             for other in &mut asked {
                 other.spelling.algorithm = first.spelling.algorithm;
                 other.spelling.encoding = first.spelling.encoding;
@@ -418,7 +420,7 @@ proptest! {
     }
 }
 
-/// What people keep must mean the same for ever.
+/// Cursors that users have saved must keep their meaning forever.
 #[test]
 fn cursors_that_were_written_down() {
     let doctor = Query::new("doctor".parse().unwrap(), Distance::from(1)).unwrap();
@@ -454,7 +456,7 @@ fn cursors_that_were_written_down() {
     );
 }
 
-/// Searches with several names each, which go on together for long enough to share.
+/// Searches with several names each, which run together for long enough to share slices.
 #[test]
 fn hits_of_searches_that_share_reach_the_right_search() {
     let letters = |number: u32| -> String {
@@ -499,7 +501,7 @@ fn hard() -> Query {
 fn released(engine: &Engine, query: Query) -> (Search, mpsc::Receiver<Report>) {
     let (sender, receiver) = mpsc::channel();
     let search = engine.search(Client::default(), query, move |report| {
-        // A test that does not look has dropped its end.
+        // Fails if the test has dropped the receiver, which is fine.
         let _ = sender.send(report);
     });
     (search.unwrap(), receiver)
@@ -517,8 +519,8 @@ fn a_distance_of_the_whole_name_matches_the_first_secret() {
     }
 }
 
-/// The answer to the question that the documentation asks, by a pass over eleven million secrets
-/// that shares nothing with the engine.
+/// The answer to the example in the documentation, computed by a pass over eleven million secrets
+/// that shares no code with the engine.
 #[test]
 fn the_first_doctor() {
     let mut secret = Vec::new();
@@ -543,7 +545,7 @@ fn the_first_doctor() {
     }
 }
 
-/// Less than 29 is every distance there is, and 28 is not.
+/// Every distance is less than 29, but not every one is less than 28.
 #[test]
 fn the_farthest_secrets_are_interesting_too() {
     let name = "bcbcbcbcbcbcbcbcbcbcbcbcbcab";
@@ -597,7 +599,7 @@ fn dropping_the_engine_stops_every_search_and_their_handles_say_so() {
     }
 }
 
-/// Panics where a given index is tried, to see which searches are affected.
+/// A backend that panics at a given index, to see which searches are affected.
 struct PanicsAt(Index);
 
 impl Backend for PanicsAt {
@@ -621,7 +623,7 @@ fn a_panic_in_the_backend_ends_one_search_and_no_other() {
     assert!(matches!(run(&mut struck).1, Outcome::Failed(_)));
     assert!(report.recv().is_ok());
 
-    // Both workers are still there.
+    // Both workers must still be running.
     let before = healthy.frontier();
     while healthy.frontier() < before + 100_000 {
         std::thread::yield_now();
@@ -630,7 +632,7 @@ fn a_panic_in_the_backend_ends_one_search_and_no_other() {
     assert!(matches!(run(&mut healthy).1, Outcome::Stopped(_)));
 }
 
-/// Counts slices, to see that a parked search takes no core.
+/// A backend that counts slices, to see that a parked search takes no core.
 #[derive(Clone, Default)]
 struct Counting {
     slices: Arc<AtomicU64>,
@@ -656,8 +658,8 @@ fn an_unread_search_is_parked() {
     let chatty = hard().interesting(Distance::from(28));
     let (mut unread, report) = released(&engine, chatty.clone());
 
-    // Each of these searches ends only after its turns, so by then the unread one has had its turns, too, and its
-    // queue is full.
+    // Each of these searches ends only after its turns. By then the unread one has had its turns,
+    // too, and its queue is full.
     let turn = |_| {
         let easy = Query::new("a".parse().unwrap(), Distance::ZERO).unwrap();
         run(&mut engine.search(Client::default(), easy, |_| ()).unwrap());

@@ -1,4 +1,4 @@
-//! HTTP/2 as a client sends it: what makes sense, what nearly does, and what does not.
+//! HTTP/2 frames as a client sends them: valid, nearly valid and invalid ones.
 
 use arbitrary::Arbitrary;
 
@@ -20,7 +20,7 @@ const END_HEADERS: u8 = 4;
 
 #[derive(Arbitrary, Debug)]
 pub enum Frame<'a> {
-    /// A call as a client makes it, on a stream of its own.
+    /// A call as a client makes it, on a new stream.
     Call {
         path: Path<'a>,
         extra: Option<Field<'a>>,
@@ -76,7 +76,7 @@ pub enum Frame<'a> {
     Bytes(&'a [u8]),
 }
 
-/// One of the first few streams, so that frames meet.
+/// One of the first few streams, so that several frames use the same one.
 #[derive(Arbitrary, Debug)]
 pub struct Stream(u8);
 
@@ -139,7 +139,7 @@ pub enum Field<'a> {
     ContentType(&'a [u8]),
     Grpc,
     Timeout(&'a [u8]),
-    /// So many of a unit that there is.
+    /// A number of a valid unit.
     TimeoutOf(u16, u8),
     Encoding(&'a [u8]),
     Authorization(&'a [u8]),
@@ -147,16 +147,16 @@ pub enum Field<'a> {
     TraceParent(&'a [u8]),
     Length(u32),
     Given(&'a [u8], &'a [u8]),
-    /// What goes into the dynamic table.
+    /// A field that is added to the dynamic table.
     Kept(&'a [u8], &'a [u8]),
-    /// Whatever HPACK has besides: Huffman's code, sizes of the table, integers that never end.
+    /// Everything else in HPACK: Huffman codes, table sizes, integers that never end.
     Block(&'a [u8]),
 }
 
 #[derive(Arbitrary, Debug)]
 pub enum Message<'a> {
     None,
-    /// Of the reference contract.
+    /// A request of the reference contract.
     HashName {
         name: Name<'a>,
         ideal: i32,
@@ -188,26 +188,26 @@ pub enum Message<'a> {
         id: &'a [u8],
         reason: &'a [u8],
     },
-    /// As health and much else have it.
+    /// A message with one text field, as for the health service and many others.
     Text(&'a [u8]),
-    /// A message of its own making.
+    /// A gRPC message with arbitrary content.
     Given(&'a [u8]),
-    /// One that is said to be compressed, or of another length.
+    /// A gRPC message with an arbitrary compression flag and length.
     Claimed {
         compressed: u8,
         length: u32,
         bytes: &'a [u8],
     },
     Two(&'a [u8], &'a [u8]),
-    /// No message at all.
+    /// Bytes that are not framed as a gRPC message.
     Bytes(&'a [u8]),
 }
 
 #[derive(Arbitrary, Debug)]
 pub enum Name<'a> {
-    /// The first secrets have it.
+    /// A name that one of the first secrets has.
     Easy,
-    /// It takes as many as a search may try.
+    /// A name for which a search usually spends all of its hashes.
     Hard,
     Given(&'a [u8]),
 }
@@ -316,13 +316,13 @@ impl Message<'_> {
     }
 }
 
-/// A message as gRPC frames it.
+/// Returns a message with its gRPC prefix.
 fn prefixed(message: &[u8]) -> Vec<u8> {
     let length = message.len() as u32;
     [&[0], &length.to_be_bytes()[..], message].concat()
 }
 
-/// The fields of a protobuf.
+/// Encodes the fields of a protobuf message.
 #[derive(Default)]
 struct Fields(Vec<u8>);
 
@@ -347,7 +347,7 @@ impl Fields {
     }
 }
 
-/// Frames as bytes.
+/// Writes frames as bytes.
 #[derive(Default)]
 pub struct Writer {
     bytes: Vec<u8>,
@@ -493,14 +493,16 @@ impl Field<'_> {
     }
 }
 
-/// A field that does not go into the dynamic table (HPACK, "Literal Header Field without Indexing").
+/// Writes a field that is not added to the dynamic table (HPACK, "Literal Header Field without
+/// Indexing").
 fn field(to: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     to.push(0);
     text(to, name);
     text(to, value);
 }
 
-/// A text that is not coded, after its length (HPACK, "String Literal Representation").
+/// Writes a text that is not Huffman-coded, after its length (HPACK, "String Literal
+/// Representation").
 fn text(to: &mut Vec<u8>, text: &[u8]) {
     match u8::try_from(text.len()) {
         Ok(length @ 0..0x7f) => to.push(length),

@@ -1,4 +1,4 @@
-//! A whole server, by the bytes of one connection.
+//! Fuzzes a whole server with the bytes of one connection.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use server::{Server, Step};
 
 thread_local! {
-    // It takes longer to start than a connection takes.
+    // Shared, because starting a server takes longer than a connection.
     static SERVER: LazyCell<Server> = const { LazyCell::new(Server::start) };
 }
 
@@ -21,7 +21,7 @@ thread_local! {
 struct Conversation<'a> {
     has_no_preface: bool,
     acts: Vec<Act<'a>>,
-    /// What a client of another kind sends.
+    /// Arbitrary bytes, as sent by a client of another protocol.
     rest: &'a [u8],
 }
 

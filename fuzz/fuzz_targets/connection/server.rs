@@ -15,40 +15,42 @@ use tokio::{
     time::timeout,
 };
 
-/// How many secrets a search may try: beyond the first thousand, which are tried before a worker is woken.
+/// Maximum number of secrets of a search: more than the first thousand, which are tried before a
+/// worker is woken.
 const MAXIMUM_HASHES: NonZeroU64 = NonZeroU64::new(2048).unwrap();
 
-/// How many searches there may be, few enough for one input to come to the limit.
+/// Maximum number of searches, few enough that one input can reach the limit.
 const SEARCHES: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// How many candidates wait for their reader, few enough for one input to park a search.
+/// Maximum number of queued candidates, few enough that one input can park a search.
 const QUEUE_LENGTH: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// How many calls a connection may have open.
+/// Maximum number of open calls per connection.
 const STREAMS: NonZeroU32 = NonZeroU32::new(16).unwrap();
 
-/// Longer than any input takes.
+/// A duration that is longer than any input takes.
 const LONG: Duration = Duration::from_secs(600);
 
-/// How many bytes can be under way in each direction.
+/// Maximum number of bytes in transit in each direction.
 const PIPE: usize = 1 << 16;
 
-/// For how many turns of the runtime the server is waited for, which is enough for it to answer.
+/// Number of turns of the runtime to wait for the server, which is enough for it to answer.
 const TURNS: usize = 24;
 
-/// How long a connection and all that came of it may take. It is mostly a millisecond; a flood is read more
-/// slowly, and this is far beyond what that and a busy machine take.
+/// Maximum duration of a connection and everything that it starts. Usually it takes a millisecond.
+/// A flood is read more slowly, but even on a busy machine that takes far less.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The most tasks that may be left then: places for odds that rest, for some milliseconds.
+/// Maximum number of tasks that may remain after that: places for odds that rest for some
+/// milliseconds.
 const TASKS: usize = 32;
 
-/// What a client does.
+/// An action of a client.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// It sends these bytes.
+    /// Sends these bytes.
     Send(Vec<u8>),
-    /// It waits until the server had time to act on them.
+    /// Waits until the server had time to process them.
     Wait,
 }
 
@@ -58,7 +60,7 @@ pub struct Server {
     server: Arc<hashfinder_server::Server>,
 }
 
-/// Nothing but a flood should end a connection, and a flood has to fit into an input.
+/// Returns settings under which only a flood ends a connection, and a flood fits into one input.
 fn settings() -> Settings {
     Settings {
         listen: None,
@@ -101,7 +103,7 @@ fn settings() -> Settings {
 }
 
 impl Server {
-    /// Starts one with a single thread that searches.
+    /// Starts a server with one worker.
     pub fn start() -> Server {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -114,8 +116,8 @@ impl Server {
         }
     }
 
-    /// Plays a client that connects, does these steps, closes its half of the connection and reads what there
-    /// is until the server closes the other one.
+    /// Plays a client that connects, performs these steps, closes its half of the connection and
+    /// reads until the server closes the other half.
     ///
     /// # Panics
     ///
@@ -131,7 +133,7 @@ impl Server {
                     match step {
                         Step::Send(bytes) => {
                             if requests.write_all(&bytes).await.is_err() {
-                                // The server had enough of it.
+                                // The server has closed the connection.
                                 break;
                             }
                         }
@@ -149,7 +151,7 @@ impl Server {
             let (.., served) = played.expect("a connection ends when its client has closed it");
             served.expect("a connection does not panic");
             let ended = timeout(PATIENCE, async {
-                // A timer's shortest pause is longer than this takes.
+                // Yields instead of using a timer, whose shortest pause is longer than this takes.
                 while !self.is_idle() {
                     yield_now().await;
                 }
@@ -160,7 +162,8 @@ impl Server {
         });
     }
 
-    /// Odds that are being worked out go on to their end, and are bounded elsewhere.
+    /// Whether no activity is left. Odds calculations that have started run to their end, and their
+    /// number is limited elsewhere.
     fn is_idle(&self) -> bool {
         let tasks = self.runtime.metrics().num_alive_tasks();
         self.server.activity() == Activity::default() && tasks <= TASKS

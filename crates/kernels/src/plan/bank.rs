@@ -1,7 +1,7 @@
-//! The filter of many names at once.
+//! The filter for many names at once.
 //!
-//! For names that must match exactly this is the idea of Teddy, which Hyperscan (`src/fdr`) and Rust's
-//! `aho-corasick` have for searching text; a small number of mismatches may be allowed too.
+//! For names that must match exactly, this is the idea of Teddy, which Hyperscan (`src/fdr`) and
+//! Rust's `aho-corasick` use to search text. This filter also allows a small number of mismatches.
 
 use super::classes::ClassTable;
 use crate::{
@@ -9,10 +9,10 @@ use crate::{
     name::Name,
 };
 
-/// Names in eight buckets that may each differ in as many characters.
+/// Names in eight buckets. All may differ in the same number of characters.
 #[derive(Clone, Debug)]
 pub(crate) struct Bank {
-    /// In how many characters.
+    /// Maximum number of characters in which a name may differ.
     pub(crate) errors: u8,
     /// For each of the first characters: the buckets in which it satisfies some name.
     pub(crate) characters: Vec<ClassTable>,
@@ -21,23 +21,23 @@ pub(crate) struct Bank {
 impl Bank {
     pub(crate) const BUCKETS: usize = 8;
 
-    /// More than this, and a window filter of its own is nearly as cheap.
+    /// Maximum number of errors: with more, a separate window filter is nearly as cheap.
     pub(crate) const MAX_ERRORS: u8 = 2;
 
-    /// How many characters it may look at.
+    /// Maximum number of characters that a bank checks.
     pub(crate) const MAX_LEN: usize = 8;
 
-    /// More names in a bucket than this let nearly everything pass.
+    /// Maximum number of names in a bucket: with more, nearly everything passes.
     const MAX_IN_BUCKET: usize = 16;
 
-    /// How many names best share a bucket, and how many of their characters are best looked at, with
-    /// what that costs.
+    /// Returns the cheapest number of names per bucket and number of characters to check, and their
+    /// cost.
     pub(super) fn cheapest(names: &[&Name], errors: u8, stray: f64) -> ((usize, usize), f64) {
         if names.is_empty() {
             return ((1, 1), 0.0);
         }
         let mut best = ((1, 1), f64::INFINITY);
-        // Fewest banks first, because once these are cheap, many need not be looked at.
+        // Fewest banks first: once these are cheap, many other shapes can be skipped.
         for in_bucket in (1..=Self::MAX_IN_BUCKET.min(names.len())).rev() {
             for length in 1..=Self::MAX_LEN {
                 let banks = names.chunks(in_bucket * Self::BUCKETS);
@@ -69,16 +69,17 @@ impl Bank {
         }
     }
 
-    /// A lookup, an alignment in three places of four, and a step for each number of errors.
+    /// Returns the number of vector operations: for each character and group a lookup, an alignment
+    /// in three of four places, and a step for each number of errors.
     fn operations(length: usize, errors: u8) -> f64 {
         length as f64 * GROUPS as f64 * (1.75 + 0.75 * f64::from(errors + 1))
     }
 
-    /// How many hashes pass.
+    /// Returns the fraction of hashes that pass.
     fn pass_rate(names: &[&Name], in_bucket: usize, length: usize, errors: u8) -> f64 {
         let buckets = names.chunks(in_bucket);
         let rates = buckets.map(|bucket| {
-            // How likely it is that none, one or two of the characters so far disagree.
+            // Probability that none, one or two of the characters so far disagree.
             let mut disagree = [1.0, 0.0, 0.0];
             for index in 0..length {
                 let agrees = union(bucket, index).map_or(1.0, CharSet::share);
@@ -96,8 +97,8 @@ impl Bank {
     }
 }
 
-/// What the character with this index may be for some of these names; nothing if there are none, and
-/// `None` if one of them is shorter.
+/// Returns the characters that satisfy the character with this index in at least one of the names:
+/// the empty set if there are no names, `None` if one of the names is shorter.
 fn union(names: &[&Name], index: usize) -> Option<CharSet> {
     let mut characters = names.iter().map(|name| name.characters.get(index).copied());
     characters.try_fold(CharSet::EMPTY, |union, set| Some(union.or(set?)))

@@ -1,23 +1,23 @@
-//! The window filter of one name.
+//! The window filter for one name.
 
 use crate::{
     digits::{CharSet, GROUPS, HASHED_NAME_LEN, PADDING},
     name::Name,
 };
 
-/// A byte of bits for every character: which of eight characters of a name, or of eight buckets, it
-/// satisfies.
+/// For every character a byte with eight bits: which of eight characters of a name, or of eight
+/// buckets, it satisfies.
 #[derive(Clone, Debug)]
 pub(crate) struct ClassTable {
     pub(crate) digits: [u8; 64],
     pub(crate) padding: u8,
-    /// What lies beyond the last place satisfies.
+    /// The byte for places beyond the end of the hashed name.
     pub(crate) beyond: u8,
 }
 
 impl ClassTable {
-    /// Bit `n` is for the `n`-th of `sets`; `None` is satisfied by every character, and also where the
-    /// hashed name has ended.
+    /// Creates a table in which bit `n` stands for the `n`-th of `sets`. `None` is satisfied by
+    /// every character, and also beyond the end of the hashed name.
     pub(super) fn new(sets: [Option<CharSet>; 8]) -> ClassTable {
         let class = |satisfied: &dyn Fn(CharSet) -> bool| {
             let bits = sets.iter().enumerate();
@@ -36,11 +36,11 @@ impl ClassTable {
 /// Which of a name's characters must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Agreement {
-    /// All whose numbers are even.
+    /// All with even numbers.
     Even,
     /// All.
     All,
-    /// So many of them, which are counted.
+    /// A number of them, which are counted.
     Count,
 }
 
@@ -50,21 +50,23 @@ pub(crate) struct Classes {
     pub(crate) agreement: Agreement,
     pub(crate) first: ClassTable,
     pub(crate) further: Vec<ClassTable>,
-    /// What a window's byte is at least wherever the whole name is near enough: how many of these
-    /// characters agree, or with [`Agreement::Even`] and [`Agreement::All`] the bits of all of them.
+    /// Minimum value of a window's byte if the whole name is near enough. With [`Agreement::Count`]
+    /// that is the number of these characters that agree; with [`Agreement::Even`] and
+    /// [`Agreement::All`] the bits of all of them.
     pub(crate) least: u8,
 }
 
 impl Classes {
-    /// How many characters a table has a bit for.
+    /// Number of characters that a table has a bit for.
     const TABLE: usize = 8;
 
-    /// How many hashes may pass without being hits. Each costs a few dozen times what the filter
-    /// does, so that with fewer than these a further table would cost more than it saves.
+    /// Fraction of hashes that may pass without being hits. Each costs a few dozen times as much as
+    /// the filter. If fewer pass, another table costs more than it saves.
     const STRAYS: f64 = 1.0 / 2000.0;
 
-    /// A name that has three characters with even numbers lets one hash in 1,400 pass by these, which
-    /// costs less than the other characters do.
+    /// Minimum length of a name of which only the characters with even numbers are checked. A name
+    /// with three such characters lets one hash in 1,400 pass, which costs less than checking the
+    /// others.
     const EVEN_FROM: usize = 5;
 
     pub(super) fn new(name: &Name) -> Classes {
@@ -86,12 +88,12 @@ impl Classes {
             };
         }
         let table = |eight: &[CharSet]| {
-            // A character that is not there agrees with nothing, so that it is not counted.
+            // A missing character agrees with nothing, so it is not counted.
             ClassTable::new(std::array::from_fn(|index| {
                 Some(eight.get(index).copied().unwrap_or(CharSet::EMPTY))
             }))
         };
-        // As few characters as let few enough hashes pass, or all of them.
+        // Checks only as many characters as needed to let few enough hashes pass, or all of them.
         let mut tables = characters.chunks(Self::TABLE);
         let first = tables.next().unwrap_or_default();
         let mut seen = first.len();
@@ -116,8 +118,9 @@ impl Classes {
     }
 }
 
-/// About how many hashes have a window in which at least `least` of `length` characters agree. A
-/// letter agrees with one digit in 32, and the sum over the windows is good enough here.
+/// Returns the approximate fraction of hashes that have a window in which at least `least` of
+/// `length` characters agree. A letter agrees with one digit in 32, and the sum over the windows is
+/// accurate enough here.
 fn pass_rate(length: usize, least: u8) -> f64 {
     let ways = (0..u32::from(least)).map(|k| (length as f64 - f64::from(k)) / f64::from(k + 1));
     let windows = (HASHED_NAME_LEN + 1 - length) as f64;

@@ -1,8 +1,9 @@
-//! The filter of hundreds of names: an index of the sequences of four characters of which one must occur.
+//! The filter for hundreds of names: an index of sequences of four characters of which one must
+//! occur.
 //!
-//! A name that may differ in `d` characters is cut into `d + 1` pieces, of which one must occur unchanged. Of a piece
-//! of `s + 3` characters, one of the first `s` grams begins at a multiple of `s`, so that only every `s`-th place is
-//! looked up.
+//! A name that may differ in `d` characters is cut into `d + 1` pieces, of which one must occur
+//! unchanged. In a piece of `s + 3` characters, one of the first `s` grams begins at a multiple of
+//! `s`. So only every `s`-th place is looked up.
 
 use crate::{
     bitmap::Bitmap,
@@ -10,17 +11,17 @@ use crate::{
     name::Name,
 };
 
-/// A name cut so that one of the pieces must occur unchanged.
+/// A name, cut into pieces of which one must occur unchanged.
 pub(super) struct Pieces {
-    /// Where each begins, and its characters' codes.
+    /// Where each piece begins in the name, and the codes of its characters.
     pieces: Vec<(usize, Vec<u32>)>,
-    /// How long the shortest of them is.
+    /// Length of the shortest piece.
     length: usize,
 }
 
 impl Pieces {
-    /// `None` if the pieces are shorter than a gram, or some characters have more than one code or
-    /// none.
+    /// Cuts a name into pieces. Returns `None` if the pieces are shorter than a gram, or if a
+    /// character does not have exactly one code.
     pub(super) fn of(name: &Name) -> Option<Pieces> {
         let count = usize::from(name.max_distance) + 1;
         let length = name.characters.len() / count;
@@ -37,12 +38,14 @@ impl Pieces {
         })
     }
 
-    /// Whether a piece's first `stride` grams exist, so that one of them is at any `stride`-th place.
+    /// Whether every piece has `stride` grams, so that one of them begins at a multiple of
+    /// `stride`.
     pub(super) fn are_found_at_every(&self, stride: usize) -> bool {
         stride > 0 && self.length >= Grams::LEN - 1 + stride
     }
 
-    /// The first `stride` grams of each, with where they begin in the name.
+    /// Returns the first `stride` grams of each piece, with the places in the name where they
+    /// begin.
     fn grams(&self, stride: usize) -> impl Iterator<Item = (u32, u8)> {
         self.pieces.iter().flat_map(move |(begin, codes)| {
             let grams = codes.windows(Grams::LEN).take(stride).zip(*begin..);
@@ -53,46 +56,47 @@ impl Pieces {
 
 /// An index of sequences of four characters.
 ///
-/// A character is represented by a code of five bits. The two cases of a letter have the same code, and so do a few
-/// other characters.
+/// A character is represented by a code of five bits. Both cases of a letter have the same code,
+/// and so have a few other characters.
 #[derive(Clone, Debug)]
 pub(crate) struct Grams {
     stride: usize,
-    /// Whether there is a gram, by the lowest bits of its key.
+    /// The grams' keys. Only their lowest bits are compared.
     bitmap: Bitmap,
-    /// In the order of their keys.
+    /// Sorted by key.
     entries: Vec<Entry>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
-    /// The gram's codes, the first one lowest.
+    /// The gram's codes, the first one in the lowest bits.
     key: u32,
     name: u16,
-    /// Where it is in the name.
+    /// Where the gram begins in the name.
     at: u8,
 }
 
 impl Grams {
     const LEN: usize = 4;
 
-    /// Bits of a code.
+    /// Number of bits of a code.
     pub(crate) const CODE_BITS: u32 = 5;
 
-    /// More than this saves nothing worth having.
+    /// Maximum stride: a longer one saves hardly anything.
     pub(crate) const STRIDES: usize = 8;
 
-    /// The last place at which a gram can begin: the padding is part of none.
+    /// Last place where a gram can begin: no gram contains the padding.
     const LAST_PLACE: usize = HASHED_NAME_LEN - 1 - Self::LEN;
 
-    /// What the lookup of one place costs for sixteen hashes: above all a gather, about twenty cycles.
+    /// Cost of looking up one place for sixteen hashes. Most of it is a gather, about twenty
+    /// cycles.
     const COST: f64 = 45.0;
 
-    /// Bits of the bitmap for each gram, so that few hashes pass.
+    /// Number of bits of the bitmap for each gram, so that few hashes pass.
     const BITS_FOR_GRAM: usize = 256;
 
-    /// A bitmap smaller than this is no faster, and one larger than this has a bit for every key
-    /// already: 512 bytes, and 128 KiB.
+    /// Minimum and maximum number of bits of a bitmap: 512 bytes and 128 KiB. A smaller bitmap is
+    /// not faster, and the largest one has a bit for every key.
     const MIN_BITS: usize = 1 << 12;
     const MAX_BITS: usize = 1 << (Self::LEN as u32 * Self::CODE_BITS);
 
@@ -121,7 +125,7 @@ impl Grams {
         bits.clamp(Self::MIN_BITS, Self::MAX_BITS)
     }
 
-    /// What looking for these names costs; nothing if there are none.
+    /// Returns the cost of searching for these names, or 0 if there are none.
     pub(super) fn cost<'a>(
         names: impl Iterator<Item = &'a Pieces>,
         stride: usize,
@@ -132,12 +136,12 @@ impl Grams {
             return 0.0;
         }
         let places = Self::places_of(stride).count() as f64;
-        // Grams that occur in several names only make it less.
+        // Grams that occur in several names only lower the rate.
         let rate = places * grams as f64 / Self::bits(grams) as f64;
         GROUPS as f64 + places * Self::COST + stray * rate.min(1.0)
     }
 
-    /// The places at which grams are looked up.
+    /// Returns the places where grams are looked up.
     #[inline(always)]
     pub(crate) fn places(&self) -> impl Iterator<Item = usize> + use<> {
         Self::places_of(self.stride)
@@ -148,7 +152,7 @@ impl Grams {
         (0..=Self::LAST_PLACE).step_by(stride)
     }
 
-    /// Whether there may be a gram, by the lowest bits of its key.
+    /// Returns the bitmap of the grams' keys, of which only the lowest bits are compared.
     #[inline(always)]
     pub(crate) fn bitmap(&self) -> &Bitmap {
         &self.bitmap
@@ -160,7 +164,8 @@ impl Grams {
         self.bitmap.contains(key)
     }
 
-    /// Gives every name of which a gram occurs, with the place at which the name would begin.
+    /// Calls `found` with every name of which a gram occurs, and the place where the name would
+    /// begin.
     #[inline(always)]
     pub(crate) fn candidates(
         &self,
@@ -183,7 +188,7 @@ impl Grams {
     }
 }
 
-/// The code of each digit.
+/// The code of each digit, indexed by the digit's value.
 pub(crate) const CODES: [u8; 64] = {
     let mut codes = [0; 64];
     let mut digit = 0;
@@ -196,7 +201,7 @@ pub(crate) const CODES: [u8; 64] = {
     codes
 };
 
-/// The code that all of a set's characters have.
+/// Returns the code that all characters of a set have in common, if there is exactly one.
 fn code_of(set: CharSet) -> Option<u32> {
     if set.intersects(CharSet::PADDING) {
         return None;
@@ -207,7 +212,7 @@ fn code_of(set: CharSet) -> Option<u32> {
     codes.all(|code| code == first).then_some(first)
 }
 
-/// A gram's key.
+/// Returns a gram's key.
 #[inline(always)]
 fn key(codes: impl DoubleEndedIterator<Item = u32>) -> u32 {
     codes
@@ -215,7 +220,7 @@ fn key(codes: impl DoubleEndedIterator<Item = u32>) -> u32 {
         .fold(0, |key, code| key << Grams::CODE_BITS | code)
 }
 
-/// The key of four codes, the first one lowest.
+/// Returns the key of four codes, the first one in the lowest bits.
 #[cfg(target_arch = "aarch64")]
 #[inline(always)]
 pub(crate) fn key_of(codes: [u8; Grams::LEN]) -> u32 {

@@ -1,11 +1,11 @@
-//! Which fast filters a set of names gets.
+//! Planner: chooses the fast filters for a set of names.
 //!
-//! - A name *alone* has its own window filter ([`Classes`]): a bit for each of eight characters.
-//! - A *bank* ([`Bank`]) holds many names in eight buckets: a bit for each bucket.
+//! - A name *alone* has its own window filter ([`Classes`]): one bit for each of eight characters.
+//! - A *bank* ([`Bank`]) holds many names in eight buckets: one bit for each bucket.
 //! - *Grams* ([`Grams`]) are for hundreds of names: an index of sequences of four characters.
 //!
-//! The planner chooses what costs least by the estimates below, in vector operations for sixteen hashes. The choice
-//! only decides how fast a search is, never what it finds.
+//! The planner chooses the combination with the lowest estimated cost, in vector operations for
+//! sixteen hashes. The choice affects only how fast a search is, never what it finds.
 
 mod bank;
 mod classes;
@@ -21,24 +21,24 @@ pub(crate) use self::{
 };
 use crate::name::Name;
 
-/// What a filter is made of.
+/// The parts of a filter.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) alone: Vec<Classes>,
     pub(crate) banks: Vec<Bank>,
     pub(crate) grams: Option<Grams>,
-    /// The names that the grams do not stand for.
+    /// Numbers of the names that the grams do not cover.
     pub(crate) apart: Vec<u16>,
-    /// What it costs by the estimates, in vector operations for sixteen hashes.
+    /// Estimated cost, in vector operations for sixteen hashes.
     pub(crate) cost: f64,
 }
 
-/// What a hash costs that passes without being a hit, and on top of it what each name costs that has
-/// to be compared with it: the digest is taken out of its vectors, and looked at one by one.
+/// Cost of a hash that passes without being a hit, and its additional cost for each name that it
+/// has to be compared with: the digest is extracted from its vectors and checked alone.
 const STRAY: f64 = 300.0;
 const STRAY_NAME: f64 = 80.0;
 
-/// How many hashes the estimates are for.
+/// Number of hashes that the estimates are for.
 const HASHES: f64 = 16.0;
 
 impl Plan {
@@ -82,7 +82,7 @@ impl Plan {
         }
     }
 
-    /// The plan that leaves to grams what can be found at every `stride`-th place, if any.
+    /// Returns a plan that uses grams for all names that can be found at every `stride`-th place.
     #[cfg(test)]
     pub(crate) fn with_stride(names: &[Name], stride: usize) -> Plan {
         let pieces: Vec<Option<Pieces>> = names.iter().map(Pieces::of).collect();
@@ -97,13 +97,13 @@ impl Plan {
     }
 }
 
-/// A plan that was only costed.
+/// A plan whose cost is known, but whose filters are not built yet.
 struct Draft {
     cost: f64,
     stride: usize,
     apart: Vec<u16>,
-    /// For each number of errors: how many names share a bucket, and how many of their characters a
-    /// bank looks at.
+    /// For each number of errors: number of names in a bucket, and number of their characters that
+    /// a bank checks.
     shapes: [(usize, usize); Bank::MAX_ERRORS as usize + 1],
 }
 
@@ -129,11 +129,12 @@ impl Draft {
         draft
     }
 
-    /// The names apart that may differ in so many characters, in the order in which banks take them.
+    /// Returns the names in `apart` that may differ in `errors` characters, in the order in which
+    /// banks take them.
     fn alike<'a>(&self, names: &'a [Name], errors: u8) -> Vec<&'a Name> {
         let apart = self.apart.iter().map(|number| &names[usize::from(*number)]);
         let mut alike: Vec<&Name> = apart.filter(|name| name.max_distance == errors).collect();
-        // Names that share a bucket do best if they are as long and begin alike.
+        // Names share a bucket best if they have the same length and the same first character.
         alike.sort_by_key(|name| {
             let length = name.characters.len().min(Bank::MAX_LEN);
             (length, name.characters.first().map(|first| first.bits()))
@@ -141,7 +142,7 @@ impl Draft {
         alike
     }
 
-    /// The names that no bank takes.
+    /// Returns the names that may differ in too many characters for a bank.
     fn alone<'a>(&'a self, names: &'a [Name]) -> impl Iterator<Item = &'a Name> {
         let apart = self.apart.iter().map(|number| &names[usize::from(*number)]);
         apart.filter(|name| name.max_distance > Bank::MAX_ERRORS)

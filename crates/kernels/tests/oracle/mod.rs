@@ -1,11 +1,11 @@
-//! What kernels are compared with: slow and obviously right, the `base64` crate's text compared
-//! character by character.
+//! The oracle that kernels are compared with. It is slow and simple: it compares the `base64`
+//! crate's text character by character.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_kernels::{CharSet, Filter, Hit};
 use sha1::{Digest, Sha1};
 
-/// The set for a character of a name, letters in either case.
+/// Returns the set that satisfies a character of a name, in either case.
 fn character(letter: char) -> CharSet {
     if letter == '=' {
         CharSet::PADDING
@@ -14,10 +14,10 @@ fn character(letter: char) -> CharSet {
     }
 }
 
-/// A name, and the greatest distance at which a secret hits.
+/// A name, and the maximum distance at which a secret is a hit.
 pub(crate) type Target<'a> = (&'a str, u8);
 
-/// The filter for these names, letters in either case.
+/// Returns the filter for these names, in either case.
 pub(crate) fn filter(targets: &[Target<'_>]) -> Filter {
     let names: Vec<(Vec<CharSet>, u8)> = targets
         .iter()
@@ -26,7 +26,7 @@ pub(crate) fn filter(targets: &[Target<'_>]) -> Filter {
     Filter::any(names.iter().map(|(name, most)| (&name[..], *most)))
 }
 
-/// The least distance and its first window, by comparing text.
+/// Returns the smallest distance and its first window, by comparing text.
 fn nearest(text: &str, name: &str) -> (u8, u8) {
     let text: Vec<char> = text.chars().collect();
     let name: Vec<char> = name.chars().collect();
@@ -45,13 +45,13 @@ fn nearest(text: &str, name: &str) -> (u8, u8) {
     best
 }
 
-/// The hashed name of a secret of `length` bytes.
+/// Returns the hashed name of a secret of `length` bytes.
 pub(crate) fn text(length: u32, counter: u64) -> String {
     let secret = counter.to_be_bytes();
     BASE64_STANDARD.encode(Sha1::digest(&secret[8 - length as usize..]))
 }
 
-/// What every kernel must find among the secrets of a block.
+/// Returns the hits that every kernel must find among the secrets of a block.
 pub(crate) fn expected(length: u32, first: u64, count: u64, targets: &[Target<'_>]) -> Vec<Hit> {
     let mut hits = Vec::new();
     for offset in 0..count {

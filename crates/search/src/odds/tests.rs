@@ -1,4 +1,4 @@
-//! The odds, against other ways to work them out.
+//! Tests of the odds against other ways to compute them.
 
 use super::*;
 use crate::{
@@ -13,7 +13,7 @@ fn odds(name: &str, distance: u8) -> Odds {
     Odds::of(&name.parse().unwrap(), Distance::from(distance))
 }
 
-/// The chance where it must be exact.
+/// Returns the chance, which must be exact.
 fn exactly(name: &str, distance: u8) -> f64 {
     let odds = odds(name, distance);
     assert!(odds.is_exact(), "{name} at {distance}");
@@ -37,7 +37,7 @@ fn case_sensitive(algorithm: Algorithm, encoding: Encoding) -> Spelling {
     }
 }
 
-/// The odds of any of some names in a spelling.
+/// Returns the odds of any of some names in a spelling.
 fn odds_in(spelling: Spelling, names: &[&str], distance: u8) -> Odds {
     let names = names
         .iter()
@@ -69,17 +69,17 @@ fn values_that_can_be_worked_out_by_hand() {
         let odds = exactly(name, distance);
         assert!((odds / chance - 1.0).abs() < 1e-12, "{name}: {odds}");
     };
-    // Anywhere but in the first 26 places, and not there either.
+    // `+` can occur only in the first 26 places.
     same("+", 0, 1.0 - (63.0_f64 / 64.0).powi(26));
-    // The 27th shows A, but no a and no b.
+    // The 27th place can show A, but neither a nor b nor B.
     same("a", 0, 1.0 - (31.0_f64 / 32.0).powi(26) * (15.0 / 16.0));
     same("b", 0, 1.0 - (31.0_f64 / 32.0).powi(26));
-    // At the end, or nowhere.
+    // Only at the end.
     same("c=", 0, 1.0 / 16.0);
     same("ac=", 0, 1.0 / 16.0 / 32.0);
-    // Its second character, in the second place or after it.
+    // Only its second character can agree, at the second place or after it.
     same("=a", 1, 1.0 - (31.0_f64 / 32.0).powi(25) * (15.0 / 16.0));
-    // One window alone, of which the last character costs nothing.
+    // There is only one window, and its last character always agrees.
     same(&("+".repeat(26) + "a="), 0, 64_f64.powi(-26) / 16.0);
 }
 
@@ -105,7 +105,7 @@ fn values_of_other_spellings_that_can_be_worked_out_by_hand() {
             0,
             16_f64.powi(-128),
         );
-        // One of 128 differs, or none.
+        // At most one of 128 characters differs.
         same(
             spelling(Sha512, Hex, anchor),
             &[&long],
@@ -115,7 +115,7 @@ fn values_of_other_spellings_that_can_be_worked_out_by_hand() {
     }
     let any = 1.0 - (15.0_f64 / 16.0).powi(64);
     same(spelling(Blake3, Hex, Anywhere), &["a"], 0, any);
-    // Its letters are capitals alone, and its last place is not special in SHA-1.
+    // Base32 has only capital letters, and the last place of SHA-1 is not special.
     same(
         spelling(Sha1, Base32, Prefix),
         &["doctor"],
@@ -139,7 +139,8 @@ fn values_of_other_spellings_that_can_be_worked_out_by_hand() {
         0,
         32_f64.powi(-6),
     );
-    // Any of sixteen before the padding, and of these one or two letters.
+    // The character before the padding is one of sixteen. Before that one, a letter agrees with two
+    // of 64 digits, or with one if case matters.
     same(
         spelling(Sha1, Base64, Suffix),
         &["ac="],
@@ -153,17 +154,18 @@ fn values_of_other_spellings_that_can_be_worked_out_by_hand() {
         0,
         1.0 / 64.0 / 16.0,
     );
-    // Four bits' padding: one of four, and of two; one bit: one of two.
+    // The last digit holds two bits of the digest, so it is one of four, or one bit, so it is one
+    // of two.
     same(spelling(Sha512, Base64, Suffix), &["g=="], 0, 1.0 / 4.0);
     same(spelling(Sha512, Base32, Suffix), &["y="], 0, 1.0 / 4.0);
     same(spelling(Sha256, Base32, Suffix), &["q===="], 0, 1.0 / 2.0);
     same(spelling(Blake3, Base32, Suffix), &["bq===="], 0, 1.0 / 64.0);
-    // The last digit is A or Q: always one of these.
+    // The last digit is A or Q, and each matches one of the names.
     assert_eq!(
         exactly_in(spelling(Blake3, Base32, Anywhere), &["a", "q===="], 0),
         1.0
     );
-    // Twice the same counts once, and what cannot be together adds up.
+    // Equal names count once, and the chances of names that exclude each other add up.
     same(
         spelling(Sha1, Base64, Prefix),
         &["doctor", "DOCTOR"],
@@ -192,11 +194,11 @@ fn values_of_other_spellings_that_can_be_worked_out_by_hand() {
     );
 }
 
-/// No window alone is always near enough, and yet every hash matches.
+/// No single window is always near enough, but every hash matches.
 #[test]
 fn sure_without_a_sure_window() {
     use {Algorithm::*, Anchor::*, Encoding::*};
-    // Whatever a place in the middle shows agrees with the name in some window.
+    // Any character of a place in the middle agrees with the name in some window.
     for (spelling, name) in [
         (spelling(Sha1, Hex, Anywhere), "0123456789abcdef"),
         (spelling(Sha512, Hex, Anywhere), "fedcba9876543210"),
@@ -213,7 +215,7 @@ fn sure_without_a_sure_window() {
     assert!((fewer - 15.0 / 16.0).abs() < 1e-12);
 }
 
-/// It is not 1, though no number tells it from that.
+/// The chance is less than 1, and must stay so although it rounds to 1.
 #[test]
 fn all_but_sure() {
     let hex = spelling(Algorithm::Sha512, Encoding::Hex, Anchor::Anywhere);
@@ -221,7 +223,7 @@ fn all_but_sure() {
     assert!(1.0 - 1e-15 < chance && chance < 1.0);
 }
 
-/// There is no effort for most of their pairs.
+/// The effort does not suffice for most of their pairs.
 #[test]
 fn many_long_names_are_bounded() {
     let hex = spelling(Algorithm::Sha512, Encoding::Hex, Anchor::Anywhere);
@@ -282,12 +284,13 @@ fn the_greatest_distances_are_nearly_sure() {
     // All characters of the only window differ with a chance of (31/32)^26 * 15/16.
     let name = "abcdefghijklmnopqrstuvwxyzab";
     let chance = exactly(name, 27);
-    // The last of its characters never is '=', and the 27th is A in one case of sixteen.
+    // The last character of the name never agrees with '=', and the 27th place is A in one case of
+    // sixteen.
     let expected = 1.0 - (31.0_f64 / 32.0).powi(26) * (15.0 / 16.0);
     assert!((chance / expected - 1.0).abs() < 1e-12, "{chance}");
 }
 
-/// Names from one character to 28: different ones, the same one, periods, any.
+/// Names of 1 to 28 characters: arbitrary, of one or two different characters, and periodic.
 fn names() -> impl Strategy<Value = String> {
     prop_oneof![
         "[a-zA-Z0-9+/=-]{1,28}",
@@ -303,7 +306,7 @@ proptest! {
     #[test]
     fn a_greater_distance_is_as_likely_or_likelier(name in names(), distance in 0..28_u8) {
         let (near, far) = (odds(&name, distance), odds(&name, distance + 1));
-        // Of what is bounded alone, no more can be said than that the bounds do not contradict it.
+        // If a chance is only bounded, the bounds must not contradict it; that is all.
         let (near, far) = (near.chance(), far.chance());
         prop_assert!(0.0 <= *near.start() && near.start() <= near.end() && *far.end() <= 1.0);
         prop_assert!(*near.start() <= far.end() * (1.0 + 1e-12), "{near:?} {far:?}");
@@ -321,7 +324,7 @@ proptest! {
     }
 }
 
-/// A small text: what its places show, the names it may hold, where, and within which distance.
+/// A small text: the characters of its places, the names, their windows, and the distance.
 #[derive(Clone, Debug)]
 struct Small {
     places: Vec<Chars>,
@@ -340,8 +343,8 @@ impl Small {
         Text::new(&self.places, &targets, self.distance)
     }
 
-    /// The chance of the texts that are `counted`, which is asked with what tells whether a window
-    /// of a name is near enough.
+    /// Returns the fraction of texts for which `counted` returns `true`. `counted` gets a function
+    /// that returns whether a window of a name is near enough.
     fn enumerate(&self, counted: impl Fn(&dyn Fn(&[Chars], usize) -> bool) -> bool) -> f64 {
         let shown: Vec<Vec<u8>> = self
             .places
@@ -365,7 +368,7 @@ impl Small {
         matches as f64 / texts as f64
     }
 
-    /// From every text there is.
+    /// Returns the chance, by enumerating every text.
     fn chance(&self) -> f64 {
         self.enumerate(|near| {
             let mut names = self.names.iter();
@@ -374,8 +377,8 @@ impl Small {
     }
 }
 
-/// Up to seven places that show up to four characters, and one to three names anywhere, at the
-/// beginning or at the end.
+/// Texts of up to seven places that show up to four characters, and one to three names anywhere, at
+/// the beginning or at the end.
 fn small_texts() -> impl Strategy<Value = Small> {
     let set = |least: u8| {
         (least..16).prop_map(|bits| {
@@ -420,7 +423,7 @@ proptest! {
         let odds = small.text().odds(ENDLESS);
         prop_assert!(odds.is_exact());
         prop_assert!((odds.low - expected).abs() < 1e-12, "{odds:?}, and not {expected}");
-        // Where it is 0 or 1, it says so exactly, and nowhere else.
+        // It is exactly 0 or 1 where the chance is, and nowhere else.
         prop_assert_eq!(odds.low == 0.0, expected == 0.0);
         prop_assert_eq!(odds.low == 1.0, expected == 1.0);
     }
@@ -436,7 +439,7 @@ proptest! {
         prop_assert!(odds.low < 1.0 || expected == 1.0);
     }
 
-    /// As where a state does not hold all windows.
+    /// The case in which a state has too few bits for all windows.
     #[test]
     fn the_bounds_by_pairs_contain_it(small in small_texts(), sums in 0..2_000_usize) {
         let expected = small.chance();
@@ -503,7 +506,7 @@ fn what_is_bounded_is_known_well() {
     }
 }
 
-/// Ten million hashes, always the same ones, so that this passes for ever or never.
+/// Ten million hashes, always the same ones, so the test either always passes or always fails.
 #[test]
 fn real_hashes_match_as_often_as_they_should() {
     const HASHES: u64 = 10_000_000;
@@ -559,12 +562,12 @@ fn real_hashes_match_as_often_as_they_should() {
     }
 }
 
-/// As above, fifty thousand of each digest and spelling that is looked for.
+/// The same with fifty thousand hashes of each algorithm and encoding in the list.
 #[test]
 fn real_hashes_of_other_spellings_match_as_often_as_they_should() {
     use {Algorithm::*, Anchor::*, Encoding::*};
     const HASHES: u32 = 50_000;
-    // One look of 24 in 8,900.
+    // With 24 looks, one in 8,900.
     const DEVIATIONS: f64 = 3.86;
     let looks: [(Spelling, &[&str], u8); 24] = [
         (spelling(Sha1, Hex, Anywhere), &["abc"], 0),

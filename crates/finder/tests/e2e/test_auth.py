@@ -89,8 +89,7 @@ class Caller:
         return response.FromString(message)
 
     def code(self, method, request=b""):
-        """Returns the call's status code, or OK if a response begins, and the reason it
-        received."""
+        """Returns the status code, or OK if a response begins, and the reason it received."""
         call = self.call(method, request)
         try:
             next(call, None)
@@ -495,8 +494,7 @@ def test_behind_a_unix_socket_the_system_says_who_it_is(serve, key_file, caller,
         user, shown = caller(server), caller(server, bearer(key))
         _, search_id = user.begin(pb)
         _, other = shown.begin(pb)
-        # The user that runs the server is an operator. A caller with a credential is identified by
-        # it.
+        # The user that runs the server is an operator. A credential takes precedence over the user.
         clients = {search.search_id: search.client for search in user.listed(pb)}
         assert clients == {search_id: f"user:{os.getuid()}", other: f"key:{key.split('.')[0]}"}
         assert [search.search_id for search in shown.listed(pb)] == [other]

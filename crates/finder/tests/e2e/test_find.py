@@ -259,7 +259,7 @@ def test_a_reader_that_has_seen_enough(serve, search, form):
     line = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")
-    # Both names are first found for the empty secret.
+    # The first line of each of these searches is the empty secret.
     told = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
     assert told.count("\n") == 1
     assert "2jmj7l5rSw0yVb/vlWAYkK/YBwk=" in told

@@ -23,8 +23,7 @@ REPOSITORY = PROTOS.parent
 
 @pytest.fixture
 def watched(serve):
-    """Returns a function that starts a server with metrics and sets `server.metrics` to their
-    port."""
+    """Returns a function that starts a server with metrics. `server.metrics` is their port."""
 
     def start(*flags):
         server = serve("--metrics-address", "127.0.0.1:0", *flags)

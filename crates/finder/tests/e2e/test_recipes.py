@@ -98,8 +98,7 @@ class Repository:
         path.chmod(0o755)
 
     def refused(self, reason, **environment):
-        """Checks that HEAD's commit is rejected before the search, then runs the suggested
-        command."""
+        """Checks that HEAD's commit is rejected before the search; runs the suggested command."""
         before = self.head(), self.git("cat-file", "--batch-check", "--batch-all-objects")
         for flags in [[], ["--write"], ["--write", "--repository", "."], ["--quiet"]]:
             # A search for this prefix would never end.
@@ -117,8 +116,7 @@ class Repository:
         return self.git("log", "-1", "--format=%P").decode().split()
 
     def checked(self, prefix, *flags):
-        """Gives HEAD an ID with the prefix, checks that only its message changed, and returns
-        that."""
+        """Gives HEAD an ID with the prefix, changing only its message, and returns the message."""
         what = "--format=%T%n%P%n%an%n%ae%n%ad%n%cn%n%ce%n%cd%n%e"
         before = self.git("log", "-1", what)
         done = self.nonce(prefix, "--write", "--quiet", *flags)
@@ -335,8 +333,7 @@ def source(repository):
     ],
 )
 def test_the_end_of_a_shallow_history_is_refused(source, tmp_path, flags):
-    """Regression: a commit was written whose parents are missing, and `git log` failed
-    afterwards."""
+    """Regression: a commit was written whose parents are missing, so `git log` failed."""
     clone = source.clone(tmp_path / "clone", *flags)
     expected = source.git("log", "-1", "--format=%P", clone.head()).decode().split()
     assert expected and not clone.parents()
@@ -604,8 +601,7 @@ def test_the_post_rewrite_hook_runs_as_for_amend(repository, tmp_path, hooks_pat
     for run in [
         lambda: repository.nonce("abc", "--write"),
         lambda: repository.git("commit", "--amend", "--quiet", "--message=Amended"),
-        # A failed hook is not an error, and --quiet does not hide its output, as with `commit
-        # --amend`.
+        # As with `commit --amend`, a failed hook is not an error, and --quiet keeps its output.
         lambda: repository.nonce("def", "--write", "--quiet"),
     ]:
         before = repository.head()

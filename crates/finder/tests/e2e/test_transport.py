@@ -459,8 +459,7 @@ def test_more_connections_than_files_are_refused_before_anything_else():
 
 
 def test_a_request_that_is_rejected_as_malformed_is_in_the_log(serve, raw, stubs, tmp_path):
-    """Regression: clients that send a Unix socket's path as :authority were reset without a log
-    line."""
+    """Regression: requests with a socket's path as :authority were reset without a log line."""
     path = tmp_path / "socket"
     server = serve("--unix", str(path))
     # First as grpc-java sends it, then as gRPC's C core and grpc-swift 2 do.

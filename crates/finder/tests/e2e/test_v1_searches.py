@@ -457,8 +457,7 @@ def test_pages_while_searches_come_and_go(serve, finder, pb):
         if not token:
             break
         if pages <= 3:
-            # One search that was listed ends, one that was not yet listed ends, and a new one
-            # starts.
+            # A listed search ends, one that is not listed yet ends, and a new one starts.
             begun[pages][0].cancel()
             begun[-pages][0].cancel()
             begun.append(begin(stub, pb))
@@ -535,8 +534,7 @@ def test_watching(serve, finder, pb, connect, stubs):
         while True:
             message = next(watch)
             messages += 1
-            # At most one message per interval (at least 100 ms), and each search at most once per
-            # message.
+            # At most one message per interval (at least 100 ms), with each search at most once.
             assert time.monotonic() - began >= 0.1 * (messages - 1) - 0.01
             ids = [search.search_id for search in message.searches]
             assert message.searches and len(set(ids)) == len(ids)

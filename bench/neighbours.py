@@ -1,8 +1,8 @@
-"""How long easier searches take beside a thousand hard ones of another client, through gRPC.
+"""Measures easier searches beside a thousand hard ones of another client, through gRPC.
 
-usage: neighbours.py OTHERS OWN, two addresses at which a server with room for 1,001 RPCs is reached, so
-that whoever calls the one is another client to it than who calls the other. Prints the median of the
-calls in milliseconds, for a line each of the two names.
+usage: neighbours.py OTHERS OWN, two addresses of one server with room for 1,001 RPCs, which must
+see callers at OTHERS and OWN as different clients. Prints the median duration of the calls in
+milliseconds, one line for each of the two names.
 """
 
 import random
@@ -16,17 +16,17 @@ import grpc
 HARD = 1000
 CONNECTIONS = 10
 CALLS = 300
-# The 450th secret there is, which its caller tries at once, and the 899,147th, which needs turns.
+# Found at the 450th secret, which the call itself tries, and at the 899,147th, which takes turns.
 EASIER = ["doc", "docto"]
 
 
 def request(name):
-    """A HashNameRequest with a desired name alone, in protobuf."""
+    """Encodes a HashNameRequest that has only a desired name, in protobuf."""
     return bytes([0x0A, len(name)]) + name.encode()
 
 
 def channel(address, number):
-    # With arguments that differ, channels do not share a connection.
+    # Channels with different arguments do not share a connection.
     return grpc.insecure_channel(address, options=[("bench.connection", number)])
 
 
@@ -50,7 +50,7 @@ for name in EASIER:
         began = time.perf_counter()
         easy(request(name))
         took.append(1000 * (time.perf_counter() - began))
-    # The first calls wait for the connection and for the hard searches to begin.
+    # Skips the first calls, which wait for the connection and for the hard searches to start.
     medians.append(statistics.median(took[CALLS // 3 :]))
 assert not any(search.done() for search in hard), "one of the hard searches has ended"
 for search in hard:

@@ -1,6 +1,6 @@
 """Records a search at a pseudo-terminal and writes it as an animated SVG: `picture.py PROGRAM SVG`.
 
-All that is seen is what the program wrote, when it wrote it. Where nothing moves, the picture is the
+The picture shows exactly what the program wrote, when it wrote it. Without animation, it shows the
 last moment before ctrl-C.
 """
 
@@ -17,10 +17,10 @@ import pyte
 COMMAND = ["find", "hashfinder", "--ideal-distance", "1", "--show-inferior", "3"]
 COLUMNS, ROWS = 88, 10
 
-# How long the search is watched, and how long the end stands before it begins anew.
+# How long the search is recorded, and how long its end is shown before the animation restarts.
 WATCHED_S, END_S = 9.0, 5.0
 
-# The size of a character, and the space around them all, in pixels.
+# Size of a character, and the margin around the text, in pixels.
 WIDTH, HEIGHT, MARGIN = 8.43, 19, 18
 
 STYLE = """
@@ -42,15 +42,15 @@ g { opacity: 0 }
 
 
 def record(program):
-    """What the screen showed from when on, in seconds: pairs of a time and rows, and when ctrl-C was
-    pressed."""
+    """Returns the contents of the screen, as pairs of a time in seconds and rows, and the time at
+    which ctrl-C was pressed."""
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     stream.feed(f"$ hashfinder {' '.join(COMMAND)}\r\n".encode())
     child, terminal = pty.fork()
     if child == 0:
         attributes = termios.tcgetattr(0)
-        # At ctrl-C a terminal throws away what it has not shown yet.
+        # At ctrl-C, a terminal would discard output that was not shown yet.
         attributes[3] |= termios.NOFLSH
         termios.tcsetattr(0, termios.TCSANOW, attributes)
         termios.tcsetwinsize(0, (ROWS, COLUMNS))
@@ -68,9 +68,9 @@ def record(program):
             try:
                 stream.feed(os.read(terminal, 65536))
             except OSError:
-                # The program has left.
+                # The program has exited.
                 break
-        # What is drawn in one piece is seen in one.
+        # Output that was written in one piece becomes one frame.
         elif (rows := rows_of(screen)) != frames[-1][1]:
             frames.append((elapsed, rows))
     frames.append((time.monotonic() - began, rows_of(screen)))
@@ -79,7 +79,7 @@ def record(program):
 
 
 def rows_of(screen):
-    """The rows of a screen, each as runs of characters that look alike: (column, kind, text)."""
+    """Returns the rows of a screen, as runs of characters that look alike: (column, kind, text)."""
     rows = []
     for y in range(ROWS):
         runs = []
@@ -95,7 +95,7 @@ def rows_of(screen):
 
 
 def spans(frames, end):
-    """Which row was seen from when to when: (begin, end) and all rows with their places."""
+    """Returns when each row was visible: (begin, end), and all rows with their places."""
     found = {}
     for y in range(ROWS):
         begin, row = 0.0, ()
@@ -112,7 +112,7 @@ def text_of(y, row):
     for x, kind, text in row:
         begin = len(text) - len(text.lstrip())
         text = text.strip()
-        # The width is told, so that columns agree in any font.
+        # The explicit width keeps columns aligned in any font.
         yield (
             f'<text x="{MARGIN + (x + begin) * WIDTH:.1f}" y="{MARGIN + (y + 0.78) * HEIGHT:.0f}"'
             f' textLength="{len(text) * WIDTH:.1f}"' + (f' class="{kind}"' if kind else "")

@@ -1,4 +1,4 @@
-"""Certificates for tests: authorities, and what they sign."""
+"""Certificates for tests: authorities, and the certificates that they sign."""
 
 import datetime
 import ipaddress
@@ -18,7 +18,7 @@ LOCALHOST = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127
 
 
 class Authority:
-    """Signs certificates, and writes all that it makes to files."""
+    """Signs certificates, and writes them and their keys to files."""
 
     def __init__(self, folder, name, valid_for=MONTH, parent=None):
         self.folder, self.name = folder, name
@@ -59,7 +59,8 @@ class Authority:
 
 
 def self_signed(folder, file, is_authority):
-    """A server's certificate without an authority; `openssl req -x509` makes one that is an authority's."""
+    """Returns a server's certificate without an authority. Those of `openssl req -x509` are
+    authorities themselves."""
     key = ec.generate_private_key(ec.SECP256R1())
     builder = _builder(_named(file), _named(file), key, MONTH)
     builder = builder.add_extension(x509.SubjectAlternativeName(LOCALHOST), False)
@@ -98,7 +99,7 @@ class Identity:
         self.write_to(*self.files)
 
     def write_to(self, certificate, key):
-        """Puts both in the places of others: each is there whole or not at all."""
+        """Replaces two files. Each of them is always whole."""
         for path, text in [(key, self.key), (certificate, self.certificate)]:
             replace(path, text, mode=0o600)
 

@@ -28,11 +28,11 @@ HERE = pathlib.Path(__file__).parent
 PROTOS = HERE.parents[3] / "proto"
 HASHFINDER = os.environ["HASHFINDER"]
 
-# Whatever the user who runs the tests has set for themselves.
+# Ignores the configuration of the user who runs the tests.
 os.environ["HASHFINDER_CONFIG"] = os.devnull
 
-# A signal that is ignored here, as under nohup or in a shell's background job, would be ignored by every process that
-# the tests start.
+# A signal that is ignored here, as under nohup or in a shell's background job, would be ignored by
+# every process that the tests start.
 for number in [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]:
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
@@ -40,7 +40,7 @@ for number in [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]:
 # How long to wait for an event. It is generous, so that it passes only if the event never comes.
 PATIENCE_S = 120
 
-# What a panic looks like in the server's log, as text or as JSON, and wherever there is no log.
+# A panic in the server's log, as text or as JSON, or on stderr without a log.
 PANIC = re.compile(r'ERROR hashfinder_server::log: panic |"message":"panic"|^thread .* panicked at ')
 
 
@@ -112,7 +112,7 @@ class Process:
         self._stderr.put(None)
 
     def wait_for(self, pattern):
-        """The next line on stderr that the pattern is found in."""
+        """Waits for the next line on stderr that matches the pattern, and returns it."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -127,7 +127,7 @@ class Process:
                 return line
 
     def rest_of_stderr(self):
-        """What is left on stderr once the process has ended."""
+        """Returns the rest of stderr once the process has ended."""
         self._reader.join(PATIENCE_S)
         lines = []
         while (line := self._stderr.get()) is not None:
@@ -141,7 +141,7 @@ class Process:
         return self.popen.wait(PATIENCE_S)
 
     def cpu_s(self):
-        """How much time its threads have spent on a core."""
+        """Returns the CPU time of all its threads."""
         fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -152,7 +152,8 @@ class Process:
     def assert_idle(self):
         """Waits until it uses less than a tenth of a core for half a second.
 
-        A process that is still searching never becomes idle; a busy machine only delays this."""
+        A process that is still searching never becomes idle; a busy machine only delays this.
+        """
         deadline = time.monotonic() + PATIENCE_S
         while True:
             began, before = time.monotonic(), self.cpu_s()
@@ -163,7 +164,7 @@ class Process:
             assert time.monotonic() < deadline, f"it still uses {cores} cores"
 
     def wait_until_busy(self):
-        """It has begun to search."""
+        """Waits until it has begun to search."""
         before = self.cpu_s()
         deadline = time.monotonic() + PATIENCE_S
         while self.cpu_s() < before + 0.05:
@@ -175,7 +176,7 @@ class Process:
             self.popen.kill()
             self.popen.wait()
         self.popen.stdout.close()
-        # A server survives a panic, and a test might too.
+        # A server survives a panic, so its test might pass without this check.
         self._reader.join(PATIENCE_S)
         assert not self._panics, "".join(self._panics)
 
@@ -191,7 +192,7 @@ class Server(Process):
         self.address = found[1]
 
     def call_ended(self, **fields):
-        """The log's line about a call's end, which has these fields."""
+        """Returns the log line for a call's end, which must have these fields."""
         line = self.wait_for("call ended")
         for key, value in fields.items():
             assert re.search(rf"\b{key}={re.escape(value)}(?= |$)", line), (key, value, line)
@@ -209,7 +210,7 @@ class Reference(Process):
 
 
 class Fake:
-    """A server of hashfinder.v1 that says what it is told to say."""
+    """A server of hashfinder.v1 with the given methods."""
 
     def __init__(self, v1, **methods):
         servicer = type("Servicer", (v1.Servicer,), methods)
@@ -297,7 +298,7 @@ def pb(v1):
 
 @pytest.fixture
 def finder(v1):
-    """Connects to the service of our own contract; each connection is one of its own."""
+    """Connects to the service of our own contract, with a new connection each time."""
     channels = []
 
     def open_channel(address):
@@ -335,14 +336,14 @@ def hashed(secret):
 
 
 def distance(secret, name):
-    """The least distance of any window, and the first window that has it."""
+    """Returns the smallest distance of any window, and the first window that has it."""
     text, name = hashed(secret).lower(), name.lower()
     windows = range(len(text) - len(name) + 1)
     return min((sum(a != b for a, b in zip(text[w:], name)), w) for w in windows)
 
 
 def oracle(name, ideal, interesting=0):
-    """What FindRange answers: (secret, distance) of every interesting one, then of the ideal one."""
+    """Returns what FindRange sends: (secret, distance) of interesting ones, then the ideal one."""
     found = []
     for secret in secrets():
         d, _ = distance(secret, name)
@@ -353,19 +354,19 @@ def oracle(name, ideal, interesting=0):
 
 
 def line_of(secret, name):
-    """The line that `find` prints for a secret."""
+    """Returns the line that `find` prints for a secret."""
     d, window = distance(secret, name)
     texts = base64.b64encode(secret).decode(), secret.hex()
     columns = hashed(secret), *(text or "(empty)" for text in texts), d, window, name
     return "\t".join(map(str, columns))
 
 
-# The first doctor there is, the 10,874,376th secret: what the crates' own tests find by a single pass.
+# First secret that spells "doctor", the 10,874,376th. The crates' tests find it in a single pass.
 FIRST_DOCTOR = bytes.fromhex("a4ed06")
 
 
 def decoded(response):
-    """A response as (secret, distance), after a look at whether it is right."""
+    """Checks a response, and returns it as (secret, distance)."""
     secret = base64.b64decode(response.secret, validate=True)
     assert response.hashed_name == hashed(secret)
     return secret, response.hamming_distance

@@ -1,7 +1,7 @@
-"""A server that behaves as the reference one does: one servicer thread, which is freed by a
+"""A server that behaves like the reference server: one servicer thread, which is freed by a
 callback that sets an event, and a budget after which the servicer cancels the call.
 
-It tells on stdout what happens to it.
+It prints on stdout what happens to it.
 """
 
 import base64
@@ -40,7 +40,7 @@ def distance(text, name):
 def search(request, stop):
     tried = 0
     for length in itertools.count():
-        # As in the original, the byte 0xFF is left out.
+        # Like the original, this leaves out the byte 0xFF.
         for values in itertools.product(range(255), repeat=length):
             if stop.is_set():
                 raise Stopped

@@ -1,4 +1,4 @@
-"""Who is let in, and who sees what; and that no secret is told."""
+"""Authentication, what each role may see, and that no secret is logged or printed."""
 
 import base64
 import hashlib
@@ -40,7 +40,7 @@ def keys(*arguments, status=0):
 
 
 class KeyFile:
-    """A file of API keys, as its owner makes one."""
+    """A file of API keys, managed with `hashfinder keys`."""
 
     def __init__(self, path):
         self.path = path
@@ -66,7 +66,7 @@ def bearer(credential):
 
 
 class Caller:
-    """Whoever calls a server, on a connection of their own, with this metadata."""
+    """A client with its own connection, which sends this metadata with each call."""
 
     def __init__(self, server, metadata=(), tls=None):
         self.metadata = list(metadata)
@@ -77,19 +77,19 @@ class Caller:
             self.channel = grpc.insecure_channel(server.address, options)
 
     def call(self, method, request=b""):
-        """A call of any kind: on the wire, one message is a stream of one."""
+        """Starts a call of any kind: on the wire, one message is a stream of one."""
         if not isinstance(request, bytes):
             request = request.SerializeToString()
         call = self.channel.stream_stream(f"/{method}")
         return call(iter([request]), metadata=self.metadata, timeout=PATIENCE_S)
 
     def one(self, method, request, response):
-        """The one answer to a call."""
+        """Returns the only response to a call."""
         [message] = self.call(method, request)
         return response.FromString(message)
 
     def code(self, method, request=b""):
-        """How it ends, or OK if it begins to answer; and the reason that the client is told."""
+        """Returns the status code, or OK if a response begins, and the reason it received."""
         call = self.call(method, request)
         try:
             next(call, None)
@@ -101,7 +101,7 @@ class Caller:
         return CODE.OK, None
 
     def begin(self, pb):
-        """A search that goes on: its stream, and its id."""
+        """Starts a search that does not end, and returns its stream and its ID."""
         request = pb.SearchRequest(query=pb.Query(desired_names=[HARD]))
         stream = self.call(FINDER + "Search", request)
         accepted = pb.SearchEvent.FromString(next(stream)).accepted
@@ -127,7 +127,7 @@ def caller():
 
 @pytest.fixture
 def guarded(serve, key_file):
-    """A server that takes the API keys of a file and shows its metrics."""
+    """Returns a function that starts a server with the API keys of a file, and with metrics."""
 
     def start(*flags, **kwargs):
         if not key_file.path.exists():
@@ -142,7 +142,7 @@ def guarded(serve, key_file):
 
 
 def methods_of(someone):
-    """Every method that the server tells of."""
+    """Returns every method that the server's reflection reports."""
     found = set()
     for version in ["v1", "v1alpha"]:
         reflection = f"grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
@@ -163,7 +163,7 @@ def methods_of(someone):
 
 
 def documented():
-    """The table that people read: a method, and the code for each kind of credential."""
+    """Returns the table in SECURITY.md: each method, and its codes by kind of credential."""
     text = (REPOSITORY / "SECURITY.md").read_text()
     lines = text.split("| method | none |")[1].split("\n\n")[0].splitlines()[2:]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -283,7 +283,7 @@ def test_the_matrix(guarded, key_file, caller, issuer, jwt_flags, stubs, pb):
     bad["another scheme"] = [("authorization", f"Basic {user}")]
     bad["no scheme"] = [("authorization", user)]
     bad["twice"] = bearer(user) + bearer(user)
-    # Of each method some forty are refused.
+    # About forty calls of each method are rejected.
     flags = "--maximum-refused-credentials-per-second", "100000"
     server = guarded(*jwt_flags, "--operator", "jwt:the-boss", *flags)
 
@@ -331,7 +331,7 @@ def test_the_matrix(guarded, key_file, caller, issuer, jwt_flags, stubs, pb):
             if got != CODE.OK:
                 assert why == reason, (method, what)
                 refusals += 1
-    # No work was started, and each was counted.
+    # No work was started, and each rejection was counted.
     after = until(server, "hashfinder_refused_total", value(before, "hashfinder_refused_total") + refusals)
     for counter in ["hashes", "tests", "slices", "searches_ended"]:
         counter = f"hashfinder_{counter}_total"
@@ -394,12 +394,12 @@ def test_what_is_revoked_ends(guarded, key_file, caller, pb):
     line = server.call_ended(method='"Search"', code="Unauthenticated", work='"stopped"')
     assert f"client=key:{gone.split('.')[0]} " in line
     refused = (CODE.UNAUTHENTICATED, "CREDENTIAL_REFUSED")
-    # On the same connection.
+    # Also on the same connection.
     assert one.code(FINDER + "ListSearches") == refused
     line = server.wait_for("call refused")
     assert 'why="revoked"' in line and f"client=key:{gone.split('.')[0]}" in line
     assert len(other.listed(pb, states=[pb.SEARCH_STATE_RUNNING])) == 1
-    # A key that is made is taken, and one that is taken out of the file is not, without a restart.
+    # A new key is accepted, and a removed key is rejected, without a restart.
     made = caller(server, bearer(key_file.create()))
     wait_until(lambda: made.code(FINDER + "ListSearches")[0] == CODE.OK)
     text = key_file.path.read_text()
@@ -433,7 +433,7 @@ def test_strangers_who_watch_health_leave_calls_to_others(guarded, key_file, cal
     key = key_file.create()
     server = guarded("--maximum-open-calls", "32", "--maximum-open-calls-per-address", "32")
     stranger, request = caller(server), health_pb2.HealthCheckRequest()
-    # A quarter of a quarter.
+    # Health checks may have a quarter of the open calls, and one address a quarter of these.
     watching = [stranger.call("grpc.health.v1.Health/Watch", request) for _ in range(2)]
     for watch in watching:
         next(watch)
@@ -494,7 +494,7 @@ def test_behind_a_unix_socket_the_system_says_who_it_is(serve, key_file, caller,
         user, shown = caller(server), caller(server, bearer(key))
         _, search_id = user.begin(pb)
         _, other = shown.begin(pb)
-        # Whoever runs the server is an operator, and who shows a credential is whom that names.
+        # The user that runs the server is an operator. A credential takes precedence over the user.
         clients = {search.search_id: search.client for search in user.listed(pb)}
         assert clients == {search_id: f"user:{os.getuid()}", other: f"key:{key.split('.')[0]}"}
         assert [search.search_id for search in shown.listed(pb)] == [other]
@@ -548,13 +548,13 @@ def test_the_keys_commands(key_file, tmp_path):
     assert [key[4] for key in key_file.listed()] == ["valid", "revoked"]
     done = keys("revoke", "--file", key_file.path, "nobody", status=1)
     assert "there is no key nobody" in done.stderr
-    # Who gives the whole key does not read its secret in an error that ends in a ticket.
+    # An error may end up in a ticket, so it does not repeat the secret of a whole key.
     done = keys("revoke", "--file", key_file.path, second, status=2)
     assert "before the dot" in done.stderr and second.split(".")[1] not in done.stderr
     text = key_file.path.read_text()
     digest = base64.b64encode(hashlib.sha256(secret.encode()).digest()).decode()
     assert digest in text and secret not in text and digest not in str(key_file.listed())
-    # Nothing is left beside it, and many at a time lose nothing.
+    # Parallel runs lose no keys, and leave no other files behind.
     command = [HASHFINDER, "keys", "create", "--file", str(key_file.path)]
     many = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(16)]
     made = {process.communicate(timeout=PATIENCE_S)[0].strip() for process in many}
@@ -569,7 +569,7 @@ CANARY = "canaryCANARYcanary"
 def test_no_secret_is_told(
     guarded, key_file, caller, issuer, jwt_flags, stubs, pb, monkeypatch, log_format
 ):
-    """Everything that the server writes is searched for what was planted in what it was sent."""
+    """Nothing that the server writes contains the secrets that were planted in its input."""
     good = key_file.create("--comment", f"a comment {CANARY}", "--role", "operator")
     other = key_file.create()
     token = jwt.encode(claims(jti=CANARY), issuer, "RS256")
@@ -587,7 +587,7 @@ def test_no_secret_is_told(
     queries = [
         pb.Query(desired_names=[CANARY]),
         pb.Query(desired_names=[CANARY, HARD], ideal_distance=1),
-        # Refused, with messages that quote it.
+        # Rejected, with messages that quote the name.
         pb.Query(desired_names=[CANARY * 9]),
         pb.Query(desired_names=[CANARY + "!"]),
         pb.Query(desired_names=["aa"], anchor=77),
@@ -612,11 +612,11 @@ def test_no_secret_is_told(
     server.send(SIGTERM)
     assert server.wait() == 0
     log = "\n".join(server.log) + "\n" + server.rest_of_stderr()
-    # It did tell what it may.
+    # The log has what it may contain.
     for told in ["call ended", "call refused", "BAD_REQUEST", "CREDENTIAL_REFUSED"]:
         assert told in log, told
     assert f"key:{good.split('.')[0]}" in log and "jwt:alice" in log
-    # Nor what the libraries tell of connections, whatever that is.
+    # It has no lines of the libraries about connections.
     assert not re.search(r"\b(h2|hyper|tonic)::", log)
     everything = log + text + server.popen.stdout.read()
     encoded = base64.b64encode(CANARY.encode()).decode().rstrip("=")

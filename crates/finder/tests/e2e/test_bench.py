@@ -31,7 +31,7 @@ def test_every_kernel_is_measured_and_right():
     assert len(rows) == len(kernels) * len(cases) * 2
     assert all(row["hashes_per_second"] > 0 for row in rows)
 
-    # Each of them finds what the others find.
+    # All kernels find the same secret.
     for kernel in kernels:
         for arguments, environment in [
             (["--kernel", kernel], {}),

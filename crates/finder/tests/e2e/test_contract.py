@@ -1,4 +1,4 @@
-"""`hash_name.HashFinder` as the contract has it, for the stock client."""
+"""`hash_name.HashFinder` as its contract defines it, called by the stock client."""
 
 import base64
 
@@ -12,12 +12,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from grpc_status import rpc_status
 
-# A hard search: nobody finds it while a test runs.
+# A hard search, which finds nothing while a test runs.
 HARD = "hashfinderhashfinder"
 
 
 def details(error, kind):
-    """The detail of this kind in an error's status, read by the stock package."""
+    """Returns the detail of this kind in an error's status, read by the stock package."""
     status = rpc_status.from_call(error)
     assert status.code == error.code().value[0]
     found = [detail for detail in status.details if detail.Is(kind.DESCRIPTOR)]
@@ -68,7 +68,7 @@ def test_an_interesting_distance_not_above_the_ideal_is_an_empty_range(
         interesting_hamming_distance=max(interesting, 0),
     )
     assert [decoded(response) for response in stub.FindRange(request)] == oracle("doc", 1)
-    # Find does not look at it, whatever it is.
+    # Find ignores this field.
     request.interesting_hamming_distance = interesting
     assert decoded(stub.Find(request)) == oracle("doc", 1)[-1]
 
@@ -120,7 +120,7 @@ def test_bad_requests_are_refused_before_any_work(serve, connect, stubs):
         [violation] = details(raised.value, error_details_pb2.BadRequest).field_violations
         assert violation.field == "interesting_hamming_distance"
     server.assert_idle()
-    # No work was started: the first of which the log tells that it ended is this one.
+    # No work was started: this is the first search whose end is logged.
     stub.Find(stubs.Request(desired_name="aa"))
     server.call_ended(names="1", characters="2")
     assert not any("call ended" in line for line in server.log[:-1])
@@ -131,7 +131,8 @@ def test_what_is_unspellable_is_fine_where_the_distance_allows_for_it(serve, con
     for name, ideal in [("naïve", 3), ("d-c", 1), ("a\0", 1), ("==", 1), ("b=", 1)]:
         response = stub.Find(stubs.Request(desired_name=name, ideal_hamming_distance=ideal))
         assert decoded(response) == oracle(name, ideal)[-1]
-    # One character is paid for, so this is a search like any other; how long it takes is luck.
+    # The ideal distance covers the unspellable character, so this is an ordinary search, which
+    # takes a random time.
     request = stubs.Request(desired_name="naïve", ideal_hamming_distance=1)
     secret, least = decoded(stub.Find(request))
     assert least <= 1 and distance(secret, "naïve")[0] == least

@@ -144,7 +144,7 @@ def test_verify_prints_what_find_prints(secret):
 
 
 def test_verify_says_whether_it_is_near_enough():
-    # The nearest to hashfinder among the first secrets is 4 from it.
+    # The nearest to hashfinder among the first secrets, at distance 4.
     secret = bytes.fromhex("5de6")
     for distance, within in [(0, False), (3, False), (4, True), (5, True)]:
         arguments = ["5de6", "hashfinder", "--hex", "--ideal-distance", str(distance)]

@@ -70,7 +70,7 @@ def lease():
 
 
 def moved_there(path, text, lease):
-    """A new version of a file, with a lease on it from the moment it is there."""
+    """Replaces a file with a version that has a lease from the start, and returns the lease."""
     new = f"{path}.leased"
     with open(new, "wb") as file:
         file.write(text)
@@ -91,14 +91,15 @@ def run_for_error(command, status):
 
 
 def test_blocked_reads_stop_nothing_else(serve, ours, key_file, lease):  # noqa: F811
-    """While a certificate could not be read, the whole server stood still: SIGTERM did not end it."""
+    """Regression: while a certificate could not be read, the whole server blocked, and SIGTERM did
+    not end it."""
     identity, new = ours.server(), ours.server("new")
     kept, revoked = key_file.create(), key_file.create()
     server = serve(*identity.flags("--tls"), "--api-keys", key_file.path)
     tls = grpc.ssl_channel_credentials(ours.pem)
 
     def code(credential, method=FINDER + "ListSearches"):
-        """The end of a call on a new connection."""
+        """Returns the status code of a call on a new connection."""
         caller = Caller(server, bearer(credential) if credential else (), tls)
         try:
             return caller.code(method)[0]
@@ -108,7 +109,7 @@ def test_blocked_reads_stop_nothing_else(serve, ours, key_file, lease):  # noqa:
     assert code(kept) == code(revoked) == CODE.OK
     held = moved_there(identity.files[0], new.certificate, lease)
     held.wait_until_wanted()
-    # Handshakes, health checks and known keys go on,
+    # Handshakes, health checks and known keys still work,
     assert certificate_of(server, ours) == identity.der
     assert code(None, HEALTH) == code(kept) == CODE.OK
     # and so do changes of the keys.
@@ -122,7 +123,7 @@ def test_blocked_reads_stop_nothing_else(serve, ours, key_file, lease):  # noqa:
     server.send(SIGTERM)
     assert server.wait() == 0
     assert " drained" in server.rest_of_stderr()
-    # All of it happened before either was released.
+    # All of this happened before either lease was released.
     assert held.popen.poll() is None and leased.popen.poll() is None
 
 
@@ -138,7 +139,7 @@ def test_what_was_blocked_is_read_when_it_is_released(serve, ours, lease):  # no
 
 
 def test_a_blocked_read_is_logged(serve, key_file, lease):  # noqa: F811
-    """That keys cannot be revoked any more must not stay unknown."""
+    """While reads are blocked, keys cannot be revoked, so the log has to report it."""
     key_file.create()
     server = serve("--api-keys", key_file.path)
     held = moved_there(key_file.path, key_file.path.read_bytes(), lease)
@@ -161,7 +162,7 @@ def test_a_signal_ends_a_server_whose_start_is_blocked(processes, ours, lease, n
 
 
 def wrong_files(tmp_path):
-    """Files that are no regular ones, or never end, and what is said of them."""
+    """Files that are not regular or never end, and the errors that they cause."""
     pipe, link, long = tmp_path / "pipe", tmp_path / "link", tmp_path / "long"
     os.mkfifo(pipe)
     link.symlink_to(pipe)
@@ -177,7 +178,7 @@ def wrong_files(tmp_path):
 
 
 def test_a_server_starts_with_regular_files_only(ours, key_file, tmp_path):  # noqa: F811
-    """A named pipe blocked the start, which no signal ended; /dev/zero filled the memory."""
+    """Regression: a pipe blocked the start, and no signal ended it; /dev/zero filled the memory."""
     certificate, key = ours.server().files
     tokens = ["--jwt-audience", "a", "--jwt-algorithm"]
     for path, why in wrong_files(tmp_path):
@@ -196,7 +197,8 @@ def test_a_server_starts_with_regular_files_only(ours, key_file, tmp_path):  # n
 
 
 def test_links_to_regular_files_are_followed(serve, key_file, ours, tmp_path):  # noqa: F811
-    """Kubernetes mounts a secret as a link to a file in a folder, which is a link too, and replaces that one."""
+    """Kubernetes mounts a secret as a link to a file in a folder that is a link itself. An update
+    replaces the latter."""
     first, second = ours.server(), ours.server("second")
     for name, identity in [("first", first), ("second", second)]:
         (tmp_path / name).mkdir()
@@ -262,7 +264,7 @@ def test_a_client_reads_regular_files_only(ours, tmp_path):  # noqa: F811
 
 
 def test_a_session_is_a_regular_file_and_no_link(state, tmp_path):  # noqa: F811
-    """A session's file that was a pipe blocked the search, and a link to /dev/zero filled the memory."""
+    """Regression: a pipe as a session blocked the search; a link to /dev/zero filled the memory."""
     state.mkdir(parents=True)
     stranger = tmp_path / "another's"
     stranger.write_text("precious")
@@ -284,7 +286,7 @@ def test_a_session_is_a_regular_file_and_no_link(state, tmp_path):  # noqa: F811
     done = run_find("docto", "--session", "night")
     assert done.returncode not in (0, 1) and "it is larger than 1 MiB" in done.stderr, done
     (state / "night").unlink()
-    # What is in the way of the next version is removed, not written to.
+    # A file in the place of the next version is removed, not written to.
     (state / ".night.new").symlink_to(stranger)
     done = run_find("docto", "--session", "night", "--maximum-hashes", "1000")
     assert done.returncode == 3, done
@@ -293,11 +295,11 @@ def test_a_session_is_a_regular_file_and_no_link(state, tmp_path):  # noqa: F811
 
 
 def test_a_session_whose_read_would_block_is_an_error(state, lease):  # noqa: F811
-    """The search stood still before it began, and no signal ended it."""
+    """Regression: the search blocked before it started, and no signal ended it."""
     for name in ["night", ".night.lock"]:
         done = run_find("docto", "--session", "night", "--maximum-hashes", "1000")
         assert done.returncode == 3, done
-        # Of a run that was killed.
+        # A killed run leaves this file.
         (state / ".night.lock").touch()
         held = lease(state / name)
         done = run_find("docto", "--session", "night")
@@ -308,7 +310,7 @@ def test_a_session_whose_read_would_block_is_an_error(state, lease):  # noqa: F8
 
 
 def test_a_prefix_or_a_configuration_that_never_ends_is_an_error(tmp_path):
-    """/dev/zero was read until the memory was full."""
+    """Regression: /dev/zero was read until the memory was full."""
     done = run_find("do", "--secret-prefix-file", "/dev/zero")
     assert done.returncode == 2
     assert "cannot read the prefix from /dev/zero: it is larger than 64 KiB" in done.stderr, done
@@ -323,7 +325,8 @@ def test_a_prefix_or_a_configuration_that_never_ends_is_an_error(tmp_path):
 
 
 def test_a_time_zone_that_never_ends_stops_nothing(find):
-    """TZ=/dev/zero was read until the memory was full, and meanwhile the search showed and ended nothing."""
+    """Regression: TZ=/dev/zero was read until the memory was full. Meanwhile the search showed no
+    progress and did not end."""
     process = find("hashfinderh", "--threads", "1", env={**os.environ, "TZ": "/dev/zero"})
     # Times are shown as durations, or as if there was no time zone.
     process.wait_for("chance by now .* from now 50% in ")
@@ -333,7 +336,8 @@ def test_a_time_zone_that_never_ends_stops_nothing(find):
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Runs `hashfinder keys` where a file is mounted alone, as into a container; the folder may be read-only."""
+    """Runs `hashfinder keys` where a file is mounted on its own, as in a container. The folder may
+    be read-only."""
     if shutil.which("unshare") is None or os.geteuid() != 0:
         pytest.skip("mounting a file takes root and unshare")
     real, folder = tmp_path / "real.toml", tmp_path / "container"
@@ -357,7 +361,7 @@ def mounted(tmp_path):
         path = str(folder / "keys.toml")
         done = run(HASHFINDER, "keys", what, "--file", path, *arguments, **kwargs)
         assert done.returncode == 0, done
-        # Nothing is left beside it.
+        # No other file is left behind.
         assert [path.name for path in folder.iterdir()] == ["keys.toml"]
         return done.stdout.strip()
 
@@ -366,7 +370,7 @@ def mounted(tmp_path):
 
 @pytest.mark.parametrize("is_read_only", [False, True])
 def test_keys_in_a_file_that_is_mounted_alone(serve, mounted, is_read_only):
-    """The rename failed with EBUSY, and left `.keys.toml.new` behind; no key could be revoked."""
+    """Regression: renaming failed with EBUSY, left `.keys.toml.new`, and no key was revocable."""
     real, run_keys = mounted
     first = KeyFile(real).create("--comment", "a comment that makes the file longer than the next version")
     inode, mode = real.stat().st_ino, real.stat().st_mode
@@ -395,7 +399,7 @@ def test_keys_in_a_file_that_is_mounted_alone(serve, mounted, is_read_only):
 def test_what_cannot_be_written_is_left_as_it_was(key_file, tmp_path):  # noqa: F811
     key_file.create()
     before = key_file.path.read_bytes()
-    # As on a disk that is full.
+    # Fails like a full disk.
     script = "trap '' XFSZ; ulimit -f 0; exec \"$@\""
     command = ["sh", "-c", script, "sh", HASHFINDER, "keys", "create", "--file", str(key_file.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -406,7 +410,8 @@ def test_what_cannot_be_written_is_left_as_it_was(key_file, tmp_path):  # noqa: 
 
 @pytest.mark.parametrize("when", ["@9999-12-31 23:59:59", "+9000y"])
 def test_a_clock_beyond_the_calendar_is_no_panic(processes, key_file, monkeypatch, when):  # noqa: F811
-    """`keys create` panicked in the last days of 9999, and every call of a server did from the year 10000 on."""
+    """Regression: `keys create` panicked in the last days of 9999, and every call of a server from
+    the year 10000 on."""
     [library, *_] = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1") or [None]
     if library is None:
         pytest.skip("setting the clock takes libfaketime")

@@ -34,14 +34,14 @@ HARD = "hashfinderhashfinder"
 
 
 def cursor(name, frontier, ideal=0, interesting=0):
-    """A cursor written from its documentation."""
+    """Encodes a cursor in its documented format."""
     payload = bytes([ideal, interesting]) + frontier.to_bytes(8, "big") + name.encode()
     payload += hashlib.sha1(b"hf1_" + payload).digest()[:4]
     return "hf1_" + base64.urlsafe_b64encode(payload).decode().rstrip("=")
 
 
 def place_of(text):
-    """The cursor without the nearest secret so far, as `cursor` writes it."""
+    """Returns the cursor without the nearest secret so far, as `cursor` encodes it."""
     if not text.startswith("hf3_"):
         return text
     payload = base64.urlsafe_b64decode(text.removeprefix("hf3_") + "==")
@@ -50,7 +50,7 @@ def place_of(text):
 
 
 def cursor_in(stderr):
-    """The cursor that the last line tells to go on with."""
+    """Returns the cursor that the last line suggests to resume."""
     return stderr.rstrip().rsplit("--resume ", 1)[1]
 
 
@@ -79,7 +79,8 @@ def test_it_shows_inferior_candidates_on_the_way():
 
 
 def test_the_empty_secret_leaves_no_column_empty():
-    """Two columns were empty, which `read` and awk skip: what they took for the secret was the distance."""
+    """Regression: two columns were empty, which `read` and awk skip. They took the distance for the
+    secret."""
     done = run_find("2jmj")
     columns = ["2jmj7l5rSw0yVb/vlWAYkK/YBwk=", "(empty)", "(empty)", "0", "0", "2jmj"]
     assert done.stdout == "\t".join(columns) + "\n"
@@ -100,7 +101,8 @@ def test_the_empty_secret_leaves_no_column_empty():
 )
 @pytest.mark.parametrize("server", [[], ["--server", "localhost:1"]])
 def test_a_distance_at_which_every_secret_matches_is_rejected(arguments, says, server):
-    """`find doctor --ideal-distance 6` answered with the empty secret, and --show-inferior 7 printed every one."""
+    """Regression: `find doctor --ideal-distance 6` found the empty secret, and --show-inferior 7
+    printed every secret."""
     done = run_find(*arguments, *server)
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
@@ -114,7 +116,7 @@ def test_the_greatest_distance_that_rules_something_out_is_taken(distance):
 
 
 def test_a_cursor_with_such_a_distance_is_taken():
-    """The wire contracts answer such a request, so a server may have given the cursor."""
+    """The wire contracts accept such a request, so a server may have issued the cursor."""
     done = run_find("--resume", cursor("doctor", 5, interesting=28), "--maximum-hashes", "3")
     assert done.returncode == 3
     assert len(done.stdout.splitlines()) == 3
@@ -157,7 +159,7 @@ def test_a_name_that_can_never_match(name, server):
 
 @pytest.mark.parametrize("name", ["-", "\U0001f980", "\u00fc", "a-"])
 def test_a_character_that_no_hashed_name_has_is_the_reason(name):
-    """It was that the last character is always "="."""
+    """Regression: the error said that the last character is always "="."""
     for command in ["find", "estimate"]:
         done = subprocess.run([HASHFINDER, command, "--", name], capture_output=True, text=True, timeout=PATIENCE_S)
         assert done.returncode == 4
@@ -204,10 +206,10 @@ def test_a_signal_stops_it_with_a_cursor(find, number, code):
     assert process.wait() == code
     stderr = process.rest_of_stderr()
     assert process.popen.stdout.read() == ""
-    # The nearest candidate, as a result is shown, though none was asked for.
+    # The nearest candidate is printed like a result, although no candidates were requested.
     [nearest] = [line for line in stderr.splitlines() if line.count("\t") == 5]
     assert nearest == line_of(bytes.fromhex(nearest.split("\t")[2]), "hashfinder")
-    # What the text holds is what was asked for.
+    # The cursor has the requested distances.
     assert place_of(cursor_in(stderr)).startswith(cursor("hashfinder", 0, ideal=1)[:8])
     following = run_find("--resume", cursor_in(stderr), "--maximum-hashes", "10")
     assert "hashes tried: 10\n" in following.stderr
@@ -215,9 +217,9 @@ def test_a_signal_stops_it_with_a_cursor(find, number, code):
 
 def test_a_second_signal_leaves_a_printer_that_nobody_reads(find):
     process = find(HARD, "--show-inferior", "20")
-    # It prints until the pipe is full, and then waits for us to read.
+    # It prints until the pipe is full, then waits for a reader.
     pipe = process.popen.stdout.fileno()
-    # The system may leave a little of each page unused.
+    # The kernel may leave a small part of each page unused.
     full = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) * 9 // 10
     while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder) < full:
         time.sleep(0.01)
@@ -233,7 +235,7 @@ def test_a_timeout_stops_the_work_of_a_printer_that_nobody_reads(find):
     process = find(HARD, "--show-inferior", "20", "--maximum-time", "2s")
     process.wait_for("still stopping")
     process.assert_idle()
-    # Who reads on gets what there is, and then the end.
+    # A reader that continues receives the rest, up to the cursor.
     lines = process.popen.stdout.read().splitlines()
     assert process.wait() == 3
     last = bytes.fromhex(lines[-1].split("\t")[2])
@@ -252,12 +254,12 @@ def test_a_reader_that_has_seen_enough(serve, search, form):
     }[search]
     if search == "server":
         arguments.append(serve().address)
-    # As one types it, and asks for its exit code.
+    # As a user types it in a shell, with the exit code of `find`.
     command = shlex.join([HASHFINDER, "find", *arguments, *form])
     line = f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stderr) == (0, "")
-    # For both of them it is the empty secret.
+    # The first line of each of these searches is the empty secret.
     told = re.sub(r"\x1b\[[\d;]*m", "", done.stdout)
     assert told.count("\n") == 1
     assert "2jmj7l5rSw0yVb/vlWAYkK/YBwk=" in told
@@ -337,7 +339,7 @@ def test_ctrl_c_while_it_waits_for_a_server(find):
 
 def test_ctrl_c_reaches_the_server(find, serve):
     server = serve()
-    # So few are found that the pipe, which nobody reads for a while, has room for them.
+    # So few are found that the pipe, which is not read for a while, has room for them.
     process = find("hashfinder", "--show-inferior", "5", "--server", server.address)
     first = process.popen.stdout.readline()
     server.wait_until_busy()
@@ -349,7 +351,7 @@ def test_ctrl_c_reaches_the_server(find, serve):
     last = (first + process.popen.stdout.read()).splitlines()[-1]
     secret = bytes.fromhex(last.split("\t")[2])
     index = sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
-    # The last candidate, or what was told of the progress since.
+    # The cursor is beyond the last candidate, at the progress reported last.
     place = place_of(cursor_in(stderr))
     payload = base64.urlsafe_b64decode(place.removeprefix("hf1_") + "==")
     frontier = int.from_bytes(payload[2:10], "big")
@@ -453,7 +455,7 @@ def test_ctrl_c_reaches_the_reference_server_as_a_cancellation(find, reference, 
     assert process.wait() == 130
     assert server.told() == "over"
     if not arguments:
-        # A stream's servicer may be waiting to be asked for more, which nobody does again.
+        # A stream's servicer may be suspended at a `yield`, and is then never resumed.
         assert server.told() == "stopped"
     # Its only servicer thread is free again.
     done = run_find("aa", "--server", server.address)
@@ -465,7 +467,7 @@ def test_the_reference_servers_budget(reference):
     done = run_find(HARD, "--server", server.address)
     assert done.returncode == 3
     assert "the server cancelled the search" in done.stderr
-    # It leaves secrets out, so of it we cannot know how far it came.
+    # The reference server skips secrets, so the client does not know what was tried.
     assert place_of(cursor_in(done.stderr)) == cursor(HARD, 0)
     assert [server.told(), server.told()] == ["began", "budget spent"]
 
@@ -478,5 +480,5 @@ def test_a_timeout_at_the_reference_server(reference):
 
 
 def test_the_oracle_agrees_with_the_documentation():
-    # The order of secrets, by which everything here is judged.
+    # The order of secrets, which all tests here rely on.
     assert [secret for secret, _ in zip(secrets(), range(3))] == [b"", b"\0", b"\1"]

@@ -1,4 +1,4 @@
-"""What probes see: `hashfinder health`, and the Kubernetes manifest."""
+"""Health checks: `hashfinder health`, and the Kubernetes manifest."""
 
 import json
 import re
@@ -31,7 +31,7 @@ def test_health_follows_the_server(serve, finder, pb, tmp_path):
         assert probe("--server", server.address) == (0, "SERVING\n", "")
         server.send(SIGTERM)
         server.wait_for("draining")
-        # It stops listening a moment later.
+        # The server stops listening a moment later.
         code, stdout, stderr = probe("--server", server.address)
         assert (code, stdout) in [(1, "NOT_SERVING\n"), (5, "")] and stderr.count("\n") <= 1
         stream.cancel()
@@ -75,7 +75,7 @@ def test_health_of_what_is_no_server():
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         code, stdout, stderr = probe("--server", address)
         assert (code, stdout) == (5, "") and f"at {address}" in stderr
-    # The port is free now, so connecting is refused, and the reason is given.
+    # The port is closed now, so connecting fails, and the reason is printed.
     code, stdout, stderr = probe("--server", address)
     assert (code, stdout) == (5, "") and "Connection refused" in stderr
     assert probe("--server", "nonsense:")[0] == 2
@@ -90,7 +90,7 @@ def test_the_guide_has_health_checks_that_work(serve_tls, ours):  # noqa: F811
     for command in [of_kubernetes, json.loads(text)]:
         program, health, *flags = command
         assert (program, health) == ("/hashfinder", "health")
-        # The file and the name of the example are in this test's folder, and its server's.
+        # Replaces the example's file and name with those of this test.
         flags = [re.sub(r"/etc/hashfinder/\S+", ours.path, flag) for flag in flags]
         flags = [flag.replace("find.example", "localhost") for flag in flags]
         assert probe("--server", server.address, *flags) == (0, "SERVING\n", "")
@@ -111,7 +111,7 @@ def test_the_kubernetes_manifest_fits_the_server(watched, key_file, ours):  # no
     (container,) = pod["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
 
-    # Every file that a flag names is in a volume of a secret.
+    # Every file that a flag names is in a secret's volume.
     volumes = {volume["name"]: volume["secret"] for volume in pod["spec"]["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
     assert set(mounts.values()) == volumes.keys()
@@ -127,19 +127,19 @@ def test_the_kubernetes_manifest_fits_the_server(watched, key_file, ours):  # no
             value = files.pop(file)
         flags.append(f"{name}={value}")
     assert not files
-    # The program takes the arguments, with what the image sets.
+    # The program accepts the arguments, together with what the image sets.
     code, stdout, stderr = check(*flags, HASHFINDER_SERVE_HOST="0.0.0.0", HASHFINDER_SERVE_LOG_FORMAT="json")
     assert (code, stderr) == (0, "")
     assert stdout == f"hashfinder would listen on 0.0.0.0:{ports['grpc']}, with metrics on 0.0.0.0:{ports['metrics']}\n"
 
-    # The probes ask for what a server answers.
+    # The server answers the probes.
     server = watched()
     for kind in ["readinessProbe", "livenessProbe"]:
         get = container[kind]["httpGet"]
         assert get["port"] == "metrics"
         with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}{get['path']}") as answer:
             assert answer.status == 200
-    # The supervisor's patience is longer than the longest drain.
+    # Kubernetes waits longer than the longest drain takes.
     guide = (REPOSITORY / "docs/operations.md").read_text()
     patience = pod["spec"]["terminationGracePeriodSeconds"]
     assert f"`terminationGracePeriodSeconds: {patience}`" in guide

@@ -1,4 +1,4 @@
-"""That packaging/Containerfile says what the program and the repository have; `cargo xtask image` builds it."""
+"""Checks packaging/Containerfile against program and repository. `cargo xtask image` builds it."""
 
 import os
 import re
@@ -20,16 +20,16 @@ def instructions():
 def test_what_is_built_is_what_there_is():
     (run,) = [of for what, of in instructions() if what == "RUN" and "cargo" in of]
     assert "--package hashfinder " in run and "--locked" in run
-    # Every part of the build is there in the context, whose rules leave out nothing but these.
+    # The build context has every part of the build, because only these paths are ignored.
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     ignored = [line for line in ignored if not line.startswith("#")]
     assert ignored == [".git", "target", "**/target", "rust-toolchain.toml"]
-    # The build image has a toolchain that is new enough.
+    # The build image's toolchain is new enough.
     (image,) = [of for what, of in instructions() if what == "FROM" and "rust" in of]
     cargo = (REPOSITORY / "Cargo.toml").read_text()
     needed = re.search(r'^rust-version = "1\.(\d+)"', cargo, re.M)[1]
     assert int(re.fullmatch(r"rust:1\.(\d+)-slim AS build", image)[1]) >= int(needed)
-    # What the last stage copies is what the command leaves behind.
+    # The last stage copies the file that the build leaves behind.
     (copied,) = [of for what, of in instructions() if what == "COPY" and "--from" in of]
     built = re.search(r"&& cp \S+ (\S+)$", run)[1]
     assert copied == f"--from=build /source/{built} /hashfinder"
@@ -47,7 +47,7 @@ def test_the_image_starts_what_the_program_takes():
         text=True,
         env={**os.environ, **variables},
     )
-    # None of them is one that the program does not know.
+    # The program knows all of these variables.
     assert (done.returncode, done.stderr) == (0, "")
     for variable in variables:
         assert re.search(rf"\s{variable}$", done.stdout, re.M), variable

@@ -1,4 +1,4 @@
-"""`hashfinder find` for programs: JSON, quiet, colours, and several results."""
+"""`hashfinder find` for programs: JSON, quiet mode, colours, and several results."""
 
 import json
 import os
@@ -24,7 +24,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def records(stdout):
-    """What was printed, after a look at whether it is as documented: the findings, and the end."""
+    """Checks what was printed against the schema, and returns the findings and the end."""
     told = [json.loads(line) for line in stdout.splitlines()]
     for record in told:
         VALIDATOR.validate(record)
@@ -40,12 +40,12 @@ def as_line(record):
 
 
 def index_of(digits):
-    """The index of the secret that is written so in hexadecimal."""
+    """Returns the index of the secret with this hexadecimal form."""
     return next(index for index, secret in enumerate(secrets()) if secret.hex() == digits)
 
 
 def ideals(name, count):
-    """The first secrets that spell a name."""
+    """Returns the lines of the first secrets that spell a name."""
     found = (secret for secret in secrets() if distance(secret, name)[0] == 0)
     return [line_of(secret, name) for secret, _ in zip(found, range(count))]
 
@@ -98,7 +98,7 @@ def test_json_ends_with_a_budget():
     assert (end["how"], end["exit_code"], end["hashes"]) == ("limit", 3, 100_000)
     assert place_of(end["cursor"]) == cursor(HARD, 100_000)
     assert end["cursor"] == cursor_in(done.stderr)
-    # The nearest is told though none was to be shown.
+    # The nearest secret is reported although no candidates were requested.
     assert distance(bytes.fromhex(end["nearest"]["hex"]), HARD)[0] == end["nearest"]["distance"]
 
 
@@ -156,7 +156,7 @@ def test_quiet_says_nothing_but_errors():
 
 
 def on_a_terminal(*arguments, **environment):
-    """What `find` prints to a terminal on stdout, its stderr being elsewhere."""
+    """Returns what `find` prints on stdout if that is a terminal and stderr is not."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm"} | environment
     done = subprocess.run(
@@ -212,7 +212,7 @@ def test_several_results_with_candidates_between_them():
     assert (end["results"], end["how"]) == (3, "found")
     results = [as_line(record) for record in findings if record["type"] == "result"]
     assert results == ideals("doc", 3)
-    # What one search after another tells that goes on at the next secret.
+    # What several searches print if each resumes at the secret after the last answer.
     told = []
     arguments = ["doc", "--show-inferior", "2"]
     for _ in range(3):
@@ -231,7 +231,7 @@ def test_the_budget_is_for_all_results_together():
         findings, end = records(done.stdout)
         assert findings == everything[:results]
         assert (end["how"], end["results"], end["hashes"]) == (how, results, hashes)
-    # A budget that ends with an answer that is not the last.
+    # The budget ends at an answer that is not the last.
     done = run_find("aa", "--count", "11", "--json", "--maximum-hashes", str(enough))
     findings, end = records(done.stdout)
     assert findings == everything
@@ -257,7 +257,7 @@ def test_the_timeout_is_for_all_results_together():
     done = run_find("docto", "--count", "1000000", "--maximum-time", "500ms", "--json")
     assert done.returncode == 3
     findings, end = records(done.stdout)
-    # With as much time for each result it would hardly ever end.
+    # If the limit applied to each result, this would hardly ever end.
     assert (end["how"], end["results"]) == ("limit", len(findings))
 
 

@@ -23,7 +23,7 @@ REPOSITORY = PROTOS.parent
 
 @pytest.fixture
 def watched(serve):
-    """A server whose metrics are shown, and where."""
+    """Returns a function that starts a server with metrics. `server.metrics` is their port."""
 
     def start(*flags):
         server = serve("--metrics-address", "127.0.0.1:0", *flags)
@@ -45,7 +45,7 @@ def get(server, path="/metrics", method="GET", accept=None):
 
 
 def scrape(server):
-    """Every sample, by its name and its labels; the parser takes nothing but what OpenMetrics allows."""
+    """Returns every sample, by name and labels. The parser accepts only valid OpenMetrics."""
     response, text = get(server, accept=OPENMETRICS)
     assert response.status == 200
     assert response.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
@@ -60,7 +60,7 @@ def scrape(server):
 
 
 def value(samples, name, **labels):
-    """The sum of the samples that have this name and these labels."""
+    """Returns the sum of the samples with this name and these labels."""
     fits = [
         number
         for (of, others), number in samples.items()
@@ -70,7 +70,7 @@ def value(samples, name, **labels):
 
 
 def until(server, name, expected, **labels):
-    """Waits until a metric has the value; what is shown may be a second old."""
+    """Waits until a metric has the value, which may take a second longer than the event itself."""
     deadline = time.monotonic() + PATIENCE_S
     while (seen := value(samples := scrape(server), name, **labels)) != expected:
         assert time.monotonic() < deadline, (name, labels, seen)
@@ -84,13 +84,13 @@ def test_each_way_to_end_is_counted(watched, connect, finder, pb, stubs):
     before = scrape(server)
     assert value(before, "grpc_server_started_total") == 0
     assert value(before, "hashfinder_searches_ended_total") == 0
-    # Whoever reckons with them finds those that have not happened yet, too.
+    # Counters exist before their first event, so that queries find them.
     assert {"grpc_server_handled_total", "hashfinder_refused_total"} <= {name for name, _ in before}
 
     stub.Find(stubs.Request(desired_name="aa"))
     handled = "grpc_server_handled_total"
     find = {"grpc_service": "hash_name.HashFinder", "grpc_method": "Find", "grpc_type": "unary"}
-    # Now and then the client notices first, and takes its call back before the server ends it.
+    # Sometimes the client notices first, and cancels its call before the server ends it.
     late = 0
     while not late or not value(seen, handled, grpc_code="DeadlineExceeded", **find):
         late += 1
@@ -207,7 +207,7 @@ def test_metrics_are_prometheus_text_unless_openmetrics_is_named(watched):
         assert "# EOF" not in text
         families = list(parser.text_string_to_metric_families(text))
         assert all(family.documentation and family.type != "unknown" for family in families)
-        # The parser takes a counter's suffix off.
+        # The parser removes a counter's suffix.
         classic = {(sample.name, tuple(sorted(sample.labels.items()))) for family in families for sample in family.samples}
         assert classic == scrape(server).keys()
     prometheus = f"{OPENMETRICS};version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
@@ -247,7 +247,7 @@ def test_health_follows_the_health_service(watched, finder, pb):
 
 
 def exchanged(server, request):
-    """All that comes until the server closes the connection."""
+    """Returns everything that the server sends until it closes the connection."""
     with socket.create_connection(("127.0.0.1", server.metrics), PATIENCE_S) as stream:
         stream.sendall(request)
         answer = b""
@@ -264,7 +264,7 @@ def test_careless_scrapers_are_let_go(watched):
     long = b"GET /metrics HTTP/1.1\r\nx: " + b"x" * 20_000
     assert exchanged(server, long).startswith(b"HTTP/1.1 431 ")
     assert exchanged(server, b"\x16\x03\x01\x02\r\n\r\n").startswith(b"HTTP/1.1 400 ")
-    # A request is answered, and then nobody waits for another one.
+    # The server answers one request, then closes the connection.
     answer = exchanged(server, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ") and answer.endswith(b"\n")
 
@@ -274,13 +274,13 @@ def test_half_open_requests_make_room_for_a_scrape(watched, half):
     server = watched()
 
     def round():
-        """Whether a scrape was answered while most of the half-open requests were still waited for."""
+        """Whether a scrape was answered while most of the half-open requests were still waiting."""
         opened = []
         for _ in range(32):
             opened.append(socket.create_connection(("127.0.0.1", server.metrics), PATIENCE_S))
             opened[-1].sendall(half)
         assert get(server)[0].status == 200
-        # More than have room at one address: the longest silent ones were closed for the others.
+        # More than the limit per address: the longest silent ones were closed to make room.
         for stream in opened[:16]:
             assert closed(stream)
         opened[-1].setblocking(False)
@@ -290,19 +290,19 @@ def test_half_open_requests_make_room_for_a_scrape(watched, half):
             is_open = True
         except ConnectionResetError:
             is_open = False
-        # In the end all are.
+        # In the end all are closed.
         for stream in opened[16:]:
             assert closed(stream)
         return is_open
 
-    # On a busy machine a round can take so long that all of them have timed out.
+    # On a busy machine a round can take so long that all of them time out.
     deadline = time.monotonic() + PATIENCE_S
     while not round():
         assert time.monotonic() < deadline
 
 
 def closed(stream):
-    """Waits until the server has closed a connection; what it answered does not matter."""
+    """Waits until the server closes the connection, and ignores what it sends."""
     stream.settimeout(PATIENCE_S)
     try:
         while stream.recv(4096):
@@ -400,7 +400,7 @@ def check(*flags, **environment):
 
 
 def test_check_tells_where_it_would_listen(serve, tmp_path):
-    # A server is there already: nothing is bound.
+    # A server already uses the port, but `--check` does not bind it.
     port = serve().address.split(":")[1]
     line = f"hashfinder would listen on 127.0.0.1:{port}, with metrics on [::1]:9464\n"
     assert check("--port", port, "--metrics-address", "[::1]:9464") == (0, line, "")
@@ -429,11 +429,11 @@ def test_check_tells_what_is_wrong(tmp_path):
         status, stdout, stderr = check(*flags, **environment)
         assert (status, stdout) == (2, ""), (flags, environment, stderr)
         assert word in stderr
-        # Nor is it served, and whoever starts it is told the same.
+        # `serve` rejects it too, with the same output.
         assert serves(*flags, **environment) == (status, stdout, stderr)
 
 
-# What a family's samples are called.
+# Suffixes of a family's samples, by its type.
 SUFFIXES = {
     "counter": ["_total"],
     "gauge": [""],
@@ -444,7 +444,7 @@ SUFFIXES = {
 
 @pytest.fixture
 def with_all_metrics(watched, tmp_path):
-    """A server that has something to tell in every metric."""
+    """A server with values in every metric."""
     ours = Authority(tmp_path, "ours")
     return watched(*ours.server().flags("--tls"), "--tls-client-ca", ours.path)
 
@@ -472,7 +472,7 @@ def test_the_dashboard_asks_for_what_there_is(with_all_metrics):
             assert set(by.split(", ")) <= labels[name], expression
         for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
             assert label in labels[name], target
-        # A quantile is of rates, by their bounds.
+        # Quantiles are computed from a histogram's buckets.
         assert ("histogram_quantile" in expression) == name.endswith("_bucket")
     shown = {name for name in labels if not name.endswith(("_count", "_sum"))}
     assert asked == shown
@@ -497,9 +497,9 @@ def test_the_unit_is_sound_and_tight(tmp_path):
             ["systemd-analyze", *command, str(unit)], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    # What the unit runs is a command line that the program takes.
+    # The unit's command line is one that the program accepts.
     [(setting, line)] = re.findall(r"^(Exec\w+)=(.*)$", unit.read_text(), re.M)
-    # RestartPreventExitStatus= says nothing about what is run before it.
+    # RestartPreventExitStatus= does not apply to commands that run before ExecStart=.
     assert setting == "ExecStart"
     program, command, *flags = line.split()
     assert (program, command) == (HASHFINDER, "serve")

@@ -37,13 +37,13 @@ class Answer:
 
     @property
     def code(self):
-        """gRPC's, wherever it stands."""
+        """The gRPC status code, from the trailers or the headers."""
         where = self.trailers or self.headers
         return int(where["grpc-status"])
 
     @property
     def reason(self):
-        """That of the ErrorInfo."""
+        """The reason in the ErrorInfo."""
         text = (self.trailers or self.headers)["grpc-status-details-bin"]
         return re.search(rb"[A-Z_]{6,}", b64(text))[0].decode()
 
@@ -53,7 +53,7 @@ def b64(text):
 
 
 class Raw:
-    """A connection on which anything may be sent."""
+    """A connection that can send anything."""
 
     def __init__(self, address):
         host, port = address.rsplit(":", 1)
@@ -68,7 +68,7 @@ class Raw:
         self.socket.sendall(self.h2.data_to_send())
 
     def begin(self, path=FIND, end=False, method="POST", **headers):
-        """Sends the headers of a request; a header that is None is left out."""
+        """Sends the headers of a request, without those that are None."""
         stream = self.h2.get_next_available_stream_id()
         pseudo = {":method": method, ":scheme": "http", ":authority": "x", ":path": path}
         headers = {key.replace("_", "-"): text for key, text in headers.items()}
@@ -84,7 +84,7 @@ class Raw:
         self.flush()
 
     def read(self):
-        """Takes in what has come."""
+        """Receives data, and handles the events in it."""
         data = self.socket.recv(65536)
         assert data, "the connection was closed"
         for event in self.h2.receive_data(data):
@@ -104,7 +104,7 @@ class Raw:
         self.flush()
 
     def answer(self, stream):
-        """What was answered, once all of it is there."""
+        """Waits for the complete answer, and returns it."""
         while not self.answers[stream].is_over:
             self.read()
         return self.answers[stream]
@@ -143,7 +143,7 @@ def test_only_post_is_executed(watched, raw, method):  # noqa: F811
     assert re.search(r'method="Find" peer=127\.0\.0\.1:\d+ code=HTTP 405 ', line), line
     samples = until(server, REFUSED, 1, reason="NOT_POST")
     assert value(samples, "grpc_server_handled_total", grpc_code="Unimplemented") == 1
-    # Nothing else became of the connection.
+    # The connection itself still works.
     assert connection.call().code == 0
 
 
@@ -153,7 +153,7 @@ def test_only_post_is_executed(watched, raw, method):  # noqa: F811
 def test_only_grpc_is_executed(watched, raw, content_type):  # noqa: F811
     server = watched()
     connection = raw(server)
-    # However the client goes on: it is refused for its headers.
+    # Rejected for its headers, whether or not the client continues.
     for end in [True, False]:
         stream = connection.begin(content_type=content_type, end=end)
         answer = connection.answer(stream)
@@ -165,7 +165,7 @@ def test_only_grpc_is_executed(watched, raw, content_type):  # noqa: F811
 def test_requests_with_hundreds_of_headers_are_refused(watched, raw):  # noqa: F811
     server = watched()
     connection = raw(server)
-    # Beside the type and te.
+    # In addition to content-type and te.
     assert connection.call(**{f"x{number}": "" for number in range(98)}).code == 0
     stream = connection.begin(**{f"x{number}": "" for number in range(99)})
     answer = connection.answer(stream)
@@ -175,7 +175,7 @@ def test_requests_with_hundreds_of_headers_are_refused(watched, raw):  # noqa: F
     until(server, "hashfinder_open_calls", 0)
     for fine in ["application/grpc", "application/grpc+proto", "application/grpc; a=b"]:
         assert connection.call(content_type=fine).code == 0
-    # Servers commonly do without.
+    # Servers commonly accept calls without te.
     assert connection.call(te=None).code == 0
 
 
@@ -185,7 +185,7 @@ def test_a_request_that_does_not_arrive_is_not_waited_for_for_ever(watched, raw)
     nothing = connection.begin()
     half = connection.begin()
     connection.send(half, message()[:-1])
-    # All but the end: the handler would wait for it.
+    # Only the end of the stream is missing, which the handler would wait for.
     whole = connection.begin()
     connection.send(whole, message())
     reflected = connection.begin(REFLECTION)
@@ -231,7 +231,7 @@ def test_one_message_is_enough(watched, raw):  # noqa: F811
     connection = raw(server)
     answer = connection.call(data=2 * message())
     assert (answer.code, answer.reason) == (12, "TOO_MANY_MESSAGES")
-    # Whoever never stops is not read for ever.
+    # A request that never ends is not read forever.
     endless = connection.begin()
     connection.send(endless, message())
     connection.send(endless, message())
@@ -276,15 +276,15 @@ def test_what_is_refused_before_a_handler_is_counted_and_logged(watched, raw):  
         assert f' method="{method}" peer=127.0.0.1:' in line, line
     for reason, times in seen.items():
         samples = until(server, REFUSED, times, reason=reason)
-    # None of it counts as a failure of the server's.
+    # None of these counts as a failure of the server.
     for failure in ["Internal", "Unknown", "DataLoss"]:
         assert value(samples, "grpc_server_handled_total", grpc_code=failure) == 0
     ended = value(samples, "grpc_server_handled_total")
     assert ended == value(samples, "grpc_server_started_total") == sum(seen.values())
 
 
-# HTTP/2's error codes: PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED, CANCEL, and one that there is not. (With
-# NO_ERROR the request counts as complete, and is refused for what it lacks.)
+# HTTP/2 error codes: PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED, CANCEL, and an undefined one.
+# (With NO_ERROR the request counts as complete, and is rejected for its missing message.)
 @pytest.mark.parametrize("goes", ["end", "reset", 1, 2, 5, 8, 99])
 @pytest.mark.parametrize("begun", [b"", b"\0\0"])
 def test_a_client_that_breaks_off_its_request_is_no_failure(watched, raw, goes, begun):  # noqa: F811
@@ -310,7 +310,7 @@ def test_a_client_that_breaks_off_its_request_is_no_failure(watched, raw, goes, 
 def test_a_request_without_a_message_is_refused_as_one_with_two(watched, raw):  # noqa: F811
     server = watched()
     connection = raw(server)
-    # The stream ends with the headers, with empty data, and with trailers.
+    # The stream ends with the headers, with empty data, or with trailers.
     at_once = connection.begin(end=True)
     later = connection.begin()
     connection.send(later, b"", end=True)
@@ -321,7 +321,7 @@ def test_a_request_without_a_message_is_refused_as_one_with_two(watched, raw):  
         answer = connection.answer(stream)
         assert (answer.http, answer.code, answer.reason) == (200, 12, "MESSAGE_MISSING")
     until(server, REFUSED, 3, reason="MESSAGE_MISSING")
-    # Where there may be several there may be none.
+    # Methods that accept several messages also accept none.
     none = connection.answer(connection.begin(REFLECTION, end=True))
     assert none.code == 0
     assert connection.call().code == 0
@@ -347,12 +347,12 @@ def test_no_status_quotes_a_request_at_length(serve, raw):
         text = urllib.parse.unquote(fields["grpc-message"])
         assert text.startswith(start), text
         assert len(text.encode()) <= 512 and answer.code not in (0, 2, 13)
-        # What clients commonly take.
+        # Clients commonly accept this size.
         assert sum(len(name) + len(value) + 32 for name, value in fields.items()) < 8192
 
 
 def varint(number):
-    """A length as protobuf writes it."""
+    """Encodes a length as protobuf does, in two bytes."""
     return bytes([number & 0x7F | 0x80, number >> 7])
 
 

@@ -1,4 +1,4 @@
-"""What addresses and clients may have, and what they are told who want more."""
+"""Limits for addresses and clients, and the errors beyond them."""
 
 import time
 
@@ -18,7 +18,7 @@ REFUSED = "hashfinder_refused_total"
 
 
 def details(error):
-    """(reason, subject of the quota, seconds until it is worth a try) of a refusal."""
+    """Returns a rejection's reason, its quota's subject, and its retry delay in seconds."""
     kinds = error_details_pb2.ErrorInfo, error_details_pb2.QuotaFailure, error_details_pb2.RetryInfo
     info, quota, retry = (kind() for kind in kinds)
     details = rpc_status.from_call(error).details
@@ -43,7 +43,7 @@ def test_an_address_begins_so_many_calls_a_second(watched, connect, stubs):  # n
     def find():
         return stub.Find(stubs.Request(desired_name="aa"))
 
-    # Many calls at once, so that not all of them are late enough to be let in.
+    # Many calls at once, so that not all of them are late enough to be accepted.
     began = time.monotonic()
     calls = [stub.Find.future(stubs.Request(desired_name="aa")) for _ in range(50)]
     refused = [call for call in calls if call.exception()]
@@ -55,7 +55,7 @@ def test_an_address_begins_so_many_calls_a_second(watched, connect, stubs):  # n
         assert 0 < wait <= 0.5
     assert "code=ResourceExhausted" in server.wait_for("call refused")
     until(server, REFUSED, len(refused), reason="TOO_MANY_CALLS")
-    # It is true.
+    # After this time, a call is accepted.
     time.sleep(wait)
     assert decoded(find())
 
@@ -81,7 +81,7 @@ def test_so_many_calls_may_be_open(watched, raw, connect, stubs, flags, subject)
 
     reason, told, wait = refusal(find)
     assert (reason, told, wait) == ("TOO_MANY_OPEN_CALLS", subject, 1)
-    # One that is given up, one that is answered, and those of a connection that dies.
+    # A call that is cancelled, one that is answered, and those of a lost connection end.
     connection.h2.reset_stream(1)
     connection.flush()
     until(server, "hashfinder_open_calls", 2)
@@ -103,7 +103,7 @@ def test_one_connection_leaves_searches_to_its_clients_others(serve, finder, pb)
     streams.append(begin(other, pb))
     reason, subject, _ = refusal(lambda: begin(other, pb))
     assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
-    # What one connection gives back it may have again.
+    # A place that a connection gives up is available to it again.
     streams[0][0].cancel()
     server.call_ended(cause='"client gone"')
     streams.append(begin(busy, pb))
@@ -112,7 +112,7 @@ def test_one_connection_leaves_searches_to_its_clients_others(serve, finder, pb)
 def test_one_connection_leaves_open_calls_to_its_addresss_others(watched, raw, connect, stubs):  # noqa: F811
     server = watched("--request-timeout", "1h", "--maximum-open-calls-per-address", "8")
     connection = raw(server)
-    # The client learns how many it may have open, and waits with the next.
+    # The server announces how many calls a connection may have open, and the client obeys.
     while connection.h2.remote_settings.max_concurrent_streams != 6:
         connection.read()
     for _ in range(6):
@@ -137,7 +137,7 @@ def test_a_key_may_have_other_searches_than_everybody(guarded, key_file, caller,
     streams = [someone.begin(pb)]
     reason, subject, _ = refusal(lambda: someone.begin(pb))
     assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
-    # The other one comes from the same address.
+    # The other client has the same address.
     streams += [neighbour.begin(pb) for _ in range(2)]
     assert len(streams) == 3
 
@@ -147,7 +147,7 @@ def test_a_client_may_have_other_hashes_than_everybody(serve, connect, stubs):
         "--maximum-hashes-per-second", "1", "--client-hashes-per-second", "127.0.0.1=100000"
     )
     stub = connect(server)
-    # What everybody has is spent by this one, and this client may go on.
+    # This is beyond the limit for other clients, but not beyond this client's own.
     for _ in range(3):
         assert decoded(stub.Find(stubs.Request(desired_name="aaa")))
     # A call is rejected until the quota has refilled. On a busy machine the next call may come after that.

@@ -1,4 +1,4 @@
-"""The recipes, each seen to be right by another program: git, hashcash, sha1sum and the like."""
+"""The recipes, each checked with another program: git, hashcash, sha1sum and the like."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ from test_status import Terminal
 
 README = pathlib.Path(__file__).parents[4] / "README.md"
 
-# A command that the README shows, and what it prints.
+# A command that the README shows, and its output.
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:[^$].*\n)*)", re.MULTILINE)
 
-# One whose nonce takes years.
+# A prefix whose nonce takes years to find.
 LONG = "0123456789abcdef"
 
 
@@ -33,7 +33,7 @@ def recipe(*arguments, **kwargs):
 
 
 class Repository:
-    """A repository, with a branch `main` and a user of its own."""
+    """A Git repository with a branch `main` and its own user."""
 
     def __init__(self, path, format="sha1"):
         self.path = path
@@ -54,14 +54,14 @@ class Repository:
         self.git("init", "--quiet", "--initial-branch=main", f"--object-format={format}")
 
     def clone(self, path, *flags):
-        """A clone over a real connection, so that its history can be cut."""
+        """Clones over a transport (`file://`), so that `flags` can cut the history."""
         self.git("clone", "--quiet", *flags, f"file://{self.path}", str(path))
         clone = object.__new__(Repository)
         clone.path, clone.environment = path, self.environment
         return clone
 
     def git(self, *arguments, input=b"", check=True):
-        """What git prints."""
+        """Returns git's stdout."""
         done = subprocess.run(
             ["git", *arguments],
             cwd=self.path,
@@ -74,7 +74,7 @@ class Repository:
         return done.stdout
 
     def commit(self, message, *flags):
-        """Commits the message as it is, and a file that holds it."""
+        """Commits a file that contains `message`, with exactly this commit message."""
         (self.path / "file").write_bytes(message)
         self.git("add", "file")
         if message:
@@ -91,17 +91,17 @@ class Repository:
         return recipe("git-commit", *arguments, cwd=self.path, env=environment)
 
     def hook(self, name, script):
-        """Installs a hook: lines for the shell."""
+        """Installs a hook that runs `script`, lines of shell."""
         path = self.path / self.git("rev-parse", "--git-path", f"hooks/{name}").decode().strip()
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
     def refused(self, reason, **environment):
-        """Checks that HEAD's commit is refused before the search, and does what the message says."""
+        """Checks that HEAD's commit is rejected before the search; runs the suggested command."""
         before = self.head(), self.git("cat-file", "--batch-check", "--batch-all-objects")
         for flags in [[], ["--write"], ["--write", "--repository", "."], ["--quiet"]]:
-            # A search for this prefix would not end.
+            # A search for this prefix would never end.
             done = self.nonce(LONG, *flags, **environment)
             assert (done.returncode, done.stdout) == (2, ""), done
             assert reason in done.stderr
@@ -116,7 +116,7 @@ class Repository:
         return self.git("log", "-1", "--format=%P").decode().split()
 
     def checked(self, prefix, *flags):
-        """Gives HEAD an ID with the prefix, and checks that nothing but its message has changed."""
+        """Gives HEAD an ID with the prefix, changing only its message, and returns the message."""
         what = "--format=%T%n%P%n%an%n%ae%n%ad%n%cn%n%ce%n%cd%n%e"
         before = self.git("log", "-1", what)
         done = self.nonce(prefix, "--write", "--quiet", *flags)
@@ -139,7 +139,7 @@ def repository(tmp_path):
 @pytest.mark.parametrize(
     "message, expected",
     [
-        # A trailer of the author's that only looks like ours was lost.
+        # Regression: an author's trailer that only resembles the nonce's trailer was lost.
         (b"Own\n\nNonce: 17\n", rb"Own\n\nNonce: 17\nHashfinder-Nonce: \w+\n"),
         (b"One line\n", rb"One line\n\nHashfinder-Nonce: \w+\n"),
         (b"No end", rb"No end\n\nHashfinder-Nonce: \w+\n"),
@@ -155,7 +155,7 @@ def test_the_nonce_is_a_trailer_at_the_end_of_the_message(repository, message, e
     repository.commit(message)
     assert re.fullmatch(expected, repository.checked("abc"))
     trailers = repository.git("log", "-1", "--format=%(trailers)").decode().split()
-    # Of an empty message it is the first line, and no trailer to Git.
+    # In an empty message, the nonce is the first line. Git does not see it as a trailer.
     assert trailers.count("Hashfinder-Nonce:") == int(message != b"")
     assert ("Fixes:" in trailers) == (b"Fixes:" in message)
 
@@ -166,9 +166,9 @@ def test_another_run_replaces_the_nonce(repository):
     second = repository.checked("def")
     assert first != second
     assert second.count(b"Hashfinder-Nonce:") == 1
-    # And finds the same as the first did, where the prefix is the same.
+    # With the same prefix, the search finds the same nonce again.
     assert repository.checked("abc") == first
-    # Also one to which somebody has added something.
+    # The nonce is replaced although another trailer follows it.
     repository.commit(first + b"Reviewed-by: B <b@c>\n", "--amend")
     found = repository.checked("123")
     assert re.fullmatch(
@@ -258,7 +258,7 @@ def test_what_is_there_is_kept_in_the_reflog(repository):
 
 
 def stand_in(folder, script):
-    """The PATH with a git before the real one, which first runs some lines for the shell."""
+    """Returns a PATH whose `git` runs `script`, lines of shell, before it runs the real git."""
     real = shutil.which("git")
     folder.mkdir()
     git = folder / "git"
@@ -269,7 +269,7 @@ def stand_in(folder, script):
 
 def test_a_newer_commit_is_not_lost(repository, tmp_path):
     repository.commit(b"One\n")
-    # It commits something just before the branch is moved.
+    # The script commits something just before the branch is moved.
     path = stand_in(
         tmp_path / "bin",
         'case " $* " in *" update-ref -m "*) git commit --quiet --allow-empty -m Theirs;; esac',
@@ -284,7 +284,7 @@ def test_a_newer_commit_is_not_lost(repository, tmp_path):
 
 @pytest.mark.parametrize("switch", ["checkout --quiet -b other", "checkout --quiet --detach"])
 def test_a_branch_that_was_left_during_the_search_is_not_moved(repository, tmp_path, switch):
-    """The branch of which HEAD was read was moved, though HEAD was at another by then."""
+    """Regression: HEAD's first branch was moved, although HEAD had left it during the search."""
     repository.commit(b"One\n")
     before = repository.head()
     path = stand_in(tmp_path / "bin", f'case " $* " in *" -w "*) git {switch};; esac')
@@ -333,7 +333,7 @@ def source(repository):
     ],
 )
 def test_the_end_of_a_shallow_history_is_refused(source, tmp_path, flags):
-    """A commit was written whose parents are not there, and `git log` failed from then on."""
+    """Regression: a commit was written whose parents are missing, so `git log` failed."""
     clone = source.clone(tmp_path / "clone", *flags)
     expected = source.git("log", "-1", "--format=%P", clone.head()).decode().split()
     assert expected and not clone.parents()
@@ -380,7 +380,7 @@ def test_commits_above_the_end_of_a_shallow_history(source, tmp_path, flags):
     assert len(parents) == 2
     clone.checked("abc")
     assert clone.parents() == parents
-    # Also one that was made at the end of it.
+    # A new commit on top of a shallow history is accepted, too.
     clone = source.clone(tmp_path / "another", "--depth=1")
     clone.commit(b"New\n")
     clone.checked("abc")
@@ -392,7 +392,7 @@ def test_commits_above_the_end_of_a_shallow_history(source, tmp_path, flags):
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_grafts_are_refused(source, tmp_path, place, bare, count):
-    """A commit was written that has the parents from before the graft."""
+    """Regression: the commit was written with its parents from before the graft."""
     repository = source.clone(tmp_path / "clone", *(["--mirror"] if bare else []))
     parents = repository.git("log", "-3", "--format=%H", "Three").decode().split()[:count]
     if place == "variable":
@@ -404,7 +404,8 @@ def test_grafts_are_refused(source, tmp_path, place, bare, count):
     grafts.write_text(" ".join([repository.head(), *parents]) + "\n")
     assert repository.parents() == parents
     if place == "variable":
-        # With --repository the variables that belong to another repository do not count.
+        # --repository ignores the variables that belong to another repository, so `refused` does
+        # not work here.
         done = repository.nonce(LONG, "--write")
         assert done.returncode == 2 and "graft" in done.stderr
         advice = re.search("`git (.*)`, then run this again$", done.stderr)[1]
@@ -412,7 +413,7 @@ def test_grafts_are_refused(source, tmp_path, place, bare, count):
     else:
         repository.refused("graft")
     if bare:
-        # The graft is a replace reference now.
+        # The suggested command has converted the graft into a replace reference.
         assert not grafts.exists()
         repository.refused("replace reference")
     assert repository.parents() == parents
@@ -422,7 +423,7 @@ def test_grafts_are_refused(source, tmp_path, place, bare, count):
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_replaced_commits_are_refused(repository, tmp_path, bare):
-    """The replaced commit was written, and not the one that git shows."""
+    """Regression: the replaced commit was rewritten, not the replacement that git shows."""
     repository.commit(b"One\n")
     first = repository.head()
     repository.commit(b"Other\n", "--amend")
@@ -467,7 +468,7 @@ def test_replace_references_of_other_commits_do_not_matter(repository):
 
 
 def test_the_given_repository_wins_over_the_environment(repository, tmp_path):
-    """GIT_DIR won over --repository, and the HEAD of another repository was moved."""
+    """Regression: GIT_DIR overrode --repository, and HEAD of another repository was moved."""
     repository.commit(b"One\n")
     other = Repository(tmp_path / "other")
     other.commit(b"Other\n")
@@ -498,7 +499,7 @@ def test_the_given_repository_wins_over_the_environment(repository, tmp_path):
         assert (done.returncode, done.stderr) == (0, ""), (environment, done)
         assert done.stdout == repository.head() + "\n" and done.stdout.startswith(prefix)
         assert (other.head(), other.git("count-objects")) == state[:2]
-    # Without it the environment decides, as for git itself.
+    # Without --repository, the environment selects the repository, as it does for git.
     done = repository.nonce("abc", "--write", "--quiet", GIT_DIR=str(folder))
     assert done.stdout == other.head() + "\n" != state[0] + "\n"
 
@@ -536,15 +537,15 @@ def test_what_was_moved_is_said(repository):
 def test_a_commit_that_a_remote_has_is_warned_of(source, tmp_path):
     clone = source.clone(tmp_path / "clone")
     for flags in [[], ["--write"]]:
-        # The search ends in vain, so the warning was there before.
+        # This search finds nothing, so the warning does not depend on a result.
         done = clone.nonce(LONG, "--maximum-time", "1ms", *flags)
         assert done.returncode == 3
         assert done.stderr.startswith("hashfinder: warning: HEAD's commit is already on origin/main;")
     assert clone.nonce(LONG, "--maximum-time", "1ms", "--quiet").stderr == ""
-    # It is also inside of a remote branch if that has gone further.
+    # A remote branch that has advanced further contains the commit, too.
     clone.git("reset", "--quiet", "--hard", "Two")
     assert "is already on origin/main" in clone.nonce("abc").stderr
-    # The name of a branch is another's, and may mean something to a terminal.
+    # Other people name remote branches, and a name may contain terminal control characters.
     clone.git("update-ref", "refs/remotes/another/\u009b31m", "HEAD")
     assert "is already on another/\\u{9b}31m" in clone.nonce("abc").stderr
     clone.commit(b"New\n")
@@ -554,7 +555,7 @@ def test_a_commit_that_a_remote_has_is_warned_of(source, tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--quiet"]])
 def test_output_that_fails_after_head_was_moved(repository, flags):
-    """The error said nothing of HEAD, which was moved."""
+    """Regression: the error did not say that HEAD was moved."""
     repository.commit(b"One\n")
     before = repository.head()
     marker = repository.path.parent / "marker"
@@ -587,7 +588,7 @@ exit 3
 @pytest.mark.parametrize("hooks_path", [None, "my hooks"])
 @pytest.mark.parametrize("folder", [".", "sub"])
 def test_the_post_rewrite_hook_runs_as_for_amend(repository, tmp_path, hooks_path, folder):
-    """It did not run, so that tools that follow rewritten commits lost them."""
+    """Regression: the hook did not run, so tools that follow rewritten commits lost them."""
     repository.commit(b"One\n")
     if hooks_path:
         repository.git("config", "core.hooksPath", hooks_path)
@@ -600,7 +601,7 @@ def test_the_post_rewrite_hook_runs_as_for_amend(repository, tmp_path, hooks_pat
     for run in [
         lambda: repository.nonce("abc", "--write"),
         lambda: repository.git("commit", "--amend", "--quiet", "--message=Amended"),
-        # Its failure is not ours, and what it says is no matter of --quiet, as with amend.
+        # As with `commit --amend`, a failed hook is not an error, and --quiet keeps its output.
         lambda: repository.nonce("def", "--write", "--quiet"),
     ]:
         before = repository.head()
@@ -614,7 +615,7 @@ def test_the_post_rewrite_hook_runs_as_for_amend(repository, tmp_path, hooks_pat
             assert "On stdout\nOn stderr\n" in done.stderr
     assert seen[0] == seen[1] == seen[2]
     assert seen[0].startswith("arguments amend\nfolder ")
-    # Without --write nothing was rewritten.
+    # Without --write, nothing is rewritten.
     assert "On std" not in repository.nonce("123").stderr
     assert not record.exists()
 
@@ -647,7 +648,7 @@ def test_a_hook_that_hangs_can_be_stopped(repository, tmp_path, processes):
     process.wait_for("It runs")
     process.send(signal.SIGTERM)
     said = process.wait_for("hashfinder: ")
-    # The hook ends when the other end of its pipe does.
+    # The hook ends when the other end of its pipe is closed.
     open(fifo, "w").close()
     assert process.wait() == 143
     moved = f"refs/heads/main: {before} -> {repository.head()}"
@@ -681,12 +682,12 @@ def test_notes_that_cannot_be_copied_are_warned_of(repository):
 
 
 def test_what_will_fail_fails_before_the_search(repository, tmp_path):
-    """A search of hours ended with "permission denied"."""
+    """Regression: a search failed with "permission denied" after hours."""
     repository.commit(b"One\n")
     before = repository.head()
-    # These searches would not end.
+    # These searches would never end.
     objects = {
-        # Not even root can write there.
+        # Not even root can write to this folder.
         "GIT_OBJECT_DIRECTORY": "/proc",
         "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repository.path / ".git/objects"),
     }
@@ -704,7 +705,7 @@ def test_what_will_fail_fails_before_the_search(repository, tmp_path):
     assert done.returncode == 5
     assert r"No \u{1b}[31m" in done.stderr
     (repository.path / ".git/hooks/reference-transaction").unlink()
-    # Without --write nothing of that matters.
+    # Without --write, none of this matters.
     assert repository.nonce("abc", **objects).returncode == 0
     malformed = repository.git("cat-file", "commit", "HEAD").replace(b"<asa@example.com>", b"")
     malformed = repository.git("hash-object", "--literally", "-t", "commit", "-w", "--stdin", input=malformed)
@@ -754,7 +755,7 @@ def test_a_branch_whose_name_is_not_utf8(repository):
 
 def test_a_length_that_is_exhausted_is_followed_by_the_next(repository):
     repository.commit(b"One\n")
-    # The last two nonces of two letters, of which none will do, and the first ones of three.
+    # Tries the last two nonces of two letters, which do not match, then those of three letters.
     done = repository.nonce("abcd", "--write", "--from", "zy")
     assert done.returncode == 0
     assert re.fullmatch(rb"One\n\nHashfinder-Nonce: \w{3,4}\n", repository.message())
@@ -779,7 +780,7 @@ def test_stopped_it_goes_on_where_it_was(repository, processes):
     assert done.returncode == 3
     assert "the maximum time of 1ms has passed" in done.stderr
     again = re.search(r"--from (\w+) --write", done.stderr)[1]
-    # Digits, capitals and small letters are tried in this order, and so they are compared.
+    # Digits, capitals and small letters are tried in this order, which is also their string order.
     assert len(again) == len(stopped_at) and again >= stopped_at
     assert repository.message() == b"One\n"
 
@@ -810,7 +811,7 @@ def test_a_terminal_shows_how_it_comes_on(repository):
 
 
 def test_what_is_no_commit(repository, tmp_path):
-    # A branch without commits, a folder without a repository, and none at all.
+    # A branch without commits, a folder without a repository, and a missing folder.
     assert "git says" in repository.nonce("abc").stderr
     environment = repository.environment | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
     for path in [tmp_path, tmp_path / "nowhere"]:
@@ -832,7 +833,7 @@ def test_a_prefix_that_is_too_long(repository):
 
 
 def test_a_commit_that_is_too_large(repository):
-    """The error was about a prefix, which the user had not given."""
+    """Regression: the error was about a prefix, which the user had not given."""
     repository.commit(b"x" * 70_000 + b"\n")
     done = repository.nonce("abc")
     assert (done.returncode, done.stdout) == (2, "")
@@ -843,7 +844,7 @@ def test_a_commit_that_is_too_large(repository):
     )
     size, most, excess = map(int, said.groups())
     assert size - most == excess
-    # It has a blank line and the nonce's line more.
+    # The search adds a blank line and the nonce's line.
     assert size > int(repository.git("cat-file", "-s", "HEAD"))
     repository.commit(b"x" * (70_000 - excess + 1) + b"\n", "--amend")
     assert "by at least 1 byte (" in repository.nonce("abc").stderr
@@ -890,7 +891,7 @@ def test_stamps_are_what_hashcash_takes_and_makes():
 @pytest.mark.parametrize("minted", ["me@example.com", "Me@Example.COM", "Ü@Example.com"])
 @pytest.mark.parametrize("checked", ["me@example.com", "ME@example.com", "Ü@example.COM", "ü@example.com"])
 def test_case_is_treated_as_by_hashcash(minted, checked):
-    """`hashcash -m` made lower case of the address, and our check compared it with the address as it was given."""
+    """Regression: `hashcash -m` makes the address lower case; our check compared it as given."""
     bits = ["--bits", "10"]
     ours = recipe("hashcash", minted, *bits, "--quiet").stdout.strip()
     theirs = []
@@ -916,7 +917,7 @@ def test_case_makes_no_difference():
 
 
 def test_a_resource_that_is_too_long():
-    """The error was about a prefix, which the user had not given."""
+    """Regression: the error was about a prefix, which the user had not given."""
     most = 2**16 - len("1:20:261129:::0123456789abcdef:")
     for excess, says in [(1, "at least 1 byte\n"), (100, "at least 100 bytes\n")]:
         done = recipe("hashcash", "--date", "261129", "r" * (most + excess))
@@ -949,7 +950,7 @@ def test_the_readme_is_right(tmp_path):
     """The examples under "Recipes" print exactly what the README shows, except for the stamp."""
     section = README.read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
     repository = Repository(tmp_path / "repository")
-    # The commit that the README shows, as it was without the nonce.
+    # The commit that the README shows, without its nonce.
     commit = section.split("$ git cat-file commit HEAD\n")[1].split("\nHashfinder-Nonce: ")[0]
     repository.git("hash-object", "-t", "tree", "-w", "--stdin")
     before = repository.git("hash-object", "-t", "commit", "-w", "--stdin", input=commit.encode())
@@ -972,7 +973,7 @@ def test_the_readme_is_right(tmp_path):
             )
             assert said.returncode == 0, (command, said)
             if "hashcash" in command:
-                # The prefix and the form are the same.
+                # Only the start of a stamp, its version and bits, is the same in each run.
                 assert bool(said.stdout) == bool(expected), (command, said)
                 for ours, theirs in zip(said.stdout.splitlines(), expected.splitlines()):
                     assert ours[:4] == theirs[:4], (command, said)

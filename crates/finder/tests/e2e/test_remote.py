@@ -1,4 +1,4 @@
-"""`hashfinder find --server` through `hashfinder.v1`: what it tells, and from where it goes on."""
+"""`hashfinder find --server` with `hashfinder.v1`: what it prints, and where it resumes."""
 
 import json
 import os
@@ -14,10 +14,10 @@ from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, SIGTERM, hashed, r
 from test_find import HARD, cursor, cursor_in, lines, place_of
 from test_json import ideals, records
 
-# Slow enough to be stopped in the middle of a search for the names of these tests.
+# Slow enough to be stopped in the middle of a search for the names in these tests.
 SLOW = ["--kernel", "portable", "--workers", "1"]
 
-# A search that tells some thousand candidates before its answer.
+# A search that reports some thousand candidates before its answer.
 ASKED = ["docto", "--show-inferior", "3"]
 
 SEED = 20_261_121
@@ -33,8 +33,8 @@ def unstopped():
 
 
 def stopped(server, how, arguments, read):
-    """Runs a search at a server and stops it after so many lines; tells the whole lines that it printed, its
-    exit code and its stderr."""
+    """Runs a search with a server, and calls `how` to stop it after `read` lines. Returns the
+    complete lines that it printed, its exit code and its stderr."""
     process = subprocess.Popen(
         [HASHFINDER, "find", "--server", server.address, *arguments],
         stdin=subprocess.DEVNULL,
@@ -109,8 +109,9 @@ def test_a_server_that_dies_takes_with_it_what_was_not_told(serve, unstopped):
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("number", [SIGKILL, SIGTERM])
 def test_a_server_that_goes_away_between_answers_is_no_limit(serve, number):
-    """hyper says "operation was canceled" of a call that the connection's end has kept from being sent. That was
-    taken for a limit (exit code 3), and a loop that retries after a failed server (5) ended."""
+    """Regression: hyper reports "operation was canceled" for a call that was not sent because the
+    connection ended. This was taken for a limit (exit code 3), which ended a loop that retries
+    after a failed server (5)."""
     choice = random.Random(SEED)
     for _ in range(3):
         server = serve("--drain-grace", "0s")
@@ -118,14 +119,14 @@ def test_a_server_that_goes_away_between_answers_is_no_limit(serve, number):
         read = choice.randint(1, 100)
         told, code, stderr = stopped(server, lambda _, server=server: server.send(number), count, read)
         assert code == 5, stderr
-        # The next answer is the one that a single run has there.
+        # The next answer is the same as in an uninterrupted run.
         again = run_find("--resume", cursor_in(stderr))
         whole = run_find("aa", "--count", str(len(told) + 1))
         assert told + again.stdout.splitlines() == whole.stdout.splitlines()
 
 
 def lost(server, find, *arguments):
-    """A search whose server was killed in the midst of it, and what it has told."""
+    """Starts a search and kills its server. Returns the process and the lines it printed so far."""
     process = find(*ASKED, "--server", server.address, *arguments)
     told = [process.popen.stdout.readline().rstrip("\n") for _ in range(20)]
     server.send(SIGKILL)
@@ -136,7 +137,8 @@ def lost(server, find, *arguments):
 
 
 def test_a_lost_server_is_waited_for(serve, find, unstopped):
-    """The time to wait for a server counted at the beginning only: a restart of the server ended the search."""
+    """Regression: the connect timeout applied only to the start, so a server's restart ended the
+    search."""
     server = serve(*SLOW)
     process, told = lost(server, find, "--connect-timeout", f"{PATIENCE_S}s")
     serve(*SLOW, port=int(server.address.rsplit(":", 1)[1]))
@@ -167,7 +169,8 @@ def test_the_maximum_time_ends_the_wait_for_a_lost_server(serve, find, unstopped
 
 @pytest.mark.parametrize("there", ["nothing", "silence"])
 def test_the_maximum_time_ends_the_wait_for_a_server(there, tmp_path):
-    """It counted from the first call on: without a server, the search ended after 20 s with exit code 5."""
+    """Regression: the maximum time began with the first call. Without a server, the search ended
+    after 20 s with exit code 5."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1] if there == "silence" else 9
         command = [HARD, "--server", f"127.0.0.1:{port}", "--maximum-time", "3s", "--json"]
@@ -194,7 +197,7 @@ def test_it_says_how_to_go_on_at_the_server(serve):
     assert "the hash budget is spent; hashes tried: 1000\n" in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("hashfinder: go on with: hashfinder find --server ")
-    # As it stands there.
+    # Runs the command exactly as printed.
     command = last.split("go on with: hashfinder ")[1].split(" ")
     again = subprocess.run(
         [HASHFINDER, *command, "--maximum-hashes", "1000"], capture_output=True, text=True
@@ -221,7 +224,7 @@ def test_several_answers_of_a_server(serve):
         findings, end = records(run_find("aa", "--count", "10", "--json", *limit).stdout)
         assert findings == everything[:results]
         assert (end["how"], end["results"], end["hashes"]) == (how, results, hashes)
-    # A budget that ends with an answer that is not the last.
+    # The budget ends at an answer that is not the last.
     limit = ["--maximum-hashes", str(enough), "--server", server.address]
     _, end = records(run_find("aa", "--count", "11", "--json", *limit).stdout)
     assert (end["how"], place_of(end["cursor"])) == ("limit", cursor("aa", enough))
@@ -267,12 +270,12 @@ def test_a_session_at_a_server(serve, tmp_path, monkeypatch):
             assert done.returncode == 0, done.stderr
             printed += done.stdout.splitlines()
         assert list(dict.fromkeys(printed)) == everything
-        # Only a kill makes it tell anything twice.
+        # Only after a kill may it print anything twice.
         assert killed or printed == everything
 
 
 def told_by(pb, *events):
-    """A Search that tells these events, and then waits until it is cancelled."""
+    """Returns a `Search` that sends these events, then waits until it is cancelled."""
 
     def search(self, request, context):
         over = threading.Event()
@@ -296,7 +299,7 @@ def progress(pb, frontier, hashes=None):
 
 @pytest.fixture
 def sessions(tmp_path, monkeypatch):
-    """The folder of sessions."""
+    """Returns the folder of sessions."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     return tmp_path / "hashfinder/sessions"
 
@@ -325,9 +328,9 @@ def test_the_end_of_all_secrets_is_told(serve, sessions):
 
 def test_a_frontier_that_cannot_be_is_not_believed(fake, pb, sessions):
     for wrong in [
-        # It would be all secrets, but so many were not tried.
+        # Claims that all secrets were tried, after only 5 hashes.
         progress(pb, 2**64 - 1, hashes=5),
-        # Beyond the budget, and back.
+        # Beyond the budget, then backwards.
         progress(pb, 101),
         progress(pb, 9),
         candidate(pb, b"\0", 1),
@@ -337,7 +340,7 @@ def test_a_frontier_that_cannot_be_is_not_believed(fake, pb, sessions):
         done = run_find(HARD, *told, "--session", "night")
         assert done.returncode == 5
         assert "the server's answer is wrong" in done.stderr
-        # What was so before is so now.
+        # The session and the cursor stay at the last valid frontier.
         kept = json.loads((sessions / "night").read_text())
         assert place_of(kept["cursor"]) == cursor(HARD, 10, interesting=20)
         (sessions / "night").unlink()
@@ -373,13 +376,13 @@ def test_a_refusal_is_no_limit(serve, sessions, tmp_path):
         assert why in done.stderr and "go on" not in done.stderr
         _, end = records(done.stdout)
         assert (end["how"], end["exit_code"]) == ("refused", 2)
-        # A session stays what it was.
+        # The session is kept.
         assert (sessions / "night").exists()
         (sessions / "night").unlink()
 
 
 class Cut:
-    """Passes connections on to a server, until it is told to cut those that there are."""
+    """Relays connections to a server, until `cut` closes the open ones."""
 
     def __init__(self, server):
         host, port = server.address.rsplit(":", 1)
@@ -416,7 +419,7 @@ class Cut:
 
 
 def test_a_connection_that_is_lost_is_made_again(serve, find):
-    # So much to tell that it is not all under way when the connection is cut.
+    # So many candidates that not all of them are in transit when the connection is cut.
     asked = [HARD, "--show-inferior", "17", "--maximum-hashes", "200000"]
     unbroken = run_find(*asked)
     cut = Cut(serve(*SLOW))
@@ -434,9 +437,9 @@ def test_what_a_server_says_is_checked(fake, pb):
     for wrong in [
         candidate(pb, b"\7", 8, hashed_name=hashed(b"\0")),
         candidate(pb, b"\7", 8, hashed_name="\x1b[2J"),
-        # The secret with the index 1, after all below 5 was tried and told.
+        # The secret with the index 1, after all below 5 were tried and reported.
         candidate(pb, b"\0", 1),
-        # None of the secrets that there are.
+        # Not a secret of the keyspace.
         candidate(pb, bytes(9), 2),
     ]:
         server = fake(Search=told_by(pb, progress(pb, 5), wrong))

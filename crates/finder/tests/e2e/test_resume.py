@@ -1,4 +1,4 @@
-"""A search that is stopped, by whatever and however often, and gone on with prints what it prints unstopped."""
+"""A search that is stopped and resumed, in any way and however often, prints the same lines."""
 
 import os
 import random
@@ -21,12 +21,12 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 # Slow enough to be stopped midway.
 SLOW = ["--kernel", "portable"]
 
-# The ways to be stopped, and the exit code of each.
+# The ways to stop a search, and the exit code of each.
 STOPS = {SIGINT: 130, SIGTERM: 143, SIGKILL: -9, "budget": 3, "time": 3, "drain": 5}
 
 
 def index_of(line):
-    """The index of the secret in a result line."""
+    """Returns the index of the secret in a result line."""
     secret = bytes.fromhex(line.split("\t")[2])
     return sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
 
@@ -41,7 +41,7 @@ class Search:
 
 
 def short_search(seed):
-    """A search at random that prints some lines, and not too many, in a few 10 milliseconds."""
+    """Returns a random search that prints some lines, but not too many, in tens of milliseconds."""
     choice = random.Random(seed)
     while True:
         name = "".join(choice.choices(ALPHABET, k=choice.randint(2, 6)))
@@ -57,30 +57,30 @@ def short_search(seed):
 
 
 class Trial:
-    """A search that is stopped a few times, and gone on with until it ends."""
+    """A search that is stopped a few times, and resumed until it ends."""
 
     def __init__(self, number, searches):
         self.choice = choice = random.Random(f"{SEED} {number}")
         self.name = f"trial-{number}"
-        # Each has its turn as the first.
+        # Each way to stop is the first in some trials.
         first = list(STOPS)[number % len(STOPS)]
-        # A kill leaves no cursor behind but a session's.
+        # A kill leaves no cursor, except in a session.
         self.in_session = first == SIGKILL or (first != "drain" and choice.random() < 0.5)
         if not self.in_session:
             searches = [search for search in searches if search.arguments[-1] == "1"]
         if first == "drain":
-            # What is under way from the server to its reader is told, and is some hundred lines.
+            # Some hundred lines may be in transit from the server, and are printed after the stop.
             searches = [search for search in searches if len(search.lines) > 2000]
         self.search = choice.choice(searches)
         self.cursor = None
-        # With which line the next run begins.
+        # The next run starts with a line between these two.
         self.earliest = self.latest = 0
         self.stopped = Counter()
         others = [how for how in STOPS if how != "drain" and (self.in_session or how != SIGKILL)]
         self.stops = [first, *choice.choices(others, k=choice.randint(0, 2))]
 
     def run(self, state):
-        """Runs it to its end; tells how it was stopped on the way."""
+        """Runs it to its end, and returns how it was stopped on the way."""
         for how in self.stops:
             if self.step(how):
                 break
@@ -93,7 +93,7 @@ class Trial:
         return self.stopped
 
     def step(self, how):
-        """Goes on until it is stopped in such a way, or ends; tells whether it has ended."""
+        """Resumes it until it is stopped in this way or ends, and returns whether it has ended."""
         if self.in_session:
             search = [*self.search.arguments, "--session", self.name]
         else:
@@ -109,10 +109,10 @@ class Trial:
         return self.follow([*search, *SLOW, "--threads", threads], how)
 
     def follow(self, arguments, how, stop=None):
-        # A kill may have come when all was printed.
+        # A kill may come after all lines were printed.
         left = self.search.lines[self.latest :] or self.search.lines[-1:]
         if how == "budget":
-            # Often it ends right before or behind a line.
+            # The budget often ends right before or after a line.
             begin = index_of(self.search.lines[self.latest - 1]) + 1 if self.latest else 0
             budget = index_of(self.choice.choice(left)) - begin + self.choice.randint(0, 2)
             arguments = [*arguments, "--maximum-hashes", str(max(1, budget))]
@@ -124,12 +124,12 @@ class Trial:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # So that it is not much further than what was read.
+            # Keeps the process from getting far ahead of what was read.
             pipesize=4096,
         )
         text = ""
         if how in (SIGINT, SIGTERM, SIGKILL, "drain"):
-            # After some lines have come.
+            # Stops it after some lines.
             for _ in range(self.choice.randint(1, len(left) // 2 + 1)):
                 text += process.stdout.readline()
             stop() if stop else process.send_signal(how)
@@ -139,7 +139,7 @@ class Trial:
         process.stdout.close()
         process.stderr.close()
         *lines, partial = text.split("\n")
-        # What a kill cut off was not printed.
+        # A line that a kill cut off does not count as printed.
         assert how == SIGKILL or partial == ""
         self.check(lines, how == SIGKILL)
         if process.returncode == 0:
@@ -151,8 +151,8 @@ class Trial:
         return False
 
     def check(self, lines, killed):
-        """What a run printed goes on where the last one ended or, if that was killed, no sooner than where
-        it began."""
+        """Checks that a run starts where the last one ended or, if that was killed, between its
+        begin and its end."""
         if not lines:
             return
         begin = self.search.place[lines[0]]
@@ -181,7 +181,7 @@ def test_a_search_that_is_stopped_in_any_way_and_gone_on_with_finds_the_same(tmp
     print(dict(stopped))
     for how in STOPS:
         assert stopped[how] >= 20, stopped
-    # Every one is finished, and nothing is left of them but the lock of one that was killed just then.
+    # All sessions are finished. Only the lock file of a run that was killed then may be left.
     assert [path.name for path in state.iterdir() if not path.name.endswith(".lock")] == []
 
 
@@ -205,7 +205,7 @@ def test_a_kill_repeats_no_more_than_was_found_since_the_session_was_written(tmp
 
     reader = threading.Thread(target=read_lines)
     reader.start()
-    # What was read when each state of the session was seen.
+    # How many lines had been read when each state of the session was seen.
     seen, read = [], []
     deadline = time.monotonic() + PATIENCE_S
     while len(seen) < 5 or read[-2] <= 100:
@@ -220,7 +220,8 @@ def test_a_kill_repeats_no_more_than_was_found_since_the_session_was_written(tmp
     process.stdout.close()
     again = run_find(*arguments, "--maximum-hashes", "1")
     frontier = int(re.search(r"session night: going on after (\d+) hashes", again.stderr)[1])
-    # Whatever had been read when a state was seen was printed before the next was written, which keeps it.
+    # The lines read when a state was seen were printed before the next state was written, so that
+    # state is beyond them.
     sure = lines[: read[-2]]
     assert len(sure) > 100
     assert all(index_of(line) < frontier for line in sure)

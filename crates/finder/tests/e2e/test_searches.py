@@ -1,4 +1,4 @@
-"""`hashfinder searches`: what there is at a server, shown and cancelled."""
+"""`hashfinder searches`: lists, watches and cancels the searches of a server."""
 
 import fcntl
 import http.server
@@ -45,7 +45,7 @@ def watch(processes):
 
 @pytest.fixture
 def searching(find):
-    """Starts a search that does not end by itself, and waits until it is listed; tells its ID too."""
+    """Starts a search that does not end, waits until it is listed, and returns its ID, too."""
 
     def start(server, name=HARD):
         process = find(name, "--server", server.address)
@@ -92,7 +92,7 @@ def test_a_list(serve, searching):
     assert record["hashes"] >= int(columns[4])
     process.send(SIGINT)
     assert process.wait() == 130
-    # The server hears of it a little later.
+    # The server notices this a little later.
     server.call_ended(method='"Search"')
     ended = run("list", server, "--state", "ended", "--json").stdout.splitlines()
     [record] = map(as_json, ended)
@@ -203,7 +203,7 @@ class Watch(Terminal):
     COMMAND = "searches"
 
     def table(self):
-        """The lines of the table as it was last drawn as a whole."""
+        """Returns the lines of the table that was last drawn as a whole."""
         last = re.findall(r"\x1b\[\?7l(.*?)\x1b\[J", self.seen, re.DOTALL)[-1]
         lines = last.split("\x1b[K\r\n")
         assert not re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(lines)), lines
@@ -234,7 +234,7 @@ def test_watching_on_a_terminal(serve, searching, terminal):
     assert row.index("running") == titles.index("STATE")
     process.send(SIGINT)
     screen.wait_for(rf"{search_id} .*ended .*cancelled by client")
-    # It is drawn in its own place, and wraps nowhere.
+    # The table is redrawn in place, and does not wrap.
     assert re.search(r"\r\x1b\[1A\x1b\[\?7lSEARCH", screen.seen)
     screen.press(b"\x03")
     assert screen.wait() == 0

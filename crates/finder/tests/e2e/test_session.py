@@ -1,4 +1,4 @@
-"""`hashfinder find --session`: however a search ends, the same command goes on with it."""
+"""`hashfinder find --session`: however a search ends, the same command resumes it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ SHORT = ["docto", "--show-inferior", "3", "--count", "3", "--kernel", "portable"
 
 @pytest.fixture
 def state(tmp_path, monkeypatch):
-    """Where sessions are in this test."""
+    """Returns the folder of this test's sessions."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return tmp_path / "state/hashfinder/sessions"
 
@@ -51,7 +51,7 @@ def test_a_session_is_written_while_it_is_searched(state, find):
     process.wait()
     before = (first + process.popen.stdout.read()).split("\n")[:-1]
     place = kept(state)["cursor"]
-    # The next run begins where the last write says: behind all that was printed before it.
+    # The next run starts at the cursor that was written last, beyond all that was printed before.
     again = run_find(
         "hashfinder", "--show-inferior", "4", "--session", "night", "--maximum-hashes", "200000000"
     )
@@ -60,7 +60,7 @@ def test_a_session_is_written_while_it_is_searched(state, find):
     assert frontier > index_of(first)
     after = again.stdout.splitlines()
     assert all(index_of(line) >= frontier for line in after)
-    # Together they leave nothing out.
+    # Together the two runs leave nothing out.
     everything = run_find(
         "hashfinder", "--show-inferior", "4", "--maximum-hashes", str(frontier + 200_000_000)
     ).stdout.splitlines()
@@ -135,32 +135,32 @@ def test_a_session_is_for_one_process_at_a_time(state, find):
     second = run_find(HARD, "--session", "night")
     assert second.returncode == 5
     assert "another process has the session night" in second.stderr
-    # Another session is another matter.
+    # Another session is independent.
     other = run_find(HARD, "--session", "day", "--maximum-hashes", "1000")
     assert other.returncode == 3
     first.send(SIGKILL)
     first.wait()
-    # A kill lets go of it.
+    # A kill releases the session.
     third = run_find(HARD, "--session", "night", "--maximum-hashes", "1000")
     assert third.returncode == 3
 
 
 def test_the_lock_file_of_a_session_is_there_only_while_it_is_used(state, find):
-    """Those of sessions that had not found anything, or were dropped by hand, stayed forever."""
+    """Regression: lock files of sessions without results, or removed by hand, stayed forever."""
     process = find(HARD, "--session", "night")
     process.wait_until_busy()
     assert (state / ".night.lock").exists()
     process.send(SIGINT)
     assert process.wait() == 130
     assert os.listdir(state) == ["night"]
-    # Neither does one that is refused, or that is in use, leave one behind or take another's away.
+    # A run that is rejected, or whose session is in use, leaves no lock file and removes none.
     assert run_find("other", "--session", "night").returncode == 2
     assert os.listdir(state) == ["night"]
     process = find(HARD, "--session", "night")
     process.wait_until_busy()
     assert run_find(HARD, "--session", "night").returncode == 5
     assert (state / ".night.lock").exists()
-    # A kill leaves it, and the next run removes it.
+    # A kill leaves the lock file, and the next run removes it.
     process.send(SIGKILL)
     process.wait()
     assert (state / ".night.lock").exists()
@@ -169,7 +169,7 @@ def test_the_lock_file_of_a_session_is_there_only_while_it_is_used(state, find):
 
 
 def test_of_many_processes_one_has_a_session(state):
-    """Each answer is printed once, however often the lock's file comes and goes."""
+    """Each answer is printed once, however often the lock file is created and removed."""
     search = ["aa", "--count", "1000000"]
     command = [HASHFINDER, "find", *search, "--session", "night", "--maximum-hashes", "300", "--quiet"]
     told, ran = [], 0
@@ -211,7 +211,7 @@ def test_a_reader_that_has_seen_enough_goes_on_with_what_it_has_not_seen(state, 
     assert finding.wait(30) == 0
     frontier = run_find(*arguments, "--maximum-hashes", "1").stderr
     frontier = int(re.search(r"going on after (\d+) hashes", frontier)[1])
-    # It goes on with a line, and not the first, which was read.
+    # It resumes at one of the lines, but not at the first, which was read.
     assert frontier in [index_of(line) for line in unstopped[1:]]
 
 
@@ -255,25 +255,26 @@ def test_a_wrong_command_line(state, arguments, says):
 
 
 def nearest_in(stderr):
-    """The row of the nearest secret so far."""
+    """Returns the row of the nearest secret so far."""
     [row] = re.findall(r"the nearest so far:\n(.+)\n", stderr)
     return row
 
 
 @pytest.mark.parametrize("server", [False, True])
 def test_the_nearest_so_far_outlives_the_run_that_found_it(state, serve, server):
-    """It was that of the last run alone: after a night's search and a short one, the night's best was gone."""
+    """Regression: only the last run counted. After a night's search and a short one, the night's
+    nearest secret was lost."""
     where = ["--server", serve().address] if server else []
     asked = [HARD, "--show-inferior", "16", *where]
     budget = ["--maximum-hashes", "100000"]
     first = run_find(*asked, *budget)
     nearest = nearest_in(first.stderr)
-    # By a cursor, and once more by the cursor of that run.
+    # With a cursor, then with the cursor of that run.
     place = first
     for _ in range(2):
         place = run_find("--resume", cursor_in(place.stderr), *where, "--maximum-hashes", "1")
         assert (place.returncode, place.stdout, nearest_in(place.stderr)) == (3, "", nearest)
-    # By a session.
+    # With a session.
     again = [*asked, "--session", "night"]
     assert nearest_in(run_find(*again, *budget).stderr) == nearest
     done = run_find(*again, "--maximum-hashes", "1", "--json")
@@ -284,7 +285,7 @@ def test_the_nearest_so_far_outlives_the_run_that_found_it(state, serve, server)
 
 
 def test_a_secret_that_was_not_printed_is_not_the_nearest(state):
-    """It will be found again, so a cursor before it does not have it."""
+    """It will be found again, so a cursor before it does not contain it."""
     process = subprocess.Popen(
         [HASHFINDER, "find", *SHORT, "--session", "night"], stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""One server and many: what is hashed is shared, and nobody takes more than it may."""
+"""One server and many clients: hashes are shared, and no client takes more than its share."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ from test_contract import details
 
 CODE = grpc.StatusCode
 
-# Each of them has its own eleven million secrets hashed, in its turns among the others'.
+# Each of these searches has its own eleven million secrets hashed, in turns with the others.
 EASIER = 2
 
 
@@ -36,7 +36,7 @@ def test_searches_share_what_is_hashed(serve, connect, stubs):
     names = itertools.islice(hard_names(), 50)
     futures = [stub.Find.future(stubs.Request(desired_name=name)) for name in names]
     server.wait_until_busy()
-    # Easier searches among them are answered, and rightly.
+    # Easier searches among them are answered correctly.
     for _ in range(EASIER):
         assert decoded(stub.Find(stubs.Request(desired_name="doctor"))) == (FIRST_DOCTOR, 0)
     for future in futures:
@@ -63,7 +63,7 @@ def test_a_client_has_only_so_many_searches(serve, connect, stubs):
     assert quota.violations[0].subject == "client:searches"
     assert details(refused, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
     server.wait_for("call refused")
-    # The place is free when the work has ended.
+    # The place is free once the work has ended.
     futures[0].cancel()
     server.call_ended(work='"stopped"')
     assert decoded(stub.Find(stubs.Request(desired_name="doctor"))) == (FIRST_DOCTOR, 0)
@@ -71,7 +71,7 @@ def test_a_client_has_only_so_many_searches(serve, connect, stubs):
 
 
 def test_one_call_after_another_is_not_in_its_own_way(serve, connect, stubs):
-    # The answer comes a little before the work's end, which gives the place back.
+    # The answer arrives a little before the end of the work, which frees the place.
     stub = connect(serve("--maximum-searches-per-client", "1"))
     for _ in range(200):
         stub.Find(stubs.Request(desired_name="docto"))
@@ -88,11 +88,11 @@ def test_a_quota_ends_a_search_with_its_cursor(serve, connect, stubs):
     quota = details(ended, error_details_pb2.QuotaFailure)
     assert quota.violations[0].subject == "client:hashes"
     server.call_ended(work='"hash quota spent"')
-    # No more is begun before something is left again.
+    # No search starts before some of the quota is available again.
     refused = end_of(stub.Find.future(request))
     assert refused.code() == CODE.RESOURCE_EXHAUSTED
     details(refused, error_details_pb2.RetryInfo)
-    # What was searched is not lost.
+    # The work done so far is not lost.
     following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
     assert "hashes tried: 1\n" in following.stderr
 
@@ -117,7 +117,7 @@ def test_the_command_line_tells_a_spent_quota(serve):
 
 
 def relay(server, source):
-    """Passes one connection on to the server, from another of this machine's addresses."""
+    """Relays one connection to the server, from another of this machine's addresses."""
     listening = socket.create_server(("127.0.0.1", 0))
     host, port = server.address.split(":")
 
@@ -134,7 +134,7 @@ def relay(server, source):
                 other.sendall(data)
             other.shutdown(socket.SHUT_WR)
         except OSError:
-            # Either end may be gone first.
+            # Either end may close first.
             pass
 
     threading.Thread(target=serve, daemon=True).start()
@@ -146,12 +146,12 @@ def test_clients_are_addresses(serve, connect, stubs):
     hard = stubs.Request(desired_name="hashfinderhashfinder")
     first = connect(server).Find.future(hard)
     server.wait_until_busy()
-    # The same address has as much as it may have, whichever connection it comes by.
+    # The limit applies to the address, whichever connection it uses.
     with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as same:
         refused = end_of(stubs.Stub(same).Find.future(hard))
     info = details(refused, error_details_pb2.ErrorInfo)
     assert (info.reason, info.domain) == ("TOO_MANY_SEARCHES_OF_CLIENT", "hashfinder")
-    # Another has its own.
+    # Another address has its own limit.
     with grpc.insecure_channel(relay(server, "127.0.0.2")) as other:
         answer = stubs.Stub(other).Find(stubs.Request(desired_name="doctor"))
         assert decoded(answer) == (FIRST_DOCTOR, 0)

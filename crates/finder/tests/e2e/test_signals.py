@@ -1,4 +1,4 @@
-"""Signals that arrive twice, signals beside SIGINT and SIGTERM, and signals that are ignored."""
+"""Signals that arrive twice, signals other than SIGINT and SIGTERM, and ignored signals."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from test_json import records
 SIGHUP, SIGQUIT = signal.SIGHUP, signal.SIGQUIT
 CODES = {SIGHUP: 129, SIGINT: 130, SIGQUIT: 131, SIGTERM: 143}
 
-# How often a signal is sent twice.
+# How often each signal is sent twice.
 TRIALS = 10
 
 
 def stopped_twice(number, command):
-    """Runs a command and sends it a signal as `timeout` does: to the process, and then to its group."""
+    """Runs a command and sends it a signal as `timeout` does: to the process, then to its group."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -37,7 +37,8 @@ def stopped_twice(number, command):
 
 @pytest.mark.parametrize("number", list(CODES))
 def test_a_signal_to_the_process_and_then_to_its_group_is_one(number):
-    """The second one ended the process before it had printed its cursor, in one of four runs under `timeout`."""
+    """Regression: in one of four runs under `timeout`, the second signal ended the process before
+    it had printed its cursor."""
     for _ in range(TRIALS):
         command = [HASHFINDER, "find", HARD, "--json"]
         code, stdout, stderr = stopped_twice(number, command)
@@ -61,7 +62,7 @@ def test_two_signals_that_arrive_together_are_one(find, second):
 
 @pytest.mark.parametrize("number", list(CODES))
 def test_every_signal_stops_a_search_and_keeps_its_session(find, number, tmp_path, monkeypatch):
-    """SIGHUP, from a terminal that was closed, and SIGQUIT killed it: no cursor, and the session was a bit old."""
+    """Regression: SIGHUP (a closed terminal) and SIGQUIT killed it: no cursor, an old session."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     process = find(HARD, "--session", "night", "--json")
     process.wait_until_busy()
@@ -84,7 +85,7 @@ def test_every_signal_drains_a_server(serve, number):
 
 
 def with_ignored(*numbers):
-    """Starts a process with these signals ignored, as nohup does with SIGHUP."""
+    """Returns a `preexec_fn` that ignores these signals, as nohup does with SIGHUP."""
 
     def prepare():
         for number in numbers:
@@ -146,7 +147,7 @@ def status(process, field):
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_other_commands_end_with_their_documented_codes(arguments, number):
-    """They were killed by the signal, and a script that looks for 130 did not find it."""
+    """Regression: the signal killed them, so a script that expects exit code 130 did not see it."""
     process = subprocess.Popen(
         [HASHFINDER, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -1,4 +1,4 @@
-"""Other digests, encodings, places and secrets than the reference's, and several names at once."""
+"""Digests, encodings, anchors and secrets other than the reference's, and several names at once."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ ALPHABETS = {
 
 
 class Asked:
-    """A search, in the words of the command line, and what Python makes of it."""
+    """A search as arguments of the command line, and its results as computed in Python."""
 
     def __init__(self, number):
         choice = random.Random(f"spelling {number}")
@@ -53,7 +53,7 @@ class Asked:
         padding = text[len(text.rstrip("=")) :] if self.anchor == "suffix" else ""
         names = [choice.choices(digits, k=choice.randint(1, 3)) for _ in range(choice.randint(1, 3))]
         self.names = ["".join(name) + padding for name in names]
-        # With greater ones every secret would do, which is refused.
+        # With greater distances every secret would match, which is rejected.
         shortest = min(map(len, self.names))
         self.ideal = min(choice.choice([0, 0, 0, 1]), shortest - 1)
         self.interesting = min(self.ideal + choice.choice([0, 2]), shortest)
@@ -77,7 +77,7 @@ class Asked:
                 yield self.prefix.encode() + bytes(part) + self.suffix.encode()
 
     def nearest(self, secret):
-        """The distance, which name it is, and the window."""
+        """Returns the distance, the number of the nearest name, and the window."""
         fold = str if self.cases_matter else str.lower
         text = fold(self.hashed(secret))
         near = []
@@ -90,7 +90,7 @@ class Asked:
         return min(near)
 
     def told(self, limit):
-        """What is told of so many secrets, and whether the search ends with it."""
+        """Returns the findings in the first `limit` secrets, and whether they end the search."""
         findings = []
         for secret in itertools.islice(self.secrets(), limit):
             distance, name, window = self.nearest(secret)
@@ -125,7 +125,7 @@ def test_what_is_found_is_what_python_finds(number, serve_once):
     for where in ([], ["--server", serve_once.address]):
         done = run_find(*arguments, *where)
         if done.returncode == 4:
-            # One of the names has a digit where there can be none, as right before the padding.
+            # A name has a digit that is impossible in its place, such as right before the padding.
             assert asked.anchor == "suffix" and "can never match" in done.stderr
             continue
         findings, end = records(done.stdout)
@@ -160,7 +160,7 @@ def test_a_stop_loses_nothing_here_either(number, serve_once):
 
 
 def test_the_last_column_is_the_name_that_was_found():
-    """With one name there were five columns, so that a script had to know how many names were given."""
+    """Regression: with one name there were five columns, so scripts had to count the names."""
     for names in [["zzzzzzz", "doc", "doc"], ["doc"]]:
         columns = run_find(*names).stdout.rstrip("\n").split("\t")
         assert (len(columns), columns[-1]) == (6, "doc")

@@ -1,4 +1,4 @@
-"""How `hashfinder find` shows on stderr that it comes on; its users sit at a pseudo-terminal."""
+"""How `hashfinder find` shows progress on stderr, which is a pseudo-terminal here."""
 
 import datetime
 import errno
@@ -17,7 +17,7 @@ from conftest import HASHFINDER, PATIENCE_S, line_of, run_find
 from test_find import HARD, cursor, cursor_in, place_of
 from test_json import records
 
-# What erases three lines, from within the last, and what keeps them from wrapping.
+# Erases three lines, from within the last one; keeps them from wrapping; lets lines wrap again.
 ERASE, NO_WRAP, WRAP = "\r\x1b[2A\x1b[J", "\x1b[?7l", "\x1b[?7h"
 
 # "12s, 2.4 billion hashes, 200.0 million a second, 1 in 17 million matches"
@@ -29,12 +29,12 @@ NEAREST = r"(nearest at distance \d+: |no candidate so far|candidates come with 
 LOOK = rf"{DONE}\r\n{ODDS}\r\n{NEAREST}"
 PLAIN = rf"{DONE}, {ODDS}, {NEAREST}"
 
-# One whose answer takes some minutes or hours, with this kernel on one thread of any machine.
+# A search that takes minutes or hours, with this kernel on one thread of any machine.
 LONG = ["hashfinder", "--ideal-distance", "1", "--kernel", "portable", "--threads", "1"]
 
 
 class Terminal:
-    """A pseudo-terminal and the process that has it as its own."""
+    """A pseudo-terminal, and the process that it controls."""
 
     COMMAND = "find"
 
@@ -44,7 +44,7 @@ class Terminal:
         environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1"} | environment
         self.pid, self._ours = pty.fork()
         if self.pid == 0:
-            # At ctrl-C a terminal throws away what it has not shown yet, which may be anything.
+            # At ctrl-C, a terminal would discard output that was not shown yet.
             attributes = termios.tcgetattr(0)
             attributes[3] |= termios.NOFLSH
             termios.tcsetattr(0, termios.TCSANOW, attributes)
@@ -52,11 +52,11 @@ class Terminal:
             os.execve(HASHFINDER, [HASHFINDER, self.COMMAND, *arguments], environment)
 
     def read(self):
-        """Reads some more; False at the end."""
+        """Reads some more, and returns False at the end."""
         try:
             data = os.read(self._ours, 4096)
         except OSError as error:
-            # What Linux says once nobody has the other side open.
+            # Linux reports this once no process has the other side open.
             assert error.errno == errno.EIO
             data = b""
         self.seen += data.decode()
@@ -70,7 +70,7 @@ class Terminal:
         os.write(self._ours, keys)
 
     def wait(self):
-        """Reads to the end; tells the exit code."""
+        """Reads to the end, and returns the exit code."""
         while self.read():
             pass
         _, status = os.waitpid(self.pid, 0)
@@ -87,9 +87,9 @@ class Terminal:
         termios.tcsetwinsize(self._ours, (rows, columns))
 
     def screen(self):
-        """The lines that stand on the screen, and those that have left it at the top."""
+        """Returns the lines that scrolled off at the top, then those on the screen."""
         screen = pyte.HistoryScreen(*self.size, history=10_000)
-        # The terminal itself shows that ctrl-C was pressed, wherever that is.
+        # The terminal itself prints ^C when ctrl-C is pressed, wherever the cursor is.
         pyte.Stream(screen).feed(self.seen.replace("^C", ""))
         above = ["".join(line[x].data for x in range(self.size[0])) for line in screen.history.top]
         return [line.rstrip() for line in [*above, *screen.display]]
@@ -114,9 +114,9 @@ def test_the_status_is_redrawn_and_gone_at_the_end(terminal):
     process.wait_for(LOOK)
     assert process.wait() == 3
     looks = re.findall(LOOK, process.seen)
-    # At most four in a second, and the first one.
+    # At most four displays per second, and the first one.
     assert 2 <= len(looks) <= 4 * (time.monotonic() - began) + 1
-    # Each is drawn in the place of the one before, and does not wrap.
+    # Each is drawn in place of the one before, and does not wrap.
     assert process.seen.count(ERASE) == process.seen.count(NO_WRAP) == len(looks)
     assert process.seen.count(ERASE + NO_WRAP) == len(looks) - 1
     screen = process.screen()
@@ -136,13 +136,13 @@ def test_ctrl_c_through_the_terminal(terminal):
     assert "hashfinder: stopped by SIGINT" in screen
     again = run_find("--resume", cursor_in("\n".join(screen)), "--maximum-hashes", "1", "--json")
     _, end = records(again.stdout)
-    # It went on from somewhere behind the first secret.
+    # It resumed beyond the first secret.
     assert place_of(end["cursor"]) not in (cursor(HARD, 0), cursor(HARD, 1))
 
 
 def test_result_lines_are_not_mixed_with_the_status(terminal):
     arguments = ["hashfinder", "--show-inferior", "5"]
-    # A low one, so that they leave it at the top.
+    # Few rows, so that lines scroll off at the top.
     process = terminal(*arguments, size=(120, 8))
     while len(re.findall(LOOK, process.seen)) < 3:
         assert process.read()
@@ -176,7 +176,7 @@ def test_no_status_where_it_is_not_wanted(terminal, arguments, environment):
 
 
 def drawn(process, pattern):
-    """The lines of the next look that is drawn and in which the pattern is found."""
+    """Waits for the next display that matches the pattern, and returns its lines."""
     begin = len(process.seen)
     while True:
         looks = re.findall(r"\x1b\[\?7l([^\x1b]*)\x1b\[\?7h", process.seen[begin:])
@@ -190,7 +190,7 @@ def test_a_narrow_terminal_has_the_important_parts(terminal):
     process = terminal(*LONG, size=(80, 24))
     for line, pattern in zip(drawn(process, "chance"), [DONE, ODDS, NEAREST]):
         assert re.match(pattern, line)
-    # It may be made narrower meanwhile, or too low for all lines.
+    # The terminal may become narrower, or have too few rows for all lines.
     process.resize(30, 3)
     done, odds = drawn(process, r"\A[^\r]*\r\n[^\r]*\Z")
     assert re.fullmatch(r"\d+s(, [\d.]+ \w+ a second)?", done)
@@ -201,7 +201,7 @@ def test_a_narrow_terminal_has_the_important_parts(terminal):
 
 
 def test_points_in_time_are_those_of_the_users_clock(terminal):
-    # Half of such searches end within minutes, and within hours also where other processes take the cores.
+    # Half of such searches end within minutes, or within hours on a busy machine.
     process = terminal("hashfinde", *LONG[1:], TZ="FAR-13:30")
     odds = drawn(process, "from now 50% by")[1]
     process.press(b"\x03")
@@ -209,7 +209,8 @@ def test_points_in_time_are_those_of_the_users_clock(terminal):
     told = re.search(r"50% by (?:\w{3} )?(\d\d):(\d\d)", odds)
     there = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=13, minutes=30)))
     minutes = int(told[1]) * 60 + int(told[2]) - (there.hour * 60 + there.minute)
-    # In another time zone it would be more than ten hours away, or past. It may pass while the process ends.
+    # In another time zone it would be more than ten hours away, or past. It may pass while the
+    # process ends.
     assert (minutes + 60) % (24 * 60) < 10 * 60, odds
 
 
@@ -227,7 +228,7 @@ def test_how_many_such_searches_would_have_ended_by_now(tmp_path, monkeypatch):
     budget = ["--maximum-hashes", "1000000"]
     first = run_find("doctor", *budget)
     assert "\nhashfinder: 1.94% of such searches would have ended by now\n" in first.stderr
-    # What was tried before counts, as it does for the chance by now.
+    # The hashes of earlier runs count, as they do for the chance by now.
     again = run_find("--resume", cursor_in(first.stderr), *budget)
     assert "\nhashfinder: 3.84% of such searches would have ended by now\n" in again.stderr
     for share in ["1.94%", "3.84%"]:
@@ -245,7 +246,7 @@ def test_a_search_at_a_server_shows_how_it_comes_on(terminal, serve):
     assert not any(re.search(LOOK, line) for line in screen), screen
     again = run_find("--resume", cursor_in("\n".join(screen)), "--maximum-hashes", "1", "--json")
     _, end = records(again.stdout)
-    # It went on from somewhere behind the first secret.
+    # It resumed beyond the first secret.
     assert place_of(end["cursor"]) not in (cursor(HARD, 0), cursor(HARD, 1))
 
 
@@ -288,7 +289,8 @@ def test_the_terminal_of_results_alone_gets_results_alone():
 
 
 def stop_for(process, seconds):
-    """Stops a process by SIGSTOP, which it cannot notice, and continues it. Returns for how long it was stopped."""
+    """Stops a process by SIGSTOP, which it cannot notice, then continues it. Returns how long it
+    was stopped."""
     process.send(signal.SIGSTOP)
     stat = pathlib.Path(f"/proc/{process.pid}/stat")
     deadline = time.monotonic() + PATIENCE_S
@@ -304,7 +306,8 @@ def stop_for(process, seconds):
 
 @pytest.mark.parametrize(("stops", "seconds"), [(2, 3), (10, 0.4)])
 def test_time_while_the_process_was_stopped_does_not_count(find, stops, seconds):
-    """After a night in which it was stopped by ctrl-Z, the rate was a thousandth of what it should be."""
+    """Regression: after a night in which it was stopped by ctrl-Z, the rate was a thousandth of
+    what it should be."""
     began = time.monotonic()
     process = find(HARD, "--json", "--threads", "1")
     stopped = 0
@@ -331,7 +334,7 @@ def test_the_status_goes_on_where_it_was_stopped(terminal):
     seen = len(process.seen)
     time.sleep(5)
     os.kill(process.pid, signal.SIGCONT)
-    # The first ones may have been drawn before it was stopped.
+    # The first ones may have been drawn before the process was stopped.
     while len(looks := re.findall(rf"(\d+)s, {DONE[6:]}", process.seen[seen:])) < 5:
         assert process.read()
     assert int(looks[4][0]) <= time.monotonic() - began - 5
@@ -340,15 +343,15 @@ def test_the_status_goes_on_where_it_was_stopped(terminal):
 
 
 def summary(stderr):
-    """The seconds that the search took and its rate in millions of hashes a second, if there is one."""
+    """Returns the search's seconds and, if printed, its rate in million hashes per second."""
     found = re.search(r"\d+ hash(?:es)? in ([\d.]+)(s|ms|µs|ns)(?:, ([\d.]+) million a second)? \(", stderr)
     return float(found[1]) * {"s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[found[2]], found[3]
 
 
 @pytest.mark.parametrize("hashes", [1, 1_000, 1_000_000, 1_000_000_000])
 def test_a_rate_of_a_moment_is_not_told(hashes):
-    """A search of 3 ms told how many hashes a second that were."""
+    """Regression: a search of 3 ms printed a rate."""
     done = run_find(HARD, "--maximum-hashes", str(hashes), "--maximum-time", "1s")
     took, rate = summary(done.stderr)
-    # To the hundredth of a millisecond.
+    # Durations are rounded to a hundredth of a millisecond.
     assert abs(took - 0.1) < 1e-5 or bool(rate) == (took > 0.1)

@@ -1,4 +1,4 @@
-"""How a call ends that is not answered: from either side, and with the cores free afterwards."""
+"""How unanswered calls end: stopped from either side, with the cores free afterwards."""
 
 import fcntl
 import os
@@ -69,7 +69,7 @@ def test_many_calls_cancelled_at_once(serve, connect, stubs):
     futures = [stub.Find.future(hard(stubs)) for _ in range(100)]
     streams = [stub.FindRange(hard(stubs)) for _ in range(100)]
     server.wait_until_busy()
-    # An easy search is answered in the midst of them.
+    # An easy search is answered among them.
     assert decoded(stub.Find(stubs.Request(desired_name="aa"))) == oracle("aa", 0)[-1]
     server.call_ended(code="Ok")
     for call in futures + streams:
@@ -84,7 +84,7 @@ def test_many_calls_cancelled_at_once(serve, connect, stubs):
 def test_a_deadline_ends_the_call_and_its_work(serve, connect, stubs, stream):
     server = serve()
     stub = connect(server)
-    # The deadline must not pass before the call reaches the server, so the connection is made first.
+    # Connects first, so that the deadline does not pass before the call reaches the server.
     stub.Find(stubs.Request(desired_name="aa"))
     server.call_ended(code="Ok")
     if stream:
@@ -92,7 +92,7 @@ def test_a_deadline_ends_the_call_and_its_work(serve, connect, stubs, stream):
     else:
         error = error_of(lambda: stub.Find(hard(stubs), timeout=1))
     assert error.code() == CODE.DEADLINE_EXCEEDED
-    # The client gives up at the same moment, so either may be the first the server knows of.
+    # The client gives up at the same moment, so the server may notice either first.
     line = server.call_ended(work='"stopped"')
     assert "deadline exceeded" in line or "client gone" in line
     server.assert_idle()
@@ -150,7 +150,7 @@ def test_a_budget_ends_exactly_there(serve, connect, stubs, workers, stream):
     assert quota.violations[0].subject == "rpc:maximum_hashes"
     server.call_ended(hashes=str(BUDGET), work='"hash budget spent"', cause='"completed"')
     server.assert_idle()
-    # Going on from there begins with the very next secret.
+    # Resuming continues with the very next secret.
     following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
     assert following.returncode == 3
     assert "hashes tried: 1\n" in following.stderr
@@ -163,7 +163,7 @@ def test_the_answer_within_a_budget_does_not_depend_on_the_workers(serve, connec
         stub = connect(serve("--workers", workers, "--maximum-hashes", str(BUDGET)))
         answers.add(stub.Find(stubs.Request(desired_name="docto")).secret)
     assert len(answers) == 1
-    # And it takes exactly so many: with one less there is no answer.
+    # It takes exactly this many hashes: with one less there is no answer.
     for hashes, code in [(899_147, CODE.OK), (899_146, CODE.CANCELLED)]:
         stub = connect(serve("--maximum-hashes", str(hashes)))
         future = stub.Find.future(stubs.Request(desired_name="docto"))
@@ -200,7 +200,7 @@ def test_too_many_calls_are_refused_until_one_has_ended(serve, connect, stubs):
         quota = details(error, error_details_pb2.QuotaFailure)
         assert quota.violations[0].subject == "server:maximum_concurrent_rpcs"
         assert details(error, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
-    # What is wrong is said even so.
+    # Invalid requests are still reported as such.
     error = error_of(lambda: stub.Find(stubs.Request(desired_name="")))
     assert error.code() == CODE.INVALID_ARGUMENT
     first.cancel()
@@ -213,7 +213,7 @@ def test_too_many_calls_are_refused_until_one_has_ended(serve, connect, stubs):
 def test_a_drain_hands_out_cursors(serve, connect, stubs, number):
     server = serve("--drain-grace", "100ms")
     stub = connect(server)
-    # So rare are its candidates that the stream's end does not wait for thousands of them to be read.
+    # Its candidates are rare, so the stream's end does not wait for thousands of them to be read.
     stream = stub.FindRange(hard(stubs, interesting=13))
     future = stub.Find.future(hard(stubs))
     next(stream)
@@ -238,14 +238,14 @@ def test_a_drain_lets_finish_what_is_nearly_done(serve, connect, stubs):
         health_pb2.HealthCheckRequest(service="hash_name.HashFinder"), timeout=50
     )
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-    # Its 57 million secrets take long enough to be seen, also where the CPU is fast.
+    # Its 57 million secrets take long enough to be noticed, even on a fast CPU.
     future = stub.Find.future(stubs.Request(desired_name="engine"))
     server.wait_until_busy()
     server.send(SIGTERM)
     server.wait_for("draining")
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()
-    # Nobody new gets in.
+    # New calls are rejected.
     error = error_of(lambda: stub.Find(hard(stubs), timeout=PATIENCE_S))
     assert error.code() == CODE.UNAVAILABLE
     secret, least = decoded(future.result())
@@ -270,11 +270,11 @@ def test_a_drain_does_not_wait_for_those_who_watch_its_health(serve, connect, st
 
 def test_a_drain_ends_though_a_stream_is_not_read(serve, connect, stubs):
     server = serve("--drain-grace", "100ms")
-    # Every secret is a candidate, and nobody reads them.
+    # Every secret is a candidate, and the client does not read them.
     stream = connect(server).FindRange(hard(stubs, interesting=21))
     next(stream)
     server.send(SIGTERM)
-    # The search would go on for ever.
+    # The search itself would never end.
     assert server.wait() == 0
 
 
@@ -284,7 +284,7 @@ def test_a_second_signal_leaves_at_once(serve, connect, stubs):
     server.wait_until_busy()
     server.send(SIGTERM)
     server.wait_for("draining")
-    # One that follows too closely belongs to the first.
+    # A signal right after the first is treated as the same one.
     deadline = time.monotonic() + PATIENCE_S
     while server.popen.poll() is None:
         assert time.monotonic() < deadline
@@ -300,7 +300,7 @@ READS_LITTLE_AHEAD = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes"
 
 
 def wait_until_parked(stub, pb, count):
-    """Waits until this many searches are parked because their readers do not read, and no secret is tested."""
+    """Waits until this many searches are parked, because they are not read, and hashing stops."""
     deadline = time.monotonic() + PATIENCE_S
     before = None
     while True:
@@ -327,11 +327,11 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, p
     server.assert_idle()
     assert server.resident_bytes() - resident < 1_000_000
 
-    # Who begins to read gets everything from the first one on.
+    # A client that starts reading gets all candidates from the first one on.
     for stream in streams[:2]:
         for secret, _ in zip(secrets(), range(20_000)):
             assert next(stream).hashed_name == hashed(secret)
-    # Another search is not held up.
+    # Another search is not delayed.
     assert decoded(stub.Find(stubs.Request(desired_name="aa"))) == oracle("aa", 0)[-1]
     for stream in streams:
         stream.cancel()
@@ -342,7 +342,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, p
 def test_a_stalled_stream_ends_by_its_deadline(serve, connect, stubs):
     server = serve()
     stream = connect(server).FindRange(hard(stubs, interesting=21), timeout=2)
-    # The client gives up at the same moment, so either may be the first the server knows of.
+    # The client gives up at the same moment, so the server may notice either first.
     line = server.call_ended(work='"stopped"')
     assert "deadline exceeded" in line or "client gone" in line
     assert stream.code() == CODE.DEADLINE_EXCEEDED
@@ -376,7 +376,7 @@ def test_nobody_can_be_told_where_it_listens():
 @pytest.mark.parametrize("log", ["unread", "closed"])
 def test_a_log_that_nobody_reads_stops_nothing(processes, stubs, log):
     read, write = os.pipe()
-    # So small a pipe is soon full.
+    # Such a small pipe is soon full.
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     server = subprocess.Popen(
         [HASHFINDER, "serve", "--port", "0"], stdout=subprocess.PIPE, stderr=write, text=True

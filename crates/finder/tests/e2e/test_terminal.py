@@ -1,4 +1,4 @@
-"""What a user, a file or the environment says is shown as text, and controls no terminal."""
+"""Text from the user, a file or the environment is shown as text, and cannot control a terminal."""
 
 import os
 import subprocess
@@ -6,15 +6,15 @@ import subprocess
 import pytest
 from conftest import HASHFINDER, PATIENCE_S
 
-# Colours, a bell, a line of another program, and an escape of one character that some terminals know.
+# Colours, a bell, a forged line, and an escape of one character (C1) that some terminals obey.
 EVIL = "\x1b[31m\x07\nhashfinder: found\n\r\x9b1m\x7f"
 
-# The same for a name, which is shorter; no hash is nearer than 6 to it.
+# A shorter one for names. No hash is nearer to it than distance 6.
 NAME = "\x1b[31m\x07\n\x9b1m\x7f"
 
 
 def run(*arguments, **variables):
-    """Runs the program, and checks what it prints."""
+    """Runs the program, and checks that it prints no control characters."""
     done = subprocess.run(
         [HASHFINDER, *arguments],
         stdin=subprocess.DEVNULL,
@@ -25,7 +25,7 @@ def run(*arguments, **variables):
     for output in [done.stdout.decode(), done.stderr.decode()]:
         controls = {c for c in output if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0}
         assert controls <= {"\n", "\t"}, (arguments, output)
-        # Nor is a line forged.
+        # No line is forged either.
         assert "\nhashfinder: found\n" not in output
     return done
 
@@ -150,7 +150,7 @@ def test_sessions(tmp_path):
             (folder / "hashfinder/sessions/night").write_text(content)
         arguments = ["doctor", "--session", "night", "--maximum-hashes", "1"]
         assert run("find", *arguments, XDG_STATE_HOME=str(folder)).returncode == code
-    # The command that drops it does so.
+    # The suggested command removes the session.
     stderr = run("find", *arguments, XDG_STATE_HOME=str(folder)).stderr.decode()
     drop = stderr.rsplit("drop it with: ", 1)[1]
     subprocess.run(["bash", "-c", drop], check=True)

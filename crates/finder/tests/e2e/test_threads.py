@@ -1,4 +1,4 @@
-"""A limit on threads: commands make do with fewer, or end with an error. None panics, none hangs."""
+"""With a limit on threads, commands use fewer or end with an error. None panics, none hangs."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import grpc
 import pytest
 from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGTERM, Process, run_find
 
-# Each thread of the main process counts, and the process itself.
+# The limit counts every thread, including the main one.
 LIMITS = range(1, 13)
 
 pytestmark = pytest.mark.skipif(
@@ -21,7 +21,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def limited():
-    """Returns the command line of a program with a limit on its threads, as a user who has no other process."""
+    """Returns a function that adds a limit on threads to a command line, for a user without other
+    processes."""
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         program = shutil.copy(HASHFINDER, folder)
@@ -29,7 +30,7 @@ def limited():
 
         def command(limit, *arguments):
             become = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
-            # Without a home there is neither a configuration nor a session of anybody.
+            # Without a home there is no configuration and no session.
             home = ["env", "HOME=/nonexistent", f"HASHFINDER_CONFIG={os.devnull}"]
             return [*become, *home, "prlimit", f"--nproc={limit}", program, *arguments]
 
@@ -58,7 +59,7 @@ def run(command):
     ids=lambda arguments: arguments[0],
 )
 def test_a_command_that_waits_for_nothing_needs_one_thread(limited, arguments):
-    """Each of these panicked inside tokio, or hung, because all commands started a runtime."""
+    """Regression: these panicked inside tokio or hung, because every command started a runtime."""
     done = run(limited(1, *arguments))
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -93,7 +94,8 @@ def test_a_server_that_cannot_be_reached_for_want_of_a_thread(limited, limit):
 
 @pytest.mark.parametrize("limit", [*LIMITS, 20])
 def test_a_server_with_keys_and_spans_starts_or_says_why_not(limited, processes, limit, tmp_path):
-    """Its search threads took what its other threads needed, and the exporter of spans panicked without one."""
+    """Regression: the search threads left none for the server's other threads, and the exporter of
+    spans panicked without one."""
     os.chmod(tmp_path, 0o755)
     keys = tmp_path / "keys.toml"
     subprocess.run([HASHFINDER, "keys", "create", "--file", keys], check=True, capture_output=True)
@@ -109,7 +111,8 @@ def test_a_server_with_keys_and_spans_starts_or_says_why_not(limited, processes,
     else:
         assert server.wait() == 5
         assert "cannot start another thread" in server.rest_of_stderr()
-        # Beside the search: main, runtime, log, two for the keys, the spans, and one while it starts.
+        # Besides the search: main, runtime, log, two for the keys, the spans, and one during the
+        # start.
         assert limit < 8
     assert "panicked" not in "\n".join(server.log)
 
@@ -132,7 +135,7 @@ def test_a_server_serves_with_the_threads_it_gets_or_says_why_not(limited, proce
         request = v1.messages.EstimateRequest(
             query=v1.messages.Query(desired_names=["doctor"], ideal_distance=0)
         )
-        # With no thread left the call fails, and only that.
+        # Without a free thread, only this call fails.
         try:
             assert v1.Stub(channel).Estimate(request, timeout=PATIENCE_S).hashes_per_second > 0
         except grpc.RpcError as error:

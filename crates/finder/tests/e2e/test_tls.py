@@ -23,7 +23,7 @@ from test_auth import CODE, FINDER, Caller, KeyFile, bearer, key_file  # noqa: F
 from test_observe import scrape, value
 from test_v1_searches import reason_of
 
-# A search that tells candidates for ever.
+# A search that reports candidates forever.
 ENDLESS = dict(desired_name="hashfinderhashfinder", interesting_hamming_distance=20)
 
 
@@ -48,7 +48,7 @@ def serve_tls(serve, ours):
 
 @pytest.fixture
 def secure(stubs):
-    """Connects by TLS; each connection is one of its own."""
+    """Returns a function that connects with TLS. Each call opens its own connection."""
     channels = []
 
     def open_channel(server, authority, identity=None):
@@ -76,7 +76,7 @@ def refused(stubs, stub):
 
 
 def is_unknown(stubs, stub, **how):
-    """Whether a connection that is there does not tell any more who asks."""
+    """Whether the server no longer accepts the client of an open connection."""
     try:
         return not finds(stubs, stub, **how)
     except grpc.RpcError as error:
@@ -117,7 +117,8 @@ def wait_until(condition):
 
 
 def told_while_asked(server, authority, pattern):
-    """The line of the log that comes at last when clients connect again and again."""
+    """Connects again and again until the log has a line that matches `pattern`; returns the
+    line."""
     told = threading.Event()
 
     def ask():
@@ -153,14 +154,14 @@ def test_certificates_that_are_required(serve_tls, secure, stubs, ours, theirs):
     server = serve_tls("--tls-client-ca", ours.path)
     assert refused(stubs, secure(server, ours))
     assert refused(stubs, secure(server, ours, theirs.client()))
-    # It is one for servers.
+    # This certificate is only for servers.
     assert refused(stubs, secure(server, ours, ours.server("other")))
     assert finds(stubs, secure(server, ours, ours.client()))
 
 
 def test_certificates_that_are_optional(serve_tls, secure, stubs, ours, theirs):
     server = serve_tls("--tls-client-ca", ours.path, "--tls-client-certificates", "optional")
-    # There is a connection, and nobody knows who it is.
+    # The server accepts the connection, but does not know the client.
     with pytest.raises(grpc.RpcError) as failed:
         finds(stubs, secure(server, ours))
     assert failed.value.code() == grpc.StatusCode.UNAUTHENTICATED
@@ -170,7 +171,7 @@ def test_certificates_that_are_optional(serve_tls, secure, stubs, ours, theirs):
 
 @pytest.fixture
 def someone(ours):
-    """Whoever calls a server by TLS, on a connection of their own."""
+    """Returns a function that creates a `Caller` with its own TLS connection."""
     callers = []
 
     def connect(server, identity=None, metadata=()):
@@ -193,11 +194,11 @@ def test_a_certificate_says_who_asks(serve_tls, someone, ours, tmp_path, pb):
     one = someone(server, first)
     renewed = someone(server, ours.client("renewed", x509.DNSName("one.example")))
     other = someone(server, ours.client("other", x509.DNSName("other.example")))
-    # It is no URI, and so it is no name.
+    # This is not a valid URI, so it does not name a client.
     alike = ours.client("alike", x509.UniformResourceIdentifier("one.example"))
     alike = someone(server, alike)
     boss = someone(server, ours.client("boss", x509.DNSName("boss.example")))
-    # Who shows a key, too, is whom that names.
+    # If a client has a key and a certificate, the key identifies it.
     keyed, both = someone(server, None, bearer(key)), someone(server, first, bearer(key))
     stream, search_id = one.begin(pb)
     _, by_key = keyed.begin(pb)
@@ -218,14 +219,14 @@ def test_a_certificate_says_who_asks(serve_tls, someone, ours, tmp_path, pb):
         assert stranger.code(FINDER + "CancelSearch", cancel)[0] == CODE.NOT_FOUND
     missing, refused = someone(server), someone(server, first, bearer(key[:-1]))
     assert missing.code(FINDER + "ListSearches") == (CODE.UNAUTHENTICATED, "CREDENTIAL_MISSING")
-    # A wrong one is not passed by for the certificate.
+    # An invalid key is rejected, even with a valid certificate.
     assert refused.code(FINDER + "ListSearches") == (CODE.UNAUTHENTICATED, "CREDENTIAL_REFUSED")
     assert boss.code(FINDER + "CancelSearch", cancel)[0] == CODE.OK
     with pytest.raises(grpc.RpcError) as ended:
         list(stream)
     assert reason_of(ended.value) == "CANCELLED_BY_OPERATOR"
     assert "client=cert:one.example " in server.call_ended(method='"Search"')
-    # Where it is required there is not even a connection.
+    # If client certificates are required, a client without one cannot even connect.
     server = serve_tls(*flags[:2], "--api-keys", str(key_file.path))
     assert someone(server, None, bearer(key)).code(FINDER + "ListSearches")[0] == CODE.UNAVAILABLE
     assert someone(server, first).code(FINDER + "ListSearches")[0] == CODE.OK
@@ -245,7 +246,7 @@ def test_how_to_go_on_by_tls(serve_tls, ours, tmp_path):
     assert credential.read_text().split(".")[1] not in done.stderr
     program, *command = shlex.split(command)
     assert program == "hashfinder"
-    # Word by word as it stands there.
+    # Runs the command exactly as printed.
     command = [HASHFINDER, *command, "--maximum-hashes", "1000"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert again.returncode == 3, again
@@ -262,7 +263,7 @@ def test_a_new_certificate_is_for_those_who_come_then(serve_tls, secure, stubs, 
     new.write_to(*old.files)
     wait_until(lambda: certificate_of(server, ours) == new.der)
     assert finds(stubs, secure(server, ours))
-    # It goes on where it was.
+    # The old connection is not interrupted.
     for _ in range(3):
         next(stream)
     stream.cancel()
@@ -284,7 +285,7 @@ def test_files_that_do_not_fit_together_change_nothing(serve_tls, ours):
     new.write_to(*old.files)
     told_while_asked(server, ours, "new certificates are in use")
     assert certificate_of(server, ours) == new.der
-    # Each was told once.
+    # Each error was logged once.
     assert sum("cannot be used" in line for line in server.log) == 2
 
 
@@ -306,7 +307,7 @@ def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
 
     wait_until(is_taken)
     assert refused(stubs, secure(server, ours, before))
-    # Nor does an old connection help.
+    # Open connections of such a client are rejected, too.
     wait_until(lambda: is_unknown(stubs, connected))
     line = server.wait_for("call refused")
     assert "client=cert:client.example " in line and "whose authority is gone" in line
@@ -320,7 +321,7 @@ def test_a_certificate_that_expires_meanwhile(serve_tls, secure, stubs, ours, ke
     short = ours.issue("short", x509.DNSName("short.example"), valid_for=seconds, usage=usage)
     short = secure(server, ours, short)
     assert finds(stubs, short) and finds(stubs, lasting)
-    # A key goes before it, as long as it is good.
+    # A key takes precedence, but only while the certificate is valid.
     assert finds(stubs, short, **by_key)
     wait_until(lambda: is_unknown(stubs, short))
     assert is_unknown(stubs, short, **by_key)
@@ -336,7 +337,7 @@ def test_only_http2_by_tls_1_2_and_1_3(serve_tls, ours):
         with connect_by(one, server) as tls:
             assert tls.selected_alpn_protocol() == "h2"
             session = tls.session
-        # Nothing is checked of a session that is taken up again.
+        # The server resumes no sessions: a resumed session would skip all checks.
         with connect_by(one, server, session=session) as tls:
             assert not tls.session_reused
     old = context(ours)
@@ -350,14 +351,14 @@ def test_only_http2_by_tls_1_2_and_1_3(serve_tls, ours):
         assert tls.recv(1) == b""
 
 
-# A name of one of rustls' enums, or the bytes of something, where there should be words.
+# Matches names of rustls' enum variants and lists of bytes, which do not belong in a message.
 NOT_WORDS = re.compile(r"\b[A-Z][a-z0-9]+[A-Z]|\[\d+, ")
 
 
 def in_words(text, wanted):
     assert wanted in text, (wanted, text)
     assert not NOT_WORDS.search(text), text
-    # Nor a line of a key.
+    # A line of a key does not belong there, either.
     assert not re.search(r"[A-Za-z0-9+/]{60}", text), text
     return True
 
@@ -369,7 +370,7 @@ def written(folder, name, text):
 
 @pytest.fixture
 def wrong_files(ours, tmp_path):
-    """Files that cannot be used as a certificate or as a key, and what is said of them."""
+    """Files that cannot be used as a certificate or as a key, and the errors that they cause."""
     good = ours.server("good")
     key = serialization.load_pem_private_key(good.key, None)
     pem, encrypted = serialization.Encoding.PEM, serialization.BestAvailableEncryption(b"secret")
@@ -404,7 +405,7 @@ def wrong_files(ours, tmp_path):
         (file("nothing", b"nothing\n"), "there is no private key in "),
         (good.files[0], f"there is no private key in {good.files[0]}, only CERTIFICATE"),
         (file("pkcs8", key.private_bytes(pem, pkcs8, encrypted)), "is encrypted; give it without a passphrase"),
-        # With headers that are not base64 (RFC 1421).
+        # An old format, with headers that are not base64 (RFC 1421).
         (file("old", key.private_bytes(pem, openssl, encrypted)), "is encrypted; give it without a passphrase"),
         (file("odd", odd.private_bytes(pem, pkcs8, plain)), "or its type is not supported; give one of RSA"),
         (file("garbage-key", garbage % (begin, end)), "is damaged, or its type is not supported"),
@@ -424,7 +425,7 @@ def test_what_is_wrong_with_the_files_is_told(ours, wrong_files):
     ]
     for path, text in certificates:
         cases.append((["--tls-certificate", path, "--tls-key", key], text))
-        # An authority's certificate need not be one for a server.
+        # An authority's certificate does not have to be valid for a server.
         if "critical" not in text:
             cases.append(([*good.flags("--tls"), "--tls-client-ca", path], text))
     for path, text in keys:
@@ -445,7 +446,7 @@ def test_a_text_may_begin_with_a_byte_order_mark(serve_tls, ours):
 
 
 def checked(*flags):
-    """What `serve --check` warns of."""
+    """Returns the warnings of `serve --check`."""
     command = [HASHFINDER, "serve", "--check", "--port", "0", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout) == (0, "hashfinder would listen on 127.0.0.1:0\n"), done
@@ -470,8 +471,8 @@ def checked(*flags):
     ],
 )
 def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_path, case, text):
-    """An expired certificate was served without a word when it was not the first one in its file, or when its time
-    came while it was served; and `serve --check` found nothing wrong with any of these."""
+    """Regression: an expired certificate caused no warning if it was not the first in its file, or
+    if it expired while it was served. `serve --check` warned of none of these problems."""
     flags = []
     match case:
         case "good" | "readable":
@@ -481,7 +482,7 @@ def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_pat
         case "soon":
             identity = ours.server(valid_since=-76 * DAY, valid_for=13 * DAY)
         case "short":
-            # Of its ten days two and a half are not the quarter yet.
+            # Three of its ten days are left, which is more than a quarter.
             assert checked(*ours.server(valid_since=-7 * DAY, valid_for=3 * DAY).flags("--tls")) == ""
             identity = ours.server(valid_since=-8 * DAY, valid_for=2 * DAY)
         case "early":
@@ -520,16 +521,16 @@ def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_pat
 
 
 def test_a_certificate_whose_time_comes_while_it_is_served(serve_tls, ours):
-    """The log had a word about an expired certificate only if it had expired when it was read."""
+    """Regression: an expired certificate was logged only if it had expired before it was read."""
     first = ours.server("first", valid_for=datetime.timedelta(seconds=8))
     server = serve_tls("--metrics-address", "127.0.0.1:0", identity=first)
     server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
     metric = "hashfinder_tls_certificate_expiration_timestamp_seconds"
     assert value(scrape(server), metric, file="certificate") == int(first.expiry())
-    # A busy machine may take its time to start a server.
+    # On a busy machine, the certificate may expire before the server has started.
     if not any("has expired" in line for line in server.log):
         server.wait_for("the server's certificate has expired")
-    # Once for each file that is read, however often it is looked at.
+    # One line for each file that is read, no matter how often the time is checked.
     replace(first.files[1], b"")
     server.wait_for("new certificates cannot be used")
     again = ours.server("again", valid_for=-DAY)
@@ -601,7 +602,7 @@ def test_why_a_handshake_failed_is_in_the_log(serve_tls, ours, theirs):
             "the client's certificate is a CA certificate",
         ),
     ]:
-        # By TLS 1.3 the client learns it with the first that it reads.
+        # With TLS 1.3, the client notices the failure only when it reads.
         try:
             with connect_by(how, server) as tls:
                 assert tls.recv(1) == b""
@@ -631,10 +632,10 @@ def test_a_flood_of_bad_handshakes_does_not_fill_the_log(serve_tls, ours):
     for _ in range(400):
         with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as tcp:
             tcp.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            # An alert, and the end.
+            # The server sends an alert and closes the connection.
             while tcp.recv(100):
                 pass
-    # All are counted.
+    # All are counted, but not all are logged.
     wait_until(lambda: value(scrape(server), "hashfinder_connections_closed_total", reason="tls") == 400)
     assert certificate_of(server, ours)
     server.send(SIGTERM)
@@ -644,7 +645,7 @@ def test_a_flood_of_bad_handshakes_does_not_fill_the_log(serve_tls, ours):
 
 
 def of_client(server, *flags, env=None, address=None, timeout="20s", name="do"):
-    """What `find` says of a server, having been asked for a name."""
+    """Runs `find` for `name` with a server, and returns the finished process."""
     command = [HASHFINDER, "find", name, "--server", address or server.address, *flags]
     command += ["--connect-timeout", timeout]
     env = {**os.environ, **(env or {})}
@@ -654,7 +655,8 @@ def of_client(server, *flags, env=None, address=None, timeout="20s", name="do"):
 
 
 def told_in_words(done, wanted):
-    """Whether a line says that; others may have a cursor, which is no word."""
+    """Whether exactly one line has the text, in words. Other lines may contain a cursor, which is
+    not in words."""
     lines = [line for line in done.stderr.splitlines() if wanted in line]
     assert len(lines) == 1, (wanted, done)
     return in_words(lines[0], wanted)
@@ -698,7 +700,7 @@ def test_the_command_line_tells_at_once_what_is_wrong(serve, serve_tls, ours, th
     old = ours.client("old", valid_for=-DAY)
     for to, flags, text in [
         (server, ["--tls-ca", theirs.path], "from no authority that is trusted here"),
-        # Whatever this system trusts otherwise.
+        # Without --tls-ca, the system's authorities are trusted.
         (server, ["--tls"], "from no authority that is trusted here"),
         (
             server,
@@ -734,7 +736,7 @@ def test_the_command_line_tells_at_once_what_is_wrong(serve, serve_tls, ours, th
             "does not take our certificate: it has another purpose",
         ),
     ]:
-        # So long nobody waits here.
+        # The client reports these errors at once, without waiting this long.
         env = {"SSL_CERT_FILE": theirs.path}
         done = of_client(to, *flags, env=env, timeout="1h")
         assert done.returncode == 5 and done.stdout == "", done
@@ -761,7 +763,7 @@ SECRET = "key7.3vQmS0g-_Zx9"
 
 
 class Curious:
-    """A server that wants to know who asks, and remembers what it was told."""
+    """A server that rejects every call, and records the credentials that it received."""
 
     def __init__(self, v1, identity=None):
         self.told = []
@@ -835,7 +837,7 @@ def test_a_credential_is_kept(tmp_path):
     file.write_text(f"{SECRET}\n")
     empty.write_text("\nx\n")
     env = {"HASHFINDER_CREDENTIAL": SECRET}
-    # An address that is nobody's; it is not tried.
+    # An address reserved for documentation. No connection is attempted.
     for flags, env in [(["--credential-file", file], {}), ([], env)]:
         done = of_client(None, *flags, env=env, address="192.0.2.1:1", timeout="1h")
         assert done.returncode == 5 and SECRET not in done.stderr, done

@@ -1,4 +1,4 @@
-"""Spans, as a collector is told of them, and what happens where there is none."""
+"""Spans as a collector receives them, and what happens without a collector."""
 
 import json
 import os
@@ -20,12 +20,12 @@ from test_v1_searches import begin
 
 CODE = grpc.StatusCode
 
-# Those of the examples in W3C Trace Context.
+# The examples in W3C Trace Context.
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """What an OpenTelemetry collector is to those who send it spans."""
+    """An OpenTelemetry collector that keeps what it receives."""
 
     def __init__(self, address="127.0.0.1:0"):
         self.spans = queue.Queue()
@@ -108,14 +108,14 @@ def test_how_a_search_was_stopped_is_told_by_its_span(serve, finder, pb, collect
     with pytest.raises(grpc.RpcError) as error:
         list(stream)
     assert error.value.code() == CODE.CANCELLED
-    # The call that cancelled it brought no trace, and has one of its own.
+    # The call that cancelled it had no trace context, so it starts a new trace.
     spans = {span.name: span for span in [collector.next(), collector.next()]}
     search = spans["hashfinder.v1.Finder/Search"]
     seen = attributes(search)
     assert (search.trace_id.hex(), seen["hashfinder.search.id"]) == (TRACE, search_id)
     assert seen["rpc.grpc.status_code"] == CODE.CANCELLED.value[0]
     assert seen["hashfinder.search.work"] == "stopped"
-    # None at all where no worker was at it in the moment in which it was told.
+    # Zero if no worker was busy with the search at the moment of the cancellation.
     took = (search.end_time_unix_nano - search.start_time_unix_nano) / 1e9
     assert 0 <= seen["hashfinder.search.stop_seconds"] <= took < PATIENCE_S
     cancel = spans["hashfinder.v1.Finder/CancelSearch"]
@@ -143,9 +143,9 @@ def test_whose_caller_does_not_want_it_is_not_traced(serve, connect, stubs, coll
     stub = connect(server)
     request = stubs.Request(desired_name="aa")
     stub.Find(request, metadata=traced("00"))
-    # The log meets the caller's own trace all the same.
+    # The log has the caller's trace although it is not sampled.
     server.call_ended(trace=TRACE)
-    # Unknown flags mean nothing, and the next span is that of the next call.
+    # Unknown flags are ignored. The next span is that of the next call.
     other = TRACE[::-1]
     stub.Find(request, metadata=traced("03", trace=other))
     assert collector.next().trace_id.hex() == other
@@ -244,7 +244,7 @@ def test_what_is_left_is_sent_at_the_end(serve, connect, stubs, collector):
     calls = 100
     for _ in range(calls):
         stub.Find(stubs.Request(desired_name="aa"))
-    # One is still under way, and ends by the drain.
+    # One call is still running, and the drain ends it.
     last = stub.Find.future(stubs.Request(desired_name=HARD), metadata=traced())
     server.wait_until_busy()
     server.send(SIGTERM)
@@ -252,7 +252,7 @@ def test_what_is_left_is_sent_at_the_end(serve, connect, stubs, collector):
         last.result()
     server.wait_for("stopped.* lost_spans=0$")
     assert server.wait() == 0
-    # All have come by the time it is gone.
+    # All spans have arrived by the time the server has exited.
     spans = [collector.spans.get_nowait()[0] for _ in range(calls + 1)]
     assert collector.spans.empty()
     (drained,) = [span for span in spans if span.trace_id.hex() == TRACE]
@@ -276,11 +276,11 @@ def test_without_the_collector_calls_go_on_and_drops_are_counted(watched, connec
     server.wait_for("WARN.* the collector takes no spans")
     lost = "hashfinder_spans_lost_total"
     until(server, lost, 1)
-    # Far more than have room.
+    # Far more than fit into the queue.
     calls = [stub.Find.future(request) for _ in range(6000)]
     for call in calls:
         call.result()
-    # It comes back, and is told of what is new.
+    # The collector comes back, and receives new spans.
     collector = Collector(f"127.0.0.1:{port}")
     deadline = time.monotonic() + PATIENCE_S
     while collector.spans.empty():
@@ -295,7 +295,7 @@ def test_without_the_collector_calls_go_on_and_drops_are_counted(watched, connec
     assert text.count("takes no spans") == 1
     ended = text.count("call ended")
     assert ended > 6000
-    # Each is either there or counted.
+    # Each span has either arrived or is counted as lost.
     came = collector.spans.qsize()
     collector.server.stop(None)
     assert came + int(re.search(r"lost_spans=(\d+)", stopped)[1]) == ended
@@ -310,13 +310,13 @@ def test_a_collector_that_says_nothing_keeps_nobody(serve, connect, stubs, secon
         stub = connect(server)
         for _ in range(600):
             stub.Find(stubs.Request(desired_name="aa"))
-        # It has connected, and waits for the answer.
+        # The exporter has connected, and waits for an answer.
         connection, _ = silent.accept()
         server.send(SIGTERM)
         if second_signal:
             server.wait_for("draining")
             server.send(SIGTERM)
-        # It would have five seconds for a batch. This clock slows down as the server does on a busy machine.
+        # An export may take five seconds. On a busy machine this clock slows down, like the server.
         hundredths = 0
         while server.popen.poll() is None:
             time.sleep(0.01)

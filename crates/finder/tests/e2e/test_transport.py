@@ -1,4 +1,4 @@
-"""What connections may do, tried by a client that speaks HTTP/2 frame by frame (RFC 9113)."""
+"""Limits of connections, tested by a client that speaks HTTP/2 frame by frame (RFC 9113)."""
 
 import resource
 import select
@@ -27,7 +27,7 @@ def frame(kind, flags=0, stream=0, payload=b""):
 
 
 def headers(*fields):
-    """A header block without compression (RFC 7541, 6.2.2)."""
+    """Returns a header block without compression (RFC 7541, section 6.2.2)."""
     text = lambda value: hpack_length(len(value)) + value.encode()
     return b"".join(b"\0" + text(name) + text(value) for name, value in fields)
 
@@ -55,7 +55,8 @@ def call(path, authority="localhost"):
 
 
 class Raw:
-    """A connection that does as it is told, and answers what HTTP/2 has answered or does not."""
+    """A connection that sends given frames. Unless `answers` is false, it acknowledges SETTINGS and
+    PING."""
 
     def __init__(self, server, source="127.0.0.1", settings=b"", answers=True, receive_buffer=None):
         host, port = server.address.rsplit(":", 1)
@@ -97,7 +98,7 @@ class Raw:
                 return
 
     def next(self):
-        """The next frame as (kind, flags, stream, payload), or None at the end."""
+        """Returns the next frame as (kind, flags, stream, payload), or None at the end."""
         while len(self._buffer) < 9 or len(self._buffer) < 9 + self._length():
             try:
                 chunk = self.socket.recv(65536)
@@ -128,7 +129,7 @@ class Raw:
         pytest.fail(f"the connection ended before a frame of kind {kind}: {self.seen}")
 
     def rest(self):
-        """The kinds of all frames up to the connection's end."""
+        """Returns the kinds of all frames until the connection ends."""
         kinds = []
         while got := self.next():
             kinds.append(got[0])
@@ -153,7 +154,7 @@ def raw():
 
 def test_who_says_nothing_is_cut_off(serve, raw):
     server = serve("--handshake-timeout", "300ms")
-    # An answer to the server's settings would be something said.
+    # An acknowledgement of the server's settings would count as a sign of life.
     silent, half, no_settings = (raw(server, answers=False) for _ in range(3))
     half.send(PREFACE[:10])
     no_settings.send(PREFACE)
@@ -163,7 +164,7 @@ def test_who_says_nothing_is_cut_off(serve, raw):
 
 
 def test_who_asks_nothing_is_told_to_leave(serve, raw):
-    # The time for the first request starts when the handshake has ended, not when it could have ended.
+    # The first-request timeout starts when the handshake ends, not when its timeout would pass.
     server = serve("--handshake-timeout", "1h", "--first-request-timeout", "1s")
     kinds = raw(server).greet().rest()
     assert GOAWAY in kinds
@@ -174,7 +175,7 @@ def test_a_connection_gets_no_older_than_it_may_even_before_it_speaks(serve, raw
     silent, no_settings = (raw(server, answers=False) for _ in range(2))
     no_settings.send(PREFACE)
     assert silent.rest() == []
-    # It cannot be told before it speaks HTTP/2.
+    # Before the client speaks HTTP/2, the server cannot send a GOAWAY.
     assert GOAWAY not in no_settings.rest()
 
 
@@ -186,19 +187,19 @@ def test_an_idle_connection_is_told_to_leave_and_a_busy_one_stays(serve, raw, st
     idle = raw(server).greet()
     idle.find(stubs)
     _, _, _, payload = idle.until(GOAWAY)
-    # NO_ERROR: whoever is told so makes its next call on another connection.
+    # NO_ERROR: the client makes its next call on another connection.
     assert int.from_bytes(payload[4:8], "big") == 0
     idle.rest()
-    # As long, and busy in the meantime.
+    # This connection is as old, but was busy in the meantime.
     assert next(stream).secret
     stream.cancel()
-    # The library does that by itself.
+    # The gRPC library reconnects without an error.
     for _ in range(3):
         assert stub.Find(stubs.Request(desired_name="aa")).secret
 
 
 def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, pb):
-    # An age below the time for the handshake counts, too.
+    # A maximum age below the handshake timeout applies, too.
     soon = "--handshake-timeout", "1h", "--maximum-connection-age", "2s"
     server = serve(*soon, "--connection-grace", "100ms")
     stream = connect(server).FindRange(stubs.Request(desired_name=HARD))
@@ -206,7 +207,7 @@ def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, p
         next(stream)
     assert error.value.code() == grpc.StatusCode.UNAVAILABLE
     assert b"hf1_" in dict(error.value.trailing_metadata())["grpc-status-details-bin"]
-    # Age comes to connections, not to clients. Here their calls have all the time that they need.
+    # The age limits a connection, not a client. Here the calls have all the time that they need.
     server = serve(*soon, "--connection-grace", "1m")
     stub = connect(server)
     until = time.monotonic() + 5
@@ -222,7 +223,7 @@ def test_an_address_has_no_more_connections_than_its_share(serve, raw, stubs):
     for connection in [*kept, other]:
         connection.find(stubs)
     kept[0].close()
-    # Its place is free as soon as the server has noticed.
+    # Its place is free as soon as the server has noticed the end.
     deadline = time.monotonic() + PATIENCE_S
     while True:
         again = raw(server)
@@ -241,7 +242,7 @@ def test_silent_connections_of_an_address_make_room_for_its_others(serve, raw, s
     newcomers = [raw(server).greet() for _ in range(2)]
     for connection in silent:
         assert connection.rest() == []
-    # All three speak, so there is no room at this address any more.
+    # All three speak HTTP/2, so this address has no room left.
     assert raw(server).rest() == []
     for connection in [speaking, *newcomers, other.greet()]:
         connection.find(stubs)
@@ -254,7 +255,7 @@ def test_silent_connections_make_room_for_those_that_speak(serve, raw, stubs):
     newcomers = [raw(server, source="127.0.0.3").greet() for _ in range(3)]
     for connection in silent:
         assert connection.rest() == []
-    # All four speak, so there is no room any more.
+    # All four speak HTTP/2, so there is no room left.
     assert raw(server, source="127.0.0.4").rest() == []
     for connection in [speaking, *newcomers]:
         connection.find(stubs)
@@ -274,7 +275,7 @@ def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
 ):
     server = serve("--maximum-control-frames-per-second", "100")
     healthy = connect(server)
-    # Another address, for those of one share what they may do.
+    # Uses another address, because connections from one address share its limits.
     hostile = raw(server, source="127.0.0.2").greet()
     hostile.socket.setblocking(False)
     sent, ended = 0, False
@@ -298,7 +299,7 @@ def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
 def test_what_the_library_closes_is_counted_and_told(watched, raw, stubs):  # noqa: F811
     server = watched()
     closed = "hashfinder_connections_closed_total"
-    # Taken back before they were begun, all in one piece.
+    # Streams that are reset right after they are opened, all in one write.
     hostile = raw(server).greet()
     path, taken_back = call("/hash_name.HashFinder/Find"), []
     for stream in range(1, 101, 2):
@@ -308,12 +309,12 @@ def test_what_the_library_closes_is_counted_and_told(watched, raw, stubs):  # no
     assert GOAWAY in hostile.rest()
     until(server, closed, 1, reason="calm")
     assert "calm" in server.wait_for("connection closed")
-    # It gives back no room at all (RFC 9113, 6.9).
+    # A window update of zero (RFC 9113, section 6.9).
     rude = raw(server).greet()
     rude.send(frame(WINDOW_UPDATE, payload=bytes(4)))
     assert GOAWAY in rude.rest()
     until(server, closed, 1, reason="broken")
-    # It answers nothing, also not whether it is there.
+    # This client answers nothing, not even keepalive pings.
     server = watched("--keepalive-interval", "500ms", "--keepalive-timeout", "500ms")
     raw(server).greet().find(stubs)
     until(server, closed, 1, reason="keepalive")
@@ -326,7 +327,7 @@ def test_answers_that_nobody_takes_do_not_pile_up(watched, raw):  # noqa: F811
     deaf = raw(server, receive_buffer=4096).greet()
     deaf.socket.setblocking(False)
     began = resident = server.resident_bytes()
-    # Each is refused, and its answer, which no other is like, quotes the path.
+    # Each call is rejected. Its answer quotes the path, so that no two answers are alike.
     sent, number = b"", 0
     deadline = time.monotonic() + PATIENCE_S
     while value(scrape(server), "hashfinder_connections_closed_total", reason="keepalive") == 0:
@@ -343,7 +344,7 @@ def test_answers_that_nobody_takes_do_not_pile_up(watched, raw):  # noqa: F811
         except OSError:
             sent = b""
         resident = max(resident, server.resident_bytes())
-    # More answers than may wait for room in the socket.
+    # More answers than may wait for room in the socket's buffer.
     assert number > 100
     assert resident - began < 8 << 20
     until(server, "hashfinder_connections", 0)
@@ -377,10 +378,10 @@ def test_a_stream_that_is_not_read_loses_its_search_and_no_work(serve, raw, stub
     reader.call("/hash_name.HashFinder/FindRange", request.SerializeToString())
     (search,) = not_read(pb, finder, server)
     assert search.end_reason == pb.END_REASON_STREAM_NOT_READ and search.cursor
-    # Its place is free for others.
+    # Its place is free for another search.
     other = raw(server).greet()
     other.find(stubs)
-    # And whoever reads after all gets what there was, and the cursor.
+    # A client that reads after all receives the candidates and the cursor.
     window = (1 << 24).to_bytes(4, "big")
     reader.send(
         frame(WINDOW_UPDATE, payload=window), frame(WINDOW_UPDATE, stream=1, payload=window)
@@ -390,7 +391,7 @@ def test_a_stream_that_is_not_read_loses_its_search_and_no_work(serve, raw, stub
         if flags & END_STREAM:
             break
     assert any(kind == DATA and payload for kind, _, _, payload in reader.seen)
-    # In HPACK's Huffman code or plain; either way it is the one that is longer than a few bytes.
+    # HPACK may use its Huffman code or not. Either way, only a block with the cursor is this long.
     assert len(block) > 100
 
 
@@ -409,7 +410,7 @@ def test_a_connection_that_reads_nothing_is_closed(serve, raw, stubs, finder, pb
 
 def test_a_call_is_open_until_its_answer_was_written(serve, raw, stubs):
     server = serve("--maximum-open-calls", "2", "--maximum-open-calls-per-address", "4")
-    # Room for one byte: HTTP/2 takes all of an answer then, and can write nearly nothing of it.
+    # A window of one byte: HTTP/2 accepts all of an answer, but can write almost none of it.
     little = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + (1).to_bytes(4, "big")
     client = raw(server, settings=little).greet()
     message = stubs.Request(desired_name="aa").SerializeToString()
@@ -458,17 +459,17 @@ def test_more_connections_than_files_are_refused_before_anything_else():
 
 
 def test_a_request_that_is_rejected_as_malformed_is_in_the_log(serve, raw, stubs, tmp_path):
-    """Clients that send the path of a Unix socket as :authority were reset, and nothing said why."""
+    """Regression: requests with a socket's path as :authority were reset without a log line."""
     path = tmp_path / "socket"
     server = serve("--unix", str(path))
-    # As grpc-java has it, and gRPC's C core and grpc-swift 2.
+    # First as grpc-java sends it, then as gRPC's C core and grpc-swift 2 do.
     for authority in [str(path), urllib.parse.quote(str(path)[1:], safe="")]:
         connection = raw(server).greet()
         for stream in [1, 3]:
             rejected = call("/hash_name.HashFinder/Find", authority)
             connection.send(frame(HEADERS, END_HEADERS | END_STREAM, stream, rejected))
             assert connection.until(RST_STREAM)[2:] == (stream, PROTOCOL_ERROR.to_bytes(4, "big"))
-        # The connection itself is as good as any.
+        # The connection itself still works.
         connection.find(stubs, stream=5)
         line = server.wait_for("a request was rejected")
         assert "WARN" in line and "peer=user:" in line and str(path) not in line
@@ -482,7 +483,7 @@ def test_a_request_that_is_rejected_as_malformed_is_in_the_log(serve, raw, stubs
     server.wait_for("a request was rejected")
     server.send(SIGTERM)
     assert server.wait() == 0
-    # Once for each connection.
+    # One line for each connection.
     log = "\n".join(server.log) + server.rest_of_stderr()
     assert log.count("a request was rejected") == 3
 

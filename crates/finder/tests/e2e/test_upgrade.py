@@ -1,4 +1,4 @@
-"""An upgrade as docs/operations.md has it: the new server beside the old one, then SIGTERM to the old."""
+"""An upgrade as in docs/operations.md: start a second server, then send SIGTERM to the first."""
 
 import subprocess
 import threading
@@ -17,7 +17,7 @@ NAME = "aa"
 
 
 class Callers:
-    """Clients that call without a pause until they are told to stop, and note how every call ended."""
+    """Clients that call without a pause until they are stopped, and count how their calls ended."""
 
     def __init__(self, stubs, address):
         self.stubs, self.address = stubs, address
@@ -25,7 +25,7 @@ class Callers:
         self._lock = threading.Lock()
         self._done = threading.Event()
         self._seen = threading.Condition(self._lock)
-        # Some keep their connection, some make one for each call.
+        # Some keep their connection, some open one for each call.
         loops = [self._keep, self._keep, self._anew, self._anew]
         self._threads = [threading.Thread(target=loop, daemon=True) for loop in loops]
         for thread in self._threads:
@@ -36,8 +36,8 @@ class Callers:
 
     def _call(self, channel):
         try:
-            # Who connects in the moment in which the old server closes its socket is reset by the kernel,
-            # before anything was said. A call that waits for its connection connects once more.
+            # A client that connects while the old server closes its socket is reset by the kernel,
+            # before any data is sent. A call that waits for its connection then connects again.
             response = self.stubs.Stub(channel).Find(
                 self.stubs.Request(desired_name=NAME), timeout=PATIENCE_S, wait_for_ready=True
             )
@@ -66,7 +66,7 @@ class Callers:
                 self._call(channel)
 
     def wait_for(self, more):
-        """Until so many more calls were answered."""
+        """Waits until this many more calls were answered."""
         with self._lock:
             enough = self.ok + more
             assert self._seen.wait_for(lambda: self.ok >= enough or self.failed, PATIENCE_S)
@@ -78,7 +78,7 @@ class Callers:
 
 
 def is_draining(error):
-    # A lost connection has no details at all.
+    # A lost connection has no details.
     is_told = rpc_status.from_call(error) is not None
     return is_told and details(error, error_details_pb2.ErrorInfo).reason == "DRAINING"
 
@@ -95,7 +95,7 @@ def test_no_call_fails_but_those_that_are_told_where_to_go_on(serve, stubs, find
         callers.wait_for(100)
         old.send(SIGTERM)
         assert old.wait() == 0
-        # What was under way there was told, and goes on at the same address.
+        # The search on the old server received its cursor, and resumes at the same address.
         try:
             events = list(stream)
             raise AssertionError(events)
@@ -124,14 +124,14 @@ def test_a_session_goes_on_at_the_new_server(serve, find, tmp_path, monkeypatch)
     first = process.popen.stdout.readline()
     serve(*slow, port=port)
     old.send(SIGTERM)
-    # It is read all the time: there is more than a pipe holds.
+    # It is read all the time, because there is more than a pipe holds.
     before = first + process.popen.stdout.read()
     assert process.wait() == 5
     assert old.wait() == 0
     after = run_find(*command)
     assert after.returncode == 0, after.stderr
     assert "going on after" in after.stderr
-    # Neither lost nor doubled: what one command gives that nothing stops.
+    # Compared with a command that is not stopped, no line is lost or doubled.
     assert before + after.stdout == run_find(*search, "--threads", "1").stdout
 
 
@@ -149,7 +149,7 @@ def test_the_health_check_turns_first(serve):
             server.wait_until_busy()
             server.send(SIGTERM)
             assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            # The call that is under way has its grace all the same.
+            # The running call still has its grace period.
             server.wait_until_busy()
             assert busy.poll() is None
         finally:
@@ -159,10 +159,10 @@ def test_the_health_check_turns_first(serve):
 
 
 def test_a_cursor_outlives_the_version_that_gave_it():
-    # One that the first version printed. What people keep in scripts and sessions has to go on for ever.
+    # Printed by the first version. Cursors in scripts and sessions have to work forever.
     kept = "hf1_AAAAAAAAAA9CQGhhc2hmaW5kZXJgc2wH"
     done = run_find("--resume", kept, "--maximum-hashes", "1000000")
     assert done.returncode == 3, done.stderr
-    # It means what it meant: after it there is what there is after so many secrets.
+    # It still means the same: the search resumes after the same number of secrets.
     whole = run_find("hashfinder", "--maximum-hashes", "2000000")
     assert place_of(cursor_in(done.stderr)) == place_of(cursor_in(whole.stderr))

@@ -32,7 +32,7 @@ from test_stopping import READS_LITTLE_AHEAD, error_of, wait_until_parked
 
 CODE = grpc.StatusCode
 
-# One past the last secret's index.
+# End of the keyspace: one past the last secret's index.
 KEYSPACE_END = 2**64 - 1
 
 
@@ -59,14 +59,14 @@ def candidates(events):
 
 
 def read(stream):
-    """All events, and the error that they end with."""
+    """Returns all events, and the error that ends the stream."""
     events = []
     error = error_of(lambda: events.extend(stream))
     return events, error
 
 
 def cursor_of(name, frontier, ideal=0, interesting=0):
-    """A cursor as its documentation has it."""
+    """Encodes a cursor in its documented format."""
     payload = bytes([ideal, interesting]) + frontier.to_bytes(8, "big") + name.encode()
     check = hashlib.sha1(b"hf1_" + payload).digest()[:4]
     return "hf1_" + base64.urlsafe_b64encode(payload + check).decode().rstrip("=")
@@ -102,10 +102,10 @@ def test_events_in_their_order(serve, finder, pb, workers):
 
 
 def with_odds(begin):
-    """The stream of a search that `begin` begins, and the odds in its first event.
+    """Returns the stream of a search that `begin` starts, and the odds in its first event.
 
-    The server does not wait for odds that take longer than usual, as they do where other processes take the cores. It
-    keeps them, so that the same search has them when it begins once more.
+    The server does not wait for odds that take longer than usual, as they do on a busy machine. It
+    keeps them, so that the same search has them when it is started again.
     """
     deadline = time.monotonic() + PATIENCE_S
     while True:
@@ -144,7 +144,7 @@ def test_a_budget_ends_exactly_there(serve, finder, pb, asked, workers):
     ended = events[-1].ended
     assert ended.reason == pb.END_REASON_HASH_BUDGET_SPENT
     assert ended.hashes == ended.frontier == budget
-    # Whatever the flag says that the reference contract obeys.
+    # The flag for the reference contract's status code does not apply here.
     assert error.code() == CODE.RESOURCE_EXHAUSTED
     info = details(error, error_details_pb2.ErrorInfo)
     assert (info.reason, info.domain) == ("HASH_BUDGET_SPENT", "hashfinder")
@@ -182,7 +182,7 @@ def test_the_keyspace_ends(serve, finder, pb):
     assert (ended.hashes, ended.frontier, ended.cursor) == (5000, KEYSPACE_END, "")
     assert error.code() == CODE.NOT_FOUND
     assert details(error, error_details_pb2.ErrorInfo).reason == "KEYSPACE_EXHAUSTED"
-    # Nothing is left of it.
+    # Nothing is left to search.
     events, error = read(stub.Search(pb.SearchRequest(cursor=cursor_of(HARD, KEYSPACE_END))))
     assert (events[-1].ended.hashes, error.code()) == (0, CODE.NOT_FOUND)
 
@@ -199,7 +199,7 @@ def test_a_quota_ends_a_search_with_its_cursor(serve, finder, pb):
     details(error, error_details_pb2.RetryInfo)
     following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
     assert "hashes tried: 1\n" in following.stderr
-    # Refused before any work.
+    # Rejected before any work.
     events, error = read(stub.Search(hard(pb)))
     assert events == [] and error.code() == CODE.RESOURCE_EXHAUSTED
     server.wait_for('call refused method="Search"')
@@ -223,12 +223,12 @@ def test_a_cancelled_call_frees_the_cores(serve, finder, pb):
 def test_a_deadline_ends_the_stream(serve, finder, pb):
     server = serve()
     stub = finder(server)
-    # The deadline must not pass before the call reaches the server, so the connection is made first.
+    # Connects first, so that the deadline does not pass before the call reaches the server.
     assert list(stub.ListSearches(pb.ListSearchesRequest()).searches) == []
     events, error = read(stub.Search(hard(pb), timeout=1.5))
     assert kinds(events)[0] == "accepted" and "ended" not in kinds(events)
     assert error.code() == CODE.DEADLINE_EXCEEDED
-    # The client gives up at the same moment, so either may be the first the server knows of.
+    # The client gives up at the same moment, so the server may notice either first.
     line = server.call_ended(work='"stopped"')
     by_deadline = "deadline exceeded" in line
     assert by_deadline or "client gone" in line
@@ -254,7 +254,7 @@ def test_a_drain_is_told_by_event_and_status(serve, finder, pb):
     assert details(error, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
     assert server.wait() == 0
     server.call_ended(cause='"server draining"', code="Unavailable")
-    # What came before and what comes behind the cursor are all there are.
+    # No candidate lies beyond the cursor, so a resumed search neither misses nor repeats one.
     found = candidates(events)
     assert all(candidate.index < ended.frontier for candidate in found)
     following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
@@ -266,7 +266,7 @@ def test_a_full_server_refuses(serve, finder, pb, connect, stubs):
     stub = finder(server)
     stream = stub.Search(hard(pb))
     next(stream)
-    # The permits are both services'.
+    # Both services share the permits.
     for call in [
         lambda: list(stub.Search(hard(pb))),
         lambda: connect(server).Find(stubs.Request(desired_name=HARD)),
@@ -351,7 +351,7 @@ def test_the_defaults_may_be_spelled_out(serve, finder, pb):
 
 def test_progress_comes_at_a_bounded_pace(serve, finder, pb):
     stub = finder(serve())
-    # Shorter than the shortest interval there is, which is 100 ms.
+    # Shorter than the shortest interval, which is 100 ms.
     began = []
 
     def begin():
@@ -367,7 +367,7 @@ def test_progress_comes_at_a_bounded_pace(serve, finder, pb):
             continue
         now = event.progress
         told.append(now)
-        # However late it is read, there were never more than one in an interval.
+        # However late the stream is read, there was at most one update per interval.
         assert time.monotonic() - began[0] >= 0.1 * len(told) - 0.01
         expected = -math.expm1(now.hashes * math.log1p(-chance))
         assert now.chance_by_now.low == pytest.approx(expected)
@@ -381,7 +381,7 @@ def test_progress_comes_at_a_bounded_pace(serve, finder, pb):
 
 def test_nothing_goes_out_in_small_frames(serve, finder, pb):
     stub = finder(serve())
-    # HTTP/2 libraries close a connection over 100 frames of less than this that wait to be read.
+    # HTTP/2 libraries close a connection with more than 100 unread frames smaller than this.
     stream = stub.Search(hard(pb, progress_interval=seconds(0.1)))
     watch = stub.WatchSearches(pb.WatchSearchesRequest(interval=seconds(0.1)))
     for told in [stream, watch]:
@@ -412,7 +412,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v
     server = serve()
     channel = grpc.insecure_channel(server.address, READS_LITTLE_AHEAD)
     stub = v1.Stub(channel)
-    # Every secret is a candidate, and there is progress to tell ten times a second.
+    # Every secret is a candidate, and progress is reported ten times a second.
     request, began = hard(pb, 21, progress_interval=seconds(0.1)), time.monotonic()
     streams = [stub.Search(request) for _ in range(20)]
     server.wait_until_busy()
@@ -421,7 +421,8 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v
     server.assert_idle()
     assert server.resident_bytes() - resident < 1_000_000
 
-    # Who begins to read gets everything from the first one on, and what was missed of the progress once.
+    # A client that starts reading gets all candidates from the first one on, and the missed
+    # progress only once.
     for stream in streams[:2]:
         found, told = [], 0
         while len(found) < 20_000:
@@ -475,7 +476,7 @@ def test_many_estimates_at_once_are_measured_once(serve, finder, pb):
 
 
 def other_kinds(pb, count):
-    """Queries each of which is of another kind, so that its rate is measured."""
+    """Queries of different kinds, so that the rate of each has to be measured."""
     kinds = itertools.product([2, 3, 4, 1], [0, 1, 3], [0, 100, 250])
     return [
         query(pb, "hashfinder", ideal, algorithm=algorithm, keyspace={"suffix": b"x" * suffix})
@@ -492,7 +493,7 @@ def test_a_search_does_not_wait_for_estimates(serve, finder, pb):
     for future in futures:
         future.add_done_callback(measured.put)
     measured.get(timeout=PATIENCE_S)
-    # Of the others all but a few wait now; whoever searches hears of it, and of the end, before them.
+    # Most of the other estimates wait now. Searches start and end without waiting for them.
     for name in ["doc", "doct", "hashf"]:
         accepted, *_, ended = stub.Search(pb.SearchRequest(query=query(pb, name, 1)))
         assert accepted.accepted.search_id and ended.ended.reason == pb.END_REASON_FOUND
@@ -508,7 +509,7 @@ def test_a_search_does_not_wait_for_estimates(serve, finder, pb):
 def test_what_estimates_take_is_bounded(serve, finder, pb):
     server = serve()
     stub = finder(server)
-    # Many queries, but two kinds: whether one block is hashed for each secret, or two.
+    # Many queries, but only two kinds: one or two blocks are hashed for each secret.
     rates = set()
     for suffix in range(1, 60, 3):
         keyspace = pb.Keyspace(suffix=b"x" * suffix)
@@ -516,7 +517,7 @@ def test_what_estimates_take_is_bounded(serve, finder, pb):
         rates.add(stub.Estimate(pb.EstimateRequest(query=asked)).hashes_per_second)
     # No measurement gives the same number twice.
     assert len(rates) <= 2, rates
-    # And nobody has more than so many waiting.
+    # The number of estimates that a client may have waiting is limited.
     asked = [pb.EstimateRequest(query=one) for one in other_kinds(pb, 36)] * 3
     futures = [stub.Estimate.future(request) for request in asked]
     refused = queue.Queue()
@@ -559,8 +560,8 @@ def searched_parts(alphabet):
 
 DIGITS = b"0123456789"
 
-# What to ask for, and the same in Python: the alphabet, what is around it, the digest's text, and the
-# places where a name may begin.
+# A request, and the same in Python: the alphabet, the prefix and the suffix, the digest's text, and
+# where a name may begin.
 QUERIES = [
     (
         {"desired_names": ["beef"], "algorithm": 2, "encoding": 3, "anchor": 2},

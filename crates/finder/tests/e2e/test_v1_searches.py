@@ -27,7 +27,7 @@ def hard(pb, interesting=0):
 
 
 def begin(stub, pb, interesting=0, **kwargs):
-    """A search that goes on, and its id."""
+    """Starts a search that does not end, and returns its stream and its ID."""
     stream = stub.Search(hard(pb, interesting), **kwargs)
     return stream, next(stream).accepted.search_id
 
@@ -96,7 +96,7 @@ def test_searches_of_both_services_are_listed(serve, finder, pb, connect, stubs)
     assert first.ended_at.ToNanoseconds() > first.started_at.ToNanoseconds()
     assert first.cursor.startswith("hf1_") and first.frontier > 0 and first.hashes > 0
     assert [search.search_id for search in others] == [s.search_id for s in searches[1:]]
-    # By state.
+    # Filtered by state.
     assert listed(stub, pb, states=[pb.SEARCH_STATE_ENDED]) == [first]
     going_on = [pb.SEARCH_STATE_RUNNING, pb.SEARCH_STATE_QUEUED]
     assert len(listed(stub, pb, states=going_on)) == 2
@@ -110,16 +110,16 @@ def test_an_answer_and_the_list_agree(serve, finder, pb, connect, stubs):
     server = serve()
     stub = finder(server)
     for number in range(1, 30):
-        # The end is listed before the client hears of it.
+        # The end is listed before the client receives it.
         connect(server).Find(stubs.Request(desired_name="docto"))
         searches = listed(stub, pb)
         assert len(searches) == number
         assert searches[-1].end_reason == pb.END_REASON_FOUND
         assert searches[-1].hashes == searches[-1].frontier == 899_147
-    # What is over with its first secrets is not worth listing, and is not.
+    # A search that ends within its first secrets is not worth listing.
     connect(server).Find(stubs.Request(desired_name="aa"))
     assert len(listed(stub, pb)) == 29
-    # But whoever was told an id can ask for it.
+    # But a client that received the search's ID can refer to it.
     query = pb.Query(desired_names=["aa"])
     accepted, *_ = stub.Search(pb.SearchRequest(query=query))
     cancelled = stub.CancelSearch(
@@ -130,7 +130,7 @@ def test_an_answer_and_the_list_agree(serve, finder, pb, connect, stubs):
 
 
 def start(kind, pb, finder, connect, stubs, server):
-    """A search by one of the methods; its stream or future, whose end `end_of` gives."""
+    """Starts a search with one of the methods. Returns its stream or future, for `end_of`."""
     request = stubs.Request(desired_name=HARD)
     if kind == "Search":
         return finder(server).Search(hard(pb))
@@ -169,7 +169,7 @@ def test_cancelling_by_id(serve, finder, pb, connect, stubs, kind, by_operator):
     line = server.call_ended(code="Cancelled", work='"stopped"', cause='"completed"')
     assert f"search={search.search_id} " in line
     server.assert_idle()
-    # Again, by whoever it is: nothing changes.
+    # A second cancellation changes nothing.
     for reason in ["", "another one"]:
         again = pb.CancelSearchRequest(search_id=search.search_id, reason=reason)
         answer = canceller.CancelSearch(again)
@@ -202,7 +202,7 @@ def test_a_parked_search_is_cancelled_too(serve, finder, pb):
     wait_until(lambda: listed(stub, pb, states=parked))
     stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason="nobody reads it"))
     wait_until(lambda: listed(stub, pb, states=[pb.SEARCH_STATE_ENDED]))
-    # Whoever comes back reads what was found, and the end.
+    # A client that resumes reading receives the candidates and the end.
     events = []
     error = error_of(lambda: events.extend(stream))
     assert reason_of(error) == "CANCELLED_BY_CLIENT"
@@ -247,7 +247,7 @@ def test_a_client_sees_and_cancels_its_own(serve, finder, pb, connect, stubs):
             error = error_of(call)
             assert (error.code(), reason_of(error)) == (CODE.PERMISSION_DENIED, "NOT_AN_OPERATOR")
             server.wait_for("call refused")
-    # Neither was stopped.
+    # Neither search was stopped.
     for search in [*listed(mine, pb), *listed(other, pb)]:
         assert search.state != pb.SEARCH_STATE_ENDED
     stream.cancel()
@@ -263,7 +263,7 @@ def test_an_operator_sees_and_cancels_all(serve, finder, pb):
     for client, ids in [(MINE, [my_id]), (OTHERS, [operators_id]), ("ip:10.0.0.7", [])]:
         found = listed(operator, pb, client=client)
         assert [search.search_id for search in found] == ids
-    # What an operator cancels of its own it cancels as its client.
+    # An operator cancels its own searches as their client, not as an operator.
     for search_id, call, reason in [
         (my_id, stream, "CANCELLED_BY_OPERATOR"),
         (operators_id, own, "CANCELLED_BY_CLIENT"),
@@ -272,7 +272,7 @@ def test_an_operator_sees_and_cancels_all(serve, finder, pb):
         assert reason_of(error_of(lambda: list(call))) == reason
 
 
-# Passes one connection on, from the user that it runs as, and says where it listens.
+# Relays one connection, as the user that runs this program, and prints its port.
 RELAY = """
     import socket, sys, threading
     listening = socket.create_server(("127.0.0.1", 0))
@@ -329,7 +329,7 @@ def test_what_is_wrong_with_a_request(serve, finder, pb):
 
     assert field_of(cancel(search_id="")) == "search_id"
     assert field_of(cancel(reason="x" * 257)) == "reason"
-    # It is the bytes that travel.
+    # The limit counts bytes, not characters.
     assert field_of(cancel(reason="☂" * 86)) == "reason"
     for control in ["\n", "\0", "\x1b[2J", "\x7f", "\x85"]:
         assert field_of(cancel(reason=f"a{control}b")) == "reason"
@@ -347,7 +347,7 @@ def test_what_is_wrong_with_a_request(serve, finder, pb):
     request = pb.WatchSearchesRequest(states=[-4])
     assert field_of(error_of(lambda: list(stub.WatchSearches(request)))) == "states[0]"
     assert [search.state for search in listed(stub, pb)] != [pb.SEARCH_STATE_ENDED]
-    # The longest reason there may be comes through.
+    # A reason of the maximum length arrives intact.
     longest = "☂" * 85
     stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason=longest))
     error = error_of(lambda: list(stream))
@@ -356,7 +356,7 @@ def test_what_is_wrong_with_a_request(serve, finder, pb):
 
 
 def longest_query(pb):
-    """As many names as there may be, with as many bytes, and as much around the searched part."""
+    """A query with the maximum number of names and bytes, and of bytes around the searched part."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"
     names = [letter + "qwertyuiopasdfg" for letter in letters]
     given = bytes(reversed(range(256)))
@@ -364,7 +364,7 @@ def longest_query(pb):
     return pb.Query(desired_names=names, keyspace=keyspace)
 
 
-# The stock client drops what is beyond 8 KiB of trailers, and the status with it.
+# The stock client drops trailers beyond 8 KiB, and the status with them.
 @pytest.mark.parametrize("reason", ["", "x" * 256, "é" * 128, "\U0001f980" * 64])
 def test_the_longest_cursor_and_the_longest_reason_come_through(serve, finder, pb, reason):
     stub = finder(serve())
@@ -377,7 +377,7 @@ def test_the_longest_cursor_and_the_longest_reason_come_through(serve, finder, p
     info = details(error, error_details_pb2.ErrorInfo)
     assert info.metadata["reason"] == reason
     assert info.metadata["cursor"] == events[-1].ended.cursor
-    # And from there it goes on.
+    # The search resumes from this cursor.
     again = pb.SearchRequest(cursor=info.metadata["cursor"], maximum_hashes=1000)
     error = error_of(lambda: list(stub.Search(again)))
     assert reason_of(error) == "HASH_BUDGET_SPENT"
@@ -398,7 +398,7 @@ def test_what_is_wrong_is_told_however_much_was_sent(serve, finder, pb):
         asked = pb.Query(desired_names=[name])
         error = error_of(lambda: list(stub.Search(pb.SearchRequest(query=asked))))
         assert field_of(error) == "query.desired_names[0]"
-    # Longer than any request may be.
+    # Longer than the maximum size of a request.
     asked = pb.Query(desired_names=["x" * 5000])
     error = error_of(lambda: list(stub.Search(pb.SearchRequest(query=asked))))
     assert (error.code(), reason_of(error)) == (CODE.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LONG")
@@ -428,13 +428,13 @@ def test_searches_that_have_ended_take_little_memory(serve, finder, pb):
             request = pb.SearchRequest(query=query, maximum_hashes=2000)
             assert reason_of(error_of(lambda: list(stub.Search(request)))) == "HASH_BUDGET_SPENT"
 
-    # By then the allocator has the pages that it takes whatever is kept.
+    # These searches make the allocator take the pages that it needs regardless of what is kept.
     end(20)
     resident = server.resident_bytes()
     end(80)
-    # Their names and cursors take five kilobytes each; with the queries it would be thirty.
+    # Their names and cursors take 5 kB per search. With the queries it would be 30 kB.
     assert server.resident_bytes() - resident < 80 * 15_000
-    # And a page that nobody takes from the server holds little of it, however many searches it may have.
+    # A page waiting to be sent takes little memory, however many searches it could hold.
     sizes = [page.ByteSize() for page in pages(stub, pb, page_size=1000)]
     assert len(sizes) > 1 and max(sizes) < 40_000
 
@@ -450,21 +450,21 @@ def test_pages_while_searches_come_and_go(serve, finder, pb):
         assert len(page.searches) <= 4
         seen += [search.search_id for search in page.searches]
         pages += 1
-        # The same page again is the same searches.
+        # The same token returns the same searches.
         again = stub.ListSearches(request)
         assert [s.search_id for s in again.searches] == [s.search_id for s in page.searches]
         token = page.next_page_token
         if not token:
             break
         if pages <= 3:
-            # One that was told ends, one that is to come ends, and a new one begins.
+            # A listed search ends, one that is not listed yet ends, and a new one starts.
             begun[pages][0].cancel()
             begun[-pages][0].cancel()
             begun.append(begin(stub, pb))
             ids.append(begun[-1][1])
     assert seen == ids
     assert pages == 7
-    # A token of another server is none of this one's.
+    # Another server rejects this server's token.
     token = stub.ListSearches(pb.ListSearchesRequest(page_size=1)).next_page_token
     other = finder(serve())
     request = pb.ListSearchesRequest(page_token=token)
@@ -498,7 +498,7 @@ def test_a_thousand_searches(serve, finder, pb, connect, stubs):
     for future in futures:
         assert reason_of(future.exception()) == "CANCELLED_BY_CLIENT"
     server.assert_idle()
-    # Of those that have ended only the last are kept.
+    # Only the searches that ended last are kept.
     assert len(listed(stub, pb, page_size=1000)) == 100
 
 
@@ -534,7 +534,7 @@ def test_watching(serve, finder, pb, connect, stubs):
         while True:
             message = next(watch)
             messages += 1
-            # At most one in an interval, of which the shortest is 100 ms; and no search twice in one.
+            # At most one message per interval (at least 100 ms), with each search at most once.
             assert time.monotonic() - began >= 0.1 * (messages - 1) - 0.01
             ids = [search.search_id for search in message.searches]
             assert message.searches and len(set(ids)) == len(ids)
@@ -548,7 +548,8 @@ def test_watching(serve, finder, pb, connect, stubs):
     stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason="seen"))
     [search] = until(lambda s: s.state == pb.SEARCH_STATE_ENDED)
     assert (search.search_id, search.end_message) == (search_id, "seen")
-    # What begins and ends between two looks is told once. Of what does not change nothing is.
+    # A search that starts and ends within one interval is reported once. Unchanged searches are not
+    # reported.
     connect(server).Find(stubs.Request(desired_name="docto"))
     [search] = until(lambda s: s.search_id != search_id)
     assert search.method == "hash_name.HashFinder/Find"
@@ -566,16 +567,16 @@ def test_watching_some_states(serve, finder, pb):
     stream, search_id = begin(stub, pb, 21)
 
     def told(state):
-        # It may leave again for a moment, until the client's windows are full.
+        # The search may leave the state briefly, until the client's windows are full.
         while True:
             [search] = next(parked).searches
             assert search.search_id == search_id
             if search.state == state:
                 return
 
-    # Only the one that nobody reads comes to it.
+    # Only the search that is not read reaches this state.
     told(pb.SEARCH_STATE_PARKED)
-    # When it leaves it is told once more, and no more after that.
+    # It is reported once more when it leaves this state, and not after that.
     stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id))
     told(pb.SEARCH_STATE_ENDED)
     again, again_id = begin(stub, pb, 21)
@@ -599,7 +600,7 @@ def test_a_watch_tells_how_searches_end_with_the_server(serve, finder, pb):
     server = serve("--drain-grace", "100ms")
     stub = finder(server)
     stream, search_id = begin(stub, pb)
-    # Its next look would come in a minute.
+    # The next message would be due in a minute, the longest interval.
     interval = duration_pb2.Duration(seconds=3600)
     watch = stub.WatchSearches(pb.WatchSearchesRequest(interval=interval))
     [search] = next(watch).searches
@@ -644,14 +645,14 @@ def test_a_watch_that_nobody_reads_takes_no_memory(serve, finder, pb, connect, s
     watch = finder(server).WatchSearches(every(pb, 100))
 
     def read_until(told):
-        """Whoever reads is told of so many changes, each of which takes two hundred bytes."""
+        """Reads until this many changes, of about 200 bytes each, were received."""
         while told > 0:
             told -= len(next(watch).searches)
 
     read_until(3000)
     resident = server.resident_bytes()
     read_until(10_000)
-    # The others would have been told thirty megabytes more.
+    # For the unread streams, these changes add up to 30 MB.
     assert server.resident_bytes() - resident < 5_000_000
     for call in [*futures, *unread, watch]:
         call.cancel()

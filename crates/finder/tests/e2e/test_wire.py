@@ -1,4 +1,4 @@
-"""What goes over the wire, seen from between client and server."""
+"""The bytes between client and server, as a relay sees them."""
 
 import socket
 import threading
@@ -14,7 +14,7 @@ DATA, RST_STREAM, CANCEL = 0, 3, 8
 
 
 class Proxy:
-    """Passes bytes on in both directions and keeps them, for one connection."""
+    """Relays one connection in both directions, and keeps its bytes."""
 
     def __init__(self, address):
         host, port = address.rsplit(":", 1)
@@ -50,7 +50,7 @@ class Proxy:
 
 
 def frames(stream):
-    """(type, stream, payload) of each whole HTTP/2 frame (RFC 9113, 4.1)."""
+    """Yields (type, stream, payload) of each whole HTTP/2 frame (RFC 9113, section 4.1)."""
     stream = bytes(stream).removeprefix(PREFACE)
     while len(stream) >= 9:
         length = int.from_bytes(stream[:3], "big")
@@ -96,8 +96,8 @@ def test_candidates_that_are_ready_share_frames(serve, proxy, stubs):
             assert next(stream).hashed_name == hashed(secret)
         stream.cancel()
     sizes = [len(payload) for kind, _, payload in frames(between.from_server) if kind == DATA]
-    # Five thousand messages of about fifty bytes. Small frames cost the reader more than large
-    # ones, so almost none is.
+    # Five thousand messages of about 50 bytes. Small frames cost the reader more than large ones,
+    # so the server sends almost none.
     small = [size for size in sizes if size < 256]
     assert len(small) < len(sizes) / 4 + 2 and len(sizes) < 1000, (len(small), len(sizes))
 
@@ -106,7 +106,7 @@ def test_candidates_that_trickle_are_paced(serve, proxy, stubs):
     between = proxy(serve())
     began = time.monotonic()
     with grpc.insecure_channel(between.address) as channel:
-        # A few thousand a second, each ready at another moment.
+        # A few thousand candidates a second, each ready at another moment.
         request = stubs.Request(desired_name="hashfinder", interesting_hamming_distance=6)
         stream = stubs.Stub(channel).FindRange(request)
         told = sum(1 for _, _ in zip(stream, range(2000)))
@@ -114,6 +114,6 @@ def test_candidates_that_trickle_are_paced(serve, proxy, stubs):
     took = time.monotonic() - began
     assert told == 2000
     sizes = [len(payload) for kind, _, payload in frames(between.from_server) if kind == DATA]
-    # Small frames come no faster than one in ten milliseconds.
+    # The server sends at most one small frame in 10 ms.
     small = [size for size in sizes if size < 256]
     assert len(small) <= took / 0.01 + 2, (len(small), took)

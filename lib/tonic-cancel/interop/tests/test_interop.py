@@ -1,9 +1,9 @@
-"""gRPC's interoperability cases about cancellation, between tonic-cancel and others.
+"""gRPC's interoperability cases about cancellation, between tonic-cancel and other libraries.
 
-Real processes and sockets. INTEROP is the path of `tonic-cancel-interop`; INTEROP_NODE is where npm
-has installed what peers/package.json asks for, and without it grpc-js is skipped. Both ends are
-looked at: the client asserts what gRPC's description of a case does, and the server tells how it saw
-the calls end.
+Real processes and sockets. INTEROP is the path of `tonic-cancel-interop`. INTEROP_NODE is where npm
+has installed the packages in peers/package.json; without it, grpc-js is skipped. Both ends are
+checked: the client asserts what gRPC's description of a case requires, and the server reports how
+the calls ended.
 """
 
 import os
@@ -21,7 +21,7 @@ PROTO = HERE.parent / "proto" / "interop.proto"
 INTEROP = os.environ["INTEROP"]
 NODE = os.environ.get("INTEROP_NODE")
 
-# How long anything may take that is waited for.
+# Maximum time to wait for anything.
 PATIENCE_S = 120
 
 
@@ -50,7 +50,7 @@ class Process:
         self.lines.put(None)
 
     def line(self):
-        """The next line; None when there is none to come."""
+        """Returns the next line, or None at the end."""
         return self.lines.get(timeout=PATIENCE_S)
 
     def end(self):
@@ -92,14 +92,14 @@ def grpc_js_client(stubs):
     return ["node", str(HERE / "peers" / "client.js"), str(PROTO)]
 
 
-# How a server may call the end of a call; grpcio's handlers learn no more than that it is gone.
+# How a server may report a cancelled call. To grpcio's handlers, it is only gone.
 CANCELLED = {"ClientGone", "Gone"}
-# Either side's timer may be the first.
+# Either side's timer may fire first.
 EXPIRED = {"DeadlineExceeded", "ClientGone", "Gone"}
 UNKNOWN = {"Unknown", "Finished"}
 OK = {"Ok", "Finished"}
 
-# The calls that each case makes, and how they end as the server sees it.
+# The calls that each case makes, and how they end for the server.
 CASES = {
     "cancel_after_begin": [("StreamingInputCall", CANCELLED)],
     "cancel_after_first_response": [("FullDuplexCall", CANCELLED)],
@@ -112,9 +112,9 @@ CASES = {
     "custom_metadata": [("UnaryCall", OK), ("FullDuplexCall", OK)],
 }
 
-# Where a cancelled stream of requests may look like one that has ended, to a handler that waits for
-# that end and then answers in time: Node ends the client's half of a call before it resets the call,
-# and grpcio's server tells its handler of the one before it looks for the other.
+# Pairs in which a cancelled stream of requests may look like one that has ended, if the handler
+# waits for its end and then answers in time. Node ends the client's half of a call before it resets
+# the call. grpcio's server reports the end to its handler before it checks for the reset.
 AMBIGUOUS_PAIRS = [(grpc_js_client, our_server), (our_client, grpcio_server)]
 AMBIGUOUS_CASES = [
     "cancel_after_begin",
@@ -132,7 +132,7 @@ PAIRS = [
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0].__name__}-{pair[1].__name__}")
 def played(request, stubs, start):
-    """Starts a server, and a client that plays a case with it."""
+    """Starts a server. Returns a function that starts a client, which plays a case with it."""
     client, server = request.param
     environment = dict(os.environ)
     if client is grpc_js_client:
@@ -162,7 +162,7 @@ def leaves(client):
 
 @pytest.mark.parametrize("case", CASES)
 def test_case(played, case):
-    # Longer than the case's own millisecond, so that the server sees the call, also on a busy machine.
+    # Longer than the case's own 1 ms, so that the server sees the call even on a busy machine.
     timeout = ["--timeout-ms", "2000"] if case == "timeout_on_sleeping_server" else []
     server, client = played(case, *timeout)
     for number, (method, endings) in enumerate(CASES[case]):
@@ -173,7 +173,7 @@ def test_case(played, case):
         if played.pair in AMBIGUOUS_PAIRS and case in AMBIGUOUS_CASES:
             endings = endings | OK
         assert server.line() in {f"ended {method} {ending}" for ending in endings}
-    # It is still there, so that no server can have taken its leaving for a cancellation.
+    # The client is still running, so no server can have taken its exit for a cancellation.
     passes(client)
     leaves(client)
     assert server.lines.empty(), server.line()

@@ -1,7 +1,7 @@
 """The cases as grpcio plays them: client.py STUBS --port N --case NAME [--timeout-ms N]
 
-Like every client here it says "passed" and stays until its stdin ends, so that the server sees a
-cancellation and not a connection that dies.
+Like every client here it prints "passed" and stays until its stdin ends, so that the server sees a
+cancellation and not a lost connection.
 """
 
 import argparse
@@ -41,13 +41,13 @@ def duplex_request(*sizes):
 
 
 def then_silence(*requests):
-    """Requests, after which the client neither says anything nor ends its half."""
+    """Sends requests, then neither sends anything nor ends its half of the stream."""
     yield from requests
     over.wait()
 
 
 def failure(attempt):
-    """The error that a call must end with."""
+    """Returns the error that a call must end with."""
     try:
         attempt()
     except grpc.RpcError as error:
@@ -70,7 +70,7 @@ def cancel_after_first_response():
 
 
 def cancel_while_responding():
-    """A case of our own: the client has ended its half, and the server has more to say."""
+    """An additional case: the client has ended its half, and the server has more to send."""
     request = duplex_request(31415, 31415)
     request.response_parameters[1].interval_us = 600_000_000
     call = stub.FullDuplexCall(iter([request]))

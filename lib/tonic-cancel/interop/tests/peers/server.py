@@ -1,7 +1,7 @@
-"""The cases' server as grpcio is one: server.py STUBS
+"""The cases' server in grpcio: server.py STUBS
 
-It tells on stdout which port of the loopback it listens on, and how each call goes: "Finished" if
-its handler came to its end, "Gone" if the call ended before.
+It prints the loopback port on which it listens, and how each call ends: "Finished" if its handler
+ran to its end, "Gone" if the call ended before that.
 """
 
 import sys
@@ -22,7 +22,7 @@ def tell(what):
 
 
 class Observed:
-    """A call, of which it tells that it has begun, and how it ends."""
+    """A call whose begin and end are printed."""
 
     def __init__(self, method, context):
         self.method, self.context, self.finished = method, context, False

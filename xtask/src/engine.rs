@@ -124,7 +124,14 @@ impl Server {
     fn start() -> Result<Server> {
         let mut process = Command::new(target().join("release/hashfinder"))
             // Both versions of IP, so that one machine can be two clients.
-            .args(["serve", "--host", "::", "--port", "0", "--listen-unprotected"])
+            .args([
+                "serve",
+                "--host",
+                "::",
+                "--port",
+                "0",
+                "--listen-unprotected",
+            ])
             .args(["--maximum-concurrent-rpcs", "5000"])
             // All connections come from one address, but stand for many clients.
             .args(["--maximum-streams-per-second", "1000000"])

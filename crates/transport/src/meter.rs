@@ -21,11 +21,11 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-use crate::rate::{Bucket, Rate};
 use crate::{
     activity::Activity,
     counts::{Closed, Counts},
     frames::{Frames, Head, Kind, PREFACE_LEN, PROTOCOL_ERROR},
+    rate::{Bucket, Rate},
 };
 
 /// How long a connection with too many resets or control frames is read more slowly before it is

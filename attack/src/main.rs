@@ -57,8 +57,8 @@ enum Command {
     Run(RunArguments),
     Attack(AttackArguments),
     Soak(SoakArguments),
-    /// Play unruly clients until stdin ends; each line of it is the number of long searches that each of their
-    /// connections begins per second
+    /// Play unruly clients until stdin ends; each line of it is the number of long searches that
+    /// each of their connections begins per second
     Unruly {
         /// The server, which has to be on the loopback
         #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]

@@ -1,4 +1,5 @@
-//! Generates the Rust types of the services. `protox` reads the protobuf files, so `protoc` is not needed.
+//! Generates the Rust types of the services. `protox` reads the protobuf files, so `protoc` is not
+//! needed.
 
 use std::{env, error::Error, fs, path::Path};
 

@@ -1,7 +1,8 @@
 //! `cargo xtask boundaries`: which packages and files may depend on which.
 //!
-//! A package has a row in [`TABLE`], and its normal and build dependencies keep to that, direct and indirect ones.
-//! Dev-dependencies are free. No files of a package import each other in a ring ([`imports`]), except [`RINGS`].
+//! A package has a row in [`TABLE`], and its normal and build dependencies keep to that, direct and
+//! indirect ones. Dev-dependencies are free. No files of a package import each other in a ring
+//! ([`imports`]), except [`RINGS`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,7 +37,8 @@ const CLAP: (&str, &str) = (
     "only programs have a command line; a library takes plain structs",
 );
 
-/// A row for each package of the workspace. No row allows `hashfinder`: nothing is built on the program.
+/// A row for each package of the workspace. No row allows `hashfinder`: nothing is built on the
+/// program.
 const TABLE: &[Row] = &[
     Row {
         package: "tonic-cancel",
@@ -260,7 +262,8 @@ impl Workspace {
     }
 }
 
-/// Returns what the table forbids, and what is missing from it. `ours` are the packages of the workspace.
+/// Returns what the table forbids, and what is missing from it. `ours` are the packages of the
+/// workspace.
 fn forbidden(uses: &Graph, ours: &BTreeSet<&str>, table: &[Row]) -> Vec<String> {
     let mut faults = Vec::new();
     let rows: BTreeSet<&str> = table.iter().map(|row| row.package).collect();

@@ -1,17 +1,18 @@
 //! Finds the imports between the files of a crate.
 //!
-//! A file imports another if a path in its code, in a `use` or elsewhere, leads to an item that the other one
-//! defines. Re-exports are followed: if `a/mod.rs` has `pub use b::Item`, then `crate::a::Item` is an import of
-//! `a/b.rs`. Where an item is not found by that (a macro made it, or another crate), it counts as one of the
-//! last module on the path. Not imports are
+//! A file imports another if a path in its code, in a `use` or elsewhere, leads to an item that the
+//! other one defines. Re-exports are followed: if `a/mod.rs` has `pub use b::Item`, then
+//! `crate::a::Item` is an import of `a/b.rs`. Where an item is not found by that (a macro made it,
+//! or another crate), it counts as one of the last module on the path. Not imports are
 //!
 //! - `mod b;`, and the re-export of an item from a module below, unless the file uses the item itself;
 //! - the name of a module, by itself: what is used of the module counts;
 //! - code under `#[cfg(test)]`, and comments.
 //!
-//! It reads tokens, by `proc-macro2`, which also `syn` reads. A syntax tree would hide the paths inside of macro
-//! calls, and adds nothing that matters here. So it does not know scopes: a `use` inside of a function counts for
-//! the module. Items by a glob (`use a::*`) count as imports of the file of `a`.
+//! It reads tokens, by `proc-macro2`, which also `syn` reads. A syntax tree would hide the paths
+//! inside of macro calls, and adds nothing that matters here. So it does not know scopes: a `use`
+//! inside of a function counts for the module. Items by a glob (`use a::*`) count as imports of the
+//! file of `a`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +25,8 @@ use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 /// From a file to another, relative to the folder of the root file, with one of the imported items.
 pub(crate) type Imports = BTreeMap<(String, String), String>;
 
-/// Returns the imports between the files of a crate. `read` returns the text of a file, if there is one.
+/// Returns the imports between the files of a crate. `read` returns the text of a file, if there is
+/// one.
 pub(crate) fn of(root: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Result<Imports> {
     let folder = root.parent().context("a crate without a folder")?;
     let mut tree = Tree {
@@ -177,8 +179,9 @@ impl Tree<'_> {
         at.is_some()
     }
 
-    /// Returns the module that a path leads to from a module, and the item in it, if the path does not end at the
-    /// module. `None` if it leads to another crate, or to something that has no path.
+    /// Returns the module that a path leads to from a module, and the item in it, if the path does
+    /// not end at the module. `None` if it leads to another crate, or to something that has no
+    /// path.
     fn resolve(
         &self,
         from: usize,
@@ -283,8 +286,8 @@ fn is_for_tests(attribute: &[String]) -> bool {
         && !has("any")
 }
 
-/// Returns the end of an item whose first attribute begins at `i`. An item without a semicolon or a block, such as
-/// a field, ends where the block around it ends.
+/// Returns the end of an item whose first attribute begins at `i`. An item without a semicolon or a
+/// block, such as a field, ends where the block around it ends.
 fn end_of_item(tokens: &[String], mut i: usize) -> usize {
     let mut is_use = false;
     while let Some(token) = tokens.get(i) {
@@ -300,7 +303,8 @@ fn end_of_item(tokens: &[String], mut i: usize) -> usize {
     i
 }
 
-/// Adds each name of a tree of `use`: `a::{b, c as d, e::*}` has three. Returns whether another tree follows.
+/// Adds each name of a tree of `use`: `a::{b, c as d, e::*}` has three. Returns whether another
+/// tree follows.
 fn leaves<'a>(
     tokens: &mut impl Iterator<Item = &'a str>,
     above: &[String],

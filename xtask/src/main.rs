@@ -108,7 +108,8 @@ fn test() -> Result<()> {
     Ok(())
 }
 
-/// Everything that must hold, cheapest first. Adds to `skipped` what this machine cannot check, and why.
+/// Everything that must hold, cheapest first. Adds to `skipped` what this machine cannot check, and
+/// why.
 fn check_all(skipped: &mut Vec<&'static str>) -> Result<()> {
     step("formatting", &mut cargo("fmt --all --check"))?;
     boundaries::run()?;

@@ -9,8 +9,8 @@ use crate::steps::{root, step, target};
 /// Where the end-to-end tests are, below the root.
 pub(crate) const END_TO_END: &str = "crates/finder/tests/e2e";
 
-/// Returns the `python` of an environment with the packages that the end-to-end tests need. Makes a new one when
-/// their list has changed.
+/// Returns the `python` of an environment with the packages that the end-to-end tests need. Makes a
+/// new one when their list has changed.
 pub(crate) fn python() -> Result<PathBuf> {
     let wanted = root().join(END_TO_END).join("requirements.txt");
     let wanted_text = fs::read_to_string(&wanted).context("cannot read the requirements")?;
@@ -37,8 +37,8 @@ pub(crate) fn python() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// Returns a folder under target/ with the JavaScript packages that a package.json names. Installs them again when
-/// that has changed.
+/// Returns a folder under target/ with the JavaScript packages that a package.json names. Installs
+/// them again when that has changed.
 pub(crate) fn node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
     let folder = target().join(folder);
     let installed = folder.join("installed.json");

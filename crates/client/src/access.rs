@@ -283,8 +283,8 @@ impl Interceptor for Credential {
     }
 }
 
-/// Returns what to do if a server ended a call because of its credential; `None` if it ended for another
-/// reason.
+/// Returns what to do if a server ended a call because of its credential; `None` if it ended for
+/// another reason.
 #[must_use]
 pub fn advice(status: &Status, server: &ServerAddress) -> Option<String> {
     let message = as_text(status.message());

@@ -2,7 +2,8 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-/// TLS and credentials of a connection. The default trusts the system's authorities, and has no credential.
+/// TLS and credentials of a connection. The default trusts the system's authorities, and has no
+/// credential.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConnectOptions {
     /// PEM file of the authorities to trust, instead of the system's.

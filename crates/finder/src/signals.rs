@@ -16,9 +16,10 @@ use crate::exit::Exit;
 
 /// Signals that arrive within this time after another belong to the same request to stop.
 ///
-/// `timeout`, sudo, npm, `cargo run` and CI runners send a signal to the process and then to its process group,
-/// or pass on a ctrl-C that the process has received itself. A person who wants to leave at once presses ctrl-C
-/// again after reading that the first one was noticed, which takes longer.
+/// `timeout`, sudo, npm, `cargo run` and CI runners send a signal to the process and then to its
+/// process group, or pass on a ctrl-C that the process has received itself. A person who wants to
+/// leave at once presses ctrl-C again after reading that the first one was noticed, which takes
+/// longer.
 const SAME_STOP: Duration = Duration::from_millis(300);
 
 /// File in which Linux lists the signals that a process ignores.
@@ -62,8 +63,8 @@ impl Signal {
 
     /// Returns the signals that this process does not ignore.
     ///
-    /// A signal that was ignored when the process started stays ignored: SIGHUP under nohup, for example, and SIGINT
-    /// and SIGQUIT in a script's background process.
+    /// A signal that was ignored when the process started stays ignored: SIGHUP under nohup, for
+    /// example, and SIGINT and SIGQUIT in a script's background process.
     fn all_heeded() -> impl Iterator<Item = Signal> {
         let ignored = fs::read_to_string(STATUS).map_or(0, |status| ignored(&status));
         let is_heeded = move |signal: &Signal| {
@@ -92,7 +93,8 @@ fn ignored(status: &str) -> u64 {
     set.unwrap_or(0)
 }
 
-/// Receives the signals that ask the program to stop. Once it exists they do not end the process any more.
+/// Receives the signals that ask the program to stop. Once it exists they do not end the process
+/// any more.
 pub(crate) struct Signals {
     streams: Vec<(Signal, unix::Signal)>,
     /// Until when a signal belongs to the request that was returned last.
@@ -113,8 +115,8 @@ impl Signals {
         })
     }
 
-    /// Waits for the next request to stop. Signals that arrive together, or within [`SAME_STOP`] after the last
-    /// request, are one. Dropping the future loses no signal.
+    /// Waits for the next request to stop. Signals that arrive together, or within [`SAME_STOP`]
+    /// after the last request, are one. Dropping the future loses no signal.
     pub(crate) async fn next(&mut self) -> Signal {
         if let Some(until) = self.same_until {
             loop {
@@ -147,8 +149,8 @@ impl Signals {
     }
 }
 
-/// Makes each of these signals end the process with its exit code, at once and whatever the process is doing. For
-/// commands that have nothing to finish.
+/// Makes each of these signals end the process with its exit code, at once and whatever the process
+/// is doing. For commands that have nothing to finish.
 ///
 /// # Errors
 ///

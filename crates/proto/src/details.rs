@@ -1,4 +1,5 @@
-//! The `google.rpc.ErrorInfo` in the details of a status: its domain, its metadata, and how a client reads it.
+//! The `google.rpc.ErrorInfo` in the details of a status: its domain, its metadata, and how a
+//! client reads it.
 
 use tonic::Status;
 use tonic_types::StatusExt;
@@ -20,15 +21,16 @@ pub const HASHES_TRIED: &str = "hashes_tried";
 /// What a client can read out of the details of an error status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Details {
-    /// Why the call failed; `None` if the status does not come from a server of ours, or if this version does not know
-    /// the reason.
+    /// Why the call failed; `None` if the status does not come from a server of ours, or if this
+    /// version does not know the reason.
     pub reason: Option<Reason>,
     /// Cursor from which the search can be resumed, as the server sent it.
     pub cursor: Option<String>,
 }
 
 impl Details {
-    /// Reads the details of a status. They are empty if the status has no `ErrorInfo`, or one of another domain.
+    /// Reads the details of a status. They are empty if the status has no `ErrorInfo`, or one of
+    /// another domain.
     #[must_use]
     pub fn of(status: &Status) -> Details {
         let info = status.get_details_error_info();

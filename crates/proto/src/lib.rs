@@ -9,10 +9,11 @@
 //! - [`limits`]: the limits that the contract states.
 //! - [`DESCRIPTORS`]: the contracts in encoded form, for reflection and for tables of methods.
 //!
-//! A client starts with [`v1::finder_client::FinderClient`], a server with [`v1::finder_server::FinderServer`].
+//! A client starts with [`v1::finder_client::FinderClient`], a server with
+//! [`v1::finder_server::FinderServer`].
 //!
-//! The crate must not depend on the server, the client, the command line or the search engine. Cursors are text
-//! here: only the program that resumes a search has to parse them.
+//! The crate must not depend on the server, the client, the command line or the search engine.
+//! Cursors are text here: only the program that resumes a search has to parse them.
 //!
 //! # Example
 //!

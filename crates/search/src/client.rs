@@ -8,13 +8,14 @@ use std::{
 /// The client that a search is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Client {
-    /// Identifies the client: an address, a user, or an authenticated identity. Names of different kinds must
-    /// differ, for example by a prefix.
+    /// Identifies the client: an address, a user, or an authenticated identity. Names of different
+    /// kinds must differ, for example by a prefix.
     pub name: Arc<str>,
-    /// The client's connection that the search arrived on. The client's share is divided evenly between these.
+    /// The client's connection that the search arrived on. The client's share is divided evenly
+    /// between these.
     pub connection: u64,
-    /// The client's share of the time, relative to other clients'. Above a few thousand it makes little
-    /// difference: even a client that outweighs all others does not starve them.
+    /// The client's share of the time, relative to other clients'. Above a few thousand it makes
+    /// little difference: even a client that outweighs all others does not starve them.
     pub weight: NonZeroU32,
     /// Limits of this client that differ from the engine's.
     pub quota: Quota,
@@ -39,6 +40,7 @@ impl Default for Client {
 pub struct Quota {
     /// Replaces [`Limits::searches_per_client`](crate::Limits::searches_per_client).
     pub searches: Option<usize>,
-    /// Replaces [`Limits::hashes_per_second_per_client`](crate::Limits::hashes_per_second_per_client).
+    /// Replaces
+    /// [`Limits::hashes_per_second_per_client`](crate::Limits::hashes_per_second_per_client).
     pub hashes_per_second: Option<NonZeroU64>,
 }

@@ -49,21 +49,23 @@ pub trait Backend: Send + Sync + 'static {
         hits: &mut Vec<Found>,
     ) -> Index;
 
-    /// Estimates what it costs to try a secret, in hashes of a fast kernel. The estimate decides which searches
-    /// share slices, and how long their first slices are; it never affects the answer.
+    /// Estimates what it costs to try a secret, in hashes of a fast kernel. The estimate decides
+    /// which searches share slices, and how long their first slices are; it never affects the
+    /// answer.
     fn cost(&self, matcher: &Matcher) -> f64 {
         matcher.cost(Kernel::best())
     }
 
-    /// Whether a thousand secrets take only a few microseconds on the calling thread. If so, [`Engine::search`]
-    /// tries the first ones itself: many searches end with them, and waiting for a worker would take several
-    /// times as long.
+    /// Whether a thousand secrets take only a few microseconds on the calling thread. If so,
+    /// [`Engine::search`] tries the first ones itself: many searches end with them, and waiting for
+    /// a worker would take several times as long.
     fn is_at_hand(&self, _matcher: &Matcher) -> bool {
         false
     }
 }
 
-/// Maximum cost of a secret for the calling thread to try a thousand. One name costs a little more than a hash.
+/// Maximum cost of a secret for the calling thread to try a thousand. One name costs a little more
+/// than a hash.
 const AT_HAND: f64 = 2.0;
 
 impl Backend for Kernel {
@@ -182,8 +184,8 @@ impl Engine {
     /// Starts a search for a client.
     ///
     /// This thread plans the query's filter, which takes longer the more names it has, up to
-    /// [`Query::MAX_NAMES`]. If the query reports no candidates and the backend [is fast](Backend::is_at_hand), it
-    /// also tries the first 1,024 secrets, which takes 7-20 us.
+    /// [`Query::MAX_NAMES`]. If the query reports no candidates and the backend [is
+    /// fast](Backend::is_at_hand), it also tries the first 1,024 secrets, which takes 7-20 us.
     ///
     /// `on_release` is called once, when the search has ended *and* no worker uses it any more. It
     /// can own what has to live as long as the work, such as a permit. It runs on the thread that
@@ -289,8 +291,9 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Plans a query's filter, and tries its first secrets if the backend is fast. Returns the index up to which
-    /// they were tried. The matcher goes along with the request, so that no worker plans the filter again.
+    /// Plans a query's filter, and tries its first secrets if the backend is fast. Returns the
+    /// index up to which they were tried. The matcher goes along with the request, so that no
+    /// worker plans the filter again.
     ///
     /// Matchers of several searches together are only ever made by workers ([`Job::Build`]).
     fn try_head(&self, query: Query) -> (Index, Head) {
@@ -419,8 +422,8 @@ impl Shared {
     /// Never called with the lock held: wakers and releases run code that the engine does not know.
     fn carry_out(&self, effects: Effects) {
         if effects.work {
-            // One at a time: a worker that finds more than it can take wakes the next. A worker that is about
-            // to wait has seen this work, because both held the lock.
+            // One at a time: a worker that finds more than it can take wakes the next. A worker
+            // that is about to wait has seen this work, because both held the lock.
             if self.sleepers.load(Ordering::Relaxed) > 0 {
                 self.work.notify_one();
             }
@@ -439,8 +442,8 @@ impl Shared {
 
 /// The reader's handle of a search.
 ///
-/// The search runs until its queue is full, even if its events are not read. Then it waits for its reader and
-/// takes no core. Dropping the handle stops the search.
+/// The search runs until its queue is full, even if its events are not read. Then it waits for its
+/// reader and takes no core. Dropping the handle stops the search.
 pub struct Search {
     state: State,
     shared: Arc<Shared>,
@@ -554,8 +557,8 @@ impl Stopper {
         }
     }
 
-    /// Returns the search's progress; `None` if the search ended before it had a stopper, or if its handle was
-    /// dropped.
+    /// Returns the search's progress; `None` if the search ended before it had a stopper, or if its
+    /// handle was dropped.
     #[must_use]
     pub fn progress(&self) -> Option<Progress> {
         self.shared.lock().progress(self.id?)

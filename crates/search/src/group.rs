@@ -45,10 +45,11 @@ impl Group {
         }
     }
 
-    /// Returns the matcher for all members, whose hits are ideal or interesting for at least one of them.
+    /// Returns the matcher for all members, whose hits are ideal or interesting for at least one of
+    /// them.
     ///
-    /// The first call plans the filter, unless the group was made with a matcher. Never call it while
-    /// the scheduler is locked.
+    /// The first call plans the filter, unless the group was made with a matcher. Never call it
+    /// while the scheduler is locked.
     pub(crate) fn matcher(&self) -> &Arc<Matcher> {
         self.matcher.get_or_init(|| {
             let queries = self.queries.iter();
@@ -56,7 +57,8 @@ impl Group {
         })
     }
 
-    /// Maps a name's number in the matcher to its search, and to its number within that search's names.
+    /// Maps a name's number in the matcher to its search, and to its number within that search's
+    /// names.
     pub(crate) fn owner(&self, number: u16) -> Option<(SearchId, u8)> {
         let number = usize::from(number);
         if self.firsts.is_empty() {

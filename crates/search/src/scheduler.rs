@@ -1,18 +1,18 @@
-//! Decides which search is next, and which searches a slice serves: a state machine without threads, clocks or
-//! locks.
+//! Decides which search is next, and which searches a slice serves: a state machine without
+//! threads, clocks or locks.
 //!
-//! Searches of the same secrets differ only in their names. So slices do not belong to searches but to *scans*. A
-//! scan goes through the keyspace, and its slices serve every search that *follows* it, for the price of matching
-//! more names. A search has a list of *segments*: the ranges that it has yet to cover, each with the scan that
-//! covers it. The first segment holds the search's frontier. A new search starts a scan of its own, and also
-//! follows scans that are further ahead. Once its own scan reaches the place where it joined another, it only
-//! follows that one.
+//! Searches of the same secrets differ only in their names. So slices do not belong to searches but
+//! to *scans*. A scan goes through the keyspace, and its slices serve every search that *follows*
+//! it, for the price of matching more names. A search has a list of *segments*: the ranges that it
+//! has yet to cover, each with the scan that covers it. The first segment holds the search's
+//! frontier. A new search starts a scan of its own, and also follows scans that are further ahead.
+//! Once its own scan reaches the place where it joined another, it only follows that one.
 //!
-//! A search that has a turn advances the scan of its first segment, and its client pays. So a scan gets the
-//! turns of all its followers, and a search that shares with no other gets only its own.
+//! A search that has a turn advances the scan of its first segment, and its client pays. So a scan
+//! gets the turns of all its followers, and a search that shares with no other gets only its own.
 //!
-//! Every change to a search goes through the [`Scheduler`]. What has to happen outside of the lock as a
-//! consequence is returned as [`Effects`].
+//! Every change to a search goes through the [`Scheduler`]. What has to happen outside of the lock
+//! as a consequence is returned as [`Effects`].
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -49,12 +49,12 @@ use self::{
     scan::{Scan, Scans},
 };
 
-/// Number of hits that end a slice early. It bounds the hits that a search can hold beyond its queue. Few in
-/// tests, so that slices often come back partly tried.
+/// Number of hits that end a slice early. It bounds the hits that a search can hold beyond its
+/// queue. Few in tests, so that slices often come back partly tried.
 const HITS_PER_SLICE: usize = if cfg!(test) { 16 } else { 256 };
 
-/// Maximum number of turns without a slice before other workers have the lock: turns of searches whose quota is
-/// spent, or that have nothing to hand out.
+/// Maximum number of turns without a slice before other workers have the lock: turns of searches
+/// whose quota is spent, or that have nothing to hand out.
 const POPS_AT_ONCE: usize = 256;
 
 /// Something for a worker to do.
@@ -108,7 +108,8 @@ impl Scheduler {
         self.accounts.open(client, now)
     }
 
-    /// Takes an admitted search whose first `tried` secrets have been tried without a hit. It begins behind them.
+    /// Takes an admitted search whose first `tried` secrets have been tried without a hit. It
+    /// begins behind them.
     pub(crate) fn submit(
         &mut self,
         client: Client,
@@ -167,8 +168,8 @@ impl Scheduler {
         !self.fair_queue.is_empty()
     }
 
-    /// Returns a worker's next job. After `None`, the worker retries if there is [work](Self::has_work) all the
-    /// same.
+    /// Returns a worker's next job. After `None`, the worker retries if there is
+    /// [work](Self::has_work) all the same.
     pub(crate) fn next_job(&mut self, now: Duration, effects: &mut Effects) -> Option<Job> {
         for _ in 0..POPS_AT_ONCE {
             let id = self.fair_queue.pop()?;
@@ -183,7 +184,8 @@ impl Scheduler {
                 continue;
             };
             let job = self.start_slice(id, scan_id, range, now);
-            // Many searches end within their first slice; another worker's second one would be wasted.
+            // Many searches end within their first slice; another worker's second one would be
+            // wasted.
             if self.scans.get(&scan_id).is_some_and(|scan| scan.is_tried) {
                 self.queue_turn(id, false);
             }
@@ -232,8 +234,8 @@ impl Scheduler {
         effects
     }
 
-    /// Stops a search. It is released once the slices in flight that serve it have come back; without any, at
-    /// once. A search that has ended keeps its outcome.
+    /// Stops a search. It is released once the slices in flight that serve it have come back;
+    /// without any, at once. A search that has ended keeps its outcome.
     pub(crate) fn stop(&mut self, id: SearchId, now: Duration) -> Effects {
         let mut effects = Effects::default();
         self.request_stop(id, now, Stop::Asked, &mut effects);
@@ -263,8 +265,8 @@ impl Scheduler {
         effects
     }
 
-    /// Returns candidates to the reader once there are `at_least` of them or no more will come, and then the end.
-    /// Until then `waker` is kept, to be woken once.
+    /// Returns candidates to the reader once there are `at_least` of them or no more will come, and
+    /// then the end. Until then `waker` is kept, to be woken once.
     pub(crate) fn poll(
         &mut self,
         id: SearchId,
@@ -359,7 +361,8 @@ impl Scheduler {
         }
     }
 
-    /// Finds the next range to try for a search whose turn it is, in the first of its scans that has one.
+    /// Finds the next range to try for a search whose turn it is, in the first of its scans that
+    /// has one.
     fn next_range(&mut self, id: SearchId) -> Option<(ScanId, Range<Index>)> {
         let limit = self.accounts.limits().queue_length;
         let entry = self
@@ -367,8 +370,8 @@ impl Scheduler {
             .get_mut(&id)
             .filter(|entry| entry.is_runnable(limit))?;
         let frontier = entry.frontier(&self.scans);
-        // The slice at the frontier waits only for the reader. If it also waited for the out-of-order hits
-        // beyond it, the two would wait for each other.
+        // The slice at the frontier waits only for the reader. If it also waited for the
+        // out-of-order hits beyond it, the two would wait for each other.
         let at_frontier_only = entry.queue.len() + entry.out_of_order.len() >= limit;
         let mut index = 0;
         while let Some(segment) = self.searches[&id].segments.get(index).copied() {
@@ -393,8 +396,8 @@ impl Scheduler {
         None
     }
 
-    /// Starts a scan for a segment that has none. A search's first scan takes the matcher that it was submitted
-    /// with. For a later one, a worker plans the filter again, outside of the lock.
+    /// Starts a scan for a segment that has none. A search's first scan takes the matcher that it
+    /// was submitted with. For a later one, a worker plans the filter again, outside of the lock.
     fn begin_scan(&mut self, id: SearchId, segment: usize) -> ScanId {
         let scan_id = self.new_id();
         let Some(entry) = self.searches.get_mut(&id) else {
@@ -457,8 +460,8 @@ impl Scheduler {
         }
     }
 
-    /// Records a slice that was tried, in its scan and for the searches that have hits. Returns the searches to
-    /// settle.
+    /// Records a slice that was tried, in its scan and for the searches that have hits. Returns the
+    /// searches to settle.
     fn record_tried(
         &mut self,
         job: &InFlight,
@@ -528,8 +531,8 @@ impl Scheduler {
         let before = scan.ledger.done();
         scan.ledger.finish(job.range.clone(), tried);
         let done = scan.ledger.done();
-        // Followers that the scan has just brought to where they leave it. A search whose frontier is in an
-        // earlier segment settles later.
+        // Followers that the scan has just brought to where they leave it. A search whose frontier
+        // is in an earlier segment settles later.
         let arrived = scan
             .followers
             .range((before, SearchId::MAX)..=(done, SearchId::MAX));
@@ -543,8 +546,8 @@ impl Scheduler {
         touched
     }
 
-    /// Handles a panic: a search that was alone in the slice fails. Searches that shared it try it again, each
-    /// alone, so that only the one that caused the panic fails.
+    /// Handles a panic: a search that was alone in the slice fails. Searches that shared it try it
+    /// again, each alone, so that only the one that caused the panic fails.
     fn panicked(&mut self, job: &InFlight, now: Duration) -> Vec<SearchId> {
         let Some(scan) = self.scans.get_mut(&job.scan) else {
             return Vec::new();
@@ -589,8 +592,8 @@ impl Scheduler {
         self.settle(id, now, effects);
     }
 
-    /// Makes a search await the slices in flight that serve it. A stopped search awaits only those that were in
-    /// flight when it was stopped.
+    /// Makes a search await the slices in flight that serve it. A stopped search awaits only those
+    /// that were in flight when it was stopped.
     fn await_slices(&mut self, id: SearchId) {
         let entry = self.searches.get_mut(&id);
         let Some(entry) = entry.filter(|entry| entry.stopped.is_none()) else {
@@ -646,8 +649,8 @@ impl Scheduler {
         }
     }
 
-    /// Discards what a search has covered beyond its first segment, and the hits there; if too many hits are left,
-    /// also what it has covered beyond its frontier.
+    /// Discards what a search has covered beyond its first segment, and the hits there; if too many
+    /// hits are left, also what it has covered beyond its frontier.
     fn discard_ahead(&mut self, id: SearchId) {
         self.await_slices(id);
         let limit = self.accounts.limits().queue_length;
@@ -713,8 +716,8 @@ impl Scheduler {
         self.totals.in_vain += before - self.tests(id);
     }
 
-    /// Brings a search up to date after any change: its frontier, its queue, its outcome, its release, and its
-    /// reader.
+    /// Brings a search up to date after any change: its frontier, its queue, its outcome, its
+    /// release, and its reader.
     fn settle(&mut self, id: SearchId, now: Duration, effects: &mut Effects) {
         let limit = self.accounts.limits().queue_length;
         while let Some(entry) = self.searches.get_mut(&id)

@@ -15,8 +15,8 @@ use hashfinder_kernels::Kernel;
 
 use crate::query::Query;
 
-/// Time for which the rate of a query is usually measured: longer than a CPU takes to reach its speed, and short
-/// enough to wait for.
+/// Time for which the rate of a query is usually measured: longer than a CPU takes to reach its
+/// speed, and short enough to wait for.
 pub const MEASURING_TIME: Duration = Duration::from_millis(250);
 
 /// Number of secrets that a thread tries before it reads the clock again: enough that reading it
@@ -64,8 +64,9 @@ pub fn search_rate(
 /// Measures for `time` how much work up to `threads` threads do together: the calling thread, and
 /// as many others as the system starts.
 ///
-/// `clock` returns the time since any fixed moment; only the calling thread reads it. `turn` receives the number of its
-/// thread and what that thread has done so far, and returns how much more it did.
+/// `clock` returns the time since any fixed moment; only the calling thread reads it. `turn`
+/// receives the number of its thread and what that thread has done so far, and returns how much
+/// more it did.
 ///
 /// # Panics
 ///

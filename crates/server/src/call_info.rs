@@ -10,7 +10,8 @@ use http::Extensions;
 
 use crate::{auth::Principal, trace::CallSpan};
 
-/// What the server knows of a call: the one extension that layers hand on to each other and to the services.
+/// What the server knows of a call: the one extension that layers hand on to each other and to the
+/// services.
 ///
 /// The first layer makes it, from the extensions of the transport, and later layers complete it.
 #[derive(Clone, Default)]
@@ -38,16 +39,16 @@ impl CallInfo {
         }
     }
 
-    /// Returns the info of the call that a request belongs to. Without the first layer, as in some tests, nothing is
-    /// known of the call.
+    /// Returns the info of the call that a request belongs to. Without the first layer, as in some
+    /// tests, nothing is known of the call.
     pub(crate) fn of(extensions: &Extensions) -> &CallInfo {
         static NOTHING: LazyLock<CallInfo> = LazyLock::new(CallInfo::default);
         extensions.get::<CallInfo>().unwrap_or(&NOTHING)
     }
 }
 
-/// The name of a method that the server has. A method that it does not have is shown as "unknown": its name is the
-/// client's choice, and is neither counted nor logged.
+/// The name of a method that the server has. A method that it does not have is shown as "unknown":
+/// its name is the client's choice, and is neither counted nor logged.
 #[derive(Clone, Debug)]
 pub(crate) struct MethodName {
     service: Arc<str>,

@@ -1,8 +1,8 @@
 //! How a call that fails ends on the wire.
 //!
-//! An error is described twice, each time by an exhaustive match: its message is the attribute of its variant in
-//! [`CallError`], all else is its row in [`CallError::row`]. The status, the reason in the log and in the metrics, and
-//! the field that is wrong are read from these.
+//! An error is described twice, each time by an exhaustive match: its message is the attribute of
+//! its variant in [`CallError`], all else is its row in [`CallError::row`]. The status, the reason
+//! in the log and in the metrics, and the field that is wrong are read from these.
 
 use std::{
     borrow::Cow,
@@ -25,9 +25,10 @@ use tonic_types::{ErrorDetails, StatusExt};
 const BAD_REQUEST: &str = "BAD_REQUEST";
 const BROKEN: &str = "BROKEN";
 
-/// Maximum length of a status message, in bytes. A message may quote the request. Clients commonly accept 8 KiB of
-/// trailers, and a message can take up to six times its length there: percent-encoded in `grpc-message`, and twice
-/// in base64 in `grpc-status-details-bin`, as the message and as the description of a detail.
+/// Maximum length of a status message, in bytes. A message may quote the request. Clients commonly
+/// accept 8 KiB of trailers, and a message can take up to six times its length there:
+/// percent-encoded in `grpc-message`, and twice in base64 in `grpc-status-details-bin`, as the
+/// message and as the description of a detail.
 pub(crate) const MESSAGE_LEN: usize = 512;
 
 /// A text of at most `length` bytes, cut and marked with "..." if it is longer.
@@ -127,7 +128,8 @@ pub(crate) enum CallError {
         "this server wants a credential: send it as the metadata `authorization: Bearer CREDENTIAL`"
     )]
     CredentialMissing,
-    /// The credential is not valid. Only the log says why, so that an attacker learns nothing from the status.
+    /// The credential is not valid. Only the log says why, so that an attacker learns nothing from
+    /// the status.
     #[error(
         "the credential is not good here, or not any more; send another one as the metadata `authorization: \
          Bearer CREDENTIAL`"
@@ -357,7 +359,8 @@ impl CallError {
             Self::MessageTooLong { .. } => Row::new(Code::ResourceExhausted, R::MessageTooLong),
             Self::CredentialMissing => Row::new(Code::Unauthenticated, R::CredentialMissing),
             Self::CredentialRefused => Row::new(Code::Unauthenticated, R::CredentialRefused),
-            // gRPC's status codes have UNIMPLEMENTED for a unary call with no message or with several.
+            // gRPC's status codes have UNIMPLEMENTED for a unary call with no message or with
+            // several.
             Self::MessageMissing => Row::new(Code::Unimplemented, R::MessageMissing),
             Self::TooManyMessages { limit: 1 } => Row::new(Code::Unimplemented, R::TooManyMessages),
             Self::TooManyMessages { .. } => Row::new(Code::ResourceExhausted, R::TooManyMessages),
@@ -461,7 +464,8 @@ mod tests {
         }};
     }
 
-    /// Each variant of an error, and its code, reason, metadata, subject of the quota, and seconds until a retry.
+    /// Each variant of an error, and its code, reason, metadata, subject of the quota, and seconds
+    /// until a retry.
     #[rustfmt::skip]
     #[allow(unreachable_patterns, reason = "some variants have several cases")]
     #[allow(clippy::type_complexity, reason = "a table")]

@@ -67,8 +67,8 @@ use crate::{
 /// niceness costs nothing.
 const SEARCH_NICENESS: i32 = 5;
 
-/// Maximum time for a call that a drain has stopped to send its cursor. Its search stops within a slice, so nearly
-/// all of this is for a machine whose cores are busy with other processes.
+/// Maximum time for a call that a drain has stopped to send its cursor. Its search stops within a
+/// slice, so nearly all of this is for a machine whose cores are busy with other processes.
 const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 
 /// How long connections may take to close once every call has ended: the time for last statuses
@@ -116,8 +116,8 @@ enum Place {
 }
 
 impl Settings {
-    /// Checks the settings before anything is started: reads the files that they name, and resolves host
-    /// names. This can block. It raises the limit on open files of the process to the maximum.
+    /// Checks the settings before anything is started: reads the files that they name, and resolves
+    /// host names. This can block. It raises the limit on open files of the process to the maximum.
     ///
     /// # Errors
     ///
@@ -141,8 +141,8 @@ impl Settings {
             _ => error.into(),
         })?;
         let (_, of_address) = self.calls.open(self.searches.concurrent_rpcs);
-        // One connection leaves a quarter of its address's calls to the others. Its client waits for the end of a call
-        // then, by HTTP/2's own rules, instead of being refused.
+        // One connection leaves a quarter of its address's calls to the others. Its client waits
+        // for the end of a call then, by HTTP/2's own rules, instead of being refused.
         let of_connection = of_address.get() - of_address.get() / 4;
         connections.concurrent_streams = u32::try_from(of_connection)
             .unwrap_or(u32::MAX)
@@ -190,9 +190,9 @@ impl Settings {
 }
 
 impl Checked {
-    /// Returns what is wrong with the TLS files although the server starts with them. An expired certificate
-    /// is only a warning: the server picks up a new one as soon as there is one, but a server that refused
-    /// to start would stay down.
+    /// Returns what is wrong with the TLS files although the server starts with them. An expired
+    /// certificate is only a warning: the server picks up a new one as soon as there is one, but a
+    /// server that refused to start would stay down.
     #[must_use]
     pub fn warnings(&self) -> Vec<transport::Warning> {
         self.tls.as_ref().map(Tls::warnings).unwrap_or_default()
@@ -363,8 +363,8 @@ pub struct Activity {
     pub searches: usize,
 }
 
-/// A server that listens, and does not accept connections before [`serve`](Server::serve). Its port for
-/// metrics and health, if there is one, answers from the beginning.
+/// A server that listens, and does not accept connections before [`serve`](Server::serve). Its port
+/// for metrics and health, if there is one, answers from the beginning.
 ///
 /// Dropping it closes its sockets, and ends its searches and threads.
 pub struct Server {
@@ -384,13 +384,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Number of threads that a server needs besides those of its runtime and those that search: one each for
-    /// the log, deadlines, spans, the allocator and an estimate, two each for the files of keys and of
-    /// certificates, and one while it starts.
+    /// Number of threads that a server needs besides those of its runtime and those that search:
+    /// one each for the log, deadlines, spans, the allocator and an estimate, two each for the
+    /// files of keys and of certificates, and one while it starts.
     pub const THREADS: usize = 10;
 
-    /// Reads the files, binds the sockets and starts the threads that search. It raises the limit on open
-    /// files of the process to the maximum.
+    /// Reads the files, binds the sockets and starts the threads that search. It raises the limit
+    /// on open files of the process to the maximum.
     ///
     /// Dropping the future abandons all of this.
     ///
@@ -431,10 +431,11 @@ impl Server {
         }
     }
 
-    /// Serves a connection that does not come from a socket, such as a pipe within the process. It has no
-    /// address, so its client is called `nobody`.
+    /// Serves a connection that does not come from a socket, such as a pipe within the process. It
+    /// has no address, so its client is called `nobody`.
     ///
-    /// Dropping the future closes the connection; its calls end as those of a client that has disconnected.
+    /// Dropping the future closes the connection; its calls end as those of a client that has
+    /// disconnected.
     pub async fn serve_connection<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -442,9 +443,10 @@ impl Server {
         self.transport.serve_connection(io).await;
     }
 
-    /// Serves until `shutdown` is ready, then drains: it accepts no new calls, and calls that outlast the
-    /// grace period are stopped and get a cursor. The log shows what `shutdown` returns. When `at_once` is
-    /// ready, the server returns without waiting for calls and connections.
+    /// Serves until `shutdown` is ready, then drains: it accepts no new calls, and calls that
+    /// outlast the grace period are stopped and get a cursor. The log shows what `shutdown`
+    /// returns. When `at_once` is ready, the server returns without waiting for calls and
+    /// connections.
     ///
     /// Dropping the future closes the sockets and leaves connections to the runtime.
     ///

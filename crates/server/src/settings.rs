@@ -14,8 +14,8 @@ use http::Uri;
 
 use crate::auth;
 
-/// Maximum share of the cores of a client, compared with others' share of 1. With more, the others would
-/// wait for half a second and longer between two of their slices.
+/// Maximum share of the cores of a client, compared with others' share of 1. With more, the others
+/// would wait for half a second and longer between two of their slices.
 pub const MAXIMUM_WEIGHT: u32 = 1000;
 
 /// Number of open calls for each call that may search. Most calls that do not search end at once.
@@ -25,8 +25,8 @@ const OPEN_CALLS_PER_RPC: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 /// watch or list searches.
 const LEAST_OPEN_CALLS: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
 
-/// How a server is set up. The default listens on a free port of the loopback address, and identifies
-/// clients by their IP addresses.
+/// How a server is set up. The default listens on a free port of the loopback address, and
+/// identifies clients by their IP addresses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Where it listens. With `None`, it serves only the connections that it gets by
@@ -38,8 +38,8 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     /// Which credentials it accepts. Default: none.
     pub auth: auth::Settings,
-    /// Clients that may list and cancel the searches of all clients. On a Unix socket, so may root and the
-    /// user who runs the server.
+    /// Clients that may list and cancel the searches of all clients. On a Unix socket, so may root
+    /// and the user who runs the server.
     pub operators: Vec<ClientName>,
     /// Where it sends spans of calls. Default: nowhere.
     pub traces: Option<Traces>,
@@ -49,8 +49,8 @@ pub struct Settings {
     pub calls: Calls,
     /// Limits of connections.
     pub connections: transport::Settings,
-    /// Grace period for open calls during a drain. Default: 5 s, which is enough for calls that are nearly
-    /// done; the others get a cursor.
+    /// Grace period for open calls during a drain. Default: 5 s, which is enough for calls that are
+    /// nearly done; the others get a cursor.
     pub drain_grace: Duration,
 }
 
@@ -130,8 +130,8 @@ impl FromStr for HostPort {
 pub struct Traces {
     /// Address of an OTLP collector, `http://HOST:PORT`. Spans are sent over gRPC, without TLS.
     pub collector: Uri,
-    /// Share of the calls that are traced, from 0 to 1. It applies to calls without a trace context; of the
-    /// others, those are traced whose context has the sampled flag.
+    /// Share of the calls that are traced, from 0 to 1. It applies to calls without a trace
+    /// context; of the others, those are traced whose context has the sampled flag.
     pub share: f64,
 }
 
@@ -142,25 +142,26 @@ pub struct Searches {
     pub workers: Option<NonZeroUsize>,
     /// The kernel. Default: the fastest one of this machine.
     pub kernel: Option<Kernel>,
-    /// Hash budget of one RPC. Default: 10^12, within which almost every search for eight letters ends (one
-    /// hash in 6e10 contains them).
+    /// Hash budget of one RPC. Default: 10^12, within which almost every search for eight letters
+    /// ends (one hash in 6e10 contains them).
     pub maximum_hashes: NonZeroU64,
     /// Status of an RPC of the reference contract whose budget is spent. Default: CANCELLED.
     pub budget_status: BudgetStatus,
-    /// Maximum number of RPCs that search at a time. Default: 1,000. Each takes a few kilobytes, and they
-    /// share the cores, so more of them only take longer.
+    /// Maximum number of RPCs that search at a time. Default: 1,000. Each takes a few kilobytes,
+    /// and they share the cores, so more of them only take longer.
     pub concurrent_rpcs: NonZeroUsize,
-    /// Maximum number of searches of a client at a time. Default: three quarters of all RPCs, so that there
-    /// is room for other clients.
+    /// Maximum number of searches of a client at a time. Default: three quarters of all RPCs, so
+    /// that there is room for other clients.
     pub searches_of_client: Option<NonZeroUsize>,
-    /// Maximum number of hashes of a client in a second, on average over a minute. Default: no limit.
+    /// Maximum number of hashes of a client in a second, on average over a minute. Default: no
+    /// limit.
     pub hashes_per_second_of_client: Option<NonZeroU64>,
     /// Clients' shares of the cores, if not 1; at most [`MAXIMUM_WEIGHT`].
     pub weights: HashMap<ClientName, NonZeroU32>,
     /// Clients' own quotas, instead of the two limits above.
     pub quotas: HashMap<ClientName, Quota>,
-    /// Maximum number of candidates that wait for the reader of a stream; the search pauses at that number.
-    /// Default: 256, which is a few frames, and a few kilobytes for each search.
+    /// Maximum number of candidates that wait for the reader of a stream; the search pauses at that
+    /// number. Default: 256, which is a few frames, and a few kilobytes for each search.
     pub queue_length: NonZeroUsize,
 }
 
@@ -205,20 +206,20 @@ pub enum BudgetStatus {
 /// Limits of calls before authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Calls {
-    /// Maximum number of calls that an address begins in a second, and at once. Default: 5,000, which is an
-    /// eighth of what two cores answer, and takes a seventh of a core to reject. More calls from one address
-    /// come from a proxy, or are a flood.
+    /// Maximum number of calls that an address begins in a second, and at once. Default: 5,000,
+    /// which is an eighth of what two cores answer, and takes a seventh of a core to reject. More
+    /// calls from one address come from a proxy, or are a flood.
     pub per_second_of_address: NonZeroU32,
-    /// Maximum number of open calls of all kinds, at about 10 kB each. Default: four times the number of RPCs
-    /// that may search, and at least 1,000.
+    /// Maximum number of open calls of all kinds, at about 10 kB each. Default: four times the
+    /// number of RPCs that may search, and at least 1,000.
     pub open: Option<NonZeroUsize>,
     /// Maximum number of open calls of one address. Default: a quarter of all.
     pub open_of_address: Option<NonZeroUsize>,
     /// Maximum number of rejected credentials of an address in a second; ten times as many at once. Default:
     /// 10. A program with an old key tries it a few times, and an attacker would need 2^256 guesses.
     pub refused_credentials_per_second: NonZeroU32,
-    /// Maximum time for a whole request to arrive. Default: 10 s. Clients send it with its headers; the rest
-    /// is for a network that loses half of the packets.
+    /// Maximum time for a whole request to arrive. Default: 10 s. Clients send it with its headers;
+    /// the rest is for a network that loses half of the packets.
     pub request_timeout: Duration,
 }
 
@@ -237,7 +238,8 @@ impl Default for Calls {
 }
 
 impl Calls {
-    /// Returns the maximum numbers of open calls, in all and of one address, if this many RPCs may search.
+    /// Returns the maximum numbers of open calls, in all and of one address, if this many RPCs may
+    /// search.
     pub(crate) fn open(&self, rpcs: NonZeroUsize) -> (NonZeroUsize, NonZeroUsize) {
         let default = rpcs
             .saturating_mul(OPEN_CALLS_PER_RPC)

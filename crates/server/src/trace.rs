@@ -52,8 +52,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Maximum time to send the last spans at the end.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Maximum length of a `tracestate` that is passed on, in bytes. Trace Context requires at least this much; a longer
-/// one would be a way to fill the memory of the server and the collector.
+/// Maximum length of a `tracestate` that is passed on, in bytes. Trace Context requires at least
+/// this much; a longer one would be a way to fill the memory of the server and the collector.
 const MAX_STATE_LEN: usize = 512;
 
 /// Maximum number of members of a `tracestate`, as Trace Context defines it.
@@ -286,8 +286,8 @@ struct Caller<'a> {
 }
 
 impl<'a> Caller<'a> {
-    /// Returns the trace of these headers. If there are several parents, none counts. Several states are one list;
-    /// a broken list is not passed on, as Trace Context requires.
+    /// Returns the trace of these headers. If there are several parents, none counts. Several
+    /// states are one list; a broken list is not passed on, as Trace Context requires.
     fn of(headers: &'a HeaderMap) -> Option<Caller<'a>> {
         let mut parents = headers.get_all("traceparent").iter();
         let (Some(parent), None) = (parents.next(), parents.next()) else {

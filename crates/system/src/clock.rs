@@ -1,5 +1,5 @@
-//! Reads the date from the system's clock, which can show one beyond the last that the program can represent, and the
-//! user's time zone.
+//! Reads the date from the system's clock, which can show one beyond the last that the program can
+//! represent, and the user's time zone.
 
 use std::{
     env, fs,
@@ -34,8 +34,9 @@ pub fn timestamp(time: SystemTime) -> Result<Timestamp> {
         .context("the system's clock shows a time after 9999-12-30T22:00Z; set the clock")
 }
 
-/// Begins to read the user's time zone from its file, which can block, on a thread of its own. The result is
-/// empty until it has been read, and stays so if there is no thread for it or its file is not a regular one.
+/// Begins to read the user's time zone from its file, which can block, on a thread of its own. The
+/// result is empty until it has been read, and stays so if there is no thread for it or its file is
+/// not a regular one.
 #[must_use]
 pub fn time_zone() -> Arc<OnceLock<TimeZone>> {
     let zone = Arc::new(OnceLock::new());

@@ -26,8 +26,8 @@ const BLOCKED_AFTER: Duration = Duration::from_secs(10);
 
 /// Opens a regular file for reading, through symbolic links: Kubernetes mounts secrets as such.
 ///
-/// This can block, for instance on a network mount whose server is gone. It does not wait for the writer of a
-/// named pipe.
+/// This can block, for instance on a network mount whose server is gone. It does not wait for the
+/// writer of a named pipe.
 ///
 /// # Errors
 ///
@@ -48,7 +48,8 @@ pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
-/// Reads a regular file of at most `limit` bytes, through symbolic links. This can block, as [`open`] can.
+/// Reads a regular file of at most `limit` bytes, through symbolic links. This can block, as
+/// [`open`] can.
 ///
 /// # Errors
 ///
@@ -57,8 +58,8 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     contents(open(path)?.0, limit)
 }
 
-/// Reads a file of any kind, a pipe for instance, of at most `limit` bytes. This waits for a pipe's writer, so
-/// it is only for a process that any signal still ends.
+/// Reads a file of any kind, a pipe for instance, of at most `limit` bytes. This waits for a pipe's
+/// writer, so it is only for a process that any signal still ends.
 ///
 /// # Errors
 ///
@@ -67,8 +68,8 @@ pub fn read_any_kind(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     contents(File::open(path)?, limit)
 }
 
-/// Opens a regular file that belongs to this program, with these options. Follows no symbolic link at the end
-/// of the path, and does not block on a named pipe or a lease.
+/// Opens a regular file that belongs to this program, with these options. Follows no symbolic link
+/// at the end of the path, and does not block on a named pipe or a lease.
 ///
 /// # Errors
 ///
@@ -181,8 +182,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Calls `look` after each pause of this length. It may block: the log reports that, and nothing else waits
-    /// for it. A panic ends one call of it only.
+    /// Calls `look` after each pause of this length. It may block: the log reports that, and
+    /// nothing else waits for it. A panic ends one call of it only.
     ///
     /// # Errors
     ///
@@ -265,7 +266,8 @@ mod tests {
         assert_eq!(endless.to_string(), "it is larger than 64 KiB");
     }
 
-    /// A panic in a look, or one that is blocked, must not end the others or the process that drops the watch.
+    /// A panic in a look, or one that is blocked, must not end the others or the process that drops
+    /// the watch.
     #[test]
     fn a_watch_looks_until_it_is_dropped() {
         let (looked, looks) = mpsc::channel();

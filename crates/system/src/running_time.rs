@@ -15,16 +15,16 @@ use tokio::time::{MissedTickBehavior, interval};
 /// the time before the stop is not counted.
 const READ_EVERY: Duration = Duration::from_millis(100);
 
-/// The process was stopped, even if no signal says so, if there is more time than this between two readings. Other
-/// processes that keep every core busy delay a reading by a fraction of it.
+/// The process was stopped, even if no signal says so, if there is more time than this between two
+/// readings. Other processes that keep every core busy delay a reading by a fraction of it.
 const STOPPED_AFTER: Duration = Duration::from_secs(1);
 
-/// Measures for how long the process runs, without the time for which it is stopped, by ctrl-Z or SIGSTOP for example.
-/// The system's own clock includes that time.
+/// Measures for how long the process runs, without the time for which it is stopped, by ctrl-Z or
+/// SIGSTOP for example. The system's own clock includes that time.
 ///
-/// SIGCONT says that the process was stopped, but not since when. So the whole time between two readings does not
-/// count, and the clock must be read often. A container that is paused, for example, continues without a signal,
-/// which this infers from a long time between two readings.
+/// SIGCONT says that the process was stopped, but not since when. So the whole time between two
+/// readings does not count, and the clock must be read often. A container that is paused, for
+/// example, continues without a signal, which this infers from a long time between two readings.
 pub struct RunningTime {
     last: Instant,
     /// Whether the last reading came long after the one before.

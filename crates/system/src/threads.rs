@@ -1,7 +1,7 @@
 //! Threads: those that run the async runtime, and those for work that may block.
 //!
-//! The system can refuse a thread at any time (`RLIMIT_NPROC`, a container's limit on processes), so each one
-//! that is started here is an error if it cannot be started, never a panic.
+//! The system can refuse a thread at any time (`RLIMIT_NPROC`, a container's limit on processes),
+//! so each one that is started here is an error if it cannot be started, never a panic.
 
 use std::{
     fs, io,
@@ -20,12 +20,12 @@ use tokio::{
 pub const NO_THREAD: &str = "cannot start another thread; raise the limit (ulimit -u, or the container's limit \
                              on processes), or end other processes of this user";
 
-/// Maximum time until the kernel has removed threads that have ended; it takes microseconds. If there are more threads
-/// than before after that, another part of the process has started them.
+/// Maximum time until the kernel has removed threads that have ended; it takes microseconds. If
+/// there are more threads than before after that, another part of the process has started them.
 const REMOVED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Runs a command's future on the calling thread, and the tasks that it spawns on one other thread. A task
-/// therefore makes progress while the command waits for the reader of its output.
+/// Runs a command's future on the calling thread, and the tasks that it spawns on one other thread.
+/// A task therefore makes progress while the command waits for the reader of its output.
 ///
 /// # Errors
 ///
@@ -41,8 +41,9 @@ pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     handle.block_on(future)
 }
 
-/// Runs a server's future, with a thread for its tasks on each core. `others` is the number of threads that the server
-/// starts besides. If the system does not give all of these, one thread runs the tasks.
+/// Runs a server's future, with a thread for its tasks on each core. `others` is the number of
+/// threads that the server starts besides. If the system does not give all of these, one thread
+/// runs the tasks.
 ///
 /// # Errors
 ///
@@ -59,11 +60,12 @@ pub fn block_on_all_cores<T>(others: usize, future: impl Future<Output = Result<
     }
 }
 
-/// Builds a runtime with a thread for each core, if there are several cores and the system gives the threads.
+/// Builds a runtime with a thread for each core, if there are several cores and the system gives
+/// the threads.
 ///
-/// tokio 1.54 panics if it cannot start one of them, and then waits for the others forever. So a trial first starts
-/// that many threads and the others, which also leaves room in case another process of this user takes some in
-/// between.
+/// tokio 1.54 panics if it cannot start one of them, and then waits for the others forever. So a
+/// trial first starts that many threads and the others, which also leaves room in case another
+/// process of this user takes some in between.
 fn multi_threaded(others: usize) -> io::Result<Option<Runtime>> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let wanted = cores + others;
@@ -77,8 +79,8 @@ fn multi_threaded(others: usize) -> io::Result<Option<Runtime>> {
     Ok(Some(runtime))
 }
 
-/// Returns how many more threads, up to `wanted`, the system lets this process have at a time. It starts them for a
-/// moment, and waits until they no longer count.
+/// Returns how many more threads, up to `wanted`, the system lets this process have at a time. It
+/// starts them for a moment, and waits until they no longer count.
 #[must_use]
 pub fn startable(wanted: usize) -> usize {
     let before = count();

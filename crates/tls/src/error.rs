@@ -1,5 +1,5 @@
-//! Says in words what is wrong with a certificate or a handshake. rustls and webpki print most of it as the
-//! names of their enums.
+//! Says in words what is wrong with a certificate or a handshake. rustls and webpki print most of
+//! it as the names of their enums.
 
 use std::{
     fmt::Debug,
@@ -98,7 +98,8 @@ pub fn of_webpki(error: &webpki::Error) -> String {
     text.to_owned()
 }
 
-/// Returns why a peer rejects a certificate with this alert, or `None` if the alert is about something else.
+/// Returns why a peer rejects a certificate with this alert, or `None` if the alert is about
+/// something else.
 pub fn of_rejection(alert: AlertDescription) -> Option<&'static str> {
     Some(match alert {
         AlertDescription::AccessDenied => "access denied",
@@ -205,8 +206,8 @@ fn of_alert(alert: AlertDescription, peer: &str) -> String {
     format!("the {peer} {what}")
 }
 
-/// Returns a certificate's names, which webpki gives as `DnsName("a.example")` and `IpAddress(10.0.0.7)`, or
-/// `None` if there are none.
+/// Returns a certificate's names, which webpki gives as `DnsName("a.example")` and
+/// `IpAddress(10.0.0.7)`, or `None` if there are none.
 fn names(presented: &[String]) -> Option<String> {
     let bare = |name: &'_ str| -> String {
         let dns = name.strip_prefix("DnsName(\"");
@@ -233,8 +234,8 @@ pub fn date(time: UnixTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-/// Returns the name of an enum's variant as words: there are a hundred ways to break the rules of TLS, and new
-/// ones with each version of rustls.
+/// Returns the name of an enum's variant as words: there are a hundred ways to break the rules of
+/// TLS, and new ones with each version of rustls.
 fn words(variant: &impl Debug) -> String {
     let name = format!("{variant:?}");
     let end = name.find(|c: char| !c.is_ascii_alphanumeric());
@@ -265,8 +266,8 @@ mod tests {
         !words.any(is_variant)
     }
 
-    /// `hashfinder find` said "does not take our certificate (UnknownCA)", the server's log "received fatal alert:
-    /// BadCertificate", and both "Other(OtherError(CaUsedAsEndEntity))".
+    /// `hashfinder find` said "does not take our certificate (UnknownCA)", the server's log
+    /// "received fatal alert: BadCertificate", and both "Other(OtherError(CaUsedAsEndEntity))".
     #[test]
     fn errors_are_told_in_words() {
         assert!(

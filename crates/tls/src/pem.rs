@@ -16,11 +16,12 @@ use tokio_rustls::rustls::{
 
 use crate::error;
 
-/// Maximum length of a file, in bytes. All the authorities that a system trusts need a quarter of it.
+/// Maximum length of a file, in bytes. All the authorities that a system trusts need a quarter of
+/// it.
 const LONGEST: u64 = 1 << 20;
 
-/// Maximum number of labels, such as `CERTIFICATE REQUEST`, in a message about a file that has others than it
-/// should.
+/// Maximum number of labels, such as `CERTIFICATE REQUEST`, in a message about a file that has
+/// others than it should.
 const LABELS_SHOWN: usize = 3;
 
 /// Reads a file of authorities.
@@ -50,8 +51,8 @@ pub fn trusting(certificates: &[CertificateDer<'static>], path: &Path) -> Result
 ///
 /// # Errors
 ///
-/// If one of the files cannot be read, holds something else or an encrypted key, or the two do not belong
-/// together.
+/// If one of the files cannot be read, holds something else or an encrypted key, or the two do not
+/// belong together.
 pub fn identity(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey> {
     let identity = CertifiedKey::from_der(certificates(certificate)?, private_key(key)?, provider);
     identity.map_err(|error| match error {
@@ -154,7 +155,8 @@ fn encrypted(path: &Path) -> Error {
     )
 }
 
-/// Whether a private key needs a passphrase: by PKCS #8, or by the older headers of OpenSSL (RFC 1421).
+/// Whether a private key needs a passphrase: by PKCS #8, or by the older headers of OpenSSL (RFC
+/// 1421).
 fn is_encrypted(text: &[u8]) -> bool {
     text.split(|byte| *byte == b'\n').any(|line| {
         line.starts_with(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")

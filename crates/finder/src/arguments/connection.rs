@@ -10,7 +10,8 @@ use hashfinder_client::{CREDENTIAL, ConnectOptions, ServerAddress};
 
 use crate::terminal::quoted;
 
-/// Heading of these flags in the help. As a command's next heading it would also stand above other flags.
+/// Heading of these flags in the help. As a command's next heading it would also stand above other
+/// flags.
 const HEADING: &str = "How a server is asked";
 
 /// How a server is reached, and who asks.
@@ -27,7 +28,8 @@ pub(crate) struct ConnectionArguments {
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     tls_ca: Option<PathBuf>,
 
-    /// Show the server the certificate in this PEM file, in which those follow that lead to its authority
+    /// Show the server the certificate in this PEM file, in which those follow that lead to its
+    /// authority
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     tls_client_certificate: Option<PathBuf>,
 
@@ -41,8 +43,8 @@ pub(crate) struct ConnectionArguments {
 
     /// Send the credential that is the first line of this file
     ///
-    /// It is an API key or a token, and goes with every RPC. HASHFINDER_CREDENTIAL can hold one itself; no
-    /// flag can, for everybody on the machine sees the flags of a process.
+    /// It is an API key or a token, and goes with every RPC. HASHFINDER_CREDENTIAL can hold one
+    /// itself; no flag can, for everybody on the machine sees the flags of a process.
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     credential_file: Option<PathBuf>,
 
@@ -64,8 +66,8 @@ impl ConnectionArguments {
         }
     }
 
-    /// Returns the flags that connect to this server in the same way, whatever the settings are then, quoted for a shell.
-    /// They contain the paths of credentials and keys, but no credential.
+    /// Returns the flags that connect to this server in the same way, whatever the settings are
+    /// then, quoted for a shell. They contain the paths of credentials and keys, but no credential.
     pub(crate) fn flags(&self, server: &ServerAddress) -> String {
         let ConnectionArguments {
             // It is in the address.

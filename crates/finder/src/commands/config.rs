@@ -14,8 +14,8 @@ use crate::{
 /// Show the configuration, or print a file to begin one with.
 ///
 /// Nearly every flag is a setting, which can also be given by an environment variable or in a file;
-/// what only concerns one call, as --json and --resume do, cannot. The command line decides; then the
-/// environment does, then the file, then the default.
+/// what only concerns one call, as --json and --resume do, cannot. The command line decides; then
+/// the environment does, then the file, then the default.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 The file is the one that --config or HASHFINDER_CONFIG names, or else

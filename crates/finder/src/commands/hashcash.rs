@@ -42,9 +42,9 @@ const SPELLING: Spelling = Spelling {
 
 /// Mint a hashcash stamp, or check one.
 ///
-/// A stamp of version 1 is `1:BITS:DATE:RESOURCE::RANDOM:COUNTER`, and its SHA-1 begins with so many zero
-/// bits. It is printed. As with hashcash, the resource is in lower case, and case makes no difference when a
-/// stamp is checked.
+/// A stamp of version 1 is `1:BITS:DATE:RESOURCE::RANDOM:COUNTER`, and its SHA-1 begins with so
+/// many zero bits. It is printed. As with hashcash, the resource is in lower case, and case makes
+/// no difference when a stamp is checked.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

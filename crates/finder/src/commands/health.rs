@@ -26,9 +26,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Check whether a server takes calls.
 ///
-/// Asks the server's health service (grpc.health.v1) and prints the answer, SERVING or NOT_SERVING. A server that
-/// drains also stops listening, so the exit code is usually 5 then. It waits for the answer for at most 5 s, and needs
-/// no credential. Made for probes: a container that has nothing but this program can check itself.
+/// Asks the server's health service (grpc.health.v1) and prints the answer, SERVING or NOT_SERVING.
+/// A server that drains also stops listening, so the exit code is usually 5 then. It waits for the
+/// answer for at most 5 s, and needs no credential. Made for probes: a container that has nothing
+/// but this program can check itself.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -50,8 +50,8 @@ Exit codes:
   2  the command line is wrong
   5  the output failed, or a page cannot be written")]
 pub(crate) struct ManArguments {
-    /// Write a page for the program and one for each command into this folder, which is made if it is
-    /// not there
+    /// Write a page for the program and one for each command into this folder, which is made if it
+    /// is not there
     #[arg(long, value_name = "PATH")]
     directory: Option<PathBuf>,
 }

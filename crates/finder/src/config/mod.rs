@@ -42,7 +42,8 @@ pub(crate) fn parse(program: Command) -> Result<ArgMatches> {
     let line: Vec<OsString> = env::args_os().collect();
     let mut command = takes_negative_numbers(with_negations(program));
     let lenient = command.clone().ignore_errors(true);
-    // Errors in the line are reported below, when it is known which required flags have a value from elsewhere.
+    // Errors in the line are reported below, when it is known which required flags have a value
+    // from elsewhere.
     let asked = lenient
         .try_get_matches_from(&line)
         .unwrap_or_else(|help| help.exit());
@@ -194,7 +195,8 @@ mod tests {
         }
     }
 
-    /// Returns the settings that the variables give the command, and the number of notes about them.
+    /// Returns the settings that the variables give the command, and the number of notes about
+    /// them.
     fn resolved(path: &str, explicit: &[&str], variables: &[(&str, &str)]) -> (String, usize) {
         let (program, sources) = (nested(), sources(variables));
         let settings = Settings::of(&program);

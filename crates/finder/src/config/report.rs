@@ -16,8 +16,8 @@ use crate::terminal::{self, as_text, say};
 /// Width at which the texts in the default file are wrapped.
 const WIDTH: usize = 100;
 
-/// Returns a line for each setting of `program`, with its values and their origin. `file` is the file that the command
-/// line names.
+/// Returns a line for each setting of `program`, with its values and their origin. `file` is the
+/// file that the command line names.
 ///
 /// # Errors
 ///

@@ -207,8 +207,8 @@ impl Given<'_> {
     }
 }
 
-/// Returns `true` or `false` for a switch's value in the environment, as other programs read such a value; any other
-/// text as it is.
+/// Returns `true` or `false` for a switch's value in the environment, as other programs read such a
+/// value; any other text as it is.
 pub(super) fn true_or_false(text: &str) -> String {
     let on = BoolishValueParser::new().parse_ref(&Command::default(), None, text.as_ref());
     on.map_or_else(|_| text.to_owned(), |on| on.to_string())

@@ -45,8 +45,8 @@ fn explained(mut error: Error, mut program: Command, path: &[String], line: &[Os
     error
 }
 
-/// Replaces clap's suggestions for a flag that the command does not have. Clap suggests to give an unknown flag as a
-/// name, after `--`.
+/// Replaces clap's suggestions for a flag that the command does not have. Clap suggests to give an
+/// unknown flag as a name, after `--`.
 fn suggest(
     error: &mut Error,
     program: &mut Command,

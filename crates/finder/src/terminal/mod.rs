@@ -12,14 +12,14 @@ use serde_json::Value;
 
 pub(crate) use hashfinder_system::text::as_text;
 
-/// Prints a message on stderr, as one line without control characters, whatever it quotes. If stderr cannot be written,
-/// the work continues.
+/// Prints a message on stderr, as one line without control characters, whatever it quotes. If
+/// stderr cannot be written, the work continues.
 pub(crate) fn say(what: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "hashfinder: {}", as_text(&what.to_string()));
 }
 
-/// Returns an object as one line of JSON without control characters. JSON itself allows some in strings that a terminal
-/// would act on.
+/// Returns an object as one line of JSON without control characters. JSON itself allows some in
+/// strings that a terminal would act on.
 pub(crate) fn json(object: &Value) -> String {
     let mut line = String::new();
     for character in object.to_string().chars() {
@@ -32,8 +32,8 @@ pub(crate) fn json(object: &Value) -> String {
     line
 }
 
-/// Prints to stdout and flushes it. Returns whether stdout is still open: a reader that closes it early, as `head` does, is
-/// not an error.
+/// Prints to stdout and flushes it. Returns whether stdout is still open: a reader that closes it
+/// early, as `head` does, is not an error.
 pub(crate) fn print(what: impl AsRef<[u8]>) -> anyhow::Result<bool> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(what.as_ref());

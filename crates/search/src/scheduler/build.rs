@@ -1,11 +1,13 @@
-//! A group in the making: which searches could share a scan, and whether that would benefit all of them.
+//! A group in the making: which searches could share a scan, and whether that would benefit all of
+//! them.
 //!
-//! A group is as slow as its filter, so expensive searches can make each other slower than they would be with
-//! only their own turns. Two rules prevent that, based on the kernel's estimate of what a filter costs and on
-//! each search's share of the time. Sharing must not make any search slower than it would be alone. Newcomers
-//! must not make the followers slower: the cost may grow by as much as the time that all their turns add up to.
-//! If a rule is broken, half as many newcomers are tried, those that hit least often first. A search that does
-//! not fit is left out in the end.
+//! A group is as slow as its filter, so expensive searches can make each other slower than they
+//! would be with only their own turns. Two rules prevent that, based on the kernel's estimate of
+//! what a filter costs and on each search's share of the time. Sharing must not make any search
+//! slower than it would be alone. Newcomers must not make the followers slower: the cost may grow
+//! by as much as the time that all their turns add up to. If a rule is broken, half as many
+//! newcomers are tried, those that hit least often first. A search that does not fit is left out in
+//! the end.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -20,12 +22,12 @@ use crate::{
     query::Query,
 };
 
-/// Maximum number of searches that follow a scan. Sixteen thousand names are matched at a tenth of one name's
-/// speed; with more, a second scan is as good.
+/// Maximum number of searches that follow a scan. Sixteen thousand names are matched at a tenth of
+/// one name's speed; with more, a second scan is as good.
 const MAX_FOLLOWERS: usize = 1 << 14;
 
-/// Maximum cost of a secret for a group, in a fast kernel's hashes. With more, slices would hold so few
-/// secrets that the overhead of each slice would show.
+/// Maximum cost of a secret for a group, in a fast kernel's hashes. With more, slices would hold so
+/// few secrets that the overhead of each slice would show.
 const MAX_SHARED_COST: f64 = 1000.0;
 
 /// How much slower sharing may make a search after all, because costs are estimates.
@@ -141,9 +143,10 @@ impl Build {
         }
     }
 
-    /// Makes the group, plans its filter, and checks that all members benefit. That takes microseconds for a few
-    /// searches and tens of milliseconds for thousands, so a worker does it outside of the scheduler's lock.
-    /// `cost_of` returns the cost of a secret, in a fast kernel's hashes.
+    /// Makes the group, plans its filter, and checks that all members benefit. That takes
+    /// microseconds for a few searches and tens of milliseconds for thousands, so a worker does it
+    /// outside of the scheduler's lock. `cost_of` returns the cost of a secret, in a fast kernel's
+    /// hashes.
     pub(crate) fn make(&mut self, cost_of: impl Fn(&Matcher) -> f64) {
         let by_rate = |a: &Member, b: &Member| a.rate.total_cmp(&b.rate).then(a.id.cmp(&b.id));
         self.newcomers.sort_by(by_rate);
@@ -186,7 +189,8 @@ impl Build {
         members.map(|member| member.id)
     }
 
-    /// Whether every member is at least as fast as alone, and every follower at least as fast as it is now.
+    /// Whether every member is at least as fast as alone, and every follower at least as fast as it
+    /// is now.
     fn benefits_all(&self, cost: f64) -> bool {
         let all = || self.followers.iter().chain(&self.newcomers);
         let shares = |members: &[Member]| members.iter().map(|member| self.share(member)).sum();
@@ -200,8 +204,8 @@ impl Build {
             && all().all(benefits)
     }
 
-    /// A search's share of the time, in a unit that is the same for all: its client's weight, divided
-    /// evenly between connections, and within these between searches.
+    /// A search's share of the time, in a unit that is the same for all: its client's weight,
+    /// divided evenly between connections, and within these between searches.
     fn share(&self, member: &Member) -> f64 {
         let client = &member.client;
         let connections = self.crowd.get(&client.name);

@@ -7,8 +7,8 @@ use crate::{
     outcome::{Release, Report},
 };
 
-/// What the caller does once it has released the lock: wakers and releases run code that the scheduler does not
-/// know.
+/// What the caller does once it has released the lock: wakers and releases run code that the
+/// scheduler does not know.
 #[derive(Default)]
 #[must_use]
 pub(crate) struct Effects {

@@ -1,4 +1,5 @@
-//! A search as the scheduler knows it: what it has yet to cover, what it has found, and how it ends.
+//! A search as the scheduler knows it: what it has yet to cover, what it has found, and how it
+//! ends.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,18 +21,20 @@ use crate::{
     query::{Candidate, Query},
 };
 
-/// Maximum number of segments of a search: its own, and three that it leaves to others' scans. More would cover
-/// its range a little sooner and make each of its steps more expensive.
+/// Maximum number of segments of a search: its own, and three that it leaves to others' scans. More
+/// would cover its range a little sooner and make each of its steps more expensive.
 pub(super) const MAX_SEGMENTS: usize = 4;
 
-/// Maximum number of hits per hash, on average, for all searches that share it: half of what ends a slice of
-/// 2^16 secrets early. A search that hits more often shares with no other.
+/// Maximum number of hits per hash, on average, for all searches that share it: half of what ends a
+/// slice of 2^16 secrets early. A search that hits more often shares with no other.
 pub(super) const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
 
-/// A search to submit, with what the caller's thread has worked out before it takes the scheduler's lock.
+/// A search to submit, with what the caller's thread has worked out before it takes the scheduler's
+/// lock.
 pub(crate) struct Request {
     pub(crate) query: Query,
-    /// The matcher for this query alone. The search's first scan takes it, so that its filter is planned once.
+    /// The matcher for this query alone. The search's first scan takes it, so that its filter is
+    /// planned once.
     pub(crate) matcher: Arc<Matcher>,
     /// Expected hits per secret.
     pub(crate) rate: f64,
@@ -54,9 +57,10 @@ pub(super) struct Entry {
     pub(super) queue: VecDeque<Candidate>,
     rate: f64,
     pub(super) cost: f64,
-    /// The request's matcher, until the search's first scan takes it, every segment has a scan, or the search
-    /// ends. Keeping it longer would cost every search that shares a kilobyte for each of its names. If the
-    /// search needs a scan of its own again later, a worker plans the matcher again.
+    /// The request's matcher, until the search's first scan takes it, every segment has a scan, or
+    /// the search ends. Keeping it longer would cost every search that shares a kilobyte for each
+    /// of its names. If the search needs a scan of its own again later, a worker plans the matcher
+    /// again.
     pub(super) matcher: Option<Arc<Matcher>>,
     /// Until its frontier reaches this index, the search shares nothing: a slice that it shared has
     /// panicked, and each of the searches tries these secrets alone to find the cause.

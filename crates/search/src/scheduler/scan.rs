@@ -20,8 +20,8 @@ use crate::{
 /// measurements does not make the overhead dominate. A secret that costs more is a slice by itself.
 const MIN_SLICE: u64 = 1 << 6;
 
-/// Maximum length of a slice, whatever the clock says: at a thousand million secrets a second it takes a
-/// quarter of a millisecond.
+/// Maximum length of a slice, whatever the clock says: at a thousand million secrets a second it
+/// takes a quarter of a millisecond.
 const MAX_SLICE: u64 = 1 << 18;
 
 pub(super) type Scans = BTreeMap<ScanId, Box<Scan>>;
@@ -86,8 +86,8 @@ impl Scan {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Replaces the group, and returns the old one, to be dropped outside of the lock. Slices get shorter by as
-    /// much as the cost grows, until the new speed is known.
+    /// Replaces the group, and returns the old one, to be dropped outside of the lock. Slices get
+    /// shorter by as much as the cost grows, until the new speed is known.
     pub(super) fn replace_group(&mut self, group: Arc<Group>, cost: f64) -> Arc<Group> {
         let growth = (cost / self.cost).max(1.0);
         self.length = at_cost(self.length, growth);
@@ -105,8 +105,8 @@ impl Scan {
         } else {
             let took = took.as_nanos().max(1);
             let fitting = u128::from(count) * SLICE_TIME.as_nanos() / took;
-            // Shrinks by at most a factor of two: one slow slice, during which the system was busy, says little.
-            // Grows at once: no slice can have been faster than the backend is.
+            // Shrinks by at most a factor of two: one slow slice, during which the system was busy,
+            // says little. Grows at once: no slice can have been faster than the backend is.
             u64::try_from(fitting).unwrap_or(MAX_SLICE).max(length / 2)
         }
         .clamp(at_cost(MIN_SLICE, self.cost), MAX_SLICE);

@@ -1,9 +1,9 @@
-//! Brings searches together: finds those that could follow a scan, and lets them follow it once a worker has
-//! [made their group](Build::make).
+//! Brings searches together: finds those that could follow a scan, and lets them follow it once a
+//! worker has [made their group](Build::make).
 //!
-//! Every few slices, a worker checks a bounded number of searches and scans, so that no other waits long for
-//! the lock. When it finds searches that could follow a scan, it makes the matcher for all of them outside of
-//! the lock.
+//! Every few slices, a worker checks a bounded number of searches and scans, so that no other waits
+//! long for the lock. When it finds searches that could follow a scan, it makes the matcher for all
+//! of them outside of the lock.
 
 use std::{ops::Bound, sync::Arc, time::Duration};
 
@@ -18,20 +18,20 @@ use crate::{
     matcher::Matcher,
 };
 
-/// After bringing searches together, the pause before the next time, as a multiple of the time that it took:
-/// at most five percent of one core's time go there.
+/// After bringing searches together, the pause before the next time, as a multiple of the time that
+/// it took: at most five percent of one core's time go there.
 const PAUSE: u32 = 20;
 
-/// Maximum number of searches or scans to check, or of searches to let follow a scan, before others have the lock.
-/// Few in tests, where there are few.
+/// Maximum number of searches or scans to check, or of searches to let follow a scan, before others
+/// have the lock. Few in tests, where there are few.
 const STEPS_AT_ONCE: usize = if cfg!(test) { 2 } else { 256 };
 
 /// Time to check one search or scan.
 const STEP_TIME: Duration = Duration::from_nanos(200);
 
 impl Scheduler {
-    /// Finds searches that could share a scan, if that is due: a little at a time, whenever a worker is about to
-    /// take a slice. That worker makes the group that is found.
+    /// Finds searches that could share a scan, if that is due: a little at a time, whenever a
+    /// worker is about to take a slice. That worker makes the group that is found.
     pub(crate) fn upkeep(&mut self, now: Duration) -> Option<Job> {
         if now < self.upkeep.next {
             return None;
@@ -93,8 +93,8 @@ impl Scheduler {
 
     /// Gathers the scan's followers, and the searches that could follow it.
     ///
-    /// A search never starts to follow a scan while this is under way, so all followers are found. That matters: a
-    /// follower that is not in the group would miss its hits.
+    /// A search never starts to follow a scan while this is under way, so all followers are found.
+    /// That matters: a follower that is not in the group would miss its hits.
     fn gather(&mut self, mut after: SearchId, mut build: Build, steps: &mut usize) -> Step {
         let scan = self.scans.get(&build.scan);
         let Some(scan) = scan.filter(|scan| !scan.is_stopped()) else {
@@ -133,8 +133,9 @@ impl Scheduler {
         }
     }
 
-    /// Makes a scan serve the group that was made, and lets some of its members follow. Returns whether those
-    /// were all: the lock is released between calls, so that thousands do not make other workers wait.
+    /// Makes a scan serve the group that was made, and lets some of its members follow. Returns
+    /// whether those were all: the lock is released between calls, so that thousands do not make
+    /// other workers wait.
     pub(crate) fn install(&mut self, build: &mut Build, now: Duration) -> bool {
         let is_done = match &mut build.made {
             Some(made) => self.install_some(build.scan, build.newcomers.len(), made),
@@ -198,8 +199,8 @@ impl Scheduler {
         }
     }
 
-    /// Lets a search follow a scan from `at` on, if it still can. Returns the search's own matcher if the search
-    /// will not start a scan, to be dropped outside of the lock.
+    /// Lets a search follow a scan from `at` on, if it still can. Returns the search's own matcher
+    /// if the search will not start a scan, to be dropped outside of the lock.
     fn follow(&mut self, id: SearchId, scan_id: ScanId, at: Index) -> Option<Arc<Matcher>> {
         let limit = self.accounts.limits().queue_length;
         let entry = self.searches.get(&id);

@@ -53,8 +53,8 @@ impl Auth {
         self.keys.is_some() || self.tokens.is_some() || self.takes_certificates
     }
 
-    /// Applies changes to the file of API keys, if there is one, within a second or two, until the result is
-    /// dropped.
+    /// Applies changes to the file of API keys, if there is one, within a second or two, until the
+    /// result is dropped.
     ///
     /// # Errors
     ///

@@ -367,15 +367,15 @@ impl KeyFile {
     /// Changes a file of keys. If `is_made`, creates the file if it is missing. Waits while another
     /// process changes it.
     ///
-    /// The file is replaced as a whole, so that a reader finds the old content or the new one. A new file is
-    /// readable by its owner only; an old one keeps its owner and its mode, so that a server that could read it
-    /// still can. A file that cannot be replaced, because it is a mount point or its folder is read-only, is
-    /// overwritten under a lock.
+    /// The file is replaced as a whole, so that a reader finds the old content or the new one. A
+    /// new file is readable by its owner only; an old one keeps its owner and its mode, so that a
+    /// server that could read it still can. A file that cannot be replaced, because it is a mount
+    /// point or its folder is read-only, is overwritten under a lock.
     ///
     /// # Errors
     ///
-    /// If it cannot be read or written, or the change fails. Then it is as it was, unless the error says
-    /// otherwise.
+    /// If it cannot be read or written, or the change fails. Then it is as it was, unless the error
+    /// says otherwise.
     pub fn change<T>(
         path: &Path,
         is_made: bool,
@@ -478,8 +478,8 @@ fn write_new(new: &Path, text: &str, old: Option<&Metadata>) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Whether a file that could not be replaced may still be writable: it is a mount point, or its folder or its
-/// owner does not allow another file in its place.
+/// Whether a file that could not be replaced may still be writable: it is a mount point, or its
+/// folder or its owner does not allow another file in its place.
 fn is_kept_in_place(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -490,8 +490,8 @@ fn is_kept_in_place(error: &io::Error) -> bool {
     )
 }
 
-/// Writes the text over the old one, under a lock, so that readers never use an incomplete file. Sets `is_damaged` if
-/// an error has left the file incomplete.
+/// Writes the text over the old one, under a lock, so that readers never use an incomplete file.
+/// Sets `is_damaged` if an error has left the file incomplete.
 fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     file.lock()?;

@@ -1,4 +1,5 @@
-//! What layers have in common: a layer rejects a call, or observes the body of its response to the last frame.
+//! What layers have in common: a layer rejects a call, or observes the body of its response to the
+//! last frame.
 
 use std::{
     convert::Infallible,
@@ -24,8 +25,8 @@ pub(crate) trait BodyObserver<D, E> {
         polled
     }
 
-    /// Whether a reader has to read to the end even of a body that is known to have ended, so that the observer
-    /// sees the end.
+    /// Whether a reader has to read to the end even of a body that is known to have ended, so that
+    /// the observer sees the end.
     fn sees_end(&self) -> bool {
         false
     }

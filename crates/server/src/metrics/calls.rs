@@ -212,8 +212,8 @@ impl Drop for Call {
     }
 }
 
-/// Counts the calls that pass and, if there is a collector, traces them. It is the first layer, so it makes the
-/// [`CallInfo`] of every call.
+/// Counts the calls that pass and, if there is a collector, traces them. It is the first layer, so
+/// it makes the [`CallInfo`] of every call.
 #[derive(Clone)]
 pub(crate) struct CallsLayer {
     pub(crate) calls: Calls,

@@ -26,11 +26,12 @@ use crate::metrics::format::Format;
 /// connection that has not sent its request yet makes room for the next, the longest silent first.
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
-/// Maximum number of connections of one address, so that slow readers at one address leave room for others.
+/// Maximum number of connections of one address, so that slow readers at one address leave room for
+/// others.
 const CONNECTIONS_PER_ADDRESS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
-/// Maximum number of connections that an address begins each second. A scrape is one connection, and costs a tenth
-/// of a millisecond while its text is fresh.
+/// Maximum number of connections that an address begins each second. A scrape is one connection,
+/// and costs a tenth of a millisecond while its text is fresh.
 const NEW_CONNECTIONS: Rate = Rate {
     per_second: 200.0,
     burst: 200.0,
@@ -42,7 +43,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum time of one connection, even if its response is read slowly. It is for one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum length of a request, in bytes; a longer one is answered with 431. The HTTP library takes no less.
+/// Maximum length of a request, in bytes; a longer one is answered with 431. The HTTP library takes
+/// no less.
 const REQUEST_LEN: usize = 8192;
 
 /// How long a text of metrics is reused. The engine's workers wait while their counters are read,
@@ -63,7 +65,8 @@ pub(crate) struct Exporter<H> {
 }
 
 impl<H: Health> Exporter<H> {
-    /// Shows `registry` at `/metrics`, and at `/healthz` what `health` answers for the server as a whole.
+    /// Shows `registry` at `/metrics`, and at `/healthz` what `health` answers for the server as a
+    /// whole.
     pub(crate) fn new(registry: Registry, health: H) -> Exporter<H> {
         Exporter {
             registry,
@@ -72,8 +75,8 @@ impl<H: Health> Exporter<H> {
         }
     }
 
-    /// Answers requests, forever. Dropping the future closes the socket; connections that were accepted before
-    /// still get an answer.
+    /// Answers requests, forever. Dropping the future closes the socket; connections that were
+    /// accepted before still get an answer.
     pub(crate) async fn serve(self, listener: Listener) {
         let exporter = Arc::new(self);
         let admission = Admission::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS, NEW_CONNECTIONS);

@@ -17,14 +17,15 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Returns the format for a request with these headers: OpenMetrics if `Accept` names it and does not prefer
-    /// plain text, otherwise Prometheus's. A wildcard does not name OpenMetrics. Parts of the header that cannot be
-    /// read are ignored.
+    /// Returns the format for a request with these headers: OpenMetrics if `Accept` names it and
+    /// does not prefer plain text, otherwise Prometheus's. A wildcard does not name OpenMetrics.
+    /// Parts of the header that cannot be read are ignored.
     pub(super) fn accepted(headers: &HeaderMap) -> Format {
         let lists = headers.get_all(header::ACCEPT).iter();
         let lists = lists.filter_map(|list| list.to_str().ok());
         let mut openmetrics = 0;
-        // By specificity: of the ranges that match, the most specific one counts (RFC 9110, section 12.5.1).
+        // By specificity: of the ranges that match, the most specific one counts (RFC 9110, section
+        // 12.5.1).
         let mut text: [Option<u16>; 3] = [None; 3];
         for range in lists.flat_map(MediaTypeList::new).flatten() {
             let Some(quality) = quality(&range) else {

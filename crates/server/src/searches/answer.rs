@@ -25,7 +25,8 @@ pub(crate) const FULL_FRAME: usize = 8;
 /// How long candidates that do not fill a frame wait for others.
 const FRAME_PACE: Duration = Duration::from_millis(10);
 
-/// A search on behalf of a call. Dropping it stops the search; tonic drops it when the client is gone.
+/// A search on behalf of a call. Dropping it stops the search; tonic drops it when the client is
+/// gone.
 pub(crate) struct Answer {
     context: CallContext,
     search: Search,
@@ -94,7 +95,8 @@ impl Answer {
         self.search.stopper().progress()
     }
 
-    /// Returns the next candidates once there are `at_least` that many or no more will come, and then the end.
+    /// Returns the next candidates once there are `at_least` that many or no more will come, and
+    /// then the end.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
         if let Poll::Ready(reason) = self.cancelled.poll(cx) {
             self.record

@@ -142,8 +142,8 @@ impl Call {
 
 /// The calls whose searches are listed, until each call ends. Clones share them.
 ///
-/// A closed connection and a response that is not read stop the search of their call. They find the call here and not
-/// by way of the search's record, so that a record needs no call.
+/// A closed connection and a response that is not read stop the search of their call. They find the
+/// call here and not by way of the search's record, so that a record needs no call.
 #[derive(Clone, Default)]
 pub(crate) struct OpenCalls(Arc<Mutex<HashMap<Arc<str>, Arc<Call>>>>);
 

@@ -1,6 +1,7 @@
 //! The record of one search: what the list of searches shows, why it was stopped, and how it ended.
 //!
-//! A record knows nothing of the call that began the search, so a search can outlive its call or have none.
+//! A record knows nothing of the call that began the search, so a search can outlive its call or
+//! have none.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,8 +28,8 @@ pub(crate) struct Record {
     /// The method that began it.
     method: MethodName,
     client: ClientName,
-    /// The part of the query that the list shows. The query itself takes ten times as much memory; it belongs
-    /// to the answer and is dropped with it.
+    /// The part of the query that the list shows. The query itself takes ten times as much memory;
+    /// it belongs to the answer and is dropped with it.
     names: Box<[Box<str>]>,
     ideal_distance: u8,
     /// Where the search began, and where its keyspace ends.
@@ -126,8 +127,8 @@ impl Record {
         self.began
     }
 
-    /// Takes the search's stopper, once the search has begun. If there already is a reason to stop the search,
-    /// it is stopped at once.
+    /// Takes the search's stopper, once the search has begun. If there already is a reason to stop
+    /// the search, it is stopped at once.
     pub(crate) fn started(&self, stopper: &Stopper) {
         let mut state = self.lock();
         if state.end.is_some() {
@@ -135,7 +136,8 @@ impl Record {
         }
         state.stopper = Some(stopper.clone());
         let is_stopped = state.stop.is_some();
-        // Without the lock: the stop may release the work on this thread, and the release locks the record.
+        // Without the lock: the stop may release the work on this thread, and the release locks the
+        // record.
         drop(state);
         if is_stopped {
             stopper.stop();
@@ -154,8 +156,8 @@ impl Record {
         self.lock().id.clone()
     }
 
-    /// Keeps how the search ended. Its reader and its last worker both report the end, and the first report
-    /// counts. Returns whether this one is the first and the search is listed.
+    /// Keeps how the search ended. Its reader and its last worker both report the end, and the
+    /// first report counts. Returns whether this one is the first and the search is listed.
     pub(crate) fn ended(&self, outcome: &Outcome, hashes: u64) -> bool {
         let mut state = self.lock();
         if state.end.is_some() {
@@ -187,13 +189,15 @@ impl Record {
         }
     }
 
-    /// Keeps why the search is being stopped, for a caller that stops it itself by dropping its handle.
+    /// Keeps why the search is being stopped, for a caller that stops it itself by dropping its
+    /// handle.
     pub(crate) fn note_stop(&self, cause: StopCause) {
         self.keep_stop(Stop::Other(cause));
     }
 
-    /// Keeps the reason if it is the first one. Then it returns what stops the search, for use without the
-    /// lock: a stop may release the work on this thread, and the release locks the record.
+    /// Keeps the reason if it is the first one. Then it returns what stops the search, for use
+    /// without the lock: a stop may release the work on this thread, and the release locks the
+    /// record.
     fn keep_stop(&self, stop: Stop) -> (CancelResult, Option<Stopper>) {
         let mut state = self.lock();
         if state.end.is_some() {
@@ -368,8 +372,8 @@ pub(crate) fn wire_state(state: SearchState) -> v1pb::SearchState {
     }
 }
 
-/// Returns the cause of a stop. An engine that is dropped stops its searches without one: it is dropped when
-/// the server shuts down.
+/// Returns the cause of a stop. An engine that is dropped stops its searches without one: it is
+/// dropped when the server shuts down.
 fn cause_of(stop: Option<&Stop>) -> StopCause {
     match stop {
         Some(Stop::Cancelled(by, _)) => (*by).into(),

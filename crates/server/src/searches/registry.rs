@@ -12,13 +12,14 @@ use hashfinder_transport::ClientName;
 
 use crate::searches::record::Record;
 
-/// Maximum number of ended searches that are kept of one client: enough to find a recent one, and so few that a
-/// client with thousands of short calls fills no memory.
+/// Maximum number of ended searches that are kept of one client: enough to find a recent one, and
+/// so few that a client with thousands of short calls fills no memory.
 const ENDED_OF_CLIENT: usize = 100;
 
-/// Maximum number of ended searches that are kept in all. Beyond that the client that has most of them loses its
-/// oldest one, so that it does not push out the searches of clients that have fewer. Each takes about a kilobyte,
-/// and five with the longest names and cursors, so all together take at most ten megabytes.
+/// Maximum number of ended searches that are kept in all. Beyond that the client that has most of
+/// them loses its oldest one, so that it does not push out the searches of clients that have fewer.
+/// Each takes about a kilobyte, and five with the longest names and cursors, so all together take
+/// at most ten megabytes.
 const ENDED: usize = 2000;
 
 const _: () = assert!(ENDED_OF_CLIENT < ENDED);
@@ -78,8 +79,8 @@ impl Registry {
         id
     }
 
-    /// Keeps how a search ended. Its reader and its last worker both report the end, and the first report
-    /// counts.
+    /// Keeps how a search ended. Its reader and its last worker both report the end, and the first
+    /// report counts.
     pub(crate) fn ended(&self, record: &Record, outcome: &Outcome, hashes: u64) {
         if record.ended(outcome, hashes)
             && let Some(id) = record.id()
@@ -98,8 +99,8 @@ impl Registry {
         viewer.sees(record).then(|| Arc::clone(record))
     }
 
-    /// Returns the searches that the viewer may see, the oldest first: all of them or those after a place, and of
-    /// all clients or of one.
+    /// Returns the searches that the viewer may see, the oldest first: all of them or those after a
+    /// place, and of all clients or of one.
     pub(crate) fn seen_by(
         &self,
         viewer: &Viewer,
@@ -116,7 +117,8 @@ impl Registry {
             .collect()
     }
 
-    /// Returns a text with which a list continues after a place. Only this process can read or make one.
+    /// Returns a text with which a list continues after a place. Only this process can read or make
+    /// one.
     pub(crate) fn page_token(&self, place: Place) -> String {
         let seal = self.random.hash_one(("page", place));
         let hidden = place ^ self.random.hash_one(("hide", seal));
@@ -132,7 +134,8 @@ impl Registry {
         (self.page_token(place) == token).then_some(place)
     }
 
-    /// Returns 128 bits that cannot be guessed, and that neither this process nor a later one repeats.
+    /// Returns 128 bits that cannot be guessed, and that neither this process nor a later one
+    /// repeats.
     fn id(&self, place: Place) -> Arc<str> {
         let halves = [("id", place), ("di", place)].map(|half| self.random.hash_one(half));
         format!("{:016x}{:016x}", halves[0], halves[1]).into()

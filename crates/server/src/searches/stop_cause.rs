@@ -48,8 +48,8 @@ impl From<CancelReason> for StopCause {
             CancelReason::DeadlineExceeded => StopCause::Deadline,
             CancelReason::Server => StopCause::Operator,
             CancelReason::Drain => StopCause::Drain,
-            // The library is published and may add reasons. A call that ends for an unknown reason has a
-            // client that no longer waits for it.
+            // The library is published and may add reasons. A call that ends for an unknown reason
+            // has a client that no longer waits for it.
             _ => StopCause::Client,
         }
     }

@@ -157,8 +157,8 @@ impl CallContext {
         self.state().add_callback(Box::new(callback))
     }
 
-    /// Waits until the call is asked to stop or is cancelled, and returns the reason. Returns `None`
-    /// if the call ends by itself.
+    /// Waits until the call is asked to stop or is cancelled, and returns the reason. Returns
+    /// `None` if the call ends by itself.
     ///
     /// Dropping the future has no effect on the call.
     pub async fn cancelled(&self) -> Option<CancelReason> {

@@ -1,7 +1,8 @@
 //! Checks a call's state under every interleaving of threads: the first end counts, every listener
 //! is notified once, no waiter hangs, no listener is left behind.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p tonic-cancel --lib --release --no-default-features --features server`
+//! `RUSTFLAGS="--cfg loom" cargo test -p tonic-cancel --lib --release --no-default-features
+//! --features server`
 
 use std::{
     pin::{Pin, pin},

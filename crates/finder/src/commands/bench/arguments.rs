@@ -43,7 +43,8 @@ pub(crate) struct BenchArguments {
     #[arg(long = "name", value_name = "NAME", default_value = "doctor")]
     pub(crate) names: Vec<DesiredName>,
 
-    /// A number of made-up names of 6 to 10 letters to search for at once; may be given more than once
+    /// A number of made-up names of 6 to 10 letters to search for at once; may be given more than
+    /// once
     #[arg(long = "names", value_name = "N", value_parser = number(1..=u16::MAX))]
     pub(crate) sets: Vec<u16>,
 

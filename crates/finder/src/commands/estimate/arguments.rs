@@ -9,8 +9,8 @@ use crate::arguments::{QueryArguments, values::kernel};
 
 /// Tell how likely a hash is to match a name, and how many hashes and how long a search takes.
 ///
-/// The chance is exact for short names and for most others; where it is not, its bounds are shown. A
-/// search has no memory: after any number of hashes in vain, all of it is still before it.
+/// The chance is exact for short names and for most others; where it is not, its bounds are shown.
+/// A search has no memory: after any number of hashes in vain, all of it is still before it.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -30,7 +30,8 @@ Exit codes:
   4  no secret can ever match the name
   5  the output failed")]
 pub(crate) struct EstimateArguments {
-    /// Hashes per second [default: measured here for a quarter of a second, on a thread for each core]
+    /// Hashes per second [default: measured here for a quarter of a second, on a thread for each
+    /// core]
     #[arg(long, value_name = "HASHES_PER_SECOND", value_parser = rate, allow_negative_numbers = true)]
     pub(crate) rate: Option<f64>,
 

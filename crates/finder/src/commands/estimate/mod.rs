@@ -62,7 +62,8 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Returns the numbers of hashes that are shown of a search, each with its name in JSON and in the table.
+/// Returns the numbers of hashes that are shown of a search, each with its name in JSON and in the
+/// table.
 fn points(odds: &Odds) -> [(&'static str, &'static str, Bounds); 4] {
     [
         ("expected", "on average", odds.expected_hashes()),

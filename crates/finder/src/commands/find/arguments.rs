@@ -23,10 +23,10 @@ const CONNECT_TIMEOUT: &str = "20s";
 ///
 /// A result is a line on stdout with six columns, separated by tabs: the hashed name, the secret in
 /// base64 and in hexadecimal (`(empty)` if it is empty), the distance, where in the hashed name the
-/// match begins (from 0), and the name. Everything else goes to stderr: on a terminal, three lines of
-/// progress; elsewhere, a line now and then. Ctrl-C, SIGHUP, SIGQUIT and SIGTERM stop the search and
-/// print the nearest candidate and a cursor to resume from; a second signal, if it comes later than
-/// 0.3 s after the first, ends the process at once.
+/// match begins (from 0), and the name. Everything else goes to stderr: on a terminal, three lines
+/// of progress; elsewhere, a line now and then. Ctrl-C, SIGHUP, SIGQUIT and SIGTERM stop the search
+/// and print the nearest candidate and a cursor to resume from; a second signal, if it comes later
+/// than 0.3 s after the first, ends the process at once.
 #[derive(Args, Debug)]
 // NAME is not required with --resume.
 #[command(mut_arg("names", |names| names.required(false).required_unless_present("resume")))]
@@ -108,8 +108,8 @@ pub(crate) struct FindArguments {
 
     /// Keep the search under this name, and go on with it when the same command is given again
     ///
-    /// How far it came is written every half second, so that a kill costs a second at most, and what that
-    /// found is printed again. It is removed when there is nothing left to search.
+    /// How far it came is written every half second, so that a kill costs a second at most, and
+    /// what that found is printed again. It is removed when there is nothing left to search.
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     pub(crate) session: Option<SessionName>,
 
@@ -156,7 +156,8 @@ impl FindArguments {
     }
 }
 
-/// Rejects distances at which every secret matches: one mistyped digit would print millions of results.
+/// Rejects distances at which every secret matches: one mistyped digit would print millions of
+/// results.
 fn check_distances(query: &Query) -> Result<(), QueryError> {
     let Some(shortest) = query
         .names()

@@ -8,18 +8,19 @@ use tonic::{Code, Status};
 use super::source::SearchEnd;
 use crate::terminal::as_text;
 
-/// Returns whether a call that was not cancelled was ended by its connection, and not by the server.
+/// Returns whether a call that was not cancelled was ended by its connection, and not by the
+/// server.
 ///
-/// What hyper makes of a connection that ends depends on the moment: a call that was not sent yet is CANCELLED, with
-/// "operation was canceled".
+/// What hyper makes of a connection that ends depends on the moment: a call that was not sent yet
+/// is CANCELLED, with "operation was canceled".
 pub(super) fn is_lost(status: &Status) -> bool {
     // A status that a server sent has no source.
     let is_ours = std::error::Error::source(status).is_some();
     is_ours && status.code() != Code::DeadlineExceeded
 }
 
-/// Returns the end of a search whose call ended with this status and without an answer. `cancelled` says whether this
-/// process cancelled the call.
+/// Returns the end of a search whose call ended with this status and without an answer. `cancelled`
+/// says whether this process cancelled the call.
 pub(super) fn search_end(
     status: &Status,
     cancelled: bool,
@@ -40,7 +41,8 @@ pub(super) fn search_end(
             let why = format!("the server at {server} refuses that: {message}");
             SearchEnd::Refused(why, cursor)
         }
-        // A user of the server did it. The reference server sends the same when its budget is spent.
+        // A user of the server did it. The reference server sends the same when its budget is
+        // spent.
         Code::Cancelled => {
             let why = format!("the server cancelled the search: {message}");
             SearchEnd::Limit(why, cursor)

@@ -53,7 +53,8 @@ impl Finding {
     ///
     /// # Errors
     ///
-    /// If the secret does not spell what the server says, or is not in the query's keyspace or distance.
+    /// If the secret does not spell what the server says, or is not in the query's keyspace or
+    /// distance.
     pub(super) fn checked(secret: &[u8], spells: &str, query: &Query) -> Result<(Finding, Index)> {
         let hashed_name = query.spelling().hashed_name(secret);
         if hashed_name.as_str() != spells {
@@ -81,7 +82,8 @@ impl Finding {
         format!("{before}{begin}{window}{end}{after}")
     }
 
-    /// Returns the columns after the hashed name. None of them is empty, so that `read` and awk see each.
+    /// Returns the columns after the hashed name. None of them is empty, so that `read` and awk see
+    /// each.
     pub(super) fn columns(&self) -> String {
         let or_empty = |text: String| match text.is_empty() {
             true => EMPTY.to_owned(),

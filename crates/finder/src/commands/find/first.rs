@@ -17,13 +17,13 @@ use super::{
 };
 use crate::{arguments::SearchArguments, exit::Exit};
 
-/// Searches in this process for a command that uses the answer itself. Returns the answer, or the exit code of the
-/// command if there is none.
+/// Searches in this process for a command that uses the answer itself. Returns the answer, or the
+/// exit code of the command if there is none.
 ///
-/// The queries are searched one after another. Each but the last has a budget, and each begins at the index at which
-/// the one before it ends. They differ only in what stands around the searched part of their secrets. Progress and the
-/// reason for the end are printed as by `find`; `how_to_resume` returns how to resume from an index. Dropping the future
-/// cancels the search.
+/// The queries are searched one after another. Each but the last has a budget, and each begins at
+/// the index at which the one before it ends. They differ only in what stands around the searched
+/// part of their secrets. Progress and the reason for the end are printed as by `find`;
+/// `how_to_resume` returns how to resume from an index. Dropping the future cancels the search.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! A search under way: its events are printed, its session is saved, and it is stopped when it should be.
+//! A search under way: its events are printed, its session is saved, and it is stopped when it
+//! should be.
 
 use std::sync::Arc;
 
@@ -18,8 +19,8 @@ use super::{
 };
 use crate::exit::Exit;
 
-/// Prints a search's events until it ends, keeps its session, and stops it at a signal or when the time is up. `first`
-/// is the index at which the search began that this one continues.
+/// Prints a search's events until it ends, keeps its session, and stops it at a signal or when the
+/// time is up. `first` is the index at which the search began that this one continues.
 pub(super) async fn follow<S: Source>(
     mut search: S,
     query: &Query,
@@ -199,8 +200,8 @@ mod tests {
         async fn close(self) {}
     }
 
-    /// One in a thousand searches for several answers said that it was stopped without a request: the stop came after the
-    /// loop had checked for one, and before it waited for the search.
+    /// One in a thousand searches for several answers said that it was stopped without a request:
+    /// the stop came after the loop had checked for one, and before it waited for the search.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_search_that_ends_at_once_when_it_is_stopped_reports_why() {
         let line = "hashfinder find doctor --quiet";

@@ -22,16 +22,18 @@ use super::{
     status::Status,
 };
 
-/// Maximum share of secrets that are reported as candidates for the nearest so far. One in ten thousand has no
-/// measurable cost, and is found soon.
+/// Maximum share of secrets that are reported as candidates for the nearest so far. One in ten
+/// thousand has no measurable cost, and is found soon.
 const NEAR_AT_MOST: f64 = 1e-4;
 
 pub(super) struct LocalSearch {
-    /// The search under way. After an answer that is not the last, another search begins at the next secret.
+    /// The search under way. After an answer that is not the last, another search begins at the
+    /// next secret.
     search: Search,
     /// The query of the command, which cursors hold.
     query: Query,
-    /// The query of the engine. It also reports secrets that are not near enough to be shown, for the nearest so far.
+    /// The query of the engine. It also reports secrets that are not near enough to be shown, for
+    /// the nearest so far.
     watched: Query,
     /// Hash budget of all searches together.
     budget: Option<NonZeroU64>,
@@ -59,8 +61,8 @@ struct Stop {
 }
 
 impl LocalSearch {
-    /// Begins a search that ends with the last of `wanted` answers. If the system gives fewer threads than `threads`, it
-    /// searches with those and prints a note.
+    /// Begins a search that ends with the last of `wanted` answers. If the system gives fewer
+    /// threads than `threads`, it searches with those and prints a note.
     pub(super) fn start(
         query: &Query,
         wanted: u64,
@@ -104,15 +106,16 @@ impl LocalSearch {
         })
     }
 
-    /// Adds queries that are searched one after another, each when the budget of the one before it is spent without an
-    /// answer. They differ only in what stands around the searched part of their secrets, and each begins at the index
-    /// at which the one before it ends.
+    /// Adds queries that are searched one after another, each when the budget of the one before it
+    /// is spent without an answer. They differ only in what stands around the searched part of
+    /// their secrets, and each begins at the index at which the one before it ends.
     pub(super) fn then(mut self, later: impl IntoIterator<Item = Query>) -> LocalSearch {
         self.later = later.into_iter().collect();
         self
     }
 
-    /// Begins the query after one whose budget is spent. Returns the end of the search if it was stopped.
+    /// Begins the query after one whose budget is spent. Returns the end of the search if it was
+    /// stopped.
     fn begin_next_query(&mut self, query: &Query) -> Result<Option<SearchEnd>> {
         // The command's own start does not change.
         self.query = query.clone().starting_at(self.query.start());
@@ -186,8 +189,8 @@ fn lock(stop: &Mutex<Stop>) -> MutexGuard<'_, Stop> {
     stop.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the greatest interesting distance at which the search reports at most [`NEAR_AT_MOST`] of all secrets, for the
-/// nearest so far.
+/// Returns the greatest interesting distance at which the search reports at most [`NEAR_AT_MOST`]
+/// of all secrets, for the nearest so far.
 fn near(query: &Query) -> Distance {
     let is_rare = |near: &Distance| query.clone().interesting(*near).hit_rate() <= NEAR_AT_MOST;
     let nearer = (1..=Distance::MAX.get()).map(Distance::from);

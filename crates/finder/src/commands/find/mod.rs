@@ -158,7 +158,8 @@ async fn search(
             });
         }
     };
-    // From now on the search enforces the maximum time, which the server knows as the call's deadline.
+    // From now on the search enforces the maximum time, which the server knows as the call's
+    // deadline.
     let stops = stops.without_limit();
     match search {
         RemoteSearch::Finder(search) => {

@@ -169,7 +169,8 @@ impl Output {
         self.best = nearest.map(|nearest| Finding::new(query, nearest));
     }
 
-    /// Returns the place of a search that has tried every index below `frontier`, with the nearest secret so far.
+    /// Returns the place of a search that has tried every index below `frontier`, with the nearest
+    /// secret so far.
     pub(super) fn cursor(&self, query: &Query, frontier: Index) -> Cursor {
         let best = self.best.as_ref();
         let nearest = best.and_then(|best| query.keyspace().index_of(&best.secret));
@@ -210,7 +211,8 @@ impl Output {
         self.answers
     }
 
-    /// Keeps a secret if it is the nearest so far. One that could not be printed does not count: it will be found again.
+    /// Keeps a secret if it is the nearest so far. One that could not be printed does not count: it
+    /// will be found again.
     fn note(&mut self, finding: &Finding) {
         let best = self.best.as_ref();
         if self.is_read && best.is_none_or(|best| finding.distance < best.distance) {

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// Shortest time for which a rate is shown, in seconds: that of a few milliseconds is noise.
 const SHORTEST_RATE: f64 = 0.1;
 
-/// Returns a summary of a search: its hashes, time and rate, and `means`, which is what it was hashed with or where.
+/// Returns a summary of a search: its hashes, time and rate, and `means`, which is what it was
+/// hashed with or where.
 pub(super) fn summarize(tried: u64, took: Duration, means: &str) -> String {
     let hashes = match tried {
         1 => "1 hash".to_owned(),

@@ -18,7 +18,8 @@ use super::{
     source::{SearchEnd, SearchEvent, Source, Stopper},
 };
 
-/// A search whose progress is unknown: the contract does not report it, and the reference server leaves secrets out.
+/// A search whose progress is unknown: the contract does not report it, and the reference server
+/// leaves secrets out.
 pub(super) struct ReferenceSearch {
     query: Query,
     call: Either,

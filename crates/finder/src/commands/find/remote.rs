@@ -1,4 +1,5 @@
-//! A search at a server: through `hashfinder.v1`, or through the reference contract if the server speaks no other.
+//! A search at a server: through `hashfinder.v1`, or through the reference contract if the server
+//! speaks no other.
 
 use std::{
     num::NonZeroU64,
@@ -279,7 +280,8 @@ impl FinderSearch {
         Ok(Some(SearchEvent::Candidate(finding)))
     }
 
-    /// Returns the event to report when the call has ended: none if another call continues the search.
+    /// Returns the event to report when the call has ended: none if another call continues the
+    /// search.
     fn end(&mut self, status: &Status) -> Option<SearchEvent> {
         if let Some(finding) = self.answer.take() {
             self.frontier += 1;
@@ -315,8 +317,9 @@ impl FinderSearch {
         }))
     }
 
-    /// Prepares another connection in place of a lost one, and returns whether it did: it does not if the search has
-    /// gained nothing since it was lost for the first time and `--connect-timeout` has passed since.
+    /// Prepares another connection in place of a lost one, and returns whether it did: it does not
+    /// if the search has gained nothing since it was lost for the first time and
+    /// `--connect-timeout` has passed since.
     fn reconnect_later(&mut self) -> bool {
         let now = Instant::now();
         let again = self.lost.filter(|(frontier, _)| *frontier == self.frontier);

@@ -6,8 +6,9 @@ use hashfinder_search::Cursor;
 use super::{result::CommandResult, status::Status};
 use crate::exit::Exit;
 
-/// Prints why there is no answer. If the search can be resumed, it also prints which share of such searches would have
-/// ended by now, the nearest candidate (as its row, or the text that stands for none) and how to resume.
+/// Prints why there is no answer. If the search can be resumed, it also prints which share of such
+/// searches would have ended by now, the nearest candidate (as its row, or the text that stands for
+/// none) and how to resume.
 pub(super) fn report(result: &CommandResult, nearest: Option<Result<&str, &str>>, status: &Status) {
     let Some(why) = &result.why else { return };
     if matches!(result.exit, Exit::Failed | Exit::Impossible | Exit::Usage) {
@@ -32,7 +33,8 @@ pub(super) fn report(result: &CommandResult, nearest: Option<Result<&str, &str>>
     status.say(how_to_resume);
 }
 
-/// Returns how to resume a search that wants `left` more answers, given whether a session keeps its place.
+/// Returns how to resume a search that wants `left` more answers, given whether a session keeps its
+/// place.
 pub(super) fn how_to_resume(
     cursor: &Cursor,
     is_kept: bool,

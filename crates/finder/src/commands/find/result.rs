@@ -59,7 +59,8 @@ impl CommandResult {
         }
     }
 
-    /// Returns the result of a search, given why the command stopped it, if it did, and how many answers it had.
+    /// Returns the result of a search, given why the command stopped it, if it did, and how many
+    /// answers it had.
     pub(super) fn of(end: SearchEnd, cause: Option<Interruption>, answers: u64) -> CommandResult {
         match (end, cause) {
             (SearchEnd::Found(_), _) => CommandResult::new("found", None, Exit::Success),

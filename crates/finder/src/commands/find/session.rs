@@ -1,8 +1,9 @@
 //! Sessions: searches and their cursors, kept in files so that the same command resumes them.
 //!
-//! A session is a file in the user's state folder. It is replaced as a whole, and only when everything that was found
-//! below its cursor has been printed. So however the process ends, the next one prints everything that is missing, and
-//! repeats only what was printed after the file was last replaced.
+//! A session is a file in the user's state folder. It is replaced as a whole, and only when
+//! everything that was found below its cursor has been printed. So however the process ends, the
+//! next one prints everything that is missing, and repeats only what was printed after the file was
+//! last replaced.
 
 use std::{
     env, fmt,
@@ -86,8 +87,8 @@ struct Saved {
 }
 
 impl Session {
-    /// Resumes the session, or begins it: a search for `wanted` answers to the query. Returns why the command is
-    /// refused if the session holds another search.
+    /// Resumes the session, or begins it: a search for `wanted` answers to the query. Returns why
+    /// the command is refused if the session holds another search.
     ///
     /// # Errors
     ///

@@ -56,11 +56,12 @@ pub(super) trait Source {
     /// Returns the function that stops it.
     fn stopper(&self) -> Stopper;
 
-    /// Returns the frontier: every index below it was tried, and what was found there was reported. `None` if it is
-    /// unknown.
+    /// Returns the frontier: every index below it was tried, and what was found there was reported.
+    /// `None` if it is unknown.
     fn frontier(&mut self) -> Option<Index>;
 
-    /// Returns for how long it has searched. A search in this process does not while the process is stopped.
+    /// Returns for how long it has searched. A search in this process does not while the process is
+    /// stopped.
     fn elapsed(&self) -> Duration;
 
     /// Returns a summary of a search that has ended: its hashes, time and rate.

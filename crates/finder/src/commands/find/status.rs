@@ -21,14 +21,15 @@ use crate::terminal::{
     takes_escapes,
 };
 
-/// Interval between two drawings of the progress on a terminal: short enough to look alive, at no measurable cost.
+/// Interval between two drawings of the progress on a terminal: short enough to look alive, at no
+/// measurable cost.
 pub(super) const REDRAW_EVERY: Duration = Duration::from_millis(250);
 
 /// Time over which the rate is taken: long enough to be read, short enough to be the current rate.
 const RATE_OVER: Duration = Duration::from_secs(2);
 
-/// Time over which the rate is taken that the estimated times are computed with. They stay the same while the machine
-/// does something else for a moment.
+/// Time over which the rate is taken that the estimated times are computed with. They stay the same
+/// while the machine does something else for a moment.
 const STEADY_RATE_OVER: Duration = Duration::from_secs(30);
 
 /// Chances whose estimated times are shown: even, likely, nearly sure.
@@ -55,7 +56,8 @@ const USUAL_SIZE: (u16, u16) = (80, 24);
 /// Erases everything from the cursor on.
 const ERASE: &str = "\x1b[J";
 
-/// Turns the wrapping of lines off, and on again. A line that wraps takes several rows, which could not be erased.
+/// Turns the wrapping of lines off, and on again. A line that wraps takes several rows, which could
+/// not be erased.
 const NO_WRAP: &str = "\x1b[?7l";
 const WRAP: &str = "\x1b[?7h";
 
@@ -161,8 +163,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Returns the progress of a search for `wanted` answers that tries a range of indices, and continues searches of
-    /// which the first began at `first`.
+    /// Returns the progress of a search for `wanted` answers that tries a range of indices, and
+    /// continues searches of which the first began at `first`.
     pub(super) fn new(
         odds: Odds,
         wanted: u64,
@@ -181,8 +183,8 @@ impl Progress {
         }
     }
 
-    /// Shows the progress, if it is time: `elapsed` after the start of this run, with this number of answers, and with
-    /// every index below the frontier tried, if that is known.
+    /// Shows the progress, if it is time: `elapsed` after the start of this run, with this number
+    /// of answers, and with every index below the frontier tried, if that is known.
     pub(super) fn show(
         &mut self,
         status: &Status,
@@ -267,8 +269,8 @@ impl Progress {
         [done, odds]
     }
 
-    /// Returns the estimated time of each of [`POINTS`] at this rate. Those after the first that is never reached are left
-    /// out.
+    /// Returns the estimated time of each of [`POINTS`] at this rate. Those after the first that is
+    /// never reached are left out.
     fn points(&self, frontier: Index, rate: f64, now: Option<&Zoned>) -> Vec<String> {
         let left = (self.end - frontier) as f64;
         let mut points = Vec::new();
@@ -375,7 +377,8 @@ impl fmt::Display for Snapshot<'_> {
     }
 }
 
-/// A line of parts, from left to right, each with its rank: the parts of the highest rank are left out first.
+/// A line of parts, from left to right, each with its rank: the parts of the highest rank are left
+/// out first.
 #[derive(Clone, Default)]
 struct Line {
     parts: Vec<(u8, String)>,

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::{source::Stopper, status::Status};
 use crate::signals::{Signal, Signals};
 
-/// How long a search may take to stop before a note says so. It takes one slice, but the reader of the output may
-/// be slow.
+/// How long a search may take to stop before a note says so. It takes one slice, but the reader of
+/// the output may be slow.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why a command stops its search before the search ends by itself.
@@ -35,7 +35,8 @@ pub(crate) struct TimeLimit {
 }
 
 impl TimeLimit {
-    /// Starts the time, if there is a limit. A limit that the clock cannot represent counts as no limit.
+    /// Starts the time, if there is a limit. A limit that the clock cannot represent counts as no
+    /// limit.
     pub(crate) fn start(time: Option<Duration>) -> Option<TimeLimit> {
         let time = time?;
         let deadline = Instant::now().checked_add(time)?;
@@ -90,8 +91,8 @@ impl Stops {
         })
     }
 
-    /// Returns the same, for a command that has more to do when the search is over. From then on it is the command
-    /// that receives the signals.
+    /// Returns the same, for a command that has more to do when the search is over. From then on it
+    /// is the command that receives the signals.
     pub(super) fn ending_with_search(self) -> Stops {
         Stops {
             ends_with_search: true,
@@ -139,8 +140,9 @@ impl Stops {
         }
     }
 
-    /// Calls `stop` at the first cause, which it sends to the receiver that it returns. At a second request to stop
-    /// it ends the process, also when the search is `over`: the reader of its output may not read.
+    /// Calls `stop` at the first cause, which it sends to the receiver that it returns. At a second
+    /// request to stop it ends the process, also when the search is `over`: the reader of its
+    /// output may not read.
     ///
     /// It happens on a task of its own, because the search's task may be blocked by that reader.
     pub(super) fn stop(

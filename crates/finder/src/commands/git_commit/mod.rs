@@ -36,12 +36,12 @@ const LONGEST_ID: usize = 64;
 
 /// Give HEAD's commit an ID with a prefix of your choice.
 ///
-/// The ID depends on a nonce, which becomes the last line of the commit's message: `Hashfinder-Nonce: ...`.
-/// It replaces the nonce of an earlier run. The tree, the parents, the author and all dates stay the same.
-/// The new ID is printed.
+/// The ID depends on a nonce, which becomes the last line of the commit's message:
+/// `Hashfinder-Nonce: ...`. It replaces the nonce of an earlier run. The tree, the parents, the
+/// author and all dates stay the same. The new ID is printed.
 ///
-/// With --write, the new commit replaces HEAD's, as with `git commit --amend`: the post-rewrite hook runs,
-/// and notes are copied as configured. The index and the work tree are not touched.
+/// With --write, the new commit replaces HEAD's, as with `git commit --amend`: the post-rewrite
+/// hook runs, and notes are copied as configured. The index and the work tree are not touched.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -60,7 +60,8 @@ Exit codes:
     5  git or the output failed
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); resume with --from")]
 pub(crate) struct GitCommitArguments {
-    /// What the commit's ID is to begin with: hexadecimal digits, 40 at most (64 if it is a SHA-256)
+    /// What the commit's ID is to begin with: hexadecimal digits, 40 at most (64 if it is a
+    /// SHA-256)
     #[arg(value_name = "PREFIX", value_parser = prefix)]
     prefix: String,
 
@@ -103,8 +104,8 @@ fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-/// Runs the command. Dropping the future cancels the search and leaves the repository as it was, unless
-/// HEAD was already moved: then it stops waiting for the `post-rewrite` hook.
+/// Runs the command. Dropping the future cancels the search and leaves the repository as it was,
+/// unless HEAD was already moved: then it stops waiting for the `post-rewrite` hook.
 pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
     let limit = TimeLimit::start(arguments.search.maximum_time);
     let repository = Repository::at(arguments.repository.as_deref())?;

@@ -62,8 +62,8 @@ fn id(commit: &[u8], spelling: Spelling) -> String {
 }
 
 impl<'a> Repository<'a> {
-    /// Chooses the repository at `path`, whatever the environment says. Without a path, the environment
-    /// and the current folder decide, as they do for git.
+    /// Chooses the repository at `path`, whatever the environment says. Without a path, the
+    /// environment and the current folder decide, as they do for git.
     ///
     /// # Errors
     ///
@@ -115,11 +115,11 @@ impl<'a> Repository<'a> {
         })
     }
 
-    /// Returns why a copy of HEAD's headers would not be what `git commit --amend` writes, and what to do
-    /// about it; `None` if it would be the same.
+    /// Returns why a copy of HEAD's headers would not be what `git commit --amend` writes, and what
+    /// to do about it; `None` if it would be the same.
     ///
-    /// The headers of the stored commit are compared with those that git works with: replace references,
-    /// grafts and the boundary of a shallow clone change them.
+    /// The headers of the stored commit are compared with those that git works with: replace
+    /// references, grafts and the boundary of a shallow clone change them.
     ///
     /// # Errors
     ///
@@ -194,12 +194,13 @@ impl<'a> Repository<'a> {
         Ok(())
     }
 
-    /// Checks that [`replace`](Self::replace) may write: a commit whose ID begins with `prefix`, and HEAD's
-    /// reference. Nothing is changed.
+    /// Checks that [`replace`](Self::replace) may write: a commit whose ID begins with `prefix`,
+    /// and HEAD's reference. Nothing is changed.
     ///
     /// # Errors
     ///
-    /// If it may not, for instance without permission, or while another git has locked the reference.
+    /// If it may not, for instance without permission, or while another git has locked the
+    /// reference.
     pub(super) fn check_writable(&self, head: &Head, prefix: &str) -> Result<()> {
         let objects = self.git(["rev-parse", "--git-path", "objects"], b"")?;
         let objects = self.resolved(objects);
@@ -258,8 +259,8 @@ impl<'a> Repository<'a> {
         Ok(())
     }
 
-    /// Starts the `post-rewrite` hook, if there is one, as `git commit --amend` does. Its output goes to
-    /// stderr.
+    /// Starts the `post-rewrite` hook, if there is one, as `git commit --amend` does. Its output
+    /// goes to stderr.
     ///
     /// # Errors
     ///

@@ -12,9 +12,9 @@ const MAX_COMMENT: usize = 100;
 
 /// Make, list and revoke the API keys of a server.
 ///
-/// A key is ID.SECRET. The file keeps its id and the SHA-256 of its secret, which is of no use to a thief, and
-/// what else is known of it. It is TOML, and people may edit it. `hashfinder serve --api-keys` looks at it
-/// once a second.
+/// A key is ID.SECRET. The file keeps its id and the SHA-256 of its secret, which is of no use to a
+/// thief, and what else is known of it. It is TOML, and people may edit it. `hashfinder serve
+/// --api-keys` looks at it once a second.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -37,8 +37,8 @@ pub(crate) struct KeysArguments {
 pub(crate) enum KeysCommand {
     /// Make a key, and print it on stdout
     ///
-    /// This is the only time that it can be seen: the file does not have it. A file that is not there is made,
-    /// readable by its owner alone.
+    /// This is the only time that it can be seen: the file does not have it. A file that is not
+    /// there is made, readable by its owner alone.
     Create {
         #[command(flatten)]
         file: KeyFileArguments,
@@ -59,16 +59,17 @@ pub(crate) enum KeysCommand {
     },
     /// Print a line for each key
     ///
-    /// It has six columns, separated by tabs: the id, the role, when the key was made, when it expires, its
-    /// state (valid, expired or revoked), and the comment; - stands for what there is not.
+    /// It has six columns, separated by tabs: the id, the role, when the key was made, when it
+    /// expires, its state (valid, expired or revoked), and the comment; - stands for what there is
+    /// not.
     List {
         #[command(flatten)]
         file: KeyFileArguments,
     },
     /// Revoke a key
     ///
-    /// Nobody comes in with it any more, and a server ends the calls that were begun with it, both within a
-    /// second or two. It stays in the list.
+    /// Nobody comes in with it any more, and a server ends the calls that were begun with it, both
+    /// within a second or two. It stays in the list.
     Revoke {
         #[command(flatten)]
         file: KeyFileArguments,

@@ -11,7 +11,8 @@ use hashfinder_proto::{
 
 use crate::arguments::{ConnectionArguments, values};
 
-/// Time to wait for a server that does not listen. It is short, because the server is expected to run.
+/// Time to wait for a server that does not listen. It is short, because the server is expected to
+/// run.
 const CONNECT_TIMEOUT: &str = "5s";
 
 /// Show and cancel the searches that are going on at a server.
@@ -37,10 +38,10 @@ pub(super) enum SearchesCommand {
 
 /// List searches, the oldest first.
 ///
-/// On a terminal it is a table. Elsewhere it is a line for each search, with nine columns separated by
-/// tabs: the ID, the state, the client, when it began, the hashes, the distance that ends it, the names
-/// (separated by commas; a name's own has a backslash before it), how it ended, and the cursor from
-/// which it goes on. A server keeps those that have ended for a while.
+/// On a terminal it is a table. Elsewhere it is a line for each search, with nine columns separated
+/// by tabs: the ID, the state, the client, when it began, the hashes, the distance that ends it,
+/// the names (separated by commas; a name's own has a backslash before it), how it ended, and the
+/// cursor from which it goes on. A server keeps those that have ended for a while.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -69,9 +70,9 @@ pub(super) struct ListArguments {
 
 /// Show searches as they change.
 ///
-/// On a terminal it is a table that is drawn anew, as many lines as there are: those that are going on,
-/// then those that ended last. Elsewhere, and with --json, each change is a line like those of `list`.
-/// It goes on until ctrl-C, or until the server shuts down.
+/// On a terminal it is a table that is drawn anew, as many lines as there are: those that are going
+/// on, then those that ended last. Elsewhere, and with --json, each change is a line like those of
+/// `list`. It goes on until ctrl-C, or until the server shuts down.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -190,8 +191,8 @@ pub(super) struct FilterArguments {
     )]
     pub(super) states: Vec<State>,
 
-    /// Only those of this client: ip: and an address, or user: and a number, as `list` shows it. For
-    /// operators; others see their own alone
+    /// Only those of this client: ip: and an address, or user: and a number, as `list` shows it.
+    /// For operators; others see their own alone
     #[arg(
         long,
         value_name = "CLIENT",

@@ -70,7 +70,8 @@ fn word(name: &str, prefix: &str) -> String {
     }
 }
 
-/// Returns the names, with commas between them; a name's own comma, and its backslash, has a backslash before it.
+/// Returns the names, with commas between them; a name's own comma, and its backslash, has a
+/// backslash before it.
 fn names(search: &SearchSummary) -> String {
     let names = search.desired_names.iter();
     let names = names.map(|name| name.replace('\\', r"\\").replace(',', r"\,"));

@@ -71,7 +71,8 @@ impl Screen {
         text
     }
 
-    /// Returns the table, with at most `height` lines: searches under way, then the last of those that have ended.
+    /// Returns the table, with at most `height` lines: searches under way, then the last of those
+    /// that have ended.
     fn lines(&self, height: usize, now: SystemTime) -> Vec<String> {
         if self.searches.is_empty() {
             return vec!["no searches".to_owned()];

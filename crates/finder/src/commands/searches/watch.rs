@@ -64,8 +64,8 @@ pub(super) async fn watch(arguments: &WatchArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Shows changes until the server ends the call or the output is closed. Returns why, if the user should know. Dropping
-/// the future ends it, perhaps within a line.
+/// Shows changes until the server ends the call or the output is closed. Returns why, if the user
+/// should know. Dropping the future ends it, perhaps within a line.
 async fn follow(
     connection: &Connection,
     arguments: &WatchArguments,
@@ -109,8 +109,8 @@ async fn follow(
     }
 }
 
-/// Prints without blocking the task if the output is not read. Returns whether the output is still open. Dropping the
-/// future can leave a part of it unprinted.
+/// Prints without blocking the task if the output is not read. Returns whether the output is still
+/// open. Dropping the future can leave a part of it unprinted.
 async fn show(text: String) -> Result<bool> {
     aside("output", move || print(text)).await?
 }

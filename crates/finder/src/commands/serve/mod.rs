@@ -19,8 +19,8 @@ use crate::{
     terminal::{as_text, say},
 };
 
-/// Serves until a signal asks it to stop, then drains. Dropping the future closes the socket and leaves connections to
-/// the runtime.
+/// Serves until a signal asks it to stop, then drains. Dropping the future closes the socket and
+/// leaves connections to the runtime.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     // Before the server prints that it listens: a process that waits for that line may send a
     // signal at once.
@@ -47,7 +47,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         Err(wrong @ StartError::Settings(_)) => return Ok(is_wrong(wrong)),
         Err(StartError::System(error)) => return Err(error),
     };
-    // Without its thread, memory that is not needed any more goes back to the system a little later.
+    // Without its thread, memory that is not needed any more goes back to the system a little
+    // later.
     #[cfg(not(fuzzing))]
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
         tracing::warn!(%error, "the allocator's background thread cannot be started");

@@ -7,8 +7,8 @@ use crate::arguments::{SpellingArguments, values::distance};
 
 /// Check a secret: what it spells, and how far that is from a name.
 ///
-/// Prints the secret's line as `find` does: the hashed name, the secret in base64 and in hexadecimal,
-/// the distance, where in the hashed name the match begins (from 0), and the name.
+/// Prints the secret's line as `find` does: the hashed name, the secret in base64 and in
+/// hexadecimal, the distance, where in the hashed name the match begins (from 0), and the name.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

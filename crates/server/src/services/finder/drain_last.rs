@@ -18,8 +18,8 @@ const WATCH_SEARCHES: &str = "hashfinder.v1.Finder/WatchSearches";
 
 type Server = CallContextService<FinderServer<FinderService>>;
 
-/// The service, with the drain that each of its methods needs. WatchSearches never ends by itself, so its calls
-/// are [aside](Drain::aside); a drain waits for the calls of all other methods.
+/// The service, with the drain that each of its methods needs. WatchSearches never ends by itself,
+/// so its calls are [aside](Drain::aside); a drain waits for the calls of all other methods.
 #[derive(Clone)]
 pub(crate) struct DrainWatchesLast {
     watches: Server,

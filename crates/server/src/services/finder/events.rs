@@ -27,8 +27,8 @@ pub(super) type OddsFuture = Pin<Box<dyn Future<Output = Option<Odds>> + Send>>;
 
 /// The stream of a Search.
 ///
-/// It holds at most one batch of the engine's candidates and one progress. It takes no more until its reader has
-/// taken these.
+/// It holds at most one batch of the engine's candidates and one progress. It takes no more until
+/// its reader has taken these.
 pub(crate) struct Events {
     answer: Answer,
     odds: Result<Option<Odds>, OddsFuture>,
@@ -75,8 +75,8 @@ impl Events {
             self.odds = Ok(odds);
         }
         if self.ticks.poll_tick(cx).is_ready() {
-            // Read before the candidates, so that all candidates below its frontier are sent before it. If the search
-            // has ended, its end is sent and no progress.
+            // Read before the candidates, so that all candidates below its frontier are sent before
+            // it. If the search has ended, its end is sent and no progress.
             let progress = self.answer.progress();
             let progress = progress.filter(|progress| progress.state != SearchState::Ended);
             let event = self.answer.poll_event(cx, 1);

@@ -1,7 +1,7 @@
 //! The sizes of messages, so that their frames cost a reader no more than their bytes.
 
-/// Length from which a message takes no more searches, in bytes. A message that its client does not read takes this
-/// much memory, and an address may have a thousand of them.
+/// Length from which a message takes no more searches, in bytes. A message that its client does not
+/// read takes this much memory, and an address may have a thousand of them.
 pub(super) const MESSAGE_BYTES: usize = 32 << 10;
 
 /// Length below which a frame is small, in bytes. HTTP/2 implementations close a connection if

@@ -37,8 +37,8 @@ const PAGE: usize = 100;
 /// Maximum number of searches of a page.
 const LARGEST_PAGE: usize = 1000;
 
-/// How long a search's first event waits for its odds. They mostly take less. They can take seconds while odds of
-/// other searches are computed; then the first event has none.
+/// How long a search's first event waits for its odds. They mostly take less. They can take seconds
+/// while odds of other searches are computed; then the first event has none.
 const ODDS_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The service.

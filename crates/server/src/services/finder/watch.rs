@@ -31,14 +31,15 @@ use crate::{
     },
 };
 
-/// Maximum number of watching calls of one client. Each reads all records that it may see up to ten times a second, and
-/// keeps a report of each. A person needs one for each open window.
+/// Maximum number of watching calls of one client. Each reads all records that it may see up to ten
+/// times a second, and keeps a report of each. A person needs one for each open window.
 const WATCHES_OF_CLIENT: usize = 16;
 
 /// Maximum number of watching calls in all.
 const WATCHES: usize = 256;
 
-/// How many of them only operators can have, so that an operator can watch a server whose users watch it too.
+/// How many of them only operators can have, so that an operator can watch a server whose users
+/// watch it too.
 const WATCHES_OF_OPERATORS: usize = 16;
 
 /// Counts the watching calls. Clones share the count.
@@ -99,8 +100,8 @@ impl Drop for Watch {
 
 /// The stream of a WatchSearches.
 ///
-/// It looks for changes when its reader has room for them, and at most once per interval. It keeps its last report
-/// of every listed search, and a queue of the searches that it has to report next.
+/// It looks for changes when its reader has room for them, and at most once per interval. It keeps
+/// its last report of every listed search, and a queue of the searches that it has to report next.
 pub(crate) struct Changes {
     searches: Arc<Searches>,
     filter: Filter,

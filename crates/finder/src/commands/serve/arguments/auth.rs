@@ -13,17 +13,18 @@ use hashfinder_server::auth::{self, Algorithm};
 pub(super) struct AuthArguments {
     /// Take the API keys in this file, which `hashfinder keys` makes
     ///
-    /// Clients show one as `authorization: Bearer ID.SECRET`, and are called key:ID. The file is looked at
-    /// once a second: what changes counts from then on, also for connections and searches that are there.
-    /// With this, --jwt-keys or --jwt-secret whoever comes over a network has to show a credential.
+    /// Clients show one as `authorization: Bearer ID.SECRET`, and are called key:ID. The file is
+    /// looked at once a second: what changes counts from then on, also for connections and searches
+    /// that are there. With this, --jwt-keys or --jwt-secret whoever comes over a network has to
+    /// show a credential.
     #[arg(long, value_name = "PATH")]
     api_keys: Option<PathBuf>,
 
     /// Take JSON web tokens that were signed with one of the keys in this file
     ///
-    /// It has the issuer's public keys as PEM, 16 at most: RSA of 2048 bits and more, P-256, P-384 or Ed25519.
-    /// Clients show a token as `authorization: Bearer TOKEN`, and are called jwt: and its subject. It is read
-    /// once. --operator jwt:SUBJECT makes an operator; no claim does.
+    /// It has the issuer's public keys as PEM, 16 at most: RSA of 2048 bits and more, P-256, P-384
+    /// or Ed25519. Clients show a token as `authorization: Bearer TOKEN`, and are called jwt: and
+    /// its subject. It is read once. --operator jwt:SUBJECT makes an operator; no claim does.
     #[arg(long, value_name = "PATH", conflicts_with = "jwt_secret")]
     jwt_keys: Option<PathBuf>,
 
@@ -35,7 +36,8 @@ pub(super) struct AuthArguments {
 
     /// How tokens may be signed; may be given more than once
     ///
-    /// There is no default: an issuer uses one or two of them, and all others are nobody's but an attacker's.
+    /// There is no default: an issuer uses one or two of them, and all others are nobody's but an
+    /// attacker's.
     #[arg(long = "jwt-algorithm", value_name = "ALGORITHM", value_parser = algorithm())]
     jwt_algorithms: Vec<Algorithm>,
 
@@ -49,8 +51,9 @@ pub(super) struct AuthArguments {
 
     /// Listen also where other machines can reach it, without TLS, authentication or both
     ///
-    /// Without this, and without both of them, only a loopback address or a Unix socket is listened on. It is
-    /// for a network where everybody may use the server, or behind a proxy that sees to what is missing.
+    /// Without this, and without both of them, only a loopback address or a Unix socket is listened
+    /// on. It is for a network where everybody may use the server, or behind a proxy that sees to
+    /// what is missing.
     #[arg(long)]
     listen_unprotected: bool,
 }

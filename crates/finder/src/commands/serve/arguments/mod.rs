@@ -29,7 +29,8 @@ use crate::arguments::values::{duration, kernel, number, positive, shown, thread
 ///
 /// Prints one line on stdout when it listens, and its log on stderr. SIGINT, SIGTERM, SIGHUP and
 /// SIGQUIT drain it: it takes no new calls, and those that outlast the grace period are stopped and
-/// get a cursor. A second signal, later than 0.3 s after the first, ends it at once. HASHFINDER_LOG sets what is logged (info; debug, warn ...).
+/// get a cursor. A second signal, later than 0.3 s after the first, ends it at once. HASHFINDER_LOG
+/// sets what is logged (info; debug, warn ...).
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -78,9 +79,9 @@ pub(crate) struct ServeArguments {
 
     /// How many searches a client may have at a time [default: three quarters of all RPCs]
     ///
-    /// A client is identified by its credential or, without one, by its IP address or, behind a Unix socket, its
-    /// user. Other clients find room in the last quarter. One connection may have three quarters of this number,
-    /// rounded up, so that the client's other connections find room.
+    /// A client is identified by its credential or, without one, by its IP address or, behind a
+    /// Unix socket, its user. Other clients find room in the last quarter. One connection may have
+    /// three quarters of this number, rounded up, so that the client's other connections find room.
     #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroUsize>)]
     maximum_searches_per_client: Option<NonZeroUsize>,
@@ -94,16 +95,16 @@ pub(crate) struct ServeArguments {
 
     /// The share of the cores that a client has, compared with others' of 1
     ///
-    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's subject, or
-    /// cert: and a certificate's name. May be given more than once.
+    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's
+    /// subject, or cert: and a certificate's name. May be given more than once.
     #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
     client_weights: Vec<(ClientName, NonZeroU32)>,
 
     /// Who sees and cancels the searches of all clients
     ///
-    /// CLIENT is as for --client-weight; an IP address counts only where no credentials are taken. May be
-    /// given more than once. Behind a Unix socket root and whoever runs the server may too, and so may keys
-    /// that were made with --role operator.
+    /// CLIENT is as for --client-weight; an IP address counts only where no credentials are taken.
+    /// May be given more than once. Behind a Unix socket root and whoever runs the server may too,
+    /// and so may keys that were made with --role operator.
     #[arg(long = "operator", value_name = "CLIENT")]
     operators: Vec<ClientName>,
 
@@ -141,9 +142,10 @@ pub(crate) struct ServeArguments {
 
     /// Serve metrics and health at http://HOST:PORT [default: do not]
     ///
-    /// /metrics is for Prometheus. /healthz is for probes: it returns 200, or 503 during a drain. The port has
-    /// neither TLS nor authentication: if it is not a loopback address, a firewall has to keep strangers out, and the
-    /// log warns. Metrics contain nothing that clients have sent. If PORT is 0, the log has the port.
+    /// /metrics is for Prometheus. /healthz is for probes: it returns 200, or 503 during a drain.
+    /// The port has neither TLS nor authentication: if it is not a loopback address, a firewall has
+    /// to keep strangers out, and the log warns. Metrics contain nothing that clients have sent. If
+    /// PORT is 0, the log has the port.
     #[arg(long, value_name = "HOST:PORT")]
     metrics_address: Option<HostPort>,
 

@@ -19,15 +19,15 @@ use crate::arguments::values::{duration, positive, shown};
 pub(super) struct QuotaArguments {
     /// How many searches CLIENT may have at a time, in the place of --maximum-searches-per-client
     ///
-    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's subject, or
-    /// cert: and a certificate's name. May be given more than once.
+    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's
+    /// subject, or cert: and a certificate's name. May be given more than once.
     #[arg(long, value_name = "CLIENT=N", value_parser = of_client::<NonZeroUsize>)]
     client_searches: Vec<(ClientName, NonZeroUsize)>,
 
     /// How many hashes CLIENT may have each second, in the place of --maximum-hashes-per-second
     ///
-    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's subject, or
-    /// cert: and a certificate's name. May be given more than once.
+    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's
+    /// subject, or cert: and a certificate's name. May be given more than once.
     #[arg(long, value_name = "CLIENT=N", value_parser = of_client::<NonZeroU64>)]
     client_hashes_per_second: Vec<(ClientName, NonZeroU64)>,
 
@@ -50,23 +50,24 @@ pub(super) struct QuotaArguments {
 
     /// How many calls of all kinds an address may have open [default: a quarter of all]
     ///
-    /// So that one address leaves room for others. Raise it where many clients come through one proxy.
+    /// So that one address leaves room for others. Raise it where many clients come through one
+    /// proxy.
     #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroUsize>)]
     maximum_open_calls_per_address: Option<NonZeroUsize>,
 
     /// How many of an address's credentials may be refused each second
     ///
-    /// Ten times as many at once. Beyond that none from there is looked at, so that guessing costs nothing but
-    /// the guesser's time.
+    /// Ten times as many at once. Beyond that none from there is looked at, so that guessing costs
+    /// nothing but the guesser's time.
     #[arg(long, value_name = "N", default_value_t = Calls::default().refused_credentials_per_second)]
     #[arg(value_parser = positive::<NonZeroU32>)]
     maximum_refused_credentials_per_second: NonZeroU32,
 
     /// How long a request may take to arrive in whole
     ///
-    /// A call whose request does not ends with DEADLINE_EXCEEDED. Where a client sends many messages it is
-    /// the first that counts.
+    /// A call whose request does not ends with DEADLINE_EXCEEDED. Where a client sends many
+    /// messages it is the first that counts.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     #[arg(default_value = shown(Calls::default().request_timeout))]
     request_timeout: Duration,

@@ -11,9 +11,9 @@ use hashfinder_transport::TlsFiles;
 pub(super) struct TlsArguments {
     /// Speak TLS alone, with the certificate in this PEM file
     ///
-    /// The server's own certificate comes first, then those that lead to its authority. TLS 1.2 and 1.3
-    /// are spoken. The files of TLS are read anew when they change, for the connections that come then; files
-    /// that do not fit together change nothing, and the log tells.
+    /// The server's own certificate comes first, then those that lead to its authority. TLS 1.2 and
+    /// 1.3 are spoken. The files of TLS are read anew when they change, for the connections that
+    /// come then; files that do not fit together change nothing, and the log tells.
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_certificate: Option<PathBuf>,
 
@@ -23,12 +23,13 @@ pub(super) struct TlsArguments {
 
     /// Ask clients for certificates, which an authority in this PEM file has to have signed
     ///
-    /// A client with one is the client cert: and the certificate's first DNS name or URI, or sha256: and its
-    /// fingerprint where it has neither.
+    /// A client with one is the client cert: and the certificate's first DNS name or URI, or
+    /// sha256: and its fingerprint where it has neither.
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_client_ca: Option<PathBuf>,
 
-    /// Whether a client has to have a certificate, or may come without one and be known by something else
+    /// Whether a client has to have a certificate, or may come without one and be known by
+    /// something else
     ///
     /// A certificate that is wrong is refused in either case.
     #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]

@@ -20,7 +20,8 @@ pub(super) struct TraceArguments {
 
     /// The share of the calls that are traced, from 0 to 1
     ///
-    /// That is of the calls that bring no trace with them. Of the others those are traced whose caller says so.
+    /// That is of the calls that bring no trace with them. Of the others those are traced whose
+    /// caller says so.
     #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
     otlp_sampling: f64,
 }

@@ -16,7 +16,8 @@ use crate::arguments::values::{number, positive, positive_duration, shown};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Connections")]
 pub(super) struct TransportArguments {
-    /// How many connections there may be [default: 4096, or three quarters of the files that may be open]
+    /// How many connections there may be [default: 4096, or three quarters of the files that may be
+    /// open]
     ///
     /// When there are as many, one that has not said anything yet makes room for the next.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroUsize>)]
@@ -35,7 +36,8 @@ pub(super) struct TransportArguments {
 
     /// Maximum number of open calls of a connection
     ///
-    /// At most three quarters of what its address may have open, so that other connections find room.
+    /// At most three quarters of what its address may have open, so that other connections find
+    /// room.
     #[arg(long, value_name = "N", default_value_t = Settings::default().concurrent_streams)]
     #[arg(value_parser = positive::<NonZeroU32>)]
     maximum_streams_per_connection: NonZeroU32,
@@ -51,17 +53,17 @@ pub(super) struct TransportArguments {
 
     /// How many calls may be reset on a connection each second
     ///
-    /// By the client, which is how it cancels, or by the server over a client's errors. It is read more
-    /// slowly beyond that, and closed if it goes on for ten seconds. All connections of an address may have
-    /// four times as many.
+    /// By the client, which is how it cancels, or by the server over a client's errors. It is read
+    /// more slowly beyond that, and closed if it goes on for ten seconds. All connections of an
+    /// address may have four times as many.
     #[arg(long, value_name = "N", default_value_t = FloodLimits::default().resets)]
     #[arg(value_parser = positive::<NonZeroU32>)]
     maximum_resets_per_second: NonZeroU32,
 
     /// How many frames a connection may send each second that belong to no call
     ///
-    /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE and the like; calls bring some with them. What happens beyond
-    /// that is what happens with resets.
+    /// PING, SETTINGS, PRIORITY, WINDOW_UPDATE and the like; calls bring some with them. What
+    /// happens beyond that is what happens with resets.
     #[arg(long, value_name = "N", default_value_t = FloodLimits::default().control_frames)]
     #[arg(value_parser = positive::<NonZeroU32>)]
     maximum_control_frames_per_second: NonZeroU32,
@@ -97,8 +99,8 @@ pub(super) struct TransportArguments {
 
     /// How long a connection may last, or a tenth less or more [default: for ever]
     ///
-    /// For those who balance load by connections. Its calls may go on for the grace period and get a cursor
-    /// then, so leave it out where searches are long.
+    /// For those who balance load by connections. Its calls may go on for the grace period and get
+    /// a cursor then, so leave it out where searches are long.
     #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
     maximum_connection_age: Option<Duration>,
 

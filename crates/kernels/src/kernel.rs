@@ -3,10 +3,8 @@
 #[cfg(target_arch = "aarch64")]
 use crate::neon::Neon;
 #[cfg(target_arch = "x86_64")]
-use crate::{
-    avx2::Avx2, avx512::Avx512, block::Block, filter::Filter, hits::Hits, portable, sha_ni::ShaNi,
-    split,
-};
+use crate::{avx2::Avx2, avx512::Avx512, sha_ni::ShaNi};
+use crate::{block::Block, filter::Filter, hits::Hits, portable, split};
 
 /// A kernel that this CPU can run. Holding one proves that the CPU can run it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -94,8 +94,8 @@ pub(crate) enum Word {
     Row(usize),
 }
 
-/// The possible positions of the fourteen bits, on which the rounds depend. Rotating a message
-/// rotates its expansion, so the position within a word does not matter.
+/// The possible positions of the fourteen bits: the rounds depend on nothing else. Rotating a
+/// message rotates its expansion, so the position within a word does not matter.
 pub(crate) const CASES: [Case; 3] = [case(4), case(5), case(6)];
 
 /// Returns the index in [`CASES`] for secrets of `length` bytes.

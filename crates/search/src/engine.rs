@@ -543,7 +543,7 @@ impl fmt::Debug for Search {
 /// Stops a search, from any thread, without owning it.
 #[derive(Clone)]
 pub struct Stopper {
-    /// `None` if the search had ended before the stopper was made.
+    /// `None` if the search ended within [`Engine::search`], so that it never got an ID.
     id: Option<SearchId>,
     shared: Arc<Shared>,
 }
@@ -557,8 +557,8 @@ impl Stopper {
         }
     }
 
-    /// Returns the search's progress; `None` if the search ended before it had a stopper, or if its
-    /// handle was dropped.
+    /// Returns the search's progress; `None` if the search ended within [`Engine::search`], or if
+    /// its handle was dropped.
     #[must_use]
     pub fn progress(&self) -> Option<Progress> {
         self.shared.lock().progress(self.id?)

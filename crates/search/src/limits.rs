@@ -94,7 +94,7 @@ struct Account {
     searches: usize,
     hashes: Option<HashQuota>,
     usage: Usage,
-    /// Number of active searches of each connection that has any.
+    /// Number of searches that were not released yet, of each connection that has any.
     connections: HashMap<u64, usize>,
 }
 
@@ -110,7 +110,8 @@ struct HashQuota {
 }
 
 /// Usage of a client since it started its first search. It is forgotten once the client has no
-/// searches and owes nothing.
+/// searches. A client with a quota of hashes is kept longer, at least until the quota is full
+/// again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Number of its searches that were not released yet.
@@ -218,8 +219,8 @@ impl Accounts {
         account.map_or(Usage::default(), |account| account.usage)
     }
 
-    /// Forgets clients that have no searches and owe nothing, once there are [`SWEPT_FROM`] more
-    /// than twice as many clients as after the last sweep.
+    /// Forgets clients that have no searches and whose quota of hashes, if any, is full, once there
+    /// are [`SWEPT_FROM`] more than twice as many clients as after the last sweep.
     fn sweep(&mut self, now: Duration) {
         if self.clients.len() < self.next_sweep {
             return;
@@ -260,7 +261,7 @@ impl Account {
         self.searches - self.searches / 4
     }
 
-    /// Whether the client has no searches and owes nothing.
+    /// Whether the client has no searches, and its quota of hashes, if any, is full.
     fn may_be_forgotten(&self) -> bool {
         let is_full = |hashes: &HashQuota| hashes.left >= hashes.full;
         self.usage.searches == 0 && self.hashes.as_ref().is_none_or(is_full)

@@ -111,7 +111,7 @@ impl DesiredName {
         self.spelling.windows(self.characters.len())
     }
 
-    /// Returns the place of a hashed name where the name's last window ends.
+    /// Returns one past the last place of the name's last window in a hashed name.
     pub(crate) fn end(&self) -> usize {
         self.windows().end() + self.characters.len()
     }

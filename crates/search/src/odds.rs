@@ -79,7 +79,7 @@ impl Odds {
     ///
     /// This takes some milliseconds. The worst of 4,000 names and distances took 32 milliseconds on
     /// one core for SHA-1 in base64, and 95 milliseconds in any spelling; several names took 60
-    /// milliseconds. The result is always the same.
+    /// milliseconds. The result is always the same for the same names and distance.
     ///
     /// # Panics
     ///
@@ -164,8 +164,8 @@ impl Odds {
 struct Effort {
     /// Maximum number of states between two places of the text.
     states: usize,
-    /// Maximum number of times that a window of a state is examined. The number of states is
-    /// reduced if this would not last to the end of the text.
+    /// Maximum number of examinations of a window, in total over all places and states. The number
+    /// of states is reduced if this would not last to the end of the text.
     looks: usize,
     /// Maximum number of sums for the pairs of windows.
     sums: usize,

@@ -801,7 +801,7 @@ fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
     assert!(
         matches!(refused, Err(OverLimit::Hashes { retry_after, .. }) if retry_after > Duration::ZERO)
     );
-    // A second later some of the quota is available again.
+    // Two seconds later some of the quota is available again.
     assert!(
         submit(
             &mut world.scheduler,
@@ -829,7 +829,7 @@ fn one_connection_leaves_a_quarter_of_its_clients_searches_to_the_others() {
     }
     let refused = scheduler.admit(&second, Duration::ZERO);
     assert_eq!(refused, Err(OverLimit::SearchesOfClient { limit: 8 }));
-    // The limit counts running searches, separately for each client.
+    // The limit counts searches that were not released yet, separately for each client.
     scheduler.accounts.close(&first, 0);
     scheduler.admit(&first, Duration::ZERO).unwrap();
     scheduler
@@ -1263,8 +1263,8 @@ fn play_fairly(seed: u64) {
     let workers = 1 + random(4) as usize;
     let mut given: HashMap<Client, Duration> = HashMap::new();
     let mut under_way = Vec::new();
-    // Enough that the smallest share has several hundred slices: the first and the last ones are
-    // arbitrary.
+    // Enough that even the smallest share has about two hundred slices: the first and the last
+    // ones are arbitrary.
     const SLICES: u32 = 10_000;
     for turn in 0..SLICES {
         // A search's second slice waits for its first, so the remaining new searches may be too few

@@ -234,7 +234,8 @@ impl Checked {
         };
         let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
         let rate_limits = RateLimits::new(address_limits(&settings));
-        // A drain waits for searches. Health watches are informed of it, and closed last.
+        // A drain waits for searches and the other short calls. Health watches, WatchSearches and
+        // reflection are aside: they are ended last.
         let refused = counts.clone();
         let drain = Drain::with_status(move || {
             let error = CallError::Draining(None);

@@ -124,8 +124,8 @@ impl Traces {
         })))
     }
 
-    /// Starts the span of a call. Returns `None` if the call is traced neither here nor by its
-    /// caller.
+    /// Starts the span of a call. Returns `None` if the call is not traced here and has no valid
+    /// trace context of its caller.
     pub(crate) fn begin(
         &self,
         service: &Arc<str>,

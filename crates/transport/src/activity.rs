@@ -31,8 +31,8 @@ pub(crate) struct Activity {
     rejected: AtomicBool,
     /// Number of calls whose response was not written to its end.
     open: AtomicUsize,
-    /// Number of open calls whose last frame waits: the HTTP/2 library has not polled for the next
-    /// one.
+    /// Number of open calls whose latest frame waits: the HTTP/2 library has not polled for the
+    /// next one.
     unread: AtomicUsize,
     /// Time of the last change of `open` or `unread`, in milliseconds since the start.
     changed: AtomicU64,
@@ -56,7 +56,7 @@ pub(crate) struct Snapshot {
     pub(crate) unread: usize,
     /// Time from the connection's start to the last change of `open` or `unread`.
     pub(crate) changed: Duration,
-    /// Time from the connection's start since which the socket has no room, if it has none.
+    /// When the socket became full, as time from the connection's start; `None` if it has room.
     pub(crate) blocked: Option<Duration>,
 }
 
@@ -165,7 +165,7 @@ pub struct OpenCall(Arc<Open>);
 
 struct Open {
     activity: Arc<Activity>,
-    /// Time since which the last frame waits, in milliseconds since the connection's start.
+    /// Time since which the latest frame waits, in milliseconds since the connection's start.
     unread_since: AtomicU64,
     /// Value that is dropped when the call ends.
     kept: Mutex<Option<Box<dyn Any + Send>>>,
@@ -181,7 +181,7 @@ impl fmt::Debug for Open {
 const NEVER: u64 = u64::MAX;
 
 impl OpenCall {
-    /// Returns how long the last frame of the response has been waiting for its reader, if it is.
+    /// Returns how long the latest frame of the response has been waiting for its reader, if it is.
     #[must_use]
     pub fn unread_for(&self) -> Option<Duration> {
         let since = self.0.unread_since.load(Ordering::Relaxed);

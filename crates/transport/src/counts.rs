@@ -34,8 +34,9 @@ pub enum Closed {
     TooManyResets,
     /// It sent too many frames that neither begin nor reset a stream, for too long.
     TooManyControlFrames,
-    /// The HTTP/2 library closed it (ENHANCE_YOUR_CALM): too many calls were cancelled before they
-    /// were accepted, or too many streams were reset because of the client's errors.
+    /// The HTTP/2 library closed it (ENHANCE_YOUR_CALM). Examples: too many calls were cancelled
+    /// before they were accepted, too many streams were reset because of the client's errors, or
+    /// there were too many CONTINUATION or small DATA frames.
     Calm,
     /// The client broke HTTP/2's rules.
     Broken,

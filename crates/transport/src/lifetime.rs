@@ -16,9 +16,10 @@ pub struct Lifetimes {
     pub handshake: Duration,
     /// Maximum time from the end of the handshakes to the first call. Default: 30 s.
     pub first_request: Duration,
-    /// Maximum time without an open call. Default: 15 min.
+    /// Maximum time without an open call, from the end of the last call. Default: 15 min.
     pub idle: Duration,
-    /// Maximum time during which all open calls wait for their reader. Default: 5 min.
+    /// Maximum time during which all open calls wait for their reader, from the last change.
+    /// Default: 5 min.
     pub unread: Duration,
     /// Maximum age. Default: none, because a search may take a week.
     pub age: Option<Duration>,
@@ -65,7 +66,8 @@ pub(crate) struct Lifetime {
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Serving,
-    /// The whole server shuts down, and closes the connection itself.
+    /// The whole server shuts down. No time limit applies any more: the caller of `leave` is
+    /// responsible for the calls, and for connections that do not close.
     Left,
     Leaving {
         why: Closed,

@@ -2,9 +2,10 @@
 //! the HTTP/2 library sees them. A client that sends too many is read more slowly, and then
 //! disconnected.
 //!
-//! The library itself limits only streams that were reset before they were accepted, and streams
-//! that it had to reset. It handles streams that are reset a little later, and frames that need
-//! only an answer, as fast as the processor can (CVE-2023-44487, CVE-2019-9512 to 9518).
+//! The library's own limits are on streams that were reset before they were accepted, on streams
+//! that it had to reset, and on CONTINUATION and small DATA frames. It handles streams that are
+//! reset a little later, and other frames that need only an answer, as fast as the processor can
+//! (CVE-2023-44487, CVE-2019-9512 to 9518).
 
 use std::{
     collections::BTreeSet,
@@ -44,9 +45,9 @@ const OF_ADDRESS: f64 = 4.0;
 /// rejected, they took 4 KB each.
 const STREAMS_AT_ONCE: f64 = 100.0;
 
-/// Number of bytes of headers that a stream usually begins with. Each further 512 bytes count as
-/// another stream: they can be hundreds of fields, which take as long to read as a call takes to be
-/// rejected.
+/// Number of bytes of headers that count as another stream. Each full 512 bytes count, from the
+/// first on; a stream usually begins with fewer. They can be hundreds of fields, which take as long
+/// to read as a call takes to be rejected.
 const HEADERS_OF_STREAM: usize = 512;
 
 /// Rate at which a connection may always begin streams, even if other connections of its address
@@ -314,7 +315,8 @@ impl Meter {
         }
         let introduced = cost.control.clamp(0.0, self.initial_allowance);
         self.initial_allowance -= introduced;
-        // The credit that comes with a stream is for this connection only, not for its address.
+        // The credit that comes with streams and data pays for control frames of the same portion.
+        // What is left of it goes to this connection only, so it pays for no neighbour's frames.
         let control_cost = (cost.control - introduced).max(0.0);
         let mut shared = self
             .of_address
@@ -328,9 +330,10 @@ impl Meter {
         let too_many_streams = share(&mut shared.streams, streams, cost.streams);
         let too_many_resets = share(&mut shared.resets, resets, cost.resets);
         let too_much_control = share(&mut shared.control, control, control_cost);
-        // A connection that sends few or none of these frames does not wait for its neighbours. A
-        // connection that sends only control frames waits for the resets of its address, too,
-        // because such frames may have caused them.
+        // A connection that begins few streams does not wait for the streams of its neighbours. One
+        // that has no reset and no charged control frame in this portion does not wait for their
+        // resets and control frames. One that has either waits for both, because control frames may
+        // have caused the resets.
         if self.guaranteed.wait(GUARANTEED, now).is_none() {
             self.guaranteed.take(GUARANTEED, cost.streams, now);
         }

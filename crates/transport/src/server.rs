@@ -64,8 +64,9 @@ const SEND_BUFFER: usize = 32 * 1024;
 /// clients that connected together would reconnect together.
 const AGE_SPREAD: f64 = 0.1;
 
-/// Rate limit of log lines about failed handshakes and hostile connections: enough to identify the
-/// clients, and few enough that constant reconnecting cannot fill a disk. The metrics count all.
+/// Rate limit of log lines about failed handshakes, malformed requests and hostile connections:
+/// enough to identify the clients, and few enough that constant reconnecting cannot fill a disk.
+/// The metrics count all failed handshakes and closed connections.
 const LINES: Rate = Rate {
     per_second: 10.0,
     burst: 100.0,

@@ -85,7 +85,7 @@ pub struct Tls(Arc<Shared>);
 struct Shared {
     files: TlsFiles,
     config: Mutex<Config>,
-    /// Locked by the thread that reads the files, while it holds no other lock.
+    /// Locked by the thread that reads the files, before `config` and never while it holds that.
     seen: Mutex<Seen>,
 }
 
@@ -171,8 +171,8 @@ impl Tls {
         warnings
     }
 
-    /// Returns when the first certificate in each file expires, in seconds since 1970, with the
-    /// file's name in the metrics.
+    /// Returns the earliest expiry of the certificates in each file, in seconds since 1970, with
+    /// the file's name in the metrics.
     #[must_use]
     pub fn expiries(&self) -> Vec<(&'static str, i64)> {
         let terms = self.config().terms;
@@ -288,7 +288,7 @@ impl Tls {
 }
 
 /// A client's certificate, verified in the handshake. A connection may last forever, so the
-/// certificate is verified again during its calls.
+/// certificate is verified again when a call begins, at most every 2 s. Open calls are not ended.
 pub struct Certificate {
     name: Arc<str>,
     own: CertificateDer<'static>,
@@ -512,7 +512,7 @@ mod tests {
         assert_eq!(&*names[6], long);
     }
 
-    /// Output of `openssl x509 -fingerprint -sha256`.
+    /// The fingerprint that `openssl x509 -fingerprint -sha256` prints, in the form of a name.
     const NAMELESS: &str =
         "sha256:4ea29df8fd734c6bb3e8e5d18894f8499c292a020fbb19f5d8f6ab52122b0435";
 }

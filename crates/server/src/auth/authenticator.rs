@@ -27,8 +27,8 @@ pub(crate) struct Auth {
 }
 
 impl Auth {
-    /// Reads the files that the settings name. `takes_certificates` is whether connections have
-    /// verified client certificates.
+    /// Reads the files that the settings name. `takes_certificates` is whether clients can have
+    /// certificates, which TLS has verified then.
     ///
     /// # Errors
     ///

@@ -252,8 +252,8 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
     const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
     const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
     const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
-    /// Length of a modulus of 2,048 bits, in bytes. RSA is not safe with a shorter one, and `ring`
-    /// rejects it.
+    /// Length of a modulus of 2,048 bits alone, in bytes; the whole key is longer. RSA is not safe
+    /// with a shorter one, and `ring` rejects it.
     const RSA_LEN: usize = 256;
     let (label, der) = pem::decode_vec(text.as_bytes()).context("it is no PEM")?;
     ensure!(

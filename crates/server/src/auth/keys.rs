@@ -689,7 +689,8 @@ impl Keys {
         let gone: Vec<&Key> = gone.collect();
         let count = new.len();
         *self.lock() = Arc::new(new);
-        // From here on, no new call is accepted with one of these keys.
+        // From here on, new calls are checked against the new entries. A call that was accepted with
+        // an old one, and begins only after this, ends at once.
         for key in &gone {
             key.calls.revoke();
         }

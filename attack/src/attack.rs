@@ -32,7 +32,8 @@ use crate::{
 /// Number of frames that a flood sends in one write.
 const BATCH: usize = 200;
 
-/// Number of streams that are opened together before the attack continues with them.
+/// Number of streams that are opened together. The attack waits until the server has read or
+/// answered them before it continues.
 const PACE: usize = 10;
 
 /// gRPC status code.
@@ -565,7 +566,8 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
     until_closed(&socket).await
 }
 
-/// Begins searches, waits until the server has read them, and calls `act` on each stream.
+/// Begins searches, waits until the server has read them, so that they have begun there too, and
+/// calls `act` on each stream.
 async fn begin_and(connection: &mut Connection, act: impl Fn(&mut Vec<u8>, u32)) -> io::Result<()> {
     let (find, search) = (call(FIND), endless_search(0));
     while !connection.is_used_up() {

@@ -159,7 +159,8 @@ impl Clients {
         Ok(())
     }
 
-    /// Sends all processes the rate of searches that use all cores, in total per second.
+    /// Sends each process the rate at which one of its connections begins searches that use all
+    /// cores. `rate` is the total of all connections, per second.
     fn tell(&mut self, rate: f64) -> Result<()> {
         let each = rate / (CLIENTS * VISITORS) as f64;
         for one in &mut self.processes {

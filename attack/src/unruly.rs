@@ -68,9 +68,9 @@ const LONGEST: Duration = Duration::from_secs(20);
 /// number left to chance would set new peaks again and again.
 const CALLS: usize = 6;
 
-/// Flow-control windows of slow readers, which have HTTP/2's initial window, and of the others, in
-/// bytes. The server fills the window of a client that pauses; filling a larger one would take more
-/// CPU time than the long searches.
+/// Flow-control windows of the connections with a small one, which is HTTP/2's initial window, and
+/// of the others, in bytes. The server fills the window of a client that pauses; filling a larger
+/// one would take more CPU time than the long searches.
 const SMALL_WINDOW: u32 = 65_535;
 const LARGE_WINDOW: u32 = 4 * SMALL_WINDOW;
 

@@ -133,7 +133,7 @@ impl Server {
                 "--listen-unprotected",
             ])
             .args(["--maximum-concurrent-rpcs", "5000"])
-            // All connections come from one address, but stand for many clients.
+            // The connections come from one or two addresses, but stand for many clients.
             .args(["--maximum-streams-per-second", "1000000"])
             .args(["--maximum-calls-per-second-per-address", "1000000"])
             .stdout(Stdio::piped())

@@ -337,7 +337,7 @@ async fn a_shorter_timeout_in_the_request_is_kept() {
     }
     for call in &arrived {
         let header = call.headers["grpc-timeout"].to_str().unwrap();
-        // Any unit is valid.
+        // The client may choose any of these units.
         let (number, unit) = header.split_at(header.len() - 1);
         let micros = match unit {
             "u" => 1,

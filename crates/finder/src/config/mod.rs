@@ -232,8 +232,8 @@ mod tests {
                 "HASHFINDER_SEARCHES_SERVER=b",
             ),
             ("ask", vec![all, searches, list], "HASHFINDER_SERVER=a"),
-            // Settings of only one command, or only of the commands within one, have no shorter
-            // variable.
+            // A setting of only one command, or of only the commands within one, has no variable
+            // without a command's name.
             ("ask", vec![("PORT", "1")], ""),
             ("searches list", vec![("STATE", "ended")], ""),
         ] {

@@ -269,8 +269,9 @@ impl Shared {
         self.lock().trailing.clone()
     }
 
-    /// Records the end, then runs `tell`, which wakes the waiting reader, then runs the callbacks,
-    /// outside of the lock. Only the first end counts.
+    /// Records the end and cancels the request. Then it runs `tell`, which passes the result of a
+    /// unary call to its reader, and then the callbacks, outside of the lock. Only the first end
+    /// counts.
     pub(super) fn finish(&self, end: End, tell: impl FnOnce()) {
         let mut state = self.lock();
         if state.done.is_some() {

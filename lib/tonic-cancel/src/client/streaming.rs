@@ -57,7 +57,8 @@ impl<T: Send + 'static> StreamingCall<T> {
                     let (metadata, mut stream, _) = call.await?.into_parts();
                     carrier.shared.initial_metadata_came(&metadata);
                     while let Some(message) = stream.message().await? {
-                        // Sending fails only if the handle was detached.
+                        // Sending fails only if the handle is gone. The call then continues only
+                        // if the handle was detached.
                         let _ = carrier.sender.send(Ok(message)).await;
                     }
                     Ok(stream.trailers().await?.unwrap_or_default())

@@ -162,10 +162,11 @@ impl Drain {
     /// these never end by themselves, and are useful until the other calls have ended.
     ///
     /// Calls of this drain continue while the main drain waits for its own calls. New ones are
-    /// accepted as long as the server accepts connections, which it does not while
-    /// [`serve`](Self::serve) is draining. When the main drain's calls have ended, each of these
-    /// calls ends as soon as its handler has nothing more to send immediately. The handler can
-    /// still report, for example, that the server is no longer serving.
+    /// accepted as long as the server accepts calls at all, which it does not while
+    /// [`serve`](Self::serve) is draining. When the main drain's calls have ended, new ones are
+    /// refused, and each of these calls ends as soon as its handler has nothing more to send
+    /// immediately, or by force after the notice. Until it ends, the handler can still report, for
+    /// example, that the server is no longer serving.
     ///
     /// Every invocation returns the same drain. Give it to the layers of such services.
     #[must_use]
@@ -237,7 +238,7 @@ impl Drain {
             for call in aside.calls() {
                 call.part(CancelReason::Drain, (self.shared.refusal)());
             }
-            // Calls that are still active have clients that do not read.
+            // Calls that are still active are not read, or their handlers always have more to send.
             if within(notice, aside.idle()).await.is_none() {
                 aside.force();
             }
@@ -254,7 +255,8 @@ impl Drain {
     /// finished by then is left behind, for example a peer that does not read or has not finished
     /// its handshake. A graceful shutdown without a drain waits for these forever. The shutdown
     /// takes no longer than the sum of the options, plus another notice if calls
-    /// [aside](Self::aside) are not read.
+    /// [aside](Self::aside) do not end by themselves: because their clients do not read, or because
+    /// their handlers always have more to send.
     ///
     /// Dropping the future, for example on a second signal, drops the server. Its connections and
     /// their calls stay with the runtime.

@@ -347,8 +347,9 @@ impl<B> Carried<B> {
         let carried = Arc::downgrade(&self.0);
         context.state().at_end(Box::new(move || {
             let body = carried.upgrade().and_then(|body| {
-                // If the body is locked, `poll_frame` is running. It checks afterwards whether the
-                // call has ended.
+                // If the body is locked, it is being polled or asked for its end. `poll_frame`
+                // checks afterwards whether the call has ended. After `is_end_stream`, the body
+                // stays until the next poll.
                 body.try_lock().ok().and_then(|mut body| body.take())
             });
             // Drop outside of the lock: the body is the handler's code.

@@ -159,8 +159,8 @@ impl<T> Stream for Requests<T> {
             }
             Poll::Ready(next) => next,
             Poll::Pending => {
-                // The call has ended, so its messages are no longer needed. The client need not
-                // have ended them.
+                // No message has arrived yet. Once the call has ended, none is needed, even if the
+                // client has not ended its stream.
                 ready!(Pin::new(&mut this.ended).poll(cx));
                 Some(Err(this.ended.context().stopped()))
             }

@@ -222,7 +222,8 @@ impl WorkLimit {
     ///
     /// # Panics
     ///
-    /// Panics outside of a tokio runtime with a timer, if there is no room at once.
+    /// Panics outside of a tokio runtime with a timer, if there is no room at once or if the call
+    /// was already asked to stop.
     pub async fn begin(&self, context: &CallContext) -> Result<WorkGuard, Status> {
         self.begin_within(context, Duration::MAX).await
     }

@@ -273,7 +273,7 @@ struct Lock {
 }
 
 impl Lock {
-    /// Creates the file and locks it; `None` if another process has locked it.
+    /// Creates the file and locks it. `None` if it is already locked.
     fn take(path: &Path) -> io::Result<Option<Lock>> {
         loop {
             // The file is empty, and stays empty.

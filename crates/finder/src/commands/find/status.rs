@@ -252,7 +252,8 @@ impl Progress {
             odds.add(1, format!("{answers} of {} found", self.wanted));
             "the next "
         };
-        // If only bounds of the odds are known, the points are those of the upper bound.
+        // If only bounds are known, each point is the later one: by then the chance is at least
+        // this.
         let at_least = match self.odds.is_exact() {
             true => "",
             false => "at least ",

@@ -1,7 +1,7 @@
 """The cases' server in grpcio: server.py STUBS
 
-It prints the loopback port on which it listens, and how each call ends: "Finished" if its handler
-ran to its end, "Gone" if the call ended before that.
+It prints on stdout the loopback port on which it listens, when each call begins, and how it ends:
+"Finished" if its handler ran to its end, "Gone" if the call ended before that.
 """
 
 import sys

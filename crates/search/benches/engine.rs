@@ -62,10 +62,10 @@ impl Random {
         self.0 % below
     }
 
-    /// Returns a query for an exact name of 10 to 14 letters, which will not be found during the
+    /// Returns a query for an exact name of 12 to 16 letters, which will not be found during the
     /// benchmark.
     fn hard(&mut self) -> Query {
-        let length = 10 + self.below(5);
+        let length = 12 + self.below(5);
         let letters = (0..length).map(|_| char::from(b'a' + self.below(26) as u8));
         let name: String = letters.collect();
         Query::new(name.parse().expect("letters"), Distance::ZERO).expect("letters")
@@ -275,7 +275,7 @@ fn fairness() {
 fn stalled() {
     let engine = engine();
     let searches: Vec<Search> = (0..1_000)
-        .map(|_| search(&engine, random().hard().interesting(Distance::from(8))))
+        .map(|_| search(&engine, random().hard().interesting(Distance::from(10))))
         .collect();
     thread::sleep(SECONDS);
     let (before, cpu, began) = (resident(), core_time(), Instant::now());

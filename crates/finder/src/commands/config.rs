@@ -38,8 +38,8 @@ variable counts as none. What is for one command goes before what is for all tha
 only flags that several have can be set for all.
 
 A setting that another one excludes is left out if that one comes from a place that goes before it,
-and a line on stderr says so. A key that is no setting is an error; a variable that is none is only
-told, for it may be meant for somebody else.
+and a line on stderr says so. An unknown key is an error. An unknown variable is only a warning,
+because another program may use it.
 
 Examples:
   hashfinder config show

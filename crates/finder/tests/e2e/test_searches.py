@@ -109,7 +109,7 @@ def test_pages_without_an_end(fake, pb):
 
     done = run("list", fake(ListSearches=list_searches))
     assert done.returncode == 5
-    assert "the same page of searches again and again" in done.stderr
+    assert "returns the same page of searches again and again" in done.stderr
 
 
 def test_cancelling(serve, searching):

@@ -60,6 +60,14 @@ fn arguments() -> Settings {
     }
 }
 
+fn with_api_keys(path: &Path) -> Auth {
+    let settings = Settings {
+        api_keys: Some(path.to_owned()),
+        ..Settings::default()
+    };
+    Auth::load(&settings, false).unwrap()
+}
+
 fn create(path: &Path, role: Role, expires: Option<Timestamp>) -> (KeyId, String) {
     KeyFile::change(path, true, |file| {
         file.create(role, expires, Some("a \"comment\"".to_owned()))
@@ -121,10 +129,7 @@ fn keys_open_until_they_are_no_good() {
         assert!(!text.contains(secret));
     }
 
-    let mut arguments = arguments();
-    arguments.jwt_audience = None;
-    arguments.api_keys = Some(path);
-    let auth = Auth::load(&arguments, false).unwrap();
+    let auth = with_api_keys(&path);
     let name = format!("key:{user}");
     let role = |credential: &str| bearer(&auth, credential).map(|(_, role)| role);
     assert_eq!(bearer(&auth, &secret), Ok((name, Role::User)));
@@ -238,10 +243,7 @@ fn what_changes_counts_from_then_on() {
     let path = folder.0.join("keys.toml");
     let (id, revoked) = create(&path, Role::User, None);
     let (_, kept) = create(&path, Role::User, None);
-    let mut arguments = arguments();
-    arguments.jwt_audience = None;
-    arguments.api_keys = Some(path.clone());
-    let auth = Auth::load(&arguments, false).unwrap();
+    let auth = with_api_keys(&path);
     let begun = |credential: &str| {
         let mut headers = HeaderMap::new();
         headers.append(
@@ -294,10 +296,7 @@ fn a_file_that_is_being_overwritten_is_not_taken() {
     let path = folder.0.join("keys.toml");
     let (id, revoked) = create(&path, Role::User, None);
     let (_, kept) = create(&path, Role::User, None);
-    let mut arguments = arguments();
-    arguments.jwt_audience = None;
-    arguments.api_keys = Some(path.clone());
-    let auth = Auth::load(&arguments, false).unwrap();
+    let auth = with_api_keys(&path);
     let keys = auth.keys.as_ref().unwrap();
 
     // As `keys revoke` does it, but stopped halfway.

@@ -60,16 +60,16 @@ pub(crate) enum KeysCommand {
     /// Print a line for each key
     ///
     /// It has six columns, separated by tabs: the id, the role, when the key was made, when it
-    /// expires, its state (valid, expired or revoked), and the comment; - stands for what there is
-    /// not.
+    /// expires, its state (valid, expired or revoked), and the comment. An empty column is written
+    /// as -.
     List {
         #[command(flatten)]
         file: KeyFileArguments,
     },
     /// Revoke a key
     ///
-    /// Nobody comes in with it any more, and a server ends the calls that were begun with it, both
-    /// within a second or two. It stays in the list.
+    /// Within a second or two, servers reject it and end the calls that were begun with it. It stays
+    /// in the list.
     Revoke {
         #[command(flatten)]
         file: KeyFileArguments,

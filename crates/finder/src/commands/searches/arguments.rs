@@ -41,7 +41,7 @@ pub(super) enum SearchesCommand {
 /// On a terminal it is a table. Elsewhere it is a line for each search, with nine columns separated
 /// by tabs: the ID, the state, the client, when it began, the hashes, the distance that ends it,
 /// the names (separated by commas; a name's own has a backslash before it), how it ended, and the
-/// cursor from which it goes on. A server keeps those that have ended for a while.
+/// cursor with which to resume it. A server keeps searches that have ended for a while.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -72,7 +72,7 @@ pub(super) struct ListArguments {
 ///
 /// On a terminal it is a table that is drawn anew, as many lines as there are: those that are going
 /// on, then those that ended last. Elsewhere, and with --json, each change is a line like those of
-/// `list`. It goes on until ctrl-C, or until the server shuts down.
+/// `list`. It ends with ctrl-C, or when the server shuts down.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -102,8 +102,8 @@ pub(super) struct WatchArguments {
 
 /// Cancel searches, by their IDs.
 ///
-/// Prints a line for each: its ID, and what became of it. Whoever waits for the search is told the
-/// reason, and a cursor to go on from. To cancel one that has ended already changes nothing.
+/// Prints a line for each: its ID and the result. The client of the search receives the reason, and
+/// a cursor with which to resume it. Cancelling a search that has already ended changes nothing.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -125,7 +125,7 @@ pub(super) struct CancelArguments {
     #[command(flatten)]
     pub(super) at: ServerArguments,
 
-    /// Why, for whoever waits for them: in UTF-8 at most 256 bytes
+    /// The reason, which the searches' clients receive: at most 256 bytes of UTF-8
     #[arg(
         long,
         value_name = "TEXT",

@@ -79,7 +79,7 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
         }
         if !tokens.insert(page_token.clone()) {
             bail!(
-                "the server at {} tells the same page of searches again and again",
+                "the server at {} returns the same page of searches again and again",
                 at.server
             );
         }

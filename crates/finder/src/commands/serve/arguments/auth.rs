@@ -13,10 +13,9 @@ use hashfinder_server::auth::{self, Algorithm};
 pub(super) struct AuthArguments {
     /// Take the API keys in this file, which `hashfinder keys` makes
     ///
-    /// Clients show one as `authorization: Bearer ID.SECRET`, and are called key:ID. The file is
-    /// looked at once a second: what changes counts from then on, also for connections and searches
-    /// that are there. With this, --jwt-keys or --jwt-secret whoever comes over a network has to
-    /// show a credential.
+    /// Clients send one as `authorization: Bearer ID.SECRET`, and are called key:ID. The file is
+    /// checked once a second, and changes also apply to connections and searches that already exist.
+    /// With this, --jwt-keys or --jwt-secret, clients on a network must send a credential.
     #[arg(long, value_name = "PATH")]
     api_keys: Option<PathBuf>,
 
@@ -30,7 +29,7 @@ pub(super) struct AuthArguments {
 
     /// Take JSON web tokens that were signed with the secret in this file, of 32 bytes or more
     ///
-    /// Whoever knows it can make tokens, so it has to be known to the issuer and this server alone.
+    /// Anyone who knows it can make tokens, so only the issuer and this server may know it.
     #[arg(long, value_name = "PATH")]
     jwt_secret: Option<PathBuf>,
 

@@ -55,7 +55,6 @@ const RESUMED: &str = "connections are accepted again";
 /// one.
 const READERS: usize = 1000;
 const CONNECTIONS_OF_READERS: usize = 20;
-const BUDGET_FLAG: &str = "--stream-stall-timeout";
 const BUDGET: Duration = Duration::from_secs(10);
 
 /// Maximum number of secrets tested for a stalled reader. Every secret is a candidate, and the
@@ -166,7 +165,7 @@ fn descriptors(setting: &Setting) -> Result<FaultReport> {
     let mut account = Account::of(Fault::Descriptors);
     let time = setting.time.max(Duration::from_secs(4));
     // Idle connections must stay open: a closed one would make room for the next.
-    let server = setting.server(&["--handshake-timeout", "1h"])?;
+    let server = setting.server(&[], &[("handshake-timeout", "1h")])?;
     let began = Instant::now();
     let healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
     // From many addresses, so that the system's limit is reached before the limit per address.
@@ -265,19 +264,18 @@ fn recovery_limit(setting: &Setting) -> Duration {
 
 fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
     let mut account = Account::of(Fault::StalledReaders);
-    let has_budget = Server::has_flag(&setting.server, BUDGET_FLAG)?;
-    let budget_text = format!("{}s", BUDGET.as_secs());
-    // Room for all readers. Their connections stay open, however long the test takes.
-    let mut more = vec!["--maximum-concurrent-rpcs", "4000"];
-    more.extend(["--connection-grace", "1h"]);
+    let budget = format!("{}s", BUDGET.as_secs());
+    // The connections stay open, however long the test takes.
+    let mut limits = vec![
+        ("stream-stall-timeout", &*budget),
+        ("connection-grace", "1h"),
+    ];
     if setting.is_short {
         // Readers that get no core answer keepalive PINGs late.
-        more.extend(["--keepalive-timeout", "1h"]);
+        limits.push(("keepalive-timeout", "1h"));
     }
-    if has_budget {
-        more.extend([BUDGET_FLAG, &budget_text]);
-    }
-    let server = setting.server(&more)?;
+    // Room for all readers.
+    let server = setting.server(&["--maximum-concurrent-rpcs", "4000"], &limits)?;
     let began = Instant::now();
     let healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
     let in_time = if setting.is_short {
@@ -301,7 +299,7 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
     while stalled.elapsed() < in_time && freed.is_none() {
         let metrics = server.metrics()?;
         (unread, tests) = (metrics.unread(), metrics.tests());
-        if metrics.searches() == 0 && (!has_budget || unread >= READERS as u64) {
+        if metrics.searches() == 0 && unread >= READERS as u64 {
             freed = Some(stalled.elapsed());
         }
         thread::sleep(Duration::from_millis(100));
@@ -318,12 +316,7 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
     let shown = freed.map_or("never".to_owned(), |time| format!("after {} ms", ms(time)));
     account.note("searches", most.to_string());
     account.note("of a core after a second", format!("{:.1}%", busy * 100.0));
-    let budget_shown = if has_budget {
-        budget_text
-    } else {
-        "none".to_owned()
-    };
-    account.note("budget", budget_shown);
+    account.note("budget", budget);
     account.note("freed", shown.as_str());
     account.note(
         "connections closed",
@@ -351,14 +344,9 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
     account.expect(
         freed.is_some(),
         format!(
-            "expected the searches to be freed within {} s, {} s of which they may stall, it was {shown}{}",
+            "expected the searches to be freed within {} s, {} s of which they may stall, it was {shown}",
             in_time.as_secs(),
-            BUDGET.as_secs(),
-            if has_budget {
-                ""
-            } else {
-                " (this server has no such budget)"
-            }
+            BUDGET.as_secs()
         ),
     );
     account.expect(
@@ -380,7 +368,7 @@ struct Drained {
 fn drain(setting: &Setting) -> Result<FaultReport> {
     let mut account = Account::of(Fault::Drain);
     let grace = if setting.is_short { "1s" } else { "5s" };
-    let mut server = setting.server(&["--drain-grace", grace, "--operator", "127.0.0.1"])?;
+    let mut server = setting.server(&["--drain-grace", grace, "--operator", "127.0.0.1"], &[])?;
     let address = server.address;
     let seen = Rc::new(RefCell::new(Seen::default()));
     let limit = if setting.is_short { PATIENCE } else { DRAIN };

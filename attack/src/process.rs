@@ -33,16 +33,23 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     metrics: SocketAddr,
     log: PathBuf,
+    config: PathBuf,
     is_told_to_end: bool,
 }
 
 impl Server {
-    /// Starts a server on free ports.
-    pub(crate) fn start(binary: &Path, arguments: &[String]) -> Result<Server> {
+    /// Starts a server on free ports. `limits` are settings that only the configuration file can
+    /// have. If there are any, the server does not read the user's configuration.
+    pub(crate) fn start(
+        binary: &Path,
+        arguments: &[String],
+        limits: &[(&str, &str)],
+    ) -> Result<Server> {
         static SERVERS: AtomicU32 = AtomicU32::new(0);
         let number = SERVERS.fetch_add(1, Ordering::Relaxed);
-        let log = format!("hashfinder-attack-{}-{number}.log", std::process::id());
-        let log = env::temp_dir().join(log);
+        let name = format!("hashfinder-attack-{}-{number}", std::process::id());
+        let log = env::temp_dir().join(format!("{name}.log"));
+        let config = env::temp_dir().join(format!("{name}.toml"));
         let mut command = Command::new(binary);
         command
             .args(["serve", "--port", "0", "--metrics-address", "127.0.0.1:0"])
@@ -52,6 +59,14 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(&log).context("cannot write the server's log")?);
+        if !limits.is_empty() {
+            let mut text = "[serve.limits]\n".to_owned();
+            for (name, value) in limits {
+                text += &format!("{name} = \"{value}\"\n");
+            }
+            fs::write(&config, text).context("cannot write the server's configuration")?;
+            command.arg("--config").arg(&config);
+        }
         let shown = binary.display();
         let process = command.spawn();
         let process =
@@ -62,6 +77,7 @@ impl Server {
             address: nowhere,
             metrics: nowhere,
             log,
+            config,
             is_told_to_end: false,
         };
         let mut line = String::new();
@@ -92,14 +108,6 @@ impl Server {
             );
             thread::sleep(LOOK);
         }
-    }
-
-    /// Whether `serve` has a flag.
-    pub(crate) fn has_flag(binary: &Path, flag: &str) -> Result<bool> {
-        let help = Command::new(binary).args(["serve", "--help"]).output();
-        let help = help.with_context(|| format!("cannot run {}", binary.display()))?;
-        let help = String::from_utf8_lossy(&help.stdout);
-        Ok(help.split_whitespace().any(|word| word == flag))
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -213,6 +221,8 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
         let _ = fs::remove_file(&self.log);
+        // This file exists only if there were limits.
+        let _ = fs::remove_file(&self.config);
     }
 }
 

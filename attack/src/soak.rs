@@ -193,7 +193,7 @@ pub(crate) struct Soak {
 
 /// Runs the soak and judges it.
 pub(crate) fn run(plan: &Plan) -> Result<Soak> {
-    let mut server = Server::start(&plan.server, &plan.server_arguments)?;
+    let mut server = Server::start(&plan.server, &plan.server_arguments, &[])?;
     thread::sleep(STALE);
     let (before, metrics) = Sample::of(&server, Duration::ZERO)?;
     let workers = metrics.value("hashfinder_workers").max(1) as usize;

@@ -87,11 +87,11 @@ impl Setting {
         if self.is_short { PATIENCE } else { NEWCOMER }
     }
 
-    /// Starts a server for a trial, with `more` arguments.
-    pub(crate) fn server(&self, more: &[&str]) -> Result<Server> {
+    /// Starts a server for a trial, with `more` arguments and these limits.
+    pub(crate) fn server(&self, more: &[&str], limits: &[(&str, &str)]) -> Result<Server> {
         let mut arguments = self.server_arguments.clone();
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
-        Server::start(&self.server, &arguments)
+        Server::start(&self.server, &arguments, limits)
     }
 
     /// Starts an attack that runs for `time`.
@@ -157,7 +157,7 @@ struct Peaks {
 pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Result<Row> {
     let source = setting.source.unwrap_or(Source::One);
     let calm = Duration::from_millis(if setting.is_short { 300 } else { 2000 });
-    let mut server = setting.server(&[])?;
+    let mut server = setting.server(&[], &[])?;
     let mut healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
     let (calm_began, calm_took) = (Instant::now(), core_time(server.id())?);
     thread::sleep(calm);
@@ -307,7 +307,7 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
 
 /// Measures the healthy client beside a harmless load that uses the same number of cores.
 fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
-    let server = setting.server(&[])?;
+    let server = setting.server(&[], &[])?;
     let mut healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
     thread::sleep(Duration::from_millis(500));
     let began = Instant::now();

@@ -122,6 +122,12 @@ struct Server {
 
 impl Server {
     fn start() -> Result<Server> {
+        let config = target().join("engine.toml");
+        // The connections come from one or two addresses, but stand for many clients.
+        let limits = "[serve.limits]\n\
+            maximum-streams-per-second = 1000000\n\
+            maximum-calls-per-second-per-address = 1000000\n";
+        fs::write(&config, limits)?;
         let mut process = Command::new(target().join("release/hashfinder"))
             // Both versions of IP, so that one machine can be two clients.
             .args([
@@ -133,9 +139,8 @@ impl Server {
                 "--listen-unprotected",
             ])
             .args(["--maximum-concurrent-rpcs", "5000"])
-            // The connections come from one or two addresses, but stand for many clients.
-            .args(["--maximum-streams-per-second", "1000000"])
-            .args(["--maximum-calls-per-second-per-address", "1000000"])
+            .arg("--config")
+            .arg(&config)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()

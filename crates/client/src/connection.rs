@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Mutex,
     time::Duration,
 };
@@ -44,6 +44,10 @@ const SILENT: &str = "it does not answer";
 /// Maximum time to wait, when a connection is closed, until it has sent what is left to send.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A future whose type is erased, so that it is compiled in this crate, once. A crate that polls an
+/// `async fn` compiles it itself, and with it the whole HTTP/2 stack.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// A connection to a server that has answered, and the tasks behind it.
 pub struct Connection {
     channel: Channel,
@@ -70,7 +74,7 @@ impl Connection {
         let access = Access::read(server, options).await?;
         let last_error = Mutex::new(SILENT.to_owned());
         let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
-        let mut reached = pin!(reach(server, &access, &last_error));
+        let mut reached = reach(server, &access, &last_error);
         let within = humantime::format_duration(timeout);
         let at_once = NOTICE_AFTER.min(timeout);
         if let Ok(connection) = tokio::time::timeout(at_once, &mut reached).await {
@@ -111,7 +115,15 @@ impl Connection {
 }
 
 /// Tries to connect until the server answers.
-async fn reach(
+fn reach<'a>(
+    server: &'a ServerAddress,
+    access: &'a Access,
+    last_error: &'a Mutex<String>,
+) -> Boxed<'a, Result<Connection>> {
+    Box::pin(reach_by_retries(server, access, last_error))
+}
+
+async fn reach_by_retries(
     server: &ServerAddress,
     access: &Access,
     last_error: &Mutex<String>,

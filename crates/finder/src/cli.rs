@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
     bench::BenchArguments,
@@ -15,7 +15,7 @@ use crate::commands::{
     keys::KeysArguments,
     manual::{CompletionsArguments, ManArguments},
     searches::SearchesArguments,
-    serve::ServeArguments,
+    serve::{LimitsArguments, ServeArguments},
     verify::VerifyArguments,
 };
 
@@ -59,6 +59,17 @@ pub(crate) enum Command {
     Man(ManArguments),
 }
 
+/// Adds the settings that only the file and the environment can give. Their help heading is the
+/// name of their table within the command's table.
+pub(crate) fn with_file_settings(program: clap::Command) -> clap::Command {
+    let limits = LimitsArguments::augment_args(clap::Command::new("limits"));
+    let limits = limits.get_arguments().cloned();
+    let limits: Vec<_> = limits
+        .map(|limit| limit.help_heading("limits").hide(true))
+        .collect();
+    program.mut_subcommand("serve", |serve| serve.args(limits))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +77,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        with_file_settings(Cli::command()).debug_assert();
     }
 }

@@ -23,7 +23,7 @@ use hashfinder_server::Server;
 use hashfinder_system::threads::{block_on, block_on_all_cores};
 
 use crate::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, with_file_settings},
     commands::{
         bench, config as configuration, estimate, find, git_commit, hashcash, health, keys, manual,
         searches, serve, verify,
@@ -34,7 +34,9 @@ use crate::{
 /// Runs the program with the command line of this process. Returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match config::parse(Cli::command()) {
+    let program = Cli::command();
+    let settings = with_file_settings(program.clone());
+    let cli = match config::parse(program, settings) {
         Ok(matches) => Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()),
         Err(error) => {
             terminal::say(format_args!("{error:#}"));
@@ -61,7 +63,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::GitCommit(arguments) => block_on(git_commit::run(&arguments)),
         Command::Hashcash(arguments) => hashcash::run(&arguments),
         Command::Config(arguments) => {
-            configuration::run(&arguments, Cli::command(), cli.config.as_ref())
+            let program = with_file_settings(Cli::command());
+            configuration::run(&arguments, program, cli.config.as_ref())
         }
         Command::Completions(arguments) => manual::completions(&arguments, Cli::command()),
         Command::Man(arguments) => manual::man(&arguments, Cli::command()),

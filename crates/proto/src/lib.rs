@@ -46,17 +46,17 @@ pub use self::{details::Details, reason::Reason};
 /// The reference contract, generated from `proto/hash_name.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod hash_name {
-    tonic::include_proto!("hash_name");
+    include!("generated/hash_name.rs");
 }
 
 /// Our own contract, generated from `proto/hashfinder/v1/finder.proto`.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
 pub mod v1 {
-    tonic::include_proto!("hashfinder.v1");
+    include!("generated/hashfinder.v1.rs");
 }
 
 /// Descriptors of both contracts: an encoded `google.protobuf.FileDescriptorSet`.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));
+pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.binpb");
 
 impl From<v1::search_event::Event> for v1::SearchEvent {
     /// Wraps an event, without padding.

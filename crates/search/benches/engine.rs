@@ -19,20 +19,40 @@ use hashfinder_search::{
     Client, Distance, Engine, Kernel, Keyspace, Limits, Query, Report, Search,
 };
 
-/// Duration of a rate measurement.
-const SECONDS: Duration = Duration::from_secs(2);
+/// How much is measured.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Duration of a rate measurement.
+    pace: Duration,
+    /// Number of searches where there are many.
+    many: u32,
+}
+
+/// The size of a measurement.
+const FULL: Size = Size {
+    pace: Duration::from_secs(2),
+    many: 10_000,
+};
+
+/// The size with `--short`, which only shows that the benchmark works.
+const SHORT: Size = Size {
+    pace: Duration::from_millis(100),
+    many: 100,
+};
 
 fn main() {
+    let has = |wanted| std::env::args().any(|argument| argument == wanted);
     // `cargo bench` passes this argument. Without it, the program does nothing.
-    if !std::env::args().any(|argument| argument == "--bench") {
+    if !has("--bench") {
         return;
     }
-    shared();
-    unshared();
-    stops();
-    all_at_once();
-    fairness();
-    stalled();
+    let size = if has("--short") { SHORT } else { FULL };
+    shared(size);
+    unshared(size);
+    stops(size);
+    all_at_once(size);
+    fairness(size);
+    stalled(size);
 }
 
 fn figure(name: &str, value: f64) {
@@ -83,34 +103,34 @@ fn search(engine: &Engine, query: Query) -> Search {
 }
 
 /// Measures hashes and tests per second.
-fn rates(engine: &Engine) -> (f64, f64) {
+fn rates(engine: &Engine, Size { pace, .. }: Size) -> (f64, f64) {
     let (before, began) = (engine.metrics(), Instant::now());
-    thread::sleep(SECONDS);
+    thread::sleep(pace);
     let (after, took) = (engine.metrics(), began.elapsed().as_secs_f64());
     let hashes = (after.hashes - before.hashes) as f64 / took;
     (hashes, (after.tests - before.tests) as f64 / took)
 }
 
 /// Searches that arrive one after another, until all share their slices.
-fn shared() {
+fn shared(size: Size) {
     let alone = {
         let engine = engine();
         let _search = search(&engine, random().hard());
-        thread::sleep(SECONDS / 2);
-        rates(&engine).1
+        thread::sleep(size.pace / 2);
+        rates(&engine, size).1
     };
     figure("tests a second, 1 search", alone);
-    for count in [16, 64, 1_000, 10_000] {
+    for count in [16, 64, size.many / 10, size.many] {
         let engine = engine();
         let mut random = random();
         let _searches: Vec<Search> = (0..count).map(|_| search(&engine, random.hard())).collect();
         let submitted = Instant::now();
-        together(&engine, count);
+        together(&engine, count, size);
         figure(
             &format!("seconds until {count} searches go together"),
             submitted.elapsed().as_secs_f64(),
         );
-        let (_, tests) = rates(&engine);
+        let (_, tests) = rates(&engine, size);
         figure(
             &format!("tests a second, {count} searches / 1"),
             tests / alone,
@@ -119,11 +139,11 @@ fn shared() {
 }
 
 /// Waits until the hashed secrets are tested for nearly all of `count` searches.
-fn together(engine: &Engine, count: u32) {
+fn together(engine: &Engine, count: u32, size: Size) {
     let began = Instant::now();
     loop {
         let before = engine.metrics();
-        thread::sleep(SECONDS / 8);
+        thread::sleep(size.pace / 8);
         let after = engine.metrics();
         let tests = (after.tests - before.tests) as f64;
         if tests > 0.95 * f64::from(count) * (after.hashes - before.hashes).max(1) as f64 {
@@ -137,20 +157,21 @@ fn together(engine: &Engine, count: u32) {
 }
 
 /// Searches whose ranges do not overlap.
-fn unshared() {
+fn unshared(size: Size) {
     let one = {
         let engine = engine();
         let _search = search(&engine, random().hard());
-        thread::sleep(SECONDS / 2);
-        rates(&engine).0
+        thread::sleep(size.pace / 2);
+        rates(&engine, size).0
     };
     let engine = engine();
     let mut random = random();
     let before = resident();
-    let range = Keyspace::default().end() / 20_000;
-    let searches: Vec<Search> = (0..10_000)
+    let many = size.many;
+    let range = Keyspace::default().end() / u64::from(2 * many);
+    let searches: Vec<Search> = (0..many)
         .map(|number| {
-            let query = random.hard().starting_at(number * range);
+            let query = random.hard().starting_at(u64::from(number) * range);
             search(
                 &engine,
                 query.hash_budget(NonZeroU64::new(range).expect("some")),
@@ -158,13 +179,16 @@ fn unshared() {
         })
         .collect();
     // Waits until each search has had a turn.
-    thread::sleep(SECONDS * 3);
+    thread::sleep(size.pace * 3);
     let memory = (resident() - before) / searches.len() as f64;
     figure(
-        "hashes a second, 10000 searches that cannot share / 1",
-        rates(&engine).0 / one,
+        &format!("hashes a second, {many} searches that cannot share / 1"),
+        rates(&engine, size).0 / one,
     );
-    figure("bytes for each of 10000 waiting searches", memory);
+    figure(
+        &format!("bytes for each of {many} waiting searches"),
+        memory,
+    );
 }
 
 /// Returns the bytes of memory in use.
@@ -174,8 +198,9 @@ fn resident() -> f64 {
     4096.0 * pages.unwrap_or(0.0)
 }
 
-/// Repeatedly stops one of ten thousand searches.
-fn stops() {
+/// Repeatedly stops one of many searches.
+fn stops(size: Size) {
+    let many = size.many;
     let engine = engine();
     let mut random = random();
     let (sender, reports) = mpsc::channel::<Report>();
@@ -189,9 +214,9 @@ fn stops() {
             .search(Client::default(), query, released)
             .expect("no limits")
     };
-    let mut searches: Vec<Search> = (0..10_000).map(|_| begin(random.hard())).collect();
-    together(&engine, 10_000);
-    let mut latencies: Vec<Duration> = (0..10_000)
+    let mut searches: Vec<Search> = (0..many).map(|_| begin(random.hard())).collect();
+    together(&engine, many, size);
+    let mut latencies: Vec<Duration> = (0..many)
         .map(|_| {
             let index = random.below(searches.len() as u64) as usize;
             let stopper = searches[index].stopper();
@@ -205,20 +230,22 @@ fn stops() {
         })
         .collect();
     latencies.sort();
-    for (name, index) in [("p50", 5_000), ("p99", 9_900), ("worst", 9_999)] {
+    let last = latencies.len() - 1;
+    for (name, index) in [("p50", last / 2), ("p99", last * 99 / 100), ("worst", last)] {
         let latency = latencies[index].as_secs_f64() * 1e3;
         figure(
-            &format!("ms from a stop to the release, 10000 searches, {name}"),
+            &format!("ms from a stop to the release, {many} searches, {name}"),
             latency,
         );
     }
 }
 
-fn all_at_once() {
+fn all_at_once(size: Size) {
+    let many = size.many;
     let engine = engine();
     let mut random = random();
     let (sender, reports) = mpsc::channel::<()>();
-    let searches: Vec<Search> = (0..10_000)
+    let searches: Vec<Search> = (0..many)
         .map(|_| {
             let sender = sender.clone();
             let released = move |_| {
@@ -228,7 +255,7 @@ fn all_at_once() {
             searching.expect("no limits")
         })
         .collect();
-    thread::sleep(SECONDS);
+    thread::sleep(size.pace);
     let began = Instant::now();
     for search in &searches {
         search.stopper().stop();
@@ -237,13 +264,14 @@ fn all_at_once() {
         reports.recv().expect("each is released");
     }
     figure(
-        "ms until every core is free, 10000 searches stopped at once",
+        &format!("ms until every core is free, {many} searches stopped at once"),
         began.elapsed().as_secs_f64() * 1e3,
     );
 }
 
-/// One client with a thousand searches, and nine with one each.
-fn fairness() {
+/// One client with a tenth of many searches, and nine clients with one each.
+fn fairness(size: Size) {
+    let crowd = size.many / 10;
     let engine = engine();
     let mut random = random();
     let client = |name: u64| Client {
@@ -251,7 +279,7 @@ fn fairness() {
         ..Client::default()
     };
     let mut searches: Vec<Search> = Vec::new();
-    for (name, count) in (0..10).map(|name| (name, if name == 0 { 1_000 } else { 1 })) {
+    for (name, count) in (0..10).map(|name| (name, if name == 0 { crowd } else { 1 })) {
         for _ in 0..count {
             let search = engine.search(client(name), random.hard(), |_| ());
             searches.push(search.expect("no limits"));
@@ -259,30 +287,40 @@ fn fairness() {
     }
     let time = |name: u64| engine.usage(&name.to_string()).core_time.as_secs_f64();
     let before: Vec<f64> = (0..10).map(time).collect();
-    thread::sleep(Duration::from_secs(10));
+    thread::sleep(size.pace * 5);
     let had: Vec<f64> = (0..10)
         .map(|name| time(name) - before[name as usize])
         .collect();
     let all: f64 = had.iter().sum();
     let least = had[1..].iter().copied().fold(f64::INFINITY, f64::min);
     figure(
-        "least share of nine clients beside one with 1000 searches, in tenths",
+        &format!("least share of nine clients beside one with {crowd} searches, in tenths"),
         10.0 * least / all,
     );
 }
 
-/// A thousand searches whose candidates are not read.
-fn stalled() {
+/// Searches whose candidates are not read.
+fn stalled(size: Size) {
+    let crowd = size.many / 10;
     let engine = engine();
-    let searches: Vec<Search> = (0..1_000)
+    let searches: Vec<Search> = (0..crowd)
         .map(|_| search(&engine, random().hard().interesting(Distance::from(10))))
         .collect();
-    thread::sleep(SECONDS);
+    thread::sleep(size.pace);
     let (before, cpu, began) = (resident(), core_time(), Instant::now());
-    thread::sleep(Duration::from_secs(10));
+    thread::sleep(size.pace * 5);
     let cores = (core_time() - cpu) / began.elapsed().as_secs_f64();
-    figure("cores in use with 1000 stalled readers", cores);
-    figure("bytes that they grow in 10 s", resident() - before);
+    figure(
+        &format!("cores in use with {crowd} stalled readers"),
+        cores,
+    );
+    figure(
+        &format!(
+            "bytes that they grow in {} s",
+            began.elapsed().as_secs_f64().round()
+        ),
+        resident() - before,
+    );
     drop(searches);
 }
 

@@ -15,8 +15,7 @@ use std::{
 use anyhow::{Context, Result};
 use tracing::Level;
 use tracing_subscriber::{
-    EnvFilter,
-    filter::{LevelFilter, filter_fn},
+    filter::{LevelFilter, Targets, filter_fn},
     fmt::MakeWriter,
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -59,20 +58,20 @@ pub enum LogFormat {
 /// # Errors
 ///
 /// If the value is not a filter.
-pub fn filter() -> Result<EnvFilter> {
+pub fn filter() -> Result<Targets> {
     // An empty variable counts as unset, as everywhere.
     let text = std::env::var("HASHFINDER_LOG").ok();
     let text = text.filter(|text| !text.is_empty());
     let text = text.unwrap_or_else(|| "info".to_owned());
     // A word that is not a level would be the name of a target. Users do not mean that, and it logs
     // nothing.
-    let mut words = text.split(',').filter(|part| !part.contains(['=', '[']));
+    let mut words = text.split(',').filter(|part| !part.contains('='));
     let has_levels = words.all(|word| word.parse::<LevelFilter>().is_ok());
     let filter = text.parse().ok().filter(|_| has_levels);
     filter.with_context(|| {
         format!(
-            "HASHFINDER_LOG={text}: give off, error, warn, info, debug or trace, or some of TARGET=LEVEL \
-             with commas between them"
+            "HASHFINDER_LOG={text}: give off, error, warn, info, debug or trace, or TARGET=LEVEL; separate \
+             several with commas"
         )
     })
 }
@@ -100,25 +99,25 @@ pub(crate) fn milliseconds(duration: Duration) -> f64 {
 /// # Panics
 ///
 /// If this process already has a log.
-pub fn to_stderr(filter: EnvFilter, format: LogFormat) -> Result<Log> {
+pub fn to_stderr(filter: Targets, format: LogFormat) -> Result<Log> {
     let lines = Lines(Arc::default());
     let writer = lines.clone();
     thread::Builder::new()
         .name("log".to_owned())
         .spawn(move || writer.write_to(io::stderr()))?;
     let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(lines.clone())
         .log_internal_errors(false);
     let cap = filter_fn(|line| may_be_told(line.target(), *line.level()));
     match format {
         LogFormat::Text => {
             let subscriber = subscriber.with_ansi(io::stderr().is_terminal());
-            subscriber.finish().with(cap).init();
+            subscriber.finish().with(filter).with(cap).init();
         }
         LogFormat::Json => {
             let subscriber = subscriber.json().flatten_event(true);
-            subscriber.finish().with(cap).init();
+            subscriber.finish().with(filter).with(cap).init();
         }
     }
     // A panic is logged like any other line, without waiting for the reader.

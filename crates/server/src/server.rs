@@ -7,6 +7,7 @@ use std::{
     num::NonZeroU32,
     panic::resume_unwind,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
@@ -122,7 +123,7 @@ impl Settings {
     /// # Errors
     ///
     /// If a setting or a file is wrong, or if other machines could reach the server without TLS and
-    /// authentication. The messages name the program's flags, which are called as the settings.
+    /// authentication. The messages use the names of the program's flags and settings.
     pub fn check(self) -> Result<Checked> {
         let too_heavy = |weight: &&NonZeroU32| weight.get() > MAXIMUM_WEIGHT;
         if let Some(weight) = self.searches.weights.values().find(too_heavy) {
@@ -131,12 +132,12 @@ impl Settings {
         if let Some(Traces { share, .. }) = &self.traces
             && !(0.0..=1.0).contains(share)
         {
-            bail!("--otlp-sampling: {share} is not from 0 to 1");
+            bail!("otlp-sampling: {share} is not from 0 to 1");
         }
         let limits = self.connections.limits(transport::open_files());
         let mut connections = limits.map_err(|error| match self.connections.connections {
             Some(given) if error.fitting.is_some() => {
-                anyhow!("--maximum-connections {given}: {error}")
+                anyhow!("maximum-connections {given}: {error}")
             }
             _ => error.into(),
         })?;
@@ -352,6 +353,10 @@ pub struct DrainReport {
     pub cut_short: bool,
 }
 
+/// A future whose type is erased, so that it is compiled in this crate, once. A crate that polls an
+/// `async fn` compiles it itself, and with it the whole HTTP/2 stack.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// What a connection is served with: the layers around the services.
 type Service = CallsService<ProtocolCheckService<RateLimitService<AuthService<Routes>>>>;
 
@@ -403,10 +408,7 @@ impl Server {
     ///
     /// Outside of a tokio runtime.
     pub async fn new(settings: Settings) -> Result<Server, StartError> {
-        let checked = aside("setup", move || settings.check()).await;
-        let checked = checked.map_err(anyhow::Error::from)?;
-        let checked = checked.map_err(StartError::Settings)?;
-        Ok(checked.start().await?)
+        started(settings).await
     }
 
     /// Counts the lost lines of this log among the metrics, and logs their number at the end.
@@ -454,10 +456,28 @@ impl Server {
     /// # Errors
     ///
     /// If there is nowhere to listen, or the server stops by itself.
-    pub async fn serve<R: fmt::Display>(
+    pub async fn serve(
         self,
-        shutdown: impl Future<Output = R>,
-        at_once: impl Future<Output: fmt::Display>,
+        shutdown: impl Future<Output: fmt::Display> + Send,
+        at_once: impl Future<Output: fmt::Display> + Send,
+    ) -> Result<DrainReport> {
+        let shutdown = Box::pin(async { shutdown.await.to_string() });
+        let at_once = Box::pin(async { at_once.await.to_string() });
+        self.serve_until(shutdown, at_once).await
+    }
+
+    fn serve_until<'a>(
+        self,
+        shutdown: Boxed<'a, String>,
+        at_once: Boxed<'a, String>,
+    ) -> Boxed<'a, Result<DrainReport>> {
+        Box::pin(self.serve_and_drain(shutdown, at_once))
+    }
+
+    async fn serve_and_drain(
+        self,
+        shutdown: impl Future<Output = String>,
+        at_once: impl Future<Output = String>,
     ) -> Result<DrainReport> {
         let Server {
             transport,
@@ -527,6 +547,15 @@ impl Server {
         tracing::info!(lost_lines, lost_spans, "stopped");
         Ok(report)
     }
+}
+
+fn started(settings: Settings) -> Boxed<'static, Result<Server, StartError>> {
+    Box::pin(async {
+        let checked = aside("setup", move || settings.check()).await;
+        let checked = checked.map_err(anyhow::Error::from)?;
+        let checked = checked.map_err(StartError::Settings)?;
+        Ok(checked.start().await?)
+    })
 }
 
 impl fmt::Debug for Server {

@@ -339,7 +339,7 @@ async fn wrong_settings_are_told_from_a_system_that_refuses() {
     let error = Server::new(crowded).await.unwrap_err();
     assert!(matches!(error, StartError::Settings(_)), "{error}");
     assert!(
-        error.to_string().starts_with("--maximum-connections "),
+        error.to_string().starts_with("maximum-connections "),
         "{error}"
     );
     let first = Server::new(Settings::default()).await.unwrap();

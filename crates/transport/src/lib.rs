@@ -39,7 +39,7 @@ pub use self::{
     meter::FloodLimits,
     peer::{ClientName, Origin, Peer},
     server::{OnClose, Server},
-    settings::{LEAST_HEADER_LIST, Limits, Settings, TooFewFiles, open_files},
+    settings::{LEAST_HEADER_LIST, Limits, PROXY_FACTOR, Settings, TooFewFiles, open_files},
     tls::{Certificate, ClientCertificates, Tls, TlsFiles},
     validity::Warning,
 };

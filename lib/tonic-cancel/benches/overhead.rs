@@ -41,15 +41,35 @@ const IN_FLIGHT: usize = 64;
 /// machine last longer.
 const TURN: Duration = Duration::from_millis(250);
 
-/// Number of server pairs, each newly started: two processes of the same program differ by some
-/// percent for as long as they run.
-const PAIRS: usize = 16;
+/// How much is measured.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Number of server pairs, each newly started: two processes of the same program differ by some
+    /// percent for as long as they run.
+    pairs: usize,
+    /// Number of open streams.
+    streams: usize,
+    /// Number of calls with deadlines.
+    deadlines: u64,
+}
 
-const STREAMS: usize = 10_000;
+/// The size of a measurement.
+const FULL: Size = Size {
+    pairs: 16,
+    streams: 10_000,
+    deadlines: 10_000,
+};
+
+/// The size with `--short`, which only shows that the benchmark works.
+const SHORT: Size = Size {
+    pairs: 1,
+    streams: 500,
+    deadlines: 200,
+};
+
 /// Number of streams per connection, well within the usual limits.
 const STREAMS_EACH: usize = 500;
 
-const DEADLINES: u64 = 10_000;
 const LONGEST_MS: u64 = 500;
 /// Number of these calls under way at a time.
 const DEADLINES_AT_A_TIME: usize = 1000;
@@ -58,27 +78,28 @@ fn main() {
     let arguments: Vec<String> = env::args().collect();
     match arguments.iter().position(|argument| argument == "serve") {
         Some(at) => serve(arguments[at + 1] == "with"),
-        None => measure(),
+        None if arguments.iter().any(|argument| argument == "--short") => measure(SHORT),
+        None => measure(FULL),
     }
 }
 
-fn measure() {
+fn measure(size: Size) {
     let runtime = Runtime::new().unwrap();
     runtime.block_on(async {
-        throughput("without deadlines", None).await;
+        throughput("without deadlines", None, size).await;
         let timeout = Some(Duration::from_secs(60));
-        throughput("with deadlines", timeout).await;
-        memory().await;
+        throughput("with deadlines", timeout, size).await;
+        memory(size).await;
     });
     drop(runtime);
-    Runtime::new().unwrap().block_on(deadlines());
+    Runtime::new().unwrap().block_on(deadlines(size));
 }
 
 /// Measures calls per second with and without the layer, and the server's CPU time per call.
-async fn throughput(name: &str, timeout: Option<Duration>) {
+async fn throughput(name: &str, timeout: Option<Duration>, size: Size) {
     let (mut rates, mut costs) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let mut ratios = Vec::new();
-    for pair in 0..PAIRS {
+    for pair in 0..size.pairs {
         let servers = [Process::start(false), Process::start(true)];
         let mut calls = [0.0; 2];
         // The first two turns warm up. The order alternates between pairs.
@@ -144,22 +165,22 @@ async fn load(address: SocketAddr, timeout: Option<Duration>) -> f64 {
 }
 
 /// Measures the memory of the server's process per open stream.
-async fn memory() {
+async fn memory(Size { streams: count, .. }: Size) {
     let mut each = [0.0; 2];
     for (which, bytes) in each.iter_mut().enumerate() {
         let server = Process::start(which == 1);
         // Warm up, so that one-time allocations are not counted.
         drop(open(server.address, STREAMS_EACH).await);
         let before = server.resident();
-        let streams = open(server.address, STREAMS).await;
-        *bytes = (server.resident() - before) / STREAMS as f64;
+        let streams = open(server.address, count).await;
+        *bytes = (server.resident() - before) / count as f64;
         drop(streams);
     }
     let [without, with] = each;
-    println!("bytes for each of {STREAMS} open streams, with the layer\t{with}");
-    println!("bytes for each of {STREAMS} open streams, without it\t{without}");
+    println!("bytes for each of {count} open streams, with the layer\t{with}");
+    println!("bytes for each of {count} open streams, without it\t{without}");
     println!(
-        "bytes that the layer adds to each of {STREAMS} open streams\t{}",
+        "bytes that the layer adds to each of {count} open streams\t{}",
         with - without
     );
 }
@@ -180,7 +201,7 @@ async fn open(address: SocketAddr, number: usize) -> impl Sized {
 
 /// Measures how late calls end after their deadlines, for unary calls and streams. The client has
 /// no timer, so only the server ends them.
-async fn deadlines() {
+async fn deadlines(Size { deadlines, .. }: Size) {
     let (ends, ended) = mpsc::channel();
     let (work, works) = mpsc::channel();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -199,7 +220,7 @@ async fn deadlines() {
     // The work of every call: it checks its flag about twice per millisecond.
     let working = std::thread::spawn(move || {
         let (mut begun, mut flags) = (0, Vec::<StopFlag>::new());
-        while begun < DEADLINES || !flags.is_empty() {
+        while begun < deadlines || !flags.is_empty() {
             if let Ok(flag) = works.recv_timeout(Duration::from_micros(500)) {
                 flags.push(flag);
                 begun += 1;
@@ -215,7 +236,7 @@ async fn deadlines() {
     }
     let places = Arc::new(Semaphore::new(DEADLINES_AT_A_TIME));
     let mut calls = JoinSet::new();
-    for call in 0..DEADLINES {
+    for call in 0..deadlines {
         let mut client = clients[call as usize % CONNECTIONS].clone();
         let place = Arc::clone(&places).acquire_owned().await.unwrap();
         // All lengths equally often, in mixed order.
@@ -246,8 +267,8 @@ async fn deadlines() {
     let mut late: Vec<f64> = ended.try_iter().collect();
     late.sort_by(f64::total_cmp);
     let told = late.len() as u64;
-    assert_eq!(told, DEADLINES);
-    assert_eq!(working.join().unwrap(), DEADLINES);
+    assert_eq!(told, deadlines);
+    assert_eq!(working.join().unwrap(), deadlines);
     let at = |share: f64| late[((late.len() - 1) as f64 * share) as usize];
     println!(
         "ms past the deadline until a call has ended, p50\t{}",
@@ -261,7 +282,7 @@ async fn deadlines() {
         "ms past the deadline until a call has ended, worst\t{}",
         at(1.0)
     );
-    println!("of {DEADLINES} calls with deadlines, ended with DEADLINE_EXCEEDED\t{told}");
+    println!("of {deadlines} calls with deadlines, ended with DEADLINE_EXCEEDED\t{told}");
 }
 
 /// A header that only this server understands.

@@ -1,6 +1,7 @@
 //! The flags that several commands share.
 
 mod connection;
+pub(crate) mod from_file;
 mod query;
 mod search;
 pub(crate) mod values;

@@ -1,35 +1,24 @@
 //! The command line as it is parsed.
 
-use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
+use clap::{
+    ArgAction, ArgMatches, Command, builder::BoolishValueParser, parser::ValueSource,
+};
 
-use super::settings::{is_setting, is_switch};
+use super::settings::is_switch;
 
-/// Returns the command line as it is parsed: with a hidden `--no-FLAG` for each switch, which
-/// overrides the file and the environment. A switch may be given more than once.
-pub(super) fn with_negations(program: Command) -> Command {
-    fn repeatable(switch: Arg) -> Arg {
-        let id = switch.get_id().clone();
-        switch.overrides_with(id)
-    }
-    fn negated(command: Command) -> Command {
-        let command = command.mut_args(|arg| match is_switch(&arg) {
-            true => repeatable(arg),
-            false => arg,
-        });
-        let switches = command
-            .get_arguments()
-            .filter(|arg| is_switch(arg) && is_setting(arg));
-        let negations: Vec<Arg> = switches
-            .filter_map(|switch| Some((switch.get_id().to_string(), switch.get_long()?)))
-            .map(|(id, long)| {
-                let name = format!("no-{long}");
-                let negation = Arg::new(name.clone()).long(name).overrides_with(id);
-                repeatable(negation.action(ArgAction::SetTrue).hide(true))
-            })
-            .collect();
-        command.args(negations).mut_subcommands(negated)
-    }
-    negated(program)
+/// Returns the command line as it is parsed: a switch may be repeated, and may have a value, so that
+/// `--quiet=false` overrides the file and the environment.
+pub(super) fn with_switch_values(command: Command) -> Command {
+    let command = command.mut_args(|arg| match is_switch(&arg) {
+        true => {
+            let id = arg.get_id().clone();
+            let arg = arg.overrides_with(id).num_args(0..=1).require_equals(true);
+            arg.value_name("true|false")
+                .value_parser(BoolishValueParser::new())
+        }
+        false => arg,
+    });
+    command.mut_subcommands(with_switch_values)
 }
 
 /// Makes flags accept negative numbers as values, so that a flag's own parser reports what is wrong

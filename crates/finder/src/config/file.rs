@@ -156,7 +156,8 @@ impl Reader<'_> {
                     self.table(&[table, &[name.to_owned()]].concat(), inner)?;
                 }
                 _ if tables.contains(&name) => {
-                    bail!("{origin}: {name} is a command, so it is a table: [{name}]");
+                    let path = [table, &[name.to_owned()]].concat().join(".");
+                    bail!("{origin}: {name} is a table: write [{path}]");
                 }
                 value if keys.contains(&name) => {
                     let entry = Entry {
@@ -193,7 +194,7 @@ impl Reader<'_> {
             .iter()
             .filter(|setting| setting.name == name);
         let elsewhere: Vec<String> = elsewhere
-            .map(|setting| format!("[{}]", setting.path.join(".")))
+            .map(|setting| format!("[{}]", setting.tables[0].join(".")))
             .collect();
         match nearest(name, here) {
             _ if ONLY_ON_THE_COMMAND_LINE.contains(&name) => {

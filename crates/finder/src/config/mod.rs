@@ -1,8 +1,9 @@
 //! The configuration: flags over environment variables over a TOML file over defaults.
 //!
-//! The command line is the only list of settings. Each of its flags is a setting with the flag's
-//! name, which the flag's own parser checks, and clap receives a value from elsewhere as the flag's
-//! default. `find --ideal-distance` is `HASHFINDER_FIND_IDEAL_DISTANCE` in the environment, and in
+//! The command line is the list of settings. Each of its flags is a setting with the flag's name,
+//! which the flag's own parser checks, and clap receives a value from elsewhere as the flag's
+//! default. A hidden argument is a setting that only the file and the environment can give; its
+//! table is the heading of its help, within the table of its command. `find --ideal-distance` is `HASHFINDER_FIND_IDEAL_DISTANCE` in the environment, and in
 //! the file the key `ideal-distance` of the table `[find]`. A setting that several commands share
 //! can be set for all of them by leaving out the command's name: `HASHFINDER_KERNEL`, and `kernel`
 //! at the top of the file. A value for one command overrides a value for all.
@@ -24,7 +25,7 @@ use clap::{ArgMatches, Command};
 
 pub(crate) use self::report::{default_file, show};
 use self::{
-    command::{is_quiet, of_command_line, takes_negative_numbers, with_negations},
+    command::{is_quiet, of_command_line, takes_negative_numbers, with_switch_values},
     resolve::set_default,
     settings::Settings,
     sources::Sources,
@@ -32,23 +33,30 @@ use self::{
 use crate::terminal;
 
 /// Parses the command line of this process for `program`, with the settings of the environment and
-/// the file. Ends the process where clap would: after it has printed the help, and if the command
-/// line is wrong.
+/// the file. `with_settings` is the program with the settings that are not flags. Ends the process
+/// where clap would: after it has printed the help, and if the command line is wrong.
 ///
 /// # Errors
 ///
 /// If the file or a variable is wrong.
-pub(crate) fn parse(program: Command) -> Result<ArgMatches> {
+pub(crate) fn parse(program: Command, with_settings: Command) -> Result<ArgMatches> {
     let line: Vec<OsString> = env::args_os().collect();
-    let mut command = takes_negative_numbers(with_negations(program));
+    let mut command = takes_negative_numbers(with_switch_values(with_settings));
     let lenient = command.clone().ignore_errors(true);
     // Errors in the line are reported below, when it is known which required flags have a value
     // from elsewhere.
     let asked = lenient
         .try_get_matches_from(&line)
-        .unwrap_or_else(|help| help.exit());
+        .unwrap_or_else(|help| usage::exit_with_help(help, program.clone(), &line));
     let (path, explicit) = of_command_line(&asked);
     let settings = Settings::of(&command);
+    if settings.not_flags(&path).any(|id| explicit.contains(id)) {
+        // The program itself rejects them.
+        let flags = takes_negative_numbers(with_switch_values(program.clone()));
+        if let Err(error) = flags.try_get_matches_from(&line) {
+            usage::exit(error, program, &settings, &path, &line);
+        }
+    }
     let mut notes = Vec::new();
     if settings.of_command(&path).next().is_some() {
         let sources = Sources::read(asked.get_one("config"), &settings)?;
@@ -64,7 +72,7 @@ pub(crate) fn parse(program: Command) -> Result<ArgMatches> {
     let matches = command
         .clone()
         .try_get_matches_from(&line)
-        .unwrap_or_else(|error| usage::exit(error, command, &path, &line));
+        .unwrap_or_else(|error| usage::exit(error, program, &settings, &path, &line));
     if !is_quiet(&matches) {
         notes.iter().for_each(terminal::say);
     }
@@ -82,11 +90,11 @@ mod tests {
         sources::{OTHER_VARIABLES, true_or_false},
         *,
     };
-    use crate::cli::Cli;
+    use crate::cli::{Cli, with_file_settings};
 
     /// The program's own command line.
     fn command() -> Command {
-        with_negations(Cli::command())
+        with_switch_values(with_file_settings(Cli::command()))
     }
 
     #[test]
@@ -168,8 +176,9 @@ mod tests {
             is_quiet(&matches)
         };
         assert!(last("hashfinder find a -q --quiet -qq"));
-        assert!(last("hashfinder find a --no-quiet --no-quiet -q"));
-        assert!(!last("hashfinder find a -q -q --no-quiet --no-quiet"));
+        assert!(last("hashfinder find a --quiet=false --quiet=0 -q"));
+        assert!(last("hashfinder find a --quiet=false --quiet=true"));
+        assert!(!last("hashfinder find a -q -q --quiet=true --quiet=no"));
     }
 
     /// A program with a command within a command.
@@ -260,7 +269,7 @@ mod tests {
         let all = "HASHFINDER_SEARCHES_LIST_ALL=true".to_owned();
         assert_eq!(resolved("searches list", &[], &variables), (all, 0));
         assert_eq!(
-            resolved("searches list", &["no-all"], &variables),
+            resolved("searches list", &["all"], &variables),
             (String::new(), 0)
         );
     }

@@ -7,7 +7,7 @@ use clap::Command;
 use serde_json::{Value, json};
 
 use super::{
-    command::with_negations,
+    command::with_switch_values,
     settings::{Kind, Origin, Setting, Settings, literal},
     sources::{Sources, usual_path},
 };
@@ -23,7 +23,7 @@ const WIDTH: usize = 100;
 ///
 /// If the file or a variable is wrong.
 pub(crate) fn show(program: Command, file: Option<&PathBuf>, as_json: bool) -> Result<String> {
-    let root = with_negations(program);
+    let root = with_switch_values(program);
     let settings = Settings::of(&root);
     let sources = Sources::read(file, &settings)?;
     sources.unknown_variables(&settings).iter().for_each(say);
@@ -72,7 +72,7 @@ pub(crate) fn show(program: Command, file: Option<&PathBuf>, as_json: bool) -> R
         return Ok(objects.collect());
     }
     let rows = rows.into_iter().map(|(setting, values, origin)| {
-        let name = setting.path.iter().chain([&setting.name]);
+        let name = setting.tables[0].iter().chain([&setting.name]);
         let name = name.map(String::as_str).collect::<Vec<_>>().join(".");
         let value = match value(setting, &values) {
             Value::Null => "-".to_owned(),
@@ -112,30 +112,32 @@ fn value(setting: &Setting, values: &[String]) -> Value {
 
 /// Returns a file that sets nothing, and describes every setting of `program`.
 pub(crate) fn default_file(program: Command) -> String {
-    let settings = Settings::of(&with_negations(program));
+    let settings = Settings::of(&with_switch_values(program));
     let mut text = format!(
-        "# The configuration of hashfinder {}. A line that begins with # and a name is a setting\n\
-         # with its default: take the # away and change it. `hashfinder config --help` tells more.\n",
+        "# Configuration of hashfinder {}. A line that begins with # and a name is a setting with its\n\
+         # default: remove the # and change it. See `hashfinder config --help`.\n",
         env!("CARGO_PKG_VERSION")
     );
     let shared = settings.of_table(&[]).join(", ");
     text += "\n";
     text += &comment(&format!(
-        "At the top, before the first [command], can stand what is for every command that has it: \
-         {shared}."
+        "These settings may also stand at the top of the file, before the first table. They then \
+         apply to every command that has them: {shared}."
     ));
-    for path in settings.paths() {
-        text += &format!("\n[{}]\n", path.join("."));
-        for setting in settings.0.iter().filter(|setting| setting.path == path) {
-            text += "\n";
-            text += &comment(&setting.help);
-            let name = &setting.name;
-            text += &match (&setting.defaults[..], setting.kind) {
-                ([], Kind::Many) => format!("# {name} = [{:?}, ...]\n", setting.value_name),
-                ([], _) => format!("# {name} = {}\n", setting.value_name),
-                (values, _) => format!("#{name} = {}\n", literal(setting, values)),
-            };
+    let mut table = None;
+    for setting in &settings.0 {
+        let own = &setting.tables[0];
+        if table.replace(own) != Some(own) {
+            text += &format!("\n[{}]\n", own.join("."));
         }
+        text += "\n";
+        text += &comment(&setting.help);
+        let name = &setting.name;
+        text += &match (&setting.defaults[..], setting.kind) {
+            ([], Kind::Many) => format!("# {name} = [{:?}, ...]\n", setting.value_name),
+            ([], _) => format!("# {name} = {}\n", setting.value_name),
+            (values, _) => format!("#{name} = {}\n", literal(setting, values)),
+        };
     }
     text
 }

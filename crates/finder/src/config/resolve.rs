@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::Command;
 
 use super::{
-    settings::{Setting, Settings},
+    settings::Settings,
     sources::{Given, Rank, Sources},
 };
 
@@ -45,13 +45,9 @@ impl Settings {
                 present.push((id, known, None));
             }
         }
-        let is_explicit = |setting: &Setting| {
-            let negation = format!("no-{}", setting.name);
-            explicit.contains(&setting.id) || explicit.contains(&negation)
-        };
         let mut all = Vec::new();
         for setting in &self.0 {
-            if setting.path == path && !is_explicit(setting) {
+            if setting.path == path && !explicit.contains(&setting.id) {
                 all.extend(sources.given(setting)?);
             }
         }

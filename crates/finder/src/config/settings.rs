@@ -42,7 +42,7 @@ pub(super) const PREFIX: &str = "HASHFINDER_";
 /// Minimum similarity, from 0 to 1, of a name that is suggested in place of an unknown one.
 pub(super) const ALIKE: f64 = 0.8;
 
-/// A flag that can be set elsewhere.
+/// A value that the file or the environment can set.
 #[derive(Debug)]
 pub(super) struct Setting {
     /// Path of the command that it belongs to: the names of its subcommands.
@@ -55,8 +55,10 @@ pub(super) struct Setting {
     /// The flag's help, and the placeholder of its value.
     pub(super) help: String,
     pub(super) value_name: String,
-    /// Tables of the file in which it can be set, from its own command's outwards.
+    /// Tables of the file in which it can be set, from its own outwards. There is at least one.
     pub(super) tables: Vec<Vec<String>>,
+    /// Name of its table within its command's, if it is not a flag of the command line.
+    pub(super) section: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,13 +71,14 @@ pub(super) enum Kind {
 impl Setting {
     /// Returns the name of its environment variable for the commands of a table.
     pub(super) fn variable(&self, table: &[String]) -> String {
-        let parts = table.iter().chain([&self.name]);
+        let commands = table.iter().take(self.path.len());
+        let parts = commands.chain([&self.name]);
         let parts: Vec<String> = parts.map(|part| part.replace('-', "_")).collect();
         format!("{PREFIX}{}", parts.join("_").to_uppercase())
     }
 }
 
-/// Every flag of the command line that can be set elsewhere.
+/// Every flag of the command line that can be set elsewhere, and every setting that is not a flag.
 pub(super) struct Settings(pub(super) Vec<Setting>);
 
 impl Settings {
@@ -104,6 +107,10 @@ impl Settings {
                         _ => "VALUE".to_owned(),
                     },
                     tables: Vec::new(),
+                    section: match arg.is_hide_set() {
+                        true => arg.get_help_heading().map(str::to_owned),
+                        false => None,
+                    },
                 });
             }
             for inner in command.get_subcommands() {
@@ -121,6 +128,10 @@ impl Settings {
             }
         }
         for setting in &mut all {
+            if let Some(section) = &setting.section {
+                setting.tables = vec![[&setting.path[..], &[section.clone()]].concat()];
+                continue;
+            }
             // An outer table is useful only if it serves more commands than the inner one. This
             // rule also avoids HASHFINDER_PORT, which Kubernetes sets for any service called
             // hashfinder.
@@ -147,6 +158,13 @@ impl Settings {
             .filter(|setting| path.starts_with(&setting.path))
     }
 
+    /// Returns the ids of a command's settings that are not flags.
+    pub(super) fn not_flags<'a>(&'a self, path: &'a [String]) -> impl Iterator<Item = &'a String> {
+        let own = self.0.iter().filter(move |setting| setting.path == path);
+        own.filter(|setting| setting.section.is_some())
+            .map(|setting| &setting.id)
+    }
+
     /// Returns the paths of the commands that have settings.
     pub(super) fn paths(&self) -> Vec<&[String]> {
         let mut paths: Vec<&[String]> = self.0.iter().map(|setting| &setting.path[..]).collect();
@@ -166,15 +184,13 @@ impl Settings {
         names
     }
 
-    /// Returns the names of a table's direct subcommands that have settings, or whose subcommands
-    /// have some.
+    /// Returns the names of the tables that are directly within a table and have settings or further
+    /// tables.
     pub(super) fn tables_in(&self, table: &[String]) -> Vec<&str> {
-        let inside = self
-            .0
-            .iter()
-            .filter(|setting| setting.path.starts_with(table));
+        let tables = self.0.iter().map(|setting| &setting.tables[0]);
+        let inside = tables.filter(|inner| inner.starts_with(table));
         let mut names: Vec<&str> = inside
-            .filter_map(|setting| setting.path.get(table.len()).map(String::as_str))
+            .filter_map(|inner| inner.get(table.len()).map(String::as_str))
             .collect();
         names.dedup();
         names
@@ -193,7 +209,7 @@ pub(super) fn is_setting(arg: &Arg) -> bool {
         arg.get_action(),
         ArgAction::Set | ArgAction::Append | ArgAction::SetTrue
     );
-    takes && !arg.is_hide_set() && !ONLY_ON_THE_COMMAND_LINE.contains(&long)
+    takes && !ONLY_ON_THE_COMMAND_LINE.contains(&long)
 }
 
 /// Where a value comes from.

@@ -9,7 +9,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use super::settings::ALIKE;
+use super::settings::{ALIKE, Settings, is_switch};
 use crate::terminal::as_text;
 
 /// Maximum number of flags, and of commands, that are suggested: users would have to search a
@@ -29,17 +29,39 @@ const OTHER_NAMES: [(&str, &[&str]); 3] = [
 
 /// Prints an error in the command line, and ends the process as clap does. `path` is the command
 /// that was found in the line.
-pub(super) fn exit(error: Error, program: Command, path: &[String], line: &[OsString]) -> ! {
-    explained(error, program, path, line).exit()
+pub(super) fn exit(
+    error: Error,
+    program: Command,
+    settings: &Settings,
+    path: &[String],
+    line: &[OsString],
+) -> ! {
+    explained(error, program, settings, path, line).exit()
 }
 
-fn explained(mut error: Error, mut program: Command, path: &[String], line: &[OsString]) -> Error {
+/// Prints the help that the command line asks for, and ends the process. `help` is that of the
+/// program as it is parsed, where switches have values.
+pub(super) fn exit_with_help(help: Error, program: Command, line: &[OsString]) -> ! {
+    match program.try_get_matches_from(line) {
+        Err(plain) if plain.kind() == help.kind() => plain.exit(),
+        // The line has a switch with a value.
+        _ => help.exit(),
+    }
+}
+
+fn explained(
+    mut error: Error,
+    mut program: Command,
+    settings: &Settings,
+    path: &[String],
+    line: &[OsString],
+) -> Error {
     if error.kind() == ErrorKind::UnknownArgument
         && let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg)
     {
         let given = given.clone();
         program.build();
-        suggest(&mut error, &mut program, path, &given, line);
+        suggest(&mut error, &mut program, settings, path, &given, line);
     }
     escape(&mut error);
     error
@@ -50,6 +72,7 @@ fn explained(mut error: Error, mut program: Command, path: &[String], line: &[Os
 fn suggest(
     error: &mut Error,
     program: &mut Command,
+    settings: &Settings,
     path: &[String],
     given: &str,
     line: &[OsString],
@@ -72,17 +95,24 @@ fn suggest(
         }
         return;
     };
-    let owners = owners(program, name, line);
+    let tip = elsewhere(settings, name).or_else(|| match &owners(program, name, line)[..] {
+        [] => None,
+        owners => Some(format!("'--{name}' is a flag of {}", listed(owners))),
+    });
     let command = path
         .iter()
         .try_fold(program, |command, name| command.find_subcommand_mut(name));
     let Some(command) = command else { return };
     error.remove(ContextKind::Suggested);
     error.remove(ContextKind::SuggestedArg);
-    let similar: Vec<String> = similar(command, name)
-        .into_iter()
-        .map(|flag| format!("--{flag}"))
-        .collect();
+    let similar: Vec<String> = match negated_switch(command, name) {
+        Some(switch) => vec![format!("--{switch}=false")],
+        None if settings.0.iter().any(|setting| setting.name == name) => Vec::new(),
+        None => {
+            let similar = similar(command, name).into_iter();
+            similar.map(|flag| format!("--{flag}")).collect()
+        }
+    };
     match &similar[..] {
         [] => {}
         [one] => {
@@ -93,13 +123,32 @@ fn suggest(
             error.insert(ContextKind::SuggestedArg, ContextValue::Strings(similar));
         }
     }
-    if !owners.is_empty() {
-        let tip = StyledStr::from(format!("'--{name}' is a flag of {}", listed(&owners)));
-        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    if let Some(tip) = tip {
+        let tip = ContextValue::StyledStrs(vec![StyledStr::from(tip)]);
+        error.insert(ContextKind::Suggested, tip);
     }
     // Clap's usage contains the flag that clap would have suggested.
     let usage = ContextValue::StyledStr(command.render_usage());
     error.insert(ContextKind::Usage, usage);
+}
+
+/// Returns where a setting can be given that is not a flag; `None` for all other names.
+fn elsewhere(settings: &Settings, name: &str) -> Option<String> {
+    let mut settings = settings.0.iter();
+    let setting = settings.find(|setting| setting.name == name && setting.section.is_some())?;
+    let table = &setting.tables[0];
+    Some(format!(
+        "'{name}' is a setting of the configuration file, in [{}]; or set {}",
+        table.join("."),
+        setting.variable(table),
+    ))
+}
+
+/// Returns the name of the command's switch that `no-SWITCH` negates.
+fn negated_switch<'a>(command: &'a Command, name: &str) -> Option<&'a str> {
+    let name = name.strip_prefix("no-")?;
+    let mut switches = command.get_arguments().filter(|arg| is_switch(arg));
+    switches.find_map(|arg| arg.get_long().filter(|long| *long == name))
 }
 
 /// Returns the names of a command's flags that its help shows.
@@ -216,13 +265,17 @@ mod tests {
     use clap::CommandFactory;
 
     use super::{
-        super::command::{of_command_line, with_negations},
+        super::command::{of_command_line, with_switch_values},
         *,
     };
-    use crate::cli::Cli;
+    use crate::cli::{Cli, with_file_settings};
 
     fn command() -> Command {
-        with_negations(Cli::command())
+        with_switch_values(Cli::command())
+    }
+
+    fn settings() -> Settings {
+        Settings::of(&with_switch_values(with_file_settings(Cli::command())))
     }
 
     /// Returns what is printed about a command line.
@@ -232,7 +285,7 @@ mod tests {
         let lenient = command().ignore_errors(true).try_get_matches_from(&line);
         let (path, _) = of_command_line(&lenient.unwrap());
         let error = command().try_get_matches_from(&line).unwrap_err();
-        explained(error, command(), &path, &line).to_string()
+        explained(error, Cli::command(), &settings(), &path, &line).to_string()
     }
 
     /// The suggested flags.
@@ -259,7 +312,8 @@ mod tests {
             ("find doctor --distance=2", "--ideal-distance"),
             ("find doctor --colour never", "--color"),
             ("find doctor --no-color", "--color"),
-            ("find doctor --no-quite", "--no-quiet"),
+            ("find doctor --no-quiet", "--quiet=false"),
+            ("serve --no-reuse-port", "--reuse-port=false"),
             ("find doctor --jobs 3", "--threads"),
             ("find doctor --number 3", "--count"),
             ("find doctor --thread 3", "--threads"),
@@ -321,6 +375,19 @@ mod tests {
                 "'--state' is a flag of `hashfinder searches list`",
             ),
         ] {
+            assert_eq!(suggested(line), tip, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_is_not_a_flag_is_named_with_its_place() {
+        for line in [
+            "serve --idle-timeout 5s",
+            "serve --idle-timeout=5s",
+            "find a --idle-timeout 5s",
+        ] {
+            let tip = "'idle-timeout' is a setting of the configuration file, in [serve.limits]; \
+                       or set HASHFINDER_SERVE_IDLE_TIMEOUT";
             assert_eq!(suggested(line), tip, "{line}");
         }
     }

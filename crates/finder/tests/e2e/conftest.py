@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 import queue
@@ -17,6 +18,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent import futures
@@ -181,11 +183,28 @@ class Process:
         assert not self._panics, "".join(self._panics)
 
 
+def limits_as_toml(limits):
+    """Returns the content of a configuration file with these settings in `[serve.limits]`."""
+    # In JSON, strings, numbers and arrays of them are written as in TOML.
+    settings = (f"{name} = {json.dumps(value)}\n" for name, value in limits.items())
+    return "[serve.limits]\n" + "".join(settings)
+
+
 class Server(Process):
-    def __init__(self, *flags, port=0):
+    """A server that listens. `limits` are settings that only the configuration file can have, by
+    name."""
+
+    def __init__(self, *flags, port=0, limits=None):
         where = [] if "--unix" in flags else ["--port", str(port)]
-        super().__init__([HASHFINDER, "serve", *where, *flags])
-        line = self.popen.stdout.readline()
+        command = [HASHFINDER, "serve", *where, *flags]
+        # The server reads its configuration once, before it listens.
+        with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
+            if limits:
+                config.write(limits_as_toml(limits))
+                config.flush()
+                command += ["--config", config.name]
+            super().__init__(command)
+            line = self.popen.stdout.readline()
         address = r"hashfinder listening on (127\.0\.0\.1:\d+|unix:.+)\n"
         found = re.fullmatch(address, line)
         assert found, (line, self.popen.poll())

@@ -284,8 +284,8 @@ def test_the_matrix(guarded, key_file, caller, issuer, jwt_flags, stubs, pb):
     bad["no scheme"] = [("authorization", user)]
     bad["twice"] = bearer(user) + bearer(user)
     # About forty calls of each method are rejected.
-    flags = "--maximum-refused-credentials-per-second", "100000"
-    server = guarded(*jwt_flags, "--operator", "jwt:the-boss", *flags)
+    limits = {"maximum-refused-credentials-per-second": 100_000}
+    server = guarded(*jwt_flags, "--operator", "jwt:the-boss", limits=limits)
 
     mine, table = caller(server, bearer(user)), documented()
     missing = table.pop("any that there is not")
@@ -431,7 +431,7 @@ def test_a_key_file_that_breaks_changes_nothing(guarded, key_file, caller):
 
 def test_strangers_who_watch_health_leave_calls_to_others(guarded, key_file, caller):
     key = key_file.create()
-    server = guarded("--maximum-open-calls", "32", "--maximum-open-calls-per-address", "32")
+    server = guarded(limits={"maximum-open-calls": 32, "maximum-open-calls-per-address": 32})
     stranger, request = caller(server), health_pb2.HealthCheckRequest()
     # Health checks may have a quarter of the open calls, and one address a quarter of these.
     watching = [stranger.call("grpc.health.v1.Health/Watch", request) for _ in range(2)]

@@ -25,8 +25,8 @@ REPOSITORY = PROTOS.parent
 def watched(serve):
     """Returns a function that starts a server with metrics. `server.metrics` is their port."""
 
-    def start(*flags):
-        server = serve("--metrics-address", "127.0.0.1:0", *flags)
+    def start(*flags, **kwargs):
+        server = serve("--metrics-address", "127.0.0.1:0", *flags, **kwargs)
         server.metrics = re.search(r'address="?127\.0\.0\.1:(\d+)', server.wait_for("metrics"))
         server.metrics = int(server.metrics[1])
         return server

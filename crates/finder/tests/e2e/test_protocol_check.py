@@ -180,7 +180,7 @@ def test_requests_with_hundreds_of_headers_are_refused(watched, raw):  # noqa: F
 
 
 def test_a_request_that_does_not_arrive_is_not_waited_for_for_ever(watched, raw):  # noqa: F811
-    server = watched("--request-timeout", "3s")
+    server = watched(limits={"request-timeout": "3s"})
     connection = raw(server)
     nothing = connection.begin()
     half = connection.begin()
@@ -200,7 +200,7 @@ def test_a_request_that_does_not_arrive_is_not_waited_for_for_ever(watched, raw)
 
 
 def test_a_stream_of_messages_may_go_on_for_longer(serve, stubs):
-    server = serve("--request-timeout", "1s")
+    server = serve(limits={"request-timeout": "1s"})
     with grpc.insecure_channel(server.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
 
@@ -328,7 +328,7 @@ def test_a_request_without_a_message_is_refused_as_one_with_two(watched, raw):  
 
 
 def test_no_status_quotes_a_request_at_length(serve, raw):
-    server = serve("--maximum-header-list", "65536")
+    server = serve(limits={"maximum-header-list": 65536})
     connection = raw(server)
     long = 15_000 * "x"
     wide = 15_000 * "\u00e9"

@@ -37,7 +37,7 @@ def refusal(call):
 
 
 def test_an_address_begins_so_many_calls_a_second(watched, connect, stubs):  # noqa: F811
-    server = watched("--maximum-calls-per-second-per-address", "2")
+    server = watched(limits={"maximum-calls-per-second-per-address": 2})
     stub = connect(server)
 
     def find():
@@ -61,15 +61,15 @@ def test_an_address_begins_so_many_calls_a_second(watched, connect, stubs):  # n
 
 
 @pytest.mark.parametrize(
-    ("flags", "subject"),
+    ("limits", "subject"),
     [
-        (["--maximum-open-calls", "3", "--maximum-open-calls-per-address", "9"], "server:open_calls"),
-        (["--maximum-open-calls-per-address", "3"], "address:open_calls"),
-        (["--maximum-open-calls", "12"], "address:open_calls"),
+        ({"maximum-open-calls": 3, "maximum-open-calls-per-address": 9}, "server:open_calls"),
+        ({"maximum-open-calls-per-address": 3}, "address:open_calls"),
+        ({"maximum-open-calls": 12}, "address:open_calls"),
     ],
 )
-def test_so_many_calls_may_be_open(watched, raw, connect, stubs, flags, subject):  # noqa: F811
-    server = watched("--request-timeout", "1h", *flags)
+def test_so_many_calls_may_be_open(watched, raw, connect, stubs, limits, subject):  # noqa: F811
+    server = watched(limits={"request-timeout": "1h", **limits})
     connection = raw(server)
     for _ in range(3):
         connection.begin()
@@ -110,7 +110,7 @@ def test_one_connection_leaves_searches_to_its_clients_others(serve, finder, pb)
 
 
 def test_one_connection_leaves_open_calls_to_its_addresss_others(watched, raw, connect, stubs):  # noqa: F811
-    server = watched("--request-timeout", "1h", "--maximum-open-calls-per-address", "8")
+    server = watched(limits={"request-timeout": "1h", "maximum-open-calls-per-address": 8})
     connection = raw(server)
     # The server announces how many calls a connection may have open, and the client obeys.
     while connection.h2.remote_settings.max_concurrent_streams != 6:
@@ -122,7 +122,8 @@ def test_one_connection_leaves_open_calls_to_its_addresss_others(watched, raw, c
 
 
 def test_a_client_may_have_other_searches_than_everybody(serve, finder, pb):
-    server = serve("--maximum-searches-per-client", "5", "--client-searches", "127.0.0.1=2")
+    limits = {"client-searches": ["127.0.0.1=2"]}
+    server = serve("--maximum-searches-per-client", "5", limits=limits)
     stub = finder(server)
     streams = [begin(stub, pb) for _ in range(2)]
     reason, subject, _ = refusal(lambda: begin(stub, pb))
@@ -132,7 +133,7 @@ def test_a_client_may_have_other_searches_than_everybody(serve, finder, pb):
 
 def test_a_key_may_have_other_searches_than_everybody(guarded, key_file, caller, pb):  # noqa: F811
     limited, other = key_file.create(), key_file.create()
-    server = guarded("--client-searches", f"key:{limited.split('.')[0]}=1")
+    server = guarded(limits={"client-searches": [f"key:{limited.split('.')[0]}=1"]})
     someone, neighbour = caller(server, bearer(limited)), caller(server, bearer(other))
     streams = [someone.begin(pb)]
     reason, subject, _ = refusal(lambda: someone.begin(pb))
@@ -143,9 +144,8 @@ def test_a_key_may_have_other_searches_than_everybody(guarded, key_file, caller,
 
 
 def test_a_client_may_have_other_hashes_than_everybody(serve, connect, stubs):
-    server = serve(
-        "--maximum-hashes-per-second", "1", "--client-hashes-per-second", "127.0.0.1=100000"
-    )
+    limits = {"client-hashes-per-second": ["127.0.0.1=100000"]}
+    server = serve("--maximum-hashes-per-second", "1", limits=limits)
     stub = connect(server)
     # This is beyond the limit for other clients, but not beyond this client's own.
     for _ in range(3):

@@ -222,7 +222,7 @@ def test_a_wrong_weight_is_refused(flag):
 
 
 def test_the_shortest_queue_loses_nothing(serve, connect, stubs):
-    stub = connect(serve("--queue-length", "1"))
+    stub = connect(serve(limits={"queue-length": 1}))
     request = stubs.Request(desired_name="doct", interesting_hamming_distance=3)
     found = [decoded(response) for response in stub.FindRange(request)]
     assert found == oracle("doct", 0, 3)

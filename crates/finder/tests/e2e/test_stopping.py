@@ -183,7 +183,8 @@ def test_a_stream_tells_its_candidates_before_the_budget_ends_it(serve, connect,
 
 
 def test_a_budget_can_be_told_as_resource_exhausted(serve, connect, stubs):
-    stub = connect(serve("--maximum-hashes", "1000", "--budget-status", "resource-exhausted"))
+    limits = {"budget-status": "resource-exhausted"}
+    stub = connect(serve("--maximum-hashes", "1000", limits=limits))
     error = error_of(lambda: stub.Find(hard(stubs)))
     assert error.code() == CODE.RESOURCE_EXHAUSTED
     assert details(error, error_details_pb2.ErrorInfo).reason == "HASH_BUDGET_SPENT"

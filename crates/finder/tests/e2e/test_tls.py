@@ -39,9 +39,9 @@ def theirs(tmp_path):
 
 @pytest.fixture
 def serve_tls(serve, ours):
-    def start(*flags, identity=None):
+    def start(*flags, identity=None, **kwargs):
         identity = identity or ours.server()
-        return serve(*identity.flags("--tls"), *flags)
+        return serve(*identity.flags("--tls"), *flags, **kwargs)
 
     return start
 
@@ -624,8 +624,8 @@ def test_why_a_handshake_failed_is_in_the_log(serve_tls, ours, theirs):
 
 
 def test_a_flood_of_bad_handshakes_does_not_fill_the_log(serve_tls, ours):
-    fast = "--maximum-connections-per-second-per-address", "100000"
-    server = serve_tls("--metrics-address", "127.0.0.1:0", *fast)
+    limits = {"maximum-connections-per-second-per-address": 100_000}
+    server = serve_tls("--metrics-address", "127.0.0.1:0", limits=limits)
     server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
     server.wait_for("listening")
     host, port = server.address.split(":")

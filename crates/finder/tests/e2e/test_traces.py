@@ -155,7 +155,7 @@ def test_whose_caller_does_not_want_it_is_not_traced(serve, connect, stubs, coll
 
 
 def test_of_the_others_a_share_is_traced(serve, connect, stubs, collector):
-    server = serve("--otlp-endpoint", collector.url, "--otlp-sampling", "0")
+    server = serve("--otlp-endpoint", collector.url, limits={"otlp-sampling": 0})
     stub = connect(server)
     request = stubs.Request(desired_name="aa")
     for _ in range(20):

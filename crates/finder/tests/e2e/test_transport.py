@@ -10,7 +10,7 @@ import urllib.parse
 import grpc
 import hpack
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGTERM
+from conftest import HASHFINDER, PATIENCE_S, SIGTERM, limits_as_toml
 from test_contract import HARD
 from test_observe import scrape, until, value, watched  # noqa: F401
 from test_wire import PREFACE
@@ -153,7 +153,7 @@ def raw():
 
 
 def test_who_says_nothing_is_cut_off(serve, raw):
-    server = serve("--handshake-timeout", "300ms")
+    server = serve(limits={"handshake-timeout": "300ms"})
     # An acknowledgement of the server's settings would count as a sign of life.
     silent, half, no_settings = (raw(server, answers=False) for _ in range(3))
     half.send(PREFACE[:10])
@@ -165,13 +165,13 @@ def test_who_says_nothing_is_cut_off(serve, raw):
 
 def test_who_asks_nothing_is_told_to_leave(serve, raw):
     # The first-request timeout starts when the handshake ends, not when its timeout would pass.
-    server = serve("--handshake-timeout", "1h", "--first-request-timeout", "1s")
+    server = serve(limits={"handshake-timeout": "1h", "first-request-timeout": "1s"})
     kinds = raw(server).greet().rest()
     assert GOAWAY in kinds
 
 
 def test_a_connection_gets_no_older_than_it_may_even_before_it_speaks(serve, raw):
-    server = serve("--handshake-timeout", "1h", "--maximum-connection-age", "1s")
+    server = serve(limits={"handshake-timeout": "1h", "maximum-connection-age": "1s"})
     silent, no_settings = (raw(server, answers=False) for _ in range(2))
     no_settings.send(PREFACE)
     assert silent.rest() == []
@@ -180,7 +180,7 @@ def test_a_connection_gets_no_older_than_it_may_even_before_it_speaks(serve, raw
 
 
 def test_an_idle_connection_is_told_to_leave_and_a_busy_one_stays(serve, raw, stubs, connect):
-    server = serve("--idle-timeout", "200ms", "--maximum-hashes", str(10**15))
+    server = serve("--maximum-hashes", str(10**15), limits={"idle-timeout": "200ms"})
     stub = connect(server)
     stream = stub.FindRange(stubs.Request(desired_name=HARD, interesting_hamming_distance=21))
     next(stream)
@@ -200,15 +200,15 @@ def test_an_idle_connection_is_told_to_leave_and_a_busy_one_stays(serve, raw, st
 
 def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, pb):
     # A maximum age below the handshake timeout applies, too.
-    soon = "--handshake-timeout", "1h", "--maximum-connection-age", "2s"
-    server = serve(*soon, "--connection-grace", "100ms")
+    soon = {"handshake-timeout": "1h", "maximum-connection-age": "2s"}
+    server = serve(limits={**soon, "connection-grace": "100ms"})
     stream = connect(server).FindRange(stubs.Request(desired_name=HARD))
     with pytest.raises(grpc.RpcError) as error:
         next(stream)
     assert error.value.code() == grpc.StatusCode.UNAVAILABLE
     assert b"hf1_" in dict(error.value.trailing_metadata())["grpc-status-details-bin"]
     # The age limits a connection, not a client. Here the calls have all the time that they need.
-    server = serve(*soon, "--connection-grace", "1m")
+    server = serve(limits={**soon, "connection-grace": "1m"})
     stub = connect(server)
     until = time.monotonic() + 5
     while time.monotonic() < until:
@@ -216,7 +216,7 @@ def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, p
 
 
 def test_an_address_has_no_more_connections_than_its_share(serve, raw, stubs):
-    server = serve("--maximum-connections-per-address", "2")
+    server = serve(limits={"maximum-connections-per-address": 2})
     kept = [raw(server).greet() for _ in range(2)]
     assert raw(server).rest() == []
     other = raw(server, source="127.0.0.2").greet()
@@ -235,7 +235,7 @@ def test_an_address_has_no_more_connections_than_its_share(serve, raw, stubs):
 
 
 def test_silent_connections_of_an_address_make_room_for_its_others(serve, raw, stubs):
-    server = serve("--maximum-connections-per-address", "3", "--handshake-timeout", "1h")
+    server = serve(limits={"maximum-connections-per-address": 3, "handshake-timeout": "1h"})
     other = raw(server, source="127.0.0.2")
     speaking = raw(server).greet()
     silent = [raw(server) for _ in range(2)]
@@ -249,7 +249,7 @@ def test_silent_connections_of_an_address_make_room_for_its_others(serve, raw, s
 
 
 def test_silent_connections_make_room_for_those_that_speak(serve, raw, stubs):
-    server = serve("--maximum-connections", "4", "--maximum-connections-per-address", "4")
+    server = serve(limits={"maximum-connections": 4, "maximum-connections-per-address": 4})
     speaking = raw(server).greet()
     silent = [raw(server, source="127.0.0.2") for _ in range(3)]
     newcomers = [raw(server, source="127.0.0.3").greet() for _ in range(3)]
@@ -273,7 +273,7 @@ def test_silent_connections_make_room_for_those_that_speak(serve, raw, stubs):
 def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
     serve, raw, stubs, connect, flood, reason
 ):
-    server = serve("--maximum-control-frames-per-second", "100")
+    server = serve(limits={"maximum-control-frames-per-second": 100})
     healthy = connect(server)
     # Uses another address, because connections from one address share its limits.
     hostile = raw(server, source="127.0.0.2").greet()
@@ -315,14 +315,14 @@ def test_what_the_library_closes_is_counted_and_told(watched, raw, stubs):  # no
     assert GOAWAY in rude.rest()
     until(server, closed, 1, reason="broken")
     # This client answers nothing, not even keepalive pings.
-    server = watched("--keepalive-interval", "500ms", "--keepalive-timeout", "500ms")
+    server = watched(limits={"keepalive-interval": "500ms", "keepalive-timeout": "500ms"})
     raw(server).greet().find(stubs)
     until(server, closed, 1, reason="keepalive")
 
 
 def test_answers_that_nobody_takes_do_not_pile_up(watched, raw):  # noqa: F811
-    fast = "--maximum-streams-per-second", "1000000"
-    server = watched(*fast, "--keepalive-interval", "3s", "--keepalive-timeout", "2s")
+    limits = {"keepalive-interval": "3s", "keepalive-timeout": "2s"}
+    server = watched(limits={"maximum-streams-per-second": 1_000_000, **limits})
     # A small buffer, so that a few hundred answers fill it.
     deaf = raw(server, receive_buffer=4096).greet()
     deaf.socket.setblocking(False)
@@ -351,7 +351,7 @@ def test_answers_that_nobody_takes_do_not_pile_up(watched, raw):  # noqa: F811
 
 
 def test_streams_beyond_the_rate_are_late_and_not_lost(serve, stubs, connect):
-    server = serve("--maximum-streams-per-second", "100")
+    server = serve(limits={"maximum-streams-per-second": 100})
     stub = connect(server)
     calls = [stub.Find.future(stubs.Request(desired_name="aa")) for _ in range(300)]
     assert all(call.result(PATIENCE_S).secret for call in calls)
@@ -370,8 +370,8 @@ def not_read(pb, finder, server, count=1):
 
 
 def test_a_stream_that_is_not_read_loses_its_search_and_no_work(serve, raw, stubs, finder, pb):
-    flags = "--stream-stall-timeout", "400ms", "--connection-grace", "1m"
-    server = serve(*flags, "--maximum-concurrent-rpcs", "1")
+    limits = {"stream-stall-timeout": "400ms", "connection-grace": "1m"}
+    server = serve("--maximum-concurrent-rpcs", "1", limits=limits)
     no_window = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
     reader = raw(server, settings=no_window).greet()
     request = stubs.Request(desired_name=HARD, interesting_hamming_distance=21)
@@ -396,7 +396,7 @@ def test_a_stream_that_is_not_read_loses_its_search_and_no_work(serve, raw, stub
 
 
 def test_a_connection_that_reads_nothing_is_closed(serve, raw, stubs, finder, pb):
-    server = serve("--stream-stall-timeout", "2s", "--connection-grace", "200ms")
+    server = serve(limits={"stream-stall-timeout": "2s", "connection-grace": "200ms"})
     no_window = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
     reader = raw(server, settings=no_window).greet()
     message = stubs.Request(desired_name=HARD, interesting_hamming_distance=21).SerializeToString()
@@ -409,7 +409,7 @@ def test_a_connection_that_reads_nothing_is_closed(serve, raw, stubs, finder, pb
 
 
 def test_a_call_is_open_until_its_answer_was_written(serve, raw, stubs):
-    server = serve("--maximum-open-calls", "2", "--maximum-open-calls-per-address", "4")
+    server = serve(limits={"maximum-open-calls": 2, "maximum-open-calls-per-address": 4})
     # A window of one byte: HTTP/2 accepts all of an answer, but can write almost none of it.
     little = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + (1).to_bytes(4, "big")
     client = raw(server, settings=little).greet()
@@ -429,7 +429,7 @@ def test_a_call_is_open_until_its_answer_was_written(serve, raw, stubs):
 
 
 def test_headers_have_a_length(serve, raw, stubs):
-    server = serve("--maximum-header-list", "2048")
+    server = serve(limits={"maximum-header-list": 2048})
     connection = raw(server).greet()
     long = call("/hash_name.HashFinder/Find") + headers(("x", "y" * 3000))
     connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, long))
@@ -448,9 +448,11 @@ def test_a_drain_says_goaway(serve, raw, stubs):
     assert server.wait() == 0
 
 
-def test_more_connections_than_files_are_refused_before_anything_else():
+def test_more_connections_than_files_are_refused_before_anything_else(tmp_path):
     few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-    command = [HASHFINDER, "serve", "--port", "0", "--maximum-connections", "1000"]
+    config = tmp_path / "config.toml"
+    config.write_text(limits_as_toml({"maximum-connections": 1000}))
+    command = [HASHFINDER, "serve", "--port", "0", "--config", str(config)]
     for check in ([], ["--check"]):
         done = subprocess.run(
             [*command, *check], capture_output=True, text=True, preexec_fn=few, timeout=PATIENCE_S

@@ -12,7 +12,7 @@ use hashfinder_server::{Server, Settings, StartError, log};
 use hashfinder_system::threads::NO_THREAD;
 use tokio::sync::oneshot;
 
-pub(crate) use self::arguments::ServeArguments;
+pub(crate) use self::arguments::{LimitsArguments, ServeArguments};
 use crate::{
     exit::Exit,
     signals::Signals,
@@ -49,7 +49,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     };
     // Without its thread, memory that is not needed any more goes back to the system a little
     // later.
-    #[cfg(not(fuzzing))]
+    #[cfg(feature = "jemalloc")]
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
         tracing::warn!(%error, "the allocator's background thread cannot be started");
     }

@@ -1,4 +1,4 @@
-//! The arguments of `serve`: who may do what.
+//! The arguments of `serve`: authentication.
 
 use std::path::PathBuf;
 
@@ -8,57 +8,51 @@ use clap::{
 };
 use hashfinder_server::auth::{self, Algorithm};
 
-/// Who may do what. What is given nowhere is empty.
+/// How the server identifies its clients.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Authentication")]
 pub(super) struct AuthArguments {
-    /// Take the API keys in this file, which `hashfinder keys` makes
+    /// Accept the API keys in this file, which `hashfinder keys` makes
     ///
-    /// Clients send one as `authorization: Bearer ID.SECRET`, and are called key:ID. The file is
-    /// checked once a second, and changes also apply to connections and searches that already exist.
-    /// With this, --jwt-keys or --jwt-secret, clients on a network must send a credential.
+    /// Clients send a key as `authorization: Bearer ID.SECRET` and are named key:ID. The server
+    /// checks the file once a second. Changes also apply to open connections and running searches.
+    /// With --api-keys, --jwt-keys or --jwt-secret, clients on a network must send a credential.
     #[arg(long, value_name = "PATH")]
     api_keys: Option<PathBuf>,
 
-    /// Take JSON web tokens that were signed with one of the keys in this file
+    /// Accept JSON web tokens signed with a key of this file
     ///
-    /// It has the issuer's public keys as PEM, 16 at most: RSA of 2048 bits and more, P-256, P-384
-    /// or Ed25519. Clients show a token as `authorization: Bearer TOKEN`, and are called jwt: and
-    /// its subject. It is read once. --operator jwt:SUBJECT makes an operator; no claim does.
+    /// The file has up to 16 public keys of the issuer as PEM: RSA with at least 2048 bits, P-256,
+    /// P-384 or Ed25519. Clients send a token as `authorization: Bearer TOKEN` and are named
+    /// jwt:SUBJECT. The server reads the file once. --operator jwt:SUBJECT makes an operator; no
+    /// claim does.
     #[arg(long, value_name = "PATH", conflicts_with = "jwt_secret")]
     jwt_keys: Option<PathBuf>,
 
-    /// Take JSON web tokens that were signed with the secret in this file, of 32 bytes or more
+    /// Accept JSON web tokens signed with the secret in this file
     ///
-    /// Anyone who knows it can make tokens, so only the issuer and this server may know it.
+    /// The secret has at least 32 bytes. Anyone who knows it can make tokens, so only the issuer and
+    /// this server may know it.
     #[arg(long, value_name = "PATH")]
     jwt_secret: Option<PathBuf>,
 
-    /// How tokens may be signed; may be given more than once
+    /// Signature algorithm of tokens, needed with --jwt-keys and --jwt-secret; repeatable
     ///
-    /// There is no default: an issuer uses one or two of them, and all others are nobody's but an
-    /// attacker's.
+    /// Name only those that the issuer uses: each further one helps only an attacker.
     #[arg(long = "jwt-algorithm", value_name = "ALGORITHM", value_parser = algorithm())]
     jwt_algorithms: Vec<Algorithm>,
 
-    /// What a token's audience (aud) has to name: this service, as its issuer calls it
+    /// Audience (aud) that a token must name, needed with --jwt-keys and --jwt-secret
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     jwt_audience: Option<String>,
 
-    /// Whom a token has to name as its issuer (iss) [default: anybody who has the key]
+    /// Issuer (iss) that a token must name [default: any]
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     jwt_issuer: Option<String>,
-
-    /// Listen also where other machines can reach it, without TLS, authentication or both
-    ///
-    /// Without this, and without both of them, only a loopback address or a Unix socket is listened
-    /// on. It is for a network where everybody may use the server, or behind a proxy that sees to
-    /// what is missing.
-    #[arg(long)]
-    listen_unprotected: bool,
 }
 
 impl AuthArguments {
-    pub(super) fn settings(self) -> auth::Settings {
+    pub(super) fn settings(self, listen_unprotected: bool) -> auth::Settings {
         auth::Settings {
             api_keys: self.api_keys,
             jwt_keys: self.jwt_keys,
@@ -66,12 +60,12 @@ impl AuthArguments {
             jwt_algorithms: self.jwt_algorithms,
             jwt_audience: self.jwt_audience,
             jwt_issuer: self.jwt_issuer,
-            listen_unprotected: self.listen_unprotected,
+            listen_unprotected,
         }
     }
 }
 
 fn algorithm() -> impl TypedValueParser<Value = Algorithm> {
     let names = PossibleValuesParser::new(Algorithm::ALL.map(Algorithm::name));
-    names.try_map(|name| Algorithm::named(&name).ok_or("there is no such algorithm"))
+    names.try_map(|name| Algorithm::named(&name).ok_or("unknown algorithm"))
 }

@@ -1,10 +1,9 @@
 //! The arguments of `serve`.
 
 mod auth;
-mod quota;
+mod limits;
 mod tls;
 mod trace;
-mod transport;
 
 use std::{
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
@@ -19,20 +18,35 @@ use hashfinder_search::Kernel;
 use hashfinder_server::{HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings, log};
 use hashfinder_transport::ClientName;
 
-use self::{
-    auth::AuthArguments, quota::QuotaArguments, tls::TlsArguments, trace::TraceArguments,
-    transport::TransportArguments,
+pub(crate) use self::limits::LimitsArguments;
+use self::{auth::AuthArguments, tls::TlsArguments, trace::TraceArguments};
+use crate::arguments::{
+    from_file::FromFile,
+    values::{duration, kernel, number, positive, shown, threads},
 };
-use crate::arguments::values::{duration, kernel, number, positive, shown, threads};
 
-/// Serve searches to many clients, over gRPC.
+/// Headings of the help.
+const LISTENING: &str = "Listening";
+const SEARCHES: &str = "Searches";
+const MONITORING: &str = "Monitoring";
+
+/// Serve searches to many clients over gRPC.
 ///
-/// Prints one line on stdout when it listens, and its log on stderr. SIGINT, SIGTERM, SIGHUP and
-/// SIGQUIT drain it: it takes no new calls, and those that outlast the grace period are stopped and
-/// get a cursor. A second signal, later than 0.3 s after the first, ends it at once. HASHFINDER_LOG
-/// sets what is logged (info; debug, warn ...).
+/// Prints one line on stdout when it is listening, and its log on stderr. SIGINT, SIGTERM, SIGHUP
+/// and SIGQUIT drain it: it accepts no new calls, and stops those that outlast the grace period with
+/// a resume cursor. A second signal, at least 0.3 s later, ends it at once. HASHFINDER_LOG sets what
+/// is logged: error, warn, info (the default), debug or trace.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(
+    after_help = "Timeouts and rate limits are settings of the file, in [serve.limits]: see \
+                  `hashfinder config default`.",
+    after_long_help = "\
+Limits of connections and calls, such as timeouts and rates, are settings of the configuration file,
+in its table [serve.limits]. `hashfinder config default` prints them all with their reasons.
+
+CLIENT is an IP address, or the name of a credential: key:ID (an API key), jwt:SUBJECT (a token),
+cert:NAME (a certificate) or, on a Unix socket, user:UID.
+
 Examples:
   hashfinder serve
   hashfinder serve --port 8080 --maximum-hashes 1000000000 --api-keys keys.toml
@@ -41,126 +55,132 @@ Examples:
   hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json
 
 Exit codes:
-  0  shut down by a signal, or nothing is wrong (--check)
-  2  the command line is wrong, HASHFINDER_LOG or a file that is named, or strangers could reach it
-  5  it cannot listen, or failed")]
+  0  ended by a signal, or nothing is wrong (--check)
+  2  a flag, a setting, HASHFINDER_LOG or a file is wrong, or the server would be unprotected
+  5  it cannot listen, or failed"
+)]
 pub(crate) struct ServeArguments {
-    /// The address to listen on
+    /// Address to listen on
     ///
-    /// One that other machines can reach needs TLS and authentication, or --listen-unprotected.
-    #[arg(long, default_value = "127.0.0.1")]
+    /// An address that other machines can reach needs TLS and authentication, or
+    /// --listen-unprotected.
+    #[arg(long, default_value = "127.0.0.1", help_heading = LISTENING)]
     host: String,
 
-    /// The port to listen on; 0 takes a free one and prints it
-    #[arg(long, default_value_t = 50051, value_parser = number(0..=u16::MAX))]
+    /// Port to listen on; 0 chooses a free one
+    #[arg(long, default_value_t = 50051, value_parser = number(0..=u16::MAX), help_heading = LISTENING)]
     port: u16,
-
-    /// The hash budget of one RPC, after which the server cancels it
-    #[arg(long, value_name = "N", default_value_t = Searches::default().maximum_hashes)]
-    #[arg(value_parser = positive::<NonZeroU64>)]
-    maximum_hashes: NonZeroU64,
-
-    /// The status of an RPC whose hash budget is spent
-    #[arg(long, value_enum, value_name = "STATUS", default_value_t)]
-    budget_status: BudgetStatus,
-
-    /// How many threads search [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = threads)]
-    workers: Option<NonZeroUsize>,
-
-    /// The kernel to search with [default: the fastest that this machine runs]
-    #[arg(long, value_name = "NAME", value_parser = kernel)]
-    kernel: Option<Kernel>,
-
-    /// How many RPCs may search at a time; more are refused
-    #[arg(long, value_name = "N", default_value_t = Searches::default().concurrent_rpcs)]
-    #[arg(value_parser = positive::<NonZeroUsize>)]
-    maximum_concurrent_rpcs: NonZeroUsize,
-
-    /// How many searches a client may have at a time [default: three quarters of all RPCs]
-    ///
-    /// A client is identified by its credential or, without one, by its IP address or, behind a
-    /// Unix socket, its user. Other clients find room in the last quarter. One connection may have
-    /// three quarters of this number, rounded up, so that the client's other connections find room.
-    #[arg(long, value_name = "N")]
-    #[arg(value_parser = positive::<NonZeroUsize>)]
-    maximum_searches_per_client: Option<NonZeroUsize>,
-
-    /// How many hashes a client may have each second [default: no such limit]
-    ///
-    /// That is on average over a minute; beyond it, its searches end with a cursor.
-    #[arg(long, value_name = "N")]
-    #[arg(value_parser = positive::<NonZeroU64>)]
-    maximum_hashes_per_second: Option<NonZeroU64>,
-
-    /// The share of the cores that a client has, compared with others' of 1
-    ///
-    /// CLIENT is an IP address, user: and a user's number, key: and a key's id, jwt: and a token's
-    /// subject, or cert: and a certificate's name. May be given more than once.
-    #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
-    client_weights: Vec<(ClientName, NonZeroU32)>,
-
-    /// Who sees and cancels the searches of all clients
-    ///
-    /// CLIENT is as for --client-weight; an IP address counts only where no credentials are taken.
-    /// May be given more than once. Behind a Unix socket root and whoever runs the server may too,
-    /// and so may keys that were made with --role operator.
-    #[arg(long = "operator", value_name = "CLIENT")]
-    operators: Vec<ClientName>,
-
-    /// How many candidates wait for a stream's reader before its search does
-    #[arg(long, value_name = "N", default_value_t = Searches::default().queue_length)]
-    #[arg(value_parser = positive::<NonZeroUsize>)]
-    queue_length: NonZeroUsize,
 
     /// Listen on a Unix socket with this path instead
     ///
-    /// Whoever may write to it may use it.
+    /// Every user with write permission on it may connect.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["host", "port", "reuse_port"])]
+    #[arg(help_heading = LISTENING)]
     unix: Option<PathBuf>,
 
     /// Share the port with other processes (SO_REUSEPORT)
-    #[arg(long)]
+    ///
+    /// A new version can start before the old one ends.
+    #[arg(long, help_heading = LISTENING)]
     reuse_port: bool,
 
-    /// How long calls may go on after the signal to shut down
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    /// Listen on a network without TLS, without authentication, or without both
+    ///
+    /// By default, the server then listens only on a loopback address or a Unix socket. Use this on
+    /// a network whose users may all use the server, or behind a proxy that adds what is missing.
+    #[arg(long, help_heading = LISTENING)]
+    listen_unprotected: bool,
+
+    /// Many clients come through one proxy, and share its address and its connections
+    ///
+    /// One address may then have all connections and open calls, and may begin and reset 16 times as
+    /// many per second. Without credentials, all clients of the proxy count as one client. A limit
+    /// that is set in [serve.limits] stays as it is set.
+    #[arg(long, help_heading = LISTENING)]
+    behind_proxy: bool,
+
+    /// Grace period for open calls during a drain
+    #[arg(long, value_name = "DURATION", value_parser = duration, help_heading = LISTENING)]
     #[arg(default_value = shown(Settings::default().drain_grace))]
     drain_grace: Duration,
 
-    #[command(flatten)]
-    quota: QuotaArguments,
+    /// Hash budget of one RPC; the server cancels it after that
+    #[arg(long, value_name = "N", default_value_t = Searches::default().maximum_hashes)]
+    #[arg(value_parser = positive::<NonZeroU64>, help_heading = SEARCHES)]
+    maximum_hashes: NonZeroU64,
 
-    #[command(flatten)]
-    transport: TransportArguments,
+    /// Maximum number of RPCs that search at a time
+    #[arg(long, value_name = "N", default_value_t = Searches::default().concurrent_rpcs)]
+    #[arg(value_parser = positive::<NonZeroUsize>, help_heading = SEARCHES)]
+    maximum_concurrent_rpcs: NonZeroUsize,
 
-    #[command(flatten)]
-    tls: TlsArguments,
+    /// Maximum number of searches of a client [default: three quarters of all RPCs]
+    ///
+    /// Other clients find room in the last quarter. One connection may have three quarters of this
+    /// number, rounded up, so the client's other connections find room. A client is identified by
+    /// its credential or, without one, by its IP address or, on a Unix socket, its user.
+    #[arg(long, value_name = "N", help_heading = SEARCHES)]
+    #[arg(value_parser = positive::<NonZeroUsize>)]
+    maximum_searches_per_client: Option<NonZeroUsize>,
+
+    /// Maximum number of hashes per second of a client [default: no limit]
+    ///
+    /// The average over a minute counts. Beyond it, the client's searches end with a resume cursor.
+    #[arg(long, value_name = "N", help_heading = SEARCHES)]
+    #[arg(value_parser = positive::<NonZeroU64>)]
+    maximum_hashes_per_second: Option<NonZeroU64>,
+
+    /// Share of the cores of a client, compared with 1 of others; repeatable
+    #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
+    #[arg(help_heading = SEARCHES)]
+    client_weights: Vec<(ClientName, NonZeroU32)>,
+
+    /// Client that may list and cancel the searches of all clients; repeatable
+    ///
+    /// An IP address counts only if the server accepts no credentials. Keys that were made with
+    /// --role operator are operators, too, and so are root and the server's own user on a Unix
+    /// socket.
+    #[arg(long = "operator", value_name = "CLIENT", help_heading = SEARCHES)]
+    operators: Vec<ClientName>,
+
+    /// Number of threads that search [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = threads, help_heading = SEARCHES)]
+    workers: Option<NonZeroUsize>,
+
+    /// Kernel to search with [default: the fastest one of this machine]
+    #[arg(long, value_name = "NAME", value_parser = kernel, help_heading = SEARCHES)]
+    kernel: Option<Kernel>,
 
     #[command(flatten)]
     auth: AuthArguments,
 
-    /// Serve metrics and health at http://HOST:PORT [default: do not]
+    #[command(flatten)]
+    tls: TlsArguments,
+
+    /// Serve metrics and health at http://HOST:PORT [default: none]
     ///
     /// /metrics is for Prometheus. /healthz is for probes: it returns 200, or 503 during a drain.
-    /// The port has neither TLS nor authentication: if it is not a loopback address, a firewall has
-    /// to keep strangers out, and the log warns. Metrics contain nothing that clients have sent. If
-    /// PORT is 0, the log has the port.
-    #[arg(long, value_name = "HOST:PORT")]
+    /// The port has neither TLS nor authentication. If it is not on a loopback address, use a
+    /// firewall; the log has a warning. Metrics contain nothing that clients sent. With port 0, the
+    /// log has the port.
+    #[arg(long, value_name = "HOST:PORT", help_heading = MONITORING)]
     metrics_address: Option<HostPort>,
 
     #[command(flatten)]
     traces: TraceArguments,
 
-    /// How the lines of the log are written
-    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    /// Format of the log: text for people, or json with an object on each line
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t, help_heading = MONITORING)]
     pub(super) log_format: LogFormat,
 
-    /// Check the flags, the environment and the file, tell where it would listen, and leave
+    /// Check the flags, the environment and the file, print where it would listen, and exit
     ///
-    /// Nothing is listened on. The exit code is 0, or 2 if something is wrong.
+    /// The exit code is 0, or 2 if something is wrong.
     #[arg(long)]
     pub(crate) check: bool,
+
+    #[command(flatten)]
+    limits: FromFile<LimitsArguments>,
 }
 
 impl ServeArguments {
@@ -180,54 +200,40 @@ impl ServeArguments {
                 reuse_port: self.reuse_port,
             },
         };
+        let limits = self.limits.0;
         Ok(Settings {
             listen: Some(listen),
             metrics: self.metrics_address,
             tls: self.tls.files()?,
-            auth: self.auth.settings(),
+            auth: self.auth.settings(self.listen_unprotected),
             operators: self.operators,
-            traces: self.traces.settings(),
-            calls: self.quota.calls(),
+            traces: self.traces.settings(limits.otlp_sampling),
+            calls: limits.calls(self.behind_proxy),
+            connections: limits.connections(self.behind_proxy),
             searches: Searches {
                 workers: self.workers,
                 kernel: self.kernel,
                 maximum_hashes: self.maximum_hashes,
-                budget_status: match self.budget_status {
-                    BudgetStatus::Cancelled => hashfinder_server::BudgetStatus::Cancelled,
-                    BudgetStatus::ResourceExhausted => {
-                        hashfinder_server::BudgetStatus::ResourceExhausted
-                    }
-                },
+                budget_status: limits.budget_status(),
                 concurrent_rpcs: self.maximum_concurrent_rpcs,
                 searches_of_client: self.maximum_searches_per_client,
                 hashes_per_second_of_client: self.maximum_hashes_per_second,
                 weights: self.client_weights.into_iter().collect(),
-                quotas: self.quota.quotas(),
-                queue_length: self.queue_length,
+                queue_length: limits.queue_length(),
+                quotas: limits.quotas(),
             },
-            connections: self.transport.settings(),
             drain_grace: self.drain_grace,
         })
     }
 }
 
-/// Which code says that a hash budget is spent.
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum BudgetStatus {
-    /// As the reference server does
-    #[default]
-    Cancelled,
-    /// As gRPC's own description of the codes has it
-    ResourceExhausted,
-}
-
-/// How the log is written.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(super) enum LogFormat {
     /// For people
     #[default]
     Text,
-    /// An object on each line, for programs
+    /// A JSON object on each line, for programs
     Json,
 }
 
@@ -251,18 +257,42 @@ fn client_weight(text: &str) -> Result<(ClientName, NonZeroU32), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use clap::Parser;
+    use clap::{Command, FromArgMatches};
+    use hashfinder_server::Calls;
+    use hashfinder_transport::FloodLimits;
 
-    #[derive(Parser)]
-    struct Program {
-        #[command(flatten)]
-        serve: ServeArguments,
+    use super::*;
+
+    /// Returns the settings that the flags select. Those of the file can also be given here.
+    fn settings(flags: &[&str]) -> Settings {
+        let program = LimitsArguments::augment_args(Command::new("serve"));
+        let program = ServeArguments::augment_args(program);
+        let line = ["serve", "--port", "0"].iter().chain(flags);
+        let matches = program.get_matches_from(line);
+        let serve = ServeArguments::from_arg_matches(&matches).unwrap();
+        serve.settings().unwrap()
     }
 
     #[test]
     fn the_flags_have_the_defaults_of_the_settings() {
-        let program = Program::parse_from(["hashfinder", "--port", "0"]);
-        assert_eq!(program.serve.settings().unwrap(), Settings::default());
+        assert_eq!(settings(&[]), Settings::default());
+    }
+
+    #[test]
+    fn behind_a_proxy_only_limits_that_are_not_set_change() {
+        let behind = settings(&["--behind-proxy"]);
+        assert_eq!(behind.calls, Calls::behind_proxy());
+        assert_eq!(behind.connections, hashfinder_transport::Settings::behind_proxy());
+        let set = settings(&[
+            "--behind-proxy",
+            "--maximum-calls-per-second-per-address=5000",
+            "--maximum-resets-per-second=500",
+        ]);
+        let (calls, default) = (set.calls, Calls::default());
+        assert_eq!(calls.per_second_of_address, default.per_second_of_address);
+        assert_eq!(calls.open_of_address, Calls::behind_proxy().open_of_address);
+        let (flood, default) = (set.connections.flood, FloodLimits::default());
+        assert_eq!(flood.resets, default.resets);
+        assert_ne!(flood.streams, default.streams);
     }
 }

@@ -6,43 +6,45 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use hashfinder_transport::TlsFiles;
 
-/// TLS, as `serve` speaks it.
+/// Certificates of the server and its clients.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "TLS")]
 pub(super) struct TlsArguments {
-    /// Speak TLS alone, with the certificate in this PEM file
+    /// Certificate chain of the server (PEM); it then accepts only TLS
     ///
-    /// The server's own certificate comes first, then those that lead to its authority. TLS 1.2 and
-    /// 1.3 are spoken. The files of TLS are read anew when they change, for the connections that
-    /// come then; files that do not fit together change nothing, and the log tells.
+    /// The server's own certificate comes first. TLS 1.2 and 1.3 are accepted. When one of the TLS
+    /// files changes, the server reads them again and uses them for new connections. If they do not
+    /// fit together, it keeps the old ones and logs an error.
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_certificate: Option<PathBuf>,
 
-    /// The private key of that certificate, in PEM; only the server should be able to read it
+    /// Private key of that certificate (PEM)
+    ///
+    /// Only the server should be able to read it.
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_key: Option<PathBuf>,
 
-    /// Ask clients for certificates, which an authority in this PEM file has to have signed
+    /// Authorities (PEM) that sign the certificates of clients; each client then needs one
     ///
-    /// A client with one is the client cert: and the certificate's first DNS name or URI, or
-    /// sha256: and its fingerprint where it has neither.
+    /// A client is named cert: and the first DNS name or URI of its certificate or, without one,
+    /// cert:sha256: and its fingerprint.
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_client_ca: Option<PathBuf>,
 
-    /// Whether a client has to have a certificate, or may come without one and be known by
-    /// something else
+    /// Whether clients need a certificate: required, or optional
     ///
-    /// A certificate that is wrong is refused in either case.
+    /// The server rejects an invalid certificate in both cases.
     #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]
     tls_client_certificates: ClientCertificates,
 }
 
-/// Whether clients have to have certificates.
+/// Whether clients need a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum ClientCertificates {
-    /// Without one there is no connection
+    /// The server closes a connection without one
     #[default]
     Required,
-    /// An API key, for one, does as well
+    /// Another credential, such as an API key, is enough
     Optional,
 }
 
@@ -55,10 +57,10 @@ impl TlsArguments {
     pub(super) fn files(self) -> Result<Option<TlsFiles>> {
         let (certificate, key) = match (self.tls_certificate, self.tls_key) {
             (Some(certificate), Some(key)) => (certificate, key),
-            (Some(_), None) => bail!("--tls-certificate needs its key: give --tls-key too"),
-            (None, Some(_)) => bail!("--tls-key needs its certificate: give --tls-certificate too"),
+            (Some(_), None) => bail!("--tls-certificate needs its private key: give --tls-key, too"),
+            (None, Some(_)) => bail!("--tls-key needs its certificate: give --tls-certificate, too"),
             (None, None) if self.tls_client_ca.is_some() => bail!(
-                "--tls-client-ca is of use with TLS alone: give --tls-certificate and --tls-key too"
+                "--tls-client-ca needs TLS: give --tls-certificate and --tls-key, too"
             ),
             (None, None) => return Ok(None),
         };

@@ -6,29 +6,22 @@ use clap::Args;
 use hashfinder_server::Traces;
 use http::{Uri, uri::Scheme};
 
-/// Which calls are traced, and who is told.
+/// Where calls are traced.
 #[derive(Args, Debug)]
 pub(super) struct TraceArguments {
-    /// Send a span for each call to the OTLP collector at this address, over gRPC [default: do not]
+    /// Send a span for each call to this OTLP collector, over gRPC [default: none]
     ///
-    /// For instance http://127.0.0.1:4317. A call that brings a trace with it (W3C Trace Context) is a part
-    /// of that one. Spans are sent in batches; those that the collector does not take are dropped and counted.
-    /// The connection is not encrypted, so let the collector be on this machine. Headers for it stand in
-    /// OTEL_EXPORTER_OTLP_HEADERS, and what tells this server from others in OTEL_RESOURCE_ATTRIBUTES.
+    /// For example http://127.0.0.1:4317. A call with a trace context (W3C) becomes part of its
+    /// trace. The connection is not encrypted, so run the collector on this machine. The server
+    /// sends spans in batches, and counts those that the collector did not accept.
+    /// OTEL_EXPORTER_OTLP_HEADERS sets headers, and OTEL_RESOURCE_ATTRIBUTES names this server.
     #[arg(long, value_name = "URL", value_parser = collector)]
     otlp_endpoint: Option<Uri>,
-
-    /// The share of the calls that are traced, from 0 to 1
-    ///
-    /// That is of the calls that bring no trace with them. Of the others those are traced whose
-    /// caller says so.
-    #[arg(long, value_name = "SHARE", default_value = "1", value_parser = share)]
-    otlp_sampling: f64,
 }
 
 impl TraceArguments {
-    pub(super) fn settings(self) -> Option<Traces> {
-        let share = self.otlp_sampling;
+    /// Returns where this share of the calls is traced, if anywhere.
+    pub(super) fn settings(self, share: f64) -> Option<Traces> {
         (self.otlp_endpoint).map(|collector| Traces { collector, share })
     }
 }
@@ -43,15 +36,9 @@ fn collector(text: &str) -> Result<Uri, &'static str> {
     });
     let uri = uri.ok_or("give http://HOST:PORT, for instance http://127.0.0.1:4317")?;
     if uri.scheme() != Some(&Scheme::HTTP) {
-        return Err("give http://HOST:PORT: a collector is asked without TLS, on this machine");
+        return Err("give http://HOST:PORT: the connection to the collector has no TLS");
     }
     Ok(uri)
-}
-
-fn share(text: &str) -> Result<f64, &'static str> {
-    let share = text.parse().ok();
-    let share = share.filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or("give a number from 0 to 1")
 }
 
 #[cfg(test)]

@@ -1,0 +1,39 @@
+//! Checks that `src/generated` is what the protobuf files generate.
+//!
+//! The generated files are part of the source, because the generator and its dependencies would be
+//! a tenth of a first build. After a change of `proto/`, write them again with
+//! `GENERATE=1 cargo test -p hashfinder-proto --test generated`.
+
+use std::{env, fs, path::Path};
+
+use prost::Message;
+
+#[test]
+fn the_generated_files_are_those_of_the_protobuf() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
+    fs::create_dir_all(&out).unwrap();
+    // `protox` reads the protobuf files, so `protoc` is not needed.
+    let protos = ["hash_name.proto", "hashfinder/v1/finder.proto"];
+    let descriptors = protox::compile(protos, [root.join("../../proto")]).unwrap();
+    fs::write(out.join("descriptors.binpb"), descriptors.encode_to_vec()).unwrap();
+    tonic_prost_build::configure()
+        // How a client connects is not part of the contract.
+        .build_transport(false)
+        .out_dir(&out)
+        .compile_fds(descriptors)
+        .unwrap();
+    for name in ["descriptors.binpb", "hash_name.rs", "hashfinder.v1.rs"] {
+        let generated = fs::read(out.join(name)).unwrap();
+        let file = root.join("src/generated").join(name);
+        if env::var_os("GENERATE").is_some() {
+            fs::create_dir_all(root.join("src/generated")).unwrap();
+            fs::write(&file, &generated).unwrap();
+        }
+        assert!(
+            fs::read(&file).is_ok_and(|present| present == generated),
+            "src/generated/{name} is not what proto/ generates; write it again with \
+             `GENERATE=1 cargo test -p hashfinder-proto --test generated`"
+        );
+    }
+}

@@ -1,8 +1,11 @@
-"""Measures easier searches beside a thousand hard ones of another client, through gRPC.
+"""Measures easier searches beside many hard ones of another client, through gRPC.
 
-usage: neighbours.py OTHERS OWN, two addresses of one server with room for 1,001 RPCs, which must
-see callers at OTHERS and OWN as different clients. Prints the median duration of the calls in
-milliseconds, one line for each of the two names.
+usage: neighbours.py OTHERS OWN HARD CALLS
+
+OTHERS and OWN are two addresses of one server, which must see callers there as different clients
+and have room for HARD + 1 RPCs. HARD is the number of hard searches, CALLS that of easier ones of
+each name. Prints the median duration of the calls in milliseconds, one line for each of the two
+names.
 """
 
 import random
@@ -13,9 +16,7 @@ import time
 
 import grpc
 
-HARD = 1000
 CONNECTIONS = 10
-CALLS = 300
 # Found at the 450th secret, which the call itself tries, and at the 899,147th, which takes turns.
 EASIER = ["doc", "docto"]
 
@@ -34,24 +35,25 @@ def as_it_is(message):
     return message
 
 
-others, own = sys.argv[1:]
+others, own = sys.argv[1:3]
+hard_count, calls = map(int, sys.argv[3:])
 channels = [channel(others, number) for number in range(CONNECTIONS)]
 hard = [
     channels[number % CONNECTIONS].unary_unary(
         "/hash_name.HashFinder/Find", as_it_is, as_it_is
     ).future(request("".join(random.choices(string.ascii_lowercase, k=12))))
-    for number in range(HARD)
+    for number in range(hard_count)
 ]
 easy = channel(own, CONNECTIONS).unary_unary("/hash_name.HashFinder/Find", as_it_is, as_it_is)
 medians = []
 for name in EASIER:
     took = []
-    for call in range(CALLS):
+    for call in range(calls):
         began = time.perf_counter()
         easy(request(name))
         took.append(1000 * (time.perf_counter() - began))
     # Skips the first calls, which wait for the connection and for the hard searches to start.
-    medians.append(statistics.median(took[CALLS // 3 :]))
+    medians.append(statistics.median(took[calls // 3 :]))
 assert not any(search.done() for search in hard), "one of the hard searches has ended"
 for search in hard:
     search.cancel()

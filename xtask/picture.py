@@ -1,4 +1,6 @@
-"""Records a search at a pseudo-terminal and writes it as an animated SVG: `picture.py PROGRAM SVG`.
+"""Records a search at a pseudo-terminal for some seconds, and writes it as an animated SVG.
+
+usage: picture.py PROGRAM SVG SECONDS
 
 The picture shows exactly what the program wrote, when it wrote it. Without animation, it shows the
 last moment before ctrl-C.
@@ -17,8 +19,8 @@ import pyte
 COMMAND = ["find", "hashfinder", "--ideal-distance", "1", "--show-inferior", "3"]
 COLUMNS, ROWS = 88, 10
 
-# How long the search is recorded, and how long its end is shown before the animation restarts.
-WATCHED_S, END_S = 9.0, 5.0
+# How long the end is shown before the animation restarts.
+END_S = 5.0
 
 # Size of a character, and the margin around the text, in pixels.
 WIDTH, HEIGHT, MARGIN = 8.43, 19, 18
@@ -41,7 +43,7 @@ g { opacity: 0 }
 """
 
 
-def record(program):
+def record(program, seconds):
     """Returns the contents of the screen, as pairs of a time in seconds and rows, and the time at
     which ctrl-C was pressed."""
     screen = pyte.Screen(COLUMNS, ROWS)
@@ -60,7 +62,7 @@ def record(program):
     frames = [(0.0, rows_of(screen))]
     while True:
         elapsed = time.monotonic() - began
-        if pressed is None and elapsed >= WATCHED_S:
+        if pressed is None and elapsed >= seconds:
             pressed = elapsed
             os.write(terminal, b"\x03")
         ready, _, _ = select.select([terminal], [], [], 0.05)
@@ -152,8 +154,8 @@ def svg(frames, pressed):
 
 
 def main():
-    program, path = sys.argv[1:]
-    frames, pressed = record(program)
+    program, path, seconds = sys.argv[1:]
+    frames, pressed = record(program, float(seconds))
     with open(path, "w") as file:
         file.write(svg(frames, pressed))
 

@@ -251,15 +251,11 @@ impl Report {
     /// Writes the tables into a file, replacing those of the last run.
     pub(crate) fn write(&self, file: &Path, seconds: Duration) -> Result<()> {
         let intro = format!(
-            "`cargo xtask attack`, {} s each, on {}.\n\n\
-             Each attack goes on beside one healthy client that calls `Find(\"doc\")` 200 times a second. In the \
-             control\nrun the cores that the attackers took, and the server for them, are taken by something \
-             harmless. Times are\nfrom when a call was to begin. A row passes if the healthy client's \
-             p99 was under twice the control's,\nnone of its calls failed, the server's memory grew by less \
-             than 64 MiB, searches kept to their limits, and within\na second of the end twenty calls in a \
-             row took less than that and a new connection was good for another.\nAttackers come from one \
-             address; they and what burns\nare nice (10), for they would be on other machines. Searches and calls \
-             are the most at a time; handlers, those\nthat the attack started.",
+            "`cargo xtask long attack`, {} s each, on {}. SECURITY.md says what passes.\n\n\
+             *Control* is a run in which something harmless takes the same share of the cores. Times are from \
+             when a call was due to begin.\nAll attackers come from one address, with niceness 10: real ones \
+             would be on other machines. *Searches, calls* is the maximum\nat a time, *handlers* the number \
+             that the attack started.",
             seconds.as_secs_f64(),
             cpu()
         );

@@ -499,15 +499,11 @@ impl Soak {
     /// Writes the tables into a file, replacing those of the last run.
     pub(crate) fn write(&self, file: &std::path::Path) -> Result<()> {
         let intro = format!(
-            "`cargo xtask soak`, {} minutes on {}.\n\n\
-             {CLIENTS} processes with {VISITORS} clients each call everything that there is, with names, distances \
-             and deadlines\nat random: they cancel, leave answers half-read, stop reading, close connections with calls \
-             under way, say\nnothing or nonsense, and are killed and started again. A controller looks at the server's \
-             core time each second, and\nhas them begin as many long searches as keep its cores at the load that is \
-             wanted. After {} minutes the list of\nended searches and all else that is bounded is full, and from then on \
-             memory is judged: the median slope between\nthe medians of ten seconds each, in an interval from blocks of \
-             what they are off it. It passes if that slope is\nunder {GROWTH} MiB an hour, the load was right, \
-             and everything in the second table is back to what it was before the\nfirst client came.",
+            "`cargo xtask long soak`, {} minutes on {}.\n\n\
+             {CLIENTS} processes with {VISITORS} clients each. A controller keeps the server's cores at the load \
+             with long searches. Memory is\njudged after {} minutes, when every bounded list is full: by the \
+             median slope between medians of ten seconds, with an\ninterval from blocks of their residuals. It \
+             passes below {GROWTH} MiB an hour.",
             self.time.as_secs() / 60,
             cpu(),
             self.warm_up.as_secs() / 60,

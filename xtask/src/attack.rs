@@ -1,39 +1,38 @@
-//! `cargo xtask attack` and `cargo xtask soak`: measure how attacks affect a server and its other
+//! `cargo xtask long attack` and `cargo xtask long soak`: measure how attacks affect a server and its other
 //! clients, and what unruly clients leave behind.
 
 use std::{path::Path, process::Command};
 
 use anyhow::Result;
 
-use crate::steps::{cargo, root, step, target};
+use crate::steps::{Form, cargo, root, step, target};
 
 /// Runs all attacks, each beside a control run. This takes most of an hour, on an otherwise idle
 /// machine.
-pub(crate) fn run() -> Result<()> {
-    measured("attacks", "run")
+pub(crate) fn attack(form: Form) -> Result<()> {
+    measured("attacks", "run", form)
 }
 
 /// Runs unruly clients for half an hour after a warm-up of ten minutes, on an otherwise idle
 /// machine.
-pub(crate) fn soak() -> Result<()> {
-    measured("a soak", "soak")
+pub(crate) fn soak(form: Form) -> Result<()> {
+    measured("a soak", "soak", form)
 }
 
-fn measured(name: &str, command: &str) -> Result<()> {
+fn measured(name: &str, command: &str, form: Form) -> Result<()> {
+    if form == Form::Short {
+        // Without checks that a busy machine could fail.
+        let built = target().join("debug");
+        return step(name, tool(&built, command).arg("--short"));
+    }
     // One build, so that common dependencies are compiled once, with the features that both
     // packages need.
-    let mut build = cargo("build --release -p hashfinder -p hashfinder-attack");
+    let mut build =
+        cargo("build --release -p hashfinder -p hashfinder-attack --features hashfinder/jemalloc");
     step("the program, and its attacker", &mut build)?;
     let mut tool = tool(&target().join("release"), command);
-    let file = root().join("SECURITY.md");
+    let file = root().join("bench/RESULTS.md");
     step(name, tool.arg("--results").arg(file))
-}
-
-/// Runs every attack and a soak briefly, without checks that a busy machine could fail, using the
-/// programs in the folder `built`.
-pub(crate) fn short(built: &Path) -> Result<()> {
-    step("attacks", tool(built, "run").arg("--short"))?;
-    step("a short soak", tool(built, "soak").arg("--short"))
 }
 
 /// Returns the tool's command, with the server that it attacks.

@@ -5,7 +5,7 @@ use anyhow::Result;
 
 use crate::{
     results::{self, Goal, Samples},
-    steps::{cargo, step},
+    steps::{Form, cargo, step},
 };
 
 const ROUNDS: usize = 3;
@@ -35,15 +35,20 @@ const GOALS: [(&str, Goal); 5] = [
 ];
 
 /// Measures, prints the table, and writes it to `bench/RESULTS.md`.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(form: Form) -> Result<()> {
+    let mut samples = Samples::default();
+    if form == Form::Short {
+        samples.bench("tonic-cancel", "overhead", form)?;
+        samples.print();
+        return Ok(());
+    }
     step(
         "the benchmark",
         &mut cargo("bench -p tonic-cancel --bench overhead --no-run"),
     )?;
-    let mut samples = Samples::default();
     for round in 1..=ROUNDS {
         println!("== round {round} of {ROUNDS}");
-        samples.bench("tonic-cancel", "overhead")?;
+        samples.bench("tonic-cancel", "overhead", form)?;
     }
     let intro = format!(
         "`cargo xtask bench cancel` on all cores of: {}\n\nMedians of {ROUNDS} rounds. 64 calls in \

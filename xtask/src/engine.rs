@@ -3,15 +3,16 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     results::{self, Goal, Samples},
-    steps::{cargo, root, runs, step, target},
-    tools::python,
+    steps::{Form, cargo, output, step, target},
+    tools::{H2LOAD, has_h2load, install, python},
 };
 
 const ROUNDS: usize = 3;
@@ -69,49 +70,82 @@ const GOALS: [(&str, Goal); 15] = [
     (CALLS, Goal::AtLeast(0.7)),
 ];
 
+/// Number of calls of a load, and of hard searches and easier ones beside them.
+struct Size {
+    calls: u32,
+    hard: u32,
+    easier: u32,
+}
+
 /// Measures, prints the table, and writes it to `bench/RESULTS.md`.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(form: Form) -> Result<()> {
+    let mut samples = Samples::default();
+    if form == Form::Short {
+        let size = Size {
+            calls: 600,
+            hard: 20,
+            easier: 5,
+        };
+        round(
+            &mut samples,
+            form,
+            &target().join("debug/hashfinder"),
+            &size,
+        )?;
+        samples.print();
+        return Ok(());
+    }
     step("the program", &mut cargo("build --release"))?;
     step(
         "the benchmark",
         &mut cargo("bench -p hashfinder-search --bench engine --no-run"),
     )?;
-    let python = python()?;
-    if !runs(Command::new("h2load").arg("--version")) {
-        step("the packages' list", Command::new("apt-get").arg("update"))?;
-        step(
-            "h2load",
-            Command::new("apt-get").args(["install", "--yes", "nghttp2-client"]),
-        )?;
+    if !has_h2load() {
+        install(&H2LOAD)?;
     }
-    let mut samples = Samples::default();
-    for round in 1..=ROUNDS {
-        println!("== round {round} of {ROUNDS}");
-        samples.bench("hashfinder-search", "engine")?;
-        let server = Server::start()?;
-        let easy = server.load(
-            "hash_name.HashFinder/Find",
-            &[0, 0, 0, 0, 4, 0x0a, 2, b'a', b'a'],
-        )?;
-        let constant = server.load("grpc.health.v1.Health/Check", &[0; 5])?;
-        samples.add(EASY, easy);
-        samples.add(CONSTANT, constant);
-        samples.add(CALLS, easy / constant);
-        let output = Command::new(&python)
-            .arg(root().join("bench/neighbours.py"))
-            .args([server.at("127.0.0.1"), server.at("[::1]")])
-            .output()?;
-        ensure!(output.status.success(), "neighbours.py failed: {output:?}");
-        let medians = String::from_utf8(output.stdout)?;
-        for (name, median) in NEIGHBOURS.into_iter().zip(medians.lines()) {
-            samples.add(name, median.parse()?);
-        }
+    for number in 1..=ROUNDS {
+        println!("== round {number} of {ROUNDS}");
+        let size = Size {
+            calls: 60_000,
+            hard: 1000,
+            easier: 300,
+        };
+        let program = target().join("release/hashfinder");
+        round(&mut samples, form, &program, &size)?;
     }
     let intro = format!(
         "`cargo xtask bench engine` on all cores of: {}\n\nMedians of {ROUNDS} rounds.",
         results::cpu()
     );
     samples.write("Engine", &intro, &GOALS)
+}
+
+fn round(samples: &mut Samples, form: Form, program: &Path, size: &Size) -> Result<()> {
+    samples.bench("hashfinder-search", "engine", form)?;
+    let server = Server::start(program)?;
+    let easy = server.load(
+        "hash_name.HashFinder/Find",
+        &[0, 0, 0, 0, 4, 0x0a, 2, b'a', b'a'],
+        size.calls,
+    )?;
+    let constant = server.load("grpc.health.v1.Health/Check", &[0; 5], size.calls)?;
+    samples.add(EASY, easy);
+    samples.add(CONSTANT, constant);
+    samples.add(CALLS, easy / constant);
+    let mut neighbours = Command::new(python()?);
+    neighbours
+        .arg("bench/neighbours.py")
+        .args([server.at("127.0.0.1"), server.at("[::1]")])
+        .args([size.hard.to_string(), size.easier.to_string()]);
+    let medians = output(&mut neighbours)?;
+    ensure!(
+        medians.lines().count() == NEIGHBOURS.len(),
+        "neighbours.py printed:\n{medians}"
+    );
+    for (name, median) in NEIGHBOURS.into_iter().zip(medians.lines()) {
+        samples.add(name, median.parse()?);
+    }
+    Ok(())
 }
 
 /// A server process, which is killed on drop.
@@ -121,14 +155,15 @@ struct Server {
 }
 
 impl Server {
-    fn start() -> Result<Server> {
+    fn start(program: &Path) -> Result<Server> {
         let config = target().join("engine.toml");
         // The connections come from one or two addresses, but stand for many clients.
         let limits = "[serve.limits]\n\
             maximum-streams-per-second = 1000000\n\
             maximum-calls-per-second-per-address = 1000000\n";
         fs::write(&config, limits)?;
-        let mut process = Command::new(target().join("release/hashfinder"))
+        let log = target().join("engine.log");
+        let mut process = Command::new(program)
             // Both versions of IP, so that one machine can be two clients.
             .args([
                 "serve",
@@ -142,15 +177,23 @@ impl Server {
             .arg("--config")
             .arg(&config)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(&log)?)
             .spawn()
-            .context("cannot run hashfinder serve")?;
+            .with_context(|| format!("cannot run {}", program.display()))?;
         let mut line = String::new();
         let output = process.stdout.take().context("it has no stdout")?;
         BufReader::new(output).read_line(&mut line)?;
         let port = line.trim().rsplit(':').next().unwrap_or_default();
-        let port = port.parse().with_context(|| format!("it says {line:?}"))?;
-        Ok(Server { process, port })
+        match port.parse() {
+            Ok(port) => Ok(Server { process, port }),
+            Err(_) => {
+                // Its log is complete once it has ended.
+                process.kill()?;
+                process.wait()?;
+                let log = fs::read_to_string(&log)?;
+                bail!("the server printed {line:?} instead of its address; its log:\n{log}");
+            }
+        }
     }
 
     fn at(&self, host: &str) -> String {
@@ -158,11 +201,11 @@ impl Server {
     }
 
     /// Returns the calls per second of a method with one message.
-    fn load(&self, method: &str, message: &[u8]) -> Result<f64> {
+    fn load(&self, method: &str, message: &[u8], calls: u32) -> Result<f64> {
         let file = target().join("message.bin");
         fs::write(&file, message)?;
-        let output = Command::new("h2load")
-            .args(["-n", "60000", "-c", "4", "-m", "16"])
+        let mut load = Command::new("h2load");
+        load.args(["-c", "4", "-m", "16", "-n", &calls.to_string()])
             .args([
                 "-H",
                 "content-type: application/grpc",
@@ -171,16 +214,15 @@ impl Server {
                 "-d",
             ])
             .arg(&file)
-            .arg(format!("http://{}/{method}", self.at("127.0.0.1")))
-            .output()
-            .context("cannot run h2load")?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(text.contains("60000 succeeded"), "calls failed:\n{text}");
+            .arg(format!("http://{}/{method}", self.at("127.0.0.1")));
+        let text = output(&mut load)?;
+        let succeeded = format!(" {calls} succeeded");
+        ensure!(text.contains(&succeeded), "calls failed:\n{text}");
         let rate = text
             .lines()
             .find_map(|line| line.strip_prefix("finished in "));
         let rate = rate.and_then(|rest| rest.split([' ', ',']).nth(2)?.parse().ok());
-        rate.with_context(|| format!("h2load tells no rate:\n{text}"))
+        rate.with_context(|| format!("h2load printed no rate:\n{text}"))
     }
 }
 

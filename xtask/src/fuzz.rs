@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: fuzzes all untrusted input with libFuzzer.
+//! `cargo xtask long fuzz`: fuzzes all untrusted input with libFuzzer.
 
 use std::{
     cmp::Reverse,
@@ -86,12 +86,12 @@ impl Kind {
         }
     }
 
-    /// Heading in SECURITY.md for the last run of this kind. Runs of different kinds do not replace
-    /// each other.
-    fn heading(self) -> &'static str {
+    /// Title of the section of `bench/RESULTS.md` for the last run of this kind. Runs of different
+    /// kinds do not replace each other.
+    fn title(self) -> &'static str {
         match self {
-            Kind::Quick | Kind::Thorough => "### The last long run\n",
-            Kind::Leaks => "### The last long run that looks for leaks\n",
+            Kind::Quick | Kind::Thorough => "Fuzzing",
+            Kind::Leaks => "Fuzzing for leaks",
         }
     }
 
@@ -113,7 +113,6 @@ struct Options {
     runs: Option<u64>,
     leaks: bool,
     keep: bool,
-    results: bool,
 }
 
 impl Options {
@@ -130,7 +129,6 @@ impl Options {
                 "--runs" => options.runs = Some(number()?),
                 "--leaks" => options.leaks = true,
                 "--keep" => options.keep = true,
-                "--results" => options.results = true,
                 name => {
                     let known = TARGETS.iter().find(|(target, _)| *target == name);
                     let names = TARGETS.map(|(target, _)| target).join(", ");
@@ -150,7 +148,8 @@ impl Options {
     }
 }
 
-/// Runs the long run, with one process per core, and prints a table of the results.
+/// Runs the long run, with one process per core, and prints a table of the results. A run of all
+/// targets without limits of its own writes the table into `bench/RESULTS.md`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::of(arguments)?;
     let kind = if options.leaks {
@@ -164,13 +163,12 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         (Some(runs), _) => format!("-runs={runs}"),
         (None, seconds) => format!("-max_total_time={}", seconds.unwrap_or(SECONDS)),
     };
-    let whole = kind == Kind::Thorough
-        && (options.target, options.runs, options.seconds) == (None, None, None);
+    let whole = (options.target, options.runs, options.seconds) == (None, None, None);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let began = Instant::now();
     let targets = options.targets().into_iter();
     let mut done = build.fuzz_all(targets.map(|name| (name, limit.clone())).collect(), cores)?;
-    if whole {
+    if whole && kind == Kind::Thorough {
         build.make_up(&mut done, cores)?;
     }
     let mut table = String::from(
@@ -206,17 +204,18 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
         only.unwrap_or_default(),
         results::cpu(),
     );
-    println!("{text}");
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
+    ensure!(failed.is_empty(), "{text}\n{}", failed.join("\n"));
     if options.keep {
         for name in options.targets() {
             build.keep(name)?;
         }
     }
-    if options.results {
-        write_results(kind, &text)?;
+    if whole {
+        results::write(kind.title(), &text)
+    } else {
+        println!("{text}");
+        Ok(())
     }
-    Ok(())
 }
 
 /// Runs the short run for the tests: the corpus, and some inputs derived from it.
@@ -501,19 +500,5 @@ fn host() -> Result<String> {
     let output = Command::new(rustc).arg("-vV").output();
     let told = String::from_utf8(output.context("cannot run rustc")?.stdout)?;
     let host = told.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc does not tell the host")?.to_owned())
-}
-
-/// Writes the figures under their kind's heading in SECURITY.md.
-fn write_results(kind: Kind, text: &str) -> Result<()> {
-    let heading = kind.heading();
-    let file = root().join("SECURITY.md");
-    let before = fs::read_to_string(&file).context("cannot read SECURITY.md")?;
-    let (head, rest) = before
-        .split_once(heading)
-        .context("SECURITY.md has no place for it")?;
-    // Up to the next heading of any level.
-    let tail = rest.find("\n#").map_or("", |at| &rest[at..]);
-    let all = format!("{head}{heading}\n{}\n{tail}", text.trim());
-    fs::write(&file, all).context("cannot write SECURITY.md")
+    Ok(host.context("rustc does not print its host")?.to_owned())
 }

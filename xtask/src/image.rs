@@ -1,11 +1,14 @@
-//! Builds the static program of the container image, and checks that it runs, without a container
-//! engine.
+//! `cargo xtask long image`: builds the static program of the container image, and checks that it
+//! runs, without a container engine.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::steps::{root, step, target};
+use crate::{
+    results,
+    steps::{Form, root, step, target},
+};
 
 const CONTAINERFILE: &str = "packaging/Containerfile";
 
@@ -13,11 +16,20 @@ const CONTAINERFILE: &str = "packaging/Containerfile";
 /// thread.
 const COMMANDS: [&str; 2] = [
     "serve --check --host 0.0.0.0 --listen-unprotected",
-    "find doctor --quiet",
+    "find doc --quiet",
 ];
 
-/// Builds as the Containerfile does, and runs the program in an otherwise empty folder.
-pub(crate) fn run() -> Result<()> {
+/// Compiles quickly, for the short form. The target folder is another one, so that this program is
+/// never taken for that of the image.
+const QUICK: [(&str, &str); 3] = [
+    ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
+    ("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true"),
+    ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "256"),
+];
+
+/// Builds as the Containerfile does, and runs the program in an otherwise empty folder. The long
+/// form writes the program's length into `bench/RESULTS.md`.
+pub(crate) fn run(form: Form) -> Result<()> {
     let text = fs::read_to_string(root().join(CONTAINERFILE));
     let text = text.with_context(|| format!("cannot read {CONTAINERFILE}"))?;
     // The other commands install what this machine already has.
@@ -27,11 +39,17 @@ pub(crate) fn run() -> Result<()> {
     let (Some(command), None) = (commands.next(), commands.next()) else {
         bail!("{CONTAINERFILE} is expected to have one RUN with cargo build");
     };
-    step(
-        "the program of the image",
-        Command::new("sh").args(["-c", &command]),
-    )?;
-    let built = root().join("target/image/hashfinder");
+    let folder = match form {
+        Form::Long => "target/image",
+        Form::Short => "target/image-quick",
+    };
+    let mut build = Command::new("sh");
+    build.args(["-c", &command.replace("target/image", folder)]);
+    if form == Form::Short {
+        build.envs(QUICK);
+    }
+    step("the program of the image", &mut build)?;
+    let built = root().join(folder).join("hashfinder");
     let linked = Command::new("ldd")
         .arg(&built)
         .output()
@@ -52,8 +70,17 @@ pub(crate) fn run() -> Result<()> {
         )?;
     }
     let length = fs::metadata(&built)?.len();
-    println!("{}: {:.1} MB, static", built.display(), length as f64 / 1e6);
-    Ok(())
+    let length = format!("{:.1} MB", length as f64 / 1e6);
+    println!("{}: {length}, static", built.display());
+    match form {
+        Form::Short => Ok(()),
+        Form::Long => results::write(
+            "Image",
+            &format!(
+                "`cargo xtask long image`: the static program of the container image has {length}."
+            ),
+        ),
+    }
 }
 
 /// Returns a command that runs the program in its own user namespace, with `folder` as the root of

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
+    path::PathBuf,
     process::{Command, Output},
 };
 
@@ -10,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     results,
-    steps::{cargo, runs, step, target},
+    steps::{Form, cargo, output, step, target},
+    tools::{HASHCAT, has_hashcat, install},
 };
 
 /// Number of rounds. All programs take turns, so that other load on the machine affects them alike.
@@ -18,9 +20,6 @@ const ROUNDS: usize = 5;
 
 /// The core that all programs run on.
 const CORE: &str = "0";
-
-/// Time for each of our rows, in seconds; hashcat chooses its own.
-const SECONDS: &str = "1";
 
 /// Row of hashcat, which the others are compared with.
 const PEER: &str = "hashcat -b -m 100 -D 1 (pocl)";
@@ -45,7 +44,7 @@ const TWO_CORES: &str = "0,1";
 const ON_TWO: &str = "--name doctor --kernel BEST";
 
 /// A search through the engine for a name that it does not find.
-const ENGINE: &str = "find prologue --threads 1 --maximum-hashes 400000000";
+const ENGINE: &str = "find prologue --threads 1 --maximum-hashes";
 const ENGINE_ROW: &str = "find, through the engine";
 
 /// The ratios of the summary: name, goal, numerator, denominator, and a factor for the numerator.
@@ -194,36 +193,40 @@ const RATIOS: [(&str, f64, &str, &str, f64); 21] = [
     ),
 ];
 
+/// Our program, and how much of it is measured.
+struct Ours {
+    program: PathBuf,
+    /// Time for each row, in seconds; hashcat chooses its own.
+    seconds: &'static str,
+    /// Number of hashes of the search through the engine.
+    hashes: &'static str,
+}
+
 /// Measures, prints the tables, and writes them to `bench/RESULTS.md`.
-pub(crate) fn run() -> Result<()> {
-    step("the program", &mut cargo("build --release"))?;
-    // hashcat lists devices only if there is an OpenCL implementation.
-    if !runs(Command::new("hashcat").arg("-I")) {
-        step("the packages' list", Command::new("apt-get").arg("update"))?;
-        // hashcat runs on the CPU through the OpenCL implementation pocl. The package of John the
-        // Ripper does not support raw SHA-1.
-        step(
-            "hashcat",
-            Command::new("apt-get").args([
-                "install",
-                "--yes",
-                "--no-install-recommends",
-                "hashcat",
-                "ocl-icd-libopencl1",
-                "pocl-opencl-icd",
-            ]),
-        )?;
-    }
+pub(crate) fn run(form: Form) -> Result<()> {
     let mut samples = Samples::default();
+    if form == Form::Short {
+        let ours = Ours {
+            program: target().join("debug/hashfinder"),
+            seconds: "0.02",
+            hashes: "20000000",
+        };
+        ours.round(&mut samples)?;
+        println!("{}", report(&samples)?);
+        return Ok(());
+    }
+    step("the program", &mut cargo("build --release"))?;
+    if !has_hashcat() {
+        install(&HASHCAT)?;
+    }
+    let ours = Ours {
+        program: target().join("release/hashfinder"),
+        seconds: "1",
+        hashes: "400000000",
+    };
     for round in 1..=ROUNDS {
         println!("== round {round} of {ROUNDS}");
-        samples.add(PEER.to_owned(), hashcat()?);
-        for arguments in OURS {
-            bench(CORE, 1, arguments, &mut samples)?;
-        }
-        bench(TWO_CORES, 2, ON_TWO, &mut samples)?;
-        bench(CORE, 1, WITHOUT_ENGINE, &mut samples)?;
-        samples.add(ENGINE_ROW.to_owned(), engine()?);
+        ours.round(&mut samples)?;
     }
     results::write("Kernels", &report(&samples)?)
 }
@@ -252,13 +255,11 @@ impl Samples {
 
 /// Runs hashcat and returns its hashes per second.
 fn hashcat() -> Result<f64> {
-    let output = Command::new("taskset")
-        .args(["-c", CORE, "hashcat", "-b", "-m", "100", "-D", "1"])
-        .output()
-        .context("cannot run hashcat")?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let mut hashcat = Command::new("taskset");
+    hashcat.args(["-c", CORE, "hashcat", "-b", "-m", "100", "-D", "1"]);
+    let text = output(&mut hashcat)?;
     let speed = text.lines().find(|line| line.starts_with("Speed.#"));
-    let speed = speed.with_context(|| format!("hashcat tells no speed:\n{text}"))?;
+    let speed = speed.with_context(|| format!("hashcat printed no speed:\n{text}"))?;
     parse_speed(speed).with_context(|| format!("hashcat's speed cannot be read: {speed}"))
 }
 
@@ -275,68 +276,93 @@ fn parse_speed(line: &str) -> Option<f64> {
     Some(number * unit)
 }
 
-/// Runs our own program on the given cores.
-fn ours(cores: &str, arguments: &str) -> Result<Output> {
-    let output = Command::new("taskset")
-        .args(["-c", cores])
-        .arg(target().join("release/hashfinder"))
-        .args(arguments.split_whitespace())
-        .env_remove("HASHFINDER_KERNEL")
-        .env("HASHFINDER_CONFIG", "/dev/null")
-        .output()
-        .context("cannot run hashfinder")?;
-    Ok(output)
-}
-
-/// Measures our own rows: kernel and case, and hashes per second. Every call also measures hashing
-/// by itself, so that row has more samples than the others.
-fn bench(cores: &str, threads: u64, arguments: &str, samples: &mut Samples) -> Result<()> {
-    let arguments = arguments.replace("BEST", &samples.best);
-    let arguments = format!("bench --json --seconds {SECONDS} --threads {threads} {arguments}");
-    let output = ours(cores, &arguments)?;
-    ensure!(output.status.success(), "hashfinder {arguments} failed");
-    for line in String::from_utf8(output.stdout)?.lines() {
-        let row: serde_json::Value = serde_json::from_str(line)?;
-        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-        // The fastest kernel is measured first.
-        if samples.best.is_empty() {
-            samples.best = text("kernel");
+impl Ours {
+    fn round(&self, samples: &mut Samples) -> Result<()> {
+        samples.add(PEER.to_owned(), hashcat()?);
+        for arguments in OURS {
+            self.bench(CORE, 1, arguments, samples)?;
         }
-        // With several threads, the program also measures one, which here may move between cores:
-        // skip that row.
-        if row["threads"].as_u64() != Some(threads) {
-            continue;
-        }
-        let threads = match threads {
-            1 => String::new(),
-            threads => format!(" on {threads} threads"),
-        };
-        let rate = row["hashes_per_second"].as_f64();
-        samples.add(
-            format!("{}: {}{threads}", text("kernel"), text("case")),
-            rate.context("a row without a rate")?,
-        );
+        self.bench(TWO_CORES, 2, ON_TWO, samples)?;
+        self.bench(CORE, 1, WITHOUT_ENGINE, samples)?;
+        samples.add(ENGINE_ROW.to_owned(), self.engine()?);
+        Ok(())
     }
-    Ok(())
-}
 
-/// Returns the hashes per second that a search reports at its end.
-fn engine() -> Result<f64> {
-    let output = ours(CORE, ENGINE)?;
-    let text = String::from_utf8_lossy(&output.stderr);
-    // Exit code for a spent budget.
-    ensure!(
-        output.status.code() == Some(3),
-        "hashfinder {ENGINE}:\n{text}"
-    );
-    let rate = text
-        .split_once(" million a second")
-        .and_then(|(before, _)| {
-            let number = before.rsplit(' ').next()?;
-            number.parse::<f64>().ok()
-        });
-    let rate = rate.with_context(|| format!("hashfinder {ENGINE} tells no speed:\n{text}"))?;
-    Ok(rate * 1e6)
+    /// Runs our own program on the given cores.
+    fn run(&self, cores: &str, arguments: &str) -> Result<Output> {
+        Command::new("taskset")
+            .args(["-c", cores])
+            .arg(&self.program)
+            .args(arguments.split_whitespace())
+            .env_remove("HASHFINDER_KERNEL")
+            .env("HASHFINDER_CONFIG", "/dev/null")
+            .output()
+            .with_context(|| format!("cannot run {}", self.program.display()))
+    }
+
+    /// Measures our own rows: kernel and case, and hashes per second. Every call also measures
+    /// hashing by itself, so that row has more samples than the others.
+    fn bench(
+        &self,
+        cores: &str,
+        threads: u64,
+        arguments: &str,
+        samples: &mut Samples,
+    ) -> Result<()> {
+        let arguments = arguments.replace("BEST", &samples.best);
+        let seconds = self.seconds;
+        let arguments = format!("bench --json --seconds {seconds} --threads {threads} {arguments}");
+        let output = self.run(cores, &arguments)?;
+        ensure!(
+            output.status.success(),
+            "hashfinder {arguments} failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        for line in String::from_utf8(output.stdout)?.lines() {
+            let row: serde_json::Value = serde_json::from_str(line)?;
+            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            // The fastest kernel is measured first.
+            if samples.best.is_empty() {
+                samples.best = text("kernel");
+            }
+            // With several threads, the program also measures one, which here may move between
+            // cores: skip that row.
+            if row["threads"].as_u64() != Some(threads) {
+                continue;
+            }
+            let threads = match threads {
+                1 => String::new(),
+                threads => format!(" on {threads} threads"),
+            };
+            let rate = row["hashes_per_second"].as_f64();
+            samples.add(
+                format!("{}: {}{threads}", text("kernel"), text("case")),
+                rate.context("a row without a rate")?,
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns the hashes per second that a search reports at its end.
+    fn engine(&self) -> Result<f64> {
+        let arguments = format!("{ENGINE} {}", self.hashes);
+        let output = self.run(CORE, &arguments)?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        // Exit code for a spent budget.
+        ensure!(
+            output.status.code() == Some(3),
+            "hashfinder {arguments}:\n{text}"
+        );
+        let rate = text
+            .split_once(" million a second")
+            .and_then(|(before, _)| {
+                let number = before.rsplit(' ').next()?;
+                number.parse::<f64>().ok()
+            });
+        let rate =
+            rate.with_context(|| format!("hashfinder {arguments} printed no speed:\n{text}"))?;
+        Ok(rate * 1e6)
+    }
 }
 
 fn report(samples: &Samples) -> Result<String> {

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, fmt, fmt::Write as _, fs};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::steps::{cargo, root};
+use crate::steps::{Form, cargo, output, root};
 
-const HEAD: &str = "# Results\n\nMedians, the figures of a ratio measured in turn. What they mean, what was \
-                    tried and why some goals\nare missed is told in [NOTES.md](NOTES.md).\n";
+const HEAD: &str = "# Results\n\nWhat `cargo xtask bench` and `cargo xtask long` measured. Figures of \
+                    benchmarks are medians; those of a ratio\nwere measured in turn. [NOTES.md](NOTES.md) \
+                    explains them: what was tried, and why some goals are missed.\n";
 
 /// Prints a section and writes it into the file, replacing that of the last run.
 pub(crate) fn write(title: &str, text: &str) -> Result<()> {
@@ -37,19 +38,32 @@ impl Samples {
 
     /// Runs a benchmark of a package. Each line of its output is a figure's name, a tab and its
     /// value.
-    pub(crate) fn bench(&mut self, package: &str, bench: &str) -> Result<()> {
-        let mut command = cargo(&format!("bench --quiet -p {package} --bench {bench}"));
-        let output = command
-            .current_dir(root())
-            .output()
-            .context("cannot run cargo bench")?;
-        ensure!(output.status.success(), "the benchmark failed: {output:?}");
-        for line in String::from_utf8(output.stdout)?.lines() {
+    pub(crate) fn bench(&mut self, package: &str, bench: &str, form: Form) -> Result<()> {
+        let mut command = match form {
+            Form::Long => cargo(&format!("bench --quiet -p {package} --bench {bench}")),
+            // With the dependencies of the tests, which are those of the whole workspace.
+            Form::Short => cargo(&format!(
+                "bench --quiet --workspace --profile dev --bench {bench} -- --short"
+            )),
+        };
+        let text = output(&mut command)?;
+        ensure!(
+            text.contains('\t'),
+            "{command:?} printed no figures:\n{text}"
+        );
+        for line in text.lines() {
             if let Some((name, value)) = line.split_once('\t') {
                 self.add(name, value.parse()?);
             }
         }
         Ok(())
+    }
+
+    /// Prints every figure.
+    pub(crate) fn print(self) {
+        for (name, values) in self.0 {
+            println!("{:14.3}  {name}", median(values));
+        }
     }
 
     /// Writes a section: an introduction, the figures that have a goal, and the others.

@@ -1,4 +1,4 @@
-//! Runs the commands that a task consists of, and records how long each took.
+//! Runs the commands that a task consists of, and records how long each took and what was skipped.
 
 use std::{
     env,
@@ -12,6 +12,9 @@ use anyhow::{Context, Result, bail};
 
 /// The name and the duration of each step so far, in their order.
 static STEPS: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
+
+/// Checks that were skipped, and why.
+static SKIPPED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Runs a command in the project's root, and prints and records how long it took.
 pub(crate) fn step(name: &str, command: &mut Command) -> Result<()> {
@@ -29,17 +32,65 @@ pub(crate) fn step(name: &str, command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Records how long a step took, for [`print_times`].
+/// Runs a command in the project's root and returns what it printed on stdout.
+///
+/// # Errors
+///
+/// If it cannot be run or fails; the error has everything that it printed.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .current_dir(root())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "{command:?} failed with {}:\n{stdout}{stderr}",
+            output.status
+        );
+    }
+    Ok(stdout)
+}
+
+/// Records how long a step took, for [`print_summary`].
 pub(crate) fn took(name: &str, time: Duration) {
     let mut steps = STEPS.lock().unwrap_or_else(PoisonError::into_inner);
     steps.push((name.to_owned(), time));
 }
 
-/// Prints how long each step took.
-pub(crate) fn print_times() {
+/// Records that a check is skipped because this machine lacks what it needs.
+///
+/// # Errors
+///
+/// With `CI=true`, where no check may be missing: .ci/run installs what they need.
+pub(crate) fn skip(check: &str, needs: &str) -> Result<()> {
+    if env::var_os("CI").is_some_and(|value| value == "true") {
+        bail!("{check}: needs {needs}; with CI=true, no check may be skipped");
+    }
+    skip_always(check, &format!("needs {needs}"));
+    Ok(())
+}
+
+/// Records that a check is skipped on every machine, and why.
+pub(crate) fn skip_always(check: &str, why: &str) {
+    let mut skipped = SKIPPED.lock().unwrap_or_else(PoisonError::into_inner);
+    skipped.push(format!("{check}: {why}"));
+}
+
+/// Prints how long each step took, and what was skipped.
+pub(crate) fn print_summary(all: Duration) {
     println!("== time of each step");
     for (name, took) in STEPS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
         println!("{:8.1} s  {name}", took.as_secs_f64());
+    }
+    println!("{:8.1} s  in all", all.as_secs_f64());
+    for what in SKIPPED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+    {
+        println!("skipped: {what}");
     }
 }
 
@@ -67,4 +118,13 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .unwrap_or(Path::new("."))
+}
+
+/// How much a command does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Everything, in release builds. Writes the results into the repository.
+    Long,
+    /// As little as shows that the command works, with the programs of the tests. Writes nothing.
+    Short,
 }

@@ -1,23 +1,28 @@
-//! Installs, under target/, the packages of Python and JavaScript that some steps need.
+//! Installs packages that some steps need: those of Python and JavaScript under target/, those of
+//! Debian on the system.
 
 use std::{fs, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::steps::{root, step, target};
+use crate::steps::{root, runs, step, target};
 
 /// Where the end-to-end tests are, below the root.
 pub(crate) const END_TO_END: &str = "crates/finder/tests/e2e";
 
-/// Returns the `python` of an environment with the packages that the end-to-end tests need. Makes a
-/// new one when their list has changed.
+/// Returns the `python` of an environment with the packages that the tests and the tools need.
+/// Makes a new one when their list has changed.
 pub(crate) fn python() -> Result<PathBuf> {
-    let wanted = root().join(END_TO_END).join("requirements.txt");
-    let wanted_text = fs::read_to_string(&wanted).context("cannot read the requirements")?;
+    let lists = [root().join(END_TO_END), root().join("xtask")];
+    let lists = lists.map(|folder| folder.join("requirements.txt"));
+    let mut wanted = String::new();
+    for list in &lists {
+        wanted += &fs::read_to_string(list).context("cannot read the requirements")?;
+    }
     let environment = target().join("python");
     let python = environment.join("bin/python");
     let installed = environment.join("installed.txt");
-    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted_text) {
+    if fs::read_to_string(&installed).is_ok_and(|text| text == wanted) {
         return Ok(python);
     }
     step(
@@ -26,14 +31,14 @@ pub(crate) fn python() -> Result<PathBuf> {
             .args(["-m", "venv", "--clear"])
             .arg(&environment),
     )?;
-    step(
-        "the Python packages",
-        Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--requirement"])
-            .arg(&wanted),
-    )?;
+    let mut install = Command::new(&python);
+    install.args(["-m", "pip", "install", "--quiet"]);
+    for list in &lists {
+        install.arg("--requirement").arg(list);
+    }
+    step("the Python packages", &mut install)?;
     // Last, so that an interrupted installation is repeated.
-    fs::write(installed, wanted_text)?;
+    fs::write(installed, wanted)?;
     Ok(python)
 }
 
@@ -57,4 +62,33 @@ pub(crate) fn node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
     // Last, so that an interrupted installation is repeated.
     fs::write(installed, wanted)?;
     Ok(folder)
+}
+
+/// Whether `hashcat` and an OpenCL implementation for the CPU are there: hashcat lists devices only
+/// then.
+pub(crate) fn has_hashcat() -> bool {
+    runs(Command::new("hashcat").arg("-I"))
+}
+
+/// Packages of Debian with hashcat and the OpenCL implementation pocl. The package of John the
+/// Ripper does not support raw SHA-1.
+pub(crate) const HASHCAT: [&str; 3] = ["hashcat", "ocl-icd-libopencl1", "pocl-opencl-icd"];
+
+/// Whether `h2load` is there.
+pub(crate) fn has_h2load() -> bool {
+    runs(Command::new("h2load").arg("--version"))
+}
+
+/// Package of Debian with h2load.
+pub(crate) const H2LOAD: [&str; 1] = ["nghttp2-client"];
+
+/// Installs packages of Debian.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    step("the packages' list", Command::new("apt-get").arg("update"))?;
+    step(
+        &format!("the packages {}", packages.join(", ")),
+        Command::new("apt-get")
+            .args(["install", "--yes", "--no-install-recommends"])
+            .args(packages),
+    )
 }

@@ -1,11 +1,6 @@
 //! A connection to a server, from the first attempt on.
 
-use std::{
-    error::Error,
-    pin::Pin,
-    sync::Mutex,
-    time::Duration,
-};
+use std::{error::Error, pin::Pin, sync::Mutex, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use hashfinder_system::text::as_text;

@@ -16,7 +16,8 @@ use crate::{
 /// If an error in the text has no message, if a setting is not read back as `config show` writes
 /// it, or if flags that are right one by one make a command line that cannot be read.
 pub fn config(text: &str) {
-    static PROGRAM: LazyLock<Program> = LazyLock::new(|| Program::new(with_file_settings(Cli::command())));
+    static PROGRAM: LazyLock<Program> =
+        LazyLock::new(|| Program::new(with_file_settings(Cli::command())));
     configuration::config(text, &PROGRAM, |matches| {
         Cli::from_arg_matches(matches).expect("what clap matched is a command line");
     });

@@ -76,7 +76,7 @@ fn the_default_file_changes_nothing() {
         "--config",
     ];
     let done = Command::new(env!("CARGO_BIN_EXE_hashfinder"))
-        .args([&go_on[..], &[file, "--no-quiet"]].concat())
+        .args([&go_on[..], &[file, "--quiet=false"]].concat())
         .env_clear()
         .output()
         .unwrap();

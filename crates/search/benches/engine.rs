@@ -310,10 +310,7 @@ fn stalled(size: Size) {
     let (before, cpu, began) = (resident(), core_time(), Instant::now());
     thread::sleep(size.pace * 5);
     let cores = (core_time() - cpu) / began.elapsed().as_secs_f64();
-    figure(
-        &format!("cores in use with {crowd} stalled readers"),
-        cores,
-    );
+    figure(&format!("cores in use with {crowd} stalled readers"), cores);
     figure(
         &format!(
             "bytes that they grow in {} s",

@@ -13,33 +13,35 @@ use crate::{
 
 /// Show the configuration, or print a file to begin one with.
 ///
-/// Nearly every flag is a setting, which can also be given by an environment variable or in a file;
-/// what only concerns one call, as --json and --resume do, cannot. The command line decides; then
-/// the environment does, then the file, then the default.
+/// Every flag is a setting, which an environment variable or a file can set, too. Exceptions are
+/// flags of a single call, such as --json and --resume. The command line overrides the environment,
+/// which overrides the file.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-The file is the one that --config or HASHFINDER_CONFIG names, or else
-$XDG_CONFIG_HOME/hashfinder/config.toml (~/.config/hashfinder/config.toml), if there is one.
---config /dev/null goes without. In the file, a command is a table and a flag is a key:
+--config or HASHFINDER_CONFIG names the file; the default is
+$XDG_CONFIG_HOME/hashfinder/config.toml (~/.config/hashfinder/config.toml). With --config /dev/null,
+no file is read. In the file, a command is a table and a flag is a key:
 
-  kernel = \"avx2\"                  # for every command that has --kernel
+  kernel = \"avx2\"                  # for all commands with --kernel
 
   [find]
-  quiet = true                     # --no-quiet on the command line takes it back
+  quiet = true                     # --quiet=false on the command line overrides it
 
   [serve]
   maximum-hashes = 1_000_000_000
-  client-weight = [\"10.0.0.7=4\"]  # a flag that can be given more than once is a list
+  client-weight = [\"10.0.0.7=4\"]  # a repeatable flag is a list
 
-The same in the environment is HASHFINDER_KERNEL=avx2, HASHFINDER_FIND_QUIET=true (or 1, yes, on;
-the opposite is false, 0, no, off), HASHFINDER_SERVE_MAXIMUM_HASHES=1000000000 and
-HASHFINDER_SERVE_CLIENT_WEIGHT=10.0.0.7=4, with commas between the parts of a list. An empty
-variable counts as none. What is for one command goes before what is for all that have the flag;
-only flags that several have can be set for all.
+  [serve.limits]                   # settings that are not flags
+  idle-timeout = \"5m\"
 
-A setting that another one excludes is left out if that one comes from a place that goes before it,
-and a line on stderr says so. An unknown key is an error. An unknown variable is only a warning,
-because another program may use it.
+The same in the environment: HASHFINDER_KERNEL=avx2, HASHFINDER_FIND_QUIET=true (or 1, yes, on; the
+opposite is false, 0, no, off), HASHFINDER_SERVE_MAXIMUM_HASHES=1000000000,
+HASHFINDER_SERVE_CLIENT_WEIGHT=10.0.0.7=4 (a list has commas) and HASHFINDER_SERVE_IDLE_TIMEOUT=5m.
+An empty variable counts as unset. A value for one command overrides one for all commands; only a
+flag of several commands can be set for all.
+
+If two settings exclude each other, the one that is overridden is left out, with a note on stderr. An
+unknown key is an error. An unknown variable is only a warning, because another program may use it.
 
 Examples:
   hashfinder config show
@@ -57,14 +59,14 @@ pub(crate) struct ConfigArguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Print every setting, its value, and where that comes from
+    /// Print every setting, its value, and where the value comes from
     Show {
         /// Print one JSON object for each setting: command, setting, value (null: none), source
         /// (default, environment or file), and the variable, or the file and line
         #[arg(long)]
         json: bool,
     },
-    /// Print a file with every setting and its default, all of them commented out
+    /// Print a file that lists every setting with its default, commented out
     Default,
 }
 

@@ -1,8 +1,6 @@
 //! The command line as it is parsed.
 
-use clap::{
-    ArgAction, ArgMatches, Command, builder::BoolishValueParser, parser::ValueSource,
-};
+use clap::{ArgAction, ArgMatches, Command, builder::BoolishValueParser, parser::ValueSource};
 
 use super::settings::is_switch;
 

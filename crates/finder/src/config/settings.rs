@@ -129,7 +129,7 @@ impl Settings {
         }
         for setting in &mut all {
             if let Some(section) = &setting.section {
-                setting.tables = vec![[&setting.path[..], &[section.clone()]].concat()];
+                setting.tables = vec![[&setting.path[..], std::slice::from_ref(section)].concat()];
                 continue;
             }
             // An outer table is useful only if it serves more commands than the inner one. This

@@ -41,7 +41,7 @@ pub(super) fn exit(
 
 /// Prints the help that the command line asks for, and ends the process. `help` is that of the
 /// program as it is parsed, where switches have values.
-pub(super) fn exit_with_help(help: Error, program: Command, line: &[OsString]) -> ! {
+pub(super) fn exit_with_help(help: &Error, program: Command, line: &[OsString]) -> ! {
     match program.try_get_matches_from(line) {
         Err(plain) if plain.kind() == help.kind() => plain.exit(),
         // The line has a switch with a value.

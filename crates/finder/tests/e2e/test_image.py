@@ -1,4 +1,4 @@
-"""Checks packaging/Containerfile against program and repository. `cargo xtask image` builds it."""
+"""Checks packaging/Containerfile against program and repository. `cargo xtask long image` builds it."""
 
 import os
 import re

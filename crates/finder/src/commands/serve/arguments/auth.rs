@@ -36,13 +36,14 @@ pub(super) struct AuthArguments {
     #[arg(long, value_name = "PATH")]
     jwt_secret: Option<PathBuf>,
 
-    /// Signature algorithm of tokens, needed with --jwt-keys and --jwt-secret; repeatable
+    /// Signature algorithm of tokens, such as ES256; required for tokens, repeatable
     ///
-    /// Name only those that the issuer uses: each further one helps only an attacker.
-    #[arg(long = "jwt-algorithm", value_name = "ALGORITHM", value_parser = algorithm())]
+    /// Name only those that the issuer uses: each further one helps only an attacker. RS256,
+    /// RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384 and HS512 are supported.
+    #[arg(long = "jwt-algorithm", value_name = "ALGORITHM", value_parser = algorithm(), hide_possible_values = true)]
     jwt_algorithms: Vec<Algorithm>,
 
-    /// Audience (aud) that a token must name, needed with --jwt-keys and --jwt-secret
+    /// Audience (aud) that a token must name; required for tokens
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     jwt_audience: Option<String>,
 

@@ -10,7 +10,9 @@ use std::{
 use clap::{Args, ValueEnum};
 use hashfinder_search::Quota;
 use hashfinder_server::{Calls, Searches};
-use hashfinder_transport::{self as transport, ClientName, FloodLimits, LEAST_HEADER_LIST, Lifetimes};
+use hashfinder_transport::{
+    self as transport, ClientName, FloodLimits, LEAST_HEADER_LIST, Lifetimes,
+};
 
 use crate::arguments::values::{duration, number, positive, positive_duration, shown};
 
@@ -226,7 +228,9 @@ impl LimitsArguments {
             keepalive_timeout: self.keepalive_timeout,
             flood: FloodLimits {
                 streams: (self.maximum_streams_per_second).unwrap_or(default.flood.streams),
-                resets: self.maximum_resets_per_second.unwrap_or(default.flood.resets),
+                resets: self
+                    .maximum_resets_per_second
+                    .unwrap_or(default.flood.resets),
                 control_frames: (self.maximum_control_frames_per_second)
                     .unwrap_or(default.flood.control_frames),
             },

@@ -38,8 +38,8 @@ const MONITORING: &str = "Monitoring";
 /// is logged: error, warn, info (the default), debug or trace.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Timeouts and rate limits are settings of the file, in [serve.limits]: see \
-                  `hashfinder config default`.",
+    after_help = "More limits are settings of the file: see [serve.limits] in `hashfinder config \
+                  default`.",
     after_long_help = "\
 Limits of connections and calls, such as timeouts and rates, are settings of the configuration file,
 in its table [serve.limits]. `hashfinder config default` prints them all with their reasons.
@@ -60,6 +60,12 @@ Exit codes:
   5  it cannot listen, or failed"
 )]
 pub(crate) struct ServeArguments {
+    /// Check the flags, the environment and the file, print where it would listen, and exit
+    ///
+    /// The exit code is 0, or 2 if something is wrong.
+    #[arg(long)]
+    pub(crate) check: bool,
+
     /// Address to listen on
     ///
     /// An address that other machines can reach needs TLS and authentication, or
@@ -84,14 +90,14 @@ pub(crate) struct ServeArguments {
     #[arg(long, help_heading = LISTENING)]
     reuse_port: bool,
 
-    /// Listen on a network without TLS, without authentication, or without both
+    /// Listen on a network without TLS or authentication
     ///
     /// By default, the server then listens only on a loopback address or a Unix socket. Use this on
     /// a network whose users may all use the server, or behind a proxy that adds what is missing.
     #[arg(long, help_heading = LISTENING)]
     listen_unprotected: bool,
 
-    /// Many clients come through one proxy, and share its address and its connections
+    /// Many clients share one address, that of a proxy
     ///
     /// One address may then have all connections and open calls, and may begin and reset 16 times as
     /// many per second. Without credentials, all clients of the proxy count as one client. A limit
@@ -172,12 +178,6 @@ pub(crate) struct ServeArguments {
     /// Format of the log: text for people, or json with an object on each line
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t, help_heading = MONITORING)]
     pub(super) log_format: LogFormat,
-
-    /// Check the flags, the environment and the file, print where it would listen, and exit
-    ///
-    /// The exit code is 0, or 2 if something is wrong.
-    #[arg(long)]
-    pub(crate) check: bool,
 
     #[command(flatten)]
     limits: FromFile<LimitsArguments>,
@@ -282,7 +282,10 @@ mod tests {
     fn behind_a_proxy_only_limits_that_are_not_set_change() {
         let behind = settings(&["--behind-proxy"]);
         assert_eq!(behind.calls, Calls::behind_proxy());
-        assert_eq!(behind.connections, hashfinder_transport::Settings::behind_proxy());
+        assert_eq!(
+            behind.connections,
+            hashfinder_transport::Settings::behind_proxy()
+        );
         let set = settings(&[
             "--behind-proxy",
             "--maximum-calls-per-second-per-address=5000",

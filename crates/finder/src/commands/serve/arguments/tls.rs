@@ -31,10 +31,16 @@ pub(super) struct TlsArguments {
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_client_ca: Option<PathBuf>,
 
-    /// Whether clients need a certificate: required, or optional
+    /// Whether clients need a certificate: required or optional
     ///
-    /// The server rejects an invalid certificate in both cases.
-    #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]
+    /// With optional, another credential is enough. The server rejects an invalid certificate in both cases.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHETHER",
+        default_value_t,
+        hide_possible_values = true
+    )]
     tls_client_certificates: ClientCertificates,
 }
 
@@ -57,11 +63,15 @@ impl TlsArguments {
     pub(super) fn files(self) -> Result<Option<TlsFiles>> {
         let (certificate, key) = match (self.tls_certificate, self.tls_key) {
             (Some(certificate), Some(key)) => (certificate, key),
-            (Some(_), None) => bail!("--tls-certificate needs its private key: give --tls-key, too"),
-            (None, Some(_)) => bail!("--tls-key needs its certificate: give --tls-certificate, too"),
-            (None, None) if self.tls_client_ca.is_some() => bail!(
-                "--tls-client-ca needs TLS: give --tls-certificate and --tls-key, too"
-            ),
+            (Some(_), None) => {
+                bail!("--tls-certificate needs its private key: give --tls-key, too")
+            }
+            (None, Some(_)) => {
+                bail!("--tls-key needs its certificate: give --tls-certificate, too")
+            }
+            (None, None) if self.tls_client_ca.is_some() => {
+                bail!("--tls-client-ca needs TLS: give --tls-certificate and --tls-key, too")
+            }
             (None, None) => return Ok(None),
         };
         let whether = match self.tls_client_certificates {

@@ -26,7 +26,7 @@ const CALLS: &str = "calls a second, Find(\"aa\") / Health.Check";
 /// Response times of easy searches beside a thousand hard ones: one that runs on the calling
 /// thread, and one that needs a dozen slices.
 const NEIGHBOURS: [&str; 2] = [
-    "ms for Find(\"doc\") beside 1000 hard searches, through gRPC, median",
+    "ms for Find(\"doc\") beside hard searches of another client, through gRPC, median",
     "ms for Find(\"docto\") beside them",
 ];
 
@@ -114,7 +114,7 @@ pub(crate) fn run(form: Form) -> Result<()> {
         round(&mut samples, form, &program, &size)?;
     }
     let intro = format!(
-        "`cargo xtask bench engine` on all cores of: {}\n\nMedians of {ROUNDS} rounds.",
+        "`cargo xtask bench engine` on all cores of: {}\n\nMedians of {ROUNDS} rounds. The calls of easier searches are beside 1,000 hard ones.",
         results::cpu()
     );
     samples.write("Engine", &intro, &GOALS)

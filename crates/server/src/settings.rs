@@ -213,7 +213,7 @@ pub struct Calls {
     /// Maximum number of open calls of all kinds, at about 10 kB each. Default: four times the
     /// number of RPCs that may search, and at least 1,000.
     pub open: Option<NonZeroUsize>,
-    /// Maximum number of open calls of one address, up to all. Default: a quarter of all.
+    /// Maximum number of open calls of one address. Default: a quarter of all.
     pub open_of_address: Option<NonZeroUsize>,
     /// Maximum number of rejected credentials of an address in a second; ten times as many at once. Default:
     /// 10. A program with an old key tries it a few times, and an attacker would need 2^256 guesses.
@@ -260,6 +260,6 @@ impl Calls {
             .max(LEAST_OPEN_CALLS);
         let all = self.open.unwrap_or(default);
         let quarter = NonZeroUsize::new(all.get() / 4).unwrap_or(NonZeroUsize::MIN);
-        (all, self.open_of_address.unwrap_or(quarter).min(all))
+        (all, self.open_of_address.unwrap_or(quarter))
     }
 }

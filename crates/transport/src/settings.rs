@@ -33,7 +33,7 @@ pub struct Settings {
     /// process may open. At the maximum, the connection that has been silent longest makes room for
     /// a new one.
     pub connections: Option<NonZeroUsize>,
-    /// Maximum number of connections of one address, up to all. Default: a quarter of all.
+    /// Maximum number of connections of one address. Default: a quarter of all.
     pub connections_of_address: Option<NonZeroUsize>,
     /// Maximum number of connections that an address begins in a second, and at once. Default: 200,
     /// which is enough for a few scripts that start a client for each call. At 0.2 ms for a TLS
@@ -116,10 +116,7 @@ impl Settings {
         let new = f64::from(self.new_connections_of_address.get());
         Ok(Limits {
             connections,
-            of_address: self
-                .connections_of_address
-                .unwrap_or(quarter)
-                .min(connections),
+            of_address: self.connections_of_address.unwrap_or(quarter),
             new_of_address: Rate {
                 per_second: new,
                 burst: new,

@@ -46,6 +46,16 @@ PATIENCE_S = 120
 PANIC = re.compile(r'ERROR hashfinder_server::log: panic |"message":"panic"|^thread .* panicked at ')
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """In CI, a skipped test fails: .ci/run installs what tests need."""
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which no test may be in CI: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory):
     """The reference contract's modules, generated as any user of it would."""

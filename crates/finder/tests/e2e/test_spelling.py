@@ -140,10 +140,12 @@ def test_what_is_found_is_what_python_finds(number, serve_once):
 
 @pytest.mark.parametrize("number", range(0, 48, 3))
 def test_a_stop_loses_nothing_here_either(number, serve_once):
-    asked = Asked(number)
-    expected, is_found = asked.told(LIMIT)
-    if not is_found:
-        pytest.skip("its answer is far away")
+    # The first one whose answer is near.
+    for candidate in itertools.count(number, 48):
+        asked = Asked(candidate)
+        expected, is_found = asked.told(LIMIT)
+        if is_found:
+            break
     arguments = [*asked.arguments(), "--json"]
     findings = []
     for step in itertools.count(1):

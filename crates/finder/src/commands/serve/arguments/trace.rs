@@ -8,7 +8,7 @@ use http::{Uri, uri::Scheme};
 
 /// Where calls are traced.
 #[derive(Args, Debug)]
-#[command(next_help_heading = super::MONITORING)]
+#[command(next_help_heading = "Monitoring")]
 pub(super) struct TraceArguments {
     /// Send a span for each call to this OTLP collector, over gRPC [default: none]
     ///

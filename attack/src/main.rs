@@ -2,7 +2,7 @@
 //!
 //! `hashfinder-attack run` starts a server for each attack, runs the attack in a separate process
 //! beside one healthy client, and judges the result; `cargo xtask long attack` writes the results to
-//! bench/RESULTS.md. `hashfinder-attack soak` runs unruly clients, which are not malicious, for half an
+//! bench/ATTACKS.md. `hashfinder-attack soak` runs unruly clients, which are not malicious, for half an
 //! hour after a warm-up.
 
 #![forbid(unsafe_code)]

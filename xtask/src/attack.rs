@@ -31,7 +31,7 @@ fn measured(name: &str, command: &str, form: Form) -> Result<()> {
         cargo("build --release -p hashfinder -p hashfinder-attack --features hashfinder/jemalloc");
     step("the program, and its attacker", &mut build)?;
     let mut tool = tool(&target().join("release"), command);
-    let file = root().join("bench/RESULTS.md");
+    let file = root().join("bench/ATTACKS.md");
     step(name, tool.arg("--results").arg(file))
 }
 

@@ -35,7 +35,7 @@ Benchmarks, which write bench/RESULTS.md; leave the machine alone for them:
   bench engine        thousands of searches, in the engine and through gRPC
   bench cancel        the cost of the cancellation layer
 
-Long forms of checks, which write bench/RESULTS.md, too:
+Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, bench/ATTACKS.md:
   long attack         every attack on a server, half a minute each
   long soak           unruly clients for 40 minutes: whether anything of them is left
   long fuzz [TARGET] [--seconds N | --runs N] [--leaks] [--keep]

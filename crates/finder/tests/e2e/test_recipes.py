@@ -12,11 +12,6 @@ import pytest
 from conftest import HASHFINDER, PATIENCE_S, Process
 from test_status import Terminal
 
-README = pathlib.Path(__file__).parents[4] / "README.md"
-
-# A command that the README shows, and its output.
-COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n((?:[^$].*\n)*)", re.MULTILINE)
-
 # A prefix whose nonce takes years to find.
 LONG = "0123456789abcdef"
 
@@ -944,39 +939,3 @@ def test_a_stamp_that_takes_too_long():
     assert (done.returncode, done.stdout) == (3, "")
     assert "under 0.01% of such searches" in done.stderr
     assert "the same command" in done.stderr
-
-
-def test_the_readme_is_right(tmp_path):
-    """The examples under "Recipes" print exactly what the README shows, except for the stamp."""
-    section = README.read_text().split("\n## Recipes\n")[1].split("\n## ")[0]
-    repository = Repository(tmp_path / "repository")
-    # The commit that the README shows, without its nonce.
-    commit = section.split("$ git cat-file commit HEAD\n")[1].split("\nHashfinder-Nonce: ")[0]
-    repository.git("hash-object", "-t", "tree", "-w", "--stdin")
-    before = repository.git("hash-object", "-t", "commit", "-w", "--stdin", input=commit.encode())
-    repository.git("update-ref", "HEAD", before.decode().strip())
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "hashfinder").symlink_to(HASHFINDER)
-    environment = repository.environment | {"PATH": f"{folder}:{os.environ['PATH']}"}
-    count = 0
-    for block in re.findall(r"```console\n(.*?)```", section, re.DOTALL):
-        for command, expected in COMMAND.findall(block):
-            count += 1
-            said = subprocess.run(
-                ["bash", "-c", f"set -o pipefail; {command}"],
-                cwd=repository.path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-            )
-            assert said.returncode == 0, (command, said)
-            if "hashcash" in command:
-                # Only the start of a stamp, its version and bits, is the same in each run.
-                assert bool(said.stdout) == bool(expected), (command, said)
-                for ours, theirs in zip(said.stdout.splitlines(), expected.splitlines()):
-                    assert ours[:4] == theirs[:4], (command, said)
-            else:
-                assert said.stdout == expected, (command, said)
-    assert count > 10

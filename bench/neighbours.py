@@ -1,11 +1,12 @@
-"""Measures easier searches beside many hard ones of another client, through gRPC.
+"""Measures the duration of easier searches while another client runs many hard ones, over gRPC.
 
 usage: neighbours.py OTHERS OWN HARD CALLS
 
-OTHERS and OWN are two addresses of one server, which must see callers there as different clients
-and have room for HARD + 1 RPCs. HARD is the number of hard searches, CALLS that of easier ones of
-each name. Prints the median duration of the calls in milliseconds, one line for each of the two
-names.
+OTHERS and OWN are two addresses of the same server. It must identify their callers as different
+clients, and accept HARD + 1 RPCs at a time. HARD is the number of hard searches, on OTHERS. CALLS
+is the number of searches for each of two easier names, on OWN.
+
+Prints two lines: for each of the easier names, the median duration of a search in milliseconds.
 """
 
 import random
@@ -17,7 +18,8 @@ import time
 import grpc
 
 CONNECTIONS = 10
-# Found at the 450th secret, which the call itself tries, and at the 899,147th, which takes turns.
+# The first is found at the 450th secret, so that the call itself tries all secrets. The second is
+# found at the 899,147th, so that it takes turns with the hard searches.
 EASIER = ["doc", "docto"]
 
 
@@ -31,7 +33,7 @@ def channel(address, number):
     return grpc.insecure_channel(address, options=[("bench.connection", number)])
 
 
-def as_it_is(message):
+def unchanged(message):
     return message
 
 
@@ -40,21 +42,21 @@ hard_count, calls = map(int, sys.argv[3:])
 channels = [channel(others, number) for number in range(CONNECTIONS)]
 hard = [
     channels[number % CONNECTIONS].unary_unary(
-        "/hash_name.HashFinder/Find", as_it_is, as_it_is
+        "/hash_name.HashFinder/Find", unchanged, unchanged
     ).future(request("".join(random.choices(string.ascii_lowercase, k=12))))
     for number in range(hard_count)
 ]
-easy = channel(own, CONNECTIONS).unary_unary("/hash_name.HashFinder/Find", as_it_is, as_it_is)
+easy = channel(own, CONNECTIONS).unary_unary("/hash_name.HashFinder/Find", unchanged, unchanged)
 medians = []
 for name in EASIER:
-    took = []
+    durations = []
     for call in range(calls):
         began = time.perf_counter()
         easy(request(name))
-        took.append(1000 * (time.perf_counter() - began))
+        durations.append(1000 * (time.perf_counter() - began))
     # Skips the first calls, which wait for the connection and for the hard searches to start.
-    medians.append(statistics.median(took[calls // 3 :]))
-assert not any(search.done() for search in hard), "one of the hard searches has ended"
+    medians.append(statistics.median(durations[calls // 3 :]))
+assert not any(search.done() for search in hard), "a hard search has ended"
 for search in hard:
     search.cancel()
 print(*medians, sep="\n")

@@ -19,7 +19,7 @@ import pyte
 COMMAND = ["find", "hashfinder", "--ideal-distance", "1", "--show-inferior", "3"]
 COLUMNS, ROWS = 88, 10
 
-# How long the end is shown before the animation restarts.
+# How long the last frame is shown before the animation restarts.
 END_S = 5.0
 
 # Size of a character, and the margin around the text, in pixels.
@@ -44,8 +44,8 @@ g { opacity: 0 }
 
 
 def record(program, seconds):
-    """Returns the contents of the screen, as pairs of a time in seconds and rows, and the time at
-    which ctrl-C was pressed."""
+    """Runs the command at a pseudo-terminal. Returns the changes of its screen as pairs (time in
+    seconds, rows), and the time at which ctrl-C was pressed."""
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
     stream.feed(f"$ hashfinder {' '.join(COMMAND)}\r\n".encode())
@@ -81,7 +81,7 @@ def record(program, seconds):
 
 
 def rows_of(screen):
-    """Returns the rows of a screen, as runs of characters that look alike: (column, kind, text)."""
+    """Returns the rows of a screen, as runs of characters of one kind: (column, kind, text)."""
     rows = []
     for y in range(ROWS):
         runs = []
@@ -97,7 +97,7 @@ def rows_of(screen):
 
 
 def spans(frames, end):
-    """Returns when each row was visible: (begin, end), and all rows with their places."""
+    """Returns the rows by the time when they were visible: {(begin, end): [(y, row)]}."""
     found = {}
     for y in range(ROWS):
         begin, row = 0.0, ()

@@ -54,76 +54,76 @@ const MANY: usize = 100;
 /// affect the attack.
 const DIALS: usize = 64;
 
-/// What is done to the server.
+/// An attack on the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Attack {
-    /// Streams that are begun and reset in the same write, hundreds at once
+    /// Streams that are opened and reset in the same write, hundreds at once
     RapidReset,
-    /// Searches that are begun, ten at a time, and reset when the server has read them
+    /// Searches that are started, ten at a time, and reset once the server has read them
     RapidResetPaced,
-    /// Searches that the server itself has to reset, over a window that overflows
+    /// Searches that the server itself has to reset, because a window overflows
     MadeYouResetWindow,
-    /// The same over a window that is to grow by nothing
+    /// The same, because a window update is zero
     MadeYouResetZero,
-    /// The same over DATA or HEADERS that come after the stream's end
+    /// The same, because DATA or HEADERS follow the stream's end
     MadeYouResetLate,
-    /// The same over a stream that depends on itself
+    /// The same, because a stream depends on itself
     MadeYouResetPriority,
-    /// The same over requests that are longer than they say
+    /// The same, because requests are longer than they declare
     MadeYouResetLength,
-    /// A block of headers without an end
+    /// A header block that never ends
     ContinuationFlood,
-    /// A mebibyte of headers, again and again
+    /// One mebibyte of headers, repeatedly
     HeaderBomb,
-    /// One byte for each of thousands of long headers
+    /// Thousands of long headers, each encoded in one byte
     HpackBomb,
-    /// Requests that have begun with hundreds of headers, and do not go on
+    /// Requests that begin with hundreds of headers and never end
     ManyHeaders,
-    /// PINGs
+    /// PING frames
     PingFlood,
-    /// PINGs whose answers are not read
+    /// PING frames whose responses are not read
     PingFloodUnread,
-    /// SETTINGS
+    /// SETTINGS frames
     SettingsFlood,
-    /// PRIORITY
+    /// PRIORITY frames
     PriorityFlood,
-    /// WINDOW_UPDATE
+    /// WINDOW_UPDATE frames
     WindowUpdateFlood,
-    /// DATA without any data
+    /// Empty DATA frames
     EmptyDataFlood,
-    /// Frames of a kind that nobody knows
+    /// Frames of an unknown type
     UnknownFrameFlood,
-    /// Messages that promise gigabytes, and of which a byte or none comes
+    /// Messages that declare gigabytes and contain at most one byte
     LengthBomb,
-    /// Calls that are refused, and whose answers are not read
+    /// Calls that are rejected, and whose responses are not read
     UnreadAnswers,
-    /// Requests of which a byte comes now and then
+    /// Requests that arrive one byte at a time, at long intervals
     EndlessRequests,
-    /// Protobuf that is none, messages that are compressed, cut or too many
+    /// Invalid protobuf, and messages that are compressed, truncated or too many
     MalformedMessages,
-    /// Other content types and methods than gRPC's, and other headers that are wrong
+    /// Content types and methods other than gRPC's, and other wrong headers
     WrongRequests,
-    /// A grpc-timeout that is none
+    /// Invalid values of grpc-timeout
     BadTimeouts,
-    /// Paths that there are not
+    /// Unknown paths
     BadPaths,
-    /// Connections on which nothing is said
+    /// Connections that send nothing
     SilentConnections,
     /// Connections that stop in their preface, their settings, or a frame
     HalfOpenConnections,
-    /// Headers that come byte by byte
+    /// Headers that arrive byte by byte
     SlowHeaders,
-    /// Requests that have begun and do not go on, a thousand for each connection
+    /// Requests that begin and never end, a thousand per connection
     OpenStreams,
-    /// Searches, a thousand for each connection
+    /// Searches, a thousand per connection
     FindRanges,
-    /// Searches with many candidates whose streams have no window, on connections that answer PINGs
+    /// Searches with many candidates and a zero window, on connections that answer PING frames
     ZeroWindowReaders,
-    /// Calls that watch the server's health, a thousand for each connection
+    /// Calls that watch the server's health, a thousand per connection
     HealthWatches,
-    /// Connections that come and go
+    /// Short connections
     ConnectionChurn,
-    /// Bytes that are no HTTP/2, or frames that are too long
+    /// Bytes that are not HTTP/2, or frames that are too long
     Garbage,
 }
 
@@ -182,34 +182,34 @@ impl Attack {
             ContinuationFlood | HeaderBomb | HpackBomb | ManyHeaders => {
                 let ended =
                     seen.count(CLOSED) + seen.count_all("HTTP 4") + seen.count_all("reset ");
-                expect(
-                    ended > 0,
-                    "expected headers that are too long to be refused",
-                );
+                expect(ended > 0, "expected overlong headers to be rejected");
             }
             RapidReset | RapidResetPaced | MadeYouResetWindow | MadeYouResetZero
             | MadeYouResetLate | MadeYouResetPriority | MadeYouResetLength | LengthBomb
             | UnreadAnswers | FindRanges | OpenStreams | ZeroWindowReaders | EndlessRequests
             | HealthWatches | EmptyDataFlood | MalformedMessages | WrongRequests | BadTimeouts
             | BadPaths => {
-                expect(seen.count(STREAMS) > 0, "expected a stream at least");
+                expect(seen.count(STREAMS) > 0, "expected at least one stream");
             }
             Garbage => expect(
                 seen.count(CLOSED) > 0,
-                "expected a connection that speaks no HTTP/2 to be closed",
+                "expected connections without HTTP/2 to be closed",
             ),
             _ => expect(
                 seen.count("connections") > 0,
-                "expected a connection at least",
+                "expected at least one connection",
             ),
         }
         match self {
             LengthBomb => expect(
                 seen.count("grpc-status 8") + seen.count(CLOSED) + seen.count_all("reset ") > 0,
-                "expected RESOURCE_EXHAUSTED (8) for a message of gigabytes, or to be thrown out",
+                "expected RESOURCE_EXHAUSTED (8) for a message of gigabytes, or a closed connection",
             ),
             MalformedMessages | WrongRequests | BadTimeouts | BadPaths => {
-                expect(seen.count_all(FITS) > 0, "expected some answers at least");
+                expect(
+                    seen.count_all(FITS) > 0,
+                    "expected at least one correct response",
+                );
             }
             _ => {}
         }
@@ -361,7 +361,7 @@ async fn speak(
             }
         }
         ContinuationFlood => {
-            let stream = connection.stream();
+            let stream = connection.next_stream();
             connection.out.frame(kind::HEADERS, 0, stream, &find);
             let mut some = Vec::new();
             // Short fragments cost as much to parse; long ones also need memory.
@@ -384,7 +384,7 @@ async fn speak(
                 literal(&mut block, "x-bomb", &"x".repeat(1000));
             }
             loop {
-                let stream = connection.stream();
+                let stream = connection.next_stream();
                 send_block(&mut connection.out, stream, &block);
                 connection.flush().await?;
                 let answer = connection.answer(stream, PATIENCE).await?;
@@ -675,7 +675,7 @@ async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) ->
     loop {
         let case = &cases[turn.get() % cases.len()];
         turn.set(turn.get() + 1);
-        let stream = connection.stream();
+        let stream = connection.next_stream();
         let ends = case.body.is_none();
         connection.out.headers(stream, &case.headers, ends);
         if let Some(body) = &case.body {
@@ -683,14 +683,14 @@ async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) ->
         }
         let answered = connection.answer(stream, PATIENCE).await;
         let (name, expected) = (&case.name, case.expected);
-        let told = match &answered {
+        let result = match &answered {
             Ok(answer) if (case.fits)(answer) => format!("{FITS}{name}: {answer}"),
             // The attack exceeds the rate limit of its address.
             Ok(answer) if answer.grpc == Some(RESOURCE_EXHAUSTED) => answer.to_string(),
             Ok(answer) => format!("{WRONG}{name}: expected {expected}, saw {answer}"),
             Err(_) => format!("{FITS}{name}: the connection's end"),
         };
-        count(connection, &told);
+        count(connection, &result);
         answered?;
         tokio::task::yield_now().await;
     }

@@ -29,7 +29,7 @@ const READ: usize = 65_536;
 /// Initial flow-control window of a connection.
 const FIRST_WINDOW: u32 = 65_535;
 
-/// From where attackers come.
+/// The source addresses of attackers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Source {
     /// One hostile host, 127.0.0.2
@@ -178,7 +178,7 @@ impl Connection {
     }
 
     /// Returns the ID of a new stream.
-    pub(crate) fn stream(&mut self) -> u32 {
+    pub(crate) fn next_stream(&mut self) -> u32 {
         let stream = self.next_stream;
         self.next_stream += 2;
         self.seen.borrow_mut().add(STREAMS, 1);
@@ -187,7 +187,7 @@ impl Connection {
 
     /// Opens a stream with its headers and, if given, a message. Returns the stream's ID.
     pub(crate) fn open(&mut self, block: &[u8], message: Option<&[u8]>, end: bool) -> u32 {
-        let stream = self.stream();
+        let stream = self.next_stream();
         self.out.headers(stream, block, end && message.is_none());
         if let Some(message) = message {
             self.out.data(stream, message, end);

@@ -47,8 +47,8 @@ const WAITING: usize = 16;
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Log messages of the server when descriptors run out, and when some are free again.
-const PAUSED: &str = "connections cannot be accepted";
-const RESUMED: &str = "connections are accepted again";
+const PAUSED: &str = "cannot accept connections";
+const RESUMED: &str = "accepting connections again";
 
 /// Number of stalled readers and of their connections, and the stall timeout of the server. With a
 /// shorter timeout, a server that gets few cores would mistake the healthy client for a stalled
@@ -211,10 +211,7 @@ fn descriptors(setting: &Setting) -> Result<FaultReport> {
         used >= DESCRIPTORS,
         format!("expected all {DESCRIPTORS} descriptors to be used, saw {used}"),
     );
-    account.expect(
-        was_paused,
-        format!("expected the log to tell that {PAUSED}, it does not"),
-    );
+    account.expect(was_paused, format!("expected {PAUSED:?} in the log"));
     account.expect(
         idle < IDLE,
         format!("expected under {IDLE} cores while descriptors are exhausted, saw {idle:.3}"),
@@ -223,10 +220,7 @@ fn descriptors(setting: &Setting) -> Result<FaultReport> {
         recovery.is_some_and(|time| time < recovery_limit(setting)),
         format!("expected a new connection to be good soon after, it was {shown}"),
     );
-    account.expect(
-        has_resumed,
-        format!("expected the log to tell that {RESUMED}, it does not"),
-    );
+    account.expect(has_resumed, format!("expected {RESUMED:?} in the log"));
     account.finish(server, healthy, began)
 }
 
@@ -243,7 +237,7 @@ fn soon(time: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 /// Whether the server has paused accepting connections, by the last such line in its log. `None` if
-/// there is no such line.
+/// the log has no such line.
 fn is_paused(server: &Server) -> Option<bool> {
     let log = server.log();
     let mut lines = log.lines().rev();
@@ -455,7 +449,7 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
         "readers that got a cursor",
         format!("{} of {read}", drained.cursors),
     );
-    account.note("cursors told to who watches", format!("{listed} of {all}"));
+    account.note("cursors sent to the watcher", format!("{listed} of {all}"));
     account.expect(
         took < limit,
         format!("expected a drain under {limit:?}, it took {took:?}"),
@@ -476,7 +470,7 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
     );
     account.expect(
         listed == all,
-        format!("expected the cursors of all {all} searches to be told to who watches them, saw {listed}"),
+        format!("expected the watcher to receive the cursors of all {all} searches, saw {listed}"),
     );
     account.0.failures.extend(server.failures());
     Ok(account.0)

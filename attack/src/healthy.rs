@@ -277,15 +277,15 @@ mod tests {
             deadline,
             most_open: None,
         };
-        let mute = TcpListener::bind("127.0.0.1:0")?;
+        let silent = TcpListener::bind("127.0.0.1:0")?;
         let began = Instant::now();
-        let mut healthy = Healthy::start(mute.local_addr()?, pace)?;
+        let mut healthy = Healthy::start(silent.local_addr()?, pace)?;
         let has_called = || {
             let now = Instant::now();
             healthy.between(began, now).calls > 0 && healthy.newcomers_between(began, now).calls > 0
         };
         while !has_called() {
-            assert!(began.elapsed() < PATIENCE, "it makes no calls");
+            assert!(began.elapsed() < PATIENCE, "the client makes no calls");
             thread::sleep(Duration::from_millis(10));
         }
         let ended = Instant::now();

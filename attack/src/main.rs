@@ -1,12 +1,12 @@
 //! Attacks a hashfinder server, only on the loopback, and checks how its other clients fare.
 //!
 //! `hashfinder-attack run` starts a server for each attack, runs the attack in a separate process
-//! beside one healthy client, and judges the result; `cargo xtask long attack` writes the results to
-//! bench/ATTACKS.md. `hashfinder-attack soak` runs unruly clients, which are not malicious, for half an
-//! hour after a warm-up.
+//! beside one healthy client, and judges the result; `cargo xtask long attack` writes the results
+//! to bench/ATTACKS.md. `hashfinder-attack soak` runs unruly clients, which are not malicious, for
+//! half an hour after a warm-up.
 
 #![forbid(unsafe_code)]
-#![allow(clippy::print_stdout, reason = "what it found is told there")]
+#![allow(clippy::print_stdout, reason = "its results are printed there")]
 #![allow(
     clippy::disallowed_methods,
     reason = "attacks and what is measured go on for a time, and /proc has nothing to wait for"
@@ -50,42 +50,42 @@ use self::{
     trial::Setting,
 };
 
-/// Attack a hashfinder server on the loopback, and look how its other clients fare.
+/// Attack a hashfinder server on the loopback, and check how its other clients fare
 #[derive(Parser, Debug)]
 #[command(name = "hashfinder-attack")]
 enum Command {
     Run(RunArguments),
     Attack(AttackArguments),
     Soak(SoakArguments),
-    /// Play unruly clients until stdin ends; each line of it is the number of long searches that
-    /// each of their connections begins per second
+    /// Run unruly clients until stdin ends; each line of stdin is the number of long searches that
+    /// each of their connections starts per second
     Unruly {
         /// The server, which has to be on the loopback
         #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]
         target: SocketAddr,
-        /// Where their randomness begins
+        /// Seed of their random choices
         #[arg(long)]
         seed: u64,
     },
-    /// Take a share of the cores with something harmless
+    /// Use a share of the cores for harmless work
     Burn {
-        /// How many cores
+        /// Number of cores
         #[arg(long)]
         cores: f64,
-        /// For how long
+        /// Duration
         #[arg(long, value_parser = seconds)]
         seconds: Duration,
     },
 }
 
-/// Which server is started, and where what came of it goes.
+/// The server to start, and where the results go.
 #[derive(Args, Debug)]
 struct CommonArguments {
-    /// The program `hashfinder`
+    /// Path of the program `hashfinder`
     #[arg(long, value_name = "PATH")]
     server_binary: PathBuf,
 
-    /// What the server is told besides; may be given more than once
+    /// Additional argument for the server; may be repeated
     #[arg(
         long = "server-argument",
         value_name = "ARGUMENT",
@@ -93,7 +93,7 @@ struct CommonArguments {
     )]
     server_arguments: Vec<String>,
 
-    /// Print JSON, with all that was seen
+    /// Print JSON, with everything that the attackers saw
     #[arg(long)]
     json: bool,
 
@@ -102,37 +102,37 @@ struct CommonArguments {
     results: Option<PathBuf>,
 }
 
-/// Start a server for each attack, play it beside a healthy client, and judge.
+/// Start a server for each attack, run the attack beside a healthy client, and judge the result
 #[derive(Args, Debug)]
 struct RunArguments {
     #[command(flatten)]
     common: CommonArguments,
 
-    /// Which attacks, or faults; may be given more than once
+    /// Name of an attack or fault, or "all"; may be repeated
     #[arg(long = "attack", value_name = "NAME", default_value = "all")]
     attacks: Vec<String>,
 
-    /// How long each goes on [default: 30, in the short form 1.5]
+    /// Duration of each attack [default: 30; with --short: 1.5]
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
 
-    /// Fewer connections, no control run, and no judgement by a clock or by CPU time
+    /// Use fewer connections, skip the control run, and do not judge response or CPU times
     #[arg(long)]
     short: bool,
 
-    /// How many connections attackers have [default: each attack's own]
+    /// Number of attacking connections [default: depends on the attack]
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
 
-    /// From where attackers come [default: one]
+    /// Addresses of the attackers [default: one]
     #[arg(long, value_enum)]
     source: Option<Source>,
 }
 
-/// Play one attack against a server that is there, and tell what was seen.
+/// Run one attack against a running server, and print what the attacker saw
 #[derive(Args, Debug)]
 struct AttackArguments {
-    /// Which
+    /// Name of the attack
     #[arg(value_enum)]
     attack: Attack,
 
@@ -140,50 +140,50 @@ struct AttackArguments {
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]
     target: SocketAddr,
 
-    /// How long it goes on
+    /// Duration of the attack
     #[arg(long, value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
-    /// How many connections it has
+    /// Number of connections
     #[arg(long, value_name = "N", default_value_t = 1)]
     connections: usize,
 
-    /// From where it comes
+    /// Addresses of the attackers
     #[arg(long, value_enum, default_value_t = Source::One)]
     source: Source,
 
-    /// Begin no stream again that the server has ended
+    /// Do not reopen streams that the server has ended
     #[arg(long)]
     once: bool,
 
-    /// End as soon as stdin does, if that is earlier
+    /// End when stdin ends, if that is earlier
     #[arg(long)]
     until_stdin_ends: bool,
 }
 
-/// Start a server, and play unruly clients that come and go; nothing of them may be left.
+/// Start a server, run unruly clients that come and go, and check that nothing of them is left
 #[derive(Args, Debug)]
 struct SoakArguments {
     #[command(flatten)]
     common: CommonArguments,
 
-    /// How long it goes on, the warm-up included [default: 2400, in the short form 20]
+    /// Duration, including the warm-up [default: 2400; with --short: 20]
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
 
-    /// After how long memory may grow no more
+    /// Warm-up, after which memory must not grow
     #[arg(long, value_parser = seconds, default_value = "600")]
     warm_up: Duration,
 
-    /// How much of all cores the server shall take
+    /// Share of all cores that the server should use
     #[arg(long, value_name = "SHARE", default_value_t = 0.8)]
     load: f64,
 
-    /// Where the randomness begins, to play a run again [default: another one each time]
+    /// Seed of the random choices, to repeat a run [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// No judgement of memory and load, for which it is too short
+    /// Do not judge memory and load: a short run cannot
     #[arg(long)]
     short: bool,
 }
@@ -286,10 +286,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
             let attacks = Attack::value_variants().iter().map(|one| one.name());
             let faults = Fault::value_variants().iter().map(|one| one.name());
             let names: Vec<String> = attacks.chain(faults).collect();
-            bail!(
-                "there is no attack {name:?}; there are all, {}",
-                names.join(", ")
-            );
+            bail!("unknown attack {name:?}; use all, {}", names.join(", "));
         }
     }
     let short = Duration::from_millis(if arguments.short { 1500 } else { 30_000 });
@@ -397,10 +394,7 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
     if address.is_ipv4() && address.ip().is_loopback() {
         Ok(address)
     } else {
-        Err(
-            "give an address of the loopback, 127.0.0.1 for one; nothing else is attacked"
-                .to_owned(),
-        )
+        Err("expected an address on the loopback, such as 127.0.0.1:50051".to_owned())
     }
 }
 
@@ -409,7 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_but_the_loopback_is_attacked() {
+    fn only_loopback_targets_are_accepted() {
         assert!(loopback("127.0.0.1:50051").is_ok());
         for elsewhere in [
             "0.0.0.0:1",
@@ -424,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn every_attack_has_a_name_of_its_own() {
+    fn attacks_and_faults_have_unique_names() {
         let attacks = Attack::value_variants().iter().map(|one| one.name());
         let faults = Fault::value_variants().iter().map(|one| one.name());
         let names: Vec<String> = attacks.chain(faults).collect();

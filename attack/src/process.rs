@@ -34,7 +34,7 @@ pub(crate) struct Server {
     metrics: SocketAddr,
     log: PathBuf,
     config: PathBuf,
-    is_told_to_end: bool,
+    is_asked_to_end: bool,
 }
 
 impl Server {
@@ -78,7 +78,7 @@ impl Server {
             metrics: nowhere,
             log,
             config,
-            is_told_to_end: false,
+            is_asked_to_end: false,
         };
         let mut line = String::new();
         let output = server.process.stdout.take().context("it has no stdout")?;
@@ -93,7 +93,7 @@ impl Server {
         loop {
             let log = server.log();
             let shown = log.lines().find_map(|line| {
-                let (_, address) = line.split_once("showing metrics")?;
+                let (_, address) = line.split_once("serving metrics")?;
                 let (_, address) = address.split_once("address=")?;
                 let address = address.split_whitespace().next()?;
                 address.trim_matches('"').parse().ok()
@@ -123,12 +123,10 @@ impl Server {
     pub(crate) fn failures(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
         if let Ok(Some(status)) = self.process.try_wait() {
-            if !self.is_told_to_end {
+            if !self.is_asked_to_end {
                 failures.push(format!("the server ended by itself, with {status}"));
             } else if !status.success() {
-                failures.push(format!(
-                    "the server ended with {status} when it was told to"
-                ));
+                failures.push(format!("the server ended with {status} after SIGTERM"));
             }
         }
         // Read line by line, because the log can be long.
@@ -143,7 +141,7 @@ impl Server {
 
     /// Sends SIGTERM, which starts a drain.
     pub(crate) fn terminate(&mut self) -> Result<()> {
-        self.is_told_to_end = true;
+        self.is_asked_to_end = true;
         kill_process(self.pid()?, Signal::TERM).context("cannot signal the server")
     }
 
@@ -304,7 +302,7 @@ pub(crate) fn core_time(id: u32) -> Result<Duration> {
     let fields: Vec<&str> = rest.unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
     let ticks = ticks(11).zip(ticks(12)).map(|(user, system)| user + system);
-    let ticks = ticks.context("/proc tells no times")?;
+    let ticks = ticks.context("/proc has no CPU times of the process")?;
     let each = 1.0 / rustix::param::clock_ticks_per_second() as f64;
     Ok(Duration::from_secs_f64(ticks as f64 * each))
 }
@@ -327,7 +325,7 @@ impl Other {
     }
 
     fn spawn(arguments: &[String], time: Duration, stdin: Stdio) -> Result<Other> {
-        let program = env::current_exe().context("cannot tell what runs here")?;
+        let program = env::current_exe().context("cannot find this program's path")?;
         let process = Command::new(program)
             .args(arguments)
             .stdin(stdin)
@@ -341,8 +339,12 @@ impl Other {
     }
 
     /// Sends a line to the process's stdin.
-    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
-        let stdin = self.process.stdin.as_mut().context("it does not listen")?;
+    pub(crate) fn send_line(&mut self, line: &str) -> Result<()> {
+        let stdin = self
+            .process
+            .stdin
+            .as_mut()
+            .context("its stdin is not open")?;
         writeln!(stdin, "{line}").context("it has ended")
     }
 
@@ -366,7 +368,7 @@ impl Other {
         }
         match said.join() {
             Ok(said) => Ok((said?, took)),
-            Err(_) => bail!("nobody read what the attacker said"),
+            Err(_) => bail!("the thread that reads the attacker's output panicked"),
         }
     }
 }

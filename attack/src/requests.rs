@@ -58,10 +58,10 @@ pub(crate) fn malformed_messages() -> Vec<Case> {
         ("a message that is cut", Some(vec![0, 0, 0, 0, 100, 10, 3])),
         ("a compressed message", Some([&[1], &doc()[1..]].concat())),
         ("an unknown flag", Some([&[0xfe], &doc()[1..]].concat())),
-        ("bytes that are no protobuf", Some(message(&[0xff; 20]))),
+        ("bytes that are not protobuf", Some(message(&[0xff; 20]))),
         ("a number for a name", Some(message(&[8, 1]))),
         (
-            "a name that is no UTF-8",
+            "a name that is not UTF-8",
             Some(message(&[10, 2, 0xff, 0xfe])),
         ),
         ("groups within groups", Some(message(&[0x0b; 4000]))),
@@ -172,7 +172,7 @@ pub(crate) fn wrong_requests() -> Vec<Case> {
     all
 }
 
-/// Returns requests with invalid timeouts, which are ignored or refused, and with timeouts at the
+/// Returns requests with invalid timeouts, which are ignored or rejected, and with timeouts at the
 /// limits of the valid ones.
 pub(crate) fn bad_timeouts() -> Vec<Case> {
     const IGNORED: &str = "an error, or the answer as if there were no timeout";

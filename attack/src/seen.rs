@@ -59,10 +59,10 @@ impl Seen {
 
     pub(crate) fn from_json(text: &str) -> Result<Seen> {
         let read: Map<String, Value> = serde_json::from_str(text.trim())
-            .with_context(|| format!("an attacker told no counts but {text:?}"))?;
+            .with_context(|| format!("cannot parse an attacker's counts: {text:?}"))?;
         let counts = read.into_iter();
         let counts = counts.map(|(what, count)| Some((what, count.as_u64()?)));
         let counts: Option<_> = counts.collect();
-        Ok(Seen(counts.context("a count is no number")?))
+        Ok(Seen(counts.context("a count is not a number")?))
     }
 }

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_its_slope() {
+    fn a_line_is_estimated_exactly() {
         let slope = Slope::of(&points(150, |x| 7.0 + 0.25 * x)).unwrap();
         for found in [slope.estimate, slope.low, slope.high] {
             assert!((found - 0.25).abs() < 1e-9, "{slope:?}");
@@ -89,14 +89,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_far_off_changes_nothing() {
+    fn outliers_do_not_change_the_estimate() {
         let off = |x: f64| if x % 5.0 == 0.0 { 1000.0 } else { 0.0 };
         let slope = Slope::of(&points(150, |x| 0.25 * x + off(x))).unwrap();
         assert!((slope.estimate - 0.25).abs() < 0.01, "{slope:?}");
     }
 
     #[test]
-    fn the_interval_holds_the_slope_of_noise_that_lasts() {
+    fn the_interval_contains_the_slope_despite_correlated_noise() {
         let mut held = 0;
         for seed in 0..20 {
             let mut random = Rng::with_seed(seed);
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn few_points_tell_nothing() {
+    fn too_few_points_have_no_slope() {
         assert!(Slope::of(&points(19, |x| x)).is_none());
     }
 }

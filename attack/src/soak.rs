@@ -56,7 +56,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 const STALE: Duration = Duration::from_millis(1200);
 
 /// How often progress is printed.
-const TOLD: Duration = Duration::from_secs(30);
+const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -161,10 +161,10 @@ impl Clients {
 
     /// Sends each process the rate at which one of its connections begins searches that use all
     /// cores. `rate` is the total of all connections, per second.
-    fn tell(&mut self, rate: f64) -> Result<()> {
+    fn send_rate(&mut self, rate: f64) -> Result<()> {
         let each = rate / (CLIENTS * VISITORS) as f64;
         for one in &mut self.processes {
-            one.tell(&each.to_string())?;
+            one.send_line(&each.to_string())?;
         }
         Ok(())
     }
@@ -211,7 +211,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
     }
     let mut failures = Vec::new();
     let (mut samples, mut rate, mut load) = (Vec::new(), RATE, plan.load);
-    let (mut restart, mut told) = (Duration::ZERO, Duration::ZERO);
+    let (mut restart, mut next_progress) = (Duration::ZERO, Duration::ZERO);
     let began = Instant::now();
     let first_took = core_time(server.id())?;
     let (mut looked, mut took) = (began, first_took);
@@ -245,14 +245,14 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
             restart = at + every.mul_f64(2.0 * clients.random.f64());
             clients.restart()?;
         }
-        if let Err(error) = clients.tell(rate) {
+        if let Err(error) = clients.send_rate(rate) {
             failures.push(format!("a client ended by itself: {error:#}"));
             break;
         }
-        if at >= told
+        if at >= next_progress
             && let Some(sample) = samples.last()
         {
-            told = at + TOLD;
+            next_progress = at + PROGRESS_EVERY;
             progress(sample, load, rate);
         }
     }
@@ -353,7 +353,7 @@ fn judge(
             "expected memory to grow by less than {GROWTH} MiB an hour, saw {}",
             shown(slope)
         )),
-        None => failures.push("it was too short to tell how memory grows".to_owned()),
+        None => failures.push("the run was too short to measure how memory grows".to_owned()),
     }
     (memory, heap)
 }

@@ -82,13 +82,13 @@ const HALF_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nS";
 pub(crate) fn run(target: SocketAddr, seed: u64) -> Result<()> {
     let rate = Arc::new(AtomicU64::new(0.0_f64.to_bits()));
     let (end, ended) = oneshot::channel::<Infallible>();
-    let told = Arc::clone(&rate);
+    let shared_rate = Arc::clone(&rate);
     thread::Builder::new()
-        .name("told".to_owned())
+        .name("stdin".to_owned())
         .spawn(move || {
             for line in io::stdin().lines().map_while(Result::ok) {
                 if let Ok(rate) = line.parse::<f64>() {
-                    told.store(rate.to_bits(), Ordering::Relaxed);
+                    shared_rate.store(rate.to_bits(), Ordering::Relaxed);
                 }
             }
             drop(end);
@@ -183,13 +183,13 @@ async fn long_call(channel: Channel, random: &mut Rng) {
     let time = exponential(random, LONG);
     match random.u8(..4) {
         0 => {
-            let mut request = Request::new(wish(random, 9..=20));
+            let mut request = Request::new(random_request(random, 9..=20));
             request.set_timeout(time);
             let _ = HashFinderClient::new(channel).find(request).await;
         }
         1 => {
             let mut client = HashFinderClient::new(channel);
-            let call = client.find_range(wish(random, 9..=20));
+            let call = client.find_range(random_request(random, 9..=20));
             let _ = timeout(time, read_answer(call, usize::MAX)).await;
         }
         2 => {
@@ -241,18 +241,18 @@ async fn end(client: &mut FinderClient<Channel>, request: SearchRequest) -> Opti
     }
 }
 
-/// Makes any other call: one that is answered at once, that waits, or that is refused.
+/// Makes any other call: one that is answered at once, that waits, or that is rejected.
 async fn short_call(channel: Channel, random: &mut Rng) {
     let mut finder = FinderClient::new(channel.clone());
     match random.u8(..20) {
         0..5 => {
-            let request = hurried(random, |random| wish(random, 1..=3));
+            let request = hurried(random, |random| random_request(random, 1..=3));
             let mut client = HashFinderClient::new(channel);
             impatient(random, client.find(request)).await;
         }
         5..7 => {
             // The deadline is too short for the search.
-            let mut request = Request::new(wish(random, 9..=20));
+            let mut request = Request::new(random_request(random, 9..=20));
             request.set_timeout(exponential(random, IMPATIENCE / 10.0));
             let _ = HashFinderClient::new(channel).find(request).await;
         }
@@ -327,7 +327,7 @@ async fn short_call(channel: Channel, random: &mut Rng) {
     }
 }
 
-/// Makes a call that the server refuses: an invalid or oversized request.
+/// Makes a call that the server rejects: an invalid or oversized request.
 async fn wrong_call(channel: Channel, random: &mut Rng) {
     let mut reference = HashFinderClient::new(channel.clone());
     let mut finder = FinderClient::new(channel);
@@ -335,12 +335,12 @@ async fn wrong_call(channel: Channel, random: &mut Rng) {
         0 => {
             let request = HashNameRequest {
                 ideal_hamming_distance: -1,
-                ..wish(random, 1..=3)
+                ..random_request(random, 1..=3)
             };
             let _ = reference.find(request).await;
         }
         1 => {
-            let _ = reference.find(wish(random, 29..=8000)).await;
+            let _ = reference.find(random_request(random, 29..=8000)).await;
         }
         2 => {
             let request = HashNameRequest {
@@ -419,7 +419,7 @@ async fn read<T>(stream: &mut Streaming<T>, most: usize) {
 }
 
 /// Returns a request for a random name of a length within `lengths`.
-fn wish(random: &mut Rng, lengths: RangeInclusive<usize>) -> HashNameRequest {
+fn random_request(random: &mut Rng, lengths: RangeInclusive<usize>) -> HashNameRequest {
     HashNameRequest {
         desired_name: name(random, lengths),
         ideal_hamming_distance: 0,
@@ -432,11 +432,11 @@ fn wish(random: &mut Rng, lengths: RangeInclusive<usize>) -> HashNameRequest {
 fn near(random: &mut Rng) -> HashNameRequest {
     HashNameRequest {
         interesting_hamming_distance: 9,
-        ..wish(random, 10..=12)
+        ..random_request(random, 10..=12)
     }
 }
 
-/// Like [`wish`], for `hashfinder.v1`.
+/// Like [`random_request`], for `hashfinder.v1`.
 fn search(random: &mut Rng, lengths: RangeInclusive<usize>, maximum_hashes: u64) -> SearchRequest {
     SearchRequest {
         from: Some(From::Query(query(random, lengths))),

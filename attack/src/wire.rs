@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_is_read_as_it_was_written() {
+    fn a_header_block_decodes_to_what_was_encoded() {
         let long = "x".repeat(3000);
         for value in ["", "short", &"y".repeat(126), &"y".repeat(127), &long] {
             let mut bytes = block(&[("name", value)]);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame() {
+    fn a_frame_has_a_header_and_a_payload() {
         let mut bytes = Vec::new();
         bytes.data(0x0102_0304, &[7; 300], true);
         assert_eq!(bytes[..FRAME_HEAD], [0, 1, 44, 0, 1, 1, 2, 3, 4]);

@@ -10,8 +10,8 @@ const TARGET: &str = "aarch64-unknown-linux-gnu";
 const LINKER: &str = "aarch64-linux-gnu-gcc";
 
 /// Runs a program with the libraries that it was linked with. Without the library path, the loader
-/// finds the libc of Debian's architecture arm64 first, which may be another version than the loader;
-/// then the first thread that starts hangs.
+/// finds the libc of Debian's architecture arm64 first, which may be another version than the
+/// loader; then the first thread that starts hangs.
 const RUNNER: &str = "qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu \
     -E LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib";
 

@@ -1,5 +1,5 @@
-//! `cargo xtask long attack` and `cargo xtask long soak`: measure how attacks affect a server and its other
-//! clients, and what unruly clients leave behind.
+//! `cargo xtask long attack` and `cargo xtask long soak`: measure how attacks affect a server and
+//! its other clients, and what unruly clients leave behind.
 
 use std::{path::Path, process::Command};
 

@@ -27,7 +27,7 @@ struct Row {
     may: &'static [&'static str],
     /// Why no other packages of the workspace.
     why: &'static str,
-    /// Packages from elsewhere that it may not depend on, and why.
+    /// External packages that it may not depend on, and why.
     never: &'static [(&'static str, &'static str)],
 }
 
@@ -340,7 +340,7 @@ fn rings(package: &str, imports: &Imports, allowed: &[Ring]) -> Vec<String> {
         if !groups.iter().any(|group| is_within(group, ring)) {
             let files = ring.files.join(", ");
             faults.push(format!(
-                "{package}: {files} are no ring any more; shorten RINGS"
+                "{package}: {files} do not form a ring any more; shorten RINGS"
             ));
         }
     }
@@ -364,7 +364,7 @@ mod tests {
             package: "engine",
             may: &[],
             why: "it stands alone",
-            never: &[("tokio", "it has threads of its own")],
+            never: &[("tokio", "it has its own threads")],
         },
     ];
 
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_table_allows_is_allowed() {
+    fn dependencies_in_the_table_are_allowed() {
         let allowed = [
             ("program", "engine"),
             ("program", "tokio 1.0.0"),
@@ -396,7 +396,7 @@ mod tests {
     fn a_forbidden_dependency_is_named_with_the_reason() {
         let direct = [("program", "engine"), ("engine", "tokio 1.0.0")];
         let expected =
-            "engine must not depend on tokio (it has threads of its own): engine -> tokio 1.0.0";
+            "engine must not depend on tokio (it has its own threads): engine -> tokio 1.0.0";
         assert_eq!(faults(&direct), [expected]);
         let ours = [("engine", "program")];
         let expected = "engine must not depend on program (it stands alone): engine -> program";
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn an_indirect_dependency_is_named_with_the_shortest_way_to_it() {
+    fn an_indirect_dependency_is_named_with_its_shortest_path() {
         let indirect = [
             ("engine", "h2 0.4.0"),
             ("engine", "hyper 1.0.0"),
@@ -413,7 +413,7 @@ mod tests {
             ("hyper 1.0.0", "tokio 1.0.0"),
             ("tokio 1.0.0", "hyper 1.0.0"),
         ];
-        let expected = "engine must not depend on tokio (it has threads of its own): \
+        let expected = "engine must not depend on tokio (it has its own threads): \
                         engine -> hyper 1.0.0 -> tokio 1.0.0";
         assert_eq!(faults(&indirect), [expected]);
     }
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_import_each_other_are_named_unless_they_may() {
+    fn import_rings_are_reported_unless_allowed() {
         let imports: Imports = [
             "a b B", "b c C", "c a A", "b a A", "c d D", "d c C", "d e E",
         ]
@@ -484,6 +484,9 @@ mod tests {
             [""; 0]
         );
         let faults = rings("engine", &Imports::new(), &[ring(&["a", "b"])]);
-        assert_eq!(faults, ["engine: a, b are no ring any more; shorten RINGS"]);
+        assert_eq!(
+            faults,
+            ["engine: a, b do not form a ring any more; shorten RINGS"]
+        );
     }
 }

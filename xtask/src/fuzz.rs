@@ -149,7 +149,7 @@ impl Options {
 }
 
 /// Runs the long run, with one process per core, and prints a table of the results. A run of all
-/// targets without limits of its own writes the table into `bench/RESULTS.md`.
+/// targets without custom limits writes the table into `bench/RESULTS.md`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::of(arguments)?;
     let kind = if options.leaks {
@@ -376,10 +376,10 @@ impl Build {
         program.stderr(fs::File::create(&log).context("cannot write a log")?);
         let status = program.current_dir(root()).status();
         let status = status.with_context(|| format!("cannot run {program:?}"))?;
-        let told = fs::read(&log).context("cannot read the log")?;
-        let told = String::from_utf8_lossy(&told);
+        let printed = fs::read(&log).context("cannot read the log")?;
+        let printed = String::from_utf8_lossy(&printed);
         if !status.success() {
-            let lines: Vec<&str> = told.lines().collect();
+            let lines: Vec<&str> = printed.lines().collect();
             let last = lines[lines.len().saturating_sub(60)..].join("\n");
             bail!(
                 "{last}\n{name} failed with {status}; all of this is in {}, and {:?} with the file that \
@@ -388,7 +388,7 @@ impl Build {
                 program.get_program()
             );
         }
-        Figures::of(&told).with_context(|| format!("{} has no figures", log.display()))
+        Figures::of(&printed).with_context(|| format!("{} has no figures", log.display()))
     }
 
     fn memory(&self) -> u64 {
@@ -440,15 +440,15 @@ struct Figures {
 
 impl Figures {
     /// Parses libFuzzer's final statistics.
-    fn of(told: &str) -> Option<Figures> {
+    fn of(printed: &str) -> Option<Figures> {
         let stat = |name: &str| {
-            let line = told
+            let line = printed
                 .lines()
                 .rev()
                 .find_map(|line| line.strip_prefix(name))?;
             line.trim_start_matches(':').trim().parse().ok()
         };
-        let line = told.lines().rev().find(|line| line.contains(" cov: "))?;
+        let line = printed.lines().rev().find(|line| line.contains(" cov: "))?;
         let after = |word: &str| {
             line.split_whitespace()
                 .skip_while(|one| *one != word)
@@ -498,7 +498,7 @@ impl std::fmt::Display for Figures {
 fn host() -> Result<String> {
     let rustc = env::var_os("RUSTC").unwrap_or("rustc".into());
     let output = Command::new(rustc).arg("-vV").output();
-    let told = String::from_utf8(output.context("cannot run rustc")?.stdout)?;
-    let host = told.lines().find_map(|line| line.strip_prefix("host: "));
+    let printed = String::from_utf8(output.context("cannot run rustc")?.stdout)?;
+    let host = printed.lines().find_map(|line| line.strip_prefix("host: "));
     Ok(host.context("rustc does not print its host")?.to_owned())
 }

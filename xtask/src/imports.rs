@@ -5,7 +5,8 @@
 //! `crate::a::Item` is an import of `a/b.rs`. Where an item is not found by that (a macro made it,
 //! or another crate), it counts as one of the last module on the path. Not imports are
 //!
-//! - `mod b;`, and the re-export of an item from a module below, unless the file uses the item itself;
+//! - `mod b;`, and the re-export of an item from a module below, unless the file uses the item
+//!   itself;
 //! - the name of a module, by itself: what is used of the module counts;
 //! - code under `#[cfg(test)]`, and comments.
 //!
@@ -366,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_in_uses_and_in_code_and_in_macro_calls_are_imports() {
+    fn paths_in_uses_code_and_macro_calls_are_imports() {
         let found = imports(&[
             (
                 "lib.rs",
@@ -438,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_and_comments_and_inner_modules_and_other_crates_are_no_imports() {
+    fn tests_comments_inner_modules_and_other_crates_are_not_imports() {
         let found = imports(&[
             ("lib.rs", "mod a; mod b; mod http { pub fn f() {} }"),
             (
@@ -461,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_to_each_other_are_followed_to_an_end() {
+    fn circular_re_exports_do_not_loop() {
         let found = imports(&[
             ("lib.rs", "mod a; mod b; mod c; use b::X;"),
             ("a.rs", "macro_rules! m { () => {} } pub(crate) use m;"),

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::{
     results,
     steps::{cargo, output, step, target},
-    tools::{END_TO_END, python},
+    tools::{END_TO_END, prepare_python},
 };
 
 /// Number of secrets that every kernel has to match like the portable one. The tests take a
@@ -46,7 +46,7 @@ pub(crate) fn kills() -> Result<()> {
         "the program",
         &mut cargo("build --workspace --bins --features hashfinder/jemalloc"),
     )?;
-    let mut tests = Command::new(python()?);
+    let mut tests = Command::new(prepare_python()?);
     tests
         .args(["-m", "pytest", "--quiet", "-rA", "--timeout=0"])
         .args(["-k", "stopped_in_any_way"])

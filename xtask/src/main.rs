@@ -16,6 +16,7 @@ mod imports;
 mod long;
 mod peers;
 mod picture;
+mod prose;
 mod results;
 mod steps;
 mod tools;

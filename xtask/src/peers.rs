@@ -354,7 +354,7 @@ impl Ours {
             "hashfinder {arguments}:\n{text}"
         );
         let rate = text
-            .split_once(" million a second")
+            .split_once(" million per second")
             .and_then(|(before, _)| {
                 let number = before.rsplit(' ').next()?;
                 number.parse::<f64>().ok()
@@ -396,7 +396,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn speeds() {
+    fn speeds_are_parsed() {
         for (line, speed) in [
             (
                 "Speed.#1.........:   147.9 MH/s (6.80ms) @ Accel:512",

@@ -6,12 +6,12 @@ use anyhow::Result;
 
 use crate::{
     steps::{Form, cargo, step, target},
-    tools::python,
+    tools::prepare_python,
 };
 
 /// Draws `docs/find.svg`. The short form records for a second, and draws under target/.
 pub(crate) fn run(form: Form) -> Result<()> {
-    let mut draw = Command::new(python()?);
+    let mut draw = Command::new(prepare_python()?);
     draw.arg("xtask/picture.py");
     match form {
         Form::Long => {

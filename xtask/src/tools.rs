@@ -7,12 +7,12 @@ use anyhow::{Context, Result};
 
 use crate::steps::{root, runs, step, target};
 
-/// Where the end-to-end tests are, below the root.
+/// Path of the end-to-end tests, below the root.
 pub(crate) const END_TO_END: &str = "crates/finder/tests/e2e";
 
 /// Returns the `python` of an environment with the packages that the tests and the tools need.
 /// Makes a new one when their list has changed.
-pub(crate) fn python() -> Result<PathBuf> {
+pub(crate) fn prepare_python() -> Result<PathBuf> {
     let lists = [root().join(END_TO_END), root().join("xtask")];
     let lists = lists.map(|folder| folder.join("requirements.txt"));
     let mut wanted = String::new();
@@ -44,7 +44,7 @@ pub(crate) fn python() -> Result<PathBuf> {
 
 /// Returns a folder under target/ with the JavaScript packages that a package.json names. Installs
 /// them again when that has changed.
-pub(crate) fn node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
+pub(crate) fn install_node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
     let folder = target().join(folder);
     let installed = folder.join("installed.json");
     if fs::read_to_string(&installed).is_ok_and(|text| text == wanted) {

@@ -31,9 +31,8 @@ const LONGEST_CREDENTIAL: u64 = 8 << 10;
 /// Maximum length of a credential's file, in bytes, of which only the first line counts.
 const LONGEST_CREDENTIAL_FILE: u64 = 1 << 20;
 
-/// What to do if the server rejects the credential or the lack of one.
-const GIVE_A_CREDENTIAL: &str =
-    "give a credential that it takes with --credential-file PATH or in HASHFINDER_CREDENTIAL";
+/// How to give a credential, for messages.
+const CREDENTIAL_OPTIONS: &str = "with --credential-file PATH or in HASHFINDER_CREDENTIAL";
 
 /// TLS and the credential of connections to a server.
 pub(crate) struct Access {
@@ -44,7 +43,7 @@ pub(crate) struct Access {
 
 impl Access {
     /// Reads the files that the options name, before anything is sent. Reading may block, so it is
-    /// done on a thread of its own; dropping the future abandons it.
+    /// done on a separate thread; dropping the future abandons it.
     ///
     /// # Errors
     ///
@@ -68,8 +67,8 @@ impl Access {
         };
         if credential.0.is_some() && !is_private && !options.send_credential_unencrypted {
             bail!(
-                "a credential is not sent to {server} without TLS, for whoever is on the way could use it; give \
-                 --tls, or --send-credential-unencrypted if nobody is"
+                "cannot send a credential to {server} without TLS: others on the network could \
+                 read it; give --tls, or --send-credential-unencrypted if you trust the network"
             );
         }
         let tls = match server {
@@ -97,7 +96,7 @@ impl Access {
             ConnectFailure::Tls(error) => error,
             ConnectFailure::SpeaksTls => {
                 return format!(
-                    "the server at {server} speaks TLS; give --tls, or https://{server} as its address"
+                    "the server at {server} uses TLS; give --tls or --server https://{server}"
                 );
             }
         };
@@ -107,7 +106,8 @@ impl Access {
             false => "give one with --tls-client-certificate and --tls-client-key",
         };
         let no_http2 = format!(
-            "what listens at {server} speaks TLS, but not HTTP/2; give the address of a `hashfinder serve`"
+            "{server} is not a gRPC server: it speaks TLS but not HTTP/2; give the address of a \
+             `hashfinder serve`"
         );
         match error {
             Error::InvalidCertificate(wrong) => {
@@ -115,47 +115,48 @@ impl Access {
                 let what = as_text(&tls_error::of_certificate(wrong));
                 match wrong {
                     CertificateError::UnknownIssuer => format!(
-                        "{certificate} comes from no authority that is trusted here; give the authority's with \
-                         --tls-ca PATH"
+                        "{certificate} was signed by an unknown authority; give the authority's \
+                         certificate with --tls-ca PATH"
                     ),
                     CertificateError::NotValidForNameContext { presented, .. }
                         if !presented.is_empty() =>
                     {
-                        format!("{certificate} {what}; give the right one with --tls-server-name")
+                        format!("{certificate} {what}; give the right name with --tls-server-name")
                     }
                     CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                        format!("{certificate} {what}; look whether the clock here is right")
+                        format!("{certificate} {what}; check the clock of this machine")
                     }
-                    _ => format!("{certificate} {what}; the server needs another one"),
+                    _ => format!("{certificate} {what}; the server needs another certificate"),
                 }
             }
             Error::InvalidMessage(
                 InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
             ) => format!(
-                "what listens at {server} does not speak TLS; leave out https:// and the flags for TLS if that \
-                 is meant to be"
+                "the server at {server} does not speak TLS; to connect without TLS, remove \
+                 https:// and the --tls flags"
             ),
             Error::AlertReceived(AlertDescription::NoApplicationProtocol)
             | Error::NoApplicationProtocol => no_http2,
             Error::AlertReceived(alert) => match tls_error::of_rejection(*alert) {
                 Some(why) if self.shows_certificate => {
-                    format!("the server at {server} does not take our certificate: {why}; {ours}")
+                    format!("the server at {server} rejected the client certificate: {why}; {ours}")
                 }
                 // Versions before TLS 1.3 have no alert for a missing certificate.
                 None if *alert == AlertDescription::HandshakeFailure && !self.shows_certificate => {
                     format!(
-                        "the server at {server} refuses TLS with us; if it wants to see a certificate of ours, {ours}"
+                        "the server at {server} ended the TLS handshake; if it requires a client \
+                         certificate, {ours}"
                     )
                 }
                 None if *alert != AlertDescription::CertificateRequired => {
                     let what = tls_error::of_handshake(error, "server");
-                    format!("there is no TLS with the server at {server}: {what}")
+                    format!("the TLS handshake with the server at {server} failed: {what}")
                 }
-                _ => format!("the server at {server} wants to see a certificate of ours; {ours}"),
+                _ => format!("the server at {server} requires a client certificate; {ours}"),
             },
             error => {
                 let what = as_text(&tls_error::of_handshake(error, "server"));
-                format!("there is no TLS with the server at {server}: {what}")
+                format!("the TLS handshake with the server at {server} failed: {what}")
             }
         }
     }
@@ -168,9 +169,7 @@ fn tls(
     let name = options.tls_server_name.as_deref();
     let name = name.unwrap_or_else(|| bare_host(authority));
     let Ok(name) = ServerName::try_from(name.to_owned()) else {
-        bail!(
-            "{name:?} can be no server's name in a certificate; give another with --tls-server-name"
-        );
+        bail!("invalid server name {name:?}; give another with --tls-server-name");
     };
     let authorities = match &options.tls_ca {
         Some(path) => pem::authorities(path)?,
@@ -187,10 +186,10 @@ fn tls(
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
         }
         (Some(_), None) => {
-            bail!("--tls-client-certificate needs its key: give --tls-client-key too")
+            bail!("--tls-client-certificate requires --tls-client-key")
         }
         (None, Some(_)) => {
-            bail!("--tls-client-key needs its certificate: give --tls-client-certificate too")
+            bail!("--tls-client-key requires --tls-client-certificate")
         }
         (None, None) => builder.with_no_client_auth(),
     };
@@ -212,7 +211,7 @@ fn authorities_of_system() -> Result<RootCertStore> {
     let (usable, _) = authorities.add_parsable_certificates(found.certs);
     ensure!(
         usable > 0,
-        "this system has no authorities to know servers by; give those to trust with --tls-ca PATH"
+        "this system has no trusted authorities; give a file of them with --tls-ca PATH"
     );
     Ok(authorities)
 }
@@ -236,7 +235,7 @@ impl Credential {
             let text = files::read(path, LONGEST_CREDENTIAL_FILE).map_err(|error| {
                 let hint = match error.kind() {
                     // A pipe, for instance from a password manager.
-                    ErrorKind::InvalidInput => format!("; {CREDENTIAL} can hold the credential"),
+                    ErrorKind::InvalidInput => format!("; set {CREDENTIAL} instead"),
                     _ => String::new(),
                 };
                 anyhow!("cannot read {shown}: {error}{hint}")
@@ -262,8 +261,8 @@ impl Credential {
         let value: Option<AsciiMetadataValue> = value;
         let mut value = value.with_context(|| {
             format!(
-                "{place} holds no credential: that is an API key or a token, up to {LONGEST_CREDENTIAL} \
-                 characters without a space"
+                "invalid credential in {place}: expected an API key or a token, at most \
+                 {LONGEST_CREDENTIAL} characters without spaces"
             )
         })?;
         // Keeps it out of logs, and out of the tables of HTTP/2's header compression.
@@ -290,10 +289,10 @@ pub fn advice(status: &Status, server: &ServerAddress) -> Option<String> {
     let message = as_text(status.message());
     match status.code() {
         Code::Unauthenticated => Some(format!(
-            "the server at {server} does not know who asks: {message}; {GIVE_A_CREDENTIAL}"
+            "authentication failed at {server}: {message}; give a valid one {CREDENTIAL_OPTIONS}"
         )),
         Code::PermissionDenied => Some(format!(
-            "the server at {server} does not allow that: {message}; if you may do it, {GIVE_A_CREDENTIAL}"
+            "permission denied by {server}: {message}; give another credential {CREDENTIAL_OPTIONS}"
         )),
         _ => None,
     }
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback() {
+    fn loopback_hosts_are_recognized() {
         for here in [
             "localhost:1",
             "LocalHost:1",
@@ -331,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials() {
+    fn credentials_are_validated_and_never_printed() {
         let Credential(value) = Credential::of(" key7.3vQ-_Zx9==\r\n", "here").unwrap();
         let value = value.unwrap();
         assert_eq!(value.to_str().unwrap(), "Bearer key7.3vQ-_Zx9==");
@@ -351,7 +350,7 @@ mod tests {
                 .map(|_| ())
                 .unwrap_err()
                 .to_string();
-            assert!(error.starts_with("here holds no credential: "), "{error}");
+            assert!(error.starts_with("invalid credential in here: "), "{error}");
             assert!(!error.contains("words"), "{error}");
         }
     }

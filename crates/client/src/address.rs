@@ -45,10 +45,7 @@ impl FromStr for ServerAddress {
                 plain && authority.port_u16().is_some()
             })
             .map(kind)
-            .ok_or_else(|| {
-                "give HOST:PORT, for instance localhost:50051, https://HOST:PORT for TLS, or unix:PATH"
-                    .to_owned()
-            })
+            .ok_or_else(|| "expected HOST:PORT, https://HOST:PORT for TLS, or unix:PATH".to_owned())
     }
 }
 
@@ -62,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers() {
+    fn server_addresses_are_validated() {
         for right in [
             "localhost:50051",
             "127.0.0.1:1",

@@ -34,7 +34,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
 /// Error text for a server that does not answer.
-const SILENT: &str = "it does not answer";
+const SILENT: &str = "no answer";
 
 /// Maximum time to wait, when a connection is closed, until it has sent what is left to send.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -78,15 +78,15 @@ impl Connection {
         if at_once < timeout {
             let shown = humantime::format_duration(shown);
             say(format!(
-                "waiting up to {shown} for a server at {server}: {}",
+                "waiting up to {shown} for the server at {server}: {}",
                 why()
             ));
         }
         match tokio::time::timeout(timeout - at_once, reached).await {
             Ok(connection) => connection,
             Err(_) => bail!(
-                "no server at {server} within {within}: {}; start one with `hashfinder serve`, or give \
-                 another with --server HOST:PORT",
+                "cannot reach {server} within {within}: {}; start a server with `hashfinder \
+                 serve`, or give another with --server HOST:PORT",
                 why()
             ),
         }
@@ -146,9 +146,9 @@ async fn reach_by_retries(
         }
         let error = match failure {
             Failure::Passing(error) => as_text(&error),
-            Failure::SomethingElse => bail!(
-                "what listens at {server} does not speak gRPC; give the address of a `hashfinder serve`"
-            ),
+            Failure::SomethingElse => {
+                bail!("{server} is not a gRPC server; give the address of a `hashfinder serve`")
+            }
         };
         if let Ok(mut last_error) = last_error.lock() {
             *last_error = error;
@@ -177,7 +177,7 @@ fn endpoint(server: &ServerAddress) -> Result<Endpoint> {
         ),
         ServerAddress::Unix(_) => ("http://localhost".to_owned(), None),
     };
-    let wrong = || format!("{server} is not a server's address");
+    let wrong = || format!("invalid server address {server}");
     let endpoint = Endpoint::from_shared(address).with_context(wrong)?;
     Ok(match origin {
         Some(origin) => endpoint.origin(origin.parse::<Uri>().with_context(wrong)?),

@@ -29,7 +29,7 @@ use crate::address::{ServerAddress, bare_host};
 pub(crate) const ALPN: &[u8] = b"h2";
 
 /// TCP keepalive: idle time before the first probe, interval between probes, and number of
-/// unanswered probes that close the connection. HTTP/2 has pings of its own, but other servers
+/// unanswered probes that close the connection. HTTP/2 has its own pings, but other servers
 /// close connections over them.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 

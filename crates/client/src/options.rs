@@ -16,7 +16,7 @@ pub struct ConnectOptions {
     pub tls_server_name: Option<String>,
     /// File whose first line is the credential to send with every RPC.
     pub credential_file: Option<PathBuf>,
-    /// The credential itself, if there is no file.
+    /// The credential itself, used if `credential_file` is `None`.
     pub credential: Option<OsString>,
     /// Send the credential even if others can read it on its way.
     pub send_credential_unencrypted: bool,

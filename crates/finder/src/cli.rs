@@ -22,7 +22,7 @@ use crate::commands::{
 /// Position in the help of a flag that every command has: below the command's own flags.
 const LAST: usize = 900;
 
-/// Finds byte strings ("secrets") whose SHA-1, written in base64, spells a desired name.
+/// Find inputs whose hash contains a word you choose.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -31,10 +31,15 @@ const LAST: usize = 900;
     bin_name = "hashfinder",
     max_term_width = 100,
     after_help = "\
-Flags can be given by environment variables and a file, too: see `hashfinder config --help`."
+Examples:
+  hashfinder find doctor
+  hashfinder find c0ffee --algorithm sha256 --encoding hex --anchor prefix
+  hashfinder estimate hashfinder
+
+Environment variables and a configuration file can set most flags: see `hashfinder config --help`."
 )]
 pub(crate) struct Cli {
-    /// The file to take settings from, instead of ~/.config/hashfinder/config.toml
+    /// Configuration file [default: ~/.config/hashfinder/config.toml]
     #[arg(long, global = true, value_name = "PATH", display_order = LAST)]
     pub(crate) config: Option<PathBuf>,
 

@@ -65,13 +65,13 @@ impl Signal {
     ///
     /// A signal that was ignored when the process started stays ignored: SIGHUP under nohup, for
     /// example, and SIGINT and SIGQUIT in a script's background process.
-    fn all_heeded() -> impl Iterator<Item = Signal> {
+    fn not_ignored() -> impl Iterator<Item = Signal> {
         let ignored = fs::read_to_string(STATUS).map_or(0, |status| ignored(&status));
-        let is_heeded = move |signal: &Signal| {
+        let is_not_ignored = move |signal: &Signal| {
             let bit = signal.kind().as_raw_value() - 1;
             ignored >> bit & 1 == 0
         };
-        Signal::ALL.into_iter().filter(is_heeded)
+        Signal::ALL.into_iter().filter(is_not_ignored)
     }
 }
 
@@ -108,7 +108,8 @@ impl Signals {
     ///
     /// If the system refuses.
     pub(crate) fn new() -> io::Result<Signals> {
-        let streams = Signal::all_heeded().map(|signal| Ok((signal, unix::signal(signal.kind())?)));
+        let streams =
+            Signal::not_ignored().map(|signal| Ok((signal, unix::signal(signal.kind())?)));
         Ok(Signals {
             streams: streams.collect::<io::Result<_>>()?,
             same_until: None,
@@ -156,7 +157,7 @@ impl Signals {
 ///
 /// If the system refuses.
 pub(crate) fn exit_at_once() -> io::Result<()> {
-    for signal in Signal::all_heeded() {
+    for signal in Signal::not_ignored() {
         let (number, code) = (signal.kind().as_raw_value(), signal.exit() as i32);
         let always = Arc::new(AtomicBool::new(true));
         signal_hook::flag::register_conditional_shutdown(number, code, always)?;

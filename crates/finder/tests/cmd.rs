@@ -20,7 +20,7 @@ fn environment() -> Vec<(String, String)> {
 }
 
 #[test]
-fn what_a_user_sees() {
+fn output_matches_the_recorded_cases() {
     let cases = trycmd::TestCases::new();
     cases.register_bin("hashfinder", Path::new(HASHFINDER));
     for (name, value) in environment() {
@@ -31,7 +31,7 @@ fn what_a_user_sees() {
 
 /// Makes sure that the cases above include every command.
 #[test]
-fn the_help_of_every_command_is_seen() {
+fn the_help_of_every_command_is_recorded() {
     let seen = include_str!("cmd/help.trycmd");
     let mut paths: Vec<Vec<String>> = vec![vec![]];
     let mut count = 0;

@@ -44,7 +44,7 @@ fn run(arguments: &[&str], stdout: Stdio) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_reader_that_leaves_early_is_no_failure() {
+fn a_closed_stdout_is_not_an_error() {
     for command in COMMANDS {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
@@ -54,7 +54,7 @@ fn a_reader_that_leaves_early_is_no_failure() {
 }
 
 #[test]
-fn output_that_is_lost_is_one() {
+fn lost_output_is_an_error() {
     for command in COMMANDS {
         let full = File::create("/dev/full").unwrap();
         let (code, errors) = run(command, full.into());

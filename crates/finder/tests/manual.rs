@@ -59,7 +59,7 @@ fn shells_accept_the_completions() {
 }
 
 #[test]
-fn bash_completes() {
+fn bash_completes_commands_flags_and_values() {
     if !is_installed("bash") {
         return;
     }
@@ -85,7 +85,7 @@ fn bash_completes() {
 }
 
 #[test]
-fn there_is_a_page_for_each_command() {
+fn each_command_has_a_manual_page() {
     let folder = folder("man").join("man1");
     let written = run(
         HASHFINDER,
@@ -125,7 +125,7 @@ fn there_is_a_page_for_each_command() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_made_is_named() {
+fn a_folder_that_cannot_be_created_is_named() {
     let failed = run(HASHFINDER, &["man", "--directory", "/dev/null/man1"]);
     assert_eq!(failed.status.code(), Some(5));
     let why = String::from_utf8(failed.stderr).unwrap();

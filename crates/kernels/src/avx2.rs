@@ -68,7 +68,7 @@ impl Simd for Avx2 {
         rotate_left_5(a) = rotate_left_5;
         rotate_left_30(a) = rotate_left_30;
 
-        fn look_on<const PLACES: u8>(near: __m256i, far: __m256i) -> __m256i = look_on::<PLACES>;
+        fn advance<const PLACES: u8>(near: __m256i, far: __m256i) -> __m256i = advance::<PLACES>;
         upper_digits(word) = upper_digits;
         lower_digits(word) = lower_digits;
         fn prepare(digits: __m256i) -> Digits = prepare;
@@ -165,7 +165,7 @@ fn rotate_left_30(a: __m256i) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn look_on<const PLACES: u8>(near: __m256i, far: __m256i) -> __m256i {
+fn advance<const PLACES: u8>(near: __m256i, far: __m256i) -> __m256i {
     match PLACES {
         1 => _mm256_or_si256(_mm256_srli_epi32::<8>(near), _mm256_slli_epi32::<24>(far)),
         2 => _mm256_or_si256(_mm256_srli_epi32::<16>(near), _mm256_slli_epi32::<16>(far)),

@@ -75,7 +75,7 @@ impl Simd for Avx512 {
         rotate_left_5(a) = _mm512_rol_epi32::<5>;
         rotate_left_30(a) = _mm512_rol_epi32::<30>;
 
-        fn look_on<const PLACES: u8>(near: __m512i, far: __m512i) -> __m512i = look_on::<PLACES>;
+        fn advance<const PLACES: u8>(near: __m512i, far: __m512i) -> __m512i = advance::<PLACES>;
         upper_digits(word) = upper_digits;
         lower_digits(word) = lower_digits;
         fn prepare(digits: __m512i) -> __m512i = prepare;
@@ -117,7 +117,7 @@ fn store(vector: __m512i, words: &mut [u32]) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi2")]
-fn look_on<const PLACES: u8>(near: __m512i, far: __m512i) -> __m512i {
+fn advance<const PLACES: u8>(near: __m512i, far: __m512i) -> __m512i {
     match PLACES {
         1 => _mm512_shrdi_epi32::<8>(near, far),
         2 => _mm512_shrdi_epi32::<16>(near, far),

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_a_bit_whatever_was_asked_for() {
+    fn every_key_has_a_bit_at_any_size() {
         for (bits, words) in [(0, 1), (1, 1), (32, 1), (33, 2), (96, 4), (4096, 128)] {
             let mut bitmap = Bitmap::new(bits);
             assert_eq!(bitmap.words().len(), words);

@@ -27,7 +27,7 @@ pub const MAX_NAMES: usize = 1 << 16;
 /// let filter = Filter::any([(&letters("doctor")[..], 0), (&letters("ways")[..], 1)]);
 /// let mut found = Vec::new();
 /// filter.check(&sha1(b""), |hit| found.push((hit.name, hit.distance, hit.window)));
-/// // "WAYk" begins at the 18th character, and is "ways" but for one.
+/// // "WAYk" begins at the 18th character, and differs from "ways" in one character.
 /// assert_eq!(found, [(1, 1, 17)]);
 /// ```
 #[derive(Clone, Debug)]
@@ -53,7 +53,7 @@ impl Filter {
     ///
     /// # Panics
     ///
-    /// If there are no characters, or more than [`HASHED_NAME_LEN`].
+    /// If `characters` is empty, or longer than [`HASHED_NAME_LEN`].
     #[must_use]
     pub fn new(characters: &[CharSet], max_distance: u8) -> Filter {
         Filter::any([(characters, max_distance)])
@@ -64,8 +64,8 @@ impl Filter {
     ///
     /// # Panics
     ///
-    /// If there are no names or more than [`MAX_NAMES`], or one of them has no characters or more
-    /// than [`HASHED_NAME_LEN`].
+    /// If `names` is empty or has more than [`MAX_NAMES`] elements, or if one of them is empty or
+    /// longer than [`HASHED_NAME_LEN`].
     #[must_use]
     pub fn any<'a>(names: impl IntoIterator<Item = (&'a [CharSet], u8)>) -> Filter {
         let names = names.into_iter();

@@ -2,7 +2,7 @@
 
 /// Maximum number of characters of a name that are checked. Each needs a field of [`FIELD_BITS`]
 /// bits in one 64-bit word.
-const LOOKED_AT: usize = 12;
+const MAX_CHECKED: usize = 12;
 
 /// Bits of a field: wide enough for [`NEVER`] plus one mismatch for each character.
 const FIELD_BITS: usize = 5;
@@ -14,9 +14,9 @@ const NEVER: u64 = 16;
 /// Shift of the last character's field, which is the top one.
 const TOP: usize = u64::BITS as usize - FIELD_BITS;
 
-const _: () = assert!(LOOKED_AT * FIELD_BITS <= u64::BITS as usize);
-const _: () = assert!(NEVER as usize >= LOOKED_AT);
-const _: () = assert!(NEVER as usize + LOOKED_AT < 1 << FIELD_BITS);
+const _: () = assert!(MAX_CHECKED * FIELD_BITS <= u64::BITS as usize);
+const _: () = assert!(NEVER as usize >= MAX_CHECKED);
+const _: () = assert!(NEVER as usize + MAX_CHECKED < 1 << FIELD_BITS);
 
 /// Rules out texts that cannot contain a name within a distance, in a few operations per character.
 ///
@@ -38,7 +38,7 @@ pub struct Mismatches<const SYMBOLS: usize> {
 impl<const SYMBOLS: usize> Mismatches<SYMBOLS> {
     /// Maximum number of characters of a name that are checked. Of a longer name only the first
     /// characters are checked, which is a necessary condition.
-    pub const LOOKED_AT: usize = LOOKED_AT;
+    pub const MAX_CHECKED: usize = MAX_CHECKED;
 
     /// Creates the check for a name of `length` characters, of which at most `max_distance` may
     /// differ. `satisfies` returns whether a symbol agrees with the character at a place of the
@@ -49,7 +49,7 @@ impl<const SYMBOLS: usize> Mismatches<SYMBOLS> {
         max_distance: u8,
         satisfies: impl Fn(usize, u8) -> bool,
     ) -> Mismatches<SYMBOLS> {
-        let length = length.min(LOOKED_AT);
+        let length = length.min(MAX_CHECKED);
         // The last character's field is the top one, so that a plain comparison reads it.
         let field = |character: usize| TOP - FIELD_BITS * (length - 1 - character);
         let mut table = [0; SYMBOLS];

@@ -133,7 +133,7 @@ impl Simd for Neon {
         rotate_left_5(a) = rotate_left_5;
         rotate_left_30(a) = rotate_left_30;
 
-        fn look_on<const PLACES: u8>(near: uint32x4_t, far: uint32x4_t) -> uint32x4_t = look_on::<PLACES>;
+        fn advance<const PLACES: u8>(near: uint32x4_t, far: uint32x4_t) -> uint32x4_t = advance::<PLACES>;
         upper_digits(word) = upper_digits;
         lower_digits(word) = lower_digits;
         fn prepare(digits: uint32x4_t) -> uint8x16_t = vreinterpretq_u8_u32;
@@ -199,7 +199,7 @@ fn rotate_left_30(a: uint32x4_t) -> uint32x4_t {
 
 #[inline]
 #[target_feature(enable = "neon")]
-fn look_on<const PLACES: u8>(near: uint32x4_t, far: uint32x4_t) -> uint32x4_t {
+fn advance<const PLACES: u8>(near: uint32x4_t, far: uint32x4_t) -> uint32x4_t {
     match PLACES {
         1 => vsliq_n_u32::<24>(vshrq_n_u32::<8>(near), far),
         2 => vsliq_n_u32::<16>(vshrq_n_u32::<16>(near), far),

@@ -23,7 +23,7 @@ pub(crate) type Digests<S> = [<S as Simd>::Vector; 5];
 /// # Groups
 ///
 /// A hashed name is stored in seven vectors, the *groups*. In a group, each word belongs to one
-/// hash and holds four consecutive places, one byte each. To *look on* by some places means to
+/// hash and holds four consecutive places, one byte each. To *advance* by some places means to
 /// shift in as many bytes from the next group at the top.
 pub(crate) trait Simd: Copy {
     /// A vector with one word for each hash.
@@ -58,7 +58,7 @@ pub(crate) trait Simd: Copy {
 
     /// Returns each word of `near` without its `PLACES` lowest bytes, followed by as many bytes of
     /// `far` at the top.
-    fn look_on<const PLACES: u8>(self, near: Self::Vector, far: Self::Vector) -> Self::Vector;
+    fn advance<const PLACES: u8>(self, near: Self::Vector, far: Self::Vector) -> Self::Vector;
     /// Returns the four digits of the upper three bytes of each word, the first one lowest.
     fn upper_digits(self, word: Self::Vector) -> Self::Vector;
     /// Returns the four digits of the lower three bytes of each word, the first one lowest.

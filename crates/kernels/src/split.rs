@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_of_every_length_make_up_its_messages() {
+    fn the_parts_add_up_to_the_message_for_every_length() {
         for length in 1..=8_u32 {
             let tables = Tables::of(length);
             let kinds = &CASES[case_of(length)].words;

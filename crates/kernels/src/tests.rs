@@ -25,7 +25,7 @@ fn name(text: &[u8], max_distance: u8) -> Name {
 /// Names at every place pass with every stride, not only with the one that the planner would
 /// choose. Bank shapes are still chosen by the estimates.
 #[test]
-fn every_plan_passes_what_it_must() {
+fn every_plan_passes_all_matches() {
     for errors in 0..=3_u8 {
         for length in [4, 5, 6, 7, 8, 9, 12, 16, 24] {
             // A digest and a name for every window, with the maximum number of characters spoilt.
@@ -70,7 +70,7 @@ fn secret(errors: u8, length: usize, window: usize) -> u64 {
 }
 
 #[test]
-fn banks_of_every_shape_pass_what_they_must() {
+fn banks_of_every_shape_pass_all_matches() {
     for errors in 0..=Bank::MAX_ERRORS {
         let digest = |number: usize| sha1(&[errors, number as u8, 7]);
         let names: Vec<Name> = (0..40)

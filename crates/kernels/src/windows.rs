@@ -71,12 +71,12 @@ fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; GROUPS] {
     // Four digits are 24 bits. If they span two words, both parts are combined first.
     [
         simd.upper_digits(h0),
-        simd.lower_digits(simd.look_on::<2>(h1, h0)),
-        simd.lower_digits(simd.look_on::<3>(h2, h1)),
+        simd.lower_digits(simd.advance::<2>(h1, h0)),
+        simd.lower_digits(simd.advance::<3>(h2, h1)),
         simd.lower_digits(h2),
         simd.upper_digits(h3),
-        simd.lower_digits(simd.look_on::<2>(h4, h3)),
-        simd.lower_digits(simd.look_on::<3>(simd.set1(0), h4)),
+        simd.lower_digits(simd.advance::<2>(h4, h3)),
+        simd.lower_digits(simd.advance::<3>(simd.set1(0), h4)),
     ]
 }
 
@@ -198,13 +198,13 @@ fn diagonals<S: Simd, const ODD: bool>(
         bytes[group] = simd.select(step_4, bytes[group], bytes[group + 1]);
     }
     for group in 0..GROUPS {
-        let far = simd.look_on::<2>(bytes[group], bytes[group + 1]);
+        let far = simd.advance::<2>(bytes[group], bytes[group + 1]);
         bytes[group] = simd.select(step_2, bytes[group], far);
     }
     let mut agree = [bytes[0]; GROUPS];
     for group in 0..GROUPS {
         agree[group] = if ODD {
-            let far = simd.look_on::<1>(bytes[group], bytes[group + 1]);
+            let far = simd.advance::<1>(bytes[group], bytes[group + 1]);
             simd.select(step_1, bytes[group], far)
         } else {
             bytes[group]
@@ -282,7 +282,7 @@ fn step<S: Simd, const ERRORS: usize, const P: usize, const ON: u8>(
             bytes[group + P / 4],
             bytes[group + P / 4 + usize::from(ON > 0)],
         );
-        let agrees = simd.look_on::<ON>(near, far);
+        let agrees = simd.advance::<ON>(near, far);
         if ERRORS > 1 {
             within[2][group] = simd.and_or(within[2][group], agrees, within[1][group]);
         }
@@ -306,9 +306,9 @@ fn check_grams<S: Simd>(simd: S, grams: &Grams, digits: &[S::Digits; GROUPS]) ->
         let (near, far) = (codes[place / 4], codes[place / 4 + 1]);
         let gram = match place % 4 {
             0 => near,
-            1 => simd.look_on::<1>(near, far),
-            2 => simd.look_on::<2>(near, far),
-            _ => simd.look_on::<3>(near, far),
+            1 => simd.advance::<1>(near, far),
+            2 => simd.advance::<2>(near, far),
+            _ => simd.advance::<3>(near, far),
         };
         known = simd.or(known, simd.known(grams.bitmap(), gram));
     }

@@ -36,7 +36,7 @@ fn names_the_kernels_that_ran() {
 }
 
 #[test]
-fn every_length_at_its_first_and_last_secrets() {
+fn the_first_and_last_secrets_of_every_length_are_tried() {
     for length in 0..=8 {
         let secrets = 1_u128 << (8 * length);
         let count = u64::try_from(secrets.min(300)).unwrap();
@@ -48,14 +48,14 @@ fn every_length_at_its_first_and_last_secrets() {
 }
 
 #[test]
-fn blocks_of_every_small_size() {
+fn blocks_of_every_small_size_are_tried() {
     for count in 0..130 {
         check(3, 0xfff0, count, "a", 0);
     }
 }
 
 #[test]
-fn full_hits_stop_a_scan_right_behind_the_last_one() {
+fn a_scan_stops_right_after_the_hit_that_fills_the_list() {
     for kernel in Kernel::all() {
         let everything = filter(&[("a", 1)]);
         let mut hits = Hits::with_limit(10);
@@ -72,7 +72,7 @@ fn full_hits_stop_a_scan_right_behind_the_last_one() {
 }
 
 #[test]
-fn the_seed_text_digests_hold_a_doctor() {
+fn the_reference_digests_contain_doctor() {
     // The two digests in the reference's documentation.
     for name in [
         "JrqhZVkTDoctYrUlXDbL6pfYQHU=",
@@ -94,7 +94,7 @@ fn the_seed_text_digests_hold_a_doctor() {
 }
 
 #[test]
-fn a_secret_that_hits_for_several_names_is_told_for_each_and_never_torn_apart() {
+fn a_hit_for_several_names_is_reported_whole() {
     for kernel in Kernel::all() {
         let filter = filter(&[("a", 1), ("b", 0), ("aa", 2)]);
         let mut hits = Hits::with_limit(4);
@@ -109,7 +109,7 @@ fn a_secret_that_hits_for_several_names_is_told_for_each_and_never_torn_apart() 
 }
 
 #[test]
-fn a_name_at_every_place_of_every_length_spoilt_or_not() {
+fn names_of_every_length_match_at_every_place() {
     for size in 1..=28 {
         for window in 0..=28 - size {
             let counter = 0x1234_0000 + 64 * size as u64 + window as u64;
@@ -129,7 +129,7 @@ fn a_name_at_every_place_of_every_length_spoilt_or_not() {
 }
 
 #[test]
-fn sums_of_digests() {
+fn digest_sums_are_the_same_for_every_kernel() {
     for length in 0..=8_u32 {
         let secrets = 1_u128 << (8 * length);
         for (first, count) in [(0, 1), (0, 200), (77, 100), (u64::MAX, 150)] {
@@ -212,7 +212,7 @@ impl Random {
 /// Compares every kernel with the portable one, which the oracle verifies, over more secrets than
 /// the oracle could check in a day. Set `KERNEL_SEED` to repeat a run.
 #[test]
-fn a_hundred_million_secrets_as_the_portable_kernel_has_them() {
+fn kernels_match_a_hundred_million_secrets_as_the_portable_one_does() {
     let secrets: u64 = match std::env::var("KERNEL_SECRETS") {
         Ok(secrets) => secrets.parse().unwrap(),
         Err(_) => 100_000_000,
@@ -288,7 +288,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn random_ranges_and_names(
+    fn kernels_agree_with_the_oracle_on_random_ranges(
         length in 0..=8_u32,
         first: u64,
         count in 0..200_u64,
@@ -303,7 +303,7 @@ proptest! {
 
     /// Names are taken from a digest, so that near and exact matches occur, at every offset.
     #[test]
-    fn planted_names(
+    fn planted_names_are_found(
         first in 0..0xffff_0000_u64,
         size in 1..=28_usize,
         window in 0..28_usize,
@@ -321,7 +321,7 @@ proptest! {
 
     /// Sets of every size, with names taken from digests, so that each of them occurs somewhere.
     #[test]
-    fn planted_sets(
+    fn planted_sets_of_names_are_found(
         first in 0..0xffff_0000_u64,
         seed: u64,
         count in 1..120_usize,

@@ -2,7 +2,8 @@
 //!
 //! This crate holds what a server and its clients have to agree on, and nothing else:
 //!
-//! - [`hash_name`]: messages, client and server of the reference contract (`proto/hash_name.proto`).
+//! - [`hash_name`]: messages, client and server of the reference contract
+//!   (`proto/hash_name.proto`).
 //! - [`v1`]: the same for our own contract (`proto/hashfinder/v1/finder.proto`).
 //! - [`Reason`]: every reason for which a server of ours rejects or ends a call.
 //! - [`Details`]: what a client can read out of an error status.

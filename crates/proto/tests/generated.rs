@@ -9,7 +9,7 @@ use std::{env, fs, path::Path};
 use prost::Message;
 
 #[test]
-fn the_generated_files_are_those_of_the_protobuf() {
+fn the_generated_files_are_up_to_date() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
     fs::create_dir_all(&out).unwrap();

@@ -95,17 +95,15 @@ pub struct Cursor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CursorError {
     /// The text does not begin like a cursor.
-    #[error(
-        "this is not a cursor: one begins with \"hf1_\", for example; copy the whole text that was printed"
-    )]
+    #[error("not a cursor: a cursor begins with \"hf1_\" to \"hf4_\"; copy the whole text")]
     Foreign,
     /// The text begins like a cursor of another version.
     #[error(
-        "this cursor was made by a later version of hashfinder; this one reads \"hf1_\" to \"hf4_\""
+        "this cursor is from another version of hashfinder; this version reads \"hf1_\" to \"hf4_\""
     )]
     OtherVersion,
     /// Part of the text was changed or is missing, or has no meaning in this version.
-    #[error("this cursor is damaged, or of a later version; copy the whole text that was printed")]
+    #[error("this cursor is damaged or from a later version; copy the whole text")]
     Damaged,
 }
 
@@ -348,7 +346,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_cursor_reads_back(
+        fn a_cursor_is_read_back(
             name in "[A-Za-z0-9\u{ef}]{1,28}",
             // One error for the character that no hashed name has, and two for the last places.
             ideal in 3..=28_u8,
@@ -366,7 +364,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cursor_of_anything_reads_back(
+        fn a_general_cursor_is_read_back(
             names in proptest::collection::vec("[A-Fa-f0-9]{1,12}", 1..5),
             spelling in spellings(),
             (prefix, suffix) in (proptest::collection::vec(any::<u8>(), 0..300), proptest::collection::vec(any::<u8>(), 0..9)),
@@ -390,7 +388,7 @@ mod tests {
         }
 
         #[test]
-        fn fields_that_say_nonsense_are_no_cursor(fields in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn meaningless_fields_do_not_panic(fields in proptest::collection::vec(any::<u8>(), 0..60)) {
             for Form { prefix, .. } in Form::ALL {
                 let closed = [&fields[..], &checksum(prefix, &fields)].concat();
                 let _ = format!("{prefix}{}", BASE64URL_NOPAD.encode(&closed)).parse::<Cursor>();
@@ -398,7 +396,7 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_character_is_noticed(place in 0..22_usize, letter in "[A-Za-z0-9_-]") {
+        fn a_changed_character_is_rejected(place in 0..22_usize, letter in "[A-Za-z0-9_-]") {
             let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
             let text = Cursor::new(&query, 1 << 40).to_string();
             let mut damaged = text.clone();
@@ -408,14 +406,14 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "(hf[1-4]_)?.{0,60}") {
+        fn arbitrary_text_does_not_panic(text in "(hf[1-4]_)?.{0,60}") {
             let _ = text.parse::<Cursor>();
         }
     }
 
     /// Regression guard: a nearest secret that was not tried yet would be shown as found.
     #[test]
-    fn a_nearest_secret_beyond_the_frontier_is_damage() {
+    fn a_nearest_secret_beyond_the_frontier_is_rejected() {
         let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
         for (nearest, is_right) in [(6, true), (7, false), (u64::MAX, false)] {
             let mut fields = vec![0, 0];
@@ -431,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong() {
+    fn each_invalid_text_has_its_error() {
         for (text, error) in [
             ("", CursorError::Foreign),
             ("doctor", CursorError::Foreign),

@@ -157,7 +157,7 @@ impl Engine {
         clock: impl Fn() -> Duration + Send + Sync + 'static,
         limits: Limits,
     ) -> io::Result<Engine> {
-        assert!(workers > 0, "an engine without workers searches nothing");
+        assert!(workers > 0, "an engine needs at least one worker");
         let mut engine = Engine {
             shared: Arc::new(Shared {
                 scheduler: Mutex::new(Scheduler::new(limits)),
@@ -292,7 +292,7 @@ impl Shared {
     }
 
     /// Plans a query's filter, and tries its first secrets if the backend is fast. Returns the
-    /// index up to which they were tried. The matcher goes along with the request, so that no
+    /// index up to which they were tried. The request carries the matcher, so that no
     /// worker plans the filter again.
     ///
     /// Matchers of several searches together are only ever made by workers ([`Job::Build`]).

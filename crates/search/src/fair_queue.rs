@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newcomer_is_next_beside_thousands() {
+    fn a_newcomer_is_next_among_thousands() {
         let mut queue = FairQueue::default();
         let old: Vec<Client> = (0..5000)
             .map(|number| client(&format!("{number}"), number))
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn the_heaviest_client_starves_nobody() {
+    fn the_heaviest_client_does_not_starve_others() {
         let mut queue = FairQueue::default();
         let heavy = Client {
             weight: NonZeroU32::MAX,

@@ -22,11 +22,11 @@ pub struct Alphabet(Vec<u8>);
 /// Reason why bytes are not an alphabet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AlphabetError {
-    /// There are no bytes.
+    /// The alphabet is empty.
     #[error("the alphabet is empty; give at least one byte")]
     Empty,
     /// A byte occurs twice, so every secret with it would, too.
-    #[error("the alphabet has the byte '{}' twice; give each byte once", .0.escape_ascii())]
+    #[error("the alphabet contains the byte '{}' twice; give each byte once", .0.escape_ascii())]
     Twice(u8),
 }
 
@@ -60,7 +60,7 @@ impl Alphabet {
     ///
     /// # Errors
     ///
-    /// [`AlphabetError`] if there are no bytes, or one of them occurs twice.
+    /// [`AlphabetError`] if `bytes` is empty, or if one of them occurs twice.
     pub fn given(bytes: &[u8]) -> Result<Alphabet, AlphabetError> {
         let mut seen = [false; 256];
         for &byte in bytes {
@@ -91,8 +91,8 @@ impl fmt::Debug for Alphabet {
 ///
 /// They are enumerated by the length of the searched part, starting with the empty one. Within a
 /// length the searched part is a big-endian counter whose digits are the alphabet's bytes in their
-/// order; the last byte changes fastest. By default there is no prefix and no suffix, and the
-/// alphabet is all bytes.
+/// order; the last byte changes fastest. By default the prefix and the suffix are empty, and
+/// the alphabet is all bytes.
 ///
 /// ```
 /// use hashfinder_search::{Alphabet, Keyspace};
@@ -335,7 +335,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_first_secrets_in_order() {
+    fn secrets_are_enumerated_by_length_and_value() {
         let all = Keyspace::default();
         for (index, bytes) in [
             (0, &[][..]),
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn alphabets() {
+    fn alphabets_are_validated() {
         assert_eq!(Alphabet::printable().as_bytes().len(), 95);
         assert_eq!(Alphabet::alphanumeric().as_bytes().len(), 62);
         assert_eq!(Alphabet::digits().as_bytes(), b"0123456789");
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_refused() {
+    fn overlong_prefixes_and_suffixes_are_rejected() {
         let long = vec![0; Keyspace::MAX_PREFIX + 1];
         let refused = |prefix: &[u8], suffix: &[u8]| {
             Keyspace::new(prefix, Alphabet::bytes(), suffix).unwrap_err()
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_meet_where_lengths_change() {
+    fn blocks_are_split_where_lengths_change() {
         let blocks: Vec<_> = Keyspace::all().blocks(0..70_000).collect();
         let lengths: Vec<_> = blocks.iter().map(|(at, b)| (*at, b.length())).collect();
         assert_eq!(lengths, [(0, 0), (1, 1), (257, 2), (65_793, 3)]);
@@ -424,7 +424,7 @@ mod tests {
         }
 
         #[test]
-        fn going_through_a_range_gives_each_secret(keyspace in keyspaces(), start in 0..70_000_u64, count in 0..600_u64) {
+        fn for_each_visits_every_secret_of_a_range(keyspace in keyspaces(), start in 0..70_000_u64, count in 0..600_u64) {
             let mut expected = start;
             let end = keyspace.for_each(start..start + count, |index, rest| {
                 let secret = [keyspace.prefix(), rest].concat();

@@ -3,13 +3,14 @@
 //!
 //! ```
 //! use hashfinder_kernels::Kernel;
-//! use hashfinder_search::{Client, Distance, Engine, Event, Outcome, Query};
+//! use hashfinder_search::{Client, Distance, Engine, Event, Outcome, Query, Report};
 //!
 //! let started = std::time::Instant::now();
 //! let engine = Engine::start(2, Kernel::best(), move || started.elapsed())?;
 //! let query = Query::new("doc".parse()?, Distance::ZERO)?;
 //! let client = Client::default();
-//! let mut search = engine.search(client, query.clone(), |report| println!("{} tests", report.tests))?;
+//! let on_release = |report: Report| println!("{} tests", report.tests);
+//! let mut search = engine.search(client, query.clone(), on_release)?;
 //! let Event::Ended(Outcome::Ideal(found)) = search.blocking_next() else {
 //!     panic!("there is a doc");
 //! };

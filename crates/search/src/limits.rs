@@ -45,29 +45,26 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OverLimit {
     /// The engine has the maximum number of searches.
-    #[error("{limit} searches are under way, which is as many as there may be")]
+    #[error("limit of {limit} searches reached")]
     Searches {
         /// Maximum number of searches.
         limit: usize,
     },
     /// The client has its maximum number of searches.
-    #[error("{limit} of this client's searches are under way, which is as many as it may have")]
+    #[error("limit of {limit} searches for this client reached")]
     SearchesOfClient {
         /// Maximum number of searches of the client.
         limit: usize,
     },
     /// The connection has its maximum number of searches. A quarter of the client's maximum,
     /// rounded down, is reserved for the client's other connections.
-    #[error(
-        "this connection has {limit} searches under way, the most that one connection may have; use another \
-         connection"
-    )]
+    #[error("limit of {limit} searches for this connection reached (use another connection)")]
     SearchesOfConnection {
         /// Maximum number of searches of the connection.
         limit: usize,
     },
     /// The client's quota of hashes is spent.
-    #[error("this client has spent its quota of {per_second} hashes a second")]
+    #[error("this client's quota of {per_second} hashes per second is spent")]
     Hashes {
         /// The quota.
         per_second: NonZeroU64,

@@ -138,7 +138,7 @@ impl Matcher {
 
     /// Tries the secrets of a range in order, with `kernel` if it can, and adds the hits to `hits`,
     /// in the order of the indices, then of the names. Returns one past the last index tried: the
-    /// range's end or, when `hits` has come to hold `limit`, one past the last hit's.
+    /// range's end or, once `hits` holds `limit` hits, one past the last hit's.
     pub fn scan(
         &self,
         kernel: Kernel,
@@ -313,7 +313,7 @@ impl Target {
         match &self.quick {
             // Few texts pass, unless nearly all characters that the quick check compares may
             // differ.
-            Some(_) if 2 * max_distance < length.min(Mismatches::<ASCII>::LOOKED_AT) => {
+            Some(_) if 2 * max_distance < length.min(Mismatches::<ASCII>::MAX_CHECKED) => {
                 QUICK_CHECK * self.name().spelling().text_len() as f64
             }
             _ => comparisons,

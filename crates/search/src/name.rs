@@ -40,7 +40,8 @@ pub enum NameError {
     },
     /// The text is longer than a hashed name.
     #[error(
-        "the desired name has {characters} characters; a hashed name has only {longest}, so give 1 to {longest}"
+        "the desired name has {characters} characters, but a hashed name has only {longest}; give \
+         1 to {longest}"
     )]
     TooLong {
         /// Number of characters of the text.
@@ -256,7 +257,7 @@ impl DesiredName {
             };
         }
         if satisfying == Chars::PADDING {
-            return "'=' stands only at the end of a hashed name".to_owned();
+            return "'=' occurs only at the end of a hashed name".to_owned();
         }
         let (can, place) = (self.shown_in_order(place), ordinal(index + 1));
         format!("the {place} character is one of {can}, never '{shown}'")
@@ -321,7 +322,7 @@ pub struct Distance(u8);
 
 /// A distance below zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a distance counts characters, so it cannot be {0}; give 0 or more")]
+#[error("distance {0} is negative; give 0 or more")]
 pub struct NegativeDistance(pub i64);
 
 impl Distance {
@@ -365,7 +366,7 @@ mod tests {
     use crate::spelling::{Algorithm, Anchor};
 
     #[test]
-    fn least_distances() {
+    fn the_least_distance_counts_impossible_characters() {
         for (name, least) in [
             ("doctor", 0),
             ("DOCTOR", 0),
@@ -396,7 +397,7 @@ mod tests {
     /// Regression: `-`, `\u{fc}` and a crab were rejected because "the last character is always
     /// '='".
     #[test]
-    fn the_reason_is_the_real_one() {
+    fn an_impossible_name_gets_the_real_reason() {
         let spelled = |encoding| Spelling {
             encoding,
             ..Spelling::default()
@@ -459,7 +460,7 @@ mod tests {
                 0,
                 "the 27th character is one of AEIMQUYcgkosw048, never 'b'".to_owned(),
             ),
-            (base64, "=a", 0, "'=' stands only at the end of a hashed name".to_owned()),
+            (base64, "=a", 0, "'=' occurs only at the end of a hashed name".to_owned()),
             (
                 sha256,
                 "-=",

@@ -83,7 +83,7 @@ impl Odds {
     ///
     /// # Panics
     ///
-    /// If there are no names, or they have different spellings.
+    /// If `names` is empty, or has names of different spellings.
     #[must_use]
     pub fn any(names: &[DesiredName], distance: Distance) -> Odds {
         Text::of(names, distance).odds(Effort::DEFAULT)
@@ -124,7 +124,7 @@ impl Odds {
     pub fn hashes_for(&self, chance: f64) -> RangeInclusive<f64> {
         assert!(
             0.0 < chance && chance < 1.0,
-            "no number of hashes has a chance of {chance}"
+            "expected a chance between 0 and 1, not {chance}"
         );
         let hashes = |p: f64| ((-chance).ln_1p() / (-p).ln_1p()).max(1.0);
         hashes(self.high)..=hashes(self.low)
@@ -665,7 +665,7 @@ impl Sums {
 impl Text {
     /// Creates the text of hashed names, and these names to search for in it.
     fn of(names: &[DesiredName], distance: Distance) -> Text {
-        assert!(!names.is_empty(), "the odds are those of one name at least");
+        assert!(!names.is_empty(), "odds need at least one name");
         let spelling = names[0].spelling();
         let places = (0..spelling.text_len()).map(|index| spelling.place(index));
         let mut targets: Vec<Target<'_>> = Vec::new();

@@ -30,7 +30,7 @@ pub struct Query {
 /// A query that no secret can ever satisfy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{name:?} can never match within distance {ideal}, its least possible distance is {least}: {why}"
+    "{name:?} can never match within distance {ideal} (least possible distance: {least}): {why}"
 )]
 pub struct Impossible {
     name: String,
@@ -65,8 +65,8 @@ impl Query {
     ///
     /// # Panics
     ///
-    /// If there are no names, more than [`MAX_NAMES`](Self::MAX_NAMES), or names of different
-    /// spellings.
+    /// If `names` is empty, or has more than [`MAX_NAMES`](Self::MAX_NAMES) names or names of
+    /// different spellings.
     pub fn any(
         names: impl IntoIterator<Item = DesiredName>,
         ideal: Distance,

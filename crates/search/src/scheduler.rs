@@ -5,7 +5,7 @@
 //! to *scans*. A scan goes through the keyspace, and its slices serve every search that *follows*
 //! it, for the price of matching more names. A search has a list of *segments*: the ranges that it
 //! has yet to cover, each with the scan that covers it. The first segment holds the search's
-//! frontier. A new search starts a scan of its own, and also follows scans that are further ahead.
+//! frontier. A new search starts its own scan, and also follows scans that are further ahead.
 //! Once its own scan reaches the place where it joined another, it only follows that one.
 //!
 //! A search that has a turn advances the scan of its first segment, and its client pays. So a scan

@@ -462,7 +462,7 @@ mod tests {
 
     /// Digests of the empty message, from FIPS 180-4's examples and BLAKE3's test vectors.
     #[test]
-    fn known_digests() {
+    fn digests_match_the_published_examples() {
         for (algorithm, hex) in [
             (Algorithm::Sha1, "da39a3ee5e6b4b0d3255bfef95601890afd80709"),
             (
@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_goes_on_from_its_prefix() {
+    fn a_digest_continues_from_its_prefix() {
         let message: Vec<u8> = (0..3000_u32).map(|number| number as u8).collect();
         for algorithm in Algorithm::ALL {
             let mut whole = Hasher::new(algorithm);
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn the_places_of_a_text() {
+    fn texts_have_the_right_length_and_last_characters() {
         for (algorithm, encoding, length, last) in [
             (Algorithm::Sha1, Encoding::Base64, 28, "="),
             (Algorithm::Sha1, Encoding::Base64Url, 28, "="),
@@ -556,7 +556,7 @@ mod tests {
 
     /// A place can show exactly the characters that occur there in digests.
     #[test]
-    fn digests_show_what_their_places_can() {
+    fn digests_show_exactly_the_characters_of_their_places() {
         for spelling in spellings() {
             let mut seen = vec![Chars::NONE; spelling.text_len()];
             for secret in 0..4000_u32 {

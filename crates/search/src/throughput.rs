@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_is_the_work_over_the_time_that_the_clock_shows() {
+    fn a_rate_is_the_work_divided_by_the_clocks_time() {
         let mut seconds = 100;
         let clock = || {
             seconds += 1;

@@ -83,7 +83,7 @@ fn run(workers: usize, is_at_hand: bool, stop: bool) {
 }
 
 #[test]
-fn a_search_comes_to_its_end() {
+fn a_search_ends() {
     model(|| run(1, false, false));
 }
 
@@ -160,7 +160,7 @@ fn two_searches_share_and_one_leaves() {
 }
 
 #[test]
-fn dropping_the_engine_ends_what_is_under_way() {
+fn dropping_the_engine_ends_its_searches() {
     model(|| {
         let releases = Arc::new(AtomicUsize::new(0));
         let engine = engine(1, false);

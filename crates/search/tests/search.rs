@@ -116,7 +116,7 @@ proptest! {
 
     /// The answer and the cursor are the oracle's, for any number of workers.
     #[test]
-    fn the_answer_is_the_oracles(
+    fn answers_match_the_oracle(
         name in "[A-Za-z0-9+/]{1,6}|[a-z]{7,28}|[a-z.=]{1,4}",
         ideal in prop_oneof![9 => 0..6_u8, 1 => 0..=30_u8],
         interesting in prop_oneof![9 => 0..9_u8, 1 => 0..=30_u8],
@@ -147,7 +147,7 @@ proptest! {
     /// A search that is stopped anywhere and resumed, any number of times, reports nothing twice
     /// and skips nothing.
     #[test]
-    fn a_stopped_search_goes_on_from_its_cursor(
+    fn a_stopped_search_resumes_from_its_cursor(
         name in "[a-z]{3,5}",
         interesting in 2..4_u8,
         stops in proptest::collection::vec(0..3_usize, 1..6),
@@ -195,7 +195,7 @@ proptest! {
 
 /// A query in plain values.
 #[derive(Clone, Debug)]
-struct Asked {
+struct PlainQuery {
     names: Vec<String>,
     spelling: Spelling,
     alphabet: Vec<u8>,
@@ -207,7 +207,7 @@ struct Asked {
     budget: u64,
 }
 
-impl Asked {
+impl PlainQuery {
     fn query(&self) -> Option<Query> {
         let names = self.names.iter();
         let names = names.map(|name| DesiredName::new(name, self.spelling).unwrap());
@@ -316,7 +316,7 @@ impl Asked {
     }
 }
 
-fn asked() -> impl Strategy<Value = Asked> {
+fn plain_query() -> impl Strategy<Value = PlainQuery> {
     let spelling = (
         proptest::sample::select(Algorithm::ALL.to_vec()),
         proptest::sample::select(Encoding::ALL.to_vec()),
@@ -354,7 +354,7 @@ fn asked() -> impl Strategy<Value = Asked> {
             |(names, spelling, keyspace, ideal, interesting, start, budget)| {
                 let (algorithm, encoding, anchor, case_sensitive) = spelling;
                 let (alphabet, prefix, suffix) = keyspace;
-                Asked {
+                PlainQuery {
                     names,
                     spelling: Spelling {
                         algorithm,
@@ -379,16 +379,16 @@ proptest! {
 
     /// For any query, and next to any other searches, the answer is the oracle's.
     #[test]
-    fn every_answer_is_the_oracles(
-        asked in proptest::collection::vec(asked(), 1..6),
+    fn answers_to_any_queries_match_the_oracle(
+        plain in proptest::collection::vec(plain_query(), 1..6),
         alike in any::<bool>(),
         engine in 0..engines().len(),
     ) {
-        let first = asked[0].clone();
-        let mut asked = asked;
+        let first = plain[0].clone();
+        let mut plain = plain;
         if alike {
             // Equal digests, so that the searches can share slices.
-            for other in &mut asked {
+            for other in &mut plain {
                 other.spelling.algorithm = first.spelling.algorithm;
                 other.spelling.encoding = first.spelling.encoding;
                 other.alphabet.clone_from(&first.alphabet);
@@ -396,25 +396,25 @@ proptest! {
                 other.suffix.clone_from(&first.suffix);
             }
         }
-        asked.retain(|asked| asked.query().is_some());
+        plain.retain(|plain| plain.query().is_some());
         let engine = &engines()[engine];
-        let begin = |asked: &Asked| {
-            let query = asked.query().unwrap();
-            let query = query.hash_budget(NonZeroU64::new(asked.budget).unwrap());
+        let begin = |plain: &PlainQuery| {
+            let query = plain.query().unwrap();
+            let query = query.hash_budget(NonZeroU64::new(plain.budget).unwrap());
             engine.search(Client::default(), query, |_| ()).unwrap()
         };
-        let mut searches: Vec<Search> = asked.iter().map(begin).collect();
-        for (asked, search) in asked.iter().zip(&mut searches) {
+        let mut searches: Vec<Search> = plain.iter().map(begin).collect();
+        for (plain, search) in plain.iter().zip(&mut searches) {
             let (reported, outcome) = run(search);
-            let expected = asked.answer();
-            prop_assert_eq!(&reported, &expected.0, "{:?}", asked);
-            prop_assert_eq!(&outcome, &expected.1, "{:?}", asked);
+            let expected = plain.answer();
+            prop_assert_eq!(&reported, &expected.0, "{:?}", plain);
+            prop_assert_eq!(&outcome, &expected.1, "{:?}", plain);
             if let Outcome::Ideal(found) = outcome {
-                let query = asked.query().unwrap();
+                let query = plain.query().unwrap();
                 let secret = query.keyspace().secret(found.index);
                 prop_assert_eq!(query.nearest(&secret), Some(found));
                 let hashed_name = query.spelling().hashed_name(&secret);
-                prop_assert_eq!(hashed_name.as_str(), asked.hashed_name(&secret));
+                prop_assert_eq!(hashed_name.as_str(), plain.hashed_name(&secret));
             }
         }
     }
@@ -422,7 +422,7 @@ proptest! {
 
 /// Cursors that users have saved must keep their meaning forever.
 #[test]
-fn cursors_that_were_written_down() {
+fn saved_cursors_keep_their_meaning() {
     let doctor = Query::new("doctor".parse().unwrap(), Distance::from(1)).unwrap();
     let doctor = doctor.interesting(Distance::from(3));
     let text = "hf1_AQMAAAAAAAAwOWRvY3RvcpYD4Es";
@@ -522,7 +522,7 @@ fn a_distance_of_the_whole_name_matches_the_first_secret() {
 /// The answer to the example in the documentation, computed by a pass over eleven million secrets
 /// that shares no code with the engine.
 #[test]
-fn the_first_doctor() {
+fn the_first_doctor_is_found() {
     let mut secret = Vec::new();
     let mut index = 0;
     loop {
@@ -563,7 +563,7 @@ fn the_farthest_secrets_are_interesting_too() {
 }
 
 #[test]
-fn the_keyspace_ends() {
+fn a_search_ends_with_its_keyspace() {
     let end = Keyspace::default().end();
     for start in [end - 1000, end] {
         for engine in engines() {
@@ -589,7 +589,7 @@ fn a_dropped_search_is_released() {
 }
 
 #[test]
-fn dropping_the_engine_stops_every_search_and_their_handles_say_so() {
+fn dropping_the_engine_stops_every_search_and_reports_it() {
     let engine = Engine::start(2, Kernel::best(), clock()).unwrap();
     let mut searches: Vec<_> = (0..100).map(|_| released(&engine, hard())).collect();
     drop(engine);

@@ -1,4 +1,4 @@
-//! What the server knows of a call before its service receives the request.
+//! What the server knows about a call before its service receives the request.
 
 use std::{
     fmt,
@@ -10,10 +10,10 @@ use http::Extensions;
 
 use crate::{auth::Principal, trace::CallSpan};
 
-/// What the server knows of a call: the one extension that layers hand on to each other and to the
+/// What the server knows about a call: the one extension that layers pass to each other and to the
 /// services.
 ///
-/// The first layer makes it, from the extensions of the transport, and later layers complete it.
+/// The first layer creates it from the extensions of the transport, and later layers complete it.
 #[derive(Clone, Default)]
 pub(crate) struct CallInfo {
     pub(crate) method: MethodName,
@@ -28,7 +28,7 @@ pub(crate) struct CallInfo {
 }
 
 impl CallInfo {
-    /// Makes the info of a call from what the transport put into its request, and takes that out.
+    /// Creates the info of a call from the extensions of the transport, and removes these.
     pub(crate) fn new(transport: &mut Extensions, method: MethodName) -> CallInfo {
         CallInfo {
             method,
@@ -40,7 +40,7 @@ impl CallInfo {
     }
 
     /// Returns the info of the call that a request belongs to. Without the first layer, as in some
-    /// tests, nothing is known of the call.
+    /// tests, nothing is known about the call.
     pub(crate) fn of(extensions: &Extensions) -> &CallInfo {
         static NOTHING: LazyLock<CallInfo> = LazyLock::new(CallInfo::default);
         extensions.get::<CallInfo>().unwrap_or(&NOTHING)

@@ -55,10 +55,10 @@ pub(crate) enum CallError {
     #[error("{message}")]
     BadRequest { field: String, message: String },
     /// The server has its maximum number of RPCs that search.
-    #[error("{0} RPCs are searching, which is as many as this server takes; try again later")]
+    #[error("limit of {0} concurrent searches reached; try again later")]
     TooManyRpcs(NonZeroUsize),
     /// The hash budget is spent. The operator chooses the code.
-    #[error("the hash budget of this RPC is spent; hashes tried: {hashes}")]
+    #[error("the hash budget of this call is spent; hashes tried: {hashes}")]
     BudgetSpent {
         code: Code,
         hashes: u64,
@@ -68,26 +68,26 @@ pub(crate) enum CallError {
     #[error("{0}; try again later")]
     OverLimit(OverLimit),
     /// The client's quota of hashes is spent.
-    #[error("this client's quota of hashes is spent; go on later from the cursor")]
+    #[error("this client's hash quota is spent; resume later from the cursor")]
     QuotaSpent {
         cursor: Cursor,
         retry_after: Duration,
     },
     /// All secrets of the keyspace were tried.
-    #[error("the keyspace ended without an answer")]
+    #[error("the keyspace ended without a match")]
     Exhausted,
     /// The server is shutting down. No cursor means that no work was started.
     #[error(
-        "the server is shutting down, or closes this connection; try another, or this one again later"
+        "the server is shutting down or closing this connection; try another, or this one later"
     )]
     Draining(Option<Cursor>),
     /// The client did not read the response.
     #[error(
-        "the response was not read for longer than this server waits; go on from the cursor, and read what comes"
+        "the response was not read in time; resume from the cursor and keep reading the response"
     )]
     Unread(Cursor),
     /// The search panicked.
-    #[error("the search failed; the server's log says more")]
+    #[error("the search failed; see the server's log")]
     Failed(Cursor),
     /// The handler panicked, or failed in an unforeseen way.
     #[error("{message}")]
@@ -101,73 +101,69 @@ pub(crate) enum CallError {
     },
     /// No search has this id, or it belongs to another client.
     #[error(
-        "there is no search with this id, or it is somebody else's; those that ended some time ago are forgotten"
+        "no search has this id, or it belongs to another client; ended searches are kept only \
+         for a while"
     )]
     NoSuchSearch,
     /// Only operators may see the searches of other clients.
     #[error(
-        "only an operator sees the searches of other clients; leave the client out to see your own"
+        "only an operator can see the searches of other clients; leave client empty to see your own"
     )]
     NotAnOperator,
     /// The server has its maximum number of watches.
-    #[error("as many calls are watching as this server takes; try again later")]
+    #[error("limit of watching calls reached; try again later")]
     TooManyWatches,
     /// The client has its maximum number of watches.
-    #[error("{limit} calls of this client are watching, which is as many as may; end another one")]
+    #[error("limit of {limit} watching calls for this client reached; end one of them first")]
     TooManyWatchesOfClient { limit: usize },
     /// The client has its maximum number of waiting Estimates.
     #[error(
-        "{limit} Estimates of this client are waiting, which is as many as may; try again when they are answered"
+        "limit of {limit} waiting Estimate calls for this client reached; try again when they end"
     )]
     TooManyEstimates { limit: usize },
     /// The message is too long. Both lengths are in bytes.
-    #[error("the request's message has {length} bytes; {limit} is the most")]
+    #[error("the request message has {length} bytes; the maximum is {limit}")]
     MessageTooLong { length: u32, limit: u32 },
     /// The server requires a credential, and the call has none.
     #[error(
-        "this server wants a credential: send it as the metadata `authorization: Bearer CREDENTIAL`"
+        "this server requires a credential, sent as the metadata `authorization: Bearer CREDENTIAL`"
     )]
     CredentialMissing,
     /// The credential is not valid. Only the log says why, so that an attacker learns nothing from
     /// the status.
-    #[error(
-        "the credential is not good here, or not any more; send another one as the metadata `authorization: \
-         Bearer CREDENTIAL`"
-    )]
+    #[error("the credential is invalid, expired or revoked; use another one")]
     CredentialRefused,
     /// Only operators may call the method.
     #[error("only an operator may call this method")]
     OperatorsOnly,
     /// The request ended without a message.
-    #[error("the method takes one message, and the request has none")]
+    #[error("the request has no message; this method takes one")]
     MessageMissing,
     /// The request has more messages than the method takes.
     #[error("{}", too_many_messages(*.limit))]
     TooManyMessages { limit: usize },
     /// The request did not arrive completely in time.
     #[error(
-        "the request did not arrive in whole within {}; end it, or send it at once",
+        "the request did not arrive completely within {}; send it at once, then end the stream",
         format_duration(*.limit)
     )]
     RequestTimeout { limit: Duration },
     /// The client's address exceeded its rate limit for calls.
     #[error(
-        "this address begins more than {per_second} calls a second, which is as many as may; try again later"
+        "rate limit of {per_second} calls per second for this address exceeded; try again later"
     )]
     TooManyCalls {
         per_second: NonZeroU32,
         retry_after: Duration,
     },
     /// The server has its maximum number of open calls.
-    #[error("{limit} calls are open, which is as many as this server takes; try again later")]
+    #[error("limit of {limit} open calls reached; try again later")]
     TooManyOpenCalls { limit: NonZeroUsize },
     /// The client's address has its maximum number of open calls.
-    #[error("{limit} calls of this address are open, which is as many as may; end another one")]
+    #[error("limit of {limit} open calls for this address reached; end one of them first")]
     TooManyOpenCallsOfAddress { limit: NonZeroUsize },
     /// The client's address sent too many invalid credentials; none from it is checked for a while.
-    #[error(
-        "so many credentials from this address were refused that none is looked at; try again later with a good one"
-    )]
+    #[error("too many invalid credentials from this address; try again later with a valid one")]
     TooManyRefusedCredentials { retry_after: Duration },
 }
 
@@ -191,9 +187,9 @@ impl fmt::Display for Canceller {
 /// Returns the message of [`CallError::TooManyMessages`].
 fn too_many_messages(limit: usize) -> String {
     match limit {
-        1 => "the method takes one message, and the request has more".to_owned(),
+        1 => "the request has more than one message; this method takes one".to_owned(),
         _ => {
-            format!("the request has more than {limit} messages; make another call for the others")
+            format!("the request has more than {limit} messages; send the others in another call")
         }
     }
 }
@@ -301,7 +297,7 @@ impl CallError {
                 cursor,
             } => Row {
                 quota: Some("rpc:maximum_hashes"),
-                quota_description: Some(format!("at most {hashes} hashes are tried for one RPC")),
+                quota_description: Some(format!("at most {hashes} hashes per call")),
                 ..Row::stopped(*code, R::HashBudgetSpent, cursor).with(HASHES_TRIED, hashes)
             },
             Self::OverLimit(limit) => match limit {
@@ -562,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_is_some_errors() {
+    fn every_reason_has_an_error() {
         let produced: HashSet<_> = cases().map(|(error, ..)| error.reason()).collect();
         let all = Reason::ALL.iter().map(|reason| reason.as_str());
         assert_eq!(produced, all.chain([BAD_REQUEST, BROKEN]).collect());
@@ -580,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_quotes_much_is_cut() {
+    fn a_message_that_quotes_long_text_is_cut() {
         for quoted in ["x".repeat(4000), "\u{1f980}".repeat(1000)] {
             let CallError::BadRequest { message, .. } = CallError::wrong("query", &*quoted) else {
                 panic!("another error");

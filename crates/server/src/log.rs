@@ -70,15 +70,15 @@ pub fn filter() -> Result<Targets> {
     let filter = text.parse().ok().filter(|_| has_levels);
     filter.with_context(|| {
         format!(
-            "HASHFINDER_LOG={text}: give off, error, warn, info, debug or trace, or TARGET=LEVEL; separate \
-             several with commas"
+            "invalid HASHFINDER_LOG={text}: expected off, error, warn, info, debug, trace or \
+             TARGET=LEVEL, separated by commas"
         )
     })
 }
 
 /// Whether a line of this level may be logged at all, whatever the filter says. Below warnings,
 /// libraries may log what is sent over a connection, including credentials.
-fn may_be_told(target: &str, level: Level) -> bool {
+fn may_be_logged(target: &str, level: Level) -> bool {
     let from = target.split_once("::").map_or(target, |(from, _)| from);
     OURS.contains(&from) || level <= Level::WARN
 }
@@ -109,7 +109,7 @@ pub fn to_stderr(filter: Targets, format: LogFormat) -> Result<Log> {
         .with_max_level(LevelFilter::TRACE)
         .with_writer(lines.clone())
         .log_internal_errors(false);
-    let cap = filter_fn(|line| may_be_told(line.target(), *line.level()));
+    let cap = filter_fn(|line| may_be_logged(line.target(), *line.level()));
     match format {
         LogFormat::Text => {
             let subscriber = subscriber.with_ansi(io::stderr().is_terminal());
@@ -158,7 +158,7 @@ impl Drop for Log {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.is_closed = true;
-        self.0.0.came.notify_all();
+        self.0.0.changed.notify_all();
         let waiting = self
             .0
             .0
@@ -178,7 +178,7 @@ struct Lines(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     /// Signalled when the first line is added, and when the log is closed.
-    came: Condvar,
+    changed: Condvar,
     /// Signalled when a batch of lines has been written.
     written: Condvar,
 }
@@ -202,10 +202,10 @@ impl Lines {
         loop {
             let state = self.lock();
             let nothing = |state: &mut State| state.waiting.is_empty() && !state.is_closed;
-            let state = self.0.came.wait_while(state, nothing);
+            let state = self.0.changed.wait_while(state, nothing);
             let state = state.unwrap_or_else(PoisonError::into_inner);
-            let came = (self.0.came).wait_timeout_while(state, PACE, |state| !state.is_closed);
-            let (mut state, _) = came.unwrap_or_else(PoisonError::into_inner);
+            let waited = (self.0.changed).wait_timeout_while(state, PACE, |state| !state.is_closed);
+            let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             if state.waiting.is_empty() {
                 return;
             }
@@ -235,7 +235,7 @@ impl Lines {
                 // A full pipe that another process has made non-blocking.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     let open = |state: &mut State| !state.is_closed;
-                    let waited = self.0.came.wait_timeout_while(self.lock(), PACE, open);
+                    let waited = self.0.changed.wait_timeout_while(self.lock(), PACE, open);
                     if waited.is_ok_and(|(state, _)| state.is_closed) {
                         break;
                     }
@@ -267,7 +267,7 @@ impl Write for Lines {
         state.waiting.extend_from_slice(line);
         drop(state);
         if is_first {
-            self.0.came.notify_all();
+            self.0.changed.notify_all();
         }
         Ok(line.len())
     }
@@ -297,8 +297,8 @@ mod tests {
     }
 
     #[test]
-    fn what_libraries_tell_of_connections_is_left_out() {
-        for (target, level, told) in [
+    fn library_lines_about_connections_are_left_out() {
+        for (target, level, is_logged) in [
             ("hashfinder", Level::TRACE, true),
             ("hashfinder_client", Level::TRACE, true),
             ("hashfinder_search::engine", Level::DEBUG, true),
@@ -313,12 +313,12 @@ mod tests {
             ("hashfinder_else", Level::TRACE, false),
             ("h2::hpack", Level::WARN, true),
         ] {
-            assert_eq!(may_be_told(target, level), told, "{target} {level}");
+            assert_eq!(may_be_logged(target, level), is_logged, "{target} {level}");
         }
     }
 
     #[test]
-    fn lines_come_whole_and_in_order_and_the_rest_is_counted() {
+    fn lines_are_whole_and_in_order_and_lost_ones_are_counted() {
         let lines = Lines(Arc::default());
         // The test reads nothing before all lines were written, so the log keeps only a part of
         // them.

@@ -76,7 +76,7 @@ impl Rejections {
         let field = error.field().map(str::to_owned);
         self.counts.refused(reason);
         let status = Status::from(error);
-        if self.may_log() {
+        if self.take_line() {
             // The status message is not logged: it may quote the request, which is private.
             tracing::info!(
                 method,
@@ -86,7 +86,7 @@ impl Rejections {
                 reason,
                 field,
                 why,
-                "call refused",
+                "call rejected",
             );
         }
         status
@@ -103,15 +103,15 @@ impl Rejections {
     ) {
         let reason = why.reason();
         self.counts.refused(reason);
-        if self.may_log() {
+        if self.take_line() {
             let peer = peer.map(tracing::field::display);
-            tracing::info!(method, peer, ?code, reason, "call refused");
+            tracing::info!(method, peer, ?code, reason, "call rejected");
         }
     }
 
     /// Takes a line of the limit. Returns `false`, and counts the rejection as left out, if none is
     /// left.
-    fn may_log(&self) -> bool {
+    fn take_line(&self) -> bool {
         let mut lines = self.lock();
         if lines.left_out == 0 && lines.left.try_take(LINES, Instant::now()).is_ok() {
             return true;
@@ -125,7 +125,7 @@ impl Rejections {
             runtime.spawn(async move {
                 sleep(SILENCE).await;
                 let left_out = rejections.end_silence();
-                tracing::warn!(refusals = left_out, "left out of the log");
+                tracing::warn!(refusals = left_out, "rejected calls left out of the log");
             });
         }
         false
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn a_flood_of_rejections_is_logged_in_part() {
         let rejections = Rejections::new(Counts::default());
-        let logged = (0..1000).filter(|_| rejections.may_log()).count();
+        let logged = (0..1000).filter(|_| rejections.take_line()).count();
         assert!((100..1000).contains(&logged), "{logged}");
         // Nothing is logged before the silence ends, however long that takes.
         assert_eq!(rejections.end_silence(), 1000 - logged as u64);

@@ -123,16 +123,16 @@ impl Settings {
     /// # Errors
     ///
     /// If a setting or a file is wrong, or if other machines could reach the server without TLS and
-    /// authentication. The messages use the names of the program's flags and settings.
+    /// authentication. The messages use the names of the program's settings.
     pub fn check(self) -> Result<Checked> {
         let too_heavy = |weight: &&NonZeroU32| weight.get() > MAXIMUM_WEIGHT;
         if let Some(weight) = self.searches.weights.values().find(too_heavy) {
-            bail!("--client-weight: {weight} is more than {MAXIMUM_WEIGHT}");
+            bail!("client-weight: {weight} is more than {MAXIMUM_WEIGHT}");
         }
         if let Some(Traces { share, .. }) = &self.traces
             && !(0.0..=1.0).contains(share)
         {
-            bail!("otlp-sampling: {share} is not from 0 to 1");
+            bail!("otlp-sampling: {share} is not between 0 and 1");
         }
         let limits = self.connections.limits(transport::open_files());
         let mut connections = limits.map_err(|error| match self.connections.connections {
@@ -156,7 +156,8 @@ impl Settings {
             None => Place::Nowhere,
             Some(Listen::Unix(path)) => {
                 let shown = path.display();
-                SockAddr::unix(path).with_context(|| format!("{shown} can be no socket's path"))?;
+                SockAddr::unix(path)
+                    .with_context(|| format!("{shown} is not a valid socket path"))?;
                 Place::Unix(path.clone())
             }
             Some(Listen::Tcp { at, reuse_port }) => {
@@ -168,17 +169,17 @@ impl Settings {
         }
         ensure!(
             self.metrics.is_none() || self.listen.is_some(),
-            "a server that listens nowhere has no port for metrics"
+            "metrics: the server listens on no address, so it has no metrics port"
         );
         let at = self.metrics.as_ref();
         let metrics_addresses = at.map(|at| transport::addresses(&at.host, at.port));
-        let metrics_addresses = metrics_addresses.transpose().context("for the metrics")?;
+        let metrics_addresses = metrics_addresses.transpose().context("metrics")?;
         if let (Some(metrics), Place::Tcp(addresses, _)) = (&metrics_addresses, &place)
             && let Some(metrics) = metrics.first()
             && metrics.port() != 0
             && addresses.first() == Some(metrics)
         {
-            bail!("metrics need a port of their own; {metrics} is the server's");
+            bail!("metrics: {metrics} is the server's address; use another port");
         }
         Ok(Checked {
             connections,
@@ -218,11 +219,13 @@ impl Checked {
         let address = listener.as_ref().map(Listener::address).transpose()?;
         let metrics_listener = metrics_addresses.map(|addresses| {
             let listener = Listener::tcp(&addresses, false);
-            listener.context("for the metrics")
+            listener.context("metrics")
         });
         let metrics_listener = metrics_listener.transpose()?;
         let owner = listener.as_ref().map(Listener::owner).transpose();
-        let owner = owner.context("cannot tell who runs this server")?.flatten();
+        let owner = owner
+            .context("cannot determine the user who runs this server")?
+            .flatten();
         let auth = Arc::new(auth.with_operators(operators(&settings, owner)));
 
         let kernel = settings.searches.kernel.unwrap_or_else(Kernel::best);
@@ -247,7 +250,8 @@ impl Checked {
         let traces = settings.traces.as_ref();
         let traces = traces.map(|traces| trace::Traces::to(&traces.collector, traces.share));
         let traces = traces.transpose()?;
-        let calls = metrics::Calls::new(&ALL_DESCRIPTORS).context("cannot read descriptors")?;
+        let calls =
+            metrics::Calls::new(&ALL_DESCRIPTORS).context("cannot read the service descriptors")?;
         let watches = [auth.watch()?, tls.as_ref().map(Tls::watch).transpose()?];
         let health = HealthReporter::new();
         for service in SERVICES {
@@ -493,7 +497,7 @@ impl Server {
             _tasks,
             _watches,
         } = self;
-        let listener = listener.context("there is nowhere to listen")?;
+        let listener = listener.context("no address to listen on")?;
         let closing = async {
             let reason = shutdown.await;
             tracing::info!(signal = %reason, calls = drain.active_calls(), "draining");
@@ -519,10 +523,10 @@ impl Server {
         let report = tokio::select! {
             drained = serving => {
                 let drained = drained?;
-                anyhow::ensure!(drain.is_closed(), "the server stopped by itself");
+                anyhow::ensure!(drain.is_closed(), "the server stopped unexpectedly");
                 tracing::info!(told = drained.told, forced = drained.forced, "drained");
                 if drained.left_behind {
-                    tracing::warn!("left behind connections that did not close");
+                    tracing::warn!("some connections did not close in time");
                 }
                 DrainReport {
                     stopped_calls: drained.told,
@@ -532,7 +536,7 @@ impl Server {
                 }
             }
             reason = at_once => {
-                tracing::warn!(signal = %reason, calls = drain.active_calls(), "leaving at once");
+                tracing::warn!(signal = %reason, calls = drain.active_calls(), "stopping at once");
                 if let Some(traces) = &traces {
                     traces.abandon().await;
                 }
@@ -599,7 +603,7 @@ fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
         tracing::warn!(
             workers,
             wanted,
-            "fewer threads search than wanted; raise the limit on threads"
+            "fewer search threads than wanted; raise the limit on threads"
         );
     }
     Ok(engine)
@@ -609,7 +613,7 @@ fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
 ///
 /// # Errors
 ///
-/// If the descriptors that reflection shows cannot be read, which a test would have seen.
+/// If the descriptors for reflection cannot be read. A test checks that they can.
 fn routes(
     searches: &Arc<Searches>,
     kernel: Kernel,
@@ -635,11 +639,11 @@ fn routes(
         .prepare())
 }
 
-/// Puts the layers around the services that look at every call.
+/// Wraps the services in the layers that check every call.
 ///
 /// # Errors
 ///
-/// If a method has no rule about who may call it, which a test would have seen.
+/// If a method has no authorization rule. A test checks that each has one.
 fn layered(
     routes: Routes,
     calls: &metrics::Calls,
@@ -649,7 +653,8 @@ fn layered(
     auth: Arc<Auth>,
     request_timeout: Duration,
 ) -> Result<Service> {
-    let rules = Rules::new(&ALL_DESCRIPTORS).context("not everything has its rule")?;
+    let rules =
+        Rules::new(&ALL_DESCRIPTORS).context("the access rules do not match the methods")?;
     let rules = Arc::new(rules);
     let auth = AuthLayer::new(
         auth,
@@ -669,13 +674,13 @@ fn layered(
 /// Logs where metrics are served, and a warning if other machines can reach them.
 fn warn_if_exposed(listener: &Listener) -> Result<()> {
     let address = listener.address()?;
-    tracing::info!(address, "showing metrics");
+    tracing::info!(address, "serving metrics");
     let is_open = |address: SocketAddr| !address.ip().to_canonical().is_loopback();
     if address.parse().is_ok_and(is_open) {
         tracing::warn!(
             address,
-            "other machines can reach the metrics, which have no TLS and no authentication; let a firewall \
-             keep strangers out"
+            "other machines can reach the metrics port, which has no TLS and no authentication; \
+             restrict it with a firewall"
         );
     }
     Ok(())

@@ -113,10 +113,10 @@ impl FromStr for HostPort {
     fn from_str(text: &str) -> Result<HostPort, &'static str> {
         let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
         let parts = parts.and_then(|(host, port)| Some((host, port.parse().ok()?)));
-        let (host, port) = parts.ok_or("give HOST:PORT, for instance 127.0.0.1:9464")?;
+        let (host, port) = parts.ok_or("expected HOST:PORT, for example 127.0.0.1:9464")?;
         // Else the last part of an address of IPv6 would pass for a port.
         if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
-            return Err("put the brackets around an IPv6 address, for instance [::1]:9464");
+            return Err("put an IPv6 address in brackets, for example [::1]:9464");
         }
         Ok(HostPort {
             host: host.to_owned(),
@@ -215,8 +215,9 @@ pub struct Calls {
     pub open: Option<NonZeroUsize>,
     /// Maximum number of open calls of one address. Default: a quarter of all.
     pub open_of_address: Option<NonZeroUsize>,
-    /// Maximum number of rejected credentials of an address in a second; ten times as many at once. Default:
-    /// 10. A program with an old key tries it a few times, and an attacker would need 2^256 guesses.
+    /// Maximum number of rejected credentials of an address in a second; ten times as many at
+    /// once. Default: 10. A program with an old key tries it a few times, and an attacker would
+    /// need 2^256 guesses.
     pub refused_credentials_per_second: NonZeroU32,
     /// Maximum time for a whole request to arrive. Default: 10 s. Clients send it with its headers;
     /// the rest is for a network that loses half of the packets.

@@ -458,9 +458,9 @@ impl SpanExporter for CountingExporter {
         self.counts.sent(exported.is_ok());
         let was_away = (self.counts.is_away).swap(exported.is_err(), Ordering::Relaxed);
         match &exported {
-            Ok(()) if was_away => tracing::info!("the collector takes spans again"),
+            Ok(()) if was_away => tracing::info!("the collector accepts spans again"),
             Err(error) if !was_away => {
-                tracing::warn!(%error, "the collector takes no spans; they are dropped");
+                tracing::warn!(%error, "cannot send spans to the collector; they are dropped");
             }
             _ => {}
         }
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_trace_is_believed_within_bounds() {
+    fn the_callers_trace_is_accepted_within_limits() {
         let long = "x=".repeat(MAX_STATE_LEN);
         for (pairs, expected) in [
             (&[][..], None),
@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn states() {
+    fn trace_states_are_validated() {
         let longest_key = format!("{}=1", "k".repeat(256));
         let longest_value = format!("k={}", "v".repeat(256));
         let tenant = format!("{}@{}=1", "t".repeat(241), "s".repeat(14));
@@ -590,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn the_queue_takes_what_has_room_and_counts_the_rest() {
+    fn the_queue_is_bounded_and_counts_lost_spans() {
         let counts = Counts::default();
         for _ in 0..MOST_WAITING {
             assert!(counts.take_place());

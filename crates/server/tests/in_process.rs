@@ -1,4 +1,4 @@
-//! Whole servers in this process, asked by real clients over real sockets.
+//! Whole servers in this process, called by real clients over real sockets.
 
 use std::{
     convert::Infallible,
@@ -35,10 +35,10 @@ use tonic::{
 };
 use tower_service::Service;
 
-/// Longer than anything here takes, on a machine that is very busy.
+/// Longer than any step takes, even on a very busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A search for it takes longer than any test.
+/// A name for which a search takes longer than any test.
 const ENDLESS: &str = "hashfinderhashfinderhash";
 
 /// A server that serves until it is asked to stop.
@@ -96,7 +96,7 @@ fn search(name: &str) -> SearchRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_of_default_settings_answers_and_stops() {
+async fn a_server_with_default_settings_answers_and_stops() {
     let server = Serving::start(Settings::default()).await;
     let connection = server.connect().await;
     let mut client = HashFinderClient::new(connection.channel());
@@ -117,13 +117,13 @@ async fn a_drain_stops_a_search_and_gives_it_a_cursor() {
     let connection = server.connect().await;
     let mut finder = FinderClient::new(connection.channel());
     let mut events = finder.search(search(ENDLESS)).await.unwrap().into_inner();
-    // It is under way once it has said so.
+    // The first event shows that the search has started.
     assert!(events.message().await.unwrap().is_some());
     let report = tokio::spawn(server.stop());
     let status = loop {
         match events.message().await {
             Ok(Some(event)) => assert!(!matches!(event.event, Some(Event::Candidate(_)))),
-            Ok(None) => panic!("a search that was stopped ended well"),
+            Ok(None) => panic!("a stopped search ended without an error"),
             Err(status) => break status,
         }
     };
@@ -177,7 +177,7 @@ async fn a_search_beyond_its_budget_is_stopped_and_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_goes_leaves_nothing_behind() {
+async fn a_client_that_disconnects_leaves_nothing_behind() {
     let server = Serving::start(Settings::default()).await;
     let connection = server.connect().await;
     let mut finder = FinderClient::new(connection.channel());
@@ -224,7 +224,7 @@ impl Service<http::Uri> for Pipe {
     }
 }
 
-/// Waits until a server has this many calls and searches.
+/// Waits until a server has exactly this number of calls and searches.
 async fn until(server: &Server, calls: usize, searches: usize) {
     let expected = Activity { calls, searches };
     let reached = async {
@@ -283,9 +283,10 @@ async fn a_drain_that_is_cut_short_waits_for_no_call() {
     assert!(report.cut_short && report.left_behind);
 }
 
-/// The port for metrics answered on after the server had stopped, and its engine was never dropped.
+/// Regression: the metrics port still answered after the server had stopped, and the engine was
+/// never dropped.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_has_stopped_leaves_its_ports() {
+async fn a_stopped_server_frees_its_ports() {
     let settings = Settings {
         metrics: Some(HostPort {
             host: "127.0.0.1".to_owned(),
@@ -305,7 +306,7 @@ async fn a_server_that_has_stopped_leaves_its_ports() {
         metrics.read_to_string(&mut answer).await.unwrap();
         assert!(answer.contains("200 OK"), "{answer}");
         server.stop().await;
-        // A task that was aborted drops what it has when its runtime comes to it.
+        // An aborted task drops its socket only when the runtime next runs it.
         let left = async {
             while TcpStream::connect((&*at.host, at.port)).await.is_ok() {
                 yield_now().await;
@@ -321,7 +322,7 @@ fn free_port() -> u16 {
 }
 
 #[tokio::test]
-async fn wrong_settings_are_told_from_a_system_that_refuses() {
+async fn setting_errors_differ_from_system_errors() {
     let open = Settings {
         listen: Some(Listen::Tcp {
             at: HostPort {

@@ -31,12 +31,12 @@ pub fn now() -> Result<Timestamp> {
 pub fn timestamp(time: SystemTime) -> Result<Timestamp> {
     Timestamp::try_from(time)
         .ok()
-        .context("the system's clock shows a time after 9999-12-30T22:00Z; set the clock")
+        .context("the system clock shows a time after 9999-12-30T22:00Z; set the clock")
 }
 
-/// Begins to read the user's time zone from its file, which can block, on a thread of its own. The
-/// result is empty until it has been read, and stays so if there is no thread for it or its file is
-/// not a regular one.
+/// Begins to read the user's time zone from its file, which can block, on a separate thread. The
+/// result is empty until it has been read, and stays so if the thread cannot be started or the file
+/// is not a regular one.
 #[must_use]
 pub fn time_zone() -> Arc<OnceLock<TimeZone>> {
     let zone = Arc::new(OnceLock::new());
@@ -63,9 +63,9 @@ mod tests {
     use super::*;
     use std::time::{Duration, UNIX_EPOCH};
 
-    /// With the clock at the end of the year 9999, `keys create` panicked.
+    /// Regression: with the clock at the end of the year 9999, `keys create` panicked.
     #[test]
-    fn a_time_that_the_calendar_does_not_have_is_an_error() {
+    fn a_time_beyond_the_calendar_is_an_error() {
         let at = |seconds| timestamp(UNIX_EPOCH + Duration::from_secs(seconds));
         assert_eq!(at(0).unwrap(), Timestamp::UNIX_EPOCH);
         let last = Timestamp::MAX.as_second().cast_unsigned();

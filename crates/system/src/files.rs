@@ -2,8 +2,8 @@
 //!
 //! A read can block indefinitely: a named pipe waits for a writer, a network mount for its server,
 //! a file under a lease for the lease's holder. So keys, certificates and sessions have to be
-//! regular files of limited size, and a process that handles signals reads them on a thread of
-//! their own: once with [`aside`](crate::threads::aside), repeatedly with [`Watch`].
+//! regular files of limited size, and a process that handles signals reads them on a separate
+//! thread: once with [`aside`](crate::threads::aside), repeatedly with [`Watch`].
 
 use std::{
     fmt,
@@ -20,8 +20,8 @@ use rustix::fs::OFlags;
 
 use crate::threads::start;
 
-/// Time that a look at files may take before the log reports that it is blocked: longer than a busy
-/// disk needs.
+/// Time that a check of files may take before the log reports that it is blocked: longer than a
+/// busy disk needs.
 const BLOCKED_AFTER: Duration = Duration::from_secs(10);
 
 /// Opens a regular file for reading, through symbolic links: Kubernetes mounts secrets as such.
@@ -175,7 +175,7 @@ impl Stamp {
     }
 }
 
-/// A thread that looks at files again and again, until this is dropped.
+/// A thread that checks files repeatedly, until this is dropped.
 #[must_use]
 pub struct Watch {
     _stop: Sender<()>,
@@ -212,7 +212,8 @@ impl Watch {
     }
 }
 
-/// Requests a look after each pause, until `stopped` is closed, and reports those that are blocked.
+/// Requests a check after each pause, until `stopped` is closed, and reports checks that are
+/// blocked.
 fn supervise(
     name: &str,
     pause: Duration,
@@ -229,13 +230,13 @@ fn supervise(
             Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => tracing::error!(
                 files = name,
-                "reading files has been blocked for 10 s; changes to them have no effect until it ends"
+                "reading files has been blocked for 10 s; changes to them are not applied"
             ),
         }
         if replies.recv().is_err() {
             return;
         }
-        tracing::info!(files = name, "reading files is not blocked any more");
+        tracing::info!(files = name, "reading files works again");
     }
 }
 
@@ -266,10 +267,10 @@ mod tests {
         assert_eq!(endless.to_string(), "it is larger than 64 KiB");
     }
 
-    /// A panic in a look, or one that is blocked, must not end the others or the process that drops
+    /// A check that panics or is blocked must not end the others, or block the process that drops
     /// the watch.
     #[test]
-    fn a_watch_looks_until_it_is_dropped() {
+    fn a_watch_checks_until_it_is_dropped() {
         let (looked, looks) = mpsc::channel();
         let gate = Arc::new(Mutex::new(()));
         let closed = gate.lock().unwrap();
@@ -278,14 +279,14 @@ mod tests {
         let watch = Watch::start("test", INSTANTLY, move || {
             count += 1;
             looked.send(count).unwrap();
-            assert_ne!(count, 1, "the first look panics");
+            assert_ne!(count, 1, "the first check panics");
             if count == 2 {
                 drop(waits.lock());
             }
         });
         let watch = watch.unwrap();
         assert_eq!((looks.recv(), looks.recv()), (Ok(1), Ok(2)));
-        // The second look is blocked, and dropping the watch does not wait for it.
+        // The second check is blocked, and dropping the watch does not wait for it.
         drop(watch);
         drop(closed);
         // Whatever it did since, it ends.

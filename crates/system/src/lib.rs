@@ -1,8 +1,8 @@
 //! Files, threads and the date: what the operating system may refuse, delay or set wrong.
 //!
 //! Reading a file can block indefinitely, a thread can be refused at any time, and the clock can
-//! show a year that no calendar has. Here each of these is an error, or happens on a thread of its
-//! own that can be abandoned, so that the server and the commands need not handle it.
+//! show a year that no calendar has. Here each of these is an error, or happens on a separate
+//! thread that can be abandoned, so that the server and the commands need not handle it.
 //!
 //! - [`files`] reads the regular files that users name, with a limit of size, and watches them.
 //! - [`threads`] starts the async runtimes, and threads for work that may block.

@@ -82,7 +82,7 @@ impl Drop for RunningTime {
     }
 }
 
-/// A [`RunningTime`] that is read by a task of its own.
+/// A [`RunningTime`] that a separate task reads.
 pub struct Stopwatch(Mutex<RunningTime>);
 
 impl Stopwatch {
@@ -133,8 +133,8 @@ mod tests {
         elapsed.last().unwrap()
     }
 
-    /// A search that was stopped for a night by ctrl-Z reported a rate of a few thousand secrets a
-    /// second.
+    /// Regression: a search that was stopped for a night by ctrl-Z reported a few thousand secrets
+    /// a second.
     #[test]
     fn time_while_the_process_was_stopped_does_not_count() {
         assert_eq!(ran([100, 200, 300]), ms(300));

@@ -19,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_quoted_cannot_control_a_terminal() {
+    fn quoted_text_cannot_control_a_terminal() {
         let plain =
             "caf\u{e9} \u{939}\u{93f}\u{928}\u{94d}\u{926}\u{940} \u{1f980} 'a' \"b\" C:\\d";
         assert_eq!(as_text(plain), plain);

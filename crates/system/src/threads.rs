@@ -17,8 +17,8 @@ use tokio::{
 };
 
 /// Error for a thread that the system refuses.
-pub const NO_THREAD: &str = "cannot start another thread; raise the limit (ulimit -u, or the container's limit \
-                             on processes), or end other processes of this user";
+pub const NO_THREAD: &str = "cannot start another thread; raise the limit (`ulimit -u`, or the \
+                             container's process limit) or end other processes of this user";
 
 /// Maximum time until the kernel has removed threads that have ended; it takes microseconds. If
 /// there are more threads than before after that, another part of the process has started them.
@@ -118,7 +118,7 @@ pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()>
     started.map_err(|error| io::Error::new(error.kind(), format!("{NO_THREAD}: {error}")))
 }
 
-/// Runs `work` on a thread of its own, for work that may block.
+/// Runs `work`, which may block, on a separate thread.
 ///
 /// Dropping the future abandons the work: it runs to its end, and its result is dropped.
 ///

@@ -48,12 +48,12 @@ pub fn of_certificate(error: &CertificateError) -> String {
             Some(names) => format!("is valid for {names}, not for {}", expected.to_str()),
             None => NAMELESS.to_owned(),
         },
-        CertificateError::InvalidPurpose => "has another purpose (extendedKeyUsage)".to_owned(),
+        CertificateError::InvalidPurpose => "is for another purpose (extendedKeyUsage)".to_owned(),
         CertificateError::InvalidPurposeContext { required, .. } => {
             let (whom, needed) = match required {
                 ExtendedKeyPurpose::ClientAuth => ("clients", "clientAuth"),
                 ExtendedKeyPurpose::ServerAuth => ("servers", "serverAuth"),
-                ExtendedKeyPurpose::Other(_) => ("this", "what is needed"),
+                ExtendedKeyPurpose::Other(_) => ("this purpose", "a required value"),
             };
             format!("is not for {whom}: its extendedKeyUsage lacks {needed}")
         }
@@ -79,7 +79,7 @@ pub fn of_webpki(error: &webpki::Error) -> String {
             "is a CA certificate; a server's or client's needs basicConstraints=CA:FALSE"
         }
         Error::EndEntityUsedAsCa => "was signed with a certificate that is not a CA certificate",
-        Error::InvalidCertValidity => "ends before it begins",
+        Error::InvalidCertValidity => "expires before it becomes valid",
         Error::InvalidSignatureForPublicKey => {
             "has an invalid signature: it was changed, or its authority has another key"
         }
@@ -111,7 +111,7 @@ pub fn of_rejection(alert: AlertDescription) -> Option<&'static str> {
         AlertDescription::DecryptError => "its signature cannot be verified",
         AlertDescription::UnknownCA => "it was signed by an unknown authority",
         AlertDescription::UnsupportedCertificate => {
-            "it has another purpose, or its type is not supported"
+            "it is for another purpose, or its type is not supported"
         }
         _ => return None,
     })
@@ -266,10 +266,10 @@ mod tests {
         !words.any(is_variant)
     }
 
-    /// `hashfinder find` said "does not take our certificate (UnknownCA)", the server's log
-    /// "received fatal alert: BadCertificate", and both "Other(OtherError(CaUsedAsEndEntity))".
+    /// Regression: `hashfinder find` said "does not take our certificate (UnknownCA)", the server's
+    /// log "received fatal alert: BadCertificate", and both "Other(OtherError(CaUsedAsEndEntity))".
     #[test]
-    fn errors_are_told_in_words() {
+    fn errors_are_described_in_words() {
         assert!(
             is_in_words("TLS 1.3, X25519 and extendedKeyUsage") && !is_in_words("(BadEncoding)")
         );
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_shown_bare_and_few() {
+    fn only_a_few_plain_names_are_shown() {
         let names = |all: &[&str]| {
             let all: Vec<String> = all.iter().map(|name| (*name).to_owned()).collect();
             super::names(&all)

@@ -57,15 +57,16 @@ pub fn identity(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Re
     let identity = CertifiedKey::from_der(certificates(certificate)?, private_key(key)?, provider);
     identity.map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => anyhow!(
-            "the key in {} does not belong to the first certificate in {}; give the one that it was made with",
+            "the private key in {} does not match the first certificate in {}; give the key of \
+             that certificate",
             key.display(),
             certificate.display()
         ),
         rustls::Error::InvalidCertificate(_) => wrong_certificate(1, certificate, &error),
         // The provider has no more precise error for a key that it cannot use.
         _ => anyhow!(
-            "the private key in {} is damaged, or its type is not supported; give one of RSA (2,048 to 4,096 \
-             bits), ECDSA (P-256 or P-384) or Ed25519",
+            "the private key in {} is damaged, or its type is not supported; use RSA (2,048 to \
+             4,096 bits), ECDSA (P-256 or P-384) or Ed25519",
             key.display()
         ),
     })
@@ -82,7 +83,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates = certificates.map_err(|error| damaged(path, &text, &error))?;
     ensure!(
         !certificates.is_empty(),
-        "there is no certificate in {}{}; give a PEM file, with a line -----BEGIN CERTIFICATE-----",
+        "no certificate in {}{}; give a PEM file with a line -----BEGIN CERTIFICATE-----",
         path.display(),
         instead(&text)
     );
@@ -96,7 +97,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
         Some(Err(error)) => Err(damaged(path, &text, &error)),
         None if is_encrypted(&text) => Err(encrypted(path)),
         None => bail!(
-            "there is no private key in {}{}; give a PEM file, with a line -----BEGIN PRIVATE KEY-----",
+            "no private key in {}{}; give a PEM file with a line -----BEGIN PRIVATE KEY-----",
             path.display(),
             instead(&text)
         ),
@@ -136,22 +137,20 @@ fn damaged(path: &Path, text: &[u8], error: &pem::Error) -> Error {
         pem::Error::MissingSectionEnd { end_marker } => {
             let label = String::from_utf8_lossy(end_marker);
             let label = label.escape_debug();
-            anyhow!("{path} is cut off: it has no line -----END {label}-----")
+            anyhow!("{path} is truncated: it has no line -----END {label}-----")
         }
         pem::Error::IllegalSectionStart { .. } => {
-            anyhow!(
-                "{path} is damaged: a line that begins a section does not end with five hyphens"
-            )
+            anyhow!("{path} is damaged: a -----BEGIN line does not end with five hyphens")
         }
-        _ => anyhow!("{path} is damaged: a section is not base64"),
+        _ => anyhow!("{path} is damaged: a section is not valid base64"),
     }
 }
 
 fn encrypted(path: &Path) -> Error {
     let path = path.display();
     anyhow!(
-        "the private key in {path} is encrypted; give it without a passphrase, as `openssl pkey -in {path}` \
-         prints it"
+        "the private key in {path} is encrypted; give it without a passphrase (`openssl pkey -in \
+         {path}` prints it)"
     )
 }
 
@@ -167,7 +166,7 @@ fn is_encrypted(text: &[u8]) -> bool {
 /// Returns what a file contains instead of the expected section, as a part of a message.
 fn instead(text: &[u8]) -> String {
     let Ok(text) = str::from_utf8(text) else {
-        return ": it is binary (DER or PKCS #12?), which `openssl` can convert".to_owned();
+        return ": it is binary, perhaps DER or PKCS #12 (convert it with `openssl`)".to_owned();
     };
     let label = |line: &str| {
         let label = line.trim().strip_prefix("-----BEGIN ")?;
@@ -189,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_file_holds_instead() {
+    fn the_actual_content_of_a_file_is_reported() {
         for (text, said) in [
             (&b""[..], ""),
             (b"nothing\n", ""),
@@ -204,7 +203,7 @@ mod tests {
             ),
             (
                 b"\x30\x82\x01\xff",
-                ": it is binary (DER or PKCS #12?), which `openssl` can convert",
+                ": it is binary, perhaps DER or PKCS #12 (convert it with `openssl`)",
             ),
         ] {
             assert_eq!(instead(text), said);

@@ -98,7 +98,7 @@ impl Admission {
     ///
     /// # Errors
     ///
-    /// Returns why there is no place.
+    /// Returns why the connection gets no place.
     pub fn admit(&self, address: Origin, now: Instant) -> Result<Place, Closed> {
         let rate = self.0.new_of_address;
         let mut state = self.lock();
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_no_more_than_its_share_and_gets_it_back() {
+    fn an_address_is_limited_to_its_share_until_a_connection_closes() {
         let admission = admission(10, 2);
         let now = Instant::now();
         let first = admission.admit(address(1), now).unwrap();
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_has_its_share_loses_its_longest_silent_connection() {
+    fn a_full_address_loses_its_longest_silent_connection() {
         let admission = admission(10, 3);
         let now = Instant::now();
         let other = admission.admit(address(2), now).unwrap();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn when_it_is_full_the_longest_silent_one_goes() {
+    fn a_full_server_loses_its_longest_silent_connection() {
         let admission = admission(3, 3);
         let now = Instant::now();
         let places = [1, 2, 3].map(|last| admission.admit(address(last), now).unwrap());
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_connects_no_more_often_than_it_may() {
+    fn new_connections_of_an_address_are_rate_limited() {
         let admission = admission(100, 100);
         let now = Instant::now();
         let connect = |last, now| admission.admit(address(last), now).map(drop);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn who_breaks_the_rules_has_to_wait_for_longer() {
+    fn a_client_that_breaks_the_rules_waits_longer() {
         let admission = admission(100, 100);
         let now = Instant::now();
         let after = |seconds| now + std::time::Duration::from_secs(seconds);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_are_gone_are_forgotten() {
+    fn idle_addresses_are_forgotten() {
         let admission = admission(1, 1);
         let mut now = Instant::now();
         for number in 0..10_000_u32 {

@@ -120,24 +120,20 @@ impl Default for Counts {
 impl Counts {
     /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "connections",
-            "Connections that are open",
-            self.open.clone(),
-        );
+        registry.register("connections", "Open connections", self.open.clone());
         registry.register(
             "connections_accepted",
-            "Connections that were taken",
+            "Accepted connections",
             self.accepted.clone(),
         );
         registry.register(
             "connections_closed",
-            "Connections that the server closed or did not take, by why",
+            "Connections that the server closed or rejected, by reason",
             self.closed.clone(),
         );
         registry.register_with_unit(
             "throttled",
-            "For how long connections in all were not read because too much came from them",
+            "Time for which rate limits paused reading, in seconds, summed over all connections",
             Unit::Seconds,
             self.throttled_seconds.clone(),
         );

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_however_the_bytes_are_cut() {
+    fn frames_are_found_however_the_bytes_are_split() {
         let frames: [(u8, u32, usize); 9] = [
             (4, 0, 0),
             (1, 1, 300),
@@ -135,7 +135,7 @@ mod tests {
             (7, 0, 20),
             (9, 1, 600),
             (200, 7, 1),
-            // A wrong length, so there is no error code.
+            // The length is wrong, so the error code is not read.
             (3, 1, 5),
         ];
         let mut bytes = vec![b'P'; PREFACE_LEN];

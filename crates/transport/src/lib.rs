@@ -1,5 +1,6 @@
-//! An HTTP/2 listener for a server that is open to strangers. It accepts connections, identifies
-//! the clients, and keeps unruly, broken and hostile clients from taking what others need.
+//! An HTTP/2 listener for a server that is open to untrusted clients. It accepts connections,
+//! identifies the clients, and keeps unruly, broken and hostile clients from taking what others
+//! need.
 //!
 //! Start with [`Server`]: it serves any [`tower_service::Service`] on the connections of a
 //! [`Listener`]. Each request carries its [`Peer`] and its [`OpenCall`] as extensions.

@@ -215,7 +215,7 @@ mod tests {
     };
 
     #[test]
-    fn who_says_nothing_is_cut_and_who_asks_nothing_is_told() {
+    fn silent_connections_are_cut_and_unused_ones_get_a_goaway() {
         let mut silent = Lifetime::new(LIMITS, BLOCKED);
         let mut snapshot = Snapshot {
             greeted: None,
@@ -244,7 +244,7 @@ mod tests {
     /// A change of activity does not wake the connection's task, so the task has to check often
     /// enough.
     #[test]
-    fn limits_below_that_of_the_handshake_count_from_the_end_of_the_handshake() {
+    fn limits_below_the_handshake_limit_count_from_the_end_of_the_handshake() {
         let limits = Lifetimes {
             first_request: seconds(2),
             ..LIMITS
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_and_unread_connections_leave_and_busy_ones_stay() {
+    fn idle_and_unread_connections_close_and_busy_ones_stay() {
         let mut idle = Lifetime::new(LIMITS, BLOCKED);
         assert_eq!(idle.step(seconds(149), IDLE), Step::Wait(seconds(150)));
         assert_eq!(idle.step(seconds(150), IDLE), Step::Leave(Closed::Idle));
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_takes_nothing_is_cut() {
+    fn a_client_that_stops_reading_its_socket_is_cut() {
         let busy = Snapshot {
             open: 2,
             blocked: Some(seconds(930)),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn age_comes_to_all_and_a_server_that_leaves_to_none() {
+    fn the_age_limit_applies_until_the_server_shuts_down() {
         let limits = Lifetimes {
             age: Some(seconds(70)),
             ..LIMITS

@@ -82,16 +82,14 @@ impl Listener {
                     let error = anyhow::Error::new(error);
                     let error = error.context(format!("cannot listen on {address}"));
                     failure = Some(if in_use {
-                        anyhow::anyhow!(
-                            "{error:#}; give another port, or port 0 to take a free one"
-                        )
+                        anyhow::anyhow!("{error:#}; use another port, or port 0 for any free port")
                     } else {
                         error
                     });
                 }
             }
         }
-        Err(failure.unwrap_or_else(|| anyhow!("there is no address to listen on")))
+        Err(failure.unwrap_or_else(|| anyhow!("no address to listen on")))
     }
 
     /// Listens on a Unix socket. The file is removed when the listener is dropped. A socket file
@@ -105,13 +103,13 @@ impl Listener {
         let is_socket = fs::symlink_metadata(path).map(|file| file.file_type().is_socket());
         match is_socket {
             Ok(true) => match probe(path) {
-                Ok(()) => bail!("a server is listening on {shown} already"),
+                Ok(()) => bail!("cannot listen on {shown}: another server is listening there"),
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                     fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))?;
                 }
                 Err(error) => return Err(error).with_context(|| format!("cannot use {shown}")),
             },
-            Ok(false) => bail!("{shown} is there already and is no socket"),
+            Ok(false) => bail!("cannot listen on {shown}: the file exists and is not a socket"),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("cannot use {shown}")),
         }
@@ -236,7 +234,7 @@ impl Stream for Listener {
             match stream {
                 Ok(stream) => {
                     if std::mem::take(&mut self.has_failed) {
-                        tracing::info!("connections are accepted again");
+                        tracing::info!("accepting connections again");
                     }
                     return Poll::Ready(Some(Ok(Connection::new(stream))));
                 }
@@ -244,7 +242,7 @@ impl Stream for Listener {
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     if !std::mem::replace(&mut self.has_failed, true) {
-                        tracing::error!(%error, "connections cannot be accepted");
+                        tracing::error!(%error, "cannot accept connections");
                     }
                     self.pause = Some(Box::pin(sleep(PAUSE)));
                 }
@@ -273,14 +271,14 @@ enum Socketed {
 
 impl Connection {
     fn new(stream: Socketed) -> Connection {
-        let address = |stream: &TcpStream| stream.peer_addr().map_or(Who::Nobody, Who::Address);
+        let address = |stream: &TcpStream| stream.peer_addr().map_or(Who::Unknown, Who::Address);
         let who = match &stream {
             // A client that has already disconnected has no address, and sends no request.
             Socketed::Tcp(stream) => address(stream),
             Socketed::Tls(stream) => address(stream.get_ref().0),
             Socketed::Unix(stream) => {
                 let credentials = stream.peer_cred();
-                credentials.map_or(Who::Nobody, |peer| Who::User(peer.uid()))
+                credentials.map_or(Who::Unknown, |peer| Who::User(peer.uid()))
             }
         };
         let peer = Peer::new(who, next_number());

@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_is_read_in_portions_and_between_them_there_is_time_to_write() {
+    fn input_is_read_in_portions_with_time_to_write_between_them() {
         let now = Instant::now();
         let limits = FloodLimits {
             control_frames: NonZeroU32::new(100_000).unwrap(),
@@ -654,7 +654,7 @@ mod tests {
     }
 
     #[test]
-    fn control_frames_come_with_calls_and_data() {
+    fn control_frames_are_free_with_calls_and_data() {
         let mut connection = Connection::new();
         connection.gets(&frames(8, 20)).unwrap();
         let mut call = frame(1, 1);
@@ -679,7 +679,7 @@ mod tests {
 
     /// Regression test: a client whose requests were all rejected did not appear in the log.
     #[test]
-    fn requests_that_are_rejected_as_malformed_are_known() {
+    fn malformed_requests_are_noticed() {
         let mut connection = Connection::new();
         let reset = |code: u32| [&[0, 0, 4, 3, 0, 0, 0, 0, 1][..], &code.to_be_bytes()].concat();
         // NO_ERROR, REFUSED_STREAM and CANCEL are sent for well-formed requests.
@@ -690,7 +690,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_of_one_address_share_what_it_may_do() {
+    fn connections_of_one_address_share_its_limits() {
         let now = Instant::now();
         let shared = Arc::new(Mutex::new(Shared::new(LIMITS, now)));
         let mut waits = Vec::new();
@@ -744,7 +744,7 @@ mod tests {
     }
 
     #[test]
-    fn of_the_streams_that_are_begun_at_once_few_are_read() {
+    fn bursts_of_streams_are_limited() {
         let now = Instant::now();
         let shared = Arc::new(Mutex::new(Shared::new(LIMITS, now)));
         let begun: Vec<u8> = (0..100).flat_map(|n| frame(1, 2 * n + 1)).collect();

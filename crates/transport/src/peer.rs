@@ -24,7 +24,8 @@ pub(crate) enum Who {
     Address(SocketAddr),
     /// A user of this machine, connected through a Unix socket.
     User(u32),
-    Nobody,
+    /// The peer has no address: it is gone, or there was no connection.
+    Unknown,
 }
 
 /// Key by which connections are counted before authentication. For IPv6 it is always a /64 network,
@@ -36,7 +37,7 @@ pub enum Origin {
     /// A user of this machine.
     User(u32),
     /// The peer was gone before its address could be read.
-    Nobody,
+    Unknown,
 }
 
 impl Origin {
@@ -64,11 +65,10 @@ impl Peer {
         matches!(self.who, Who::User(_))
     }
 
-    /// Returns a peer without an address: it is gone already, or there is no connection, as in
-    /// tests.
+    /// Returns a peer without an address: it is gone already, or has no connection, as in tests.
     #[must_use]
-    pub fn nobody() -> Peer {
-        Peer::new(Who::Nobody, 0)
+    pub fn unknown() -> Peer {
+        Peer::new(Who::Unknown, 0)
     }
 
     /// Returns the key by which connections are counted before authentication.
@@ -77,7 +77,7 @@ impl Peer {
         match self.who {
             Who::Address(address) => Origin::of_address(address.ip()),
             Who::User(id) => Origin::User(id),
-            Who::Nobody => Origin::Nobody,
+            Who::Unknown => Origin::Unknown,
         }
     }
 
@@ -87,7 +87,7 @@ impl Peer {
         match self.who {
             Who::Address(address) => ClientName::of_address(address.ip()),
             Who::User(id) => ClientName::of_user(id),
-            Who::Nobody => ClientName::of_nobody(),
+            Who::Unknown => ClientName::unknown(),
         }
     }
 
@@ -96,7 +96,7 @@ impl Peer {
     pub fn address(&self) -> Option<SocketAddr> {
         match self.who {
             Who::Address(address) => Some(address),
-            Who::User(_) | Who::Nobody => None,
+            Who::User(_) | Who::Unknown => None,
         }
     }
 }
@@ -106,7 +106,7 @@ impl fmt::Display for Peer {
         match self.who {
             Who::Address(address) => address.fmt(f),
             Who::User(id) => write!(f, "user:{id}"),
-            Who::Nobody => f.write_str("nobody"),
+            Who::Unknown => f.write_str("nobody"),
         }
     }
 }
@@ -141,9 +141,9 @@ fn first_64(address: Ipv6Addr) -> Ipv6Addr {
 pub struct ClientName(Arc<str>);
 
 impl ClientName {
-    /// Returns the name of a peer without an address.
+    /// Returns the name of a peer without an address: `nobody`.
     #[must_use]
-    pub fn of_nobody() -> ClientName {
+    pub fn unknown() -> ClientName {
         ClientName(Arc::from("nobody"))
     }
 
@@ -213,9 +213,7 @@ impl FromStr for ClientName {
             _ => text.parse().ok().map(ClientName::of_address),
         };
         name.ok_or_else(|| {
-            "give an IP address, user: and a user's number, key: and a key's id, jwt: and a subject, or \
-             cert: and a certificate's name"
-                .to_owned()
+            "expected an IP address, user:ID, key:ID, jwt:SUBJECT or cert:NAME".to_owned()
         })
     }
 }
@@ -225,7 +223,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn origins() {
+    fn origins_are_addresses_or_networks() {
         for (address, origin) in [
             ("10.0.0.7", "10.0.0.7"),
             ("::ffff:10.0.0.7", "10.0.0.7"),
@@ -240,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn client_names() {
+    fn client_names_are_parsed() {
         for (text, name) in [
             ("10.0.0.7", "ip:10.0.0.7"),
             ("::ffff:10.0.0.7", "ip:10.0.0.7"),

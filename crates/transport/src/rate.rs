@@ -81,7 +81,7 @@ mod tests {
     };
 
     #[test]
-    fn so_many_at_once_and_then_so_many_a_second() {
+    fn a_burst_passes_and_then_the_rate_applies() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut bucket = Bucket::new(RATE, start);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_overdrawn_is_paid_back() {
+    fn debts_are_paid_back() {
         let start = Instant::now();
         let mut bucket = Bucket::new(RATE, start);
         bucket.take(RATE, 3.0, start);

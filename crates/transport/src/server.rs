@@ -210,8 +210,8 @@ where
         let connection = match secured {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
-                if self.may_tell() {
-                    tracing::info!(%peer, %error, "no TLS handshake");
+                if self.take_line() {
+                    tracing::info!(%peer, %error, "TLS handshake failed");
                 }
                 self.counts.closed(Closed::Tls);
                 return;
@@ -234,7 +234,7 @@ where
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (began, peer) = (Instant::now(), Peer::new(Who::Nobody, next_number()));
+        let (began, peer) = (Instant::now(), Peer::new(Who::Unknown, next_number()));
         let admission = self.limits.admission();
         let Ok(place) = admission.admit(peer.origin(), began) else {
             // These limits admit no connection at all.
@@ -273,12 +273,12 @@ where
         };
         let mut lifetime = Lifetime::new(self.lifetimes(peer.connection), self.limits.blocked);
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(io), calls));
-        let (mut is_leaving, mut has_told) = (false, false);
+        let (mut is_leaving, mut has_logged) = (false, false);
         let why = loop {
             let until = match lifetime.step(began.elapsed(), activity.snapshot()) {
                 Step::Wait(until) => began.checked_add(until),
                 Step::Leave(why) => {
-                    tracing::debug!(%peer, %why, "closing a connection");
+                    tracing::debug!(%peer, %why, "closing connection");
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
@@ -297,7 +297,7 @@ where
             let served = poll_fn(|cx| {
                 let ended = connection.as_mut().poll(cx);
                 // One line is enough: a client may send thousands of malformed requests.
-                if activity.take_rejected() && !std::mem::replace(&mut has_told, true) {
+                if activity.take_rejected() && !std::mem::replace(&mut has_logged, true) {
                     self.rejected(&peer);
                 }
                 ended
@@ -307,7 +307,7 @@ where
                     let Err(error) = ended else {
                         break activity.closed().or(lifetime.why());
                     };
-                    tracing::debug!(%peer, %error, "a connection ended");
+                    tracing::debug!(%peer, %error, "connection failed");
                     let why = activity.closed().or_else(|| of_library(&error));
                     if matches!(why, Some(Closed::Calm | Closed::Broken)) {
                         place.broke(Instant::now());
@@ -339,8 +339,8 @@ where
         }
     }
 
-    /// Whether the rate limit allows a log line that a peer caused.
-    fn may_tell(&self) -> bool {
+    /// Takes a log line that a peer caused from the rate limit. Returns whether there was one left.
+    fn take_line(&self) -> bool {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.try_take(LINES, Instant::now()).is_ok()
     }
@@ -348,17 +348,17 @@ where
     /// Logs that a request was rejected as malformed before the service saw it. The HTTP/2 library
     /// gives no details.
     fn rejected(&self, peer: &Peer) {
-        if !self.may_tell() {
+        if !self.take_line() {
             return;
         }
         if peer.is_user() {
             tracing::warn!(
                 %peer,
-                "a request was rejected (PROTOCOL_ERROR): its :authority is probably the socket's path; set the \
-                 client's authority to localhost"
+                "request rejected (PROTOCOL_ERROR): its :authority is probably the socket's path; \
+                 set the client's authority to localhost"
             );
         } else {
-            tracing::warn!(%peer, "a request was rejected as malformed HTTP/2 (PROTOCOL_ERROR)");
+            tracing::warn!(%peer, "request rejected as malformed HTTP/2 (PROTOCOL_ERROR)");
         }
     }
 
@@ -366,7 +366,7 @@ where
         self.counts.closed(why);
         match why {
             Closed::TooManyResets | Closed::TooManyControlFrames | Closed::Calm => {
-                if self.may_tell() {
+                if self.take_line() {
                     tracing::warn!(%peer, reason = %why, "connection closed");
                 }
             }
@@ -452,9 +452,9 @@ where
             this.called.set(called);
         }
         let called = this.called.as_mut().as_pin_mut();
-        let response = ready!(called.expect("polled after it was made").poll(cx))?;
+        let response = ready!(called.expect("the service was called above").poll(cx))?;
         this.called.set(None);
-        let call = this.call.take().expect("polled after it was ready");
+        let call = this.call.take().expect("polled after completion");
         Poll::Ready(Ok(response.map(|body| WatchedBody::new(body, call))))
     }
 }

@@ -137,9 +137,9 @@ impl Settings {
 /// A process may open fewer files than its connections need.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this process may open only {files} files, and a server needs {OTHER_FILES} besides its connections; raise that \
-     limit (`ulimit -n`, or LimitNOFILE of the unit){}",
-    .fitting.map_or_else(String::new, |fitting| format!(", or give {fitting} or less"))
+    "this process may open only {files} files, and a server needs {OTHER_FILES} besides its \
+     connections; raise the limit (`ulimit -n`, or LimitNOFILE of the systemd unit){}",
+    .fitting.map_or_else(String::new, |fitting| format!(", or set at most {fitting}"))
 )]
 pub struct TooFewFiles {
     /// Number of files that it may open.
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_stay_below_the_files() {
+    fn connections_stay_below_the_file_limit() {
         let limits = |connections: Option<usize>, files| {
             let settings = Settings {
                 connections: connections.and_then(NonZeroUsize::new),
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(limits(None, 65), Ok((1, 1)));
         let too_many = limits(Some(961), 1024).unwrap_err().to_string();
         assert!(too_many.contains("LimitNOFILE"), "{too_many}");
-        assert!(too_many.ends_with("or give 960 or less"), "{too_many}");
+        assert!(too_many.ends_with("or set at most 960"), "{too_many}");
         // No number of connections is right then.
         for given in [None, Some(1)] {
             let none = limits(given, 64).unwrap_err();

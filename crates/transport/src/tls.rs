@@ -188,7 +188,7 @@ impl Tls {
     }
 
     /// Performs the handshake with a client. Returns the connection, and the client's certificate
-    /// if it sent one. There is no time limit. Dropping the future closes the connection.
+    /// if it sent one. It has no time limit. Dropping the future closes the connection.
     ///
     /// # Errors
     ///
@@ -202,7 +202,7 @@ impl Tls {
         let mut stream = match acceptor.accept(tcp).into_fallible().await {
             Ok(stream) => stream,
             Err((error, tcp)) => {
-                // After any other error there is no peer left to read the alert.
+                // After any other error, no peer is left to read the alert.
                 if error.kind() == ErrorKind::InvalidData {
                     linger(tcp).await;
                 }
@@ -215,7 +215,7 @@ impl Tls {
             // none.
             let _ = stream.shutdown().await;
             linger(stream.into_inner().0).await;
-            let why = "the client does not ask for HTTP/2 (ALPN h2)";
+            let why = "the client does not offer HTTP/2 (ALPN h2)";
             return Err(io::Error::new(ErrorKind::InvalidData, why));
         }
         let certificate = session.peer_certificates().and_then(|chain| {
@@ -268,7 +268,7 @@ impl Tls {
         }
         match read {
             Ok(new) => {
-                tracing::info!("new certificates are in use");
+                tracing::info!("certificates reloaded");
                 *config.lock().unwrap_or_else(PoisonError::into_inner) = new;
                 // These files are new, so warnings that still apply are logged again.
                 seen.warned.clear();
@@ -279,7 +279,7 @@ impl Tls {
             }
             Err(error) => tracing::error!(
                 error = format_args!("{error:#}"),
-                "new certificates cannot be used, the old ones stay in use"
+                "cannot use the new certificates; the old ones stay in use"
             ),
         }
         seen.settled = stamps;
@@ -451,7 +451,7 @@ impl TlsFiles {
 fn readable_by_others(key: &Path) -> Option<Warning> {
     const OTHERS: u32 = 0o007;
     let mode = fs::metadata(key).ok()?.mode();
-    let what = "other users of this machine can read the private key; chmod o= prevents that";
+    let what = "other users of this machine can read the private key; use `chmod o=`";
     (mode & OTHERS != 0).then(|| Warning::of_file(key, what))
 }
 
@@ -492,7 +492,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_clients() {
+    fn certificates_yield_client_names() {
         // Certificates with all kinds of names. The line above each describes it.
         let all = CertificateDer::pem_slice_iter(include_bytes!("names.pem"));
         let all: Vec<CertificateDer<'_>> = all.map(Result::unwrap).collect();

@@ -113,14 +113,14 @@ impl Warning {
             });
         }
         if now < one.not_before {
-            let what = format!("{whose} is not valid yet; {reject} (is the clock right?)");
+            let what = format!("{whose} is not valid yet; {reject}; check the clock");
             return Some(Warning {
                 not_before,
                 ..warning(what)
             });
         }
         if one.ends_soon(now) {
-            let what = format!("{whose} expires soon; replace the file, no restart is needed");
+            let what = format!("{whose} expires soon; replace the file (no restart needed)");
             return Some(Warning {
                 not_after,
                 ..warning(what)
@@ -133,8 +133,8 @@ impl Warning {
     /// trusted because it is in the file, whatever its certificate says, so its expiry has no
     /// effect. An operator may expect otherwise.
     pub(crate) fn of_authority(file: &Path, one: &Validity, now: UnixTime) -> Option<Warning> {
-        let what = "an authority for clients has expired, but the server still trusts it; remove it from the file to \
-                    reject what it signed";
+        let what = "an authority for client certificates has expired, but the server still trusts \
+                    it; remove it from the file to reject the certificates that it signed";
         (one.not_after < now).then(|| Warning {
             not_after: Some(one.not_after),
             ..Warning::of_certificate(file, one.number, what)
@@ -263,7 +263,7 @@ mod tests {
     /// Regression test: the log had a warning only if a certificate had expired when its file was
     /// read.
     #[test]
-    fn a_certificate_is_warned_of_once_for_each_time_that_comes() {
+    fn a_certificate_gets_one_warning_per_stage() {
         const BEGIN: u64 = 1_000 * DAY;
         for (days, soon) in [(90, 14 * DAY), (8, 2 * DAY), (1, 6 * HOUR)] {
             let end = BEGIN + days * DAY;
@@ -303,14 +303,14 @@ mod tests {
             assert!(
                 expired
                     .what
-                    .contains("an authority for clients has expired")
+                    .contains("an authority for client certificates has expired")
             );
         }
     }
 
     /// `openssl x509 -dates` prints the first days of 2026 and 2036.
     #[test]
-    fn validity_is_as_openssl_reads_it() {
+    fn validity_matches_openssl() {
         let all = CertificateDer::pem_slice_iter(include_bytes!("names.pem"));
         let first = all.map(Result::unwrap).next().unwrap();
         let [validity] = &Validity::of_all(&[first])[..] else {

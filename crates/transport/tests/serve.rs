@@ -1,4 +1,4 @@
-//! A whole listener with a service that answers every request, asked by an HTTP/2 client.
+//! A whole listener with a service that answers every request, called by an HTTP/2 client.
 
 use std::{
     convert::Infallible,
@@ -14,11 +14,11 @@ use tokio::{io::AsyncReadExt, net::TcpStream, sync::oneshot, task::JoinHandle};
 use tonic::body::Body;
 use tower_service::Service;
 
-/// Answers with who asks.
+/// Answers with the caller's name.
 #[derive(Clone)]
-struct WhoAsks;
+struct Caller;
 
-impl Service<Request<Body>> for WhoAsks {
+impl Service<Request<Body>> for Caller {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Ready<Result<Response<Body>, Infallible>>;
@@ -39,12 +39,13 @@ impl Service<Request<Body>> for WhoAsks {
     }
 }
 
-/// Starts a server with these settings; gives its address, and what stops it and waits for its end.
+/// Starts a server with these settings. Returns its address, a sender that stops it, and a handle
+/// to wait for its end.
 fn serve(settings: &Settings) -> (String, oneshot::Sender<()>, JoinHandle<()>) {
     let listener = Listener::tcp(&["127.0.0.1:0".parse().unwrap()], false).unwrap();
     let address = listener.address().unwrap();
     let limits = settings.limits(1024).unwrap();
-    let server = Server::new(WhoAsks, None, limits, Counts::default(), Arc::new(|_| {}));
+    let server = Server::new(Caller, None, limits, Counts::default(), Arc::new(|_| {}));
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = async move {
         let stopped = async {
@@ -75,14 +76,14 @@ async fn a_request_carries_its_peer_and_its_call() {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_makes_room_for_the_next() {
+async fn a_silent_connection_makes_room_for_the_next() {
     let settings = Settings {
         connections: Some(NonZeroUsize::MIN),
         ..Settings::default()
     };
     let (address, _stop, _served) = serve(&settings);
     let mut silent = TcpStream::connect(&address).await.unwrap();
-    // Accepted after it, and with a request.
+    // This connection is accepted later, and sends a request.
     get(&address).await;
     assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
 }

@@ -266,8 +266,8 @@ async fn deadlines(Size { deadlines, .. }: Size) {
     }
     let mut late: Vec<f64> = ended.try_iter().collect();
     late.sort_by(f64::total_cmp);
-    let told = late.len() as u64;
-    assert_eq!(told, deadlines);
+    let reported = late.len() as u64;
+    assert_eq!(reported, deadlines);
     assert_eq!(working.join().unwrap(), deadlines);
     let at = |share: f64| late[((late.len() - 1) as f64 * share) as usize];
     println!(
@@ -282,7 +282,7 @@ async fn deadlines(Size { deadlines, .. }: Size) {
         "ms past the deadline until a call has ended, worst\t{}",
         at(1.0)
     );
-    println!("of {deadlines} calls with deadlines, ended with DEADLINE_EXCEEDED\t{told}");
+    println!("of {deadlines} calls with deadlines, ended with DEADLINE_EXCEEDED\t{reported}");
 }
 
 /// A header that only this server understands.

@@ -115,14 +115,14 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
     println!("to a thousand: done");
 
     let status = ask(u64::MAX, Duration::from_millis(50)).await.unwrap_err();
-    println!("to the end of all numbers: {}", status.message());
+    println!("to the largest number: {}", status.message());
     assert_eq!(status.code(), Code::DeadlineExceeded);
     // The caller knows at once; the core is free when the work has checked its flag.
     while limit.active_work() > 0 {
         tokio::task::yield_now().await;
     }
     println!(
-        "counts that were broken off: {}",
+        "counts that were stopped: {}",
         stopped.load(Ordering::SeqCst)
     );
     assert_eq!(stopped.load(Ordering::SeqCst), 1);

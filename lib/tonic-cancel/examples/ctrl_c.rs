@@ -40,7 +40,7 @@ impl Health for Endless {
         &self,
         _: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
-        Err(Status::unimplemented("this server has a stream alone"))
+        Err(Status::unimplemented("this server has only a stream"))
     }
 
     type WatchStream = OneMessage;

@@ -48,7 +48,7 @@ impl Health for Proxy {
     type WatchStream = Nothing;
 
     async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Nothing>, Status> {
-        Err(Status::unimplemented("this proxy has unary calls alone"))
+        Err(Status::unimplemented("this proxy has only unary calls"))
     }
 }
 
@@ -77,7 +77,7 @@ impl Health for Backend {
     type WatchStream = Nothing;
 
     async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Nothing>, Status> {
-        Err(Status::unimplemented("this backend has unary calls alone"))
+        Err(Status::unimplemented("this backend has only unary calls"))
     }
 }
 
@@ -123,7 +123,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
     println!("the backend has {left:.0?} left of the client's minute");
     assert!(left <= Duration::from_secs(60));
 
-    call.cancel_with_reason("nobody wants to know any more");
+    call.cancel_with_reason("the result is no longer needed");
     println!("the client: {}", call.await.unwrap_err().message());
     let end = ends.recv().await.ok_or("the backend's call never ended")?;
     println!(

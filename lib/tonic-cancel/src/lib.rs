@@ -44,7 +44,7 @@
 //! The exact guarantees, and what happens when a future or handle is dropped, are described in
 #![cfg_attr(
     all(feature = "client", feature = "server"),
-    doc = "[`semantics`]; whoever comes from gRPC in Python, Go or Java finds its words in [`coming_from`]."
+    doc = "[`semantics`]. For users of gRPC in Python, Go and Java, [`coming_from`] lists the equivalents."
 )]
 //!
 //! # Server
@@ -62,7 +62,7 @@ use tonic_cancel::CallContext;
 async fn report(request: Request<String>) -> Result<Response<u64>, Status> {
     let context = CallContext::of(&request);
     context.add_callback(|end| println!(\"it ended with {:?}, {:?}\", end.code, end.cancelled));
-    // One atomic load every so often; the work is never killed, it is told.
+    // The work stops by itself: checking the flag costs one atomic load.
     let sum = context.run_blocking(|stop| (0..1_000_000_u64).take_while(|_| !stop.is_requested()).sum());
     Ok(Response::new(sum.await?))
 }
@@ -102,7 +102,7 @@ let options = CallOptions::new().timeout(Duration::from_secs(60));
 let mut call = Call::start(request, options, |request| async move { client.check(request).await });
 let canceller = call.canceller();
 if call.result(Duration::from_millis(100)).await.is_err() {
-    // Still running. Let somebody else decide how long is too long.
+    // Still running, so give up. A canceller can also be moved to another task.
     canceller.cancel();
 }
 # }
@@ -123,9 +123,9 @@ if call.result(Duration::from_millis(100)).await.is_err() {
 //! ```
 //! # use tonic::transport::Endpoint;
 //! let endpoint = Endpoint::from_static("http://127.0.0.1:50051")
-//!     // How many frames may arrive for streams that are forgotten; 1,024 otherwise.
+//!     // Maximum number of frames for cancelled streams. Default: 1,024.
 //!     .http2_max_local_error_reset_streams(None)
-//!     // Half of it is what small messages for cancelled streams may use up in all.
+//!     // Small messages for cancelled streams may use up half of it in total.
 //!     .initial_connection_window_size((1 << 31) - 1);
 //! ```
 //!
@@ -139,7 +139,7 @@ if call.result(Duration::from_millis(100)).await.is_err() {
     not(all(feature = "client", feature = "server")),
     allow(
         rustdoc::broken_intra_doc_links,
-        reason = "half of what the documentation speaks of is not there"
+        reason = "the documentation links to items of both halves"
     )
 )]
 

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_is_never_less_and_hardly_more() {
+    fn a_written_timeout_is_never_shorter_and_hardly_longer() {
         let day = Duration::from_secs(24 * 60 * 60);
         for timeout in [
             Duration::ZERO,
@@ -84,19 +84,19 @@ mod tests {
             400 * day,
             100_000 * day,
         ] {
-            let told = value(timeout).unwrap();
-            let told = parse_value(told.to_str().unwrap()).unwrap();
-            assert!(told >= timeout, "{timeout:?} is told as {told:?}");
+            let encoded = value(timeout).unwrap();
+            let encoded = parse_value(encoded.to_str().unwrap()).unwrap();
+            assert!(encoded >= timeout, "{timeout:?} is written as {encoded:?}");
             assert!(
-                told - timeout <= timeout / 50_000,
-                "{timeout:?} is told as {told:?}"
+                encoded - timeout <= timeout / 50_000,
+                "{timeout:?} is written as {encoded:?}"
             );
         }
         assert_eq!(value(Duration::MAX), None);
     }
 
     #[test]
-    fn values() {
+    fn values_are_parsed() {
         for (value, expected) in [
             ("1H", Some(Duration::from_secs(3600))),
             ("2M", Some(Duration::from_secs(120))),

@@ -91,7 +91,7 @@ impl Health for Behaving {
                 let began = Instant::now();
                 while !stop.is_requested() {
                     // The test's own timeout may need the thread that this blocks.
-                    assert!(began.elapsed() < PATIENCE, "nobody told it to stop");
+                    assert!(began.elapsed() < PATIENCE, "the flag was not set");
                     std::thread::yield_now();
                 }
                 self.seen.send(Seen::Stopped).unwrap();
@@ -338,7 +338,7 @@ async fn the_client_drops_its_handle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_detached_call_goes_on() {
+async fn a_detached_call_continues() {
     let mut server = TestServer::start().await;
     let call = check(&server, "polite", UNTIL_CANCELLED).await;
     server.began().await;
@@ -470,7 +470,7 @@ async fn the_server_cancels_with_a_status_and_its_details() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_is_unknown_and_hurts_nobody_else() {
+async fn a_panic_ends_only_its_own_call_with_unknown() {
     let mut server = TestServer::start().await;
     let mut bystander = watch(&mut server, "polite", UNTIL_CANCELLED).await;
 
@@ -494,9 +494,9 @@ async fn a_panic_is_unknown_and_hurts_nobody_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_lets_finish_then_tells_then_forces() {
+async fn a_drain_waits_then_asks_then_forces() {
     let mut server = TestServer::start().await;
-    let mut deaf = watch(&mut server, "hang", UNTIL_CANCELLED).await;
+    let mut unresponsive = watch(&mut server, "hang", UNTIL_CANCELLED).await;
     let mut listening = watch(&mut server, "polite", UNTIL_CANCELLED).await;
     let late = server.client().await;
 
@@ -504,7 +504,7 @@ async fn a_drain_lets_finish_then_tells_then_forces() {
     let draining = tokio::spawn(async move { drain.drain(Duration::ZERO, SHORTLY).await });
     let status = listening.message().await.unwrap_err();
     assert_eq!(status.message(), "stopped: Some(Drain)");
-    let status = deaf.message().await.unwrap_err();
+    let status = unresponsive.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     let drained = draining.await.unwrap();
     assert_eq!((drained.told, drained.forced), (2, 1));
@@ -514,7 +514,7 @@ async fn a_drain_lets_finish_then_tells_then_forces() {
             .await;
     }
 
-    // A late call is refused before its handler runs.
+    // A late call is rejected before its handler runs.
     let mut client = late;
     let status = client.check(request("answer")).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
@@ -523,7 +523,7 @@ async fn a_drain_lets_finish_then_tells_then_forces() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_does_not_wait_for_what_has_ended() {
+async fn a_drain_does_not_wait_for_ended_calls() {
     let mut server = TestServer::start().await;
     let mut call = watch(&mut server, "answer", UNTIL_CANCELLED).await;
     assert!(call.message().await.unwrap().is_none());
@@ -532,7 +532,7 @@ async fn a_drain_does_not_wait_for_what_has_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_nobody_reads_ends_by_its_deadline_and_by_a_drain() {
+async fn an_unread_stream_ends_by_its_deadline_and_by_a_drain() {
     let mut server = TestServer::start().await;
     // Without a window the server cannot send, so it does not even poll the handler for more.
     let mut raw = Raw::connect(server.address, Some(0)).await;
@@ -570,7 +570,7 @@ async fn the_server_enforces_the_deadline_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_timeout_that_nobody_can_read_is_refused() {
+async fn a_malformed_timeout_is_rejected() {
     let mut server = TestServer::start().await;
     let mut raw = Raw::connect(server.address, None).await;
     for timeout in ["", "5", "5s", "-5S", "123456789S", "soon"] {
@@ -582,7 +582,7 @@ async fn a_timeout_that_nobody_can_read_is_refused() {
 }
 
 #[tokio::test]
-async fn without_the_layer_a_handler_works_all_the_same() {
+async fn without_the_layer_a_handler_still_works() {
     let (sender, _seen) = unbounded_channel();
     let behaving = Behaving { seen: sender };
     assert!(behaving.check(request("answer")).await.is_ok());
@@ -593,14 +593,14 @@ async fn without_the_layer_a_handler_works_all_the_same() {
 async fn many_calls_cancelled_at_any_moment_all_end_once() {
     let mut server = TestServer::start().await;
     let client = server.client().await;
-    let (told, mut done) = unbounded_channel();
+    let (sender, mut done) = unbounded_channel();
     for turn in 0..200_u32 {
         let mut client = client.clone();
         let mut call = Call::start(request("hang"), UNTIL_CANCELLED, |request| async move {
             client.check(request).await
         });
-        let told = told.clone();
-        call.add_done_callback(move |_| told.send(()).unwrap());
+        let sender = sender.clone();
+        call.add_done_callback(move |_| sender.send(()).unwrap());
         for _ in 0..turn % 17 {
             tokio::task::yield_now().await;
         }
@@ -624,7 +624,7 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
     assert_eq!(began, ended);
     // A callback may run shortly after the result is available. The channel ends when no callback
     // is left.
-    drop(told);
+    drop(sender);
     let mut callbacks = 0;
     while soon(done.recv()).await.is_some() {
         callbacks += 1;
@@ -634,15 +634,15 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
 
 /// A call whose own code panics must not look as if it were still running or complete.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_task_goes_down_ends_with_unknown() {
+async fn a_call_whose_task_dies_ends_with_unknown() {
     async fn rpc<T>() -> T {
         panic!("a panic that this test wants");
     }
     let (sender, mut done) = unbounded_channel();
 
     let mut call: Call<()> = Call::start(Request::new(()), UNTIL_CANCELLED, |_| rpc());
-    let told = sender.clone();
-    call.add_done_callback(move |done| told.send(done.code).unwrap());
+    let callback_sender = sender.clone();
+    call.add_done_callback(move |done| callback_sender.send(done.code).unwrap());
     assert_eq!((&mut call).await.unwrap_err().code(), Code::Unknown);
     assert!(call.done() && !call.cancelled());
     assert_eq!(done.recv().await, Some(Code::Unknown));
@@ -656,7 +656,7 @@ async fn a_call_whose_task_goes_down_ends_with_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_timeout_of_ages_is_none() {
+async fn a_timeout_of_millennia_counts_as_none() {
     let mut server = TestServer::start().await;
     for timeout in [Duration::MAX, Duration::from_secs(99_999_999 * 3600)] {
         let call = check(&server, "answer", CallOptions::new().timeout(timeout)).await;

@@ -138,18 +138,18 @@ fn request() -> Request<HealthCheckRequest> {
 /// Waits for an event that must happen.
 async fn ends<T>(what: impl Future<Output = T>) -> T {
     let ended = tokio::time::timeout(PATIENCE, what).await;
-    ended.expect("it goes on")
+    ended.expect("it does not end")
 }
 
 const NO_OPTIONS: CallOptions = CallOptions::new();
 
 #[tokio::test]
-async fn a_stream_tells_its_metadata_as_it_comes() {
+async fn a_stream_returns_its_metadata_as_it_arrives() {
     let mut server = Scripted::start().await;
     let mut call = server.watch(NO_OPTIONS);
     let mut arrived = server.arrived().await;
     let mut body = arrived.headers(&[("x-first", "early")], false);
-    // There is no message yet.
+    // No message has arrived yet.
     let initial = call.initial_metadata().await.unwrap();
     assert_eq!(initial.get("x-first").unwrap(), "early");
     assert!(!call.done() && call.trailing_metadata().is_none());
@@ -167,7 +167,7 @@ async fn a_stream_tells_its_metadata_as_it_comes() {
 }
 
 #[tokio::test]
-async fn a_failed_stream_tells_its_metadata() {
+async fn a_failed_stream_returns_its_metadata() {
     let mut server = Scripted::start().await;
     let mut call = server.watch(NO_OPTIONS);
     let mut body = server
@@ -198,7 +198,7 @@ async fn a_failed_stream_tells_its_metadata() {
 }
 
 #[tokio::test]
-async fn a_unary_call_tells_all_metadata_at_its_end() {
+async fn a_unary_call_returns_all_metadata_at_its_end() {
     let mut server = Scripted::start().await;
     let mut call = server.check(NO_OPTIONS);
     let mut body = server
@@ -242,7 +242,7 @@ async fn a_call_that_this_side_ends_has_no_metadata() {
 /// sender of the stream waited for the next request, and the server did not receive the
 /// cancellation.
 #[tokio::test]
-async fn a_cancellation_ends_the_stream_of_requests() {
+async fn a_cancellation_ends_the_request_stream() {
     let mut server = Scripted::start().await;
     let mut call = server.converse();
     let mut arrived = server.arrived().await;
@@ -253,16 +253,16 @@ async fn a_cancellation_ends_the_stream_of_requests() {
     let reset = std::future::poll_fn(|cx| body.poll_reset(cx));
     let reset = tokio::time::timeout(PATIENCE, reset).await;
     let reset = reset.map(Result::unwrap);
-    assert_eq!(reset.expect("the server was told"), h2::Reason::CANCEL);
+    assert_eq!(reset.expect("the server gets a reset"), h2::Reason::CANCEL);
     assert_eq!(call.message().await.unwrap_err().code(), Code::Cancelled);
 }
 
 #[tokio::test]
-async fn the_reason_of_a_cancellation_is_told() {
+async fn the_reason_of_a_cancellation_is_reported() {
     let mut server = Scripted::start().await;
     let mut call = server.check(NO_OPTIONS);
     server.arrived().await;
-    let (sender, mut told) = unbounded_channel();
+    let (sender, mut reported) = unbounded_channel();
     call.add_done_callback(move |done| sender.send(done).unwrap());
     assert!(call.cancel_reason().is_none());
     assert!(call.cancel_with_reason("enough"));
@@ -270,7 +270,7 @@ async fn the_reason_of_a_cancellation_is_told() {
     let status = (&mut call).await.unwrap_err();
     assert!(status.message().ends_with("enough"), "{status}");
     assert_eq!(call.cancel_reason().unwrap(), "enough");
-    assert_eq!(told.recv().await.unwrap().reason.unwrap(), "enough");
+    assert_eq!(reported.recv().await.unwrap().reason.unwrap(), "enough");
 
     let mut call = server.check(NO_OPTIONS);
     assert!(call.cancel());
@@ -345,8 +345,8 @@ async fn a_shorter_timeout_in_the_request_is_kept() {
             "S" => 1_000_000,
             other => panic!("{other:?} for seconds"),
         };
-        let told = Duration::from_micros(number.parse::<u64>().unwrap() * micros);
-        assert!(told <= own, "{header}");
+        let sent = Duration::from_micros(number.parse::<u64>().unwrap() * micros);
+        assert!(sent <= own, "{header}");
     }
     for call in unary {
         let status = ends(call).await.unwrap_err();
@@ -360,7 +360,7 @@ async fn a_shorter_timeout_in_the_request_is_kept() {
 }
 
 #[tokio::test]
-async fn a_call_whose_time_is_up_already_is_not_sent() {
+async fn an_expired_call_is_not_sent() {
     let mut server = Scripted::start().await;
     // A connection is ready, so nothing else delays the call.
     let first = server.check(NO_OPTIONS);
@@ -389,7 +389,7 @@ async fn a_call_whose_time_is_up_already_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_stream_that_goes_on_ends_by_its_deadline() {
+async fn an_endless_stream_ends_by_its_deadline() {
     let mut server = Scripted::start().await;
     // Long enough for a message to arrive.
     let mut call = server.watch(NO_OPTIONS.timeout(Duration::from_secs(2)));
@@ -416,7 +416,7 @@ async fn a_stream_that_goes_on_ends_by_its_deadline() {
 
 /// If a call is cancelled before its first poll, the client's own code never runs.
 #[tokio::test]
-async fn cancelling_before_the_first_poll() {
+async fn a_call_can_be_cancelled_before_its_first_poll() {
     // The carrier cannot run before this task waits, because there is only one thread.
     let never = |_| async { panic!("it was polled") };
     let call: Call<()> = Call::start(Request::new(()), NO_OPTIONS, never);
@@ -454,7 +454,7 @@ fn hanging() -> Call<()> {
 }
 
 #[tokio::test]
-async fn cancelling_from_other_threads() {
+async fn a_call_can_be_cancelled_from_other_threads() {
     let call = hanging();
     // Only the first canceller gets `true`.
     let cancellers: Vec<Canceller> = (0..8).map(|_| call.canceller()).collect();
@@ -469,10 +469,10 @@ async fn cancelling_from_other_threads() {
 }
 
 #[tokio::test]
-async fn callbacks_may_do_as_they_like_with_calls() {
+async fn callbacks_may_use_calls_freely() {
     let (first, second) = (hanging(), hanging());
     let (own, other) = (first.canceller(), second.canceller());
-    let (sender, mut told) = unbounded_channel();
+    let (sender, mut reported) = unbounded_channel();
     let again = Arc::new(first);
     let weak = Arc::downgrade(&again);
     again.add_done_callback(move |done| {
@@ -488,7 +488,7 @@ async fn callbacks_may_do_as_they_like_with_calls() {
     });
     again.cancel();
     for _ in 0..2 {
-        let done = told.recv().await.unwrap();
+        let done = reported.recv().await.unwrap();
         assert_eq!((done.code, done.cancelled), (Code::Cancelled, true));
     }
     assert!(second.await.is_err());
@@ -499,7 +499,7 @@ async fn a_callback_after_the_end_runs_at_once_on_this_thread() {
     let mut call = hanging();
     call.cancel();
     assert!((&mut call).await.is_err());
-    let (sender, told) = mpsc::channel();
+    let (sender, reported) = mpsc::channel();
     let here = std::thread::current().id();
     let callback = move |done: Done| {
         sender
@@ -508,7 +508,7 @@ async fn a_callback_after_the_end_runs_at_once_on_this_thread() {
         panic!("a panic that this test wants");
     };
     assert!(!call.add_done_callback(callback));
-    assert_eq!(told.recv().unwrap(), (Code::Cancelled, here));
+    assert_eq!(reported.recv().unwrap(), (Code::Cancelled, here));
 }
 
 /// Returns a future that never completes and reports when it is dropped.
@@ -528,7 +528,7 @@ fn held(sender: UnboundedSender<&'static str>) -> impl Future<Output = ()> + Sen
 
 #[tokio::test]
 async fn dropping_cancels_and_detaching_does_not() {
-    let (sender, mut told) = unbounded_channel();
+    let (sender, mut reported) = unbounded_channel();
     let start = |rpc: UnboundedSender<_>| -> Call<()> {
         Call::start(Request::new(()), NO_OPTIONS, |_| async {
             held(rpc).await;
@@ -536,20 +536,20 @@ async fn dropping_cancels_and_detaching_does_not() {
         })
     };
     let call = start(sender.clone());
-    assert_eq!(told.recv().await, Some("began"));
+    assert_eq!(reported.recv().await, Some("began"));
     let canceller = call.canceller();
     drop(call);
-    assert_eq!(told.recv().await, Some("dropped"));
+    assert_eq!(reported.recv().await, Some("dropped"));
     assert!(!canceller.cancel(), "it was cancelled by the drop");
 
     let call = start(sender.clone());
-    assert_eq!(told.recv().await, Some("began"));
+    assert_eq!(reported.recv().await, Some("began"));
     let canceller = call.canceller();
     call.detach();
-    assert!(told.try_recv().is_err());
+    assert!(reported.try_recv().is_err());
     // The detached call can still be cancelled.
     assert!(canceller.cancel());
-    assert_eq!(told.recv().await, Some("dropped"));
+    assert_eq!(reported.recv().await, Some("dropped"));
 
     let rpc = held(sender);
     let call: StreamingCall<()> =
@@ -557,7 +557,7 @@ async fn dropping_cancels_and_detaching_does_not() {
             rpc.await;
             Result::<Response<Streaming<()>>, _>::Err(Status::unknown(""))
         });
-    assert_eq!(told.recv().await, Some("began"));
+    assert_eq!(reported.recv().await, Some("began"));
     drop(call);
-    assert_eq!(told.recv().await, Some("dropped"));
+    assert_eq!(reported.recv().await, Some("dropped"));
 }

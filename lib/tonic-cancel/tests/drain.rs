@@ -136,7 +136,7 @@ async fn calls_that_end_by_themselves_are_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_are_told_and_may_answer() {
+async fn calls_are_asked_to_stop_and_may_answer() {
     for is_stream in [false, true] {
         let mut house = open(options(Duration::ZERO, LONG, LONG)).await;
         let mut call = house.call(is_stream, "listen").await;
@@ -150,21 +150,21 @@ async fn calls_are_told_and_may_answer() {
 
 /// The first reason counts, regardless of how the call ends.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_when_its_call_was_told_to_stop() {
+async fn a_client_may_leave_after_its_call_was_asked_to_stop() {
     for is_stream in [false, true] {
         let mut house = open(options(Duration::ZERO, LONG, LONG)).await;
         let client = connect(house.address).await;
         let mut call = Either::start(is_stream, &client, request("hang"), CallOptions::new());
         let context = next(&mut house.began).await;
         call.first().await;
-        let (sender, mut told) = unbounded_channel();
+        let (sender, mut ends) = unbounded_channel();
         context.add_callback(move |end| sender.send(end).unwrap());
         let ended = tokio::spawn(house.end());
         let drain = Some(CancelReason::Drain);
         assert_eq!(soon(context.cancelled()).await, drain);
         assert!(call.cancel());
         assert_eq!(call.end().await.unwrap_err().code(), Code::Cancelled);
-        let end = next(&mut told).await;
+        let end = next(&mut ends).await;
         assert_eq!((end.code, end.cancelled), (Code::Cancelled, drain));
         assert_eq!(context.cancel_reason(), drain);
         let drained = soon(ended).await.unwrap();
@@ -192,13 +192,13 @@ async fn peers_that_do_not_read_or_never_began_are_left_behind() {
     let close = Duration::from_millis(100);
     let mut house = open(options(Duration::ZERO, Duration::ZERO, close)).await;
     // Accepted, but never sends anything.
-    let mute = TcpStream::connect(house.address).await.unwrap();
+    let silent = TcpStream::connect(house.address).await.unwrap();
     // An incomplete HTTP/2 preface.
     let half = TcpStream::connect(house.address).await.unwrap();
     half.writable().await.unwrap();
     half.try_write(b"PRI * HTTP/2.0\r\n").unwrap();
     // A stream that floods a client that has stopped reading its socket.
-    let deaf = deaf(house.address).await;
+    let unread = flood_unread(house.address).await;
     next(&mut house.began).await;
 
     let began = Instant::now();
@@ -206,11 +206,11 @@ async fn peers_that_do_not_read_or_never_began_are_left_behind() {
     assert_eq!((drained.told, drained.forced), (1, 1));
     assert!(drained.left_behind);
     assert!(began.elapsed() >= close);
-    drop((mute, half, deaf));
+    drop((silent, half, unread));
 }
 
 /// Opens a raw connection with one flooded stream, then stops reading it.
-async fn deaf(address: SocketAddr) -> impl Sized {
+async fn flood_unread(address: SocketAddr) -> impl Sized {
     let socket = TcpStream::connect(address).await.unwrap();
     let (requests, connection) = h2::client::Builder::new()
         .initial_window_size(0)
@@ -242,7 +242,7 @@ async fn deaf(address: SocketAddr) -> impl Sized {
 /// While connections close, the drain waits for the work of ended calls. The result reports work
 /// that does not end.
 #[tokio::test(flavor = "multi_thread")]
-async fn work_that_does_not_end_is_told() {
+async fn work_that_does_not_end_is_reported() {
     for ends in [true, false] {
         let close = if ends {
             LONG
@@ -353,7 +353,7 @@ async fn a_server_that_fails_or_ends_before_the_signal_says_so() {
 
 /// The second signal: dropping the future closes the socket at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_it_closes_the_socket() {
+async fn dropping_the_future_closes_the_socket() {
     let mut house = open(options(LONG, LONG, LONG)).await;
     let mut call = house.call(true, "hang").await;
     house.signal.send(()).unwrap();

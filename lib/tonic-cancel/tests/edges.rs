@@ -24,13 +24,13 @@ use tower_layer::layer_fn;
 use tower_service::Service;
 
 /// Runs `play` in every call, and reports how each call ended.
-fn told<F>(
+fn reporting<F>(
     play: impl Fn(Scene) -> F + Send + Sync + 'static,
 ) -> (Player, UnboundedReceiver<CallEnd>)
 where
     F: Future<Output = Result<(), Status>> + Send + 'static,
 {
-    let (ended, told) = unbounded_channel();
+    let (ended, ends) = unbounded_channel();
     let player = player(move |scene: Scene| {
         let ended = ended.clone();
         scene.context.add_callback(move |end| {
@@ -38,7 +38,7 @@ where
         });
         play(scene)
     });
-    (player, told)
+    (player, ends)
 }
 
 async fn call(stage: &Stage, is_stream: bool) -> Either {
@@ -50,7 +50,7 @@ async fn call(stage: &Stage, is_stream: bool) -> Either {
 #[test]
 fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cancellation() {
     for by_deadline in [true, false] {
-        let (player, mut ended) = told(move |scene| async move {
+        let (player, mut ended) = reporting(move |scene| async move {
             let (context, stop) = (scene.context.clone(), scene.context.stop_flag());
             if !by_deadline {
                 std::thread::spawn(move || context.cancel());
@@ -97,9 +97,9 @@ fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cance
 
 /// Before the handler's future is polled a second time, no waker is registered yet.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_cancelled_before_it_first_waits() {
+async fn a_call_can_be_cancelled_before_it_first_waits() {
     for is_stream in [false, true] {
-        let (player, mut ended) = told(|scene| {
+        let (player, mut ended) = reporting(|scene| {
             // Runs when the handler is called, before the play is polled.
             assert!(scene.context.cancel());
             std::future::pending()
@@ -172,10 +172,10 @@ impl<F> Drop for Watched<F> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_cancelled_before_its_first_poll() {
+async fn a_call_can_be_cancelled_before_its_first_poll() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (ended, mut told) = unbounded_channel();
+    let (ended, mut ends) = unbounded_channel();
     let (dropped, mut drops) = unbounded_channel();
     let player = player(|_| async { panic!("the handler began") });
     let server = Server::builder()
@@ -193,19 +193,19 @@ async fn a_call_that_is_cancelled_before_its_first_poll() {
         let status = call.end().await.unwrap_err();
         assert_eq!(status.code(), Code::Aborted);
         assert_eq!(status.message(), "before it began");
-        let (end, is_polled) = (next(&mut told).await, next(&mut drops).await);
+        let (end, is_polled) = (next(&mut ends).await, next(&mut drops).await);
         let server = Some(CancelReason::Server);
         assert_eq!((end.code, end.cancelled), (Code::Aborted, server));
         assert!(!is_polled);
     }
-    assert!(told.try_recv().is_err(), "a callback ran twice");
+    assert!(ends.try_recv().is_err(), "a callback ran twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_cancelled_twice_from_a_callback_and_after_its_end() {
+async fn only_the_first_cancellation_counts() {
     for is_stream in [false, true] {
         let (again, mut seen) = unbounded_channel();
-        let (player, mut ended) = told(move |scene| {
+        let (player, mut ended) = reporting(move |scene| {
             let again = again.clone();
             async move {
                 let context = scene.context.clone();
@@ -235,7 +235,7 @@ async fn a_call_that_is_cancelled_twice_from_a_callback_and_after_its_end() {
 
 /// A handler's stream must be dropped when its call ends, even if the client never reads.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_nobody_reads_is_dropped_when_its_call_ends() {
+async fn an_unread_stream_is_dropped_when_its_call_ends() {
     // 0: the stream is never polled. 8: room for one message and a bit more.
     for window in [0, 8] {
         for by_deadline in [true, false] {
@@ -243,7 +243,7 @@ async fn a_stream_that_nobody_reads_is_dropped_when_its_call_ends() {
             // When the stream drops this sender, `dropped` ends.
             let (held, mut dropped) = unbounded_channel::<()>();
             let held = std::sync::Mutex::new(Some(held));
-            let (player, mut ended) = told(move |scene: Scene| {
+            let (player, mut ended) = reporting(move |scene: Scene| {
                 let held = (scene.line == "flood").then(|| held.lock().unwrap().take());
                 if held.is_some() {
                     began.send(scene.context.clone()).unwrap();
@@ -279,9 +279,9 @@ async fn a_stream_that_nobody_reads_is_dropped_when_its_call_ends() {
 
 /// A callback that panics, on any thread, blocks neither the status nor other callbacks.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callback_that_panics_harms_nobody() {
+async fn a_callback_that_panics_does_not_affect_others() {
     for is_stream in [false, true] {
-        let (player, mut ended) = told(|scene| async move {
+        let (player, mut ended) = reporting(|scene| async move {
             scene
                 .context
                 .add_callback(|_| panic!("a panic that this test wants"));
@@ -300,19 +300,19 @@ async fn a_callback_that_panics_harms_nobody() {
 
 /// Handlers work without the layer; the context then reports no deadline and never ends.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_without_the_layer() {
+async fn handlers_work_without_the_layer() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (told, mut contexts) = unbounded_channel::<CallContext>();
+    let (sender, mut contexts) = unbounded_channel::<CallContext>();
     let player = player(move |scene| {
-        let told = told.clone();
+        let sender = sender.clone();
         async move {
             let context = scene.context.clone();
             assert_eq!(context.deadline(), None);
-            let is_told = context.run_blocking(|stop| stop.is_requested()).await?;
-            assert!(!is_told);
+            let is_stopping = context.run_blocking(|stop| stop.is_requested()).await?;
+            assert!(!is_stopping);
             scene.say();
-            told.send(context).unwrap();
+            sender.send(context).unwrap();
             Ok(())
         }
     });
@@ -377,9 +377,9 @@ impl Web {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grpc_web_over_http_1() {
+async fn grpc_web_works_over_http_1() {
     for (method, is_stream) in [("Check", false), ("Watch", true)] {
-        let (player, mut ended) = told(|scene| async move {
+        let (player, mut ended) = reporting(|scene| async move {
             scene.say();
             Ok(())
         });
@@ -387,7 +387,7 @@ async fn grpc_web_over_http_1() {
         web.until("grpc-status:0").await;
         assert_eq!(next(&mut ended).await.code, Code::Ok);
 
-        let (player, mut ended) = told(|scene| async move {
+        let (player, mut ended) = reporting(|scene| async move {
             scene.say();
             std::future::pending().await
         });
@@ -398,7 +398,7 @@ async fn grpc_web_over_http_1() {
 
         let began = Arc::new(tokio::sync::Notify::new());
         let notify = Arc::clone(&began);
-        let (player, mut ended) = told(move |scene| {
+        let (player, mut ended) = reporting(move |scene| {
             scene.say();
             notify.notify_one();
             std::future::pending()

@@ -13,12 +13,12 @@ mod cpu_bound;
 mod proxy;
 
 #[test]
-fn a_handler_that_keeps_a_core_busy() {
+fn a_handler_that_keeps_a_core_busy_stops() {
     cpu_bound::main().unwrap();
 }
 
 #[test]
-fn a_proxy_hands_deadline_and_cancellation_on() {
+fn a_proxy_propagates_deadline_and_cancellation() {
     proxy::main().unwrap();
 }
 

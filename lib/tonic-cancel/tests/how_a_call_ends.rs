@@ -27,18 +27,18 @@ struct Seen {
 }
 
 #[derive(Clone)]
-struct Tell {
+struct Reports {
     began: UnboundedSender<CallContext>,
     ended: UnboundedSender<CallEnd>,
     stopped: UnboundedSender<()>,
     room: WorkLimit,
 }
 
-fn tell() -> (Tell, Seen) {
+fn reports() -> (Reports, Seen) {
     let (began, began_seen) = unbounded_channel();
     let (ended, ended_seen) = unbounded_channel();
     let (stopped, stopped_seen) = unbounded_channel();
-    let tell = Tell {
+    let reports = Reports {
         began,
         ended,
         stopped,
@@ -49,7 +49,7 @@ fn tell() -> (Tell, Seen) {
         ended: ended_seen,
         stopped: stopped_seen,
     };
-    (tell, seen)
+    (reports, seen)
 }
 
 /// Status details of several types.
@@ -70,20 +70,20 @@ fn with_details(code: Code) -> Status {
 }
 
 /// The handler of every test: sends a message, starts a thread, and then follows the script.
-async fn play(tell: Tell, scene: Scene) -> Result<(), Status> {
+async fn play(reports: Reports, scene: Scene) -> Result<(), Status> {
     let context = scene.context.clone();
-    let ended = tell.ended.clone();
+    let ended = reports.ended.clone();
     context.add_callback(move |end| {
         let _ = ended.send(end);
     });
     if scene.line == "no room" {
-        let room = tell.room.begin_within(&context, Duration::ZERO).await;
+        let room = reports.room.begin_within(&context, Duration::ZERO).await;
         // With the handler's own status.
         return room
             .map(drop)
             .map_err(|_| with_details(Code::ResourceExhausted));
     }
-    let (stop, stopped) = (context.stop_flag(), tell.stopped.clone());
+    let (stop, stopped) = (context.stop_flag(), reports.stopped.clone());
     std::thread::spawn(move || {
         while !stop.is_requested() {
             std::thread::yield_now();
@@ -93,7 +93,7 @@ async fn play(tell: Tell, scene: Scene) -> Result<(), Status> {
     scene.say();
     // Let a stream send its message before anything else happens.
     tokio::task::yield_now().await;
-    tell.began.send(context.clone()).unwrap();
+    reports.began.send(context.clone()).unwrap();
     match scene.line.as_str() {
         "answer" => Ok(()),
         "fail" => Err(with_details(Code::NotFound)),
@@ -116,8 +116,8 @@ struct House {
 
 impl House {
     async fn new(policy: DeadlinePolicy) -> House {
-        let (tell, seen) = tell();
-        let player = player(move |scene| play(tell.clone(), scene));
+        let (reports, seen) = reports();
+        let player = player(move |scene| play(reports.clone(), scene));
         let stage = Stage::with(|layer| layer.deadlines(policy), player).await;
         let proxy = Proxy::start(stage.address).await;
         House { stage, seen, proxy }
@@ -273,7 +273,7 @@ impl Health for Failing {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_handlers_status_arrives_as_it_was_given() {
-    let (ended, mut told) = unbounded_channel();
+    let (ended, mut ends) = unbounded_channel();
     let stage = Stage::with(|layer| layer, Failing(ended)).await;
     let client = stage.client().await;
     for (number, given) in statuses().iter().enumerate() {
@@ -292,11 +292,11 @@ async fn the_handlers_status_arrives_as_it_was_given() {
             assert_eq!(got.code(), given.code(), "{line}");
             assert_eq!(got.message(), given.message(), "{line}");
             assert_eq!(got.details(), given.details(), "{line}");
-            let end = next(&mut told).await;
+            let end = next(&mut ends).await;
             assert_eq!((end.code, end.cancelled), (given.code(), None), "{line}");
         }
     }
-    assert!(told.try_recv().is_err(), "a callback ran twice");
+    assert!(ends.try_recv().is_err(), "a callback ran twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -404,7 +404,7 @@ async fn the_server_cancels_with_details() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_tells_a_handler_that_listens() {
+async fn a_drain_asks_a_handler_that_listens_to_stop() {
     for kind in KINDS {
         let mut house = House::new(DeadlinePolicy::new()).await;
         let mut call = house.call(kind, "listen", FOR_EVER).await;
@@ -422,7 +422,7 @@ async fn a_drain_tells_a_handler_that_listens() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_drain_forces_a_handler_that_does_not() {
+async fn a_drain_forces_a_handler_that_does_not_listen() {
     for kind in KINDS {
         let mut house = House::new(DeadlinePolicy::new()).await;
         let mut call = house.call(kind, "hang", FOR_EVER).await;
@@ -437,9 +437,9 @@ async fn a_drain_forces_a_handler_that_does_not() {
     }
 }
 
-/// A refused call does not reach a handler, so there is no callback to run.
+/// A rejected call does not reach a handler, so there is no callback to run.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_is_refused_before_any_work() {
+async fn a_call_is_rejected_before_any_work() {
     for kind in KINDS {
         let policy = DeadlinePolicy::new().minimum(Duration::from_secs(60));
         let mut house = House::new(policy).await;

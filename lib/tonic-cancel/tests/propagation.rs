@@ -27,7 +27,7 @@ struct Hop {
 }
 
 #[derive(Clone)]
-struct Tell {
+struct Reports {
     began: UnboundedSender<Option<Duration>>,
     ended: UnboundedSender<CallEnd>,
 }
@@ -35,8 +35,8 @@ struct Tell {
 fn hop(next: Option<(HealthClient<Channel>, Means)>) -> (Player, Hop) {
     let (began, began_seen) = unbounded_channel();
     let (ended, ended_seen) = unbounded_channel();
-    let tell = Tell { began, ended };
-    let player = player(move |scene| play(tell.clone(), next.clone(), scene));
+    let reports = Reports { began, ended };
+    let player = player(move |scene| play(reports.clone(), next.clone(), scene));
     let hop = Hop {
         began: began_seen,
         ended: ended_seen,
@@ -45,12 +45,12 @@ fn hop(next: Option<(HealthClient<Channel>, Means)>) -> (Player, Hop) {
 }
 
 async fn play(
-    tell: Tell,
+    reports: Reports,
     next: Option<(HealthClient<Channel>, Means)>,
     scene: Scene,
 ) -> Result<(), Status> {
     let hangs = scene.line == "hang";
-    let result = forward(tell, next, scene).await;
+    let result = forward(reports, next, scene).await;
     if hangs {
         // Make the call end by something other than its answer.
         std::future::pending::<()>().await;
@@ -60,15 +60,15 @@ async fn play(
 
 /// Makes the next call, if there is a next hop, and returns its result.
 async fn forward(
-    tell: Tell,
+    reports: Reports,
     next: Option<(HealthClient<Channel>, Means)>,
     scene: Scene,
 ) -> Result<(), Status> {
-    let (context, ended) = (scene.context.clone(), tell.ended.clone());
+    let (context, ended) = (scene.context.clone(), reports.ended.clone());
     context.add_callback(move |end| {
         let _ = ended.send(end);
     });
-    tell.began.send(context.time_remaining()).unwrap();
+    reports.began.send(context.time_remaining()).unwrap();
     let Some((mut client, means)) = next else {
         scene.say();
         return std::future::pending().await;
@@ -207,7 +207,7 @@ async fn a_cancellation_reaches_every_hop() {
     for (means, is_stream) in CASES {
         let mut chain = Chain::new(means).await;
         let (mut call, given) = chain.call(is_stream, CallOptions::new()).await;
-        assert_eq!(given, [], "nobody asked for a deadline");
+        assert_eq!(given, [], "no hop has a deadline");
         call.cancel();
         assert_eq!(call.end().await.unwrap_err().code(), Code::Cancelled);
         for hop in &mut chain.hops {
@@ -266,7 +266,7 @@ fn assert_out_of_time(end: CallEnd) {
 
 /// No hop answers and the client has no timer: the first hop's own clock ends its call.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_that_the_first_hop_sets_is_told_for_what_it_is() {
+async fn a_deadline_that_the_first_hop_sets_is_reported_as_such() {
     for (means, is_stream) in CASES {
         let policy = DeadlinePolicy::new().maximum(Duration::from_secs(3));
         let mut chain = Chain::with(means, policy).await;
@@ -303,7 +303,7 @@ async fn a_hop_that_dies_ends_the_call_on_both_sides() {
 
 /// Only this crate's handles propagate the cancellation before the handler has answered.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_told_to_stop_cancels_the_calls_that_it_made() {
+async fn a_call_that_is_asked_to_stop_cancels_its_outgoing_calls() {
     for is_stream in [false, true] {
         let mut chain = Chain::new(Means::Linked).await;
         let (mut call, _) = chain.call(is_stream, CallOptions::new()).await;
@@ -326,7 +326,7 @@ async fn a_call_that_is_told_to_stop_cancels_the_calls_that_it_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_for_which_no_time_is_left_is_not_sent() {
+async fn a_call_without_time_left_is_not_sent() {
     for is_stream in [false, true] {
         let (last, mut seen) = hop(None);
         let last = Stage::start(last).await;
@@ -347,8 +347,8 @@ async fn a_call_for_which_no_time_is_left_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_request_keeps_a_shorter_timeout_of_its_own() {
-    let (sender, mut told) = unbounded_channel();
+async fn a_request_keeps_its_own_shorter_timeout() {
+    let (sender, mut sent) = unbounded_channel();
     let stage = Stage::start(player(move |scene: Scene| {
         let sender = sender.clone();
         async move {
@@ -372,9 +372,9 @@ async fn a_request_keeps_a_shorter_timeout_of_its_own() {
         let mut call = Either::start(false, &client, request(""), options);
         assert!(call.end().await.is_ok());
         let [none, short, long] = [
-            next(&mut told).await,
-            next(&mut told).await,
-            next(&mut told).await,
+            next(&mut sent).await,
+            next(&mut sent).await,
+            next(&mut sent).await,
         ];
         assert_eq!(short.as_deref(), Some("1000000u"));
         match timeout {

@@ -155,7 +155,7 @@ fn message(host: &str) -> ServerReflectionRequest {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_ends_them() {
+async fn the_client_ends_its_messages() {
     let mut house = House::new(false).await;
     let (_response, sender) = house.call().await;
     sender.send(message("three")).unwrap();
@@ -169,7 +169,7 @@ async fn the_client_ends_them() {
 
 /// tonic's own stream would end as if the client had sent everything.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_goes_away_in_the_middle() {
+async fn the_client_leaves_before_its_last_message() {
     for reason in [h2::Reason::CANCEL, h2::Reason::NO_ERROR] {
         let mut house = House::new(false).await;
         // tonic's client does not reset a stream while it has something to send.
@@ -196,7 +196,7 @@ async fn the_client_goes_away_in_the_middle() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_client_goes_away_after_their_end() {
+async fn the_client_leaves_after_its_last_message() {
     let mut house = House::new(false).await;
     let (response, sender) = house.call().await;
     drop(sender);
@@ -231,9 +231,9 @@ async fn the_connection_dies() {
     drop((response, messages));
 }
 
-/// The rest of the messages is no longer needed, although the client would continue sending.
+/// The remaining messages are no longer needed, although the client would continue sending.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_call_ends_before_them() {
+async fn the_call_ends_before_the_messages() {
     let mut house = House::new(true).await;
     let (_response, _sender) = house.begin().await;
     // The handler may have answered before they arrived.

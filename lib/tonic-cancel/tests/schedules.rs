@@ -39,9 +39,9 @@ const ROOM: usize = 8;
 const WANTED: &str = "a panic that a schedule wants";
 
 /// splitmix64: random enough for this, and the same on every platform.
-struct Lots(u64);
+struct Rng(u64);
 
-impl Lots {
+impl Rng {
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -113,28 +113,28 @@ fn plays(counts: Counts, room: WorkLimit) -> Player {
 }
 
 async fn play(counts: &Counts, room: &WorkLimit, scene: Scene) -> Result<(), Status> {
-    let mut lots = Lots(scene.line.parse().unwrap());
+    let mut rng = Rng(scene.line.parse().unwrap());
     let context = scene.context.clone();
-    for _ in 0..lots.below(3) {
+    for _ in 0..rng.below(3) {
         context.add_callback(counts.callback(|end: tonic_cancel::CallEnd| end.code));
     }
-    if lots.below(4) == 0 {
-        cancel_later(counts, &context, lots.next());
+    if rng.below(4) == 0 {
+        cancel_later(counts, &context, rng.next());
     }
-    let token = (lots.below(4) == 0).then(|| context.child_token());
-    lots.pause().await;
-    for _ in 0..lots.below(4) {
+    let token = (rng.below(4) == 0).then(|| context.child_token());
+    rng.pause().await;
+    for _ in 0..rng.below(4) {
         scene.say();
-        lots.pause().await;
+        rng.pause().await;
     }
-    match lots.below(8) {
+    match rng.below(8) {
         0 => Ok(()),
         1 => Err(Status::not_found("drawn by lot")),
         2 => panic!("{WANTED}"),
         3 => std::future::pending().await,
         4 => {
             context.cancelled().await;
-            Err(Status::aborted("as told"))
+            Err(Status::aborted("as planned"))
         }
         5 => {
             if let Some(token) = token {
@@ -144,8 +144,8 @@ async fn play(counts: &Counts, room: &WorkLimit, scene: Scene) -> Result<(), Sta
         }
         _ => {
             let guard = room.begin(&context).await?;
-            let (here, turns) = (counts.here(), lots.below(400));
-            let panics = lots.below(8) == 0;
+            let (here, turns) = (counts.here(), rng.below(400));
+            let panics = rng.below(8) == 0;
             let work = move |stop: StopFlag| {
                 let _both = (guard, here);
                 for _ in 0..turns {
@@ -163,26 +163,26 @@ async fn play(counts: &Counts, room: &WorkLimit, scene: Scene) -> Result<(), Sta
 
 /// Ends the call from a separate task or thread, once or twice.
 fn cancel_later(counts: &Counts, context: &CallContext, seed: u64) {
-    let (mut lots, here, context) = (Lots(seed), counts.here(), context.clone());
-    let cancel = move |lots: &mut Lots| {
-        for _ in 0..1 + lots.below(2) {
-            if lots.below(2) == 0 {
+    let (mut rng, here, context) = (Rng(seed), counts.here(), context.clone());
+    let cancel = move |rng: &mut Rng| {
+        for _ in 0..1 + rng.below(2) {
+            if rng.below(2) == 0 {
                 context.cancel();
             } else {
                 context.cancel_with_status(Status::resource_exhausted("drawn by lot"));
             }
         }
     };
-    if lots.below(2) == 0 {
+    if rng.below(2) == 0 {
         std::thread::spawn(move || {
             let _here = here;
-            cancel(&mut lots);
+            cancel(&mut rng);
         });
     } else {
         tokio::spawn(async move {
             let _here = here;
-            lots.pause().await;
-            cancel(&mut lots);
+            rng.pause().await;
+            cancel(&mut rng);
         });
     }
 }
@@ -194,20 +194,20 @@ async fn call(
     seed: u64,
 ) {
     let _here = counts.here();
-    let mut lots = Lots(seed);
+    let mut rng = Rng(seed);
     let mut options = CallOptions::new();
-    if lots.below(3) == 0 {
-        options = options.timeout(Duration::from_micros(lots.below(20_000)));
+    if rng.below(3) == 0 {
+        options = options.timeout(Duration::from_micros(rng.below(20_000)));
     }
-    let request = request(&lots.next().to_string());
-    let mut call = Either::start(lots.below(2) == 0, &client, request, options);
+    let request = request(&rng.next().to_string());
+    let mut call = Either::start(rng.below(2) == 0, &client, request, options);
     let done = counts.callback(|done: tonic_cancel::Done| done.code);
     match &call {
         Either::Unary(call) => call.add_done_callback(done),
         Either::Stream(call) => call.add_done_callback(done),
     };
-    lots.pause().await;
-    match lots.below(4) {
+    rng.pause().await;
+    match rng.below(4) {
         0 => drop(call),
         1 => {
             call.cancel();
@@ -215,7 +215,7 @@ async fn call(
         }
         2 => {
             // Read for a while, then drop the call.
-            let patience = Duration::from_micros(lots.below(5_000));
+            let patience = Duration::from_micros(rng.below(5_000));
             let _ = tokio::time::timeout(patience, call.end()).await;
         }
         _ => {
@@ -223,16 +223,16 @@ async fn call(
                 .end()
                 .await
                 .map_or_else(|status| status.code(), |()| Code::Ok);
-            let told = match &call {
+            let reported = match &call {
                 Either::Unary(call) => call.code(),
                 Either::Stream(call) => call.code(),
             };
-            assert_eq!(told, Some(code));
+            assert_eq!(reported, Some(code));
         }
     }
 }
 
-async fn batch(counts: &Counts, lots: &mut Lots, number: u64) {
+async fn batch(counts: &Counts, rng: &mut Rng, number: u64) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (drain, room) = (Drain::new(), WorkLimit::new(ROOM));
@@ -240,7 +240,7 @@ async fn batch(counts: &Counts, lots: &mut Lots, number: u64) {
         .layer(CallContextLayer::with_drain(drain.clone()))
         .add_service(HealthServer::new(plays(counts.clone(), room.clone())));
     let (signal, signalled) = tokio::sync::oneshot::channel::<()>();
-    let (grace, notice) = (lots.below(20), lots.below(20));
+    let (grace, notice) = (rng.below(20), rng.below(20));
     let options = DrainOptions::new()
         .grace(Duration::from_millis(grace))
         .notice(Duration::from_millis(notice))
@@ -258,7 +258,7 @@ async fn batch(counts: &Counts, lots: &mut Lots, number: u64) {
     });
     let clients = [stage::connect(address).await, stage::connect(address).await];
     let mut signal = Some(signal);
-    let drained_at = lots.below(2 * number);
+    let drained_at = rng.below(2 * number);
     let mut calls = JoinSet::new();
     for turn in 0..number {
         if turn == drained_at {
@@ -267,8 +267,8 @@ async fn batch(counts: &Counts, lots: &mut Lots, number: u64) {
         while calls.len() >= AT_A_TIME {
             soon(calls.join_next()).await.unwrap().unwrap();
         }
-        let client = clients[lots.below(2) as usize].clone();
-        calls.spawn(call(counts.clone(), client, lots.next()));
+        let client = clients[rng.below(2) as usize].clone();
+        calls.spawn(call(counts.clone(), client, rng.next()));
     }
     // The drain ends calls that hang.
     drop(signal);
@@ -307,9 +307,9 @@ fn random_schedules_leave_nothing_behind() {
     let runtime = { runtime }.enable_all().build().unwrap();
     let counts = Counts::default();
     runtime.block_on(async {
-        let mut lots = Lots(seed);
+        let mut rng = Rng(seed);
         for first in (0..number).step_by(BATCH as usize) {
-            batch(&counts, &mut lots, BATCH.min(number - first)).await;
+            batch(&counts, &mut rng, BATCH.min(number - first)).await;
         }
         let metrics = tokio::runtime::Handle::current().metrics();
         soon(async {

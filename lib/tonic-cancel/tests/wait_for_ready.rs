@@ -378,15 +378,15 @@ async fn a_stream_of_requests_is_kept_whole_and_the_timeout_is_what_is_left() {
     }
     assert_eq!(bytes, whole);
     let header = headers["grpc-timeout"].to_str().unwrap();
-    let told: u64 = header.strip_suffix('u').expect(header).parse().unwrap();
+    let sent: u64 = header.strip_suffix('u').expect(header).parse().unwrap();
     assert!(
-        Duration::from_micros(told) <= left,
+        Duration::from_micros(sent) <= left,
         "{header}, not {left:?}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_connection_is_made_again_and_what_was_sent_is_not_sent_again() {
+async fn a_lost_connection_is_replaced_and_sent_calls_are_not_repeated() {
     let client = Client::new().await;
     for _ in 0..3 {
         let server = client.serve();
@@ -407,7 +407,7 @@ async fn a_lost_connection_is_made_again_and_what_was_sent_is_not_sent_again() {
 /// The first call tries. The other calls continue as soon as the connection is ready, without
 /// waiting for the server's answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_slow_to_answer_is_ready_all_the_same() {
+async fn a_server_that_is_slow_to_answer_counts_as_ready() {
     let client = Client::new().await;
     let listener = TcpListener::bind(client.address).await.unwrap();
     let calls: Vec<_> = (0..10).map(|_| client.check(WAITING)).collect();

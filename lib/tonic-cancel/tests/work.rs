@@ -20,7 +20,7 @@ fn pool() -> Sender<Job> {
 }
 
 /// Works until the flag is set.
-fn until_told(stop: &StopFlag) {
+fn until_stopped(stop: &StopFlag) {
     while !stop.is_requested() {
         std::thread::yield_now();
     }
@@ -31,7 +31,7 @@ fn alone() -> CallContext {
 }
 
 #[tokio::test]
-async fn it_gives_its_result() {
+async fn work_returns_its_result() {
     let (context, pool) = (alone(), pool());
     assert_eq!(soon(context.run_blocking(|_| 6 * 7)).await.unwrap(), 42);
     let on_pool = context.run_on(|job| pool.send(job).unwrap(), |stop| stop.is_requested());
@@ -57,16 +57,16 @@ async fn a_pool_that_drops_the_job_is_unavailable() {
 
 /// Dropping the future stops this work, but no other work of the same call.
 #[tokio::test]
-async fn dropping_the_future_tells_the_work() {
+async fn dropping_the_future_stops_the_work() {
     let context = alone();
-    let (told, mut seen) = unbounded_channel();
+    let (sender, mut seen) = unbounded_channel();
     let (first, second) = (pool(), pool());
     let work = |name: &'static str| {
-        let told = told.clone();
+        let sender = sender.clone();
         move |stop: StopFlag| {
-            told.send("began").unwrap();
-            until_told(&stop);
-            told.send(name).unwrap();
+            sender.send("began").unwrap();
+            until_stopped(&stop);
+            sender.send(name).unwrap();
         }
     };
     let on = |pool: Sender<Job>, name| {
@@ -89,7 +89,7 @@ async fn dropping_the_future_tells_the_work() {
 }
 
 #[tokio::test]
-async fn work_whose_call_was_told_to_stop_does_not_begin() {
+async fn work_whose_call_was_asked_to_stop_does_not_begin() {
     let context = alone();
     let pool = pool();
     let (release, held) = channel::<()>();
@@ -107,17 +107,17 @@ async fn a_limit_holds_for_work_that_outlives_its_call() {
     let limit = WorkLimit::new(1);
     let (let_go, holding) = channel::<()>();
     let holding = std::sync::Arc::new(std::sync::Mutex::new(Some(holding)));
-    let (told, mut began) = unbounded_channel();
+    let (sender, mut began) = unbounded_channel();
     let stage = Stage::start({
         let limit = limit.clone();
         player(move |scene: Scene| {
-            let (limit, holding, told) = (limit.clone(), holding.clone(), told.clone());
+            let (limit, holding, sender) = (limit.clone(), holding.clone(), sender.clone());
             async move {
                 let guard = limit.begin_within(&scene.context, Duration::ZERO).await?;
                 let held = holding.lock().unwrap().take();
                 let work = move |_| {
                     let _guard = guard;
-                    told.send(()).unwrap();
+                    sender.send(()).unwrap();
                     // Ignores its flag.
                     if let Some(held) = held {
                         held.recv().unwrap();
@@ -157,14 +157,14 @@ async fn a_limit_holds_for_work_that_outlives_its_call() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_room_waits_no_longer_than_its_call() {
+async fn waiting_for_room_ends_with_the_call() {
     let (limit, context) = (WorkLimit::new(1), alone());
     let guard = limit.begin(&context).await.unwrap();
     let waiting = tokio::spawn({
         let (limit, context) = (limit.clone(), alone());
-        let told = context.clone();
+        let stopped = context.clone();
         let begin = async move { limit.begin(&context).await.map(drop) };
-        async move { (tokio::join!(begin, async { told.cancel() }).0, told) }
+        async move { (tokio::join!(begin, async { stopped.cancel() }).0, stopped) }
     });
     let (result, context) = soon(waiting).await.unwrap();
     assert_eq!(result.unwrap_err().code(), Code::Cancelled);

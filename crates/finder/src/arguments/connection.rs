@@ -12,45 +12,46 @@ use crate::terminal::quoted;
 
 /// Heading of these flags in the help. As a command's next heading it would also stand above other
 /// flags.
-const HEADING: &str = "How a server is asked";
+const HEADING: &str = "Connection";
 
 /// How a server is reached, and who asks.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConnectionArguments {
-    /// Speak TLS with the server
+    /// Use TLS
     ///
-    /// https://HOST:PORT says the same, and so does each of the other flags for TLS. Without --tls-ca, those
-    /// authorities are trusted that this system trusts. A Unix socket needs no TLS, and has none.
+    /// An https:// address and each of the other TLS flags imply it. Without --tls-ca, the
+    /// authorities of this system are trusted. Unix sockets never use TLS.
     #[arg(long, help_heading = HEADING)]
     tls: bool,
 
-    /// Trust the authorities in this PEM file to know the server, and no others
+    /// Certificate authorities to trust (PEM), instead of those of the system
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     tls_ca: Option<PathBuf>,
 
-    /// Show the server the certificate in this PEM file, in which those follow that lead to its
-    /// authority
+    /// Client certificate chain (PEM)
+    ///
+    /// The client's own certificate comes first.
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     tls_client_certificate: Option<PathBuf>,
 
-    /// The private key of that certificate, in PEM
+    /// Private key of the client certificate (PEM)
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     tls_client_key: Option<PathBuf>,
 
-    /// The name that the server's certificate has to be for [default: the HOST that is asked]
+    /// Name that the server's certificate must be valid for [default: HOST]
     #[arg(long, help_heading = HEADING, value_name = "NAME")]
     tls_server_name: Option<String>,
 
-    /// Send the credential that is the first line of this file
+    /// File whose first line is the credential: an API key or a token
     ///
-    /// It is an API key or a token, and goes with every RPC. HASHFINDER_CREDENTIAL can hold one
-    /// itself; no flag can, for everybody on the machine sees the flags of a process.
+    /// It is sent with every call. Instead, HASHFINDER_CREDENTIAL can hold the credential itself.
+    /// No flag can, because all users of this machine can see the flags of a process.
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     credential_file: Option<PathBuf>,
 
-    /// Send the credential even where others can read it on its way
+    /// Send the credential even over an unencrypted network connection
     ///
-    /// Else it is sent by TLS, by a Unix socket or to this machine alone.
+    /// By default, it is sent only over TLS, to a Unix socket or to a loopback address.
     #[arg(long, help_heading = HEADING)]
     send_credential_unencrypted: bool,
 }

@@ -22,13 +22,14 @@ const LONGEST_PREFIX: u64 = Keyspace::MAX_PREFIX as u64;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct QueryArguments {
-    /// What the hashed name is to contain: 1 to 28 characters, or as many as a hashed name has
+    /// Word that the hash must contain; with several, one of them is enough
     ///
-    /// With several names, 64 at most, it is to contain one of them.
+    /// A name has 1 to 28 characters. With another algorithm or encoding, the maximum is the length
+    /// of the hash as text. Up to 64 names can be given.
     #[arg(value_name = "NAME", required = true)]
     pub(crate) names: Vec<String>,
 
-    /// How far from the name a secret may be, in characters
+    /// Maximum distance from NAME: the number of characters that may differ
     #[arg(
         long,
         display_order = 0,
@@ -47,29 +48,29 @@ pub(crate) struct QueryArguments {
 }
 
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "How secrets are hashed and written")]
+#[command(next_help_heading = "Hashing and matching")]
 pub(crate) struct SpellingArguments {
-    /// The hash function
+    /// Hash function
     #[arg(long, default_value_t, value_parser = one_of(Algorithm::ALL))]
     pub(crate) algorithm: Algorithm,
 
-    /// How the digest is written
+    /// Encoding of the digest as text, the hashed name
     #[arg(long, default_value_t, value_parser = one_of(Encoding::ALL))]
     pub(crate) encoding: Encoding,
 
-    /// Where in the hashed name the desired one has to be
+    /// Position of NAME in the hashed name
     #[arg(long, value_name = "WHERE", default_value_t, value_parser = one_of(Anchor::ALL))]
     pub(crate) anchor: Anchor,
 
-    /// Letters have to agree in case, too
+    /// Distinguish upper case and lower case
     #[arg(long)]
     pub(crate) case_sensitive: bool,
 }
 
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Which secrets are tried")]
+#[command(next_help_heading = "Secrets to try")]
 pub(crate) struct KeyspaceArguments {
-    /// What every secret begins with
+    /// Text at the beginning of each secret
     #[arg(
         long,
         value_name = "TEXT",
@@ -78,11 +79,11 @@ pub(crate) struct KeyspaceArguments {
     )]
     pub(crate) secret_prefix: String,
 
-    /// Like --secret-prefix, for all that is in a file
+    /// Like --secret-prefix, but read from a file of at most 64 KiB
     #[arg(long, value_name = "PATH", conflicts_with = "secret_prefix")]
     pub(crate) secret_prefix_file: Option<PathBuf>,
 
-    /// What every secret ends with
+    /// Text at the end of each secret
     #[arg(
         long,
         value_name = "TEXT",
@@ -91,7 +92,10 @@ pub(crate) struct KeyspaceArguments {
     )]
     pub(crate) secret_suffix: String,
 
-    /// What stands between: bytes, printable, alphanumeric, digits, or of: and ASCII characters
+    /// Characters to try: bytes, printable, alphanumeric, digits or of:CHARACTERS
+    ///
+    /// They are between the prefix and the suffix. For example, of:01 tries the ASCII characters 0
+    /// and 1. Secrets are tried by length, then in the order of the characters.
     #[arg(long, default_value = "bytes", value_parser = alphabet)]
     pub(crate) alphabet: Alphabet,
 }
@@ -112,7 +116,7 @@ impl QueryArguments {
     pub(crate) fn query(&self) -> Result<Query, QueryError> {
         if self.names.len() > Query::MAX_NAMES {
             return Err(QueryError::Wrong(format!(
-                "there are {} names; give at most {}, and look for the others afterwards",
+                "too many names: {}; give at most {}",
                 self.names.len(),
                 Query::MAX_NAMES
             )));
@@ -163,7 +167,7 @@ where
     let names = all.map(|one| one.to_string());
     PossibleValuesParser::new(names).try_map(move |name| {
         let one = all.iter().find(|one| one.to_string() == name);
-        one.copied().ok_or("no such value")
+        one.copied().ok_or("unknown value")
     })
 }
 
@@ -176,8 +180,8 @@ fn alphabet(text: &str) -> Result<Alphabet, String> {
         _ => match text.strip_prefix(GIVEN) {
             Some(given) => Alphabet::given(given.as_bytes()).map_err(|error| error.to_string()),
             None => Err(format!(
-                "give bytes, printable, alphanumeric, digits, or {GIVEN} and the characters, for instance \
-                 {GIVEN}01"
+                "expected bytes, printable, alphanumeric, digits, or {GIVEN} and the characters, such \
+                 as {GIVEN}01"
             )),
         },
     }

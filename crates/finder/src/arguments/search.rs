@@ -9,15 +9,15 @@ use super::values::{duration, threads};
 /// Flags that all recipes share, about their search.
 #[derive(Args, Debug)]
 pub(crate) struct SearchArguments {
-    /// Stop after this long, for instance 90s, 5m or 1h30m
+    /// Stop after this time, such as 90s, 5m or 1h30m
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) maximum_time: Option<Duration>,
 
-    /// How many threads search [default: one for each core]
+    /// Number of threads that search [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// Say nothing on stderr but what is wrong
+    /// Print only errors on stderr
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }

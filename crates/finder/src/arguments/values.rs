@@ -25,25 +25,25 @@ where
         let number = text.parse().ok().filter(|number| range.contains(number));
         number.ok_or_else(|| {
             let (least, most) = (range.start(), range.end());
-            format!("give a whole number from {least} to {most}")
+            format!("expected a whole number from {least} to {most}")
         })
     }
 }
 
 pub(crate) fn positive<T: FromStr>(text: &str) -> Result<T, String> {
     let number = text.parse();
-    number.map_err(|_| "give a whole number from 1 on".to_owned())
+    number.map_err(|_| "expected a positive whole number".to_owned())
 }
 
 pub(crate) fn kernel(text: &str) -> Result<Kernel, String> {
     Kernel::named(text).ok_or_else(|| {
         let names: Vec<&str> = Kernel::all().map(Kernel::name).collect();
-        format!("this machine runs the kernels {}", names.join(", "))
+        format!("expected a kernel of this machine: {}", names.join(", "))
     })
 }
 
 pub(crate) fn distance(text: &str) -> Result<Distance, String> {
-    let number = i64::from_str(text).map_err(|_| "give a number of characters".to_owned())?;
+    let number = i64::from_str(text).map_err(|_| "expected a number of characters".to_owned())?;
     Distance::try_from(number).map_err(|error| error.to_string())
 }
 
@@ -51,15 +51,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text);
     duration
         .map(|duration| duration.min(LONGEST_DURATION))
-        .map_err(|_| "give a time, for instance 90s, 5m or 1h30m".to_owned())
+        .map_err(|_| "expected a time such as 90s, 5m or 1h30m".to_owned())
 }
 
 pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = duration(text)?;
     if duration.is_zero() {
-        return Err(
-            "give a time that is longer than none, for instance 90s, 5m or 1h30m".to_owned(),
-        );
+        return Err("expected a time above zero, such as 90s, 5m or 1h30m".to_owned());
     }
     Ok(duration)
 }
@@ -74,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations() {
+    fn durations_are_parsed() {
         for (text, seconds) in [
             ("90s", 90),
             ("1h30m", 5400),

@@ -11,7 +11,7 @@ use crate::{
     terminal::{print, say},
 };
 
-/// Show the configuration, or print a file to begin one with.
+/// Show the configuration, or print a default configuration file.
 ///
 /// Every flag is a setting, which an environment variable or a file can set, too. Exceptions are
 /// flags of a single call, such as --json and --resume. The command line overrides the environment,
@@ -40,8 +40,8 @@ HASHFINDER_SERVE_CLIENT_WEIGHT=10.0.0.7=4 (a list has commas) and HASHFINDER_SER
 An empty variable counts as unset. A value for one command overrides one for all commands; only a
 flag of several commands can be set for all.
 
-If two settings exclude each other, the one that is overridden is left out, with a note on stderr. An
-unknown key is an error. An unknown variable is only a warning, because another program may use it.
+If two settings conflict, the overridden one is ignored, with a note on stderr. An unknown key is an
+error. An unknown variable is only a warning, because another program may use it.
 
 Examples:
   hashfinder config show
@@ -59,14 +59,16 @@ pub(crate) struct ConfigArguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Print every setting, its value, and where the value comes from
+    /// Print each setting with its value and where the value comes from
     Show {
-        /// Print one JSON object for each setting: command, setting, value (null: none), source
-        /// (default, environment or file), and the variable, or the file and line
+        /// Print one JSON object per line for each setting
+        ///
+        /// Its fields are command, setting, value (null if there is none), source (default,
+        /// environment or file) and, depending on the source, variable, or file and line.
         #[arg(long)]
         json: bool,
     },
-    /// Print a file that lists every setting with its default, commented out
+    /// Print a configuration file with all settings and defaults, commented out
     Default,
 }
 

@@ -40,11 +40,11 @@ const SPELLING: Spelling = Spelling {
     case_sensitive: false,
 };
 
-/// Mint a hashcash stamp, or check one.
+/// Mint or check a hashcash stamp.
 ///
-/// A stamp of version 1 is `1:BITS:DATE:RESOURCE::RANDOM:COUNTER`, and its SHA-1 begins with so
-/// many zero bits. It is printed. As with hashcash, the resource is in lower case, and case makes
-/// no difference when a stamp is checked.
+/// A version 1 stamp is `1:BITS:DATE:RESOURCE::RANDOM:COUNTER`. Its SHA-1 begins with BITS zero
+/// bits. The new stamp is printed on stdout. As with hashcash, the resource is converted to lower
+/// case, and --check ignores case.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -52,25 +52,27 @@ Examples:
   hashfinder hashcash me@example.com --bits 24 --maximum-time 1m
   hashfinder hashcash --check 1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28
 
-Whether a stamp is too old, or was used before, --check cannot know.
+--check cannot detect whether a stamp is too old or was used before.
 
 Exit codes:
     0  minted; with --check: the stamp is right
-    1  with --check: it is not
+    1  with --check: the stamp is wrong
     2  the command line is wrong
-    3  the time is up
-    5  the system gave no random bytes, or the output failed
+    3  the maximum time has passed
+    5  the system has no random bytes, or the output failed
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
 pub(crate) struct HashcashArguments {
-    /// Whom or what the stamp is for, an address for instance; with --check it has to be for that
+    /// Recipient of the stamp, such as an email address
+    ///
+    /// With --check, the stamp must be for this resource.
     #[arg(value_name = "RESOURCE", required_unless_present = "check", value_parser = resource)]
     resource: Option<String>,
 
-    /// How many bits are zero [default: 20; with --check: as many as the stamp claims]
+    /// Number of zero bits [default: 20; with --check: those that the stamp claims]
     #[arg(long, value_name = "N", value_parser = number(1..=MAXIMUM_BITS))]
     bits: Option<u32>,
 
-    /// The stamp's date, as YYMMDD, YYMMDDhhmm or YYMMDDhhmmss [default: today, in UTC]
+    /// Date of the stamp: YYMMDD, optionally with hhmm or hhmmss [default: today, UTC]
     #[arg(long, value_name = "DATE", value_parser = date, conflicts_with = "check")]
     date: Option<String>,
 
@@ -86,10 +88,10 @@ fn resource(text: &str) -> Result<String, String> {
     let wrong = |c: &char| *c == ':' || c.is_whitespace() || c.is_control();
     match text.chars().find(wrong) {
         Some(character) => Err(format!(
-            "there is a {character:?} in it, which no stamp can hold; give an address or another name \
-             without colons, spaces and control characters"
+            "a stamp cannot contain {character:?}; use an address or another name without colons, \
+             spaces and control characters"
         )),
-        None if text.is_empty() => Err("it is empty; give an address or another name".to_owned()),
+        None if text.is_empty() => Err("it is empty; use an address or another name".to_owned()),
         None => Ok(text.to_owned()),
     }
 }
@@ -97,7 +99,7 @@ fn resource(text: &str) -> Result<String, String> {
 fn date(text: &str) -> Result<String, String> {
     match is_date(text) {
         true => Ok(text.to_owned()),
-        false => Err("give a date as YYMMDD, for instance 261121".to_owned()),
+        false => Err("expected a date as YYMMDD, such as 261121".to_owned()),
     }
 }
 
@@ -141,7 +143,7 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
     };
     // Another run mints another stamp, and a search has no memory, so there is nothing to resume.
     let how_to_resume =
-        |_| "the same command begins another stamp, and is as near to its end".to_owned();
+        |_| "the same command mints another stamp, with the same chance of success".to_owned();
     let found = match block_on(find::first(
         vec![query],
         &arguments.search,
@@ -204,7 +206,7 @@ fn random() -> Result<String> {
 /// Prints whether a stamp is right.
 fn check(stamp: &str, arguments: &HashcashArguments) -> Result<Exit> {
     let wanted = arguments.resource.as_deref();
-    let (verdict, exit) = match is_right(stamp, wanted, arguments.bits) {
+    let (verdict, exit) = match checked(stamp, wanted, arguments.bits) {
         Ok(verdict) => (verdict, Exit::Success),
         Err(why) => (format!("wrong: {why}"), Exit::No),
     };
@@ -214,7 +216,7 @@ fn check(stamp: &str, arguments: &HashcashArguments) -> Result<Exit> {
 
 /// Returns a description of a stamp that is right: it is for `resource` and has at least `bits`
 /// zero bits, if these are given. Otherwise returns what is wrong with it.
-fn is_right(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<String, String> {
+fn checked(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<String, String> {
     let stamp: Stamp<'_> = Stamp::parse(text)?;
     // hashcash also ignores case, unless -C is given.
     let is_other = |resource: &&str| !resource.eq_ignore_ascii_case(stamp.resource);
@@ -225,12 +227,12 @@ fn is_right(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<Str
         ));
     }
     if let Some(bits) = bits.filter(|bits| *bits > stamp.bits) {
-        return Err(format!("it claims {} bits, and not {bits}", stamp.bits));
+        return Err(format!("it claims {} bits, not {bits}", stamp.bits));
     }
     let zeros = zero_bits(text);
     if zeros < stamp.bits {
         return Err(format!(
-            "it claims {} bits, and its SHA-1 begins with {zeros} zero bits",
+            "it claims {} bits, but its SHA-1 begins with {zeros} zero bits",
             stamp.bits
         ));
     }
@@ -271,7 +273,7 @@ impl<'a> Stamp<'a> {
         let fields: Vec<&str> = text.split(':').collect();
         let ["1", bits, date, resource, _extension, _random, _counter] = fields[..] else {
             return Err(
-                "it is no stamp of version 1, which is 1:BITS:DATE:RESOURCE:EXTENSION:RANDOM:COUNTER"
+                "expected a stamp of version 1: 1:BITS:DATE:RESOURCE:EXTENSION:RANDOM:COUNTER"
                     .to_owned(),
             );
         };
@@ -281,12 +283,12 @@ impl<'a> Stamp<'a> {
             .filter(|bits| *bits <= MAXIMUM_BITS);
         let bits = number
             .filter(|_| is_number)
-            .ok_or_else(|| format!("{bits:?} is no number of bits"))?;
+            .ok_or_else(|| format!("invalid number of bits {bits:?}"))?;
         if !is_date(date) {
-            return Err(format!("{date:?} is no date"));
+            return Err(format!("invalid date {date:?}"));
         }
         if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err("there are spaces or control characters in it".to_owned());
+            return Err("it contains spaces or control characters".to_owned());
         }
         Ok(Stamp {
             bits,
@@ -304,8 +306,8 @@ mod tests {
     const STAMP: &str = "1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28";
 
     #[test]
-    fn stamps() {
-        let right = |text| is_right(text, None, None);
+    fn stamps_are_checked() {
+        let right = |text| checked(text, None, None);
         assert_eq!(
             right(STAMP).unwrap(),
             "right: 20 bits for mertz@gnosis.cx, dated 040927"
@@ -315,42 +317,42 @@ mod tests {
             ("0:040927:mertz@gnosis.cx:7ca28", "version 1"),
             ("2:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28", "version 1"),
             ("1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28:", "version 1"),
-            ("1:+20:040927:mertz@gnosis.cx::odVZhQMP:7ca28", "no number"),
-            ("1:161:040927:mertz@gnosis.cx::odVZhQMP:7ca28", "no number"),
-            ("1:20:041327:mertz@gnosis.cx::odVZhQMP:7ca28", "no date"),
-            ("1:20:04092:mertz@gnosis.cx::odVZhQMP:7ca28", "no date"),
+            ("1:+20:040927:mertz@gnosis.cx::odVZhQMP:7ca28", "of bits"),
+            ("1:161:040927:mertz@gnosis.cx::odVZhQMP:7ca28", "of bits"),
+            ("1:20:041327:mertz@gnosis.cx::odVZhQMP:7ca28", "date"),
+            ("1:20:04092:mertz@gnosis.cx::odVZhQMP:7ca28", "date"),
             ("1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28\n", "control"),
             ("1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca29", "claims 20"),
         ] {
             let said = right(wrong).unwrap_err();
             assert!(said.contains(why), "{wrong:?}: {said}");
         }
-        assert!(is_right(STAMP, Some("mertz@gnosis.cx"), Some(20)).is_ok());
-        assert!(is_right(STAMP, Some("mertz@gnosis.cx"), Some(21)).is_err());
-        assert!(is_right(STAMP, Some("somebody"), None).is_err());
+        assert!(checked(STAMP, Some("mertz@gnosis.cx"), Some(20)).is_ok());
+        assert!(checked(STAMP, Some("mertz@gnosis.cx"), Some(21)).is_err());
+        assert!(checked(STAMP, Some("other@gnosis.cx"), None).is_err());
     }
 
     /// hashcash accepts a stamp whatever the case of its address, but mints stamps only in lower
     /// case.
     #[test]
-    fn case_makes_no_difference() {
+    fn case_is_ignored() {
         for resource in ["mertz@gnosis.cx", "Mertz@Gnosis.CX", "MERTZ@GNOSIS.CX"] {
-            assert!(is_right(STAMP, Some(resource), None).is_ok(), "{resource}");
+            assert!(checked(STAMP, Some(resource), None).is_ok(), "{resource}");
         }
         // Minted by hashcash 1.22 with -C.
         let stamp = "1:10:261129:Me@Example.COM::BrLwmWSroGGeF2JU:000007D";
         for resource in ["me@example.com", "Me@Example.COM", "ME@EXAMPLE.COM"] {
-            let verdict = is_right(stamp, Some(resource), None).unwrap();
+            let verdict = checked(stamp, Some(resource), None).unwrap();
             assert_eq!(verdict, "right: 10 bits for Me@Example.COM, dated 261129");
         }
         // As in hashcash, only the case of ASCII letters is ignored.
-        assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{dc}"), None).is_err());
-        assert!(is_right("1:0:261129:\u{fc}::a:b", Some("\u{fc}"), None).is_ok());
+        assert!(checked("1:0:261129:\u{fc}::a:b", Some("\u{dc}"), None).is_err());
+        assert!(checked("1:0:261129:\u{fc}::a:b", Some("\u{fc}"), None).is_ok());
     }
 
-    /// The error was about a prefix that was too long, although the user had given none.
+    /// Regression: the error was about an overlong prefix, although the user had given none.
     #[test]
-    fn a_resource_that_is_too_long() {
+    fn an_overlong_resource_is_rejected() {
         let stamp =
             |length: usize| format!("1:20:261129:{}::abcdefghijklmnop:", "r".repeat(length));
         let around = stamp(0).len();
@@ -368,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_just_so_many_bits() {
+    fn zeros_covers_exactly_the_given_number_of_bits() {
         assert_eq!(zeros(8), ["00"]);
         assert_eq!(zeros(7), ["00", "01"]);
         assert_eq!(zeros(6), ["00", "01", "02", "03"]);
@@ -377,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn dates() {
+    fn dates_are_validated() {
         for right in ["261121", "2611212359", "261121235959", "000229"] {
             assert!(is_date(right), "{right}");
         }

@@ -24,12 +24,12 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time limit of the connection, so that the check ends with the reason why there is none.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Check whether a server takes calls.
+/// Check whether a server accepts calls.
 ///
-/// Asks the server's health service (grpc.health.v1) and prints the answer, SERVING or NOT_SERVING.
-/// A server that drains also stops listening, so the exit code is usually 5 then. It waits for the
-/// answer for at most 5 s, and needs no credential. Made for probes: a container that has nothing
-/// but this program can check itself.
+/// Calls the server's health service (grpc.health.v1) and prints the answer: SERVING or
+/// NOT_SERVING. The check takes at most 5 s, and needs no credential. A draining server no longer
+/// listens, so the exit code is then usually 5. Use this command for probes, for example in a
+/// container that has no other program.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -37,13 +37,13 @@ Examples:
   hashfinder health --server localhost:50051 --tls-ca ca.pem --tls-server-name find.example
 
 Exit codes:
-    0  the server takes calls
-    1  the server answered that it takes no calls
+    0  the server accepts calls
+    1  the server answered that it accepts no calls
     2  the command line is wrong
     5  no answer, or the output failed
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
 pub(crate) struct HealthArguments {
-    /// The server, at HOST:PORT, https://HOST:PORT or unix:PATH
+    /// Server to check: HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, value_name = "HOST:PORT")]
     #[arg(default_value = "localhost:50051")]
     server: ServerAddress,
@@ -54,7 +54,7 @@ pub(crate) struct HealthArguments {
 
 /// Runs the command. Dropping the future cancels the call.
 pub(crate) async fn run(arguments: HealthArguments) -> Result<Exit> {
-    exit_at_once().context("cannot listen to signals")?;
+    exit_at_once().context("cannot receive signals")?;
     let checked = tokio::time::timeout(TIMEOUT, check(&arguments)).await;
     let status = checked.unwrap_or_else(|_| {
         let within = humantime::format_duration(TIMEOUT);

@@ -18,10 +18,10 @@ use crate::{exit::Exit, terminal::print};
 /// Name of the program.
 const PROGRAM: &str = "hashfinder";
 
-/// Print the completions for a shell.
+/// Print completions for a shell.
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Install them with one of:
+Installation:
   hashfinder completions bash > ~/.local/share/bash-completion/completions/hashfinder
   hashfinder completions fish > ~/.config/fish/completions/hashfinder.fish
   hashfinder completions zsh > ~/.zfunc/_hashfinder    # with fpath+=~/.zfunc before compinit
@@ -33,12 +33,12 @@ Exit codes:
   2  the command line is wrong
   5  the output failed")]
 pub(crate) struct CompletionsArguments {
-    /// The shell that they are for
+    /// Shell to complete commands in
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }
 
-/// Print the manual's page about the program, or write a page for each command.
+/// Print the manual page, or write a page for each command.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -50,8 +50,9 @@ Exit codes:
   2  the command line is wrong
   5  the output failed, or a page cannot be written")]
 pub(crate) struct ManArguments {
-    /// Write a page for the program and one for each command into this folder, which is made if it
-    /// is not there
+    /// Write a page for each command into this folder
+    ///
+    /// The folder is created if it does not exist.
     #[arg(long, value_name = "PATH")]
     directory: Option<PathBuf>,
 }
@@ -72,7 +73,7 @@ pub(crate) fn man(arguments: &ManArguments, program: Command) -> Result<Exit> {
     match &arguments.directory {
         Some(directory) => {
             fs::create_dir_all(directory)
-                .with_context(|| format!("cannot make the folder {}", directory.display()))?;
+                .with_context(|| format!("cannot create the folder {}", directory.display()))?;
             write_pages(&program, directory)?;
         }
         None => {

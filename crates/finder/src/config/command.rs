@@ -4,8 +4,8 @@ use clap::{ArgAction, ArgMatches, Command, builder::BoolishValueParser, parser::
 
 use super::settings::is_switch;
 
-/// Returns the command line as it is parsed: a switch may be repeated, and may have a value, so that
-/// `--quiet=false` overrides the file and the environment.
+/// Returns the command line as it is parsed: a switch may be repeated, and may have a value, so
+/// that `--quiet=false` overrides the file and the environment.
 pub(super) fn with_switch_values(command: Command) -> Command {
     let command = command.mut_args(|arg| match is_switch(&arg) {
         true => {
@@ -21,14 +21,14 @@ pub(super) fn with_switch_values(command: Command) -> Command {
 
 /// Makes flags accept negative numbers as values, so that a flag's own parser reports what is wrong
 /// with one. By default, clap takes it for a flag.
-pub(super) fn takes_negative_numbers(command: Command) -> Command {
+pub(super) fn with_negative_numbers(command: Command) -> Command {
     let command = command.mut_args(|arg| match arg.get_action() {
         ArgAction::Set | ArgAction::Append if arg.get_long().is_some() => {
             arg.allow_negative_numbers(true)
         }
         _ => arg,
     });
-    command.mut_subcommands(takes_negative_numbers)
+    command.mut_subcommands(with_negative_numbers)
 }
 
 /// Whether the command has the switch `--quiet`, and it is on.

@@ -47,8 +47,8 @@ impl File {
             let text = files::read_any_kind(path, LONGEST)?;
             String::from_utf8(text).context("it is not UTF-8")
         };
-        let text =
-            read().with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        let text = read()
+            .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
         File::of(path, &text, settings)
     }
 
@@ -69,7 +69,7 @@ impl File {
             Err(error) => {
                 let start = error.span().map_or(0, |span| span.start);
                 let (origin, message) = (reader.origin(start), error.message());
-                bail!("{origin}: this is not TOML: {message}");
+                bail!("invalid TOML in {origin}: {message}");
             }
         }
         Ok(File {
@@ -114,11 +114,11 @@ impl File {
                     (Kind::One, _) => "a number or a string".to_owned(),
                     (Kind::Many, Value::One(value)) => {
                         let list = literal(setting, std::slice::from_ref(value));
-                        format!("an array, here {name} = {list}")
+                        format!("an array: {name} = {list}")
                     }
-                    (Kind::Many, _) => format!("an array, as in {name} = [\"...\"]"),
+                    (Kind::Many, _) => format!("an array, such as {name} = [\"...\"]"),
                 };
-                bail!("{origin}: {name} is set to TOML's type {kind}; give {wanted}");
+                bail!("{name} in {origin} has the type {kind}; expected {wanted}");
             }
         };
         Ok(Some((values, origin)))
@@ -157,7 +157,7 @@ impl Reader<'_> {
                 }
                 _ if tables.contains(&name) => {
                     let path = [table, &[name.to_owned()]].concat().join(".");
-                    bail!("{origin}: {name} is a table: write [{path}]");
+                    bail!("{name} in {origin} is a table; write [{path}]");
                 }
                 value if keys.contains(&name) => {
                     let entry = Entry {
@@ -173,12 +173,8 @@ impl Reader<'_> {
                         DeValue::Table(_) => "table",
                         _ => "setting",
                     };
-                    let place = match table {
-                        [] => "at the top of the file".to_owned(),
-                        table => format!("of [{}]", table.join(".")),
-                    };
                     let hint = self.hint(name, keys.into_iter().chain(tables));
-                    bail!("{origin}: {name} is no {what} {place}; {hint}");
+                    bail!("unknown {what} \"{name}\" in {origin} ({hint})");
                 }
             }
         }
@@ -198,11 +194,11 @@ impl Reader<'_> {
             .collect();
         match nearest(name, here) {
             _ if ONLY_ON_THE_COMMAND_LINE.contains(&name) => {
-                "it can only be given on the command line".to_owned()
+                format!("--{name} can only be given on the command line")
             }
-            _ if !elsewhere.is_empty() => format!("it belongs under {}", elsewhere.join(" or ")),
-            Some(nearest) => format!("did you mean {nearest}?"),
-            None => "`hashfinder config default` prints all there are".to_owned(),
+            _ if !elsewhere.is_empty() => format!("it belongs in {}", elsewhere.join(" or ")),
+            Some(nearest) => format!("did you mean \"{nearest}\"?"),
+            None => "`hashfinder config default` prints all settings".to_owned(),
         }
     }
 }

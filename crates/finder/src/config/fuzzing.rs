@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use clap::{ArgMatches, Command};
 
 use super::{
-    command::{takes_negative_numbers, with_switch_values},
+    command::{with_negative_numbers, with_switch_values},
     file::File,
     resolve::set_default,
     settings::{Settings, literal},
@@ -20,7 +20,7 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn new(program: Command) -> Program {
-        let command = takes_negative_numbers(with_switch_values(program));
+        let command = with_negative_numbers(with_switch_values(program));
         let settings = Settings::of(&command);
         Program { command, settings }
     }

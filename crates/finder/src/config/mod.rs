@@ -3,10 +3,11 @@
 //! The command line is the list of settings. Each of its flags is a setting with the flag's name,
 //! which the flag's own parser checks, and clap receives a value from elsewhere as the flag's
 //! default. A hidden argument is a setting that only the file and the environment can give; its
-//! table is the heading of its help, within the table of its command. `find --ideal-distance` is `HASHFINDER_FIND_IDEAL_DISTANCE` in the environment, and in
-//! the file the key `ideal-distance` of the table `[find]`. A setting that several commands share
-//! can be set for all of them by leaving out the command's name: `HASHFINDER_KERNEL`, and `kernel`
-//! at the top of the file. A value for one command overrides a value for all.
+//! table is the heading of its help, within the table of its command. `find --ideal-distance` is
+//! `HASHFINDER_FIND_IDEAL_DISTANCE` in the environment, and in the file the key `ideal-distance` of
+//! the table `[find]`. A setting that several commands share can be set for all of them by leaving
+//! out the command's name: `HASHFINDER_KERNEL`, and `kernel` at the top of the file. A value for
+//! one command overrides a value for all.
 
 mod command;
 mod file;
@@ -25,7 +26,7 @@ use clap::{ArgMatches, Command};
 
 pub(crate) use self::report::{default_file, show};
 use self::{
-    command::{is_quiet, of_command_line, takes_negative_numbers, with_switch_values},
+    command::{is_quiet, of_command_line, with_negative_numbers, with_switch_values},
     resolve::set_default,
     settings::Settings,
     sources::Sources,
@@ -41,7 +42,7 @@ use crate::terminal;
 /// If the file or a variable is wrong.
 pub(crate) fn parse(program: Command, with_settings: Command) -> Result<ArgMatches> {
     let line: Vec<OsString> = env::args_os().collect();
-    let mut command = takes_negative_numbers(with_switch_values(with_settings));
+    let mut command = with_negative_numbers(with_switch_values(with_settings));
     let lenient = command.clone().ignore_errors(true);
     // Errors in the line are reported below, when it is known which required flags have a value
     // from elsewhere.
@@ -52,7 +53,7 @@ pub(crate) fn parse(program: Command, with_settings: Command) -> Result<ArgMatch
     let settings = Settings::of(&command);
     if settings.not_flags(&path).any(|id| explicit.contains(id)) {
         // The program itself rejects them.
-        let flags = takes_negative_numbers(with_switch_values(program.clone()));
+        let flags = with_negative_numbers(with_switch_values(program.clone()));
         if let Err(error) = flags.try_get_matches_from(&line) {
             usage::exit(error, program, &settings, &path, &line);
         }
@@ -102,9 +103,9 @@ mod tests {
         command().debug_assert();
     }
 
-    /// The fuzzer found a delete character that was not escaped, which is not valid TOML.
+    /// Regression: a delete character was not escaped, which is not valid TOML.
     #[test]
-    fn every_character_is_read_back_as_it_was_shown() {
+    fn shown_values_are_read_back_unchanged() {
         for character in (0..0x100).filter_map(char::from_u32) {
             let text = format!("a{character}");
             let file = format!("a = {}\n", scalar(&text));
@@ -134,9 +135,9 @@ mod tests {
         }
     }
 
-    /// `HASHFINDER_FIND_QUIET=1` was an error.
+    /// Regression: `HASHFINDER_FIND_QUIET=1` was an error.
     #[test]
-    fn switches_in_the_environment() {
+    fn switches_in_the_environment_accept_common_words() {
         for on in ["true", "TRUE", "t", "yes", "y", "on", "1"] {
             assert_eq!(true_or_false(on), "true", "{on}");
         }
@@ -148,7 +149,7 @@ mod tests {
         }
     }
 
-    /// `find -q -q` was an error.
+    /// Regression: `find -q -q` was an error.
     #[test]
     fn every_switch_may_be_repeated() {
         fn check(command: &Command, path: &[&str]) {
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn the_narrower_goes_before_the_wider() {
+    fn a_setting_for_one_command_overrides_one_for_all() {
         let all = ("SERVER", "a");
         let searches = ("SEARCHES_SERVER", "b");
         let list = ("SEARCHES_LIST_SERVER", "c");
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_keeps_out_what_it_excludes_and_what_it_gives_itself() {
+    fn the_command_line_overrides_and_excludes_settings() {
         let variables = [("SERVER", "a")];
         assert_eq!(resolved("ask", &["server"], &variables), (String::new(), 0));
         assert_eq!(resolved("ask", &["port"], &variables), (String::new(), 1));
@@ -275,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_need_not_be_given() {
+    fn a_setting_satisfies_a_required_flag() {
         let program = nested();
         let line = ["program", "searches", "list"];
         assert!(program.clone().try_get_matches_from(line).is_err());

@@ -29,8 +29,13 @@ pub(crate) fn show(program: Command, file: Option<&PathBuf>, as_json: bool) -> R
     sources.unknown_variables(&settings).iter().for_each(say);
     if sources.file.is_none() {
         match usual_path() {
-            Some(path) => say(format_args!("there is no file {}", path.display())),
-            None => say("there is no file, for neither XDG_CONFIG_HOME nor HOME is set"),
+            Some(path) => say(format_args!(
+                "no configuration file: {} does not exist",
+                path.display()
+            )),
+            None => {
+                say("no configuration file: neither XDG_CONFIG_HOME nor HOME has an absolute path");
+            }
         }
     }
     let mut rows = Vec::new();
@@ -114,15 +119,16 @@ fn value(setting: &Setting, values: &[String]) -> Value {
 pub(crate) fn default_file(program: Command) -> String {
     let settings = Settings::of(&with_switch_values(program));
     let mut text = format!(
-        "# Configuration of hashfinder {}. A line that begins with # and a name is a setting with its\n\
-         # default: remove the # and change it. See `hashfinder config --help`.\n",
+        "# Configuration of hashfinder {}. To change a setting, remove the # before its name and\n\
+         # edit the value. Values in capitals are placeholders: these settings have no default. See\n\
+         # `hashfinder config --help`.\n",
         env!("CARGO_PKG_VERSION")
     );
     let shared = settings.of_table(&[]).join(", ");
     text += "\n";
     text += &comment(&format!(
-        "These settings may also stand at the top of the file, before the first table. They then \
-         apply to every command that has them: {shared}."
+        "These settings can also be set here, before the first table, for all commands that have \
+         them: {shared}."
     ));
     let mut table = None;
     for setting in &settings.0 {

@@ -33,7 +33,7 @@ impl Settings {
         let command = path
             .iter()
             .try_fold(root, |command, name| command.find_subcommand(name));
-        let command = command.context("there is no such command")?;
+        let command = command.context("unknown command")?;
         // The flags and settings so far: the id, the name in messages, and the rank (`None` for the
         // command line).
         let mut present: Vec<(String, String, Option<Rank>)> = Vec::new();
@@ -70,10 +70,10 @@ impl Settings {
                     resolved.given.push(given);
                 }
                 Some((_, other, rank)) if *rank == Some(given.rank) => {
-                    bail!("{other} and {given} exclude each other; take one of them out");
+                    bail!("{other} conflicts with {given}; remove one of them");
                 }
                 Some((_, other, _)) => {
-                    let note = format!("{given} is left out, because {other} excludes it");
+                    let note = format!("ignoring {given}, which conflicts with {other}");
                     resolved.notes.push(note);
                 }
             }

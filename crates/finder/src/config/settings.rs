@@ -184,8 +184,8 @@ impl Settings {
         names
     }
 
-    /// Returns the names of the tables that are directly within a table and have settings or further
-    /// tables.
+    /// Returns the names of the tables that are directly within a table and have settings or
+    /// further tables.
     pub(super) fn tables_in(&self, table: &[String]) -> Vec<&str> {
         let tables = self.0.iter().map(|setting| &setting.tables[0]);
         let inside = tables.filter(|inner| inner.starts_with(table));

@@ -45,7 +45,7 @@ impl Sources {
             let value = value
                 .into_string()
                 .ok()
-                .with_context(|| format!("{name} is not UTF-8"))?;
+                .with_context(|| format!("the environment variable {name} is not UTF-8"))?;
             // An empty variable counts as unset: some environments cannot remove a variable.
             if !value.is_empty() {
                 variables.insert(name.to_owned(), value);
@@ -123,14 +123,15 @@ impl Sources {
             };
             if let Some(flag) = ONLY_ON_THE_COMMAND_LINE.iter().find(|flag| is_flag(flag)) {
                 return format!(
-                    "{name} is no setting; --{flag} can only be given on the command line"
+                    "warning: unknown variable {name} (--{flag} can only be given on the command \
+                     line)"
                 );
             }
             let hint = match with_command.or_else(|| nearest(rest, &mut names)) {
                 Some(nearest) => format!("did you mean {PREFIX}{nearest}?"),
-                None => "`hashfinder config --help` tells how they are called".to_owned(),
+                None => "see `hashfinder config --help`".to_owned(),
             };
-            format!("{name} is no setting; {hint}")
+            format!("warning: unknown variable {name} ({hint})")
         };
         unknown.map(line).collect()
     }
@@ -182,7 +183,7 @@ impl Given<'_> {
         if *kind == Kind::Switch {
             return match self.values[..] {
                 [ref value] if value == "true" || value == "false" => Ok(()),
-                _ => bail!("{self}: give true or false, 1 or 0, yes or no, on or off"),
+                _ => bail!("{self}: expected true or false, 1 or 0, yes or no, on or off"),
             };
         }
         let flags = self.values.iter().map(|value| format!("--{name}={value}"));
@@ -196,9 +197,9 @@ impl Given<'_> {
             ErrorKind::ValueValidation => error.source().map(ToString::to_string),
             ErrorKind::InvalidValue => match error.get(ContextKind::ValidValue) {
                 Some(ContextValue::Strings(valid)) if !valid.is_empty() => {
-                    Some(format!("give one of {}", valid.join(", ")))
+                    Some(format!("expected one of {}", valid.join(", ")))
                 }
-                _ => Some("give a value".to_owned()),
+                _ => Some("expected a value".to_owned()),
             },
             // Other errors of this line, such as a missing argument, are not about the value.
             _ => None,

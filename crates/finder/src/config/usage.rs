@@ -138,7 +138,7 @@ fn elsewhere(settings: &Settings, name: &str) -> Option<String> {
     let setting = settings.find(|setting| setting.name == name && setting.section.is_some())?;
     let table = &setting.tables[0];
     Some(format!(
-        "'{name}' is a setting of the configuration file, in [{}]; or set {}",
+        "'{name}' is not a flag; set it in the configuration file under [{}], or by {}",
         table.join("."),
         setting.variable(table),
     ))
@@ -298,7 +298,7 @@ mod tests {
         tips.collect::<Vec<_>>().join("; ")
     }
 
-    /// For `find doctor --limit 3` the suggestion was `-- --limit`.
+    /// Regression: for `find doctor --limit 3` the suggestion was `-- --limit`.
     #[test]
     fn a_mistyped_flag_gets_the_nearest_real_one_as_a_suggestion() {
         let one = |flag: &str| format!("a similar argument exists: '{flag}'");
@@ -380,20 +380,20 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_is_not_a_flag_is_named_with_its_place() {
+    fn a_setting_given_as_a_flag_is_reported_with_its_place() {
         for line in [
             "serve --idle-timeout 5s",
             "serve --idle-timeout=5s",
             "find a --idle-timeout 5s",
         ] {
-            let tip = "'idle-timeout' is a setting of the configuration file, in [serve.limits]; \
-                       or set HASHFINDER_SERVE_IDLE_TIMEOUT";
+            let tip = "'idle-timeout' is not a flag; set it in the configuration file under \
+                       [serve.limits], or by HASHFINDER_SERVE_IDLE_TIMEOUT";
             assert_eq!(suggested(line), tip, "{line}");
         }
     }
 
     #[test]
-    fn what_is_quoted_cannot_control_a_terminal() {
+    fn quoted_text_cannot_control_a_terminal() {
         let evil = "\x1b[31m\r\n\x07\u{9b}1m";
         for line in [
             &["find", "a", &format!("--{evil}")][..],

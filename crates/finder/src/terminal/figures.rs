@@ -40,6 +40,14 @@ pub(crate) fn number(number: f64) -> String {
     }
 }
 
+/// Formats a whole number with commas between groups of three digits.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev();
+    let groups: Vec<_> = groups.map(String::from_utf8_lossy).collect();
+    groups.join(",")
+}
+
 /// Formats a time in seconds, in a suitable unit.
 pub(crate) fn time(seconds: f64) -> String {
     let (minute, hour, day, year) = (60.0, 3600.0, 86_400.0, 365.25 * 86_400.0);
@@ -70,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers() {
+    fn numbers_are_shown_with_a_magnitude() {
         for (value, text) in [
             (1.0, "1"),
             (1.46, "1.5"),
@@ -86,7 +94,20 @@ mod tests {
     }
 
     #[test]
-    fn times() {
+    fn groups_of_digits() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (10_874_376, "10,874,376"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn times_are_shown_in_a_suitable_unit() {
         for (seconds, text) in [
             (0.000_9, "less than a millisecond"),
             (0.180_4, "180 ms"),

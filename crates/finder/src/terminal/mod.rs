@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn words_for_a_shell() {
+    fn words_are_quoted_for_a_shell() {
         for (word, shown) in [
             ("a/b-c.1", "a/b-c.1"),
             ("", "''"),

@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 DAY = datetime.timedelta(days=1)
 
-# Long enough that a certificate does not expire soon.
+# Default validity, long enough that no certificate expires soon.
 MONTH = 30 * DAY
 
 LOCALHOST = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
@@ -23,10 +23,10 @@ class Authority:
     def __init__(self, folder, name, valid_for=MONTH, parent=None):
         self.folder, self.name = folder, name
         self.key = ec.generate_private_key(ec.SECP256R1())
-        subject = _named(name)
+        subject = _common_name(name)
         issuer = parent.certificate.subject if parent else subject
         builder = _builder(subject, issuer, self.key, valid_for)
-        builder = builder.add_extension(_is_authority(True), True)
+        builder = builder.add_extension(_basic_constraints(True), True)
         self.certificate = builder.sign((parent or self).key, hashes.SHA256())
         self.pem = self.certificate.public_bytes(serialization.Encoding.PEM)
         self.path = str(folder / f"{name}.pem")
@@ -42,7 +42,7 @@ class Authority:
         extensions=(),
     ):
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_named(file), self.certificate.subject, key, valid_for, valid_since)
+        builder = _builder(_common_name(file), self.certificate.subject, key, valid_for, valid_since)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), False)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(list(names)), False)
@@ -59,21 +59,21 @@ class Authority:
 
 
 def self_signed(folder, file, is_authority):
-    """Returns a server's certificate without an authority. Those of `openssl req -x509` are
-    authorities themselves."""
+    """Returns a self-signed server certificate. With `is_authority` it is a CA certificate, as from
+    `openssl req -x509`."""
     key = ec.generate_private_key(ec.SECP256R1())
-    builder = _builder(_named(file), _named(file), key, MONTH)
+    builder = _builder(_common_name(file), _common_name(file), key, MONTH)
     builder = builder.add_extension(x509.SubjectAlternativeName(LOCALHOST), False)
-    builder = builder.add_extension(_is_authority(is_authority), True)
+    builder = builder.add_extension(_basic_constraints(is_authority), True)
     return Identity(folder, file, key, builder.sign(key, hashes.SHA256()))
 
 
-def _named(name):
+def _common_name(name):
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def _is_authority(is_one):
-    return x509.BasicConstraints(ca=is_one, path_length=None)
+def _basic_constraints(is_authority):
+    return x509.BasicConstraints(ca=is_authority, path_length=None)
 
 
 def _builder(subject, issuer, key, valid_for, valid_since=-9 * DAY):
@@ -99,7 +99,7 @@ class Identity:
         self.write_to(*self.files)
 
     def write_to(self, certificate, key):
-        """Replaces two files. Each of them is always whole."""
+        """Replaces both files, each of them atomically."""
         for path, text in [(key, self.key), (certificate, self.certificate)]:
             replace(path, text, mode=0o600)
 

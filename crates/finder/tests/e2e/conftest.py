@@ -1,9 +1,9 @@
-"""Real processes, real sockets, the stock Python client.
+"""Fixtures for end-to-end tests, with real processes, real sockets and the stock Python client.
 
-The fixtures start `hashfinder` (its path is in HASHFINDER) and wait for what it prints.
+They start `hashfinder` (its path is in HASHFINDER) and wait for its output.
 
-No test judges how long something takes: other processes may keep every core busy. Tests wait for events,
-count work, and assert lower bounds of durations only.
+Tests do not limit how long something takes, because other processes may keep every core busy.
+They wait for events, count work, and assert only lower bounds of durations.
 """
 
 import base64
@@ -39,26 +39,26 @@ for number in [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM]:
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)
 
-# How long to wait for an event. It is generous, so that it passes only if the event never comes.
-PATIENCE_S = 120
+# Timeout for any event. It is generous, so that it expires only if the event never occurs.
+TIMEOUT_S = 120
 
-# A panic in the server's log, as text or as JSON, or on stderr without a log.
+# Matches a panic in the server's log, as text or as JSON, or on stderr without a log.
 PANIC = re.compile(r'ERROR hashfinder_server::log: panic |"message":"panic"|^thread .* panicked at ')
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """In CI, a skipped test fails: .ci/run installs what tests need."""
+    """Turns a skipped test into a failure in CI, where .ci/run installs what tests need."""
     report = yield
     if report.skipped and os.environ.get("CI") == "true":
         report.outcome = "failed"
-        report.longrepr = f"skipped, which no test may be in CI: {report.longrepr}"
+        report.longrepr = f"no test may be skipped in CI: {report.longrepr}"
     return report
 
 
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory):
-    """The reference contract's modules, generated as any user of it would."""
+    """Returns the modules of the reference contract, generated with the standard tools."""
     out = tmp_path_factory.mktemp("stubs")
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_out={out}"]
     command += [f"--grpc_python_out={out}", "hash_name.proto"]
@@ -80,7 +80,7 @@ def stubs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def v1(tmp_path_factory):
-    """The modules of hashfinder.v1."""
+    """Returns the modules of hashfinder.v1."""
     out = tmp_path_factory.mktemp("v1")
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_out={out}"]
     command += [f"--grpc_python_out={out}", "hashfinder/v1/finder.proto"]
@@ -98,7 +98,7 @@ def v1(tmp_path_factory):
 
 
 class Process:
-    """A process whose output can be waited for, line by line."""
+    """A process. Tests can wait for lines on its stderr."""
 
     def __init__(self, command, **kwargs):
         self.popen = subprocess.Popen(
@@ -125,7 +125,7 @@ class Process:
 
     def wait_for(self, pattern):
         """Waits for the next line on stderr that matches the pattern, and returns it."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
                 line = self._stderr.get(timeout=max(0, deadline - time.monotonic()))
@@ -133,14 +133,14 @@ class Process:
                 line = None
             if line is None:
                 seen = "\n".join(self.log)
-                pytest.fail(f"no line with {pattern!r} came; there was:\n{seen}")
+                pytest.fail(f"no line on stderr matches {pattern!r}; lines so far:\n{seen}")
             self.log.append(line)
             if re.search(pattern, line):
                 return line
 
     def rest_of_stderr(self):
         """Returns the rest of stderr once the process has ended."""
-        self._reader.join(PATIENCE_S)
+        self._reader.join(TIMEOUT_S)
         lines = []
         while (line := self._stderr.get()) is not None:
             lines.append(line)
@@ -150,10 +150,10 @@ class Process:
         self.popen.send_signal(number)
 
     def wait(self):
-        return self.popen.wait(PATIENCE_S)
+        return self.popen.wait(TIMEOUT_S)
 
     def cpu_s(self):
-        """Returns the CPU time of all its threads."""
+        """Returns the CPU time of all threads of the process, in seconds."""
         fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -162,25 +162,25 @@ class Process:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def assert_idle(self):
-        """Waits until it uses less than a tenth of a core for half a second.
+        """Waits until the process uses less than a tenth of a core for half a second.
 
         A process that is still searching never becomes idle; a busy machine only delays this.
         """
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
             began, before = time.monotonic(), self.cpu_s()
             time.sleep(0.5)
             cores = (self.cpu_s() - before) / (time.monotonic() - began)
             if cores < 0.1:
                 return
-            assert time.monotonic() < deadline, f"it still uses {cores} cores"
+            assert time.monotonic() < deadline, f"the process still uses {cores} cores"
 
     def wait_until_busy(self):
-        """Waits until it has begun to search."""
+        """Waits until the process has used some CPU time, so that its search has begun."""
         before = self.cpu_s()
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while self.cpu_s() < before + 0.05:
-            assert time.monotonic() < deadline, "it does nothing"
+            assert time.monotonic() < deadline, "the process uses no CPU time"
             time.sleep(0.01)
 
     def end(self):
@@ -189,7 +189,7 @@ class Process:
             self.popen.wait()
         self.popen.stdout.close()
         # A server survives a panic, so its test might pass without this check.
-        self._reader.join(PATIENCE_S)
+        self._reader.join(TIMEOUT_S)
         assert not self._panics, "".join(self._panics)
 
 
@@ -201,8 +201,8 @@ def limits_as_toml(limits):
 
 
 class Server(Process):
-    """A server that listens. `limits` are settings that only the configuration file can have, by
-    name."""
+    """A running server. `limits` maps settings that only the configuration file can have to their
+    values."""
 
     def __init__(self, *flags, port=0, limits=None):
         where = [] if "--unix" in flags else ["--port", str(port)]
@@ -221,7 +221,7 @@ class Server(Process):
         self.address = found[1]
 
     def call_ended(self, **fields):
-        """Returns the log line for a call's end, which must have these fields."""
+        """Waits for the log line of a call's end, checks its fields, and returns it."""
         line = self.wait_for("call ended")
         for key, value in fields.items():
             assert re.search(rf"\b{key}={re.escape(value)}(?= |$)", line), (key, value, line)
@@ -232,9 +232,9 @@ class Reference(Process):
     def __init__(self, stubs, budget):
         command = [sys.executable, str(HERE / "reference_server.py"), str(budget), stubs.path]
         super().__init__(command)
-        self.address = f"localhost:{self.told().removeprefix('listening on ')}"
+        self.address = f"localhost:{self.next_event().removeprefix('listening on ')}"
 
-    def told(self):
+    def next_event(self):
         return self.popen.stdout.readline().rstrip("\n")
 
 
@@ -287,13 +287,13 @@ def fake(v1):
         return servers[-1]
 
     yield start
-    for one in servers:
-        one.server.stop(None)
+    for server in servers:
+        server.server.stop(None)
 
 
 @pytest.fixture
 def find(processes):
-    """Starts `hashfinder find` and leaves it running."""
+    """Returns a function that starts `hashfinder find` and does not wait for its end."""
 
     def start(*arguments, **kwargs):
         process = Process([HASHFINDER, "find", *arguments], **kwargs)
@@ -321,13 +321,13 @@ def connect(stubs):
 
 @pytest.fixture(scope="session")
 def pb(v1):
-    """The messages of hashfinder.v1."""
+    """Returns the messages of hashfinder.v1."""
     return v1.messages
 
 
 @pytest.fixture
 def finder(v1):
-    """Connects to the service of our own contract, with a new connection each time."""
+    """Returns a function that opens a new connection to `hashfinder.v1.Finder`."""
     channels = []
 
     def open_channel(address):
@@ -349,12 +349,12 @@ def run_find(*arguments):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
 
 
 def secrets():
-    """All secrets in enumeration order."""
+    """Yields all secrets in enumeration order."""
     for length in itertools.count():
         for counter in range(256**length):
             yield counter.to_bytes(length, "big")
@@ -372,7 +372,7 @@ def distance(secret, name):
 
 
 def oracle(name, ideal, interesting=0):
-    """Returns what FindRange sends: (secret, distance) of interesting ones, then the ideal one."""
+    """Returns (secret, distance) of each response that FindRange must send, the ideal one last."""
     found = []
     for secret in secrets():
         d, _ = distance(secret, name)

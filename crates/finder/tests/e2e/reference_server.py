@@ -1,7 +1,7 @@
-"""A server that behaves like the reference server: one servicer thread, which is freed by a
-callback that sets an event, and a budget after which the servicer cancels the call.
+"""A server that behaves like the reference server.
 
-It prints on stdout what happens to it.
+It has one servicer thread. A callback frees the thread by setting an event. When the budget is
+spent, the servicer cancels the call. Each event is printed on stdout.
 """
 
 import base64
@@ -19,8 +19,8 @@ import hash_name_pb2  # noqa: E402
 import hash_name_pb2_grpc  # noqa: E402
 
 
-def tell(what):
-    print(what, flush=True)
+def report(event):
+    print(event, flush=True)
 
 
 class Stopped(Exception):
@@ -40,7 +40,7 @@ def distance(text, name):
 def search(request, stop):
     tried = 0
     for length in itertools.count():
-        # Like the original, this leaves out the byte 0xFF.
+        # Like the original, this skips the byte 0xFF.
         for values in itertools.product(range(255), repeat=length):
             if stop.is_set():
                 raise Stopped
@@ -66,11 +66,11 @@ class HashFinder(hash_name_pb2_grpc.HashFinderServicer):
         stop = threading.Event()
 
         def over():
-            tell("over")
+            report("over")
             stop.set()
 
         context.add_callback(over)
-        tell("began")
+        report("began")
         return search(request, stop)
 
     def Find(self, request, context):
@@ -78,12 +78,12 @@ class HashFinder(hash_name_pb2_grpc.HashFinderServicer):
         try:
             for ideal, response in self._begin(request, context):
                 if ideal:
-                    tell("found")
+                    report("found")
                     return response
         except Stopped:
-            tell("stopped")
+            report("stopped")
         except BudgetSpent:
-            tell("budget spent")
+            report("budget spent")
             context.cancel()
         return hash_name_pb2.HashNameResponse()
 
@@ -92,9 +92,9 @@ class HashFinder(hash_name_pb2_grpc.HashFinderServicer):
             for _, response in self._begin(request, context):
                 yield response
         except Stopped:
-            tell("stopped")
+            report("stopped")
         except BudgetSpent:
-            tell("budget spent")
+            report("budget spent")
             context.cancel()
 
 
@@ -102,5 +102,5 @@ server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
 hash_name_pb2_grpc.add_HashFinderServicer_to_server(HashFinder(), server)
 port = server.add_insecure_port("127.0.0.1:0")
 server.start()
-tell(f"listening on {port}")
+report(f"listening on {port}")
 server.wait_for_termination()

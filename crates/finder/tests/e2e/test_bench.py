@@ -18,7 +18,7 @@ def run(*arguments, **environment):
     )
 
 
-def test_every_kernel_is_measured_and_right():
+def test_every_kernel_is_measured_and_finds_the_same_secret():
     arguments = ["--json", "--seconds", "0.05", "--threads", "2"]
     done = run("bench", *arguments, "--name", "doctor", "--name", "hashfinder")
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,7 @@ def test_every_kernel_is_measured_and_right():
             assert done.stdout.splitlines() == [line_of(FIRST_DOCTOR, "doctor")]
 
 
-def test_names_at_once_and_longer_secrets():
+def test_several_names_and_longer_secrets_can_be_measured():
     arguments = ["--json", "--seconds", "0.05", "--threads", "1", "--length", "5"]
     arguments += ["--names", "1", "--names", "16", "--names", "300", "--ideal-distance", "1"]
     done = run("bench", *arguments)
@@ -57,7 +57,7 @@ def test_names_at_once_and_longer_secrets():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["bench", "--kernel", "abacus"], "portable"),
         (["find", "doctor", "--kernel", "abacus"], "portable"),
@@ -68,13 +68,13 @@ def test_names_at_once_and_longer_secrets():
         (["bench", "--length", "8"], "3 to 7"),
     ],
 )
-def test_a_wrong_command_line(arguments, says):
+def test_an_invalid_command_line_is_rejected(arguments, expected):
     done = run(*arguments)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert expected in done.stderr
 
 
-def test_a_name_that_can_never_match():
+def test_a_name_that_can_never_match_is_an_error():
     done = run("bench", "--name", "==")
     assert done.returncode == 4
     assert "can never match" in done.stderr

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from grpc_status import rpc_status
 
-# A hard search, which finds nothing while a test runs.
+# A name that no search finds while a test runs.
 HARD = "hashfinderhashfinder"
 
 
@@ -28,14 +28,14 @@ def details(error, kind):
 
 
 @pytest.mark.parametrize("workers", ["1", "2", "5"])
-def test_find_answers_with_the_first_secret(serve, connect, stubs, workers):
+def test_find_returns_the_first_secret(serve, connect, stubs, workers):
     stub = connect(serve("--workers", workers))
     for name, ideal in [("doc", 0), ("DOC", 0), ("aa", 0), ("doctor", 2), ("c=", 0), ("naïve", 2)]:
         response = stub.Find(stubs.Request(desired_name=name, ideal_hamming_distance=ideal))
         assert decoded(response) == oracle(name, ideal)[-1]
 
 
-def test_find_doctor(serve, connect, stubs):
+def test_find_returns_the_first_secret_that_spells_doctor(serve, connect, stubs):
     server = serve()
     response = connect(server).Find(stubs.Request(desired_name="doctor"))
     assert decoded(response) == (FIRST_DOCTOR, 0)
@@ -58,7 +58,7 @@ def test_find_range_streams_in_enumeration_order(serve, connect, stubs, workers)
 
 
 @pytest.mark.parametrize("interesting", [-(2**31) + 0, 0, 1])
-def test_an_interesting_distance_not_above_the_ideal_is_an_empty_range(
+def test_an_interesting_distance_up_to_the_ideal_adds_no_candidates(
     serve, connect, stubs, interesting
 ):
     stub = connect(serve())
@@ -74,7 +74,7 @@ def test_an_interesting_distance_not_above_the_ideal_is_an_empty_range(
 
 
 @pytest.mark.parametrize("ideal", [6, 28, 2**31 - 1])
-def test_a_distance_of_the_whole_name_answers_with_the_first_secret(serve, connect, stubs, ideal):
+def test_a_distance_of_the_whole_name_matches_the_first_secret(serve, connect, stubs, ideal):
     stub = connect(serve())
     request = stubs.Request(desired_name="doctor", ideal_hamming_distance=ideal)
     for response in [stub.Find(request), *stub.FindRange(request)]:
@@ -87,7 +87,7 @@ BAD = [
     ("doc-tor", 0, "desired_name", "'-' appears in no hashed name (sha1 in base64); it can match in base64url"),
     ("-", 0, "desired_name", "'-' appears in no hashed name (sha1 in base64); it can match in base64url"),
     ("\U0001f980", 0, "desired_name", "'\U0001f980' appears in no hashed name (sha1 in base64)"),
-    ("==", 0, "desired_name", "'=' stands only at the end"),
+    ("==", 0, "desired_name", "'=' occurs only at the end"),
     ("b=", 0, "desired_name", "AEIMQUYcgkosw048"),
     ("a\0b", 0, "desired_name", r"'\0' appears in no hashed name"),
     ("naïve", 0, "desired_name", "'ï' appears in no hashed name"),
@@ -97,7 +97,7 @@ BAD = [
 ]
 
 
-def test_bad_requests_are_refused_before_any_work(serve, connect, stubs):
+def test_bad_requests_are_rejected_before_any_work(serve, connect, stubs):
     server = serve()
     stub = connect(server)
     for name, ideal, field, reason in BAD:
@@ -111,7 +111,7 @@ def test_bad_requests_are_refused_before_any_work(serve, connect, stubs):
             [violation] = details(error, error_details_pb2.BadRequest).field_violations
             assert violation.field == field
             assert violation.description == error.details()
-            server.wait_for("call refused")
+            server.wait_for("call rejected")
     for interesting in [-1, -(2**31)]:
         request = stubs.Request(desired_name=HARD, interesting_hamming_distance=interesting)
         with pytest.raises(grpc.RpcError) as raised:
@@ -126,20 +126,20 @@ def test_bad_requests_are_refused_before_any_work(serve, connect, stubs):
     assert not any("call ended" in line for line in server.log[:-1])
 
 
-def test_what_is_unspellable_is_fine_where_the_distance_allows_for_it(serve, connect, stubs):
+def test_impossible_characters_are_accepted_if_the_distance_covers_them(serve, connect, stubs):
     stub = connect(serve())
     for name, ideal in [("naïve", 3), ("d-c", 1), ("a\0", 1), ("==", 1), ("b=", 1)]:
         response = stub.Find(stubs.Request(desired_name=name, ideal_hamming_distance=ideal))
         assert decoded(response) == oracle(name, ideal)[-1]
-    # The ideal distance covers the unspellable character, so this is an ordinary search, which
-    # takes a random time.
+    # The ideal distance covers the impossible character, so this search takes a random time, like
+    # any other.
     request = stubs.Request(desired_name="naïve", ideal_hamming_distance=1)
     secret, least = decoded(stub.Find(request))
     assert least <= 1 and distance(secret, "naïve")[0] == least
 
 
 @pytest.mark.parametrize("length", [4097, 100_000, 10_000_000])
-def test_a_message_that_is_too_long_is_refused(serve, connect, stubs, length):
+def test_a_message_that_is_too_long_is_rejected(serve, connect, stubs, length):
     server = serve()
     stub = connect(server)
     request = stubs.Request(desired_name="x" * length)
@@ -160,14 +160,14 @@ def test_an_unknown_method_is_unimplemented(serve, path):
     assert path in raised.value.details()
 
 
-def test_a_message_that_is_no_message(serve):
+def test_a_malformed_message_is_rejected(serve):
     with grpc.insecure_channel(serve().address) as channel:
         with pytest.raises(grpc.RpcError) as raised:
             channel.unary_unary("/hash_name.HashFinder/Find")(b"\xff\xff\xff")
     assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_health(serve):
+def test_the_health_service_knows_the_contract(serve):
     with grpc.insecure_channel(serve().address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ["", "hash_name.HashFinder"]:
@@ -178,7 +178,7 @@ def test_health(serve):
         assert raised.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_reflection(serve):
+def test_reflection_describes_the_contract(serve):
     with grpc.insecure_channel(serve().address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         services = set(database.get_services())
@@ -196,8 +196,8 @@ def test_two_servers_share_a_port(serve, connect, stubs):
     assert decoded(connect(first).Find(stubs.Request(desired_name="aa"))) == oracle("aa", 0)[-1]
 
 
-def test_base64_of_secrets_is_standard(serve, connect, stubs):
-    # The first few thousand candidates use every letter of the alphabet.
+def test_secrets_are_in_standard_base64(serve, connect, stubs):
+    # The first few thousand candidates use every character of base64.
     stream = connect(serve()).FindRange(
         stubs.Request(desired_name=HARD, interesting_hamming_distance=21)
     )

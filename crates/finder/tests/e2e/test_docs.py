@@ -1,4 +1,4 @@
-"""The documents: their examples print what they show, and their links lead somewhere."""
+"""The documentation: its examples print the output that they show, and its links are not broken."""
 
 import os
 import pathlib
@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S
+from conftest import HASHFINDER, TIMEOUT_S
 from markdown_it import MarkdownIt
 from test_recipes import Repository
 
@@ -37,8 +37,8 @@ def tokens(document):
 
 
 def examples(document):
-    """Returns the commands of each console block that shows output. Other blocks are not run: their
-    commands serve forever, or their output differs in each run."""
+    """Yields the commands of each console block that shows output. The other blocks are not run:
+    their commands run forever, or their output differs in each run."""
     for token in tokens(document):
         if token.type == "fence" and token.info == "console":
             commands = COMMAND.findall(token.content)
@@ -84,7 +84,7 @@ def test_every_example_prints_what_it_shows(document, tmp_path):
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=PATIENCE_S,
+                timeout=TIMEOUT_S,
             )
             if "hashfinder hashcash" in command and "--check" not in command:
                 # Only the start of a stamp, its version and bits, is the same in each run.
@@ -94,7 +94,7 @@ def test_every_example_prints_what_it_shows(document, tmp_path):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_link_between_documents_leads_somewhere(document):
+def test_links_between_documents_are_not_broken(document):
     for link in links(document):
         path, _, anchor = link.partition("#")
         target = (ROOT / document).parent / path if path else ROOT / document

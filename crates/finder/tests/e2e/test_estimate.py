@@ -34,76 +34,76 @@ def estimate(*arguments):
         ("hashfinder", 3, "5.738e-08"),
     ],
 )
-def test_the_chance_and_what_follows_from_it(name, distance, chance):
-    told = estimate(name, "--ideal-distance", str(distance), "--rate", "2e6")
-    assert set(told) == {
+def test_the_chance_determines_hashes_and_seconds(name, distance, chance):
+    result = estimate(name, "--ideal-distance", str(distance), "--rate", "2e6")
+    assert set(result) == {
         *("names", "algorithm", "encoding", "ideal_distance", "exact", "chance", "hashes"),
         *("hashes_per_second", "measured", "seconds"),
     }
-    assert (told["names"], told["ideal_distance"]) == ([name], distance)
-    assert (told["hashes_per_second"], told["measured"], told["exact"]) == (2e6, False, True)
-    p = told["chance"]["low"]
-    assert p == told["chance"]["high"]
+    assert (result["names"], result["ideal_distance"]) == ([name], distance)
+    assert (result["hashes_per_second"], result["measured"], result["exact"]) == (2e6, False, True)
+    p = result["chance"]["low"]
+    assert p == result["chance"]["high"]
     assert f"{p:.3e}" == chance
     points = {"expected": 1 / p}
     for key, ended in [("median", 0.5), ("p90", 0.9), ("p99", 0.99)]:
         points[key] = math.log1p(-ended) / math.log1p(-p)
-    assert set(told["hashes"]) == set(told["seconds"]) == set(points)
+    assert set(result["hashes"]) == set(result["seconds"]) == set(points)
     for key, hashes in points.items():
         for bound in ["low", "high"]:
-            assert math.isclose(told["hashes"][key][bound], hashes, rel_tol=1e-9)
-            assert math.isclose(told["seconds"][key][bound], hashes / 2e6, rel_tol=1e-9)
+            assert math.isclose(result["hashes"][key][bound], hashes, rel_tol=1e-9)
+            assert math.isclose(result["seconds"][key][bound], hashes / 2e6, rel_tol=1e-9)
 
 
-def test_what_is_not_exact_has_bounds():
-    told = estimate("thequickbrownf", "--ideal-distance", "11", "--rate", "1e6")
-    assert not told["exact"]
-    for bounds in [told["chance"], *told["hashes"].values(), *told["seconds"].values()]:
+def test_an_inexact_chance_has_bounds():
+    result = estimate("thequickbrownf", "--ideal-distance", "11", "--rate", "1e6")
+    assert not result["exact"]
+    for bounds in [result["chance"], *result["hashes"].values(), *result["seconds"].values()]:
         assert 0 < bounds["low"] < bounds["high"] < 1.2 * bounds["low"]
     done = run("estimate", "thequickbrownf", "--ideal-distance", "11", "--rate", "1e6")
-    assert "as far as it is known" in done.stdout
+    assert "lower and upper bounds" in done.stdout
 
 
-def test_the_rate_is_measured():
-    told = estimate("doctor")
-    assert told["measured"]
-    assert told["hashes_per_second"] > 1e4
+def test_the_rate_is_measured_by_default():
+    result = estimate("doctor")
+    assert result["measured"]
+    assert result["hashes_per_second"] > 1e4
     done = run("estimate", "doctor", "--kernel", "portable")
     assert "measured on this machine, portable" in done.stdout
 
 
-def test_what_people_see():
+def test_the_estimate_is_printed_as_a_table():
     done = run("estimate", "doctor", "--rate", "3e8")
     assert done.returncode == 0
     assert done.stdout.splitlines() == [
         "1 in 51 million hashes is within distance 0 of doctor (a chance of 1.956e-8)",
         "",
-        "searches                               hashes   at 300 million a second (as given)",
+        "searches                               hashes   at 300 million per second (as given)",
         "on average                         51 million   170 ms",
-        "50% have ended by                  35 million   118 ms",
-        "90% have ended by                 118 million   392 ms",
-        "99% have ended by                 235 million   785 ms",
+        "50% finish within                  35 million   118 ms",
+        "90% finish within                 118 million   392 ms",
+        "99% finish within                 235 million   785 ms",
         "",
-        "A search has no memory: after any number of hashes in vain, all of this is still before it.",
+        "A search has no memory: however long it has run, these numbers stay the same.",
     ]
 
 
-def test_a_name_for_which_there_are_too_few_secrets():
+def test_an_estimate_says_if_the_secrets_may_not_suffice():
     done = run("estimate", "hashfinderhashfinder", "--rate", "3e8")
     assert "There are 1.8e19 secrets to try" in done.stdout
     assert "matches is 1.019e-10." in done.stdout
 
 
-def test_a_distance_of_the_whole_name():
+def test_at_a_distance_of_the_whole_name_every_hash_matches():
     done = run("estimate", "doctor", "--ideal-distance", "6", "--rate", "1")
     assert "every hash is within distance 6 of doctor" in done.stdout
-    told = estimate("doctor", "--ideal-distance", "99", "--rate", "1")
-    assert told["chance"] == {"low": 1, "high": 1}
-    assert told["hashes"]["p99"] == {"low": 1, "high": 1}
+    result = estimate("doctor", "--ideal-distance", "99", "--rate", "1")
+    assert result["chance"] == {"low": 1, "high": 1}
+    assert result["hashes"]["p99"] == {"low": 1, "high": 1}
 
 
 @pytest.mark.parametrize("name", ["doc-tor", "==", "b=", "naïve"])
-def test_a_name_that_can_never_match(name):
+def test_a_name_that_can_never_match_is_an_error(name):
     done, found = run("estimate", name), run("find", name)
     assert done.returncode == found.returncode == 4
     assert done.stderr == found.stderr
@@ -112,7 +112,7 @@ def test_a_name_that_can_never_match(name):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["estimate"], "NAME"),
         (["estimate", ""], "empty"),
@@ -127,14 +127,14 @@ def test_a_name_that_can_never_match(name):
         (["verify", "0xa4ed06", "doctor", "--hex"], "not hexadecimal"),
     ],
 )
-def test_a_wrong_command_line(arguments, says):
+def test_an_invalid_command_line_is_rejected(arguments, expected):
     done = run(*arguments)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert expected in done.stderr
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("secret", [b"", FIRST_DOCTOR, b"a secret that no search comes to"])
+@pytest.mark.parametrize("secret", [b"", FIRST_DOCTOR, b"a secret that no search reaches"])
 def test_verify_prints_what_find_prints(secret):
     text = base64.b64encode(secret).decode()
     for arguments in [[text, "doctor"], [secret.hex().upper(), "doctor", "--hex"]]:
@@ -143,8 +143,8 @@ def test_verify_prints_what_find_prints(secret):
         assert done.stdout == line_of(secret, "doctor") + "\n"
 
 
-def test_verify_says_whether_it_is_near_enough():
-    # The nearest to hashfinder among the first secrets, at distance 4.
+def test_verify_reports_whether_a_secret_is_near_enough():
+    # This secret is at distance 4 from hashfinder, nearer than all before it.
     secret = bytes.fromhex("5de6")
     for distance, within in [(0, False), (3, False), (4, True), (5, True)]:
         arguments = ["5de6", "hashfinder", "--hex", "--ideal-distance", str(distance)]
@@ -163,7 +163,7 @@ def test_verify_says_whether_it_is_near_enough():
         }
 
 
-def test_what_was_found_is_verified():
+def test_verify_accepts_what_find_prints():
     found = run("find", "doc", "--ideal-distance", "0").stdout
     secret = found.split("\t")[1]
     done = run("verify", secret, "doc")

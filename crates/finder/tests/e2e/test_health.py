@@ -10,21 +10,21 @@ from concurrent import futures
 import grpc
 import pytest
 import yaml
-from conftest import HASHFINDER, PATIENCE_S, SIGTERM
+from conftest import HASHFINDER, SIGTERM, TIMEOUT_S
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from test_auth import key_file  # noqa: F401
-from test_observe import REPOSITORY, check, watched  # noqa: F401
+from test_observe import REPOSITORY, check, serve_with_metrics  # noqa: F401
 from test_tls import ours, serve_tls  # noqa: F401
 from test_v1_searches import begin
 
 
 def probe(*flags):
     command = [HASHFINDER, "health", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     return done.returncode, done.stdout, done.stderr
 
 
-def test_health_follows_the_server(serve, finder, pb, tmp_path):
+def test_health_reports_serving_and_draining_servers(serve, finder, pb, tmp_path):
     for flags in [[], ["--unix", str(tmp_path / "socket")]]:
         server = serve("--drain-grace", "1h", *flags)
         stream, _ = begin(finder(server), pb)
@@ -56,7 +56,7 @@ def test_health_with_tls_needs_no_credential(serve_tls, ours, key_file):  # noqa
         (None, (5, "")),
     ],
 )
-def test_health_of_any_grpc_server(status, expected):
+def test_health_works_with_any_grpc_server(status, expected):
     server = grpc.server(futures.ThreadPoolExecutor(2))
     if status is not None:
         service = health.HealthServicer()
@@ -70,7 +70,7 @@ def test_health_of_any_grpc_server(status, expected):
     server.stop(None).wait()
 
 
-def test_health_of_what_is_no_server():
+def test_health_fails_if_no_server_answers():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         code, stdout, stderr = probe("--server", address)
@@ -81,13 +81,13 @@ def test_health_of_what_is_no_server():
     assert probe("--server", "nonsense:")[0] == 2
 
 
-def test_the_guide_has_health_checks_that_work(serve_tls, ours):  # noqa: F811
+def test_the_health_checks_in_the_guide_work(serve_tls, ours):  # noqa: F811
     guide = (REPOSITORY / "docs/operations.md").read_text()
     [snippet] = re.findall(r"```yaml\n(.*?)```", guide, re.S)
-    of_kubernetes = yaml.safe_load(snippet)["readinessProbe"]["exec"]["command"]
-    [text] = re.findall(r"--health-cmd \\\n *'(.*?)'", guide)
+    kubernetes_command = yaml.safe_load(snippet)["readinessProbe"]["exec"]["command"]
+    [podman_command] = re.findall(r"--health-cmd \\\n *'(.*?)'", guide)
     server = serve_tls()
-    for command in [of_kubernetes, json.loads(text)]:
+    for command in [kubernetes_command, json.loads(podman_command)]:
         program, health, *flags = command
         assert (program, health) == ("/hashfinder", "health")
         # Replaces the example's file and name with those of this test.
@@ -96,9 +96,9 @@ def test_the_guide_has_health_checks_that_work(serve_tls, ours):  # noqa: F811
         assert probe("--server", server.address, *flags) == (0, "SERVING\n", "")
 
 
-def test_the_kubernetes_manifest_fits_the_server(watched, key_file, ours):  # noqa: F811
+def test_the_kubernetes_manifest_matches_the_server(serve_with_metrics, key_file, ours):  # noqa: F811
     text = (REPOSITORY / "packaging/kubernetes.yaml").read_text()
-    objects = {one["kind"]: one for one in yaml.safe_load_all(text)}
+    objects = {document["kind"]: document for document in yaml.safe_load_all(text)}
     assert objects.keys() == {"Deployment", "Service", "NetworkPolicy"}
     pod = objects["Deployment"]["spec"]["template"]
     labels = pod["metadata"]["labels"]
@@ -127,21 +127,21 @@ def test_the_kubernetes_manifest_fits_the_server(watched, key_file, ours):  # no
             value = files.pop(file)
         flags.append(f"{name}={value}")
     assert not files
-    # The program accepts the arguments, together with what the image sets.
+    # The program accepts the arguments together with the variables of the image.
     code, stdout, stderr = check(*flags, HASHFINDER_SERVE_HOST="0.0.0.0", HASHFINDER_SERVE_LOG_FORMAT="json")
     assert (code, stderr) == (0, "")
     assert stdout == f"hashfinder would listen on 0.0.0.0:{ports['grpc']}, with metrics on 0.0.0.0:{ports['metrics']}\n"
 
     # The server answers the probes.
-    server = watched()
+    server = serve_with_metrics()
     for kind in ["readinessProbe", "livenessProbe"]:
         get = container[kind]["httpGet"]
         assert get["port"] == "metrics"
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}{get['path']}") as answer:
-            assert answer.status == 200
-    # Kubernetes waits longer than the longest drain takes.
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics}{get['path']}") as response:
+            assert response.status == 200
+    # Kubernetes waits longer than the longest drain.
     guide = (REPOSITORY / "docs/operations.md").read_text()
-    patience = pod["spec"]["terminationGracePeriodSeconds"]
-    assert f"`terminationGracePeriodSeconds: {patience}`" in guide
+    grace_s = pod["spec"]["terminationGracePeriodSeconds"]
+    assert f"`terminationGracePeriodSeconds: {grace_s}`" in guide
     longest = int(re.search(r"has ended within (\d+) seconds", guide)[1])
-    assert patience > longest
+    assert grace_s > longest

@@ -1,4 +1,7 @@
-"""Checks packaging/Containerfile against program and repository. `cargo xtask long image` builds it."""
+"""Checks packaging/Containerfile against the program and the repository.
+
+`cargo xtask long image` builds the image.
+"""
 
 import os
 import re
@@ -17,25 +20,25 @@ def instructions():
     return [line.split(" ", 1) for line in joined.splitlines() if line]
 
 
-def test_what_is_built_is_what_there_is():
-    (run,) = [of for what, of in instructions() if what == "RUN" and "cargo" in of]
+def test_the_containerfile_matches_the_repository():
+    (run,) = [argument for name, argument in instructions() if name == "RUN" and "cargo" in argument]
     assert "--package hashfinder " in run and "--locked" in run
-    # The build context has every part of the build, because only these paths are ignored.
+    # Only these paths are ignored, so the build context has every part of the build.
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
     ignored = [line for line in ignored if not line.startswith("#")]
     assert ignored == [".git", "target", "**/target", "rust-toolchain.toml"]
     # The build image's toolchain is new enough.
-    (image,) = [of for what, of in instructions() if what == "FROM" and "rust" in of]
+    (image,) = [argument for name, argument in instructions() if name == "FROM" and "rust" in argument]
     cargo = (REPOSITORY / "Cargo.toml").read_text()
-    needed = re.search(r'^rust-version = "1\.(\d+)"', cargo, re.M)[1]
-    assert int(re.fullmatch(r"rust:1\.(\d+)-slim AS build", image)[1]) >= int(needed)
+    minimum = re.search(r'^rust-version = "1\.(\d+)"', cargo, re.M)[1]
+    assert int(re.fullmatch(r"rust:1\.(\d+)-slim AS build", image)[1]) >= int(minimum)
     # The last stage copies the file that the build leaves behind.
-    (copied,) = [of for what, of in instructions() if what == "COPY" and "--from" in of]
+    (copied,) = [argument for name, argument in instructions() if name == "COPY" and "--from" in argument]
     built = re.search(r"&& cp \S+ (\S+)$", run)[1]
     assert copied == f"--from=build /source/{built} /hashfinder"
 
 
-def test_the_image_starts_what_the_program_takes():
+def test_the_program_accepts_the_command_and_variables_of_the_image():
     last = dict(instructions())
     assert (last["USER"], last["EXPOSE"]) == ("65532:65532", "50051")
     entry = re.findall(r'"([^"]+)"', last["ENTRYPOINT"])

@@ -1,4 +1,4 @@
-"""`hashfinder find` for programs: JSON, quiet mode, colours, and several results."""
+"""`hashfinder find` for scripts: JSON, quiet mode, colours, and several results."""
 
 import json
 import os
@@ -17,19 +17,19 @@ from conftest import (
     run_find,
     secrets,
 )
-from test_find import HARD, cursor, cursor_in, place_of, lines
+from test_find import HARD, cursor, cursor_in, lines, position_of
 
 SCHEMA = json.loads((PROTOS.parent / "docs/find.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
 def records(stdout):
-    """Checks what was printed against the schema, and returns the findings and the end."""
-    told = [json.loads(line) for line in stdout.splitlines()]
-    for record in told:
+    """Checks the output against the schema. Returns the records of findings, and the end record."""
+    all_records = [json.loads(line) for line in stdout.splitlines()]
+    for record in all_records:
         VALIDATOR.validate(record)
-    *findings, end = told
-    assert [record["type"] for record in told].count("end") == 1
+    *findings, end = all_records
+    assert [record["type"] for record in all_records].count("end") == 1
     assert end["type"] == "end"
     return findings, end
 
@@ -50,7 +50,7 @@ def ideals(name, count):
     return [line_of(secret, name) for secret, _ in zip(found, range(count))]
 
 
-def test_the_schema_refuses_what_is_wrong():
+def test_the_schema_rejects_wrong_records():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     stdout = run_find("aa", "--show-inferior", "2", "--json").stdout
     for line in (stdout.splitlines()[0], *stdout.splitlines()[-2:]):
@@ -62,7 +62,7 @@ def test_the_schema_refuses_what_is_wrong():
         assert not VALIDATOR.is_valid(right | {"type": "other"})
 
 
-def test_json_tells_what_the_lines_tell():
+def test_json_has_the_same_results_as_the_lines():
     arguments = ["doctor", "--ideal-distance", "2", "--show-inferior", "4"]
     done = run_find(*arguments, "--json", "--color", "always")
     assert done.returncode == 0
@@ -76,40 +76,40 @@ def test_json_tells_what_the_lines_tell():
     assert (end["results"], end["cursor"]) == (1, None)
 
 
-def test_json_at_a_server(serve):
+def test_json_of_a_search_on_a_server_has_the_same_results(serve):
     done = run_find("doc", "--show-inferior", "2", "--json", "--server", serve().address)
     findings, end = records(done.stdout)
     assert [as_line(record) for record in findings] == lines("doc", 0, 2)
     assert (end["how"], end["hashes"]) == ("found", 1 + index_of(findings[-1]["hex"]))
 
 
-def test_json_at_a_server_that_does_not_tell_how_far_it_is(reference):
+def test_json_has_no_hash_count_if_the_server_does_not_report_it(reference):
     done = run_find("aa", "--json", "--server", reference().address)
     findings, end = records(done.stdout)
     assert [as_line(record) for record in findings] == lines("aa", 0)
     assert (end["how"], end["hashes"]) == ("found", None)
 
 
-def test_json_ends_with_a_budget():
+def test_json_reports_the_end_at_a_hash_budget():
     done = run_find(HARD, "--maximum-hashes", "100000", "--json")
     assert done.returncode == 3
     findings, end = records(done.stdout)
     assert findings == []
     assert (end["how"], end["exit_code"], end["hashes"]) == ("limit", 3, 100_000)
-    assert place_of(end["cursor"]) == cursor(HARD, 100_000)
+    assert position_of(end["cursor"]) == cursor(HARD, 100_000)
     assert end["cursor"] == cursor_in(done.stderr)
     # The nearest secret is reported although no candidates were requested.
     assert distance(bytes.fromhex(end["nearest"]["hex"]), HARD)[0] == end["nearest"]["distance"]
 
 
-def test_json_ends_with_a_signal(find):
+def test_json_reports_the_end_at_a_signal(find):
     process = find(HARD, "--json")
     process.wait_until_busy()
     process.send(SIGINT)
     assert process.wait() == 130
     _, end = records(process.popen.stdout.read())
     assert (end["how"], end["exit_code"]) == ("stopped", 130)
-    assert place_of(end["cursor"]) == cursor(HARD, end["hashes"])
+    assert position_of(end["cursor"]) == cursor(HARD, end["hashes"])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_json_ends_with_a_signal(find):
         (["--resume", cursor(HARD, 2**64 - 1000)], "exhausted", 1),
     ],
 )
-def test_json_ends_whatever_happens(arguments, how, code):
+def test_json_always_has_an_end_record(arguments, how, code):
     done = run_find(*arguments, "--json")
     assert done.returncode == code
     findings, end = records(done.stdout)
@@ -129,7 +129,7 @@ def test_json_ends_whatever_happens(arguments, how, code):
     assert end["why"] in done.stderr
 
 
-def test_a_reader_of_json_that_has_seen_enough():
+def test_json_succeeds_if_the_reader_closes_the_pipe():
     finding = subprocess.Popen(
         [HASHFINDER, "find", HARD, "--show-inferior", "20", "--json"],
         stdout=subprocess.PIPE,
@@ -142,7 +142,7 @@ def test_a_reader_of_json_that_has_seen_enough():
     assert finding.stderr.read() == ""
 
 
-def test_quiet_says_nothing_but_errors():
+def test_quiet_prints_only_errors():
     done = run_find("doc", "--quiet")
     assert (done.stdout.splitlines(), done.stderr) == (lines("doc", 0), "")
     done = run_find(HARD, "--maximum-hashes", "1000", "--quiet")
@@ -152,25 +152,25 @@ def test_quiet_says_nothing_but_errors():
     done = run_find("doc", "--quiet", "--server", "127.0.0.1:1", "--connect-timeout", "300ms")
     assert done.returncode == 5
     [line] = done.stderr.splitlines()
-    assert "no server" in line
+    assert "cannot reach 127.0.0.1:1" in line
 
 
 def on_a_terminal(*arguments, **environment):
     """Returns what `find` prints on stdout if that is a terminal and stderr is not."""
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     environment = os.environ | {"TERM": "xterm"} | environment
     done = subprocess.run(
         [HASHFINDER, "find", *arguments],
         stdin=subprocess.DEVNULL,
-        stdout=theirs,
+        stdout=terminal,
         stderr=subprocess.PIPE,
         env=environment,
         timeout=30,
     )
     assert done.returncode == 0
-    text = os.read(ours, 10_000).decode()
-    os.close(theirs)
-    os.close(ours)
+    text = os.read(controller, 10_000).decode()
+    os.close(terminal)
+    os.close(controller)
     return text
 
 
@@ -189,41 +189,41 @@ PLAIN = "Sp0dOCTORuYUE/jHhX6sk5+8rvA=\tpO0G\ta4ed06\t0\t3\tdoctor"
         (["--color", "always"], {"NO_COLOR": "1"}, IN_COLOUR),
     ],
 )
-def test_the_window_is_in_colour_on_a_terminal(arguments, environment, shown):
+def test_the_match_is_coloured_on_a_terminal(arguments, environment, shown):
     assert on_a_terminal("doctor", *arguments, **environment) == shown + "\r\n"
 
 
-def test_colour_is_for_terminals_unless_it_is_asked_for():
+def test_without_a_terminal_colour_must_be_requested():
     assert run_find("doctor").stdout == PLAIN + "\n"
     assert run_find("doctor", "--color", "always").stdout == IN_COLOUR + "\n"
 
 
 @pytest.mark.parametrize("threads", ["1", "3"])
 @pytest.mark.parametrize("kernel", [[], ["--kernel", "portable"]])
-def test_it_goes_on_until_it_has_found_so_many(threads, kernel):
+def test_a_search_continues_until_it_has_found_the_given_count(threads, kernel):
     done = run_find("aa", "--count", "20", "--threads", threads, *kernel)
     assert done.returncode == 0
     assert done.stdout.splitlines() == ideals("aa", 20)
 
 
-def test_several_results_with_candidates_between_them():
+def test_candidates_are_reported_between_several_results():
     several = run_find("doc", "--count", "3", "--show-inferior", "2", "--json")
     findings, end = records(several.stdout)
     assert (end["results"], end["how"]) == (3, "found")
     results = [as_line(record) for record in findings if record["type"] == "result"]
     assert results == ideals("doc", 3)
-    # What several searches print if each resumes at the secret after the last answer.
-    told = []
+    # Several searches, of which each resumes after the last result, print the same.
+    printed = []
     arguments = ["doc", "--show-inferior", "2"]
     for _ in range(3):
-        told += run_find(*arguments).stdout.splitlines()
-        secret = bytes.fromhex(told[-1].split("\t")[2])
+        printed += run_find(*arguments).stdout.splitlines()
+        secret = bytes.fromhex(printed[-1].split("\t")[2])
         index = sum(256**k for k in range(len(secret))) + int.from_bytes(secret, "big")
         arguments = ["--resume", cursor("doc", index + 1, interesting=2)]
-    assert [as_line(record) for record in findings] == told
+    assert [as_line(record) for record in findings] == printed
 
 
-def test_the_budget_is_for_all_results_together():
+def test_the_hash_budget_covers_all_results_together():
     everything, end = records(run_find("aa", "--count", "10", "--json").stdout)
     enough = end["hashes"]
     for hashes, how, results in [(enough, "found", 10), (enough - 1, "limit", 9)]:
@@ -231,15 +231,15 @@ def test_the_budget_is_for_all_results_together():
         findings, end = records(done.stdout)
         assert findings == everything[:results]
         assert (end["how"], end["results"], end["hashes"]) == (how, results, hashes)
-    # The budget ends at an answer that is not the last.
+    # The budget ends at a result that is not the last.
     done = run_find("aa", "--count", "11", "--json", "--maximum-hashes", str(enough))
     findings, end = records(done.stdout)
     assert findings == everything
     assert (end["how"], end["results"], end["hashes"]) == ("limit", 10, enough)
-    assert place_of(end["cursor"]) == cursor("aa", enough)
+    assert position_of(end["cursor"]) == cursor("aa", enough)
 
 
-def test_a_signal_stops_the_search_for_several(find):
+def test_a_signal_stops_a_search_for_several_results(find):
     process = find("aa", "--count", "1000000000", "--json")
     read = [process.popen.stdout.readline() for _ in range(500)]
     process.send(SIGINT)
@@ -253,7 +253,7 @@ def test_a_signal_stops_the_search_for_several(find):
     assert everything == findings + again
 
 
-def test_the_timeout_is_for_all_results_together():
+def test_the_timeout_covers_all_results_together():
     done = run_find("docto", "--count", "1000000", "--maximum-time", "500ms", "--json")
     assert done.returncode == 3
     findings, end = records(done.stdout)
@@ -261,21 +261,21 @@ def test_the_timeout_is_for_all_results_together():
     assert (end["how"], end["results"]) == ("limit", len(findings))
 
 
-def test_the_keyspace_may_end_before_there_are_so_many():
+def test_the_keyspace_may_end_before_the_given_count_is_found():
     begin = 2**64 - 100_000
     done = run_find("--resume", cursor("aa", begin), "--count", "100000", "--json")
     assert done.returncode == 1
     findings, end = records(done.stdout)
     assert (end["how"], end["hashes"]) == ("exhausted", 2**64 - 1 - begin)
     assert 0 < end["results"] == len(findings)
-    assert f"near enough were only {len(findings)}" in done.stderr
+    assert f"and only {len(findings)} found" in done.stderr
 
 
-def test_going_on_asks_for_the_answers_that_are_left():
+def test_the_resume_command_requests_the_remaining_results():
     expected = ideals("doc", 3)
     budget = index_of(expected[0].split("\t")[2]) + 1
     first = run_find("doc", "--count", "3", "--maximum-hashes", str(budget))
     assert first.stdout.splitlines() == expected[:1]
-    assert re.search(r"go on with: hashfinder find --count 2 --resume hf3_\S+\n", first.stderr)
+    assert re.search(r"resume with: hashfinder find --count 2 --resume hf3_\S+\n", first.stderr)
     again = run_find("--count", "2", "--resume", cursor_in(first.stderr))
     assert again.stdout.splitlines() == expected[1:]

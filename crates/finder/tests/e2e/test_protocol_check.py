@@ -1,4 +1,4 @@
-"""Requests that are rejected before any handler, sent raw: grpcio cannot misbehave like this."""
+"""Requests that are rejected before any handler, sent raw because grpcio cannot send them."""
 
 import base64
 import re
@@ -12,9 +12,9 @@ import h2.config
 import h2.connection
 import h2.events
 import pytest
-from conftest import PATIENCE_S
+from conftest import TIMEOUT_S
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from test_observe import until, value, watched  # noqa: F401
+from test_observe import serve_with_metrics, until, value  # noqa: F401
 
 FIND = "/hash_name.HashFinder/Find"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -53,11 +53,11 @@ def b64(text):
 
 
 class Raw:
-    """A connection that can send anything."""
+    """An HTTP/2 connection that can send malformed requests."""
 
     def __init__(self, address):
         host, port = address.rsplit(":", 1)
-        self.socket = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+        self.socket = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
         config = h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False)
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
@@ -68,7 +68,7 @@ class Raw:
         self.socket.sendall(self.h2.data_to_send())
 
     def begin(self, path=FIND, end=False, method="POST", **headers):
-        """Sends the headers of a request, without those that are None."""
+        """Sends the headers of a request. Headers that are None are left out."""
         stream = self.h2.get_next_available_stream_id()
         pseudo = {":method": method, ":scheme": "http", ":authority": "x", ":path": path}
         headers = {key.replace("_", "-"): text for key, text in headers.items()}
@@ -132,14 +132,14 @@ REFUSED = "hashfinder_refused_total"
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "OPTIONS", "BREW"])
-def test_only_post_is_executed(watched, raw, method):  # noqa: F811
-    server = watched()
+def test_methods_other_than_post_are_rejected(serve_with_metrics, raw, method):  # noqa: F811
+    server = serve_with_metrics()
     connection = raw(server)
     answer = connection.answer(connection.begin(method=method, end=True))
     assert (answer.http, answer.headers["allow"]) == (405, "POST")
     assert answer.headers["server"] == "hashfinder" and not answer.body
     assert "grpc-status" not in answer.headers
-    line = server.wait_for("call refused")
+    line = server.wait_for("call rejected")
     assert re.search(r'method="Find" peer=127\.0\.0\.1:\d+ code=HTTP 405 ', line), line
     samples = until(server, REFUSED, 1, reason="NOT_POST")
     assert value(samples, "grpc_server_handled_total", grpc_code="Unimplemented") == 1
@@ -150,27 +150,27 @@ def test_only_post_is_executed(watched, raw, method):  # noqa: F811
 @pytest.mark.parametrize(
     "content_type", [None, "", "application/grpc-web", "application/grpc+json", "application/json"]
 )
-def test_only_grpc_is_executed(watched, raw, content_type):  # noqa: F811
-    server = watched()
+def test_content_types_other_than_grpc_are_rejected(serve_with_metrics, raw, content_type):  # noqa: F811
+    server = serve_with_metrics()
     connection = raw(server)
-    # Rejected for its headers, whether or not the client continues.
+    # It is rejected for its headers, whether or not the client continues.
     for end in [True, False]:
         stream = connection.begin(content_type=content_type, end=end)
         answer = connection.answer(stream)
         assert (answer.http, answer.body) == (415, b"")
-        assert "code=HTTP 415 " in server.wait_for("call refused")
+        assert "code=HTTP 415 " in server.wait_for("call rejected")
     until(server, REFUSED, 2, reason="NOT_GRPC")
 
 
-def test_requests_with_hundreds_of_headers_are_refused(watched, raw):  # noqa: F811
-    server = watched()
+def test_requests_with_too_many_headers_are_rejected(serve_with_metrics, raw):  # noqa: F811
+    server = serve_with_metrics()
     connection = raw(server)
     # In addition to content-type and te.
     assert connection.call(**{f"x{number}": "" for number in range(98)}).code == 0
     stream = connection.begin(**{f"x{number}": "" for number in range(99)})
     answer = connection.answer(stream)
     assert (answer.http, answer.body) == (431, b"")
-    assert "code=HTTP 431 " in server.wait_for("call refused")
+    assert "code=HTTP 431 " in server.wait_for("call rejected")
     until(server, REFUSED, 1, reason="TOO_MANY_FIELDS")
     until(server, "hashfinder_open_calls", 0)
     for fine in ["application/grpc", "application/grpc+proto", "application/grpc; a=b"]:
@@ -179,13 +179,13 @@ def test_requests_with_hundreds_of_headers_are_refused(watched, raw):  # noqa: F
     assert connection.call(te=None).code == 0
 
 
-def test_a_request_that_does_not_arrive_is_not_waited_for_for_ever(watched, raw):  # noqa: F811
-    server = watched(limits={"request-timeout": "3s"})
+def test_an_incomplete_request_times_out(serve_with_metrics, raw):  # noqa: F811
+    server = serve_with_metrics(limits={"request-timeout": "3s"})
     connection = raw(server)
     nothing = connection.begin()
     half = connection.begin()
     connection.send(half, message()[:-1])
-    # Only the end of the stream is missing, which the handler would wait for.
+    # Only the end of the stream is missing. The handler would wait for it.
     whole = connection.begin()
     connection.send(whole, message())
     reflected = connection.begin(REFLECTION)
@@ -193,13 +193,13 @@ def test_a_request_that_does_not_arrive_is_not_waited_for_for_ever(watched, raw)
         answer = connection.answer(stream)
         assert (answer.http, answer.code) == (200, 4), stream
         assert answer.reason == "REQUEST_TIMEOUT"
-        assert "code=DeadlineExceeded" in server.wait_for("call refused")
+        assert "code=DeadlineExceeded" in server.wait_for("call rejected")
     until(server, REFUSED, 4, reason="REQUEST_TIMEOUT")
     until(server, "hashfinder_open_calls", 0)
     assert connection.call().code == 0
 
 
-def test_a_stream_of_messages_may_go_on_for_longer(serve, stubs):
+def test_a_stream_of_messages_may_last_longer_than_the_request_timeout(serve, stubs):
     server = serve(limits={"request-timeout": "1s"})
     with grpc.insecure_channel(server.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -213,21 +213,21 @@ def test_a_stream_of_messages_may_go_on_for_longer(serve, stubs):
     assert len(answers) == 2 and all(answer.service for answer in answers)
 
 
-def test_a_stream_has_so_many_messages_and_no_more(watched, stubs):  # noqa: F811
-    server = watched()
+def test_the_number_of_messages_in_a_stream_is_limited(serve_with_metrics, stubs):  # noqa: F811
+    server = serve_with_metrics()
     with grpc.insecure_channel(server.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        ask = reflection_pb2.ServerReflectionRequest(list_services="")
-        assert len(list(stub.ServerReflectionInfo(iter(100 * [ask])))) == 100
-        with pytest.raises(grpc.RpcError) as refused:
-            list(stub.ServerReflectionInfo(iter(101 * [ask])))
-    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "more than 100 messages" in refused.value.details()
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        assert len(list(stub.ServerReflectionInfo(iter(100 * [request])))) == 100
+        with pytest.raises(grpc.RpcError) as raised:
+            list(stub.ServerReflectionInfo(iter(101 * [request])))
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "more than 100 messages" in raised.value.details()
     until(server, REFUSED, 1, reason="TOO_MANY_MESSAGES")
 
 
-def test_one_message_is_enough(watched, raw):  # noqa: F811
-    server = watched()
+def test_a_second_message_is_rejected(serve_with_metrics, raw):  # noqa: F811
+    server = serve_with_metrics()
     connection = raw(server)
     answer = connection.call(data=2 * message())
     assert (answer.code, answer.reason) == (12, "TOO_MANY_MESSAGES")
@@ -242,12 +242,12 @@ def test_one_message_is_enough(watched, raw):  # noqa: F811
 HEALTH = "/grpc.health.v1.Health/Check"
 
 
-def test_what_is_refused_before_a_handler_is_counted_and_logged(watched, raw):  # noqa: F811
-    server = watched()
+def test_rejections_before_any_handler_are_counted_and_logged(serve_with_metrics, raw):  # noqa: F811
+    server = serve_with_metrics()
     connection = raw(server)
     seen = {}
     long = "/" + "a" * 300 + "/\"\u00e9"
-    for refused, code, reason, method in [
+    for request, code, reason, method in [
         ({"path": long}, 12, "UNKNOWN_METHOD", "unknown"),
         ({"path": "/hash_name.HashFinder/Fin"}, 12, "UNKNOWN_METHOD", "unknown"),
         ({"path": "/hash_name.HashFinder/Fin", "data": b""}, 12, "UNKNOWN_METHOD", "unknown"),
@@ -267,12 +267,12 @@ def test_what_is_refused_before_a_handler_is_counted_and_logged(watched, raw):  
         ({f"x{number}": "" for number in range(99)}, None, "TOO_MANY_FIELDS", "Find"),
     ]:
         seen[reason] = seen.get(reason, 0) + 1
-        answer = connection.call(**refused)
+        answer = connection.call(**request)
         if code is None:
-            assert 400 <= answer.http < 500, refused
+            assert 400 <= answer.http < 500, request
         else:
-            assert answer.code == code, refused
-        line = server.wait_for("call refused")
+            assert answer.code == code, request
+        line = server.wait_for("call rejected")
         assert f' method="{method}" peer=127.0.0.1:' in line, line
     for reason, times in seen.items():
         samples = until(server, REFUSED, times, reason=reason)
@@ -285,30 +285,30 @@ def test_what_is_refused_before_a_handler_is_counted_and_logged(watched, raw):  
 
 # HTTP/2 error codes: PROTOCOL_ERROR, INTERNAL_ERROR, STREAM_CLOSED, CANCEL, and an undefined one.
 # (With NO_ERROR the request counts as complete, and is rejected for its missing message.)
-@pytest.mark.parametrize("goes", ["end", "reset", 1, 2, 5, 8, 99])
+@pytest.mark.parametrize("how", ["end", "reset", 1, 2, 5, 8, 99])
 @pytest.mark.parametrize("begun", [b"", b"\0\0"])
-def test_a_client_that_breaks_off_its_request_is_no_failure(watched, raw, goes, begun):  # noqa: F811
-    server = watched()
+def test_a_request_that_its_client_aborts_counts_as_cancelled(serve_with_metrics, raw, how, begun):  # noqa: F811
+    server = serve_with_metrics()
     connection = raw(server)
     stream = connection.begin()
     connection.send(stream, begun)
     until(server, "hashfinder_open_calls", 1)
-    if goes == "end":
+    if how == "end":
         connection.socket.shutdown(socket.SHUT_WR)
-    elif goes == "reset":
+    elif how == "reset":
         # A linger time of 0 s: closing the socket resets the connection.
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.socket.close()
     else:
-        connection.h2.reset_stream(stream, goes)
+        connection.h2.reset_stream(stream, how)
         connection.flush()
     samples = until(server, "grpc_server_handled_total", 1)
     assert value(samples, "grpc_server_handled_total", grpc_code="Canceled") == 1
     assert value(samples, REFUSED) == 0
 
 
-def test_a_request_without_a_message_is_refused_as_one_with_two(watched, raw):  # noqa: F811
-    server = watched()
+def test_a_request_without_a_message_is_rejected(serve_with_metrics, raw):  # noqa: F811
+    server = serve_with_metrics()
     connection = raw(server)
     # The stream ends with the headers, with empty data, or with trailers.
     at_once = connection.begin(end=True)
@@ -327,13 +327,13 @@ def test_a_request_without_a_message_is_refused_as_one_with_two(watched, raw):  
     assert connection.call().code == 0
 
 
-def test_no_status_quotes_a_request_at_length(serve, raw):
+def test_a_status_quotes_only_a_part_of_a_long_request(serve, raw):
     server = serve(limits={"maximum-header-list": 65536})
     connection = raw(server)
     long = 15_000 * "x"
     wide = 15_000 * "\u00e9"
     symbol = message(b"\x22" + varint(3900) + 3900 * b"s")
-    for refused, start in [
+    for request, start in [
         ({"path": f"/{long}/{long}"}, "unknown method /xxx"),
         ({"path": f"/{wide}/x"}, "unknown method /"),
         ({"path": f"/hash_name.HashFinder/{long}"}, "unknown method /hash_name.HashFinder/xxx"),
@@ -342,7 +342,7 @@ def test_no_status_quotes_a_request_at_length(serve, raw):
         ({"path": REFLECTION, "data": symbol}, "symbol 'sss"),
         ({"data": message(b"\x0a" + varint(4000) + 4000 * b"%")}, ""),
     ]:
-        answer = connection.call(**refused)
+        answer = connection.call(**request)
         fields = answer.trailers or answer.headers
         text = urllib.parse.unquote(fields["grpc-message"])
         assert text.startswith(start), text
@@ -356,8 +356,8 @@ def varint(number):
     return bytes([number & 0x7F | 0x80, number >> 7])
 
 
-def test_a_flood_of_rejections_is_not_one_of_lines(watched, raw):  # noqa: F811
-    server = watched()
+def test_a_flood_of_rejections_does_not_flood_the_log(serve_with_metrics, raw):  # noqa: F811
+    server = serve_with_metrics()
     connection = raw(server)
     for _ in range(10):
         streams = [connection.begin(method="GET", end=True) for _ in range(100)]
@@ -366,7 +366,7 @@ def test_a_flood_of_rejections_is_not_one_of_lines(watched, raw):  # noqa: F811
     until(server, REFUSED, 1000, reason="NOT_POST")
     left_out, lines = 0, 0
     while left_out + lines < 1000:
-        line = server.wait_for("call refused|left out of the log")
+        line = server.wait_for("call rejected|rejected calls left out of the log")
         if counted := re.search(r"refusals=(\d+)", line):
             left_out += int(counted[1])
         else:

@@ -7,9 +7,9 @@ import pytest
 from conftest import decoded
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from test_auth import bearer, caller, guarded, key_file  # noqa: F401
+from test_auth import bearer, caller, key_file, serve_with_keys  # noqa: F401
 from test_contract import HARD
-from test_observe import until, watched  # noqa: F401
+from test_observe import serve_with_metrics, until  # noqa: F401
 from test_protocol_check import raw  # noqa: F401
 from test_v1_searches import begin
 
@@ -29,32 +29,32 @@ def details(error):
     return info.reason, quota.violations[0].subject, delay.seconds + delay.nanos / 1e9
 
 
-def refusal(call):
+def rejection(call):
     with pytest.raises(grpc.RpcError) as error:
         call()
     assert error.value.code() == CODE.RESOURCE_EXHAUSTED
     return details(error.value)
 
 
-def test_an_address_begins_so_many_calls_a_second(watched, connect, stubs):  # noqa: F811
-    server = watched(limits={"maximum-calls-per-second-per-address": 2})
+def test_calls_per_second_are_limited_per_address(serve_with_metrics, connect, stubs):  # noqa: F811
+    server = serve_with_metrics(limits={"maximum-calls-per-second-per-address": 2})
     stub = connect(server)
 
     def find():
         return stub.Find(stubs.Request(desired_name="aa"))
 
-    # Many calls at once, so that not all of them are late enough to be accepted.
+    # Makes many calls at once, so that some of them exceed the rate.
     began = time.monotonic()
     calls = [stub.Find.future(stubs.Request(desired_name="aa")) for _ in range(50)]
-    refused = [call for call in calls if call.exception()]
-    assert 2 <= len(calls) - len(refused) <= 2 + 2 * (time.monotonic() - began)
-    for call in refused:
+    rejected = [call for call in calls if call.exception()]
+    assert 2 <= len(calls) - len(rejected) <= 2 + 2 * (time.monotonic() - began)
+    for call in rejected:
         assert call.code() == CODE.RESOURCE_EXHAUSTED
         reason, subject, wait = details(call.exception())
         assert (reason, subject) == ("TOO_MANY_CALLS", "address:calls_per_second")
         assert 0 < wait <= 0.5
-    assert "code=ResourceExhausted" in server.wait_for("call refused")
-    until(server, REFUSED, len(refused), reason="TOO_MANY_CALLS")
+    assert "code=ResourceExhausted" in server.wait_for("call rejected")
+    until(server, REFUSED, len(rejected), reason="TOO_MANY_CALLS")
     # After this time, a call is accepted.
     time.sleep(wait)
     assert decoded(find())
@@ -68,8 +68,8 @@ def test_an_address_begins_so_many_calls_a_second(watched, connect, stubs):  # n
         ({"maximum-open-calls": 12}, "address:open_calls"),
     ],
 )
-def test_so_many_calls_may_be_open(watched, raw, connect, stubs, limits, subject):  # noqa: F811
-    server = watched(limits={"request-timeout": "1h", **limits})
+def test_open_calls_are_limited(serve_with_metrics, raw, connect, stubs, limits, subject):  # noqa: F811
+    server = serve_with_metrics(limits={"request-timeout": "1h", **limits})
     connection = raw(server)
     for _ in range(3):
         connection.begin()
@@ -79,9 +79,9 @@ def test_so_many_calls_may_be_open(watched, raw, connect, stubs, limits, subject
     def find():
         return stub.Find(stubs.Request(desired_name="aa"))
 
-    reason, told, wait = refusal(find)
-    assert (reason, told, wait) == ("TOO_MANY_OPEN_CALLS", subject, 1)
-    # A call that is cancelled, one that is answered, and those of a lost connection end.
+    reason, found_subject, wait = rejection(find)
+    assert (reason, found_subject, wait) == ("TOO_MANY_OPEN_CALLS", subject, 1)
+    # A call ends when it is cancelled, when it is answered, and when its connection is lost.
     connection.h2.reset_stream(1)
     connection.flush()
     until(server, "hashfinder_open_calls", 2)
@@ -94,23 +94,25 @@ def test_so_many_calls_may_be_open(watched, raw, connect, stubs, limits, subject
     assert decoded(find())
 
 
-def test_one_connection_leaves_searches_to_its_clients_others(serve, finder, pb):
+def test_one_connection_leaves_searches_for_its_clients_other_connections(serve, finder, pb):
     server = serve("--maximum-searches-per-client", "4")
     busy, other = finder(server), finder(server)
     streams = [begin(busy, pb) for _ in range(3)]
-    reason, subject, _ = refusal(lambda: begin(busy, pb))
+    reason, subject, _ = rejection(lambda: begin(busy, pb))
     assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CONNECTION", "connection:searches")
     streams.append(begin(other, pb))
-    reason, subject, _ = refusal(lambda: begin(other, pb))
+    reason, subject, _ = rejection(lambda: begin(other, pb))
     assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
-    # A place that a connection gives up is available to it again.
+    # When one of its searches ends, the connection can start another.
     streams[0][0].cancel()
     server.call_ended(cause='"client gone"')
     streams.append(begin(busy, pb))
 
 
-def test_one_connection_leaves_open_calls_to_its_addresss_others(watched, raw, connect, stubs):  # noqa: F811
-    server = watched(limits={"request-timeout": "1h", "maximum-open-calls-per-address": 8})
+def test_one_connection_leaves_open_calls_for_its_addresss_other_connections(
+    serve_with_metrics, raw, connect, stubs  # noqa: F811
+):
+    server = serve_with_metrics(limits={"request-timeout": "1h", "maximum-open-calls-per-address": 8})
     connection = raw(server)
     # The server announces how many calls a connection may have open, and the client obeys.
     while connection.h2.remote_settings.max_concurrent_streams != 6:
@@ -121,43 +123,44 @@ def test_one_connection_leaves_open_calls_to_its_addresss_others(watched, raw, c
     assert decoded(connect(server).Find(stubs.Request(desired_name="aa")))
 
 
-def test_a_client_may_have_other_searches_than_everybody(serve, finder, pb):
+def test_a_client_may_have_its_own_limit_of_searches(serve, finder, pb):
     limits = {"client-searches": ["127.0.0.1=2"]}
     server = serve("--maximum-searches-per-client", "5", limits=limits)
     stub = finder(server)
     streams = [begin(stub, pb) for _ in range(2)]
-    reason, subject, _ = refusal(lambda: begin(stub, pb))
+    reason, subject, _ = rejection(lambda: begin(stub, pb))
     assert len(streams) == 2
     assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
 
 
-def test_a_key_may_have_other_searches_than_everybody(guarded, key_file, caller, pb):  # noqa: F811
+def test_a_key_may_have_its_own_limit_of_searches(serve_with_keys, key_file, caller, pb):  # noqa: F811
     limited, other = key_file.create(), key_file.create()
-    server = guarded(limits={"client-searches": [f"key:{limited.split('.')[0]}=1"]})
-    someone, neighbour = caller(server, bearer(limited)), caller(server, bearer(other))
-    streams = [someone.begin(pb)]
-    reason, subject, _ = refusal(lambda: someone.begin(pb))
+    server = serve_with_keys(limits={"client-searches": [f"key:{limited.split('.')[0]}=1"]})
+    limited_client, other_client = caller(server, bearer(limited)), caller(server, bearer(other))
+    streams = [limited_client.begin(pb)]
+    reason, subject, _ = rejection(lambda: limited_client.begin(pb))
     assert (reason, subject) == ("TOO_MANY_SEARCHES_OF_CLIENT", "client:searches")
     # The other client has the same address.
-    streams += [neighbour.begin(pb) for _ in range(2)]
+    streams += [other_client.begin(pb) for _ in range(2)]
     assert len(streams) == 3
 
 
-def test_a_client_may_have_other_hashes_than_everybody(serve, connect, stubs):
+def test_a_client_may_have_its_own_hash_quota(serve, connect, stubs):
     limits = {"client-hashes-per-second": ["127.0.0.1=100000"]}
     server = serve("--maximum-hashes-per-second", "1", limits=limits)
     stub = connect(server)
-    # This is beyond the limit for other clients, but not beyond this client's own.
+    # These searches exceed the quota of other clients, but not that of this client.
     for _ in range(3):
         assert decoded(stub.Find(stubs.Request(desired_name="aaa")))
-    # A call is rejected until the quota has refilled. On a busy machine the next call may come after that.
-    is_refused = False
-    while not is_refused:
-        reason, subject, wait = refusal(lambda: stub.Find(stubs.Request(desired_name=HARD)))
+    # Calls are rejected until the quota has refilled. On a busy machine, that may happen before
+    # the next call.
+    is_rejected = False
+    while not is_rejected:
+        reason, subject, wait = rejection(lambda: stub.Find(stubs.Request(desired_name=HARD)))
         assert (reason, subject) == ("HASH_QUOTA_SPENT", "client:hashes")
         assert wait > 0
         early = stub.Find.future(stubs.Request(desired_name="aa"))
-        is_refused = early.exception() is not None
+        is_rejected = early.exception() is not None
     again = details(early.exception())
     assert early.code() == CODE.RESOURCE_EXHAUSTED
     assert again[:2] == (reason, subject) and again[2] > 0

@@ -1,4 +1,4 @@
-"""The recipes, each checked with another program: git, hashcash, sha1sum and the like."""
+"""`git-commit` and `hashcash`, checked with the programs git and hashcash."""
 
 import hashlib
 import os
@@ -9,7 +9,7 @@ import signal
 import subprocess
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, Process
+from conftest import HASHFINDER, TIMEOUT_S, Process
 from test_status import Terminal
 
 # A prefix whose nonce takes years to find.
@@ -22,7 +22,7 @@ def recipe(*arguments, **kwargs):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
         **kwargs,
     )
 
@@ -49,7 +49,7 @@ class Repository:
         self.git("init", "--quiet", "--initial-branch=main", f"--object-format={format}")
 
     def clone(self, path, *flags):
-        """Clones over a transport (`file://`), so that `flags` can cut the history."""
+        """Clones with a `file://` URL, so that `flags` can cut off the history."""
         self.git("clone", "--quiet", *flags, f"file://{self.path}", str(path))
         clone = object.__new__(Repository)
         clone.path, clone.environment = path, self.environment
@@ -63,13 +63,13 @@ class Repository:
             env=self.environment,
             input=input,
             capture_output=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
         )
         assert not check or done.returncode == 0, (arguments, done.stderr)
         return done.stdout
 
     def commit(self, message, *flags):
-        """Commits a file that contains `message`, with exactly this commit message."""
+        """Commits a file with exactly this message. The file contains it, too."""
         (self.path / "file").write_bytes(message)
         self.git("add", "file")
         if message:
@@ -81,23 +81,23 @@ class Repository:
     def head(self):
         return self.git("rev-parse", "HEAD").decode().strip()
 
-    def nonce(self, *arguments, **environment):
+    def find_nonce(self, *arguments, **environment):
         environment = self.environment | environment
         return recipe("git-commit", *arguments, cwd=self.path, env=environment)
 
     def hook(self, name, script):
-        """Installs a hook that runs `script`, lines of shell."""
+        """Installs a hook that runs `script` (lines of shell)."""
         path = self.path / self.git("rev-parse", "--git-path", f"hooks/{name}").decode().strip()
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
-    def refused(self, reason, **environment):
-        """Checks that HEAD's commit is rejected before the search; runs the suggested command."""
+    def assert_rejected(self, reason, **environment):
+        """Checks that HEAD is rejected before the search, then runs the suggested command."""
         before = self.head(), self.git("cat-file", "--batch-check", "--batch-all-objects")
         for flags in [[], ["--write"], ["--write", "--repository", "."], ["--quiet"]]:
             # A search for this prefix would never end.
-            done = self.nonce(LONG, *flags, **environment)
+            done = self.find_nonce(LONG, *flags, **environment)
             assert (done.returncode, done.stdout) == (2, ""), done
             assert reason in done.stderr
             assert before == (self.head(), self.git("cat-file", "--batch-check", "--batch-all-objects"))
@@ -110,15 +110,15 @@ class Repository:
     def parents(self):
         return self.git("log", "-1", "--format=%P").decode().split()
 
-    def checked(self, prefix, *flags):
+    def rewrite_head(self, prefix, *flags):
         """Gives HEAD an ID with the prefix, changing only its message, and returns the message."""
-        what = "--format=%T%n%P%n%an%n%ae%n%ad%n%cn%n%ce%n%cd%n%e"
-        before = self.git("log", "-1", what)
-        done = self.nonce(prefix, "--write", "--quiet", *flags)
+        form = "--format=%T%n%P%n%an%n%ae%n%ad%n%cn%n%ce%n%cd%n%e"
+        before = self.git("log", "-1", form)
+        done = self.find_nonce(prefix, "--write", "--quiet", *flags)
         assert (done.returncode, done.stderr) == (0, ""), done
         assert done.stdout == self.head() + "\n"
         assert done.stdout.startswith(prefix)
-        assert self.git("log", "-1", what) == before
+        assert self.git("log", "-1", form) == before
         self.git("fsck", "--strict")
         return self.message()
 
@@ -148,7 +148,7 @@ def repository(tmp_path):
 )
 def test_the_nonce_is_a_trailer_at_the_end_of_the_message(repository, message, expected):
     repository.commit(message)
-    assert re.fullmatch(expected, repository.checked("abc"))
+    assert re.fullmatch(expected, repository.rewrite_head("abc"))
     trailers = repository.git("log", "-1", "--format=%(trailers)").decode().split()
     # In an empty message, the nonce is the first line. Git does not see it as a trailer.
     assert trailers.count("Hashfinder-Nonce:") == int(message != b"")
@@ -157,34 +157,34 @@ def test_the_nonce_is_a_trailer_at_the_end_of_the_message(repository, message, e
 
 def test_another_run_replaces_the_nonce(repository):
     repository.commit(b"One\n\nAcked-by: A <a@b>\n")
-    first = repository.checked("abc")
-    second = repository.checked("def")
+    first = repository.rewrite_head("abc")
+    second = repository.rewrite_head("def")
     assert first != second
     assert second.count(b"Hashfinder-Nonce:") == 1
     # With the same prefix, the search finds the same nonce again.
-    assert repository.checked("abc") == first
+    assert repository.rewrite_head("abc") == first
     # The nonce is replaced although another trailer follows it.
     repository.commit(first + b"Reviewed-by: B <b@c>\n", "--amend")
-    found = repository.checked("123")
+    found = repository.rewrite_head("123")
     assert re.fullmatch(
         rb"One\n\nAcked-by: A <a@b>\nReviewed-by: B <b@c>\nHashfinder-Nonce: \w+\n", found
     )
 
 
-def test_without_write_it_is_only_told(repository):
+def test_without_write_the_id_is_only_printed(repository):
     repository.commit(b"One\n")
     before, objects = repository.head(), repository.git("count-objects")
-    done = repository.nonce("abc")
+    done = repository.find_nonce("abc")
     assert done.returncode == 0
     assert re.fullmatch(r"abc[0-9a-f]{37}\n", done.stdout)
     assert (repository.head(), repository.git("count-objects")) == (before, objects)
-    command = re.search(r"make it HEAD with: hashfinder (git-commit abc --from \w+ --write)", done.stderr)
+    command = re.search(r"replace HEAD's commit with: hashfinder (git-commit abc --from \w+ --write)", done.stderr)
     again = recipe(*command[1].split(), cwd=repository.path, env=repository.environment)
     assert again.stdout == done.stdout
     assert repository.head() + "\n" == done.stdout
 
 
-def test_merges_and_those_after_them(repository):
+def test_a_merge_commit_can_be_rewritten(repository):
     repository.commit(b"One\n")
     repository.git("checkout", "--quiet", "-b", "other")
     repository.git("commit", "--quiet", "--allow-empty", "--message=Other")
@@ -192,33 +192,33 @@ def test_merges_and_those_after_them(repository):
     repository.git("commit", "--quiet", "--allow-empty", "--message=Main")
     repository.git("merge", "--quiet", "--message=Merge", "other")
     assert len(repository.git("log", "-1", "--format=%P").split()) == 2
-    assert re.fullmatch(rb"Merge\n\nHashfinder-Nonce: \w+\n", repository.checked("abc"))
+    assert re.fullmatch(rb"Merge\n\nHashfinder-Nonce: \w+\n", repository.rewrite_head("abc"))
 
 
-def test_a_message_in_another_encoding(repository):
+def test_a_message_in_another_encoding_is_kept(repository):
     repository.git("config", "i18n.commitEncoding", "ISO-8859-1")
     repository.commit(b"\xe9t\xe9\n\nG\xfcnther war hier\n")
     assert re.fullmatch(
-        rb"\xe9t\xe9\n\nG\xfcnther war hier\n\nHashfinder-Nonce: \w+\n", repository.checked("abc")
+        rb"\xe9t\xe9\n\nG\xfcnther war hier\n\nHashfinder-Nonce: \w+\n", repository.rewrite_head("abc")
     )
     assert repository.git("log", "-1", "--encoding=UTF-8", "--format=%s").decode() == "été\n"
 
 
-def test_signed_commits_are_refused(repository, tmp_path):
+def test_signed_commits_are_rejected_unless_their_signature_is_dropped(repository, tmp_path):
     key = tmp_path / "key"
     if shutil.which("ssh-keygen") is None:
-        pytest.skip("there is no ssh-keygen to sign with")
+        pytest.skip("needs ssh-keygen")
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     repository.git("config", "gpg.format", "ssh")
     repository.git("config", "user.signingKey", str(key))
     repository.commit(b"Signed\n", "--gpg-sign")
     before = repository.head()
     assert b"gpgsig" in repository.git("cat-file", "commit", "HEAD")
-    done = repository.nonce("abc", "--write")
+    done = repository.find_nonce("abc", "--write")
     assert (done.returncode, done.stdout) == (2, "")
     assert "signed" in done.stderr and "--drop-signature" in done.stderr
     assert repository.head() == before
-    assert re.fullmatch(rb"Signed\n\nHashfinder-Nonce: \w+\n", repository.checked("abc", "--drop-signature"))
+    assert re.fullmatch(rb"Signed\n\nHashfinder-Nonce: \w+\n", repository.rewrite_head("abc", "--drop-signature"))
     assert b"gpgsig" not in repository.git("cat-file", "commit", "HEAD")
 
 
@@ -229,31 +229,31 @@ def test_the_index_and_the_work_tree_are_not_touched(repository):
     (repository.path / "new").write_text("new")
     repository.git("add", "staged")
     before = repository.git("status", "--porcelain"), repository.git("diff")
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     assert (repository.git("status", "--porcelain"), repository.git("diff")) == before
 
 
-def test_a_detached_head(repository):
+def test_a_detached_head_is_moved(repository):
     repository.commit(b"One\n")
     main = repository.head()
     repository.git("checkout", "--quiet", "--detach")
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     assert repository.git("rev-parse", "main").decode().strip() == main
     assert repository.git("symbolic-ref", "--quiet", "HEAD", check=False) == b""
 
 
-def test_what_is_there_is_kept_in_the_reflog(repository):
+def test_the_old_commit_is_kept_in_the_reflog(repository):
     repository.commit(b"One\n")
     before = repository.head()
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     for reference in ["HEAD", "main"]:
         assert repository.git("rev-parse", f"{reference}@{{1}}").decode().strip() == before
         log = repository.git("reflog", "-1", reference).decode()
         assert f"commit (nonce): {repository.head()} instead of {before}" in log
 
 
-def stand_in(folder, script):
-    """Returns a PATH whose `git` runs `script`, lines of shell, before it runs the real git."""
+def wrap_git(folder, script):
+    """Returns a PATH with a `git` that runs `script` (lines of shell) before the real git."""
     real = shutil.which("git")
     folder.mkdir()
     git = folder / "git"
@@ -265,16 +265,16 @@ def stand_in(folder, script):
 def test_a_newer_commit_is_not_lost(repository, tmp_path):
     repository.commit(b"One\n")
     # The script commits something just before the branch is moved.
-    path = stand_in(
+    path = wrap_git(
         tmp_path / "bin",
         'case " $* " in *" update-ref -m "*) git commit --quiet --allow-empty -m Theirs;; esac',
     )
-    done = repository.nonce("abc", "--write", **path)
+    done = repository.find_nonce("abc", "--write", **path)
     assert (done.returncode, done.stdout) == (5, "")
     assert "refs/heads/main was not moved" in done.stderr and "run this again" in done.stderr
     assert repository.message() == b"Theirs\n"
     repository.git("fsck", "--strict")
-    assert re.fullmatch(rb"Theirs\n\nHashfinder-Nonce: \w+\n", repository.checked("abc"))
+    assert re.fullmatch(rb"Theirs\n\nHashfinder-Nonce: \w+\n", repository.rewrite_head("abc"))
 
 
 @pytest.mark.parametrize("switch", ["checkout --quiet -b other", "checkout --quiet --detach"])
@@ -282,21 +282,21 @@ def test_a_branch_that_was_left_during_the_search_is_not_moved(repository, tmp_p
     """Regression: HEAD's first branch was moved, although HEAD had left it during the search."""
     repository.commit(b"One\n")
     before = repository.head()
-    path = stand_in(tmp_path / "bin", f'case " $* " in *" -w "*) git {switch};; esac')
-    done = repository.nonce("abc", "--write", **path)
+    path = wrap_git(tmp_path / "bin", f'case " $* " in *" -w "*) git {switch};; esac')
+    done = repository.find_nonce("abc", "--write", **path)
     assert (done.returncode, done.stdout) == (5, "")
     now = "refs/heads/other" if "other" in switch else "HEAD"
     assert "refs/heads/main was not moved" in done.stderr
-    assert f"HEAD is at {now} by now" in done.stderr
+    assert f"HEAD is now at {now}" in done.stderr
     for name in ["main", "HEAD"]:
         assert repository.git("rev-parse", name).decode().strip() == before
 
 
-def test_sha256(tmp_path):
+def test_repositories_with_sha256_are_supported(tmp_path):
     repository = Repository(tmp_path / "repository", format="sha256")
     repository.commit(b"One\n")
     assert len(repository.head()) == 64
-    repository.checked("abc")
+    repository.rewrite_head("abc")
 
 
 @pytest.fixture
@@ -327,24 +327,24 @@ def source(repository):
         ["--shallow-exclude=Three", "--shallow-exclude=other"],
     ],
 )
-def test_the_end_of_a_shallow_history_is_refused(source, tmp_path, flags):
+def test_the_end_of_a_shallow_history_is_rejected(source, tmp_path, flags):
     """Regression: a commit was written whose parents are missing, so `git log` failed."""
     clone = source.clone(tmp_path / "clone", *flags)
     expected = source.git("log", "-1", "--format=%P", clone.head()).decode().split()
     assert expected and not clone.parents()
-    clone.refused("shallow clone")
+    clone.assert_rejected("shallow clone")
     assert clone.parents() == expected
-    clone.checked("abc")
+    clone.rewrite_head("abc")
     assert clone.parents() == expected
     clone.git("log")
 
 
-def test_the_end_of_a_shallow_history_is_refused_in_a_linked_work_tree(source, tmp_path):
+def test_the_end_of_a_shallow_history_is_rejected_in_a_linked_work_tree(source, tmp_path):
     clone = source.clone(tmp_path / "clone", "--depth=1")
     clone.git("worktree", "add", "--quiet", "../linked")
     clone.path = tmp_path / "linked"
-    clone.refused("shallow clone")
-    clone.checked("abc")
+    clone.assert_rejected("shallow clone")
+    clone.rewrite_head("abc")
     clone.git("log")
 
 
@@ -352,8 +352,8 @@ def test_the_remote_of_a_shallow_clone_may_have_new_commits(source, tmp_path):
     clone = source.clone(tmp_path / "clone", "--depth=1")
     for message in [b"Four\n", b"Five\n"]:
         source.commit(message)
-    clone.refused("shallow clone")
-    clone.checked("abc")
+    clone.assert_rejected("shallow clone")
+    clone.rewrite_head("abc")
     clone.git("log")
 
 
@@ -369,16 +369,16 @@ def test_the_remote_of_a_shallow_clone_may_have_new_commits(source, tmp_path):
         ["--mirror"],
     ],
 )
-def test_commits_above_the_end_of_a_shallow_history(source, tmp_path, flags):
+def test_commits_above_the_end_of_a_shallow_history_are_accepted(source, tmp_path, flags):
     clone = source.clone(tmp_path / "clone", *flags)
     parents = clone.parents()
     assert len(parents) == 2
-    clone.checked("abc")
+    clone.rewrite_head("abc")
     assert clone.parents() == parents
     # A new commit on top of a shallow history is accepted, too.
     clone = source.clone(tmp_path / "another", "--depth=1")
     clone.commit(b"New\n")
-    clone.checked("abc")
+    clone.rewrite_head("abc")
     assert clone.parents() == [source.head()]
     clone.git("log")
 
@@ -386,7 +386,7 @@ def test_commits_above_the_end_of_a_shallow_history(source, tmp_path, flags):
 @pytest.mark.parametrize("place", ["info/grafts", "variable"])
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_grafts_are_refused(source, tmp_path, place, bare, count):
+def test_grafts_are_rejected(source, tmp_path, place, bare, count):
     """Regression: the commit was written with its parents from before the graft."""
     repository = source.clone(tmp_path / "clone", *(["--mirror"] if bare else []))
     parents = repository.git("log", "-3", "--format=%H", "Three").decode().split()[:count]
@@ -399,25 +399,25 @@ def test_grafts_are_refused(source, tmp_path, place, bare, count):
     grafts.write_text(" ".join([repository.head(), *parents]) + "\n")
     assert repository.parents() == parents
     if place == "variable":
-        # --repository ignores the variables that belong to another repository, so `refused` does
+        # --repository ignores variables that name another repository, so `assert_rejected` does
         # not work here.
-        done = repository.nonce(LONG, "--write")
+        done = repository.find_nonce(LONG, "--write")
         assert done.returncode == 2 and "graft" in done.stderr
         advice = re.search("`git (.*)`, then run this again$", done.stderr)[1]
         repository.git(*advice.split())
     else:
-        repository.refused("graft")
+        repository.assert_rejected("graft")
     if bare:
         # The suggested command has converted the graft into a replace reference.
         assert not grafts.exists()
-        repository.refused("replace reference")
+        repository.assert_rejected("replace reference")
     assert repository.parents() == parents
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     assert repository.parents() == parents
 
 
 @pytest.mark.parametrize("bare", [False, True])
-def test_replaced_commits_are_refused(repository, tmp_path, bare):
+def test_replaced_commits_are_rejected(repository, tmp_path, bare):
     """Regression: the replaced commit was rewritten, not the replacement that git shows."""
     repository.commit(b"One\n")
     first = repository.head()
@@ -428,12 +428,12 @@ def test_replaced_commits_are_refused(repository, tmp_path, bare):
     if bare:
         repository = repository.clone(tmp_path / "bare", "--mirror")
     assert b"Other" in repository.git("log", "-1", "--format=%s")
-    repository.refused("replace reference")
+    repository.assert_rejected("replace reference")
     assert repository.head() == other
-    assert repository.checked("abc").startswith(b"Other\n")
+    assert repository.rewrite_head("abc").startswith(b"Other\n")
 
 
-def test_replace_references_count_where_git_looks_for_them(repository):
+def test_replace_references_are_looked_up_as_git_does(repository):
     repository.commit(b"One\n")
     first = repository.head()
     repository.commit(b"Other\n", "--amend")
@@ -441,14 +441,14 @@ def test_replace_references_count_where_git_looks_for_them(repository):
     repository.git("update-ref", f"refs/mine/{first}", other)
     repository.git("update-ref", "refs/heads/main", first)
     base = {"GIT_REPLACE_REF_BASE": "refs/mine/"}
-    done = repository.nonce(LONG, "--write", **base)
+    done = repository.find_nonce(LONG, "--write", **base)
     assert done.returncode == 2
     assert f"`git reset --soft {other}`" in done.stderr
     repository.git("config", "core.useReplaceRefs", "false")
-    assert repository.nonce("abc", **base).returncode == 0
+    assert repository.find_nonce("abc", **base).returncode == 0
     repository.git("config", "core.useReplaceRefs", "true")
-    assert repository.nonce("abc", GIT_NO_REPLACE_OBJECTS="1", **base).returncode == 0
-    assert repository.checked("abc").startswith(b"One\n")
+    assert repository.find_nonce("abc", GIT_NO_REPLACE_OBJECTS="1", **base).returncode == 0
+    assert repository.rewrite_head("abc").startswith(b"One\n")
 
 
 def test_replace_references_of_other_commits_do_not_matter(repository):
@@ -458,11 +458,11 @@ def test_replace_references_of_other_commits_do_not_matter(repository):
     repository.git("replace", first, repository.head())
     repository.git("update-ref", "refs/heads/main", first)
     repository.commit(b"Two\n")
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     assert repository.parents() == [first]
 
 
-def test_the_given_repository_wins_over_the_environment(repository, tmp_path):
+def test_the_given_repository_overrides_the_environment(repository, tmp_path):
     """Regression: GIT_DIR overrode --repository, and HEAD of another repository was moved."""
     repository.commit(b"One\n")
     other = Repository(tmp_path / "other")
@@ -495,11 +495,11 @@ def test_the_given_repository_wins_over_the_environment(repository, tmp_path):
         assert done.stdout == repository.head() + "\n" and done.stdout.startswith(prefix)
         assert (other.head(), other.git("count-objects")) == state[:2]
     # Without --repository, the environment selects the repository, as it does for git.
-    done = repository.nonce("abc", "--write", "--quiet", GIT_DIR=str(folder))
+    done = repository.find_nonce("abc", "--write", "--quiet", GIT_DIR=str(folder))
     assert done.stdout == other.head() + "\n" != state[0] + "\n"
 
 
-def test_configuration_from_the_environment_counts_for_the_given_repository(repository, tmp_path):
+def test_configuration_from_the_environment_applies_to_the_given_repository(repository, tmp_path):
     repository.commit(b"One\n")
     hooks = tmp_path / "hooks"
     repository.git("config", "core.hooksPath", str(hooks))
@@ -508,48 +508,48 @@ def test_configuration_from_the_environment_counts_for_the_given_repository(repo
     where = ["--repository", str(repository.path), "--write"]
     configuration = {"COUNT": "1", "KEY_0": "core.hooksPath", "VALUE_0": str(hooks)}
     environment = {f"GIT_CONFIG_{name}": value for name, value in configuration.items()}
-    assert "It ran" in repository.nonce("abc", *where, **environment).stderr
+    assert "It ran" in repository.find_nonce("abc", *where, **environment).stderr
     environment = {"GIT_CONFIG_PARAMETERS": f"'core.hooksPath'='{hooks}'"}
-    assert "It ran" in repository.nonce("def", *where, **environment).stderr
-    assert "It ran" not in repository.nonce("abc", *where).stderr
+    assert "It ran" in repository.find_nonce("def", *where, **environment).stderr
+    assert "It ran" not in repository.find_nonce("abc", *where).stderr
 
 
-def test_what_was_moved_is_said(repository):
+def test_the_moved_reference_is_printed(repository):
     repository.commit(b"One\n")
     before = repository.head()
-    done = repository.nonce("abc", "--write")
+    done = repository.find_nonce("abc", "--write")
     assert done.stdout == repository.head() + "\n"
     assert f"\nhashfinder: refs/heads/main: {before} -> {repository.head()}\n" in "\n" + done.stderr
     repository.git("checkout", "--quiet", "--detach")
     before = repository.head()
-    done = repository.nonce("def", "--write")
+    done = repository.find_nonce("def", "--write")
     assert f"hashfinder: HEAD: {before} -> {repository.head()}\n" in done.stderr
-    done = repository.nonce("abc", "--write", "--quiet")
+    done = repository.find_nonce("abc", "--write", "--quiet")
     assert (done.stdout, done.stderr) == (repository.head() + "\n", "")
-    assert "->" not in repository.nonce("def").stderr
+    assert "->" not in repository.find_nonce("def").stderr
 
 
-def test_a_commit_that_a_remote_has_is_warned_of(source, tmp_path):
+def test_a_commit_that_a_remote_has_causes_a_warning(source, tmp_path):
     clone = source.clone(tmp_path / "clone")
     for flags in [[], ["--write"]]:
         # This search finds nothing, so the warning does not depend on a result.
-        done = clone.nonce(LONG, "--maximum-time", "1ms", *flags)
+        done = clone.find_nonce(LONG, "--maximum-time", "1ms", *flags)
         assert done.returncode == 3
         assert done.stderr.startswith("hashfinder: warning: HEAD's commit is already on origin/main;")
-    assert clone.nonce(LONG, "--maximum-time", "1ms", "--quiet").stderr == ""
-    # A remote branch that has advanced further contains the commit, too.
+    assert clone.find_nonce(LONG, "--maximum-time", "1ms", "--quiet").stderr == ""
+    # A remote branch contains the commit even if it has advanced since.
     clone.git("reset", "--quiet", "--hard", "Two")
-    assert "is already on origin/main" in clone.nonce("abc").stderr
+    assert "is already on origin/main" in clone.find_nonce("abc").stderr
     # Other people name remote branches, and a name may contain terminal control characters.
     clone.git("update-ref", "refs/remotes/another/\u009b31m", "HEAD")
-    assert "is already on another/\\u{9b}31m" in clone.nonce("abc").stderr
+    assert "is already on another/\\u{9b}31m" in clone.find_nonce("abc").stderr
     clone.commit(b"New\n")
-    done = clone.nonce("abc", "--write")
+    done = clone.find_nonce("abc", "--write")
     assert done.returncode == 0 and "warning" not in done.stderr
 
 
 @pytest.mark.parametrize("flags", [[], ["--quiet"]])
-def test_output_that_fails_after_head_was_moved(repository, flags):
+def test_an_error_after_head_was_moved_reports_the_move(repository, flags):
     """Regression: the error did not say that HEAD was moved."""
     repository.commit(b"One\n")
     before = repository.head()
@@ -563,7 +563,7 @@ def test_output_that_fails_after_head_was_moved(repository, flags):
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
         )
     assert done.returncode == 5
     moved = f"refs/heads/main: {before} -> {repository.head()}"
@@ -594,10 +594,10 @@ def test_the_post_rewrite_hook_runs_as_for_amend(repository, tmp_path, hooks_pat
     repository.environment["RECORD"] = str(record)
     seen = []
     for run in [
-        lambda: repository.nonce("abc", "--write"),
+        lambda: repository.find_nonce("abc", "--write"),
         lambda: repository.git("commit", "--amend", "--quiet", "--message=Amended"),
         # As with `commit --amend`, a failed hook is not an error, and --quiet keeps its output.
-        lambda: repository.nonce("def", "--write", "--quiet"),
+        lambda: repository.find_nonce("def", "--write", "--quiet"),
     ]:
         before = repository.head()
         done = run()
@@ -611,21 +611,21 @@ def test_the_post_rewrite_hook_runs_as_for_amend(repository, tmp_path, hooks_pat
     assert seen[0] == seen[1] == seen[2]
     assert seen[0].startswith("arguments amend\nfolder ")
     # Without --write, nothing is rewritten.
-    assert "On std" not in repository.nonce("123").stderr
+    assert "On std" not in repository.find_nonce("123").stderr
     assert not record.exists()
 
 
-def test_a_git_that_cannot_run_hooks_is_warned_of(repository, tmp_path):
+def test_a_git_that_cannot_run_hooks_causes_a_warning(repository, tmp_path):
     repository.commit(b"One\n")
-    old = stand_in(tmp_path / "bin", 'case " $* " in *" hook "*) exit 1;; esac')
-    done = repository.nonce("abc", "--write", **old)
+    old = wrap_git(tmp_path / "bin", 'case " $* " in *" hook "*) exit 1;; esac')
+    done = repository.find_nonce("abc", "--write", **old)
     assert done.returncode == 0 and "warning" not in done.stderr
     record = tmp_path / "record"
     repository.hook("post-rewrite", f"echo $* > {record}; cat >> {record}")
     before = repository.head()
-    done = repository.nonce("def", "--write", **old)
+    done = repository.find_nonce("def", "--write", **old)
     assert (done.returncode, done.stdout) == (0, repository.head() + "\n")
-    warning = "warning: the post-rewrite hook was not run, which takes git 2.40 or newer; run it with: "
+    warning = "warning: the post-rewrite hook was not run, because that needs git 2.40 or newer; run it with: "
     command = done.stderr.split(warning)[1]
     subprocess.run(["sh", "-c", command], cwd=repository.path, check=True)
     assert record.read_text() == f"amend\n{before} {repository.head()}\n"
@@ -642,41 +642,41 @@ def test_a_hook_that_hangs_can_be_stopped(repository, tmp_path, processes):
     processes.append(process)
     process.wait_for("It runs")
     process.send(signal.SIGTERM)
-    said = process.wait_for("hashfinder: ")
+    line = process.wait_for("hashfinder: ")
     # The hook ends when the other end of its pipe is closed.
     open(fifo, "w").close()
     assert process.wait() == 143
     moved = f"refs/heads/main: {before} -> {repository.head()}"
-    assert said == f"hashfinder: stopped by SIGTERM during the post-rewrite hook; HEAD was moved ({moved})"
+    assert line == f"hashfinder: stopped by SIGTERM during the post-rewrite hook; HEAD was moved ({moved})"
 
 
 def test_notes_are_copied_as_for_amend(repository):
     repository.commit(b"One\n")
     repository.git("notes", "add", "--message=Seen")
     listed = repository.git("notes", "list")
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     assert repository.git("notes", "list") == listed
     repository.git("notes", "add", "--message=Seen")
     repository.git("config", "notes.rewriteRef", "refs/notes/*")
-    repository.checked("def")
+    repository.rewrite_head("def")
     assert repository.git("notes", "show") == b"Seen\n"
     repository.git("config", "notes.rewrite.amend", "false")
-    repository.checked("123")
+    repository.rewrite_head("123")
     assert repository.git("notes", "show", check=False) == b""
 
 
-def test_notes_that_cannot_be_copied_are_warned_of(repository):
+def test_notes_that_cannot_be_copied_cause_a_warning(repository):
     repository.commit(b"One\n")
     repository.git("notes", "add", "--message=Seen")
     repository.git("config", "notes.rewriteRef", "refs/notes/*")
     (repository.path / ".git/refs/notes/commits.lock").touch()
     before = repository.head()
-    done = repository.nonce("abc", "--write", "--quiet")
+    done = repository.find_nonce("abc", "--write", "--quiet")
     assert (done.returncode, done.stdout) == (0, repository.head() + "\n")
     assert f"warning: the notes of {before} were not all copied" in done.stderr
 
 
-def test_what_will_fail_fails_before_the_search(repository, tmp_path):
+def test_errors_that_can_be_predicted_are_reported_before_the_search(repository, tmp_path):
     """Regression: a search failed with "permission denied" after hours."""
     repository.commit(b"One\n")
     before = repository.head()
@@ -686,80 +686,80 @@ def test_what_will_fail_fails_before_the_search(repository, tmp_path):
         "GIT_OBJECT_DIRECTORY": "/proc",
         "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(repository.path / ".git/objects"),
     }
-    done = repository.nonce(LONG, "--write", **objects)
+    done = repository.find_nonce(LONG, "--write", **objects)
     assert (done.returncode, done.stdout) == (5, "")
     assert "cannot write to /proc" in done.stderr
     lock = repository.path / ".git/refs/heads/main.lock"
     lock.touch()
-    done = repository.nonce(LONG, "--write")
+    done = repository.find_nonce(LONG, "--write")
     assert done.returncode == 5
-    assert "refs/heads/main cannot be moved: git says" in done.stderr and "main.lock" in done.stderr
+    assert "cannot move refs/heads/main: git failed" in done.stderr and "main.lock" in done.stderr
     lock.unlink()
     repository.hook("reference-transaction", "printf 'No \\033[31m\\n' >&2; test $1 != prepared")
-    done = repository.nonce(LONG, "--write")
+    done = repository.find_nonce(LONG, "--write")
     assert done.returncode == 5
     assert r"No \u{1b}[31m" in done.stderr
     (repository.path / ".git/hooks/reference-transaction").unlink()
     # Without --write, none of this matters.
-    assert repository.nonce("abc", **objects).returncode == 0
+    assert repository.find_nonce("abc", **objects).returncode == 0
     malformed = repository.git("cat-file", "commit", "HEAD").replace(b"<asa@example.com>", b"")
     malformed = repository.git("hash-object", "--literally", "-t", "commit", "-w", "--stdin", input=malformed)
     repository.git("update-ref", "HEAD", malformed.decode().strip())
     for flags in [[], ["--write"]]:
-        done = repository.nonce(LONG, *flags)
+        done = repository.find_nonce(LONG, *flags)
         assert (done.returncode, done.stdout) == (5, "")
         assert "missingEmail" in done.stderr
     repository.git("update-ref", "HEAD", before)
-    assert repository.nonce("abc", "--write").returncode == 0
+    assert repository.find_nonce("abc", "--write").returncode == 0
     assert not list((repository.path / ".git/objects").glob("**/tmp_obj*"))
 
 
-def test_a_commit_in_the_middle_of_a_rebase(repository):
+def test_a_commit_in_the_middle_of_a_rebase_can_be_rewritten(repository):
     for message in [b"One\n", b"Two\n", b"Three\n"]:
         repository.commit(message)
     repository.environment["GIT_SEQUENCE_EDITOR"] = "sed -i 1s/pick/edit/"
     repository.git("rebase", "--quiet", "--interactive", "HEAD~2")
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     found = repository.head()
     repository.git("rebase", "--continue")
     assert repository.parents() == [found]
 
 
-def test_linked_work_trees_and_bare_repositories(repository, tmp_path):
+def test_linked_work_trees_and_bare_repositories_are_supported(repository, tmp_path):
     repository.commit(b"One\n")
     main = repository.head()
     repository.git("worktree", "add", "--quiet", "-b", "linked", "../linked")
     repository.path = tmp_path / "linked"
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     assert repository.git("rev-parse", "main", "linked").decode().split() == [main, repository.head()]
     repository.path = tmp_path / "repository"
     bare = repository.clone(tmp_path / "bare", "--bare")
     bare.hook("post-rewrite", "echo It ran")
-    done = bare.nonce("abc", "--write")
+    done = bare.find_nonce("abc", "--write")
     assert (done.returncode, done.stdout) == (0, bare.head() + "\n")
     assert "It ran" in done.stderr
 
 
-def test_a_branch_whose_name_is_not_utf8(repository):
+def test_a_branch_name_need_not_be_utf8(repository):
     repository.commit(b"One\n")
     repository.git("checkout", "--quiet", "-b", b"caf\xe9")
     before = repository.head()
-    repository.checked("abc")
+    repository.rewrite_head("abc")
     assert repository.git("rev-parse", "main", b"caf\xe9").decode().split() == [before, repository.head()]
 
 
-def test_a_length_that_is_exhausted_is_followed_by_the_next(repository):
+def test_an_exhausted_nonce_length_is_followed_by_the_next(repository):
     repository.commit(b"One\n")
-    # Tries the last two nonces of two letters, which do not match, then those of three letters.
-    done = repository.nonce("abcd", "--write", "--from", "zy")
+    # Tries the last two nonces with two letters, which do not match, then those with three letters.
+    done = repository.find_nonce("abcd", "--write", "--from", "zy")
     assert done.returncode == 0
     assert re.fullmatch(rb"One\n\nHashfinder-Nonce: \w{3,4}\n", repository.message())
-    tried = int(re.search(r"hashfinder: (\d+) hashes in ", done.stderr)[1])
+    tried = int(re.search(r"hashfinder: ([\d,]+) hashes in ", done.stderr)[1].replace(",", ""))
     assert tried > 2
     repository.git("fsck", "--strict")
 
 
-def test_stopped_it_goes_on_where_it_was(repository, processes):
+def test_a_stopped_search_resumes_where_it_was(repository, processes):
     repository.commit(b"One\n")
     where = {"cwd": repository.path, "env": repository.environment}
     process = Process([HASHFINDER, "git-commit", LONG, "--write"], **where)
@@ -767,9 +767,9 @@ def test_stopped_it_goes_on_where_it_was(repository, processes):
     process.wait_until_busy()
     process.send(signal.SIGINT)
     assert process.wait() == 130
-    said = process.rest_of_stderr()
-    assert "stopped by SIGINT" in said
-    found = re.search(rf"go on with: hashfinder (git-commit {LONG} --from (\w+) --write)$", said)
+    stderr = process.rest_of_stderr()
+    assert "stopped by SIGINT" in stderr
+    found = re.search(rf"resume with: hashfinder (git-commit {LONG} --from (\w+) --write)$", stderr)
     stopped_at = found[2]
     done = recipe(*found[1].split(), "--maximum-time", "1ms", **where)
     assert done.returncode == 3
@@ -780,9 +780,9 @@ def test_stopped_it_goes_on_where_it_was(repository, processes):
     assert repository.message() == b"One\n"
 
 
-def test_quietly(repository):
+def test_quiet_prints_nothing_at_a_timeout(repository):
     repository.commit(b"One\n")
-    done = repository.nonce(LONG, "--quiet", "--maximum-time", "1ms")
+    done = repository.find_nonce(LONG, "--quiet", "--maximum-time", "1ms")
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
 
 
@@ -790,62 +790,62 @@ class GitCommit(Terminal):
     COMMAND = "git-commit"
 
 
-def test_a_terminal_shows_how_it_comes_on(repository):
+def test_a_terminal_shows_progress(repository):
     repository.commit(b"One\n")
     where = ["--repository", str(repository.path)]
     terminal = GitCommit(LONG, *where, size=(200, 24), **repository.environment)
     try:
-        terminal.wait_for("chance by now under 0.01%")
+        terminal.wait_for("under 0.01% chance so far")
         terminal.press(b"\x03")
         assert terminal.wait() == 130
     finally:
         terminal.end()
-    said = "\n".join(terminal.screen())
-    assert "chance by now" not in said
-    assert re.search(rf"git-commit {LONG} --repository {repository.path} --from \w+$", said, re.M)
+    screen = "\n".join(terminal.screen())
+    assert "chance so far" not in screen
+    assert re.search(rf"git-commit {LONG} --repository {repository.path} --from \w+$", screen, re.M)
 
 
-def test_what_is_no_commit(repository, tmp_path):
+def test_a_missing_commit_or_repository_is_an_error(repository, tmp_path):
     # A branch without commits, a folder without a repository, and a missing folder.
-    assert "git says" in repository.nonce("abc").stderr
+    assert "git failed" in repository.find_nonce("abc").stderr
     environment = repository.environment | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
     for path in [tmp_path, tmp_path / "nowhere"]:
         done = recipe("git-commit", "abc", "--repository", str(path), env=environment)
         assert (done.returncode, done.stdout) == (5, "")
-        assert "git says: fatal" in done.stderr
+        assert "git failed: fatal" in done.stderr
     done = recipe("git-commit", "abc", cwd=tmp_path, env=environment | {"PATH": str(tmp_path)})
     assert done.returncode == 5
     assert "cannot run git" in done.stderr
 
 
-def test_a_prefix_that_is_too_long(repository):
+def test_a_prefix_that_is_too_long_is_an_error(repository):
     repository.commit(b"One\n")
-    done = repository.nonce("0" * 41)
+    done = repository.find_nonce("0" * 41)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "the prefix has 41 digits; an ID here has only 40" in done.stderr
-    done = repository.nonce("0" * 40, "--maximum-time", "1ms")
+    assert "the prefix has 41 digits; IDs in this repository have only 40" in done.stderr
+    done = repository.find_nonce("0" * 40, "--maximum-time", "1ms")
     assert done.returncode == 3
 
 
-def test_a_commit_that_is_too_large(repository):
+def test_a_commit_that_is_too_large_is_an_error(repository):
     """Regression: the error was about a prefix, which the user had not given."""
     repository.commit(b"x" * 70_000 + b"\n")
-    done = repository.nonce("abc")
+    done = repository.find_nonce("abc")
     assert (done.returncode, done.stdout) == (2, "")
-    said = re.search(
-        r"HEAD's commit is too large: with the nonce it has (\d+) bytes, and only (\d+) can be searched; "
+    found = re.search(
+        r"HEAD's commit is too large: with the nonce it has (\d+) bytes, and at most (\d+) are supported; "
         r"shorten its message by at least (\d+) bytes? \(git commit --amend\)",
         done.stderr,
     )
-    size, most, excess = map(int, said.groups())
-    assert size - most == excess
+    size, maximum, excess = map(int, found.groups())
+    assert size - maximum == excess
     # The search adds a blank line and the nonce's line.
     assert size > int(repository.git("cat-file", "-s", "HEAD"))
     repository.commit(b"x" * (70_000 - excess + 1) + b"\n", "--amend")
-    assert "by at least 1 byte (" in repository.nonce("abc").stderr
+    assert "by at least 1 byte (" in repository.find_nonce("abc").stderr
     repository.commit(b"x" * (70_000 - excess) + b"\n", "--amend")
-    repository.checked("abc", "--from", "000")
-    assert int(repository.git("cat-file", "-s", "HEAD")) <= most + 1
+    repository.rewrite_head("abc", "--from", "000")
+    assert int(repository.git("cat-file", "-s", "HEAD")) <= maximum + 1
 
 
 def zero_bits(stamp):
@@ -854,7 +854,7 @@ def zero_bits(stamp):
 
 
 @pytest.mark.parametrize("bits", [1, 4, 10, 11, 12, 15, 20])
-def test_stamps(bits):
+def test_stamps_are_valid(bits):
     done = recipe("hashcash", "me@example.com", "--bits", str(bits), "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     stamp = done.stdout.removesuffix("\n")
@@ -870,23 +870,23 @@ def test_stamps(bits):
         assert done.stdout.startswith("wrong: ")
 
 
-@pytest.mark.skipif(shutil.which("hashcash") is None, reason="there is no hashcash to ask")
-def test_stamps_are_what_hashcash_takes_and_makes():
+@pytest.mark.skipif(shutil.which("hashcash") is None, reason="needs hashcash")
+def test_stamps_are_compatible_with_hashcash():
     stamp = recipe("hashcash", "me@example.com", "--bits", "14", "--quiet").stdout.strip()
     check = ["hashcash", "-c", "-b", "14", "-r", "me@example.com", stamp]
-    said = subprocess.run(check, capture_output=True, text=True).stderr
-    assert f"matched stamp: {stamp}" in said and "check: ok" in said
+    stderr = subprocess.run(check, capture_output=True, text=True).stderr
+    assert f"matched stamp: {stamp}" in stderr and "check: ok" in stderr
     mint = ["hashcash", "-m", "-q", "-b", "12", "-r", "me@example.com"]
     theirs = subprocess.run(mint, capture_output=True, text=True, check=True).stdout.strip()
     done = recipe("hashcash", "--check", theirs, "me@example.com", "--bits", "12")
     assert done.returncode == 0, (theirs, done)
 
 
-@pytest.mark.skipif(shutil.which("hashcash") is None, reason="there is no hashcash to ask")
+@pytest.mark.skipif(shutil.which("hashcash") is None, reason="needs hashcash")
 @pytest.mark.parametrize("minted", ["me@example.com", "Me@Example.COM", "Ü@Example.com"])
 @pytest.mark.parametrize("checked", ["me@example.com", "ME@example.com", "Ü@example.COM", "ü@example.com"])
-def test_case_is_treated_as_by_hashcash(minted, checked):
-    """Regression: `hashcash -m` makes the address lower case; our check compared it as given."""
+def test_case_is_handled_as_by_hashcash(minted, checked):
+    """Regression: `hashcash -m` makes the address lower case, but our check did not."""
     bits = ["--bits", "10"]
     ours = recipe("hashcash", minted, *bits, "--quiet").stdout.strip()
     theirs = []
@@ -901,7 +901,7 @@ def test_case_is_treated_as_by_hashcash(minted, checked):
         assert (done.returncode == 0) == accepted, (stamp, done)
 
 
-def test_case_makes_no_difference():
+def test_case_does_not_matter():
     done = recipe("hashcash", "Me@Example.COM", "--bits", "10", "--quiet")
     stamp = done.stdout.strip()
     assert stamp.split(":")[3] == "me@example.com"
@@ -911,31 +911,31 @@ def test_case_makes_no_difference():
     assert recipe("hashcash", "--check", stamp, "you@example.com").returncode == 1
 
 
-def test_a_resource_that_is_too_long():
+def test_a_resource_that_is_too_long_is_an_error():
     """Regression: the error was about a prefix, which the user had not given."""
-    most = 2**16 - len("1:20:261129:::0123456789abcdef:")
-    for excess, says in [(1, "at least 1 byte\n"), (100, "at least 100 bytes\n")]:
-        done = recipe("hashcash", "--date", "261129", "r" * (most + excess))
+    maximum = 2**16 - len("1:20:261129:::0123456789abcdef:")
+    for excess, expected in [(1, "at least 1 byte\n"), (100, "at least 100 bytes\n")]:
+        done = recipe("hashcash", "--date", "261129", "r" * (maximum + excess))
         assert (done.returncode, done.stdout) == (2, "")
         assert "the resource is too long: before its counter the stamp has " in done.stderr
-        assert done.stderr.endswith(says) and "prefix" not in done.stderr
-    done = recipe("hashcash", "--date", "261129", "r" * most, "--bits", "1", "--quiet")
+        assert done.stderr.endswith(expected) and "prefix" not in done.stderr
+    done = recipe("hashcash", "--date", "261129", "r" * maximum, "--bits", "1", "--quiet")
     assert zero_bits(done.stdout.strip()) >= 1
 
 
-def test_a_stamp_has_its_date():
+def test_a_stamp_has_the_given_date():
     done = recipe("hashcash", "x", "--bits", "1", "--date", "2402291530", "--quiet")
     assert done.stdout.startswith("1:1:2402291530:x::")
     assert recipe("hashcash", "--check", done.stdout.strip()).returncode == 0
 
 
-def test_no_two_stamps_are_the_same():
+def test_no_two_stamps_are_equal():
     stamps = {recipe("hashcash", "x", "--bits", "1").stdout for _ in range(5)}
     assert len(stamps) == 5
 
 
-def test_a_stamp_that_takes_too_long():
+def test_the_maximum_time_ends_a_search_for_a_stamp():
     done = recipe("hashcash", "x", "--bits", "160", "--maximum-time", "1ms")
     assert (done.returncode, done.stdout) == (3, "")
-    assert "under 0.01% of such searches" in done.stderr
+    assert "under 0.01% of searches like this one" in done.stderr
     assert "the same command" in done.stderr

@@ -10,16 +10,16 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, SIGTERM, Server, run_find
+from conftest import HASHFINDER, SIGINT, SIGKILL, SIGTERM, TIMEOUT_S, Server, run_find
 
 SEED = 20_261_120
-# `cargo xtask long kills` sets more.
+# `cargo xtask long kills` sets a greater number.
 TRIALS = int(os.environ.get("TRIALS", 200))
 SEARCHES = 120
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
-# Slow enough to be stopped midway.
+# Slows down a search, so that it can be stopped midway.
 SLOW = ["--kernel", "portable"]
 
 # The ways to stop a search, and the exit code of each.
@@ -33,7 +33,7 @@ def index_of(line):
 
 
 class Search:
-    """A short search, and what it prints unstopped."""
+    """A short search, and the lines that it prints if it is not stopped."""
 
     def __init__(self, arguments, lines):
         self.arguments = arguments
@@ -81,7 +81,7 @@ class Trial:
         self.stops = [first, *choice.choices(others, k=choice.randint(0, 2))]
 
     def run(self, state):
-        """Runs it to its end, and returns how it was stopped on the way."""
+        """Runs the search to its end, and returns how often it was stopped in each way."""
         for how in self.stops:
             if self.step(how):
                 break
@@ -94,7 +94,7 @@ class Trial:
         return self.stopped
 
     def step(self, how):
-        """Resumes it until it is stopped in this way or ends, and returns whether it has ended."""
+        """Resumes the search until it is stopped in this way or ends. Returns whether it ended."""
         if self.in_session:
             search = [*self.search.arguments, "--session", self.name]
         else:
@@ -136,7 +136,7 @@ class Trial:
             stop() if stop else process.send_signal(how)
         text += process.stdout.read()
         stderr = process.stderr.read()
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
         process.stdout.close()
         process.stderr.close()
         *lines, partial = text.split("\n")
@@ -148,7 +148,7 @@ class Trial:
         assert process.returncode == STOPS[how], stderr
         self.stopped[how] += 1
         if not self.in_session:
-            self.cursor = re.search(r"go on with: hashfinder find .*--resume (\S+)\n", stderr)[1]
+            self.cursor = re.search(r"resume with: hashfinder find .*--resume (\S+)\n", stderr)[1]
         return False
 
     def check(self, lines, killed):
@@ -165,7 +165,7 @@ class Trial:
 
 # Thousands of processes, on a machine that may be busy.
 @pytest.mark.timeout(500)
-def test_a_search_that_is_stopped_in_any_way_and_gone_on_with_finds_the_same(tmp_path, monkeypatch):
+def test_a_search_stopped_in_any_way_and_resumed_finds_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     state = tmp_path / "hashfinder/sessions"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -187,7 +187,7 @@ def test_a_search_that_is_stopped_in_any_way_and_gone_on_with_finds_the_same(tmp
     assert [path.name for path in state.iterdir() if not path.name.endswith(".lock")] == []
 
 
-def test_a_kill_repeats_no_more_than_was_found_since_the_session_was_written(tmp_path, monkeypatch):
+def test_a_kill_repeats_only_lines_since_the_session_was_last_saved(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     file = tmp_path / "hashfinder/sessions/night"
     search = ["hashfinder", "--show-inferior", "5"]
@@ -209,7 +209,7 @@ def test_a_kill_repeats_no_more_than_was_found_since_the_session_was_written(tmp
     reader.start()
     # How many lines had been read when each state of the session was seen.
     seen, read = [], []
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while len(seen) < 5 or read[-2] <= 100:
         assert time.monotonic() < deadline, seen
         if file.exists() and (text := file.read_text()) not in seen:
@@ -217,11 +217,12 @@ def test_a_kill_repeats_no_more_than_was_found_since_the_session_was_written(tmp
             read.append(len(lines))
         time.sleep(0.01)
     process.kill()
-    process.wait(PATIENCE_S)
+    process.wait(TIMEOUT_S)
     reader.join()
     process.stdout.close()
     again = run_find(*arguments, "--maximum-hashes", "1")
-    frontier = int(re.search(r"session night: going on after (\d+) hashes", again.stderr)[1])
+    tried = re.search(r"session night: resuming after ([\d,]+) hashes", again.stderr)[1]
+    frontier = int(tried.replace(",", ""))
     # The lines read when a state was seen were printed before the next state was written, so that
     # state is beyond them.
     sure = lines[: read[-2]]

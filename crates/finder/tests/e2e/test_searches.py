@@ -1,4 +1,4 @@
-"""`hashfinder searches`: lists, watches and cancels the searches of a server."""
+"""`hashfinder searches`: listing, watching and cancelling the searches of a server."""
 
 import fcntl
 import http.server
@@ -12,7 +12,7 @@ import threading
 import grpc
 import jsonschema
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGINT, SIGTERM, Process
+from conftest import HASHFINDER, PROTOS, SIGINT, SIGTERM, TIMEOUT_S, Process
 from test_find import HARD, cursor_in
 from test_status import Terminal
 
@@ -27,13 +27,13 @@ def run(command, server, *arguments):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
 
 
 @pytest.fixture
 def watch(processes):
-    """Starts `hashfinder searches watch` and leaves it running."""
+    """Returns a function that starts `hashfinder searches watch` and does not wait for its end."""
 
     def start(server, *arguments):
         command = [HASHFINDER, "searches", "watch", "--server", server.address, *arguments]
@@ -45,7 +45,8 @@ def watch(processes):
 
 @pytest.fixture
 def searching(find):
-    """Starts a search that does not end, waits until it is listed, and returns its ID, too."""
+    """Returns a function that starts an endless search, waits until it is listed, and returns the
+    process and the search's ID."""
 
     def start(server, name=HARD):
         process = find(name, "--server", server.address)
@@ -64,7 +65,7 @@ def as_json(line):
     return record
 
 
-def test_a_list_of_none(serve, terminal):
+def test_an_empty_list_is_mentioned_only_on_a_terminal(serve, terminal):
     server = serve()
     done = run("list", server)
     assert (done.returncode, done.stdout) == (0, "")
@@ -73,7 +74,7 @@ def test_a_list_of_none(serve, terminal):
     assert listed.seen.endswith(f"hashfinder: no searches at {server.address}\r\n")
 
 
-def test_a_list(serve, searching):
+def test_list_prints_the_searches(serve, searching):
     server = serve()
     process, search_id = searching(server)
     done = run("list", server)
@@ -92,7 +93,7 @@ def test_a_list(serve, searching):
     assert record["hashes"] >= int(columns[4])
     process.send(SIGINT)
     assert process.wait() == 130
-    # The server notices this a little later.
+    # The server notices this a moment later.
     server.call_ended(method='"Search"')
     ended = run("list", server, "--state", "ended", "--json").stdout.splitlines()
     [record] = map(as_json, ended)
@@ -101,7 +102,7 @@ def test_a_list(serve, searching):
     assert run("list", server, "--state", "running,queued,parked").stdout == ""
 
 
-def test_pages_without_an_end(fake, pb):
+def test_pages_that_repeat_are_an_error(fake, pb):
     def list_searches(self, request, context):
         token = {"": "a", "a": "b", "b": "a"}[request.page_token]
         searches = [pb.SearchSummary(search_id="1")]
@@ -109,21 +110,21 @@ def test_pages_without_an_end(fake, pb):
 
     done = run("list", fake(ListSearches=list_searches))
     assert done.returncode == 5
-    assert "returns the same page of searches again and again" in done.stderr
+    assert "returns the same page of searches repeatedly" in done.stderr
 
 
-def test_cancelling(serve, searching):
+def test_cancel_stops_searches_by_their_ids(serve, searching):
     server = serve()
     process, search_id = searching(server)
     other, other_id = searching(server, "hashfinderhashfinde")
-    done = run("cancel", server, "nothing", search_id, other_id, "--reason", "the machine is needed")
+    done = run("cancel", server, "unknown", search_id, other_id, "--reason", "the machine is needed")
     assert done.returncode == 1
-    assert done.stdout == f"{search_id}\ttold to stop\n{other_id}\ttold to stop\n"
+    assert done.stdout == f"{search_id}\tcancelled\n{other_id}\tcancelled\n"
     line = done.stderr.splitlines()[-1]
-    assert line.startswith("hashfinder: there is no search nothing of yours at ")
-    for one in (process, other):
-        assert one.wait() == 3
-        stderr = one.rest_of_stderr()
+    assert line.startswith("hashfinder: cannot cancel unknown: ")
+    for search in (process, other):
+        assert search.wait() == 3
+        stderr = search.rest_of_stderr()
         assert "the search was cancelled by its client: the machine is needed\n" in stderr
         assert cursor_in(stderr).startswith("hf1_")
     again = run("cancel", server, search_id)
@@ -131,13 +132,13 @@ def test_cancelling(serve, searching):
     assert again.stdout.startswith(f"{search_id}\thad ended: cancelled by client")
 
 
-def test_only_operators_see_what_is_anothers(serve):
+def test_only_operators_see_other_clients_searches(serve):
     done = run("list", serve(), "--client", "ip:192.0.2.1")
     assert done.returncode == 5
     assert "only an operator" in done.stderr
 
 
-def test_an_operator_chooses_a_client(serve, searching):
+def test_an_operator_can_list_the_searches_of_one_client(serve, searching):
     server = serve("--operator", "127.0.0.1")
     _, search_id = searching(server)
     done = run("list", server, "--client", "ip:192.0.2.1")
@@ -146,7 +147,7 @@ def test_an_operator_chooses_a_client(serve, searching):
     assert done.stdout.startswith(search_id)
 
 
-def test_watching_by_lines(serve, searching, watch):
+def test_watch_prints_lines(serve, searching, watch):
     server = serve()
     watching, in_json = watch(server), watch(server, "--json", "--interval", "100ms")
     process, search_id = searching(server)
@@ -159,9 +160,9 @@ def test_watching_by_lines(serve, searching, watch):
         assert record["search_id"] == search_id
         if record["state"] == "ended":
             break
-    for one, number in ((watching, SIGINT), (in_json, SIGTERM)):
-        one.send(number)
-        assert one.wait() == 0
+    for watcher, number in ((watching, SIGINT), (in_json, SIGTERM)):
+        watcher.send(number)
+        assert watcher.wait() == 0
 
 
 def test_a_watch_ends_with_its_server(serve, searching, watch):
@@ -175,11 +176,11 @@ def test_a_watch_ends_with_its_server(serve, searching, watch):
     assert stderr.endswith(f"hashfinder: the server at {server.address} is shutting down")
 
 
-def test_a_watch_that_nobody_reads_ends_at_ctrl_c(serve, searching, watch):
+def test_ctrl_c_ends_an_unread_watch(serve, searching, watch):
     server = serve()
     searching(server)
     watching = watch(server, "--json", "--interval", "100ms")
-    # Fill the pipe.
+    # Waits until the pipe is nearly full.
     pipe = watching.popen.stdout.fileno()
     fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
     while True:
@@ -190,7 +191,7 @@ def test_a_watch_that_nobody_reads_ends_at_ctrl_c(serve, searching, watch):
     assert watching.wait() == 0
 
 
-def test_a_reader_of_a_watch_that_has_seen_enough(serve, searching, watch):
+def test_watch_succeeds_if_the_reader_closes_the_pipe(serve, searching, watch):
     server = serve()
     searching(server)
     watching = watch(server, "--interval", "100ms")
@@ -219,18 +220,18 @@ def terminal():
         return started[-1]
 
     yield start
-    for one in started:
-        one.end()
+    for process in started:
+        process.end()
 
 
-def test_watching_on_a_terminal(serve, searching, terminal):
+def test_watch_redraws_a_table_on_a_terminal(serve, searching, terminal):
     server = serve()
     screen = terminal(server, "--interval", "100ms")
     screen.wait_for("no searches")
     process, search_id = searching(server)
     screen.wait_for(rf"{search_id} .*running .*{HARD}")
     titles, row = screen.table()
-    assert titles.split() == "SEARCH STATE CLIENT BEGAN HASHES DISTANCE NAMES END".split()
+    assert titles.split() == "SEARCH STATE CLIENT STARTED HASHES DISTANCE NAMES END".split()
     assert row.index("running") == titles.index("STATE")
     process.send(SIGINT)
     screen.wait_for(rf"{search_id} .*ended .*cancelled by client")
@@ -241,7 +242,7 @@ def test_watching_on_a_terminal(serve, searching, terminal):
     assert screen.seen.endswith("\x1b[?7h\r\n") or screen.seen.endswith("^C\r\n")
 
 
-def test_a_table_stays_when_the_server_goes(serve, searching, terminal):
+def test_the_table_stays_when_the_server_shuts_down(serve, searching, terminal):
     server = serve("--drain-grace", "0s")
     _, search_id = searching(server)
     screen = terminal(server)
@@ -253,7 +254,7 @@ def test_a_table_stays_when_the_server_goes(serve, searching, terminal):
     assert last == f"hashfinder: the server at {server.address} is shutting down"
 
 
-def test_a_table_is_no_longer_than_the_terminal(serve, find, terminal):
+def test_the_table_fits_the_terminal(serve, find, terminal):
     server = serve()
     started = [find(HARD, "--server", server.address) for _ in range(9)]
     screen = terminal(server, size=(80, 6))
@@ -265,7 +266,7 @@ def test_a_table_is_no_longer_than_the_terminal(serve, find, terminal):
     assert screen.wait() == 0
 
 
-def test_a_list_on_a_terminal_is_a_table(serve, searching, terminal):
+def test_list_prints_a_table_on_a_terminal(serve, searching, terminal):
     server = serve()
     _, search_id = searching(server)
     listed = terminal(server, command="list")
@@ -280,7 +281,7 @@ def summary(pb, n, **fields):
     return pb.SearchSummary(search_id=f"search-{n}", desired_names=["doctor"], **fields)
 
 
-def test_a_list_goes_through_all_pages(fake, pb, terminal):
+def test_list_fetches_all_pages(fake, pb, terminal):
     def list_searches(self, request, context):
         assert list(request.states) == [2, 4] and request.client == "user:7"
         begin = int(request.page_token or 0)
@@ -299,9 +300,9 @@ def test_a_list_goes_through_all_pages(fake, pb, terminal):
     assert [line.split()[0] for line in listed.seen.splitlines()[1:]] == expected
 
 
-def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, pb, terminal):
+def test_control_characters_from_a_server_do_not_reach_the_terminal(fake, pb, terminal):
     evil = "\x1b]0;owned\x07\x1b[2J\t\r\n\x9b31m"
-    told = pb.SearchSummary(
+    search = pb.SearchSummary(
         search_id=evil,
         client=evil,
         method=evil,
@@ -313,11 +314,11 @@ def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, pb, term
     )
 
     def watch_searches(self, request, context):
-        yield pb.WatchSearchesResponse(searches=[told])
+        yield pb.WatchSearchesResponse(searches=[search])
         context.abort(grpc.StatusCode.INTERNAL, evil)
 
     def list_searches(self, request, context):
-        return pb.ListSearchesResponse(searches=[told])
+        return pb.ListSearchesResponse(searches=[search])
 
     server = fake(ListSearches=list_searches, WatchSearches=watch_searches)
     for arguments in ([], ["--json"]):
@@ -332,7 +333,7 @@ def test_nothing_that_a_server_says_reaches_the_terminal_but_text(fake, pb, term
     assert len(line.split("\t")) == 9
 
 
-def test_no_server():
+def test_a_missing_server_is_an_error():
     class Nowhere:
         address = "127.0.0.1:1"
 
@@ -340,11 +341,11 @@ def test_no_server():
         done = run(arguments[0], Nowhere, *arguments[1:], "--connect-timeout", "100ms")
         assert done.returncode == 5
         [line] = done.stderr.splitlines()
-        assert "no server at 127.0.0.1:1 within 100ms" in line
+        assert "cannot reach 127.0.0.1:1 within 100ms" in line
         assert "hashfinder serve" in line and "--server" in line
 
 
-def test_a_reader_that_leaves_early_is_no_failure(serve, searching):
+def test_a_closed_stdout_is_not_an_error(serve, searching):
     server = serve()
     _, search_id = searching(server)
     for arguments in (["list"], ["list", "--json"], ["cancel", search_id]):
@@ -355,7 +356,7 @@ def test_a_reader_that_leaves_early_is_no_failure(serve, searching):
             stdin=subprocess.DEVNULL,
             stdout=write,
             stderr=subprocess.PIPE,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
         )
         os.close(write)
         assert (done.returncode, done.stderr) == (0, b"")
@@ -366,7 +367,7 @@ class WebServer(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_what_listens_is_no_grpc_server():
+def test_a_server_that_does_not_speak_grpc_is_an_error():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WebServer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_port}"
@@ -377,30 +378,30 @@ def test_what_listens_is_no_grpc_server():
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=PATIENCE_S,
+                timeout=TIMEOUT_S,
             )
             assert (done.returncode, done.stdout) == (5, "")
             line = done.stderr.splitlines()[-1]
-            assert f"what listens at {address} does not speak gRPC" in line
+            assert f"{address} is not a gRPC server" in line
             assert "hashfinder serve" in line and "try again" not in line
         server.shutdown()
 
 
-def test_a_server_that_is_not_meant_for_it(fake):
+def test_a_grpc_server_without_these_methods_is_an_error(fake):
     server = fake()
     for arguments in (["list"], ["watch"], ["cancel", "a"]):
         done = run(arguments[0], server, *arguments[1:])
         assert done.returncode == 5
         line = done.stderr.splitlines()[-1]
-        assert "does not tell its searches" in line
+        assert "does not support this command" in line
 
 
-def test_the_server_may_be_given_by_the_environment(serve):
+def test_the_server_can_be_set_by_the_environment(serve):
     server = serve()
     done = subprocess.run(
         [HASHFINDER, "searches", "list"],
         env=os.environ | {"HASHFINDER_SERVER": server.address},
         capture_output=True,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
     assert (done.returncode, done.stdout) == (0, b"")

@@ -1,4 +1,4 @@
-"""`hashfinder find --session`: however a search ends, the same command resumes it."""
+"""`hashfinder find --session`: the same command resumes a search, no matter how it ended."""
 
 import json
 import os
@@ -8,12 +8,12 @@ import subprocess
 import time
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGKILL, run_find
-from test_find import HARD, cursor, cursor_in, place_of
+from conftest import HASHFINDER, SIGINT, SIGKILL, TIMEOUT_S, run_find
+from test_find import HARD, cursor, cursor_in, position_of
 from test_json import records
 from test_resume import index_of
 
-# A search for three answers among some thousand candidates.
+# A search for three results with some thousand candidates.
 SHORT = ["docto", "--show-inferior", "3", "--count", "3", "--kernel", "portable", "--threads", "1"]
 
 
@@ -24,7 +24,7 @@ def state(tmp_path, monkeypatch):
     return tmp_path / "state/hashfinder/sessions"
 
 
-def kept(state, name="night"):
+def read_session(state, name="night"):
     return json.loads((state / name).read_text())
 
 
@@ -37,30 +37,31 @@ def unstopped():
     return lines
 
 
-def test_a_session_is_written_while_it_is_searched(state, find):
-    # So few are found that they fit into the pipe.
+def test_a_session_is_saved_during_the_search(state, find):
+    # Few candidates are found, so that they fit into the pipe.
     process = find("hashfinder", "--show-inferior", "4", "--session", "night")
     first = process.popen.stdout.readline()
     seen = set()
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while len(seen) < 4:
         assert time.monotonic() < deadline, seen
-        seen.add(kept(state)["cursor"])
+        seen.add(read_session(state)["cursor"])
         time.sleep(0.01)
     process.send(SIGKILL)
     process.wait()
     before = (first + process.popen.stdout.read()).split("\n")[:-1]
-    place = kept(state)["cursor"]
+    saved = read_session(state)["cursor"]
     # The next run starts at the cursor that was written last, beyond all that was printed before.
     again = run_find(
         "hashfinder", "--show-inferior", "4", "--session", "night", "--maximum-hashes", "200000000"
     )
-    frontier = int(re.search(r"session night: going on after (\d+) hashes", again.stderr)[1])
-    assert cursor("hashfinder", frontier, interesting=4) == place_of(place)
+    tried = re.search(r"session night: resuming after ([\d,]+) hashes", again.stderr)[1]
+    frontier = int(tried.replace(",", ""))
+    assert cursor("hashfinder", frontier, interesting=4) == position_of(saved)
     assert frontier > index_of(first)
     after = again.stdout.splitlines()
     assert all(index_of(line) >= frontier for line in after)
-    # Together the two runs leave nothing out.
+    # Together, the two runs miss nothing.
     everything = run_find(
         "hashfinder", "--show-inferior", "4", "--maximum-hashes", str(frontier + 200_000_000)
     ).stdout.splitlines()
@@ -68,12 +69,12 @@ def test_a_session_is_written_while_it_is_searched(state, find):
     assert both == everything
 
 
-def test_a_session_says_that_it_goes_on_and_is_gone_when_it_is_finished(state):
+def test_a_session_is_resumed_and_removed_when_it_is_finished(state):
     first = run_find("docto", "--session", "night", "--maximum-hashes", "1000")
     assert first.returncode == 3
-    assert "go on with: the same command" in first.stderr
-    session = kept(state)
-    session["cursor"] = place_of(session["cursor"])
+    assert "resume with: the same command" in first.stderr
+    session = read_session(state)
+    session["cursor"] = position_of(session["cursor"])
     assert session == {
         "version": 1,
         "cursor": cursor("docto", 1000),
@@ -85,18 +86,18 @@ def test_a_session_says_that_it_goes_on_and_is_gone_when_it_is_finished(state):
     assert second.stdout == run_find("docto").stdout
     assert list(state.iterdir()) == []
     third = run_find("docto", "--session", "night")
-    assert "going on" not in third.stderr
+    assert "resuming" not in third.stderr
     assert third.stdout == second.stdout
 
 
-def test_answers_are_counted_over_all_runs(state):
+def test_results_are_counted_over_all_runs(state):
     everything = run_find("aa", "--count", "10").stdout
-    told = ""
+    printed = ""
     for hashes in ["200", "300", "1000000"]:
-        told += run_find(
+        printed += run_find(
             "aa", "--count", "10", "--session", "night", "--maximum-hashes", hashes
         ).stdout
-    assert told == everything
+    assert printed == everything
     assert list(state.iterdir()) == []
 
 
@@ -110,31 +111,31 @@ def test_answers_are_counted_over_all_runs(state):
         ["Doctor"],
     ],
 )
-def test_another_search_is_refused_and_how_to_drop_the_session_is_said(state, other, monkeypatch):
+def test_a_session_rejects_another_search_and_prints_how_to_drop_it(state, other, monkeypatch):
     state = state.parents[2] / "it's a place/hashfinder/sessions"
     monkeypatch.setenv("XDG_STATE_HOME", str(state.parents[1]))
     run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
-    before = kept(state)
-    refused = run_find(*other, "--session", "night", "--json")
-    assert refused.returncode == 2
-    _, end = records(refused.stdout)
+    before = read_session(state)
+    rejected = run_find(*other, "--session", "night", "--json")
+    assert rejected.returncode == 2
+    _, end = records(rejected.stdout)
     assert (end["how"], end["exit_code"], end["cursor"]) == ("refused", 2, None)
-    assert f"hashfinder: {end['why']}\n" == refused.stderr
-    refused = run_find(*other, "--session", "night")
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert "holds another search: find 'doctor' --ideal-distance 0" in refused.stderr
-    assert kept(state) == before
-    drop = refused.stderr.rsplit("drop it with: ", 1)[1]
+    assert f"hashfinder: {end['why']}\n" == rejected.stderr
+    rejected = run_find(*other, "--session", "night")
+    assert (rejected.returncode, rejected.stdout) == (2, "")
+    assert "holds another search: find 'doctor' --ideal-distance 0" in rejected.stderr
+    assert read_session(state) == before
+    drop = rejected.stderr.rsplit("remove the session with: ", 1)[1]
     subprocess.run(["sh", "-c", drop], check=True)
     assert run_find(*other, "--session", "night", "--maximum-hashes", "1").returncode == 3
 
 
-def test_a_session_is_for_one_process_at_a_time(state, find):
+def test_only_one_process_at_a_time_can_use_a_session(state, find):
     first = find(HARD, "--session", "night")
     first.wait_until_busy()
     second = run_find(HARD, "--session", "night")
     assert second.returncode == 5
-    assert "another process has the session night" in second.stderr
+    assert "another process uses session night" in second.stderr
     # Another session is independent.
     other = run_find(HARD, "--session", "day", "--maximum-hashes", "1000")
     assert other.returncode == 3
@@ -145,7 +146,7 @@ def test_a_session_is_for_one_process_at_a_time(state, find):
     assert third.returncode == 3
 
 
-def test_the_lock_file_of_a_session_is_there_only_while_it_is_used(state, find):
+def test_the_lock_file_of_a_session_exists_only_while_it_is_in_use(state, find):
     """Regression: lock files of sessions without results, or removed by hand, stayed forever."""
     process = find(HARD, "--session", "night")
     process.wait_until_busy()
@@ -168,63 +169,63 @@ def test_the_lock_file_of_a_session_is_there_only_while_it_is_used(state, find):
     assert os.listdir(state) == ["night"]
 
 
-def test_of_many_processes_one_has_a_session(state):
-    """Each answer is printed once, however often the lock file is created and removed."""
+def test_of_many_processes_only_one_uses_a_session(state):
+    """Each result is printed once, no matter how often the lock file is created and removed."""
     search = ["aa", "--count", "1000000"]
     command = [HASHFINDER, "find", *search, "--session", "night", "--maximum-hashes", "300", "--quiet"]
-    told, ran = [], 0
+    printed, ran = [], 0
     for _ in range(5):
         runs = [
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for _ in range(6)
         ]
         for run in runs:
-            stdout, stderr = run.communicate(timeout=PATIENCE_S)
-            told += stdout.splitlines()
+            stdout, stderr = run.communicate(timeout=TIMEOUT_S)
+            printed += stdout.splitlines()
             if run.returncode == 5:
-                assert (stdout, "another process has the session" in stderr) == ("", True)
+                assert (stdout, "another process uses session" in stderr) == ("", True)
             else:
                 assert (run.returncode, stderr) == (3, "")
                 ran += 1
     assert ran >= 5
     expected = run_find(*search, "--maximum-hashes", str(300 * ran)).stdout.splitlines()
-    assert sorted(told) == sorted(expected)
+    assert sorted(printed) == sorted(expected)
     assert os.listdir(state) == ["night"]
 
 
-def test_a_damaged_session_is_refused(state):
+def test_a_damaged_session_is_rejected(state):
     run_find("doctor", "--session", "night", "--maximum-hashes", "1000")
     text = (state / "night").read_text()
     for damaged in ["", text[:20], re.sub("(hf[13]_)A", r"\1B", text), "\0"]:
         (state / "night").write_text(damaged)
         done = run_find("doctor", "--session", "night")
         assert done.returncode == 5
-        assert "is damaged" in done.stderr and "drop it with: rm " in done.stderr
+        assert "is damaged" in done.stderr and "remove it with: rm " in done.stderr
         assert (state / "night").read_text() == damaged
 
 
-def test_a_reader_that_has_seen_enough_goes_on_with_what_it_has_not_seen(state, unstopped):
+def test_a_session_resumes_at_a_line_that_was_not_read(state, unstopped):
     arguments = [*SHORT, "--session", "night"]
     finding = subprocess.Popen([HASHFINDER, "find", *arguments], stdout=subprocess.PIPE, text=True)
     finding.stdout.readline()
     finding.stdout.close()
     assert finding.wait(30) == 0
-    frontier = run_find(*arguments, "--maximum-hashes", "1").stderr
-    frontier = int(re.search(r"going on after (\d+) hashes", frontier)[1])
-    # It resumes at one of the lines, but not at the first, which was read.
+    stderr = run_find(*arguments, "--maximum-hashes", "1").stderr
+    frontier = int(re.search(r"resuming after ([\d,]+) hashes", stderr)[1].replace(",", ""))
+    # It resumes at one of the lines, but not at the first one, because that was read.
     assert frontier in [index_of(line) for line in unstopped[1:]]
 
 
-def test_no_session_without_a_place_to_write(tmp_path, monkeypatch):
+def test_a_session_needs_a_folder_that_can_be_created(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     done = run_find("doctor", "--session", "night", "--json")
     assert done.returncode == 5
-    assert "cannot make the folder" in done.stderr
+    assert "cannot create the folder" in done.stderr
     assert json.loads(done.stdout)["how"] == "failed"
 
 
-def test_the_state_folder_is_in_the_home_unless_it_is_said(tmp_path, monkeypatch):
+def test_by_default_the_state_folder_is_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for given in [None, "", "relative"]:
         if given is None:
@@ -239,7 +240,7 @@ def test_the_state_folder_is_in_the_home_unless_it_is_said(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "expected"),
     [
         (["doctor", "--session", ".night"], "1 to 64 letters"),
         (["doctor", "--session", "a/b"], "1 to 64 letters"),
@@ -247,35 +248,35 @@ def test_the_state_folder_is_in_the_home_unless_it_is_said(tmp_path, monkeypatch
         (["--resume", cursor("doctor", 5), "--session", "a"], "--session"),
     ],
 )
-def test_a_wrong_command_line(state, arguments, says):
+def test_an_invalid_command_line_is_rejected(state, arguments, expected):
     done = run_find(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert says in done.stderr
+    assert expected in done.stderr
     assert not state.exists()
 
 
 def nearest_in(stderr):
     """Returns the row of the nearest secret so far."""
-    [row] = re.findall(r"the nearest so far:\n(.+)\n", stderr)
+    [row] = re.findall(r"nearest candidate so far:\n(.+)\n", stderr)
     return row
 
 
 @pytest.mark.parametrize("server", [False, True])
-def test_the_nearest_so_far_outlives_the_run_that_found_it(state, serve, server):
-    """Regression: only the last run counted. After a night's search and a short one, the night's
-    nearest secret was lost."""
+def test_the_nearest_secret_is_kept_across_runs(state, serve, server):
+    """Regression: only the last run counted. A short run after a long one lost the nearest secret
+    of the long one."""
     where = ["--server", serve().address] if server else []
-    asked = [HARD, "--show-inferior", "16", *where]
+    arguments = [HARD, "--show-inferior", "16", *where]
     budget = ["--maximum-hashes", "100000"]
-    first = run_find(*asked, *budget)
+    first = run_find(*arguments, *budget)
     nearest = nearest_in(first.stderr)
     # With a cursor, then with the cursor of that run.
-    place = first
+    last = first
     for _ in range(2):
-        place = run_find("--resume", cursor_in(place.stderr), *where, "--maximum-hashes", "1")
-        assert (place.returncode, place.stdout, nearest_in(place.stderr)) == (3, "", nearest)
+        last = run_find("--resume", cursor_in(last.stderr), *where, "--maximum-hashes", "1")
+        assert (last.returncode, last.stdout, nearest_in(last.stderr)) == (3, "", nearest)
     # With a session.
-    again = [*asked, "--session", "night"]
+    again = [*arguments, "--session", "night"]
     assert nearest_in(run_find(*again, *budget).stderr) == nearest
     done = run_find(*again, "--maximum-hashes", "1", "--json")
     assert nearest_in(done.stderr) == nearest
@@ -285,16 +286,15 @@ def test_the_nearest_so_far_outlives_the_run_that_found_it(state, serve, server)
 
 
 def test_a_secret_that_was_not_printed_is_not_the_nearest(state):
-    """It will be found again, so a cursor before it does not contain it."""
+    """The search will find it again, so a cursor before this secret does not contain it."""
     process = subprocess.Popen(
         [HASHFINDER, "find", *SHORT, "--session", "night"], stdout=subprocess.PIPE, text=True
     )
     first = process.stdout.readline()
     process.stdout.close()
-    assert process.wait(PATIENCE_S) == 0
-    place = kept(state)["cursor"]
-    frontier = int(
-        re.search(r"after (\d+) hashes", run_find(*SHORT, "--session", "night").stderr)[1]
-    )
+    assert process.wait(TIMEOUT_S) == 0
+    saved = read_session(state)["cursor"]
+    stderr = run_find(*SHORT, "--session", "night").stderr
+    frontier = int(re.search(r"after ([\d,]+) hashes", stderr)[1].replace(",", ""))
     assert frontier > index_of(first)
-    assert place_of(place) == cursor("docto", frontier, interesting=3)
+    assert position_of(saved) == cursor("docto", frontier, interesting=3)

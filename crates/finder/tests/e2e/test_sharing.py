@@ -9,13 +9,13 @@ import threading
 
 import grpc
 import pytest
-from conftest import FIRST_DOCTOR, HASHFINDER, PATIENCE_S, SIGTERM, decoded, oracle, run_find
+from conftest import FIRST_DOCTOR, HASHFINDER, SIGTERM, TIMEOUT_S, decoded, oracle, run_find
 from google.rpc import error_details_pb2
 from test_contract import details
 
 CODE = grpc.StatusCode
 
-# Each of these searches has its own eleven million secrets hashed, in turns with the others.
+# Number of easier searches. Each of them takes eleven million hashes, in turns with the others.
 EASIER = 2
 
 
@@ -30,7 +30,7 @@ def end_of(future):
     return raised.value
 
 
-def test_searches_share_what_is_hashed(serve, connect, stubs):
+def test_searches_share_their_hashes(serve, connect, stubs):
     server = serve()
     stub = connect(server)
     names = itertools.islice(hard_names(), 50)
@@ -51,18 +51,18 @@ def test_searches_share_what_is_hashed(serve, connect, stubs):
     server.assert_idle()
 
 
-def test_a_client_has_only_so_many_searches(serve, connect, stubs):
+def test_the_searches_of_a_client_are_limited(serve, connect, stubs):
     server = serve("--maximum-searches-per-client", "2")
     stub = connect(server)
     request = stubs.Request(desired_name="hashfinderhashfinder")
     futures = [stub.Find.future(request) for _ in range(2)]
     server.wait_until_busy()
-    refused = end_of(stub.Find.future(request))
-    assert refused.code() == CODE.RESOURCE_EXHAUSTED
-    quota = details(refused, error_details_pb2.QuotaFailure)
+    rejected = end_of(stub.Find.future(request))
+    assert rejected.code() == CODE.RESOURCE_EXHAUSTED
+    quota = details(rejected, error_details_pb2.QuotaFailure)
     assert quota.violations[0].subject == "client:searches"
-    assert details(refused, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
-    server.wait_for("call refused")
+    assert details(rejected, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
+    server.wait_for("call rejected")
     # The place is free once the work has ended.
     futures[0].cancel()
     server.call_ended(work='"stopped"')
@@ -70,14 +70,14 @@ def test_a_client_has_only_so_many_searches(serve, connect, stubs):
     assert not futures[1].done()
 
 
-def test_one_call_after_another_is_not_in_its_own_way(serve, connect, stubs):
-    # The answer arrives a little before the end of the work, which frees the place.
+def test_consecutive_calls_do_not_exceed_the_limit_of_searches(serve, connect, stubs):
+    # The response arrives shortly before the end of the work, and only that frees the place.
     stub = connect(serve("--maximum-searches-per-client", "1"))
     for _ in range(200):
         stub.Find(stubs.Request(desired_name="docto"))
 
 
-def test_a_quota_ends_a_search_with_its_cursor(serve, connect, stubs):
+def test_a_spent_quota_ends_a_search_with_its_cursor(serve, connect, stubs):
     server = serve("--maximum-hashes-per-second", "100000")
     stub = connect(server)
     request = stubs.Request(desired_name="hashfinderhashfinder")
@@ -89,15 +89,15 @@ def test_a_quota_ends_a_search_with_its_cursor(serve, connect, stubs):
     assert quota.violations[0].subject == "client:hashes"
     server.call_ended(work='"hash quota spent"')
     # No search starts before some of the quota is available again.
-    refused = end_of(stub.Find.future(request))
-    assert refused.code() == CODE.RESOURCE_EXHAUSTED
-    details(refused, error_details_pb2.RetryInfo)
+    rejected = end_of(stub.Find.future(request))
+    assert rejected.code() == CODE.RESOURCE_EXHAUSTED
+    details(rejected, error_details_pb2.RetryInfo)
     # The work done so far is not lost.
     following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
-    assert "hashes tried: 1\n" in following.stderr
+    assert "hash budget spent after 1 hash\n" in following.stderr
 
 
-def test_the_command_line_tells_a_full_server(serve, connect, stubs):
+def test_find_reports_a_full_server(serve, connect, stubs):
     server = serve("--maximum-concurrent-rpcs", "1")
     hard = stubs.Request(desired_name="hashfinderhashfinder")
     future = connect(server).Find.future(hard)
@@ -108,7 +108,7 @@ def test_the_command_line_tells_a_full_server(serve, connect, stubs):
     future.cancel()
 
 
-def test_the_command_line_tells_a_spent_quota(serve):
+def test_find_reports_a_spent_quota(serve):
     server = serve("--maximum-hashes-per-second", "100000")
     done = run_find("hashfinderhashfinder", "--server", server.address)
     assert done.returncode == 3
@@ -117,7 +117,7 @@ def test_the_command_line_tells_a_spent_quota(serve):
 
 
 def relay(server, source):
-    """Relays one connection to the server, from another of this machine's addresses."""
+    """Relays one connection to the server, from another address of this machine."""
     listening = socket.create_server(("127.0.0.1", 0))
     host, port = server.address.split(":")
 
@@ -128,11 +128,11 @@ def relay(server, source):
         back.start()
         pump(client, onward)
 
-    def pump(one, other):
+    def pump(sender, receiver):
         try:
-            while data := one.recv(65536):
-                other.sendall(data)
-            other.shutdown(socket.SHUT_WR)
+            while data := sender.recv(65536):
+                receiver.sendall(data)
+            receiver.shutdown(socket.SHUT_WR)
         except OSError:
             # Either end may close first.
             pass
@@ -141,15 +141,15 @@ def relay(server, source):
     return f"127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_clients_are_addresses(serve, connect, stubs):
+def test_clients_are_identified_by_their_addresses(serve, connect, stubs):
     server = serve("--maximum-searches-per-client", "1", "--client-weight", "127.0.0.2=3")
     hard = stubs.Request(desired_name="hashfinderhashfinder")
     first = connect(server).Find.future(hard)
     server.wait_until_busy()
     # The limit applies to the address, whichever connection it uses.
     with grpc.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as same:
-        refused = end_of(stubs.Stub(same).Find.future(hard))
-    info = details(refused, error_details_pb2.ErrorInfo)
+        rejected = end_of(stubs.Stub(same).Find.future(hard))
+    info = details(rejected, error_details_pb2.ErrorInfo)
     assert (info.reason, info.domain) == ("TOO_MANY_SEARCHES_OF_CLIENT", "hashfinder")
     # Another address has its own limit.
     with grpc.insecure_channel(relay(server, "127.0.0.2")) as other:
@@ -165,8 +165,8 @@ def test_by_default_one_client_leaves_room_for_others(serve, connect, stubs):
     stub = connect(server)
     futures = [stub.Find.future(hard) for _ in range(3)]
     server.wait_until_busy()
-    refused = end_of(stub.Find.future(hard))
-    info = details(refused, error_details_pb2.ErrorInfo)
+    rejected = end_of(stub.Find.future(hard))
+    info = details(rejected, error_details_pb2.ErrorInfo)
     assert info.reason == "TOO_MANY_SEARCHES_OF_CLIENT"
     with grpc.insecure_channel(relay(server, "127.0.0.2")) as other:
         assert stubs.Stub(other).Find(stubs.Request(desired_name="doc")).hamming_distance == 0
@@ -174,7 +174,7 @@ def test_by_default_one_client_leaves_room_for_others(serve, connect, stubs):
         future.cancel()
 
 
-def test_behind_a_unix_socket_clients_are_users(serve, connect, stubs, tmp_path):
+def test_on_a_unix_socket_clients_are_identified_by_their_users(serve, connect, stubs, tmp_path):
     path = tmp_path / "hashfinder.sock"
     server = serve("--unix", str(path), "--maximum-searches-per-client", "1")
     assert server.address == f"unix:{path}"
@@ -182,7 +182,7 @@ def test_behind_a_unix_socket_clients_are_users(serve, connect, stubs, tmp_path)
     first = connect(server).Find.future(hard)
     server.wait_until_busy()
     done = run_find("doctor", "--server", server.address)
-    assert done.returncode == 3 and "this client's searches" in done.stderr
+    assert done.returncode == 3 and "searches for this client reached" in done.stderr
     first.cancel()
     assert f"peer=user:{os.getuid()} " in server.call_ended(work='"stopped"')
     done = run_find("doctor", "--server", server.address)
@@ -190,14 +190,14 @@ def test_behind_a_unix_socket_clients_are_users(serve, connect, stubs, tmp_path)
     assert FIRST_DOCTOR.hex() in done.stdout
 
     second = [HASHFINDER, "serve", "--unix", str(path)]
-    second = subprocess.run(second, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert second.returncode == 5 and "listening on" in second.stderr
+    second = subprocess.run(second, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert second.returncode == 5 and "another server is listening there" in second.stderr
     server.send(SIGTERM)
     assert server.wait() == 0
     assert not path.exists()
 
 
-def test_a_socket_that_a_dead_server_left_is_replaced(serve, connect, stubs, tmp_path):
+def test_a_stale_socket_is_replaced(serve, connect, stubs, tmp_path):
     path = tmp_path / "hashfinder.sock"
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(path))
@@ -205,19 +205,19 @@ def test_a_socket_that_a_dead_server_left_is_replaced(serve, connect, stubs, tmp
     assert connect(server).Find(stubs.Request(desired_name="doc")).hamming_distance == 0
 
 
-def test_what_is_no_socket_is_left_alone(tmp_path):
+def test_a_file_that_is_not_a_socket_is_not_replaced(tmp_path):
     path = tmp_path / "file"
     path.write_text("precious")
     command = [HASHFINDER, "serve", "--unix", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
-    assert done.returncode == 5 and "is no socket" in done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 5 and "is not a socket" in done.stderr
     assert path.read_text() == "precious"
 
 
 @pytest.mark.parametrize("flag", ["localhost=2", "10.0.0.7", "10.0.0.7=0", "user:root=2"])
-def test_a_wrong_weight_is_refused(flag):
+def test_an_invalid_weight_is_rejected(flag):
     command = [HASHFINDER, "serve", "--client-weight", flag]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 2 and "--client-weight" in done.stderr
 
 

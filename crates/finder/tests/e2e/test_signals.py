@@ -7,14 +7,14 @@ import subprocess
 import time
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGINT, SIGTERM, run_find
+from conftest import HASHFINDER, SIGINT, SIGTERM, TIMEOUT_S, run_find
 from test_find import HARD, cursor_in
 from test_json import records
 
 SIGHUP, SIGQUIT = signal.SIGHUP, signal.SIGQUIT
 CODES = {SIGHUP: 129, SIGINT: 130, SIGQUIT: 131, SIGTERM: 143}
 
-# How often each signal is sent twice.
+# Number of runs for each signal.
 TRIALS = 10
 
 
@@ -31,14 +31,14 @@ def stopped_twice(number, command):
     wait_until_caught(process.pid, number)
     os.kill(process.pid, number)
     os.killpg(process.pid, number)
-    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    stdout, stderr = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, stdout, stderr
 
 
 @pytest.mark.parametrize("number", list(CODES))
-def test_a_signal_to_the_process_and_then_to_its_group_is_one(number):
+def test_a_signal_to_the_process_and_then_to_its_group_counts_once(number):
     """Regression: in one of four runs under `timeout`, the second signal ended the process before
-    it had printed its cursor."""
+    it printed its cursor."""
     for _ in range(TRIALS):
         command = [HASHFINDER, "find", HARD, "--json"]
         code, stdout, stderr = stopped_twice(number, command)
@@ -49,7 +49,7 @@ def test_a_signal_to_the_process_and_then_to_its_group_is_one(number):
 
 
 @pytest.mark.parametrize("second", list(CODES))
-def test_two_signals_that_arrive_together_are_one(find, second):
+def test_two_signals_that_arrive_together_count_once(find, second):
     for first in CODES:
         process = find(HARD)
         process.wait_until_busy()
@@ -62,7 +62,8 @@ def test_two_signals_that_arrive_together_are_one(find, second):
 
 @pytest.mark.parametrize("number", list(CODES))
 def test_every_signal_stops_a_search_and_keeps_its_session(find, number, tmp_path, monkeypatch):
-    """Regression: SIGHUP (a closed terminal) and SIGQUIT killed it: no cursor, an old session."""
+    """Regression: SIGHUP (a closed terminal) and SIGQUIT killed the search. It printed no
+    cursor, and its session was out of date."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     process = find(HARD, "--session", "night", "--json")
     process.wait_until_busy()
@@ -71,7 +72,7 @@ def test_every_signal_stops_a_search_and_keeps_its_session(find, number, tmp_pat
     _, end = records(process.popen.stdout.read())
     assert (end["how"], end["exit_code"]) == ("stopped", CODES[number])
     again = run_find(HARD, "--session", "night", "--maximum-hashes", "1")
-    assert f"going on after {end['hashes']} hashes" in again.stderr
+    assert f"resuming after {end['hashes']:,} hashes" in again.stderr
 
 
 @pytest.mark.parametrize("number", list(CODES))
@@ -81,7 +82,7 @@ def test_every_signal_drains_a_server(serve, number):
     server.send(number)
     assert server.wait() == 0
     log = server.rest_of_stderr()
-    assert "drained" in log and "leaving at once" not in log
+    assert "drained" in log and "stopping at once" not in log
 
 
 def with_ignored(*numbers):
@@ -107,7 +108,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(find, ignored):
     assert "stopped by " + other.name in process.rest_of_stderr()
 
 
-def test_nohup(tmp_path):
+def test_nohup_keeps_sighup_ignored(tmp_path):
     program = f"""
         nohup {HASHFINDER} find {HARD} --maximum-time 1h > {tmp_path}/out 2>&1 < /dev/null &
         echo $!
@@ -125,7 +126,7 @@ def test_nohup(tmp_path):
 
 def wait_until_caught(process, number):
     """Waits until a process has a handler for a signal."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not int(status(process, "SigCgt"), 16) >> (number - 1) & 1:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -153,7 +154,7 @@ def test_other_commands_end_with_their_documented_codes(arguments, number):
     )
     wait_until_caught(process.pid, number)
     process.send_signal(number)
-    assert process.wait(PATIENCE_S) == CODES[number]
+    assert process.wait(TIMEOUT_S) == CODES[number]
     help_text = subprocess.run(
         [HASHFINDER, *arguments[: 2 if arguments[0] == "searches" else 1], "--help"],
         capture_output=True,
@@ -163,16 +164,16 @@ def test_other_commands_end_with_their_documented_codes(arguments, number):
 
 
 @pytest.mark.parametrize("number", list(CODES))
-def test_watching_ends_well_at_every_signal(serve, number):
+def test_watch_succeeds_at_every_signal(serve, number):
     process = subprocess.Popen(
         [HASHFINDER, "searches", "watch", "--server", serve().address], stdout=subprocess.DEVNULL
     )
     wait_until_caught(process.pid, number)
     process.send_signal(number)
-    assert process.wait(PATIENCE_S) == 0
+    assert process.wait(TIMEOUT_S) == 0
 
 
-def test_a_recipe_that_is_stopped_twice_says_how_to_go_on(tmp_path):
+def test_a_recipe_stopped_by_two_signals_prints_its_resume_command(tmp_path):
     git = ["git", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "--quiet"], check=True)
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -181,4 +182,4 @@ def test_a_recipe_that_is_stopped_twice_says_how_to_go_on(tmp_path):
         command = [HASHFINDER, "git-commit", "0" * 16, "--repository", str(tmp_path)]
         code, _, stderr = stopped_twice(SIGTERM, command)
         assert code == CODES[SIGTERM]
-        assert "go on with: hashfinder git-commit" in stderr
+        assert "resume with: hashfinder git-commit" in stderr

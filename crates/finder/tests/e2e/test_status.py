@@ -13,23 +13,23 @@ import time
 
 import pyte
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, line_of, run_find
-from test_find import HARD, cursor, cursor_in, place_of
+from conftest import HASHFINDER, TIMEOUT_S, line_of, run_find
+from test_find import HARD, cursor, cursor_in, position_of
 from test_json import records
 
-# Erases three lines, from within the last one; keeps them from wrapping; lets lines wrap again.
+# Erase three lines, with the cursor in the last one; turn wrapping off; turn it on again.
 ERASE, NO_WRAP, WRAP = "\r\x1b[2A\x1b[J", "\x1b[?7l", "\x1b[?7h"
 
-# "12s, 2.4 billion hashes, 200.0 million a second, 1 in 17 million matches"
-DONE = r"\d+s, [\d.]+( \w+)? hashes, [\d.]+( \w+)? a second, 1 in [\w.]+( \w+)? matches"
-POINT = r"(in [^,\r]+|by [^,\r]+|never)"
-# "chance by now 12.34%, from now 50% by 14:02, 90% by 14:09, 99% by 14:18"
-ODDS = rf"chance by now (under |over )?[\d.]+%, from now 50% {POINT}(, 90% {POINT})?(, 99% {POINT})?"
-NEAREST = r"(nearest at distance \d+: |no candidate so far|candidates come with --show-inferior)"
-LOOK = rf"{DONE}\r\n{ODDS}\r\n{NEAREST}"
+# "12s, 2.4 billion hashes, 200.0 million per second, 1 in 17 million matches"
+DONE = r"\d+s, [\d.]+( \w+)? hashes, [\d.]+( \w+)? per second, 1 in [\w.]+( \w+)? matches"
+POINT = r"(in [^,\r]+|by [^,\r]+|never reached)"
+# "12.34% chance so far, 50% chance by 14:02, 90% by 14:09, 99% by 14:18"
+ODDS = rf"(under |over )?[\d.]+% chance so far, 50% chance {POINT}(, 90% {POINT})?(, 99% {POINT})?"
+NEAREST = r"(nearest at distance \d+: |no candidate so far|use --show-inferior to see the nearest)"
+DISPLAY = rf"{DONE}\r\n{ODDS}\r\n{NEAREST}"
 PLAIN = rf"{DONE}, {ODDS}, {NEAREST}"
 
-# A search that takes minutes or hours, with this kernel on one thread of any machine.
+# A search that takes minutes or hours on any machine, with this kernel and one thread.
 LONG = ["hashfinder", "--ideal-distance", "1", "--kernel", "portable", "--threads", "1"]
 
 
@@ -104,31 +104,31 @@ def terminal():
         return started[-1]
 
     yield start
-    for one in started:
-        one.end()
+    for process in started:
+        process.end()
 
 
-def test_the_status_is_redrawn_and_gone_at_the_end(terminal):
+def test_progress_is_redrawn_in_place_and_erased_at_the_end(terminal):
     began = time.monotonic()
     process = terminal(HARD, "--maximum-time", "4s")
-    process.wait_for(LOOK)
+    process.wait_for(DISPLAY)
     assert process.wait() == 3
-    looks = re.findall(LOOK, process.seen)
+    displays = re.findall(DISPLAY, process.seen)
     # At most four displays per second, and the first one.
-    assert 2 <= len(looks) <= 4 * (time.monotonic() - began) + 1
+    assert 2 <= len(displays) <= 4 * (time.monotonic() - began) + 1
     # Each is drawn in place of the one before, and does not wrap.
-    assert process.seen.count(ERASE) == process.seen.count(NO_WRAP) == len(looks)
-    assert process.seen.count(ERASE + NO_WRAP) == len(looks) - 1
+    assert process.seen.count(ERASE) == process.seen.count(NO_WRAP) == len(displays)
+    assert process.seen.count(ERASE + NO_WRAP) == len(displays) - 1
     screen = process.screen()
-    assert re.fullmatch(r"hashfinder: \d+ hashes in .*", screen[0]), screen
+    assert re.fullmatch(r"hashfinder: [\d,]+ hashes in .*", screen[0]), screen
     assert screen[1] == "hashfinder: the maximum time of 4s has passed"
-    assert screen[2] == "hashfinder: under 0.01% of such searches would have ended by now"
+    assert screen[2] == "hashfinder: under 0.01% of searches like this one finish within this many hashes"
     assert cursor_in("\n".join(screen)).startswith("hf3_")
 
 
-def test_ctrl_c_through_the_terminal(terminal):
+def test_ctrl_c_on_a_terminal_erases_the_progress(terminal):
     process = terminal(HARD)
-    process.wait_for(LOOK)
+    process.wait_for(DISPLAY)
     process.press(b"\x03")
     assert process.wait() == 130
     screen = process.screen()
@@ -137,14 +137,14 @@ def test_ctrl_c_through_the_terminal(terminal):
     again = run_find("--resume", cursor_in("\n".join(screen)), "--maximum-hashes", "1", "--json")
     _, end = records(again.stdout)
     # It resumed beyond the first secret.
-    assert place_of(end["cursor"]) not in (cursor(HARD, 0), cursor(HARD, 1))
+    assert position_of(end["cursor"]) not in (cursor(HARD, 0), cursor(HARD, 1))
 
 
-def test_result_lines_are_not_mixed_with_the_status(terminal):
+def test_result_lines_are_not_mixed_with_progress(terminal):
     arguments = ["hashfinder", "--show-inferior", "5"]
-    # Few rows, so that lines scroll off at the top.
+    # There are few rows, so that lines scroll off at the top.
     process = terminal(*arguments, size=(120, 8))
-    while len(re.findall(LOOK, process.seen)) < 3:
+    while len(re.findall(DISPLAY, process.seen)) < 3:
         assert process.read()
     process.press(b"\x03")
     assert process.wait() == 130
@@ -158,7 +158,7 @@ def test_result_lines_are_not_mixed_with_the_status(terminal):
         assert line == line_of(secret, "hashfinder").expandtabs()
 
 
-def test_a_short_search_shows_no_status(terminal):
+def test_a_short_search_shows_no_progress(terminal):
     process = terminal("aa")
     assert process.wait() == 0
     assert "\x1b" not in process.seen
@@ -167,7 +167,7 @@ def test_a_short_search_shows_no_status(terminal):
 @pytest.mark.parametrize(
     ("arguments", "environment"), [(["--quiet"], {}), ([], {"TERM": "dumb"}), ([], {"TERM": ""})]
 )
-def test_no_status_where_it_is_not_wanted(terminal, arguments, environment):
+def test_quiet_and_a_dumb_terminal_show_no_progress(terminal, arguments, environment):
     process = terminal(HARD, "--maximum-time", "700ms", *arguments, **environment)
     assert process.wait() == 3
     assert "\x1b" not in process.seen
@@ -175,157 +175,156 @@ def test_no_status_where_it_is_not_wanted(terminal, arguments, environment):
         assert process.seen == ""
 
 
-def drawn(process, pattern):
+def wait_for_display(process, pattern):
     """Waits for the next display that matches the pattern, and returns its lines."""
     begin = len(process.seen)
     while True:
-        looks = re.findall(r"\x1b\[\?7l([^\x1b]*)\x1b\[\?7h", process.seen[begin:])
-        found = [look for look in looks if re.search(pattern, look)]
+        displays = re.findall(r"\x1b\[\?7l([^\x1b]*)\x1b\[\?7h", process.seen[begin:])
+        found = [display for display in displays if re.search(pattern, display)]
         if found:
             return found[0].split("\r\n")
         assert process.read(), process.seen
 
 
-def test_a_narrow_terminal_has_the_important_parts(terminal):
+def test_a_narrow_terminal_shows_the_important_parts(terminal):
     process = terminal(*LONG, size=(80, 24))
-    for line, pattern in zip(drawn(process, "chance"), [DONE, ODDS, NEAREST]):
+    for line, pattern in zip(wait_for_display(process, "chance"), [DONE, ODDS, NEAREST]):
         assert re.match(pattern, line)
     # The terminal may become narrower, or have too few rows for all lines.
     process.resize(30, 3)
-    done, odds = drawn(process, r"\A[^\r]*\r\n[^\r]*\Z")
-    assert re.fullmatch(r"\d+s(, [\d.]+ \w+ a second)?", done)
-    assert re.fullmatch(rf"from now 50% {POINT}", odds)
+    done, odds = wait_for_display(process, r"\A[^\r]*\r\n[^\r]*\Z")
+    assert re.fullmatch(r"\d+s(, [\d.]+ \w+ per second)?", done)
+    assert re.fullmatch(rf"50% chance {POINT}", odds)
     assert max(len(done), len(odds)) <= 30
     process.press(b"\x03")
     assert process.wait() == 130
 
 
-def test_points_in_time_are_those_of_the_users_clock(terminal):
+def test_times_are_in_the_users_time_zone(terminal):
     # Half of such searches end within minutes, or within hours on a busy machine.
     process = terminal("hashfinde", *LONG[1:], TZ="FAR-13:30")
-    odds = drawn(process, "from now 50% by")[1]
+    odds = wait_for_display(process, "50% chance by")[1]
     process.press(b"\x03")
     assert process.wait() == 130
-    told = re.search(r"50% by (?:\w{3} )?(\d\d):(\d\d)", odds)
-    there = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=13, minutes=30)))
-    minutes = int(told[1]) * 60 + int(told[2]) - (there.hour * 60 + there.minute)
-    # In another time zone it would be more than ten hours away, or past. It may pass while the
+    shown = re.search(r"50% chance by (?:\w{3} )?(\d\d):(\d\d)", odds)
+    now = datetime.datetime.now(datetime.timezone(datetime.timedelta(hours=13, minutes=30)))
+    minutes = int(shown[1]) * 60 + int(shown[2]) - (now.hour * 60 + now.minute)
+    # In another time zone it would be in more than ten hours, or past. It may also pass while the
     # process ends.
     assert (minutes + 60) % (24 * 60) < 10 * 60, odds
 
 
-def test_of_several_answers_the_next_is_told(terminal):
+def test_of_several_results_progress_is_about_the_next(terminal):
     process = terminal(*LONG, "--count", "3")
-    odds = drawn(process, "from now")[1]
-    assert re.match(rf"0 of 3 found, the next from now 50% {POINT}", odds)
+    odds = wait_for_display(process, "50% chance")[1]
+    assert re.match(rf"0 of 3 found, next: 50% chance {POINT}", odds)
     process.press(b"\x03")
     assert process.wait() == 130
-    assert "of such searches" not in process.seen
+    assert "of searches like this one" not in process.seen
 
 
-def test_how_many_such_searches_would_have_ended_by_now(tmp_path, monkeypatch):
+def test_the_share_of_searches_that_would_have_ended_is_printed(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     budget = ["--maximum-hashes", "1000000"]
     first = run_find("doctor", *budget)
-    assert "\nhashfinder: 1.94% of such searches would have ended by now\n" in first.stderr
-    # The hashes of earlier runs count, as they do for the chance by now.
+    assert "\nhashfinder: 1.94% of searches like this one finish within this many hashes\n" in first.stderr
+    # The hashes of earlier runs count, as they do for the chance so far.
     again = run_find("--resume", cursor_in(first.stderr), *budget)
-    assert "\nhashfinder: 3.84% of such searches would have ended by now\n" in again.stderr
+    assert "\nhashfinder: 3.84% of searches like this one finish within this many hashes\n" in again.stderr
     for share in ["1.94%", "3.84%"]:
         stderr = run_find("doctor", "--session", "night", *budget).stderr
-        assert f"\nhashfinder: {share} of such searches" in stderr
-    assert "of such searches" not in run_find("doctor").stderr
+        assert f"\nhashfinder: {share} of searches like this one" in stderr
+    assert "of searches like this one" not in run_find("doctor").stderr
 
 
-def test_a_search_at_a_server_shows_how_it_comes_on(terminal, serve):
+def test_a_search_on_a_server_shows_progress(terminal, serve):
     process = terminal(HARD, "--server", serve().address, size=(200, 24))
-    process.wait_for(LOOK)
+    process.wait_for(DISPLAY)
     process.press(b"\x03")
     assert process.wait() == 130
     screen = process.screen()
-    assert not any(re.search(LOOK, line) for line in screen), screen
+    assert not any(re.search(DISPLAY, line) for line in screen), screen
     again = run_find("--resume", cursor_in("\n".join(screen)), "--maximum-hashes", "1", "--json")
     _, end = records(again.stdout)
     # It resumed beyond the first secret.
-    assert place_of(end["cursor"]) not in (cursor(HARD, 0), cursor(HARD, 1))
+    assert position_of(end["cursor"]) not in (cursor(HARD, 0), cursor(HARD, 1))
 
 
-def test_a_search_at_the_reference_server_shows_how_long_it_takes(terminal, reference):
+def test_a_search_on_the_reference_server_shows_the_elapsed_time(terminal, reference):
     process = terminal(HARD, "--server", reference().address)
-    process.wait_for(r"1s, candidates come with --show-inferior")
+    process.wait_for(r"1s, use --show-inferior to see the nearest candidate")
     process.press(b"\x03")
     assert process.wait() == 130
 
 
-def test_lines_at_a_slow_pace_without_a_terminal(find):
-    begun = time.monotonic()
+def test_without_a_terminal_progress_is_printed_seldom(find):
+    began = time.monotonic()
     process, quiet = find(HARD), find(HARD, "--quiet")
     process.wait_for(PLAIN)
-    assert time.monotonic() - begun > 9
-    for one in (process, quiet):
-        one.send(signal.SIGINT)
-        assert one.wait() == 130
+    assert time.monotonic() - began > 9
+    for running in (process, quiet):
+        running.send(signal.SIGINT)
+        assert running.wait() == 130
     stderr = process.rest_of_stderr()
     assert "\x1b" not in stderr and not re.search(DONE, stderr)
     assert quiet.rest_of_stderr() == ""
 
 
-def test_the_terminal_of_results_alone_gets_results_alone():
-    ours, theirs = pty.openpty()
+def test_progress_is_not_shown_if_only_stdout_is_a_terminal():
+    controller, terminal = pty.openpty()
     done = subprocess.run(
         [HASHFINDER, "find", HARD, "--maximum-time", "600ms"],
         stdin=subprocess.DEVNULL,
-        stdout=theirs,
+        stdout=terminal,
         stderr=subprocess.PIPE,
         env=os.environ | {"TERM": "xterm"},
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
-    os.close(theirs)
+    os.close(terminal)
     with pytest.raises(OSError):
-        os.read(ours, 1)
-    os.close(ours)
+        os.read(controller, 1)
+    os.close(controller)
     assert done.returncode == 3
     assert b"\x1b" not in done.stderr
 
 
-def stop_for(process, seconds):
-    """Stops a process by SIGSTOP, which it cannot notice, then continues it. Returns how long it
-    was stopped."""
+def suspend(process, seconds):
+    """Suspends a process for some seconds with SIGSTOP, which it cannot notice. Returns how long it
+    was suspended."""
     process.send(signal.SIGSTOP)
     stat = pathlib.Path(f"/proc/{process.pid}/stat")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while stat.read_text().rsplit(")", 1)[1].split()[0] != "T":
-        assert time.monotonic() < deadline, "it is not stopped"
+        assert time.monotonic() < deadline, "the process is not suspended"
         time.sleep(0.01)
     began = time.monotonic()
     time.sleep(seconds)
-    stopped = time.monotonic() - began
+    suspended = time.monotonic() - began
     process.send(signal.SIGCONT)
-    return stopped
+    return suspended
 
 
-@pytest.mark.parametrize(("stops", "seconds"), [(2, 3), (10, 0.4)])
-def test_time_while_the_process_was_stopped_does_not_count(find, stops, seconds):
-    """Regression: after a night in which it was stopped by ctrl-Z, the rate was a thousandth of
-    what it should be."""
+@pytest.mark.parametrize(("suspensions", "seconds"), [(2, 3), (10, 0.4)])
+def test_time_while_the_process_was_suspended_does_not_count(find, suspensions, seconds):
+    """Regression: if a search was suspended with ctrl-Z for a night, its rate was far too low."""
     began = time.monotonic()
     process = find(HARD, "--json", "--threads", "1")
-    stopped = 0
-    for _ in range(stops):
+    suspended = 0
+    for _ in range(suspensions):
         for _ in range(8):
             process.wait_until_busy()
-        stopped += stop_for(process, seconds)
+        suspended += suspend(process, seconds)
     process.wait_until_busy()
     process.send(signal.SIGINT)
     assert process.wait() == 130
-    ran = time.monotonic() - began - stopped
+    ran = time.monotonic() - began - suspended
     took, rate = summary(process.rest_of_stderr())
     assert rate and took <= ran + 0.01
     _, end = records(process.popen.stdout.read())
     assert end["seconds"] <= ran
 
 
-def test_the_status_goes_on_where_it_was_stopped(terminal):
+def test_progress_continues_where_the_process_was_suspended(terminal):
     began = time.monotonic()
     process = terminal(*LONG, size=(200, 24))
     process.wait_for(DONE)
@@ -334,22 +333,22 @@ def test_the_status_goes_on_where_it_was_stopped(terminal):
     seen = len(process.seen)
     time.sleep(5)
     os.kill(process.pid, signal.SIGCONT)
-    # The first ones may have been drawn before the process was stopped.
-    while len(looks := re.findall(rf"(\d+)s, {DONE[6:]}", process.seen[seen:])) < 5:
+    # The first displays may have been drawn before the process was suspended.
+    while len(displays := re.findall(rf"(\d+)s, {DONE[6:]}", process.seen[seen:])) < 5:
         assert process.read()
-    assert int(looks[4][0]) <= time.monotonic() - began - 5
+    assert int(displays[4][0]) <= time.monotonic() - began - 5
     process.press(b"\x03")
     assert process.wait() == 130
 
 
 def summary(stderr):
     """Returns the search's seconds and, if printed, its rate in million hashes per second."""
-    found = re.search(r"\d+ hash(?:es)? in ([\d.]+)(s|ms|µs|ns)(?:, ([\d.]+) million a second)? \(", stderr)
+    found = re.search(r"\d+ hash(?:es)? in ([\d.]+)(s|ms|µs|ns)(?:, ([\d.]+) million per second)? \(", stderr)
     return float(found[1]) * {"s": 1, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9}[found[2]], found[3]
 
 
 @pytest.mark.parametrize("hashes", [1, 1_000, 1_000_000, 1_000_000_000])
-def test_a_rate_of_a_moment_is_not_told(hashes):
+def test_a_very_short_search_prints_no_rate(hashes):
     """Regression: a search of 3 ms printed a rate."""
     done = run_find(HARD, "--maximum-hashes", str(hashes), "--maximum-time", "1s")
     took, rate = summary(done.stderr)

@@ -1,4 +1,4 @@
-"""How unanswered calls end: stopped from either side, with the cores free afterwards."""
+"""Calls that are stopped before they have a result, by the client or by the server."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ import grpc
 import pytest
 from conftest import (
     HASHFINDER,
-    PATIENCE_S,
+    TIMEOUT_S,
     SIGINT,
     SIGKILL,
     SIGTERM,
@@ -63,7 +63,7 @@ def test_cancelling_a_stream_frees_the_cores(serve, connect, stubs):
     server.assert_idle()
 
 
-def test_many_calls_cancelled_at_once(serve, connect, stubs):
+def test_many_calls_can_be_cancelled_at_once(serve, connect, stubs):
     server = serve()
     stub = connect(server)
     futures = [stub.Find.future(hard(stubs)) for _ in range(100)]
@@ -98,7 +98,7 @@ def test_a_deadline_ends_the_call_and_its_work(serve, connect, stubs, stream):
     server.assert_idle()
 
 
-def test_a_call_whose_channel_is_closed(serve, stubs):
+def test_closing_a_channel_frees_the_cores(serve, stubs):
     server = serve()
     channel = grpc.insecure_channel(server.address)
     stub = stubs.Stub(channel)
@@ -111,7 +111,7 @@ def test_a_call_whose_channel_is_closed(serve, stubs):
     server.assert_idle()
 
 
-def test_a_client_that_is_killed(serve, stubs):
+def test_killing_a_client_frees_the_cores(serve, stubs):
     server = serve()
     program = f"""
         import sys
@@ -137,7 +137,7 @@ BUDGET = 1_000_000
 
 @pytest.mark.parametrize("workers", ["1", "2", "7"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_budget_ends_exactly_there(serve, connect, stubs, workers, stream):
+def test_a_hash_budget_is_exact(serve, connect, stubs, workers, stream):
     server = serve("--workers", workers, "--maximum-hashes", str(BUDGET))
     stub = connect(server)
     request = hard(stubs, interesting=15)
@@ -150,39 +150,39 @@ def test_a_budget_ends_exactly_there(serve, connect, stubs, workers, stream):
     assert quota.violations[0].subject == "rpc:maximum_hashes"
     server.call_ended(hashes=str(BUDGET), work='"hash budget spent"', cause='"completed"')
     server.assert_idle()
-    # Resuming continues with the very next secret.
+    # The cursor resumes at the very next secret.
     following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
     assert following.returncode == 3
-    assert "hashes tried: 1\n" in following.stderr
+    assert "hash budget spent after 1 hash\n" in following.stderr
 
 
-def test_the_answer_within_a_budget_does_not_depend_on_the_workers(serve, connect, stubs):
+def test_the_result_within_a_budget_does_not_depend_on_the_workers(serve, connect, stubs):
     # "docto" is first found at the 899,147th secret.
     answers = set()
     for workers in ["1", "2", "3", "8"]:
         stub = connect(serve("--workers", workers, "--maximum-hashes", str(BUDGET)))
         answers.add(stub.Find(stubs.Request(desired_name="docto")).secret)
     assert len(answers) == 1
-    # It takes exactly this many hashes: with one less there is no answer.
+    # It takes exactly this many hashes: with one less there is no result.
     for hashes, code in [(899_147, CODE.OK), (899_146, CODE.CANCELLED)]:
         stub = connect(serve("--maximum-hashes", str(hashes)))
         future = stub.Find.future(stubs.Request(desired_name="docto"))
         assert future.code() == code
 
 
-def test_a_stream_tells_its_candidates_before_the_budget_ends_it(serve, connect, stubs):
+def test_a_stream_sends_its_candidates_before_the_budget_ends_it(serve, connect, stubs):
     hashes = 3000
     stream = connect(serve("--maximum-hashes", str(hashes))).FindRange(hard(stubs, interesting=18))
-    told = []
-    error = error_of(lambda: told.extend(decoded(response) for response in stream))
+    received = []
+    error = error_of(lambda: received.extend(decoded(response) for response in stream))
     assert error.code() == CODE.CANCELLED
     tried = [secret for secret, _ in zip(secrets(), range(hashes))]
     near = [(secret, distance(secret, HARD)[0]) for secret in tried]
-    assert told == [(secret, d) for secret, d in near if d < 18]
-    assert len(told) > 10
+    assert received == [(secret, d) for secret, d in near if d < 18]
+    assert len(received) > 10
 
 
-def test_a_budget_can_be_told_as_resource_exhausted(serve, connect, stubs):
+def test_a_spent_budget_can_be_reported_as_resource_exhausted(serve, connect, stubs):
     limits = {"budget-status": "resource-exhausted"}
     stub = connect(serve("--maximum-hashes", "1000", limits=limits))
     error = error_of(lambda: stub.Find(hard(stubs)))
@@ -190,7 +190,7 @@ def test_a_budget_can_be_told_as_resource_exhausted(serve, connect, stubs):
     assert details(error, error_details_pb2.ErrorInfo).reason == "HASH_BUDGET_SPENT"
 
 
-def test_too_many_calls_are_refused_until_one_has_ended(serve, connect, stubs):
+def test_too_many_calls_are_rejected_until_one_has_ended(serve, connect, stubs):
     server = serve("--maximum-concurrent-rpcs", "2")
     stub = connect(server)
     first, second = stub.Find.future(hard(stubs)), stub.FindRange(hard(stubs))
@@ -211,7 +211,7 @@ def test_too_many_calls_are_refused_until_one_has_ended(serve, connect, stubs):
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])
-def test_a_drain_hands_out_cursors(serve, connect, stubs, number):
+def test_a_drain_sends_cursors(serve, connect, stubs, number):
     server = serve("--drain-grace", "100ms")
     stub = connect(server)
     # Its candidates are rare, so the stream's end does not wait for thousands of them to be read.
@@ -226,20 +226,20 @@ def test_a_drain_hands_out_cursors(serve, connect, stubs, number):
         assert (info.reason, info.domain) == ("DRAINING", "hashfinder")
         assert details(error, error_details_pb2.RetryInfo).retry_delay.seconds >= 1
         following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
-        assert "hashes tried: 1\n" in following.stderr
+        assert "hash budget spent after 1 hash\n" in following.stderr
     assert server.wait() == 0
     for _ in range(2):
         server.call_ended(cause='"server draining"', code="Unavailable")
 
 
-def test_a_drain_lets_finish_what_is_nearly_done(serve, connect, stubs):
+def test_a_drain_lets_a_search_finish_within_the_grace_period(serve, connect, stubs):
     server = serve("--drain-grace", "1h")
     stub = connect(server)
     watch = health_pb2_grpc.HealthStub(grpc.insecure_channel(server.address)).Watch(
         health_pb2.HealthCheckRequest(service="hash_name.HashFinder"), timeout=50
     )
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-    # Its 57 million secrets take long enough to be noticed, even on a fast CPU.
+    # It tries 57 million secrets, so that it runs long enough to be noticed even on a fast CPU.
     future = stub.Find.future(stubs.Request(desired_name="engine"))
     server.wait_until_busy()
     server.send(SIGTERM)
@@ -247,14 +247,14 @@ def test_a_drain_lets_finish_what_is_nearly_done(serve, connect, stubs):
     assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
     watch.cancel()
     # New calls are rejected.
-    error = error_of(lambda: stub.Find(hard(stubs), timeout=PATIENCE_S))
+    error = error_of(lambda: stub.Find(hard(stubs), timeout=TIMEOUT_S))
     assert error.code() == CODE.UNAVAILABLE
     secret, least = decoded(future.result())
     assert least == 0 and "engine" in hashed(secret).lower()
     assert server.wait() == 0
 
 
-def test_a_drain_does_not_wait_for_those_who_watch_its_health(serve, connect, stubs):
+def test_a_drain_does_not_wait_for_health_watches(serve, connect, stubs):
     server = serve("--drain-grace", "1h")
     with grpc.insecure_channel(server.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -262,14 +262,14 @@ def test_a_drain_does_not_wait_for_those_who_watch_its_health(serve, connect, st
         watch = stub.Watch(request)
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         server.send(SIGTERM)
-        told = []
-        error = error_of(lambda: told.extend(response.status for response in watch))
-        assert told == [health_pb2.HealthCheckResponse.NOT_SERVING]
+        received = []
+        error = error_of(lambda: received.extend(response.status for response in watch))
+        assert received == [health_pb2.HealthCheckResponse.NOT_SERVING]
         assert error.code() == CODE.UNAVAILABLE
     assert server.wait() == 0
 
 
-def test_a_drain_ends_though_a_stream_is_not_read(serve, connect, stubs):
+def test_a_drain_ends_even_if_a_stream_is_not_read(serve, connect, stubs):
     server = serve("--drain-grace", "100ms")
     # Every secret is a candidate, and the client does not read them.
     stream = connect(server).FindRange(hard(stubs, interesting=21))
@@ -279,30 +279,30 @@ def test_a_drain_ends_though_a_stream_is_not_read(serve, connect, stubs):
     assert server.wait() == 0
 
 
-def test_a_second_signal_leaves_at_once(serve, connect, stubs):
+def test_a_second_signal_ends_a_drain_at_once(serve, connect, stubs):
     server = serve("--drain-grace", "1h")
     future = connect(server).Find.future(hard(stubs))
     server.wait_until_busy()
     server.send(SIGTERM)
     server.wait_for("draining")
     # A signal right after the first is treated as the same one.
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while server.popen.poll() is None:
         assert time.monotonic() < deadline
         server.send(SIGTERM)
         time.sleep(0.5)
     assert server.wait() == 0
-    assert "leaving at once" in server.rest_of_stderr()
+    assert "stopping at once" in server.rest_of_stderr()
     assert future.exception() is not None
 
 
-# Otherwise the client's library reads megabytes ahead, for as long as it gets a core.
+# Limits how far the client's library reads ahead. By default, it reads megabytes.
 READS_LITTLE_AHEAD = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
 
 
 def wait_until_parked(stub, pb, count):
-    """Waits until this many searches are parked, because they are not read, and hashing stops."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Waits until this many searches are parked, being unread, and hashing has stopped."""
+    deadline = time.monotonic() + TIMEOUT_S
     before = None
     while True:
         searches = stub.ListSearches(pb.ListSearchesRequest()).searches
@@ -311,12 +311,12 @@ def wait_until_parked(stub, pb, count):
         if are_parked and now == before:
             assert len(now) == count
             return
-        assert time.monotonic() < deadline, "they go on though nobody reads"
+        assert time.monotonic() < deadline, "the searches continue although they are not read"
         before = now
         time.sleep(0.5)
 
 
-def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, pb, connect, stubs):
+def test_an_unread_stream_uses_no_core_and_no_memory(serve, finder, pb, connect, stubs):
     server = serve()
     channel = grpc.insecure_channel(server.address, READS_LITTLE_AHEAD)
     stub = stubs.Stub(channel)
@@ -340,7 +340,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, p
     assert sum('cause="client gone"' in line for line in ends) == 20
 
 
-def test_a_stalled_stream_ends_by_its_deadline(serve, connect, stubs):
+def test_a_stalled_stream_ends_at_its_deadline(serve, connect, stubs):
     server = serve()
     stream = connect(server).FindRange(hard(stubs, interesting=21), timeout=2)
     # The client gives up at the same moment, so the server may notice either first.
@@ -349,7 +349,7 @@ def test_a_stalled_stream_ends_by_its_deadline(serve, connect, stubs):
     assert stream.code() == CODE.DEADLINE_EXCEEDED
 
 
-def test_the_port_is_taken(serve):
+def test_a_port_in_use_is_an_error(serve):
     port = serve().address.rsplit(":", 1)[1]
     second = subprocess.run(
         [HASHFINDER, "serve", "--port", port], capture_output=True, text=True, timeout=30
@@ -360,7 +360,7 @@ def test_the_port_is_taken(serve):
     assert second.stdout == ""
 
 
-def test_nobody_can_be_told_where_it_listens():
+def test_a_server_that_cannot_print_its_address_ends():
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [HASHFINDER, "serve", "--port", "0"],
@@ -371,13 +371,13 @@ def test_nobody_can_be_told_where_it_listens():
         )
     assert done.returncode == 5
     last = done.stderr.splitlines()[-1]
-    assert "cannot tell on stdout that it listens on 127.0.0.1:" in last
+    assert "cannot print on stdout that the server listens on 127.0.0.1:" in last
 
 
 @pytest.mark.parametrize("log", ["unread", "closed"])
-def test_a_log_that_nobody_reads_stops_nothing(processes, stubs, log):
+def test_an_unread_log_does_not_block_the_server(processes, stubs, log):
     read, write = os.pipe()
-    # Such a small pipe is soon full.
+    # A small pipe, which is soon full.
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
     server = subprocess.Popen(
         [HASHFINDER, "serve", "--port", "0"], stdout=subprocess.PIPE, stderr=write, text=True
@@ -405,7 +405,7 @@ def test_a_log_that_nobody_reads_stops_nothing(processes, stubs, log):
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "expected"),
     [
         (["--workers", "0"], "1 to 1024"),
         (["--workers", "99999999"], "1 to 1024"),
@@ -414,16 +414,16 @@ def test_a_log_that_nobody_reads_stops_nothing(processes, stubs, log):
         (["--drain-grace", "soon"], "90s"),
     ],
 )
-def test_a_wrong_command_line(flags, says):
+def test_an_invalid_command_line_is_rejected(flags, expected):
     done = subprocess.run(
         [HASHFINDER, "serve", *flags], capture_output=True, text=True, timeout=30
     )
     assert done.returncode == 2
-    assert says in done.stderr
+    assert expected in done.stderr
 
 
-def test_limits_without_bounds(serve, connect, stubs):
-    most = str(2**64 - 1)
-    server = serve("--maximum-concurrent-rpcs", most, "--maximum-hashes", most)
+def test_the_greatest_limits_are_accepted(serve, connect, stubs):
+    greatest = str(2**64 - 1)
+    server = serve("--maximum-concurrent-rpcs", greatest, "--maximum-hashes", greatest)
     response = connect(server).Find(stubs.Request(desired_name="aa"), timeout=30)
     assert decoded(response) == oracle("aa", 0)[-1]

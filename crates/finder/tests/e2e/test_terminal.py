@@ -4,12 +4,12 @@ import os
 import subprocess
 
 import pytest
-from conftest import HASHFINDER, PATIENCE_S
+from conftest import HASHFINDER, TIMEOUT_S
 
-# Colours, a bell, a forged line, and an escape of one character (C1) that some terminals obey.
+# Colours, a bell, a forged line, and a control character (C1) that some terminals obey.
 EVIL = "\x1b[31m\x07\nhashfinder: found\n\r\x9b1m\x7f"
 
-# A shorter one for names. No hash is nearer to it than distance 6.
+# A shorter text for names. No hash is nearer to it than distance 6.
 NAME = "\x1b[31m\x07\n\x9b1m\x7f"
 
 
@@ -20,12 +20,12 @@ def run(*arguments, **variables):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=os.environ | variables,
-        timeout=PATIENCE_S,
+        timeout=TIMEOUT_S,
     )
     for output in [done.stdout.decode(), done.stderr.decode()]:
         controls = {c for c in output if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0}
         assert controls <= {"\n", "\t"}, (arguments, output)
-        # No line is forged either.
+        # No line is forged, either.
         assert "\nhashfinder: found\n" not in output
     return done
 
@@ -78,7 +78,7 @@ def run(*arguments, **variables):
         ["serve", "--unix", f"/dev/null/{EVIL}"],
     ],
 )
-def test_arguments(arguments):
+def test_arguments_in_errors_are_escaped(arguments):
     done = run(*arguments)
     assert done.returncode in (2, 4, 5), done
     assert done.stderr
@@ -100,7 +100,7 @@ def test_arguments(arguments):
         (["hashcash", "--check", f"1:20:040927:{EVIL}::odVZhQMP:7ca28"], 1),
     ],
 )
-def test_what_is_printed(arguments, code):
+def test_names_and_stamps_in_output_are_escaped(arguments, code):
     assert run(*arguments).returncode == code
 
 
@@ -116,18 +116,18 @@ def test_what_is_printed(arguments, code):
         ("SSL_CERT_FILE", ["find", "a", "--server", "https://localhost:1", "--connect-timeout", "1ms"]),
     ],
 )
-def test_variables(name, arguments):
+def test_variables_in_errors_are_escaped(name, arguments):
     done = run(*arguments, **{name: EVIL})
     assert done.returncode in (2, 5), done
 
 
-def test_a_variable_that_is_none():
+def test_an_unknown_variable_in_a_warning_is_escaped():
     done = run("find", "a", **{f"HASHFINDER_{EVIL}": "1"})
     assert done.returncode == 0
     assert rb"HASHFINDER_\u{1b}[31m" in done.stderr
 
 
-def test_a_configuration(tmp_path):
+def test_values_from_a_configuration_are_escaped(tmp_path):
     path = tmp_path / f"{EVIL}.toml"
     escaped = "".join(f"\\u{ord(c):04x}" for c in EVIL)
     for text, code in [
@@ -143,7 +143,7 @@ def test_a_configuration(tmp_path):
             assert run(*arguments, "--config", str(path)).returncode == code, text
 
 
-def test_sessions(tmp_path):
+def test_the_path_of_a_session_is_escaped(tmp_path):
     folder = tmp_path / EVIL
     for content, code in [(None, 3), ("no session", 5)]:
         if content:
@@ -152,11 +152,11 @@ def test_sessions(tmp_path):
         assert run("find", *arguments, XDG_STATE_HOME=str(folder)).returncode == code
     # The suggested command removes the session.
     stderr = run("find", *arguments, XDG_STATE_HOME=str(folder)).stderr.decode()
-    drop = stderr.rsplit("drop it with: ", 1)[1]
+    drop = stderr.rsplit("remove it with: ", 1)[1]
     subprocess.run(["bash", "-c", drop], check=True)
     assert not (folder / "hashfinder/sessions/night").exists()
 
 
-def test_the_place_where_a_server_would_listen():
+def test_the_path_of_a_socket_is_escaped():
     done = run("serve", "--check", "--unix", EVIL)
     assert done.returncode == 0 and done.stdout.count(b"\n") == 1

@@ -1,4 +1,7 @@
-"""With a limit on threads, commands use fewer or end with an error. None panics, none hangs."""
+"""Limits on the number of threads: commands use fewer threads or end with an error.
+
+No command panics or hangs.
+"""
 
 import os
 import re
@@ -8,14 +11,14 @@ import tempfile
 
 import grpc
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, PROTOS, SIGTERM, Process, run_find
+from conftest import HASHFINDER, PROTOS, SIGTERM, TIMEOUT_S, Process, run_find
 
 # The limit counts every thread, including the main one.
 LIMITS = range(1, 13)
 
 pytestmark = pytest.mark.skipif(
     os.getuid() != 0 or not shutil.which("setpriv") or not shutil.which("prlimit"),
-    reason="a limit on threads does not bind root: needs root to become another user, setpriv and prlimit",
+    reason="needs setpriv, prlimit, and root to switch to a user with a limit on threads",
 )
 
 
@@ -39,7 +42,7 @@ def limited():
 
 def run(command):
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S
     )
     assert "panicked" not in done.stderr, done.stderr
     return done
@@ -58,7 +61,7 @@ def run(command):
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_command_that_waits_for_nothing_needs_one_thread(limited, arguments):
+def test_simple_commands_need_only_one_thread(limited, arguments):
     """Regression: these panicked inside tokio or hung, because every command started a runtime."""
     done = run(limited(1, *arguments))
     assert done.returncode == 0, done.stderr
@@ -66,7 +69,7 @@ def test_a_command_that_waits_for_nothing_needs_one_thread(limited, arguments):
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_search_makes_do_with_the_threads_it_gets(limited, limit):
+def test_a_search_uses_the_threads_that_can_be_started(limited, limit):
     done = run(limited(limit, "find", "doctor", "--threads", "4"))
     if limit < 3:
         assert done.returncode == 5
@@ -75,17 +78,17 @@ def test_a_search_makes_do_with_the_threads_it_gets(limited, limit):
     assert done.returncode == 0, done.stderr
     assert done.stdout == run_find("doctor").stdout
     if limit < 6:
-        assert f"only {limit - 2} of 4 threads search" in done.stderr
+        assert f"searching with {limit - 2} of 4 threads" in done.stderr
 
 
-def test_a_benchmark_of_more_threads_than_there_are_is_an_error(limited):
+def test_a_benchmark_of_more_threads_than_can_be_started_is_an_error(limited):
     done = run(limited(2, "bench", "--threads", "4", "--seconds", "0.01", "--kernel", "portable"))
     assert done.returncode == 5
-    assert "only 2 of 4 threads can be started" in done.stderr
+    assert "cannot start more than 2 of 4 threads" in done.stderr
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_a_server_that_cannot_be_reached_for_want_of_a_thread(limited, limit):
+def test_a_connection_that_lacks_a_thread_is_an_error(limited, limit):
     command = ["searches", "list", "--server", "localhost:9", "--connect-timeout", "300ms"]
     done = run(limited(limit, *command))
     assert done.returncode == 5
@@ -93,7 +96,7 @@ def test_a_server_that_cannot_be_reached_for_want_of_a_thread(limited, limit):
 
 
 @pytest.mark.parametrize("limit", [*LIMITS, 20])
-def test_a_server_with_keys_and_spans_starts_or_says_why_not(limited, processes, limit, tmp_path):
+def test_a_server_with_keys_and_spans_starts_or_prints_an_error(limited, processes, limit, tmp_path):
     """Regression: the search threads left none for the server's other threads, and the exporter of
     spans panicked without one."""
     os.chmod(tmp_path, 0o755)
@@ -118,7 +121,7 @@ def test_a_server_with_keys_and_spans_starts_or_says_why_not(limited, processes,
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_a_server_serves_with_the_threads_it_gets_or_says_why_not(limited, processes, v1, limit):
+def test_a_server_uses_the_threads_that_can_be_started_or_prints_an_error(limited, processes, v1, limit):
     server = Process(limited(limit, "serve", "--port", "0", "--workers", "4"))
     processes.append(server)
     line = server.popen.stdout.readline()
@@ -137,7 +140,7 @@ def test_a_server_serves_with_the_threads_it_gets_or_says_why_not(limited, proce
         )
         # Without a free thread, only this call fails.
         try:
-            assert v1.Stub(channel).Estimate(request, timeout=PATIENCE_S).hashes_per_second > 0
+            assert v1.Stub(channel).Estimate(request, timeout=TIMEOUT_S).hashes_per_second > 0
         except grpc.RpcError as error:
             assert error.code() in (
                 grpc.StatusCode.UNAVAILABLE,

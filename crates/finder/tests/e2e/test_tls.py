@@ -1,4 +1,4 @@
-"""TLS: handshakes with good and wrong peers, certificates that change, the command line as a client."""
+"""TLS: handshakes with good and bad peers, changes of certificates, and the commands as clients."""
 
 import datetime
 import os
@@ -14,7 +14,7 @@ from concurrent import futures
 import grpc
 import pytest
 from certificates import DAY, Authority, replace, self_signed
-from conftest import HASHFINDER, PATIENCE_S, SIGTERM
+from conftest import HASHFINDER, SIGTERM, TIMEOUT_S
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -52,8 +52,8 @@ def secure(stubs):
     channels = []
 
     def open_channel(server, authority, identity=None):
-        own = (identity.key, identity.certificate) if identity else (None, None)
-        credentials = grpc.ssl_channel_credentials(authority.pem, *own)
+        identity_pair = (identity.key, identity.certificate) if identity else (None, None)
+        credentials = grpc.ssl_channel_credentials(authority.pem, *identity_pair)
         options = [("grpc.use_local_subchannel_pool", 1)]
         channels.append(grpc.secure_channel(server.address, credentials, options))
         return stubs.Stub(channels[-1])
@@ -63,22 +63,22 @@ def secure(stubs):
         channel.close()
 
 
-def finds(stubs, stub, **how):
-    answer = stub.Find(stubs.Request(desired_name="do"), timeout=PATIENCE_S, **how)
+def finds(stubs, stub, **kwargs):
+    answer = stub.Find(stubs.Request(desired_name="do"), timeout=TIMEOUT_S, **kwargs)
     return "do" in answer.hashed_name.lower()
 
 
-def refused(stubs, stub):
+def cannot_connect(stubs, stub):
     with pytest.raises(grpc.RpcError) as failed:
-        stub.Find(stubs.Request(desired_name="do"), timeout=PATIENCE_S)
+        stub.Find(stubs.Request(desired_name="do"), timeout=TIMEOUT_S)
     assert failed.value.code() == grpc.StatusCode.UNAVAILABLE, failed.value
     return True
 
 
-def is_unknown(stubs, stub, **how):
-    """Whether the server no longer accepts the client of an open connection."""
+def is_unauthenticated(stubs, stub, **kwargs):
+    """Returns whether the server no longer accepts the client of an open connection."""
     try:
-        return not finds(stubs, stub, **how)
+        return not finds(stubs, stub, **kwargs)
     except grpc.RpcError as error:
         assert error.code() == grpc.StatusCode.UNAUTHENTICATED, error
         assert reason_of(error) == "CREDENTIAL_REFUSED"
@@ -96,7 +96,7 @@ def context(authority, alpn=("h2",), identity=None):
 
 def connect_by(context, server, session=None):
     host, port = server.address.split(":")
-    tcp = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+    tcp = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
     try:
         return context.wrap_socket(tcp, server_hostname="localhost", session=session)
     except BaseException:
@@ -110,150 +110,149 @@ def certificate_of(server, authority):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "timed out: the condition is still false"
         time.sleep(0.1)
 
 
-def told_while_asked(server, authority, pattern):
-    """Connects again and again until the log has a line that matches `pattern`; returns the
-    line."""
-    told = threading.Event()
+def wait_for_log_while_connecting(server, authority, pattern):
+    """Connects again and again until a line of the log matches `pattern`, and returns that line."""
+    found = threading.Event()
 
-    def ask():
-        while not told.is_set():
+    def connect():
+        while not found.is_set():
             certificate_of(server, authority)
             time.sleep(0.1)
 
     with futures.ThreadPoolExecutor(max_workers=1) as pool:
-        asking = pool.submit(ask)
+        connecting = pool.submit(connect)
         try:
             line = server.wait_for(pattern)
         finally:
-            told.set()
-        asking.result(PATIENCE_S)
+            found.set()
+        connecting.result(TIMEOUT_S)
     return line
 
 
-def test_calls_by_tls(serve_tls, secure, stubs, ours):
+def test_calls_work_over_tls(serve_tls, secure, stubs, ours):
     server = serve_tls()
     assert finds(stubs, secure(server, ours))
 
 
-def test_who_does_not_speak_tls_or_trusts_another_authority_is_refused(
+def test_clients_without_tls_or_with_another_authority_cannot_connect(
     serve_tls, connect, secure, stubs, ours, theirs
 ):
     server = serve_tls()
-    assert refused(stubs, connect(server))
-    assert refused(stubs, secure(server, theirs))
+    assert cannot_connect(stubs, connect(server))
+    assert cannot_connect(stubs, secure(server, theirs))
     assert finds(stubs, secure(server, ours))
 
 
-def test_certificates_that_are_required(serve_tls, secure, stubs, ours, theirs):
+def test_required_client_certificates_are_checked(serve_tls, secure, stubs, ours, theirs):
     server = serve_tls("--tls-client-ca", ours.path)
-    assert refused(stubs, secure(server, ours))
-    assert refused(stubs, secure(server, ours, theirs.client()))
+    assert cannot_connect(stubs, secure(server, ours))
+    assert cannot_connect(stubs, secure(server, ours, theirs.client()))
     # This certificate is only for servers.
-    assert refused(stubs, secure(server, ours, ours.server("other")))
+    assert cannot_connect(stubs, secure(server, ours, ours.server("other")))
     assert finds(stubs, secure(server, ours, ours.client()))
 
 
-def test_certificates_that_are_optional(serve_tls, secure, stubs, ours, theirs):
+def test_optional_client_certificates_are_checked(serve_tls, secure, stubs, ours, theirs):
     server = serve_tls("--tls-client-ca", ours.path, "--tls-client-certificates", "optional")
     # The server accepts the connection, but does not know the client.
     with pytest.raises(grpc.RpcError) as failed:
         finds(stubs, secure(server, ours))
     assert failed.value.code() == grpc.StatusCode.UNAUTHENTICATED
     assert finds(stubs, secure(server, ours, ours.client()))
-    assert refused(stubs, secure(server, ours, theirs.client()))
+    assert cannot_connect(stubs, secure(server, ours, theirs.client()))
 
 
 @pytest.fixture
-def someone(ours):
+def tls_client(ours):
     """Returns a function that creates a `Caller` with its own TLS connection."""
     callers = []
 
     def connect(server, identity=None, metadata=()):
-        own = (identity.key, identity.certificate) if identity else (None, None)
-        callers.append(Caller(server, metadata, grpc.ssl_channel_credentials(ours.pem, *own)))
+        identity_pair = (identity.key, identity.certificate) if identity else (None, None)
+        callers.append(Caller(server, metadata, grpc.ssl_channel_credentials(ours.pem, *identity_pair)))
         return callers[-1]
 
     yield connect
-    for one in callers:
-        one.channel.close()
+    for client in callers:
+        client.channel.close()
 
 
-def test_a_certificate_says_who_asks(serve_tls, someone, ours, tmp_path, pb):
+def test_a_certificate_identifies_the_client(serve_tls, tls_client, ours, tmp_path, pb):
     key_file = KeyFile(tmp_path / "keys.toml")
     key = key_file.create()
     flags = ["--tls-client-ca", ours.path, "--tls-client-certificates", "optional"]
     flags += ["--api-keys", str(key_file.path), "--operator", "cert:boss.example"]
     server = serve_tls(*flags)
     first = ours.client("first", x509.DNSName("One.example"), x509.DNSName("boss.example"))
-    one = someone(server, first)
-    renewed = someone(server, ours.client("renewed", x509.DNSName("one.example")))
-    other = someone(server, ours.client("other", x509.DNSName("other.example")))
+    owner = tls_client(server, first)
+    renewed = tls_client(server, ours.client("renewed", x509.DNSName("one.example")))
+    other = tls_client(server, ours.client("other", x509.DNSName("other.example")))
     # This is not a valid URI, so it does not name a client.
     alike = ours.client("alike", x509.UniformResourceIdentifier("one.example"))
-    alike = someone(server, alike)
-    boss = someone(server, ours.client("boss", x509.DNSName("boss.example")))
+    alike = tls_client(server, alike)
+    operator = tls_client(server, ours.client("boss", x509.DNSName("boss.example")))
     # If a client has a key and a certificate, the key identifies it.
-    keyed, both = someone(server, None, bearer(key)), someone(server, first, bearer(key))
-    stream, search_id = one.begin(pb)
+    keyed, both = tls_client(server, None, bearer(key)), tls_client(server, first, bearer(key))
+    stream, search_id = owner.begin(pb)
     _, by_key = keyed.begin(pb)
-    for who, sees in [
-        (one, {search_id}),
+    for client, expected in [
+        (owner, {search_id}),
         (renewed, {search_id}),
         (other, set()),
         (alike, set()),
         (keyed, {by_key}),
         (both, {by_key}),
-        (boss, {search_id, by_key}),
+        (operator, {search_id, by_key}),
     ]:
-        assert {search.search_id for search in who.listed(pb)} == sees
-    clients = {search.search_id: search.client for search in boss.listed(pb)}
+        assert {search.search_id for search in client.listed(pb)} == expected
+    clients = {search.search_id: search.client for search in operator.listed(pb)}
     assert clients == {search_id: "cert:one.example", by_key: f"key:{key.split('.')[0]}"}
     cancel = pb.CancelSearchRequest(search_id=search_id)
-    for stranger in [other, alike, keyed, both]:
-        assert stranger.code(FINDER + "CancelSearch", cancel)[0] == CODE.NOT_FOUND
-    missing, refused = someone(server), someone(server, first, bearer(key[:-1]))
+    for client in [other, alike, keyed, both]:
+        assert client.code(FINDER + "CancelSearch", cancel)[0] == CODE.NOT_FOUND
+    missing, rejected = tls_client(server), tls_client(server, first, bearer(key[:-1]))
     assert missing.code(FINDER + "ListSearches") == (CODE.UNAUTHENTICATED, "CREDENTIAL_MISSING")
     # An invalid key is rejected, even with a valid certificate.
-    assert refused.code(FINDER + "ListSearches") == (CODE.UNAUTHENTICATED, "CREDENTIAL_REFUSED")
-    assert boss.code(FINDER + "CancelSearch", cancel)[0] == CODE.OK
+    assert rejected.code(FINDER + "ListSearches") == (CODE.UNAUTHENTICATED, "CREDENTIAL_REFUSED")
+    assert operator.code(FINDER + "CancelSearch", cancel)[0] == CODE.OK
     with pytest.raises(grpc.RpcError) as ended:
         list(stream)
     assert reason_of(ended.value) == "CANCELLED_BY_OPERATOR"
     assert "client=cert:one.example " in server.call_ended(method='"Search"')
     # If client certificates are required, a client without one cannot even connect.
     server = serve_tls(*flags[:2], "--api-keys", str(key_file.path))
-    assert someone(server, None, bearer(key)).code(FINDER + "ListSearches")[0] == CODE.UNAVAILABLE
-    assert someone(server, first).code(FINDER + "ListSearches")[0] == CODE.OK
+    assert tls_client(server, None, bearer(key)).code(FINDER + "ListSearches")[0] == CODE.UNAVAILABLE
+    assert tls_client(server, first).code(FINDER + "ListSearches")[0] == CODE.OK
 
 
-def test_how_to_go_on_by_tls(serve_tls, ours, tmp_path):
+def test_the_resume_command_includes_the_tls_flags(serve_tls, ours, tmp_path):
     key_file = KeyFile(tmp_path / "keys.toml")
     credential = tmp_path / "my key"
     credential.write_text(key_file.create())
     server = serve_tls("--tls-client-ca", ours.path, "--api-keys", str(key_file.path))
     flags = ["--tls-ca", ours.path, *ours.client().flags(), "--tls-server-name", "localhost"]
     flags += ["--credential-file", credential, "--maximum-hashes", "1000"]
-    done = of_client(server, *flags, name="hashfinderhashfinder")
+    done = find_on(server, *flags, name="hashfinderhashfinder")
     assert done.returncode == 3, done
-    _, command = done.stderr.splitlines()[-1].split("go on with: ")
+    _, command = done.stderr.splitlines()[-1].split("resume with: ")
     assert f"--server https://{server.address} " in command
     assert credential.read_text().split(".")[1] not in done.stderr
     program, *command = shlex.split(command)
     assert program == "hashfinder"
     # Runs the command exactly as printed.
     command = [HASHFINDER, *command, "--maximum-hashes", "1000"]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert again.returncode == 3, again
-    assert "hashes tried: 1000\n" in again.stderr
+    assert "hash budget spent after 1,000 hashes\n" in again.stderr
 
 
-def test_a_new_certificate_is_for_those_who_come_then(serve_tls, secure, stubs, ours):
+def test_a_new_certificate_applies_to_new_connections(serve_tls, secure, stubs, ours):
     old = ours.server()
     server = serve_tls(identity=old)
     assert certificate_of(server, ours) == old.der
@@ -267,29 +266,29 @@ def test_a_new_certificate_is_for_those_who_come_then(serve_tls, secure, stubs, 
     for _ in range(3):
         next(stream)
     stream.cancel()
-    server.wait_for("new certificates are in use")
+    server.wait_for("certificates reloaded")
 
 
-def test_files_that_do_not_fit_together_change_nothing(serve_tls, ours):
+def test_a_key_that_does_not_match_its_certificate_changes_nothing(serve_tls, ours):
     old = ours.server()
     server = serve_tls(identity=old)
     other, new = ours.server("other"), ours.server("new")
     replace(old.files[1], other.key, mode=0o600)
-    line = told_while_asked(server, ours, "certificates cannot be used")
-    assert "does not belong to the first certificate" in line
+    line = wait_for_log_while_connecting(server, ours, "cannot use the new certificates")
+    assert "does not match the first certificate" in line
     assert certificate_of(server, ours) == old.der
     replace(old.files[0], b"")
-    line = told_while_asked(server, ours, "certificates cannot be used")
-    assert "there is no certificate in " in line
+    line = wait_for_log_while_connecting(server, ours, "cannot use the new certificates")
+    assert "no certificate in " in line
     assert certificate_of(server, ours) == old.der
     new.write_to(*old.files)
-    told_while_asked(server, ours, "new certificates are in use")
+    wait_for_log_while_connecting(server, ours, "certificates reloaded")
     assert certificate_of(server, ours) == new.der
     # Each error was logged once.
-    assert sum("cannot be used" in line for line in server.log) == 2
+    assert sum("cannot use the new certificates" in line for line in server.log) == 2
 
 
-def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
+def test_a_new_client_authority_replaces_the_old_one(serve_tls, secure, stubs, ours, theirs):
     path = str(ours.folder / "clients.pem")
     replace(path, ours.pem)
     server = serve_tls("--tls-client-ca", path)
@@ -298,22 +297,22 @@ def test_a_new_authority_for_clients(serve_tls, secure, stubs, ours, theirs):
     assert finds(stubs, connected)
     replace(path, theirs.pem)
 
-    def is_taken():
+    def is_accepted():
         try:
             return finds(stubs, secure(server, ours, after))
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.UNAVAILABLE
             return False
 
-    wait_until(is_taken)
-    assert refused(stubs, secure(server, ours, before))
+    wait_until(is_accepted)
+    assert cannot_connect(stubs, secure(server, ours, before))
     # Open connections of such a client are rejected, too.
-    wait_until(lambda: is_unknown(stubs, connected))
-    line = server.wait_for("call refused")
-    assert "client=cert:client.example " in line and "whose authority is gone" in line
+    wait_until(lambda: is_unauthenticated(stubs, connected))
+    line = server.wait_for("call rejected")
+    assert "client=cert:client.example " in line and "certificate expired or no longer trusted" in line
 
 
-def test_a_certificate_that_expires_meanwhile(serve_tls, secure, stubs, ours, key_file):  # noqa: F811
+def test_a_client_whose_certificate_has_expired_is_rejected(serve_tls, secure, stubs, ours, key_file):  # noqa: F811
     by_key = {"metadata": bearer(key_file.create())}
     server = serve_tls("--tls-client-ca", ours.path, "--api-keys", str(key_file.path))
     lasting = secure(server, ours, ours.client())
@@ -323,22 +322,22 @@ def test_a_certificate_that_expires_meanwhile(serve_tls, secure, stubs, ours, ke
     assert finds(stubs, short) and finds(stubs, lasting)
     # A key takes precedence, but only while the certificate is valid.
     assert finds(stubs, short, **by_key)
-    wait_until(lambda: is_unknown(stubs, short))
-    assert is_unknown(stubs, short, **by_key)
+    wait_until(lambda: is_unauthenticated(stubs, short))
+    assert is_unauthenticated(stubs, short, **by_key)
     assert finds(stubs, lasting) and finds(stubs, lasting, **by_key)
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")
-def test_only_http2_by_tls_1_2_and_1_3(serve_tls, ours):
+def test_only_http2_over_tls_1_2_and_1_3_is_accepted(serve_tls, ours):
     server = serve_tls()
     for version in [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]:
-        one = context(ours)
-        one.minimum_version = one.maximum_version = version
-        with connect_by(one, server) as tls:
+        current = context(ours)
+        current.minimum_version = current.maximum_version = version
+        with connect_by(current, server) as tls:
             assert tls.selected_alpn_protocol() == "h2"
             session = tls.session
         # The server resumes no sessions: a resumed session would skip all checks.
-        with connect_by(one, server, session=session) as tls:
+        with connect_by(current, server, session=session) as tls:
             assert not tls.session_reused
     old = context(ours)
     old.set_ciphers("ALL:@SECLEVEL=0")
@@ -355,15 +354,15 @@ def test_only_http2_by_tls_1_2_and_1_3(serve_tls, ours):
 NOT_WORDS = re.compile(r"\b[A-Z][a-z0-9]+[A-Z]|\[\d+, ")
 
 
-def in_words(text, wanted):
+def is_readable(text, wanted):
     assert wanted in text, (wanted, text)
     assert not NOT_WORDS.search(text), text
-    # A line of a key does not belong there, either.
+    # A line of a key does not belong in a message, either.
     assert not re.search(r"[A-Za-z0-9+/]{60}", text), text
     return True
 
 
-def written(folder, name, text):
+def write_file(folder, name, text):
     (folder / name).write_bytes(text)
     return str(folder / name)
 
@@ -380,17 +379,17 @@ def wrong_files(ours, tmp_path):
     request = x509.CertificateSigningRequestBuilder(x509.Name([])).sign(key, hashes.SHA256())
     critical = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
     first, rest = good.certificate.split(b"\n", 1)
-    file = lambda name, text: written(tmp_path, name, text)
+    file = lambda name, text: write_file(tmp_path, name, text)
     garbage = b"%s\n" + b"QUJD" * 20 + b"\n%s\n"
     certificates = [
-        (file("nothing", b"nothing\n"), "there is no certificate in "),
-        (good.files[1], f"there is no certificate in {good.files[1]}, only PRIVATE KEY; give a PEM"),
+        (file("nothing", b"nothing\n"), "no certificate in "),
+        (good.files[1], f"no certificate in {good.files[1]}, only PRIVATE KEY; give a PEM"),
         (file("request", request.public_bytes(pem)), "only CERTIFICATE REQUEST"),
-        (file("der", good.der), "it is binary (DER or PKCS #12?)"),
+        (file("der", good.der), "it is binary, perhaps DER or PKCS #12"),
         (file("wide", good.certificate.decode().encode("utf-16")), "it is binary"),
-        (file("cut", good.certificate[:300]), "is cut off: it has no line -----END CERTIFICATE-----"),
+        (file("cut", good.certificate[:300]), "is truncated: it has no line -----END CERTIFICATE-----"),
         (file("hyphen", first[:-1] + b"\n" + rest), "does not end with five hyphens"),
-        (file("stars", first + b"\n****" + rest), "is not base64"),
+        (file("stars", first + b"\n****" + rest), "is not valid base64"),
         (
             file("garbage", garbage % (first, first.replace(b"BEGIN", b"END"))),
             "certificate 1 in " + str(tmp_path / "garbage") + " is malformed",
@@ -402,19 +401,19 @@ def wrong_files(ours, tmp_path):
     ]
     begin, end = b"-----BEGIN PRIVATE KEY-----", b"-----END PRIVATE KEY-----"
     keys = [
-        (file("nothing", b"nothing\n"), "there is no private key in "),
-        (good.files[0], f"there is no private key in {good.files[0]}, only CERTIFICATE"),
+        (file("nothing", b"nothing\n"), "no private key in "),
+        (good.files[0], f"no private key in {good.files[0]}, only CERTIFICATE"),
         (file("pkcs8", key.private_bytes(pem, pkcs8, encrypted)), "is encrypted; give it without a passphrase"),
         # An old format, with headers that are not base64 (RFC 1421).
         (file("old", key.private_bytes(pem, openssl, encrypted)), "is encrypted; give it without a passphrase"),
-        (file("odd", odd.private_bytes(pem, pkcs8, plain)), "or its type is not supported; give one of RSA"),
+        (file("odd", odd.private_bytes(pem, pkcs8, plain)), "or its type is not supported; use RSA"),
         (file("garbage-key", garbage % (begin, end)), "is damaged, or its type is not supported"),
-        (ours.server("other").files[1], "does not belong to the first certificate in"),
+        (ours.server("other").files[1], "does not match the first certificate in"),
     ]
     return good, certificates, keys
 
 
-def test_what_is_wrong_with_the_files_is_told(ours, wrong_files):
+def test_wrong_server_files_are_explained(ours, wrong_files):
     good, certificates, keys = wrong_files
     certificate, key = good.files
     cases = [
@@ -433,22 +432,22 @@ def test_what_is_wrong_with_the_files_is_told(ours, wrong_files):
     for flags, text in cases:
         for check in [[], ["--check"]]:
             command = [HASHFINDER, "serve", "--port", "0", *flags, *check]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
             assert (done.returncode, done.stdout) == (2, ""), (flags, done)
-            assert in_words(done.stderr, text)
+            assert is_readable(done.stderr, text)
 
 
-def test_a_text_may_begin_with_a_byte_order_mark(serve_tls, ours):
+def test_pem_files_may_begin_with_a_byte_order_mark(serve_tls, ours):
     identity = ours.server()
     for path, text in zip(identity.files, [identity.certificate, identity.key]):
         replace(path, b"\xef\xbb\xbf" + text, mode=0o600)
     assert certificate_of(serve_tls(identity=identity), ours) == identity.der
 
 
-def checked(*flags):
+def check_warnings(*flags):
     """Returns the warnings of `serve --check`."""
     command = [HASHFINDER, "serve", "--check", "--port", "0", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert (done.returncode, done.stdout) == (0, "hashfinder would listen on 127.0.0.1:0\n"), done
     return done.stderr
 
@@ -467,10 +466,10 @@ def checked(*flags):
         ("purpose", "reject the server's certificate: it is not for servers: its extendedKeyUsage"),
         ("nameless", "reject the server's certificate: it has no subjectAltName, so it is valid for no host"),
         ("readable", "other users of this machine can read the private key"),
-        ("clients", "an authority for clients has expired, but the server still trusts it"),
+        ("clients", "an authority for client certificates has expired, but the server still trusts it"),
     ],
 )
-def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_path, case, text):
+def test_problems_with_a_certificate_in_use_cause_a_warning(serve, ours, tmp_path, case, text):
     """Regression: an expired certificate caused no warning if it was not the first in its file, or
     if it expired while it was served. `serve --check` warned of none of these problems."""
     flags = []
@@ -483,7 +482,7 @@ def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_pat
             identity = ours.server(valid_since=-76 * DAY, valid_for=13 * DAY)
         case "short":
             # Three of its ten days are left, which is more than a quarter.
-            assert checked(*ours.server(valid_since=-7 * DAY, valid_for=3 * DAY).flags("--tls")) == ""
+            assert check_warnings(*ours.server(valid_since=-7 * DAY, valid_for=3 * DAY).flags("--tls")) == ""
             identity = ours.server(valid_since=-8 * DAY, valid_for=2 * DAY)
         case "early":
             identity = ours.server(valid_since=DAY)
@@ -503,7 +502,7 @@ def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_pat
     if case == "readable":
         os.chmod(identity.files[1], 0o644)
     flags += identity.flags("--tls")
-    printed = checked(*flags)
+    printed = check_warnings(*flags)
     server = serve(*flags)
     server.send(SIGTERM)
     assert server.wait() == 0
@@ -512,19 +511,19 @@ def test_what_is_wrong_and_served_all_the_same_is_warned_of(serve, ours, tmp_pat
         assert (printed, logged) == ("", [])
         return
     (line,) = logged
-    assert in_words(line, text)
-    assert re.fullmatch(r"hashfinder: warning: \S+: .*\n", printed) and in_words(printed, text)
+    assert is_readable(line, text)
+    assert re.fullmatch(r"hashfinder: warning: \S+: .*\n", printed) and is_readable(printed, text)
     if case in ("expired", "soon", "short", "chain", "clients"):
         assert re.search(r" not_after=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", line), line
         assert re.search(r"\((certificate 2, )?not after \d{4}-", printed), printed
     assert ("certificate=2" in line) == ("certificate 2" in printed) == (case == "chain")
 
 
-def test_a_certificate_whose_time_comes_while_it_is_served(serve_tls, ours):
+def test_a_certificate_that_expires_while_in_use_is_logged(serve_tls, ours):
     """Regression: an expired certificate was logged only if it had expired before it was read."""
     first = ours.server("first", valid_for=datetime.timedelta(seconds=8))
     server = serve_tls("--metrics-address", "127.0.0.1:0", identity=first)
-    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
+    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("serving metrics"))[1])
     metric = "hashfinder_tls_certificate_expiration_timestamp_seconds"
     assert value(scrape(server), metric, file="certificate") == int(first.expiry())
     # On a busy machine, the certificate may expire before the server has started.
@@ -532,14 +531,14 @@ def test_a_certificate_whose_time_comes_while_it_is_served(serve_tls, ours):
         server.wait_for("the server's certificate has expired")
     # One line for each file that is read, no matter how often the time is checked.
     replace(first.files[1], b"")
-    server.wait_for("new certificates cannot be used")
+    server.wait_for("cannot use the new certificates")
     again = ours.server("again", valid_for=-DAY)
     again.write_to(*first.files)
-    server.wait_for("new certificates are in use")
+    server.wait_for("certificates reloaded")
     server.wait_for("the server's certificate has expired")
     last = ours.server("last")
     last.write_to(*first.files)
-    server.wait_for("new certificates are in use")
+    server.wait_for("certificates reloaded")
     wait_until(lambda: value(scrape(server), metric, file="certificate") == int(last.expiry()))
     server.send(SIGTERM)
     assert server.wait() == 0
@@ -547,13 +546,13 @@ def test_a_certificate_whose_time_comes_while_it_is_served(serve_tls, ours):
     assert log.count("has expired") == 2 and log.count("expires soon") <= 1, log
 
 
-def test_the_metrics_tell_when_the_first_certificate_expires(serve_tls, ours, tmp_path):
+def test_the_metrics_show_when_the_first_certificate_expires(serve_tls, ours, tmp_path):
     between = Authority(tmp_path, "between", valid_for=40 * DAY, parent=ours)
     identity = between.server(valid_for=50 * DAY)
     replace(identity.files[0], identity.certificate + between.pem)
-    clients = written(tmp_path, "clients", Authority(tmp_path, "long", 60 * DAY).pem + ours.pem)
+    clients = write_file(tmp_path, "clients", Authority(tmp_path, "long", 60 * DAY).pem + ours.pem)
     server = serve_tls("--metrics-address", "127.0.0.1:0", "--tls-client-ca", clients, identity=identity)
-    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
+    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("serving metrics"))[1])
     metric = "hashfinder_tls_certificate_expiration_timestamp_seconds"
     for file, first in [("certificate", between), ("client_ca", ours)]:
         expiry = first.certificate.not_valid_after_utc.timestamp()
@@ -561,7 +560,7 @@ def test_the_metrics_tell_when_the_first_certificate_expires(serve_tls, ours, tm
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1")
-def test_why_a_handshake_failed_is_in_the_log(serve_tls, ours, theirs):
+def test_failed_handshakes_are_explained_in_the_log(serve_tls, ours, theirs):
     plain = serve_tls()
     mutual = serve_tls("--tls-client-ca", ours.path)
     old, groups = context(ours), context(ours)
@@ -571,66 +570,66 @@ def test_why_a_handshake_failed_is_in_the_log(serve_tls, ours, theirs):
     ciphers.maximum_version = ssl.TLSVersion.TLSv1_2
     ciphers.set_ciphers("ECDHE-ECDSA-AES128-SHA256")
     groups.set_ecdh_curve("secp521r1")
-    by = lambda identity: context(ours, identity=identity)
-    for server, how, text in [
+    with_identity = lambda identity: context(ours, identity=identity)
+    for server, client, reason in [
         (plain, old, "no TLS version (1.2 or 1.3) in common with the client"),
         (plain, ciphers, "no cipher suite in common with the client"),
         (plain, groups, "no key exchange group (X25519, P-256 or P-384) in common with the client"),
         (plain, context(ours, alpn=["http/1.1"]), "the client does not speak HTTP/2 (ALPN h2)"),
-        (plain, context(ours, alpn=None), "the client does not ask for HTTP/2 (ALPN h2)"),
+        (plain, context(ours, alpn=None), "the client does not offer HTTP/2 (ALPN h2)"),
         (
             plain,
             context(theirs),
             "the client rejected our certificate: it was signed by an unknown authority",
         ),
         (mutual, context(ours), "the client sent no certificate"),
-        (mutual, by(theirs.client()), "the client's certificate was signed by an unknown authority"),
-        (mutual, by(ours.server("wrong")), "the client's certificate is not for clients: its extended"),
+        (mutual, with_identity(theirs.client()), "the client's certificate was signed by an unknown authority"),
+        (mutual, with_identity(ours.server("wrong")), "the client's certificate is not for clients: its extended"),
         (
             mutual,
-            by(ours.client("late", valid_for=-DAY)),
+            with_identity(ours.client("late", valid_for=-DAY)),
             "the client's certificate expired on 20",
         ),
         (
             mutual,
-            by(ours.client("early", valid_since=DAY)),
+            with_identity(ours.client("early", valid_since=DAY)),
             "the client's certificate is not valid before 20",
         ),
         (
             mutual,
-            by(self_signed(ours.folder, "self", is_authority=True)),
+            with_identity(self_signed(ours.folder, "self", is_authority=True)),
             "the client's certificate is a CA certificate",
         ),
     ]:
         # With TLS 1.3, the client notices the failure only when it reads.
         try:
-            with connect_by(how, server) as tls:
+            with connect_by(client, server) as tls:
                 assert tls.recv(1) == b""
         except OSError:
             pass
-        assert in_words(server.wait_for("no TLS handshake"), text)
+        assert is_readable(server.wait_for("TLS handshake failed"), reason)
     host, port = plain.address.split(":")
-    for sent, text in [
+    for sent, reason in [
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "the client does not speak TLS"),
         (b"\x16\x03\x01\x00\x05hello", "the client violated the TLS protocol ("),
         (b"\x16\x03\x01", "the client closed the connection during the handshake"),
     ]:
-        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as tcp:
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as tcp:
             tcp.sendall(sent)
             tcp.shutdown(socket.SHUT_WR)
             while tcp.recv(100):
                 pass
-        assert in_words(plain.wait_for("no TLS handshake"), text)
+        assert is_readable(plain.wait_for("TLS handshake failed"), reason)
 
 
-def test_a_flood_of_bad_handshakes_does_not_fill_the_log(serve_tls, ours):
+def test_a_flood_of_bad_handshakes_does_not_flood_the_log(serve_tls, ours):
     limits = {"maximum-connections-per-second-per-address": 100_000}
     server = serve_tls("--metrics-address", "127.0.0.1:0", limits=limits)
-    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("showing metrics"))[1])
+    server.metrics = int(re.search(r":(\d+)\"", server.wait_for("serving metrics"))[1])
     server.wait_for("listening")
     host, port = server.address.split(":")
     for _ in range(400):
-        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as tcp:
+        with socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as tcp:
             tcp.sendall(b"GET / HTTP/1.1\r\n\r\n")
             # The server sends an alert and closes the connection.
             while tcp.recv(100):
@@ -640,29 +639,29 @@ def test_a_flood_of_bad_handshakes_does_not_fill_the_log(serve_tls, ours):
     assert certificate_of(server, ours)
     server.send(SIGTERM)
     assert server.wait() == 0
-    told = server.rest_of_stderr().count("no TLS handshake")
-    assert 100 <= told < 400, told
+    logged = server.rest_of_stderr().count("TLS handshake failed")
+    assert 100 <= logged < 400, logged
 
 
-def of_client(server, *flags, env=None, address=None, timeout="20s", name="do"):
-    """Runs `find` for `name` with a server, and returns the finished process."""
+def find_on(server, *flags, env=None, address=None, timeout="20s", name="do"):
+    """Runs `find` for `name` on a server, and returns the finished process."""
     command = [HASHFINDER, "find", name, "--server", address or server.address, *flags]
     command += ["--connect-timeout", timeout]
     env = {**os.environ, **(env or {})}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S + 20, env=env
+        command, capture_output=True, text=True, timeout=TIMEOUT_S + 20, env=env
     )
 
 
-def told_in_words(done, wanted):
-    """Whether exactly one line has the text, in words. Other lines may contain a cursor, which is
-    not in words."""
+def has_one_readable_line(done, wanted):
+    """Checks that exactly one line has the text, and is readable. Other lines may contain a cursor,
+    which is not."""
     lines = [line for line in done.stderr.splitlines() if wanted in line]
     assert len(lines) == 1, (wanted, done)
-    return in_words(lines[0], wanted)
+    return is_readable(lines[0], wanted)
 
 
-def test_the_command_line_by_tls(serve_tls, ours):
+def test_commands_work_over_tls(serve_tls, ours):
     server = serve_tls("--tls-client-ca", ours.path)
     port = server.address.split(":")[1]
     flags = ["--tls-ca", ours.path, *ours.client().flags()]
@@ -673,16 +672,16 @@ def test_the_command_line_by_tls(serve_tls, ours):
         (f"https://{localhost}", []),
         (f"https://{localhost}", ["--tls-server-name", "localhost"]),
     ]:
-        done = of_client(server, *flags, *more, address=address)
+        done = find_on(server, *flags, *more, address=address)
         assert done.returncode == 0 and "do" in done.stdout.split("\t")[0].lower(), done
-    by_system = of_client(serve_tls(), "--tls", env={"SSL_CERT_FILE": ours.path})
+    by_system = find_on(serve_tls(), "--tls", env={"SSL_CERT_FILE": ours.path})
     assert by_system.returncode == 0, by_system
     listed = [HASHFINDER, "searches", "list", "--server", localhost, *flags]
-    done = subprocess.run(listed, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(listed, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0 and "\tended\t" in done.stdout, done
 
 
-def test_the_command_line_tells_at_once_what_is_wrong(serve, serve_tls, ours, theirs):
+def test_tls_errors_are_reported_at_once(serve, serve_tls, ours, theirs):
     server = serve_tls()
     mutual = serve_tls("--tls-client-ca", ours.path)
     plain = serve()
@@ -699,51 +698,51 @@ def test_the_command_line_tells_at_once_what_is_wrong(serve, serve_tls, ours, th
     key_alone = ["--tls-client-key", ours.client().files[1]]
     old = ours.client("old", valid_for=-DAY)
     for to, flags, text in [
-        (server, ["--tls-ca", theirs.path], "from no authority that is trusted here"),
+        (server, ["--tls-ca", theirs.path], "was signed by an unknown authority; give the authority's certificate"),
         # Without --tls-ca, the system's authorities are trusted.
-        (server, ["--tls"], "from no authority that is trusted here"),
+        (server, ["--tls"], "was signed by an unknown authority; give the authority's certificate"),
         (
             server,
             [*trusting, "--tls-server-name", "a.example"],
-            "is valid for localhost, 127.0.0.1, not for a.example; give the right one with --tls-server-name",
+            "is valid for localhost, 127.0.0.1, not for a.example; give the right name with --tls-server-name",
         ),
-        (server, [*trusting, "--tls-server-name", "a b"], "can be no server's name"),
+        (server, [*trusting, "--tls-server-name", "a b"], "invalid server name"),
         (server, ["--tls-ca", "/none"], "cannot read /none: No such file"),
-        (server, [*trusting, *key_alone], "--tls-client-key needs its certificate"),
+        (server, [*trusting, *key_alone], "--tls-client-key requires --tls-client-certificate"),
         (late, trusting, "expired on 20"),
         (early, trusting, "is not valid before 20"),
         (elsewhere, [*trusting, *by_name], "is valid for b.example, c.example, not for localhost; give"),
-        (nameless, [*trusting, *by_name], "has no subjectAltName, so it is valid for no host; the server needs another one"),
+        (nameless, [*trusting, *by_name], "has no subjectAltName, so it is valid for no host; the server needs another certificate"),
         (purpose, trusting, "is not for servers: its extendedKeyUsage lacks serverAuth"),
         (authority, ["--tls-ca", own_authority.files[0]], "is a CA certificate; a server's or client's needs basicConstraints=CA:FALSE"),
-        (server, [], "speaks TLS; give --tls, or https://"),
+        (server, [], "uses TLS; give --tls or --server https://"),
         (plain, trusting, "does not speak TLS"),
-        (mutual, [], "speaks TLS; give --tls, or https://"),
-        (mutual, trusting, "wants to see a certificate of ours; give one with --tls-client-"),
+        (mutual, [], "uses TLS; give --tls or --server https://"),
+        (mutual, trusting, "requires a client certificate; give one with --tls-client-"),
         (
             mutual,
             [*trusting, *theirs.client().flags()],
-            "does not take our certificate: it was signed by an unknown authority; give another",
+            "rejected the client certificate: it was signed by an unknown authority; give another",
         ),
         (
             mutual,
             [*trusting, *old.flags()],
-            "does not take our certificate: it has expired or is not valid yet; give another",
+            "rejected the client certificate: it has expired or is not valid yet; give another",
         ),
         (
             mutual,
             [*trusting, *ours.server("not-ours").flags()],
-            "does not take our certificate: it has another purpose",
+            "rejected the client certificate: it is for another purpose",
         ),
     ]:
         # The client reports these errors at once, without waiting this long.
         env = {"SSL_CERT_FILE": theirs.path}
-        done = of_client(to, *flags, env=env, timeout="1h")
+        done = find_on(to, *flags, env=env, timeout="1h")
         assert done.returncode == 5 and done.stdout == "", done
-        assert told_in_words(done, text)
+        assert has_one_readable_line(done, text)
 
 
-def test_the_command_line_tells_what_is_wrong_with_its_own_files(ours, wrong_files):
+def test_wrong_client_files_are_explained(ours, wrong_files):
     good, certificates, keys = wrong_files
     for path, text in certificates:
         flags = ["--tls-client-certificate", path, "--tls-client-key", good.files[1]]
@@ -751,12 +750,12 @@ def test_the_command_line_tells_what_is_wrong_with_its_own_files(ours, wrong_fil
         if "critical" not in text:
             cases.append(["--tls-ca", path])
         for flags in cases:
-            done = of_client(None, *flags, address="127.0.0.1:1")
-            assert done.returncode == 5 and told_in_words(done, text)
+            done = find_on(None, *flags, address="127.0.0.1:1")
+            assert done.returncode == 5 and has_one_readable_line(done, text)
     for path, text in keys:
         flags = ["--tls-client-certificate", good.files[0], "--tls-client-key", path]
-        done = of_client(None, "--tls-ca", ours.path, *flags, address="127.0.0.1:1")
-        assert done.returncode == 5 and told_in_words(done, text)
+        done = find_on(None, "--tls-ca", ours.path, *flags, address="127.0.0.1:1")
+        assert done.returncode == 5 and has_one_readable_line(done, text)
 
 
 SECRET = "key7.3vQmS0g-_Zx9"
@@ -766,12 +765,12 @@ class Curious:
     """A server that rejects every call, and records the credentials that it received."""
 
     def __init__(self, v1, identity=None):
-        self.told = []
+        self.received = []
 
         def search(_, request, context):
             metadata = dict(context.invocation_metadata())
-            self.told.append(metadata.get("authorization"))
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "nobody knows you")
+            self.received.append(metadata.get("authorization"))
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "unknown credential")
 
         def list_searches(_, request, context):
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "not for you")
@@ -798,11 +797,11 @@ def curious(v1):
         return servers[-1]
 
     yield start
-    for one in servers:
-        one.server.stop(None)
+    for started in servers:
+        started.server.stop(None)
 
 
-def test_a_credential_goes_with_every_call(curious, ours, tmp_path):
+def test_a_credential_is_sent_with_every_call(curious, ours, tmp_path):
     file, other = tmp_path / "credential", tmp_path / "other.toml"
     file.write_text(f"{SECRET}\nwhatever\n")
     other.write_text(f'credential-file = "{file}"\n')
@@ -819,39 +818,39 @@ def test_a_credential_goes_with_every_call(curious, ours, tmp_path):
         (plain, [], {"HASHFINDER_CREDENTIAL_FILE": str(file)}, SECRET),
         (secure, ["--tls-ca", ours.path, "--credential-file", file], {}, SECRET),
     ]:
-        done = of_client(server, *flags, env=env)
-        assert server.told.pop() == (sent and f"Bearer {sent}")
+        done = find_on(server, *flags, env=env)
+        assert server.received.pop() == (sent and f"Bearer {sent}")
         assert done.returncode == 5, done
-        text = "does not know who asks: nobody knows you; give a credential that it takes with"
+        text = ": unknown credential; give a valid one with"
         assert f"{text} --credential-file PATH or in HASHFINDER_CREDENTIAL" in done.stderr
-        assert "go on with: hashfinder find" in done.stderr
+        assert "resume with: hashfinder find" in done.stderr
         assert SECRET not in done.stderr and "another" not in done.stderr
     listed = [HASHFINDER, "searches", "list", "--server", plain.address]
-    done = subprocess.run(listed, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(listed, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 5, done
-    assert "does not allow that: not for you; if you may do it, give a credential" in done.stderr
+    assert ": not for you; give another credential with --credential-file" in done.stderr
 
 
-def test_a_credential_is_kept(tmp_path):
+def test_a_credential_is_kept_secret(tmp_path):
     file, empty = tmp_path / "credential", tmp_path / "empty"
     file.write_text(f"{SECRET}\n")
     empty.write_text("\nx\n")
     env = {"HASHFINDER_CREDENTIAL": SECRET}
     # An address reserved for documentation. No connection is attempted.
     for flags, env in [(["--credential-file", file], {}), ([], env)]:
-        done = of_client(None, *flags, env=env, address="192.0.2.1:1", timeout="1h")
+        done = find_on(None, *flags, env=env, address="192.0.2.1:1", timeout="1h")
         assert done.returncode == 5 and SECRET not in done.stderr, done
-        text = "a credential is not sent to 192.0.2.1:1 without TLS"
+        text = "cannot send a credential to 192.0.2.1:1 without TLS"
         assert text in done.stderr and "--send-credential-unencrypted" in done.stderr
     flags = ["--credential-file", file, "--send-credential-unencrypted"]
-    done = of_client(None, *flags, address="192.0.2.1:1", timeout="10ms")
-    assert "no server at 192.0.2.1:1 within 10ms" in done.stderr, done
+    done = find_on(None, *flags, address="192.0.2.1:1", timeout="10ms")
+    assert "cannot reach 192.0.2.1:1 within 10ms" in done.stderr, done
     for flags, env, place in [
-        (["--credential-file", empty], {}, f"the first line of {empty} holds no credential"),
+        (["--credential-file", empty], {}, f"invalid credential in the first line of {empty}"),
         (["--credential-file", "/none"], {}, "cannot read /none: No such file"),
-        ([], {"HASHFINDER_CREDENTIAL": "two words"}, "HASHFINDER_CREDENTIAL holds no credential"),
+        ([], {"HASHFINDER_CREDENTIAL": "two words"}, "invalid credential in HASHFINDER_CREDENTIAL"),
     ]:
-        done = of_client(None, *flags, env=env, address="127.0.0.1:1")
+        done = find_on(None, *flags, env=env, address="127.0.0.1:1")
         assert done.returncode == 5 and place in done.stderr, done
         assert "words" not in done.stderr
     for command in [["config", "show"], ["config", "show", "--json"], ["config", "default"]]:
@@ -859,7 +858,7 @@ def test_a_credential_is_kept(tmp_path):
             [HASHFINDER, *command],
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             env={**os.environ, "HASHFINDER_CREDENTIAL": SECRET},
         )
         assert done.returncode == 0 and SECRET not in done.stdout + done.stderr, done

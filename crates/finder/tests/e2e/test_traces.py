@@ -1,4 +1,4 @@
-"""Spans as a collector receives them, and what happens without a collector."""
+"""Spans that a collector receives, and servers whose collector is missing or silent."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from concurrent import futures
 
 import grpc
 import pytest
-from conftest import PATIENCE_S, SIGTERM
+from conftest import SIGTERM, TIMEOUT_S
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from test_contract import HARD
-from test_observe import get, until, watched  # noqa: F401
+from test_observe import get, serve_with_metrics, until  # noqa: F401
 from test_v1_searches import begin
 
 CODE = grpc.StatusCode
@@ -49,21 +49,24 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def next(self):
-        return self.spans.get(timeout=PATIENCE_S)[0]
+        return self.spans.get(timeout=TIMEOUT_S)[0]
 
 
 @pytest.fixture
 def collector():
-    one = Collector()
-    yield one
-    one.server.stop(None)
+    started = Collector()
+    yield started
+    started.server.stop(None)
 
 
-def attributes(of):
-    return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in of.attributes}
+def attributes(message):
+    return {
+        attribute.key: getattr(attribute.value, attribute.value.WhichOneof("value"))
+        for attribute in message.attributes
+    }
 
 
-def traced(flags="01", trace=TRACE, state=None):
+def trace_metadata(flags="01", trace=TRACE, state=None):
     metadata = [("traceparent", f"00-{trace}-{PARENT}-{flags}")]
     return metadata + ([("tracestate", state)] if state else [])
 
@@ -72,9 +75,9 @@ def test_a_call_is_a_span_of_its_callers_trace(serve, connect, stubs, collector)
     server = serve("--otlp-endpoint", collector.url)
     before = time.time_ns()
     request = stubs.Request(desired_name="aa")
-    connect(server).Find(request, metadata=traced(state="vendor=1,other=2"))
+    connect(server).Find(request, metadata=trace_metadata(state="vendor=1,other=2"))
     line = server.call_ended(trace=TRACE)
-    span, resource = collector.spans.get(timeout=PATIENCE_S)
+    span, resource = collector.spans.get(timeout=TIMEOUT_S)
     assert (span.trace_id.hex(), span.parent_span_id.hex()) == (TRACE, PARENT)
     assert len(span.span_id) == 8 and span.span_id.hex() != PARENT and any(span.span_id)
     assert (span.name, span.kind) == ("hash_name.HashFinder/Find", Span.SPAN_KIND_SERVER)
@@ -100,10 +103,10 @@ def test_a_call_is_a_span_of_its_callers_trace(serve, connect, stubs, collector)
     assert resource["service.name"] == "hashfinder" and resource["service.version"]
 
 
-def test_how_a_search_was_stopped_is_told_by_its_span(serve, finder, pb, collector):
+def test_a_span_shows_how_its_search_was_stopped(serve, finder, pb, collector):
     server = serve("--otlp-endpoint", collector.url)
     v1 = finder(server)
-    stream, search_id = begin(v1, pb, metadata=traced())
+    stream, search_id = begin(v1, pb, metadata=trace_metadata())
     v1.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason="a reason"))
     with pytest.raises(grpc.RpcError) as error:
         list(stream)
@@ -117,51 +120,51 @@ def test_how_a_search_was_stopped_is_told_by_its_span(serve, finder, pb, collect
     assert seen["hashfinder.search.work"] == "stopped"
     # Zero if no worker was busy with the search at the moment of the cancellation.
     took = (search.end_time_unix_nano - search.start_time_unix_nano) / 1e9
-    assert 0 <= seen["hashfinder.search.stop_seconds"] <= took < PATIENCE_S
+    assert 0 <= seen["hashfinder.search.stop_seconds"] <= took < TIMEOUT_S
     cancel = spans["hashfinder.v1.Finder/CancelSearch"]
     assert cancel.parent_span_id == b"" and cancel.trace_id not in (b"", search.trace_id)
     assert "hashfinder.search.work" not in attributes(cancel)
 
 
-def test_a_servers_fault_is_an_error_and_a_clients_is_none(serve, connect, stubs, collector):
+def test_a_clients_error_is_not_an_error_of_the_span(serve, connect, stubs, collector):
     stub = connect(serve("--otlp-endpoint", collector.url))
     for request, timeout, code, status in [
         (stubs.Request(desired_name=""), None, CODE.INVALID_ARGUMENT, Status.STATUS_CODE_UNSET),
         (stubs.Request(desired_name="a" * 5000), None, CODE.RESOURCE_EXHAUSTED, 0),
     ]:
         with pytest.raises(grpc.RpcError):
-            stub.Find(request, timeout=timeout, metadata=traced())
+            stub.Find(request, timeout=timeout, metadata=trace_metadata())
         span = collector.next()
         assert attributes(span)["rpc.grpc.status_code"] == code.value[0]
         assert span.status.code == status
-    stub.Find(stubs.Request(desired_name="aa"), metadata=traced())
+    stub.Find(stubs.Request(desired_name="aa"), metadata=trace_metadata())
     collector.next()
 
 
-def test_whose_caller_does_not_want_it_is_not_traced(serve, connect, stubs, collector):
+def test_a_call_that_its_caller_does_not_sample_is_not_traced(serve, connect, stubs, collector):
     server = serve("--otlp-endpoint", collector.url)
     stub = connect(server)
     request = stubs.Request(desired_name="aa")
-    stub.Find(request, metadata=traced("00"))
+    stub.Find(request, metadata=trace_metadata("00"))
     # The log has the caller's trace although it is not sampled.
     server.call_ended(trace=TRACE)
     # Unknown flags are ignored. The next span is that of the next call.
     other = TRACE[::-1]
-    stub.Find(request, metadata=traced("03", trace=other))
+    stub.Find(request, metadata=trace_metadata("03", trace=other))
     assert collector.next().trace_id.hex() == other
     server.send(SIGTERM)
     assert server.wait() == 0
     assert collector.spans.empty()
 
 
-def test_of_the_others_a_share_is_traced(serve, connect, stubs, collector):
+def test_calls_without_a_parent_are_sampled(serve, connect, stubs, collector):
     server = serve("--otlp-endpoint", collector.url, limits={"otlp-sampling": 0})
     stub = connect(server)
     request = stubs.Request(desired_name="aa")
     for _ in range(20):
         stub.Find(request)
         assert "trace=" not in server.call_ended(code="Ok")
-    stub.Find(request, metadata=traced())
+    stub.Find(request, metadata=trace_metadata())
     assert collector.next().trace_id.hex() == TRACE
     server.send(SIGTERM)
     assert server.wait() == 0
@@ -180,7 +183,7 @@ def test_of_the_others_a_share_is_traced(serve, connect, stubs, collector):
         f"00-{TRACE}-{PARENT}" + "-01" * 1000,
     ],
 )
-def test_a_parent_that_is_none_is_forgotten(serve, connect, stubs, collector, wrong):
+def test_an_invalid_parent_is_ignored(serve, connect, stubs, collector, wrong):
     server = serve("--otlp-endpoint", collector.url)
     metadata = [("traceparent", wrong), ("tracestate", "canary=1")]
     connect(server).Find(stubs.Request(desired_name="aa"), metadata=metadata)
@@ -189,23 +192,23 @@ def test_a_parent_that_is_none_is_forgotten(serve, connect, stubs, collector, wr
     assert (span.trace_state, "canary" in str(span)) == ("", False)
 
 
-def test_a_long_state_is_not_handed_on(serve, connect, stubs, collector):
+def test_a_long_trace_state_is_dropped(serve, connect, stubs, collector):
     stub = connect(serve("--otlp-endpoint", collector.url))
     state = ",".join(f"vendor{n}={'x' * 200}" for n in range(5))
-    stub.Find(stubs.Request(desired_name="aa"), metadata=traced(state=state))
+    stub.Find(stubs.Request(desired_name="aa"), metadata=trace_metadata(state=state))
     span = collector.next()
     assert (span.trace_id.hex(), span.trace_state) == (TRACE, "")
 
 
 @pytest.mark.parametrize("broken", ["canary", "a=1,canary", "=canary", "a=", "a=1,a=2", "A=1"])
-def test_a_broken_state_is_not_passed_on(serve, connect, stubs, collector, broken):
+def test_a_malformed_trace_state_is_dropped(serve, connect, stubs, collector, broken):
     stub = connect(serve("--otlp-endpoint", collector.url))
-    stub.Find(stubs.Request(desired_name="aa"), metadata=traced(state=broken))
+    stub.Find(stubs.Request(desired_name="aa"), metadata=trace_metadata(state=broken))
     span = collector.next()
     assert (span.trace_id.hex(), span.trace_state) == (TRACE, "")
 
 
-def test_no_span_holds_what_was_sent(serve, connect, finder, pb, stubs, collector):
+def test_no_span_contains_data_from_a_request(serve, connect, finder, pb, stubs, collector):
     server = serve("--otlp-endpoint", collector.url)
     connect(server).Find(stubs.Request(desired_name="aa"))
     metadata = [
@@ -238,14 +241,14 @@ def test_no_span_holds_what_was_sent(serve, connect, finder, pb, stubs, collecto
     assert "rpc.method" in text and "canary" not in text.lower()
 
 
-def test_what_is_left_is_sent_at_the_end(serve, connect, stubs, collector):
+def test_the_remaining_spans_are_sent_at_the_end(serve, connect, stubs, collector):
     server = serve("--otlp-endpoint", collector.url)
     stub = connect(server)
     calls = 100
     for _ in range(calls):
         stub.Find(stubs.Request(desired_name="aa"))
     # One call is still running, and the drain ends it.
-    last = stub.Find.future(stubs.Request(desired_name=HARD), metadata=traced())
+    last = stub.Find.future(stubs.Request(desired_name=HARD), metadata=trace_metadata())
     server.wait_until_busy()
     server.send(SIGTERM)
     with pytest.raises(grpc.RpcError):
@@ -267,42 +270,44 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_without_the_collector_calls_go_on_and_drops_are_counted(watched, connect, stubs):  # noqa: F811
+def test_without_a_collector_calls_continue_and_lost_spans_are_counted(
+    serve_with_metrics, connect, stubs  # noqa: F811
+):
     port = free_port()
-    server = watched("--otlp-endpoint", f"http://127.0.0.1:{port}")
+    server = serve_with_metrics("--otlp-endpoint", f"http://127.0.0.1:{port}")
     stub = connect(server)
     request = stubs.Request(desired_name="aa")
     stub.Find(request)
-    server.wait_for("WARN.* the collector takes no spans")
+    server.wait_for("WARN.* cannot send spans to the collector")
     lost = "hashfinder_spans_lost_total"
     until(server, lost, 1)
-    # Far more than fit into the queue.
+    # Makes far more calls than there is room for in the queue.
     calls = [stub.Find.future(request) for _ in range(6000)]
     for call in calls:
         call.result()
     # The collector comes back, and receives new spans.
     collector = Collector(f"127.0.0.1:{port}")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while collector.spans.empty():
         assert time.monotonic() < deadline
         stub.Find(request)
         time.sleep(0.05)
-    server.wait_for("the collector takes spans again")
+    server.wait_for("the collector accepts spans again")
     server.send(SIGTERM)
     stopped = server.wait_for("stopped")
     assert server.wait() == 0
     text = "\n".join(server.log)
-    assert text.count("takes no spans") == 1
+    assert text.count("cannot send spans to the collector") == 1
     ended = text.count("call ended")
     assert ended > 6000
     # Each span has either arrived or is counted as lost.
-    came = collector.spans.qsize()
+    arrived = collector.spans.qsize()
     collector.server.stop(None)
-    assert came + int(re.search(r"lost_spans=(\d+)", stopped)[1]) == ended
+    assert arrived + int(re.search(r"lost_spans=(\d+)", stopped)[1]) == ended
 
 
 @pytest.mark.parametrize("second_signal", [False, True])
-def test_a_collector_that_says_nothing_keeps_nobody(serve, connect, stubs, second_signal):
+def test_a_silent_collector_does_not_delay_the_end(serve, connect, stubs, second_signal):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -316,7 +321,7 @@ def test_a_collector_that_says_nothing_keeps_nobody(serve, connect, stubs, secon
         if second_signal:
             server.wait_for("draining")
             server.send(SIGTERM)
-        # An export may take five seconds. On a busy machine this clock slows down, like the server.
+        # An export may take five seconds. On a busy machine, this loop slows down like the server.
         hundredths = 0
         while server.popen.poll() is None:
             time.sleep(0.01)
@@ -327,9 +332,9 @@ def test_a_collector_that_says_nothing_keeps_nobody(serve, connect, stubs, secon
         connection.close()
 
 
-def test_no_collector_no_trace(serve, connect, stubs):
+def test_without_the_flag_there_are_no_traces(serve, connect, stubs):
     server = serve()
-    connect(server).Find(stubs.Request(desired_name="aa"), metadata=traced())
+    connect(server).Find(stubs.Request(desired_name="aa"), metadata=trace_metadata())
     line = server.call_ended(code="Ok")
     assert "trace=" not in line
     server.send(SIGTERM)
@@ -342,20 +347,20 @@ def threads_of(pid):
     return "".join(open(f"{tasks}/{task}/comm").read() for task in os.listdir(tasks))
 
 
-def test_the_log_as_json_has_the_trace(serve, connect, stubs, collector):
+def test_the_json_log_has_the_trace(serve, connect, stubs, collector):
     server = serve("--otlp-endpoint", collector.url, "--log-format", "json")
-    connect(server).Find(stubs.Request(desired_name="aa"), metadata=traced())
+    connect(server).Find(stubs.Request(desired_name="aa"), metadata=trace_metadata())
     record = json.loads(server.wait_for("call ended"))
     assert record["trace"] == TRACE and record["took_ms"] > 0
     assert collector.next().trace_id.hex() == record["trace"]
 
 
-def test_the_usual_variables_say_more(serve, connect, stubs, collector, monkeypatch):
+def test_the_standard_variables_of_opentelemetry_are_used(serve, connect, stubs, collector, monkeypatch):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20secret")
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=one,zone=north")
     server = serve("--otlp-endpoint", collector.url)
     connect(server).Find(stubs.Request(desired_name="aa"))
-    _, resource = collector.spans.get(timeout=PATIENCE_S)
+    _, resource = collector.spans.get(timeout=TIMEOUT_S)
     assert (resource["service.instance.id"], resource["zone"]) == ("one", "north")
     assert collector.metadata[0]["authorization"] == "Bearer secret"
     server.send(SIGTERM)

@@ -1,4 +1,4 @@
-"""Limits of connections, tested by a client that speaks HTTP/2 frame by frame (RFC 9113)."""
+"""Limits of connections, tested with single HTTP/2 frames (RFC 9113)."""
 
 import resource
 import select
@@ -10,9 +10,9 @@ import urllib.parse
 import grpc
 import hpack
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGTERM, limits_as_toml
+from conftest import HASHFINDER, SIGTERM, TIMEOUT_S, limits_as_toml
 from test_contract import HARD
-from test_observe import scrape, until, value, watched  # noqa: F401
+from test_observe import scrape, serve_with_metrics, until, value  # noqa: F401
 from test_wire import PREFACE
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 2, 3, 4, 6, 7, 8
@@ -67,7 +67,7 @@ class Raw:
             self.socket = socket.socket()
             self.socket.bind((source, 0))
             where = host, int(port)
-        self.socket.settimeout(PATIENCE_S)
+        self.socket.settimeout(TIMEOUT_S)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(where)
@@ -152,7 +152,7 @@ def raw():
         connection.close()
 
 
-def test_who_says_nothing_is_cut_off(serve, raw):
+def test_a_connection_without_a_handshake_is_closed(serve, raw):
     server = serve(limits={"handshake-timeout": "300ms"})
     # An acknowledgement of the server's settings would count as a sign of life.
     silent, half, no_settings = (raw(server, answers=False) for _ in range(3))
@@ -163,14 +163,14 @@ def test_who_says_nothing_is_cut_off(serve, raw):
     assert GOAWAY not in no_settings.rest()
 
 
-def test_who_asks_nothing_is_told_to_leave(serve, raw):
+def test_a_connection_without_a_request_receives_goaway(serve, raw):
     # The first-request timeout starts when the handshake ends, not when its timeout would pass.
     server = serve(limits={"handshake-timeout": "1h", "first-request-timeout": "1s"})
     kinds = raw(server).greet().rest()
     assert GOAWAY in kinds
 
 
-def test_a_connection_gets_no_older_than_it_may_even_before_it_speaks(serve, raw):
+def test_the_maximum_age_also_applies_before_the_handshake(serve, raw):
     server = serve(limits={"handshake-timeout": "1h", "maximum-connection-age": "1s"})
     silent, no_settings = (raw(server, answers=False) for _ in range(2))
     no_settings.send(PREFACE)
@@ -179,7 +179,7 @@ def test_a_connection_gets_no_older_than_it_may_even_before_it_speaks(serve, raw
     assert GOAWAY not in no_settings.rest()
 
 
-def test_an_idle_connection_is_told_to_leave_and_a_busy_one_stays(serve, raw, stubs, connect):
+def test_an_idle_connection_receives_goaway_and_a_busy_one_stays(serve, raw, stubs, connect):
     server = serve("--maximum-hashes", str(10**15), limits={"idle-timeout": "200ms"})
     stub = connect(server)
     stream = stub.FindRange(stubs.Request(desired_name=HARD, interesting_hamming_distance=21))
@@ -198,7 +198,7 @@ def test_an_idle_connection_is_told_to_leave_and_a_busy_one_stays(serve, raw, st
         assert stub.Find(stubs.Request(desired_name="aa")).secret
 
 
-def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, pb):
+def test_the_maximum_age_ends_searches_with_cursors(serve, stubs, connect, finder, pb):
     # A maximum age below the handshake timeout applies, too.
     soon = {"handshake-timeout": "1h", "maximum-connection-age": "2s"}
     server = serve(limits={**soon, "connection-grace": "100ms"})
@@ -207,15 +207,15 @@ def test_an_old_connection_is_left_with_cursors(serve, stubs, connect, finder, p
         next(stream)
     assert error.value.code() == grpc.StatusCode.UNAVAILABLE
     assert b"hf1_" in dict(error.value.trailing_metadata())["grpc-status-details-bin"]
-    # The age limits a connection, not a client. Here the calls have all the time that they need.
+    # The age limits a connection, not a client. With a long grace period, no call fails.
     server = serve(limits={**soon, "connection-grace": "1m"})
     stub = connect(server)
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
         assert stub.Find(stubs.Request(desired_name="aa")).secret
 
 
-def test_an_address_has_no_more_connections_than_its_share(serve, raw, stubs):
+def test_the_connections_of_an_address_are_limited(serve, raw, stubs):
     server = serve(limits={"maximum-connections-per-address": 2})
     kept = [raw(server).greet() for _ in range(2)]
     assert raw(server).rest() == []
@@ -224,7 +224,7 @@ def test_an_address_has_no_more_connections_than_its_share(serve, raw, stubs):
         connection.find(stubs)
     kept[0].close()
     # Its place is free as soon as the server has noticed the end.
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         again = raw(server)
         again.send(PREFACE + frame(SETTINGS))
@@ -234,7 +234,7 @@ def test_an_address_has_no_more_connections_than_its_share(serve, raw, stubs):
     again.find(stubs)
 
 
-def test_silent_connections_of_an_address_make_room_for_its_others(serve, raw, stubs):
+def test_silent_connections_of_an_address_make_room_for_its_other_connections(serve, raw, stubs):
     server = serve(limits={"maximum-connections-per-address": 3, "handshake-timeout": "1h"})
     other = raw(server, source="127.0.0.2")
     speaking = raw(server).greet()
@@ -248,7 +248,7 @@ def test_silent_connections_of_an_address_make_room_for_its_others(serve, raw, s
         connection.find(stubs)
 
 
-def test_silent_connections_make_room_for_those_that_speak(serve, raw, stubs):
+def test_silent_connections_make_room_for_connections_that_speak(serve, raw, stubs):
     server = serve(limits={"maximum-connections": 4, "maximum-connections-per-address": 4})
     speaking = raw(server).greet()
     silent = [raw(server, source="127.0.0.2") for _ in range(3)]
@@ -270,7 +270,7 @@ def test_silent_connections_make_room_for_those_that_speak(serve, raw, stubs):
     ],
     ids=["ping", "priority", "unknown"],
 )
-def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
+def test_a_flooding_connection_is_closed_and_others_are_not_affected(
     serve, raw, stubs, connect, flood, reason
 ):
     server = serve(limits={"maximum-control-frames-per-second": 100})
@@ -279,9 +279,9 @@ def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
     hostile = raw(server, source="127.0.0.2").greet()
     hostile.socket.setblocking(False)
     sent, ended = 0, False
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not ended:
-        assert time.monotonic() < deadline, "nobody cut it off"
+        assert time.monotonic() < deadline, "the server did not close the connection"
         readable, writable, _ = select.select([hostile.socket], [hostile.socket], [], 0.05)
         try:
             if readable and not hostile.socket.recv(1 << 20):
@@ -296,16 +296,16 @@ def test_who_floods_is_slowed_down_and_cut_off_and_nobody_else(
     assert reason in server.wait_for("connection closed")
 
 
-def test_what_the_library_closes_is_counted_and_told(watched, raw, stubs):  # noqa: F811
-    server = watched()
+def test_connections_that_the_library_closes_are_counted_and_logged(serve_with_metrics, raw, stubs):  # noqa: F811
+    server = serve_with_metrics()
     closed = "hashfinder_connections_closed_total"
     # Streams that are reset right after they are opened, all in one write.
     hostile = raw(server).greet()
-    path, taken_back = call("/hash_name.HashFinder/Find"), []
+    path, frames = call("/hash_name.HashFinder/Find"), []
     for stream in range(1, 101, 2):
-        taken_back.append(frame(HEADERS, END_HEADERS, stream, path))
-        taken_back.append(frame(RST_STREAM, stream=stream, payload=bytes(4)))
-    hostile.send(*taken_back)
+        frames.append(frame(HEADERS, END_HEADERS, stream, path))
+        frames.append(frame(RST_STREAM, stream=stream, payload=bytes(4)))
+    hostile.send(*frames)
     assert GOAWAY in hostile.rest()
     until(server, closed, 1, reason="calm")
     assert "calm" in server.wait_for("connection closed")
@@ -315,30 +315,30 @@ def test_what_the_library_closes_is_counted_and_told(watched, raw, stubs):  # no
     assert GOAWAY in rude.rest()
     until(server, closed, 1, reason="broken")
     # This client answers nothing, not even keepalive pings.
-    server = watched(limits={"keepalive-interval": "500ms", "keepalive-timeout": "500ms"})
+    server = serve_with_metrics(limits={"keepalive-interval": "500ms", "keepalive-timeout": "500ms"})
     raw(server).greet().find(stubs)
     until(server, closed, 1, reason="keepalive")
 
 
-def test_answers_that_nobody_takes_do_not_pile_up(watched, raw):  # noqa: F811
+def test_unread_responses_do_not_pile_up(serve_with_metrics, raw):  # noqa: F811
     limits = {"keepalive-interval": "3s", "keepalive-timeout": "2s"}
-    server = watched(limits={"maximum-streams-per-second": 1_000_000, **limits})
+    server = serve_with_metrics(limits={"maximum-streams-per-second": 1_000_000, **limits})
     # A small buffer, so that a few hundred answers fill it.
-    deaf = raw(server, receive_buffer=4096).greet()
-    deaf.socket.setblocking(False)
+    unread = raw(server, receive_buffer=4096).greet()
+    unread.socket.setblocking(False)
     began = resident = server.resident_bytes()
     # Each call is rejected. Its answer quotes the path, so that no two answers are alike.
     sent, number = b"", 0
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while value(scrape(server), "hashfinder_connections_closed_total", reason="keepalive") == 0:
-        assert time.monotonic() < deadline, "nobody cut it off"
+        assert time.monotonic() < deadline, "the server did not close the connection"
         try:
             while True:
                 if not sent:
                     path = f"/{number}/{'x' * 3000}"
                     sent = frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, call(path))
                     number += 1
-                sent = sent[deaf.socket.send(sent) :]
+                sent = sent[unread.socket.send(sent) :]
         except BlockingIOError:
             pass
         except OSError:
@@ -350,38 +350,38 @@ def test_answers_that_nobody_takes_do_not_pile_up(watched, raw):  # noqa: F811
     until(server, "hashfinder_connections", 0)
 
 
-def test_streams_beyond_the_rate_are_late_and_not_lost(serve, stubs, connect):
+def test_streams_above_the_rate_limit_are_delayed_and_not_lost(serve, stubs, connect):
     server = serve(limits={"maximum-streams-per-second": 100})
     stub = connect(server)
     calls = [stub.Find.future(stubs.Request(desired_name="aa")) for _ in range(300)]
-    assert all(call.result(PATIENCE_S).secret for call in calls)
+    assert all(call.result(TIMEOUT_S).secret for call in calls)
 
 
-def not_read(pb, finder, server, count=1):
+def wait_until_unread(pb, finder, server, count=1):
     """Waits until this many searches have ended unread, and returns them."""
     ended = {}
     request = pb.WatchSearchesRequest(interval={"nanos": 100_000_000})
-    for told in finder(server).WatchSearches(request, timeout=PATIENCE_S):
-        for search in told.searches:
+    for response in finder(server).WatchSearches(request, timeout=TIMEOUT_S):
+        for search in response.searches:
             if search.state == pb.SEARCH_STATE_ENDED:
                 ended[search.search_id] = search
         if len(ended) == count:
             return list(ended.values())
 
 
-def test_a_stream_that_is_not_read_loses_its_search_and_no_work(serve, raw, stubs, finder, pb):
+def test_an_unread_stream_loses_its_search_but_no_work(serve, raw, stubs, finder, pb):
     limits = {"stream-stall-timeout": "400ms", "connection-grace": "1m"}
     server = serve("--maximum-concurrent-rpcs", "1", limits=limits)
     no_window = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + bytes(4)
     reader = raw(server, settings=no_window).greet()
     request = stubs.Request(desired_name=HARD, interesting_hamming_distance=21)
     reader.call("/hash_name.HashFinder/FindRange", request.SerializeToString())
-    (search,) = not_read(pb, finder, server)
+    (search,) = wait_until_unread(pb, finder, server)
     assert search.end_reason == pb.END_REASON_STREAM_NOT_READ and search.cursor
-    # Its place is free for another search.
+    # Another search can take its place.
     other = raw(server).greet()
     other.find(stubs)
-    # A client that reads after all receives the candidates and the cursor.
+    # A client that starts reading late receives the candidates and the cursor.
     window = (1 << 24).to_bytes(4, "big")
     reader.send(
         frame(WINDOW_UPDATE, payload=window), frame(WINDOW_UPDATE, stream=1, payload=window)
@@ -402,13 +402,13 @@ def test_a_connection_that_reads_nothing_is_closed(serve, raw, stubs, finder, pb
     message = stubs.Request(desired_name=HARD, interesting_hamming_distance=21).SerializeToString()
     for stream in (1, 3, 5):
         reader.call("/hash_name.HashFinder/FindRange", message, stream)
-    not_read(pb, finder, server, count=3)
+    wait_until_unread(pb, finder, server, count=3)
     kinds = reader.rest()
     assert GOAWAY in kinds
     server.call_ended(method='"FindRange"', work='"stopped"')
 
 
-def test_a_call_is_open_until_its_answer_was_written(serve, raw, stubs):
+def test_a_call_is_open_until_its_response_was_written(serve, raw, stubs):
     server = serve(limits={"maximum-open-calls": 2, "maximum-open-calls-per-address": 4})
     # A window of one byte: HTTP/2 accepts all of an answer, but can write almost none of it.
     little = INITIAL_WINDOW_SIZE.to_bytes(2, "big") + (1).to_bytes(4, "big")
@@ -419,7 +419,7 @@ def test_a_call_is_open_until_its_answer_was_written(serve, raw, stubs):
         assert client.until(DATA)[2] == stream
     client.call("/hash_name.HashFinder/Find", message, 5)
     kind, flags, stream, _ = client.until(HEADERS)
-    assert stream == 5 and flags & END_STREAM, "its answer is that it is one too many"
+    assert stream == 5 and flags & END_STREAM, "the third open call was not rejected"
     window = (1 << 16).to_bytes(4, "big")
     for stream in (1, 3):
         client.send(frame(WINDOW_UPDATE, stream=stream, payload=window))
@@ -428,7 +428,7 @@ def test_a_call_is_open_until_its_answer_was_written(serve, raw, stubs):
     assert client.until(DATA)[2] == 7
 
 
-def test_headers_have_a_length(serve, raw, stubs):
+def test_the_length_of_headers_is_limited(serve, raw, stubs):
     server = serve(limits={"maximum-header-list": 2048})
     connection = raw(server).greet()
     long = call("/hash_name.HashFinder/Find") + headers(("x", "y" * 3000))
@@ -439,7 +439,7 @@ def test_headers_have_a_length(serve, raw, stubs):
     connection.find(stubs, stream=3)
 
 
-def test_a_drain_says_goaway(serve, raw, stubs):
+def test_a_drain_sends_goaway(serve, raw, stubs):
     server = serve()
     connection = raw(server).greet()
     connection.find(stubs)
@@ -448,19 +448,19 @@ def test_a_drain_says_goaway(serve, raw, stubs):
     assert server.wait() == 0
 
 
-def test_more_connections_than_files_are_refused_before_anything_else(tmp_path):
+def test_a_connection_limit_above_the_limit_of_open_files_is_rejected(tmp_path):
     few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
     config = tmp_path / "config.toml"
     config.write_text(limits_as_toml({"maximum-connections": 1000}))
     command = [HASHFINDER, "serve", "--port", "0", "--config", str(config)]
     for check in ([], ["--check"]):
         done = subprocess.run(
-            [*command, *check], capture_output=True, text=True, preexec_fn=few, timeout=PATIENCE_S
+            [*command, *check], capture_output=True, text=True, preexec_fn=few, timeout=TIMEOUT_S
         )
         assert done.returncode == 2 and "LimitNOFILE" in done.stderr, done
 
 
-def test_a_request_that_is_rejected_as_malformed_is_in_the_log(serve, raw, stubs, tmp_path):
+def test_a_request_that_is_rejected_as_malformed_is_logged(serve, raw, stubs, tmp_path):
     """Regression: requests with a socket's path as :authority were reset without a log line."""
     path = tmp_path / "socket"
     server = serve("--unix", str(path))
@@ -473,26 +473,26 @@ def test_a_request_that_is_rejected_as_malformed_is_in_the_log(serve, raw, stubs
             assert connection.until(RST_STREAM)[2:] == (stream, PROTOCOL_ERROR.to_bytes(4, "big"))
         # The connection itself still works.
         connection.find(stubs, stream=5)
-        line = server.wait_for("a request was rejected")
+        line = server.wait_for("request rejected")
         assert "WARN" in line and "peer=user:" in line and str(path) not in line
         assert "its :authority is probably the socket's path; set the client's authority to localhost" in line
         server.call_ended(code="Ok")
-    # If a new version of grpcio sends something else, docs/operations.md has to say so.
+    # If a new version of grpcio sends something else, docs/api.md has to say so.
     with grpc.insecure_channel(server.address) as channel:
         with pytest.raises(grpc.RpcError) as failed:
-            stubs.Stub(channel).Find(stubs.Request(desired_name="aa"), timeout=PATIENCE_S)
+            stubs.Stub(channel).Find(stubs.Request(desired_name="aa"), timeout=TIMEOUT_S)
     assert failed.value.code() == grpc.StatusCode.INTERNAL
-    server.wait_for("a request was rejected")
+    server.wait_for("request rejected")
     server.send(SIGTERM)
     assert server.wait() == 0
     # One line for each connection.
     log = "\n".join(server.log) + server.rest_of_stderr()
-    assert log.count("a request was rejected") == 3
+    assert log.count("request rejected") == 3
 
     server = serve()
     connection = raw(server).greet()
     rejected = call("/hash_name.HashFinder/Find", "two words")
     connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, rejected))
     assert connection.until(RST_STREAM)[2:] == (1, PROTOCOL_ERROR.to_bytes(4, "big"))
-    line = server.wait_for("a request was rejected")
+    line = server.wait_for("request rejected")
     assert "rejected as malformed HTTP/2" in line and "words" not in line

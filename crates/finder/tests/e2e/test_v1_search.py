@@ -12,7 +12,7 @@ import grpc
 import pytest
 from conftest import (
     FIRST_DOCTOR,
-    PATIENCE_S,
+    TIMEOUT_S,
     SIGTERM,
     decoded,
     distance,
@@ -73,16 +73,16 @@ def cursor_of(name, frontier, ideal=0, interesting=0):
 
 
 @pytest.mark.parametrize("workers", ["1", "2", "5"])
-def test_events_in_their_order(serve, finder, pb, workers):
+def test_events_arrive_in_order(serve, finder, pb, workers):
     server = serve("--workers", workers)
     stub = finder(server)
     for name, ideal, interesting in [("doc", 0, 2), ("Doctor", 2, 4), ("aa", 0, 0), ("ab", 0, 9)]:
         stream = stub.Search(pb.SearchRequest(query=query(pb, name, ideal, interesting)))
         events = list(stream)
         assert stream.code() == CODE.OK
-        told = [kind for kind in kinds(events) if kind != "progress"]
+        received = [kind for kind in kinds(events) if kind != "progress"]
         expected = oracle(name, ideal, interesting)
-        assert told == ["accepted", *["candidate"] * len(expected), "ended"]
+        assert received == ["accepted", *["candidate"] * len(expected), "ended"]
         assert kinds(events)[0] == "accepted" and kinds(events)[-1] == "ended"
         found = candidates(events)
         assert [(c.secret, c.distance) for c in found] == expected
@@ -102,22 +102,22 @@ def test_events_in_their_order(serve, finder, pb, workers):
 
 
 def with_odds(begin):
-    """Returns the stream of a search that `begin` starts, and the odds in its first event.
+    """Starts a search with `begin`. Returns its stream, and the odds in its first event.
 
-    The server does not wait for odds that take longer than usual, as they do on a busy machine. It
-    keeps them, so that the same search has them when it is started again.
+    On a busy machine, the odds may take too long. Then the server starts the search without them,
+    but keeps them for the next time that the same search is started.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         stream = begin()
         accepted = next(stream).accepted
         if accepted.HasField("odds"):
             return stream, accepted.odds
         stream.cancel()
-        assert time.monotonic() < deadline, "the odds are never there"
+        assert time.monotonic() < deadline, "the server never sent the odds"
 
 
-def test_the_odds_are_told_first(serve, finder, pb):
+def test_the_odds_are_in_the_first_event(serve, finder, pb):
     stub = finder(serve())
     request = pb.SearchRequest(query=query(pb, "doctor"))
     stream, odds = with_odds(lambda: stub.Search(request))
@@ -133,13 +133,13 @@ def test_the_odds_are_told_first(serve, finder, pb):
 BUDGET = 1_000_000
 
 
-@pytest.mark.parametrize("asked", [0, 1000, 2**64 - 1])
+@pytest.mark.parametrize("requested", [0, 1000, 2**64 - 1])
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_a_budget_ends_exactly_there(serve, finder, pb, asked, workers):
+def test_a_hash_budget_is_exact(serve, finder, pb, requested, workers):
     server = serve("--workers", workers, "--maximum-hashes", str(BUDGET))
     stub = finder(server)
-    events, error = read(stub.Search(hard(pb, 15, maximum_hashes=asked)))
-    budget = asked if asked == 1000 else BUDGET
+    events, error = read(stub.Search(hard(pb, 15, maximum_hashes=requested)))
+    budget = requested if requested == 1000 else BUDGET
     assert events[0].accepted.maximum_hashes == budget
     ended = events[-1].ended
     assert ended.reason == pb.END_REASON_HASH_BUDGET_SPENT
@@ -153,7 +153,7 @@ def test_a_budget_ends_exactly_there(serve, finder, pb, asked, workers):
     server.call_ended(code="ResourceExhausted", work='"hash budget spent"')
 
 
-def test_going_on_from_cursors_gives_what_an_unstopped_search_gives(serve, finder, pb):
+def test_resuming_from_cursors_gives_the_same_as_an_uninterrupted_search(serve, finder, pb):
     stub = finder(serve())
     whole = candidates(stub.Search(pb.SearchRequest(query=query(pb, "docto", 0, 3))))
     parts, request = [], pb.SearchRequest(query=query(pb, "docto", 0, 3), maximum_hashes=100_003)
@@ -172,7 +172,7 @@ def test_going_on_from_cursors_gives_what_an_unstopped_search_gives(serve, finde
     assert len(whole) > 10 and whole[-1].is_ideal
 
 
-def test_the_keyspace_ends(serve, finder, pb):
+def test_the_end_of_the_keyspace_ends_the_search(serve, finder, pb):
     stub = finder(serve())
     cursor = cursor_of(HARD, KEYSPACE_END - 5000)
     events, error = read(stub.Search(pb.SearchRequest(cursor=cursor)))
@@ -182,12 +182,12 @@ def test_the_keyspace_ends(serve, finder, pb):
     assert (ended.hashes, ended.frontier, ended.cursor) == (5000, KEYSPACE_END, "")
     assert error.code() == CODE.NOT_FOUND
     assert details(error, error_details_pb2.ErrorInfo).reason == "KEYSPACE_EXHAUSTED"
-    # Nothing is left to search.
+    # A cursor at the end leaves nothing to search.
     events, error = read(stub.Search(pb.SearchRequest(cursor=cursor_of(HARD, KEYSPACE_END))))
     assert (events[-1].ended.hashes, error.code()) == (0, CODE.NOT_FOUND)
 
 
-def test_a_quota_ends_a_search_with_its_cursor(serve, finder, pb):
+def test_a_spent_quota_ends_a_search_with_its_cursor(serve, finder, pb):
     server = serve("--maximum-hashes-per-second", "100000")
     stub = finder(server)
     events, error = read(stub.Search(hard(pb)))
@@ -198,11 +198,11 @@ def test_a_quota_ends_a_search_with_its_cursor(serve, finder, pb):
     assert info.reason == "HASH_QUOTA_SPENT" and info.metadata["cursor"] == ended.cursor
     details(error, error_details_pb2.RetryInfo)
     following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
-    assert "hashes tried: 1\n" in following.stderr
+    assert "hash budget spent after 1 hash\n" in following.stderr
     # Rejected before any work.
     events, error = read(stub.Search(hard(pb)))
     assert events == [] and error.code() == CODE.RESOURCE_EXHAUSTED
-    server.wait_for('call refused method="Search"')
+    server.wait_for('call rejected method="Search"')
 
 
 def test_a_cancelled_call_frees_the_cores(serve, finder, pb):
@@ -238,7 +238,7 @@ def test_a_deadline_ends_the_stream(serve, finder, pb):
     assert pb.EndReason.Name(listed.end_reason) == f"END_REASON_{expected}"
 
 
-def test_a_drain_is_told_by_event_and_status(serve, finder, pb):
+def test_a_drain_is_reported_by_event_and_status(serve, finder, pb):
     server = serve("--drain-grace", "100ms")
     stream = finder(server).Search(hard(pb, 13))
     next(stream)
@@ -258,10 +258,10 @@ def test_a_drain_is_told_by_event_and_status(serve, finder, pb):
     found = candidates(events)
     assert all(candidate.index < ended.frontier for candidate in found)
     following = run_find("--resume", ended.cursor, "--maximum-hashes", "1")
-    assert "hashes tried: 1\n" in following.stderr
+    assert "hash budget spent after 1 hash\n" in following.stderr
 
 
-def test_a_full_server_refuses(serve, finder, pb, connect, stubs):
+def test_a_full_server_rejects_searches(serve, finder, pb, connect, stubs):
     server = serve("--maximum-concurrent-rpcs", "1")
     stub = finder(server)
     stream = stub.Search(hard(pb))
@@ -297,14 +297,14 @@ BAD_QUERIES = [
 ]
 
 
-def test_bad_queries_are_refused_with_their_field(serve, finder, pb):
+def test_bad_queries_are_rejected_with_their_field(serve, finder, pb):
     server = serve()
     stub = finder(server)
     for fields, field, reason in BAD_QUERIES:
-        asked = pb.Query(**{"desired_names": ["doctor"], **fields})
+        bad_query = pb.Query(**{"desired_names": ["doctor"], **fields})
         for call in [
-            lambda: list(stub.Search(pb.SearchRequest(query=asked))),
-            lambda: stub.Estimate(pb.EstimateRequest(query=asked)),
+            lambda: list(stub.Search(pb.SearchRequest(query=bad_query))),
+            lambda: stub.Estimate(pb.EstimateRequest(query=bad_query)),
         ]:
             error = error_of(call)
             assert error.code() == CODE.INVALID_ARGUMENT, fields
@@ -312,11 +312,11 @@ def test_bad_queries_are_refused_with_their_field(serve, finder, pb):
             [violation] = details(error, error_details_pb2.BadRequest).field_violations
             assert violation.field == field
             assert violation.description == error.details()
-            server.wait_for("call refused")
+            server.wait_for("call rejected")
     assert stub.ListSearches(pb.ListSearchesRequest()).searches == []
 
 
-def test_what_is_neither_query_nor_cursor(serve, finder, pb):
+def test_a_request_needs_a_query_or_a_valid_cursor(serve, finder, pb):
     stub = finder(serve())
     good = cursor_of("doctor", 5)
     for request, field in [
@@ -335,7 +335,7 @@ def test_what_is_neither_query_nor_cursor(serve, finder, pb):
     assert (error.code(), violation.field) == (CODE.INVALID_ARGUMENT, "query")
 
 
-def test_the_defaults_may_be_spelled_out(serve, finder, pb):
+def test_the_defaults_can_be_set_explicitly(serve, finder, pb):
     spelled = query(
         pb,
         "doc",
@@ -349,9 +349,9 @@ def test_the_defaults_may_be_spelled_out(serve, finder, pb):
     assert [(found.secret, found.distance)] == oracle("doc", 0)
 
 
-def test_progress_comes_at_a_bounded_pace(serve, finder, pb):
+def test_the_rate_of_progress_events_is_limited(serve, finder, pb):
     stub = finder(serve())
-    # Shorter than the shortest interval, which is 100 ms.
+    # Requests an interval below the minimum of 100 ms.
     began = []
 
     def begin():
@@ -360,39 +360,39 @@ def test_progress_comes_at_a_bounded_pace(serve, finder, pb):
 
     stream, odds = with_odds(begin)
     chance = odds.chance.low
-    told = []
-    while len(told) < 6:
+    updates = []
+    while len(updates) < 6:
         event = next(stream)
         if event.WhichOneof("event") == "candidate":
             continue
-        now = event.progress
-        told.append(now)
+        update = event.progress
+        updates.append(update)
         # However late the stream is read, there was at most one update per interval.
-        assert time.monotonic() - began[0] >= 0.1 * len(told) - 0.01
-        expected = -math.expm1(now.hashes * math.log1p(-chance))
-        assert now.chance_by_now.low == pytest.approx(expected)
-        assert now.frontier <= now.hashes
-        assert now.state in [pb.SEARCH_STATE_QUEUED, pb.SEARCH_STATE_RUNNING]
-        assert now.average_hashes_per_second > 0
+        assert time.monotonic() - began[0] >= 0.1 * len(updates) - 0.01
+        expected = -math.expm1(update.hashes * math.log1p(-chance))
+        assert update.chance_by_now.low == pytest.approx(expected)
+        assert update.frontier <= update.hashes
+        assert update.state in [pb.SEARCH_STATE_QUEUED, pb.SEARCH_STATE_RUNNING]
+        assert update.average_hashes_per_second > 0
     stream.cancel()
-    assert sorted(now.hashes for now in told) == [now.hashes for now in told]
-    assert told[-1].hashes > told[0].hashes > 0
+    assert sorted(update.hashes for update in updates) == [update.hashes for update in updates]
+    assert updates[-1].hashes > updates[0].hashes > 0
 
 
-def test_nothing_goes_out_in_small_frames(serve, finder, pb):
+def test_messages_are_padded_so_that_no_frame_is_small(serve, finder, pb):
     stub = finder(serve())
     # HTTP/2 libraries close a connection with more than 100 unread frames smaller than this.
     stream = stub.Search(hard(pb, progress_interval=seconds(0.1)))
     watch = stub.WatchSearches(pb.WatchSearchesRequest(interval=seconds(0.1)))
-    for told in [stream, watch]:
-        next(told)
+    for messages in [stream, watch]:
+        next(messages)
         for _ in range(10):
-            assert next(told).ByteSize() >= 256
-    for told in [stream, watch]:
-        told.cancel()
+            assert next(messages).ByteSize() >= 256
+    for messages in [stream, watch]:
+        messages.cancel()
 
 
-def test_candidates_below_a_frontier_are_told_before_it(serve, finder, pb):
+def test_candidates_below_a_frontier_are_sent_before_it(serve, finder, pb):
     stream = finder(serve()).Search(hard(pb, 17, progress_interval=seconds(0.1)))
     frontier, progresses = 0, 0
     for event in stream:
@@ -408,7 +408,7 @@ def test_candidates_below_a_frontier_are_told_before_it(serve, finder, pb):
     stream.cancel()
 
 
-def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v1, pb):
+def test_an_unread_stream_uses_no_core_and_no_memory(serve, finder, v1, pb):
     server = serve()
     channel = grpc.insecure_channel(server.address, READS_LITTLE_AHEAD)
     stub = v1.Stub(channel)
@@ -424,13 +424,13 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v
     # A client that starts reading gets all candidates from the first one on, and the missed
     # progress only once.
     for stream in streams[:2]:
-        found, told = [], 0
+        found, updates = [], 0
         while len(found) < 20_000:
             event = next(stream)
             if event.WhichOneof("event") == "candidate":
                 found.append(event.candidate.secret)
-            told += event.WhichOneof("event") == "progress"
-        assert told <= (time.monotonic() - began) / 0.1
+            updates += event.WhichOneof("event") == "progress"
+        assert updates <= (time.monotonic() - began) / 0.1
         assert all(secret == expected for secret, expected in zip(found, secrets()))
     for stream in streams:
         stream.cancel()
@@ -438,7 +438,7 @@ def test_a_stream_that_nobody_reads_takes_no_core_and_no_memory(serve, finder, v
         server.call_ended(cause='"client gone"')
 
 
-def test_estimate(serve, finder, pb):
+def test_an_estimate_has_odds_and_durations(serve, finder, pb):
     stub = finder(serve())
     for name, ideal, chance in [
         ("doctor", 0, 1.956e-8),
@@ -446,27 +446,27 @@ def test_estimate(serve, finder, pb):
         ("doctor", 2, 2.985e-4),
         ("hashfinder", 3, 5.738e-8),
     ]:
-        told = stub.Estimate(pb.EstimateRequest(query=query(pb, name, ideal)))
-        odds, rate = told.odds, told.hashes_per_second
+        estimate = stub.Estimate(pb.EstimateRequest(query=query(pb, name, ideal)))
+        odds, rate = estimate.odds, estimate.hashes_per_second
         assert odds.chance.low == odds.chance.high == pytest.approx(chance, rel=5e-4)
         assert rate > 1e5
-        for hashes, takes in [
-            (odds.expected_hashes, told.expected_seconds),
-            (odds.median_hashes, told.median_seconds),
-            (odds.p90_hashes, told.p90_seconds),
-            (odds.p99_hashes, told.p99_seconds),
+        for hashes, seconds in [
+            (odds.expected_hashes, estimate.expected_seconds),
+            (odds.median_hashes, estimate.median_seconds),
+            (odds.p90_hashes, estimate.p90_seconds),
+            (odds.p99_hashes, estimate.p99_seconds),
         ]:
-            assert takes.low == pytest.approx(hashes.low / rate)
-            assert takes.high == pytest.approx(hashes.high / rate)
+            assert seconds.low == pytest.approx(hashes.low / rate)
+            assert seconds.high == pytest.approx(hashes.high / rate)
 
 
 def test_an_estimate_may_have_bounds(serve, finder, pb):
-    told = finder(serve()).Estimate(pb.EstimateRequest(query=query(pb, "hashfinderhash", 7)))
-    assert 0 < told.odds.chance.low <= told.odds.chance.high < 1
-    assert told.odds.expected_hashes.low <= told.odds.expected_hashes.high
+    estimate = finder(serve()).Estimate(pb.EstimateRequest(query=query(pb, "hashfinderhash", 7)))
+    assert 0 < estimate.odds.chance.low <= estimate.odds.chance.high < 1
+    assert estimate.odds.expected_hashes.low <= estimate.odds.expected_hashes.high
 
 
-def test_many_estimates_at_once_are_measured_once(serve, finder, pb):
+def test_many_estimates_at_once_share_one_measurement(serve, finder, pb):
     stub = finder(serve())
     request = pb.EstimateRequest(query=query(pb, "doctor"))
     futures = [stub.Estimate.future(request) for _ in range(50)]
@@ -476,7 +476,7 @@ def test_many_estimates_at_once_are_measured_once(serve, finder, pb):
 
 
 def other_kinds(pb, count):
-    """Queries of different kinds, so that the rate of each has to be measured."""
+    """Returns queries of different kinds. The server has to measure a rate for each of them."""
     kinds = itertools.product([2, 3, 4, 1], [0, 1, 3], [0, 100, 250])
     return [
         query(pb, "hashfinder", ideal, algorithm=algorithm, keyspace={"suffix": b"x" * suffix})
@@ -487,12 +487,12 @@ def other_kinds(pb, count):
 def test_a_search_does_not_wait_for_estimates(serve, finder, pb):
     server = serve()
     stub, measuring = finder(server), finder(server)
-    asked = [pb.EstimateRequest(query=one) for one in other_kinds(pb, 24)]
-    futures = [measuring.Estimate.future(request) for request in asked]
+    requests = [pb.EstimateRequest(query=other) for other in other_kinds(pb, 24)]
+    futures = [measuring.Estimate.future(request) for request in requests]
     measured = queue.Queue()
     for future in futures:
         future.add_done_callback(measured.put)
-    measured.get(timeout=PATIENCE_S)
+    measured.get(timeout=TIMEOUT_S)
     # Most of the other estimates wait now. Searches start and end without waiting for them.
     for name in ["doc", "doct", "hashf"]:
         accepted, *_, ended = stub.Search(pb.SearchRequest(query=query(pb, name, 1)))
@@ -506,24 +506,24 @@ def test_a_search_does_not_wait_for_estimates(serve, finder, pb):
         future.cancel()
 
 
-def test_what_estimates_take_is_bounded(serve, finder, pb):
+def test_the_cost_of_estimates_is_limited(serve, finder, pb):
     server = serve()
     stub = finder(server)
     # Many queries, but only two kinds: one or two blocks are hashed for each secret.
     rates = set()
     for suffix in range(1, 60, 3):
         keyspace = pb.Keyspace(suffix=b"x" * suffix)
-        asked = query(pb, "doctor", keyspace=keyspace)
-        rates.add(stub.Estimate(pb.EstimateRequest(query=asked)).hashes_per_second)
+        doctor = query(pb, "doctor", keyspace=keyspace)
+        rates.add(stub.Estimate(pb.EstimateRequest(query=doctor)).hashes_per_second)
     # No measurement gives the same number twice.
     assert len(rates) <= 2, rates
     # The number of estimates that a client may have waiting is limited.
-    asked = [pb.EstimateRequest(query=one) for one in other_kinds(pb, 36)] * 3
-    futures = [stub.Estimate.future(request) for request in asked]
-    refused = queue.Queue()
+    requests = [pb.EstimateRequest(query=other) for other in other_kinds(pb, 36)] * 3
+    futures = [stub.Estimate.future(request) for request in requests]
+    rejected = queue.Queue()
     for future in futures:
-        future.add_done_callback(lambda done: done.code() == CODE.OK or refused.put(done))
-    error = refused.get(timeout=PATIENCE_S)
+        future.add_done_callback(lambda done: done.code() == CODE.OK or rejected.put(done))
+    error = rejected.get(timeout=TIMEOUT_S)
     assert error.code() == CODE.RESOURCE_EXHAUSTED
     assert details(error, error_details_pb2.ErrorInfo).reason == "TOO_MANY_ESTIMATES"
     details(error, error_details_pb2.RetryInfo)
@@ -531,7 +531,7 @@ def test_what_estimates_take_is_bounded(serve, finder, pb):
         future.cancel()
 
 
-def test_health_and_reflection(serve):
+def test_health_and_reflection_know_the_service(serve):
     with grpc.insecure_channel(serve().address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         response = stub.Check(health_pb2.HealthCheckRequest(service="hashfinder.v1.Finder"))
@@ -544,7 +544,7 @@ def test_health_and_reflection(serve):
         assert [method.name for method in service.method] == methods
 
 
-def test_several_calls_at_once_have_ids_of_their_own(serve, finder, pb):
+def test_simultaneous_calls_have_different_ids(serve, finder, pb):
     stub = finder(serve())
     request = pb.SearchRequest(query=query(pb, "aa"))
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -560,8 +560,8 @@ def searched_parts(alphabet):
 
 DIGITS = b"0123456789"
 
-# A request, and the same in Python: the alphabet, the prefix and the suffix, the digest's text, and
-# where a name may begin.
+# Fields of a query, and the same in Python: the alphabet, the prefix, the suffix, a function that
+# returns the hashed name, and the anchor.
 QUERIES = [
     (
         {"desired_names": ["beef"], "algorithm": 2, "encoding": 3, "anchor": 2},
@@ -597,13 +597,13 @@ QUERIES = [
 ]
 
 
-@pytest.mark.parametrize(("asked", "means"), QUERIES)
-def test_every_kind_of_query(serve, finder, pb, asked, means):
-    alphabet, prefix, suffix, text_of, anchor = means
+@pytest.mark.parametrize(("fields", "model"), QUERIES)
+def test_every_kind_of_query_agrees_with_python(serve, finder, pb, fields, model):
+    alphabet, prefix, suffix, text_of, anchor = model
     stub = finder(serve())
-    found = candidates(stub.Search(pb.SearchRequest(query=pb.Query(**asked))))
-    names, ideal = asked["desired_names"], asked.get("ideal_distance", 0)
-    fold = (lambda text: text) if asked.get("case_sensitive") else str.lower
+    found = candidates(stub.Search(pb.SearchRequest(query=pb.Query(**fields))))
+    names, ideal = fields["desired_names"], fields.get("ideal_distance", 0)
+    fold = (lambda text: text) if fields.get("case_sensitive") else str.lower
 
     def nearest(text):
         places = []
@@ -620,12 +620,12 @@ def test_every_kind_of_query(serve, finder, pb, asked, means):
         secret = prefix + part + suffix
         text = text_of(secret)
         d, number, window = nearest(text)
-        if d <= ideal or d < asked.get("interesting_distance", 0):
+        if d <= ideal or d < fields.get("interesting_distance", 0):
             expected.append((secret, text, names[number], d, window, d <= ideal, index))
         if d <= ideal:
             break
-    told = [
+    received = [
         (c.secret, c.hashed_name, c.desired_name, c.distance, c.window, c.is_ideal, c.index)
         for c in found
     ]
-    assert told == expected
+    assert received == expected

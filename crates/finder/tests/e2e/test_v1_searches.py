@@ -1,4 +1,4 @@
-"""`hashfinder.v1.Finder`: the list of searches, and stopping them by their ids."""
+"""`hashfinder.v1.Finder`: listing, watching and cancelling searches."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import time
 
 import grpc
 import pytest
-from conftest import HASHFINDER, PATIENCE_S, SIGTERM, run_find
+from conftest import HASHFINDER, SIGTERM, TIMEOUT_S, run_find
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
 from test_contract import HARD, details
@@ -45,9 +45,9 @@ def listed(stub, pb, **fields):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come to that"
+        assert time.monotonic() < deadline, "timed out: the condition is still false"
         time.sleep(0.005)
     return value
 
@@ -70,14 +70,14 @@ def test_searches_of_both_services_are_listed(serve, finder, pb, connect, stubs)
     stub, reference = finder(server), connect(server)
     assert listed(stub, pb) == []
     before = time.time()
-    begun, request = [], stubs.Request(desired_name=HARD, interesting_hamming_distance=13)
+    calls, request = [], stubs.Request(desired_name=HARD, interesting_hamming_distance=13)
     methods = ["hashfinder.v1.Finder/Search", "hash_name.HashFinder/Find"]
     methods.append("hash_name.HashFinder/FindRange")
     for number, call in enumerate(
         [lambda: stub.Search(hard(pb)), lambda: reference.Find.future(request)]
         + [lambda: reference.FindRange(request)]
     ):
-        begun.append(call())
+        calls.append(call())
         wait_until(lambda: len(listed(stub, pb)) == number + 1)
     searches = listed(stub, pb)
     assert [search.method for search in searches] == methods
@@ -88,7 +88,7 @@ def test_searches_of_both_services_are_listed(serve, finder, pb, connect, stubs)
         assert before - 1 < search.started_at.ToSeconds() + 1 and search.started_at.seconds
         assert search.end_reason == pb.END_REASON_UNSPECIFIED
         assert not search.HasField("ended_at") and search.cursor == ""
-    begun[0].cancel()
+    calls[0].cancel()
     server.call_ended(method='"Search"', work='"stopped"')
     first, *others = listed(stub, pb)
     assert first.state == pb.SEARCH_STATE_ENDED
@@ -98,15 +98,15 @@ def test_searches_of_both_services_are_listed(serve, finder, pb, connect, stubs)
     assert [search.search_id for search in others] == [s.search_id for s in searches[1:]]
     # Filtered by state.
     assert listed(stub, pb, states=[pb.SEARCH_STATE_ENDED]) == [first]
-    going_on = [pb.SEARCH_STATE_RUNNING, pb.SEARCH_STATE_QUEUED]
-    assert len(listed(stub, pb, states=going_on)) == 2
+    active = [pb.SEARCH_STATE_RUNNING, pb.SEARCH_STATE_QUEUED]
+    assert len(listed(stub, pb, states=active)) == 2
     assert listed(stub, pb, states=[pb.SEARCH_STATE_PARKED]) == []
     assert len(listed(stub, pb, states=[pb.SEARCH_STATE_UNSPECIFIED])) == 3
-    for call in begun[1:]:
+    for call in calls[1:]:
         call.cancel()
 
 
-def test_an_answer_and_the_list_agree(serve, finder, pb, connect, stubs):
+def test_a_finished_search_is_listed_when_its_response_arrives(serve, finder, pb, connect, stubs):
     server = serve()
     stub = finder(server)
     for number in range(1, 30):
@@ -116,10 +116,10 @@ def test_an_answer_and_the_list_agree(serve, finder, pb, connect, stubs):
         assert len(searches) == number
         assert searches[-1].end_reason == pb.END_REASON_FOUND
         assert searches[-1].hashes == searches[-1].frontier == 899_147
-    # A search that ends within its first secrets is not worth listing.
+    # A search that ends within its first secrets is not listed.
     connect(server).Find(stubs.Request(desired_name="aa"))
     assert len(listed(stub, pb)) == 29
-    # But a client that received the search's ID can refer to it.
+    # But a client that has received its ID can still refer to it.
     query = pb.Query(desired_names=["aa"])
     accepted, *_ = stub.Search(pb.SearchRequest(query=query))
     cancelled = stub.CancelSearch(
@@ -144,43 +144,43 @@ def end_of(kind, call):
 
 @pytest.mark.parametrize("by_operator", [False, True])
 @pytest.mark.parametrize("kind", ["Search", "Find", "FindRange"])
-def test_cancelling_by_id(serve, finder, pb, connect, stubs, kind, by_operator):
+def test_a_search_can_be_cancelled_by_its_id(serve, finder, pb, connect, stubs, kind, by_operator):
     server = serve("--operator", "127.0.0.2")
     call = start(kind, pb, finder, connect, stubs, server)
     canceller = finder(relay(server, "127.0.0.2") if by_operator else server)
     server.wait_until_busy()
     [search] = listed(canceller, pb)
-    why = "tonight's backup: 10% of «you» ☂"
-    request = pb.CancelSearchRequest(search_id=search.search_id, reason=why)
+    reason = "tonight's backup: 10% of «you» ☂"
+    request = pb.CancelSearchRequest(search_id=search.search_id, reason=reason)
     answer = canceller.CancelSearch(request)
     assert not answer.had_ended and answer.search.search_id == search.search_id
     assert answer.search.state in [pb.SEARCH_STATE_QUEUED, pb.SEARCH_STATE_RUNNING]
     error = end_of(kind, call)
     assert error.code() == CODE.CANCELLED
-    assert why in error.details()
+    assert reason in error.details()
     info = details(error, error_details_pb2.ErrorInfo)
-    who = "OPERATOR" if by_operator else "CLIENT"
-    assert (info.reason, info.domain) == (f"CANCELLED_BY_{who}", "hashfinder")
-    assert info.metadata["reason"] == why
+    canceller_role = "OPERATOR" if by_operator else "CLIENT"
+    assert (info.reason, info.domain) == (f"CANCELLED_BY_{canceller_role}", "hashfinder")
+    assert info.metadata["reason"] == reason
     following = run_find("--resume", info.metadata["cursor"], "--maximum-hashes", "1")
-    assert "hashes tried: 1\n" in following.stderr
+    assert "hash budget spent after 1 hash\n" in following.stderr
     line = server.wait_for("search cancelled")
-    assert search.search_id in line and f"by={who.title()}" in line
+    assert search.search_id in line and f"by={canceller_role.title()}" in line
     line = server.call_ended(code="Cancelled", work='"stopped"', cause='"completed"')
     assert f"search={search.search_id} " in line
     server.assert_idle()
     # A second cancellation changes nothing.
-    for reason in ["", "another one"]:
-        again = pb.CancelSearchRequest(search_id=search.search_id, reason=reason)
+    for other_reason in ["", "another one"]:
+        again = pb.CancelSearchRequest(search_id=search.search_id, reason=other_reason)
         answer = canceller.CancelSearch(again)
         assert answer.had_ended
         ended = answer.search
-        assert pb.EndReason.Name(ended.end_reason) == f"END_REASON_CANCELLED_BY_{who}"
-        assert (ended.end_message, ended.cursor) == (why, info.metadata["cursor"])
+        assert pb.EndReason.Name(ended.end_reason) == f"END_REASON_CANCELLED_BY_{canceller_role}"
+        assert (ended.end_message, ended.cursor) == (reason, info.metadata["cursor"])
         assert listed(canceller, pb) == [ended]
 
 
-def test_a_cancelled_search_tells_its_last_event(serve, finder, pb):
+def test_a_cancelled_search_sends_its_last_event(serve, finder, pb):
     server = serve()
     stub = finder(server)
     stream, search_id = begin(stub, pb, 16)
@@ -194,13 +194,13 @@ def test_a_cancelled_search_tells_its_last_event(serve, finder, pb):
     assert details(error, error_details_pb2.ErrorInfo).metadata["cursor"] == ended.cursor
 
 
-def test_a_parked_search_is_cancelled_too(serve, finder, pb):
+def test_a_parked_search_can_be_cancelled(serve, finder, pb):
     server = serve()
     stub = finder(server)
     stream, search_id = begin(stub, pb, 21)
     parked = [pb.SEARCH_STATE_PARKED]
     wait_until(lambda: listed(stub, pb, states=parked))
-    stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason="nobody reads it"))
+    stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason="it is not read"))
     wait_until(lambda: listed(stub, pb, states=[pb.SEARCH_STATE_ENDED]))
     # A client that resumes reading receives the candidates and the end.
     events = []
@@ -211,7 +211,7 @@ def test_a_parked_search_is_cancelled_too(serve, finder, pb):
     assert indices == list(range(ended.frontier))
 
 
-def test_of_many_who_cancel_the_first_counts(serve, finder, pb):
+def test_of_many_cancellations_the_first_counts(serve, finder, pb):
     server = serve()
     stub = finder(server)
     for _ in range(10):
@@ -221,12 +221,12 @@ def test_of_many_who_cancel_the_first_counts(serve, finder, pb):
         error = error_of(lambda: list(stream))
         info = details(error, error_details_pb2.ErrorInfo)
         answers = [future.result() for future in futures]
-        told = {a.search.end_message for a in answers if a.search.state == pb.SEARCH_STATE_ENDED}
-        assert told <= {info.metadata["reason"]}
+        reported = {a.search.end_message for a in answers if a.search.state == pb.SEARCH_STATE_ENDED}
+        assert reported <= {info.metadata["reason"]}
         assert {answer.search.search_id for answer in answers} == {search_id}
 
 
-def test_a_client_sees_and_cancels_its_own(serve, finder, pb, connect, stubs):
+def test_a_client_sees_and_cancels_only_its_own_searches(serve, finder, pb, connect, stubs):
     server = serve()
     mine, other = finder(server), finder(relay(server, "127.0.0.2"))
     (stream, my_id), (others, other_id) = begin(mine, pb), begin(other, pb)
@@ -246,7 +246,7 @@ def test_a_client_sees_and_cancels_its_own(serve, finder, pb, connect, stubs):
         ]:
             error = error_of(call)
             assert (error.code(), reason_of(error)) == (CODE.PERMISSION_DENIED, "NOT_AN_OPERATOR")
-            server.wait_for("call refused")
+            server.wait_for("call rejected")
     # Neither search was stopped.
     for search in [*listed(mine, pb), *listed(other, pb)]:
         assert search.state != pb.SEARCH_STATE_ENDED
@@ -254,7 +254,7 @@ def test_a_client_sees_and_cancels_its_own(serve, finder, pb, connect, stubs):
     others.cancel()
 
 
-def test_an_operator_sees_and_cancels_all(serve, finder, pb):
+def test_an_operator_sees_and_cancels_all_searches(serve, finder, pb):
     server = serve("--operator", "127.0.0.2", "--operator", "10.0.0.7")
     mine, operator = finder(server), finder(relay(server, "127.0.0.2"))
     (stream, my_id), (own, operators_id) = begin(mine, pb), begin(operator, pb)
@@ -272,7 +272,8 @@ def test_an_operator_sees_and_cancels_all(serve, finder, pb):
         assert reason_of(error_of(lambda: list(call))) == reason
 
 
-# Relays one connection, as the user that runs this program, and prints its port.
+# Prints the port on which it listens, and relays one connection from there to a Unix socket. The
+# server sees the user that runs this program.
 RELAY = """
     import socket, sys, threading
     listening = socket.create_server(("127.0.0.1", 0))
@@ -288,22 +289,22 @@ RELAY = """
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to run as another user")
 @pytest.mark.skipif(shutil.which("python3", path="/usr/bin") is None, reason="needs a python3")
-def test_behind_a_unix_socket_whoever_runs_the_server_is_an_operator(serve, finder, pb):
-    nobody = 65534
+def test_on_a_unix_socket_the_user_of_the_server_is_an_operator(serve, finder, pb):
+    other_user = 65534
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         path = f"{folder}/hashfinder.sock"
         server = serve("--unix", path)
         os.chmod(path, 0o666)
         command = ["/usr/bin/python3", "-c", textwrap.dedent(RELAY), path]
-        relaying = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, user=nobody)
+        relaying = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, user=other_user)
         other = finder(f"127.0.0.1:{relaying.stdout.readline().strip()}")
         operator = finder(server)
         (stream, search_id), (own, operators_id) = begin(other, pb), begin(operator, pb)
         assert [(s.search_id, s.client) for s in listed(other, pb)] == [
-            (search_id, f"user:{nobody}")
+            (search_id, f"user:{other_user}")
         ]
         error = error_of(
             lambda: other.CancelSearch(pb.CancelSearchRequest(search_id=operators_id))
@@ -318,32 +319,32 @@ def test_behind_a_unix_socket_whoever_runs_the_server_is_an_operator(serve, find
         relaying.stdout.close()
 
 
-def test_what_is_wrong_with_a_request(serve, finder, pb):
+def test_bad_requests_are_rejected_with_their_field(serve, finder, pb):
     server = serve()
     stub = finder(server)
     stream, search_id = begin(stub, pb)
 
-    def cancel(**fields):
+    def cancel_error(**fields):
         fields = {"search_id": search_id, **fields}
         return error_of(lambda: stub.CancelSearch(pb.CancelSearchRequest(**fields)))
 
-    assert field_of(cancel(search_id="")) == "search_id"
-    assert field_of(cancel(reason="x" * 257)) == "reason"
+    assert field_of(cancel_error(search_id="")) == "search_id"
+    assert field_of(cancel_error(reason="x" * 257)) == "reason"
     # The limit counts bytes, not characters.
-    assert field_of(cancel(reason="☂" * 86)) == "reason"
+    assert field_of(cancel_error(reason="☂" * 86)) == "reason"
     for control in ["\n", "\0", "\x1b[2J", "\x7f", "\x85"]:
-        assert field_of(cancel(reason=f"a{control}b")) == "reason"
+        assert field_of(cancel_error(reason=f"a{control}b")) == "reason"
     for unknown in ["x", search_id[:-1], search_id.upper() + "0", "0" * 32, "☂" * 32]:
-        error = cancel(search_id=unknown)
+        error = cancel_error(search_id=unknown)
         assert (error.code(), reason_of(error)) == (CODE.NOT_FOUND, "SEARCH_NOT_FOUND")
 
-    def refused(**fields):
+    def list_error(**fields):
         return error_of(lambda: stub.ListSearches(pb.ListSearchesRequest(**fields)))
 
-    assert field_of(refused(page_size=-1)) == "page_size"
+    assert field_of(list_error(page_size=-1)) == "page_size"
     for token in ["x", "0" * 32, "☂" * 16, "0" * 31 + "☂"]:
-        assert field_of(refused(page_token=token)) == "page_token"
-    assert field_of(refused(states=[1, 9])) == "states[1]"
+        assert field_of(list_error(page_token=token)) == "page_token"
+    assert field_of(list_error(states=[1, 9])) == "states[1]"
     request = pb.WatchSearchesRequest(states=[-4])
     assert field_of(error_of(lambda: list(stub.WatchSearches(request)))) == "states[0]"
     assert [search.state for search in listed(stub, pb)] != [pb.SEARCH_STATE_ENDED]
@@ -356,7 +357,7 @@ def test_what_is_wrong_with_a_request(serve, finder, pb):
 
 
 def longest_query(pb):
-    """A query with the maximum number of names and bytes, and of bytes around the searched part."""
+    """Returns a query of the maximum size: names, alphabet, and bytes around the searched part."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+/"
     names = [letter + "qwertyuiopasdfg" for letter in letters]
     given = bytes(reversed(range(256)))
@@ -366,7 +367,7 @@ def longest_query(pb):
 
 # The stock client drops trailers beyond 8 KiB, and the status with them.
 @pytest.mark.parametrize("reason", ["", "x" * 256, "é" * 128, "\U0001f980" * 64])
-def test_the_longest_cursor_and_the_longest_reason_come_through(serve, finder, pb, reason):
+def test_the_longest_cursor_and_the_longest_reason_arrive_intact(serve, finder, pb, reason):
     stub = finder(serve())
     stream = stub.Search(pb.SearchRequest(query=longest_query(pb)))
     search_id = next(stream).accepted.search_id
@@ -383,7 +384,7 @@ def test_the_longest_cursor_and_the_longest_reason_come_through(serve, finder, p
     assert reason_of(error) == "HASH_BUDGET_SPENT"
 
 
-def test_a_drain_tells_the_longest_cursor(serve, finder, pb):
+def test_a_drain_sends_the_longest_cursor(serve, finder, pb):
     server = serve("--drain-grace", "0s")
     stream = finder(server).Search(pb.SearchRequest(query=longest_query(pb)))
     next(stream)
@@ -392,19 +393,19 @@ def test_a_drain_tells_the_longest_cursor(serve, finder, pb):
     assert (error.code(), reason_of(error)) == (CODE.UNAVAILABLE, "DRAINING")
 
 
-def test_what_is_wrong_is_told_however_much_was_sent(serve, finder, pb):
+def test_an_oversized_request_is_rejected_with_its_reason(serve, finder, pb):
     stub = finder(serve())
     for name in ["x" * 3000, "\U0001f980" * 900, "ïïï\u202e" * 300]:
-        asked = pb.Query(desired_names=[name])
-        error = error_of(lambda: list(stub.Search(pb.SearchRequest(query=asked))))
+        query = pb.Query(desired_names=[name])
+        error = error_of(lambda: list(stub.Search(pb.SearchRequest(query=query))))
         assert field_of(error) == "query.desired_names[0]"
     # Longer than the maximum size of a request.
-    asked = pb.Query(desired_names=["x" * 5000])
-    error = error_of(lambda: list(stub.Search(pb.SearchRequest(query=asked))))
+    query = pb.Query(desired_names=["x" * 5000])
+    error = error_of(lambda: list(stub.Search(pb.SearchRequest(query=query))))
     assert (error.code(), reason_of(error)) == (CODE.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LONG")
 
 
-def test_a_cancel_that_counts_is_told_apart_in_the_log(serve, finder, pb):
+def test_the_log_shows_which_cancellation_was_the_first(serve, finder, pb):
     server = serve()
     stub = finder(server)
     stream, search_id = begin(stub, pb, 21)
@@ -418,7 +419,7 @@ def test_a_cancel_that_counts_is_told_apart_in_the_log(serve, finder, pb):
     stream.cancel()
 
 
-def test_searches_that_have_ended_take_little_memory(serve, finder, pb):
+def test_searches_that_have_ended_use_little_memory(serve, finder, pb):
     server = serve()
     stub = finder(server)
     query = longest_query(pb)
@@ -428,7 +429,7 @@ def test_searches_that_have_ended_take_little_memory(serve, finder, pb):
             request = pb.SearchRequest(query=query, maximum_hashes=2000)
             assert reason_of(error_of(lambda: list(stub.Search(request)))) == "HASH_BUDGET_SPENT"
 
-    # These searches make the allocator take the pages that it needs regardless of what is kept.
+    # These searches make the allocator take the pages that it always needs.
     end(20)
     resident = server.resident_bytes()
     end(80)
@@ -439,7 +440,7 @@ def test_searches_that_have_ended_take_little_memory(serve, finder, pb):
     assert len(sizes) > 1 and max(sizes) < 40_000
 
 
-def test_pages_while_searches_come_and_go(serve, finder, pb):
+def test_pages_are_complete_while_searches_start_and_end(serve, finder, pb):
     stub = finder(serve())
     begun = [begin(stub, pb) for _ in range(25)]
     ids = [search_id for _, search_id in begun]
@@ -473,9 +474,9 @@ def test_pages_while_searches_come_and_go(serve, finder, pb):
         stream.cancel()
 
 
-def test_a_thousand_searches(serve, finder, pb, connect, stubs):
-    most = ["--maximum-concurrent-rpcs", "2000", "--maximum-searches-per-client", "2000"]
-    server = serve(*most)
+def test_a_thousand_searches_can_be_listed_watched_and_cancelled(serve, finder, pb, connect, stubs):
+    limits = ["--maximum-concurrent-rpcs", "2000", "--maximum-searches-per-client", "2000"]
+    server = serve(*limits)
     stub, reference = finder(server), connect(server)
     futures = [reference.Find.future(stubs.Request(desired_name=HARD)) for _ in range(1000)]
     wait_until(lambda: len(listed(stub, pb, page_size=2000)) == 1000)
@@ -489,9 +490,9 @@ def test_a_thousand_searches(serve, finder, pb, connect, stubs):
             break
     assert len(set(seen)) == len(seen) == 1000
     watch = stub.WatchSearches(pb.WatchSearchesRequest())
-    told = set()
-    while len(told) < 1000:
-        told |= {search.search_id for search in next(watch).searches}
+    watched = set()
+    while len(watched) < 1000:
+        watched |= {search.search_id for search in next(watch).searches}
     watch.cancel()
     for search_id in seen:
         stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id, reason="enough"))
@@ -502,29 +503,29 @@ def test_a_thousand_searches(serve, finder, pb, connect, stubs):
     assert len(listed(stub, pb, page_size=1000)) == 100
 
 
-def test_many_short_calls_push_out_nobody_elses(serve, finder, pb, connect, stubs):
+def test_many_short_calls_do_not_displace_other_clients_searches(serve, finder, pb, connect, stubs):
     server = serve("--operator", "127.0.0.1")
     stub, other = finder(server), finder(relay(server, "127.0.0.2"))
     query = pb.Query(desired_names=["doc"])
     accepted, *_ = other.Search(pb.SearchRequest(query=query))
     for _ in range(300):
-        connect_once = stub.Search(pb.SearchRequest(query=query))
-        assert list(connect_once)[-1].ended.reason == pb.END_REASON_FOUND
+        events = stub.Search(pb.SearchRequest(query=query))
+        assert list(events)[-1].ended.reason == pb.END_REASON_FOUND
     [kept] = listed(other, pb)
     assert kept.search_id == accepted.accepted.search_id
     assert len(listed(stub, pb, client=MINE, page_size=1000)) == 100
 
 
-def every(pb, milliseconds, **fields):
+def watch_request(pb, milliseconds, **fields):
     interval = duration_pb2.Duration(nanos=milliseconds * 1_000_000)
     return pb.WatchSearchesRequest(interval=interval, **fields)
 
 
-def test_watching(serve, finder, pb, connect, stubs):
+def test_a_watch_reports_changes_at_a_limited_rate(serve, finder, pb, connect, stubs):
     server = serve()
     stub = finder(server)
     began = time.monotonic()
-    watch = stub.WatchSearches(every(pb, 1))
+    watch = stub.WatchSearches(watch_request(pb, 1))
     assert list(next(watch).searches) == []
     stream, search_id = begin(stub, pb)
     seen, messages = [], 1
@@ -558,15 +559,15 @@ def test_watching(serve, finder, pb, connect, stubs):
     error_of(lambda: list(stream))
 
 
-def test_watching_some_states(serve, finder, pb):
+def test_a_watch_can_be_limited_to_some_states(serve, finder, pb):
     server = serve()
     stub = finder(server)
-    parked = stub.WatchSearches(every(pb, 100, states=[pb.SEARCH_STATE_PARKED]))
+    parked = stub.WatchSearches(watch_request(pb, 100, states=[pb.SEARCH_STATE_PARKED]))
     assert list(next(parked).searches) == []
     running, _ = begin(stub, pb)
     stream, search_id = begin(stub, pb, 21)
 
-    def told(state):
+    def wait_for(state):
         # The search may leave the state briefly, until the client's windows are full.
         while True:
             [search] = next(parked).searches
@@ -575,10 +576,10 @@ def test_watching_some_states(serve, finder, pb):
                 return
 
     # Only the search that is not read reaches this state.
-    told(pb.SEARCH_STATE_PARKED)
+    wait_for(pb.SEARCH_STATE_PARKED)
     # It is reported once more when it leaves this state, and not after that.
     stub.CancelSearch(pb.CancelSearchRequest(search_id=search_id))
-    told(pb.SEARCH_STATE_ENDED)
+    wait_for(pb.SEARCH_STATE_ENDED)
     again, again_id = begin(stub, pb, 21)
     [search] = next(parked).searches
     assert search.search_id == again_id
@@ -586,7 +587,7 @@ def test_watching_some_states(serve, finder, pb):
         call.cancel()
 
 
-def test_a_watch_does_not_hold_up_a_drain(serve, finder, pb):
+def test_a_watch_does_not_delay_a_drain(serve, finder, pb):
     server = serve("--drain-grace", "1h")
     watch = finder(server).WatchSearches(pb.WatchSearchesRequest())
     next(watch)
@@ -596,7 +597,7 @@ def test_a_watch_does_not_hold_up_a_drain(serve, finder, pb):
     assert server.wait() == 0
 
 
-def test_a_watch_tells_how_searches_end_with_the_server(serve, finder, pb):
+def test_a_watch_reports_how_a_drain_ends_searches(serve, finder, pb):
     server = serve("--drain-grace", "100ms")
     stub = finder(server)
     stream, search_id = begin(stub, pb)
@@ -606,16 +607,16 @@ def test_a_watch_tells_how_searches_end_with_the_server(serve, finder, pb):
     [search] = next(watch).searches
     assert search.state != pb.SEARCH_STATE_ENDED
     server.send(SIGTERM)
-    told = []
-    error = error_of(lambda: told.extend(watch))
+    messages = []
+    error = error_of(lambda: messages.extend(watch))
     assert (error.code(), reason_of(error)) == (CODE.UNAVAILABLE, "DRAINING")
-    [last] = told[-1].searches
+    [last] = messages[-1].searches
     assert (last.search_id, last.end_reason) == (search_id, pb.END_REASON_DRAINING)
     assert reason_of(error_of(lambda: list(stream))) == "DRAINING"
     assert server.wait() == 0
 
 
-def test_only_so_many_may_watch(serve, finder, pb):
+def test_the_watches_of_a_client_are_limited(serve, finder, pb):
     server = serve()
     stub, other = finder(server), finder(relay(server, "127.0.0.2"))
     watches = [stub.WatchSearches(pb.WatchSearchesRequest()) for _ in range(16)]
@@ -626,28 +627,28 @@ def test_only_so_many_may_watch(serve, finder, pb):
     next(other.WatchSearches(pb.WatchSearchesRequest()))
     watches[0].cancel()
 
-    def there_is_room():
+    def is_accepted():
         try:
             return next(stub.WatchSearches(pb.WatchSearchesRequest())) is not None
-        except grpc.RpcError as refused:
-            assert reason_of(refused) == "TOO_MANY_WATCHES"
+        except grpc.RpcError as error:
+            assert reason_of(error) == "TOO_MANY_WATCHES"
             return False
 
-    wait_until(there_is_room)
+    wait_until(is_accepted)
 
 
-def test_a_watch_that_nobody_reads_takes_no_memory(serve, finder, pb, connect, stubs):
+def test_an_unread_watch_uses_no_memory(serve, finder, pb, connect, stubs):
     server = serve()
     stub, reference = finder(server), connect(server)
-    unread = [stub.WatchSearches(every(pb, 100)) for _ in range(15)]
+    unread = [stub.WatchSearches(watch_request(pb, 100)) for _ in range(15)]
     futures = [reference.Find.future(stubs.Request(desired_name=HARD)) for _ in range(500)]
     wait_until(lambda: len(listed(stub, pb, page_size=1000)) == 500)
-    watch = finder(server).WatchSearches(every(pb, 100))
+    watch = finder(server).WatchSearches(watch_request(pb, 100))
 
-    def read_until(told):
-        """Reads until this many changes, of about 200 bytes each, were received."""
-        while told > 0:
-            told -= len(next(watch).searches)
+    def read_until(changes):
+        """Reads this many changes, of about 200 bytes each."""
+        while changes > 0:
+            changes -= len(next(watch).searches)
 
     read_until(3000)
     resident = server.resident_bytes()
@@ -659,8 +660,8 @@ def test_a_watch_that_nobody_reads_takes_no_memory(serve, finder, pb, connect, s
 
 
 @pytest.mark.parametrize("flag", ["localhost", "user:root", "10.0.0.7=2", ""])
-def test_a_wrong_operator_is_refused(flag):
+def test_an_invalid_operator_is_rejected(flag):
     command = [HASHFINDER, "serve", "--operator", flag]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 2 and "--operator" in done.stderr
     assert "IP address" in done.stderr

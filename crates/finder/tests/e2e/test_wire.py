@@ -1,4 +1,4 @@
-"""The bytes between client and server, as a relay sees them."""
+"""The bytes between a client and a server, recorded by a relay."""
 
 import socket
 import threading
@@ -72,7 +72,7 @@ def proxy():
 
 
 @pytest.mark.parametrize("arguments", [[], ["--show-inferior", "5"]])
-def test_ctrl_c_sends_a_cancellation_and_not_just_the_end_of_the_connection(
+def test_ctrl_c_cancels_the_call_and_does_not_just_close_the_connection(
     find, serve, proxy, arguments
 ):
     server = serve()
@@ -102,17 +102,17 @@ def test_candidates_that_are_ready_share_frames(serve, proxy, stubs):
     assert len(small) < len(sizes) / 4 + 2 and len(sizes) < 1000, (len(small), len(sizes))
 
 
-def test_candidates_that_trickle_are_paced(serve, proxy, stubs):
+def test_the_rate_of_small_frames_is_limited(serve, proxy, stubs):
     between = proxy(serve())
     began = time.monotonic()
     with grpc.insecure_channel(between.address) as channel:
         # A few thousand candidates a second, each ready at another moment.
         request = stubs.Request(desired_name="hashfinder", interesting_hamming_distance=6)
         stream = stubs.Stub(channel).FindRange(request)
-        told = sum(1 for _, _ in zip(stream, range(2000)))
+        received = sum(1 for _, _ in zip(stream, range(2000)))
         stream.cancel()
     took = time.monotonic() - began
-    assert told == 2000
+    assert received == 2000
     sizes = [len(payload) for kind, _, payload in frames(between.from_server) if kind == DATA]
     # The server sends at most one small frame in 10 ms.
     small = [size for size in sizes if size < 256]

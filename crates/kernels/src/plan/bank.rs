@@ -98,7 +98,7 @@ impl Bank {
 }
 
 /// Returns the characters that satisfy the character with this index in at least one of the names:
-/// the empty set if there are no names, `None` if one of the names is shorter.
+/// the empty set if `names` is empty, `None` if one of the names is shorter.
 fn union(names: &[&Name], index: usize) -> Option<CharSet> {
     let mut characters = names.iter().map(|name| name.characters.get(index).copied());
     characters.try_fold(CharSet::EMPTY, |union, set| Some(union.or(set?)))

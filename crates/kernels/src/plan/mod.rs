@@ -67,7 +67,7 @@ impl Plan {
                 })
                 .map(|(number, _)| number)
                 .collect();
-            // A shorter stride that finds no more names is no better.
+            // A shorter stride helps only if it finds more names.
             if stride > 0 && apart_before.replace(apart.len()) == Some(apart.len()) {
                 continue;
             }

@@ -196,7 +196,7 @@ fn values_of_other_spellings_that_can_be_worked_out_by_hand() {
 
 /// No single window is always near enough, but every hash matches.
 #[test]
-fn sure_without_a_sure_window() {
+fn a_match_can_be_certain_without_a_certain_window() {
     use {Algorithm::*, Anchor::*, Encoding::*};
     // Any character of a place in the middle agrees with the name in some window.
     for (spelling, name) in [
@@ -217,7 +217,7 @@ fn sure_without_a_sure_window() {
 
 /// The chance is less than 1, and must stay so although it rounds to 1.
 #[test]
-fn all_but_sure() {
+fn a_chance_that_rounds_to_1_stays_below_1() {
     let hex = spelling(Algorithm::Sha512, Encoding::Hex, Anchor::Anywhere);
     let chance = exactly_in(hex, &["01234"], 4);
     assert!(1.0 - 1e-15 < chance && chance < 1.0);
@@ -239,14 +239,14 @@ fn many_long_names_are_bounded() {
 
 #[test]
 #[should_panic(expected = "different spellings")]
-fn names_are_of_one_spelling() {
+fn names_of_different_spellings_panic() {
     let hex = spelling(Algorithm::Sha1, Encoding::Hex, Anchor::Anywhere);
     let names = ["a".parse().unwrap(), DesiredName::new("a", hex).unwrap()];
     let _ = Odds::any(&names, Distance::ZERO);
 }
 
 #[test]
-fn never_and_always() {
+fn impossible_and_certain_matches_have_exact_odds() {
     for (name, distance) in [("==", 0), ("doc-tor", 0), ("b=", 0), ("\u{1f980}", 0)] {
         assert_eq!(exactly(name, distance), 0.0, "{name}");
         assert_eq!(odds(name, distance).chance_after(u64::MAX), 0.0..=0.0);
@@ -269,7 +269,7 @@ fn never_and_always() {
 }
 
 #[test]
-fn tiny_chances_lose_nothing() {
+fn tiny_chances_keep_their_precision() {
     let chance = exactly("abcdefghijklmnopqrst", 0);
     assert!(chance < 1e-28);
     let odds = odds("abcdefghijklmnopqrst", 0);
@@ -280,7 +280,7 @@ fn tiny_chances_lose_nothing() {
 }
 
 #[test]
-fn the_greatest_distances_are_nearly_sure() {
+fn the_greatest_distances_are_nearly_certain() {
     // All characters of the only window differ with a chance of (31/32)^26 * 15/16.
     let name = "abcdefghijklmnopqrstuvwxyzab";
     let chance = exactly(name, 27);
@@ -304,7 +304,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn a_greater_distance_is_as_likely_or_likelier(name in names(), distance in 0..28_u8) {
+    fn a_greater_distance_is_at_least_as_likely(name in names(), distance in 0..28_u8) {
         let (near, far) = (odds(&name, distance), odds(&name, distance + 1));
         // If a chance is only bounded, the bounds must not contradict it; that is all.
         let (near, far) = (near.chance(), far.chance());
@@ -316,7 +316,7 @@ proptest! {
     }
 
     #[test]
-    fn it_is_0_where_a_query_is_impossible(name in names(), distance in 0..6_u8) {
+    fn the_chance_is_0_if_the_query_is_impossible(name in names(), distance in 0..6_u8) {
         let parsed: DesiredName = name.parse().unwrap();
         let possible = parsed.least_distance() <= distance;
         prop_assert_eq!(*odds(&name, distance).chance().start() > 0.0, possible);
@@ -418,38 +418,38 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn it_is_what_enumeration_gives(small in small_texts()) {
+    fn the_chance_matches_enumeration(small in small_texts()) {
         let expected = small.chance();
         let odds = small.text().odds(ENDLESS);
         prop_assert!(odds.is_exact());
-        prop_assert!((odds.low - expected).abs() < 1e-12, "{odds:?}, and not {expected}");
+        prop_assert!((odds.low - expected).abs() < 1e-12, "{odds:?}, expected {expected}");
         // It is exactly 0 or 1 where the chance is, and nowhere else.
         prop_assert_eq!(odds.low == 0.0, expected == 0.0);
         prop_assert_eq!(odds.low == 1.0, expected == 1.0);
     }
 
     #[test]
-    fn the_bounds_contain_it(small in small_texts(), states in 0..4_usize, sums in 0..400_usize) {
+    fn the_bounds_contain_the_chance(small in small_texts(), states in 0..4_usize, sums in 0..400_usize) {
         let expected = small.chance();
         let effort = Effort { states, sums, ..ENDLESS };
         let odds = small.text().odds(effort);
-        prop_assert!(odds.low < expected + 1e-12, "{odds:?}, and not {expected}");
-        prop_assert!(expected < odds.high + 1e-12, "{odds:?}, and not {expected}");
+        prop_assert!(odds.low < expected + 1e-12, "{odds:?}, expected {expected}");
+        prop_assert!(expected < odds.high + 1e-12, "{odds:?}, expected {expected}");
         prop_assert_eq!(odds.low == 0.0, expected == 0.0);
         prop_assert!(odds.low < 1.0 || expected == 1.0);
     }
 
-    /// The case in which a state has too few bits for all windows.
+    /// Used if a state has too few bits for all windows.
     #[test]
-    fn the_bounds_by_pairs_contain_it(small in small_texts(), sums in 0..2_000_usize) {
+    fn the_pair_bounds_contain_the_chance(small in small_texts(), sums in 0..2_000_usize) {
         let expected = small.chance();
         let (low, high) = small.text().pairs(sums).bounds();
-        prop_assert!(low < expected + 1e-12, "{low}, and not {expected}");
-        prop_assert!(expected < high + 1e-12, "{high}, and not {expected}");
+        prop_assert!(low < expected + 1e-12, "{low}, expected {expected}");
+        prop_assert!(expected < high + 1e-12, "{high}, expected {expected}");
     }
 
     #[test]
-    fn pairs_are_what_enumeration_gives(small in small_texts()) {
+    fn pairs_match_enumeration(small in small_texts()) {
         let text = small.text();
         let pairs = text.pairs(usize::MAX);
         prop_assert_eq!(pairs.paired, text.windows.len());
@@ -498,7 +498,7 @@ fn the_bounds_of_names_contain_their_chances() {
 }
 
 #[test]
-fn what_is_bounded_is_known_well() {
+fn bounds_are_tight() {
     for (name, distance) in [("thequickbrownf", 10), ("catcatdogcatcatcat", 15)] {
         let odds = odds(name, distance);
         assert!(!odds.is_exact());
@@ -556,8 +556,8 @@ fn real_hashes_match_as_often_as_they_should() {
         let deviation = |p: f64| DEVIATIONS * (hashes * p * (1.0 - p)).sqrt();
         let least = hashes * odds.low - deviation(odds.low);
         let most = hashes * odds.high + deviation(odds.high);
-        eprintln!("{name} at {distance}: {count}, and {least:.0} to {most:.0} expected");
-        assert!(count >= 100, "{name} is too rare to tell anything");
+        eprintln!("{name} at {distance}: {count}, expected {least:.0} to {most:.0}");
+        assert!(count >= 100, "{name} is too rare to test");
         assert!(least <= count as f64 && count as f64 <= most, "{name}");
     }
 }
@@ -638,8 +638,8 @@ fn real_hashes_of_other_spellings_match_as_often_as_they_should() {
         let most = hashes * odds.high + deviation(odds.high);
         let texts: Vec<&str> = names.iter().map(DesiredName::as_str).collect();
         let which = format!("{texts:?} at {distance} in {:?}", names[0].spelling());
-        eprintln!("{which}: {count}, and {least:.0} to {most:.0} expected");
-        assert!(count >= 100, "{which} is too rare to tell anything");
+        eprintln!("{which}: {count}, expected {least:.0} to {most:.0}");
+        assert!(count >= 100, "{which} is too rare to test");
         assert!(
             least <= f64::from(count) && f64::from(count) <= most,
             "{which}"

@@ -59,7 +59,7 @@ pub(super) struct Entry {
     pub(super) cost: f64,
     /// The request's matcher, until the search's first scan takes it, every segment has a scan, or
     /// the search ends. Keeping it longer would cost every search that shares a kilobyte for each
-    /// of its names. If the search needs a scan of its own again later, a worker plans the matcher
+    /// of its names. If the search needs its own scan again later, a worker plans the matcher
     /// again.
     pub(super) matcher: Option<Arc<Matcher>>,
     /// Until its frontier reaches this index, the search shares nothing: a slice that it shared has

@@ -263,7 +263,7 @@ fn one_search_takes_every_worker_and_a_new_one_is_next() {
 }
 
 #[test]
-fn slices_grow_until_they_take_their_time() {
+fn slices_grow_to_their_target_duration() {
     let mut world = World::default();
     world.submit(hard());
     let mut length = 0;
@@ -283,7 +283,7 @@ fn slices_grow_until_they_take_their_time() {
 }
 
 #[test]
-fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
+fn a_stop_waits_for_the_workers_and_keeps_their_results() {
     let mut world = World::default();
     let id = world.submit(hard());
     world.begin();
@@ -293,9 +293,9 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
     assert!(slices[0].stop.load(Ordering::Relaxed));
     assert!(
         world.slice().is_none(),
-        "a stopped search gives out nothing"
+        "a stopped search hands out no slice"
     );
-    let asked = world.now;
+    let stopped_at = world.now;
     for slice in slices {
         assert_eq!(world.report(id), None);
         assert_eq!(world.poll(id), Poll::Pending);
@@ -311,7 +311,7 @@ fn a_stop_waits_for_the_workers_and_keeps_what_they_bring() {
         );
     }
     let report = world.report(id).unwrap();
-    assert_eq!(report.stop_latency, Some(world.now - asked));
+    assert_eq!(report.stop_latency, Some(world.now - stopped_at));
     assert_eq!(report.outcome, Outcome::Stopped(Cursor::new(&hard(), end)));
     assert_eq!((report.hashes, report.tests), (end, end));
     assert_eq!(world.poll(id), Poll::Ready(Event::Ended(report.outcome)));
@@ -357,7 +357,7 @@ fn a_search_that_waits_for_its_turn_stops_without_one() {
 }
 
 #[test]
-fn an_unread_search_is_parked_and_can_be_stopped_and_read_on() {
+fn an_unread_search_is_parked_and_can_be_stopped_or_resumed() {
     for read_on in [false, true] {
         let mut world = World::default();
         let all = (0..100_000).map(|index| (index, 20)).collect();
@@ -502,7 +502,7 @@ fn a_budget_is_spent_to_the_hash() {
 /// Searches that arrive one after another end up sharing every slice. What a search has missed is
 /// hashed once more for it.
 #[test]
-fn searches_that_arrive_one_after_another_end_up_together() {
+fn searches_that_arrive_one_after_another_end_up_sharing() {
     let mut world = World::default();
     let mut searches = Vec::new();
     for _ in 0..16 {
@@ -521,7 +521,7 @@ fn searches_that_arrive_one_after_another_end_up_together() {
         let slice = world.slice().unwrap();
         world.finish(slice);
         slices += 1;
-        assert!(slices < 10_000, "they never come together");
+        assert!(slices < 10_000, "they never share one scan");
     }
     let before = world.scheduler.metrics();
     for _ in 0..100 {
@@ -564,7 +564,7 @@ fn a_client_with_a_thousand_searches_gets_no_more_than_others() {
 }
 
 #[test]
-fn weights_and_connections_share() {
+fn time_is_shared_by_weight_and_connection() {
     let mut world = World::default();
     let heavy = Client {
         weight: NonZeroU32::new(3).unwrap(),
@@ -699,7 +699,7 @@ fn a_search_that_waits_for_a_slice_tries_the_rest_of_it() {
 
 /// Searches that shared a slice that panicked share again once each has tried its secrets alone.
 #[test]
-fn after_a_panic_the_innocent_share_again() {
+fn after_a_panic_the_other_searches_share_again() {
     let mut world = World::default();
     let guilty = Plan {
         poison: Some(300_000),
@@ -717,14 +717,14 @@ fn after_a_panic_the_innocent_share_again() {
     while world.scheduler.metrics().ended.failed == 0 || sizes(&world) != [3] {
         world.begin();
         slices += 1;
-        assert!(slices < 20_000, "they go on in {:?}", sizes(&world));
+        assert!(slices < 20_000, "they still share as {:?}", sizes(&world));
     }
 }
 
 /// A client that starts one easy search after another must not gain from always having the newest
 /// one.
 #[test]
-fn coming_back_all_the_time_gains_nothing() {
+fn starting_new_searches_all_the_time_gains_nothing() {
     let mut world = World::default();
     let steady = world.submit_for(client("steady", 0), chatty(), Plan::default());
     let mut steady_time = Duration::ZERO;
@@ -747,7 +747,7 @@ fn coming_back_all_the_time_gains_nothing() {
 }
 
 #[test]
-fn limits_refuse_and_a_spent_quota_ends_with_a_cursor() {
+fn limits_reject_searches_and_a_spent_quota_ends_one_with_a_cursor() {
     let per_second = NonZeroU64::new(1_000_000).unwrap();
     let mut scheduler = Scheduler::new(Limits {
         searches: 3,
@@ -851,7 +851,7 @@ fn one_connection_leaves_a_quarter_of_its_clients_searches_to_the_others() {
 }
 
 #[test]
-fn a_quota_of_its_own_takes_the_place_of_everybodys() {
+fn a_clients_own_quota_replaces_the_default() {
     let second = Duration::from_secs(1);
     let mut scheduler = Scheduler::new(Limits {
         searches_per_client: 2,
@@ -1046,7 +1046,7 @@ fn play(seed: u64) {
         quota_saved_for: Duration::from_millis(20),
         ..Limits::default()
     };
-    // One of the three clients may have a quota of its own.
+    // One of the three clients may have its own quota.
     let mut quotas = [Quota::default(); 3];
     if random(4) == 0 {
         quotas[2] = Quota {
@@ -1067,7 +1067,7 @@ fn play(seed: u64) {
     let mut builds: Vec<Build> = Vec::new();
     let mut hashed = 0;
     for turn in 0.. {
-        assert!(turn < 200_000, "something never ends");
+        assert!(turn < 200_000, "the schedule never ends");
         let arriving = watched.len() < count as usize;
         if !arriving
             && watched
@@ -1078,11 +1078,11 @@ fn play(seed: u64) {
         }
         world.now += Duration::from_micros(random(200));
         let counted = world.scheduler.metrics().tests;
-        assert!(tests <= counted, "tests were counted down");
+        assert!(tests <= counted, "the number of tests decreased");
         tests = counted;
         for one in watched.iter_mut().filter(|one| !one.abandoned) {
             let frontier = world.scheduler.frontier(one.id).unwrap();
-            assert!(one.frontier <= frontier, "a frontier went back");
+            assert!(one.frontier <= frontier, "a frontier moved back");
             one.frontier = frontier;
             let ahead = world.scheduler.searches[&one.id].out_of_order.len();
             assert!(
@@ -1309,7 +1309,7 @@ fn play_fairly(seed: u64) {
 }
 
 #[test]
-fn clients_get_their_shares_whatever_searches_come_and_go() {
+fn clients_get_their_shares_while_searches_come_and_go() {
     let first = random_seed();
     for number in 0..100 {
         let seed = first.wrapping_add(number);

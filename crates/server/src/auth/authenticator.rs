@@ -68,7 +68,7 @@ impl Auth {
         peer: Option<&Peer>,
         credentials: &Credentials,
     ) -> Result<Principal, Rejection> {
-        let of_peer = || peer.map_or_else(ClientName::of_nobody, Peer::client);
+        let of_peer = || peer.map_or_else(ClientName::unknown, Peer::client);
         if !self.is_configured() {
             return Ok(self.with_role(of_peer(), Role::User, None));
         }
@@ -78,7 +78,7 @@ impl Auth {
         // credential the call has.
         if let Some(certificate) = certificate.filter(|certificate| !certificate.is_good()) {
             return Err(Rejection::Rejected {
-                why: "a certificate that has expired, or whose authority is gone",
+                why: "certificate expired or no longer trusted",
                 client: ClientName::of_certificate(certificate.name()),
             });
         }
@@ -90,7 +90,7 @@ impl Auth {
         }
         let certificate = certificate.ok_or(Rejection::Missing)?;
         let name = ClientName::of_certificate(certificate.name());
-        let name = name.ok_or(Rejection::because("a certificate without a plain name"))?;
+        let name = name.ok_or(Rejection::because("certificate without a valid name"))?;
         Ok(self.with_role(name, Role::User, None))
     }
 
@@ -107,7 +107,7 @@ impl Auth {
                 let subject = subject.map_err(Rejection::because)?;
                 Ok(self.with_role(subject, Role::User, None))
             }
-            _ => Err(Rejection::because("of no kind that is taken here")),
+            _ => Err(Rejection::because("unsupported kind of credential")),
         }
     }
 

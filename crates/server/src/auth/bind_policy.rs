@@ -14,13 +14,14 @@ pub(crate) fn check_bind_policy(
     has_tls: bool,
     has_authentication: bool,
 ) -> Result<()> {
-    let lacks = match (has_tls, has_authentication) {
+    let (missing, risk) = match (has_tls, has_authentication) {
         (true, true) => return Ok(()),
-        (true, false) => "without authentication anybody could use it",
-        (false, true) => "without TLS anybody on the way could read credentials",
-        (false, false) => {
-            "without TLS and authentication anybody could use it, and read what others ask for"
-        }
+        (true, false) => ("authentication", "other machines could use it"),
+        (false, true) => ("TLS", "others on the network could read credentials"),
+        (false, false) => (
+            "TLS and authentication",
+            "other machines could use it and read requests",
+        ),
     };
     let open = addresses
         .iter()
@@ -28,8 +29,8 @@ pub(crate) fn check_bind_policy(
     if let Some(open) = open {
         ensure!(
             false,
-            "{open} can be reached from other machines, and {lacks}; configure both, listen on the \
-             loopback or a Unix socket, or give --listen-unprotected"
+            "cannot listen on {open} without {missing}: {risk}; configure {missing}, listen on a \
+             loopback address or a Unix socket, or set listen-unprotected"
         );
     }
     Ok(())
@@ -40,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_loopback_is_for_the_unprotected() {
+    fn an_unprotected_server_may_only_listen_on_loopback() {
         for (address, is_open) in [
             ("127.0.0.1:1", false),
             ("127.9.9.9:1", false),

@@ -51,17 +51,17 @@ impl Credentials {
         let value = match &self.0[..] {
             [] => return Ok(None),
             [value] => value,
-            _ => return Err(Rejection::because("more than one header")),
+            _ => return Err(Rejection::because("more than one authorization header")),
         };
         if value.len() > MAX_CREDENTIAL_LEN {
-            return Err(Rejection::because("too long"));
+            return Err(Rejection::because("credential too long"));
         }
         let parts = value.to_str().ok().and_then(|text| text.split_once(' '));
         match parts {
             Some((scheme, credential)) if scheme.eq_ignore_ascii_case("bearer") => {
                 Ok(Some(credential))
             }
-            _ => Err(Rejection::because("no bearer's credential")),
+            _ => Err(Rejection::because("not a bearer credential")),
         }
     }
 }

@@ -115,7 +115,7 @@ impl Tokens {
                     || settings.jwt_issuer.is_some();
                 ensure!(
                     !is_named,
-                    "tokens need the issuer's keys: give --jwt-keys or --jwt-secret"
+                    "tokens need the issuer's key: set jwt-keys or jwt-secret"
                 );
                 return Ok(None);
             }
@@ -125,7 +125,7 @@ impl Tokens {
                 .with_context(|| format!("cannot use the issuer's secret in {path:?}"))?,
         };
         let audience = settings.jwt_audience.clone().context(
-            "tokens need --jwt-audience: else those that are meant for others are taken here, too",
+            "tokens need jwt-audience: without it, tokens for other services would be accepted",
         )?;
         Ok(Some(Tokens {
             verifiers,
@@ -136,7 +136,7 @@ impl Tokens {
 
     /// Returns the client that a valid token names. Otherwise returns the cause, for the log.
     pub(super) fn verify(&self, token: &str, now: SystemTime) -> Result<ClientName, &'static str> {
-        const MALFORMED: &str = "no token";
+        const MALFORMED: &str = "malformed token";
         let (signed, signature) = token.rsplit_once('.').ok_or(MALFORMED)?;
         let (header, claims) = signed.split_once('.').ok_or(MALFORMED)?;
         let signature = BASE64_URL_SAFE_NO_PAD.decode(signature);
@@ -145,16 +145,16 @@ impl Tokens {
         let algorithm = header["alg"].as_str().ok_or(MALFORMED)?;
         // These are extensions that have to be understood, and this server supports none.
         if header.get("crit").is_some() {
-            return Err("with extensions");
+            return Err("token with critical extensions (crit)");
         }
         let mut fitting = (self.verifiers.iter())
             .filter(|verifier| verifier.algorithm == algorithm)
             .peekable();
         if fitting.peek().is_none() {
-            return Err("of an algorithm that is not allowed");
+            return Err("algorithm not allowed");
         }
         if !fitting.any(|verifier| verifier.has_signed(signed.as_bytes(), &signature)) {
-            return Err("not signed by the issuer");
+            return Err("invalid signature");
         }
         self.subject(&json(claims).ok_or(MALFORMED)?, now)
     }
@@ -163,12 +163,14 @@ impl Tokens {
     fn subject(&self, claims: &Value, now: SystemTime) -> Result<ClientName, &'static str> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (now, leeway) = (now.as_secs_f64(), LEEWAY.as_secs_f64());
-        let expires = claims["exp"].as_f64().ok_or("without an expiry")?;
+        let expires = claims["exp"]
+            .as_f64()
+            .ok_or("missing or invalid exp claim")?;
         if now >= expires + leeway {
             return Err("expired");
         }
         if let Some(begins) = claims.get("nbf") {
-            let begins = begins.as_f64().ok_or("with a beginning that is no time")?;
+            let begins = begins.as_f64().ok_or("invalid nbf claim")?;
             if now < begins - leeway {
                 return Err("not valid yet");
             }
@@ -179,15 +181,15 @@ impl Tokens {
             _ => false,
         };
         if !is_for_us {
-            return Err("for another audience");
+            return Err("wrong audience");
         }
         if let Some(issuer) = &self.issuer
             && claims["iss"] != **issuer
         {
-            return Err("of another issuer");
+            return Err("wrong issuer");
         }
         let subject = claims["sub"].as_str().and_then(ClientName::of_subject);
-        subject.ok_or("without a plain subject")
+        subject.ok_or("missing or invalid sub claim")
     }
 }
 
@@ -201,21 +203,18 @@ fn json(text: &str) -> Option<Value> {
 /// Reads the public keys in a file. Returns each of them with each allowed algorithm that suits it.
 fn public(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
     let text = files::read(path, MAX_FILE_LEN)?;
-    let text = String::from_utf8(text).context("it is no text")?;
+    let text = String::from_utf8(text).context("it is not UTF-8")?;
     ensure!(
         !text.contains("PRIVATE KEY-----"),
-        "it holds a private key, which is the issuer's alone; take the public one"
+        "it contains a private key; give the public key instead"
     );
     let begin = "-----BEGIN ";
     let places: Vec<usize> = text.match_indices(begin).map(|(place, _)| place).collect();
     ensure!(
         !places.is_empty(),
-        "there is none; give public keys as PEM, each beginning with -----BEGIN PUBLIC KEY-----"
+        "no public key found; give PEM with a line -----BEGIN PUBLIC KEY----- for each key"
     );
-    ensure!(
-        places.len() <= MAX_KEYS,
-        "there are more than {MAX_KEYS} of them"
-    );
+    ensure!(places.len() <= MAX_KEYS, "it has more than {MAX_KEYS} keys");
     let mut verifiers = Vec::new();
     for (number, place) in places.iter().enumerate() {
         let end = places.get(number + 1).copied().unwrap_or(text.len());
@@ -223,7 +222,7 @@ fn public(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
         let block = &text[*place..end];
         let last = block.rfind("-----").map_or(block.len(), |last| last + 5);
         let (kind, key) = public_key(&block[..last])
-            .with_context(|| format!("public key {} cannot be used", number + 1))?;
+            .with_context(|| format!("cannot use public key {}", number + 1))?;
         let before = verifiers.len();
         for algorithm in algorithms {
             if let Check::Signature(needs, verification) = algorithm.check()
@@ -237,7 +236,7 @@ fn public(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
         }
         ensure!(
             verifiers.len() > before,
-            "public key {} suits none of the algorithms that --jwt-algorithm allows",
+            "public key {} fits no algorithm in jwt-algorithm",
             number + 1
         );
     }
@@ -255,10 +254,10 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
     /// Length of a modulus of 2,048 bits alone, in bytes; the whole key is longer. RSA is not safe
     /// with a shorter one, and `ring` rejects it.
     const RSA_LEN: usize = 256;
-    let (label, der) = pem::decode_vec(text.as_bytes()).context("it is no PEM")?;
+    let (label, der) = pem::decode_vec(text.as_bytes()).context("it is not valid PEM")?;
     ensure!(
         label == "PUBLIC KEY",
-        "it is a {label}; give a PUBLIC KEY, as `openssl pkey -pubout` writes it"
+        "it is a {label}; give a PUBLIC KEY (`openssl pkey -pubout` prints it)"
     );
     let info = SubjectPublicKeyInfoRef::try_from(&der[..]).context("it is damaged")?;
     let key = info.subject_public_key.raw_bytes();
@@ -268,7 +267,7 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
         ED25519 => KeyKind::Ed25519,
         EC if curve() == Some(P256) => KeyKind::P256,
         EC if curve() == Some(P384) => KeyKind::P384,
-        _ => bail!("it is none of RSA, P-256, P-384 and Ed25519"),
+        _ => bail!("its type is not supported; use RSA, P-256, P-384 or Ed25519"),
     };
     let is_whole = match kind {
         KeyKind::Rsa => key.len() > RSA_LEN,
@@ -277,7 +276,7 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
         KeyKind::P384 => key.len() == 97,
         KeyKind::Ed25519 => key.len() == 32,
     };
-    ensure!(is_whole, "it is too short, or in an unusual form");
+    ensure!(is_whole, "it is too short or has an unsupported encoding");
     Ok((kind, key.to_vec()))
 }
 
@@ -290,21 +289,21 @@ fn shared(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
         let secret = path.display();
         tracing::warn!(
             %secret,
-            "everybody on this machine can make tokens with this secret; chmod o= keeps them out"
+            "other users of this machine can access this secret and make tokens; use `chmod o=`"
         );
     }
     // Editors append a newline.
     let secret = secret.strip_suffix(b"\n").unwrap_or(&secret);
     ensure!(
         secret.len() >= MIN_SECRET_LEN,
-        "it has {} bytes; a secret has at least {MIN_SECRET_LEN}",
+        "it has {} bytes; a secret needs at least {MIN_SECRET_LEN}",
         secret.len()
     );
     // Keys in PEM are usually public, so they must not serve as secrets.
     let begin = b"-----BEGIN ";
     ensure!(
         !secret.windows(begin.len()).any(|part| part == begin),
-        "it is a key as PEM, and no shared secret; for public keys there is --jwt-keys"
+        "it is a PEM key, not a shared secret; for public keys, use jwt-keys"
     );
     let verifiers: Vec<Verifier> = algorithms
         .iter()
@@ -323,15 +322,12 @@ fn shared(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
 fn every_algorithm_has_a_key(algorithms: &[Algorithm], verifiers: &[Verifier]) -> Result<()> {
     ensure!(
         !algorithms.is_empty(),
-        "say by --jwt-algorithm how the issuer signs"
+        "tokens need jwt-algorithm: set the algorithms that the issuer signs with"
     );
     for algorithm in algorithms {
         let name = algorithm.name();
         let has_key = verifiers.iter().any(|verifier| verifier.algorithm == name);
-        ensure!(
-            has_key,
-            "there is no key for {name}, which --jwt-algorithm allows"
-        );
+        ensure!(has_key, "no key for {name}, which jwt-algorithm lists");
     }
     Ok(())
 }

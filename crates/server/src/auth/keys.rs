@@ -65,8 +65,8 @@ const VERSION: i64 = 1;
 
 /// Comment at the top of a new file.
 const HEADING: &str = "\
-# API keys of `hashfinder serve --api-keys`; `hashfinder keys --help` tells of them.
-# There is no secret in here: sha256 is that of a key's secret, in base64.
+# API keys for `hashfinder serve --api-keys`. See `hashfinder keys --help`.
+# This file contains no secrets: sha256 is the hash of a key's secret, in base64.
 ";
 
 /// The fields of a key.
@@ -89,7 +89,8 @@ impl FromStr for KeyId {
             // The message does not repeat the text: the user may have given the whole key by
             // mistake.
             Err(format!(
-                "a key's id, which stands before the dot, has 1 to {MAX_ID_LEN} letters, digits, '-' and '_'"
+                "a key id has 1 to {MAX_ID_LEN} letters, digits, '-' or '_' (the part of a key \
+                 before the dot)"
             ))
         }
     }
@@ -110,7 +111,7 @@ pub struct Entry {
     pub role: Role,
     /// When it was created, if the file says so.
     pub created: Option<Timestamp>,
-    /// The time from which it is no longer valid, if any.
+    /// The time from which it is invalid, if any.
     pub expires: Option<Timestamp>,
     /// When it was revoked, if it was.
     pub revoked: Option<Timestamp>,
@@ -159,7 +160,7 @@ impl Entry {
         // An unknown field is an error: it could be the expiry, misspelt.
         let unknown = table.iter().find(|(field, _)| !FIELDS.contains(field));
         if let Some((field, _)) = unknown {
-            bail!("{field:?} is none of a key's fields: {}", FIELDS.join(", "));
+            bail!("unknown field {field:?}; use {}", FIELDS.join(", "));
         }
         let text = |field: &str| -> Result<Option<&str>> {
             let Some(item) = table.get(field) else {
@@ -167,7 +168,7 @@ impl Entry {
             };
             let text = item.as_str();
             text.map(Some)
-                .with_context(|| format!("{field} is no text; put it between quotes"))
+                .with_context(|| format!("{field} is not a string; put it in quotes"))
         };
         let time = |field: &str| -> Result<Option<Timestamp>> {
             let Some(item) = table.get(field) else {
@@ -177,15 +178,14 @@ impl Entry {
                 .as_datetime()
                 .and_then(|time| time.to_string().parse().ok());
             time.map(Some).with_context(|| {
-                format!("{field} is no time; write it like 2030-12-31T23:59:59Z, without quotes")
+                format!("{field} is not a time; write it like 2030-12-31T23:59:59Z, without quotes")
             })
         };
-        let id = text("id")?.context("it has no id")?;
+        let id = text("id")?.context("id is missing")?;
         let id = KeyId::from_str(id).map_err(anyhow::Error::msg)?;
-        let role = text("role")?.with_context(|| format!("{id} has no role"))?;
+        let role = text("role")?.with_context(|| format!("{id}: role is missing"))?;
         let role = Role::named(role);
-        let role =
-            role.with_context(|| format!("{id} has a role that is none: user or operator"))?;
+        let role = role.with_context(|| format!("{id}: unknown role; use user or operator"))?;
         let sha256 = text("sha256")?.and_then(|text| BASE64_STANDARD.decode(text).ok());
         let sha256 = sha256.and_then(|bytes| bytes.try_into().ok());
         Ok(Entry {
@@ -196,7 +196,7 @@ impl Entry {
             comment: text("comment")
                 .with_context(|| id.clone())?
                 .map(str::to_owned),
-            sha256: sha256.with_context(|| format!("{id} has no sha256 in base64"))?,
+            sha256: sha256.with_context(|| format!("{id}: sha256 is missing or invalid"))?,
             id,
         })
     }
@@ -224,7 +224,7 @@ impl Entry {
 
 fn toml_time(time: Timestamp) -> Result<Item> {
     let time = toml_edit::Datetime::from_str(&time.to_string());
-    Ok(value(time.context("there is no such time in TOML")?))
+    Ok(value(time.context("TOML cannot represent this time")?))
 }
 
 /// A file of keys. Changes keep the comments and the formatting around the keys.
@@ -273,18 +273,18 @@ impl KeyFile {
         let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
             let before = error.span().and_then(|span| text.get(..span.start));
             let line = before.map_or(1, |before| before.matches('\n').count() + 1);
-            anyhow!("it is no TOML: {} in line {line}", error.message())
+            anyhow!("invalid TOML in line {line}: {}", error.message())
         })?;
         let version = document.get("version").and_then(Item::as_integer);
         ensure!(
             version == Some(VERSION),
-            "it has no `version = {VERSION}`, or another one"
+            "missing or unsupported version; expected `version = {VERSION}`"
         );
         let mut entries = Vec::new();
         for (field, item) in document.iter().filter(|(field, _)| *field != "version") {
             let keys = (field == "key").then(|| item.as_array_of_tables());
             let keys = keys.flatten().with_context(|| {
-                format!("{field:?} does not belong there: only version, and a [[key]] for each key")
+                format!("unexpected {field:?}; use only version and a [[key]] table for each key")
             })?;
             for (number, table) in keys.iter().enumerate() {
                 let entry = Entry::read(table);
@@ -294,7 +294,7 @@ impl KeyFile {
         let mut seen = std::collections::HashSet::new();
         let twice = entries.iter().find(|entry| !seen.insert(&entry.id));
         if let Some(twice) = twice {
-            bail!("it has two keys with the id {}", twice.id);
+            bail!("two keys have the id {}", twice.id);
         }
         Ok(KeyFile { document, entries })
     }
@@ -320,7 +320,7 @@ impl KeyFile {
         );
         ensure!(
             self.entries.iter().all(|entry| entry.id != id),
-            "the system's random numbers repeat themselves"
+            "the system's random numbers repeat"
         );
         let secret = BASE64_URL_SAFE_NO_PAD.encode(random::<SECRET_LEN>()?);
         let entry = Entry {
@@ -335,14 +335,14 @@ impl KeyFile {
         let keys = self.document.entry("key");
         let keys = keys.or_insert_with(|| ArrayOfTables::new().into());
         let keys = keys.as_array_of_tables_mut();
-        keys.context("key is no list of tables")?
+        keys.context("key is not a list of tables")?
             .push(entry.written()?);
         self.entries.push(entry);
         let credential = format!("{id}.{secret}");
         Ok((id, credential))
     }
 
-    /// Revokes a key. Returns its state before that, or `None` if there is no such key.
+    /// Revokes a key. Returns its state before that, or `None` if the key is unknown.
     ///
     /// # Errors
     ///
@@ -359,7 +359,7 @@ impl KeyFile {
             entry.revoked = Some(now);
             let keys = self.document["key"].as_array_of_tables_mut();
             let table = keys.and_then(|keys| keys.get_mut(place));
-            table.context("key is no list of tables")?["revoked"] = toml_time(now)?;
+            table.context("key is not a list of tables")?["revoked"] = toml_time(now)?;
         }
         Ok(Some(before))
     }
@@ -387,7 +387,7 @@ impl KeyFile {
             real => real.with_context(|| format!("cannot use the API keys in {path:?}"))?,
         };
         let name = path.file_name();
-        let name = name.with_context(|| format!("{path:?} is no file's name"))?;
+        let name = name.with_context(|| format!("{path:?} is not a file name"))?;
         let folder = path.parent().filter(|folder| *folder != Path::new(""));
         let folder = folder.unwrap_or(Path::new("."));
         let lock = || {
@@ -415,7 +415,7 @@ impl KeyFile {
         }
         ensure!(
             text.len() as u64 <= MAX_FILE_LEN,
-            "{path:?} would have more than {MAX_FILE_LEN} bytes; take out keys that are no good any more"
+            "{path:?} would have more than {MAX_FILE_LEN} bytes; remove expired and revoked keys"
         );
         let mut new_name = std::ffi::OsString::from(".");
         new_name.push(name);
@@ -445,7 +445,7 @@ fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>
     let mut is_damaged = false;
     let result = match old {
         Some(old) if is_kept_in_place(&error) => overwrite(path, text, &old.text, &mut is_damaged)
-            .with_context(|| format!("it cannot be replaced ({error}), nor be overwritten")),
+            .with_context(|| format!("cannot replace it ({error}) or overwrite it")),
         _ => Err(error.into()),
     };
     if is_damaged {
@@ -453,7 +453,7 @@ fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>
             true => format!("the new content is in {new:?}"),
             false => "restore it from a backup".to_owned(),
         };
-        return result.with_context(|| format!("the file is damaged now; {remedy}"));
+        return result.with_context(|| format!("the file is now damaged; {remedy}"));
     }
     let _ = fs::remove_file(new);
     result
@@ -498,7 +498,7 @@ fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Resul
     // The lock on the folder does not exclude a process that has the file mounted elsewhere.
     ensure!(
         text_of(&file)? == old,
-        "another process has changed it meanwhile; run the command again"
+        "another process changed it meanwhile; run the command again"
     );
     let write = |text: &str| {
         file.write_all_at(text.as_bytes(), 0)?;
@@ -542,7 +542,7 @@ fn hash(secret: &str) -> [u8; SECRET_LEN] {
 fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     let filled = SystemRandom::new().fill(&mut bytes);
-    filled.map_err(|_| anyhow!("the system gives no random numbers"))?;
+    filled.map_err(|_| anyhow!("the system provides no random numbers"))?;
     Ok(bytes)
 }
 
@@ -600,7 +600,7 @@ impl Keys {
             let file = as_text(&keys.path.to_string_lossy());
             tracing::warn!(
                 %file,
-                "everybody on this machine can make API keys, for they can write this file; chmod o-w keeps them out"
+                "other users of this machine can write this file and make API keys; use `chmod o-w`"
             );
         }
         Ok(keys)
@@ -625,9 +625,9 @@ impl Keys {
             match &problem {
                 Some(error) => tracing::error!(
                     error,
-                    "the API keys stay as they were, for their file cannot be used"
+                    "cannot reload the API keys; the loaded ones stay in use"
                 ),
-                None => tracing::info!("the file of the API keys can be used again"),
+                None => tracing::info!("the file of API keys is usable again"),
             }
             seen.problem = problem;
         }
@@ -689,12 +689,12 @@ impl Keys {
         let gone: Vec<&Key> = gone.collect();
         let count = new.len();
         *self.lock() = Arc::new(new);
-        // From here on, new calls are checked against the new entries. A call that was accepted with
-        // an old one, and begins only after this, ends at once.
+        // From here on, new calls are checked against the new entries. A call that was accepted
+        // with an old one, and begins only after this, ends at once.
         for key in &gone {
             key.calls.revoke();
         }
-        tracing::info!(keys = count, gone = gone.len(), "API keys read");
+        tracing::info!(keys = count, gone = gone.len(), "API keys loaded");
     }
 
     /// Returns the client of a credential with a valid key. Checking an unknown key takes as long
@@ -705,7 +705,7 @@ impl Keys {
             .decode(secret)
             .is_ok_and(|bytes| bytes.len() == SECRET_LEN);
         if !is_whole {
-            return Err(Rejection::because("no key"));
+            return Err(Rejection::because("malformed key"));
         }
         let hash = hash(secret);
         let loaded = Arc::clone(&self.lock());

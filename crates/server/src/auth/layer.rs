@@ -83,7 +83,7 @@ impl AuthLayer {
         credentials: &Credentials,
     ) -> Result<Principal, Box<Rejected>> {
         if let (Some(peer), false) = (peer, credentials.is_empty()) {
-            let may = self.limits.may_try_credential(peer);
+            let may = self.limits.check_credential_limit(peer);
             may.map_err(|error| Box::new((error, None, None)))?;
         }
         let principal = self.auth.principal(peer, credentials);
@@ -166,7 +166,7 @@ where
         match self.project() {
             Admission::Admitted { inner } => inner.poll(cx),
             Admission::Rejected { status } => {
-                let status = status.take().expect("it is not polled after its end");
+                let status = status.take().expect("polled after completion");
                 Poll::Ready(Ok(status.into_http()))
             }
         }
@@ -221,11 +221,11 @@ mod tests {
             admitted.map_err(|status| status.code())
         };
         assert_eq!(admit(auth(&[])), Err(Code::PermissionDenied));
-        let operator = auth(&[ClientName::of_nobody()]);
+        let operator = auth(&[ClientName::unknown()]);
         assert_eq!(admit(operator), Ok(Some(Role::Operator)));
         let strict = Auth {
             takes_certificates: true,
-            ..auth(&[ClientName::of_nobody()])
+            ..auth(&[ClientName::unknown()])
         };
         // With certificates configured, the bearer credential is checked, and rejected.
         assert_eq!(admit(strict), Err(Code::Unauthenticated));

@@ -29,7 +29,7 @@ pub(super) const RULES: [(&str, Rule); 11] = [
         Rule::Needs(Role::User),
     ),
     ("hashfinder.v1.Finder/CancelSearch", Rule::Needs(Role::User)),
-    // Load balancers have no credential, and learn only that there is a server.
+    // Load balancers have no credential, and see only that there is a server.
     ("grpc.health.v1.Health/Check", Rule::Anyone),
     ("grpc.health.v1.Health/Watch", Rule::Anyone),
     (
@@ -42,7 +42,7 @@ pub(super) const RULES: [(&str, Rule); 11] = [
     ),
 ];
 
-/// The rule for unknown methods. Callers without a credential do not learn which methods exist.
+/// The rule for unknown methods. Callers without a credential cannot find out which methods exist.
 const UNKNOWN: (&str, Rule) = ("unknown", Rule::Needs(Role::User));
 
 /// The rules of the services that a server has.
@@ -81,7 +81,7 @@ impl Rules {
             }
         }
         let unused: Vec<&&str> = unused.keys().collect();
-        ensure!(unused.is_empty(), "these have a rule alone: {unused:?}");
+        ensure!(unused.is_empty(), "rules without a method: {unused:?}");
         Ok(Rules(of_paths))
     }
 
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_is_named() {
+    fn missing_rules_and_methods_are_reported() {
         let forgotten = Rules::of(&RULES[1..], &ALL_DESCRIPTORS).unwrap_err();
         assert_eq!(
             forgotten.to_string(),

@@ -99,18 +99,18 @@ fn bearer(auth: &Auth, credential: &str) -> Result<(String, Role), String> {
 }
 
 #[test]
-fn without_credentials_everybody_is_somebody() {
+fn without_configured_credentials_every_caller_is_accepted() {
     let mut none = arguments();
     none.jwt_audience = None;
     let auth = Auth::load(&none, false).unwrap();
     assert!(!auth.is_configured());
-    let nobody = Ok(("nobody".to_owned(), Role::User));
-    assert_eq!(shown(&auth, &[]), nobody);
-    assert_eq!(shown(&auth, &["Bearer whatever", "Basic else"]), nobody);
+    let unknown = Ok(("nobody".to_owned(), Role::User));
+    assert_eq!(shown(&auth, &[]), unknown);
+    assert_eq!(shown(&auth, &["Bearer whatever", "Basic else"]), unknown);
 }
 
 #[test]
-fn keys_open_until_they_are_no_good() {
+fn keys_work_until_they_expire_or_are_revoked() {
     let folder = Folder::new();
     let path = folder.0.join("keys.toml");
     let (user, secret) = create(&path, Role::User, None);
@@ -143,17 +143,17 @@ fn keys_open_until_they_are_no_good() {
         (revoked, "revoked"),
         (format!("{user}.{secret_of_other}"), "wrong secret"),
         (format!("0123456789abcdef.{secret_of_user}"), "unknown key"),
-        (format!("{user}."), "no key"),
+        (format!("{user}."), "malformed key"),
         (format!(".{secret_of_user}"), "unknown key"),
-        (secret[..secret.len() - 1].to_owned(), "no key"),
-        (format!("{secret}A"), "no key"),
-        (format!("{secret}="), "no key"),
+        (secret[..secret.len() - 1].to_owned(), "malformed key"),
+        (format!("{secret}A"), "malformed key"),
+        (format!("{secret}="), "malformed key"),
         (format!(" {secret}"), "unknown key"),
-        (format!("{secret} "), "no key"),
-        (user.to_string(), "of no kind that is taken here"),
-        (format!("{secret}.x"), "of no kind that is taken here"),
-        (String::new(), "of no kind that is taken here"),
-        ("x".repeat(MAX_CREDENTIAL_LEN), "too long"),
+        (format!("{secret} "), "malformed key"),
+        (user.to_string(), "unsupported kind of credential"),
+        (format!("{secret}.x"), "unsupported kind of credential"),
+        (String::new(), "unsupported kind of credential"),
+        ("x".repeat(MAX_CREDENTIAL_LEN), "credential too long"),
     ] {
         assert_eq!(
             bearer(&auth, &credential),
@@ -168,7 +168,7 @@ fn keys_open_until_they_are_no_good() {
     let one = format!("Bearer {secret}");
     assert_eq!(
         shown(&auth, &[&one, &one]),
-        Err("more than one header".to_owned())
+        Err("more than one authorization header".to_owned())
     );
 
     let operators = HashSet::from([format!("key:{user}").parse().unwrap()]);
@@ -177,7 +177,7 @@ fn keys_open_until_they_are_no_good() {
 }
 
 #[test]
-fn what_people_write_around_keys_stays() {
+fn edits_around_keys_are_kept() {
     let folder = Folder::new();
     let path = folder.0.join("keys.toml");
     create(&path, Role::User, None);
@@ -188,7 +188,7 @@ fn what_people_write_around_keys_stays() {
     std::os::unix::fs::symlink("keys.toml", &link).unwrap();
     create(&link, Role::User, None);
     let text = fs::read_to_string(&path).unwrap();
-    assert!(text.starts_with("# API keys of"), "{text}");
+    assert!(text.starts_with("# API keys for"), "{text}");
     assert!(
         text.contains("# mine\n[[key]]\n") && text.contains("# the last word"),
         "{text}"
@@ -203,24 +203,28 @@ fn what_people_write_around_keys_stays() {
 }
 
 #[test]
-fn a_file_that_is_wrong_is_not_taken() {
+fn an_invalid_key_file_is_rejected() {
     let folder = Folder::new();
     let path = folder.0.join("keys.toml");
     create(&path, Role::User, Some(Timestamp::MAX));
     let good = fs::read_to_string(&path).unwrap();
     for (from, to, why) in [
-        ("version = 1", "", "no `version = 1`"),
-        ("version = 1", "version = 2", "no `version = 1`"),
-        ("expires", "expire", "\"expire\" is none of a key's fields"),
-        ("\"user\"", "\"root\"", "a role that is none"),
-        ("\"user\"", "1", "role is no text"),
-        ("expires = 9", "expires = 9 #", "expires is no time"),
-        ("sha256 = \"", "sha256 = \"AAAA", "has no sha256 in base64"),
-        ("[[key]]", "[[keys]]", "\"keys\" does not belong there"),
-        ("[[key]]", "[key]", "\"key\" does not belong there"),
-        ("[[key]]", "[[key]", "it is no TOML"),
-        ("id = \"", "id = \"a.b", "a key's id"),
-        ("created = ", "created = \"now\" #", "created is no time"),
+        ("version = 1", "", "expected `version = 1`"),
+        ("version = 1", "version = 2", "expected `version = 1`"),
+        ("expires", "expire", "unknown field \"expire\""),
+        ("\"user\"", "\"root\"", "unknown role"),
+        ("\"user\"", "1", "role is not a string"),
+        ("expires = 9", "expires = 9 #", "expires is not a time"),
+        (
+            "sha256 = \"",
+            "sha256 = \"AAAA",
+            "sha256 is missing or invalid",
+        ),
+        ("[[key]]", "[[keys]]", "unexpected \"keys\""),
+        ("[[key]]", "[key]", "unexpected \"key\""),
+        ("[[key]]", "[[key]", "invalid TOML"),
+        ("id = \"", "id = \"a.b", "a key id"),
+        ("created = ", "created = \"now\" #", "created is not a time"),
     ] {
         let bad = good.replacen(from, to, 1);
         assert_ne!(bad, good, "{from}");
@@ -232,13 +236,13 @@ fn a_file_that_is_wrong_is_not_taken() {
     let key = good.split_once("[[key]]").unwrap().1;
     let twice = folder.write("twice.toml", format!("{good}\n[[key]]{key}"));
     let error = format!("{:#}", KeyFile::read(&twice).err().unwrap());
-    assert!(error.contains("two keys with the id"), "{error}");
+    assert!(error.contains("two keys have the id"), "{error}");
     assert!(KeyFile::read(&folder.0.join("none.toml")).is_err());
     assert!(KeyFile::read(&folder.write("empty.toml", "")).is_err());
 }
 
 #[test]
-fn what_changes_counts_from_then_on() {
+fn changes_to_the_key_file_take_effect() {
     let folder = Folder::new();
     let path = folder.0.join("keys.toml");
     let (id, revoked) = create(&path, Role::User, None);
@@ -291,7 +295,7 @@ fn what_changes_counts_from_then_on() {
 /// A file that is a mount point is overwritten, which takes a moment. A server that read it at that
 /// moment used to lose keys.
 #[test]
-fn a_file_that_is_being_overwritten_is_not_taken() {
+fn a_key_file_is_not_loaded_while_it_is_overwritten() {
     let folder = Folder::new();
     let path = folder.0.join("keys.toml");
     let (id, revoked) = create(&path, Role::User, None);
@@ -351,7 +355,7 @@ fn now() -> f64 {
 }
 
 #[test]
-fn tokens_are_for_us_and_for_now() {
+fn tokens_must_be_valid_now_and_for_this_server() {
     let (auth, sign) = shared();
     let header = json!({"alg": "HS256", "typ": "JWT"});
     let claims = json!({"sub": "alice", "aud": "hashfinder", "iss": "us", "exp": now() + 60.0});
@@ -375,22 +379,26 @@ fn tokens_are_for_us_and_for_now() {
     }
     for (name, value, why) in [
         ("exp", json!(now() - 60.0), "expired"),
-        ("exp", Value::Null, "without an expiry"),
-        ("exp", json!("9999999999"), "without an expiry"),
+        ("exp", Value::Null, "missing or invalid exp claim"),
+        ("exp", json!("9999999999"), "missing or invalid exp claim"),
         ("nbf", json!(now() + 60.0), "not valid yet"),
-        ("nbf", json!("0"), "with a beginning that is no time"),
-        ("nbf", Value::Null, "with a beginning that is no time"),
-        ("aud", json!("other"), "for another audience"),
-        ("aud", json!(["hashfinder2"]), "for another audience"),
-        ("aud", json!({"hashfinder": 1}), "for another audience"),
-        ("aud", Value::Null, "for another audience"),
-        ("iss", json!("them"), "of another issuer"),
-        ("iss", Value::Null, "of another issuer"),
-        ("sub", Value::Null, "without a plain subject"),
-        ("sub", json!(""), "without a plain subject"),
-        ("sub", json!("a b"), "without a plain subject"),
-        ("sub", json!("a\nb"), "without a plain subject"),
-        ("sub", json!("x".repeat(256)), "without a plain subject"),
+        ("nbf", json!("0"), "invalid nbf claim"),
+        ("nbf", Value::Null, "invalid nbf claim"),
+        ("aud", json!("other"), "wrong audience"),
+        ("aud", json!(["hashfinder2"]), "wrong audience"),
+        ("aud", json!({"hashfinder": 1}), "wrong audience"),
+        ("aud", Value::Null, "wrong audience"),
+        ("iss", json!("them"), "wrong issuer"),
+        ("iss", Value::Null, "wrong issuer"),
+        ("sub", Value::Null, "missing or invalid sub claim"),
+        ("sub", json!(""), "missing or invalid sub claim"),
+        ("sub", json!("a b"), "missing or invalid sub claim"),
+        ("sub", json!("a\nb"), "missing or invalid sub claim"),
+        (
+            "sub",
+            json!("x".repeat(256)),
+            "missing or invalid sub claim",
+        ),
     ] {
         assert_eq!(
             claims_with(name, value.clone()),
@@ -399,21 +407,15 @@ fn tokens_are_for_us_and_for_now() {
         );
     }
     for (header, why) in [
+        (json!({"alg": "none"}), "algorithm not allowed"),
+        (json!({"alg": "HS512"}), "algorithm not allowed"),
+        (json!({"alg": "hs256"}), "algorithm not allowed"),
         (
-            json!({"alg": "none"}),
-            "of an algorithm that is not allowed",
+            json!({"alg": "HS256", "crit": ["b64"]}),
+            "token with critical extensions (crit)",
         ),
-        (
-            json!({"alg": "HS512"}),
-            "of an algorithm that is not allowed",
-        ),
-        (
-            json!({"alg": "hs256"}),
-            "of an algorithm that is not allowed",
-        ),
-        (json!({"alg": "HS256", "crit": ["b64"]}), "with extensions"),
-        (json!({}), "no token"),
-        (json!(["HS256"]), "no token"),
+        (json!({}), "malformed token"),
+        (json!(["HS256"]), "malformed token"),
     ] {
         assert_eq!(verified(&header, &claims), Err(why.to_owned()), "{header}");
     }
@@ -421,18 +423,15 @@ fn tokens_are_for_us_and_for_now() {
     let (signed, signature) = good.rsplit_once('.').unwrap();
     let (head, _) = signed.split_once('.').unwrap();
     for (bad, why) in [
-        (format!("{signed}."), "not signed by the issuer"),
-        (format!("{signed}.AAAA"), "not signed by the issuer"),
-        (format!("{signed}.{signature}="), "no token"),
-        (
-            format!("{head}.e30.{signature}"),
-            "not signed by the issuer",
-        ),
+        (format!("{signed}."), "invalid signature"),
+        (format!("{signed}.AAAA"), "invalid signature"),
+        (format!("{signed}.{signature}="), "malformed token"),
+        (format!("{head}.e30.{signature}"), "invalid signature"),
         (
             format!("e30.{}.{signature}", signed.split_once('.').unwrap().1),
-            "no token",
+            "malformed token",
         ),
-        ("..".to_owned(), "no token"),
+        ("..".to_owned(), "malformed token"),
     ] {
         assert_eq!(bearer(&auth, &bad), Err(why.to_owned()), "{bad}");
     }
@@ -456,7 +455,7 @@ fn pair() -> (String, impl Fn(&[u8]) -> Vec<u8>) {
 }
 
 #[test]
-fn a_public_key_is_no_secret() {
+fn a_public_key_is_not_accepted_as_a_secret() {
     let folder = Folder::new();
     let ((one, sign), (other, sign_other)) = (pair(), pair());
     let text = format!("# the old one\n{one}\n# the new one\n{other}\n# so far\n");
@@ -471,7 +470,7 @@ fn a_public_key_is_no_secret() {
     let stranger = token(&es256, &claims, pair().1);
     assert_eq!(
         bearer(&auth, &stranger),
-        Err("not signed by the issuer".to_owned())
+        Err("invalid signature".to_owned())
     );
     for secret in [&one, &text] {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
@@ -483,7 +482,7 @@ fn a_public_key_is_no_secret() {
 }
 
 #[test]
-fn what_is_configured_has_to_fit() {
+fn inconsistent_settings_are_rejected() {
     let folder = Folder::new();
     let (public, _) = pair();
     let secret = folder.write("secret", SECRET);
@@ -516,15 +515,15 @@ fn what_is_configured_has_to_fit() {
     assert_eq!(with(&keys, &[es]), "");
     assert_eq!(with(&secret, &[hs]), "");
     for (path, algorithms, why) in [
-        (&keys, &[][..], "suits none"),
-        (&keys, &[hs], "suits none"),
-        (&keys, &[rs], "suits none"),
+        (&keys, &[][..], "fits no algorithm"),
+        (&keys, &[hs], "fits no algorithm"),
+        (&keys, &[rs], "fits no algorithm"),
         (&keys, &[es, rs], "no key for RS256"),
         (&keys, &[es, hs], "no key for HS256"),
-        (&secret, &[], "--jwt-algorithm"),
+        (&secret, &[], "tokens need jwt-algorithm"),
         (&secret, &[es], "no key for ES256"),
         (&short, &[hs], "it has 8 bytes"),
-        (&no_pem, &[es], "there is none"),
+        (&no_pem, &[es], "no public key found"),
         (&private, &[es], "a private key"),
         (&other, &[es], "it is a CERTIFICATE KEY"),
         (&damaged, &[es], "it is damaged"),
@@ -534,13 +533,17 @@ fn what_is_configured_has_to_fit() {
         assert!(error.contains(why), "{path:?} {algorithms:?}: {error}");
     }
     let as_secret = folder.write("as-secret", &public);
-    assert!(with(&as_secret, &[hs]).contains("no shared secret"));
+    assert!(with(&as_secret, &[hs]).contains("not a shared secret"));
     let alone = load(&|_| {}).unwrap_err();
-    assert!(alone.contains("give --jwt-keys or --jwt-secret"), "{alone}");
+    assert!(alone.contains("set jwt-keys or jwt-secret"), "{alone}");
     let for_anybody = load(&|arguments| {
         arguments.jwt_secret = Some(secret.clone());
         arguments.jwt_algorithms = vec![hs];
         arguments.jwt_audience = None;
     });
-    assert!(for_anybody.unwrap_err().contains("--jwt-audience"));
+    assert!(
+        for_anybody
+            .unwrap_err()
+            .contains("tokens need jwt-audience")
+    );
 }

@@ -85,7 +85,7 @@ where
 }
 
 pin_project! {
-    /// The response to a call that a layer let pass or rejected.
+    /// The response to a call that a layer passed on or rejected.
     #[project = LayerFutureProjection]
     pub(crate) enum LayerFuture<F, W> {
         Passed {

@@ -270,7 +270,7 @@ impl Answer {
         if let Some(CutShort::ByClient) = self.0.cut_short.get() {
             // The client does not read it any more. The library's status says that the server
             // failed.
-            let _ = Status::cancelled("the client broke off the request").add_header(headers);
+            let _ = Status::cancelled("the client aborted the request").add_header(headers);
             return;
         }
         let (why, explained) = match status.code() {
@@ -285,7 +285,7 @@ impl Answer {
             // The request's compression is unknown.
             Code::Unimplemented => (Violation::Malformed, None),
             Code::Internal => {
-                let message = format!("the request cannot be read: {}", status.message());
+                let message = format!("cannot read the request: {}", status.message());
                 (
                     Violation::Malformed,
                     Some(Status::invalid_argument(message)),
@@ -472,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_however_the_bytes_are_cut() {
+    fn messages_are_counted_however_the_bytes_are_split() {
         for (lengths, fine) in [
             (&[][..], true),
             (&[0, 0, 5], true),
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn content_types() {
+    fn only_grpc_content_types_are_accepted() {
         for (content_type, fine) in [
             ("application/grpc", true),
             ("application/grpc+proto", true),

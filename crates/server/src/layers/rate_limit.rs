@@ -129,8 +129,9 @@ impl Account {
 }
 
 impl Origins {
-    /// Returns the account of an address, and the address if the account is its own.
-    fn account(
+    /// Returns the account of an address, which is created if necessary, and the address if the
+    /// account is its own.
+    fn account_or_new(
         &mut self,
         origin: Origin,
         limits: AddressLimits,
@@ -181,7 +182,7 @@ impl RateLimits {
         let limits = self.0.limits;
         let mut origins = self.lock();
         let (of_all, for_anyone) = (origins.open, origins.open_for_anyone);
-        let (account, known) = origins.account(origin, limits, now);
+        let (account, known) = origins.account_or_new(origin, limits, now);
         if let Err(retry_after) = account.calls.try_take(limits.calls(), now) {
             return Err(CallError::TooManyCalls {
                 per_second: limits.calls_per_second,
@@ -223,10 +224,10 @@ impl RateLimits {
     /// # Errors
     ///
     /// The error of the call if the credential may not be checked.
-    pub(crate) fn may_try_credential(&self, peer: &Peer) -> Result<(), CallError> {
+    pub(crate) fn check_credential_limit(&self, peer: &Peer) -> Result<(), CallError> {
         let now = Instant::now();
         let mut origins = self.lock();
-        let (account, _) = origins.account(peer.origin(), self.0.limits, now);
+        let (account, _) = origins.account_or_new(peer.origin(), self.0.limits, now);
         match account
             .refused_credentials
             .wait(self.0.limits.refused_credentials(), now)
@@ -240,7 +241,7 @@ impl RateLimits {
     pub(crate) fn credential_refused(&self, peer: &Peer) {
         let now = Instant::now();
         let mut origins = self.lock();
-        let (account, _) = origins.account(peer.origin(), self.0.limits, now);
+        let (account, _) = origins.account_or_new(peer.origin(), self.0.limits, now);
         account
             .refused_credentials
             .take(self.0.limits.refused_credentials(), 1.0, now);
@@ -338,7 +339,7 @@ where
     fn call(&mut self, request: http::Request<A>) -> Self::Future {
         let info = CallInfo::of(request.extensions());
         let peer = info.peer.as_ref();
-        let origin = peer.map_or(Origin::Nobody, Peer::origin);
+        let origin = peer.map_or(Origin::Unknown, Peer::origin);
         let Gate {
             limits,
             rules,
@@ -406,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_leave_calls_to_those_who_show_who_they_are() {
+    fn callers_without_a_credential_leave_calls_for_others() {
         let limits = limits();
         let now = Instant::now();
         let open = limits.begin(origin(1), true, now);
@@ -427,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_told_when_to_come_back() {
+    fn an_address_may_call_again_after_the_retry_delay() {
         let limits = limits();
         let now = Instant::now();
         for _ in 0..10 {
@@ -445,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn many_addresses_neither_fill_the_memory_nor_shut_out_the_known_ones() {
+    fn a_flood_of_addresses_is_bounded_and_spares_known_ones() {
         let limits = limits();
         let now = Instant::now();
         let many = u32::try_from(ORIGINS).unwrap();
@@ -470,14 +471,14 @@ mod tests {
     }
 
     #[test]
-    fn after_many_refused_credentials_none_is_looked_at() {
+    fn after_many_rejected_credentials_none_is_checked() {
         let limits = limits();
-        let peer = Peer::nobody();
+        let peer = Peer::unknown();
         let mut refused = 0;
-        while limits.may_try_credential(&peer).is_ok() {
+        while limits.check_credential_limit(&peer).is_ok() {
             limits.credential_refused(&peer);
             refused += 1;
-            assert!(refused < 1000, "nothing ever is too much");
+            assert!(refused < 1000, "the limit never applies");
         }
         assert!(refused >= 100, "{refused}");
         // Calls are counted separately.

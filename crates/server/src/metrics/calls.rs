@@ -138,15 +138,15 @@ impl Calls {
 
     pub(super) fn register(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("grpc_server");
-        registry.register("started", "Calls that began", self.0.started.clone());
+        registry.register("started", "Started calls", self.0.started.clone());
         registry.register(
             "handled",
-            "Calls that ended, by their code; Canceled if nobody was there any more to be told one",
+            "Ended calls, by status code; Canceled if the client was gone",
             self.0.handled.clone(),
         );
         registry.register(
             "handling_seconds",
-            "How long calls took, from their headers to the last of the answer",
+            "Duration of calls in seconds, from the request headers to the end of the response",
             self.0.seconds.clone(),
         );
     }
@@ -199,7 +199,7 @@ impl Call {
         }
     }
 
-    fn end_as_told(&mut self, headers: &HeaderMap) {
+    fn end_with_status_of(&mut self, headers: &HeaderMap) {
         if let Some(code) = headers.get("grpc-status") {
             self.end(Code::from_bytes(code.as_bytes()));
         }
@@ -267,7 +267,7 @@ impl<D, E> BodyObserver<D, E> for Call {
     fn head(&mut self, status: StatusCode, headers: &mut HeaderMap) {
         match status {
             // A call that fails at once has its code in its headers.
-            StatusCode::OK => self.end_as_told(headers),
+            StatusCode::OK => self.end_with_status_of(headers),
             // Clients report these rejections as UNKNOWN, which the metrics reserve for the
             // server's own failures.
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => self.end(Code::ResourceExhausted),
@@ -280,7 +280,7 @@ impl<D, E> BodyObserver<D, E> for Call {
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    self.end_as_told(trailers);
+                    self.end_with_status_of(trailers);
                 }
             }
             // A response without a status. Clients report it as UNKNOWN, too.
@@ -296,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_have_the_names_that_are_common() {
+    fn codes_have_their_common_names() {
         for (number, name) in CODES.iter().enumerate() {
             let code = Code::from_i32(i32::try_from(number).unwrap());
             let ours = format!("{code:?}").replace("Cancelled", "Canceled");

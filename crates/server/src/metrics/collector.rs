@@ -50,7 +50,11 @@ pub(crate) fn registry(
         ("version", env!("CARGO_PKG_VERSION")),
         ("kernel", kernel.name()),
     ];
-    ours.register("build", "What runs here", Info::new(build));
+    ours.register(
+        "build",
+        "Version and hash kernel of this server",
+        Info::new(build),
+    );
     counts.register(ours);
     connections.register(ours);
     ours.register_collector(Box::new(server));
@@ -69,7 +73,7 @@ impl Collector for Server {
         let engine = self.searches.metrics();
         page.each(
             "searches",
-            "Searches by what they are doing.",
+            "Searches by state.",
             "state",
             gauge,
             &[
@@ -91,24 +95,24 @@ impl Collector for Server {
         by_end.push(("panic", ended.failed));
         page.each(
             "searches_ended",
-            "Searches that have ended, by how.",
+            "Ended searches, by how they ended.",
             "how",
             ConstCounter::<u64>::new,
             &by_end,
         )?;
-        page.counter("hashes", "Hashes computed.", engine.hashes)?;
+        page.counter("hashes", "Secrets hashed.", engine.hashes)?;
         page.counter(
             "tests",
-            "Secrets tested, counted for each search that they were tested for.",
+            "Secrets tested, counted once per search.",
             engine.tests,
         )?;
         page.counter(
             "tests_in_vain",
-            "Those of the tests that turned out to be of no use.",
+            "Tests whose results were discarded.",
             engine.in_vain,
         )?;
         page.counter("slices", "Slices tried.", engine.slices)?;
-        page.gauge("workers", "Threads that search.", self.searches.workers())?;
+        page.gauge("workers", "Search threads.", self.searches.workers())?;
         page.gauge(
             "active_calls",
             "Calls that a drain waits for.",
@@ -116,38 +120,38 @@ impl Collector for Server {
         )?;
         page.gauge(
             "open_calls",
-            "Calls of all kinds that have begun and whose answer is not all sent.",
+            "Open calls of all kinds.",
             self.rate_limits.open_calls(),
         )?;
         page.gauge(
             "active_work",
-            "Places of RPCs that search that are taken; one comes back when its work has ended.",
+            "Searching calls whose work has not ended.",
             self.searches.active_work(),
         )?;
         page.gauge(
             "tasks",
-            "Tasks of the runtime that have not ended: connections, calls, and what is always there.",
+            "Tasks of the async runtime: connections, calls and background tasks.",
             self.runtime.num_alive_tasks(),
         )?;
         page.gauge(
             "draining",
-            "1 from the first signal to stop on.",
+            "1 once the server has begun to drain, 0 before.",
             self.drain.is_closed().into(),
         )?;
         page.counter(
             "log_lines_lost",
-            "Lines of the log that were dropped because nobody read them.",
+            "Log lines dropped because stderr was not read.",
             self.lost_lines.get().map_or(0, LostLines::count),
         )?;
         page.counter(
             "spans_lost",
-            "Spans that were dropped because the collector did not take them.",
+            "Spans dropped because the collector did not accept them.",
             self.traces.as_ref().map_or(0, Traces::lost),
         )?;
         let expiries = self.tls.as_ref().map(Tls::expiries);
         page.each(
             "tls_certificate_expiration_timestamp_seconds",
-            "When the first certificate in a file of TLS expires, in seconds since 1970.",
+            "Earliest expiry of the certificates in each TLS file, in seconds since 1970.",
             "file",
             ConstGauge::<i64>::new,
             &expiries.unwrap_or_default(),

@@ -71,13 +71,13 @@ impl Counts {
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
             "refused",
-            "Calls that were refused, by the reason that the client was told; with DRAINING also those \
-             that a drain ended, and not their handlers",
+            "Rejected calls, by reason; DRAINING includes calls that a drain ended without their \
+             handlers",
             self.refused.clone(),
         );
         registry.register(
             "stop_seconds",
-            "How long after it was told to stop the last worker let go of a search",
+            "Time in seconds from a stop request until the last worker released the search",
             self.stop_seconds.clone(),
         );
     }

@@ -85,7 +85,7 @@ impl<H: Health> Exporter<H> {
         while let Some(Ok(connection)) = listener.next().await {
             // hyper panics when it writes a date beyond the calendar into a response's header.
             if let Err(error) = clock::now() {
-                tracing::error!(%error, "metrics cannot be shown");
+                tracing::error!(%error, "cannot serve metrics");
                 continue;
             }
             let Ok(place) = admission.admit(connection.peer().origin(), Instant::now()) else {
@@ -117,11 +117,11 @@ impl<H: Health> Exporter<H> {
     async fn answer<B>(&self, request: &Request<B>) -> Response<String> {
         let path = request.uri().path();
         if ![METRICS, HEALTH].contains(&path) {
-            let text = format!("not found; there are {METRICS} and {HEALTH}\n");
+            let text = format!("not found; use {METRICS} or {HEALTH}\n");
             return response(StatusCode::NOT_FOUND, PLAIN, text);
         }
         if ![Method::GET, Method::HEAD].contains(request.method()) {
-            let text = "only GET and HEAD\n".to_owned();
+            let text = "method not allowed; use GET or HEAD\n".to_owned();
             let mut response = response(StatusCode::METHOD_NOT_ALLOWED, PLAIN, text);
             let allowed = HeaderValue::from_static("GET, HEAD");
             response.headers_mut().insert(header::ALLOW, allowed);
@@ -137,7 +137,7 @@ impl<H: Health> Exporter<H> {
                 response(StatusCode::OK, format.content_type(), text)
             }
             Err(error) => {
-                tracing::error!(%error, "metrics cannot be written");
+                tracing::error!(%error, "cannot write metrics");
                 response(StatusCode::INTERNAL_SERVER_ERROR, PLAIN, String::new())
             }
         }
@@ -190,7 +190,7 @@ mod tests {
     use tonic_health::server::{HealthReporter, HealthService};
 
     #[test]
-    fn a_text_is_shown_again_for_a_second() {
+    fn metrics_are_reused_for_a_second() {
         let counter = Counter::<u64>::default();
         let mut registry = Registry::default();
         registry.register("looks", "Looks", counter.clone());

@@ -85,8 +85,8 @@ fn quality(range: &MediaType<'_>) -> Option<u16> {
         .then(|| (quality * 1000.0).round() as u16)
 }
 
-/// Rewrites OpenMetrics as Prometheus's format. The samples are the same. Differences: in OpenMetrics a family has
-/// no suffix, an `info` is a type, and there is a unit and an end
+/// Rewrites OpenMetrics as Prometheus's format. The samples are the same. Differences: in
+/// OpenMetrics a family has no suffix, an `info` is a type, and there is a unit and an end
 /// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -124,7 +124,7 @@ mod tests {
     use http::HeaderValue;
 
     #[test]
-    fn openmetrics_is_for_those_who_name_it() {
+    fn openmetrics_is_sent_only_if_the_request_names_it() {
         use Format::{OpenMetrics, Prometheus};
         for (accept, format) in [
             (&[][..], Prometheus),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn families_have_the_names_of_their_samples() {
+    fn families_are_named_like_their_samples() {
         let openmetrics = "\
 # HELP a_build What runs here.
 # TYPE a_build info

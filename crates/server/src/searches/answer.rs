@@ -80,9 +80,9 @@ impl Answer {
         &self.query
     }
 
-    /// Lists the search, also if it has ended. Returns its id.
-    pub(crate) fn list(&self) -> Arc<str> {
-        self.registry.list(&self.record)
+    /// Adds the search to the list, even if it has ended. Returns its id.
+    pub(crate) fn add_to_list(&self) -> Arc<str> {
+        self.registry.add(&self.record)
     }
 
     /// Returns the hash budget of the search.

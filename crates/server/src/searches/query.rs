@@ -54,7 +54,7 @@ pub(crate) fn of_search(request: &SearchRequest) -> Result<Query, CallError> {
         }
         None => Err(CallError::wrong(
             "query",
-            "there is neither a query nor a cursor; give one of them",
+            "the request has neither a query nor a cursor; give one of them",
         )),
     }
 }
@@ -62,7 +62,7 @@ pub(crate) fn of_search(request: &SearchRequest) -> Result<Query, CallError> {
 /// Returns the query of an Estimate.
 pub(crate) fn of_estimate(request: &EstimateRequest) -> Result<Query, CallError> {
     let query = request.query.as_ref();
-    of_query(query.ok_or_else(|| CallError::wrong("query", "there is no query; give one"))?)
+    of_query(query.ok_or_else(|| CallError::wrong("query", "the request has no query"))?)
 }
 
 /// Converts a query. Every field is used: to ignore one would be to search for something else.
@@ -99,7 +99,7 @@ fn of_query(query: &v1pb::Query) -> Result<Query, CallError> {
     };
     if !(1..=Query::MAX_NAMES).contains(&desired_names.len()) {
         let (count, most) = (desired_names.len(), Query::MAX_NAMES);
-        let message = format!("there are {count} names; give 1 to {most}");
+        let message = format!("the query has {count} names; give 1 to {most}");
         return Err(CallError::wrong("query.desired_names", message));
     }
     let names = desired_names.iter().enumerate().map(|(number, text)| {
@@ -156,13 +156,13 @@ fn check_size<'a>(
 ) -> Result<(), CallError> {
     let bytes: usize = names.map(str::len).sum();
     if bytes > NAME_BYTES {
-        let message = format!("the names have {bytes} bytes; give at most {NAME_BYTES} in all");
+        let message = format!("the names have {bytes} bytes; give at most {NAME_BYTES} in total");
         return Err(CallError::wrong(names_field, message));
     }
     let bytes = keyspace.prefix().len() + keyspace.suffix().len();
     if bytes > AROUND_BYTES {
         let message = format!(
-            "the prefix and the suffix have {bytes} bytes; give at most {AROUND_BYTES} in all"
+            "the prefix and the suffix have {bytes} bytes; give at most {AROUND_BYTES} in total"
         );
         return Err(CallError::wrong(keyspace_field, message));
     }
@@ -181,7 +181,7 @@ fn distance(field: &str, value: i32) -> Result<Distance, CallError> {
 /// Returns a value of an enum. It is an error if this server does not know the value.
 fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<E, CallError> {
     let unknown = |_| {
-        let message = format!("{field}: this server does not know the value {value}");
+        let message = format!("{field}: unknown value {value}");
         CallError::wrong(field, message)
     };
     E::try_from(value).map_err(unknown)
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_and_what_is_spelled_out_is_the_same() {
+    fn omitted_fields_have_their_defaults() {
         let name: DesiredName = "doctor".parse().unwrap();
         let expected = Query::new(name, Distance::from(1)).unwrap();
         let expected = expected.interesting(Distance::from(3));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn no_field_is_overlooked() {
+    fn every_field_changes_the_query() {
         type Change = fn(&mut v1pb::Query);
         let changes: [Change; 10] = [
             |q| q.desired_names.push("doc".to_owned()),

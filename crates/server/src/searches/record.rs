@@ -404,7 +404,7 @@ mod tests {
     }
 
     fn client() -> ClientName {
-        ClientName::of_nobody()
+        ClientName::unknown()
     }
 
     fn begin(query: &Query) -> (Engine, Search, Record) {
@@ -508,7 +508,7 @@ mod tests {
     fn a_record_without_a_call_is_listed_cancelled_and_read() {
         let (_engine, mut search, record) = begin(&endless());
         let (record, registry) = (Arc::new(record), Registry::default());
-        let id = registry.list(&record);
+        let id = registry.add(&record);
         let viewer = Viewer {
             client: client(),
             is_operator: false,
@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn a_noted_stop_leaves_the_search_to_its_handle() {
+    fn a_noted_stop_does_not_end_the_search() {
         let (_engine, search, record) = begin(&endless());
         record.note_stop(StopCause::Client);
         // This is the second stop, which does nothing.

@@ -60,8 +60,9 @@ struct List {
 }
 
 impl Registry {
-    /// Lists a search and returns its new id. A search that is listed already keeps its id.
-    pub(crate) fn list(&self, record: &Arc<Record>) -> Arc<str> {
+    /// Adds a search to the list and returns its new id. A search that is listed already keeps its
+    /// id.
+    pub(crate) fn add(&self, record: &Arc<Record>) -> Arc<str> {
         if let Some(id) = record.id() {
             return id;
         }
@@ -216,7 +217,7 @@ mod tests {
         let end = |record: &Record| registry.ended(record, &Outcome::Exhausted, 0);
         let add = |client| {
             let record = record(client);
-            registry.list(&record);
+            registry.add(&record);
             record
         };
         let running = add(0);
@@ -255,14 +256,14 @@ mod tests {
         // A search that had ended when it was listed counts as ended.
         let late = record(0);
         end(&late);
-        registry.list(&late);
+        registry.add(&late);
         assert_eq!(registry.lock().ended[&name(0)].len(), 4);
     }
 
     #[test]
     fn only_its_client_and_operators_find_a_search() {
         let registry = Registry::default();
-        let id = registry.list(&record(1));
+        let id = registry.add(&record(1));
         assert!(registry.find(&viewer(1), &id).is_some());
         assert!(registry.find(&viewer(2), &id).is_none());
         let operator = Viewer {
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_unique_and_tokens_are_read_only_where_they_were_made() {
+    fn ids_are_unique_and_page_tokens_belong_to_their_registry() {
         let (registry, other) = (Registry::default(), Registry::default());
         let places = 0..1000;
         let all = [&registry, &other];

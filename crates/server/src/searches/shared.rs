@@ -175,7 +175,7 @@ impl Searches {
         let is_under_way = stopper.progress().is_some();
         record.started(&stopper);
         if is_under_way {
-            self.open_calls.add(self.registry.list(&record), &call);
+            self.open_calls.add(self.registry.add(&record), &call);
         }
         // The server does not poll a stream that its client does not read, so the end of the call
         // has to stop the search by itself.
@@ -274,7 +274,7 @@ impl Caller {
         match &self.info.principal {
             Some(principal) => principal.name.clone(),
             // Only in a test without the layer for authentication.
-            None => ClientName::of_nobody(),
+            None => ClientName::unknown(),
         }
     }
 

@@ -38,7 +38,7 @@ enum Case {
     /// Waits for a line on stdin before it cancels.
     CancelAfterBegin,
     CancelAfterFirstResponse,
-    /// A case of our own: the client has ended its half, and the server has more to say.
+    /// Not one of gRPC's cases: the client has ended its half, and the server has more to send.
     CancelWhileResponding,
     TimeoutOnSleepingServer,
     StatusCodeAndMessage,
@@ -136,7 +136,7 @@ async fn cancel_at_response(mut call: StreamingCall<StreamingOutputCallResponse>
     ensure_size(response.payload, STREAM_RESPONSE_SIZE)?;
     ensure!(call.cancel(), "the call had ended");
     expect(call.message().await, Code::Cancelled)?;
-    ensure!(call.cancelled(), "it is not told that it was cancelled");
+    ensure!(call.cancelled(), "the call is not marked as cancelled");
     Ok(())
 }
 

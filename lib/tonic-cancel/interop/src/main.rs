@@ -16,10 +16,10 @@ use clap::Parser;
 
 #[derive(Parser)]
 enum Arguments {
-    /// Serves on a free port of the loopback until it is killed; tells on stdout which port, and
-    /// how each call goes.
+    /// Serve on a free port of the loopback until killed; print the port, and the progress of each
+    /// call
     Server,
-    /// Plays a case; fails if the server does not do as it should.
+    /// Play a case; fail if the server does not behave as the case requires
     Client(client::Arguments),
 }
 

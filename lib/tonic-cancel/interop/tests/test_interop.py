@@ -1,9 +1,9 @@
-"""gRPC's interoperability cases about cancellation, between tonic-cancel and other libraries.
+"""Interoperability cases of gRPC about cancellation, between tonic-cancel and other libraries.
 
-Real processes and sockets. INTEROP is the path of `tonic-cancel-interop`. INTEROP_NODE is where npm
-has installed the packages in peers/package.json; without it, grpc-js is skipped. Both ends are
-checked: the client asserts what gRPC's description of a case requires, and the server reports how
-the calls ended.
+They use real processes and sockets. INTEROP is the path of `tonic-cancel-interop`. INTEROP_NODE is
+the folder in which npm has installed the packages of peers/package.json; without it, grpc-js is
+skipped. Both ends are checked: the client asserts what gRPC's description of a case requires, and
+the server prints how the calls ended.
 """
 
 import os
@@ -21,8 +21,8 @@ PROTO = HERE.parent / "proto" / "interop.proto"
 INTEROP = os.environ["INTEROP"]
 NODE = os.environ.get("INTEROP_NODE")
 
-# Maximum time to wait for anything.
-PATIENCE_S = 120
+# Timeout for any event.
+TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def stubs(tmp_path_factory):
 
 
 class Process:
-    """A process whose lines on stdout can be waited for."""
+    """A process. Tests can wait for lines on its stdout."""
 
     def __init__(self, command, **kwargs):
         self.popen = subprocess.Popen(
@@ -51,7 +51,7 @@ class Process:
 
     def line(self):
         """Returns the next line, or None at the end."""
-        return self.lines.get(timeout=PATIENCE_S)
+        return self.lines.get(timeout=TIMEOUT_S)
 
     def end(self):
         self.popen.kill()
@@ -92,7 +92,7 @@ def grpc_js_client(stubs):
     return ["node", str(HERE / "peers" / "client.js"), str(PROTO)]
 
 
-# How a server may report a cancelled call. To grpcio's handlers, it is only gone.
+# How a server may report a cancelled call. grpcio's handlers see only that the call is gone.
 CANCELLED = {"ClientGone", "Gone"}
 # Either side's timer may fire first.
 EXPIRED = {"DeadlineExceeded", "ClientGone", "Gone"}
@@ -112,9 +112,9 @@ CASES = {
     "custom_metadata": [("UnaryCall", OK), ("FullDuplexCall", OK)],
 }
 
-# Pairs in which a cancelled stream of requests may look like one that has ended, if the handler
-# waits for its end and then answers in time. Node ends the client's half of a call before it resets
-# the call. grpcio's server reports the end to its handler before it checks for the reset.
+# In these pairs, a cancelled stream of requests may look like one that has ended, if the handler
+# waits for its end and then responds in time. Node ends the client's half of a call before it
+# resets the call. grpcio's server reports the end to its handler before it checks for the reset.
 AMBIGUOUS_PAIRS = [(grpc_js_client, our_server), (our_client, grpcio_server)]
 AMBIGUOUS_CASES = [
     "cancel_after_begin",
@@ -131,55 +131,55 @@ PAIRS = [
 
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0].__name__}-{pair[1].__name__}")
-def played(request, stubs, start):
-    """Starts a server. Returns a function that starts a client, which plays a case with it."""
+def run_case(request, stubs, start):
+    """Starts a server. Returns a function that starts a client, which runs a case with it."""
     client, server = request.param
     environment = dict(os.environ)
     if client is grpc_js_client:
         if NODE is None:
-            pytest.skip("grpc-js is not installed")
+            pytest.skip("needs grpc-js: INTEROP_NODE is not set")
         environment["NODE_PATH"] = os.path.join(NODE, "node_modules")
     server = start(server(stubs))
     port = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)", server.line())[1]
 
-    def play(case, *arguments):
+    def run(case, *arguments):
         command = [*client(stubs), "--port", port, "--case", case, *arguments]
         return server, start(command, env=environment)
 
-    play.pair = request.param
+    run.pair = request.param
 
-    return play
-
-
-def passes(client):
-    assert client.line() == "passed", f"it ended with {client.popen.wait(PATIENCE_S)}"
+    return run
 
 
-def leaves(client):
+def wait_until_passed(client):
+    assert client.line() == "passed", f"the client ended with {client.popen.wait(TIMEOUT_S)}"
+
+
+def end_client(client):
     client.popen.stdin.close()
-    assert client.popen.wait(PATIENCE_S) == 0
+    assert client.popen.wait(TIMEOUT_S) == 0
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_case(played, case):
-    # Longer than the case's own 1 ms, so that the server sees the call even on a busy machine.
+def test_a_case_passes_and_its_calls_end_as_required(run_case, case):
+    # Longer than the 1 ms of the case, so that the server sees the call even on a busy machine.
     timeout = ["--timeout-ms", "2000"] if case == "timeout_on_sleeping_server" else []
-    server, client = played(case, *timeout)
+    server, client = run_case(case, *timeout)
     for number, (method, endings) in enumerate(CASES[case]):
         assert server.line() == f"began {method}"
         if case == "cancel_after_begin":
             client.popen.stdin.write("cancel\n")
             client.popen.stdin.flush()
-        if played.pair in AMBIGUOUS_PAIRS and case in AMBIGUOUS_CASES:
+        if run_case.pair in AMBIGUOUS_PAIRS and case in AMBIGUOUS_CASES:
             endings = endings | OK
         assert server.line() in {f"ended {method} {ending}" for ending in endings}
     # The client is still running, so no server can have taken its exit for a cancellation.
-    passes(client)
-    leaves(client)
+    wait_until_passed(client)
+    end_client(client)
     assert server.lines.empty(), server.line()
 
 
-def test_a_timeout_of_a_millisecond(played):
-    _, client = played("timeout_on_sleeping_server")
-    passes(client)
-    leaves(client)
+def test_a_timeout_of_one_millisecond_passes(run_case):
+    _, client = run_case("timeout_on_sleeping_server")
+    wait_until_passed(client)
+    end_client(client)

@@ -60,7 +60,7 @@ impl<T: Send + 'static> Call<T> {
             shared::start(request, options, 1, rpc, |carrier, call| async move {
                 let result = carrier.shared.carry(call).await;
                 if let Ok(response) = &result {
-                    carrier.shared.initial_metadata_came(response.metadata());
+                    carrier.shared.initial_metadata_arrived(response.metadata());
                 }
                 let end = End::of(result.as_ref().map(Response::metadata));
                 // The receiver may be gone.

@@ -61,7 +61,7 @@ impl CallOptions {
     }
 
     /// Returns the deadline of a call that starts at `now`. A time beyond the range of the clock,
-    /// or of a request's timeout, is no deadline.
+    /// or of a request's timeout, counts as no deadline.
     pub(super) fn ends_at(&self, parent: Option<&Parent>, now: Instant) -> Option<Instant> {
         let own = self.timeout.and_then(|timeout| now.checked_add(timeout));
         let given = [self.deadline, parent.and_then(|parent| parent.deadline)];

@@ -86,10 +86,12 @@ impl Default for Backoff {
 /// A request is sent again only if no part of it was ever sent: its body, which may be a stream, is
 /// kept whole until the connection takes the first message. A call that fails later is not retried.
 ///
-/// Clones share their connection and their waiting. Set
-/// [`Endpoint::connect_timeout`](https://docs.rs/tonic/0.14/tonic/transport/struct.Endpoint.html#method.connect_timeout)
-/// on the channel below. Otherwise an attempt without an answer lasts as long as the operating
-/// system allows, and the other calls wait for it.
+/// Clones share their connection and their waiting. Set [`Endpoint::connect_timeout`][timeout] on
+/// the channel below. Otherwise an attempt without an answer lasts as long as the operating system
+/// allows, and the other calls wait for it.
+///
+/// [timeout]:
+/// https://docs.rs/tonic/0.14/tonic/transport/struct.Endpoint.html#method.connect_timeout
 ///
 /// ```
 /// # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
@@ -102,10 +104,9 @@ impl Default for Backoff {
 /// let channel = endpoint.connect_timeout(Duration::from_secs(20)).connect_lazy();
 /// let mut client = HealthClient::new(ReadyChannel::new(channel));
 /// let options = CallOptions::new().wait_for_ready(true).timeout(Duration::from_secs(60));
-/// // There need be no server yet.
-/// let call = Call::start(Request::new(HealthCheckRequest::default()), options, |request| async move {
-///     client.check(request).await
-/// });
+/// // The server need not be running yet.
+/// let request = Request::new(HealthCheckRequest::default());
+/// let call = Call::start(request, options, |request| async move { client.check(request).await });
 /// # Ok(())
 /// # }
 /// ```
@@ -264,9 +265,9 @@ impl Problem<'_> {
             if error.is::<ConnectError>() {
                 return Some(Problem::NotConnected(error));
             }
-            if let Some(told) = error.downcast_ref::<hyper::Error>() {
+            if let Some(hyper_error) = error.downcast_ref::<hyper::Error>() {
                 // hyper returns an unsent request with this error.
-                return told.is_canceled().then_some(Problem::Lost(error));
+                return hyper_error.is_canceled().then_some(Problem::Lost(error));
             }
             next = error.source();
         }
@@ -579,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_make_no_sense_make_the_longest_wait() {
+    fn invalid_numbers_give_the_longest_wait() {
         let max = Duration::from_secs(5);
         for (multiplier, jitter) in [(1.0, -7.0), (-1.0, 0.0), (f64::NAN, f64::NAN)] {
             let backoff = Backoff {
@@ -593,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn chance_stays_in_its_bounds() {
+    fn chance_stays_within_its_bounds() {
         let numbers: Vec<f64> = (0..1000).map(|_| chance()).collect();
         assert!(numbers.iter().all(|number| (-1.0..=1.0).contains(number)));
         assert!(numbers.iter().any(|number| *number > 0.5));
@@ -632,7 +633,7 @@ mod tests {
     /// If the call with the turn is dropped, another call gets the turn and waits the rest of the
     /// wait.
     #[tokio::test(start_paused = true)]
-    async fn a_turn_goes_to_the_next_with_what_is_left_of_the_wait() {
+    async fn a_dropped_turn_passes_on_with_the_rest_of_the_wait() {
         let gate = Gate::new(Backoff::GRPC);
         let began = Instant::now();
         let turn = gate.clearance(None).await;

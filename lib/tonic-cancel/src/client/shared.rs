@@ -44,7 +44,7 @@ pub(super) struct Shared {
     mark: Option<Mark>,
     cancelled: Notify,
     /// Notified when the initial metadata has arrived, and at the end.
-    told: Notify,
+    changed: Notify,
     state: Mutex<State>,
 }
 
@@ -124,7 +124,7 @@ impl Shared {
     pub(super) fn new<R>(request: &mut Request<R>, options: CallOptions) -> Shared {
         let now = Instant::now();
         let parent = request.extensions_mut().remove::<Parent>();
-        // A malformed timeout is left for the server to refuse.
+        // A malformed timeout is left for the server to reject.
         let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
         let own = own.and_then(|timeout| now.checked_add(timeout));
         let given = options.ends_at(parent.as_ref(), now);
@@ -143,7 +143,7 @@ impl Shared {
             request: request.cancellation_handle(),
             mark,
             cancelled: Notify::new(),
-            told: Notify::new(),
+            changed: Notify::new(),
             state: Mutex::default(),
         }
     }
@@ -246,22 +246,22 @@ impl Shared {
         self.deadline.is_some_and(|time| time <= Instant::now())
     }
 
-    pub(super) fn initial_metadata_came(&self, metadata: &MetadataMap) {
+    pub(super) fn initial_metadata_arrived(&self, metadata: &MetadataMap) {
         self.lock().initial = Some(without_status(metadata));
-        self.told.notify_waiters();
+        self.changed.notify_waiters();
     }
 
     /// Waits for the initial metadata or the end. Dropping the future has no effect.
     pub(super) async fn initial_metadata(&self) -> Option<MetadataMap> {
         loop {
-            let told = self.told.notified();
+            let changed = self.changed.notified();
             {
                 let state = self.lock();
                 if state.initial.is_some() || state.done.is_some() {
                     return state.initial.clone();
                 }
             }
-            told.await;
+            changed.await;
         }
     }
 
@@ -269,10 +269,10 @@ impl Shared {
         self.lock().trailing.clone()
     }
 
-    /// Records the end and cancels the request. Then it runs `tell`, which passes the result of a
-    /// unary call to its reader, and then the callbacks, outside of the lock. Only the first end
+    /// Records the end and cancels the request. Then it runs `deliver`, which passes the result of
+    /// a unary call to its reader, and then the callbacks, outside of the lock. Only the first end
     /// counts.
-    pub(super) fn finish(&self, end: End, tell: impl FnOnce()) {
+    pub(super) fn finish(&self, end: End, deliver: impl FnOnce()) {
         let mut state = self.lock();
         if state.done.is_some() {
             return;
@@ -289,8 +289,8 @@ impl Shared {
         let callbacks = std::mem::take(&mut state.callbacks);
         drop(state);
         self.request.clone().cancel();
-        tell();
-        self.told.notify_waiters();
+        deliver();
+        self.changed.notify_waiters();
         for callback in callbacks {
             run(callback, done.clone());
         }

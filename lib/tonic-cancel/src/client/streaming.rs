@@ -33,7 +33,7 @@ pub struct StreamingCall<T> {
     shared: Arc<Shared>,
     messages: mpsc::Receiver<Result<T, Status>>,
     /// Whether the reader received an error as the end.
-    told: bool,
+    error_returned: bool,
     detached: bool,
 }
 
@@ -55,7 +55,7 @@ impl<T: Send + 'static> StreamingCall<T> {
             shared::start(request, options, QUEUE, rpc, |carrier, call| async move {
                 let forward = async {
                     let (metadata, mut stream, _) = call.await?.into_parts();
-                    carrier.shared.initial_metadata_came(&metadata);
+                    carrier.shared.initial_metadata_arrived(&metadata);
                     while let Some(message) = stream.message().await? {
                         // Sending fails only if the handle is gone. The call then continues only
                         // if the handle was detached.
@@ -73,7 +73,7 @@ impl<T: Send + 'static> StreamingCall<T> {
         StreamingCall {
             shared,
             messages,
-            told: false,
+            error_returned: false,
             detached: false,
         }
     }
@@ -103,9 +103,9 @@ impl<T> Stream for StreamingCall<T> {
         let next = ready!(self.messages.poll_recv(cx)).or_else(|| {
             // A stream that was cut off must not look complete.
             let complete = self.shared.done().is_some_and(|done| done.code == Code::Ok);
-            (!complete && !self.told).then(|| Err(carrier_lost()))
+            (!complete && !self.error_returned).then(|| Err(carrier_lost()))
         });
-        self.told |= matches!(next, Some(Err(_)));
+        self.error_returned |= matches!(next, Some(Err(_)));
         Poll::Ready(next)
     }
 }

@@ -200,7 +200,8 @@ impl CallContext {
     ///
     /// ```
     /// # use tonic::{Request, Response, Status, transport::Channel};
-    /// # use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse, health_client::HealthClient};
+    /// # use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+    /// # use tonic_health::pb::health_client::HealthClient;
     /// use tonic_cancel::{Call, CallContext, CallOptions};
     ///
     /// async fn forward(
@@ -209,7 +210,8 @@ impl CallContext {
     /// ) -> Result<Response<HealthCheckResponse>, Status> {
     ///     let context = CallContext::of(&request);
     ///     let onward = context.outgoing(Request::new(request.into_inner()));
-    ///     Call::start(onward, CallOptions::new(), |onward| async move { next.check(onward).await }).await
+    ///     let options = CallOptions::new();
+    ///     Call::start(onward, options, |onward| async move { next.check(onward).await }).await
     /// }
     /// ```
     #[must_use]
@@ -254,9 +256,9 @@ impl CallContext {
 
     /// Call this when the handler has nothing to send: ends the call if [`part`](Self::part) was
     /// called, and returns whether it did.
-    pub(crate) fn is_parting(&self) -> bool {
-        let is_told = self.state().stop_flag().is_requested();
-        let status = is_told.then(|| self.state().take_parting()).flatten();
+    pub(crate) fn end_if_parting(&self) -> bool {
+        let is_stopping = self.state().stop_flag().is_requested();
+        let status = is_stopping.then(|| self.state().take_parting()).flatten();
         status.is_some_and(|status| self.end_with(CancelReason::Drain, Some(status)))
     }
 
@@ -400,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_callback_registered_after_the_end_runs_at_once_and_says_so() {
+    fn a_callback_registered_after_the_end_runs_at_once() {
         let context = CallContext::alone();
         context.complete(Code::Ok);
         let (sender, receiver) = mpsc::channel();

@@ -60,7 +60,7 @@ pub(crate) fn watch(call: &CallContext, deadline: Instant) -> io::Result<Watched
 /// If the thread cannot be started, the limit counts as zero.
 pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
-    // A limit that overflows the clock is no limit.
+    // A limit that overflows the clock counts as no limit.
     let deadline = Instant::now().checked_add(limit);
     // The entry of the task that polled last.
     let mut place = None;

@@ -84,7 +84,7 @@ impl DrainOptions {
 
     /// Default time for connections to close and work to end after every call has ended: a few
     /// round trips, so that clients can read the last statuses. A peer that does not read, or has
-    /// never sent anything, does not deserve more.
+    /// never sent anything, gets no more time.
     pub const CLOSE: Duration = Duration::from_secs(1);
 
     /// Returns the defaults.
@@ -132,14 +132,14 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// Creates a drain that uses UNAVAILABLE both to refuse late calls and to end the calls that it
-    /// must force.
+    /// Creates a drain that rejects new calls, and ends the calls that it must force, with
+    /// UNAVAILABLE.
     #[must_use]
     pub fn new() -> Drain {
         Drain::with_status(|| Status::unavailable("the server is shutting down"))
     }
 
-    /// Creates a drain with another status for the calls that it refuses or forces. UNAVAILABLE is
+    /// Creates a drain with another status for the calls that it rejects or forces. UNAVAILABLE is
     /// the status that makes clients try another server.
     #[must_use]
     pub fn with_status(status: impl Fn() -> Status + Send + Sync + 'static) -> Drain {
@@ -164,24 +164,24 @@ impl Drain {
     /// Calls of this drain continue while the main drain waits for its own calls. New ones are
     /// accepted as long as the server accepts calls at all, which it does not while
     /// [`serve`](Self::serve) is draining. When the main drain's calls have ended, new ones are
-    /// refused, and each of these calls ends as soon as its handler has nothing more to send
+    /// rejected, and each of these calls ends as soon as its handler has nothing more to send
     /// immediately, or by force after the notice. Until it ends, the handler can still report, for
     /// example, that the server is no longer serving.
     ///
-    /// Every invocation returns the same drain. Give it to the layers of such services.
+    /// Every invocation returns the same drain. Pass it to the layers of such services.
     #[must_use]
     pub fn aside(&self) -> Drain {
         let new = || Drain::refusing(Arc::clone(&self.shared.refusal));
         self.shared.aside.get_or_init(new).clone()
     }
 
-    /// Starts to refuse every new call.
+    /// Rejects every new call from now on.
     pub fn close(&self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_waiters();
     }
 
-    /// Whether new calls are refused.
+    /// Whether new calls are rejected.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.lock().closed
@@ -209,7 +209,7 @@ impl Drain {
         self.shared.working.load(Ordering::SeqCst)
     }
 
-    /// Ends all calls. It refuses new calls and lets the others continue for `grace`. Then it asks
+    /// Ends all calls. It rejects new calls and lets the others continue for `grace`. Then it asks
     /// them to stop ([`CancelReason::Drain`]) and gives their handlers `notice` to answer. Then it
     /// ends the remaining calls, and the calls that are [aside](Self::aside).
     ///
@@ -227,8 +227,8 @@ impl Drain {
         let mut drained = Drained::default();
         if within(grace, self.idle()).await.is_none() {
             let calls = self.calls().into_iter();
-            let told = calls.filter(|call| call.announce(CancelReason::Drain));
-            drained.told = told.count();
+            let asked = calls.filter(|call| call.announce(CancelReason::Drain));
+            drained.told = asked.count();
             if within(notice, self.idle()).await.is_none() {
                 drained.forced = self.force();
             }

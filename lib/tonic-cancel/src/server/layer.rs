@@ -32,11 +32,11 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// Puts a [`CallContext`] into every request, and enforces it.
 ///
 /// - The client's `grpc-timeout` applies to the whole call, including streams, and ends it with
-///   DEADLINE_EXCEEDED. A malformed timeout is refused with INVALID_ARGUMENT. A [`DeadlinePolicy`]
-///   can add further limits.
+///   DEADLINE_EXCEEDED. A call with a malformed timeout is rejected with INVALID_ARGUMENT. A
+///   [`DeadlinePolicy`] can add further limits.
 /// - A handler that panics, before its response or in its stream, ends only its own call, with
 ///   UNKNOWN.
-/// - While the [`Drain`] is closed, calls are refused before their handler runs.
+/// - While the [`Drain`] is closed, calls are rejected before their handler runs.
 ///
 /// Add it to a whole server (`tonic::transport::Server::layer`) or to single services, but only
 /// once on the path to each service. A separate thread enforces deadlines, so they hold even if a
@@ -127,7 +127,7 @@ pub struct CallContextService<S> {
 }
 
 impl<S> CallContextService<S> {
-    /// Creates the context of a new call. A refused call has already ended.
+    /// Creates the context of a new call. A rejected call has already ended.
     fn begin(&self, headers: &HeaderMap) -> Guard {
         let timeout = timeout::parse(headers).and_then(|asked| self.rules.deadlines.allow(asked));
         let timeout = match timeout {
@@ -138,7 +138,7 @@ impl<S> CallContextService<S> {
                 return Guard::new(context);
             }
         };
-        // A timeout that overflows the clock is no deadline.
+        // A timeout that overflows the clock counts as no deadline.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let context = self.drain.admit(Terms {
             deadline,
@@ -149,7 +149,7 @@ impl<S> CallContextService<S> {
             match deadlines::watch(&guard.context, deadline) {
                 Ok(watched) => guard.watched = Some(watched),
                 Err(error) => {
-                    // Without the thread the deadline cannot be enforced, so the call is refused.
+                    // Without the thread the deadline cannot be enforced, so the call is rejected.
                     let status =
                         Status::resource_exhausted(format!("no thread for deadlines: {error}"));
                     guard.context.end_with(CancelReason::Server, Some(status));
@@ -269,7 +269,7 @@ where
             })
         });
         let Some(Poll::Ready(response)) = response else {
-            if guard.context.is_parting()
+            if guard.context.end_if_parting()
                 && let Poll::Ready(status) = guard.context.state().poll_status(cx)
             {
                 this.inner.set(None);
@@ -302,7 +302,7 @@ where
         };
         let carried = Carried::new(body);
         if let Some(guard) = &guard {
-            carried.goes_with(&guard.context);
+            carried.drop_at_end(&guard.context);
         }
         let response = http::Response::from_parts(parts, CallBody { carried, guard });
         Poll::Ready(Ok(response))
@@ -340,7 +340,7 @@ impl<B> Carried<B> {
     }
 
     /// Drops the body when the call ends.
-    fn goes_with(&self, context: &CallContext)
+    fn drop_at_end(&self, context: &CallContext)
     where
         B: Send + 'static,
     {
@@ -413,7 +413,7 @@ where
         }
         if frame.is_pending()
             && let Some(guard) = &this.guard
-            && guard.context.is_parting()
+            && guard.context.end_if_parting()
             && let Poll::Ready(status) = guard.context.state().poll_status(cx)
         {
             this.guard = None;

@@ -90,7 +90,7 @@ const CANCELLED: CallEnd = CallEnd {
 };
 
 #[test]
-fn of_many_ends_the_first_counts_and_is_told_once_in_order() {
+fn the_first_end_counts_and_callbacks_run_once_in_order() {
     loom::model(|| {
         let (call, calls) = (CallContext::alone(), Calls::default());
         assert!(call.add_callback(calls.callback(1)));
@@ -125,7 +125,7 @@ fn a_callback_that_is_registered_as_the_call_ends_runs_once() {
 }
 
 #[test]
-fn a_callback_that_panics_or_comes_back_harms_nobody() {
+fn a_callback_that_panics_or_reenters_does_not_affect_others() {
     loom::model(|| {
         let (call, calls) = (CallContext::alone(), Calls::default());
         call.add_callback(|_| std::panic::resume_unwind(Box::new("wanted")));
@@ -145,7 +145,7 @@ fn a_callback_that_panics_or_comes_back_harms_nobody() {
 }
 
 #[test]
-fn whoever_waits_is_woken() {
+fn a_waiter_is_woken() {
     loom::model(|| {
         let call = CallContext::alone();
         let other = call.clone();
@@ -159,7 +159,7 @@ fn whoever_waits_is_woken() {
 }
 
 #[test]
-fn an_end_wakes_whoever_waits_for_a_stop() {
+fn an_end_wakes_a_waiter_for_a_stop() {
     loom::model(|| {
         let call = CallContext::alone();
         let other = call.clone();
@@ -170,7 +170,7 @@ fn an_end_wakes_whoever_waits_for_a_stop() {
 }
 
 #[test]
-fn who_waits_no_longer_leaves_nothing_behind() {
+fn a_dropped_waiter_leaves_nothing_behind() {
     loom::model(|| {
         let call = CallContext::alone();
         let other = call.clone();
@@ -232,7 +232,7 @@ fn the_carrier_of_the_response_gets_the_status_once() {
 }
 
 #[test]
-fn an_answer_that_comes_too_late_finds_the_status_that_takes_its_place() {
+fn a_late_answer_is_replaced_by_the_status() {
     loom::model(|| {
         let call = CallContext::alone();
         let other = call.clone();
@@ -245,7 +245,7 @@ fn an_answer_that_comes_too_late_finds_the_status_that_takes_its_place() {
 }
 
 #[test]
-fn a_stop_that_comes_as_the_call_ends_is_told_or_not_but_never_half() {
+fn a_stop_during_the_end_is_reported_fully_or_not_at_all() {
     loom::model(|| {
         let (call, calls) = (CallContext::alone(), Calls::default());
         call.add_callback(calls.callback(1));

@@ -45,7 +45,7 @@ impl DeadlinePolicy {
         self
     }
 
-    /// Sets the minimum timeout that a client may set. A call with less is refused with
+    /// Sets the minimum timeout that a client may set. A call with less is rejected with
     /// DEADLINE_EXCEEDED before its handler runs: the client would give up anyway, and it is better
     /// not to start work that cannot finish in time. The minimum does not apply to the default.
     #[must_use]
@@ -62,7 +62,7 @@ impl DeadlinePolicy {
     }
 
     /// Returns the timeout of a call whose client set `asked`, or DEADLINE_EXCEEDED if it is
-    /// refused.
+    /// rejected.
     pub(crate) fn allow(&self, asked: Option<Duration>) -> Result<Option<Duration>, Status> {
         if let (Some(asked), Some(minimum)) = (asked, self.minimum)
             && asked < minimum
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_allowed() {
+    fn timeouts_are_kept_within_the_policy() {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         let (short, long) = (Duration::from_millis(999), Duration::from_secs(61));
         let none = DeadlinePolicy::new();

@@ -91,7 +91,7 @@ impl CallContext {
     ///         while let Some(_line) = lines.message().await? {
     ///             count += 1;
     ///         }
-    ///         // All of them: what was cut off has not come here.
+    ///         // The stream is complete: a cut is an error above.
     ///         Ok::<u64, Status>(count)
     ///     });
     ///     Ok(Response::new(stored.await.map_err(|e| Status::internal(e.to_string()))??))
@@ -134,8 +134,8 @@ impl<T> Requests<T> {
     ///
     /// # Errors
     ///
-    /// If the client did not end its stream, returns once why there are no more messages, then
-    /// `None`. A message that tonic cannot decode is also an error.
+    /// If the client did not end its stream, returns the reason for the end once, then `None`. A
+    /// message that tonic cannot decode is also an error.
     pub async fn message(&mut self) -> Result<Option<T>, Status> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx))
             .await

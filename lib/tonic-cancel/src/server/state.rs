@@ -48,16 +48,15 @@ impl fmt::Display for CancelReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallEnd {
-    /// Code of the status that the client was sent. If the client was gone, the code of the status
-    /// that it gave itself.
+    /// Code of the status that was sent to the client. CANCELLED if the client was gone.
     pub code: Code,
     /// Why the call was asked to stop before it was complete; `None` if the handler ended it.
     pub cancelled: Option<CancelReason>,
 }
 
-/// Signals work on other threads, by one atomic load, that its call no longer needs it.
+/// Flag that asks work on other threads to stop. Checking it costs one atomic load.
 ///
-/// Once set, it stays set. The default is a separate flag that is never set.
+/// Once set, it stays set. A default flag belongs to no call and is never set.
 #[derive(Clone, Debug, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
@@ -97,11 +96,11 @@ pub(crate) enum Listener {
 }
 
 impl Listener {
-    fn tell(self) {
+    fn notify(self) {
         match self {
-            Listener::Task(waker) => unharmed("a waker", || waker.wake()),
+            Listener::Task(waker) => catch_panic("a waker", || waker.wake()),
             Listener::Work(flag) => flag.request(),
-            Listener::Hook(hook) => unharmed("the end of a response", hook),
+            Listener::Hook(hook) => catch_panic("the end of a response", hook),
         }
     }
 }
@@ -209,7 +208,7 @@ impl Lifecycle {
         let listeners = std::mem::take(&mut state.at_stop);
         let token = state.token.take();
         drop(state);
-        tell(listeners, token);
+        notify_all(listeners, token);
         true
     }
 
@@ -222,7 +221,7 @@ impl Lifecycle {
         let carrier = state.carrier.take();
         drop(state);
         if let Some(carrier) = carrier {
-            Listener::Task(carrier).tell();
+            Listener::Task(carrier).notify();
         }
     }
 
@@ -236,7 +235,7 @@ impl Lifecycle {
         let mut state = self.lock();
         if state.has_passed(Moment::End) {
             drop(state);
-            Listener::Hook(hook).tell();
+            Listener::Hook(hook).notify();
         } else {
             state.at_end.insert(Listener::Hook(hook));
         }
@@ -269,10 +268,10 @@ impl Lifecycle {
         drop(state);
 
         if let Some(carrier) = carrier {
-            Listener::Task(carrier).tell();
+            Listener::Task(carrier).notify();
         }
-        tell(at_stop, token);
-        tell(at_end, None);
+        notify_all(at_stop, token);
+        notify_all(at_end, None);
         for callback in callbacks {
             run(callback, end);
         }
@@ -352,7 +351,7 @@ impl Lifecycle {
 
     pub(crate) fn forget(&self, moment: Moment, key: Option<usize>) {
         if let Some(key) = key {
-            // Once the moment has passed, there are no listeners and never will be.
+            // Once the moment has passed, the list of listeners is empty and stays so.
             let stale = self.lock().listeners(moment).try_remove(key);
             drop(stale);
         }
@@ -396,22 +395,22 @@ impl Lifecycle {
     }
 }
 
-fn tell(listeners: Slab<Listener>, token: Option<CancellationToken>) {
+fn notify_all(listeners: Slab<Listener>, token: Option<CancellationToken>) {
     for (_, listener) in listeners {
-        listener.tell();
+        listener.notify();
     }
     if let Some(token) = token {
-        unharmed("a waker", || token.cancel());
+        catch_panic("a waker", || token.cancel());
     }
 }
 
 fn run(callback: Callback, end: CallEnd) {
-    unharmed("a callback", || callback(end));
+    catch_panic("a callback", || callback(end));
 }
 
 /// Runs foreign code, and logs its panic: a panic must not keep other listeners from being
 /// notified.
-fn unharmed(what: &str, foreign: impl FnOnce()) {
+fn catch_panic(what: &str, foreign: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(foreign)).is_err() {
         tracing::error!("{what} of a call panicked");
     }

@@ -59,10 +59,7 @@ impl CallContext {
         &self,
         work: impl FnOnce(StopFlag) -> T + Send + 'static,
     ) -> Result<T, Status> {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the work is told to stop, by its flag"
-        )]
+        #[expect(clippy::disallowed_methods, reason = "the flag asks the work to stop")]
         self.run_on(|job| drop(tokio::task::spawn_blocking(job)), work)
             .await
     }
@@ -222,8 +219,8 @@ impl WorkLimit {
     ///
     /// # Panics
     ///
-    /// Panics outside of a tokio runtime with a timer, if there is no room at once or if the call
-    /// was already asked to stop.
+    /// Panics outside of a tokio runtime with a timer, if the call has to wait for room or was
+    /// already asked to stop.
     pub async fn begin(&self, context: &CallContext) -> Result<WorkGuard, Status> {
         self.begin_within(context, Duration::MAX).await
     }

@@ -37,12 +37,14 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what)
         .await
-        .expect("it did not come")
+        .expect("the event did not happen in time")
 }
 
 /// Returns the next reported event.
-pub(crate) async fn next<T>(told: &mut UnboundedReceiver<T>) -> T {
-    soon(told.recv()).await.expect("nobody is left to tell it")
+pub(crate) async fn next<T>(receiver: &mut UnboundedReceiver<T>) -> T {
+    soon(receiver.recv())
+        .await
+        .expect("every sender is dropped")
 }
 
 /// One call, as seen by a play.
@@ -300,7 +302,7 @@ impl Raw {
         let mut message = vec![0, 0, 0, 0, line.len() as u8 + 2];
         message.extend([0x0a, line.len() as u8]);
         message.extend(line.as_bytes());
-        // A server that refused the call by its headers may already have closed the stream.
+        // A server that rejected the call by its headers may already have closed the stream.
         let _ = body.send_data(message.into(), true);
         soon(response).await.unwrap()
     }

@@ -14,10 +14,11 @@ pub(crate) enum KernelChoice {
     One(Kernel),
 }
 
-/// Measure how fast this machine's kernels are, and check that they are right.
+/// Measure the speed of each kernel, and check its results.
 ///
-/// Each kernel is measured at hashing alone (the case sha1) and at searching for each name, on one
-/// thread and on all.
+/// A kernel is an implementation of SHA-1 for certain CPU instructions. Each one is measured when
+/// it only hashes (the case sha1) and when it searches for each name, on one thread and on all
+/// threads.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -27,40 +28,43 @@ Examples:
 Exit codes:
     0  measured
     2  the command line is wrong
-    4  no secret can ever spell such a name
-    5  a kernel gave a wrong answer, too few threads can be started, or the output failed
+    4  no secret can ever match a name
+    5  a kernel returned wrong results, too few threads started, or the output failed
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
 pub(crate) struct BenchArguments {
-    /// The kernel to measure, or all
+    /// Kernel to measure, or all
     #[arg(long, value_name = "NAME", default_value = "all", value_parser = kernel_or_all)]
     pub(crate) kernel: KernelChoice,
 
-    /// How many threads are all [default: one for each core]
+    /// Number of threads, besides one thread [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// A name to search for; may be given more than once
+    /// Name to search for; repeatable
     #[arg(long = "name", value_name = "NAME", default_value = "doctor")]
     pub(crate) names: Vec<DesiredName>,
 
-    /// A number of made-up names of 6 to 10 letters to search for at once; may be given more than
-    /// once
+    /// Number of generated names to search for at once; repeatable
+    ///
+    /// They have 6 to 10 letters, and are the same in each run.
     #[arg(long = "names", value_name = "N", value_parser = number(1..=u16::MAX))]
     pub(crate) sets: Vec<u16>,
 
-    /// The distance to search at
+    /// Distance to search at
     #[arg(long, value_name = "D", default_value = "0", value_parser = distance)]
     pub(crate) ideal_distance: Distance,
 
-    /// How many bytes the secrets have
+    /// Length of the secrets in bytes
     #[arg(long, value_name = "L", default_value = "4", value_parser = number::<u32>(3..=7))]
     pub(crate) length: u32,
 
-    /// How long each row is measured
+    /// Duration of each measurement in seconds
     #[arg(long, value_name = "S", default_value = "2", value_parser = seconds)]
     pub(crate) seconds: Duration,
 
-    /// Print one JSON object for each row, with kernel, case, threads and hashes_per_second
+    /// Print one JSON object per row
+    ///
+    /// Its fields are kernel, case, threads and hashes_per_second.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -76,5 +80,5 @@ fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = f64::from_str(text).ok().filter(|seconds| *seconds > 0.0);
     seconds
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| "give a number of seconds above 0".to_owned())
+        .ok_or_else(|| "expected a number of seconds above 0".to_owned())
 }

@@ -33,7 +33,7 @@ struct Case {
 
 /// Measures and prints a row for each kernel, case and number of threads.
 pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
-    signals::exit_at_once().context("cannot listen to signals")?;
+    signals::exit_at_once().context("cannot receive signals")?;
     let all_threads = arguments
         .threads
         .or_else(|| thread::available_parallelism().ok());
@@ -81,7 +81,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
     }
     // Every kernel's answers are compared with these.
     let Some(portable) = Kernel::named("portable") else {
-        bail!("there is no portable kernel to compare with");
+        bail!("no portable kernel to compare with");
     };
     // Not at a row's beginning, so that broken rows are among them.
     let checked = kernels::Block::new(arguments.length, 12_345, CHECKED);
@@ -93,7 +93,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
         for (case, answer) in cases.iter().zip(&answers) {
             ensure!(
                 case.turn(kernel, &checked) == *answer,
-                "the kernel {} gives wrong answers for {}",
+                "the kernel {} returned wrong results for {}",
                 kernel.name(),
                 case.title
             );
@@ -106,8 +106,8 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
                 } = throughput;
                 ensure!(
                     used == threads,
-                    "only {used} of {threads} threads can be started; raise the limit (ulimit -u), or give \
-                     --threads {used}"
+                    "cannot start more than {used} of {threads} threads; raise the limit (ulimit \
+                     -u), or use --threads {used}"
                 );
                 let line = if arguments.json {
                     let row = serde_json::json!({
@@ -128,7 +128,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
         }
     }
     if !arguments.json {
-        say("every kernel gave the answers of the portable one");
+        say("all kernels returned the same results as the portable one");
     }
     Ok(Exit::Success)
 }

@@ -67,9 +67,9 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
 fn points(odds: &Odds) -> [(&'static str, &'static str, Bounds); 4] {
     [
         ("expected", "on average", odds.expected_hashes()),
-        ("median", "50% have ended by", odds.hashes_for(0.5)),
-        ("p90", "90% have ended by", odds.hashes_for(0.9)),
-        ("p99", "99% have ended by", odds.hashes_for(0.99)),
+        ("median", "50% finish within", odds.hashes_for(0.5)),
+        ("p90", "90% finish within", odds.hashes_for(0.9)),
+        ("p99", "99% finish within", odds.hashes_for(0.99)),
     ]
 }
 
@@ -115,13 +115,14 @@ fn table(query: &Query, odds: &Odds, rate: f64, rate_source: &str) -> String {
     }];
     if !odds.is_exact() {
         lines.push(
-            "It takes too long to compute exactly; this is as far as it is known.".to_owned(),
+            "The exact numbers take too long to compute; these are lower and upper bounds."
+                .to_owned(),
         );
     }
     lines.push(String::new());
     let (searches, hashes, rate_shown) = ("searches", "hashes", number(rate));
     lines.push(format!(
-        "{searches:<18} {hashes:>26}   at {rate_shown} a second ({rate_source})"
+        "{searches:<18} {hashes:>26}   at {rate_shown} per second ({rate_source})"
     ));
     for (key, title, hashes) in points(odds) {
         let times = hashes.start() / rate..=hashes.end() / rate;
@@ -139,13 +140,12 @@ fn table(query: &Query, odds: &Odds, rate: f64, rate_source: &str) -> String {
     }
     lines.push(String::new());
     lines.push(
-        "A search has no memory: after any number of hashes in vain, all of this is still before it."
-            .to_owned(),
+        "A search has no memory: however long it has run, these numbers stay the same.".to_owned(),
     );
     let ever = odds.chance_after(query.keyspace().end());
     if *ever.end() < NEARLY_SURE {
         lines.push(format!(
-            "There are {} secrets to try, and the chance that any of them matches is {}.",
+            "There are {} secrets to try. The chance that any of them matches is {}.",
             number(query.keyspace().end() as f64),
             show(&ever, probability),
         ));

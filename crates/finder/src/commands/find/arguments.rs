@@ -19,83 +19,84 @@ use crate::arguments::{
 /// starting, short enough for a user who mistyped its name.
 const CONNECT_TIMEOUT: &str = "20s";
 
-/// Find a secret, in this process or by asking a server.
+/// Search for a secret whose hash contains NAME.
 ///
-/// A result is a line on stdout with six columns, separated by tabs: the hashed name, the secret in
-/// base64 and in hexadecimal (`(empty)` if it is empty), the distance, where in the hashed name the
-/// match begins (from 0), and the name. Everything else goes to stderr: on a terminal, three lines
-/// of progress; elsewhere, a line now and then. Ctrl-C, SIGHUP, SIGQUIT and SIGTERM stop the search
-/// and print the nearest candidate and a cursor to resume from; a second signal, if it comes later
-/// than 0.3 s after the first, ends the process at once.
+/// A secret is a byte string. Its hashed name is its digest as text: by default its SHA-1 in
+/// base64. Secrets are tried in a fixed order, the shortest first.
+///
+/// Each result is a line on stdout with six columns, separated by tabs: the hashed name, the secret
+/// in base64 and in hexadecimal (`(empty)` for the empty secret), the distance, the position of the
+/// match in the hashed name (from 0), and the name. Progress and notes are printed on stderr.
+///
+/// Ctrl-C, SIGHUP, SIGQUIT and SIGTERM stop the search. It then prints the nearest candidate and
+/// the command that resumes it. A second signal, at least 0.3 s later, ends the process at once.
 #[derive(Args, Debug)]
 // NAME is not required with --resume.
 #[command(mut_arg("names", |names| names.required(false).required_unless_present("resume")))]
 #[command(after_help = "\
 Examples:
   hashfinder find doctor
-  hashfinder find doctor --ideal-distance 1 --show-inferior 3
-  hashfinder find doctor --maximum-hashes 1000000
-  hashfinder find docto --count 3
-  hashfinder find tardis dalek
-  hashfinder find c0ffee --algorithm sha256 --encoding hex --anchor prefix
-  hashfinder find doc --secret-prefix 'I say: ' --alphabet alphanumeric
   hashfinder find hashfinder --show-inferior 4 --session night
-  hashfinder find doc --quiet --json | jq -r 'select(.type == \"result\").hex'
+  hashfinder find c0ffee --algorithm sha256 --encoding hex --anchor prefix
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
-  hashfinder find doctor --server https://find.example:50051 --credential-file my.key
 
-A server that speaks the reference contract alone (hash_name.HashFinder) can be asked too, but
-only for what that has words for, and it does not tell how it comes on.
+Servers that support only the reference contract (hash_name.HashFinder) report no progress, and
+accept only one NAME, --ideal-distance, --show-inferior and --maximum-time.
+
+If stdout is closed (>&-), results are lost without an error.
 
 Exit codes:
-    0  found, or whoever reads the results has seen enough
-    1  the keyspace ended without an answer
-    2  the command line is wrong, the session holds another search, or the server takes no such
-       request
-    3  a limit was reached (hash budget, quota, a full server, the time), or somebody cancelled
-       the search at the server; go on with the cursor
+    0  found, or the reader closed the pipe
+    1  every secret was tried, and too few match
+    2  wrong command line, session of another search, or request rejected by the server
+    3  a limit was reached, or the search was cancelled at the server; it can be resumed
     4  no secret can ever match the name
-    5  the server, the connection, the output or the session failed (another process uses it, for
-       example), or no thread could be started
-  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); go on with the cursor
-
-Stdout must be open: a closed one (>&-) cannot be distinguished from /dev/null.")]
+    5  the server, the connection, the output or the session failed, or no thread started
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); it can be resumed")]
 pub(crate) struct FindArguments {
-    /// Also show every secret on the way whose distance is less than this
+    /// Also print candidates: secrets at a distance less than K
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
 
-    /// Find this many secrets within the ideal distance, one after another
+    /// Number of secrets to find, one after another
+    ///
+    /// The hash budget and the maximum time are for all of them together.
     #[arg(long, value_name = "N", default_value = "1")]
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) count: NonZeroU64,
 
-    /// Stop after this many hashes
+    /// Hash budget: stop after N hashes
     #[arg(long, value_name = "N")]
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) maximum_hashes: Option<NonZeroU64>,
 
-    /// Stop this long after the start of the command, for instance 90s, 5m or 1h30m
+    /// Stop after this time, such as 90s, 5m or 1h30m
+    ///
+    /// It is measured from the start of the command, and includes the time to connect to a server.
     #[arg(long, alias = "timeout", value_name = "DURATION", value_parser = duration)]
     pub(crate) maximum_time: Option<Duration>,
 
-    /// How many threads search [default: one for each core]
+    /// Number of threads that search [default: one for each core]
     #[arg(long, value_name = "N", conflicts_with = "server", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// The kernel to search with in this process [default: the fastest that this machine runs]
+    /// Kernel to search with [default: the fastest one of this machine]
+    ///
+    /// It has no effect with --server.
     #[arg(long, value_name = "NAME", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
 
-    /// Ask the server at HOST:PORT, https://HOST:PORT or unix:PATH instead of searching in this process
+    /// Search at this server: HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) server: Option<ServerAddress>,
 
-    /// How long to wait for the server, at the start and if the connection is lost
+    /// Maximum time to wait for the server
+    ///
+    /// It applies at the start, and again when the connection is lost.
     #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = duration)]
     pub(crate) connect_timeout: Duration,
 
-    /// Go on from where a search was stopped
+    /// Resume a stopped search from its cursor
     #[arg(
         long,
         value_name = "CURSOR",
@@ -106,30 +107,33 @@ pub(crate) struct FindArguments {
     )]
     pub(crate) resume: Option<Cursor>,
 
-    /// Keep the search under this name, and go on with it when the same command is given again
+    /// Save the search under this name; the same command resumes it
     ///
-    /// How far it came is written every half second, so that a kill costs a second at most, and
-    /// what that found is printed again. It is removed when there is nothing left to search.
+    /// The search is saved every half second, so a kill loses at most a second. Results of that
+    /// second are printed again. The session is removed when the search has finished.
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     pub(crate) session: Option<SessionName>,
 
-    /// Print JSON, one object on each line
+    /// Print JSON, one object per line
     ///
-    /// docs/find.schema.json describes them; the last one tells how the search ended.
+    /// The last object describes how the search ended. The schema is docs/find.schema.json.
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Say nothing on stderr but what is wrong
+    /// Print only errors on stderr
+    ///
+    /// The command that resumes a stopped search is not printed. Use --json or --session to keep
+    /// its cursor.
     #[arg(long, short)]
     pub(crate) quiet: bool,
 
-    /// Whether results show where the name is in colour
+    /// When to highlight the match in results
     ///
-    /// auto is: on a terminal, unless NO_COLOR is set.
+    /// auto highlights it on a terminal, unless NO_COLOR is set.
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub(crate) color: Color,
 
-    // Last, because these flags have headings of their own.
+    // Last, because these flags have their own headings.
     #[command(flatten)]
     pub(crate) query: QueryArguments,
 

@@ -30,15 +30,15 @@ pub(super) fn search_end(
     let message = as_text(status.message());
     let details = Details::of(status);
     match status.code() {
-        Code::Ok => SearchEnd::Failed("the server ended without an answer".to_owned(), cursor),
+        Code::Ok => SearchEnd::Failed("the server ended the call too early".to_owned(), cursor),
         Code::Cancelled if cancelled => SearchEnd::Stopped(cursor),
         _ if details.limit_reached() => SearchEnd::Limit(message, cursor),
         _ if is_lost(status) => {
-            let why = format!("the connection to the server at {server} was lost: {message}");
+            let why = format!("lost the connection to the server at {server}: {message}");
             SearchEnd::Failed(why, cursor)
         }
         _ if details.has(Reason::MessageTooLong) || status.code() == Code::InvalidArgument => {
-            let why = format!("the server at {server} refuses that: {message}");
+            let why = format!("the server at {server} rejected the request: {message}");
             SearchEnd::Refused(why, cursor)
         }
         // A user of the server did it. The reference server sends the same when its budget is
@@ -58,6 +58,9 @@ pub(super) fn search_end(
         }
         // A proxy may send this code for another reason.
         Code::NotFound if details.has(Reason::KeyspaceExhausted) => SearchEnd::Exhausted,
-        code => SearchEnd::Failed(format!("the server failed: {message} ({code:?})"), cursor),
+        code => {
+            let why = format!("the server at {server} failed: {message} ({code:?})");
+            SearchEnd::Failed(why, cursor)
+        }
     }
 }

@@ -58,10 +58,10 @@ impl Finding {
     pub(super) fn checked(secret: &[u8], spells: &str, query: &Query) -> Result<(Finding, Index)> {
         let hashed_name = query.spelling().hashed_name(secret);
         if hashed_name.as_str() != spells {
-            bail!("the server's answer is wrong: {hashed_name} is what its secret spells");
+            bail!("invalid answer from the server: the hashed name of its secret is {hashed_name}");
         }
         let Some(candidate) = query.nearest(secret) else {
-            bail!("the server's answer is wrong: the secret of {hashed_name} was not asked for");
+            bail!("invalid answer from the server: {hashed_name} is not a match for this search");
         };
         Ok((Finding::new(query, candidate), candidate.index))
     }

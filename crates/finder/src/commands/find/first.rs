@@ -31,7 +31,7 @@ use crate::{arguments::SearchArguments, exit::Exit};
 ///
 /// # Panics
 ///
-/// If there are no queries.
+/// If `queries` is empty.
 pub(crate) async fn first(
     queries: Vec<Query>,
     arguments: &SearchArguments,

@@ -200,7 +200,7 @@ mod tests {
         async fn close(self) {}
     }
 
-    /// One in a thousand searches for several answers said that it was stopped without a request:
+    /// Regression: one in a thousand searches for several answers reported a stop without a cause:
     /// the stop came after the loop had checked for one, and before it waited for the search.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_search_that_ends_at_once_when_it_is_stopped_reports_why() {

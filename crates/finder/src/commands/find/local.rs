@@ -17,7 +17,7 @@ use hashfinder_system::{running_time::Stopwatch, threads::NO_THREAD};
 
 use super::{
     finding::Finding,
-    rate::summarize,
+    rate::{hashes, summarize},
     source::{SearchEnd, SearchEvent, Source, Stopper},
     status::Status,
 };
@@ -77,7 +77,7 @@ impl LocalSearch {
         let engine = Engine::start(threads, kernel, move || began.elapsed()).context(NO_THREAD)?;
         if engine.workers() < threads {
             status.say(format_args!(
-                "only {} of {threads} threads search: the system gives no more (ulimit -u)",
+                "searching with {} of {threads} threads: the system allows no more (see ulimit -u)",
                 engine.workers()
             ));
         }
@@ -180,7 +180,7 @@ impl LocalSearch {
 
     fn budget_spent(&self, frontier: Index) -> SearchEnd {
         let tried = frontier - self.query.start();
-        let why = format!("the hash budget is spent; hashes tried: {tried}");
+        let why = format!("hash budget spent after {}", hashes(tried));
         SearchEnd::Limit(why, Cursor::new(&self.query, frontier))
     }
 }
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn near_is_rare_and_not_too_rare() {
+    fn near_candidates_are_rare_but_not_too_rare() {
         // One in 23 * 6 * 32^-5 = 2.4 million is at distance 1 of six letters, and one in
         // 23 * 15 * 32^-4 = 3,000 at distance 2.
         for (length, near) in [(1, 0), (2, 0), (3, 0), (4, 1), (6, 2), (10, 5), (27, 21)] {

@@ -33,6 +33,7 @@ use self::{
     follow::follow,
     local::LocalSearch,
     output::Output,
+    rate::hashes,
     remote::RemoteSearch,
     report::{how_to_resume, report},
     result::CommandResult,
@@ -91,7 +92,7 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
     }
 }
 
-/// Returns the query. If the prefix of the secrets is in a file, it is read on a thread of its own,
+/// Returns the query. If the prefix of the secrets is in a file, it is read on a separate thread,
 /// because it may be a pipe that is never written.
 async fn query(arguments: &Arc<FindArguments>) -> Result<Result<Query, QueryError>> {
     if arguments.query.keyspace.secret_prefix_file.is_none() {
@@ -124,9 +125,9 @@ async fn search(
             Err(why) => return Ok(CommandResult::new("refused", why, Exit::Usage)),
         };
         if session.frontier() > query.start() {
-            let (tried, answers) = (session.frontier(), session.answers());
+            let (tried, answers) = (hashes(session.frontier()), session.answers());
             status.say(format_args!(
-                "session {name}: going on after {tried} hashes, {answers} of {wanted} found"
+                "session {name}: resuming after {tried}, {answers} of {wanted} found"
             ));
         }
         wanted -= session.answers();

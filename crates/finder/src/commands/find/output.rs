@@ -88,7 +88,7 @@ impl Output {
             let colored = match arguments.color {
                 Color::Always => true,
                 Color::Never => false,
-                Color::Auto => on_terminal && welcomes_color(),
+                Color::Auto => on_terminal && allows_color(),
             };
             Form::Columns { colored }
         };
@@ -192,7 +192,7 @@ impl Output {
         if self.has_candidates {
             "no candidate so far"
         } else {
-            "candidates come with --show-inferior"
+            "use --show-inferior to see the nearest candidate"
         }
     }
 
@@ -259,7 +259,7 @@ impl Output {
 }
 
 /// Returns whether the environment allows colours on a terminal.
-fn welcomes_color() -> bool {
+fn allows_color() -> bool {
     let refused = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !refused && takes_escapes()
 }

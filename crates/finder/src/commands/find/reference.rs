@@ -73,7 +73,7 @@ impl ReferenceSearch {
     fn read(&self, response: &HashNameResponse) -> Result<SearchEvent> {
         let secret = BASE64_STANDARD
             .decode(&response.secret)
-            .context("the server's secret is not base64")?;
+            .context("invalid answer from the server: its secret is not base64")?;
         let (finding, _) = Finding::checked(&secret, &response.hashed_name, &self.query)?;
         if finding.distance <= self.query.ideal_distance().get() {
             return Ok(SearchEvent::Ended(SearchEnd::Found(finding)));
@@ -81,7 +81,7 @@ impl ReferenceSearch {
         match self.call {
             Either::Stream(_) => Ok(SearchEvent::Candidate(finding)),
             Either::Unary(_) => bail!(
-                "the server's answer is wrong: {} is {} from the name",
+                "invalid answer from the server: {} is at distance {}",
                 finding.hashed_name,
                 finding.distance
             ),

@@ -27,7 +27,7 @@ use super::{
     arguments::FindArguments,
     call_end::{is_lost, search_end},
     finding::Finding,
-    rate::summarize,
+    rate::{hashes, summarize},
     reference::ReferenceSearch,
     source::{SearchEnd, SearchEvent, Source, Stopper},
     status::{REDRAW_EVERY, Status as Stderr},
@@ -51,7 +51,7 @@ impl RemoteSearch {
     ///
     /// # Errors
     ///
-    /// If there is no server, or if its contract cannot express the request.
+    /// If no server answers, or if its contract cannot express the request.
     pub(super) async fn start(
         server: &ServerAddress,
         query: &Query,
@@ -80,8 +80,8 @@ impl RemoteSearch {
         {
             if let Some(option) = beyond_reference(query, arguments) {
                 bail!(
-                    "the server at {server} speaks the reference contract alone, which has no words \
-                     for {option}; do without, or search in this process, without --server"
+                    "the server at {server} supports only the reference contract, which has no \
+                     {option}; leave it out, or search without --server"
                 );
             }
             let shows_candidates = arguments.show_inferior.is_some();
@@ -144,9 +144,15 @@ async fn connect(
 /// Returns the first part of the request that the reference contract cannot express.
 fn beyond_reference(query: &Query, arguments: &FindArguments) -> Option<&'static str> {
     let given = [
-        (query.names().len() > 1, "several names"),
-        (query.spelling() != Spelling::default(), "another spelling"),
-        (*query.keyspace() != Keyspace::default(), "other secrets"),
+        (query.names().len() > 1, "more than one name"),
+        (
+            query.spelling() != Spelling::default(),
+            "--algorithm, --encoding, --anchor or --case-sensitive",
+        ),
+        (
+            *query.keyspace() != Keyspace::default(),
+            "--secret-prefix, --secret-suffix or --alphabet",
+        ),
         (arguments.resume.is_some(), "--resume"),
         (arguments.session.is_some(), "--session"),
         (arguments.count.get() > 1, "--count"),
@@ -245,7 +251,7 @@ impl FinderSearch {
                 let possible = self.progressed..=self.end_of_search();
                 ensure!(
                     possible.contains(&frontier) && frontier - self.from <= progress.hashes,
-                    "the server's answer is wrong: it cannot be at index {frontier}"
+                    "invalid answer from the server: index {frontier} is out of range"
                 );
                 self.progressed = frontier;
                 self.frontier = self.frontier.max(frontier);
@@ -267,7 +273,7 @@ impl FinderSearch {
         if self.answer.is_some() || !turn.contains(&index) {
             // Otherwise a cursor would lose candidates, or report some twice.
             bail!(
-                "the server's answer is wrong: {} is not in its turn",
+                "invalid answer from the server: {} is out of order",
                 finding.hashed_name
             );
         }
@@ -328,7 +334,7 @@ impl FinderSearch {
         }
         if again.is_none() {
             self.stderr.say(format_args!(
-                "the connection to the server at {} was lost; going on there",
+                "lost the connection to the server at {}; reconnecting",
                 self.server
             ));
             self.lost = Some((self.frontier, now));
@@ -363,7 +369,7 @@ impl FinderSearch {
 
     fn budget_spent(&self) -> SearchEnd {
         let tried = self.frontier - self.query.start();
-        let why = format!("the hash budget is spent; hashes tried: {tried}");
+        let why = format!("hash budget spent after {}", hashes(tried));
         SearchEnd::Limit(why, Cursor::new(&self.query, self.frontier))
     }
 
@@ -407,7 +413,7 @@ impl FinderSearch {
             Ok(connection) => self.connection = connection,
             Err(error) => {
                 let server = &self.server;
-                let why = format!("the connection to the server at {server} was lost: {error:#}");
+                let why = format!("lost the connection to the server at {server}: {error:#}");
                 return Some(SearchEnd::Failed(why, cursor));
             }
         }

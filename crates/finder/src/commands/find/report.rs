@@ -6,7 +6,7 @@ use hashfinder_search::Cursor;
 use super::{result::CommandResult, status::Status};
 use crate::exit::Exit;
 
-/// Prints why there is no answer. If the search can be resumed, it also prints which share of such
+/// Prints why the search has no answer. If it can be resumed, it also prints which share of such
 /// searches would have ended by now, the nearest candidate (as its row, or the text that stands for
 /// none) and how to resume.
 pub(super) fn report(result: &CommandResult, nearest: Option<Result<&str, &str>>, status: &Status) {
@@ -24,7 +24,7 @@ pub(super) fn report(result: &CommandResult, nearest: Option<Result<&str, &str>>
     }
     match nearest {
         Some(Ok(row)) => {
-            status.say("the nearest so far:");
+            status.say("nearest candidate so far:");
             status.line(row);
         }
         Some(Err(none)) => status.say(none),
@@ -42,7 +42,7 @@ pub(super) fn how_to_resume(
     server: Option<&str>,
 ) -> String {
     if is_kept {
-        "go on with: the same command; the session keeps the place".to_owned()
+        "resume with: the same command (the session keeps the cursor)".to_owned()
     } else {
         resume_command(cursor, left, server)
     }
@@ -55,7 +55,7 @@ pub(super) fn resume_command(cursor: &Cursor, left: u64, server: Option<&str>) -
         0 | 1 => String::new(),
         more => format!("--count {more} "),
     };
-    format!("go on with: hashfinder find {count}{server}--resume {cursor}")
+    format!("resume with: hashfinder find {count}{server}--resume {cursor}")
 }
 
 /// Adds to the error of a session how to resume without it.

@@ -16,7 +16,7 @@ pub(super) struct CommandResult {
     pub(super) cursor: Option<Cursor>,
     /// How to resume it, in words.
     pub(super) how_to_resume: Option<String>,
-    /// Which share of such searches would have ended by now, in words, if that is known.
+    /// Which share of such searches finish within this many hashes, in words, if that is known.
     pub(super) share: Option<String>,
     /// Number of secrets tried, if that is known.
     pub(super) hashes: Option<u64>,
@@ -66,8 +66,8 @@ impl CommandResult {
             (SearchEnd::Found(_), _) => CommandResult::new("found", None, Exit::Success),
             (SearchEnd::Exhausted, _) => {
                 let why = match answers {
-                    0 => "every secret was tried, and none was near enough".to_owned(),
-                    _ => format!("every secret was tried; near enough were only {answers}"),
+                    0 => "every secret was tried, and none matches".to_owned(),
+                    _ => format!("every secret was tried, and only {answers} found"),
                 };
                 CommandResult::new("exhausted", why, Exit::No)
             }

@@ -20,6 +20,7 @@ use hashfinder_search::{Cursor, DesiredName, Index, Keyspace, Query, Spelling};
 use hashfinder_system::files;
 use serde_json::{Value, json};
 
+use super::rate::hashes;
 use crate::terminal::quoted;
 
 /// Interval at which the session of a running search is written. Even if writing takes this long,
@@ -54,8 +55,8 @@ impl FromStr for SessionName {
             Ok(SessionName(text.to_owned()))
         } else {
             Err(format!(
-                "a session's name has 1 to {MAXIMUM_NAME} letters, digits, '-', '_' and '.', \
-                 which does not stand first"
+                "expected 1 to {MAXIMUM_NAME} letters, digits, '-', '_' and '.', the first of \
+                 which is not '.'"
             ))
         }
     }
@@ -108,12 +109,12 @@ impl Session {
         wanted: u64,
     ) -> Result<Result<Session, String>> {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-        made.with_context(|| format!("cannot make the folder {folder:?} for sessions"))?;
+        made.with_context(|| format!("cannot create the folder {folder:?} for sessions"))?;
         let lock_file = folder.join(format!(".{name}.lock"));
         let lock = Lock::take(&lock_file)
-            .with_context(|| format!("cannot lock the session {name} with {lock_file:?}"))?
+            .with_context(|| format!("cannot lock session {name} with {lock_file:?}"))?
             .with_context(|| {
-                format!("another process has the session {name}; wait for it, or give another name")
+                format!("another process uses session {name}; wait for it, or use another name")
             })?;
         let mut session = Session {
             file: folder.join(&name.0),
@@ -139,7 +140,7 @@ impl Session {
             // after.
             Err(error) if error.kind() == io::ErrorKind::NotFound => session.write()?,
             Err(error) => {
-                let what = format!("cannot read the session {:?}", session.file);
+                let what = format!("cannot read the session file {:?}", session.file);
                 return Err(error).context(what);
             }
         }
@@ -187,7 +188,7 @@ impl Session {
     /// Removes the session, because nothing is left to search.
     pub(super) fn finish(self) -> Result<()> {
         fs::remove_file(&self.file)
-            .with_context(|| format!("cannot remove the finished session {:?}", self.file))?;
+            .with_context(|| format!("cannot remove the session file {:?}", self.file))?;
         // A run that was killed while it wrote leaves one.
         let _ = fs::remove_file(self.new_file());
         Ok(())
@@ -206,13 +207,13 @@ impl Session {
     fn resume(&mut self, name: &SessionName, text: &str) -> Result<Result<(), String>> {
         let drop_it = format!("rm {}", quoted(&self.file.to_string_lossy()));
         let Some((cursor, wanted, answers)) = parse(text) else {
-            bail!("the session {name} is damaged, or of another version; drop it with: {drop_it}");
+            bail!("session {name} is damaged or from another version; remove it with: {drop_it}");
         };
         if !cursor.is_of(&self.query) || wanted != self.wanted {
-            let (other, tried) = (as_command(&cursor.query()), cursor.frontier());
+            let (other, tried) = (as_command(&cursor.query()), hashes(cursor.frontier()));
             return Ok(Err(format!(
-                "the session {name} holds another search: {other} --count {wanted}, {tried} hashes tried; \
-                 ask for that, give another name, or drop it with: {drop_it}"
+                "session {name} holds another search: {other} --count {wanted}, {tried} tried; \
+                 repeat that command, use another name, or remove the session with: {drop_it}"
             )));
         }
         self.before = answers;
@@ -245,7 +246,7 @@ impl Session {
                 .parent()
                 .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
         };
-        replace().with_context(|| format!("cannot write the session {:?}", self.file))
+        replace().with_context(|| format!("cannot write the session file {:?}", self.file))
     }
 }
 
@@ -319,7 +320,7 @@ fn state_folder() -> Result<PathBuf> {
     let home = || path("HOME").filter(|folder| folder.is_absolute());
     given
         .or_else(|| Some(home()?.join(".local/state")))
-        .context("there is no place for sessions: set HOME or XDG_STATE_HOME")
+        .context("no folder for sessions: set HOME or XDG_STATE_HOME")
 }
 
 /// Returns the command for a query, without flags that have their default.
@@ -370,7 +371,7 @@ mod tests {
     };
 
     #[test]
-    fn names() {
+    fn session_names_are_validated() {
         for right in ["a", "night-run_2.b", "0", "-", &"a".repeat(64)] {
             assert!(SessionName::from_str(right).is_ok(), "{right}");
         }
@@ -392,7 +393,7 @@ mod tests {
     /// If a lock's file were removed too early, or not checked again once it is locked, two threads
     /// would hold the lock.
     #[test]
-    fn only_one_at_a_time_has_a_lock_whose_file_comes_and_goes() {
+    fn a_lock_has_one_holder_at_a_time() {
         let folder = env::temp_dir().join(format!("hashfinder-lock-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(".night.lock");
@@ -419,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_no_session() {
+    fn invalid_sessions_are_rejected() {
         let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
         let cursor = Cursor::new(&query, 5).to_string();
         let right = json!({"version": 1, "cursor": cursor, "count": 3, "found": 2});

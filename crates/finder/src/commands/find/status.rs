@@ -41,7 +41,7 @@ const HOUR: f64 = 60.0 * MINUTE;
 const DAY: f64 = 24.0 * HOUR;
 const YEAR: f64 = 365.25 * DAY;
 
-/// Time until the first line if there is no terminal. Most searches are over by then.
+/// Time until the first line without a terminal. Most searches are over by then.
 const FIRST_LINE: Duration = Duration::from_secs(10);
 
 /// Pause after the first line. Each later pause is twice as long.
@@ -194,8 +194,8 @@ impl Progress {
         nearest: Result<&Finding, &'static str>,
     ) {
         let search = frontier.map(|frontier| {
-            let rate = self.rate.at(elapsed, frontier);
-            let steady_rate = self.steady_rate.at(elapsed, frontier);
+            let rate = self.rate.update(elapsed, frontier);
+            let steady_rate = self.steady_rate.update(elapsed, frontier);
             // Without one, times are shown as durations.
             let now = clock::now().ok();
             let now = now.and_then(|now| Some(now.to_zoned(self.zone.get()?.clone())));
@@ -219,7 +219,7 @@ impl Progress {
         // It is unknown how long several answers take together.
         (self.wanted == 1).then(|| {
             let share = self.percent(frontier);
-            format!("{share} of such searches would have ended by now")
+            format!("{share} of searches like this one finish within this many hashes")
         })
     }
 
@@ -238,19 +238,19 @@ impl Progress {
             format!("{} hashes", Scaled((frontier - self.first) as f64)),
         );
         if let Some(rate) = rate {
-            done.add(1, format!("{} a second", Scaled(rate)));
+            done.add(1, format!("{} per second", Scaled(rate)));
         }
         let one_in = show(&self.odds.expected_hashes(), number);
         done.add(3, format!("1 in {one_in} matches"));
 
         let mut odds = Line::default();
         let whose = if self.wanted == 1 {
-            odds.add(1, format!("chance by now {}", self.percent(frontier)));
+            odds.add(1, format!("{} chance so far", self.percent(frontier)));
             ""
         } else {
             // As a search has no memory, the next answer is as far away as the first was.
             odds.add(1, format!("{answers} of {} found", self.wanted));
-            "the next "
+            "next: "
         };
         // If only bounds are known, each point is the later one: by then the chance is at least
         // this.
@@ -261,27 +261,32 @@ impl Progress {
         let steady_rate = steady_rate.filter(|rate| *rate > 0.0);
         let points = steady_rate.map(|rate| self.points(frontier, rate, now));
         let mut points = points.into_iter().flatten();
-        if let Some(first) = points.next() {
-            odds.add(0, format!("{whose}from now {at_least}{first}"));
+        if let Some((chance, when)) = points.next() {
+            odds.add(0, format!("{whose}{at_least}{chance} chance {when}"));
         }
-        for (point, rank) in points.zip([3, 2]) {
-            odds.add(rank, point);
+        for ((chance, when), rank) in points.zip([3, 2]) {
+            odds.add(rank, format!("{chance} {when}"));
         }
         [done, odds]
     }
 
-    /// Returns the estimated time of each of [`POINTS`] at this rate. Those after the first that is
-    /// never reached are left out.
-    fn points(&self, frontier: Index, rate: f64, now: Option<&Zoned>) -> Vec<String> {
+    /// Returns each chance of [`POINTS`] with its estimated time at this rate. Those after the
+    /// first that is never reached are left out.
+    fn points(
+        &self,
+        frontier: Index,
+        rate: f64,
+        now: Option<&Zoned>,
+    ) -> Vec<(&'static str, String)> {
         let left = (self.end - frontier) as f64;
         let mut points = Vec::new();
         for (chance, name) in POINTS {
             let hashes = *self.odds.hashes_for(chance).end();
             if hashes > left {
-                points.push(format!("{name} never"));
+                points.push((name, "never reached".to_owned()));
                 break;
             }
-            points.push(format!("{name} {}", when(hashes / rate, now)));
+            points.push((name, when(hashes / rate, now)));
         }
         points
     }
@@ -450,7 +455,8 @@ impl Rate {
         Rate { over, readings }
     }
 
-    fn at(&mut self, now: Duration, frontier: Index) -> Option<f64> {
+    /// Adds a reading, and returns the rate.
+    fn update(&mut self, now: Duration, frontier: Index) -> Option<f64> {
         self.readings.push_back((now, frontier));
         while let Some((second, _)) = self.readings.get(1)
             && *second + self.over <= now
@@ -462,7 +468,7 @@ impl Rate {
     }
 }
 
-/// Decides when the next line is due if there is no terminal.
+/// Decides when the next line is due without a terminal.
 struct Pace {
     next: Duration,
     pause: Duration,
@@ -500,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_at_a_growing_pace() {
+    fn lines_are_printed_less_and_less_often() {
         let mut pace = Pace::default();
         let lines: Vec<u64> = (0..3000)
             .filter(|now| pace.advance(seconds(*now)))
@@ -509,15 +515,15 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_is_that_of_the_last_seconds() {
+    fn the_rate_covers_the_last_seconds() {
         let mut rate = Rate::new(seconds(2), 0);
-        assert_eq!(rate.at(seconds(0), 0), None);
-        assert_eq!(rate.at(seconds(1), 100), Some(100.0));
-        assert_eq!(rate.at(seconds(2), 200), Some(100.0));
-        assert_eq!(rate.at(seconds(3), 1200), Some(550.0));
-        assert_eq!(rate.at(seconds(4), 2200), Some(1000.0));
+        assert_eq!(rate.update(seconds(0), 0), None);
+        assert_eq!(rate.update(seconds(1), 100), Some(100.0));
+        assert_eq!(rate.update(seconds(2), 200), Some(100.0));
+        assert_eq!(rate.update(seconds(3), 1200), Some(550.0));
+        assert_eq!(rate.update(seconds(4), 2200), Some(1000.0));
         // There was no reading for a while.
-        assert_eq!(rate.at(seconds(14), 2210), Some(1.0));
+        assert_eq!(rate.update(seconds(14), 2210), Some(1.0));
     }
 
     /// A Wednesday in Berlin, 90.5 seconds before 14:00.
@@ -528,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn points_in_time() {
+    fn times_are_rounded_up_for_people() {
         for (seconds, text) in [
             (0.0, "in 1s"),
             (11.2, "in 12s"),
@@ -553,9 +559,9 @@ mod tests {
         }
     }
 
-    /// At the end of the year 9999 there was a panic.
+    /// Regression: at the end of the year 9999 there was a panic.
     #[test]
-    fn points_in_time_beyond_the_calendar() {
+    fn times_beyond_the_calendar_are_shown_as_durations() {
         let last = jiff::Timestamp::MAX.to_zoned(TimeZone::UTC);
         for now in [None, Some(&last)] {
             for (seconds, text) in [
@@ -586,25 +592,25 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_has_the_important_parts() {
+    fn a_small_terminal_shows_the_important_parts() {
         let all = [
-            "12s, 3.3 billion hashes, 273.1 million a second, 1 in 209 billion matches",
-            "chance by now 1.57%, from now 50% by 14:08, 90% by 14:28, 99% by 14:58",
+            "12s, 3.3 billion hashes, 273.1 million per second, 1 in 209 billion matches",
+            "1.57% chance so far, 50% chance by 14:08, 90% by 14:28, 99% by 14:58",
             "nearest at distance 9: I0atJ9dWi6mJbxt9prWZElHevfI=",
         ];
         assert_eq!(lines("hashfinder", 1, 1, (80, 24)), all);
         assert_eq!(
             lines("hashfinder", 1, 1, (60, 3)),
             [
-                "12s, 3.3 billion hashes, 273.1 million a second",
-                "chance by now 1.57%, from now 50% by 14:08, 99% by 14:58",
+                "12s, 3.3 billion hashes, 273.1 million per second",
+                "1.57% chance so far, 50% chance by 14:08, 99% by 14:58",
             ]
         );
         assert_eq!(
             lines("hashfinder", 1, 1, (42, 24)),
             [
-                "12s, 273.1 million a second",
-                "chance by now 1.57%, from now 50% by 14:08",
+                "12s, 273.1 million per second",
+                "1.57% chance so far, 50% chance by 14:08",
                 "nearest at distance 9: I0atJ9dWi6mJbxt9prW",
             ]
         );
@@ -612,34 +618,34 @@ mod tests {
     }
 
     #[test]
-    fn of_several_answers_the_next_is_estimated() {
+    fn with_several_answers_the_next_one_is_estimated() {
         assert_eq!(
             lines("hashfinder", 1, 5, (80, 24))[1],
-            "0 of 5 found, the next from now 50% by 14:08, 90% by 14:28, 99% by 14:58"
+            "0 of 5 found, next: 50% chance by 14:08, 90% by 14:28, 99% by 14:58"
         );
     }
 
     #[test]
-    fn what_is_not_known_exactly_is_not_said_to_be() {
+    fn inexact_chances_are_shown_as_bounds() {
         assert_eq!(
             lines("abababababababab", 6, 1, (80, 24))[..2],
             [
-                "12s, 3.3 billion hashes, 273.1 million a second, 1 in 16 billion matches",
-                "chance by now 18.25% to 18.26%, from now at least 50% in 42s, 99% by 14:04",
+                "12s, 3.3 billion hashes, 273.1 million per second, 1 in 16 billion matches",
+                "18.25% to 18.26% chance so far, at least 50% chance in 42s, 99% by 14:04",
             ]
         );
     }
 
     #[test]
-    fn a_point_beyond_the_last_secret_never_comes() {
+    fn a_time_beyond_the_last_secret_is_shown_as_never() {
         assert_eq!(
             lines("hashfinderhashfinder", 0, 1, (80, 24))[1],
-            "chance by now under 0.01%, from now 50% never"
+            "under 0.01% chance so far, 50% chance never reached"
         );
     }
 
     #[test]
-    fn chances() {
+    fn chances_are_never_rounded_to_0_or_1() {
         for (chance, text) in [
             (0.0, "under 0.01%"),
             (0.000_123, "0.01%"),
@@ -652,7 +658,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers() {
+    fn large_numbers_are_scaled() {
         for (number, text) in [
             (0.0, "0"),
             (999_999.0, "999999"),

@@ -49,7 +49,7 @@ impl TimeLimit {
         Duration::from_millis((left.as_millis() as u64).div_ceil(100) * 100)
     }
 
-    /// Waits until the time has passed; forever if there is no limit.
+    /// Waits until the time has passed; forever without a limit.
     pub(super) async fn passed(limit: Option<TimeLimit>) -> TimeLimit {
         match limit {
             Some(limit) => {
@@ -83,7 +83,7 @@ impl Stops {
     ///
     /// If the system refuses.
     pub(super) fn new(limit: Option<TimeLimit>) -> Result<Stops> {
-        let signals = Signals::new().context("cannot listen to signals")?;
+        let signals = Signals::new().context("cannot receive signals")?;
         Ok(Stops {
             signals,
             limit,
@@ -144,7 +144,7 @@ impl Stops {
     /// request to stop it ends the process, also when the search is `over`: the reader of its
     /// output may not read.
     ///
-    /// It happens on a task of its own, because the search's task may be blocked by that reader.
+    /// It runs in a separate task, because the search's task may be blocked by that reader.
     pub(super) fn stop(
         mut self,
         stop: Stopper,
@@ -174,7 +174,7 @@ impl Stops {
                     }
                     () = over.cancelled(), if ends_with_search => return,
                     () = sleep(STOP_PATIENCE), if !is_late => {
-                        status.say("still stopping; ctrl-C leaves at once");
+                        status.say("still stopping; press ctrl-C to exit at once");
                         (is_asked, is_late) = (true, true);
                     }
                 }

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn parents_are_those_of_the_headers() {
+    fn parents_are_read_from_the_headers() {
         let commit = "tree 1\nparent 2\nparent 3\nmergetag x\n parent 4\n\nparent 5\n";
         let parents: Vec<&[u8]> = Commit::parse(commit.as_bytes()).parents().collect();
         assert_eq!(parents, [b"2", b"3"]);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_not_utf8_stay() {
+    fn bytes_that_are_not_utf8_are_kept() {
         let message = b"\xe9t\xe9\n\nA: \xff\n";
         let commit = [HEADERS.as_bytes(), b"encoding ISO-8859-1\n\n", message].concat();
         let before = Commit::parse(&commit).before_nonce();

@@ -34,14 +34,13 @@ const END_OF_LINE: &[u8] = b"\n";
 /// Length of the longest ID, in hexadecimal digits: a SHA-256.
 const LONGEST_ID: usize = 64;
 
-/// Give HEAD's commit an ID with a prefix of your choice.
+/// Give HEAD's commit an ID that begins with PREFIX.
 ///
-/// The ID depends on a nonce, which becomes the last line of the commit's message:
-/// `Hashfinder-Nonce: ...`. It replaces the nonce of an earlier run. The tree, the parents, the
-/// author and all dates stay the same. The new ID is printed.
+/// Appends a line `Hashfinder-Nonce: ...` to the commit's message, which replaces that of an
+/// earlier run. The tree, the parents, the author and all dates stay the same. Prints the new ID.
 ///
 /// With --write, the new commit replaces HEAD's, as with `git commit --amend`: the post-rewrite
-/// hook runs, and notes are copied as configured. The index and the work tree are not touched.
+/// hook runs, and notes are copied as configured. The index and the work tree do not change.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -49,39 +48,41 @@ Examples:
   hashfinder git-commit c0ffee --write
   hashfinder git-commit 0000000 --repository ../other --maximum-time 5m
 
-Each digit more takes 16 times as long. The same commit and prefix always give the same nonce.
+Each further digit takes 16 times as long. The same commit and prefix always get the same nonce.
 
 Exit codes:
     0  found and, with --write, written
-    1  every nonce was tried in vain
+    1  every nonce was tried, and none matches
     2  the command line is wrong, or the commit cannot be copied: it is signed or too large, its
        parents are missing in a shallow clone, or a graft or a replace reference changes it
-    3  the time is up; resume with --from
+    3  the maximum time has passed; resume with --from
     5  git or the output failed
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); resume with --from")]
 pub(crate) struct GitCommitArguments {
-    /// What the commit's ID is to begin with: hexadecimal digits, 40 at most (64 if it is a
-    /// SHA-256)
+    /// Hexadecimal digits that the commit's ID must begin with
+    ///
+    /// 40 at most, or 64 in a repository with SHA-256 IDs.
     #[arg(value_name = "PREFIX", value_parser = prefix)]
     prefix: String,
 
-    /// The repository [default: $GIT_DIR, or that of the current folder]
+    /// Repository [default: $GIT_DIR, or that of the current folder]
     ///
     /// Overrides GIT_DIR and the other variables by which git chooses a repository.
     #[arg(long, value_name = "PATH")]
     repository: Option<PathBuf>,
 
-    /// Replace HEAD's commit with the new one, and move its branch there
+    /// Replace HEAD's commit with the new one
     ///
-    /// If HEAD was moved during the search, it stays there, and the command fails.
+    /// The current branch moves to the new commit. If HEAD was moved during the search, the command
+    /// fails and moves nothing.
     #[arg(long)]
     write: bool,
 
-    /// Leave out the commit's signature, which would not be valid any more
+    /// Remove the commit's signature, which the new message makes invalid
     #[arg(long)]
     drop_signature: bool,
 
-    /// Begin with this nonce, where a search was stopped
+    /// Resume a stopped search at this nonce
     #[arg(long, value_name = "NONCE")]
     from: Option<String>,
 
@@ -96,11 +97,11 @@ fn prefix(text: &str) -> Result<String, String> {
         .find(|(_, c)| !c.is_ascii_hexdigit());
     match (wrong, text.len()) {
         (Some((place, character)), _) => Err(format!(
-            "its character {}, {character:?}, is no hexadecimal digit; give 0 to 9 and a to f",
+            "character {}, {character:?}, is not a hexadecimal digit (0 to 9, a to f)",
             place + 1
         )),
         (None, 1..=LONGEST_ID) => Ok(text.to_lowercase()),
-        (None, length) => Err(format!("it has {length} digits; give 1 to 40")),
+        (None, length) => Err(format!("it has {length} digits; use 1 to 40")),
     }
 }
 
@@ -121,13 +122,13 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
         && let Some(branch) = repository.remote_branch(&head)
     {
         say(format_args!(
-            "warning: HEAD's commit is already on {branch}; to replace it there takes a forced push, \
-             and everybody who has the commit must then rebase or reset"
+            "warning: HEAD's commit is already on {branch}; replacing it there needs a forced \
+             push, and everyone who has the commit must then rebase or reset"
         ));
     }
     let how_to_resume = |index| {
         let from = nonces().secret(index);
-        format!("go on with: {}", arguments.command(&from, arguments.write))
+        format!("resume with: {}", arguments.command(&from, arguments.write))
     };
     let found = match find::first(queries, &arguments.search, limit, how_to_resume).await? {
         Ok(found) => found,
@@ -141,7 +142,7 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
     if !arguments.search.quiet {
         let command = arguments.command(nonce_of(&found.secret), true);
         say(format_args!(
-            "nothing was written; make it HEAD with: {command}"
+            "the commit was not written; replace HEAD's commit with: {command}"
         ));
     }
     print(format!("{id}\n"))?;
@@ -166,8 +167,8 @@ fn prepare(
     if commit.is_signed() {
         if !arguments.drop_signature {
             return Ok(Err(
-                "HEAD's commit is signed, and the signature does not fit another message; \
-                 leave it out with --drop-signature"
+                "HEAD's commit is signed, and a new message makes the signature invalid; remove it \
+                 with --drop-signature"
                     .to_owned(),
             ));
         }
@@ -180,7 +181,7 @@ fn prepare(
     let queries = DesiredName::new(&arguments.prefix, spelling)
         .map_err(|_| {
             let (digits, most) = (arguments.prefix.len(), spelling.text_len());
-            format!("the prefix has {digits} digits; an ID here has only {most}")
+            format!("the prefix has {digits} digits; IDs in this repository have only {most}")
         })
         .and_then(|prefix| queries(&commit.before_nonce(), &prefix, arguments.from.as_deref()));
     if let Ok(queries) = &queries
@@ -205,7 +206,7 @@ async fn write(
     id: &str,
 ) -> Result<Exit> {
     // From now on, the wait below receives signals.
-    let mut signals = Signals::new().context("cannot listen to signals")?;
+    let mut signals = Signals::new().context("cannot receive signals")?;
     let moved = repository.replace(head, commit, id)?;
     if !arguments.search.quiet {
         say(&moved);
@@ -287,7 +288,7 @@ fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Ve
         Some(nonce) => nonces
             .index_of(nonce.as_bytes())
             .filter(|index| *index > 0)
-            .ok_or("--from takes a nonce of 1 to 10 letters and digits")?,
+            .ok_or("--from: expected a nonce of 1 to 11 letters and digits")?,
     };
     let shortest = nonces.secret(start).len();
     let lengths = (shortest..).map_while(|length| Some((length, nonces.first_of_length(length)?)));
@@ -350,8 +351,8 @@ fn too_large(before_nonce: usize, nonce_len: usize) -> String {
     let excess = (header(size).len() + before_nonce).saturating_sub(Keyspace::MAX_PREFIX);
     let bytes = if excess == 1 { "byte" } else { "bytes" };
     format!(
-        "HEAD's commit is too large: with the nonce it has {size} bytes, and only {} can be searched; \
-         shorten its message by at least {excess} {bytes} (git commit --amend)",
+        "HEAD's commit is too large: with the nonce it has {size} bytes, and at most {} are \
+         supported; shorten its message by at least {excess} {bytes} (git commit --amend)",
         size - excess
     )
 }
@@ -374,7 +375,7 @@ mod tests {
     use super::{commit::TRAILER, *};
 
     #[test]
-    fn a_length_of_nonces_after_another() {
+    fn nonce_lengths_are_tried_one_after_another() {
         let spelling = Spelling {
             encoding: Encoding::Hex,
             anchor: Anchor::Prefix,

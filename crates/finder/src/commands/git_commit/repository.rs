@@ -131,8 +131,8 @@ impl<'a> Repository<'a> {
             let replacement = head.id_of(&shown);
             let reset = self.command_line(&format!("reset --soft {replacement}"));
             return Ok(Some(format!(
-                "a replace reference shows another commit in place of HEAD's commit {id}; make that one \
-                 HEAD's commit with `{reset}`, then run this again"
+                "a replace reference replaces HEAD's commit {id} with another one; move HEAD there \
+                 with `{reset}`, then run this again"
             )));
         }
         let commit = Commit::parse(&head.commit);
@@ -152,7 +152,7 @@ impl<'a> Repository<'a> {
         if !are_stored(run(without_grafts.args(["rev-parse", &parents]), b"")?) {
             let fetch = self.command_line("fetch --deepen 1");
             return Ok(Some(format!(
-                "HEAD's commit is where the history of this shallow clone ends, and its parents are \
+                "the history of this shallow clone ends at HEAD's commit, so its parents are \
                  missing; fetch them with `{fetch}`, then run this again"
             )));
         }
@@ -165,8 +165,8 @@ impl<'a> Repository<'a> {
         };
         let permanent = self.command_line(permanent);
         Ok(Some(format!(
-            "a graft gives HEAD's commit other parents than it has; make them permanent with \
-             `{permanent}`, then run this again"
+            "a graft gives HEAD's commit other parents; make them permanent with `{permanent}`, \
+             then run this again"
         )))
     }
 
@@ -214,7 +214,7 @@ impl<'a> Repository<'a> {
         let update = self.update(head, &head.id);
         let dry_run = [b"start\n", &*update, b"prepare\nabort\n"].concat();
         self.git(["update-ref", "--stdin"], &dry_run)
-            .with_context(|| format!("{} cannot be moved", head.name()))?;
+            .with_context(|| format!("cannot move {}", head.name()))?;
         Ok(())
     }
 
@@ -234,14 +234,14 @@ impl<'a> Repository<'a> {
         let reference = self.reference();
         if reference != head.reference {
             bail!(
-                "{name} was not moved to {id}: HEAD is at {} by now; if that is right, run this again",
+                "{name} was not moved to {id}: HEAD is now at {}; if that is right, run this again",
                 as_text(&reference.to_string_lossy())
             );
         }
         let reason = format!("commit (nonce): {id} instead of {}", head.id);
         let moved = ["update-ref", "-m", &reason, "--stdin"];
         self.git(moved, &self.update(head, id)).with_context(|| {
-            format!("{name} was not moved to {id}; if it has a newer commit by now, run this again")
+            format!("{name} was not moved to {id}; if it has a newer commit now, run this again")
         })?;
         Ok(format!("{name}: {} -> {id}", head.id))
     }
@@ -277,8 +277,8 @@ impl<'a> Repository<'a> {
             }
             let hook = quoted(&hook.to_string_lossy());
             bail!(
-                "the {HOOK} hook was not run, which takes git {HOOK_VERSION} or newer; run it with: \
-                 echo {} {id} | {hook} amend",
+                "the {HOOK} hook was not run, because that needs git {HOOK_VERSION} or newer; run \
+                 it with: echo {} {id} | {hook} amend",
                 head.id
             );
         }
@@ -355,7 +355,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     let mut git = command
         .stderr(Stdio::piped())
         .spawn()
-        .context("cannot run git; it has to be installed, and found in PATH")?;
+        .context("cannot run git; it must be installed and in PATH")?;
     if let Some(mut stdin) = git.stdin.take() {
         // If git does not read all of it, git's own error message says why.
         let _ = stdin.write_all(input);
@@ -366,7 +366,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     }
     match &*as_line(&done.stderr) {
         "" => bail!("git failed: {}", done.status),
-        said => bail!("git says: {said}"),
+        error => bail!("git failed: {error}"),
     }
 }
 

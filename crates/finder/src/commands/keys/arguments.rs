@@ -10,22 +10,22 @@ use crate::arguments::values::{LONGEST_DURATION, duration};
 /// Maximum length of a key's comment, in characters. The comment is shown in one line.
 const MAX_COMMENT: usize = 100;
 
-/// Make, list and revoke the API keys of a server.
+/// Create, list and revoke the API keys of a server.
 ///
-/// A key is ID.SECRET. The file keeps its id and the SHA-256 of its secret, which is of no use to a
-/// thief, and what else is known of it. It is TOML, and people may edit it. `hashfinder serve
-/// --api-keys` looks at it once a second.
+/// A key is ID.SECRET. The file contains its ID, its role and dates, and the SHA-256 of its secret,
+/// so the file does not reveal the key. The file is TOML, and can be edited. `hashfinder serve
+/// --api-keys` checks it for changes once a second.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  umask 077    # who can read build.key has the key
+  umask 077    # only you can read build.key
   hashfinder keys create --file keys.toml --expires 90d --comment 'the build machines' > build.key
   hashfinder keys list --file keys.toml
   hashfinder keys revoke --file keys.toml 7f0c1d2e3b4a5968
 
 Exit codes:
   0  done
-  1  there is no key with this id
+  1  the ID is unknown
   2  the command line is wrong
   5  the file is wrong, or it or the output failed")]
 pub(crate) struct KeysArguments {
@@ -35,32 +35,32 @@ pub(crate) struct KeysArguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
-    /// Make a key, and print it on stdout
+    /// Create a key and print it on stdout
     ///
-    /// This is the only time that it can be seen: the file does not have it. A file that is not
-    /// there is made, readable by its owner alone.
+    /// The key cannot be printed again, because the file does not contain it. If the file does not
+    /// exist, it is created, readable only by its owner.
     Create {
         #[command(flatten)]
         file: KeyFileArguments,
 
-        /// What its bearer may do
+        /// Role of the key
         #[arg(long, value_enum, value_name = "ROLE", default_value_t)]
         role: Role,
 
-        /// For how long it is good [default: until it is revoked]
+        /// Lifetime of the key, such as 90d [default: until it is revoked]
         ///
-        /// Calls that began before its end go on.
+        /// Calls that started before the key expires continue.
         #[arg(long, value_name = "DURATION", value_parser = lifetime)]
         expires: Option<Duration>,
 
-        /// What it is for, of up to 100 characters, for who reads the list
+        /// Comment for the list of keys, up to 100 characters
         #[arg(long, value_name = "TEXT", value_parser = comment)]
         comment: Option<String>,
     },
     /// Print a line for each key
     ///
-    /// It has six columns, separated by tabs: the id, the role, when the key was made, when it
-    /// expires, its state (valid, expired or revoked), and the comment. An empty column is written
+    /// It has six columns, separated by tabs: the ID, the role, the time of creation, the time of
+    /// expiry, the state (valid, expired or revoked), and the comment. An empty column is printed
     /// as -.
     List {
         #[command(flatten)]
@@ -68,13 +68,13 @@ pub(crate) enum KeysCommand {
     },
     /// Revoke a key
     ///
-    /// Within a second or two, servers reject it and end the calls that were begun with it. It stays
-    /// in the list.
+    /// Within a second or two, servers reject the key and end the calls that started with it. The
+    /// key stays in the list.
     Revoke {
         #[command(flatten)]
         file: KeyFileArguments,
 
-        /// The key's id: what stands before the dot
+        /// ID of the key: the part before the dot
         #[arg(value_name = "ID")]
         id: String,
     },
@@ -83,10 +83,10 @@ pub(crate) enum KeysCommand {
 /// What the bearer of a key may do; each role may do what those before it may.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum Role {
-    /// Searches, and sees and cancels its own searches
+    /// Start searches; list and cancel its own
     #[default]
     User,
-    /// Sees and cancels everybody's
+    /// Also list and cancel the searches of all clients
     Operator,
 }
 
@@ -102,7 +102,7 @@ impl From<Role> for auth::Role {
 /// Which file it is.
 #[derive(Args, Debug)]
 pub(crate) struct KeyFileArguments {
-    /// The file of keys
+    /// File of the API keys (TOML)
     #[arg(long = "file", value_name = "PATH")]
     pub(crate) path: PathBuf,
 }
@@ -110,21 +110,23 @@ pub(crate) struct KeyFileArguments {
 fn lifetime(text: &str) -> Result<Duration, String> {
     let lifetime = duration(text)?;
     if lifetime < Duration::from_secs(1) {
-        return Err("it would be over at once; give a second or more".to_owned());
+        return Err("it is too short; use at least 1s".to_owned());
     }
     // Longer durations were cut to this value.
     if lifetime >= LONGEST_DURATION {
-        return Err("give less than a thousand years, or leave it out".to_owned());
+        return Err("it is too long; use less than 1000 years, or omit the flag".to_owned());
     }
     Ok(lifetime)
 }
 
 fn comment(text: &str) -> Result<String, String> {
     if text.chars().count() > MAX_COMMENT {
-        return Err(format!("it has more than {MAX_COMMENT} characters"));
+        return Err(format!(
+            "it is too long; use at most {MAX_COMMENT} characters"
+        ));
     }
     if text.chars().any(char::is_control) {
-        return Err("it holds a control character, a line's end for one; leave it out".to_owned());
+        return Err("it contains a control character, such as a line break; remove it".to_owned());
     }
     Ok(text.to_owned())
 }

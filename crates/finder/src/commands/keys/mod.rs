@@ -30,7 +30,7 @@ pub(crate) fn run(arguments: KeysArguments) -> Result<Exit> {
         } => {
             let at = |lifetime| {
                 let expires = clock::now()?.checked_add(lifetime).ok();
-                expires.context("the key would expire after the year 9999; give a shorter time")
+                expires.context("the key would expire after the year 9999; use a shorter lifetime")
             };
             create(&path, role.into(), expires.map(at).transpose()?, comment)
         }
@@ -47,11 +47,11 @@ fn create(
 ) -> Result<Exit> {
     let (id, credential) = KeyFile::change(path, true, |file| file.create(role, expires, comment))?;
     let unseen =
-        || format!("the key {id} was made and nobody has seen it; revoke it, and make another one");
+        || format!("the key {id} was created, but not printed; revoke it, and create another one");
     let is_read = print(format!("{credential}\n")).with_context(unseen)?;
     anyhow::ensure!(is_read, unseen());
     say(format_args!(
-        "made the key {id}; what is on stdout cannot be seen again"
+        "created the key {id}; it cannot be printed again"
     ));
     Ok(Exit::Success)
 }
@@ -92,13 +92,13 @@ fn revoke(path: &Path, id: &str) -> Result<Exit> {
     Ok(match before {
         None => {
             say(format_args!(
-                "there is no key {id}; `hashfinder keys list` shows those that there are"
+                "unknown key {id}; `hashfinder keys list` prints all keys"
             ));
             Exit::No
         }
         Some(before) => {
             let was = if before == State::Revoked {
-                "was revoked already"
+                "was already revoked"
             } else {
                 "is revoked"
             };

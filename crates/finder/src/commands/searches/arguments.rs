@@ -15,9 +15,14 @@ use crate::arguments::{ConnectionArguments, values};
 /// run.
 const CONNECT_TIMEOUT: &str = "5s";
 
-/// Show and cancel the searches that are going on at a server.
+/// List, watch and cancel the searches of a server.
 #[derive(Args, Debug)]
 #[command(after_help = "\
+Examples:
+  hashfinder searches list --server localhost:50051
+  hashfinder searches watch
+  hashfinder searches cancel 8ffaa5e2b9c0c5e31c9d3a6f0e4b7d12
+
 Exit codes:
     0  done
     1  a search to cancel does not exist, or belongs to another client
@@ -38,18 +43,16 @@ pub(super) enum SearchesCommand {
 
 /// List searches, the oldest first.
 ///
-/// On a terminal it is a table. Elsewhere it is a line for each search, with nine columns separated
-/// by tabs: the ID, the state, the client, when it began, the hashes, the distance that ends it,
-/// the names (separated by commas; a name's own has a backslash before it), how it ended, and the
-/// cursor with which to resume it. A server keeps searches that have ended for a while.
+/// Prints a table on a terminal. Otherwise prints a line for each search, with nine columns
+/// separated by tabs: the ID, the state, the client, the start time, the hashes, the ideal
+/// distance, the names (separated by commas; a comma in a name has a backslash before it), how the
+/// search ended, and the cursor to resume it. The server keeps ended searches for a while.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   hashfinder searches list
   hashfinder searches list --state running,queued --server localhost:50051
   hashfinder searches list --state ended --json | jq -r .cursor
-
-With --json, one object a line for each search, as docs/searches.schema.json describes it.
 
 Exit codes:
     0  listed
@@ -63,16 +66,16 @@ pub(super) struct ListArguments {
     #[command(flatten)]
     pub(super) which: FilterArguments,
 
-    /// Print JSON, one object on each line
+    /// Print JSON, one object per line (schema: docs/searches.schema.json)
     #[arg(long)]
     pub(super) json: bool,
 }
 
-/// Show searches as they change.
+/// Watch searches as they change.
 ///
-/// On a terminal it is a table that is drawn anew, as many lines as there are: those that are going
-/// on, then those that ended last. Elsewhere, and with --json, each change is a line like those of
-/// `list`. It ends with ctrl-C, or when the server shuts down.
+/// Redraws a table on a terminal, with as many searches as fit: those that have not ended, then
+/// those that ended last. Otherwise, and with --json, prints a line like those of `list` for each
+/// change. Ends at ctrl-C, or when the server shuts down.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -80,8 +83,8 @@ Examples:
   hashfinder searches watch --json | jq -r 'select(.end_reason == \"found\").search_id'
 
 Exit codes:
-  0  stopped by ctrl-C, SIGHUP, SIGQUIT or SIGTERM; by the reader of the output; or because the
-     server shut down
+  0  stopped by ctrl-C, SIGHUP, SIGQUIT or SIGTERM, the reader closed the pipe, or the server
+     shut down
   2  the command line is wrong
   5  the server, the connection or the output failed")]
 pub(super) struct WatchArguments {
@@ -91,19 +94,19 @@ pub(super) struct WatchArguments {
     #[command(flatten)]
     pub(super) which: FilterArguments,
 
-    /// The time between two looks: 100ms to 1m
+    /// Interval of updates, 100ms to 1m
     #[arg(long, value_name = "DURATION", value_parser = watch_interval, default_value_t = DEFAULT_INTERVAL.into())]
     pub(super) interval: humantime::Duration,
 
-    /// Print JSON, one object on each line
+    /// Print JSON, one object per line (schema: docs/searches.schema.json)
     #[arg(long)]
     pub(super) json: bool,
 }
 
-/// Cancel searches, by their IDs.
+/// Cancel searches by their IDs.
 ///
-/// Prints a line for each: its ID and the result. The client of the search receives the reason, and
-/// a cursor with which to resume it. Cancelling a search that has already ended changes nothing.
+/// Prints a line for each search: its ID and the result. The client of the search receives the
+/// reason and a cursor to resume it. Cancelling a search that has already ended changes nothing.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -111,21 +114,21 @@ Examples:
   hashfinder searches list --state running | cut -f 1 | xargs -r hashfinder searches cancel
 
 Exit codes:
-    0  each was told to stop, or had ended already
-    1  a search does not exist, or belongs to another client; the others were told to stop
+    0  each search was cancelled, or had ended already
+    1  a search does not exist, or belongs to another client; the others were cancelled
     2  the command line is wrong
     5  the server, the connection or the output failed
-  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); searches that were not printed
-       may still run")]
+  130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); searches that
+       were not printed may still run")]
 pub(super) struct CancelArguments {
-    /// Which to cancel, as `searches list` shows them
+    /// IDs of the searches, as `searches list` prints them
     #[arg(value_name = "ID", required = true, value_parser = search_id)]
     pub(super) ids: Vec<String>,
 
     #[command(flatten)]
     pub(super) at: ServerArguments,
 
-    /// The reason, which the searches' clients receive: at most 256 bytes of UTF-8
+    /// Reason that the clients receive: at most 256 bytes of UTF-8
     #[arg(
         long,
         value_name = "TEXT",
@@ -140,12 +143,12 @@ fn watch_interval(text: &str) -> Result<humantime::Duration, String> {
     let interval = values::duration(text).ok();
     let interval = interval.filter(|it| (SHORTEST_INTERVAL..=LONGEST_INTERVAL).contains(it));
     let interval = interval.map(humantime::Duration::from);
-    interval.ok_or_else(|| "give a time from 100ms to 1m".to_owned())
+    interval.ok_or_else(|| "expected a time from 100ms to 1m".to_owned())
 }
 
 fn search_id(text: &str) -> Result<String, String> {
     if text.is_empty() {
-        return Err("it is empty; `hashfinder searches list` shows the IDs".to_owned());
+        return Err("expected an ID; `hashfinder searches list` prints them".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -154,11 +157,11 @@ fn reason(text: &str) -> Result<String, String> {
     let length = text.len();
     if length > MAX_REASON_LEN {
         return Err(format!(
-            "it has {length} bytes; {MAX_REASON_LEN} is the most"
+            "it has {length} bytes; use at most {MAX_REASON_LEN}"
         ));
     }
     if text.chars().any(char::is_control) {
-        return Err("it holds a control character, a line's end for one; leave it out".to_owned());
+        return Err("it contains a control character, such as a line break; remove it".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -166,12 +169,12 @@ fn reason(text: &str) -> Result<String, String> {
 /// Where the searches are.
 #[derive(Args, Debug)]
 pub(super) struct ServerArguments {
-    /// The server, at HOST:PORT, https://HOST:PORT or unix:PATH
+    /// Server to connect to: HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, value_name = "HOST:PORT")]
     #[arg(default_value = "localhost:50051")]
     pub(super) server: ServerAddress,
 
-    /// How long to wait for the server to be there
+    /// Maximum time to wait for the server
     #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = values::duration)]
     pub(super) connect_timeout: Duration,
 
@@ -182,7 +185,7 @@ pub(super) struct ServerArguments {
 /// Which searches are meant.
 #[derive(Args, Debug)]
 pub(super) struct FilterArguments {
-    /// Only those in this state; may be given more than once, or several with commas between them
+    /// Only searches in this state; repeatable, or separated by commas
     #[arg(
         long = "state",
         value_name = "STATE",
@@ -191,8 +194,10 @@ pub(super) struct FilterArguments {
     )]
     pub(super) states: Vec<State>,
 
-    /// Only those of this client: ip: and an address, or user: and a number, as `list` shows it.
-    /// For operators; others see their own alone
+    /// Only searches of this client, such as ip:10.0.0.7 (for operators)
+    ///
+    /// CLIENT is written as `list` prints it. Clients that are not operators can list only their
+    /// own searches.
     #[arg(
         long,
         value_name = "CLIENT",
@@ -212,13 +217,13 @@ impl FilterArguments {
 /// What a search is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum State {
-    /// It waits for its turn
+    /// Waiting for its turn
     Queued,
-    /// Secrets are being tried for it
+    /// Trying secrets
     Running,
-    /// It waits for its reader
+    /// Waiting for its reader
     Parked,
-    /// It has ended
+    /// Ended
     Ended,
 }
 

@@ -43,7 +43,7 @@ pub(crate) async fn run(arguments: SearchesArguments) -> Result<Exit> {
 }
 
 async fn list(arguments: &ListArguments) -> Result<Exit> {
-    exit_at_once().context("cannot listen to signals")?;
+    exit_at_once().context("cannot receive signals")?;
     let ListArguments { at, which, json } = arguments;
     let client = FinderClient::new(at.connect().await?.channel());
     let form = match (json, io::stdout().is_terminal()) {
@@ -79,7 +79,7 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
         }
         if !tokens.insert(page_token.clone()) {
             bail!(
-                "the server at {} returns the same page of searches again and again",
+                "the server at {} returns the same page of searches repeatedly",
                 at.server
             );
         }
@@ -94,7 +94,7 @@ async fn list(arguments: &ListArguments) -> Result<Exit> {
 }
 
 async fn cancel(arguments: &CancelArguments) -> Result<Exit> {
-    exit_at_once().context("cannot listen to signals")?;
+    exit_at_once().context("cannot receive signals")?;
     let CancelArguments { ids, at, reason } = arguments;
     let client = FinderClient::new(at.connect().await?.channel());
     let mut exit = Exit::Success;
@@ -112,7 +112,7 @@ async fn cancel(arguments: &CancelArguments) -> Result<Exit> {
             Ok(response) => {
                 let end = match response.search.filter(|_| response.had_ended) {
                     Some(search) => format!("had ended: {}", ending(&search)),
-                    None => "told to stop".to_owned(),
+                    None => "cancelled".to_owned(),
                 };
                 // The others are cancelled even if the output is closed.
                 print(format!("{}\t{end}\n", as_text(search_id)))?;
@@ -120,8 +120,8 @@ async fn cancel(arguments: &CancelArguments) -> Result<Exit> {
             Err(status) if status.code() == Code::NotFound => {
                 exit = Exit::No;
                 say(format_args!(
-                    "there is no search {} of yours at {}; hashfinder searches list shows which there \
-                     are",
+                    "cannot cancel {}: {} has no such search, or it belongs to another client; see \
+                     `hashfinder searches list`",
                     as_text(search_id),
                     at.server
                 ));

@@ -108,7 +108,7 @@ pub(super) fn aligned<'a>(
     now: SystemTime,
 ) -> Vec<String> {
     let titles = [
-        "SEARCH", "STATE", "CLIENT", "BEGAN", "HASHES", "DISTANCE", "NAMES", "END",
+        "SEARCH", "STATE", "CLIENT", "STARTED", "HASHES", "DISTANCE", "NAMES", "END",
     ];
     let mut rows = vec![titles.map(str::to_owned)];
     rows.extend(searches.map(|search| for_people(search, now)));
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_can_be_distinguished() {
+    fn commas_in_names_are_escaped() {
         let names = |given: &[&str]| {
             let desired_names = given.iter().map(ToString::to_string).collect();
             names(&SearchSummary {
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn only_text_from_a_server_reaches_the_terminal() {
+    fn control_characters_from_a_server_are_escaped() {
         let evil = "\x1b[2J\t\n\r\u{7}\u{9b}31m\u{7f}\u{202e}";
         let hostile = SearchSummary {
             search_id: evil.to_owned(),

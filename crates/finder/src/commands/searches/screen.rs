@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_as_many_lines_as_the_terminal() {
+    fn a_table_fits_the_terminal() {
         let mut screen = Screen::new(&[]);
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
         assert_eq!(screen.lines(24, now), ["no searches"]);
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_some_states_drops_searches_that_have_left_them() {
+    fn searches_that_leave_the_watched_states_are_dropped() {
         let mut screen = Screen::new(&[State::Running]);
         let now = SystemTime::UNIX_EPOCH;
         screen.take(vec![search("a", 1, SearchState::Running)]);

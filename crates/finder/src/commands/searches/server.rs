@@ -26,15 +26,15 @@ impl ServerArguments {
         let message = as_text(status.message());
         match status.code() {
             Code::Unimplemented => anyhow!(
-                "the server at {server} does not tell its searches: it speaks the reference contract \
-                 alone, or is of another version"
+                "the server at {server} does not support this command: it supports only the \
+                 reference contract, or has another version"
             ),
             Code::DeadlineExceeded => anyhow!(
                 "the server at {server} did not answer within {}; try again",
                 humantime::format_duration(ANSWER_TIMEOUT)
             ),
             Code::InvalidArgument | Code::ResourceExhausted => {
-                anyhow!("the server at {server} refuses that: {message}")
+                anyhow!("the server at {server} rejected the request: {message}")
             }
             code => anyhow!(advice(status, server).unwrap_or_else(|| {
                 format!("the server at {server} failed: {message} ({code:?}); try again")

@@ -39,7 +39,7 @@ const USUAL_HEIGHT: usize = 24;
 /// Runs the command. Dropping the future ends it, perhaps within a line.
 pub(super) async fn watch(arguments: &WatchArguments) -> Result<Exit> {
     let at = &arguments.at;
-    let mut signals = Signals::new().context("cannot listen to signals")?;
+    let mut signals = Signals::new().context("cannot receive signals")?;
     let form = match arguments.json {
         true => Form::Json,
         false if io::stdout().is_terminal() && takes_escapes() => Form::Table,

@@ -27,12 +27,12 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let mut signals = Signals::new()?;
     let filter = match log::filter() {
         Ok(filter) => filter,
-        Err(wrong) => return Ok(is_wrong(wrong)),
+        Err(wrong) => return Ok(usage_error(wrong)),
     };
     let log = log::to_stderr(filter, arguments.log_format.into()).context(NO_THREAD)?;
     let settings = match arguments.settings() {
         Ok(settings) => settings,
-        Err(wrong) => return Ok(is_wrong(format_args!("{wrong:#}"))),
+        Err(wrong) => return Ok(usage_error(format_args!("{wrong:#}"))),
     };
     // Reading files and resolving names can block, but a signal must still end the process.
     let started = tokio::select! {
@@ -44,14 +44,14 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     };
     let server = match started {
         Ok(server) => server.with_log(&log),
-        Err(wrong @ StartError::Settings(_)) => return Ok(is_wrong(wrong)),
+        Err(wrong @ StartError::Settings(_)) => return Ok(usage_error(wrong)),
         Err(StartError::System(error)) => return Err(error),
     };
     // Without its thread, memory that is not needed any more goes back to the system a little
     // later.
     #[cfg(feature = "jemalloc")]
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
-        tracing::warn!(%error, "the allocator's background thread cannot be started");
+        tracing::warn!(%error, "cannot start the allocator's background thread");
     }
     announce(server.address().unwrap_or_default())?;
     let (hand_over, handed_over) = oneshot::channel();
@@ -87,11 +87,11 @@ pub(crate) fn check(arguments: ServeArguments) -> Result<Exit> {
             writeln!(io::stdout(), "hashfinder would listen on {place}")?;
             Ok(Exit::Success)
         }
-        Err(wrong) => Ok(is_wrong(format_args!("{wrong:#}"))),
+        Err(wrong) => Ok(usage_error(format_args!("{wrong:#}"))),
     }
 }
 
-fn is_wrong(what: impl Display) -> Exit {
+fn usage_error(what: impl Display) -> Exit {
     say(what);
     Exit::Usage
 }
@@ -102,5 +102,5 @@ fn announce(address: &str) -> Result<()> {
     let written = writeln!(stdout, "hashfinder listening on {}", as_text(address));
     let written = written.and_then(|()| stdout.flush());
     // The process that started the server may wait for this line.
-    written.with_context(|| format!("cannot tell on stdout that it listens on {address}"))
+    written.with_context(|| format!("cannot print on stdout that the server listens on {address}"))
 }

@@ -5,10 +5,10 @@ use hashfinder_search::Distance;
 
 use crate::arguments::{SpellingArguments, values::distance};
 
-/// Check a secret: what it spells, and how far that is from a name.
+/// Check whether the hash of a secret contains a name.
 ///
-/// Prints the secret's line as `find` does: the hashed name, the secret in base64 and in
-/// hexadecimal, the distance, where in the hashed name the match begins (from 0), and the name.
+/// Prints a line like those of `find`: the hashed name, the secret in base64 and in hexadecimal,
+/// the distance, the position of the match in the hashed name (from 0), and the name.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -16,28 +16,32 @@ Examples:
   hashfinder verify --hex a4ed06 doctor
   hashfinder verify XeY= hashfinder --ideal-distance 4 --json
 
-With --json, one object: name, ideal_distance, hashed_name, secret (in base64), hex, distance,
-window, within (whether the distance is the ideal one or less).
+The object that --json prints has the fields name, ideal_distance, hashed_name, secret (in base64),
+hex, distance, window (the position of the match) and within (whether the distance is at most the
+ideal distance).
 
 Exit codes:
-  0  it is within the distance
-  1  it is not
-  2  the command line is wrong, the secret for one
+  0  the secret is within the distance
+  1  the secret is not within the distance
+  2  the command line is wrong
   5  the output failed")]
 pub(crate) struct VerifyArguments {
-    /// The secret, of any length, in standard base64; `(empty)` for the empty one
+    /// Secret in standard base64; `(empty)` for the empty secret
     #[arg(value_name = "SECRET")]
     pub(crate) secret: String,
 
-    /// What its hashed name is to contain: 1 to 28 characters, or as many as a hashed name has
+    /// Word that the hash must contain
+    ///
+    /// A name has 1 to 28 characters. With another algorithm or encoding, the maximum is the length
+    /// of the hash as text.
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
 
-    /// The secret is in hexadecimal
+    /// Read the secret as hexadecimal
     #[arg(long)]
     pub(crate) hex: bool,
 
-    /// How far from the name it may be, in characters
+    /// Maximum distance from NAME: the number of characters that may differ
     #[arg(
         long,
         value_name = "D",
@@ -47,11 +51,11 @@ pub(crate) struct VerifyArguments {
     )]
     pub(crate) ideal_distance: Distance,
 
-    /// Print one JSON object
+    /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
 
-    // Last, because these flags have headings of their own.
+    // Last, because these flags have their own headings.
     #[command(flatten)]
     pub(crate) spelling: SpellingArguments,
 }

@@ -21,7 +21,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
     } else if arguments.hex {
         from_hex(text).ok_or("hexadecimal; give two digits for each byte")
     } else {
-        let why = "standard base64 with its padding; for hexadecimal, give --hex";
+        let why = "standard base64 with padding; for hexadecimal, use --hex";
         BASE64_STANDARD.decode(text).map_err(|_| why)
     };
     let secret = match secret {
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hexadecimal() {
+    fn hexadecimal_is_decoded() {
         assert_eq!(from_hex(""), Some(vec![]));
         assert_eq!(from_hex("a4eD06"), Some(vec![0xa4, 0xed, 0x06]));
         for wrong in ["a", "a4e", "0x", "+1", "\u{e9}\u{e9}", " a"] {

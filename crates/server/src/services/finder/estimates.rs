@@ -1,4 +1,4 @@
-//! How likely a match is, and how fast this server is. Both are computed on threads of their own,
+//! How likely a match is, and how fast this server is. Both are computed on separate threads,
 //! at a rate that hardly slows the searches.
 
 use std::{
@@ -129,7 +129,7 @@ impl Estimates {
     ///
     /// If too many Estimates of the client are waiting.
     pub(super) fn admit(&self, caller: &Caller) -> Result<Estimating, CallError> {
-        let own = self.own(&caller.client());
+        let own = self.places_of(&caller.client());
         let place = Arc::clone(&own.estimates).try_acquire_owned();
         Ok(Estimating {
             _place: place.map_err(|_| CallError::TooManyEstimates {
@@ -199,7 +199,7 @@ impl Estimates {
         place: impl Fn(&Places) -> &Arc<Semaphore>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, CallError> {
-        let own = self.own(&caller.client());
+        let own = self.places_of(&caller.client());
         let turn = async {
             let of_client = Arc::clone(place(&own.places)).acquire_owned().await;
             let of_all = Arc::clone(place(&self.all)).acquire_owned().await;
@@ -238,8 +238,8 @@ impl Estimates {
         })
     }
 
-    /// Returns the client's own places.
-    fn own(&self, client: &ClientName) -> Arc<OwnPlaces> {
+    /// Returns the client's own places. Creates them if the client has no request under way.
+    fn places_of(&self, client: &ClientName) -> Arc<OwnPlaces> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = clients.get(client).and_then(Weak::upgrade) {
             return own;
@@ -392,7 +392,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn there_are_few_kinds_whatever_is_asked_for() {
+    fn queries_have_few_kinds() {
         let mut kinds = HashSet::new();
         let long: String = "hashfinderhashfinder".to_owned();
         for suffix in 0..1024 {
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_slower_by_much_is_another_kind() {
+    fn much_slower_queries_have_another_kind() {
         let query = || Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
         let mut kinds = vec![Kind::of(&query())];
         let among = |prefix: &[u8], suffix: &[u8]| {

@@ -49,7 +49,7 @@ impl Events {
     ) -> Events {
         let known = odds.as_ref().ok().and_then(Option::as_ref);
         let accepted = Event::Accepted(Accepted {
-            search_id: answer.list().to_string(),
+            search_id: answer.add_to_list().to_string(),
             odds: known.map(estimates::odds),
             maximum_hashes: answer.maximum_hashes().get(),
         });

@@ -20,7 +20,7 @@ impl Filter {
         let states = states.iter().enumerate().map(|(place, state)| {
             v1pb::SearchState::try_from(*state).map_err(|_| {
                 let field = format!("states[{place}]");
-                let message = format!("{field}: this server does not know the value {state}");
+                let message = format!("{field}: unknown value {state}");
                 CallError::wrong(&field, message)
             })
         });

@@ -99,7 +99,10 @@ impl FinderService {
             Ok(0) => PAGE,
             Ok(size) => size.min(LARGEST_PAGE),
             Err(_) => {
-                let message = format!("a page cannot have {} searches", request.page_size);
+                let message = format!(
+                    "page size {} is negative; give 0 or more",
+                    request.page_size
+                );
                 return Err(CallError::wrong("page_size", message));
             }
         };
@@ -107,8 +110,8 @@ impl FinderService {
         let after = match &request.page_token[..] {
             "" => None,
             token => Some(registry.place_of(token).ok_or_else(|| {
-                let message = "this is no page token of this server since it was started; begin \
-                               with the first page";
+                let message = "unknown page token (tokens are valid until the server restarts); \
+                               start with the first page";
                 CallError::wrong("page_token", message)
             })?),
         };
@@ -157,16 +160,16 @@ impl FinderService {
         let reason = &request.reason[..];
         let length = reason.len();
         if length > MAX_REASON_LEN {
-            let message = format!("the reason has {length} bytes; {MAX_REASON_LEN} is the most");
+            let message = format!("the reason has {length} bytes; give at most {MAX_REASON_LEN}");
             return Err(CallError::wrong("reason", message));
         }
         if reason.chars().any(char::is_control) {
             let message =
-                "the reason holds a control character, a line's end for one; leave it out";
+                "the reason contains a control character, such as a line break; remove it";
             return Err(CallError::wrong("reason", message));
         }
         if request.search_id.is_empty() {
-            let message = "there is no id; ListSearches tells those of all searches";
+            let message = "the search id is empty; ListSearches returns the ids";
             return Err(CallError::wrong("search_id", message));
         }
         let viewer = self.searches.viewer(caller);

@@ -213,7 +213,7 @@ impl Changes {
     }
 
     /// Takes as many searches out of the queue as go into one message, each as it is now.
-    fn message(&mut self) -> WatchSearchesResponse {
+    fn take_message(&mut self) -> WatchSearchesResponse {
         let mut message = WatchSearchesResponse::default();
         let mut bytes = 0;
         while bytes <= MESSAGE_BYTES
@@ -238,7 +238,7 @@ impl Stream for Changes {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if !self.ready.is_empty() {
-                return Poll::Ready(Some(Ok(self.message())));
+                return Poll::Ready(Some(Ok(self.take_message())));
             }
             match self.stage {
                 Stage::Watching => {}
@@ -256,7 +256,7 @@ impl Stream for Changes {
             }
             ready!(self.ticks.poll_tick(cx));
             self.find_changes();
-            // The first message is sent even if there are no searches.
+            // The first message is sent even if it has no searches.
             if !mem::replace(&mut self.has_begun, true) && self.ready.is_empty() {
                 return Poll::Ready(Some(Ok(WatchSearchesResponse::default())));
             }

@@ -1,7 +1,9 @@
-// The cases as grpc-js plays them: client.js PROTO --port N --case NAME [--timeout-ms N]
+// Runs one interoperability case with grpc-js as the client.
 //
-// Like every client here it says "passed" and stays until its stdin ends, so that the server sees a
-// cancellation and not a connection that dies.
+// usage: client.js PROTO --port N --case NAME [--timeout-ms N]
+//
+// Like all clients of these tests, it prints "passed" and waits until its stdin ends, so that the
+// server sees a cancellation and not a lost connection.
 "use strict";
 
 const assert = require("node:assert");
@@ -28,12 +30,12 @@ const input = readline.createInterface({ input: process.stdin })[Symbol.asyncIte
 const { status } = grpc;
 const payload = (size) => ({ body: Buffer.alloc(size) });
 
-// What a call with one response comes to: its error, or null and its response.
+// Resolves to the error or the response of a call with one response.
 function outcome(start) {
   return new Promise((resolve) => start((error, response) => resolve({ error, response })));
 }
 
-// What a stream comes to: its messages, its status, and its initial metadata.
+// Resolves to the messages, the status and the initial metadata of a stream.
 function collect(call, onMessage = () => {}) {
   return new Promise((resolve) => {
     const seen = { messages: [], metadata: undefined };
@@ -77,7 +79,7 @@ const cases = {
     assert.strictEqual(end.code, status.CANCELLED);
   },
 
-  // A case of our own: the client has ended its half, and the server has more to say.
+  // An additional case: the client has ended its half, and the server has more to send.
   async cancel_while_responding() {
     const call = client.FullDuplexCall();
     const collected = collect(call, () => call.cancel());

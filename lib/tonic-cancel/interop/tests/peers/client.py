@@ -1,7 +1,9 @@
-"""The cases as grpcio plays them: client.py STUBS --port N --case NAME [--timeout-ms N]
+"""Runs one interoperability case with grpcio as the client.
 
-Like every client here it prints "passed" and stays until its stdin ends, so that the server sees a
-cancellation and not a lost connection.
+usage: client.py STUBS --port N --case NAME [--timeout-ms N]
+
+Like all clients of these tests, it prints "passed" and waits until its stdin ends, so that the
+server sees a cancellation and not a lost connection.
 """
 
 import argparse
@@ -40,30 +42,30 @@ def duplex_request(*sizes):
     )
 
 
-def then_silence(*requests):
+def requests_without_end(*requests):
     """Sends requests, then neither sends anything nor ends its half of the stream."""
     yield from requests
     over.wait()
 
 
 def failure(attempt):
-    """Returns the error that a call must end with."""
+    """Makes a call that must fail, and returns its error."""
     try:
         attempt()
     except grpc.RpcError as error:
         return error
-    raise AssertionError("the call went well")
+    raise AssertionError("the call did not fail")
 
 
 def cancel_after_begin():
-    call = stub.StreamingInputCall.future(then_silence())
+    call = stub.StreamingInputCall.future(requests_without_end())
     sys.stdin.readline()
     assert call.cancel()
     assert call.code() == grpc.StatusCode.CANCELLED, call.code()
 
 
 def cancel_after_first_response():
-    call = stub.FullDuplexCall(then_silence(duplex_request(31415)))
+    call = stub.FullDuplexCall(requests_without_end(duplex_request(31415)))
     assert len(next(call).payload.body) == 31415
     assert call.cancel()
     assert failure(lambda: next(call)).code() == grpc.StatusCode.CANCELLED
@@ -81,7 +83,7 @@ def cancel_while_responding():
 
 def timeout_on_sleeping_server():
     timeout_s = arguments.timeout_ms / 1000
-    call = stub.FullDuplexCall(then_silence(duplex_request()), timeout=timeout_s)
+    call = stub.FullDuplexCall(requests_without_end(duplex_request()), timeout=timeout_s)
     assert failure(lambda: next(call)).code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 

@@ -1,6 +1,8 @@
-"""The cases' server in grpcio: server.py STUBS
+"""Serves the interoperability cases with grpcio.
 
-It prints on stdout the loopback port on which it listens, when each call begins, and how it ends:
+usage: server.py STUBS
+
+Prints on stdout the address on which it listens, the begin of each call, and how each call ended:
 "Finished" if its handler ran to its end, "Gone" if the call ended before that.
 """
 
@@ -17,17 +19,17 @@ import interop_pb2_grpc as services  # noqa: E402
 STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def tell(what):
-    print(what, flush=True)
+def report(event):
+    print(event, flush=True)
 
 
 class Observed:
-    """A call whose begin and end are printed."""
+    """Prints the begin and the end of a call."""
 
     def __init__(self, method, context):
         self.method, self.context, self.finished = method, context, False
         self.over = threading.Event()
-        tell(f"began {method}")
+        report(f"began {method}")
         context.add_callback(self.ended)
         for name, value in context.invocation_metadata():
             if name == "x-grpc-test-echo-initial":
@@ -37,7 +39,7 @@ class Observed:
 
     def ended(self):
         self.over.set()
-        tell(f"ended {self.method} {'Finished' if self.finished else 'Gone'}")
+        report(f"ended {self.method} {'Finished' if self.finished else 'Gone'}")
 
     def echo_status(self, request):
         if request.response_status.code != 0:
@@ -78,5 +80,5 @@ server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
 services.add_TestServiceServicer_to_server(Testing(), server)
 port = server.add_insecure_port("127.0.0.1:0")
 server.start()
-tell(f"listening on 127.0.0.1:{port}")
+report(f"listening on 127.0.0.1:{port}")
 server.wait_for_termination()

@@ -31,15 +31,15 @@ pub(super) struct AuthArguments {
 
     /// Accept JSON web tokens signed with the secret in this file
     ///
-    /// The secret has at least 32 bytes. Anyone who knows it can make tokens, so only the issuer and
-    /// this server may know it.
+    /// The secret has at least 32 bytes. Anyone who knows it can make tokens, so only the issuer
+    /// and this server may know it.
     #[arg(long, value_name = "PATH")]
     jwt_secret: Option<PathBuf>,
 
     /// Signature algorithm of tokens, such as ES256; required for tokens, repeatable
     ///
-    /// Name only those that the issuer uses: each further one helps only an attacker. RS256,
-    /// RS384, RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384 and HS512 are supported.
+    /// Name only those that the issuer uses: each further one helps only an attacker. RS256, RS384,
+    /// RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384 and HS512 are supported.
     #[arg(long = "jwt-algorithm", value_name = "ALGORITHM", value_parser = algorithm(), hide_possible_values = true)]
     jwt_algorithms: Vec<Algorithm>,
 

@@ -99,9 +99,9 @@ pub(crate) struct LimitsArguments {
     maximum_streams_per_connection: Option<NonZeroU32>,
 
     /// Maximum number of calls that one connection begins per second, 100 of them at once [default:
-    /// 2000, or 32000 with behind-proxy]. A call counts again for each 512 bytes of its headers. All
-    /// connections of an address may begin four times as many. Beyond that, the server reads the
-    /// connection more slowly.
+    /// 2000, or 32000 with behind-proxy]. A call counts again for each 512 bytes of its headers.
+    /// All connections of an address may begin four times as many. Beyond that, the server reads
+    /// the connection more slowly.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroU32>)]
     maximum_streams_per_second: Option<NonZeroU32>,
 
@@ -120,7 +120,8 @@ pub(crate) struct LimitsArguments {
     maximum_control_frames_per_second: Option<NonZeroU32>,
 
     /// Maximum length of a request's headers in bytes, as HTTP/2 counts them: names, values, and 32
-    /// bytes for each field. gRPC's libraries accept 8 KiB; tokens that name many groups are longer.
+    /// bytes for each field. gRPC's libraries accept 8 KiB; tokens that name many groups are
+    /// longer.
     #[arg(long, value_name = "BYTES", default_value_t = transport::Settings::default().header_list)]
     #[arg(value_parser = number(LEAST_HEADER_LIST..=1 << 20))]
     maximum_header_list: u32,
@@ -260,12 +261,12 @@ impl LimitsArguments {
 
 fn of_client<N: FromStr>(text: &str) -> Result<(ClientName, N), String> {
     let parts = text.rsplit_once('=');
-    let (client, number) = parts.ok_or("give CLIENT=N, for instance 10.0.0.7=4")?;
+    let (client, number) = parts.ok_or("expected CLIENT=N, such as 10.0.0.7=4")?;
     Ok((client.parse()?, positive(number)?))
 }
 
 fn share(text: &str) -> Result<f64, &'static str> {
     let share = text.parse().ok();
     let share = share.filter(|share| (0.0..=1.0).contains(share));
-    share.ok_or("give a number from 0 to 1")
+    share.ok_or("expected a number from 0 to 1")
 }

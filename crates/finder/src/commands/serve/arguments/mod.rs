@@ -33,9 +33,9 @@ const MONITORING: &str = "Monitoring";
 /// Serve searches to many clients over gRPC.
 ///
 /// Prints one line on stdout when it is listening, and its log on stderr. SIGINT, SIGTERM, SIGHUP
-/// and SIGQUIT drain it: it accepts no new calls, and stops those that outlast the grace period with
-/// a resume cursor. A second signal, at least 0.3 s later, ends it at once. HASHFINDER_LOG sets what
-/// is logged: error, warn, info (the default), debug or trace.
+/// and SIGQUIT drain it: it accepts no new calls, and stops those that outlast the grace period
+/// with a resume cursor. A second signal, at least 0.3 s later, ends it at once. HASHFINDER_LOG
+/// sets what is logged: error, warn, info (the default), debug or trace.
 #[derive(Args, Debug)]
 #[command(
     after_help = "More limits are settings of the file: see [serve.limits] in `hashfinder config \
@@ -60,9 +60,9 @@ Exit codes:
   5  it cannot listen, or failed"
 )]
 pub(crate) struct ServeArguments {
-    /// Check the flags, the environment and the file, print where it would listen, and exit
+    /// Check the configuration, print where the server would listen, and exit
     ///
-    /// The exit code is 0, or 2 if something is wrong.
+    /// Flags, environment and file are checked. The exit code is 0, or 2 if something is wrong.
     #[arg(long)]
     pub(crate) check: bool,
 
@@ -99,9 +99,9 @@ pub(crate) struct ServeArguments {
 
     /// Many clients share one address, that of a proxy
     ///
-    /// One address may then have all connections and open calls, and may begin and reset 16 times as
-    /// many per second. Without credentials, all clients of the proxy count as one client. A limit
-    /// that is set in [serve.limits] stays as it is set.
+    /// One address may then have all connections and open calls, and may begin and reset 16 times
+    /// as many per second. Without credentials, all clients of the proxy count as one client. A
+    /// limit that is set in [serve.limits] stays as it is set.
     #[arg(long, help_heading = LISTENING)]
     behind_proxy: bool,
 
@@ -248,10 +248,10 @@ impl From<LogFormat> for log::LogFormat {
 
 fn client_weight(text: &str) -> Result<(ClientName, NonZeroU32), String> {
     let parts = text.rsplit_once('=');
-    let (client, weight) = parts.ok_or("give CLIENT=N, for instance 10.0.0.7=4")?;
+    let (client, weight) = parts.ok_or("expected CLIENT=N, such as 10.0.0.7=4")?;
     let weight = NonZeroU32::from_str(weight).ok();
     let weight = weight.filter(|weight| weight.get() <= MAXIMUM_WEIGHT);
-    let weight = weight.ok_or_else(|| format!("give a weight from 1 to {MAXIMUM_WEIGHT}"))?;
+    let weight = weight.ok_or_else(|| format!("expected a weight from 1 to {MAXIMUM_WEIGHT}"))?;
     Ok((client.parse()?, weight))
 }
 
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_proxy_only_limits_that_are_not_set_change() {
+    fn behind_a_proxy_only_unset_limits_change() {
         let behind = settings(&["--behind-proxy"]);
         assert_eq!(behind.calls, Calls::behind_proxy());
         assert_eq!(

@@ -24,7 +24,7 @@ pub(super) struct TlsArguments {
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_key: Option<PathBuf>,
 
-    /// Authorities (PEM) that sign the certificates of clients; each client then needs one
+    /// Authorities (PEM) that sign client certificates; each client then needs one
     ///
     /// A client is named cert: and the first DNS name or URI of its certificate or, without one,
     /// cert:sha256: and its fingerprint.
@@ -33,7 +33,8 @@ pub(super) struct TlsArguments {
 
     /// Whether clients need a certificate: required or optional
     ///
-    /// With optional, another credential is enough. The server rejects an invalid certificate in both cases.
+    /// With optional, another credential is enough. The server rejects an invalid certificate in
+    /// both cases.
     #[arg(
         long,
         value_enum,

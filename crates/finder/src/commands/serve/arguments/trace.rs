@@ -35,9 +35,9 @@ fn collector(text: &str) -> Result<Uri, &'static str> {
         };
         uri.authority().is_some_and(is_plain) && uri.path_and_query().is_none_or(|path| path == "/")
     });
-    let uri = uri.ok_or("give http://HOST:PORT, for instance http://127.0.0.1:4317")?;
+    let uri = uri.ok_or("expected http://HOST:PORT, such as http://127.0.0.1:4317")?;
     if uri.scheme() != Some(&Scheme::HTTP) {
-        return Err("give http://HOST:PORT: the connection to the collector has no TLS");
+        return Err("expected http://HOST:PORT: the connection to the collector has no TLS");
     }
     Ok(uri)
 }
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn collectors() {
+    fn collector_addresses_are_validated() {
         for right in [
             "http://127.0.0.1:4317",
             "http://[::1]:4317/",

@@ -141,8 +141,7 @@ impl Settings {
             }
             _ => error.into(),
         })?;
-        let (all, of_address) = self.calls.open(self.searches.concurrent_rpcs);
-        let of_address = of_address.min(all);
+        let (_, of_address) = self.calls.open(self.searches.concurrent_rpcs);
         // One connection leaves a quarter of its address's calls to the others. Its client waits
         // for the end of a call then, by HTTP/2's own rules, instead of being refused.
         let of_connection = of_address.get() - of_address.get() / 4;

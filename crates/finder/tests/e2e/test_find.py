@@ -309,7 +309,7 @@ def test_find_waits_for_a_server_that_has_not_started_yet(find, serve):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = find("doc", "--server", f"localhost:{port}")
-    process.wait_for("waiting up to 20s for a server")
+    process.wait_for("waiting up to 20s for the server")
     serve(port=port)
     assert process.wait() == 0
     assert process.popen.stdout.read().splitlines() == lines("doc", 0)
@@ -333,7 +333,7 @@ def test_find_does_not_wait_forever_for_a_silent_server(find):
 
 def test_ctrl_c_ends_the_wait_for_a_server(find):
     process = find("doc", "--server", "127.0.0.1:1")
-    process.wait_for("waiting up to 20s for a server")
+    process.wait_for("waiting up to 20s for the server")
     process.send(SIGINT)
     assert process.wait() == 130
 

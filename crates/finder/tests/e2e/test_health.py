@@ -74,7 +74,7 @@ def test_health_fails_if_no_server_answers():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         code, stdout, stderr = probe("--server", address)
-        assert (code, stdout) == (5, "") and f"at {address}" in stderr
+        assert (code, stdout) == (5, "") and f"cannot reach {address} within 2s: no answer" in stderr
     # The port is closed now, so connecting fails, and the reason is printed.
     code, stdout, stderr = probe("--server", address)
     assert (code, stdout) == (5, "") and "Connection refused" in stderr

@@ -417,7 +417,7 @@ def test_wrong_server_files_are_explained(ours, wrong_files):
     good, certificates, keys = wrong_files
     certificate, key = good.files
     cases = [
-        (["--tls-certificate", certificate], "--tls-certificate needs its key"),
+        (["--tls-certificate", certificate], "--tls-certificate needs its private key"),
         (["--tls-key", key], "--tls-key needs its certificate"),
         (["--tls-client-ca", ours.path], "of use with TLS alone"),
         (["--tls-certificate", "/none", "--tls-key", key], "cannot read /none: No such file"),

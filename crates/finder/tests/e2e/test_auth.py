@@ -256,7 +256,7 @@ def bad_keys(key_file, good):
     expired = key_file.create("--role", "operator", "--expires", "1s")
     wait_until(lambda: key_file.listed()[-1][4] == "expired")
     return {
-        "expired": expired,
+        "expired key": expired,
         "revoked": revoked,
         "another secret": f"{identity}.{base64url(os.urandom(32))}",
         "another key's secret": f"{revoked.split('.')[0]}.{secret}",

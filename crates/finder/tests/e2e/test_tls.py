@@ -419,7 +419,7 @@ def test_wrong_server_files_are_explained(ours, wrong_files):
     cases = [
         (["--tls-certificate", certificate], "--tls-certificate needs its private key"),
         (["--tls-key", key], "--tls-key needs its certificate"),
-        (["--tls-client-ca", ours.path], "of use with TLS alone"),
+        (["--tls-client-ca", ours.path], "needs TLS: give --tls-certificate"),
         (["--tls-certificate", "/none", "--tls-key", key], "cannot read /none: No such file"),
     ]
     for path, text in certificates:

@@ -76,7 +76,11 @@ def record(program, seconds):
         elif (rows := rows_of(screen)) != frames[-1][1]:
             frames.append((elapsed, rows))
     frames.append((time.monotonic() - began, rows_of(screen)))
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code != 130:
+        text = "\n".join(line.rstrip() for line in screen.display)
+        sys.exit(f"the program ended with {code} instead of 130 (ctrl-C); the screen:\n{text}")
     return frames, pressed
 
 

@@ -17,6 +17,9 @@ use crate::{
 
 const ROUNDS: usize = 3;
 
+/// The server's log, under target/.
+const LOG: &str = "engine.log";
+
 /// Calls per second of a search that ends at once, and of a constant response through the same
 /// layers.
 const EASY: &str = "Find(\"aa\"), 64 in flight on 4 connections: calls a second";
@@ -123,6 +126,11 @@ pub(crate) fn run(form: Form) -> Result<()> {
 fn round(samples: &mut Samples, form: Form, program: &Path, size: &Size) -> Result<()> {
     samples.bench("hashfinder-search", "engine", form)?;
     let server = Server::start(program)?;
+    calls(samples, &server, size).with_context(|| format!("the server's log:\n{}", Server::log()))
+}
+
+/// Measures calls of a server.
+fn calls(samples: &mut Samples, server: &Server, size: &Size) -> Result<()> {
     let easy = server.load(
         "hash_name.HashFinder/Find",
         &[0, 0, 0, 0, 4, 0x0a, 2, b'a', b'a'],
@@ -162,7 +170,6 @@ impl Server {
             maximum-streams-per-second = 1000000\n\
             maximum-calls-per-second-per-address = 1000000\n";
         fs::write(&config, limits)?;
-        let log = target().join("engine.log");
         let mut process = Command::new(program)
             // Both versions of IP, so that one machine can be two clients.
             .args([
@@ -177,7 +184,7 @@ impl Server {
             .arg("--config")
             .arg(&config)
             .stdout(Stdio::piped())
-            .stderr(fs::File::create(&log)?)
+            .stderr(fs::File::create(target().join(LOG))?)
             .spawn()
             .with_context(|| format!("cannot run {}", program.display()))?;
         let mut line = String::new();
@@ -190,10 +197,14 @@ impl Server {
                 // Its log is complete once it has ended.
                 process.kill()?;
                 process.wait()?;
-                let log = fs::read_to_string(&log)?;
+                let log = Server::log();
                 bail!("the server printed {line:?} instead of its address; its log:\n{log}");
             }
         }
+    }
+
+    fn log() -> String {
+        fs::read_to_string(target().join(LOG)).unwrap_or_default()
     }
 
     fn at(&self, host: &str) -> String {

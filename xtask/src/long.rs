@@ -3,7 +3,7 @@
 
 use std::{process::Command, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     results,
@@ -19,8 +19,8 @@ const SECRETS: &str = "1000000000";
 /// tests take a fiftieth.
 const TRIALS: &str = "10000";
 
-/// Number of random schedules of the engine and of the cancellation layer. The tests take a
-/// hundredth, or fewer.
+/// Number of random schedules of the engine and of the cancellation layer. The tests take at most a
+/// tenth.
 const SCHEDULES: &str = "1000000";
 
 /// Number of streams that are started and cancelled. The tests take a tenth.
@@ -103,11 +103,26 @@ pub(crate) fn streams() -> Result<()> {
     )
 }
 
-/// Runs a command, and returns its duration in minutes and what it printed.
+/// Runs tests, and returns their duration in minutes and what they printed.
+///
+/// # Errors
+///
+/// If a test fails, or none ran.
 fn timed(command: &mut Command) -> Result<(f64, String)> {
     let began = Instant::now();
     let printed = output(command)?;
-    Ok((began.elapsed().as_secs_f64() / 60.0, printed))
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    // Of `cargo test` or of pytest.
+    let passed = |line: &str| {
+        let line = line.strip_prefix("test result: ok. ").unwrap_or(line);
+        let number = line.split_once(" passed")?.0.parse::<u64>().ok();
+        number.filter(|number| *number > 0)
+    };
+    ensure!(
+        printed.lines().any(|line| passed(line).is_some()),
+        "{command:?} ran no test:\n{printed}"
+    );
+    Ok((minutes, printed))
 }
 
 fn write(title: &str, name: &str, text: &str) -> Result<()> {

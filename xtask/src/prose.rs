@@ -1,11 +1,11 @@
 //! Checks how texts are written: that few phrases sound translated, and that comments are not too
 //! wide.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::steps::{output, root};
+use crate::steps::{output, root, took};
 
 /// Phrases that sound translated, such as "is told that" and "somebody". Most hits were wrong once;
 /// those that are left are natural English.
@@ -26,13 +26,19 @@ const THIS_FILE: &str = ":!xtask/src/prose.rs";
 ///
 /// If there are more phrases than before, or a comment is too wide; the error lists all of them.
 pub(crate) fn check() -> Result<()> {
+    println!("== prose");
+    let began = Instant::now();
     let mut grep = Command::new("git");
     grep.args(["grep", "--untracked", "-nE", PHRASES, "--"]);
-    let found = output(grep.args(["*.rs", "*.md", "*.py", "*.proto", THIS_FILE]))?;
+    grep.args(["*.rs", "*.md", "*.py", "*.proto", THIS_FILE]);
+    // It exits with 1 if it finds nothing.
+    let found = grep.current_dir(root()).output();
+    let found = String::from_utf8(found.context("cannot run git")?.stdout)?;
     let count = found.lines().count();
     ensure!(
         count <= MOST_LINES,
-        "{count} lines have phrases that sound translated, and {MOST_LINES} may; rewrite the new ones:\n{found}"
+        "{count} lines have phrases that sound translated, and {MOST_LINES} may; rewrite the new ones:\n{}",
+        found.trim_end()
     );
     println!(
         "== prose: {count} lines with phrases that sound translated; {MOST_LINES} may have them"
@@ -58,5 +64,6 @@ pub(crate) fn check() -> Result<()> {
         "comments over {WIDTH} columns: {}",
         wide.join(", ")
     );
+    took("prose", began.elapsed());
     Ok(())
 }

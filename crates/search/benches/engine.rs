@@ -314,7 +314,7 @@ fn stalled(size: Size) {
     figure(
         &format!(
             "bytes that they grow in {} s",
-            began.elapsed().as_secs_f64().round()
+            (size.pace * 5).as_secs_f64()
         ),
         resident() - before,
     );

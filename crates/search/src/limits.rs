@@ -58,7 +58,7 @@ pub enum OverLimit {
     },
     /// The connection has its maximum number of searches. A quarter of the client's maximum,
     /// rounded down, is reserved for the client's other connections.
-    #[error("limit of {limit} searches for this connection reached (use another connection)")]
+    #[error("limit of {limit} searches for this connection reached; use another connection")]
     SearchesOfConnection {
         /// Maximum number of searches of the connection.
         limit: usize,

@@ -55,7 +55,7 @@ pub(crate) enum CallError {
     #[error("{message}")]
     BadRequest { field: String, message: String },
     /// The server has its maximum number of RPCs that search.
-    #[error("limit of {0} concurrent searches reached; try again later")]
+    #[error("the server's limit of {0} concurrent searches is reached; try again later")]
     TooManyRpcs(NonZeroUsize),
     /// The hash budget is spent. The operator chooses the code.
     #[error("the hash budget of this call is spent; hashes tried: {hashes}")]

@@ -44,5 +44,8 @@ mod violation;
 
 pub use self::{
     server::{Activity, Checked, DrainReport, Server, StartError},
-    settings::{BudgetStatus, Calls, HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings, Traces},
+    settings::{
+        ALL_OPEN_CALLS, BudgetStatus, Calls, HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings,
+        Traces,
+    },
 };

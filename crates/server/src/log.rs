@@ -67,7 +67,9 @@ pub fn filter() -> Result<Targets> {
     // nothing.
     let mut words = text.split(',').filter(|part| !part.contains('='));
     let has_levels = words.all(|word| word.parse::<LevelFilter>().is_ok());
-    let filter = text.parse().ok().filter(|_| has_levels);
+    // Filters of spans and fields, which other programs have, would be names of targets, too.
+    let has_targets = !text.contains('[');
+    let filter = text.parse().ok().filter(|_| has_levels && has_targets);
     filter.with_context(|| {
         format!(
             "invalid HASHFINDER_LOG={text}: expected off, error, warn, info, debug, trace or \
@@ -81,6 +83,14 @@ pub fn filter() -> Result<Targets> {
 fn may_be_logged(target: &str, level: Level) -> bool {
     let from = target.split_once("::").map_or(target, |(from, _)| from);
     OURS.contains(&from) || level <= Level::WARN
+}
+
+/// Returns the most verbose level that the filter lets through for any target. With it, the cheapest
+/// check of all rejects other lines.
+fn most_verbose(filter: &Targets) -> LevelFilter {
+    let levels = filter.iter().map(|(_, level)| level);
+    let most = levels.chain(filter.default_level()).max();
+    most.unwrap_or(LevelFilter::OFF)
 }
 
 /// Returns a duration for a field of the log, whose name ends with the unit. It is a number, so
@@ -106,7 +116,7 @@ pub fn to_stderr(filter: Targets, format: LogFormat) -> Result<Log> {
         .name("log".to_owned())
         .spawn(move || writer.write_to(io::stderr()))?;
     let subscriber = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
+        .with_max_level(most_verbose(&filter))
         .with_writer(lines.clone())
         .log_internal_errors(false);
     let cap = filter_fn(|line| may_be_logged(line.target(), *line.level()));

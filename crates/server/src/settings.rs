@@ -213,7 +213,7 @@ pub struct Calls {
     /// Maximum number of open calls of all kinds, at about 10 kB each. Default: four times the
     /// number of RPCs that may search, and at least 1,000.
     pub open: Option<NonZeroUsize>,
-    /// Maximum number of open calls of one address. Default: a quarter of all.
+    /// Maximum number of open calls of one address, or [`ALL_OPEN_CALLS`]. Default: a quarter of all.
     pub open_of_address: Option<NonZeroUsize>,
     /// Maximum number of rejected credentials of an address in a second; ten times as many at
     /// once. Default: 10. A program with an old key tries it a few times, and an attacker would
@@ -238,6 +238,9 @@ impl Default for Calls {
     }
 }
 
+/// Every open call, as the limit of one address ([`Calls::open_of_address`]).
+pub const ALL_OPEN_CALLS: NonZeroUsize = NonZeroUsize::MAX;
+
 impl Calls {
     /// Returns the default for a server whose clients share the address of one proxy: it may have
     /// all open calls, and its rates are [`PROXY_FACTOR`](transport::PROXY_FACTOR) times as high.
@@ -247,7 +250,7 @@ impl Calls {
         let times = |rate: NonZeroU32| rate.saturating_mul(transport::PROXY_FACTOR);
         Calls {
             per_second_of_address: times(default.per_second_of_address),
-            open_of_address: Some(NonZeroUsize::MAX),
+            open_of_address: Some(ALL_OPEN_CALLS),
             refused_credentials_per_second: times(default.refused_credentials_per_second),
             ..default
         }
@@ -261,6 +264,23 @@ impl Calls {
             .max(LEAST_OPEN_CALLS);
         let all = self.open.unwrap_or(default);
         let quarter = NonZeroUsize::new(all.get() / 4).unwrap_or(NonZeroUsize::MIN);
-        (all, self.open_of_address.unwrap_or(quarter))
+        match self.open_of_address.unwrap_or(quarter) {
+            ALL_OPEN_CALLS => (all, all),
+            of_address => (all, of_address),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behind_a_proxy_one_address_may_have_all_open_calls() {
+        let rpcs = Searches::default().concurrent_rpcs;
+        let (all, of_address) = Calls::default().open(rpcs);
+        assert_eq!((all.get(), of_address.get()), (4000, 1000));
+        let (all, of_address) = Calls::behind_proxy().open(rpcs);
+        assert_eq!((all.get(), of_address.get()), (4000, 4000));
     }
 }

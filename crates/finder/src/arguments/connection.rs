@@ -19,8 +19,8 @@ const HEADING: &str = "Connection";
 pub(crate) struct ConnectionArguments {
     /// Use TLS
     ///
-    /// An https:// address and each of the other TLS flags imply it. Without --tls-ca, the
-    /// authorities of this system are trusted. Unix sockets never use TLS.
+    /// An https:// address and each of the other TLS flags imply it. Without --tls-ca, the system's
+    /// certificate authorities are trusted. Unix sockets never use TLS.
     #[arg(long, help_heading = HEADING)]
     tls: bool,
 
@@ -44,14 +44,16 @@ pub(crate) struct ConnectionArguments {
 
     /// File whose first line is the credential: an API key or a token
     ///
-    /// It is sent with every call. Instead, HASHFINDER_CREDENTIAL can hold the credential itself.
-    /// No flag can, because all users of this machine can see the flags of a process.
+    /// It is sent with every call. Alternatively, set the environment variable
+    /// HASHFINDER_CREDENTIAL to the credential itself. There is no flag for it, because all users of
+    /// a machine can see the arguments of a process.
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     credential_file: Option<PathBuf>,
 
     /// Send the credential even over an unencrypted network connection
     ///
-    /// By default, it is sent only over TLS, to a Unix socket or to a loopback address.
+    /// By default, it is sent only if the connection uses TLS, is a Unix socket, or goes to a
+    /// loopback address.
     #[arg(long, help_heading = HEADING)]
     send_credential_unencrypted: bool,
 }

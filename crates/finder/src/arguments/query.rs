@@ -22,10 +22,10 @@ const LONGEST_PREFIX: u64 = Keyspace::MAX_PREFIX as u64;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct QueryArguments {
-    /// Word that the hash must contain; with several, one of them is enough
+    /// Word that the hash must contain; if several are given, one is enough
     ///
-    /// A name has 1 to 28 characters. With another algorithm or encoding, the maximum is the length
-    /// of the hash as text. Up to 64 names can be given.
+    /// A name has at most as many characters as the hash: 28 for SHA-1 in base64. Up to 64 names
+    /// can be given.
     #[arg(value_name = "NAME", required = true)]
     pub(crate) names: Vec<String>,
 
@@ -54,15 +54,15 @@ pub(crate) struct SpellingArguments {
     #[arg(long, default_value_t, value_parser = one_of(Algorithm::ALL))]
     pub(crate) algorithm: Algorithm,
 
-    /// Encoding of the digest as text, the hashed name
+    /// Encoding of the hash as text
     #[arg(long, default_value_t, value_parser = one_of(Encoding::ALL))]
     pub(crate) encoding: Encoding,
 
-    /// Position of NAME in the hashed name
+    /// Where NAME must be in the hash
     #[arg(long, value_name = "WHERE", default_value_t, value_parser = one_of(Anchor::ALL))]
     pub(crate) anchor: Anchor,
 
-    /// Distinguish upper case and lower case
+    /// Match case exactly [default: case is ignored]
     #[arg(long)]
     pub(crate) case_sensitive: bool,
 }
@@ -94,8 +94,9 @@ pub(crate) struct KeyspaceArguments {
 
     /// Characters to try: bytes, printable, alphanumeric, digits or of:CHARACTERS
     ///
-    /// They are between the prefix and the suffix. For example, of:01 tries the ASCII characters 0
-    /// and 1. Secrets are tried by length, then in the order of the characters.
+    /// A secret is the prefix, some of these characters, and the suffix. For example, of:01 tries
+    /// the characters 0 and 1. Shorter secrets are tried first; those of equal length follow the
+    /// order in which the characters are listed.
     #[arg(long, default_value = "bytes", value_parser = alphabet)]
     pub(crate) alphabet: Alphabet,
 }

@@ -17,7 +17,7 @@ pub(crate) struct SearchArguments {
     #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// Print only errors on stderr
+    /// Print nothing on stderr but errors
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }

@@ -61,8 +61,9 @@ pub(crate) fn config(text: &str, program: &Program, parsed: impl Fn(&ArgMatches)
         let mut program = program.clone();
         for given in &resolved.given {
             let (setting, literal) = (given.setting, literal(given.setting, &given.values));
-            let written = format!("[{}]\n{} = {literal}\n", path.join("."), setting.name);
-            let again = read(&written).and_then(|file| file.given(setting, path));
+            let table = &setting.tables[0];
+            let written = format!("[{}]\n{} = {literal}\n", table.join("."), setting.name);
+            let again = read(&written).and_then(|file| file.given(setting, table));
             let again = again.map(|again| again.map(|(values, _)| values));
             let again = again.unwrap_or_else(|error| panic!("{written:?}: {error:#}"));
             assert_eq!(again.as_ref(), Some(&given.values), "{written:?}");

@@ -48,7 +48,7 @@ pub(crate) fn parse(program: Command, with_settings: Command) -> Result<ArgMatch
     // from elsewhere.
     let asked = lenient
         .try_get_matches_from(&line)
-        .unwrap_or_else(|help| usage::exit_with_help(&help, program.clone(), &line));
+        .unwrap_or_else(|help| usage::exit_with_help(&help, &program, &line));
     let (path, explicit) = of_command_line(&asked);
     let settings = Settings::of(&command);
     if settings.not_flags(&path).any(|id| explicit.contains(id)) {

@@ -104,8 +104,19 @@ impl Sources {
 
     /// Returns a note about each unknown variable with the program's prefix.
     pub(super) fn unknown_variables(&self, settings: &Settings) -> Vec<String> {
-        let settings = settings.0.iter();
-        let ours = settings.flat_map(|setting| {
+        // The section of a setting is no part of its variable, but a good guess.
+        let in_section = |name: &str| {
+            let mut with_section = settings.0.iter().filter_map(|setting| {
+                let section = setting.section.as_ref()?;
+                let path = [&setting.path[..], std::slice::from_ref(section)]
+                    .concat()
+                    .join("_");
+                let guess = format!("{PREFIX}{path}_{}", setting.name).replace('-', "_");
+                (guess.to_uppercase() == name).then(|| setting.variable(&setting.tables[0]))
+            });
+            with_section.next()
+        };
+        let ours = settings.0.iter().flat_map(|setting| {
             let tables = setting.tables.iter();
             tables.map(|table| setting.variable(table))
         });
@@ -126,6 +137,9 @@ impl Sources {
                     "warning: unknown variable {name} (--{flag} can only be given on the command \
                      line)"
                 );
+            }
+            if let Some(meant) = in_section(name) {
+                return format!("warning: unknown variable {name} (did you mean {meant}?)");
             }
             let hint = match with_command.or_else(|| nearest(rest, &mut names)) {
                 Some(nearest) => format!("did you mean {PREFIX}{nearest}?"),

@@ -41,10 +41,26 @@ pub(super) fn exit(
 
 /// Prints the help that the command line asks for, and ends the process. `help` is that of the
 /// program as it is parsed, where switches have values.
-pub(super) fn exit_with_help(help: &Error, program: Command, line: &[OsString]) -> ! {
-    match program.try_get_matches_from(line) {
+pub(super) fn exit_with_help(help: &Error, program: &Command, line: &[OsString]) -> ! {
+    match program.clone().try_get_matches_from(line) {
         Err(plain) if plain.kind() == help.kind() => plain.exit(),
-        // The line has a switch with a value.
+        _ => {}
+    }
+    // The line has a switch with a value: the same line without other flags asks for the same help.
+    let is_long = line.iter().any(|word| word == "--help");
+    let mut words: Vec<&OsString> = line.iter().take(1).collect();
+    let mut command = program;
+    for word in line {
+        let inner = word.to_str().and_then(|name| command.find_subcommand(name));
+        if let Some(inner) = inner {
+            words.push(word);
+            command = inner;
+        }
+    }
+    let asked = OsString::from(if is_long { "--help" } else { "-h" });
+    words.push(&asked);
+    match program.clone().try_get_matches_from(words) {
+        Err(plain) if plain.kind() == help.kind() => plain.exit(),
         _ => help.exit(),
     }
 }

@@ -90,7 +90,28 @@ def test_every_example_prints_what_it_shows(document, tmp_path):
                 # Only the start of a stamp, its version and bits, is the same in each run.
                 assert done.stdout[:5] == shown[:5], (command, done)
             else:
-                assert done.stdout == shown, (command, done)
+                assert (done.stdout, done.returncode) == (shown, 0), (command, done)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_command_of_a_document_has_the_flags_that_it_shows(document):
+    """Commands are parsed, not run: with `--help`, the program only checks what comes before it."""
+    for token in tokens(document):
+        if token.type == "fence" and token.info in ("console", "text"):
+            for command, _ in COMMAND.findall(token.content):
+                words = command.replace("\\\n", " ")
+                found = re.search(r"(?:^|\| )(hashfinder [^|>&#]*)", words)
+                if found and "..." not in found[1]:
+                    line = ["bash", "-c", f"{found[1]} --help"]
+                    done = subprocess.run(
+                        line,
+                        env=os.environ | {"PATH": f"{os.path.dirname(HASHFINDER)}:{os.environ['PATH']}"},
+                        stdin=subprocess.DEVNULL,
+                        capture_output=True,
+                        text=True,
+                        timeout=TIMEOUT_S,
+                    )
+                    assert done.returncode == 0, (command, done.stderr)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

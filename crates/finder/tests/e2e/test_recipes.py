@@ -567,7 +567,7 @@ def test_an_error_after_head_was_moved_reports_the_move(repository, flags):
         )
     assert done.returncode == 5
     moved = f"refs/heads/main: {before} -> {repository.head()}"
-    assert f"HEAD was moved ({moved}), but its ID was not printed: cannot write to stdout" in done.stderr
+    assert f"the commit was written ({moved}), but its ID could not be printed: cannot write to stdout" in done.stderr
     assert repository.head().startswith("abc")
     assert marker.read_text() == f"{before} {repository.head()}\n"
 

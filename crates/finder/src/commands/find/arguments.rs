@@ -19,17 +19,20 @@ use crate::arguments::{
 /// starting, short enough for a user who mistyped its name.
 const CONNECT_TIMEOUT: &str = "20s";
 
-/// Search for a secret whose hash contains NAME.
+/// Search for an input (a "secret") whose hash contains NAME.
 ///
-/// A secret is a byte string. Its hashed name is its digest as text: by default its SHA-1 in
-/// base64. Secrets are tried in a fixed order, the shortest first.
+/// A secret is a byte string. Its hash is its digest as text: by default its SHA-1 in base64. Case
+/// is ignored unless --case-sensitive is given. Secrets are tried in a fixed order, the shortest
+/// first.
 ///
-/// Each result is a line on stdout with six columns, separated by tabs: the hashed name, the secret
-/// in base64 and in hexadecimal (`(empty)` for the empty secret), the distance, the position of the
-/// match in the hashed name (from 0), and the name. Progress and notes are printed on stderr.
+/// Each result is a line on stdout with six tab-separated columns: (1) the hash, (2) the secret in
+/// base64, (3) the secret in hexadecimal, (4) the distance, (5) the position of the match in the
+/// hash, from 0, and (6) the name. An empty secret is shown as `(empty)`. Progress and notes are
+/// printed on stderr.
 ///
-/// Ctrl-C, SIGHUP, SIGQUIT and SIGTERM stop the search. It then prints the nearest candidate and
-/// the command that resumes it. A second signal, at least 0.3 s later, ends the process at once.
+/// Ctrl-C, SIGHUP, SIGQUIT and SIGTERM stop the search. The nearest match so far is then printed,
+/// with the command that resumes the search. A second signal, at least 0.3 s later, ends the
+/// process at once.
 #[derive(Args, Debug)]
 // NAME is not required with --resume.
 #[command(mut_arg("names", |names| names.required(false).required_unless_present("resume")))]
@@ -40,27 +43,27 @@ Examples:
   hashfinder find c0ffee --algorithm sha256 --encoding hex --anchor prefix
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
 
-Servers that support only the reference contract (hash_name.HashFinder) report no progress, and
-accept only one NAME, --ideal-distance, --show-inferior and --maximum-time.
+Some servers have only the service of gRPC's example, hash_name.HashFinder. They report no progress,
+and support only a single NAME and the options --ideal-distance, --show-inferior and --maximum-time.
 
 If stdout is closed (>&-), results are lost without an error.
 
 Exit codes:
-    0  found, or the reader closed the pipe
-    1  every secret was tried, and too few match
-    2  wrong command line, session of another search, or request rejected by the server
-    3  a limit was reached, or the search was cancelled at the server; it can be resumed
+    0  found, or the reader of the output closed the pipe
+    1  every secret was tried, and too few matched
+    2  invalid command line, session that belongs to another search, or request rejected by the server
+    3  a limit was reached, or the search was cancelled on the server; it can be resumed
     4  no secret can ever match the name
-    5  the server, the connection, the output or the session failed, or no thread started
+    5  the server, connection, output or session failed, or no thread could be started
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); it can be resumed")]
 pub(crate) struct FindArguments {
-    /// Also print candidates: secrets at a distance less than K
+    /// Also print inexact matches on the way: all secrets at a distance less than K
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
 
     /// Number of secrets to find, one after another
     ///
-    /// The hash budget and the maximum time are for all of them together.
+    /// --maximum-hashes and --maximum-time apply to all of them together.
     #[arg(long, value_name = "N", default_value = "1")]
     #[arg(value_parser = positive::<NonZeroU64>)]
     pub(crate) count: NonZeroU64,
@@ -72,7 +75,7 @@ pub(crate) struct FindArguments {
 
     /// Stop after this time, such as 90s, 5m or 1h30m
     ///
-    /// It is measured from the start of the command, and includes the time to connect to a server.
+    /// The time is measured from the start of the command, and includes connecting to a server.
     #[arg(long, alias = "timeout", value_name = "DURATION", value_parser = duration)]
     pub(crate) maximum_time: Option<Duration>,
 
@@ -80,19 +83,20 @@ pub(crate) struct FindArguments {
     #[arg(long, value_name = "N", conflicts_with = "server", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
-    /// Kernel to search with [default: the fastest one of this machine]
+    /// Hashing kernel, such as avx2 [default: the fastest on this machine]
     ///
-    /// It has no effect with --server.
+    /// A kernel is code for one kind of CPU; `hashfinder bench` lists those of this machine. It has
+    /// no effect with --server.
     #[arg(long, value_name = "NAME", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
 
-    /// Search at this server: HOST:PORT, https://HOST:PORT or unix:PATH
+    /// Search on this server: HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) server: Option<ServerAddress>,
 
     /// Maximum time to wait for the server
     ///
-    /// It applies at the start, and again when the connection is lost.
+    /// It applies to the first connection, and to each reconnection.
     #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = duration)]
     pub(crate) connect_timeout: Duration,
 
@@ -107,20 +111,22 @@ pub(crate) struct FindArguments {
     )]
     pub(crate) resume: Option<Cursor>,
 
-    /// Save the search under this name; the same command resumes it
+    /// Save the search as SESSION; the same command resumes it
     ///
-    /// The search is saved every half second, so a kill loses at most a second. Results of that
-    /// second are printed again. The session is removed when the search has finished.
-    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    /// The search is saved every half second. If the process is killed, at most the last second of
+    /// work is repeated, and its results may be printed twice. The session is removed when the
+    /// search has found everything, or has tried every secret.
+    #[arg(long, value_name = "SESSION", conflicts_with = "resume")]
     pub(crate) session: Option<SessionName>,
 
     /// Print JSON, one object per line
     ///
-    /// The last object describes how the search ended. The schema is docs/find.schema.json.
+    /// The last object describes how the search ended. The source has a schema,
+    /// docs/find.schema.json.
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// Print only errors on stderr
+    /// Print nothing on stderr but errors
     ///
     /// The command that resumes a stopped search is not printed. Use --json or --session to keep
     /// its cursor.

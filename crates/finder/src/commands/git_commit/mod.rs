@@ -211,8 +211,9 @@ async fn write(
     if !arguments.search.quiet {
         say(&moved);
     }
-    let printed = print(format!("{id}\n"))
-        .with_context(|| format!("HEAD was moved ({moved}), but its ID was not printed"));
+    let printed = print(format!("{id}\n")).with_context(|| {
+        format!("the commit was written ({moved}), but its ID could not be printed")
+    });
     // The commit cannot be undone from here on, so an error of the notes or the hook is only a
     // warning.
     let warn = |error: anyhow::Error| say(format_args!("warning: {error:#}"));

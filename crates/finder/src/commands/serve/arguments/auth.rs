@@ -12,7 +12,7 @@ use hashfinder_server::auth::{self, Algorithm};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Authentication")]
 pub(super) struct AuthArguments {
-    /// Accept the API keys in this file, which `hashfinder keys` makes
+    /// Accept the API keys in this file, created with `hashfinder keys`
     ///
     /// Clients send a key as `authorization: Bearer ID.SECRET` and are named key:ID. The server
     /// checks the file once a second. Changes also apply to open connections and running searches.
@@ -20,7 +20,7 @@ pub(super) struct AuthArguments {
     #[arg(long, value_name = "PATH")]
     api_keys: Option<PathBuf>,
 
-    /// Accept JSON web tokens signed with a key of this file
+    /// Accept JSON web tokens that verify against a public key in this file
     ///
     /// The file has up to 16 public keys of the issuer as PEM: RSA with at least 2048 bits, P-256,
     /// P-384 or Ed25519. Clients send a token as `authorization: Bearer TOKEN` and are named
@@ -29,21 +29,21 @@ pub(super) struct AuthArguments {
     #[arg(long, value_name = "PATH", conflicts_with = "jwt_secret")]
     jwt_keys: Option<PathBuf>,
 
-    /// Accept JSON web tokens signed with the secret in this file
+    /// Accept JSON web tokens signed with the shared secret in this file
     ///
     /// The secret has at least 32 bytes. Anyone who knows it can make tokens, so only the issuer
     /// and this server may know it.
     #[arg(long, value_name = "PATH")]
     jwt_secret: Option<PathBuf>,
 
-    /// Signature algorithm of tokens, such as ES256; required for tokens, repeatable
+    /// Signature algorithm of tokens, such as ES256; repeatable
     ///
-    /// Name only those that the issuer uses: each further one helps only an attacker. RS256, RS384,
+    /// It is required with --jwt-keys and --jwt-secret. Name only those that the issuer uses: each further one helps only an attacker. RS256, RS384,
     /// RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384 and HS512 are supported.
     #[arg(long = "jwt-algorithm", value_name = "ALGORITHM", value_parser = algorithm(), hide_possible_values = true)]
     jwt_algorithms: Vec<Algorithm>,
 
-    /// Audience (aud) that a token must name; required for tokens
+    /// Audience (aud) that tokens must name
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     jwt_audience: Option<String>,
 

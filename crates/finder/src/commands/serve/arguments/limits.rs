@@ -108,14 +108,16 @@ pub(crate) struct LimitsArguments {
     /// Maximum number of calls reset on one connection per second: by the client, which is how it
     /// cancels, or by the server because of the client's errors [default: 500, or 8000 with
     /// behind-proxy]. All connections of an address may have four times as many. Beyond that, the
-    /// server reads the connection more slowly, and closes it after 10 s.
+    /// server reads the connection more slowly, and closes it after 10 s. People and programs cancel
+    /// far less often; floods of resets (Rapid Reset) cost a server more than the client.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroU32>)]
     maximum_resets_per_second: Option<NonZeroU32>,
 
     /// Maximum number of frames of one connection per second that belong to no call, such as PING,
     /// SETTINGS and WINDOW_UPDATE; some are free with each call [default: 1000, or 16000 with
     /// behind-proxy]. All connections of an address may send four times as many. Beyond that, the
-    /// server reads the connection more slowly, and closes it after 10 s.
+    /// server reads the connection more slowly, and closes it after 10 s. Such frames cost a server
+    /// more than the client that floods it.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroU32>)]
     maximum_control_frames_per_second: Option<NonZeroU32>,
 
@@ -132,7 +134,8 @@ pub(crate) struct LimitsArguments {
     #[arg(default_value = shown(Lifetimes::default().handshake))]
     handshake_timeout: Duration,
 
-    /// Maximum time from the handshakes to the first call.
+    /// Maximum time from the handshakes to the first call. Clients connect in order to call;
+    /// connections that never do make room after that.
     #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
     #[arg(default_value = shown(Lifetimes::default().first_request))]
     first_request_timeout: Duration,
@@ -154,7 +157,8 @@ pub(crate) struct LimitsArguments {
     #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
     maximum_connection_age: Option<Duration>,
 
-    /// Maximum time for the calls of a connection to end after the server has sent GOAWAY.
+    /// Maximum time for the calls of a connection to end after the server has sent GOAWAY. A client
+    /// need not close its connection; after that, the server does.
     #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
     #[arg(default_value = shown(Lifetimes::default().grace))]
     connection_grace: Duration,
@@ -165,7 +169,8 @@ pub(crate) struct LimitsArguments {
     #[arg(default_value = shown(transport::Settings::default().keepalive_interval))]
     keepalive_interval: Duration,
 
-    /// Maximum time for the answer to a keepalive ping.
+    /// Maximum time for the answer to a keepalive ping. 10 s are enough for a network that loses
+    /// packets; after that, the client counts as gone.
     #[arg(long, value_name = "DURATION", value_parser = positive_duration)]
     #[arg(default_value = shown(transport::Settings::default().keepalive_timeout))]
     keepalive_timeout: Duration,

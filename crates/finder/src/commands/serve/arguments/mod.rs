@@ -30,7 +30,7 @@ const LISTENING: &str = "Listening";
 const SEARCHES: &str = "Searches";
 const MONITORING: &str = "Monitoring";
 
-/// Serve searches to many clients over gRPC.
+/// Run searches for many clients over gRPC.
 ///
 /// Prints one line on stdout when it is listening, and its log on stderr. SIGINT, SIGTERM, SIGHUP
 /// and SIGQUIT drain it: it accepts no new calls, and stops those that outlast the grace period
@@ -38,8 +38,8 @@ const MONITORING: &str = "Monitoring";
 /// sets what is logged: error, warn, info (the default), debug or trace.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "More limits are settings of the file: see [serve.limits] in `hashfinder config \
-                  default`.",
+    after_help = "More limits can be set in the configuration file: see [serve.limits] in the \
+                  output of\n`hashfinder config default`.",
     after_long_help = "\
 Limits of connections and calls, such as timeouts and rates, are settings of the configuration file,
 in its table [serve.limits]. `hashfinder config default` prints them all with their reasons.
@@ -90,14 +90,14 @@ pub(crate) struct ServeArguments {
     #[arg(long, help_heading = LISTENING)]
     reuse_port: bool,
 
-    /// Listen on a network without TLS or authentication
+    /// Allow other machines to connect without TLS or authentication
     ///
     /// By default, the server then listens only on a loopback address or a Unix socket. Use this on
     /// a network whose users may all use the server, or behind a proxy that adds what is missing.
     #[arg(long, help_heading = LISTENING)]
     listen_unprotected: bool,
 
-    /// Many clients share one address, that of a proxy
+    /// Raise the limits of each address: clients connect through a proxy
     ///
     /// One address may then have all connections and open calls, and may begin and reset 16 times
     /// as many per second. Without credentials, all clients of the proxy count as one client. A
@@ -110,17 +110,17 @@ pub(crate) struct ServeArguments {
     #[arg(default_value = shown(Settings::default().drain_grace))]
     drain_grace: Duration,
 
-    /// Hash budget of one RPC; the server cancels it after that
+    /// Hash budget of an RPC, which is cancelled when it is spent
     #[arg(long, value_name = "N", default_value_t = Searches::default().maximum_hashes)]
     #[arg(value_parser = positive::<NonZeroU64>, help_heading = SEARCHES)]
     maximum_hashes: NonZeroU64,
 
-    /// Maximum number of RPCs that search at a time
+    /// Maximum number of concurrent searches
     #[arg(long, value_name = "N", default_value_t = Searches::default().concurrent_rpcs)]
     #[arg(value_parser = positive::<NonZeroUsize>, help_heading = SEARCHES)]
     maximum_concurrent_rpcs: NonZeroUsize,
 
-    /// Maximum number of searches of a client [default: three quarters of all RPCs]
+    /// Maximum number of concurrent searches per client [default: 3/4 of all]
     ///
     /// Other clients find room in the last quarter. One connection may have three quarters of this
     /// number, rounded up, so the client's other connections find room. A client is identified by
@@ -129,19 +129,19 @@ pub(crate) struct ServeArguments {
     #[arg(value_parser = positive::<NonZeroUsize>)]
     maximum_searches_per_client: Option<NonZeroUsize>,
 
-    /// Maximum number of hashes per second of a client [default: no limit]
+    /// Maximum number of hashes per second for each client [default: no limit]
     ///
     /// The average over a minute counts. Beyond it, the client's searches end with a resume cursor.
     #[arg(long, value_name = "N", help_heading = SEARCHES)]
     #[arg(value_parser = positive::<NonZeroU64>)]
     maximum_hashes_per_second: Option<NonZeroU64>,
 
-    /// Share of the cores of a client, compared with 1 of others; repeatable
+    /// Weight of CLIENT when cores are shared; others have 1; repeatable
     #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
     #[arg(help_heading = SEARCHES)]
     client_weights: Vec<(ClientName, NonZeroU32)>,
 
-    /// Client that may list and cancel the searches of all clients; repeatable
+    /// Client that may see and cancel all searches, such as key:ID; repeatable
     ///
     /// An IP address counts only if the server accepts no credentials. Keys that were made with
     /// --role operator are operators, too, and so are root and the server's own user on a Unix
@@ -153,7 +153,7 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "N", value_parser = threads, help_heading = SEARCHES)]
     workers: Option<NonZeroUsize>,
 
-    /// Kernel to search with [default: the fastest one of this machine]
+    /// Hashing kernel, such as avx2 [default: the fastest on this machine]
     #[arg(long, value_name = "NAME", value_parser = kernel, help_heading = SEARCHES)]
     kernel: Option<Kernel>,
 

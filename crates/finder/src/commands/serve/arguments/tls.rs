@@ -10,7 +10,7 @@ use hashfinder_transport::TlsFiles;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "TLS")]
 pub(super) struct TlsArguments {
-    /// Certificate chain of the server (PEM); it then accepts only TLS
+    /// The server's certificate chain (PEM); only TLS connections are then accepted
     ///
     /// The server's own certificate comes first. TLS 1.2 and 1.3 are accepted. When one of the TLS
     /// files changes, the server reads them again and uses them for new connections. If they do not
@@ -24,21 +24,21 @@ pub(super) struct TlsArguments {
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_key: Option<PathBuf>,
 
-    /// Authorities (PEM) that sign client certificates; each client then needs one
+    /// Certificate authorities for client certificates (PEM), which are then required
     ///
-    /// A client is named cert: and the first DNS name or URI of its certificate or, without one,
+    /// With --tls-client-certificates optional, clients may come without one. A client is named cert: and the first DNS name or URI of its certificate or, without one,
     /// cert:sha256: and its fingerprint.
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_client_ca: Option<PathBuf>,
 
-    /// Whether clients need a certificate: required or optional
+    /// Client certificates: required or optional
     ///
     /// With optional, another credential is enough. The server rejects an invalid certificate in
     /// both cases.
     #[arg(
         long,
         value_enum,
-        value_name = "WHETHER",
+        value_name = "MODE",
         default_value_t,
         hide_possible_values = true
     )]

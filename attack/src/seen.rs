@@ -13,10 +13,11 @@ pub(crate) const REFUSED: &str = "refused connections";
 pub(crate) const CLOSED: &str = "closed connections";
 /// Streams that were opened.
 pub(crate) const STREAMS: &str = "streams";
-/// Prefix of the name of a wrong response; the request, the expectation and the response follow.
+/// Prefix of the names under which wrong responses are counted; the request, the expectation and the
+/// response follow.
 pub(crate) const WRONG: &str = "wrong: ";
 
-/// Prefix of the name of a correct response.
+/// Prefix of the names under which correct responses are counted.
 pub(crate) const FITS: &str = "as expected: ";
 
 /// Counts by name.

@@ -305,8 +305,9 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
     })
 }
 
-/// Measures the healthy client beside a harmless load that uses the same number of cores.
-fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
+/// Measures the healthy client beside a harmless load that uses this many cores: as many as the
+/// attack and the server did.
+fn control(setting: &Setting, cores: f64) -> Result<Figures> {
     let server = setting.server(&[], &[])?;
     let mut healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
     thread::sleep(Duration::from_millis(500));
@@ -314,7 +315,7 @@ fn control(setting: &Setting, burnt: f64) -> Result<Figures> {
     let burner = Other::start(
         &[
             "burn".to_owned(),
-            format!("--cores={burnt}"),
+            format!("--cores={cores}"),
             format!("--seconds={}", setting.time.as_secs_f64()),
         ],
         setting.time,

@@ -195,8 +195,8 @@ pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
     message
 }
 
-/// Returns a request for a search that never ends in practice. With an interesting distance of 28
-/// nearly every secret is a candidate, with 0 none is.
+/// Returns a request for a search that never ends in practice. With an interesting distance of
+/// 28, every secret on the way is a candidate; with 0, none is.
 pub(crate) fn endless_search(interesting: i32) -> Vec<u8> {
     let request = HashNameRequest {
         desired_name: "hashfinderhashfinder".to_owned(),

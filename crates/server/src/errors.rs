@@ -114,7 +114,7 @@ pub(crate) enum CallError {
     #[error("limit of watching calls reached; try again later")]
     TooManyWatches,
     /// The client has its maximum number of watches.
-    #[error("limit of {limit} watching calls for this client reached; end one of them first")]
+    #[error("this client already has {limit} watch calls, the maximum; end one of them first")]
     TooManyWatchesOfClient { limit: usize },
     /// The client has its maximum number of waiting Estimates.
     #[error(

@@ -83,7 +83,7 @@ pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates = certificates.map_err(|error| damaged(path, &text, &error))?;
     ensure!(
         !certificates.is_empty(),
-        "no certificate in {}{}; give a PEM file with a line -----BEGIN CERTIFICATE-----",
+        "no certificate in {}{}; give a PEM file with a -----BEGIN CERTIFICATE----- line",
         path.display(),
         instead(&text)
     );
@@ -97,7 +97,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
         Some(Err(error)) => Err(damaged(path, &text, &error)),
         None if is_encrypted(&text) => Err(encrypted(path)),
         None => bail!(
-            "no private key in {}{}; give a PEM file with a line -----BEGIN PRIVATE KEY-----",
+            "no private key in {}{}; give a PEM file with a -----BEGIN PRIVATE KEY----- line",
             path.display(),
             instead(&text)
         ),

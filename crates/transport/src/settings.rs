@@ -10,7 +10,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::{admission::Admission, lifetime::Lifetimes, meter::FloodLimits, rate::Rate};
 
 /// Default of the maximum number of connections, if the process may open enough files: four for
-/// each of a thousand searches. A silent connection takes 2 KiB, one that speaks 20 KiB.
+/// each of a thousand searches. A connection takes 2 KiB until it first sends something, and 20 KiB
+/// from then on.
 const CONNECTIONS: usize = 4096;
 
 /// Number of files that the process needs for other things than connections, such as metrics,
@@ -30,8 +31,8 @@ pub const PROXY_FACTOR: NonZeroU32 = NonZeroU32::new(16).unwrap();
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Maximum number of connections. Default: 4,096, or three quarters of the files that the
-    /// process may open. At the maximum, the connection that has been silent longest makes room for
-    /// a new one.
+    /// process may open. At the maximum, a new connection replaces the oldest one that has not
+    /// sent anything yet; if there is none, the server closes the new one.
     pub connections: Option<NonZeroUsize>,
     /// Maximum number of connections of one address. Default: a quarter of all.
     pub connections_of_address: Option<NonZeroUsize>,

@@ -19,7 +19,7 @@ const HEADING: &str = "Connection";
 pub(crate) struct ConnectionArguments {
     /// Use TLS
     ///
-    /// An https:// address and each of the other TLS flags imply it. Without --tls-ca, the system's
+    /// An https:// address or any other TLS flag implies it. Without --tls-ca, the system's
     /// certificate authorities are trusted. Unix sockets never use TLS.
     #[arg(long, help_heading = HEADING)]
     tls: bool,
@@ -45,8 +45,8 @@ pub(crate) struct ConnectionArguments {
     /// File whose first line is the credential: an API key or a token
     ///
     /// It is sent with every call. Alternatively, set the environment variable
-    /// HASHFINDER_CREDENTIAL to the credential itself. There is no flag for it, because all users of
-    /// a machine can see the arguments of a process.
+    /// HASHFINDER_CREDENTIAL to the credential itself. No flag takes the credential itself, because
+    /// all users of a machine can see the arguments of a process.
     #[arg(long, help_heading = HEADING, value_name = "PATH")]
     credential_file: Option<PathBuf>,
 

@@ -38,7 +38,10 @@ pub(crate) fn positive<T: FromStr>(text: &str) -> Result<T, String> {
 pub(crate) fn kernel(text: &str) -> Result<Kernel, String> {
     Kernel::named(text).ok_or_else(|| {
         let names: Vec<&str> = Kernel::all().map(Kernel::name).collect();
-        format!("expected a kernel of this machine: {}", names.join(", "))
+        format!(
+            "expected one of this machine's kernels: {}",
+            names.join(", ")
+        )
     })
 }
 

@@ -90,7 +90,8 @@ def test_every_example_prints_what_it_shows(document, tmp_path):
                 # Only the start of a stamp, its version and bits, is the same in each run.
                 assert done.stdout[:5] == shown[:5], (command, done)
             else:
-                assert (done.stdout, done.returncode) == (shown, 0), (command, done)
+                # 3 is the exit code of a search that a limit stopped.
+                assert done.stdout == shown and done.returncode in (0, 3), (command, done)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -101,7 +102,7 @@ def test_every_command_of_a_document_has_the_flags_that_it_shows(document):
             for command, _ in COMMAND.findall(token.content):
                 words = command.replace("\\\n", " ")
                 found = re.search(r"(?:^|\| )(hashfinder [^|>&#]*)", words)
-                if found and "..." not in found[1]:
+                if found and "..." not in found[1] and "$(" not in found[1]:
                     line = ["bash", "-c", f"{found[1]} --help"]
                     done = subprocess.run(
                         line,

@@ -377,8 +377,8 @@ impl Small {
     }
 }
 
-/// Texts of up to seven places that show up to four characters, and one to three names anywhere, at
-/// the beginning or at the end.
+/// Texts of up to seven places, each of which can show one to four characters, with one to three
+/// names. The names may be anywhere, only at the beginning, or only at the end.
 fn small_texts() -> impl Strategy<Value = Small> {
     let set = |least: u8| {
         (least..16).prop_map(|bits| {

@@ -212,7 +212,7 @@ fn public(path: &Path, algorithms: &[Algorithm]) -> Result<Vec<Verifier>> {
     let places: Vec<usize> = text.match_indices(begin).map(|(place, _)| place).collect();
     ensure!(
         !places.is_empty(),
-        "no public key found; give PEM with a line -----BEGIN PUBLIC KEY----- for each key"
+        "no public key found; give a PEM file with a -----BEGIN PUBLIC KEY----- line for each key"
     );
     ensure!(places.len() <= MAX_KEYS, "it has more than {MAX_KEYS} keys");
     let mut verifiers = Vec::new();

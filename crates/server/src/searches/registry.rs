@@ -80,8 +80,8 @@ impl Registry {
         id
     }
 
-    /// Keeps how a search ended. Its reader and its last worker both report the end, and the first
-    /// report counts.
+    /// Records how a search ended. Its reader and its last worker may both report the end; only the
+    /// first report counts.
     pub(crate) fn ended(&self, record: &Record, outcome: &Outcome, hashes: u64) {
         if record.ended(outcome, hashes)
             && let Some(id) = record.id()

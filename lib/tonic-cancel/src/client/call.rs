@@ -43,7 +43,7 @@ impl fmt::Display for StillRunning {
 impl std::error::Error for StillRunning {}
 
 impl<T: Send + 'static> Call<T> {
-    /// Starts a call: `rpc` is a client's method, applied to the request.
+    /// Starts a call. `rpc` receives the request, and makes the call with a client's method.
     ///
     /// # Panics
     ///

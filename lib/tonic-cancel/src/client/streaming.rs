@@ -38,7 +38,7 @@ pub struct StreamingCall<T> {
 }
 
 impl<T: Send + 'static> StreamingCall<T> {
-    /// Starts a call: `rpc` is a client's method, applied to the request.
+    /// Starts a call. `rpc` receives the request, and makes the call with a client's method.
     ///
     /// # Panics
     ///

@@ -43,15 +43,16 @@ Examples:
   hashfinder find c0ffee --algorithm sha256 --encoding hex --anchor prefix
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
 
-Some servers have only the service of gRPC's example, hash_name.HashFinder. They report no progress,
-and support only a single NAME and the options --ideal-distance, --show-inferior and --maximum-time.
+Some servers offer only hash_name.HashFinder, the service of gRPC's cancellation example. They report
+no progress, and support only a single NAME and the options --ideal-distance, --show-inferior and
+--maximum-time.
 
 If stdout is closed (>&-), results are lost without an error.
 
 Exit codes:
     0  found, or the reader of the output closed the pipe
     1  every secret was tried, and too few matched
-    2  invalid command line, session that belongs to another search, or request rejected by the server
+    2  invalid command line, session of a different search, or request rejected by the server
     3  a limit was reached, or the search was cancelled on the server; it can be resumed
     4  no secret can ever match the name
     5  the server, connection, output or session failed, or no thread could be started
@@ -85,8 +86,8 @@ pub(crate) struct FindArguments {
 
     /// Hashing kernel, such as avx2 [default: the fastest on this machine]
     ///
-    /// A kernel is code for one kind of CPU; `hashfinder bench` lists those of this machine. It has
-    /// no effect with --server.
+    /// A kernel is code for one kind of CPU; `hashfinder bench` lists those of this machine. This
+    /// option has no effect with --server.
     #[arg(long, value_name = "NAME", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
 
@@ -115,14 +116,14 @@ pub(crate) struct FindArguments {
     ///
     /// The search is saved every half second. If the process is killed, at most the last second of
     /// work is repeated, and its results may be printed twice. The session is removed when the
-    /// search has found everything, or has tried every secret.
+    /// search has found as many secrets as --count says, or has tried all.
     #[arg(long, value_name = "SESSION", conflicts_with = "resume")]
     pub(crate) session: Option<SessionName>,
 
     /// Print JSON, one object per line
     ///
-    /// The last object describes how the search ended. The source has a schema,
-    /// docs/find.schema.json.
+    /// The last object describes how the search ended. The schema is docs/find.schema.json in the
+    /// source.
     #[arg(long)]
     pub(crate) json: bool,
 

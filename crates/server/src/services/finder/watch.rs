@@ -31,8 +31,8 @@ use crate::{
     },
 };
 
-/// Maximum number of watching calls of one client. Each reads all records that it may see up to ten
-/// times a second, and keeps a report of each. A person needs one for each open window.
+/// Maximum number of watching calls of one client. Up to ten times a second, each reads all
+/// records that it may see, and it keeps a report of every one. A person needs one for each open window.
 const WATCHES_OF_CLIENT: usize = 16;
 
 /// Maximum number of watching calls in all.
@@ -198,7 +198,7 @@ impl Changes {
         let is_watched = self.filter.takes(mark.state());
         let is_news = match before {
             Some(before) if is_watched => before.mark != mark || !before.is_watched,
-            // It is watched no more, which is reported once.
+            // The filter no longer selects it; that is reported once.
             Some(before) => before.is_watched,
             None => is_watched,
         };

@@ -76,8 +76,9 @@ pub(crate) struct LimitsArguments {
     request_timeout: Duration,
 
     /// Maximum number of connections [default: 4096, or three quarters of the files that the
-    /// process may open]. At the maximum, a new connection replaces the one that has been silent
-    /// longest. A silent connection takes 2 KiB, one that speaks 20 KiB.
+    /// process may open]. At the maximum, a new connection replaces the oldest one that
+    /// has not sent anything yet; if there is none, the server closes the new one. A connection takes
+    /// 2 KiB until it first sends something, and 20 KiB from then on.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroUsize>)]
     maximum_connections: Option<NonZeroUsize>,
 

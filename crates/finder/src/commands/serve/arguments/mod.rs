@@ -97,7 +97,7 @@ pub(crate) struct ServeArguments {
     #[arg(long, help_heading = LISTENING)]
     listen_unprotected: bool,
 
-    /// Raise the limits of each address: clients connect through a proxy
+    /// Raise the per-address limits, for clients that connect through a proxy
     ///
     /// One address may then have all connections and open calls, and may begin and reset 16 times
     /// as many per second. Without credentials, all clients of the proxy count as one client. A
@@ -110,7 +110,7 @@ pub(crate) struct ServeArguments {
     #[arg(default_value = shown(Settings::default().drain_grace))]
     drain_grace: Duration,
 
-    /// Hash budget of an RPC, which is cancelled when it is spent
+    /// Hash budget of each RPC; when it is spent, the RPC is cancelled
     #[arg(long, value_name = "N", default_value_t = Searches::default().maximum_hashes)]
     #[arg(value_parser = positive::<NonZeroU64>, help_heading = SEARCHES)]
     maximum_hashes: NonZeroU64,
@@ -120,7 +120,7 @@ pub(crate) struct ServeArguments {
     #[arg(value_parser = positive::<NonZeroUsize>, help_heading = SEARCHES)]
     maximum_concurrent_rpcs: NonZeroUsize,
 
-    /// Maximum number of concurrent searches per client [default: 3/4 of all]
+    /// Maximum number of concurrent searches per client [default: 3/4 of the above]
     ///
     /// Other clients find room in the last quarter. One connection may have three quarters of this
     /// number, rounded up, so the client's other connections find room. A client is identified by
@@ -141,7 +141,7 @@ pub(crate) struct ServeArguments {
     #[arg(help_heading = SEARCHES)]
     client_weights: Vec<(ClientName, NonZeroU32)>,
 
-    /// Client that may see and cancel all searches, such as key:ID; repeatable
+    /// Client, such as key:ID, that may see and cancel all searches; repeatable
     ///
     /// An IP address counts only if the server accepts no credentials. Keys that were made with
     /// --role operator are operators, too, and so are root and the server's own user on a Unix

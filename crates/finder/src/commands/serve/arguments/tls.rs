@@ -24,14 +24,14 @@ pub(super) struct TlsArguments {
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_key: Option<PathBuf>,
 
-    /// Certificate authorities for client certificates (PEM), which are then required
+    /// Certificate authorities (PEM) to verify client certificates against
     ///
-    /// With --tls-client-certificates optional, clients may come without one. A client is named cert: and the first DNS name or URI of its certificate or, without one,
+    /// Clients must then have a certificate, unless it is optional (see below). A client is named cert: and the first DNS name or URI of its certificate or, without one,
     /// cert:sha256: and its fingerprint.
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_client_ca: Option<PathBuf>,
 
-    /// Client certificates: required or optional
+    /// Whether clients need a certificate: required or optional
     ///
     /// With optional, another credential is enough. The server rejects an invalid certificate in
     /// both cases.

@@ -10,7 +10,7 @@ use http::{Uri, uri::Scheme};
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Monitoring")]
 pub(super) struct TraceArguments {
-    /// Send a span for each call to this OTLP collector, over gRPC [default: none]
+    /// OTLP collector that gets a span for each call, over gRPC [default: none]
     ///
     /// For example http://127.0.0.1:4317. A call with a trace context (W3C) becomes part of its
     /// trace. The connection is not encrypted, so run the collector on this machine. The server

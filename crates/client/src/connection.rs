@@ -147,7 +147,7 @@ async fn reach_by_retries(
         let error = match failure {
             Failure::Passing(error) => as_text(&error),
             Failure::SomethingElse => {
-                bail!("{server} is not a gRPC server; give the address of a `hashfinder serve`")
+                bail!("{server} is not a gRPC server; give the address of a hashfinder server")
             }
         };
         if let Ok(mut last_error) = last_error.lock() {

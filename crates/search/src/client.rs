@@ -12,7 +12,7 @@ pub struct Client {
     /// kinds must differ, for example by a prefix.
     pub name: Arc<str>,
     /// The client's connection that the search arrived on. The client's share is divided evenly
-    /// between these.
+    /// between its connections.
     pub connection: u64,
     /// The client's share of the time, relative to other clients'. Above a few thousand it makes
     /// little difference: even a client that outweighs all others does not starve them.

@@ -114,7 +114,7 @@ struct StrideQueue<K, T> {
     /// Members that may be served out of turn, in the order of their arrival.
     newcomers: BTreeMap<u64, K>,
     arrivals: u64,
-    /// Whether the last turn was out of turn.
+    /// Whether the member that was served last was served out of turn.
     was_new: bool,
     /// The pass of the member that was last served in turn. It never decreases.
     now: u64,

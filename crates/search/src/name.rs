@@ -16,7 +16,7 @@ const REASONS: usize = 3;
 ///
 /// let name: DesiredName = "doctor".parse()?;
 /// assert_eq!(name.least_distance(), 0);
-/// // A hyphen appears in no hashed name, so it always costs one.
+/// // A hyphen appears in no hash, so it always costs one.
 /// assert_eq!("doc-tor".parse::<DesiredName>()?.least_distance(), 1);
 /// let url = Spelling { encoding: Encoding::Base64Url, ..Spelling::default() };
 /// assert_eq!(DesiredName::new("doc-tor", url)?.least_distance(), 0);
@@ -40,7 +40,7 @@ pub enum NameError {
     },
     /// The text is longer than a hashed name.
     #[error(
-        "the desired name has {characters} characters, but a hashed name has only {longest}; give \
+        "the desired name has {characters} characters, but a hash has only {longest}; give \
          1 to {longest}"
     )]
     TooLong {
@@ -208,7 +208,7 @@ impl DesiredName {
                 encoding,
                 ..
             } = self.spelling;
-            let reason = format!("{appear} in no hashed name ({algorithm} in {encoding})");
+            let reason = format!("{appear} in no hash ({algorithm} in {encoding})");
             reasons.insert(0, reason);
         }
         reasons.truncate(REASONS);
@@ -257,7 +257,7 @@ impl DesiredName {
             };
         }
         if satisfying == Chars::PADDING {
-            return "'=' occurs only at the end of a hashed name".to_owned();
+            return "'=' occurs only at the end of a hash".to_owned();
         }
         let (can, place) = (self.shown_in_order(place), ordinal(index + 1));
         format!("the {place} character is one of {can}, never '{shown}'")
@@ -416,42 +416,78 @@ mod tests {
             algorithm: Algorithm::Sha256,
             ..base64
         };
-        let nowhere = "in no hashed name (sha1 in base64)";
+        let nowhere = "in no hash (sha1 in base64)";
         for (spelling, name, distance, why) in [
-            (base64, "-", 0, format!("'-' appears {nowhere}; it can match in base64url")),
-            (base64, "_a", 0, format!("'_' appears {nowhere}; it can match in base64url")),
+            (
+                base64,
+                "-",
+                0,
+                format!("'-' appears {nowhere}; it can match in base64url"),
+            ),
+            (
+                base64,
+                "_a",
+                0,
+                format!("'_' appears {nowhere}; it can match in base64url"),
+            ),
             (base64, "-.", 0, format!("'-' and '.' appear {nowhere}")),
-            (base64, "-.", 1, format!("'-' and '.' appear {nowhere}; it can match in base64url")),
-            (base64, "\u{1f980}", 0, format!("'\u{1f980}' appears {nowhere}")),
+            (
+                base64,
+                "-.",
+                1,
+                format!("'-' and '.' appear {nowhere}; it can match in base64url"),
+            ),
+            (
+                base64,
+                "\u{1f980}",
+                0,
+                format!("'\u{1f980}' appears {nowhere}"),
+            ),
             (base64, "\u{fc}", 0, format!("'\u{fc}' appears {nowhere}")),
-            (base64, "\u{1b}", 0, format!("'\\u{{1b}}' appears {nowhere}")),
+            (
+                base64,
+                "\u{1b}",
+                0,
+                format!("'\\u{{1b}}' appears {nowhere}"),
+            ),
             (base64, " =", 0, format!("' ' appears {nowhere}")),
-            (base64, "a-", 0, format!("'-' appears {nowhere}; it can match in base64url")),
+            (
+                base64,
+                "a-",
+                0,
+                format!("'-' appears {nowhere}; it can match in base64url"),
+            ),
             (at_end, "-", 0, format!("'-' appears {nowhere}")),
-            (at_end, "r", 0, "the last character is always '=', never 'r'".to_owned()),
+            (
+                at_end,
+                "r",
+                0,
+                "the last character is always '=', never 'r'".to_owned(),
+            ),
             (
                 spelled(Encoding::Base64Url),
                 "a+",
                 0,
-                "'+' appears in no hashed name (sha1 in base64url); it can match in base64".to_owned(),
+                "'+' appears in no hash (sha1 in base64url); it can match in base64".to_owned(),
             ),
             (
                 spelled(Encoding::Base32),
                 "=",
                 0,
-                "'=' appears in no hashed name (sha1 in base32); it can match in base64".to_owned(),
+                "'=' appears in no hash (sha1 in base32); it can match in base64".to_owned(),
             ),
             (
                 hex,
                 "xyz",
                 0,
-                "'x', 'y' and 'z' appear in no hashed name (sha1 in hex); it can match in base64".to_owned(),
+                "'x', 'y' and 'z' appear in no hash (sha1 in hex); it can match in base64"
+                    .to_owned(),
             ),
             (
                 exact_hex,
                 "AbC",
                 0,
-                "'A' and 'C' appear in no hashed name (sha1 in hex); it can match if case is ignored"
+                "'A' and 'C' appear in no hash (sha1 in hex); it can match if case is ignored"
                     .to_owned(),
             ),
             (
@@ -460,16 +496,25 @@ mod tests {
                 0,
                 "the 27th character is one of AEIMQUYcgkosw048, never 'b'".to_owned(),
             ),
-            (base64, "=a", 0, "'=' occurs only at the end of a hashed name".to_owned()),
+            (
+                base64,
+                "=a",
+                0,
+                "'=' occurs only at the end of a hash".to_owned(),
+            ),
             (
                 sha256,
                 "-=",
                 0,
-                "'-' appears in no hashed name (sha256 in base64)".to_owned(),
+                "'-' appears in no hash (sha256 in base64)".to_owned(),
             ),
         ] {
             let parsed = DesiredName::new(name, spelling).unwrap();
-            assert_eq!(parsed.why_impossible(Distance::from(distance)), why, "{name:?}");
+            assert_eq!(
+                parsed.why_impossible(Distance::from(distance)),
+                why,
+                "{name:?}"
+            );
         }
     }
 

@@ -85,8 +85,8 @@ fn may_be_logged(target: &str, level: Level) -> bool {
     OURS.contains(&from) || level <= Level::WARN
 }
 
-/// Returns the most verbose level that the filter lets through for any target. With it, the cheapest
-/// check of all rejects other lines.
+/// Returns the most verbose level that the filter lets through for any target. With it, the
+/// cheapest check of all rejects other lines.
 fn most_verbose(filter: &Targets) -> LevelFilter {
     let levels = filter.iter().map(|(_, level)| level);
     let most = levels.chain(filter.default_level()).max();

@@ -213,7 +213,8 @@ pub struct Calls {
     /// Maximum number of open calls of all kinds, at about 10 kB each. Default: four times the
     /// number of RPCs that may search, and at least 1,000.
     pub open: Option<NonZeroUsize>,
-    /// Maximum number of open calls of one address, or [`ALL_OPEN_CALLS`]. Default: a quarter of all.
+    /// Maximum number of open calls of one address, or [`ALL_OPEN_CALLS`]. Default: a quarter of
+    /// all.
     pub open_of_address: Option<NonZeroUsize>,
     /// Maximum number of rejected credentials of an address in a second; ten times as many at
     /// once. Default: 10. A program with an old key tries it a few times, and an attacker would

@@ -198,10 +198,10 @@ fn of(number: usize, certificate: &CertificateDer<'_>) -> Result<Validity, Error
     let last = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
     let not_after = match check(&certificate, last) {
         Err(Error::CertExpired { not_after, .. }) => not_after,
-        // It ends before it begins, or its dates are malformed.
+        // It ends before it begins, or its dates are malformed. It cannot still be valid: the last
+        // year that a certificate can have is 9999.
         Err(error) => return Err(error),
-        // Not reached: the last year that a certificate can have is 9999, so all have expired by
-        // then.
+        // Not reached: `check` trusts no authority, so it never succeeds.
         Ok(()) => return Err(Error::BadDerTime),
     };
     let first = UnixTime::since_unix_epoch(Duration::ZERO);

@@ -177,8 +177,8 @@ fn too_long(stamp: &str) -> String {
     let excess = length - most;
     let bytes = if excess == 1 { "byte" } else { "bytes" };
     format!(
-        "the resource is too long: before its counter the stamp has {length} bytes, and at most {most} are \
-         possible; shorten the resource by at least {excess} {bytes}"
+        "the resource is too long: the stamp has {length} bytes without its counter, and the \
+         maximum is {most}; shorten the resource by at least {excess} {bytes}"
     )
 }
 
@@ -362,8 +362,8 @@ mod tests {
             let error = query(&stamp(longest + excess), 20).unwrap_err();
             let length = Keyspace::MAX_PREFIX + excess;
             let expected = format!(
-                "the resource is too long: before its counter the stamp has {length} bytes, and at most 65536 are \
-                 possible; shorten the resource by at least {bytes}"
+                "the resource is too long: the stamp has {length} bytes without its counter, and the \
+                 maximum is 65536; shorten the resource by at least {bytes}"
             );
             assert_eq!(error, expected);
         }

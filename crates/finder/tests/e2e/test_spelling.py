@@ -181,10 +181,10 @@ def test_a_prefix_can_be_read_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "why"),
     [
-        (["a" * 41, "--encoding", "hex"], 2, "has 41 characters, but a hashed name has only 40"),
-        (["xyz", "--encoding", "hex"], 4, "'x', 'y' and 'z' appear in no hashed name"),
+        (["a" * 41, "--encoding", "hex"], 2, "has 41 characters, but a hash has only 40"),
+        (["xyz", "--encoding", "hex"], 4, "'x', 'y' and 'z' appear in no hash"),
         (["ABC", "--encoding", "hex", "--case-sensitive"], 4, "(sha1 in hex); it can match if case is ignored"),
-        (["1", "--encoding", "base32"], 4, "'1' appears in no hashed name"),
+        (["1", "--encoding", "base32"], 4, "'1' appears in no hash"),
         (["a=", "--algorithm", "sha256", "--anchor", "prefix"], 4, "'=' occurs only at the end"),
         (["ab", "cd=e"], 4, '"cd=e" can never match'),
         (["a", "--alphabet", "of:"], 2, "the alphabet is empty"),

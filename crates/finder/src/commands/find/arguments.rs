@@ -43,9 +43,9 @@ Examples:
   hashfinder find c0ffee --algorithm sha256 --encoding hex --anchor prefix
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
 
-Some servers offer only hash_name.HashFinder, the service of gRPC's cancellation example. They report
-no progress, and support only a single NAME and the options --ideal-distance, --show-inferior and
---maximum-time.
+Some servers offer only hash_name.HashFinder, the service of gRPC's cancellation example. They
+report no progress, and support only a single NAME and the options --ideal-distance, --show-inferior
+and --maximum-time.
 
 If stdout is closed (>&-), results are lost without an error.
 
@@ -116,7 +116,7 @@ pub(crate) struct FindArguments {
     ///
     /// The search is saved every half second. If the process is killed, at most the last second of
     /// work is repeated, and its results may be printed twice. The session is removed when the
-    /// search has found as many secrets as --count says, or has tried all.
+    /// search has found --count secrets, or has tried every secret.
     #[arg(long, value_name = "SESSION", conflicts_with = "resume")]
     pub(crate) session: Option<SessionName>,
 
@@ -167,8 +167,8 @@ impl FindArguments {
     }
 }
 
-/// Rejects distances at which every secret matches: one mistyped digit would print millions of
-/// results.
+/// Rejects distances at which every secret matches. With one mistyped digit, `--ideal-distance` would
+/// accept the first secret, and `--show-inferior` would print millions.
 fn check_distances(query: &Query) -> Result<(), QueryError> {
     let Some(shortest) = query
         .names()

@@ -200,8 +200,9 @@ mod tests {
         async fn close(self) {}
     }
 
-    /// Regression: one in a thousand searches for several answers reported a stop without a cause:
-    /// the stop came after the loop had checked for one, and before it waited for the search.
+    /// Regression: when several answers were wanted, about one stopped search in a thousand did not
+    /// report why it was stopped. The stop had come after the loop checked for stops, but before it
+    /// waited for the search.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_search_that_ends_at_once_when_it_is_stopped_reports_why() {
         let line = "hashfinder find doctor --quiet";

@@ -190,7 +190,8 @@ impl<'a> Repository<'a> {
     /// If git rejects it, for instance because HEAD's commit has a malformed author.
     pub(super) fn check_accepted(&self, commit: &[u8]) -> Result<()> {
         let hashed = self.git(["hash-object", "-t", "commit", "--stdin"], commit);
-        hashed.context("git does not accept a copy of HEAD's commit with its headers unchanged")?;
+        hashed
+            .context("git rejects the headers of HEAD's commit when they are copied unchanged")?;
         Ok(())
     }
 

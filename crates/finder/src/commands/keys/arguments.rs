@@ -99,7 +99,7 @@ impl From<Role> for auth::Role {
     }
 }
 
-/// Which file it is.
+/// Which key file to use.
 #[derive(Args, Debug)]
 pub(crate) struct KeyFileArguments {
     /// File of the API keys (TOML)

@@ -32,7 +32,8 @@ use crate::{
 };
 
 /// Maximum number of watching calls of one client. Up to ten times a second, each reads all
-/// records that it may see, and it keeps a report of every one. A person needs one for each open window.
+/// records that it may see, and it keeps a report of every one. A person needs one for each open
+/// window.
 const WATCHES_OF_CLIENT: usize = 16;
 
 /// Maximum number of watching calls in all.

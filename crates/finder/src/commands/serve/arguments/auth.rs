@@ -38,8 +38,9 @@ pub(super) struct AuthArguments {
 
     /// Signature algorithm of tokens, such as ES256; repeatable
     ///
-    /// It is required with --jwt-keys and --jwt-secret. Name only those that the issuer uses: each further one helps only an attacker. RS256, RS384,
-    /// RS512, PS256, PS384, PS512, ES256, ES384, EdDSA, HS256, HS384 and HS512 are supported.
+    /// It is required with --jwt-keys and --jwt-secret. Name only those that the issuer uses: any
+    /// others only help an attacker. RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384,
+    /// EdDSA, HS256, HS384 and HS512 are supported.
     #[arg(long = "jwt-algorithm", value_name = "ALGORITHM", value_parser = algorithm(), hide_possible_values = true)]
     jwt_algorithms: Vec<Algorithm>,
 

@@ -77,8 +77,8 @@ pub(crate) struct LimitsArguments {
 
     /// Maximum number of connections [default: 4096, or three quarters of the files that the
     /// process may open]. At the maximum, a new connection replaces the oldest one that
-    /// has not sent anything yet; if there is none, the server closes the new one. A connection takes
-    /// 2 KiB until it first sends something, and 20 KiB from then on.
+    /// has not sent anything yet; if there is none, the server closes the new one. A connection
+    /// takes 2 KiB until it first sends something, and 20 KiB from then on.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroUsize>)]
     maximum_connections: Option<NonZeroUsize>,
 
@@ -109,8 +109,8 @@ pub(crate) struct LimitsArguments {
     /// Maximum number of calls reset on one connection per second: by the client, which is how it
     /// cancels, or by the server because of the client's errors [default: 500, or 8000 with
     /// behind-proxy]. All connections of an address may have four times as many. Beyond that, the
-    /// server reads the connection more slowly, and closes it after 10 s. People and programs cancel
-    /// far less often; floods of resets (Rapid Reset) cost a server more than the client.
+    /// server reads the connection more slowly, and closes it after 10 s. People and programs
+    /// cancel far less often; floods of resets (Rapid Reset) cost a server more than the client.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroU32>)]
     maximum_resets_per_second: Option<NonZeroU32>,
 

@@ -136,7 +136,7 @@ pub(crate) struct ServeArguments {
     #[arg(value_parser = positive::<NonZeroU64>)]
     maximum_hashes_per_second: Option<NonZeroU64>,
 
-    /// Weight of CLIENT when cores are shared; others have 1; repeatable
+    /// Weight of CLIENT when cores are shared [default: 1]; repeatable
     #[arg(long = "client-weight", value_name = "CLIENT=N", value_parser = client_weight)]
     #[arg(help_heading = SEARCHES)]
     client_weights: Vec<(ClientName, NonZeroU32)>,

@@ -26,8 +26,9 @@ pub(super) struct TlsArguments {
 
     /// Certificate authorities (PEM) to verify client certificates against
     ///
-    /// Clients must then have a certificate, unless it is optional (see below). A client is named cert: and the first DNS name or URI of its certificate or, without one,
-    /// cert:sha256: and its fingerprint.
+    /// Clients must then have a certificate, unless it is optional (see below). A client is named
+    /// cert: and the first DNS name or URI of its certificate or, without one, cert:sha256: and its
+    /// fingerprint.
     #[arg(long, value_name = "PATH", conflicts_with = "unix")]
     tls_client_ca: Option<PathBuf>,
 

@@ -76,9 +76,9 @@ macro_rules! handle {
                 self.shared.initial_metadata().await
             }
 
-            /// Returns the trailing metadata, which is sent after the last message, even if the call
-            /// failed. Returns `None` until the call is over. It is empty if this side ended the
-            /// call.
+            /// Returns the trailing metadata, which is sent after the last message, even if the
+            /// call failed. Returns `None` until the call is over. It is empty if this side ended
+            /// the call.
             #[must_use]
             pub fn trailing_metadata(&self) -> Option<MetadataMap> {
                 self.shared.trailing_metadata()

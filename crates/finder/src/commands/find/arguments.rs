@@ -167,8 +167,8 @@ impl FindArguments {
     }
 }
 
-/// Rejects distances at which every secret matches. With one mistyped digit, `--ideal-distance` would
-/// accept the first secret, and `--show-inferior` would print millions.
+/// Rejects distances at which every secret matches. With one mistyped digit, `--ideal-distance`
+/// would accept the first secret, and `--show-inferior` would print millions.
 fn check_distances(query: &Query) -> Result<(), QueryError> {
     let Some(shortest) = query
         .names()

@@ -1,5 +1,5 @@
-//! The attacks. Each runs on several connections until its time is over. A connection that the
-//! server closes is opened again.
+//! The attacks. Each runs on one or more connections until its time is over. When the server closes
+//! a connection, the attacker opens another one.
 
 use std::{
     cell::{Cell, RefCell},
@@ -32,26 +32,27 @@ use crate::{
 /// Number of frames that a flood sends in one write.
 const BATCH: usize = 200;
 
-/// Number of streams that are opened together. The attack waits until the server has read or
+/// Number of streams that a paced attack opens together. It waits until the server has read or
 /// answered them before it continues.
 const PACE: usize = 10;
 
-/// gRPC status code.
+/// The gRPC status code RESOURCE_EXHAUSTED.
 const RESOURCE_EXHAUSTED: u16 = 8;
 
-/// How often an attack whose time is over checks whether it has seen enough.
+/// How often an attack whose time is over checks whether it has seen evidence that it was an
+/// attack.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Time before an attacker reopens a connection that has ended. With more than `MANY` connections
-/// it waits `AGAIN_OF_MANY`: faster reconnects would be a different attack.
+/// Time before an attacker reopens a connection that has ended. With more than `MANY` connections,
+/// it waits for `AGAIN_OF_MANY`: faster reconnects would be a different attack.
 const AGAIN: Duration = Duration::from_millis(20);
 const AGAIN_OF_MANY: Duration = Duration::from_secs(5);
 
 /// An attack with more connections than this waits longer before it reconnects.
 const MANY: usize = 100;
 
-/// Maximum number of connections being opened at a time, so that the socket's backlog does not
-/// affect the attack.
+/// Maximum number of connections that are being opened at a time, so that the backlog of the
+/// server's socket does not affect the attack.
 const DIALS: usize = 64;
 
 /// An attack on the server.
@@ -63,9 +64,9 @@ pub(crate) enum Attack {
     RapidResetPaced,
     /// Searches that the server itself has to reset, because a window overflows
     MadeYouResetWindow,
-    /// The same, because a window update is zero
+    /// The same, because a window update has an increment of zero
     MadeYouResetZero,
-    /// The same, because DATA or HEADERS follow the stream's end
+    /// The same, because DATA or HEADERS follow the end of the stream
     MadeYouResetLate,
     /// The same, because a stream depends on itself
     MadeYouResetPriority,
@@ -93,43 +94,43 @@ pub(crate) enum Attack {
     EmptyDataFlood,
     /// Frames of an unknown type
     UnknownFrameFlood,
-    /// Messages that declare gigabytes and contain at most one byte
+    /// Messages that declare 3 MiB or 4 GiB and contain at most one byte
     LengthBomb,
-    /// Calls that are rejected, and whose responses are not read
+    /// Calls that are rejected and whose responses are not read
     UnreadAnswers,
-    /// Requests that arrive one byte at a time, at long intervals
+    /// Requests that send one byte per second and never end
     EndlessRequests,
-    /// Invalid protobuf, and messages that are compressed, truncated or too many
+    /// Messages that are invalid, missing, compressed, truncated or too long
     MalformedMessages,
     /// Content types and methods other than gRPC's, and other wrong headers
     WrongRequests,
-    /// Invalid values of grpc-timeout
+    /// Invalid and extreme values of grpc-timeout
     BadTimeouts,
     /// Unknown paths
     BadPaths,
     /// Connections that send nothing
     SilentConnections,
-    /// Connections that stop in their preface, their settings, or a frame
+    /// Connections that stop after the preface, after the settings, or within a frame
     HalfOpenConnections,
-    /// Headers that arrive byte by byte
+    /// Headers that arrive one byte every 250 ms
     SlowHeaders,
     /// Requests that begin and never end, a thousand per connection
     OpenStreams,
     /// Searches, a thousand per connection
     FindRanges,
-    /// Searches with many candidates and a zero window, on connections that answer PING frames
+    /// Searches with many candidates and a zero flow-control window; PINGs are answered
     ZeroWindowReaders,
     /// Calls that watch the server's health, a thousand per connection
     HealthWatches,
-    /// Short connections
+    /// Connections that send one request and are closed at once
     ConnectionChurn,
-    /// Bytes that are not HTTP/2, or frames that are too long
+    /// Bytes that are not HTTP/2, or frames with invalid lengths
     Garbage,
 }
 
-/// How the short form and the long form of an attack run.
+/// How many connections an attack has.
 pub(crate) struct Plan {
-    /// Numbers of connections. The long form runs the attack once with each.
+    /// The long form runs the attack once with each of these numbers of connections.
     pub(crate) connections: &'static [usize],
     pub(crate) short: usize,
 }
@@ -159,8 +160,8 @@ impl Attack {
         Plan { connections, short }
     }
 
-    /// Returns the size in bytes of the receive buffer for the server's responses, or `None` for
-    /// the system's default.
+    /// Returns the size of the socket's receive buffer in bytes, or `None` for the system's
+    /// default.
     fn room(self) -> Option<u32> {
         (self == Attack::UnreadAnswers).then_some(4096)
     }
@@ -227,10 +228,10 @@ impl Attack {
 }
 
 /// Runs an attack until `over` is ready, and returns what the attacker saw. With `once`, streams
-/// that are held open are not reopened when they end.
+/// that the attack holds open are not replaced when they end.
 ///
 /// On a busy machine, an attack may have done nothing yet when it should end. It then continues
-/// until it has seen evidence that it was an attack, but at most for [`PATIENCE`].
+/// until it has seen evidence that it was an attack, at most for [`PATIENCE`].
 ///
 /// Dropping the future ends the attack and resets its connections.
 pub(crate) async fn play(
@@ -283,7 +284,7 @@ pub(crate) async fn play(
                 sleep(LOOK).await;
             }
         };
-        // Expectations that are still not met are failures, which the caller finds.
+        // The caller checks again, and reports expectations that are still not met.
         let _ = timeout(PATIENCE, has_seen_enough).await;
     })
     .await;
@@ -303,7 +304,7 @@ async fn speak(
     seen: Rc<RefCell<Seen>>,
 ) -> io::Result<()> {
     use Attack::*;
-    // A window of 0 stalls readers, and leaves room for a flood of WINDOW_UPDATE frames.
+    // A window of 0 stalls readers, and can be increased many times by WINDOW_UPDATE frames.
     let window = match attack {
         ZeroWindowReaders | WindowUpdateFlood => 0,
         _ => WINDOW_MAX,
@@ -364,7 +365,7 @@ async fn speak(
             let stream = connection.next_stream();
             connection.out.frame(kind::HEADERS, 0, stream, &find);
             let mut some = Vec::new();
-            // Short fragments cost as much to parse; long ones also need memory.
+            // A short fragment costs as much to parse as a long one. A long one also takes memory.
             let length = if number.is_multiple_of(2) {
                 4
             } else {
@@ -406,7 +407,7 @@ async fn speak(
         }
         ManyHeaders => {
             let mut block = find;
-            // As many as the limit on the size of the headers allows.
+            // As many as the server's limit on the size of headers allows.
             for _ in 0..480 {
                 literal(&mut block, "x", "");
             }
@@ -414,7 +415,7 @@ async fn speak(
             hold(connection, 1000, once, begin, None).await?;
         }
         UnreadAnswers => loop {
-            // Every path is different, and the response repeats it: it is as long as the request.
+            // Every path is different. The response repeats the beginning of the path.
             let method = connection.seen.borrow().count(STREAMS);
             let nowhere = call(&format!("/{}/{method}", "x".repeat(3000)));
             connection.open(&nowhere, None, true);
@@ -447,7 +448,7 @@ async fn speak(
                 let stream = connection.open(&find, None, false);
                 let mut prefix = vec![0];
                 prefix.extend(length.to_be_bytes());
-                // One byte of the promised message, or nothing.
+                // One byte of the declared message, or nothing.
                 prefix.extend((at % 3 == 0).then_some(1));
                 connection.out.data(stream, &prefix, false);
                 streams.push(stream);
@@ -516,7 +517,8 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
             write(&socket, &begun).await?;
         }
         SlowHeaders => {
-            // Half of the connections are slow from the first byte on.
+            // Half of the connections send the preface and settings at once. The others are slow
+            // from the first byte on.
             let begun = if number.is_multiple_of(2) {
                 hello.len()
             } else {
@@ -547,8 +549,8 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
                     [&hello[..], &rest].concat()
                 }
                 _ => {
-                    // The maximum length that a frame can declare, or padding that is longer than
-                    // the frame.
+                    // A frame that declares the maximum length, or padding that is longer than its
+                    // frame.
                     let mut begun = hello;
                     if number.is_multiple_of(2) {
                         begun.head(0xff_ffff, kind::DATA, 0, 1);
@@ -566,8 +568,8 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
     until_closed(&socket).await
 }
 
-/// Begins searches, waits until the server has read them, so that they have begun there too, and
-/// calls `act` on each stream.
+/// Starts searches, waits until the server has read the requests and so has started the searches,
+/// too, and then calls `act` for each stream.
 async fn begin_and(connection: &mut Connection, act: impl Fn(&mut Vec<u8>, u32)) -> io::Result<()> {
     let (find, search) = (call(FIND), endless_search(0));
     while !connection.is_used_up() {
@@ -617,8 +619,8 @@ fn send_block(frames: &mut Vec<u8>, stream: u32, block: &[u8]) {
 /// Appends the next bytes of an open stream.
 type Trickle<'a> = &'a dyn Fn(&mut Vec<u8>, u32);
 
-/// Keeps `streams` streams open. Each second, it replaces the streams that have ended (not with
-/// `once`), and sends more bytes on the open ones if `trickle` is given.
+/// Keeps `streams` streams open. Each second, it replaces streams that have ended (except with
+/// `once`), and calls `trickle`, if given, for each open stream.
 async fn hold(
     connection: &mut Connection,
     streams: usize,
@@ -685,7 +687,7 @@ async fn ask(connection: &mut Connection, cases: &[Case], turn: &Cell<usize>) ->
         let (name, expected) = (&case.name, case.expected);
         let result = match &answered {
             Ok(answer) if (case.fits)(answer) => format!("{FITS}{name}: {answer}"),
-            // The attack exceeds the rate limit of its address.
+            // The attack has exceeded the rate limit of its address.
             Ok(answer) if answer.grpc == Some(RESOURCE_EXHAUSTED) => answer.to_string(),
             Ok(answer) => format!("{WRONG}{name}: expected {expected}, saw {answer}"),
             Err(_) => format!("{FITS}{name}: the connection's end"),
@@ -712,7 +714,7 @@ async fn write(socket: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads until the server closes the socket, which is an error.
+/// Reads until the server closes the socket. Always returns an error.
 async fn until_closed(socket: &TcpStream) -> io::Result<()> {
     let mut sink = [0; 4096];
     loop {
@@ -726,7 +728,7 @@ async fn until_closed(socket: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// Bytes as they come, the same for the same seed.
+/// Returns pseudorandom bytes, the same for the same seed.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let bytes = std::iter::repeat_with(|| {

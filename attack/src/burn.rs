@@ -11,7 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// Time to spin or to sleep before the CPU time is checked again.
 const STEP: Duration = Duration::from_millis(1);
 
-/// Uses `cores` cores for `time`, spread over as many threads as the machine has cores.
+/// Keeps `cores` cores busy for `time`, with one thread for each core of the machine.
 pub(crate) fn burn(cores: f64, time: Duration) -> Result<()> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let share = (cores / threads as f64).clamp(0.0, 1.0);
@@ -27,7 +27,7 @@ pub(crate) fn burn(cores: f64, time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Uses a share of one core.
+/// Uses a share of one core's time.
 fn take(share: f64, time: Duration) {
     let began = Instant::now();
     while began.elapsed() < time {

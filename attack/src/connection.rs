@@ -34,7 +34,7 @@ const FIRST_WINDOW: u32 = 65_535;
 pub(crate) enum Source {
     /// One hostile host, 127.0.0.2
     One,
-    /// As many hosts as there are connections, up to some 60,000
+    /// One host for each connection, up to 62,500
     Many,
 }
 
@@ -72,7 +72,7 @@ pub(crate) enum Event {
     Other,
 }
 
-/// Response to a stream.
+/// The server's response on a stream.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Answer {
     /// HTTP status.
@@ -103,8 +103,8 @@ impl fmt::Display for Answer {
     }
 }
 
-/// Connects to the server from an attacker's address, with a receive buffer of `room` bytes, and
-/// counts the attempt in `seen`.
+/// Connects to the server from an attacker's address, with a receive buffer of `room` bytes, if
+/// given. Counts the attempt in `seen`.
 ///
 /// Dropping the future abandons the attempt.
 pub(crate) async fn dial(
@@ -117,7 +117,7 @@ pub(crate) async fn dial(
     let connected = async {
         let socket = TcpSocket::new_v4()?;
         socket.bind((IpAddr::from(source.of(number)), 0).into())?;
-        // Closing it sends a reset, so that no port stays occupied.
+        // Closing the socket sends a reset, so that its port is free at once.
         socket.set_zero_linger()?;
         socket.set_nodelay(true)?;
         if let Some(room) = room {
@@ -145,8 +145,8 @@ pub(crate) struct Connection {
     sent: usize,
     input: BytesMut,
     decoder: Decoder<'static>,
-    /// Header block that continues in the next frame: its stream, whether it ends the stream, its
-    /// bytes.
+    /// Header block that continues in the next frame: its stream, whether it ends the stream, and
+    /// its bytes.
     block: Option<(u32, bool, Vec<u8>)>,
     events: VecDeque<Event>,
     next_stream: u32,
@@ -162,7 +162,7 @@ impl Connection {
             (setting::HEADER_TABLE_SIZE, 0),
             (setting::INITIAL_WINDOW_SIZE, window),
         ]);
-        // Enough for the whole attack.
+        // Enlarge the connection's window, so that it is enough for the whole attack.
         out.window_update(0, WINDOW_MAX - FIRST_WINDOW);
         Connection {
             socket,
@@ -195,7 +195,7 @@ impl Connection {
         stream
     }
 
-    /// Whether the stream IDs are exhausted.
+    /// Whether nearly all stream IDs are used up.
     pub(crate) fn is_used_up(&self) -> bool {
         self.next_stream > WINDOW_MAX - 4096
     }
@@ -204,7 +204,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// If the server has ended the connection.
+    /// Returns an error if the server has ended the connection.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         while !self.out.is_empty() {
             self.turn().await?;
@@ -240,15 +240,15 @@ impl Connection {
         Ok(())
     }
 
-    /// Returns the response to a stream, as far as it arrives `within` that time. Dropping the
-    /// future loses what was read of it.
+    /// Returns the response on a stream, as far as it arrives `within` this time. Dropping the
+    /// future loses the part that was read.
     pub(crate) async fn answer(&mut self, stream: u32, within: Duration) -> io::Result<Answer> {
         let answers = self.answers(&[stream], within).await?;
         Ok(answers.into_iter().next().unwrap_or_default())
     }
 
-    /// Returns the responses to streams, as far as they arrive `within` that time. Dropping the
-    /// future loses what was read of them.
+    /// Returns the responses on streams, in ascending order of the streams, as far as they arrive
+    /// `within` this time. Dropping the future loses the parts that were read.
     pub(crate) async fn answers(
         &mut self,
         streams: &[u32],
@@ -273,8 +273,8 @@ impl Connection {
                     Event::Data { stream, end } => (stream, end),
                     Event::Reset { stream, code } => {
                         let answer = answers.get_mut(&stream);
-                        // A stream that has ended may also be reset, so that the client sends no
-                        // more.
+                        // The server may also reset a stream that it has ended, so that the client
+                        // sends no more.
                         let Some(answer) = answer.filter(|answer| !answer.has_ended) else {
                             continue;
                         };

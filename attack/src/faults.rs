@@ -1,5 +1,5 @@
-//! Faults that need no attacker: exhausted descriptors, readers that stall, and a drain with such
-//! readers.
+//! Faults that can occur without malice: exhausted descriptors, readers that stall, and a drain
+//! with such readers.
 
 use std::{
     cell::RefCell,
@@ -34,13 +34,13 @@ const CALLS_A_SECOND: u32 = 5;
 /// Maximum CPU use of an idle server, in cores.
 const IDLE: f64 = 0.05;
 
-/// Number of connections, and the descriptor limit that the server gets once they are open. With
-/// that limit from the start, the server would accept fewer connections and make room before it
-/// runs out.
+/// Number of connections, and the limit of descriptors that the server gets once the connections
+/// are open. With this limit from the start, the server would accept fewer connections, and make
+/// room before it runs out of descriptors.
 const TOO_MANY: usize = 400;
 const DESCRIPTORS: usize = 256;
 
-/// Number of connections that are opened after that.
+/// Number of connections that are opened after the limit is set.
 const WAITING: usize = 16;
 
 /// How often a condition is checked.
@@ -50,7 +50,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const PAUSED: &str = "cannot accept connections";
 const RESUMED: &str = "accepting connections again";
 
-/// Number of stalled readers and of their connections, and the stall timeout of the server. With a
+/// Number of stalled readers, number of their connections, and the server's stall timeout. With a
 /// shorter timeout, a server that gets few cores would mistake the healthy client for a stalled
 /// one.
 const READERS: usize = 1000;
@@ -61,8 +61,8 @@ const BUDGET: Duration = Duration::from_secs(10);
 /// search has to stop once a few thousand candidates wait to be read.
 const TESTS_OF_READER: u64 = 100_000;
 
-/// Streams per connection of the drain, and its connections. The streams of the last connection are
-/// not read.
+/// Number of streams per connection, and number of connections, in the drain. The streams of the
+/// last connection are not read.
 const STREAMS: usize = 10;
 const DRAINED: usize = 10;
 
@@ -138,8 +138,9 @@ impl Account {
     }
 }
 
-/// Returns the CPU use of the server in cores. The short form waits until it is low: only a server
-/// that never becomes idle stays above the limit, whatever else runs on the machine.
+/// Returns the CPU use of the server in cores, measured for `time`. The short form measures until
+/// the CPU use is low: whatever else runs on the machine, only a server that never becomes idle
+/// stays above the limit.
 fn idle_cores(server: &Server, setting: &Setting, time: Duration) -> Result<f64> {
     if !setting.is_short {
         return cores(server, time);
@@ -168,7 +169,8 @@ fn descriptors(setting: &Setting) -> Result<FaultReport> {
     let server = setting.server(&[], &[("handshake-timeout", "1h")])?;
     let began = Instant::now();
     let healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
-    // From many addresses, so that the system's limit is reached before the limit per address.
+    // From many addresses, so that the limit of descriptors is reached before the server's limit
+    // per address.
     let attack = Attack::SilentConnections;
     let attacker = setting.attack_until_finished(attack, &server, Source::Many, TOO_MANY)?;
     let has_all = || server.descriptors().is_ok_and(|used| used >= TOO_MANY);
@@ -177,7 +179,7 @@ fn descriptors(setting: &Setting) -> Result<FaultReport> {
         "the server does not take {TOO_MANY} connections"
     );
     server.limit_descriptors(DESCRIPTORS as u64)?;
-    // The system accepts these and queues them for the server.
+    // The system accepts these connections and queues them for the server.
     let waiting: io::Result<Vec<TcpStream>> = (0..WAITING)
         .map(|_| TcpStream::connect_timeout(&server.address, PATIENCE))
         .collect();
@@ -247,7 +249,7 @@ fn is_paused(server: &Server) -> Option<bool> {
     })
 }
 
-/// Maximum time until a new connection is good again.
+/// Maximum time until a call on a new connection succeeds again.
 fn recovery_limit(setting: &Setting) -> Duration {
     if setting.is_short {
         PATIENCE
@@ -265,7 +267,7 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
         ("connection-grace", "1h"),
     ];
     if setting.is_short {
-        // Readers that get no core answer keepalive PINGs late.
+        // On a busy machine, the readers may answer keepalive PINGs late.
         limits.push(("keepalive-timeout", "1h"));
     }
     // Room for all readers.
@@ -298,8 +300,8 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
         }
         thread::sleep(Duration::from_millis(100));
     }
-    // If the cores are busy, the first searches are freed before the last ones have stalled. Their
-    // streams still wait for their readers.
+    // The short form measures only now: on a busy machine, the first searches are freed before the
+    // last ones have stalled. The streams still wait for their readers.
     let busy = match busy {
         Some(busy) => busy,
         None => idle_cores(&server, setting, Duration::ZERO)?,
@@ -316,8 +318,8 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
         "connections closed",
         format!("{closed} of {}", seen.count(CONNECTIONS)),
     );
-    // In the short form the searches may never all exist at the same time, so those that ended as
-    // unread count.
+    // In the short form, the searches may never all exist at the same time, so those that have
+    // ended as unread are counted instead.
     let readers = if setting.is_short { unread } else { most };
     account.expect(
         readers >= READERS as u64,
@@ -350,7 +352,7 @@ fn stalled_readers(setting: &Setting) -> Result<FaultReport> {
     account.finish(server, healthy, began)
 }
 
-/// What the readers received at the end.
+/// What the readers have received when their connections end.
 #[derive(Clone, Copy, Debug, Default)]
 struct Drained {
     /// Connections that received a GOAWAY.
@@ -374,8 +376,8 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
             let is_stalled = number == DRAINED - 1;
             let window = if is_stalled { 0 } else { WINDOW_MAX };
             let mut connection = Connection::begin(socket, window, Rc::clone(&seen));
-            // Searches that are read have no candidates; those that are not have more than a reader
-            // could read.
+            // Searches that are read have no candidates. Those that are not read have more than a
+            // reader could read.
             let search = endless_search(if is_stalled { 28 } else { 0 });
             let streams: BTreeSet<u32> = (0..STREAMS)
                 .map(|_| connection.open(&call(FIND_RANGE), Some(&search), true))
@@ -391,7 +393,8 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
             }
             begun.push((connection, streams));
         }
-        // A stalled stream cannot receive its status; the watcher receives it instead.
+        // A stalled stream cannot send the cursor of its search. The watcher receives the cursor
+        // instead.
         let mut watcher = FinderClient::new(connect(address).await?);
         let request = WatchSearchesRequest {
             interval: Some(WireDuration {
@@ -401,8 +404,8 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
             ..WatchSearchesRequest::default()
         };
         let mut changes = watcher.watch_searches(request).await?.into_inner();
-        // Wait until the searches that are not read are parked: their queues are full, and the
-        // status comes after the queued candidates.
+        // Wait until the searches that are not read are parked. Their queues are then full, and the
+        // status would come after the queued candidates.
         let mut states = BTreeMap::new();
         let parked = i32::from(SearchState::Parked);
         while states.len() < DRAINED * STREAMS
@@ -427,7 +430,7 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
         }
         let mut drained = Drained::default();
         while let Some(one) = readers.join_next().await {
-            // A reader whose connection does not end in time counts nothing.
+            // A reader whose connection does not end in time counts as having received nothing.
             let one = one?.unwrap_or_default();
             drained.goaways += one.goaways;
             drained.cursors += one.cursors;
@@ -476,7 +479,7 @@ fn drain(setting: &Setting) -> Result<FaultReport> {
     Ok(account.0)
 }
 
-/// Reads until the connection ends. Counts its GOAWAY and the cursors of its streams.
+/// Reads until the connection ends. Counts the GOAWAY, and the cursors with which `streams` end.
 async fn last_words(mut connection: Connection, mut streams: BTreeSet<u32>) -> Drained {
     let mut drained = Drained::default();
     while let Ok(event) = connection.next().await {

@@ -19,10 +19,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// Deadline of each call where response times are judged.
+/// Deadline of each call in trials that judge response times.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(4);
 
-/// How long after the deadline the response may still arrive.
+/// How long after its deadline a call may still receive its response.
 const LATE: Duration = Duration::from_secs(1);
 
 /// How often a newcomer connects and makes one call.
@@ -35,7 +35,8 @@ pub(crate) struct Pace {
     pub(crate) a_second: u32,
     /// The deadline of each call.
     pub(crate) deadline: Duration,
-    /// Maximum number of open calls. Without a limit, a late response does not delay the next call.
+    /// Maximum number of open calls. Without a maximum, a late response does not delay the next
+    /// call.
     pub(crate) most_open: Option<usize>,
 }
 
@@ -49,7 +50,7 @@ pub(crate) struct Healthy {
 }
 
 /// A call: when it should have begun, the time from then to its response, and its failure. A call
-/// that has not ended counts as never answered.
+/// that has not ended counts as failed, with the maximum time.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub(crate) at: Instant,
@@ -95,7 +96,7 @@ impl Healthy {
         figures(&self.samples, from, to)
     }
 
-    /// Returns the statistics of the newcomers within a period.
+    /// Returns the statistics of the newcomers that should have connected within a period.
     pub(crate) fn newcomers_between(&self, from: Instant, to: Instant) -> Figures {
         figures(&self.newcomers, from, to)
     }
@@ -117,7 +118,7 @@ impl Healthy {
         Some(well.first()?.at - from)
     }
 
-    /// Begins no more calls, and waits for the open ones. Only then can all calls be judged.
+    /// Begins no more calls, and waits for the open ones. Only after that can all calls be judged.
     pub(crate) fn finish(&mut self) -> Result<()> {
         self.stop.take();
         match self.thread.take().map(thread::JoinHandle::join) {

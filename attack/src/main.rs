@@ -1,8 +1,8 @@
-//! Attacks a hashfinder server, only on the loopback, and checks how its other clients fare.
+//! Attacks a hashfinder server on the loopback, and checks how its other clients fare.
 //!
 //! `hashfinder-attack run` starts a server for each attack, runs the attack in a separate process
-//! beside one healthy client, and judges the result; `cargo xtask long attack` writes the results
-//! to bench/ATTACKS.md. `hashfinder-attack soak` runs unruly clients, which are not malicious, for
+//! beside a healthy client, and judges the result. `cargo xtask long attack` writes the results to
+//! bench/ATTACKS.md. `hashfinder-attack soak` runs unruly clients, which are not malicious, for
 //! half an hour after a warm-up.
 
 #![forbid(unsafe_code)]
@@ -57,28 +57,28 @@ enum Command {
     Run(RunArguments),
     Attack(AttackArguments),
     Soak(SoakArguments),
-    /// Run unruly clients until stdin ends; each line of stdin is the number of long searches that
-    /// each of their connections starts per second
+    /// Run unruly clients until stdin ends; each line of stdin sets how many long searches each
+    /// connection starts per second
     Unruly {
-        /// The server, which has to be on the loopback
+        /// The server, which must be on the loopback (127.0.0.0/8)
         #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]
         target: SocketAddr,
-        /// Seed of their random choices
+        /// Seed of the clients' random choices
         #[arg(long)]
         seed: u64,
     },
-    /// Use a share of the cores for harmless work
+    /// Keep a number of cores busy with harmless work
     Burn {
-        /// Number of cores
+        /// Number of cores, such as 1.5
         #[arg(long)]
         cores: f64,
-        /// Duration
+        /// Duration, in seconds
         #[arg(long, value_parser = seconds)]
         seconds: Duration,
     },
 }
 
-/// The server to start, and where the results go.
+/// Options for the server to start, and for the results.
 #[derive(Args, Debug)]
 struct CommonArguments {
     /// Path of the program `hashfinder`
@@ -93,7 +93,7 @@ struct CommonArguments {
     )]
     server_arguments: Vec<String>,
 
-    /// Print JSON, with everything that the attackers saw
+    /// Print JSON instead of tables, with everything that was counted
     #[arg(long)]
     json: bool,
 
@@ -112,19 +112,20 @@ struct RunArguments {
     #[arg(long = "attack", value_name = "NAME", default_value = "all")]
     attacks: Vec<String>,
 
-    /// Duration of each attack [default: 30; with --short: 1.5]
+    /// Duration of each attack, in seconds [default: 30; with --short: 1.5]
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
 
-    /// Use fewer connections, skip the control run, and do not judge response or CPU times
+    /// Use fewer connections, skip the control run, and do not judge response times, or CPU use
+    /// after an attack
     #[arg(long)]
     short: bool,
 
-    /// Number of attacking connections [default: depends on the attack]
+    /// Number of attacking connections, except in faults [default: depends on the attack]
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
 
-    /// Addresses of the attackers [default: one]
+    /// Addresses of the attackers, except in faults [default: one]
     #[arg(long, value_enum)]
     source: Option<Source>,
 }
@@ -136,11 +137,11 @@ struct AttackArguments {
     #[arg(value_enum)]
     attack: Attack,
 
-    /// The server, which has to be on the loopback
+    /// The server, which must be on the loopback (127.0.0.0/8)
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]
     target: SocketAddr,
 
-    /// Duration of the attack
+    /// Duration of the attack, in seconds
     #[arg(long, value_parser = seconds, default_value = "30")]
     seconds: Duration,
 
@@ -152,26 +153,26 @@ struct AttackArguments {
     #[arg(long, value_enum, default_value_t = Source::One)]
     source: Source,
 
-    /// Do not reopen streams that the server has ended
+    /// Do not replace streams that the server has ended
     #[arg(long)]
     once: bool,
 
-    /// End when stdin ends, if that is earlier
+    /// End when stdin ends, if that is before the duration is over
     #[arg(long)]
     until_stdin_ends: bool,
 }
 
-/// Start a server, run unruly clients that come and go, and check that nothing of them is left
+/// Start a server, run unruly clients, and check that it holds nothing for them at the end
 #[derive(Args, Debug)]
 struct SoakArguments {
     #[command(flatten)]
     common: CommonArguments,
 
-    /// Duration, including the warm-up [default: 2400; with --short: 20]
+    /// Duration including the warm-up, in seconds [default: 2400; with --short: 20]
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
 
-    /// Warm-up, after which memory must not grow
+    /// Warm-up, in seconds, after which memory growth is judged; ignored with --short
     #[arg(long, value_parser = seconds, default_value = "600")]
     warm_up: Duration,
 
@@ -183,7 +184,7 @@ struct SoakArguments {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Do not judge memory and load: a short run cannot
+    /// Skip the warm-up, restart clients more often, and do not judge memory or load
     #[arg(long)]
     short: bool,
 }
@@ -195,8 +196,8 @@ fn main() -> ExitCode {
         Command::Soak(arguments) => soak(&arguments),
         Command::Unruly { target, seed } => unruly::run(target, seed).map(|()| ExitCode::SUCCESS),
         Command::Attack(arguments) => {
-            // In a fault, the test waits for the attacker, which has to make progress on a busy
-            // machine too.
+            // In a fault, the test waits for the attacker, which must make progress even on a busy
+            // machine.
             if !arguments.until_stdin_ends {
                 step_back();
             }
@@ -213,8 +214,8 @@ fn main() -> ExitCode {
     })
 }
 
-/// Niceness of attackers, and of the burner that replaces them in the control run. They would be on
-/// other machines; only the server's own reaction to them should be measured.
+/// Niceness of attackers, and of the burner that replaces them in the control run. Real attackers
+/// would be on other machines, so only the server's reaction to them should be measured.
 const NICENESS: i32 = 10;
 
 fn step_back() {
@@ -264,14 +265,14 @@ fn attack(arguments: &AttackArguments) -> Result<()> {
 fn stdin_ended() -> oneshot::Receiver<Infallible> {
     let (end, ended) = oneshot::channel();
     thread::spawn(move || {
-        // An error ends it too.
+        // A read error counts as the end, too.
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         drop(end);
     });
     ended
 }
 
-/// Runs attacks and faults. Exits with 1 if anything failed.
+/// Runs attacks and faults. Returns exit code 1 if anything failed.
 fn run(arguments: &RunArguments) -> Result<ExitCode> {
     let (mut attacks, mut faults) = (Vec::new(), Vec::new());
     for name in &arguments.attacks {
@@ -335,7 +336,7 @@ fn run(arguments: &RunArguments) -> Result<ExitCode> {
     })
 }
 
-/// Runs the soak. Exits with 1 if anything failed.
+/// Runs the soak. Returns exit code 1 if anything failed.
 fn soak(arguments: &SoakArguments) -> Result<ExitCode> {
     let (usual, warm_up) = if arguments.short {
         (20, Duration::ZERO)
@@ -387,7 +388,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
     time.ok_or_else(|| "give a number of seconds".to_owned())
 }
 
-/// Parses a target. Rejects every address that is not on the loopback, so that no other machine is
+/// Parses a target. Rejects every address outside of 127.0.0.0/8, so that no other machine is
 /// attacked.
 fn loopback(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| "give ADDRESS:PORT".to_owned())?;

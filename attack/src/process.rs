@@ -16,8 +16,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
-/// How long to wait for an event that must happen, but not within a given time. It is generous: the
-/// short forms must not fail on a machine whose cores are all busy.
+/// How long to wait for an event whose time is not judged. It is generous, because the short forms
+/// must not fail on a machine whose cores are all busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Maximum time for an attacker to end once its time is over. It may first wait up to [`PATIENCE`]
@@ -38,8 +38,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a server on free ports. `limits` are settings that only the configuration file can
-    /// have. If there are any, the server does not read the user's configuration.
+    /// Starts a server on free ports. `limits` are settings that have no flags. They are written
+    /// into a configuration file, which then replaces the user's.
     pub(crate) fn start(
         binary: &Path,
         arguments: &[String],
@@ -119,7 +119,8 @@ impl Server {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Returns the server's failures: an unexpected exit, or a panic in its log.
+    /// Returns the server's failures: an unexpected or unsuccessful exit, and the first panic in
+    /// its log.
     pub(crate) fn failures(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
         if let Ok(Some(status)) = self.process.try_wait() {
@@ -195,7 +196,7 @@ impl Server {
         self.resident("VmRSS:")
     }
 
-    /// Returns the part of that memory that is not backed by a file.
+    /// Returns the part of the server's resident memory that no file backs, in bytes.
     pub(crate) fn heap(&self) -> Result<u64> {
         self.resident("RssAnon:")
     }
@@ -207,7 +208,7 @@ impl Server {
         Ok(number.context("the server has ended")? << 10)
     }
 
-    /// Returns the number of open files.
+    /// Returns the number of the server's open files.
     pub(crate) fn descriptors(&self) -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", self.id()))?.count())
     }
@@ -224,9 +225,9 @@ impl Drop for Server {
     }
 }
 
-/// Whether a line of the server's log reports a panic: the runtime's own message, a call that
-/// panicked, or the error of the panic hook. That error has the message `panic` and the fields
-/// below, of which the first two may be missing.
+/// Whether a line of the server's log reports a panic: the standard library's message, a call that
+/// panicked, or the error of the server's panic hook. This error has the message `panic` and the
+/// fields below, of which the first two may be missing.
 fn is_panic(line: &str) -> bool {
     let fields = [": panic panic=", ": panic location=", ": panic backtrace="];
     let is_error = line.split_whitespace().nth(1) == Some("ERROR");
@@ -234,7 +235,7 @@ fn is_panic(line: &str) -> bool {
     is_hooks || line.contains("panicked")
 }
 
-/// The server's metrics, by name with labels.
+/// The server's metrics, by their names including labels.
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
@@ -244,12 +245,12 @@ impl Metrics {
         all.map(|(_, value)| *value).sum::<f64>() as u64
     }
 
-    /// Returns the metric with exactly this name.
+    /// Returns the metric with exactly this name, or 0 if there is none.
     pub(crate) fn value(&self, name: &str) -> u64 {
         self.0.get(name).map_or(0, |value| *value as u64)
     }
 
-    /// Returns the nonzero values of a metric, added up by the value of `label`.
+    /// Returns the nonzero values of a metric, added up for each value of `label`.
     pub(crate) fn by_label(&self, metric: &str, label: &str) -> BTreeMap<String, u64> {
         let mut all = BTreeMap::new();
         for (name, value) in &self.0 {
@@ -268,7 +269,7 @@ impl Metrics {
         all
     }
 
-    /// Returns the number of searches.
+    /// Returns the number of searches that have not ended.
     pub(crate) fn searches(&self) -> u64 {
         self.sum("hashfinder_searches{")
     }
@@ -278,7 +279,7 @@ impl Metrics {
         self.value("hashfinder_searches_ended_total{how=\"unread\"}")
     }
 
-    /// Returns how many secrets were tested, counted once for each search.
+    /// Returns how many secrets were tested, each counted once for every search.
     pub(crate) fn tests(&self) -> u64 {
         self.value("hashfinder_tests_total")
     }
@@ -319,7 +320,7 @@ impl Other {
         Other::spawn(arguments, time, Stdio::null())
     }
 
-    /// Runs a command that reads lines from stdin and ends when stdin does.
+    /// Runs a command that ends when stdin does, and may read lines from it.
     pub(crate) fn listening(arguments: &[String], time: Duration) -> Result<Other> {
         Other::spawn(arguments, time, Stdio::piped())
     }
@@ -348,7 +349,8 @@ impl Other {
         writeln!(stdin, "{line}").context("it has ended")
     }
 
-    /// Closes the process's stdin and waits for its end. Returns its output and its CPU time.
+    /// Closes the process's stdin and waits until the process ends. Returns its output and its CPU
+    /// time.
     pub(crate) fn finish(mut self) -> Result<(String, Duration)> {
         drop(self.process.stdin.take());
         let mut output = self.process.stdout.take().context("it has no stdout")?;

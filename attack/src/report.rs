@@ -18,26 +18,26 @@ pub(crate) struct Row {
     pub(crate) figures: Figures,
     pub(crate) control: Option<Figures>,
     pub(crate) newcomers: Figures,
-    /// Growth of the server's memory in bytes: the maximum during the attack, and what remained
-    /// after it.
+    /// Growth of the server's memory in bytes: the maximum during the attack, and the growth that
+    /// remained after it.
     pub(crate) growth: u64,
     pub(crate) memory_after: u64,
     /// Maximum number of concurrent searches and calls.
     pub(crate) searches: u64,
     pub(crate) calls: u64,
     pub(crate) recovery: Option<Duration>,
-    /// Cores that the attackers used, and that the server used beyond its use before the attack:
-    /// during the attack, and after it.
+    /// CPU use in cores: of the attackers, and of the server beyond its use before the attack,
+    /// during the attack and after it.
     pub(crate) attack_cores: f64,
     pub(crate) server_cores: f64,
     pub(crate) busy_after: f64,
-    /// Number of handlers that the attack started.
+    /// Number of calls that the attack started.
     pub(crate) started: u64,
     pub(crate) seen: Seen,
     pub(crate) failures: Vec<String>,
 }
 
-/// Result of a fault, which has no attack beside a healthy client.
+/// Result of a fault.
 pub(crate) struct FaultReport {
     pub(crate) name: String,
     /// Observations, each a name and a value.

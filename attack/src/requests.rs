@@ -12,7 +12,7 @@ use crate::{
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) headers: Vec<u8>,
-    /// Message after the headers; `None` if the stream ends with them.
+    /// Body after the headers; `None` if the stream ends with the headers.
     pub(crate) body: Option<Vec<u8>>,
     pub(crate) expected: &'static str,
     pub(crate) fits: fn(&Answer) -> bool,
@@ -32,7 +32,7 @@ fn is_refused(answer: &Answer) -> bool {
     }
 }
 
-/// Returns a valid request, whose name is found among the first thousand secrets.
+/// Returns a valid request that ends at once: its name is found among the first thousand secrets.
 fn doc() -> Vec<u8> {
     request("doc", 0)
 }
@@ -46,7 +46,7 @@ fn request(name: &str, ideal: i32) -> Vec<u8> {
     message(&request.encode_to_vec())
 }
 
-/// Returns requests whose bodies are malformed or have a wrong message.
+/// Returns requests whose bodies are malformed or contain an invalid message.
 pub(crate) fn malformed_messages() -> Vec<Case> {
     const CODES: &str = "INVALID_ARGUMENT, INTERNAL, UNIMPLEMENTED or the like";
     const INVALID: &str = "INVALID_ARGUMENT (3)";
@@ -172,8 +172,8 @@ pub(crate) fn wrong_requests() -> Vec<Case> {
     all
 }
 
-/// Returns requests with invalid timeouts, which are ignored or rejected, and with timeouts at the
-/// limits of the valid ones.
+/// Returns requests with invalid timeouts, which are ignored or rejected, and with extreme but
+/// valid ones.
 pub(crate) fn bad_timeouts() -> Vec<Case> {
     const IGNORED: &str = "an error, or the answer as if there were no timeout";
     let ignored = |answer: &Answer| answer.grpc == Some(0) || is_refused(answer);

@@ -13,7 +13,7 @@ pub(crate) const REFUSED: &str = "refused connections";
 pub(crate) const CLOSED: &str = "closed connections";
 /// Streams that were opened.
 pub(crate) const STREAMS: &str = "streams";
-/// Prefix of the names under which wrong responses are counted; the request, the expectation and
+/// Prefix of the names under which wrong responses are counted. The request, the expectation and
 /// the response follow.
 pub(crate) const WRONG: &str = "wrong: ";
 

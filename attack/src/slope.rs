@@ -18,17 +18,17 @@ pub(crate) struct Slope {
 }
 
 impl Slope {
-    /// Returns the Theil-Sen estimate: the median of the slopes between all pairs of points.
-    /// Outliers do not affect it if they are fewer than 29% of the points. The interval is a block
-    /// bootstrap: each series adds random blocks of the residuals to the estimated line. Returns
-    /// `None` for fewer than two blocks of points.
+    /// Returns the Theil-Sen estimate: the median of the slopes between all pairs of points. It is
+    /// robust against outliers as long as they are fewer than 29% of the points. The interval comes
+    /// from a block bootstrap: each series adds random blocks of the residuals to the estimated
+    /// line. Returns `None` for fewer than two blocks of points.
     pub(crate) fn of(points: &[(f64, f64)]) -> Option<Slope> {
         if points.len() < 2 * BLOCK {
             return None;
         }
         let estimate = theil_sen(points)?;
         let residuals: Vec<f64> = points.iter().map(|(x, y)| y - estimate * x).collect();
-        // A fixed seed gives the same interval for the same points.
+        // With a fixed seed, the same points give the same interval.
         let mut random = Rng::with_seed(0);
         let mut slopes: Vec<f64> = (0..RESAMPLES)
             .filter_map(|_| {
@@ -60,7 +60,7 @@ fn theil_sen(points: &[(f64, f64)]) -> Option<f64> {
     median(pairs.collect())
 }
 
-/// Returns the median; of an even number of values, the higher of the two in the middle.
+/// Returns the median. For an even number of values, this is the higher of the two in the middle.
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     let middle = values.len() / 2;
     if values.is_empty() {

@@ -1,5 +1,6 @@
-//! A soak: unruly clients come and go for half an hour, and some of them are killed, while nearly
-//! all of the server's cores are busy. Then it checks that nothing of them is left.
+//! A soak: unruly clients come and go for half an hour after a warm-up, and some of them are
+//! killed. Their searches keep most of the machine's cores busy. Then the soak checks that the
+//! server holds nothing for them.
 
 use std::{
     path::PathBuf,
@@ -25,34 +26,36 @@ const SECTION: &str = "## Soak";
 /// Number of client processes, each with several connections.
 const CLIENTS: usize = 4;
 
-/// Mean time between restarts of a process. In the short form each process should still be
-/// restarted.
+/// Mean time from one restart to the next; each restarts one random process. The short form
+/// restarts more often, so that most processes are restarted even in a short time.
 const RESTART: Duration = Duration::from_secs(15);
 const SHORT_RESTART: Duration = Duration::from_secs(2);
 
-/// Rate of searches that use all cores, per second: initial, minimum and maximum.
+/// Rate of long searches, which use all cores, per second: the initial rate, and the minimum and
+/// maximum.
 const RATE: f64 = 8.0;
 const RATES: std::ops::RangeInclusive<f64> = 0.1..=100.0;
 
-/// Control of that rate: the weight of the last second in the smoothed load, and the relative
-/// change of the rate in a second if the load is off by one.
+/// Control of this rate: the weight of the last second in the smoothed load, and the change of the
+/// rate's logarithm per second if the load is off by all cores.
 const SMOOTHING: f64 = 0.2;
 const GAIN: f64 = 0.3;
 
-/// Maximum deviation of the average load; beyond it, the run measured something else.
+/// Maximum deviation of the average load from the planned one. Beyond it, the run measured
+/// something else.
 const LOAD_OFF: f64 = 0.1;
 
 /// Maximum growth of memory after the warm-up, in MiB per hour.
 const GROWTH: f64 = 1.0;
 
-/// Time span of a point of the regression, which is the median of its samples.
+/// Time span of each point of the regression. The point is the median of the samples in this span.
 const POINT: Duration = Duration::from_secs(10);
 
-/// Maximum time until nothing is left of the clients. The server notices closed connections at
-/// once, so this allows for a busy machine.
+/// Maximum time until the server holds nothing for the clients that have left. It notices closed
+/// connections at once, so nearly all of this time is a reserve for a busy machine.
 const SETTLE: Duration = Duration::from_secs(60);
 
-/// Maximum age of the metrics, with a margin.
+/// Maximum age of the server's metrics, with a margin.
 const STALE: Duration = Duration::from_millis(1200);
 
 /// How often progress is printed.
@@ -60,7 +63,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What the server holds for clients.
+/// Names of what the server holds for clients.
 const HELD: [&str; 7] = [
     "descriptors",
     "tasks",
@@ -76,12 +79,12 @@ pub(crate) struct Plan {
     pub(crate) server: PathBuf,
     pub(crate) server_arguments: Vec<String>,
     pub(crate) time: Duration,
-    /// Part of that time in which memory may still grow to its bounds.
+    /// First part of `time`, in which memory may still grow to its bounds.
     pub(crate) warm_up: Duration,
     /// Share of all cores that the server should use.
     pub(crate) load: f64,
     pub(crate) seed: u64,
-    /// Skips checks that a busy machine could fail, and those that need a long run.
+    /// Whether to skip checks that could fail on a busy machine, and those that need a long run.
     pub(crate) is_short: bool,
 }
 
@@ -96,7 +99,7 @@ struct Sample {
 
 impl Sample {
     fn of(server: &Server, at: Duration) -> Result<(Sample, Metrics)> {
-        // Counted first, before the request for the metrics opens a descriptor.
+        // Count the descriptors first, because the request for the metrics opens one.
         let descriptors = server.descriptors()? as u64;
         let metrics = server.metrics().context("the server shows no metrics")?;
         let sample = Sample {
@@ -139,7 +142,7 @@ impl Clients {
         Ok(())
     }
 
-    /// Replaces a random process. In three of four cases it is killed without warning.
+    /// Replaces a random process. Three times in four, the process is killed without warning.
     fn restart(&mut self) -> Result<()> {
         let at = self.random.usize(..self.processes.len());
         let is_killed = self.random.u8(..4) > 0;
@@ -159,8 +162,8 @@ impl Clients {
         Ok(())
     }
 
-    /// Sends each process the rate at which one of its connections begins searches that use all
-    /// cores. `rate` is the total of all connections, per second.
+    /// Sends each process the rate at which each of its connections should start long searches.
+    /// `rate` is the total for all connections, per second.
     fn send_rate(&mut self, rate: f64) -> Result<()> {
         let each = rate / (CLIENTS * VISITORS) as f64;
         for one in &mut self.processes {
@@ -232,7 +235,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Soak> {
         if at >= plan.warm_up && warm.is_none() {
             warm = Some((now, now_took));
         }
-        // A failed scrape only leaves out a sample.
+        // If a scrape fails, only this sample is missing.
         if let Ok((sample, _)) = Sample::of(&server, at) {
             samples.push(sample);
         }
@@ -373,7 +376,7 @@ fn progress(sample: &Sample, load: f64, rate: f64) {
     );
 }
 
-/// Returns the counts by label, largest first.
+/// Returns the counts by label, the largest first.
 fn most(metrics: &Metrics, metric: &str, label: &str) -> Vec<(String, u64)> {
     let mut all: Vec<(String, u64)> = metrics.by_label(metric, label).into_iter().collect();
     all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));

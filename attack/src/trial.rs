@@ -21,20 +21,22 @@ use crate::{
     seen::Seen,
 };
 
-/// Calls per second of the healthy client: a busy client, which takes a twentieth of a core.
+/// Calls per second of the healthy client. It is a busy client, whose calls take a twentieth of a
+/// core.
 const CALLS_A_SECOND: u32 = 200;
 
-/// Maximum number of RPCs that search at a time, in total and per client: the server's defaults.
+/// Maximum number of RPCs that search at a time, in total and per client. These are the server's
+/// defaults.
 const SEARCHES: u64 = 1000;
 const SEARCHES_OF_CLIENT: u64 = 750;
 
-/// Searches of the healthy client that may be counted in addition.
+/// Maximum number of searches of the healthy client that are counted in addition.
 const HEALTHY_SEARCHES: u64 = 20;
 
 /// Maximum growth of the server's memory, in bytes.
 pub(crate) const GROWTH: u64 = 64 << 20;
 
-/// Maximum ratio of the healthy client's 99th percentile to the one in the control run.
+/// Maximum ratio of the healthy client's p99 response time to that in the control run.
 const SLOWER: u32 = 2;
 
 /// Number of successful calls in a row that show a recovery, and the time limit for it.
@@ -61,18 +63,18 @@ pub(crate) struct Setting {
     pub(crate) server: PathBuf,
     pub(crate) time: Duration,
     pub(crate) is_short: bool,
-    /// Source of the attackers, if not the attack's own.
+    /// Addresses of the attackers. The default is [`Source::One`].
     pub(crate) source: Option<Source>,
-    /// Number of connections, if not the attack's own.
+    /// Number of connections, if not as in the attack's plan.
     pub(crate) connections: Option<usize>,
     /// Additional arguments for the server.
     pub(crate) server_arguments: Vec<String>,
 }
 
 impl Setting {
-    /// Returns the pace of the healthy client. In the short form it waits for every response,
-    /// because response times depend on what else runs on the machine. It also keeps few calls
-    /// open, because an HTTP/2 library that gets no core closes a connection on which many small
+    /// Returns the pace of the healthy client. In the short form, its deadline is generous, because
+    /// response times depend on what else runs on the machine. It also keeps few calls open,
+    /// because an HTTP/2 library that gets no core may close a connection on which many small
     /// frames wait to be read.
     pub(crate) fn pace(&self, a_second: u32) -> Pace {
         Pace {
@@ -87,7 +89,7 @@ impl Setting {
         if self.is_short { PATIENCE } else { NEWCOMER }
     }
 
-    /// Starts a server for a trial, with `more` arguments and these limits.
+    /// Starts a server for a trial, with `more` arguments and these `limits`.
     pub(crate) fn server(&self, more: &[&str], limits: &[(&str, &str)]) -> Result<Server> {
         let mut arguments = self.server_arguments.clone();
         arguments.extend(more.iter().map(|&argument| argument.to_owned()));
@@ -153,7 +155,7 @@ struct Peaks {
     calls: u64,
 }
 
-/// Runs an attack and then the control, and judges the result.
+/// Runs an attack and, in the long form, the control, and judges the result.
 pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Result<Row> {
     let source = setting.source.unwrap_or(Source::One);
     let calm = Duration::from_millis(if setting.is_short { 300 } else { 2000 });
@@ -179,8 +181,8 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
 
     let first = first_newcomer(&server, ended, setting.newcomer_patience());
     if setting.is_short {
-        // Only the long form limits the response times, because it has a control run to compare
-        // with.
+        // The short form does not limit the response times, because it has no control run to
+        // compare with.
         let is_well = || {
             healthy
                 .well_after(ended, RECOVERED, Duration::MAX)
@@ -201,7 +203,7 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
         let took = core_time(server.id()).unwrap_or(idle.1) - idle.1;
         (cores(took, idle.0.elapsed()) - calm_rate).max(0.0)
     };
-    // Calls that hang can be judged only once they have ended.
+    // Calls that hang can be judged only after they have ended.
     healthy.finish()?;
     // Calls of the healthy clients do not count as the attack's.
     let started = server.metrics().map_or(0, |metrics| metrics.started());
@@ -305,8 +307,8 @@ pub(crate) fn run(setting: &Setting, attack: Attack, connections: usize) -> Resu
     })
 }
 
-/// Measures the healthy client beside a harmless load that uses this many cores: as many as the
-/// attack and the server did.
+/// Measures the healthy client beside a harmless load on `cores` cores, which is the CPU use of the
+/// attack and the server together.
 fn control(setting: &Setting, cores: f64) -> Result<Figures> {
     let server = setting.server(&[], &[])?;
     let mut healthy = Healthy::start(server.address, setting.pace(CALLS_A_SECOND))?;
@@ -320,7 +322,7 @@ fn control(setting: &Setting, cores: f64) -> Result<Figures> {
         ],
         setting.time,
     )?;
-    // Watched as in the attack, because watching takes CPU time too.
+    // Watch the server as in the attack, because watching takes CPU time, too.
     let (_, finished) = watched(&server, || burner.finish());
     finished?;
     let ended = Instant::now();
@@ -369,7 +371,8 @@ fn watched<T>(server: &Server, act: impl FnOnce() -> T) -> (Peaks, T) {
     )
 }
 
-/// Returns the time from `since` to the first successful call on a new connection.
+/// Returns the time from `since` to the first successful call on a new connection, or `None` after
+/// `patience`.
 pub(crate) fn first_newcomer(
     server: &Server,
     since: Instant,

@@ -1,5 +1,5 @@
-//! Unruly clients: at random, they make calls of every kind, give up, stop reading, disconnect in
-//! the middle of a response and come back.
+//! Unruly clients. At random, they make calls of every kind, give up, stop reading, disconnect in
+//! the middle of a response, and come back.
 
 use std::{
     convert::Infallible,
@@ -42,21 +42,23 @@ use crate::healthy::block_on;
 /// Number of connections per process.
 pub(crate) const VISITORS: usize = 8;
 
-/// Calls per second that each connection begins and that take hardly any CPU time.
+/// Number of short calls, which take hardly any CPU time, that each connection begins per second.
 const SHORT_CALLS: f64 = 6.0;
 
-/// Number of client addresses: enough that their ended searches fill the server's list of these.
+/// Number of client addresses: enough for their ended searches to fill the server's list of ended
+/// searches.
 const ADDRESSES: u8 = 40;
 
-/// Mean lifetime of a connection, in seconds.
+/// Mean time for which a connection makes calls, in seconds.
 const STAY: f64 = 15.0;
 
-/// Mean duration in seconds of a search that uses all cores, and the mean number of hashes of one
-/// that ends with its budget: about as long.
+/// Mean duration of a long search, which uses all cores, in seconds; and mean budget of one that
+/// ends with its hash budget, which takes about as long.
 const LONG: f64 = 0.15;
 const LONG_HASHES: f64 = 2e7;
 
-/// Mean patience of an impatient client, and of one that is in no hurry, in seconds.
+/// Mean patience of an impatient client, and mean length of a pause or of patient reading, in
+/// seconds.
 const IMPATIENCE: f64 = 0.03;
 const PAUSE: f64 = 3.0;
 
@@ -65,20 +67,20 @@ const LONGEST: Duration = Duration::from_secs(20);
 
 /// Maximum number of open calls on a connection. Most connections are at the limit most of the
 /// time, so memory use reaches its peak early. An allocator keeps the memory of a peak, and a
-/// number left to chance would set new peaks again and again.
+/// random number of calls would reach new peaks again and again.
 const CALLS: usize = 6;
 
-/// Flow-control windows of the connections with a small one, which is HTTP/2's initial window, and
-/// of the others, in bytes. The server fills the window of a client that pauses; filling a larger
-/// one would take more CPU time than the long searches.
+/// The two flow-control windows of connections, in bytes. The small one is HTTP/2's initial window.
+/// The server fills the window of a client that pauses. Filling windows larger than these would
+/// take more CPU time than the long searches.
 const SMALL_WINDOW: u32 = 65_535;
 const LARGE_WINDOW: u32 = 4 * SMALL_WINDOW;
 
 /// A truncated HTTP/2 preface.
 const HALF_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nS";
 
-/// Runs clients until stdin ends. Each line of stdin sets how many searches that use all cores each
-/// connection begins per second.
+/// Runs clients until stdin ends. Each line of stdin sets how many long searches each connection
+/// starts per second.
 pub(crate) fn run(target: SocketAddr, seed: u64) -> Result<()> {
     let rate = Arc::new(AtomicU64::new(0.0_f64.to_bits()));
     let (end, ended) = oneshot::channel::<Infallible>();
@@ -137,7 +139,7 @@ async fn visit(target: SocketAddr, mut random: Rng, rate: Arc<AtomicU64>) -> Inf
                 }));
             }
         }
-        // Half of the clients wait a while for the last responses.
+        // Half of the time, wait a while for the last responses.
         if random.bool() {
             let _ = timeout(exponential(&mut random, PAUSE), calls.join_all()).await;
         }
@@ -172,7 +174,7 @@ async fn knock(target: SocketAddr, random: &mut Rng) {
         _ => &garbage,
     };
     if socket.writable().await.is_ok() {
-        // The server need not read it.
+        // The server need not read this.
         let _ = socket.try_write(said);
     }
     sleep(exponential(random, 0.5)).await;
@@ -231,7 +233,7 @@ async fn long_call(channel: Channel, random: &mut Rng) {
     }
 }
 
-/// Reads a search to its end. Returns the cursor.
+/// Runs a search to its end. Returns its cursor.
 async fn end(client: &mut FinderClient<Channel>, request: SearchRequest) -> Option<String> {
     let mut events = client.search(request).await.ok()?.into_inner();
     loop {
@@ -241,7 +243,8 @@ async fn end(client: &mut FinderClient<Channel>, request: SearchRequest) -> Opti
     }
 }
 
-/// Makes any other call: one that is answered at once, that waits, or that is rejected.
+/// Makes a call of any other kind: one that is answered at once, one that waits, or one that is
+/// rejected.
 async fn short_call(channel: Channel, random: &mut Rng) {
     let mut finder = FinderClient::new(channel.clone());
     match random.u8(..20) {
@@ -374,7 +377,7 @@ async fn wrong_call(channel: Channel, random: &mut Rng) {
     }
 }
 
-/// Waits for a response; in one of three cases only briefly.
+/// Waits for a response. One time in three, waits only briefly.
 async fn impatient<T>(
     random: &mut Rng,
     call: impl Future<Output = Result<T, Status>>,
@@ -448,8 +451,8 @@ fn search(random: &mut Rng, lengths: RangeInclusive<usize>, maximum_hashes: u64)
     }
 }
 
-/// Returns a query with random names and, in one of four cases, random other fields. No digest can
-/// spell some of these.
+/// Returns a query with random names and, one time in four, random values of other fields. Some of
+/// these queries are invalid.
 fn query(random: &mut Rng, lengths: RangeInclusive<usize>) -> Query {
     let names = random.usize(1..=4);
     let plain = Query {

@@ -1,4 +1,4 @@
-//! HTTP/2 frames as bytes. Nothing here validates: invalid frames can be written too.
+//! HTTP/2 frames as bytes. Nothing is validated here, so that invalid frames can be written, too.
 
 use hashfinder_proto::hash_name::HashNameRequest;
 use prost::Message;
@@ -6,10 +6,10 @@ use prost::Message;
 /// First bytes that a client sends.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Length of a frame's header.
+/// Length of a frame's header, in bytes.
 pub(crate) const FRAME_HEAD: usize = 9;
 
-/// Maximum length of a payload that every server has to accept.
+/// Maximum length of a payload that every server must accept, in bytes.
 pub(crate) const FRAME_LEN: usize = 16_384;
 
 /// Maximum flow-control window.
@@ -26,7 +26,7 @@ pub(crate) mod kind {
     pub(crate) const GOAWAY: u8 = 7;
     pub(crate) const WINDOW_UPDATE: u8 = 8;
     pub(crate) const CONTINUATION: u8 = 9;
-    /// An unknown type, which a receiver has to ignore.
+    /// An unknown type, which a receiver must ignore.
     pub(crate) const UNKNOWN: u8 = 0xbb;
 }
 
@@ -95,7 +95,8 @@ pub(crate) trait Frames {
         self.frame(kind::WINDOW_UPDATE, 0, stream, &increment.to_be_bytes());
     }
 
-    /// Appends a PRIORITY frame (deprecated by RFC 9113): `stream` depends on `on`, with a weight.
+    /// Appends a PRIORITY frame (deprecated by RFC 9113): `stream` depends on `on`, with a weight
+    /// of 16.
     fn priority(&mut self, stream: u32, on: u32) {
         let [a, b, c, d] = on.to_be_bytes();
         self.frame(kind::PRIORITY, 0, stream, &[a, b, c, d, 15]);
@@ -195,8 +196,8 @@ pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
     message
 }
 
-/// Returns a request for a search that never ends in practice. With an interesting distance of
-/// 28, every secret on the way is a candidate; with 0, none is.
+/// Returns a request for a search that never ends in practice. With an interesting distance of 28,
+/// every secret on the way is a candidate. With 0, none is.
 pub(crate) fn endless_search(interesting: i32) -> Vec<u8> {
     let request = HashNameRequest {
         desired_name: "hashfinderhashfinder".to_owned(),

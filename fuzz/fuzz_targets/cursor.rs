@@ -1,5 +1,5 @@
-//! Fuzzes cursors: arbitrary texts, and fields with a correct checksum, which a fuzzer could not
-//! guess.
+//! Fuzzes cursors: arbitrary texts, and arbitrary fields with a correct checksum, which a fuzzer
+//! could not guess.
 
 #![no_main]
 
@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     assert!(cursor.frontier() <= cursor.query().keyspace().end());
-    // Several texts may have the same meaning, but a printed one must read back.
+    // Several texts may mean the same cursor, but its printed form must parse to the same cursor.
     let printed = cursor.to_string();
     assert_eq!(printed.parse().as_ref(), Ok(&cursor), "{text}");
     let again = Cursor::new(&cursor.query(), cursor.frontier());

@@ -10,7 +10,8 @@ use hashfinder_kernels::{Block, Hits, Kernel};
 use libfuzzer_sys::fuzz_target;
 use oracle::{Target, expected, filter, text};
 
-/// Maximum number of secrets: more than a row has lanes, few enough for many runs per second.
+/// Maximum number of secrets: more than the 64 lanes of a row, and few enough for many runs per
+/// second.
 const MOST_SECRETS: u64 = 200;
 
 #[derive(Arbitrary, Debug)]
@@ -24,10 +25,10 @@ struct Input {
 
 #[derive(Arbitrary, Debug)]
 enum Name {
-    /// Arbitrary letters, and a distance.
+    /// Arbitrary letters, and a maximum distance.
     Any(Vec<u8>, u8),
-    /// A part of the hashed name of one of the block's secrets: its place, its length, and the
-    /// number of characters that are spoilt.
+    /// A part of the hashed name of one of the block's secrets: which secret, the position and the
+    /// length of the part, and how many of its characters are replaced.
     Planted {
         secret: u64,
         window: u8,
@@ -76,7 +77,7 @@ fuzz_target!(|input: Input| {
         .collect();
 
     let mut all = expected(length, first, block.count(), &targets);
-    // A full list ends with the last hit of a secret.
+    // A scan whose list is full still reports all hits of its last secret.
     let limit = 1 + input.limit % 64;
     let mut tried = block.count();
     if let Some(last) = all.get(limit - 1).map(|hit| hit.offset) {

@@ -1,4 +1,4 @@
-//! Fuzzes the messages of both contracts that request a search.
+//! Fuzzes the requests of both contracts that start or estimate a search.
 
 #![no_main]
 

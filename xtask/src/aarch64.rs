@@ -1,4 +1,4 @@
-//! Checks the kernels for aarch64 on another machine, by an emulator.
+//! Checks the kernels for aarch64 on a machine of another architecture, with an emulator.
 
 use std::{path::PathBuf, process::Command};
 
@@ -9,16 +9,19 @@ use crate::steps::{cargo, output, runs, skip, skip_always, step, target};
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 const LINKER: &str = "aarch64-linux-gnu-gcc";
 
-/// Runs a program with the libraries that it was linked with. Without the library path, the loader
-/// finds the libc of Debian's architecture arm64 first, which may be another version than the
-/// loader; then the first thread that starts hangs.
+/// Runs a program with the libraries that it was linked with.
+///
+/// Without the library path, the loader first finds the libc of Debian's architecture arm64. If
+/// that libc has another version than the loader, the first thread that starts hangs.
 const RUNNER: &str = "qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu \
     -E LD_LIBRARY_PATH=/usr/aarch64-linux-gnu/lib";
 
-/// Number of secrets of the longest test. An emulator is slow; the kernel's own machine takes all.
+/// Number of secrets of the longest test. An emulator is slow; on real hardware, the test takes its
+/// default number.
 const SECRETS: &str = "2000000";
 
-/// Compiles the kernels and their tests, and runs them where there is an emulator and a linker.
+/// Compiles the kernels and their tests, and runs them in an emulator. Skips what this machine
+/// lacks the tools for.
 pub(crate) fn check() -> Result<()> {
     if cfg!(target_arch = "aarch64") {
         skip_always("the kernels for aarch64", "the other tests have run them");
@@ -53,7 +56,7 @@ pub(crate) fn check() -> Result<()> {
     )
 }
 
-/// A toolchain that has the target.
+/// A toolchain that can compile for aarch64.
 enum Toolchain {
     /// The one that runs this program.
     Usual,
@@ -82,7 +85,7 @@ impl Toolchain {
             Toolchain::Debian => {
                 let mut command = Command::new(DEBIAN.1);
                 command.args(arguments.split(' ')).env("RUSTC", DEBIAN.0);
-                // Artifacts of different compilers replace each other.
+                // Artifacts of different compilers would replace each other in one folder.
                 command.env("CARGO_TARGET_DIR", target().join("aarch64"));
                 command.env_remove("RUSTUP_TOOLCHAIN");
                 command

@@ -7,26 +7,26 @@ use anyhow::Result;
 
 use crate::steps::{Form, cargo, root, step, target};
 
-/// Runs all attacks, each beside a control run. This takes most of an hour, on an otherwise idle
-/// machine.
+/// Runs all attacks, and a control run for each. This takes most of an hour, and needs an otherwise
+/// idle machine.
 pub(crate) fn attack(form: Form) -> Result<()> {
     measured("attacks", "run", form)
 }
 
-/// Runs unruly clients for half an hour after a warm-up of ten minutes, on an otherwise idle
-/// machine.
+/// Runs unruly clients for half an hour, after a warm-up of ten minutes. This needs an otherwise
+/// idle machine.
 pub(crate) fn soak(form: Form) -> Result<()> {
     measured("a soak", "soak", form)
 }
 
 fn measured(name: &str, command: &str, form: Form) -> Result<()> {
     if form == Form::Short {
-        // Without checks that a busy machine could fail.
+        // The short form skips checks that would fail on a busy machine.
         let built = target().join("debug");
         return step(name, tool(&built, command).arg("--short"));
     }
-    // One build, so that common dependencies are compiled once, with the features that both
-    // packages need.
+    // One build for both packages, so that common dependencies are compiled once, with the features
+    // that either package needs.
     let mut build =
         cargo("build --release -p hashfinder -p hashfinder-attack --features hashfinder/jemalloc");
     step("the program, and its attacker", &mut build)?;

@@ -1,8 +1,8 @@
-//! `cargo xtask boundaries`: which packages and files may depend on which.
+//! `cargo xtask boundaries`: checks that packages and files depend only on what they may.
 //!
-//! A package has a row in [`TABLE`], and its normal and build dependencies keep to that, direct and
-//! indirect ones. Dev-dependencies are free. No files of a package import each other in a ring
-//! ([`imports`]), except [`RINGS`].
+//! Each package has a row in [`TABLE`] that limits its normal and build dependencies, both direct
+//! and indirect. Dev-dependencies are not limited. The files of a package must not import each
+//! other in a ring ([`imports`]), except for [`RINGS`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,15 +23,15 @@ use crate::{
 /// What a package may depend on, directly or not.
 struct Row {
     package: &'static str,
-    /// Packages of the workspace.
+    /// Packages of the workspace that it may depend on.
     may: &'static [&'static str],
-    /// Why no other packages of the workspace.
+    /// Why it may not depend on other packages of the workspace.
     why: &'static str,
     /// External packages that it may not depend on, and why.
     never: &'static [(&'static str, &'static str)],
 }
 
-/// Why a library has no command line.
+/// Forbids a dependency on clap, for libraries.
 const CLAP: (&str, &str) = (
     "clap",
     "only programs have a command line; a library takes plain structs",
@@ -152,13 +152,13 @@ const TABLE: &[Row] = &[
 /// Files of a package that may import each other.
 struct Ring {
     package: &'static str,
-    /// Below its `src`.
+    /// Paths of the files, below the package's `src`.
     files: &'static [&'static str],
 }
 
 /// The rings that are allowed.
 const RINGS: &[Ring] = &[
-    // Together they are the state machine of a call.
+    // Together these files are the state machine of a call.
     Ring {
         package: "tonic-cancel",
         files: &[
@@ -169,7 +169,7 @@ const RINGS: &[Ring] = &[
     },
 ];
 
-/// Checks all boundaries. Prints the dependencies of each package of the workspace.
+/// Checks all boundaries. Prints which packages of the workspace each of them depends on.
 pub(crate) fn run() -> Result<()> {
     println!("== boundaries");
     let began = Instant::now();
@@ -201,8 +201,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// The packages that are built, by name. External packages include their version, as there can be
-/// several.
+/// The packages that are built, by name. The names of external packages include their version,
+/// because a package can have several versions.
 struct Workspace {
     /// The normal and build dependencies of every package.
     uses: Graph,
@@ -262,8 +262,8 @@ impl Workspace {
     }
 }
 
-/// Returns what the table forbids, and what is missing from it. `ours` are the packages of the
-/// workspace.
+/// Returns the dependencies that the table forbids, and the packages that only the table or only
+/// the workspace has. `ours` are the packages of the workspace.
 fn forbidden(uses: &Graph, ours: &BTreeSet<&str>, table: &[Row]) -> Vec<String> {
     let mut faults = Vec::new();
     let rows: BTreeSet<&str> = table.iter().map(|row| row.package).collect();
@@ -305,8 +305,8 @@ fn forbidden(uses: &Graph, ours: &BTreeSet<&str>, table: &[Row]) -> Vec<String> 
     faults
 }
 
-/// Returns the rings of imports that are not in `allowed`, and the exceptions that are no longer
-/// needed.
+/// Returns the rings of imports that are not in `allowed`, and the exceptions that have become
+/// unnecessary.
 fn rings(package: &str, imports: &Imports, allowed: &[Ring]) -> Vec<String> {
     let mut files = Graph::new();
     for (from, to) in imports.keys() {

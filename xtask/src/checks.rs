@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every check.
+//! `cargo xtask test`: runs every check.
 
 use std::{fs, process::Command, thread, time::Instant};
 
@@ -10,14 +10,14 @@ use crate::{
     tools::{END_TO_END, has_h2load, has_hashcat, install_node_packages, prepare_python},
 };
 
-/// package.json of Buf, which checks the protobuf of our own contract by the rules in
+/// package.json that installs Buf. Buf checks our own protobuf contract by the rules in
 /// `proto/buf.yaml`.
 const BUF: &str = r#"{"dependencies": {"@bufbuild/buf": "1.75.0"}}"#;
 
-/// Tests of tonic-cancel against other implementations of gRPC, below the root.
+/// Path of the tests of tonic-cancel against other implementations of gRPC, below the root.
 const INTEROP: &str = "lib/tonic-cancel/interop/tests";
 
-/// Runs every check, and prints how long each step took and what was skipped, also when one fails.
+/// Runs every check. Prints how long each step took and what was skipped, even if a check fails.
 pub(crate) fn run() -> Result<()> {
     let began = Instant::now();
     let checked = check_all();
@@ -40,8 +40,8 @@ fn check_all() -> Result<()> {
     } else {
         skip("fuzzing", "c++")?;
     }
-    // Debug builds, which check assertions and overflows, and share the dependencies of the tests.
-    // The server has the allocator of the packages.
+    // These are debug builds, which check assertions and overflows, and share compiled dependencies
+    // with the tests. The server has the same allocator as in the packages.
     step(
         "the programs",
         &mut cargo("build --workspace --bins --tests --features hashfinder/jemalloc"),
@@ -95,8 +95,8 @@ fn lints() -> Result<()> {
 
 fn tests_of_crates() -> Result<()> {
     step("tests of the crates", &mut cargo("test --workspace"))?;
-    // Always all crates, so that dependencies are compiled once, with the features that any of the
-    // crates needs.
+    // Always tests all crates, so that dependencies are compiled once, with all features that any
+    // of the crates needs.
     step(
         "which kernels were tested",
         &mut cargo("test --workspace --test kernels -- --nocapture names_the_kernels_that_ran"),

@@ -20,14 +20,14 @@ const ROUNDS: usize = 3;
 /// The server's log, under target/.
 const LOG: &str = "engine.log";
 
-/// Calls per second of a search that ends at once, and of a constant response through the same
-/// layers.
+/// Names of figures: calls per second of a search that ends at once, those of a constant response
+/// through the same layers, and their ratio.
 const EASY: &str = "Find(\"aa\"), 64 in flight on 4 connections: calls a second";
 const CONSTANT: &str = "the same for Health.Check: calls a second";
 const CALLS: &str = "calls a second, Find(\"aa\") / Health.Check";
 
-/// Response times of easy searches beside a thousand hard ones: one that runs on the calling
-/// thread, and one that needs a dozen slices.
+/// Names of figures: response times of easy searches beside a thousand hard ones. The first search
+/// runs on the calling thread, the second needs a dozen slices.
 const NEIGHBOURS: [&str; 2] = [
     "ms for Find(\"doc\") beside hard searches of another client, through gRPC, median",
     "ms for Find(\"docto\") beside them",
@@ -73,7 +73,7 @@ const GOALS: [(&str, Goal); 15] = [
     (CALLS, Goal::AtLeast(0.7)),
 ];
 
-/// Number of calls of a load, and of hard searches and easier ones beside them.
+/// Numbers of calls in a load test, of hard searches, and of easier searches beside the hard ones.
 struct Size {
     calls: u32,
     hard: u32,
@@ -129,7 +129,7 @@ fn round(samples: &mut Samples, form: Form, program: &Path, size: &Size) -> Resu
     calls(samples, &server, size).with_context(|| format!("the server's log:\n{}", Server::log()))
 }
 
-/// Measures calls of a server.
+/// Measures calls to a server.
 fn calls(samples: &mut Samples, server: &Server, size: &Size) -> Result<()> {
     let easy = server.load(
         "hash_name.HashFinder/Find",
@@ -165,13 +165,14 @@ struct Server {
 impl Server {
     fn start(program: &Path) -> Result<Server> {
         let config = target().join("engine.toml");
-        // The connections come from one or two addresses, but stand for many clients.
+        // The connections come from one or two addresses, but stand for many clients, so the limits
+        // are high.
         let limits = "[serve.limits]\n\
             maximum-streams-per-second = 1000000\n\
             maximum-calls-per-second-per-address = 1000000\n";
         fs::write(&config, limits)?;
         let mut process = Command::new(program)
-            // Both versions of IP, so that one machine can be two clients.
+            // Listens on IPv4 and IPv6, so that one machine can be two clients.
             .args([
                 "serve",
                 "--host",
@@ -194,7 +195,7 @@ impl Server {
         match port.parse() {
             Ok(port) => Ok(Server { process, port }),
             Err(_) => {
-                // Its log is complete once it has ended.
+                // The server's log is complete once the server has ended.
                 process.kill()?;
                 process.wait()?;
                 let log = Server::log();
@@ -211,7 +212,7 @@ impl Server {
         format!("{host}:{}", self.port)
     }
 
-    /// Returns the calls per second of a method with one message.
+    /// Calls a method `calls` times, each time with the same message. Returns the calls per second.
     fn load(&self, method: &str, message: &[u8], calls: u32) -> Result<f64> {
         let file = target().join("message.bin");
         fs::write(&file, message)?;

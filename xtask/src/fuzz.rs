@@ -20,8 +20,8 @@ use crate::{
     steps::{cargo, root, runs, step, target, took},
 };
 
-/// The targets, and the number of inputs of each in the tests: a few seconds' worth. Apart from the
-/// effects of threads, every run tries the same inputs.
+/// The targets, and for each the number of inputs that the tests try: a few seconds' worth. Apart
+/// from the effects of threads, every run tries the same inputs.
 const TARGETS: [(&str, u64); 6] = [
     ("config", 20_000),
     ("connection", 6_000),
@@ -31,26 +31,27 @@ const TARGETS: [(&str, u64); 6] = [
     ("request", 500_000),
 ];
 
-/// Duration of the long run for each target, in seconds: with two processes at a time, ten minutes
-/// in all.
+/// Duration of the long run for each target, in seconds. With two processes at a time, the long run
+/// takes ten minutes.
 const SECONDS: u64 = 200;
 
-/// Minimum number of inputs of the long run. If it tries fewer in its time, it continues with the
-/// fastest targets.
+/// Minimum number of inputs of the long run, over all targets. If it tries fewer in its time, it
+/// continues with the fastest targets.
 const INPUTS: u64 = 100_000_000;
 
-/// Maximum time for one input, in seconds; the slowest takes some hundredths.
+/// Maximum time for one input, in seconds; the slowest takes some hundredths of a second.
 const INPUT_SECONDS: u64 = 20;
 
-/// Memory limit of a target in MiB: many times what targets need, so that only growth exceeds it.
+/// Memory limit of a target in MiB: many times what targets need, so that only unbounded growth
+/// exceeds it.
 const MEMORY: u64 = 1024;
 
-/// Number of inputs of a target to keep in the repository. The hundred that add most reach 19 of 20
-/// edges.
+/// Number of inputs of a target to keep in the repository. The hundred inputs that add most reach
+/// 19 of 20 known edges.
 const KEPT: usize = 100;
 
 /// Flags that count the edges that an input reaches, trace comparisons, and keep debug assertions.
-/// `cargo fuzz --sanitizer none` passes the same ones to rustc, and every compiler supports them.
+/// `cargo fuzz --sanitizer none` passes the same flags to rustc, and every compiler supports them.
 const INSTRUMENTED: &str = "--cfg fuzzing -Cpasses=sancov-module \
     -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
@@ -65,7 +66,7 @@ enum Kind {
     Quick,
     /// For many inputs.
     Thorough,
-    /// With sanitizers that detect leaks, which need a nightly compiler.
+    /// With AddressSanitizer, which detects leaks. Needs a nightly compiler.
     Leaks,
 }
 
@@ -86,8 +87,8 @@ impl Kind {
         }
     }
 
-    /// Title of the section of `bench/RESULTS.md` for the last run of this kind. Runs of different
-    /// kinds do not replace each other.
+    /// Returns the title of the section of `bench/RESULTS.md` for the last run of this kind. Runs
+    /// that look for leaks have a section of their own.
     fn title(self) -> &'static str {
         match self {
             Kind::Quick | Kind::Thorough => "Fuzzing",
@@ -95,7 +96,7 @@ impl Kind {
         }
     }
 
-    /// Returns what a run without failures shows.
+    /// Returns what a run without failures has shown.
     fn shown(self) -> String {
         let leak = match self {
             Kind::Quick | Kind::Thorough => "",
@@ -148,7 +149,7 @@ impl Options {
     }
 }
 
-/// Runs the long run, with one process per core, and prints a table of the results. A run of all
+/// Does the long run, with one process per core, and prints a table of the results. A run of all
 /// targets without custom limits writes the table into `bench/RESULTS.md`.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let options = Options::of(arguments)?;
@@ -218,7 +219,7 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     }
 }
 
-/// Runs the short run for the tests: the corpus, and some inputs derived from it.
+/// Does the short run for the tests: the corpus, and some inputs derived from it.
 pub(crate) fn short() -> Result<()> {
     let build = Build { kind: Kind::Quick };
     build.build()?;
@@ -299,7 +300,7 @@ impl Build {
         Ok(self.folder().join(host()?).join("release").join(name))
     }
 
-    /// Runs targets, at most `processes` at a time, each within its limit.
+    /// Fuzzes targets, at most `processes` at a time, each within its limit.
     fn fuzz_all(&self, targets: Vec<(&'static str, String)>, processes: usize) -> Result<Done> {
         let (waiting, done) = (Mutex::new(targets), Mutex::new(Done::new()));
         thread::scope(|scope| {
@@ -318,8 +319,8 @@ impl Build {
         done.into_inner().ok().context("a target panicked")
     }
 
-    /// Continues with the fastest targets, unless some failed, until there are enough inputs in
-    /// total.
+    /// Continues with the fastest targets until [`INPUTS`] inputs have been tried in total. Does
+    /// nothing if a target failed.
     fn make_up(&self, done: &mut Done, processes: usize) -> Result<()> {
         let mut rates: Vec<(u64, &'static str)> = Vec::new();
         let mut missing = INPUTS;
@@ -335,7 +336,7 @@ impl Build {
         }
         rates.sort_unstable_by_key(|(rate, _)| Reverse(*rate));
         rates.truncate(processes);
-        // Each target gets as many inputs as it tries in the same time.
+        // Each target gets inputs in proportion to its rate, so that all targets take equally long.
         let together: u64 = rates.iter().map(|(rate, _)| rate).sum();
         let share = |rate: u64| (missing as f64 * rate as f64 / together.max(1) as f64).ceil();
         let limits = rates.iter();
@@ -361,8 +362,8 @@ impl Build {
         let mut program = Command::new(self.program(name)?);
         program
             .args(limits)
-            // Otherwise choosing the next input takes longer than trying it, and finds nothing
-            // more.
+            // With libFuzzer's default, choosing the next input takes longer than trying it, and
+            // finds nothing more.
             .arg("-entropic=0")
             .arg(format!("-timeout={INPUT_SECONDS}"))
             .arg(format!("-rss_limit_mb={}", self.memory()))
@@ -400,8 +401,8 @@ impl Build {
         }
     }
 
-    /// Copies into the repository a few inputs that together reach nearly every edge known to be
-    /// reachable.
+    /// Replaces a target's corpus in the repository by at most [`KEPT`] inputs that together reach
+    /// nearly every edge known to be reachable.
     fn keep(&self, name: &str) -> Result<()> {
         let kept = folder().join("kept").join(name);
         if kept.exists() {
@@ -420,7 +421,8 @@ impl Build {
             let file = file?;
             files.push((file.metadata()?.modified()?, file));
         }
-        // libFuzzer writes the inputs in the order of its choice, the one that adds most first.
+        // libFuzzer writes the inputs in the order in which it chose them: the input that adds most
+        // comes first.
         files.sort_by_key(|(written, _)| *written);
         for (_, file) in files.iter().take(KEPT) {
             fs::copy(file.path(), corpus(name).join(file.file_name()))?;
@@ -463,7 +465,7 @@ impl Figures {
         })
     }
 
-    /// Combines the figures of two runs, of which the second continued from the findings of the
+    /// Combines the figures of two runs. The second run (`more`) continued from the findings of the
     /// first.
     fn and(&self, more: &Figures) -> Figures {
         let seconds = |of: &Figures| of.inputs as f64 / of.a_second.max(1) as f64;

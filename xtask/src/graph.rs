@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// The nodes that each node points to.
 pub(crate) type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// Returns a shortest way over at least one edge from one node to another, both included.
+/// Returns a shortest path of at least one edge, with both of its ends. `from` and `to` may be the
+/// same node.
 pub(crate) fn way<'a>(graph: &'a Graph, from: &'a str, to: &str) -> Option<Vec<&'a str>> {
     let mut before: BTreeMap<&str, &str> = BTreeMap::new();
     let mut queue = VecDeque::from([from]);

@@ -12,15 +12,15 @@ use crate::{
 
 const CONTAINERFILE: &str = "packaging/Containerfile";
 
-/// Commands that check the image's program: they use no network, resolve an address, and start a
-/// thread.
+/// Commands that check the image's program. They resolve an address and start threads, but connect
+/// to nothing.
 const COMMANDS: [&str; 2] = [
     "serve --check --host 0.0.0.0 --listen-unprotected",
     "find doc --quiet",
 ];
 
-/// Compiles quickly, for the short form. The target folder is another one, so that this program is
-/// never taken for that of the image.
+/// Settings for a quick build, for the short form. It uses another target folder, so that its
+/// program is never mistaken for the image's.
 const QUICK: [(&str, &str); 3] = [
     ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "0"),
     ("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true"),
@@ -28,11 +28,11 @@ const QUICK: [(&str, &str); 3] = [
 ];
 
 /// Builds as the Containerfile does, and runs the program in an otherwise empty folder. The long
-/// form writes the program's length into `bench/RESULTS.md`.
+/// form writes the size of the program into `bench/RESULTS.md`.
 pub(crate) fn run(form: Form) -> Result<()> {
     let text = fs::read_to_string(root().join(CONTAINERFILE));
     let text = text.with_context(|| format!("cannot read {CONTAINERFILE}"))?;
-    // The other commands install what this machine already has.
+    // The other RUN commands install what this machine already has.
     let mut commands = instructions(&text)
         .filter_map(|line| line.strip_prefix("RUN ").map(str::to_owned))
         .filter(|command| command.contains("cargo build "));

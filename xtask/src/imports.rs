@@ -1,19 +1,20 @@
 //! Finds the imports between the files of a crate.
 //!
 //! A file imports another if a path in its code, in a `use` or elsewhere, leads to an item that the
-//! other one defines. Re-exports are followed: if `a/mod.rs` has `pub use b::Item`, then
-//! `crate::a::Item` is an import of `a/b.rs`. Where an item is not found by that (a macro made it,
-//! or another crate), it counts as one of the last module on the path. Not imports are
+//! other file defines. Re-exports are followed: if `a/mod.rs` has `pub use b::Item`, then
+//! `crate::a::Item` is an import of `a/b.rs`. If no item is found in this way, because a macro or
+//! another crate defines it, the path counts as an import of the last module on it. These are not
+//! imports:
 //!
 //! - `mod b;`, and the re-export of an item from a module below, unless the file uses the item
 //!   itself;
-//! - the name of a module, by itself: what is used of the module counts;
+//! - the name of a module by itself: only the items used from the module count;
 //! - code under `#[cfg(test)]`, and comments.
 //!
-//! It reads tokens, by `proc-macro2`, which also `syn` reads. A syntax tree would hide the paths
-//! inside of macro calls, and adds nothing that matters here. So it does not know scopes: a `use`
-//! inside of a function counts for the module. Items by a glob (`use a::*`) count as imports of the
-//! file of `a`.
+//! This module reads the tokens that `proc-macro2` returns. A syntax tree would hide the paths
+//! inside of macro calls, and would add nothing that matters here. Without one, scopes are unknown:
+//! a `use` inside of a function counts for the whole module. Items used through a glob (`use a::*`)
+//! count as imports of the file of `a`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +24,8 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
-/// From a file to another, relative to the folder of the root file, with one of the imported items.
+/// Maps a file and one that it imports to one of the imported items. Paths of files are relative to
+/// the folder of the root file.
 pub(crate) type Imports = BTreeMap<(String, String), String>;
 
 /// Returns the imports between the files of a crate. `read` returns the text of a file, if there is
@@ -63,7 +65,7 @@ struct Module {
     parent: Option<usize>,
     children: BTreeMap<String, usize>,
     uses: Vec<Use>,
-    /// All paths but those of `use`, also of a single name.
+    /// All paths outside of `use`, including those of a single name.
     paths: BTreeSet<Vec<String>>,
 }
 
@@ -122,7 +124,7 @@ impl Tree<'_> {
                     self.scan(child, &tokens[i + 3..end], &folder.join(name))?;
                     i = end + 1;
                 }
-                // `use<'a>` is something else.
+                // `use<'a>` captures lifetimes, and imports nothing.
                 ("use", first, _) if first != "<" => {
                     let length = tokens[i..].iter().position(|token| token == ";");
                     let end = i + length.context("a `use` without an end")?;
@@ -180,9 +182,9 @@ impl Tree<'_> {
         at.is_some()
     }
 
-    /// Returns the module that a path leads to from a module, and the item in it, if the path does
-    /// not end at the module. `None` if it leads to another crate, or to something that has no
-    /// path.
+    /// Follows `path` from the module `from`. Returns the module that it leads to, and the item in
+    /// that module, unless the path ends at the module itself. Returns `None` if the path leads to
+    /// another crate, or to something that has no path.
     fn resolve(
         &self,
         from: usize,
@@ -224,10 +226,11 @@ impl Tree<'_> {
     }
 }
 
-/// Maximum number of re-exports to follow. Two can lead to each other.
+/// Maximum number of re-exports to follow. Two re-exports can lead to each other.
 const MOST_RE_EXPORTS: usize = 16;
 
-/// Names and punctuation in their order; `::` is one token, and every literal is `"`.
+/// Appends the names and punctuation of `stream` in order; `::` is one token, and every literal is
+/// `"`.
 fn flatten(stream: TokenStream, tokens: &mut Vec<String>) {
     let mut after_colon = false;
     for tree in stream {
@@ -262,7 +265,8 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|first: char| first == '_' || first.is_alphabetic())
 }
 
-/// Returns the index of the bracket that closes the one at `open`.
+/// Returns the index of the bracket that closes the one at `open`, or the number of tokens if none
+/// does.
 fn closing(tokens: &[String], open: usize) -> usize {
     let mut depth = 0_usize;
     for (i, token) in tokens.iter().enumerate().skip(open) {
@@ -304,8 +308,8 @@ fn end_of_item(tokens: &[String], mut i: usize) -> usize {
     i
 }
 
-/// Adds each name of a tree of `use`: `a::{b, c as d, e::*}` has three. Returns whether another
-/// tree follows.
+/// Adds each name of a `use` tree to `uses`: `a::{b, c as d, e::*}` has three. Returns whether
+/// another tree follows.
 fn leaves<'a>(
     tokens: &mut impl Iterator<Item = &'a str>,
     above: &[String],
@@ -331,7 +335,8 @@ fn leaves<'a>(
             "::" if !path.is_empty() => {}
             // As in `a::{self, b}`.
             "self" if !path.is_empty() => name = path.last().cloned(),
-            // With `::` at the beginning it is another crate, whatever modules there are.
+            // A path that begins with `::` leads to another crate, even if a module has the same
+            // name.
             segment => {
                 path.push(segment.to_owned());
                 name = path.last().cloned();
@@ -352,7 +357,7 @@ fn leaves<'a>(
 mod tests {
     use super::*;
 
-    /// The imports of a crate with these files, as "from to item".
+    /// Returns the imports of a crate with these files, as "from to item".
     fn imports(files: &[(&str, &str)]) -> Vec<String> {
         let files: BTreeMap<PathBuf, &str> = files
             .iter()

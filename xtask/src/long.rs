@@ -1,5 +1,5 @@
-//! `cargo xtask long NAME`: the long forms of checks whose short forms are tests. They write their
-//! figures into `bench/RESULTS.md`.
+//! `cargo xtask long NAME`: runs the long forms of checks whose short forms are tests, and writes
+//! their figures into `bench/RESULTS.md`.
 
 use std::{process::Command, time::Instant};
 
@@ -11,8 +11,8 @@ use crate::{
     tools::{END_TO_END, prepare_python},
 };
 
-/// Number of secrets that every kernel has to match like the portable one. The tests take a
-/// hundredth.
+/// Number of secrets for which every kernel must give the same result as the portable one. The
+/// tests take a tenth.
 const SECRETS: &str = "1000000000";
 
 /// Number of searches that are stopped and resumed until they end, many of them by SIGKILL. The
@@ -112,7 +112,7 @@ fn timed(command: &mut Command) -> Result<(f64, String)> {
     let began = Instant::now();
     let printed = output(command)?;
     let minutes = began.elapsed().as_secs_f64() / 60.0;
-    // Of `cargo test` or of pytest.
+    // Parses the summary line of `cargo test` or of pytest.
     let passed = |line: &str| {
         let line = line.strip_prefix("test result: ok. ").unwrap_or(line);
         let number = line.split_once(" passed")?.0.parse::<u64>().ok();

@@ -1,4 +1,4 @@
-//! The commands that people and CI run; `cargo xtask` lists them.
+//! Commands for contributors and CI; `cargo xtask` lists them.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "commands print their results")]

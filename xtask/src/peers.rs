@@ -1,4 +1,5 @@
-//! `cargo xtask bench peers`: compares our kernels with hashcat, on one core, in turn.
+//! `cargo xtask bench peers`: compares our kernels with hashcat, on one core. The programs run in
+//! turn.
 
 use std::{
     collections::BTreeMap,
@@ -18,13 +19,13 @@ use crate::{
 /// Number of rounds. All programs take turns, so that other load on the machine affects them alike.
 const ROUNDS: usize = 5;
 
-/// The core that all programs run on.
+/// The core that all programs run on, except in the measurement with two threads.
 const CORE: &str = "0";
 
-/// Row of hashcat, which the others are compared with.
+/// Name of hashcat's row. The other rows are compared with it.
 const PEER: &str = "hashcat -b -m 100 -D 1 (pocl)";
 
-/// Arguments for our own program, in turn.
+/// Arguments for each run of our own program, in order.
 const OURS: [&str; 7] = [
     "--name doctor",
     "--name doctor --name doctors --name prologue --names 1 --names 16 --ideal-distance 1 --kernel BEST",
@@ -35,8 +36,8 @@ const OURS: [&str; 7] = [
     "--name doctor --length 6 --kernel BEST",
 ];
 
-/// Row to compare a search through the engine with. Such a search also looks for near matches,
-/// which it reports if it is stopped.
+/// Arguments for the row that a search through the engine is compared with. Their distance is 3
+/// because such a search also looks for near matches, which it reports if it is stopped.
 const WITHOUT_ENGINE: &str = "--name prologue --ideal-distance 3 --kernel BEST";
 
 /// The cores of the measurement with two threads. One of them is `CORE`.
@@ -193,7 +194,7 @@ const RATIOS: [(&str, f64, &str, &str, f64); 21] = [
     ),
 ];
 
-/// Our program, and how much of it is measured.
+/// Our program, and how long it is measured.
 struct Ours {
     program: PathBuf,
     /// Time for each row, in seconds; hashcat chooses its own.
@@ -245,7 +246,7 @@ impl Samples {
         self.rates.entry(what).or_default().push(rate);
     }
 
-    /// Returns the median of a row.
+    /// Returns the median of a row. `BEST` in its name stands for the fastest kernel.
     fn of(&self, what: &str) -> Result<f64> {
         let what = what.replace("BEST", &self.best);
         let rates = self.rates.get(&what);
@@ -301,8 +302,8 @@ impl Ours {
             .with_context(|| format!("cannot run {}", self.program.display()))
     }
 
-    /// Measures our own rows: kernel and case, and hashes per second. Every call also measures
-    /// hashing by itself, so that row has more samples than the others.
+    /// Measures our own rows: hashes per second of a kernel in a case. Every call also measures
+    /// hashing alone, so that row has more samples than the others.
     fn bench(
         &self,
         cores: &str,
@@ -322,12 +323,12 @@ impl Ours {
         for line in String::from_utf8(output.stdout)?.lines() {
             let row: serde_json::Value = serde_json::from_str(line)?;
             let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-            // The fastest kernel is measured first.
+            // The program measures its fastest kernel first.
             if samples.best.is_empty() {
                 samples.best = text("kernel");
             }
-            // With several threads, the program also measures one, which here may move between
-            // cores: skip that row.
+            // With several threads, the program also measures a single thread, which may move
+            // between the two cores here, so that row is skipped.
             if row["threads"].as_u64() != Some(threads) {
                 continue;
             }
@@ -349,7 +350,7 @@ impl Ours {
         let arguments = format!("{ENGINE} {}", self.hashes);
         let output = self.run(CORE, &arguments)?;
         let text = String::from_utf8_lossy(&output.stderr);
-        // Exit code for a spent budget.
+        // 3 is the exit code for a spent hash budget.
         ensure!(
             output.status.code() == Some(3),
             "hashfinder {arguments}:\n{text}"

@@ -1,4 +1,4 @@
-//! `bench/RESULTS.md`, a section for each benchmark.
+//! Writes `bench/RESULTS.md`, which has a section for each benchmark.
 
 use std::{collections::BTreeMap, fmt, fmt::Write as _, fs};
 
@@ -10,7 +10,7 @@ const HEAD: &str = "# Results\n\nWhat `cargo xtask bench` and `cargo xtask long`
                     benchmarks are medians; those of a ratio\nwere measured in turn. [NOTES.md](NOTES.md) \
                     explains them: what was tried, and why some goals are missed.\n";
 
-/// Prints a section and writes it into the file, replacing that of the last run.
+/// Prints a section and writes it into the file. It replaces the section of the last run.
 pub(crate) fn write(title: &str, text: &str) -> Result<()> {
     println!("{text}");
     let file = root().join("bench/RESULTS.md");
@@ -41,7 +41,8 @@ impl Samples {
     pub(crate) fn bench(&mut self, package: &str, bench: &str, form: Form) -> Result<()> {
         let mut command = match form {
             Form::Long => cargo(&format!("bench --quiet -p {package} --bench {bench}")),
-            // With the dependencies of the tests, which are those of the whole workspace.
+            // Builds for the whole workspace, so that it shares compiled dependencies with the
+            // tests.
             Form::Short => cargo(&format!(
                 "bench --quiet --workspace --profile dev --bench {bench} -- --short"
             )),
@@ -59,7 +60,7 @@ impl Samples {
         Ok(())
     }
 
-    /// Prints every figure.
+    /// Prints the median of every figure.
     pub(crate) fn print(self) {
         for (name, values) in self.0 {
             println!("{:14.3}  {name}", median(values));
@@ -104,7 +105,7 @@ impl fmt::Display for Goal {
     }
 }
 
-/// Returns the median; of an even number of samples, the mean of the two in the middle.
+/// Returns the median. For an even number of samples, this is the mean of the two in the middle.
 pub(crate) fn median(mut samples: Vec<f64>) -> f64 {
     samples.sort_by(f64::total_cmp);
     let middle = samples.len() / 2;

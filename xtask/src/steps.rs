@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// The name and the duration of each step so far, in their order.
+/// The name and the duration of each step so far, in the order in which the steps ended.
 static STEPS: Mutex<Vec<(String, Duration)>> = Mutex::new(Vec::new());
 
 /// Checks that were skipped, and why.
@@ -36,7 +36,7 @@ pub(crate) fn step(name: &str, command: &mut Command) -> Result<()> {
 ///
 /// # Errors
 ///
-/// If it cannot be run or fails; the error has everything that it printed.
+/// If the command cannot be run or fails. If it fails, the error contains all of its output.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let output = command
         .current_dir(root())
@@ -63,7 +63,7 @@ pub(crate) fn took(name: &str, time: Duration) {
 ///
 /// # Errors
 ///
-/// With `CI=true`, where no check may be missing: .ci/run installs what they need.
+/// With `CI=true`, because no check may be skipped there: .ci/run installs what the checks need.
 pub(crate) fn skip(check: &str, needs: &str) -> Result<()> {
     if env::var_os("CI").is_some_and(|value| value == "true") {
         bail!("{check}: needs {needs}; with CI=true, no check may be skipped");
@@ -100,21 +100,21 @@ pub(crate) fn runs(command: &mut Command) -> bool {
     quiet.status().is_ok_and(|status| status.success())
 }
 
-/// `cargo` with arguments, which are separated by single spaces.
+/// Returns a command that runs `cargo` with these arguments, which are separated by single spaces.
 pub(crate) fn cargo(arguments: &str) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
     command.args(arguments.split(' '));
     command
 }
 
-/// The folder for build outputs.
+/// Returns the folder for build outputs.
 pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
-/// The root of the workspace.
+/// Returns the root of the workspace.
 pub(crate) fn root() -> &'static Path {
-    // This package lies in the workspace's root.
+    // This package's folder lies in the workspace's root.
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .unwrap_or(Path::new("."))
@@ -125,6 +125,7 @@ pub(crate) fn root() -> &'static Path {
 pub(crate) enum Form {
     /// Everything, in release builds. Writes the results into the repository.
     Long,
-    /// As little as shows that the command works, with the programs of the tests. Writes nothing.
+    /// Only enough to show that the command works, with the programs of the tests. Writes nothing
+    /// into the repository.
     Short,
 }

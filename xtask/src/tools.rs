@@ -1,5 +1,5 @@
-//! Installs packages that some steps need: those of Python and JavaScript under target/, those of
-//! Debian on the system.
+//! Installs packages that some steps need: Python and JavaScript packages under target/, Debian
+//! packages on the system.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -11,7 +11,7 @@ use crate::steps::{root, runs, step, target};
 pub(crate) const END_TO_END: &str = "crates/finder/tests/e2e";
 
 /// Returns the `python` of an environment with the packages that the tests and the tools need.
-/// Makes a new one when their list has changed.
+/// Makes a new environment when the list of packages has changed.
 pub(crate) fn prepare_python() -> Result<PathBuf> {
     let lists = [root().join(END_TO_END), root().join("xtask")];
     let lists = lists.map(|folder| folder.join("requirements.txt"));
@@ -37,13 +37,13 @@ pub(crate) fn prepare_python() -> Result<PathBuf> {
         install.arg("--requirement").arg(list);
     }
     step("the Python packages", &mut install)?;
-    // Last, so that an interrupted installation is repeated.
+    // Written last, so that an interrupted installation is repeated.
     fs::write(installed, wanted)?;
     Ok(python)
 }
 
 /// Returns a folder under target/ with the JavaScript packages that a package.json names. Installs
-/// them again when that has changed.
+/// them again when the package.json has changed.
 pub(crate) fn install_node_packages(folder: &str, wanted: &str) -> Result<PathBuf> {
     let folder = target().join(folder);
     let installed = folder.join("installed.json");
@@ -59,30 +59,30 @@ pub(crate) fn install_node_packages(folder: &str, wanted: &str) -> Result<PathBu
             .args(["--ignore-scripts", "--silent", "--prefix"])
             .arg(&folder),
     )?;
-    // Last, so that an interrupted installation is repeated.
+    // Written last, so that an interrupted installation is repeated.
     fs::write(installed, wanted)?;
     Ok(folder)
 }
 
-/// Whether `hashcat` and an OpenCL implementation for the CPU are there: hashcat lists devices only
-/// then.
+/// Whether `hashcat` and an OpenCL implementation for the CPU are installed. Without the latter,
+/// `hashcat -I` lists no device and fails.
 pub(crate) fn has_hashcat() -> bool {
     runs(Command::new("hashcat").arg("-I"))
 }
 
-/// Packages of Debian with hashcat and the OpenCL implementation pocl. The package of John the
+/// Debian packages with hashcat and the OpenCL implementation pocl. Debian's package of John the
 /// Ripper does not support raw SHA-1.
 pub(crate) const HASHCAT: [&str; 3] = ["hashcat", "ocl-icd-libopencl1", "pocl-opencl-icd"];
 
-/// Whether `h2load` is there.
+/// Whether `h2load` is installed.
 pub(crate) fn has_h2load() -> bool {
     runs(Command::new("h2load").arg("--version"))
 }
 
-/// Package of Debian with h2load.
+/// Debian package with h2load.
 pub(crate) const H2LOAD: [&str; 1] = ["nghttp2-client"];
 
-/// Installs packages of Debian.
+/// Installs Debian packages.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     step("the packages' list", Command::new("apt-get").arg("update"))?;
     step(

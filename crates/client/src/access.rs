@@ -1,4 +1,4 @@
-//! TLS and the credential of a connection, from the options.
+//! Prepares the TLS setup and the credential of a connection, from its options.
 
 use std::{env, fmt::Display, fs, io::ErrorKind, net::IpAddr, sync::Arc};
 
@@ -21,14 +21,15 @@ use crate::{
     options::ConnectOptions,
 };
 
-/// Environment variable that can hold a credential. The program reads it; messages name it.
+/// Environment variable that can hold a credential. The program reads it; this crate only names it
+/// in messages.
 pub const CREDENTIAL: &str = "HASHFINDER_CREDENTIAL";
 
-/// Maximum length of a credential, in bytes. Servers accept this much for all headers together, and
-/// tokens have a kilobyte or two.
+/// Maximum length of a credential, in bytes. gRPC servers commonly accept 8 KiB for all headers
+/// together, and tokens have a kilobyte or two.
 const LONGEST_CREDENTIAL: u64 = 8 << 10;
 
-/// Maximum length of a credential's file, in bytes, of which only the first line counts.
+/// Maximum length of a credential file, in bytes. Only its first line is used.
 const LONGEST_CREDENTIAL_FILE: u64 = 1 << 20;
 
 /// How to give a credential, for messages.
@@ -47,7 +48,7 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// As those of [`new`](Self::new), or if the thread cannot be started.
+    /// Those of [`new`](Self::new); also if the thread cannot be started.
     pub(crate) async fn read(server: &ServerAddress, options: &ConnectOptions) -> Result<Access> {
         let (server, options) = (server.clone(), options.clone());
         threads::aside("credentials", move || Access::new(&server, &options)).await?
@@ -57,8 +58,8 @@ impl Access {
     ///
     /// # Errors
     ///
-    /// If a file cannot be read or has other content, an option is given without one that it needs,
-    /// or the credential would be sent where others can read it.
+    /// If a file cannot be read or has unexpected content, if an option lacks another option that
+    /// it needs, or if the credential would be sent where others can read it.
     fn new(server: &ServerAddress, options: &ConnectOptions) -> Result<Access> {
         let credential = Credential::read(options)?;
         let is_private = match server {
@@ -111,7 +112,7 @@ impl Access {
         );
         match error {
             Error::InvalidCertificate(wrong) => {
-                // The text quotes the certificate.
+                // The text may quote the certificate, so it is untrusted.
                 let what = as_text(&tls_error::of_certificate(wrong));
                 match wrong {
                     CertificateError::UnknownIssuer => format!(
@@ -199,7 +200,8 @@ fn tls(
 
 fn authorities_of_system() -> Result<RootCertStore> {
     let mut authorities = RootCertStore::empty();
-    // The file is read as a whole, however long it is, so it must be a regular one.
+    // `load_native_certs` reads this file as a whole, however long it is, so it must be a regular
+    // one.
     if let Some(path) = env::var_os("SSL_CERT_FILE")
         && let Ok(file) = fs::metadata(&path)
     {
@@ -228,13 +230,14 @@ fn is_loopback(authority: &Authority) -> bool {
 pub struct Credential(Option<AsciiMetadataValue>);
 
 impl Credential {
-    /// Reads the credential from the file that the options name, or takes the one in them.
+    /// Reads the credential from the file that the options name, or takes the one that they
+    /// contain.
     fn read(options: &ConnectOptions) -> Result<Credential> {
         if let Some(path) = &options.credential_file {
             let shown = path.display();
             let text = files::read(path, LONGEST_CREDENTIAL_FILE).map_err(|error| {
                 let hint = match error.kind() {
-                    // A pipe, for instance from a password manager.
+                    // Not a regular file: for example, a pipe from a password manager.
                     ErrorKind::InvalidInput => format!("; set {CREDENTIAL} instead"),
                     _ => String::new(),
                 };
@@ -265,7 +268,7 @@ impl Credential {
                  {LONGEST_CREDENTIAL} characters without spaces"
             )
         })?;
-        // Keeps it out of logs, and out of the tables of HTTP/2's header compression.
+        // Keeps the value out of logs, and out of the tables of HTTP/2's header compression.
         value.set_sensitive(true);
         Ok(Credential(Some(value)))
     }
@@ -282,8 +285,8 @@ impl Interceptor for Credential {
     }
 }
 
-/// Returns what to do if a server ended a call because of its credential; `None` if it ended for
-/// another reason.
+/// Returns what to do if a server ended a call because of its credential, or `None` if the call
+/// ended for another reason.
 #[must_use]
 pub fn advice(status: &Status, server: &ServerAddress) -> Option<String> {
     let message = as_text(status.message());
@@ -334,7 +337,7 @@ mod tests {
         let Credential(value) = Credential::of(" key7.3vQ-_Zx9==\r\n", "here").unwrap();
         let value = value.unwrap();
         assert_eq!(value.to_str().unwrap(), "Bearer key7.3vQ-_Zx9==");
-        // Printing the headers does not show it.
+        // Printing the headers does not show the credential.
         assert!(!format!("{value:?}").contains("key7"));
         let long = "a".repeat(8 << 10);
         assert!(Credential::of(&long, "here").is_ok());

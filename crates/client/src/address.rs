@@ -11,7 +11,7 @@ pub enum ServerAddress {
     Tcp(Authority),
     /// `https://HOST:PORT`, with TLS.
     Tls(Authority),
-    /// `unix:PATH`, a socket of this machine.
+    /// `unix:PATH`, a Unix socket on this machine.
     Unix(String),
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for ServerAddress {
 impl FromStr for ServerAddress {
     type Err = String;
 
-    /// Parses an address in one of these forms.
+    /// Parses an address in the form of one of the variants of [`ServerAddress`].
     fn from_str(text: &str) -> Result<ServerAddress, String> {
         if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
             return Ok(ServerAddress::Unix(path.to_owned()));
@@ -49,7 +49,7 @@ impl FromStr for ServerAddress {
     }
 }
 
-/// Returns a host without the brackets of IPv6.
+/// Returns the host of `authority`, without the brackets around an IPv6 address.
 pub(crate) fn bare_host(authority: &Authority) -> &str {
     authority.host().trim_matches(['[', ']'])
 }

@@ -1,4 +1,4 @@
-//! A connection to a server, from the first attempt on.
+//! Connects to a server, and waits for a server that does not answer yet.
 
 use std::{error::Error, pin::Pin, sync::Mutex, time::Duration};
 
@@ -21,29 +21,31 @@ use crate::{
     options::ConnectOptions,
 };
 
-/// Time to wait for the server before a note says so.
+/// Time to wait for the server before a note says that the client is waiting.
 const NOTICE_AFTER: Duration = Duration::from_millis(200);
 
-/// Time limit of one attempt to reach the server. After it, another connection is tried.
+/// Time limit of one attempt to reach the server. When it is reached, the client makes a new
+/// connection.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Pause after the first failed attempt. Each later pause is twice as long.
+/// Pause after the first failed attempt. Each later pause is twice as long as the one before, up to
+/// [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 
-/// Maximum pause: short enough that a server that starts is found soon.
+/// Maximum pause between attempts: short enough that the client soon finds a server that starts.
 const LAST_RETRY: Duration = Duration::from_secs(1);
 
 /// Error text for a server that does not answer.
 const SILENT: &str = "no answer";
 
-/// Maximum time to wait, when a connection is closed, until it has sent what is left to send.
+/// Maximum time for a connection that is being closed to send its remaining data.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A future whose type is erased, so that it is compiled in this crate, once. A crate that polls an
-/// `async fn` compiles it itself, and with it the whole HTTP/2 stack.
+/// A future whose type is erased, so that this crate compiles it, once. A crate that polls an
+/// `async fn` compiles it itself, and the whole HTTP/2 stack with it.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// A connection to a server that has answered, and the tasks behind it.
+/// A connection to a server that has answered, and the connection's background tasks.
 pub struct Connection {
     channel: Channel,
     credential: Credential,
@@ -51,14 +53,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects, and waits for a server that does not answer yet. If that takes long enough to be
-    /// noticed, calls `say` with a note that it waits up to `shown`. Dropping the future cancels
-    /// the attempt.
+    /// Connects, and waits for a server that does not answer yet. If that takes more than 200 ms,
+    /// calls `say` once with a note that the client waits up to `shown`. Dropping the future
+    /// cancels the attempt.
     ///
     /// # Errors
     ///
-    /// If the options are wrong, no server answers within `timeout`, the peer is not a gRPC server,
-    /// or the TLS handshake fails.
+    /// If the options are invalid, no server answers within `timeout`, the peer is not a gRPC
+    /// server, or the TLS handshake fails.
     pub async fn open(
         server: &ServerAddress,
         options: &ConnectOptions,
@@ -99,8 +101,9 @@ impl Connection {
     }
 
     /// Waits until the connection is closed, so that cancellations are sent before the process
-    /// ends. Calls and clients on it have to be dropped before. If it takes too long, or the future
-    /// is dropped, the server notices the end of the connection.
+    /// ends. Drop the connection's calls and clients first. If closing takes more than 1 s, or the
+    /// future is dropped, cancellations may not be sent, but the server notices the end of the
+    /// connection.
     pub async fn close(self) {
         let Connection { channel, tasks, .. } = self;
         drop(channel);
@@ -109,7 +112,7 @@ impl Connection {
     }
 }
 
-/// Tries to connect until the server answers.
+/// Tries to connect until the server answers, or until a failure shows that it never will.
 fn reach<'a>(
     server: &'a ServerAddress,
     access: &'a Access,
@@ -140,7 +143,7 @@ async fn reach_by_retries(
             Ok(Err(failure)) => failure,
             Err(_) => Failure::Passing(SILENT.to_owned()),
         };
-        // This takes precedence over the error from HTTP/2.
+        // The connector's failure takes precedence over the error from HTTP/2.
         if let Some(failure) = connector.failure() {
             bail!(access.advice(&failure, server));
         }
@@ -166,7 +169,8 @@ enum Failure {
     SomethingElse,
 }
 
-/// Returns the endpoint, which addresses requests. The connector determines where they are sent.
+/// Returns the endpoint, which determines the URIs of requests. The connector determines where to
+/// send them.
 fn endpoint(server: &ServerAddress) -> Result<Endpoint> {
     let (address, origin) = match server {
         ServerAddress::Tcp(authority) => (format!("http://{authority}"), None),
@@ -185,17 +189,18 @@ fn endpoint(server: &ServerAddress) -> Result<Endpoint> {
     })
 }
 
-/// Connects and checks the server's health, because anything may listen at the address.
+/// Connects, and checks the server's health, because any program may listen at the address.
 async fn attempt(endpoint: &Endpoint, connector: Connector) -> Result<Channel, Failure> {
     let channel = endpoint.connect_with_connector(connector).await;
     let channel = channel.map_err(|error| {
-        // The innermost error of the chain is the informative one.
+        // Only the innermost error of the chain is informative.
         Failure::Passing(anyhow::Error::new(error).root_cause().to_string())
     })?;
     let request = Request::new(HealthCheckRequest::default());
     match HealthClient::new(channel.clone()).check(request).await {
         Err(status) if breaks_http2(&status) => Err(Failure::SomethingElse),
-        // Any other status, UNIMPLEMENTED for example, comes from a server.
+        // The transport failed, or the server is not ready. Any other status, such as
+        // UNIMPLEMENTED, comes from a gRPC server that answers.
         Err(status) if status.code() == Code::Unavailable || is_transports(&status) => {
             Err(Failure::Passing(status.message().to_owned()))
         }
@@ -203,17 +208,17 @@ async fn attempt(endpoint: &Endpoint, connector: Connector) -> Result<Channel, F
     }
 }
 
-/// Whether the transport created a status: a status from a server has no source.
+/// Whether the transport created a status. Such a status has a source, unlike one from a server.
 fn is_transports(status: &Status) -> bool {
     status.source().is_some()
 }
 
-/// Whether the response was not HTTP/2, as from a web server.
+/// Whether the response was not HTTP/2, for example one from an HTTP/1.1 web server.
 fn breaks_http2(status: &Status) -> bool {
     is_transports(status) && status.code() == Code::Internal
 }
 
-/// Spawns a connection's tasks so that they can be waited for.
+/// Spawns a connection's tasks so that `close` can wait for them.
 #[derive(Clone)]
 struct Spawner(TaskTracker);
 

@@ -1,4 +1,4 @@
-//! Makes connections, and keeps the reason for a failure that would recur.
+//! Makes connections to a server, and records failures that would recur.
 
 use std::{
     io::{self, IoSlice},
@@ -29,14 +29,14 @@ use crate::address::{ServerAddress, bare_host};
 pub(crate) const ALPN: &[u8] = b"h2";
 
 /// TCP keepalive: idle time before the first probe, interval between probes, and number of
-/// unanswered probes that close the connection. HTTP/2 has its own pings, but other servers
-/// close connections over them.
+/// unanswered probes that close the connection. HTTP/2 has its own pings, but some servers close a
+/// connection because of them.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(30), Duration::from_secs(10), 3);
 
 /// First two bytes of a TLS alert record (content type 21, major version 3).
 const ALERT: [u8; 2] = [21, 3];
 
-/// Why a connection failed, if the next one would fail, too.
+/// Why a connection failed, if the next one would fail for the same reason.
 #[derive(Clone, Debug)]
 pub(crate) enum ConnectFailure {
     /// The TLS handshake failed.
@@ -47,8 +47,8 @@ pub(crate) enum ConnectFailure {
 
 /// Makes connections to a server. Clones share the last failure.
 ///
-/// HTTP/2 reports to a call at most that the connection has failed, and often not even that, so the
-/// reason is kept here.
+/// The HTTP/2 library reports to a call at most that the connection has failed, and often not even
+/// that, so the reason is kept here.
 #[derive(Clone)]
 pub(crate) struct Connector {
     server: ServerAddress,
@@ -57,7 +57,7 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    /// Creates a connector. `tls` is required if the address is one with TLS.
+    /// Creates a connector. `tls` is required if `server` is an address with TLS.
     pub(crate) fn new(
         server: ServerAddress,
         tls: Option<(TlsConnector, ServerName<'static>)>,
@@ -118,7 +118,7 @@ async fn tcp(authority: &Authority) -> io::Result<TcpStream> {
     Ok(tcp)
 }
 
-/// Returns the addresses of a host. Dropping the future abandons the thread that resolves them.
+/// Returns the addresses of a host. Dropping the future abandons the thread that resolves the host.
 async fn resolved(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if let Ok(address) = host.parse() {
         return Ok(vec![SocketAddr::new(address, port)]);
@@ -138,7 +138,7 @@ impl Service<Uri> for Connector {
         Poll::Ready(Ok(()))
     }
 
-    /// Ignores the URI: the connector has the address.
+    /// Ignores the URI: the connector has the server's address.
     fn call(&mut self, _: Uri) -> Self::Future {
         let connector = self.clone();
         Box::pin(async move { connector.connect().await.map(TokioIo::new) })
@@ -177,12 +177,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
         match &read {
             // In TLS 1.3 a server checks the client's certificate after the handshake has ended for
-            // the client.
+            // the client, so a rejection arrives as a read error.
             Err(error) => self.connector.note(error),
             Ok(()) if !self.has_begun => {
                 self.has_begun = true;
-                // An HTTP/2 frame that begins with these bytes would be longer than any that is
-                // accepted.
+                // An HTTP/2 frame that begins with these bytes would be longer than any that the
+                // client accepts.
                 if self.connector.tls.is_none() && buffer.filled()[before..].starts_with(&ALERT) {
                     *self.connector.last() = Some(ConnectFailure::SpeaksTls);
                 }

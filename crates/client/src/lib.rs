@@ -1,11 +1,11 @@
-//! Connections to a search service: over TCP, TLS or a Unix socket, with a credential, waiting for
-//! a server that does not answer yet.
+//! Connects to a search service: over TCP, TLS or a Unix socket, optionally with a credential.
+//! Waits for a server that does not answer yet.
 //!
-//! Start with [`Connection::open`], which takes a [`ServerAddress`] and [`ConnectOptions`]; the
-//! generated clients of `hashfinder-proto` are made of its [`channel`](Connection::channel).
+//! Start with [`Connection::open`], which takes a [`ServerAddress`] and [`ConnectOptions`]; pass
+//! the connection's [`channel`](Connection::channel) to a generated client of `hashfinder-proto`.
 //!
-//! It knows no command line and prints nothing: `hashfinder` (the program) turns flags into
-//! [`ConnectOptions`]. It must not depend on the server.
+//! This crate parses no command line and prints nothing: `hashfinder` (the program) turns flags
+//! into [`ConnectOptions`]. The crate must not depend on the server.
 
 #![forbid(unsafe_code)]
 

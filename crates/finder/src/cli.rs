@@ -1,4 +1,4 @@
-//! The command line: the commands, and the flags of all of them.
+//! The command line: the commands, and `--config`, which all of them have.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ use crate::commands::{
     verify::VerifyArguments,
 };
 
-/// Position in the help of a flag that every command has: below the command's own flags.
+/// Display order of `--config` in the help: below the command's own flags.
 const LAST: usize = 900;
 
 /// Find inputs whose hash contains a word you choose.
@@ -27,7 +27,7 @@ const LAST: usize = 900;
 #[command(
     version,
     propagate_version = true,
-    // Not the name by which the program was called, which can be anything.
+    // By default, the help has the name that the program was called by, which can be anything.
     bin_name = "hashfinder",
     max_term_width = 100,
     after_help = "\
@@ -64,8 +64,9 @@ pub(crate) enum Command {
     Man(ManArguments),
 }
 
-/// Adds the settings that only the file and the environment can give. Their help heading is the
-/// name of their table within the command's table.
+/// Adds the settings of `serve` that only the file and the environment can give.
+///
+/// Their help heading is the name of their table within the command's table.
 pub(crate) fn with_file_settings(program: clap::Command) -> clap::Command {
     let limits = LimitsArguments::augment_args(clap::Command::new("limits"));
     let limits = limits.get_arguments().cloned();

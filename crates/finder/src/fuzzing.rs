@@ -1,4 +1,5 @@
-//! Entry point of the fuzz target for the configuration file. It exists only with `cfg(fuzzing)`.
+//! Entry point of the fuzz target for the configuration file. This module exists only with
+//! `cfg(fuzzing)`.
 
 use std::sync::LazyLock;
 
@@ -14,7 +15,7 @@ use crate::{
 /// # Panics
 ///
 /// If an error in the text has no message, if a setting is not read back as `config show` writes
-/// it, or if flags that are right one by one make a command line that cannot be read.
+/// it, or if clap accepts a command line from which no `Cli` can be made.
 pub fn config(text: &str) {
     static PROGRAM: LazyLock<Program> =
         LazyLock::new(|| Program::new(with_file_settings(Cli::command())));

@@ -2,7 +2,7 @@
 //! service.
 //!
 //! This is the whole program. It is a library so that the fuzz targets can call the code that reads
-//! untrusted input. Otherwise its only public item is [`main`].
+//! untrusted input. Without `cfg(fuzzing)`, its only public item is [`main`].
 
 #![forbid(unsafe_code)]
 

@@ -4,8 +4,10 @@
 
 use std::process::ExitCode;
 
-/// It returns memory to the system after a burst of calls, and its memory use does not grow over
-/// time. Its settings are in `.cargo/config.toml`.
+/// Allocator of the process. It returns memory to the system after a burst of calls, and its memory
+/// use does not grow over time.
+///
+/// Its settings are in `.cargo/config.toml`.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -14,15 +14,14 @@ use tokio::{
 
 use crate::exit::Exit;
 
-/// Signals that arrive within this time after another belong to the same request to stop.
+/// Time after a request to stop within which further signals belong to the same request.
 ///
 /// `timeout`, sudo, npm, `cargo run` and CI runners send a signal to the process and then to its
-/// process group, or pass on a ctrl-C that the process has received itself. A person who wants to
-/// leave at once presses ctrl-C again after reading that the first one was noticed, which takes
-/// longer.
+/// process group, or pass on a ctrl-C that the process has also received directly. A user who wants
+/// to exit at once first reads the response to the first ctrl-C. This takes longer than that.
 const SAME_STOP: Duration = Duration::from_millis(300);
 
-/// File in which Linux lists the signals that a process ignores.
+/// File in which Linux lists the signals that this process ignores.
 const STATUS: &str = "/proc/self/status";
 
 /// A signal that asks the program to stop.
@@ -86,27 +85,28 @@ impl fmt::Display for Signal {
     }
 }
 
-/// Returns the set of ignored signals in the text of `/proc/self/status`: bit 0 is signal 1.
+/// Reads the set of ignored signals from the text of `/proc/self/status`: bit 0 is signal 1.
+/// Returns the empty set if the text has none.
 fn ignored(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let set = line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
     set.unwrap_or(0)
 }
 
-/// Receives the signals that ask the program to stop. Once it exists they do not end the process
-/// any more.
+/// Receives the signals that ask the program to stop. Once a `Signals` was created, these signals
+/// no longer end the process by themselves.
 pub(crate) struct Signals {
     streams: Vec<(Signal, unix::Signal)>,
-    /// Until when a signal belongs to the request that was returned last.
+    /// End of the time in which a signal belongs to the request that was returned last.
     same_until: Option<Instant>,
 }
 
 impl Signals {
-    /// Begins to receive them.
+    /// Begins to receive the signals that the process does not ignore.
     ///
     /// # Errors
     ///
-    /// If the system refuses.
+    /// If a signal handler cannot be installed.
     pub(crate) fn new() -> io::Result<Signals> {
         let streams =
             Signal::not_ignored().map(|signal| Ok((signal, unix::signal(signal.kind())?)));
@@ -116,14 +116,14 @@ impl Signals {
         })
     }
 
-    /// Waits for the next request to stop. Signals that arrive together, or within [`SAME_STOP`]
-    /// after the last request, are one. Dropping the future loses no signal.
+    /// Waits for the next request to stop. Signals that arrive within [`SAME_STOP`] after a request
+    /// belong to it. Dropping the future loses no request.
     pub(crate) async fn next(&mut self) -> Signal {
         if let Some(until) = self.same_until {
             loop {
                 tokio::select! {
-                    // So that a signal that arrived in time counts as such, however late this task
-                    // runs.
+                    // Signals come first: if this task runs late, a signal that arrived in time
+                    // still belongs to the last request.
                     biased;
                     _ = self.receive() => {}
                     () = sleep_until(until) => break,
@@ -136,7 +136,7 @@ impl Signals {
         signal
     }
 
-    /// Waits for any of them.
+    /// Waits for any of the signals.
     async fn receive(&mut self) -> Signal {
         std::future::poll_fn(|cx| {
             for (signal, stream) in &mut self.streams {
@@ -150,12 +150,12 @@ impl Signals {
     }
 }
 
-/// Makes each of these signals end the process with its exit code, at once and whatever the process
-/// is doing. For commands that have nothing to finish.
+/// Makes each signal that is not ignored end the process at once, with the signal's exit code. For
+/// commands that have nothing to finish.
 ///
 /// # Errors
 ///
-/// If the system refuses.
+/// If a signal handler cannot be installed.
 pub(crate) fn exit_at_once() -> io::Result<()> {
     for signal in Signal::not_ignored() {
         let (number, code) = (signal.kind().as_raw_value(), signal.exit() as i32);

@@ -1,11 +1,12 @@
-//! Compares the program's output to the letter. CONTRIBUTING.md says how a new text gets into
-//! `tests/cmd`.
+//! Compares the program's output, character by character, with the files in `tests/cmd`.
+//! CONTRIBUTING.md says how to update them.
 
 use std::{env, path::Path, process::Command};
 
 const HASHFINDER: &str = env!("CARGO_BIN_EXE_hashfinder");
 
-/// The environment of a user who has set nothing, on a terminal of usual width.
+/// Returns variables that unset all settings of the user, and set the width of the help to 100
+/// columns.
 fn environment() -> Vec<(String, String)> {
     let ours = env::vars().filter(|(name, _)| name.starts_with("HASHFINDER_"));
     let ours = ours.map(|(name, _)| (name, String::new()));
@@ -29,7 +30,7 @@ fn output_matches_the_recorded_cases() {
     cases.case("tests/cmd/*.trycmd");
 }
 
-/// Makes sure that the cases above include every command.
+/// Checks that `help.trycmd` has the help of every command.
 #[test]
 fn the_help_of_every_command_is_recorded() {
     let seen = include_str!("cmd/help.trycmd");

@@ -1,10 +1,10 @@
-//! Tests that every flag is a setting, which variables and files can set.
+//! Tests that variables and files can set every setting.
 
 use std::{fs, path::Path, process::Command};
 
 use serde_json::Value;
 
-/// Runs the program for a user who has set nothing but these variables.
+/// Runs the program with only these variables in its environment. Returns what it prints on stdout.
 fn hashfinder<'a>(
     arguments: &[&str],
     variables: impl IntoIterator<Item = (&'a str, &'a str)>,
@@ -44,7 +44,7 @@ fn the_default_file_changes_nothing() {
         [],
     ));
     assert_eq!(none, as_printed);
-    // The same holds if the # before every setting is removed.
+    // The values stay the same if the # before every setting that has a default is removed.
     let bare = default.lines().map(|line| {
         let setting = line.strip_prefix('#').filter(|rest| !rest.starts_with(' '));
         format!("{}\n", setting.unwrap_or(line))
@@ -63,8 +63,8 @@ fn the_default_file_changes_nothing() {
         };
         assert_eq!(setting["source"], expected, "{setting}");
     }
-    // A value that is the default excludes nothing. For example, --resume excludes
-    // --ideal-distance.
+    // A value that equals the default conflicts with nothing, such as an --ideal-distance in the
+    // file, which --resume would otherwise exclude.
     let cursor = "hf1_AAAAAAAAAA9CQGhhc2hmaW5kZXJgc2wH";
     let go_on = [
         "find",
@@ -113,7 +113,7 @@ fn every_setting_has_a_variable_and_a_file_key() {
     }
 }
 
-/// Files at the usual paths are read without being named.
+/// Files at the usual paths are read if no file is named.
 #[test]
 fn files_at_the_default_paths_are_read() {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("users");

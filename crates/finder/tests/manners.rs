@@ -1,4 +1,4 @@
-//! How every command handles output that is closed early or cannot be written.
+//! Tests commands whose output is closed early or cannot be written.
 
 use std::{
     fs::File,
@@ -9,7 +9,8 @@ use std::{
 /// A valid stamp.
 const STAMP: &str = "1:20:040927:mertz@gnosis.cx::odVZhQMP:7ca28";
 
-/// Every command that prints and ends by itself. Each succeeds if its output can be written.
+/// Command lines that print, and that succeed if their output can be written. They need no server
+/// and no file.
 const COMMANDS: [&[&str]; 10] = [
     &["bench", "--seconds", "0.001", "--kernel", "portable"],
     &[

@@ -1,5 +1,5 @@
-//! Tests completions with the shells, and manual pages with `man` and groff. What is not installed
-//! is skipped, with a note; in CI, it fails.
+//! Tests completions with shells, and manual pages with groff. If a program is not installed, its
+//! check is skipped with a note. In CI, the check fails.
 
 use std::{
     env, fs,
@@ -30,7 +30,7 @@ fn is_installed(program: &str) -> bool {
 /// Returns an empty folder for one test.
 fn folder(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    // It may be left from an earlier run.
+    // The folder may be left from an earlier run.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     folder
@@ -76,7 +76,7 @@ fn bash_completes_commands_flags_and_values() {
         ("hashfinder config sh", "show"),
         ("hashfinder completions fi", "fish"),
     ] {
-        // What bash does when the tab key is pressed.
+        // Does what bash does when the tab key is pressed.
         let press = format!(
             "source {}; COMP_WORDS=({line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); \
              _hashfinder hashfinder \"${{COMP_WORDS[-1]}}\" \"${{COMP_WORDS[-2]}}\"; \

@@ -9,7 +9,7 @@ use crate::{
     simd::{self, Simd, operations},
 };
 
-/// Number of vectors in flight. A hash's state takes five of the sixteen registers.
+/// Number of vectors in flight. The state of each takes five of the sixteen registers.
 const VECTORS: usize = 2;
 
 /// Proof that the CPU has AVX2.
@@ -95,7 +95,8 @@ pub(crate) struct Digits {
 }
 
 /// The bits that each half of a folded digit allows. The AND of both has all bits of the original
-/// table. It has more only where the table distinguishes cases or unites several letters.
+/// table. It has additional bits only for characters that distinguish cases or accept several
+/// letters.
 #[derive(Clone, Copy)]
 pub(crate) struct Table {
     lower: __m256i,
@@ -186,7 +187,7 @@ fn lower_digits(word: __m256i) -> __m256i {
     spread(_mm256_shuffle_epi8(word, bytes([1, 2, 0, 1])))
 }
 
-/// Returns four digits made from three bytes, which lie in the order second, first, third, second.
+/// Returns the four digits of three bytes, which lie in the order second, first, third, second.
 ///
 /// This is Mula's method: two multiplications shift each of the four digits by its own distance
 /// (Mula and Lemire, "Faster Base64 Encoding and Decoding Using AVX2 Instructions", 2018).
@@ -200,7 +201,7 @@ fn spread(bytes: __m256i) -> __m256i {
     _mm256_or_si256(odd, even)
 }
 
-/// Shuffle control that takes the same bytes from each word.
+/// Returns the shuffle control that takes these bytes from each word.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn bytes(of_word: [u8; 4]) -> __m256i {
@@ -221,7 +222,7 @@ fn sixteen(table: [u8; 16]) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn prepare(digits: __m256i) -> Digits {
-    // Below 26 the difference wraps around and is greater than the digit.
+    // For digits below 26, the difference wraps around and is greater than the digit.
     let folded = _mm256_min_epu8(digits, _mm256_sub_epi8(digits, _mm256_set1_epi8(26)));
     let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(folded), _mm256_set1_epi8(15));
     Digits { folded, upper }
@@ -277,8 +278,8 @@ fn not_less(a: __m256i, b: __m256i) -> u64 {
     u64::from(bits as u32)
 }
 
-/// Returns the code of each digit. The numerals and signs, which come after the letters, share the
-/// codes of letters.
+/// Returns the code of each digit. The last six digits, `6` to `9`, `+` and `/`, share the codes of
+/// letters.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn codes(digits: Digits) -> __m256i {
@@ -292,7 +293,8 @@ fn known(bitmap: &Bitmap, codes: __m256i) -> __m256i {
     let keys = _mm256_madd_epi16(pairs, _mm256_set1_epi32(0x0400_0001));
     let keys = _mm256_and_si256(keys, set1(bitmap.mask()));
     let words = _mm256_srli_epi32::<5>(keys);
-    // SAFETY: a key and its mask give a bit of the bitmap, so that each index is one of its words.
+    // SAFETY: a masked key is the index of a bit of the bitmap, so `words` are indices of its
+    // words.
     let words = unsafe { _mm256_i32gather_epi32::<4>(bitmap.words().as_ptr().cast(), words) };
     let bit = _mm256_and_si256(keys, set1(31));
     _mm256_and_si256(words, _mm256_sllv_epi32(set1(1), bit))

@@ -10,8 +10,8 @@ use crate::{
     simd::{Digests, Simd, operations},
 };
 
-/// Number of vectors in flight. They keep the ports busy while each round waits for the previous
-/// one. Two vectors are 2% slower; more than four do not fit into the registers.
+/// Number of vectors in flight. They keep the execution ports busy while each vector's round waits
+/// for its previous one. Two vectors are 2% slower; more than four do not fit into the registers.
 const VECTORS: usize = 4;
 
 /// Proof that the CPU has the subset of AVX-512 that is used here.
@@ -126,7 +126,7 @@ fn advance<const PLACES: u8>(near: __m512i, far: __m512i) -> __m512i {
     }
 }
 
-/// The digits are the lower six bits of each byte. The lookups ignore the two upper bits.
+/// Returns the digits in the lower six bits of each byte. The lookups ignore the two upper bits.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi")]
 fn upper_digits(word: __m512i) -> __m512i {
@@ -139,7 +139,8 @@ fn lower_digits(word: __m512i) -> __m512i {
     _mm512_multishift_epi64_epi8(selector([18, 12, 6, 0]), word)
 }
 
-/// Returns, for each of the two words in eight bytes, the bit positions of its four digits.
+/// Returns the bit positions of the four digits of each word. A position counts from the lowest bit
+/// of the eight bytes that contain the word.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn selector(shifts: [u8; 4]) -> __m512i {
@@ -189,7 +190,8 @@ fn known(bitmap: &Bitmap, codes: __m512i) -> __m512i {
     let keys = _mm512_madd_epi16(pairs, _mm512_set1_epi32(0x0400_0001));
     let keys = _mm512_and_si512(keys, set1(bitmap.mask()));
     let words = _mm512_srli_epi32::<5>(keys);
-    // SAFETY: a key and its mask give a bit of the bitmap, so that each index is one of its words.
+    // SAFETY: a masked key is the index of a bit of the bitmap, so `words` are indices of its
+    // words.
     let words = unsafe { _mm512_i32gather_epi32::<4>(words, bitmap.words().as_ptr().cast()) };
     _mm512_and_si512(words, _mm512_rolv_epi32(set1(1), keys))
 }

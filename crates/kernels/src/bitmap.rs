@@ -1,15 +1,17 @@
 //! A set of keys that compares only their lowest bits.
 
-/// A set of keys that may contain more than were inserted: keys with the same lowest bits are one.
+/// A set of keys that compares only their lowest bits, so it may contain keys that were not
+/// inserted.
 ///
-/// The number of words is a power of two, at least one. So a key ANDed with [`mask`](Self::mask) is
-/// always the number of a bit in [`words`](Self::words), which gathers rely on. Nothing outside
-/// this module can change that.
+/// The number of words is a power of two. So a key ANDed with [`mask`](Self::mask) is always the
+/// index of a bit in [`words`](Self::words). Gather instructions rely on that, and no code outside
+/// this module can change it.
 #[derive(Clone, Debug)]
 pub(crate) struct Bitmap(Box<[u32]>);
 
 impl Bitmap {
-    /// Maximum number of bits: a gather takes the numbers of words as signed 32-bit integers.
+    /// Maximum number of bits. It keeps the mask within 32 bits, and word indices within the signed
+    /// 32-bit integers that a gather takes.
     const MAX_BITS: usize = 1 << 31;
 
     /// Creates an empty set with `bits` bits, rounded up to a power of two and to a whole word.
@@ -29,14 +31,14 @@ impl Bitmap {
         self.0[bit as usize / 32] |= 1 << (bit % 32);
     }
 
-    /// Whether the key, or one with the same lowest bits, was inserted.
+    /// Whether the key, or another with the same lowest bits, was inserted.
     #[inline(always)]
     pub(crate) fn contains(&self, key: u32) -> bool {
         let bit = key & self.mask();
         self.0[bit as usize / 32] >> (bit % 32) & 1 == 1
     }
 
-    /// Returns the mask of the bits of a key that are compared.
+    /// Returns the mask that selects the compared bits of a key.
     #[inline(always)]
     pub(crate) fn mask(&self) -> u32 {
         // There are at most 2^31 bits, so the cast loses nothing.

@@ -1,9 +1,9 @@
 //! A block of consecutive secrets.
 
-/// Maximum length of a secret in a [`Block`], in bytes: its varying part is one 64-bit counter.
+/// Maximum length of a secret in a [`Block`], in bytes: each secret is a 64-bit counter.
 pub const MAX_SECRET_LEN: u32 = 8;
 
-/// Consecutive secrets of one length: big-endian counters, starting with `first`.
+/// Consecutive secrets of one length: big-endian counters, starting from `first`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
     pub(crate) length: u32,

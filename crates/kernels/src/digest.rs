@@ -1,7 +1,8 @@
 //! SHA-1 outside the hot loop.
 
-/// Returns the SHA-1 digest of a message of any length, as five words. For the few digests that are
-/// needed outside the hot loop.
+/// Returns the SHA-1 digest of a message of any length, as five words.
+///
+/// It is meant for the few digests that are needed outside the hot loop.
 #[must_use]
 pub fn sha1(message: &[u8]) -> [u32; 5] {
     use sha1::Digest;

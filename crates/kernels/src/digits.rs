@@ -41,7 +41,7 @@ pub fn hashed_name(digest: &[u32; 5]) -> [u8; HASHED_NAME_LEN] {
     digits(digest).map(|digit| *ALPHABET.get(usize::from(digit)).unwrap_or(&b'='))
 }
 
-/// A set of the characters that a place of a hashed name can show: the 64 digits and `=`.
+/// A set of the characters of which hashed names consist: the 64 digits and `=`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CharSet {
     digits: u64,
@@ -49,7 +49,8 @@ pub struct CharSet {
 }
 
 impl CharSet {
-    /// The empty set: a place that requires it always adds one to the distance.
+    /// The empty set. A name's character with this set never agrees, so it always adds one to the
+    /// distance.
     pub const EMPTY: CharSet = CharSet {
         digits: 0,
         padding: false,
@@ -93,12 +94,13 @@ impl CharSet {
         f64::from(self.digits.count_ones()) / 64.0
     }
 
-    /// Returns a bit for each digit in the set, by the digit's value.
+    /// Returns the digits in the set as a bit mask: bit `n` stands for the digit with the value
+    /// `n`.
     pub(crate) fn bits(self) -> u64 {
         self.digits
     }
 
-    /// Whether the character with this value, a digit's or the padding's, is in the set.
+    /// Whether the set contains the character with this value: a digit's, or [`PADDING`].
     #[inline(always)]
     pub(crate) fn contains(self, digit: u8) -> bool {
         if digit == PADDING {
@@ -109,8 +111,9 @@ impl CharSet {
     }
 }
 
-/// Returns the characters that can occur at place `index` of a hashed name: 160 bits are 26 whole
-/// digits, four more bits, and the padding.
+/// Returns the characters that can occur at place `index` of a hashed name.
+///
+/// The 160 bits fill 26 digits and four bits of the 27th. The padding follows.
 ///
 /// # Panics
 ///
@@ -122,7 +125,7 @@ pub fn place(index: usize) -> CharSet {
             digits: u64::MAX,
             padding: false,
         },
-        // The lower two of its six bits lie beyond the digest and are zero.
+        // The lower two of this digit's six bits lie beyond the digest and are zero.
         26 => CharSet {
             digits: 0x1111_1111_1111_1111,
             padding: false,

@@ -1,4 +1,4 @@
-//! The filter of a kernel: whether one of the names occurs in the 28 characters, near enough.
+//! The filter of a kernel: whether a name occurs in the 28 characters, within its maximum distance.
 
 use crate::{
     digits::{CharSet, HASHED_NAME_LEN, digits},
@@ -23,7 +23,7 @@ pub const MAX_NAMES: usize = 1 << 16;
 ///         .map(|letter| CharSet::digits_where(|digit| digit.eq_ignore_ascii_case(&letter)))
 ///         .collect()
 /// };
-/// // The SHA-1 of nothing is "2jmj7l5rSw0yVb/vlWAYkK/YBwk=".
+/// // The SHA-1 of the empty message is "2jmj7l5rSw0yVb/vlWAYkK/YBwk=".
 /// let filter = Filter::any([(&letters("doctor")[..], 0), (&letters("ways")[..], 1)]);
 /// let mut found = Vec::new();
 /// filter.check(&sha1(b""), |hit| found.push((hit.name, hit.distance, hit.window)));
@@ -36,19 +36,21 @@ pub struct Filter {
     plan: Plan,
 }
 
-/// Where a name lies nearest in a hashed name.
+/// The nearest window of a name in a hashed name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Match {
     /// Number of the name within the filter, from 0.
     pub name: u16,
     /// Number of characters of the window that differ from the name.
     pub distance: u8,
-    /// Place in the hashed name where the first window at that distance begins.
+    /// Place in the hashed name where the first window at that distance begins, from 0.
     pub window: u8,
 }
 
 impl Filter {
-    /// Creates a filter that passes a digest if a window of `characters.len()` places differs from
+    /// Creates a filter for one name.
+    ///
+    /// A digest passes if at least one window of `characters.len()` places differs from
     /// `characters` in at most `max_distance` places.
     ///
     /// # Panics
@@ -59,8 +61,10 @@ impl Filter {
         Filter::any([(characters, max_distance)])
     }
 
-    /// Creates a filter that passes a digest if any of several names matches as for
-    /// [`new`](Self::new), and reports each name that does.
+    /// Creates a filter for several names, each with its maximum distance.
+    ///
+    /// A digest passes if at least one name matches as for [`new`](Self::new).
+    /// [`check`](Self::check) reports each name that does.
     ///
     /// # Panics
     ///
@@ -89,8 +93,10 @@ impl Filter {
         &self.plan
     }
 
-    /// Calls `found` for every name that has a window within its maximum distance, with the nearest
-    /// such window, in the order of the names. `digest` holds the five words of a SHA-1 digest.
+    /// Calls `found` with the nearest window of every name that has a window within its maximum
+    /// distance, in the order of the names.
+    ///
+    /// `digest` holds the five words of a SHA-1 digest.
     #[inline]
     pub fn check(&self, digest: &[u32; 5], found: impl FnMut(Match)) {
         let digits = digits(digest);
@@ -149,7 +155,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
 
-        /// Random digests rarely contain a random name, so the test plants one at every window.
+        /// Random digests rarely contain a random name, so the name is copied from a window of the
+        /// digest. Some of its characters are then replaced by ones that never agree.
         #[test]
         fn a_planted_name_passes_at_its_distance(
             digest: [u32; 5],

@@ -2,16 +2,16 @@
 
 use crate::filter::Match;
 
-/// A secret that passed the filter for one of its names.
+/// A secret that passed the filter, and the name that it passed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
     /// Offset of the secret in the block, from 0.
     pub offset: u64,
     /// Number of the name within the filter, from 0.
     pub name: u16,
-    /// The smallest distance of all windows.
+    /// Number of characters in which the nearest window differs from the name.
     pub distance: u8,
-    /// Place in the hashed name where the first window at that distance begins.
+    /// Place in the hashed name where the first window at that distance begins, from 0.
     pub window: u8,
 }
 
@@ -28,9 +28,9 @@ impl Hit {
 
 /// A bounded list of hits, sorted by offset, then by name.
 ///
-/// The limit bounds the memory that a filter takes if it passes everything: a scan stops when the
-/// list is full, and returns how far it came. All hits of one secret are kept together. So with a
-/// filter for several names, the last secret may exceed the limit.
+/// The limit bounds the list's memory even if a filter passes every secret: a scan stops when the
+/// list is full, and returns the number of secrets tried. A scan adds all hits of a secret before
+/// it stops. So with a filter for several names, the list may exceed the limit.
 #[derive(Debug)]
 pub struct Hits {
     hits: Vec<Hit>,

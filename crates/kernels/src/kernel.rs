@@ -24,7 +24,9 @@ enum Isa {
 }
 
 impl Kernel {
-    /// Returns every kernel that this CPU can run, fastest first on the CPUs that were measured.
+    /// Returns every kernel that this CPU can run, the fastest first.
+    ///
+    /// The order is that of the CPUs that were measured.
     pub fn all() -> impl Iterator<Item = Kernel> {
         let all = [
             #[cfg(target_arch = "x86_64")]
@@ -40,7 +42,7 @@ impl Kernel {
         all.into_iter().flatten().map(Kernel)
     }
 
-    /// Returns the first of [`all`](Self::all).
+    /// Returns the first of the kernels that [`all`](Self::all) returns.
     #[must_use]
     pub fn best() -> Kernel {
         // The portable kernel is always among them.
@@ -72,8 +74,8 @@ impl Kernel {
     /// Tries the secrets of `block` in order, adds those that pass `filter` to `hits`, and returns
     /// the number of secrets tried.
     ///
-    /// That is all of them or, if `hits` fills up, every secret up to and including the last hit.
-    /// Which secrets pass, and in which order, is the same for every kernel.
+    /// All are tried unless `hits` fills up: then the last hit's secret is the last one tried. None
+    /// is tried if `hits` is already full. Every kernel finds the same hits, in the same order.
     pub fn scan(self, block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -88,11 +90,14 @@ impl Kernel {
         }
     }
 
-    /// Returns about how many times as long [`scan`](Self::scan) with `filter` takes as hashing
-    /// without a filter: 1.1 for one name, and 2 for a thousand names of at least six letters.
+    /// Estimates the time of [`scan`](Self::scan) with `filter`, as a multiple of the time of
+    /// hashing alone.
     ///
-    /// The value is estimated from the parts of the filter, not measured. It serves to choose which
-    /// names are worth searching for together.
+    /// For a vector kernel it is about 1.1 for one name, and 2 for a thousand names of at least six
+    /// letters.
+    ///
+    /// The estimate is derived from the parts of the filter, not measured. Callers use it to decide
+    /// which names to search for together.
     #[must_use]
     pub fn cost(self, filter: &Filter) -> f64 {
         match self.0 {
@@ -102,7 +107,8 @@ impl Kernel {
     }
 
     /// Hashes the secrets of `block` and returns the XOR of the first words of their digests.
-    /// Benchmarks use it to measure hashing without the filter; the result can be checked.
+    ///
+    /// Benchmarks use it to measure hashing without a filter. Every kernel returns the same result.
     #[must_use]
     pub fn digest_sum(self, block: &Block) -> u32 {
         match self.0 {

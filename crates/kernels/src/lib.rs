@@ -1,14 +1,16 @@
 //! SHA-1 over blocks of secrets, and the filter that finds a name in the base64 text of a digest.
 //!
-//! This crate contains only the hot loop, which never checks whether it should stop. A caller
-//! passes a [`Block`] that takes about half a millisecond, and checks between blocks. In the loop
-//! itself, only secrets that pass a filter allocate memory. Starting a block allocates the filter's
-//! tables. The first block of each length of secrets computes the tables that all others share.
+//! This crate contains only the hot loop, which never checks whether it should stop. The caller
+//! checks between [`Block`]s, each of which should take about half a millisecond. The loop
+//! allocates memory only for secrets that pass a filter. Starting a block allocates the filter's
+//! tables. The first block of each secret length also computes tables that all later blocks of that
+//! length share.
 //!
 //! ```
 //! use hashfinder_kernels::{Block, CharSet, Filter, Hits, Kernel};
 //!
-//! // "aa" in any case, exactly, among the first 16,384 secrets of three bytes.
+//! // Finds "aa" in upper or lower case, with no mismatch, among the first 16,384 three-byte
+//! // secrets.
 //! let a = CharSet::digits_where(|character| character.eq_ignore_ascii_case(&b'a'));
 //! let filter = Filter::new(&[a, a], 0);
 //! let block = Block::new(3, 0, 1 << 14);

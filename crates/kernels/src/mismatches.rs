@@ -1,4 +1,4 @@
-//! A fast check whether a name can occur in a text.
+//! A fast check of whether a name can occur in a text.
 
 /// Maximum number of characters of a name that are checked. Each needs a field of [`FIELD_BITS`]
 /// bits in one 64-bit word.
@@ -7,8 +7,8 @@ const MAX_CHECKED: usize = 12;
 /// Bits of a field: wide enough for [`NEVER`] plus one mismatch for each character.
 const FIELD_BITS: usize = 5;
 
-/// Initial value of the fields of names that would have begun before the first character: more than
-/// any distance that is tested for, so such a window never passes.
+/// Initial value of the fields. They belong to windows that would begin before the text. The value
+/// is greater than any distance that is tested for, so these windows never pass.
 const NEVER: u64 = 16;
 
 /// Shift of the last character's field, which is the top one.
@@ -23,26 +23,29 @@ const _: () = assert!(NEVER as usize + MAX_CHECKED < 1 << FIELD_BITS);
 /// This is the shift-add algorithm of Baeza-Yates and Gonnet ("A New Approach to Text Searching",
 /// 1992). One word holds, for every prefix of the name, the number of characters that disagree if
 /// that prefix ends at the current place. A step shifts every count to the next longer prefix. Then
-/// it adds a table entry that has a one for each character that the symbol does not satisfy. The
-/// cost does not depend on the distance.
+/// it adds the table entry of the next symbol, which has a one for each character that the symbol
+/// does not satisfy. The cost does not depend on the distance.
 #[derive(Clone, Debug)]
 pub struct Mismatches<const SYMBOLS: usize> {
     /// For each symbol: a one in the field of every character that it does not satisfy.
     table: [u64; SYMBOLS],
-    /// The word before the first place.
+    /// The word before the first symbol of the text.
     start: u64,
     /// A word passes when it is less than this; `None` lets every word pass.
     bound: Option<u64>,
 }
 
 impl<const SYMBOLS: usize> Mismatches<SYMBOLS> {
-    /// Maximum number of characters of a name that are checked. Of a longer name only the first
-    /// characters are checked, which is a necessary condition.
+    /// Maximum number of characters of a name that are checked.
+    ///
+    /// Of a longer name, only this many first characters are checked: a necessary condition.
     pub const MAX_CHECKED: usize = MAX_CHECKED;
 
     /// Creates the check for a name of `length` characters, of which at most `max_distance` may
-    /// differ. `satisfies` returns whether a symbol agrees with the character at a place of the
-    /// name.
+    /// differ.
+    ///
+    /// `satisfies(character, symbol)` returns whether a symbol agrees with the character at a place
+    /// of the name.
     #[must_use]
     pub fn new(
         length: usize,

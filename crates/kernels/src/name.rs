@@ -1,11 +1,11 @@
-//! A name to search for in a hashed name, and the exact checks for it.
+//! A name to search for in hashed names, and the checks for it, fast and exact.
 
 use crate::{
     digits::{CharSet, HASHED_NAME_LEN, PADDING},
     mismatches::Mismatches,
 };
 
-/// A name: for each of its places, the set of characters that satisfy it.
+/// A name: for each of its characters, the set that satisfies it, and the maximum distance.
 #[derive(Clone, Debug)]
 pub(crate) struct Name {
     pub(crate) characters: Vec<CharSet>,
@@ -28,18 +28,19 @@ impl Name {
         }
     }
 
-    /// Returns the number of windows of the name.
+    /// Returns the number of windows: places of a hashed name where the name can begin.
     pub(crate) fn windows(&self) -> usize {
         HASHED_NAME_LEN + 1 - self.characters.len()
     }
 
-    /// Fast check, which may also pass digests that do not match.
+    /// Whether the name may match. This check is fast, but also passes some digests that do not
+    /// match.
     #[inline(always)]
     pub(crate) fn may_match(&self, digits: &[u8; HASHED_NAME_LEN]) -> bool {
         self.mismatches.may_match(digits)
     }
 
-    /// Whether the window that begins at this place exists and is near enough.
+    /// Whether the window that begins at place `window` exists and is near enough.
     pub(crate) fn is_at(&self, window: usize, digits: &[u8; HASHED_NAME_LEN]) -> bool {
         let digits = digits.get(window..window + self.characters.len());
         let mut left = self.max_distance;
@@ -56,13 +57,15 @@ impl Name {
         })
     }
 
-    /// Returns the distance of the nearest window, and the first such window, if it is near enough.
+    /// Returns the smallest distance of all windows, and the first window at that distance, if it
+    /// is near enough.
     pub(crate) fn nearest(&self, digits: &[u8; HASHED_NAME_LEN]) -> Option<(u8, u8)> {
         let distances = digits.windows(self.characters.len()).map(|window| {
             let pairs = self.characters.iter().zip(window);
             pairs.filter(|(set, digit)| !set.contains(**digit)).count()
         });
-        // `min_by_key` keeps the first of equals, and a window has at most 28 characters.
+        // `min_by_key` keeps the first of equals. Both numbers are at most 28, so they fit into a
+        // byte.
         let (window, distance) = distances.enumerate().min_by_key(|(_, d)| *d)?;
         let (distance, window) = (distance as u8, window as u8);
         (distance <= self.max_distance).then_some((distance, window))
@@ -89,7 +92,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(20_000))]
 
-        /// The fast check may pass too much, but never rejects a match.
+        /// The fast check may pass digests that do not match, but never rejects a match.
         #[test]
         fn the_fast_check_never_rejects_a_match(
             characters in proptest::collection::vec(any_character(), 1..=28),

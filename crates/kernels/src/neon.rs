@@ -1,4 +1,4 @@
-//! The kernel for ARM CPUs with the SHA extension: one hash to a vector, four at a time.
+//! The kernel for ARM CPUs with the SHA extension: one hash to a vector, four hashes at a time.
 
 use std::arch::{aarch64::*, is_aarch64_feature_detected};
 
@@ -11,7 +11,7 @@ use crate::{
     split::{INITIAL, constant},
 };
 
-/// One vector of four digests.
+/// Number of vectors of digests that are made at a time: one, with four digests.
 const VECTORS: usize = 1;
 
 /// Number of hashes in flight: a SHA instruction has a latency of four cycles.
@@ -220,8 +220,9 @@ fn lower_digits(word: uint32x4_t) -> uint32x4_t {
     spread(word, [1, 2, 0, 1])
 }
 
-/// Returns four digits made from three bytes of each word. The bytes are taken in the order second,
-/// first, third, second: each half of the word then holds two digits, which are shifted apart.
+/// Returns the four digits of three bytes of each word. `taken` lists the bytes in the order
+/// second, first, third, second: each half of the word then holds two digits, which are shifted
+/// apart.
 #[inline]
 #[target_feature(enable = "neon")]
 fn spread(word: uint32x4_t, taken: [u8; 4]) -> uint32x4_t {
@@ -232,7 +233,8 @@ fn spread(word: uint32x4_t, taken: [u8; 4]) -> uint32x4_t {
         vreinterpretq_u8_u32(load(&taken)),
     );
     let halves = vreinterpretq_u16_u8(bytes);
-    // By signed distances to the left: ten and six to the right, four and eight to the left.
+    // A negative distance shifts to the right: `right` by ten and six bits. `left` shifts to the
+    // left by four and eight bits.
     let right = vreinterpretq_s16_u32(vdupq_n_u32(u32::from_le_bytes([0xf6, 0xff, 0xfa, 0xff])));
     let left = vreinterpretq_s16_u32(vdupq_n_u32(0x0008_0004));
     let first = vandq_u16(vshlq_u16(halves, right), vdupq_n_u16(0x003f));

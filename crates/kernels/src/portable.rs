@@ -12,7 +12,7 @@ use crate::{
 const TERMINATOR: u8 = 0x80;
 
 /// Number of messages that are written before the first of them is hashed. Reading a message right
-/// after it was written waits for the store; a few dozen messages later it does not.
+/// after writing it would wait for the store to complete. A few dozen messages later, it has.
 const BATCH: usize = 32;
 
 /// See [`Kernel::scan`](crate::kernel::Kernel::scan).
@@ -31,8 +31,10 @@ pub(crate) fn scan(block: &Block, filter: &Filter, hits: &mut Hits) -> u64 {
     stopped.unwrap_or(block.count)
 }
 
-/// See [`Kernel::cost`](crate::kernel::Kernel::cost). The names without grams are checked one by
-/// one, and each takes about half as long as a hash. The grams take as long as one hash.
+/// See [`Kernel::cost`](crate::kernel::Kernel::cost).
+///
+/// Names without grams are checked one by one, and each check takes about half as long as a hash.
+/// The grams of all other names together take as long as one hash.
 pub(crate) fn cost(filter: &Filter) -> f64 {
     let plan = filter.plan();
     1.0 + 0.5 * plan.apart.len() as f64 + f64::from(u8::from(plan.grams.is_some()))
@@ -48,12 +50,12 @@ pub(crate) fn digest_sum(block: &Block) -> u32 {
     sum
 }
 
-/// Calls `take` with batches of a block's digests, each with the offset of its first digest, until
-/// `take` returns `false`.
+/// Calls `take` with a block's digests, in batches, until `take` returns `false`. With each batch,
+/// it passes the offset of the batch's first digest.
 #[inline(always)]
 fn for_each_batch(block: &Block, mut take: impl FnMut(u64, &[[u32; 5]]) -> bool) {
     let mut message = [0; 64];
-    // In a secret of eight bytes, the terminator follows the part that varies.
+    // After a secret of eight bytes, the terminator is the ninth byte. Otherwise it is in `front`.
     message[8] = if block.length == 8 { TERMINATOR } else { 0 };
     message[56..].copy_from_slice(&(8 * u64::from(block.length)).to_be_bytes());
     let mut messages = [message; BATCH];

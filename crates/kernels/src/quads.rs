@@ -1,6 +1,6 @@
-//! The linear split of [`split`](crate::split) for CPUs with SHA instructions, which take the words
-//! of one message four at a time. One XOR for four words replaces the instructions for the
-//! schedule.
+//! The linear split of [`split`](crate::split) for CPUs with SHA instructions. These instructions
+//! take the words of one message four at a time. For each four words, one XOR replaces the
+//! instructions for the schedule.
 
 use std::sync::OnceLock;
 
@@ -12,11 +12,11 @@ use crate::{
 /// Four consecutive words, in the order that the CPU's instructions expect.
 pub(crate) type Quad = [u32; 4];
 
-/// The eighty words of a message or of a part of it.
+/// The eighty expanded words of a message, or of one of its parts.
 pub(crate) type Words = [Quad; 20];
 
-/// XORed with a word's number within its quad to get its lane. x86 expects the first word in the
-/// highest lane, ARM in the lowest.
+/// XORed with a word's number within its quad to get the word's position in a vector. x86 expects
+/// the first word at the highest position, ARM at the lowest.
 const FIRST_IS_LAST: usize = if cfg!(target_arch = "x86_64") { 3 } else { 0 };
 
 /// The expanded words of the lanes and rows, for one length of secrets.
@@ -26,7 +26,8 @@ struct Tables {
 }
 
 impl Tables {
-    /// Returns the tables for secrets of `length` bytes (at least one). Built on first use.
+    /// Returns the tables for secrets of `length` bytes (at least one). They are built on first
+    /// use.
     fn of(length: u32) -> &'static Tables {
         static TABLES: [OnceLock<Box<Tables>>; 9] = [const { OnceLock::new() }; 9];
         TABLES[length as usize].get_or_init(|| {
@@ -49,7 +50,7 @@ pub(crate) struct Chunk {
     base: Words,
 }
 
-/// The part of the expanded words that a row and its chunk have in common.
+/// The part of the expanded words that a row's lanes have in common: the row's and the chunk's.
 #[repr(C, align(64))]
 pub(crate) struct Row(pub(crate) Words);
 

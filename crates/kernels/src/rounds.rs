@@ -13,22 +13,25 @@ use crate::{
 /// A chunk's part of the expanded words.
 pub(crate) struct Chunk {
     tables: &'static Tables,
-    /// The lanes' part of each word that varies, including the base's bits, and the round's
-    /// constant if the row's part is added.
+    /// The lanes' part of each [`Word::Xor`] and [`Word::Add`], including the base's bits. That of
+    /// a [`Word::Add`] also includes the round's constant, but not the base's bits in which rows
+    /// differ.
     lanes: [Lanes; 80],
-    /// Each word that does not vary, plus the round's constant.
+    /// Each [`Word::Constant`], plus the round's constant.
     constants: [u32; 80],
-    /// The base's part of the words that form a row's sums.
+    /// For each of a row's sums, the base's bits that the lanes do not include.
     base: [u32; SUMS],
-    /// Added to these words: the round's constant, if the lanes do not include it.
+    /// For each of a row's sums, the round's constant if the lanes do not include it, otherwise 0.
     addend: [u32; SUMS],
 }
 
 impl ExpandedChunk for Chunk {
     type Row = Row;
 
-    /// Creates the chunk that begins with the secret `first`. It is inlined, so that the compiler
-    /// vectorizes its loops with the widest vectors that the kernel may use.
+    /// Creates the chunk that begins with the secret `first`.
+    ///
+    /// This is inlined, so that the compiler vectorizes its loops with the widest vectors that the
+    /// kernel may use.
     #[inline(always)]
     fn new(length: u32, first: u64) -> Chunk {
         let tables = Tables::of(length);
@@ -42,7 +45,7 @@ impl ExpandedChunk for Chunk {
             addend: [0; SUMS],
         };
         for (t, word) in CASES[case_of(length)].words.iter().enumerate() {
-            // The lanes include the base's bits, except for those that the row's sums need.
+            // The lanes include the base's bits, except for those that go into the row's sums.
             let (kept, added) = match *word {
                 Word::Constant => {
                     chunk.constants[t] = base[t].wrapping_add(added(t));
@@ -88,9 +91,11 @@ pub(crate) struct Row {
     xors: &'static [u32; XORS],
 }
 
-/// Returns what round `t` adds for all messages: its constant; in the first rounds, the
-/// contribution of the initial state; in the last round, the word that is added to get the digest's
-/// first word.
+/// Returns the sum that round `t` adds for every message.
+///
+/// It includes the round's constant. In the first rounds, it also includes the contribution of the
+/// initial state. In the last round, it includes the initial word that makes the result the
+/// digest's first word.
 const fn added(t: usize) -> u32 {
     let [a, b, c, d, e] = INITIAL;
     let (a_later, b_later) = (a.rotate_left(30), b.rotate_left(30));
@@ -112,8 +117,8 @@ const fn choose(b: u32, c: u32, d: u32) -> u32 {
     b & c | !b & d
 }
 
-/// Returns the digests of `N` vectors of lanes, starting with `lane`. The vectors are interleaved,
-/// so that the latency of each round is hidden behind the others.
+/// Returns the digests of `N` vectors of lanes, starting with `lane`. The vectors' rounds are
+/// interleaved: while one vector waits for a result, the CPU works on the others.
 #[inline(always)]
 pub(crate) fn hash<S: Simd, const CASE: usize, const N: usize>(
     simd: S,

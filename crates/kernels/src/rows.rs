@@ -1,4 +1,4 @@
-//! Iteration of a vector kernel over a block: chunk by chunk, row by row.
+//! Runs a vector kernel over a block: chunk by chunk, row by row.
 //!
 //! [`split`](crate::split) defines these terms. A row is always hashed as a whole. If a block
 //! begins or ends within a row, the hashes outside the block are discarded afterwards.
@@ -15,9 +15,9 @@ use crate::{
     windows::Windows,
 };
 
-/// A chunk's part of the messages of all its rows.
+/// A chunk's part of the expanded words.
 pub(crate) trait ExpandedChunk {
-    /// A row's part of the messages of all its hashes.
+    /// A row's part of the expanded words.
     type Row;
 
     /// Creates the chunk that begins with the secret `first` of `length` bytes (at least one).
@@ -35,8 +35,8 @@ pub(crate) trait Hasher<const N: usize>: Copy {
 
     fn simd(self) -> Self::Simd;
 
-    /// Returns the digests of the row's lanes, starting with `lane`. `CASE` is the case of the
-    /// chunk's length.
+    /// Returns the digests of `N` vectors of the row's lanes, starting with `lane`. `CASE` is what
+    /// [`case_of`] returns for the length of the chunk's secrets.
     fn hash<const CASE: usize>(
         self,
         chunk: &Self::Chunk,
@@ -50,7 +50,7 @@ pub(crate) trait Hasher<const N: usize>: Copy {
 struct Part {
     /// The chunk's first secret.
     chunk: u64,
-    /// The first secret of the part, counted within the chunk.
+    /// Offset of the part's first secret from the chunk's first.
     from: u64,
     count: u64,
     /// Offset of the part's first secret from the block's first.
@@ -58,7 +58,7 @@ struct Part {
 }
 
 impl Part {
-    /// Returns the part of a block that begins `offset` secrets after its first.
+    /// Returns the part that begins `offset` secrets after the block's first.
     fn of(block: &Block, offset: u64) -> Part {
         let first = block.first + offset;
         let from = first % CHUNK;
@@ -117,7 +117,8 @@ pub(crate) fn scan<H: Hasher<N>, const N: usize>(
     offset
 }
 
-/// Tries a part of a chunk. Returns the number of secrets tried before the list was full.
+/// Tries a part of a chunk. Returns the number of secrets tried: all, or those up to and including
+/// the last hit if the list became full.
 #[inline(always)]
 fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
     hasher: H,
@@ -129,11 +130,11 @@ fn scan_part<H: Hasher<N>, const N: usize, const CASE: usize>(
 ) -> u64 {
     let simd = hasher.simd();
     for number in part.rows() {
-        // Hidden from the optimizer. Otherwise it would load everything that all rows share before
-        // the loop, run out of registers, and spill it to the stack.
+        // Hides the chunk from the optimizer, which would otherwise load everything that all rows
+        // share before the loop, run out of registers, and spill it to the stack.
         let chunk = black_box(chunk);
         let row = chunk.row(number);
-        // The rounds take the row's words one by one, as operands that are broadcast from memory.
+        // Keeps the row in memory: the rounds broadcast its words from there, one by one.
         let row = black_box(&row);
         let mut lane = 0;
         while lane < LANES {
@@ -179,7 +180,7 @@ fn stored<S: Simd>(simd: S, digests: &Digests<S>) -> [[u32; WIDEST]; 5] {
 }
 
 /// Checks the hashes of a vector that passed the fast filter, and adds the hits. Returns whether
-/// that filled the list. The vector's first hash has the given row and lane.
+/// that filled the list. `row` and `first` are the row and the lane of the vector's first hash.
 #[cold]
 #[inline(never)]
 fn confirm(
@@ -267,8 +268,8 @@ fn part_sum<H: Hasher<N>, const N: usize, const CASE: usize>(
     sum
 }
 
-/// Makes the operations of every kernel, compiled for its instructions: methods of a type whose
-/// value proves that the CPU has them.
+/// Makes the methods `scan` and `digest_sum` of a vector kernel, compiled for its instructions. A
+/// value of the kernel's type proves that the CPU has these instructions.
 macro_rules! kernel {
     ($features:literal) => {
         /// See [`Kernel::scan`](crate::kernel::Kernel::scan).

@@ -1,5 +1,5 @@
-//! The kernel for CPUs with the SHA extensions: one hash to a vector, four at a time. The filter is
-//! that of [`avx2`](crate::avx2), on eight hashes.
+//! The kernel for x86 CPUs with the SHA extensions: one hash to a vector, four hashes at a time.
+//! The filter is that of [`avx2`](crate::avx2), on eight hashes.
 
 use std::arch::x86_64::*;
 
@@ -11,11 +11,11 @@ use crate::{
     split::INITIAL,
 };
 
-/// One vector of eight digests.
+/// Number of vectors of digests that are made at a time: one, with eight digests.
 const VECTORS: usize = 1;
 
-/// Number of hashes in flight. They keep the SHA unit busy while four rounds wait for the previous
-/// four.
+/// Number of hashes in flight. They keep the SHA unit busy while each hash's four rounds wait for
+/// its previous four.
 const IN_FLIGHT: usize = 4;
 
 /// Proof that the CPU has the SHA extensions and AVX2.
@@ -74,8 +74,8 @@ fn hash(chunk: &Chunk, row: &Row, lane: usize) -> [__m128i; 5] {
     let [a, b, c, d, e] = INITIAL.map(|word| word as i32);
     let (first_abcd, first_e) = (_mm_set_epi32(a, b, c, d), _mm_set_epi32(e, 0, 0, 0));
     let mut abcd = [first_abcd; IN_FLIGHT];
-    // The state before the last four rounds. The fifth word of the next four rounds is rotated out
-    // of it.
+    // The state before the four rounds that were done last. The fifth word for the next four rounds
+    // is one of its words, rotated.
     let mut before = [first_e; IN_FLIGHT];
     macro_rules! rounds {
         ($($quad:literal)*) => { $(

@@ -1,30 +1,31 @@
-//! The operations that the vector kernels need of a CPU: a few, on vectors of 32-bit words.
+//! The operations on vectors of 32-bit words that the vector kernels need from a CPU.
 
 use crate::bitmap::Bitmap;
 
-/// The five words of one digest for each word of a vector.
+/// The digests of a vector of hashes: one vector for each of a digest's five words.
 pub(crate) type Digests<S> = [<S as Simd>::Vector; 5];
 
 /// Vectors of 32-bit words, with the instructions of one kind of CPU.
 ///
 /// # Contract
 ///
-/// A value of such a type proves that the CPU has the instructions: only detection creates one. So
-/// every method may call functions that are compiled for these instructions and have no other
-/// requirements. [`operations`] makes the methods from such functions, with the only `unsafe` that
-/// relies on this contract.
+/// A value of an implementing type proves that the CPU has the instructions: only detection creates
+/// one. So every method may call functions that are compiled for these instructions and have no
+/// other requirements. [`operations`] makes the methods from such functions. Its `unsafe` block
+/// relies on this contract, and so do those of the kernels.
 ///
 /// # Inlining
 ///
 /// The methods must be inlined into a function that was compiled for these instructions, otherwise
 /// each would be a call. The same applies to all generic code that uses them. That is why all of it
-/// is `#[inline(always)]`, and why none of it passes closures on.
+/// is `#[inline(always)]`, and why none of it passes closures to other functions.
 ///
 /// # Groups
 ///
 /// A hashed name is stored in seven vectors, the *groups*. In a group, each word belongs to one
-/// hash and holds four consecutive places, one byte each. To *advance* by some places means to
-/// shift in as many bytes from the next group at the top.
+/// hash and holds four consecutive places, one byte each. To *advance* a group by some places means
+/// to drop that many of its lowest bytes, and to shift in the lowest bytes of the next group at the
+/// top.
 pub(crate) trait Simd: Copy {
     /// A vector with one word for each hash.
     type Vector: Copy;
@@ -33,7 +34,7 @@ pub(crate) trait Simd: Copy {
     /// A table with one byte for each digit.
     type Table: Copy;
 
-    /// Number of words of a vector.
+    /// Number of words in a vector.
     const WIDTH: usize;
 
     fn set1(self, word: u32) -> Self::Vector;
@@ -56,19 +57,20 @@ pub(crate) trait Simd: Copy {
     fn rotate_left_5(self, a: Self::Vector) -> Self::Vector;
     fn rotate_left_30(self, a: Self::Vector) -> Self::Vector;
 
-    /// Returns each word of `near` without its `PLACES` lowest bytes, followed by as many bytes of
-    /// `far` at the top.
+    /// Returns each word of `near` without its `PLACES` lowest bytes, and with the `PLACES` lowest
+    /// bytes of `far` at the top.
     fn advance<const PLACES: u8>(self, near: Self::Vector, far: Self::Vector) -> Self::Vector;
-    /// Returns the four digits of the upper three bytes of each word, the first one lowest.
+    /// Returns the four digits of the upper three bytes of each word, the first in the lowest byte.
     fn upper_digits(self, word: Self::Vector) -> Self::Vector;
-    /// Returns the four digits of the lower three bytes of each word, the first one lowest.
+    /// Returns the four digits of the lower three bytes of each word, the first in the lowest byte.
     fn lower_digits(self, word: Self::Vector) -> Self::Vector;
     /// Converts digits to the form that [`lookup`](Self::lookup) expects.
     fn prepare(self, digits: Self::Vector) -> Self::Digits;
-    /// Creates a table in which a digit has `bytes[digit]`, possibly with some more bits set.
+    /// Creates a table that maps each digit to `bytes[digit]`, possibly with additional bits set.
     fn table(self, bytes: &[u8; 64]) -> Self::Table;
     fn lookup(self, table: &Self::Table, digits: Self::Digits) -> Self::Vector;
-    /// [`lookup`](Self::lookup) in the last group, whose top byte is taken from `padding` instead.
+    /// Like [`lookup`](Self::lookup), for the last group: each word's top byte comes from
+    /// `padding`.
     fn lookup_last(
         self,
         table: &Self::Table,
@@ -78,18 +80,18 @@ pub(crate) trait Simd: Copy {
 
     /// Returns the number of ones in each byte.
     fn count_ones(self, bytes: Self::Vector) -> Self::Vector;
-    /// Returns the sum of each pair of bytes, which is less than 256.
+    /// Returns the sum of each pair of bytes. The caller ensures that it is less than 256.
     fn add_bytes(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// Returns the greater of each pair of bytes.
     fn max_bytes(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// Returns four bits for each hash. At least one of them is set if and only if some byte of `a`
-    /// is not less than that of `b`.
+    /// Returns four bits for each hash. At least one of them is set if and only if, in the hash's
+    /// word, some byte of `a` is not less than the corresponding byte of `b`.
     fn not_less(self, a: Self::Vector, b: Self::Vector) -> u64;
 
     /// Returns the code of each digit, see [`CODES`](crate::plan::CODES).
     fn codes(self, digits: Self::Digits) -> Self::Vector;
-    /// Returns a vector whose words are not zero where `bitmap` contains the key of the word's four
-    /// codes.
+    /// Returns a vector in which a word is not zero if and only if `bitmap` contains the key of the
+    /// word's four codes.
     fn known(self, bitmap: &Bitmap, codes: Self::Vector) -> Self::Vector;
 
     /// Returns a vector with the same byte everywhere.

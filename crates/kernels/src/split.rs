@@ -16,38 +16,39 @@
 //!
 //! So `W[t] = base[t] ^ lane[t] ^ row[t]`, and each part is expanded separately: the lanes and rows
 //! only once for each length of secret, the base once for each chunk. A row of 64 secrets then
-//! needs no schedule, only its 80 words as scalars that are broadcast. That saves the 64 vector
-//! operations of the schedule, and the registers that held its window of sixteen words.
+//! needs no schedule, only its words as scalars that are broadcast. That saves the vector
+//! operations of the schedule, and the registers that would hold its window of sixteen words.
 //!
-//! How a word enters its round depends on the parts that make it vary ([`Word`]):
+//! How a word enters its round depends on which parts make it vary within a chunk ([`Word`]). The
+//! numbers are for secrets of four bytes, where the fourteen bits lie in one word of the message,
+//! and for secrets of five bytes, where they span two:
 //!
-//! - Neither lane nor row (31 of the 80 words if all fourteen bits are in one word of the message;
-//!   17 for secrets of five bytes, where they span two): one addition of a constant that includes
-//!   the round's own constant.
-//! - Both, in bits that never overlap (21, or 9): the XOR is an addition, so the round's constant
-//!   is included in the lane's part: two additions.
+//! - Neither lane nor row (31 of the 80 words, or 17): one addition of a constant that includes the
+//!   round's own constant.
+//! - Both, in bits that never overlap (21, or 9): two additions, because an addition can replace
+//!   the XOR. The lane's part includes the round's constant.
 //! - Both, in bits that overlap (28, or 39): one XOR and two additions.
 //! - Only the row (none, or 15): one addition of a scalar.
 //!
 //! A round has six operations: two rotations, the ternary function, and the additions of function,
-//! rotation and word. With the 77 more that the words above need, a vector of hashes of four bytes
-//! takes 557 operations. A plain schedule takes 752: three more for each of its 64 words, and one
-//! for each round's constant. The first rounds, where most of the state is known, save thirteen
-//! operations, and the digests' additions take four: 548. CPUs with SHA instructions use the same
-//! split, four words at a time ([`quads`](crate::quads)).
+//! rotation and word. With the 77 more that the words above need, a vector of hashes takes 557
+//! operations, for secrets of four bytes. A plain schedule takes 752: three more for each of its 64
+//! words, and one for each round's constant. The first rounds, where most of the state is known,
+//! save thirteen operations, and the digests' additions take four: 548. CPUs with SHA instructions
+//! use the same split, four words at a time ([`quads`](crate::quads)).
 
-/// Number of vector operations that a hash takes.
+/// Number of vector operations that hashing takes for each vector of secrets.
 pub(crate) const OPERATIONS: f64 = 548.0;
 
-/// Number of a counter's last bits that the lanes stand for: four vectors of sixteen, or eight of
-/// eight.
+/// Number of the counter's last bits that select the lane. 64 lanes are four vectors of sixteen, or
+/// eight vectors of eight.
 pub(crate) const LANE_BITS: u32 = 6;
 
 /// Number of lanes of a row.
 pub(crate) const LANES: usize = 1 << LANE_BITS;
 
-/// Number of the bits before those that the rows stand for. The rows' table, 320 bytes for each
-/// row, stays in the second-level cache.
+/// Number of bits that select the row, before those that select the lane. The rows' table (320
+/// bytes per row, 80 KiB in all) stays in the second-level cache.
 pub(crate) const ROW_BITS: u32 = 8;
 
 /// Number of rows of a chunk.
@@ -56,10 +57,10 @@ pub(crate) const ROWS: usize = 1 << ROW_BITS;
 /// Number of secrets of a chunk.
 pub(crate) const CHUNK: u64 = 1 << (LANE_BITS + ROW_BITS);
 
-/// Maximum number of words in a row's sums.
+/// Maximum number of words that are a [`Word::Add`] or [`Word::Row`].
 pub(crate) const SUMS: usize = 32;
 
-/// Maximum number of words that are joined by XOR.
+/// Maximum number of words that are a [`Word::Xor`].
 pub(crate) const XORS: usize = 48;
 
 /// SHA-1's initial state (FIPS 180-4, 5.3.1).
@@ -94,8 +95,9 @@ pub(crate) enum Word {
     Row(usize),
 }
 
-/// The possible positions of the fourteen bits: the rounds depend on nothing else. Rotating a
-/// message rotates its expansion, so the position within a word does not matter.
+/// The possible positions of the fourteen bits: in the message's first word, across both words, or
+/// in the second. The rounds depend on nothing else. Rotating every word of a message rotates its
+/// expansion, so the position within a word does not matter.
 pub(crate) const CASES: [Case; 3] = [case(4), case(5), case(6)];
 
 /// Returns the index in [`CASES`] for secrets of `length` bytes.
@@ -201,7 +203,7 @@ const fn expand(mut words: [u32; 80]) -> [u32; 80] {
     words
 }
 
-/// Returns the expanded base of a chunk, which is the message of its first secret.
+/// Returns the expanded base of a chunk: the expansion of the message of its first secret.
 pub(crate) fn base(length: u32, first: u64) -> [u32; 80] {
     let front = shifted(first, length);
     let mut words = [0; 80];
@@ -227,7 +229,7 @@ pub(crate) struct Row {
 pub(crate) struct Tables {
     /// For each expanded word, the part of every lane.
     pub(crate) lanes: [Lanes; 80],
-    /// For each row, its part.
+    /// The part of every row.
     pub(crate) rows: [Row; ROWS],
 }
 
@@ -237,7 +239,8 @@ pub(crate) struct Tables {
 pub(crate) struct Lanes(pub(crate) [u32; LANES]);
 
 impl Tables {
-    /// Returns the tables for secrets of `length` bytes (at least one). Built on first use.
+    /// Returns the tables for secrets of `length` bytes (at least one). They are built on first
+    /// use.
     pub(crate) fn of(length: u32) -> &'static Tables {
         use std::sync::OnceLock;
         static TABLES: [OnceLock<Box<Tables>>; 9] = [const { OnceLock::new() }; 9];
@@ -300,7 +303,7 @@ mod tests {
                         whole[t],
                         "word {t}"
                     );
-                    // A case is made for one length, and must be right for all lengths that use it.
+                    // A case is computed for one length, and must hold for all lengths that use it.
                     match kinds[t] {
                         Word::Constant => assert_eq!((lane_mask[t], row_mask[t]), (0, 0)),
                         Word::Add(_) => assert_eq!(lane_mask[t] & row_mask[t], 0),

@@ -23,12 +23,12 @@ fn name(text: &[u8], max_distance: u8) -> Name {
 }
 
 /// Names at every place pass with every stride, not only with the one that the planner would
-/// choose. Bank shapes are still chosen by the estimates.
+/// choose. The planner's estimates still choose the shapes of the banks.
 #[test]
 fn every_plan_passes_all_matches() {
     for errors in 0..=3_u8 {
         for length in [4, 5, 6, 7, 8, 9, 12, 16, 24] {
-            // A digest and a name for every window, with the maximum number of characters spoilt.
+            // A digest and a name for every window. `errors` of the name's characters never agree.
             let windows = HASHED_NAME_LEN + 1 - length;
             let digest = |window: usize| sha1(&[errors, length as u8, window as u8]);
             let names: Vec<Name> = (0..windows)
@@ -64,7 +64,7 @@ fn every_plan_passes_all_matches() {
     }
 }
 
-/// Returns the three bytes as a counter.
+/// Returns the three bytes of a digest's message, as a counter.
 fn secret(errors: u8, length: usize, window: usize) -> u64 {
     u64::from(errors) << 16 | (length as u64) << 8 | window as u64
 }

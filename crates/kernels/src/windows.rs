@@ -1,7 +1,8 @@
 //! The fast filter of the vector kernels. It works on the digests in their vectors: seven vectors
 //! hold one byte for each of a hashed name's 28 places, four to a word.
 //!
-//! The filter is a necessary condition. [`plan`](crate::plan) describes its parts.
+//! The filter is a necessary condition: it passes every match, and a few other digests.
+//! [`plan`](crate::plan) describes its parts.
 
 use crate::{
     digits::GROUPS,
@@ -10,8 +11,8 @@ use crate::{
     simd::{Digests, Simd},
 };
 
-/// A filter, prepared for one kernel. That is done for each block, and takes a few microseconds for
-/// every hundred names in banks.
+/// A filter, prepared for one kernel. It is prepared for each block anew, which takes a few
+/// microseconds for every hundred names in banks.
 pub(crate) struct Windows<'f, S: Simd> {
     names: Vec<NameFilter<S>>,
     banks: Vec<BankFilter<S>>,
@@ -80,7 +81,7 @@ fn digits<S: Simd>(simd: S, digest: &Digests<S>) -> [S::Vector; GROUPS] {
     ]
 }
 
-/// Looks up a byte for each place. The last two groups are the bytes beyond the last place.
+/// Looks up a byte for each place. The last two groups stand for places beyond the last one.
 #[inline(always)]
 fn bytes<S: Simd>(
     simd: S,
@@ -99,7 +100,7 @@ fn bytes<S: Simd>(
 /// A [`ClassTable`] in vectors.
 struct Lookup<S: Simd> {
     digits: S::Table,
-    /// The padding's byte, at the last place of the last group.
+    /// The padding's byte, in the top byte of each word.
     padding: S::Vector,
     beyond: S::Vector,
 }
@@ -179,9 +180,9 @@ impl<S: Simd> NameFilter<S> {
 ///
 /// At first, each byte has the bits of the characters that its digit satisfies. Then the bits of a
 /// window are collected along the diagonal, where character `p` belongs to place `p` of the window.
-/// This takes three steps, of 4, 2 and 1 places. The step of `s` takes the bits of the characters
-/// whose number has the bit `s` from `s` places further on. If only characters with even numbers
-/// matter, the step of 1 is left out.
+/// This takes three steps, of 4, 2 and 1 places. The step of `s` takes the bits of some characters
+/// from `s` places further on: of those in whose index the bit `s` is set. If only characters with
+/// even indices matter, the step of 1 is left out.
 #[inline(always)]
 fn diagonals<S: Simd, const ODD: bool>(
     simd: S,
@@ -216,11 +217,11 @@ fn diagonals<S: Simd, const ODD: bool>(
 /// The filter for a bank.
 struct BankFilter<S: Simd> {
     errors: u8,
-    /// For each character, the buckets in which it is satisfied.
+    /// For each of the names' first characters, the table of the buckets that a digit satisfies.
     characters: Vec<Lookup<S>>,
 }
 
-/// The buckets that differ from a window in at most 0, 1 and 2 characters.
+/// For each window, the buckets with a name that differs from it in at most 0, 1 and 2 characters.
 type Within<S> = [[<S as Simd>::Vector; GROUPS]; 3];
 
 impl<S: Simd> BankFilter<S> {
@@ -236,12 +237,12 @@ impl<S: Simd> BankFilter<S> {
         }
     }
 
-    /// Checks all windows of all buckets at once, character by character: which of them differ in
-    /// at most 0, 1 and 2 characters so far.
+    /// Checks all windows against all buckets at once, character by character. `within` holds the
+    /// buckets that differ from each window in at most 0, 1 and 2 characters so far.
     ///
     /// This is the bit-parallel automaton of Wu and Manber ("Fast Text Searching Allowing Errors",
-    /// 1992), only for substitutions. It processes the windows side by side instead of one after
-    /// another.
+    /// 1992), restricted to substitutions. It processes the windows side by side instead of one
+    /// after another.
     #[inline(always)]
     fn check<const ERRORS: usize>(&self, simd: S, digits: &[S::Digits; GROUPS]) -> u64 {
         let mut within = [[simd.set1_byte(0xff); GROUPS]; 3];
@@ -268,7 +269,7 @@ impl<S: Simd> BankFilter<S> {
     }
 }
 
-/// The step of [`BankFilter::check`] for character `P`, which is `ON` places into its group.
+/// The step of [`BankFilter::check`] for character `P`, which lies `ON` places into its group.
 #[inline(always)]
 fn step<S: Simd, const ERRORS: usize, const P: usize, const ON: u8>(
     simd: S,
@@ -293,8 +294,8 @@ fn step<S: Simd, const ERRORS: usize, const P: usize, const ON: u8>(
     }
 }
 
-/// Returns four bits for each hash, of which at least one is set if the hash has a known gram at
-/// one of the places where grams are looked up.
+/// Returns four bits for each hash, of which at least one is set if the hash may have an indexed
+/// gram at one of the places where grams are looked up.
 #[inline(always)]
 fn check_grams<S: Simd>(simd: S, grams: &Grams, digits: &[S::Digits; GROUPS]) -> u64 {
     let mut codes = [simd.codes(digits[0]); GROUPS + 1];

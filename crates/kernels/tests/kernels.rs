@@ -65,7 +65,7 @@ fn a_scan_stops_right_after_the_hit_that_fills_the_list() {
         // Nothing is tried while the list has no room for hits.
         assert_eq!(kernel.scan(&block, &everything, &mut hits), 0);
 
-        // A list that fills at the very last secret covers the block.
+        // If the list becomes full at the very last secret, the whole block was tried.
         let mut hits = Hits::with_limit(1000);
         assert_eq!(kernel.scan(&block, &everything, &mut hits), 1000);
     }
@@ -152,7 +152,7 @@ fn digest_sums_are_the_same_for_every_kernel() {
     }
 }
 
-/// Reproducible random numbers from a seed: SplitMix64 (Steele, Lea and Flood, 2014).
+/// Reproducible pseudorandom numbers from a seed: SplitMix64 (Steele, Lea and Flood, 2014).
 struct Random(u64);
 
 impl Random {
@@ -173,7 +173,7 @@ impl Random {
             .collect()
     }
 
-    /// Returns a name with a distance: usually one at which hits are rare, sometimes any.
+    /// Returns a name and a distance: usually a distance at which hits are rare, sometimes any.
     fn target(&mut self) -> (String, u8) {
         let name = self.name(1, 28);
         let distance = match self.below(8) {
@@ -196,7 +196,7 @@ impl Random {
         (name, errors as u8)
     }
 
-    /// Returns many names, of every kind that a filter treats differently.
+    /// Returns two to 300 names, so that filters use every kind of plan.
     fn many(&mut self) -> Vec<(String, u8)> {
         let count = [2, 8, 24, 64, 300][self.below(5) as usize];
         let most_errors = self.below(4);
@@ -209,8 +209,9 @@ impl Random {
     }
 }
 
-/// Compares every kernel with the portable one, which the oracle verifies, over more secrets than
-/// the oracle could check in a day. Set `KERNEL_SEED` to repeat a run.
+/// Compares every kernel with the portable one, over more secrets than the oracle could check in a
+/// day. (Other tests compare the portable kernel with the oracle.) Set `KERNEL_SEED` to repeat a
+/// run.
 #[test]
 fn kernels_match_a_hundred_million_secrets_as_the_portable_one_does() {
     let secrets: u64 = match std::env::var("KERNEL_SECRETS") {
@@ -233,15 +234,15 @@ fn kernels_match_a_hundred_million_secrets_as_the_portable_one_does() {
     while tried < secrets && !others.is_empty() {
         let length = 2 + random.below(7) as u32;
         let secrets = 1_u128 << (8 * length);
-        // Usually one name, and sometimes many. The portable kernel is slow with many names, so
-        // these get fewer secrets.
+        // Usually one name, and sometimes many. The portable kernel is slow with many names, so it
+        // then gets fewer secrets.
         let (mut targets, most) = match random.below(16) {
             0 => (random.many(), 3_000),
             _ => (vec![random.target()], 100_000),
         };
         let count = u64::try_from(u128::from(1 + random.below(most)).min(secrets)).unwrap();
         let last = u64::try_from(secrets - u128::from(count)).unwrap();
-        // Anywhere, or near the end of a chunk or of the length.
+        // At the end or the beginning of the length, near the beginning of a chunk, or anywhere.
         let first = match random.below(4) {
             0 => last,
             1 => random.below(16),
@@ -249,7 +250,7 @@ fn kernels_match_a_hundred_million_secrets_as_the_portable_one_does() {
             _ => random.below(last.saturating_add(1)),
         }
         .min(last);
-        // Planted names guarantee hits for any random block.
+        // Planted names are sure to have hits in the block.
         let errors = random.below(4);
         for _ in 0..random.below(3) {
             targets.push(random.planted(length, first, count, errors));
@@ -301,7 +302,7 @@ proptest! {
         check(length, first, count, &name, max_distance);
     }
 
-    /// Names are taken from a digest, so that near and exact matches occur, at every offset.
+    /// Names are taken from windows of a digest, so that exact and near matches occur.
     #[test]
     fn planted_names_are_found(
         first in 0..0xffff_0000_u64,
@@ -319,7 +320,7 @@ proptest! {
         check(4, first, 20, &name, 1);
     }
 
-    /// Sets of every size, with names taken from digests, so that each of them occurs somewhere.
+    /// Sets of up to 119 names, each taken from one of the digests, so that each name has a hit.
     #[test]
     fn planted_sets_of_names_are_found(
         first in 0..0xffff_0000_u64,

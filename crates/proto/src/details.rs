@@ -18,7 +18,7 @@ pub const CANCEL_REASON: &str = "reason";
 /// Metadata key of the number of hashes that were computed.
 pub const HASHES_TRIED: &str = "hashes_tried";
 
-/// What a client can read out of the details of an error status.
+/// What a client can read from the details of an error status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Details {
     /// Why the call failed; `None` if the status does not come from a server of ours, or if this

@@ -6,7 +6,7 @@
 //!   (`proto/hash_name.proto`).
 //! - [`v1`]: the same for our own contract (`proto/hashfinder/v1/finder.proto`).
 //! - [`Reason`]: every reason for which a server of ours rejects or ends a call.
-//! - [`Details`]: what a client can read out of an error status.
+//! - [`Details`]: what a client can read from an error status.
 //! - [`limits`]: the limits that the contract states.
 //! - [`DESCRIPTORS`]: the contracts in encoded form, for reflection and for tables of methods.
 //!

@@ -9,7 +9,8 @@ macro_rules! reasons {
         /// Why a server rejected or ended a call: the reason of the `google.rpc.ErrorInfo` in the
         /// status.
         ///
-        /// Reasons are part of the contract: one may be added, none may change its text.
+        /// Reasons are part of the contract: reasons may be added, but the text of a reason never
+        /// changes.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Reason {
             $($(#[doc = $doc])* $reason,)*
@@ -55,7 +56,7 @@ reasons! {
     TooManySearchesOfClient = "TOO_MANY_SEARCHES_OF_CLIENT", rejection;
     /// The connection has its maximum number of searches.
     TooManySearchesOfConnection = "TOO_MANY_SEARCHES_OF_CONNECTION", rejection;
-    /// The server is shutting down, or is closing the connection because of its age.
+    /// The server is shutting down, or is closing the connection because of a time limit.
     Draining = "DRAINING", rejection;
     /// All secrets of the keyspace were tried.
     KeyspaceExhausted = "KEYSPACE_EXHAUSTED", end;
@@ -65,7 +66,7 @@ reasons! {
     CancelledByClient = "CANCELLED_BY_CLIENT", end;
     /// An operator cancelled the search with `CancelSearch`.
     CancelledByOperator = "CANCELLED_BY_OPERATOR", end;
-    /// No search has the requested id, or it belongs to another client.
+    /// No search has the requested id, or the search belongs to another client.
     SearchNotFound = "SEARCH_NOT_FOUND", rejection;
     /// The call is reserved for operators.
     NotAnOperator = "NOT_AN_OPERATOR", rejection;
@@ -75,11 +76,11 @@ reasons! {
     TooManyEstimates = "TOO_MANY_ESTIMATES", rejection;
     /// The message of the request is too long.
     MessageTooLong = "MESSAGE_TOO_LONG", rejection;
-    /// The client did not read the response for longer than the server waits.
+    /// The client left the response unread for longer than the server allows.
     StreamNotRead = "STREAM_NOT_READ", end;
     /// The server requires a credential, and the call has none.
     CredentialMissing = "CREDENTIAL_MISSING", rejection;
-    /// The credential is not valid, or no longer valid.
+    /// The credential is invalid, expired or revoked.
     CredentialRefused = "CREDENTIAL_REFUSED", rejection;
     /// The request ended without a message.
     MessageMissing = "MESSAGE_MISSING", rejection;
@@ -91,8 +92,8 @@ reasons! {
     TooManyCalls = "TOO_MANY_CALLS", rejection;
     /// The client's address, or the server as a whole, has its maximum number of open calls.
     TooManyOpenCalls = "TOO_MANY_OPEN_CALLS", rejection;
-    /// The client's address sent too many invalid credentials. The server checks none from it for a
-    /// while.
+    /// The client's address sent too many invalid credentials. For a while, the server checks no
+    /// credential from this address.
     TooManyRefusedCredentials = "TOO_MANY_REFUSED_CREDENTIALS", rejection;
 }
 

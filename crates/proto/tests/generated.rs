@@ -1,7 +1,7 @@
-//! Checks that `src/generated` is what the protobuf files generate.
+//! Checks that `src/generated` matches the protobuf files.
 //!
-//! The generated files are part of the source, because the generator and its dependencies would be
-//! a tenth of a first build. After a change of `proto/`, write them again with
+//! The generated files are part of the source, because the generator and its dependencies would
+//! take up a tenth of a first build. After a change of `proto/`, write them again with
 //! `GENERATE=1 cargo test -p hashfinder-proto --test generated`.
 
 use std::{env, fs, path::Path};

@@ -19,16 +19,16 @@ use hashfinder_search::{
     Client, Distance, Engine, Kernel, Keyspace, Limits, Query, Report, Search,
 };
 
-/// How much is measured.
+/// How long, and with how many searches, the benchmark measures.
 #[derive(Clone, Copy)]
 struct Size {
     /// Duration of a rate measurement.
     pace: Duration,
-    /// Number of searches where there are many.
+    /// Number of searches in a measurement with many searches.
     many: u32,
 }
 
-/// The size of a measurement.
+/// The size without `--short`.
 const FULL: Size = Size {
     pace: Duration::from_secs(2),
     many: 10_000,
@@ -71,7 +71,7 @@ fn engine() -> Engine {
     Engine::with_limits(workers, Kernel::best(), clock, limits).expect("threads")
 }
 
-/// Marsaglia's "Xorshift RNGs", 2003.
+/// Pseudorandom numbers: xorshift (Marsaglia, "Xorshift RNGs", 2003).
 struct Random(u64);
 
 impl Random {
@@ -111,7 +111,7 @@ fn rates(engine: &Engine, Size { pace, .. }: Size) -> (f64, f64) {
     (hashes, (after.tests - before.tests) as f64 / took)
 }
 
-/// Searches that arrive one after another, until all share their slices.
+/// Measures searches that arrive one after another, once all share their slices.
 fn shared(size: Size) {
     let alone = {
         let engine = engine();
@@ -138,7 +138,7 @@ fn shared(size: Size) {
     }
 }
 
-/// Waits until the hashed secrets are tested for nearly all of `count` searches.
+/// Waits until each hashed secret is tested for nearly all of `count` searches.
 fn together(engine: &Engine, count: u32, size: Size) {
     let began = Instant::now();
     loop {
@@ -156,7 +156,7 @@ fn together(engine: &Engine, count: u32, size: Size) {
     }
 }
 
-/// Searches whose ranges do not overlap.
+/// Measures searches whose ranges do not overlap.
 fn unshared(size: Size) {
     let one = {
         let engine = engine();
@@ -198,7 +198,7 @@ fn resident() -> f64 {
     4096.0 * pages.unwrap_or(0.0)
 }
 
-/// Repeatedly stops one of many searches.
+/// Measures how long it takes to stop one of many searches.
 fn stops(size: Size) {
     let many = size.many;
     let engine = engine();
@@ -207,7 +207,7 @@ fn stops(size: Size) {
     let begin = |query: Query| {
         let sender = sender.clone();
         let released = move |report| {
-            // Fails once the receiver is gone, when the engine is dropped.
+            // Fails at the end, for searches that are released after the receiver was dropped.
             let _ = sender.send(report);
         };
         engine
@@ -269,7 +269,8 @@ fn all_at_once(size: Size) {
     );
 }
 
-/// One client with a tenth of many searches, and nine clients with one each.
+/// Measures the shares of ten clients: one has a tenth of `many` searches, the others have one
+/// each.
 fn fairness(size: Size) {
     let crowd = size.many / 10;
     let engine = engine();
@@ -299,7 +300,7 @@ fn fairness(size: Size) {
     );
 }
 
-/// Searches whose candidates are not read.
+/// Measures searches whose candidates are not read.
 fn stalled(size: Size) {
     let crowd = size.many / 10;
     let engine = engine();

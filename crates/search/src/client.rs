@@ -14,8 +14,8 @@ pub struct Client {
     /// The client's connection that the search arrived on. The client's share is divided evenly
     /// between its connections.
     pub connection: u64,
-    /// The client's share of the time, relative to other clients'. Above a few thousand it makes
-    /// little difference: even a client that outweighs all others does not starve them.
+    /// The client's share of the time, relative to other clients'. Weights above a few thousand
+    /// make little difference: even a client that outweighs all others does not starve them.
     pub weight: NonZeroU32,
     /// Limits of this client that differ from the engine's.
     pub quota: Quota,
@@ -35,7 +35,8 @@ impl Default for Client {
 
 /// Limits of one client that differ from the engine's [`Limits`](crate::Limits).
 ///
-/// While a client has searches, or owes hashes, it keeps the quota of the first of these searches.
+/// The quota of a client's first search applies until the engine forgets the client (see
+/// [`Usage`](crate::Usage)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Quota {
     /// Replaces [`Limits::searches_per_client`](crate::Limits::searches_per_client).

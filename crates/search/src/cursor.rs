@@ -16,8 +16,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Form {
     prefix: &'static str,
-    /// Whether it has fields for every part of a query. The other, shorter forms hold only what the
-    /// reference contract can express.
+    /// Whether the form has fields for every part of a query. The other forms are shorter, and hold
+    /// only what the reference contract can express.
     is_general: bool,
     has_nearest: bool,
 }
@@ -54,7 +54,7 @@ impl Form {
 }
 
 /// Number of bytes of the checksum at the end of a cursor: the first bytes of the SHA-1 of
-/// everything before. With four bytes, one in four thousand million damaged texts is accepted.
+/// everything before them. With four bytes, one in four billion damaged texts is accepted.
 const CHECKSUM_LEN: usize = 4;
 
 /// A stopped search: its query and its frontier. Every index below the frontier has been tried. A
@@ -97,7 +97,7 @@ pub enum CursorError {
     /// The text does not begin like a cursor.
     #[error("not a cursor: a cursor begins with \"hf1_\" to \"hf4_\"; copy the whole text")]
     Foreign,
-    /// The text begins like a cursor of another version.
+    /// The text begins like a cursor from another version of hashfinder.
     #[error(
         "this cursor is from another version of hashfinder; this version reads \"hf1_\" to \"hf4_\""
     )]
@@ -132,8 +132,8 @@ impl Cursor {
         self.nearest
     }
 
-    /// Returns whether this is a cursor of the search for `query`, regardless of where that query
-    /// starts.
+    /// Whether this is a cursor of the search for `query`, whatever that query's start and budget
+    /// are.
     #[must_use]
     pub fn is_of(&self, query: &Query) -> bool {
         self.query == Cursor::new(query, self.frontier()).query
@@ -348,7 +348,8 @@ mod tests {
         #[test]
         fn a_cursor_is_read_back(
             name in "[A-Za-z0-9\u{ef}]{1,28}",
-            // One error for the character that no hashed name has, and two for the last places.
+            // At least three: one for the character that no hashed name contains, and two for the
+            // last two places.
             ideal in 3..=28_u8,
             interesting in 0..=28_u8,
             frontier: u64,
@@ -411,7 +412,7 @@ mod tests {
         }
     }
 
-    /// Regression guard: a nearest secret that was not tried yet would be shown as found.
+    /// Otherwise, a nearest secret that was not tried yet would be shown as found.
     #[test]
     fn a_nearest_secret_beyond_the_frontier_is_rejected() {
         let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();

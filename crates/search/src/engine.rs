@@ -30,10 +30,10 @@ use crate::{
     },
 };
 
-/// Tries slices: the CPU's kernels, or another machine.
+/// Tries slices, with the CPU's kernels or on another machine.
 ///
-/// The engine calls it once for each slice and never interrupts it. Slices are short, so no search
-/// waits long for one, unless a single secret takes long.
+/// The engine calls [`scan`](Self::scan) once for each slice and never interrupts it. Slices are
+/// short, so no search waits long for one, unless a single secret takes long.
 pub trait Backend: Send + Sync + 'static {
     /// Tries the secrets of `slice` in order, and adds those that [match](Matcher) to `hits`.
     /// Returns one past the last index tried: the end of the slice or, once `hits` holds `limit`
@@ -57,15 +57,16 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Whether a thousand secrets take only a few microseconds on the calling thread. If so,
-    /// [`Engine::search`] tries the first ones itself: many searches end with them, and waiting for
-    /// a worker would take several times as long.
+    /// [`Engine::search`] itself tries the first 1,024 secrets of a search that reports no
+    /// candidates. Many searches end within these, and waiting for a worker would take several
+    /// times as long.
     fn is_at_hand(&self, _matcher: &Matcher) -> bool {
         false
     }
 }
 
-/// Maximum cost of a secret for the calling thread to try a thousand. One name costs a little more
-/// than a hash.
+/// Maximum cost of a secret, in hashes of a fast kernel, at which the calling thread tries the
+/// first slice itself. With one name, a secret costs a little more than a hash.
 const AT_HAND: f64 = 2.0;
 
 impl Backend for Kernel {
@@ -84,16 +85,16 @@ impl Backend for Kernel {
     }
 
     fn is_at_hand(&self, matcher: &Matcher) -> bool {
-        // The fast kernels take 7-20 us, the portable one 100 us.
+        // For the first slice, the fast kernels take 7-20 us, the portable one 100 us.
         self.name() != "portable" && matcher.cost(*self) <= AT_HAND
     }
 }
 
-/// Result of the first secrets of a search.
+/// Result of trying a search's first secrets on the calling thread.
 enum Head {
-    /// The search has ended with them.
+    /// The search has ended.
     Ended(Outcome),
-    /// There are more to try.
+    /// There are more secrets to try.
     Continues(Request),
 }
 
@@ -110,7 +111,7 @@ pub struct Engine {
 
 struct Shared {
     scheduler: Mutex<Scheduler>,
-    /// Signalled when a worker that found nothing to do may find something.
+    /// Signalled when there may be work for a worker that found none.
     work: Condvar,
     /// Number of workers that wait for `work`, changed under the scheduler's lock. It saves a
     /// signal, which is a system call, if no worker waits.
@@ -121,8 +122,8 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts threads that run slices on `backend`: `workers`, or fewer if the system gives no
-    /// more. [`workers`](Self::workers) returns their number.
+    /// Starts `workers` threads that run slices on `backend`, or fewer if the system cannot start
+    /// as many. [`workers`](Self::workers) returns their number.
     ///
     /// `clock` returns the time since some fixed moment and never goes back. The engine sizes
     /// slices by it, and calls it while holding its lock, so `clock` must not use the engine.
@@ -183,17 +184,19 @@ impl Engine {
 
     /// Starts a search for a client.
     ///
-    /// This thread plans the query's filter, which takes longer the more names it has, up to
-    /// [`Query::MAX_NAMES`]. If the query reports no candidates and the backend [is
-    /// fast](Backend::is_at_hand), it also tries the first 1,024 secrets, which takes 7-20 us.
+    /// The calling thread plans the query's filter. That takes longer the more names the query has,
+    /// up to [`Query::MAX_NAMES`]. If the query reports no candidates and the backend [is
+    /// fast](Backend::is_at_hand), the calling thread also tries the first 1,024 secrets, which
+    /// takes 7-20 us.
     ///
     /// `on_release` is called once, when the search has ended *and* no worker uses it any more. It
     /// can own what has to live as long as the work, such as a permit. It runs on the thread that
-    /// releases the search, possibly this one, so it should be quick.
+    /// releases the search, possibly the calling one, so it should be quick.
     ///
     /// # Errors
     ///
-    /// [`OverLimit`] if the client or the engine has reached a limit; `on_release` is then dropped.
+    /// [`OverLimit`] if the client or the engine has reached a limit; `on_release` is then dropped
+    /// without being called.
     pub fn search(
         &self,
         client: Client,
@@ -201,8 +204,8 @@ impl Engine {
         on_release: impl FnOnce(Report) + Send + 'static,
     ) -> Result<Search, OverLimit> {
         let clock = &self.shared.clock;
-        // A separate statement, to release the lock before `on_release` is dropped, which may run
-        // any code.
+        // A separate statement releases the lock before `on_release` is dropped: dropping it may
+        // run any code.
         let admitted = self.shared.lock().admit(&client, clock());
         admitted?;
         let release: Release = Box::new(on_release);
@@ -236,14 +239,14 @@ impl Engine {
         })
     }
 
-    /// Returns counts of what the engine has done and is doing.
+    /// Returns the engine's totals and its current state.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.shared.lock().metrics()
     }
 
-    /// Returns what a client has used. Zero once its searches have ended and the engine has
-    /// forgotten it.
+    /// Returns what a client has used. All values are zero if the engine does not know the client,
+    /// or has forgotten it.
     #[must_use]
     pub fn usage(&self, client: &str) -> Usage {
         self.shared.lock().usage(client)
@@ -260,7 +263,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         let stopped = {
             let now = (self.shared.clock)();
-            // Under the lock, so that no worker is between its check and its wait.
+            // Set under the lock, so that no worker is between its check of `closing` and its wait.
             let mut scheduler = self.shared.lock();
             self.shared.closing.store(true, Ordering::Release);
             scheduler.stop_all(now)
@@ -291,11 +294,11 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Plans a query's filter, and tries its first secrets if the backend is fast. Returns the
-    /// index up to which they were tried. The request carries the matcher, so that no
-    /// worker plans the filter again.
+    /// Plans a query's filter. Also tries the query's first secrets, if the backend is fast and the
+    /// query reports no candidates. Returns the index up to which secrets were tried. The request
+    /// carries the matcher, so that no worker plans the filter again.
     ///
-    /// Matchers of several searches together are only ever made by workers ([`Job::Build`]).
+    /// A matcher for several searches is only ever made by a worker ([`Job::Build`]).
     fn try_head(&self, query: Query) -> (Index, Head) {
         let range = query.range();
         let slice = range.start..range.end.min(range.start.saturating_add(FIRST_SLICE));
@@ -312,7 +315,7 @@ impl Shared {
             return (range.start, Head::Ended(failed));
         };
         let tried = tried.unwrap_or(range.start);
-        // All hits are of one secret, with one hit for each name that is near enough.
+        // All hits are of one secret: one hit for each name that is near enough.
         let candidates = hits.iter().filter_map(|hit| {
             Some(Candidate {
                 index: hit.index,
@@ -340,7 +343,7 @@ impl Shared {
             match job {
                 Job::Slice(slice) => self.run_slice(&slice),
                 Job::Build(mut build) => {
-                    // If making the group panics, there is none, and fewer newcomers are tried next
+                    // If this panics, `build` has no group, and fewer newcomers are tried next
                     // time.
                     let cost_of = |matcher: &Matcher| self.backend.cost(matcher);
                     let _ = catch_unwind(AssertUnwindSafe(|| build.make(cost_of)));
@@ -365,7 +368,8 @@ impl Shared {
     }
 
     fn try_slice(&self, slice: &Slice) -> SliceResult {
-        // Read once per slice, so that stopping costs at most the slice that is being tried.
+        // Read only before the slice begins: a stop waits at most for the slices that are being
+        // tried.
         if slice.stop.load(Ordering::Relaxed) {
             return SliceResult::Tried {
                 tried: slice.range.start,
@@ -388,7 +392,7 @@ impl Shared {
         loop {
             let mut effects = Effects::default();
             let mut scheduler = self.lock();
-            // After taking the lock, because waiting for it is not part of the slice.
+            // Read after taking the lock, because waiting for the lock is not part of the slice.
             let now = (self.clock)();
             if self.closing.load(Ordering::Acquire) {
                 return None;
@@ -398,7 +402,7 @@ impl Shared {
                 .or_else(|| scheduler.next_job(now, &mut effects));
             if job.is_none() && effects.is_empty() && !scheduler.has_work() {
                 self.sleepers.fetch_add(1, Ordering::Relaxed);
-                // The guard is dropped at once: after a sleep, the clock has to be read again.
+                // Drops the guard and starts again: after a sleep, the clock has to be read again.
                 let woken = self.work.wait(scheduler);
                 self.sleepers.fetch_sub(1, Ordering::Relaxed);
                 drop(woken.unwrap_or_else(PoisonError::into_inner));
@@ -419,7 +423,8 @@ impl Shared {
         self.carry_out(effects);
     }
 
-    /// Never called with the lock held: wakers and releases run code that the engine does not know.
+    /// Carries out what a change requires. Never call this with the lock held: wakers and releases
+    /// run code that the engine does not know.
     fn carry_out(&self, effects: Effects) {
         if effects.work {
             // One at a time: a worker that finds more than it can take wakes the next. A worker
@@ -429,7 +434,7 @@ impl Shared {
             }
         }
         for (release, report) in effects.released {
-            // A worker must survive code that it does not know.
+            // A worker must survive a panic in code that it does not know.
             let _ = catch_unwind(AssertUnwindSafe(|| release(report)));
         }
         for waker in effects.wake {
@@ -451,7 +456,7 @@ pub struct Search {
 
 enum State {
     UnderWay(SearchId),
-    /// With its first secrets, up to this index.
+    /// The search ended while the thread that started it tried the first secrets, up to this index.
     Ended(Outcome, Index),
 }
 
@@ -558,7 +563,7 @@ impl Stopper {
     }
 
     /// Returns the search's progress; `None` if the search ended within [`Engine::search`], or if
-    /// its handle was dropped.
+    /// it was released after its handle was dropped.
     #[must_use]
     pub fn progress(&self) -> Option<Progress> {
         self.shared.lock().progress(self.id?)

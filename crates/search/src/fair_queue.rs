@@ -6,10 +6,10 @@
 //! member with the smallest pass is next. A member that returns starts at the others' pass: it
 //! cannot save up time while it is away, and its debts remain.
 //!
-//! A member that has something new and owes nothing does not have to wait for all others, of which
-//! there may be thousands. It is served out of turn and pays for that. At most every other turn is
-//! out of turn, so neither a client that keeps starting searches nor a stream of new clients can
-//! starve the waiting members.
+//! A member that has something new and owes at most one slice does not have to wait for all others,
+//! of which there may be thousands. It is served out of turn and pays for that. At most every other
+//! turn is out of turn, so neither a client that keeps starting searches nor a stream of new
+//! clients can starve the waiting members.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,18 +20,18 @@ use std::{
 
 use crate::{client::Client, ids::SearchId, slice::SLICE_TIME};
 
-/// Maximum lead of a member over its share at which it is still served out of turn: the advance
+/// Maximum time by which a member may exceed its share and still be served out of turn: the advance
 /// charge for one slice.
 const MAX_LEAD: u64 = SLICE_TIME.as_nanos() as u64;
 
-/// Number of new members that triggers a sweep of idle ones. It also applies to each client's
-/// connections, which change all the time: with a limit of 1,000 they accumulated over hours and
-/// took megabytes.
+/// Number of members above which idle ones are swept. After a sweep, twice the number of those left
+/// is added to it. It also applies to each client's connections, which change all the time: with a
+/// limit of 1,000, idle connections accumulated over hours and took megabytes.
 const SWEEP_AFTER: usize = 16;
 
-/// Maximum number of idle members that are kept because they owe time: those that owe most. While
-/// nothing waits, no debt is ever paid, so without this limit every connection would be kept
-/// forever.
+/// Maximum number of idle members that are kept because they owe time. Those that owe most are
+/// kept. While nothing waits, no debt is ever paid, so without this limit every connection would be
+/// kept forever.
 const MAX_DEBTORS: usize = 100;
 
 /// The searches that wait for a slice.
@@ -50,7 +50,8 @@ pub(crate) struct Ticket {
 }
 
 impl FairQueue {
-    /// Queues a search: behind its connection's others, or before them if it is new.
+    /// Queues a search: behind the connection's other searches, or before those that are not new if
+    /// it is new itself.
     pub(crate) fn push(&mut self, client: &Client, search: SearchId, new: bool) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket {
@@ -81,11 +82,11 @@ impl FairQueue {
         })
     }
 
-    /// Charges a client for core time, less a refund of what it was charged in advance.
+    /// Charges a client for core time, less `refund`, which it was charged in advance.
     pub(crate) fn charge(&mut self, client: &Client, given: Duration, refund: Duration) {
         let (given, refund) = (given.as_nanos() as u64, refund.as_nanos() as u64);
         let weight = u64::from(client.weight.get());
-        // Rounded up: even for the greatest weight, no time is free.
+        // Rounded up, so that no time is free even for the greatest weight.
         let share = |time: u64| time.div_ceil(weight);
         self.clients.sweep();
         let connections = (self.clients).charge(&client.name, share(given), share(refund));
@@ -156,7 +157,7 @@ impl<K, T> Backlog for StrideQueue<K, T> {
 }
 
 impl<K: Clone + Ord + Hash, T: Backlog> StrideQueue<K, T> {
-    /// Adds to a member's backlog with `put`.
+    /// Adds to a member's backlog by calling `put`.
     fn push(&mut self, key: &K, put: impl FnOnce(&mut T)) {
         let member = self.members.entry(key.clone()).or_default();
         if !member.waits() {
@@ -167,7 +168,7 @@ impl<K: Clone + Ord + Hash, T: Backlog> StrideQueue<K, T> {
         self.requeue(key);
     }
 
-    /// Removes from a member's backlog with `take`, without a turn.
+    /// Removes from a member's backlog by calling `take`, without using up a turn.
     fn remove(&mut self, key: &K, take: impl FnOnce(&mut T)) {
         if let Some(member) = self.members.get_mut(key) {
             take(&mut member.backlog);
@@ -195,8 +196,8 @@ impl<K: Clone + Ord + Hash, T: Backlog> StrideQueue<K, T> {
         self.next_sweep = SWEEP_AFTER + 2 * self.members.len();
     }
 
-    /// Takes from the backlog of the member whose turn it is, with `take`. `new` asks for something
-    /// new, if there is any.
+    /// Takes from the backlog of the member whose turn it is, by calling `take`. If `new` is set,
+    /// takes something new if there is any.
     fn pop<R>(&mut self, new: bool, take: impl FnOnce(&mut T, bool) -> Option<R>) -> Option<R> {
         let mut out_of_turn = None;
         if new || !self.was_new || self.order.is_empty() {
@@ -205,7 +206,7 @@ impl<K: Clone + Ord + Hash, T: Backlog> StrideQueue<K, T> {
         self.was_new = out_of_turn.is_some();
         let key = match out_of_turn {
             Some((_, key)) => {
-                // If it has more that is new, it queues behind the other newcomers.
+                // If the member has more that is new, it queues behind the other newcomers.
                 self.members.get_mut(&key)?.arrival = None;
                 key
             }
@@ -255,7 +256,7 @@ impl<K: Clone + Ord + Hash, T: Backlog> StrideQueue<K, T> {
             }
             _ => {}
         }
-        // A newcomer does not wait in both queues, or it would get a second turn.
+        // What is new does not wait in both queues, or it would get a second turn.
         let in_order = has_others || has_new && member.arrival.is_none();
         if in_order != member.in_order {
             member.in_order = in_order;
@@ -275,7 +276,8 @@ impl<T> Member<T> {
     }
 }
 
-/// One connection's searches. New ones take at most every other turn here, too.
+/// One connection's searches. Here, too, new ones take at most every other turn, except when the
+/// queue above asks for a new one.
 #[derive(Default)]
 struct Searches {
     new: BTreeMap<u64, SearchId>,
@@ -321,8 +323,8 @@ mod tests {
         }
     }
 
-    /// Serves `count` turns of one slice each, queues each served search again, and returns how
-    /// many turns each search had.
+    /// Serves `count` turns of one slice each, and queues each of `searches` again when it was
+    /// served. Returns how many turns each of them had.
     fn serve(
         queue: &mut FairQueue,
         searches: &[Client],
@@ -343,7 +345,7 @@ mod tests {
         served
     }
 
-    /// Regression: such a stream was always served first.
+    /// Regression: a stream of new clients was always served first.
     #[test]
     fn a_stream_of_new_clients_takes_half_of_the_turns_at_most() {
         let mut queue = FairQueue::default();
@@ -446,7 +448,8 @@ mod tests {
         assert!(queue.is_empty() && queue.pop().is_none());
     }
 
-    /// For example, of a client whose searches all end within their first secrets.
+    /// A client is given such time if, for example, all its searches end within their first
+    /// secrets.
     #[test]
     fn time_given_outside_of_turns_is_owed() {
         let mut queue = FairQueue::default();
@@ -480,7 +483,7 @@ mod tests {
         assert!(served[1] >= 2, "{served:?}");
     }
 
-    /// Number of connections that are kept, of all clients.
+    /// Returns the number of connections that are kept, of all clients.
     fn connections(queue: &FairQueue) -> usize {
         let clients = queue.clients.members.values();
         clients.map(|client| client.backlog.members.len()).sum()
@@ -521,8 +524,8 @@ mod tests {
         assert!(connections <= 40 * 4 * SWEEP_AFTER, "{connections}");
     }
 
-    /// For example, of clients whose searches all end at once: the pass never advances, so no debt
-    /// is paid.
+    /// Debts remain unpaid if, for example, all clients' searches end at once: the pass never
+    /// advances.
     #[test]
     fn the_greatest_unpaid_debts_are_kept() {
         let mut queue = FairQueue::default();
@@ -540,7 +543,7 @@ mod tests {
         assert!(clients <= most, "{clients}");
         let connections = connections(&queue);
         assert!(connections <= 10 * most + clients, "{connections}");
-        // These have been charged a thousand times, and the others once.
+        // These clients were charged a thousand times, the others once.
         for number in 0..10 {
             let name: Arc<str> = format!("{number}").into();
             assert!(queue.clients.members.contains_key(&name), "{name}");

@@ -4,17 +4,18 @@ use std::sync::{Arc, OnceLock};
 
 use crate::{ids::SearchId, matcher::Matcher, query::Query};
 
-/// Searches of compatible queries that share slices: a search alone, or several.
+/// One search, or several searches with compatible queries that share slices.
 pub(crate) struct Group {
     queries: Vec<Arc<Query>>,
     members: Vec<SearchId>,
-    /// Where each member's names begin; empty if each has a single one.
+    /// Number of each member's first name in the matcher; empty if every member has a single name.
     firsts: Vec<usize>,
     matcher: OnceLock<Arc<Matcher>>,
 }
 
 impl Group {
-    /// Makes a group of compatible queries. A worker plans its filter when it first needs it.
+    /// Makes a group of searches with compatible queries. Its filter is planned on the first call
+    /// of [`matcher`](Self::matcher).
     pub(crate) fn new(queries: Vec<Arc<Query>>, members: Vec<SearchId>) -> Group {
         debug_assert_eq!(queries.len(), members.len());
         let mut firsts = Vec::new();
@@ -45,10 +46,10 @@ impl Group {
         }
     }
 
-    /// Returns the matcher for all members, whose hits are ideal or interesting for at least one of
-    /// them.
+    /// Returns the matcher for all members. Its hits are ideal or interesting for at least one
+    /// member.
     ///
-    /// The first call plans the filter, unless the group was made with a matcher. Never call it
+    /// The first call plans the filter, unless the group was made with a matcher. Never call this
     /// while the scheduler is locked.
     pub(crate) fn matcher(&self) -> &Arc<Matcher> {
         self.matcher.get_or_init(|| {
@@ -70,7 +71,7 @@ impl Group {
         exists.then_some((self.members[member], name as u8))
     }
 
-    /// Whether the group could serve another query, too.
+    /// Whether the group's slices could also serve `query`.
     pub(crate) fn is_compatible_with(&self, query: &Query) -> bool {
         self.queries
             .first()

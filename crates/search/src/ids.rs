@@ -1,4 +1,4 @@
-//! Numbers of searches, scans and jobs. None is used twice.
+//! IDs of searches, scans and jobs. All come from one counter, so none is used twice.
 
 pub(crate) type SearchId = u64;
 pub(crate) type ScanId = u64;

@@ -12,10 +12,10 @@ use hashfinder_kernels::Block;
 pub type Index = u64;
 
 /// Maximum number of bytes of the searched part of a secret. It matters only for an alphabet of a
-/// single byte. With every other alphabet, the index reaches the end of its range before that.
+/// single byte. With any other alphabet, the index reaches the end of its range earlier.
 const MAX_SEARCHED: usize = 64;
 
-/// The bytes of the searched part of a secret, in the order in which they are tried.
+/// The bytes of which the searched part of a secret consists, in the order in which they are tried.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Alphabet(Vec<u8>);
 
@@ -25,19 +25,19 @@ pub enum AlphabetError {
     /// The alphabet is empty.
     #[error("the alphabet is empty; give at least one byte")]
     Empty,
-    /// A byte occurs twice, so every secret with it would, too.
+    /// A byte occurs twice, so every secret that contains it would be tried more than once.
     #[error("the alphabet contains the byte '{}' twice; give each byte once", .0.escape_ascii())]
     Twice(u8),
 }
 
 impl Alphabet {
-    /// Returns all 256 bytes, by value.
+    /// Returns all 256 bytes, in ascending order.
     #[must_use]
     pub fn bytes() -> Alphabet {
         Alphabet((0..=u8::MAX).collect())
     }
 
-    /// Returns the 95 printable characters of ASCII, from the space to `~`, by value.
+    /// Returns the 95 printable characters of ASCII, from the space to `~`, in ascending order.
     #[must_use]
     pub fn printable() -> Alphabet {
         Alphabet((b' '..=b'~').collect())
@@ -56,7 +56,7 @@ impl Alphabet {
         Alphabet((b'0'..=b'9').collect())
     }
 
-    /// Returns these bytes, in this order.
+    /// Creates an alphabet of these bytes, in this order.
     ///
     /// # Errors
     ///
@@ -89,10 +89,10 @@ impl fmt::Debug for Alphabet {
 
 /// A set of secrets: a fixed prefix, a searched part and a fixed suffix.
 ///
-/// They are enumerated by the length of the searched part, starting with the empty one. Within a
-/// length the searched part is a big-endian counter whose digits are the alphabet's bytes in their
-/// order; the last byte changes fastest. By default the prefix and the suffix are empty, and
-/// the alphabet is all bytes.
+/// The secrets are enumerated by the length of the searched part, starting with the empty one.
+/// Within a length, the searched part is a big-endian counter whose digits are the alphabet's bytes
+/// in their order. The last byte changes fastest. By default the prefix and the suffix are empty,
+/// and the alphabet is all bytes.
 ///
 /// ```
 /// use hashfinder_search::{Alphabet, Keyspace};
@@ -135,7 +135,7 @@ impl Keyspace {
     pub const MAX_SUFFIX: usize = 1 << 10;
 
     /// Creates the keyspace of secrets that begin with `prefix`, end with `suffix`, and have bytes
-    /// of `alphabet` between.
+    /// of `alphabet` in between.
     ///
     /// # Errors
     ///
@@ -158,7 +158,7 @@ impl Keyspace {
         let radix = alphabet.0.len() as u128;
         let (mut firsts, mut end, mut count) = (Vec::new(), 0, 1);
         // The index has 64 bits, so the keyspace may end within a length. With all bytes it ends
-        // within length 8, which takes 585 years at a billion secrets a second.
+        // within length 8. Getting there takes 585 years at a billion secrets a second.
         while firsts.len() <= MAX_SEARCHED && end < u128::from(Index::MAX) {
             firsts.push(end as Index);
             end = (end + count).min(Index::MAX.into());
@@ -173,7 +173,7 @@ impl Keyspace {
         }
     }
 
-    /// Returns all byte strings, as one shared instance.
+    /// Returns the keyspace of all byte strings, as one shared instance.
     pub(crate) fn all() -> &'static Arc<Keyspace> {
         static ALL: LazyLock<Arc<Keyspace>> =
             LazyLock::new(|| Arc::new(Keyspace::of(Vec::new(), Alphabet::bytes(), Vec::new())));
@@ -192,7 +192,7 @@ impl Keyspace {
         &self.suffix
     }
 
-    /// Returns the bytes of the searched part.
+    /// Returns the bytes of which the searched part of every secret consists.
     #[must_use]
     pub fn alphabet(&self) -> &Alphabet {
         &self.alphabet
@@ -240,8 +240,8 @@ impl Keyspace {
         (index < self.end).then_some(index)
     }
 
-    /// Returns the index (exclusive) up to which secrets have the same length as that at `index`,
-    /// and the digits of its searched part, as positions in the alphabet.
+    /// Returns two values for the secret at `index`: the index (exclusive) up to which secrets have
+    /// the same length, and the digits of the searched part, as positions in the alphabet.
     fn digits(&self, index: Index) -> (Index, Vec<usize>) {
         assert!(index < self.end, "the keyspace ends before {index}");
         let length = self.firsts.partition_point(|first| *first <= index) - 1;
@@ -262,7 +262,8 @@ impl Keyspace {
     }
 
     /// Splits a range of indices where the length of the secrets changes. Returns the blocks in
-    /// order, each with the index of its first secret. Only for the keyspace of the fast kernels.
+    /// order, each with the index of its first secret. Call this only if
+    /// [`is_fast`](Self::is_fast).
     pub(crate) fn blocks(&self, range: Range<Index>) -> impl Iterator<Item = (Index, Block)> {
         debug_assert!(self.is_fast(), "the kernels count in bytes");
         let mut at = range.start;

@@ -20,9 +20,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The answer never depends on the number of workers, on the kernel or on the machine. It is that
-//! of one thread that tries one secret after another, and a budget ends a search at the same
-//! secret.
+//! The answer never depends on the number of workers, on the kernel or on the machine. It is the
+//! same as if a single thread tried one secret after another. A budget, too, ends a search at
+//! exactly the same secret.
 //!
 //! This crate reads no clock, no socket and no environment variable, and does not depend on an
 //! asynchronous runtime: [`Search::next`] is a plain future.

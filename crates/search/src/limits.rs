@@ -9,10 +9,10 @@ use std::{
 
 use crate::client::{Client, Quota};
 
-/// Limits of the engine. The defaults allow everything that costs the engine almost nothing.
+/// Limits of the engine. The defaults reject only what would take much memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Maximum number of searches. Each takes one or two kilobytes while it waits.
+    /// Maximum number of searches of all clients. Each takes one or two kilobytes while it waits.
     pub searches: usize,
     /// Maximum number of searches of one client. One connection may have [three quarters] of these,
     /// so that the client's other connections can still start some.
@@ -24,8 +24,8 @@ pub struct Limits {
     /// Period over which a client can save up unused quota.
     pub quota_saved_for: Duration,
     /// Maximum number of candidates that wait for their reader before a search is parked. The
-    /// default is enough for a few frames, so that a returning reader finds something to read; it
-    /// takes a few kilobytes for each search. 0 counts as 1.
+    /// default fills a few network frames, so that a returning reader finds something to read. A
+    /// full queue takes a few kilobytes. 0 counts as 1.
     pub queue_length: usize,
 }
 
@@ -68,7 +68,7 @@ pub enum OverLimit {
     Hashes {
         /// The quota.
         per_second: NonZeroU64,
-        /// Time until a second's worth of it is available again.
+        /// Time until a second's worth of the quota is available again.
         retry_after: Duration,
     },
 }
@@ -87,11 +87,11 @@ pub(crate) struct Accounts {
 const SWEPT_FROM: usize = 1000;
 
 struct Account {
-    /// Maximum number of its searches.
+    /// Maximum number of the client's searches.
     searches: usize,
     hashes: Option<HashQuota>,
     usage: Usage,
-    /// Number of searches that were not released yet, of each connection that has any.
+    /// Number of searches that were not released yet, for each connection that has any.
     connections: HashMap<u64, usize>,
 }
 
@@ -106,18 +106,20 @@ struct HashQuota {
     at: Duration,
 }
 
-/// Usage of a client since it started its first search. It is forgotten once the client has no
-/// searches. A client with a quota of hashes is kept longer, at least until the quota is full
-/// again.
+/// Usage of a client since it started its first search.
+///
+/// The engine forgets a client once it has no searches. It keeps a client with a quota of hashes
+/// longer, at least until the quota is full again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Number of its searches that were not released yet.
+    /// Number of the client's searches that were not released yet.
     pub searches: usize,
-    /// Number of secrets hashed in its turns.
+    /// Number of secrets hashed in the client's turns.
     pub hashes: u64,
-    /// Number of secrets tested for those of its searches that were released.
+    /// Number of secrets tested for the client's searches, without those that were not released
+    /// yet.
     pub tests: u64,
-    /// Core time that the hashes took, on all cores together.
+    /// Time that the hashes took, summed over all cores.
     pub core_time: Duration,
 }
 
@@ -200,8 +202,8 @@ impl Accounts {
         }
     }
 
-    /// Refills a client's quota of hashes. If it is spent, returns how long it takes until a
-    /// second's worth of it is available again.
+    /// Refills a client's quota of hashes. If the quota is spent, returns the time until a second's
+    /// worth of it is available again.
     pub(crate) fn retry_after(&mut self, client: &Arc<str>, now: Duration) -> Option<Duration> {
         self.clients
             .get_mut(client)?
@@ -216,8 +218,8 @@ impl Accounts {
         account.map_or(Usage::default(), |account| account.usage)
     }
 
-    /// Forgets clients that have no searches and whose quota of hashes, if any, is full, once there
-    /// are [`SWEPT_FROM`] more than twice as many clients as after the last sweep.
+    /// Forgets clients that have no searches and whose quota of hashes, if any, is full. Does so
+    /// only once there are [`SWEPT_FROM`] more than twice as many clients as after the last sweep.
     fn sweep(&mut self, now: Duration) {
         if self.clients.len() < self.next_sweep {
             return;
@@ -266,7 +268,7 @@ impl Account {
 }
 
 impl HashQuota {
-    /// Refills the quota. If it is spent, returns how long it takes until a second's worth is
+    /// Refills the quota. If it is spent, returns the time until a second's worth of it is
     /// available again.
     fn retry_after(&mut self, now: Duration) -> Option<Duration> {
         self.refill(now);
@@ -279,7 +281,8 @@ impl HashQuota {
     fn refill(&mut self, now: Duration) {
         let since = now.saturating_sub(self.at).as_secs_f64();
         self.left = (self.left + since * self.per_second.get() as f64).min(self.full);
-        // Threads read the clock before they call this, so it may seem to go backwards.
+        // Threads read the clock before they take the lock, so `now` may be earlier than in the
+        // last call.
         self.at = self.at.max(now);
     }
 }

@@ -16,18 +16,19 @@ use crate::{
     spelling::{Algorithm, Anchor, Chars, Encoding, HashedName, Hasher, Spelling},
 };
 
-/// What a fast kernel's hash takes, in nanoseconds: the unit of costs. Like all of these it was
-/// measured on one machine, and only their ratios matter.
+/// Time of a fast kernel's hash, in nanoseconds: the unit of costs. Like the other times here, it
+/// was measured on one machine. Only their ratios matter.
 const FAST_HASH: f64 = 7.0;
 
-/// Time to check a character of a hashed name for a name that may be anywhere.
+/// Time of the quick check for one name and one character of the hashed name, in nanoseconds.
 const QUICK_CHECK: f64 = 0.7;
 
-/// Time to compare a character of a window.
+/// Time to compare a character of a window, in nanoseconds.
 const COMPARISON: f64 = 1.5;
 
-/// Minimum number of secrets that a kernel's filter lets pass before anchored names are checked at
-/// their anchor: starting a block costs a kernel as much as about a thousand hashes.
+/// Minimum number of hits that a kernel may find before anchored names are checked at their anchor.
+/// Most of these hits are elsewhere, and starting the kernel again costs as much as about a
+/// thousand hashes.
 const PASSED_AT_ONCE: usize = 16;
 
 /// The names that a slice is searched for, each with the greatest distance at which a secret is a
@@ -55,13 +56,13 @@ impl Query {
 enum Method {
     /// By a fast kernel, with this filter.
     Fast(Filter),
-    /// One hash after another, starting from the state behind the prefix.
+    /// One hash after another, starting from the hasher's state after the prefix.
     Plain(Hasher),
 }
 
 /// A name to match.
 struct Target {
-    /// Its query's names, and its number among them.
+    /// The names of the query, and the number of this name among them.
     names: Arc<[DesiredName]>,
     number: usize,
     max_distance: u8,
@@ -79,7 +80,7 @@ pub struct Found {
     pub index: Index,
     /// Number of the name within the matcher, from 0.
     pub number: u16,
-    /// The smallest distance of all windows.
+    /// Number of characters in which the nearest window differs from the name.
     pub distance: u8,
     /// Place in the hashed name where the first window at that distance begins, from 0.
     pub window: u8,
@@ -115,9 +116,10 @@ impl Matcher {
         }
     }
 
-    /// Returns the filter for a fast kernel, which passes every hit; `None` unless secrets are all
-    /// byte strings and digests SHA-1 in base64. It ignores anchors: secrets with the name
-    /// elsewhere pass, too.
+    /// Returns the filter for a fast kernel; `None` unless the secrets are all byte strings, and
+    /// the digests are SHA-1 in base64 or base64url.
+    ///
+    /// The filter passes every hit. It ignores anchors: secrets with a name elsewhere pass, too.
     #[must_use]
     pub fn filter(&self) -> Option<&Filter> {
         match &self.method {
@@ -126,8 +128,8 @@ impl Matcher {
         }
     }
 
-    /// Returns what computes the digests, to print: the kernel's name, or the algorithm's if no
-    /// kernel does.
+    /// Returns the name of what computes the digests: the kernel, or the algorithm if no fast
+    /// kernel is used.
     #[must_use]
     pub fn hashed_by(&self, kernel: Kernel) -> String {
         match self.method {
@@ -136,9 +138,9 @@ impl Matcher {
         }
     }
 
-    /// Tries the secrets of a range in order, with `kernel` if it can, and adds the hits to `hits`,
-    /// in the order of the indices, then of the names. Returns one past the last index tried: the
-    /// range's end or, once `hits` holds `limit` hits, one past the last hit's.
+    /// Tries the secrets of a range in order, with `kernel` if it can, and adds the hits to `hits`.
+    /// They are in the order of their indices, then of the names. Returns one past the last index
+    /// tried: the range's end or, once `hits` holds `limit` hits, one past the last hit.
     pub fn scan(
         &self,
         kernel: Kernel,
@@ -193,8 +195,8 @@ impl Matcher {
         at
     }
 
-    /// Returns what a fast filter has found if it is a hit: an anchored name has to be at its
-    /// anchor.
+    /// Returns the hit, if what a fast filter has found is one: an anchored name has to be near
+    /// enough at its anchor.
     fn at_anchor(&self, found: Found) -> Option<Found> {
         let target = &self.targets[usize::from(found.number)];
         if !target.is_anchored() {
@@ -221,7 +223,7 @@ impl Matcher {
             return range.start;
         }
         let mut hashed_name = HashedName::blank();
-        // Only the part that can match is written.
+        // Only the part of the text that can match is written.
         let ends = self.targets.iter().map(|target| target.name().end());
         let bytes = self.spelling.encoding.bytes_of(ends.max().unwrap_or(0));
         self.keyspace.for_each(range, |index, rest| {
@@ -254,7 +256,7 @@ impl Matcher {
         }
     }
 
-    /// Nanoseconds to hash a secret with the plain method.
+    /// Returns the nanoseconds to hash a secret with the plain method.
     fn hash_cost(&self) -> f64 {
         let (block, each) = match self.spelling.algorithm {
             Algorithm::Sha1 | Algorithm::Sha256 => (64, 60.0),
@@ -308,11 +310,11 @@ impl Target {
             usize::from(self.max_distance),
         );
         let windows = self.name().windows().count();
-        // This many characters of a window are compared until too many differ.
+        // About this many characters of each window are compared until too many differ.
         let comparisons = COMPARISON * (windows * length.min(2 * (max_distance + 1))) as f64;
         match &self.quick {
-            // Few texts pass, unless nearly all characters that the quick check compares may
-            // differ.
+            // Few texts pass the quick check if fewer than half of the characters that it compares
+            // may differ.
             Some(_) if 2 * max_distance < length.min(Mismatches::<ASCII>::MAX_CHECKED) => {
                 QUICK_CHECK * self.name().spelling().text_len() as f64
             }

@@ -4,19 +4,21 @@ use std::{fmt, ops::RangeInclusive};
 
 use crate::spelling::{Chars, Encoding, LONGEST_TEXT, Spelling};
 
-/// Maximum number of reasons in an error message, and of characters in one reason: there may be as
-/// many as the name has characters.
+/// Maximum number of reasons in an error message, and of characters in one reason. Without it,
+/// there could be as many as the name has characters.
 const REASONS: usize = 3;
 
-/// A name to search for in hashed names: a text of any characters, from 1 up to the length of a
-/// hashed name, and for each of them the set that satisfies it in a [`Spelling`].
+/// A name to search for in the hashed names of a [`Spelling`].
+///
+/// Its text has any characters, at least one and at most as many as a hashed name. For each of
+/// them, it has the set of characters that satisfy it.
 ///
 /// ```
 /// use hashfinder_search::{DesiredName, Encoding, Spelling};
 ///
 /// let name: DesiredName = "doctor".parse()?;
 /// assert_eq!(name.least_distance(), 0);
-/// // A hyphen appears in no hash, so it always costs one.
+/// // A hyphen appears in no base64 text, so it always adds one to the distance.
 /// assert_eq!("doc-tor".parse::<DesiredName>()?.least_distance(), 1);
 /// let url = Spelling { encoding: Encoding::Base64Url, ..Spelling::default() };
 /// assert_eq!(DesiredName::new("doc-tor", url)?.least_distance(), 0);
@@ -84,7 +86,7 @@ impl DesiredName {
         }
     }
 
-    /// Returns the name as it was given.
+    /// Returns the name's text, as it was given.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
@@ -102,7 +104,7 @@ impl DesiredName {
         self.characters.len()
     }
 
-    /// Returns for each character the set that satisfies it.
+    /// Returns, for each character of the name, the set of characters that satisfy it.
     pub(crate) fn characters(&self) -> &[Chars] {
         &self.characters
     }
@@ -112,7 +114,7 @@ impl DesiredName {
         self.spelling.windows(self.characters.len())
     }
 
-    /// Returns one past the last place of the name's last window in a hashed name.
+    /// Returns one past the last place of a hashed name that one of the name's windows covers.
     pub(crate) fn end(&self) -> usize {
         self.windows().end() + self.characters.len()
     }
@@ -125,7 +127,8 @@ impl DesiredName {
         within.expect("no distance is greater than the name is long")
     }
 
-    /// Returns the nearest window in a hashed name, if at most `most` characters differ there.
+    /// Returns the name's nearest window in a hashed name, if at most `most` characters differ
+    /// there.
     #[inline]
     pub(crate) fn within(&self, hashed_name: &[u8], most: usize) -> Option<Nearest> {
         let mut nearest = None;
@@ -164,7 +167,7 @@ impl DesiredName {
     }
 
     /// Returns the characters that the best window cannot show, each with its place in the hashed
-    /// name. Of equally good windows it is the last.
+    /// name. The best window has the fewest. If several are equally good, it is the last of them.
     fn best_window(&self) -> Vec<(char, usize)> {
         let mut best: Option<Vec<(char, usize)>> = None;
         for window in self.windows().rev() {
@@ -271,7 +274,8 @@ impl DesiredName {
     }
 }
 
-/// Lists some of the texts and the number of the others, with a verb.
+/// Lists some of the texts and the number of the others, followed by a verb. Returns `None` if
+/// there are no texts.
 fn listed(all: &[String], singular: &str, plural: &str) -> Option<String> {
     Some(match all {
         [] => return None,
@@ -315,8 +319,8 @@ impl fmt::Display for DesiredName {
 
 /// A Hamming distance in characters.
 ///
-/// No hashed name has more than 128 characters. So every number above [`Distance::MAX`] means the
-/// same as that one: every secret is nearer.
+/// No hashed name has more than 128 characters. So greater numbers than [`Distance::MAX`] are
+/// replaced by it: every secret is nearer than that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Distance(u8);
 

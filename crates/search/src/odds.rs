@@ -15,21 +15,22 @@ use crate::{
 
 /// The chance that one hash matches a desired name, or any of several, within a distance.
 ///
-/// A digest is practically random, and its characters are independent. Each is any digit of the
-/// encoding, except that the last digit holds only the remaining bits, and the padding is always
-/// `=`. A hash matches if *some* window of its text is near enough. Windows overlap, so the chance
-/// is not the sum of their chances: for `aaa` at distance 1 in base64 the sum is 60% too high.
+/// A digest is practically random, and its characters are independent. Each is equally likely to be
+/// any digit of the encoding, except that the last digit holds only the remaining bits, and the
+/// padding is always `=`. A hash matches if *some* window of its text is near enough. Windows
+/// overlap, so the chance is not the sum of the windows' chances: for `aaa` at distance 1 in base64
+/// the sum is 60% too high.
 ///
 /// The chance is computed place by place, with the probability of every *state*: how many errors
 /// each window that has begun may still have. A text in which a window is near enough whatever
 /// follows counts as a match, and a window that can no longer be near enough is forgotten. (This is
 /// the Markov chain embedding of Fu and Koutras, "Distribution theory of runs", 1994.) Several
 /// names have their windows side by side in one state. If there are too many states, or too many
-/// windows for one state, the chance is bounded from both sides: by the remaining states, and by
-/// the chances that both windows of a pair are near enough.
+/// windows for one state, only a lower and an upper bound are computed: from the states that were
+/// kept, and from the chances that both windows of a pair are near enough.
 ///
 /// All figures are ranges, from the lowest to the highest possible value. Both ends are equal if
-/// the chance [is exact](Self::is_exact). Rounding affects the 13th digit.
+/// the chance [is exact](Self::is_exact). Rounding errors begin at the 13th digit.
 ///
 /// ```
 /// use hashfinder_search::{DesiredName, Distance, Odds};
@@ -71,15 +72,16 @@ impl Odds {
     ///
     /// For one name at the beginning or at the end, the chance is always exact. For one name
     /// anywhere, it was exact in all measurements of names of up to eight characters, or at
-    /// distance 0 or 1. For several names it is exact if they have few characters in total. Of
-    /// inexact chances under 1%, the upper bound was at most 2.4 times the lower one, for fifty to
-    /// eighty equal characters in hexadecimal, and 1.13 times for SHA-1 in base64. Of greater
-    /// chances it was up to 5 times the lower one. For many long names, the factor may be as high
-    /// as the number of names.
+    /// distance 0 or 1. For several names it is exact if they have few characters in total. For
+    /// inexact chances under 1%, the upper bound was at most 2.4 times the lower one (the worst
+    /// names were fifty to eighty equal characters in hexadecimal), and at most 1.13 times for
+    /// SHA-1 in base64. For greater chances, it was up to 5 times the lower one. For many long
+    /// names, the factor may be as high as the number of names.
     ///
-    /// This takes some milliseconds. The worst of 4,000 names and distances took 32 milliseconds on
-    /// one core for SHA-1 in base64, and 95 milliseconds in any spelling; several names took 60
-    /// milliseconds. The result is always the same for the same names and distance.
+    /// This takes some milliseconds. The slowest of 4,000 combinations of a name and a distance
+    /// took 32 milliseconds on one core for SHA-1 in base64, and 95 milliseconds in any spelling.
+    /// Several names took up to 60 milliseconds. The result is always the same for the same names
+    /// and distance.
     ///
     /// # Panics
     ///
@@ -95,7 +97,7 @@ impl Odds {
         self.low..=self.high
     }
 
-    /// Whether the chance is known exactly, not only its bounds.
+    /// Whether the chance itself is known, and not only its bounds.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.low == self.high
@@ -108,14 +110,14 @@ impl Odds {
         self.high.recip()..=self.low.recip()
     }
 
-    /// Returns the number of hashes within which a search ends with this chance: 0.5 gives the
+    /// Returns the number of hashes within which a search ends with this probability: 0.5 gives the
     /// median.
     ///
     /// That is `ln(1 - chance) / ln(1 - p)`, the quantile of a geometric distribution, not rounded,
     /// and at least 1. It is infinite if nothing can match.
     ///
-    /// A search has no memory: after a billion secrets without a match, as many are still to be
-    /// expected as at the start.
+    /// A search has no memory: after a billion secrets without a match, the expected number of
+    /// remaining hashes is the same as at the start.
     ///
     /// # Panics
     ///
@@ -149,8 +151,8 @@ impl Odds {
 
     /// Creates the odds for a chance that is not 1, from its bounds.
     fn uncertain(low: f64, high: f64) -> Odds {
-        // Rounding may have raised a value near 1 to 1 or more, and swapped two bounds that are
-        // equal.
+        // Rounding may have raised a value near 1 to 1 or more, or put two equal bounds in the
+        // wrong order.
         let least = low.min(1.0_f64.next_down());
         Odds {
             low: least,
@@ -164,17 +166,17 @@ impl Odds {
 struct Effort {
     /// Maximum number of states between two places of the text.
     states: usize,
-    /// Maximum number of examinations of a window, in total over all places and states. The number
-    /// of states is reduced if this would not last to the end of the text.
+    /// Maximum number of examinations of a window, in total over all places and states. If these
+    /// would not last to the end of the text, fewer states are kept.
     looks: usize,
-    /// Maximum number of sums for the pairs of windows.
+    /// Maximum number of sums to compute for the pairs of windows.
     sums: usize,
 }
 
 impl Effort {
-    /// Determines how long [`Odds::any`] takes; its documentation has the measurements. Doubling
-    /// looks and sums would double the time. Doubling only the states would do so for SHA-1 in
-    /// base64.
+    /// The effort of [`Odds::any`], whose documentation has the times that result from it. Doubling
+    /// `looks` and `sums` would double the times. For SHA-1 in base64, so would doubling only
+    /// `states`.
     const DEFAULT: Effort = Effort {
         states: 1 << 12,
         looks: 1 << 24,
@@ -182,15 +184,15 @@ impl Effort {
     };
 }
 
-/// Cost of finding a state's probability, in examinations of a window.
+/// Cost of looking up a state's probability, in examinations of a window.
 const LOOKS_PER_STATE: usize = 16;
 
 /// A name to search for in a text.
 #[derive(Clone, Debug)]
 struct Target<'a> {
-    /// For each of its characters, the set that satisfies it.
+    /// For each of the name's characters, the set that satisfies it.
     characters: &'a [Chars],
-    /// Places where it may begin.
+    /// Places where the name may begin.
     windows: RangeInclusive<usize>,
 }
 
@@ -204,13 +206,13 @@ struct Class {
     chance: f64,
 }
 
-/// The places that show the same characters, in relation to the names. The characters of all names
-/// are numbered consecutively.
+/// A kind of place: which characters such a place shows, and which of the names' characters they
+/// satisfy. The characters of all names are numbered consecutively.
 struct Kind {
-    /// Number of characters that such a place shows, all equally likely.
+    /// Number of characters that such a place can show, all equally likely.
     shown: u32,
-    /// For each character of the names, one bit for each character shown: whether it satisfies that
-    /// one.
+    /// For each character of the names, a mask with one bit for each character shown: whether the
+    /// shown character satisfies it.
     satisfying: Vec<u64>,
 }
 
@@ -266,14 +268,14 @@ impl Kind {
     }
 }
 
-/// The state of knowledge about a window before the text is known. The index is the number of its
+/// What a window's unseen characters can turn out to be. All lists are indexed by the number of
 /// characters that have been seen.
 struct Outlook {
-    /// Number of the other characters that differ in every text.
+    /// Number of the unseen characters that differ in every text.
     least: Vec<usize>,
-    /// Number of the other characters that can differ, each considered separately.
+    /// Number of the unseen characters that can differ, each considered separately.
     most: Vec<usize>,
-    /// Probability that at most this many of the other characters differ, by that number.
+    /// Probabilities that at most 0, 1, 2 ... of the unseen characters differ.
     within: Vec<Vec<f64>>,
 }
 
@@ -309,7 +311,7 @@ impl Outlook {
         }
     }
 
-    /// Returns whether the window is near enough, if `wrong` of the characters not yet seen may
+    /// Returns whether the window is near enough, if at most `wrong` of the unseen characters may
     /// differ.
     fn verdict(&self, seen: usize, wrong: usize) -> Verdict {
         if wrong < self.least[seen] {
@@ -334,7 +336,8 @@ struct Window {
 }
 
 impl Window {
-    /// Returns the probability that the window is near enough, before any character was seen.
+    /// Returns the probability that the window is near enough, before any of its characters is
+    /// seen.
     fn chance(&self) -> f64 {
         self.outlook.within[0].last().copied().unwrap_or_default()
     }
@@ -354,23 +357,24 @@ struct Text {
     places: Vec<u8>,
     /// Maximum number of a name's characters that may differ.
     distance: usize,
-    /// The windows that are near enough in some text. Those of one name are consecutive, from first
-    /// to last.
+    /// The windows that are near enough in at least one text. Those of one name are consecutive,
+    /// from first to last.
     windows: Vec<Window>,
     /// The windows of each name.
     names: Vec<Range<usize>>,
     layout: Layout,
 }
 
-/// The probability of each state. The hasher's order is the same in every run, so the sums are,
-/// too.
+/// The probability of each state. The hasher has no random seed, so states are added up in the same
+/// order in every run, and rounding is the same.
 type States = HashMap<State, f64, BuildHasherDefault<StateHasher>>;
 
 /// For each open window, one more than the number of its unseen characters that may differ; 0 for
 /// all other windows.
 ///
-/// These numbers are stored side by side in fields. Of the windows of a name that are open at the
-/// same time, no two have the same number modulo the number of the name's fields.
+/// These numbers are stored side by side in fields. The field of a window is the place where the
+/// window begins, modulo the number of the name's fields. It is never shared by two windows that
+/// are open at the same time.
 type State = u128;
 
 /// The layout of a state.
@@ -383,10 +387,11 @@ struct Layout {
 }
 
 impl Layout {
-    /// Creates a layout without fields, for names of at most `longest` characters.
+    /// Creates a layout without fields, with room in each field for names of at most `longest`
+    /// characters.
     fn new(longest: usize, distance: usize) -> Layout {
-        // A window that has begun is open only while fewer characters may differ than are yet to
-        // come.
+        // A window that has begun is open only while fewer characters may differ than are still
+        // unseen.
         let most = longest.saturating_sub(1).min(distance + 1).max(1);
         Layout {
             fields: 0,
@@ -399,7 +404,7 @@ impl Layout {
         let (Some(first), Some(last)) = (windows.first(), windows.last()) else {
             return;
         };
-        // A window of which no or all characters were seen is in no state.
+        // A window is in no state before its first character was seen, or after its last.
         let open = first.places.len().saturating_sub(1).max(1);
         let fields = open.min(last.places.start - first.places.start + 1);
         for window in windows {
@@ -412,23 +417,24 @@ impl Layout {
         self.fields * self.bits <= State::BITS as usize
     }
 
-    /// Returns how many more characters of a window may differ, if it is open.
+    /// Returns how many of a window's unseen characters may differ, or `None` if the window is not
+    /// open.
     fn wrong(self, state: State, window: &Window) -> Option<usize> {
         let field = state >> window.shift & ((1 << self.bits) - 1);
         (field as usize).checked_sub(1)
     }
 }
 
-/// The possible successors of a state. No two windows have the same character of a name at one
-/// place.
+/// The possible successors of a state. At one place, no two windows have the same character of a
+/// name.
 struct Step {
-    /// The characters that open windows have at the place.
+    /// The characters of the names that open windows have at the place.
     open: u128,
-    /// Those of them with which a window is near enough.
+    /// Those of the open characters that make a window near enough if they agree.
     near: u128,
-    /// The next state if none of them agrees.
+    /// The next state if none of the open characters agrees.
     if_none: State,
-    /// For each open character, the bits of that state that change if it agrees.
+    /// For each open character, the bits of `if_none` that change if the character agrees.
     changes: [State; u128::BITS as usize],
 }
 
@@ -440,8 +446,8 @@ impl Step {
         changes: [0; u128::BITS as usize],
     };
 
-    /// Adds an open window of which `wrong` characters may differ, starting with the one at the
-    /// place.
+    /// Adds an open window of which `wrong` characters may still differ, the one at the place
+    /// included.
     fn add(&mut self, window: &Window, place: usize, wrong: usize) {
         let character = window.character(place);
         let seen = place - window.places.start + 1;
@@ -449,7 +455,7 @@ impl Step {
             Verdict::Open => (wrong as State + 1) << window.shift,
             Verdict::Near | Verdict::Far => 0,
         };
-        // A character that differs does not make a window near enough: it would have been so
+        // A character that differs cannot make a window near enough: the window would have been so
         // before.
         let differs = wrong.checked_sub(1).map_or(0, after);
         self.open |= 1 << character;
@@ -460,8 +466,8 @@ impl Step {
         self.changes[character] = differs ^ after(wrong);
     }
 
-    /// Returns the next state if only these of the open characters agree, or `None` if that makes a
-    /// window near enough.
+    /// Returns the next state if, of the open characters, only those in `agree` agree. Returns
+    /// `None` if that makes a window near enough.
     fn to(&self, mut agree: u128) -> Option<State> {
         if agree & self.near != 0 {
             return None;
@@ -479,8 +485,8 @@ impl Step {
 struct Forgettable {
     state: State,
     probability: f64,
-    /// The minimum probability that a text in this state matches, and how much higher it may be,
-    /// both times the state's probability.
+    /// The minimum probability that a text in this state matches, and how much higher that
+    /// probability may be. Both are multiplied by the state's probability.
     low: f64,
     gap: f64,
 }
@@ -496,7 +502,8 @@ struct Course {
 }
 
 impl Course {
-    /// Returns `None` if a state has too few bits for all windows, or a class for all characters.
+    /// Returns `None` if a state has too few bits for all windows, or a class has too few for all
+    /// characters.
     fn new(text: &Text) -> Option<Course> {
         let characters = text.kinds.iter().map(|kind| kind.satisfying.len()).max()?;
         if !text.layout.fits() || characters > u128::BITS as usize {
@@ -523,7 +530,7 @@ struct Sweep {
     low: f64,
     /// How much higher the chance may be, if there were too many states.
     gap: Option<f64>,
-    /// Whether no state is left: everything that was not forgotten has matched.
+    /// Whether no state is left: every text whose state was not forgotten has matched.
     all: bool,
 }
 
@@ -532,10 +539,11 @@ struct Pairs<'a> {
     windows: &'a [Window],
     /// Number of windows, counted from the first, of which all pairs are known.
     paired: usize,
-    /// For each of these, the sum over the others of the probability that both are near enough.
+    /// For each of these windows, the sum of the probabilities that it and another of them are both
+    /// near enough, over all the others.
     with_others: Vec<f64>,
-    /// For each window, the highest probability that it and one before it are both near enough,
-    /// among the known pairs.
+    /// For each window, the highest probability, among its known pairs, that it and an earlier
+    /// window are both near enough.
     with_one_before: Vec<f64>,
 }
 
@@ -562,9 +570,9 @@ impl Pairs<'_> {
 
     /// Returns the lower and upper bound of the chance that some window is near enough.
     fn bounds(&self) -> (f64, f64) {
-        // If n windows of a text are near enough, the text counts 1/n for each of them, which adds
-        // up to one. For whole n, 1/n is at least the chord through its values at k and k + 1. The
-        // chord needs only the mean of n, over the texts in which this window is near enough. The k
+        // If n windows of a text are near enough, each of them counts 1/n, so the text counts one
+        // in total. For whole n, 1/n is at least the chord through its values at k and k + 1. The
+        // chord needs only the mean of n, over the texts in which the window is near enough. The k
         // just below that mean gives the best bound (Kuai, Alajaji and Takahara, "A lower bound on
         // the probability of a finite union of events", 2000). With k = 1 for all windows it is
         // Bonferroni's second inequality.
@@ -574,8 +582,8 @@ impl Pairs<'_> {
             let k = (1.0 + with_others / chance).floor();
             low += (2.0 * chance - with_others / k) / (k + 1.0);
         }
-        // A window adds at most the probability that it is near enough and one that was counted
-        // before it is not (Hunter, "An upper bound for the probability of a union", 1976).
+        // A window adds at most the probability that it is near enough and a window that was
+        // counted before is not (Hunter, "An upper bound for the probability of a union", 1976).
         for (window, with_one_before) in self.windows.iter().zip(&self.with_one_before) {
             low = f64::max(low, window.chance());
             high += (window.chance() - with_one_before).max(0.0);
@@ -584,23 +592,24 @@ impl Pairs<'_> {
     }
 }
 
-/// Computes sums for two windows, up to a maximum number of sums.
+/// Computes the sums for pairs of windows, up to a maximum number of sums.
 struct Sums {
     left: usize,
-    /// The probability of each pair of numbers of differing characters: of the first window by row,
-    /// of the second by column. A row and a column of zeros come first.
+    /// The probability of each pair of numbers of differing characters. The row is the number for
+    /// the first window, the column that for the second. A row and a column of zeros come first.
     table: Vec<f64>,
     row: Vec<f64>,
 }
 
 impl Sums {
-    /// Takes `sums` from what is left, or returns `None` if that is not enough.
+    /// Takes `sums` from the sums that are left, or returns `None` if there are too few.
     fn take(&mut self, sums: usize) -> Option<()> {
         self.left = self.left.checked_sub(sums)?;
         Some(())
     }
 
-    /// Returns the probability that two windows with places in common are both near enough.
+    /// Returns the probability that two windows with places in common are both near enough, or
+    /// `None` if too few sums are left.
     fn both(&mut self, text: &Text, one: &Window, other: &Window) -> Option<f64> {
         let (first, second) = if one.places.start <= other.places.start {
             (one, other)
@@ -613,7 +622,7 @@ impl Sums {
         self.table.resize(side * side, 0.0);
         self.row.resize(side, 0.0);
         self.table[side + 1] = 1.0;
-        // The numbers of characters that may differ so far.
+        // The greatest numbers of differing characters so far, for the first window and the second.
         let (mut down, mut right) = (0, 0);
         let common = second.places.start..first.places.end.min(second.places.end);
         for place in first.places.start..common.end {
@@ -649,8 +658,8 @@ impl Sums {
                 here[1..].copy_from_slice(&self.row[..=right]);
             }
         }
-        // One of the windows may extend further, and then differ in as many more characters as are
-        // left of the distance.
+        // One of the windows may extend further. There, it may differ in as many more characters as
+        // are left of the distance.
         let rest_first = &first.outlook.within[common.end - first.places.start];
         let rest_second = &second.outlook.within[common.end - second.places.start];
         let rows = self.table.chunks_exact(side).skip(1);
@@ -663,7 +672,7 @@ impl Sums {
 }
 
 impl Text {
-    /// Creates the text of hashed names, and these names to search for in it.
+    /// Creates the text for the hashed names of a spelling, with `names` to search for in it.
     fn of(names: &[DesiredName], distance: Distance) -> Text {
         assert!(!names.is_empty(), "odds need at least one name");
         let spelling = names[0].spelling();
@@ -672,7 +681,7 @@ impl Text {
         for name in names {
             assert_eq!(name.spelling(), spelling, "names of different spellings");
             let characters = name.characters();
-            // Names that differ only in a case that does not matter are the same.
+            // If case does not matter, names that differ only in case are the same.
             if targets.iter().all(|other| other.characters != characters) {
                 targets.push(Target {
                     characters,
@@ -714,8 +723,8 @@ impl Text {
             names.push(text.windows_of(name, first));
             first += name.characters.len();
         }
-        // If the effort does not suffice for all names, it should leave out those that matter
-        // least.
+        // If the effort does not suffice for all names, the names that matter least should be left
+        // out.
         let chance = |windows: &Vec<Window>| windows.iter().map(Window::chance).sum::<f64>();
         names.sort_by(|a, b| chance(b).total_cmp(&chance(a)));
         for mut windows in names {
@@ -727,8 +736,8 @@ impl Text {
         text
     }
 
-    /// Returns the windows of a name whose characters are numbered from `first`, without those that
-    /// are near enough in no text.
+    /// Returns the windows of a name whose characters are numbered from `first`. Windows that are
+    /// near enough in no text are left out.
     fn windows_of(&self, target: &Target<'_>, first: usize) -> Vec<Window> {
         let mut windows: Vec<Window> = Vec::new();
         for start in target.windows.clone() {
@@ -798,9 +807,9 @@ impl Text {
     /// Passes over the places with the probability of every state, but with no more states at a
     /// time than the effort allows.
     ///
-    /// If there are more, the states whose loss costs least are forgotten. The chance of such a
-    /// state is at least that of its best window, and at most the sum over all its windows. The
-    /// loss is the difference, times the state's probability.
+    /// If there are more, those that cost least are forgotten. The chance of such a state is at
+    /// least that of its best window, and at most the sum over all its windows. The cost is the
+    /// difference, times the state's probability.
     fn sweep(&self, course: &Course, effort: Effort) -> Sweep {
         let mut looks = 0;
         let (mut low, mut gap) = (0.0, None);
@@ -813,7 +822,8 @@ impl Text {
             for (state, probability) in states.drain() {
                 looks += course.begun[place].len();
                 self.look_ahead(place, state, course, &mut step);
-                // Most characters do not affect a state's few windows, and need only one branch.
+                // Most characters do not affect a state's few open windows. One branch stands for
+                // all of them.
                 let mut others = 0.0;
                 for class in &course.classes[usize::from(*kind)] {
                     let agree = class.satisfies & step.open;
@@ -834,8 +844,8 @@ impl Text {
                 }
             }
             std::mem::swap(&mut states, &mut next);
-            // The number of states that the remaining looks suffice for, if later states need as
-            // many each.
+            // The number of states for which the remaining looks suffice, if every later state
+            // needs as many as those of this place.
             let looks_of_one = (looks - looks_before).div_ceil(states_before).max(1);
             let looks_of_place = effort.looks.saturating_sub(looks) / (self.places.len() - place);
             let max_states = effort.states.min(looks_of_place / looks_of_one);
@@ -926,8 +936,8 @@ impl Text {
         pairs
     }
 
-    /// Adds the pairs that have places in common, of one name's windows with those of a name that
-    /// is not after it. Returns `None` if there were not enough sums left.
+    /// Adds the pairs of a window of `before` and a window of `name` that have places in common.
+    /// `before` is an earlier name or the same one. Returns `None` if too few sums were left.
     fn pair(
         &self,
         before: &Range<usize>,
@@ -936,7 +946,8 @@ impl Text {
         pairs: &mut Pairs<'_>,
     ) -> Option<()> {
         // For each offset of the two windows, where the last such pair began and its probability.
-        // That probability is the same wherever the places are of the same kinds, which most are.
+        // The next such pair has the same probability if its places are of the same kinds, as most
+        // are.
         let mut last: Vec<Option<(usize, f64)>> = vec![None; 2 * self.places.len()];
         for one in before.clone() {
             let window = &self.windows[one];
@@ -971,8 +982,8 @@ struct StateHasher(u64);
 
 impl Hasher for StateHasher {
     fn write_u128(&mut self, state: u128) {
-        // 2^64 divided by the golden ratio. States of few windows have only zeros in the upper
-        // half.
+        // The factor is 2^64 divided by the golden ratio. States with few windows have only zeros
+        // in the upper half.
         let half = |half: u128| (half & u128::from(u64::MAX)) * 0x9e37_79b9_7f4a_7c15;
         let product = half(state) ^ half(state >> 64).rotate_left(32);
         self.0 = product as u64 ^ (product >> 64) as u64;

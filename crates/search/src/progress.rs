@@ -5,7 +5,8 @@ use crate::{keyspace::Index, outcome::Outcome};
 /// Totals and current state of the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metrics {
-    /// Searches that are being worked on, alone or sharing slices with others.
+    /// Searches that are being worked on, alone or sharing slices with others. A search that has
+    /// ended also counts until its last slice has come back.
     pub active: usize,
     /// Searches that wait for their turn, without a slice in flight that serves them.
     pub queued: usize,
@@ -13,17 +14,17 @@ pub struct Metrics {
     pub parked: usize,
     /// Secrets hashed.
     pub hashes: u64,
-    /// Secrets tested, counted for each search that they were tested for.
+    /// Secrets tested, each counted once for every search that it was tested for.
     pub tests: u64,
     /// Tests whose results were discarded: beyond a search's end, or because there were too many
-    /// hits to hold.
+    /// hits to hold. They are included in `tests`.
     pub in_vain: u64,
     /// Slices tried.
     pub slices: u64,
     /// Searches that have ended, by outcome.
     pub ended: Ended,
-    /// Number of stopped searches that the workers released within 1, 2, 4, 8 ... microseconds of
-    /// the request. The last element counts all that took longer.
+    /// Number of stopped searches by the time from the stop until the last worker released them: up
+    /// to 1, 2, 4, 8 ... microseconds. The last element also counts all longer times.
     pub stop_latency: [u64; 24],
 }
 

@@ -8,7 +8,7 @@ use crate::{
     spelling::{Chars, Spelling},
 };
 
-/// The names that a search looks for, where it begins, and how many secrets it may try.
+/// The names that a search looks for, the secrets that it tries, and how many of them it may try.
 ///
 /// ```
 /// use hashfinder_search::{Distance, Query};
@@ -42,12 +42,12 @@ pub struct Impossible {
 }
 
 impl Query {
-    /// Maximum number of names of a query: each makes every hash a little slower, and a cursor
-    /// contains all of them.
+    /// Maximum number of names of a query: each name makes testing a secret a little slower, and a
+    /// cursor contains all names.
     pub const MAX_NAMES: usize = 64;
 
-    /// Creates a search of all byte strings for the first secret within the ideal distance, without
-    /// a budget.
+    /// Creates a query for the first byte string whose hash is within the ideal distance of a name,
+    /// without a budget.
     ///
     /// # Errors
     ///
@@ -56,8 +56,8 @@ impl Query {
         Query::any([name], ideal)
     }
 
-    /// Creates a search for the first secret that is within the ideal distance of any of these
-    /// names. The names must have the same spelling.
+    /// Creates a query for the first byte string whose hash is within the ideal distance of any of
+    /// these names, without a budget. The names must have the same spelling.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ impl Query {
         })
     }
 
-    /// Tries these secrets instead of all byte strings.
+    /// Tries the secrets of `keyspace` instead of all byte strings.
     #[must_use]
     pub fn among(mut self, keyspace: Keyspace) -> Query {
         self.keyspace = if keyspace.is_fast() {
@@ -116,8 +116,8 @@ impl Query {
         self
     }
 
-    /// Also reports every secret on the way whose distance is less than `distance`. If that is not
-    /// greater than the ideal distance, there are none.
+    /// Also reports every secret on the way whose distance is less than `distance`. There is none
+    /// unless `distance` is at least two more than the ideal distance.
     #[must_use]
     pub fn interesting(mut self, distance: Distance) -> Query {
         self.interesting = distance;
@@ -131,7 +131,7 @@ impl Query {
         self
     }
 
-    /// Tries at most `hashes` secrets: exactly this many if nothing ends the search earlier.
+    /// Tries at most `hashes` secrets, and exactly this many if nothing ends the search earlier.
     #[must_use]
     pub fn hash_budget(mut self, hashes: NonZeroU64) -> Query {
         self.budget = Some(hashes);
@@ -232,8 +232,8 @@ impl Query {
         interesting.max(self.ideal.get())
     }
 
-    /// Returns the nearest of the names to a secret, its distance and its window. Of equally near
-    /// names it is the first.
+    /// Returns the name that is nearest to a secret's hash, with its distance and its window. If
+    /// several are equally near, it is the first of them.
     ///
     /// Returns `None` if the secret is not in the keyspace.
     #[must_use]
@@ -250,7 +250,7 @@ impl Query {
     }
 
     /// Returns the approximate fraction of secrets that are ideal or interesting: the sum over the
-    /// names and windows.
+    /// names and windows, at most 1.
     #[must_use]
     pub fn hit_rate(&self) -> f64 {
         let rates = self.names.iter().map(|name| self.hit_rate_of(name));
@@ -263,7 +263,7 @@ impl Query {
             .map(|at| spelling.place(at))
             .collect();
         let most = usize::from(self.max_distance());
-        // Probability that no more characters differ than may.
+        // Probability that at most `most` characters of a window differ.
         let near = |window: usize| {
             let shown = &places[window..window + name.character_count()];
             // Probability of each number of differing characters so far.
@@ -294,9 +294,10 @@ impl Query {
 pub struct Candidate {
     /// The secret's index in the query's keyspace.
     pub index: Index,
-    /// Number of the query's nearest name, from 0. Of equally near names it is the first.
+    /// Number of the query's nearest name, from 0. If several are equally near, it is the first of
+    /// them.
     pub name: u8,
-    /// The smallest distance of all windows.
+    /// Number of characters in which the nearest window differs from that name.
     pub distance: u8,
     /// Place in the hashed name where the first window at that distance begins, from 0.
     pub window: u8,

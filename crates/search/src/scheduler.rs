@@ -5,14 +5,16 @@
 //! to *scans*. A scan goes through the keyspace, and its slices serve every search that *follows*
 //! it, for the price of matching more names. A search has a list of *segments*: the ranges that it
 //! has yet to cover, each with the scan that covers it. The first segment holds the search's
-//! frontier. A new search starts its own scan, and also follows scans that are further ahead.
-//! Once its own scan reaches the place where it joined another, it only follows that one.
+//! frontier. A new search starts its own scan, and also follows scans that are further ahead. Once
+//! its own scan reaches the place where the search joined another scan, the search follows only
+//! that other scan.
 //!
-//! A search that has a turn advances the scan of its first segment, and its client pays. So a scan
-//! gets the turns of all its followers, and a search that shares with no other gets only its own.
+//! A search that has a turn advances the first of its scans that has a slice to hand out, and the
+//! search's client pays for the slice. So a scan gets the turns of all its followers, and a search
+//! that shares with no other search gets only its own turns.
 //!
-//! Every change to a search goes through the [`Scheduler`]. What has to happen outside of the lock
-//! as a consequence is returned as [`Effects`].
+//! Every change to a search goes through the [`Scheduler`]. Its methods return [`Effects`]: what
+//! has to happen outside of the lock as a consequence.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -50,17 +52,17 @@ use self::{
 };
 
 /// Number of hits that end a slice early. It bounds the hits that a search can hold beyond its
-/// queue. Few in tests, so that slices often come back partly tried.
+/// queue. It is small in tests, so that slices often come back partly tried.
 const HITS_PER_SLICE: usize = if cfg!(test) { 16 } else { 256 };
 
-/// Maximum number of turns without a slice before other workers have the lock: turns of searches
-/// whose quota is spent, or that have nothing to hand out.
+/// Maximum number of turns without a slice before other workers get the lock. A turn has no slice
+/// if the client's quota is spent, or if the search has nothing to hand out.
 const POPS_AT_ONCE: usize = 256;
 
 /// Something for a worker to do.
 pub(crate) enum Job {
     Slice(Slice),
-    /// To check whether searches should share slices, and to plan their filter.
+    /// Checks whether searches should share slices, which includes planning their filter.
     Build(Build),
 }
 
@@ -87,7 +89,7 @@ struct InFlight {
     range: Range<Index>,
     group: Arc<Group>,
     began: Duration,
-    /// Searches that await it.
+    /// Searches that await the slice.
     waiters: Vec<SearchId>,
 }
 
@@ -103,13 +105,13 @@ impl Scheduler {
         }
     }
 
-    /// Counts a search that a client is about to submit, if it may.
+    /// Counts a search that a client is about to submit, if the limits allow it.
     pub(crate) fn admit(&mut self, client: &Client, now: Duration) -> Result<(), OverLimit> {
         self.accounts.open(client, now)
     }
 
     /// Takes an admitted search whose first `tried` secrets have been tried without a hit. It
-    /// begins behind them.
+    /// begins after these secrets.
     pub(crate) fn submit(
         &mut self,
         client: Client,
@@ -168,8 +170,8 @@ impl Scheduler {
         !self.fair_queue.is_empty()
     }
 
-    /// Returns a worker's next job. After `None`, the worker retries if there is
-    /// [work](Self::has_work) all the same.
+    /// Returns a worker's next job. `None` does not mean that there is none: the worker retries if
+    /// the scheduler [has work](Self::has_work).
     pub(crate) fn next_job(&mut self, now: Duration, effects: &mut Effects) -> Option<Job> {
         for _ in 0..POPS_AT_ONCE {
             let id = self.fair_queue.pop()?;
@@ -184,8 +186,8 @@ impl Scheduler {
                 continue;
             };
             let job = self.start_slice(id, scan_id, range, now);
-            // Many searches end within their first slice; another worker's second one would be
-            // wasted.
+            // Many searches end within their first slice, and a second slice for another worker
+            // would then be wasted.
             if self.scans.get(&scan_id).is_some_and(|scan| scan.is_tried) {
                 self.queue_turn(id, false);
             }
@@ -211,7 +213,8 @@ impl Scheduler {
         let mut is_new = false;
         if let Some(scan) = self.scans.get_mut(&job.scan) {
             scan.jobs.retain(|job| *job != id);
-            // A new search's first slice is so short that its second one goes before others', too.
+            // A new search's first slice is so short that its second one also goes before other
+            // searches' slices.
             is_new = !std::mem::replace(&mut scan.is_tried, true);
             touched.extend(std::mem::take(&mut scan.idle));
             touched.push(job.search);
@@ -234,8 +237,8 @@ impl Scheduler {
         effects
     }
 
-    /// Stops a search. It is released once the slices in flight that serve it have come back;
-    /// without any, at once. A search that has ended keeps its outcome.
+    /// Stops a search. It is released once the slices in flight that serve it have come back, or at
+    /// once if there are none. A search that has ended keeps its outcome.
     pub(crate) fn stop(&mut self, id: SearchId, now: Duration) -> Effects {
         let mut effects = Effects::default();
         self.request_stop(id, now, Stop::Asked, &mut effects);
@@ -265,8 +268,9 @@ impl Scheduler {
         effects
     }
 
-    /// Returns candidates to the reader once there are `at_least` of them or no more will come, and
-    /// then the end. Until then `waker` is kept, to be woken once.
+    /// Returns candidates to the reader once there are `at_least` of them, the queue is full, or no
+    /// more will come. After the last candidates it returns the end. Until there is something to
+    /// return, it keeps `waker`, to wake it once.
     pub(crate) fn poll(
         &mut self,
         id: SearchId,
@@ -283,7 +287,7 @@ impl Scheduler {
             let was_parked = entry.queue.len() >= limit;
             let candidates = std::mem::take(&mut entry.queue).into();
             if was_parked {
-                // Other scans have advanced since.
+                // Other scans have advanced since the search was parked, so it may now follow them.
                 self.note_change();
             }
             self.queue_turn(id, false);
@@ -333,7 +337,7 @@ impl Scheduler {
             match entry.state(limit, &self.scans) {
                 SearchState::Parked => metrics.parked += 1,
                 SearchState::Queued => metrics.queued += 1,
-                // One that has ended is counted while it still has slices in flight.
+                // A search that has ended is counted while it still has slices in flight.
                 SearchState::Running | SearchState::Ended => metrics.active += 1,
             }
         }
@@ -370,8 +374,8 @@ impl Scheduler {
             .get_mut(&id)
             .filter(|entry| entry.is_runnable(limit))?;
         let frontier = entry.frontier(&self.scans);
-        // The slice at the frontier waits only for the reader. If it also waited for the
-        // out-of-order hits beyond it, the two would wait for each other.
+        // A search that holds `limit` hits or more gets only the slice at its frontier. If that
+        // slice also had to wait, the out-of-order hits beyond it would never leave.
         let at_frontier_only = entry.queue.len() + entry.out_of_order.len() >= limit;
         let mut index = 0;
         while let Some(segment) = self.searches[&id].segments.get(index).copied() {
@@ -390,14 +394,15 @@ impl Scheduler {
                     return Some((scan_id, range));
                 }
             }
-            // A slice in flight will bring what it waits for here.
+            // The search waits here until a slice of this scan comes back.
             scan.idle.insert(id);
         }
         None
     }
 
-    /// Starts a scan for a segment that has none. A search's first scan takes the matcher that it
-    /// was submitted with. For a later one, a worker plans the filter again, outside of the lock.
+    /// Starts a scan for a segment that has none. A search's first scan takes the matcher that the
+    /// search was submitted with. For a later scan, a worker plans the filter again, outside of the
+    /// lock.
     fn begin_scan(&mut self, id: SearchId, segment: usize) -> ScanId {
         let scan_id = self.new_id();
         let Some(entry) = self.searches.get_mut(&id) else {
@@ -421,7 +426,7 @@ impl Scheduler {
     ) -> Slice {
         let id = self.new_id();
         let (entry, scan) = (&self.searches[&search], &self.scans[&scan_id]);
-        // In advance; refunded when the slice comes back.
+        // Charged in advance, and refunded when the slice comes back.
         self.fair_queue
             .charge(&entry.client, SLICE_TIME, Duration::ZERO);
         let alone = scan.group.len() == 1 && !entry.query.reports_candidates();
@@ -429,7 +434,7 @@ impl Scheduler {
             id,
             range: range.clone(),
             group: Arc::clone(&scan.group),
-            // The first hit of a search alone is the answer.
+            // If one search is alone and reports no candidates, its first hit is the answer.
             hit_limit: if alone { 1 } else { HITS_PER_SLICE },
             stop: Arc::clone(&scan.stop),
         };
@@ -449,7 +454,7 @@ impl Scheduler {
         slice
     }
 
-    /// Counts hashes, for the search whose turn it was and its client.
+    /// Counts hashes, for the search whose turn it was and for its client.
     fn count_hashes(&mut self, job: &InFlight, hashes: u64, now: Duration) {
         self.accounts
             .spend(&job.client.name, hashes, now.saturating_sub(job.began), now);
@@ -460,8 +465,8 @@ impl Scheduler {
         }
     }
 
-    /// Records a slice that was tried, in its scan and for the searches that have hits. Returns the
-    /// searches to settle.
+    /// Records a slice that was tried, in its scan and for the searches that have hits in it.
+    /// Returns the searches to settle.
     fn record_tried(
         &mut self,
         job: &InFlight,
@@ -509,11 +514,11 @@ impl Scheduler {
                 }
                 touched.push(id);
             } else if at_ideal.is_none() && entry.query.is_interesting(candidate.distance) {
-                // A known hit may have been found by another scan, which is gone.
                 if is_nearest {
                     entry.out_of_order.insert(index, candidate);
                 }
                 let too_many = entry.out_of_order.len() > limit + HITS_PER_SLICE;
+                // Even if the hit was known: the scan that found it first may be gone.
                 if let Some(scan) = self.scans.get_mut(&job.scan) {
                     scan.out_of_order.insert((index, id));
                 }
@@ -531,8 +536,8 @@ impl Scheduler {
         let before = scan.ledger.done();
         scan.ledger.finish(job.range.clone(), tried);
         let done = scan.ledger.done();
-        // Followers that the scan has just brought to where they leave it. A search whose frontier
-        // is in an earlier segment settles later.
+        // These followers leave the scan at an index that it has just reached. A search whose
+        // frontier is in an earlier segment settles later.
         let arrived = scan
             .followers
             .range((before, SearchId::MAX)..=(done, SearchId::MAX));
@@ -583,7 +588,7 @@ impl Scheduler {
                 self.fair_queue.remove(&entry.client, ticket);
             }
             for scan in entry.scans().filter_map(|scan| self.scans.get(&scan)) {
-                // Slices for this search alone that have not begun.
+                // Skips slices that serve only this search and have not begun.
                 if scan.followers.len() == 1 {
                     scan.stop();
                 }
@@ -622,7 +627,7 @@ impl Scheduler {
         };
         scan.followers.remove(&(segment.end, id));
         if scan.is_mostly_gone() {
-            // Most names that its matcher has are not needed any more.
+            // Most names in the scan's matcher are not needed any more.
             scan.checked_at = 0;
             self.upkeep.mark_due();
         }
@@ -632,7 +637,7 @@ impl Scheduler {
         }
     }
 
-    /// Makes a search leave all its scans. It keeps what they have covered.
+    /// Makes a search leave all its scans. The search keeps what they have covered.
     fn detach(&mut self, id: SearchId) {
         self.await_slices(id);
         let Some(entry) = self.searches.get_mut(&id) else {
@@ -750,7 +755,7 @@ impl Scheduler {
                 entry.tested = entry.tests(&self.scans);
                 entry.outcome = Some(outcome);
                 effects.stale_matchers.extend(entry.matcher.take());
-                // Nothing beyond is ever reported.
+                // Nothing beyond the frontier is ever reported.
                 entry.end = frontier;
                 entry.out_of_order.clear();
                 if let Some(ticket) = entry.ticket.take() {

@@ -1,4 +1,5 @@
-//! How a secret is hashed and its digest written as text, and where names are searched for in it.
+//! How a secret is hashed, how its digest is written as text, and where names may occur in that
+//! text.
 
 use std::fmt;
 
@@ -49,7 +50,8 @@ impl fmt::Display for Algorithm {
     }
 }
 
-/// A text encoding of digests. All but hexadecimal are those of RFC 4648, with padding.
+/// A text encoding of digests. All are those of RFC 4648, with padding, except that hexadecimal is
+/// in lower case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Encoding {
     /// Base64: letters, digits, `+`, `/` and the padding `=`.
@@ -103,7 +105,8 @@ impl Encoding {
         self.digits().len().ilog2() as usize
     }
 
-    /// Returns the number of characters that padding makes the length of a text a multiple of.
+    /// Returns the size of a group of characters: padding makes the length of a text a multiple of
+    /// it.
     fn group(self) -> usize {
         match self {
             Encoding::Base64 | Encoding::Base64Url => 4,
@@ -112,11 +115,11 @@ impl Encoding {
         }
     }
 
-    /// Returns the number of first bytes of a digest that suffice for the first `characters`
-    /// characters. It may be a few more than needed.
+    /// Returns how many of a digest's first bytes suffice for the first `characters` characters of
+    /// its text. It may be a few more than needed.
     pub(crate) fn bytes_of(self, characters: usize) -> usize {
-        // Eight characters hold as many bytes as one holds bits, and no encoding has padding
-        // between them.
+        // Eight characters hold as many bytes as one character holds bits. Padding comes only at
+        // the end.
         characters.div_ceil(8) * self.bits()
     }
 
@@ -144,7 +147,7 @@ impl fmt::Display for Encoding {
 /// Where a desired name has to be in a hashed name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Anchor {
-    /// In any window of the name's length.
+    /// At any place.
     #[default]
     Anywhere,
     /// At the beginning.
@@ -217,9 +220,9 @@ impl Spelling {
         }
     }
 
-    /// Returns the characters of a hashed name that satisfy one of a desired name: the character
-    /// itself, in either case unless case matters. The set is empty if no hashed name can contain
-    /// it.
+    /// Returns the characters of a hashed name that satisfy `character` of a desired name: the
+    /// character itself, in either case unless case matters. The set is empty if no hashed name can
+    /// contain it.
     pub(crate) fn satisfying(&self, character: char) -> Chars {
         let mut set = Chars::NONE;
         for &digit in self.encoding.digits() {
@@ -282,7 +285,7 @@ impl HashedName {
         }
     }
 
-    /// Replaces the text by that of a digest, or of its first bytes:
+    /// Replaces the text with that of a digest, or of its first bytes.
     /// [`bytes_of`](Encoding::bytes_of) returns the number of bytes needed for a number of
     /// characters.
     #[inline]
@@ -460,7 +463,7 @@ mod tests {
         })
     }
 
-    /// Digests of the empty message, from FIPS 180-4's examples and BLAKE3's test vectors.
+    /// Digests of the empty message, from NIST's and BLAKE3's test vectors.
     #[test]
     fn digests_match_the_published_examples() {
         for (algorithm, hex) in [
@@ -554,7 +557,7 @@ mod tests {
         assert_eq!(place.iter().collect::<Vec<_>>(), b"048AEIMQUYcgkosw");
     }
 
-    /// A place can show exactly the characters that occur there in digests.
+    /// [`Spelling::place`] returns exactly the characters that occur at that place of hashed names.
     #[test]
     fn digests_show_exactly_the_characters_of_their_places() {
         for spelling in spellings() {

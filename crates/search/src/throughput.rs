@@ -15,15 +15,15 @@ use hashfinder_kernels::Kernel;
 
 use crate::query::Query;
 
-/// Time for which the rate of a query is usually measured: longer than a CPU takes to reach its
-/// speed, and short enough to wait for.
+/// Time for which the rate of a query is usually measured. A CPU reaches its full speed within it,
+/// and users can wait for it.
 pub const MEASURING_TIME: Duration = Duration::from_millis(250);
 
-/// Number of secrets that a thread tries before it reads the clock again: enough that reading it
-/// does not affect the rate.
+/// Number of secrets that a thread tries before it checks whether the time is over: enough that the
+/// check does not affect the rate.
 pub const TURN: u64 = 1 << 16;
 
-/// Length of the secrets that a search tries in its first seconds.
+/// Length, in bytes, of the searched part of the secrets that a search tries in its first seconds.
 const USUAL_LENGTH: usize = 4;
 
 /// A rate, and the number of threads that reached it.
@@ -31,12 +31,12 @@ const USUAL_LENGTH: usize = 4;
 pub struct Throughput {
     /// Number of threads that could be started, the calling one included.
     pub threads: usize,
-    /// Work that all threads together did in a second.
+    /// Work that all threads together did per second.
     pub per_second: f64,
 }
 
-/// Returns how many secrets a second up to `threads` threads try for this query, measured for
-/// `time`. If the system starts fewer threads, the rate is theirs.
+/// Measures for `time` how many secrets per second up to `threads` threads try for `query`. If the
+/// system starts fewer threads, the rate is that of those threads.
 ///
 /// `clock` returns the time since any fixed moment.
 pub fn search_rate(
@@ -64,9 +64,9 @@ pub fn search_rate(
 /// Measures for `time` how much work up to `threads` threads do together: the calling thread, and
 /// as many others as the system starts.
 ///
-/// `clock` returns the time since any fixed moment; only the calling thread reads it. `turn`
-/// receives the number of its thread and what that thread has done so far, and returns how much
-/// more it did.
+/// `clock` returns the time since any fixed moment; only the calling thread reads it. `turn` does
+/// some work. It receives the number of its thread and the amount of work that this thread has done
+/// so far, and returns the amount that it added.
 ///
 /// # Panics
 ///
@@ -126,7 +126,8 @@ mod tests {
             seconds += 1;
             Duration::from_secs(seconds)
         };
-        // Two turns fit into less than three seconds, and the last reading comes a second later.
+        // The clock advances by a second at each reading. After two turns it has reached three
+        // seconds, and the last reading is at four: 20 / 4.
         let throughput = measure(1, Duration::from_secs(3), clock, |thread, done| {
             assert_eq!((thread, done % 10), (0, 0));
             10

@@ -1,5 +1,5 @@
-//! Tries every order in which the engine's threads can run, with at most two preemptions: nothing
-//! is lost or released twice, and no worker sleeps while there is work.
+//! Tries every order in which the engine's threads can run, with at most two preemptions. Nothing
+//! may be lost or released twice, and no worker may sleep while there is work.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p hashfinder-search --test loom --release`
 

@@ -24,8 +24,8 @@ fn clock() -> impl Fn() -> Duration + Send + Sync + 'static {
     move || started.elapsed()
 }
 
-/// Engines with 1, 2, 3 and 8 workers for every kernel. All tests share them, as searches share an
-/// engine.
+/// Engines with 1, 2, 3 and 8 workers for every kernel. Most tests share them, so their searches
+/// also run next to each other.
 fn engines() -> &'static [Engine] {
     static ENGINES: OnceLock<Vec<Engine>> = OnceLock::new();
     ENGINES.get_or_init(|| {
@@ -37,7 +37,7 @@ fn engines() -> &'static [Engine] {
     })
 }
 
-/// Returns everything that a search reports.
+/// Returns all candidates that a search reports, and its outcome.
 fn run(search: &mut Search) -> (Vec<Candidate>, Outcome) {
     let mut reported = Vec::new();
     loop {
@@ -51,7 +51,8 @@ fn run(search: &mut Search) -> (Vec<Candidate>, Outcome) {
     }
 }
 
-/// Replaces a secret by the next one in enumeration order, counting in base 256 on a plain vector.
+/// Replaces a secret with the next one in enumeration order, counting in base 256 on a plain
+/// vector.
 fn increment(secret: &mut Vec<u8>) {
     for byte in secret.iter_mut().rev() {
         *byte = byte.wrapping_add(1);
@@ -114,7 +115,7 @@ fn oracle(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(250))]
 
-    /// The answer and the cursor are the oracle's, for any number of workers.
+    /// The answer and the cursor match the oracle's, for any number of workers.
     #[test]
     fn answers_match_the_oracle(
         name in "[A-Za-z0-9+/]{1,6}|[a-z]{7,28}|[a-z.=]{1,4}",
@@ -299,7 +300,7 @@ impl PlainQuery {
                     reported.push(candidate);
                 }
             }
-            // Counts on to the next secret.
+            // Advances to the next secret.
             let carries = searched.iter_mut().rev().all(|digit| {
                 *digit = (*digit + 1) % self.alphabet.len();
                 *digit == 0
@@ -377,7 +378,7 @@ fn plain_query() -> impl Strategy<Value = PlainQuery> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
-    /// For any query, and next to any other searches, the answer is the oracle's.
+    /// For any query, and next to any other searches, the answer matches the oracle's.
     #[test]
     fn answers_to_any_queries_match_the_oracle(
         plain in proptest::collection::vec(plain_query(), 1..6),
@@ -387,7 +388,7 @@ proptest! {
         let first = plain[0].clone();
         let mut plain = plain;
         if alike {
-            // Equal digests, so that the searches can share slices.
+            // The same secrets and digests, so that the searches can share slices.
             for other in &mut plain {
                 other.spelling.algorithm = first.spelling.algorithm;
                 other.spelling.encoding = first.spelling.encoding;
@@ -501,7 +502,7 @@ fn hard() -> Query {
 fn released(engine: &Engine, query: Query) -> (Search, mpsc::Receiver<Report>) {
     let (sender, receiver) = mpsc::channel();
     let search = engine.search(Client::default(), query, move |report| {
-        // Fails if the test has dropped the receiver, which is fine.
+        // This fails if the test has dropped the receiver, which is fine.
         let _ = sender.send(report);
     });
     (search.unwrap(), receiver)
@@ -545,7 +546,7 @@ fn the_first_doctor_is_found() {
     }
 }
 
-/// Every distance is less than 29, but not every one is less than 28.
+/// Every secret's distance is less than 29, but not every secret's is less than 28.
 #[test]
 fn the_farthest_secrets_are_interesting_too() {
     let name = "bcbcbcbcbcbcbcbcbcbcbcbcbcab";

@@ -1,4 +1,4 @@
-//! What the server knows about a call before its service receives the request.
+//! Information about a call that is collected before its service receives the request.
 
 use std::{
     fmt,
@@ -10,25 +10,26 @@ use http::Extensions;
 
 use crate::{auth::Principal, trace::CallSpan};
 
-/// What the server knows about a call: the one extension that layers pass to each other and to the
+/// Information about a call: the extension of the request that layers pass to each other and to the
 /// services.
 ///
-/// The first layer creates it from the extensions of the transport, and later layers complete it.
+/// The first layer creates it from the transport's extensions, and later layers complete it.
 #[derive(Clone, Default)]
 pub(crate) struct CallInfo {
     pub(crate) method: MethodName,
     /// The other end of the connection; `None` in a test without the transport.
     pub(crate) peer: Option<Peer>,
-    /// The response, until it was written; `None` in a test without the transport.
+    /// Tracks whether the response is being read, and when it has been written. `None` in a test
+    /// without the transport.
     pub(crate) open: Option<OpenCall>,
     /// The call's span, if it is traced.
     pub(crate) span: Option<CallSpan>,
-    /// The caller; `None` until that is known, and for methods that need no credential.
+    /// The caller. `None` before authentication, and for methods that need no credential.
     pub(crate) principal: Option<Principal>,
 }
 
 impl CallInfo {
-    /// Creates the info of a call from the extensions of the transport, and removes these.
+    /// Creates the info of a call from the transport's extensions, and removes them.
     pub(crate) fn new(transport: &mut Extensions, method: MethodName) -> CallInfo {
         CallInfo {
             method,
@@ -39,16 +40,16 @@ impl CallInfo {
         }
     }
 
-    /// Returns the info of the call that a request belongs to. Without the first layer, as in some
-    /// tests, nothing is known about the call.
+    /// Returns the info of the call that a request belongs to. It is empty if the first layer is
+    /// missing, as in some tests.
     pub(crate) fn of(extensions: &Extensions) -> &CallInfo {
         static NOTHING: LazyLock<CallInfo> = LazyLock::new(CallInfo::default);
         extensions.get::<CallInfo>().unwrap_or(&NOTHING)
     }
 }
 
-/// The name of a method that the server has. A method that it does not have is shown as "unknown":
-/// its name is the client's choice, and is neither counted nor logged.
+/// Name of a method of this server. Methods that the server does not have are all named "unknown":
+/// clients choose their names, which are therefore neither counted nor logged.
 #[derive(Clone, Debug)]
 pub(crate) struct MethodName {
     service: Arc<str>,
@@ -63,12 +64,12 @@ impl MethodName {
         }
     }
 
-    /// Returns the full name of its service.
+    /// Returns the full name of the method's service.
     pub(crate) fn service(&self) -> &Arc<str> {
         &self.service
     }
 
-    /// Returns its name without the service's.
+    /// Returns the method's name without its service.
     pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
     }
@@ -81,7 +82,7 @@ impl Default for MethodName {
 }
 
 impl fmt::Display for MethodName {
-    /// Writes it as a request's path has it, without the first slash.
+    /// Writes `SERVICE/METHOD`: the path of a request without its leading slash.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.service, self.name)
     }

@@ -1,8 +1,9 @@
-//! How a call that fails ends on the wire.
+//! Errors of calls, and the statuses that clients receive for them.
 //!
-//! An error is described twice, each time by an exhaustive match: its message is the attribute of
-//! its variant in [`CallError`], all else is its row in [`CallError::row`]. The status, the reason
-//! in the log and in the metrics, and the field that is wrong are read from these.
+//! Each error is described in two places: its message is an attribute of its variant in
+//! [`CallError`], and everything else is its row in [`CallError::row`]. The compiler checks that no
+//! variant lacks either. The status, the reason in the log and in the metrics, and the wrong field
+//! are derived from them.
 
 use std::{
     borrow::Cow,
@@ -26,12 +27,13 @@ const BAD_REQUEST: &str = "BAD_REQUEST";
 const BROKEN: &str = "BROKEN";
 
 /// Maximum length of a status message, in bytes. A message may quote the request. Clients commonly
-/// accept 8 KiB of trailers, and a message can take up to six times its length there:
+/// accept 8 KiB of trailers. A message can take up to six times its length there: once
 /// percent-encoded in `grpc-message`, and twice in base64 in `grpc-status-details-bin`, as the
 /// message and as the description of a detail.
 pub(crate) const MESSAGE_LEN: usize = 512;
 
-/// A text of at most `length` bytes, cut and marked with "..." if it is longer.
+/// Returns `text`. If it is longer than `length` bytes, cuts it to this length, including the mark
+/// "...".
 pub(crate) fn cut(text: &str, length: usize) -> Cow<'_, str> {
     const MARK: &str = "...";
     if text.len() <= length {
@@ -42,22 +44,22 @@ pub(crate) fn cut(text: &str, length: usize) -> Cow<'_, str> {
     format!("{}{MARK}", &text[..end.unwrap_or(0)]).into()
 }
 
-/// When to retry after a drain: another server, or the restarted one, should be up by then.
+/// Retry delay after a drain: another server, or the restarted one, should be up by then.
 const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(1);
 
-/// When to retry once another call must end first. When that happens cannot be predicted.
+/// Retry delay if another call has to end first. When one will end cannot be predicted.
 const RETRY_AFTER_OVERLOAD: Duration = Duration::from_secs(1);
 
 /// Why a call fails.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub(crate) enum CallError {
-    /// This field of the request is wrong, or the query can never match.
+    /// A field of the request is wrong, or the query can never match.
     #[error("{message}")]
     BadRequest { field: String, message: String },
     /// The server has its maximum number of RPCs that search.
     #[error("the server's limit of {0} concurrent searches is reached; try again later")]
     TooManyRpcs(NonZeroUsize),
-    /// The hash budget is spent. The operator chooses the code.
+    /// The hash budget is spent. In the reference contract, the operator chooses the code.
     #[error("the hash budget of this call is spent; hashes tried: {hashes}")]
     BudgetSpent {
         code: Code,
@@ -76,12 +78,13 @@ pub(crate) enum CallError {
     /// All secrets of the keyspace were tried.
     #[error("the keyspace ended without a match")]
     Exhausted,
-    /// The server is shutting down. No cursor means that no work was started.
+    /// The server is shutting down, or closing the connection. The cursor is missing if no search
+    /// was started, or if the drain ended the call without its handler.
     #[error(
         "the server is shutting down or closing this connection; try another, or this one later"
     )]
     Draining(Option<Cursor>),
-    /// The client did not read the response.
+    /// The client did not read the response for too long.
     #[error(
         "the response was not read in time; resume from the cursor and keep reading the response"
     )]
@@ -89,7 +92,7 @@ pub(crate) enum CallError {
     /// The search panicked.
     #[error("the search failed; see the server's log")]
     Failed(Cursor),
-    /// The handler panicked, or failed in an unforeseen way.
+    /// The work of an Estimate panicked, or the system gave no thread for it.
     #[error("{message}")]
     Broken { code: Code, message: String },
     /// The search was cancelled by its id.
@@ -121,7 +124,7 @@ pub(crate) enum CallError {
         "limit of {limit} waiting Estimate calls for this client reached; try again when they end"
     )]
     TooManyEstimates { limit: usize },
-    /// The message is too long. Both lengths are in bytes.
+    /// The message is too long. `length` and `limit` are in bytes.
     #[error("the request message has {length} bytes; the maximum is {limit}")]
     MessageTooLong { length: u32, limit: u32 },
     /// The server requires a credential, and the call has none.
@@ -137,7 +140,7 @@ pub(crate) enum CallError {
     #[error("only an operator may call this method")]
     OperatorsOnly,
     /// The request ended without a message.
-    #[error("the request has no message; this method takes one")]
+    #[error("the request has no message; this method requires one")]
     MessageMissing,
     /// The request has more messages than the method takes.
     #[error("{}", too_many_messages(*.limit))]
@@ -162,7 +165,8 @@ pub(crate) enum CallError {
     /// The client's address has its maximum number of open calls.
     #[error("limit of {limit} open calls for this address reached; end one of them first")]
     TooManyOpenCallsOfAddress { limit: NonZeroUsize },
-    /// The client's address sent too many invalid credentials; none from it is checked for a while.
+    /// The client's address sent too many invalid credentials. The server checks none from it for a
+    /// while.
     #[error("too many invalid credentials from this address; try again later with a valid one")]
     TooManyRefusedCredentials { retry_after: Duration },
 }
@@ -189,7 +193,7 @@ fn too_many_messages(limit: usize) -> String {
     match limit {
         1 => "the request has more than one message; this method takes one".to_owned(),
         _ => {
-            format!("the request has more than {limit} messages; send the others in another call")
+            format!("the request has more than {limit} messages; send the rest in another call")
         }
     }
 }
@@ -224,12 +228,12 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// An error that ends a search, which can be resumed from the cursor.
+    /// Returns the row of an error that ends a search. The search can be resumed from `cursor`.
     fn stopped(code: Code, reason: Reason, cursor: &'a Cursor) -> Row<'a> {
         Row::new(code, reason).with(CURSOR, cursor)
     }
 
-    /// A limit that leaves room again after some time.
+    /// Returns the row of a limit that has room again after `retry_after`.
     fn exceeded(reason: Reason, subject: &'static str, retry_after: Duration) -> Row<'a> {
         Row {
             quota: Some(subject),
@@ -238,7 +242,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// A limit that leaves room again when another call ends.
+    /// Returns the row of a limit that has room again when another call ends.
     fn overloaded(reason: Reason, subject: &'static str) -> Row<'a> {
         Row::exceeded(reason, subject, RETRY_AFTER_OVERLOAD)
     }
@@ -251,7 +255,7 @@ impl<'a> Row<'a> {
 }
 
 impl CallError {
-    /// Returns the error of a request with this field wrong.
+    /// Returns the error for a wrong field of a request.
     pub(crate) fn wrong(field: &str, message: impl Into<String>) -> CallError {
         CallError::BadRequest {
             field: field.to_owned(),
@@ -259,13 +263,14 @@ impl CallError {
         }
     }
 
-    /// Returns the names of all errors for which calls are rejected before any work.
+    /// Returns the names of all errors with which a call can be rejected before any work.
     pub(crate) fn rejections() -> impl Iterator<Item = &'static str> {
         let reasons = Reason::ALL.iter().filter(|reason| reason.is_rejection());
         iter::once(BAD_REQUEST).chain(reasons.map(|reason| reason.as_str()))
     }
 
-    /// Returns the error's name: the reason of its `ErrorInfo`, if it has one.
+    /// Returns the error's name for the log and the metrics: the reason of its `ErrorInfo`, if it
+    /// has one.
     pub(crate) fn reason(&self) -> &'static str {
         let row = self.row();
         match row.reason {
@@ -275,12 +280,12 @@ impl CallError {
         }
     }
 
-    /// Returns the field of the request that is wrong, if that is the error.
+    /// Returns the wrong field of the request, if the error is about a field.
     pub(crate) fn field(&self) -> Option<&str> {
         self.row().field
     }
 
-    /// Looks the error up in the table of all errors.
+    /// Returns the parts of the error's status other than its message.
     fn row(&self) -> Row<'_> {
         use Reason as R;
         match self {
@@ -355,8 +360,7 @@ impl CallError {
             Self::MessageTooLong { .. } => Row::new(Code::ResourceExhausted, R::MessageTooLong),
             Self::CredentialMissing => Row::new(Code::Unauthenticated, R::CredentialMissing),
             Self::CredentialRefused => Row::new(Code::Unauthenticated, R::CredentialRefused),
-            // gRPC's status codes have UNIMPLEMENTED for a unary call with no message or with
-            // several.
+            // gRPC specifies UNIMPLEMENTED for a unary call with no message or with several.
             Self::MessageMissing => Row::new(Code::Unimplemented, R::MessageMissing),
             Self::TooManyMessages { limit: 1 } => Row::new(Code::Unimplemented, R::TooManyMessages),
             Self::TooManyMessages { .. } => Row::new(Code::ResourceExhausted, R::TooManyMessages),
@@ -460,8 +464,8 @@ mod tests {
         }};
     }
 
-    /// Each variant of an error, and its code, reason, metadata, subject of the quota, and seconds
-    /// until a retry.
+    /// Returns each variant of an error with its code, reason, metadata, subject of the quota, and
+    /// seconds until a retry.
     #[rustfmt::skip]
     #[allow(unreachable_patterns, reason = "some variants have several cases")]
     #[allow(clippy::type_complexity, reason = "a table")]

@@ -1,7 +1,7 @@
 //! The search service: `hash_name.HashFinder` and `hashfinder.v1.Finder` over gRPC, with
 //! authentication, limits, metrics, traces and an orderly shutdown.
 //!
-//! Start with [`Settings`], whose default is a server on the loopback address, and [`Server`]:
+//! Pass [`Settings`] to [`Server::new`]. By default, the server listens on the loopback address:
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -16,13 +16,13 @@
 //! # }
 //! ```
 //!
-//! A call passes the layers from the outside in: metrics and spans, the check of what gRPC demands,
-//! the limits of its address, and authentication. Then a service begins a search on the engine of
-//! `hashfinder-search`, which all calls share.
+//! A call passes these layers in this order: metrics and spans, the protocol check, the limits of
+//! its address, and authentication. Then a service handles it. All searches run on one engine, from
+//! `hashfinder-search`.
 //!
-//! The crate knows no command line, no terminal and no process exit: `hashfinder` (the program)
-//! turns flags into [`Settings`]. Only its error messages name flags, because operators know the
-//! settings by these names. It must not depend on the client.
+//! The crate does not deal with the command line, the terminal or exit codes: the program
+//! `hashfinder` turns flags into [`Settings`]. Only error messages name flags, because operators
+//! know the settings by these names. Except in tests, the crate must not depend on the client.
 
 #![forbid(unsafe_code)]
 

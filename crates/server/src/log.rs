@@ -1,8 +1,8 @@
-//! The log: lines to stderr. No call waits until they are written.
+//! The log: lines on stderr. No call waits until a line is written.
 //!
-//! The reader of stderr may be slow or gone, and no call may wait for it. So lines are collected,
-//! and a thread of the log writes them, at most a few hundred times a second. At 50,000 lines a
-//! second, waking a thread for each line costs a fifth of all calls.
+//! The reader of stderr may be slow or gone. So lines are collected in memory, and a separate
+//! thread writes them, at most a few hundred times per second. To wake that thread for each line
+//! would, at 50,000 lines per second, reduce the number of calls by a fifth.
 
 use std::{
     backtrace::Backtrace,
@@ -21,17 +21,18 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-/// Maximum number of bytes of lines that wait to be written: about 5,000 lines. Further lines are
-/// dropped and counted.
+/// Maximum length of the lines that wait to be written, in bytes: about 5,000 lines. Further lines
+/// are dropped and counted.
 const MOST_WAITING: usize = 1 << 20;
 
-/// How long lines are collected before they are written.
+/// Time for which lines are collected before they are written.
 const PACE: Duration = Duration::from_millis(3);
 
-/// Maximum time to write the last lines at the end. If stderr is not read, they are lost.
+/// Maximum time to write the last lines when the log is dropped. If stderr is not read, they are
+/// lost.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// The crates that log no secrets. Lines of other crates are logged only from warnings on.
+/// Crates that log no secrets. Of other crates, only warnings and errors are logged.
 const OURS: [&str; 8] = [
     "hashfinder",
     "hashfinder_client",
@@ -43,31 +44,32 @@ const OURS: [&str; 8] = [
     "tonic_cancel",
 ];
 
-/// How the log is written.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text, for people.
     #[default]
     Text,
     /// A JSON object on each line, for programs.
     Json,
 }
 
-/// Reads the filter of the log from the variable HASHFINDER_LOG.
+/// Reads the filter of the log from the variable HASHFINDER_LOG. Default: `info`.
 ///
 /// # Errors
 ///
 /// If the value is not a filter.
 pub fn filter() -> Result<Targets> {
-    // An empty variable counts as unset, as everywhere.
+    // An empty variable counts as unset, like all variables of this program.
     let text = std::env::var("HASHFINDER_LOG").ok();
     let text = text.filter(|text| !text.is_empty());
     let text = text.unwrap_or_else(|| "info".to_owned());
-    // A word that is not a level would be the name of a target. Users do not mean that, and it logs
-    // nothing.
+    // A word that is not a level would be taken for the name of a target, and nothing would be
+    // logged. Users do not mean that.
     let mut words = text.split(',').filter(|part| !part.contains('='));
     let has_levels = words.all(|word| word.parse::<LevelFilter>().is_ok());
-    // Filters of spans and fields, which other programs have, would be names of targets, too.
+    // Filters of spans and fields, which other programs have, would also be taken for names of
+    // targets.
     let has_targets = !text.contains('[');
     let filter = text.parse().ok().filter(|_| has_levels && has_targets);
     filter.with_context(|| {
@@ -78,33 +80,32 @@ pub fn filter() -> Result<Targets> {
     })
 }
 
-/// Whether a line of this level may be logged at all, whatever the filter says. Below warnings,
-/// libraries may log what is sent over a connection, including credentials.
+/// Whether a line of this target and level may be logged at all, whatever the filter says. Below
+/// warnings, libraries may log what is sent over a connection, including credentials.
 fn may_be_logged(target: &str, level: Level) -> bool {
     let from = target.split_once("::").map_or(target, |(from, _)| from);
     OURS.contains(&from) || level <= Level::WARN
 }
 
-/// Returns the most verbose level that the filter lets through for any target. With it, the
-/// cheapest check of all rejects other lines.
+/// Returns the most verbose level that the filter allows for any target. `tracing` rejects lines
+/// beyond it with its cheapest check.
 fn most_verbose(filter: &Targets) -> LevelFilter {
     let levels = filter.iter().map(|(_, level)| level);
     let most = levels.chain(filter.default_level()).max();
     most.unwrap_or(LevelFilter::OFF)
 }
 
-/// Returns a duration for a field of the log, whose name ends with the unit. It is a number, so
-/// that programs need not parse text, and has no more than three decimals, so that people can read
-/// it.
+/// Returns a duration in milliseconds, for a log field whose name ends in `_ms`. It is a number, so
+/// that programs need not parse text, and has at most three decimals, so that people can read it.
 pub(crate) fn milliseconds(duration: Duration) -> f64 {
     duration.as_micros() as f64 / 1e3
 }
 
-/// Writes what the filter lets through to stderr, until the result is dropped.
+/// Starts to write the lines that pass the filter to stderr, until the result is dropped.
 ///
 /// # Errors
 ///
-/// If its thread cannot be started.
+/// If the log's thread cannot be started.
 ///
 /// # Panics
 ///
@@ -141,7 +142,7 @@ pub fn to_stderr(filter: Targets, format: LogFormat) -> Result<Log> {
     Ok(Log(lines))
 }
 
-/// The log. Dropping it waits up to a second until the last lines are written.
+/// The log. Dropping it waits up to a second for the last lines to be written.
 pub struct Log(Lines);
 
 impl Log {
@@ -187,9 +188,9 @@ struct Lines(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when the first line is added, and when the log is closed.
+    /// Signalled when a line is added to an empty buffer, and when the log is closed.
     changed: Condvar,
-    /// Signalled when a batch of lines has been written.
+    /// Signalled when a batch of lines was written or lost.
     written: Condvar,
 }
 
@@ -266,7 +267,7 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 impl Write for Lines {
-    /// Adds a line. The subscriber passes whole lines.
+    /// Adds a line. The subscriber writes each line with one call.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut state = self.lock();
         if state.waiting.len() + line.len() > MOST_WAITING {
@@ -330,7 +331,7 @@ mod tests {
     #[test]
     fn lines_are_whole_and_in_order_and_lost_ones_are_counted() {
         let lines = Lines(Arc::default());
-        // The test reads nothing before all lines were written, so the log keeps only a part of
+        // The test reads nothing before it has logged all lines, so the log keeps only a part of
         // them.
         let (sender, read) = mpsc::sync_channel(0);
         let writer = lines.clone();

@@ -1,4 +1,4 @@
-//! Counts rejected calls, and logs up to 100 a second.
+//! Counts rejected calls, and logs up to 100 of them per second.
 
 use std::{
     fmt::Debug,
@@ -22,8 +22,8 @@ const LINES: Rate = Rate {
     burst: 100.0,
 };
 
-/// How long no rejection is logged after the limit is exceeded. Then one line reports how many were
-/// left out, and logging resumes.
+/// Time for which no rejection is logged after the limit was exceeded. Then one line reports how
+/// many were left out, and logging resumes.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// Counts and logs rejected calls. Clones share the counts and the limit.
@@ -33,7 +33,7 @@ pub(crate) struct Rejections {
     lines: Arc<Mutex<Lines>>,
 }
 
-/// Limits the lines in the log.
+/// State of the limit on log lines.
 struct Lines {
     left: Bucket,
     /// Number of rejections that were not logged since the last line that reported this number.
@@ -109,8 +109,8 @@ impl Rejections {
         }
     }
 
-    /// Takes a line of the limit. Returns `false`, and counts the rejection as left out, if none is
-    /// left.
+    /// Takes a line from the limit. If none is left, or the silence after that has not ended,
+    /// counts the rejection as left out and returns `false`.
     fn take_line(&self) -> bool {
         let mut lines = self.lock();
         if lines.left_out == 0 && lines.left.try_take(LINES, Instant::now()).is_ok() {

@@ -1,4 +1,4 @@
-//! A server, from its files and sockets to its last call.
+//! Starts a server, serves connections, and drains.
 
 use std::{
     collections::HashSet,
@@ -63,20 +63,21 @@ use crate::{
     trace,
 };
 
-/// Niceness of the threads that search. The threads that answer calls take a core for microseconds,
-/// and should not wait until a slice of another call ends. If no other thread wants the cores, the
-/// niceness costs nothing.
+/// Niceness of the threads that search. The threads that answer calls need a core only for
+/// microseconds, and should not wait for a slice of a search to end. If no other thread wants the
+/// cores, the niceness costs nothing.
 const SEARCH_NICENESS: i32 = 5;
 
-/// Maximum time for a call that a drain has stopped to send its cursor. Its search stops within a
-/// slice, so nearly all of this is for a machine whose cores are busy with other processes.
+/// Time that a call has to send its cursor after a drain has stopped it. Its search stops within a
+/// slice, so nearly all of this time is a reserve for a machine whose cores are busy with other
+/// processes.
 const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 
-/// How long connections may take to close once every call has ended: the time for last statuses
-/// to be read. A peer that does not read is left behind.
+/// Time that connections have to close once every call has ended, so that clients can read the last
+/// statuses. Connections that take longer are left open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The services whose health is reported, besides that of the server as a whole.
+/// Services whose health is reported, in addition to that of the server as a whole.
 const SERVICES: [&str; 2] = [
     hash_finder_server::SERVICE_NAME,
     finder_server::SERVICE_NAME,
@@ -85,7 +86,7 @@ const SERVICES: [&str; 2] = [
 /// Why a server cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The settings are wrong, or a file that they name.
+    /// A setting is wrong, or a file that the settings name.
     #[error("{0:#}")]
     Settings(anyhow::Error),
     /// The system does not provide what the server needs, such as a port or a thread.
@@ -99,7 +100,7 @@ impl From<anyhow::Error> for StartError {
     }
 }
 
-/// Settings that were checked, and the contents of the files that they name.
+/// Checked settings, and what was loaded from the files that they name.
 pub struct Checked {
     connections: transport::Limits,
     tls: Option<Tls>,
@@ -109,7 +110,7 @@ pub struct Checked {
     settings: Settings,
 }
 
-/// Where a server listens, with the host's addresses.
+/// Where a server listens, with its host name resolved to addresses.
 enum Place {
     Nowhere,
     Tcp(Vec<SocketAddr>, bool),
@@ -117,13 +118,13 @@ enum Place {
 }
 
 impl Settings {
-    /// Checks the settings before anything is started: reads the files that they name, and resolves
-    /// host names. This can block. It raises the limit on open files of the process to the maximum.
+    /// Checks the settings without starting anything: reads the files that they name, and resolves
+    /// host names. This can block. It also raises the process's limit on open files to the maximum.
     ///
     /// # Errors
     ///
-    /// If a setting or a file is wrong, or if other machines could reach the server without TLS and
-    /// authentication. The messages use the names of the program's settings.
+    /// If a setting or a file is wrong, or if other machines could reach the server although it
+    /// lacks TLS or authentication. The messages name settings as the program `hashfinder` does.
     pub fn check(self) -> Result<Checked> {
         let too_heavy = |weight: &&NonZeroU32| weight.get() > MAXIMUM_WEIGHT;
         if let Some(weight) = self.searches.weights.values().find(too_heavy) {
@@ -142,8 +143,9 @@ impl Settings {
             _ => error.into(),
         })?;
         let (_, of_address) = self.calls.open(self.searches.concurrent_rpcs);
-        // One connection leaves a quarter of its address's calls to the others. Its client waits
-        // for the end of a call then, by HTTP/2's own rules, instead of being refused.
+        // One connection leaves a quarter of its address's open calls to other connections. A
+        // client at this limit waits for one of its calls to end, as HTTP/2 requires, and is not
+        // rejected.
         let of_connection = of_address.get() - of_address.get() / 4;
         connections.concurrent_streams = u32::try_from(of_connection)
             .unwrap_or(u32::MAX)
@@ -192,9 +194,10 @@ impl Settings {
 }
 
 impl Checked {
-    /// Returns what is wrong with the TLS files although the server starts with them. An expired
-    /// certificate is only a warning: the server picks up a new one as soon as there is one, but a
-    /// server that refused to start would stay down.
+    /// Returns the problems of the TLS files that do not prevent the server from starting.
+    ///
+    /// An expired certificate is one of them. The server loads a new certificate as soon as there
+    /// is one; a server that refused to start would stay down.
     #[must_use]
     pub fn warnings(&self) -> Vec<transport::Warning> {
         self.tls.as_ref().map(Tls::warnings).unwrap_or_default()
@@ -238,8 +241,8 @@ impl Checked {
         };
         let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
         let rate_limits = RateLimits::new(address_limits(&settings));
-        // A drain waits for searches and the other short calls. Health watches, WatchSearches and
-        // reflection are aside: they are ended last.
+        // A drain waits for searches and short calls. Calls of the health service, of WatchSearches
+        // and of reflection are aside: they are ended last.
         let refused = counts.clone();
         let drain = Drain::with_status(move || {
             let error = CallError::Draining(None);
@@ -322,7 +325,7 @@ impl Checked {
     }
 }
 
-/// Shows where the server would listen.
+/// Writes where the server would listen.
 impl fmt::Display for Checked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
@@ -349,32 +352,33 @@ impl fmt::Debug for Checked {
 pub struct DrainReport {
     /// How many calls outlasted the grace period and were stopped.
     pub stopped_calls: usize,
-    /// How many of these were ended without their handlers, because they did not answer.
+    /// How many of these did not answer in time, and were ended without their handlers.
     pub forced_calls: usize,
-    /// Whether connections were left behind that did not close in time.
+    /// Whether connections were left open, because they did not close in time or the drain was cut
+    /// short.
     pub left_behind: bool,
-    /// Whether the drain was cut short, so that calls were left behind, too.
+    /// Whether the drain was cut short, so that calls may not have ended.
     pub cut_short: bool,
 }
 
-/// A future whose type is erased, so that it is compiled in this crate, once. A crate that polls an
-/// `async fn` compiles it itself, and with it the whole HTTP/2 stack.
+/// A future whose type is erased, so that only this crate compiles it. A crate that polls another
+/// crate's `async fn` compiles that function again, and with it the whole HTTP/2 stack.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// What a connection is served with: the layers around the services.
+/// The service of each connection: the layers around the services of both contracts.
 type Service = CallsService<ProtocolCheckService<RateLimitService<AuthService<Routes>>>>;
 
-/// The calls and searches of a server that have not ended.
+/// Numbers of calls and searches of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Activity {
-    /// Calls that a drain waits for.
+    /// Number of open calls that a drain waits for.
     pub calls: usize,
-    /// Searches.
+    /// Number of searches that are being worked on. Queued and parked ones do not count.
     pub searches: usize,
 }
 
-/// A server that listens, and does not accept connections before [`serve`](Server::serve). Its port
-/// for metrics and health, if there is one, answers from the beginning.
+/// A server with bound sockets. It accepts connections only once [`serve`](Server::serve) is
+/// called; its port for metrics and health, if there is one, answers from the beginning.
 ///
 /// Dropping it closes its sockets, and ends its searches and threads.
 pub struct Server {
@@ -389,7 +393,8 @@ pub struct Server {
     lost_lines: Arc<OnceLock<LostLines>>,
     /// Tasks that run as long as the server: the metrics port, and the checks for unread responses.
     _tasks: JoinSet<()>,
-    /// Each has its own threads, so that keys are revoked even while certificates cannot be read.
+    /// Watches of the files of API keys and of certificates. Each has its own threads, so that keys
+    /// are revoked even while reading certificates is blocked.
     _watches: [Option<Watch>; 2],
 }
 
@@ -402,7 +407,7 @@ impl Server {
     /// Reads the files, binds the sockets and starts the threads that search. It raises the limit
     /// on open files of the process to the maximum.
     ///
-    /// Dropping the future abandons all of this.
+    /// Dropping the future stops this, and closes the sockets that are bound already.
     ///
     /// # Errors
     ///
@@ -410,26 +415,26 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// If the future is polled outside of a tokio runtime.
     pub async fn new(settings: Settings) -> Result<Server, StartError> {
         started(settings).await
     }
 
-    /// Counts the lost lines of this log among the metrics, and logs their number at the end.
+    /// Adds the number of lost lines of this log to the metrics, and logs it when the server stops.
     #[must_use]
     pub fn with_log(self, log: &Log) -> Server {
-        // A second log does not count: the process writes to the first.
+        // A second log is ignored: the process writes to the first one.
         let _ = self.lost_lines.set(log.lost_lines());
         self
     }
 
-    /// Returns where it listens, as clients write it: `HOST:PORT` or `unix:PATH`.
+    /// Returns where the server listens, as clients write it: `HOST:PORT` or `unix:PATH`.
     #[must_use]
     pub fn address(&self) -> Option<&str> {
         self.address.as_deref()
     }
 
-    /// Returns how many calls and searches have not ended.
+    /// Returns the numbers of open calls and of searches that are being worked on.
     #[must_use]
     pub fn activity(&self) -> Activity {
         Activity {
@@ -439,10 +444,9 @@ impl Server {
     }
 
     /// Serves a connection that does not come from a socket, such as a pipe within the process. It
-    /// has no address, so its client is called `nobody`.
+    /// has no address, so a client without a credential is named `nobody`.
     ///
-    /// Dropping the future closes the connection; its calls end as those of a client that has
-    /// disconnected.
+    /// Dropping the future closes the connection. Its calls end as if the client had disconnected.
     pub async fn serve_connection<I>(&self, io: I)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -450,16 +454,17 @@ impl Server {
         self.transport.serve_connection(io).await;
     }
 
-    /// Serves until `shutdown` is ready, then drains: it accepts no new calls, and calls that
-    /// outlast the grace period are stopped and get a cursor. The log shows what `shutdown`
-    /// returns. When `at_once` is ready, the server returns without waiting for calls and
-    /// connections.
+    /// Serves until `shutdown` is ready, and then drains. When `at_once` is ready, returns without
+    /// waiting for calls and connections.
+    ///
+    /// During a drain, the server accepts no new calls. Searches that outlast the grace period are
+    /// stopped and get a cursor. The log shows what `shutdown` and `at_once` return.
     ///
     /// Dropping the future closes the sockets and leaves connections to the runtime.
     ///
     /// # Errors
     ///
-    /// If there is nowhere to listen, or the server stops by itself.
+    /// If the settings name nowhere to listen, or the server stops by itself.
     pub async fn serve(
         self,
         shutdown: impl Future<Output: fmt::Display> + Send,
@@ -575,11 +580,11 @@ fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
     let workers = settings.searches.workers;
     let workers = workers.or_else(|| thread::available_parallelism().ok());
     let wanted = workers.map_or(1, usize::from);
-    // Leaves room for the threads that are started later.
+    // Leaves room for the threads that the server starts later.
     let free = startable(wanted + Server::THREADS);
     let workers = wanted.min(free.saturating_sub(Server::THREADS)).max(1);
     let limits = hashfinder_search::Limits {
-        // RPCs have their own limit, with permits that calls wait for.
+        // RPCs have a limit of their own: each waits for a permit.
         searches: usize::MAX,
         searches_per_client: settings.searches.searches_of_client(),
         hashes_per_second_per_client: settings.searches.hashes_per_second_of_client,
@@ -608,7 +613,7 @@ fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
     Ok(engine)
 }
 
-/// The services.
+/// Returns the services, each with the drain that it needs.
 ///
 /// # Errors
 ///
@@ -686,8 +691,8 @@ fn warn_if_exposed(listener: &Listener) -> Result<()> {
 }
 
 /// Returns the clients that may see and cancel the searches of all clients: the configured ones
-/// and, on a Unix socket, root and the user who runs the server. These two can control its process
-/// anyway.
+/// and, on a Unix socket, root and the user who runs the server. The latter two can control the
+/// server's process anyway.
 fn operators(settings: &Settings, owner: Option<u32>) -> HashSet<ClientName> {
     const ROOT: u32 = 0;
     let users = owner.into_iter().flat_map(|owner| [owner, ROOT]);

@@ -1,4 +1,4 @@
-//! How a server is set up: plain values, with a default and a reason for each.
+//! Settings of a server: plain values, with the reasons for their defaults.
 
 use std::{
     collections::HashMap,
@@ -14,34 +14,35 @@ use http::Uri;
 
 use crate::auth;
 
-/// Maximum share of the cores of a client, compared with others' share of 1. With more, the others
-/// would wait for half a second and longer between two of their slices.
+/// Maximum weight of a client: its share of the cores, relative to the default share of 1. With a
+/// larger weight, other clients would wait half a second or longer between two of their slices.
 pub const MAXIMUM_WEIGHT: u32 = 1000;
 
-/// Number of open calls for each call that may search. Most calls that do not search end at once.
+/// Number of open calls for each RPC that may search, by default. Most calls of other kinds end at
+/// once.
 const OPEN_CALLS_PER_RPC: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// Minimum of the default for open calls, at about 10 kB each: where few may search, many may still
-/// watch or list searches.
+/// Minimum of the default limit on open calls. Even where few RPCs may search, many clients may
+/// watch or list searches. An open call takes about 10 kB.
 const LEAST_OPEN_CALLS: NonZeroUsize = NonZeroUsize::new(1000).unwrap();
 
-/// How a server is set up. The default listens on a free port of the loopback address, and
+/// Settings of a server. By default, the server listens on a free port of the loopback address, and
 /// identifies clients by their IP addresses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Where it listens. With `None`, it serves only the connections that it gets by
+    /// Where the server listens. With `None`, it serves only the connections that are passed to
     /// [`serve_connection`](crate::Server::serve_connection).
     pub listen: Option<Listen>,
-    /// Where it serves metrics and health over HTTP/1. Default: nowhere. Needs `listen`.
+    /// Where the server serves metrics and health over HTTP/1. Default: nowhere. Requires `listen`.
     pub metrics: Option<HostPort>,
     /// The files for TLS. Default: no TLS.
     pub tls: Option<TlsFiles>,
-    /// Which credentials it accepts. Default: none.
+    /// Credentials that the server accepts. Default: none.
     pub auth: auth::Settings,
-    /// Clients that may list and cancel the searches of all clients. On a Unix socket, so may root
-    /// and the user who runs the server.
+    /// Clients that may list and cancel the searches of all clients. On a Unix socket, root and the
+    /// user who runs the server may do so, too.
     pub operators: Vec<ClientName>,
-    /// Where it sends spans of calls. Default: nowhere.
+    /// Where the server sends the spans of calls. Default: nowhere.
     pub traces: Option<Traces>,
     /// Limits of searches, and the threads and the kernel that run them.
     pub searches: Searches,
@@ -49,8 +50,8 @@ pub struct Settings {
     pub calls: Calls,
     /// Limits of connections.
     pub connections: transport::Settings,
-    /// Grace period for open calls during a drain. Default: 5 s, which is enough for calls that are
-    /// nearly done; the others get a cursor.
+    /// Grace period for open calls during a drain. Default: 5 s, enough for calls that are nearly
+    /// done. Searches that last longer are stopped and get a cursor.
     pub drain_grace: Duration,
 }
 
@@ -97,7 +98,7 @@ impl Default for Listen {
     }
 }
 
-/// A place to listen on.
+/// A host and a port to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
     /// A name or an address. An IPv6 address may have brackets.
@@ -109,12 +110,12 @@ pub struct HostPort {
 impl FromStr for HostPort {
     type Err = &'static str;
 
-    /// Reads `HOST:PORT`.
+    /// Parses `HOST:PORT`.
     fn from_str(text: &str) -> Result<HostPort, &'static str> {
         let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
         let parts = parts.and_then(|(host, port)| Some((host, port.parse().ok()?)));
         let (host, port) = parts.ok_or("expected HOST:PORT, for example 127.0.0.1:9464")?;
-        // Else the last part of an address of IPv6 would pass for a port.
+        // Otherwise the last group of an IPv6 address would be taken for a port.
         if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
             return Err("put an IPv6 address in brackets, for example [::1]:9464");
         }
@@ -125,13 +126,13 @@ impl FromStr for HostPort {
     }
 }
 
-/// Where the spans of calls are sent.
+/// Which calls are traced, and where their spans are sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Traces {
     /// Address of an OTLP collector, `http://HOST:PORT`. Spans are sent over gRPC, without TLS.
     pub collector: Uri,
-    /// Share of the calls that are traced, from 0 to 1. It applies to calls without a trace
-    /// context; of the others, those are traced whose context has the sampled flag.
+    /// Share of the calls without a trace context that are traced, from 0 to 1. A call with a trace
+    /// context is traced if the context has the sampled flag.
     pub share: f64,
 }
 
@@ -140,28 +141,29 @@ pub struct Traces {
 pub struct Searches {
     /// Number of threads that search. Default: one for each core.
     pub workers: Option<NonZeroUsize>,
-    /// The kernel. Default: the fastest one of this machine.
+    /// The hash kernel. Default: the fastest one on this machine.
     pub kernel: Option<Kernel>,
     /// Hash budget of one RPC. Default: 10^12, within which almost every search for eight letters
     /// ends (one hash in 6e10 contains them).
     pub maximum_hashes: NonZeroU64,
     /// Status of an RPC of the reference contract whose budget is spent. Default: CANCELLED.
     pub budget_status: BudgetStatus,
-    /// Maximum number of RPCs that search at a time. Default: 1,000. Each takes a few kilobytes,
-    /// and they share the cores, so more of them only take longer.
+    /// Maximum number of RPCs that search at a time. Default: 1,000. Each takes a few kilobytes.
+    /// They share the cores, so the more there are, the longer each takes.
     pub concurrent_rpcs: NonZeroUsize,
-    /// Maximum number of searches of a client at a time. Default: three quarters of all RPCs, so
-    /// that there is room for other clients.
+    /// Maximum number of searches of a client at a time. Default: three quarters of
+    /// `concurrent_rpcs`, to leave room for other clients.
     pub searches_of_client: Option<NonZeroUsize>,
-    /// Maximum number of hashes of a client in a second, on average over a minute. Default: no
-    /// limit.
+    /// Maximum number of hashes per second of a client, on average. Unused hashes are saved for up
+    /// to a minute. Default: no limit.
     pub hashes_per_second_of_client: Option<NonZeroU64>,
-    /// Clients' shares of the cores, if not 1; at most [`MAXIMUM_WEIGHT`].
+    /// Weights of clients, if not 1: their shares of the cores, at most [`MAXIMUM_WEIGHT`].
     pub weights: HashMap<ClientName, NonZeroU32>,
-    /// Clients' own quotas, instead of the two limits above.
+    /// Quotas of individual clients, which replace `searches_of_client` and
+    /// `hashes_per_second_of_client`.
     pub quotas: HashMap<ClientName, Quota>,
-    /// Maximum number of candidates that wait for the reader of a stream; the search pauses at that
-    /// number. Default: 256, which is a few frames, and a few kilobytes for each search.
+    /// Maximum number of candidates that wait for the reader of a stream. At this number, the
+    /// search pauses. Default: 256, a few frames, which take a few kilobytes for each search.
     pub queue_length: NonZeroUsize,
 }
 
@@ -196,32 +198,33 @@ impl Searches {
 /// Status code for a spent hash budget.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BudgetStatus {
-    /// CANCELLED, as the reference server does.
+    /// CANCELLED, like the reference server.
     #[default]
     Cancelled,
-    /// RESOURCE_EXHAUSTED, as gRPC's own description of the codes has it.
+    /// RESOURCE_EXHAUSTED, as gRPC's documentation of the status codes suggests.
     ResourceExhausted,
 }
 
 /// Limits of calls before authentication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Calls {
-    /// Maximum number of calls that an address begins in a second, and at once. Default: 5,000,
-    /// which is an eighth of what two cores answer, and takes a seventh of a core to reject. More
-    /// calls from one address come from a proxy, or are a flood.
+    /// Maximum number of calls that an address may begin per second, and at once. Default: 5,000,
+    /// an eighth of what two cores answer. Rejecting 5,000 calls per second takes a seventh of a
+    /// core. An address with more calls belongs to a proxy or an attacker.
     pub per_second_of_address: NonZeroU32,
-    /// Maximum number of open calls of all kinds, at about 10 kB each. Default: four times the
-    /// number of RPCs that may search, and at least 1,000.
+    /// Maximum number of open calls of all kinds, at about 10 kB each. Default: four times
+    /// [`Searches::concurrent_rpcs`], and at least 1,000.
     pub open: Option<NonZeroUsize>,
     /// Maximum number of open calls of one address, or [`ALL_OPEN_CALLS`]. Default: a quarter of
     /// all.
     pub open_of_address: Option<NonZeroUsize>,
-    /// Maximum number of rejected credentials of an address in a second; ten times as many at
-    /// once. Default: 10. A program with an old key tries it a few times, and an attacker would
-    /// need 2^256 guesses.
+    /// Maximum number of rejected credentials of an address per second; ten times this number at
+    /// once. Default: 10, enough for a program that tries an old key a few times. To guess a key,
+    /// an attacker would need 2^256 attempts.
     pub refused_credentials_per_second: NonZeroU32,
-    /// Maximum time for a whole request to arrive. Default: 10 s. Clients send it with its headers;
-    /// the rest is for a network that loses half of the packets.
+    /// Maximum time for a whole request to arrive; if the method takes several messages, for the
+    /// first of them. Default: 10 s, enough on a network that loses half of the packets. Clients
+    /// send the message right after the headers.
     pub request_timeout: Duration,
 }
 
@@ -239,12 +242,15 @@ impl Default for Calls {
     }
 }
 
-/// Every open call, as the limit of one address ([`Calls::open_of_address`]).
+/// Value of [`Calls::open_of_address`] with which one address may have all open calls.
 pub const ALL_OPEN_CALLS: NonZeroUsize = NonZeroUsize::MAX;
 
 impl Calls {
-    /// Returns the default for a server whose clients share the address of one proxy: it may have
-    /// all open calls, and its rates are [`PROXY_FACTOR`](transport::PROXY_FACTOR) times as high.
+    /// Returns the defaults for a server whose clients come through one proxy, and share its
+    /// address.
+    ///
+    /// This address may have all open calls, and its rate limits are
+    /// [`PROXY_FACTOR`](transport::PROXY_FACTOR) times as high.
     #[must_use]
     pub fn behind_proxy() -> Calls {
         let default = Calls::default();
@@ -257,8 +263,8 @@ impl Calls {
         }
     }
 
-    /// Returns the maximum numbers of open calls, in all and of one address, if this many RPCs may
-    /// search.
+    /// Returns the maximum number of open calls in total, and that of one address. `rpcs` is the
+    /// maximum number of RPCs that search.
     pub(crate) fn open(&self, rpcs: NonZeroUsize) -> (NonZeroUsize, NonZeroUsize) {
         let default = rpcs
             .saturating_mul(OPEN_CALLS_PER_RPC)

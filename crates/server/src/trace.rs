@@ -1,8 +1,8 @@
-//! One span per call, for an OTLP collector.
+//! Traces calls: one span per call, sent to an OTLP collector.
 //!
-//! A span continues the caller's trace, if there is one (W3C Trace Context). It holds what the
-//! server knows about a call. Of what the client sent, it holds only the trace context: no searched
-//! name, no header.
+//! A span continues the caller's trace, if there is one (W3C Trace Context). It contains what the
+//! server knows about the call. Of what the client sent, it contains only the trace context: no
+//! searched names, and no other headers.
 
 use std::{
     collections::HashSet,
@@ -36,30 +36,30 @@ use opentelemetry_sdk::{
 };
 use tonic::{Code, transport::Endpoint};
 
-/// Maximum number of spans that wait for the collector: a few megabytes, and one second's worth at
-/// a few thousand calls a second. Further spans are dropped and counted.
+/// Maximum number of spans that wait for the collector. They take a few megabytes, and are those of
+/// one second at a few thousand calls per second. Further spans are dropped and counted.
 const MOST_WAITING: usize = 4096;
 
 /// Maximum number of spans in a batch. Collectors expect this size.
 const BATCH: usize = 512;
 
-/// How long spans are collected before they are sent. A full batch is sent earlier.
+/// Time for which spans are collected before they are sent. A full batch is sent earlier.
 const PACE: Duration = Duration::from_secs(1);
 
 /// Timeout for connecting to the collector, and for sending a batch.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Maximum time to send the last spans at the end.
+/// Maximum time to send the last spans when the server stops.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Maximum length of a `tracestate` that is passed on, in bytes. Trace Context requires at least
-/// this much; a longer one would be a way to fill the memory of the server and the collector.
+/// Maximum length of a `tracestate` that is passed on, in bytes. Trace Context recommends at least
+/// this much. Longer ones could fill the memory of the server and the collector.
 const MAX_STATE_LEN: usize = 512;
 
-/// Maximum number of members of a `tracestate`, as Trace Context defines it.
+/// Maximum number of members of a `tracestate`, from Trace Context.
 const MAX_STATE_MEMBERS: usize = 32;
 
-/// Spans of calls, on their way to a collector. Clones share the queue and the counts.
+/// Sends the spans of calls to a collector. Clones share the queue and the counts.
 #[derive(Clone)]
 pub(crate) struct Traces(Arc<Shared>);
 
@@ -70,13 +70,14 @@ struct Shared {
 }
 
 impl Traces {
-    /// Sends spans to the collector at this address, whether or not it can be reached yet. `share`
-    /// is the share of the calls without a trace context that are traced. Must be called in a
-    /// runtime.
+    /// Starts to send spans to the collector at this address, whether or not it can be reached yet.
+    ///
+    /// `share` is the share of the calls without a trace context that are traced. Must be called in
+    /// a tokio runtime.
     ///
     /// # Errors
     ///
-    /// If spans cannot be sent to such an address, or no thread can be started.
+    /// If spans cannot be sent to an address of this kind, or no thread can be started.
     pub(crate) fn to(collector: &Uri, share: f64) -> Result<Traces> {
         // The processor panics if it cannot start its thread.
         ensure!(startable(1) == 1, NO_THREAD);
@@ -124,8 +125,8 @@ impl Traces {
         })))
     }
 
-    /// Starts the span of a call. Returns `None` if the call is not traced here and has no valid
-    /// trace context of its caller.
+    /// Starts the span of a call. Returns `None` if the span would not be recorded, and the caller
+    /// sent no valid trace context.
     pub(crate) fn begin(
         &self,
         service: &Arc<str>,
@@ -154,8 +155,8 @@ impl Traces {
             .with_kind(SpanKind::Server)
             .with_attributes(attributes);
         let span = self.0.tracer.build_with_context(span, &parent);
-        // A span that is not recorded may belong to its caller's trace, which other services may
-        // record. Without a caller's trace, no service records its trace.
+        // A span that is not recorded here may belong to the caller's trace, which other services
+        // may record. Without a caller's trace, no service records anything.
         let is_known = span.is_recording() || parent.span().span_context().is_valid();
         is_known.then(|| {
             CallSpan(Arc::new(Open {
@@ -166,8 +167,8 @@ impl Traces {
         })
     }
 
-    /// Sends the waiting spans, in bounded time. Spans that end from now on are lost. The spans are
-    /// sent even if the future is dropped.
+    /// Sends the waiting spans, within [`LAST_WORDS`]. Spans that end from now on are lost. The
+    /// spans are sent even if the future is dropped.
     pub(crate) async fn flush(&self) {
         self.close(LAST_WORDS).await;
     }
@@ -186,14 +187,14 @@ impl Traces {
         self.0.counts.give_up();
     }
 
-    /// Returns how many spans were dropped because the collector did not take them.
+    /// Returns how many spans were dropped because the collector did not accept them.
     pub(crate) fn lost(&self) -> u64 {
         self.0.counts.lost.load(Ordering::Relaxed)
     }
 }
 
-/// The span of an open call. It ends when the call ends, and is sent when the last clone is
-/// dropped: the cost of the search is known a little later than the end of the call.
+/// The span of a call. It ends when the call ends, but is sent when the last clone is dropped,
+/// because the cost of the search is known only a little after the end of the call.
 #[derive(Clone)]
 pub(crate) struct CallSpan(Arc<Open>);
 
@@ -203,7 +204,7 @@ struct Open {
     ended_at: OnceLock<SystemTime>,
 }
 
-/// The cost of a search, for its span.
+/// A search and its cost, for the span of its call.
 pub(crate) struct Search<'a> {
     pub(crate) id: Option<&'a str>,
     pub(crate) cause: String,
@@ -219,7 +220,7 @@ impl CallSpan {
         self.0.trace
     }
 
-    /// Sets the end of the call. Only the first end counts.
+    /// Sets the status code and the time of the call's end. Only the first end counts.
     pub(crate) fn end(&self, code: Code) {
         if self.0.ended_at.set(SystemTime::now()).is_err() {
             return;
@@ -238,7 +239,7 @@ impl CallSpan {
         }
     }
 
-    /// Adds the cost of the call's search.
+    /// Adds the call's search and its cost.
     pub(crate) fn searched(&self, search: Search<'_>) {
         let mut span = self.lock();
         let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
@@ -265,7 +266,7 @@ impl CallSpan {
     }
 
     fn lock(&self) -> MutexGuard<'_, Span> {
-        // Nothing in here panics half-way through a change.
+        // No code under this lock panics in the middle of a change.
         let span = self.0.span.lock();
         span.unwrap_or_else(PoisonError::into_inner)
     }
@@ -279,15 +280,16 @@ impl Drop for Open {
     }
 }
 
-/// The trace that a caller says its call belongs to.
+/// The trace context that a caller sent.
 struct Caller<'a> {
     parent: &'a str,
     state: String,
 }
 
 impl<'a> Caller<'a> {
-    /// Returns the trace of these headers. If there are several parents, none counts. Several
-    /// states are one list; a broken list is not passed on, as Trace Context requires.
+    /// Returns the trace context in these headers. With several `traceparent` headers, there is
+    /// none. Several `tracestate` headers form one list; a broken list is dropped, as Trace Context
+    /// requires.
     fn of(headers: &'a HeaderMap) -> Option<Caller<'a>> {
         let mut parents = headers.get_all("traceparent").iter();
         let (Some(parent), None) = (parents.next(), parents.next()) else {
@@ -317,7 +319,7 @@ fn state(headers: &HeaderMap) -> Option<String> {
 
 /// Whether this is a valid `tracestate` (W3C Trace Context, section 3.3,
 /// <https://www.w3.org/TR/trace-context/#tracestate-header>). The library checks only a part of
-/// that: it accepts empty keys and values and duplicate keys, and it cuts long lists.
+/// that: it accepts empty keys, empty values and duplicate keys, and it cuts long lists.
 fn is_state(list: &str) -> bool {
     let blanks = [' ', '\t'];
     let members = list.split(',').map(|member| member.trim_matches(blanks));
@@ -335,7 +337,7 @@ fn is_state(list: &str) -> bool {
     }) && keys.len() <= MAX_STATE_MEMBERS
 }
 
-/// Whether this is a key of a `tracestate`: of a system, or of a tenant at a system.
+/// Whether this is a valid key of a `tracestate`: `SYSTEM` or `TENANT@SYSTEM`.
 fn is_state_key(key: &str) -> bool {
     let is_name = |name: &str, longest: usize| {
         let begins = |first: u8| first.is_ascii_lowercase() || first.is_ascii_digit();
@@ -364,7 +366,7 @@ impl Extractor for Caller<'_> {
     }
 }
 
-/// Numbers of spans, by what happens to them.
+/// Counts of spans, by what happens to them.
 #[derive(Debug, Default)]
 struct Counts {
     /// Spans in the queue from which batches are taken.
@@ -372,12 +374,12 @@ struct Counts {
     /// Spans in the batch that is being sent.
     under_way: AtomicUsize,
     lost: AtomicU64,
-    /// Whether the last batch was lost.
+    /// Whether the collector did not accept the last batch.
     is_away: AtomicBool,
 }
 
 impl Counts {
-    /// Takes a place in the queue. Returns whether there was one.
+    /// Takes a place in the queue, if there is one. Returns whether there was one.
     fn take_place(&self) -> bool {
         let more = |waiting| (waiting < MOST_WAITING).then_some(waiting + 1);
         let taken = (self.waiting).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
@@ -388,13 +390,13 @@ impl Counts {
         self.lost.fetch_add(spans as u64, Ordering::Relaxed);
     }
 
-    /// Moves a batch out of the queue.
+    /// Counts the spans of a batch as being sent, and no longer as waiting.
     fn send(&self, spans: usize) {
         self.under_way.store(spans, Ordering::Relaxed);
         self.waiting.fetch_sub(spans, Ordering::Relaxed);
     }
 
-    /// Ends the sending of the batch. Unless `is_taken`, its spans are lost.
+    /// Counts the batch as sent. If the collector did not accept it, counts its spans as lost.
     fn sent(&self, is_taken: bool) {
         let spans = self.under_way.swap(0, Ordering::Relaxed);
         if !is_taken {
@@ -402,15 +404,15 @@ impl Counts {
         }
     }
 
-    /// Counts all spans as lost that were not taken by now.
+    /// Counts all spans that the collector has not accepted so far as lost.
     fn give_up(&self) {
         self.sent(false);
         self.lose(self.waiting.swap(0, Ordering::Relaxed));
     }
 }
 
-/// Lets spans into the queue only while it has room, and counts the others. The queue itself would
-/// count them only for its own log.
+/// Adds spans to the queue only while it has room, and counts the others as lost. The queue itself
+/// would only log their number.
 #[derive(Debug)]
 struct CountingProcessor {
     inner: BatchSpanProcessor,
@@ -443,8 +445,8 @@ impl SpanProcessor for CountingProcessor {
     }
 }
 
-/// Counts the spans that the collector does not take. Logs once when that begins, and once when it
-/// ends.
+/// Counts the spans that the collector does not accept. Logs once when the collector stops
+/// accepting them, and once when it accepts them again.
 #[derive(Debug)]
 struct CountingExporter {
     inner: opentelemetry_otlp::SpanExporter,

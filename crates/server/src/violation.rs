@@ -1,17 +1,17 @@
-//! Requests that are not gRPC, or that a library rejects.
+//! Reasons for rejections that have no [`CallError`](crate::errors::CallError).
 
-/// Why a request is rejected for which there is no [`CallError`](crate::errors::CallError).
+/// Reason for rejecting a request without a [`CallError`](crate::errors::CallError).
 ///
-/// It is not a gRPC request, or a library rejects it.
+/// The request is not gRPC, has too many headers, or was rejected by a library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Violation {
     /// The HTTP method is not POST.
     NotPost,
-    /// The content type is not gRPC's.
+    /// The content type is neither `application/grpc` nor `application/grpc+proto`.
     NotGrpc,
     /// The request has too many headers.
     TooManyFields,
-    /// No service has the method.
+    /// No service has this method.
     UnknownMethod,
     /// The `grpc-timeout` header is malformed.
     BadTimeout,

@@ -1,4 +1,4 @@
-//! Whole servers in this process, called by real clients over real sockets.
+//! Whole servers in this process, called by real clients over real sockets or a pipe.
 
 use std::{
     convert::Infallible,
@@ -203,7 +203,7 @@ async fn a_client_that_disconnects_leaves_nothing_behind() {
     assert_eq!(reason, EndReason::CancelledByClient);
 }
 
-/// Connects to a server by a pipe.
+/// Connects to a server through a pipe.
 #[derive(Clone)]
 struct Pipe(Arc<Server>);
 

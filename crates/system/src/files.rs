@@ -1,9 +1,9 @@
-//! Reads the files that users name, so that a read that blocks holds up nothing else.
+//! Reads the files that users name, without blocking anything else.
 //!
 //! A read can block indefinitely: a named pipe waits for a writer, a network mount for its server,
-//! a file under a lease for the lease's holder. So keys, certificates and sessions have to be
-//! regular files of limited size, and a process that handles signals reads them on a separate
-//! thread: once with [`aside`](crate::threads::aside), repeatedly with [`Watch`].
+//! a file under a lease for the lease's holder. So keys, certificates and sessions must be regular
+//! files of limited size. A process that handles signals reads them on a separate thread: once with
+//! [`aside`](crate::threads::aside), repeatedly with [`Watch`].
 
 use std::{
     fmt,
@@ -20,26 +20,27 @@ use rustix::fs::OFlags;
 
 use crate::threads::start;
 
-/// Time that a check of files may take before the log reports that it is blocked: longer than a
-/// busy disk needs.
+/// Time that a check of files may take before the log reports that the check is blocked: longer
+/// than a busy disk needs.
 const BLOCKED_AFTER: Duration = Duration::from_secs(10);
 
-/// Opens a regular file for reading, through symbolic links: Kubernetes mounts secrets as such.
+/// Opens a regular file for reading. Follows symbolic links, because Kubernetes mounts secrets as
+/// links.
 ///
-/// This can block, for instance on a network mount whose server is gone. It does not wait for the
+/// This can block, for example on a network mount whose server is gone. It does not wait for the
 /// writer of a named pipe.
 ///
 /// # Errors
 ///
-/// If it cannot be opened, or is not a regular file.
+/// If the file cannot be opened, or is not a regular one.
 pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
-    // Before it is opened: opening a device can have effects.
+    // Checked before opening, because opening a device can have effects.
     require_regular(&fs::metadata(path)?)?;
     let mut options = OpenOptions::new();
-    // In case another file has taken its place since.
+    // Another file, such as a named pipe, may have taken its place since.
     options.read(true).custom_flags(flags(OFlags::NONBLOCK));
     let file = match options.open(path) {
-        // Another process holds a lease on it, and has to release it first.
+        // Another process holds a lease on the file. Wait until it releases the lease.
         Err(error) if error.kind() == ErrorKind::WouldBlock => File::open(path)?,
         opened => opened?,
     };
@@ -48,22 +49,22 @@ pub fn open(path: &Path) -> io::Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
-/// Reads a regular file of at most `limit` bytes, through symbolic links. This can block, as
+/// Reads a regular file of at most `limit` bytes, and follows symbolic links. This can block, as
 /// [`open`] can.
 ///
 /// # Errors
 ///
-/// If it cannot be read, is not a regular file, or is larger.
+/// If the file cannot be read, is not a regular one, or is larger.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     contents(open(path)?.0, limit)
 }
 
-/// Reads a file of any kind, a pipe for instance, of at most `limit` bytes. This waits for a pipe's
-/// writer, so it is only for a process that any signal still ends.
+/// Reads a file of any kind, such as a pipe, of at most `limit` bytes. This waits for a pipe's
+/// writer, so call it only while any signal still ends the process.
 ///
 /// # Errors
 ///
-/// If it cannot be read, or is larger.
+/// If the file cannot be read, or is larger.
 pub fn read_any_kind(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     contents(File::open(path)?, limit)
 }
@@ -73,11 +74,11 @@ pub fn read_any_kind(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 ///
-/// If it cannot be opened, or is not a regular file.
+/// If the file cannot be opened, or is not a regular one.
 pub fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     match fs::symlink_metadata(path) {
         Ok(found) => require_regular(&found)?,
-        // The options may create it.
+        // The options may create the file.
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -93,11 +94,11 @@ pub fn open_own(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Reads the rest of an open file, at most `limit` bytes.
+/// Reads the rest of an open file, of at most `limit` bytes.
 ///
 /// # Errors
 ///
-/// If it cannot be read, or there is more.
+/// If the file cannot be read, or the rest is longer.
 pub fn contents(file: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes)?;
@@ -110,11 +111,11 @@ pub fn contents(file: impl Read, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Returns an error that says what the file is, unless it is a regular one.
+/// Checks that a file is a regular one.
 ///
 /// # Errors
 ///
-/// If it is not a regular file.
+/// If it is not; the error says what it is.
 pub fn require_regular(file: &Metadata) -> io::Result<()> {
     if file.is_file() {
         return Ok(());
@@ -139,7 +140,7 @@ fn kind(file: FileType) -> &'static str {
     }
 }
 
-/// A number of bytes, a multiple of 1 KiB, as people read it.
+/// A number of bytes that is shown in MiB or KiB. It must be a multiple of 1 KiB.
 struct Size(u64);
 
 impl fmt::Display for Size {
@@ -155,12 +156,12 @@ fn flags(flags: OFlags) -> i32 {
     flags.bits().cast_signed()
 }
 
-/// Identifies a version of a file: it differs if the file was replaced or written to.
+/// Identifies a version of a file. It changes if the file is replaced or written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp([i64; 7]);
 
 impl Stamp {
-    /// Returns the version that this file has now.
+    /// Returns the stamp of a file with this metadata.
     #[must_use]
     pub fn of(file: &Metadata) -> Stamp {
         Stamp([
@@ -175,15 +176,16 @@ impl Stamp {
     }
 }
 
-/// A thread that checks files repeatedly, until this is dropped.
+/// Checks files repeatedly on a separate thread, until this is dropped.
 #[must_use]
 pub struct Watch {
     _stop: Sender<()>,
 }
 
 impl Watch {
-    /// Calls `look` after each pause of this length. It may block: the log reports that, and
-    /// nothing else waits for it. A panic ends one call of it only.
+    /// Calls `look` repeatedly, each time `pause` after the previous call has ended. `look` may
+    /// block: the log reports that, and nothing else waits for it. A panic in `look` ends only that
+    /// call.
     ///
     /// # Errors
     ///
@@ -198,7 +200,7 @@ impl Watch {
         let (reply, replies) = mpsc::channel();
         start(name, move || {
             while let Ok(()) = requests.recv() {
-                // The panic's hook has reported it.
+                // The panic hook has already reported the panic.
                 let _ = catch_unwind(AssertUnwindSafe(&mut look));
                 if reply.send(()).is_err() {
                     break;
@@ -212,8 +214,8 @@ impl Watch {
     }
 }
 
-/// Requests a check after each pause, until `stopped` is closed, and reports checks that are
-/// blocked.
+/// Requests a check after each pause, until the sender of `stopped` is dropped. Logs checks that
+/// are blocked.
 fn supervise(
     name: &str,
     pause: Duration,
@@ -267,8 +269,8 @@ mod tests {
         assert_eq!(endless.to_string(), "it is larger than 64 KiB");
     }
 
-    /// A check that panics or is blocked must not end the others, or block the process that drops
-    /// the watch.
+    /// A check that panics or is blocked must not prevent later checks, or block the process that
+    /// drops the watch.
     #[test]
     fn a_watch_checks_until_it_is_dropped() {
         let (looked, looks) = mpsc::channel();
@@ -289,7 +291,7 @@ mod tests {
         // The second check is blocked, and dropping the watch does not wait for it.
         drop(watch);
         drop(closed);
-        // Whatever it did since, it ends.
+        // The thread ends, however many checks it has made since.
         assert!(looks.into_iter().all(|count| count >= 3));
     }
 }

@@ -12,22 +12,23 @@ use signal_hook::{SigId, consts::SIGCONT, flag, low_level::unregister};
 use tokio::time::{MissedTickBehavior, interval};
 
 /// Interval at which a [`Stopwatch`] reads the clock. If the process is stopped, up to this much of
-/// the time before the stop is not counted.
+/// the time before the stop is lost.
 const READ_EVERY: Duration = Duration::from_millis(100);
 
-/// The process was stopped, even if no signal says so, if there is more time than this between two
-/// readings. Other processes that keep every core busy delay a reading by a fraction of it.
+/// Time between two readings above which the process is assumed to have been stopped, even without
+/// a signal. Other processes that keep every core busy delay a reading by only a fraction of this.
 const STOPPED_AFTER: Duration = Duration::from_secs(1);
 
-/// Measures for how long the process runs, without the time for which it is stopped, by ctrl-Z or
-/// SIGSTOP for example. The system's own clock includes that time.
+/// Measures how long the process runs, without the time for which it is stopped, for example by
+/// ctrl-Z or SIGSTOP. The system's own clock includes that time.
 ///
-/// SIGCONT says that the process was stopped, but not since when. So the whole time between two
-/// readings does not count, and the clock must be read often. A container that is paused, for
-/// example, continues without a signal, which this infers from a long time between two readings.
+/// SIGCONT shows that the process was stopped, but not since when. So the whole time between the
+/// readings before and after SIGCONT is not counted, and the clock must be read often. A container
+/// that was paused, for example, continues without a signal; a long time between two readings
+/// reveals that.
 pub struct RunningTime {
     last: Instant,
-    /// Whether the last reading came long after the one before.
+    /// Whether the last reading came more than [`STOPPED_AFTER`] after the one before.
     was_late: bool,
     elapsed: Duration,
     /// Set by SIGCONT.
@@ -36,7 +37,7 @@ pub struct RunningTime {
 }
 
 impl RunningTime {
-    /// Starts the time.
+    /// Starts to measure.
     #[must_use]
     pub fn start() -> RunningTime {
         RunningTime::starting_at(Instant::now())
@@ -48,13 +49,13 @@ impl RunningTime {
             last,
             was_late: false,
             elapsed: Duration::ZERO,
-            // Without it, short stops count.
+            // Without a handler, the time of short stops is counted.
             handler: flag::register(SIGCONT, Arc::clone(&is_continued)).ok(),
             is_continued,
         }
     }
 
-    /// Reads the clock. Returns for how long the process has run.
+    /// Reads the clock. Returns how long the process has run since the start.
     pub fn read(&mut self) -> Duration {
         self.read_at(Instant::now())
     }
@@ -64,7 +65,7 @@ impl RunningTime {
         self.last = now;
         let is_continued = self.is_continued.swap(false, Ordering::Relaxed);
         let is_late = passed > STOPPED_AFTER;
-        // If two readings in a row are late, slow work delays them.
+        // If two readings in a row are late, slow work delays them, and the time counts.
         let was_stopped = is_continued || is_late && !self.was_late;
         if !was_stopped {
             self.elapsed += passed;
@@ -82,15 +83,15 @@ impl Drop for RunningTime {
     }
 }
 
-/// A [`RunningTime`] that a separate task reads.
+/// A [`RunningTime`] that a background task reads regularly.
 pub struct Stopwatch(Mutex<RunningTime>);
 
 impl Stopwatch {
-    /// Starts the time, and the task, which ends when the result is dropped.
+    /// Starts to measure, and starts the task. The task ends when the result is dropped.
     ///
     /// # Panics
     ///
-    /// Outside of a runtime.
+    /// If called outside of a tokio runtime.
     #[must_use]
     pub fn start() -> Arc<Stopwatch> {
         let stopwatch = Arc::new(Stopwatch(Mutex::new(RunningTime::start())));
@@ -109,7 +110,7 @@ impl Stopwatch {
         stopwatch
     }
 
-    /// Returns for how long the process has run since the start.
+    /// Returns how long the process has run since the start.
     pub fn elapsed(&self) -> Duration {
         let mut time = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         time.read()
@@ -124,7 +125,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// Returns the last reading of a clock that is read at these times.
+    /// Returns the last reading of a clock that is read at these times, in milliseconds.
     fn ran(readings: impl IntoIterator<Item = u64>) -> Duration {
         let start = Instant::now();
         let mut time = RunningTime::starting_at(start);
@@ -133,8 +134,8 @@ mod tests {
         elapsed.last().unwrap()
     }
 
-    /// Regression: a search that was stopped for a night by ctrl-Z reported a few thousand secrets
-    /// a second.
+    /// Regression test: a search that was stopped for a night by ctrl-Z reported a few thousand
+    /// secrets a second.
     #[test]
     fn time_while_the_process_was_stopped_does_not_count() {
         assert_eq!(ran([100, 200, 300]), ms(300));
@@ -142,7 +143,7 @@ mod tests {
         assert_eq!(ran([100, 900, 1_000, 2_000]), ms(2_000));
         // Stopped twice.
         assert_eq!(ran([100, 200, 60_200, 60_300, 99_000, 99_100]), ms(400));
-        // A short stop is known by its signal.
+        // A short stop is detected by its signal.
         let start = Instant::now();
         let mut time = RunningTime::starting_at(start);
         assert_eq!(time.read_at(start + ms(100)), ms(100));

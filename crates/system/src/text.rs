@@ -1,7 +1,7 @@
 //! Makes untrusted texts safe to show on a terminal and in a log.
 
-/// Returns a text that a terminal shows as it is: control characters, and others that it does not
-/// print, are escaped. A text that was escaped before stays the same.
+/// Escapes control characters, and other characters that a terminal does not print. Text that was
+/// escaped before stays the same.
 #[must_use]
 pub fn as_text(text: &str) -> String {
     let marks = ['\'', '"', '\\'];

@@ -1,7 +1,7 @@
-//! Threads: those that run the async runtime, and those for work that may block.
+//! Threads that run the async runtime, and threads for work that may block.
 //!
-//! The system can refuse a thread at any time (`RLIMIT_NPROC`, a container's limit on processes),
-//! so each one that is started here is an error if it cannot be started, never a panic.
+//! The system can refuse to start a thread at any time (`RLIMIT_NPROC`, a container's limit on
+//! processes). The functions here then return an error, or use fewer threads, but never panic.
 
 use std::{
     fs, io,
@@ -16,12 +16,13 @@ use tokio::{
     sync::oneshot,
 };
 
-/// Error for a thread that the system refuses.
+/// Error text for a thread that the system refuses to start.
 pub const NO_THREAD: &str = "cannot start another thread; raise the limit (`ulimit -u`, or the \
                              container's process limit) or end other processes of this user";
 
-/// Maximum time until the kernel has removed threads that have ended; it takes microseconds. If
-/// there are more threads than before after that, another part of the process has started them.
+/// Maximum time to wait until the kernel has removed threads that have ended, which takes
+/// microseconds. If there are still more threads than before after this time, another part of the
+/// process has started them.
 const REMOVED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs a command's future on the calling thread, and the tasks that it spawns on one other thread.
@@ -31,7 +32,7 @@ const REMOVED_WITHIN: Duration = Duration::from_secs(1);
 ///
 /// If that thread cannot be started, or the future fails.
 pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    // Not one of tokio's multi-threaded runtimes: these panic without a thread.
+    // Not one of tokio's multi-threaded runtimes: these panic if they cannot start a thread.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     thread::Builder::new()
@@ -41,31 +42,31 @@ pub fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     handle.block_on(future)
 }
 
-/// Runs a server's future, with a thread for its tasks on each core. `others` is the number of
-/// threads that the server starts besides. If the system does not give all of these, one thread
+/// Runs a server's future, and its tasks on one thread per core. `others` is the number of other
+/// threads that the server starts. If the system does not allow all of these threads, one thread
 /// runs the tasks.
 ///
 /// # Errors
 ///
-/// As for [`block_on`].
+/// Those of [`block_on`]; also if the runtime cannot be built.
 pub fn block_on_all_cores<T>(others: usize, future: impl Future<Output = Result<T>>) -> Result<T> {
     match multi_threaded(others)? {
         None => block_on(future),
         Some(runtime) => {
             let done = runtime.block_on(future);
-            // A connection that is not read, for example, does not keep the process.
+            // Does not wait for the remaining tasks, such as one whose connection is not read.
             runtime.shutdown_background();
             done
         }
     }
 }
 
-/// Builds a runtime with a thread for each core, if there are several cores and the system gives
-/// the threads.
+/// Builds a runtime with a thread for each core, if there are several cores and the system allows
+/// enough threads.
 ///
-/// tokio 1.54 panics if it cannot start one of them, and then waits for the others forever. So a
-/// trial first starts that many threads and the others, which also leaves room in case another
-/// process of this user takes some in between.
+/// tokio 1.54 panics if it cannot start one of them, and then waits for the others forever. So this
+/// first tries to start as many threads as the cores and `others` need together. The room for the
+/// `others` serves as a margin, in case another process of this user starts threads in between.
 fn multi_threaded(others: usize) -> io::Result<Option<Runtime>> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let wanted = cores + others;
@@ -79,8 +80,8 @@ fn multi_threaded(others: usize) -> io::Result<Option<Runtime>> {
     Ok(Some(runtime))
 }
 
-/// Returns how many more threads, up to `wanted`, the system lets this process have at a time. It
-/// starts them for a moment, and waits until they no longer count.
+/// Returns how many more threads, up to `wanted`, the system allows this process at the same time.
+/// It starts them for a moment, and waits until they no longer count against the limit.
 #[must_use]
 pub fn startable(wanted: usize) -> usize {
     let before = count();
@@ -94,7 +95,7 @@ pub fn startable(wanted: usize) -> usize {
         drop(closed);
         threads.len()
     });
-    // They have done their work, but each counts against the limit until the kernel has removed it.
+    // The threads have ended, but each counts against the limit until the kernel has removed it.
     let waits = Instant::now();
     while count() > before && waits.elapsed() < REMOVED_WITHIN {
         thread::yield_now();
@@ -107,11 +108,11 @@ fn count() -> Option<usize> {
     Some(fs::read_dir("/proc/self/task").ok()?.count())
 }
 
-/// Starts a thread for work that may block, and that nothing waits for.
+/// Starts a thread for work that may block. Nothing waits for the thread.
 ///
 /// # Errors
 ///
-/// If the system gives no thread.
+/// If the system refuses to start a thread.
 pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let thread = thread::Builder::new().name(name.to_owned());
     let started = thread.spawn(work).map(drop);
@@ -124,7 +125,7 @@ pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()>
 ///
 /// # Errors
 ///
-/// If the system gives no thread, or the work panics.
+/// If the system refuses to start a thread, or the work panics.
 pub async fn aside<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,

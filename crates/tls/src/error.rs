@@ -1,5 +1,5 @@
-//! Says in words what is wrong with a certificate or a handshake. rustls and webpki print most of
-//! it as the names of their enums.
+//! Describes in words what is wrong with a certificate or a handshake. rustls and webpki print most
+//! errors as names of enum variants.
 
 use std::{
     fmt::Debug,
@@ -12,10 +12,10 @@ use tokio_rustls::rustls::{
     PeerIncompatible, pki_types::UnixTime,
 };
 
-/// Maximum number of a certificate's names in a message. Some certificates have hundreds.
+/// Maximum number of a certificate's names in a message. Some certificates have hundreds of names.
 const NAMES_SHOWN: usize = 5;
 
-/// What is wrong with a certificate without names, as the words that follow "the certificate".
+/// Description of a certificate without names, as the words that follow "the certificate".
 pub const NAMELESS: &str = "has no subjectAltName, so it is valid for no host";
 
 /// Returns what is wrong with a certificate, as the words that follow "the certificate".
@@ -98,13 +98,13 @@ pub fn of_webpki(error: &webpki::Error) -> String {
     text.to_owned()
 }
 
-/// Returns why a peer rejects a certificate with this alert, or `None` if the alert is about
+/// Returns why a peer that sends this alert rejects a certificate, or `None` if the alert is about
 /// something else.
 pub fn of_rejection(alert: AlertDescription) -> Option<&'static str> {
     Some(match alert {
         AlertDescription::AccessDenied => "access denied",
         AlertDescription::BadCertificate => "it is malformed or valid for another name",
-        // rustls and RFC 8446 have one alert for both.
+        // RFC 8446, and so rustls, has one alert for both.
         AlertDescription::CertificateExpired => "it has expired or is not valid yet",
         AlertDescription::CertificateRevoked => "it was revoked",
         AlertDescription::CertificateUnknown => "no reason given",
@@ -148,7 +148,8 @@ pub fn of_handshake(error: &Error, peer: &str) -> String {
                 PeerIncompatible::NoSignatureSchemesInCommon => {
                     "signature algorithm that fits the certificate's key"
                 }
-                // TLS 1.2 requires it of every client whose certificates are signed with SHA-2.
+                // Only clients that predate TLS 1.2, or accept no SHA-2 signatures, may omit this
+                // extension.
                 PeerIncompatible::SignatureAlgorithmsExtensionRequired
                 | PeerIncompatible::ServerDoesNotSupportTls12Or13
                 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
@@ -168,8 +169,8 @@ pub fn of_handshake(error: &Error, peer: &str) -> String {
     }
 }
 
-/// Like [`of_handshake`], for an I/O error of a connection. An error that is neither from TLS nor
-/// an unexpected end is returned unchanged.
+/// Like [`of_handshake`], for an I/O error of a connection. Returns the error unchanged if it is
+/// neither a TLS error nor an unexpected end of the connection.
 pub fn of_connection(error: io::Error, peer: &str) -> io::Error {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
     match inner {
@@ -206,8 +207,8 @@ fn of_alert(alert: AlertDescription, peer: &str) -> String {
     format!("the {peer} {what}")
 }
 
-/// Returns a certificate's names, which webpki gives as `DnsName("a.example")` and
-/// `IpAddress(10.0.0.7)`, or `None` if there are none.
+/// Returns the first few names of a certificate, or `None` if it has none. `presented` has them as
+/// webpki prints them: `DnsName("a.example")` or `IpAddress(10.0.0.7)`.
 fn names(presented: &[String]) -> Option<String> {
     let bare = |name: &'_ str| -> String {
         let dns = name.strip_prefix("DnsName(\"");
@@ -228,14 +229,15 @@ fn names(presented: &[String]) -> Option<String> {
     }
 }
 
-/// Returns a date of a certificate, which is never after the year 9999.
+/// Formats a date of a certificate, which must not be after the year 9999. No certificate has a
+/// later date.
 pub fn date(time: UnixTime) -> String {
     let time = UNIX_EPOCH + Duration::from_secs(time.as_secs());
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-/// Returns the name of an enum's variant as words: there are a hundred ways to break the rules of
-/// TLS, and new ones with each version of rustls.
+/// Returns the name of an enum's variant as words. This describes the hundred or so ways to break
+/// the rules of TLS, and those that new versions of rustls add.
 fn words(variant: &impl Debug) -> String {
     let name = format!("{variant:?}");
     let end = name.find(|c: char| !c.is_ascii_alphanumeric());
@@ -255,7 +257,7 @@ mod tests {
     use std::sync::Arc;
     use tokio_rustls::rustls::{OtherError, PeerMisbehaved};
 
-    /// Whether a text has no name of an enum's variant in it, such as `BadEncoding`.
+    /// Whether a text contains no name of an enum's variant, such as `BadEncoding`.
     fn is_in_words(text: &str) -> bool {
         let is_variant = |word: &str| {
             let mut letters = word.bytes().zip(word.bytes().skip(1));
@@ -266,8 +268,9 @@ mod tests {
         !words.any(is_variant)
     }
 
-    /// Regression: `hashfinder find` said "does not take our certificate (UnknownCA)", the server's
-    /// log "received fatal alert: BadCertificate", and both "Other(OtherError(CaUsedAsEndEntity))".
+    /// Regression test: `hashfinder find` said "does not take our certificate (UnknownCA)", the
+    /// server's log "received fatal alert: BadCertificate", and both
+    /// "Other(OtherError(CaUsedAsEndEntity))".
     #[test]
     fn errors_are_described_in_words() {
         assert!(

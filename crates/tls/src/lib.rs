@@ -1,8 +1,8 @@
-//! Certificates and private keys, as server and client share them: [`pem`] reads them from files,
-//! and [`error`] says in words what is wrong with one, or with a handshake.
+//! Certificates and private keys, for the server and the client. [`pem`] reads them from files;
+//! [`error`] describes in words what is wrong with a certificate or a handshake.
 //!
-//! It must not depend on any other crate of this workspace but `hashfinder-system`, which reads the
-//! files.
+//! Of the crates of this workspace, this one may depend only on `hashfinder-system`, which reads
+//! the files.
 
 #![forbid(unsafe_code)]
 

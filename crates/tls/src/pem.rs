@@ -16,28 +16,29 @@ use tokio_rustls::rustls::{
 
 use crate::error;
 
-/// Maximum length of a file, in bytes. All the authorities that a system trusts need a quarter of
-/// it.
+/// Maximum length of a file, in bytes. A file of all authorities that a system trusts has a quarter
+/// of this length.
 const LONGEST: u64 = 1 << 20;
 
-/// Maximum number of labels, such as `CERTIFICATE REQUEST`, in a message about a file that has
-/// others than it should.
+/// Maximum number of PEM labels, such as `CERTIFICATE REQUEST`, that a message lists if a file
+/// lacks the expected section.
 const LABELS_SHOWN: usize = 3;
 
 /// Reads a file of authorities.
 ///
 /// # Errors
 ///
-/// If it cannot be read, or holds no certificate or one that is damaged.
+/// If the file cannot be read, has no certificate, or has a damaged one.
 pub fn authorities(path: &Path) -> Result<RootCertStore> {
     trusting(&certificates(path)?, path)
 }
 
-/// Returns the authorities in the certificates of a file.
+/// Returns a store that trusts these certificates as authorities. Errors name `path`, the file that
+/// the certificates come from.
 ///
 /// # Errors
 ///
-/// If one of them is damaged.
+/// If one of the certificates is damaged.
 pub fn trusting(certificates: &[CertificateDer<'static>], path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for (number, certificate) in (1..).zip(certificates) {
@@ -51,8 +52,8 @@ pub fn trusting(certificates: &[CertificateDer<'static>], path: &Path) -> Result
 ///
 /// # Errors
 ///
-/// If one of the files cannot be read, holds something else or an encrypted key, or the two do not
-/// belong together.
+/// If a file cannot be read or has unexpected content, the key is encrypted, or the key does not
+/// match the first certificate.
 pub fn identity(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey> {
     let identity = CertifiedKey::from_der(certificates(certificate)?, private_key(key)?, provider);
     identity.map_err(|error| match error {
@@ -72,11 +73,11 @@ pub fn identity(certificate: &Path, key: &Path, provider: &CryptoProvider) -> Re
     })
 }
 
-/// Reads the certificates in a file, at least one.
+/// Reads the certificates in a file, which must have at least one.
 ///
 /// # Errors
 ///
-/// If it cannot be read, or is not PEM, or has no certificate.
+/// If the file cannot be read, is damaged, or has no certificate.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let text = read(path)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
@@ -105,7 +106,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    /// Mark that some editors put before a text.
+    /// UTF-8 byte order mark, which some editors write at the start of a file.
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let text = files::read(path, LONGEST);
     let mut text = text.with_context(|| format!("cannot read {}", path.display()))?;
@@ -128,7 +129,7 @@ fn wrong_certificate(number: usize, path: &Path, error: &rustls::Error) -> Error
 
 /// Returns the error for a damaged section of a file.
 fn damaged(path: &Path, text: &[u8], error: &pem::Error) -> Error {
-    // The headers of an encrypted key are not base64.
+    // The headers of an encrypted key are not base64, so the key seems damaged.
     if is_encrypted(text) {
         return encrypted(path);
     }
@@ -154,8 +155,8 @@ fn encrypted(path: &Path) -> Error {
     )
 }
 
-/// Whether a private key needs a passphrase: by PKCS #8, or by the older headers of OpenSSL (RFC
-/// 1421).
+/// Whether a file has a private key with a passphrase: in PKCS #8, or with the older headers of
+/// OpenSSL (RFC 1421).
 fn is_encrypted(text: &[u8]) -> bool {
     text.split(|byte| *byte == b'\n').any(|line| {
         line.starts_with(b"-----BEGIN ENCRYPTED PRIVATE KEY-----")
@@ -163,7 +164,7 @@ fn is_encrypted(text: &[u8]) -> bool {
     })
 }
 
-/// Returns what a file contains instead of the expected section, as a part of a message.
+/// Returns what a file contains instead of the expected section, to be appended to a message.
 fn instead(text: &[u8]) -> String {
     let Ok(text) = str::from_utf8(text) else {
         return ": it is binary, perhaps DER or PKCS #12 (convert it with `openssl`)".to_owned();
@@ -196,7 +197,7 @@ mod tests {
                 b"-----BEGIN CERTIFICATE REQUEST-----\r\nAAAA\r\n-----END CERTIFICATE REQUEST-----\r\n",
                 ", only CERTIFICATE REQUEST",
             ),
-            // Each label once, and only valid labels.
+            // Each label appears once, and only valid labels appear.
             (
                 b"-----BEGIN A-----\n-----BEGIN A-----\n-----BEGIN \x1b[31m-----\n-----BEGIN B-----\n",
                 ", only A, B",

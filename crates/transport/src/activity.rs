@@ -19,27 +19,27 @@ use pin_project_lite::pin_project;
 
 use crate::counts::Closed;
 
-/// Activity on a connection. All code that serves the connection writes it, and the connection's
-/// task reads it.
+/// Activity on a connection. The code that serves the connection records it here, and the
+/// connection's task reads it.
 #[derive(Debug)]
 pub(crate) struct Activity {
     began: Instant,
     /// Time of the client's first frame, in milliseconds since the start; [`NEVER`] until then.
     greeted: AtomicU64,
     requested: AtomicBool,
-    /// Whether a request was rejected as malformed, until that is reported.
+    /// Whether a request was rejected as malformed and that has not been reported yet.
     rejected: AtomicBool,
-    /// Number of calls whose response was not written to its end.
+    /// Number of calls whose response has not been written completely.
     open: AtomicUsize,
-    /// Number of open calls whose latest frame waits: the HTTP/2 library has not polled for the
-    /// next one.
+    /// Number of open calls whose latest response frame waits: the HTTP/2 library has not polled
+    /// for the next one.
     unread: AtomicUsize,
     /// Time of the last change of `open` or `unread`, in milliseconds since the start.
     changed: AtomicU64,
-    /// Time since which the socket has no room, in milliseconds since the start; [`NEVER`] if it
-    /// has room.
+    /// Time at which the socket became full, in milliseconds since the start; [`NEVER`] if it has
+    /// room.
     blocked_since: AtomicU64,
-    /// Reason for closing the connection, if another part of the server decided it.
+    /// Reason for closing the connection, if the meter decided to close it.
     closed: OnceLock<Closed>,
 }
 
@@ -50,7 +50,7 @@ pub(crate) struct Snapshot {
     pub(crate) greeted: Option<Duration>,
     /// Whether the client has sent a request.
     pub(crate) requested: bool,
-    /// Number of calls whose response was not written to its end.
+    /// Number of calls whose response has not been written completely.
     pub(crate) open: usize,
     /// Number of open calls that wait for their reader.
     pub(crate) unread: usize,
@@ -87,7 +87,7 @@ impl Activity {
         self.rejected.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether a request was rejected as malformed since the last call.
+    /// Returns whether a request was rejected as malformed since the last check.
     pub(crate) fn take_rejected(&self) -> bool {
         self.rejected.load(Ordering::Relaxed) && self.rejected.swap(false, Ordering::Relaxed)
     }
@@ -115,7 +115,7 @@ impl Activity {
         }
     }
 
-    /// Returns the number of calls whose response was not written to its end.
+    /// Returns the number of calls whose response has not been written completely.
     pub(crate) fn open_calls(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
@@ -135,7 +135,7 @@ impl Activity {
         }
     }
 
-    /// Begins a call. It is open until its [`Closing`] is dropped.
+    /// Begins a call. The call is open until the [`Closing`] made from it is dropped.
     pub(crate) fn open(self: &Arc<Activity>) -> OpenCall {
         self.requested.store(true, Ordering::Relaxed);
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -158,14 +158,14 @@ impl Activity {
     }
 }
 
-/// A call whose response was not written to its end. Requests carry it as an extension. It does not
-/// keep the call open.
+/// Handle of a call. Requests carry it as an extension. It does not keep the call open.
 #[derive(Clone, Debug)]
 pub struct OpenCall(Arc<Open>);
 
 struct Open {
     activity: Arc<Activity>,
-    /// Time since which the latest frame waits, in milliseconds since the connection's start.
+    /// Time since which the latest frame waits, in milliseconds since the connection's start;
+    /// [`NEVER`] if none waits.
     unread_since: AtomicU64,
     /// Value that is dropped when the call ends.
     kept: Mutex<Option<Box<dyn Any + Send>>>,
@@ -177,11 +177,12 @@ impl fmt::Debug for Open {
     }
 }
 
-/// The time of an event that has not happened: no frame waits, or the socket has room.
+/// Value of a time that is not set: no frame has arrived, no frame waits, or the socket has room.
 const NEVER: u64 = u64::MAX;
 
 impl OpenCall {
-    /// Returns how long the latest frame of the response has been waiting for its reader, if it is.
+    /// Returns how long the latest frame of the response has waited for its reader, or `None` if no
+    /// frame waits.
     #[must_use]
     pub fn unread_for(&self) -> Option<Duration> {
         let since = self.0.unread_since.load(Ordering::Relaxed);
@@ -193,9 +194,10 @@ impl OpenCall {
         (since != NEVER).then(unread)
     }
 
-    /// Keeps a value until the call's response was written to its end, or the rest of it was
-    /// discarded. This is later than the drop of the response's body: the HTTP/2 library may still
-    /// hold what the client's window has no room for. The value replaces the one kept before.
+    /// Keeps a value until the call's response has been written completely, or the rest of it has
+    /// been discarded. This is later than the drop of the response's body: the HTTP/2 library may
+    /// still hold data for which the client's window has no room. The value replaces the one kept
+    /// before.
     pub fn keep(&self, what: impl Send + 'static) {
         let before = self.kept().replace(Box::new(what));
         drop(before);
@@ -220,7 +222,7 @@ impl OpenCall {
         self.0.unread_since.store(now, Ordering::Relaxed);
     }
 
-    /// Ends the call: its response was written to its end, or the rest will be discarded.
+    /// Ends the call: its response has been written completely, or the rest will be discarded.
     fn close(&self) {
         self.asked();
         self.0.activity.open.fetch_sub(1, Ordering::Relaxed);
@@ -240,8 +242,9 @@ impl Drop for Closing {
     }
 }
 
-/// Response data that keeps its call open until it was written. The HTTP/2 library takes the data
-/// long before that if the client's window has room for a single byte of it.
+/// Response data that keeps its call open until the data has been written. The HTTP/2 library takes
+/// the data as soon as the client's window has room for one byte of it, long before it writes the
+/// last byte.
 pub(crate) struct Unwritten<D> {
     data: D,
     _call: Arc<Closing>,
@@ -287,8 +290,8 @@ impl<B: Body> Body for WatchedBody<B> {
     type Data = Unwritten<B::Data>;
     type Error = B::Error;
 
-    /// The HTTP/2 library polls for a frame when it has room for one. So each poll shows that the
-    /// frame before it was taken.
+    /// The HTTP/2 library polls for a frame when it has room for one, so each poll shows that it
+    /// has taken the previous frame.
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

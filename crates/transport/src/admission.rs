@@ -16,15 +16,15 @@ use crate::{
     rate::{Bucket, Rate},
 };
 
-/// Cost, in new connections, of a connection that ended because its client broke HTTP/2's rules. A
-/// client that does so twenty times a second makes the server start and discard work on one
-/// connection after another.
+/// Cost, in new connections, of a connection that ended because its client broke a rule or a limit
+/// of HTTP/2. A client that does so with one connection after another makes the server start and
+/// discard work. By default, this cost limits it to 20 such connections per second.
 const BROKEN: f64 = 10.0;
 
-/// The address table is swept for idle entries only once it holds this many.
+/// The address table is swept for idle entries only once it holds at least this many.
 const SWEPT_FROM: usize = 1000;
 
-/// Counts the connections of a server, and decides which are accepted. Clones share the count.
+/// Counts the connections of a server, and decides which are accepted. Clones share the counts.
 #[derive(Clone)]
 pub struct Admission(Arc<Inner>);
 
@@ -39,7 +39,7 @@ struct Inner {
 struct State {
     connections: usize,
     addresses: HashMap<Origin, Address>,
-    /// Connections that have not spoken yet, the oldest first.
+    /// Connections that have not spoken yet, by number, so the oldest come first.
     silent: BTreeMap<u64, Silent>,
     next: u64,
     /// Number of addresses that triggers the next sweep of idle ones.
@@ -55,12 +55,13 @@ struct Silent {
 
 struct Address {
     connections: usize,
-    /// Numbers of its connections that have not spoken yet.
+    /// Numbers of those of its connections that have not spoken yet.
     silent: BTreeSet<u64>,
-    /// New connections that the address may open. This and the next field are kept until they are
-    /// full again, so that a client cannot reset them by connecting again.
+    /// New connections that the address may still open. This bucket and those in `shared` are kept
+    /// until they are full again, so that a client cannot reset them by connecting again.
     new: Bucket,
-    /// Limits that its connections share, from the first metered connection on.
+    /// Buckets that the address's connections share. The first connection that is metered creates
+    /// them.
     shared: Option<Arc<Mutex<Shared>>>,
 }
 
@@ -73,8 +74,8 @@ pub struct Place {
 }
 
 impl Admission {
-    /// Admits at most `connections` at a time, and at most `of_address` from one address. An
-    /// address may begin connections at the rate `new_of_address`.
+    /// Creates limits: at most `connections` at a time, and at most `of_address` from one address.
+    /// An address may begin connections at the rate `new_of_address`.
     #[must_use]
     pub fn new(
         connections: NonZeroUsize,
@@ -92,9 +93,9 @@ impl Admission {
         }))
     }
 
-    /// Takes a place for a connection of this address. If the address has no place left, its
+    /// Takes a place for a new connection of this address. If the address has no place left, its
     /// longest silent connection loses its place. If the server has none left, the longest silent
-    /// connection of all does. An honest client speaks as soon as it is connected.
+    /// connection of all addresses does. An honest client speaks as soon as it is connected.
     ///
     /// # Errors
     ///
@@ -156,8 +157,8 @@ impl Admission {
 }
 
 impl State {
-    /// Removes a connection that has spoken or loses its place from the silent ones. Returns its
-    /// notifier if it was silent.
+    /// Removes a connection from the silent ones, because it has spoken, loses its place, or is
+    /// closed. Returns its notifier if it was silent.
     fn end_silence(&mut self, number: u64) -> Option<Arc<Notify>> {
         let Silent { address, made_room } = self.silent.remove(&number)?;
         if let Some(address) = self.addresses.get_mut(&address) {
@@ -166,8 +167,8 @@ impl State {
         Some(made_room)
     }
 
-    /// Forgets addresses that have no connection and owe nothing, if the table has reached
-    /// `next_sweep`: twice the addresses that were left last time, and `SWEPT_FROM` more.
+    /// Removes addresses that have no connection and owe nothing, once the table has `next_sweep`
+    /// addresses. Sets `next_sweep` to twice the addresses that are left, and `SWEPT_FROM` more.
     fn sweep(&mut self, rate: Rate, now: Instant) {
         if self.addresses.len() < self.next_sweep {
             return;
@@ -191,7 +192,8 @@ impl Place {
         let new = || Arc::new(Mutex::new(Shared::new(limits, now)));
         match self.admission.lock().addresses.get_mut(&self.address) {
             Some(address) => Arc::clone(address.shared.get_or_insert_with(new)),
-            // Not reached: an address is known as long as it has a place.
+            // Not reached: an address is in the table as long as one of its connections has a
+            // place.
             None => new(),
         }
     }
@@ -201,8 +203,8 @@ impl Place {
         self.admission.lock().end_silence(self.number);
     }
 
-    /// Charges its address for a connection that broke HTTP/2's rules, which delays the address's
-    /// next connections.
+    /// Charges the address more for a connection that broke HTTP/2's rules, so that it may begin
+    /// fewer connections afterwards.
     pub(crate) fn broke(&self, now: Instant) {
         let rate = self.admission.0.new_of_address;
         if let Some(address) = self.admission.lock().addresses.get_mut(&self.address) {

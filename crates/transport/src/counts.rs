@@ -28,9 +28,9 @@ pub enum Closed {
     Idle,
     /// It reached the maximum age.
     Age,
-    /// None of its calls' responses was read for too long.
+    /// For too long, the client read none of its open responses.
     Unread,
-    /// It had too many stream resets for too long.
+    /// Too many of its streams were reset, for too long.
     TooManyResets,
     /// It sent too many frames that neither begin nor reset a stream, for too long.
     TooManyControlFrames,
@@ -104,7 +104,7 @@ pub struct Counts {
 impl Default for Counts {
     fn default() -> Counts {
         let closed = Family::<_, Counter>::default();
-        // Created at the start, so that a first event shows as an increase.
+        // All counters exist from the start, so that a first event shows as an increase.
         for why in Closed::ALL {
             let _ = closed.get_or_create(&[("reason", why.as_str())]);
         }

@@ -7,7 +7,7 @@ pub(crate) const PREFACE_LEN: usize = 24;
 /// Length of a frame header, in bytes.
 const HEAD_LEN: usize = 9;
 
-/// Length of the error code, which is the whole payload of RST_STREAM, in bytes.
+/// Length of an error code in bytes. The payload of RST_STREAM is one error code.
 const CODE_LEN: usize = 4;
 
 /// Frame type of RST_STREAM.
@@ -16,8 +16,8 @@ const RST_STREAM: u8 = 3;
 /// Error code for a stream whose frames break the protocol (RFC 9113, section 7).
 pub(crate) const PROTOCOL_ERROR: u32 = 1;
 
-/// The flag ACK of SETTINGS and PING, and END_STREAM of DATA and HEADERS (RFC 9113, sections 6.1,
-/// 6.2, 6.5 and 6.7).
+/// Flag bit that means ACK in SETTINGS and PING, and END_STREAM in DATA and HEADERS (RFC 9113,
+/// sections 6.1, 6.2, 6.5 and 6.7).
 const FIRST_FLAG: u8 = 1;
 
 /// Type of a frame (RFC 9113, section 6).
@@ -40,7 +40,7 @@ pub(crate) struct Head {
     pub(crate) kind: Kind,
     /// Length of the payload, in bytes.
     pub(crate) length: usize,
-    /// Stream number; 0 is the connection.
+    /// Stream number; 0 stands for the connection as a whole.
     pub(crate) stream: u32,
     /// For PING and SETTINGS: whether it is an acknowledgement. For DATA and HEADERS: whether it is
     /// the last frame of its stream.
@@ -49,19 +49,19 @@ pub(crate) struct Head {
     pub(crate) code: Option<u32>,
 }
 
-/// Finds the frames in one direction of a connection. The bytes may be split anywhere.
+/// Finds the frames in one direction of a connection. The bytes may arrive in pieces of any size.
 #[derive(Debug)]
 pub(crate) struct Frames {
     /// Number of bytes before the next header: the rest of a payload or of the preface.
     skip: usize,
-    /// The header, and the error code of RST_STREAM.
+    /// Bytes of the current frame's header and, for RST_STREAM, of its error code.
     head: [u8; HEAD_LEN + CODE_LEN],
     /// Number of bytes of `head` that have been read.
     seen: usize,
 }
 
 impl Frames {
-    /// Creates a reader that skips this many bytes before the first frame.
+    /// Creates a reader that skips `bytes` bytes before the first frame.
     pub(crate) fn after(bytes: usize) -> Frames {
         Frames {
             skip: bytes,
@@ -79,7 +79,7 @@ impl Frames {
         }
     }
 
-    /// Calls `each` with the frame headers that are completed by these bytes.
+    /// Calls `each` for every frame header that these bytes complete.
     pub(crate) fn read(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head)) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());

@@ -1,19 +1,20 @@
 //! An HTTP/2 listener for a server that is open to untrusted clients. It accepts connections,
-//! identifies the clients, and keeps unruly, broken and hostile clients from taking what others
-//! need.
+//! identifies the clients, and keeps unruly, broken and hostile clients from taking the resources
+//! that others need.
 //!
 //! Start with [`Server`]: it serves any [`tower_service::Service`] on the connections of a
 //! [`Listener`]. Each request carries its [`Peer`] and its [`OpenCall`] as extensions.
 //!
 //! - [`Listener`] is a TCP port or a Unix socket; [`Peer`] and [`ClientName`] identify the client.
 //! - [`Tls`] performs handshakes, with certificates from files that may change.
-//! - [`Admission`] accepts or rejects a connection; a meter limits what costs the server much and
-//!   the client little.
-//! - [`Settings`] has the limits, with their defaults and reasons; [`Counts`] has the metrics.
-//! - [`rate`] is the token bucket behind the limits.
+//! - [`Admission`] accepts or rejects a connection; a meter limits the frames that cost the server
+//!   much and the client little.
+//! - [`Settings`] has the limits, with their defaults and the reasons for them; [`Counts`] has the
+//!   metrics.
+//! - [`rate`] is the token bucket behind the rate limits.
 //!
-//! It knows nothing about the purpose of the calls. Of this workspace it may depend only on
-//! `hashfinder-system` and `hashfinder-tls`.
+//! This crate knows nothing about the purpose of the calls. Of the crates of this workspace, it may
+//! depend only on `hashfinder-system` and `hashfinder-tls`.
 
 #![forbid(unsafe_code)]
 

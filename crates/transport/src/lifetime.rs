@@ -4,27 +4,28 @@ use std::time::Duration;
 
 use crate::{activity::Snapshot, counts::Closed};
 
-/// Time for the calls of a closing connection to send their cursors after their searches were
-/// stopped. A search stops within a slice, so nearly all of this time is margin for a very busy
-/// machine.
+/// Time between stopping the searches of a closing connection and closing it, in which its calls
+/// send their cursors. A search stops within a slice, so nearly all of this time is margin for a
+/// very busy machine.
 const NOTICE: Duration = Duration::from_secs(1);
 
 /// Time limits of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lifetimes {
-    /// Maximum time for the TLS and HTTP/2 handshakes. Default: 10 s.
+    /// Maximum time from the start of a connection to the end of its TLS and HTTP/2 handshakes.
+    /// Default: 10 s.
     pub handshake: Duration,
     /// Maximum time from the end of the handshakes to the first call. Default: 30 s.
     pub first_request: Duration,
-    /// Maximum time without an open call, from the end of the last call. Default: 15 min.
+    /// Maximum time without an open call, counted from the end of the last one. Default: 15 min.
     pub idle: Duration,
-    /// Maximum time during which all open calls wait for their reader, from the last change.
-    /// Default: 5 min.
+    /// Maximum time for which every open call waits for the client to read its response, counted
+    /// from the last time that any call began, ended, sent or was read. Default: 5 min.
     pub unread: Duration,
-    /// Maximum age. Default: none, because a search may take a week.
+    /// Maximum age of a connection. Default: none, because a search may take a week.
     pub age: Option<Duration>,
-    /// Time for the open calls after the server has asked the client to close the connection.
-    /// Default: 30 s.
+    /// Time for the open calls to end after the server has asked the client to close the
+    /// connection. Default: 30 s.
     pub grace: Duration,
 }
 
@@ -46,19 +47,20 @@ impl Default for Lifetimes {
 pub(crate) enum Step {
     /// Do nothing until this time after the connection's start.
     Wait(Duration),
-    /// Send GOAWAY, so that the client makes no more calls, and continue.
+    /// Send GOAWAY, so that the client makes no more calls. Its open calls continue.
     Leave(Closed),
-    /// Stop the searches of its calls.
+    /// Stop the searches of the connection's calls.
     Stop,
-    /// Close it.
+    /// Close the connection.
     Cut(Closed),
 }
 
-/// State of a connection with regard to its time limits. Times are counted from its start.
+/// State of a connection with regard to its time limits. Times are counted from the start of the
+/// connection.
 #[derive(Debug)]
 pub(crate) struct Lifetime {
     limits: Lifetimes,
-    /// Maximum time for which the socket may be full.
+    /// Maximum time for which the socket may stay full.
     blocked: Duration,
     stage: Stage,
 }
@@ -81,7 +83,7 @@ enum Stage {
 
 impl Lifetimes {
     /// Returns the deadline for the handshakes, counted from the connection's start, and the reason
-    /// for closing if it is missed.
+    /// for closing a connection that misses it.
     pub(crate) fn opening(&self) -> (Duration, Closed) {
         match self.age {
             Some(age) if age < self.handshake => (age, Closed::Age),
@@ -99,13 +101,13 @@ impl Lifetime {
         }
     }
 
-    /// Ends the time limits because the whole server shuts down. From then on the caller is
+    /// Lifts all time limits, because the whole server shuts down. From then on the caller is
     /// responsible for the calls, and for connections that do not close.
     pub(crate) fn leave(&mut self) {
         self.stage = Stage::Left;
     }
 
-    /// Returns the reason for closing, if one of its time limits has passed.
+    /// Returns why the connection is being closed, if one of its time limits has passed.
     pub(crate) fn why(&self) -> Option<Closed> {
         match self.stage {
             Stage::Serving | Stage::Left => None,
@@ -113,13 +115,13 @@ impl Lifetime {
         }
     }
 
-    /// Returns what to do now. After a wait it may return the same wait again, because a call that
-    /// begins or ends in the meantime does not wake the connection's task.
+    /// Returns what to do now. After a wait this may return another wait: changes of activity do
+    /// not wake the connection's task, so it has to check regularly.
     pub(crate) fn step(&mut self, now: Duration, snapshot: Snapshot) -> Step {
         match self.stage {
             Stage::Serving => match self.due(snapshot) {
                 // A change of activity does not wake the task. So the task checks again within the
-                // shortest limit that a change could start.
+                // shortest time limit that such a change could start.
                 (at, _) if now < at => {
                     let Lifetimes {
                         first_request,
@@ -158,8 +160,7 @@ impl Lifetime {
         }
     }
 
-    /// Returns until when the connection may last with this activity, and the reason for closing
-    /// then.
+    /// Returns when the connection must close if its activity does not change, and the reason.
     fn due(&self, snapshot: Snapshot) -> (Duration, Closed) {
         let limits = &self.limits;
         let (from, limit, why) =
@@ -172,7 +173,7 @@ impl Lifetime {
             } else if snapshot.unread >= snapshot.open {
                 (snapshot.changed, limits.unread, Closed::Unread)
             } else {
-                // It is busy.
+                // At least one open call does not wait for its reader, so the connection is busy.
                 (Duration::MAX, Duration::ZERO, Closed::Idle)
             };
         let due = (from.saturating_add(limit), why);
@@ -275,7 +276,8 @@ mod tests {
         };
         let mut lifetime = Lifetime::new(LIMITS, BLOCKED);
         assert_eq!(lifetime.step(seconds(900), busy), Step::Wait(seconds(940)));
-        // An idle client may begin a call at any time, and leave its response unread.
+        // An idle client may begin a call at any time and stop reading, so the task checks again
+        // within the shortest time limit.
         assert_eq!(lifetime.step(seconds(60), IDLE), Step::Wait(seconds(100)));
         let unread = Snapshot {
             unread: 2,
@@ -329,7 +331,8 @@ mod tests {
             age: Some(seconds(3)),
             ..LIMITS
         };
-        // An age below the limit of the handshake. Only a client that speaks HTTP/2 gets a GOAWAY.
+        // The maximum age is below the handshake limit. Only a client that speaks HTTP/2 gets a
+        // GOAWAY.
         let mut lifetime = Lifetime::new(young, BLOCKED);
         assert_eq!(lifetime.step(seconds(0), IDLE), Step::Wait(seconds(3)));
         assert_eq!(lifetime.step(seconds(3), IDLE), Step::Leave(Closed::Age));

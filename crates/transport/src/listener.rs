@@ -29,25 +29,26 @@ use crate::{
 /// Maximum number of connections that wait to be accepted. The system may allow fewer.
 const BACKLOG: i32 = 1024;
 
-/// Pause after a failed accept; the usual cause is a lack of file descriptors. A waiting connection
-/// is reported again at once, so without a pause the server would retry in a busy loop.
+/// Pause after an accept that failed, usually for lack of file descriptors. The system reports a
+/// waiting connection again at once, so without a pause the server would retry in a busy loop.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Maximum time for a connection attempt that shows whether a server listens on an existing socket.
+/// Maximum time for the connection attempt that checks whether a server listens on an existing
+/// socket.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A listening socket.
 pub struct Listener {
     socket: ListeningSocket,
-    /// Set while accepting pauses.
+    /// Set while accepting is paused.
     pause: Option<Pin<Box<Sleep>>>,
     has_failed: bool,
 }
 
 enum ListeningSocket {
     Tcp(TcpListener),
-    // The file is dropped before the socket. Otherwise this could remove the file of a server that
-    // has taken over the path.
+    // The file is dropped before the socket. Otherwise the drop could remove the file of another
+    // server that has taken over the path.
     Unix(SocketFile, UnixListener),
 }
 
@@ -92,12 +93,12 @@ impl Listener {
         Err(failure.unwrap_or_else(|| anyhow!("no address to listen on")))
     }
 
-    /// Listens on a Unix socket. The file is removed when the listener is dropped. A socket file
-    /// that a stopped server left behind is replaced.
+    /// Listens on a Unix socket. Dropping the listener removes the file. A socket file that a
+    /// stopped server left behind is replaced.
     ///
     /// # Errors
     ///
-    /// If another server listens there, the path is not a socket, or it cannot be bound.
+    /// If another server listens on the socket, the path is not a socket, or binding fails.
     pub fn unix(path: &Path) -> Result<Listener> {
         let shown = path.display();
         let is_socket = fs::symlink_metadata(path).map(|file| file.file_type().is_socket());
@@ -127,7 +128,8 @@ impl Listener {
         }
     }
 
-    /// Returns the id of the user that runs this server, if clients are identified by user.
+    /// Returns the id of the user that runs this server, if clients are identified by user id (Unix
+    /// sockets).
     ///
     /// # Errors
     ///
@@ -136,15 +138,15 @@ impl Listener {
         match &self.socket {
             ListeningSocket::Tcp(_) => Ok(None),
             ListeningSocket::Unix(..) => {
-                // Determined in the same way as for clients. Others may be able to change the owner
-                // of the socket's file.
+                // Determined as for clients, and not by the owner of the socket's file, which other
+                // users may be able to change.
                 let (one, _other) = UnixStream::pair()?;
                 Ok(Some(one.peer_cred()?.uid()))
             }
         }
     }
 
-    /// Returns the address for users and clients: `HOST:PORT` or `unix:PATH`.
+    /// Returns the address as users and clients write it: `IP:PORT` or `unix:PATH`.
     ///
     /// # Errors
     ///
@@ -158,7 +160,7 @@ impl Listener {
 }
 
 /// Returns the addresses of a host to listen on, in order of preference. This may query a name
-/// server.
+/// server, and blocks until it answers.
 ///
 /// # Errors
 ///
@@ -177,10 +179,11 @@ fn probe(path: &Path) -> io::Result<()> {
     socket.connect_timeout(&SockAddr::unix(path)?, PROBE_TIMEOUT)
 }
 
-/// The file of a Unix socket on which this server listens. Dropping it removes the file.
+/// The file of a Unix socket on which this server listens. Dropping this removes the file, unless
+/// another file has replaced it.
 struct SocketFile {
     path: PathBuf,
-    /// Device and inode of the file, because another file may have replaced it.
+    /// Device and inode of the file. They show whether another file has replaced it.
     inode: (u64, u64),
 }
 
@@ -273,7 +276,7 @@ impl Connection {
     fn new(stream: Socketed) -> Connection {
         let address = |stream: &TcpStream| stream.peer_addr().map_or(Who::Unknown, Who::Address);
         let who = match &stream {
-            // A client that has already disconnected has no address, and sends no request.
+            // A client that has already disconnected has no address, and will send no request.
             Socketed::Tcp(stream) => address(stream),
             Socketed::Tls(stream) => address(stream.get_ref().0),
             Socketed::Unix(stream) => {
@@ -316,14 +319,14 @@ impl Connection {
         match &self.stream {
             // Readiness may be a false alarm, so this peeks at the data.
             Socketed::Tcp(stream) => stream.peek(&mut [0]).await.map(drop),
-            // It has completed its handshake, so it has sent something.
+            // The client has completed its handshake, so it has sent something.
             Socketed::Tls(_) => Ok(()),
             Socketed::Unix(stream) => stream.readable().await,
         }
     }
 }
 
-/// Forwards a call to the variant of the stream.
+/// Forwards a call to the stream, whichever of the three kinds it is.
 macro_rules! either {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.get_mut().stream {
@@ -371,7 +374,7 @@ impl AsyncWrite for Connection {
     }
 
     fn is_write_vectored(&self) -> bool {
-        // All variants of the stream support it.
+        // All three kinds of stream support vectored writes.
         true
     }
 

@@ -1,11 +1,11 @@
 //! Meters a connection: counts the frames that cost the server much and the client little, before
-//! the HTTP/2 library sees them. A client that sends too many is read more slowly, and then
-//! disconnected.
+//! the HTTP/2 library sees them. A connection with too many of them is read more slowly. If it has
+//! too many resets or control frames for too long, it is closed.
 //!
-//! The library's own limits are on streams that were reset before they were accepted, on streams
-//! that it had to reset, and on CONTINUATION and small DATA frames. It handles streams that are
-//! reset a little later, and other frames that need only an answer, as fast as the processor can
-//! (CVE-2023-44487, CVE-2019-9512 to 9518).
+//! The library itself limits streams that were reset before they were accepted, streams that it had
+//! to reset, and CONTINUATION and small DATA frames. It sets no limit on streams that are reset a
+//! little later, or on other frames that need only an answer: it handles those as fast as the
+//! processor can (CVE-2023-44487, CVE-2019-9512 to 9518).
 
 use std::{
     collections::BTreeSet,
@@ -34,64 +34,68 @@ use crate::{
 /// answers.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Factor by which the limits of an address exceed those of a connection. It allows a few busy
-/// programs behind one address, and keeps a client from multiplying its limits by opening
+/// Factor by which the limits of an address exceed those of a connection. It leaves room for a few
+/// busy programs behind one address, and keeps a client from multiplying its limits by opening more
 /// connections.
 const OF_ADDRESS: f64 = 4.0;
 
-/// Maximum number of streams that a connection may begin at once: what an honest client has
-/// waiting. Without it, twenty connections that each began a thousand streams at once delayed all
-/// other clients by a tenth of a second, and while all but a few of the streams were being
-/// rejected, they took 4 KB each.
+/// Maximum number of streams that a connection may begin at once: as many as an honest client has
+/// waiting. Without this limit, twenty connections that each began a thousand streams at once
+/// delayed all other clients by a tenth of a second. Nearly all of those streams were rejected, and
+/// each took 4 KB until then.
 const STREAMS_AT_ONCE: f64 = 100.0;
 
-/// Number of bytes of headers that count as another stream. Each full 512 bytes count, from the
-/// first on; a stream usually begins with fewer. They can be hundreds of fields, which take as long
-/// to read as a call takes to be rejected.
+/// Number of header bytes that cost as much as another stream. Each full 512 bytes of a HEADERS or
+/// CONTINUATION frame count; most streams begin with fewer. 512 bytes can hold hundreds of fields,
+/// which take as long to read as it takes to reject a call.
 const HEADERS_OF_STREAM: usize = 512;
 
 /// Rate at which a connection may always begin streams, even if other connections of its address
-/// have used up the limit of the address. So a client's neighbours cannot lock it out.
+/// have used up the address's limit. So a client's neighbours cannot lock it out.
 const GUARANTEED: Rate = Rate {
     per_second: 10.0,
     burst: 20.0,
 };
 
-/// Maximum number of answers without data that wait for room in the socket of a client that does
-/// not read them. They no longer belong to an open call, and take 2 to 4 KB each in the HTTP/2
+/// Maximum number of answers without data, such as errors, that wait for room in the socket of a
+/// client that does not read. Their calls have ended, and each answer takes 2 to 4 KB in the HTTP/2
 /// library. The calls that were open when the socket filled up, or that began in the last portion
-/// read, can add theirs.
+/// read, can still add their answers.
 const UNSENT_ANSWERS: usize = 100;
 
-/// Control frames that are free with each stream that the client begins, and with each DATA frame
-/// that the server sends: window updates for the stream and the connection, and pings with which
-/// clients measure a busy connection.
+/// Number of control frames that are free with each stream that the client begins: window updates
+/// for the stream and the connection, and pings with which clients measure a busy connection.
 const WITH_STREAM: f64 = 8.0;
+
+/// Number of control frames that are free with each DATA frame that the server sends, for the same
+/// reasons.
 const WITH_DATA: f64 = 4.0;
 
 /// Number of control frames of a new connection that do not count for its address: those of the
 /// connection setup, so that a client's neighbours cannot keep it from connecting. With the default
-/// limits, the new connections of one second get less than the address may send besides.
+/// limits, the allowances for all new connections of an address in one second add up to less than
+/// its limit on control frames.
 const INITIAL_ALLOWANCE: f64 = 16.0;
 
 /// Maximum number of bytes read at once: about twenty calls, or a hundred of the shortest frames.
-/// Counting and pauses therefore happen after small portions, and other connections wait for at
-/// most one portion's work.
+/// So frames are counted, and reading can pause, after each small portion, and other connections
+/// wait for at most one portion's work.
 const MOST_AT_ONCE: usize = 1024;
 
-/// What a connection may do in a second. All connections of an address together may do four times
-/// as much. Resets and control frames may come all at once, streams 100 at a time.
+/// Limits on the frames of a connection, per second. All connections of an address together may
+/// have four times as many. A second's resets and control frames may come all at once, streams only
+/// 100 at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FloodLimits {
-    /// Maximum number of streams that the client begins. One counts again for each 512 bytes of its
-    /// headers. Default: 2,000. At 30 us for a rejected call, the calls of an address take a
-    /// quarter of a core.
+    /// Maximum number of streams that the client begins. A stream counts once more for each 512
+    /// bytes of its headers. Default: 2,000. At 30 us per rejected call, the calls of an address
+    /// take at most a quarter of a core.
     pub streams: NonZeroU32,
     /// Maximum number of streams that the client resets, or makes the server reset. Default: 500,
-    /// far more than people and programs cancel. At 20 us each they take a hundredth of a core.
+    /// far more than people and programs cancel. At 20 us each, they take a hundredth of a core.
     pub resets: NonZeroU32,
     /// Maximum number of other frames that the client sends, beyond those that are free with
-    /// streams and DATA. Default: 1,000. At 2 us each they take a five-hundredth of a core.
+    /// streams and DATA. Default: 1,000. At 2 us each, they take a five-hundredth of a core.
     pub control_frames: NonZeroU32,
 }
 
@@ -132,7 +136,7 @@ fn of_address(Rate { per_second, burst }: Rate) -> Rate {
     }
 }
 
-/// What all connections of one address together may still do.
+/// Token buckets that all connections of one address share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     limits: FloodLimits,
@@ -151,7 +155,7 @@ impl Shared {
         }
     }
 
-    /// Whether it equals a new one, so that it can be dropped.
+    /// Whether all buckets are full. Then this equals a new one, so it can be dropped.
     pub(crate) fn is_full(&mut self, now: Instant) -> bool {
         let limits = self.limits;
         self.streams.is_full(of_address(begun(limits.streams)), now)
@@ -176,21 +180,23 @@ struct Meter {
     limits: FloodLimits,
     received: Frames,
     sent: Frames,
-    /// The highest stream that the client has begun.
+    /// Highest number of a stream that the client has begun.
     last_stream: u32,
     /// Cost that has not been charged yet.
     cost: Cost,
     streams: Bucket,
     resets: Bucket,
     control: Bucket,
-    /// Streams that it may still begin regardless of its neighbours.
+    /// Streams that the connection may still begin even if its neighbours have used up the
+    /// address's limit.
     guaranteed: Bucket,
     of_address: Arc<Mutex<Shared>>,
     /// What is left of [`INITIAL_ALLOWANCE`].
     initial_allowance: f64,
-    /// Start of the current flood, if there is one. A rest that refills the buckets ends it.
+    /// Start of the current flood, if there is one. A rest that refills the buckets for resets and
+    /// control frames ends it.
     too_much_since: Option<Instant>,
-    /// Streams that were begun and whose response was not written to its end.
+    /// Streams that the client began and whose response has not been written completely.
     unanswered: BTreeSet<u32>,
     /// Number of GOAWAY frames sent.
     goaways: u32,
@@ -216,12 +222,13 @@ impl Meter {
         }
     }
 
-    /// Counts received bytes. Returns whether they completed the header of a frame.
+    /// Counts the frames in received bytes. Returns whether the bytes completed the header of a
+    /// frame.
     fn receive(&mut self, bytes: &[u8]) -> bool {
         let (cost, last_stream) = (&mut self.cost, &mut self.last_stream);
         // A graceful shutdown sends two GOAWAY frames. A client may begin streams until it receives
-        // the first one, so streams before the second are answered; later ones are not (RFC 9113,
-        // section 6.8).
+        // the first one, so the server answers streams that arrive before it sends the second. It
+        // ignores later streams (RFC 9113, section 6.8).
         let is_answered = self.goaways < 2;
         let unanswered = &mut self.unanswered;
         let mut any = false;
@@ -250,8 +257,9 @@ impl Meter {
         any
     }
 
-    /// Counts sent bytes: resets that the client caused, and frames that the client will answer.
-    /// Returns whether the HTTP/2 library rejected a malformed request in them.
+    /// Counts the frames in sent bytes: resets, which the client caused, and frames that the client
+    /// may answer with control frames. Returns whether the HTTP/2 library rejected a malformed
+    /// request with one of the resets.
     fn send(&mut self, bytes: &[u8]) -> bool {
         let mut has_rejected = false;
         let (cost, unanswered, goaways) = (&mut self.cost, &mut self.unanswered, &mut self.goaways);
@@ -262,8 +270,8 @@ impl Meter {
                     has_rejected |= head.code == Some(PROTOCOL_ERROR);
                 }
                 Kind::Data => cost.control -= WITH_DATA,
-                // Acknowledgements earn no credit; otherwise a client's pings would pay for each
-                // other.
+                // Acknowledgements earn no credit; otherwise each ping of a client would pay for
+                // its next one.
                 Kind::Ping | Kind::Settings if !head.is_last => cost.control -= 1.0,
                 Kind::GoAway => *goaways += 1,
                 _ => {}
@@ -285,7 +293,8 @@ impl Meter {
         self.unanswered.len() > open.saturating_add(UNSENT_ANSWERS)
     }
 
-    /// Returns how long to pause reading, if at all.
+    /// Charges the cost of the frames counted since the last charge. Returns how long to pause
+    /// reading, if at all.
     ///
     /// # Errors
     ///
@@ -294,7 +303,7 @@ impl Meter {
         let cost = std::mem::take(&mut self.cost);
         let (streams, resets) = (begun(self.limits.streams), rate(self.limits.resets));
         let control = rate(self.limits.control_frames);
-        // A rest that refills both buckets ends the flood, whatever was received now.
+        // A rest that refills both buckets ends the flood, even if this portion starts a new one.
         if self.resets.is_full(resets, now) && self.control.is_full(control, now) {
             self.too_much_since = None;
         }
@@ -316,7 +325,7 @@ impl Meter {
         let introduced = cost.control.clamp(0.0, self.initial_allowance);
         self.initial_allowance -= introduced;
         // The credit that comes with streams and data pays for control frames of the same portion.
-        // What is left of it goes to this connection only, so it pays for no neighbour's frames.
+        // The rest of it goes to this connection only, so it pays for no neighbour's frames.
         let control_cost = (cost.control - introduced).max(0.0);
         let mut shared = self
             .of_address
@@ -331,9 +340,9 @@ impl Meter {
         let too_many_resets = share(&mut shared.resets, resets, cost.resets);
         let too_much_control = share(&mut shared.control, control, control_cost);
         // A connection that begins few streams does not wait for the streams of its neighbours. One
-        // that has no reset and no charged control frame in this portion does not wait for their
-        // resets and control frames. One that has either waits for both, because control frames may
-        // have caused the resets.
+        // without resets and charged control frames in this portion does not wait for its
+        // neighbours' resets and control frames. One that has either waits for both, because
+        // control frames may have caused the resets.
         if self.guaranteed.wait(GUARANTEED, now).is_none() {
             self.guaranteed.take(GUARANTEED, cost.streams, now);
         }
@@ -355,7 +364,7 @@ pub(crate) struct Metered<S> {
     meter: Meter,
     activity: Arc<Activity>,
     counts: Counts,
-    /// Set while reading pauses.
+    /// Set while reading is paused.
     pause: Option<Pin<Box<Sleep>>>,
     /// Whether the last read returned bytes.
     has_read: bool,
@@ -388,7 +397,7 @@ impl<S> Metered<S> {
         }
     }
 
-    /// Records whether the socket has room, and resumes reading if it waited for that.
+    /// Records whether the socket has room, and resumes reading that waited for room.
     fn written(&mut self, cx: &Context<'_>, written: &Poll<io::Result<usize>>) {
         match written {
             Poll::Pending => self.activity.blocked(),
@@ -413,14 +422,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
             ready!(pause.as_mut().poll(cx));
             this.pause = None;
         }
-        // Otherwise the HTTP/2 library would read while data arrives, and write only afterwards.
-        // But what it writes has to be counted in time: the resets that the client caused. Other
-        // connections also need to be read.
+        // After each read, return to the HTTP/2 library once. Otherwise it would read as long as
+        // data arrives, and write only afterwards. But the resets that it writes have to be counted
+        // in time, and other connections have to be read, too.
         if std::mem::take(&mut this.has_read) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // Answers that the client does not read would pile up in the library.
+        // Otherwise, answers that the client does not read would pile up in the library.
         if this.meter.has_too_many_unsent(this.activity.open_calls()) {
             this.is_held = true;
             return Poll::Pending;
@@ -597,7 +606,7 @@ mod tests {
                 assert!(connection.gets(&frames(kind, 30)).unwrap() > 0.4);
             }
             connection.later(20.0);
-            // A connection that always continues as soon as it may is closed in the end.
+            // A connection that always continues as soon as it may is closed eventually.
             let mut cut = None;
             for _ in 0..16 {
                 match connection.gets(&frames(kind, 20)) {
@@ -625,7 +634,7 @@ mod tests {
             assert!(near(wait, 0.25), "{wait}");
             connection.later(wait);
         }
-        // HEADERS of streams that have begun already count as control frames.
+        // HEADERS of a stream that has already begun count as control frames.
         let again: Vec<u8> = (0..30).flat_map(|n| frame(1, 2 * n + 1)).collect();
         connection.later(100.0);
         assert!(connection.gets(&again).unwrap() > 0.4);
@@ -640,7 +649,7 @@ mod tests {
             frame.resize(frame.len() + 2048, 0);
             frame
         };
-        // A hundred at once, and two hundred a second after that.
+        // The limit is 100 streams at once, and 200 per second after that.
         for number in 0..10 {
             let mut block = long(1, 2 * number + 1);
             block.extend(long(9, 2 * number + 1));
@@ -682,7 +691,7 @@ mod tests {
     fn malformed_requests_are_noticed() {
         let mut connection = Connection::new();
         let reset = |code: u32| [&[0, 0, 4, 3, 0, 0, 0, 0, 1][..], &code.to_be_bytes()].concat();
-        // NO_ERROR, REFUSED_STREAM and CANCEL are sent for well-formed requests.
+        // The server also sends NO_ERROR, REFUSED_STREAM and CANCEL for well-formed requests.
         for code in [0, 7, 8] {
             assert!(!connection.meter.send(&reset(code)));
         }
@@ -754,7 +763,7 @@ mod tests {
         let waits: Vec<f64> = (connections.iter_mut())
             .map(|connection| connection.gets(&begun).unwrap())
             .collect();
-        // At once, each connection may begin 100 streams, and all of them together 400.
+        // At once, each connection may begin 100 streams, and all connections together 400.
         assert_eq!(waits[..4], [0.0; 4]);
         assert!(near(waits[4], 0.125) && near(waits[5], 0.25), "{waits:?}");
         // A connection that begins few or no streams does not wait for its neighbours.

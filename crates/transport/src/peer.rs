@@ -24,19 +24,21 @@ pub(crate) enum Who {
     Address(SocketAddr),
     /// A user of this machine, connected through a Unix socket.
     User(u32),
-    /// The peer has no address: it is gone, or there was no connection.
+    /// The peer has no known address: it has disconnected, or did not come through a listener.
     Unknown,
 }
 
-/// Key by which connections are counted before authentication. For IPv6 it is always a /64 network,
-/// even where [`Peer::client`] names a host: a host can take every address of its network.
+/// Key by which connections are counted before authentication.
+///
+/// An IPv6 address counts as its /64 network, even if [`Peer::client`] names a single host, because
+/// a host can use every address of its network. Only the loopback address counts by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// An IPv4 address or an IPv6 network.
+    /// An IPv4 address, an IPv6 network, or the IPv6 loopback address.
     Network(IpAddr),
     /// A user of this machine.
     User(u32),
-    /// The peer was gone before its address could be read.
+    /// The peer has no known address: it has disconnected, or did not come through a listener.
     Unknown,
 }
 
@@ -59,13 +61,13 @@ impl Peer {
         }
     }
 
-    /// Whether the peer is a user of this machine, as reported by the system.
+    /// Whether the peer is a user of this machine, connected through a Unix socket.
     #[must_use]
     pub fn is_user(&self) -> bool {
         matches!(self.who, Who::User(_))
     }
 
-    /// Returns a peer without an address: it is gone already, or has no connection, as in tests.
+    /// Returns a peer without an address, for requests without a connection, as in tests.
     #[must_use]
     pub fn unknown() -> Peer {
         Peer::new(Who::Unknown, 0)
@@ -81,7 +83,8 @@ impl Peer {
         }
     }
 
-    /// Returns the name by which an unauthenticated client is limited: an address or a user.
+    /// Returns the name under which the limits of an unauthenticated client are counted: its
+    /// address or its user id.
     #[must_use]
     pub fn client(&self) -> ClientName {
         match self.who {
@@ -91,7 +94,7 @@ impl Peer {
         }
     }
 
-    /// Returns the peer's address, unless it connected through a Unix socket.
+    /// Returns the peer's address, or `None` for a Unix socket or an unknown address.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         match self.who {
@@ -111,13 +114,14 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Maximum length of a name from a credential, in bytes: OpenID Connect's maximum for a subject.
+/// Maximum length of a name from a credential, in bytes. OpenID Connect has the same maximum for a
+/// subject.
 const MAX_NAME_LEN: usize = 255;
 
-/// Returns the address and `true` if it identifies one host, or its network and `false`.
+/// Returns `address` and `true` if it identifies one host; otherwise its /64 network and `false`.
 fn network(address: IpAddr) -> (IpAddr, bool) {
     match address.to_canonical() {
-        // Addresses of the other kinds identify one host.
+        // Loopback, link-local and unique local addresses identify one host, as IPv4 addresses do.
         IpAddr::V6(address)
             if !address.is_loopback()
                 && !address.is_unicast_link_local()
@@ -134,9 +138,11 @@ fn first_64(address: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)
 }
 
-/// Name of a client: `ip:` and an address, `user:` and a number, `key:` and the id of an API key,
-/// `jwt:` and the subject of a token, or `cert:` and the name in a certificate. The prefix
-/// separates names of different kinds.
+/// Name of a client.
+///
+/// It is `ip:` and an address or a /64 network, `user:` and a number, `key:` and the id of an API
+/// key, `jwt:` and the subject of a token, or `cert:` and the name in a certificate. The prefix
+/// separates names of different kinds. Only [`unknown`](ClientName::unknown) has none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClientName(Arc<str>);
 
@@ -161,32 +167,35 @@ impl ClientName {
         &self.0
     }
 
-    /// Returns the name of the user of this machine with this id.
+    /// Returns the name of the user with this id on this machine.
     #[must_use]
     pub fn of_user(id: u32) -> ClientName {
         ClientName(format!("user:{id}").into())
     }
 
-    /// Returns the name of the client with this API key id, if it is valid.
+    /// Returns the name of the client with this API key id, or `None` if the id is not a valid
+    /// name.
     #[must_use]
     pub fn of_key(id: &str) -> Option<ClientName> {
         ClientName::of_credential("key:", id)
     }
 
-    /// Returns the name of the client with this subject in its JSON web token, if it is valid.
+    /// Returns the name of the client with this subject in its JSON web token, or `None` if the
+    /// subject is not a valid name.
     #[must_use]
     pub fn of_subject(subject: &str) -> Option<ClientName> {
         ClientName::of_credential("jwt:", subject)
     }
 
-    /// Returns the name of the client with this name in its certificate, if it is valid.
+    /// Returns the name of the client with this name in its certificate, or `None` if the name is
+    /// not valid.
     #[must_use]
     pub fn of_certificate(name: &str) -> Option<ClientName> {
         ClientName::of_credential("cert:", name)
     }
 
-    /// Returns `None` if the name is empty, too long, or has characters with which it could look
-    /// like another name.
+    /// Returns `kind` followed by `name`, or `None` if `name` is empty, too long, or has characters
+    /// that could make it look like another name.
     fn of_credential(kind: &str, name: &str) -> Option<ClientName> {
         let fits = (1..=MAX_NAME_LEN).contains(&name.len());
         let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
@@ -203,9 +212,15 @@ impl fmt::Display for ClientName {
 impl FromStr for ClientName {
     type Err = String;
 
-    /// Parses a name as it is written, except that an address has no `ip:`.
+    /// Parses a name as `Display` writes it, or a plain IP address. The name of
+    /// [`unknown`](ClientName::unknown) is an error.
     fn from_str(text: &str) -> Result<ClientName, String> {
         let name = match text.split_once(':') {
+            // The form in lists of searches. An IPv6 network ends with `/64`.
+            Some(("ip", address)) => {
+                let address = address.strip_suffix("/64").unwrap_or(address);
+                address.parse().ok().map(ClientName::of_address)
+            }
             Some(("user", id)) => id.parse().ok().map(ClientName::of_user),
             Some(("key", id)) => ClientName::of_key(id),
             Some(("jwt", subject)) => ClientName::of_subject(subject),
@@ -241,6 +256,9 @@ mod tests {
     fn client_names_are_parsed() {
         for (text, name) in [
             ("10.0.0.7", "ip:10.0.0.7"),
+            ("ip:10.0.0.7", "ip:10.0.0.7"),
+            ("ip:::1", "ip:::1"),
+            ("ip:2001:db8:1:2::/64", "ip:2001:db8:1:2::/64"),
             ("::ffff:10.0.0.7", "ip:10.0.0.7"),
             ("2001:db8:1:2:3:4:5:6", "ip:2001:db8:1:2::/64"),
             ("fe80::1:2", "ip:fe80::1:2"),
@@ -262,7 +280,7 @@ mod tests {
             "jwt:two words",
             "jwt:caf\u{e9}",
             "cert:a\nb",
-            "ip:10.0.0.7",
+            "ip:localhost",
         ] {
             assert!(wrong.parse::<ClientName>().is_err(), "{wrong}");
         }

@@ -11,8 +11,8 @@ pub struct Rate {
     pub burst: f64,
 }
 
-/// Tokens left of a [`Rate`]. The number may be negative: events that have happened are charged
-/// even if there were too few tokens, and the debt is paid off over time.
+/// Tokens left of a [`Rate`]. Their number may be negative: events that have already happened are
+/// charged even if there were too few tokens, and the debt is paid off over time.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
     tokens: f64,
@@ -42,11 +42,11 @@ impl Bucket {
         (self.tokens < 0.0).then(|| wait().unwrap_or(Duration::MAX))
     }
 
-    /// Takes one token if there is one.
+    /// Takes one token if one is left.
     ///
     /// # Errors
     ///
-    /// Returns the time until there is one.
+    /// Returns the time until a token is available.
     pub fn try_take(&mut self, rate: Rate, now: Instant) -> Result<(), Duration> {
         self.refill(rate, now);
         if self.tokens >= 1.0 {
@@ -57,7 +57,7 @@ impl Bucket {
         Err(wait.unwrap_or(Duration::MAX))
     }
 
-    /// Whether it equals a new one, so that it can be dropped.
+    /// Whether the bucket is full. Then it equals a new one, so it can be dropped.
     pub fn is_full(&mut self, rate: Rate, now: Instant) -> bool {
         self.refill(rate, now);
         self.tokens >= rate.burst

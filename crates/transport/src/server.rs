@@ -1,8 +1,8 @@
 //! Serves connections from accept to close.
 //!
-//! This uses hyper's connections instead of tonic's server. Closing an idle, old or unread
-//! connection with GOAWAY needs access to the connection, and a time limit on handshakes must start
-//! before an HTTP/2 connection exists.
+//! This uses hyper's connections instead of tonic's server, for two reasons. Closing an idle, old
+//! or unread connection with GOAWAY needs access to the connection, and the time limit on
+//! handshakes must start before an HTTP/2 connection exists.
 
 use std::{
     convert::Infallible,
@@ -42,14 +42,14 @@ use crate::{
     tls::Tls,
 };
 
-/// Maximum number of streams of a connection that are reset because of the peer's errors before the
-/// connection is closed. This is the default of the HTTP/2 library.
+/// Maximum number of streams of a connection that the server resets because of the client's errors.
+/// More close the connection. This is the default of the HTTP/2 library.
 const MAX_LOCAL_ERROR_RESETS: usize = 1024;
 
-/// Maximum number of calls that the client cancels before they were accepted, all found in one poll
-/// of the connection. More close the connection. This is the default of the HTTP/2 library. With a
-/// hundred times as many, fifty connections that did nothing else delayed a healthy client by
-/// seconds.
+/// Maximum number of calls that the client cancels before the server has accepted them, counted in
+/// one poll of the connection. More close the connection. This is the default of the HTTP/2
+/// library. With a limit a hundred times as high, fifty connections that did nothing else delayed a
+/// healthy client by seconds.
 const MAX_RESETS_BEFORE_BEGUN: usize = 20;
 
 /// Flow-control window for requests on a connection and on each of its streams, in bytes: the
@@ -57,23 +57,24 @@ const MAX_RESETS_BEFORE_BEGUN: usize = 20;
 const WINDOW: u32 = 65_535;
 
 /// Maximum number of response bytes per stream that the HTTP/2 library buffers for a slow reader:
-/// two of its largest frames. The rest waits in the search, which is then parked.
+/// two frames of the default maximum size. When the buffer is full, the search is parked until the
+/// client reads.
 const SEND_BUFFER: usize = 32 * 1024;
 
-/// Relative spread of the age at which connections are closed, in both directions. Otherwise
-/// clients that connected together would reconnect together.
+/// Maximum relative deviation from the age limit, up or down, chosen at random for each connection.
+/// Without it, clients that connected together would reconnect together.
 const AGE_SPREAD: f64 = 0.1;
 
-/// Rate limit of log lines about failed handshakes, malformed requests and hostile connections:
-/// enough to identify the clients, and few enough that constant reconnecting cannot fill a disk.
-/// The metrics count all failed handshakes and closed connections.
+/// Rate limit for log lines about failed handshakes, malformed requests and hostile connections. It
+/// allows enough lines to identify the clients, but constant reconnecting cannot fill a disk. The
+/// metrics count all failed handshakes and closed connections.
 const LINES: Rate = Rate {
     per_second: 10.0,
     burst: 100.0,
 };
 
-/// Callback that receives the number of a connection which is closed a second later, although it
-/// may have open calls.
+/// Callback that is called a second before a connection is closed while it may have open calls. Its
+/// argument is [`Peer::connection`].
 pub type OnClose = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// Serves a service over HTTP/2. Each request carries its [`Peer`] and its
@@ -101,8 +102,10 @@ where
         + Send
         + 'static,
 {
-    /// Uses TLS if `tls` is given. `on_close` is called a second before a connection with open
-    /// calls is cut off, so that the calls can be ended in an orderly way.
+    /// Creates a server for `service`, with TLS if `tls` is given.
+    ///
+    /// `on_close` is called a second before a connection that has reached a time limit is cut off,
+    /// so that its open calls can be ended in an orderly way.
     pub fn new(
         service: S,
         tls: Option<Tls>,
@@ -113,7 +116,8 @@ where
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
-            // gRPC does not use it, and hyper panics if the clock is beyond the year 9999.
+            // gRPC does not use the Date header, and hyper panics if the clock is beyond the year
+            // 9999.
             .auto_date_header(false)
             .max_concurrent_streams(limits.concurrent_streams)
             .max_local_error_reset_streams(MAX_LOCAL_ERROR_RESETS)
@@ -136,11 +140,12 @@ where
         }
     }
 
-    /// Serves until `shutdown` is ready, and then until every connection has closed. During
-    /// shutdown each connection gets a GOAWAY: it accepts no more calls, and its open calls
-    /// continue.
+    /// Accepts connections until `shutdown` is ready, then waits until every connection has closed.
+    /// During shutdown each HTTP/2 connection gets a GOAWAY: it accepts no more calls, and its open
+    /// calls continue. Connections without HTTP/2 are closed.
     ///
-    /// Dropping the future closes the listening socket; the runtime continues to serve connections.
+    /// Dropping the future closes the listening socket; the runtime continues to serve the accepted
+    /// connections.
     ///
     /// # Errors
     ///
@@ -204,7 +209,7 @@ where
         let patience = patience.saturating_sub(began.elapsed());
         let secured = tokio::select! {
             secured = timeout(patience, connection.secured(self.tls.as_ref())) => secured,
-            // The connection has made no call to wait for.
+            // No call has begun, so the shutdown need not wait for this connection.
             () = leaving.cancelled() => return,
         };
         let connection = match secured {
@@ -227,7 +232,8 @@ where
     }
 
     /// Serves a connection that does not come from a [`Listener`], such as a pipe within the
-    /// process. It has no address, and the limits on connections and addresses do not apply to it.
+    /// process. The connection has no address, and the limits on connections and addresses do not
+    /// apply to it.
     ///
     /// Dropping the future closes the connection.
     pub async fn serve_connection<I>(&self, io: I)
@@ -247,7 +253,7 @@ where
         self.counts.gone();
     }
 
-    /// Serves HTTP/2 requests until the connection ends or has to end.
+    /// Serves HTTP/2 requests until the connection ends or must be closed.
     async fn serve_http2<I>(
         &self,
         io: I,
@@ -296,7 +302,8 @@ where
             };
             let served = poll_fn(|cx| {
                 let ended = connection.as_mut().poll(cx);
-                // One line is enough: a client may send thousands of malformed requests.
+                // One log line per connection is enough: a client may send thousands of malformed
+                // requests.
                 if activity.take_rejected() && !std::mem::replace(&mut has_logged, true) {
                     self.rejected(&peer);
                 }
@@ -339,7 +346,7 @@ where
         }
     }
 
-    /// Takes a log line that a peer caused from the rate limit. Returns whether there was one left.
+    /// Returns whether the rate limit allows a log line about a peer now, and counts the line.
     fn take_line(&self) -> bool {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.try_take(LINES, Instant::now()).is_ok()
@@ -370,13 +377,14 @@ where
                     tracing::warn!(%peer, reason = %why, "connection closed");
                 }
             }
-            // A few hundred connections can cause thousands of these each second.
+            // A few hundred clients can cause thousands of other closings per second, so those are
+            // logged at debug level only.
             _ => tracing::debug!(%peer, reason = %why, "connection closed"),
         }
     }
 }
 
-/// Returns the reason why the HTTP/2 library closed a connection, if it enforced a limit or a rule.
+/// Returns why the HTTP/2 library closed a connection, if it enforced a limit or a rule.
 fn of_library(error: &hyper::Error) -> Option<Closed> {
     if error.is_timeout() {
         return Some(Closed::Keepalive);
@@ -391,7 +399,7 @@ fn of_library(error: &hyper::Error) -> Option<Closed> {
     })
 }
 
-/// The calls of one connection.
+/// Passes the requests of one connection to the service, and records each call in `activity`.
 struct Calls<S> {
     service: S,
     peer: Peer,

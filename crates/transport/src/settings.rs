@@ -1,4 +1,4 @@
-//! The limits of connections: what an operator can set, and what follows from it in a process.
+//! Limits of connections: those that an operator sets, and those that result in this process.
 
 use std::{
     num::{NonZeroU32, NonZeroUsize},
@@ -14,31 +14,34 @@ use crate::{admission::Admission, lifetime::Lifetimes, meter::FloodLimits, rate:
 /// from then on.
 const CONNECTIONS: usize = 4096;
 
-/// Number of files that the process needs for other things than connections, such as metrics,
+/// Number of files that the process needs besides its connections, for example for metrics,
 /// listening sockets and its log.
 const OTHER_FILES: usize = 64;
 
-/// Minimum of [`Settings::header_list`], in bytes. The fields that every call has take about 400.
+/// Minimum of [`Settings::header_list`], in bytes. The fields that every call has take about 400
+/// bytes.
 pub const LEAST_HEADER_LIST: u32 = 1024;
 
-/// Factor of [`Settings::behind_proxy`]: with it, one address may begin 80,000 calls a second by
-/// default, twice what two cores answer. Limits remain, so a flood through a proxy is still slowed
-/// down.
+/// Factor by which [`Settings::behind_proxy`] raises limits. With it, one address may begin 80,000
+/// calls a second by default, twice what two cores answer. Limits remain, so a flood through a
+/// proxy is still slowed down.
 pub const PROXY_FACTOR: NonZeroU32 = NonZeroU32::new(16).unwrap();
 
-/// What connections may do. Each limit keeps unruly, broken and hostile clients from taking what
-/// others need.
+/// Limits of connections, as an operator sets them. Each limit keeps unruly, broken and hostile
+/// clients from taking the resources that others need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Maximum number of connections. Default: 4,096, or three quarters of the files that the
-    /// process may open. At the maximum, a new connection replaces the oldest one that has not
-    /// sent anything yet; if there is none, the server closes the new one.
+    /// process may open if that is less; 64 files stay free in any case. At the maximum, a new
+    /// connection replaces the oldest one that has not sent anything yet; if all have sent
+    /// something, the server closes the new one.
     pub connections: Option<NonZeroUsize>,
-    /// Maximum number of connections of one address. Default: a quarter of all.
+    /// Maximum number of connections of one address. Default: a quarter of
+    /// [`connections`](Settings::connections).
     pub connections_of_address: Option<NonZeroUsize>,
     /// Maximum number of connections that an address begins in a second, and at once. Default: 200,
-    /// which is enough for a few scripts that start a client for each call. At 0.2 ms for a TLS
-    /// handshake, they take a twentieth of a core.
+    /// which is enough for a few scripts that start a client for each call. At 0.2 ms per TLS
+    /// handshake, these take about a twentieth of a core.
     pub new_connections_of_address: NonZeroU32,
     /// Maximum number of open calls of a connection. Default: 1,000. gRPC recommends about a
     /// hundred; this leaves room for one busy client behind a proxy.
@@ -49,12 +52,12 @@ pub struct Settings {
     pub header_list: u32,
     /// Interval of keepalive pings. Default: 30 s.
     pub keepalive_interval: Duration,
-    /// Maximum time for the answer to a keepalive ping. Default: 10 s. A client whose socket has
-    /// been full for the interval and this time is disconnected, too.
+    /// Maximum time for the answer to a keepalive ping. Default: 10 s. The server also disconnects
+    /// a client whose socket has been full for the interval plus this time.
     pub keepalive_timeout: Duration,
-    /// What a connection may do in a second.
+    /// Limits on the frames of a connection, per second.
     pub flood: FloodLimits,
-    /// How long a connection may last.
+    /// Time limits of a connection.
     pub lifetimes: Lifetimes,
 }
 
@@ -77,9 +80,9 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Returns the default for a server whose clients come through one proxy, and share its address
-    /// and its connections: the address may have all connections, and the limits of a connection
-    /// and the rates are [`PROXY_FACTOR`] times as high.
+    /// Returns the default for a server whose clients share the address and the connections of one
+    /// proxy. That address may have all connections. The rates, and the number of open calls of a
+    /// connection, are [`PROXY_FACTOR`] times as high.
     #[must_use]
     pub fn behind_proxy() -> Settings {
         let default = Settings::default();
@@ -101,7 +104,8 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// If these are too few files for the connections, or for any connection.
+    /// If the process may open too few files for the connections that are set, or for any
+    /// connection.
     pub fn limits(&self, files: usize) -> Result<Limits, TooFewFiles> {
         let fit = (files - files / 4).min(files.saturating_sub(OTHER_FILES));
         let default = NonZeroUsize::new(CONNECTIONS.min(fit)).unwrap_or(NonZeroUsize::MIN);
@@ -135,7 +139,7 @@ impl Settings {
     }
 }
 
-/// A process may open fewer files than its connections need.
+/// The process may open fewer files than its connections need.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this process may open only {files} files, and a server needs {OTHER_FILES} besides its \
@@ -143,13 +147,14 @@ impl Settings {
     .fitting.map_or_else(String::new, |fitting| format!(", or set at most {fitting}"))
 )]
 pub struct TooFewFiles {
-    /// Number of files that it may open.
+    /// Number of files that the process may open.
     pub files: usize,
-    /// Number of connections that would fit, if the settings have more and some would fit.
+    /// Maximum number of connections that would fit, if the settings have more and at least one
+    /// would fit.
     pub fitting: Option<NonZeroUsize>,
 }
 
-/// What connections may do in this process: [`Settings`] with all defaults resolved.
+/// Limits of connections in this process: [`Settings`] with all defaults resolved.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Maximum number of connections.
@@ -166,11 +171,11 @@ pub struct Limits {
     pub keepalive_interval: Duration,
     /// Maximum time for the answer to a keepalive ping.
     pub keepalive_timeout: Duration,
-    /// What a connection may do in a second.
+    /// Limits on the frames of a connection, per second.
     pub flood: FloodLimits,
-    /// How long a connection may last.
+    /// Time limits of a connection.
     pub lifetimes: Lifetimes,
-    /// Maximum time for which a connection's socket may be full.
+    /// Maximum time for which a connection's socket may stay full.
     pub blocked: Duration,
 }
 
@@ -180,8 +185,9 @@ impl Limits {
     }
 }
 
-/// Raises the process's limit on open files to the maximum, and returns it. Processes begin with a
-/// lower limit for the sake of `select`, which this program does not use.
+/// Raises the process's limit on open files to the maximum if the system allows it. Returns the
+/// limit. Processes begin with a lower limit for the sake of `select`, which this program does not
+/// use.
 #[must_use]
 pub fn open_files() -> usize {
     let files = getrlimit(Resource::Nofile);
@@ -221,7 +227,7 @@ mod tests {
         let too_many = limits(Some(961), 1024).unwrap_err().to_string();
         assert!(too_many.contains("LimitNOFILE"), "{too_many}");
         assert!(too_many.ends_with("or set at most 960"), "{too_many}");
-        // No number of connections is right then.
+        // 64 files are too few for even one connection.
         for given in [None, Some(1)] {
             let none = limits(given, 64).unwrap_err();
             assert_eq!(none.fitting, None);

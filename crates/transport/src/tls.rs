@@ -34,31 +34,32 @@ use webpki::EndEntityCert;
 
 use crate::validity::{Validity, Warning, rejected_by_clients};
 
-/// Interval of checks for changed files and for certificates that are no longer valid. Client
-/// certificates are checked again when their client makes a call, at most this often.
+/// Interval of checks for changed files and for certificates that expire. A client's certificate is
+/// checked again when the client makes a call, at most this often.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Maximum time for a peer whose handshake failed to read the reason, and maximum number of bytes
-/// that it sends meanwhile and that are discarded. Closing a socket that has unread input resets
-/// the connection, and the reset can overtake the last message.
+/// Maximum time that the server waits after a failed handshake, and maximum number of bytes that it
+/// discards meanwhile. The peer needs the time to read the reason: closing a socket that has unread
+/// input resets the connection, and the reset can overtake the last message.
 const LINGER: (Duration, u64) = (Duration::from_millis(500), 64 << 10);
 
-/// Maximum length of a name from a certificate. DNS names are never longer; a URI that is longer is
-/// replaced by the fingerprint.
+/// Maximum length of a name from a certificate, in bytes. DNS names are never longer; a URI that is
+/// longer is replaced by the fingerprint.
 const LONGEST_NAME: usize = 253;
 
-/// Prefix of a name that is a fingerprint.
+/// Prefix of a name that consists of a fingerprint.
 const FINGERPRINT: &str = "sha256:";
 
-/// The only protocol that the server supports.
+/// ALPN ID of HTTP/2, the only protocol that the server supports.
 const ALPN: &[u8] = b"h2";
 
 /// Files of the server's certificates and key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificate chain in PEM: the server's certificate, then those that lead to its authority.
+    /// Certificate chain in PEM: the server's certificate, then the certificates that lead to its
+    /// authority.
     pub certificate: PathBuf,
-    /// The private key of that certificate, in PEM.
+    /// The private key of the server's certificate, in PEM.
     pub key: PathBuf,
     /// Certificates of the authorities for client certificates, in PEM, and whether clients must
     /// have a certificate. Without this, clients are not asked for certificates.
@@ -78,14 +79,14 @@ pub enum ClientCertificates {
 /// TLS with certificates from files, which are read again when they change. Clones share all state.
 ///
 /// Handshakes and calls use the certificates that were loaded last. They neither read files nor
-/// wait for that.
+/// wait while files are read.
 #[derive(Clone)]
 pub struct Tls(Arc<Shared>);
 
 struct Shared {
     files: TlsFiles,
     config: Mutex<Config>,
-    /// Locked by the thread that reads the files, before `config` and never while it holds that.
+    /// The thread that reads the files locks this, always before `config`.
     seen: Mutex<Seen>,
 }
 
@@ -93,14 +94,14 @@ struct Shared {
 struct Seen {
     /// The versions that are loaded, or whose error was logged.
     settled: Stamps,
-    /// Versions that did not fit together when they were read: perhaps not all files were replaced
+    /// Versions that could not be used when they were read: perhaps not all files had been replaced
     /// yet.
     doubtful: Option<Stamps>,
     /// Warnings about the loaded versions that were logged and still apply.
     warned: Vec<Warning>,
 }
 
-/// The version of each file; `None` if the file does not exist.
+/// The version of each file; `None` if the file does not exist or cannot be accessed.
 type Stamps = Vec<Option<Stamp>>;
 
 /// What was loaded from the files.
@@ -112,7 +113,7 @@ struct Config {
     terms: Arc<Terms>,
 }
 
-/// Validity periods of the certificates in the files, and warnings that always apply.
+/// Validity periods of the certificates in the files, and warnings that do not depend on the date.
 struct Terms {
     chain: Vec<Validity>,
     authorities: Vec<Validity>,
@@ -124,7 +125,7 @@ impl Tls {
     ///
     /// # Errors
     ///
-    /// If they cannot be read or do not fit together, or one is missing.
+    /// If a file is missing or cannot be read, or if the files do not fit together.
     pub fn load(files: TlsFiles) -> Result<Tls> {
         // Taken before reading: a file that changes meanwhile is then read again.
         let settled = files.stamps();
@@ -144,7 +145,7 @@ impl Tls {
 
     /// Reloads files within a few seconds of a change, until the result is dropped. Logs warnings
     /// about the loaded files: now, after each reload, and when a certificate expires or is about
-    /// to.
+    /// to expire.
     ///
     /// # Errors
     ///
@@ -171,8 +172,8 @@ impl Tls {
         warnings
     }
 
-    /// Returns the earliest expiry of the certificates in each file, in seconds since 1970, with
-    /// the file's name in the metrics.
+    /// Returns each file with certificates, by its name in the metrics, and the earliest expiry of
+    /// its certificates, in seconds since 1970.
     #[must_use]
     pub fn expiries(&self) -> Vec<(&'static str, i64)> {
         let terms = self.config().terms;
@@ -188,7 +189,8 @@ impl Tls {
     }
 
     /// Performs the handshake with a client. Returns the connection, and the client's certificate
-    /// if it sent one. It has no time limit. Dropping the future closes the connection.
+    /// if it sent one. The handshake has no time limit here. Dropping the future closes the
+    /// connection.
     ///
     /// # Errors
     ///
@@ -211,8 +213,8 @@ impl Tls {
         };
         let (_, session) = stream.get_ref();
         if session.alpn_protocol() != Some(ALPN) {
-            // For a different protocol the handshake fails with an alert; this client asked for
-            // none.
+            // If a client offers only other protocols, the handshake itself fails with an alert.
+            // This client offered none.
             let _ = stream.shutdown().await;
             linger(stream.into_inner().0).await;
             let why = "the client does not offer HTTP/2 (ALPN h2)";
@@ -225,7 +227,7 @@ impl Tls {
         Ok((stream, certificate))
     }
 
-    /// Returns the configuration for the next handshake.
+    /// Returns the current configuration, for the next handshake or check of a certificate.
     fn config(&self) -> Config {
         let config = self.0.config.lock();
         config.unwrap_or_else(PoisonError::into_inner).clone()
@@ -252,8 +254,8 @@ impl Tls {
         seen.warned = warnings;
     }
 
-    /// Reloads the files if they have changed and fit together. If they do not, they are read once
-    /// more before that is logged, because they are not all replaced at the same moment.
+    /// Reloads the files if they have changed. If the new ones cannot be used, the next check reads
+    /// them again before an error is logged: perhaps not all of them have been replaced yet.
     fn renew(&self, seen: &mut Seen) {
         let Shared { files, config, .. } = &*self.0;
         let stamps = files.stamps();
@@ -270,7 +272,7 @@ impl Tls {
             Ok(new) => {
                 tracing::info!("certificates reloaded");
                 *config.lock().unwrap_or_else(PoisonError::into_inner) = new;
-                // These files are new, so warnings that still apply are logged again.
+                // The files are new, so warnings that still apply are logged again.
                 seen.warned.clear();
             }
             Err(_) if seen.doubtful.as_ref() != Some(&stamps) => {
@@ -288,11 +290,12 @@ impl Tls {
 }
 
 /// A client's certificate, verified in the handshake. A connection may last forever, so the
-/// certificate is verified again when a call begins, at most every 2 s. Open calls are not ended.
+/// certificate is verified again when a call begins, at most every 2 s. Open calls continue even if
+/// it has become invalid.
 pub struct Certificate {
     name: Arc<str>,
     own: CertificateDer<'static>,
-    /// The certificates that lead to its authority.
+    /// The certificates that lead to the client's authority.
     others: Vec<CertificateDer<'static>>,
     tls: Tls,
     checked: Mutex<Checked>,
@@ -321,16 +324,16 @@ impl Certificate {
         }
     }
 
-    /// Returns the name in it: the first DNS name, else the first URI, else `sha256:` and the
-    /// fingerprint.
+    /// Returns the name in the certificate: the first DNS name, else the first URI, else `sha256:`
+    /// and the fingerprint.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it is still valid by the current authorities: it has not expired, and its authority
-    /// is still trusted. The result may be 2 s old, and was computed from files that may be 2 s
-    /// older.
+    /// Whether the certificate is still valid by the current authorities: it has not expired, and
+    /// its authority is still trusted. The result may be 2 s old, and the files that it is based on
+    /// may have changed up to 2 s before that.
     #[must_use]
     pub fn is_good(&self) -> bool {
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -353,7 +356,8 @@ impl fmt::Debug for Certificate {
     }
 }
 
-/// Lets a peer read the last message, then closes. Dropping the future closes at once.
+/// Gives the peer time to read the last message, then closes the connection. Dropping the future
+/// closes it at once.
 async fn linger(mut tcp: TcpStream) {
     let (time, bytes) = LINGER;
     let _ = timeout(time, async {
@@ -417,8 +421,8 @@ impl TlsFiles {
         })
     }
 
-    /// Returns the validity of the certificates in the server's chain, and the reasons why clients
-    /// always reject them.
+    /// Returns the validity of the certificates in the server's chain, and a warning for each
+    /// certificate that clients always reject.
     fn terms_of_chain(&self, chain: &[CertificateDer<'_>]) -> (Vec<Validity>, Vec<Warning>) {
         let rejected = |number, why: String| {
             let which = match number {
@@ -456,7 +460,7 @@ fn readable_by_others(key: &Path) -> Option<Warning> {
 }
 
 /// Returns the name in a valid certificate: the first DNS name, else the first URI, else the
-/// fingerprint. It is short and printable ASCII.
+/// fingerprint. The result is short and printable ASCII.
 fn name(certificate: &CertificateDer<'_>) -> Arc<str> {
     let fingerprint = || {
         let mut text = FINGERPRINT.to_owned();
@@ -476,7 +480,8 @@ fn name(certificate: &CertificateDer<'_>) -> Arc<str> {
     let named = dns.or_else(|| uri().filter(|uri| uri.contains(':')));
     let named = named.filter(|name| {
         let is_plain = name.bytes().all(|byte| byte.is_ascii_graphic());
-        // An authority must not be able to assign the name of another certificate's fingerprint.
+        // An authority must not be able to issue a name that looks like another certificate's
+        // fingerprint.
         let is_like_ours = name
             .get(..FINGERPRINT.len())
             .is_some_and(|start| start.eq_ignore_ascii_case(FINGERPRINT));
@@ -493,7 +498,8 @@ mod tests {
 
     #[test]
     fn certificates_yield_client_names() {
-        // Certificates with all kinds of names. The line above each describes it.
+        // Certificates with all kinds of names. In the file, the line above each certificate
+        // describes it.
         let all = CertificateDer::pem_slice_iter(include_bytes!("names.pem"));
         let all: Vec<CertificateDer<'_>> = all.map(Result::unwrap).collect();
         let names: Vec<Arc<str>> = all.iter().map(name).collect();
@@ -512,7 +518,8 @@ mod tests {
         assert_eq!(&*names[6], long);
     }
 
-    /// The fingerprint that `openssl x509 -fingerprint -sha256` prints, in the form of a name.
+    /// The fingerprint that `openssl x509 -fingerprint -sha256` prints, in the form of a client's
+    /// name.
     const NAMELESS: &str =
         "sha256:4ea29df8fd734c6bb3e8e5d18894f8499c292a020fbb19f5d8f6ab52122b0435";
 }

@@ -1,9 +1,10 @@
 //! Reads validity periods of certificates, and finds reasons why clients reject a certificate that
 //! the server can use.
 //!
-//! webpki provides both. It checks the certificates of peers, so no other X.509 parser is needed.
-//! Its errors contain the end of the validity period when it checks a certificate for a later time,
-//! and the beginning when it checks for an earlier one.
+//! webpki provides both. The server needs it anyway to verify clients' certificates, so it needs no
+//! other X.509 parser. To read a validity period, this module checks a certificate for a time in
+//! the far future and for one in the past: the errors contain the end and the beginning of the
+//! period.
 
 use std::{
     fmt,
@@ -16,14 +17,14 @@ use hashfinder_tls::error as tls_error;
 use tokio_rustls::rustls::pki_types::{CertificateDer, DnsName, ServerName, UnixTime};
 use webpki::{EndEntityCert, Error, KeyUsage};
 
-/// Maximum time before its end at which a certificate is reported as expiring soon. Certificates
-/// are renewed weeks before they end, so by then the renewal has failed, and there is time left to
-/// fix it.
+/// How long before its end a certificate is reported as expiring soon. Certificates are usually
+/// renewed weeks before they end. If one has not been renewed by then, the renewal has failed, and
+/// there is still time to fix it.
 const SOON: Duration = Duration::from_secs(14 * DAY);
 
-/// Divisor of its validity: a certificate is reported only in its last quarter, if that is shorter
-/// than `SOON`. Tools renew certificates when a third is left, so those of one day are not reported
-/// all the time.
+/// A certificate is reported only in the last quarter of its validity, if that is shorter than
+/// `SOON`. Tools renew certificates when a third is left, so short-lived certificates are not
+/// reported before their regular renewal.
 const SOON_PART: u32 = 4;
 
 const DAY: u64 = 24 * HOUR;
@@ -33,7 +34,7 @@ const MINUTE: u64 = 60;
 /// Validity period of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Validity {
-    /// The certificate's place in its file, from 1.
+    /// Position of the certificate in its file, counted from 1.
     number: usize,
     not_before: UnixTime,
     not_after: UnixTime,
@@ -41,7 +42,7 @@ pub(crate) struct Validity {
 
 impl Validity {
     /// Returns the validity of each certificate in a file. A certificate that cannot be read, or
-    /// ends before it begins, yields an error instead.
+    /// whose validity ends before it begins, yields an error instead.
     pub(crate) fn of_all(certificates: &[CertificateDer<'_>]) -> Vec<Result<Validity, Error>> {
         let numbered = (1..).zip(certificates);
         numbered.map(|(number, one)| of(number, one)).collect()
@@ -61,12 +62,12 @@ impl Validity {
     }
 }
 
-/// A problem with a file that is used nevertheless.
+/// A problem with a certificate or a key file that is used nevertheless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     file: PathBuf,
     what: String,
-    /// The certificate's place in the file.
+    /// Position of the certificate in the file, counted from 1.
     certificate: Option<usize>,
     not_before: Option<UnixTime>,
     not_after: Option<UnixTime>,
@@ -84,7 +85,7 @@ impl Warning {
         }
     }
 
-    /// Returns a warning about the certificate at this place in the file, from 1.
+    /// Returns a warning about the certificate at position `number` in the file, counted from 1.
     pub(crate) fn of_certificate(file: &Path, number: usize, what: impl Into<String>) -> Warning {
         Warning {
             certificate: Some(number),
@@ -97,7 +98,7 @@ impl Warning {
     pub(crate) fn of_shown(file: &Path, one: &Validity, now: UnixTime) -> Option<Warning> {
         let (whose, reject) = match one.number {
             1 => ("the server's certificate", "clients reject it"),
-            // Some clients find another path to their authority.
+            // Some clients find another path to an authority that they trust.
             _ => (
                 "a certificate in the server's chain",
                 "clients may reject the server",
@@ -129,9 +130,9 @@ impl Warning {
         None
     }
 
-    /// Returns a warning about an expired authority for client certificates. An authority is
-    /// trusted because it is in the file, whatever its certificate says, so its expiry has no
-    /// effect. An operator may expect otherwise.
+    /// Returns a warning about an authority for client certificates that has expired. The server
+    /// trusts an authority because it is in the file, whatever its certificate says, so the expiry
+    /// has no effect. An operator may expect otherwise.
     pub(crate) fn of_authority(file: &Path, one: &Validity, now: UnixTime) -> Option<Warning> {
         let what = "an authority for client certificates has expired, but the server still trusts \
                     it; remove it from the file to reject the certificates that it signed";
@@ -160,7 +161,8 @@ impl Warning {
         );
     }
 
-    /// Returns how long the certificate is still valid, in at most two units.
+    /// Returns how long the certificate is still valid, in at most two units. `None` if it has
+    /// expired, or if this warning has no expiry date.
     fn left(&self) -> Option<String> {
         let left = (self.not_after?.as_secs()).checked_sub(UnixTime::now().as_secs())?;
         let rounded = match left {
@@ -198,8 +200,8 @@ fn of(number: usize, certificate: &CertificateDer<'_>) -> Result<Validity, Error
     let last = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
     let not_after = match check(&certificate, last) {
         Err(Error::CertExpired { not_after, .. }) => not_after,
-        // It ends before it begins, or its dates are malformed. It cannot still be valid: the last
-        // year that a certificate can have is 9999.
+        // The validity ends before it begins, or the dates are malformed. The certificate cannot be
+        // valid at `last`: no certificate is valid after the year 9999.
         Err(error) => return Err(error),
         // Not reached: `check` trusts no authority, so it never succeeds.
         Ok(()) => return Err(Error::BadDerTime),
@@ -216,7 +218,7 @@ fn of(number: usize, certificate: &CertificateDer<'_>) -> Result<Validity, Error
     })
 }
 
-/// Returns the reason why clients always reject a server's certificate, as words that follow "the
+/// Returns why clients always reject a server's certificate, as words that follow "the
 /// certificate", or `None`.
 pub(crate) fn rejected_by_clients(
     certificate: &CertificateDer<'_>,
@@ -243,8 +245,8 @@ pub(crate) fn rejected_by_clients(
     }
 }
 
-/// Checks everything about a server's certificate at a time, except its authority. No authority is
-/// trusted here, so the best possible result is `UnknownIssuer`. The dates are checked first.
+/// Checks a server's certificate for `time`, but neither its authority nor its names. No authority
+/// is trusted here, so the best possible result is `UnknownIssuer`. The dates are checked first.
 fn check(certificate: &EndEntityCert<'_>, time: UnixTime) -> Result<(), Error> {
     let usage = KeyUsage::server_auth();
     let path = certificate.verify_for_usage(&[], &[], &[], time, usage, None, None);
@@ -260,8 +262,8 @@ mod tests {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds))
     }
 
-    /// Regression test: the log had a warning only if a certificate had expired when its file was
-    /// read.
+    /// Regression test: the log had a warning only if a certificate had already expired when its
+    /// file was read.
     #[test]
     fn a_certificate_gets_one_warning_per_stage() {
         const BEGIN: u64 = 1_000 * DAY;
@@ -297,7 +299,7 @@ mod tests {
             // Equal warnings are logged once.
             let soon = Warning::of_shown(file, &one, at(end - 1));
             assert_eq!(soon, Warning::of_shown(file, &one, at(end)));
-            // An authority is trusted whatever its certificate says.
+            // An authority gets a warning only once it has expired.
             assert_eq!(Warning::of_authority(file, &one, at(end)), None);
             let expired = Warning::of_authority(file, &one, at(end + 1)).unwrap();
             assert!(

@@ -1,4 +1,4 @@
-//! A whole listener with a service that answers every request, called by an HTTP/2 client.
+//! Tests a whole listener, with a service that answers every request and an HTTP/2 client.
 
 use std::{
     convert::Infallible,
@@ -14,7 +14,7 @@ use tokio::{io::AsyncReadExt, net::TcpStream, sync::oneshot, task::JoinHandle};
 use tonic::body::Body;
 use tower_service::Service;
 
-/// Answers with the caller's name.
+/// Answers every request with the client's name.
 #[derive(Clone)]
 struct Caller;
 
@@ -83,7 +83,7 @@ async fn a_silent_connection_makes_room_for_the_next() {
     };
     let (address, _stop, _served) = serve(&settings);
     let mut silent = TcpStream::connect(&address).await.unwrap();
-    // This connection is accepted later, and sends a request.
+    // This connection takes the place of the silent one, and sends a request.
     get(&address).await;
     assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
 }

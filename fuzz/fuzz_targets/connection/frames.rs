@@ -1,4 +1,4 @@
-//! HTTP/2 frames as a client sends them: valid, nearly valid and invalid ones.
+//! HTTP/2 frames of a client: valid, nearly valid and invalid ones.
 
 use arbitrary::Arbitrary;
 
@@ -20,7 +20,7 @@ const END_HEADERS: u8 = 4;
 
 #[derive(Arbitrary, Debug)]
 pub enum Frame<'a> {
-    /// A call as a client makes it, on a new stream.
+    /// A call as a gRPC client makes it, on a new stream.
     Call {
         path: Path<'a>,
         extra: Option<Field<'a>>,
@@ -76,7 +76,7 @@ pub enum Frame<'a> {
     Bytes(&'a [u8]),
 }
 
-/// One of the first few streams, so that several frames use the same one.
+/// A stream: mostly one of the first 16, so that several frames use the same one.
 #[derive(Arbitrary, Debug)]
 pub struct Stream(u8);
 
@@ -139,7 +139,7 @@ pub enum Field<'a> {
     ContentType(&'a [u8]),
     Grpc,
     Timeout(&'a [u8]),
-    /// A number of a valid unit.
+    /// A timeout with a valid unit: the number, and which unit.
     TimeoutOf(u16, u8),
     Encoding(&'a [u8]),
     Authorization(&'a [u8]),
@@ -149,7 +149,8 @@ pub enum Field<'a> {
     Given(&'a [u8], &'a [u8]),
     /// A field that is added to the dynamic table.
     Kept(&'a [u8], &'a [u8]),
-    /// Everything else in HPACK: Huffman codes, table sizes, integers that never end.
+    /// Arbitrary bytes of a header block, for everything else in HPACK: Huffman codes, table sizes,
+    /// integers that never end.
     Block(&'a [u8]),
 }
 
@@ -188,7 +189,7 @@ pub enum Message<'a> {
         id: &'a [u8],
         reason: &'a [u8],
     },
-    /// A message with one text field, as for the health service and many others.
+    /// A message with one text field, as for the health service and many other services.
     Text(&'a [u8]),
     /// A gRPC message with arbitrary content.
     Given(&'a [u8]),
@@ -205,9 +206,9 @@ pub enum Message<'a> {
 
 #[derive(Arbitrary, Debug)]
 pub enum Name<'a> {
-    /// A name that one of the first secrets has.
+    /// A name that a search finds among the first secrets.
     Easy,
-    /// A name for which a search usually spends all of its hashes.
+    /// A name for which a search usually spends its whole hash budget.
     Hard,
     Given(&'a [u8]),
 }
@@ -501,7 +502,7 @@ fn field(to: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     text(to, value);
 }
 
-/// Writes a text that is not Huffman-coded, after its length (HPACK, "String Literal
+/// Writes the length of a text, and then the text without Huffman coding (HPACK, "String Literal
 /// Representation").
 fn text(to: &mut Vec<u8>, text: &[u8]) {
     match u8::try_from(text.len()) {

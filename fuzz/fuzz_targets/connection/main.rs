@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 use server::{Server, Step};
 
 thread_local! {
-    // Shared, because starting a server takes longer than a connection.
+    // Shared by all inputs, because starting a server takes longer than a connection.
     static SERVER: LazyCell<Server> = const { LazyCell::new(Server::start) };
 }
 
@@ -21,7 +21,7 @@ thread_local! {
 struct Conversation<'a> {
     has_no_preface: bool,
     acts: Vec<Act<'a>>,
-    /// Arbitrary bytes, as sent by a client of another protocol.
+    /// Arbitrary bytes at the end, as from a client of another protocol.
     rest: &'a [u8],
 }
 

@@ -15,14 +15,14 @@ use tokio::{
     time::timeout,
 };
 
-/// Maximum number of secrets of a search: more than the first thousand, which are tried before a
-/// worker is woken.
+/// Maximum number of hashes of a search: more than the first 1,024, which the engine can try before
+/// it wakes a worker.
 const MAXIMUM_HASHES: NonZeroU64 = NonZeroU64::new(2048).unwrap();
 
-/// Maximum number of searches, few enough that one input can reach the limit.
+/// Maximum number of searches at a time, few enough that one input can reach it.
 const SEARCHES: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// Maximum number of queued candidates, few enough that one input can park a search.
+/// Maximum number of queued candidates of a stream, few enough that one input can park a search.
 const QUEUE_LENGTH: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
 /// Maximum number of open calls per connection.
@@ -34,15 +34,16 @@ const LONG: Duration = Duration::from_secs(600);
 /// Maximum number of bytes in transit in each direction.
 const PIPE: usize = 1 << 16;
 
-/// Number of turns of the runtime to wait for the server, which is enough for it to answer.
+/// Number of times to yield to the server: enough for it to answer.
 const TURNS: usize = 24;
 
-/// Maximum duration of a connection and everything that it starts. Usually it takes a millisecond.
-/// A flood is read more slowly, but even on a busy machine that takes far less.
+/// Time limit for a connection, and then for everything that it has started. Usually both together
+/// take a millisecond. Reading a flood takes longer, but far less than this, even on a busy
+/// machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Maximum number of tasks that may remain after that: places for odds that rest for some
-/// milliseconds.
+/// Maximum number of tasks that may remain after a connection. Each holds a place for computing
+/// odds while the place cools down, for some milliseconds.
 const TASKS: usize = 32;
 
 /// An action of a client.
@@ -50,7 +51,7 @@ const TASKS: usize = 32;
 pub enum Step {
     /// Sends these bytes.
     Send(Vec<u8>),
-    /// Waits until the server had time to process them.
+    /// Waits until the server has had time to process the bytes sent so far.
     Wait,
 }
 
@@ -60,7 +61,8 @@ pub struct Server {
     server: Arc<hashfinder_server::Server>,
 }
 
-/// Returns settings under which only a flood ends a connection, and a flood fits into one input.
+/// Returns settings with which the server ends a connection only for a flood, and with which a
+/// flood fits into one input.
 fn settings() -> Settings {
     Settings {
         listen: None,
@@ -116,12 +118,12 @@ impl Server {
         }
     }
 
-    /// Plays a client that connects, performs these steps, closes its half of the connection and
-    /// reads until the server closes the other half.
+    /// Plays a client that connects, performs `steps`, and closes its half of the connection.
+    /// Meanwhile, it reads until the server closes the other half.
     ///
     /// # Panics
     ///
-    /// If the connection does not end, or a call, a search or a task outlives it.
+    /// Panics if the connection does not end, or a call, a search or a task outlives it.
     pub fn connection(&self, steps: impl IntoIterator<Item = Step>) {
         let (client, server) = duplex(PIPE);
         let serving = Arc::clone(&self.server);
@@ -151,7 +153,7 @@ impl Server {
             let (.., served) = played.expect("a connection ends when its client has closed it");
             served.expect("a connection does not panic");
             let ended = timeout(PATIENCE, async {
-                // Yields instead of using a timer, whose shortest pause is longer than this takes.
+                // Yield instead of using a timer, whose shortest pause is longer than this takes.
                 while !self.is_idle() {
                     yield_now().await;
                 }
@@ -162,8 +164,8 @@ impl Server {
         });
     }
 
-    /// Whether no activity is left. Odds calculations that have started run to their end, and their
-    /// number is limited elsewhere.
+    /// Whether no activity is left, apart from at most [`TASKS`] tasks. Odds that are being
+    /// computed are computed to the end, and the server limits their number.
     fn is_idle(&self) -> bool {
         let tasks = self.runtime.metrics().num_alive_tasks();
         self.server.activity() == Activity::default() && tasks <= TASKS

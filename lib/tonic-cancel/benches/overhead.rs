@@ -1,7 +1,8 @@
-//! Measures the layer's overhead and the lateness of deadlines. Prints one name and value per line.
+//! Measures the layer's overhead, and how late calls end after their deadlines. Prints one name and
+//! value per line.
 //!
-//! Servers with and without the layer are separate processes, measured in turn, so that other load
-//! on the machine affects both.
+//! Servers with and without the layer run in separate processes, and are measured in turn, so that
+//! other load on the machine affects both.
 
 #![allow(clippy::print_stdout, reason = "its figures are read there")]
 
@@ -37,15 +38,15 @@ use tower_service::Service;
 const CONNECTIONS: usize = 4;
 const IN_FLIGHT: usize = 64;
 
-/// How long one server is measured before the other one's turn: short, because disturbances on a
-/// machine last longer.
+/// How long one server is measured before it is the other one's turn. It is short, because
+/// disturbances on a machine last longer.
 const TURN: Duration = Duration::from_millis(250);
 
 /// How much is measured.
 #[derive(Clone, Copy)]
 struct Size {
-    /// Number of server pairs, each newly started: two processes of the same program differ by some
-    /// percent for as long as they run.
+    /// Number of server pairs, each newly started. Two processes of the same program differ in
+    /// speed by some percent as long as they run.
     pairs: usize,
     /// Number of open streams.
     streams: usize,
@@ -53,7 +54,7 @@ struct Size {
     deadlines: u64,
 }
 
-/// The size of a measurement.
+/// The size without `--short`.
 const FULL: Size = Size {
     pairs: 16,
     streams: 10_000,
@@ -71,7 +72,7 @@ const SHORT: Size = Size {
 const STREAMS_EACH: usize = 500;
 
 const LONGEST_MS: u64 = 500;
-/// Number of these calls under way at a time.
+/// Number of calls with deadlines under way at a time.
 const DEADLINES_AT_A_TIME: usize = 1000;
 
 fn main() {
@@ -102,7 +103,7 @@ async fn throughput(name: &str, timeout: Option<Duration>, size: Size) {
     for pair in 0..size.pairs {
         let servers = [Process::start(false), Process::start(true)];
         let mut calls = [0.0; 2];
-        // The first two turns warm up. The order alternates between pairs.
+        // The first two turns warm up. The order of the others alternates between pairs.
         let order = [0, 1, pair % 2, 1 - pair % 2, 1 - pair % 2, pair % 2];
         for (turn, which) in order.into_iter().enumerate() {
             let server = &servers[which];
@@ -131,7 +132,7 @@ async fn throughput(name: &str, timeout: Option<Duration>, size: Size) {
     );
 }
 
-/// Makes calls for one turn; returns their number.
+/// Makes calls for one turn. Returns their number.
 async fn load(address: SocketAddr, timeout: Option<Duration>) -> f64 {
     let (stop, count) = (
         Arc::new(AtomicBool::new(false)),
@@ -164,7 +165,7 @@ async fn load(address: SocketAddr, timeout: Option<Duration>) -> f64 {
     count.load(Ordering::Relaxed) as f64
 }
 
-/// Measures the memory of the server's process per open stream.
+/// Measures the memory of the server's process per open stream, with and without the layer.
 async fn memory(Size { streams: count, .. }: Size) {
     let mut each = [0.0; 2];
     for (which, bytes) in each.iter_mut().enumerate() {
@@ -200,7 +201,7 @@ async fn open(address: SocketAddr, number: usize) -> impl Sized {
 }
 
 /// Measures how late calls end after their deadlines, for unary calls and streams. The client has
-/// no timer, so only the server ends them.
+/// no timer, so only the server ends the calls.
 async fn deadlines(Size { deadlines, .. }: Size) {
     let (ends, ended) = mpsc::channel();
     let (work, works) = mpsc::channel();
@@ -217,7 +218,7 @@ async fn deadlines(Size { deadlines, .. }: Size) {
         .add_service(HealthServer::new(Handler { hangs: true }))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);
-    // The work of every call: it checks its flag about twice per millisecond.
+    // The work of all calls. It checks their flags about twice per millisecond, or more often.
     let working = std::thread::spawn(move || {
         let (mut begun, mut flags) = (0, Vec::<StopFlag>::new());
         while begun < deadlines || !flags.is_empty() {
@@ -239,7 +240,7 @@ async fn deadlines(Size { deadlines, .. }: Size) {
     for call in 0..deadlines {
         let mut client = clients[call as usize % CONNECTIONS].clone();
         let place = Arc::clone(&places).acquire_owned().await.unwrap();
-        // All lengths equally often, in mixed order.
+        // All timeouts up to the longest, equally often, in mixed order.
         let millis = 1 + call * 7919 % LONGEST_MS;
         calls.spawn(async move {
             let _place = place;
@@ -285,11 +286,11 @@ async fn deadlines(Size { deadlines, .. }: Size) {
     println!("of {deadlines} calls with deadlines, ended with DEADLINE_EXCEEDED\t{reported}");
 }
 
-/// A header that only this server understands.
+/// Header with the timeout of a call, which only this server understands.
 const RENAMED: &str = "bench-timeout";
 
-/// Renames it to `grpc-timeout` at the server, so that the client itself does not enforce the
-/// timeout.
+/// Renames [`RENAMED`] to `grpc-timeout` at the server, so that the client itself does not enforce
+/// the timeout.
 #[derive(Clone)]
 struct Rename<S>(S);
 
@@ -315,8 +316,8 @@ async fn connect(address: SocketAddr) -> HealthClient<Channel> {
     HealthClient::new(endpoint.connect().await.unwrap())
 }
 
-/// Reports how late each call ends, in milliseconds, and begins its work. It runs before the
-/// handler, which a call that is already late never reaches.
+/// Reports how late each call ends, in milliseconds, and begins its work. This runs before the
+/// handler, because a call that is already late never reaches the handler.
 #[derive(Clone)]
 struct Watch<S> {
     inner: S,
@@ -346,10 +347,10 @@ impl<S: Service<http::Request<B>>, B> Service<http::Request<B>> for Watch<S> {
     }
 }
 
-/// Answers at once; streams send one message and stay open.
+/// Answers unary calls at once, unless `hangs`. Streams send one message and stay open.
 #[derive(Clone, Default)]
 struct Handler {
-    /// Whether unary calls stay unanswered too.
+    /// Whether unary calls are never answered.
     hangs: bool,
 }
 
@@ -398,7 +399,7 @@ fn serve(with_the_layer: bool) {
     runtime.shutdown_background();
 }
 
-/// A server in a separate process, which is killed when this is dropped.
+/// A server in a separate process, which is killed when this value is dropped.
 struct Process {
     process: Child,
     address: SocketAddr,
@@ -419,7 +420,7 @@ impl Process {
         Process { process, address }
     }
 
-    /// Returns the CPU time of its threads, in seconds.
+    /// Returns the CPU time of the server's threads, in seconds.
     fn busy(&self) -> f64 {
         let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
         let times = threads.map(|thread| {
@@ -430,7 +431,7 @@ impl Process {
         times.sum()
     }
 
-    /// Returns its resident memory, in bytes.
+    /// Returns the server's resident memory, in bytes.
     fn resident(&self) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status

@@ -42,7 +42,7 @@ struct Counter {
     stopped: Arc<AtomicU64>,
 }
 
-/// The work. It does not depend on gRPC: it checks a flag, which costs one atomic load.
+/// The work. It does not depend on gRPC. It checks a flag, which costs one atomic load.
 fn count(most: u64, stop: &StopFlag) -> u64 {
     let mut number = 0;
     while number < most && !stop.is_requested() {
@@ -117,7 +117,7 @@ pub(crate) async fn main() -> Result<(), Box<dyn Error>> {
     let status = ask(u64::MAX, Duration::from_millis(50)).await.unwrap_err();
     println!("to the largest number: {}", status.message());
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    // The caller knows at once; the core is free when the work has checked its flag.
+    // The call has ended at once, but the core is busy until the work has checked its flag.
     while limit.active_work() > 0 {
         tokio::task::yield_now().await;
     }

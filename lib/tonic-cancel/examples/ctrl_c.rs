@@ -1,4 +1,4 @@
-//! A client that ctrl-C stops, and a server that ctrl-C drains.
+//! A client that stops on ctrl-C, and a server that then drains.
 //!
 //! `cargo run --example ctrl_c` runs both in one process. Press ctrl-C: the client's stream is
 //! cancelled, the server reports why its call ended, and drains.
@@ -31,7 +31,7 @@ use tonic_health::pb::{
     health_server::{Health, HealthServer},
 };
 
-/// Answers with a stream of one message that never ends.
+/// Answers with a stream that sends one message and never ends.
 struct Endless;
 
 #[tonic::async_trait]
@@ -84,7 +84,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .add_service(HealthServer::new(Endless));
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(async move {
-        // A dropped sender counts as the signal too.
+        // A dropped sender counts as the signal, too.
         let signal = async { drop(stopped.await) };
         let options = DrainOptions::new();
         let serve = |shutdown| server.serve_with_incoming_shutdown(incoming, shutdown);

@@ -36,7 +36,7 @@ impl Health for Proxy {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let context = CallContext::of(&request);
-        // The outgoing call gets the remaining time, and ends when this call does.
+        // The outgoing call gets the remaining time, and is cancelled when this call ends.
         let onward = context.outgoing(Request::new(request.into_inner()));
         let mut backend = self.backend.clone();
         let call = Call::start(onward, CallOptions::new(), |onward| async move {

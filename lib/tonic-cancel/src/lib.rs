@@ -8,10 +8,10 @@
 //! model that generates text, a report, a search, a query to another service.
 //!
 //! - Work on other threads continues although its result is no longer needed. A client that calls
-//!   and cancels in a loop can fill the machine.
+//!   and cancels in a loop can overload the server.
 //! - The handler is not notified: it cannot clean up, and cannot record why a call ended.
-//! - A deadline is enforced only until the response headers. The handler cannot query it, it is not
-//!   propagated, and it is reported as CANCELLED.
+//! - A deadline is enforced only until the response headers. The handler cannot query it, tonic
+//!   does not propagate it to other calls, and a call that exceeds it ends with CANCELLED.
 //! - A graceful shutdown waits forever for a single stream that its client does not read.
 //! - A client's call is a future: the client cannot wait for it with a timeout and keep it, cancel
 //!   it from elsewhere, or query whether it is done.
@@ -70,8 +70,8 @@ async fn report(request: Request<String>) -> Result<Response<u64>, Status> {
 )]
 //!
 //! - [`CallContext::run_blocking`] and [`CallContext::run_on`] run blocking work, on tokio's
-//!   threads or on yours. A [`WorkLimit`] bounds the amount of work, including work whose call has
-//!   ended.
+//!   threads or on yours. A [`WorkLimit`] limits how many pieces of work run at a time, including
+//!   those whose call has ended.
 //! - [`CallContext::cancel_with_status`] ends a call from any thread, even in the middle of a
 //!   stream.
 //! - [`CallContext::outgoing`] propagates deadline and cancellation to the calls that a handler
@@ -109,30 +109,31 @@ if call.result(Duration::from_millis(100)).await.is_err() {
 ```"
 )]
 //!
-//! A call on a channel that cannot connect fails at once. Over a [`ReadyChannel`] it can wait
-//! instead. `examples/ctrl_c.rs` is a client and a server that both stop on ctrl-C.
+//! A call on a channel that cannot connect fails. Over a [`ReadyChannel`], it can wait for a
+//! connection instead. `examples/ctrl_c.rs` is a client and a server that both stop on ctrl-C.
 //!
 //! ## A channel that cancels a lot
 //!
 //! Frames that the server sent before it received a cancellation still arrive. h2 treats them as a
-//! sign of a malicious peer: it counts them for the lifetime of the connection, and at its limit
-//! closes the connection with all its calls. If you trust the server, lift both limits. The
-//! connection then survives some millions of cancelled calls (a test of this crate counts to
-//! 100,000):
+//! sign of a malicious peer. It counts them in two ways for the lifetime of the connection. When
+//! either count reaches its limit, h2 closes the connection with all its calls. If you trust the
+//! server, lift one limit and raise the other. The connection then survives some millions of
+//! cancelled calls (a test of this crate makes 100,000):
 //!
 //! ```
 //! # use tonic::transport::Endpoint;
 //! let endpoint = Endpoint::from_static("http://127.0.0.1:50051")
-//!     // Maximum number of frames for cancelled streams. Default: 1,024.
+//!     // Maximum number of frames for cancelled streams. The default is 1,024.
 //!     .http2_max_local_error_reset_streams(None)
-//!     // Small messages for cancelled streams may use up half of it in total.
+//!     // Each small message for a cancelled stream counts as up to 256 bytes. h2's limit for
+//!     // their sum is half of this window.
 //!     .initial_connection_window_size((1 << 31) - 1);
 //! ```
 //!
 //! # Features
 //!
-//! `server` and `client` are independent halves, both enabled by default. With only one of them,
-//! this page lacks the documentation of the other.
+//! `server` and `client` are independent halves, both enabled by default. With only one of them
+//! enabled, this page lacks the documentation of the other.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(

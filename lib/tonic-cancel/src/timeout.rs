@@ -7,10 +7,11 @@ use tonic::Status;
 
 const HEADER: &str = "grpc-timeout";
 
-/// Maximum number of digits of a value (gRPC over HTTP/2, "Requests").
+/// Maximum number of digits in the header (gRPC over HTTP/2, "Requests").
 const MAX_DIGITS: usize = 8;
 
-/// Returns the timeout that the client set, or INVALID_ARGUMENT if the header is malformed.
+/// Returns the timeout in the header, if there is one, or INVALID_ARGUMENT if the header is
+/// malformed.
 pub(crate) fn parse(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     let Some(value) = headers.get(HEADER) else {
         return Ok(None);
@@ -24,9 +25,9 @@ pub(crate) fn parse(headers: &HeaderMap) -> Result<Option<Duration>, Status> {
     })
 }
 
-/// Writes `timeout` into the header, rounded up to a value that it can represent: the caller's own
-/// clock ends the call, and the receiver must not end it earlier. A timeout too long for the header
-/// is left out.
+/// Writes `timeout` into the header, rounded up to a value that the header can represent, so that
+/// the receiver does not end the call before the caller does. A timeout that is too long for the
+/// header is not written.
 pub(crate) fn write(headers: &mut HeaderMap, timeout: Duration) {
     if let Some(value) = value(timeout) {
         headers.insert(HEADER, value);

@@ -90,7 +90,7 @@ impl Health for Behaving {
                 let stop = context.stop_flag();
                 let began = Instant::now();
                 while !stop.is_requested() {
-                    // The test's own timeout may need the thread that this blocks.
+                    // The test's own timeout may need the thread that this loop blocks.
                     assert!(began.elapsed() < PATIENCE, "the flag was not set");
                     std::thread::yield_now();
                 }
@@ -115,7 +115,7 @@ impl Health for Behaving {
     }
 }
 
-/// A stream of one message and then the behaviour.
+/// A stream that sends one message and then follows the behaviour.
 struct Stepwise {
     context: CallContext,
     behaviour: String,
@@ -414,11 +414,11 @@ async fn a_deadline_covers_connecting() {
     assert_eq!(call.await.unwrap_err().code(), Code::DeadlineExceeded);
 }
 
-/// Such a handler does not see that its client has left: hyper would notice that in the task that
-/// is blocked.
+/// A handler that blocks its thread does not notice that its client leaves, because hyper would
+/// notice it in the blocked task.
 ///
 /// The runtime has no other thread, so nothing drives its timers while the handler blocks. With
-/// more threads that happens too, but less often.
+/// more threads, that happens, too, but less often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_handler_that_blocks_its_thread_sees_its_deadline_and_a_drain() {
     for (options, reason) in [
@@ -534,7 +534,7 @@ async fn a_drain_does_not_wait_for_ended_calls() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unread_stream_ends_by_its_deadline_and_by_a_drain() {
     let mut server = TestServer::start().await;
-    // Without a window the server cannot send, so it does not even poll the handler for more.
+    // With a window of 0, the server cannot send, so it does not even poll the handler's stream.
     let mut raw = Raw::connect(server.address, Some(0)).await;
     let _unread = raw.call("Watch", "flood", Some("1S")).await;
     server.began().await;
@@ -551,7 +551,7 @@ async fn an_unread_stream_ends_by_its_deadline_and_by_a_drain() {
         .await;
 }
 
-/// The server's own status, sent to a client without a timer.
+/// The client has no timer, so the status is the server's.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_enforces_the_deadline_by_itself() {
     let mut server = TestServer::start().await;
@@ -609,7 +609,8 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
         // Once the result is available, the call's state is too.
         assert!(call.done() && call.cancelled());
     }
-    // The last call is not cancelled, so when it has ended, all earlier ones have arrived.
+    // The server still answers. A cancelled call that arrives after the drain has begun is rejected
+    // before its handler runs.
     let last = check(&server, "answer", UNTIL_CANCELLED).await;
     assert!(last.await.is_ok());
     server.drain.drain(Duration::MAX, Duration::MAX).await;
@@ -622,7 +623,7 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
         }
     }
     assert_eq!(began, ended);
-    // A callback may run shortly after the result is available. The channel ends when no callback
+    // A callback may run shortly after the result is available. The channel closes when no callback
     // is left.
     drop(sender);
     let mut callbacks = 0;
@@ -632,7 +633,7 @@ async fn many_calls_cancelled_at_any_moment_all_end_once() {
     assert_eq!(callbacks, 200);
 }
 
-/// A call whose own code panics must not look as if it were still running or complete.
+/// If the client's code panics, its call must not look as if it were still running or complete.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_whose_task_dies_ends_with_unknown() {
     async fn rpc<T>() -> T {

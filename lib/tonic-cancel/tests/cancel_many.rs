@@ -1,4 +1,5 @@
-//! A connection survives any number of cancelled calls with the settings from the crate's docs.
+//! Tests that a connection survives 100,000 cancelled calls with the settings from the crate's
+//! docs.
 
 use std::{
     env,
@@ -30,7 +31,7 @@ use tonic_health::pb::{
 /// connection on which either setting is missing.
 const STREAMS: u32 = 100_000;
 
-/// Number of calls at a time.
+/// Number of calls under way at a time.
 const AT_A_TIME: usize = 8;
 
 /// Sends small messages endlessly, so that some are in flight whenever a call is cancelled.
@@ -50,7 +51,7 @@ impl Health for Endless {
     }
 
     async fn watch(&self, _: Request<HealthCheckRequest>) -> Result<Response<Messages>, Status> {
-        // Each message in a separate frame.
+        // With room for only one message, each message is sent in a separate frame.
         let (sender, messages) = mpsc::channel(1);
         tokio::spawn(async move {
             let message = HealthCheckResponse { status: 1 };

@@ -36,7 +36,7 @@ struct Arrived {
 }
 
 impl Arrived {
-    /// Sends initial metadata; `ended` ends the response with it.
+    /// Sends initial metadata. With `ended`, the response ends with it.
     fn headers(&mut self, metadata: &[(&str, &str)], ended: bool) -> h2::SendStream<Bytes> {
         let mut response = http::Response::builder().header("content-type", "application/grpc");
         for (name, value) in metadata {
@@ -362,7 +362,7 @@ async fn a_shorter_timeout_in_the_request_is_kept() {
 #[tokio::test]
 async fn an_expired_call_is_not_sent() {
     let mut server = Scripted::start().await;
-    // A connection is ready, so nothing else delays the call.
+    // Connect first, so that nothing else delays the calls.
     let first = server.check(NO_OPTIONS);
     server.arrived().await;
     for _ in 0..20 {
@@ -379,7 +379,7 @@ async fn an_expired_call_is_not_sent() {
             assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
         }
     }
-    // Calls sent earlier have arrived when a later one has.
+    // When a later call has arrived, calls sent earlier have arrived, too.
     let later = server.check(NO_OPTIONS);
     let arrived = server.arrived().await;
     let is_later = !arrived.headers.contains_key("grpc-timeout");
@@ -414,7 +414,7 @@ async fn an_endless_stream_ends_by_its_deadline() {
     sending.await.unwrap();
 }
 
-/// If a call is cancelled before its first poll, the client's own code never runs.
+/// If a call is cancelled before its first poll, the client's code never runs.
 #[tokio::test]
 async fn a_call_can_be_cancelled_before_its_first_poll() {
     // The carrier cannot run before this task waits, because there is only one thread.
@@ -476,7 +476,7 @@ async fn callbacks_may_use_calls_freely() {
     let again = Arc::new(first);
     let weak = Arc::downgrade(&again);
     again.add_done_callback(move |done| {
-        // Its own call is over; the other one is not.
+        // The callback's own call is over. The other call is not.
         assert!(!own.cancel());
         assert!(other.cancel());
         // A callback registered now runs at once.

@@ -1,4 +1,5 @@
-//! Runs a whole server and shuts it down by its drain, in bounded time regardless of its clients.
+//! Runs a whole server and shuts it down through its drain: in bounded time, whatever its clients
+//! do.
 
 mod stage;
 
@@ -186,7 +187,7 @@ async fn calls_that_do_not_listen_are_forced() {
     assert!(!drained.left_behind);
 }
 
-/// tonic's own graceful shutdown waits forever for each of these.
+/// tonic's own graceful shutdown waits forever for each of these peers.
 #[tokio::test(flavor = "multi_thread")]
 async fn peers_that_do_not_read_or_never_began_are_left_behind() {
     let close = Duration::from_millis(100);
@@ -222,7 +223,7 @@ async fn flood_unread(address: SocketAddr) -> impl Sized {
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
             ended = &mut connection => ended.unwrap(),
-            // From here on nothing is read, and the socket stays open.
+            // From here on, nothing is read, and the socket stays open.
             _ = stopped => std::future::pending().await,
         }
     });
@@ -291,7 +292,7 @@ async fn calls_aside_are_not_waited_for() {
     let aside = CallContextLayer::with_drain(drain.aside());
     let server = Server::builder().add_service(aside.named_layer(HealthServer::new(aside_player)));
     let (signal, signalled) = oneshot::channel();
-    // Another socket of the same server, whose calls belong to the main drain.
+    // Another server, whose calls belong to the main drain.
     let (sender, mut began_there) = unbounded_channel();
     let there = Stage::sharing(
         drain.clone(),
@@ -322,7 +323,7 @@ async fn calls_aside_are_not_waited_for() {
     signal.send(()).unwrap();
     soon(closed).await;
     assert!(!ended.is_finished());
-    // When the last call has ended, the watch is ended too.
+    // When the last call of the main drain has ended, the drain ends the watch, too.
     other.cancel();
     assert_eq!(other.end().await.unwrap_err().code(), Code::Cancelled);
     let status = watching.end().await.unwrap_err();
@@ -351,7 +352,7 @@ async fn a_server_that_fails_or_ends_before_the_signal_says_so() {
     assert_eq!(soon(failed).await, Err("broken"));
 }
 
-/// The second signal: dropping the future closes the socket at once.
+/// A program drops the future on a second signal. This closes the socket at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn dropping_the_future_closes_the_socket() {
     let mut house = open(options(LONG, LONG, LONG)).await;

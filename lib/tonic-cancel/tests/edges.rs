@@ -23,7 +23,7 @@ use tonic_web::GrpcWebLayer;
 use tower_layer::layer_fn;
 use tower_service::Service;
 
-/// Runs `play` in every call, and reports how each call ended.
+/// Returns a player that runs `play` in every call, and a receiver of how each call ended.
 fn reporting<F>(
     play: impl Fn(Scene) -> F + Send + Sync + 'static,
 ) -> (Player, UnboundedReceiver<CallEnd>)
@@ -46,7 +46,8 @@ async fn call(stage: &Stage, is_stream: bool) -> Either {
     Either::start(is_stream, &client, request(""), CallOptions::new())
 }
 
-/// The runtime has no other thread, so only the flag can reach the handler.
+/// The server's runtime has only the thread that the handler blocks, so only the flag can reach the
+/// handler.
 #[test]
 fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cancellation() {
     for by_deadline in [true, false] {
@@ -69,7 +70,7 @@ fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cance
                 let stage = Stage::start(player).await;
                 address.send(stage.address).unwrap();
                 let end = next(&mut ended).await;
-                // Wait until the status is sent and the client has gone.
+                // Wait until the drain no longer counts the call.
                 soon(stage.drain.drain(stage::PATIENCE, Duration::ZERO)).await;
                 stage.drain.closed().await;
                 end
@@ -95,7 +96,7 @@ fn a_handler_that_blocks_the_only_thread_sees_its_deadline_and_the_servers_cance
     }
 }
 
-/// Before the handler's future is polled a second time, no waker is registered yet.
+/// The call is cancelled while its handler begins, before the handler has waited for anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_can_be_cancelled_before_it_first_waits() {
     for is_stream in [false, true] {
@@ -113,8 +114,7 @@ async fn a_call_can_be_cancelled_before_it_first_waits() {
     }
 }
 
-/// A service between the layer and the handler. It cancels the call before there is a future to
-/// poll.
+/// A service between the layer and the handler, which cancels the call before its future exists.
 #[derive(Clone)]
 struct Hasty<S> {
     inner: S,
@@ -217,7 +217,7 @@ async fn only_the_first_cancellation_counts() {
                 let first = std::thread::spawn(move || other.cancel_with_status(status));
                 assert!(first.join().unwrap());
                 assert!(!context.cancel());
-                // This message is no longer sent.
+                // The call has ended, so this message is not sent.
                 scene.say();
                 Ok(())
             }
@@ -240,7 +240,7 @@ async fn an_unread_stream_is_dropped_when_its_call_ends() {
     for window in [0, 8] {
         for by_deadline in [true, false] {
             let (began, mut contexts) = unbounded_channel();
-            // When the stream drops this sender, `dropped` ends.
+            // When the stream is dropped, this sender is, too, and `dropped` ends.
             let (held, mut dropped) = unbounded_channel::<()>();
             let held = std::sync::Mutex::new(Some(held));
             let (player, mut ended) = reporting(move |scene: Scene| {
@@ -356,7 +356,8 @@ impl Web {
         Web { stream, drain }
     }
 
-    /// Reads until `wanted` has arrived, among the trailers in the body or among the headers.
+    /// Reads until `wanted` has arrived, either in the headers or in the trailers, which are in the
+    /// body.
     async fn until(&mut self, wanted: &str) {
         let mut all = Vec::new();
         soon(async {

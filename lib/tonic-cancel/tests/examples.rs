@@ -22,7 +22,7 @@ fn a_proxy_propagates_deadline_and_cancellation() {
     proxy::main().unwrap();
 }
 
-/// With a real process and a real signal.
+/// Uses a real process and a real signal.
 #[test]
 fn a_client_is_stopped_by_ctrl_c() {
     let tests = env::current_exe().unwrap();

@@ -1,5 +1,5 @@
 //! Every way in which a call can end, unary and streaming, over real sockets. Checks the client's
-//! result, the arguments of the call's callback, and that the work on a separate thread stops.
+//! result, the argument of the call's callback, and that the work on a separate thread stops.
 
 mod stage;
 
@@ -78,7 +78,7 @@ async fn play(reports: Reports, scene: Scene) -> Result<(), Status> {
     });
     if scene.line == "no room" {
         let room = reports.room.begin_within(&context, Duration::ZERO).await;
-        // With the handler's own status.
+        // The handler replaces the status with its own.
         return room
             .map(drop)
             .map_err(|_| with_details(Code::ResourceExhausted));
@@ -128,7 +128,7 @@ impl House {
         Either::start(is_stream, &client, request(line), options)
     }
 
-    /// Returns how a call ended for its handler, after its work has stopped.
+    /// Waits until the work of a call has stopped. Returns how the call ended for its handler.
     async fn ended(&mut self) -> (Code, Option<CancelReason>) {
         let end = next(&mut self.seen.ended).await;
         next(&mut self.seen.stopped).await;
@@ -181,7 +181,7 @@ fn said(result: &Result<(), Status>) -> Code {
 fn assert_rich(result: &Result<(), Status>) {
     let status = result.as_ref().unwrap_err();
     assert_eq!(status.message(), "as rich as they get");
-    // `ErrorDetails` cannot be compared in another way.
+    // `ErrorDetails` cannot be compared directly.
     let got = format!("{:?}", status.get_error_details());
     assert_eq!(got, format!("{:?}", details()));
 }
@@ -231,7 +231,8 @@ fn statuses() -> [Status; 5] {
     .map(|(code, details)| Status::with_error_details(code, format!("{code}: 100 % sûr"), details))
 }
 
-/// Returns one of these. The requested service name selects which one, and where it is returned.
+/// Returns one of [`statuses`]. The requested service name selects which one, and where it is
+/// returned.
 struct Failing(UnboundedSender<CallEnd>);
 
 impl Failing {
@@ -336,7 +337,7 @@ async fn the_connection_dies() {
         next(&mut house.seen.began).await;
         call.first().await;
         house.proxy.die();
-        // tonic may report different codes, but neither success nor a status from the server.
+        // tonic may report different codes, but neither OK nor a status from the server.
         let code = said(&call.end().await);
         let made_locally = [Code::Unavailable, Code::Unknown, Code::Cancelled];
         assert!(made_locally.contains(&code), "{code:?}");
@@ -437,7 +438,7 @@ async fn a_drain_forces_a_handler_that_does_not_listen() {
     }
 }
 
-/// A rejected call does not reach a handler, so there is no callback to run.
+/// A rejected call does not reach a handler, so no callback is registered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_is_rejected_before_any_work() {
     for kind in KINDS {

@@ -1,5 +1,5 @@
-//! Calls that handlers make for a call: three hops, each a server on a separate socket, and what
-//! reaches the last one.
+//! Calls that handlers make for a call. There are three hops, each a server on a separate socket.
+//! Tests what reaches each hop.
 
 mod stage;
 
@@ -242,8 +242,7 @@ async fn a_deadline_reaches_every_hop_and_each_has_less_than_the_one_before() {
         for (number, hop) in chain.hops.iter_mut().enumerate() {
             let end = next(&mut hop.ended).await;
             match end.cancelled {
-                // The hop ended with the status of the hop behind it. The last hop has none behind
-                // it.
+                // The hop ended with the status of the next hop. The last hop has no next one.
                 None if means == Means::Linked => assert_eq!(end.code, Code::DeadlineExceeded),
                 None => assert!(others.contains(&end.code), "{end:?}"),
                 _ => assert_out_of_time(end),
@@ -254,7 +253,8 @@ async fn a_deadline_reaches_every_hop_and_each_has_less_than_the_one_before() {
     }
 }
 
-/// The hop's own clock was first, or that of the hop before it, which has the same deadline.
+/// Asserts that a call ended by its deadline. Either the hop's own clock was first, or that of its
+/// caller, which has the same deadline.
 #[track_caller]
 fn assert_out_of_time(end: CallEnd) {
     let expected = match end.cancelled {
@@ -312,7 +312,7 @@ async fn a_call_that_is_asked_to_stop_cancels_its_outgoing_calls() {
             .drain(Duration::ZERO, stage::PATIENCE)
             .await;
         assert_eq!((drained.told, drained.forced), (1, 0));
-        // The handler returned the status of its own outgoing call.
+        // The handler returned the status of its outgoing call.
         let status = call.end().await.unwrap_err();
         assert_eq!(status.code(), Code::Cancelled);
         let end = next(&mut chain.hops[0].ended).await;
@@ -338,7 +338,7 @@ async fn a_call_without_time_left_is_not_sent() {
         let client = first.client().await;
         let mut call = Either::start(is_stream, &client, request(""), options);
         assert_eq!(call.end().await.unwrap_err().code(), Code::DeadlineExceeded);
-        // Calls sent earlier have arrived when a later one has.
+        // When a later call has arrived, calls sent earlier have arrived, too.
         let mut later = last.client().await;
         let arrives = tokio::spawn(async move { later.check(request("")).await });
         assert_eq!(next(&mut seen.began).await, None, "it was sent");
@@ -393,7 +393,7 @@ async fn a_request_keeps_its_own_shorter_timeout() {
     }
 }
 
-/// This holds even if the parent call and the options allow more time.
+/// The shorter timeout counts even if the parent call and the options allow more time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_ends_by_the_shorter_timeout_of_its_request() {
     const OWN: Duration = Duration::from_secs(3);

@@ -1,5 +1,5 @@
-//! A client's messages, up to their end or to where they were cut off, read by a task that outlives
-//! its handler.
+//! A client's messages, up to their end or to the point where they were cut off, read by a task
+//! that outlives its handler.
 //!
 //! The service is gRPC's reflection service, which has a method whose client streams.
 
@@ -30,11 +30,11 @@ use tonic_reflection::pb::v1::{
 #[derive(Debug, PartialEq)]
 enum Seen {
     Message(String),
-    /// How the messages ended, as seen by the adaptor and by tonic's own stream.
+    /// How the messages ended, as reported by `Requests`.
     End(Result<(), Code>),
 }
 
-/// Passes the messages to a separate task.
+/// Reads the messages in a separate task.
 struct Reader {
     seen: UnboundedSender<Seen>,
     contexts: UnboundedSender<CallContext>,
@@ -123,7 +123,7 @@ impl House {
         (soon(response).await.unwrap().into_inner(), sender)
     }
 
-    /// Like `begin`, but waits until they have been read.
+    /// Like `begin`, but waits until both messages have been read.
     async fn call(&mut self) -> (Messages, UnboundedSender<ServerReflectionRequest>) {
         let call = self.begin().await;
         for host in ["one", "two"] {
@@ -167,7 +167,7 @@ async fn the_client_ends_its_messages() {
     assert_eq!(house.end().await, Ok(()));
 }
 
-/// tonic's own stream would end as if the client had sent everything.
+/// In this case, tonic's own stream ends as if the client had sent everything.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_client_leaves_before_its_last_message() {
     for reason in [h2::Reason::CANCEL, h2::Reason::NO_ERROR] {
@@ -231,12 +231,12 @@ async fn the_connection_dies() {
     drop((response, messages));
 }
 
-/// The remaining messages are no longer needed, although the client would continue sending.
+/// The client would continue to send, but its remaining messages are no longer needed.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_call_ends_before_the_messages() {
     let mut house = House::new(true).await;
     let (_response, _sender) = house.begin().await;
-    // The handler may have answered before they arrived.
+    // The handler may have answered before the messages arrived.
     let end = loop {
         if let Seen::End(end) = next(&mut house.seen).await {
             break end;

@@ -1,7 +1,7 @@
-//! Calls of every kind, ended by either side at random moments. In every case no task, permit, work
+//! Calls of every kind, ended by either side at random moments. Checks that no task, permit, work
 //! or callback is left.
 //!
-//! `SCHEDULES` sets the number of calls, `SCHEDULES_SEED` the seed of their random choices.
+//! `SCHEDULES` sets the number of calls, and `SCHEDULES_SEED` the seed of the random choices.
 
 mod stage;
 
@@ -23,13 +23,13 @@ use tonic_cancel::{
 };
 use tonic_health::pb::health_server::HealthServer;
 
-/// Takes about 40 seconds without optimization.
+/// Default number of calls. They take about 40 seconds without optimization.
 const SCHEDULES: u64 = 100_000;
 
-/// Number of calls to one server, which is drained after them or in their midst.
+/// Number of calls to one server. The server is drained after all of them or between two of them.
 const BATCH: u64 = 250;
 
-/// Number of these calls under way at a time.
+/// Maximum number of these calls under way at a time.
 const AT_A_TIME: usize = 50;
 
 /// Limit of concurrent pieces of work, low enough that some must wait.
@@ -62,7 +62,7 @@ impl Rng {
     }
 }
 
-/// Counts a value that must be dropped in the end.
+/// Counts as present until it is dropped. In the end, none may be left.
 struct Here(Arc<AtomicUsize>);
 
 impl Drop for Here {
@@ -100,7 +100,7 @@ impl Counts {
     }
 }
 
-/// The server's side: random choices from the seed that the client sends.
+/// The server's side. The client sends the seed of its random choices.
 fn plays(counts: Counts, room: WorkLimit) -> Player {
     player(move |scene| {
         let (counts, room) = (counts.clone(), room.clone());

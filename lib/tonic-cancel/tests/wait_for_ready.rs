@@ -121,8 +121,8 @@ impl Client {
             .unwrap();
     }
 
-    /// Asserts at most one attempt per interval since `since`, plus `already` attempts already
-    /// under way.
+    /// Asserts that there was at most one attempt for each interval since `since`, plus `already`
+    /// attempts.
     fn assert_few_attempts(&self, since: Instant, already: u64) {
         let attempts = *self.attempts.borrow();
         let intervals = since.elapsed().as_millis() / WAIT.as_millis();
@@ -167,7 +167,7 @@ impl TestServer {
 impl Drop for TestServer {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            // Only after the shutdown is its port free.
+            // The port is free only after the shutdown.
             tokio::task::block_in_place(|| runtime.shutdown_timeout(PATIENCE));
         }
     }
@@ -183,7 +183,7 @@ async fn calls_wait_for_a_server_that_starts_later() {
     let _server = client.serve();
     assert_eq!(ends(unary).await.unwrap().into_inner().status, 1);
     assert_eq!(ends(stream.message()).await.unwrap().unwrap().status, 1);
-    // From now on no call has to wait.
+    // From now on, no call has to wait.
     assert!(ends(client.check(WAITING)).await.is_ok());
     assert!(ends(client.check(CallOptions::new())).await.is_ok());
 }
@@ -195,7 +195,7 @@ async fn without_the_option_a_call_fails_at_once() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert_eq!(*client.attempts.borrow(), 1);
 
-    // The same while another call waits.
+    // The same holds while another call waits.
     let hour = Duration::from_secs(3600);
     let client = Client::with_backoff(Backoff {
         initial: hour,
@@ -277,7 +277,8 @@ async fn a_thousand_calls_on_a_connection_that_is_lost_all_wait() {
     let mut stream = client.watch(WAITING);
     assert!(ends(stream.message()).await.unwrap().is_some());
     drop(server);
-    // From now on nothing can be sent, so nothing can be lost.
+    // Wait until the client notices the loss. After that, nothing can be sent, so nothing can be
+    // lost.
     assert!(ends(stream.message()).await.is_err());
     let calls: Vec<_> = (0..1000).map(|_| client.check(WAITING)).collect();
     client.attempts(3).await;
@@ -300,7 +301,8 @@ async fn without_the_channel_the_status_says_what_is_missing() {
     assert!(status.message().contains("ReadyChannel"), "{status}");
 }
 
-/// A server that answers its first call with OK after its last request, and returns what was sent.
+/// Serves one connection with one call. Answers the call with OK after its last request, and
+/// returns the headers and the bytes of the request.
 async fn receive(address: SocketAddr) -> (http::HeaderMap, Vec<u8>) {
     let listener = TcpListener::bind(address).await.unwrap();
     let (socket, _) = listener.accept().await.unwrap();
@@ -363,7 +365,7 @@ async fn a_stream_of_requests_is_kept_whole_and_the_timeout_is_what_is_left() {
         |requests| upload(channel, requests),
     );
     client.attempts(4).await;
-    // The waits between these attempts are over before an attempt finds the server.
+    // The three waits between these attempts are over before an attempt finds the server.
     let left = timeout - 3 * WAIT;
     let server = tokio::spawn(receive(client.address));
     assert!(ends(call).await.is_ok());
@@ -393,7 +395,7 @@ async fn a_lost_connection_is_replaced_and_sent_calls_are_not_repeated() {
         let mut sent = client.watch(WAITING);
         assert!(ends(sent.message()).await.unwrap().is_some());
         drop(server);
-        // It had begun, so it fails, and must not look complete.
+        // The call had begun, so it fails, and must not look complete.
         assert!(ends(sent.message()).await.is_err());
         assert!(sent.done() && !sent.cancelled());
     }
@@ -404,8 +406,8 @@ async fn a_lost_connection_is_replaced_and_sent_calls_are_not_repeated() {
     assert!(ends(waiting).await.is_ok());
 }
 
-/// The first call tries. The other calls continue as soon as the connection is ready, without
-/// waiting for the server's answer.
+/// The first call connects. The others continue as soon as there is a connection, without waiting
+/// for the server's answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_slow_to_answer_counts_as_ready() {
     let client = Client::new().await;

@@ -10,11 +10,11 @@ use hashfinder_client::{CREDENTIAL, ConnectOptions, ServerAddress};
 
 use crate::terminal::quoted;
 
-/// Heading of these flags in the help. As a command's next heading it would also stand above other
-/// flags.
+/// Heading of these flags in the help. It is given for each flag, because `next_help_heading` would
+/// also apply to flags after these.
 const HEADING: &str = "Connection";
 
-/// How a server is reached, and who asks.
+/// How to connect to a server, and the credential.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ConnectionArguments {
     /// Use TLS
@@ -69,11 +69,12 @@ impl ConnectionArguments {
         }
     }
 
-    /// Returns the flags that connect to this server in the same way, whatever the settings are
-    /// then, quoted for a shell. They contain the paths of credentials and keys, but no credential.
+    /// Returns the flags for connecting to this server in the same way, quoted for a shell. They do
+    /// not depend on settings in the environment or the file. They contain the paths of credentials
+    /// and keys, but no credential.
     pub(crate) fn flags(&self, server: &ServerAddress) -> String {
         let ConnectionArguments {
-            // It is in the address.
+            // The address says whether to use TLS.
             tls: _,
             tls_ca,
             tls_client_certificate,
@@ -130,7 +131,7 @@ impl From<&ConnectionArguments> for ConnectOptions {
             tls_client_key: arguments.tls_client_key,
             tls_server_name: arguments.tls_server_name,
             credential_file: arguments.credential_file,
-            // An empty variable counts as unset, as with all others.
+            // An empty variable counts as unset, as for all settings.
             credential: env::var_os(CREDENTIAL).filter(|value| !value.is_empty()),
             send_credential_unencrypted: arguments.send_credential_unencrypted,
         }

@@ -2,8 +2,10 @@
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 
-/// Arguments that are not flags of their command. [`with_file_settings`] adds them to the command
-/// line that the settings of the file and the environment become part of.
+/// Arguments that are not flags of their command.
+///
+/// [`with_file_settings`] adds them to the command that is parsed with the settings of the file and
+/// the environment.
 ///
 /// [`with_file_settings`]: crate::cli::with_file_settings
 #[derive(Debug)]

@@ -14,10 +14,10 @@ use hashfinder_system::files;
 
 use super::values::distance;
 
-/// Prefix of an alphabet that is given byte by byte.
+/// Start of the value of `--alphabet` if it lists the characters.
 const GIVEN: &str = "of:";
 
-/// Maximum length of a prefix's file, in bytes.
+/// Maximum length of the file of `--secret-prefix-file`, in bytes.
 const LONGEST_PREFIX: u64 = Keyspace::MAX_PREFIX as u64;
 
 #[derive(Args, Clone, Debug)]
@@ -101,10 +101,10 @@ pub(crate) struct KeyspaceArguments {
     pub(crate) alphabet: Alphabet,
 }
 
-/// Why the arguments make no query.
+/// Why no query can be made from the arguments.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum QueryError {
-    /// The request makes no sense.
+    /// An argument is wrong, or the prefix cannot be read from its file.
     #[error("{0}")]
     Wrong(String),
     /// No secret can ever match.

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::values::{duration, threads};
 
-/// Flags that all recipes share, about their search.
+/// Flags for the searches of `git-commit` and `hashcash`.
 #[derive(Args, Debug)]
 pub(crate) struct SearchArguments {
     /// Stop after this time, such as 90s, 5m or 1h30m

@@ -1,22 +1,24 @@
-//! Parsers of the values of flags.
+//! Parsers for the values of flags.
 
 use std::{fmt, num::NonZeroUsize, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use hashfinder_search::{Distance, Kernel};
 
-/// Maximum number of threads that search: far more than any machine has cores, and far fewer than
-/// would overload one.
+/// Maximum number of threads that search: more than the cores of almost any machine, and far fewer
+/// than would overload one.
 const MAXIMUM_THREADS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// Maximum duration, to which longer ones are cut. It is practically forever, and libraries can add
-/// it to the clock's time, which panics if the sum does not fit.
+/// Maximum duration: 1,000 years. Longer durations are cut to it.
+///
+/// It is practically forever, but libraries can still add it to the current time. They panic if the
+/// sum cannot be represented.
 pub(crate) const LONGEST_DURATION: Duration = Duration::from_secs(1000 * 31_557_600);
 
 pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, String> {
     number(NonZeroUsize::MIN..=MAXIMUM_THREADS)(text)
 }
 
-/// Returns a parser of numbers in a range.
+/// Returns a parser that accepts the whole numbers in a range.
 pub(crate) fn number<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
 where
     T: Clone + fmt::Display + FromStr + PartialOrd,
@@ -65,7 +67,7 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
-/// Formats a duration as flags accept it.
+/// Formats a duration in the format that flags accept.
 pub(crate) fn shown(duration: Duration) -> String {
     humantime::format_duration(duration).to_string()
 }

@@ -14,7 +14,7 @@ use crate::{
 /// Show the configuration, or print a default configuration file.
 ///
 /// Every flag is a setting, which an environment variable or a file can set, too. Exceptions are
-/// flags of a single call, such as --json and --resume. The command line overrides the environment,
+/// flags of a single run, such as --json and --resume. The command line overrides the environment,
 /// which overrides the file.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -72,7 +72,8 @@ enum What {
     Default,
 }
 
-/// Runs the command, for the flags of `program` and the file that the command line names, if any.
+/// Runs the command for the settings of `program`. `file` is the file that the command line names,
+/// if any.
 pub(crate) fn run(
     arguments: &ConfigArguments,
     program: Command,

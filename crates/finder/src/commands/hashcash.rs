@@ -29,7 +29,7 @@ const MAXIMUM_BITS: u32 = 160;
 /// Number of bits in a hexadecimal digit.
 const BITS_OF_DIGIT: u32 = 4;
 
-/// Number of random bytes in a stamp, which make each stamp unique: 16 characters of base64.
+/// Number of random bytes that make each stamp unique. In base64, they have 16 characters.
 const RANDOM_BYTES: usize = 12;
 
 /// Spelling of a stamp's SHA-1, which must begin with zero bits.
@@ -103,7 +103,7 @@ fn date(text: &str) -> Result<String, String> {
     }
 }
 
-/// Whether it is a date of this century, with or without the time of day.
+/// Returns whether `text` is a date of this century, with or without the time of day.
 fn is_date(text: &str) -> bool {
     let time = match text.len() {
         6 => "000000",
@@ -121,8 +121,8 @@ pub(crate) fn run(arguments: &HashcashArguments) -> Result<Exit> {
         return check(stamp, arguments);
     }
     let limit = TimeLimit::start(arguments.search.maximum_time);
-    // hashcash also converts to lower case, unless -C is given. A checker that compares case then
-    // accepts the stamp.
+    // hashcash also converts the resource to lower case, unless -C is given. A checker that
+    // compares case expects that.
     let resource = arguments.resource.as_deref().unwrap_or_default();
     let resource = resource.to_ascii_lowercase();
     let bits = arguments.bits.unwrap_or(USUAL_BITS);
@@ -214,8 +214,10 @@ fn check(stamp: &str, arguments: &HashcashArguments) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Returns a description of a stamp that is right: it is for `resource` and has at least `bits`
-/// zero bits, if these are given. Otherwise returns what is wrong with it.
+/// Returns a description of the stamp if it is right, otherwise what is wrong with it.
+///
+/// Its SHA-1 must begin with the zero bits that it claims. If `resource` is given, the stamp must
+/// be for it; if `bits` is given, the stamp must claim at least `bits` zero bits.
 fn checked(text: &str, resource: Option<&str>, bits: Option<u32>) -> Result<String, String> {
     let stamp: Stamp<'_> = Stamp::parse(text)?;
     // hashcash also ignores case, unless -C is given.

@@ -1,4 +1,4 @@
-//! `hashfinder health`: whether a server takes calls, for probes.
+//! `hashfinder health`: checks whether a server accepts calls, for probes.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ use crate::{
 /// Time limit of a check, connection included: a healthy server answers within milliseconds.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time limit of the connection, so that the check ends with the reason why there is none.
+/// Time limit for connecting. It is shorter than [`TIMEOUT`], so that the error says why the check
+/// cannot connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Check whether a server accepts calls.
@@ -81,7 +82,7 @@ async fn check(arguments: &HealthArguments) -> Result<ServingStatus> {
     )
     .await?;
     let mut client = HealthClient::new(connection.channel());
-    // The empty name is the server as a whole.
+    // The empty service name stands for the server as a whole.
     let request = Request::new(HealthCheckRequest::default());
     let call = Call::start(request, CallOptions::new(), |request| async move {
         client.check(request).await

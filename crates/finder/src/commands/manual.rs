@@ -1,4 +1,4 @@
-//! `hashfinder completions` and `hashfinder man`: the command line for shells, and as a manual.
+//! `hashfinder completions` and `hashfinder man`: completions for shells, and manual pages.
 
 use std::{
     fs, io,
@@ -57,7 +57,7 @@ pub(crate) struct ManArguments {
     directory: Option<PathBuf>,
 }
 
-/// Prints the shell's script for the command line of `program`.
+/// Prints the script with which a shell completes the command line of `program`.
 pub(crate) fn completions(arguments: &CompletionsArguments, mut program: Command) -> Result<Exit> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut program, PROGRAM, &mut script);
@@ -65,10 +65,10 @@ pub(crate) fn completions(arguments: &CompletionsArguments, mut program: Command
     Ok(Exit::Success)
 }
 
-/// Prints the manual of `program`, or writes it.
+/// Prints the manual page of `program`, or writes a page for each of its commands.
 pub(crate) fn man(arguments: &ManArguments, program: Command) -> Result<Exit> {
     let mut program = program.disable_help_subcommand(true);
-    // This gives the commands their full names, and the global flags.
+    // This gives each command its full name and the global flags.
     program.build();
     match &arguments.directory {
         Some(directory) => {
@@ -112,8 +112,8 @@ fn page(command: &Command) -> io::Result<Vec<u8>> {
     Ok(page)
 }
 
-/// Returns the text below the options: examples, exit codes and notes. clap_mangen would join the
-/// lines of their tables.
+/// Returns the text below the options (examples, exit codes and notes), in roff. clap_mangen would
+/// join the lines of tables in it.
 fn after_help(text: &str) -> Roff {
     let mut roff = Roff::new();
     let mut in_notes = false;

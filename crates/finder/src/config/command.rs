@@ -1,11 +1,11 @@
-//! The command line as it is parsed.
+//! Adapts clap's commands before they parse the command line, and reads the result.
 
 use clap::{ArgAction, ArgMatches, Command, builder::BoolishValueParser, parser::ValueSource};
 
 use super::settings::is_switch;
 
-/// Returns the command line as it is parsed: a switch may be repeated, and may have a value, so
-/// that `--quiet=false` overrides the file and the environment.
+/// Lets every switch be repeated and have a value, so that `--quiet=false` overrides the file and
+/// the environment.
 pub(super) fn with_switch_values(command: Command) -> Command {
     let command = command.mut_args(|arg| match is_switch(&arg) {
         true => {
@@ -20,7 +20,7 @@ pub(super) fn with_switch_values(command: Command) -> Command {
 }
 
 /// Makes flags accept negative numbers as values, so that a flag's own parser reports what is wrong
-/// with one. By default, clap takes it for a flag.
+/// with the number. By default, clap takes a negative number for a flag.
 pub(super) fn with_negative_numbers(command: Command) -> Command {
     let command = command.mut_args(|arg| match arg.get_action() {
         ArgAction::Set | ArgAction::Append if arg.get_long().is_some() => {
@@ -31,7 +31,7 @@ pub(super) fn with_negative_numbers(command: Command) -> Command {
     command.mut_subcommands(with_negative_numbers)
 }
 
-/// Whether the command has the switch `--quiet`, and it is on.
+/// Returns whether the command has the switch `--quiet`, and it is on.
 pub(super) fn is_quiet(matches: &ArgMatches) -> bool {
     match matches.subcommand() {
         Some((_, inner)) => is_quiet(inner),
@@ -39,8 +39,8 @@ pub(super) fn is_quiet(matches: &ArgMatches) -> bool {
     }
 }
 
-/// Returns the path of the command, and the ids of the arguments that were given on the command
-/// line.
+/// Returns the path of the command (the names of its subcommands), and the ids of the arguments
+/// that were given on the command line.
 pub(super) fn of_command_line(mut matches: &ArgMatches) -> (Vec<String>, Vec<String>) {
     let (mut path, mut explicit) = (Vec::new(), Vec::new());
     loop {

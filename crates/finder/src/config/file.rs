@@ -13,19 +13,19 @@ use super::settings::{
     Kind, ONLY_ON_THE_COMMAND_LINE, Origin, Setting, Settings, literal, nearest,
 };
 
-/// Maximum length of the file, in bytes: hundreds of times that of one with every setting.
+/// Maximum length of the file, in bytes: hundreds of times the length of a file with every setting.
 const LONGEST: u64 = 1 << 20;
 
 /// The content of a file, in which every key is a known setting.
 pub(super) struct File {
     path: PathBuf,
-    /// By table and key.
+    /// The entries, by table and key.
     entries: BTreeMap<(Vec<String>, String), Entry>,
 }
 
 struct Entry {
     value: Value,
-    /// Name of its type in TOML.
+    /// TOML's name for the value's type.
     kind: &'static str,
     line: usize,
 }
@@ -34,11 +34,13 @@ enum Value {
     Switch(bool),
     One(String),
     Many(Vec<String>),
-    /// A type that no setting has.
+    /// A value of a type that no setting has.
     Other,
 }
 
 impl File {
+    /// Reads and parses the file at `path`.
+    ///
     /// # Errors
     ///
     /// If it cannot be read, is not TOML, or has an unknown table or key.
@@ -78,18 +80,18 @@ impl File {
         })
     }
 
-    /// Whether the file sets nothing.
+    /// Returns whether the file sets nothing.
     #[cfg(fuzzing)]
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Returns the values that one of its tables has for a setting, and where they are; `None` if
-    /// it has none.
+    /// Returns the values that `table` gives to a setting, and where they are in the file; `None`
+    /// if the table does not have the setting.
     ///
     /// # Errors
     ///
-    /// If they are of a type that the setting does not have.
+    /// If the values are not of the setting's type.
     pub(super) fn given(
         &self,
         setting: &Setting,
@@ -181,8 +183,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Returns a hint for an unknown name: what the user may have meant. `here` are the names that
-    /// are known in its place.
+    /// Returns a hint for an unknown name: what the user may have meant. `here` lists the names
+    /// that the table may contain.
     fn hint<'b>(&self, name: &str, here: impl Iterator<Item = &'b str>) -> String {
         let elsewhere = self
             .settings
@@ -214,7 +216,7 @@ fn read(value: &DeValue<'_>) -> Value {
     }
 }
 
-/// Returns a number or a string as it is written after a flag; `None` for other types.
+/// Returns a number or a string as it would be written after a flag; `None` for other types.
 fn text(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.clone().into_owned()),

@@ -1,4 +1,4 @@
-//! The checks that the fuzz target makes of a configuration file.
+//! The checks that the fuzz target runs on a configuration file.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -32,7 +32,7 @@ impl Program {
 /// # Panics
 ///
 /// If an error in the text has no message, if a value is not read back as `config show` writes it,
-/// or if flags that are right one by one make a command line that cannot be read.
+/// or if `parsed` panics.
 pub(crate) fn config(text: &str, program: &Program, parsed: impl Fn(&ArgMatches)) {
     let Program {
         command: program,

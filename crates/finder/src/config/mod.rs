@@ -1,13 +1,14 @@
 //! The configuration: flags over environment variables over a TOML file over defaults.
 //!
-//! The command line is the list of settings. Each of its flags is a setting with the flag's name,
-//! which the flag's own parser checks, and clap receives a value from elsewhere as the flag's
-//! default. A hidden argument is a setting that only the file and the environment can give; its
-//! table is the heading of its help, within the table of its command. `find --ideal-distance` is
-//! `HASHFINDER_FIND_IDEAL_DISTANCE` in the environment, and in the file the key `ideal-distance` of
-//! the table `[find]`. A setting that several commands share can be set for all of them by leaving
-//! out the command's name: `HASHFINDER_KERNEL`, and `kernel` at the top of the file. A value for
-//! one command overrides a value for all.
+//! The command line defines the settings: almost every flag is a setting of the same name. Clap
+//! receives a value from the environment or the file as the flag's default, and the flag's own
+//! parser checks it. A hidden argument is a setting that only the file and the environment can
+//! give. Its help heading is the name of its table, within the table of its command.
+//!
+//! For example, `find --ideal-distance` is `HASHFINDER_FIND_IDEAL_DISTANCE` in the environment, and
+//! the key `ideal-distance` of the table `[find]` in the file. A setting that several commands
+//! share can be set for all of them by leaving out the command's name: `HASHFINDER_KERNEL`, or
+//! `kernel` at the top of the file. A value for one command overrides a value for all.
 
 mod command;
 mod file;
@@ -34,8 +35,9 @@ use self::{
 use crate::terminal;
 
 /// Parses the command line of this process for `program`, with the settings of the environment and
-/// the file. `with_settings` is the program with the settings that are not flags. Ends the process
-/// where clap would: after it has printed the help, and if the command line is wrong.
+/// the file. `with_settings` is `program` together with the settings that are not flags.
+///
+/// Ends the process where clap would: after printing the help, and if the command line is wrong.
 ///
 /// # Errors
 ///
@@ -52,7 +54,8 @@ pub(crate) fn parse(program: Command, with_settings: Command) -> Result<ArgMatch
     let (path, explicit) = of_command_line(&asked);
     let settings = Settings::of(&command);
     if settings.not_flags(&path).any(|id| explicit.contains(id)) {
-        // The program itself rejects them.
+        // The line has a setting that is not a flag. Without these settings, clap reports it as an
+        // unknown flag.
         let flags = with_negative_numbers(with_switch_values(program.clone()));
         if let Err(error) = flags.try_get_matches_from(&line) {
             usage::exit(error, program, &settings, &path, &line);
@@ -103,7 +106,7 @@ mod tests {
         command().debug_assert();
     }
 
-    /// Regression: a delete character was not escaped, which is not valid TOML.
+    /// Regression: a delete character was not escaped, so the output was not valid TOML.
     #[test]
     fn shown_values_are_read_back_unchanged() {
         for character in (0..0x100).filter_map(char::from_u32) {
@@ -182,7 +185,7 @@ mod tests {
         assert!(!last("hashfinder find a -q -q --quiet=true --quiet=no"));
     }
 
-    /// A program with a command within a command.
+    /// Returns a program in which a command has subcommands.
     fn nested() -> Command {
         let server = || Arg::new("server").long("server").required(true);
         let all = Arg::new("all").long("all").action(ArgAction::SetTrue);
@@ -242,8 +245,8 @@ mod tests {
                 "HASHFINDER_SEARCHES_SERVER=b",
             ),
             ("ask", vec![all, searches, list], "HASHFINDER_SERVER=a"),
-            // A setting of only one command, or of only the commands within one, has no variable
-            // without a command's name.
+            // If a setting belongs to only one command or its subcommands, every variable for it
+            // contains the name of that command.
             ("ask", vec![("PORT", "1")], ""),
             ("searches list", vec![("STATE", "ended")], ""),
         ] {
@@ -260,7 +263,7 @@ mod tests {
         let variables = [("SERVER", "a")];
         assert_eq!(resolved("ask", &["server"], &variables), (String::new(), 0));
         assert_eq!(resolved("ask", &["port"], &variables), (String::new(), 1));
-        // A value for one command excludes a conflicting value for all.
+        // A value for one command overrides a conflicting value for all.
         let variables = [("SERVER", "a"), ("ASK_PORT", "1")];
         assert_eq!(
             resolved("ask", &[], &variables),

@@ -17,7 +17,7 @@ use crate::terminal::{self, as_text, say};
 const WIDTH: usize = 100;
 
 /// Returns a line for each setting of `program`, with its values and their origin. `file` is the
-/// file that the command line names.
+/// file that the command line names, if any.
 ///
 /// # Errors
 ///
@@ -101,7 +101,7 @@ pub(crate) fn show(program: Command, file: Option<&PathBuf>, as_json: bool) -> R
     Ok(lines.collect())
 }
 
-/// Returns the value in JSON; null if there is none.
+/// Returns the setting's value in JSON; null if it has none.
 fn value(setting: &Setting, values: &[String]) -> Value {
     let one = |text: &String| match text.parse().map(Value::Number) {
         Ok(number) => number,
@@ -115,7 +115,7 @@ fn value(setting: &Setting, values: &[String]) -> Value {
     }
 }
 
-/// Returns a file that sets nothing, and describes every setting of `program`.
+/// Returns the text of a file that sets nothing, and describes every setting of `program`.
 pub(crate) fn default_file(program: Command) -> String {
     let settings = Settings::of(&with_switch_values(program));
     let mut text = format!(
@@ -148,7 +148,7 @@ pub(crate) fn default_file(program: Command) -> String {
     text
 }
 
-/// Returns the text as lines of a comment.
+/// Returns the text as a TOML comment, wrapped at [`WIDTH`].
 fn comment(text: &str) -> String {
     let mut lines = String::new();
     let mut line = "#".to_owned();

@@ -11,18 +11,20 @@ use super::{
 #[derive(Default)]
 pub(super) struct Resolved<'a> {
     pub(super) given: Vec<Given<'a>>,
-    /// Notes for the user, about settings that are left out.
+    /// Notes for the user about settings that are ignored because of a conflict.
     pub(super) notes: Vec<String>,
 }
 
 impl Settings {
-    /// Returns the settings that the sources give to the command itself, not to its parent
-    /// commands. Leaves out flags that were given on the command line, and every setting that
-    /// conflicts with one of them or with a setting that takes precedence.
+    /// Returns the settings that the sources give to the command at `path`, but not those of its
+    /// parent commands. `explicit` lists the ids of the arguments that are on the command line.
+    ///
+    /// Leaves out settings that are on the command line, and every setting that conflicts with an
+    /// argument there or with a setting that takes precedence.
     ///
     /// # Errors
     ///
-    /// If a value is wrong, or two settings of the same rank exclude each other.
+    /// If a value is wrong, or two settings of the same rank conflict.
     pub(super) fn resolve<'a>(
         &'a self,
         path: &[String],
@@ -34,8 +36,8 @@ impl Settings {
             .iter()
             .try_fold(root, |command, name| command.find_subcommand(name));
         let command = command.context("unknown command")?;
-        // The flags and settings so far: the id, the name in messages, and the rank (`None` for the
-        // command line).
+        // The flags and settings that others may conflict with: the id, the name in messages, and
+        // the rank (`None` for the command line).
         let mut present: Vec<(String, String, Option<Rank>)> = Vec::new();
         for arg in command.get_arguments() {
             let id = arg.get_id().to_string();
@@ -54,7 +56,7 @@ impl Settings {
         all.sort_by_key(|given| given.rank);
         let mut resolved = Resolved::default();
         for given in all {
-            // A value that is the default excludes nothing.
+            // A value that equals the default conflicts with nothing.
             if given.values == given.setting.defaults {
                 resolved.given.push(given);
                 continue;
@@ -94,7 +96,7 @@ fn exclude_each_other(command: &Command, one: &str, other: &str) -> bool {
 pub(super) fn set_default(command: Command, path: &[String], given: &Given<'_>) -> Command {
     match path {
         [] => command.mut_arg(&given.setting.id, |arg| {
-            // A flag that has a value is not required on the command line.
+            // The flag has a value now, so it is not required on the command line.
             arg.default_values(given.values.clone()).required(false)
         }),
         [first, rest @ ..] => {

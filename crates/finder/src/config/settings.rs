@@ -1,4 +1,5 @@
-//! The settings: every flag of the command line that can also be set elsewhere.
+//! The settings: flags that the environment and the file can also set, and settings that are not
+//! flags.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -6,13 +7,13 @@ use clap::{Arg, ArgAction, Command};
 
 use crate::terminal;
 
-/// Flags that are not settings, of all commands.
+/// Flags that are not settings, whichever command they belong to.
 pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
-    // It says where the settings are.
+    // It names the file that contains the settings.
     "config",
-    // Where the pages of the manual go, once.
+    // It belongs to one installation of the manual.
     "directory",
-    // It concerns one stamp or one configuration.
+    // It applies to one stamp, or to the start of one server.
     "check",
     // It belongs to one stamp.
     "date",
@@ -27,9 +28,9 @@ pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
     "write",
     // It describes the secret on the command line.
     "hex",
-    // It concerns the reader of this output.
+    // It depends on what reads the output of one run.
     "json",
-    // It is the reason for one cancellation.
+    // It belongs to one cancellation.
     "reason",
     // They belong to one search.
     "resume",
@@ -39,13 +40,13 @@ pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
 /// Prefix of the program's environment variables.
 pub(super) const PREFIX: &str = "HASHFINDER_";
 
-/// Minimum similarity, from 0 to 1, of a name that is suggested in place of an unknown one.
+/// Minimum similarity of an unknown name and the name that is suggested for it, from 0 to 1.
 pub(super) const ALIKE: f64 = 0.8;
 
 /// A value that the file or the environment can set.
 #[derive(Debug)]
 pub(super) struct Setting {
-    /// Path of the command that it belongs to: the names of its subcommands.
+    /// Path of the command that the setting belongs to, such as `searches`, `list`.
     pub(super) path: Vec<String>,
     pub(super) id: String,
     /// The flag's name, without its dashes.
@@ -55,9 +56,10 @@ pub(super) struct Setting {
     /// The flag's help, and the placeholder of its value.
     pub(super) help: String,
     pub(super) value_name: String,
-    /// Tables of the file in which it can be set, from its own outwards. There is at least one.
+    /// Tables of the file in which it can be set, from the innermost outwards. There is at least
+    /// one.
     pub(super) tables: Vec<Vec<String>>,
-    /// Name of its table within its command's, if it is not a flag of the command line.
+    /// Name of its table within its command's table, if the setting is not a flag.
     pub(super) section: Option<String>,
 }
 
@@ -69,7 +71,7 @@ pub(super) enum Kind {
 }
 
 impl Setting {
-    /// Returns the name of its environment variable for the commands of a table.
+    /// Returns the name of the environment variable that has the same effect as the key in `table`.
     pub(super) fn variable(&self, table: &[String]) -> String {
         let commands = table.iter().take(self.path.len());
         let parts = commands.chain([&self.name]);
@@ -133,7 +135,7 @@ impl Settings {
                 continue;
             }
             // An outer table is useful only if it serves more commands than the inner one. This
-            // rule also avoids HASHFINDER_PORT, which Kubernetes sets for any service called
+            // rule also avoids HASHFINDER_PORT, which Kubernetes sets if a service is called
             // hashfinder.
             let mut served = 0;
             for length in (0..=setting.path.len()).rev() {
@@ -172,7 +174,7 @@ impl Settings {
         paths
     }
 
-    /// Returns the settings that a table can have, in alphabetical order.
+    /// Returns the names of the settings that a table can have, in alphabetical order.
     pub(super) fn of_table(&self, table: &[String]) -> Vec<&str> {
         let fits = self
             .0
@@ -247,8 +249,8 @@ pub(super) fn literal(setting: &Setting, values: &[String]) -> String {
     }
 }
 
-/// Returns a number as it is, and any other text in quotes. A JSON string is also a TOML string if
-/// all its control characters are escaped.
+/// Returns a value in TOML: a number unchanged, and any other text in quotes. A JSON string is also
+/// a TOML string if all its control characters are escaped.
 pub(super) fn scalar(text: &str) -> String {
     match serde_json::from_str::<serde_json::Number>(text) {
         Ok(_) => text.to_owned(),

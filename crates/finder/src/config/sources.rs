@@ -34,8 +34,14 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Reads the environment and the file: the one that the command line or else the environment
-    /// names or, by default, the one at the usual path, if it exists.
+    /// Reads the environment and the file.
+    ///
+    /// The file is the one that the command line names (`named`), or else the environment. If
+    /// neither does, it is the one at the usual path, if that exists.
+    ///
+    /// # Errors
+    ///
+    /// If the file is wrong, or a variable with the program's prefix is not UTF-8.
     pub(super) fn read(named: Option<&PathBuf>, settings: &Settings) -> Result<Sources> {
         let mut variables = BTreeMap::new();
         for (name, value) in env::vars_os() {
@@ -62,10 +68,15 @@ impl Sources {
         Ok(Sources { variables, file })
     }
 
-    /// Returns the values of a setting. The environment takes precedence over the file and, in
-    /// each, a value for one command over a value for all.
+    /// Returns the values of a setting; `None` if it is not set. The environment takes precedence
+    /// over the file. Within each of them, a value for one command takes precedence over a value
+    /// for all.
+    ///
+    /// # Errors
+    ///
+    /// If the file has values of the wrong type.
     pub(super) fn given<'a>(&self, setting: &'a Setting) -> Result<Option<Given<'a>>> {
-        // A credential itself takes precedence over the path of one.
+        // The variable with the credential itself takes precedence over the path of a file.
         if setting.name == "credential-file" && self.variables.contains_key(CREDENTIAL) {
             return Ok(None);
         }
@@ -104,7 +115,7 @@ impl Sources {
 
     /// Returns a note about each unknown variable with the program's prefix.
     pub(super) fn unknown_variables(&self, settings: &Settings) -> Vec<String> {
-        // The section of a setting is no part of its variable, but a good guess.
+        // A setting's variable does not contain its section, but users may expect that it does.
         let in_section = |name: &str| {
             let mut with_section = settings.0.iter().filter_map(|setting| {
                 let section = setting.section.as_ref()?;
@@ -151,7 +162,8 @@ impl Sources {
     }
 }
 
-/// Returns the path of the file if none is named.
+/// Returns the path of the file that is read if none is named. Returns `None` if neither
+/// XDG_CONFIG_HOME nor HOME is an absolute path.
 pub(super) fn usual_path() -> Option<PathBuf> {
     let absolute = |name| {
         let path = env::var_os(name).map(PathBuf::from);
@@ -192,6 +204,10 @@ impl fmt::Display for Given<'_> {
 
 impl Given<'_> {
     /// Checks the values with the flag's own parser.
+    ///
+    /// # Errors
+    ///
+    /// If the parser rejects a value.
     pub(super) fn check(&self, path: &[String], root: &Command) -> Result<()> {
         let Setting { name, kind, .. } = self.setting;
         if *kind == Kind::Switch {
@@ -222,8 +238,8 @@ impl Given<'_> {
     }
 }
 
-/// Returns `true` or `false` for a switch's value in the environment, as other programs read such a
-/// value; any other text as it is.
+/// Converts a switch's value in the environment, such as `yes`, `off` or `1`, to `true` or `false`.
+/// Returns any other text unchanged.
 pub(super) fn true_or_false(text: &str) -> String {
     let on = BoolishValueParser::new().parse_ref(&Command::default(), None, text.as_ref());
     on.map_or_else(|_| text.to_owned(), |on| on.to_string())

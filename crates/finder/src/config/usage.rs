@@ -1,5 +1,5 @@
-//! Reports errors in the command line: clap's errors, with the flag that was probably meant, and
-//! escaped for a terminal.
+//! Reports errors in the command line: clap's errors, escaped for a terminal, with suggestions for
+//! unknown flags.
 
 use std::ffi::OsString;
 
@@ -12,15 +12,14 @@ use clap::{
 use super::settings::{ALIKE, Settings, is_switch};
 use crate::terminal::as_text;
 
-/// Maximum number of flags, and of commands, that are suggested: users would have to search a
-/// longer list.
+/// Maximum number of flags or commands in a suggestion. Users would have to search a longer list.
 const SUGGESTIONS: usize = 3;
 
-/// Minimum length of a part of a flag's name that is recognised, in characters: `--max` for
-/// `--maximum-time`.
+/// Minimum length, in characters, at which a part of a flag's name is recognised, such as `--max`
+/// for `--maximum-time`.
 const SHORTEST_PART: usize = 3;
 
-/// Names that other programs use for some flags.
+/// Names of flags in other programs, each with this program's flags of the same purpose.
 const OTHER_NAMES: [(&str, &[&str]); 3] = [
     ("jobs", &["threads"]),
     ("limit", &["count", "maximum-hashes", "maximum-time"]),
@@ -39,14 +38,16 @@ pub(super) fn exit(
     explained(error, program, settings, path, line).exit()
 }
 
-/// Prints the help that the command line asks for, and ends the process. `help` is that of the
-/// program as it is parsed, where switches have values.
+/// Prints the help that the command line requests, and ends the process. `help` is what clap would
+/// print for the adapted command line, in which switches have values. If possible, prints the help
+/// of `program` instead.
 pub(super) fn exit_with_help(help: &Error, program: &Command, line: &[OsString]) -> ! {
     match program.clone().try_get_matches_from(line) {
         Err(plain) if plain.kind() == help.kind() => plain.exit(),
         _ => {}
     }
-    // The line has a switch with a value: the same line without other flags asks for the same help.
+    // The line has a switch with a value, so `program` rejects it. Without any flags, it requests
+    // the same help.
     let is_long = line.iter().any(|word| word == "--help");
     let mut words: Vec<&OsString> = line.iter().take(1).collect();
     let mut command = program;
@@ -83,7 +84,7 @@ fn explained(
     error
 }
 
-/// Replaces clap's suggestions for a flag that the command does not have. Clap suggests to give an
+/// Replaces clap's suggestions for a flag that the command does not have. Clap suggests giving an
 /// unknown flag as a name, after `--`.
 fn suggest(
     error: &mut Error,
@@ -105,8 +106,8 @@ fn suggest(
             let flag = ContextValue::String(format!("--{flag}"));
             error.insert(ContextKind::SuggestedArg, flag);
         } else if line.iter().any(|word| *word == *given) {
-            // A mistyped short flag: searches for a name of two characters that begins with "-" are
-            // rare.
+            // The argument is probably a mistyped short flag. It is not suggested as a name,
+            // because names such as `-n` are rare.
             error.remove(ContextKind::Suggested);
         }
         return;
@@ -148,7 +149,7 @@ fn suggest(
     error.insert(ContextKind::Usage, usage);
 }
 
-/// Returns where a setting can be given that is not a flag; `None` for all other names.
+/// Returns where to set a setting that is not a flag; `None` for all other names.
 fn elsewhere(settings: &Settings, name: &str) -> Option<String> {
     let mut settings = settings.0.iter();
     let setting = settings.find(|setting| setting.name == name && setting.section.is_some())?;
@@ -173,7 +174,7 @@ fn visible_flags(command: &Command) -> impl Iterator<Item = &str> {
     shown.filter_map(Arg::get_long)
 }
 
-/// Returns the flags of the command that were probably meant, a few at most.
+/// Returns the flags of the command that were probably meant: at most [`SUGGESTIONS`].
 fn similar<'a>(command: &'a Command, given: &str) -> Vec<&'a str> {
     let name = given.to_lowercase().replace('_', "-");
     let mut found: Vec<(f64, &str)> = Vec::new();
@@ -254,7 +255,7 @@ fn listed(all: &[String]) -> String {
     }
 }
 
-/// Escapes the control characters of what the error quotes.
+/// Escapes the control characters in the texts that the error quotes.
 fn escape(error: &mut Error) {
     let escaped = error.context().filter_map(|(kind, value)| {
         let escaped = match value {
@@ -304,7 +305,7 @@ mod tests {
         explained(error, Cli::command(), &settings(), &path, &line).to_string()
     }
 
-    /// The suggested flags.
+    /// Returns the tips that are printed about a command line.
     fn suggested(line: &str) -> String {
         let printed = explanation(&line.split(' ').collect::<Vec<_>>());
         assert!(!printed.contains("as a value"), "{printed}");

@@ -1,4 +1,4 @@
-//! What the program prints on stdout and stderr.
+//! Prints on stdout and stderr, and escapes text for terminals and shells.
 
 pub(crate) mod figures;
 
@@ -12,14 +12,14 @@ use serde_json::Value;
 
 pub(crate) use hashfinder_system::text::as_text;
 
-/// Prints a message on stderr, as one line without control characters, whatever it quotes. If
-/// stderr cannot be written, the work continues.
+/// Prints a message on stderr, as one line in which control characters are escaped. Errors in
+/// writing to stderr are ignored.
 pub(crate) fn say(what: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "hashfinder: {}", as_text(&what.to_string()));
 }
 
-/// Returns an object as one line of JSON without control characters. JSON itself allows some in
-/// strings that a terminal would act on.
+/// Returns an object as one line of JSON without control characters. JSON strings may contain some
+/// control characters, but a terminal would interpret them.
 pub(crate) fn json(object: &Value) -> String {
     let mut line = String::new();
     for character in object.to_string().chars() {

@@ -149,7 +149,7 @@ def test_result_lines_are_not_mixed_with_progress(terminal):
     process.press(b"\x03")
     assert process.wait() == 130
     screen = process.screen()
-    assert screen[0].startswith("hashed name")
+    assert screen[0].startswith("hash ")
     summary = next(n for n, line in enumerate(screen) if " hashes in " in line)
     shown = screen[1:summary]
     assert len(shown) > 3

@@ -1,7 +1,8 @@
 //! The filter for many names at once.
 //!
-//! For names that must match exactly, this is the idea of Teddy, which Hyperscan (`src/fdr`) and
-//! Rust's `aho-corasick` use to search text. This filter also allows a small number of mismatches.
+//! For names that must match exactly, it works like Teddy, the algorithm that Hyperscan (`src/fdr`)
+//! and Rust's `aho-corasick` use to search text. This filter also allows a small number of
+//! mismatches.
 
 use super::classes::ClassTable;
 use crate::{
@@ -9,19 +10,21 @@ use crate::{
     name::Name,
 };
 
-/// Names in eight buckets. All may differ in the same number of characters.
+/// Names in eight buckets. All have the same maximum distance.
 #[derive(Clone, Debug)]
 pub(crate) struct Bank {
     /// Maximum number of characters in which a name may differ.
     pub(crate) errors: u8,
-    /// For each of the first characters: the buckets in which it satisfies some name.
+    /// A table for each of the names' first characters. It maps a digit to a byte with a bit for
+    /// each bucket: whether the digit satisfies that character of at least one of the bucket's
+    /// names.
     pub(crate) characters: Vec<ClassTable>,
 }
 
 impl Bank {
     pub(crate) const BUCKETS: usize = 8;
 
-    /// Maximum number of errors: with more, a separate window filter is nearly as cheap.
+    /// Maximum number of errors: with more, a window filter for each name is nearly as cheap.
     pub(crate) const MAX_ERRORS: u8 = 2;
 
     /// Maximum number of characters that a bank checks.
@@ -30,14 +33,14 @@ impl Bank {
     /// Maximum number of names in a bucket: with more, nearly everything passes.
     const MAX_IN_BUCKET: usize = 16;
 
-    /// Returns the cheapest number of names per bucket and number of characters to check, and their
-    /// cost.
+    /// Returns the cheapest shape, and its cost: the number of names per bucket, and the number of
+    /// characters to check.
     pub(super) fn cheapest(names: &[&Name], errors: u8, stray: f64) -> ((usize, usize), f64) {
         if names.is_empty() {
             return ((1, 1), 0.0);
         }
         let mut best = ((1, 1), f64::INFINITY);
-        // Fewest banks first: once these are cheap, many other shapes can be skipped.
+        // Fewest banks first: once a cheap shape is known, many others can be skipped.
         for in_bucket in (1..=Self::MAX_IN_BUCKET.min(names.len())).rev() {
             for length in 1..=Self::MAX_LEN {
                 let banks = names.chunks(in_bucket * Self::BUCKETS);
@@ -69,17 +72,18 @@ impl Bank {
         }
     }
 
-    /// Returns the number of vector operations: for each character and group a lookup, an alignment
-    /// in three of four places, and a step for each number of errors.
+    /// Returns the number of vector operations. Each character takes, for each group, a lookup, an
+    /// alignment (but one character in four needs none), and a step for each number of errors from
+    /// 0 to `errors`.
     fn operations(length: usize, errors: u8) -> f64 {
         length as f64 * GROUPS as f64 * (1.75 + 0.75 * f64::from(errors + 1))
     }
 
-    /// Returns the fraction of hashes that pass.
+    /// Estimates the fraction of hashes that pass: the sum over the bank's buckets and windows.
     fn pass_rate(names: &[&Name], in_bucket: usize, length: usize, errors: u8) -> f64 {
         let buckets = names.chunks(in_bucket);
         let rates = buckets.map(|bucket| {
-            // Probability that none, one or two of the characters so far disagree.
+            // Probability that exactly none, one or two of the characters so far disagree.
             let mut disagree = [1.0, 0.0, 0.0];
             for index in 0..length {
                 let agrees = union(bucket, index).map_or(1.0, CharSet::share);
@@ -97,8 +101,10 @@ impl Bank {
     }
 }
 
-/// Returns the characters that satisfy the character with this index in at least one of the names:
-/// the empty set if `names` is empty, `None` if one of the names is shorter.
+/// Returns the characters that satisfy the character with this index in at least one of the names.
+///
+/// The set is empty if there are no names. It is `None`, which every character satisfies, if one of
+/// the names does not have a character with this index.
 fn union(names: &[&Name], index: usize) -> Option<CharSet> {
     let mut characters = names.iter().map(|name| name.characters.get(index).copied());
     characters.try_fold(CharSet::EMPTY, |union, set| Some(union.or(set?)))

@@ -5,8 +5,8 @@ use crate::{
     name::Name,
 };
 
-/// For every character a byte with eight bits: which of eight characters of a name, or of eight
-/// buckets, it satisfies.
+/// A byte for every character of a hashed name. Its bits say which of eight characters of a name,
+/// or which of eight buckets, the character satisfies.
 #[derive(Clone, Debug)]
 pub(crate) struct ClassTable {
     pub(crate) digits: [u8; 64],
@@ -36,11 +36,11 @@ impl ClassTable {
 /// Which of a name's characters must agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Agreement {
-    /// All with even numbers.
+    /// Those with even indices.
     Even,
     /// All.
     All,
-    /// A number of them, which are counted.
+    /// A minimum number of them: those that agree are counted.
     Count,
 }
 
@@ -50,23 +50,25 @@ pub(crate) struct Classes {
     pub(crate) agreement: Agreement,
     pub(crate) first: ClassTable,
     pub(crate) further: Vec<ClassTable>,
-    /// Minimum value of a window's byte if the whole name is near enough. With [`Agreement::Count`]
-    /// that is the number of these characters that agree; with [`Agreement::Even`] and
-    /// [`Agreement::All`] the bits of all of them.
+    /// Minimum value of a window's byte if the whole name is near enough. With
+    /// [`Agreement::Count`], that byte is the number of the tables' characters that agree. With
+    /// [`Agreement::Even`] and [`Agreement::All`], it has a bit for each character, and all must be
+    /// set.
     pub(crate) least: u8,
 }
 
 impl Classes {
-    /// Number of characters that a table has a bit for.
+    /// Number of characters that a table has bits for.
     const TABLE: usize = 8;
 
-    /// Fraction of hashes that may pass without being hits. Each costs a few dozen times as much as
-    /// the filter. If fewer pass, another table costs more than it saves.
+    /// Fraction of hashes that may pass without being hits. By the planner's estimates, each of
+    /// them costs as much as filtering a hundred hashes. Once so few pass, another table costs more
+    /// than it saves.
     const STRAYS: f64 = 1.0 / 2000.0;
 
-    /// Minimum length of a name of which only the characters with even numbers are checked. A name
-    /// with three such characters lets one hash in 1,400 pass, which costs less than checking the
-    /// others.
+    /// Minimum length of a name of which only the characters with even indices are checked. With
+    /// three such characters, one hash in 1,400 passes. That costs less than checking the other
+    /// characters of every hash.
     const EVEN_FROM: usize = 5;
 
     pub(super) fn new(name: &Name) -> Classes {
@@ -88,12 +90,12 @@ impl Classes {
             };
         }
         let table = |eight: &[CharSet]| {
-            // A missing character agrees with nothing, so it is not counted.
+            // Nothing agrees with a missing character, so it is not counted.
             ClassTable::new(std::array::from_fn(|index| {
                 Some(eight.get(index).copied().unwrap_or(CharSet::EMPTY))
             }))
         };
-        // Checks only as many characters as needed to let few enough hashes pass, or all of them.
+        // Adds tables until few enough hashes pass, or until all characters are checked.
         let mut tables = characters.chunks(Self::TABLE);
         let first = tables.next().unwrap_or_default();
         let mut seen = first.len();

@@ -1,9 +1,9 @@
-//! The filter for hundreds of names: an index of sequences of four characters of which one must
-//! occur.
+//! The filter for hundreds of names: an index of *grams*, sequences of four characters. In every
+//! match of a name, one of its grams occurs.
 //!
 //! A name that may differ in `d` characters is cut into `d + 1` pieces, of which one must occur
-//! unchanged. In a piece of `s + 3` characters, one of the first `s` grams begins at a multiple of
-//! `s`. So only every `s`-th place is looked up.
+//! unchanged. If a piece has at least `s + 3` characters, one of its first `s` grams begins at a
+//! multiple of `s`, wherever the piece occurs. So only every `s`-th place is looked up.
 
 use crate::{
     bitmap::Bitmap,
@@ -15,13 +15,13 @@ use crate::{
 pub(super) struct Pieces {
     /// Where each piece begins in the name, and the codes of its characters.
     pieces: Vec<(usize, Vec<u32>)>,
-    /// Length of the shortest piece.
+    /// Length of every piece, in characters.
     length: usize,
 }
 
 impl Pieces {
-    /// Cuts a name into pieces. Returns `None` if the pieces are shorter than a gram, or if a
-    /// character does not have exactly one code.
+    /// Cuts a name into pieces. Returns `None` if the pieces would be shorter than a gram, or if
+    /// the set of one of the characters does not have exactly one code.
     pub(super) fn of(name: &Name) -> Option<Pieces> {
         let count = usize::from(name.max_distance) + 1;
         let length = name.characters.len() / count;
@@ -38,14 +38,14 @@ impl Pieces {
         })
     }
 
-    /// Whether every piece has `stride` grams, so that one of them begins at a multiple of
+    /// Whether every piece has at least `stride` grams, so that one of them begins at a multiple of
     /// `stride`.
     pub(super) fn are_found_at_every(&self, stride: usize) -> bool {
         stride > 0 && self.length >= Grams::LEN - 1 + stride
     }
 
-    /// Returns the first `stride` grams of each piece, with the places in the name where they
-    /// begin.
+    /// Returns the keys of the first `stride` grams of each piece, each with the place in the name
+    /// where the gram begins.
     fn grams(&self, stride: usize) -> impl Iterator<Item = (u32, u8)> {
         self.pieces.iter().flat_map(move |(begin, codes)| {
             let grams = codes.windows(Grams::LEN).take(stride).zip(*begin..);
@@ -56,8 +56,8 @@ impl Pieces {
 
 /// An index of sequences of four characters.
 ///
-/// A character is represented by a code of five bits. Both cases of a letter have the same code,
-/// and so have a few other characters.
+/// A character is represented by a code of five bits. Both cases of a letter have the same code.
+/// `6` to `9`, `+` and `/` share the codes of `a` to `f`.
 #[derive(Clone, Debug)]
 pub(crate) struct Grams {
     stride: usize,
@@ -88,11 +88,11 @@ impl Grams {
     /// Last place where a gram can begin: no gram contains the padding.
     const LAST_PLACE: usize = HASHED_NAME_LEN - 1 - Self::LEN;
 
-    /// Cost of looking up one place for sixteen hashes. Most of it is a gather, about twenty
-    /// cycles.
+    /// Cost of looking up one place for sixteen hashes, in vector operations. Most of it is a
+    /// gather, which takes about twenty cycles.
     const COST: f64 = 45.0;
 
-    /// Number of bits of the bitmap for each gram, so that few hashes pass.
+    /// Number of bits of the bitmap per gram: enough that few hashes pass.
     const BITS_FOR_GRAM: usize = 256;
 
     /// Minimum and maximum number of bits of a bitmap: 512 bytes and 128 KiB. A smaller bitmap is
@@ -119,13 +119,14 @@ impl Grams {
         }
     }
 
-    /// Number of bits of the bitmap for this number of grams.
+    /// Returns the number of bits of the bitmap for this number of grams.
     fn bits(grams: usize) -> usize {
         let bits = (grams * Self::BITS_FOR_GRAM).next_power_of_two();
         bits.clamp(Self::MIN_BITS, Self::MAX_BITS)
     }
 
-    /// Returns the cost of searching for these names, or 0 if there are none.
+    /// Returns the cost of searching for these names, or 0 if there are none. `stray` is the cost
+    /// if all hashes pass.
     pub(super) fn cost<'a>(
         names: impl Iterator<Item = &'a Pieces>,
         stride: usize,
@@ -136,7 +137,7 @@ impl Grams {
             return 0.0;
         }
         let places = Self::places_of(stride).count() as f64;
-        // Grams that occur in several names only lower the rate.
+        // An upper bound: a gram that occurs in several names is counted once for each.
         let rate = places * grams as f64 / Self::bits(grams) as f64;
         GROUPS as f64 + places * Self::COST + stray * rate.min(1.0)
     }
@@ -164,7 +165,7 @@ impl Grams {
         self.bitmap.contains(key)
     }
 
-    /// Calls `found` with every name of which a gram occurs, and the place where the name would
+    /// Calls `found` for every gram that occurs, with its name and the place where that name would
     /// begin.
     #[inline(always)]
     pub(crate) fn candidates(

@@ -33,8 +33,8 @@ pub(crate) struct Plan {
     pub(crate) cost: f64,
 }
 
-/// Cost of a hash that passes without being a hit, and its additional cost for each name that it
-/// has to be compared with: the digest is extracted from its vectors and checked alone.
+/// Cost of a hash that passes without being a hit, and the additional cost for each name to compare
+/// it with, in vector operations. The digest is extracted from the vectors and checked by itself.
 const STRAY: f64 = 300.0;
 const STRAY_NAME: f64 = 80.0;
 
@@ -56,7 +56,7 @@ impl Plan {
         let pieces: Vec<Option<Pieces>> = names.iter().map(Pieces::of).collect();
         let mut best: Option<Draft> = None;
         let mut apart_before = None;
-        // Grams at every `stride`-th place, or no grams.
+        // Grams at every `stride`-th place; none if `stride` is 0.
         for stride in (0..=Grams::STRIDES).rev() {
             let apart: Vec<u16> = (0..=u16::MAX)
                 .zip(&pieces)
@@ -67,7 +67,7 @@ impl Plan {
                 })
                 .map(|(number, _)| number)
                 .collect();
-            // A shorter stride helps only if it finds more names.
+            // A shorter stride helps only if the grams then cover more names.
             if stride > 0 && apart_before.replace(apart.len()) == Some(apart.len()) {
                 continue;
             }
@@ -82,7 +82,8 @@ impl Plan {
         }
     }
 
-    /// Returns a plan that uses grams for all names that can be found at every `stride`-th place.
+    /// Returns a plan that uses grams for all names that are sure to be found at every `stride`-th
+    /// place.
     #[cfg(test)]
     pub(crate) fn with_stride(names: &[Name], stride: usize) -> Plan {
         let pieces: Vec<Option<Pieces>> = names.iter().map(Pieces::of).collect();
@@ -102,8 +103,8 @@ struct Draft {
     cost: f64,
     stride: usize,
     apart: Vec<u16>,
-    /// For each number of errors: number of names in a bucket, and number of their characters that
-    /// a bank checks.
+    /// For each number of errors: the number of names in a bucket, and the number of their
+    /// characters that a bank checks.
     shapes: [(usize, usize); Bank::MAX_ERRORS as usize + 1],
 }
 
@@ -129,8 +130,8 @@ impl Draft {
         draft
     }
 
-    /// Returns the names in `apart` that may differ in `errors` characters, in the order in which
-    /// banks take them.
+    /// Returns the names in `apart` whose maximum distance is `errors`, in the order in which banks
+    /// take them.
     fn alike<'a>(&self, names: &'a [Name], errors: u8) -> Vec<&'a Name> {
         let apart = self.apart.iter().map(|number| &names[usize::from(*number)]);
         let mut alike: Vec<&Name> = apart.filter(|name| name.max_distance == errors).collect();
@@ -142,7 +143,7 @@ impl Draft {
         alike
     }
 
-    /// Returns the names that may differ in too many characters for a bank.
+    /// Returns the names in `apart` whose maximum distance is too great for a bank.
     fn alone<'a>(&'a self, names: &'a [Name]) -> impl Iterator<Item = &'a Name> {
         let apart = self.apart.iter().map(|number| &names[usize::from(*number)]);
         apart.filter(|name| name.max_distance > Bank::MAX_ERRORS)

@@ -74,7 +74,7 @@ fn values_that_can_be_worked_out_by_hand() {
     // The 27th place can show A, but neither a nor b nor B.
     same("a", 0, 1.0 - (31.0_f64 / 32.0).powi(26) * (15.0 / 16.0));
     same("b", 0, 1.0 - (31.0_f64 / 32.0).powi(26));
-    // Only at the end.
+    // These can occur only at the end.
     same("c=", 0, 1.0 / 16.0);
     same("ac=", 0, 1.0 / 16.0 / 32.0);
     // Only its second character can agree, at the second place or after it.
@@ -154,7 +154,7 @@ fn values_of_other_spellings_that_can_be_worked_out_by_hand() {
         0,
         1.0 / 64.0 / 16.0,
     );
-    // The last digit holds two bits of the digest, so it is one of four, or one bit, so it is one
+    // If the last digit holds two bits of the digest, it is one of four; if it holds one bit, one
     // of two.
     same(spelling(Sha512, Base64, Suffix), &["g=="], 0, 1.0 / 4.0);
     same(spelling(Sha512, Base32, Suffix), &["y="], 0, 1.0 / 4.0);
@@ -198,7 +198,8 @@ fn values_of_other_spellings_that_can_be_worked_out_by_hand() {
 #[test]
 fn a_match_can_be_certain_without_a_certain_window() {
     use {Algorithm::*, Anchor::*, Encoding::*};
-    // Any character of a place in the middle agrees with the name in some window.
+    // Whatever character a place in the middle shows, it agrees with the name in one of the
+    // windows.
     for (spelling, name) in [
         (spelling(Sha1, Hex, Anywhere), "0123456789abcdef"),
         (spelling(Sha512, Hex, Anywhere), "fedcba9876543210"),
@@ -223,7 +224,7 @@ fn a_chance_that_rounds_to_1_stays_below_1() {
     assert!(1.0 - 1e-15 < chance && chance < 1.0);
 }
 
-/// The effort does not suffice for most of their pairs.
+/// The effort does not suffice for most pairs of the names' windows.
 #[test]
 fn many_long_names_are_bounded() {
     let hex = spelling(Algorithm::Sha512, Encoding::Hex, Anchor::Anywhere);
@@ -284,7 +285,7 @@ fn the_greatest_distances_are_nearly_certain() {
     // All characters of the only window differ with a chance of (31/32)^26 * 15/16.
     let name = "abcdefghijklmnopqrstuvwxyzab";
     let chance = exactly(name, 27);
-    // The last character of the name never agrees with '=', and the 27th place is A in one case of
+    // The last character of the name never agrees with '=', and the 27th place is A one time in
     // sixteen.
     let expected = 1.0 - (31.0_f64 / 32.0).powi(26) * (15.0 / 16.0);
     assert!((chance / expected - 1.0).abs() < 1e-12, "{chance}");
@@ -306,7 +307,7 @@ proptest! {
     #[test]
     fn a_greater_distance_is_at_least_as_likely(name in names(), distance in 0..28_u8) {
         let (near, far) = (odds(&name, distance), odds(&name, distance + 1));
-        // If a chance is only bounded, the bounds must not contradict it; that is all.
+        // If a chance is only bounded, the bounds merely must not contradict the claim.
         let (near, far) = (near.chance(), far.chance());
         prop_assert!(0.0 <= *near.start() && near.start() <= near.end() && *far.end() <= 1.0);
         prop_assert!(*near.start() <= far.end() * (1.0 + 1e-12), "{near:?} {far:?}");
@@ -423,7 +424,7 @@ proptest! {
         let odds = small.text().odds(ENDLESS);
         prop_assert!(odds.is_exact());
         prop_assert!((odds.low - expected).abs() < 1e-12, "{odds:?}, expected {expected}");
-        // It is exactly 0 or 1 where the chance is, and nowhere else.
+        // The result is exactly 0 or 1 if and only if the chance is.
         prop_assert_eq!(odds.low == 0.0, expected == 0.0);
         prop_assert_eq!(odds.low == 1.0, expected == 1.0);
     }
@@ -439,7 +440,7 @@ proptest! {
         prop_assert!(odds.low < 1.0 || expected == 1.0);
     }
 
-    /// Used if a state has too few bits for all windows.
+    /// Only these bounds are used if a state has too few bits for all windows.
     #[test]
     fn the_pair_bounds_contain_the_chance(small in small_texts(), sums in 0..2_000_usize) {
         let expected = small.chance();
@@ -511,8 +512,8 @@ fn bounds_are_tight() {
 fn real_hashes_match_as_often_as_they_should() {
     const HASHES: u64 = 10_000_000;
     const TURN: u64 = 1 << 16;
-    // Three standard deviations are exceeded by one look in 370. With twenty looks, each has a
-    // twentieth of that chance (Bonferroni's correction): one in 7,400.
+    // By chance, one look in 370 exceeds three standard deviations. With twenty looks, each is
+    // allowed a twentieth of that probability (Bonferroni's correction): one in 7,400.
     const DEVIATIONS: f64 = 3.82;
     let looks = [
         ("doctor", 2),
@@ -562,12 +563,12 @@ fn real_hashes_match_as_often_as_they_should() {
     }
 }
 
-/// The same with fifty thousand hashes of each algorithm and encoding in the list.
+/// The same test, with fifty thousand hashes of each algorithm and encoding in the list.
 #[test]
 fn real_hashes_of_other_spellings_match_as_often_as_they_should() {
     use {Algorithm::*, Anchor::*, Encoding::*};
     const HASHES: u32 = 50_000;
-    // With 24 looks, one in 8,900.
+    // With 24 looks, each is allowed a probability of one in 8,900.
     const DEVIATIONS: f64 = 3.86;
     let looks: [(Spelling, &[&str], u8); 24] = [
         (spelling(Sha1, Hex, Anywhere), &["abc"], 0),

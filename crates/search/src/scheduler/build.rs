@@ -5,9 +5,9 @@
 //! would be with only their own turns. Two rules prevent that, based on the kernel's estimate of
 //! what a filter costs and on each search's share of the time. Sharing must not make any search
 //! slower than it would be alone. Newcomers must not make the followers slower: the cost may grow
-//! by as much as the time that all their turns add up to. If a rule is broken, half as many
-//! newcomers are tried, those that hit least often first. A search that does not fit is left out in
-//! the end.
+//! only in proportion to the time of all turns together. If a group breaks a rule, half as many
+//! newcomers are tried next time, those with the fewest expected hits first. In the end, a search
+//! that does not fit is left out.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -26,11 +26,11 @@ use crate::{
 /// one name's speed; with more, a second scan is as good.
 const MAX_FOLLOWERS: usize = 1 << 14;
 
-/// Maximum cost of a secret for a group, in a fast kernel's hashes. With more, slices would hold so
-/// few secrets that the overhead of each slice would show.
+/// Maximum cost of a secret for a group, in a fast kernel's hashes. If a secret cost more, slices
+/// would hold so few secrets that the overhead of each slice would matter.
 const MAX_SHARED_COST: f64 = 1000.0;
 
-/// How much slower sharing may make a search after all, because costs are estimates.
+/// Factor by which sharing may make a search slower after all, because costs are only estimates.
 const TOLERANCE: f64 = 1.2;
 
 /// Progress in finding searches that could share a scan.
@@ -47,36 +47,36 @@ pub(super) struct Upkeep {
 pub(super) enum Step {
     #[default]
     Rest,
-    /// Finding the scan with the most followers multiplied by the changes since it was last
-    /// checked. In this way every scan is checked eventually.
+    /// Finding the scan with the highest product of its number of followers and the number of
+    /// changes since it was last checked. In this way, every scan is checked eventually.
     Choose {
         after: ScanId,
         best: Option<(u64, ScanId)>,
     },
-    /// Finding the searches that could follow it.
+    /// Finding the searches that could follow the chosen scan.
     Gather { after: SearchId, build: Build },
     /// A worker makes the group.
     Build,
 }
 
-/// Searches that may come to share a scan.
+/// Searches that may soon share a scan.
 pub(crate) struct Build {
     pub(super) scan: ScanId,
-    /// Searches that follow it already.
+    /// Searches that follow the scan already.
     pub(super) followers: Vec<Member>,
-    /// Searches that could.
+    /// Searches that could follow it, too.
     pub(super) newcomers: Vec<Member>,
     /// Maximum number of newcomers to try.
     pub(super) max_newcomers: usize,
-    /// The scan's current cost of a secret.
+    /// The scan's current cost of a secret, in a fast kernel's hashes.
     pub(super) cost: f64,
     /// Number of searches that want turns, of each connection of each client.
     pub(super) crowd: HashMap<Arc<str>, HashMap<u64, u32>>,
     /// Whether most searches that the scan's matcher is for have left.
     pub(super) is_stale: bool,
-    /// When a worker began to make it.
+    /// When a worker began to make the group.
     pub(super) began: Duration,
-    /// The group, unless it was rejected or its making panicked.
+    /// The group; `None` until it is made, and if it was rejected or making it panicked.
     pub(super) made: Option<Made>,
 }
 
@@ -95,7 +95,7 @@ pub(super) struct Made {
     /// Matchers that members do not need any more, to be dropped outside of the lock.
     pub(super) stale_matchers: Vec<Arc<Matcher>>,
     pub(super) cost: f64,
-    /// Number of members that may follow already.
+    /// Number of members that have been let into the scan so far.
     pub(super) installed: usize,
 }
 
@@ -204,13 +204,14 @@ impl Build {
             && all().all(benefits)
     }
 
-    /// A search's share of the time, in a unit that is the same for all: its client's weight,
-    /// divided evenly between connections, and within these between searches.
+    /// Returns a search's share of the time, in a unit that is the same for all: its client's
+    /// weight, divided evenly between the client's connections, and then between a connection's
+    /// searches.
     fn share(&self, member: &Member) -> f64 {
         let client = &member.client;
         let connections = self.crowd.get(&client.name);
         let searches = connections.and_then(|all| all.get(&client.connection));
-        // A search that wants no turn now will want one again.
+        // A search that wants no turn now will want one later, so it counts as at least one search.
         let (connections, searches) = (connections.map_or(1, HashMap::len), searches.unwrap_or(&1));
         f64::from(client.weight.get()) / connections as f64 / f64::from(*searches)
     }

@@ -7,7 +7,7 @@ use crate::{
     outcome::{Release, Report},
 };
 
-/// What the caller does once it has released the lock: wakers and releases run code that the
+/// What the caller has to do once it has released the lock: wakers and releases run code that the
 /// scheduler does not know.
 #[derive(Default)]
 #[must_use]

@@ -21,20 +21,21 @@ use crate::{
     query::{Candidate, Query},
 };
 
-/// Maximum number of segments of a search: its own, and three that it leaves to others' scans. More
-/// would cover its range a little sooner and make each of its steps more expensive.
+/// Maximum number of segments of a search: one for its own scan, and three for other searches'
+/// scans. More segments would cover its range a little sooner, but make each of its steps more
+/// expensive.
 pub(super) const MAX_SEGMENTS: usize = 4;
 
-/// Maximum number of hits per hash, on average, for all searches that share it: half of what ends a
-/// slice of 2^16 secrets early. A search that hits more often shares with no other.
+/// Maximum number of hits per hash, on average, of all searches of a scan together: half of the
+/// rate that ends a slice of 2^16 secrets early. A search that has more hits shares with no other.
 pub(super) const MAX_SHARED_RATE: f64 = 1.0 / 512.0;
 
-/// A search to submit, with what the caller's thread has worked out before it takes the scheduler's
+/// A search to submit, with what the caller's thread has computed before it takes the scheduler's
 /// lock.
 pub(crate) struct Request {
     pub(crate) query: Query,
-    /// The matcher for this query alone. The search's first scan takes it, so that its filter is
-    /// planned once.
+    /// The matcher for this query alone. The search's first scan takes it, so that the filter is
+    /// planned only once.
     pub(crate) matcher: Arc<Matcher>,
     /// Expected hits per secret.
     pub(crate) rate: f64,
@@ -49,7 +50,8 @@ pub(super) struct Entry {
     pub(super) end: Index,
     /// The ideal hit at `end - 1`, once there is one.
     pub(super) ideal: Option<Candidate>,
-    /// Ranges that it has yet to cover, in order. Everything between two of them is covered.
+    /// Ranges that the search has yet to cover, in order. Everything between two of them is
+    /// covered.
     pub(super) segments: Vec<Segment>,
     /// Out-of-order hits: beyond the frontier, by index.
     pub(super) out_of_order: BTreeMap<Index, Candidate>,
@@ -58,25 +60,25 @@ pub(super) struct Entry {
     rate: f64,
     pub(super) cost: f64,
     /// The request's matcher, until the search's first scan takes it, every segment has a scan, or
-    /// the search ends. Keeping it longer would cost every search that shares a kilobyte for each
-    /// of its names. If the search needs its own scan again later, a worker plans the matcher
-    /// again.
+    /// the search ends. Keeping it longer would take a kilobyte for each name of a search that
+    /// shares. If the search needs its own scan again later, a worker makes the matcher again.
     pub(super) matcher: Option<Arc<Matcher>>,
-    /// Until its frontier reaches this index, the search shares nothing: a slice that it shared has
-    /// panicked, and each of the searches tries these secrets alone to find the cause.
+    /// The search shares nothing until its frontier reaches this index; 0 if it may share. A slice
+    /// that it shared has panicked, and each of the searches tries these secrets alone to find the
+    /// cause.
     pub(super) alone_until: Index,
-    /// The scans that it last turned out not to fit.
+    /// The scans that last refused the search because it did not fit.
     pub(super) refused_by: Vec<ScanId>,
     /// When the search was stopped, and why.
     pub(super) stopped: Option<(Duration, Stop)>,
-    /// Its place in the fair queue, while it waits for a turn.
+    /// The search's place in the fair queue, while it waits for a turn.
     pub(super) ticket: Option<Ticket>,
     /// Slices in flight that have to come back before the search can be released.
     pub(super) awaited: Vec<JobId>,
     pub(super) hashes: u64,
-    /// Number of secrets tested for it, set when it ends.
+    /// Number of secrets tested for the search, set when it ends.
     pub(super) tested: u64,
-    /// Set once nothing can change it any more.
+    /// How the search ended, set once nothing can change it any more.
     pub(super) outcome: Option<Outcome>,
     pub(super) on_release: Option<Release>,
     /// The waiting reader, and how many candidates it waits for.
@@ -90,7 +92,7 @@ pub(super) struct Entry {
 pub(super) struct Segment {
     pub(super) from: Index,
     pub(super) end: Index,
-    /// The scan that covers it. What the scan has done from `from` on is covered.
+    /// The scan that covers the segment. What the scan has done from `from` on is covered.
     pub(super) scan: Option<ScanId>,
 }
 
@@ -98,7 +100,8 @@ pub(super) struct Segment {
 pub(super) enum Stop {
     Asked,
     Panicked,
-    /// Time until some of the quota is available again.
+    /// The client's quota is spent. The duration is the time until a second's worth of it is
+    /// available again.
     Quota(Duration),
 }
 
@@ -154,7 +157,8 @@ impl Entry {
         }
     }
 
-    /// Whether the search needs slices: it has not ended, and its queue has room.
+    /// Whether the search needs slices: it has neither ended nor been stopped, and its queue has
+    /// room.
     pub(super) fn is_runnable(&self, limit: usize) -> bool {
         self.outcome.is_none() && self.stopped.is_none() && self.queue.len() < limit
     }
@@ -172,13 +176,13 @@ impl Entry {
         }
     }
 
-    /// Returns the index below which every secret has been tried for it.
+    /// Returns the index below which every secret has been tried for the search.
     pub(super) fn frontier(&self, scans: &Scans) -> Index {
         let first = self.segments.first();
         first.map_or(self.end, |segment| segment.progress(scans))
     }
 
-    /// Returns how many secrets were tested for it.
+    /// Returns how many secrets were tested for the search.
     pub(super) fn tests(&self, scans: &Scans) -> u64 {
         if self.outcome.is_some() {
             return self.tested;
@@ -202,7 +206,8 @@ impl Entry {
             return Some(self.ideal.map_or_else(nothing, Outcome::Ideal));
         }
         let (_, why) = self.stopped?;
-        // The cursor includes what the slices in flight have yet to bring back.
+        // The cursor includes what the awaited slices bring back, so the search ends only after
+        // them.
         self.awaited.is_empty().then(|| match why {
             Stop::Asked => Outcome::Stopped(cursor()),
             Stop::Quota(retry_after) => Outcome::QuotaSpent {
@@ -213,7 +218,7 @@ impl Entry {
         })
     }
 
-    /// The scans that it follows.
+    /// Returns the scans that the search follows.
     pub(super) fn scans(&self) -> impl Iterator<Item = ScanId> {
         self.segments.iter().filter_map(|segment| segment.scan)
     }

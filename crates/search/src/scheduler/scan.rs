@@ -16,12 +16,13 @@ use crate::{
     sync::AtomicBool,
 };
 
-/// Minimum length of a slice at the cost of a fast kernel's hash, so that one outlier among the
-/// measurements does not make the overhead dominate. A secret that costs more is a slice by itself.
+/// Minimum length of a slice, if a secret costs one hash of a fast kernel, so that one outlier
+/// among the measurements does not make the overhead dominate. More expensive secrets lower the
+/// minimum, at most to a single secret.
 const MIN_SLICE: u64 = 1 << 6;
 
-/// Maximum length of a slice, whatever the clock says: at a thousand million secrets a second it
-/// takes a quarter of a millisecond.
+/// Maximum length of a slice, whatever the clock says: at a billion secrets a second, it takes a
+/// quarter of a millisecond.
 const MAX_SLICE: u64 = 1 << 18;
 
 pub(super) type Scans = BTreeMap<ScanId, Box<Scan>>;
@@ -35,9 +36,10 @@ pub(super) struct Scan {
     pub(super) out_of_order: BTreeSet<(Index, SearchId)>,
     /// The searches that its slices serve: every follower, and possibly some that have left.
     pub(super) group: Arc<Group>,
-    /// Cost of a secret with all of them, in a fast kernel's hashes.
+    /// Cost of a secret for the whole group, in a fast kernel's hashes.
     pub(super) cost: f64,
-    /// Maximum number of searches that may join at once, after more were found to be too many.
+    /// Maximum number of searches that may join at once. It is halved when a group does not fit,
+    /// and doubled when a group with this many newcomers does.
     pub(super) max_newcomers: usize,
     /// Length of its next slice.
     pub(super) length: u64,
@@ -45,7 +47,8 @@ pub(super) struct Scan {
     pub(super) is_tried: bool,
     /// Its slices in flight.
     pub(super) jobs: Vec<JobId>,
-    /// Searches that found nothing to do here until a slice comes back.
+    /// Searches that had a turn but found nothing to do here. They get another turn once a slice
+    /// comes back.
     pub(super) idle: BTreeSet<SearchId>,
     /// The scheduler's count of changes when newcomers were last sought; 0 requests another check.
     pub(super) checked_at: u64,
@@ -86,8 +89,8 @@ impl Scan {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Replaces the group, and returns the old one, to be dropped outside of the lock. Slices get
-    /// shorter by as much as the cost grows, until the new speed is known.
+    /// Replaces the group, and returns the old one, to be dropped outside of the lock. If the cost
+    /// grows, slices get shorter by the same factor until the new speed is known.
     pub(super) fn replace_group(&mut self, group: Arc<Group>, cost: f64) -> Arc<Group> {
         let growth = (cost / self.cost).max(1.0);
         self.length = at_cost(self.length, growth);
@@ -95,7 +98,7 @@ impl Scan {
         std::mem::replace(&mut self.group, group)
     }
 
-    /// Sizes the next slice from how long this one took.
+    /// Sets the length of the next slice by the time that this one took.
     pub(super) fn adapt(&mut self, slice: &Range<Index>, tried: Index, took: Duration) {
         let count = tried - slice.start;
         let length = self.length;
@@ -113,7 +116,8 @@ impl Scan {
     }
 }
 
-/// Number of secrets at a cost that take as long as `hashes` of a fast kernel; at least one.
+/// Returns the number of secrets of this cost that take as long as `hashes` hashes of a fast
+/// kernel: at least one, and at most `hashes`.
 fn at_cost(hashes: u64, cost: f64) -> u64 {
     ((hashes as f64 / cost) as u64).clamp(1, hashes)
 }

@@ -18,20 +18,21 @@ use crate::{
     matcher::Matcher,
 };
 
-/// After bringing searches together, the pause before the next time, as a multiple of the time that
-/// it took: at most five percent of one core's time go there.
+/// Pause after a round of bringing searches together, as a multiple of the time that the round
+/// took. So this takes at most five percent of one core's time.
 const PAUSE: u32 = 20;
 
-/// Maximum number of searches or scans to check, or of searches to let follow a scan, before others
-/// have the lock. Few in tests, where there are few.
+/// Maximum number of searches or scans to check, or of searches to let follow a scan, before other
+/// workers get the lock. It is small in tests, which have few searches.
 const STEPS_AT_ONCE: usize = if cfg!(test) { 2 } else { 256 };
 
-/// Time to check one search or scan.
+/// Estimated time to check one search or scan.
 const STEP_TIME: Duration = Duration::from_nanos(200);
 
 impl Scheduler {
-    /// Finds searches that could share a scan, if that is due: a little at a time, whenever a
-    /// worker is about to take a slice. That worker makes the group that is found.
+    /// Finds searches that could share a scan, if that is due: a few steps at a time, whenever a
+    /// worker is about to take a slice. Once the searches are found, returns the job of making
+    /// their group.
     pub(crate) fn upkeep(&mut self, now: Duration) -> Option<Job> {
         if now < self.upkeep.next {
             return None;
@@ -84,7 +85,7 @@ impl Scheduler {
         let Some((id, scan)) = chosen else {
             return Step::Rest;
         };
-        // There may be others.
+        // There may be other scans to check.
         self.upkeep.mark_due();
         scan.checked_at = changes;
         let build = Build::new(id, scan.max_newcomers, scan.cost);
@@ -133,9 +134,9 @@ impl Scheduler {
         }
     }
 
-    /// Makes a scan serve the group that was made, and lets some of its members follow. Returns
-    /// whether those were all: the lock is released between calls, so that thousands do not make
-    /// other workers wait.
+    /// Makes a scan serve the group that was made, and lets some of the group's members follow.
+    /// Returns whether nothing is left to do. The lock is released between calls, so that thousands
+    /// of members do not make other workers wait.
     pub(crate) fn install(&mut self, build: &mut Build, now: Duration) -> bool {
         let is_done = match &mut build.made {
             Some(made) => self.install_some(build.scan, build.newcomers.len(), made),
@@ -159,7 +160,7 @@ impl Scheduler {
         if made.installed == 0 {
             made.old = Some(scan.replace_group(Arc::clone(&made.group), made.cost));
             if newcomers == scan.max_newcomers {
-                // There may be more, and these fitted.
+                // There may be more newcomers, and these fitted.
                 scan.max_newcomers = scan.max_newcomers.saturating_mul(2);
                 scan.checked_at = 0;
                 self.upkeep.mark_due();
@@ -179,7 +180,8 @@ impl Scheduler {
         made.installed == members.len()
     }
 
-    /// Tries fewer newcomers next time, and leaves out one that was the only one.
+    /// Handles a group that was not made: fewer newcomers are tried next time. If there was only
+    /// one, the scan does not try it again for now.
     fn refuse(&mut self, build: &Build) {
         if build.newcomers.is_empty() {
             return;
@@ -232,7 +234,8 @@ impl Scheduler {
         if let Some(scan) = self.scans.get_mut(&scan_id) {
             scan.followers.insert((upper.end, id));
         }
-        // After the search is entered at `at`: a scan that only it follows must not be removed.
+        // Only after the search was entered at `at`: if no other search follows the lower scan,
+        // leaving it earlier would remove it.
         self.leave(id, lower);
         self.queue_turn(id, false);
         stale

@@ -21,16 +21,16 @@ const SPEED: u64 = 20_000;
 struct World {
     scheduler: Scheduler,
     now: Duration,
-    /// What each search would find, by index, and where its backend would panic.
+    /// What each search finds, by index, and where its backend panics.
     plans: HashMap<SearchId, Plan>,
     reports: Arc<Mutex<HashMap<SearchId, Report>>>,
     /// Number of released searches.
     releases: Arc<Mutex<usize>>,
-    /// Cost of the next searches by themselves, if not [`COST`].
+    /// Cost of a secret for each search submitted from now on, if it is alone; [`COST`] if `None`.
     cost: Option<f64>,
 }
 
-/// Cost of a search by itself.
+/// Cost of a secret for a search that is alone.
 const COST: f64 = 1.1;
 
 /// All searches share one matcher, which simulated workers do not use.
@@ -53,12 +53,12 @@ struct Plan {
 }
 
 impl Plan {
-    /// Returns the name that a hit is nearest to.
+    /// Returns the number of the name that is nearest to a hit.
     fn nearest(&self, index: Index) -> u8 {
         (index % (u64::from(self.more_names) + 1)) as u8
     }
 
-    /// Returns the distance of each name from a hit, if it is near enough.
+    /// Returns each name that is near enough to a hit, with its distance.
     fn distances(&self, index: Index, distance: u8) -> impl Iterator<Item = (u8, u8)> {
         let nearest = self.nearest(index);
         let names = (0..=self.more_names).map(move |name| match name == nearest {
@@ -116,7 +116,7 @@ impl World {
         job
     }
 
-    /// Returns the next slice, after making any group that is due.
+    /// Returns the next slice. Before that, makes and installs any groups that are due.
     fn slice(&mut self) -> Option<Slice> {
         loop {
             match self.take()? {
@@ -129,7 +129,8 @@ impl World {
         }
     }
 
-    /// Tries a first slice. After it, there are slices for any number of workers.
+    /// Tries the next slice and returns its end. After a search's first slice, there are slices for
+    /// any number of workers.
     fn begin(&mut self) -> Index {
         let slice = self.slice().unwrap();
         let end = slice.range.end;
@@ -174,7 +175,7 @@ impl World {
         SliceResult::Tried { tried, hits }
     }
 
-    /// Finishes a slice after the time that it takes.
+    /// Advances the clock by the time that a slice takes, and finishes the slice.
     fn finish(&mut self, slice: Slice) {
         let count = slice.range.end - slice.range.start;
         self.now += Duration::from_millis(1) * count as u32 / SPEED as u32;
@@ -274,7 +275,7 @@ fn slices_grow_to_their_target_duration() {
     }
     assert_eq!(length, SPEED / 2);
 
-    // A worker that stalls for a second makes one slice shorter, not all of them.
+    // A worker that stalls for a second only halves the next slice.
     let slice = world.slice().unwrap();
     world.now += Duration::from_secs(1);
     world.finish(slice);
@@ -436,7 +437,7 @@ fn one_search_alone_plans_its_filter_once() {
     assert!(world.scheduler.searches[&id].matcher.is_none());
 }
 
-/// Such a search never starts a scan that could take its matcher.
+/// Such a search never starts a scan of its own, which would take the matcher.
 #[test]
 fn a_search_that_joins_a_scan_at_its_own_start_keeps_no_matcher() {
     let mut world = World::default();
@@ -499,8 +500,8 @@ fn a_budget_is_spent_to_the_hash() {
     assert_eq!(report.outcome, Outcome::BudgetSpent(cursor));
 }
 
-/// Searches that arrive one after another end up sharing every slice. What a search has missed is
-/// hashed once more for it.
+/// Searches that arrive one after another end up sharing every slice. The secrets that a search has
+/// missed are hashed once more for it.
 #[test]
 fn searches_that_arrive_one_after_another_end_up_sharing() {
     let mut world = World::default();
@@ -536,8 +537,8 @@ fn searches_that_arrive_one_after_another_end_up_sharing() {
     );
 }
 
-/// Nine clients with one search each and one with a thousand, none of which can share: every client
-/// gets a tenth of the time.
+/// Nine clients have one search each, another client has a thousand, and no search can share. Every
+/// client gets a tenth of the time.
 #[test]
 fn a_client_with_a_thousand_searches_gets_no_more_than_others() {
     let mut world = World::default();
@@ -596,8 +597,9 @@ fn time_is_shared_by_weight_and_connection() {
     }
 }
 
-/// Sharing benefits a client with many searches, but must not harm a client with few: its slices
-/// must not become a hundred times as slow to save slices of the other client.
+/// Sharing benefits a client with many searches, but must not harm a client with few: the slices of
+/// a client with one search must not become a hundred times as slow to save slices of the other
+/// client.
 #[test]
 fn a_group_that_costs_too_much_is_not_made() {
     for (cost_of_many, expected) in [(1.5, 11), (90.0, 1)] {
@@ -628,7 +630,7 @@ fn a_group_that_costs_too_much_is_not_made() {
     }
 }
 
-/// A search that costs fifty times as much as another would slow it down, so the two do not share.
+/// A search that is much more expensive than another would slow it down, so the two do not share.
 /// Two searches of the same cost do.
 #[test]
 fn an_expensive_search_does_not_slow_down_a_cheap_one() {
@@ -662,8 +664,8 @@ fn an_expensive_search_does_not_slow_down_a_cheap_one() {
     }
 }
 
-/// A search finds nothing to do because the last slice belongs to another search. The slice comes
-/// back partly tried, and the other search has ended.
+/// A search finds nothing to do because the last slice was handed out in another search's turn. The
+/// slice comes back partly tried, and the other search has ended.
 #[test]
 fn a_search_that_waits_for_a_slice_tries_the_rest_of_it() {
     let mut world = World::default();
@@ -697,7 +699,8 @@ fn a_search_that_waits_for_a_slice_tries_the_rest_of_it() {
     assert_eq!(world.report(waiting), None);
 }
 
-/// Searches that shared a slice that panicked share again once each has tried its secrets alone.
+/// After a slice panics, the searches that shared it share again, once each has tried its secrets
+/// alone.
 #[test]
 fn after_a_panic_the_other_searches_share_again() {
     let mut world = World::default();
@@ -721,8 +724,7 @@ fn after_a_panic_the_other_searches_share_again() {
     }
 }
 
-/// A client that starts one easy search after another must not gain from always having the newest
-/// one.
+/// A client that starts one search after another must not gain from always having the newest one.
 #[test]
 fn starting_new_searches_all_the_time_gains_nothing() {
     let mut world = World::default();
@@ -881,8 +883,8 @@ fn a_clients_own_quota_replaces_the_default() {
         let refused = scheduler.admit(client, Duration::ZERO);
         assert_eq!(refused, Err(OverLimit::SearchesOfClient { limit }));
     }
-    // Each client is charged 2,000 hashes: two seconds of one client's quota, and little for the
-    // others.
+    // Each client is charged 2,000 hashes: two seconds' worth of the poor client's quota, and
+    // little for the others.
     for client in [&poor, &rich, &other] {
         scheduler.charge_tried(client, 2_000, Duration::ZERO, Duration::ZERO);
         scheduler.accounts.close(client, 0);
@@ -918,7 +920,7 @@ fn random_from(seed: u64) -> impl FnMut(u64) -> u64 {
     }
 }
 
-/// Reports of a search, and the expected ones.
+/// What a search has reported, and what it is expected to report.
 struct Watched {
     id: SearchId,
     start: Index,
@@ -1007,7 +1009,8 @@ impl Watched {
             "reported up to {reached} from {}, then {outcome:?}; {report:?}",
             self.start
         );
-        // Each test below the frontier counts exactly once; beyond it, discarded tests count too.
+        // Each secret below the frontier counts as exactly one test. A stopped search may also have
+        // tested secrets beyond its frontier.
         assert!(report.tests >= reached - self.start);
         if matches!(outcome, Outcome::Ideal(_) | Outcome::BudgetSpent(_)) {
             assert_eq!(report.tests, reached - self.start);
@@ -1027,8 +1030,8 @@ fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice) -> u64 {
             one.tried.push(slice.range.start..*tried);
         }
     }
-    // A thread reads the clock before it takes the lock, so another thread may already have passed
-    // a later time.
+    // A thread reads the clock before it takes the lock, so another thread may already have
+    // reported a later time.
     let now = (world.now).saturating_sub(Duration::from_micros(slice.id % 7));
     carry_out(world.scheduler.finish(slice.id, result, now));
     hashed
@@ -1172,7 +1175,7 @@ fn play(seed: u64) {
                 if one.ended.is_none() && !one.abandoned {
                     let woken = Arc::new(Woken::default());
                     let waker = Waker::from(Arc::clone(&woken));
-                    // A waiting reader asks for the same number of candidates as before.
+                    // A search's reader always waits for the same number of candidates.
                     let at_least = 1 + one.id as usize % 3;
                     let (event, effects) = world.scheduler.poll(one.id, at_least, waker);
                     carry_out(effects);
@@ -1263,8 +1266,8 @@ fn play_fairly(seed: u64) {
     let workers = 1 + random(4) as usize;
     let mut given: HashMap<Client, Duration> = HashMap::new();
     let mut under_way = Vec::new();
-    // Enough that even the smallest share has about two hundred slices: the first and the last
-    // ones are arbitrary.
+    // Enough that even the client with the smallest share gets about two hundred slices: which
+    // client gets the first and the last ones is arbitrary.
     const SLICES: u32 = 10_000;
     for turn in 0..SLICES {
         // A search's second slice waits for its first, so the remaining new searches may be too few
@@ -1280,7 +1283,7 @@ fn play_fairly(seed: u64) {
         world.finish(slice);
         *given.entry(client).or_default() += world.now - began;
         if turn % 10 == 0 {
-            // Replaces a search with another of the same client, which keeps its debts.
+            // Replaces a search with another of the same client. The client keeps its debts.
             let index = random(searches.len() as u64) as usize;
             let (id, client) = searches[index].clone();
             carry_out(world.scheduler.abandon(id, world.now));
@@ -1320,7 +1323,7 @@ fn clients_get_their_shares_while_searches_come_and_go() {
     }
 }
 
-/// `SCHEDULER_SEED` repeats a schedule; `SCHEDULES` sets the number of schedules.
+/// Set `SCHEDULER_SEED` to repeat one schedule, or `SCHEDULES` to change the number of schedules.
 #[test]
 fn ten_thousand_schedules() {
     if let Ok(seed) = std::env::var("SCHEDULER_SEED") {

@@ -1,6 +1,6 @@
-//! How JSON web tokens are signed (RFC 7518, section 3.1).
+//! Signature algorithms of JSON web tokens (RFC 7518, section 3.1, and RFC 8037).
 
-/// How tokens are signed.
+/// Signature algorithm of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(
     missing_docs,
@@ -23,7 +23,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Every algorithm, those with public keys first.
+    /// All algorithms. Those with public keys come first.
     pub const ALL: [Algorithm; 12] = [
         Algorithm::RS256,
         Algorithm::RS384,
@@ -39,7 +39,7 @@ impl Algorithm {
         Algorithm::HS512,
     ];
 
-    /// Returns its name, as a token's header has it.
+    /// Returns its name in the header of a token.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

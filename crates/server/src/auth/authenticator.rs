@@ -27,12 +27,12 @@ pub(crate) struct Auth {
 }
 
 impl Auth {
-    /// Reads the files that the settings name. `takes_certificates` is whether clients can have
-    /// certificates, which TLS has verified then.
+    /// Reads the files that the settings name. `takes_certificates` says whether TLS verifies
+    /// certificates of clients.
     ///
     /// # Errors
     ///
-    /// If a file cannot be read or is wrong, or settings do not fit together.
+    /// If a file cannot be read or is wrong, or if settings contradict each other.
     pub(crate) fn load(settings: &Settings, takes_certificates: bool) -> Result<Auth> {
         let keys = settings.api_keys.clone().map(Keys::load);
         Ok(Auth {
@@ -53,12 +53,12 @@ impl Auth {
         self.keys.is_some() || self.tokens.is_some() || self.takes_certificates
     }
 
-    /// Applies changes to the file of API keys, if there is one, within a second or two, until the
-    /// result is dropped.
+    /// Starts to watch the file of API keys, if there is one: changes take effect within a second
+    /// or two, until the result is dropped.
     ///
     /// # Errors
     ///
-    /// If a thread for it cannot be started.
+    /// If a thread cannot be started.
     pub(crate) fn watch(&self) -> io::Result<Option<Watch>> {
         self.keys.as_ref().map(Keys::watch).transpose()
     }
@@ -74,8 +74,8 @@ impl Auth {
         }
         let certificate = peer.and_then(|peer| peer.certificate.as_deref());
         let certificate = certificate.filter(|_| self.takes_certificates);
-        // With an invalid certificate, the connection would be rejected today, whatever other
-        // credential the call has.
+        // A new connection with an invalid certificate would be rejected. So this call is, too,
+        // whatever other credential it has.
         if let Some(certificate) = certificate.filter(|certificate| !certificate.is_good()) {
             return Err(Rejection::Rejected {
                 why: "certificate expired or no longer trusted",
@@ -94,7 +94,7 @@ impl Auth {
         Ok(self.with_role(name, Role::User, None))
     }
 
-    /// Verifies a bearer credential. A token has three parts, a key has two.
+    /// Verifies a bearer credential. A token has three parts, separated by dots; a key has two.
     pub(super) fn bearer(&self, credential: &str, now: SystemTime) -> Result<Principal, Rejection> {
         let dots = credential.bytes().filter(|byte| *byte == b'.').count();
         match (dots, &self.keys, &self.tokens) {

@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 
-/// Checks that a server that can be reached at these addresses may listen there.
+/// Checks that a server may listen on these addresses.
 ///
 /// # Errors
 ///
-/// If it lacks TLS or authentication, and other machines could reach it.
+/// If it lacks TLS or authentication, and other machines could reach one of the addresses.
 pub(crate) fn check_bind_policy(
     addresses: &[SocketAddr],
     has_tls: bool,
@@ -58,7 +58,7 @@ mod tests {
             let address: SocketAddr = address.parse().unwrap();
             let loopback = "127.0.0.1:1".parse().unwrap();
             for (tls, auth) in [(false, false), (false, true), (true, false)] {
-                // One address among others is enough.
+                // A single open address is enough.
                 let checked = check_bind_policy(&[loopback, address], tls, auth);
                 assert_eq!(checked.is_err(), is_open, "{address} {tls} {auth}");
             }

@@ -3,8 +3,8 @@
 use hashfinder_transport::ClientName;
 use http::{HeaderMap, HeaderValue, header};
 
-/// Maximum length of a credential, in bytes. Tokens with many claims have 2 or 3 KiB. By default,
-/// the limit on all headers together is twice this.
+/// Maximum length of an `authorization` header's value, in bytes. Tokens with many claims have 2 or
+/// 3 KiB. By default, the limit on all headers together is twice this.
 pub(super) const MAX_CREDENTIAL_LEN: usize = 8 << 10;
 
 /// Why a caller is not authenticated.
@@ -12,8 +12,8 @@ pub(super) const MAX_CREDENTIAL_LEN: usize = 8 << 10;
 pub(super) enum Rejection {
     /// The call has no credential, and the server requires one.
     Missing,
-    /// The credential is not valid. The log shows why, and the client that it names if that is not
-    /// secret; the response does not.
+    /// The credential is not valid. The log shows why, and the client that the credential names,
+    /// unless that may be a secret. The response shows neither.
     Rejected {
         why: &'static str,
         client: Option<ClientName>,
@@ -41,7 +41,7 @@ impl Credentials {
         }
     }
 
-    /// Whether the request has no such header.
+    /// Whether the request has no `authorization` header.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -17,7 +17,7 @@ const SECRET: &[u8] = b"what the issuer of the tokens knows";
 
 const AUDIENCE: &str = "hashfinder";
 
-/// When the tokens are checked, in seconds since 1970.
+/// Time at which the tokens are checked, in seconds since 1970.
 const NOW: u64 = 1_900_000_000;
 
 /// The authentication of a server, with one key and one issuer.
@@ -27,14 +27,14 @@ struct Door {
     key: String,
 }
 
-/// Checks a credential, or parses a file of keys. The first byte selects what the others are: an
-/// `authorization` header; a mask that is XORed with the valid key; the header and the claims of a
-/// token that the issuer signs, separated by a newline; or a file of keys.
+/// Checks a credential, or parses a file of keys. The first byte selects what the rest of the input
+/// is: an `authorization` header; a mask that is XORed with the valid key; the header and the
+/// claims of a token that the issuer signs, separated by a newline; or a file of keys.
 ///
 /// # Panics
 ///
 /// If a credential is accepted that is neither the key nor a valid token of the issuer; if the key
-/// is rejected; or if a file of keys is not read back as it was.
+/// is rejected; or if writing a file of keys and reading it again changes the keys.
 pub fn credential(data: &[u8]) {
     static DOOR: LazyLock<Door> = LazyLock::new(Door::new);
     let Some((kind, data)) = data.split_first() else {
@@ -75,7 +75,7 @@ impl Door {
         };
         let shows = value.to_str().is_ok_and(|text| text.contains(&self.key));
         let principal = self.auth.principal(None, &Credentials(vec![value]));
-        // The input cannot have a signature of the issuer.
+        // The input cannot contain a signature of the issuer.
         assert!(principal.is_err() || shows, "{principal:?}");
     }
 

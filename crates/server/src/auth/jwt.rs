@@ -1,7 +1,7 @@
 //! JSON web tokens (RFC 7519), signed by one issuer whose keys are configured.
 //!
-//! A token does not choose how it is verified. Its algorithm only selects among the keys that the
-//! operator has configured for that algorithm, so a public key never serves as a shared secret.
+//! A token does not choose how it is verified. Its `alg` header only selects among the keys that
+//! the operator has configured for that algorithm, so a public key never serves as a shared secret.
 
 use std::{
     fmt,
@@ -26,14 +26,15 @@ use crate::auth::{algorithm::Algorithm, settings::Settings};
 /// Maximum difference between the clocks of the issuer and of this server.
 const LEEWAY: Duration = Duration::from_secs(30);
 
-/// Maximum number of keys of an issuer: the ones that are being replaced, and a few future ones.
-/// All of them may be tried for one token.
+/// Maximum number of keys of an issuer: enough for keys that are being replaced, and a few future
+/// ones. All of them may be tried for one token.
 const MAX_KEYS: usize = 16;
 
-/// Maximum size of a file of keys, in bytes. Sixteen RSA keys of maximum length take half of it.
+/// Maximum size of a file of keys, in bytes. Sixteen RSA keys of maximum length take less than half
+/// of it.
 const MAX_FILE_LEN: u64 = 64 << 10;
 
-/// Minimum length of a shared secret, in bytes: the output length of HS256, as RFC 7518 requires.
+/// Minimum length of a shared secret, in bytes: the minimum of RFC 7518 for HS256.
 const MIN_SECRET_LEN: usize = 32;
 
 /// How an algorithm verifies a token.
@@ -143,7 +144,7 @@ impl Tokens {
         let signature = signature.map_err(|_| MALFORMED)?;
         let header = json(header).ok_or(MALFORMED)?;
         let algorithm = header["alg"].as_str().ok_or(MALFORMED)?;
-        // These are extensions that have to be understood, and this server supports none.
+        // `crit` lists extensions that a verifier has to understand, and this server supports none.
         if header.get("crit").is_some() {
             return Err("token with critical extensions (crit)");
         }
@@ -251,8 +252,8 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
     const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
     const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
     const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
-    /// Length of a modulus of 2,048 bits alone, in bytes; the whole key is longer. RSA is not safe
-    /// with a shorter one, and `ring` rejects it.
+    /// Length of a modulus of 2,048 bits, in bytes. A whole key is longer. RSA is not safe with a
+    /// shorter modulus, and `ring` rejects it.
     const RSA_LEN: usize = 256;
     let (label, der) = pem::decode_vec(text.as_bytes()).context("it is not valid PEM")?;
     ensure!(
@@ -271,7 +272,7 @@ fn public_key(text: &str) -> Result<(KeyKind, Vec<u8>)> {
     };
     let is_whole = match kind {
         KeyKind::Rsa => key.len() > RSA_LEN,
-        // Two coordinates, after a byte that says that they are not compressed.
+        // A byte that says that the point is not compressed, and two coordinates.
         KeyKind::P256 => key.len() == 65,
         KeyKind::P384 => key.len() == 97,
         KeyKind::Ed25519 => key.len() == 32,

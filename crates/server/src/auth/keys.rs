@@ -1,8 +1,8 @@
-//! API keys: `ID.SECRET`, of which a file keeps the SHA-256 of the secret.
+//! API keys: `ID.SECRET`. A file keeps the id, and the SHA-256 of the secret.
 //!
-//! The file is TOML, so that operators can read and edit it. Each change replaces the whole file,
-//! and a server that uses the file notices. A secret has 256 random bits, so a single round of
-//! SHA-256 without a salt hides it as well as many rounds would.
+//! The file is TOML, so that operators can read and edit it. A change normally replaces the whole
+//! file. A server that uses the file then loads it again. A secret has 256 random bits, so a single
+//! round of SHA-256 without a salt hides it as well as many rounds would.
 
 use std::{
     collections::HashMap,
@@ -45,14 +45,15 @@ const SECRET_LEN: usize = 32;
 /// enough to read aloud.
 const ID_LEN: usize = 8;
 
-/// Maximum length of an id, in characters. It applies to ids that operators choose themselves.
+/// Maximum length of an id, in characters. New ids are shorter, but operators may choose others in
+/// the file.
 const MAX_ID_LEN: usize = 64;
 
 /// Maximum size of the file, in bytes: about 4,000 keys. For more clients, use an issuer of tokens.
 const MAX_FILE_LEN: u64 = 1 << 20;
 
-/// How often a server checks whether the file has changed. Normally this is how long a revoked key
-/// stays valid.
+/// Interval at which a server checks whether the file has changed. Normally, a revoked key stays
+/// valid for at most this long.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Maximum number of consecutive checks that a server skips because another process writes or locks
@@ -60,7 +61,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// keep revoked keys valid by holding a lock.
 const MAX_SKIPPED_LOOKS: u32 = 3;
 
-/// Version of the file format. A file that was truncated near its beginning lacks it.
+/// Version of the file format. If it is missing, the file may have been truncated near its
+/// beginning.
 const VERSION: i64 = 1;
 
 /// Comment at the top of a new file.
@@ -299,7 +301,7 @@ impl KeyFile {
         Ok(KeyFile { document, entries })
     }
 
-    /// Adds a key. Returns its id and the credential for its bearer. The secret cannot be read
+    /// Adds a key. Returns its id and the credential for its bearer. The secret cannot be recovered
     /// later: the file has only its hash.
     ///
     /// # Errors
@@ -364,18 +366,18 @@ impl KeyFile {
         Ok(Some(before))
     }
 
-    /// Changes a file of keys. If `is_made`, creates the file if it is missing. Waits while another
-    /// process changes it.
+    /// Changes a file of keys. If the file is missing, creates it if `is_made` is set. Waits while
+    /// another process changes the file.
     ///
-    /// The file is replaced as a whole, so that a reader finds the old content or the new one. A
-    /// new file is readable by its owner only; an old one keeps its owner and its mode, so that a
-    /// server that could read it still can. A file that cannot be replaced, because it is a mount
-    /// point or its folder is read-only, is overwritten under a lock.
+    /// The file is replaced as a whole, so that a reader finds either the old content or the new
+    /// one. A new file is readable only by its owner; an existing one keeps its owner and its mode,
+    /// so that a server that could read it still can. A file that cannot be replaced, because it is
+    /// a mount point or its folder is read-only, is overwritten under a lock.
     ///
     /// # Errors
     ///
-    /// If it cannot be read or written, or the change fails. Then it is as it was, unless the error
-    /// says otherwise.
+    /// If it cannot be read or written, or the change fails. Then the file is unchanged, unless the
+    /// error says otherwise.
     pub fn change<T>(
         path: &Path,
         is_made: bool,
@@ -434,7 +436,7 @@ struct Old {
 }
 
 /// Replaces the file at `path`: writes the text to the file `new` in the same folder, and renames
-/// that. If the file cannot be replaced, overwrites it.
+/// `new` to `path`. If the file cannot be replaced, overwrites it.
 fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>) -> Result<()> {
     let written = write_new(new, text, old.map(|old| &old.metadata));
     let is_copied = written.is_ok();
@@ -460,7 +462,7 @@ fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>
 }
 
 fn write_new(new: &Path, text: &str, old: Option<&Metadata>) -> io::Result<()> {
-    // A killed run may have left this file.
+    // A process that was killed may have left this file.
     let _ = fs::remove_file(new);
     let mut file = OpenOptions::new()
         .write(true)
@@ -478,8 +480,8 @@ fn write_new(new: &Path, text: &str, old: Option<&Metadata>) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Whether a file that could not be replaced may still be writable: it is a mount point, or its
-/// folder or its owner does not allow another file in its place.
+/// Whether a file that could not be replaced, with this error, may still be writable: it may be a
+/// mount point, or its folder or owner may not allow another file in its place.
 fn is_kept_in_place(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -490,7 +492,7 @@ fn is_kept_in_place(error: &io::Error) -> bool {
     )
 }
 
-/// Writes the text over the old one, under a lock, so that readers never use an incomplete file.
+/// Writes the text over the old one, under a lock, so that readers do not use an incomplete file.
 /// Sets `is_damaged` if an error has left the file incomplete.
 fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
@@ -512,8 +514,8 @@ fn overwrite(path: &Path, text: &str, old: &str, is_damaged: &mut bool) -> Resul
     Ok(written?)
 }
 
-/// Opens a file of keys, once no other process overwrites it. The file stays locked while it is
-/// open.
+/// Opens a file of keys, after waiting until no other process overwrites it. The file stays locked
+/// while it is open.
 fn open_whole(path: &Path) -> io::Result<(File, Metadata)> {
     let (file, _) = files::open(path)?;
     // Fails only on a file system without locks, where no process can hold one.
@@ -528,7 +530,7 @@ fn text_of(file: &File) -> Result<String> {
     String::from_utf8(text).context("it is not UTF-8")
 }
 
-/// Truncates a time to whole seconds, so that the file is easy to read.
+/// Truncates a time to whole seconds, which are easier to read in the file.
 fn seconds(time: Timestamp) -> Result<Timestamp> {
     Ok(Timestamp::from_second(time.as_second())?)
 }
@@ -554,7 +556,7 @@ pub(super) struct Keys {
     seen: Mutex<Seen>,
 }
 
-/// What a server knows about its file of keys.
+/// Results of a server's checks of its file of keys.
 #[derive(Debug, Default)]
 struct Seen {
     /// The version of the file that is loaded; `None` before the first load.
@@ -572,7 +574,7 @@ struct Key {
     calls: Calls,
 }
 
-/// What a valid key says about its bearer.
+/// The bearer of a valid key, and the calls that use the key.
 #[derive(Debug)]
 pub(super) struct Verified {
     pub(super) client: ClientName,
@@ -633,7 +635,7 @@ impl Keys {
         }
     }
 
-    /// Reads the file if it has changed. If anything is wrong, the loaded keys stay.
+    /// Reads the file if it has changed. If anything is wrong, the loaded keys stay in use.
     fn look(&self, seen: &mut Seen) -> Result<()> {
         let read = self.read_if_changed(seen);
         let read = read.with_context(|| format!("cannot use the API keys in {:?}", self.path))?;
@@ -644,7 +646,8 @@ impl Keys {
     }
 
     fn read_if_changed(&self, seen: &mut Seen) -> Result<Option<KeyFile>> {
-        // This reads only the metadata: opening the file would break a lease on it.
+        // To find out whether the file has changed, its metadata is enough: opening it would break
+        // a lease.
         let skipped = mem::take(&mut seen.skipped);
         if seen.stamp == Some(Stamp::of(&fs::metadata(&self.path)?)) {
             return Ok(None);
@@ -664,8 +667,8 @@ impl Keys {
         Ok(Some(file))
     }
 
-    /// Replaces the loaded keys. Ends the calls of keys that were removed or revoked, or have
-    /// another secret or role.
+    /// Replaces the loaded keys. Ends the calls of keys that were removed or revoked, or whose
+    /// secret or role has changed.
     fn replace(&self, entries: Vec<Entry>) {
         let old = Arc::clone(&self.lock());
         let is_same = |old: &Entry, new: &Entry| {
@@ -689,16 +692,16 @@ impl Keys {
         let gone: Vec<&Key> = gone.collect();
         let count = new.len();
         *self.lock() = Arc::new(new);
-        // From here on, new calls are checked against the new entries. A call that was accepted
-        // with an old one, and begins only after this, ends at once.
+        // From here on, new calls are checked against the new entries. A call that was
+        // authenticated with an old entry, but has not begun yet, ends as soon as it begins.
         for key in &gone {
             key.calls.revoke();
         }
         tracing::info!(keys = count, gone = gone.len(), "API keys loaded");
     }
 
-    /// Returns the client of a credential with a valid key. Checking an unknown key takes as long
-    /// as checking a wrong secret.
+    /// Returns the bearer of a valid key. Checking an unknown key takes as long as checking a wrong
+    /// secret.
     pub(super) fn verify(&self, credential: &str, now: SystemTime) -> Result<Verified, Rejection> {
         let (id, secret) = credential.split_once('.').unwrap_or((credential, ""));
         let is_whole = BASE64_URL_SAFE_NO_PAD

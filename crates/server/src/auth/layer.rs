@@ -1,4 +1,4 @@
-//! Authenticates every call, and rejects the calls that their method's rule forbids.
+//! Authenticates callers, and rejects calls that the rules of their methods forbid.
 
 use std::{
     pin::Pin,
@@ -25,8 +25,9 @@ use crate::{
     rejections::Rejections,
 };
 
-/// Authenticates callers, and rejects the calls that their method's rule forbids before any work.
-/// An admitted call has its [`Principal`] in its [`CallInfo`], and its credential is removed.
+/// Authenticates callers, and rejects forbidden calls before any work. The [`CallInfo`] of an
+/// admitted call has its [`Principal`], unless its method needs no credential. The credential is
+/// removed from the request.
 #[derive(Clone)]
 pub(crate) struct AuthLayer {
     auth: Arc<Auth>,
@@ -40,7 +41,7 @@ pub(crate) struct AuthLayer {
 type Rejected = (CallError, Option<ClientName>, Option<&'static str>);
 
 impl AuthLayer {
-    /// `limits` bound how many bad credentials an address may try.
+    /// Creates the layer. `limits` bound how many invalid credentials an address may try.
     pub(crate) fn new(
         auth: Arc<Auth>,
         rules: Arc<Rules>,
@@ -57,7 +58,7 @@ impl AuthLayer {
 
     /// Admits a call, or returns the status that ends it.
     fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), Status> {
-        // Later layers and handlers do not need it.
+        // Later layers and handlers do not need the credential.
         let credentials = Credentials::taken_from(request.headers_mut());
         let (_, Rule::Needs(needed)) = self.rules.of_path(request.uri().path()) else {
             return Ok(());
@@ -91,7 +92,8 @@ impl AuthLayer {
             Box::new(match rejection {
                 Rejection::Missing => (CallError::CredentialMissing, None, None),
                 Rejection::Rejected { why, client } => {
-                    // A certificate was verified in the handshake, so it is not a guess.
+                    // Only a credential in a header can be a guess. A certificate was verified in
+                    // the handshake.
                     if let (Some(peer), false) = (peer, credentials.is_empty()) {
                         self.limits.credential_refused(peer);
                     }

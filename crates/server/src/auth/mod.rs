@@ -1,9 +1,10 @@
 //! Who makes a call, and what the caller may do.
 //!
-//! A caller is a *principal*: a client's name, and a role. On a Unix socket, the system identifies
-//! the caller. Elsewhere a credential does, once any kind of them is configured: an API key or a
-//! JSON web token in the `authorization` header, or the certificate of the connection. Without any,
-//! clients are identified by their addresses.
+//! A caller is a *principal*: a client's name, and a role. If any kind of credential is configured,
+//! the caller's credential identifies it: an API key or a JSON web token in the `authorization`
+//! header, or the certificate of the connection. On a Unix socket, a caller without such a header
+//! is identified by its user, as the system reports it. If no kind is configured, all callers are
+//! identified by their addresses or users.
 
 mod algorithm;
 mod authenticator;

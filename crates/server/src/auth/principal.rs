@@ -10,12 +10,12 @@ use crate::auth::{revocation::Calls, role::Role};
 pub(crate) struct Principal {
     pub(crate) name: ClientName,
     pub(crate) role: Role,
-    /// The calls of its API key, if it has shown one.
+    /// The open calls of its API key, if it sent one.
     pub(super) calls: Option<Calls>,
 }
 
 impl Principal {
-    /// Begins a call of the principal. The call ends when the credential is revoked.
+    /// Begins a call of the principal. The call ends if the principal's API key is revoked.
     pub(crate) fn begins(&self, context: &CallContext) {
         if let Some(calls) = &self.calls {
             calls.add(context);

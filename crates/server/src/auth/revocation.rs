@@ -23,8 +23,8 @@ struct State {
 }
 
 impl Calls {
-    /// Adds a call, until it ends. If the credential was revoked in the meantime, the call ends at
-    /// once.
+    /// Adds a call, and removes it when it ends. If the credential has been revoked, the call ends
+    /// at once.
     pub(super) fn add(&self, context: &CallContext) {
         let mut state = self.lock();
         if state.is_revoked {
@@ -44,7 +44,7 @@ impl Calls {
         });
     }
 
-    /// Ends all calls, and the ones that are added later.
+    /// Ends all calls. Calls that are added later end at once.
     pub(super) fn revoke(&self) {
         let mut state = self.lock();
         state.is_revoked = true;

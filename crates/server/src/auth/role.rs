@@ -11,10 +11,10 @@ pub enum Role {
 }
 
 impl Role {
-    /// All roles, the one with the fewest rights first.
+    /// All roles. The one with the fewest rights comes first.
     pub const ALL: [Role; 2] = [Role::User, Role::Operator];
 
-    /// Returns its name, as files of keys have it.
+    /// Returns its name in files of API keys.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

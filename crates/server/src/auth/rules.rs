@@ -8,7 +8,8 @@ use prost_types::FileDescriptorSet;
 
 use crate::auth::role::Role;
 
-/// Which callers may call a method. The method itself decides whose searches they see and cancel.
+/// Which callers may call a method. The method itself decides which searches a caller sees and
+/// cancels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// All callers. Credentials are not checked.
@@ -17,7 +18,7 @@ pub(crate) enum Rule {
     Needs(Role),
 }
 
-/// Every method of every service. SECURITY.md has the same table.
+/// The rules of all methods of all services. SECURITY.md has the same table.
 pub(super) const RULES: [(&str, Rule); 11] = [
     ("hash_name.HashFinder/Find", Rule::Needs(Role::User)),
     ("hash_name.HashFinder/FindRange", Rule::Needs(Role::User)),
@@ -29,7 +30,7 @@ pub(super) const RULES: [(&str, Rule); 11] = [
         Rule::Needs(Role::User),
     ),
     ("hashfinder.v1.Finder/CancelSearch", Rule::Needs(Role::User)),
-    // Load balancers have no credential, and see only that there is a server.
+    // Load balancers have no credential. They see only whether the server is serving.
     ("grpc.health.v1.Health/Check", Rule::Anyone),
     ("grpc.health.v1.Health/Watch", Rule::Anyone),
     (
@@ -42,7 +43,8 @@ pub(super) const RULES: [(&str, Rule); 11] = [
     ),
 ];
 
-/// The rule for unknown methods. Callers without a credential cannot find out which methods exist.
+/// The rule for unknown methods. It requires a credential, so that callers without one cannot find
+/// out which methods exist.
 const UNKNOWN: (&str, Rule) = ("unknown", Rule::Needs(Role::User));
 
 /// The rules of the services that a server has.
@@ -54,7 +56,7 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// If a method has no rule, or a rule has no method. So no method is forgotten.
+    /// If a method has no rule, a rule has no method, or a descriptor cannot be decoded.
     pub(crate) fn new(descriptors: &[&[u8]]) -> Result<Rules> {
         Rules::of(&RULES, descriptors)
     }
@@ -90,7 +92,8 @@ impl Rules {
         self.of_path(path).1 == Rule::Anyone
     }
 
-    /// Returns the method at a path, and its rule. All unknown methods are shown as one.
+    /// Returns the method at a path, and its rule. All unknown methods have the same name and the
+    /// same rule.
     pub(super) fn of_path(&self, path: &str) -> (&'static str, Rule) {
         self.0.get(path).copied().unwrap_or(UNKNOWN)
     }

@@ -1,4 +1,4 @@
-//! Which credentials are accepted.
+//! Tests of which credentials are accepted.
 
 use std::{
     collections::HashSet,
@@ -285,15 +285,16 @@ fn changes_to_the_key_file_take_effect() {
     look();
     assert_eq!(bearer(&auth, &revoked), Err("revoked".to_owned()));
     assert!(!first.is_active());
-    // A call that was authenticated before and begins only now is cancelled at once.
+    // A call that was authenticated before the revocation, and begins only now, is cancelled at
+    // once.
     let late = CallContext::of(&Request::new(()));
     principal.begins(&late);
     assert!(!late.is_active());
     assert!(second.is_active() && bearer(&auth, &kept).is_ok());
 }
 
-/// A file that is a mount point is overwritten, which takes a moment. A server that read it at that
-/// moment used to lose keys.
+/// Regression: a server that read the file while it was being overwritten lost keys. A file that is
+/// a mount point is overwritten.
 #[test]
 fn a_key_file_is_not_loaded_while_it_is_overwritten() {
     let folder = Folder::new();

@@ -1,5 +1,4 @@
-//! What layers have in common: a layer rejects a call, or observes the body of its response to the
-//! last frame.
+//! Shared parts of layers: rejecting a call, and observing the body of a request or a response.
 
 use std::{
     convert::Infallible,
@@ -15,18 +14,18 @@ use pin_project_lite::pin_project;
 pub(crate) type Polled<D, E> = Poll<Option<Result<Frame<D>, E>>>;
 
 /// Observes a body for a layer. It is dropped with the body. The body of a response lasts until it
-/// was sent completely or its reader is gone.
+/// has been sent completely or its reader is gone.
 pub(crate) trait BodyObserver<D, E> {
     /// Called with the head of the response.
     fn head(&mut self, _status: StatusCode, _headers: &mut HeaderMap) {}
 
-    /// Called with each poll of the body. The caller of the poll gets what this returns.
+    /// Called with the result of each poll of the body. Returns the result that replaces it.
     fn frame(&mut self, _cx: &mut Context<'_>, polled: Polled<D, E>) -> Polled<D, E> {
         polled
     }
 
-    /// Whether a reader has to read to the end even of a body that is known to have ended, so that
-    /// the observer sees the end.
+    /// Whether the observer has to see the end of the body. If so, [`Body::is_end_stream`] does not
+    /// announce the end, so that the reader polls until the end.
     fn sees_end(&self) -> bool {
         false
     }
@@ -35,7 +34,7 @@ pub(crate) trait BodyObserver<D, E> {
 pin_project! {
     /// A body with its observer.
     pub(crate) struct ObservedBody<B, W> {
-        // `None` is an empty body, which has no observer.
+        // `None` for an empty body, which has no observer.
         #[pin]
         inner: Option<B>,
         observer: Option<W>,
@@ -91,7 +90,7 @@ pin_project! {
         Passed {
             #[pin]
             response: F,
-            // There until the head of the response.
+            // Present until the head of the response arrives.
             observer: Option<W>,
         },
         Rejected {
@@ -108,7 +107,7 @@ impl<F, W> LayerFuture<F, W> {
         }
     }
 
-    /// The layer rejects the call with this response.
+    /// Rejects the call with this response.
     pub(crate) fn reject(rejection: Response<()>) -> LayerFuture<F, W> {
         LayerFuture::Rejected { rejection }
     }

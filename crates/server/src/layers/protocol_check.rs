@@ -1,5 +1,5 @@
-//! Checks that a request is valid gRPC before tonic sees it, and explains what tonic rejects
-//! without a message.
+//! Checks that a request is valid gRPC before tonic sees it, and explains rejections by tonic that
+//! have no message.
 
 use std::{
     convert::Infallible,
@@ -26,12 +26,13 @@ use crate::{
     violation::Violation,
 };
 
-/// Maximum length of a message of a request, in bytes. The longest useful message resumes from the
-/// cursor of the longest query that `query` accepts. A test there checks that it fits.
+/// Maximum length of a message of a request, in bytes. The longest useful message resumes a search
+/// from the cursor of the longest query that the module `query` accepts. A test of that module
+/// checks that this message fits.
 pub(crate) const MAX_MESSAGE_LEN: u32 = 4096;
 
-/// Maximum number of messages of a request to a method that takes several. Each of them is
-/// answered. A client that lists the services by reflection needs a dozen.
+/// Maximum number of messages of a request to a method that takes several. Each of them gets a
+/// response. A client that lists the services by reflection needs a dozen.
 const MAX_MESSAGES: usize = 100;
 
 /// Maximum number of bytes of an unknown method's path in the message about it. Paths of real
@@ -39,7 +40,7 @@ const MAX_MESSAGES: usize = 100;
 const PATH_LEN: usize = 200;
 
 /// Maximum number of header fields of a request. The limit on their total length would allow five
-/// times as many. These would take 80 kB until the request has arrived completely. Clients send
+/// times this number, which would take 80 kB until the request has arrived completely. Clients send
 /// about ten, and proxies add a few.
 const MAX_FIELDS: usize = 100;
 
@@ -47,32 +48,35 @@ const MAX_FIELDS: usize = 100;
 /// (gRPC over HTTP/2, "Length-Prefixed-Message").
 const PREFIX_LEN: usize = 5;
 
-/// Value of the `server` header of every response. It shows in a packet capture which server has
-/// sent it.
+/// Value of the `server` header of every response. In a packet capture, it shows which server sent
+/// the response.
 const SERVER_NAME: &str = "hashfinder";
 
-/// Fields of a response with its status, and the message and the details of that.
+/// Header fields of a response: the code of its status, and the message and the details of that
+/// status.
 const STATUS: &str = "grpc-status";
 const STATUS_MESSAGE: &str = "grpc-message";
 const STATUS_DETAILS: &str = "grpc-status-details-bin";
 
 /// Passes on gRPC requests that arrive in time, and names the server in every response.
 ///
-/// Requests that are not gRPC are rejected with an HTTP status. A message that is too long is
-/// rejected as soon as its prefix announces the length, with RESOURCE_EXHAUSTED as gRPC demands. A
-/// request that is not complete in time is rejected with DEADLINE_EXCEEDED. UNIMPLEMENTED gets a
-/// message.
+/// Requests that are not gRPC or have too many headers are rejected with an HTTP status. A message
+/// that is too long is rejected as soon as its prefix announces the length, with
+/// RESOURCE_EXHAUSTED, as gRPC demands. A request that is not complete in time is rejected with
+/// DEADLINE_EXCEEDED. The status for an unknown method gets a message.
 ///
-/// This layer also counts and logs what libraries reject after it, before any handler. If a method
-/// takes one message and libraries cannot read it, the call ends with INVALID_ARGUMENT: INTERNAL is
-/// for the server's own failures. No status message is longer than [`MESSAGE_LEN`].
+/// The layer also counts and logs calls that libraries reject after it, before any handler runs. If
+/// a method takes one message and a library cannot read it, the layer replaces the library's
+/// INTERNAL with INVALID_ARGUMENT: INTERNAL is for the server's own failures. No status message is
+/// longer than [`MESSAGE_LEN`].
 #[derive(Clone)]
 pub(crate) struct ProtocolCheckLayer(Arc<Shared>);
 
 struct Shared {
     calls: Calls,
     rejections: Rejections,
-    /// Maximum time for a whole request to arrive. For streams, until the first message.
+    /// Maximum time for a whole request to arrive; if the method takes several messages, for the
+    /// first of them.
     request_timeout: Duration,
 }
 
@@ -152,7 +156,7 @@ struct Call {
     path: Option<PathAndQuery>,
     method: MethodName,
     peer: Option<Peer>,
-    /// Why its request was not read to its end, if it was not.
+    /// Why the request was not read to its end, if it was not.
     cut_short: OnceLock<CutShort>,
 }
 
@@ -170,7 +174,7 @@ impl Call {
     }
 
     /// Returns the response to a request that is not gRPC or has too many headers. It has an HTTP
-    /// status, because the client may not know those of gRPC (gRPC over HTTP/2, "Requests").
+    /// status, because the client may not know gRPC's statuses (gRPC over HTTP/2, "Requests").
     fn rejection(&self, method: &Method, headers: &HeaderMap) -> Option<http::Response<()>> {
         let (why, code) = if method != Method::POST {
             (Violation::NotPost, StatusCode::METHOD_NOT_ALLOWED)
@@ -200,10 +204,12 @@ impl Call {
         rejections.reject_violation(why, self.method.name(), self.peer.as_ref(), code);
     }
 
-    /// Stops reading the request. Returns the status that ends the call.
+    /// Records, counts and logs that the server stops reading the request because of this error.
+    /// Returns the status that ends the call.
     fn break_off(&self, error: CallError) -> Status {
         let rejections = &self.shared.rejections;
-        // A stream that does not pass on the error ends as if the request had been read to its end.
+        // A handler may drop this status, as if the request had been read to its end. `Answer` then
+        // sends the error.
         let _ = self.cut_short.set(CutShort::ByServer(error.clone()));
         rejections.reject(error, self.method.name(), self.peer.as_ref(), None)
     }
@@ -248,7 +254,7 @@ impl<D, E> BodyObserver<D, E> for Answer {
         {
             if let Some(CutShort::ByServer(error)) = self.0.cut_short.get() {
                 trailers.clear();
-                // Our own statuses fit.
+                // The server's own statuses are always valid headers.
                 let _ = Status::from(error.clone()).add_header(trailers);
             }
             shorten_message(trailers);
@@ -258,8 +264,8 @@ impl<D, E> BodyObserver<D, E> for Answer {
 }
 
 impl Answer {
-    /// Counts and explains a rejection by a library: only the statuses of libraries have no
-    /// details.
+    /// Counts and explains a rejection by a library. Such a status has no details, unlike the
+    /// server's own rejections.
     fn look_at(&self, headers: &mut HeaderMap) {
         if headers.contains_key(STATUS_DETAILS) {
             return;
@@ -268,8 +274,7 @@ impl Answer {
             return;
         };
         if let Some(CutShort::ByClient) = self.0.cut_short.get() {
-            // The client does not read it any more. The library's status says that the server
-            // failed.
+            // The library's status says that the server failed. The client no longer reads it.
             let _ = Status::cancelled("the client aborted the request").add_header(headers);
             return;
         }
@@ -282,7 +287,7 @@ impl Answer {
                 (Violation::UnknownMethod, Some(explained))
             }
             Code::InvalidArgument => (Violation::BadTimeout, None),
-            // The request's compression is unknown.
+            // The server does not know the request's compression.
             Code::Unimplemented => (Violation::Malformed, None),
             Code::Internal => {
                 let message = format!("cannot read the request: {}", status.message());
@@ -295,16 +300,16 @@ impl Answer {
         };
         let code = explained.as_ref().map_or(status.code(), Status::code);
         if let Some(explained) = explained {
-            // It fits: the message is percent-encoded.
+            // This cannot fail: the message is percent-encoded.
             let _ = explained.add_header(headers);
         }
         self.0.violation(why, code);
     }
 }
 
-/// Cuts a status message that a library made too long by quoting the request.
+/// Cuts a status message that is too long because a library quoted the request in it.
 fn shorten_message(headers: &mut HeaderMap) {
-    // Percent-encoding only makes it longer.
+    // The decoded message is never longer than the percent-encoded one.
     if (headers.get(STATUS_MESSAGE)).is_none_or(|message| message.len() <= MESSAGE_LEN) {
         return;
     }
@@ -323,9 +328,9 @@ struct Arrival {
     expected: Expected,
     /// Number of messages that have arrived completely.
     messages: usize,
-    /// Whether the timeout does not apply any more.
+    /// Whether the timeout no longer applies.
     is_over: bool,
-    /// Started when the request is first waited for.
+    /// Started when the server first has to wait for the request.
     timeout: Option<Pin<Box<Sleep>>>,
 }
 
@@ -338,7 +343,7 @@ impl BodyObserver<Bytes, Status> for Arrival {
         let error = match &polled {
             Poll::Ready(Some(Ok(frame))) => match frame.data_ref() {
                 Some(data) => self.read(data).err(),
-                // Trailers are the end.
+                // Trailers end the request.
                 None => self.end().err(),
             },
             Poll::Ready(Some(Err(_))) => {
@@ -361,7 +366,8 @@ impl BodyObserver<Bytes, Status> for Arrival {
 }
 
 impl Arrival {
-    /// Checks that there was a message. The library rejects one that is cut off.
+    /// Checks that the request has a message, unless its method takes several. tonic rejects a
+    /// message that is cut off.
     fn end(&self) -> Result<(), CallError> {
         if self.messages == 0 && self.expected.is_new() && !self.takes_stream() {
             return Err(CallError::MessageMissing);
@@ -371,7 +377,8 @@ impl Arrival {
 
     fn read(&mut self, data: &[u8]) -> Result<(), CallError> {
         self.messages += self.expected.read(data)?;
-        // A handler that takes one message keeps reading until the client ends the request.
+        // If a method takes one message, tonic reads until the client ends the request, so a second
+        // message is rejected here.
         let limit = if self.messages > 1 && self.takes_stream() {
             MAX_MESSAGES
         } else {
@@ -401,7 +408,7 @@ impl Arrival {
     }
 }
 
-/// The part of a request to which its next byte belongs.
+/// The part of a request that its next byte belongs to.
 #[derive(Debug)]
 enum Expected {
     Prefix { seen: usize, length: u32 },
@@ -435,7 +442,7 @@ impl Expected {
                     }
                 }
                 Expected::Prefix { seen, length } => {
-                    // The four bytes of the length shift out the first byte.
+                    // The four bytes of the length shift out the first byte, the compression flag.
                     *length = *length << 8 | u32::from(data.get_u8());
                     *seen += 1;
                     if *seen < PREFIX_LEN {

@@ -1,4 +1,4 @@
-//! Limits for the calls of one address, before authentication.
+//! Limits the calls of each address, and those of all addresses together, before authentication.
 
 use std::{
     collections::HashMap,
@@ -26,35 +26,38 @@ use crate::{
 };
 
 /// Maximum number of addresses with an account, at about 100 bytes each. An address needs one only
-/// while it has open calls, or its rate limits have not recovered.
+/// while it has open calls, and until its rate limits have recovered.
 const ORIGINS: usize = 65_536;
 
-/// Minimum time between two sweeps for accounts that are not needed any more. A sweep takes about a
+/// Minimum time between two sweeps for accounts that are no longer needed. A sweep takes about a
 /// millisecond.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Methods that need no credential may have one in this many of all open calls, and one address one
-/// in this many of these. A health check can be watched forever. Without this limit, callers
-/// without a credential at a few addresses could use up all open calls, and one IPv6 network has
-/// thousands of addresses. Callers with a credential could then make no call.
+/// Divisor of the limit on open calls for methods that need no credential: such calls may be a
+/// quarter of all open calls, and those of one address a quarter of that quarter.
+///
+/// A health watch may never end. Without this limit, callers without a credential could use up all
+/// open calls from a few addresses, of which one IPv6 network has thousands. Then callers with a
+/// credential could make no call.
 const SHARE_FOR_ANYONE: usize = 4;
 
 /// Limits of one address, and of all addresses together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AddressLimits {
-    /// Maximum number of calls that an address may begin each second, and at once.
+    /// Maximum number of calls that an address may begin per second, and at once.
     pub(crate) calls_per_second: NonZeroU32,
-    /// Maximum number of open calls.
+    /// Maximum number of open calls of all addresses together.
     pub(crate) open_calls: NonZeroUsize,
     /// Maximum number of open calls of one address.
     pub(crate) open_calls_of_address: NonZeroUsize,
-    /// Maximum number of rejected credentials of an address each second; ten times as many at once.
+    /// Maximum number of rejected credentials of an address per second; ten times this number at
+    /// once.
     pub(crate) refused_credentials_per_second: NonZeroU32,
 }
 
 impl AddressLimits {
-    /// Returns the maximum numbers of open calls of methods that need no credential: in all, and of
-    /// one address.
+    /// Returns the maximum number of open calls of methods that need no credential: in total, and
+    /// of one address.
     fn open_for_anyone(&self) -> (NonZeroUsize, NonZeroUsize) {
         let share =
             |of: usize| NonZeroUsize::new(of / SHARE_FOR_ANYONE).unwrap_or(NonZeroUsize::MIN);
@@ -90,11 +93,11 @@ struct Shared {
 
 struct Origins {
     known: HashMap<Origin, Account>,
-    /// Shared by all addresses that arrive while the table of known addresses is full. So a flood
-    /// of addresses can neither make the table grow nor shut out the known ones.
+    /// The account of all addresses that arrive while the table of known addresses is full. So a
+    /// flood of addresses can neither make the table grow nor shut out known addresses.
     newcomers: Account,
     open: usize,
-    /// How many of them need no credential.
+    /// How many of the open calls need no credential.
     open_for_anyone: usize,
     swept_at: Instant,
 }
@@ -104,7 +107,7 @@ struct Account {
     calls: Bucket,
     refused_credentials: Bucket,
     open: usize,
-    /// How many of them need no credential.
+    /// How many of the open calls need no credential.
     open_for_anyone: usize,
 }
 
@@ -118,7 +121,7 @@ impl Account {
         }
     }
 
-    /// Whether it equals a new account.
+    /// Whether the account equals a new one, so that it can be dropped.
     fn may_be_forgotten(&mut self, limits: AddressLimits, now: Instant) -> bool {
         self.open == 0
             && self.calls.is_full(limits.calls(), now)
@@ -129,8 +132,8 @@ impl Account {
 }
 
 impl Origins {
-    /// Returns the account of an address, which is created if necessary, and the address if the
-    /// account is its own.
+    /// Returns the account of an address, and creates it if necessary. Also returns the address, or
+    /// `None` if the account is the shared one.
     fn account_or_new(
         &mut self,
         origin: Origin,
@@ -172,7 +175,8 @@ impl RateLimits {
         self.lock().open
     }
 
-    /// Counts a call, if the limits allow it. `is_for_anyone` is whether it needs no credential.
+    /// Counts a call, if the limits allow it. `is_for_anyone` says whether its method needs no
+    /// credential.
     fn begin(
         &self,
         origin: Origin,
@@ -218,12 +222,12 @@ impl RateLimits {
         })
     }
 
-    /// Checks whether a credential from this address may be checked. After too many
-    /// [rejected](Self::credential_refused) ones, none is, valid or not.
+    /// Returns an error if no credential from this address may be checked now, valid or not,
+    /// because too many were [rejected](Self::credential_refused).
     ///
     /// # Errors
     ///
-    /// The error of the call if the credential may not be checked.
+    /// [`CallError::TooManyRefusedCredentials`], for the call.
     pub(crate) fn check_credential_limit(&self, peer: &Peer) -> Result<(), CallError> {
         let now = Instant::now();
         let mut origins = self.lock();
@@ -253,10 +257,10 @@ impl RateLimits {
     }
 }
 
-/// An open call, which is counted until this is dropped.
+/// An open call. It counts until this is dropped.
 pub(crate) struct OpenCall {
     limits: RateLimits,
-    /// The address that has the call; `None` if it belongs to the shared account.
+    /// The address whose account counts the call; `None` for the shared account.
     known: Option<Origin>,
     is_for_anyone: bool,
 }
@@ -292,7 +296,7 @@ struct Gate {
 }
 
 impl RateLimitLayer {
-    /// `rules` determine which methods need no credential.
+    /// Creates the layer. `rules` determine which methods need no credential.
     pub(crate) fn new(
         limits: RateLimits,
         rules: Arc<Rules>,
@@ -349,8 +353,8 @@ where
         match limits.begin(origin, is_for_anyone, Instant::now()) {
             Ok(open) => {
                 let kept = match &info.open {
-                    // The call is open until its response was written, which may be long after the
-                    // response was made.
+                    // The call is open until its response has been written, which may be long after
+                    // the handler has returned it.
                     Some(call) => {
                         call.keep(open);
                         None
@@ -459,7 +463,7 @@ mod tests {
         assert_eq!(newcomers.count(), 10);
         assert_eq!(limits.lock().known.len(), ORIGINS);
         assert!(limits.begin(origin(7), false, now).is_ok());
-        // An open call stays in its account until it ends.
+        // An account with an open call is kept.
         let later = now + SWEEP_INTERVAL;
         let known = limits.begin(origin(7), false, later).unwrap();
         let newcomer = limits.begin(origin(many), false, later).unwrap();

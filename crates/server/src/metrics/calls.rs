@@ -1,4 +1,4 @@
-//! gRPC's usual metrics of a server: calls by their method, and how they ended.
+//! The metrics that gRPC servers usually have: calls by their methods, and how they ended.
 
 use std::{
     collections::HashMap,
@@ -47,14 +47,14 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-/// Bounds of the histogram of call durations, in seconds. Some calls end with their first thousand
-/// secrets, others search for hours.
+/// Bounds of the histogram of call durations, in seconds. Some calls end with the first thousand
+/// secrets of their search, others search for hours.
 const SECONDS: [f64; 13] = [
     0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0,
 ];
 
-/// Stands for all methods that this server does not have. Clients choose their names, so the names
-/// do not become labels.
+/// Label for all methods that this server does not have. Clients choose the names of such methods,
+/// so these do not become labels.
 const UNKNOWN: &str = "unknown";
 
 type OfMethod = [(&'static str, String); 3];
@@ -89,7 +89,7 @@ impl Calls {
     ///
     /// # Errors
     ///
-    /// If one is not a `google.protobuf.FileDescriptorSet`.
+    /// If a descriptor is not a `google.protobuf.FileDescriptorSet`.
     pub(crate) fn new(descriptors: &[&[u8]]) -> Result<Calls, DecodeError> {
         let started = Family::default();
         let handled = Family::default();
@@ -212,8 +212,8 @@ impl Drop for Call {
     }
 }
 
-/// Counts the calls that pass and, if there is a collector, traces them. It is the first layer, so
-/// it makes the [`CallInfo`] of every call.
+/// Counts all calls and, if there is a collector, traces them. It is the first layer, so it creates
+/// the [`CallInfo`] of every call.
 #[derive(Clone)]
 pub(crate) struct CallsLayer {
     pub(crate) calls: Calls,

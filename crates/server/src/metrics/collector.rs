@@ -175,7 +175,7 @@ impl Page<'_> {
         value.encode(self.0.encode_descriptor(name, help, None, kind)?)
     }
 
-    /// Writes one value for each value of a label.
+    /// Writes one sample for each value of a label.
     fn each<T: Copy, M: EncodeMetric>(
         &mut self,
         name: &str,

@@ -13,19 +13,18 @@ use prometheus_client::{
 
 use crate::{errors::CallError, searches::stop_cause::StopCause, violation::Violation};
 
-/// The first bound of the histogram of stop latencies, in seconds. Each further bound is twice the
-/// one before. A slice takes half a millisecond. A stop takes a second only on a machine that is
-/// very busy.
+/// First bound of the histogram of stop latencies, in seconds. Each further bound is twice the one
+/// before. A slice takes half a millisecond; a stop takes a second only on a very busy machine.
 const SHORTEST_STOP: f64 = 16e-6;
 
-/// Number of bounds, up to half a second.
+/// Number of bounds. The last one is half a second.
 const STOP_BUCKETS: u16 = 16;
 
 /// Metrics that are updated where the events happen. Clones share the counts.
 #[derive(Clone, Debug)]
 pub(crate) struct Counts {
     refused: Family<[(&'static str, &'static str); 1], Counter>,
-    /// Searches that were stopped, by their causes.
+    /// Searches that were stopped, by cause.
     stopped: [Counter; StopCause::ALL.len()],
     stop_seconds: Histogram,
 }
@@ -58,7 +57,7 @@ impl Counts {
         self.stopped[cause as usize].inc();
     }
 
-    /// Returns how many searches were stopped, by their causes.
+    /// Returns how many searches were stopped, by cause.
     pub(crate) fn stopped(&self) -> [(StopCause, u64); StopCause::ALL.len()] {
         StopCause::ALL.map(|cause| (cause, self.stopped[cause as usize].get()))
     }

@@ -22,16 +22,17 @@ use tonic_health::pb::{
 
 use crate::metrics::format::Format;
 
-/// Maximum number of connections: several Prometheus servers, probes, and a few people. A
-/// connection that has not sent its request yet makes room for the next, the longest silent first.
+/// Maximum number of connections: several Prometheus servers, probes, and a few people. At this
+/// number, a new connection replaces the one that has been silent for longest, if any has not sent
+/// its request yet.
 const CONNECTIONS: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 /// Maximum number of connections of one address, so that slow readers at one address leave room for
 /// others.
 const CONNECTIONS_PER_ADDRESS: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
-/// Maximum number of connections that an address begins each second. A scrape is one connection,
-/// and costs a tenth of a millisecond while its text is fresh.
+/// Maximum number of connections that an address may begin per second. A scrape is one connection,
+/// and costs a tenth of a millisecond while the text of the metrics is fresh.
 const NEW_CONNECTIONS: Rate = Rate {
     per_second: 200.0,
     burst: 200.0,
@@ -40,16 +41,16 @@ const NEW_CONNECTIONS: Rate = Rate {
 /// Maximum time for a request's headers to arrive. Programs send them at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Maximum time of one connection, even if its response is read slowly. It is for one request.
+/// Maximum duration of a connection, which is for one request, even if its client reads slowly.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum length of a request, in bytes; a longer one is answered with 431. The HTTP library takes
-/// no less.
+/// Maximum length of a request, in bytes; a longer one is answered with 431. The HTTP library does
+/// not allow a lower limit.
 const REQUEST_LEN: usize = 8192;
 
-/// How long a text of metrics is reused. The engine's workers wait while their counters are read,
-/// for which all searches are visited. So clients must not be able to cause that as often as they
-/// like.
+/// Time for which the text of the metrics is reused. To read the engine's counters, the server
+/// visits all searches while the workers wait. So clients must not be able to cause that as often
+/// as they like.
 const FRESH: Duration = Duration::from_secs(1);
 
 const METRICS: &str = "/metrics";
@@ -57,7 +58,7 @@ const HEALTH: &str = "/healthz";
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// Shows a registry and the state of a health service.
+/// Serves the metrics of a registry, and the state of a health service.
 pub(crate) struct Exporter<H> {
     registry: Registry,
     health: H,
@@ -65,8 +66,8 @@ pub(crate) struct Exporter<H> {
 }
 
 impl<H: Health> Exporter<H> {
-    /// Shows `registry` at `/metrics`, and at `/healthz` what `health` answers for the server as a
-    /// whole.
+    /// Creates an exporter of `registry` at `/metrics`, and of what `health` reports for the server
+    /// as a whole at `/healthz`.
     pub(crate) fn new(registry: Registry, health: H) -> Exporter<H> {
         Exporter {
             registry,
@@ -81,7 +82,7 @@ impl<H: Health> Exporter<H> {
         let exporter = Arc::new(self);
         let admission = Admission::new(CONNECTIONS, CONNECTIONS_PER_ADDRESS, NEW_CONNECTIONS);
         let mut listener = pin!(listener);
-        // It never returns an error, and never ends.
+        // The listener never returns an error, and never ends.
         while let Some(Ok(connection)) = listener.next().await {
             // hyper panics when it writes a date beyond the calendar into a response's header.
             if let Err(error) = clock::now() {
@@ -143,7 +144,7 @@ impl<H: Health> Exporter<H> {
         }
     }
 
-    /// Returns the health of the server as a whole, which the health service knows by the empty
+    /// Returns the health of the server as a whole, for which the health service uses the empty
     /// name.
     async fn health(&self) -> Response<String> {
         let request = tonic::Request::new(HealthCheckRequest::default());
@@ -159,7 +160,7 @@ impl<H: Health> Exporter<H> {
         response(code, PLAIN, format!("{}\n", status.as_str_name()))
     }
 
-    /// Returns the metrics in OpenMetrics, at most [`FRESH`] old.
+    /// Returns the metrics in the OpenMetrics format. The text is less than [`FRESH`] old.
     fn text(&self, now: Instant) -> Result<String, std::fmt::Error> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, text)) = &*last

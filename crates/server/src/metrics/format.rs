@@ -24,8 +24,8 @@ impl Format {
         let lists = headers.get_all(header::ACCEPT).iter();
         let lists = lists.filter_map(|list| list.to_str().ok());
         let mut openmetrics = 0;
-        // By specificity: of the ranges that match, the most specific one counts (RFC 9110, section
-        // 12.5.1).
+        // The quality of plain text, for each specificity of a range that matches it, the most
+        // specific first. The most specific one counts (RFC 9110, section 12.5.1).
         let mut text: [Option<u16>; 3] = [None; 3];
         for range in lists.flat_map(MediaTypeList::new).flatten() {
             let Some(quality) = quality(&range) else {
@@ -74,7 +74,7 @@ impl Format {
     }
 }
 
-/// The quality of a media range in thousandths; `None` if it cannot be read.
+/// Returns the quality of a media range in thousandths, or `None` if it cannot be read.
 fn quality(range: &MediaType<'_>) -> Option<u16> {
     let Some(quality) = range.get_param(names::Q) else {
         return Some(1000);
@@ -85,9 +85,10 @@ fn quality(range: &MediaType<'_>) -> Option<u16> {
         .then(|| (quality * 1000.0).round() as u16)
 }
 
-/// Rewrites OpenMetrics as Prometheus's format. The samples are the same. Differences: in
-/// OpenMetrics a family has no suffix, an `info` is a type, and there is a unit and an end
-/// (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
+/// Rewrites OpenMetrics as Prometheus's format
+/// (<https://prometheus.io/docs/instrumenting/exposition_formats/>). The samples are the same. Only
+/// in OpenMetrics, names of families have no suffix, `info` and `unknown` are types, and there are
+/// units and an end marker.
 fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     // The help comes before the type, on which the family's name depends.
@@ -168,7 +169,7 @@ mod tests {
             (&["application/openmetrics-text;q=NaN"], Prometheus),
             (&[";;,/,\",application/openmetrics-text"], Prometheus),
             (&["a/b;c=\"d,e\",application/openmetrics-text"], OpenMetrics),
-            // Those of Prometheus 2 and 3.
+            // The headers of Prometheus 2 and 3.
             (
                 &[
                     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\

@@ -1,7 +1,7 @@
 //! The metrics of a server, for Prometheus.
 //!
-//! The value of every label is a word of this program. No text from a client becomes one, so
-//! clients cannot create time series at will, and cannot read other clients' names in the metrics.
+//! The values of labels come from this program, never from a client. So clients cannot create time
+//! series at will, and the metrics reveal nothing that clients have sent.
 
 mod calls;
 mod collector;

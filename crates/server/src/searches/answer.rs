@@ -18,11 +18,13 @@ use crate::{
     searches::{cancelled::Cancelled, record::Record, registry::Registry, stop_cause::StopCause},
 };
 
-/// Number of candidates that make a full frame. HTTP/2 implementations count unread frames of under
-/// 256 bytes, and close a connection that has too many of them. A candidate takes about 50 bytes.
+/// Number of candidates that make a full frame. HTTP/2 implementations count unread frames of less
+/// than 256 bytes, and close a connection that has too many of them. A candidate takes about 50
+/// bytes.
 pub(crate) const FULL_FRAME: usize = 8;
 
-/// How long candidates that do not fill a frame wait for others.
+/// Pause after a frame that is not full. During the pause, only full frames and the last one are
+/// sent.
 const FRAME_PACE: Duration = Duration::from_millis(10);
 
 /// A search on behalf of a call. Dropping it stops the search; tonic drops it when the client is
@@ -34,14 +36,14 @@ pub(crate) struct Answer {
     record: Arc<Record>,
     registry: Arc<Registry>,
     cancelled: Cancelled,
-    /// Until this has passed, only full frames are sent.
+    /// Until this pause has passed, only full frames and the last one are sent.
     paced: Option<Pin<Box<Sleep>>>,
     maximum_hashes: NonZeroU64,
 }
 
 impl Drop for Answer {
-    /// Records the reason. The search itself is stopped when its handle is dropped, right after
-    /// this.
+    /// Records the cause of the stop. The search itself is stopped when its handle is dropped,
+    /// right after this.
     fn drop(&mut self) {
         let reason = self.context.cancel_reason();
         self.record
@@ -95,8 +97,8 @@ impl Answer {
         self.search.stopper().progress()
     }
 
-    /// Returns the next candidates once there are `at_least` that many or no more will come, and
-    /// then the end.
+    /// Returns the next candidates once there are `at_least` of them, the queue is full, or no more
+    /// will come. After the last candidates, returns the end.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
         if let Poll::Ready(reason) = self.cancelled.poll(cx) {
             self.record
@@ -104,8 +106,8 @@ impl Answer {
         }
         let event = self.search.poll_next(cx, at_least);
         if let Poll::Ready(Event::Ended(outcome)) = &event {
-            // The end is recorded before the reader sees it, so that the list agrees with it. A
-            // search that ended with its first secrets has reported its end already.
+            // The end is recorded before the reader sees it, so that the list agrees with it. If
+            // the search ended with its first secrets, its end has been recorded already.
             if let Some(progress) = self.progress() {
                 self.registry.ended(&self.record, outcome, progress.tests);
             }
@@ -113,9 +115,10 @@ impl Answer {
         event
     }
 
-    /// Returns the event to send next. All that is ready is sent in one frame, because tonic puts
-    /// into one frame what its stream yields without pausing. After a frame that is not full, the
-    /// next one follows only after a pause.
+    /// Returns the event to send next. All candidates that are ready are sent in one frame, because
+    /// tonic puts everything that a stream yields without pausing into one frame. After a frame
+    /// that is not full, the next one is sent only after a pause, unless it is full or the last
+    /// one.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         if let Some(pause) = &mut self.paced
             && pause.as_mut().poll(cx).is_ready()

@@ -19,11 +19,12 @@ use crate::{
 
 /// A call that searches, from the start of its search on.
 ///
-/// Its log line is written, and its span ends, when both the call and the work for it are over.
+/// Its log line is written, and its span is completed, when both the call and the work for it are
+/// over.
 pub(crate) struct Call {
     record: Arc<Record>,
     peer: Option<Peer>,
-    /// Whether its response is being read.
+    /// Tracks whether its response is being read. `None` in a test without the transport.
     open: Option<OpenCall>,
     state: Mutex<State>,
 }
@@ -32,10 +33,10 @@ pub(crate) struct Call {
 struct State {
     /// How the call ended, and after how long.
     end: Option<(CallEnd, Duration)>,
-    /// The cost of the work. Set when the last worker has released the search, until the log line
-    /// is written.
+    /// The cost of the work. Present from when the last worker has released the search until the
+    /// log line is written.
     work: Option<Report>,
-    /// Set until the log line is written.
+    /// Present until the log line is written, if the call is traced.
     span: Option<CallSpan>,
 }
 
@@ -57,17 +58,18 @@ impl Call {
         &self.record
     }
 
-    /// Returns whether it came by this connection.
+    /// Returns whether the call came in on this connection.
     pub(crate) fn is_of(&self, connection: u64) -> bool {
         (self.peer.as_ref()).is_some_and(|peer| peer.connection == connection)
     }
 
-    /// Returns how long its response has been waiting for its reader, if it is.
+    /// Returns how long its response has been waiting for its reader, or `None` if it is not
+    /// waiting.
     pub(crate) fn unread_for(&self) -> Option<Duration> {
         self.open.as_ref().and_then(OpenCall::unread_for)
     }
 
-    /// Records the end of the call. The work for it may not have ended.
+    /// Records the end of the call. The work for it may still continue.
     pub(crate) fn ended(&self, end: CallEnd) {
         let mut state = self.lock();
         state.end = Some((end, self.record.began().elapsed()));
@@ -109,7 +111,7 @@ impl Call {
             search = id.as_ref().map(tracing::field::display),
             peer = self.peer.as_ref().map(tracing::field::display),
             client = %self.record.client(),
-            // Only how much was searched for: the names are private.
+            // Only the number and the length of the names are logged: the names are private.
             names = names.len(),
             characters = names.iter().map(|name| name.chars().count()).sum::<usize>(),
             code = ?end.code,
@@ -135,15 +137,15 @@ impl Call {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics half-way through a change.
+        // No code under this lock panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The calls whose searches are listed, until each call ends. Clones share them.
+/// The open calls whose searches are listed. Clones share them.
 ///
-/// A closed connection and a response that is not read stop the search of their call. They find the
-/// call here and not by way of the search's record, so that a record needs no call.
+/// When a connection closes, or a response is not read, the search of the call has to be stopped.
+/// The call is found here and not through the record of its search, so that a record needs no call.
 #[derive(Clone, Default)]
 pub(crate) struct OpenCalls(Arc<Mutex<HashMap<Arc<str>, Arc<Call>>>>);
 
@@ -156,11 +158,11 @@ impl OpenCalls {
     /// Removes the call of the search with this id, if there is one.
     pub(crate) fn remove(&self, id: &str) {
         let call = self.lock().remove(id);
-        // The call may be dropped here, and needs no lock for that.
+        // Dropped without the lock: this may be the last reference to the call.
         drop(call);
     }
 
-    /// Returns the calls for which this holds.
+    /// Returns the calls for which `holds` returns `true`.
     pub(crate) fn which(&self, holds: impl Fn(&Call) -> bool) -> Vec<Arc<Call>> {
         let calls = self.lock();
         let calls = calls.values().filter(|call| holds(call));

@@ -1,4 +1,4 @@
-//! The moment at which a call is cancelled, for a stream that then still sends its last messages.
+//! Reports the cancellation of a call to a stream that still sends its last messages after that.
 
 use std::{
     pin::Pin,
@@ -9,7 +9,7 @@ use tonic_cancel::{CallContext, CancelReason};
 
 type Waiting = Pin<Box<dyn Future<Output = Option<CancelReason>> + Send>>;
 
-/// Ready once, when a call is cancelled or has ended; pending ever after.
+/// Becomes ready once, when a call is cancelled or ends. From then on, it is pending.
 pub(crate) struct Cancelled(Option<Waiting>);
 
 impl Cancelled {
@@ -18,7 +18,7 @@ impl Cancelled {
         Cancelled(Some(Box::pin(async move { context.cancelled().await })))
     }
 
-    /// Returns the reason when the call is cancelled. A call that has ended by itself has none.
+    /// Returns the reason when the call is cancelled, or `None` when it ends by itself.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<CancelReason>> {
         let Some(waiting) = &mut self.0 else {
             return Poll::Pending;

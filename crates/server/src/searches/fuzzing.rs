@@ -42,7 +42,7 @@ pub fn request(data: &[u8]) {
         _ => EstimateRequest::decode(message).map(|request| query::of_estimate(&request)),
     };
     match parsed {
-        // tonic answers these.
+        // tonic rejects these.
         Err(_) => {}
         Ok(Ok(query)) => accepted(&query),
         Ok(Err(error)) => {

@@ -1,4 +1,4 @@
-//! Parses requests, once, into queries. Later code does not read the requests again.
+//! Parses requests into queries. Later code uses only the parsed query.
 
 use hashfinder_proto::{
     hash_name::HashNameRequest,
@@ -14,12 +14,12 @@ use hashfinder_search::{
 
 use crate::errors::CallError;
 
-/// Maximum number of bytes of all names of a query. The cursor contains the names. The cursor has
-/// to fit into a request, and into the trailers of a status, of which clients commonly accept
-/// 8 KiB.
+/// Maximum length of all names of a query together, in bytes. The cursor contains the names, and
+/// has to fit into a request and into the trailers of a status. Clients commonly accept 8 KiB of
+/// trailers.
 const NAME_BYTES: usize = 1024;
 
-/// Maximum number of bytes of the prefix and the suffix together, for the same reason.
+/// Maximum length of the prefix and the suffix together, in bytes, for the same reason.
 const AROUND_BYTES: usize = 1024;
 
 /// Returns the query of a request to `hash_name.HashFinder`.
@@ -65,7 +65,8 @@ pub(crate) fn of_estimate(request: &EstimateRequest) -> Result<Query, CallError>
     of_query(query.ok_or_else(|| CallError::wrong("query", "the request has no query"))?)
 }
 
-/// Converts a query. Every field is used: to ignore one would be to search for something else.
+/// Converts a query. Every field is used: if one were ignored, the search would be for something
+/// else.
 fn of_query(query: &v1pb::Query) -> Result<Query, CallError> {
     let v1pb::Query {
         desired_names,
@@ -147,8 +148,8 @@ fn of_keyspace(keyspace: &v1pb::Keyspace) -> Result<Keyspace, CallError> {
     keyspace.map_err(|error| wrong("query.keyspace", &error))
 }
 
-/// Rejects a query whose cursor would not fit into a request. The error names the field of the
-/// names or of the keyspace.
+/// Rejects a query whose cursor would not fit into a request. The error names `names_field` or
+/// `keyspace_field`.
 fn check_size<'a>(
     [names_field, keyspace_field]: [&str; 2],
     names: impl Iterator<Item = &'a str>,
@@ -178,7 +179,7 @@ fn distance(field: &str, value: i32) -> Result<Distance, CallError> {
     distance.map_err(|error| CallError::wrong(field, format!("{field}: {error}")))
 }
 
-/// Returns a value of an enum. It is an error if this server does not know the value.
+/// Converts a number to a value of an enum. A number that this server does not know is an error.
 fn known<E: TryFrom<i32>>(field: &str, value: i32) -> Result<E, CallError> {
     let unknown = |_| {
         let message = format!("{field}: unknown value {value}");

@@ -1,6 +1,6 @@
 //! The record of one search: what the list of searches shows, why it was stopped, and how it ended.
 //!
-//! A record knows nothing of the call that began the search, so a search can outlive its call or
+//! A record does not refer to the call that began the search, so a search can outlive its call or
 //! have none.
 
 use std::{
@@ -29,7 +29,7 @@ pub(crate) struct Record {
     method: MethodName,
     client: ClientName,
     /// The part of the query that the list shows. The query itself takes ten times as much memory;
-    /// it belongs to the answer and is dropped with it.
+    /// it belongs to the `Answer` and is dropped with it.
     names: Box<[Box<str>]>,
     ideal_distance: u8,
     /// Where the search began, and where its keyspace ends.
@@ -42,11 +42,11 @@ pub(crate) struct Record {
 
 #[derive(Default)]
 struct State {
-    /// The id by which it is listed.
+    /// The id under which the search is listed, if it is.
     id: Option<Arc<str>>,
-    /// Stops the search; there from its start to its end.
+    /// Stops the search. Present from its start to its end.
     stopper: Option<Stopper>,
-    /// The latest progress that was read.
+    /// The latest progress that was read from the engine.
     progress: Option<Progress>,
     /// The first reason to stop the search.
     stop: Option<Stop>,
@@ -127,8 +127,8 @@ impl Record {
         self.began
     }
 
-    /// Takes the search's stopper, once the search has begun. If there already is a reason to stop
-    /// the search, it is stopped at once.
+    /// Keeps the stopper of the search, which has begun. If there already is a reason to stop the
+    /// search, stops it at once.
     pub(crate) fn started(&self, stopper: &Stopper) {
         let mut state = self.lock();
         if state.end.is_some() {
@@ -144,20 +144,20 @@ impl Record {
         }
     }
 
-    /// Sets the id by which it is listed. Returns whether the search has ended already.
+    /// Sets the id under which the search is listed. Returns whether the search has ended already.
     pub(crate) fn set_id(&self, id: Arc<str>) -> bool {
         let mut state = self.lock();
         state.id = Some(id);
         state.end.is_some()
     }
 
-    /// Returns the id by which it is listed, if it is.
+    /// Returns the id under which the search is listed, if it is.
     pub(crate) fn id(&self) -> Option<Arc<str>> {
         self.lock().id.clone()
     }
 
-    /// Keeps how the search ended. Its reader and its last worker both report the end, and the
-    /// first report counts. Returns whether this one is the first and the search is listed.
+    /// Records how the search ended. Its reader and its last worker may both report the end; only
+    /// the first report counts. Returns whether this report is the first and the search is listed.
     pub(crate) fn ended(&self, outcome: &Outcome, hashes: u64) -> bool {
         let mut state = self.lock();
         if state.end.is_some() {
@@ -167,13 +167,14 @@ impl Record {
         state.end = Some(end);
         let stopper = state.stopper.take();
         let is_listed = state.id.is_some();
-        // The stopper may be the last part of an engine, which must not be dropped under the lock.
+        // The stopper may hold the last reference to the state of an engine, which must not be
+        // dropped under the lock.
         drop(state);
         drop(stopper);
         is_listed
     }
 
-    /// Stops the search for a reason that its reader receives.
+    /// Stops the search by its id. Its reader receives the reason.
     pub(crate) fn cancel(&self, by: Canceller, reason: &str) -> CancelResult {
         let (result, stopper) = self.keep_stop(Stop::Cancelled(by, reason.to_owned()));
         if let Some(stopper) = stopper {
@@ -189,15 +190,15 @@ impl Record {
         }
     }
 
-    /// Keeps why the search is being stopped, for a caller that stops it itself by dropping its
+    /// Records why the search is being stopped, for a caller that itself stops it by dropping its
     /// handle.
     pub(crate) fn note_stop(&self, cause: StopCause) {
         self.keep_stop(Stop::Other(cause));
     }
 
-    /// Keeps the reason if it is the first one. Then it returns what stops the search, for use
-    /// without the lock: a stop may release the work on this thread, and the release locks the
-    /// record.
+    /// Records the reason if it is the first one, and then also returns the stopper. The stopper
+    /// must be used without the lock: a stop may release the work on this thread, and the release
+    /// locks the record.
     fn keep_stop(&self, stop: Stop) -> (CancelResult, Option<Stopper>) {
         let mut state = self.lock();
         if state.end.is_some() {
@@ -210,7 +211,7 @@ impl Record {
         (CancelResult::Now, state.stopper.clone())
     }
 
-    /// Returns why the search was stopped, if it was.
+    /// Returns why the search was stopped. Meaningful only for a search that was stopped.
     pub(crate) fn stop_cause(&self) -> StopCause {
         cause_of(self.lock().stop.as_ref())
     }
@@ -222,7 +223,7 @@ impl Record {
         match (stop, cause) {
             (Some(Stop::Cancelled(by, reason)), _) => CallError::Cancelled { by, reason, cursor },
             (_, StopCause::Unread) => CallError::Unread(cursor),
-            // Of these causes, only a drain leaves the reader time to receive the error.
+            // Of these causes, only a drain lets the reader receive the error.
             (
                 _,
                 StopCause::Client | StopCause::Deadline | StopCause::Operator | StopCause::Drain,
@@ -242,7 +243,7 @@ impl Record {
         })
     }
 
-    /// Returns its changing part, as it is now.
+    /// Returns the current values of the part of the record that changes.
     pub(crate) fn mark(&self) -> Mark {
         self.mark_of(&mut self.lock())
     }
@@ -255,7 +256,7 @@ impl Record {
                 frontier: end.frontier,
             };
         }
-        // The engine has none between the end of the work and the report of that end.
+        // The engine has no progress between the end of the work and the report of that end.
         let progress = state.stopper.as_ref().and_then(Stopper::progress);
         state.progress = progress.or(state.progress);
         match state.progress {
@@ -272,7 +273,7 @@ impl Record {
         }
     }
 
-    /// Returns it as a list shows it, as it is now.
+    /// Returns the current entry of the search in a list of searches.
     pub(crate) fn summary(&self) -> SearchSummary {
         let mut state = self.lock();
         let mark = self.mark_of(&mut state);
@@ -300,7 +301,7 @@ impl Record {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics half-way through a change.
+        // No code under this lock panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -362,18 +363,18 @@ impl Mark {
     }
 }
 
-/// Converts the state of a search that has not ended to its message.
+/// Converts the engine's state of a search whose record has no end yet.
 pub(crate) fn wire_state(state: SearchState) -> v1pb::SearchState {
     match state {
         SearchState::Queued => v1pb::SearchState::Queued,
         SearchState::Parked => v1pb::SearchState::Parked,
-        // A search that has ended counts as running until its record has the end.
+        // Such a search counts as running, even if the engine has ended it.
         SearchState::Running | SearchState::Ended => v1pb::SearchState::Running,
     }
 }
 
-/// Returns the cause of a stop. An engine that is dropped stops its searches without one: it is
-/// dropped when the server shuts down.
+/// Returns the cause of a stop. Without a stop, the engine itself stopped the search because it was
+/// dropped, which happens when the server shuts down.
 fn cause_of(stop: Option<&Stop>) -> StopCause {
     match stop {
         Some(Stop::Cancelled(by, _)) => (*by).into(),

@@ -13,18 +13,18 @@ use hashfinder_transport::ClientName;
 use crate::searches::record::Record;
 
 /// Maximum number of ended searches that are kept of one client: enough to find a recent one, and
-/// so few that a client with thousands of short calls fills no memory.
+/// few enough that a client with thousands of short calls does not fill the memory.
 const ENDED_OF_CLIENT: usize = 100;
 
-/// Maximum number of ended searches that are kept in all. Beyond that the client that has most of
-/// them loses its oldest one, so that it does not push out the searches of clients that have fewer.
-/// Each takes about a kilobyte, and five with the longest names and cursors, so all together take
-/// at most ten megabytes.
+/// Maximum number of ended searches that are kept in total. Beyond it, the client with the most
+/// ended searches loses its oldest one, so that it does not push out those of clients with fewer. A
+/// search takes about a kilobyte, or five with the longest names and the longest cursor, so all
+/// together take at most ten megabytes.
 const ENDED: usize = 2000;
 
 const _: () = assert!(ENDED_OF_CLIENT < ENDED);
 
-/// A search's place in the list, which is in the order of their starts.
+/// Place of a search in the list, which has the order in which searches were added.
 pub(crate) type Place = u64;
 
 /// The caller that a list is for.
@@ -41,10 +41,10 @@ impl Viewer {
     }
 }
 
-/// The list. It has all searches that have not ended; their number is limited elsewhere.
+/// The list. It keeps every search that has not ended; the limit on RPCs limits their number.
 #[derive(Default)]
 pub(crate) struct Registry {
-    /// Has random keys from the system, which differ in every process.
+    /// A hasher with random keys, which differ in every process.
     random: RandomState,
     list: Mutex<List>,
 }
@@ -60,7 +60,7 @@ struct List {
 }
 
 impl Registry {
-    /// Adds a search to the list and returns its new id. A search that is listed already keeps its
+    /// Adds a search to the list and returns its new id. A search that is already listed keeps its
     /// id.
     pub(crate) fn add(&self, record: &Arc<Record>) -> Arc<str> {
         if let Some(id) = record.id() {
@@ -100,8 +100,8 @@ impl Registry {
         viewer.sees(record).then(|| Arc::clone(record))
     }
 
-    /// Returns the searches that the viewer may see, the oldest first: all of them or those after a
-    /// place, and of all clients or of one.
+    /// Returns the searches that the viewer may see, oldest first. `client` limits them to those of
+    /// one client, and `after` to those after a place.
     pub(crate) fn seen_by(
         &self,
         viewer: &Viewer,
@@ -118,15 +118,15 @@ impl Registry {
             .collect()
     }
 
-    /// Returns a text with which a list continues after a place. Only this process can read or make
-    /// one.
+    /// Returns a token with which a list continues after a place. Only this process can create or
+    /// read it.
     pub(crate) fn page_token(&self, place: Place) -> String {
         let seal = self.random.hash_one(("page", place));
         let hidden = place ^ self.random.hash_one(("hide", seal));
         format!("{seal:016x}{hidden:016x}")
     }
 
-    /// Returns the place that a token stands for, if this process has made it.
+    /// Returns the place that a token stands for, if this process has created the token.
     pub(crate) fn place_of(&self, token: &str) -> Option<Place> {
         let (seal, hidden) = token.split_at_checked(16)?;
         let seal = u64::from_str_radix(seal, 16).ok()?;
@@ -135,21 +135,21 @@ impl Registry {
         (self.page_token(place) == token).then_some(place)
     }
 
-    /// Returns 128 bits that cannot be guessed, and that neither this process nor a later one
-    /// repeats.
+    /// Returns an id of 128 bits that cannot be guessed, and that neither this process nor a later
+    /// one uses again.
     fn id(&self, place: Place) -> Arc<str> {
         let halves = [("id", place), ("di", place)].map(|half| self.random.hash_one(half));
         format!("{:016x}{:016x}", halves[0], halves[1]).into()
     }
 
     fn lock(&self) -> MutexGuard<'_, List> {
-        // Nothing in here panics half-way through a change.
+        // No code under this lock panics in the middle of a change.
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl List {
-    /// Adds a search to the ended ones, and forgets an ended one if there are too many.
+    /// Adds a search to the ended ones. If there are too many of them, forgets one.
     fn retire(&mut self, place: Place, client: &ClientName) {
         let of_client = self.ended.entry(client.clone()).or_default();
         of_client.push_back(place);
@@ -230,7 +230,8 @@ mod tests {
                 record.id().unwrap()
             })
             .collect();
-        // Each client has as many as it may, and all together more than the maximum.
+        // Each of these clients ends more searches than are kept for it, and all together more than
+        // are kept in total.
         for _ in 0..2 * ENDED_OF_CLIENT {
             for client in 1..=2 * ENDED / ENDED_OF_CLIENT {
                 end(&add(client));

@@ -29,30 +29,31 @@ use crate::{
     },
 };
 
-/// How long a call waits for a permit before it is rejected. A call gets its response shortly
+/// Time that a call waits for a permit before it is rejected. A call gets its response shortly
 /// before its last worker returns the permit, and a client that makes one call after another must
 /// not be rejected for that. The worker needs a slice of CPU time, which takes hundreds of
 /// milliseconds if other processes keep all cores busy.
 const PERMIT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Pause before a call over its client's limit is tried again. Each pause is twice as long as the
-/// last.
+/// First pause before retrying a search that exceeded a limit of its client or its connection. Each
+/// further pause is twice as long as the previous one.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Number of checks for unread responses within the time that a response may stay unread: a search
-/// is stopped at most an eighth of that too late, or at most `SHORTEST_PAUSE` if that is longer.
+/// Number of checks for unread responses within the time that a response may stay unread. So a
+/// search is stopped at most an eighth of this time too late, or `SHORTEST_PAUSE` if that is
+/// longer.
 const CHECKS: u32 = 8;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Limits of one RPC and of all of them together.
+/// Limits of each RPC, of all RPCs together, and of clients.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     /// The hash budget of one RPC.
     pub(crate) maximum_hashes: NonZeroU64,
     /// Maximum number of RPCs that search at a time.
     pub(crate) maximum_concurrent_rpcs: NonZeroUsize,
-    /// The shares of the clients whose share is not 1.
+    /// The weights of the clients whose weight is not 1.
     pub(crate) weights: HashMap<ClientName, NonZeroU32>,
     /// The quotas of the clients that do not have the default quota.
     pub(crate) quotas: HashMap<ClientName, Quota>,
@@ -96,7 +97,8 @@ impl Searches {
         self.engine.workers()
     }
 
-    /// Returns the number of permits in use. An RPC that searches has one until its work has ended.
+    /// Returns the number of permits in use. An RPC that searches holds one until its work has
+    /// ended.
     pub(crate) fn active_work(&self) -> usize {
         self.room.active_work()
     }
@@ -106,7 +108,7 @@ impl Searches {
         self.engine.metrics()
     }
 
-    /// Returns how many searches were stopped, by their causes.
+    /// Returns how many searches were stopped, by cause.
     pub(crate) fn stopped(&self) -> [(StopCause, u64); StopCause::ALL.len()] {
         self.counts.stopped()
     }
@@ -119,8 +121,10 @@ impl Searches {
         }
     }
 
-    /// Starts a search for a call. `maximum_hashes` is the hash budget of the request. A call over
-    /// a limit is rejected here, before any work.
+    /// Starts a search for a call. A call over a limit is rejected here, before any work.
+    ///
+    /// `maximum_hashes` is the hash budget of the request. The server's own limit applies if it is
+    /// lower.
     ///
     /// Dropping the future gives up its place in the queue for a permit.
     pub(crate) async fn begin(
@@ -159,7 +163,7 @@ impl Searches {
             });
             match search {
                 Ok(search) => break (search, record, call),
-                // As for a permit, and for the same reason.
+                // The call waits, as for a permit and for the same reason.
                 Err(
                     OverLimit::SearchesOfClient { .. } | OverLimit::SearchesOfConnection { .. },
                 ) if Instant::now() < until => {
@@ -198,16 +202,16 @@ impl Searches {
         ))
     }
 
-    /// Stops the searches of the calls of a connection, which is about to be closed.
+    /// Stops the searches of a connection that is about to be closed.
     pub(crate) fn stop_those_of(&self, connection: u64) {
         for call in self.open_calls.which(|call| call.is_of(connection)) {
             call.record().stop(StopCause::Drain);
         }
     }
 
-    /// Stops every search whose response has waited for its reader for `patience`, for as long as
-    /// the future is polled. The search's results are kept for the reader; its place in the engine
-    /// is freed.
+    /// Repeatedly checks for responses that have waited for their reader for `patience`, and stops
+    /// their searches. The results of such a search are kept for the reader; its place in the
+    /// engine is freed.
     ///
     /// Dropping the future ends the checks.
     pub(crate) async fn stop_unread(self: Arc<Self>, patience: Duration) {
@@ -260,7 +264,7 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Returns the caller of a request. The call ends from now on when its credential is revoked.
+    /// Returns the caller of a request. From now on, the call ends if its API key is revoked.
     pub(crate) fn of<T>(request: &Request<T>) -> Caller {
         let context = CallContext::of(request);
         let info = CallInfo::of(request.extensions()).clone();

@@ -1,10 +1,10 @@
-//! Why a search is stopped before it has found, tried or spent everything.
+//! Causes for stopping a search before it ends by itself.
 
 use tonic_cancel::CancelReason;
 
 use crate::errors::Canceller;
 
-/// Why a search is stopped. A search can get several of these; the first one counts.
+/// Cause for stopping a search. If a search has several, the first one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StopCause {
     /// Its client cancelled it, or is gone.
@@ -20,7 +20,7 @@ pub(crate) enum StopCause {
 }
 
 impl StopCause {
-    /// All causes, each at the index that is its value as a number.
+    /// All causes, each at the index that equals its discriminant.
     pub(crate) const ALL: [StopCause; 5] = [
         StopCause::Client,
         StopCause::Deadline,
@@ -29,7 +29,7 @@ impl StopCause {
         StopCause::Unread,
     ];
 
-    /// Returns its word in the metrics.
+    /// Returns its name in the metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {
             StopCause::Client => "client",
@@ -48,8 +48,8 @@ impl From<CancelReason> for StopCause {
             CancelReason::DeadlineExceeded => StopCause::Deadline,
             CancelReason::Server => StopCause::Operator,
             CancelReason::Drain => StopCause::Drain,
-            // The library is published and may add reasons. A call that ends for an unknown reason
-            // has a client that no longer waits for it.
+            // The library may add reasons in a later version. If a call ends for an unknown reason,
+            // its client no longer waits for the search.
             _ => StopCause::Client,
         }
     }

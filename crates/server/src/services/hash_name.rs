@@ -93,7 +93,7 @@ fn response(candidate: Candidate) -> HashNameResponse {
     }
 }
 
-/// The stream of a FindRange.
+/// The response stream of a FindRange.
 pub(crate) struct Candidates {
     answer: Answer,
     budget_code: Code,
@@ -191,10 +191,11 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_panic_of_the_search_ends_its_call_with_unknown_and_no_other() {
-        // The number of calls is limited to two, so that the test would notice a permit that a
-        // panic kept.
+        // The number of calls is limited to two, so that the test fails if a panic does not return
+        // its permit.
         let mut client = HashFinderClient::new(serve(PanicsAt(500_000), 2).await);
-        // This search is parked before it reaches the index, because its stream is not read.
+        // This search is parked before it reaches the index, because the test reads only a few of
+        // its candidates.
         let unread = client.find_range(request("hashfinderhashfinder", 28)).await;
         let mut bystander = unread.unwrap().into_inner();
         for _ in 0..5 {

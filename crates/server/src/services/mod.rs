@@ -1,4 +1,4 @@
-//! The services: the reference contract and our own, both on the searches that they share.
+//! The services: the reference contract and our own. Both share the searches.
 
 pub(crate) mod finder;
 pub(crate) mod hash_name;

@@ -1,4 +1,4 @@
-//! The client: each case makes the assertions of gRPC's description.
+//! The client. Each case makes the assertions of gRPC's description.
 
 use std::{fmt, time::Duration};
 
@@ -21,13 +21,13 @@ use crate::proto::{
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The server's port on the loopback.
+    /// The server's port on the loopback
     #[arg(long)]
     port: u16,
-    /// The case to play.
+    /// The case to run
     #[arg(long)]
     case: Case,
-    /// The timeout of timeout_on_sleeping_server.
+    /// The timeout of timeout_on_sleeping_server, in milliseconds
     #[arg(long, default_value_t = 1)]
     timeout_ms: u64,
 }
@@ -38,7 +38,8 @@ enum Case {
     /// Waits for a line on stdin before it cancels.
     CancelAfterBegin,
     CancelAfterFirstResponse,
-    /// Not one of gRPC's cases: the client has ended its half, and the server has more to send.
+    /// Not one of gRPC's cases: the client has ended its half when it cancels the server's
+    /// response.
     CancelWhileResponding,
     TimeoutOnSleepingServer,
     StatusCodeAndMessage,
@@ -48,13 +49,13 @@ enum Case {
     CustomMetadata,
 }
 
-/// The sizes that the cases use.
+/// The sizes that the cases use, in bytes.
 const REQUEST_SIZE: usize = 271_828;
 const RESPONSE_SIZE: usize = 314_159;
 const STREAM_REQUEST_SIZE: usize = 27_182;
 const STREAM_RESPONSE_SIZE: usize = 31_415;
 
-/// An interval longer than any test.
+/// An interval that is longer than any test, in microseconds.
 const NEVER_US: i32 = 600_000_000;
 
 const NO_OPTIONS: CallOptions = CallOptions::new();

@@ -19,7 +19,7 @@ enum Arguments {
     /// Serve on a free port of the loopback until killed; print the port, and the progress of each
     /// call
     Server,
-    /// Play a case; fail if the server does not behave as the case requires
+    /// Run a case; fail if the server does not behave as the case requires
     Client(client::Arguments),
 }
 

@@ -1,4 +1,4 @@
-//! The server, which prints the progress of each call, so that the tests see both ends of it.
+//! The server. It prints the progress of each call, so that the tests see both ends of the call.
 
 use std::time::Duration;
 
@@ -31,7 +31,8 @@ pub(crate) async fn run() -> anyhow::Result<()> {
 
 struct Testing;
 
-/// Prints that a call has begun and, when it ends, what cancelled it or else its code.
+/// Prints that a call has begun. When the call ends, prints why it was cancelled or, if it was not,
+/// its code.
 fn observe<T>(method: &'static str, request: &Request<T>) -> CallContext {
     println!("began {method}");
     let context = CallContext::of(request);
@@ -119,7 +120,7 @@ impl TestService for Testing {
                 }
                 Ok(())
             };
-            // Without this, the task would outlive the call.
+            // Without this, the task could outlive the call.
             let answered = tokio::select! {
                 answered = answering => answered,
                 _ = context.cancelled() => return,

@@ -1,9 +1,9 @@
-"""Interoperability cases of gRPC about cancellation, between tonic-cancel and other libraries.
+"""Runs gRPC's interoperability cases about cancellation between tonic-cancel and other libraries.
 
-They use real processes and sockets. INTEROP is the path of `tonic-cancel-interop`. INTEROP_NODE is
-the folder in which npm has installed the packages of peers/package.json; without it, grpc-js is
-skipped. Both ends are checked: the client asserts what gRPC's description of a case requires, and
-the server prints how the calls ended.
+The tests use real processes and sockets. INTEROP is the path of `tonic-cancel-interop`.
+INTEROP_NODE is the folder in which npm has installed the packages of peers/package.json; without
+it, grpc-js is skipped. Both ends are checked: the client asserts what gRPC's description of a case
+requires, and the server prints how the calls ended.
 """
 
 import os
@@ -112,9 +112,9 @@ CASES = {
     "custom_metadata": [("UnaryCall", OK), ("FullDuplexCall", OK)],
 }
 
-# In these pairs, a cancelled stream of requests may look like one that has ended, if the handler
-# waits for its end and then responds in time. Node ends the client's half of a call before it
-# resets the call. grpcio's server reports the end to its handler before it checks for the reset.
+# In these pairs, a cancelled stream of requests may look like one that has ended normally, if the
+# handler waits for the end and then responds in time. Node ends the client's half of a call before
+# it resets the call. grpcio's server reports the end to its handler before it checks for the reset.
 AMBIGUOUS_PAIRS = [(grpc_js_client, our_server), (our_client, grpcio_server)]
 AMBIGUOUS_CASES = [
     "cancel_after_begin",
@@ -132,7 +132,7 @@ PAIRS = [
 
 @pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0].__name__}-{pair[1].__name__}")
 def run_case(request, stubs, start):
-    """Starts a server. Returns a function that starts a client, which runs a case with it."""
+    """Starts a server. Returns a function that starts a client to run a case with the server."""
     client, server = request.param
     environment = dict(os.environ)
     if client is grpc_js_client:

@@ -17,20 +17,20 @@ use super::{
     shared::{self, Done, End, Shared, carrier_lost},
 };
 
-/// A running call; awaiting it returns its response.
+/// A running call. Awaiting it returns the response.
 ///
 /// The call continues whether or not a task waits for it. If the task that carries the call dies
-/// (the client's own code panics, or the runtime shuts down), the call ends with UNKNOWN. Like
-/// every future, it must not be polled again after it has returned its response. Dropping the
+/// (the client's code panics, or the runtime shuts down), the call ends with UNKNOWN. Like every
+/// future, the handle must not be polled again after it has returned the response. Dropping the
 /// handle cancels the call, unless it was [`detach`](Call::detach)ed.
 pub struct Call<T> {
     shared: Arc<Shared>,
-    /// Present until the response was handed out.
+    /// Present until the response is handed out.
     outcome: Option<mpsc::Receiver<Result<Response<T>, Status>>>,
     detached: bool,
 }
 
-/// Error: a wait timed out and the call is still running.
+/// Error of a wait that timed out while the call was still running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StillRunning;
 
@@ -43,11 +43,11 @@ impl fmt::Display for StillRunning {
 impl std::error::Error for StillRunning {}
 
 impl<T: Send + 'static> Call<T> {
-    /// Starts a call. `rpc` receives the request, and makes the call with a client's method.
+    /// Starts a call. `rpc` receives the request, and passes it to a method of a client.
     ///
     /// # Panics
     ///
-    /// Panics outside of a tokio runtime, which carries the call.
+    /// Panics outside of a tokio runtime, which is needed to carry the call.
     pub fn start<R, F>(
         request: Request<R>,
         options: CallOptions,
@@ -77,7 +77,7 @@ impl<T: Send + 'static> Call<T> {
 }
 
 impl<T> Call<T> {
-    /// Waits at most `timeout` for the response. If the time is up, the call continues. The
+    /// Waits for the response, at most for `timeout`. When the time is up, the call continues. The
     /// response is handed out only once.
     ///
     /// Dropping the future stops only the waiting.

@@ -1,5 +1,4 @@
-//! Methods shared by the handles of unary and streaming calls, and a way to cancel a call from
-//! elsewhere.
+//! Methods shared by the handles of unary and streaming calls, and [`Canceller`].
 
 use std::{fmt, sync::Arc};
 
@@ -19,7 +18,7 @@ macro_rules! handle {
                 self.canceller().cancel_with_reason(reason)
             }
 
-            /// Returns a handle that cancels the call from elsewhere.
+            /// Returns a handle that can cancel the call from elsewhere, such as another task.
             #[must_use]
             pub fn canceller(&self) -> Canceller {
                 Canceller {
@@ -62,23 +61,23 @@ macro_rules! handle {
                 self.shared.done().map(|done| done.code)
             }
 
-            /// Waits for the initial metadata, sent before the first message. Returns it as soon as
-            /// it arrives, or `None` if the call ended without it.
+            /// Waits for the initial metadata, which the server sends before the first message.
+            /// Returns `None` if the call ended without it.
             ///
-            /// For a call with one response, tonic returns all metadata merged, together with the
-            /// response. A [`Call`](crate::Call) therefore has none before its end, and cannot
-            /// separate initial from trailing metadata: this method and
-            /// [`trailing_metadata`](Self::trailing_metadata) then return the same. If the call
-            /// failed, only the latter has the metadata.
+            /// For a call with one response, tonic merges initial and trailing metadata and returns
+            /// them with the response. For a [`Call`](crate::Call), this method therefore waits for
+            /// the response, and returns the same as
+            /// [`trailing_metadata`](Self::trailing_metadata). If the call failed, it returns
+            /// `None`, and only `trailing_metadata` has the metadata.
             ///
             /// Dropping the future stops only the waiting.
             pub async fn initial_metadata(&self) -> Option<MetadataMap> {
                 self.shared.initial_metadata().await
             }
 
-            /// Returns the trailing metadata, which is sent after the last message, even if the
-            /// call failed. Returns `None` until the call is over. It is empty if this side ended
-            /// the call.
+            /// Returns the trailing metadata, which the server sends after the last message or with
+            /// an error. Returns `None` until the call is over. The metadata is empty if this side
+            /// ended the call.
             #[must_use]
             pub fn trailing_metadata(&self) -> Option<MetadataMap> {
                 self.shared.trailing_metadata()
@@ -109,24 +108,24 @@ macro_rules! handle {
 }
 pub(super) use handle;
 
-/// Status message of a call that its caller cancelled.
+/// Status message of a call that the caller cancelled.
 const BY_CALLER: &str = "the caller cancelled the call";
 
-/// Cancels a call from elsewhere; clones cancel the same call.
+/// Cancels a call from elsewhere. Clones cancel the same call.
 #[derive(Clone)]
 pub struct Canceller {
     pub(super) shared: Arc<Shared>,
 }
 
 impl Canceller {
-    /// Cancels the call: it ends with CANCELLED here, and the server is notified. Returns whether
-    /// the call was neither done nor cancelled yet.
+    /// Cancels the call: it ends with CANCELLED here, and the server is notified. Returns `false`
+    /// if the call was already done or cancelled.
     pub fn cancel(&self) -> bool {
         self.shared.cancel(BY_CALLER, None)
     }
 
-    /// Like [`cancel`](Self::cancel), with a reason that is added to the call's status. The reason
-    /// stays on this side, because HTTP/2 cannot transmit it.
+    /// Like [`cancel`](Self::cancel), with a reason that is added to the message of the call's
+    /// status. The reason stays on this side, because HTTP/2 cannot transmit it.
     pub fn cancel_with_reason(&self, reason: impl Into<String>) -> bool {
         self.shared.cancel(BY_CALLER, Some(reason.into()))
     }

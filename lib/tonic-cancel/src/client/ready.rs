@@ -1,10 +1,11 @@
 //! Calls that wait until their channel is ready.
 //!
 //! tonic has no such calls: each call on a channel that is not connected makes one attempt to
-//! connect, and fails with it. A call cannot simply be repeated, because its request is consumed,
-//! and above the channel it is unknown whether any of it was sent. So the waiting happens around
-//! the channel, where a request is only metadata and a body: the body is lent to each attempt, and
-//! as long as no attempt has polled it for a frame, the request is whole.
+//! connect, and fails if that fails. A call cannot simply be repeated, because its request is
+//! consumed, and above the channel it is unknown whether any part was sent. So the waiting happens
+//! in a wrapper of the channel, where a request is only metadata and a body. The body is lent to
+//! each attempt. As long as no attempt has polled it for a frame, nothing was sent, and the request
+//! can be sent again.
 
 use std::{
     error::Error,
@@ -33,19 +34,20 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// Intervals between attempts to connect, as in gRPC's `doc/connection-backoff.md`.
 ///
 /// The wait after the first failure in a row is `initial`. After each further failure it is
-/// `multiplier` times as long, up to `max`. Each wait is lengthened or shortened at random by up to
-/// `jitter` of itself. It is measured from the start of the attempt that failed.
+/// `multiplier` times as long, up to `max`. Each wait is lengthened or shortened at random, by at
+/// most `jitter` times its length. A wait is measured from the start of the attempt that failed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
-    /// The first wait. Long enough not to overload a server that is being restarted, short enough
-    /// not to be noticed.
+    /// The first wait. It should be long enough not to overload a server that is being restarted,
+    /// and short enough not to be noticed.
     pub initial: Duration,
     /// Factor from each wait to the next.
     pub multiplier: f64,
-    /// Random share of a wait, from 0 to 1, so that clients that lost a server together do not
-    /// reconnect together.
+    /// Maximum random change of a wait, as a share from 0 to 1. It keeps clients that lost a server
+    /// together from reconnecting together.
     pub jitter: f64,
-    /// Maximum wait, before jitter: the delay until a server that was away for long is noticed.
+    /// Maximum wait, before jitter. After a long outage, this is how long it can take until the
+    /// client notices that the server is back.
     pub max: Duration,
 }
 
@@ -74,21 +76,22 @@ impl Default for Backoff {
     }
 }
 
-/// A channel on which calls may wait until it is ready.
+/// A channel on which calls may wait for a connection.
 ///
-/// Any generated client can be built over it. Calls started with
-/// [`CallOptions::wait_for_ready`](super::CallOptions::wait_for_ready) are held back while the
-/// channel cannot connect, until it can, or their deadline passes, or they are cancelled.
-/// Regardless of the number of waiting calls, one at a time tries to connect, at the intervals of
-/// [`Backoff`], and the others wait for the outcome. All other calls pass straight through: each
-/// makes a separate attempt, and fails as soon as that fails.
+/// Any generated client can be built over it. While the channel cannot connect, a call started with
+/// [`CallOptions::wait_for_ready`](super::CallOptions::wait_for_ready) waits until there is a
+/// connection, the call's deadline passes, or the call is cancelled. Only one waiting call at a
+/// time tries to connect, at the intervals of [`Backoff`]; the others wait for the outcome. A call
+/// without this option passes straight through: it makes a separate attempt, and fails if that
+/// fails.
 ///
 /// A request is sent again only if no part of it was ever sent: its body, which may be a stream, is
-/// kept whole until the connection takes the first message. A call that fails later is not retried.
+/// not touched until a connection asks for the first message. A call that fails later is not
+/// retried.
 ///
-/// Clones share their connection and their waiting. Set [`Endpoint::connect_timeout`][timeout] on
-/// the channel below. Otherwise an attempt without an answer lasts as long as the operating system
-/// allows, and the other calls wait for it.
+/// Clones share the connection and the turn to connect. Set [`Endpoint::connect_timeout`][timeout]
+/// on the endpoint of the wrapped channel. Otherwise an attempt to which no server responds lasts
+/// as long as the operating system allows, and the other calls wait for it.
 ///
 /// [timeout]:
 /// https://docs.rs/tonic/0.14/tonic/transport/struct.Endpoint.html#method.connect_timeout
@@ -117,7 +120,7 @@ pub struct ReadyChannel<S> {
 }
 
 impl<S> ReadyChannel<S> {
-    /// Wraps a channel, with gRPC's [`Backoff`].
+    /// Wraps a channel, with gRPC's default [`Backoff`].
     pub fn new(channel: S) -> ReadyChannel<S> {
         ReadyChannel::with_backoff(channel, Backoff::GRPC)
     }
@@ -143,8 +146,8 @@ where
     type Future = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // Each call polls its own clone of the channel. A waiting call with a place in this
-        // channel's queue would block the calls that do not wait.
+        // Each call polls its own clone of the channel. If `poll_ready` reserved a place in this
+        // channel's queue, a waiting call would hold it and block the calls that do not wait.
         Poll::Ready(Ok(()))
     }
 
@@ -184,8 +187,8 @@ where
     channel.call(request).await.map_err(Into::into)
 }
 
-/// Sends a request, repeatedly if necessary, until the channel is ready. Dropping the future leaves
-/// nothing behind: its turn to connect, if it had one, passes to another call.
+/// Sends a request. Until it reaches a connection, waits and tries again. Dropping the future
+/// leaves nothing behind: its turn to connect, if it has one, passes to another call.
 async fn when_ready<S, B>(
     channel: S,
     gate: Arc<Gate>,
@@ -222,8 +225,8 @@ where
             // Prefer the attempt's own result, even if another call's failure is known.
             biased;
             result = &mut attempt => result,
-            // Still queued behind a call that could not connect. If it stayed there, it would make
-            // a separate attempt, as would all others in the queue.
+            // The request is still queued behind one that could not connect. If it stayed there, it
+            // would make a separate attempt to connect, as would all others in the queue.
             () = gate.wait_until(Is::Down), if !probing => match held.take_back() {
                 Some(_) => continue,
                 None => attempt.await,
@@ -254,7 +257,7 @@ where
 enum Problem<'a> {
     /// A connection could not be made.
     NotConnected(&'a dyn Error),
-    /// The connection was gone when the request reached it.
+    /// The connection was already closed when the request reached it.
     Lost(&'a dyn Error),
 }
 
@@ -280,11 +283,11 @@ pub(super) fn is_connect_failure(status: &Status) -> bool {
     matches!(Problem::of(status), Some(Problem::NotConnected(_)))
 }
 
-/// Marks the request of a call that may wait.
+/// Request extension that marks a call that may wait for its channel.
 #[derive(Clone)]
 pub(super) struct Mark {
     deadline: Option<Instant>,
-    /// The request, once a [`ReadyChannel`] has taken it.
+    /// The request's body, once a [`ReadyChannel`] has taken the request.
     held: Arc<OnceLock<Arc<Held>>>,
 }
 
@@ -300,17 +303,17 @@ impl Mark {
         self.held.get().is_some()
     }
 
-    /// Returns the connection error that makes the call wait, if it is waiting.
+    /// Returns the connection error because of which the call waits, if it is waiting.
     pub(super) fn waits_for(&self) -> Option<String> {
         self.held.get()?.waits_for()
     }
 
     fn take(&self, held: &Arc<Held>) {
-        // For a call with several requests, the first one counts.
+        // If a call sends several requests, the first one counts.
         let _ = self.held.set(Arc::clone(held));
     }
 
-    /// Writes the time that is left now into the headers, for the server.
+    /// Writes the remaining time into the headers, as a timeout for the server.
     fn write_timeout(&self, headers: &mut HeaderMap) {
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -319,7 +322,7 @@ impl Mark {
     }
 }
 
-/// A request's body, lent to one attempt after another until one has used it.
+/// A request's body, which is lent to one attempt after another until one of them uses it.
 struct Held {
     gate: Arc<Gate>,
     slot: Mutex<Slot>,
@@ -328,13 +331,13 @@ struct Held {
 struct Slot {
     /// Present until an attempt has used it.
     body: Option<Body>,
-    /// The attempt that may use the body; earlier attempts may still be queued.
+    /// Number of the attempt that may use the body. Earlier attempts may still be queued.
     attempt: u64,
     turn: Option<Turn>,
 }
 
 impl Held {
-    /// Returns a body for a new attempt, and stores its turn, if it has one.
+    /// Returns a body for a new attempt, and stores the attempt's turn, if it has one.
     fn lend(self: &Arc<Self>, turn: Option<Turn>) -> Body {
         let mut slot = self.lock();
         slot.turn = turn;
@@ -345,7 +348,8 @@ impl Held {
         })
     }
 
-    /// Ends the attempt and returns its turn; `None` if the attempt has used the body.
+    /// Ends the attempt and returns its turn, if it has one. Returns `None` if an attempt has used
+    /// the body.
     fn take_back(&self) -> Option<Option<Turn>> {
         let mut slot = self.lock();
         slot.body.as_ref()?;
@@ -353,7 +357,8 @@ impl Held {
         Some(slot.turn.take())
     }
 
-    /// Hands out the body itself, for good: an attempt that polls it is on a connection.
+    /// Hands out the body itself, for good: the attempt has polled for it, so it is on a
+    /// connection. Returns `None` if the attempt was given up.
     fn hand_over(&self, attempt: u64) -> Option<Body> {
         let mut slot = self.lock();
         if slot.attempt != attempt {
@@ -379,7 +384,7 @@ impl Held {
 }
 
 /// When dropped, drops the body and the turn, because the call no longer waits. A queued attempt or
-/// the call's handle may still refer to them.
+/// the call's handle may still hold the [`Held`].
 struct LettingGo(Arc<Held>);
 
 impl Drop for LettingGo {
@@ -392,11 +397,11 @@ impl Drop for LettingGo {
     }
 }
 
-/// The body of an attempt.
+/// The body of one attempt.
 struct Lent {
     held: Arc<Held>,
     attempt: u64,
-    /// Present once it was polled.
+    /// The request's own body, once this attempt has polled for it.
     body: Option<Body>,
 }
 
@@ -413,19 +418,19 @@ impl HttpBody for Lent {
         }
         match &mut self.body {
             Some(body) => Pin::new(body).poll_frame(cx),
-            // Ending here would turn it into an empty request.
+            // Ending the body here would turn the request into an empty one.
             None => Poll::Ready(Some(Err(Status::cancelled("the request was taken back")))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        // Return `false` until the body is polled: being polled shows that the request is on its
-        // way.
+        // Return `false` until the body is polled, even if it is empty: only the poll shows that
+        // the request is on a connection.
         self.body.as_ref().is_some_and(HttpBody::is_end_stream)
     }
 }
 
-/// The known state of a channel, and the turn to try to connect.
+/// The last known state of a channel, and the turn to try to connect.
 struct Gate {
     backoff: Backoff,
     state: watch::Sender<State>,
@@ -438,7 +443,7 @@ struct State {
     is: Is,
     /// Number of failed attempts in a row.
     failures: u32,
-    /// Error of the last one.
+    /// Error of the last failed attempt.
     problem: Option<String>,
     /// When the next attempt may begin.
     not_before: Instant,
@@ -450,7 +455,7 @@ enum Is {
     Down,
 }
 
-/// The right to try to connect, which one call has at a time.
+/// The right to try to connect. Only one call at a time has it.
 type Turn = OwnedSemaphorePermit;
 
 impl Gate {
@@ -469,8 +474,8 @@ impl Gate {
         }
     }
 
-    /// Waits until a request may be sent: because the channel is ready, or with a turn to try
-    /// whether it is. A call that already has the turn keeps it while it waits.
+    /// Waits until a request may be sent. Returns the turn to try to connect, or `None` if the
+    /// channel is ready. A call that already has the turn keeps it while it waits.
     async fn clearance(&self, turn: Option<Turn>) -> Option<Turn> {
         let turn = match turn {
             Some(turn) => turn,
@@ -497,8 +502,8 @@ impl Gate {
         debug_assert!(reached.is_ok(), "the sender is this gate's");
     }
 
-    /// Records that an attempt to connect begins. If its call is cancelled, its outcome is never
-    /// recorded, but the next attempt must still wait the first interval.
+    /// Records that an attempt to connect begins. If the call is cancelled, the outcome of its
+    /// attempt is never recorded, but the next attempt must still wait the first interval.
     fn begins(&self, began: Instant) {
         let wait = self.backoff.wait(1, chance());
         self.state.send_if_modified(|state| {
@@ -519,7 +524,8 @@ impl Gate {
         });
     }
 
-    /// Records that the connection was gone when a request reached it. Reconnecting needs no wait.
+    /// Records that the connection was already closed when a request reached it. The next attempt
+    /// may begin at once.
     fn lost(&self) {
         self.state.send_if_modified(|state| {
             let changed = state.is == Is::Up;
@@ -531,8 +537,8 @@ impl Gate {
         });
     }
 
-    /// Records that an attempt to connect has failed. A failure without a turn counts only if it is
-    /// the first to be recorded.
+    /// Records that an attempt to connect has failed. A failure without a turn counts only if the
+    /// channel was not known to be down.
     fn failed(&self, problem: String, began: Instant, probing: bool) {
         tracing::debug!(problem, probing, "cannot connect");
         let chance = chance();
@@ -601,7 +607,7 @@ mod tests {
         assert!(numbers.iter().any(|number| *number < -0.5));
     }
 
-    /// An attempt that was given up may still be queued, and be polled for its body there.
+    /// An attempt that was given up may still be queued, so its body may still be polled.
     #[tokio::test]
     async fn an_attempt_that_was_given_up_cannot_use_the_body() {
         let gate = Arc::new(Gate::new(Backoff::GRPC));
@@ -630,8 +636,8 @@ mod tests {
         assert_eq!(gate.turns.available_permits(), 1);
     }
 
-    /// If the call with the turn is dropped, another call gets the turn and waits the rest of the
-    /// wait.
+    /// If the call with the turn is dropped, another call gets the turn and waits for the rest of
+    /// the interval.
     #[tokio::test(start_paused = true)]
     async fn a_dropped_turn_passes_on_with_the_rest_of_the_wait() {
         let gate = Gate::new(Backoff::GRPC);

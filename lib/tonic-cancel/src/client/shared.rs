@@ -34,16 +34,16 @@ type Callback = Box<dyn FnOnce(Done) + Send>;
 /// The state of a call.
 pub(super) struct Shared {
     deadline: Option<Instant>,
-    /// The call for which this one is made.
+    /// The handler's incoming call, if this call is made for one.
     parent: Option<Parent>,
     /// Cancels the request. Dropping the call is not enough once the response has begun: the sender
     /// of a request stream would continue until the end of the stream, and keep the call open at
     /// the server.
     request: CancellationHandle,
-    /// Set if the call may wait for its channel; says what it is waiting for.
+    /// Set if the call may wait for its channel; reports the error because of which it waits.
     mark: Option<Mark>,
     cancelled: Notify,
-    /// Notified when the initial metadata has arrived, and at the end.
+    /// Notified when the initial metadata has arrived, and when the call has ended.
     changed: Notify,
     state: Mutex<State>,
 }
@@ -67,7 +67,7 @@ struct Cancelled {
 /// panicked, or the runtime was shut down), dropping this ends the call.
 pub(super) struct Carrier<M> {
     pub(super) shared: Arc<Shared>,
-    // Dropped after the end is recorded, so that a reader that is woken by the drop can see it.
+    // Dropped after the end is recorded, so that a reader woken by the drop sees the end.
     pub(super) sender: mpsc::Sender<M>,
 }
 
@@ -120,11 +120,12 @@ impl End {
 }
 
 impl Shared {
-    /// Creates the state, and writes the timeout into the request for the server.
+    /// Creates the state, and writes the remaining time into the request as a timeout for the
+    /// server.
     pub(super) fn new<R>(request: &mut Request<R>, options: CallOptions) -> Shared {
         let now = Instant::now();
         let parent = request.extensions_mut().remove::<Parent>();
-        // A malformed timeout is left for the server to reject.
+        // A malformed timeout is ignored here. The server rejects it, unless it is replaced below.
         let own = timeout::parse(request.metadata().as_ref()).ok().flatten();
         let own = own.and_then(|timeout| now.checked_add(timeout));
         let given = options.ends_at(parent.as_ref(), now);
@@ -148,12 +149,13 @@ impl Shared {
         }
     }
 
-    /// Runs the call until it ends, is cancelled, or its time is up, whichever comes first.
+    /// Runs the call until it ends, is cancelled or exceeds its deadline, or until its parent ends.
     pub(super) async fn carry<T>(
         &self,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        // The timer has a resolution of milliseconds, and would let an expired request through.
+        // The timer has a resolution of 1 ms, so without this check an expired request could be
+        // sent.
         if self.is_expired() && self.lock().cancelled.is_none() {
             return Err(self.deadline_exceeded());
         }
@@ -162,7 +164,7 @@ impl Shared {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
                 None => std::future::pending().await,
             }
-            // Built here, while the call still exists and can report what it is waiting for.
+            // Create the status here, while the call still exists and can report why it is waiting.
             self.deadline_exceeded()
         };
         let parent_ended = async {
@@ -180,9 +182,9 @@ impl Shared {
         }
     }
 
-    /// Returns the status of a call that failed by itself.
+    /// Returns the status to report for a call that failed with `status`.
     fn in_own_words(&self, status: Status) -> Status {
-        // A server that saw the deadline pass first may have used another status.
+        // A server that noticed the deadline first may have used another status.
         if self.is_expired() && self.lock().cancelled.is_none() {
             return self.deadline_exceeded();
         }
@@ -232,8 +234,8 @@ impl Shared {
         status.unwrap_or_else(|| Status::cancelled(""))
     }
 
-    /// Returns the status of a call whose parent has ended. If the deadline has passed for both,
-    /// that is the child's own end, regardless of which side saw it first.
+    /// Cancels a call whose parent was asked to stop or has ended, and returns the status. If the
+    /// call's own deadline has passed, too, the status is DEADLINE_EXCEEDED instead.
     fn end_with_parent(&self, reason: Option<String>) -> Status {
         if self.is_expired() {
             return self.deadline_exceeded();
@@ -269,8 +271,8 @@ impl Shared {
         self.lock().trailing.clone()
     }
 
-    /// Records the end and cancels the request. Then it runs `deliver`, which passes the result of
-    /// a unary call to its reader, and then the callbacks, outside of the lock. Only the first end
+    /// Records the end and cancels the request. Then it runs, outside of the lock, `deliver`, which
+    /// passes the result of a unary call to its reader, and the callbacks. Only the first end
     /// counts.
     pub(super) fn finish(&self, end: End, deliver: impl FnOnce()) {
         let mut state = self.lock();
@@ -328,8 +330,8 @@ pub(super) fn carrier_lost() -> Status {
     Status::unknown("the task that carried the call went down")
 }
 
-/// Removes the status, which arrives with the metadata but is not part of it. tonic removes it only
-/// for failed calls.
+/// Returns the metadata without the status, which arrives with it but is not part of it. tonic
+/// removes the status only for failed calls.
 fn without_status(metadata: &MetadataMap) -> MetadataMap {
     let mut metadata = metadata.clone();
     for name in ["grpc-status", "grpc-message"] {
@@ -388,8 +390,8 @@ mod tests {
     #[tokio::test]
     async fn a_child_has_its_parents_deadline() {
         let now = std::time::Instant::now();
-        // A parent whose deadline has passed has ended as well. It is still the child's own
-        // deadline.
+        // The parent has ended because its deadline has passed. The child reports the deadline,
+        // too.
         let call = child(Some(now), || std::future::ready(None));
         assert_eq!(call.await.unwrap_err().code(), Code::DeadlineExceeded);
 

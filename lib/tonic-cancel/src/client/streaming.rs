@@ -1,4 +1,4 @@
-//! Calls that answer with a stream.
+//! Calls with a stream of responses.
 
 use std::{
     pin::Pin,
@@ -16,33 +16,35 @@ use super::{
     shared::{self, Done, End, Shared, carrier_lost},
 };
 
-/// Maximum number of messages that wait in the handle. The connection's flow-control windows hold
-/// many more; this queue only passes messages between two tasks.
+/// Maximum number of messages that wait in the handle's queue. The connection's flow-control
+/// windows hold many more; the queue only passes messages between two tasks.
 const QUEUE: usize = 16;
 
-/// A running streaming call; a stream of its messages, which ends after its status.
+/// A running call with a stream of responses. The handle is a stream of these messages and, if the
+/// call fails, its status at the end.
 ///
 /// Flow control on the connection holds back messages that are not read. Messages that have arrived
 /// can be read even after the call is over. Dropping the handle cancels the call, unless it was
 /// [`detach`](StreamingCall::detach)ed.
 ///
-/// The end of a call also ends its request stream, if it has one. In one case a server receives a
-/// cancellation late: if its response has begun, and a request is held back because the server has
-/// stopped reading. It receives the cancellation when it reads again or the connection ends.
+/// The end of a call also ends its request stream, if it has one. In one case the server receives a
+/// cancellation late: if its response has begun, and flow control holds back a request because the
+/// server has stopped reading. The server then receives the cancellation when it reads again or the
+/// connection ends.
 pub struct StreamingCall<T> {
     shared: Arc<Shared>,
     messages: mpsc::Receiver<Result<T, Status>>,
-    /// Whether the reader received an error as the end.
+    /// Whether the reader has received the final error.
     error_returned: bool,
     detached: bool,
 }
 
 impl<T: Send + 'static> StreamingCall<T> {
-    /// Starts a call. `rpc` receives the request, and makes the call with a client's method.
+    /// Starts a call. `rpc` receives the request, and passes it to a method of a client.
     ///
     /// # Panics
     ///
-    /// Panics outside of a tokio runtime, which carries the call.
+    /// Panics outside of a tokio runtime, which is needed to carry the call.
     pub fn start<R, F>(
         request: Request<R>,
         options: CallOptions,
@@ -66,7 +68,8 @@ impl<T: Send + 'static> StreamingCall<T> {
                 let result = carrier.shared.carry(forward).await;
                 carrier.shared.finish(End::of(result.as_ref()), || ());
                 if let Err(status) = result {
-                    // The reader may be slow, but the call and its resources are already released.
+                    // Sent last: the reader may be slow, and the call's resources are already
+                    // released.
                     let _ = carrier.sender.send(Err(status)).await;
                 }
             });
@@ -86,7 +89,7 @@ impl<T> StreamingCall<T> {
     ///
     /// # Errors
     ///
-    /// Returns the call's status once, if it is not OK, and then `None`.
+    /// If the call's status is not OK, returns the status once, and then `None`.
     pub async fn message(&mut self) -> Result<Option<T>, Status> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx))
             .await

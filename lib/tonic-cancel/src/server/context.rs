@@ -22,10 +22,10 @@ use super::{
 use crate::link::Parent;
 use crate::timeout;
 
-/// One call, as its handler sees it; clones are the same call.
+/// One call, as its handler sees it. Clones refer to the same call.
 ///
-/// A call is *active*, then perhaps *asked to stop* while its handler may still answer (a drain
-/// does that), then *ended* for good. All methods work from any thread.
+/// A call is *active* until it has *ended*. Before that, a drain may *ask it to stop*; then its
+/// handler may still answer. All methods work from any thread.
 #[derive(Clone)]
 pub struct CallContext {
     shared: Arc<Shared>,
@@ -40,11 +40,11 @@ pub(crate) struct Shared {
     membership: Option<Membership>,
 }
 
-/// The deadline of a call and of the calls made for it.
+/// Time limits of a call and of the outgoing calls that its handler makes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Terms {
     pub(crate) deadline: Option<Instant>,
-    /// How much earlier than this call the calls that its handler makes must end.
+    /// How long before this call's deadline its outgoing calls must end.
     pub(crate) margin: Duration,
 }
 
@@ -62,9 +62,9 @@ impl Shared {
 impl CallContext {
     /// Returns the context of the call that a request belongs to.
     ///
-    /// Without a [`CallContextLayer`](crate::CallContextLayer) the request has none. Then this
-    /// returns a context that is never cancelled and has no deadline, so that a handler needs no
-    /// special case, and works in tests that call it directly.
+    /// Without a [`CallContextLayer`](crate::CallContextLayer), the request has no context. This
+    /// method then returns one that has no deadline and that no other code cancels, so that a
+    /// handler needs no special case, and works in tests that call it directly.
     #[must_use]
     pub fn of<T>(request: &Request<T>) -> CallContext {
         let context = request.extensions().get::<CallContext>();
@@ -92,19 +92,19 @@ impl CallContext {
         self.shared.membership.as_ref()
     }
 
-    /// Whether the call has not ended. A call that was asked to stop stays active until it ends.
+    /// Whether the call has not ended. A call that was asked to stop is active until it ends.
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.end().is_none()
     }
 
-    /// Whether the call was asked to stop, for any reason.
+    /// Whether the call was cancelled or asked to stop, for any reason.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.cancel_reason().is_some()
     }
 
-    /// Returns why the call was asked to stop, if it was.
+    /// Returns why the call was cancelled or asked to stop, if it was.
     #[must_use]
     pub fn cancel_reason(&self) -> Option<CancelReason> {
         self.state().reason()
@@ -136,10 +136,11 @@ impl CallContext {
         self.state().stop_flag().clone()
     }
 
-    /// Returns a token, for libraries that support tokens. It is cancelled when the call is asked
-    /// to stop and when it ends in any way. Cancelling the token has no effect on the call.
+    /// Returns a cancellation token, for libraries that support one. It is cancelled when the call
+    /// is asked to stop and when it ends in any way. Cancelling the token has no effect on the
+    /// call.
     ///
-    /// For a loop with short iterations use a [`StopFlag`]: checking a token takes a lock.
+    /// In a loop with short iterations, use a [`StopFlag`] instead: checking a token takes a lock.
     #[must_use]
     pub fn child_token(&self) -> CancellationToken {
         self.state().child_token()
@@ -152,7 +153,7 @@ impl CallContext {
     /// has already ended, and otherwise on the thread that ends it. Callbacks run in the order of
     /// their registration, outside of every lock. A callback that panics does not affect the
     /// others. Callbacks should be quick, because the code that ends the call waits for them. At a
-    /// deadline that is the thread that ends all calls at their deadlines.
+    /// deadline, that can be the thread that enforces the deadlines of all calls.
     pub fn add_callback(&self, callback: impl FnOnce(CallEnd) + Send + 'static) -> bool {
         self.state().add_callback(Box::new(callback))
     }
@@ -166,37 +167,38 @@ impl CallContext {
         self.cancel_reason()
     }
 
-    /// Ends the call now with CANCELLED. Returns whether it had not ended yet.
+    /// Ends the call now with CANCELLED. Returns `false` if it had already ended.
     pub fn cancel(&self) -> bool {
         self.cancel_with_status(Status::cancelled("the server cancelled the call"))
     }
 
     /// Ends the call now with `status`, before the response or in the middle of a stream. Returns
-    /// whether it had not ended yet. Messages not yet sent are discarded, and the handler's future
-    /// or stream is dropped.
+    /// `false` if the call had already ended. Messages not yet sent are discarded, and the
+    /// handler's future or stream is dropped.
     ///
-    /// Do not use OK: a unary call that ends with OK and without a message is an error to its
-    /// client.
+    /// Do not use OK: for a client, a unary call that ends with OK but without a message has
+    /// failed.
     pub fn cancel_with_status(&self, status: Status) -> bool {
         self.end_with(CancelReason::Server, Some(status))
     }
 
-    /// Propagates this call's remaining time and its cancellation to a call that its handler makes.
+    /// Propagates this call's remaining time and its cancellation to an outgoing call that its
+    /// handler makes.
     ///
     /// - The request's `grpc-timeout` becomes the remaining time, less the layer's
     ///   [margin](crate::CallContextLayer::outgoing_margin), unless the request already has a
-    ///   shorter one. Without a deadline it stays as it is.
-    /// - If it is made through [`Call`](crate::Call) or [`StreamingCall`](crate::StreamingCall),
-    ///   the outgoing call is cancelled as soon as this one is asked to stop or ends, regardless of
-    ///   which task holds its handle. If no time is left, it ends with DEADLINE_EXCEEDED and is not
-    ///   sent.
+    ///   shorter one. If this call has no deadline, the header stays as it is.
+    /// - An outgoing call made through [`Call`](crate::Call) or
+    ///   [`StreamingCall`](crate::StreamingCall) is cancelled as soon as this one is asked to stop
+    ///   or ends, regardless of which task holds the handle. If no time is left, the outgoing call
+    ///   ends with DEADLINE_EXCEEDED and is not sent.
     ///
-    /// With a plain tonic client, the outgoing call is cancelled only when it is dropped. That
-    /// happens with the handler's future or stream when this call ends. It does not happen if the
-    /// outgoing call was moved to a separate task, or while this call is only asked to stop. If no
-    /// time is left, such a call is sent with a timeout of zero. Then tonic reports CANCELLED or
-    /// its server reports DEADLINE_EXCEEDED, whichever is first; the handler's own call ends within
-    /// the margin anyway.
+    /// With a plain tonic client, the outgoing call is cancelled only when it is dropped. When this
+    /// call ends, the outgoing call is dropped together with the handler's future or stream. It is
+    /// not dropped if it was moved to a separate task, or while this call is only asked to stop. If
+    /// no time is left, it is sent with a timeout of zero. Then tonic reports CANCELLED or the
+    /// other server reports DEADLINE_EXCEEDED, whichever is first. This call ends within the margin
+    /// anyway.
     ///
     /// ```
     /// # use tonic::{Request, Response, Status, transport::Channel};
@@ -249,26 +251,29 @@ impl CallContext {
         self.state().announce(reason)
     }
 
-    /// Asks the work to stop, and ends the call as soon as its handler has nothing to send.
+    /// Asks the work to stop, and ends the call as soon as its handler has nothing to send
+    /// immediately.
     pub(crate) fn part(&self, reason: CancelReason, status: Status) {
         self.state().part(reason, status);
     }
 
-    /// Call this when the handler has nothing to send: ends the call if [`part`](Self::part) was
-    /// called, and returns whether it did.
+    /// Ends the call if [`part`](Self::part) was called, and returns whether it did. Call this when
+    /// the handler has nothing to send.
     pub(crate) fn end_if_parting(&self) -> bool {
         let is_stopping = self.state().stop_flag().is_requested();
         let status = is_stopping.then(|| self.state().take_parting()).flatten();
         status.is_some_and(|status| self.end_with(CancelReason::Drain, Some(status)))
     }
 
-    /// Ends the call for `reason`. Without a `status` nothing is sent, because the client is gone.
+    /// Ends the call for `reason`, with `status`. Without a status, the client is gone, and nothing
+    /// is sent.
     pub(crate) fn end_with(&self, reason: CancelReason, status: Option<Status>) -> bool {
         let code = status.as_ref().map_or(Code::Cancelled, Status::code);
         self.finish(code, Some(reason), status)
     }
 
-    /// Ends the call with the handler's own status code.
+    /// Ends the call with the code of the handler's own status. Returns `false` if it had already
+    /// ended.
     pub(crate) fn complete(&self, code: Code) -> bool {
         self.finish(code, None, None)
     }
@@ -282,14 +287,15 @@ impl CallContext {
     fn finish(&self, code: Code, reason: Option<CancelReason>, status: Option<Status>) -> bool {
         let ended = self.state().finish(code, reason, status);
         if ended && let Some(membership) = self.membership() {
-            // After the callbacks: when the drain sees the last call leave, all callbacks have run.
+            // Leave after the callbacks, so that all of them have run when the drain sees the last
+            // call leave.
             membership.leave();
         }
         ended
     }
 
-    /// Ends the call if its deadline has passed. The thread for deadlines does that too, but a call
-    /// that is being polled need not wait for it.
+    /// Ends the call if its deadline has passed. The thread for deadlines does that, too, but a
+    /// call that is polled after its deadline need not wait for it.
     pub(crate) fn check_deadline(&self) {
         if self.deadline().is_some_and(|at| at <= Instant::now()) {
             self.exceed_deadline();
@@ -333,7 +339,7 @@ fn past_deadline() -> Status {
     Status::deadline_exceeded("the call's deadline passed")
 }
 
-/// Waits for a moment of a call. Dropping it deregisters its waker.
+/// Waits for a moment of a call. Dropping the future deregisters its waker.
 pub(crate) struct Waiting {
     context: CallContext,
     moment: Moment,

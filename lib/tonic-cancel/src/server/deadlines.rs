@@ -1,11 +1,11 @@
 //! The thread that ends calls at their deadlines, and wakes drains when their time is up.
 //!
 //! A timer of the runtime would not be enough. The task that waits for the timer is started, or
-//! woken, by the worker that polls the handler. It sits in a slot of that worker from which other
-//! workers do not steal. A handler that then blocks its thread delays its own deadline. Also, the
-//! worker that switched from driving the timers to polling the handler may be the only one awake;
-//! then no timer fires at all. Deadlines and drains matter most for such handlers, so a separate
-//! thread keeps their time.
+//! woken, by the worker that polls the handler. The task then sits in a slot of that worker from
+//! which other workers do not steal, so a handler that blocks its thread delays its own deadline.
+//! Also, the worker that switched from driving the timers to polling the handler may be the only
+//! one awake; then no timer fires at all. Deadlines and drains matter most for handlers that block,
+//! so a separate thread keeps their time.
 
 use std::{
     collections::BTreeMap,
@@ -24,13 +24,13 @@ use super::context::{CallContext, Shared};
 /// point in time.
 struct Deadlines {
     queue: Mutex<Queue>,
-    /// Signalled when an entry is added before all others.
+    /// Signalled when an entry is added that comes before all others.
     earlier: Condvar,
 }
 
 struct Queue {
     is_started: bool,
-    /// Sorted by deadline; the number keeps equal deadlines apart.
+    /// Sorted by deadline. The number distinguishes entries with the same deadline.
     waiting: BTreeMap<(Instant, u64), Waiting>,
     next: u64,
 }
@@ -48,21 +48,21 @@ pub(crate) struct Watched {
     key: (Instant, u64),
 }
 
-/// Ends `call` at `deadline`, unless the returned value is dropped before. The first entry of any
-/// kind starts the thread.
+/// Ends `call` at `deadline`, unless the returned value is dropped before. The first entry in the
+/// queue starts the thread; an error means that it could not be started.
 pub(crate) fn watch(call: &CallContext, deadline: Instant) -> io::Result<Watched> {
     wait(Waiting::Call(Arc::downgrade(call.shared())), deadline)
 }
 
 /// Returns the output of `future`, or `None` if it is not ready within `limit`. The limit holds
-/// even while handlers block the runtime's threads.
+/// even if handlers block threads of the runtime, as long as one is left to poll this.
 ///
 /// If the thread cannot be started, the limit counts as zero.
 pub(crate) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
     let mut future = pin!(future);
     // A limit that overflows the clock counts as no limit.
     let deadline = Instant::now().checked_add(limit);
-    // The entry of the task that polled last.
+    // The queue's entry for the task that polled last.
     let mut place = None;
     poll_fn(move |cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
@@ -116,8 +116,7 @@ fn wait(waiting: Waiting, deadline: Instant) -> io::Result<Watched> {
 impl Drop for Watched {
     fn drop(&mut self) {
         let waited = self.deadlines.lock().waiting.remove(&self.key);
-        // Drop outside of the lock: dropping a waker may drop a task, which may hold an entry
-        // itself.
+        // Drop outside of the lock: dropping a waker may drop a task, which may hold another entry.
         drop(waited);
     }
 }
@@ -135,7 +134,7 @@ impl Deadlines {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let waited = first.remove();
-                // Release the lock: callbacks run now, and may use other calls.
+                // Release the lock: callbacks run now, and may start or end other calls.
                 drop(queue);
                 match waited {
                     Waiting::Call(call) => {

@@ -20,10 +20,10 @@ use super::{
     state::CancelReason,
 };
 
-/// Close, wait, force: tracks every call of the layers that share it, and ends them in bounded
-/// time.
+/// Tracks every call of the layers that share it, and ends them in bounded time: close, wait,
+/// force.
 ///
-/// Clones are the same drain. [`serve`](Drain::serve) runs a whole server and shuts it down.
+/// Clones refer to the same drain. [`serve`](Drain::serve) runs a whole server and shuts it down.
 #[derive(Clone)]
 pub struct Drain {
     shared: Arc<DrainShared>,
@@ -34,8 +34,8 @@ struct DrainShared {
     calls: Mutex<Calls>,
     /// Number of calls that have work under way, on any thread.
     working: AtomicUsize,
-    /// Notified when the drain is closed and, after that, when the last call or the last work has
-    /// ended.
+    /// Notified when the drain is closed and, after that, when the last call or the last piece of
+    /// work has ended.
     changed: Notify,
     aside: OnceLock<Drain>,
 }
@@ -54,7 +54,8 @@ struct Calls {
 pub struct Drained {
     /// Number of calls that outlasted the grace period and were asked to stop.
     pub told: usize,
-    /// Number of these that also outlasted the notice and were ended without their handlers.
+    /// Number of these calls that also outlasted the notice, and were ended without an answer from
+    /// their handlers.
     pub forced: usize,
     /// Number of calls that still had work under way at the end; see [`Drain::active_work`].
     pub working: usize,
@@ -74,17 +75,17 @@ pub struct DrainOptions {
 }
 
 impl DrainOptions {
-    /// Default time that calls may continue undisturbed: longer than nearly every unary call takes.
+    /// Default time for which calls may continue undisturbed. Nearly every unary call takes less.
     pub const GRACE: Duration = Duration::from_secs(20);
 
-    /// Default time that calls may take to answer after they were asked to stop. A handler that
-    /// reacts to this does so within milliseconds; nearly all of the second is a reserve for a busy
+    /// Default time in which calls may answer after they were asked to stop. A handler that reacts
+    /// to the request does so within milliseconds. The rest of the second is a reserve for a busy
     /// machine.
     pub const NOTICE: Duration = Duration::from_secs(1);
 
     /// Default time for connections to close and work to end after every call has ended: a few
-    /// round trips, so that clients can read the last statuses. A peer that does not read, or has
-    /// never sent anything, gets no more time.
+    /// round trips, so that clients can read the last statuses. Peers that do not read, or have
+    /// never sent anything, get no more time than this.
     pub const CLOSE: Duration = Duration::from_secs(1);
 
     /// Returns the defaults.
@@ -132,15 +133,14 @@ impl Default for Drain {
 }
 
 impl Drain {
-    /// Creates a drain that rejects new calls, and ends the calls that it must force, with
-    /// UNAVAILABLE.
+    /// Creates a drain. Calls that it rejects or forces end with UNAVAILABLE.
     #[must_use]
     pub fn new() -> Drain {
         Drain::with_status(|| Status::unavailable("the server is shutting down"))
     }
 
-    /// Creates a drain with another status for the calls that it rejects or forces. UNAVAILABLE is
-    /// the status that makes clients try another server.
+    /// Creates a drain with another status for the calls that it rejects or forces. The default,
+    /// UNAVAILABLE, makes clients try another server.
     #[must_use]
     pub fn with_status(status: impl Fn() -> Status + Send + Sync + 'static) -> Drain {
         Drain::refusing(Arc::new(status))
@@ -158,17 +158,17 @@ impl Drain {
         }
     }
 
-    /// Returns the drain for calls that a shutdown should not wait for, mainly health watches:
-    /// these never end by themselves, and are useful until the other calls have ended.
+    /// Returns the drain for calls that a shutdown should not wait for. These are mainly health
+    /// watches, which never end by themselves, and are useful until the other calls have ended.
     ///
     /// Calls of this drain continue while the main drain waits for its own calls. New ones are
     /// accepted as long as the server accepts calls at all, which it does not while
-    /// [`serve`](Self::serve) is draining. When the main drain's calls have ended, new ones are
-    /// rejected, and each of these calls ends as soon as its handler has nothing more to send
-    /// immediately, or by force after the notice. Until it ends, the handler can still report, for
-    /// example, that the server is no longer serving.
+    /// [`serve`](Self::serve) is draining. Once the main drain's calls have ended, this drain
+    /// rejects new calls and asks its own to stop. Each of them ends as soon as its handler has
+    /// nothing more to send immediately, or by force after the notice. Until then, the handler can
+    /// still report, for example, that the server is no longer serving.
     ///
-    /// Every invocation returns the same drain. Pass it to the layers of such services.
+    /// Every invocation returns the same drain. Pass it to the layers of services with such calls.
     #[must_use]
     pub fn aside(&self) -> Drain {
         let new = || Drain::refusing(Arc::clone(&self.shared.refusal));
@@ -202,26 +202,26 @@ impl Drain {
     }
 
     /// Returns the number of calls that have work under way, including calls that have ended. Work
-    /// counts from when [`CallContext::run_on`] or [`CallContext::run_blocking`] takes it until it
-    /// is done, and while a [`WorkGuard`](crate::WorkGuard) for it is held.
+    /// counts from the moment when [`CallContext::run_on`] or [`CallContext::run_blocking`] takes
+    /// it until it is done, and as long as a [`WorkGuard`](crate::WorkGuard) for it is held.
     #[must_use]
     pub fn active_work(&self) -> usize {
         self.shared.working.load(Ordering::SeqCst)
     }
 
-    /// Ends all calls. It rejects new calls and lets the others continue for `grace`. Then it asks
-    /// them to stop ([`CancelReason::Drain`]) and gives their handlers `notice` to answer. Then it
-    /// ends the remaining calls, and the calls that are [aside](Self::aside).
+    /// Ends all calls. First, this rejects new calls and lets the others continue for `grace`. Then
+    /// it asks them to stop ([`CancelReason::Drain`]) and gives their handlers `notice` to answer.
+    /// Finally, it ends the remaining calls, and the calls that are [aside](Self::aside).
     ///
-    /// It returns as soon as no call is left and the callbacks of all have run. The latest time for
-    /// that is after `grace` and `notice`, plus another `notice` for the calls aside, even if a
-    /// stream is not being read: a forced call no longer counts, although its connection may still
-    /// be open.
+    /// The future is ready as soon as no call is left and all callbacks have run: at the latest
+    /// after `grace` and `notice`, plus another `notice` for the calls aside. That holds even if a
+    /// client does not read its stream: a forced call no longer counts, although its connection may
+    /// still be open.
     ///
     /// Dropping the future leaves the drain closed and every call as it is.
     ///
-    /// The thread for deadlines measures the times, so they hold even while handlers block the
-    /// runtime's threads. If that thread cannot be started, both times count as zero.
+    /// The thread that enforces deadlines measures both times, so they hold even if handlers block
+    /// threads of the runtime. If that thread cannot be started, both times count as zero.
     pub async fn drain(&self, grace: Duration, notice: Duration) -> Drained {
         self.close();
         let mut drained = Drained::default();
@@ -238,7 +238,8 @@ impl Drain {
             for call in aside.calls() {
                 call.part(CancelReason::Drain, (self.shared.refusal)());
             }
-            // Calls that are still active are not read, or their handlers always have more to send.
+            // Calls are still active only if their clients do not read, or their handlers always
+            // have more to send.
             if within(notice, aside.idle()).await.is_none() {
                 aside.force();
             }
@@ -251,12 +252,12 @@ impl Drain {
     ///
     /// `server` receives the future that starts its graceful shutdown. When `signal` is ready, the
     /// server stops accepting connections and its calls are [drained](Self::drain). After that, its
-    /// connections have some time to close, and the work of ended calls to end. Whatever has not
-    /// finished by then is left behind, for example a peer that does not read or has not finished
-    /// its handshake. A graceful shutdown without a drain waits for these forever. The shutdown
-    /// takes no longer than the sum of the options, plus another notice if calls
-    /// [aside](Self::aside) do not end by themselves: because their clients do not read, or because
-    /// their handlers always have more to send.
+    /// connections have some time to close, and the work of ended calls has the same time to end.
+    /// Whatever has not finished by then is left behind, for example a connection whose peer does
+    /// not read or has not finished its handshake. A graceful shutdown without a drain waits for
+    /// such connections forever. The shutdown takes no longer than the sum of the options, plus
+    /// another notice if calls [aside](Self::aside) do not end by themselves: because their clients
+    /// do not read, or because their handlers always have more to send.
     ///
     /// Dropping the future, for example on a second signal, drops the server. Its connections and
     /// their calls stay with the runtime.
@@ -264,8 +265,8 @@ impl Drain {
     /// # Errors
     ///
     /// Returns the server's own error. If the server fails before the signal, the error is returned
-    /// at once and its calls stay as they are. A server that ends without an error before the
-    /// signal is not an error, and does not close the drain.
+    /// at once, and the server's calls stay as they are. A server that ends without an error before
+    /// the signal is not an error, and does not close the drain.
     ///
     /// ```no_run
     /// # use tonic_health::pb::health_server::{Health, HealthServer};
@@ -308,7 +309,8 @@ impl Drain {
             loop {
                 tokio::select! {
                     drained = &mut draining => break drained,
-                    // While it is polled, the server accepts connections and performs handshakes.
+                    // The server must be polled to notice that the drain is closed, and to close
+                    // connections.
                     result = &mut server, if ended.is_none() => ended = Some(result),
                 }
             }
@@ -317,13 +319,13 @@ impl Drain {
             if ended.is_none() {
                 ended = Some(server.await);
             }
-            // A call that another thread was dropping could not be forced. It counts until that
-            // thread has dropped it.
+            // A call that another thread was just dropping could not be forced. It counts until
+            // that thread has dropped it.
             self.idle().await;
             let shared = &self.shared;
             shared.until(|_| self.active_work() == 0).await;
         };
-        // The result reports what has not closed in time.
+        // `drained` reports what has not closed or ended in time.
         let _ = within(options.close, close).await;
         drained.working = self.active_work();
         drained.left_behind = ended.is_none();
@@ -345,8 +347,8 @@ impl Drain {
             .count()
     }
 
-    /// Returns the context of a new call. The call counts until it ends. If the drain is closed, it
-    /// has already ended.
+    /// Returns the context of a new call, which counts until it ends. If the drain is closed, the
+    /// call has already ended.
     pub(crate) fn admit(&self, terms: Terms) -> CallContext {
         let mut calls = self.shared.lock();
         if calls.closed {
@@ -378,7 +380,8 @@ impl Drain {
 pub type Shutdown = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl DrainShared {
-    /// Waits for a condition whose changes notify `changed`. Dropping the future has no effect.
+    /// Waits until `is_so` returns `true`. Every change of this condition must notify `changed`.
+    /// Dropping the future has no effect.
     async fn until(&self, is_so: impl Fn(&DrainShared) -> bool) {
         loop {
             let changed = self.changed.notified();
@@ -394,7 +397,7 @@ impl DrainShared {
     }
 }
 
-/// A call's entry in the drain that counts it.
+/// The entry of a call in the drain that counts it.
 pub(crate) struct Membership {
     drain: Arc<DrainShared>,
     key: usize,
@@ -403,7 +406,7 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// Records that the call has ended. Must be called once.
+    /// Records that the call has ended. Must be called exactly once.
     pub(crate) fn leave(&self) {
         let mut calls = self.drain.lock();
         calls.active.remove(self.key);

@@ -1,4 +1,4 @@
-//! The tower layer that gives every call its context and ends the call as the context says.
+//! The tower layer that gives every call its context, and ends the call when its context has ended.
 
 use std::{
     fmt,
@@ -45,8 +45,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// If an outer layer drops a call, for example on a timeout, this layer reports that the client is
 /// gone. For a time limit, use a [`DeadlinePolicy`] instead of tonic's `Server::timeout`.
 ///
-/// This layer speaks gRPC, so layers that translate from other protocols go around it. With
-/// gRPC-Web:
+/// This layer supports only gRPC, so a layer that translates from another protocol must be outside
+/// of it. For gRPC-Web:
 /// `Server::builder().accept_http1(true).layer(GrpcWebLayer::new()).layer(CallContextLayer::new())`
 #[derive(Clone, Debug, Default)]
 pub struct CallContextLayer {
@@ -70,9 +70,9 @@ impl Default for Rules {
 }
 
 impl CallContextLayer {
-    /// Default margin by which outgoing calls must end before the incoming one: long enough for an
-    /// answer to arrive through a nearby network and to be turned into the handler's own answer,
-    /// and too short to be noticed.
+    /// Default time by which outgoing calls must end before the incoming one: long enough for the
+    /// handler to receive an answer over a nearby network and turn it into its own, and too short
+    /// to be noticed.
     pub const OUTGOING_MARGIN: Duration = Duration::from_millis(5);
 
     /// Creates a layer with a private drain, which no other code can close.
@@ -97,8 +97,8 @@ impl CallContextLayer {
         self
     }
 
-    /// Sets how much earlier than its own call the calls that a handler makes with
-    /// [`CallContext::outgoing`] must end, so that there is time to answer when they do not finish.
+    /// Sets how long before its own deadline a handler's outgoing calls must end, so that it still
+    /// has time to answer. It applies to calls made with [`CallContext::outgoing`].
     #[must_use]
     pub fn outgoing_margin(mut self, margin: Duration) -> CallContextLayer {
         self.rules.margin = margin;
@@ -118,7 +118,7 @@ impl<S> Layer<S> for CallContextLayer {
     }
 }
 
-/// A service whose requests carry a [`CallContext`]; see [`CallContextLayer`].
+/// Service that puts a [`CallContext`] into every request; see [`CallContextLayer`].
 #[derive(Clone, Debug)]
 pub struct CallContextService<S> {
     inner: S,
@@ -127,7 +127,7 @@ pub struct CallContextService<S> {
 }
 
 impl<S> CallContextService<S> {
-    /// Creates the context of a new call. A rejected call has already ended.
+    /// Creates the context of a new call. If the call is rejected, it has already ended.
     fn begin(&self, headers: &HeaderMap) -> Guard {
         let timeout = timeout::parse(headers).and_then(|asked| self.rules.deadlines.allow(asked));
         let timeout = match timeout {
@@ -149,7 +149,7 @@ impl<S> CallContextService<S> {
             match deadlines::watch(&guard.context, deadline) {
                 Ok(watched) => guard.watched = Some(watched),
                 Err(error) => {
-                    // Without the thread the deadline cannot be enforced, so the call is rejected.
+                    // Without the thread, the deadline cannot be enforced, so the call is rejected.
                     let status =
                         Status::resource_exhausted(format!("no thread for deadlines: {error}"));
                     guard.context.end_with(CancelReason::Server, Some(status));
@@ -197,7 +197,7 @@ where
 }
 
 /// Lives as long as the call does on the wire. If it is dropped before the call has ended, the
-/// client is gone: the server drops a call for no other reason, unless an outer layer does.
+/// client is gone, or an outer layer has dropped the call. The two cannot be distinguished.
 struct Guard {
     context: CallContext,
     /// The entry in the deadline queue, held until the call has ended.
@@ -212,8 +212,8 @@ impl Guard {
         }
     }
 
-    /// Ends the call with the handler's answer. If the call was already ended in another way,
-    /// returns the status to send instead as `Err`.
+    /// Ends the call with the code of the handler's answer. If the call has already ended in
+    /// another way, returns as `Err` the status to send instead.
     fn complete(self, code: Code, cx: &Context<'_>) -> Result<(), Status> {
         if !self.context.complete(code)
             && let Poll::Ready(status) = self.context.state().poll_status(cx)
@@ -232,10 +232,10 @@ impl Drop for Guard {
 }
 
 pin_project! {
-    /// The response of a call with a context.
+    /// Future of the response to a call with a context.
     ///
-    /// Dropping it before it is ready means that the client is gone, and ends the call with that
-    /// reason.
+    /// Dropping it before it is ready ends the call with
+    /// [`CancelReason::ClientGone`](crate::CancelReason::ClientGone).
     pub struct ResponseFuture<F> {
         #[pin]
         inner: Option<F>,
@@ -254,8 +254,8 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let guard = this.guard.take().expect("polled after it was ready");
-        // Check before polling the handler, so that a late answer is discarded, and before tonic's
-        // own timer, which is polled after this future and would answer CANCELLED.
+        // Check before polling the handler, so that a late answer is discarded. tonic's own timer,
+        // which would answer CANCELLED, is polled after this future.
         guard.context.check_deadline();
         if let Poll::Ready(status) = guard.context.state().poll_status(cx) {
             this.inner.set(None);
@@ -282,7 +282,7 @@ where
         let response = match response {
             Ok(response) => response,
             Err(error) => {
-                // The inner service failed without a status.
+                // The inner service failed without returning a status.
                 guard.context.complete(Code::Unknown);
                 return Poll::Ready(Err(error));
             }
@@ -315,19 +315,19 @@ impl<F> fmt::Debug for ResponseFuture<F> {
     }
 }
 
-/// The body of a response with a context: the handler's body, until the call is ended in another
-/// way.
+/// Response body of a call with a context: the handler's body, until the call ends in another way.
 ///
-/// Dropping it before its end means that the client is gone, and ends the call with that reason.
+/// Dropping it before its end ends the call with
+/// [`CancelReason::ClientGone`].
 pub struct CallBody<B> {
     carried: Carried<B>,
     /// Present until the call has ended.
     guard: Option<Guard>,
 }
 
-/// The handler's body, until the call ends. Ending the call drops it. Otherwise, if the client does
-/// not read, the next frame is never polled, and the body with everything it holds would live as
-/// long as the connection.
+/// The handler's body, which is dropped when the call ends. If it were dropped only by the next
+/// poll, a client that does not read would keep the body, with everything that it holds, as long as
+/// the connection.
 struct Carried<B>(Arc<Mutex<Option<Pin<Box<B>>>>>);
 
 impl<B> Carried<B> {
@@ -347,9 +347,9 @@ impl<B> Carried<B> {
         let carried = Arc::downgrade(&self.0);
         context.state().at_end(Box::new(move || {
             let body = carried.upgrade().and_then(|body| {
-                // If the body is locked, it is being polled or asked for its end. `poll_frame`
-                // checks afterwards whether the call has ended. After `is_end_stream`, the body
-                // stays until the next poll.
+                // If the body is locked, `poll_frame` or `is_end_stream` is running. `poll_frame`
+                // then checks whether the call has ended. After `is_end_stream`, the body stays
+                // until the next poll.
                 body.try_lock().ok().and_then(|mut body| body.take())
             });
             // Drop outside of the lock: the body is the handler's code.
@@ -440,7 +440,7 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        // While the call is active, at least a status will follow.
+        // While there is a guard, at least a status will follow.
         let body = self.carried.lock();
         self.guard.is_none() && body.as_ref().is_none_or(Body::is_end_stream)
     }
@@ -477,7 +477,7 @@ fn trailers(status: &Status) -> Frame<Bytes> {
 
 fn add_status(headers: &mut HeaderMap, status: &Status) {
     if status.add_header(headers).is_err() {
-        // Some part of it is not valid in a header. The code always is.
+        // Some part of the status is not valid in a header. The code always is.
         let code = HeaderValue::from(status.code() as i32);
         headers.insert("grpc-status", code);
     }

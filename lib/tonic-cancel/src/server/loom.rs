@@ -39,8 +39,8 @@ impl Calls {
     }
 }
 
-/// Wakes a loom thread, and reads the call's state while doing so: under the call's lock that would
-/// hang.
+/// Wakes a loom thread, and reads the call's state while doing so. If a waker were called under the
+/// call's lock, that would hang.
 struct Parked {
     call: CallContext,
     is_woken: Mutex<bool>,

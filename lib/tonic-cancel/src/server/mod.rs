@@ -1,4 +1,4 @@
-//! The server's half: the context of a call, and how calls and servers end.
+//! The server's half: the contexts of calls, and how calls and servers end.
 
 mod context;
 mod deadlines;

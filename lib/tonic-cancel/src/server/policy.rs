@@ -7,7 +7,7 @@ use tonic::Status;
 /// Limits on how long a server's calls may take; see
 /// [`CallContextLayer::deadlines`](crate::CallContextLayer::deadlines).
 ///
-/// It applies to unary calls and to whole streams. By default nothing is set: a call has the
+/// A limit applies to unary calls and to whole streams. By default, no limit is set: a call has the
 /// deadline that its client sets, or none.
 ///
 /// ```
@@ -38,15 +38,16 @@ impl DeadlinePolicy {
         }
     }
 
-    /// Sets the timeout of calls whose client sets none. Without it, they get the maximum.
+    /// Sets the timeout of calls whose client sets none. Without a default, they get the maximum,
+    /// if there is one.
     #[must_use]
     pub const fn default(mut self, timeout: Duration) -> DeadlinePolicy {
         self.default = Some(timeout);
         self
     }
 
-    /// Sets the minimum timeout that a client may set. A call with less is rejected with
-    /// DEADLINE_EXCEEDED before its handler runs: the client would give up anyway, and it is better
+    /// Sets the minimum timeout that a client may set. A call with a shorter one is rejected with
+    /// DEADLINE_EXCEEDED before its handler runs: the client would give up anyway, so it is better
     /// not to start work that cannot finish in time. The minimum does not apply to the default.
     #[must_use]
     pub const fn minimum(mut self, timeout: Duration) -> DeadlinePolicy {

@@ -1,4 +1,4 @@
-//! Request messages, up to their end or to where they were cut off.
+//! Request messages, up to their end or to the point where they were cut off.
 
 use std::{
     fmt,
@@ -19,12 +19,13 @@ use super::{
 };
 
 pin_project! {
-    /// The body of a request. Marks the context if the body breaks off.
+    /// The body of a request. Marks the call's context if the body is cut off.
     pub(crate) struct RequestBody<B> {
         #[pin]
         inner: B,
         context: CallContext,
-        // Whether, without an error, `is_end_stream` distinguishes an end from a cut.
+        // Whether the body can be cut off without an error. After such a cut, `is_end_stream` is
+        // `false`.
         marks_its_end: bool,
     }
 }
@@ -34,7 +35,7 @@ impl<B> RequestBody<B> {
         RequestBody {
             inner,
             context,
-            // HTTP/1 reports a cut as an error.
+            // HTTP/1 always reports a cut as an error.
             marks_its_end: version == Version::HTTP_2,
         }
     }
@@ -53,7 +54,7 @@ impl<B: Body<Data = Bytes>> Body for RequestBody<B> {
         let cut = match &frame {
             Some(Ok(_)) => false,
             Some(Err(_)) => true,
-            // A stream that is reset without an error also ends like this.
+            // A stream that was reset without an error also ends with `None`.
             None => *this.marks_its_end && !this.inner.is_end_stream(),
         };
         if cut {
@@ -106,21 +107,21 @@ impl CallContext {
     }
 }
 
-/// The client's messages, from [`CallContext::requests`]; also a stream.
+/// The client's messages, from [`CallContext::requests`]. This is also a stream.
 ///
-/// After the messages that have arrived it returns `None` if the client ended its stream, and
-/// otherwise an error:
+/// After the last message that has arrived, [`message`](Self::message) returns `None` if the client
+/// ended its stream, and otherwise an error:
 ///
 /// - CANCELLED if the messages were cut off, or if the call ended before them because its handler
-///   returned or because it was cancelled
+///   returned or it was cancelled
 /// - DEADLINE_EXCEEDED if the call ended by its deadline
 /// - UNAVAILABLE if the call ended by a drain
 ///
-/// After the error it returns `None`.
+/// After the error, it returns `None`.
 ///
-/// Without a [`CallContextLayer`](crate::CallContextLayer) on the server the difference is unknown,
-/// and every end counts as the client's. If a layer around it uses bodies that do not forward
-/// `is_end_stream`, every end over HTTP/2 counts as a cut.
+/// Without a [`CallContextLayer`](crate::CallContextLayer) on the server, the difference is
+/// unknown, and every end counts as the client's. If a layer outside of it uses bodies that do not
+/// forward `is_end_stream`, every end over HTTP/2 counts as a cut.
 pub struct Requests<T> {
     messages: Streaming<T>,
     ended: Waiting,
@@ -134,8 +135,8 @@ impl<T> Requests<T> {
     ///
     /// # Errors
     ///
-    /// If the client did not end its stream, returns the reason for the end once, then `None`. A
-    /// message that tonic cannot decode is also an error.
+    /// If the client did not end its stream, returns an error that says why the messages ended,
+    /// once, and then `None`. A message that tonic cannot decode is also an error.
     pub async fn message(&mut self) -> Result<Option<T>, Status> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx))
             .await
@@ -153,14 +154,14 @@ impl<T> Stream for Requests<T> {
         }
         let context = this.ended.context();
         let next = match Pin::new(&mut this.messages).poll_next(cx) {
-            // An incomplete message or a connection error is a cut too.
+            // An incomplete message or a connection error is a cut, too.
             Poll::Ready(None | Some(Err(_))) if context.requests_were_cut() => {
                 Some(Err(Status::cancelled("the client's messages were cut off")))
             }
             Poll::Ready(next) => next,
             Poll::Pending => {
-                // No message has arrived yet. Once the call has ended, none is needed, even if the
-                // client has not ended its stream.
+                // No further message has arrived yet. If the call has ended, none is needed, even
+                // if the client has not ended its stream.
                 ready!(Pin::new(&mut this.ended).poll(cx));
                 Some(Err(this.ended.context().stopped()))
             }

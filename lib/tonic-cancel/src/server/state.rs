@@ -1,4 +1,4 @@
-//! The state machine of a call: active, perhaps asked to stop, ended.
+//! The state machine of a call: active, possibly asked to stop, ended.
 //!
 //! It is independent of the runtime and uses only wakers. Everything that it must wake, drop or run
 //! is first taken out of the state, and handled after the lock is released: foreign code may call
@@ -21,15 +21,16 @@ use super::sync::{AtomicBool, Mutex, MutexGuard};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CancelReason {
-    /// The client cancelled the call or dropped it, or its connection died. HTTP/2 does not
-    /// distinguish these for a server.
+    /// The client cancelled the call or dropped it, or the connection died. A server cannot
+    /// distinguish these over HTTP/2.
     ClientGone,
     /// The call's deadline passed.
     DeadlineExceeded,
-    /// The server itself ended the call: [`CallContext::cancel`](crate::CallContext::cancel) or
+    /// The server itself ended the call with [`CallContext::cancel`](crate::CallContext::cancel) or
     /// [`CallContext::cancel_with_status`](crate::CallContext::cancel_with_status).
     Server,
-    /// The server is shutting down and its grace period is over.
+    /// The server is shutting down. The grace period is over or, for a call that is
+    /// [aside](crate::Drain::aside), the other calls have ended.
     Drain,
 }
 
@@ -48,9 +49,10 @@ impl fmt::Display for CancelReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallEnd {
-    /// Code of the status that was sent to the client. CANCELLED if the client was gone.
+    /// Code of the status that was sent to the client; CANCELLED if the client was gone.
     pub code: Code,
-    /// Why the call was asked to stop before it was complete; `None` if the handler ended it.
+    /// Why the call was cancelled or asked to stop before it was complete; `None` if it ended by
+    /// itself.
     pub cancelled: Option<CancelReason>,
 }
 
@@ -61,8 +63,8 @@ pub struct CallEnd {
 pub struct StopFlag(Arc<AtomicBool>);
 
 impl StopFlag {
-    /// Whether the work should end. Cheap enough for every iteration of a loop with some work in
-    /// it.
+    /// Whether the work should stop. Cheap enough to check in every iteration of a loop that does
+    /// some work.
     #[inline]
     #[must_use]
     pub fn is_requested(&self) -> bool {
@@ -86,12 +88,12 @@ pub(crate) enum Moment {
     End,
 }
 
-/// A listener that is notified of a moment, once.
+/// A listener for a moment. It is notified once.
 pub(crate) enum Listener {
     Task(Waker),
-    /// Work whose flag may also be set by other code.
+    /// The flag of a piece of work. Other code may set it, too.
     Work(StopFlag),
-    /// A hook of the layer, for something that must not outlive the call.
+    /// A function of the layer that drops what must not outlive the call.
     Hook(Box<dyn FnOnce() + Send>),
 }
 
@@ -113,15 +115,16 @@ pub(crate) struct Lifecycle {
 
 struct State {
     phase: Phase,
-    /// Emptied when their moment has passed, and empty from then on.
+    /// Listeners for [`Moment::Stop`] and, below, for [`Moment::End`]. When the moment comes, its
+    /// list is emptied, and stays empty.
     at_stop: Slab<Listener>,
     at_end: Slab<Listener>,
     callbacks: Vec<Callback>,
-    /// The task that sends the response, to be woken when other code decides the status.
+    /// Waker of the task that sends the response. It is woken when other code has set the status.
     carrier: Option<Waker>,
-    /// The status with which the call ends as soon as its handler has nothing to send.
+    /// The status with which the call ends as soon as the handler has nothing to send immediately.
     parting: Option<Status>,
-    /// The parent of all tokens handed out; removed when the call is asked to stop.
+    /// The parent of all tokens handed out; removed when the call is asked to stop or ends.
     token: Option<CancellationToken>,
 }
 
@@ -197,7 +200,7 @@ impl Lifecycle {
 
     /// Asks the work to stop and lets the handler answer.
     ///
-    /// Returns `true` if the call was neither asked to stop before nor has ended.
+    /// Returns `false` if the call was already asked to stop or has ended.
     pub(crate) fn announce(&self, reason: CancelReason) -> bool {
         let mut state = self.lock();
         if !matches!(state.phase, Phase::Active) {
@@ -225,7 +228,8 @@ impl Lifecycle {
         }
     }
 
-    /// Takes the status set by [`part`](Self::part), for a call whose handler has nothing to send.
+    /// Takes the status that [`part`](Self::part) has set. Call this when the handler has nothing
+    /// to send.
     pub(crate) fn take_parting(&self) -> Option<Status> {
         self.lock().parting.take()
     }
@@ -241,10 +245,10 @@ impl Lifecycle {
         }
     }
 
-    /// Ends the call, unless it has ended; returns whether it had not. If the call was asked to
-    /// stop before, that reason is kept. A `status` replaces the handler's answer.
+    /// Ends the call. Returns `false` if it had already ended. If the call was asked to stop
+    /// before, that reason is kept. If there is a `status`, it replaces the handler's answer.
     ///
-    /// When it returns `true`, every callback registered so far has run.
+    /// When this returns `true`, every callback that was registered before the end has run.
     pub(crate) fn finish(
         &self,
         code: Code,
@@ -303,8 +307,8 @@ impl Lifecycle {
         state.token.get_or_insert_default().child_token()
     }
 
-    /// Sets `flag` when the call is asked to stop or ends, or at once if that has happened. Returns
-    /// the key for [`forget`](Self::forget).
+    /// Sets `flag` when the call is asked to stop or ends. Returns the key for
+    /// [`forget`](Self::forget), or `None` if that has already happened and the flag is set.
     pub(crate) fn stop_also(&self, flag: &StopFlag) -> Option<usize> {
         let mut state = self.lock();
         if state.has_passed(Moment::Stop) {
@@ -314,8 +318,8 @@ impl Lifecycle {
         Some(state.at_stop.insert(Listener::Work(flag.clone())))
     }
 
-    /// Whether `moment` has passed. If not, the task is woken when it does. The caller keeps `key`,
-    /// and passes it to [`forget`](Self::forget) when it stops listening.
+    /// Polls whether `moment` has passed. If it has not, the task is woken when it does. The caller
+    /// keeps `key`, and passes it to [`forget`](Self::forget) when it stops listening.
     pub(crate) fn poll(
         &self,
         moment: Moment,
@@ -351,14 +355,14 @@ impl Lifecycle {
 
     pub(crate) fn forget(&self, moment: Moment, key: Option<usize>) {
         if let Some(key) = key {
-            // Once the moment has passed, the list of listeners is empty and stays so.
+            // If the moment has passed, the list is empty, and this removes nothing.
             let stale = self.lock().listeners(moment).try_remove(key);
             drop(stale);
         }
     }
 
-    /// Returns the status that replaces the handler's answer, once. Until there is one, the task is
-    /// woken when it is set.
+    /// Returns the status that replaces the handler's answer, but only once. If none is set yet,
+    /// the task is woken when one is set.
     pub(crate) fn poll_status(&self, cx: &Context<'_>) -> Poll<Status> {
         let mut fresh = None;
         loop {

@@ -20,22 +20,22 @@ use super::{
 pub type Job = Box<dyn FnOnce() + Send>;
 
 impl CallContext {
-    /// Runs blocking work on tokio's threads for it, and waits for the result. The work receives a
-    /// flag to check. The flag is set when the call is asked to stop or ends, or when this future
-    /// is dropped.
+    /// Runs blocking work on tokio's threads for blocking work, and waits for the result. The work
+    /// receives a flag to check, which is set when the call is asked to stop or ends, or when this
+    /// future is dropped.
     ///
-    /// Dropping the future, as happens to a handler whose call ends, stops the waiting and sets the
-    /// flag. Only the work itself can end the work; until it has, the call's
-    /// [`Drain`](crate::Drain) counts it.
+    /// Dropping the future stops the waiting and sets the flag. That also happens when the call
+    /// ends, because its handler is dropped. The work continues until it checks the flag and
+    /// returns. Until then, the call's [`Drain`](crate::Drain) counts it.
     ///
-    /// tokio has 512 of these threads for the whole process. For work that keeps a core busy, use
-    /// [`run_on`](Self::run_on).
+    /// By default, a tokio runtime has up to 512 of these threads. For work that keeps a core busy,
+    /// use [`run_on`](Self::run_on).
     ///
     /// # Errors
     ///
     /// - UNKNOWN if the work panics
-    /// - CANCELLED, DEADLINE_EXCEEDED or UNAVAILABLE if the call was asked to stop before the work
-    ///   began. The work then does not begin, and the status says why.
+    /// - CANCELLED, DEADLINE_EXCEEDED or UNAVAILABLE if the call was asked to stop or ended before
+    ///   the work began. The work then does not begin, and the status says why.
     /// - UNAVAILABLE if the runtime shuts down before the work begins
     ///
     /// # Panics
@@ -64,22 +64,22 @@ impl CallContext {
             .await
     }
 
-    /// Like [`run_blocking`](Self::run_blocking), on the caller's threads: `pool` is called at once
-    /// with the job, and must have some thread run it.
+    /// Like [`run_blocking`](Self::run_blocking), but on your threads. When the future is first
+    /// polled, it calls `pool` with the job, which `pool` must pass to a thread.
     ///
-    /// Dropping the future asks the work to stop; its result is discarded.
+    /// Dropping the future asks the work to stop. The result of the work is discarded.
     ///
     /// # Errors
     ///
     /// The same as for [`run_blocking`](Self::run_blocking), and UNAVAILABLE if the pool drops the
-    /// job: the work has not started, so the client may try another server.
+    /// job. The work has then not started, so the client may try another server.
     ///
     /// ```
     /// # use std::sync::mpsc::Sender;
     /// # use tonic::Status;
     /// # use tonic_cancel::{CallContext, Job};
     /// async fn answer(context: &CallContext, pool: &Sender<Job>) -> Result<u64, Status> {
-    ///     // A pool that is gone drops the job.
+    ///     // If the pool is gone, this drops the job.
     ///     let pool = |job| drop(pool.send(job));
     ///     context.run_on(pool, |_stop| 6 * 7).await
     /// }
@@ -94,12 +94,12 @@ impl CallContext {
         let flag = stop.flag.clone();
         let (context, working) = (self.clone(), self.working());
         pool(Box::new(move || {
-            // Dropped after the work's captures, however the work ends, and before the result is
-            // visible.
+            // `_working` is dropped after the captures of `work`, however `work` ends, and before
+            // the result is visible.
             let result = {
                 let _working = working;
                 if flag.is_requested() {
-                    // Drop its captures here, as if the work had run.
+                    // Drop the captures of `work` here, as if it had run.
                     drop(work);
                     Err(context.stopped())
                 } else {
@@ -139,7 +139,8 @@ impl Drop for Working {
     }
 }
 
-/// The flag of one piece of work. It is set with the call's flag, and when this is dropped.
+/// The flag of one piece of work. It is set together with the call's flag, and when this value is
+/// dropped.
 struct Stop {
     context: CallContext,
     flag: StopFlag,
@@ -165,11 +166,11 @@ impl Drop for Stop {
     }
 }
 
-/// Limits the number of pieces of work under way at a time; clones are the same limit.
+/// Limits the number of pieces of work under way at a time. Clones share the limit.
 ///
-/// A permit that lives only as long as a handler's future is released when the client leaves, while
-/// the work still runs. Clients that call and cancel quickly could then fill the machine. A
-/// [`WorkGuard`] is moved into the work and released together with it.
+/// If a permit lived only as long as the handler's future, it would be released when the client
+/// leaves, although the work still runs. Clients that call and cancel quickly could then overload
+/// the server. A [`WorkGuard`] is moved into the work instead, and released together with it.
 ///
 /// ```
 /// use tonic::{Request, Response, Status};
@@ -196,7 +197,7 @@ impl WorkLimit {
     #[must_use]
     pub fn new(most: usize) -> WorkLimit {
         WorkLimit {
-            // The maximum of a semaphore is as good as no limit.
+            // A semaphore's maximum is as good as no limit.
             room: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
             most,
         }
@@ -208,9 +209,9 @@ impl WorkLimit {
         self.most.min(Semaphore::MAX_PERMITS) - self.room.available_permits()
     }
 
-    /// Waits until there is room, in order of arrival, until the call is asked to stop or ends.
+    /// Waits for room, in order of arrival, at most until the call is asked to stop or ends.
     ///
-    /// Dropping the future gives up its place.
+    /// Dropping the future gives up its place in the queue.
     ///
     /// # Errors
     ///
@@ -227,11 +228,12 @@ impl WorkLimit {
 
     /// Like [`begin`](Self::begin), but waits for at most `patience`. With zero it does not wait.
     ///
-    /// Dropping the future gives up its place.
+    /// Dropping the future gives up its place in the queue.
     ///
     /// # Errors
     ///
-    /// The same as for [`begin`](Self::begin), and RESOURCE_EXHAUSTED if there is still no room.
+    /// The same as for [`begin`](Self::begin), and RESOURCE_EXHAUSTED if all room is still taken
+    /// after `patience`.
     ///
     /// # Panics
     ///
@@ -258,7 +260,7 @@ impl WorkLimit {
             () = &mut stopped => return Err(context.stopped()),
             permit = room => permit,
         };
-        // The semaphore is never closed.
+        // The semaphore is never closed, so the time is up.
         let Ok(Ok(permit)) = permit else {
             let most = self.most;
             return Err(Status::resource_exhausted(format!(
@@ -278,8 +280,8 @@ impl fmt::Debug for WorkLimit {
     }
 }
 
-/// Room for one piece of work, until it is dropped. Move it into the work: while it lives, its
-/// [`WorkLimit`] and the call's [`Drain`](crate::Drain) count the work.
+/// Permit for one piece of work, held until it is dropped. Move it into the work: while the guard
+/// lives, its [`WorkLimit`] and the call's [`Drain`](crate::Drain) count the work.
 #[must_use = "the work counts as over when this is dropped"]
 pub struct WorkGuard {
     _permit: OwnedSemaphorePermit,

@@ -1,4 +1,4 @@
-//! `hashfinder bench`: how fast each kernel is on this machine, and whether it is right.
+//! `hashfinder bench`: measures the speed of each kernel on this machine, and checks its results.
 
 mod arguments;
 
@@ -22,10 +22,10 @@ use crate::{
 /// Number of secrets on which each kernel is checked before it is measured.
 const CHECKED: u64 = 1 << 18;
 
-/// Length of the secrets that a search tries in its first seconds.
+/// Length, in bytes, of the secrets that a search tries in its first seconds.
 const USUAL_LENGTH: u32 = 4;
 
-/// What is measured: a search or, without a filter, only the digests.
+/// What is measured: a search or, without a filter, only the computation of digests.
 struct Case {
     title: String,
     filter: Option<Filter>,
@@ -79,11 +79,11 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
     if !arguments.json && !print(row("kernel", "case", "threads", "hashes per second"))? {
         return Ok(Exit::Success);
     }
-    // Every kernel's answers are compared with these.
+    // The results of every kernel are compared with those of the portable one.
     let Some(portable) = Kernel::named("portable") else {
         bail!("no portable kernel to compare with");
     };
-    // Not at a row's beginning, so that broken rows are among them.
+    // The block begins within a kernel's row, so that incomplete rows are checked, too.
     let checked = kernels::Block::new(arguments.length, 12_345, CHECKED);
     let answers: Vec<Answer> = cases
         .iter()
@@ -135,7 +135,7 @@ pub(crate) fn run(arguments: &BenchArguments) -> Result<Exit> {
 
 /// Returns a filter for `count` made-up names, which are the same in every run.
 fn filter_of_made_up_names(count: u16, distance: Distance) -> Filter {
-    // Marsaglia's "Xorshift RNGs", 2003.
+    // The random numbers are those of Marsaglia's "Xorshift RNGs", 2003.
     let mut state = 0x2545_f491_u32;
     let mut below = |below: u32| {
         state ^= state << 13;
@@ -158,11 +158,12 @@ fn row(kernel: &str, case: &str, threads: &str, rate: &str) -> String {
     format!("{kernel:<10} {case:<34} {threads:>7}  {rate:>18}\n")
 }
 
-/// The result of a turn: the sum of the digests, or the hits.
+/// The result of trying a block: the sum of the digests, or the hits.
 type Answer = (u32, Vec<kernels::Hit>);
 
 impl Case {
-    /// Does one turn's work on `kernel`. Returns what is compared between kernels.
+    /// Tries the secrets of a block with `kernel`. Returns a result that must be the same for every
+    /// kernel.
     fn turn(&self, kernel: Kernel, block: &kernels::Block) -> Answer {
         let Some(filter) = &self.filter else {
             return (kernel.digest_sum(block), Vec::new());
@@ -172,7 +173,8 @@ impl Case {
         (0, hits.to_vec())
     }
 
-    /// Measures for `time` how many secrets of this length up to `threads` threads try.
+    /// Measures, for `time`, how many secrets of this length up to `threads` threads try per
+    /// second.
     fn throughput(
         &self,
         kernel: Kernel,
@@ -181,7 +183,7 @@ impl Case {
         time: Duration,
     ) -> Throughput {
         let share = (1_u64 << (8 * length)) / threads as u64 / TURN * TURN;
-        // With more threads than turns, some of them do the same.
+        // If there are more threads than turns, some threads try the same secrets.
         let share = share.max(TURN);
         let mut running = RunningTime::start();
         measure(

@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Chance that any secret matches below which that chance is shown.
+/// The chance that any secret matches is shown if it is lower than this.
 const NEARLY_SURE: f64 = 0.999;
 
 /// Runs the command.
@@ -62,8 +62,7 @@ pub(crate) fn run(arguments: &EstimateArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Returns the numbers of hashes that are shown of a search, each with its name in JSON and in the
-/// table.
+/// Returns the numbers of hashes to show, each after its name in JSON and its title in the table.
 fn points(odds: &Odds) -> [(&'static str, &'static str, Bounds); 4] {
     [
         ("expected", "on average", odds.expected_hashes()),
@@ -126,7 +125,7 @@ fn table(query: &Query, odds: &Odds, rate: f64, rate_source: &str) -> String {
     ));
     for (key, title, hashes) in points(odds) {
         let times = hashes.start() / rate..=hashes.end() / rate;
-        // Nothing ends between two hashes, but an average may lie there.
+        // A search ends after a whole number of hashes, but the average need not be whole.
         let whole = |hashes: f64| {
             if key == "expected" {
                 hashes

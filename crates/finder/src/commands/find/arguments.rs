@@ -15,8 +15,8 @@ use crate::arguments::{
     values::{distance, duration, kernel, positive, threads},
 };
 
-/// Time that `find` waits for a server that does not answer: long enough for a server that is
-/// starting, short enough for a user who mistyped its name.
+/// Default of `--connect-timeout`: long enough for a server that is starting, short enough for a
+/// user who mistyped the server's name.
 const CONNECT_TIMEOUT: &str = "20s";
 
 /// Search for an input (a "secret") whose hash contains NAME.
@@ -58,7 +58,7 @@ Exit codes:
     5  the server, connection, output or session failed, or no thread could be started
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM); it can be resumed")]
 pub(crate) struct FindArguments {
-    /// Also print inexact matches on the way: all secrets at a distance less than K
+    /// Also print inexact matches along the way: all secrets at a distance less than K
     #[arg(long, value_name = "K", value_parser = distance, allow_negative_numbers = true)]
     pub(crate) show_inferior: Option<Distance>,
 
@@ -149,7 +149,7 @@ pub(crate) struct FindArguments {
 }
 
 impl FindArguments {
-    /// Returns the query, with its start.
+    /// Returns the query, with its start and its hash budget.
     pub(crate) fn query(&self) -> Result<Query, QueryError> {
         let query = match &self.resume {
             Some(cursor) => cursor.query(),
@@ -167,8 +167,8 @@ impl FindArguments {
     }
 }
 
-/// Rejects distances at which every secret matches. With one mistyped digit, `--ideal-distance`
-/// would accept the first secret, and `--show-inferior` would print millions.
+/// Rejects distances at which every secret matches. A mistyped `--ideal-distance` would otherwise
+/// accept the first secret, and a mistyped `--show-inferior` would print millions of secrets.
 fn check_distances(query: &Query) -> Result<(), QueryError> {
     let Some(shortest) = query
         .names()

@@ -8,11 +8,11 @@ use tonic::{Code, Status};
 use super::source::SearchEnd;
 use crate::terminal::as_text;
 
-/// Returns whether a call that was not cancelled was ended by its connection, and not by the
-/// server.
+/// Returns whether a call, which this process did not cancel, was ended by its connection and not
+/// by the server.
 ///
-/// What hyper makes of a connection that ends depends on the moment: a call that was not sent yet
-/// is CANCELLED, with "operation was canceled".
+/// The status code does not say so: if a connection ends, hyper's code depends on the moment. A
+/// call that was not sent yet, for example, is CANCELLED with "operation was canceled".
 pub(super) fn is_lost(status: &Status) -> bool {
     // A status that a server sent has no source.
     let is_ours = std::error::Error::source(status).is_some();
@@ -41,8 +41,8 @@ pub(super) fn search_end(
             let why = format!("the server at {server} rejected the request: {message}");
             SearchEnd::Refused(why, cursor)
         }
-        // A user of the server did it. The reference server sends the same when its budget is
-        // spent.
+        // Another client or an operator cancelled the search. The reference server sends the same
+        // status when its hash budget is spent.
         Code::Cancelled => {
             let why = format!("the server cancelled the search: {message}");
             SearchEnd::Limit(why, cursor)
@@ -51,12 +51,12 @@ pub(super) fn search_end(
             let why = advice(status, server);
             SearchEnd::Failed(why.unwrap_or(message), cursor)
         }
-        // The server is full, or this client's quota is.
+        // The server is full, or this client's quota is used up.
         Code::ResourceExhausted => SearchEnd::Limit(message, cursor),
         Code::DeadlineExceeded => {
             SearchEnd::Limit("the maximum time has passed".to_owned(), cursor)
         }
-        // A proxy may send this code for another reason.
+        // The code alone is not enough: a proxy may send it for another reason.
         Code::NotFound if details.has(Reason::KeyspaceExhausted) => SearchEnd::Exhausted,
         code => {
             let why = format!("the server at {server} failed: {message} ({code:?})");

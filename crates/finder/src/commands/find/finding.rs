@@ -1,4 +1,4 @@
-//! A secret that was found, with everything that is shown of it.
+//! A secret that was found, with everything that is printed about it.
 
 use std::fmt;
 
@@ -7,25 +7,25 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_search::{Candidate, DesiredName, HashedName, Index, Query};
 use serde_json::{Value, json};
 
-/// Start and end of highlighted text, in bold green.
+/// Escape sequences before and after highlighted text, which is bold and green.
 const HIGHLIGHT: (&str, &str) = ("\x1b[1;32m", "\x1b[0m");
 
-/// The empty secret, as it is written in a column.
+/// Text that stands for the empty secret in a column.
 pub(crate) const EMPTY: &str = "(empty)";
 
-/// A secret that was found, with everything that is shown of it.
+/// A secret that was found, with everything that is printed about it.
 #[derive(Clone, Debug)]
 pub(crate) struct Finding {
     pub(crate) secret: Vec<u8>,
     pub(crate) hashed_name: HashedName,
-    /// The name that it is nearest to.
+    /// The name that the secret is nearest to.
     pub(crate) name: DesiredName,
     pub(crate) distance: u8,
     pub(crate) window: u8,
 }
 
 impl Finding {
-    /// Returns what a search has found.
+    /// Returns the finding for a candidate of a search.
     pub(crate) fn new(query: &Query, candidate: Candidate) -> Finding {
         let secret = query.keyspace().secret(candidate.index);
         Finding {
@@ -37,7 +37,7 @@ impl Finding {
         }
     }
 
-    /// Returns a secret with everything that is shown of it, whatever its distance.
+    /// Returns the finding for a secret, whatever its distance from `name`.
     pub(crate) fn of(secret: Vec<u8>, name: &DesiredName) -> Finding {
         let nearest = name.nearest(&secret);
         Finding {
@@ -49,16 +49,17 @@ impl Finding {
         }
     }
 
-    /// Checks what a server reports for a query, and returns it with its index.
+    /// Checks a secret that a server reports for a query, and returns it with its index. `spells`
+    /// is the secret's hashed name according to the server.
     ///
     /// # Errors
     ///
-    /// If the secret does not spell what the server says, or is not in the query's keyspace or
-    /// distance.
+    /// If the hashed name is wrong, or the secret is not in the query's keyspace. The distance is
+    /// not checked.
     pub(super) fn checked(secret: &[u8], spells: &str, query: &Query) -> Result<(Finding, Index)> {
         let hashed_name = query.spelling().hashed_name(secret);
         if hashed_name.as_str() != spells {
-            bail!("invalid answer from the server: the hashed name of its secret is {hashed_name}");
+            bail!("invalid answer from the server: the hash of its secret is {hashed_name}");
         }
         let Some(candidate) = query.nearest(secret) else {
             bail!("invalid answer from the server: {hashed_name} is not a match for this search");
@@ -73,7 +74,7 @@ impl Finding {
             .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
-    /// Returns the hashed name, with the window in colour.
+    /// Returns the hashed name, with the window highlighted.
     pub(super) fn highlighted(&self) -> String {
         let length = self.name.character_count();
         let (begin, end) = HIGHLIGHT;
@@ -82,8 +83,8 @@ impl Finding {
         format!("{before}{begin}{window}{end}{after}")
     }
 
-    /// Returns the columns after the hashed name. None of them is empty, so that `read` and awk see
-    /// each.
+    /// Returns the columns after the hashed name. No column is empty, because `read` and awk would
+    /// skip it.
     pub(super) fn columns(&self) -> String {
         let or_empty = |text: String| match text.is_empty() {
             true => EMPTY.to_owned(),

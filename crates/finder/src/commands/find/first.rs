@@ -21,13 +21,15 @@ use crate::{arguments::SearchArguments, exit::Exit};
 /// exit code of the command if there is none.
 ///
 /// The queries are searched one after another. Each but the last has a budget, and each begins at
-/// the index at which the one before it ends. They differ only in what stands around the searched
-/// part of their secrets. Progress and the reason for the end are printed as by `find`;
-/// `how_to_resume` returns how to resume from an index. Dropping the future cancels the search.
+/// the index at which the one before it ends. Otherwise they differ only in the prefix and the
+/// suffix of their secrets.
+///
+/// Prints progress, and why the search ended without an answer, as `find` does. `how_to_resume`
+/// returns the text that says how to resume at an index. Dropping the future cancels the search.
 ///
 /// # Errors
 ///
-/// If the search cannot be started.
+/// If signals cannot be received, or a search cannot be started.
 ///
 /// # Panics
 ///

@@ -1,5 +1,5 @@
-//! A search under way: its events are printed, its session is saved, and it is stopped when it
-//! should be.
+//! Follows a search under way: prints its events, saves its session, and stops it at a signal or at
+//! the time limit.
 
 use std::sync::Arc;
 
@@ -10,17 +10,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     output::Output,
+    progress::{Progress, REDRAW_EVERY},
     report::{how_to_resume, resume_command, session_error},
     result::CommandResult,
     session::Session,
     source::{SearchEnd, SearchEvent, Source},
-    status::{Progress, REDRAW_EVERY, Status},
+    status::Status,
     stop::Stops,
 };
 use crate::exit::Exit;
 
-/// Prints a search's events until it ends, keeps its session, and stops it at a signal or when the
-/// time is up. `first` is the index at which the search began that this one continues.
+/// Prints a search's events until it ends, saves its session, and stops it at a signal or at the
+/// time limit. `first` is the index from which the progress counts the hashes.
 pub(super) async fn follow<S: Source>(
     mut search: S,
     query: &Query,
@@ -33,7 +34,7 @@ pub(super) async fn follow<S: Source>(
     let over = CancellationToken::new();
     let mut stopping = stops.stop(search.stopper(), over.clone(), Arc::clone(status));
     let _over = over.drop_guard();
-    // Takes some tens of milliseconds at most, while the search continues.
+    // This takes at most some tens of milliseconds, during which the search continues.
     let odds = Odds::any(query.names(), query.ideal_distance());
     let before = session.as_ref().map_or(0, Session::answers);
     let mut progress = Progress::new(
@@ -44,12 +45,12 @@ pub(super) async fn follow<S: Source>(
     );
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // The first comes at once, when there is nothing to show yet.
+    // The first tick comes at once, when there is nothing to show yet.
     ticks.tick().await;
     let mut cause = None;
     let end = loop {
         let event = tokio::select! {
-            // A stop comes before everything else, however much there is to print.
+            // A stop takes precedence, however much there is to print.
             biased;
             Ok(why) = &mut stopping, if cause.is_none() => {
                 cause = Some(why);
@@ -61,7 +62,7 @@ pub(super) async fn follow<S: Source>(
                 let best = output.best().ok_or(output.no_candidate());
                 progress.show(status, search.elapsed(), frontier, answers, best);
                 if let (Some(session), Some(frontier)) = (&mut session, frontier) {
-                    // Everything below the frontier was printed by now.
+                    // Everything that was found below the frontier has been printed by now.
                     let cursor = output.cursor(query, frontier);
                     let saved = session.keep_if_due(&cursor, output.answers());
                     saved.map_err(|error| {
@@ -94,7 +95,7 @@ pub(super) async fn follow<S: Source>(
         if let Err(error) = read {
             break SearchEnd::Failed(format!("{error:#}"), cursor);
         }
-        // A reader that has seen enough, as `head` has, closes the pipe.
+        // A reader that needs no more output, such as `head`, has closed the pipe.
         search.close().await;
         if let Some(session) = &mut session {
             session.keep(&cursor, output.answers())?;
@@ -108,7 +109,8 @@ pub(super) async fn follow<S: Source>(
     if let Some(summary) = summary {
         status.say(summary);
     }
-    // The search may have been stopped after the last check. The cause was sent before.
+    // The search may have been stopped after the loop last checked for a cause. The cause was sent
+    // before the search was stopped.
     let cause = cause.or_else(|| stopping.try_recv().ok());
     let result = CommandResult::of(end, cause, output.answers());
     let result = CommandResult {
@@ -162,7 +164,7 @@ mod tests {
     };
     use crate::cli::{Cli, Command};
 
-    /// A search that ends at the moment at which it is stopped.
+    /// A search that ends the moment it is stopped.
     struct Prompt(Cursor, Arc<(Mutex<bool>, Condvar)>);
 
     impl Source for Prompt {
@@ -200,9 +202,9 @@ mod tests {
         async fn close(self) {}
     }
 
-    /// Regression: when several answers were wanted, about one stopped search in a thousand did not
-    /// report why it was stopped. The stop had come after the loop checked for stops, but before it
-    /// waited for the search.
+    /// Regression: if several answers were wanted, about one stopped search in a thousand did not
+    /// report why it was stopped. The stop came after the loop had checked for a cause, but before
+    /// the loop waited for the search.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_search_that_ends_at_once_when_it_is_stopped_reports_why() {
         let line = "hashfinder find doctor --quiet";

@@ -22,8 +22,8 @@ use super::{
     status::Status,
 };
 
-/// Maximum share of secrets that are reported as candidates for the nearest so far. One in ten
-/// thousand has no measurable cost, and is found soon.
+/// Maximum share of secrets that the engine reports to keep track of the nearest one so far. One in
+/// ten thousand has no measurable cost, and the first one is found soon.
 const NEAR_AT_MOST: f64 = 1e-4;
 
 pub(super) struct LocalSearch {
@@ -32,8 +32,8 @@ pub(super) struct LocalSearch {
     search: Search,
     /// The query of the command, which cursors hold.
     query: Query,
-    /// The query of the engine. It also reports secrets that are not near enough to be shown, for
-    /// the nearest so far.
+    /// The query of the engine. It also reports secrets that are not near enough to be printed, to
+    /// keep track of the nearest one so far.
     watched: Query,
     /// Hash budget of all searches together.
     budget: Option<NonZeroU64>,
@@ -50,19 +50,20 @@ pub(super) struct LocalSearch {
     stopwatch: Arc<Stopwatch>,
     took: Duration,
     kernel: Kernel,
-    /// Threads that search, until the search is dropped.
+    /// The threads that search. They end when this value is dropped.
     engine: Engine,
 }
 
-/// State that a stopper shares: the search under way, and whether another may begin.
+/// State shared with stoppers: whether a stop was requested (no other search may then begin), and
+/// the stopper of the search under way.
 struct Stop {
     requested: bool,
     stopper: hashfinder_search::Stopper,
 }
 
 impl LocalSearch {
-    /// Begins a search that ends with the last of `wanted` answers. If the system gives fewer
-    /// threads than `threads`, it searches with those and prints a note.
+    /// Begins a search that ends with the last of `wanted` answers. `threads` is one for each core
+    /// by default. If the system allows only some of them, searches with those and prints a note.
     pub(super) fn start(
         query: &Query,
         wanted: u64,
@@ -106,18 +107,18 @@ impl LocalSearch {
         })
     }
 
-    /// Adds queries that are searched one after another, each when the budget of the one before it
-    /// is spent without an answer. They differ only in what stands around the searched part of
-    /// their secrets, and each begins at the index at which the one before it ends.
+    /// Sets the queries that are searched after this one: each when the budget of the one before it
+    /// is spent without an answer. Each begins at the index at which the one before it ends.
+    /// Otherwise they differ only in the prefix and the suffix of their secrets.
     pub(super) fn then(mut self, later: impl IntoIterator<Item = Query>) -> LocalSearch {
         self.later = later.into_iter().collect();
         self
     }
 
-    /// Begins the query after one whose budget is spent. Returns the end of the search if it was
-    /// stopped.
+    /// Begins the query that follows one whose budget is spent. Returns the end of the search
+    /// instead if a stop was requested.
     fn begin_next_query(&mut self, query: &Query) -> Result<Option<SearchEnd>> {
-        // The command's own start does not change.
+        // `self.query` keeps the start of the command's first query.
         self.query = query.clone().starting_at(self.query.start());
         self.watched = query
             .clone()
@@ -125,7 +126,8 @@ impl LocalSearch {
         self.begin(self.watched.clone())
     }
 
-    /// Begins the search for the next answer. Returns the end of the search if there is none.
+    /// Begins the search for the next answer. Returns the end of the search instead if its budget
+    /// is spent or a stop was requested.
     fn continue_from(&mut self, from: Index) -> Result<Option<SearchEnd>> {
         let mut query = self.watched.clone().starting_at(from);
         if let Some(budget) = self.budget {
@@ -138,9 +140,10 @@ impl LocalSearch {
         self.begin(query)
     }
 
-    /// Begins another search. Returns the end if it was stopped.
+    /// Begins another search. Returns the end instead if a stop was requested.
     fn begin(&mut self, query: Query) -> Result<Option<SearchEnd>> {
-        // Held throughout, so that a stopper cannot stop the old search when the new one has begun.
+        // The lock is held throughout. Otherwise a stopper could stop the old search after the new
+        // one has begun.
         let mut stop = lock(&self.stop);
         if stop.requested {
             let cursor = Cursor::new(&self.query, query.start());
@@ -189,8 +192,8 @@ fn lock(stop: &Mutex<Stop>) -> MutexGuard<'_, Stop> {
     stop.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the greatest interesting distance at which the search reports at most [`NEAR_AT_MOST`]
-/// of all secrets, for the nearest so far.
+/// Returns the greatest interesting distance at which the engine reports at most [`NEAR_AT_MOST`]
+/// of all secrets, to keep track of the nearest one so far.
 fn near(query: &Query) -> Distance {
     let is_rare = |near: &Distance| query.clone().interesting(*near).hit_rate() <= NEAR_AT_MOST;
     let nearer = (1..=Distance::MAX.get()).map(Distance::from);
@@ -234,11 +237,12 @@ impl Source for LocalSearch {
     }
 
     fn frontier(&mut self) -> Option<Index> {
-        // It is read before the queue: what is found from now on lies beyond it.
+        // The frontier is read before the queue: whatever is found from now on lies beyond it.
         let frontier = self.search.frontier();
         let mut unreported = self.pending.front().map(|candidate| candidate.index);
         if unreported.is_none() {
-            // `next` is called again before the task waits, and leaves a waker that works.
+            // This replaces the task's waker in the engine. `next` restores it, because it is
+            // called again before the task waits.
             let mut context = task::Context::from_waker(Waker::noop());
             match self.search.poll_next(&mut context, 1) {
                 Poll::Ready(Event::Candidates(candidates)) => {
@@ -304,8 +308,8 @@ mod tests {
 
     #[test]
     fn near_candidates_are_rare_but_not_too_rare() {
-        // One in 23 * 6 * 32^-5 = 2.4 million is at distance 1 of six letters, and one in
-        // 23 * 15 * 32^-4 = 3,000 at distance 2.
+        // One secret in 240,000 is at distance 1 of six letters: 23 * 6 * 32^-5. One in 3,000 is at
+        // distance 2: 23 * 15 * 32^-4.
         for (length, near) in [(1, 0), (2, 0), (3, 0), (4, 1), (6, 2), (10, 5), (27, 21)] {
             let name = "hashfinderhashfinderhashfic="[..length].parse().unwrap();
             let query = Query::new(name, Distance::ZERO).unwrap();

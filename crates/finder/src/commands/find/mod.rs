@@ -1,4 +1,4 @@
-//! `hashfinder find`: one search, from the command line to its last line.
+//! `hashfinder find`: one search, from the command line to the exit code.
 
 mod arguments;
 mod call_end;
@@ -7,6 +7,7 @@ mod first;
 mod follow;
 mod local;
 mod output;
+mod progress;
 mod rate;
 mod reference;
 mod remote;
@@ -77,7 +78,7 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
             let nearest = best.as_deref().ok_or(output.no_candidate());
             report(&result, Some(nearest), &status);
             let printed = output.end(&result);
-            // It may be the output that failed, and one error is enough.
+            // If the command failed, possibly because of its output, one error is enough.
             if result.exit != Exit::Failed {
                 printed?;
             }
@@ -85,15 +86,15 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
         }
         Err(error) => {
             let failed = CommandResult::new("failed", format!("{error:#}"), Exit::Failed);
-            // It may be the output that failed, and one error is enough.
+            // The command may have failed because of its output, and one error is enough.
             let _ = output.end(&failed);
             Err(error)
         }
     }
 }
 
-/// Returns the query. If the prefix of the secrets is in a file, it is read on a separate thread,
-/// because it may be a pipe that is never written.
+/// Returns the query. Reads the file of `--secret-prefix-file` on a separate thread, because it may
+/// be a pipe to which nothing is ever written.
 async fn query(arguments: &Arc<FindArguments>) -> Result<Result<Query, QueryError>> {
     if arguments.query.keyspace.secret_prefix_file.is_none() {
         return Ok(arguments.query());
@@ -159,8 +160,8 @@ async fn search(
             });
         }
     };
-    // From now on the search enforces the maximum time, which the server knows as the call's
-    // deadline.
+    // From now on, the search itself enforces the maximum time, which it sends to the server as the
+    // deadline of its calls.
     let stops = stops.without_limit();
     match search {
         RemoteSearch::Finder(search) => {

@@ -1,4 +1,4 @@
-//! The results that `find` prints on stdout: one a line, in columns or as JSON.
+//! The results that `find` prints on stdout: one per line, in columns or as JSON.
 
 use std::{
     env,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::terminal::{self, takes_escapes};
 
-/// The form of a result.
+/// The format of the results.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Form {
     Columns {
@@ -30,7 +30,7 @@ enum Form {
     Silent,
 }
 
-/// The request, whether or not it can be fulfilled.
+/// The request as the user made it, even if nothing can match it. The last JSON object repeats it.
 struct Request {
     names: Vec<String>,
     spelling: Spelling,
@@ -62,7 +62,7 @@ impl Request {
     }
 }
 
-/// Stdout, and the nearest candidate that has been seen.
+/// Prints the results on stdout, and keeps the nearest secret so far.
 pub(super) struct Output {
     form: Form,
     request: Request,
@@ -74,7 +74,7 @@ pub(super) struct Output {
     answers: u64,
     /// Whether the titles of the columns were printed, or are not wanted.
     is_titled: bool,
-    /// Whether the reader of stdout has not closed it.
+    /// Whether stdout is still open, because its reader has not closed it.
     is_read: bool,
     status: Arc<Status>,
 }
@@ -121,7 +121,7 @@ impl Output {
         }
     }
 
-    /// Prints a candidate if it is near enough to be shown. Returns whether stdout is still read.
+    /// Prints a candidate if it is near enough to be shown. Returns whether stdout is still open.
     pub(super) fn candidate(&mut self, finding: &Finding) -> Result<bool> {
         if finding.distance < self.request.interesting.get() {
             self.line("candidate", finding)?;
@@ -130,7 +130,7 @@ impl Output {
         Ok(self.is_read)
     }
 
-    /// Prints an answer. Returns whether stdout is still read.
+    /// Prints an answer. Returns whether stdout is still open.
     pub(super) fn answer(&mut self, finding: &Finding) -> Result<bool> {
         self.line("result", finding)?;
         self.note(finding);
@@ -162,14 +162,14 @@ impl Output {
         self.print(&terminal::json(&record))
     }
 
-    /// Sets the nearest secret that earlier runs of this search have found, if any.
+    /// Sets the nearest secret so far to the one that earlier runs of this search found, if any.
     pub(super) fn begin_with(&mut self, query: &Query, nearest: Option<Index>) {
         let secret = nearest.map(|index| query.keyspace().secret(index));
         let nearest = secret.and_then(|secret| query.nearest(&secret));
         self.best = nearest.map(|nearest| Finding::new(query, nearest));
     }
 
-    /// Returns the place of a search that has tried every index below `frontier`, with the nearest
+    /// Returns the cursor of a search that has tried every index below `frontier`, with the nearest
     /// secret so far.
     pub(super) fn cursor(&self, query: &Query, frontier: Index) -> Cursor {
         let best = self.best.as_ref();
@@ -182,12 +182,13 @@ impl Output {
         self.best.as_ref()
     }
 
-    /// Returns how many answers are wanted, in this run and those before it.
+    /// Returns how many answers are wanted in total, from this run and from earlier runs of its
+    /// session.
     pub(super) fn wanted(&self) -> u64 {
         self.wanted
     }
 
-    /// Returns the text that stands for the nearest secret if there is none.
+    /// Returns the text to show if there is no nearest secret so far.
     pub(super) fn no_candidate(&self) -> &'static str {
         if self.has_candidates {
             "no candidate so far"
@@ -196,23 +197,23 @@ impl Output {
         }
     }
 
-    /// Returns how many more answers are wanted of this run.
+    /// Returns the number of wanted answers minus those that this run printed.
     pub(super) fn left(&self) -> u64 {
         self.wanted.saturating_sub(self.answers)
     }
 
-    /// Returns the row of the nearest secret so far.
+    /// Returns the nearest secret so far, in columns.
     pub(super) fn best_row(&self) -> Option<String> {
         self.best.as_ref().map(ToString::to_string)
     }
 
-    /// Returns the number of answers that were printed.
+    /// Returns the number of answers that this run printed.
     pub(super) fn answers(&self) -> u64 {
         self.answers
     }
 
-    /// Keeps a secret if it is the nearest so far. One that could not be printed does not count: it
-    /// will be found again.
+    /// Keeps a secret if it is the nearest so far. After stdout was closed, keeps nothing: a
+    /// resumed search finds the secret again.
     fn note(&mut self, finding: &Finding) {
         let best = self.best.as_ref();
         if self.is_read && best.is_none_or(|best| finding.distance < best.distance) {
@@ -223,7 +224,7 @@ impl Output {
     fn line(&mut self, kind: &str, finding: &Finding) -> Result<()> {
         if !self.is_titled {
             self.is_titled = true;
-            let (title, width) = ("hashed name", finding.hashed_name.as_str().len());
+            let (title, width) = ("hash", finding.hashed_name.as_str().len());
             self.status.line(&format!(
                 "{title:width$}\tsecret  \thex     \tdist.\twindow\tname"
             ));
@@ -246,7 +247,7 @@ impl Output {
     fn print(&mut self, line: &str) -> Result<()> {
         self.status.clear();
         let mut stdout = io::stdout().lock();
-        // Each line is flushed: a reader of a pipe needs it when it is found.
+        // Each line is flushed, so that the reader of a pipe receives a result when it is found.
         match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {

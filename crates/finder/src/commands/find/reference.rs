@@ -1,4 +1,4 @@
-//! A search at a server that speaks only the reference contract.
+//! A search at a server that offers only the reference contract.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ use super::{
     source::{SearchEnd, SearchEvent, Source, Stopper},
 };
 
-/// A search whose progress is unknown: the contract does not report it, and the reference server
-/// leaves secrets out.
+/// A search whose frontier is unknown: the contract does not report it, and the reference server
+/// skips some secrets.
 pub(super) struct ReferenceSearch {
     query: Query,
     call: Either,
@@ -35,7 +35,8 @@ enum Either {
 }
 
 impl ReferenceSearch {
-    /// Begins the search. The contract has neither a start nor a budget.
+    /// Begins the search. The contract has neither a start nor a hash budget, so those of `query`
+    /// are not sent.
     pub(super) fn start(
         connection: Connection,
         query: &Query,

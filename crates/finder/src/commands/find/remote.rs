@@ -1,5 +1,5 @@
-//! A search at a server: through `hashfinder.v1`, or through the reference contract if the server
-//! speaks no other.
+//! A search at a server: through `hashfinder.v1` or, if the server does not offer that, through the
+//! reference contract.
 
 use std::{
     num::NonZeroU64,
@@ -27,10 +27,11 @@ use super::{
     arguments::FindArguments,
     call_end::{is_lost, search_end},
     finding::Finding,
+    progress::REDRAW_EVERY,
     rate::{hashes, summarize},
     reference::ReferenceSearch,
     source::{SearchEnd, SearchEvent, Source, Stopper},
-    status::{REDRAW_EVERY, Status as Stderr},
+    status::Status as Stderr,
     stop::TimeLimit,
 };
 use crate::terminal::as_text;
@@ -38,7 +39,7 @@ use crate::terminal::as_text;
 /// Pause before another connection attempt if the last connection was lost without progress.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// A search at a server, by the contract that it speaks.
+/// A search at a server, by the contract that the server offers.
 pub(super) enum RemoteSearch {
     Finder(Box<FinderSearch>),
     Reference(Box<ReferenceSearch>),
@@ -46,12 +47,14 @@ pub(super) enum RemoteSearch {
 
 impl RemoteSearch {
     /// Connects, waits for a server that does not answer yet, and begins a search that ends with
-    /// the last of `wanted` answers. The search enforces the limit, but connecting does not: to
-    /// cancel it, drop the future.
+    /// the last of `wanted` answers.
+    ///
+    /// The search enforces the limit, but connecting does not. Dropping the future cancels the
+    /// attempt to connect.
     ///
     /// # Errors
     ///
-    /// If no server answers, or if its contract cannot express the request.
+    /// If no server answers, or if its contract does not support an option that was given.
     pub(super) async fn start(
         server: &ServerAddress,
         query: &Query,
@@ -121,6 +124,8 @@ impl RemoteSearch {
 }
 
 /// Connects to a server. Waits up to `--connect-timeout` for a server that does not answer yet.
+///
+/// `limit` does not end the attempt: it is only for the note that says how long the command waits.
 /// Dropping the future cancels the attempt.
 async fn connect(
     server: ServerAddress,
@@ -141,7 +146,7 @@ async fn connect(
     .await
 }
 
-/// Returns the first part of the request that the reference contract cannot express.
+/// Returns the first option that was given and that the reference contract does not support.
 fn beyond_reference(query: &Query, arguments: &FindArguments) -> Option<&'static str> {
     let given = [
         (query.names().len() > 1, "more than one name"),
@@ -171,8 +176,8 @@ fn search(
     budget: Option<NonZeroU64>,
     options: CallOptions,
 ) -> StreamingCall<v1::SearchEvent> {
-    // A cursor contains the whole query, so the server searches for exactly the query that its own
-    // cursors are compared with.
+    // A cursor contains the whole query. So the server searches for exactly the query with which
+    // the cursors that it sends are compared.
     let cursor = Cursor::new(query, from).to_string();
     let request = Request::new(SearchRequest {
         from: Some(search_request::From::Cursor(cursor)),
@@ -185,7 +190,8 @@ fn search(
     })
 }
 
-/// A search through `hashfinder.v1`: a call for each answer that is wanted.
+/// A search through `hashfinder.v1`: a call for each answer that is wanted, and another call after
+/// each lost connection.
 pub(super) struct FinderSearch {
     /// The query of the command, with its start.
     query: Query,
@@ -194,7 +200,7 @@ pub(super) struct FinderSearch {
     /// The budget of all calls together.
     budget: Option<NonZeroU64>,
     options: CallOptions,
-    /// Index at which the call under way began, and the frontier that it reported last.
+    /// Index at which the call under way began, and the last frontier that the call reported.
     from: Index,
     progressed: Index,
     /// According to the server's reports, every index below it was tried, and everything found
@@ -225,7 +231,8 @@ pub(super) struct FinderSearch {
     stderr: Arc<Stderr>,
 }
 
-/// State that a stopper shares: the call under way, and whether another may begin.
+/// State shared with stoppers: whether a stop was requested (no other call may then begin), and the
+/// canceller of the call under way.
 struct Stop {
     is_requested: CancellationToken,
     canceller: Mutex<Canceller>,
@@ -246,8 +253,9 @@ impl FinderSearch {
             Some(search_event::Event::Candidate(candidate)) => self.candidate(&candidate),
             Some(search_event::Event::Progress(progress)) if self.answer.is_none() => {
                 let frontier = progress.frontier;
-                // Candidates beyond it may have been reported before. Each index that was tried
-                // since the call began is counted in `hashes`.
+                // The frontier may be lower than `self.frontier`, because candidates beyond it may
+                // have been reported before. `hashes` counts every index that was tried since the
+                // call began.
                 let possible = self.progressed..=self.end_of_search();
                 ensure!(
                     possible.contains(&frontier) && frontier - self.from <= progress.hashes,
@@ -261,7 +269,7 @@ impl FinderSearch {
                 self.ended = Some(ended);
                 Ok(None)
             }
-            // The start of the search, and events of later versions.
+            // The start of the search, progress after the answer, and events of later versions.
             _ => Ok(None),
         }
     }
@@ -271,7 +279,7 @@ impl FinderSearch {
             Finding::checked(&candidate.secret, &candidate.hashed_name, &self.query)?;
         let turn = self.frontier..self.end_of_search();
         if self.answer.is_some() || !turn.contains(&index) {
-            // Otherwise a cursor would lose candidates, or report some twice.
+            // If this were accepted, a resumed search would miss candidates or report some twice.
             bail!(
                 "invalid answer from the server: {} is out of order",
                 finding.hashed_name
@@ -286,8 +294,8 @@ impl FinderSearch {
         Ok(Some(SearchEvent::Candidate(finding)))
     }
 
-    /// Returns the event to report when the call has ended: none if another call continues the
-    /// search.
+    /// Returns the event to report when the call has ended; `None` if the connection was lost and
+    /// another call will continue the search.
     fn end(&mut self, status: &Status) -> Option<SearchEvent> {
         if let Some(finding) = self.answer.take() {
             self.frontier += 1;
@@ -315,7 +323,8 @@ impl FinderSearch {
             EndReason::HashBudgetSpent => self.budget_spent(),
             EndReason::KeyspaceExhausted => self.exhausted(),
             _ if details.has(Reason::KeyspaceExhausted) => self.exhausted(),
-            // Cancelled through CancelSearch: the status says by which client, and why.
+            // The search was cancelled through CancelSearch. The status says by which client, and
+            // why.
             EndReason::CancelledByClient | EndReason::CancelledByOperator if !cancelled => {
                 SearchEnd::Limit(as_text(status.message()), cursor)
             }
@@ -323,9 +332,9 @@ impl FinderSearch {
         }))
     }
 
-    /// Prepares another connection in place of a lost one, and returns whether it did: it does not
-    /// if the search has gained nothing since it was lost for the first time and
-    /// `--connect-timeout` has passed since.
+    /// Prepares another connection in place of a lost one, and returns true. Returns false, and
+    /// prepares none, if the frontier has not advanced since the first loss and `--connect-timeout`
+    /// has passed since then.
     fn reconnect_later(&mut self) -> bool {
         let now = Instant::now();
         let again = self.lost.filter(|(frontier, _)| *frontier == self.frontier);
@@ -361,7 +370,8 @@ impl FinderSearch {
         SearchEnd::Exhausted
     }
 
-    /// Returns whether a cursor is one of this search, and skips nothing that was not reported.
+    /// Returns whether a cursor is one of this search, and is neither behind the frontier nor
+    /// beyond the end of the search.
     fn concerns(&self, cursor: &Cursor) -> bool {
         let frontier = cursor.frontier();
         cursor.is_of(&self.query) && (self.frontier..=self.end_of_search()).contains(&frontier)
@@ -373,7 +383,8 @@ impl FinderSearch {
         SearchEnd::Limit(why, Cursor::new(&self.query, self.frontier))
     }
 
-    /// Begins the search for the next answer. Returns the end of the search if there is none.
+    /// Begins another call, at the index `from`. Returns the end of the search instead if its
+    /// budget is spent or a stop was requested.
     fn continue_from(&mut self, from: Index) -> Option<SearchEnd> {
         let mut left = None;
         if let Some(budget) = self.budget {
@@ -382,7 +393,8 @@ impl FinderSearch {
                 return Some(self.budget_spent());
             }
         }
-        // Held throughout, so that a stopper cannot cancel the old call when the new one has begun.
+        // The lock is held throughout. Otherwise a stopper could cancel the old call after the new
+        // one has begun.
         let mut canceller = self.stop.canceller();
         if self.stop.is_requested.is_cancelled() {
             return Some(SearchEnd::Stopped(Cursor::new(&self.query, from)));
@@ -394,9 +406,9 @@ impl FinderSearch {
         None
     }
 
-    /// Waits for the connection that replaces a lost one, if one is being made. Returns the end of
-    /// the search if the attempt fails, the search is stopped or the time limit is reached.
-    /// Dropping the future loses nothing.
+    /// Waits until a lost connection is replaced, if that is under way. Returns the end of the
+    /// search if the attempt fails, the search is stopped or the time limit is reached. Dropping
+    /// the future loses nothing.
     async fn reconnect(&mut self) -> Option<SearchEnd> {
         let reconnecting = self.reconnecting.as_mut()?;
         let cursor = Cursor::new(&self.query, self.frontier);
@@ -439,7 +451,7 @@ impl Source for FinderSearch {
             };
             let reported = match event {
                 Ok(Some(event)) => self.read(event).unwrap_or_else(|wrong| {
-                    // What was checked before stays valid.
+                    // The frontier stays valid, because earlier events were checked.
                     let cursor = Cursor::new(&self.query, self.frontier);
                     Some(SearchEvent::Ended(SearchEnd::Failed(
                         wrong.to_string(),

@@ -1,4 +1,4 @@
-//! The messages on stderr when a command has ended, and how to resume its search.
+//! The messages on stderr when a command has ended: why it ended, and how to resume its search.
 
 use anyhow::anyhow;
 use hashfinder_search::Cursor;
@@ -6,9 +6,11 @@ use hashfinder_search::Cursor;
 use super::{result::CommandResult, status::Status};
 use crate::exit::Exit;
 
-/// Prints why the search has no answer. If it can be resumed, it also prints which share of such
-/// searches would have ended by now, the nearest candidate (as its row, or the text that stands for
-/// none) and how to resume.
+/// Prints why the search ended without its answers. If it can be resumed, also prints which share
+/// of such searches finish within its number of hashes, the nearest candidate, and how to resume.
+///
+/// `nearest` is the nearest candidate in columns, or the text to print if there is none. With
+/// `None`, nothing is printed about it.
 pub(super) fn report(result: &CommandResult, nearest: Option<Result<&str, &str>>, status: &Status) {
     let Some(why) = &result.why else { return };
     if matches!(result.exit, Exit::Failed | Exit::Impossible | Exit::Usage) {
@@ -33,8 +35,8 @@ pub(super) fn report(result: &CommandResult, nearest: Option<Result<&str, &str>>
     status.say(how_to_resume);
 }
 
-/// Returns how to resume a search that wants `left` more answers, given whether a session keeps its
-/// place.
+/// Returns how to resume a search that needs `left` more answers. `is_kept` says whether a session
+/// keeps its cursor.
 pub(super) fn how_to_resume(
     cursor: &Cursor,
     is_kept: bool,
@@ -48,7 +50,8 @@ pub(super) fn how_to_resume(
     }
 }
 
-/// Returns the command that resumes a search that wants `left` more answers.
+/// Returns the command that resumes a search for `left` more answers. `server` has the flags that
+/// select the server, if any.
 pub(super) fn resume_command(cursor: &Cursor, left: u64, server: Option<&str>) -> String {
     let server = server.map_or(String::new(), |flags| format!("{flags} "));
     let count = match left {
@@ -58,7 +61,7 @@ pub(super) fn resume_command(cursor: &Cursor, left: u64, server: Option<&str>) -
     format!("resume with: hashfinder find {count}{server}--resume {cursor}")
 }
 
-/// Adds to the error of a session how to resume without it.
+/// Adds to an error about a session how to resume the search without the session.
 pub(super) fn session_error(error: &anyhow::Error, how_to_resume: &str) -> anyhow::Error {
     anyhow!("{error:#}; {how_to_resume}")
 }

@@ -7,18 +7,19 @@ use crate::exit::Exit;
 
 /// The result of a command.
 pub(super) struct CommandResult {
-    /// How it ended, in a word for programs.
+    /// How the command ended, as one word for programs.
     pub(super) how: &'static str,
-    /// Why it ended, in a sentence, if there is more to say.
+    /// Why the command ended, for people; `None` if `how` is enough.
     pub(super) why: Option<String>,
     pub(super) exit: Exit,
     /// Where the search can be resumed.
     pub(super) cursor: Option<Cursor>,
-    /// How to resume it, in words.
+    /// How to resume the search, in words.
     pub(super) how_to_resume: Option<String>,
-    /// Which share of such searches finish within this many hashes, in words, if that is known.
+    /// Which share of such searches finish within this search's number of hashes, as a sentence, if
+    /// that is known.
     pub(super) share: Option<String>,
-    /// Number of secrets tried, if that is known.
+    /// Number of secrets that this run tried, if that is known.
     pub(super) hashes: Option<u64>,
 }
 
@@ -59,8 +60,8 @@ impl CommandResult {
         }
     }
 
-    /// Returns the result of a search, given why the command stopped it, if it did, and how many
-    /// answers it had.
+    /// Returns the result of a search. `cause` is why the command stopped it, if it did, and
+    /// `answers` is the number of answers that this run printed.
     pub(super) fn of(end: SearchEnd, cause: Option<Interruption>, answers: u64) -> CommandResult {
         match (end, cause) {
             (SearchEnd::Found(_), _) => CommandResult::new("found", None, Exit::Success),

@@ -1,9 +1,9 @@
 //! Sessions: searches and their cursors, kept in files so that the same command resumes them.
 //!
-//! A session is a file in the user's state folder. It is replaced as a whole, and only when
-//! everything that was found below its cursor has been printed. So however the process ends, the
-//! next one prints everything that is missing, and repeats only what was printed after the file was
-//! last replaced.
+//! A session is a file in the user's state folder. It is replaced as a whole, and only after
+//! everything that was found below the new cursor has been printed. So however a run ends, the next
+//! run prints everything that is missing, and repeats only what was printed after the file was last
+//! replaced.
 
 use std::{
     env, fmt,
@@ -23,14 +23,16 @@ use serde_json::{Value, json};
 use super::rate::hashes;
 use crate::terminal::quoted;
 
-/// Interval at which the session of a running search is written. Even if writing takes this long,
-/// too, a kill loses less than a second.
+/// Minimum time between two writes of a session while its search runs.
+///
+/// It is checked each time the progress is redrawn, every 250 ms, so the usual interval is 750 ms.
+/// If writing takes less than 250 ms, a kill loses less than a second of work.
 const WRITE_EVERY: Duration = Duration::from_millis(500);
 
-/// Maximum length of a session's name, in characters. File names may be much longer.
+/// Maximum length of a session's name, in characters. File systems allow longer names.
 const MAXIMUM_NAME: usize = 64;
 
-/// Maximum length of a session's file, in bytes: several times that of the longest cursor.
+/// Maximum length of a session's file, in bytes: several times the length of the longest cursor.
 const MAXIMUM_LENGTH: u64 = 1 << 20;
 
 /// Folder of the sessions, within the state folder.
@@ -39,9 +41,9 @@ const FOLDER: &str = "hashfinder/sessions";
 /// Version of the file format.
 const VERSION: u64 = 1;
 
-/// The name of a session: letters, digits, `-`, `_` and `.`, which is not the first character. It
-/// is therefore a valid file name, and differs from the names of lock files and temporary files,
-/// which begin with a dot.
+/// The name of a session: ASCII letters, digits, `-`, `_` and `.`, but no `.` at the start. It is
+/// therefore a valid file name, and differs from the names of lock files and temporary files: these
+/// begin with a dot.
 #[derive(Clone, Debug)]
 pub(crate) struct SessionName(String);
 
@@ -88,12 +90,12 @@ struct Saved {
 }
 
 impl Session {
-    /// Resumes the session, or begins it: a search for `wanted` answers to the query. Returns why
-    /// the command is refused if the session holds another search.
+    /// Resumes a session or, if it does not exist, creates it for `wanted` answers to the query.
+    /// Returns an error message if the session holds another search.
     ///
     /// # Errors
     ///
-    /// If another process uses it, or if it cannot be read or written.
+    /// If another process uses the session, or if it is damaged or cannot be read or written.
     pub(super) fn open(
         name: &SessionName,
         query: &Query,
@@ -129,15 +131,15 @@ impl Session {
             written: Instant::now(),
         };
         match read(&session.file) {
-            // A file that is not UTF-8 is damaged.
+            // If the file is not UTF-8, it is damaged, and `resume` reports that.
             Ok(bytes) => {
                 let text = String::from_utf8_lossy(&bytes);
                 if let Err(refused) = session.resume(name, &text)? {
                     return Ok(Err(refused));
                 }
             }
-            // Written at once, so that an error in writing is reported before the search and not
-            // after.
+            // The file is written at once, so that an error in writing is reported before the
+            // search and not after it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => session.write()?,
             Err(error) => {
                 let what = format!("cannot read the session file {:?}", session.file);
@@ -152,7 +154,7 @@ impl Session {
         self.saved.cursor.frontier()
     }
 
-    /// Returns the index of the nearest secret that earlier runs found, if any.
+    /// Returns the index of the nearest secret in the saved cursor, if any.
     pub(super) fn nearest(&self) -> Option<Index> {
         self.saved.cursor.nearest()
     }
@@ -177,7 +179,8 @@ impl Session {
         Ok(())
     }
 
-    /// Like [`keep`](Self::keep), but only if the last time was at least [`WRITE_EVERY`] ago.
+    /// Like [`keep`](Self::keep), but does nothing if the session was kept less than
+    /// [`WRITE_EVERY`] ago.
     pub(super) fn keep_if_due(&mut self, cursor: &Cursor, answers: u64) -> Result<()> {
         if self.written.elapsed() >= WRITE_EVERY {
             self.keep(cursor, answers)?;
@@ -189,17 +192,19 @@ impl Session {
     pub(super) fn finish(self) -> Result<()> {
         fs::remove_file(&self.file)
             .with_context(|| format!("cannot remove the session file {:?}", self.file))?;
-        // A run that was killed while it wrote leaves one.
+        // A run that was killed while it wrote may have left this file.
         let _ = fs::remove_file(self.new_file());
         Ok(())
     }
 
-    /// Returns the path at which the next state is written before it replaces the session's file.
+    /// Returns the path of the temporary file that is written before it replaces the session's
+    /// file.
     fn new_file(&self) -> PathBuf {
         self.lock.path.with_extension("new")
     }
 
-    /// Resumes the search in the file. Returns why the command is refused if it is another search.
+    /// Takes over the state in `text`, the content of the file. Returns an error message if that
+    /// holds another search.
     ///
     /// # Errors
     ///
@@ -221,7 +226,8 @@ impl Session {
         Ok(Ok(()))
     }
 
-    /// Replaces the file. A reader finds the old one or the new one, also after a power failure.
+    /// Replaces the file. A reader finds either the old or the new content, even after a power
+    /// failure.
     fn write(&self) -> Result<()> {
         let Saved { cursor, answers } = &self.saved;
         let text = json!({
@@ -232,7 +238,8 @@ impl Session {
         });
         let new = self.new_file();
         let replace = || {
-            // A killed run may have left one, and a symbolic link must not be followed.
+            // A run that was killed may have left this file. It is removed and not opened, because
+            // it could be a symbolic link, which must not be followed.
             match fs::remove_file(&new) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -241,7 +248,7 @@ impl Session {
             writeln!(file, "{text}")?;
             file.sync_all()?;
             fs::rename(&new, &self.file)?;
-            // The folder contains the new name, so it has to be synced, too.
+            // The folder contains the name of the file, so it must be synced, too.
             self.file
                 .parent()
                 .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
@@ -255,8 +262,8 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     files::contents(file, MAXIMUM_LENGTH)
 }
 
-/// Returns the cursor, the number of answers wanted and the number found; `None` if the text is not
-/// that of a session.
+/// Returns the cursor, the number of wanted answers and the number of answers found; `None` if the
+/// text is not a valid session.
 fn parse(text: &str) -> Option<(Cursor, u64, u64)> {
     let saved: Value = serde_json::from_str(text).ok()?;
     let number = |key: &str| saved[key].as_u64();
@@ -265,16 +272,17 @@ fn parse(text: &str) -> Option<(Cursor, u64, u64)> {
     (number("version")? == VERSION && answers < wanted).then_some((cursor, wanted, answers))
 }
 
-/// The lock of a session: a file that this process has locked. No other process can lock it while
-/// this value exists. The operating system releases the lock when the process ends. Dropping it
-/// removes the file.
+/// The lock of a session: a file that no other process can lock while this value exists.
+///
+/// Dropping this value removes the file and releases the lock. If the process is killed, the
+/// operating system releases the lock.
 struct Lock {
     path: PathBuf,
     _file: File,
 }
 
 impl Lock {
-    /// Creates the file and locks it. `None` if it is already locked.
+    /// Creates the file, if necessary, and locks it. Returns `None` if it is already locked.
     fn take(path: &Path) -> io::Result<Option<Lock>> {
         loop {
             // The file is empty, and stays empty.
@@ -286,8 +294,8 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            // Another process may have removed it after this one opened it. Then locking it
-            // excludes no other process.
+            // Another process may have removed the file after this one opened it. The lock of a
+            // removed file excludes no other process.
             let locked = file.metadata()?;
             match fs::symlink_metadata(path) {
                 Ok(there) if (there.dev(), there.ino()) == (locked.dev(), locked.ino()) => {
@@ -306,8 +314,9 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // The file is closed after this, so it is still locked: the path names no other process's
-        // lock. If it cannot be removed, that does no harm, because closing it releases the lock.
+        // The file is closed after this, so it is still locked, and the path cannot be the lock of
+        // another process. A file that cannot be removed does no harm: closing it releases the
+        // lock.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -323,7 +332,8 @@ fn state_folder() -> Result<PathBuf> {
         .context("no folder for sessions: set HOME or XDG_STATE_HOME")
 }
 
-/// Returns the command for a query, without flags that have their default.
+/// Returns the command line for a query. It always has the distances; it has other flags only if
+/// they differ from the default.
 fn as_command(query: &Query) -> String {
     let (spelling, usual) = (query.spelling(), Spelling::default());
     let (keyspace, all) = (query.keyspace(), Keyspace::default());
@@ -390,8 +400,8 @@ mod tests {
         }
     }
 
-    /// If a lock's file were removed too early, or not checked again once it is locked, two threads
-    /// would hold the lock.
+    /// If the lock file were removed too early, or not checked again after it is locked, two
+    /// threads would hold the lock.
     #[test]
     fn a_lock_has_one_holder_at_a_time() {
         let folder = env::temp_dir().join(format!("hashfinder-lock-{}", std::process::id()));

@@ -9,9 +9,9 @@ use super::finding::Finding;
 
 /// An event of a search.
 pub(super) enum SearchEvent {
-    /// A secret on the way to the answer.
+    /// A secret that is near, but not near enough to be an answer.
     Candidate(Finding),
-    /// An answer, but not the last that is wanted.
+    /// An answer that is not the last one wanted.
     Answer(Finding),
     /// The last event.
     Ended(SearchEnd),
@@ -31,7 +31,7 @@ impl SearchEvent {
 
 /// How a search ended.
 pub(super) enum SearchEnd {
-    /// The last of the answers that are wanted.
+    /// The last answer that was wanted was found.
     Found(Finding),
     /// Every secret was tried.
     Exhausted,
@@ -41,7 +41,7 @@ pub(super) enum SearchEnd {
     Stopped(Cursor),
     /// The server or the connection failed; the text says how.
     Failed(String, Cursor),
-    /// The server rejects such a request, and would reject it again; the text says why.
+    /// The server rejected the request, and would reject it again; the text says why.
     Refused(String, Cursor),
 }
 
@@ -53,23 +53,26 @@ pub(super) trait Source {
     /// Waits for the next event. Dropping the future loses nothing.
     async fn next(&mut self) -> Result<SearchEvent>;
 
-    /// Returns the function that stops it.
+    /// Returns the function that stops the search.
     fn stopper(&self) -> Stopper;
 
     /// Returns the frontier: every index below it was tried, and what was found there was reported.
     /// `None` if it is unknown.
     fn frontier(&mut self) -> Option<Index>;
 
-    /// Returns for how long it has searched. A search in this process does not while the process is
-    /// stopped.
+    /// Returns the time since the search began. For a search in this process, time for which the
+    /// process is stopped does not count.
     fn elapsed(&self) -> Duration;
 
-    /// Returns a summary of a search that has ended: its hashes, time and rate.
+    /// Returns a summary of a search that has ended: its hashes, time and rate. `None` if the
+    /// hashes are unknown.
     fn summary(&self) -> Option<String>;
 
-    /// Returns the flags with which its cursor is resumed at its server; `None` for this process.
+    /// Returns the flags that resume the search's cursor at its server; `None` if the cursor is
+    /// resumed without a server.
     fn resumes_at(&self) -> Option<&str>;
 
-    /// Releases a search that has ended, and waits until the server knows.
+    /// Releases the search. If it has not ended, cancels it, and waits until the server was
+    /// notified.
     async fn close(self);
 }

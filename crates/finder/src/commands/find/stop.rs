@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::{source::Stopper, status::Status};
 use crate::signals::{Signal, Signals};
 
-/// How long a search may take to stop before a note says so. It takes one slice, but the reader of
-/// the output may be slow.
+/// Time after a request to stop before a note says that the search is still stopping.
+///
+/// A search stops within one slice, but the reader of the output may be slow.
 const STOP_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Why a command stops its search before the search ends by itself.
@@ -27,7 +28,7 @@ pub(super) enum Interruption {
     MaximumTime(TimeLimit),
 }
 
-/// The maximum time of a command, which counts from its start.
+/// The maximum time of a command, measured from the start of the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TimeLimit {
     time: Duration,
@@ -49,7 +50,7 @@ impl TimeLimit {
         Duration::from_millis((left.as_millis() as u64).div_ceil(100) * 100)
     }
 
-    /// Waits until the time has passed; forever without a limit.
+    /// Waits until the time has passed. Without a limit, waits forever.
     pub(super) async fn passed(limit: Option<TimeLimit>) -> TimeLimit {
         match limit {
             Some(limit) => {
@@ -68,11 +69,11 @@ impl fmt::Display for TimeLimit {
     }
 }
 
-/// Waits for what stops a command.
+/// Waits for the signals and the time limit that stop a command.
 pub(super) struct Stops {
     signals: Signals,
     limit: Option<TimeLimit>,
-    /// Whether the command receives the signals itself once the search is over.
+    /// Whether to stop receiving signals once the search is over.
     ends_with_search: bool,
 }
 
@@ -81,7 +82,7 @@ impl Stops {
     ///
     /// # Errors
     ///
-    /// If the system refuses.
+    /// If a signal handler cannot be installed.
     pub(super) fn new(limit: Option<TimeLimit>) -> Result<Stops> {
         let signals = Signals::new().context("cannot receive signals")?;
         Ok(Stops {
@@ -91,8 +92,8 @@ impl Stops {
         })
     }
 
-    /// Returns the same, for a command that has more to do when the search is over. From then on it
-    /// is the command that receives the signals.
+    /// Returns the same, but for a command that has more to do when the search is over. From then
+    /// on, the command must receive the signals itself.
     pub(super) fn ending_with_search(self) -> Stops {
         Stops {
             ends_with_search: true,
@@ -105,7 +106,7 @@ impl Stops {
         self.limit
     }
 
-    /// Returns the same without the time limit, for a search that enforces it itself.
+    /// Returns the same without the time limit, for a search that enforces the limit itself.
     pub(super) fn without_limit(self) -> Stops {
         Stops {
             limit: None,
@@ -113,7 +114,7 @@ impl Stops {
         }
     }
 
-    /// Waits for a signal, or until the time has passed, which happens once.
+    /// Waits for a signal or for the time limit, which is reported only once.
     async fn next(&mut self) -> Interruption {
         tokio::select! {
             signal = self.signals.next() => Interruption::Signal(signal),
@@ -124,11 +125,11 @@ impl Stops {
         }
     }
 
-    /// Waits for a step that comes before the search.
+    /// Runs a step that comes before the search.
     ///
     /// # Errors
     ///
-    /// If the command is stopped before the step is done. The step's future is dropped then.
+    /// If the command is stopped before the step is done. The step's future is then dropped.
     pub(super) async fn unless_stopped<T>(
         &mut self,
         step: impl Future<Output = T>,
@@ -140,11 +141,13 @@ impl Stops {
         }
     }
 
-    /// Calls `stop` at the first cause, which it sends to the receiver that it returns. At a second
-    /// request to stop it ends the process, also when the search is `over`: the reader of its
-    /// output may not read.
+    /// Waits for the first cause in a separate task, sends it to the returned receiver, and then
+    /// calls `stop`.
     ///
-    /// It runs in a separate task, because the search's task may be blocked by that reader.
+    /// At the next signal after a signal or after the note that the search is still stopping, the
+    /// task ends the process. It does so even after the search is `over`, unless
+    /// [`ending_with_search`](Self::ending_with_search) was called, because the command may be
+    /// blocked by the reader of its output. For the same reason, the task is separate.
     pub(super) fn stop(
         mut self,
         stop: Stopper,
@@ -158,7 +161,7 @@ impl Stops {
                 cause = self.next() => cause,
                 () = over.cancelled(), if ends_with_search => return,
             };
-            // It is not received only if the search is over anyway.
+            // The receiver is gone only if the search is over anyway.
             let _ = sender.send(cause);
             stop();
             let mut is_asked = matches!(cause, Interruption::Signal(_));

@@ -1,4 +1,4 @@
-//! A commit's bytes, taken apart and put together.
+//! Parses the bytes of a commit, and builds those of the commit with a nonce.
 
 /// Start of the nonce's line. Only hashfinder uses this trailer, so an author's own `Nonce:`
 /// trailer is kept.
@@ -12,7 +12,7 @@ pub(super) fn header(length: usize) -> Vec<u8> {
     format!("commit {length}\0").into_bytes()
 }
 
-/// A commit's parts, as bytes: the text encoding is in the commit's `encoding` header.
+/// A commit's parts, as bytes: the commit's `encoding` header may name any text encoding.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Commit<'a> {
     /// Lines of the headers, including continuation lines, each with its line feed.
@@ -55,13 +55,14 @@ impl<'a> Commit<'a> {
         });
     }
 
-    /// Returns the commit up to the nonce, which becomes the last trailer of its message.
+    /// Returns the commit up to the nonce, which becomes the last trailer of its message. The nonce
+    /// of an earlier run is removed.
     pub(super) fn before_nonce(&self) -> Vec<u8> {
         let (text, trailers) = self.message.split_at(start_of_trailers(&self.message));
         let kept = trailers.iter().filter(|line| !is_nonce(line));
         let trailers: Vec<&[u8]> = kept.copied().collect();
         let mut message = text.to_vec();
-        // The blank line before the trailers is kept. Without trailers it must be added.
+        // The blank line before existing trailers is kept. If there are none, it must be added.
         if trailers.is_empty() {
             while message.pop_if(|line| is_blank(line)).is_some() {}
             message.push(b"");
@@ -82,7 +83,7 @@ fn is_blank(line: &[u8]) -> bool {
     line.iter().all(u8::is_ascii_whitespace)
 }
 
-/// Whether a line is a nonce that an earlier run can have added.
+/// Returns whether a line is a nonce that an earlier run may have added.
 fn is_nonce(line: &[u8]) -> bool {
     let nonce = line.strip_prefix(TRAILER);
     nonce.is_some_and(|nonce| !nonce.is_empty() && nonce.iter().all(u8::is_ascii_alphanumeric))
@@ -91,9 +92,9 @@ fn is_nonce(line: &[u8]) -> bool {
 /// Returns the index of the first trailer of a message, or the number of its lines if it has no
 /// trailers.
 ///
-/// The trailers are the last paragraph, unless it is the only one. Either all its lines are
-/// trailers, or at least one is a trailer that Git itself writes and there are at most three other
-/// lines per trailer (gitglossary and git-interpret-trailers(1)).
+/// Only the last of several paragraphs can hold trailers. Either all its lines must be trailers, or
+/// at least one must be a trailer that Git itself writes, with at most three other lines per
+/// trailer (git-interpret-trailers(1)).
 fn start_of_trailers(message: &[&[u8]]) -> usize {
     let Some(blank) = message.iter().rposition(|line| is_blank(line)) else {
         return message.len();
@@ -119,7 +120,7 @@ fn start_of_trailers(message: &[&[u8]]) -> usize {
     }
 }
 
-/// Whether a line begins with a name of letters, digits and hyphens, and a colon.
+/// Returns whether a line begins with a name of ASCII letters, digits and hyphens, then a colon.
 fn is_trailer(line: &[u8]) -> bool {
     let Some(colon) = line.iter().position(|byte| *byte == b':') else {
         return false;
@@ -155,7 +156,8 @@ mod tests {
                 "one\n\nA-b: c\n d: e\n",
                 "one\n\nA-b: c\n d: e\nHashfinder-Nonce: ",
             ),
-            // Other lines among the trailers, and no trailer of Git's own.
+            // Other lines among the trailers: first without one of Git's own trailers, then with
+            // one.
             (
                 "one\n\nA-b: c\nd\n",
                 "one\n\nA-b: c\nd\n\nHashfinder-Nonce: ",
@@ -164,7 +166,7 @@ mod tests {
                 "one\n\ntwo\nthree\nfour\nSigned-off-by: A\n",
                 "one\n\ntwo\nthree\nfour\nSigned-off-by: A\nHashfinder-Nonce: ",
             ),
-            // The nonce of an earlier run, also with more lines after it.
+            // The nonce of an earlier run, alone, after or before another trailer.
             (
                 "one\n\nHashfinder-Nonce: 0aZ\n",
                 "one\n\nHashfinder-Nonce: ",
@@ -178,7 +180,7 @@ mod tests {
                 "one\n\nA: b\nHashfinder-Nonce: ",
             ),
             ("\nHashfinder-Nonce: 0aZ\n", "\nHashfinder-Nonce: "),
-            // The author's own trailer, which has another name.
+            // A trailer of the author, which has another name.
             (
                 "one\n\nNonce: 0aZ\n",
                 "one\n\nNonce: 0aZ\nHashfinder-Nonce: ",

@@ -1,4 +1,5 @@
-//! `hashfinder git-commit`: a nonce in a commit's message that gives its ID a chosen prefix.
+//! `hashfinder git-commit`: adds a nonce to a commit's message, so that the commit's ID begins with
+//! a chosen prefix.
 
 mod commit;
 mod repository;
@@ -24,8 +25,7 @@ use crate::{
     terminal::{print, quoted, say},
 };
 
-/// Minimum chance that some nonce of the first length that is tried matches. It determines that
-/// length.
+/// Minimum chance that there is a match among the nonces of the first length that is tried.
 const NEARLY_SURE: f64 = 1.0 - 1e-9;
 
 /// Text after the nonce.
@@ -105,8 +105,8 @@ fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-/// Runs the command. Dropping the future cancels the search and leaves the repository as it was,
-/// unless HEAD was already moved: then it stops waiting for the `post-rewrite` hook.
+/// Runs the command. Dropping the future cancels the search and leaves the repository unchanged. If
+/// HEAD was already moved, dropping it only stops waiting for the `post-rewrite` hook.
 pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
     let limit = TimeLimit::start(arguments.search.maximum_time);
     let repository = Repository::at(arguments.repository.as_deref())?;
@@ -149,8 +149,8 @@ pub(crate) async fn run(arguments: &GitCommitArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Returns the queries, or why the command is refused. Errors that would otherwise occur after the
-/// search are detected here if possible.
+/// Returns the queries, or an error message if the commit or the arguments are not suitable. Errors
+/// that would otherwise occur after the search are detected here if possible.
 ///
 /// # Errors
 ///
@@ -196,8 +196,8 @@ fn prepare(
     Ok(queries)
 }
 
-/// Replaces HEAD's commit and prints the new ID. Then, as `git commit --amend` does, copies notes
-/// and runs the hook.
+/// Replaces HEAD's commit and prints the new ID. Then copies notes and runs the `post-rewrite`
+/// hook, as `git commit --amend` does.
 async fn write(
     arguments: &GitCommitArguments,
     repository: &Repository<'_>,
@@ -205,7 +205,7 @@ async fn write(
     commit: &[u8],
     id: &str,
 ) -> Result<Exit> {
-    // From now on, the wait below receives signals.
+    // From now on, signals do not end the process. The wait below receives them.
     let mut signals = Signals::new().context("cannot receive signals")?;
     let moved = repository.replace(head, commit, id)?;
     if !arguments.search.quiet {
@@ -214,8 +214,7 @@ async fn write(
     let printed = print(format!("{id}\n")).with_context(|| {
         format!("the commit was written ({moved}), but its ID could not be printed")
     });
-    // The commit cannot be undone from here on, so an error of the notes or the hook is only a
-    // warning.
+    // HEAD has been moved, so an error in copying notes or running the hook is only a warning.
     let warn = |error: anyhow::Error| say(format_args!("warning: {error:#}"));
     if let Err(error) = repository.copy_notes(head, id) {
         warn(error);
@@ -241,8 +240,8 @@ async fn write(
     })
 }
 
-/// Waits for a process to end, whatever its status, or for a signal. Dropping the future leaves the
-/// process running.
+/// Waits until a process ends, with any status, or a signal arrives. Returns the signal, if any.
+/// Dropping the future leaves the process running.
 async fn wait(signals: &mut Signals, mut child: Child) -> Result<Option<Signal>> {
     Ok(tokio::select! {
         ended = aside("post-rewrite", move || child.wait()) => {
@@ -254,7 +253,7 @@ async fn wait(signals: &mut Signals, mut child: Child) -> Result<Option<Signal>>
 }
 
 impl GitCommitArguments {
-    /// Returns the command line whose search begins at the nonce `from`.
+    /// Returns the command line that starts the search at the nonce `from`.
     fn command(&self, from: &[u8], write: bool) -> String {
         let mut command = format!("hashfinder git-commit {}", self.prefix);
         if let Some(path) = &self.repository {
@@ -271,8 +270,8 @@ impl GitCommitArguments {
     }
 }
 
-/// Returns the keyspace of the nonces. A nonce has the same index here as in a query's keyspace,
-/// whatever prefix and suffix that has.
+/// Returns the keyspace of the nonces, without a prefix and a suffix. A nonce has the same index in
+/// it as in the keyspace of every query.
 fn nonces() -> Keyspace {
     Keyspace::new(b"", Alphabet::alphanumeric(), b"").expect("nothing stands around them")
 }
@@ -280,8 +279,8 @@ fn nonces() -> Keyspace {
 /// Returns the queries for a commit, given everything before the nonce: one for each length of the
 /// nonce, because Git hashes the commit's length before the commit.
 ///
-/// The first query starts at the nonce `from` or, by default, at the first nonce of a length that
-/// is nearly certain to contain a match (`NEARLY_SURE`).
+/// The first query starts at the nonce `from` or, by default, at the first nonce of the shortest
+/// length that is nearly certain to contain a match ([`NEARLY_SURE`]).
 fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Vec<Query>, String> {
     let nonces = nonces();
     let start = match from {
@@ -310,8 +309,8 @@ fn queries(commit: &[u8], prefix: &DesiredName, from: Option<&str>) -> Result<Ve
 }
 
 /// Returns the index of the first nonce of the shortest length that is nearly certain to contain a
-/// match (`NEARLY_SURE`). If no length is, it is the greatest length that the keyspace covers
-/// completely.
+/// match ([`NEARLY_SURE`]). If there is no such length, uses the greatest one that the keyspace
+/// covers completely.
 fn first_of_sufficient_length(nonces: &Keyspace, prefix: &DesiredName) -> Index {
     let odds = Odds::of(prefix, Distance::ZERO);
     let enough = *odds.hashes_for(NEARLY_SURE).end();
@@ -329,8 +328,8 @@ fn first_of_sufficient_length(nonces: &Keyspace, prefix: &DesiredName) -> Index 
     start
 }
 
-/// Returns the keyspace of what Git hashes for a commit, given everything before the nonce. It is
-/// correct only for nonces of length `nonce_len`.
+/// Returns the keyspace of what Git hashes for a commit, given everything before the nonce. The
+/// keyspace is correct only for nonces of length `nonce_len`.
 ///
 /// # Errors
 ///
@@ -340,8 +339,8 @@ fn keyspace(commit: &[u8], nonce_len: usize) -> Result<Keyspace, KeyspaceError> 
     Keyspace::new(&hashed, Alphabet::alphanumeric(), END_OF_LINE)
 }
 
-/// Returns a commit's size in bytes, given the lengths of everything before the nonce and of the
-/// nonce.
+/// Returns a commit's size in bytes, given the length of everything before the nonce and the length
+/// of the nonce.
 fn size(before_nonce: usize, nonce_len: usize) -> usize {
     before_nonce + nonce_len + END_OF_LINE.len()
 }
@@ -384,8 +383,7 @@ mod tests {
         };
         let lengths = |prefix: &str, from| {
             let prefix = DesiredName::new(prefix, spelling).unwrap();
-            // The commit's size has two digits with the shorter nonces, and three with the longer
-            // ones.
+            // Without a nonce, the commit has 102 bytes.
             let commit = [&[b'x'; 83], TRAILER].concat();
             let queries = queries(&commit, &prefix, from).unwrap();
             let mut next = queries[0].start();
@@ -408,7 +406,8 @@ mod tests {
             lengths
         };
         assert_eq!(lengths("0", None), (2..=11).collect::<Vec<_>>());
-        // 16^4 * 20.7 is 1.4 million, and 62^4 is 15 million.
+        // A match is nearly certain among 16^4 * 20.7 = 1.4 million nonces. There are only 62^3 =
+        // 238,000 of length 3, but 62^4 = 15 million of length 4.
         assert_eq!(lengths("c0ff", None), (4..=11).collect::<Vec<_>>());
         assert_eq!(lengths(&"0".repeat(40), None), [10, 11]);
         assert_eq!(lengths("0", Some("zzz")), (3..=11).collect::<Vec<_>>());

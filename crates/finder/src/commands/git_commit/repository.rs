@@ -15,7 +15,7 @@ use hashfinder_search::{Algorithm, Encoding, Spelling};
 use super::commit::{Commit, header};
 use crate::terminal::{as_text, quoted};
 
-/// Environment variables of `git rev-parse --local-env-vars` that do not choose a repository: they
+/// Variables that `git rev-parse --local-env-vars` lists, but that do not choose a repository: they
 /// carry the configuration of `git -c`.
 const CONFIGURATION: [&str; 2] = ["GIT_CONFIG_PARAMETERS", "GIT_CONFIG_COUNT"];
 
@@ -25,20 +25,20 @@ const HOOK: &str = "post-rewrite";
 /// First version of git whose `git hook run` can pass stdin to a hook.
 const HOOK_VERSION: &str = "2.40";
 
-/// A repository.
+/// A repository, accessed through git.
 pub(super) struct Repository<'a> {
-    /// Path of the repository. If it is `None`, git chooses one by the environment and the current
-    /// folder.
+    /// Path of the repository. If it is `None`, git uses the environment and the current folder to
+    /// choose one.
     path: Option<&'a Path>,
     /// Environment variables that would choose another repository than `path`.
     removed: Vec<OsString>,
 }
 
-/// HEAD at the time when it was read.
+/// HEAD as it was when it was read.
 pub(super) struct Head {
     /// The branch that HEAD points to, or `HEAD` if it is detached.
     reference: OsString,
-    /// The stored commit, without replace references.
+    /// The commit as it is stored. Replace references have no effect on it.
     pub(super) commit: Vec<u8>,
     pub(super) id: String,
     /// Algorithm and encoding of IDs in this repository.
@@ -115,11 +115,11 @@ impl<'a> Repository<'a> {
         })
     }
 
-    /// Returns why a copy of HEAD's headers would not be what `git commit --amend` writes, and what
-    /// to do about it; `None` if it would be the same.
+    /// Returns why `git commit --amend` would write other headers than a copy of HEAD's, and what
+    /// to do about it; `None` if the headers would be the same.
     ///
-    /// The headers of the stored commit are compared with those that git works with: replace
-    /// references, grafts and the boundary of a shallow clone change them.
+    /// The headers of the stored commit are compared with those that git uses. Replace references,
+    /// grafts and the boundary of a shallow clone make them differ.
     ///
     /// # Errors
     ///
@@ -171,7 +171,7 @@ impl<'a> Repository<'a> {
     }
 
     /// Returns a remote branch that contains HEAD's commit, escaped for a terminal; `None` if there
-    /// is none, or if git cannot find out.
+    /// is none, or if git fails.
     pub(super) fn remote_branch(&self, head: &Head) -> Option<String> {
         // A symbolic reference, `origin/HEAD` for example, is shown as the branch that it points
         // to.
@@ -195,19 +195,19 @@ impl<'a> Repository<'a> {
         Ok(())
     }
 
-    /// Checks that [`replace`](Self::replace) may write: a commit whose ID begins with `prefix`,
-    /// and HEAD's reference. Nothing is changed.
+    /// Checks that [`replace`](Self::replace) can write a commit whose ID begins with `prefix`, and
+    /// can move HEAD's reference. The repository is the same afterwards.
     ///
     /// # Errors
     ///
-    /// If it may not, for instance without permission, or while another git has locked the
-    /// reference.
+    /// If it cannot, for instance because a permission is missing, or because another git process
+    /// has locked the reference.
     pub(super) fn check_writable(&self, head: &Head, prefix: &str) -> Result<()> {
         let objects = self.git(["rev-parse", "--git-path", "objects"], b"")?;
         let objects = self.resolved(objects);
         let folder = prefix.get(..2).map(|digits| objects.join(digits));
         let folder = folder.filter(|folder| folder.is_dir()).unwrap_or(objects);
-        // `git gc` deletes a leftover file with such a name.
+        // If the file is left behind, `git gc` deletes it, because of its name.
         let file = folder.join(format!("tmp_obj_hashfinder_{}", process::id()));
         let written = File::create_new(&file).and_then(|_| fs::remove_file(&file));
         written
@@ -247,7 +247,7 @@ impl<'a> Repository<'a> {
         Ok(format!("{name}: {} -> {id}", head.id))
     }
 
-    /// Copies the notes of HEAD's old commit to the new one, if the configuration says so for
+    /// Copies the notes of HEAD's old commit to the new one, if git is configured to do so after
     /// `git commit --amend`.
     ///
     /// # Errors
@@ -289,7 +289,8 @@ impl<'a> Repository<'a> {
         run.stdin(Stdio::piped()).stdout(Stdio::null());
         let mut child = run.spawn().context("cannot run git")?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A hook need not read it. It is shorter than a pipe's buffer, so this does not wait.
+            // The hook may not read its stdin. The text is shorter than a pipe's buffer, so writing
+            // it does not block.
             let _ = stdin.write_all(&rewritten(head, id));
         }
         Ok(Some(child))
@@ -298,12 +299,13 @@ impl<'a> Repository<'a> {
     /// Returns the branch that HEAD points to, or `HEAD` if it is detached.
     fn reference(&self) -> OsString {
         let branch = self.git(["symbolic-ref", "--quiet", "HEAD"], b"");
-        // It fails if HEAD is detached. If there is no HEAD at all, reading its commit fails, too.
+        // The command fails if HEAD is detached. If there is no HEAD at all, reading or moving it
+        // fails, too.
         branch.map_or_else(|_| "HEAD".into(), without_newline)
     }
 
     /// Returns the command for `git update-ref --stdin` that moves HEAD's reference from HEAD's
-    /// commit to another.
+    /// commit to the commit `id`.
     fn update(&self, head: &Head, id: &str) -> Vec<u8> {
         let reference = head.reference.as_encoded_bytes();
         let ids = format!(" {id} {}\n", head.id);
@@ -358,7 +360,7 @@ fn run(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
         .spawn()
         .context("cannot run git; it must be installed and in PATH")?;
     if let Some(mut stdin) = git.stdin.take() {
-        // If git does not read all of it, git's own error message says why.
+        // If git does not read all of the input, git's own error message says why.
         let _ = stdin.write_all(input);
     }
     let done = git.wait_with_output().context("cannot wait for git")?;

@@ -80,7 +80,7 @@ pub(crate) enum KeysCommand {
     },
 }
 
-/// What the bearer of a key may do; each role may do what those before it may.
+/// Permissions of a key. Each role includes the permissions of the roles before it.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum Role {
     /// Start searches; list and cancel its own
@@ -112,7 +112,7 @@ fn lifetime(text: &str) -> Result<Duration, String> {
     if lifetime < Duration::from_secs(1) {
         return Err("it is too short; use at least 1s".to_owned());
     }
-    // Longer durations were cut to this value.
+    // `duration` has cut longer values to this one.
     if lifetime >= LONGEST_DURATION {
         return Err("it is too long; use less than 1000 years, or omit the flag".to_owned());
     }

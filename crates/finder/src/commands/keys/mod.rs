@@ -1,4 +1,4 @@
-//! `hashfinder keys`: the API keys in a file.
+//! `hashfinder keys`: creates, lists and revokes the API keys in a file.
 
 mod arguments;
 
@@ -58,7 +58,7 @@ fn create(
 
 fn list(path: &Path) -> Result<Exit> {
     let file = KeyFile::read(path)?;
-    // As on a server, keys with an expiry have expired if the clock is beyond the calendar.
+    // If the clock is beyond the calendar, keys that expire count as expired, as on a server.
     let now = clock::now().unwrap_or(Timestamp::MAX);
     let or_none = |time: Option<Timestamp>| time.map_or("-".to_owned(), |time| time.to_string());
     let lines = file.entries().iter().map(|key| {
@@ -80,7 +80,8 @@ fn list(path: &Path) -> Result<Exit> {
 }
 
 fn revoke(path: &Path, id: &str) -> Result<Exit> {
-    // It is parsed here because clap would quote it in an error, and it could be the whole key.
+    // The ID is parsed here, because clap would quote it in an error. The user may have given the
+    // whole key, which is secret.
     let id = match KeyId::from_str(id) {
         Ok(id) => id,
         Err(wrong) => {

@@ -11,8 +11,7 @@ use hashfinder_proto::{
 
 use crate::arguments::{ConnectionArguments, values};
 
-/// Time to wait for a server that does not listen. It is short, because the server is expected to
-/// run.
+/// Default of `--connect-timeout`. It is short, because the server is expected to be running.
 const CONNECT_TIMEOUT: &str = "5s";
 
 /// List, watch and cancel the searches of a server.
@@ -74,7 +73,7 @@ pub(super) struct ListArguments {
 /// Watch searches as they change.
 ///
 /// Redraws a table on a terminal, with as many searches as fit: those that have not ended, then
-/// those that ended last. Otherwise, and with --json, prints a line like those of `list` for each
+/// those that began last. Otherwise, and with --json, prints a line like those of `list` for each
 /// change. Ends at ctrl-C, or when the server shuts down.
 #[derive(Args, Debug)]
 #[command(after_help = "\

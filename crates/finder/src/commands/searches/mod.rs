@@ -1,4 +1,4 @@
-//! `hashfinder searches`: the searches of a server, listed, watched and cancelled.
+//! `hashfinder searches`: lists, watches and cancels the searches of a server.
 
 mod arguments;
 mod rows;
@@ -30,7 +30,7 @@ use crate::{
     terminal::{as_text, print, say},
 };
 
-/// Number of searches in a page: the maximum of a server.
+/// Number of searches in a page: the maximum that a server allows.
 const PAGE_SIZE: i32 = 1000;
 
 /// Runs the command. Dropping the future cancels the call that is under way.
@@ -114,7 +114,7 @@ async fn cancel(arguments: &CancelArguments) -> Result<Exit> {
                     Some(search) => format!("had ended: {}", ending(&search)),
                     None => "cancelled".to_owned(),
                 };
-                // The others are cancelled even if the output is closed.
+                // Even if the output is closed, the remaining searches are cancelled.
                 print(format!("{}\t{end}\n", as_text(search_id)))?;
             }
             Err(status) if status.code() == Code::NotFound => {

@@ -1,4 +1,4 @@
-//! Searches as lines: in columns, as JSON, and as a table.
+//! Formats searches as lines: with tabs, as JSON, and as a table.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +16,7 @@ pub(super) enum Form {
     Json,
 }
 
-/// Returns a line for each search, in a form that is not a table.
+/// Returns a line for each search, as JSON or with tabs. Tables use [`aligned`] instead.
 pub(super) fn lines(searches: &[SearchSummary], form: Form) -> String {
     let lines = searches.iter().map(|search| match form {
         Form::Json => as_json(search) + "\n",
@@ -64,21 +64,21 @@ fn as_json(search: &SearchSummary) -> String {
 /// Returns the name of an enumeration's value without its prefix, in lower case.
 fn word(name: &str, prefix: &str) -> String {
     match name.strip_prefix(prefix).unwrap_or(name) {
-        // A value of a later version.
+        // What the generated code returns for a value of a later version.
         "UNSPECIFIED" => "unknown".to_owned(),
         value => value.to_lowercase(),
     }
 }
 
-/// Returns the names, with commas between them; a name's own comma, and its backslash, has a
-/// backslash before it.
+/// Returns the names, separated by commas. Commas and backslashes within a name are escaped with a
+/// backslash.
 fn names(search: &SearchSummary) -> String {
     let names = search.desired_names.iter();
     let names = names.map(|name| name.replace('\\', r"\\").replace(',', r"\,"));
     as_text(&names.collect::<Vec<_>>().join(","))
 }
 
-/// Returns how a search ended; it is empty if it has not.
+/// Returns how a search ended, or an empty text if it has not ended.
 pub(super) fn ending(search: &SearchSummary) -> String {
     if search.state() != SearchState::Ended {
         return String::new();
@@ -95,14 +95,15 @@ fn rfc3339(timestamp: Option<&Timestamp>) -> Option<String> {
     Some(time.to_string())
 }
 
-/// Returns the time, if it is between 1970 and 9999: a server can send any.
+/// Returns the time, in whole seconds; `None` if it is not between 1970 and 9999, because a server
+/// can send any time.
 fn time(timestamp: &Timestamp) -> Option<SystemTime> {
     let year_10000 = 253_402_300_800;
     let seconds = u64::try_from(timestamp.seconds).ok()?;
     (seconds < year_10000).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
-/// Returns a table of searches, under its titles.
+/// Returns a table of searches as lines. The first line has the titles of the columns.
 pub(super) fn aligned<'a>(
     searches: impl Iterator<Item = &'a SearchSummary>,
     now: SystemTime,
@@ -131,7 +132,7 @@ pub(super) fn aligned<'a>(
 fn for_people(search: &SearchSummary, now: SystemTime) -> [String; 8] {
     let [id, state, client, _, _, distance, names, ending, _] = in_columns(search);
     let age = search.started_at.as_ref().and_then(time).map(|began| {
-        // The server's clock may be ahead of ours.
+        // The server's clock may be ahead of this machine's.
         let age = now.duration_since(began).unwrap_or_default();
         let age = Duration::from_secs(age.as_secs());
         format!("{} ago", humantime::format_duration(age))
@@ -188,7 +189,7 @@ mod tests {
         let now = SystemTime::now();
         let controls = |text: &str| text.chars().filter(|c| c.is_control()).count();
         let columns = lines(std::slice::from_ref(&hostile), Form::Tabs);
-        // The tabs between nine columns, and the line's end.
+        // Eight tabs between nine columns, and the end of the line.
         assert_eq!(controls(&columns), 9);
         let json = lines(std::slice::from_ref(&hostile), Form::Json);
         assert_eq!(controls(&json), 1);

@@ -11,11 +11,11 @@ const KEPT_ENDED: usize = 1000;
 
 /// A table on a terminal that is redrawn in its place.
 pub(super) struct Screen {
-    /// States of the searches that are shown; all if it is empty.
+    /// States of the searches that are shown; if empty, all states.
     states: Vec<SearchState>,
-    /// Searches by the time at which they began.
+    /// Searches by their start (seconds, nanoseconds) and ID.
     searches: BTreeMap<(i64, i32, String), SearchSummary>,
-    /// Number of its lines on the terminal. The cursor is at the end of the last one.
+    /// Number of lines of the table on the terminal. The cursor is at the end of the last one.
     pub(super) drawn: usize,
 }
 
@@ -28,12 +28,12 @@ impl Screen {
         }
     }
 
-    /// Applies changes.
+    /// Applies changes that the server sent.
     pub(super) fn take(&mut self, changes: Vec<SearchSummary>) {
         for search in changes {
             let began = search.started_at.unwrap_or_default();
             let key = (began.seconds, began.nanos, search.search_id.clone());
-            // A search that has left the watched states is sent once more.
+            // The server sends a search once more when it has left the watched states.
             if self.states.is_empty() || self.states.contains(&search.state()) {
                 self.searches.insert(key, search);
             } else {
@@ -54,16 +54,16 @@ impl Screen {
         });
     }
 
-    /// Returns the text that redraws the table, on a terminal of `height` lines.
+    /// Returns the text that redraws the table on a terminal with `height` lines.
     pub(super) fn draw(&mut self, height: usize, now: SystemTime) -> String {
         let lines = self.lines(height, now);
-        // To the beginning of the first line, as far as that has not left the screen.
+        // Moves the cursor to the beginning of the table's first line that is still on the screen.
         let mut text = "\r".to_owned();
         let up = self.drawn.min(height).saturating_sub(1);
         if up > 0 {
             text += &format!("\x1b[{up}A");
         }
-        // Lines do not wrap. Each is erased behind its end, and then everything below.
+        // Turns off line wrapping. Erases the rest of each line, and then everything below.
         text += "\x1b[?7l";
         text += &lines.join("\x1b[K\n");
         text += "\x1b[J\x1b[?7h";
@@ -71,8 +71,8 @@ impl Screen {
         text
     }
 
-    /// Returns the table, with at most `height` lines: searches under way, then the last of those
-    /// that have ended.
+    /// Returns the table, with at most `height` lines, but at least two if there are searches. It
+    /// has the searches under way, and then the ended searches that began last.
     fn lines(&self, height: usize, now: SystemTime) -> Vec<String> {
         if self.searches.is_empty() {
             return vec!["no searches".to_owned()];
@@ -81,7 +81,7 @@ impl Screen {
             .searches
             .values()
             .partition(|search| search.state() == SearchState::Ended);
-        // The titles take a line, and so does the number of the others.
+        // The titles take one line. If not all searches fit, the line "and N more" takes another.
         let mut room = height.saturating_sub(1).max(1);
         let all = self.searches.len();
         if all > room {

@@ -9,7 +9,8 @@ use tonic::{Code, Status};
 use super::arguments::ServerArguments;
 use crate::terminal::{as_text, say};
 
-/// Time limit of a call that needs no search. A busy server takes a fraction of a second.
+/// Time limit of the calls that list or cancel searches. Even a busy server answers them within a
+/// fraction of a second.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl ServerArguments {

@@ -1,4 +1,4 @@
-//! `hashfinder searches watch`: searches as they change.
+//! `hashfinder searches watch`: shows searches as they change.
 
 use std::{
     io::{self, IsTerminal},
@@ -27,16 +27,17 @@ use crate::{
     terminal::{print, say, takes_escapes},
 };
 
-/// Interval at which a table is redrawn when only the time has changed.
+/// Interval at which a table is redrawn even if no search has changed, because it shows ages.
 const REDRAW_EVERY: Duration = Duration::from_secs(1);
 
-/// Time limit for the last output to a terminal. One that is stopped by ctrl-S never takes it.
+/// Time limit for the last output to a terminal. A terminal that was stopped by ctrl-S accepts
+/// none.
 const LAST_WORD: Duration = Duration::from_millis(200);
 
-/// Height of a terminal whose size is unknown: that of a VT100.
+/// Number of lines that is assumed if the size of the terminal is unknown: that of a VT100.
 const USUAL_HEIGHT: usize = 24;
 
-/// Runs the command. Dropping the future ends it, perhaps within a line.
+/// Runs the command. Dropping the future ends the call.
 pub(super) async fn watch(arguments: &WatchArguments) -> Result<Exit> {
     let at = &arguments.at;
     let mut signals = Signals::new().context("cannot receive signals")?;
@@ -64,8 +65,8 @@ pub(super) async fn watch(arguments: &WatchArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Shows changes until the server ends the call or the output is closed. Returns why, if the user
-/// should know. Dropping the future ends it, perhaps within a line.
+/// Shows changes until the server ends the call or the output is closed. Returns a message for the
+/// user if the server shuts down. Dropping the future ends the call.
 async fn follow(
     connection: &Connection,
     arguments: &WatchArguments,
@@ -109,8 +110,8 @@ async fn follow(
     }
 }
 
-/// Prints without blocking the task if the output is not read. Returns whether the output is still
-/// open. Dropping the future can leave a part of it unprinted.
+/// Prints on a separate thread, which blocks if the output is not read. Returns whether the output
+/// is still open. Dropping the future does not stop the thread, but the end of the process does.
 async fn show(text: String) -> Result<bool> {
     aside("output", move || print(text)).await?
 }

@@ -22,8 +22,8 @@ use crate::{
 /// Serves until a signal asks it to stop, then drains. Dropping the future closes the socket and
 /// leaves connections to the runtime.
 pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
-    // Before the server prints that it listens: a process that waits for that line may send a
-    // signal at once.
+    // Signals are received before the server prints that it listens: a process that waits for that
+    // line may send a signal at once.
     let mut signals = Signals::new()?;
     let filter = match log::filter() {
         Ok(filter) => filter,
@@ -47,8 +47,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
         Err(wrong @ StartError::Settings(_)) => return Ok(usage_error(wrong)),
         Err(StartError::System(error)) => return Err(error),
     };
-    // Without its thread, memory that is not needed any more goes back to the system a little
-    // later.
+    // Without this thread, the allocator returns unused memory to the system a little later.
     #[cfg(feature = "jemalloc")]
     if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
         tracing::warn!(%error, "cannot start the allocator's background thread");
@@ -57,7 +56,7 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     let (hand_over, handed_over) = oneshot::channel();
     let shutdown = async {
         let signal = signals.next().await;
-        // The receiver exists as long as this future, so this cannot fail.
+        // The receiver exists for as long as this future, so sending cannot fail.
         let _ = hand_over.send(signals);
         signal
     };
@@ -72,8 +71,8 @@ pub(crate) async fn run(arguments: ServeArguments) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Prints where the server would listen, or why it cannot, as far as this can be known without
-/// listening.
+/// Checks the settings, as far as that is possible without listening. Prints where the server would
+/// listen, or what is wrong.
 pub(crate) fn check(arguments: ServeArguments) -> Result<Exit> {
     let checked = log::filter()
         .and_then(|_| arguments.settings())
@@ -101,6 +100,6 @@ fn announce(address: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "hashfinder listening on {}", as_text(address));
     let written = written.and_then(|()| stdout.flush());
-    // The process that started the server may wait for this line.
+    // This is an error, because the process that started the server may wait for the line.
     written.with_context(|| format!("cannot print on stdout that the server listens on {address}"))
 }

@@ -7,8 +7,8 @@ use crate::arguments::{SpellingArguments, values::distance};
 
 /// Check whether the hash of a secret contains a name.
 ///
-/// Prints a line like those of `find`: the hashed name, the secret in base64 and in hexadecimal,
-/// the distance, the position of the match in the hashed name (from 0), and the name.
+/// Prints a line like those of `find`: the hash, the secret in base64 and in hexadecimal,
+/// the distance, the position of the match in the hash (from 0), and the name.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -1,4 +1,4 @@
-//! `hashfinder verify`: whether a secret spells a name.
+//! `hashfinder verify`: checks whether the hash of a secret contains a name.
 
 mod arguments;
 
@@ -13,7 +13,8 @@ use crate::{
     terminal::{json, print, say},
 };
 
-/// Prints what the secret spells, and says whether that is near enough.
+/// Prints the secret's hashed name and distance. Returns whether it is near enough, as the exit
+/// code.
 pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
     let text = &arguments.secret;
     let secret = if text == EMPTY {
@@ -59,7 +60,7 @@ pub(crate) fn run(arguments: &VerifyArguments) -> Result<Exit> {
     Ok(if within { Exit::Success } else { Exit::No })
 }
 
-/// Returns the bytes of a hexadecimal text, in either case; `None` if it is not hexadecimal.
+/// Returns the bytes of a hexadecimal text, in upper or lower case; `None` if it is invalid.
 fn from_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.chars().map(|character| character.to_digit(16));
     let digits: Vec<u32> = digits.collect::<Option<_>>()?;

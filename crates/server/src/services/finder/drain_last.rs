@@ -1,4 +1,4 @@
-//! A drain waits for searches, and ends the calls that only watch them after that.
+//! Makes a drain wait for searches before it ends the calls that only watch them.
 
 use std::{
     convert::Infallible,
@@ -18,8 +18,9 @@ const WATCH_SEARCHES: &str = "hashfinder.v1.Finder/WatchSearches";
 
 type Server = CallContextService<FinderServer<FinderService>>;
 
-/// The service, with the drain that each of its methods needs. WatchSearches never ends by itself,
-/// so its calls are [aside](Drain::aside); a drain waits for the calls of all other methods.
+/// The `Finder` service, with the drain that each of its methods needs. WatchSearches never ends by
+/// itself, so its calls are [aside](Drain::aside); a drain waits for the calls of all other
+/// methods.
 #[derive(Clone)]
 pub(crate) struct DrainWatchesLast {
     watches: Server,
@@ -47,7 +48,7 @@ impl Service<Request<Body>> for DrainWatchesLast {
     type Future = <Server as Service<Request<Body>>>::Future;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // A tonic server takes any number of calls.
+        // A tonic server is always ready for another call.
         Poll::Ready(Ok(()))
     }
 

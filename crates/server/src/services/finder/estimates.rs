@@ -1,5 +1,5 @@
-//! How likely a match is, and how fast this server is. Both are computed on separate threads,
-//! at a rate that hardly slows the searches.
+//! Odds of queries, and the speed of this server. Separate threads determine both, with pauses, so
+//! that they hardly slow the searches.
 
 use std::{
     collections::HashMap,
@@ -25,22 +25,23 @@ use tonic::Status;
 
 use crate::{errors::CallError, searches::shared::Caller};
 
-/// Maximum number of odds that are computed at a time. Each takes one core up to some tens of
-/// milliseconds, which the searches lose.
+/// Maximum number of threads that compute odds at a time. Each computation takes a core from the
+/// searches for up to some tens of milliseconds.
 const ODDS_AT_ONCE: usize = 2;
 
 /// Maximum number of rates that are measured at a time. Two at once would slow each other.
 const RATES_AT_ONCE: usize = 1;
 
-/// How long a place cools down, as a multiple of the time for which it was used. So all places
-/// together take less than one core from the searches, and those of one client half a core.
+/// Cooldown of a place, as a multiple of the time for which it was used. So all places together
+/// take less than one core from the searches, and those of one client half a core.
 const COOLDOWN: u32 = 3;
 
-/// Maximum number of waiting Estimates of one client. A client that reads the answers needs far
+/// Maximum number of open Estimates of one client. A client that reads the responses needs far
 /// fewer.
 const ESTIMATES_OF_CLIENT: usize = 64;
 
-/// How long a measured rate is used. Other load of the machine may have slowed the measurement.
+/// Time for which a measured rate is used. It is limited because other load may have slowed the
+/// measurement.
 const RATE_LASTS: Duration = Duration::from_secs(600);
 
 /// Maximum number of rates in the cache. A full cache is emptied.
@@ -50,7 +51,7 @@ const RATES: usize = 1024;
 /// A full cache is emptied. With its names, an entry takes up to two kilobytes.
 const ODDS: usize = 256;
 
-/// The length of the searched part for which rates are measured.
+/// Length of the searched part of a secret for which rates are measured, in bytes.
 const USUAL_LENGTH: usize = 4;
 
 /// Computes odds, and measures rates.
@@ -65,8 +66,8 @@ pub(super) struct Estimates {
     rates: Arc<Cache<Kind, (f64, Instant)>>,
 }
 
-/// Places for computing odds, and for measuring rates. Requests for one of these do not wait for
-/// the other.
+/// Places for computing odds, and for measuring rates. A request for odds does not wait for a
+/// measurement, and vice versa.
 struct Places {
     odds: Arc<Semaphore>,
     rates: Arc<Semaphore>,
@@ -78,8 +79,8 @@ struct OwnPlaces {
     estimates: Arc<Semaphore>,
 }
 
-/// Cache key for odds: all that determines them, and the client. Otherwise a client could see by a
-/// fast answer that another one has searched for the same.
+/// Cache key for odds: everything that determines them, and the client. Without the client in the
+/// key, a fast response would show a client that another one has searched for the same names.
 #[derive(PartialEq, Eq, Hash)]
 struct OddsKey {
     client: ClientName,
@@ -94,17 +95,17 @@ struct OddsKey {
 struct Kind {
     algorithm: Algorithm,
     has_fast_filter: bool,
-    /// The number of blocks that are hashed for each secret, the number of names, and the greatest
-    /// distance that makes a difference. Each is rounded up to a power of two.
+    /// Base-2 logarithms, rounded up: of the number of blocks that are hashed for each secret, of
+    /// the number of names, and of one more than the greatest distance that makes a difference.
     blocks: u32,
     names: u32,
     distance: u32,
-    /// The rate of hits, because each hit is examined again. It is rounded to a power of sixteen,
-    /// and the least is one in 4,096: rarer hits make no difference.
+    /// Base-16 logarithm of the number of secrets per hit, rounded down, and at most 3. Each hit is
+    /// examined again, which takes time; hits that are rarer than one in 4,096 make no difference.
     hits: u32,
 }
 
-/// A client's Estimate, which is counted until this is dropped.
+/// An Estimate of a client. It counts until this is dropped.
 pub(super) struct Estimating {
     _place: OwnedSemaphorePermit,
     // Keeps the client's count alive.
@@ -123,11 +124,11 @@ impl Estimates {
         }
     }
 
-    /// Counts an Estimate.
+    /// Counts an Estimate of the caller's client.
     ///
     /// # Errors
     ///
-    /// If too many Estimates of the client are waiting.
+    /// If the client has too many open Estimates.
     pub(super) fn admit(&self, caller: &Caller) -> Result<Estimating, CallError> {
         let own = self.places_of(&caller.client());
         let place = Arc::clone(&own.estimates).try_acquire_owned();
@@ -139,8 +140,10 @@ impl Estimates {
         })
     }
 
-    /// Returns the odds of a query. Dropping the future gives up the place that it waits for; a
-    /// computation that has begun is completed and cached.
+    /// Returns the odds of a query.
+    ///
+    /// Dropping the future ends the wait for a place; a computation that has begun is completed and
+    /// cached.
     pub(super) async fn odds(&self, caller: &Caller, query: &Query) -> Result<Odds, CallError> {
         let key = || OddsKey {
             client: caller.client(),
@@ -157,7 +160,7 @@ impl Estimates {
         }
         let (cache, key, query) = (Arc::clone(&self.odds), key(), query.clone());
         let odds = move || {
-            // The request before this one may have been for the same.
+            // The request before this one may have computed the same odds.
             cache.get(&key).unwrap_or_else(|| {
                 let odds = Odds::any(query.names(), query.ideal_distance());
                 cache.put(key, odds);
@@ -167,12 +170,13 @@ impl Estimates {
         self.compute(caller, |places| &places.odds, odds).await
     }
 
-    /// Returns how many secrets this server hashes in a second for such a query. It measures one
-    /// thread for a quarter of a second and multiplies the result by the number of threads:
-    /// measuring on all cores would take them from the searches. Dropping the future gives up the
-    /// place that it waits for; a measurement that has begun is completed and cached.
+    /// Returns how many secrets per second this server hashes for a query of this kind.
+    ///
+    /// It measures one thread for a quarter of a second and multiplies the result by the number of
+    /// search threads: measuring on all cores would take them from the searches. Dropping the
+    /// future ends the wait for a place; a measurement that has begun is completed and cached.
     pub(super) async fn rate(&self, caller: &Caller, query: &Query) -> Result<f64, CallError> {
-        // Reports of candidates are not part of the rate.
+        // The rate does not include the cost of reporting candidates.
         let query = query.clone().interesting(Distance::ZERO);
         let kind = Kind::of(&query);
         if let Some(rate) = self.rates.fresh(kind) {
@@ -207,13 +211,13 @@ impl Estimates {
         };
         let turn = tokio::select! {
             biased;
-            // Only a drain leaves a client that waits for the answer.
+            // Only a drain lets this future continue after a cancellation.
             _ = caller.context.cancelled() => return Err(CallError::Draining(None)),
             turn = turn => (turn, Arc::clone(&own)),
         };
         let runtime = Handle::current();
-        // The runtime's own pool panics where it cannot start a thread. Here the job is dropped
-        // then, and the call ends with UNAVAILABLE.
+        // The runtime's own pool panics if it cannot start a thread. Here, the job is dropped
+        // instead, and the call ends with UNAVAILABLE.
         let pool = |job| drop(threads::start("estimate", job));
         let work = move |_stop| {
             let cooldown = Cooldown {
@@ -238,13 +242,14 @@ impl Estimates {
         })
     }
 
-    /// Returns the client's own places. Creates them if the client has no request under way.
+    /// Returns the client's own places. Creates them if the client has no open request.
     fn places_of(&self, client: &ClientName) -> Arc<OwnPlaces> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = clients.get(client).and_then(Weak::upgrade) {
             return own;
         }
-        // Requests hold their client's places while they wait, run and cool down.
+        // Requests hold their client's places while they wait, run and cool down. Places that no
+        // request holds are dropped.
         clients.retain(|_, own| own.strong_count() > 0);
         let own = Arc::new(OwnPlaces {
             places: Places::new(1, 1),
@@ -264,8 +269,8 @@ impl Places {
     }
 }
 
-/// Gives the places of some work back after a cooldown, which begins when the work has ended, also
-/// by a panic.
+/// Returns the places of a piece of work after a cooldown. The cooldown begins when the work ends,
+/// even if it panics.
 struct Cooldown<T: Send + 'static> {
     turn: Option<T>,
     began: Instant,
@@ -314,7 +319,7 @@ impl<K: Eq + Hash, V: Copy> Cache<K, V> {
 }
 
 impl Cache<Kind, (f64, Instant)> {
-    /// Returns a rate that is not too old.
+    /// Returns the rate in the cache, unless it is too old.
     fn fresh(&self, kind: Kind) -> Option<f64> {
         let (rate, measured_at) = self.get(&kind)?;
         (measured_at.elapsed() < RATE_LASTS).then_some(rate)
@@ -325,7 +330,7 @@ impl Kind {
     fn of(query: &Query) -> Kind {
         let spelling = query.spelling();
         let lengths = query.names().iter().map(DesiredName::character_count);
-        // No distance is greater than the name's length.
+        // Distances beyond the length of the longest name make no difference.
         let furthest = usize::from(query.ideal_distance().get()).min(lengths.max().unwrap_or(0));
         let power = |number: usize| number.next_power_of_two().ilog2();
         Kind {
@@ -333,7 +338,7 @@ impl Kind {
             has_fast_filter: query.matcher().filter().is_some(),
             blocks: power(blocks(query)),
             names: power(query.names().len()),
-            // One more, so that none and one are different.
+            // One is added, so that the distances 0 and 1 differ.
             distance: power(furthest + 1),
             hits: (-query.hit_rate().log2() / 4.0).clamp(0.0, 3.0) as u32,
         }
@@ -403,8 +408,8 @@ mod tests {
                 kinds.insert(Kind::of(&query.among(keyspace.clone())));
             }
         }
-        // Six numbers of blocks, five distances, and one kind that has a fast filter for each of
-        // these.
+        // Six numbers of blocks with five distances each, and one more kind for each distance, with
+        // a fast filter.
         assert!(kinds.len() <= 6 * 5 + 5, "{}", kinds.len());
     }
 

@@ -25,10 +25,10 @@ use crate::searches::{
 /// The odds of a search, once they are computed; `None` if they cannot be.
 pub(super) type OddsFuture = Pin<Box<dyn Future<Output = Option<Odds>> + Send>>;
 
-/// The stream of a Search.
+/// The response stream of a Search.
 ///
-/// It holds at most one batch of the engine's candidates and one progress. It takes no more until
-/// its reader has taken these.
+/// It holds at most one batch of the engine's candidates and one progress event. It reads no more
+/// from the engine until its reader has taken these.
 pub(crate) struct Events {
     answer: Answer,
     odds: Result<Option<Odds>, OddsFuture>,
@@ -36,7 +36,7 @@ pub(crate) struct Events {
     ticks: Interval,
     /// The time of the latest progress event, and its number of tests.
     last_progress: (Instant, u64),
-    /// How the call ends, once its last event is in `ready`.
+    /// How the call ends. Set once its last event is in `ready`.
     end: Option<Result<(), Status>>,
     is_over: bool,
 }
@@ -54,7 +54,7 @@ impl Events {
             maximum_hashes: answer.maximum_hashes().get(),
         });
         let mut ticks = interval_at(tokio::time::Instant::now() + interval, interval);
-        // A slow reader receives the present state, and not the ones that it missed.
+        // A slow reader receives the current state, and not the ones that it missed.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Events {
             last_progress: (answer.record().began(), 0),
@@ -67,7 +67,7 @@ impl Events {
         }
     }
 
-    /// Gets at least one more event ready.
+    /// Adds at least one event to `ready`.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Err(odds) = &mut self.odds
             && let Poll::Ready(odds) = odds.as_mut().poll(cx)
@@ -75,8 +75,8 @@ impl Events {
             self.odds = Ok(odds);
         }
         if self.ticks.poll_tick(cx).is_ready() {
-            // Read before the candidates, so that all candidates below its frontier are sent before
-            // it. If the search has ended, its end is sent and no progress.
+            // The progress is read before the candidates, so that all candidates below its frontier
+            // are sent before it. If the search has ended, only its end is sent.
             let progress = self.answer.progress();
             let progress = progress.filter(|progress| progress.state != SearchState::Ended);
             let event = self.answer.poll_event(cx, 1);
@@ -112,16 +112,16 @@ impl Events {
         if let search::Outcome::Ideal(found) = &outcome {
             self.ready.push_back(wire(query, *found, true).into());
         }
-        // The search has ended, so there is one.
+        // The search has ended, so its record has the end.
         let ended: SearchEnded = self.answer.record().end().unwrap_or_default();
         self.ready.push_back(Event::Ended(ended).into());
         let end = self.answer.conclude(outcome, Code::ResourceExhausted);
         self.end = Some(end.map(drop).map_err(Status::from));
     }
 
-    /// Pads the events that are ready, which are sent together, so that they make no small frame.
+    /// Pads the events in `ready`, so that they do not make a small frame. They are sent together.
     fn pad(&mut self) {
-        // This many events are never a small frame.
+        // As many events as a full frame has are never a small frame.
         if self.ready.len() < FULL_FRAME {
             let bytes = self.ready.iter().map(Message::encoded_len).sum();
             if let Some(last) = self.ready.back_mut() {
@@ -130,7 +130,7 @@ impl Events {
         }
     }
 
-    /// Makes the next progress event, whose rate counts from the one before it.
+    /// Returns the next progress event. Its rate is measured since the previous event.
     fn progress_event(&mut self, progress: search::Progress) -> Progress {
         let now = Instant::now();
         let (last_at, last) = std::mem::replace(&mut self.last_progress, (now, progress.tests));

@@ -8,7 +8,7 @@ use crate::{errors::CallError, searches::registry::Viewer};
 pub(super) struct Filter {
     pub(super) viewer: Viewer,
     client: String,
-    /// Each once; empty for all of them.
+    /// Sorted, without duplicates. Empty means all states.
     states: Vec<v1pb::SearchState>,
 }
 

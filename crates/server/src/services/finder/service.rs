@@ -31,14 +31,15 @@ use crate::{
     },
 };
 
-/// Default number of searches of a page: a few screens.
+/// Default number of searches on a page: a few screens.
 const PAGE: usize = 100;
 
-/// Maximum number of searches of a page.
+/// Maximum number of searches on a page.
 const LARGEST_PAGE: usize = 1000;
 
-/// How long a search's first event waits for its odds. They mostly take less. They can take seconds
-/// while odds of other searches are computed; then the first event has none.
+/// Maximum time for which a search's first event waits for the odds. Mostly, computing them takes
+/// less. While odds of other searches are computed, it can take seconds; then the first event has
+/// none.
 const ODDS_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The service.
@@ -50,7 +51,7 @@ pub(crate) struct FinderService {
 }
 
 impl FinderService {
-    /// `kernel` is what the searches' engine runs on.
+    /// Creates the service. `kernel` is the one that the searches' engine uses.
     pub(crate) fn new(searches: Arc<Searches>, kernel: Kernel) -> FinderService {
         FinderService {
             estimates: Arc::new(Estimates::new(kernel, searches.workers())),
@@ -65,7 +66,8 @@ impl FinderService {
         let answer = self.searches.begin(caller, query.clone(), wished);
         let answer = answer.await?;
         let (estimates, caller) = (Arc::clone(&self.estimates), caller.clone());
-        // The search has begun, so its end matters more to the client than an error of its odds.
+        // Errors of the odds are ignored: the search has begun, and its result matters more to the
+        // client.
         let mut odds: OddsFuture =
             Box::pin(async move { estimates.odds(&caller, &query).await.ok() });
         let known = timeout(ODDS_PATIENCE, &mut odds).await;
@@ -259,7 +261,8 @@ impl Finder for FinderService {
     }
 }
 
-/// Returns the requested interval, or the nearest one that is allowed.
+/// Returns the requested interval, or the nearest one that is allowed; without a request, the
+/// default.
 fn interval(asked: Option<&prost_types::Duration>) -> Duration {
     let Some(asked) = asked else {
         return DEFAULT_INTERVAL;

@@ -1,4 +1,4 @@
-//! The stream of a WatchSearches: the changes of searches.
+//! The response stream of a WatchSearches: the changes of searches.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -31,23 +31,23 @@ use crate::{
     },
 };
 
-/// Maximum number of watching calls of one client. Up to ten times a second, each reads all
-/// records that it may see, and it keeps a report of every one. A person needs one for each open
+/// Maximum number of watching calls of one client. Up to ten times a second, each reads all records
+/// that it may see, and it keeps its last report of each search. A person needs one for each open
 /// window.
 const WATCHES_OF_CLIENT: usize = 16;
 
 /// Maximum number of watching calls in all.
 const WATCHES: usize = 256;
 
-/// How many of them only operators can have, so that an operator can watch a server whose users
-/// watch it too.
+/// Number of these calls that are reserved for operators, so that an operator can watch even while
+/// users have all others.
 const WATCHES_OF_OPERATORS: usize = 16;
 
 /// Counts the watching calls. Clones share the count.
 #[derive(Clone, Default)]
 pub(super) struct Watches(Arc<Mutex<HashMap<ClientName, usize>>>);
 
-/// A watching call, which is counted until this is dropped.
+/// A watching call. It counts until this is dropped.
 pub(super) struct Watch {
     watches: Watches,
     client: ClientName,
@@ -99,10 +99,11 @@ impl Drop for Watch {
     }
 }
 
-/// The stream of a WatchSearches.
+/// The response stream of a WatchSearches.
 ///
-/// It looks for changes when its reader has room for them, and at most once per interval. It keeps
-/// its last report of every listed search, and a queue of the searches that it has to report next.
+/// It looks for changes when its reader is ready for them, and at most once per interval. It keeps
+/// its last report of each search that its filter has selected, and a queue of the searches to
+/// report next.
 pub(crate) struct Changes {
     searches: Arc<Searches>,
     filter: Filter,
@@ -115,25 +116,26 @@ pub(crate) struct Changes {
     _watch: Watch,
 }
 
-/// How far the stream is.
+/// Stage of the stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Watching,
-    /// The call is cancelled, and the ends of the searches are in `ready`.
+    /// The call is cancelled, and the last changes are in `ready`.
     Stopping,
     Over,
 }
 
-/// What the stream last reported of a search, or would have reported if its filter took the search.
+/// What the stream last reported about a search, or would have reported if its filter had selected
+/// the search.
 struct Report {
     record: Arc<Record>,
     mark: Mark,
-    /// Whether the filter took the search then.
+    /// Whether the filter selected the search then.
     is_watched: bool,
 }
 
 impl Report {
-    /// Returns whether the search cannot change any more.
+    /// Returns whether the search can no longer change.
     fn is_final(&self) -> bool {
         self.mark.has_ended()
     }
@@ -148,7 +150,7 @@ impl Changes {
         watch: Watch,
     ) -> Changes {
         let mut ticks = interval(time);
-        // A slow reader receives the present state, and not the ones that it missed.
+        // A slow reader receives the current state, and not the ones that it missed.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Changes {
             searches,
@@ -178,7 +180,7 @@ impl Changes {
                 reports.insert(place, now);
             }
         }
-        // The rest is not listed any more. Its end may not have been reported.
+        // The remaining searches are no longer listed. Their ends may not have been reported.
         for (place, before) in mem::take(&mut self.reports) {
             if !before.is_final() {
                 let record = Arc::clone(&before.record);
@@ -213,7 +215,8 @@ impl Changes {
         })
     }
 
-    /// Takes as many searches out of the queue as go into one message, each as it is now.
+    /// Returns a message with as many searches from the queue as it can hold, each in its current
+    /// state.
     fn take_message(&mut self) -> WatchSearchesResponse {
         let mut message = WatchSearchesResponse::default();
         let mut bytes = 0;

@@ -79,7 +79,7 @@ const cases = {
     assert.strictEqual(end.code, status.CANCELLED);
   },
 
-  // An additional case: the client has ended its half, and the server has more to send.
+  // An additional case: the client has ended its half when it cancels the server's response.
   async cancel_while_responding() {
     const call = client.FullDuplexCall();
     const collected = collect(call, () => call.cancel());

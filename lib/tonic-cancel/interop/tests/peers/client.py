@@ -43,7 +43,7 @@ def duplex_request(*sizes):
 
 
 def requests_without_end(*requests):
-    """Sends requests, then neither sends anything nor ends its half of the stream."""
+    """Yields requests, and then waits, so that the client does not end its half of the stream."""
     yield from requests
     over.wait()
 
@@ -72,7 +72,7 @@ def cancel_after_first_response():
 
 
 def cancel_while_responding():
-    """An additional case: the client has ended its half, and the server has more to send."""
+    """An additional case: the client has ended its half when it cancels the server's response."""
     request = duplex_request(31415, 31415)
     request.response_parameters[1].interval_us = 600_000_000
     call = stub.FullDuplexCall(iter([request]))

@@ -2,7 +2,7 @@
 
 usage: server.py STUBS
 
-Prints on stdout the address on which it listens, the begin of each call, and how each call ended:
+Prints on stdout the address on which it listens, when each call begins, and how each call ended:
 "Finished" if its handler ran to its end, "Gone" if the call ended before that.
 """
 
@@ -24,7 +24,7 @@ def report(event):
 
 
 class Observed:
-    """Prints the begin and the end of a call."""
+    """Prints when a call begins and how it ends."""
 
     def __init__(self, method, context):
         self.method, self.context, self.finished = method, context, False

@@ -1,4 +1,4 @@
-//! The fine limits of `serve`: settings of the file and the environment, not of the command line.
+//! The detailed limits of `serve`, which only the file and the environment can set.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,7 @@ use hashfinder_transport::{
 
 use crate::arguments::values::{duration, number, positive, positive_duration, shown};
 
-/// The table `[serve.limits]` of the file. The doc comments are the file's comments.
+/// The table `[serve.limits]` of the file. `config default` prints the doc comments of its fields.
 #[derive(Args, Debug)]
 pub(crate) struct LimitsArguments {
     /// Status of an RPC of the reference contract whose hash budget is spent: cancelled, as the

@@ -188,7 +188,7 @@ impl ServeArguments {
     ///
     /// # Errors
     ///
-    /// If flags are missing that belong to those that were given.
+    /// If a flag is given without another one that it needs.
     pub(super) fn settings(self) -> Result<Settings> {
         let listen = match self.unix {
             Some(path) => Listen::Unix(path),
@@ -263,7 +263,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns the settings that the flags select. Those of the file can also be given here.
+    /// Returns the settings that the flags select. Here, settings that only the file can give are
+    /// flags, too.
     fn settings(flags: &[&str]) -> Settings {
         let program = LimitsArguments::augment_args(Command::new("serve"));
         let program = ServeArguments::augment_args(program);

@@ -61,7 +61,7 @@ impl TlsArguments {
     ///
     /// # Errors
     ///
-    /// If a flag is given without another that it needs.
+    /// If a flag is given without another one that it needs.
     pub(super) fn files(self) -> Result<Option<TlsFiles>> {
         let (certificate, key) = match (self.tls_certificate, self.tls_key) {
             (Some(certificate), Some(key)) => (certificate, key),

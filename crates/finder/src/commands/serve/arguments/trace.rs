@@ -21,7 +21,8 @@ pub(super) struct TraceArguments {
 }
 
 impl TraceArguments {
-    /// Returns where this share of the calls is traced, if anywhere.
+    /// Returns the collector and the share of the calls that are traced; `None` without a
+    /// collector.
     pub(super) fn settings(self, share: f64) -> Option<Traces> {
         (self.otlp_endpoint).map(|collector| Traces { collector, share })
     }

@@ -568,8 +568,9 @@ async fn misbehave(attack: Attack, socket: TcpStream, number: usize) -> io::Resu
     until_closed(&socket).await
 }
 
-/// Starts searches, waits until the server has read the requests and so has started the searches,
-/// too, and then calls `act` for each stream.
+/// Repeatedly requests a few searches, waits until the server has read the requests (and so has
+/// started the searches), and calls `act` for each of their streams. Ends when the connection's
+/// stream IDs are nearly used up.
 async fn begin_and(connection: &mut Connection, act: impl Fn(&mut Vec<u8>, u32)) -> io::Result<()> {
     let (find, search) = (call(FIND), endless_search(0));
     while !connection.is_used_up() {

@@ -20,8 +20,9 @@ pub(crate) struct Slope {
 impl Slope {
     /// Returns the Theil-Sen estimate: the median of the slopes between all pairs of points. It is
     /// robust against outliers as long as they are fewer than 29% of the points. The interval comes
-    /// from a block bootstrap: each series adds random blocks of the residuals to the estimated
-    /// line. Returns `None` for fewer than two blocks of points.
+    /// from a block bootstrap: the slope is estimated again for many made-up series, each of which
+    /// is the estimated line plus random blocks of the residuals. Returns `None` for fewer than two
+    /// blocks of points.
     pub(crate) fn of(points: &[(f64, f64)]) -> Option<Slope> {
         if points.len() < 2 * BLOCK {
             return None;

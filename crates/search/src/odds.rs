@@ -530,7 +530,8 @@ struct Sweep {
     low: f64,
     /// How much higher the chance may be, if there were too many states.
     gap: Option<f64>,
-    /// Whether no state is left: every text whose state was not forgotten has matched.
+    /// Whether every text has matched, leaving aside those whose states were forgotten because
+    /// there were too many.
     all: bool,
 }
 

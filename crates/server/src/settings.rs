@@ -39,8 +39,8 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     /// Credentials that the server accepts. Default: none.
     pub auth: auth::Settings,
-    /// Clients that may list and cancel the searches of all clients. On a Unix socket, root and the
-    /// user who runs the server may do so, too.
+    /// Clients that may list and cancel the searches of all clients. So may the bearers of API keys
+    /// with the role `operator` and, on a Unix socket, root and the user who runs the server.
     pub operators: Vec<ClientName>,
     /// Where the server sends the spans of calls. Default: nowhere.
     pub traces: Option<Traces>,

@@ -81,7 +81,8 @@ fn multi_threaded(others: usize) -> io::Result<Option<Runtime>> {
 }
 
 /// Returns how many more threads, up to `wanted`, the system allows this process at the same time.
-/// It starts them for a moment, and waits until they no longer count against the limit.
+/// It starts them for a moment. On systems with `/proc`, it then waits, for at most a second, until
+/// they no longer count against the limit.
 #[must_use]
 pub fn startable(wanted: usize) -> usize {
     let before = count();

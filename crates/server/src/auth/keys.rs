@@ -436,7 +436,8 @@ struct Old {
 }
 
 /// Replaces the file at `path`: writes the text to the file `new` in the same folder, and renames
-/// `new` to `path`. If the file cannot be replaced, overwrites it.
+/// `new` to `path`. If an existing file cannot be replaced because of its place or its permissions,
+/// overwrites it.
 fn replace(path: &Path, new: &Path, folder: &File, text: &str, old: Option<&Old>) -> Result<()> {
     let written = write_new(new, text, old.map(|old| &old.metadata));
     let is_copied = written.is_ok();

@@ -36,9 +36,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Divisor of the limit on open calls for methods that need no credential: such calls may be a
 /// quarter of all open calls, and those of one address a quarter of that quarter.
 ///
-/// A health watch may never end. Without this limit, callers without a credential could use up all
-/// open calls from a few addresses, of which one IPv6 network has thousands. Then callers with a
-/// credential could make no call.
+/// A health watch may never end. Without this limit, callers without a credential could take all
+/// open calls, and would need only a few addresses to do it. A single IPv6 network has thousands.
+/// Then callers with a credential could make no call.
 const SHARE_FOR_ANYONE: usize = 4;
 
 /// Limits of one address, and of all addresses together.

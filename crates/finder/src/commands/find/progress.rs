@@ -189,7 +189,8 @@ impl Progress {
         points
     }
 
-    /// Returns the share of such searches that finish within `frontier - first` hashes.
+    /// Returns the chance, as a percentage, that a search with these odds finishes within `frontier
+    /// - first` hashes.
     fn percent(&self, frontier: Index) -> String {
         let chance = self.odds.chance_after(frontier - self.first);
         show(&chance, |chance| Percent(chance).to_string())

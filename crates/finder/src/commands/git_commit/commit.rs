@@ -121,6 +121,7 @@ fn start_of_trailers(message: &[&[u8]]) -> usize {
 }
 
 /// Returns whether a line begins with a name of ASCII letters, digits and hyphens, then a colon.
+/// Whitespace may precede the colon.
 fn is_trailer(line: &[u8]) -> bool {
     let Some(colon) = line.iter().position(|byte| *byte == b':') else {
         return false;

@@ -47,7 +47,7 @@ const WATCHES_OF_OPERATORS: usize = 16;
 #[derive(Clone, Default)]
 pub(super) struct Watches(Arc<Mutex<HashMap<ClientName, usize>>>);
 
-/// A watching call. It counts until this is dropped.
+/// A watching call. It is included in the count until this value is dropped.
 pub(super) struct Watch {
     watches: Watches,
     client: ClientName,

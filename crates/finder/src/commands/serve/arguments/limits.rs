@@ -64,7 +64,7 @@ pub(crate) struct LimitsArguments {
 
     /// Maximum number of wrong credentials of one address per second, and ten times as many at once
     /// [default: 10, or 160 with behind-proxy]. Beyond that, the server rejects all credentials of
-    /// the address without checking them, so guessing costs it nothing.
+    /// the address without checking them, so that further guesses cost the server nothing.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroU32>)]
     maximum_refused_credentials_per_second: Option<NonZeroU32>,
 

@@ -412,7 +412,8 @@ mod tests {
         }
     }
 
-    /// Otherwise, a nearest secret that was not tried yet would be shown as found.
+    /// If such a cursor were accepted, a secret that has not been tried yet would be shown as
+    /// found.
     #[test]
     fn a_nearest_secret_beyond_the_frontier_is_rejected() {
         let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();

@@ -390,8 +390,8 @@ impl Layout {
     /// Creates a layout without fields, with room in each field for names of at most `longest`
     /// characters.
     fn new(longest: usize, distance: usize) -> Layout {
-        // A window that has begun is open only while fewer characters may differ than are still
-        // unseen.
+        // A window that has begun is open only while the number of its characters that may still
+        // differ is less than the number still unseen.
         let most = longest.saturating_sub(1).min(distance + 1).max(1);
         Layout {
             fields: 0,

@@ -152,7 +152,7 @@ pub enum Anchor {
     Anywhere,
     /// At the beginning.
     Prefix,
-    /// At the end, including the padding.
+    /// At the very end. Padding is part of the hashed name, so the name then ends with it.
     Suffix,
 }
 

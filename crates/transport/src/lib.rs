@@ -15,6 +15,52 @@
 //!
 //! This crate knows nothing about the purpose of the calls. Of the crates of this workspace, it may
 //! depend only on `hashfinder-system` and `hashfinder-tls`.
+//!
+//! # Example
+//!
+//! ```
+//! use std::{
+//!     convert::Infallible,
+//!     future::{Ready, ready},
+//!     sync::Arc,
+//!     task::{Context, Poll},
+//! };
+//!
+//! use hashfinder_transport::{Counts, Listener, Server, Settings, open_files};
+//! use http::{Request, Response};
+//! use tonic::body::Body;
+//! use tower_service::Service;
+//!
+//! /// Answers every request with an empty response.
+//! #[derive(Clone)]
+//! struct Empty;
+//!
+//! impl Service<Request<Body>> for Empty {
+//!     type Response = Response<Body>;
+//!     type Error = Infallible;
+//!     type Future = Ready<Result<Response<Body>, Infallible>>;
+//!
+//!     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+//!         Poll::Ready(Ok(()))
+//!     }
+//!
+//!     fn call(&mut self, _: Request<Body>) -> Self::Future {
+//!         ready(Ok(Response::new(Body::empty())))
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let listener = Listener::tcp(&["127.0.0.1:0".parse()?], false)?;
+//! println!("listening on {}", listener.address()?);
+//! let limits = Settings::default().limits(open_files())?;
+//! let server = Server::new(Empty, None, limits, Counts::default(), Arc::new(|_| {}));
+//! // A real server would wait for a signal.
+//! let shutdown = async {};
+//! server.serve(listener, shutdown).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -699,8 +699,8 @@ fn a_search_that_waits_for_a_slice_tries_the_rest_of_it() {
     assert_eq!(world.report(waiting), None);
 }
 
-/// After a slice panics, the searches that shared it share again, once each has tried its secrets
-/// alone.
+/// After a slice panics, each search that shared it tries the slice's secrets alone. The one that
+/// caused the panic fails; the others then share again.
 #[test]
 fn after_a_panic_the_other_searches_share_again() {
     let mut world = World::default();

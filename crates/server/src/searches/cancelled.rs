@@ -1,4 +1,4 @@
-//! Reports the cancellation of a call to a stream that still sends its last messages after that.
+//! Notifies a stream that its call was cancelled, so that the stream can still send its last messages.
 
 use std::{
     pin::Pin,

@@ -93,9 +93,9 @@ pub(crate) struct LimitsArguments {
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroU32>)]
     maximum_connections_per_second_per_address: Option<NonZeroU32>,
 
-    /// Maximum number of open calls of one connection, and at most three quarters of those of its
-    /// address [default: 1000, or 16000 with behind-proxy]. The address's other connections find
-    /// room.
+    /// Maximum number of open calls of one connection [default: 1000, or 16000 with behind-proxy].
+    /// If three quarters of the maximum for its address are fewer, that applies instead, so that
+    /// the address's other connections find room.
     #[arg(long, value_name = "N", value_parser = positive::<NonZeroU32>)]
     maximum_streams_per_connection: Option<NonZeroU32>,
 

@@ -17,7 +17,7 @@ from html import escape
 import pyte
 
 COMMAND = ["find", "hashfinder", "--ideal-distance", "1", "--show-inferior", "3"]
-COLUMNS, ROWS = 88, 10
+COLUMNS, ROWS = 96, 10
 
 # How long the last frame is shown before the animation restarts.
 END_S = 5.0

@@ -1,4 +1,5 @@
-//! Notifies a stream that its call was cancelled, so that the stream can still send its last messages.
+//! Notifies a stream that its call was cancelled, so that the stream can still send its last
+//! messages.
 
 use std::{
     pin::Pin,

@@ -117,15 +117,13 @@ impl Sources {
     pub(super) fn unknown_variables(&self, settings: &Settings) -> Vec<String> {
         // A setting's variable does not contain its section, but users may expect that it does.
         let in_section = |name: &str| {
-            let mut with_section = settings.0.iter().filter_map(|setting| {
-                let section = setting.section.as_ref()?;
-                let path = [&setting.path[..], std::slice::from_ref(section)]
-                    .concat()
-                    .join("_");
-                let guess = format!("{PREFIX}{path}_{}", setting.name).replace('-', "_");
-                (guess.to_uppercase() == name).then(|| setting.variable(&setting.tables[0]))
+            let mut sections = settings.0.iter().filter(|one| one.section.is_some());
+            let meant = sections.find(|setting| {
+                let table = setting.tables[0].join("_");
+                let guess = format!("{PREFIX}{table}_{}", setting.name).replace('-', "_");
+                guess.to_uppercase() == name
             });
-            with_section.next()
+            meant.map(|setting| setting.variable(&setting.tables[0]))
         };
         let ours = settings.0.iter().flat_map(|setting| {
             let tables = setting.tables.iter();

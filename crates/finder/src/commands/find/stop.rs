@@ -92,8 +92,8 @@ impl Stops {
         })
     }
 
-    /// Returns the same, but for a command that has more to do when the search is over. From then
-    /// on, the command must receive the signals itself.
+    /// Adapts it to a command that continues after its search. Once the search is over, the command
+    /// must receive the signals itself.
     pub(super) fn ending_with_search(self) -> Stops {
         Stops {
             ends_with_search: true,

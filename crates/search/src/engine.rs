@@ -6,13 +6,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, PoisonError, atomic::Ordering},
-    task::{Context, Poll, Wake},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
 use hashfinder_kernels::Kernel;
 
 use crate::{
+    checkpoint::{Advance, Checkpoint},
     client::Client,
     cursor::Cursor,
     ids::SearchId,
@@ -20,9 +21,9 @@ use crate::{
     limits::{Limits, OverLimit, Usage},
     matcher::{Found, Matcher},
     outcome::{Event, Outcome, Release, Report},
-    progress::{Metrics, Progress},
+    progress::{Metrics, Progress, SearchState},
     query::{Candidate, Query},
-    scheduler::{Effects, Job, Request, Scheduler},
+    scheduler::{Effects, Job, Request, Resume, Scheduler},
     slice::{FIRST_SLICE, Slice, SliceResult},
     sync::{
         AtomicBool, AtomicUsize, Condvar, Mutex, MutexGuard,
@@ -239,6 +240,81 @@ impl Engine {
         })
     }
 
+    /// Resumes a search from a checkpoint, or starts one from [`Checkpoint::new`]. The result's
+    /// [`advance`](ResumableSearch::advance) returns the next checkpoints.
+    ///
+    /// `query` must be the one that the checkpoint belongs to. Its budget is ignored: the checkpoint
+    /// has the end. If `alone` is `true`, the search shares slices with no other, so a panic of the
+    /// backend is certainly its own.
+    ///
+    /// `on_release` is called as in [`search`](Self::search). The calling thread plans the filter,
+    /// but tries no secrets.
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit`] if the client or the engine has reached a limit; `on_release` is then dropped
+    /// without being called.
+    pub fn resume(
+        &self,
+        client: Client,
+        query: Query,
+        checkpoint: Checkpoint,
+        alone: bool,
+        on_release: impl FnOnce(Report) + Send + 'static,
+    ) -> Result<ResumableSearch, OverLimit> {
+        let clock = &self.shared.clock;
+        // A separate statement, as in `search`.
+        let admitted = self.shared.lock().admit(&client, clock());
+        admitted?;
+        let release: Release = Box::new(on_release);
+        let frontier = checkpoint.frontier();
+        let failed = Outcome::Failed(Cursor::new(&query, frontier));
+        let unplanned = checkpoint.clone();
+        let request = self.shared.plan(query, Resume { checkpoint, alone });
+        let now = clock();
+        let mut scheduler = self.shared.lock();
+        let (state, unplanned, effects) = match request {
+            Some(request) => {
+                let took = Duration::ZERO;
+                let (id, effects) = scheduler.submit(client, request, 0, took, release, now);
+                (State::UnderWay(id), None, effects)
+            }
+            None => {
+                let report = Report {
+                    outcome: failed.clone(),
+                    hashes: 0,
+                    tests: 0,
+                    stop_latency: None,
+                };
+                let took = Duration::ZERO;
+                let effects = scheduler.record_ended(&client, release, report, took, now);
+                let ended = Advance {
+                    candidates: Vec::new(),
+                    checkpoint: unplanned,
+                    outcome: Some(failed.clone()),
+                    progress: Progress {
+                        state: SearchState::Ended,
+                        frontier,
+                        hashes: 0,
+                        tests: 0,
+                    },
+                };
+                (
+                    State::Ended(failed, frontier),
+                    Some(Box::new(ended)),
+                    effects,
+                )
+            }
+        };
+        drop(scheduler);
+        self.shared.carry_out(effects);
+        let shared = Arc::clone(&self.shared);
+        Ok(ResumableSearch {
+            search: Search { state, shared },
+            unplanned,
+        })
+    }
+
     /// Returns the engine's totals and its current state.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
@@ -332,9 +408,26 @@ impl Shared {
                 cost,
                 matcher,
                 query,
+                resume: None,
             }),
         };
         (tried, head)
+    }
+
+    /// Plans the filter of a query that resumes. Returns `None` if that panics.
+    fn plan(&self, query: Query, resume: Resume) -> Option<Request> {
+        let plan = AssertUnwindSafe(|| {
+            let matcher = Arc::new(query.matcher());
+            (self.backend.cost(&matcher), matcher)
+        });
+        let (cost, matcher) = catch_unwind(plan).ok()?;
+        Some(Request {
+            rate: query.hit_rate(),
+            cost,
+            matcher,
+            query,
+            resume: Some(resume),
+        })
     }
 
     /// Runs jobs until the engine is dropped.
@@ -542,6 +635,43 @@ impl Drop for Search {
 impl fmt::Debug for Search {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Search").field(&self.id()).finish()
+    }
+}
+
+/// The handle of a search whose state is saved while it runs.
+///
+/// The search runs until its queue is full. Dropping the handle stops it.
+#[derive(Debug)]
+pub struct ResumableSearch {
+    search: Search,
+    /// What [`advance`](Self::advance) returns if planning the filter panicked, so that the search
+    /// has ended.
+    unplanned: Option<Box<Advance>>,
+}
+
+impl ResumableSearch {
+    /// Takes the candidates that are ready, and returns them with a checkpoint of the same moment.
+    /// `waker` is woken once, when half of the queue is full or the search has ended. It replaces
+    /// the waker of the previous call.
+    ///
+    /// After the end, every call returns the same outcome and checkpoint. The checkpoint includes
+    /// what the last slices brought back.
+    pub fn advance(&mut self, waker: &Waker) -> Advance {
+        if let Some(ended) = &self.unplanned {
+            return (**ended).clone();
+        }
+        let State::UnderWay(id) = self.search.state else {
+            unreachable!("a search that resumes is submitted, or its filter was not planned");
+        };
+        let (advance, effects) = self.search.shared.lock().advance(id, waker.clone());
+        self.search.shared.carry_out(effects);
+        advance
+    }
+
+    /// Returns a handle that can stop the search from another thread.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        self.search.stopper()
     }
 }
 

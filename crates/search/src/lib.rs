@@ -29,6 +29,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod client;
 mod cursor;
 mod engine;
@@ -50,9 +51,10 @@ mod spelling;
 mod sync;
 pub mod throughput;
 
+pub use checkpoint::{Advance, Checkpoint, InvalidCheckpoint, MAX_RANGES};
 pub use client::{Client, Quota};
 pub use cursor::{Cursor, CursorError};
-pub use engine::{Backend, Engine, Search, Stopper};
+pub use engine::{Backend, Engine, ResumableSearch, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel};
 pub use keyspace::{Alphabet, AlphabetError, Index, Keyspace, KeyspaceError};
 pub use limits::{Limits, OverLimit, Usage};

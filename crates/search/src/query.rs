@@ -249,6 +249,20 @@ impl Query {
         candidates.min_by_key(Candidate::nearness)
     }
 
+    /// Returns the nearest name of the secret at `index`, with its distance and its window. So a
+    /// candidate can be restored from its index alone.
+    ///
+    /// # Panics
+    ///
+    /// If `index` is not in the keyspace.
+    #[must_use]
+    pub fn candidate(&self, index: Index) -> Candidate {
+        let secret = self.keyspace.secret(index);
+        let nearest = self.nearest(&secret);
+        let nearest = nearest.expect("the secret at an index is in the keyspace");
+        Candidate { index, ..nearest }
+    }
+
     /// Returns the approximate fraction of secrets that are ideal or interesting: the sum over the
     /// names and windows, at most 1.
     #[must_use]

@@ -25,6 +25,7 @@ use std::{
 };
 
 use crate::{
+    checkpoint::Advance,
     client::Client,
     fair_queue::FairQueue,
     group::Group,
@@ -44,7 +45,11 @@ mod entry;
 mod scan;
 mod sharing;
 
-pub(crate) use self::{build::Build, effects::Effects, entry::Request};
+pub(crate) use self::{
+    build::Build,
+    effects::Effects,
+    entry::{Request, Resume},
+};
 use self::{
     build::Upkeep,
     entry::{Entry, MAX_SEGMENTS, Segment, Stop},
@@ -302,6 +307,45 @@ impl Scheduler {
         let stale = entry.reader.replace((waker, at_least));
         effects.stale.extend(stale.map(|(waker, _)| waker));
         (Poll::Pending, effects)
+    }
+
+    /// Takes the candidates that are ready, and returns them with the search's state at this moment.
+    /// Keeps `waker`, to wake it once when the queue is half full or the search has ended.
+    pub(crate) fn advance(&mut self, id: SearchId, waker: Waker) -> (Advance, Effects) {
+        let mut effects = Effects::default();
+        let limit = self.accounts.limits().queue_length;
+        let Some(entry) = self.searches.get_mut(&id) else {
+            // Only the handle calls this, and while it exists the entry is kept.
+            unreachable!("search {id} was forgotten before its handle was dropped");
+        };
+        let was_parked = entry.queue.len() >= limit;
+        let candidates = std::mem::take(&mut entry.queue).into();
+        let advance = Advance {
+            candidates,
+            checkpoint: entry.checkpoint(&self.scans),
+            outcome: entry.outcome.clone(),
+            progress: Progress {
+                state: entry.state(limit, &self.scans),
+                frontier: entry.frontier(&self.scans),
+                hashes: entry.hashes,
+                tests: entry.tests(&self.scans),
+            },
+        };
+        let stale = match entry.outcome {
+            Some(_) => Some(waker),
+            None => {
+                let half = limit.div_ceil(2);
+                let stale = entry.reader.replace((waker, half));
+                stale.map(|(waker, _)| waker)
+            }
+        };
+        effects.stale.extend(stale);
+        if was_parked {
+            self.note_change();
+            self.queue_turn(id, false);
+        }
+        effects.work = self.has_work();
+        (advance, effects)
     }
 
     /// Returns the index below which every secret has been tried for a search.
@@ -755,20 +799,11 @@ impl Scheduler {
                 entry.tested = entry.tests(&self.scans);
                 entry.outcome = Some(outcome);
                 effects.stale_matchers.extend(entry.matcher.take());
-                // Nothing beyond the frontier is ever reported.
-                entry.end = frontier;
-                entry.out_of_order.clear();
                 if let Some(ticket) = entry.ticket.take() {
                     self.fair_queue.remove(&entry.client, ticket);
                 }
-                self.await_slices(id);
-                let segments = self
-                    .searches
-                    .get_mut(&id)
-                    .map(|entry| std::mem::take(&mut entry.segments));
-                for segment in segments.unwrap_or_default() {
-                    self.leave(id, segment);
-                }
+                // What is covered beyond the frontier is kept for a checkpoint.
+                self.detach(id);
             } else if entry.queue.len() >= limit {
                 self.detach(id);
             }

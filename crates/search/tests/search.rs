@@ -7,14 +7,15 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
+    task::Waker,
     time::{Duration, Instant},
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use hashfinder_search::{
-    Algorithm, Alphabet, Anchor, Backend, Candidate, Client, Cursor, DesiredName, Distance,
-    Encoding, Engine, Event, Found, Index, Kernel, Keyspace, Matcher, Outcome, Query, Report,
-    Search, Spelling,
+    Algorithm, Alphabet, Anchor, Backend, Candidate, Checkpoint, Client, Cursor, DesiredName,
+    Distance, Encoding, Engine, Event, Found, Index, Kernel, Keyspace, Matcher, Outcome, Query,
+    Report, Search, Spelling,
 };
 use proptest::prelude::*;
 use sha1::Digest;
@@ -687,4 +688,104 @@ fn an_unread_search_is_parked() {
         report.recv().unwrap().outcome,
         Outcome::Stopped(_)
     ));
+}
+
+/// Searches are killed again and again, and resume from what was saved of them, as numbers. Together
+/// they report what a search reports that nothing interrupts.
+#[test]
+fn searches_that_resume_from_checkpoints_report_what_an_uninterrupted_one_does() {
+    const BUDGET: u64 = 3_000_000;
+    let engine = Engine::start(3, Kernel::best(), clock()).unwrap();
+    let query = |name: &str| {
+        let query = Query::new(name.parse().unwrap(), Distance::ZERO).unwrap();
+        let query = query.interesting(Distance::from(3));
+        query.hash_budget(NonZeroU64::new(BUDGET).unwrap())
+    };
+    for name in ["doctor", "hashes", "finder"] {
+        let query = query(name);
+        let mut search = engine
+            .search(Client::default(), query.clone(), |_| ())
+            .unwrap();
+        let mut expected = Vec::new();
+        let outcome = loop {
+            match search.blocking_next() {
+                Event::Candidates(candidates) => expected.extend(candidates),
+                Event::Ended(outcome) => break outcome,
+            }
+        };
+        assert!(!expected.is_empty());
+        let mut checkpoint = Checkpoint::new(&query);
+        let mut reported = Vec::new();
+        for run in 0.. {
+            let resumed = (engine.resume(
+                Client::default(),
+                query.clone(),
+                checkpoint.clone(),
+                run % 2 == 0,
+                |_| (),
+            ))
+            .unwrap();
+            // Another search of the same secrets, which may share its scan.
+            let other = engine.search(Client::default(), query.clone().without_budget(), |_| ());
+            let mut resumed = resumed;
+            let before = checkpoint.covered(&query);
+            let advance = loop {
+                std::thread::yield_now();
+                let advance = resumed.advance(Waker::noop());
+                reported.extend(advance.candidates.iter().copied());
+                let covered = advance.checkpoint.covered(&query);
+                if advance.outcome.is_some() || covered > before + BUDGET / 20 {
+                    break advance;
+                }
+            };
+            drop((resumed, other));
+            let saved = &advance.checkpoint;
+            let held: Vec<Index> = saved.held().collect();
+            let restored =
+                Checkpoint::restore(&query, saved.to_cover().to_vec(), &held, saved.end());
+            checkpoint = restored.unwrap();
+            assert_eq!(&checkpoint, saved);
+            if let Some(ended) = advance.outcome {
+                assert_eq!(ended, outcome);
+                assert_eq!(checkpoint.covered(&query), BUDGET);
+                assert!(run > 2, "it was hardly interrupted");
+                break;
+            }
+        }
+        assert_eq!(reported, expected);
+    }
+}
+
+#[test]
+fn numbers_that_are_no_checkpoint_are_rejected() {
+    let query = Query::new("doctor".parse().unwrap(), Distance::ZERO).unwrap();
+    let query = query.starting_at(100);
+    let restore = |ranges: &[(u64, u64)], held: &[Index], end| {
+        let ranges = ranges.iter().map(|(from, to)| *from..*to).collect();
+        Checkpoint::restore(&query, ranges, held, end).map(|checkpoint| checkpoint.frontier())
+    };
+    assert_eq!(restore(&[(100, 1000)], &[], 1000), Ok(100));
+    assert_eq!(
+        restore(&[(200, 300), (300, 400), (500, 1000)], &[], 1000),
+        Ok(200)
+    );
+    assert_eq!(restore(&[], &[], 1000), Ok(1000));
+    for (ranges, held, end) in [
+        (&[(99, 1000)][..], &[][..], 1000),
+        (&[(100, 1001)], &[], 1000),
+        (&[(200, 200)], &[], 1000),
+        (&[(300, 400), (200, 250)], &[], 1000),
+        (
+            &[(101, 102), (103, 104), (105, 106), (107, 108), (109, 110)],
+            &[],
+            1000,
+        ),
+        // None of these is near enough.
+        (&[(200, 1000)], &[200], 1000),
+        (&[(200, 1000)], &[150], 1000),
+        (&[], &[], 50),
+    ] {
+        let restored = restore(ranges, held, end);
+        assert!(restored.is_err(), "{ranges:?} {held:?} {end}: {restored:?}");
+    }
 }

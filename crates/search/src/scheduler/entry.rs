@@ -10,6 +10,7 @@ use std::{
 
 use super::scan::Scans;
 use crate::{
+    checkpoint::{Checkpoint, MAX_RANGES},
     client::Client,
     cursor::Cursor,
     fair_queue::Ticket,
@@ -21,10 +22,8 @@ use crate::{
     query::{Candidate, Query},
 };
 
-/// Maximum number of segments of a search: one for its own scan, and three for other searches'
-/// scans. More segments would cover its range a little sooner, but make each of its steps more
-/// expensive.
-pub(super) const MAX_SEGMENTS: usize = 4;
+/// Maximum number of segments of a search.
+pub(super) const MAX_SEGMENTS: usize = MAX_RANGES;
 
 /// Maximum number of hits per hash, on average, of all searches of a scan together: half of the
 /// rate that ends a slice of 2^16 secrets early. A search that has more hits shares with no other.
@@ -41,6 +40,15 @@ pub(crate) struct Request {
     pub(crate) rate: f64,
     /// Cost of a secret for this search alone, in a fast kernel's hashes.
     pub(crate) cost: f64,
+    /// Where the search resumes; `None` if it begins at the query's start.
+    pub(crate) resume: Option<Resume>,
+}
+
+/// How a search resumes.
+pub(crate) struct Resume {
+    pub(crate) checkpoint: Checkpoint,
+    /// Whether the search must share nothing, because its last run panicked.
+    pub(crate) alone: bool,
 }
 
 pub(super) struct Entry {
@@ -76,6 +84,8 @@ pub(super) struct Entry {
     /// Slices in flight that have to come back before the search can be released.
     pub(super) awaited: Vec<JobId>,
     pub(super) hashes: u64,
+    /// Number of secrets that were covered before the search resumed.
+    covered_before: u64,
     /// Number of secrets tested for the search, set when it ends.
     pub(super) tested: u64,
     /// How the search ended, set once nothing can change it any more.
@@ -119,27 +129,39 @@ impl Entry {
     /// Makes the entry of a search whose first `tried` secrets have been tried without a hit.
     pub(super) fn new(request: Request, client: Client, tried: u64, on_release: Release) -> Entry {
         let range = request.query.range();
+        let (checkpoint, alone) = match request.resume {
+            Some(Resume { checkpoint, alone }) => (checkpoint, alone),
+            None => {
+                let to_cover = vec![range.start + tried..range.end];
+                let new = Checkpoint::new(&request.query);
+                (Checkpoint { to_cover, ..new }, false)
+            }
+        };
+        let covered = checkpoint.covered(&request.query);
+        let segments = checkpoint.to_cover.into_iter().map(|range| Segment {
+            from: range.start,
+            end: range.end,
+            scan: None,
+        });
+        let held = checkpoint.held.into_iter();
         Entry {
             query: Arc::new(request.query),
             client,
-            end: range.end,
-            ideal: None,
-            segments: vec![Segment {
-                from: range.start + tried,
-                end: range.end,
-                scan: None,
-            }],
-            out_of_order: BTreeMap::new(),
+            end: checkpoint.end,
+            ideal: checkpoint.ideal,
+            segments: segments.collect(),
+            out_of_order: held.map(|candidate| (candidate.index, candidate)).collect(),
             queue: VecDeque::new(),
             rate: request.rate,
             cost: request.cost,
             matcher: Some(request.matcher),
-            alone_until: 0,
+            alone_until: if alone { checkpoint.end } else { 0 },
             refused_by: Vec::new(),
             stopped: None,
             ticket: None,
             awaited: Vec::new(),
             hashes: tried,
+            covered_before: covered - tried,
             tested: 0,
             outcome: None,
             on_release: Some(on_release),
@@ -189,7 +211,21 @@ impl Entry {
         }
         let left = self.segments.iter();
         let left = left.map(|segment| segment.end - segment.progress(scans));
-        self.end - self.query.range().start - left.sum::<u64>()
+        let covered = self.end - self.query.range().start - left.sum::<u64>();
+        // If an ideal hit lowers the end, less is covered than before.
+        covered.saturating_sub(self.covered_before)
+    }
+
+    /// Returns the search's state at this moment, for a reader that has taken the whole queue.
+    pub(super) fn checkpoint(&self, scans: &Scans) -> Checkpoint {
+        let to_cover = self.segments.iter();
+        let to_cover = to_cover.map(|segment| segment.progress(scans)..segment.end);
+        Checkpoint {
+            to_cover: to_cover.filter(|range| !range.is_empty()).collect(),
+            held: self.out_of_order.values().copied().collect(),
+            ideal: self.ideal,
+            end: self.end,
+        }
     }
 
     /// Whether a reader that waits for `at_least` candidates gets those in the queue.

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    client::Quota, cursor::Cursor, matcher::Matcher, name::Distance, outcome::Outcome,
-    query::Query, slice::FIRST_SLICE, sync::AtomicBool,
+    checkpoint::Checkpoint, client::Quota, cursor::Cursor, matcher::Matcher, name::Distance,
+    outcome::Outcome, query::Query, slice::FIRST_SLICE, sync::AtomicBool,
 };
 
 /// Number of secrets that a simulated worker tries per millisecond.
@@ -41,6 +41,7 @@ fn request(query: Query) -> Request {
         rate: query.hit_rate(),
         cost: COST,
         query,
+        resume: None,
     }
 }
 
@@ -87,6 +88,16 @@ impl World {
         plan: Plan,
         tried: u64,
     ) -> SearchId {
+        self.submit_request(client, request(query), plan, tried)
+    }
+
+    fn submit_request(
+        &mut self,
+        client: Client,
+        request: Request,
+        plan: Plan,
+        tried: u64,
+    ) -> SearchId {
         let (reports, releases) = (Arc::clone(&self.reports), Arc::clone(&self.releases));
         // The ID of the next search.
         let id = self.scheduler.next_id + 1;
@@ -99,7 +110,7 @@ impl World {
         let took = Duration::from_nanos(50 * tried);
         let request = Request {
             cost: self.cost.unwrap_or(COST),
-            ..request(query)
+            ..request
         };
         let submitted = (self.scheduler).submit(client, request, tried, took, release, self.now);
         let (submitted, effects) = submitted;
@@ -724,6 +735,63 @@ fn after_a_panic_the_other_searches_share_again() {
     }
 }
 
+/// Of two searches that share a scan, the second has covered much beyond its own position. When it
+/// is killed and resumes, it must not try that again.
+#[test]
+fn a_checkpoint_keeps_what_another_searchs_scan_has_covered() {
+    let mut world = World::default();
+    world.submit(hard());
+    for _ in 0..40 {
+        world.begin();
+    }
+    let second = world.submit(hard());
+    let shares = |world: &World| world.scheduler.searches[&second].segments.len() == 2;
+    while !shares(&world) {
+        world.begin();
+    }
+    for _ in 0..40 {
+        world.begin();
+    }
+    let (advance, effects) = world.scheduler.advance(second, Waker::noop().clone());
+    carry_out(effects);
+    let checkpoint = advance.checkpoint;
+    let [own, shared] = checkpoint.to_cover() else {
+        panic!("two ranges: {checkpoint:?}");
+    };
+    assert!(
+        own.end < shared.start,
+        "covered between {own:?} and {shared:?}"
+    );
+    carry_out(world.scheduler.stop(second, world.now));
+    let (stopped, effects) = world.scheduler.advance(second, Waker::noop().clone());
+    carry_out(effects);
+    assert!(matches!(stopped.outcome, Some(Outcome::Stopped(_))));
+    assert_eq!(stopped.checkpoint, checkpoint);
+    carry_out(world.scheduler.abandon(second, world.now));
+    let request = Request {
+        resume: Some(Resume {
+            checkpoint: checkpoint.clone(),
+            alone: true,
+        }),
+        ..request(hard())
+    };
+    let third = world.submit_request(Client::default(), request, Plan::default(), 0);
+    let mut tried = Vec::new();
+    while world.scheduler.frontier(third).unwrap() < shared.start {
+        let slice = world.slice().unwrap();
+        if slice.group.members() == [third] {
+            tried.push(slice.range.clone());
+        }
+        world.finish(slice);
+    }
+    let again = |slice: &Range<Index>| slice.start < shared.start && own.end < slice.end;
+    assert!(!tried.iter().any(again), "tried again: {tried:?}");
+    // The same index counts once, whichever run covered it.
+    let progress = world.scheduler.progress(third).unwrap();
+    let covered = checkpoint.covered(&hard()) + progress.tests;
+    assert!(covered >= progress.frontier);
+}
+
 /// A client that starts one search after another must not gain from always having the newest one.
 #[test]
 fn starting_new_searches_all_the_time_gains_nothing() {
@@ -935,6 +1003,86 @@ struct Watched {
     waits: Option<Arc<Woken>>,
     /// Ranges tried by the slices that served the search.
     tried: Vec<Range<Index>>,
+    /// What was saved of the search, if it can resume.
+    saved: Option<Saved>,
+}
+
+/// What was saved of a search that is killed, or stopped, and resumes.
+struct Saved {
+    client: Client,
+    query: Query,
+    checkpoint: Checkpoint,
+    /// Number of candidates reported with the checkpoint.
+    reported: usize,
+    /// Whether it waits to be resumed.
+    is_dormant: bool,
+    /// Whether it was stopped in order to resume it later.
+    is_pausing: bool,
+    was_resumed: bool,
+}
+
+impl Watched {
+    fn is_dormant(&self) -> bool {
+        self.saved.as_ref().is_some_and(|saved| saved.is_dormant)
+    }
+
+    /// Saves the state of the search at this moment, as a server does every half second.
+    fn save(&mut self, world: &mut World) {
+        let Some(saved) = &mut self.saved else { return };
+        let (advance, effects) = world.scheduler.advance(self.id, Waker::noop().clone());
+        carry_out(effects);
+        let frontier = advance.checkpoint.frontier();
+        assert_eq!(frontier, advance.progress.frontier);
+        let below = |candidate: &Candidate| candidate.index < frontier;
+        assert!(advance.candidates.iter().all(below));
+        self.reported.extend(advance.candidates);
+        assert!(
+            saved.checkpoint.frontier() <= frontier,
+            "a frontier moved back"
+        );
+        saved.checkpoint = advance.checkpoint;
+        saved.reported = self.reported.len();
+        match advance.outcome {
+            Some(Outcome::Stopped(_)) if saved.is_pausing => self.kill(world),
+            Some(Outcome::QuotaSpent { .. }) => self.kill(world),
+            outcome => self.ended = outcome,
+        }
+    }
+
+    /// Loses everything that was not saved.
+    fn kill(&mut self, world: &mut World) {
+        let Some(saved) = &mut self.saved else { return };
+        carry_out(world.scheduler.abandon(self.id, world.now));
+        saved.is_dormant = true;
+        saved.is_pausing = false;
+        self.reported.truncate(saved.reported);
+        self.frontier = saved.checkpoint.frontier();
+        // Only what the checkpoint says was tried.
+        self.tried.clear();
+        let mut from = self.start;
+        for range in saved.checkpoint.to_cover() {
+            self.tried.push(from..range.start);
+            from = range.end;
+        }
+        self.tried.push(from..saved.checkpoint.end());
+    }
+
+    /// Resumes the search, if the limits allow it.
+    fn resume(&mut self, world: &mut World, alone: bool) {
+        let Some(saved) = &mut self.saved else { return };
+        if world.scheduler.admit(&saved.client, world.now).is_err() {
+            return;
+        }
+        let checkpoint = saved.checkpoint.clone();
+        let request = Request {
+            resume: Some(Resume { checkpoint, alone }),
+            ..request(saved.query.clone())
+        };
+        let client = saved.client.clone();
+        self.id = world.submit_request(client, request, self.plan.clone(), 0);
+        saved.is_dormant = false;
+        saved.was_resumed = true;
+    }
 }
 
 impl Watched {
@@ -1009,6 +1157,9 @@ impl Watched {
             "reported up to {reached} from {}, then {outcome:?}; {report:?}",
             self.start
         );
+        if self.saved.as_ref().is_some_and(|saved| saved.was_resumed) {
+            return;
+        }
         // Each secret below the frontier counts as exactly one test. A stopped search may also have
         // tested secrets beyond its frontier.
         assert!(report.tests >= reached - self.start);
@@ -1069,6 +1220,7 @@ fn play(seed: u64) {
     let mut under_way: Vec<Slice> = Vec::new();
     let mut builds: Vec<Build> = Vec::new();
     let mut hashed = 0;
+    let mut submitted = 0;
     for turn in 0.. {
         assert!(turn < 200_000, "the schedule never ends");
         let arriving = watched.len() < count as usize;
@@ -1084,6 +1236,9 @@ fn play(seed: u64) {
         assert!(tests <= counted, "the number of tests decreased");
         tests = counted;
         for one in watched.iter_mut().filter(|one| !one.abandoned) {
+            if one.is_dormant() {
+                continue;
+            }
             let frontier = world.scheduler.frontier(one.id).unwrap();
             assert!(one.frontier <= frontier, "a frontier moved back");
             one.frontier = frontier;
@@ -1141,9 +1296,31 @@ fn play(seed: u64) {
                 let first = plan.hits.range(start..end).next();
                 let most = first.map_or(end - 1, |(index, _)| *index) - start;
                 let most = plan.poison.map_or(most, |poison| most.min(poison - start));
-                let tried = random(2) * most.min(FIRST_SLICE);
+                let can_resume = random(3) == 0;
+                let tried = match can_resume {
+                    true => 0,
+                    false => random(2) * most.min(FIRST_SLICE),
+                };
                 hashed += tried;
-                let id = world.submit_admitted(client, query, plan.clone(), tried);
+                let saved = can_resume.then(|| Saved {
+                    client: client.clone(),
+                    query: query.clone(),
+                    checkpoint: Checkpoint::new(&query),
+                    reported: 0,
+                    is_dormant: false,
+                    is_pausing: false,
+                    was_resumed: false,
+                });
+                let resume = saved.as_ref().map(|saved| Resume {
+                    checkpoint: saved.checkpoint.clone(),
+                    alone: random(8) == 0,
+                });
+                let request = Request {
+                    resume,
+                    ..request(query)
+                };
+                submitted += 1;
+                let id = world.submit_request(client, request, plan.clone(), tried);
                 watched.push(Watched {
                     id,
                     start,
@@ -1156,11 +1333,28 @@ fn play(seed: u64) {
                     frontier: 0,
                     waits: None,
                     tried: std::iter::once(start..start + tried).collect(),
+                    saved,
                 });
             }
             1 if random(12) == 0 && !watched.is_empty() => {
                 let index = random(watched.len() as u64) as usize;
                 let one = &mut watched[index];
+                if one.is_dormant() || one.ended.is_some() {
+                    continue;
+                }
+                if let Some(saved) = &mut one.saved
+                    && random(8) > 0
+                    && !one.abandoned
+                    && !one.stopped
+                {
+                    if random(2) == 0 {
+                        one.kill(&mut world);
+                    } else {
+                        saved.is_pausing = true;
+                        world.stop(one.id);
+                    }
+                    continue;
+                }
                 one.stopped = true;
                 if random(4) == 0 && !one.abandoned {
                     one.abandoned = true;
@@ -1172,7 +1366,13 @@ fn play(seed: u64) {
             2 | 3 if !watched.is_empty() => {
                 let index = random(watched.len() as u64) as usize;
                 let one = &mut watched[index];
-                if one.ended.is_none() && !one.abandoned {
+                if one.is_dormant() {
+                    let before = one.id;
+                    one.resume(&mut world, random(8) == 0);
+                    submitted += usize::from(one.id != before);
+                } else if one.saved.is_some() && one.ended.is_none() && !one.abandoned {
+                    one.save(&mut world);
+                } else if one.ended.is_none() && !one.abandoned {
                     let woken = Arc::new(Woken::default());
                     let waker = Waker::from(Arc::clone(&woken));
                     // A search's reader always waits for the same number of candidates.
@@ -1222,7 +1422,7 @@ fn play(seed: u64) {
     for one in watched.iter().filter(|one| !one.abandoned) {
         one.check(&reports[&one.id]);
     }
-    assert_eq!(reports.len(), watched.len(), "a search was not released");
+    assert_eq!(reports.len(), submitted, "a search was not released");
     assert_eq!(metrics.hashes, hashed);
     assert_eq!(
         reports.values().map(|report| report.hashes).sum::<u64>(),

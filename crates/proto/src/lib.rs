@@ -5,6 +5,7 @@
 //! - [`hash_name`]: messages, client and server of the reference contract
 //!   (`proto/hash_name.proto`).
 //! - [`v1`]: the same for our own contract (`proto/hashfinder/v1/finder.proto`).
+//! - [`google::longrunning`]: the same for long-running operations.
 //! - [`Reason`]: every reason for which a server of ours rejects or ends a call.
 //! - [`Details`]: what a client can read from an error status.
 //! - [`limits`]: the limits that the contract states.
@@ -50,13 +51,27 @@ pub mod hash_name {
     include!("generated/hash_name.rs");
 }
 
-/// Our own contract, generated from `proto/hashfinder/v1/finder.proto`.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
-pub mod v1 {
-    include!("generated/hashfinder.v1.rs");
+/// The contract of long-running operations, generated from
+/// `proto/google/longrunning/operations.proto`.
+pub mod google {
+    /// The package `google.longrunning`.
+    #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+    pub mod longrunning {
+        include!("generated/google.longrunning.rs");
+    }
 }
 
-/// Descriptors of both contracts: an encoded `google.protobuf.FileDescriptorSet`.
+/// Our own contract, generated from `proto/hashfinder/v1/finder.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+mod hashfinder {
+    pub mod v1 {
+        include!("generated/hashfinder.v1.rs");
+    }
+}
+
+pub use self::hashfinder::v1;
+
+/// Descriptors of all contracts: an encoded `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.binpb");
 
 impl From<v1::search_event::Event> for v1::SearchEvent {

@@ -95,6 +95,26 @@ reasons! {
     /// The client's address sent too many invalid credentials. For a while, the server checks no
     /// credential from this address.
     TooManyRefusedCredentials = "TOO_MANY_REFUSED_CREDENTIALS", rejection;
+    /// The server has no folder to save operations in.
+    OperationsDisabled = "OPERATIONS_DISABLED", rejection;
+    /// No operation has the requested name, or the operation belongs to another client.
+    OperationNotFound = "OPERATION_NOT_FOUND", rejection;
+    /// The operation has not ended, so it cannot be deleted.
+    OperationRunning = "OPERATION_RUNNING", rejection;
+    /// The operation of the repeated request was deleted.
+    OperationDeleted = "OPERATION_DELETED", rejection;
+    /// The request id belongs to another request of the client.
+    RequestIdReused = "REQUEST_ID_REUSED", rejection;
+    /// The client has its maximum number of saved or running operations.
+    TooManyOperations = "TOO_MANY_OPERATIONS", rejection;
+    /// Operations cannot be saved at the moment, for example because the disk is full.
+    StoreUnavailable = "STORE_UNAVAILABLE", rejection;
+    /// The saved operations are damaged, and an operator must recover them.
+    StoreDamaged = "STORE_DAMAGED", rejection;
+    /// The operation found the maximum number of candidates.
+    TooManyCandidates = "TOO_MANY_CANDIDATES", end;
+    /// The API key of the operation's client was revoked.
+    KeyRevoked = "KEY_REVOKED", end;
 }
 
 impl Reason {

@@ -15,15 +15,28 @@ fn the_generated_files_are_up_to_date() {
     fs::create_dir_all(&out).unwrap();
     // `protox` reads the protobuf files, so `protoc` is not needed.
     let protos = ["hash_name.proto", "hashfinder/v1/finder.proto"];
-    let descriptors = protox::compile(protos, [root.join("../../proto")]).unwrap();
+    let mut descriptors = protox::compile(protos, [root.join("../../proto")]).unwrap();
+    for file in &mut descriptors.file {
+        // The comments of Google's files are long, and written neither for Rust nor for our users.
+        if file.name().starts_with("google/") {
+            file.source_code_info = None;
+        }
+    }
     fs::write(out.join("descriptors.binpb"), descriptors.encode_to_vec()).unwrap();
     tonic_prost_build::configure()
         // How a client connects is not part of the contract.
         .build_transport(false)
+        .extern_path(".google.rpc.Status", "::tonic_types::Status")
         .out_dir(&out)
         .compile_fds(descriptors)
         .unwrap();
-    for name in ["descriptors.binpb", "hash_name.rs", "hashfinder.v1.rs"] {
+    // The files for other packages only describe options, or have their Rust types in a library.
+    for name in [
+        "descriptors.binpb",
+        "google.longrunning.rs",
+        "hash_name.rs",
+        "hashfinder.v1.rs",
+    ] {
         let generated = fs::read(out.join(name)).unwrap();
         let file = root.join("src/generated").join(name);
         if env::var_os("GENERATE").is_some() {

@@ -310,6 +310,9 @@ pub struct SearchSummary {
     /// Resume cursor, if it has ended; empty if nothing is left to search.
     #[prost(string, tag = "13")]
     pub cursor: ::prost::alloc::string::String,
+    /// Name of the operation that the search belongs to, if it does.
+    #[prost(string, tag = "14")]
+    pub operation: ::prost::alloc::string::String,
 }
 /// Which searches to list.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -399,6 +402,160 @@ pub struct CancelSearchResponse {
     /// summary report.
     #[prost(bool, tag = "2")]
     pub had_ended: bool,
+}
+/// What to search for, or which search to resume, in an operation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StartSearchRequest {
+    /// Hash budget: the operation ends after exactly this many hashes, if nothing ends it before.
+    ///
+    /// 0, and numbers above the server's own limit for operations, mean that limit.
+    #[prost(uint64, tag = "3")]
+    pub maximum_hashes: u64,
+    /// Identifies the request, so that a repeated request does not start a second operation: up to 64
+    /// visible ASCII characters, such as a UUID. Default: none.
+    ///
+    /// If the client has sent the same request with this id before, the response is the operation that
+    /// it started, even if that has ended. The server remembers an id until 24 hours after the
+    /// operation was deleted.
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Name for people: at most 128 bytes in UTF-8, no control characters.
+    #[prost(string, tag = "5")]
+    pub display_name: ::prost::alloc::string::String,
+    /// How long to keep the operation after its end, at most 30 days. Default: 30 days.
+    #[prost(message, optional, tag = "6")]
+    pub keep: ::core::option::Option<::prost_types::Duration>,
+    /// Start of the search. Required.
+    #[prost(oneof = "start_search_request::From", tags = "1, 2")]
+    pub from: ::core::option::Option<start_search_request::From>,
+}
+/// Nested message and enum types in `StartSearchRequest`.
+pub mod start_search_request {
+    /// Start of the search. Required.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum From {
+        /// Starts a search with the first secret.
+        #[prost(message, tag = "1")]
+        Query(super::Query),
+        /// Resumes a search from its cursor, with the same query.
+        #[prost(string, tag = "2")]
+        Cursor(::prost::alloc::string::String),
+    }
+}
+/// The metadata of an operation. All numbers report what is saved.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchMetadata {
+    /// Name for people, as given in the request.
+    #[prost(string, tag = "1")]
+    pub display_name: ::prost::alloc::string::String,
+    /// Client that owns the operation, as in `SearchSummary.client`, or `local`.
+    #[prost(string, tag = "2")]
+    pub client: ::prost::alloc::string::String,
+    /// What is searched for.
+    #[prost(message, optional, tag = "3")]
+    pub query: ::core::option::Option<Query>,
+    /// Index of the first secret: 0, or where the cursor of the request resumed.
+    #[prost(uint64, tag = "4")]
+    pub start: u64,
+    /// Hash budget of the operation: the requested one, or the server's own limit.
+    #[prost(uint64, tag = "5")]
+    pub maximum_hashes: u64,
+    /// State of the operation.
+    #[prost(enumeration = "OperationState", tag = "6")]
+    pub state: i32,
+    /// Why it is queued or paused, if it is.
+    #[prost(string, tag = "7")]
+    pub state_message: ::prost::alloc::string::String,
+    /// Number of secrets tried.
+    #[prost(uint64, tag = "8")]
+    pub hashes: u64,
+    /// Frontier: every secret with a lower index was tried.
+    #[prost(uint64, tag = "9")]
+    pub frontier: u64,
+    /// Number of candidates found, including the secret that ended it.
+    #[prost(uint64, tag = "10")]
+    pub candidates: u64,
+    /// When it was started.
+    #[prost(message, optional, tag = "11")]
+    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When its progress was last saved.
+    #[prost(message, optional, tag = "12")]
+    pub update_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it ended, if it has.
+    #[prost(message, optional, tag = "13")]
+    pub end_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it will be deleted, if it has ended.
+    #[prost(message, optional, tag = "14")]
+    pub expire_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why it ended, if it has.
+    #[prost(enumeration = "EndReason", tag = "15")]
+    pub end_reason: i32,
+    /// Explanation of the end, if there is one.
+    #[prost(string, tag = "16")]
+    pub end_message: ::prost::alloc::string::String,
+    /// Resume cursor, if it has ended; empty if nothing is left to search.
+    #[prost(string, tag = "17")]
+    pub cursor: ::prost::alloc::string::String,
+    /// Id of its current search, also shown by ListSearches; empty while it is not searched.
+    #[prost(string, tag = "18")]
+    pub search_id: ::prost::alloc::string::String,
+}
+/// The response of an operation that found a secret within the ideal distance.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchResult {
+    /// The secret.
+    #[prost(message, optional, tag = "1")]
+    pub found: ::core::option::Option<Candidate>,
+    /// Number of secrets tried.
+    #[prost(uint64, tag = "2")]
+    pub hashes: u64,
+}
+/// Which operation to watch, and from where.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchOperationRequest {
+    /// Name of the operation. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Index of the first secret to report: 0 for everything. After a lost connection, the index of the
+    /// last candidate that was received, plus 1.
+    #[prost(uint64, tag = "2")]
+    pub from_index: u64,
+    /// Interval of `progress` events, from 100 ms to 1 minute. Default: 1 s.
+    ///
+    /// The server replaces a value outside of this range with the nearest limit.
+    #[prost(message, optional, tag = "3")]
+    pub progress_interval: ::core::option::Option<::prost_types::Duration>,
+}
+/// An event of an operation.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchOperationResponse {
+    /// The event.
+    #[prost(message, optional, tag = "1")]
+    pub event: ::core::option::Option<SearchEvent>,
+}
+/// Which candidates to list.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCandidatesRequest {
+    /// Name of the operation. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Maximum number of candidates of the page. 0 means 100; numbers above 1,000 mean 1,000.
+    #[prost(int32, tag = "2")]
+    pub page_size: i32,
+    /// The `next_page_token` of the previous page; empty for the first page. It stays valid as long as
+    /// the operation is kept.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A page of candidates.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCandidatesResponse {
+    /// The candidates, in enumeration order.
+    #[prost(message, repeated, tag = "1")]
+    pub candidates: ::prost::alloc::vec::Vec<Candidate>,
+    /// The `page_token` of the next page; empty if there is none. A running operation may find more.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
 }
 /// Hash function for secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -586,6 +743,10 @@ pub enum EndReason {
     Failed = 9,
     /// The client did not read the stream for too long.
     StreamNotRead = 10,
+    /// The operation found the maximum number of candidates.
+    TooManyCandidates = 11,
+    /// The API key of the operation's client was revoked.
+    KeyRevoked = 12,
 }
 impl EndReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -605,6 +766,8 @@ impl EndReason {
             Self::Draining => "END_REASON_DRAINING",
             Self::Failed => "END_REASON_FAILED",
             Self::StreamNotRead => "END_REASON_STREAM_NOT_READ",
+            Self::TooManyCandidates => "END_REASON_TOO_MANY_CANDIDATES",
+            Self::KeyRevoked => "END_REASON_KEY_REVOKED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -621,6 +784,8 @@ impl EndReason {
             "END_REASON_DRAINING" => Some(Self::Draining),
             "END_REASON_FAILED" => Some(Self::Failed),
             "END_REASON_STREAM_NOT_READ" => Some(Self::StreamNotRead),
+            "END_REASON_TOO_MANY_CANDIDATES" => Some(Self::TooManyCandidates),
+            "END_REASON_KEY_REVOKED" => Some(Self::KeyRevoked),
             _ => None,
         }
     }
@@ -662,6 +827,47 @@ impl SearchState {
             "SEARCH_STATE_RUNNING" => Some(Self::Running),
             "SEARCH_STATE_PARKED" => Some(Self::Parked),
             "SEARCH_STATE_ENDED" => Some(Self::Ended),
+            _ => None,
+        }
+    }
+}
+/// State of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OperationState {
+    /// Unknown.
+    Unspecified = 0,
+    /// It waits for a place among the searches of the server or of its client.
+    Queued = 1,
+    /// It is being searched.
+    Running = 2,
+    /// It is paused, and continues by itself: `SearchMetadata.state_message` says why.
+    Paused = 3,
+    /// It has ended.
+    Ended = 4,
+}
+impl OperationState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OPERATION_STATE_UNSPECIFIED",
+            Self::Queued => "OPERATION_STATE_QUEUED",
+            Self::Running => "OPERATION_STATE_RUNNING",
+            Self::Paused => "OPERATION_STATE_PAUSED",
+            Self::Ended => "OPERATION_STATE_ENDED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OPERATION_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "OPERATION_STATE_QUEUED" => Some(Self::Queued),
+            "OPERATION_STATE_RUNNING" => Some(Self::Running),
+            "OPERATION_STATE_PAUSED" => Some(Self::Paused),
+            "OPERATION_STATE_ENDED" => Some(Self::Ended),
             _ => None,
         }
     }
@@ -915,6 +1121,8 @@ pub mod finder_client {
         /// that. If several callers cancel a search, the first one counts. Cancelling a search that has
         /// ended changes nothing and is not an error. NOT_FOUND, `SEARCH_NOT_FOUND`: no search has this
         /// id, or it belongs to another client.
+        ///
+        /// If the search belongs to an operation, this cancels the operation.
         pub async fn cancel_search(
             &mut self,
             request: impl tonic::IntoRequest<super::CancelSearchRequest>,
@@ -937,6 +1145,116 @@ pub mod finder_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("hashfinder.v1.Finder", "CancelSearch"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Starts an operation: a search that continues without its caller, and after a restart of the
+        /// server.
+        ///
+        /// The response is sent once the operation is saved. The metadata of the operation is a
+        /// `SearchMetadata`, its response a `SearchResult`. The service `google.longrunning.Operations`
+        /// returns, lists, awaits, cancels and deletes operations. An operation that has not found a secret
+        /// ends with an error: the status with which a Search would end, or one of these.
+        ///
+        /// - CANCELLED, `CANCELLED_BY_CLIENT` or `CANCELLED_BY_OPERATOR`: CancelOperation ended it.
+        /// - CANCELLED, `KEY_REVOKED`: the API key of its client was revoked.
+        /// - RESOURCE_EXHAUSTED, `TOO_MANY_CANDIDATES`: it found the maximum number of candidates.
+        /// - INTERNAL, `SEARCH_FAILED`: it failed twice because of a bug in the server, or it was resumed
+        ///   three times without any progress.
+        ///
+        /// Its client must have a credential, or be a user of a Unix socket, or be on the server's own
+        /// machine (such clients are one client, named `local`): other addresses can change hands. The
+        /// server rejects a call with these statuses, in addition to those above.
+        ///
+        /// - FAILED_PRECONDITION, `OPERATIONS_DISABLED`: the server has no folder to save operations in.
+        /// - ALREADY_EXISTS, `REQUEST_ID_REUSED`: the request id belongs to another request.
+        /// - ALREADY_EXISTS, `OPERATION_DELETED`: the operation of this request was deleted.
+        /// - RESOURCE_EXHAUSTED, `TOO_MANY_OPERATIONS`: the client has too many saved or running
+        ///   operations.
+        /// - UNAVAILABLE, `STORE_UNAVAILABLE`: operations cannot be saved at the moment.
+        /// - UNAVAILABLE, `STORE_DAMAGED`: the saved operations are damaged; the operator must recover them.
+        pub async fn start_search(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StartSearchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::google::longrunning::Operation>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hashfinder.v1.Finder/StartSearch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hashfinder.v1.Finder", "StartSearch"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Reports what an operation has found and will find, and its progress.
+        ///
+        /// The first event is `accepted`. Candidates come in enumeration order. After the event `ended`,
+        /// the stream ends with OK, however the operation ended. All events report what is saved: no crash
+        /// of the server takes it back. Cancelling the call does not stop the operation. When the server
+        /// shuts down, the stream ends with UNAVAILABLE, `DRAINING`.
+        ///
+        /// NOT_FOUND, `OPERATION_NOT_FOUND`: no operation has this name, or it belongs to another client.
+        /// RESOURCE_EXHAUSTED, `TOO_MANY_WATCHES`: the client, or the server as a whole, has too many
+        /// watching calls.
+        pub async fn watch_operation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchOperationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchOperationResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hashfinder.v1.Finder/WatchOperation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hashfinder.v1.Finder", "WatchOperation"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Lists the candidates of an operation in enumeration order, and last the secret that ended it.
+        ///
+        /// NOT_FOUND, `OPERATION_NOT_FOUND`: no operation has this name, or it belongs to another client.
+        pub async fn list_candidates(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCandidatesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCandidatesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/hashfinder.v1.Finder/ListCandidates",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("hashfinder.v1.Finder", "ListCandidates"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -1017,11 +1335,78 @@ pub mod finder_server {
         /// that. If several callers cancel a search, the first one counts. Cancelling a search that has
         /// ended changes nothing and is not an error. NOT_FOUND, `SEARCH_NOT_FOUND`: no search has this
         /// id, or it belongs to another client.
+        ///
+        /// If the search belongs to an operation, this cancels the operation.
         async fn cancel_search(
             &self,
             request: tonic::Request<super::CancelSearchRequest>,
         ) -> std::result::Result<
             tonic::Response<super::CancelSearchResponse>,
+            tonic::Status,
+        >;
+        /// Starts an operation: a search that continues without its caller, and after a restart of the
+        /// server.
+        ///
+        /// The response is sent once the operation is saved. The metadata of the operation is a
+        /// `SearchMetadata`, its response a `SearchResult`. The service `google.longrunning.Operations`
+        /// returns, lists, awaits, cancels and deletes operations. An operation that has not found a secret
+        /// ends with an error: the status with which a Search would end, or one of these.
+        ///
+        /// - CANCELLED, `CANCELLED_BY_CLIENT` or `CANCELLED_BY_OPERATOR`: CancelOperation ended it.
+        /// - CANCELLED, `KEY_REVOKED`: the API key of its client was revoked.
+        /// - RESOURCE_EXHAUSTED, `TOO_MANY_CANDIDATES`: it found the maximum number of candidates.
+        /// - INTERNAL, `SEARCH_FAILED`: it failed twice because of a bug in the server, or it was resumed
+        ///   three times without any progress.
+        ///
+        /// Its client must have a credential, or be a user of a Unix socket, or be on the server's own
+        /// machine (such clients are one client, named `local`): other addresses can change hands. The
+        /// server rejects a call with these statuses, in addition to those above.
+        ///
+        /// - FAILED_PRECONDITION, `OPERATIONS_DISABLED`: the server has no folder to save operations in.
+        /// - ALREADY_EXISTS, `REQUEST_ID_REUSED`: the request id belongs to another request.
+        /// - ALREADY_EXISTS, `OPERATION_DELETED`: the operation of this request was deleted.
+        /// - RESOURCE_EXHAUSTED, `TOO_MANY_OPERATIONS`: the client has too many saved or running
+        ///   operations.
+        /// - UNAVAILABLE, `STORE_UNAVAILABLE`: operations cannot be saved at the moment.
+        /// - UNAVAILABLE, `STORE_DAMAGED`: the saved operations are damaged; the operator must recover them.
+        async fn start_search(
+            &self,
+            request: tonic::Request<super::StartSearchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::super::super::google::longrunning::Operation>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchOperation method.
+        type WatchOperationStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::WatchOperationResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Reports what an operation has found and will find, and its progress.
+        ///
+        /// The first event is `accepted`. Candidates come in enumeration order. After the event `ended`,
+        /// the stream ends with OK, however the operation ended. All events report what is saved: no crash
+        /// of the server takes it back. Cancelling the call does not stop the operation. When the server
+        /// shuts down, the stream ends with UNAVAILABLE, `DRAINING`.
+        ///
+        /// NOT_FOUND, `OPERATION_NOT_FOUND`: no operation has this name, or it belongs to another client.
+        /// RESOURCE_EXHAUSTED, `TOO_MANY_WATCHES`: the client, or the server as a whole, has too many
+        /// watching calls.
+        async fn watch_operation(
+            &self,
+            request: tonic::Request<super::WatchOperationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchOperationStream>,
+            tonic::Status,
+        >;
+        /// Lists the candidates of an operation in enumeration order, and last the secret that ended it.
+        ///
+        /// NOT_FOUND, `OPERATION_NOT_FOUND`: no operation has this name, or it belongs to another client.
+        async fn list_candidates(
+            &self,
+            request: tonic::Request<super::ListCandidatesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCandidatesResponse>,
             tonic::Status,
         >;
     }
@@ -1358,6 +1743,142 @@ pub mod finder_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = CancelSearchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hashfinder.v1.Finder/StartSearch" => {
+                    #[allow(non_camel_case_types)]
+                    struct StartSearchSvc<T: Finder>(pub Arc<T>);
+                    impl<
+                        T: Finder,
+                    > tonic::server::UnaryService<super::StartSearchRequest>
+                    for StartSearchSvc<T> {
+                        type Response = super::super::super::google::longrunning::Operation;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StartSearchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Finder>::start_search(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StartSearchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hashfinder.v1.Finder/WatchOperation" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchOperationSvc<T: Finder>(pub Arc<T>);
+                    impl<
+                        T: Finder,
+                    > tonic::server::ServerStreamingService<super::WatchOperationRequest>
+                    for WatchOperationSvc<T> {
+                        type Response = super::WatchOperationResponse;
+                        type ResponseStream = T::WatchOperationStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchOperationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Finder>::watch_operation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchOperationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/hashfinder.v1.Finder/ListCandidates" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCandidatesSvc<T: Finder>(pub Arc<T>);
+                    impl<
+                        T: Finder,
+                    > tonic::server::UnaryService<super::ListCandidatesRequest>
+                    for ListCandidatesSvc<T> {
+                        type Response = super::ListCandidatesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCandidatesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Finder>::list_candidates(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCandidatesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -220,10 +220,12 @@ impl Entry {
     pub(super) fn checkpoint(&self, scans: &Scans) -> Checkpoint {
         let to_cover = self.segments.iter();
         let to_cover = to_cover.map(|segment| segment.progress(scans)..segment.end);
+        let to_cover: Vec<_> = to_cover.filter(|range| !range.is_empty()).collect();
         Checkpoint {
-            to_cover: to_cover.filter(|range| !range.is_empty()).collect(),
             held: self.out_of_order.values().copied().collect(),
-            ideal: self.ideal,
+            // Once everything below it is covered, it is reported as the outcome.
+            ideal: self.ideal.filter(|_| !to_cover.is_empty()),
+            to_cover,
             end: self.end,
         }
     }

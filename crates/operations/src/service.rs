@@ -1,0 +1,728 @@
+//! Operations in a running server: the threads around the runner and the store.
+//!
+//! Three threads: one owns the runner, one writes the store, and one reads it. Neither a slow disk
+//! nor a search blocks an async task.
+
+use std::{
+    collections::HashMap,
+    fmt, io, mem,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError},
+    },
+    task::{Wake, Waker},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use hashfinder_search::Index;
+use tokio::sync::{oneshot, watch};
+
+use crate::{
+    expiry::Expiry,
+    record::{Canceller, EndReason, Millis, Name, Record},
+    runner::{Counts, Effects, Error, Health, Host, Now, Replied, Reply, Runner, Snapshot},
+    sqlite::{Folder, OpenError, Sqlite, SqliteReader},
+    store::{Change, ClientLimits, Creation, Reader, Selection, Store, StoreError},
+};
+
+/// Pause before a store that failed is opened again.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+
+/// Interval at which operations whose time is over are deleted, and a full disk is checked for room.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// Maximum number of reads that wait. A read takes about a millisecond.
+const READS: usize = 1024;
+
+/// How long a dropped server waits for the last progress to be saved.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Bounds of the histogram of commit times, in seconds.
+pub const COMMIT_SECONDS: [f64; 9] = [0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+/// Limits of operations, with their defaults and reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum numbers of operations of one client. Default: 100 that have not ended, more than a
+    /// person follows, and 1,000 in all, which take about a megabyte. Nothing is deleted to make
+    /// room.
+    pub of_client: ClientLimits,
+    /// Maximum number of candidates of an operation. Default: 10,000, which take about half a
+    /// megabyte. A query with more of them is not selective.
+    pub candidates: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            of_client: ClientLimits {
+                running: 100,
+                saved: 1000,
+            },
+            candidates: 10_000,
+        }
+    }
+}
+
+/// State of the operations of a server, for its metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Metrics {
+    /// Whether operations can be saved.
+    pub health: Health,
+    /// Numbers of operations that have not ended.
+    pub counts: Counts,
+    /// Numbers of operations that have ended since the start, by reason.
+    pub ended: [(EndReason, u64); EndReason::ALL.len()],
+    /// Number of commits by duration: each element counts those up to a bound of
+    /// [`COMMIT_SECONDS`], the last one those that took longer. A commit counts in one of them.
+    pub commits: [u64; COMMIT_SECONDS.len() + 1],
+    /// Total duration of all commits.
+    pub commit_time: Duration,
+    /// Number of commits that failed.
+    pub failed_commits: u64,
+    /// How long the commit under way has taken.
+    pub commit_lag: Duration,
+    /// Size of the store, in bytes.
+    pub bytes: u64,
+}
+
+/// The operations of a server. Clones share them.
+///
+/// Dropping the last clone stops their searches, and waits up to three seconds until their progress
+/// is saved.
+#[derive(Clone)]
+pub struct Operations(Arc<Inner>);
+
+struct Inner {
+    messages: Sender<Message>,
+    shared: Arc<Shared>,
+    reads: SyncSender<Read>,
+    closed: Mutex<Receiver<()>>,
+}
+
+type Read = Box<dyn FnOnce(&mut Result<Box<dyn Reader>, StoreError>) + Send>;
+
+/// Opens a store, each time after it failed.
+type Open = Box<dyn FnMut() -> Result<Box<dyn Store>, StoreError> + Send>;
+
+/// What the threads share with async tasks.
+struct Shared {
+    /// Operations that have not ended.
+    live: Mutex<HashMap<Name, watch::Sender<Snapshot>>>,
+    metrics: Mutex<Metrics>,
+}
+
+enum Message {
+    Start(Box<Record>, oneshot::Sender<Reply>),
+    Cancel(Name, Canceller, oneshot::Sender<Reply>),
+    Delete(Name, oneshot::Sender<Reply>),
+    Drain(oneshot::Sender<Reply>),
+    Wake(Name),
+    Store(Event),
+    Close,
+}
+
+/// What the thread that writes the store reports.
+enum Event {
+    Opened {
+        records: Vec<Record>,
+        full: Option<Arc<str>>,
+    },
+    Committed(Vec<Creation>, Duration),
+    Failed(StoreError),
+    HasRoom,
+    Size(u64),
+}
+
+impl Operations {
+    /// Number of threads that operations need.
+    pub const THREADS: usize = 3;
+
+    /// Locks a folder, and starts the threads. The store is opened by one of them; until then,
+    /// requests fail with [`Error::Unavailable`].
+    ///
+    /// `host` is made on the thread that uses it.
+    ///
+    /// # Errors
+    ///
+    /// If another process uses the folder, it cannot be used, or a thread cannot be started.
+    pub fn open<H: Host + 'static>(
+        path: &Path,
+        limits: Limits,
+        host: impl FnOnce() -> H + Send + 'static,
+    ) -> Result<Operations, OpenError> {
+        let folder = Arc::new(Folder::lock(path)?);
+        let (of_open, file) = (Arc::clone(&folder), folder.file());
+        let open: Open = Box::new(move || {
+            let store = Sqlite::open(&of_open, limits.of_client)?;
+            Ok(Box::new(store))
+        });
+        let read = move || -> Result<Box<dyn Reader>, StoreError> {
+            Ok(Box::new(SqliteReader::open(&file)?))
+        };
+        let started = Operations::with_store(open, read, Some(folder), limits.candidates, host);
+        started.map_err(|error| OpenError::Unusable {
+            path: path.to_owned(),
+            why: error.to_string(),
+        })
+    }
+
+    fn with_store<H: Host + 'static>(
+        open: Open,
+        read: impl Fn() -> Result<Box<dyn Reader>, StoreError> + Send + 'static,
+        folder: Option<Arc<Folder>>,
+        most_candidates: u64,
+        host: impl FnOnce() -> H + Send + 'static,
+    ) -> io::Result<Operations> {
+        let shared = Arc::new(Shared {
+            live: Mutex::default(),
+            metrics: Mutex::new(Metrics {
+                health: Health::Loading,
+                counts: Counts::default(),
+                ended: EndReason::ALL.map(|reason| (reason, 0)),
+                commits: [0; COMMIT_SECONDS.len() + 1],
+                commit_time: Duration::ZERO,
+                failed_commits: 0,
+                commit_lag: Duration::ZERO,
+                bytes: 0,
+            }),
+        });
+        let (messages, received) = mpsc::channel();
+        let (batches, to_commit) = mpsc::channel();
+        let (reads, to_read) = mpsc::sync_channel(READS);
+        let (close, closed) = mpsc::channel();
+        let clock = Clock(Instant::now());
+        let of_writer = messages.clone();
+        let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name(name.to_owned()).spawn(work)
+        };
+        start(
+            "operations-write",
+            Box::new(move || {
+                let writer = Writer {
+                    open,
+                    folder,
+                    clock,
+                    events: of_writer,
+                    full: None,
+                };
+                writer.run(&to_commit);
+            }),
+        )?;
+        start(
+            "operations-read",
+            Box::new(move || {
+                let mut reader = Err(StoreError::Unavailable("not open".to_owned()));
+                for job in to_read {
+                    if reader.is_err() {
+                        reader = read();
+                    }
+                    let job: Read = job;
+                    job(&mut reader);
+                }
+            }),
+        )?;
+        let (of_runner, nudge) = (Arc::clone(&shared), messages.clone());
+        start(
+            "operations",
+            Box::new(move || {
+                let waker = move |name: &Name| {
+                    Waker::from(Arc::new(Nudge {
+                        name: name.clone(),
+                        messages: Mutex::new(nudge.clone()),
+                    }))
+                };
+                let runner = Runner::new(host(), most_candidates, waker);
+                run(runner, &received, &batches, &of_runner, clock);
+                // The writer ends, and then this is visible.
+                drop(batches);
+                drop(close);
+            }),
+        )?;
+        Ok(Operations(Arc::new(Inner {
+            messages,
+            shared,
+            reads,
+            closed: Mutex::new(closed),
+        })))
+    }
+
+    /// Starts an operation, or returns the one that the same request started before. Returns once it
+    /// is saved.
+    ///
+    /// Dropping the future does not prevent the operation from being started.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rejected`] if a limit or an earlier request forbids it, and the other errors if
+    /// operations cannot be saved.
+    pub async fn start(&self, record: Record) -> Result<Snapshot, Error> {
+        match self
+            .request(|reply| Message::Start(Box::new(record), reply))
+            .await?
+        {
+            Replied::Started(snapshot) => Ok(snapshot),
+            Replied::Existing(name) => {
+                let existing = self.get(&name).await?;
+                // It was deleted a moment ago.
+                existing.ok_or(Error::Rejected(crate::store::Rejection::Deleted))
+            }
+            Replied::Done => Err(Error::Draining),
+        }
+    }
+
+    /// Cancels an operation. Its search is stopped at once; returns once its end is saved. An
+    /// operation that has ended does not change.
+    ///
+    /// Dropping the future does not prevent the cancellation.
+    ///
+    /// # Errors
+    ///
+    /// If operations cannot be saved.
+    pub async fn cancel(&self, name: &Name, by: Canceller) -> Result<(), Error> {
+        let name = name.clone();
+        self.request(|reply| Message::Cancel(name, by, reply))
+            .await
+            .map(drop)
+    }
+
+    /// Deletes an operation that has ended. Returns once that is saved.
+    ///
+    /// Dropping the future does not prevent the deletion.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnded`] if it has not ended, and the other errors if that cannot be saved.
+    pub async fn delete(&self, name: &Name) -> Result<(), Error> {
+        let name = name.clone();
+        self.request(|reply| Message::Delete(name, reply))
+            .await
+            .map(drop)
+    }
+
+    /// Stops the searches of all operations, and returns once their progress is saved. They are
+    /// resumed when the folder is opened again.
+    ///
+    /// Dropping the future does not resume them.
+    ///
+    /// # Errors
+    ///
+    /// If the threads have ended.
+    pub async fn drain(&self) -> Result<(), Error> {
+        self.request(Message::Drain).await.map(drop)
+    }
+
+    async fn request(
+        &self,
+        message: impl FnOnce(oneshot::Sender<Reply>) -> Message,
+    ) -> Result<Replied, Error> {
+        let (sender, reply) = oneshot::channel();
+        let sent = self.0.messages.send(message(sender));
+        sent.map_err(|_| Error::Draining)?;
+        reply.await.map_err(|_| Error::Draining)?
+    }
+
+    /// Returns an operation as it is saved, if there is one with this name.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read.
+    pub async fn get(&self, name: &Name) -> Result<Option<Snapshot>, Error> {
+        if let Some(live) = self.0.shared.live().get(name) {
+            return Ok(Some(live.borrow().clone()));
+        }
+        let of_read = name.clone();
+        let record = self.read(move |reader| reader.get(&of_read)).await?;
+        Ok(record.map(|record| self.0.shared.snapshot(record)))
+    }
+
+    /// Watches an operation that has not ended. The channel closes after the last snapshot, or if
+    /// the store failed and has a later state; [`get`](Self::get) then returns it.
+    #[must_use]
+    pub fn watch(&self, name: &Name) -> Option<watch::Receiver<Snapshot>> {
+        self.0.shared.live().get(name).map(watch::Sender::subscribe)
+    }
+
+    /// Returns up to `limit` operations, ordered by creation time and name.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read.
+    pub async fn list(&self, selection: Selection, limit: usize) -> Result<Vec<Snapshot>, Error> {
+        let records = self
+            .read(move |reader| reader.list(&selection, limit))
+            .await?;
+        let records = records.into_iter();
+        Ok(records
+            .map(|record| self.0.shared.snapshot(record))
+            .collect())
+    }
+
+    /// Returns up to `limit` indices of an operation's candidates from `from` on, in order. The last
+    /// one of an operation that found a secret is that secret's.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read.
+    pub async fn candidates(
+        &self,
+        name: &Name,
+        from: Index,
+        limit: usize,
+    ) -> Result<Vec<Index>, Error> {
+        let name = name.clone();
+        self.read(move |reader| reader.candidates(&name, from, limit))
+            .await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut dyn Reader) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Error> {
+        if self.0.shared.metrics().health == Health::Loading
+            && let Some(error) = Health::Loading.error()
+        {
+            return Err(error);
+        }
+        let (sender, result) = oneshot::channel();
+        let job: Read = Box::new(move |reader| {
+            let result = match reader {
+                Ok(reader) => read(&mut **reader),
+                Err(error) => Err(mem::replace(
+                    error,
+                    StoreError::Unavailable("not open".into()),
+                )),
+            };
+            if result.is_err() && reader.is_ok() {
+                // It is opened again for the next read.
+                *reader = Err(StoreError::Unavailable("not open".to_owned()));
+            }
+            // The receiver is gone if its call has ended.
+            drop(sender.send(result));
+        });
+        match self.0.reads.try_send(job) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                return Err(Error::Unavailable(
+                    "too many reads are waiting; try again".into(),
+                ));
+            }
+            Err(TrySendError::Disconnected(_)) => return Err(Error::Draining),
+        }
+        let result = result.await.map_err(|_| Error::Draining)?;
+        result.map_err(|error| match error {
+            StoreError::Damaged(why) => Error::Damaged(why.into()),
+            StoreError::Full(why) | StoreError::Unavailable(why) => Error::Unavailable(why.into()),
+        })
+    }
+
+    /// Returns the state of all operations, for metrics.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.0.shared.metrics().clone()
+    }
+}
+
+impl fmt::Debug for Operations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operations").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let _ = self.messages.send(Message::Close);
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        // Fails at once when the thread has ended.
+        let _ = closed.recv_timeout(CLOSE_TIMEOUT);
+    }
+}
+
+impl Shared {
+    fn live(&self) -> MutexGuard<'_, HashMap<Name, watch::Sender<Snapshot>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn metrics(&self) -> MutexGuard<'_, Metrics> {
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the snapshot of an operation that was read from the store.
+    fn snapshot(&self, record: Record) -> Snapshot {
+        if let Some(live) = self.live().get(&record.name) {
+            return live.borrow().clone();
+        }
+        Snapshot::of(record, "is being loaded")
+    }
+
+    fn update(&self, effects: Effects<oneshot::Sender<Reply>>, health: &Health, counts: Counts) {
+        let mut live = self.live();
+        for (name, snapshot) in effects.changed {
+            match snapshot {
+                Some(snapshot) => match live.get(&name) {
+                    Some(sender) => drop(sender.send_replace(snapshot)),
+                    None => drop(live.insert(name, watch::Sender::new(snapshot))),
+                },
+                None => drop(live.remove(&name)),
+            }
+        }
+        drop(live);
+        let mut metrics = self.metrics();
+        for reason in effects.ended {
+            let counts = metrics.ended.iter_mut();
+            for (_, count) in counts.filter(|(counted, _)| *counted == reason) {
+                *count += 1;
+            }
+        }
+        if metrics.health != *health {
+            metrics.health = health.clone();
+        }
+        metrics.counts = counts;
+        drop(metrics);
+        // After the rest, so that a client that reads after its reply sees its own change.
+        for (ticket, reply) in effects.replies {
+            // The receiver is gone if its call has ended.
+            drop(ticket.send(reply));
+        }
+    }
+}
+
+/// Reads both clocks.
+#[derive(Clone, Copy)]
+struct Clock(Instant);
+
+impl Clock {
+    fn now(self) -> Now {
+        Now {
+            running: self.0.elapsed(),
+            wall: now(),
+        }
+    }
+}
+
+/// Returns the time on the system's clock.
+#[must_use]
+pub fn now() -> Millis {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| {
+        Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+    })
+}
+
+/// Wakes the runner for an operation.
+struct Nudge {
+    name: Name,
+    messages: Mutex<Sender<Message>>,
+}
+
+impl Wake for Nudge {
+    fn wake(self: Arc<Self>) {
+        let messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        // The runner is gone if the server has ended.
+        let _ = messages.send(Message::Wake(self.name.clone()));
+    }
+}
+
+/// The loop of the thread that owns the runner.
+fn run<H: Host>(
+    mut runner: Runner<H, oneshot::Sender<Reply>>,
+    messages: &Receiver<Message>,
+    batches: &Sender<(Vec<Change>, Millis)>,
+    shared: &Shared,
+    clock: Clock,
+) {
+    // Set when the server ends: the last progress is being saved.
+    let mut closing: Option<oneshot::Receiver<Reply>> = None;
+    loop {
+        let timeout = runner.deadline().saturating_sub(clock.now().running);
+        let mut message = match messages.recv_timeout(timeout) {
+            Ok(message) => Some(message),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        let now = clock.now();
+        while let Some(received) = message {
+            match received {
+                Message::Start(record, reply) => runner.start(*record, reply, now),
+                Message::Cancel(name, by, reply) => runner.cancel(&name, by, reply, now),
+                Message::Delete(name, reply) => runner.delete(&name, reply),
+                Message::Drain(reply) => runner.drain(reply, now),
+                Message::Wake(name) => runner.wake(&name, now),
+                Message::Store(event) => of_store(&mut runner, event, shared, now),
+                Message::Close => {
+                    let (sender, reply) = oneshot::channel();
+                    runner.drain(sender, now);
+                    closing = Some(reply);
+                }
+            }
+            message = messages.try_recv().ok();
+        }
+        runner.tick(now);
+        if let Some(batch) = runner.next_batch(now) {
+            // The writer ends only after this thread.
+            let _ = batches.send((batch, now.wall));
+        }
+        shared.metrics().commit_lag = runner.commit_lag(now);
+        let effects = runner.take_effects();
+        shared.update(effects, runner.health(), runner.counts());
+        if let Some(reply) = &mut closing
+            && reply.try_recv() != Err(oneshot::error::TryRecvError::Empty)
+        {
+            return;
+        }
+    }
+}
+
+fn of_store<H: Host>(
+    runner: &mut Runner<H, oneshot::Sender<Reply>>,
+    event: Event,
+    shared: &Shared,
+    now: Now,
+) {
+    match event {
+        Event::Opened { records, full } => {
+            tracing::info!(
+                operations = records.len(),
+                full = full.as_deref(),
+                "operations loaded"
+            );
+            runner.opened(records, full, now);
+        }
+        Event::Committed(creations, took) => {
+            let mut metrics = shared.metrics();
+            let seconds = took.as_secs_f64();
+            let bucket = COMMIT_SECONDS.partition_point(|bound| *bound < seconds);
+            metrics.commits[bucket] += 1;
+            metrics.commit_time += took;
+            drop(metrics);
+            runner.committed(creations, now);
+        }
+        Event::Failed(error) => {
+            shared.metrics().failed_commits += 1;
+            tracing::error!(%error, "operations cannot be saved; they are paused");
+            runner.failed(&error);
+        }
+        Event::HasRoom => {
+            tracing::info!("the disk has room again; operations continue");
+            runner.has_room(now);
+        }
+        Event::Size(bytes) => shared.metrics().bytes = bytes,
+    }
+}
+
+/// The thread that writes the store.
+struct Writer {
+    open: Open,
+    folder: Option<Arc<Folder>>,
+    clock: Clock,
+    events: Sender<Message>,
+    /// Why only cancellations and deletions are saved, if the disk is full.
+    full: Option<Arc<str>>,
+}
+
+/// Why a part of the writer's loop ends.
+enum Stop {
+    /// The runner's thread has ended.
+    Closed,
+    /// The store failed, and must be opened again.
+    Failed(StoreError),
+}
+
+impl Writer {
+    fn run(mut self, batches: &Receiver<(Vec<Change>, Millis)>) {
+        loop {
+            match self.serve(batches) {
+                Stop::Closed => return,
+                Stop::Failed(error) => {
+                    let is_damaged = matches!(error, StoreError::Damaged(_));
+                    if let (StoreError::Full(why), Some(folder)) = (&error, &self.folder) {
+                        self.full = Some(why.as_str().into());
+                        folder.release_reserve();
+                    }
+                    self.send(Event::Failed(error));
+                    // The runner sends no batch before the store is open again. A damaged store is
+                    // not opened again: an operator has to recover it.
+                    let wait = if is_damaged {
+                        Duration::MAX
+                    } else {
+                        REOPEN_AFTER
+                    };
+                    let closed = match wait {
+                        Duration::MAX => batches.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                        wait => batches.recv_timeout(wait),
+                    };
+                    if let Err(RecvTimeoutError::Disconnected) = closed {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens the store, and commits batches until it fails.
+    fn serve(&mut self, batches: &Receiver<(Vec<Change>, Millis)>) -> Stop {
+        match self.try_serve(batches) {
+            Ok(()) => Stop::Closed,
+            Err(error) => Stop::Failed(error),
+        }
+    }
+
+    fn try_serve(&mut self, batches: &Receiver<(Vec<Change>, Millis)>) -> Result<(), StoreError> {
+        let mut store = (self.open)()?;
+        let now = self.clock.now();
+        let mut expiry = Expiry::new(now.running, now.wall, store.last_commit()?);
+        let records = store.unfinished()?;
+        self.check_room();
+        let full = self.full.clone();
+        self.send(Event::Opened { records, full });
+        let mut next_check = now.running;
+        loop {
+            let now = self.clock.now();
+            if now.running >= next_check {
+                next_check = now.running + CHECK_EVERY;
+                if self.full.is_some() && self.check_room() {
+                    self.send(Event::HasRoom);
+                }
+                if expiry.read(now.running, now.wall) && self.full.is_none() {
+                    let deleted = store.expire(now.wall)?;
+                    if deleted > 0 {
+                        tracing::info!(operations = deleted, "deleted expired operations");
+                    }
+                }
+                if let Some(folder) = &self.folder {
+                    self.send(Event::Size(folder.size()));
+                }
+            }
+            let timeout = next_check.saturating_sub(now.running);
+            match batches.recv_timeout(timeout) {
+                Ok((changes, wall)) => {
+                    let began = Instant::now();
+                    let creations = store.commit(&changes, wall)?;
+                    self.send(Event::Committed(creations, began.elapsed()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    /// Returns whether the disk has room for the reserve.
+    fn check_room(&mut self) -> bool {
+        let has_room = self
+            .folder
+            .as_ref()
+            .is_none_or(|folder| folder.fill_reserve());
+        self.full = match has_room {
+            true => None,
+            false => self.full.take().or(Some("the disk is full".into())),
+        };
+        has_room
+    }
+
+    fn send(&self, event: Event) {
+        // The runner's thread has ended if the server has.
+        let _ = self.events.send(Message::Store(event));
+    }
+}

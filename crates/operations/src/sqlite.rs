@@ -1,0 +1,690 @@
+//! A store in a folder: an SQLite file, a lock, and a reserve for a full disk.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use hashfinder_search::{Checkpoint, Cursor, Index};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Statement, TransactionBehavior,
+    named_params, params,
+};
+
+use crate::{
+    record::{COLLECTION, Canceller, End, EndReason, Millis, Name, Record, Request},
+    store::{Change, ClientLimits, Creation, Reader, Rejection, Selection, Store, StoreError},
+};
+
+/// Name of the file of operations within the folder.
+pub const FILE: &str = "operations.db";
+
+/// Name of the file that a server locks, so that a second one does not use the same folder.
+const LOCK: &str = "lock";
+
+/// Name and size of a file that is deleted when the disk is full. What it frees is enough for about
+/// a thousand cancellations and deletions, with the pages of the log that they take.
+const RESERVE: &str = "reserve";
+const RESERVE_LEN: usize = 4 << 20;
+
+/// Marks the file as ours: "hfop" in ASCII.
+const APPLICATION_ID: i32 = 0x6866_6f70;
+
+/// The changes from each version of the schema to the next. The version of a file is how many of
+/// them it has. Released ones never change.
+const MIGRATIONS: [&str; 1] = [include_str!("schema/1.sql")];
+
+/// How long a request id is remembered after its operation was deleted, so that a delayed duplicate
+/// of the request does not start the work again.
+const REMEMBER_REQUEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Maximum number of expired operations to delete in one transaction. With ten thousand candidates
+/// each, that takes about a tenth of a second.
+const EXPIRED_AT_ONCE: i64 = 20;
+
+/// How long to wait for another process that uses the file, such as a backup.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process uses the folder.
+    #[error("another server{} uses {path:?}; give each server a folder of its own", of_process(*.process))]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+        /// The process that uses it, if it is known.
+        process: Option<u32>,
+    },
+    /// The folder cannot be created or read, or belongs to a later version.
+    #[error("cannot use the folder {path:?}: {why}")]
+    Unusable {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+fn of_process(process: Option<u32>) -> String {
+    process.map_or(String::new(), |process| format!(" (process {process})"))
+}
+
+/// A folder that this process has locked. The lock ends when this is dropped.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Creates the folder if it is missing, for this user alone, and locks it.
+    ///
+    /// # Errors
+    ///
+    /// If another process has locked it, or the system does not allow it.
+    pub fn lock(path: &Path) -> Result<Folder, OpenError> {
+        let unusable = |why: io::Error| OpenError::Unusable {
+            path: path.to_owned(),
+            why: why.to_string(),
+        };
+        let mut builder = DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(unusable)?;
+        let mut options = OpenOptions::new();
+        options
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600);
+        let mut lock = options.open(path.join(LOCK)).map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut process = String::new();
+                let _ = lock.read_to_string(&mut process);
+                return Err(OpenError::Locked {
+                    path: path.to_owned(),
+                    process: process.trim().parse().ok(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+        }
+        // Only for the message of another process. Without it, the lock works as well.
+        let _ = lock.set_len(0);
+        let _ = lock.rewind();
+        let _ = writeln!(lock, "{}", std::process::id());
+        Ok(Folder {
+            path: path.to_owned(),
+            _lock: lock,
+        })
+    }
+
+    /// Returns the path of the file of operations.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.path.join(FILE)
+    }
+
+    /// Writes the reserve, if it is missing. Returns whether it exists, that is, whether the disk
+    /// has room.
+    pub(crate) fn fill_reserve(&self) -> bool {
+        let path = self.path.join(RESERVE);
+        if fs::metadata(&path).is_ok_and(|file| file.len() == RESERVE_LEN as u64) {
+            return true;
+        }
+        let fill = || -> io::Result<()> {
+            let mut options = OpenOptions::new();
+            let mut file = options
+                .create(true)
+                .truncate(true)
+                .write(true)
+                .mode(0o600)
+                .open(&path)?;
+            // Not zeros: a file system may store these without taking any room.
+            let noise: Vec<u8> = (0..RESERVE_LEN as u64)
+                .map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+                .collect();
+            file.write_all(&noise)?;
+            file.sync_all()
+        };
+        let filled = fill().is_ok();
+        if !filled {
+            let _ = fs::remove_file(&path);
+        }
+        filled
+    }
+
+    /// Deletes the reserve, so that a full disk has a little room.
+    pub(crate) fn release_reserve(&self) {
+        let _ = fs::remove_file(self.path.join(RESERVE));
+    }
+
+    /// Returns the size of the store on disk, in bytes, with its log.
+    pub(crate) fn size(&self) -> u64 {
+        let parts = ["", "-wal"].map(|part| self.path.join(format!("{FILE}{part}")));
+        let sizes = parts.map(|path| fs::metadata(path).map_or(0, |file| file.len()));
+        sizes.iter().sum()
+    }
+}
+
+/// The store in a folder.
+#[derive(Debug)]
+pub struct Sqlite {
+    connection: Connection,
+    limits: ClientLimits,
+}
+
+impl Sqlite {
+    /// Opens the store in a folder, or creates an empty one. Checks the whole file, and brings it to
+    /// the current version.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Damaged`] if the file is not a valid store, or belongs to a later version.
+    pub fn open(folder: &Folder, limits: ClientLimits) -> Result<Sqlite, StoreError> {
+        let path = folder.file();
+        let is_new = !fs::exists(&path).map_err(|error| unavailable(&error))?;
+        if is_new {
+            // SQLite would create it for other users to read. Its other files follow it.
+            let mut options = OpenOptions::new();
+            let created = options.create_new(true).write(true).mode(0o600).open(&path);
+            created.map_err(|error| unavailable(&error))?;
+            let folder = File::open(&folder.path).and_then(|folder| folder.sync_all());
+            folder.map_err(|error| unavailable(&error))?;
+        }
+        let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        // A commit is durable once it returns, also if the power fails.
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "full")?;
+        connection.pragma_update(None, "journal_size_limit", RESERVE_LEN as i64)?;
+        check(&connection)?;
+        migrate(&mut connection)?;
+        Ok(Sqlite { connection, limits })
+    }
+}
+
+/// Opens a connection to a file that exists.
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    Ok(connection)
+}
+
+/// Checks that the file is a store of ours, of this version or an earlier one, and not damaged.
+fn check(connection: &Connection) -> Result<(), StoreError> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let (version, id) = (pragma("user_version")?, pragma("application_id")?);
+    let tables = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
+        row.get::<_, i64>(0)
+    })?;
+    if tables == 0 && version == 0 && id == 0 {
+        // A new file.
+        return Ok(());
+    }
+    if id != APPLICATION_ID {
+        return Err(StoreError::Damaged(format!(
+            "{FILE} is not a file of operations"
+        )));
+    }
+    if version as usize > MIGRATIONS.len() {
+        return Err(StoreError::Damaged(format!(
+            "{FILE} was written by a later version of hashfinder (schema {version}; this version \
+             reads up to {}); use that version",
+            MIGRATIONS.len()
+        )));
+    }
+    let check = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?;
+    if check != "ok" {
+        return Err(StoreError::Damaged(check));
+    }
+    Ok(())
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+    let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for (number, migration) in (1..).zip(MIGRATIONS).skip(version as usize) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", number)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+impl Store for Sqlite {
+    fn commit(&mut self, changes: &[Change], now: Millis) -> Result<Vec<Creation>, StoreError> {
+        let limits = self.limits;
+        let transaction =
+            (self.connection).transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut creations = Vec::new();
+        {
+            let mut update = transaction.prepare(UPDATE)?;
+            let mut add = transaction
+                .prepare("INSERT OR IGNORE INTO candidates (operation, place) VALUES (?1, ?2)")?;
+            for change in changes {
+                match change {
+                    Change::Create(record) => {
+                        creations.push(create(&transaction, record, limits)?);
+                    }
+                    Change::Update { record, candidates } => {
+                        update_record(&mut update, record)?;
+                        for index in candidates {
+                            add.execute(params![record.name.id(), number(*index)])?;
+                        }
+                    }
+                    Change::Delete(name) => delete(&transaction, name, now)?,
+                }
+            }
+            transaction.execute(
+                "INSERT INTO meta (key, value) VALUES ('last_commit', ?1)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                [now],
+            )?;
+        }
+        transaction.commit()?;
+        Ok(creations)
+    }
+
+    fn unfinished(&mut self) -> Result<Vec<Record>, StoreError> {
+        let sql = format!("{SELECT} WHERE ended IS NULL ORDER BY created, name");
+        records(&self.connection, &sql, [])
+    }
+
+    fn expire(&mut self, now: Millis) -> Result<u64, StoreError> {
+        let transaction =
+            (self.connection).transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let expired: Vec<String> = transaction
+            .prepare("SELECT name FROM operations WHERE expires <= ?1 ORDER BY expires LIMIT ?2")?
+            .query_map([now, EXPIRED_AT_ONCE], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        for name in &expired {
+            let name = format!("{COLLECTION}/{name}").parse();
+            delete(
+                &transaction,
+                &name.map_err(|_| damaged("a name is not valid"))?,
+                now,
+            )?;
+        }
+        transaction.execute("DELETE FROM requests WHERE forget <= ?1", [now])?;
+        transaction.commit()?;
+        Ok(expired.len() as u64)
+    }
+
+    fn last_commit(&mut self) -> Result<Option<Millis>, StoreError> {
+        let sql = "SELECT value FROM meta WHERE key = 'last_commit'";
+        Ok(self
+            .connection
+            .query_row(sql, [], |row| row.get(0))
+            .optional()?)
+    }
+}
+
+fn create(
+    connection: &Connection,
+    record: &Record,
+    limits: ClientLimits,
+) -> Result<Creation, StoreError> {
+    let request = &record.request;
+    let text = request.text();
+    if !request.request_id.is_empty() {
+        let sql = "SELECT operation, text, maximum_hashes, forget FROM requests
+                   WHERE client = ?1 AND request_id = ?2";
+        let earlier =
+            connection.query_row(sql, params![request.client, request.request_id], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, String>(1)? == text
+                        && row.get::<_, Vec<u8>>(2)? == number(request.maximum_hashes),
+                    row.get::<_, Option<Millis>>(3)?.is_some(),
+                ))
+            });
+        if let Some((operation, is_same, is_deleted)) = earlier.optional()? {
+            return Ok(match (is_same, is_deleted) {
+                (false, _) => Creation::Rejected(Rejection::RequestIdReused),
+                (true, true) => Creation::Rejected(Rejection::Deleted),
+                (true, false) => {
+                    let name = format!("{COLLECTION}/{operation}").parse();
+                    Creation::Existing(name.map_err(|_| damaged("a name is not valid"))?)
+                }
+            });
+        }
+    }
+    let count = |condition: &str| {
+        let sql = format!("SELECT count(*) FROM operations WHERE client = ?1 {condition}");
+        connection.query_row(&sql, [&request.client], |row| row.get::<_, i64>(0))
+    };
+    if count("AND ended IS NULL")?.cast_unsigned() >= limits.running {
+        let limit = limits.running;
+        return Ok(Creation::Rejected(Rejection::TooManyRunning { limit }));
+    }
+    if count("")?.cast_unsigned() >= limits.saved {
+        let limit = limits.saved;
+        return Ok(Creation::Rejected(Rejection::TooManySaved { limit }));
+    }
+    let keep = i64::try_from(request.keep.as_millis()).unwrap_or(i64::MAX);
+    let sql = "INSERT INTO operations (name, created, client, request_id, display_name, text,
+                   maximum_hashes, keep, budget, to_cover, held, end_place, candidates, updated,
+                   resumes, failures)
+               VALUES (:name, :created, :client, :request_id, :display_name, :text,
+                   :maximum_hashes, :keep, :budget, x'', x'', x'', 0, :created, 0, 0)";
+    connection.execute(
+        sql,
+        named_params! {
+            ":name": record.name.id(),
+            ":created": record.created,
+            ":client": request.client,
+            ":request_id": request.request_id,
+            ":display_name": request.display_name,
+            ":text": text,
+            ":maximum_hashes": number(request.maximum_hashes),
+            ":keep": keep,
+            ":budget": number(record.budget),
+        },
+    )?;
+    update_record(&mut connection.prepare(UPDATE)?, record)?;
+    if !request.request_id.is_empty() {
+        let sql = "INSERT INTO requests (client, request_id, operation, text, maximum_hashes)
+                   VALUES (?1, ?2, ?3, ?4, ?5)";
+        let number = number(request.maximum_hashes);
+        let id = record.name.id();
+        connection.execute(
+            sql,
+            params![request.client, request.request_id, id, text, number],
+        )?;
+    }
+    Ok(Creation::New)
+}
+
+const UPDATE: &str = "
+    UPDATE operations
+    SET to_cover = :to_cover, held = :held, end_place = :end_place, candidates = :candidates,
+        updated = :updated, resumes = :resumes, failures = :failures, cancel = :cancel,
+        ended = :ended, end_reason = :end_reason, end_message = :end_message, expires = :expires
+    WHERE name = :name";
+
+fn update_record(update: &mut Statement<'_>, record: &Record) -> Result<(), StoreError> {
+    let checkpoint = &record.checkpoint;
+    let to_cover = checkpoint.to_cover().iter();
+    let to_cover: Vec<u8> = to_cover
+        .flat_map(|range| [number(range.start), number(range.end)])
+        .flatten()
+        .collect();
+    let held: Vec<u8> = checkpoint.held().flat_map(number).collect();
+    let end = record.end.as_ref();
+    let updated = update.execute(named_params! {
+        ":name": record.name.id(),
+        ":to_cover": to_cover,
+        ":held": held,
+        ":end_place": number(checkpoint.end()),
+        ":candidates": i64::try_from(record.candidates).unwrap_or(i64::MAX),
+        ":updated": record.updated,
+        ":resumes": record.resumes,
+        ":failures": record.failures,
+        ":cancel": record.cancel.map(|by| canceller_name(by)),
+        ":ended": end.map(|end| end.at),
+        ":end_reason": end.map(|end| end.reason.name()),
+        ":end_message": end.map(|end| &end.message),
+        ":expires": record.expires(),
+    })?;
+    if updated == 1 {
+        Ok(())
+    } else {
+        Err(damaged(&format!("{} is missing", record.name)))
+    }
+}
+
+fn delete(connection: &Connection, name: &Name, now: Millis) -> Result<(), StoreError> {
+    let remember = i64::try_from(REMEMBER_REQUEST.as_millis()).unwrap_or(i64::MAX);
+    let forget = now.saturating_add(remember);
+    connection.execute("DELETE FROM candidates WHERE operation = ?1", [name.id()])?;
+    connection.execute("DELETE FROM operations WHERE name = ?1", [name.id()])?;
+    let sql = "UPDATE requests SET forget = ?2 WHERE operation = ?1";
+    connection.execute(sql, params![name.id(), forget])?;
+    Ok(())
+}
+
+const SELECT: &str = "
+    SELECT name, created, client, request_id, display_name, text, maximum_hashes, keep, budget,
+        to_cover, held, end_place, candidates, updated, resumes, failures, cancel,
+        ended, end_reason, end_message
+    FROM operations";
+
+fn records(
+    connection: &Connection,
+    sql: &str,
+    params: impl rusqlite::Params,
+) -> Result<Vec<Record>, StoreError> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query(params)?;
+    let mut records = Vec::new();
+    while let Some(row) = rows.next()? {
+        records.push(record(row)?);
+    }
+    Ok(records)
+}
+
+fn record(row: &Row<'_>) -> Result<Record, StoreError> {
+    let id: String = row.get("name")?;
+    let name: Result<Name, _> = format!("{COLLECTION}/{id}").parse();
+    let name = name.map_err(|_| damaged("a name is not valid"))?;
+    let wrong = |what: &str| damaged(&format!("{name}: {what} is not valid"));
+    let text: String = row.get("text")?;
+    let cursor: Cursor = text.parse().map_err(|_| wrong("text"))?;
+    let query = cursor.query();
+    let bytes = |column| -> Result<Vec<u8>, StoreError> { Ok(row.get(column)?) };
+    let one = |column| -> Result<u64, StoreError> {
+        match numbers(&bytes(column)?)[..] {
+            [Some(one)] => Ok(one),
+            _ => Err(wrong(column)),
+        }
+    };
+    let many = |column| -> Result<Vec<u64>, StoreError> {
+        let numbers: Option<Vec<u64>> = numbers(&bytes(column)?).into_iter().collect();
+        numbers.ok_or_else(|| wrong(column))
+    };
+    let to_cover = many("to_cover")?;
+    let to_cover = to_cover
+        .chunks(2)
+        .map(|pair| pair[0]..*pair.last().unwrap_or(&0))
+        .collect();
+    let checkpoint = Checkpoint::restore(&query, to_cover, &many("held")?, one("end_place")?);
+    let checkpoint = checkpoint.map_err(|error| damaged(&format!("{name}: {error}")))?;
+    let cancel: Option<String> = row.get("cancel")?;
+    let cancel = cancel.map(|by| canceller(&by).ok_or_else(|| wrong("cancel")));
+    let ended: Option<Millis> = row.get("ended")?;
+    let end = ended.map(|at| {
+        let reason: String = row.get("end_reason")?;
+        let reason = EndReason::ALL
+            .into_iter()
+            .find(|known| known.name() == reason);
+        Ok::<_, StoreError>(End {
+            at,
+            reason: reason.ok_or_else(|| wrong("end_reason"))?,
+            message: row.get("end_message")?,
+        })
+    });
+    let keep: i64 = row.get("keep")?;
+    let candidates: i64 = row.get("candidates")?;
+    Ok(Record {
+        request: Request {
+            client: Arc::from(row.get::<_, String>("client")?),
+            request_id: row.get("request_id")?,
+            display_name: row.get("display_name")?,
+            query,
+            maximum_hashes: one("maximum_hashes")?,
+            keep: Duration::from_millis(keep.try_into().unwrap_or(0)),
+        },
+        created: row.get("created")?,
+        budget: one("budget")?,
+        checkpoint,
+        candidates: candidates.try_into().map_err(|_| wrong("candidates"))?,
+        updated: row.get("updated")?,
+        resumes: row.get("resumes")?,
+        failures: row.get("failures")?,
+        cancel: cancel.transpose()?,
+        end: end.transpose()?,
+        name,
+    })
+}
+
+/// Returns a number as it is saved: 16 bytes, big-endian. SQLite's own integers are signed, and a
+/// fleet of servers needs more than 64 bits.
+fn number(number: u64) -> [u8; 16] {
+    u128::from(number).to_be_bytes()
+}
+
+/// Reads saved numbers. A number that does not fit is `None`.
+fn numbers(bytes: &[u8]) -> Vec<Option<u64>> {
+    let number = |bytes: &[u8]| {
+        let bytes = bytes.try_into().ok()?;
+        u64::try_from(u128::from_be_bytes(bytes)).ok()
+    };
+    bytes.chunks(16).map(number).collect()
+}
+
+fn canceller_name(by: Canceller) -> &'static str {
+    match by {
+        Canceller::Client => "client",
+        Canceller::Operator => "operator",
+        Canceller::Revocation => "revocation",
+    }
+}
+
+fn canceller(name: &str) -> Option<Canceller> {
+    let all = [
+        Canceller::Client,
+        Canceller::Operator,
+        Canceller::Revocation,
+    ];
+    all.into_iter().find(|by| canceller_name(*by) == name)
+}
+
+/// Reads the store beside the connection that writes it.
+#[derive(Debug)]
+pub struct SqliteReader(Connection);
+
+impl SqliteReader {
+    /// Opens the store at this path, which must exist.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened.
+    pub fn open(path: &Path) -> Result<SqliteReader, StoreError> {
+        // A reader of a log also writes to the file that readers and writers share.
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.pragma_update(None, "query_only", true)?;
+        check_version(&connection)?;
+        Ok(SqliteReader(connection))
+    }
+}
+
+/// Checks that a file is a store of this version.
+fn check_version(connection: &Connection) -> Result<(), StoreError> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let version = pragma("user_version")?;
+    if pragma("application_id")? != APPLICATION_ID || version as usize != MIGRATIONS.len() {
+        return Err(StoreError::Damaged(format!(
+            "{FILE} is not a file of operations of this version of hashfinder"
+        )));
+    }
+    Ok(())
+}
+
+impl Reader for SqliteReader {
+    fn get(&mut self, name: &Name) -> Result<Option<Record>, StoreError> {
+        let found = records(&self.0, &format!("{SELECT} WHERE name = ?1"), [name.id()])?;
+        Ok(found.into_iter().next())
+    }
+
+    fn list(&mut self, selection: &Selection, limit: usize) -> Result<Vec<Record>, StoreError> {
+        let mut conditions = vec!["(created, name) > (:created, :after)"];
+        if selection.client.is_some() {
+            conditions.push("client = :client");
+        } else {
+            conditions.push("(:client IS NULL)");
+        }
+        match selection.ended {
+            Some(true) => conditions.push("ended IS NOT NULL"),
+            Some(false) => conditions.push("ended IS NULL"),
+            None => {}
+        }
+        let sql = format!(
+            "{SELECT} WHERE {} ORDER BY created, name LIMIT :limit",
+            conditions.join(" AND ")
+        );
+        let (created, after) = selection
+            .after
+            .clone()
+            .unwrap_or((Millis::MIN, String::new()));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        records(
+            &self.0,
+            &sql,
+            named_params! {
+                ":created": created,
+                ":after": after,
+                ":client": selection.client,
+                ":limit": limit,
+            },
+        )
+    }
+
+    fn candidates(
+        &mut self,
+        name: &Name,
+        from: Index,
+        limit: usize,
+    ) -> Result<Vec<Index>, StoreError> {
+        let sql = "SELECT place FROM candidates WHERE operation = ?1 AND place >= ?2
+                   ORDER BY place LIMIT ?3";
+        let mut statement = self.0.prepare(sql)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut rows = statement.query(params![name.id(), number(from), limit])?;
+        let mut places = Vec::new();
+        while let Some(row) = rows.next()? {
+            let place: Vec<u8> = row.get(0)?;
+            match numbers(&place)[..] {
+                [Some(place)] => places.push(place),
+                _ => return Err(damaged(&format!("{name}: a candidate is not valid"))),
+            }
+        }
+        Ok(places)
+    }
+}
+
+fn damaged(what: &str) -> StoreError {
+    StoreError::Damaged(format!("{FILE}: {what}"))
+}
+
+fn unavailable(error: &io::Error) -> StoreError {
+    if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
+        return StoreError::Full(error.to_string());
+    }
+    StoreError::Unavailable(error.to_string())
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> StoreError {
+        let text = format!("{FILE}: {error}");
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => StoreError::Full(text),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(text),
+            Some(_) => StoreError::Unavailable(text),
+            // A column has another type than this program writes.
+            None => StoreError::Damaged(text),
+        }
+    }
+}

@@ -236,7 +236,7 @@ pub struct Effects<T> {
     /// Operations that have changed. Without a snapshot, the store has the latest state.
     pub changed: Vec<(Name, Option<Snapshot>)>,
     /// Operations that have ended, and this is saved.
-    pub ended: Vec<EndReason>,
+    pub ended: Vec<Arc<Record>>,
 }
 
 impl<T> Default for Effects<T> {
@@ -720,11 +720,13 @@ impl<H: Host, T> Runner<H, T> {
         if record.hashes() > live.saved.hashes() {
             live.crashes = 0;
         }
-        let end = record.end.clone();
-        live.saved = Arc::new(record);
+        let saved = Arc::new(record);
+        live.saved = Arc::clone(&saved);
         self.publish(&name);
-        let Some(end) = end else { return };
-        self.effects.ended.push(end.reason);
+        if saved.end.is_none() {
+            return;
+        }
+        self.effects.ended.push(saved);
         self.effects.changed.push((name.clone(), None));
         if let Some(live) = self.live.remove(&name) {
             let replies = live

@@ -470,11 +470,20 @@ impl Shared {
         }
         drop(live);
         let mut metrics = self.metrics();
-        for reason in effects.ended {
+        for record in effects.ended {
+            let Some(end) = &record.end else { continue };
             let counts = metrics.ended.iter_mut();
-            for (_, count) in counts.filter(|(counted, _)| *counted == reason) {
+            for (_, count) in counts.filter(|(reason, _)| *reason == end.reason) {
                 *count += 1;
             }
+            tracing::info!(
+                operation = %record.name,
+                client = %record.request.client,
+                reason = end.reason.name(),
+                hashes = record.hashes(),
+                candidates = record.candidates,
+                "operation ended"
+            );
         }
         if metrics.health != *health {
             metrics.health = health.clone();

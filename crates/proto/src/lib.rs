@@ -62,7 +62,13 @@ pub mod google {
 }
 
 /// Our own contract, generated from `proto/hashfinder/v1/finder.proto`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::pedantic,
+    reason = "generated"
+)]
 mod hashfinder {
     pub mod v1 {
         include!("generated/hashfinder.v1.rs");

@@ -165,6 +165,61 @@ pub(crate) enum CallError {
     /// The client's address has its maximum number of open calls.
     #[error("limit of {limit} open calls for this address reached; end one of them first")]
     TooManyOpenCallsOfAddress { limit: NonZeroUsize },
+    /// The server saves no operations.
+    #[error(
+        "this server saves no operations; its operator can enable that with `hashfinder serve \
+         --state FOLDER`"
+    )]
+    OperationsDisabled,
+    /// The client cannot own operations: its address may belong to another client tomorrow.
+    #[error(
+        "an operation needs an owner; send a credential, or call from the server's own machine"
+    )]
+    OperationNeedsOwner,
+    /// No operation has this name, or it belongs to another client.
+    #[error("no operation has this name, or it belongs to another client")]
+    NoSuchOperation,
+    /// The operation has not ended, so it cannot be deleted.
+    #[error("the operation has not ended; cancel it before you delete it")]
+    OperationNotEnded,
+    /// The operation of the repeated request was deleted.
+    #[error("the operation of this request was deleted; use a new request id to start another")]
+    OperationDeleted,
+    /// The request id belongs to another request of the client.
+    #[error("this request id belongs to another request; use a new one")]
+    RequestIdReused,
+    /// The client has its maximum number of operations that have not ended.
+    #[error(
+        "limit of {limit} running operations for this client reached; wait for one to end, or \
+         cancel one"
+    )]
+    TooManyRunningOperations { limit: u64 },
+    /// The client has its maximum number of operations.
+    #[error(
+        "limit of {limit} saved operations for this client reached; delete some that have ended"
+    )]
+    TooManySavedOperations { limit: u64 },
+    /// Operations cannot be saved or read at the moment.
+    #[error("operations cannot be saved or read at the moment: {0}; try again later")]
+    StoreUnavailable(String),
+    /// The saved operations are damaged.
+    #[error(
+        "the saved operations are damaged; the operator has to stop the server and run `hashfinder \
+         operations recover`"
+    )]
+    StoreDamaged(String),
+    /// The hash budget of an operation is spent.
+    #[error("the hash budget of this operation is spent; hashes tried: {hashes}")]
+    OperationBudgetSpent { hashes: u64, cursor: Cursor },
+    /// An operation found the maximum number of candidates.
+    #[error("the operation found {limit} candidates, the maximum; resume from the cursor")]
+    TooManyCandidates { limit: u64, cursor: Cursor },
+    /// The API key of an operation's client was revoked.
+    #[error("the operation was cancelled because the API key of its client was revoked")]
+    KeyRevoked(Cursor),
+    /// An operation failed because of a bug.
+    #[error("the operation failed: {why}")]
+    OperationFailed { why: String, cursor: Cursor },
     /// The client's address sent too many invalid credentials. The server checks none from it for a
     /// while.
     #[error("too many invalid credentials from this address; try again later with a valid one")]
@@ -373,6 +428,40 @@ impl CallError {
             }
             Self::TooManyOpenCallsOfAddress { .. } => {
                 Row::overloaded(R::TooManyOpenCalls, "address:open_calls")
+            }
+            Self::OperationsDisabled => Row::new(Code::FailedPrecondition, R::OperationsDisabled),
+            Self::OperationNeedsOwner => Row::new(Code::Unauthenticated, R::CredentialMissing),
+            Self::NoSuchOperation => Row::new(Code::NotFound, R::OperationNotFound),
+            Self::OperationNotEnded => Row::new(Code::FailedPrecondition, R::OperationRunning),
+            Self::OperationDeleted => Row::new(Code::AlreadyExists, R::OperationDeleted),
+            Self::RequestIdReused => Row::new(Code::AlreadyExists, R::RequestIdReused),
+            // Only the client itself can make room.
+            Self::TooManyRunningOperations { .. } => Row {
+                quota: Some("client:running_operations"),
+                ..Row::new(Code::ResourceExhausted, R::TooManyOperations)
+            },
+            Self::TooManySavedOperations { .. } => Row {
+                quota: Some("client:saved_operations"),
+                ..Row::new(Code::ResourceExhausted, R::TooManyOperations)
+            },
+            Self::StoreUnavailable(_) => Row {
+                retry_after: Some(RETRY_AFTER_OVERLOAD),
+                ..Row::new(Code::Unavailable, R::StoreUnavailable)
+            },
+            Self::StoreDamaged(_) => Row::new(Code::Unavailable, R::StoreDamaged),
+            Self::OperationBudgetSpent { hashes, cursor } => Row {
+                quota: Some("operation:maximum_hashes"),
+                quota_description: Some(format!("at most {hashes} hashes per operation")),
+                ..Row::stopped(Code::ResourceExhausted, R::HashBudgetSpent, cursor)
+                    .with(HASHES_TRIED, hashes)
+            },
+            Self::TooManyCandidates { cursor, .. } => Row {
+                quota: Some("operation:candidates"),
+                ..Row::stopped(Code::ResourceExhausted, R::TooManyCandidates, cursor)
+            },
+            Self::KeyRevoked(cursor) => Row::stopped(Code::Cancelled, R::KeyRevoked, cursor),
+            Self::OperationFailed { cursor, .. } => {
+                Row::stopped(Code::Internal, R::SearchFailed, cursor)
             }
             Self::TooManyRefusedCredentials { retry_after } => Row::exceeded(
                 R::TooManyRefusedCredentials,

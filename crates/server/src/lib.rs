@@ -34,6 +34,7 @@ pub mod fuzzing;
 mod layers;
 pub mod log;
 mod metrics;
+pub mod operations;
 mod rejections;
 mod searches;
 mod server;

@@ -14,8 +14,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use hashfinder_operations::Operations;
 use hashfinder_proto::{
     DESCRIPTORS,
+    google::longrunning::operations_server::OperationsServer,
     hash_name::hash_finder_server::{self, HashFinderServer},
     v1::finder_server,
 };
@@ -31,6 +33,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     runtime::Handle,
     task::JoinSet,
+    time::timeout,
 };
 use tonic::{
     Code, Status,
@@ -52,12 +55,15 @@ use crate::{
     },
     log::{Log, LostLines},
     metrics::{self, CallsLayer, CallsService, Counts, Exporter},
+    operations::ServerHost,
     rejections::Rejections,
     searches::shared::{Limits, Searches},
     services::{
         ALL_DESCRIPTORS,
         finder::{DrainWatchesLast, FinderService},
         hash_name::HashFinderService,
+        longrunning::LongRunning,
+        operations::Access,
     },
     settings::{BudgetStatus, Listen, MAXIMUM_WEIGHT, Settings, Traces},
     trace,
@@ -76,6 +82,9 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 /// Time that connections have to close once every call has ended, so that clients can read the last
 /// statuses. Connections that take longer are left open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time that operations have to save their last progress. On a working disk, that takes milliseconds.
+const OPERATIONS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Services whose health is reported, in addition to that of the server as a whole.
 const SERVICES: [&str; 2] = [
@@ -261,6 +270,7 @@ impl Checked {
             health.set_service_status(service, status).await;
         }
         let lost_lines = Arc::new(OnceLock::new());
+        let metrics_operations = Arc::new(OnceLock::new());
         let mut tasks = JoinSet::new();
         let stall_timeout = connections.lifetimes.unread;
         tasks.spawn(Arc::clone(&searches).stop_unread(stall_timeout));
@@ -273,6 +283,7 @@ impl Checked {
                 traces: traces.clone(),
                 tls: tls.clone(),
                 runtime: Handle::current().metrics(),
+                operations: Arc::clone(&metrics_operations),
             };
             let registry = metrics::registry(kernel, server, &counts, &calls, &connection_counts);
             warn_if_exposed(&listener)?;
@@ -283,9 +294,27 @@ impl Checked {
             BudgetStatus::Cancelled => Code::Cancelled,
             BudgetStatus::ResourceExhausted => Code::ResourceExhausted,
         };
+        let operations = settings.operations.as_ref();
+        let operations = operations.map(|operations| {
+            let (searches, auth) = (Arc::clone(&searches), Arc::clone(&auth));
+            let host = move || ServerHost::new(searches, auth);
+            Operations::open(&operations.folder, operations.limits(), host)
+        });
+        let operations = operations.transpose()?;
+        let _ = metrics_operations.set(operations.clone());
+        let maximum_hashes = settings.operations.as_ref();
+        let maximum_hashes = maximum_hashes.map_or(0, |settings| settings.maximum_hashes.get());
+        let access = Access::new(operations.clone(), Arc::clone(&searches));
+        let finder = FinderService::new(
+            Arc::clone(&searches),
+            kernel,
+            access.clone(),
+            maximum_hashes,
+        );
         let routes = routes(
             &searches,
-            kernel,
+            finder,
+            access,
             budget_code,
             &drain,
             HealthServer::new(HealthService::from_health_reporter(health.clone())),
@@ -319,6 +348,7 @@ impl Checked {
             health,
             drain_grace: settings.drain_grace,
             lost_lines,
+            operations,
             _tasks: tasks,
             _watches: watches,
         })
@@ -391,6 +421,7 @@ pub struct Server {
     health: HealthReporter,
     drain_grace: Duration,
     lost_lines: Arc<OnceLock<LostLines>>,
+    operations: Option<Operations>,
     /// Tasks that run as long as the server: the metrics port, and the checks for unread responses.
     _tasks: JoinSet<()>,
     /// Watches of the files of API keys and of certificates. Each has its own threads, so that keys
@@ -401,8 +432,8 @@ pub struct Server {
 impl Server {
     /// Number of threads that a server needs besides those of its runtime and those that search:
     /// one each for the log, deadlines, spans, the allocator and an estimate, two each for the
-    /// files of keys and of certificates, and one while it starts.
-    pub const THREADS: usize = 10;
+    /// files of keys and of certificates, three for operations, and one while it starts.
+    pub const THREADS: usize = 10 + Operations::THREADS;
 
     /// Reads the files, binds the sockets and starts the threads that search. It raises the limit
     /// on open files of the process to the maximum.
@@ -496,6 +527,7 @@ impl Server {
             health,
             drain_grace,
             lost_lines,
+            operations,
             address: _,
             searches: _,
             _tasks,
@@ -508,6 +540,10 @@ impl Server {
             for service in SERVICES.into_iter().chain([""]) {
                 let status = tonic_health::ServingStatus::NotServing;
                 health.set_service_status(service, status).await;
+            }
+            if let Some(operations) = operations.clone() {
+                // Their searches stop at once: the next server resumes them.
+                let _ = timeout(OPERATIONS_TIMEOUT, operations.drain()).await;
             }
         };
         let options = DrainOptions::new()
@@ -620,7 +656,8 @@ fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
 /// If the descriptors for reflection cannot be read. A test checks that they can.
 fn routes(
     searches: &Arc<Searches>,
-    kernel: Kernel,
+    finder: FinderService,
+    operations: Access,
     budget_code: Code,
     drain: &Drain,
     health: HealthServer<impl Health>,
@@ -630,7 +667,7 @@ fn routes(
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let finder = FinderService::new(Arc::clone(searches), kernel);
+    let operations = OperationsServer::new(LongRunning::new(operations));
     let reference = HashFinderService::new(Arc::clone(searches), budget_code);
     let reference = HashFinderServer::new(reference);
     let aside = CallContextLayer::with_drain(drain.aside());
@@ -638,6 +675,7 @@ fn routes(
         .add_service(aside.named_layer(health))
         .add_service(aside.named_layer(reflection().build_v1()?))
         .add_service(aside.named_layer(reflection().build_v1alpha()?))
+        .add_service(aside.named_layer(operations))
         .add_service(DrainWatchesLast::new(finder, drain))
         .add_service(CallContextLayer::with_drain(drain.clone()).named_layer(reference))
         .prepare())

@@ -12,7 +12,7 @@ use hashfinder_search::{Kernel, Quota};
 use hashfinder_transport::{self as transport, ClientName, TlsFiles};
 use http::Uri;
 
-use crate::auth;
+use crate::{auth, operations};
 
 /// Maximum weight of a client: its share of the cores, relative to the default share of 1. With a
 /// larger weight, other clients would wait half a second or longer between two of their slices.
@@ -46,6 +46,8 @@ pub struct Settings {
     pub traces: Option<Traces>,
     /// Limits of searches, and the threads and the kernel that run them.
     pub searches: Searches,
+    /// Where operations are saved, and their limits. Default: the server saves none.
+    pub operations: Option<operations::Settings>,
     /// Limits of calls before authentication.
     pub calls: Calls,
     /// Limits of connections.
@@ -65,6 +67,7 @@ impl Default for Settings {
             operators: Vec::new(),
             traces: None,
             searches: Searches::default(),
+            operations: None,
             calls: Calls::default(),
             connections: transport::Settings::default(),
             drain_grace: Duration::from_secs(5),

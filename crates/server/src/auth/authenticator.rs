@@ -53,6 +53,15 @@ impl Auth {
         self.keys.is_some() || self.tokens.is_some() || self.takes_certificates
     }
 
+    /// Returns whether the credential of a client was revoked. Only API keys can be.
+    ///
+    /// Without a file of keys, none is: an operator may have changed how clients authenticate.
+    pub(crate) fn is_revoked(&self, client: &str) -> bool {
+        let id = client.strip_prefix("key:");
+        let keys = self.keys.as_ref();
+        keys.zip(id).is_some_and(|(keys, id)| keys.is_revoked(id))
+    }
+
     /// Starts to watch the file of API keys, if there is one: changes take effect within a second
     /// or two, until the result is dropped.
     ///

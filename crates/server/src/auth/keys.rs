@@ -738,6 +738,12 @@ impl Keys {
         })
     }
 
+    /// Returns whether the key with this id was revoked or removed. An expired key was not.
+    pub(super) fn is_revoked(&self, id: &str) -> bool {
+        let loaded = Arc::clone(&self.lock());
+        loaded.get(id).is_none_or(|key| key.entry.revoked.is_some())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Arc<HashMap<String, Key>>> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }

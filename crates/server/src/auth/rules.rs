@@ -19,7 +19,7 @@ pub(crate) enum Rule {
 }
 
 /// The rules of all methods of all services. SECURITY.md has the same table.
-pub(super) const RULES: [(&str, Rule); 11] = [
+pub(super) const RULES: [(&str, Rule); 19] = [
     ("hash_name.HashFinder/Find", Rule::Needs(Role::User)),
     ("hash_name.HashFinder/FindRange", Rule::Needs(Role::User)),
     ("hashfinder.v1.Finder/Search", Rule::Needs(Role::User)),
@@ -30,6 +30,35 @@ pub(super) const RULES: [(&str, Rule); 11] = [
         Rule::Needs(Role::User),
     ),
     ("hashfinder.v1.Finder/CancelSearch", Rule::Needs(Role::User)),
+    ("hashfinder.v1.Finder/StartSearch", Rule::Needs(Role::User)),
+    (
+        "hashfinder.v1.Finder/WatchOperation",
+        Rule::Needs(Role::User),
+    ),
+    (
+        "hashfinder.v1.Finder/ListCandidates",
+        Rule::Needs(Role::User),
+    ),
+    (
+        "google.longrunning.Operations/ListOperations",
+        Rule::Needs(Role::User),
+    ),
+    (
+        "google.longrunning.Operations/GetOperation",
+        Rule::Needs(Role::User),
+    ),
+    (
+        "google.longrunning.Operations/DeleteOperation",
+        Rule::Needs(Role::User),
+    ),
+    (
+        "google.longrunning.Operations/CancelOperation",
+        Rule::Needs(Role::User),
+    ),
+    (
+        "google.longrunning.Operations/WaitOperation",
+        Rule::Needs(Role::User),
+    ),
     // Load balancers have no credential. They see only whether the server is serving.
     ("grpc.health.v1.Health/Check", Rule::Anyone),
     ("grpc.health.v1.Health/Watch", Rule::Anyone),

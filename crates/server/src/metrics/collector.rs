@@ -5,12 +5,13 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use hashfinder_operations::{self as operations, Operations};
 use hashfinder_search::Kernel;
 use hashfinder_transport::{self as transport, Tls};
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{counter::ConstCounter, gauge::ConstGauge, info::Info},
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::Registry,
 };
 use tokio::runtime::RuntimeMetrics;
@@ -33,6 +34,8 @@ pub(crate) struct Server {
     pub(crate) traces: Option<Traces>,
     pub(crate) tls: Option<Tls>,
     pub(crate) runtime: RuntimeMetrics,
+    /// Set once the server has started its operations, if it saves any.
+    pub(crate) operations: Arc<OnceLock<Option<Operations>>>,
 }
 
 /// Returns a registry of all metrics.
@@ -148,6 +151,9 @@ impl Collector for Server {
             "Spans dropped because the collector did not accept them.",
             self.traces.as_ref().map_or(0, Traces::lost),
         )?;
+        if let Some(Some(operations)) = self.operations.get() {
+            page.operations(&operations.metrics())?;
+        }
         let expiries = self.tls.as_ref().map(Tls::expiries);
         page.each(
             "tls_certificate_expiration_timestamp_seconds",
@@ -159,9 +165,83 @@ impl Collector for Server {
     }
 }
 
+/// A histogram that is read at once.
+struct ConstHistogram {
+    sum: f64,
+    /// Upper bounds, and the number of values in each bucket.
+    buckets: Vec<(f64, u64)>,
+}
+
+impl EncodeMetric for ConstHistogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let count = self.buckets.iter().map(|(_, count)| count).sum();
+        encoder.encode_histogram::<NoLabelSet>(self.sum, count, &self.buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
 struct Page<'a>(DescriptorEncoder<'a>);
 
 impl Page<'_> {
+    fn operations(&mut self, operations: &operations::Metrics) -> fmt::Result {
+        let counts = operations.counts;
+        self.each(
+            "operations",
+            "Operations that have not ended, by state.",
+            "state",
+            gauge,
+            &[
+                ("running", counts.running),
+                ("queued", counts.queued),
+                ("paused", counts.paused),
+            ],
+        )?;
+        let ended = operations
+            .ended
+            .map(|(reason, count)| (reason.name(), count));
+        self.each(
+            "operations_ended",
+            "Ended operations, by how they ended.",
+            "how",
+            ConstCounter::<u64>::new,
+            &ended,
+        )?;
+        self.gauge(
+            "operations_store_working",
+            "1 if operations can be saved, 0 if they cannot.",
+            (operations.health == operations::Health::Working).into(),
+        )?;
+        let bytes = i64::try_from(operations.bytes).unwrap_or(i64::MAX);
+        self.one(
+            "operations_store_bytes",
+            "Size of the saved operations on disk.",
+            &ConstGauge::new(bytes),
+        )?;
+        self.one(
+            "operations_commit_lag_seconds",
+            "How long the commit under way has taken; 0 if there is none.",
+            &ConstGauge::new(operations.commit_lag.as_secs_f64()),
+        )?;
+        self.counter(
+            "operations_commits_failed",
+            "Commits that failed, and failed attempts to open the store.",
+            operations.failed_commits,
+        )?;
+        let bounds = operations::COMMIT_SECONDS.into_iter().chain([f64::MAX]);
+        let histogram = ConstHistogram {
+            sum: operations.commit_time.as_secs_f64(),
+            buckets: bounds.zip(operations.commits).collect(),
+        };
+        self.one(
+            "operations_commit_seconds",
+            "Duration of commits.",
+            &histogram,
+        )
+    }
+
     fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
         self.one(name, help, &ConstCounter::new(value))
     }

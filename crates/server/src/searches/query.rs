@@ -4,8 +4,8 @@ use hashfinder_proto::{
     hash_name::HashNameRequest,
     v1 as v1pb,
     v1::{
-        EstimateRequest, NamedAlphabet, SearchRequest, keyspace::Alphabet as WireAlphabet,
-        search_request::From,
+        EstimateRequest, NamedAlphabet, SearchRequest, StartSearchRequest,
+        keyspace::Alphabet as WireAlphabet, search_request::From, start_search_request,
     },
 };
 use hashfinder_search::{
@@ -56,6 +56,58 @@ pub(crate) fn of_search(request: &SearchRequest) -> Result<Query, CallError> {
             "query",
             "the request has neither a query nor a cursor; give one of them",
         )),
+    }
+}
+
+/// Returns the query of an operation: from its beginning, or from where a search was stopped.
+pub(crate) fn of_start(request: &StartSearchRequest) -> Result<Query, CallError> {
+    let from = request.from.clone().map(|from| match from {
+        start_search_request::From::Query(query) => From::Query(query),
+        start_search_request::From::Cursor(cursor) => From::Cursor(cursor),
+    });
+    of_search(&SearchRequest {
+        from,
+        ..SearchRequest::default()
+    })
+}
+
+/// Returns a query as a message.
+pub(crate) fn to_wire(query: &Query) -> v1pb::Query {
+    let spelling = query.spelling();
+    let algorithm = match spelling.algorithm {
+        Algorithm::Sha1 => v1pb::Algorithm::Sha1,
+        Algorithm::Sha256 => v1pb::Algorithm::Sha256,
+        Algorithm::Sha512 => v1pb::Algorithm::Sha512,
+        Algorithm::Blake3 => v1pb::Algorithm::Blake3,
+    };
+    let encoding = match spelling.encoding {
+        Encoding::Base64 => v1pb::Encoding::Base64,
+        Encoding::Base64Url => v1pb::Encoding::Base64url,
+        Encoding::Hex => v1pb::Encoding::Hex,
+        Encoding::Base32 => v1pb::Encoding::Base32,
+    };
+    let anchor = match spelling.anchor {
+        Anchor::Anywhere => v1pb::Anchor::Anywhere,
+        Anchor::Prefix => v1pb::Anchor::Prefix,
+        Anchor::Suffix => v1pb::Anchor::Suffix,
+    };
+    let keyspace = query.keyspace();
+    let alphabet = WireAlphabet::Given(keyspace.alphabet().as_bytes().to_vec());
+    let keyspace = (*keyspace != Keyspace::default()).then(|| v1pb::Keyspace {
+        prefix: keyspace.prefix().to_vec(),
+        suffix: keyspace.suffix().to_vec(),
+        alphabet: Some(alphabet),
+    });
+    let names = query.names().iter().map(DesiredName::as_str);
+    v1pb::Query {
+        desired_names: names.map(str::to_owned).collect(),
+        ideal_distance: query.ideal_distance().get().into(),
+        interesting_distance: query.interesting_distance().get().into(),
+        algorithm: algorithm.into(),
+        encoding: encoding.into(),
+        anchor: anchor.into(),
+        case_sensitive: spelling.case_sensitive,
+        keyspace,
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use hashfinder_operations::Name;
 use hashfinder_proto::{
     v1 as v1pb,
     v1::{EndReason, SearchEnded, SearchSummary},
@@ -27,6 +28,8 @@ use crate::{
 pub(crate) struct Record {
     /// The method that began it.
     method: MethodName,
+    /// The operation that it belongs to, if it does.
+    operation: Option<Name>,
     client: ClientName,
     /// The part of the query that the list shows. The query itself takes ten times as much memory;
     /// it belongs to the `Answer` and is dropped with it.
@@ -96,6 +99,7 @@ impl Record {
         let names = query.names().iter().map(DesiredName::as_str);
         Record {
             method,
+            operation: None,
             client,
             names: names.map(Box::from).collect(),
             ideal_distance: query.ideal_distance().get(),
@@ -105,6 +109,19 @@ impl Record {
             began_at: SystemTime::now(),
             state: Mutex::default(),
         }
+    }
+
+    /// Sets the operation that the search belongs to.
+    pub(crate) fn of_operation(self, operation: Name) -> Record {
+        Record {
+            operation: Some(operation),
+            ..self
+        }
+    }
+
+    /// Returns the operation that the search belongs to, if it does.
+    pub(crate) fn operation(&self) -> Option<&Name> {
+        self.operation.as_ref()
     }
 
     /// Returns the method that began the search.
@@ -286,6 +303,11 @@ impl Record {
             started_at: Some(self.began_at.into()),
             hashes: mark.hashes,
             frontier: mark.frontier,
+            operation: self
+                .operation
+                .as_ref()
+                .map(Name::to_string)
+                .unwrap_or_default(),
             ..SearchSummary::default()
         };
         if let Some(id) = &state.id {

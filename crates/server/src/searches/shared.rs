@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_search::{Client, Engine, Metrics, Outcome, OverLimit, Query, Quota};
+use hashfinder_proto::v1::finder_server;
+use hashfinder_search::{
+    Client, Engine, Metrics, Outcome, OverLimit, Query, Quota, Report, ResumableSearch,
+};
 use hashfinder_transport::{ClientName, Peer};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tonic::{Request, Status};
@@ -16,9 +19,10 @@ use tonic_cancel::{CallContext, CancelReason, WorkGuard, WorkLimit};
 
 use crate::{
     auth::Role,
-    call_info::CallInfo,
+    call_info::{CallInfo, MethodName},
     errors::CallError,
     metrics::Counts,
+    operations::client_of,
     rejections::Rejections,
     searches::{
         answer::Answer,
@@ -45,6 +49,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 const CHECKS: u32 = 8;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// The operations of a client share its time like one more connection.
+const CONNECTION_OF_OPERATIONS: u64 = u64::MAX;
 
 /// Limits of each RPC, of all RPCs together, and of clients.
 #[derive(Clone, Debug)]
@@ -202,6 +209,50 @@ impl Searches {
         ))
     }
 
+    /// Takes a permit for the search of an operation, if one is free.
+    pub(crate) fn reserve(&self) -> Option<WorkGuard> {
+        self.room.try_begin()
+    }
+
+    /// Begins or resumes the search of an operation. It is listed, and counts as one search of its
+    /// client.
+    pub(crate) fn resume(
+        &self,
+        guard: WorkGuard,
+        operation: &hashfinder_operations::Record,
+        alone: bool,
+    ) -> Result<(ResumableSearch, Arc<Record>), OverLimit> {
+        let query = operation.query();
+        let name = client_of(&operation.request.client);
+        let client = self.client_named(&name, CONNECTION_OF_OPERATIONS);
+        let method = MethodName::new(finder_server::SERVICE_NAME, "StartSearch");
+        let at = query.clone().starting_at(operation.checkpoint.frontier());
+        let record = Record::new(method, name, &at).of_operation(operation.name.clone());
+        let record = Arc::new(record);
+        let (of_release, registry) = (Arc::clone(&record), Arc::clone(&self.registry));
+        let counts = self.counts.clone();
+        let checkpoint = operation.checkpoint.clone();
+        let on_release = move |report: Report| {
+            registry.ended(&of_release, &report.outcome, report.tests);
+            if let Outcome::Stopped(_) = report.outcome {
+                counts.search_stopped(of_release.stop_cause());
+            }
+            if let Some(latency) = report.stop_latency {
+                counts.stop_took(latency);
+            }
+            drop(guard);
+        };
+        let search = (self.engine).resume(client, query.clone(), checkpoint, alone, on_release)?;
+        record.started(&search.stopper());
+        self.registry.add(&record);
+        Ok((search, record))
+    }
+
+    /// Records the end of an operation's search.
+    pub(crate) fn ended(&self, record: &Record, outcome: &Outcome, tests: u64) {
+        self.registry.ended(record, outcome, tests);
+    }
+
     /// Stops the searches of a connection that is about to be closed.
     pub(crate) fn stop_those_of(&self, connection: u64) {
         for call in self.open_calls.which(|call| call.is_of(connection)) {
@@ -245,11 +296,15 @@ impl Searches {
 
     /// Returns the client as the engine knows it, with its share and quota.
     fn client(&self, name: &ClientName, caller: &Caller) -> Client {
+        self.client_named(name, caller.peer().map_or(0, |peer| peer.connection))
+    }
+
+    fn client_named(&self, name: &ClientName, connection: u64) -> Client {
         let weight = self.limits.weights.get(name).copied();
         let quota = self.limits.quotas.get(name).copied();
         Client {
             name: Arc::clone(name.as_str()),
-            connection: caller.peer().map_or(0, |peer| peer.connection),
+            connection,
             weight: weight.unwrap_or(NonZeroU32::MIN),
             quota: quota.unwrap_or_default(),
         }

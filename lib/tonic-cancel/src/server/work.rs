@@ -209,6 +209,19 @@ impl WorkLimit {
         self.most.min(Semaphore::MAX_PERMITS) - self.room.available_permits()
     }
 
+    /// Takes room for work that belongs to no call, such as a long-running operation. Returns `None`
+    /// if there is none. No [`Drain`](crate::Drain) counts the work.
+    ///
+    /// Calls that wait for room come first.
+    #[must_use]
+    pub fn try_begin(&self) -> Option<WorkGuard> {
+        let permit = Arc::clone(&self.room).try_acquire_owned().ok()?;
+        Some(WorkGuard {
+            _permit: permit,
+            _working: None,
+        })
+    }
+
     /// Waits for room, in order of arrival, at most until the call is asked to stop or ends.
     ///
     /// Dropping the future gives up its place in the queue.
@@ -245,7 +258,7 @@ impl WorkLimit {
     ) -> Result<WorkGuard, Status> {
         let guard = |permit| WorkGuard {
             _permit: permit,
-            _working: context.working(),
+            _working: Some(context.working()),
         };
         // Usually there is room, and no wait is needed.
         if !context.state().stop_flag().is_requested()
@@ -281,11 +294,12 @@ impl fmt::Debug for WorkLimit {
 }
 
 /// Permit for one piece of work, held until it is dropped. Move it into the work: while the guard
-/// lives, its [`WorkLimit`] and the call's [`Drain`](crate::Drain) count the work.
+/// lives, its [`WorkLimit`] counts the work, and so does the [`Drain`](crate::Drain) of its call.
 #[must_use = "the work counts as over when this is dropped"]
 pub struct WorkGuard {
     _permit: OwnedSemaphorePermit,
-    _working: Working,
+    /// `None` for work without a call.
+    _working: Option<Working>,
 }
 
 impl fmt::Debug for WorkGuard {

@@ -14,13 +14,17 @@ use tower_service::Service;
 
 use super::service::FinderService;
 
-const WATCH_SEARCHES: &str = "hashfinder.v1.Finder/WatchSearches";
+/// The methods whose calls do not end by themselves.
+const WATCHES: [&str; 2] = [
+    "hashfinder.v1.Finder/WatchSearches",
+    "hashfinder.v1.Finder/WatchOperation",
+];
 
 type Server = CallContextService<FinderServer<FinderService>>;
 
-/// The `Finder` service, with the drain that each of its methods needs. WatchSearches never ends by
-/// itself, so its calls are [aside](Drain::aside); a drain waits for the calls of all other
-/// methods.
+/// The `Finder` service, with the drain that each of its methods needs. Calls that watch end by
+/// themselves late or never, so they are [aside](Drain::aside); a drain waits for the calls of all
+/// other methods.
 #[derive(Clone)]
 pub(crate) struct DrainWatchesLast {
     watches: Server,
@@ -54,7 +58,7 @@ impl Service<Request<Body>> for DrainWatchesLast {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let method = request.uri().path().trim_start_matches('/');
-        if method == WATCH_SEARCHES {
+        if WATCHES.contains(&method) {
             self.watches.call(request)
         } else {
             self.others.call(request)

@@ -7,9 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashfinder_proto::v1::{
-    Accepted, Candidate, Progress, SearchEnded, SearchEvent, search_event::Event,
-};
+use hashfinder_proto::v1::{Accepted, Progress, SearchEnded, SearchEvent, search_event::Event};
 use hashfinder_search::{self as search, Odds, Query, SearchState};
 use prost::Message;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
@@ -17,9 +15,12 @@ use tokio_stream::Stream;
 use tonic::{Code, Status};
 
 use super::{estimates, frames::padding};
-use crate::searches::{
-    answer::{Answer, FULL_FRAME},
-    record::wire_state,
+use crate::{
+    searches::{
+        answer::{Answer, FULL_FRAME},
+        record::wire_state,
+    },
+    services::operations,
 };
 
 /// The odds of a search, once they are computed; `None` if they cannot be.
@@ -179,15 +180,5 @@ impl Stream for Events {
 
 /// Returns a candidate of a search for `query` as an event.
 fn wire(query: &Query, found: search::Candidate, is_ideal: bool) -> Event {
-    let secret = query.keyspace().secret(found.index);
-    let name = &query.names()[usize::from(found.name)];
-    Event::Candidate(Candidate {
-        hashed_name: query.spelling().hashed_name(&secret).to_string(),
-        secret,
-        desired_name: name.as_str().to_owned(),
-        distance: i32::from(found.distance),
-        window: i32::from(found.window),
-        is_ideal,
-        index: found.index,
-    })
+    Event::Candidate(operations::wire(query, found, is_ideal))
 }

@@ -5,6 +5,7 @@ mod estimates;
 mod events;
 mod filter;
 mod frames;
+mod operations;
 mod service;
 mod watch;
 

@@ -3,11 +3,13 @@
 use std::{num::NonZeroU64, sync::Arc, time::Duration};
 
 use hashfinder_proto::{
+    google::longrunning::Operation,
     limits::{DEFAULT_INTERVAL, LONGEST_INTERVAL, MAX_REASON_LEN, SHORTEST_INTERVAL},
     v1::{
         CancelSearchRequest, CancelSearchResponse, EstimateRequest, EstimateResponse,
-        ListSearchesRequest, ListSearchesResponse, SearchRequest, WatchSearchesRequest,
-        finder_server::Finder,
+        ListCandidatesRequest, ListCandidatesResponse, ListSearchesRequest, ListSearchesResponse,
+        SearchRequest, SearchState, StartSearchRequest, WatchOperationRequest,
+        WatchSearchesRequest, finder_server::Finder,
     },
 };
 use hashfinder_search::Kernel;
@@ -20,6 +22,7 @@ use super::{
     events::{Events, OddsFuture},
     filter::Filter,
     frames::MESSAGE_BYTES,
+    operations::{self, OperationEvents},
     watch::{Changes, Watches},
 };
 use crate::{
@@ -29,6 +32,7 @@ use crate::{
         record::CancelResult,
         shared::{Caller, Searches},
     },
+    services::operations::Access,
 };
 
 /// Default number of searches on a page: a few screens.
@@ -40,7 +44,7 @@ const LARGEST_PAGE: usize = 1000;
 /// Maximum time for which a search's first event waits for the odds. Mostly, computing them takes
 /// less. While odds of other searches are computed, it can take seconds; then the first event has
 /// none.
-const ODDS_PATIENCE: Duration = Duration::from_millis(20);
+pub(super) const ODDS_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The service.
 #[derive(Clone)]
@@ -48,12 +52,23 @@ pub(crate) struct FinderService {
     searches: Arc<Searches>,
     estimates: Arc<Estimates>,
     watches: Watches,
+    operations: Access,
+    /// Hash budget of an operation.
+    maximum_hashes: u64,
 }
 
 impl FinderService {
     /// Creates the service. `kernel` is the one that the searches' engine uses.
-    pub(crate) fn new(searches: Arc<Searches>, kernel: Kernel) -> FinderService {
+    /// `maximum_hashes` is the hash budget of an operation.
+    pub(crate) fn new(
+        searches: Arc<Searches>,
+        kernel: Kernel,
+        operations: Access,
+        maximum_hashes: u64,
+    ) -> FinderService {
         FinderService {
+            operations,
+            maximum_hashes,
             estimates: Arc::new(Estimates::new(kernel, searches.workers())),
             watches: Watches::default(),
             searches,
@@ -154,7 +169,7 @@ impl FinderService {
         ))
     }
 
-    fn cancel(
+    async fn cancel(
         &self,
         caller: &Caller,
         request: &CancelSearchRequest,
@@ -186,8 +201,13 @@ impl FinderService {
         // The log is for operators. A client's reason for cancelling its own search is private.
         let noted = (by == Canceller::Operator).then_some(reason);
         let summary = record.summary();
+        if let (Some(name), false) = (record.operation(), summary.state() == SearchState::Ended) {
+            // Otherwise the operation would resume its search.
+            let operation = self.operations.find(caller, &name.to_string()).await?;
+            self.operations.cancel(caller, &operation).await?;
+        }
         let cancelled = record.cancel(by, reason);
-        let had_ended = cancelled == CancelResult::HadEnded;
+        let had_ended = summary.state() == SearchState::Ended;
         tracing::info!(
             search = %request.search_id,
             peer = caller.peer().map(tracing::field::display),
@@ -210,6 +230,7 @@ impl FinderService {
 impl Finder for FinderService {
     type SearchStream = Events;
     type WatchSearchesStream = Changes;
+    type WatchOperationStream = OperationEvents;
 
     async fn search(&self, request: Request<SearchRequest>) -> Result<Response<Events>, Status> {
         let caller = Caller::of(&request);
@@ -255,7 +276,54 @@ impl Finder for FinderService {
         request: Request<CancelSearchRequest>,
     ) -> Result<Response<CancelSearchResponse>, Status> {
         let caller = Caller::of(&request);
-        self.cancel(&caller, request.get_ref())
+        let cancelled = self.cancel(&caller, request.get_ref()).await;
+        cancelled
+            .map(Response::new)
+            .map_err(|error| self.searches.reject(&caller, error))
+    }
+
+    async fn start_search(
+        &self,
+        request: Request<StartSearchRequest>,
+    ) -> Result<Response<Operation>, Status> {
+        let caller = Caller::of(&request);
+        let (access, maximum_hashes) = (&self.operations, self.maximum_hashes);
+        let started = operations::start(access, &caller, maximum_hashes, request.get_ref()).await;
+        started
+            .map(Response::new)
+            .map_err(|error| self.searches.reject(&caller, error))
+    }
+
+    async fn watch_operation(
+        &self,
+        request: Request<WatchOperationRequest>,
+    ) -> Result<Response<OperationEvents>, Status> {
+        let caller = Caller::of(&request);
+        let events = async {
+            let watch = self.watches.begin(&self.searches.viewer(&caller))?;
+            let estimates = Arc::clone(&self.estimates);
+            operations::watch(
+                &self.operations,
+                &caller,
+                estimates,
+                watch,
+                request.get_ref(),
+            )
+            .await
+        };
+        events
+            .await
+            .map(Response::new)
+            .map_err(|error| self.searches.reject(&caller, error))
+    }
+
+    async fn list_candidates(
+        &self,
+        request: Request<ListCandidatesRequest>,
+    ) -> Result<Response<ListCandidatesResponse>, Status> {
+        let caller = Caller::of(&request);
+        let listed = operations::list(&self.operations, &caller, request.get_ref()).await;
+        listed
             .map(Response::new)
             .map_err(|error| self.searches.reject(&caller, error))
     }
@@ -263,7 +331,7 @@ impl Finder for FinderService {
 
 /// Returns the requested interval, or the nearest one that is allowed; without a request, the
 /// default.
-fn interval(asked: Option<&prost_types::Duration>) -> Duration {
+pub(super) fn interval(asked: Option<&prost_types::Duration>) -> Duration {
     let Some(asked) = asked else {
         return DEFAULT_INTERVAL;
     };

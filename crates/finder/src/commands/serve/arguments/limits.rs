@@ -3,18 +3,24 @@
 use std::{
     collections::HashMap,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
+    path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use hashfinder_search::Quota;
-use hashfinder_server::{Calls, Searches};
+use hashfinder_server::{Calls, Searches, operations};
 use hashfinder_transport::{
     self as transport, ClientName, FloodLimits, LEAST_HEADER_LIST, Lifetimes,
 };
 
 use crate::arguments::values::{duration, number, positive, positive_duration, shown};
+
+/// Returns the default settings of operations, whatever their folder.
+fn operations() -> operations::Settings {
+    operations::Settings::in_folder(PathBuf::new())
+}
 
 /// The table `[serve.limits]` of the file. `config default` prints the doc comments of its fields.
 #[derive(Args, Debug)]
@@ -39,6 +45,29 @@ pub(crate) struct LimitsArguments {
     /// CLIENT is written as for client-weight.
     #[arg(long, value_name = "CLIENT=N", value_parser = of_client::<NonZeroU64>)]
     client_hashes_per_second: Vec<(ClientName, NonZeroU64)>,
+
+    /// Hash budget of each operation. 10^16 hashes take a core about a year.
+    #[arg(long, value_name = "N", default_value_t = operations().maximum_hashes)]
+    #[arg(value_parser = positive::<NonZeroU64>)]
+    maximum_hashes_per_operation: NonZeroU64,
+
+    /// Maximum number of operations of one client that have not ended. They share the places of
+    /// maximum-concurrent-rpcs with all other searches, and wait if there is none.
+    #[arg(long, value_name = "N", default_value_t = operations().running_of_client)]
+    #[arg(value_parser = positive::<NonZeroU64>)]
+    maximum_running_operations_per_client: NonZeroU64,
+
+    /// Maximum number of saved operations of one client. The server rejects another one, and deletes
+    /// none to make room. 1000 take about a megabyte.
+    #[arg(long, value_name = "N", default_value_t = operations().saved_of_client)]
+    #[arg(value_parser = positive::<NonZeroU64>)]
+    maximum_saved_operations_per_client: NonZeroU64,
+
+    /// Maximum number of candidates of an operation. It ends with the last one, and can be resumed.
+    /// 10000 take about half a megabyte.
+    #[arg(long, value_name = "N", default_value_t = operations().candidates)]
+    #[arg(value_parser = positive::<NonZeroU64>)]
+    maximum_candidates_per_operation: NonZeroU64,
 
     /// Share of the calls without a trace context that are traced, from 0 to 1. Calls with a trace
     /// context are traced if their caller asks for it.
@@ -188,6 +217,17 @@ enum BudgetStatus {
 }
 
 impl LimitsArguments {
+    /// Returns the settings of operations that are saved in this folder.
+    pub(super) fn operations(&self, folder: PathBuf) -> operations::Settings {
+        operations::Settings {
+            folder,
+            maximum_hashes: self.maximum_hashes_per_operation,
+            running_of_client: self.maximum_running_operations_per_client,
+            saved_of_client: self.maximum_saved_operations_per_client,
+            candidates: self.maximum_candidates_per_operation,
+        }
+    }
+
     pub(super) fn budget_status(&self) -> hashfinder_server::BudgetStatus {
         match self.budget_status {
             BudgetStatus::Cancelled => hashfinder_server::BudgetStatus::Cancelled,

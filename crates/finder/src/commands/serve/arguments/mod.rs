@@ -149,6 +149,13 @@ pub(crate) struct ServeArguments {
     #[arg(long = "operator", value_name = "CLIENT", help_heading = SEARCHES)]
     operators: Vec<ClientName>,
 
+    /// Save operations in this folder, and resume them after a restart [default: none]
+    ///
+    /// An operation is a search that continues without its client (`find --detach`). No two servers
+    /// may use the same folder.
+    #[arg(long, value_name = "FOLDER", help_heading = SEARCHES)]
+    state: Option<PathBuf>,
+
     /// Number of threads that search [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads, help_heading = SEARCHES)]
     workers: Option<NonZeroUsize>,
@@ -207,6 +214,7 @@ impl ServeArguments {
             tls: self.tls.files()?,
             auth: self.auth.settings(self.listen_unprotected),
             operators: self.operators,
+            operations: self.state.map(|folder| limits.operations(folder)),
             traces: self.traces.settings(limits.otlp_sampling),
             calls: limits.calls(self.behind_proxy),
             connections: limits.connections(self.behind_proxy),

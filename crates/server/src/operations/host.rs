@@ -1,0 +1,98 @@
+//! Runs the searches of operations.
+
+use std::{sync::Arc, task::Waker};
+
+use hashfinder_operations::{Canceller, Host, Record, Refused, Search};
+use hashfinder_search::{Advance, OverLimit, ResumableSearch};
+use tonic_cancel::WorkGuard;
+
+use crate::{
+    auth::Auth,
+    searches::{record::Record as SearchRecord, shared::Searches, stop_cause::StopCause},
+};
+
+/// Runs the searches of operations on the engine that calls use, too.
+pub(crate) struct ServerHost {
+    searches: Arc<Searches>,
+    auth: Arc<Auth>,
+}
+
+impl ServerHost {
+    pub(crate) fn new(searches: Arc<Searches>, auth: Arc<Auth>) -> ServerHost {
+        ServerHost { searches, auth }
+    }
+}
+
+impl Host for ServerHost {
+    type Place = WorkGuard;
+    type Search = OperationSearch;
+
+    fn reserve(&mut self) -> Option<WorkGuard> {
+        self.searches.reserve()
+    }
+
+    fn begin(
+        &mut self,
+        place: WorkGuard,
+        record: &Record,
+        alone: bool,
+        waker: Waker,
+    ) -> Result<OperationSearch, Refused> {
+        let begun = self.searches.resume(place, record, alone);
+        let (search, record) = begun.map_err(|over| match over {
+            OverLimit::Hashes { retry_after, .. } => Refused::Quota { retry_after },
+            OverLimit::Searches { .. }
+            | OverLimit::SearchesOfClient { .. }
+            | OverLimit::SearchesOfConnection { .. } => Refused::TooManySearches,
+        })?;
+        Ok(OperationSearch {
+            search,
+            record,
+            searches: Arc::clone(&self.searches),
+            waker,
+        })
+    }
+
+    fn is_revoked(&mut self, client: &str) -> bool {
+        self.auth.is_revoked(client)
+    }
+}
+
+/// The search of an operation.
+pub(crate) struct OperationSearch {
+    search: ResumableSearch,
+    record: Arc<SearchRecord>,
+    searches: Arc<Searches>,
+    waker: Waker,
+}
+
+impl Search for OperationSearch {
+    fn advance(&mut self) -> Advance {
+        let advance = self.search.advance(&self.waker);
+        if let Some(outcome) = &advance.outcome {
+            // So that the list of searches shows the end before the operation does.
+            let tests = advance.progress.tests;
+            self.searches.ended(&self.record, outcome, tests);
+        }
+        advance
+    }
+
+    fn stop(&mut self, cancelled: Option<Canceller>) {
+        self.record.stop(match cancelled {
+            Some(Canceller::Client) => StopCause::Client,
+            Some(Canceller::Operator | Canceller::Revocation) => StopCause::Operator,
+            None => StopCause::Drain,
+        });
+    }
+
+    fn id(&self) -> Option<Arc<str>> {
+        self.record.id()
+    }
+}
+
+impl Drop for OperationSearch {
+    /// Records why the search is stopped, if it has not ended. Dropping its handle stops it.
+    fn drop(&mut self) {
+        self.record.note_stop(StopCause::Drain);
+    }
+}

@@ -1,0 +1,13 @@
+//! Operations: searches that outlive their calls. `hashfinder-operations` runs and saves them; here
+//! are the parts that know the server: who owns an operation, and how its search is run.
+
+mod host;
+mod owner;
+mod settings;
+
+pub use self::settings::Settings;
+pub(crate) use self::{
+    host::ServerHost,
+    owner::{Owner, client_of, owner_of},
+    settings::LONGEST_KEEP,
+};

@@ -1,0 +1,62 @@
+//! Who owns an operation.
+
+use std::sync::Arc;
+
+use hashfinder_transport::ClientName;
+
+use crate::searches::shared::Caller;
+
+/// Owner of the operations of all clients without a credential on the server's own machine.
+const LOCAL: &str = "local";
+
+/// Name under which the engine counts the searches of [`LOCAL`].
+const LOOPBACK: &str = "ip:127.0.0.1";
+
+/// Who asks about operations.
+#[derive(Clone, Debug)]
+pub(crate) struct Owner {
+    /// The client that owns its operations; `None` if it can have none.
+    pub(crate) client: Option<Arc<str>>,
+    /// Sees and cancels the operations of all clients.
+    pub(crate) is_operator: bool,
+}
+
+impl Owner {
+    /// Whether the caller may see an operation of this client.
+    pub(crate) fn sees(&self, client: &str) -> bool {
+        self.is_operator || self.client.as_deref() == Some(client)
+    }
+}
+
+/// Returns the client that owns the operations of a caller, or `None` if the caller cannot have any:
+/// its address may belong to another client tomorrow.
+pub(crate) fn owner_of(caller: &Caller) -> Option<Arc<str>> {
+    let name = caller.client();
+    let is_address = name.as_str().starts_with("ip:");
+    if !is_address && name != ClientName::unknown() {
+        return Some(Arc::clone(name.as_str()));
+    }
+    let address = caller.peer().and_then(|peer| peer.address());
+    let is_local = address.is_some_and(|address| address.ip().to_canonical().is_loopback());
+    (is_address && is_local).then(|| LOCAL.into())
+}
+
+/// Returns the client whose quota the searches of an operation use.
+pub(crate) fn client_of(owner: &str) -> ClientName {
+    let name = if owner == LOCAL { LOOPBACK } else { owner };
+    // A name that this version cannot read was written by another one.
+    name.parse().unwrap_or_else(|_| ClientName::unknown())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_owner_is_a_client() {
+        for owner in ["key:a", "jwt:b", "cert:c", "user:7"] {
+            assert_eq!(&**client_of(owner).as_str(), owner);
+        }
+        assert_eq!(&**client_of(LOCAL).as_str(), LOOPBACK);
+    }
+}

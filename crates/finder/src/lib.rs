@@ -26,7 +26,7 @@ use crate::{
     cli::{Cli, Command, with_file_settings},
     commands::{
         bench, config as configuration, estimate, find, git_commit, hashcash, health, keys, manual,
-        searches, serve, verify,
+        operations, searches, serve, verify,
     },
     exit::Exit,
 };
@@ -58,6 +58,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Searches(arguments) => block_on(searches::run(arguments)),
+        Command::Operations(arguments) => block_on(operations::run(arguments)),
         Command::Health(arguments) => block_on(health::run(arguments)),
         Command::Keys(arguments) => keys::run(arguments),
         Command::GitCommit(arguments) => block_on(git_commit::run(&arguments)),

@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 mod expiry;
+mod maintenance;
 mod record;
 mod runner;
 mod service;
@@ -22,6 +23,7 @@ mod sqlite;
 mod store;
 
 pub use self::{
+    maintenance::{Recovered, backup, recover},
     record::{COLLECTION, Canceller, End, EndReason, InvalidName, Millis, Name, Record, Request},
     runner::{
         BEGINS_WITHOUT_PROGRESS, Counts, Effects, Error, Health, Host, Now, PAUSE_AFTER, Phase,

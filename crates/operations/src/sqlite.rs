@@ -194,10 +194,7 @@ impl Sqlite {
         let path = folder.file();
         let is_new = !fs::exists(&path).map_err(|error| unavailable(&error))?;
         if is_new {
-            // SQLite would create it for other users to read. Its other files follow it.
-            let mut options = OpenOptions::new();
-            let created = options.create_new(true).write(true).mode(0o600).open(&path);
-            created.map_err(|error| unavailable(&error))?;
+            create_file(&path)?;
             let folder = File::open(&folder.path).and_then(|folder| folder.sync_all());
             folder.map_err(|error| unavailable(&error))?;
         }
@@ -212,8 +209,16 @@ impl Sqlite {
     }
 }
 
+/// Creates an empty file that only this user can read. SQLite would create it for other users to
+/// read. Its other files follow it.
+pub(crate) fn create_file(path: &Path) -> Result<(), StoreError> {
+    let mut options = OpenOptions::new();
+    let created = options.create_new(true).write(true).mode(0o600).open(path);
+    created.map(drop).map_err(|error| unavailable(&error))
+}
+
 /// Opens a connection to a file that exists.
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
+pub(crate) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreError> {
     let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -252,7 +257,7 @@ fn check(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+pub(crate) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
     let version: i32 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     for (number, migration) in (1..).zip(MIGRATIONS).skip(version as usize) {
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -408,14 +413,14 @@ fn create(
     Ok(Creation::New)
 }
 
-const UPDATE: &str = "
+pub(crate) const UPDATE: &str = "
     UPDATE operations
     SET to_cover = :to_cover, held = :held, end_place = :end_place, candidates = :candidates,
         updated = :updated, resumes = :resumes, failures = :failures, cancel = :cancel,
         ended = :ended, end_reason = :end_reason, end_message = :end_message, expires = :expires
     WHERE name = :name";
 
-fn update_record(update: &mut Statement<'_>, record: &Record) -> Result<(), StoreError> {
+pub(crate) fn update_record(update: &mut Statement<'_>, record: &Record) -> Result<(), StoreError> {
     let checkpoint = &record.checkpoint;
     let to_cover = checkpoint.to_cover().iter();
     let to_cover: Vec<u8> = to_cover
@@ -456,13 +461,13 @@ fn delete(connection: &Connection, name: &Name, now: Millis) -> Result<(), Store
     Ok(())
 }
 
-const SELECT: &str = "
+pub(crate) const SELECT: &str = "
     SELECT name, created, client, request_id, display_name, text, maximum_hashes, keep, budget,
         to_cover, held, end_place, candidates, updated, resumes, failures, cancel,
         ended, end_reason, end_message
     FROM operations";
 
-fn records(
+pub(crate) fn records(
     connection: &Connection,
     sql: &str,
     params: impl rusqlite::Params,

@@ -41,6 +41,7 @@
 
 pub mod details;
 pub mod limits;
+mod operation;
 mod reason;
 
 pub use self::{details::Details, reason::Reason};

@@ -9,6 +9,7 @@ pub(crate) mod hashcash;
 pub(crate) mod health;
 pub(crate) mod keys;
 pub(crate) mod manual;
+pub(crate) mod operations;
 pub(crate) mod searches;
 pub(crate) mod serve;
 pub(crate) mod verify;

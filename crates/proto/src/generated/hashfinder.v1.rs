@@ -499,6 +499,9 @@ pub struct SearchMetadata {
     /// Id of its current search, also shown by ListSearches; empty while it is not searched.
     #[prost(string, tag = "18")]
     pub search_id: ::prost::alloc::string::String,
+    /// Cursor of its start: a search that resumes from it is the same search.
+    #[prost(string, tag = "19")]
+    pub start_cursor: ::prost::alloc::string::String,
 }
 /// The response of an operation that found a secret within the ideal distance.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -168,6 +168,7 @@ fn metadata(snapshot: &Snapshot) -> SearchMetadata {
         end_message: ended.message,
         cursor: ended.cursor,
         search_id: snapshot.search.as_deref().unwrap_or_default().to_owned(),
+        start_cursor: record.request.text(),
     }
 }
 

@@ -42,6 +42,7 @@ Examples:
   hashfinder find hashfinder --show-inferior 4 --session night
   hashfinder find c0ffee --algorithm sha256 --encoding hex --anchor prefix
   hashfinder find doctor --server localhost:50051 --maximum-time 30s
+  hashfinder find hashfinder --server localhost:50051 --detach
 
 Some servers offer only hash_name.HashFinder, the service of gRPC's cancellation example. They
 report no progress, and support only a single NAME and the options --ideal-distance, --show-inferior
@@ -50,7 +51,7 @@ and --maximum-time.
 If stdout is closed (>&-), results are lost without an error.
 
 Exit codes:
-    0  found, or the reader of the output closed the pipe
+    0  found, or started (--detach), or the reader of the output closed the pipe
     1  every secret was tried, and too few matched
     2  invalid command line, session of a different search, or request rejected by the server
     3  a limit was reached, or the search was cancelled on the server; it can be resumed
@@ -119,6 +120,15 @@ pub(crate) struct FindArguments {
     /// search has found --count secrets, or has tried every secret.
     #[arg(long, value_name = "SESSION", conflicts_with = "resume")]
     pub(crate) session: Option<SessionName>,
+
+    /// Start an operation on the server, print its name, and exit
+    ///
+    /// An operation is a search that continues without this command, and after a restart of the
+    /// server. `hashfinder operations` watches it, waits for it and cancels it. --maximum-hashes
+    /// applies to it. The server must save operations (`serve --state`).
+    #[arg(long, requires = "server")]
+    #[arg(conflicts_with_all = ["session", "count", "maximum_time"])]
+    pub(crate) detach: bool,
 
     /// Print JSON, one object per line
     ///

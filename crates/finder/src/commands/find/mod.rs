@@ -2,6 +2,7 @@
 
 mod arguments;
 mod call_end;
+mod detach;
 mod finding;
 mod first;
 mod follow;
@@ -17,6 +18,7 @@ mod session;
 mod source;
 mod status;
 mod stop;
+mod watch;
 
 use std::sync::Arc;
 
@@ -25,12 +27,14 @@ use hashfinder_search::{Cursor, Query};
 use hashfinder_system::threads::aside;
 
 pub(crate) use self::{
-    arguments::FindArguments,
+    arguments::{Color, FindArguments},
     finding::{EMPTY, Finding},
     first::first,
     stop::TimeLimit,
+    watch::{WatchRequest, watch_operation},
 };
 use self::{
+    detach::detach,
     follow::follow,
     local::LocalSearch,
     output::Output,
@@ -144,6 +148,21 @@ async fn search(
         let search = LocalSearch::start(&query, wanted, threads, kernel, status)?;
         return follow(search, &query, 0, stops, session, output, status).await;
     };
+    if arguments.detach {
+        let starting = detach(server, &query, arguments, status);
+        return match stops.unless_stopped(starting).await {
+            Ok(Ok(name)) => {
+                output.started(&name)?;
+                Ok(CommandResult::new("detached", None, Exit::Success))
+            }
+            Ok(Err(end)) => Ok(CommandResult::of(end?, None, 0)),
+            // The server may have started it; then `operations list` shows it.
+            Err(cause) => Ok(CommandResult::stopped(
+                cause,
+                "; the operation may have started",
+            )),
+        };
+    }
     let limit = stops.limit();
     let starting = RemoteSearch::start(server, &query, wanted, arguments, limit, status);
     let search = match stops.unless_stopped(starting).await {

@@ -30,6 +30,17 @@ enum Form {
     Silent,
 }
 
+impl Form {
+    fn columns(color: Color, on_terminal: bool) -> Form {
+        let colored = match color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => on_terminal && allows_color(),
+        };
+        Form::Columns { colored }
+    }
+}
+
 /// The request as the user made it, even if nothing can match it. The last JSON object repeats it.
 struct Request {
     names: Vec<String>,
@@ -82,15 +93,9 @@ pub(super) struct Output {
 impl Output {
     pub(super) fn new(arguments: &FindArguments, status: Arc<Status>) -> Output {
         let on_terminal = io::stdout().is_terminal();
-        let form = if arguments.json {
-            Form::Json
-        } else {
-            let colored = match arguments.color {
-                Color::Always => true,
-                Color::Never => false,
-                Color::Auto => on_terminal && allows_color(),
-            };
-            Form::Columns { colored }
+        let form = match arguments.json {
+            true => Form::Json,
+            false => Form::columns(arguments.color, on_terminal),
         };
         let request = Request::new(arguments);
         Output {
@@ -99,6 +104,38 @@ impl Output {
             has_candidates: arguments.server.is_none() || request.interesting > request.ideal,
             ..Output::of(form, request, status)
         }
+    }
+
+    /// Returns an output for an operation, which prints candidates at a distance less than `shown`.
+    pub(super) fn watching(
+        query: &Query,
+        shown: Distance,
+        json: bool,
+        color: Color,
+        status: Arc<Status>,
+    ) -> Output {
+        let on_terminal = io::stdout().is_terminal();
+        let form = match json {
+            true => Form::Json,
+            false => Form::columns(color, on_terminal),
+        };
+        let request = Request {
+            interesting: shown,
+            ..Request::by(query)
+        };
+        Output {
+            is_titled: json || !on_terminal,
+            ..Output::of(form, request, status)
+        }
+    }
+
+    /// Prints the name of an operation that was started.
+    pub(super) fn started(&mut self, name: &str) -> Result<()> {
+        let line = match self.form {
+            Form::Json => terminal::json(&json!({"type": "operation", "name": name})),
+            _ => name.to_owned(),
+        };
+        self.print(&line)
     }
 
     /// Returns an output that prints nothing and keeps the answer as [`best`](Self::best).

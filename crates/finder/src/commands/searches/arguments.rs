@@ -1,18 +1,12 @@
 //! The arguments of `searches`.
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand, ValueEnum};
-use hashfinder_client::ServerAddress;
 use hashfinder_proto::{
     limits::{DEFAULT_INTERVAL, LONGEST_INTERVAL, MAX_REASON_LEN, SHORTEST_INTERVAL},
     v1::SearchState,
 };
 
-use crate::arguments::{ConnectionArguments, values};
-
-/// Default of `--connect-timeout`. It is short, because the server is expected to be running.
-const CONNECT_TIMEOUT: &str = "5s";
+use crate::arguments::{ServerArguments, values};
 
 /// List, watch and cancel the searches of a server.
 #[derive(Args, Debug)]
@@ -163,22 +157,6 @@ fn reason(text: &str) -> Result<String, String> {
         return Err("it contains a control character, such as a line break; remove it".to_owned());
     }
     Ok(text.to_owned())
-}
-
-/// Where the searches are.
-#[derive(Args, Debug)]
-pub(super) struct ServerArguments {
-    /// Server to connect to: HOST:PORT, https://HOST:PORT or unix:PATH
-    #[arg(long, value_name = "HOST:PORT")]
-    #[arg(default_value = "localhost:50051")]
-    pub(super) server: ServerAddress,
-
-    /// Maximum time to wait for the server
-    #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = values::duration)]
-    pub(super) connect_timeout: Duration,
-
-    #[command(flatten)]
-    pub(super) connection: ConnectionArguments,
 }
 
 /// Which searches are meant.

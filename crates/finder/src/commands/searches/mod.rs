@@ -1,9 +1,8 @@
 //! `hashfinder searches`: lists, watches and cancels the searches of a server.
 
 mod arguments;
-mod rows;
+pub(crate) mod rows;
 mod screen;
-mod server;
 mod watch;
 
 use std::{
@@ -21,10 +20,10 @@ pub(crate) use self::arguments::SearchesArguments;
 use self::{
     arguments::{CancelArguments, ListArguments, SearchesCommand},
     rows::{Form, aligned, ending, lines},
-    server::ANSWER_TIMEOUT,
     watch::watch,
 };
 use crate::{
+    arguments::ANSWER_TIMEOUT,
     exit::Exit,
     signals::exit_at_once,
     terminal::{as_text, print, say},

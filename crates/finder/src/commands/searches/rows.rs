@@ -10,7 +10,7 @@ use crate::terminal::{self, as_text, figures::number};
 
 /// The form of the output.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     Table,
     Tabs,
     Json,
@@ -57,12 +57,13 @@ fn as_json(search: &SearchSummary) -> String {
         "end_reason": ended.then(|| word(search.end_reason().as_str_name(), "END_REASON_")),
         "end_message": text(&search.end_message),
         "cursor": text(&search.cursor),
+        "operation": text(&search.operation),
     });
     terminal::json(&record)
 }
 
 /// Returns the name of an enumeration's value without its prefix, in lower case.
-fn word(name: &str, prefix: &str) -> String {
+pub(crate) fn word(name: &str, prefix: &str) -> String {
     match name.strip_prefix(prefix).unwrap_or(name) {
         // What the generated code returns for a value of a later version.
         "UNSPECIFIED" => "unknown".to_owned(),
@@ -70,10 +71,15 @@ fn word(name: &str, prefix: &str) -> String {
     }
 }
 
-/// Returns the names, separated by commas. Commas and backslashes within a name are escaped with a
-/// backslash.
+/// Returns the names of a search, separated by commas.
 fn names(search: &SearchSummary) -> String {
-    let names = search.desired_names.iter();
+    listed(&search.desired_names)
+}
+
+/// Returns texts, separated by commas. Commas and backslashes within a text are escaped with a
+/// backslash.
+pub(crate) fn listed(names: &[String]) -> String {
+    let names = names.iter();
     let names = names.map(|name| name.replace('\\', r"\\").replace(',', r"\,"));
     as_text(&names.collect::<Vec<_>>().join(","))
 }
@@ -90,14 +96,14 @@ pub(super) fn ending(search: &SearchSummary) -> String {
     }
 }
 
-fn rfc3339(timestamp: Option<&Timestamp>) -> Option<String> {
+pub(crate) fn rfc3339(timestamp: Option<&Timestamp>) -> Option<String> {
     let time = humantime::format_rfc3339_seconds(time(timestamp?)?);
     Some(time.to_string())
 }
 
 /// Returns the time, in whole seconds; `None` if it is not between 1970 and 9999, because a server
 /// can send any time.
-fn time(timestamp: &Timestamp) -> Option<SystemTime> {
+pub(crate) fn time(timestamp: &Timestamp) -> Option<SystemTime> {
     let year_10000 = 253_402_300_800;
     let seconds = u64::try_from(timestamp.seconds).ok()?;
     (seconds < year_10000).then(|| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
@@ -113,13 +119,18 @@ pub(super) fn aligned<'a>(
     ];
     let mut rows = vec![titles.map(str::to_owned)];
     rows.extend(searches.map(|search| for_people(search, now)));
-    let mut widths = [0; 8];
-    for row in &rows {
+    in_table(&rows)
+}
+
+/// Returns rows as the lines of a table, with aligned columns.
+pub(crate) fn in_table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
+    let mut widths = [0; N];
+    for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
         }
     }
-    let line = |row: &[String; 8]| {
+    let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths);
         let padded = cells.map(|(cell, width)| format!("{cell:<width$}"));
         let line = padded.collect::<Vec<_>>().join("  ");
@@ -128,15 +139,18 @@ pub(super) fn aligned<'a>(
     rows.iter().map(line).collect()
 }
 
+/// Returns how long ago something happened, if the time is valid.
+pub(crate) fn age(at: Option<&Timestamp>, now: SystemTime) -> Option<String> {
+    // The server's clock may be ahead of this machine's.
+    let age = now.duration_since(time(at?)?).unwrap_or_default();
+    let age = Duration::from_secs(age.as_secs());
+    Some(format!("{} ago", humantime::format_duration(age)))
+}
+
 /// Returns the columns of a search, for people.
 fn for_people(search: &SearchSummary, now: SystemTime) -> [String; 8] {
     let [id, state, client, _, _, distance, names, ending, _] = in_columns(search);
-    let age = search.started_at.as_ref().and_then(time).map(|began| {
-        // The server's clock may be ahead of this machine's.
-        let age = now.duration_since(began).unwrap_or_default();
-        let age = Duration::from_secs(age.as_secs());
-        format!("{} ago", humantime::format_duration(age))
-    });
+    let age = age(search.started_at.as_ref(), now);
     let hashes = number(search.hashes as f64);
     [
         id,

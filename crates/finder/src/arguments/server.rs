@@ -1,28 +1,48 @@
-//! The server to which `searches` sends its calls.
+//! The server to which a command sends its calls.
 
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use hashfinder_client::{Connection, advice};
+use clap::Args;
+use hashfinder_client::{Connection, ServerAddress, advice};
 use tonic::{Code, Status};
 
-use super::arguments::ServerArguments;
+use super::{ConnectionArguments, values};
 use crate::terminal::{as_text, say};
 
-/// Time limit of the calls that list or cancel searches. Even a busy server answers them within a
+/// Default of `--connect-timeout`. It is short, because the server is expected to be running.
+const CONNECT_TIMEOUT: &str = "5s";
+
+/// Time limit of the calls that list or cancel searches and operations. Even a busy server answers them within a
 /// fraction of a second.
-pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The server that a command is about.
+#[derive(Args, Debug)]
+pub(crate) struct ServerArguments {
+    /// Server to connect to: HOST:PORT, https://HOST:PORT or unix:PATH
+    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(default_value = "localhost:50051")]
+    pub(crate) server: ServerAddress,
+
+    /// Maximum time to wait for the server
+    #[arg(long, value_name = "DURATION", default_value = CONNECT_TIMEOUT, value_parser = values::duration)]
+    pub(crate) connect_timeout: Duration,
+
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArguments,
+}
 
 impl ServerArguments {
     /// Connects to the server.
-    pub(super) async fn connect(&self) -> Result<Connection> {
+    pub(crate) async fn connect(&self) -> Result<Connection> {
         let server = self.connection.address(&self.server);
         let timeout = self.connect_timeout;
         Connection::open(&server, &(&self.connection).into(), timeout, timeout, say).await
     }
 
     /// Returns the error for the status of a call, with what to do about it.
-    pub(super) fn failure(&self, status: &Status) -> anyhow::Error {
+    pub(crate) fn failure(&self, status: &Status) -> anyhow::Error {
         let server = &self.server;
         let message = as_text(status.message());
         match status.code() {

@@ -1,0 +1,485 @@
+//! Watches an operation of a server, as if it were a search of this command.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use hashfinder_client::{Connection, ServerAddress, advice};
+use hashfinder_proto::{
+    Details, Reason,
+    google::longrunning::{GetOperationRequest, operations_client::OperationsClient},
+    v1::{
+        self, EndReason, SearchEnded, SearchMetadata, WatchOperationRequest,
+        WatchOperationResponse, finder_client::FinderClient, search_event,
+    },
+};
+use hashfinder_search::{Cursor, Distance, Index, Query};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Status};
+use tonic_cancel::{Call, CallOptions, Canceller, StreamingCall};
+
+use super::{
+    arguments::Color,
+    call_end::is_lost,
+    finding::Finding,
+    follow::follow,
+    output::Output,
+    progress::REDRAW_EVERY,
+    rate::hashes,
+    report::report,
+    result::CommandResult,
+    source::{SearchEnd, SearchEvent, Source, Stopper},
+    status::Status as Stderr,
+    stop::Stops,
+};
+use crate::{
+    arguments::{ANSWER_TIMEOUT, ConnectionArguments},
+    exit::Exit,
+    terminal::{as_text, quoted},
+};
+
+/// Pause before another connection attempt if the last connection was lost without progress.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Which operation to watch, and how.
+pub(crate) struct WatchRequest {
+    /// Name of the operation.
+    pub(crate) name: String,
+    pub(crate) server: ServerAddress,
+    pub(crate) connection: ConnectionArguments,
+    /// Maximum time to wait for the server, at first and after each lost connection.
+    pub(crate) connect_timeout: Duration,
+    /// Whether to print candidates, or only the result.
+    pub(crate) shows_candidates: bool,
+    pub(crate) json: bool,
+    pub(crate) quiet: bool,
+    pub(crate) color: Color,
+}
+
+/// What became of a watched operation.
+pub(crate) struct Watched {
+    pub(crate) exit: Exit,
+    /// Why the operation ended; `None` if it has not, as far as this command knows.
+    pub(crate) reason: Option<EndReason>,
+    /// The secret that it found, if it did.
+    pub(crate) found: Option<Finding>,
+}
+
+/// Watches an operation until it ends, or a signal stops this command. Prints what `find` prints.
+///
+/// Dropping the future does not stop the operation.
+pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
+    let stderr = Arc::new(Stderr::new(request.quiet));
+    let mut stops = Stops::new(None)?;
+    let again = format!(
+        "the operation continues; watch it with: hashfinder operations watch {} {}",
+        quoted(&request.name),
+        request
+            .connection
+            .flags(&request.connection.address(&request.server))
+    );
+    let request = Arc::new(request);
+    let opened = open(Arc::clone(&request), Arc::clone(&stderr));
+    let (connection, metadata) = match stops.unless_stopped(opened).await {
+        Ok(opened) => opened?,
+        Err(cause) => {
+            let stopped = CommandResult::stopped(cause, "; the operation is not affected");
+            report(&stopped, None, &stderr);
+            return Ok(Watched {
+                exit: stopped.exit,
+                reason: None,
+                found: None,
+            });
+        }
+    };
+    let cursor: Cursor = metadata.start_cursor.parse().with_context(|| {
+        format!(
+            "the server at {} sent a cursor that this version cannot read",
+            request.server
+        )
+    })?;
+    let query = cursor.query();
+    let shown = match request.shows_candidates {
+        true => query.interesting_distance(),
+        false => Distance::ZERO,
+    };
+    let (json, color) = (request.json, request.color);
+    let mut output = Output::watching(&query, shown, json, color, Arc::clone(&stderr));
+    let reason = Arc::default();
+    let source = OperationSource::new(
+        request,
+        connection,
+        query.clone(),
+        Arc::clone(&reason),
+        Arc::clone(&stderr),
+    );
+    let result = follow(
+        source,
+        &query,
+        query.start(),
+        stops,
+        None,
+        &mut output,
+        &stderr,
+    )
+    .await;
+    stderr.clear();
+    let mut result = match result {
+        Ok(result) => result,
+        Err(error) => {
+            let failed = CommandResult::new("failed", format!("{error:#}"), Exit::Failed);
+            let _ = output.end(&failed);
+            return Err(error);
+        }
+    };
+    let reason: Option<EndReason> = reason.get().copied();
+    if reason.is_none() && result.how_to_resume.is_some() {
+        result.how_to_resume = Some(again);
+    }
+    let best = output.best_row();
+    let nearest = best.as_deref().ok_or("no candidate so far");
+    report(&result, Some(nearest), &stderr);
+    let printed = output.end(&result);
+    if result.exit != Exit::Failed {
+        printed?;
+    }
+    let found = output.best().filter(|_| reason == Some(EndReason::Found));
+    Ok(Watched {
+        exit: result.exit,
+        reason,
+        found: found.cloned(),
+    })
+}
+
+/// Connects to the server, and returns what it knows about the operation.
+async fn open(
+    request: Arc<WatchRequest>,
+    stderr: Arc<Stderr>,
+) -> Result<(Connection, SearchMetadata)> {
+    let connection = connect(&request, &stderr).await?;
+    let server = &request.server;
+    let get = Request::new(GetOperationRequest {
+        name: request.name.clone(),
+    });
+    let mut client = OperationsClient::new(connection.channel());
+    let options = CallOptions::new().timeout(ANSWER_TIMEOUT);
+    let call = Call::start(get, options, |get| async move {
+        client.get_operation(get).await
+    });
+    let operation = call
+        .await
+        .map_err(|status| failure(&status, server))?
+        .into_inner();
+    let metadata = operation.search_metadata();
+    Ok((
+        connection,
+        metadata.context("invalid answer from the server: no metadata")?,
+    ))
+}
+
+async fn connect(request: &WatchRequest, stderr: &Stderr) -> Result<Connection> {
+    let server = request.connection.address(&request.server);
+    let timeout = request.connect_timeout;
+    let options = (&request.connection).into();
+    Connection::open(&server, &options, timeout, timeout, |note| stderr.say(note)).await
+}
+
+fn failure(status: &Status, server: &ServerAddress) -> anyhow::Error {
+    let message = as_text(status.message());
+    match status.code() {
+        Code::Unimplemented => anyhow!("the server at {server} supports no operations"),
+        _ => anyhow!(
+            advice(status, server)
+                .unwrap_or_else(|| format!("the server at {server} failed: {message}"))
+        ),
+    }
+}
+
+/// The events of an operation, across lost connections and restarts of the server.
+struct OperationSource {
+    request: Arc<WatchRequest>,
+    connection: Connection,
+    query: Query,
+    call: StreamingCall<WatchOperationResponse>,
+    /// Index of the first secret that was not reported yet.
+    next: Index,
+    /// The frontier that the server reported last.
+    frontier: Index,
+    answer: Option<Finding>,
+    ended: Option<SearchEnded>,
+    /// Set when the operation has ended.
+    reason: Arc<OnceLock<EndReason>>,
+    reconnecting: Option<Pin<Box<dyn Future<Output = Result<Connection>>>>>,
+    /// Since when there is no connection.
+    lost: Option<Instant>,
+    stop: Arc<Stop>,
+    began: Instant,
+    resumes_at: String,
+    stderr: Arc<Stderr>,
+}
+
+struct Stop {
+    is_requested: CancellationToken,
+    canceller: Mutex<Canceller>,
+}
+
+impl Stop {
+    fn canceller(&self) -> MutexGuard<'_, Canceller> {
+        self.canceller
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn watch(
+    connection: &Connection,
+    name: &str,
+    from: Index,
+) -> StreamingCall<WatchOperationResponse> {
+    let request = Request::new(WatchOperationRequest {
+        name: name.to_owned(),
+        from_index: from,
+        progress_interval: prost_types::Duration::try_from(REDRAW_EVERY).ok(),
+    });
+    let mut client = FinderClient::new(connection.channel());
+    StreamingCall::start(request, CallOptions::new(), |request| async move {
+        client.watch_operation(request).await
+    })
+}
+
+impl OperationSource {
+    fn new(
+        request: Arc<WatchRequest>,
+        connection: Connection,
+        query: Query,
+        reason: Arc<OnceLock<EndReason>>,
+        stderr: Arc<Stderr>,
+    ) -> OperationSource {
+        let call = watch(&connection, &request.name, query.start());
+        let stop = Stop {
+            is_requested: CancellationToken::new(),
+            canceller: Mutex::new(call.canceller()),
+        };
+        let server = request.connection.address(&request.server);
+        OperationSource {
+            resumes_at: format!("--detach {}", request.connection.flags(&server)),
+            next: query.start(),
+            frontier: query.start(),
+            request,
+            connection,
+            query,
+            call,
+            answer: None,
+            ended: None,
+            reason,
+            reconnecting: None,
+            lost: None,
+            stop: Arc::new(stop),
+            began: Instant::now(),
+            stderr,
+        }
+    }
+
+    fn read(&mut self, response: WatchOperationResponse) -> Result<Option<SearchEvent>> {
+        match response.event.and_then(|event| event.event) {
+            Some(search_event::Event::Candidate(candidate)) => self.candidate(&candidate),
+            Some(search_event::Event::Progress(progress)) => {
+                self.lost = None;
+                self.frontier = self.frontier.max(progress.frontier);
+                Ok(None)
+            }
+            Some(search_event::Event::Ended(ended)) => {
+                self.frontier = self.frontier.max(ended.frontier);
+                self.ended = Some(ended);
+                Ok(None)
+            }
+            // The start of the stream, and events of later versions.
+            _ => Ok(None),
+        }
+    }
+
+    fn candidate(&mut self, candidate: &v1::Candidate) -> Result<Option<SearchEvent>> {
+        let (secret, hashed_name) = (&candidate.secret, &candidate.hashed_name);
+        let (finding, index) = Finding::checked(secret, hashed_name, &self.query)?;
+        if self.answer.is_some() || index < self.next {
+            bail!(
+                "invalid answer from the server: {} is out of order",
+                finding.hashed_name
+            );
+        }
+        self.next = index.saturating_add(1);
+        self.frontier = self.frontier.max(self.next);
+        if finding.distance <= self.query.ideal_distance().get() {
+            self.answer = Some(finding);
+            return Ok(None);
+        }
+        Ok(Some(SearchEvent::Candidate(finding)))
+    }
+
+    /// Returns the end of the operation, as the server reported it.
+    fn end_of_operation(&mut self, ended: &SearchEnded) -> Result<SearchEnd> {
+        let reason = ended.reason();
+        let _ = self.reason.set(reason);
+        if reason == EndReason::Found {
+            let answer = self.answer.take();
+            return answer
+                .map(SearchEnd::Found)
+                .context("invalid answer: no secret was sent");
+        }
+        if reason == EndReason::KeyspaceExhausted {
+            return Ok(SearchEnd::Exhausted);
+        }
+        let cursor: Cursor = ended
+            .cursor
+            .parse()
+            .context("invalid cursor from the server")?;
+        ensure!(
+            cursor.is_of(&self.query),
+            "the server sent the cursor of another search"
+        );
+        let message = as_text(&ended.message);
+        let why = match reason {
+            EndReason::HashBudgetSpent => {
+                format!("hash budget spent after {}", hashes(ended.hashes))
+            }
+            EndReason::CancelledByClient => "the operation was cancelled by its client".to_owned(),
+            EndReason::CancelledByOperator => {
+                "the operation was cancelled by an operator of the server".to_owned()
+            }
+            EndReason::KeyRevoked => {
+                "the operation was cancelled because its API key was revoked".to_owned()
+            }
+            EndReason::TooManyCandidates => format!("the operation has ended: {message}"),
+            _ => {
+                let why = format!("the operation failed: {message}");
+                return Ok(SearchEnd::Failed(why, cursor));
+            }
+        };
+        Ok(SearchEnd::Limit(why, cursor))
+    }
+
+    /// Handles the end of the call. Returns the end to report; `None` if another call will continue.
+    fn call_ended(&mut self, status: &Status) -> Option<SearchEnd> {
+        if let Some(ended) = self.ended.take() {
+            let end = self.end_of_operation(&ended);
+            return Some(end.unwrap_or_else(|error| self.failed(format!("{error:#}"))));
+        }
+        if self.call.cancelled() {
+            return Some(SearchEnd::Stopped(Cursor::new(&self.query, self.frontier)));
+        }
+        let details = Details::of(status);
+        let is_restarting = details.has(Reason::Draining) || details.has(Reason::StoreUnavailable);
+        if is_lost(status) || is_restarting || status.code() == Code::Ok {
+            let since = *self.lost.get_or_insert_with(|| {
+                self.stderr.say(format_args!(
+                    "lost the connection to the server at {}; reconnecting",
+                    self.request.server
+                ));
+                Instant::now()
+            });
+            if since.elapsed() < self.request.connect_timeout {
+                let pause = if is_restarting {
+                    RETRY_PAUSE
+                } else {
+                    RETRY_PAUSE / 4
+                };
+                let (request, stderr) = (Arc::clone(&self.request), Arc::clone(&self.stderr));
+                self.reconnecting = Some(Box::pin(async move {
+                    sleep(pause).await;
+                    connect(&request, &stderr).await
+                }));
+                return None;
+            }
+        }
+        Some(self.failed(format!("{:#}", failure(status, &self.request.server))))
+    }
+
+    fn failed(&self, why: String) -> SearchEnd {
+        SearchEnd::Failed(why, Cursor::new(&self.query, self.frontier))
+    }
+
+    /// Replaces a lost connection, and calls again. Returns the end if that fails.
+    async fn reconnect(&mut self) -> Option<SearchEnd> {
+        let reconnecting = self.reconnecting.as_mut()?;
+        let connection = tokio::select! {
+            biased;
+            () = self.stop.is_requested.cancelled() => {
+                return Some(SearchEnd::Stopped(Cursor::new(&self.query, self.frontier)));
+            }
+            connection = reconnecting => connection,
+        };
+        self.reconnecting = None;
+        match connection {
+            Ok(connection) => self.connection = connection,
+            Err(error) => return Some(self.failed(format!("{error:#}"))),
+        }
+        // The lock is held throughout, as for a search.
+        let mut canceller = self.stop.canceller();
+        self.call = watch(&self.connection, &self.request.name, self.next);
+        *canceller = self.call.canceller();
+        drop(canceller);
+        if self.stop.is_requested.is_cancelled() {
+            self.stop.canceller().cancel();
+        }
+        None
+    }
+}
+
+impl Source for OperationSource {
+    async fn next(&mut self) -> Result<SearchEvent> {
+        loop {
+            if let Some(end) = self.reconnect().await {
+                self.reconnecting = None;
+                return Ok(SearchEvent::Ended(end));
+            }
+            let reported = match self.call.message().await {
+                Ok(Some(response)) => self.read(response).unwrap_or_else(|wrong| {
+                    Some(SearchEvent::Ended(self.failed(format!("{wrong:#}"))))
+                }),
+                Ok(None) => self.call_ended(&Status::ok("")).map(SearchEvent::Ended),
+                Err(status) => self.call_ended(&status).map(SearchEvent::Ended),
+            };
+            if let Some(event) = reported {
+                return Ok(event);
+            }
+        }
+    }
+
+    fn stopper(&self) -> Stopper {
+        let stop = Arc::clone(&self.stop);
+        Box::new(move || {
+            stop.is_requested.cancel();
+            stop.canceller().cancel();
+        })
+    }
+
+    fn frontier(&mut self) -> Option<Index> {
+        Some(self.frontier)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn summary(&self) -> Option<String> {
+        let tried = self.frontier - self.query.start();
+        Some(format!(
+            "{} (operation at {})",
+            hashes(tried),
+            self.request.server
+        ))
+    }
+
+    fn resumes_at(&self) -> Option<&str> {
+        Some(&self.resumes_at)
+    }
+
+    async fn close(self) {
+        drop(self.call);
+        self.connection.close().await;
+    }
+}

@@ -1,0 +1,116 @@
+//! Commands on the folder of a server: export, backup and recovery.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use hashfinder_operations::{
+    FILE, Folder, Reader, Record, Selection, SqliteReader, backup as copy, recover as repair,
+};
+use serde_json::{Value, json};
+
+use super::arguments::{BackupArguments, ExportArguments, RecoverArguments};
+use crate::{
+    exit::Exit,
+    terminal::{self, as_text, print, say},
+};
+
+/// Number of operations that are read at a time.
+const READ_AT_ONCE: usize = 100;
+
+pub(super) fn export(arguments: &ExportArguments) -> Result<Exit> {
+    let path = arguments.folder.state.join(FILE);
+    let shown = path.display();
+    let mut reader = SqliteReader::open(&path).with_context(|| format!("cannot read {shown}"))?;
+    let mut selection = Selection::default();
+    loop {
+        let records = reader.list(&selection, READ_AT_ONCE);
+        let records = records.with_context(|| format!("cannot read {shown}"))?;
+        for record in &records {
+            let indices = reader.candidates(&record.name, 0, usize::MAX);
+            let indices = indices.with_context(|| format!("cannot read {shown}"))?;
+            let line = terminal::json(&exported(record, &indices));
+            if !print(line + "\n")? {
+                return Ok(Exit::Success);
+            }
+            selection.after = Some((record.created, record.name.id().to_owned()));
+        }
+        if records.len() < READ_AT_ONCE {
+            return Ok(Exit::Success);
+        }
+    }
+}
+
+fn exported(record: &Record, indices: &[u64]) -> Value {
+    let query = record.query();
+    let names: Vec<&str> = query.names().iter().map(|name| name.as_str()).collect();
+    let candidates = indices.iter().map(|index| {
+        let secret = query.keyspace().secret(*index);
+        let found = query.candidate(*index);
+        json!({
+            "index": index,
+            "name": query.names()[usize::from(found.name)].as_str(),
+            "hashed_name": query.spelling().hashed_name(&secret).to_string(),
+            "secret": BASE64_STANDARD.encode(&secret),
+            "distance": found.distance,
+            "window": found.window,
+        })
+    });
+    let time = |millis: i64| {
+        let since = std::time::Duration::from_millis(millis.max(0).unsigned_abs());
+        let time = std::time::UNIX_EPOCH.checked_add(since);
+        time.map(|time| humantime::format_rfc3339_millis(time).to_string())
+    };
+    let end = record.end.as_ref();
+    json!({
+        "name": record.name.to_string(),
+        "display_name": record.request.display_name,
+        "client": &*record.request.client,
+        "desired_names": names,
+        "start_cursor": record.request.text(),
+        "hashes": record.hashes(),
+        "maximum_hashes": record.budget,
+        "frontier": record.checkpoint.frontier(),
+        "created_at": time(record.created),
+        "updated_at": time(record.updated),
+        "ended_at": end.and_then(|end| time(end.at)),
+        "end_reason": end.map(|end| end.reason.name()),
+        "end_message": end.map(|end| &end.message),
+        "cursor": record.cursor().map(|cursor| cursor.to_string()),
+        "candidates": candidates.collect::<Vec<_>>(),
+    })
+}
+
+pub(super) fn backup(arguments: &BackupArguments) -> Result<Exit> {
+    let path = arguments.folder.state.join(FILE);
+    let to = &arguments.file;
+    let copied = copy(&path, to)
+        .with_context(|| format!("cannot copy {} to {}", path.display(), to.display()))?;
+    say(format_args!("copied {copied} operations to {}", shown(to)));
+    Ok(Exit::Success)
+}
+
+pub(super) fn recover(arguments: &RecoverArguments) -> Result<Exit> {
+    let path = &arguments.folder.state;
+    let folder = Folder::lock(path)?;
+    let recovered =
+        repair(&folder).with_context(|| format!("cannot recover {}", path.display()))?;
+    let Some(recovered) = recovered else {
+        say(format_args!(
+            "the operations in {} are not damaged",
+            shown(path)
+        ));
+        return Ok(Exit::Success);
+    };
+    say(format_args!(
+        "recovered {} operations and {} candidates; the damaged file is {}",
+        recovered.operations,
+        recovered.candidates,
+        shown(&recovered.damaged)
+    ));
+    Ok(Exit::Success)
+}
+
+fn shown(path: &Path) -> String {
+    as_text(&path.display().to_string())
+}

@@ -1,0 +1,187 @@
+//! Copies and recovers stores.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rusqlite::{Connection, OpenFlags, params_from_iter, types::Value};
+
+use crate::{
+    record::Record,
+    sqlite::{FILE, Folder, SELECT, Sqlite, UPDATE, connect, create_file, records, update_record},
+    store::{ClientLimits, StoreError},
+};
+
+/// Copies the store in a file to another file, which must not exist. The server that uses the store
+/// may be running: it is not disturbed, and the copy has one of its states. Returns the number of
+/// operations.
+///
+/// # Errors
+///
+/// If the store cannot be read, or the copy cannot be written.
+pub fn backup(from: &Path, to: &Path) -> Result<u64, StoreError> {
+    let connection = connect(from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let to = to.to_str().ok_or_else(|| {
+        StoreError::Unavailable("the name of the file is not valid UTF-8".to_owned())
+    })?;
+    connection.execute("VACUUM INTO ?1", [to])?;
+    let copy = connect(Path::new(to), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let count = copy.query_row("SELECT count(*) FROM operations", [], |row| {
+        row.get::<_, i64>(0)
+    })?;
+    Ok(count.unsigned_abs())
+}
+
+/// What was recovered of a damaged store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Number of operations that could be read.
+    pub operations: u64,
+    /// Number of their candidates.
+    pub candidates: u64,
+    /// Where the damaged file is now.
+    pub damaged: PathBuf,
+}
+
+/// The tables, with their columns.
+const TABLES: [(&str, &str); 4] = [
+    ("meta", "key, value"),
+    (
+        "operations",
+        "name, created, client, request_id, display_name, text, maximum_hashes, keep, budget, \
+         to_cover, held, end_place, candidates, updated, resumes, failures, cancel, ended, \
+         end_reason, end_message, expires",
+    ),
+    ("candidates", "operation, place"),
+    (
+        "requests",
+        "client, request_id, operation, text, maximum_hashes, forget",
+    ),
+];
+
+/// Recovers the store of a folder: copies every row that can be read to a new file, which takes the
+/// place of the damaged one. The damaged file is kept. Returns `None` if the store is not damaged.
+///
+/// If candidates of an operation are lost, it starts again, unless it has ended.
+///
+/// # Errors
+///
+/// If the new file cannot be written. Then the folder is as it was.
+pub fn recover(folder: &Folder) -> Result<Option<Recovered>, StoreError> {
+    let limits = ClientLimits {
+        running: 0,
+        saved: 0,
+    };
+    match Sqlite::open(folder, limits) {
+        Ok(_) => return Ok(None),
+        Err(StoreError::Damaged(_)) => {}
+        Err(error) => return Err(error),
+    }
+    let path = folder.file();
+    let new = path.with_file_name(format!("{FILE}.new"));
+    let _ = fs::remove_file(&new);
+    let counts = copy_rows(&path, &new)?;
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = seconds.map_or(0, |since| since.as_secs());
+    let damaged = path.with_file_name(format!("{FILE}.damaged-{seconds}"));
+    let unavailable = |error: std::io::Error| StoreError::Unavailable(error.to_string());
+    fs::rename(&path, &damaged).map_err(unavailable)?;
+    for part in ["-wal", "-shm"] {
+        let part_of = |path: &Path| PathBuf::from(format!("{}{part}", path.display()));
+        let _ = fs::rename(part_of(&path), part_of(&damaged));
+    }
+    fs::rename(&new, &path).map_err(unavailable)?;
+    let (operations, candidates) = counts;
+    Ok(Some(Recovered {
+        operations,
+        candidates,
+        damaged,
+    }))
+}
+
+/// Copies what can be read. Returns the numbers of operations and of candidates.
+fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64), StoreError> {
+    create_file(to)?;
+    let mut new = connect(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    crate::sqlite::migrate(&mut new)?;
+    // A file that is not SQLite's has nothing to copy.
+    let old = connect(from, OpenFlags::SQLITE_OPEN_READ_WRITE).ok();
+    let transaction = new.transaction()?;
+    let mut counts = [0; TABLES.len()];
+    for ((table, columns), count) in TABLES.iter().zip(&mut counts) {
+        if let Some(old) = &old {
+            *count = copy_table(old, &transaction, table, columns)?;
+        }
+    }
+    transaction.execute_batch(
+        "DELETE FROM candidates WHERE operation NOT IN (SELECT name FROM operations);
+         UPDATE operations SET resumes = 0;",
+    )?;
+    let incomplete = format!(
+        "{SELECT} WHERE candidates <> (SELECT count(*) FROM candidates WHERE operation = name)"
+    );
+    for record in records(&transaction, &incomplete, [])? {
+        let name = &record.name;
+        let fresh = if record.end.is_some() {
+            // Nothing can find its candidates again, so those that are left are kept.
+            let sql = "SELECT count(*) FROM candidates WHERE operation = ?1";
+            let left: i64 = transaction.query_row(sql, [name.id()], |row| row.get(0))?;
+            tracing::warn!(operation = %name, left, "some of its candidates are lost");
+            Record {
+                candidates: left.unsigned_abs(),
+                ..record
+            }
+        } else {
+            transaction.execute("DELETE FROM candidates WHERE operation = ?1", [name.id()])?;
+            tracing::warn!(operation = %name, "some of its candidates are lost; it starts again");
+            Record {
+                cancel: record.cancel,
+                ..Record::new(name.clone(), record.request, record.budget, record.created)
+            }
+        };
+        update_record(&mut transaction.prepare(UPDATE)?, &fresh)?;
+    }
+    let count = |table: &str| {
+        let sql = format!("SELECT count(*) FROM {table}");
+        transaction.query_row(&sql, [], |row| row.get::<_, i64>(0))
+    };
+    let kept = (
+        count("operations")?.unsigned_abs(),
+        count("candidates")?.unsigned_abs(),
+    );
+    transaction.commit()?;
+    Ok(kept)
+}
+
+/// Copies the rows of a table from both of its ends, up to a damaged page in between.
+fn copy_table(
+    old: &Connection,
+    new: &Connection,
+    table: &str,
+    columns: &str,
+) -> Result<u64, StoreError> {
+    let values = vec!["?"; columns.split(',').count()].join(", ");
+    let insert = format!("INSERT OR IGNORE INTO {table} ({columns}) VALUES ({values})");
+    let mut insert = new.prepare(&insert)?;
+    let mut copied = 0;
+    let key = columns.split(',').next().unwrap_or(columns);
+    for order in ["ASC", "DESC"] {
+        let sql = format!("SELECT {columns} FROM {table} ORDER BY {key} {order}");
+        // A damaged page ends a pass, and the other one begins at the other end.
+        let Ok(mut select) = old.prepare(&sql) else {
+            continue;
+        };
+        let count = select.column_count();
+        let Ok(mut rows) = select.query([]) else {
+            continue;
+        };
+        while let Ok(Some(row)) = rows.next() {
+            let values: Result<Vec<Value>, _> = (0..count).map(|column| row.get(column)).collect();
+            let Ok(values) = values else { continue };
+            copied += insert.execute(params_from_iter(values))? as u64;
+        }
+    }
+    Ok(copied)
+}

@@ -75,6 +75,12 @@ const TABLE: &[Row] = &[
         never: &[CLAP],
     },
     Row {
+        package: "hashfinder-operations",
+        may: &["hashfinder-search", "hashfinder-kernels"],
+        why: "it saves and resumes searches for any service, and is simulated without one",
+        never: &[CLAP, ("tonic", "operations know no calls and no statuses")],
+    },
+    Row {
         package: "hashfinder-proto",
         may: &[],
         why: "the contract is the same for every server and client, so it knows none",
@@ -90,6 +96,7 @@ const TABLE: &[Row] = &[
         package: "hashfinder-server",
         may: &[
             "hashfinder-kernels",
+            "hashfinder-operations",
             "hashfinder-proto",
             "hashfinder-search",
             "hashfinder-system",
@@ -118,6 +125,7 @@ const TABLE: &[Row] = &[
         may: &[
             "hashfinder-client",
             "hashfinder-kernels",
+            "hashfinder-operations",
             "hashfinder-proto",
             "hashfinder-search",
             "hashfinder-server",

@@ -401,8 +401,9 @@ impl<H: Host, T> Runner<H, T> {
         for record in records {
             let mut live = Live::new(record);
             if let Some(before) = before.remove(&live.record.name) {
-                // The process has not crashed since.
-                live.crashes = before.crashes;
+                // The process has not crashed since. The commit that failed may have saved progress.
+                let has_progress = live.record.hashes() > before.saved.hashes();
+                live.crashes = if has_progress { 0 } else { before.crashes };
             } else if !self.is_new {
                 live.crashes = 0;
             }

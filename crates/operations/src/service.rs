@@ -735,3 +735,6 @@ impl Writer {
         let _ = self.events.send(Message::Store(event));
     }
 }
+
+#[cfg(test)]
+mod tests;

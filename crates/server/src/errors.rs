@@ -618,6 +618,30 @@ mod tests {
                 Some(R::TooManyOpenCalls), [], Some("server:open_calls"), Some(1);
             E::TooManyOpenCallsOfAddress { .. } => E::TooManyOpenCallsOfAddress { limit: one }, ResourceExhausted,
                 Some(R::TooManyOpenCalls), [], Some("address:open_calls"), Some(1);
+            E::OperationsDisabled => E::OperationsDisabled, FailedPrecondition,
+                Some(R::OperationsDisabled), [], None, None;
+            E::OperationNeedsOwner => E::OperationNeedsOwner, Unauthenticated,
+                Some(R::CredentialMissing), [], None, None;
+            E::NoSuchOperation => E::NoSuchOperation, NotFound, Some(R::OperationNotFound), [], None, None;
+            E::OperationNotEnded => E::OperationNotEnded, FailedPrecondition,
+                Some(R::OperationRunning), [], None, None;
+            E::OperationDeleted => E::OperationDeleted, AlreadyExists, Some(R::OperationDeleted), [], None, None;
+            E::RequestIdReused => E::RequestIdReused, AlreadyExists, Some(R::RequestIdReused), [], None, None;
+            E::TooManyRunningOperations { .. } => E::TooManyRunningOperations { limit: 3 }, ResourceExhausted,
+                Some(R::TooManyOperations), [], Some("client:running_operations"), None;
+            E::TooManySavedOperations { .. } => E::TooManySavedOperations { limit: 3 }, ResourceExhausted,
+                Some(R::TooManyOperations), [], Some("client:saved_operations"), None;
+            E::StoreUnavailable(_) => E::StoreUnavailable("EIO".to_owned()), Unavailable,
+                Some(R::StoreUnavailable), [], None, Some(1);
+            E::StoreDamaged(_) => E::StoreDamaged("x".to_owned()), Unavailable, Some(R::StoreDamaged), [], None, None;
+            E::OperationBudgetSpent { .. } => E::OperationBudgetSpent { hashes: 1234, cursor: cursor() },
+                ResourceExhausted, Some(R::HashBudgetSpent), ["cursor", "hashes_tried"],
+                Some("operation:maximum_hashes"), None;
+            E::TooManyCandidates { .. } => E::TooManyCandidates { limit: 3, cursor: cursor() }, ResourceExhausted,
+                Some(R::TooManyCandidates), ["cursor"], Some("operation:candidates"), None;
+            E::KeyRevoked(_) => E::KeyRevoked(cursor()), Cancelled, Some(R::KeyRevoked), ["cursor"], None, None;
+            E::OperationFailed { .. } => E::OperationFailed { why: "x".to_owned(), cursor: cursor() }, Internal,
+                Some(R::SearchFailed), ["cursor"], None, None;
             E::TooManyRefusedCredentials { .. } => E::TooManyRefusedCredentials { retry_after: later },
                 ResourceExhausted, Some(R::TooManyRefusedCredentials), [], Some("address:refused_credentials"), Some(3);
         }

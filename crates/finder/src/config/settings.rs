@@ -8,7 +8,7 @@ use clap::{Arg, ArgAction, Command};
 use crate::terminal;
 
 /// Flags that are not settings, whichever command they belong to.
-pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
+pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 18] = [
     // It names the file that contains the settings.
     "config",
     // It belongs to one installation of the manual.
@@ -33,9 +33,15 @@ pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 16] = [
     // It belongs to one cancellation.
     "reason",
     // They belong to one search.
+    "detach",
+    "exec",
     "resume",
     "session",
 ];
+
+/// Settings that have no value for all commands at once. `state` is a folder for some commands and a
+/// filter for others, and `operations wait --exec` sets `HASHFINDER_STATE` for its command.
+const NOT_FOR_ALL: [&str; 1] = ["state"];
 
 /// Prefix of the program's environment variables.
 pub(super) const PREFIX: &str = "HASHFINDER_";
@@ -122,11 +128,15 @@ impl Settings {
         }
         let mut all = Vec::new();
         collect(command, &[], &mut all);
+        // Flags of the same name whose values mean something else are different settings.
+        let key_in = |setting: &Setting, length: usize| {
+            let table = setting.path[..length].to_vec();
+            (table, setting.name.clone(), setting.value_name.clone())
+        };
         let mut in_table = BTreeMap::new();
         for setting in &all {
             for length in 0..=setting.path.len() {
-                let key = (setting.path[..length].to_vec(), setting.name.clone());
-                *in_table.entry(key).or_insert(0) += 1;
+                *in_table.entry(key_in(setting, length)).or_insert(0) += 1;
             }
         }
         for setting in &mut all {
@@ -139,10 +149,10 @@ impl Settings {
             // hashfinder.
             let mut served = 0;
             for length in (0..=setting.path.len()).rev() {
-                let table = setting.path[..length].to_vec();
-                let serves = in_table[&(table.clone(), setting.name.clone())];
-                if serves > served {
-                    setting.tables.push(table);
+                let serves = in_table[&key_in(setting, length)];
+                let is_allowed = length > 0 || !NOT_FOR_ALL.contains(&&*setting.name);
+                if serves > served && is_allowed {
+                    setting.tables.push(setting.path[..length].to_vec());
                     served = serves;
                 }
             }

@@ -25,7 +25,16 @@ use super::{
 
 /// Variables that are not settings: the path of the file, the filter of the log, and a credential,
 /// which neither a flag nor the file can contain.
-pub(super) const OTHER_VARIABLES: [&str; 3] = ["HASHFINDER_CONFIG", "HASHFINDER_LOG", CREDENTIAL];
+pub(super) const OTHER_VARIABLES: [&str; 7] = [
+    "HASHFINDER_CONFIG",
+    "HASHFINDER_LOG",
+    CREDENTIAL,
+    // Those that `operations wait --exec` sets.
+    "HASHFINDER_HASHED_NAME",
+    "HASHFINDER_NAME",
+    "HASHFINDER_SECRET_HEX",
+    "HASHFINDER_STATE",
+];
 
 /// The sources of settings.
 pub(super) struct Sources {

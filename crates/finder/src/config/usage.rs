@@ -381,7 +381,7 @@ mod tests {
             (
                 "completions bash --connect-timeout 5s",
                 "'--connect-timeout' is a flag of `hashfinder find`, `hashfinder searches list`, \
-                 `hashfinder searches watch` and 1 other command",
+                 `hashfinder searches watch` and 8 other commands",
             ),
             (
                 "--quiet find doctor",

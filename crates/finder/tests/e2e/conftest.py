@@ -202,11 +202,11 @@ def limits_as_toml(limits):
 
 class Server(Process):
     """A running server. `limits` maps settings that only the configuration file can have to their
-    values."""
+    values. `under` is a command that replaces itself with the server, such as `strace -D`."""
 
-    def __init__(self, *flags, port=0, limits=None):
+    def __init__(self, *flags, port=0, limits=None, under=()):
         where = [] if "--unix" in flags else ["--port", str(port)]
-        command = [HASHFINDER, "serve", *where, *flags]
+        command = [*under, HASHFINDER, "serve", *where, *flags]
         # The server reads its configuration once, before it listens.
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
             if limits:

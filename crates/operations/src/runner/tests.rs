@@ -650,7 +650,10 @@ impl Simulation {
                 self.runner
                     .failed(&StoreError::Unavailable("EIO".to_owned()));
                 self.take_replies();
-                self.open();
+                // Unless the process has ended, the store is opened again.
+                if matches!(self.runner.health(), Health::Unavailable(_)) {
+                    self.open();
+                }
             }
         }
     }
@@ -684,8 +687,10 @@ impl Simulation {
                 }
                 (Expected::Drain, Ok(Replied::Done)) => {
                     assert!(self.world.0.borrow().searches.is_empty());
-                    // The process ends.
-                    self.crash(false);
+                    // The process ends. If the store failed, that it did not crash is not saved.
+                    let is_saved =
+                        matches!(self.runner.health(), Health::Working | Health::Full(_));
+                    self.crash(!is_saved);
                     return;
                 }
                 (_, Ok(replied)) => panic!("a wrong reply: {replied:?}"),

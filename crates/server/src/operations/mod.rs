@@ -8,6 +8,6 @@ mod settings;
 pub use self::settings::Settings;
 pub(crate) use self::{
     host::ServerHost,
-    owner::{Owner, client_of, owner_of},
+    owner::{Owner, owner_of},
     settings::LONGEST_KEEP,
 };

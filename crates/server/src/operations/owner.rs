@@ -4,13 +4,7 @@ use std::sync::Arc;
 
 use hashfinder_transport::ClientName;
 
-use crate::searches::shared::Caller;
-
-/// Owner of the operations of all clients without a credential on the server's own machine.
-const LOCAL: &str = "local";
-
-/// Name under which the engine counts the searches of [`LOCAL`].
-const LOOPBACK: &str = "ip:127.0.0.1";
+use crate::searches::{owner_client::LOCAL, shared::Caller};
 
 /// Who asks about operations.
 #[derive(Clone, Debug)]
@@ -39,24 +33,4 @@ pub(crate) fn owner_of(caller: &Caller) -> Option<Arc<str>> {
     let address = caller.peer().and_then(|peer| peer.address());
     let is_local = address.is_some_and(|address| address.ip().to_canonical().is_loopback());
     (is_address && is_local).then(|| LOCAL.into())
-}
-
-/// Returns the client whose quota the searches of an operation use.
-pub(crate) fn client_of(owner: &str) -> ClientName {
-    let name = if owner == LOCAL { LOOPBACK } else { owner };
-    // A name that this version cannot read was written by another one.
-    name.parse().unwrap_or_else(|_| ClientName::unknown())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_owner_is_a_client() {
-        for owner in ["key:a", "jwt:b", "cert:c", "user:7"] {
-            assert_eq!(&**client_of(owner).as_str(), owner);
-        }
-        assert_eq!(&**client_of(LOCAL).as_str(), LOOPBACK);
-    }
 }

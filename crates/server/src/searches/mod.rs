@@ -5,6 +5,7 @@ mod call;
 pub(crate) mod cancelled;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
+pub(crate) mod owner_client;
 pub(crate) mod query;
 pub(crate) mod record;
 pub(crate) mod registry;

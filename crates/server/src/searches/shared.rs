@@ -22,11 +22,11 @@ use crate::{
     call_info::{CallInfo, MethodName},
     errors::CallError,
     metrics::Counts,
-    operations::client_of,
     rejections::Rejections,
     searches::{
         answer::Answer,
         call::{Call, OpenCalls},
+        owner_client::client_of,
         record::Record,
         registry::{Registry, Viewer},
         stop_cause::StopCause,

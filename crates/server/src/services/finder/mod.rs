@@ -6,6 +6,7 @@ mod events;
 mod filter;
 mod frames;
 mod operations;
+mod pace;
 mod service;
 mod watch;
 

@@ -31,7 +31,7 @@ use super::{
     estimates::{self, Estimates},
     events::OddsFuture,
     frames::padding,
-    service::{ODDS_PATIENCE, interval as requested},
+    pace::{ODDS_PATIENCE, interval as requested},
     watch::Watch,
 };
 use crate::{

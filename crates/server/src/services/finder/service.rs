@@ -1,10 +1,10 @@
 //! The methods of `hashfinder.v1.Finder`.
 
-use std::{num::NonZeroU64, sync::Arc, time::Duration};
+use std::{num::NonZeroU64, sync::Arc};
 
 use hashfinder_proto::{
     google::longrunning::Operation,
-    limits::{DEFAULT_INTERVAL, LONGEST_INTERVAL, MAX_REASON_LEN, SHORTEST_INTERVAL},
+    limits::MAX_REASON_LEN,
     v1::{
         CancelSearchRequest, CancelSearchResponse, EstimateRequest, EstimateResponse,
         ListCandidatesRequest, ListCandidatesResponse, ListSearchesRequest, ListSearchesResponse,
@@ -23,6 +23,7 @@ use super::{
     filter::Filter,
     frames::MESSAGE_BYTES,
     operations::{self, OperationEvents},
+    pace::{ODDS_PATIENCE, interval},
     watch::{Changes, Watches},
 };
 use crate::{
@@ -40,11 +41,6 @@ const PAGE: usize = 100;
 
 /// Maximum number of searches on a page.
 const LARGEST_PAGE: usize = 1000;
-
-/// Maximum time for which a search's first event waits for the odds. Mostly, computing them takes
-/// less. While odds of other searches are computed, it can take seconds; then the first event has
-/// none.
-pub(super) const ODDS_PATIENCE: Duration = Duration::from_millis(20);
 
 /// The service.
 #[derive(Clone)]
@@ -327,15 +323,4 @@ impl Finder for FinderService {
             .map(Response::new)
             .map_err(|error| self.searches.reject(&caller, error))
     }
-}
-
-/// Returns the requested interval, or the nearest one that is allowed; without a request, the
-/// default.
-pub(super) fn interval(asked: Option<&prost_types::Duration>) -> Duration {
-    let Some(asked) = asked else {
-        return DEFAULT_INTERVAL;
-    };
-    // Only a negative interval is not a valid `Duration`.
-    let asked = Duration::try_from(*asked).unwrap_or_default();
-    asked.clamp(SHORTEST_INTERVAL, LONGEST_INTERVAL)
 }

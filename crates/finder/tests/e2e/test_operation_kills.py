@@ -1,0 +1,272 @@
+"""Kills a server again and again while it runs operations. Nothing that it acknowledged is lost."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections import Counter
+
+import grpc
+import pytest
+from conftest import HASHFINDER, SIGKILL, SIGTERM, TIMEOUT_S, Server, run_find
+from google.longrunning import operations_pb2 as lro
+from google.longrunning import operations_pb2_grpc as lro_grpc
+
+# `cargo xtask long operations` sets a greater number.
+KILLS = int(os.environ.get("KILLS", 50))
+SEED = 20_261_130
+
+# Operations that run at a time. All search the same secrets, so they share scans.
+RUNNING = 10
+
+# Names with few or many candidates. The first ones end with a match.
+NAMES = [("doctor", 2), ("tardis", 2), ("search", 2), ("hashes", 2), ("oxygen", 2), ("finder", 2)]
+NAMES += [("hashfinder", 5), ("bruteforce", 6), ("searchable", 6)]
+
+# Budgets from a fraction of a second to some seconds of searching.
+LEAST_BUDGET, MOST_BUDGET = 2_000_000, 30_000_000
+
+# A crash repeats at most this much searching: half a second between two commits, and what the
+# slowest slice and the commit itself take.
+MOST_REPEATED_S = 1.0
+
+
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+def exported(state):
+    """Returns the saved operations by their names. The server must not be running."""
+    command = [HASHFINDER, "operations", "export", "--state", state]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+    operations = map(json.loads, done.stdout.splitlines())
+    return {operation["name"]: operation for operation in operations}
+
+
+class Oracle:
+    """What one thread finds that tries one secret after another, up to the greatest budget."""
+
+    def __init__(self, name, interesting):
+        arguments = [name, "--show-inferior", str(interesting), "--threads", "1", "--json"]
+        done = run_find(*arguments, "--maximum-hashes", str(MOST_BUDGET))
+        *found, end = map(json.loads, done.stdout.splitlines())
+        index_of = lambda secret: sum(256**k for k in range(len(secret))) + int.from_bytes(secret)
+        indices = [index_of(bytes.fromhex(one["hex"])) for one in found]
+        self.ideal = indices[-1] if end["how"] == "found" else None
+        self.indices = indices
+
+    def expect(self, budget):
+        """Returns the indices that an operation with this budget reports, and how it ends."""
+        below = [index for index in self.indices if index < budget]
+        if self.ideal is not None and self.ideal < budget:
+            return below, "found", self.ideal + 1
+        return below, "budget_spent", budget
+
+
+class Watcher:
+    """Watches an operation, and attaches again after each kill, with the next index."""
+
+    def __init__(self, harness, name):
+        self.harness, self.name = harness, name
+        self.indices, self.ended, self.attached = [], None, 0
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        # A channel of its own, which connects again after each kill.
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
+        with grpc.insecure_channel(f"127.0.0.1:{self.harness.port}", options) as channel:
+            self.watch(self.harness.v1.Stub(channel))
+
+    def watch(self, stub):
+        while self.ended is None:
+            after = self.indices[-1] + 1 if self.indices else 0
+            pb = self.harness.pb
+            request = pb.WatchOperationRequest(name=self.name, from_index=after)
+            self.attached += 1
+            try:
+                for response in stub.WatchOperation(request):
+                    event = response.event
+                    if event.WhichOneof("event") == "candidate":
+                        self.indices.append(event.candidate.index)
+                    elif event.WhichOneof("event") == "ended":
+                        self.ended = event.ended
+            except grpc.RpcError as error:
+                codes = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED
+                assert error.code() in codes, error
+                time.sleep(0.02)
+
+
+class Harness:
+    def __init__(self, v1, state, choice):
+        self.v1, self.pb, self.state, self.choice = v1, v1.messages, state, choice
+        self.oracles = {name: Oracle(*name) for name in NAMES}
+        self.budgets, self.names, self.cancelled = {}, {}, set()
+        self.maybe_cancelled = set()
+        self.watchers = {}
+        self.kinds = Counter()
+        self.repeated, self.lost_s = [], []
+        self.port, self.metrics_port = free_port(), free_port()
+        self.server = None
+        self.ready = threading.Event()
+        self.channel = None
+        self.start_server()
+
+    def start_server(self):
+        at = f"127.0.0.1:{self.metrics_port}"
+        flags = ["--state", self.state, "--metrics-address", at, "--workers", "2"]
+        self.server = Server(*flags, port=self.port)
+        self.channel = grpc.insecure_channel(
+            self.server.address, [("grpc.use_local_subchannel_pool", 1)]
+        )
+        self.began = time.monotonic()
+        self.before = sum(one["hashes"] for one in self.saved.values()) if self.budgets else 0
+
+    @property
+    def saved(self):
+        return getattr(self, "_saved", {})
+
+    def stub(self):
+        return self.v1.Stub(self.channel)
+
+    def operations(self):
+        return lro_grpc.OperationsStub(self.channel)
+
+    def metric(self, name):
+        import urllib.request
+
+        page = urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10)
+        for line in page.read().decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[1])
+        raise AssertionError(f"no metric {name}")
+
+    def start(self):
+        name, interesting = self.choice.choice(NAMES)
+        budget = self.choice.randint(LEAST_BUDGET, MOST_BUDGET)
+        query = self.pb.Query(desired_names=[name], interesting_distance=interesting)
+        request = self.pb.StartSearchRequest(
+            query=query, maximum_hashes=budget, request_id=str(uuid.uuid4())
+        )
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                operation = self.stub().StartSearch(request)
+                break
+            except grpc.RpcError as error:
+                # It is being loaded. The request id makes the repetition safe.
+                assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        self.budgets[operation.name] = budget
+        self.names[operation.name] = name, interesting
+        if self.choice.random() < 0.3:
+            self.watchers[operation.name] = Watcher(self, operation.name)
+        return operation.name
+
+    def cancel(self, name):
+        self.maybe_cancelled.add(name)
+        try:
+            self.operations().CancelOperation(lro.CancelOperationRequest(name=name))
+            self.cancelled.add(name)
+        except grpc.RpcError as error:
+            # The server was killed before it answered, or had not loaded the operations yet.
+            assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+
+    def kill(self):
+        """Kills the server, perhaps while a cancellation is under way. Reads what was saved."""
+        running = [name for name in self.budgets if self.saved_end(name) is None]
+        cancel = None
+        if running and self.choice.random() < 0.2:
+            cancelled = self.choice.choice(running)
+            cancel = threading.Thread(target=self.cancel, args=[cancelled])
+            cancel.start()
+            time.sleep(self.choice.random() * 0.01)
+        tests, vain = self.metric("hashfinder_tests_total"), 0
+        vain = self.metric("hashfinder_tests_in_vain_total")
+        ran_s = time.monotonic() - self.began
+        self.server.send(SIGKILL)
+        self.server.wait()
+        if cancel:
+            cancel.join(TIMEOUT_S)
+        self.server.end()
+        self.channel.close()
+        self._saved = exported(self.state)
+        for name in self.budgets:
+            assert name in self._saved, f"{name} was acknowledged, and is lost"
+        after = sum(one["hashes"] for one in self._saved.values())
+        lost = tests - vain - (after - self.before)
+        if ran_s > 0.2 and tests > 0:
+            self.lost_s.append(lost / (tests / ran_s))
+
+    def saved_end(self, name):
+        return self.saved.get(name, {}).get("end_reason")
+
+    def check(self, name, one):
+        """Compares an operation that has ended with the oracle."""
+        expected, end, hashes = self.oracles[self.names[name]].expect(self.budgets[name])
+        indices = [candidate["index"] for candidate in one["candidates"]]
+        if one["end_reason"] == "cancelled_by_client":
+            assert name in self.maybe_cancelled
+            assert indices == [index for index in expected if index < one["frontier"]]
+        else:
+            assert name not in self.cancelled, f"{name}: its cancellation was lost"
+            assert (one["end_reason"], one["hashes"]) == (end, hashes), one["name"]
+            assert indices == expected
+        self.kinds[one["end_reason"]] += 1
+
+
+def test_an_operation_survives_every_kill_of_its_server(v1, tmp_path):
+    choice = random.Random(SEED)
+    harness = Harness(v1, str(tmp_path / "state"), choice)
+    for number in range(KILLS):
+        running = sum(harness.saved_end(name) is None for name in harness.budgets)
+        # At first one operation alone, then many that start late.
+        wanted = 1 if number < KILLS // 10 else RUNNING
+        for _ in range(max(0, wanted - running)):
+            harness.start()
+        time.sleep(choice.choice([0.02, 0.3, 0.8, 1.3]) * (0.5 + choice.random()))
+        harness.kill()
+        harness.start_server()
+    # Now they end.
+    deadline = time.monotonic() + 20 * TIMEOUT_S
+    for name in harness.budgets:
+        while True:
+            assert time.monotonic() < deadline
+            try:
+                request = lro.WaitOperationRequest(name=name)
+                if harness.operations().WaitOperation(request).done:
+                    break
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+                time.sleep(0.05)
+    for watcher in harness.watchers.values():
+        watcher.thread.join(TIMEOUT_S)
+        assert watcher.ended is not None, watcher.name
+    harness.server.send(SIGTERM)
+    assert harness.server.wait() == 0
+    harness.server.end()
+    harness._saved = exported(harness.state)
+    for name in harness.budgets:
+        one = harness.saved[name]
+        harness.check(name, one)
+        if name in harness.watchers:
+            # Each event once, although the watcher attached again and again.
+            indices = [candidate["index"] for candidate in one["candidates"]]
+            assert harness.watchers[name].indices == indices
+    lost = sorted(harness.lost_s)
+    attached = sum(watcher.attached for watcher in harness.watchers.values())
+    print(
+        f"kills: {KILLS} kills, {len(harness.budgets)} operations ({dict(harness.kinds)}), "
+        f"{len(harness.watchers)} watchers attached {attached} times; searching repeated by a "
+        f"kill: median {lost[len(lost) // 2]:.2f} s, at most {lost[-1]:.2f} s"
+    )
+    assert harness.kinds["found"] > 0 and harness.kinds["budget_spent"] > 0
+    assert len(harness.lost_s) > KILLS / 2

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -22,8 +23,14 @@ use crate::{
 ///
 /// If the store cannot be read, or the copy cannot be written.
 pub fn backup(from: &Path, to: &Path) -> Result<u64, StoreError> {
-    let connection = connect(from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    let to = to.to_str().ok_or_else(|| {
+    let from = from.canonicalize();
+    let from = from.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    let connection = connect(&from, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    // Empty, and only for this user: the copy has names and secrets.
+    create_file(to)?;
+    let real = to.canonicalize();
+    let real = real.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+    let to = real.to_str().ok_or_else(|| {
         StoreError::Unavailable("the name of the file is not valid UTF-8".to_owned())
     })?;
     connection.execute("VACUUM INTO ?1", [to])?;
@@ -87,6 +94,9 @@ pub fn recover(folder: &Folder) -> Result<Option<Recovered>, StoreError> {
     let seconds = seconds.map_or(0, |since| since.as_secs());
     let damaged = path.with_file_name(format!("{FILE}.damaged-{seconds}"));
     let unavailable = |error: std::io::Error| StoreError::Unavailable(error.to_string());
+    // The server may run as another user than this command.
+    let owner = fs::metadata(&path).map_err(unavailable)?;
+    chown(&new, Some(owner.uid()), Some(owner.gid())).map_err(unavailable)?;
     fs::rename(&path, &damaged).map_err(unavailable)?;
     for part in ["-wal", "-shm"] {
         let part_of = |path: &Path| PathBuf::from(format!("{}{part}", path.display()));

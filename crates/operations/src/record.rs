@@ -135,7 +135,7 @@ impl EndReason {
         match self {
             EndReason::Found => "found",
             EndReason::KeyspaceExhausted => "keyspace_exhausted",
-            EndReason::BudgetSpent => "budget_spent",
+            EndReason::BudgetSpent => "hash_budget_spent",
             EndReason::CancelledByClient => "cancelled_by_client",
             EndReason::CancelledByOperator => "cancelled_by_operator",
             EndReason::KeyRevoked => "key_revoked",

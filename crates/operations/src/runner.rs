@@ -313,6 +313,8 @@ struct Live<H: Host, T> {
     /// Why it is not being searched.
     why: &'static str,
     cancels: Vec<T>,
+    /// Why it was cancelled, for people.
+    message: String,
 }
 
 enum Pending<H: Host, T> {
@@ -490,7 +492,7 @@ impl<H: Host, T> Runner<H, T> {
     }
 
     /// Cancels an operation. Its search is stopped at once; the reply comes once its end is saved.
-    pub fn cancel(&mut self, name: &Name, by: Canceller, ticket: T, now: Now) {
+    pub fn cancel(&mut self, name: &Name, by: Canceller, message: String, ticket: T, now: Now) {
         let error = match &self.health {
             // The reserve has room for it.
             Health::Full(_) => None,
@@ -505,10 +507,10 @@ impl<H: Host, T> Runner<H, T> {
             // It has ended.
             None => self.effects.replies.push((ticket, Ok(Replied::Done))),
         }
-        self.cancel_now(name, by, now);
+        self.cancel_now(name, by, message, now);
     }
 
-    fn cancel_now(&mut self, name: &Name, by: Canceller, now: Now) {
+    fn cancel_now(&mut self, name: &Name, by: Canceller, message: String, now: Now) {
         let Some(live) = self.live.get_mut(name) else {
             return;
         };
@@ -516,6 +518,7 @@ impl<H: Host, T> Runner<H, T> {
             return;
         }
         live.record.cancel = Some(by);
+        live.message = message;
         live.is_dirty = true;
         live.is_urgent = true;
         match &mut live.search {
@@ -523,7 +526,7 @@ impl<H: Host, T> Runner<H, T> {
                 search.stop(Some(by));
                 self.collect(name, now);
             }
-            None => self.end(name, by.into(), String::new(), now),
+            None => self.end_cancelled(name, by, now),
         }
     }
 
@@ -621,7 +624,7 @@ impl<H: Host, T> Runner<H, T> {
             }
         }
         for name in names {
-            self.cancel_now(&name, Canceller::Revocation, now);
+            self.cancel_now(&name, Canceller::Revocation, String::new(), now);
         }
     }
 
@@ -952,7 +955,7 @@ impl<H: Host, T> Runner<H, T> {
     fn requeue(&mut self, created: Millis, name: &Name, now: Now) {
         let cancel = self.live.get(name).and_then(|live| live.record.cancel);
         if let Some(by) = cancel {
-            self.end(name, by.into(), String::new(), now);
+            self.end_cancelled(name, by, now);
         } else {
             if let Some(live) = self.live.get_mut(name) {
                 live.uncount();
@@ -960,6 +963,12 @@ impl<H: Host, T> Runner<H, T> {
             self.queue.insert((created, name.clone()));
             self.publish(name);
         }
+    }
+
+    fn end_cancelled(&mut self, name: &Name, by: Canceller, now: Now) {
+        let live = self.live.get_mut(name);
+        let message = live.map(|live| mem::take(&mut live.message));
+        self.end(name, by.into(), message.unwrap_or_default(), now);
     }
 
     /// Ends an operation, as soon as that is saved. The first end counts.
@@ -1062,6 +1071,7 @@ impl<H: Host, T> Live<H, T> {
             wait: None,
             why: WAITS_FOR_PLACE,
             cancels: Vec::new(),
+            message: String::new(),
         }
     }
 }

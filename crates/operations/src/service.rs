@@ -116,7 +116,7 @@ struct Shared {
 
 enum Message {
     Start(Box<Record>, oneshot::Sender<Reply>),
-    Cancel(Name, Canceller, oneshot::Sender<Reply>),
+    Cancel(Name, Canceller, String, oneshot::Sender<Reply>),
     Delete(Name, oneshot::Sender<Reply>),
     Drain(oneshot::Sender<Reply>),
     Wake(Name),
@@ -154,6 +154,7 @@ impl Operations {
         host: impl FnOnce() -> H + Send + 'static,
     ) -> Result<Operations, OpenError> {
         let folder = Arc::new(Folder::lock(path)?);
+        folder.check_version()?;
         let (of_open, file) = (Arc::clone(&folder), folder.file());
         let open: Open = Box::new(move || {
             let store = Sqlite::open(&of_open, limits.of_client)?;
@@ -274,16 +275,16 @@ impl Operations {
     }
 
     /// Cancels an operation. Its search is stopped at once; returns once its end is saved. An
-    /// operation that has ended does not change.
+    /// operation that has ended does not change. `message` says why, for people.
     ///
     /// Dropping the future does not prevent the cancellation.
     ///
     /// # Errors
     ///
     /// If operations cannot be saved.
-    pub async fn cancel(&self, name: &Name, by: Canceller) -> Result<(), Error> {
+    pub async fn cancel(&self, name: &Name, by: Canceller, message: String) -> Result<(), Error> {
         let name = name.clone();
-        self.request(|reply| Message::Cancel(name, by, reply))
+        self.request(|reply| Message::Cancel(name, by, message, reply))
             .await
             .map(drop)
     }
@@ -555,7 +556,9 @@ fn run<H: Host>(
         while let Some(received) = message {
             match received {
                 Message::Start(record, reply) => runner.start(*record, reply, now),
-                Message::Cancel(name, by, reply) => runner.cancel(&name, by, reply, now),
+                Message::Cancel(name, by, message, reply) => {
+                    runner.cancel(&name, by, message, reply, now);
+                }
                 Message::Delete(name, reply) => runner.delete(&name, reply),
                 Message::Drain(reply) => runner.drain(reply, now),
                 Message::Wake(name) => runner.wake(&name, now),
@@ -717,12 +720,14 @@ impl Writer {
         }
     }
 
-    /// Returns whether the disk has room for the reserve.
+    /// Returns whether the disk has room for the reserve and more.
     fn check_room(&mut self) -> bool {
-        let has_room = self
-            .folder
-            .as_ref()
-            .is_none_or(|folder| folder.fill_reserve());
+        let folder = self.folder.as_ref();
+        // Once the reserve was used, refilling it must not take the last room again.
+        let fill = |folder: &Arc<Folder>| {
+            (self.full.is_none() || folder.has_room()) && folder.fill_reserve()
+        };
+        let has_room = folder.is_none_or(fill);
         self.full = match has_room {
             true => None,
             false => self.full.take().or(Some("the disk is full".into())),

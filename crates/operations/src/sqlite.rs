@@ -60,7 +60,19 @@ pub enum OpenError {
         /// The process that uses it, if it is known.
         process: Option<u32>,
     },
-    /// The folder cannot be created or read, or belongs to a later version.
+    /// The operations were saved by a later version of this program.
+    #[error(
+        "the operations in {path:?} were saved by a later version of hashfinder (schema {version}; \
+         this version reads up to {}); use that version, or another folder",
+        MIGRATIONS.len()
+    )]
+    LaterVersion {
+        /// The folder.
+        path: PathBuf,
+        /// Version of the schema.
+        version: i32,
+    },
+    /// The folder cannot be created or read.
     #[error("cannot use the folder {path:?}: {why}")]
     Unusable {
         /// The folder.
@@ -98,6 +110,9 @@ impl Folder {
             .mode(0o700)
             .create(path)
             .map_err(unusable)?;
+        // SQLite follows no symbolic link in a path, so that nobody can redirect it.
+        let real = path.canonicalize().map_err(unusable)?;
+        let path = &real;
         let mut options = OpenOptions::new();
         options
             .create(true)
@@ -126,6 +141,46 @@ impl Folder {
             path: path.to_owned(),
             _lock: lock,
         })
+    }
+
+    /// Locks a folder that has a file of operations.
+    ///
+    /// # Errors
+    ///
+    /// As for [`lock`](Self::lock); also if it has no such file.
+    pub fn lock_existing(path: &Path) -> Result<Folder, OpenError> {
+        if !path.join(FILE).is_file() {
+            return Err(OpenError::Unusable {
+                path: path.to_owned(),
+                why: format!("it has no file {FILE}"),
+            });
+        }
+        Folder::lock(path)
+    }
+
+    /// Checks that the file of operations, if there is one, was not written by a later version. A
+    /// file that cannot be read passes: opening it reports what is wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::LaterVersion`].
+    pub fn check_version(&self) -> Result<(), OpenError> {
+        let version = || -> Result<i32, StoreError> {
+            let connection = connect(&self.file(), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+            let pragma = |name| connection.pragma_query_value(None, name, |row| row.get(0));
+            Ok(if pragma("application_id")? == APPLICATION_ID {
+                pragma("user_version")?
+            } else {
+                0
+            })
+        };
+        match version() {
+            Ok(version) if version as usize > MIGRATIONS.len() => Err(OpenError::LaterVersion {
+                path: self.path.clone(),
+                version,
+            }),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Returns the path of the file of operations.
@@ -161,6 +216,14 @@ impl Folder {
             let _ = fs::remove_file(&path);
         }
         filled
+    }
+
+    /// Returns whether the disk has room for more than the reserve, or that is unknown.
+    pub(crate) fn has_room(&self) -> bool {
+        let room = rustix::fs::statvfs(&self.path);
+        room.map_or(true, |room| {
+            room.f_bavail.saturating_mul(room.f_frsize) > 2 * RESERVE_LEN as u64
+        })
     }
 
     /// Deletes the reserve, so that a full disk has a little room.
@@ -199,11 +262,12 @@ impl Sqlite {
             folder.map_err(|error| unavailable(&error))?;
         }
         let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        // Before anything is changed.
+        check(&connection)?;
         // A commit is durable once it returns, also if the power fails.
         connection.pragma_update(None, "journal_mode", "wal")?;
         connection.pragma_update(None, "synchronous", "full")?;
         connection.pragma_update(None, "journal_size_limit", RESERVE_LEN as i64)?;
-        check(&connection)?;
         migrate(&mut connection)?;
         Ok(Sqlite { connection, limits })
     }
@@ -252,7 +316,7 @@ fn check(connection: &Connection) -> Result<(), StoreError> {
     }
     let check = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?;
     if check != "ok" {
-        return Err(StoreError::Damaged(check));
+        return Err(StoreError::Damaged(check.replace('\n', "; ")));
     }
     Ok(())
 }
@@ -683,7 +747,8 @@ fn unavailable(error: &io::Error) -> StoreError {
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> StoreError {
-        let text = format!("{FILE}: {error}");
+        // Some texts of SQLite have several lines.
+        let text = format!("{FILE}: {error}").replace('\n', "; ");
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => StoreError::Full(text),
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(text),

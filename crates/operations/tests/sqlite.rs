@@ -56,7 +56,7 @@ fn record(number: u128, client: &str, request_id: &str) -> Record {
 /// Returns the indices of the first candidates.
 fn hits() -> Vec<u64> {
     let near = |index: &u64| query().candidate(*index).distance < 4;
-    (0..200_000).filter(near).collect()
+    (0..20_000).filter(near).collect()
 }
 
 /// A record with ranges, held hits, and candidates.

@@ -110,7 +110,7 @@ pub(crate) enum CallError {
     NoSuchSearch,
     /// Only operators may see the searches of other clients.
     #[error(
-        "only an operator can see the searches of other clients; leave client empty to see your own"
+        "only an operator can see what belongs to other clients; leave client empty to see your own"
     )]
     NotAnOperator,
     /// The server has its maximum number of watches.

@@ -33,9 +33,10 @@ const PACE: Duration = Duration::from_millis(3);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Crates that log no secrets. Of other crates, only warnings and errors are logged.
-const OURS: [&str; 8] = [
+const OURS: [&str; 9] = [
     "hashfinder",
     "hashfinder_client",
+    "hashfinder_operations",
     "hashfinder_search",
     "hashfinder_server",
     "hashfinder_system",

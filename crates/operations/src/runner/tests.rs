@@ -549,7 +549,8 @@ impl Simulation {
                 if let Some(name) = any(&self.started, &mut self.rng) {
                     let by = [Canceller::Client, Canceller::Operator][self.rng.usize(..2)];
                     let ticket = self.ticket(Expected::Cancel(name.clone()));
-                    self.runner.cancel(&name, by, ticket, self.now);
+                    self.runner
+                        .cancel(&name, by, String::new(), ticket, self.now);
                 }
             }
             2 if self.rng.u8(..10) == 0 => {

@@ -213,7 +213,11 @@ async fn while_a_commit_is_blocked_operations_pause_and_a_cancellation_frees_the
     // A cancellation stops the search although it cannot be saved.
     server.faults.block(true);
     let (of_cancel, cancelled) = (operations.clone(), name.clone());
-    let cancel = tokio::spawn(async move { of_cancel.cancel(&cancelled, Canceller::Client).await });
+    let cancel = tokio::spawn(async move {
+        of_cancel
+            .cancel(&cancelled, Canceller::Client, String::new())
+            .await
+    });
     until("stopped", || engine.metrics().active == 0).await;
     assert!(
         !cancel.is_finished(),
@@ -278,7 +282,10 @@ async fn after_failed_commits_operations_continue_from_what_was_saved() {
         }
         let found = operations.get(found).await.unwrap().unwrap();
         assert_eq!(found.record.found(), Some(10_874_375));
-        operations.cancel(&name, Canceller::Operator).await.unwrap();
+        operations
+            .cancel(&name, Canceller::Operator, String::new())
+            .await
+            .unwrap();
     }
 }
 

@@ -230,7 +230,9 @@ impl Page<'_> {
             "Commits that failed, and failed attempts to open the store.",
             operations.failed_commits,
         )?;
-        let bounds = operations::COMMIT_SECONDS.into_iter().chain([f64::MAX]);
+        let bounds = operations::COMMIT_SECONDS
+            .into_iter()
+            .chain([f64::INFINITY]);
         let histogram = ConstHistogram {
             sum: operations.commit_time.as_secs_f64(),
             buckets: bounds.zip(operations.commits).collect(),

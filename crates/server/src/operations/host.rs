@@ -4,11 +4,14 @@ use std::{sync::Arc, task::Waker};
 
 use hashfinder_operations::{Canceller, Host, Record, Refused, Search};
 use hashfinder_search::{Advance, OverLimit, ResumableSearch};
-use tonic_cancel::WorkGuard;
 
 use crate::{
     auth::Auth,
-    searches::{record::Record as SearchRecord, shared::Searches, stop_cause::StopCause},
+    searches::{
+        record::Record as SearchRecord,
+        shared::{OperationPermit, Searches},
+        stop_cause::StopCause,
+    },
 };
 
 /// Runs the searches of operations on the engine that calls use, too.
@@ -24,16 +27,16 @@ impl ServerHost {
 }
 
 impl Host for ServerHost {
-    type Place = WorkGuard;
+    type Place = OperationPermit;
     type Search = OperationSearch;
 
-    fn reserve(&mut self) -> Option<WorkGuard> {
+    fn reserve(&mut self) -> Option<OperationPermit> {
         self.searches.reserve()
     }
 
     fn begin(
         &mut self,
-        place: WorkGuard,
+        place: OperationPermit,
         record: &Record,
         alone: bool,
         waker: Waker,

@@ -9,7 +9,7 @@ use hashfinder_operations::{ClientLimits, Limits};
 pub struct Settings {
     /// The folder in which they are saved. No other server may use it.
     pub folder: PathBuf,
-    /// Hash budget of an operation. Default: 10^16, about a year of one core.
+    /// Hash budget of an operation. Default: 10^16, about a year of two cores.
     pub maximum_hashes: NonZeroU64,
     /// Maximum number of operations of a client that have not ended. Default: 100.
     pub running_of_client: NonZeroU64,

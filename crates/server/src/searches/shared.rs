@@ -75,6 +75,14 @@ pub(crate) struct Searches {
     open_calls: OpenCalls,
     counts: Counts,
     rejections: Rejections,
+    /// Has a reference for each permit of an operation.
+    operations: Arc<()>,
+}
+
+/// Permit for the search of an operation.
+pub(crate) struct OperationPermit {
+    _permit: WorkGuard,
+    _counted: Arc<()>,
 }
 
 impl Searches {
@@ -86,6 +94,7 @@ impl Searches {
             room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
             registry: Arc::default(),
             open_calls: OpenCalls::default(),
+            operations: Arc::default(),
             limits,
         }
     }
@@ -209,16 +218,26 @@ impl Searches {
         ))
     }
 
-    /// Takes a permit for the search of an operation, if one is free.
-    pub(crate) fn reserve(&self) -> Option<WorkGuard> {
-        self.room.try_begin()
+    /// Takes a permit for the search of an operation, if one is free. A quarter of all permits,
+    /// rounded down, is reserved for calls: operations last for weeks.
+    pub(crate) fn reserve(&self) -> Option<OperationPermit> {
+        let all = self.limits.maximum_concurrent_rpcs.get();
+        let of_operations = Arc::clone(&self.operations);
+        // One reference is that of this struct.
+        if Arc::strong_count(&of_operations) > all - all / 4 + 1 {
+            return None;
+        }
+        Some(OperationPermit {
+            _permit: self.room.try_begin()?,
+            _counted: of_operations,
+        })
     }
 
     /// Begins or resumes the search of an operation. It is listed, and counts as one search of its
     /// client.
     pub(crate) fn resume(
         &self,
-        guard: WorkGuard,
+        guard: OperationPermit,
         operation: &hashfinder_operations::Record,
         alone: bool,
     ) -> Result<(ResumableSearch, Arc<Record>), OverLimit> {

@@ -195,7 +195,7 @@ impl Operations for LongRunning {
         let caller = Caller::of(&request);
         let cancelled = async {
             let found = self.0.find(&caller, &request.get_ref().name).await?;
-            self.0.cancel(&caller, &found).await
+            self.0.cancel(&caller, &found, "").await
         };
         cancelled
             .await

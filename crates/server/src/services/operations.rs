@@ -81,11 +81,17 @@ impl Access {
     }
 
     /// Cancels an operation that the caller may see.
-    pub(crate) async fn cancel(&self, caller: &Caller, found: &Snapshot) -> Result<(), CallError> {
+    pub(crate) async fn cancel(
+        &self,
+        caller: &Caller,
+        found: &Snapshot,
+        reason: &str,
+    ) -> Result<(), CallError> {
         let name = &found.record.name;
         let is_own = owner_of(caller).as_deref() == Some(&*found.record.request.client);
         let by = if is_own { By::Client } else { By::Operator };
-        self.operations()?.cancel(name, by).await?;
+        let message = reason.to_owned();
+        self.operations()?.cancel(name, by, message).await?;
         let client = caller.client();
         tracing::info!(operation = %name, %client, ?by, "operation cancelled");
         Ok(())
@@ -202,6 +208,8 @@ pub(crate) fn ended(record: &Record) -> v1pb::SearchEnded {
 /// Returns the status of an operation that ended without a result.
 fn status(record: &Record) -> tonic_types::Status {
     let cursor = record.cursor();
+    let message = record.end.as_ref().map(|end| end.message.clone());
+    let message = message.unwrap_or_default();
     let error = match (record.end.as_ref().map(|end| end.reason), cursor) {
         (Some(EndReason::BudgetSpent), Some(cursor)) => CallError::OperationBudgetSpent {
             hashes: record.budget,
@@ -209,12 +217,12 @@ fn status(record: &Record) -> tonic_types::Status {
         },
         (Some(EndReason::CancelledByClient), Some(cursor)) => CallError::Cancelled {
             by: Canceller::Client,
-            reason: String::new(),
+            reason: message,
             cursor,
         },
         (Some(EndReason::CancelledByOperator), Some(cursor)) => CallError::Cancelled {
             by: Canceller::Operator,
-            reason: String::new(),
+            reason: message,
             cursor,
         },
         (Some(EndReason::KeyRevoked), Some(cursor)) => CallError::KeyRevoked(cursor),
@@ -223,11 +231,7 @@ fn status(record: &Record) -> tonic_types::Status {
             cursor,
         },
         (Some(EndReason::Failed), Some(cursor)) => CallError::OperationFailed {
-            why: record
-                .end
-                .as_ref()
-                .map(|end| end.message.clone())
-                .unwrap_or_default(),
+            why: message,
             cursor,
         },
         // All other ends have a cursor or a result.

@@ -126,7 +126,7 @@ pub(crate) struct FindArguments {
     /// An operation is a search that continues without this command, and after a restart of the
     /// server. `hashfinder operations` watches it, waits for it and cancels it. --maximum-hashes
     /// applies to it. The server must save operations (`serve --state`).
-    #[arg(long, requires = "server")]
+    #[arg(long)]
     #[arg(conflicts_with_all = ["session", "count", "maximum_time"])]
     pub(crate) detach: bool,
 

@@ -66,6 +66,10 @@ pub(crate) async fn run(arguments: FindArguments) -> Result<Exit> {
         },
         Err(cause) => Err(cause),
     };
+    if arguments.detach && arguments.server.is_none() {
+        status.fail("--detach: give the server that runs the operation with --server HOST:PORT");
+        return Ok(Exit::Usage);
+    }
     let mut output = Output::new(&arguments, Arc::clone(&status));
     let result = match query {
         Ok(Ok(query)) => search(&arguments, query, stops, &status, &mut output).await,

@@ -85,7 +85,21 @@ pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
     let request = Arc::new(request);
     let opened = open(Arc::clone(&request), Arc::clone(&stderr));
     let (connection, metadata) = match stops.unless_stopped(opened).await {
-        Ok(opened) => opened?,
+        Ok(opened) => match opened? {
+            Some(opened) => opened,
+            None => {
+                stderr.fail(format_args!(
+                    "{} has no operation {}, or it belongs to another client; see `hashfinder \
+                     operations list`",
+                    request.server, request.name
+                ));
+                return Ok(Watched {
+                    exit: Exit::No,
+                    reason: None,
+                    found: None,
+                });
+            }
+        },
         Err(cause) => {
             let stopped = CommandResult::stopped(cause, "; the operation is not affected");
             report(&stopped, None, &stderr);
@@ -155,11 +169,11 @@ pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
     })
 }
 
-/// Connects to the server, and returns what it knows about the operation.
+/// Connects to the server, and returns what it knows about the operation; `None` if it has none.
 async fn open(
     request: Arc<WatchRequest>,
     stderr: Arc<Stderr>,
-) -> Result<(Connection, SearchMetadata)> {
+) -> Result<Option<(Connection, SearchMetadata)>> {
     let connection = connect(&request, &stderr).await?;
     let server = &request.server;
     let get = Request::new(GetOperationRequest {
@@ -170,15 +184,14 @@ async fn open(
     let call = Call::start(get, options, |get| async move {
         client.get_operation(get).await
     });
-    let operation = call
-        .await
-        .map_err(|status| failure(&status, server))?
-        .into_inner();
+    let operation = match call.await {
+        Ok(operation) => operation.into_inner(),
+        Err(status) if Details::of(&status).has(Reason::OperationNotFound) => return Ok(None),
+        Err(status) => return Err(failure(&status, server)),
+    };
     let metadata = operation.search_metadata();
-    Ok((
-        connection,
-        metadata.context("invalid answer from the server: no metadata")?,
-    ))
+    let metadata = metadata.context("invalid answer from the server: no metadata")?;
+    Ok(Some((connection, metadata)))
 }
 
 async fn connect(request: &WatchRequest, stderr: &Stderr) -> Result<Connection> {

@@ -20,6 +20,9 @@ const READ_AT_ONCE: usize = 100;
 
 pub(super) fn export(arguments: &ExportArguments) -> Result<Exit> {
     let path = arguments.folder.state.join(FILE);
+    let path = path
+        .canonicalize()
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let shown = path.display();
     let mut reader = SqliteReader::open(&path).with_context(|| format!("cannot read {shown}"))?;
     let mut selection = Selection::default();
@@ -59,12 +62,17 @@ fn exported(record: &Record, indices: &[u64]) -> Value {
     let time = |millis: i64| {
         let since = std::time::Duration::from_millis(millis.max(0).unsigned_abs());
         let time = std::time::UNIX_EPOCH.checked_add(since);
-        time.map(|time| humantime::format_rfc3339_millis(time).to_string())
+        time.map(|time| humantime::format_rfc3339_seconds(time).to_string())
     };
     let end = record.end.as_ref();
+    let text = |text: &str| {
+        Some(text)
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
+    };
     json!({
         "name": record.name.to_string(),
-        "display_name": record.request.display_name,
+        "display_name": text(&record.request.display_name),
         "client": &*record.request.client,
         "desired_names": names,
         "start_cursor": record.request.text(),
@@ -75,7 +83,7 @@ fn exported(record: &Record, indices: &[u64]) -> Value {
         "updated_at": time(record.updated),
         "ended_at": end.and_then(|end| time(end.at)),
         "end_reason": end.map(|end| end.reason.name()),
-        "end_message": end.map(|end| &end.message),
+        "end_message": end.and_then(|end| text(&end.message)),
         "cursor": record.cursor().map(|cursor| cursor.to_string()),
         "candidates": candidates.collect::<Vec<_>>(),
     })
@@ -92,7 +100,8 @@ pub(super) fn backup(arguments: &BackupArguments) -> Result<Exit> {
 
 pub(super) fn recover(arguments: &RecoverArguments) -> Result<Exit> {
     let path = &arguments.folder.state;
-    let folder = Folder::lock(path)?;
+    let folder = Folder::lock_existing(path)?;
+    folder.check_version()?;
     let recovered =
         repair(&folder).with_context(|| format!("cannot recover {}", path.display()))?;
     let Some(recovered) = recovered else {

@@ -200,7 +200,7 @@ impl FinderService {
         if let (Some(name), false) = (record.operation(), summary.state() == SearchState::Ended) {
             // Otherwise the operation would resume its search.
             let operation = self.operations.find(caller, &name.to_string()).await?;
-            self.operations.cancel(caller, &operation).await?;
+            self.operations.cancel(caller, &operation, reason).await?;
         }
         let cancelled = record.cancel(by, reason);
         let had_ended = summary.state() == SearchState::Ended;

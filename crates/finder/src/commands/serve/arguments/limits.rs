@@ -46,13 +46,13 @@ pub(crate) struct LimitsArguments {
     #[arg(long, value_name = "CLIENT=N", value_parser = of_client::<NonZeroU64>)]
     client_hashes_per_second: Vec<(ClientName, NonZeroU64)>,
 
-    /// Hash budget of each operation. 10^16 hashes take a core about a year.
+    /// Hash budget of each operation. 10^16 hashes take two cores about a year.
     #[arg(long, value_name = "N", default_value_t = operations().maximum_hashes)]
     #[arg(value_parser = positive::<NonZeroU64>)]
     maximum_hashes_per_operation: NonZeroU64,
 
-    /// Maximum number of operations of one client that have not ended. They share the places of
-    /// maximum-concurrent-rpcs with all other searches, and wait if there is none.
+    /// Maximum number of operations of one client that have not ended. Operations of
+    /// all clients may take three quarters of maximum-concurrent-rpcs, and wait if these are taken.
     #[arg(long, value_name = "N", default_value_t = operations().running_of_client)]
     #[arg(value_parser = positive::<NonZeroU64>)]
     maximum_running_operations_per_client: NonZeroU64,

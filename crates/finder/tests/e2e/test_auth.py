@@ -17,6 +17,7 @@ import pytest
 from conftest import HASHFINDER, SIGTERM, TIMEOUT_S, Process
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from google.longrunning import operations_pb2
 from google.protobuf import descriptor_pb2
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
@@ -110,6 +111,17 @@ class Caller:
     def listed(self, pb, **fields):
         request = pb.ListSearchesRequest(**fields)
         return self.unary(FINDER + "ListSearches", request, pb.ListSearchesResponse).searches
+
+    def ended_operation(self, pb):
+        """Starts an operation, and returns its name once it has ended."""
+        method = FINDER + "StartSearch"
+        query = pb.Query(desired_names=["aa"])
+        started = self.unary(method, pb.StartSearchRequest(query=query), operations_pb2.Operation)
+        wait = operations_pb2.WaitOperationRequest(name=started.name)
+        method = "google.longrunning.Operations/WaitOperation"
+        while not self.unary(method, wait, operations_pb2.Operation).done:
+            pass
+        return started.name
 
 
 @pytest.fixture
@@ -275,7 +287,7 @@ def bad_keys(key_file, good):
 
 
 def test_each_credential_gets_the_documented_status_from_each_method(
-    serve_with_keys, key_file, caller, issuer, jwt_flags, stubs, pb
+    serve_with_keys, key_file, caller, issuer, jwt_flags, stubs, pb, tmp_path
 ):
     user, other = key_file.create(), key_file.create()
     operator = key_file.create("--role", "operator")
@@ -287,7 +299,8 @@ def test_each_credential_gets_the_documented_status_from_each_method(
     bad["twice"] = bearer(user) + bearer(user)
     # About forty calls of each method are rejected.
     limits = {"maximum-refused-credentials-per-second": 100_000}
-    server = serve_with_keys(*jwt_flags, "--operator", "jwt:the-boss", limits=limits)
+    flags = [*jwt_flags, "--operator", "jwt:the-boss", "--state", str(tmp_path / "state")]
+    server = serve_with_keys(*flags, limits=limits)
 
     mine, table = caller(server, bearer(user)), documented_codes()
     missing = table.pop("unknown method")
@@ -301,6 +314,8 @@ def test_each_credential_gets_the_documented_status_from_each_method(
         "Estimate": pb.EstimateRequest(query=query),
         "ListSearches": pb.ListSearchesRequest(client=name),
         "WatchSearches": pb.WatchSearchesRequest(client=name),
+        "StartSearch": pb.StartSearchRequest(query=query),
+        "ListOperations": operations_pb2.ListOperationsRequest(filter=f"client = {name}"),
         "Check": health_pb2.HealthCheckRequest(),
         "Watch": health_pb2.HealthCheckRequest(),
         "List": b"",
@@ -309,8 +324,19 @@ def test_each_credential_gets_the_documented_status_from_each_method(
     }
     table |= {"hashfinder.v1.Finder/IsNot": missing, "no.Such/IsNot": missing}
 
+    of_operation = {
+        "WatchOperation": pb.WatchOperationRequest,
+        "ListCandidates": pb.ListCandidatesRequest,
+        "GetOperation": operations_pb2.GetOperationRequest,
+        "WaitOperation": operations_pb2.WaitOperationRequest,
+        "CancelOperation": operations_pb2.CancelOperationRequest,
+        "DeleteOperation": operations_pb2.DeleteOperationRequest,
+    }
+
     def request(method):
         method = method.split("/")[1]
+        if method in of_operation:
+            return of_operation[method](name=mine.ended_operation(pb))
         if method != "CancelSearch":
             return requests[method]
         return pb.CancelSearchRequest(search_id=mine.begin(pb)[1])
@@ -326,8 +352,11 @@ def test_each_credential_gets_the_documented_status_from_each_method(
     at_rest = until(server, "hashfinder_searches_ended_total", 1)
     for method, codes in table.items():
         for label, client, column, reason in rejected_clients:
-            cancel = pb.CancelSearchRequest(search_id=search)
-            message = cancel if method.endswith("CancelSearch") else request(method)
+            message = pb.CancelSearchRequest(search_id=search)
+            if (short := method.split("/")[1]) in of_operation:
+                message = of_operation[short](name="operations/" + "0" * 32)
+            elif short != "CancelSearch":
+                message = request(method)
             code, found_reason = client.code(method, message)
             assert code.name == codes[column], (method, label)
             if code != CODE.OK:

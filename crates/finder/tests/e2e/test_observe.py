@@ -446,7 +446,8 @@ SUFFIXES = {
 def with_all_metrics(serve_with_metrics, tmp_path):
     """Returns a server with values in every metric."""
     ours = Authority(tmp_path, "ours")
-    return serve_with_metrics(*ours.server().flags("--tls"), "--tls-client-ca", ours.path)
+    tls = [*ours.server().flags("--tls"), "--tls-client-ca", ours.path]
+    return serve_with_metrics(*tls, "--state", str(tmp_path / "state"))
 
 
 def test_the_dashboard_shows_all_metrics_and_no_others(with_all_metrics):

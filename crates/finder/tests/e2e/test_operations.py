@@ -42,7 +42,8 @@ from test_auth import bearer, key_file, serve_with_keys  # noqa: F401
 from test_contract import HARD
 from test_find import cursor_in, position_of
 from test_json import VALIDATOR as FIND_JSON
-from test_observe import serve_with_metrics, until, value  # noqa: F401
+from test_observe import get, serve_with_metrics, until, value  # noqa: F401
+from test_resume import index_of
 from test_sharing import relay
 from test_status import Terminal
 from test_stopping import error_of
@@ -522,7 +523,8 @@ def test_cancelling_an_operation_ends_it_with_a_cursor(serve_operations, client,
     assert mine.candidates(name) == mine.searched(metadata.frontier)
     # Nothing changes it any more.
     mine.cancel(name)
-    assert mine.get(name) == mine.wait(name) == cancelled
+    for same in [mine.get(name), mine.wait(name)]:
+        assert (same.metadata, error_in(same)) == (cancelled.metadata, (code, info))
     # Both operations together cover what one would have.
     following = mine.start(cursor=metadata.cursor, maximum_hashes=2_000_000).name
     mine.wait(following)
@@ -588,7 +590,7 @@ def test_leaving_a_watch_or_a_wait_does_not_stop_the_operation(serve_operations,
     first_candidates(leaving.watch(name), 1)
     waiting = leaving.operations.WaitOperation.future(operations_pb2.WaitOperationRequest(name=name))
     leaving.channel.close()
-    assert waiting.cancelled()
+    assert waiting.code() == CODE.CANCELLED
     mine.wait_for_progress(name, mine.metadata(name).hashes)
     assert mine.state(name) == "RUNNING"
 
@@ -645,7 +647,7 @@ def test_bad_requests_are_rejected_with_their_field(serve_operations, client, pb
         (start(keep=keep["long"]), "keep"),
         (start(query=query(pb, "")), "query.desired_names[0]"),
         (lambda: mine.start(cursor="hf1_"), "cursor"),
-        (lambda: mine.start(), "from"),
+        (lambda: mine.start(), "query"),
         (lambda: mine.list(page_size=-1), "page_size"),
         (lambda: mine.list(page_token="x"), "page_token"),
         (lambda: mine.list(page_token="!"), "page_token"),
@@ -715,7 +717,7 @@ def test_a_repeated_request_returns_the_same_operation(serve_operations, client,
     assert_remembered()
     mine.cancel(name)
     assert_remembered()
-    assert mine.start(query=query(pb, *ENDLESS), request_id="mine") == mine.get(name)
+    assert mine.start(query=query(pb, *ENDLESS), request_id="mine").done
     assert stop(server, SIGTERM) == 0
     server = serve_operations()
     mine = client(server)
@@ -1347,12 +1349,13 @@ def test_find_detach_prints_the_name_and_how_to_watch_it(serve_operations, clien
 
 def test_find_detach_prints_json(serve_operations, client):
     server = serve_operations()
+    mine = client(server)
     done = run_find("doc", "--server", server.address, "--detach", "--json")
     assert done.returncode == 0
     started, end = map(json.loads, done.stdout.splitlines())
     for record in [started, end]:
         FIND_JSON.validate(record)
-    assert started == {"type": "operation", "name": client(server).names()[0]}
+    assert started == {"type": "operation", "name": mine.names()[0]}
     assert (end["how"], end["exit_code"], end["names"]) == ("detached", 0, ["doc"])
     assert (end["results"], end["nearest"], end["cursor"]) == (0, None, None)
 
@@ -1362,7 +1365,7 @@ def test_find_detach_sends_the_whole_query(serve_operations, client, pb):
     mine = client(server)
     arguments = ["c0ffee", "BEEF", "--algorithm", "sha256", "--encoding", "hex"]
     arguments += ["--anchor", "prefix", "--maximum-hashes", "1000", "--show-inferior", "2"]
-    [name] = [detach(server, *arguments)]
+    name = detach(server, *arguments)
     metadata = unpacked(mine.wait(name).metadata, pb.SearchMetadata)
     about = metadata.query
     assert list(about.desired_names) == ["c0ffee", "BEEF"]
@@ -1542,9 +1545,7 @@ def test_the_commands_exit_with_their_documented_codes(serve_operations, client)
     for command in ["show", "candidates", "cancel", "delete", "watch", "wait"]:
         for arguments in [[], ["--json"]] if command in ["show", "candidates"] else [[]]:
             done = run(command, server, missing, *arguments)
-            # Those of watch and wait are find's: a missing operation is a failure.
-            assert done.returncode == (5 if command in ["watch", "wait"] else 1), command
-            assert done.stdout == ""
+            assert (done.returncode, done.stdout) == (1, ""), command
             assert "or it belongs to another client" in done.stderr
         done = run(command, server, "operations/x")
         assert (done.returncode, done.stdout) == (2, "") and "operations list" in done.stderr
@@ -1608,18 +1609,14 @@ def test_watch_and_wait_exit_like_find(serve_operations, client):
 @pytest.mark.parametrize("command", ["watch", "wait"])
 @pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])
 def test_a_signal_ends_the_command_and_not_the_operation(
-    serve_operations, client, follow, command, number, code
+    serve_with_metrics, client, follow, folder, command, number, code  # noqa: F811
 ):
-    server = serve_operations(*SLOW)
+    server = serve_with_metrics("--state", str(folder), *SLOW)
     mine = client(server)
     name = mine.begin()
     mine.wait_for_progress(name)
     following = follow(command, server, name)
-    if command == "watch":
-        assert following.popen.stdout.readline()
-    else:
-        # It waits for the server's responses.
-        following.wait_for_calls = wait_until(lambda: connections_of(following) > 0)
+    wait_until(lambda: watches_of(server) == 1)
     following.send(number)
     assert following.wait() == code
     stderr = following.rest_of_stderr()
@@ -1629,14 +1626,15 @@ def test_a_signal_ends_the_command_and_not_the_operation(
     assert mine.state(name) == "RUNNING"
 
 
-def connections_of(process):
-    """Returns the number of sockets that a process has open."""
-    links = pathlib.Path(f"/proc/{process.pid}/fd").iterdir()
-    return sum("socket:" in os.readlink(link) for link in links)
+def watches_of(server):
+    """Returns how many calls of WatchOperation have begun on a server with metrics."""
+    _, text = get(server)
+    sample = r'^grpc_server_started_total\{.*grpc_method="WatchOperation".*\} (\d+)$'
+    return int(re.search(sample, text, re.MULTILINE)[1])
 
 
-def test_wait_runs_a_command_at_the_end(serve_operations, client, follow, tmp_path):
-    server = serve_operations()
+def test_wait_runs_a_command_at_the_end(serve_with_metrics, client, follow, folder, tmp_path):  # noqa: F811
+    server = serve_with_metrics("--state", str(folder))
     mine = client(server)
     name = mine.begin("doctor", 0, 2)
     out = tmp_path / "out"
@@ -1646,8 +1644,9 @@ def test_wait_runs_a_command_at_the_end(serve_operations, client, follow, tmp_pa
     assert (done.returncode, done.stdout) == (0, run_find("doctor").stdout)
     assert out.read_text() == f"{name}|found|{FIRST_DOCTOR.hex()}|{hashed(FIRST_DOCTOR)}\n"
     name = mine.begin()
+    watches = watches_of(server)
     waiting = follow("wait", server, name, "--exec", f'echo "{shown}" > {out}')
-    mine.wait_for_progress(name)
+    wait_until(lambda: watches_of(server) > watches)
     mine.cancel(name)
     assert waiting.wait() == 3
     assert out.read_text() == f"{name}|cancelled_by_client||\n"
@@ -1656,8 +1655,9 @@ def test_wait_runs_a_command_at_the_end(serve_operations, client, follow, tmp_pa
     # It does not run if this command ends before the operation does.
     out.unlink()
     name = mine.begin()
+    watches = watches_of(server)
     waiting = follow("wait", server, name, "--exec", f"touch {out}")
-    wait_until(lambda: connections_of(waiting) > 0)
+    wait_until(lambda: watches_of(server) > watches)
     waiting.send(SIGINT)
     assert waiting.wait() == 130 and not out.exists()
 
@@ -1666,23 +1666,23 @@ def test_watch_continues_after_the_server_was_killed(serve, serve_operations, cl
     server = serve_operations(*SLOW)
     mine = client(server)
     name = mine.begin()
-    watching, waiting = follow("watch", server, name), follow("wait", server, name)
-    wait_until(lambda: connections_of(waiting) > 0)
-    lines = []
+    watching = follow("watch", server, name)
+    lines = [watching.popen.stdout.readline()]
     for number in [SIGKILL, SIGTERM, SIGKILL]:
-        lines += [watching.popen.stdout.readline() for _ in range(5)]
         stop(server, number)
-        watching.wait_for("lost the connection to the server at .*; reconnecting")
         server = serve_operations(*SLOW, port=port_of(server))
-    lines += [watching.popen.stdout.readline() for _ in range(5)]
-    mine = client(server)
+        mine = client(server)
+        frontier = mine.metadata(name).frontier
+        # This candidate was found by the new server.
+        while index_of(lines[-1]) < frontier:
+            lines.append(watching.popen.stdout.readline())
     mine.cancel(name)
     lines += watching.popen.stdout.readlines()
-    assert watching.wait() == waiting.wait() == 3
+    assert watching.wait() == 3
+    stderr = watching.rest_of_stderr()
+    assert f"lost the connection to the server at {server.address}; reconnecting\n" in stderr
     metadata = mine.metadata(name)
-    cursor = cursor_of("hashfinder", metadata.frontier, 0, 5)
-    for process in [watching, waiting]:
-        assert position_of(cursor_in(process.rest_of_stderr())) == cursor
+    assert position_of(cursor_in(stderr)) == cursor_of("hashfinder", metadata.frontier, 0, 5)
     expected = client(serve(), is_loaded=False).searched(metadata.frontier)
     assert "".join(lines).splitlines() == list(map(as_line, expected))
 
@@ -1889,7 +1889,7 @@ def test_recovery_restarts_an_operation_that_has_lost_candidates(serve_operation
     done = run("recover", None, "--state", folder)
     assert done.returncode == 0 and "recovered 2 operations" in done.stderr
     first, second = exported(folder)
-    assert (first["name"], first["end_reason"]) == (name, "budget_spent")
+    assert (first["name"], first["end_reason"]) == (name, "hash_budget_spent")
     assert (second["name"], second["hashes"], second["candidates"]) == (running, 0, [])
     mine = client(serve_operations(*SLOW))
     first_candidates(mine.watch(running), 10)
@@ -1959,28 +1959,17 @@ def later(folder, saved):
     return file, file.read_bytes()
 
 
-def test_the_server_does_not_change_the_file_of_a_later_version(serve_operations, client, later):
+def test_the_file_of_a_later_version_is_refused_and_not_changed(folder, later):
     file, content = later
-    server = serve_operations()
-    line = server.wait_for("operations cannot be saved")
-    assert "later version of hashfinder" in line and "99" in line
-    mine = client(server, is_loaded=False)
-    assert error_of(mine.begin).code() == CODE.UNAVAILABLE
-    assert mine.search(query=query(mine.pb, "doc"))[-1].ended.hashes == 450
-    assert stop(server, SIGTERM) == 0
+    serving = [HASHFINDER, "serve", "--port", "0", "--state", str(folder)]
+    done = subprocess.run(serving, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert (done.returncode, done.stdout) == (5, "")
+    assert "later version" in done.stderr and "99" in done.stderr
+    # It is not damaged, so recovery would not help.
+    assert "recover" not in done.stderr
     assert file.read_bytes() == content
-
-
-def test_the_file_of_a_later_version_is_not_called_damaged(serve_operations, client, later):
-    mine = client(serve_operations(), is_loaded=False)
-    error = error_of(mine.begin)
-    assert "recover" not in error.details()
-
-
-def test_recovery_does_not_change_the_file_of_a_later_version(folder, later):
-    file, content = later
-    for command, *arguments in [["export"], ["recover"]]:
-        done = run(command, None, "--state", folder, *arguments)
+    for command in ["export", "recover"]:
+        done = run(command, None, "--state", folder)
         assert (done.returncode, done.stdout) == (5, ""), command
         assert "version" in done.stderr
         assert file.read_bytes() == content
@@ -2106,10 +2095,19 @@ def serve_with_faults(serve_operations):
 def test_failed_writes_pause_operations_and_cost_no_candidate(serve_with_faults, serve, client, connect, stubs, fault):
     server = serve_with_faults(fault)
     mine = client(server)
-    name = mine.begin()
+    names = set()
+
+    def is_started():
+        try:
+            names.add(mine.begin(request_id="1"))
+        except grpc.RpcError as error:
+            assert (error.code(), reason_of(error)) == (CODE.UNAVAILABLE, "STORE_UNAVAILABLE")
+        return names
+
+    wait_until(is_started)
+    [name] = names
     stream = mine.watch(name)
-    line = server.wait_for("operations cannot be saved; they are paused")
-    assert "error" in line
+    assert "error=" in server.wait_for("operations cannot be saved; they are paused")
     # Calls are not affected.
     assert connect(server).Find(stubs.Request(desired_name="doc")).hamming_distance == 0
     # The watch itself continues, and so does the operation.

@@ -541,6 +541,7 @@ def test_health_and_reflection_know_the_service(serve):
         )
         [service] = file.service
         methods = ["Search", "Estimate", "ListSearches", "WatchSearches", "CancelSearch"]
+        methods += ["StartSearch", "WatchOperation", "ListCandidates"]
         assert [method.name for method in service.method] == methods
 
 

@@ -5,7 +5,7 @@ use std::{fs, process::Command, thread, time::Instant};
 use anyhow::{Context, Result};
 
 use crate::{
-    aarch64, attack, boundaries, cancel, engine, fuzz, image, peers, picture, prose,
+    aarch64, attack, boundaries, cancel, engine, fuzz, image, operations, peers, picture, prose,
     steps::{Form, cargo, print_summary, root, runs, skip, skip_always, step, target, took},
     tools::{END_TO_END, has_h2load, has_hashcat, install_node_packages, prepare_python},
 };
@@ -133,6 +133,7 @@ fn tools() -> Result<()> {
     timed("the benchmark of the cancellation layer", cancel::run)?;
     if has_h2load() {
         timed("the benchmark of the engine", engine::run)?;
+        timed("the benchmark of operations", operations::run)?;
     } else {
         skip("the benchmark of the engine", "h2load")?;
     }

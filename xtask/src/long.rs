@@ -19,8 +19,11 @@ const SECRETS: &str = "1000000000";
 /// tests take a fiftieth.
 const TRIALS: &str = "10000";
 
-/// Number of random schedules of the engine and of the cancellation layer. The tests take at most a
-/// tenth.
+/// Number of times that a server with operations is killed. The tests take a twentieth.
+const KILLS: &str = "1000";
+
+/// Number of random schedules of the engine, of operations and of the cancellation layer. The tests
+/// take at most a tenth.
 const SCHEDULES: &str = "1000000";
 
 /// Number of streams that are started and cancelled. The tests take a tenth.
@@ -69,13 +72,42 @@ pub(crate) fn kills() -> Result<()> {
     )
 }
 
-/// Runs many random schedules of the engine and of the cancellation layer.
+/// Kills a server with operations again and again.
+pub(crate) fn operations() -> Result<()> {
+    step(
+        "the program",
+        &mut cargo("build --workspace --bins --features hashfinder/jemalloc"),
+    )?;
+    let mut tests = Command::new(prepare_python()?);
+    tests
+        .args(["-m", "pytest", "--quiet", "-rA", "--timeout=0"])
+        .arg(format!("{END_TO_END}/test_operation_kills.py"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("HASHFINDER", target().join("debug/hashfinder"))
+        .env("KILLS", KILLS);
+    let (minutes, printed) = timed(&mut tests)?;
+    let kills = printed
+        .lines()
+        .find_map(|line| line.strip_prefix("kills: "));
+    let kills = kills.context("the test did not print what it killed")?;
+    write(
+        "Operations",
+        "operations",
+        &format!("Nothing that was acknowledged was lost, in {minutes:.0} minutes: {kills}."),
+    )
+}
+
+/// Runs many random schedules of the engine, of operations and of the cancellation layer.
 pub(crate) fn schedules() -> Result<()> {
     let mut text = String::new();
     for (what, arguments) in [
         (
             "the engine",
             "test --release -p hashfinder-search --lib schedules",
+        ),
+        (
+            "operations",
+            "test --release -p hashfinder-operations --lib runner",
         ),
         (
             "the cancellation layer",

@@ -14,6 +14,7 @@ mod graph;
 mod image;
 mod imports;
 mod long;
+mod operations;
 mod peers;
 mod picture;
 mod prose;
@@ -35,6 +36,7 @@ Benchmarks, which write bench/RESULTS.md; leave the machine alone for them:
   bench peers         the kernels beside hashcat, on one core
   bench engine        thousands of searches, in the engine and through gRPC
   bench cancel        the cost of the cancellation layer
+  bench operations    calls beside a thousand running operations
 
 Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, bench/ATTACKS.md:
   long attack         every attack on a server, half a minute each
@@ -44,6 +46,7 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
                       and needs a nightly compiler; --keep adds what was found to the corpus
   long kernels        10^9 secrets for every kernel
   long kills          10,000 searches, stopped in every way and resumed
+  long operations     1,000 kills of a server that runs operations
   long schedules      10^6 random schedules of the engine and of the cancellation layer
   long streams        10^6 streams, started and cancelled
   long image          the static program of the container image
@@ -69,12 +72,14 @@ fn main() -> ExitCode {
         (["bench", "peers"], form) => peers::run(form),
         (["bench", "engine"], form) => engine::run(form),
         (["bench", "cancel"], form) => cancel::run(form),
+        (["bench", "operations"], form) => operations::run(form),
         (["long", "attack"], form) => attack::attack(form),
         (["long", "soak"], form) => attack::soak(form),
         (["long", "fuzz"], Form::Short) => fuzz::short(),
         (["long", "fuzz", rest @ ..], Form::Long) => fuzz::run(rest),
         (["long", "kernels"], Form::Long) => long::kernels(),
         (["long", "kills"], Form::Long) => long::kills(),
+        (["long", "operations"], Form::Long) => long::operations(),
         (["long", "schedules"], Form::Long) => long::schedules(),
         (["long", "streams"], Form::Long) => long::streams(),
         (["long", "image"], form) => image::run(form),

@@ -46,8 +46,9 @@ pub const BEGINS_WITHOUT_PROGRESS: u32 = 3;
 /// that only the one that crashes the server reaches [`BEGINS_WITHOUT_PROGRESS`].
 const SUSPECT_FROM: u32 = 2;
 
-/// How long such an operation is searched before its progress is saved and the next one is resumed.
-const PROBATION: Duration = Duration::from_millis(100);
+/// When the first progress of a search is saved, after it has begun. It is earlier than
+/// [`SAVE_EVERY`]: a crash before it counts against the operation.
+const FIRST_SAVE: Duration = Duration::from_millis(100);
 
 /// How often a search may fail without progress: once beside others, and once alone.
 const FAILURES: u32 = 2;
@@ -569,7 +570,7 @@ impl<H: Host, T> Runner<H, T> {
             return self.next_key_check;
         }
         let mut deadline = self.next_save.min(self.next_key_check);
-        if self.is_one_at_a_time() {
+        if self.live.values().any(Live::is_on_trial) {
             deadline = deadline.min(self.next_trial);
         }
         if let Some(batch) = &self.in_flight {
@@ -589,9 +590,13 @@ impl<H: Host, T> Runner<H, T> {
             self.is_stalled = true;
             self.stop_all(now);
         }
-        if now.running >= self.next_trial && self.is_one_at_a_time() {
-            self.next_trial = now.running + PROBATION;
-            if let Some(name) = self.on_trial() {
+        if now.running >= self.next_trial {
+            self.next_trial = now.running + FIRST_SAVE;
+            let on_trial = self.live.values().filter(|live| live.is_on_trial());
+            for name in on_trial
+                .map(|live| live.record.name.clone())
+                .collect::<Vec<_>>()
+            {
                 self.collect(&name, now);
                 if let Some(live) = self.live.get_mut(&name) {
                     live.is_urgent |= live.is_dirty;
@@ -759,17 +764,15 @@ impl<H: Host, T> Runner<H, T> {
         crashes.any(|crashes| crashes >= SUSPECT_FROM)
     }
 
-    /// Returns an operation whose search has begun, as far as the store knows, and has made no
-    /// progress that is saved. Of several, it is one that is being searched, or the oldest.
+    /// Returns an operation that is on trial. Of several, it is one that is being searched, or the
+    /// oldest.
     fn on_trial(&self) -> Option<Name> {
-        let begun = |live: &&Live<H, T>| {
-            live.record.resumes.max(live.saved.resumes) > live.crashes && live.record.end.is_none()
-        };
         let order = |live: &&Live<H, T>| {
             let record = &live.record;
             (live.search.is_none(), record.created, record.name.clone())
         };
-        let first = self.live.values().filter(begun).min_by_key(order);
+        let first = self.live.values().filter(|live| live.is_on_trial());
+        let first = first.min_by_key(order);
         first.map(|live| live.record.name.clone())
     }
 
@@ -1048,6 +1051,12 @@ impl<H: Host, T> Live<H, T> {
             self.is_dirty = true;
             self.is_urgent = true;
         }
+    }
+
+    /// Whether its search has begun, as far as the store knows, and has made no progress that is
+    /// saved.
+    fn is_on_trial(&self) -> bool {
+        self.record.resumes.max(self.saved.resumes) > self.crashes && self.record.end.is_none()
     }
 
     /// Whether the begin of its search is saved.

@@ -502,7 +502,7 @@ pub(crate) fn update_record(update: &mut Statement<'_>, record: &Record) -> Resu
         ":updated": record.updated,
         ":resumes": record.resumes,
         ":failures": record.failures,
-        ":cancel": record.cancel.map(|by| canceller_name(by)),
+        ":cancel": record.cancel.map(canceller_name),
         ":ended": end.map(|end| end.at),
         ":end_reason": end.map(|end| end.reason.name()),
         ":end_message": end.map(|end| &end.message),

@@ -118,7 +118,7 @@ fn what_is_saved_is_read_back() {
     drop(store);
 
     let mut store = Sqlite::open(&locked, LIMITS).unwrap();
-    assert_eq!(store.unfinished().unwrap(), [advanced.clone()]);
+    assert_eq!(store.unfinished().unwrap(), vec![advanced.clone()]);
     let mut reader = SqliteReader::open(&locked.file()).unwrap();
     assert_eq!(reader.get(&advanced.name).unwrap(), Some(advanced.clone()));
     assert_eq!(reader.get(&Name::new(2)).unwrap(), None);
@@ -171,7 +171,7 @@ fn a_repeated_request_creates_nothing() {
     let reused = Creation::Rejected(Rejection::RequestIdReused);
     assert_eq!(
         commit(&mut store, &[Change::Create(other)]),
-        [reused.clone()]
+        vec![reused.clone()]
     );
     let mut other = record(4, "a", "x");
     other.request.query = query().starting_at(5);
@@ -311,7 +311,7 @@ fn a_file_that_cannot_be_trusted_is_refused_and_kept() {
                 .unwrap();
         }),
         ("not a database", |path| {
-            fs::write(path, vec![b'x'; 100_000]).unwrap()
+            fs::write(path, vec![b'x'; 100_000]).unwrap();
         }),
         ("malformed", |path| {
             let mut bytes = fs::read(path).unwrap();
@@ -400,7 +400,7 @@ fn a_backup_is_a_store() {
     );
     let locked = Folder::lock(&restored.0).unwrap();
     let mut store = Sqlite::open(&locked, LIMITS).unwrap();
-    assert_eq!(store.unfinished().unwrap(), [advanced.clone()]);
+    assert_eq!(store.unfinished().unwrap(), vec![advanced.clone()]);
     let mut reader = SqliteReader::open(&copy).unwrap();
     assert_eq!(
         reader.candidates(&advanced.name, 0, 1_000).unwrap(),
@@ -444,7 +444,7 @@ fn files_of_every_version_are_opened() {
         fs::copy(file.unwrap().path(), folder.0.join(FILE)).unwrap();
         let locked = Folder::lock(&folder.0).unwrap();
         let mut store = Sqlite::open(&locked, LIMITS).unwrap();
-        assert_eq!(store.unfinished().unwrap(), [advanced.clone()]);
+        assert_eq!(store.unfinished().unwrap(), vec![advanced.clone()]);
         let mut reader = SqliteReader::open(&locked.file()).unwrap();
         assert_eq!(reader.get(&second.name).unwrap(), Some(second.clone()));
         assert_eq!(

@@ -83,15 +83,6 @@ class Client:
         self.pb = v1.messages
         self.call = {"metadata": list(metadata), "timeout": TIMEOUT_S}
 
-    def is_loaded(self):
-        """Returns whether the server has loaded its operations. It does that while it listens."""
-        try:
-            self.list()
-        except grpc.RpcError as error:
-            assert reason_of(error) == "STORE_UNAVAILABLE"
-            return False
-        return True
-
     def start(self, **fields):
         return self.finder.StartSearch(self.pb.StartSearchRequest(**fields), **self.call)
 
@@ -187,15 +178,15 @@ class Client:
 
 @pytest.fixture
 def client(v1):
-    """Returns a function that connects a client to a server, and waits until the server has loaded
-    its operations."""
+    """Returns a function that connects a client to a server. It waits until the server, which
+    already listens, has loaded its operations."""
     clients = []
 
     def connect(server, metadata=(), is_loaded=True):
         address = getattr(server, "address", server)
         clients.append(Client(v1, address, metadata))
         if is_loaded:
-            wait_until(clients[-1].is_loaded)
+            retried(clients[-1].list)
         return clients[-1]
 
     yield connect
@@ -258,6 +249,18 @@ def rejection(call):
     """Returns the code and the reason with which a call is rejected."""
     error = error_of(call)
     return error.code(), reason_of(error)
+
+
+def retried(call):
+    """Repeats a call while the server cannot save operations, and returns its response."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            assert (error.code(), reason_of(error)) == (CODE.UNAVAILABLE, "STORE_UNAVAILABLE")
+        assert time.monotonic() < deadline, "the server still cannot save operations"
+        time.sleep(0.01)
 
 
 def as_line(candidate):
@@ -2069,26 +2072,16 @@ def test_on_a_full_disk_operations_pause_and_continue_without_loss(serve, client
     assert rejection(mine.begin) == (CODE.UNAVAILABLE, "STORE_UNAVAILABLE")
     hashes = mine.metadata(first).hashes
     assert mine.get(ended).done and mine.names() == [first, second, ended]
-
-    def is_accepted(call, name):
-        # A client may have to retry while the server opens the file again.
-        try:
-            call(name)
-        except grpc.RpcError as error:
-            assert (error.code(), reason_of(error)) == (CODE.UNAVAILABLE, "STORE_UNAVAILABLE")
-            return False
-        return True
-
-    # There is room to cancel and to delete.
-    wait_until(lambda: is_accepted(mine.cancel, second))
+    # There is room to cancel and to delete, as soon as the server has opened the file again.
+    retried(lambda: mine.cancel(second))
     assert mine.end_reason(second) == "CANCELLED_BY_CLIENT"
-    wait_until(lambda: is_accepted(mine.delete, ended))
+    retried(lambda: mine.delete(ended))
     assert mine.names() == [first, second]
     assert "full" in mine.wait_for_state(first, "PAUSED").state_message
     filler.unlink()
     mine.wait_for_progress(first, hashes)
     mine.wait_for_state(first, "RUNNING")
-    wait_until(lambda: is_accepted(mine.begin, "doc"))
+    assert mine.wait(retried(lambda: mine.begin("doc"))).done
     mine.cancel(first)
     for name, about in [(first, ENDLESS), (second, ("Hash/inder", 0, 5))]:
         frontier = mine.metadata(name).frontier
@@ -2115,18 +2108,23 @@ def test_a_disk_that_is_full_again_and_again_costs_no_candidate(serve, client, s
     assert found == mine.candidates(name) == mine.searched(mine.metadata(name).frontier)
 
 
-def injecting(*faults):
-    """Returns the begin of a command that runs another one with failing system calls, as strace's
-    option `inject` describes them. Skips the test if that is not possible."""
+def strace(*flags):
+    """Returns a command that traces all threads of a process. Skips the test if that is not
+    possible."""
     try:
         traced = subprocess.run(["strace", "--output=/dev/null", "true"], capture_output=True)
     except OSError as error:
         pytest.skip(f"needs strace: {error}")
     if traced.returncode != 0:
         pytest.skip(f"needs the right to trace processes: {traced.stderr.decode()}")
+    return ["strace", "--follow-forks", "--quiet=all", "--output=/dev/null", *flags]
+
+
+def injecting(fault):
+    """Returns the begin of a command that runs another one with failing system calls, as strace
+    describes them."""
     # The other command is strace's parent, so it receives the signals of the test.
-    command = ["strace", "--daemonize", "--follow-forks", "--seccomp-bpf", "--quiet=all"]
-    return [*command, "--output=/dev/null", *(f"--inject={fault}" for fault in faults)]
+    return strace("--daemonize", "--seccomp-bpf", f"--inject={fault}")
 
 
 @pytest.mark.parametrize(
@@ -2143,17 +2141,7 @@ def test_failed_writes_pause_operations_and_cost_no_candidate(
 ):
     server = serve_operations(*SLOW, under=injecting(fault))
     mine = client(server)
-    names = set()
-
-    def is_started():
-        try:
-            names.add(mine.begin(request_id="1"))
-        except grpc.RpcError as error:
-            assert (error.code(), reason_of(error)) == (CODE.UNAVAILABLE, "STORE_UNAVAILABLE")
-        return names
-
-    wait_until(is_started)
-    [name] = names
+    name = retried(lambda: mine.begin(request_id="1"))
     stream = mine.watch(name)
     assert "error=" in server.wait_for("operations cannot be saved; they are paused")
     # Calls are not affected.
@@ -2163,20 +2151,17 @@ def test_failed_writes_pause_operations_and_cost_no_candidate(
     hashes = mine.wait_for_progress(name, mine.metadata(name).hashes)
     found += first_candidates(stream, 10)
     mine.wait_for_progress(name, hashes)
-
-    def is_cancelled():
-        try:
-            mine.cancel(name)
-        except grpc.RpcError as error:
-            assert (error.code(), reason_of(error)) == (CODE.UNAVAILABLE, "STORE_UNAVAILABLE")
-        return mine.get(name).done
-
-    wait_until(is_cancelled)
+    retried(lambda: mine.cancel(name))
     events = events_of(stream)
     found += candidates(events)
     frontier = events[-1].ended.frontier
     assert found == mine.candidates(name) == client(serve(), is_loaded=False).searched(frontier)
     assert stop(server, SIGTERM) == 0
+
+
+def crash_at(number):
+    """Describes a crash at this write or synchronization of a thread."""
+    return f"fsync,fdatasync,pwrite64:signal=KILL:when={number}"
 
 
 def test_a_crash_at_any_write_costs_no_candidate(serve, serve_operations, client):
@@ -2185,13 +2170,11 @@ def test_a_crash_at_any_write_costs_no_candidate(serve, serve_operations, client
         server = serve_operations(*SLOW)
         mine = client(server)
         name = name or mine.begin()
-        # So that the crash is not blamed on the operation.
+        # Afterwards, the operation is not suspected of the crash.
         mine.wait_for_progress(name, mine.metadata(name).hashes)
         stream = mine.watch(name, from_index=found[-1].index + 1 if found else 0)
-        kill = f"fsync,fdatasync,pwrite64:signal=KILL:when={number}"
-        [_, *command] = injecting(kill)
-        tracing = ["strace", *(flag for flag in command if flag not in ["--daemonize", "--seccomp-bpf"])]
-        tracer = subprocess.Popen([*tracing, f"--attach={server.pid}"], stderr=subprocess.DEVNULL)
+        command = strace(f"--inject={crash_at(number)}", f"--attach={server.pid}")
+        tracer = subprocess.Popen(command)
         with pytest.raises(grpc.RpcError):
             for response in stream:
                 found += candidates([response.event])
@@ -2208,32 +2191,30 @@ def test_a_crash_at_any_write_costs_no_candidate(serve, serve_operations, client
 def test_a_crash_at_any_write_of_the_first_start_is_repaired_by_the_next(
     serve_operations, client, processes, folder
 ):
-    crashes = 0
-    for number in itertools.count(1, 5):
-        kill = f"fsync,fdatasync,pwrite64:signal=KILL:when={number}"
+    for number in itertools.count(1, 4):
         command = [HASHFINDER, "serve", "--port", "0", "--state", str(folder)]
-        first = Process([*injecting(kill), *command])
+        first = Process([*injecting(crash_at(number)), *command])
         processes.append(first)
-        line = first.popen.stdout.readline()
-        if line:
-            # It was killed later, or has survived.
+        # The crash can come before the server listens.
+        if line := first.popen.stdout.readline():
             mine = client(line.split()[-1], is_loaded=False)
-            wait_until(lambda: first.popen.poll() is not None or is_loaded_at(mine))
-        if first.popen.poll() is None and stop(first, SIGTERM) == 0:
+            wait_until(lambda: first.popen.poll() is not None or succeeds(mine.list))
+            first.send(SIGTERM)
+        code = first.wait()
+        if code == 0:
             break
-        assert first.wait() == -SIGKILL
-        crashes += 1
+        assert code == -SIGKILL
         server = serve_operations()
         mine = client(server)
         assert mine.wait(mine.begin("doc")).done
         assert stop(server, SIGTERM) == 0
         shutil.rmtree(folder)
-    assert crashes > 3
+    assert number > 10
 
 
-def is_loaded_at(mine):
+def succeeds(call):
     try:
-        return mine.is_loaded()
-    except (grpc.RpcError, StopIteration, AssertionError):
-        # The server was killed.
+        call()
+    except grpc.RpcError:
         return False
+    return True

@@ -324,11 +324,14 @@ impl Wake for Nudge {
     }
 }
 
+/// The operation of a request, the request's text and hash budget, and whether it was deleted.
+type Remembered = (Name, String, u64, bool);
+
 /// A store in memory that survives the simulated server.
 #[derive(Default)]
 struct Memory {
     operations: BTreeMap<Name, (Record, Vec<Index>)>,
-    requests: HashMap<(Arc<str>, String), (Name, String, u64, bool)>,
+    requests: HashMap<(Arc<str>, String), Remembered>,
     /// Operations to check.
     changed: HashSet<Name>,
 }
@@ -458,7 +461,7 @@ impl Memory {
 
 /// What a client expects of a request.
 enum Expected {
-    Start(Record),
+    Start(Box<Record>),
     Cancel(Name),
     Delete(Name),
     Drain,
@@ -631,7 +634,7 @@ impl Simulation {
         }
         drop(engine);
         let record = Record::new(name, request, budget, self.now.wall);
-        let ticket = self.ticket(Expected::Start(record.clone()));
+        let ticket = self.ticket(Expected::Start(Box::new(record.clone())));
         self.runner.start(record, ticket, self.now);
     }
 

@@ -128,13 +128,14 @@ impl Segment {
 impl Entry {
     /// Makes the entry of a search whose first `tried` secrets have been tried without a hit.
     pub(super) fn new(request: Request, client: Client, tried: u64, on_release: Release) -> Entry {
-        let range = request.query.range();
         let (checkpoint, alone) = match request.resume {
             Some(Resume { checkpoint, alone }) => (checkpoint, alone),
             None => {
-                let to_cover = vec![range.start + tried..range.end];
-                let new = Checkpoint::new(&request.query);
-                (Checkpoint { to_cover, ..new }, false)
+                let mut new = Checkpoint::new(&request.query);
+                for range in &mut new.to_cover {
+                    range.start += tried;
+                }
+                (new, false)
             }
         };
         let covered = checkpoint.covered(&request.query);

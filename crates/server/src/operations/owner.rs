@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hashfinder_transport::ClientName;
+use hashfinder_transport::{ClientName, Peer};
 
 use crate::searches::{owner_client::LOCAL, shared::Caller};
 
@@ -30,7 +30,7 @@ pub(crate) fn owner_of(caller: &Caller) -> Option<Arc<str>> {
     if !is_address && name != ClientName::unknown() {
         return Some(Arc::clone(name.as_str()));
     }
-    let address = caller.peer().and_then(|peer| peer.address());
+    let address = caller.peer().and_then(Peer::address);
     let is_local = address.is_some_and(|address| address.ip().to_canonical().is_loopback());
     (is_address && is_local).then(|| LOCAL.into())
 }

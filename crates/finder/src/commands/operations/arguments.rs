@@ -36,10 +36,17 @@ pub(crate) struct OperationsArguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum OperationsCommand {
-    List(ListArguments),
-    Show(ShowArguments),
     Watch(WatchArguments),
     Wait(WaitArguments),
+    #[command(flatten)]
+    Quick(QuickCommand),
+}
+
+/// Commands that a signal may end at any time.
+#[derive(Debug, Subcommand)]
+pub(super) enum QuickCommand {
+    List(ListArguments),
+    Show(ShowArguments),
     Candidates(CandidatesArguments),
     Cancel(NamesArguments),
     Delete(DeleteArguments),

@@ -7,6 +7,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_operations::{
     FILE, Folder, Reader, Record, Selection, SqliteReader, backup as copy, recover as repair,
 };
+use hashfinder_search::DesiredName;
 use serde_json::{Value, json};
 
 use super::arguments::{BackupArguments, ExportArguments, RecoverArguments};
@@ -46,7 +47,7 @@ pub(super) fn export(arguments: &ExportArguments) -> Result<Exit> {
 
 fn exported(record: &Record, indices: &[u64]) -> Value {
     let query = record.query();
-    let names: Vec<&str> = query.names().iter().map(|name| name.as_str()).collect();
+    let names: Vec<&str> = query.names().iter().map(DesiredName::as_str).collect();
     let candidates = indices.iter().map(|index| {
         let secret = query.keyspace().secret(*index);
         let found = query.candidate(*index);

@@ -27,14 +27,14 @@ pub(crate) use self::arguments::OperationsArguments;
 use self::{
     arguments::{
         CandidatesArguments, DeleteArguments, FollowArguments, ListArguments, NamesArguments,
-        OperationsCommand, ShowArguments, WaitArguments,
+        OperationsCommand, QuickCommand, ShowArguments, WaitArguments,
     },
     rows::{Listed, candidate_line, table},
 };
 use crate::{
     arguments::{ANSWER_TIMEOUT, ServerArguments},
     commands::{
-        find::{WatchRequest, watch_operation},
+        find::{Finding, WatchRequest, watch_operation},
         searches::rows::word,
     },
     exit::Exit,
@@ -47,32 +47,29 @@ const PAGE_SIZE: i32 = 1000;
 
 /// Runs the command. Dropping the future cancels the call that is under way, and no operation.
 pub(crate) async fn run(arguments: OperationsArguments) -> Result<Exit> {
-    match arguments.command {
+    let command = match arguments.command {
         OperationsCommand::Watch(arguments) => {
-            let watched = watch_operation(request(arguments.follow, true)).await?;
-            return Ok(watched.exit);
+            return Ok(watch_operation(request(arguments.follow, true)).await?.exit);
         }
         OperationsCommand::Wait(arguments) => return wait(arguments).await,
-        command => {
-            exit_at_once().context("cannot receive signals")?;
-            match command {
-                OperationsCommand::List(arguments) => list(&arguments).await,
-                OperationsCommand::Show(arguments) => show(&arguments).await,
-                OperationsCommand::Candidates(arguments) => candidates(&arguments).await,
-                OperationsCommand::Cancel(arguments) => cancel(&arguments).await,
-                OperationsCommand::Delete(arguments) => delete(&arguments).await,
-                // Files can block, but a signal must still end the process.
-                OperationsCommand::Export(arguments) => {
-                    aside("export", move || folder::export(&arguments)).await?
-                }
-                OperationsCommand::Backup(arguments) => {
-                    aside("backup", move || folder::backup(&arguments)).await?
-                }
-                OperationsCommand::Recover(arguments) => {
-                    aside("recover", move || folder::recover(&arguments)).await?
-                }
-                OperationsCommand::Watch(_) | OperationsCommand::Wait(_) => unreachable!(),
-            }
+        OperationsCommand::Quick(command) => command,
+    };
+    exit_at_once().context("cannot receive signals")?;
+    match command {
+        QuickCommand::List(arguments) => list(&arguments).await,
+        QuickCommand::Show(arguments) => show(&arguments).await,
+        QuickCommand::Candidates(arguments) => candidates(&arguments).await,
+        QuickCommand::Cancel(arguments) => cancel(&arguments).await,
+        QuickCommand::Delete(arguments) => delete(&arguments).await,
+        // Files can block, but a signal must still end the process.
+        QuickCommand::Export(arguments) => {
+            aside("export", move || folder::export(&arguments)).await?
+        }
+        QuickCommand::Backup(arguments) => {
+            aside("backup", move || folder::backup(&arguments)).await?
+        }
+        QuickCommand::Recover(arguments) => {
+            aside("recover", move || folder::recover(&arguments)).await?
         }
     }
 }
@@ -107,7 +104,7 @@ async fn wait(arguments: WaitArguments) -> Result<Exit> {
         )
         .env(
             "HASHFINDER_SECRET_HEX",
-            found.map(|found| found.hex()).unwrap_or_default(),
+            found.map(Finding::hex).unwrap_or_default(),
         )
         .env(
             "HASHFINDER_HASHED_NAME",

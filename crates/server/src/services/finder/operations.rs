@@ -208,7 +208,7 @@ pub(super) async fn watch(
         name: found.record.name.clone(),
         next: request.from_index,
         read: None,
-        odds: known.clone().flatten(),
+        odds: known.flatten(),
         last_progress: None,
         began: (Instant::now(), found.record.hashes()),
         sender,

@@ -59,7 +59,7 @@ class Server:
         keys = folder / "keys.toml"
         self.keys = []
         for _ in range(CLIENTS + 1):
-            command = [PROGRAM, "keys", "create", "--api-keys", str(keys)]
+            command = [PROGRAM, "keys", "create", "--file", str(keys)]
             made = subprocess.run(command, capture_output=True, text=True, check=True)
             self.keys.append(made.stdout.split()[-1])
         config = folder / "config.toml"

@@ -1,23 +1,33 @@
 """Records a search at a pseudo-terminal for some seconds, and writes it as an animated SVG.
 
-usage: picture.py PROGRAM SVG SECONDS
+usage: picture.py PROGRAM SVG SECONDS [operation]
+
+With `operation`, it records how an operation is watched whose server is killed in the middle, and
+starts again.
 
 The picture shows exactly what the program wrote, when it wrote it. Without animation, it shows the
 last moment before ctrl-C.
 """
 
+import contextlib
 import os
 import pty
 import select
+import socket
+import subprocess
 import sys
+import tempfile
 import termios
 import time
 from html import escape
 
 import pyte
 
-COMMAND = ["find", "hashfinder", "--ideal-distance", "1", "--show-inferior", "3"]
-COLUMNS, ROWS = 96, 10
+SEARCH = ["hashfinder", "--ideal-distance", "1", "--show-inferior", "3"]
+COLUMNS, ROWS = 96, 13
+
+# How long a killed server is away.
+AWAY_S = 1.5
 
 # How long the last frame is shown before the animation restarts.
 END_S = 5.0
@@ -43,12 +53,35 @@ g { opacity: 0 }
 """
 
 
-def record(program, seconds):
-    """Runs the command at a pseudo-terminal. Returns the changes of its screen as pairs (time in
-    seconds, rows), and the time at which ctrl-C was pressed."""
+class Server:
+    """A server that saves operations, and can be killed."""
+
+    def __init__(self, program, folder):
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            self.port = unused.getsockname()[1]
+        self.command = [program, "serve", "--port", str(self.port), "--state", folder]
+        self.start()
+
+    def start(self):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(self.command, text=True, **pipes)
+        self.process.stdout.readline()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def record(program, command, seconds, environment=(), steps=()):
+    """Runs a command at a pseudo-terminal. Returns the changes of its screen as pairs (time in
+    seconds, rows), and the time at which ctrl-C was pressed. `steps` are pairs (time, function) of
+    what happens meanwhile."""
+    steps = list(steps)
     screen = pyte.Screen(COLUMNS, ROWS)
     stream = pyte.ByteStream(screen)
-    stream.feed(f"$ hashfinder {' '.join(COMMAND)}\r\n".encode())
+    stream.feed(f"$ hashfinder {' '.join(command)}\r\n".encode())
     child, terminal = pty.fork()
     if child == 0:
         attributes = termios.tcgetattr(0)
@@ -56,12 +89,15 @@ def record(program, seconds):
         attributes[3] |= termios.NOFLSH
         termios.tcsetattr(0, termios.TCSANOW, attributes)
         termios.tcsetwinsize(0, (ROWS, COLUMNS))
-        environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
-        os.execve(program, ["hashfinder", *COMMAND], environment | {"TERM": "xterm-256color"})
+        given = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+        given |= {"TERM": "xterm-256color"} | dict(environment)
+        os.execve(program, ["hashfinder", *command], given)
     began, pressed = time.monotonic(), None
     frames = [(0.0, rows_of(screen))]
     while True:
         elapsed = time.monotonic() - began
+        if steps and elapsed >= steps[0][0]:
+            steps.pop(0)[1]()
         if pressed is None and elapsed >= seconds:
             pressed = elapsed
             os.write(terminal, b"\x03")
@@ -126,7 +162,7 @@ def text_of(y, row):
         )
 
 
-def svg(frames, pressed):
+def svg(command, frames, pressed):
     end = frames[-1][0] + END_S
     still = max(at for at, _ in frames if at < pressed)
     used = max(y + 1 for _, rows in frames for y in range(ROWS) if rows[y])
@@ -149,7 +185,7 @@ def svg(frames, pressed):
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}"'
         f' width="{width:.0f}" height="{height:.0f}" role="img" aria-labelledby="title">',
-        f'<title id="title">hashfinder {" ".join(COMMAND)}, stopped with ctrl-C</title>',
+        f'<title id="title">hashfinder {" ".join(command)}, stopped with ctrl-C</title>',
         f"<style>{STYLE}{chr(10).join(keyframes)}</style>",
         f'<rect x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1:.0f}" rx="8"/>',
         *groups,
@@ -157,11 +193,30 @@ def svg(frames, pressed):
     ])
 
 
+def operation(program, seconds):
+    """Records an operation whose server is killed in the middle, and starts again."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        server = Server(program, folder)
+        stack.callback(lambda: server.kill())
+        at = {"HASHFINDER_SERVER": f"127.0.0.1:{server.port}", "HASHFINDER_CONFIG": os.devnull}
+        start = [program, "find", *SEARCH, "--detach", "--quiet"]
+        started = subprocess.run(
+            start, env=os.environ | at, stdout=subprocess.PIPE, text=True, check=True
+        )
+        command = ["operations", "watch", started.stdout.strip()]
+        steps = [(seconds / 2, server.kill), (seconds / 2 + AWAY_S, server.start)]
+        return command, *record(program, command, seconds + AWAY_S, at, steps)
+
+
 def main():
-    program, path, seconds = sys.argv[1:]
-    frames, pressed = record(program, float(seconds))
+    program, path, seconds, *what = sys.argv[1:]
+    if what == ["operation"]:
+        command, frames, pressed = operation(program, float(seconds))
+    else:
+        command = ["find", *SEARCH]
+        frames, pressed = record(program, command, float(seconds))
     with open(path, "w") as file:
-        file.write(svg(frames, pressed))
+        file.write(svg(command, frames, pressed))
 
 
 if __name__ == "__main__":

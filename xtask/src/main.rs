@@ -51,7 +51,7 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
   long streams        10^6 streams, started and cancelled
   long image          the static program of the container image
 
-  picture             record a search at a terminal, and write docs/find.svg
+  picture             record terminals, and write docs/find.svg and docs/operation.svg
 
 --short after `bench NAME`, `long attack`, `long soak`, `long fuzz`, `long image` or `picture` does as
 little as shows that the command works, with the programs that `test` has built. It writes nothing.";

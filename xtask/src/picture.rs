@@ -1,6 +1,6 @@
-//! `cargo xtask picture`: records a search at a terminal for the README.
+//! `cargo xtask picture`: records a search at a terminal for the README, and an operation.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use anyhow::Result;
 
@@ -9,20 +9,25 @@ use crate::{
     tools::prepare_python,
 };
 
-/// Draws `docs/find.svg`. The short form records for a second, and draws under target/.
+/// Draws `docs/find.svg` and `docs/operation.svg`. The short form records for a second, and draws
+/// under target/.
 pub(crate) fn run(form: Form) -> Result<()> {
-    let mut draw = Command::new(prepare_python()?);
-    draw.arg("xtask/picture.py");
-    match form {
-        Form::Long => {
-            step("the program", &mut cargo("build --release"))?;
-            draw.arg(target().join("release/hashfinder"));
-            draw.args(["docs/find.svg", "9"]);
-        }
-        Form::Short => {
-            draw.arg(target().join("debug/hashfinder"));
-            draw.arg(target().join("find.svg")).arg("1");
-        }
+    let python = prepare_python()?;
+    if form == Form::Long {
+        step("the program", &mut cargo("build --release"))?;
     }
-    step("the picture", &mut draw)
+    for (name, seconds, what) in [("find", "9", None), ("operation", "10", Some("operation"))] {
+        let (program, file, seconds) = match form {
+            Form::Long => ("release", format!("docs/{name}.svg").into(), seconds),
+            Form::Short => ("debug", target().join(format!("{name}.svg")), "1"),
+        };
+        let mut draw = Command::new(&python);
+        draw.arg("xtask/picture.py")
+            .arg(target().join(program).join("hashfinder"))
+            .arg::<PathBuf>(file)
+            .arg(seconds)
+            .args(what);
+        step(&format!("the picture of {name}"), &mut draw)?;
+    }
+    Ok(())
 }

@@ -34,9 +34,10 @@ use crate::{
 /// searching, and what the commit before it takes.
 pub const SAVE_EVERY: Duration = Duration::from_millis(500);
 
-/// If a commit takes longer than this, operations pause until it is done, so that a crash repeats
-/// little even if the disk is slow.
-pub const PAUSE_AFTER: Duration = Duration::from_secs(1);
+/// If a commit is under way, and the progress that is saved is older than this, operations pause
+/// until the commit is done. So a crash repeats at most a second of searching, however slow the disk
+/// is: this time, and the slices that are being tried then.
+pub const PAUSE_AFTER: Duration = Duration::from_millis(900);
 
 /// How often a search may begin without any progress being saved. An operation that crashes the
 /// server does not crash it forever.
@@ -277,6 +278,8 @@ pub struct Runner<H: Host, T> {
     in_flight: Option<InFlight<H, T>>,
     /// Whether operations are paused because a commit takes long.
     is_stalled: bool,
+    /// When the progress was collected that is saved.
+    saved_at: Duration,
     /// Whether the store has not been opened yet, so that a crash may have ended the last process.
     is_new: bool,
     next_save: Duration,
@@ -325,6 +328,8 @@ enum Pending<H: Host, T> {
 
 struct InFlight<H: Host, T> {
     since: Duration,
+    /// Whether it has the progress of all operations.
+    is_regular: bool,
     requests: Vec<Pending<H, T>>,
     updates: Vec<Record>,
 }
@@ -351,6 +356,7 @@ impl<H: Host, T> Runner<H, T> {
             requests: Vec::new(),
             in_flight: None,
             is_stalled: false,
+            saved_at: Duration::ZERO,
             is_new: true,
             next_save: Duration::ZERO,
             next_key_check: Duration::ZERO,
@@ -427,6 +433,7 @@ impl<H: Host, T> Runner<H, T> {
             self.end(&name, by.into(), String::new(), now);
         }
         self.next_save = now.running + SAVE_EVERY;
+        self.saved_at = now.running;
         self.begin_searches(now);
         for name in self.live.keys().cloned().collect::<Vec<_>>() {
             self.publish(&name);
@@ -573,11 +580,11 @@ impl<H: Host, T> Runner<H, T> {
         if self.live.values().any(Live::is_on_trial) {
             deadline = deadline.min(self.next_trial);
         }
-        if let Some(batch) = &self.in_flight {
+        if self.in_flight.is_some() {
             // Nothing can be saved now.
             deadline = self.next_key_check;
             if !self.is_stalled {
-                deadline = deadline.min(batch.since + PAUSE_AFTER);
+                deadline = deadline.min(self.saved_at + PAUSE_AFTER);
             }
         }
         deadline
@@ -586,7 +593,8 @@ impl<H: Host, T> Runner<H, T> {
     /// Does what is due: pauses operations while a commit takes long, resumes those that waited, and
     /// checks for revoked keys.
     pub fn tick(&mut self, now: Now) {
-        if self.commit_lag(now) >= PAUSE_AFTER && !self.is_stalled {
+        let is_late = now.running >= self.saved_at + PAUSE_AFTER;
+        if self.in_flight.is_some() && is_late && !self.is_stalled {
             self.is_stalled = true;
             self.stop_all(now);
         }
@@ -668,10 +676,14 @@ impl<H: Host, T> Runner<H, T> {
             });
         }
         if changes.is_empty() {
+            if is_regular {
+                self.saved_at = now.running;
+            }
             return None;
         }
         self.in_flight = Some(InFlight {
             since: now.running,
+            is_regular,
             requests: mem::take(&mut self.requests),
             updates,
         });
@@ -684,6 +696,9 @@ impl<H: Host, T> Runner<H, T> {
             return;
         };
         self.is_stalled = false;
+        if batch.is_regular {
+            self.saved_at = batch.since;
+        }
         for record in batch.updates {
             self.saved(record);
         }

@@ -461,9 +461,6 @@ impl<H: Host, T> Runner<H, T> {
             }
             live.search = None;
             live.place = None;
-            live.is_dirty = false;
-            live.candidates.clear();
-            live.record = (*live.saved).clone();
         }
         self.queue.clear();
         for name in self.live.keys().cloned().collect::<Vec<_>>() {

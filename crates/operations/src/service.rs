@@ -613,8 +613,12 @@ fn of_store<H: Host>(
         }
         Event::Failed(error) => {
             shared.metrics().failed_commits += 1;
-            tracing::error!(%error, "operations cannot be saved; they are paused");
+            let before = runner.health().clone();
             runner.failed(&error);
+            // The store is opened every second, and the same error is logged once.
+            if *runner.health() != before {
+                tracing::error!(%error, "operations cannot be saved; they are paused");
+            }
         }
         Event::HasRoom => {
             tracing::info!("the disk has room again; operations continue");

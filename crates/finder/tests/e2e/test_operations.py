@@ -2100,12 +2100,13 @@ def test_a_disk_that_is_full_again_and_again_costs_no_candidate(serve, client, s
         stream = mine.watch(name, from_index=found[-1].index + 1 if found else 0)
         found += first_candidates(stream, 3)
         filler = fill(small_disk)
-        mine.wait_for_state(name, "PAUSED")
+        frontier = mine.wait_for_state(name, "PAUSED").frontier
         filler.unlink()
-        # The watch itself continues.
-        found += first_candidates(stream, 3)
+        # The watch itself continues, with what is found from now on.
+        while found[-1].index < frontier:
+            found += first_candidates(stream, 1)
         stream.cancel()
-    mine.cancel(name)
+    retried(lambda: mine.cancel(name))
     found += candidates(events_of(mine.watch(name, from_index=found[-1].index + 1)))
     assert found == mine.candidates(name) == mine.searched(mine.metadata(name).frontier)
 

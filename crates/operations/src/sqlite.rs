@@ -53,7 +53,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process uses the folder.
-    #[error("another server{} uses {path:?}; give each server a folder of its own", of_process(*.process))]
+    #[error("another server{} uses {path:?}; give each server its own folder", of_process(*.process))]
     Locked {
         /// The folder.
         path: PathBuf,
@@ -110,7 +110,7 @@ impl Folder {
             .mode(0o700)
             .create(path)
             .map_err(unusable)?;
-        // SQLite follows no symbolic link in a path, so that nobody can redirect it.
+        // SQLite follows no symbolic link in a path, so that other users cannot redirect it.
         let real = path.canonicalize().map_err(unusable)?;
         let path = &real;
         let mut options = OpenOptions::new();

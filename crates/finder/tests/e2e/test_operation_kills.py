@@ -80,7 +80,7 @@ class Watcher:
         self.thread.start()
 
     def run(self):
-        # A channel of its own, which connects again after each kill.
+        # Its own channel, which connects again after each kill.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
         with grpc.insecure_channel(f"127.0.0.1:{self.harness.port}", options) as channel:
             self.watch(self.harness.v1.Stub(channel))

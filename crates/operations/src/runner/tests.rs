@@ -191,7 +191,7 @@ struct Engine {
     poisons: HashMap<Name, Index>,
     revoked: HashSet<String>,
     has_crashed: bool,
-    /// Refuses one begin in so many; 0 for never.
+    /// Refuses one begin in this many; 0 for never.
     refuses: u8,
 }
 

@@ -227,7 +227,7 @@ struct OperationSource {
     /// Set when the operation has ended.
     reason: Arc<OnceLock<EndReason>>,
     reconnecting: Option<Pin<Box<dyn Future<Output = Result<Connection>>>>>,
-    /// Since when there is no connection.
+    /// When the connection was lost.
     lost: Option<Instant>,
     stop: Arc<Stop>,
     began: Instant,

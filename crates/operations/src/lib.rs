@@ -1,8 +1,8 @@
 //! Searches that outlive their call, their client and their server.
 //!
 //! An *operation* is a search that is saved while it runs. What a client was told about it is never
-//! taken back, whatever dies: that it started, its candidates, that it was cancelled, its end. After
-//! a crash, it continues from what was saved, and repeats at most a second of searching.
+//! taken back, whatever dies: that it started, its candidates, that it was cancelled, its end.
+//! After a crash, it continues from what was saved, and repeats at most a second of searching.
 //!
 //! - A [`Record`] is an operation as it is saved.
 //! - A [`Store`] keeps records. [`Sqlite`] is a store in a folder.

@@ -165,7 +165,7 @@ fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64), StoreError> {
     Ok(kept)
 }
 
-/// Copies the rows of a table from both of its ends, up to a damaged page in between.
+/// Copies the rows of a table that can be read, without any index.
 fn copy_table(
     old: &Connection,
     new: &Connection,
@@ -176,22 +176,63 @@ fn copy_table(
     let insert = format!("INSERT OR IGNORE INTO {table} ({columns}) VALUES ({values})");
     let mut insert = new.prepare(&insert)?;
     let mut copied = 0;
-    let key = columns.split(',').next().unwrap_or(columns);
-    for order in ["ASC", "DESC"] {
-        let sql = format!("SELECT {columns} FROM {table} ORDER BY {key} {order}");
-        // A damaged page ends a pass, and the other one begins at the other end.
-        let Ok(mut select) = old.prepare(&sql) else {
-            continue;
+    let mut copy = |rows: &mut rusqlite::Rows<'_>| -> Result<bool, StoreError> {
+        // A damaged page ends the rows.
+        let Ok(Some(row)) = rows.next() else {
+            return Ok(false);
         };
-        let count = select.column_count();
-        let Ok(mut rows) = select.query([]) else {
-            continue;
-        };
-        while let Ok(Some(row)) = rows.next() {
-            let values: Result<Vec<Value>, _> = (0..count).map(|column| row.get(column)).collect();
-            let Ok(values) = values else { continue };
+        let count = row.as_ref().column_count();
+        let values: Result<Vec<Value>, _> = (0..count).map(|column| row.get(column)).collect();
+        if let Ok(values) = values {
             copied += insert.execute(params_from_iter(values))? as u64;
+        }
+        Ok(true)
+    };
+    if table == "operations" {
+        // Row by row, so that a damaged page hides only its own.
+        let select = format!("SELECT {columns} FROM operations NOT INDEXED WHERE rowid = ?1");
+        for row in 1..=last_row(old) {
+            if let Ok(mut select) = old.prepare(&select)
+                && let Ok(mut rows) = select.query([row])
+            {
+                copy(&mut rows)?;
+            }
+        }
+        return Ok(copied);
+    }
+    // The other tables are sorted by their key. A damaged page ends a pass, and the other pass
+    // begins at the other end.
+    let key = match table {
+        "candidates" => ["operation ASC, place ASC", "operation DESC, place DESC"],
+        "requests" => ["client ASC, request_id ASC", "client DESC, request_id DESC"],
+        _ => ["key ASC", "key DESC"],
+    };
+    for order in key {
+        let sql = format!("SELECT {columns} FROM {table} NOT INDEXED ORDER BY {order}");
+        if let Ok(mut select) = old.prepare(&sql)
+            && let Ok(mut rows) = select.query([])
+        {
+            while copy(&mut rows)? {}
         }
     }
     Ok(copied)
+}
+
+/// Returns the greatest number of a row of `operations`, as far as it can be read.
+fn last_row(old: &Connection) -> i64 {
+    let read = |sql: &str| -> Option<i64> {
+        let mut last = None;
+        let mut select = old.prepare(sql).ok()?;
+        let mut rows = select.query([]).ok()?;
+        while let Ok(Some(row)) = rows.next() {
+            last = last.max(row.get(0).ok());
+        }
+        last
+    };
+    let passes = ["ASC", "DESC"].map(|order| {
+        read(&format!(
+            "SELECT rowid FROM operations NOT INDEXED ORDER BY rowid {order}"
+        ))
+    });
+    passes.into_iter().flatten().max().unwrap_or(0)
 }

@@ -238,8 +238,8 @@ impl Record {
         (end.reason == EndReason::Found).then(|| self.checkpoint.end() - 1)
     }
 
-    /// Returns the cursor from which an operation that has ended can be resumed, if anything is left
-    /// to search.
+    /// Returns the cursor from which an operation that has ended can be resumed, if anything is
+    /// left to search.
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         match self.end.as_ref()?.reason {

@@ -12,8 +12,8 @@
 //!
 //! At most one batch is being committed. Everything that changes meanwhile is in the next one. What
 //! a search has found leaves it only together with a checkpoint of the same moment, and both are
-//! committed together. If a commit fails, the runner forgets everything, and continues from what the
-//! store holds.
+//! committed together. If a commit fails, the runner forgets everything, and continues from what
+//! the store holds.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -35,16 +35,16 @@ use crate::{
 pub const SAVE_EVERY: Duration = Duration::from_millis(500);
 
 /// If a commit is under way, and the progress that is saved is older than this, operations pause
-/// until the commit is done. So a crash repeats at most a second of searching, however slow the disk
-/// is: this time, and the slices that are being tried then.
+/// until the commit is done. So a crash repeats at most a second of searching, however slow the
+/// disk is: this time, and the slices that are being tried then.
 pub const PAUSE_AFTER: Duration = Duration::from_millis(900);
 
 /// How often a search may begin without any progress being saved. An operation that crashes the
 /// server does not crash it forever.
 pub const BEGINS_WITHOUT_PROGRESS: u32 = 3;
 
-/// If an operation has begun so often without progress, all operations are resumed one at a time, so
-/// that only the one that crashes the server reaches [`BEGINS_WITHOUT_PROGRESS`].
+/// If an operation has begun so often without progress, all operations are resumed one at a time,
+/// so that only the one that crashes the server reaches [`BEGINS_WITHOUT_PROGRESS`].
 const SUSPECT_FROM: u32 = 2;
 
 /// When the first progress of a search is saved, after it has begun. It is earlier than
@@ -56,6 +56,10 @@ const FAILURES: u32 = 2;
 
 /// Pause before an operation is resumed again whose client has no room for it.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Minimum pause of an operation whose client's quota of hashes is spent. Unused quota is saved, so
+/// a longer pause costs nothing, and a short one would resume the search every second.
+const QUOTA_PAUSE: Duration = Duration::from_secs(10);
 
 /// Number of candidates of one operation from which they are saved at once.
 const MANY_CANDIDATES: usize = 128;
@@ -410,7 +414,8 @@ impl<H: Host, T> Runner<H, T> {
         for record in records {
             let mut live = Live::new(record);
             if let Some(before) = before.remove(&live.record.name) {
-                // The process has not crashed since. The commit that failed may have saved progress.
+                // The process has not crashed since. The commit that failed may have saved
+                // progress.
                 let has_progress = live.record.hashes() > before.saved.hashes();
                 live.crashes = if has_progress { 0 } else { before.crashes };
             } else if !self.is_new {
@@ -587,8 +592,8 @@ impl<H: Host, T> Runner<H, T> {
         deadline
     }
 
-    /// Does what is due: pauses operations while a commit takes long, resumes those that waited, and
-    /// checks for revoked keys.
+    /// Does what is due: pauses operations while a commit takes long, resumes those that waited,
+    /// and checks for revoked keys.
     pub fn tick(&mut self, now: Now) {
         let is_late = now.running >= self.saved_at + PAUSE_AFTER;
         if self.in_flight.is_some() && is_late && !self.is_stalled {
@@ -638,8 +643,8 @@ impl<H: Host, T> Runner<H, T> {
         }
     }
 
-    /// Returns what to commit now, if there is something and no commit is under way. The result must
-    /// be passed to [`committed`](Self::committed) or [`failed`](Self::failed).
+    /// Returns what to commit now, if there is something and no commit is under way. The result
+    /// must be passed to [`committed`](Self::committed) or [`failed`](Self::failed).
     pub fn next_batch(&mut self, now: Now) -> Option<Vec<Change>> {
         if self.in_flight.is_some() || !self.can_write() {
             return None;
@@ -796,8 +801,8 @@ impl<H: Host, T> Runner<H, T> {
         self.health == Health::Working && !self.is_draining && !self.is_stalled
     }
 
-    /// Begins the searches of operations that wait, the oldest first. The begin of a search is saved
-    /// before it begins.
+    /// Begins the searches of operations that wait, the oldest first. The begin of a search is
+    /// saved before it begins.
     fn begin_searches(&mut self, now: Now) {
         if !self.can_search() || self.queue.is_empty() {
             return;
@@ -864,7 +869,9 @@ impl<H: Host, T> Runner<H, T> {
                 Err(refused) => {
                     let (wait, why) = match refused {
                         Refused::TooManySearches => (RETRY, WAITS_FOR_CLIENT),
-                        Refused::Quota { retry_after } => (retry_after.max(RETRY), WAITS_FOR_QUOTA),
+                        Refused::Quota { retry_after } => {
+                            (retry_after.max(QUOTA_PAUSE), WAITS_FOR_QUOTA)
+                        }
                     };
                     full_clients.insert(Arc::clone(&live.record.request.client));
                     live.wait = Some(now.running + wait);
@@ -949,7 +956,7 @@ impl<H: Host, T> Runner<H, T> {
             Outcome::BudgetSpent(_) => self.end(name, EndReason::BudgetSpent, String::new(), now),
             Outcome::QuotaSpent { retry_after, .. } => {
                 live.why = WAITS_FOR_QUOTA;
-                live.wait = Some(now.running + retry_after.max(RETRY));
+                live.wait = Some(now.running + retry_after.max(QUOTA_PAUSE));
                 self.requeue(created, name, now);
             }
             Outcome::Stopped(_) => self.requeue(created, name, now),

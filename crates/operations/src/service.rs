@@ -30,7 +30,8 @@ use crate::{
 /// Pause before a store that failed is opened again.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
 
-/// Interval at which operations whose time is over are deleted, and a full disk is checked for room.
+/// Interval at which operations whose time is over are deleted, and a full disk is checked for
+/// room.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Maximum number of reads that wait. A read takes about a millisecond.
@@ -99,7 +100,9 @@ struct Inner {
     messages: Sender<Message>,
     shared: Arc<Shared>,
     reads: SyncSender<Read>,
+    /// Fails once the store is closed.
     closed: Mutex<Receiver<()>>,
+    is_closed: watch::Receiver<()>,
 }
 
 type Read = Box<dyn FnOnce(&mut Result<Box<dyn Reader>, StoreError>) + Send>;
@@ -112,6 +115,8 @@ struct Shared {
     /// Operations that have not ended.
     live: Mutex<HashMap<Name, watch::Sender<Snapshot>>>,
     metrics: Mutex<Metrics>,
+    /// Whether the store was opened, or could not be.
+    is_loaded: watch::Sender<bool>,
 }
 
 enum Message {
@@ -141,7 +146,7 @@ impl Operations {
     pub const THREADS: usize = 3;
 
     /// Locks a folder, and starts the threads. The store is opened by one of them; until then,
-    /// requests fail with [`Error::Unavailable`].
+    /// requests wait.
     ///
     /// `host` is made on the thread that uses it.
     ///
@@ -178,6 +183,7 @@ impl Operations {
         host: impl FnOnce() -> H + Send + 'static,
     ) -> io::Result<Operations> {
         let shared = Arc::new(Shared {
+            is_loaded: watch::Sender::new(false),
             live: Mutex::default(),
             metrics: Mutex::new(Metrics {
                 health: Health::Loading,
@@ -193,7 +199,8 @@ impl Operations {
         let (messages, received) = mpsc::channel();
         let (batches, to_commit) = mpsc::channel();
         let (reads, to_read) = mpsc::sync_channel(READS);
-        let (close, closed) = mpsc::channel();
+        let (close, closed) = mpsc::channel::<()>();
+        let (closing, is_closed) = watch::channel(());
         let clock = Clock(Instant::now());
         let of_writer = messages.clone();
         let start = |name: &str, work: Box<dyn FnOnce() + Send>| {
@@ -210,6 +217,7 @@ impl Operations {
                     full: None,
                 };
                 writer.run(&to_commit);
+                drop((close, closing));
             }),
         )?;
         start(
@@ -237,9 +245,8 @@ impl Operations {
                 };
                 let runner = Runner::new(host(), most_candidates, waker);
                 run(runner, &received, &batches, &of_runner, clock);
-                // The writer ends, and then this is visible.
+                // Now the writer ends.
                 drop(batches);
-                drop(close);
             }),
         )?;
         Ok(Operations(Arc::new(Inner {
@@ -247,11 +254,12 @@ impl Operations {
             shared,
             reads,
             closed: Mutex::new(closed),
+            is_closed,
         })))
     }
 
-    /// Starts an operation, or returns the one that the same request started before. Returns once it
-    /// is saved.
+    /// Starts an operation, or returns the one that the same request started before. Returns once
+    /// it is saved.
     ///
     /// Dropping the future does not prevent the operation from being started.
     ///
@@ -315,14 +323,41 @@ impl Operations {
         self.request(Message::Drain).await.map(drop)
     }
 
+    /// Does the same as [`drain`](Self::drain), and returns once the file is closed. Later requests
+    /// fail.
+    ///
+    /// Dropping the future does not prevent that.
+    pub async fn close(&self) {
+        // The last connection that is closed tidies up the file.
+        let _ = self.0.reads.try_send(Box::new(|reader| {
+            *reader = Err(StoreError::Unavailable("closed".to_owned()));
+        }));
+        let _ = self.0.messages.send(Message::Close);
+        // Nothing is ever sent: this fails when the writer has ended.
+        let _ = self.0.is_closed.clone().changed().await;
+    }
+
     async fn request(
         &self,
         message: impl FnOnce(oneshot::Sender<Reply>) -> Message,
     ) -> Result<Replied, Error> {
+        self.loaded().await;
         let (sender, reply) = oneshot::channel();
         let sent = self.0.messages.send(message(sender));
         sent.map_err(|_| Error::Draining)?;
         reply.await.map_err(|_| Error::Draining)?
+    }
+
+    /// Waits until the store was opened, which takes a moment after a start, or could not be.
+    async fn loaded(&self) {
+        // The sender lives as long as `self`.
+        let _ = self
+            .0
+            .shared
+            .is_loaded
+            .subscribe()
+            .wait_for(|is_loaded| *is_loaded)
+            .await;
     }
 
     /// Returns an operation as it is saved, if there is one with this name.
@@ -361,8 +396,8 @@ impl Operations {
             .collect())
     }
 
-    /// Returns up to `limit` indices of an operation's candidates from `from` on, in order. The last
-    /// one of an operation that found a secret is that secret's.
+    /// Returns up to `limit` indices of an operation's candidates from `from` on, in order. The
+    /// last one of an operation that found a secret is that secret's.
     ///
     /// # Errors
     ///
@@ -382,11 +417,7 @@ impl Operations {
         &self,
         read: impl FnOnce(&mut dyn Reader) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Error> {
-        if self.0.shared.metrics().health == Health::Loading
-            && let Some(error) = Health::Loading.error()
-        {
-            return Err(error);
-        }
+        self.loaded().await;
         let (sender, result) = oneshot::channel();
         let job: Read = Box::new(move |reader| {
             let result = match reader {
@@ -491,6 +522,10 @@ impl Shared {
         }
         metrics.counts = counts;
         drop(metrics);
+        if *health != Health::Loading {
+            self.is_loaded
+                .send_if_modified(|is_loaded| !mem::replace(is_loaded, true));
+        }
         // After the rest, so that a client that reads after its reply sees its own change.
         for (ticket, reply) in effects.replies {
             // The receiver is gone if its call has ended.

@@ -247,8 +247,8 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens the store in a folder, or creates an empty one. Checks the whole file, and brings it to
-    /// the current version.
+    /// Opens the store in a folder, or creates an empty one. Checks the whole file, and brings it
+    /// to the current version.
     ///
     /// # Errors
     ///

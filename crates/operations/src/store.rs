@@ -96,8 +96,8 @@ pub trait Store: Send {
     /// If the store cannot be read.
     fn unfinished(&mut self) -> Result<Vec<Record>, StoreError>;
 
-    /// Deletes operations whose time is over, and forgets the request ids of those that were deleted
-    /// a day ago. Returns how many operations were deleted.
+    /// Deletes operations whose time is over, and forgets the request ids of those that were
+    /// deleted a day ago. Returns how many operations were deleted.
     ///
     /// # Errors
     ///

@@ -243,9 +243,9 @@ impl Engine {
     /// Resumes a search from a checkpoint, or starts one from [`Checkpoint::new`]. The result's
     /// [`advance`](ResumableSearch::advance) returns the next checkpoints.
     ///
-    /// `query` must be the one that the checkpoint belongs to. Its budget is ignored: the checkpoint
-    /// has the end. If `alone` is `true`, the search shares slices with no other, so a panic of the
-    /// backend is certainly its own.
+    /// `query` must be the one that the checkpoint belongs to. Its budget is ignored: the
+    /// checkpoint has the end. If `alone` is `true`, the search shares slices with no other, so a
+    /// panic of the backend is certainly its own.
     ///
     /// `on_release` is called as in [`search`](Self::search). The calling thread plans the filter,
     /// but tries no secrets.

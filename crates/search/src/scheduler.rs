@@ -309,8 +309,8 @@ impl Scheduler {
         (Poll::Pending, effects)
     }
 
-    /// Takes the candidates that are ready, and returns them with the search's state at this moment.
-    /// Keeps `waker`, to wake it once when the queue is half full or the search has ended.
+    /// Takes the candidates that are ready, and returns them with the search's state at this
+    /// moment. Keeps `waker`, to wake it once when the queue is half full or the search has ended.
     pub(crate) fn advance(&mut self, id: SearchId, waker: Waker) -> (Advance, Effects) {
         let mut effects = Effects::default();
         let limit = self.accounts.limits().queue_length;

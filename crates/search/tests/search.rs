@@ -690,8 +690,8 @@ fn an_unread_search_is_parked() {
     ));
 }
 
-/// Searches are killed again and again, and resume from what was saved of them, as numbers. Together
-/// they report what a search reports that nothing interrupts.
+/// Searches are killed again and again, and resume from what was saved of them, as numbers.
+/// Together they report what a search reports that nothing interrupts.
 #[test]
 fn searches_that_resume_from_checkpoints_report_what_an_uninterrupted_one_does() {
     const BUDGET: u64 = 3_000_000;

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use hashfinder_operations::Operations;
 use hashfinder_proto::{
     DESCRIPTORS,
-    google::longrunning::operations_server::OperationsServer,
+    google::longrunning::operations_server::{self, OperationsServer},
     hash_name::hash_finder_server::{self, HashFinderServer},
     v1::finder_server,
 };
@@ -83,13 +83,15 @@ const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 /// statuses. Connections that take longer are left open.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Time that operations have to save their last progress. On a working disk, that takes milliseconds.
+/// Time that operations have to save their last progress. On a working disk, that takes
+/// milliseconds.
 const OPERATIONS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Services whose health is reported, in addition to that of the server as a whole.
-const SERVICES: [&str; 2] = [
+const SERVICES: [&str; 3] = [
     hash_finder_server::SERVICE_NAME,
     finder_server::SERVICE_NAME,
+    operations_server::SERVICE_NAME,
 ];
 
 /// Why a server cannot be started.
@@ -534,6 +536,7 @@ impl Server {
             _watches,
         } = self;
         let listener = listener.context("no address to listen on")?;
+        let closed = operations.clone();
         let closing = async {
             let reason = shutdown.await;
             tracing::info!(signal = %reason, calls = drain.active_calls(), "draining");
@@ -557,6 +560,9 @@ impl Server {
             let drained = serving.await?;
             if let Some(traces) = &traces {
                 traces.flush().await;
+            }
+            if let Some(operations) = &closed {
+                let _ = timeout(OPERATIONS_TIMEOUT, operations.close()).await;
             }
             anyhow::Ok(drained)
         };

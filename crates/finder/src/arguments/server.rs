@@ -13,8 +13,8 @@ use crate::terminal::{as_text, say};
 /// Default of `--connect-timeout`. It is short, because the server is expected to be running.
 const CONNECT_TIMEOUT: &str = "5s";
 
-/// Time limit of the calls that list or cancel searches and operations. Even a busy server answers them within a
-/// fraction of a second.
+/// Time limit of the calls that list or cancel searches and operations. Even a busy server answers
+/// them within a fraction of a second.
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The server that a command is about.

@@ -39,8 +39,8 @@ pub(super) const ONLY_ON_THE_COMMAND_LINE: [&str; 18] = [
     "session",
 ];
 
-/// Settings that have no value for all commands at once. `state` is a folder for some commands and a
-/// filter for others, and `operations wait --exec` sets `HASHFINDER_STATE` for its command.
+/// Settings that have no value for all commands at once. `state` is a folder for some commands and
+/// a filter for others, and `operations wait --exec` sets `HASHFINDER_STATE` for its command.
 const NOT_FOR_ALL: [&str; 1] = ["state"];
 
 /// Prefix of the program's environment variables.

@@ -225,9 +225,10 @@ class Harness:
         self.kinds[one["end_reason"]] += 1
 
 
-def test_an_operation_survives_every_kill_of_its_server(v1, tmp_path):
+def test_an_operation_survives_every_kill_of_its_server(v1, tmp_path, request):
     choice = random.Random(SEED)
     harness = Harness(v1, str(tmp_path / "state"), choice)
+    request.addfinalizer(lambda: harness.server.popen.kill())
     for number in range(KILLS):
         running = sum(harness.saved_end(name) is None for name in harness.budgets)
         # At first one operation alone, then many that start late.
@@ -245,8 +246,8 @@ def test_an_operation_survives_every_kill_of_its_server(v1, tmp_path):
         while True:
             assert time.monotonic() < deadline
             try:
-                request = lro.WaitOperationRequest(name=name)
-                if harness.operations().WaitOperation(request).done:
+                wait = lro.WaitOperationRequest(name=name)
+                if harness.operations().WaitOperation(wait).done:
                     break
             except grpc.RpcError as error:
                 assert error.code() == grpc.StatusCode.UNAVAILABLE, error

@@ -422,7 +422,7 @@ pub struct StartSearchRequest {
     /// Name for people: at most 128 bytes in UTF-8, no control characters.
     #[prost(string, tag = "5")]
     pub display_name: ::prost::alloc::string::String,
-    /// How long to keep the operation after its end, at most 30 days. Default: 30 days.
+    /// How long to keep the operation after its end, from 1 minute to 30 days. Default: 30 days.
     #[prost(message, optional, tag = "6")]
     pub keep: ::core::option::Option<::prost_types::Duration>,
     /// Start of the search. Required.

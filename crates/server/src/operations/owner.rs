@@ -22,8 +22,8 @@ impl Owner {
     }
 }
 
-/// Returns the client that owns the operations of a caller, or `None` if the caller cannot have any:
-/// its address may belong to another client tomorrow.
+/// Returns the client that owns the operations of a caller, or `None` if the caller cannot have
+/// any: its address may belong to another client tomorrow.
 pub(crate) fn owner_of(caller: &Caller) -> Option<Arc<str>> {
     let name = caller.client();
     let is_address = name.as_str().starts_with("ip:");

@@ -33,6 +33,9 @@ const PAGE_BYTES: usize = 1 << 20;
 /// longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// Minimum time before a call's deadline at which WaitOperation returns the latest state.
+const ANSWER_TIME: Duration = Duration::from_millis(50);
+
 /// The service.
 #[derive(Clone)]
 pub(crate) struct LongRunning(Access);
@@ -136,7 +139,12 @@ impl LongRunning {
                 CallError::wrong("timeout", "the timeout is negative; give 0 or more")
             })?,
         };
-        let until = Instant::now() + asked.min(LONGEST_WAIT);
+        let wait = match caller.context.time_remaining() {
+            // The response has to arrive before the deadline.
+            Some(left) => asked.min(left.saturating_sub((left / 10).max(ANSWER_TIME))),
+            None => asked,
+        };
+        let until = Instant::now() + wait.min(LONGEST_WAIT);
         let found = self.0.find(caller, &request.name).await?;
         let name = &found.record.name;
         if let Some(mut changes) = self.0.operations()?.watch(name) {
@@ -215,8 +223,8 @@ impl Operations for LongRunning {
     }
 }
 
-/// Returns the token with which a list continues after a place. It is valid on every server that has
-/// the operations.
+/// Returns the token with which a list continues after a place. It is valid on every server that
+/// has the operations.
 fn page_token((created, id): (Millis, String)) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(format!("{created} {id}"))
 }

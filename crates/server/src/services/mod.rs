@@ -1,5 +1,5 @@
-//! The services: the reference contract, our own, and that of long-running operations. All share the
-//! searches.
+//! The services: the reference contract, our own, and that of long-running operations. All share
+//! the searches.
 
 pub(crate) mod finder;
 pub(crate) mod hash_name;

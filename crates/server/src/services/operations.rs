@@ -92,8 +92,10 @@ impl Access {
         let by = if is_own { By::Client } else { By::Operator };
         let message = reason.to_owned();
         self.operations()?.cancel(name, by, message).await?;
-        let client = caller.client();
-        tracing::info!(operation = %name, %client, ?by, "operation cancelled");
+        if found.record.end.is_none() {
+            let client = caller.client();
+            tracing::info!(operation = %name, %client, ?by, "operation cancelled");
+        }
         Ok(())
     }
 }
@@ -123,7 +125,7 @@ pub(crate) fn operation(snapshot: &Snapshot) -> Operation {
     let result = record.end.as_ref().map(|_| match record.found() {
         Some(index) => {
             let result = SearchResult {
-                found: Some(candidate(record.query(), index, true)),
+                found: Some(candidate(record.query(), index)),
                 hashes: record.hashes(),
             };
             operation::Result::Response(any("SearchResult", &result))
@@ -247,8 +249,9 @@ fn status(record: &Record) -> tonic_types::Status {
 }
 
 /// Returns the candidate at an index.
-pub(crate) fn candidate(query: &Query, index: Index, is_ideal: bool) -> v1pb::Candidate {
-    wire(query, query.candidate(index), is_ideal)
+pub(crate) fn candidate(query: &Query, index: Index) -> v1pb::Candidate {
+    let found = query.candidate(index);
+    wire(query, found, found.distance <= query.ideal_distance().get())
 }
 
 /// Returns a candidate of a search for `query` as a message.

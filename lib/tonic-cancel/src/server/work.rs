@@ -209,8 +209,8 @@ impl WorkLimit {
         self.most.min(Semaphore::MAX_PERMITS) - self.room.available_permits()
     }
 
-    /// Takes room for work that belongs to no call, such as a long-running operation. Returns `None`
-    /// if there is none. No [`Drain`](crate::Drain) counts the work.
+    /// Takes room for work that belongs to no call, such as a long-running operation. Returns
+    /// `None` if there is none. No [`Drain`](crate::Drain) counts the work.
     ///
     /// Calls that wait for room come first.
     #[must_use]

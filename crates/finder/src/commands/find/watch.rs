@@ -375,7 +375,8 @@ impl OperationSource {
         Ok(SearchEnd::Limit(why, cursor))
     }
 
-    /// Handles the end of the call. Returns the end to report; `None` if another call will continue.
+    /// Handles the end of the call. Returns the end to report; `None` if another call will
+    /// continue.
     fn call_ended(&mut self, status: &Status) -> Option<SearchEnd> {
         if let Some(ended) = self.ended.take() {
             let end = self.end_of_operation(&ended);

@@ -121,8 +121,8 @@ pub(super) struct WatchArguments {
 
 /// Wait until an operation ends, and print its result.
 ///
-/// Prints the result as `find` does, and exits like it. Ctrl-C ends only this command: the operation
-/// continues.
+/// Prints the result as `find` does, and exits like it. Ctrl-C ends only this command: the
+/// operation continues.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -228,9 +228,9 @@ pub(super) struct ExportArguments {
 
 /// Copy the operations in a server's folder to a file.
 ///
-/// The server may be running, or not. To restore the copy, stop the server and put the copy in place
-/// of operations.db in its folder, without the files operations.db-wal and operations.db-shm. Do not
-/// copy operations.db itself while the server runs: the copy would lack what is in its log.
+/// The server may be running, or not. To restore the copy, stop the server and put the copy in
+/// place of operations.db in its folder, without the files operations.db-wal and operations.db-shm.
+/// Do not copy operations.db itself while the server runs: the copy would lack what is in its log.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

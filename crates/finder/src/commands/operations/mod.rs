@@ -243,12 +243,24 @@ async fn cancel(arguments: &NamesArguments) -> Result<Exit> {
     let mut exit = Exit::Success;
     for name in &arguments.names {
         let request = Request::new(CancelOperationRequest { name: name.clone() });
-        let mut client = client.clone();
+        let mut of_cancel = client.clone();
         let call = Call::start(request, options(), |request| async move {
-            client.cancel_operation(request).await
+            of_cancel.cancel_operation(request).await
         });
-        let done = call.await.map(Response::into_inner);
-        exit = report(at, name, "cancelled", done, exit)?;
+        let mut what = "cancelled".to_owned();
+        let mut done = call.await.map(Response::into_inner);
+        if done.is_ok() {
+            // It may have ended before.
+            let request = Request::new(GetOperationRequest { name: name.clone() });
+            let mut of_get = client.clone();
+            let call = Call::start(request, options(), |request| async move {
+                of_get.get_operation(request).await
+            });
+            done = call.await.map(|operation| {
+                what = Listed::of(operation.get_ref()).after_cancellation();
+            });
+        }
+        exit = report(at, name, &what, done, exit)?;
     }
     Ok(exit)
 }

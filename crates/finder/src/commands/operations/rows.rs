@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_proto::{
     google::longrunning::Operation,
-    v1::{Algorithm, Candidate, Encoding, OperationState, SearchMetadata},
+    v1::{Algorithm, Candidate, Encoding, EndReason, OperationState, SearchMetadata},
 };
 use serde_json::{Value, json};
 
@@ -53,6 +53,14 @@ impl Listed {
         match metadata.end_message.as_str() {
             "" => reason,
             message => format!("{reason}: {}", as_text(message)),
+        }
+    }
+
+    /// Returns what became of an operation that was to be cancelled.
+    pub(super) fn after_cancellation(&self) -> String {
+        match self.metadata.end_reason() {
+            EndReason::CancelledByClient | EndReason::CancelledByOperator => "cancelled".to_owned(),
+            _ => format!("had ended: {}", self.ending()),
         }
     }
 

@@ -47,7 +47,8 @@ const REQUEST_ID_LEN: usize = 64;
 /// Maximum length of a display name, in bytes.
 const DISPLAY_NAME_LEN: usize = 128;
 
-/// Minimum time for which an operation is kept after its end: enough for a client that waits for it.
+/// Minimum time for which an operation is kept after its end: enough for a client that waits for
+/// it.
 const SHORTEST_KEEP: Duration = Duration::from_secs(60);
 
 /// Number of candidates that are read from the store at a time for a watching call.
@@ -163,13 +164,10 @@ pub(super) async fn list(
         .candidates(&record.name, from, size + 1);
     let indices = indices.await?;
     let next = indices.get(size).map(Index::to_string);
-    // The end may have been saved since the operation was found.
-    let found = access.find(caller, &request.name).await?;
-    let ideal = found.record.found();
     let candidates = indices.into_iter().take(size);
     Ok(ListCandidatesResponse {
         candidates: candidates
-            .map(|index| candidate(record.query(), index, ideal == Some(index)))
+            .map(|index| candidate(record.query(), index))
             .collect(),
         next_page_token: next.unwrap_or_default(),
     })
@@ -330,11 +328,8 @@ impl Watcher {
             };
             self.next = last.saturating_add(1);
             let is_last = indices.len() < READ_AT_ONCE;
-            let events = indices.iter().map(|index| {
-                // An ideal secret is the last one, and ends the operation.
-                let is_ideal = record.found() == Some(*index);
-                Event::Candidate(candidate(record.query(), *index, is_ideal))
-            });
+            let events = indices.iter();
+            let events = events.map(|index| Event::Candidate(candidate(record.query(), *index)));
             let events: Vec<Event> = events.collect();
             self.send(events).await?;
             if is_last {

@@ -57,8 +57,8 @@ pub(crate) struct LimitsArguments {
     #[arg(value_parser = positive::<NonZeroU64>)]
     maximum_running_operations_per_client: NonZeroU64,
 
-    /// Maximum number of saved operations of one client. The server rejects another one, and deletes
-    /// none to make room. 1000 take about a megabyte.
+    /// Maximum number of saved operations of one client. The server rejects another one, and
+    /// deletes none to make room. 1000 take about a megabyte.
     #[arg(long, value_name = "N", default_value_t = operations().saved_of_client)]
     #[arg(value_parser = positive::<NonZeroU64>)]
     maximum_saved_operations_per_client: NonZeroU64,

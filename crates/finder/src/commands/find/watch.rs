@@ -131,16 +131,12 @@ pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
         Arc::clone(&reason),
         Arc::clone(&stderr),
     );
-    let result = follow(
-        source,
-        &query,
-        query.start(),
-        stops,
-        None,
-        &mut output,
-        &stderr,
-    )
-    .await;
+    // Rates are those since this command has begun, and the hashes those of the whole operation.
+    let rest = query
+        .clone()
+        .starting_at(metadata.frontier.max(query.start()));
+    let first = query.start();
+    let result = follow(source, &rest, first, stops, None, &mut output, &stderr).await;
     stderr.clear();
     let mut result = match result {
         Ok(result) => result,

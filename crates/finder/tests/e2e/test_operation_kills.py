@@ -122,7 +122,8 @@ class Harness:
     def start_server(self):
         at = f"127.0.0.1:{self.metrics_port}"
         flags = ["--state", self.state, "--metrics-address", at, "--workers", "2"]
-        self.server = Server(*flags, port=self.port)
+        limits = {"maximum-saved-operations-per-client": 100_000}
+        self.server = Server(*flags, port=self.port, limits=limits)
         self.channel = grpc.insecure_channel(
             self.server.address, [("grpc.use_local_subchannel_pool", 1)]
         )

@@ -2,16 +2,20 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use rusqlite::{Connection, OpenFlags, params_from_iter, types::Value};
+use rusqlite::{Connection, OpenFlags, params, params_from_iter, types::Value};
 
 use crate::{
     record::Record,
-    sqlite::{FILE, Folder, SELECT, Sqlite, UPDATE, connect, create_file, records, update_record},
+    sqlite::{
+        APPLICATION_ID, FILE, Folder, SELECT, Sqlite, UPDATE, connect, create_file, number,
+        records, update_record,
+    },
     store::{ClientLimits, StoreError},
 };
 
@@ -33,7 +37,10 @@ pub fn backup(from: &Path, to: &Path) -> Result<u64, StoreError> {
     let to = real.to_str().ok_or_else(|| {
         StoreError::Unavailable("the name of the file is not valid UTF-8".to_owned())
     })?;
-    connection.execute("VACUUM INTO ?1", [to])?;
+    if let Err(error) = connection.execute("VACUUM INTO ?1", [to]) {
+        let _ = fs::remove_file(to);
+        return Err(error.into());
+    }
     let copy = connect(Path::new(to), OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let count = copy.query_row("SELECT count(*) FROM operations", [], |row| {
         row.get::<_, i64>(0)
@@ -48,6 +55,8 @@ pub struct Recovered {
     pub operations: u64,
     /// Number of their candidates.
     pub candidates: u64,
+    /// Names of operations that are lost, or have lost candidates, as far as they can be read.
+    pub lost: Vec<String>,
     /// Where the damaged file is now.
     pub damaged: PathBuf,
 }
@@ -82,37 +91,49 @@ pub fn recover(folder: &Folder) -> Result<Option<Recovered>, StoreError> {
         saved: 0,
     };
     match Sqlite::open(folder, limits) {
-        Ok(_) => return Ok(None),
-        Err(StoreError::Damaged(_)) => {}
+        Ok(store) if store.is_readable() => return Ok(None),
+        Ok(_) | Err(StoreError::Damaged(_)) => {}
         Err(error) => return Err(error),
+    }
+    if is_foreign(&folder.file()) {
+        return Err(StoreError::Unavailable(format!(
+            "{FILE} belongs to another program"
+        )));
     }
     let path = folder.file();
     let new = path.with_file_name(format!("{FILE}.new"));
     let _ = fs::remove_file(&new);
     let counts = copy_rows(&path, &new)?;
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seconds = seconds.map_or(0, |since| since.as_secs());
-    let damaged = path.with_file_name(format!("{FILE}.damaged-{seconds}"));
+    let millis = SystemTime::now().duration_since(UNIX_EPOCH);
+    let millis = millis.map_or(0, |since| since.as_millis());
+    let damaged = path.with_file_name(format!("{FILE}.damaged-{millis}"));
     let unavailable = |error: std::io::Error| StoreError::Unavailable(error.to_string());
     // The server may run as another user than this command.
     let owner = fs::metadata(&path).map_err(unavailable)?;
     chown(&new, Some(owner.uid()), Some(owner.gid())).map_err(unavailable)?;
-    fs::rename(&path, &damaged).map_err(unavailable)?;
+    // The new file takes the place of the old one in one step, after the old one has another name,
+    // and its log no longer has the name that the new one's would have.
+    fs::hard_link(&path, &damaged).map_err(unavailable)?;
     for part in ["-wal", "-shm"] {
         let part_of = |path: &Path| PathBuf::from(format!("{}{part}", path.display()));
-        let _ = fs::rename(part_of(&path), part_of(&damaged));
+        match fs::rename(part_of(&path), part_of(&damaged)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(unavailable(error)),
+            Ok(()) | Err(_) => {}
+        }
     }
-    fs::rename(&new, &path).map_err(unavailable)?;
-    let (operations, candidates) = counts;
+    let renamed = fs::rename(&new, &path).and_then(|()| folder.sync());
+    renamed.map_err(unavailable)?;
+    let (operations, candidates, lost) = counts;
     Ok(Some(Recovered {
         operations,
         candidates,
+        lost,
         damaged,
     }))
 }
 
-/// Copies what can be read. Returns the numbers of operations and of candidates.
-fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64), StoreError> {
+/// Copies what can be read. Returns the numbers of operations and of candidates, and what was lost.
+fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64, Vec<String>), StoreError> {
     create_file(to)?;
     let mut new = connect(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     crate::sqlite::migrate(&mut new)?;
@@ -125,6 +146,20 @@ fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64), StoreError> {
             *count = copy_table(old, &transaction, table, columns)?;
         }
     }
+    let mut lost = Vec::new();
+    for name in names(&transaction)? {
+        let one = format!("{SELECT} WHERE name = ?1");
+        if let Ok([record]) = records(&transaction, &one, [&name]).as_deref() {
+            // Its other candidates are checked below.
+            let end = number(record.query().keyspace().end());
+            let sql = "DELETE FROM candidates
+                       WHERE operation = ?1 AND (length(place) <> 16 OR place >= ?2)";
+            transaction.execute(sql, params![name, end])?;
+        } else {
+            transaction.execute("DELETE FROM operations WHERE name = ?1", [&name])?;
+            lost.push(name);
+        }
+    }
     transaction.execute_batch(
         "DELETE FROM candidates WHERE operation NOT IN (SELECT name FROM operations);
          UPDATE operations SET resumes = 0;",
@@ -134,18 +169,17 @@ fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64), StoreError> {
     );
     for record in records(&transaction, &incomplete, [])? {
         let name = &record.name;
+        lost.push(name.id().to_owned());
         let fresh = if record.end.is_some() {
             // Nothing can find its candidates again, so those that are left are kept.
             let sql = "SELECT count(*) FROM candidates WHERE operation = ?1";
             let left: i64 = transaction.query_row(sql, [name.id()], |row| row.get(0))?;
-            tracing::warn!(operation = %name, left, "some of its candidates are lost");
             Record {
                 candidates: left.unsigned_abs(),
                 ..record
             }
         } else {
             transaction.execute("DELETE FROM candidates WHERE operation = ?1", [name.id()])?;
-            tracing::warn!(operation = %name, "some of its candidates are lost; it starts again");
             Record {
                 cancel: record.cancel,
                 ..Record::new(name.clone(), record.request, record.budget, record.created)
@@ -162,7 +196,25 @@ fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64), StoreError> {
         count("candidates")?.unsigned_abs(),
     );
     transaction.commit()?;
-    Ok(kept)
+    Ok((kept.0, kept.1, lost))
+}
+
+fn names(connection: &Connection) -> Result<Vec<String>, StoreError> {
+    let mut select = connection.prepare("SELECT name FROM operations")?;
+    let names = select.query_map([], |row| row.get(0))?;
+    Ok(names.collect::<Result<_, _>>()?)
+}
+
+/// Returns whether a file can be read, and is another program's.
+fn is_foreign(path: &Path) -> bool {
+    let foreign = || -> Result<bool, StoreError> {
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+        let sql = "SELECT count(*) FROM sqlite_schema";
+        let tables: i64 = connection.query_row(sql, [], |row| row.get(0))?;
+        Ok(id != APPLICATION_ID && tables > 0)
+    };
+    foreign().unwrap_or(false)
 }
 
 /// Copies the rows of a table that can be read, without any index.

@@ -67,6 +67,9 @@ const MANY_CANDIDATES: usize = 128;
 /// Maximum number of unsaved candidates of one operation. With more, its search waits.
 const MOST_CANDIDATES: usize = 1024;
 
+/// Maximum number of requests that wait for the commit under way to end. Each takes about a kilobyte.
+const MOST_REQUESTS: usize = 1000;
+
 /// Interval of checks for revoked keys.
 const CHECK_KEYS_EVERY: Duration = Duration::from_secs(1);
 
@@ -277,6 +280,8 @@ pub struct Runner<H: Host, T> {
     live: HashMap<Name, Live<H, T>>,
     /// Those that are not being searched, in the order of their creation.
     queue: BTreeSet<(Millis, Name)>,
+    /// Cancellations of operations that are being created.
+    early_cancels: Vec<(Name, Canceller, String, T)>,
     /// Requests for the next batch.
     requests: Vec<Pending<H, T>>,
     in_flight: Option<InFlight<H, T>>,
@@ -338,6 +343,7 @@ struct InFlight<H: Host, T> {
     updates: Vec<Record>,
 }
 
+const SLOW_DISK: &str = "the server's disk is slow";
 const WAITS_FOR_PLACE: &str = "waits for a place among the server's searches";
 const WAITS_FOR_CLIENT: &str = "waits for another search of its client to end";
 const WAITS_FOR_QUOTA: &str = "waits for its client's quota of hashes";
@@ -357,6 +363,7 @@ impl<H: Host, T> Runner<H, T> {
             health: Health::Loading,
             live: HashMap::new(),
             queue: BTreeSet::new(),
+            early_cancels: Vec::new(),
             requests: Vec::new(),
             in_flight: None,
             is_stalled: false,
@@ -460,6 +467,9 @@ impl<H: Host, T> Runner<H, T> {
             let (Pending::Create(_, _, ticket) | Pending::Delete(_, ticket)) = request;
             self.effects.replies.push((ticket, Err(error.clone())));
         }
+        for (_, _, _, ticket) in mem::take(&mut self.early_cancels) {
+            self.effects.replies.push((ticket, Err(error.clone())));
+        }
         for live in self.live.values_mut() {
             for ticket in live.cancels.drain(..) {
                 self.effects.replies.push((ticket, Err(error.clone())));
@@ -488,12 +498,17 @@ impl<H: Host, T> Runner<H, T> {
     /// Starts an operation. The reply comes once it is saved.
     pub fn start(&mut self, mut record: Record, ticket: T, now: Now) {
         let error = self.health.error();
-        if let Some(error) = error.or(self.is_draining.then_some(Error::Draining)) {
+        let error = error.or(self.is_draining.then_some(Error::Draining));
+        if let Some(error) = error.or_else(|| self.is_overloaded()) {
             self.effects.replies.push((ticket, Err(error)));
             return;
         }
-        // If there is a place, the begin of the search is saved together with the operation.
-        let may_begin = self.queue.is_empty() && !self.is_one_at_a_time() && self.can_search();
+        // If there is a place, the begin of the search is saved together with the operation. While
+        // another commit is under way, it might take long, and a place must not wait for it.
+        let may_begin = self.queue.is_empty()
+            && self.in_flight.is_none()
+            && !self.is_one_at_a_time()
+            && self.can_search();
         let place = may_begin.then(|| self.host.reserve()).flatten();
         record.resumes = u32::from(place.is_some());
         record.updated = now.wall;
@@ -512,12 +527,35 @@ impl<H: Host, T> Runner<H, T> {
             self.effects.replies.push((ticket, Err(error)));
             return;
         }
+        if self.is_being_created(name) {
+            // Readers may see an operation a moment before its commit is reported.
+            self.early_cancels.push((name.clone(), by, message, ticket));
+            return;
+        }
         match self.live.get_mut(name) {
             Some(live) => live.cancels.push(ticket),
             // It has ended.
             None => self.effects.replies.push((ticket, Ok(Replied::Done))),
         }
         self.cancel_now(name, by, message, now);
+    }
+
+    fn is_being_created(&self, name: &Name) -> bool {
+        let in_flight = self.in_flight.iter().flat_map(|batch| &batch.requests);
+        let mut requests = in_flight.chain(&self.requests);
+        requests.any(|request| match request {
+            Pending::Create(record, ..) => record.name == *name,
+            Pending::Delete(..) => false,
+        })
+    }
+
+    /// Returns an error if no more requests may wait for the store.
+    fn is_overloaded(&self) -> Option<Error> {
+        if self.is_stalled {
+            return Some(Error::Unavailable(SLOW_DISK.into()));
+        }
+        let is_full = self.requests.len() >= MOST_REQUESTS;
+        is_full.then(|| Error::Unavailable("too many requests are waiting".into()))
     }
 
     fn cancel_now(&mut self, name: &Name, by: Canceller, message: String, now: Now) {
@@ -546,7 +584,9 @@ impl<H: Host, T> Runner<H, T> {
             Health::Full(_) => None,
             health => health.error(),
         };
-        let error = error.or(self.live.contains_key(name).then_some(Error::NotEnded));
+        let is_unfinished = self.live.contains_key(name) || self.is_being_created(name);
+        let error = error.or(is_unfinished.then_some(Error::NotEnded));
+        let error = error.or_else(|| self.is_overloaded());
         match error {
             Some(error) => self.effects.replies.push((ticket, Err(error))),
             None => self.requests.push(Pending::Delete(name.clone(), ticket)),
@@ -697,7 +737,7 @@ impl<H: Host, T> Runner<H, T> {
         let Some(batch) = self.in_flight.take() else {
             return;
         };
-        self.is_stalled = false;
+        let was_stalled = mem::take(&mut self.is_stalled);
         if batch.is_regular {
             self.saved_at = batch.since;
         }
@@ -735,6 +775,11 @@ impl<H: Host, T> Runner<H, T> {
             self.collect(&name, now);
         }
         self.begin_searches(now);
+        if was_stalled {
+            for name in self.live.keys().cloned().collect::<Vec<_>>() {
+                self.publish(&name);
+            }
+        }
         self.reply_drained();
     }
 
@@ -769,9 +814,19 @@ impl<H: Host, T> Runner<H, T> {
         let mut live = Live::new(record);
         live.crashes = 0;
         live.place = place;
+        if self.is_draining {
+            live.uncount();
+            live.place = None;
+        }
         self.live.insert(name.clone(), live);
         self.begin_searches(now);
         self.publish(&name);
+        let is_of = |cancel: &mut (Name, Canceller, String, T)| cancel.0 == name;
+        for (name, by, message, ticket) in
+            self.early_cancels.extract_if(.., is_of).collect::<Vec<_>>()
+        {
+            self.cancel(&name, by, message, ticket, now);
+        }
     }
 
     /// Whether an operation may have crashed the server so often that operations are resumed one at
@@ -824,14 +879,18 @@ impl<H: Host, T> Runner<H, T> {
                 continue;
             }
             if live.place.is_none() {
-                live.why = WAITS_FOR_PLACE;
                 live.wait = None;
+                let has_changed = live.why != WAITS_FOR_PLACE;
+                live.why = WAITS_FOR_PLACE;
                 if !is_full {
                     live.place = self.host.reserve();
                 }
                 if live.place.is_none() {
                     // Later ones may already have a place.
                     is_full = true;
+                    if has_changed {
+                        self.publish(&name);
+                    }
                     continue;
                 }
                 if live.crashes >= BEGINS_WITHOUT_PROGRESS {
@@ -1036,7 +1095,7 @@ impl<H: Host, T> Runner<H, T> {
             Health::Working if self.is_draining => {
                 Phase::Paused("the server is shutting down".into())
             }
-            Health::Working if self.is_stalled => Phase::Paused("the server's disk is slow".into()),
+            Health::Working if self.is_stalled => Phase::Paused(SLOW_DISK.into()),
             Health::Working if live.why == WAITS_FOR_QUOTA => Phase::Paused(live.why.into()),
             Health::Working | Health::Loading => Phase::Queued(live.why),
             Health::Full(why) | Health::Unavailable(why) | Health::Damaged(why) => {

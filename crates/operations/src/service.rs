@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     fmt, io, mem,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -22,7 +23,7 @@ use tokio::sync::{oneshot, watch};
 use crate::{
     expiry::Expiry,
     record::{Canceller, EndReason, Millis, Name, Record},
-    runner::{Counts, Effects, Error, Health, Host, Now, Replied, Reply, Runner, Snapshot},
+    runner::{Counts, Effects, Error, Health, Host, Now, Phase, Replied, Reply, Runner, Snapshot},
     sqlite::{Folder, OpenError, Sqlite, SqliteReader},
     store::{Change, ClientLimits, Creation, Reader, Selection, Store, StoreError},
 };
@@ -36,6 +37,12 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 /// Maximum number of reads that wait. A read takes about a millisecond.
 const READS: usize = 1024;
+
+/// Why an operation is not being searched that the store has, and the runner does not know.
+const NOT_LIVE: &str = "is being loaded";
+
+/// Why operations are unavailable after a bug.
+const BROKEN: &str = "their thread has panicked; see the log, and restart the server";
 
 /// How long a dropped server waits for the last progress to be saved.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -243,8 +250,14 @@ impl Operations {
                         messages: Mutex::new(nudge.clone()),
                     }))
                 };
-                let runner = Runner::new(host(), most_candidates, waker);
-                run(runner, &received, &batches, &of_runner, clock);
+                let work = AssertUnwindSafe(|| {
+                    let runner = Runner::new(host(), most_candidates, waker);
+                    run(runner, &received, &batches, &of_runner, clock);
+                });
+                if catch_unwind(work).is_err() {
+                    // The panic hook has reported it. What is saved is intact.
+                    of_runner.broken();
+                }
                 // Now the writer ends.
                 drop(batches);
             }),
@@ -323,8 +336,7 @@ impl Operations {
         self.request(Message::Drain).await.map(drop)
     }
 
-    /// Does the same as [`drain`](Self::drain), and returns once the file is closed. Later requests
-    /// fail.
+    /// Does the same as [`drain`](Self::drain), and returns once the file is closed.
     ///
     /// Dropping the future does not prevent that.
     pub async fn close(&self) {
@@ -344,8 +356,8 @@ impl Operations {
         self.loaded().await;
         let (sender, reply) = oneshot::channel();
         let sent = self.0.messages.send(message(sender));
-        sent.map_err(|_| Error::Draining)?;
-        reply.await.map_err(|_| Error::Draining)?
+        sent.map_err(|_| self.0.shared.gone())?;
+        reply.await.map_err(|_| self.0.shared.gone())?
     }
 
     /// Waits until the store was opened, which takes a moment after a start, or could not be.
@@ -362,6 +374,8 @@ impl Operations {
 
     /// Returns an operation as it is saved, if there is one with this name.
     ///
+    /// Dropping the future discards the result.
+    ///
     /// # Errors
     ///
     /// If the store cannot be read.
@@ -369,8 +383,20 @@ impl Operations {
         if let Some(live) = self.0.shared.live().get(name) {
             return Ok(Some(live.borrow().clone()));
         }
-        let of_read = name.clone();
-        let record = self.read(move |reader| reader.get(&of_read)).await?;
+        let mut snapshot = self.read_one(name).await?;
+        if snapshot
+            .as_ref()
+            .is_some_and(|found| found.phase == Phase::Queued(NOT_LIVE))
+        {
+            // It may have ended since it was read.
+            snapshot = self.read_one(name).await?;
+        }
+        Ok(snapshot)
+    }
+
+    async fn read_one(&self, name: &Name) -> Result<Option<Snapshot>, Error> {
+        let name = name.clone();
+        let record = self.read(move |reader| reader.get(&name)).await?;
         Ok(record.map(|record| self.0.shared.snapshot(record)))
     }
 
@@ -383,6 +409,8 @@ impl Operations {
 
     /// Returns up to `limit` operations, ordered by creation time and name.
     ///
+    /// Dropping the future discards the result.
+    ///
     /// # Errors
     ///
     /// If the store cannot be read.
@@ -390,10 +418,16 @@ impl Operations {
         let records = self
             .read(move |reader| reader.list(&selection, limit))
             .await?;
-        let records = records.into_iter();
-        Ok(records
-            .map(|record| self.0.shared.snapshot(record))
-            .collect())
+        let mut snapshots = Vec::new();
+        for record in records {
+            let mut snapshot = self.0.shared.snapshot(record);
+            if snapshot.phase == Phase::Queued(NOT_LIVE) {
+                let now = self.get(&snapshot.record.name).await?;
+                snapshot = now.unwrap_or(snapshot);
+            }
+            snapshots.push(snapshot);
+        }
+        Ok(snapshots)
     }
 
     /// Returns up to `limit` indices of an operation's candidates from `from` on, in order. The
@@ -404,13 +438,20 @@ impl Operations {
     /// If the store cannot be read.
     pub async fn candidates(
         &self,
-        name: &Name,
+        record: &Record,
         from: Index,
         limit: usize,
     ) -> Result<Vec<Index>, Error> {
-        let name = name.clone();
-        self.read(move |reader| reader.candidates(&name, from, limit))
-            .await
+        let name = record.name.clone();
+        let end = record.query().keyspace().end();
+        let indices = self
+            .read(move |reader| reader.candidates(&name, from, limit))
+            .await?;
+        if indices.iter().any(|index| *index >= end) {
+            let why = format!("a candidate of {} is not in its keyspace", record.name);
+            return Err(Error::Damaged(why.into()));
+        }
+        Ok(indices)
     }
 
     async fn read<T: Send + 'static>(
@@ -486,7 +527,22 @@ impl Shared {
         if let Some(live) = self.live().get(&record.name) {
             return live.borrow().clone();
         }
-        Snapshot::of(record, "is being loaded")
+        Snapshot::of(record, NOT_LIVE)
+    }
+
+    /// Records that the runner has panicked, so that its thread has ended.
+    fn broken(&self) {
+        self.live().clear();
+        self.metrics().health = Health::Unavailable(BROKEN.into());
+        self.is_loaded.send_replace(true);
+    }
+
+    /// Returns the error for a request that no thread answers.
+    fn gone(&self) -> Error {
+        match self.metrics().health.error() {
+            Some(error) => error,
+            None => Error::Draining,
+        }
     }
 
     fn update(&self, effects: Effects<oneshot::Sender<Reply>>, health: &Health, counts: Counts) {
@@ -695,14 +751,9 @@ impl Writer {
                     self.send(Event::Failed(error));
                     // The runner sends no batch before the store is open again. A damaged store is
                     // not opened again: an operator has to recover it.
-                    let wait = if is_damaged {
-                        Duration::MAX
-                    } else {
-                        REOPEN_AFTER
-                    };
-                    let closed = match wait {
-                        Duration::MAX => batches.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                        wait => batches.recv_timeout(wait),
+                    let closed = match is_damaged {
+                        true => batches.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                        false => batches.recv_timeout(REOPEN_AFTER),
                     };
                     if let Err(RecvTimeoutError::Disconnected) = closed {
                         return;

@@ -32,7 +32,7 @@ const RESERVE: &str = "reserve";
 const RESERVE_LEN: usize = 4 << 20;
 
 /// Marks the file as ours: "hfop" in ASCII.
-const APPLICATION_ID: i32 = 0x6866_6f70;
+pub(crate) const APPLICATION_ID: i32 = 0x6866_6f70;
 
 /// The changes from each version of the schema to the next. The version of a file is how many of
 /// them it has. Released ones never change.
@@ -189,6 +189,31 @@ impl Folder {
         self.path.join(FILE)
     }
 
+    /// Creates an empty store: completely, or not at all. A file that is empty is therefore damaged.
+    fn create_store(&self) -> Result<(), StoreError> {
+        if fs::exists(self.path.join(RESERVE)).unwrap_or(true) {
+            // This folder had one.
+            return Err(StoreError::Damaged(format!(
+                "{FILE} is missing; restore a backup or, to begin without it, delete the file \
+                 {RESERVE:?} in its folder"
+            )));
+        }
+        let (path, new) = (self.file(), self.path.join(format!("{FILE}.new")));
+        let _ = fs::remove_file(&new);
+        create_file(&new)?;
+        let mut connection = connect(&new, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.pragma_update(None, "synchronous", "full")?;
+        migrate(&mut connection)?;
+        drop(connection);
+        let renamed = fs::rename(&new, &path).and_then(|()| self.sync());
+        renamed.map_err(|error| unavailable(&error))
+    }
+
+    /// Makes changes of names in the folder durable.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        File::open(&self.path)?.sync_all()
+    }
+
     /// Writes the reserve, if it is missing. Returns whether it exists, that is, whether the disk
     /// has room.
     pub(crate) fn fill_reserve(&self) -> bool {
@@ -255,11 +280,8 @@ impl Sqlite {
     /// [`StoreError::Damaged`] if the file is not a valid store, or belongs to a later version.
     pub fn open(folder: &Folder, limits: ClientLimits) -> Result<Sqlite, StoreError> {
         let path = folder.file();
-        let is_new = !fs::exists(&path).map_err(|error| unavailable(&error))?;
-        if is_new {
-            create_file(&path)?;
-            let folder = File::open(&folder.path).and_then(|folder| folder.sync_all());
-            folder.map_err(|error| unavailable(&error))?;
+        if !fs::exists(&path).map_err(|error| unavailable(&error))? {
+            folder.create_store()?;
         }
         let mut connection = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         // Before anything is changed.
@@ -270,6 +292,31 @@ impl Sqlite {
         connection.pragma_update(None, "journal_size_limit", RESERVE_LEN as i64)?;
         migrate(&mut connection)?;
         Ok(Sqlite { connection, limits })
+    }
+}
+
+impl Sqlite {
+    /// Returns whether every operation and every candidate can be read.
+    pub(crate) fn is_readable(&self) -> bool {
+        let Ok(all) = records(&self.connection, SELECT, []) else {
+            return false;
+        };
+        let is_valid = |record: &Record| {
+            let sql =
+                "SELECT count(*), coalesce(max(place), x''), coalesce(max(length(place)), 16),
+                       coalesce(min(length(place)), 16) FROM candidates WHERE operation = ?1";
+            let read = self.connection.query_row(sql, [record.name.id()], |row| {
+                let count: i64 = row.get(0)?;
+                let last: Vec<u8> = row.get(1)?;
+                let lengths: (i64, i64) = (row.get(2)?, row.get(3)?);
+                Ok((count.unsigned_abs(), last, lengths))
+            });
+            let end = number(record.query().keyspace().end());
+            read.is_ok_and(|(count, last, lengths)| {
+                count == record.candidates && last < end.to_vec() && lengths == (16, 16)
+            })
+        };
+        all.iter().all(is_valid)
     }
 }
 
@@ -295,13 +342,6 @@ pub(crate) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Store
 fn check(connection: &Connection) -> Result<(), StoreError> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let (version, id) = (pragma("user_version")?, pragma("application_id")?);
-    let tables = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| {
-        row.get::<_, i64>(0)
-    })?;
-    if tables == 0 && version == 0 && id == 0 {
-        // A new file.
-        return Ok(());
-    }
     if id != APPLICATION_ID {
         return Err(StoreError::Damaged(format!(
             "{FILE} is not a file of operations"
@@ -611,7 +651,7 @@ fn record(row: &Row<'_>) -> Result<Record, StoreError> {
 
 /// Returns a number as it is saved: 16 bytes, big-endian. SQLite's own integers are signed, and a
 /// fleet of servers needs more than 64 bits.
-fn number(number: u64) -> [u8; 16] {
+pub(crate) fn number(number: u64) -> [u8; 16] {
     u128::from(number).to_be_bytes()
 }
 

@@ -37,6 +37,10 @@ impl Host for EngineHost {
         alone: bool,
         waker: Waker,
     ) -> Result<EngineSearch, Refused> {
+        assert_ne!(
+            record.request.display_name, "panic",
+            "a panic that this test wants"
+        );
         let query = record.query().clone();
         let checkpoint = record.checkpoint.clone();
         let search = (self.0).resume(Client::default(), query, checkpoint, alone, |_| ());
@@ -307,4 +311,29 @@ async fn a_drained_server_saves_its_progress() {
     assert_eq!(saved.record.hashes(), server.engine.metrics().tests);
     let late = operations.start(record("doctor", 2)).await;
     assert_eq!(late.err(), Some(Error::Draining));
+}
+
+/// What is saved stays readable, and requests fail instead of waiting forever.
+#[tokio::test]
+async fn a_panic_of_the_runner_is_reported() {
+    let server = server("panic");
+    let operations = &server.operations;
+    let name = server.start("doctor", 1).await.record.name.clone();
+    while server.phase(&name).await != Phase::Ended {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut wrong = record("doctor", 2);
+    wrong.request.display_name = "panic".to_owned();
+    // It may be acknowledged before its search begins.
+    let _ = operations.start(wrong).await;
+    let broken = Error::Unavailable(BROKEN.into());
+    let health = || operations.metrics().health;
+    until("broken", || health() == Health::Unavailable(BROKEN.into())).await;
+    let refused = operations.start(record("doctor", 3)).await;
+    assert_eq!(refused.err(), Some(broken.clone()));
+    let refused = operations
+        .cancel(&name, Canceller::Client, String::new())
+        .await;
+    assert_eq!(refused, Err(broken));
+    assert_eq!(server.phase(&name).await, Phase::Ended);
 }

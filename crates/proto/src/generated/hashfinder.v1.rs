@@ -466,7 +466,8 @@ pub struct SearchMetadata {
     /// Why it is queued or paused, if it is.
     #[prost(string, tag = "7")]
     pub state_message: ::prost::alloc::string::String,
-    /// Number of secrets tried.
+    /// Number of secrets tried, up to the one that ends the operation, if that is known: it can be lower
+    /// than before once a match is found.
     #[prost(uint64, tag = "8")]
     pub hashes: u64,
     /// Frontier: every secret with a lower index was tried.

@@ -9,7 +9,7 @@ use hashfinder_proto::google::longrunning::{
     ListOperationsResponse, Operation, WaitOperationRequest, operations_server::Operations,
 };
 use prost::Message;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Request, Response, Status};
 
 use super::operations::{Access, operation};
@@ -32,6 +32,9 @@ const PAGE_BYTES: usize = 1 << 20;
 /// Maximum time for which WaitOperation waits. Proxies commonly end calls that are silent for
 /// longer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Interval at which WaitOperation checks whether a store that failed works again.
+const REOPENED_AFTER: Duration = Duration::from_secs(1);
 
 /// Minimum time before a call's deadline at which WaitOperation returns the latest state.
 const ANSWER_TIME: Duration = Duration::from_millis(50);
@@ -145,19 +148,30 @@ impl LongRunning {
             None => asked,
         };
         let until = Instant::now() + wait.min(LONGEST_WAIT);
-        let found = self.0.find(caller, &request.name).await?;
-        let name = &found.record.name;
-        if let Some(mut changes) = self.0.operations()?.watch(name) {
-            let ended = changes.wait_for(|snapshot| snapshot.phase == Phase::Ended);
+        loop {
+            let found = self.0.find(caller, &request.name).await?;
+            let is_over = Instant::now() >= until || caller.context.is_cancelled();
+            if found.phase == Phase::Ended || is_over {
+                return Ok(operation(&found));
+            }
+            let changes = self.0.operations()?.watch(&found.record.name);
+            let ended = async {
+                match changes {
+                    Some(mut changes) => {
+                        let ended = changes.wait_for(|now| now.phase == Phase::Ended).await;
+                        drop(ended);
+                    }
+                    // The store failed, and is being opened again.
+                    None => sleep(REOPENED_AFTER).await,
+                }
+            };
             tokio::select! {
-                // The channel closes if the store failed. The latest state is returned then, too.
-                _ = ended => {}
+                () = ended => {}
                 () = sleep_until(until) => {}
                 // Only a drain lets this future continue after a cancellation.
                 _ = caller.context.cancelled() => {}
             }
         }
-        Ok(operation(&self.0.find(caller, &request.name).await?))
     }
 }
 

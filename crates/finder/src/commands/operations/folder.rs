@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_operations::{
-    FILE, Folder, Reader, Record, Selection, SqliteReader, backup as copy, recover as repair,
+    COLLECTION, FILE, Folder, Reader, Record, Selection, SqliteReader, backup as copy,
+    recover as repair,
 };
 use hashfinder_search::DesiredName;
 use serde_json::{Value, json};
@@ -33,6 +34,12 @@ pub(super) fn export(arguments: &ExportArguments) -> Result<Exit> {
         for record in &records {
             let indices = reader.candidates(&record.name, 0, usize::MAX);
             let indices = indices.with_context(|| format!("cannot read {shown}"))?;
+            let end = record.query().keyspace().end();
+            ensure!(
+                indices.iter().all(|index| *index < end),
+                "a candidate of {} is not valid; run `hashfinder operations recover`",
+                record.name
+            );
             let line = terminal::json(&exported(record, &indices));
             if !print(line + "\n")? {
                 return Ok(Exit::Success);
@@ -118,6 +125,12 @@ pub(super) fn recover(arguments: &RecoverArguments) -> Result<Exit> {
         recovered.candidates,
         shown(&recovered.damaged)
     ));
+    for name in &recovered.lost {
+        say(format_args!(
+            "{COLLECTION}/{}: it is lost, or some of its candidates are",
+            as_text(name)
+        ));
+    }
     Ok(Exit::Success)
 }
 

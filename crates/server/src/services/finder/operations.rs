@@ -22,7 +22,7 @@ use prost::Message;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::Stream;
 use tonic::Status;
@@ -56,6 +56,9 @@ const READ_AT_ONCE: usize = 64;
 
 /// Number of events that wait for the reader of a watching call.
 const QUEUE: usize = 64;
+
+/// Interval at which a watching call checks whether the store works again.
+const REOPENED_AFTER: Duration = Duration::from_secs(1);
 
 /// Default and maximum number of candidates on a page.
 const PAGE: usize = 100;
@@ -159,9 +162,7 @@ pub(super) async fn list(
     };
     let found = access.find(caller, &request.name).await?;
     let record = &found.record;
-    let indices = access
-        .operations()?
-        .candidates(&record.name, from, size + 1);
+    let indices = access.operations()?.candidates(record, from, size + 1);
     let indices = indices.await?;
     let next = indices.get(size).map(Index::to_string);
     let candidates = indices.into_iter().take(size);
@@ -282,8 +283,11 @@ impl Watcher {
             let changed = async {
                 match &mut changes {
                     Some(changes) => changes.changed().await.is_ok(),
-                    // The store failed, and is being opened again.
-                    None => std::future::pending().await,
+                    None => {
+                        // The store failed, and is being opened again.
+                        sleep(REOPENED_AFTER).await;
+                        false
+                    }
                 }
             };
             let known = async {
@@ -305,9 +309,6 @@ impl Watcher {
                 _ = ticks.tick() => {
                     let progress = self.progress(&snapshot);
                     self.send(vec![Event::Progress(progress)]).await?;
-                    if changes.is_none() {
-                        changes = self.operations.watch(&self.name);
-                    }
                 }
             }
         }
@@ -319,9 +320,7 @@ impl Watcher {
             return Ok(());
         }
         loop {
-            let indices = self
-                .operations
-                .candidates(&self.name, self.next, READ_AT_ONCE);
+            let indices = self.operations.candidates(record, self.next, READ_AT_ONCE);
             let indices = indices.await?;
             let Some(last) = indices.last() else {
                 break;

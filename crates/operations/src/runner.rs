@@ -67,7 +67,8 @@ const MANY_CANDIDATES: usize = 128;
 /// Maximum number of unsaved candidates of one operation. With more, its search waits.
 const MOST_CANDIDATES: usize = 1024;
 
-/// Maximum number of requests that wait for the commit under way to end. Each takes about a kilobyte.
+/// Maximum number of requests that wait for the commit under way to end. Each takes about a
+/// kilobyte.
 const MOST_REQUESTS: usize = 1000;
 
 /// Interval of checks for revoked keys.

@@ -189,7 +189,8 @@ impl Folder {
         self.path.join(FILE)
     }
 
-    /// Creates an empty store: completely, or not at all. A file that is empty is therefore damaged.
+    /// Creates an empty store: completely, or not at all. A file that is empty is therefore
+    /// damaged.
     fn create_store(&self) -> Result<(), StoreError> {
         if fs::exists(self.path.join(RESERVE)).unwrap_or(true) {
             // This folder had one.

@@ -27,7 +27,7 @@ pub use self::{
     record::{COLLECTION, Canceller, End, EndReason, InvalidName, Millis, Name, Record, Request},
     runner::{
         BEGINS_WITHOUT_PROGRESS, Counts, Effects, Error, Health, Host, Now, PAUSE_AFTER, Phase,
-        Refused, Replied, Reply, Runner, SAVE_EVERY, Search, Snapshot,
+        Refused, Replied, Reply, Runner, SAVE_EVERY, Search, Snapshot, StopCause,
     },
     service::{COMMIT_SECONDS, Limits, Metrics, Operations, now},
     sqlite::{FILE, Folder, OpenError, Sqlite, SqliteReader},

@@ -16,7 +16,7 @@
 //! the store holds.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     mem,
     sync::Arc,
     task::Waker,
@@ -71,6 +71,10 @@ const MOST_CANDIDATES: usize = 1024;
 /// kilobyte.
 const MOST_REQUESTS: usize = 1000;
 
+/// Maximum number of searches that begin before other work is done. To begin one may take some
+/// milliseconds, and the progress of the others has to be saved in time.
+const MOST_BEGINS: u32 = 32;
+
 /// Interval of checks for revoked keys.
 const CHECK_KEYS_EVERY: Duration = Duration::from_secs(1);
 
@@ -85,27 +89,27 @@ pub struct Now {
 
 /// What runs the searches of operations.
 pub trait Host {
-    /// A place among the searches of the server.
+    /// A place among the searches of the server, and among those of a client.
     type Place;
     /// A search under way. Dropping it stops it.
     type Search: Search;
 
-    /// Takes a place, if there is one.
-    fn reserve(&mut self) -> Option<Self::Place>;
-
-    /// Begins to search for an operation, from its checkpoint. `waker` is woken as
-    /// [`ResumableSearch::advance`](hashfinder_search::ResumableSearch::advance) says.
+    /// Takes a place for a search of this client.
     ///
     /// # Errors
     ///
-    /// [`Refused`] if a limit of the client is reached.
+    /// [`Refused`] if there is none.
+    fn reserve(&mut self, client: &str) -> Result<Self::Place, Refused>;
+
+    /// Begins to search for an operation, from its checkpoint. `waker` is woken as
+    /// [`ResumableSearch::advance`](hashfinder_search::ResumableSearch::advance) says.
     fn begin(
         &mut self,
         place: Self::Place,
         record: &Record,
         alone: bool,
         waker: Waker,
-    ) -> Result<Self::Search, Refused>;
+    ) -> Self::Search;
 
     /// Returns whether the credential of a client was revoked.
     fn is_revoked(&mut self, client: &str) -> bool;
@@ -117,16 +121,31 @@ pub trait Search {
     /// [`ResumableSearch::advance`](hashfinder_search::ResumableSearch::advance) does.
     fn advance(&mut self) -> Advance;
 
-    /// Stops the search: for good if it was cancelled, or to resume it later.
-    fn stop(&mut self, cancelled: Option<Canceller>);
+    /// Stops the search. The first cause counts.
+    fn stop(&mut self, cause: StopCause);
 
     /// Returns its id in the list of searches.
     fn id(&self) -> Option<Arc<str>>;
 }
 
+/// Why the search of an operation is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopCause {
+    /// The operation was cancelled.
+    Cancelled(Canceller),
+    /// It found the maximum number of candidates.
+    TooManyCandidates,
+    /// It cannot be saved at the moment, and is resumed later.
+    Paused,
+    /// The server is shutting down.
+    Draining,
+}
+
 /// Why a search does not begin now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
+    /// The server has its maximum number of searches.
+    Full,
     /// The client has its maximum number of searches.
     TooManySearches,
     /// The client's quota of hashes is spent.
@@ -281,6 +300,8 @@ pub struct Runner<H: Host, T> {
     live: HashMap<Name, Live<H, T>>,
     /// Those that are not being searched, in the order of their creation.
     queue: BTreeSet<(Millis, Name)>,
+    /// Clients whose operations wait, until when, and why.
+    waits: HashMap<Arc<str>, (Duration, &'static str)>,
     /// Cancellations of operations that are being created.
     early_cancels: Vec<(Name, Canceller, String, T)>,
     /// Requests for the next batch.
@@ -295,6 +316,8 @@ pub struct Runner<H: Host, T> {
     next_save: Duration,
     next_key_check: Duration,
     next_trial: Duration,
+    /// Whether more searches can begin, after other work.
+    has_more: bool,
     /// Requests to drain.
     draining: Vec<T>,
     is_draining: bool,
@@ -322,8 +345,6 @@ struct Live<H: Host, T> {
     is_alone: bool,
     /// Whether its search waits until its candidates are saved.
     is_full: bool,
-    /// When it may be searched again.
-    wait: Option<Duration>,
     /// Why it is not being searched.
     why: &'static str,
     cancels: Vec<T>,
@@ -364,6 +385,7 @@ impl<H: Host, T> Runner<H, T> {
             health: Health::Loading,
             live: HashMap::new(),
             queue: BTreeSet::new(),
+            waits: HashMap::new(),
             early_cancels: Vec::new(),
             requests: Vec::new(),
             in_flight: None,
@@ -373,6 +395,7 @@ impl<H: Host, T> Runner<H, T> {
             next_save: Duration::ZERO,
             next_key_check: Duration::ZERO,
             next_trial: Duration::ZERO,
+            has_more: false,
             draining: Vec::new(),
             is_draining: false,
             effects: Effects::default(),
@@ -475,7 +498,9 @@ impl<H: Host, T> Runner<H, T> {
             for ticket in live.cancels.drain(..) {
                 self.effects.replies.push((ticket, Err(error.clone())));
             }
-            live.search = None;
+            if let Some(mut search) = live.search.take() {
+                search.stop(StopCause::Paused);
+            }
             live.place = None;
         }
         self.queue.clear();
@@ -510,7 +535,8 @@ impl<H: Host, T> Runner<H, T> {
             && self.in_flight.is_none()
             && !self.is_one_at_a_time()
             && self.can_search();
-        let place = may_begin.then(|| self.host.reserve()).flatten();
+        let place = may_begin.then(|| self.host.reserve(&record.request.client));
+        let place = place.and_then(Result::ok);
         record.resumes = u32::from(place.is_some());
         record.updated = now.wall;
         let request = Pending::Create(Box::new(record), place, ticket);
@@ -572,7 +598,7 @@ impl<H: Host, T> Runner<H, T> {
         live.is_urgent = true;
         match &mut live.search {
             Some(search) => {
-                search.stop(Some(by));
+                search.stop(StopCause::Cancelled(by));
                 self.collect(name, now);
             }
             None => self.end_cancelled(name, by, now),
@@ -604,11 +630,7 @@ impl<H: Host, T> Runner<H, T> {
     pub fn drain(&mut self, ticket: T, now: Now) {
         self.is_draining = true;
         self.draining.push(ticket);
-        self.stop_all(now);
-        for live in self.live.values_mut() {
-            live.uncount();
-            live.place = None;
-        }
+        self.stop_all(StopCause::Draining, now);
         self.reply_drained();
     }
 
@@ -618,6 +640,9 @@ impl<H: Host, T> Runner<H, T> {
     pub fn deadline(&self) -> Duration {
         if !self.can_write() {
             return self.next_key_check;
+        }
+        if self.has_more {
+            return Duration::ZERO;
         }
         let mut deadline = self.next_save.min(self.next_key_check);
         if self.live.values().any(Live::is_on_trial) {
@@ -639,7 +664,7 @@ impl<H: Host, T> Runner<H, T> {
         let is_late = now.running >= self.saved_at + PAUSE_AFTER;
         if self.in_flight.is_some() && is_late && !self.is_stalled {
             self.is_stalled = true;
-            self.stop_all(now);
+            self.stop_all(StopCause::Paused, now);
         }
         if now.running >= self.next_trial {
             self.next_trial = now.running + FIRST_SAVE;
@@ -815,9 +840,8 @@ impl<H: Host, T> Runner<H, T> {
         let mut live = Live::new(record);
         live.crashes = 0;
         live.place = place;
-        if self.is_draining {
+        if live.place.is_none() {
             live.uncount();
-            live.place = None;
         }
         self.live.insert(name.clone(), live);
         self.begin_searches(now);
@@ -860,35 +884,53 @@ impl<H: Host, T> Runner<H, T> {
     /// Begins the searches of operations that wait, the oldest first. The begin of a search is
     /// saved before it begins.
     fn begin_searches(&mut self, now: Now) {
+        self.has_more = false;
         if !self.can_search() || self.queue.is_empty() {
             return;
         }
+        let mut begun = 0;
         let mut on_trial = self.on_trial();
         let one_at_a_time = self.is_one_at_a_time();
         let mut is_full = false;
-        let mut full_clients = HashSet::new();
+        self.waits.retain(|_, (until, _)| now.running < *until);
         for (created, name) in self.queue.clone() {
             let Some(live) = self.live.get_mut(&name) else {
                 self.queue.remove(&(created, name));
                 continue;
             };
-            let is_waiting = live.wait.is_some_and(|until| now.running < until);
-            if is_waiting || full_clients.contains(&live.record.request.client) {
-                continue;
-            }
             if one_at_a_time && on_trial.as_ref().is_some_and(|other| *other != name) {
                 continue;
             }
             if live.place.is_none() {
-                live.wait = None;
-                let has_changed = live.why != WAITS_FOR_PLACE;
-                live.why = WAITS_FOR_PLACE;
-                if !is_full {
-                    live.place = self.host.reserve();
-                }
+                let client = &live.record.request.client;
+                let wait = self.waits.get(client).map(|(_, why)| *why);
+                let wait = wait.or(is_full.then_some(WAITS_FOR_PLACE));
+                let refused = match wait {
+                    Some(why) => Err(why),
+                    None => self.host.reserve(client).map_err(|refused| match refused {
+                        Refused::Full => {
+                            is_full = true;
+                            WAITS_FOR_PLACE
+                        }
+                        Refused::TooManySearches => {
+                            let until = now.running + RETRY;
+                            let wait = (until, WAITS_FOR_CLIENT);
+                            self.waits.insert(Arc::clone(client), wait);
+                            WAITS_FOR_CLIENT
+                        }
+                        Refused::Quota { retry_after } => {
+                            let until = now.running + retry_after.max(QUOTA_PAUSE);
+                            let wait = (until, WAITS_FOR_QUOTA);
+                            self.waits.insert(Arc::clone(client), wait);
+                            WAITS_FOR_QUOTA
+                        }
+                    }),
+                };
+                let why = refused.as_ref().err().copied().unwrap_or(WAITS_FOR_PLACE);
+                let has_changed = mem::replace(&mut live.why, why) != why;
+                live.place = refused.ok();
                 if live.place.is_none() {
                     // Later ones may already have a place.
-                    is_full = true;
                     if has_changed {
                         self.publish(&name);
                     }
@@ -913,43 +955,42 @@ impl<H: Host, T> Runner<H, T> {
             if !live.is_counted() {
                 continue;
             }
+            if begun == MOST_BEGINS {
+                self.has_more = true;
+                break;
+            }
             let Some(place) = live.place.take() else {
                 continue;
             };
+            begun += 1;
             let waker = (self.waker)(&name);
-            match self.host.begin(place, &live.record, live.is_alone, waker) {
-                Ok(search) => {
-                    live.search = Some(search);
-                    live.wait = None;
-                    self.queue.remove(&(created, name.clone()));
-                    self.publish(&name);
-                    // It may have ended at once.
-                    self.collect(&name, now);
-                }
-                Err(refused) => {
-                    let (wait, why) = match refused {
-                        Refused::TooManySearches => (RETRY, WAITS_FOR_CLIENT),
-                        Refused::Quota { retry_after } => {
-                            (retry_after.max(QUOTA_PAUSE), WAITS_FOR_QUOTA)
-                        }
-                    };
-                    full_clients.insert(Arc::clone(&live.record.request.client));
-                    live.wait = Some(now.running + wait);
-                    live.why = why;
-                    // It has not begun after all.
-                    live.uncount();
-                    self.publish(&name);
-                }
-            }
+            let search = self.host.begin(place, &live.record, live.is_alone, waker);
+            live.search = Some(search);
+            self.queue.remove(&(created, name.clone()));
+            self.publish(&name);
+            // It may have ended at once.
+            self.collect(&name, now);
         }
     }
 
-    fn stop_all(&mut self, now: Now) {
+    /// Stops all searches, and gives back the places of those that have not begun.
+    fn stop_all(&mut self, cause: StopCause, now: Now) {
         let mut stopped = Vec::new();
         for live in self.live.values_mut() {
             if let Some(search) = &mut live.search {
-                search.stop(live.record.cancel);
+                search.stop(cause);
                 stopped.push(live.record.name.clone());
+            } else {
+                live.place = None;
+                live.uncount();
+            }
+        }
+        let in_flight = self.in_flight.iter_mut();
+        let in_flight = in_flight.flat_map(|batch| &mut batch.requests);
+        for request in in_flight.chain(&mut self.requests) {
+            if let Pending::Create(_, place, _) = request {
+                // Once the operation is created, its begin is taken back.
+                *place = None;
             }
         }
         for name in stopped {
@@ -992,6 +1033,7 @@ impl<H: Host, T> Runner<H, T> {
                 let checkpoint = Checkpoint::restore(&record.request.query, left, &[], end);
                 record.checkpoint = checkpoint.unwrap_or_else(|_| record.checkpoint.clone());
                 let message = format!("it found {most_candidates} candidates, the maximum");
+                search.stop(StopCause::TooManyCandidates);
                 self.end(name, EndReason::TooManyCandidates, message, now);
                 return;
             }
@@ -1016,7 +1058,9 @@ impl<H: Host, T> Runner<H, T> {
             Outcome::BudgetSpent(_) => self.end(name, EndReason::BudgetSpent, String::new(), now),
             Outcome::QuotaSpent { retry_after, .. } => {
                 live.why = WAITS_FOR_QUOTA;
-                live.wait = Some(now.running + retry_after.max(QUOTA_PAUSE));
+                let client = Arc::clone(&live.record.request.client);
+                let until = now.running + retry_after.max(QUOTA_PAUSE);
+                self.waits.insert(client, (until, WAITS_FOR_QUOTA));
                 self.requeue(created, name, now);
             }
             Outcome::Stopped(_) => self.requeue(created, name, now),
@@ -1156,7 +1200,6 @@ impl<H: Host, T> Live<H, T> {
             place: None,
             crashes: record_crashes,
             is_full: false,
-            wait: None,
             why: WAITS_FOR_PLACE,
             cancels: Vec::new(),
             message: String::new(),

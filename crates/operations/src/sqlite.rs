@@ -104,12 +104,7 @@ impl Folder {
             path: path.to_owned(),
             why: why.to_string(),
         };
-        let mut builder = DirBuilder::new();
-        builder
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(unusable)?;
+        create_folder(path).map_err(unusable)?;
         // SQLite follows no symbolic link in a path, so that other users cannot redirect it.
         let real = path.canonicalize().map_err(unusable)?;
         let path = &real;
@@ -319,6 +314,26 @@ impl Sqlite {
         };
         all.iter().all(is_valid)
     }
+}
+
+/// Creates this folder and those above it, for this user alone, and makes their names durable.
+fn create_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = path.parent().unwrap_or(Path::new(""));
+    let above = if above.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        above
+    };
+    create_folder(above)?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        // Another process created it at this moment.
+        Err(_) if path.is_dir() => {}
+        created => created?,
+    }
+    File::open(above)?.sync_all()
 }
 
 /// Creates an empty file that only this user can read. SQLite would create it for other users to

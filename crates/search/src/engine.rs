@@ -240,6 +240,20 @@ impl Engine {
         })
     }
 
+    /// Counts a search that is to be [resumed](Self::resume) soon as one of its client.
+    ///
+    /// # Errors
+    ///
+    /// [`OverLimit`] if the client or the engine has reached a limit.
+    pub fn admit(&self, client: Client) -> Result<Admission, OverLimit> {
+        let now = (self.shared.clock)();
+        self.shared.lock().admit(&client, now)?;
+        Ok(Admission {
+            client: Some(client),
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
     /// Resumes a search from a checkpoint, or starts one from [`Checkpoint::new`]. The result's
     /// [`advance`](ResumableSearch::advance) returns the next checkpoints.
     ///
@@ -250,22 +264,21 @@ impl Engine {
     /// `on_release` is called as in [`search`](Self::search). The calling thread plans the filter,
     /// but tries no secrets.
     ///
-    /// # Errors
+    /// # Panics
     ///
-    /// [`OverLimit`] if the client or the engine has reached a limit; `on_release` is then dropped
-    /// without being called.
+    /// If another engine admitted the search.
     pub fn resume(
         &self,
-        client: Client,
+        mut admission: Admission,
         query: Query,
         checkpoint: Checkpoint,
         alone: bool,
         on_release: impl FnOnce(Report) + Send + 'static,
-    ) -> Result<ResumableSearch, OverLimit> {
+    ) -> ResumableSearch {
+        let is_own = Arc::ptr_eq(&self.shared, &admission.shared);
+        let client = admission.client.take().filter(|_| is_own);
+        let client = client.expect("this engine has admitted the search");
         let clock = &self.shared.clock;
-        // A separate statement, as in `search`.
-        let admitted = self.shared.lock().admit(&client, clock());
-        admitted?;
         let release: Release = Box::new(on_release);
         let frontier = checkpoint.frontier();
         let failed = Outcome::Failed(Cursor::new(&query, frontier));
@@ -309,10 +322,10 @@ impl Engine {
         drop(scheduler);
         self.shared.carry_out(effects);
         let shared = Arc::clone(&self.shared);
-        Ok(ResumableSearch {
+        ResumableSearch {
             search: Search { state, shared },
             unplanned,
-        })
+        }
     }
 
     /// Returns the engine's totals and its current state.
@@ -332,6 +345,27 @@ impl Engine {
     #[must_use]
     pub fn workers(&self) -> usize {
         self.workers.len()
+    }
+}
+
+/// Counts as one search of a client until it is passed to [`Engine::resume`], or dropped.
+pub struct Admission {
+    /// Absent once the search has begun.
+    client: Option<Client>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        if let Some(client) = &self.client {
+            self.shared.lock().dismiss(client);
+        }
+    }
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Admission").field(&self.client).finish()
     }
 }
 

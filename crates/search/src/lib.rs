@@ -54,7 +54,7 @@ pub mod throughput;
 pub use checkpoint::{Advance, Checkpoint, InvalidCheckpoint, MAX_RANGES};
 pub use client::{Client, Quota};
 pub use cursor::{Cursor, CursorError};
-pub use engine::{Backend, Engine, ResumableSearch, Search, Stopper};
+pub use engine::{Admission, Backend, Engine, ResumableSearch, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel};
 pub use keyspace::{Alphabet, AlphabetError, Index, Keyspace, KeyspaceError};
 pub use limits::{Limits, OverLimit, Usage};

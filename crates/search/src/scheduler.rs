@@ -115,6 +115,11 @@ impl Scheduler {
         self.accounts.open(client, now)
     }
 
+    /// No longer counts an admitted search, which is not submitted after all.
+    pub(crate) fn dismiss(&mut self, client: &Client) {
+        self.accounts.close(client, 0);
+    }
+
     /// Takes an admitted search whose first `tried` secrets have been tried without a hit. It
     /// begins after these secrets.
     pub(crate) fn submit(

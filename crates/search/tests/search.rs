@@ -717,17 +717,15 @@ fn searches_that_resume_from_checkpoints_report_what_an_uninterrupted_one_does()
         let mut checkpoint = Checkpoint::new(&query);
         let mut reported = Vec::new();
         for run in 0.. {
-            let resumed = (engine.resume(
-                Client::default(),
+            let mut resumed = engine.resume(
+                engine.admit(Client::default()).unwrap(),
                 query.clone(),
                 checkpoint.clone(),
                 run % 2 == 0,
                 |_| (),
-            ))
-            .unwrap();
+            );
             // Another search of the same secrets, which may share its scan.
             let other = engine.search(Client::default(), query.clone().without_budget(), |_| ());
-            let mut resumed = resumed;
             let before = checkpoint.covered(&query);
             let advance = loop {
                 std::thread::yield_now();

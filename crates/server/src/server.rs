@@ -299,7 +299,8 @@ impl Checked {
         let operations = settings.operations.as_ref();
         let operations = operations.map(|operations| {
             let (searches, auth) = (Arc::clone(&searches), Arc::clone(&auth));
-            let host = move || ServerHost::new(searches, auth);
+            let traces = traces.clone();
+            let host = move || ServerHost::new(searches, auth, traces);
             Operations::open(&operations.folder, operations.limits(), host)
         });
         let operations = operations.transpose()?;

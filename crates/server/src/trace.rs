@@ -1,8 +1,8 @@
-//! Traces calls: one span per call, sent to an OTLP collector.
+//! Traces calls and the searches of operations: one span each, sent to an OTLP collector.
 //!
-//! A span continues the caller's trace, if there is one (W3C Trace Context). It contains what the
-//! server knows about the call. Of what the client sent, it contains only the trace context: no
-//! searched names, and no other headers.
+//! The span of a call continues the caller's trace, if there is one (W3C Trace Context). It
+//! contains what the server knows about the call. Of what the client sent, it contains only the
+//! trace context: no searched names, and no other headers.
 
 use std::{
     collections::HashSet,
@@ -167,6 +167,18 @@ impl Traces {
         })
     }
 
+    /// Adds the span of a search of this operation that has ended or is paused, and began at this
+    /// time. It has a trace of its own: an operation outlives the trace of the call that started
+    /// it.
+    pub(crate) fn add_operation(&self, name: String, began: SystemTime, search: Search<'_>) {
+        let span = SpanBuilder::from_name("operation")
+            .with_kind(SpanKind::Internal)
+            .with_start_time(began)
+            .with_attributes([KeyValue::new("hashfinder.operation", name)]);
+        let mut span = self.0.tracer.build_with_context(span, &Context::new());
+        search.add_to(&mut span);
+    }
+
     /// Sends the waiting spans, within [`LAST_WORDS`]. Spans that end from now on are lost. The
     /// spans are sent even if the future is dropped.
     pub(crate) async fn flush(&self) {
@@ -204,7 +216,7 @@ struct Open {
     ended_at: OnceLock<SystemTime>,
 }
 
-/// A search and its cost, for the span of its call.
+/// A search and its cost, for the span of its call or operation.
 pub(crate) struct Search<'a> {
     pub(crate) id: Option<&'a str>,
     pub(crate) cause: String,
@@ -212,6 +224,29 @@ pub(crate) struct Search<'a> {
     pub(crate) hashes: u64,
     pub(crate) tests: u64,
     pub(crate) stopped_in: Option<Duration>,
+}
+
+impl Search<'_> {
+    fn add_to(self, span: &mut Span) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        let id = self.id.map(str::to_owned);
+        let latency = self.stopped_in.map(|latency| latency.as_secs_f64());
+        span.set_attributes(
+            [
+                id.map(|id| KeyValue::new("hashfinder.search.id", id)),
+                Some(KeyValue::new("hashfinder.search.cause", self.cause)),
+                Some(KeyValue::new("hashfinder.search.work", self.work)),
+                Some(KeyValue::new(
+                    "hashfinder.search.hashes",
+                    number(self.hashes),
+                )),
+                Some(KeyValue::new("hashfinder.search.tests", number(self.tests))),
+                latency.map(|latency| KeyValue::new("hashfinder.search.stop_seconds", latency)),
+            ]
+            .into_iter()
+            .flatten(),
+        );
+    }
 }
 
 impl CallSpan {
@@ -241,28 +276,7 @@ impl CallSpan {
 
     /// Adds the call's search and its cost.
     pub(crate) fn searched(&self, search: Search<'_>) {
-        let mut span = self.lock();
-        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
-        let id = search.id.map(str::to_owned);
-        let latency = search.stopped_in.map(|latency| latency.as_secs_f64());
-        span.set_attributes(
-            [
-                id.map(|id| KeyValue::new("hashfinder.search.id", id)),
-                Some(KeyValue::new("hashfinder.search.cause", search.cause)),
-                Some(KeyValue::new("hashfinder.search.work", search.work)),
-                Some(KeyValue::new(
-                    "hashfinder.search.hashes",
-                    number(search.hashes),
-                )),
-                Some(KeyValue::new(
-                    "hashfinder.search.tests",
-                    number(search.tests),
-                )),
-                latency.map(|latency| KeyValue::new("hashfinder.search.stop_seconds", latency)),
-            ]
-            .into_iter()
-            .flatten(),
-        );
+        search.add_to(&mut self.lock());
     }
 
     fn lock(&self) -> MutexGuard<'_, Span> {

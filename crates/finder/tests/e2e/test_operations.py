@@ -49,6 +49,7 @@ from test_resume import index_of
 from test_sharing import relay
 from test_status import Terminal
 from test_stopping import error_of
+from test_traces import attributes, collector  # noqa: F401
 from test_v1_search import candidates, cursor_of, kinds, query, seconds
 from test_v1_searches import MINE, RELAY, field_of, reason_of, wait_until
 
@@ -609,6 +610,34 @@ def test_leaving_a_watch_or_a_wait_does_not_stop_the_operation(serve_operations,
     assert waiting.code() == CODE.CANCELLED
     mine.wait_for_progress(name, mine.metadata(name).hashes)
     assert mine.state(name) == "RUNNING"
+
+
+def test_each_search_of_an_operation_is_a_span(serve_operations, client, collector):  # noqa: F811
+    def next_span():
+        while True:
+            span = collector.next()
+            if span.name == "operation":
+                return span, attributes(span)
+
+    server = serve_operations("--otlp-endpoint", collector.url)
+    mine = client(server)
+    name = mine.begin()
+    mine.wait_for_progress(name)
+    search_id = mine.metadata(name).search_id
+    assert stop(server, SIGTERM) == 0
+    paused, first = next_span()
+    mine = client(serve_operations("--otlp-endpoint", collector.url))
+    mine.wait_for_progress(name, mine.metadata(name).hashes)
+    mine.cancel(name)
+    cancelled, second = next_span()
+    for seen, cause in [(first, "drain"), (second, "client")]:
+        assert seen["hashfinder.operation"] == name
+        assert seen["hashfinder.search.cause"] == cause
+        assert seen["hashfinder.search.work"] == "stopped"
+        assert seen["hashfinder.search.hashes"] > 0
+    assert first["hashfinder.search.id"] == search_id != second["hashfinder.search.id"]
+    assert paused.trace_id != cancelled.trace_id
+    assert paused.start_time_unix_nano < paused.end_time_unix_nano < cancelled.end_time_unix_nano
 
 
 def test_the_operations_service_is_healthy(serve_operations, client):

@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     ops::Range,
     rc::Rc,
     sync::{Mutex, OnceLock},
@@ -191,18 +191,31 @@ struct Engine {
     poisons: HashMap<Name, Index>,
     revoked: HashSet<String>,
     has_crashed: bool,
-    /// Refuses one begin in this many; 0 for never.
-    refuses: u8,
+    /// Number of places that each client has.
+    taken: HashMap<String, usize>,
+    /// Maximum number of places of a client.
+    most_of_client: usize,
+    /// Whether one search in four is refused because the client's quota is spent.
+    has_quotas: bool,
+}
+
+impl Engine {
+    /// Returns the number of places taken.
+    fn taken(&self) -> usize {
+        self.taken.values().sum()
+    }
 }
 
 #[derive(Clone)]
 struct World(Rc<RefCell<Engine>>);
 
-struct Place(World);
+struct Place(World, String);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.0.borrow_mut().places += 1;
+        let mut engine = self.0.0.borrow_mut();
+        engine.places += 1;
+        *engine.taken.get_mut(&self.1).unwrap() -= 1;
     }
 }
 
@@ -223,31 +236,24 @@ impl Host for World {
     type Place = Place;
     type Search = Handle;
 
-    fn reserve(&mut self) -> Option<Place> {
+    fn reserve(&mut self, client: &str) -> Result<Place, Refused> {
         let mut engine = self.0.borrow_mut();
-        engine.places = engine.places.checked_sub(1)?;
-        Some(Place(self.clone()))
-    }
-
-    fn begin(
-        &mut self,
-        place: Place,
-        record: &Record,
-        _alone: bool,
-        waker: Waker,
-    ) -> Result<Handle, Refused> {
-        assert!(record.end.is_none() && record.cancel.is_none());
-        let mut engine = self.0.borrow_mut();
-        if engine.refuses > 0 && fastrand::u8(..engine.refuses) == 0 {
-            drop(engine);
-            drop(place);
-            return Err(match fastrand::bool() {
-                true => Refused::TooManySearches,
-                false => Refused::Quota {
-                    retry_after: Duration::from_millis(100),
-                },
+        if engine.taken.get(client).copied().unwrap_or(0) >= engine.most_of_client {
+            return Err(Refused::TooManySearches);
+        }
+        if engine.has_quotas && fastrand::u8(..4) == 0 {
+            return Err(Refused::Quota {
+                retry_after: Duration::from_millis(100),
             });
         }
+        engine.places = engine.places.checked_sub(1).ok_or(Refused::Full)?;
+        *engine.taken.entry(client.to_owned()).or_default() += 1;
+        Ok(Place(self.clone(), client.to_owned()))
+    }
+
+    fn begin(&mut self, place: Place, record: &Record, _alone: bool, waker: Waker) -> Handle {
+        assert!(record.end.is_none() && record.cancel.is_none());
+        let mut engine = self.0.borrow_mut();
         engine.has_crashed |= engine.crashers.contains(&record.name);
         engine.next += 1;
         let id = engine.next;
@@ -273,12 +279,12 @@ impl Host for World {
         running.settle();
         engine.searches.insert(id, running);
         drop(engine);
-        Ok(Handle {
+        Handle {
             world: self.clone(),
             id,
             waker,
             _place: place,
-        })
+        }
     }
 
     fn is_revoked(&mut self, client: &str) -> bool {
@@ -304,7 +310,7 @@ impl Search for Handle {
         }
     }
 
-    fn stop(&mut self, _cancelled: Option<Canceller>) {
+    fn stop(&mut self, _cause: StopCause) {
         let mut engine = self.world.0.borrow_mut();
         engine.searches.get_mut(&self.id).unwrap().is_stopped = true;
     }
@@ -492,7 +498,8 @@ impl Simulation {
         fastrand::seed(seed);
         let world = World(Rc::new(RefCell::new(Engine {
             places: rng.usize(1..5),
-            refuses: [0, 0, 4][rng.usize(..3)],
+            most_of_client: rng.usize(1..4),
+            has_quotas: rng.u8(..3) == 0,
             ..Engine::default()
         })));
         let woken = Woken::default();
@@ -607,6 +614,10 @@ impl Simulation {
         }
         self.take_replies();
         self.store.check();
+        if !self.runner.can_search() {
+            let engine = self.world.0.borrow();
+            assert_eq!(engine.taken(), engine.searches.len(), "unused places");
+        }
     }
 
     fn start(&mut self) {
@@ -790,4 +801,50 @@ fn operations_find_what_one_thread_finds_whatever_fails() {
             "not every end occurred: {ended:?}"
         );
     }
+}
+
+#[test]
+fn operations_that_wait_take_no_places_and_cost_no_commits() {
+    let mut simulation = Simulation::new(1);
+    simulation.is_calm = true;
+    let mut engine = simulation.world.0.borrow_mut();
+    (engine.places, engine.most_of_client, engine.has_quotas) = (4, 1, false);
+    drop(engine);
+    let settle = |simulation: &mut Simulation| {
+        let mut commits = 0;
+        while let Some(batch) = simulation.runner.next_batch(simulation.now) {
+            let creations = simulation.store.commit(&batch, simulation.now.wall);
+            simulation
+                .runner
+                .committed(creations.unwrap(), simulation.now);
+            commits += 1;
+        }
+        commits
+    };
+    for number in 0..20 {
+        let request = Request {
+            client: "a".into(),
+            request_id: number.to_string(),
+            display_name: String::new(),
+            query: oracles()[0].query.clone(),
+            maximum_hashes: 1_000,
+            keep: Duration::from_secs(60),
+        };
+        let record = Record::new(Name::new(number), request, 1_000, simulation.now.wall);
+        let ticket = simulation.ticket(Expected::Start(Box::new(record.clone())));
+        simulation.runner.start(record, ticket, simulation.now);
+        settle(&mut simulation);
+    }
+    let mut commits = 0;
+    for _ in 0..100 {
+        simulation.now.running += Duration::from_millis(100);
+        simulation.runner.tick(simulation.now);
+        commits += settle(&mut simulation);
+        let engine = simulation.world.0.borrow();
+        assert_eq!((engine.searches.len(), engine.taken()), (1, 1));
+    }
+    assert_eq!(commits, 0, "nothing has changed");
+    let resumes = simulation.store.operations.values();
+    let resumes: u32 = resumes.map(|(record, _)| record.resumes).sum();
+    assert_eq!(resumes, 1, "only one has begun");
 }

@@ -9,13 +9,13 @@ use std::{
 };
 
 use hashfinder_search::{
-    Advance, Client, Distance, Engine, Kernel, OverLimit, Query, ResumableSearch,
+    Admission, Advance, Client, Distance, Engine, Kernel, Query, ResumableSearch,
 };
 
 use super::*;
 use crate::{
     record::Request,
-    runner::{Phase, Refused, Search},
+    runner::{Phase, Refused, Search, StopCause},
 };
 
 struct EngineHost(Arc<Engine>);
@@ -23,29 +23,29 @@ struct EngineHost(Arc<Engine>);
 struct EngineSearch(ResumableSearch, Waker);
 
 impl Host for EngineHost {
-    type Place = ();
+    type Place = Admission;
     type Search = EngineSearch;
 
-    fn reserve(&mut self) -> Option<()> {
-        Some(())
+    fn reserve(&mut self, _client: &str) -> Result<Admission, Refused> {
+        let admission = self.0.admit(Client::default());
+        admission.map_err(|_| Refused::TooManySearches)
     }
 
     fn begin(
         &mut self,
-        (): (),
+        admission: Admission,
         record: &Record,
         alone: bool,
         waker: Waker,
-    ) -> Result<EngineSearch, Refused> {
+    ) -> EngineSearch {
         assert_ne!(
             record.request.display_name, "panic",
             "a panic that this test wants"
         );
         let query = record.query().clone();
         let checkpoint = record.checkpoint.clone();
-        let search = (self.0).resume(Client::default(), query, checkpoint, alone, |_| ());
-        let search = search.map_err(|_: OverLimit| Refused::TooManySearches);
-        Ok(EngineSearch(search?, waker))
+        let search = (self.0).resume(admission, query, checkpoint, alone, |_| ());
+        EngineSearch(search, waker)
     }
 
     fn is_revoked(&mut self, _client: &str) -> bool {
@@ -58,7 +58,7 @@ impl Search for EngineSearch {
         self.0.advance(&self.1)
     }
 
-    fn stop(&mut self, _cancelled: Option<Canceller>) {
+    fn stop(&mut self, _cause: StopCause) {
         self.0.stopper().stop();
     }
 

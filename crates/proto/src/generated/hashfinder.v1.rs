@@ -751,6 +751,8 @@ pub enum EndReason {
     TooManyCandidates = 11,
     /// The API key of the operation's client was revoked.
     KeyRevoked = 12,
+    /// Its operation is paused, because it cannot be saved. Once it can, another search continues it.
+    Paused = 13,
 }
 impl EndReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -772,6 +774,7 @@ impl EndReason {
             Self::StreamNotRead => "END_REASON_STREAM_NOT_READ",
             Self::TooManyCandidates => "END_REASON_TOO_MANY_CANDIDATES",
             Self::KeyRevoked => "END_REASON_KEY_REVOKED",
+            Self::Paused => "END_REASON_PAUSED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -790,6 +793,7 @@ impl EndReason {
             "END_REASON_STREAM_NOT_READ" => Some(Self::StreamNotRead),
             "END_REASON_TOO_MANY_CANDIDATES" => Some(Self::TooManyCandidates),
             "END_REASON_KEY_REVOKED" => Some(Self::KeyRevoked),
+            "END_REASON_PAUSED" => Some(Self::Paused),
             _ => None,
         }
     }

@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, task::Waker};
 
-use hashfinder_operations::{Canceller, Host, Record, Refused, Search};
-use hashfinder_search::{Advance, OverLimit, ResumableSearch};
+use hashfinder_operations::{Canceller, Host, Record, Refused, Search, StopCause as Stop};
+use hashfinder_search::{Advance, ResumableSearch};
 
 use crate::{
     auth::Auth,
@@ -12,17 +12,27 @@ use crate::{
         shared::{OperationPermit, Searches},
         stop_cause::StopCause,
     },
+    trace::Traces,
 };
 
 /// Runs the searches of operations on the engine that calls use, too.
 pub(crate) struct ServerHost {
     searches: Arc<Searches>,
     auth: Arc<Auth>,
+    traces: Option<Traces>,
 }
 
 impl ServerHost {
-    pub(crate) fn new(searches: Arc<Searches>, auth: Arc<Auth>) -> ServerHost {
-        ServerHost { searches, auth }
+    pub(crate) fn new(
+        searches: Arc<Searches>,
+        auth: Arc<Auth>,
+        traces: Option<Traces>,
+    ) -> ServerHost {
+        ServerHost {
+            searches,
+            auth,
+            traces,
+        }
     }
 }
 
@@ -30,8 +40,8 @@ impl Host for ServerHost {
     type Place = OperationPermit;
     type Search = OperationSearch;
 
-    fn reserve(&mut self) -> Option<OperationPermit> {
-        self.searches.reserve()
+    fn reserve(&mut self, client: &str) -> Result<OperationPermit, Refused> {
+        self.searches.reserve(client)
     }
 
     fn begin(
@@ -40,20 +50,15 @@ impl Host for ServerHost {
         record: &Record,
         alone: bool,
         waker: Waker,
-    ) -> Result<OperationSearch, Refused> {
-        let begun = self.searches.resume(place, record, alone);
-        let (search, record) = begun.map_err(|over| match over {
-            OverLimit::Hashes { retry_after, .. } => Refused::Quota { retry_after },
-            OverLimit::Searches { .. }
-            | OverLimit::SearchesOfClient { .. }
-            | OverLimit::SearchesOfConnection { .. } => Refused::TooManySearches,
-        })?;
-        Ok(OperationSearch {
+    ) -> OperationSearch {
+        let traces = self.traces.clone();
+        let (search, record) = self.searches.resume(place, record, alone, traces);
+        OperationSearch {
             search,
             record,
             searches: Arc::clone(&self.searches),
             waker,
-        })
+        }
     }
 
     fn is_revoked(&mut self, client: &str) -> bool {
@@ -80,11 +85,13 @@ impl Search for OperationSearch {
         advance
     }
 
-    fn stop(&mut self, cancelled: Option<Canceller>) {
-        self.record.stop(match cancelled {
-            Some(Canceller::Client) => StopCause::Client,
-            Some(Canceller::Operator | Canceller::Revocation) => StopCause::Operator,
-            None => StopCause::Drain,
+    fn stop(&mut self, cause: Stop) {
+        self.record.stop(match cause {
+            Stop::Cancelled(Canceller::Client) => StopCause::Client,
+            Stop::Cancelled(Canceller::Operator | Canceller::Revocation) => StopCause::Operator,
+            Stop::TooManyCandidates => StopCause::TooManyCandidates,
+            Stop::Paused => StopCause::Pause,
+            Stop::Draining => StopCause::Drain,
         });
     }
 

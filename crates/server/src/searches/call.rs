@@ -95,14 +95,7 @@ impl Call {
         drop(state);
         let id = self.record.id();
         let names = self.record.names();
-        let work = match report.outcome {
-            Outcome::Ideal(_) => "found",
-            Outcome::Exhausted => "keyspace exhausted",
-            Outcome::BudgetSpent(_) => "hash budget spent",
-            Outcome::QuotaSpent { .. } => "hash quota spent",
-            Outcome::Stopped(_) => "stopped",
-            Outcome::Failed(_) => "panicked",
-        };
+        let work = work(&report.outcome);
         let cause = end
             .cancelled
             .map_or("completed".to_owned(), |why| why.to_string());
@@ -139,6 +132,18 @@ impl Call {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code under this lock panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns how a search ended, for the log and for spans.
+pub(crate) fn work(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Ideal(_) => "found",
+        Outcome::Exhausted => "keyspace exhausted",
+        Outcome::BudgetSpent(_) => "hash budget spent",
+        Outcome::QuotaSpent { .. } => "hash quota spent",
+        Outcome::Stopped(_) => "stopped",
+        Outcome::Failed(_) => "panicked",
     }
 }
 

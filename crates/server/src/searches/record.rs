@@ -241,10 +241,7 @@ impl Record {
             (Some(Stop::Cancelled(by, reason)), _) => CallError::Cancelled { by, reason, cursor },
             (_, StopCause::Unread) => CallError::Unread(cursor),
             // Of these causes, only a drain lets the reader receive the error.
-            (
-                _,
-                StopCause::Client | StopCause::Deadline | StopCause::Operator | StopCause::Drain,
-            ) => CallError::Draining(Some(cursor)),
+            (_, _) => CallError::Draining(Some(cursor)),
         }
     }
 
@@ -346,6 +343,8 @@ impl SearchEnd {
                     StopCause::Operator => EndReason::CancelledByOperator,
                     StopCause::Drain => EndReason::Draining,
                     StopCause::Unread => EndReason::StreamNotRead,
+                    StopCause::Pause => EndReason::Paused,
+                    StopCause::TooManyCandidates => EndReason::TooManyCandidates,
                 };
                 (reason, Some(cursor))
             }
@@ -500,6 +499,8 @@ mod tests {
             (StopCause::Operator, EndReason::CancelledByOperator),
             (StopCause::Drain, EndReason::Draining),
             (StopCause::Unread, EndReason::StreamNotRead),
+            (StopCause::Pause, EndReason::Paused),
+            (StopCause::TooManyCandidates, EndReason::TooManyCandidates),
         ] {
             for note in [Record::stop, Record::note_stop] {
                 let record = record();

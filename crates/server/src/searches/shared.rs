@@ -5,12 +5,13 @@ use std::{
     collections::HashMap,
     num::{NonZeroU32, NonZeroU64, NonZeroUsize},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
+use hashfinder_operations::Refused;
 use hashfinder_proto::v1::finder_server;
 use hashfinder_search::{
-    Client, Engine, Metrics, Outcome, OverLimit, Query, Quota, Report, ResumableSearch,
+    Admission, Client, Engine, Metrics, Outcome, OverLimit, Query, Quota, Report, ResumableSearch,
 };
 use hashfinder_transport::{ClientName, Peer};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -25,12 +26,13 @@ use crate::{
     rejections::Rejections,
     searches::{
         answer::Answer,
-        call::{Call, OpenCalls},
+        call::{Call, OpenCalls, work},
         owner_client::client_of,
         record::Record,
         registry::{Registry, Viewer},
         stop_cause::StopCause,
     },
+    trace::{self, Traces},
 };
 
 /// Time that a call waits for a permit before it is rejected. A call gets its response shortly
@@ -81,8 +83,9 @@ pub(crate) struct Searches {
 
 /// Permit for the search of an operation.
 pub(crate) struct OperationPermit {
-    _permit: WorkGuard,
-    _counted: Arc<()>,
+    admission: Admission,
+    permit: WorkGuard,
+    counted: Arc<()>,
 }
 
 impl Searches {
@@ -218,32 +221,45 @@ impl Searches {
         ))
     }
 
-    /// Takes a permit for the search of an operation, if one is free. A quarter of all permits,
-    /// rounded down, is reserved for calls: operations last for weeks.
-    pub(crate) fn reserve(&self) -> Option<OperationPermit> {
+    /// Takes a permit for the search of an operation. A quarter of all permits, rounded down, is
+    /// reserved for calls: operations last for weeks.
+    pub(crate) fn reserve(&self, client: &str) -> Result<OperationPermit, Refused> {
+        let client = self.client_named(&client_of(client), CONNECTION_OF_OPERATIONS);
+        let admission = self.engine.admit(client).map_err(|over| match over {
+            OverLimit::Searches { .. } => Refused::Full,
+            OverLimit::SearchesOfClient { .. } | OverLimit::SearchesOfConnection { .. } => {
+                Refused::TooManySearches
+            }
+            OverLimit::Hashes { retry_after, .. } => Refused::Quota { retry_after },
+        })?;
         let all = self.limits.maximum_concurrent_rpcs.get();
         let of_operations = Arc::clone(&self.operations);
         // One reference is that of this struct.
         if Arc::strong_count(&of_operations) > all - all / 4 + 1 {
-            return None;
+            return Err(Refused::Full);
         }
-        Some(OperationPermit {
-            _permit: self.room.try_begin()?,
-            _counted: of_operations,
+        Ok(OperationPermit {
+            admission,
+            permit: self.room.try_begin().ok_or(Refused::Full)?,
+            counted: of_operations,
         })
     }
 
-    /// Begins or resumes the search of an operation. It is listed, and counts as one search of its
-    /// client.
+    /// Begins or resumes the search of an operation. It is listed. When it has ended, its span is added to `traces`.
     pub(crate) fn resume(
         &self,
-        guard: OperationPermit,
+        permit: OperationPermit,
         operation: &hashfinder_operations::Record,
         alone: bool,
-    ) -> Result<(ResumableSearch, Arc<Record>), OverLimit> {
+        traces: Option<Traces>,
+    ) -> (ResumableSearch, Arc<Record>) {
         let query = operation.query();
         let name = client_of(&operation.request.client);
-        let client = self.client_named(&name, CONNECTION_OF_OPERATIONS);
+        let OperationPermit {
+            admission,
+            permit,
+            counted,
+        } = permit;
         let method = MethodName::new(finder_server::SERVICE_NAME, "StartSearch");
         let at = query.clone().starting_at(operation.checkpoint.frontier());
         let record = Record::new(method, name, &at).of_operation(operation.name.clone());
@@ -251,20 +267,35 @@ impl Searches {
         let (of_release, registry) = (Arc::clone(&record), Arc::clone(&self.registry));
         let counts = self.counts.clone();
         let checkpoint = operation.checkpoint.clone();
+        let (operation_name, began) = (operation.name.to_string(), SystemTime::now());
         let on_release = move |report: Report| {
             registry.ended(&of_release, &report.outcome, report.tests);
+            let mut cause = "completed";
             if let Outcome::Stopped(_) = report.outcome {
                 counts.search_stopped(of_release.stop_cause());
+                cause = of_release.stop_cause().name();
             }
             if let Some(latency) = report.stop_latency {
                 counts.stop_took(latency);
             }
-            drop(guard);
+            if let Some(traces) = traces {
+                let id = of_release.id();
+                let search = trace::Search {
+                    id: id.as_deref(),
+                    cause: cause.to_owned(),
+                    work: work(&report.outcome),
+                    hashes: report.hashes,
+                    tests: report.tests,
+                    stopped_in: report.stop_latency,
+                };
+                traces.add_operation(operation_name, began, search);
+            }
+            drop((permit, counted));
         };
-        let search = (self.engine).resume(client, query.clone(), checkpoint, alone, on_release)?;
+        let search = (self.engine).resume(admission, query.clone(), checkpoint, alone, on_release);
         record.started(&search.stopper());
         self.registry.add(&record);
-        Ok((search, record))
+        (search, record)
     }
 
     /// Records the end of an operation's search.

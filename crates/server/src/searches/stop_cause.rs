@@ -17,16 +17,22 @@ pub(crate) enum StopCause {
     Drain,
     /// Its client does not read the response.
     Unread,
+    /// Its operation is paused, because it cannot be saved.
+    Pause,
+    /// Its operation has found the maximum number of candidates.
+    TooManyCandidates,
 }
 
 impl StopCause {
     /// All causes, each at the index that equals its discriminant.
-    pub(crate) const ALL: [StopCause; 5] = [
+    pub(crate) const ALL: [StopCause; 7] = [
         StopCause::Client,
         StopCause::Deadline,
         StopCause::Operator,
         StopCause::Drain,
         StopCause::Unread,
+        StopCause::Pause,
+        StopCause::TooManyCandidates,
     ];
 
     /// Returns its name in the metrics.
@@ -37,6 +43,8 @@ impl StopCause {
             StopCause::Operator => "operator",
             StopCause::Drain => "drain",
             StopCause::Unread => "unread",
+            StopCause::Pause => "pause",
+            StopCause::TooManyCandidates => "too_many_candidates",
         }
     }
 }

@@ -22,14 +22,18 @@ pub(crate) struct Expiry {
     last: (Duration, Millis),
     /// Nothing is deleted before this time.
     not_before: Duration,
+    /// Until when the clock is doubtful, because it has jumped.
+    doubtful_until: Duration,
 }
 
 impl Expiry {
-    /// Starts at this time. `last_commit` is when the store was last written.
+    /// Starts at this time. `last_commit` is when the store was last written while the clock could
+    /// be [trusted](Self::trusts).
     pub(crate) fn new(running: Duration, wall: Millis, last_commit: Option<Millis>) -> Expiry {
         let mut expiry = Expiry {
             last: (running, last_commit.unwrap_or(wall)),
             not_before: running + AFTER_START,
+            doubtful_until: Duration::ZERO,
         };
         expiry.read(running, wall);
         expiry
@@ -41,10 +45,17 @@ impl Expiry {
         let passed = running.saturating_sub(last_running).as_millis();
         let expected = i128::from(last_wall) + i128::try_from(passed).unwrap_or(i128::MAX);
         if (i128::from(wall) - expected).unsigned_abs() > JUMP.as_millis() {
-            self.not_before = self.not_before.max(running + AFTER_JUMP);
+            self.doubtful_until = running + AFTER_JUMP;
+            self.not_before = self.not_before.max(self.doubtful_until);
         }
         self.last = (running, wall);
         running >= self.not_before
+    }
+
+    /// Returns whether the clock has not jumped in the last day, at the time of the last reading.
+    /// Only such a time may be saved: after a restart, the clock is compared with it.
+    pub(crate) fn trusts(&self) -> bool {
+        self.last.0 >= self.doubtful_until
     }
 }
 
@@ -70,10 +81,13 @@ mod tests {
             assert!(!expiry.read(running + 24 * HOUR, jump));
             assert!(expiry.read(running + 25 * HOUR, jump));
         }
+        assert!(expiry.trusts());
+        expiry.read(expiry.last.0 + HOUR, days(3_000));
+        assert!(!expiry.trusts());
         // After a start, the clock is far from where it was.
         for start in [days(1_000), days(0)] {
             let mut expiry = Expiry::new(Duration::ZERO, start, Some(days(500)));
-            assert!(!expiry.read(23 * HOUR, start));
+            assert!(!expiry.read(23 * HOUR, start) && !expiry.trusts());
             assert!(expiry.read(24 * HOUR, start));
         }
     }

@@ -1,6 +1,7 @@
 //! Copies and recovers stores.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::ErrorKind,
     os::unix::fs::{MetadataExt, chown},
@@ -162,6 +163,8 @@ fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64, Vec<String>), StoreErr
     }
     transaction.execute_batch(
         "DELETE FROM candidates WHERE operation NOT IN (SELECT name FROM operations);
+         DELETE FROM requests
+         WHERE forget IS NULL AND operation NOT IN (SELECT name FROM operations);
          UPDATE operations SET resumes = 0;",
     )?;
     let incomplete = format!(
@@ -243,10 +246,11 @@ fn copy_table(
     if table == "operations" {
         // Row by row, so that a damaged page hides only its own.
         let select = format!("SELECT {columns} FROM operations NOT INDEXED WHERE rowid = ?1");
-        for row in 1..=last_row(old) {
-            if let Ok(mut select) = old.prepare(&select)
-                && let Ok(mut rows) = select.query([row])
-            {
+        let Ok(mut select) = old.prepare(&select) else {
+            return Ok(0);
+        };
+        for row in rows_of_operations(old) {
+            if let Ok(mut rows) = select.query([row]) {
                 copy(&mut rows)?;
             }
         }
@@ -270,21 +274,28 @@ fn copy_table(
     Ok(copied)
 }
 
-/// Returns the greatest number of a row of `operations`, as far as it can be read.
-fn last_row(old: &Connection) -> i64 {
-    let read = |sql: &str| -> Option<i64> {
-        let mut last = None;
-        let mut select = old.prepare(sql).ok()?;
-        let mut rows = select.query([]).ok()?;
-        while let Ok(Some(row)) = rows.next() {
-            last = last.max(row.get(0).ok());
+/// Maximum number of rows that a damaged page may hide. Looking for them takes some seconds.
+const MOST_HIDDEN: i64 = 4_000_000;
+
+/// Returns the numbers of the rows of `operations` that may be readable: those that a pass from
+/// either end reads before it reaches a damaged page, and those between them.
+fn rows_of_operations(old: &Connection) -> BTreeSet<i64> {
+    let pass = |order: &str| -> Vec<i64> {
+        let sql = format!("SELECT rowid FROM operations NOT INDEXED ORDER BY rowid {order}");
+        let mut numbers = Vec::new();
+        if let Ok(mut select) = old.prepare(&sql)
+            && let Ok(mut rows) = select.query([])
+        {
+            while let Ok(Some(row)) = rows.next() {
+                numbers.extend(row.get::<_, i64>(0));
+            }
         }
-        last
+        numbers
     };
-    let passes = ["ASC", "DESC"].map(|order| {
-        read(&format!(
-            "SELECT rowid FROM operations NOT INDEXED ORDER BY rowid {order}"
-        ))
-    });
-    passes.into_iter().flatten().max().unwrap_or(0)
+    let (first, last) = (pass("ASC"), pass("DESC"));
+    let begin = first.iter().max().copied().unwrap_or(0);
+    let end = last.iter().min().copied().unwrap_or(begin);
+    // A damaged number may be very large.
+    let hidden = begin..end.min(begin.saturating_add(MOST_HIDDEN));
+    first.into_iter().chain(last).chain(hidden).collect()
 }

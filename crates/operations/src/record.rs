@@ -235,7 +235,8 @@ impl Record {
     pub fn found(&self) -> Option<Index> {
         let end = self.end.as_ref()?;
         // An ideal hit lowers the end to one past itself.
-        (end.reason == EndReason::Found).then(|| self.checkpoint.end() - 1)
+        let found = end.reason == EndReason::Found;
+        found.then(|| self.checkpoint.end().checked_sub(1))?
     }
 
     /// Returns the cursor from which an operation that has ended can be resumed, if anything is

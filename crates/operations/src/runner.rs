@@ -366,9 +366,9 @@ struct InFlight<H: Host, T> {
 }
 
 const SLOW_DISK: &str = "the server's disk is slow";
-const WAITS_FOR_PLACE: &str = "waits for a place among the server's searches";
-const WAITS_FOR_CLIENT: &str = "waits for another search of its client to end";
-const WAITS_FOR_QUOTA: &str = "waits for its client's quota of hashes";
+const WAITS_FOR_PLACE: &str = "the server runs its maximum number of searches";
+const WAITS_FOR_CLIENT: &str = "its client runs its maximum number of searches";
+const WAITS_FOR_QUOTA: &str = "its client's quota of hashes is spent";
 
 impl<H: Host, T> Runner<H, T> {
     /// Creates a runner that waits for [`opened`](Self::opened). `waker` returns the waker that

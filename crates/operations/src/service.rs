@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fmt, io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError},
@@ -24,7 +24,7 @@ use crate::{
     expiry::Expiry,
     record::{Canceller, EndReason, Millis, Name, Record},
     runner::{Counts, Effects, Error, Health, Host, Now, Phase, Replied, Reply, Runner, Snapshot},
-    sqlite::{Folder, OpenError, Sqlite, SqliteReader},
+    sqlite::{FULL, Folder, OpenError, Sqlite, SqliteReader},
     store::{Change, ClientLimits, Creation, Reader, Selection, Store, StoreError},
 };
 
@@ -39,10 +39,13 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 const READS: usize = 1024;
 
 /// Why an operation is not being searched that the store has, and the runner does not know.
-const NOT_LIVE: &str = "is being loaded";
+const NOT_LIVE: &str = "the server is loading it";
 
 /// Why operations are unavailable after a bug.
-const BROKEN: &str = "their thread has panicked; see the log, and restart the server";
+const BROKEN: &str = "an internal error stopped them; see the log, and restart the server";
+
+/// Why a read failed because of a bug.
+const READ_FAILED: &str = "an internal error stopped the read; see the server's log";
 
 /// How long a dropped server waits for the last progress to be saved.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -124,6 +127,8 @@ struct Shared {
     metrics: Mutex<Metrics>,
     /// Whether the store was opened, or could not be.
     is_loaded: watch::Sender<bool>,
+    /// The folder of the store, for the log.
+    folder: PathBuf,
 }
 
 enum Message {
@@ -134,6 +139,15 @@ enum Message {
     Wake(Name),
     Store(Event),
     Close,
+}
+
+/// What the runner sends to the thread that writes the store.
+struct Batch {
+    changes: Vec<Change>,
+    wall: Millis,
+    /// How many failures of the store the runner knew of. A batch from before the last one has been
+    /// forgotten.
+    failures: u64,
 }
 
 /// What the thread that writes the store reports.
@@ -191,6 +205,10 @@ impl Operations {
     ) -> io::Result<Operations> {
         let shared = Arc::new(Shared {
             is_loaded: watch::Sender::new(false),
+            folder: folder
+                .as_ref()
+                .map(|folder| folder.path().to_owned())
+                .unwrap_or_default(),
             live: Mutex::default(),
             metrics: Mutex::new(Metrics {
                 health: Health::Loading,
@@ -216,14 +234,20 @@ impl Operations {
         start(
             "operations-write",
             Box::new(move || {
+                let events = of_writer.clone();
                 let writer = Writer {
                     open,
                     folder,
                     clock,
                     events: of_writer,
                     full: None,
+                    failures: 0,
                 };
-                writer.run(&to_commit);
+                if catch_unwind(AssertUnwindSafe(|| writer.run(&to_commit))).is_err() {
+                    // The panic hook has reported it. What is saved is intact.
+                    let broken = Event::Failed(StoreError::Unavailable(BROKEN.to_owned()));
+                    let _ = events.send(Message::Store(broken));
+                }
                 drop((close, closing));
             }),
         )?;
@@ -462,7 +486,8 @@ impl Operations {
         let (sender, result) = oneshot::channel();
         let job: Read = Box::new(move |reader| {
             let result = match reader {
-                Ok(reader) => read(&mut **reader),
+                Ok(reader) => catch_unwind(AssertUnwindSafe(|| read(&mut **reader)))
+                    .unwrap_or_else(|_| Err(StoreError::Unavailable(READ_FAILED.to_owned()))),
                 Err(error) => Err(mem::replace(
                     error,
                     StoreError::Unavailable("not open".into()),
@@ -485,9 +510,12 @@ impl Operations {
             Err(TrySendError::Disconnected(_)) => return Err(Error::Draining),
         }
         let result = result.await.map_err(|_| Error::Draining)?;
-        result.map_err(|error| match error {
-            StoreError::Damaged(why) => Error::Damaged(why.into()),
-            StoreError::Full(why) | StoreError::Unavailable(why) => Error::Unavailable(why.into()),
+        result.map_err(|error| match (error, &self.0.shared.metrics().health) {
+            (_, Health::Damaged(why)) => Error::Damaged(Arc::clone(why)),
+            (StoreError::Damaged(why), _) => Error::Damaged(why.into()),
+            (StoreError::Full(why) | StoreError::Unavailable(why), _) => {
+                Error::Unavailable(why.into())
+            }
         })
     }
 
@@ -630,10 +658,11 @@ impl Wake for Nudge {
 fn run<H: Host>(
     mut runner: Runner<H, oneshot::Sender<Reply>>,
     messages: &Receiver<Message>,
-    batches: &Sender<(Vec<Change>, Millis)>,
+    batches: &Sender<Batch>,
     shared: &Shared,
     clock: Clock,
 ) {
+    let mut failures = 0;
     // Set when the server ends: the last progress is being saved.
     let mut closing: Option<oneshot::Receiver<Reply>> = None;
     loop {
@@ -653,7 +682,10 @@ fn run<H: Host>(
                 Message::Delete(name, reply) => runner.delete(&name, reply),
                 Message::Drain(reply) => runner.drain(reply, now),
                 Message::Wake(name) => runner.wake(&name, now),
-                Message::Store(event) => of_store(&mut runner, event, shared, now),
+                Message::Store(event) => {
+                    failures += u64::from(matches!(event, Event::Failed(_)));
+                    of_store(&mut runner, event, shared, now);
+                }
                 Message::Close => {
                     let (sender, reply) = oneshot::channel();
                     runner.drain(sender, now);
@@ -663,9 +695,14 @@ fn run<H: Host>(
             message = messages.try_recv().ok();
         }
         runner.tick(now);
-        if let Some(batch) = runner.next_batch(now) {
-            // The writer ends only after this thread.
-            let _ = batches.send((batch, now.wall));
+        if let Some(changes) = runner.next_batch(now) {
+            let batch = Batch {
+                changes,
+                wall: now.wall,
+                failures,
+            };
+            // The writer ends before this thread only because of a bug.
+            let _ = batches.send(batch);
         }
         shared.metrics().commit_lag = runner.commit_lag(now);
         let effects = runner.take_effects();
@@ -707,8 +744,22 @@ fn of_store<H: Host>(
             let before = runner.health().clone();
             runner.failed(&error);
             // The store is opened every second, and the same error is logged once.
-            if *runner.health() != before {
-                tracing::error!(%error, "operations cannot be saved; they are paused");
+            if *runner.health() == before {
+                return;
+            }
+            let folder = shared.folder.display();
+            match &error {
+                StoreError::Damaged(_) => tracing::error!(
+                    %folder,
+                    %error,
+                    "the saved operations are damaged; stop the server, and restore a backup or run \
+                     `hashfinder operations recover`"
+                ),
+                StoreError::Full(_) | StoreError::Unavailable(_) => tracing::error!(
+                    %folder,
+                    %error,
+                    "operations cannot be saved; they are paused"
+                ),
             }
         }
         Event::HasRoom => {
@@ -727,6 +778,8 @@ struct Writer {
     events: Sender<Message>,
     /// Why only cancellations and deletions are saved, if the disk is full.
     full: Option<Arc<str>>,
+    /// How often the store has failed.
+    failures: u64,
 }
 
 /// Why a part of the writer's loop ends.
@@ -738,7 +791,7 @@ enum Stop {
 }
 
 impl Writer {
-    fn run(mut self, batches: &Receiver<(Vec<Change>, Millis)>) {
+    fn run(mut self, batches: &Receiver<Batch>) {
         loop {
             match self.serve(batches) {
                 Stop::Closed => return,
@@ -748,6 +801,7 @@ impl Writer {
                         self.full = Some(why.as_str().into());
                         folder.release_reserve();
                     }
+                    self.failures += 1;
                     self.send(Event::Failed(error));
                     // The runner sends no batch before the store is open again. A damaged store is
                     // not opened again: an operator has to recover it.
@@ -764,14 +818,14 @@ impl Writer {
     }
 
     /// Opens the store, and commits batches until it fails.
-    fn serve(&mut self, batches: &Receiver<(Vec<Change>, Millis)>) -> Stop {
+    fn serve(&mut self, batches: &Receiver<Batch>) -> Stop {
         match self.try_serve(batches) {
             Ok(()) => Stop::Closed,
             Err(error) => Stop::Failed(error),
         }
     }
 
-    fn try_serve(&mut self, batches: &Receiver<(Vec<Change>, Millis)>) -> Result<(), StoreError> {
+    fn try_serve(&mut self, batches: &Receiver<Batch>) -> Result<(), StoreError> {
         let mut store = (self.open)()?;
         let now = self.clock.now();
         let mut expiry = Expiry::new(now.running, now.wall, store.last_commit()?);
@@ -799,9 +853,12 @@ impl Writer {
             }
             let timeout = next_check.saturating_sub(now.running);
             match batches.recv_timeout(timeout) {
-                Ok((changes, wall)) => {
+                Ok(batch) if batch.failures != self.failures => {}
+                Ok(batch) => {
+                    let began = self.clock.now();
+                    expiry.read(began.running, began.wall);
                     let began = Instant::now();
-                    let creations = store.commit(&changes, wall)?;
+                    let creations = store.commit(&batch.changes, batch.wall, expiry.trusts())?;
                     self.send(Event::Committed(creations, began.elapsed()));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -820,7 +877,7 @@ impl Writer {
         let has_room = folder.is_none_or(fill);
         self.full = match has_room {
             true => None,
-            false => self.full.take().or(Some("the disk is full".into())),
+            false => self.full.take().or(Some(FULL.into())),
         };
         has_room
     }

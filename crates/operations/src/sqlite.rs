@@ -46,6 +46,9 @@ const REMEMBER_REQUEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// each, that takes about a tenth of a second.
 const EXPIRED_AT_ONCE: i64 = 20;
 
+/// Why operations are paused while the disk is full.
+pub(crate) const FULL: &str = "the server's disk is full";
+
 /// How long to wait for another process that uses the file, such as a backup.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -178,6 +181,12 @@ impl Folder {
         }
     }
 
+    /// Returns the path of the folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Returns the path of the file of operations.
     #[must_use]
     pub fn file(&self) -> PathBuf {
@@ -287,6 +296,10 @@ impl Sqlite {
         connection.pragma_update(None, "synchronous", "full")?;
         connection.pragma_update(None, "journal_size_limit", RESERVE_LEN as i64)?;
         migrate(&mut connection)?;
+        // After a failed fsync, the log may have commits that only the memory of the system holds,
+        // and a later commit would be lost with them. This writes what they changed again. While
+        // another process, such as a backup, reads the file, it waits, and then does nothing.
+        connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
         Ok(Sqlite { connection, limits })
     }
 }
@@ -333,7 +346,9 @@ fn create_folder(path: &Path) -> io::Result<()> {
         Err(_) if path.is_dir() => {}
         created => created?,
     }
-    File::open(above)?.sync_all()
+    // A folder that may not be read, or a file system without this, does not prevent the use.
+    let _ = File::open(above).and_then(|folder| folder.sync_all());
+    Ok(())
 }
 
 /// Creates an empty file that only this user can read. SQLite would create it for other users to
@@ -390,7 +405,12 @@ pub(crate) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
 }
 
 impl Store for Sqlite {
-    fn commit(&mut self, changes: &[Change], now: Millis) -> Result<Vec<Creation>, StoreError> {
+    fn commit(
+        &mut self,
+        changes: &[Change],
+        now: Millis,
+        is_trusted: bool,
+    ) -> Result<Vec<Creation>, StoreError> {
         let limits = self.limits;
         let transaction =
             (self.connection).transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -413,11 +433,13 @@ impl Store for Sqlite {
                     Change::Delete(name) => delete(&transaction, name, now)?,
                 }
             }
-            transaction.execute(
-                "INSERT INTO meta (key, value) VALUES ('last_commit', ?1)
-                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                [now],
-            )?;
+            if is_trusted {
+                transaction.execute(
+                    "INSERT INTO meta (key, value) VALUES ('last_commit', ?1)
+                     ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                    [now],
+                )?;
+            }
         }
         transaction.commit()?;
         Ok(creations)
@@ -721,11 +743,33 @@ fn check_version(connection: &Connection) -> Result<(), StoreError> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
     let version = pragma("user_version")?;
     if pragma("application_id")? != APPLICATION_ID || version as usize != MIGRATIONS.len() {
-        return Err(StoreError::Damaged(format!(
-            "{FILE} is not a file of operations of this version of hashfinder"
+        return Err(StoreError::Unavailable(format!(
+            "{FILE} has schema {version}, and this version of hashfinder reads schema {}; use the \
+             version of the server",
+            MIGRATIONS.len()
         )));
     }
     Ok(())
+}
+
+impl SqliteReader {
+    /// Returns an operation with all its candidates, as of one moment.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read.
+    pub fn with_candidates(
+        &mut self,
+        name: &Name,
+    ) -> Result<Option<(Record, Vec<Index>)>, StoreError> {
+        self.0.execute_batch("BEGIN")?;
+        let read = self.get(name).and_then(|record| {
+            let candidates = self.candidates(name, 0, usize::MAX)?;
+            Ok(record.map(|record| (record, candidates)))
+        });
+        self.0.execute_batch("COMMIT")?;
+        read
+    }
 }
 
 impl Reader for SqliteReader {
@@ -796,7 +840,7 @@ fn damaged(what: &str) -> StoreError {
 
 fn unavailable(error: &io::Error) -> StoreError {
     if error.kind() == io::ErrorKind::StorageFull || error.kind() == io::ErrorKind::QuotaExceeded {
-        return StoreError::Full(error.to_string());
+        return StoreError::Full(FULL.to_owned());
     }
     StoreError::Unavailable(error.to_string())
 }
@@ -806,7 +850,11 @@ impl From<rusqlite::Error> for StoreError {
         // Some texts of SQLite have several lines.
         let text = format!("{FILE}: {error}").replace('\n', "; ");
         match error.sqlite_error_code() {
-            Some(ErrorCode::DiskFull) => StoreError::Full(text),
+            Some(ErrorCode::DiskFull) => StoreError::Full(FULL.to_owned()),
+            // Without SQLite's text, which has the path of the file.
+            Some(ErrorCode::CannotOpen) => {
+                StoreError::Unavailable(format!("{FILE} cannot be opened"))
+            }
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Damaged(text),
             Some(_) => StoreError::Unavailable(text),
             // A column has another type than this program writes.

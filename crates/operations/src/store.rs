@@ -42,7 +42,10 @@ pub enum Rejection {
     #[error("the operation of this request was deleted; use a new request id to start another")]
     Deleted,
     /// The client has its maximum number of operations that have not ended.
-    #[error("limit of {limit} running operations for this client reached; wait for one to end")]
+    #[error(
+        "this client already has {limit} operations that have not ended, the maximum; wait for one \
+         to end, or cancel one"
+    )]
     TooManyRunning {
         /// Maximum number of the client's operations that have not ended.
         limit: u64,
@@ -71,7 +74,7 @@ pub enum StoreError {
     #[error("{0}")]
     Unavailable(String),
     /// The disk is full.
-    #[error("the disk is full: {0}")]
+    #[error("{0}")]
     Full(String),
     /// The file is damaged. It must be recovered, which the server does not do by itself.
     #[error("{0}")]
@@ -83,11 +86,19 @@ pub trait Store: Send {
     /// Writes these changes. When this returns, they survive a crash. Returns what became of each
     /// [`Change::Create`].
     ///
+    /// `is_trusted` says whether `now` may become the time that
+    /// [`last_commit`](Self::last_commit) returns.
+    ///
     /// # Errors
     ///
     /// If the changes were possibly not written. Then the store must be opened again, and what it
     /// holds counts.
-    fn commit(&mut self, changes: &[Change], now: Millis) -> Result<Vec<Creation>, StoreError>;
+    fn commit(
+        &mut self,
+        changes: &[Change],
+        now: Millis,
+        is_trusted: bool,
+    ) -> Result<Vec<Creation>, StoreError>;
 
     /// Returns all operations that have not ended, in the order in which they were created.
     ///
@@ -104,7 +115,7 @@ pub trait Store: Send {
     /// As for [`commit`](Self::commit).
     fn expire(&mut self, now: Millis) -> Result<u64, StoreError>;
 
-    /// Returns when something was last written.
+    /// Returns when something was last written at a trusted time.
     ///
     /// # Errors
     ///

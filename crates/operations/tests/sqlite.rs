@@ -92,7 +92,7 @@ fn ended(record: Record, reason: EndReason, at: i64) -> Record {
 }
 
 fn commit(store: &mut Sqlite, changes: &[Change]) -> Vec<Creation> {
-    store.commit(changes, 7_000).unwrap()
+    store.commit(changes, 7_000, true).unwrap()
 }
 
 #[test]

@@ -343,7 +343,12 @@ struct Memory {
 }
 
 impl Store for Memory {
-    fn commit(&mut self, changes: &[Change], _now: Millis) -> Result<Vec<Creation>, StoreError> {
+    fn commit(
+        &mut self,
+        changes: &[Change],
+        _now: Millis,
+        _is_trusted: bool,
+    ) -> Result<Vec<Creation>, StoreError> {
         let mut creations = Vec::new();
         for change in changes {
             match change {
@@ -657,7 +662,7 @@ impl Simulation {
         let kind = if self.is_calm { 9 } else { self.rng.u8(..40) };
         let creations = match kind {
             0 => None,
-            _ => Some(self.store.commit(&batch, self.now.wall).unwrap()),
+            _ => Some(self.store.commit(&batch, self.now.wall, true).unwrap()),
         };
         match creations {
             Some(creations) if kind > 1 => self.runner.committed(creations, self.now),
@@ -813,7 +818,7 @@ fn operations_that_wait_take_no_places_and_cost_no_commits() {
     let settle = |simulation: &mut Simulation| {
         let mut commits = 0;
         while let Some(batch) = simulation.runner.next_batch(simulation.now) {
-            let creations = simulation.store.commit(&batch, simulation.now.wall);
+            let creations = simulation.store.commit(&batch, simulation.now.wall, true);
             simulation
                 .runner
                 .committed(creations.unwrap(), simulation.now);

@@ -88,7 +88,12 @@ impl Faults {
 struct Faulty(Box<dyn Store>, Arc<Faults>);
 
 impl Store for Faulty {
-    fn commit(&mut self, changes: &[Change], now: Millis) -> Result<Vec<Creation>, StoreError> {
+    fn commit(
+        &mut self,
+        changes: &[Change],
+        now: Millis,
+        is_trusted: bool,
+    ) -> Result<Vec<Creation>, StoreError> {
         let blocked = self.1.is_blocked.lock().unwrap();
         drop(
             self.1
@@ -103,11 +108,11 @@ impl Store for Faulty {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails);
         if fails.is_ok() {
             if self.1.fails_after.load(Ordering::SeqCst) {
-                self.0.commit(changes, now)?;
+                self.0.commit(changes, now, is_trusted)?;
             }
             return Err(StoreError::Unavailable("a fault of the test".to_owned()));
         }
-        self.0.commit(changes, now)
+        self.0.commit(changes, now, is_trusted)
     }
 
     fn unfinished(&mut self) -> Result<Vec<Record>, StoreError> {

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use hashfinder_transport::{ClientName, Peer};
+use hashfinder_transport::ClientName;
 
-use crate::searches::{owner_client::LOCAL, shared::Caller};
+use crate::searches::{
+    owner_client::{LOCAL, is_address, is_local},
+    shared::Caller,
+};
 
 /// Who asks about operations.
 #[derive(Clone, Debug)]
@@ -26,11 +29,8 @@ impl Owner {
 /// any: its address may belong to another client tomorrow.
 pub(crate) fn owner_of(caller: &Caller) -> Option<Arc<str>> {
     let name = caller.client();
-    let is_address = name.as_str().starts_with("ip:");
-    if !is_address && name != ClientName::unknown() {
+    if !is_address(&name) && name != ClientName::unknown() {
         return Some(Arc::clone(name.as_str()));
     }
-    let address = caller.peer().and_then(Peer::address);
-    let is_local = address.is_some_and(|address| address.ip().to_canonical().is_loopback());
-    (is_address && is_local).then(|| LOCAL.into())
+    is_local(&name, caller.peer()).then(|| LOCAL.into())
 }

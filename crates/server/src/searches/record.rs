@@ -536,6 +536,7 @@ mod tests {
         let viewer = Viewer {
             client: client(),
             is_operator: false,
+            is_local: false,
         };
         let listed = registry.find(&viewer, &id).unwrap();
         let summary = listed.summary();

@@ -10,7 +10,10 @@ use std::{
 use hashfinder_search::Outcome;
 use hashfinder_transport::ClientName;
 
-use crate::searches::record::Record;
+use crate::searches::{
+    owner_client::{LOCAL, client_of},
+    record::Record,
+};
 
 /// Maximum number of ended searches that are kept of one client: enough to find a recent one, and
 /// few enough that a client with thousands of short calls does not fill the memory.
@@ -33,11 +36,14 @@ pub(crate) struct Viewer {
     pub(crate) client: ClientName,
     /// Sees and cancels all searches.
     pub(crate) is_operator: bool,
+    /// Owns the operations of [`LOCAL`].
+    pub(crate) is_local: bool,
 }
 
 impl Viewer {
     fn sees(&self, record: &Record) -> bool {
-        self.is_operator || *record.client() == self.client
+        let is_local = || record.operation().is_some() && *record.client() == client_of(LOCAL);
+        self.is_operator || *record.client() == self.client || self.is_local && is_local()
     }
 }
 
@@ -208,6 +214,7 @@ mod tests {
         Viewer {
             client: name(client),
             is_operator: false,
+            is_local: false,
         }
     }
 
@@ -239,6 +246,7 @@ mod tests {
         }
         let operator = Viewer {
             is_operator: true,
+            is_local: false,
             ..viewer(0)
         };
         let all = ids(&registry, &operator);
@@ -269,6 +277,7 @@ mod tests {
         assert!(registry.find(&viewer(2), &id).is_none());
         let operator = Viewer {
             is_operator: true,
+            is_local: false,
             ..viewer(2)
         };
         assert!(registry.find(&operator, &id).is_some());

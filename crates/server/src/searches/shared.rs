@@ -27,7 +27,7 @@ use crate::{
     searches::{
         answer::Answer,
         call::{Call, OpenCalls, work},
-        owner_client::client_of,
+        owner_client::{client_of, is_local},
         record::Record,
         registry::{Registry, Viewer},
         stop_cause::StopCause,
@@ -136,6 +136,7 @@ impl Searches {
     pub(crate) fn viewer(&self, caller: &Caller) -> Viewer {
         Viewer {
             is_operator: caller.role() == Role::Operator,
+            is_local: is_local(&caller.client(), caller.peer()),
             client: caller.client(),
         }
     }

@@ -279,27 +279,33 @@ impl Filter {
             let parts = term.split_once('=').or_else(|| term.split_once(':'));
             let (field, value) = parts.ok_or_else(|| format!("no value in {term:?}; {help}"))?;
             let value = value.trim().trim_matches('"');
-            match field.trim() {
-                "client" => filter.client = Some(value.to_owned()),
+            let is_second = match field.trim() {
+                "client" => filter.client.replace(value.to_owned()).is_some(),
                 "done" => {
-                    let done = value.parse();
-                    let done = done.map_err(|_| format!("{value:?} is not true or false"))?;
-                    filter.done = Some(done);
+                    let done = value.parse().map_err(|_| {
+                        format!("invalid value {value:?} of done; use true or false; {help}")
+                    })?;
+                    filter.done.replace(done).is_some()
                 }
                 "state" => {
-                    filter.state = Some(match value {
+                    let state = match value {
                         "QUEUED" => State::Queued,
                         "RUNNING" => State::Running,
                         "PAUSED" => State::Paused,
                         "ENDED" => State::Ended,
                         _ => {
                             return Err(format!(
-                                "unknown state {value:?}; use QUEUED, RUNNING, PAUSED or ENDED"
+                                "unknown state {value:?}; use QUEUED, RUNNING, PAUSED or ENDED; \
+                                 {help}"
                             ));
                         }
-                    });
+                    };
+                    filter.state.replace(state).is_some()
                 }
                 field => return Err(format!("unknown field {field:?}; {help}")),
+            };
+            if is_second {
+                return Err(format!("{} is given twice; {help}", field.trim()));
             }
         }
         Ok(filter)
@@ -345,6 +351,7 @@ mod tests {
             "done = yes",
             "name = x",
             "state = RUNNING OR done",
+            "state = RUNNING AND state = ENDED",
         ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

@@ -7,9 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use hashfinder_client::{Connection, ServerAddress};
-use hashfinder_proto::v1::{StartSearchRequest, finder_client::FinderClient, start_search_request};
+use hashfinder_proto::{
+    Details, Reason,
+    v1::{StartSearchRequest, finder_client::FinderClient, start_search_request},
+};
 use hashfinder_search::{Cursor, Query};
 use tokio::time::sleep;
 use tonic::{Code, Request, Response};
@@ -26,14 +29,13 @@ use crate::{
     terminal::{as_text, quoted},
 };
 
-/// Pause before a request is repeated whose connection was lost.
+/// Pause before a request is repeated.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Starts an operation, and returns its name. If the server rejects it, returns that end, or the
 /// error.
 ///
-/// A request whose connection is lost is repeated with the same id, so it starts only one
-/// operation. Dropping the future does not prevent the operation from being started.
+/// A request that was not answered is repeated with the same id, so it starts only one operation. Dropping the future does not prevent the operation from being started.
 pub(super) async fn detach(
     server: &ServerAddress,
     query: &Query,
@@ -72,25 +74,33 @@ pub(super) async fn detach(
             }
             Err(failed) => failed,
         };
-        if is_lost(&failed) && began.elapsed() < timeout {
+        let details = Details::of(&failed);
+        let is_starting = details.has(Reason::StoreUnavailable) || details.has(Reason::Draining);
+        let is_unanswered = is_lost(&failed) || failed.code() == Code::DeadlineExceeded;
+        if (is_unanswered || is_starting) && began.elapsed() < timeout {
             sleep(RETRY_PAUSE).await;
             continue;
         }
-        let cursor = Cursor::new(query, query.start());
-        return Err(Ok(match failed.code() {
-            Code::Unimplemented => {
-                let why = format!(
-                    "the server at {server} supports no operations; leave --detach out, or use \
-                     another server"
-                );
-                SearchEnd::Failed(why, cursor)
+        let message = as_text(failed.message());
+        let why = match failed.code() {
+            _ if is_unanswered => format!(
+                "the server at {server} did not answer; the operation may have started: see \
+                 `hashfinder operations list {}`",
+                arguments.connection.flags(server)
+            ),
+            Code::Unimplemented => format!(
+                "the server at {server} supports no operations; leave --detach out, or use \
+                 another server"
+            ),
+            Code::FailedPrecondition | Code::AlreadyExists | Code::Unavailable => {
+                format!("the server at {server} rejected the request: {message}")
             }
-            Code::FailedPrecondition | Code::Unauthenticated | Code::AlreadyExists => {
-                let message = as_text(failed.message());
-                SearchEnd::Failed(format!("the server at {server} failed: {message}"), cursor)
+            _ => {
+                let cursor = Cursor::new(query, query.start());
+                return Err(Ok(search_end(&failed, false, cursor, server)));
             }
-            _ => search_end(&failed, false, cursor, server),
-        }));
+        };
+        return Err(Err(anyhow!(why)));
     }
 }
 

@@ -46,8 +46,8 @@ pub(crate) async fn first(
     let status = Arc::new(Status::new(arguments.quiet));
     let mut output = Output::silent(&query, Arc::clone(&status));
     let search = LocalSearch::start(&query, 1, arguments.threads, None, &status)?.then(queries);
-    let begins = query.start();
-    let result = follow(search, &query, begins, stops, None, &mut output, &status).await;
+    let tried = query.start()..query.start();
+    let result = follow(search, &query, tried, stops, None, &mut output, &status).await;
     status.clear();
     let result = result?;
     if let (Exit::Success, Some(answer)) = (result.exit, output.best()) {

@@ -1,7 +1,7 @@
 //! Follows a search under way: prints its events, saves its session, and stops it at a signal or at
 //! the time limit.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use anyhow::Result;
 use hashfinder_search::{Index, Odds, Query};
@@ -21,11 +21,12 @@ use super::{
 use crate::exit::Exit;
 
 /// Prints a search's events until it ends, saves its session, and stops it at a signal or at the
-/// time limit. `first` is the index from which the progress counts the hashes.
+/// time limit. `tried` are the secrets that were tried before this run and whose hashes the progress
+/// counts, too: its end is where this run begins.
 pub(super) async fn follow<S: Source>(
     mut search: S,
     query: &Query,
-    first: Index,
+    tried: Range<Index>,
     stops: Stops,
     mut session: Option<Session>,
     output: &mut Output,
@@ -40,8 +41,8 @@ pub(super) async fn follow<S: Source>(
     let mut progress = Progress::new(
         odds,
         output.wanted(),
-        first,
-        query.start()..query.keyspace().end(),
+        tried.start,
+        tried.end..query.keyspace().end(),
     );
     let mut ticks = interval(REDRAW_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -217,7 +218,7 @@ mod tests {
         let mut output = Output::new(&arguments, Arc::clone(&status));
         let limit = TimeLimit::start(Some(Duration::from_millis(1)));
         let stops = Stops::new(limit).unwrap();
-        let result = follow(search, &query, 0, stops, None, &mut output, &status);
+        let result = follow(search, &query, 0..0, stops, None, &mut output, &status);
         assert_eq!(result.await.unwrap().how, "limit");
     }
 }

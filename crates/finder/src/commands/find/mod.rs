@@ -150,7 +150,16 @@ async fn search(
     let Some(server) = &arguments.server else {
         let (threads, kernel) = (arguments.threads, arguments.kernel);
         let search = LocalSearch::start(&query, wanted, threads, kernel, status)?;
-        return follow(search, &query, 0, stops, session, output, status).await;
+        return follow(
+            search,
+            &query,
+            0..query.start(),
+            stops,
+            session,
+            output,
+            status,
+        )
+        .await;
     };
     if arguments.detach {
         let starting = detach(server, &query, arguments, status);
@@ -188,10 +197,28 @@ async fn search(
     let stops = stops.without_limit();
     match search {
         RemoteSearch::Finder(search) => {
-            follow(*search, &query, 0, stops, session, output, status).await
+            follow(
+                *search,
+                &query,
+                0..query.start(),
+                stops,
+                session,
+                output,
+                status,
+            )
+            .await
         }
         RemoteSearch::Reference(search) => {
-            follow(*search, &query, 0, stops, session, output, status).await
+            follow(
+                *search,
+                &query,
+                0..query.start(),
+                stops,
+                session,
+                output,
+                status,
+            )
+            .await
         }
     }
 }

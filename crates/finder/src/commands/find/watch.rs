@@ -12,8 +12,8 @@ use hashfinder_proto::{
     Details, Reason,
     google::longrunning::{GetOperationRequest, operations_client::OperationsClient},
     v1::{
-        self, EndReason, SearchEnded, SearchMetadata, WatchOperationRequest,
-        WatchOperationResponse, finder_client::FinderClient, search_event,
+        self, EndReason, OperationState, SearchEnded, SearchMetadata, SearchState,
+        WatchOperationRequest, WatchOperationResponse, finder_client::FinderClient, search_event,
     },
 };
 use hashfinder_search::{Cursor, Distance, Index, Query};
@@ -76,7 +76,7 @@ pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
     let stderr = Arc::new(Stderr::new(request.quiet));
     let mut stops = Stops::new(None)?;
     let again = format!(
-        "the operation continues; watch it with: hashfinder operations watch {} {}",
+        "hashfinder operations watch {} {}",
         quoted(&request.name),
         request
             .connection
@@ -123,20 +123,18 @@ pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
     };
     let (json, color) = (request.json, request.color);
     let mut output = Output::watching(&query, shown, json, color, Arc::clone(&stderr));
-    let reason = Arc::default();
+    let end = Arc::default();
+    // Rates are those since this command has begun, and the hashes those of the whole operation.
+    let tried = query.start()..metadata.frontier.max(query.start());
     let source = OperationSource::new(
         request,
         connection,
         query.clone(),
-        Arc::clone(&reason),
+        tried.end,
+        Arc::clone(&end),
         Arc::clone(&stderr),
     );
-    // Rates are those since this command has begun, and the hashes those of the whole operation.
-    let rest = query
-        .clone()
-        .starting_at(metadata.frontier.max(query.start()));
-    let first = query.start();
-    let result = follow(source, &rest, first, stops, None, &mut output, &stderr).await;
+    let result = follow(source, &query, tried, stops, None, &mut output, &stderr).await;
     stderr.clear();
     let mut result = match result {
         Ok(result) => result,
@@ -146,9 +144,25 @@ pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
             return Err(error);
         }
     };
-    let reason: Option<EndReason> = reason.get().copied();
-    if reason.is_none() && result.how_to_resume.is_some() {
-        result.how_to_resume = Some(again);
+    let end: Option<WatchEnd> = end.get().copied();
+    let reason = match end {
+        Some(WatchEnd::Ended(reason)) => Some(reason),
+        Some(WatchEnd::Lost | WatchEnd::Rejected) | None => None,
+    };
+    if reason.is_none() {
+        // Nobody should resume a search that continues.
+        result.cursor = None;
+        result.how_to_resume = match end {
+            Some(WatchEnd::Rejected) => None,
+            Some(WatchEnd::Lost) => Some(format!(
+                "the server resumes the operation when it runs again; watch it then with: {again}"
+            )),
+            _ => Some(format!("watch it again with: {again}")),
+        };
+        if result.how == "stopped" {
+            let why = result.why.unwrap_or_default();
+            result.why = Some(format!("{why}; the operation continues"));
+        }
     }
     let best = output.best_row();
     let nearest = best.as_deref().ok_or("no candidate so far");
@@ -201,11 +215,23 @@ fn failure(status: &Status, server: &ServerAddress) -> anyhow::Error {
     let message = as_text(status.message());
     match status.code() {
         Code::Unimplemented => anyhow!("the server at {server} supports no operations"),
-        _ => anyhow!(
-            advice(status, server)
-                .unwrap_or_else(|| format!("the server at {server} failed: {message}"))
-        ),
+        _ => {
+            anyhow!(advice(status, server).unwrap_or_else(|| format!(
+                "the server at {server} rejected the request: {message}"
+            )))
+        }
     }
+}
+
+/// Why a watch has ended, unless this command ended it.
+#[derive(Clone, Copy)]
+enum WatchEnd {
+    /// The operation has ended.
+    Ended(EndReason),
+    /// The server cannot be reached.
+    Lost,
+    /// The server rejected the call, or its answer was not valid.
+    Rejected,
 }
 
 /// The events of an operation, across lost connections and restarts of the server.
@@ -220,8 +246,14 @@ struct OperationSource {
     frontier: Index,
     answer: Option<Finding>,
     ended: Option<SearchEnded>,
-    /// Set when the operation has ended.
-    reason: Arc<OnceLock<EndReason>>,
+    /// Set when the watch has ended.
+    end: Arc<OnceLock<WatchEnd>>,
+    /// The latest state in which the server reported the operation.
+    state: SearchState,
+    /// Asks the server why the operation is queued or paused.
+    asking: Option<Pin<Box<dyn Future<Output = Option<String>>>>>,
+    /// What was said last about that.
+    said: String,
     reconnecting: Option<Pin<Box<dyn Future<Output = Result<Connection>>>>>,
     /// When the connection was lost.
     lost: Option<Instant>,
@@ -265,7 +297,8 @@ impl OperationSource {
         request: Arc<WatchRequest>,
         connection: Connection,
         query: Query,
-        reason: Arc<OnceLock<EndReason>>,
+        frontier: Index,
+        end: Arc<OnceLock<WatchEnd>>,
         stderr: Arc<Stderr>,
     ) -> OperationSource {
         let call = watch(&connection, &request.name, query.start());
@@ -277,14 +310,17 @@ impl OperationSource {
         OperationSource {
             resumes_at: format!("--detach {}", request.connection.flags(&server)),
             next: query.start(),
-            frontier: query.start(),
+            frontier,
             request,
             connection,
             query,
             call,
             answer: None,
             ended: None,
-            reason,
+            end,
+            state: SearchState::Running,
+            asking: None,
+            said: String::new(),
             reconnecting: None,
             lost: None,
             stop: Arc::new(stop),
@@ -299,6 +335,10 @@ impl OperationSource {
             Some(search_event::Event::Progress(progress)) => {
                 self.lost = None;
                 self.frontier = self.frontier.max(progress.frontier);
+                if self.state != progress.state() {
+                    self.state = progress.state();
+                    self.asking = (self.state != SearchState::Running).then(|| self.ask());
+                }
                 Ok(None)
             }
             Some(search_event::Event::Ended(ended)) => {
@@ -332,7 +372,7 @@ impl OperationSource {
     /// Returns the end of the operation, as the server reported it.
     fn end_of_operation(&mut self, ended: &SearchEnded) -> Result<SearchEnd> {
         let reason = ended.reason();
-        let _ = self.reason.set(reason);
+        let _ = self.end.set(WatchEnd::Ended(reason));
         if reason == EndReason::Found {
             let answer = self.answer.take();
             return answer
@@ -351,13 +391,19 @@ impl OperationSource {
             "the server sent the cursor of another search"
         );
         let message = as_text(&ended.message);
+        let because = match message.as_str() {
+            "" => String::new(),
+            message => format!(": {message}"),
+        };
         let why = match reason {
             EndReason::HashBudgetSpent => {
                 format!("hash budget spent after {}", hashes(ended.hashes))
             }
-            EndReason::CancelledByClient => "the operation was cancelled by its client".to_owned(),
+            EndReason::CancelledByClient => {
+                format!("the operation was cancelled by its client{because}")
+            }
             EndReason::CancelledByOperator => {
-                "the operation was cancelled by an operator of the server".to_owned()
+                format!("the operation was cancelled by an operator of the server{because}")
             }
             EndReason::KeyRevoked => {
                 "the operation was cancelled because its API key was revoked".to_owned()
@@ -376,12 +422,18 @@ impl OperationSource {
     fn call_ended(&mut self, status: &Status) -> Option<SearchEnd> {
         if let Some(ended) = self.ended.take() {
             let end = self.end_of_operation(&ended);
-            return Some(end.unwrap_or_else(|error| self.failed(format!("{error:#}"))));
+            return Some(end.unwrap_or_else(|error| self.rejected(format!("{error:#}"))));
         }
         if self.call.cancelled() {
             return Some(SearchEnd::Stopped(Cursor::new(&self.query, self.frontier)));
         }
         let details = Details::of(status);
+        if details.has(Reason::TooManyWatches) {
+            // Other commands of this client watch, too. This one waits until one of them ends.
+            self.say_once(format!("waiting: {}", as_text(status.message())));
+            self.reconnect_after(RETRY_PAUSE);
+            return None;
+        }
         let is_restarting = details.has(Reason::Draining) || details.has(Reason::StoreUnavailable);
         if is_lost(status) || is_restarting || status.code() == Code::Ok {
             let since = *self.lost.get_or_insert_with(|| {
@@ -397,19 +449,56 @@ impl OperationSource {
                 } else {
                     RETRY_PAUSE / 4
                 };
-                let (request, stderr) = (Arc::clone(&self.request), Arc::clone(&self.stderr));
-                self.reconnecting = Some(Box::pin(async move {
-                    sleep(pause).await;
-                    connect(&request, &stderr).await
-                }));
+                self.reconnect_after(pause);
                 return None;
             }
+            let _ = self.end.set(WatchEnd::Lost);
         }
-        Some(self.failed(format!("{:#}", failure(status, &self.request.server))))
+        Some(self.rejected(format!("{:#}", failure(status, &self.request.server))))
     }
 
-    fn failed(&self, why: String) -> SearchEnd {
+    fn rejected(&self, why: String) -> SearchEnd {
+        let _ = self.end.set(WatchEnd::Rejected);
         SearchEnd::Failed(why, Cursor::new(&self.query, self.frontier))
+    }
+
+    fn reconnect_after(&mut self, pause: Duration) {
+        let (request, stderr) = (Arc::clone(&self.request), Arc::clone(&self.stderr));
+        self.reconnecting = Some(Box::pin(async move {
+            sleep(pause).await;
+            connect(&request, &stderr).await
+        }));
+    }
+
+    /// Asks the server why the operation is queued or paused. The result is `None` if it is neither
+    /// any more, or the server does not answer.
+    fn ask(&self) -> Pin<Box<dyn Future<Output = Option<String>>>> {
+        let mut client = OperationsClient::new(self.connection.channel());
+        let get = Request::new(GetOperationRequest {
+            name: self.request.name.clone(),
+        });
+        Box::pin(async move {
+            let options = CallOptions::new().timeout(ANSWER_TIMEOUT);
+            let call = Call::start(get, options, |get| async move {
+                client.get_operation(get).await
+            });
+            let operation = call.await.ok()?.into_inner();
+            let metadata = operation.search_metadata().ok()?;
+            let state = match metadata.state() {
+                OperationState::Queued => "queued",
+                OperationState::Paused => "paused",
+                _ => return None,
+            };
+            let why = as_text(&metadata.state_message);
+            Some(format!("the operation is {state}: {why}"))
+        })
+    }
+
+    fn say_once(&mut self, text: String) {
+        if self.said != text {
+            self.stderr.say(&text);
+            self.said = text;
+        }
     }
 
     /// Replaces a lost connection, and calls again. Returns the end if that fails.
@@ -425,7 +514,10 @@ impl OperationSource {
         self.reconnecting = None;
         match connection {
             Ok(connection) => self.connection = connection,
-            Err(error) => return Some(self.failed(format!("{error:#}"))),
+            Err(error) => {
+                let _ = self.end.set(WatchEnd::Lost);
+                return Some(self.rejected(format!("{error:#}")));
+            }
         }
         // The lock is held throughout, as for a search.
         let mut canceller = self.stop.canceller();
@@ -446,9 +538,20 @@ impl Source for OperationSource {
                 self.reconnecting = None;
                 return Ok(SearchEvent::Ended(end));
             }
-            let reported = match self.call.message().await {
+            let asking = self.asking.as_mut();
+            let message = tokio::select! {
+                answer = async { asking?.await }, if asking.is_some() => {
+                    self.asking = None;
+                    if let Some(text) = answer {
+                        self.say_once(text);
+                    }
+                    continue;
+                }
+                message = self.call.message() => message,
+            };
+            let reported = match message {
                 Ok(Some(response)) => self.read(response).unwrap_or_else(|wrong| {
-                    Some(SearchEvent::Ended(self.failed(format!("{wrong:#}"))))
+                    Some(SearchEvent::Ended(self.rejected(format!("{wrong:#}"))))
                 }),
                 Ok(None) => self.call_ended(&Status::ok("")).map(SearchEvent::Ended),
                 Err(status) => self.call_ended(&status).map(SearchEvent::Ended),

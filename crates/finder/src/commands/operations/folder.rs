@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_operations::{
-    COLLECTION, FILE, Folder, Reader, Record, Selection, SqliteReader, backup as copy,
-    recover as repair,
+    COLLECTION, FILE, Folder, OpenError, Reader, Record, Selection, SqliteReader, StoreError,
+    backup as copy, recover as repair,
 };
 use hashfinder_search::DesiredName;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::arguments::{BackupArguments, ExportArguments, RecoverArguments};
 use crate::{
     exit::Exit,
-    terminal::{self, as_text, print, say},
+    terminal::{self, as_text, print, quoted, say},
 };
 
 /// Number of operations that are read at a time.
@@ -25,26 +25,31 @@ pub(super) fn export(arguments: &ExportArguments) -> Result<Exit> {
     let path = path
         .canonicalize()
         .with_context(|| format!("cannot read {}", path.display()))?;
-    let shown = path.display();
-    let mut reader = SqliteReader::open(&path).with_context(|| format!("cannot read {shown}"))?;
+    let folder = &arguments.folder.state;
+    let reader = SqliteReader::open(&path);
+    let mut reader = reader.map_err(|error| unreadable(error, folder))?;
     let mut selection = Selection::default();
     loop {
         let records = reader.list(&selection, READ_AT_ONCE);
-        let records = records.with_context(|| format!("cannot read {shown}"))?;
+        let records = records.map_err(|error| unreadable(error, folder))?;
         for record in &records {
-            let indices = reader.candidates(&record.name, 0, usize::MAX);
-            let indices = indices.with_context(|| format!("cannot read {shown}"))?;
+            selection.after = Some((record.created, record.name.id().to_owned()));
+            // As of one moment, which is a little later.
+            let read = reader.with_candidates(&record.name);
+            let Some((record, indices)) = read.map_err(|error| unreadable(error, folder))? else {
+                continue;
+            };
             let end = record.query().keyspace().end();
             ensure!(
                 indices.iter().all(|index| *index < end),
-                "a candidate of {} is not valid; run `hashfinder operations recover`",
-                record.name
+                "a candidate of {} is not valid; {}",
+                record.name,
+                how_to_recover(folder)
             );
-            let line = terminal::json(&exported(record, &indices));
+            let line = terminal::json(&exported(&record, &indices));
             if !print(line + "\n")? {
                 return Ok(Exit::Success);
             }
-            selection.after = Some((record.created, record.name.id().to_owned()));
         }
         if records.len() < READ_AT_ONCE {
             return Ok(Exit::Success);
@@ -100,15 +105,24 @@ fn exported(record: &Record, indices: &[u64]) -> Value {
 pub(super) fn backup(arguments: &BackupArguments) -> Result<Exit> {
     let path = arguments.folder.state.join(FILE);
     let to = &arguments.file;
-    let copied = copy(&path, to)
-        .with_context(|| format!("cannot copy {} to {}", path.display(), to.display()))?;
+    let folder = &arguments.folder.state;
+    ensure!(!to.exists(), "{} exists; give another file", shown(to));
+    let copied = copy(&path, to).map_err(|error| {
+        unreadable(error, folder).context(format!("cannot copy the operations to {}", shown(to)))
+    })?;
     say(format_args!("copied {copied} operations to {}", shown(to)));
     Ok(Exit::Success)
 }
 
 pub(super) fn recover(arguments: &RecoverArguments) -> Result<Exit> {
     let path = &arguments.folder.state;
-    let folder = Folder::lock_existing(path)?;
+    let folder = Folder::lock_existing(path).map_err(|error| match error {
+        OpenError::Locked { process, .. } => {
+            let process = process.map_or(String::new(), |process| format!(" (process {process})"));
+            anyhow!("a server{process} uses {}; stop it first", shown(path))
+        }
+        other => other.into(),
+    })?;
     folder.check_version()?;
     let recovered =
         repair(&folder).with_context(|| format!("cannot recover {}", path.display()))?;
@@ -132,6 +146,26 @@ pub(super) fn recover(arguments: &RecoverArguments) -> Result<Exit> {
         ));
     }
     Ok(Exit::Success)
+}
+
+/// Returns the error for a store that cannot be read.
+fn unreadable(error: StoreError, folder: &Path) -> anyhow::Error {
+    match error {
+        StoreError::Damaged(why) => anyhow!(
+            "the operations in {} are damaged ({}); {}",
+            shown(folder),
+            as_text(&why),
+            how_to_recover(folder)
+        ),
+        other => anyhow!("cannot read the operations in {}: {other}", shown(folder)),
+    }
+}
+
+fn how_to_recover(folder: &Path) -> String {
+    format!(
+        "stop the server and run: hashfinder operations recover --state {}",
+        quoted(&folder.display().to_string())
+    )
 }
 
 fn shown(path: &Path) -> String {

@@ -324,7 +324,10 @@ fn failure(at: &ServerArguments, status: &Status) -> anyhow::Error {
     match status.code() {
         Code::FailedPrecondition | Code::Unavailable => {
             let message = as_text(status.message());
-            anyhow::anyhow!("the server at {} failed: {message}", at.server)
+            anyhow::anyhow!(
+                "the server at {} rejected the request: {message}",
+                at.server
+            )
         }
         _ => at.failure(status),
     }

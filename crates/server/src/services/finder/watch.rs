@@ -58,6 +58,7 @@ impl Watches {
         let Viewer {
             client,
             is_operator,
+            is_local: _,
         } = viewer;
         let mut clients = self.lock();
         let of_all = clients.values().sum::<usize>();
@@ -276,6 +277,7 @@ mod tests {
         Viewer {
             client: format!("user:{client}").parse().unwrap(),
             is_operator,
+            is_local: false,
         }
     }
 

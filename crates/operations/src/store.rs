@@ -51,7 +51,9 @@ pub enum Rejection {
         limit: u64,
     },
     /// The client has its maximum number of operations.
-    #[error("limit of {limit} saved operations for this client reached; delete some that ended")]
+    #[error(
+        "this client already has {limit} saved operations, the maximum; delete some that have ended"
+    )]
     TooManySaved {
         /// Maximum number of the client's operations.
         limit: u64,

@@ -173,7 +173,8 @@ pub(crate) enum CallError {
     OperationsDisabled,
     /// The client cannot own operations: its address may belong to another client tomorrow.
     #[error(
-        "an operation needs an owner; send a credential, or call from the server's own machine"
+        "this address cannot own operations; send a credential, or connect from the server's own \
+         machine"
     )]
     OperationNeedsOwner,
     /// No operation has this name, or it belongs to another client.
@@ -190,13 +191,13 @@ pub(crate) enum CallError {
     RequestIdReused,
     /// The client has its maximum number of operations that have not ended.
     #[error(
-        "limit of {limit} running operations for this client reached; wait for one to end, or \
-         cancel one"
+        "this client already has {limit} operations that have not ended, the maximum; wait for one \
+         to end, or cancel one"
     )]
     TooManyRunningOperations { limit: u64 },
     /// The client has its maximum number of operations.
     #[error(
-        "limit of {limit} saved operations for this client reached; delete some that have ended"
+        "this client already has {limit} saved operations, the maximum; delete some that have ended"
     )]
     TooManySavedOperations { limit: u64 },
     /// Operations cannot be saved or read at the moment.

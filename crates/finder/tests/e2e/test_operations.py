@@ -1180,7 +1180,7 @@ def test_an_operation_takes_a_place_only_while_it_is_searched(serve_operations, 
     first, second = mine.begin(), mine.begin()
     mine.wait_for_progress(first)
     metadata = mine.metadata(second)
-    assert metadata.state == pb.OPERATION_STATE_QUEUED and "place" in metadata.state_message
+    assert metadata.state == pb.OPERATION_STATE_QUEUED and "maximum" in metadata.state_message
     assert (metadata.hashes, metadata.search_id) == (0, "")
     # A watch of an operation that waits takes no place, and reports its state.
     watching = mine.watch(second, progress_interval=seconds(0.1))
@@ -1242,7 +1242,7 @@ def test_the_operations_of_a_client_are_limited(serve_operations, client):
     names = [mine.begin(HARD), mine.begin(HARD, request_id="1")]
     too_many = (CODE.RESOURCE_EXHAUSTED, "TOO_MANY_OPERATIONS")
     error = error_of(mine.begin)
-    assert (error.code(), reason_of(error)) == too_many and "2 running" in error.details()
+    assert (error.code(), reason_of(error)) == too_many and "2 operations that have not ended" in error.details()
     # A repeated request starts nothing.
     assert mine.begin(HARD, request_id="1") == names[1]
     mine.cancel(names[0])
@@ -1306,13 +1306,15 @@ def test_the_watches_of_a_client_are_limited(serve_operations, client):
     wait_until(lambda: code_of(mine.watch(name)) != CODE.RESOURCE_EXHAUSTED)
 
 
-def code_of(stream):
-    """Returns the status with which a stream begins: OK if it has a first message."""
+def code_of(stream, stays=False):
+    """Returns the status with which a stream begins: OK if it has a first message. Then ends the
+    stream, unless it stays."""
     try:
         next(stream)
     except grpc.RpcError as error:
         return error.code()
-    stream.cancel()
+    if not stays:
+        stream.cancel()
     return CODE.OK
 
 
@@ -1650,7 +1652,10 @@ def test_watch_and_wait_exit_like_find(serve_operations, client):
     many = detach(server, "docto", "--show-inferior", "3")
     exhausted = mine.start(cursor=cursor_of(HARD, 2**64 - 1 - 10)).name
     cancelled = mine.begin()
-    mine.cancel(cancelled)
+    mine.wait_for_progress(cancelled)
+    search = mine.metadata(cancelled).search_id
+    mine.finder.CancelSearch(mine.pb.CancelSearchRequest(search_id=search, reason="enough"))
+    mine.wait(cancelled)
     expected = run_find("docto", "--show-inferior", "3").stdout.splitlines()
     for command in ["watch", "wait"]:
         done = run(command, server, found)
@@ -1662,7 +1667,7 @@ def test_watch_and_wait_exit_like_find(serve_operations, client):
         done = run(command, server, exhausted)
         assert (done.returncode, done.stdout) == (1, "")
         done = run(command, server, cancelled)
-        assert done.returncode == 3 and "cancelled by its client\n" in done.stderr
+        assert done.returncode == 3 and "cancelled by its client: enough\n" in done.stderr
         done = run(command, server, many)
         assert done.returncode == 3 and "5 candidates, the maximum\n" in done.stderr
         assert done.stdout.splitlines() == (expected[:5] if command == "watch" else [])
@@ -1680,12 +1685,14 @@ def test_watch_and_wait_exit_like_find(serve_operations, client):
             (limited, "limit", 3),
             (exhausted, "exhausted", 1),
             (many, "limit", 3),
+            (cancelled, "limit", 3),
         ]:
             done = run(command, server, name, "--json")
             records = list(map(json.loads, done.stdout.splitlines()))
             for record in records:
                 FIND_JSON.validate(record)
             assert (done.returncode, records[-1]["how"], records[-1]["exit_code"]) == (code, how, code)
+            assert records[-1]["hashes"] == mine.metadata(name).hashes
 
 
 @pytest.mark.parametrize("command", ["watch", "wait"])
@@ -1702,10 +1709,49 @@ def test_a_signal_ends_the_command_and_not_the_operation(
     following.send(number)
     assert following.wait() == code
     stderr = following.rest_of_stderr()
-    assert f"the operation continues; watch it with: hashfinder operations watch {name} " in stderr
+    assert "; the operation continues\n" in stderr
+    assert f"watch it again with: hashfinder operations watch {name} " in stderr
     assert "--resume" not in stderr
     mine.wait_for_progress(name, mine.metadata(name).hashes)
     assert mine.state(name) == "RUNNING"
+
+
+def test_watch_and_wait_wait_for_other_watches_of_their_client(serve_operations, client, follow):
+    server = serve_operations(*SLOW)
+    mine = client(server)
+    name, other = mine.begin(), mine.begin("doc")
+    mine.wait(other)
+    mine.wait_for_progress(name)
+    streams = []
+    while not streams or code_of(streams[-1], stays=True) == CODE.OK:
+        streams.append(mine.watch(name))
+    # Stopped before the first event, a watch knows what the operation had done before.
+    before = mine.metadata(name).hashes
+    watching = follow("watch", server, name, "--json")
+    watching.wait_for(f"waiting: this client already has {len(streams) - 1} watch calls")
+    watching.send(SIGINT)
+    assert watching.wait() == 130
+    end = json.loads(watching.popen.stdout.read())
+    FIND_JSON.validate(end)
+    assert (end["how"], end["cursor"]) == ("stopped", None)
+    # All secrets below the frontier were tried.
+    assert 0 < end["hashes"] <= mine.metadata(name).hashes and before > 0
+    waiting = follow("wait", server, other)
+    waiting.wait_for("waiting: ")
+    streams[0].cancel()
+    assert waiting.wait() == 0
+    assert waiting.popen.stdout.read() == run_find("doc").stdout
+
+
+def test_watch_says_why_an_operation_does_not_run(serve_operations, client, follow):
+    server = serve_operations("--maximum-concurrent-rpcs", "1", "--maximum-hashes-per-second", "100000")
+    mine = client(server)
+    first, second = mine.begin(maximum_hashes=10**8), mine.begin()
+    mine.wait_for_progress(first)
+    queued = follow("watch", server, second)
+    queued.wait_for("the operation is queued: .* maximum number of searches")
+    mine.wait_for_state(first, "PAUSED")
+    follow("watch", server, first).wait_for("the operation is paused: its client's quota of hashes is spent")
 
 
 def watches_of(server):
@@ -1850,7 +1896,7 @@ def test_the_folder_commands_report_a_missing_folder(tmp_path):
     for command, *arguments in [["export"], ["backup", tmp_path / "copy"]]:
         done = run(command, None, "--state", missing, *arguments)
         assert (done.returncode, done.stdout) == (5, "")
-        assert f"{missing}/operations.db" in done.stderr
+        assert str(missing) in done.stderr
     assert not missing.exists() and not (tmp_path / "copy").exists()
 
 
@@ -1908,7 +1954,8 @@ def test_a_damaged_store_stops_operations_until_it_is_recovered(
     middle = file.stat().st_size // PAGE // 2
     content = damage(file, middle, middle + 1)
     server = serve_operations()
-    assert "ERROR" in server.wait_for("operations cannot be saved")
+    line = server.wait_for("operations are damaged")
+    assert "ERROR" in line and "operations recover" in line and f"folder={folder}" in line
     mine = client(server, is_loaded=False)
     for call in [mine.begin, lambda: mine.cancel(saved[0]["name"])]:
         error = error_of(call)
@@ -2021,7 +2068,8 @@ def test_a_file_that_is_not_a_store_is_not_replaced_by_the_server(serve_operatio
     file.write_text("something else\n" * 1000)
     before = file.read_bytes()
     server = serve_operations()
-    assert "ERROR" in server.wait_for("operations cannot be saved")
+    line = server.wait_for("operations are damaged")
+    assert "ERROR" in line and "operations recover" in line and f"folder={folder}" in line
     assert rejection(client(server, is_loaded=False).begin) == (CODE.UNAVAILABLE, "STORE_DAMAGED")
     assert stop(server, SIGTERM) == 0
     assert file.read_bytes() == before
@@ -2184,6 +2232,28 @@ def test_failed_writes_pause_operations_and_cost_no_candidate(
     found += first_candidates(stream, 10)
     mine.wait_for_progress(name, hashes)
     retried(lambda: mine.cancel(name))
+    events = events_of(stream)
+    found += candidates(events)
+    frontier = events[-1].ended.frontier
+    assert found == mine.candidates(name) == client(serve(), is_loaded=False).searched(frontier)
+    assert stop(server, SIGTERM) == 0
+
+
+def test_on_a_slow_disk_operations_pause_and_calls_continue(serve, serve_operations, client, connect, stubs):
+    # Each synchronization takes two seconds, from the 20th to the 30th.
+    slow = "fsync,fdatasync:delay_exit=2000000:when=20..30"
+    server = serve_operations(*SLOW, under=injecting(slow))
+    mine = client(server)
+    name = retried(mine.begin)
+    stream = mine.watch(name)
+    paused = mine.wait_for_state(name, "PAUSED")
+    assert paused.state_message == "the server's disk is slow"
+    # No search of the operation is left, and calls are not affected.
+    assert connect(server).Find(stubs.Request(desired_name="doc")).hamming_distance == 0
+    hashes = mine.wait_for_progress(name, paused.hashes)
+    found = first_candidates(stream, 10)
+    mine.wait_for_progress(name, hashes)
+    mine.cancel(name)
     events = events_of(stream)
     found += candidates(events)
     frontier = events[-1].ended.frontier

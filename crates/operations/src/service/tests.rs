@@ -9,7 +9,8 @@ use std::{
 };
 
 use hashfinder_search::{
-    Admission, Advance, Client, Distance, Engine, Kernel, Query, ResumableSearch,
+    Admission, Advance, Client, Distance, Engine, Event as SearchEvent, Kernel, Outcome, Query,
+    ResumableSearch,
 };
 
 use super::*;
@@ -72,6 +73,8 @@ impl Search for EngineSearch {
 struct Faults {
     /// Commits wait while it is `true`.
     is_blocked: Mutex<bool>,
+    /// Whether commits panic.
+    panics: AtomicBool,
     changed: Condvar,
     /// Number of commits that fail, before or after they were written.
     failing: AtomicU32,
@@ -101,6 +104,8 @@ impl Store for Faulty {
                 .wait_while(blocked, |blocked| *blocked)
                 .unwrap(),
         );
+        let panics = self.1.panics.load(Ordering::SeqCst);
+        assert!(!panics, "a panic that this test wants");
         let fails = |left: u32| left.checked_sub(1);
         let fails = self
             .1
@@ -211,6 +216,13 @@ async fn while_a_commit_is_blocked_operations_pause_and_a_cancellation_frees_the
     server.faults.block(true);
     // The next regular commit is blocked. A second later, operations pause.
     until("paused", || engine.metrics().active == 0).await;
+    // Calls continue.
+    let query = Query::new("doc".parse().unwrap(), Distance::ZERO).unwrap();
+    let mut call = engine.search(Client::default(), query, |_| ()).unwrap();
+    assert!(matches!(
+        call.blocking_next(),
+        SearchEvent::Ended(Outcome::Ideal(_))
+    ));
     let paused = Phase::Paused("the server's disk is slow".into());
     while server.phase(&name).await != paused {
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -341,4 +353,38 @@ async fn a_panic_of_the_runner_is_reported() {
         .await;
     assert_eq!(refused, Err(broken));
     assert_eq!(server.phase(&name).await, Phase::Ended);
+}
+
+/// What is saved stays readable, and requests fail instead of waiting forever.
+#[tokio::test]
+async fn a_panic_of_the_writer_is_reported() {
+    let server = server("writer-panic");
+    let operations = &server.operations;
+    let name = server.start("doctor", 1).await.record.name.clone();
+    while server.phase(&name).await != Phase::Ended {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    server.faults.panics.store(true, Ordering::SeqCst);
+    let broken = Err(Error::Unavailable(BROKEN.into()));
+    for number in [2, 3] {
+        let started = operations.start(record("doctor", number)).await;
+        assert_eq!(started.map(drop), broken);
+    }
+    assert_eq!(operations.delete(&name).await, broken);
+    assert_eq!(server.phase(&name).await, Phase::Ended);
+}
+
+#[tokio::test]
+async fn a_panic_of_a_read_fails_only_that_read() {
+    let server = server("reader-panic");
+    let operations = &server.operations;
+    let name = server.start("doctor", 1).await.record.name.clone();
+    let failed = operations.read(|_| -> Result<(), StoreError> {
+        panic!("a panic that this test wants");
+    });
+    let failed = failed.await;
+    assert_eq!(failed, Err(Error::Unavailable(READ_FAILED.into())));
+    while server.phase(&name).await != Phase::Ended {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }

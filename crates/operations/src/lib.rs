@@ -23,7 +23,7 @@ mod sqlite;
 mod store;
 
 pub use self::{
-    maintenance::{Recovered, backup, recover},
+    maintenance::{Change as RecoveredChange, Recovered, backup, recover},
     record::{COLLECTION, Canceller, End, EndReason, InvalidName, Millis, Name, Record, Request},
     runner::{
         BEGINS_WITHOUT_PROGRESS, Counts, Effects, Error, Health, Host, Now, PAUSE_AFTER, Phase,

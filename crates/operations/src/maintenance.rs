@@ -56,13 +56,24 @@ pub struct Recovered {
     pub operations: u64,
     /// Number of their candidates.
     pub candidates: u64,
-    /// Names of operations that are lost, or have lost candidates, as far as they can be read.
-    pub lost: Vec<String>,
+    /// Names of the operations that are not as they were, as far as they can be read.
+    pub changed: Vec<(String, Change)>,
     /// Where the damaged file is now.
     pub damaged: PathBuf,
 }
 
-/// The tables, with their columns.
+/// What has become of an operation that was not recovered completely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is lost.
+    Lost,
+    /// It had not ended. It starts again, because candidates of it are lost.
+    Restarted,
+    /// It had ended, and this number of its candidates is lost.
+    LostCandidates(u64),
+}
+
+/// The tables, with their columns. Operations come before their candidates.
 const TABLES: [(&str, &str); 4] = [
     ("meta", "key, value"),
     (
@@ -124,30 +135,32 @@ pub fn recover(folder: &Folder) -> Result<Option<Recovered>, StoreError> {
     }
     let renamed = fs::rename(&new, &path).and_then(|()| folder.sync());
     renamed.map_err(unavailable)?;
-    let (operations, candidates, lost) = counts;
+    let (operations, candidates, changed) = counts;
     Ok(Some(Recovered {
         operations,
         candidates,
-        lost,
+        changed,
         damaged,
     }))
 }
 
-/// Copies what can be read. Returns the numbers of operations and of candidates, and what was lost.
-fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64, Vec<String>), StoreError> {
+/// What was copied: the number of operations, that of candidates, and what is not as it was.
+type Copied = (u64, u64, Vec<(String, Change)>);
+
+/// Copies what can be read.
+fn copy_rows(from: &Path, to: &Path) -> Result<Copied, StoreError> {
     create_file(to)?;
     let mut new = connect(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     crate::sqlite::migrate(&mut new)?;
     // A file that is not SQLite's has nothing to copy.
     let old = connect(from, OpenFlags::SQLITE_OPEN_READ_WRITE).ok();
     let transaction = new.transaction()?;
-    let mut counts = [0; TABLES.len()];
-    for ((table, columns), count) in TABLES.iter().zip(&mut counts) {
+    for (table, columns) in TABLES {
         if let Some(old) = &old {
-            *count = copy_table(old, &transaction, table, columns)?;
+            copy_table(old, &transaction, table, columns)?;
         }
     }
-    let mut lost = Vec::new();
+    let mut changed = Vec::new();
     for name in names(&transaction)? {
         let one = format!("{SELECT} WHERE name = ?1");
         if let Ok([record]) = records(&transaction, &one, [&name]).as_deref() {
@@ -158,7 +171,7 @@ fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64, Vec<String>), StoreErr
             transaction.execute(sql, params![name, end])?;
         } else {
             transaction.execute("DELETE FROM operations WHERE name = ?1", [&name])?;
-            lost.push(name);
+            changed.push((name, Change::Lost));
         }
     }
     transaction.execute_batch(
@@ -172,22 +185,27 @@ fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64, Vec<String>), StoreErr
     );
     for record in records(&transaction, &incomplete, [])? {
         let name = &record.name;
-        lost.push(name.id().to_owned());
-        let fresh = if record.end.is_some() {
+        let (fresh, change) = if record.end.is_some() {
             // Nothing can find its candidates again, so those that are left are kept.
             let sql = "SELECT count(*) FROM candidates WHERE operation = ?1";
             let left: i64 = transaction.query_row(sql, [name.id()], |row| row.get(0))?;
-            Record {
-                candidates: left.unsigned_abs(),
-                ..record
-            }
+            let left = left.unsigned_abs();
+            let lost = Change::LostCandidates(record.candidates.saturating_sub(left));
+            let fresh = Record {
+                candidates: left,
+                ..record.clone()
+            };
+            (fresh, lost)
         } else {
             transaction.execute("DELETE FROM candidates WHERE operation = ?1", [name.id()])?;
-            Record {
+            let request = record.request.clone();
+            let fresh = Record {
                 cancel: record.cancel,
-                ..Record::new(name.clone(), record.request, record.budget, record.created)
-            }
+                ..Record::new(name.clone(), request, record.budget, record.created)
+            };
+            (fresh, Change::Restarted)
         };
+        changed.push((name.id().to_owned(), change));
         update_record(&mut transaction.prepare(UPDATE)?, &fresh)?;
     }
     let count = |table: &str| {
@@ -199,7 +217,7 @@ fn copy_rows(from: &Path, to: &Path) -> Result<(u64, u64, Vec<String>), StoreErr
         count("candidates")?.unsigned_abs(),
     );
     transaction.commit()?;
-    Ok((kept.0, kept.1, lost))
+    Ok((kept.0, kept.1, changed))
 }
 
 fn names(connection: &Connection) -> Result<Vec<String>, StoreError> {
@@ -226,11 +244,10 @@ fn copy_table(
     new: &Connection,
     table: &str,
     columns: &str,
-) -> Result<u64, StoreError> {
+) -> Result<(), StoreError> {
     let values = vec!["?"; columns.split(',').count()].join(", ");
     let insert = format!("INSERT OR IGNORE INTO {table} ({columns}) VALUES ({values})");
     let mut insert = new.prepare(&insert)?;
-    let mut copied = 0;
     let mut copy = |rows: &mut rusqlite::Rows<'_>| -> Result<bool, StoreError> {
         // A damaged page ends the rows.
         let Ok(Some(row)) = rows.next() else {
@@ -239,7 +256,7 @@ fn copy_table(
         let count = row.as_ref().column_count();
         let values: Result<Vec<Value>, _> = (0..count).map(|column| row.get(column)).collect();
         if let Ok(values) = values {
-            copied += insert.execute(params_from_iter(values))? as u64;
+            insert.execute(params_from_iter(values))?;
         }
         Ok(true)
     };
@@ -247,31 +264,42 @@ fn copy_table(
         // Row by row, so that a damaged page hides only its own.
         let select = format!("SELECT {columns} FROM operations NOT INDEXED WHERE rowid = ?1");
         let Ok(mut select) = old.prepare(&select) else {
-            return Ok(0);
+            return Ok(());
         };
         for row in rows_of_operations(old) {
             if let Ok(mut rows) = select.query([row]) {
                 copy(&mut rows)?;
             }
         }
-        return Ok(copied);
+        return Ok(());
     }
     // The other tables are sorted by their key. A damaged page ends a pass, and the other pass
-    // begins at the other end.
-    let key = match table {
-        "candidates" => ["operation ASC, place ASC", "operation DESC, place DESC"],
-        "requests" => ["client ASC, request_id ASC", "client DESC, request_id DESC"],
-        _ => ["key ASC", "key DESC"],
+    // begins at the other end. Candidates are read by operation, so that a damaged page hides only
+    // those of its own operations.
+    let (condition, orders) = match table {
+        "candidates" => ("WHERE operation = ?1", ["place ASC", "place DESC"]),
+        "requests" => (
+            "",
+            ["client ASC, request_id ASC", "client DESC, request_id DESC"],
+        ),
+        _ => ("", ["key ASC", "key DESC"]),
     };
-    for order in key {
-        let sql = format!("SELECT {columns} FROM {table} NOT INDEXED ORDER BY {order}");
-        if let Ok(mut select) = old.prepare(&sql)
-            && let Ok(mut rows) = select.query([])
-        {
-            while copy(&mut rows)? {}
+    let operations = match table {
+        "candidates" => names(new)?.into_iter().map(Some).collect(),
+        _ => vec![None],
+    };
+    for order in orders {
+        let sql = format!("SELECT {columns} FROM {table} NOT INDEXED {condition} ORDER BY {order}");
+        let Ok(mut select) = old.prepare(&sql) else {
+            continue;
+        };
+        for operation in &operations {
+            if let Ok(mut rows) = select.query(params_from_iter(operation)) {
+                while copy(&mut rows)? {}
+            }
         }
     }
-    Ok(copied)
+    Ok(())
 }
 
 /// Maximum number of rows that a damaged page may hide. Looking for them takes some seconds.

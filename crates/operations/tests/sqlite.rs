@@ -9,8 +9,8 @@ use std::{
 
 use hashfinder_operations::{
     Canceller, Change, ClientLimits, Creation, End, EndReason, FILE, Folder, Name, OpenError,
-    Reader, Record, Rejection, Request, Selection, Sqlite, SqliteReader, Store, StoreError, backup,
-    recover,
+    Reader, Record, RecoveredChange, Rejection, Request, Selection, Sqlite, SqliteReader, Store,
+    StoreError, backup, recover,
 };
 use hashfinder_search::{Checkpoint, Distance, Query};
 
@@ -474,7 +474,8 @@ fn an_invalid_row_is_removed_by_recovery() {
     let locked = Folder::lock(&folder.0).unwrap();
     let mut store = Sqlite::open(&locked, LIMITS).unwrap();
     let create = |number| Change::Create(record(number, "a", ""));
-    commit(&mut store, &[create(1), create(2), create(3)]);
+    let with_id = Change::Create(record(2, "a", "r"));
+    commit(&mut store, &[create(1), with_id.clone(), create(3)]);
     let (advanced, candidates) = advanced(3);
     let advanced = Record {
         request: record(3, "a", "").request,
@@ -495,13 +496,15 @@ fn an_invalid_row_is_removed_by_recovery() {
         "UPDATE operations SET text = 'hf1_x' WHERE name = '{second}'"
     ));
     let recovered = recover(&locked).unwrap().expect("it is damaged");
-    assert_eq!((recovered.operations, recovered.lost), (2, vec![second]));
+    let lost = vec![(second, RecoveredChange::Lost)];
+    assert_eq!((recovered.operations, recovered.changed), (2, lost));
     assert_eq!(recover(&locked).unwrap(), None);
     // Without all its candidates, an operation starts again.
     let sql = "DELETE FROM candidates WHERE place = (SELECT min(place) FROM candidates)";
     spoil(sql);
     let recovered = recover(&locked).unwrap().expect("it is damaged");
-    assert_eq!((recovered.operations, recovered.lost), (2, vec![third]));
+    let restarted = vec![(third, RecoveredChange::Restarted)];
+    assert_eq!((recovered.operations, recovered.changed), (2, restarted));
     let mut store = Sqlite::open(&locked, LIMITS).unwrap();
     let hashes: Vec<u64> = store
         .unfinished()
@@ -510,6 +513,8 @@ fn an_invalid_row_is_removed_by_recovery() {
         .map(Record::hashes)
         .collect();
     assert_eq!(hashes, [0, 0]);
+    // The request of the operation that was lost starts another.
+    assert_eq!(commit(&mut store, &[with_id]), [Creation::New]);
 }
 
 /// An empty or missing file is not replaced by an empty store.

@@ -1973,7 +1973,10 @@ def test_a_damaged_store_stops_operations_until_it_is_recovered(
     done = run("recover", None, "--state", folder)
     assert (done.returncode, done.stdout) == (0, "")
     report = r"hashfinder: recovered (\d+) operations and (\d+) candidates; the damaged file is (.+)\n"
-    operations, found, kept = re.fullmatch(report, done.stderr).groups()
+    first, *changed = done.stderr.splitlines(keepends=True)
+    operations, found, kept = re.fullmatch(report, first).groups()
+    for line in changed:
+        assert re.search(r"(: lost|: starts again, because some of its candidates are lost|: has lost \d+ of its candidates)$", line)
     assert pathlib.Path(kept).parent == folder and pathlib.Path(kept).read_bytes() == content
     left = exported(folder)
     assert len(left) == int(operations) > 0
@@ -2008,9 +2011,11 @@ def test_recovery_restarts_an_operation_that_has_lost_candidates(serve_operation
     first_candidates(mine.watch(running), 10)
     mine.wait(name)
     assert stop(server, SIGTERM) == 0
-    file, identity = folder / "operations.db", running.removeprefix("operations/")
+    file = folder / "operations.db"
     first = "SELECT min(place) FROM candidates WHERE operation = ?1"
-    sql(file, f"DELETE FROM candidates WHERE operation = ?1 AND place = ({first})", identity)
+    for one in [name, running]:
+        identity = one.removeprefix("operations/")
+        sql(file, f"DELETE FROM candidates WHERE operation = ?1 AND place = ({first})", identity)
     # Damages a page that recovery does not need.
     sql(file, "CREATE TABLE filler (x)")
     sql(file, "INSERT INTO filler VALUES (1)")
@@ -2018,6 +2023,8 @@ def test_recovery_restarts_an_operation_that_has_lost_candidates(serve_operation
     damage(file, *(page for page, _ in pages_of(file, "filler")))
     done = run("recover", None, "--state", folder)
     assert done.returncode == 0 and "recovered 2 operations" in done.stderr
+    assert f"{name}: has lost 1 of its candidates\n" in done.stderr
+    assert f"{running}: starts again, because some of its candidates are lost\n" in done.stderr
     first, second = exported(folder)
     assert (first["name"], first["end_reason"]) == (name, "hash_budget_spent")
     assert (second["name"], second["hashes"], second["candidates"]) == (running, 0, [])

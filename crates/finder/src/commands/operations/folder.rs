@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_operations::{
-    COLLECTION, FILE, Folder, OpenError, Reader, Record, Selection, SqliteReader, StoreError,
-    backup as copy, recover as repair,
+    COLLECTION, FILE, Folder, OpenError, Reader, Record, RecoveredChange, Selection, SqliteReader,
+    StoreError, backup as copy, recover as repair,
 };
 use hashfinder_search::DesiredName;
 use serde_json::{Value, json};
@@ -139,11 +139,15 @@ pub(super) fn recover(arguments: &RecoverArguments) -> Result<Exit> {
         recovered.candidates,
         shown(&recovered.damaged)
     ));
-    for name in &recovered.lost {
-        say(format_args!(
-            "{COLLECTION}/{}: it is lost, or some of its candidates are",
-            as_text(name)
-        ));
+    for (name, change) in &recovered.changed {
+        let what = match change {
+            RecoveredChange::Lost => "lost".to_owned(),
+            RecoveredChange::Restarted => {
+                "starts again, because some of its candidates are lost".to_owned()
+            }
+            RecoveredChange::LostCandidates(count) => format!("has lost {count} of its candidates"),
+        };
+        say(format_args!("{COLLECTION}/{}: {what}", as_text(name)));
     }
     Ok(Exit::Success)
 }

@@ -94,6 +94,7 @@ impl LongRunning {
         };
         let mut response = ListOperationsResponse::default();
         let (mut read, mut bytes) = (0, 0);
+        let _read = self.0.read(caller).await;
         loop {
             let some = operations.list(selection.clone(), READ_AT_ONCE).await?;
             let is_last = some.len() < READ_AT_ONCE;

@@ -1,7 +1,8 @@
 //! What the services of operations share: access, errors, and the messages of the contract.
 
 use std::{
-    sync::Arc,
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -14,8 +15,10 @@ use hashfinder_proto::{
     v1::{OperationState, SearchMetadata, SearchResult},
 };
 use hashfinder_search::{self as search, Index, Query};
+use hashfinder_transport::ClientName;
 use prost::Message;
 use prost_types::{Any, Timestamp};
+use tokio::sync::Semaphore;
 use tonic::Status;
 
 use crate::{
@@ -27,11 +30,17 @@ use crate::{
     },
 };
 
+/// Maximum number of calls of a client that read saved operations at a time; further ones wait. One
+/// thread reads for all clients, and a page takes it some milliseconds.
+const READS_OF_CLIENT: usize = 4;
+
 /// The operations of a server, as its services see them. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Access {
     operations: Option<Operations>,
     searches: Arc<Searches>,
+    /// The clients that read at the moment.
+    readers: Arc<Mutex<HashMap<ClientName, Weak<Semaphore>>>>,
 }
 
 impl Access {
@@ -40,6 +49,7 @@ impl Access {
         Access {
             operations,
             searches,
+            readers: Arc::default(),
         }
     }
 
@@ -52,6 +62,26 @@ impl Access {
 
     pub(crate) fn searches(&self) -> &Searches {
         &self.searches
+    }
+
+    /// Waits until other reads of the caller's client have ended, if there are too many. The read
+    /// counts until the result is dropped. A caller must not wait for a second read with the first
+    /// one's result.
+    ///
+    /// Dropping the future gives up its place.
+    pub(crate) async fn read(&self, caller: &Caller) -> impl Sized + use<> {
+        let client = caller.client();
+        let semaphore = {
+            // No code under this lock panics.
+            let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+            readers.retain(|_, semaphore| semaphore.strong_count() > 0);
+            let known = readers.get(&client).and_then(Weak::upgrade);
+            let semaphore = known.unwrap_or_else(|| Arc::new(Semaphore::new(READS_OF_CLIENT)));
+            readers.insert(client, Arc::downgrade(&semaphore));
+            semaphore
+        };
+        // It is never closed.
+        semaphore.acquire_owned().await.ok()
     }
 
     /// Returns whose operations a caller may see.
@@ -74,7 +104,9 @@ impl Access {
             .map_err(|error: hashfinder_operations::InvalidName| {
                 CallError::wrong("name", error.to_string())
             })?;
+        let read = self.read(caller).await;
         let found = operations.get(&name).await.map_err(CallError::from)?;
+        drop(read);
         let owner = self.owner(caller);
         let visible = found.filter(|found| owner.sees(&found.record.request.client));
         visible.ok_or(CallError::NoSuchOperation)

@@ -162,6 +162,7 @@ pub(super) async fn list(
     };
     let found = access.find(caller, &request.name).await?;
     let record = &found.record;
+    let _read = access.read(caller).await;
     let indices = access.operations()?.candidates(record, from, size + 1);
     let indices = indices.await?;
     let next = indices.get(size).map(Index::to_string);

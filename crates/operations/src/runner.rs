@@ -160,7 +160,7 @@ pub enum Refused {
 pub enum Phase {
     /// It waits for a place, for this reason.
     Queued(&'static str),
-    /// It is being searched.
+    /// Its search runs.
     Running,
     /// It is paused, for this reason, and continues by itself.
     Paused(Arc<str>),
@@ -175,12 +175,12 @@ pub struct Snapshot {
     pub record: Arc<Record>,
     /// What it is doing.
     pub phase: Phase,
-    /// Id of its search in the list of searches, while it is being searched.
+    /// Id of its search in the list of searches, while it runs.
     pub search: Option<Arc<str>>,
 }
 
 impl Snapshot {
-    /// Creates the snapshot of an operation that is not being searched.
+    /// Creates the snapshot of an operation that does not run.
     #[must_use]
     pub fn of(record: Record, why: &'static str) -> Snapshot {
         let phase = match record.end {
@@ -281,7 +281,7 @@ impl<T> Default for Effects<T> {
 /// Numbers of operations that have not ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Those that are being searched.
+    /// Those that run.
     pub running: usize,
     /// Those that wait for a place.
     pub queued: usize,
@@ -298,7 +298,7 @@ pub struct Runner<H: Host, T> {
     health: Health,
     /// Operations that have not ended, or whose end is not saved yet.
     live: HashMap<Name, Live<H, T>>,
-    /// Those that are not being searched, in the order of their creation.
+    /// Those that do not run, in the order of their creation.
     queue: BTreeSet<(Millis, Name)>,
     /// Clients whose operations wait, until when, and why.
     waits: HashMap<Arc<str>, (Duration, &'static str)>,
@@ -338,14 +338,14 @@ struct Live<H: Host, T> {
     search: Option<H::Search>,
     /// A place for its search, while the begin of the search is being saved.
     place: Option<H::Place>,
-    /// How often the server crashed when its search had begun and made no progress. While it is
-    /// being searched, one more is saved.
+    /// How often the server crashed when its search had begun and made no progress. While it
+    /// runs, one more is saved.
     crashes: u32,
     /// Whether its search must share nothing.
     is_alone: bool,
     /// Whether its search waits until its candidates are saved.
     is_full: bool,
-    /// Why it is not being searched.
+    /// Why it does not run.
     why: &'static str,
     cancels: Vec<T>,
     /// Why it was cancelled, for people.
@@ -861,7 +861,7 @@ impl<H: Host, T> Runner<H, T> {
         crashes.any(|crashes| crashes >= SUSPECT_FROM)
     }
 
-    /// Returns an operation that is on trial. Of several, it is one that is being searched, or the
+    /// Returns an operation that is on trial. Of several, it is one that runs, or the
     /// oldest.
     fn on_trial(&self) -> Option<Name> {
         let order = |live: &&Live<H, T>| {

@@ -38,7 +38,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// Maximum number of reads that wait. A read takes about a millisecond.
 const READS: usize = 1024;
 
-/// Why an operation is not being searched that the store has, and the runner does not know.
+/// Why an operation does not run that the store has and the runner does not know.
 const NOT_LIVE: &str = "the server is loading it";
 
 /// Why operations are unavailable after a bug.

@@ -184,7 +184,7 @@ pub struct Progress {
     /// server has computed the odds.
     #[prost(message, optional, tag = "5")]
     pub chance_by_now: ::core::option::Option<Bounds>,
-    /// Whether the search is queued, running or parked.
+    /// Whether the search is queued, running or parked. An operation is parked while it is paused.
     #[prost(enumeration = "SearchState", tag = "6")]
     pub state: i32,
 }
@@ -497,7 +497,7 @@ pub struct SearchMetadata {
     /// Resume cursor, if it has ended; empty if nothing is left to search.
     #[prost(string, tag = "17")]
     pub cursor: ::prost::alloc::string::String,
-    /// Id of its current search, also shown by ListSearches; empty while it is not searched.
+    /// Id of its current search, also shown by ListSearches; empty while it does not run.
     #[prost(string, tag = "18")]
     pub search_id: ::prost::alloc::string::String,
     /// Cursor of its start: a search that resumes from it is the same search.
@@ -845,9 +845,9 @@ impl SearchState {
 pub enum OperationState {
     /// Unknown.
     Unspecified = 0,
-    /// It waits for a place among the searches of the server or of its client.
+    /// The server, or its client, already runs the maximum number of searches.
     Queued = 1,
-    /// It is being searched.
+    /// It is searching.
     Running = 2,
     /// It is paused, and continues by itself: `SearchMetadata.state_message` says why.
     Paused = 3,

@@ -246,7 +246,8 @@ impl Searches {
         })
     }
 
-    /// Begins or resumes the search of an operation. It is listed. When it has ended, its span is added to `traces`.
+    /// Begins or resumes the search of an operation. It is listed. When it has ended, its span is
+    /// added to `traces`.
     pub(crate) fn resume(
         &self,
         permit: OperationPermit,

@@ -35,7 +35,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Starts an operation, and returns its name. If the server rejects it, returns that end, or the
 /// error.
 ///
-/// A request that was not answered is repeated with the same id, so it starts only one operation. Dropping the future does not prevent the operation from being started.
+/// A request that was not answered is repeated with the same id, so it starts only one operation.
+/// Dropping the future does not prevent the operation from being started.
 pub(super) async fn detach(
     server: &ServerAddress,
     query: &Query,

@@ -21,8 +21,8 @@ use super::{
 use crate::exit::Exit;
 
 /// Prints a search's events until it ends, saves its session, and stops it at a signal or at the
-/// time limit. `tried` are the secrets that were tried before this run and whose hashes the progress
-/// counts, too: its end is where this run begins.
+/// time limit. `tried` are the secrets that were tried before this run and whose hashes the
+/// progress counts, too: its end is where this run begins.
 pub(super) async fn follow<S: Source>(
     mut search: S,
     query: &Query,

@@ -12,7 +12,7 @@ use crate::{
 /// Default of `--connect-timeout` of `watch` and `wait`: long enough for a server that restarts.
 const CONNECT_TIMEOUT: &str = "1m";
 
-/// Watch, await, cancel and back up the operations of a server.
+/// Manage the operations of a server.
 ///
 /// An operation is a search that continues on its server without its client, and after a restart of
 /// the server. `hashfinder find --detach` starts one.
@@ -25,7 +25,7 @@ Examples:
 
 Exit codes, except of watch and wait:
     0  done
-    1  an operation does not exist, or belongs to another client
+    1  an operation does not exist, belongs to another client, or (delete) has not ended
     2  the command line is wrong
     5  the server, the connection, the folder or the output failed
   130  stopped by ctrl-C (129: SIGHUP, 131: SIGQUIT, 143: SIGTERM)")]
@@ -70,16 +70,17 @@ pub(super) struct ListArguments {
     #[command(flatten)]
     pub(super) at: ServerArguments,
 
-    /// Only operations in this state
+    /// Show only operations in this state
     #[arg(long, value_name = "STATE", value_enum)]
     pub(super) state: Option<State>,
 
-    /// Only operations of this client, such as key:ID (for operators)
+    /// Show only operations of this client, such as key:ID; operators can give any client
     #[arg(
         long,
         value_name = "CLIENT",
         default_value = "",
-        hide_default_value = true
+        hide_default_value = true,
+        value_parser = client
     )]
     pub(super) client: String,
 
@@ -265,9 +266,9 @@ pub(super) struct FolderArguments {
 /// What an operation is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum State {
-    /// Waiting for a place
+    /// The server or the client runs its maximum number of searches
     Queued,
-    /// Being searched
+    /// Searching
     Running,
     /// Paused; it continues by itself
     Paused,
@@ -285,6 +286,14 @@ impl State {
             State::Ended => "ENDED",
         }
     }
+}
+
+/// Parses the name of a client, which is sent in quotes.
+fn client(text: &str) -> Result<String, String> {
+    if text.contains('"') {
+        return Err("expected a client such as key:ID, without quotes".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Parses the name of an operation. The collection may be left out.

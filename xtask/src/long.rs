@@ -22,6 +22,10 @@ const TRIALS: &str = "10000";
 /// Number of times that a server with operations is killed. The tests take a twentieth.
 const KILLS: &str = "1000";
 
+/// Seconds between the starts of operations that search the same secrets. In the tests, it is one
+/// second.
+const APART: &str = "60";
+
 /// Number of random schedules of the engine, of operations and of the cancellation layer. The tests
 /// take at most a tenth.
 const SCHEDULES: &str = "1000000";
@@ -84,16 +88,21 @@ pub(crate) fn operations() -> Result<()> {
         .arg(format!("{END_TO_END}/test_operation_kills.py"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("HASHFINDER", target().join("debug/hashfinder"))
-        .env("KILLS", KILLS);
+        .env("KILLS", KILLS)
+        .env("APART_S", APART);
     let (minutes, printed) = timed(&mut tests)?;
-    let kills = printed
-        .lines()
-        .find_map(|line| line.strip_prefix("kills: "));
-    let kills = kills.context("the test did not print what it killed")?;
+    let figure = |name: &str| {
+        let figure = printed.lines().find_map(|line| line.strip_prefix(name));
+        figure.with_context(|| format!("the tests did not print {name:?}"))
+    };
+    let (kills, apart) = (figure("kills: ")?, figure("apart: ")?);
     write(
         "Operations",
         "operations",
-        &format!("Nothing that was acknowledged was lost, in {minutes:.0} minutes: {kills}."),
+        &format!(
+            "Nothing that was acknowledged was lost, in {minutes:.0} minutes: {kills}.\n\nOf \
+             {apart}."
+        ),
     )
 }
 

@@ -150,7 +150,7 @@ impl Folder {
         if !path.join(FILE).is_file() {
             return Err(OpenError::Unusable {
                 path: path.to_owned(),
-                why: format!("it has no file {FILE}"),
+                why: format!("it has no file {FILE}; restore a backup if it had one"),
             });
         }
         Folder::lock(path)

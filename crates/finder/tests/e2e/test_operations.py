@@ -1552,7 +1552,7 @@ def test_show_prints_an_operation_for_people(serve_operations, client):
         assert (done.returncode, done.stderr) == (0, "")
         lines = dict(re.split(r" {2,}", line, maxsplit=1) for line in done.stdout.splitlines())
         assert (lines["name"], lines["display name"]) == (name, "a name")
-        assert (lines["state"], lines["end reason"]) == ("ended", "found")
+        assert (lines["state"], lines["end"]) == ("ended", "found")
         assert lines["found"] == hashed(secret)
         assert lines["secret (base64)"] == base64.b64encode(secret).decode()
 

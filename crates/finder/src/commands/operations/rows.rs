@@ -5,13 +5,16 @@ use std::time::SystemTime;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hashfinder_proto::{
     google::longrunning::Operation,
-    v1::{Algorithm, Candidate, Encoding, EndReason, OperationState, SearchMetadata},
+    v1::{Algorithm, Candidate, Encoding, EndReason, OperationState, Query, SearchMetadata},
 };
 use serde_json::{Value, json};
 
 use crate::{
     commands::searches::rows::{age, in_table, listed, rfc3339, word},
-    terminal::{self, as_text, figures::number},
+    terminal::{
+        self, as_text,
+        figures::{self, number},
+    },
 };
 
 /// An operation, as a server reports it.
@@ -86,21 +89,13 @@ impl Listed {
         let text = |text: &str| Some(text).filter(|text| !text.is_empty()).map(Value::from);
         let query = metadata.query.clone().unwrap_or_default();
         let ended = metadata.state() == OperationState::Ended;
-        let algorithm = match query.algorithm() {
-            Algorithm::Unspecified => Algorithm::Sha1,
-            algorithm => algorithm,
-        };
-        let encoding = match query.encoding() {
-            Encoding::Unspecified => Encoding::Base64,
-            encoding => encoding,
-        };
         json!({
             "name": self.name,
             "display_name": text(&metadata.display_name),
             "client": metadata.client,
             "desired_names": query.desired_names,
-            "algorithm": word(algorithm.as_str_name(), "ALGORITHM_"),
-            "encoding": word(encoding.as_str_name(), "ENCODING_"),
+            "algorithm": algorithm(&query),
+            "encoding": encoding(&query),
             "ideal_distance": query.ideal_distance,
             "interesting_distance": query.interesting_distance,
             "state": self.state(),
@@ -123,26 +118,68 @@ impl Listed {
 
     /// Returns the operation as lines of names and values, for people.
     pub(super) fn in_lines(&self) -> String {
-        let value = self.as_json();
-        let fields = value.as_object().into_iter().flatten();
-        let shown = fields.filter(|(field, value)| !value.is_null() && *field != "found");
-        let mut lines: Vec<[String; 2]> = shown
-            .map(|(field, value)| {
-                let value = match value {
-                    Value::String(text) => as_text(text),
-                    Value::Array(_) => listed(self.names()),
-                    other => other.to_string(),
-                };
-                [field.replace('_', " "), value]
-            })
-            .collect();
+        let metadata = &self.metadata;
+        let query = metadata.query.clone().unwrap_or_default();
+        let count = |count: u64| figures::grouped(count);
+        let time = |time| rfc3339(time).unwrap_or_default();
+        let mut lines = vec![
+            ("name", as_text(&self.name)),
+            ("display name", as_text(&metadata.display_name)),
+            ("state", self.state()),
+        ];
+        let of_state = match metadata.state() {
+            OperationState::Ended => "end",
+            _ => "because",
+        };
+        lines.push((of_state, self.ending()));
         if let Some(found) = &self.found {
-            let secret = BASE64_STANDARD.encode(&found.secret);
-            lines.push(["found".to_owned(), as_text(&found.hashed_name)]);
-            lines.push(["secret (base64)".to_owned(), secret]);
+            let hex = found.secret.iter().map(|byte| format!("{byte:02x}"));
+            lines.push(("found", as_text(&found.hashed_name)));
+            lines.push(("secret (base64)", BASE64_STANDARD.encode(&found.secret)));
+            lines.push(("secret (hex)", hex.collect()));
         }
-        in_table(&lines).join("\n") + "\n"
+        lines.extend([
+            ("names", listed(self.names())),
+            ("ideal distance", query.ideal_distance.to_string()),
+            (
+                "interesting distance",
+                query.interesting_distance.to_string(),
+            ),
+            ("algorithm", algorithm(&query)),
+            ("encoding", encoding(&query)),
+            ("client", as_text(&metadata.client)),
+            ("hashes", count(metadata.hashes)),
+            ("maximum hashes", count(metadata.maximum_hashes)),
+            ("candidates", count(metadata.candidates)),
+            ("created at", time(metadata.create_time.as_ref())),
+            ("updated at", time(metadata.update_time.as_ref())),
+            ("ended at", time(metadata.end_time.as_ref())),
+            ("expires at", time(metadata.expire_time.as_ref())),
+            ("search", as_text(&metadata.search_id)),
+            ("cursor", as_text(&metadata.cursor)),
+        ]);
+        let shown = lines.into_iter().filter(|(_, value)| !value.is_empty());
+        let rows: Vec<[String; 2]> = shown
+            .map(|(name, value)| [name.to_owned(), value])
+            .collect();
+        in_table(&rows).join("\n") + "\n"
     }
+}
+
+fn algorithm(query: &Query) -> String {
+    let algorithm = match query.algorithm() {
+        Algorithm::Unspecified => Algorithm::Sha1,
+        algorithm => algorithm,
+    };
+    word(algorithm.as_str_name(), "ALGORITHM_")
+}
+
+fn encoding(query: &Query) -> String {
+    let encoding = match query.encoding() {
+        Encoding::Unspecified => Encoding::Base64,
+        encoding => encoding,
+    };
+    word(encoding.as_str_name(), "ENCODING_")
 }
 
 fn candidate_as_json(candidate: &Candidate) -> Value {

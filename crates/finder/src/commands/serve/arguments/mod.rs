@@ -53,11 +53,12 @@ Examples:
   hashfinder serve --host 0.0.0.0 --tls-certificate server.pem --tls-key server-key.pem \\
     --tls-client-ca clients.pem
   hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json
+  hashfinder serve --state /var/lib/hashfinder
 
 Exit codes:
   0  ended by a signal, or nothing is wrong (--check)
   2  a flag, a setting, HASHFINDER_LOG or a file is wrong, or the server would be unprotected
-  5  it cannot listen, or failed"
+  5  it cannot listen, cannot use the folder of --state, or failed"
 )]
 pub(crate) struct ServeArguments {
     /// Check the configuration, print where the server would listen, and exit

@@ -188,6 +188,23 @@ class Harness:
             # The server was killed before it answered, or had not loaded the operations yet.
             assert error.code() == grpc.StatusCode.UNAVAILABLE, error
 
+    def wait_for_progress(self):
+        """Waits until every operation has made progress since the last kill, or has ended."""
+        deadline = time.monotonic() + TIMEOUT_S
+        for name in self.budgets.keys() - self.checked:
+            before = self.saved[name]["hashes"] if name in self.saved else 0
+            while True:
+                assert time.monotonic() < deadline
+                metadata = self.pb.SearchMetadata()
+                try:
+                    operation = self.operations().GetOperation(lro.GetOperationRequest(name=name))
+                    operation.metadata.Unpack(metadata)
+                except grpc.RpcError as error:
+                    assert error.code() == grpc.StatusCode.UNAVAILABLE, error
+                if metadata.hashes > before or metadata.end_reason:
+                    break
+                time.sleep(0.02)
+
     def kill(self):
         """Kills the server, perhaps while a cancellation is under way. Reads what was saved."""
         left = self.budgets.keys() - self.checked
@@ -285,9 +302,10 @@ def test_an_operation_survives_every_kill_of_its_server(harness):
         for _ in range(max(0, wanted - running)):
             harness.start_any()
         harness.tidy()
-        # Three crashes in a row before any progress is saved would end an operation.
-        after = 0.8 if number % 3 == 0 else choice.choice([0.02, 0.3, 0.8, 1.3])
-        time.sleep(after * (0.5 + choice.random()))
+        if number % 3 == 0:
+            # Three crashes in a row before any progress is saved would end an operation.
+            harness.wait_for_progress()
+        time.sleep(choice.choice([0.02, 0.3, 0.8, 1.3]) * (0.5 + choice.random()))
         harness.kill()
         harness.start_server()
     # Now they end.

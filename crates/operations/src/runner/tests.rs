@@ -253,6 +253,7 @@ impl Host for World {
 
     fn begin(&mut self, place: Place, record: &Record, _alone: bool, waker: Waker) -> Handle {
         assert!(record.end.is_none() && record.cancel.is_none());
+        assert!(alone || record.failures == 0, "it is not tried alone");
         let mut engine = self.0.borrow_mut();
         engine.has_crashed |= engine.crashers.contains(&record.name);
         engine.next += 1;

@@ -1209,12 +1209,21 @@ def test_an_operation_takes_a_place_only_while_it_is_searched(serve_operations, 
 
 
 def test_an_operation_waits_for_other_searches_of_its_client(serve_operations, client):
-    mine = client(serve_operations("--maximum-searches-per-client", "1"))
+    server = serve_operations("--maximum-searches-per-client", "1")
+    mine = client(server)
     first, second = mine.begin(), mine.begin("doctor")
     metadata = mine.metadata(second)
     assert (metadata.state, metadata.hashes) == (mine.pb.OPERATION_STATE_QUEUED, 0)
     assert "client" in mine.wait_for_state(second, "QUEUED").state_message
     mine.wait_for_progress(first)
+    # It is the same after a restart, and a call of the client is rejected, too.
+    assert stop(server, SIGTERM) == 0
+    mine = client(serve_operations("--maximum-searches-per-client", "1"))
+    mine.wait_for_progress(first, mine.metadata(first).hashes)
+    assert "client" in mine.wait_for_state(second, "QUEUED").state_message
+    search = mine.pb.SearchRequest(query=query(mine.pb, HARD))
+    too_many = (CODE.RESOURCE_EXHAUSTED, "TOO_MANY_SEARCHES_OF_CLIENT")
+    assert rejection(lambda: list(mine.finder.Search(search))) == too_many
     mine.cancel(first)
     assert mine.wait(second).done
 

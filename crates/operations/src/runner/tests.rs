@@ -251,7 +251,7 @@ impl Host for World {
         Ok(Place(self.clone(), client.to_owned()))
     }
 
-    fn begin(&mut self, place: Place, record: &Record, _alone: bool, waker: Waker) -> Handle {
+    fn begin(&mut self, place: Place, record: &Record, alone: bool, waker: Waker) -> Handle {
         assert!(record.end.is_none() && record.cancel.is_none());
         assert!(alone || record.failures == 0, "it is not tried alone");
         let mut engine = self.0.borrow_mut();

@@ -275,7 +275,7 @@ fn copy_table(
     }
     // The other tables are sorted by their key. A damaged page ends a pass, and the other pass
     // begins at the other end. Candidates are read by operation, so that a damaged page hides only
-    // those of its own operations.
+    // those of the operations on it.
     let (condition, orders) = match table {
         "candidates" => ("WHERE operation = ?1", ["place ASC", "place DESC"]),
         "requests" => (

@@ -168,7 +168,7 @@ impl Traces {
     }
 
     /// Adds the span of a search of this operation that has ended or is paused, and began at this
-    /// time. It has a trace of its own: an operation outlives the trace of the call that started
+    /// time. It starts a new trace: an operation outlives the trace of the call that started
     /// it.
     pub(crate) fn add_operation(&self, name: String, began: SystemTime, search: Search<'_>) {
         let span = SpanBuilder::from_name("operation")

@@ -100,8 +100,7 @@ pub(crate) fn operations() -> Result<()> {
         "Operations",
         "operations",
         &format!(
-            "Nothing that was acknowledged was lost, in {minutes:.0} minutes: {kills}.\n\nOf \
-             {apart}."
+            "Nothing that was acknowledged was lost, in {minutes:.0} minutes: {kills}.\n\n{apart}."
         ),
     )
 }

@@ -31,5 +31,8 @@ pub use self::{
     },
     service::{COMMIT_SECONDS, Limits, Metrics, Operations, now},
     sqlite::{FILE, Folder, OpenError, Sqlite, SqliteReader},
-    store::{Change, ClientLimits, Creation, Reader, Rejection, Selection, Store, StoreError},
+    store::{
+        Change, ClientLimits, ClockReading, Creation, Reader, Rejection, Selection, Store,
+        StoreError,
+    },
 };

@@ -56,13 +56,13 @@ pub struct Recovered {
     pub operations: u64,
     /// Number of their candidates.
     pub candidates: u64,
-    /// Names of the operations that are not as they were, as far as they can be read.
+    /// Names of the operations that were not recovered completely, as far as they can be read.
     pub changed: Vec<(String, Change)>,
     /// Where the damaged file is now.
     pub damaged: PathBuf,
 }
 
-/// What has become of an operation that was not recovered completely.
+/// What happened to an operation that was not recovered completely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
     /// It is lost.

@@ -54,6 +54,10 @@ const FIRST_SAVE: Duration = Duration::from_millis(100);
 /// How often a search may fail without progress: once beside others, and once alone.
 const FAILURES: u32 = 2;
 
+/// Number of secrets that a search must try after a failure before it counts as progress. What made
+/// the search fail lies nearer: this is as much as the engine tries beyond the frontier.
+const FAILURE_SPAN: u64 = 1 << 28;
+
 /// Pause before an operation is resumed again whose client has no room for it.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -338,11 +342,15 @@ struct Live<H: Host, T> {
     search: Option<H::Search>,
     /// A place for its search, while the begin of the search is being saved.
     place: Option<H::Place>,
+    /// The number of resumes in the last batch, which may be under way.
+    sent_resumes: u32,
     /// How often the server crashed when its search had begun and made no progress. While it
     /// runs, one more is saved.
     crashes: u32,
     /// Whether its search must share nothing.
     is_alone: bool,
+    /// How many secrets had been tried when its search failed last.
+    failed_at: u64,
     /// Whether its search waits until its candidates are saved.
     is_full: bool,
     /// Why it does not run.
@@ -368,6 +376,9 @@ struct InFlight<H: Host, T> {
 const SLOW_DISK: &str = "the server's disk is slow";
 const WAITS_FOR_PLACE: &str = "the server runs its maximum number of searches";
 const WAITS_FOR_CLIENT: &str = "its client runs its maximum number of searches";
+const WAITS_FOR_TRIAL: &str =
+    "operations begin one at a time, because one of them may have crashed the server";
+const IS_ABOUT_TO_BEGIN: &str = "its search is about to begin";
 const WAITS_FOR_QUOTA: &str = "its client's quota of hashes is spent";
 
 impl<H: Host, T> Runner<H, T> {
@@ -449,8 +460,10 @@ impl<H: Host, T> Runner<H, T> {
                 // progress.
                 let has_progress = live.record.hashes() > before.saved.hashes();
                 live.crashes = if has_progress { 0 } else { before.crashes };
+                live.uncount();
             } else if !self.is_new {
                 live.crashes = 0;
+                live.uncount();
             }
             self.queue
                 .insert((live.record.created, live.record.name.clone()));
@@ -737,6 +750,7 @@ impl<H: Host, T> Runner<H, T> {
             live.is_dirty = false;
             live.is_urgent = false;
             live.record.updated = now.wall;
+            live.sent_resumes = live.record.resumes;
             updates.push(live.record.clone());
             changes.push(Change::Update {
                 record: live.record.clone(),
@@ -771,6 +785,7 @@ impl<H: Host, T> Runner<H, T> {
             self.saved(record);
         }
         let mut creations = creations.into_iter();
+        let mut started = Vec::new();
         for request in batch.requests {
             match request {
                 Pending::Delete(name, ticket) => {
@@ -780,10 +795,9 @@ impl<H: Host, T> Runner<H, T> {
                 Pending::Create(record, place, ticket) => {
                     let reply = match creations.next() {
                         Some(Creation::New) => {
-                            let name = record.name.clone();
+                            started.push((record.name.clone(), ticket));
                             self.created(*record, place, now);
-                            let live = &self.live[&name];
-                            Ok(Replied::Started(self.snapshot(live)))
+                            continue;
                         }
                         Some(Creation::Existing(name)) => Ok(Replied::Existing(name)),
                         Some(Creation::Rejected(why)) => Err(why.into()),
@@ -801,6 +815,12 @@ impl<H: Host, T> Runner<H, T> {
             self.collect(&name, now);
         }
         self.begin_searches(now);
+        for (name, ticket) in started {
+            let snapshot = self.snapshot(&self.live[&name]);
+            let reply = Ok(Replied::Started(snapshot.clone()));
+            self.effects.replies.push((ticket, reply));
+            self.effects.changed.push((name, Some(snapshot)));
+        }
         if was_stalled {
             for name in self.live.keys().cloned().collect::<Vec<_>>() {
                 self.publish(&name);
@@ -844,8 +864,6 @@ impl<H: Host, T> Runner<H, T> {
             live.uncount();
         }
         self.live.insert(name.clone(), live);
-        self.begin_searches(now);
-        self.publish(&name);
         let is_of = |cancel: &mut (Name, Canceller, String, T)| cancel.0 == name;
         for (name, by, message, ticket) in
             self.early_cancels.extract_if(.., is_of).collect::<Vec<_>>()
@@ -899,6 +917,9 @@ impl<H: Host, T> Runner<H, T> {
                 continue;
             };
             if one_at_a_time && on_trial.as_ref().is_some_and(|other| *other != name) {
+                if mem::replace(&mut live.why, WAITS_FOR_TRIAL) != WAITS_FOR_TRIAL {
+                    self.publish(&name);
+                }
                 continue;
             }
             if live.place.is_none() {
@@ -926,7 +947,8 @@ impl<H: Host, T> Runner<H, T> {
                         }
                     }),
                 };
-                let why = refused.as_ref().err().copied().unwrap_or(WAITS_FOR_PLACE);
+                let why = refused.as_ref().err().copied();
+                let why = why.unwrap_or(IS_ABOUT_TO_BEGIN);
                 let has_changed = mem::replace(&mut live.why, why) != why;
                 live.place = refused.ok();
                 if live.place.is_none() {
@@ -1019,6 +1041,8 @@ impl<H: Host, T> Runner<H, T> {
             live.is_dirty = true;
             if record.hashes() > before {
                 record.resumes = 0;
+            }
+            if record.hashes() >= live.failed_at.saturating_add(FAILURE_SPAN) {
                 record.failures = 0;
             }
         }
@@ -1066,6 +1090,7 @@ impl<H: Host, T> Runner<H, T> {
             Outcome::Stopped(_) => self.requeue(created, name, now),
             Outcome::Failed(_) => {
                 live.record.failures += 1;
+                live.failed_at = live.record.hashes();
                 live.is_alone = true;
                 if live.record.failures >= FAILURES {
                     let message = "its search failed twice; see the server's log".to_owned();
@@ -1182,9 +1207,10 @@ impl<H: Host, T> Live<H, T> {
         self.record.resumes.max(self.saved.resumes) > self.crashes && self.record.end.is_none()
     }
 
-    /// Whether the begin of its search is saved.
+    /// Whether the begin of its search is saved, and no batch under way takes that back.
     fn is_counted(&self) -> bool {
-        self.saved.resumes.min(self.record.resumes) > self.crashes
+        let resumes = self.saved.resumes.min(self.sent_resumes);
+        resumes.min(self.record.resumes) > self.crashes
     }
 
     fn new(record: Record) -> Live<H, T> {
@@ -1192,12 +1218,14 @@ impl<H: Host, T> Live<H, T> {
         Live {
             saved: Arc::new(record.clone()),
             is_alone: record.failures > 0,
+            failed_at: record.hashes(),
             record,
             candidates: Vec::new(),
             is_dirty: false,
             is_urgent: false,
             search: None,
             place: None,
+            sent_resumes: record_crashes,
             crashes: record_crashes,
             is_full: false,
             why: WAITS_FOR_PLACE,

@@ -144,7 +144,6 @@ enum Message {
 /// What the runner sends to the thread that writes the store.
 struct Batch {
     changes: Vec<Change>,
-    wall: Millis,
     /// How many failures of the store the runner knew of. A batch from before the last one has been
     /// forgotten.
     failures: u64,
@@ -696,11 +695,7 @@ fn run<H: Host>(
         }
         runner.tick(now);
         if let Some(changes) = runner.next_batch(now) {
-            let batch = Batch {
-                changes,
-                wall: now.wall,
-                failures,
-            };
+            let batch = Batch { changes, failures };
             // The writer ends before this thread only because of a bug.
             let _ = batches.send(batch);
         }
@@ -828,7 +823,7 @@ impl Writer {
     fn try_serve(&mut self, batches: &Receiver<Batch>) -> Result<(), StoreError> {
         let mut store = (self.open)()?;
         let now = self.clock.now();
-        let mut expiry = Expiry::new(now.running, now.wall, store.last_commit()?);
+        let mut expiry = Expiry::new(now.running, now.wall, store.last_reading()?);
         let records = store.unfinished()?;
         self.check_room();
         let full = self.full.clone();
@@ -858,7 +853,7 @@ impl Writer {
                     let began = self.clock.now();
                     expiry.read(began.running, began.wall);
                     let began = Instant::now();
-                    let creations = store.commit(&batch.changes, batch.wall, expiry.trusts())?;
+                    let creations = store.commit(&batch.changes, expiry.last())?;
                     self.send(Event::Committed(creations, began.elapsed()));
                 }
                 Err(RecvTimeoutError::Timeout) => {}

@@ -17,7 +17,10 @@ use rusqlite::{
 
 use crate::{
     record::{COLLECTION, Canceller, End, EndReason, Millis, Name, Record, Request},
-    store::{Change, ClientLimits, Creation, Reader, Rejection, Selection, Store, StoreError},
+    store::{
+        Change, ClientLimits, ClockReading, Creation, Reader, Rejection, Selection, Store,
+        StoreError,
+    },
 };
 
 /// Name of the file of operations within the folder.
@@ -37,6 +40,10 @@ pub(crate) const APPLICATION_ID: i32 = 0x6866_6f70;
 /// The changes from each version of the schema to the next. The version of a file is how many of
 /// them it has. Released ones never change.
 const MIGRATIONS: [&str; 1] = [include_str!("schema/1.sql")];
+
+/// The keys of the table `meta` for a [`ClockReading`].
+const LAST_COMMIT: &str = "last_commit";
+const DOUBTFUL_UNTIL: &str = "doubtful_until";
 
 /// How long a request id is remembered after its operation was deleted, so that a delayed duplicate
 /// of the request does not start the work again.
@@ -299,7 +306,11 @@ impl Sqlite {
         // After a failed fsync, the log may have commits that only the memory of the system holds,
         // and a later commit would be lost with them. This writes what they changed again. While
         // another process, such as a backup, reads the file, it waits, and then does nothing.
-        connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?;
+        match connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
+            // The log is as valid as before, and has room for cancellations and deletions.
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {}
+            checkpoint => checkpoint?,
+        }
         Ok(Sqlite { connection, limits })
     }
 }
@@ -408,8 +419,7 @@ impl Store for Sqlite {
     fn commit(
         &mut self,
         changes: &[Change],
-        now: Millis,
-        is_trusted: bool,
+        now: ClockReading,
     ) -> Result<Vec<Creation>, StoreError> {
         let limits = self.limits;
         let transaction =
@@ -430,16 +440,15 @@ impl Store for Sqlite {
                             add.execute(params![record.name.id(), number(*index)])?;
                         }
                     }
-                    Change::Delete(name) => delete(&transaction, name, now)?,
+                    Change::Delete(name) => delete(&transaction, name, now.wall)?,
                 }
             }
-            if is_trusted {
-                transaction.execute(
-                    "INSERT INTO meta (key, value) VALUES ('last_commit', ?1)
-                     ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                    [now],
-                )?;
-            }
+            let mut set = transaction.prepare(
+                "INSERT INTO meta (key, value) VALUES (?1, ?2)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            )?;
+            set.execute(params![LAST_COMMIT, now.wall])?;
+            set.execute(params![DOUBTFUL_UNTIL, now.doubtful_until])?;
         }
         transaction.commit()?;
         Ok(creations)
@@ -470,12 +479,19 @@ impl Store for Sqlite {
         Ok(expired.len() as u64)
     }
 
-    fn last_commit(&mut self) -> Result<Option<Millis>, StoreError> {
-        let sql = "SELECT value FROM meta WHERE key = 'last_commit'";
-        Ok(self
+    fn last_reading(&mut self) -> Result<Option<ClockReading>, StoreError> {
+        let mut get = self
             .connection
-            .query_row(sql, [], |row| row.get(0))
-            .optional()?)
+            .prepare("SELECT value FROM meta WHERE key = ?1")?;
+        let mut get = |key: &str| get.query_row([key], |row| row.get(0)).optional();
+        let Some(wall) = get(LAST_COMMIT)? else {
+            return Ok(None);
+        };
+        let doubtful_until = get(DOUBTFUL_UNTIL)?.unwrap_or_default();
+        Ok(Some(ClockReading {
+            wall,
+            doubtful_until,
+        }))
     }
 }
 

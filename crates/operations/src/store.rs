@@ -83,13 +83,21 @@ pub enum StoreError {
     Damaged(String),
 }
 
+/// A reading of the system's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClockReading {
+    /// The time that it shows.
+    pub wall: Millis,
+    /// Until when it is doubtful, because it has jumped: nothing is deleted by it before.
+    pub doubtful_until: Millis,
+}
+
 /// Keeps operations. Only one thread writes.
 pub trait Store: Send {
     /// Writes these changes. When this returns, they survive a crash. Returns what became of each
     /// [`Change::Create`].
     ///
-    /// `is_trusted` says whether `now` may become the time that
-    /// [`last_commit`](Self::last_commit) returns.
+    /// Saves `now` with them.
     ///
     /// # Errors
     ///
@@ -98,8 +106,7 @@ pub trait Store: Send {
     fn commit(
         &mut self,
         changes: &[Change],
-        now: Millis,
-        is_trusted: bool,
+        now: ClockReading,
     ) -> Result<Vec<Creation>, StoreError>;
 
     /// Returns all operations that have not ended, in the order in which they were created.
@@ -117,12 +124,12 @@ pub trait Store: Send {
     /// As for [`commit`](Self::commit).
     fn expire(&mut self, now: Millis) -> Result<u64, StoreError>;
 
-    /// Returns when something was last written at a trusted time.
+    /// Returns the reading that was saved last.
     ///
     /// # Errors
     ///
     /// If the store cannot be read.
-    fn last_commit(&mut self) -> Result<Option<Millis>, StoreError>;
+    fn last_reading(&mut self) -> Result<Option<ClockReading>, StoreError>;
 }
 
 /// Which operations to list.

@@ -8,9 +8,9 @@ use std::{
 };
 
 use hashfinder_operations::{
-    Canceller, Change, ClientLimits, Creation, End, EndReason, FILE, Folder, Name, OpenError,
-    Reader, Record, RecoveredChange, Rejection, Request, Selection, Sqlite, SqliteReader, Store,
-    StoreError, backup, recover,
+    Canceller, Change, ClientLimits, ClockReading, Creation, End, EndReason, FILE, Folder, Name,
+    OpenError, Reader, Record, RecoveredChange, Rejection, Request, Selection, Sqlite,
+    SqliteReader, Store, StoreError, backup, recover,
 };
 use hashfinder_search::{Checkpoint, Distance, Query};
 
@@ -91,8 +91,13 @@ fn ended(record: Record, reason: EndReason, at: i64) -> Record {
     }
 }
 
+const CLOCK: ClockReading = ClockReading {
+    wall: 7_000,
+    doubtful_until: 9_000,
+};
+
 fn commit(store: &mut Sqlite, changes: &[Change]) -> Vec<Creation> {
-    store.commit(changes, 7_000, true).unwrap()
+    store.commit(changes, CLOCK).unwrap()
 }
 
 #[test]
@@ -100,14 +105,14 @@ fn what_is_saved_is_read_back() {
     let folder = Temporary::new("read-back");
     let locked = Folder::lock(&folder.0).unwrap();
     let mut store = Sqlite::open(&locked, LIMITS).unwrap();
-    assert_eq!(store.last_commit().unwrap(), None);
+    assert_eq!(store.last_reading().unwrap(), None);
     let new = record(1, "key:a", "one");
     assert_eq!(
         commit(&mut store, &[Change::Create(new.clone())]),
         [Creation::New]
     );
     assert_eq!(store.unfinished().unwrap(), [new]);
-    assert_eq!(store.last_commit().unwrap(), Some(7_000));
+    assert_eq!(store.last_reading().unwrap(), Some(CLOCK));
     let (advanced, candidates) = advanced(1);
     assert!(candidates.len() > 3);
     let update = Change::Update {

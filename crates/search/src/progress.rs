@@ -17,7 +17,8 @@ pub struct Metrics {
     /// Secrets tested, each counted once for every search that it was tested for.
     pub tests: u64,
     /// Tests whose results were discarded: beyond a search's end, or because there were too many
-    /// hits to hold. They are included in `tests`.
+    /// hits to hold. They are included in `tests`, except for those that a search has brought from
+    /// its checkpoint.
     pub in_vain: u64,
     /// Slices tried.
     pub slices: u64,

@@ -82,7 +82,10 @@ pub(crate) struct Scheduler {
     /// Counts events that may let a search follow a scan that it could not follow before.
     changes: u64,
     upkeep: Upkeep,
+    /// Totals; `tests` stays 0 here.
     totals: Metrics,
+    /// The [gain](Entry::gain) of all searches that were released.
+    gained: i128,
 }
 
 /// A slice in flight.
@@ -155,7 +158,7 @@ impl Scheduler {
     ) -> Effects {
         self.charge_tried(client, report.hashes, took, now);
         self.totals.ended.count(&report.outcome);
-        self.totals.tests += report.tests;
+        self.gained += i128::from(report.tests);
         self.accounts.close(client, report.tests);
         Effects {
             released: Vec::from([(on_release, report)]),
@@ -375,14 +378,14 @@ impl Scheduler {
 
     pub(crate) fn metrics(&self) -> Metrics {
         let mut metrics = self.totals.clone();
-        metrics.tests += metrics.in_vain;
+        let mut gained = self.gained;
         let limit = self.accounts.limits().queue_length;
         for entry in self
             .searches
             .values()
             .filter(|entry| entry.on_release.is_some())
         {
-            metrics.tests += entry.tests(&self.scans);
+            gained += entry.gain(&self.scans);
             match entry.state(limit, &self.scans) {
                 SearchState::Parked => metrics.parked += 1,
                 SearchState::Queued => metrics.queued += 1,
@@ -390,6 +393,8 @@ impl Scheduler {
                 SearchState::Running | SearchState::Ended => metrics.active += 1,
             }
         }
+        let tests = gained + i128::from(metrics.in_vain);
+        metrics.tests = u64::try_from(tests).unwrap_or_default();
         metrics
     }
 
@@ -708,7 +713,7 @@ impl Scheduler {
     fn discard_ahead(&mut self, id: SearchId) {
         self.await_slices(id);
         let limit = self.accounts.limits().queue_length;
-        let before = self.tests(id);
+        let before = self.gain(id);
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
@@ -735,18 +740,22 @@ impl Scheduler {
                 entry.out_of_order.split_off(&first.from);
             }
         }
-        self.totals.in_vain += before - self.tests(id);
+        self.count_in_vain(before - self.gain(id));
     }
 
-    fn tests(&self, id: SearchId) -> u64 {
+    fn gain(&self, id: SearchId) -> i128 {
         let entry = self.searches.get(&id);
-        entry.map_or(0, |entry| entry.tests(&self.scans))
+        entry.map_or(0, |entry| entry.gain(&self.scans))
+    }
+
+    fn count_in_vain(&mut self, discarded: i128) {
+        self.totals.in_vain += u64::try_from(discarded).unwrap_or_default();
     }
 
     /// Ends a search's range at `end`, and discards everything from there on.
     fn truncate(&mut self, id: SearchId, end: Index) {
         self.await_slices(id);
-        let before = self.tests(id);
+        let before = self.gain(id);
         let Some(entry) = self.searches.get_mut(&id) else {
             return;
         };
@@ -767,7 +776,7 @@ impl Scheduler {
         for segment in left {
             self.leave(id, segment);
         }
-        self.totals.in_vain += before - self.tests(id);
+        self.count_in_vain(before - self.gain(id));
     }
 
     /// Brings a search up to date after any change: its frontier, its queue, its outcome, its
@@ -801,7 +810,7 @@ impl Scheduler {
         if entry.outcome.is_none() {
             if let Some(outcome) = entry.conclude(frontier) {
                 self.totals.ended.count(&outcome);
-                entry.tested = entry.tests(&self.scans);
+                entry.gained = entry.gain(&self.scans);
                 entry.outcome = Some(outcome);
                 effects.stale_matchers.extend(entry.matcher.take());
                 if let Some(ticket) = entry.ticket.take() {
@@ -829,12 +838,13 @@ impl Scheduler {
                 let last = self.totals.stop_latency.len() - 1;
                 self.totals.stop_latency[bucket.min(last)] += 1;
             }
-            self.totals.tests += entry.tested;
-            self.accounts.close(&entry.client, entry.tested);
+            self.gained += entry.gained;
+            let tests = entry.tests(&self.scans);
+            self.accounts.close(&entry.client, tests);
             let report = Report {
                 outcome: outcome.clone(),
                 hashes: entry.hashes,
-                tests: entry.tested,
+                tests,
                 stop_latency: stopped,
             };
             effects.released.push((release, report));

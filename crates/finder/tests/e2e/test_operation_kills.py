@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -124,7 +125,7 @@ class Harness:
         self.lost_s, self.watched, self.attached = [], 0, 0
         self.port, self.metrics_port = free_port(), free_port()
         self.server = None
-        self.ready = threading.Event()
+        self.threads = ThreadPoolExecutor()
         self.channel = None
         self.start_server()
 
@@ -212,8 +213,7 @@ class Harness:
         cancel = None
         if running and self.choice.random() < 0.2:
             cancelled = self.choice.choice(running)
-            cancel = threading.Thread(target=self.cancel, args=[cancelled])
-            cancel.start()
+            cancel = self.threads.submit(self.cancel, cancelled)
             time.sleep(self.choice.random() * 0.01)
         tests = self.metric("hashfinder_tests_total")
         vain = self.metric("hashfinder_tests_in_vain_total")
@@ -221,7 +221,7 @@ class Harness:
         self.server.send(SIGKILL)
         self.server.wait()
         if cancel:
-            cancel.join(TIMEOUT_S)
+            cancel.result(TIMEOUT_S)
         self.server.end()
         self.channel.close()
         before, self.saved = self.saved, exported(self.state)
@@ -341,5 +341,5 @@ def test_a_kill_repeats_little_of_operations_that_began_one_after_another(harnes
         time.sleep(APART_S)
         harness.kill()
         harness.start_server()
-    print(f"apart: {len(ENDLESS)} operations begun {APART_S:g} s apart; {repeated(harness)}")
+    print(f"apart: {len(ENDLESS)} operations, begun {APART_S:g} s apart: {repeated(harness)}.")
     assert len(harness.lost_s) == len(ENDLESS)

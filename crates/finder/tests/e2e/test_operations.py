@@ -659,8 +659,9 @@ def test_a_server_without_a_folder_rejects_operations(serve, client, pb):
         assert "--state" in error.details()
     done = run_find(HARD, "--server", server.address, "--detach")
     assert (done.returncode, done.stdout) == (5, "") and "--state" in done.stderr
-    done = run("list", server)
-    assert (done.returncode, done.stdout) == (5, "") and "--state" in done.stderr
+    for command in [["list"], *([command, name] for command in ONE_NAME)]:
+        done = run(command[0], server, *command[1:])
+        assert (done.returncode, done.stdout) == (5, "") and "--state" in done.stderr, command
 
 
 # Validation.
@@ -1116,6 +1117,13 @@ def test_clients_of_the_servers_machine_are_one_owner(serve_operations, client):
     assert other.names() == [name]
     other.cancel(name)
     assert mine.end_reason(name) == "CANCELLED_BY_CLIENT"
+    name = mine.begin()
+    mine.wait_for_progress(name)
+    cancel = mine.pb.CancelSearchRequest(search_id=mine.metadata(name).search_id, reason="canary")
+    other.finder.CancelSearch(cancel)
+    assert mine.end_reason(name) == "CANCELLED_BY_CLIENT"
+    line = server.wait_for("search cancelled")
+    assert "by=Client" in line and "canary" not in line
 
 
 def own_address():
@@ -1211,7 +1219,11 @@ def test_an_operation_takes_a_place_only_while_it_is_searched(serve_operations, 
 def test_an_operation_waits_for_other_searches_of_its_client(serve_operations, client):
     server = serve_operations("--maximum-searches-per-client", "1")
     mine = client(server)
-    first, second = mine.begin(), mine.begin("doctor")
+    first = mine.begin()
+    # Operations wait in the order of their creation, in milliseconds.
+    created = mine.metadata(first).create_time.ToMilliseconds()
+    wait_until(lambda: time.time() * 1000 >= created + 1)
+    second = mine.begin("doctor")
     metadata = mine.metadata(second)
     assert (metadata.state, metadata.hashes) == (mine.pb.OPERATION_STATE_QUEUED, 0)
     assert "client" in mine.wait_for_state(second, "QUEUED").state_message
@@ -1336,6 +1348,8 @@ def test_operations_are_logged_without_what_is_private(serve_operations, client,
     name = mine.begin(display_name="canary", request_id="canary")
     line = server.wait_for("operation started")
     assert f"operation={name} " in line and "client=local" in line and "names=1" in line
+    # The same request starts nothing.
+    assert mine.begin(display_name="canary", request_id="canary") == name
     mine.cancel(name)
     line = server.wait_for("operation ended")
     assert f"operation={name} " in line and 'reason="cancelled_by_client"' in line
@@ -1344,6 +1358,7 @@ def test_operations_are_logged_without_what_is_private(serve_operations, client,
     mine.begin(display_name="canary")
     assert stop(server, SIGTERM) == 0
     log = "\n".join(server.log) + server.rest_of_stderr()
+    assert log.count("operation started") == 2
     assert "canary" not in log and "hashfinder\"" not in log
     assert "operations=1" in serve_operations().wait_for("operations loaded")
 
@@ -1371,13 +1386,18 @@ def test_operations_are_counted(serve_with_metrics, client, folder):  # noqa: F8
 # The commands.
 
 
-def run(command, server, *arguments):
+# The commands that take the name of an operation and ask a server.
+ONE_NAME = ["show", "candidates", "cancel", "delete", "watch", "wait"]
+
+
+def run(command, server, *arguments, stdout=subprocess.PIPE):
     """Runs `hashfinder operations` to its end."""
     where = ["--server", server.address] if server else []
     return subprocess.run(
         [HASHFINDER, "operations", command, *map(str, arguments), *where],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=TIMEOUT_S,
     )
@@ -1635,14 +1655,14 @@ def test_the_commands_exit_with_their_documented_codes(serve_operations, client)
     done = run("delete", server, name, other)
     assert (done.returncode, done.stdout) == (0, f"{name}\tdeleted\n{other}\tdeleted\n")
     assert mine.names() == []
-    for command in ["show", "candidates", "cancel", "delete", "watch", "wait"]:
+    for command in ONE_NAME:
         for arguments in [[], ["--json"]] if command in ["show", "candidates"] else [[]]:
             done = run(command, server, missing, *arguments)
             assert (done.returncode, done.stdout) == (1, ""), command
             assert "or it belongs to another client" in done.stderr
         done = run(command, server, "operations/x")
         assert (done.returncode, done.stdout) == (2, "") and "operations list" in done.stderr
-    for command in ["list", "show", "candidates", "cancel", "delete", "watch", "wait"]:
+    for command in ["list", *ONE_NAME]:
         arguments = [] if command == "list" else [missing]
 
         class Nowhere:
@@ -1779,7 +1799,16 @@ def test_wait_runs_a_command_at_the_end(serve_with_metrics, client, follow, fold
     shown = "|".join(f"$HASHFINDER_{variable}" for variable in variables)
     done = run("wait", server, name, "--exec", f'echo "{shown}" > {out}')
     assert (done.returncode, done.stdout) == (0, run_find("doctor").stdout)
-    assert out.read_text() == f"{name}|found|{FIRST_DOCTOR.hex()}|{hashed(FIRST_DOCTOR)}\n"
+    expected = f"{name}|found|{FIRST_DOCTOR.hex()}|{hashed(FIRST_DOCTOR)}\n"
+    assert out.read_text() == expected
+    # The secret is the result even if the result cannot be printed.
+    reader, closed = os.pipe()
+    os.close(reader)
+    for stdout in [os.open("/dev/full", os.O_WRONLY), closed]:
+        out.unlink()
+        done = run("wait", server, name, "--exec", f'echo "{shown}" > {out}', stdout=stdout)
+        os.close(stdout)
+        assert out.read_text() == expected, done.stderr
     name = mine.begin()
     watches = watches_of(server)
     waiting = follow("wait", server, name, "--exec", f'echo "{shown}" > {out}')

@@ -14,7 +14,10 @@ use fastrand::Rng;
 use hashfinder_search::{Candidate, Cursor, Distance, Progress, Query, SearchState};
 
 use super::*;
-use crate::{record::Request, store::Store};
+use crate::{
+    record::Request,
+    store::{ClockReading, Store},
+};
 
 /// Number of secrets that the oracle has tried.
 const SECRETS: Index = 30_000;
@@ -347,8 +350,7 @@ impl Store for Memory {
     fn commit(
         &mut self,
         changes: &[Change],
-        _now: Millis,
-        _is_trusted: bool,
+        _now: ClockReading,
     ) -> Result<Vec<Creation>, StoreError> {
         let mut creations = Vec::new();
         for change in changes {
@@ -411,7 +413,7 @@ impl Store for Memory {
         Ok(0)
     }
 
-    fn last_commit(&mut self) -> Result<Option<Millis>, StoreError> {
+    fn last_reading(&mut self) -> Result<Option<ClockReading>, StoreError> {
         Ok(None)
     }
 }
@@ -496,6 +498,51 @@ struct Simulation {
     unlucky: HashSet<Name>,
     /// Whether the disk, and the process, no longer fail.
     is_calm: bool,
+}
+
+/// Simulations without faults.
+impl Simulation {
+    fn calm(most_of_client: usize) -> Simulation {
+        let mut simulation = Simulation::new(1);
+        simulation.is_calm = true;
+        let mut engine = simulation.world.0.borrow_mut();
+        (engine.places, engine.has_quotas) = (4, false);
+        engine.most_of_client = most_of_client;
+        drop(engine);
+        simulation
+    }
+
+    /// Starts an operation of the client "a".
+    fn start_one(&mut self, number: u128, budget: u64) -> Name {
+        let request = Request {
+            client: "a".into(),
+            request_id: number.to_string(),
+            display_name: String::new(),
+            query: oracles()[0].query.clone(),
+            maximum_hashes: budget,
+            keep: Duration::from_secs(60),
+        };
+        let name = Name::new(number);
+        let record = Record::new(name.clone(), request, budget, self.now.wall);
+        let ticket = self.ticket(Expected::Start(Box::new(record.clone())));
+        self.runner.start(record, ticket, self.now);
+        name
+    }
+
+    fn commit_one(&mut self, batch: &[Change]) {
+        let creations = self.store.commit(batch, ClockReading::default());
+        self.runner.committed(creations.unwrap(), self.now);
+    }
+
+    /// Commits until nothing is left to save. Returns the number of commits.
+    fn settle(&mut self) -> u32 {
+        let mut commits = 0;
+        while let Some(batch) = self.runner.next_batch(self.now) {
+            self.commit_one(&batch);
+            commits += 1;
+        }
+        commits
+    }
 }
 
 impl Simulation {
@@ -663,7 +710,7 @@ impl Simulation {
         let kind = if self.is_calm { 9 } else { self.rng.u8(..40) };
         let creations = match kind {
             0 => None,
-            _ => Some(self.store.commit(&batch, self.now.wall, true).unwrap()),
+            _ => Some(self.store.commit(&batch, ClockReading::default()).unwrap()),
         };
         match creations {
             Some(creations) if kind > 1 => self.runner.committed(creations, self.now),
@@ -811,41 +858,16 @@ fn operations_find_what_one_thread_finds_whatever_fails() {
 
 #[test]
 fn operations_that_wait_take_no_places_and_cost_no_commits() {
-    let mut simulation = Simulation::new(1);
-    simulation.is_calm = true;
-    let mut engine = simulation.world.0.borrow_mut();
-    (engine.places, engine.most_of_client, engine.has_quotas) = (4, 1, false);
-    drop(engine);
-    let settle = |simulation: &mut Simulation| {
-        let mut commits = 0;
-        while let Some(batch) = simulation.runner.next_batch(simulation.now) {
-            let creations = simulation.store.commit(&batch, simulation.now.wall, true);
-            simulation
-                .runner
-                .committed(creations.unwrap(), simulation.now);
-            commits += 1;
-        }
-        commits
-    };
+    let mut simulation = Simulation::calm(1);
     for number in 0..20 {
-        let request = Request {
-            client: "a".into(),
-            request_id: number.to_string(),
-            display_name: String::new(),
-            query: oracles()[0].query.clone(),
-            maximum_hashes: 1_000,
-            keep: Duration::from_secs(60),
-        };
-        let record = Record::new(Name::new(number), request, 1_000, simulation.now.wall);
-        let ticket = simulation.ticket(Expected::Start(Box::new(record.clone())));
-        simulation.runner.start(record, ticket, simulation.now);
-        settle(&mut simulation);
+        simulation.start_one(number, 1_000);
+        simulation.settle();
     }
     let mut commits = 0;
     for _ in 0..100 {
         simulation.now.running += Duration::from_millis(100);
         simulation.runner.tick(simulation.now);
-        commits += settle(&mut simulation);
+        commits += simulation.settle();
         let engine = simulation.world.0.borrow();
         assert_eq!((engine.searches.len(), engine.taken()), (1, 1));
     }
@@ -853,4 +875,57 @@ fn operations_that_wait_take_no_places_and_cost_no_commits() {
     let resumes = simulation.store.operations.values();
     let resumes: u32 = resumes.map(|(record, _)| record.resumes).sum();
     assert_eq!(resumes, 1, "only one has begun");
+}
+
+/// A search begins only once this is saved, also if the batch under way takes back an earlier begin.
+#[test]
+fn a_search_does_not_begin_while_its_begin_is_taken_back() {
+    let mut simulation = Simulation::calm(1);
+    let name = simulation.start_one(1, 1_000);
+    simulation.settle();
+    let mut engine = simulation.world.0.borrow_mut();
+    let search = engine.searches.values_mut().next().unwrap();
+    search.outcome = Some(Outcome::Stopped(Cursor::new(&search.query, 0)));
+    drop(engine);
+    simulation.runner.wake(&name, simulation.now);
+    let taken_back = simulation.runner.next_batch(simulation.now).unwrap();
+    let begun = |simulation: &Simulation| simulation.world.0.borrow().searches.len();
+    for _ in 0..3 {
+        simulation.runner.tick(simulation.now);
+        assert_eq!(begun(&simulation), 0, "a crash now would not be counted");
+    }
+    simulation.commit_one(&taken_back);
+    assert_eq!(begun(&simulation), 0);
+    simulation.settle();
+    assert_eq!(begun(&simulation), 1);
+    assert_eq!(simulation.store.operations[&name].0.resumes, 1);
+}
+
+/// A search's first slices are short, so it makes a little progress before it fails again at the same
+/// secret.
+#[test]
+fn an_operation_whose_search_fails_at_a_secret_is_tried_twice() {
+    let mut simulation = Simulation::calm(1);
+    let mut tried = HashSet::new();
+    let name = simulation.start_one(1, SECRETS - 1);
+    loop {
+        simulation.settle();
+        let mut engine = simulation.world.0.borrow_mut();
+        let Some((id, search)) = engine.searches.iter_mut().next() else {
+            break;
+        };
+        if tried.insert(*id) {
+            search.to_cover[0].start += 1_000;
+        } else {
+            let cursor = Cursor::new(&search.query, search.frontier());
+            search.outcome = Some(Outcome::Failed(cursor));
+        }
+        drop(engine);
+        simulation.runner.wake(&name, simulation.now);
+        simulation.runner.tick(simulation.now);
+    }
+    let engine = simulation.world.0.borrow();
+    assert_eq!(engine.next, 2, "searches");
+    let end = simulation.store.operations[&name].0.end.clone();
+    assert_eq!(end.unwrap().reason, EndReason::Failed);
 }

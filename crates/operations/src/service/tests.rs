@@ -17,6 +17,7 @@ use super::*;
 use crate::{
     record::Request,
     runner::{Phase, Refused, Search, StopCause},
+    store::ClockReading,
 };
 
 struct EngineHost(Arc<Engine>);
@@ -94,8 +95,7 @@ impl Store for Faulty {
     fn commit(
         &mut self,
         changes: &[Change],
-        now: Millis,
-        is_trusted: bool,
+        now: ClockReading,
     ) -> Result<Vec<Creation>, StoreError> {
         let blocked = self.1.is_blocked.lock().unwrap();
         drop(
@@ -113,11 +113,11 @@ impl Store for Faulty {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails);
         if fails.is_ok() {
             if self.1.fails_after.load(Ordering::SeqCst) {
-                self.0.commit(changes, now, is_trusted)?;
+                self.0.commit(changes, now)?;
             }
             return Err(StoreError::Unavailable("a fault of the test".to_owned()));
         }
-        self.0.commit(changes, now, is_trusted)
+        self.0.commit(changes, now)
     }
 
     fn unfinished(&mut self) -> Result<Vec<Record>, StoreError> {
@@ -128,8 +128,8 @@ impl Store for Faulty {
         self.0.expire(now)
     }
 
-    fn last_commit(&mut self) -> Result<Option<Millis>, StoreError> {
-        self.0.last_commit()
+    fn last_reading(&mut self) -> Result<Option<ClockReading>, StoreError> {
+        self.0.last_reading()
     }
 }
 
@@ -137,6 +137,13 @@ struct Server {
     operations: Operations,
     engine: Arc<Engine>,
     faults: Arc<Faults>,
+    folder: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
 }
 
 fn server(name: &str) -> Server {
@@ -160,6 +167,7 @@ fn server(name: &str) -> Server {
         operations,
         engine,
         faults,
+        folder: path,
     }
 }
 

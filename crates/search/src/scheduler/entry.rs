@@ -86,8 +86,8 @@ pub(super) struct Entry {
     pub(super) hashes: u64,
     /// Number of secrets that were covered before the search resumed.
     covered_before: u64,
-    /// Number of secrets tested for the search, set when it ends.
-    pub(super) tested: u64,
+    /// The [gain](Self::gain), set when the search ends.
+    pub(super) gained: i128,
     /// How the search ended, set once nothing can change it any more.
     pub(super) outcome: Option<Outcome>,
     pub(super) on_release: Option<Release>,
@@ -163,7 +163,7 @@ impl Entry {
             awaited: Vec::new(),
             hashes: tried,
             covered_before: covered - tried,
-            tested: 0,
+            gained: 0,
             outcome: None,
             on_release: Some(on_release),
             reader: None,
@@ -205,16 +205,21 @@ impl Entry {
         first.map_or(self.end, |segment| segment.progress(scans))
     }
 
-    /// Returns how many secrets were tested for the search.
+    /// Returns how many secrets were tested for the search, without those that were discarded.
     pub(super) fn tests(&self, scans: &Scans) -> u64 {
+        u64::try_from(self.gain(scans)).unwrap_or_default()
+    }
+
+    /// Returns how many more secrets are covered than when the search began or resumed. This is
+    /// negative if more was discarded of what was covered before.
+    pub(super) fn gain(&self, scans: &Scans) -> i128 {
         if self.outcome.is_some() {
-            return self.tested;
+            return self.gained;
         }
         let left = self.segments.iter();
         let left = left.map(|segment| segment.end - segment.progress(scans));
         let covered = self.end - self.query.range().start - left.sum::<u64>();
-        // If an ideal hit lowers the end, less is covered than before.
-        covered.saturating_sub(self.covered_before)
+        i128::from(covered) - i128::from(self.covered_before)
     }
 
     /// Returns the search's state at this moment, for a reader that has taken the whole queue.

@@ -768,14 +768,17 @@ fn a_checkpoint_keeps_what_another_searchs_scan_has_covered() {
     assert!(matches!(stopped.outcome, Some(Outcome::Stopped(_))));
     assert_eq!(stopped.checkpoint, checkpoint);
     carry_out(world.scheduler.abandon(second, world.now));
-    let request = Request {
-        resume: Some(Resume {
-            checkpoint: checkpoint.clone(),
-            alone: true,
-        }),
-        ..request(hard())
+    let resume = |world: &mut World| {
+        let request = Request {
+            resume: Some(Resume {
+                checkpoint: checkpoint.clone(),
+                alone: true,
+            }),
+            ..request(hard())
+        };
+        world.submit_request(Client::default(), request, Plan::default(), 0)
     };
-    let third = world.submit_request(Client::default(), request, Plan::default(), 0);
+    let third = resume(&mut world);
     let mut tried = Vec::new();
     while world.scheduler.frontier(third).unwrap() < shared.start {
         let slice = world.slice().unwrap();
@@ -790,6 +793,15 @@ fn a_checkpoint_keeps_what_another_searchs_scan_has_covered() {
     let progress = world.scheduler.progress(third).unwrap();
     let covered = checkpoint.covered(&hard()) + progress.tests;
     assert!(covered >= progress.frontier);
+    // What an earlier run has tested can be discarded, too. It counts as in vain, but not as tested
+    // by this one.
+    let fourth = resume(&mut world);
+    let before = world.scheduler.metrics();
+    world.scheduler.discard_ahead(fourth);
+    let after = world.scheduler.metrics();
+    assert_eq!(after.in_vain - before.in_vain, shared.start - own.end);
+    assert_eq!(after.tests, before.tests);
+    assert_eq!(world.scheduler.progress(fourth).unwrap().tests, 0);
 }
 
 /// A client that starts one search after another must not gain from always having the newest one.

@@ -41,9 +41,14 @@ pub(crate) struct Viewer {
 }
 
 impl Viewer {
-    fn sees(&self, record: &Record) -> bool {
+    /// Whether the search is one of this caller, or of an operation of this caller.
+    pub(crate) fn owns(&self, record: &Record) -> bool {
         let is_local = || record.operation().is_some() && *record.client() == client_of(LOCAL);
-        self.is_operator || *record.client() == self.client || self.is_local && is_local()
+        *record.client() == self.client || self.is_local && is_local()
+    }
+
+    fn sees(&self, record: &Record) -> bool {
+        self.is_operator || self.owns(record)
     }
 }
 

@@ -19,6 +19,12 @@ pub(super) fn is_lost(status: &Status) -> bool {
     is_ours && status.code() != Code::DeadlineExceeded
 }
 
+/// Returns whether a server rejected a call about operations because it is stopping or starting.
+pub(super) fn is_restarting(status: &Status) -> bool {
+    let details = Details::of(status);
+    details.has(Reason::StoreUnavailable) || details.has(Reason::Draining)
+}
+
 /// Returns the end of a search whose call ended with this status and without an answer. `cancelled`
 /// says whether this process cancelled the call.
 pub(super) fn search_end(

@@ -9,10 +9,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use hashfinder_client::{Connection, ServerAddress};
-use hashfinder_proto::{
-    Details, Reason,
-    v1::{StartSearchRequest, finder_client::FinderClient, start_search_request},
-};
+use hashfinder_proto::v1::{StartSearchRequest, finder_client::FinderClient, start_search_request};
 use hashfinder_search::{Cursor, Query};
 use tokio::time::sleep;
 use tonic::{Code, Request, Response};
@@ -20,7 +17,7 @@ use tonic_cancel::{Call, CallOptions};
 
 use super::{
     arguments::FindArguments,
-    call_end::{is_lost, search_end},
+    call_end::{is_lost, is_restarting, search_end},
     source::SearchEnd,
     status::Status,
 };
@@ -75,10 +72,8 @@ pub(super) async fn detach(
             }
             Err(failed) => failed,
         };
-        let details = Details::of(&failed);
-        let is_starting = details.has(Reason::StoreUnavailable) || details.has(Reason::Draining);
         let is_unanswered = is_lost(&failed) || failed.code() == Code::DeadlineExceeded;
-        if (is_unanswered || is_starting) && began.elapsed() < timeout {
+        if (is_unanswered || is_restarting(&failed)) && began.elapsed() < timeout {
             sleep(RETRY_PAUSE).await;
             continue;
         }

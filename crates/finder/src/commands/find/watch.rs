@@ -24,7 +24,7 @@ use tonic_cancel::{Call, CallOptions, Canceller, StreamingCall};
 
 use super::{
     arguments::Color,
-    call_end::is_lost,
+    call_end::{is_lost, is_restarting},
     finding::Finding,
     follow::follow,
     output::Output,
@@ -144,15 +144,14 @@ pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
             return Err(error);
         }
     };
-    let end: Option<WatchEnd> = end.get().copied();
-    let reason = match end {
-        Some(WatchEnd::Ended(reason)) => Some(reason),
-        Some(WatchEnd::Lost | WatchEnd::Rejected) | None => None,
+    let (reason, found) = match end.get() {
+        Some(WatchEnd::Ended(reason, found)) => (Some(*reason), found.as_deref().cloned()),
+        Some(WatchEnd::Lost | WatchEnd::Rejected) | None => (None, None),
     };
     if reason.is_none() {
-        // Nobody should resume a search that continues.
+        // The search continues, so it must not be resumed.
         result.cursor = None;
-        result.how_to_resume = match end {
+        result.how_to_resume = match end.get() {
             Some(WatchEnd::Rejected) => None,
             Some(WatchEnd::Lost) => Some(format!(
                 "the server resumes the operation when it runs again; watch it then with: {again}"
@@ -171,37 +170,56 @@ pub(crate) async fn watch_operation(request: WatchRequest) -> Result<Watched> {
     if result.exit != Exit::Failed {
         printed?;
     }
-    let found = output.best().filter(|_| reason == Some(EndReason::Found));
     Ok(Watched {
         exit: result.exit,
         reason,
-        found: found.cloned(),
+        found,
     })
 }
 
 /// Connects to the server, and returns what it knows about the operation; `None` if it has none.
+/// Waits for a server that is stopping or starting.
 async fn open(
     request: Arc<WatchRequest>,
     stderr: Arc<Stderr>,
 ) -> Result<Option<(Connection, SearchMetadata)>> {
-    let connection = connect(&request, &stderr).await?;
     let server = &request.server;
-    let get = Request::new(GetOperationRequest {
-        name: request.name.clone(),
-    });
-    let mut client = OperationsClient::new(connection.channel());
-    let options = CallOptions::new().timeout(ANSWER_TIMEOUT);
-    let call = Call::start(get, options, |get| async move {
-        client.get_operation(get).await
-    });
-    let operation = match call.await {
-        Ok(operation) => operation.into_inner(),
-        Err(status) if Details::of(&status).has(Reason::OperationNotFound) => return Ok(None),
-        Err(status) => return Err(failure(&status, server)),
-    };
-    let metadata = operation.search_metadata();
-    let metadata = metadata.context("invalid answer from the server: no metadata")?;
-    Ok(Some((connection, metadata)))
+    let began = Instant::now();
+    let mut is_said = false;
+    loop {
+        let connection = connect(&request, &stderr).await?;
+        let get = Request::new(GetOperationRequest {
+            name: request.name.clone(),
+        });
+        let mut client = OperationsClient::new(connection.channel());
+        let options = CallOptions::new().timeout(ANSWER_TIMEOUT);
+        let call = Call::start(get, options, |get| async move {
+            client.get_operation(get).await
+        });
+        let status = match call.await {
+            Ok(operation) => {
+                let metadata = operation.get_ref().search_metadata();
+                let metadata = metadata.context("invalid answer from the server: no metadata")?;
+                return Ok(Some((connection, metadata)));
+            }
+            Err(status) => status,
+        };
+        if Details::of(&status).has(Reason::OperationNotFound) {
+            return Ok(None);
+        }
+        let may_return = is_restarting(&status) || is_lost(&status);
+        if !may_return || began.elapsed() >= request.connect_timeout {
+            return Err(failure(&status, server));
+        }
+        if !is_said {
+            stderr.say(format_args!(
+                "waiting for the server at {server}: {}",
+                as_text(status.message())
+            ));
+            is_said = true;
+        }
+        sleep(RETRY_PAUSE).await;
+    }
 }
 
 async fn connect(request: &WatchRequest, stderr: &Stderr) -> Result<Connection> {
@@ -224,10 +242,9 @@ fn failure(status: &Status, server: &ServerAddress) -> anyhow::Error {
 }
 
 /// Why a watch has ended, unless this command ended it.
-#[derive(Clone, Copy)]
 enum WatchEnd {
-    /// The operation has ended.
-    Ended(EndReason),
+    /// The operation has ended, and what it found.
+    Ended(EndReason, Option<Box<Finding>>),
     /// The server cannot be reached.
     Lost,
     /// The server rejected the call, or its answer was not valid.
@@ -372,13 +389,15 @@ impl OperationSource {
     /// Returns the end of the operation, as the server reported it.
     fn end_of_operation(&mut self, ended: &SearchEnded) -> Result<SearchEnd> {
         let reason = ended.reason();
-        let _ = self.end.set(WatchEnd::Ended(reason));
         if reason == EndReason::Found {
             let answer = self.answer.take();
-            return answer
-                .map(SearchEnd::Found)
-                .context("invalid answer: no secret was sent");
+            let answer = answer.context("invalid answer: no secret was sent")?;
+            let _ = self
+                .end
+                .set(WatchEnd::Ended(reason, Some(Box::new(answer.clone()))));
+            return Ok(SearchEnd::Found(answer));
         }
+        let _ = self.end.set(WatchEnd::Ended(reason, None));
         if reason == EndReason::KeyspaceExhausted {
             return Ok(SearchEnd::Exhausted);
         }
@@ -434,7 +453,7 @@ impl OperationSource {
             self.reconnect_after(RETRY_PAUSE);
             return None;
         }
-        let is_restarting = details.has(Reason::Draining) || details.has(Reason::StoreUnavailable);
+        let is_restarting = is_restarting(status);
         if is_lost(status) || is_restarting || status.code() == Code::Ok {
             let since = *self.lost.get_or_insert_with(|| {
                 self.stderr.say(format_args!(

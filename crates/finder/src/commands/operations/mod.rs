@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use hashfinder_proto::{
+    Details, Reason,
     google::longrunning::{
         CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ListOperationsRequest,
         operations_client::OperationsClient,
@@ -295,7 +296,7 @@ fn report(
             print(format!("{}\t{what}\n", as_text(name)))?;
             Ok(exit)
         }
-        Err(status) if status.code() == Code::FailedPrecondition => {
+        Err(status) if Details::of(&status).has(Reason::OperationRunning) => {
             say(format_args!(
                 "{}: {}",
                 as_text(name),

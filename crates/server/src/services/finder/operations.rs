@@ -22,7 +22,7 @@ use prost::Message;
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::{
     sync::mpsc::{self, Receiver, Sender},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::Stream;
 use tonic::Status;
@@ -121,18 +121,21 @@ pub(super) async fn start(
         budget,
         now(),
     );
+    let new = record.name.clone();
     let snapshot = operations.start(record).await?;
     let record = &snapshot.record;
-    let names = record.query().names();
-    tracing::info!(
-        operation = %record.name,
-        peer = caller.peer().map(tracing::field::display),
-        client = %record.request.client,
-        // Only the number of the names is logged: the names are private.
-        names = names.len(),
-        maximum_hashes = record.budget,
-        "operation started"
-    );
+    // Otherwise the same request started it before.
+    if record.name == new {
+        tracing::info!(
+            operation = %record.name,
+            peer = caller.peer().map(tracing::field::display),
+            client = %record.request.client,
+            // Only the number of the names is logged: the names are private.
+            names = record.query().names().len(),
+            maximum_hashes = record.budget,
+            "operation started"
+        );
+    }
     Ok(operation(&snapshot))
 }
 
@@ -269,6 +272,8 @@ impl Watcher {
         // A slow reader receives the current state, and not the ones that it missed.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changes = self.operations.watch(&self.name);
+        let mut checks = interval(REOPENED_AFTER);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let snapshot = match &mut changes {
                 Some(changes) => changes.borrow_and_update().clone(),
@@ -286,7 +291,7 @@ impl Watcher {
                     Some(changes) => changes.changed().await.is_ok(),
                     None => {
                         // The store failed, and is being opened again.
-                        sleep(REOPENED_AFTER).await;
+                        checks.tick().await;
                         false
                     }
                 }

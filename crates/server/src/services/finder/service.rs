@@ -188,8 +188,7 @@ impl FinderService {
         let viewer = self.searches.viewer(caller);
         let record = self.searches.registry().find(&viewer, &request.search_id);
         let record = record.ok_or(CallError::NoSuchSearch)?;
-        let is_own = *record.client() == viewer.client;
-        let by = if is_own {
+        let by = if viewer.owns(&record) {
             Canceller::Client
         } else {
             Canceller::Operator

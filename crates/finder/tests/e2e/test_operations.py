@@ -1680,7 +1680,8 @@ def test_watch_and_wait_exit_like_find(serve_operations, client):
     limited = detach(server, HARD, "--maximum-hashes", "1000")
     many = detach(server, "docto", "--show-inferior", "3")
     exhausted = mine.start(cursor=cursor_of(HARD, 2**64 - 1 - 10)).name
-    cancelled = mine.begin()
+    # It has no candidates, of which five would end it.
+    cancelled = mine.begin(HARD)
     mine.wait_for_progress(cancelled)
     search = mine.metadata(cancelled).search_id
     mine.finder.CancelSearch(mine.pb.CancelSearchRequest(search_id=search, reason="enough"))

@@ -70,12 +70,15 @@ class Server:
         log = open(folder / "log", "w+")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         self.address = self.process.stdout.readline().split()[-1]
-        text = (folder / "log").read_text()
-        self.metrics = re.search(r'"address":"(127\.0\.0\.1:\d+)"[^\n]*serving metrics', text)
-        self.metrics = self.metrics or re.search(
-            r'serving metrics[^\n]*"address":"(127\.0\.0\.1:\d+)"', text
-        )
-        self.metrics = self.metrics[1]
+        # The log may be written a moment later.
+        deadline = time.monotonic() + 60
+        metrics = None
+        while metrics is None:
+            assert time.monotonic() < deadline, "the server serves no metrics"
+            lines = (folder / "log").read_text().splitlines()
+            lines = [line for line in lines if "serving metrics" in line]
+            metrics = lines and re.search(r'"address":"(127\.0\.0\.1:\d+)"', lines[0]) or None
+        self.metrics = metrics[1]
         self.channels = [
             grpc.insecure_channel(self.address, [("bench.connection", n)]) for n in range(CLIENTS + 1)
         ]

@@ -25,7 +25,7 @@ PROGRAM, COUNT, CALLS = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 CLIENTS = 10
 # Time over which commits are counted.
 SECONDS = 10
-STOPS = 100
+STOPS = CALLS // 20
 LIMITS = """[serve.limits]
 maximum-streams-per-second = 1000000
 maximum-calls-per-second-per-address = 1000000

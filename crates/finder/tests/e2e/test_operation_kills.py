@@ -326,8 +326,9 @@ def test_an_operation_survives_every_kill_of_its_server(harness):
         assert time.monotonic() < deadline
         harness.tidy()
     assert not harness.watchers
+    kinds = ", ".join(f"{count} {kind}" for kind, count in harness.kinds.items())
     print(
-        f"kills: {KILLS} kills, {len(harness.budgets)} operations ({dict(harness.kinds)}), "
+        f"kills: {KILLS} kills, {len(harness.budgets)} operations ({kinds}), "
         f"{harness.watched} watchers attached {harness.attached} times; {repeated(harness)}"
     )
     assert harness.kinds["found"] > 0 and harness.kinds["hash_budget_spent"] > 0

@@ -877,7 +877,8 @@ fn operations_that_wait_take_no_places_and_cost_no_commits() {
     assert_eq!(resumes, 1, "only one has begun");
 }
 
-/// A search begins only once this is saved, also if the batch under way takes back an earlier begin.
+/// A search begins only once this is saved, also if the batch under way takes back an earlier
+/// begin.
 #[test]
 fn a_search_does_not_begin_while_its_begin_is_taken_back() {
     let mut simulation = Simulation::calm(1);
@@ -901,8 +902,8 @@ fn a_search_does_not_begin_while_its_begin_is_taken_back() {
     assert_eq!(simulation.store.operations[&name].0.resumes, 1);
 }
 
-/// A search's first slices are short, so it makes a little progress before it fails again at the same
-/// secret.
+/// A search's first slices are short, so it makes a little progress before it fails again at the
+/// same secret.
 #[test]
 fn an_operation_whose_search_fails_at_a_secret_is_tried_twice() {
     let mut simulation = Simulation::calm(1);

@@ -72,7 +72,8 @@ impl Connection {
         let last_error = Mutex::new(SILENT.to_owned());
         let why = || last_error.lock().map(|why| why.clone()).unwrap_or_default();
         let mut reached = reach(server, &access, &last_error);
-        let within = humantime::format_duration(timeout);
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let within = humantime::format_duration(Duration::from_millis(millis));
         let at_once = NOTICE_AFTER.min(timeout);
         if let Ok(connection) = tokio::time::timeout(at_once, &mut reached).await {
             return connection;

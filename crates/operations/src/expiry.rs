@@ -34,7 +34,7 @@ impl Expiry {
             running,
             last: last.unwrap_or(ClockReading {
                 wall,
-                doubtful_until: wall,
+                doubtful_until: 0,
             }),
             not_before: running + AFTER_START,
         };

@@ -186,7 +186,7 @@ pub struct Record {
     pub updated: Millis,
     /// How many times its search was begun without any progress since.
     pub resumes: u32,
-    /// How many times its search failed without any progress since.
+    /// How many times its search failed without much progress since.
     pub failures: u32,
     /// Who cancelled it, if it is to end.
     pub cancel: Option<Canceller>,

@@ -51,7 +51,8 @@ const SUSPECT_FROM: u32 = 2;
 /// [`SAVE_EVERY`]: a crash before it counts against the operation.
 const FIRST_SAVE: Duration = Duration::from_millis(100);
 
-/// How often a search may fail without progress: once beside others, and once alone.
+/// How often a search may fail without trying [`FAILURE_SPAN`] secrets in between: once beside
+/// others, and once alone.
 const FAILURES: u32 = 2;
 
 /// Number of secrets that a search must try after a failure before it counts as progress. What made
@@ -342,7 +343,7 @@ struct Live<H: Host, T> {
     search: Option<H::Search>,
     /// A place for its search, while the begin of the search is being saved.
     place: Option<H::Place>,
-    /// The number of resumes in the last batch, which may be under way.
+    /// Number of resumes that the last batch with this operation saves. It may be under way.
     sent_resumes: u32,
     /// How often the server crashed when its search had begun and made no progress. While it
     /// runs, one more is saved.
@@ -460,9 +461,10 @@ impl<H: Host, T> Runner<H, T> {
                 // progress.
                 let has_progress = live.record.hashes() > before.saved.hashes();
                 live.crashes = if has_progress { 0 } else { before.crashes };
-                live.uncount();
             } else if !self.is_new {
                 live.crashes = 0;
+            }
+            if self.health == Health::Working {
                 live.uncount();
             }
             self.queue
@@ -527,6 +529,10 @@ impl<H: Host, T> Runner<H, T> {
     pub fn has_room(&mut self, now: Now) {
         if let Health::Full(_) = self.health {
             self.health = Health::Working;
+            // Only now can this be saved.
+            for live in self.live.values_mut() {
+                live.uncount();
+            }
             self.begin_searches(now);
             for name in self.live.keys().cloned().collect::<Vec<_>>() {
                 self.publish(&name);
@@ -860,7 +866,9 @@ impl<H: Host, T> Runner<H, T> {
         let mut live = Live::new(record);
         live.crashes = 0;
         live.place = place;
-        if live.place.is_none() {
+        if live.place.is_some() {
+            live.why = IS_ABOUT_TO_BEGIN;
+        } else {
             live.uncount();
         }
         self.live.insert(name.clone(), live);

@@ -823,7 +823,9 @@ impl Writer {
     fn try_serve(&mut self, batches: &Receiver<Batch>) -> Result<(), StoreError> {
         let mut store = (self.open)()?;
         let now = self.clock.now();
-        let mut expiry = Expiry::new(now.running, now.wall, store.last_reading()?);
+        let last = store.last_reading()?;
+        let mut expiry = Expiry::new(now.running, now.wall, last);
+        let mut saved_doubt = last.unwrap_or_default().doubtful_until;
         let records = store.unfinished()?;
         self.check_room();
         let full = self.full.clone();
@@ -836,7 +838,14 @@ impl Writer {
                 if self.full.is_some() && self.check_room() {
                     self.send(Event::HasRoom);
                 }
-                if expiry.read(now.running, now.wall) && self.full.is_none() {
+                let may_delete = expiry.read(now.running, now.wall);
+                let reading = expiry.last();
+                if reading.doubtful_until != saved_doubt && self.full.is_none() {
+                    // Even if nothing else is saved: a later process must not doubt the same jump.
+                    store.commit(&[], reading)?;
+                    saved_doubt = reading.doubtful_until;
+                }
+                if may_delete && self.full.is_none() {
                     let deleted = store.expire(now.wall)?;
                     if deleted > 0 {
                         tracing::info!(operations = deleted, "deleted expired operations");
@@ -854,6 +863,7 @@ impl Writer {
                     expiry.read(began.running, began.wall);
                     let began = Instant::now();
                     let creations = store.commit(&batch.changes, expiry.last())?;
+                    saved_doubt = expiry.last().doubtful_until;
                     self.send(Event::Committed(creations, began.elapsed()));
                 }
                 Err(RecvTimeoutError::Timeout) => {}

@@ -203,7 +203,7 @@ impl Folder {
     /// Creates an empty store: completely, or not at all. A file that is empty is therefore
     /// damaged.
     fn create_store(&self) -> Result<(), StoreError> {
-        if fs::exists(self.path.join(RESERVE)).unwrap_or(true) {
+        if self.has_reserve() {
             // This folder had one.
             return Err(StoreError::Damaged(format!(
                 "{FILE} is missing; restore a backup or, to begin without it, delete the file \
@@ -263,6 +263,10 @@ impl Folder {
         })
     }
 
+    fn has_reserve(&self) -> bool {
+        fs::exists(self.path.join(RESERVE)).unwrap_or(true)
+    }
+
     /// Deletes the reserve, so that a full disk has a little room.
     pub(crate) fn release_reserve(&self) {
         let _ = fs::remove_file(self.path.join(RESERVE));
@@ -307,8 +311,10 @@ impl Sqlite {
         // and a later commit would be lost with them. This writes what they changed again. While
         // another process, such as a backup, reads the file, it waits, and then does nothing.
         match connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)") {
-            // The log is as valid as before, and has room for cancellations and deletions.
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {}
+            // The reserve is gone, and what it freed is for cancellations and deletions.
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+                    && !folder.has_reserve() => {}
             checkpoint => checkpoint?,
         }
         Ok(Sqlite { connection, limits })

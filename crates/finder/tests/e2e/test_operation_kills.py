@@ -326,10 +326,10 @@ def test_an_operation_survives_every_kill_of_its_server(harness):
         assert time.monotonic() < deadline
         harness.tidy()
     assert not harness.watchers
-    kinds = ", ".join(f"{count} {kind}" for kind, count in harness.kinds.items())
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in harness.kinds.items())
     print(
-        f"kills: {KILLS} kills, {len(harness.budgets)} operations ({kinds}), "
-        f"{harness.watched} watchers attached {harness.attached} times; {repeated(harness)}"
+        f"kills: {KILLS:,} kills, {len(harness.budgets):,} operations ({kinds}), "
+        f"{harness.watched:,} watchers attached {harness.attached:,} times; {repeated(harness)}"
     )
     assert harness.kinds["found"] > 0 and harness.kinds["hash_budget_spent"] > 0
     assert len(harness.lost_s) > KILLS / 2
@@ -342,5 +342,5 @@ def test_a_kill_repeats_little_of_operations_that_began_one_after_another(harnes
         time.sleep(APART_S)
         harness.kill()
         harness.start_server()
-    print(f"apart: {len(ENDLESS)} operations, begun {APART_S:g} s apart: {repeated(harness)}.")
+    print(f"apart: {len(ENDLESS)} operations, begun {APART_S:g} s apart: {repeated(harness)}")
     assert len(harness.lost_s) == len(ENDLESS)

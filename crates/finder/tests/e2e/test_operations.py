@@ -1953,6 +1953,35 @@ def sql(file, statement, *values):
         return store.execute(statement, values).fetchall()
 
 
+DAY_MS = 24 * 3_600_000
+
+
+def test_doubts_about_the_clock_outlast_a_restart(serve_operations, client, folder):
+    file = folder / "operations.db"
+
+    def doubtful_until():
+        rows = sql(file, "SELECT value FROM meta WHERE key = 'doubtful_until'")
+        return rows[0][0]
+
+    server = serve_operations()
+    mine = client(server)
+    mine.wait(mine.begin("doc"))
+    assert stop(server, SIGTERM) == 0
+    assert doubtful_until() == 0
+    # The server was off for forty days. The doubt is saved although nothing else is.
+    sql(file, "UPDATE meta SET value = value - ? WHERE key = 'last_commit'", 40 * DAY_MS)
+    before = time.time() * 1000
+    server = serve_operations()
+    wait_until(lambda: doubtful_until() > 0)
+    until = doubtful_until()
+    assert before + DAY_MS - 1 <= until <= time.time() * 1000 + DAY_MS
+    assert stop(server, SIGTERM) == 0
+    server = serve_operations()
+    mine = client(server)
+    mine.wait(mine.begin("doc"))
+    assert doubtful_until() == until
+
+
 @pytest.fixture
 def saved(serve_operations, client, folder):
     """Returns the operations that a stopped server has saved in a file of some dozen pages."""

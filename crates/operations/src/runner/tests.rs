@@ -930,3 +930,51 @@ fn an_operation_whose_search_fails_at_a_secret_is_tried_twice() {
     let end = simulation.store.operations[&name].0.end.clone();
     assert_eq!(end.unwrap().reason, EndReason::Failed);
 }
+
+/// A search that has begun has not crashed the server if the store fails and is opened again.
+#[test]
+fn only_a_crash_of_the_server_counts_as_one() {
+    let mut simulation = Simulation::calm(4);
+    let names: Vec<Name> = (1..4)
+        .map(|number| simulation.start_one(number, 1_000))
+        .collect();
+    simulation.settle();
+    let resumes = |simulation: &Simulation| {
+        let saved = simulation.store.operations.values();
+        saved.map(|(record, _)| record.resumes).collect::<Vec<_>>()
+    };
+    let begun = |simulation: &Simulation| simulation.world.0.borrow().searches.len();
+    assert_eq!((begun(&simulation), resumes(&simulation)), (3, vec![1; 3]));
+    let fail = |simulation: &mut Simulation, full: Option<&str>| {
+        simulation
+            .runner
+            .failed(&StoreError::Unavailable("EIO".to_owned()));
+        let records = simulation.store.unfinished().unwrap();
+        let full = full.map(Arc::from);
+        simulation.runner.opened(records, full, simulation.now);
+    };
+    for _ in 0..5 {
+        fail(&mut simulation, None);
+        assert!(simulation.settle() > 0);
+        assert_eq!((begun(&simulation), resumes(&simulation)), (3, vec![1; 3]));
+    }
+    // On a full disk, that is saved later.
+    fail(&mut simulation, Some("full"));
+    assert_eq!((simulation.settle(), begun(&simulation)), (0, 0));
+    simulation.runner.has_room(simulation.now);
+    simulation.settle();
+    assert_eq!((begun(&simulation), resumes(&simulation)), (3, vec![1; 3]));
+    // After the second crash, one begins at a time. The others say why they wait.
+    for _ in 0..2 {
+        simulation.runner = runner(&simulation.world, &simulation.woken);
+        let records = simulation.store.unfinished().unwrap();
+        simulation.runner.opened(records, None, simulation.now);
+        simulation.settle();
+    }
+    assert_eq!(begun(&simulation), 1);
+    let waiting = names.iter().filter(|name| {
+        let phase = simulation.runner.phase(&simulation.runner.live[*name]);
+        phase == Phase::Queued(WAITS_FOR_TRIAL)
+    });
+    assert_eq!(waiting.count(), 2);
+}

@@ -845,7 +845,8 @@ impl SearchState {
 pub enum OperationState {
     /// Unknown.
     Unspecified = 0,
-    /// The server, or its client, already runs the maximum number of searches.
+    /// It waits for its search to begin, usually because the server or its client runs the maximum number of searches:
+    /// `SearchMetadata.state_message` says why.
     Queued = 1,
     /// It is searching.
     Running = 2,

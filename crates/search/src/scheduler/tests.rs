@@ -1440,10 +1440,14 @@ fn play(seed: u64) {
         reports.values().map(|report| report.hashes).sum::<u64>(),
         hashed
     );
-    assert_eq!(
-        reports.values().map(|report| report.tests).sum::<u64>() + metrics.in_vain,
-        metrics.tests
-    );
+    let reported = reports.values().map(|report| report.tests).sum::<u64>() + metrics.in_vain;
+    let has_resumed = |one: &Watched| one.saved.as_ref().is_some_and(|saved| saved.was_resumed);
+    if watched.iter().any(has_resumed) {
+        // What was discarded may have been tested by an earlier run.
+        assert!(reported >= metrics.tests);
+    } else {
+        assert_eq!(reported, metrics.tests);
+    }
     assert_eq!((metrics.active, metrics.queued, metrics.parked), (0, 0, 0));
     drop(reports);
     // Nothing is left once every handle is dropped.

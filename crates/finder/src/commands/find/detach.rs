@@ -50,10 +50,11 @@ pub(super) async fn detach(
         ..StartSearchRequest::default()
     };
     let began = Instant::now();
+    let timeout = arguments.connect_timeout;
+    let mut left = timeout;
     loop {
-        let timeout = arguments.connect_timeout;
         let options = (&arguments.connection).into();
-        let opening = Connection::open(server, &options, timeout, timeout, |note| status.say(note));
+        let opening = Connection::open(server, &options, left, timeout, |note| status.say(note));
         let mut client = FinderClient::new(opening.await.map_err(Err)?.channel());
         let request = Request::new(message.clone());
         let options = CallOptions::new().timeout(ANSWER_TIMEOUT);
@@ -75,6 +76,7 @@ pub(super) async fn detach(
         let is_unanswered = is_lost(&failed) || failed.code() == Code::DeadlineExceeded;
         if (is_unanswered || is_restarting(&failed)) && began.elapsed() < timeout {
             sleep(RETRY_PAUSE).await;
+            left = timeout.saturating_sub(began.elapsed());
             continue;
         }
         let message = as_text(failed.message());

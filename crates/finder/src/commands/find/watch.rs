@@ -186,8 +186,9 @@ async fn open(
     let server = &request.server;
     let began = Instant::now();
     let mut is_said = false;
+    let mut left = request.connect_timeout;
     loop {
-        let connection = connect(&request, &stderr).await?;
+        let connection = connect(&request, left, &stderr).await?;
         let get = Request::new(GetOperationRequest {
             name: request.name.clone(),
         });
@@ -219,12 +220,12 @@ async fn open(
             is_said = true;
         }
         sleep(RETRY_PAUSE).await;
+        left = request.connect_timeout.saturating_sub(began.elapsed());
     }
 }
 
-async fn connect(request: &WatchRequest, stderr: &Stderr) -> Result<Connection> {
+async fn connect(request: &WatchRequest, timeout: Duration, stderr: &Stderr) -> Result<Connection> {
     let server = request.connection.address(&request.server);
-    let timeout = request.connect_timeout;
     let options = (&request.connection).into();
     Connection::open(&server, &options, timeout, timeout, |note| stderr.say(note)).await
 }
@@ -485,7 +486,7 @@ impl OperationSource {
         let (request, stderr) = (Arc::clone(&self.request), Arc::clone(&self.stderr));
         self.reconnecting = Some(Box::pin(async move {
             sleep(pause).await;
-            connect(&request, &stderr).await
+            connect(&request, request.connect_timeout, &stderr).await
         }));
     }
 

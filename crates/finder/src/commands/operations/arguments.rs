@@ -266,7 +266,7 @@ pub(super) struct FolderArguments {
 /// What an operation is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum State {
-    /// The server or the client runs its maximum number of searches
+    /// It waits for its search to begin
     Queued,
     /// Searching
     Running,

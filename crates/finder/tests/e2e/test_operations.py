@@ -178,6 +178,9 @@ class Client:
 
     def searched(self, hashes, *about):
         """Returns the candidates that a plain search reports within this many hashes."""
+        if hashes == 0:
+            # A budget of 0 is no budget.
+            return []
         about = query(self.pb, *about or ENDLESS)
         return candidates(self.search(query=about, maximum_hashes=hashes))
 
@@ -1774,13 +1777,15 @@ def test_watch_and_wait_wait_for_other_watches_of_their_client(serve_operations,
 
 
 def test_watch_says_why_an_operation_does_not_run(serve_operations, client, follow):
-    server = serve_operations("--maximum-concurrent-rpcs", "1", "--maximum-hashes-per-second", "100000")
+    server = serve_operations("--maximum-concurrent-rpcs", "1")
     mine = client(server)
-    first, second = mine.begin(maximum_hashes=10**8), mine.begin()
+    first, second = mine.begin(), mine.begin()
     mine.wait_for_progress(first)
     queued = follow("watch", server, second)
     queued.wait_for("the operation is queued: .* maximum number of searches")
-    mine.wait_for_state(first, "PAUSED")
+    assert stop(server, SIGTERM) == 0
+    server = serve_operations("--maximum-hashes-per-second", "100000")
+    client(server).wait_for_state(first, "PAUSED")
     follow("watch", server, first).wait_for("the operation is paused: its client's quota of hashes is spent")
 
 

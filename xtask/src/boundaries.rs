@@ -75,6 +75,16 @@ const TABLE: &[Row] = &[
         never: &[CLAP],
     },
     Row {
+        package: "hashfinder-fleet",
+        may: &["hashfinder-search", "hashfinder-kernels"],
+        why: "leader and agents are simulated without a network",
+        never: &[
+            CLAP,
+            ("tokio", "it has no tasks, no clock and no sockets"),
+            ("tonic", "it knows no calls and no statuses"),
+        ],
+    },
+    Row {
         package: "hashfinder-operations",
         may: &["hashfinder-search", "hashfinder-kernels"],
         why: "it saves and resumes searches for any service, and is simulated without one",

@@ -21,6 +21,7 @@ use crate::{
     limits::{Limits, OverLimit, Usage},
     matcher::{Found, Matcher},
     outcome::{Event, Outcome, Release, Report},
+    pacing::{Pacing, Worker},
     progress::{Metrics, Progress, SearchState},
     query::{Candidate, Query},
     scheduler::{Effects, Job, Request, Resume, Scheduler},
@@ -162,7 +163,7 @@ impl Engine {
         assert!(workers > 0, "an engine needs at least one worker");
         let mut engine = Engine {
             shared: Arc::new(Shared {
-                scheduler: Mutex::new(Scheduler::new(limits)),
+                scheduler: Mutex::new(Scheduler::new(limits, Pacing::default())),
                 work: Condvar::new(),
                 sleepers: AtomicUsize::new(0),
                 closing: AtomicBool::new(false),
@@ -526,7 +527,7 @@ impl Shared {
             }
             let job = scheduler
                 .upkeep(now)
-                .or_else(|| scheduler.next_job(now, &mut effects));
+                .or_else(|| scheduler.next_job(Worker::default(), now, &mut effects));
             if job.is_none() && effects.is_empty() && !scheduler.has_work() {
                 self.sleepers.fetch_add(1, Ordering::Relaxed);
                 // Drops the guard and starts again: after a sleep, the clock has to be read again.

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{client::Client, ids::SearchId, slice::SLICE_TIME};
+use crate::{client::Client, ids::SearchId, pacing::SLICE_TIME};
 
 /// Maximum time by which a member may exceed its share and still be served out of turn: the advance
 /// charge for one slice.

@@ -78,6 +78,10 @@ impl Group {
             .is_none_or(|other| other.is_compatible_with(query))
     }
 
+    pub(crate) fn queries(&self) -> impl Iterator<Item = &Query> {
+        self.queries.iter().map(Arc::as_ref)
+    }
+
     pub(crate) fn members(&self) -> &[SearchId] {
         &self.members
     }

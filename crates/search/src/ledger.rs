@@ -18,12 +18,6 @@ use std::{
 
 use crate::keyspace::Index;
 
-/// Maximum number of finished slices beyond the frontier.
-///
-/// If one worker stalls, the frontier stops at its slice. The other workers may then finish this
-/// many more slices (about half a second on one core) before they have to wait for it.
-pub(crate) const MAX_AHEAD: usize = 1024;
-
 #[derive(Debug)]
 pub(crate) struct Ledger {
     /// The frontier: every index from the start up to here (exclusive) has been tried.
@@ -34,16 +28,20 @@ pub(crate) struct Ledger {
     gaps: VecDeque<Range<Index>>,
     /// Finished ranges beyond `done`: start -> end (exclusive). They do not overlap.
     ahead: BTreeMap<Index, Index>,
+    /// Maximum number of them.
+    most_ahead: usize,
 }
 
 impl Ledger {
-    /// Creates a ledger whose frontier is at `start`.
-    pub(crate) fn new(start: Index) -> Ledger {
+    /// Creates a ledger whose frontier is at `start`. Up to `most_ahead` finished slices may wait
+    /// for the frontier.
+    pub(crate) fn new(start: Index, most_ahead: usize) -> Ledger {
         Ledger {
             done: start,
             next: start,
             gaps: VecDeque::new(),
             ahead: BTreeMap::new(),
+            most_ahead,
         }
     }
 
@@ -57,11 +55,11 @@ impl Ledger {
         self.next
     }
 
-    /// Returns where the next slice would begin, or `None` while [`MAX_AHEAD`] slices wait for the
+    /// Returns where the next slice would begin, or `None` while too many slices wait for the
     /// frontier. The slice at the frontier itself is always available.
     pub(crate) fn next_start(&self) -> Option<Index> {
         let start = self.gaps.front().map_or(self.next, |gap| gap.start);
-        (start == self.done || self.ahead.len() < MAX_AHEAD).then_some(start)
+        (start == self.done || self.ahead.len() < self.most_ahead).then_some(start)
     }
 
     /// Hands out the next slice: at most `length` indices, all below `end`.
@@ -112,6 +110,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const MOST_AHEAD: usize = 1024;
+
     proptest! {
         /// In whatever order slices come back, each index is tried exactly once, and the frontier
         /// never passes an untried index.
@@ -121,7 +121,7 @@ mod tests {
             let mut choices = choices.into_iter().chain(std::iter::repeat(7)).enumerate()
                 .map(|(turn, choice)| choice.wrapping_add(turn as u64 * 31));
             let mut choose = move |below: u64| choices.next().unwrap() % below;
-            let mut ledger = Ledger::new(10);
+            let mut ledger = Ledger::new(10, MOST_AHEAD);
             let mut tries = vec![0; END as usize];
             let mut out: Vec<Range<Index>> = Vec::new();
             while ledger.done() < END {
@@ -143,23 +143,23 @@ mod tests {
     }
 
     #[test]
-    fn a_stalled_slice_blocks_the_others_after_max_ahead_slices() {
-        let mut ledger = Ledger::new(1000);
+    fn a_stalled_slice_blocks_the_others_after_some_slices() {
+        let mut ledger = Ledger::new(1000, MOST_AHEAD);
         let stalled = ledger.take(10, Index::MAX).unwrap();
         let mut handed_out = 0;
         while let Some(slice) = ledger.take(10, Index::MAX) {
             ledger.finish(slice.clone(), slice.end);
             handed_out += 1;
         }
-        assert_eq!(handed_out, MAX_AHEAD);
+        assert_eq!(handed_out, MOST_AHEAD);
         ledger.finish(stalled.clone(), stalled.end);
-        assert_eq!(ledger.done(), 1000 + 10 * (1 + MAX_AHEAD as u64));
+        assert_eq!(ledger.done(), 1000 + 10 * (1 + MOST_AHEAD as u64));
         assert!(ledger.take(10, Index::MAX).is_some());
     }
 
     #[test]
     fn an_untried_slice_is_handed_out_again() {
-        let mut ledger = Ledger::new(0);
+        let mut ledger = Ledger::new(0, MOST_AHEAD);
         let slice = ledger.take(100, 50).unwrap();
         assert_eq!(slice, 0..50);
         ledger.finish(slice, 0);

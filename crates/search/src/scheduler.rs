@@ -34,9 +34,10 @@ use crate::{
     limits::{Accounts, Limits, OverLimit, Usage},
     matcher::Found,
     outcome::{Event, Release, Report},
+    pacing::{Pacing, SLICE_TIME, Worker},
     progress::{Metrics, Progress, SearchState},
     query::Candidate,
-    slice::{SLICE_TIME, Slice, SliceResult},
+    slice::{Slice, SliceResult},
 };
 
 mod build;
@@ -56,9 +57,9 @@ use self::{
     scan::{Scan, Scans},
 };
 
-/// Number of hits that end a slice early. It bounds the hits that a search can hold beyond its
-/// queue. It is small in tests, so that slices often come back partly tried.
-const HITS_PER_SLICE: usize = if cfg!(test) { 16 } else { 256 };
+/// Minimum time between two recalls of a scan's slices because of ideal hits. Searches that share a
+/// scan may find many.
+const RECALL_EVERY: Duration = Duration::from_secs(1);
 
 /// Maximum number of turns without a slice before other workers get the lock. A turn has no slice
 /// if the client's quota is spent, or if the search has nothing to hand out.
@@ -78,6 +79,7 @@ pub(crate) struct Scheduler {
     jobs: HashMap<JobId, InFlight>,
     fair_queue: FairQueue,
     accounts: Accounts,
+    pacing: Pacing,
     next_id: u64,
     /// Counts events that may let a search follow a scan that it could not follow before.
     changes: u64,
@@ -86,6 +88,8 @@ pub(crate) struct Scheduler {
     totals: Metrics,
     /// The [gain](Entry::gain) of all searches that were released.
     gained: i128,
+    /// Slices to bring back, for the next [`Effects`].
+    recalls: Vec<JobId>,
 }
 
 /// A slice in flight.
@@ -96,14 +100,17 @@ struct InFlight {
     client: Client,
     range: Range<Index>,
     group: Arc<Group>,
+    worker: Worker,
     began: Duration,
     /// Searches that await the slice.
     waiters: Vec<SearchId>,
+    is_recalled: bool,
 }
 
 impl Scheduler {
-    pub(crate) fn new(limits: Limits) -> Scheduler {
+    pub(crate) fn new(limits: Limits, pacing: Pacing) -> Scheduler {
         Scheduler {
+            pacing,
             accounts: Accounts::new(Limits {
                 // A search without room for one candidate could never run.
                 queue_length: limits.queue_length.max(1),
@@ -143,7 +150,7 @@ impl Scheduler {
         let mut effects = Effects::default();
         self.settle(id, now, &mut effects);
         self.queue_turn(id, true);
-        effects.work = self.has_work();
+        self.complete(&mut effects);
         (id, effects)
     }
 
@@ -170,12 +177,32 @@ impl Scheduler {
     fn charge_tried(&mut self, client: &Client, hashes: u64, took: Duration, now: Duration) {
         if hashes > 0 {
             // The thread may have been interrupted, which is not the client's fault.
-            self.fair_queue
-                .charge(client, took.min(SLICE_TIME), Duration::ZERO);
+            let took = took.min(self.pacing.slice_time);
+            self.charge(client, took, Duration::ZERO);
             self.accounts.spend(&client.name, hashes, took, now);
             self.totals.hashes += hashes;
             self.totals.slices += 1;
         }
+    }
+
+    fn complete(&mut self, effects: &mut Effects) {
+        effects.work = self.has_work();
+        effects.recalls.append(&mut self.recalls);
+    }
+
+    /// Charges a client for time that a worker has spent on it. `paid` was charged in advance. The
+    /// fair queue knows only slices of a thread.
+    fn charge(&mut self, client: &Client, took: Duration, paid: Duration) {
+        let slice_time = self.pacing.slice_time;
+        let in_slices = |time: Duration| {
+            if slice_time == SLICE_TIME {
+                time
+            } else {
+                SLICE_TIME.mul_f64(time.div_duration_f64(slice_time))
+            }
+        };
+        self.fair_queue
+            .charge(client, in_slices(took), in_slices(paid));
     }
 
     /// Whether there may be work for another worker.
@@ -183,9 +210,14 @@ impl Scheduler {
         !self.fair_queue.is_empty()
     }
 
-    /// Returns a worker's next job. `None` does not mean that there is none: the worker retries if
-    /// the scheduler [has work](Self::has_work).
-    pub(crate) fn next_job(&mut self, now: Duration, effects: &mut Effects) -> Option<Job> {
+    /// Returns the next job of this worker. `None` does not mean that there is none: the worker
+    /// retries if the scheduler [has work](Self::has_work).
+    pub(crate) fn next_job(
+        &mut self,
+        worker: Worker,
+        now: Duration,
+        effects: &mut Effects,
+    ) -> Option<Job> {
         for _ in 0..POPS_AT_ONCE {
             let id = self.fair_queue.pop()?;
             if let Some(entry) = self.searches.get_mut(&id) {
@@ -195,10 +227,10 @@ impl Scheduler {
                     continue;
                 }
             }
-            let Some((scan_id, range)) = self.next_range(id) else {
+            let Some((scan_id, range)) = self.next_range(id, &worker) else {
                 continue;
             };
-            let job = self.start_slice(id, scan_id, range, now);
+            let job = self.start_slice(id, scan_id, range, worker, now);
             // Many searches end within their first slice, and a second slice for another worker
             // would then be wasted.
             if self.scans.get(&scan_id).is_some_and(|scan| scan.is_tried) {
@@ -209,6 +241,29 @@ impl Scheduler {
         None
     }
 
+    /// Returns the range and the group of a slice in flight.
+    pub(crate) fn leased(&self, id: JobId) -> Option<(Range<Index>, Arc<Group>)> {
+        let job = self.jobs.get(&id)?;
+        Some((job.range.clone(), Arc::clone(&job.group)))
+    }
+
+    /// Returns how long a slice in flight should take.
+    pub(crate) fn planned(&self, id: JobId) -> Duration {
+        let planned = self.jobs.get(&id).and_then(|job| {
+            let length = job.worker.scale(self.scans.get(&job.scan)?.length);
+            let count = job.range.end - job.range.start;
+            Some(self.pacing.slice_time.mul_f64(count as f64 / length as f64))
+        });
+        planned.unwrap_or(self.pacing.slice_time)
+    }
+
+    /// Sets when a slice in flight began: by its worker, not when the worker was told to.
+    pub(crate) fn set_began(&mut self, id: JobId, began: Duration) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.began = began;
+        }
+    }
+
     /// Takes a slice back, with its result.
     pub(crate) fn finish(&mut self, id: JobId, result: SliceResult, now: Duration) -> Effects {
         let mut effects = Effects::default();
@@ -216,7 +271,7 @@ impl Scheduler {
             return effects;
         };
         let took = now.saturating_sub(job.began);
-        self.fair_queue.charge(&job.client, took, SLICE_TIME);
+        self.charge(&job.client, took, self.pacing.slice_time);
         let mut touched = job.waiters.clone();
         for waiter in &touched {
             if let Some(entry) = self.searches.get_mut(waiter) {
@@ -235,7 +290,7 @@ impl Scheduler {
         touched.extend(match result {
             SliceResult::Tried { tried, hits } => {
                 self.count_hashes(&job, tried - job.range.start, now);
-                self.record_tried(&job, tried, took, hits)
+                self.record_tried(&job, tried, took, hits, now)
             }
             SliceResult::Panicked => self.panicked(&job, now),
         });
@@ -246,7 +301,7 @@ impl Scheduler {
             self.queue_turn(id, is_new && id == job.search);
             self.forget_if_released(id);
         }
-        effects.work = self.has_work();
+        self.complete(&mut effects);
         effects
     }
 
@@ -255,6 +310,7 @@ impl Scheduler {
     pub(crate) fn stop(&mut self, id: SearchId, now: Duration) -> Effects {
         let mut effects = Effects::default();
         self.request_stop(id, now, Stop::Asked, &mut effects);
+        effects.recalls.append(&mut self.recalls);
         effects
     }
 
@@ -278,6 +334,7 @@ impl Scheduler {
         for id in ids {
             self.request_stop(id, now, Stop::Asked, &mut effects);
         }
+        effects.recalls.append(&mut self.recalls);
         effects
     }
 
@@ -352,7 +409,7 @@ impl Scheduler {
             self.note_change();
             self.queue_turn(id, false);
         }
-        effects.work = self.has_work();
+        self.complete(&mut effects);
         (advance, effects)
     }
 
@@ -421,7 +478,7 @@ impl Scheduler {
 
     /// Finds the next range to try for a search whose turn it is, in the first of its scans that
     /// has one.
-    fn next_range(&mut self, id: SearchId) -> Option<(ScanId, Range<Index>)> {
+    fn next_range(&mut self, id: SearchId, worker: &Worker) -> Option<(ScanId, Range<Index>)> {
         let limit = self.accounts.limits().queue_length;
         let entry = self
             .searches
@@ -444,7 +501,7 @@ impl Scheduler {
                 start < segment.end && (start <= frontier || !at_frontier_only)
             }) {
                 let (end, _) = scan.followers.last()?;
-                if let Some(range) = scan.ledger.take(scan.length, *end) {
+                if let Some(range) = scan.ledger.take(worker.scale(scan.length), *end) {
                     return Some((scan_id, range));
                 }
             }
@@ -465,7 +522,13 @@ impl Scheduler {
         let group = Group::alone(Arc::clone(&entry.query), id, entry.matcher.take());
         let segment = &mut entry.segments[segment];
         segment.scan = Some(scan_id);
-        let scan = Scan::new(id, segment.from, segment.end, group, entry.cost);
+        let scan = Scan::new(
+            id,
+            segment.from..segment.end,
+            group,
+            entry.cost,
+            &self.pacing,
+        );
         self.scans.insert(scan_id, Box::new(scan));
         self.upkeep.mark_due();
         scan_id
@@ -476,30 +539,33 @@ impl Scheduler {
         search: SearchId,
         scan_id: ScanId,
         range: Range<Index>,
+        worker: Worker,
         now: Duration,
     ) -> Slice {
         let id = self.new_id();
-        let (entry, scan) = (&self.searches[&search], &self.scans[&scan_id]);
         // Charged in advance, and refunded when the slice comes back.
-        self.fair_queue
-            .charge(&entry.client, SLICE_TIME, Duration::ZERO);
+        let client = self.searches[&search].client.clone();
+        self.charge(&client, self.pacing.slice_time, Duration::ZERO);
+        let (entry, scan) = (&self.searches[&search], &self.scans[&scan_id]);
         let alone = scan.group.len() == 1 && !entry.query.reports_candidates();
         let slice = Slice {
             id,
             range: range.clone(),
             group: Arc::clone(&scan.group),
             // If one search is alone and reports no candidates, its first hit is the answer.
-            hit_limit: if alone { 1 } else { HITS_PER_SLICE },
+            hit_limit: if alone { 1 } else { self.pacing.hits_per_slice },
             stop: Arc::clone(&scan.stop),
         };
         let job = InFlight {
             scan: scan_id,
             search,
-            client: entry.client.clone(),
+            client,
             range,
             group: Arc::clone(&scan.group),
+            worker,
             began: now,
             waiters: Vec::new(),
+            is_recalled: false,
         };
         self.jobs.insert(id, job);
         if let Some(scan) = self.scans.get_mut(&scan_id) {
@@ -527,8 +593,12 @@ impl Scheduler {
         tried: Index,
         took: Duration,
         hits: Vec<Found>,
+        now: Duration,
     ) -> Vec<SearchId> {
         let limit = self.accounts.limits().queue_length;
+        // A slice that comes back early for another reason than its hits says nothing.
+        let ends_with_hit = hits.last().is_some_and(|hit| hit.index + 1 == tried);
+        let says_length = tried == job.range.end || ends_with_hit;
         let mut touched = Vec::new();
         for Found {
             index,
@@ -565,13 +635,14 @@ impl Scheduler {
                     entry.out_of_order.remove(&index);
                     entry.ideal = Some(candidate);
                     self.truncate(id, index + 1);
+                    self.recall_below(job.scan, index, now);
                 }
                 touched.push(id);
             } else if at_ideal.is_none() && entry.query.is_interesting(candidate.distance) {
                 if is_nearest {
                     entry.out_of_order.insert(index, candidate);
                 }
-                let too_many = entry.out_of_order.len() > limit + HITS_PER_SLICE;
+                let too_many = entry.out_of_order.len() > limit + self.pacing.hits_per_slice;
                 // Even if the hit was known: the scan that found it first may be gone.
                 if let Some(scan) = self.scans.get_mut(&job.scan) {
                     scan.out_of_order.insert((index, id));
@@ -584,8 +655,8 @@ impl Scheduler {
         let Some(scan) = self.scans.get_mut(&job.scan) else {
             return touched;
         };
-        if Arc::ptr_eq(&scan.group, &job.group) {
-            scan.adapt(&job.range, tried, took);
+        if says_length && Arc::ptr_eq(&scan.group, &job.group) {
+            scan.adapt(&job.range, tried, &job.worker, took, &self.pacing);
         }
         let before = scan.ledger.done();
         scan.ledger.finish(job.range.clone(), tried);
@@ -645,6 +716,7 @@ impl Scheduler {
                 // Skips slices that serve only this search and have not begun.
                 if scan.followers.len() == 1 {
                     scan.stop();
+                    recall(&mut self.jobs, &scan.jobs, &mut self.recalls);
                 }
             }
         }
@@ -685,10 +757,37 @@ impl Scheduler {
             scan.checked_at = 0;
             self.upkeep.mark_due();
         }
-        if scan.followers.is_empty() {
-            scan.stop();
-            self.scans.remove(&scan_id);
+        match scan.followers.last() {
+            None => {
+                scan.stop();
+                recall(&mut self.jobs, &scan.jobs, &mut self.recalls);
+                self.scans.remove(&scan_id);
+            }
+            Some((end, _)) if segment.end > *end => {
+                // No follower that is left wants what lies beyond.
+                let end = *end;
+                let jobs = &self.jobs;
+                let beyond = scan.jobs.iter().filter(|job| jobs[job].range.start >= end);
+                let beyond: Vec<JobId> = beyond.copied().collect();
+                recall(&mut self.jobs, &beyond, &mut self.recalls);
+            }
+            Some(_) => {}
         }
+    }
+
+    /// Brings back the slices of a scan for which an ideal hit at `hit` has to wait.
+    fn recall_below(&mut self, scan: ScanId, hit: Index, now: Duration) {
+        let Some(scan) = self.scans.get_mut(&scan) else {
+            return;
+        };
+        if scan.recalled.is_some_and(|at| now < at + RECALL_EVERY) {
+            return;
+        }
+        scan.recalled = Some(now);
+        let jobs = &self.jobs;
+        let below = scan.jobs.iter().filter(|job| jobs[job].range.start <= hit);
+        let below: Vec<JobId> = below.copied().collect();
+        recall(&mut self.jobs, &below, &mut self.recalls);
     }
 
     /// Makes a search leave all its scans. The search keeps what they have covered.
@@ -865,6 +964,17 @@ impl Scheduler {
             && entry.on_release.is_none()
         {
             self.searches.remove(&id);
+        }
+    }
+}
+
+/// Recalls slices in flight, each once.
+fn recall(jobs: &mut HashMap<JobId, InFlight>, recalled: &[JobId], recalls: &mut Vec<JobId>) {
+    for id in recalled {
+        if let Some(job) = jobs.get_mut(id)
+            && !std::mem::replace(&mut job.is_recalled, true)
+        {
+            recalls.push(*id);
         }
     }
 }

@@ -1,13 +1,8 @@
 //! A slice for a worker to try, and its result.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc};
 
 use crate::{group::Group, ids::JobId, keyspace::Index, matcher::Found, sync::AtomicBool};
-
-/// Time that a slice should take. A stop costs at most one slice on each worker, and a new search
-/// waits for at most one. If slices were much shorter, workers would spend most of their time on
-/// setting them up.
-pub(crate) const SLICE_TIME: Duration = Duration::from_micros(500);
 
 /// Number of secrets in a search's first slice, while its speed is unknown, if a secret costs no
 /// more than a fast kernel's hash. More expensive secrets make the slice shorter. It is short

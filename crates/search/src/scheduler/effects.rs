@@ -3,6 +3,7 @@
 use std::{sync::Arc, task::Waker};
 
 use crate::{
+    ids::JobId,
     matcher::Matcher,
     outcome::{Release, Report},
 };
@@ -18,6 +19,10 @@ pub(crate) struct Effects {
     /// Matchers that are not needed any more. Freeing a large one takes time.
     pub(crate) stale_matchers: Vec<Arc<Matcher>>,
     pub(crate) released: Vec<(Release, Report)>,
+    /// Slices in flight to bring back now, as far as they are tried: no search wants them any more,
+    /// or an ideal hit has to wait for them. Threads need not be told, because their slices are
+    /// short.
+    pub(crate) recalls: Vec<JobId>,
     /// Whether there may be work for another worker.
     pub(crate) work: bool,
 }

@@ -12,7 +12,8 @@ use crate::{
     ids::{JobId, ScanId, SearchId},
     keyspace::Index,
     ledger::Ledger,
-    slice::{FIRST_SLICE, SLICE_TIME},
+    pacing::{Pacing, Worker},
+    slice::FIRST_SLICE,
     sync::AtomicBool,
 };
 
@@ -20,10 +21,6 @@ use crate::{
 /// among the measurements does not make the overhead dominate. More expensive secrets lower the
 /// minimum, at most to a single secret.
 const MIN_SLICE: u64 = 1 << 6;
-
-/// Maximum length of a slice, whatever the clock says: at a billion secrets a second, it takes a
-/// quarter of a millisecond.
-const MAX_SLICE: u64 = 1 << 18;
 
 pub(super) type Scans = BTreeMap<ScanId, Box<Scan>>;
 
@@ -41,7 +38,7 @@ pub(super) struct Scan {
     /// Maximum number of searches that may join at once. It is halved when a group does not fit,
     /// and doubled when a group with this many newcomers does.
     pub(super) max_newcomers: usize,
-    /// Length of its next slice.
+    /// Length of its next slice, for a worker of speed 1.
     pub(super) length: u64,
     /// Whether at least one of its slices has come back.
     pub(super) is_tried: bool,
@@ -53,13 +50,22 @@ pub(super) struct Scan {
     /// The scheduler's count of changes when newcomers were last sought; 0 requests another check.
     pub(super) checked_at: u64,
     pub(super) stop: Arc<AtomicBool>,
+    /// When its slices were last recalled because of an ideal hit.
+    pub(super) recalled: Option<Duration>,
 }
 
 impl Scan {
     /// Makes a scan for a single search, which follows it from `start` to `end`.
-    pub(super) fn new(search: SearchId, start: Index, end: Index, group: Group, cost: f64) -> Scan {
+    pub(super) fn new(
+        search: SearchId,
+        range: Range<Index>,
+        group: Group,
+        cost: f64,
+        pacing: &Pacing,
+    ) -> Scan {
+        let Range { start, end } = range;
         Scan {
-            ledger: Ledger::new(start),
+            ledger: Ledger::new(start, pacing.most_ahead),
             followers: BTreeSet::from([(end, search)]),
             out_of_order: BTreeSet::new(),
             group: Arc::new(group),
@@ -71,6 +77,7 @@ impl Scan {
             idle: BTreeSet::new(),
             checked_at: 0,
             stop: Arc::new(AtomicBool::new(false)),
+            recalled: None,
         }
     }
 
@@ -98,21 +105,33 @@ impl Scan {
         std::mem::replace(&mut self.group, group)
     }
 
-    /// Sets the length of the next slice by the time that this one took.
-    pub(super) fn adapt(&mut self, slice: &Range<Index>, tried: Index, took: Duration) {
-        let count = tried - slice.start;
+    /// Sets the length of the next slice by the time that this one took this worker.
+    pub(super) fn adapt(
+        &mut self,
+        slice: &Range<Index>,
+        tried: Index,
+        worker: &Worker,
+        took: Duration,
+        pacing: &Pacing,
+    ) {
+        let count = worker.unscale(tried - slice.start);
         let length = self.length;
         self.length = if tried < slice.end {
             // The hits are so dense that a longer slice would end just as early.
             count
         } else {
             let took = took.as_nanos().max(1);
-            let fitting = u128::from(count) * SLICE_TIME.as_nanos() / took;
+            let fitting = u128::from(count) * pacing.slice_time.as_nanos() / took;
+            let most = length.saturating_mul(pacing.most_growth);
             // Shrinks by at most a factor of two: one slow slice, during which the system was busy,
-            // says little. Grows at once: no slice can have been faster than the backend is.
-            u64::try_from(fitting).unwrap_or(MAX_SLICE).max(length / 2)
+            // says little.
+            let fitting = u64::try_from(fitting).unwrap_or(u64::MAX);
+            fitting.min(most).max(length / 2)
         }
-        .clamp(at_cost(MIN_SLICE, self.cost), MAX_SLICE);
+        .clamp(
+            at_cost(MIN_SLICE, self.cost),
+            worker.unscale(worker.longest_slice).max(MIN_SLICE),
+        );
     }
 }
 

@@ -11,16 +11,28 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     checkpoint::Checkpoint, client::Quota, cursor::Cursor, matcher::Matcher, name::Distance,
-    outcome::Outcome, query::Query, slice::FIRST_SLICE, sync::AtomicBool,
+    outcome::Outcome, pacing, query::Query, slice::FIRST_SLICE, sync::AtomicBool,
 };
 
 /// Number of secrets that a simulated worker tries per millisecond.
 const SPEED: u64 = 20_000;
 
+fn with_limits(limits: Limits) -> Scheduler {
+    Scheduler::new(limits, Pacing::default())
+}
+
+fn hits_per_slice() -> usize {
+    Pacing::default().hits_per_slice
+}
+
 #[derive(Default)]
 struct World {
     scheduler: Scheduler,
     now: Duration,
+    /// What takes the next slice.
+    worker: Worker,
+    /// Slices that were recalled.
+    recalls: Vec<JobId>,
     /// What each search finds, by index, and where its backend panics.
     plans: HashMap<SearchId, Plan>,
     reports: Arc<Mutex<HashMap<SearchId, Report>>>,
@@ -122,7 +134,7 @@ impl World {
     fn take(&mut self) -> Option<Job> {
         let build = self.scheduler.upkeep(self.now);
         let mut effects = Effects::default();
-        let job = build.or_else(|| self.scheduler.next_job(self.now, &mut effects));
+        let job = build.or_else(|| self.scheduler.next_job(self.worker, self.now, &mut effects));
         carry_out(effects);
         job
     }
@@ -196,11 +208,15 @@ impl World {
 
     #[allow(clippy::needless_pass_by_value, reason = "it is gone")]
     fn finish_with(&mut self, slice: Slice, result: SliceResult) {
-        carry_out(self.scheduler.finish(slice.id, result, self.now));
+        let mut effects = self.scheduler.finish(slice.id, result, self.now);
+        self.recalls.append(&mut effects.recalls);
+        carry_out(effects);
     }
 
     fn stop(&mut self, id: SearchId) {
-        carry_out(self.scheduler.stop(id, self.now));
+        let mut effects = self.scheduler.stop(id, self.now);
+        self.recalls.append(&mut effects.recalls);
+        carry_out(effects);
     }
 
     fn report(&self, id: SearchId) -> Option<Report> {
@@ -295,6 +311,81 @@ fn slices_grow_to_their_target_duration() {
 }
 
 #[test]
+fn a_slice_takes_a_fast_worker_as_long_as_a_slow_one() {
+    let mut world = World::default();
+    world.submit(hard());
+    for _ in 0..20 {
+        world.begin();
+    }
+    for speed in [8.0, 1.0, 0.25] {
+        world.worker.speed = speed;
+        let slice = world.slice().unwrap();
+        let length = slice.range.end - slice.range.start;
+        assert_eq!(length, (SPEED as f64 / 2.0 * speed) as u64);
+        world.now += pacing::SLICE_TIME;
+        let result = world.tried(&slice);
+        world.finish_with(slice, result);
+    }
+    world.worker = Worker {
+        speed: 1e9,
+        longest_slice: 1 << 20,
+    };
+    let slice = world.slice().unwrap();
+    assert_eq!(slice.range.end - slice.range.start, 1 << 20);
+}
+
+#[test]
+fn an_ideal_hit_recalls_the_slices_that_it_waits_for_and_those_beyond_it() {
+    let mut world = World::default();
+    let plan = Plan {
+        hits: BTreeMap::from([(70_000, 0), (30_000, 0)]),
+        ..Plan::default()
+    };
+    world.submit_for(Client::default(), hard(), plan);
+    while world.begin() < 15_000 {}
+    let slices: Vec<Slice> = (0..8).map(|_| world.slice().unwrap()).collect();
+    let holding = |index| slices.iter().position(|slice| slice.range.contains(&index));
+    let (low, high) = (holding(30_000).unwrap(), holding(70_000).unwrap());
+    let ids: Vec<JobId> = slices.iter().map(|slice| slice.id).collect();
+    let mut slices: Vec<Option<Slice>> = slices.into_iter().map(Some).collect();
+    world.finish(slices[high].take().unwrap());
+    // The search ends at this hit or a lower one, so all slices are wanted soon or not at all.
+    let all = |ids: &[JobId], without: usize| {
+        let others = ids.iter().enumerate();
+        let others = others.filter(|(number, _)| *number != without);
+        others.map(|(_, id)| *id).collect::<Vec<_>>()
+    };
+    let mut recalled = std::mem::take(&mut world.recalls);
+    recalled.sort_unstable();
+    assert_eq!(recalled, all(&ids, high));
+    // Each is recalled once, and comes back partly tried. The rest is handed out again.
+    let second = slices[low].take().unwrap();
+    let tried = second.range.start + 10;
+    let hits = Vec::new();
+    world.finish_with(second, SliceResult::Tried { tried, hits });
+    assert_eq!(world.slice().unwrap().range.start, tried);
+    assert_eq!(world.recalls, []);
+}
+
+#[test]
+fn a_stop_recalls_the_slices_that_no_other_search_wants() {
+    let mut world = World::default();
+    let id = world.submit(chatty());
+    let other = world.submit(chatty());
+    for _ in 0..10 {
+        world.begin();
+    }
+    let slices: Vec<Slice> = (0..6).map(|_| world.slice().unwrap()).collect();
+    world.stop(id);
+    let own = slices.iter().filter(|slice| slice.group.members() == [id]);
+    let own: Vec<JobId> = own.map(|slice| slice.id).collect();
+    assert!(!own.is_empty() && own.len() < slices.len());
+    assert_eq!(std::mem::take(&mut world.recalls), own);
+    world.stop(other);
+    assert_eq!(world.recalls.len(), slices.len() - own.len());
+}
+
+#[test]
 fn a_stop_waits_for_the_workers_and_keeps_their_results() {
     let mut world = World::default();
     let id = world.submit(hard());
@@ -379,13 +470,13 @@ fn an_unread_search_is_parked_and_can_be_stopped_or_resumed() {
         };
         let id = world.submit_for(Client::default(), chatty(), plan);
         while let Some(slice) = world.slice() {
-            assert!(slice.hit_limit <= HITS_PER_SLICE);
+            assert!(slice.hit_limit <= hits_per_slice());
             world.finish(slice);
         }
         let queued = world.scheduler.searches[&id].queue.len();
         let limit = world.scheduler.accounts.limits().queue_length;
         assert!(
-            (limit..limit + HITS_PER_SLICE).contains(&queued),
+            (limit..limit + hits_per_slice()).contains(&queued),
             "{queued}"
         );
         assert_eq!(world.scheduler.metrics().parked, 1);
@@ -434,8 +525,14 @@ fn one_search_alone_plans_its_filter_once() {
     let client = Client::default();
     world.scheduler.admit(&client, world.now).unwrap();
     let release = Box::new(|_| ());
-    let submitted =
-        (world.scheduler).submit(client, request, FIRST_SLICE, SLICE_TIME, release, world.now);
+    let submitted = (world.scheduler).submit(
+        client,
+        request,
+        FIRST_SLICE,
+        pacing::SLICE_TIME,
+        release,
+        world.now,
+    );
     let (id, effects) = submitted;
     carry_out(effects);
     world.plans.insert(id, Plan::default());
@@ -831,7 +928,7 @@ fn starting_new_searches_all_the_time_gains_nothing() {
 #[test]
 fn limits_reject_searches_and_a_spent_quota_ends_one_with_a_cursor() {
     let per_second = NonZeroU64::new(1_000_000).unwrap();
-    let mut scheduler = Scheduler::new(Limits {
+    let mut scheduler = with_limits(Limits {
         searches: 3,
         searches_per_client: 2,
         hashes_per_second_per_client: Some(per_second),
@@ -896,7 +993,7 @@ fn limits_reject_searches_and_a_spent_quota_ends_one_with_a_cursor() {
 
 #[test]
 fn one_connection_leaves_a_quarter_of_its_clients_searches_to_the_others() {
-    let mut scheduler = Scheduler::new(Limits {
+    let mut scheduler = with_limits(Limits {
         searches_per_client: 8,
         ..Limits::default()
     });
@@ -935,7 +1032,7 @@ fn one_connection_leaves_a_quarter_of_its_clients_searches_to_the_others() {
 #[test]
 fn a_clients_own_quota_replaces_the_default() {
     let second = Duration::from_secs(1);
-    let mut scheduler = Scheduler::new(Limits {
+    let mut scheduler = with_limits(Limits {
         searches_per_client: 2,
         hashes_per_second_per_client: NonZeroU64::new(1_000_000),
         quota_saved_for: second,
@@ -1181,11 +1278,16 @@ impl Watched {
     }
 }
 
-/// Tries a slice and hands it back. Returns the number of hashes.
+/// Tries a slice and hands it back. Returns the number of hashes. `cut` makes it come back only
+/// partly tried, as after a recall.
 #[allow(clippy::needless_pass_by_value, reason = "it is gone")]
-fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice) -> u64 {
-    let result = world.tried(&slice);
+fn try_slice(world: &mut World, watched: &mut [Watched], slice: Slice, cut: Option<u64>) -> u64 {
+    let mut result = world.tried(&slice);
     let mut hashed = 0;
+    if let (SliceResult::Tried { tried, hits }, Some(cut)) = (&mut result, cut) {
+        *tried = slice.range.start + cut % (*tried - slice.range.start + 1);
+        hits.retain(|found| found.index < *tried);
+    }
     if let SliceResult::Tried { tried, .. } = &result {
         hashed = tried - slice.range.start;
         let members = slice.group.members();
@@ -1221,10 +1323,12 @@ fn play(seed: u64) {
         };
     }
     let mut world = World {
-        scheduler: Scheduler::new(limits),
+        scheduler: with_limits(limits),
         ..World::default()
     };
     let workers = 1 + random(4) as usize;
+    // Whether workers have different speeds, and slices come back partly tried.
+    let is_distant = random(3) == 0;
     let mut tests = 0;
     let count = 1 + random(7);
     let density = [40, 400, 4_000][random(3) as usize];
@@ -1256,7 +1360,7 @@ fn play(seed: u64) {
             one.frontier = frontier;
             let ahead = world.scheduler.searches[&one.id].out_of_order.len();
             assert!(
-                ahead <= limits.queue_length + HITS_PER_SLICE,
+                ahead <= limits.queue_length + hits_per_slice(),
                 "{ahead} out-of-order hits"
             );
         }
@@ -1410,24 +1514,30 @@ fn play(seed: u64) {
                     builds.remove(0);
                 }
             }
-            5..=6 if under_way.len() + builds.len() < workers => match world.take() {
-                Some(Job::Slice(slice)) => under_way.push(slice),
-                Some(Job::Build(mut build)) => {
-                    let cost = [1.1, 1.1, 1.5, 5.0, 500.0][random(5) as usize];
-                    build.make(|_| cost);
-                    builds.push(build);
+            5..=6 if under_way.len() + builds.len() < workers => {
+                if is_distant {
+                    world.worker.speed = [0.2, 1.0, 7.0][random(3) as usize];
                 }
-                None => {}
-            },
+                match world.take() {
+                    Some(Job::Slice(slice)) => under_way.push(slice),
+                    Some(Job::Build(mut build)) => {
+                        let cost = [1.1, 1.1, 1.5, 5.0, 500.0][random(5) as usize];
+                        build.make(|_| cost);
+                        builds.push(build);
+                    }
+                    None => {}
+                }
+            }
             _ if !under_way.is_empty() => {
                 let slice = under_way.swap_remove(random(under_way.len() as u64) as usize);
-                hashed += try_slice(&mut world, &mut watched, slice);
+                let cut = (is_distant && random(3) == 0).then(|| random(u64::MAX));
+                hashed += try_slice(&mut world, &mut watched, slice, cut);
             }
             _ => {}
         }
     }
     while let Some(slice) = under_way.pop() {
-        hashed += try_slice(&mut world, &mut watched, slice);
+        hashed += try_slice(&mut world, &mut watched, slice, None);
     }
     let reports = world.reports.lock().unwrap();
     let metrics = world.scheduler.metrics();

@@ -1,0 +1,270 @@
+//! Deals the secrets of all calls to agents.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use hashfinder_search::{
+    Changes, Dispatcher, Lease, LeaseId, Limits, Matcher, OverLimit, Pacing, Query, Worker,
+};
+
+use crate::{
+    calls::{Calls, Told},
+    messages::{AgentId, Ask, Order, Orders, Term, Work},
+    roster::{Listed, Member, Roster},
+};
+
+/// Time that a lease should take. A hit is final only once everything below it is done, so a longer
+/// lease makes answers later; a shorter one costs more messages.
+const LEASE_TIME: Duration = Duration::from_secs(2);
+
+/// Time of the work that an agent has in hand: it tries one lease while the next one arrives.
+const IN_HAND: Duration = Duration::from_secs(4);
+
+/// Maximum number of leases that an agent has. Small ranges are left over where leases came back
+/// partly tried, and a fast agent tries many in one round trip.
+const MOST_LEASES: usize = 16;
+
+/// Hashes per second of a worker of speed 1.
+const UNIT: f64 = 1e6;
+
+/// Settings of a leader.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LeaderSettings {
+    /// Limits of clients.
+    pub limits: Limits,
+    /// How searches are cut into leases.
+    pub pacing: Pacing,
+    /// Maximum number of secrets of a lease.
+    pub longest_lease: u64,
+}
+
+impl Default for LeaderSettings {
+    fn default() -> LeaderSettings {
+        LeaderSettings {
+            limits: Limits::default(),
+            pacing: Pacing {
+                slice_time: LEASE_TIME,
+                // 2,200 agents hold 4,500 to 6,500 ranges ahead of the frontier.
+                most_ahead: 1 << 17,
+                // An agent may be wrong about its own speed.
+                most_growth: 8,
+                hits_per_slice: 256,
+            },
+            longest_lease: 1 << 44,
+        }
+    }
+}
+
+/// Deals leases for one term.
+///
+/// Messages to a leader may be lost, repeated and reordered, and their senders may be gone.
+pub struct Leader {
+    term: Term,
+    settings: LeaderSettings,
+    dispatcher: Dispatcher,
+    roster: Roster,
+    calls: Calls,
+    /// The queries of each matcher that leases have in use.
+    queries: HashMap<usize, (Weak<Matcher>, Arc<[Query]>)>,
+    /// Leases to recall at once, by agent.
+    recalls: BTreeMap<AgentId, Vec<LeaseId>>,
+}
+
+impl Leader {
+    /// Creates a leader without agents and calls.
+    #[must_use]
+    pub fn new(term: Term, settings: LeaderSettings) -> Leader {
+        Leader {
+            term,
+            settings,
+            dispatcher: Dispatcher::new(settings.limits, settings.pacing),
+            roster: Roster::default(),
+            calls: Calls::default(),
+            queries: HashMap::new(),
+            recalls: BTreeMap::new(),
+        }
+    }
+
+    /// Replies to a message of an agent.
+    pub fn work(&mut self, work: &Work, now: Duration) -> Orders {
+        let mut orders = Orders {
+            term: self.term,
+            ..Orders::default()
+        };
+        if work.term != self.term {
+            return orders;
+        }
+        let agent = &work.agent;
+        if (self.roster.agents.get(agent)).is_none_or(|known| known.boot != work.boot) {
+            // An agent that has started again has lost its leases.
+            for lease in self.roster.take_others(agent, &BTreeSet::new()) {
+                self.give_back(lease, now);
+            }
+            let member = Member::new(work.boot, work.rate, now);
+            self.roster.agents.insert(agent.clone(), member);
+        }
+        for report in &work.reports {
+            if !self.roster.take(agent, report.lease) {
+                // It has ended, by an earlier copy of this report or because the agent was silent.
+                continue;
+            }
+            let hashes = self.dispatcher.hashes(report.lease, report.tried);
+            let (tried, hits) = (report.tried, &report.hits);
+            let done = self
+                .dispatcher
+                .finish(report.lease, tried, hits, report.took, now);
+            let Some(member) = self.roster.agents.get_mut(agent) else {
+                continue;
+            };
+            match done {
+                Ok(changes) => {
+                    if let Some(hashes) = hashes {
+                        member.measured(hashes, report.took);
+                    }
+                    self.note(changes, now);
+                }
+                Err(_) => member.false_reports += 1,
+            }
+        }
+        let Some(member) = self.roster.agents.get_mut(agent) else {
+            return orders;
+        };
+        if work.sequence <= member.sequence {
+            // A message that was overtaken: the agent ignores the reply.
+            return orders;
+        }
+        member.sequence = work.sequence;
+        member.last_heard = now;
+        member.is_draining = work.is_draining;
+        // Leases of a reply that was lost are at nobody.
+        let held: BTreeSet<LeaseId> = work.holds.iter().copied().collect();
+        let over = held
+            .iter()
+            .filter(|lease| !member.leases.contains_key(lease));
+        orders.over = over.copied().collect();
+        for lease in self.roster.take_others(agent, &held) {
+            self.give_back(lease, now);
+        }
+        if !work.is_draining {
+            self.deal(agent, &mut orders.leases, now);
+        }
+        self.recalls.remove(agent);
+        if let Some(member) = self.roster.agents.get(agent) {
+            let recalled = member.leases.iter().filter(|(_, (_, at))| at.is_some());
+            orders.recalls = recalled.map(|(lease, _)| *lease).collect();
+        }
+        orders
+    }
+
+    /// Gives an agent leases, until it has enough in hand.
+    fn deal(&mut self, agent: &AgentId, leases: &mut Vec<Order>, now: Duration) {
+        loop {
+            let Some(member) = self.roster.agents.get(agent) else {
+                return;
+            };
+            if member.leases.len() >= MOST_LEASES || member.in_hand() >= IN_HAND {
+                return;
+            }
+            let worker = Worker {
+                speed: member.rate / UNIT,
+                longest_slice: self.settings.longest_lease,
+            };
+            let (lease, changes) = self.dispatcher.lease(worker, now);
+            self.note(changes, now);
+            let Some(lease) = lease else { return };
+            self.roster.give(agent, lease.id(), lease.planned());
+            leases.push(Order {
+                lease: lease.id(),
+                range: lease.range(),
+                queries: self.queries_of(&lease),
+                hit_limit: lease.hit_limit(),
+                planned: lease.planned(),
+            });
+        }
+    }
+
+    /// Returns the queries of a lease, which it shares with other leases of the same searches.
+    fn queries_of(&mut self, lease: &Lease) -> Arc<[Query]> {
+        let matcher = lease.matcher();
+        let key = Arc::as_ptr(matcher).addr();
+        if let Some((known, queries)) = self.queries.get(&key)
+            && known.strong_count() > 0
+        {
+            return Arc::clone(queries);
+        }
+        self.queries
+            .retain(|_, (known, _)| known.strong_count() > 0);
+        let queries: Arc<[Query]> = lease.queries().cloned().collect();
+        let kept = (Arc::downgrade(matcher), Arc::clone(&queries));
+        self.queries.insert(key, kept);
+        queries
+    }
+
+    /// Answers a server about one of its calls, and begins the call if it is new.
+    ///
+    /// # Errors
+    ///
+    /// If the call's client, or the fleet, has reached a limit.
+    pub fn ask(&mut self, ask: &Ask, now: Duration) -> Result<Option<Told>, OverLimit> {
+        let dispatcher = &mut self.dispatcher;
+        self.calls.renew(ask, now, || {
+            let (query, checkpoint) = (ask.query.clone(), ask.checkpoint.clone());
+            dispatcher.begin(ask.client.clone(), query, checkpoint, now)
+        })?;
+        Ok(self.calls.tell(ask, &mut self.dispatcher))
+    }
+
+    /// Ends a call. Its agents are free once they hear of it.
+    pub fn end(&mut self, call: &str, now: Duration) {
+        if let Some(search) = self.calls.remove(call) {
+            let changes = self.dispatcher.forget(search, now);
+            self.note(changes, now);
+        }
+    }
+
+    /// Ends what was not renewed, and gives leases of silent agents to others. Call this ten times
+    /// a second.
+    pub fn tick(&mut self, now: Duration) {
+        for search in self.calls.expired(now) {
+            let changes = self.dispatcher.forget(search, now);
+            self.note(changes, now);
+        }
+        for lease in self.roster.overdue(now) {
+            self.give_back(lease, now);
+        }
+    }
+
+    /// Returns leases to recall at once, by agent: to send in messages of their own. One that is
+    /// lost costs only time, because the next [`Orders`] repeat it.
+    pub fn take_recalls(&mut self) -> BTreeMap<AgentId, Vec<LeaseId>> {
+        std::mem::take(&mut self.recalls)
+    }
+
+    /// Returns the agents that were heard of in the last minute.
+    #[must_use]
+    pub fn agents(&self, now: Duration) -> Vec<Listed> {
+        self.roster.list(now)
+    }
+
+    /// Returns the number of calls.
+    #[must_use]
+    pub fn calls(&self) -> usize {
+        self.calls.len()
+    }
+
+    fn give_back(&mut self, lease: LeaseId, now: Duration) {
+        let changes = self.dispatcher.give_back(lease, now);
+        self.note(changes, now);
+    }
+
+    fn note(&mut self, changes: Changes, now: Duration) {
+        for lease in changes.recalls {
+            if let Some(agent) = self.roster.recall(lease, now) {
+                self.recalls.entry(agent).or_default().push(lease);
+            }
+        }
+    }
+}

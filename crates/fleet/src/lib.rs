@@ -1,0 +1,34 @@
+//! One search over many machines: who tries what, whatever becomes of the machines and of their
+//! messages.
+//!
+//! A *leader* has searches, and deals [leases](Order) to *agents*, which try them. This crate is
+//! both sides of that as state machines, without sockets, threads or clocks:
+//!
+//! - A [`Leader`] answers each [`Work`] message of an agent with [`Orders`], and each [`Ask`] of a
+//!   server about a call with a [`Told`].
+//! - An [`Agent`] makes these messages, and knows what to try next.
+//!
+//! Messages may be lost, delayed, repeated or reordered, and machines may stop, pause or lose their
+//! memory. The answers stay those of one thread that tries one secret after another: a lease ends
+//! once, and whatever arrives later is ignored.
+//!
+//! `now` is always the time since some fixed moment, on a clock that never goes back.
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod calls;
+mod leader;
+mod messages;
+mod roster;
+
+pub use self::{
+    agent::{Agent, Task},
+    calls::{RENEWED_FOR, Told},
+    leader::{Leader, LeaderSettings},
+    messages::{
+        AgentId, Ask, CallId, Order, Orders, OutOfRange, Report, Term, WireIndex, Work, narrow,
+        widen,
+    },
+    roster::{Listed, RECALLED_FOR, SILENT_AFTER},
+};

@@ -1,0 +1,119 @@
+//! What the machines of a fleet say to each other.
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use hashfinder_search::{Checkpoint, Client, Index, LeaseId, Query};
+
+/// An index on the wire and in stores. It is wider than the engine's, so that larger keyspaces will
+/// not need another protocol.
+pub type WireIndex = u128;
+
+/// Returns an index for the wire.
+#[must_use]
+pub fn widen(index: Index) -> WireIndex {
+    index.into()
+}
+
+/// Returns an index from the wire.
+///
+/// # Errors
+///
+/// If this version cannot search that far.
+pub fn narrow(index: WireIndex) -> Result<Index, OutOfRange> {
+    Index::try_from(index).map_err(|_| OutOfRange(index))
+}
+
+/// An index from the wire is beyond what this version can search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("index {0} is beyond what this version can search")]
+pub struct OutOfRange(pub WireIndex);
+
+/// A leader's time in office. Each leader has a higher one than those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Term(pub u64);
+
+/// Identifies an agent in its fleet.
+pub type AgentId = Arc<str>;
+
+/// Identifies a call in its fleet.
+pub type CallId = Arc<str>;
+
+/// A message of an agent to the leader: reports what it has tried, asks for more, and shows that it
+/// is alive. It sends one at least once a second.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Work {
+    /// The agent.
+    pub agent: AgentId,
+    /// Differs each time the agent's process starts.
+    pub boot: u64,
+    /// Number of this message since the start, from 1.
+    pub sequence: u64,
+    /// The term that the agent believes in.
+    pub term: Term,
+    /// Hashes of a fast kernel that it computes per second, as measured at its start.
+    pub rate: f64,
+    /// Whether it takes no more leases, because it is about to end.
+    pub is_draining: bool,
+    /// Leases that it has, apart from those that it reports.
+    pub holds: Vec<LeaseId>,
+    /// Leases that it has done. A report is repeated until the leader has replied to it.
+    pub reports: Vec<Report>,
+}
+
+/// What an agent has tried of a lease. The lease is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The lease.
+    pub lease: LeaseId,
+    /// One past the last index tried: every secret of the lease below it was.
+    pub tried: Index,
+    /// The indices of the hits among these, in order.
+    pub hits: Vec<Index>,
+    /// Time that this took, without pauses.
+    pub took: Duration,
+}
+
+/// The leader's reply to [`Work`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Orders {
+    /// The leader's term. If it is not the message's, the reply says nothing else.
+    pub term: Term,
+    /// New leases, in the order in which to try them.
+    pub leases: Vec<Order>,
+    /// Leases to report now, as far as they are tried.
+    pub recalls: Vec<LeaseId>,
+    /// Leases that are over: nothing that the agent reports of them counts.
+    pub over: Vec<LeaseId>,
+}
+
+/// A lease, as an agent gets it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The secrets to try.
+    pub range: Range<Index>,
+    /// The queries whose names it looks for. Leases with the same queries share them.
+    pub queries: Arc<[Query]>,
+    /// Number of hits after which it stops.
+    pub hit_limit: usize,
+    /// Time that it should take. The agent drops the lease after three times as long.
+    pub planned: Duration,
+}
+
+/// A message of a server to the leader about one of its calls. It sends one each second: a call
+/// that is not renewed ends.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// The call.
+    pub call: CallId,
+    /// Whose call it is.
+    pub client: Client,
+    /// What it searches for.
+    pub query: Query,
+    /// Where the call begins or, under a new leader, continues: a checkpoint of what the server has
+    /// been told.
+    pub checkpoint: Checkpoint,
+    /// Every candidate below this index has arrived.
+    pub from: Index,
+}

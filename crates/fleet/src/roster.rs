@@ -1,0 +1,174 @@
+//! The agents of a fleet: which leases each has, how fast it is, and whether it is heard of.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use hashfinder_search::LeaseId;
+
+use crate::messages::AgentId;
+
+/// Time of silence after which an agent's leases are given to others.
+pub const SILENT_AFTER: Duration = Duration::from_secs(3);
+
+/// Time after which a recalled lease is given to others, if its agent does not answer.
+pub const RECALLED_FOR: Duration = Duration::from_millis(250);
+
+/// Time of silence after which an agent is forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+/// How much of a new measurement counts in an agent's rate.
+const NEWEST: f64 = 0.3;
+
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    pub(crate) agents: BTreeMap<AgentId, Member>,
+    /// Whose each lease is.
+    holders: HashMap<LeaseId, AgentId>,
+}
+
+/// An agent, as the leader knows it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) boot: u64,
+    /// Number of its last message.
+    pub(crate) sequence: u64,
+    pub(crate) last_heard: Duration,
+    /// Hashes of a fast kernel per second.
+    pub(crate) rate: f64,
+    pub(crate) is_draining: bool,
+    /// Its leases: how long each should take, and when it was recalled.
+    pub(crate) leases: BTreeMap<LeaseId, (Duration, Option<Duration>)>,
+    /// Number of its reports that were not true.
+    pub(crate) false_reports: u64,
+}
+
+/// An agent in the list of agents.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// The agent.
+    pub agent: AgentId,
+    /// Hashes of a fast kernel per second.
+    pub rate: f64,
+    /// Number of its leases.
+    pub leases: usize,
+    /// Time since it was last heard of.
+    pub silent_for: Duration,
+    /// Whether it takes no more leases.
+    pub is_draining: bool,
+    /// Number of its reports that were not true.
+    pub false_reports: u64,
+}
+
+impl Member {
+    pub(crate) fn new(boot: u64, rate: f64, now: Duration) -> Member {
+        Member {
+            boot,
+            sequence: 0,
+            last_heard: now,
+            rate: if rate.is_normal() && rate > 1.0 {
+                rate
+            } else {
+                1.0
+            },
+            is_draining: false,
+            leases: BTreeMap::new(),
+            false_reports: 0,
+        }
+    }
+
+    /// Includes a measurement in the rate.
+    pub(crate) fn measured(&mut self, hashes: f64, took: Duration) {
+        let rate = hashes / took.as_secs_f64();
+        if rate.is_normal() && rate > 1.0 {
+            // On a logarithmic scale, one slow lease says as little as one fast lease.
+            self.rate *= (rate / self.rate).powf(NEWEST);
+        }
+    }
+
+    /// Returns how much work the agent has in hand.
+    pub(crate) fn in_hand(&self) -> Duration {
+        self.leases.values().map(|(planned, _)| *planned).sum()
+    }
+}
+
+impl Roster {
+    /// Gives an agent a lease that should take it this long.
+    pub(crate) fn give(&mut self, agent: &AgentId, lease: LeaseId, planned: Duration) {
+        if let Some(member) = self.agents.get_mut(agent) {
+            member.leases.insert(lease, (planned, None));
+            self.holders.insert(lease, agent.clone());
+        }
+    }
+
+    /// Takes a lease from its agent, if this agent has it.
+    pub(crate) fn take(&mut self, agent: &AgentId, lease: LeaseId) -> bool {
+        let member = self.agents.get_mut(agent);
+        let taken = member.and_then(|member| member.leases.remove(&lease));
+        if taken.is_some() {
+            self.holders.remove(&lease);
+        }
+        taken.is_some()
+    }
+
+    /// Takes all leases of an agent, except for these.
+    pub(crate) fn take_others(
+        &mut self,
+        agent: &AgentId,
+        held: &BTreeSet<LeaseId>,
+    ) -> Vec<LeaseId> {
+        let Some(member) = self.agents.get(agent) else {
+            return Vec::new();
+        };
+        let others = member.leases.keys().filter(|lease| !held.contains(lease));
+        let others: Vec<LeaseId> = others.copied().collect();
+        for lease in &others {
+            self.take(agent, *lease);
+        }
+        others
+    }
+
+    /// Notes that a lease was recalled. Returns its agent.
+    pub(crate) fn recall(&mut self, lease: LeaseId, now: Duration) -> Option<AgentId> {
+        let agent = self.holders.get(&lease)?.clone();
+        let (_, recalled) = self.agents.get_mut(&agent)?.leases.get_mut(&lease)?;
+        recalled.get_or_insert(now);
+        Some(agent)
+    }
+
+    /// Takes the leases whose agents have been silent for too long, and forgets agents that are
+    /// gone.
+    pub(crate) fn overdue(&mut self, now: Duration) -> Vec<LeaseId> {
+        let mut overdue = Vec::new();
+        self.agents.retain(|_, member| {
+            let silent = now.saturating_sub(member.last_heard);
+            member.leases.retain(|lease, (_, recalled)| {
+                let is_late = recalled.is_some_and(|at| now.saturating_sub(at) >= RECALLED_FOR);
+                let is_overdue = is_late || silent >= SILENT_AFTER;
+                if is_overdue {
+                    overdue.push(*lease);
+                }
+                !is_overdue
+            });
+            silent < FORGOTTEN_AFTER
+        });
+        for lease in &overdue {
+            self.holders.remove(lease);
+        }
+        overdue
+    }
+
+    pub(crate) fn list(&self, now: Duration) -> Vec<Listed> {
+        let agents = self.agents.iter();
+        let listed = agents.map(|(agent, member)| Listed {
+            agent: agent.clone(),
+            rate: member.rate,
+            leases: member.leases.len(),
+            silent_for: now.saturating_sub(member.last_heard),
+            is_draining: member.is_draining,
+            false_reports: member.false_reports,
+        });
+        listed.collect()
+    }
+}

@@ -1,0 +1,436 @@
+//! A simulated fleet: agents, servers, leaders and a network that loses, delays and repeats
+//! messages. What servers are told is compared with one thread that tries one secret after another.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    num::NonZeroU64,
+    ops::Range,
+    sync::OnceLock,
+    time::Duration,
+};
+
+use fastrand::Rng;
+use hashfinder_fleet::{
+    Agent, AgentId, Ask, CallId, Leader, LeaderSettings, Order, Orders, Term, Told, Work,
+};
+use hashfinder_search::{
+    Candidate, Checkpoint, Client, Distance, Index, LeaseId, Limits, Outcome, Query,
+};
+
+/// Number of secrets that the oracle has tried.
+const SECRETS: Index = 120_000;
+
+/// A query, and what one thread finds for it, in order.
+struct Oracle {
+    query: Query,
+    hits: Vec<Candidate>,
+}
+
+fn oracles() -> &'static [Oracle] {
+    static ORACLES: OnceLock<Vec<Oracle>> = OnceLock::new();
+    ORACLES.get_or_init(|| {
+        let kinds = [
+            ("tom", 0, 2),
+            ("abcd", 0, 3),
+            ("doctor", 1, 4),
+            ("search", 1, 5),
+        ];
+        let oracle = |(name, ideal, interesting): (&str, u8, u8)| {
+            let query = Query::new(name.parse().unwrap(), Distance::from(ideal)).unwrap();
+            let query = query.interesting(Distance::from(interesting));
+            let near = ideal.max(interesting - 1);
+            let all = (0..SECRETS).map(|index| query.candidate(index));
+            let hits = all.filter(|found| found.distance <= near).collect();
+            Oracle { query, hits }
+        };
+        kinds.into_iter().map(oracle).collect()
+    })
+}
+
+impl Oracle {
+    fn of(query: &Query) -> &'static Oracle {
+        let mut all = oracles().iter();
+        let oracle = all.find(|oracle| oracle.query.names() == query.names());
+        oracle.expect("every query has an oracle")
+    }
+
+    fn hits(&self, range: Range<Index>) -> &[Candidate] {
+        let below = |index| self.hits.partition_point(|hit| hit.index < index);
+        &self.hits[below(range.start)..below(range.end)]
+    }
+
+    /// Returns what one thread reports of a range, and the ideal hit that ends it, if there is one.
+    fn expect(&self, range: Range<Index>) -> (Vec<Candidate>, Option<Candidate>) {
+        let mut hits = self.hits(range).iter().copied();
+        let mut reported = Vec::new();
+        let ideal = hits.find(|hit| {
+            let is_ideal = hit.distance <= self.query.ideal_distance().get();
+            if !is_ideal {
+                reported.push(*hit);
+            }
+            is_ideal
+        });
+        (reported, ideal)
+    }
+}
+
+/// What arrives, and where.
+enum Event {
+    Work(Work),
+    Orders(AgentId, u64, u64, Orders),
+    Recall(AgentId, Term, Vec<LeaseId>),
+    Ask(Ask),
+    Told(CallId, Index, Box<Told>),
+    /// An agent has computed for a while.
+    Computed(AgentId, u64, Option<LeaseId>),
+    /// An agent speaks up, at the latest a second after the last time.
+    Speaks(AgentId, u64),
+    /// A server renews a call.
+    Renews(CallId),
+    Ticks,
+}
+
+struct Machine {
+    agent: Agent,
+    boot: u64,
+    /// Hashes per second.
+    rate: f64,
+    is_drained: bool,
+}
+
+/// A call at its server.
+struct Call {
+    query: Query,
+    range: Range<Index>,
+    checkpoint: Checkpoint,
+    from: Index,
+    reported: Vec<Candidate>,
+    outcome: Option<Outcome>,
+}
+
+struct World {
+    rng: Rng,
+    now: Duration,
+    queue: BinaryHeap<Reverse<(Duration, u64)>>,
+    events: BTreeMap<u64, Event>,
+    leader: Leader,
+    term: Term,
+    machines: BTreeMap<AgentId, Machine>,
+    calls: BTreeMap<CallId, Call>,
+    /// Until when messages are lost and machines die.
+    troubled_until: Duration,
+    next: u64,
+}
+
+/// How long an agent computes before it looks at the next message.
+const STEP: Duration = Duration::from_millis(100);
+
+const SECOND: Duration = Duration::from_secs(1);
+
+impl World {
+    fn at(&mut self, when: Duration, event: Event) {
+        self.next += 1;
+        self.queue.push(Reverse((when, self.next)));
+        self.events.insert(self.next, event);
+    }
+
+    fn after(&mut self, pause: Duration, event: Event) {
+        self.at(self.now + pause, event);
+    }
+
+    fn is_troubled(&self) -> bool {
+        self.now < self.troubled_until
+    }
+
+    /// Sends a message, which may be lost, late, or arrive twice.
+    fn send(&mut self, make: impl Fn() -> Event) {
+        let copies = match self.rng.u8(..20) {
+            0 if self.is_troubled() => 0,
+            1 if self.is_troubled() => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let most = match self.rng.u8(..20) {
+                0 if self.is_troubled() => 60_000,
+                1..3 if self.is_troubled() => 3_000,
+                _ => 30,
+            };
+            let delay = Duration::from_millis(self.rng.u64(1..=most));
+            self.after(delay, make());
+        }
+    }
+
+    fn speak(&mut self, id: &AgentId) {
+        let machine = self.machines.get_mut(id).unwrap();
+        machine.agent.drop_late(self.now);
+        machine.is_drained |= machine.agent.is_drained();
+        if !machine.is_drained {
+            let work = machine.agent.work();
+            self.send(|| Event::Work(work.clone()));
+        }
+    }
+
+    /// Returns the indices of hits that an agent finds, and one past the last index that it tries.
+    fn scan(order: &Order, range: Range<Index>) -> (Index, Vec<Index>) {
+        let mut hits: Vec<Index> = order
+            .queries
+            .iter()
+            .flat_map(|query| {
+                let hits = Oracle::of(query).hits(range.clone()).iter();
+                hits.map(|hit| hit.index)
+            })
+            .collect();
+        hits.sort_unstable();
+        hits.dedup();
+        match hits.get(order.hit_limit - 1).copied() {
+            Some(last) => {
+                hits.truncate(order.hit_limit);
+                (last + 1, hits)
+            }
+            None => (range.end, hits),
+        }
+    }
+
+    fn compute(&mut self, id: &AgentId, lease: Option<LeaseId>) {
+        let step = STEP.as_secs_f64();
+        let machine = self.machines.get_mut(id).unwrap();
+        let next = machine.agent.next().cloned();
+        if let Some(task) = next.filter(|task| Some(task.order.lease) == lease) {
+            let most = (machine.rate * step) as u64 + 1;
+            let end = task.order.range.end.min(task.tried + most);
+            let (tried, hits) = World::scan(&task.order, task.tried..end);
+            let took = STEP.mul_f64((tried - task.tried) as f64 / most as f64);
+            machine.agent.tried(task.order.lease, tried, &hits, took);
+            if machine.agent.has_news() {
+                self.speak(id);
+            }
+        }
+        let machine = &self.machines[id];
+        let boot = machine.boot;
+        let lease = machine.agent.next().map(|task| task.order.lease);
+        self.after(STEP, Event::Computed(id.clone(), boot, lease));
+    }
+
+    fn boot(&mut self, id: &AgentId) {
+        self.next += 1;
+        let boot = self.next;
+        let rate = [500.0, 2_000.0, 9_000.0][self.rng.usize(..3)];
+        // What it measured at its start may be wrong.
+        let believed = rate * [0.1, 1.0, 1.0, 30.0][self.rng.usize(..4)];
+        let machine = Machine {
+            agent: Agent::new(id.clone(), boot, believed),
+            boot,
+            rate,
+            is_drained: false,
+        };
+        self.machines.insert(id.clone(), machine);
+        self.after(STEP, Event::Computed(id.clone(), boot, None));
+        self.after(STEP, Event::Speaks(id.clone(), boot));
+    }
+
+    fn begin(&mut self, number: usize) {
+        let oracle = &oracles()[self.rng.usize(..oracles().len())];
+        let start = [0, self.rng.u64(..SECRETS / 2)][self.rng.usize(..2)];
+        let budget = self.rng.u64(1..=SECRETS - start);
+        let query = oracle.query.clone().starting_at(start);
+        let query = query.hash_budget(NonZeroU64::new(budget).unwrap());
+        let call = Call {
+            range: start..start + budget,
+            checkpoint: Checkpoint::new(&query),
+            query,
+            from: start,
+            reported: Vec::new(),
+            outcome: None,
+        };
+        let id: CallId = number.to_string().into();
+        self.calls.insert(id.clone(), call);
+        self.after(SECOND / 100, Event::Renews(id));
+    }
+
+    fn renew(&mut self, id: &CallId) {
+        let call = &self.calls[id];
+        if call.outcome.is_some() {
+            return;
+        }
+        let ask = Ask {
+            call: id.clone(),
+            client: Client {
+                name: ["a", "b"][id.len() % 2].into(),
+                ..Client::default()
+            },
+            query: call.query.clone(),
+            checkpoint: call.checkpoint.clone(),
+            from: call.from,
+        };
+        self.send(|| Event::Ask(ask.clone()));
+        self.after(SECOND, Event::Renews(id.clone()));
+    }
+
+    fn told(&mut self, id: &CallId, from: Index, told: &Told) {
+        let call = self.calls.get_mut(id).unwrap();
+        if from != call.from || call.outcome.is_some() {
+            // An answer to an earlier question.
+            return;
+        }
+        let is_older = told.checkpoint.frontier() < call.checkpoint.frontier();
+        if is_older {
+            return;
+        }
+        call.reported.extend(&told.candidates);
+        call.from = told.next(call.from);
+        call.checkpoint = told.checkpoint.clone();
+        let frontier = call.checkpoint.frontier();
+        let oracle = Oracle::of(&call.query);
+        let (expected, ideal) = oracle.expect(call.range.start..frontier);
+        assert_eq!(call.reported, expected, "call {id} up to {frontier}");
+        match &told.outcome {
+            None => assert!(frontier < call.range.end || !told.candidates.is_empty()),
+            Some(Outcome::Ideal(found)) => assert_eq!(Some(*found), ideal),
+            Some(Outcome::BudgetSpent(_)) => {
+                assert_eq!((frontier, ideal), (call.range.end, None));
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+        call.outcome.clone_from(&told.outcome);
+        if call.outcome.is_some() {
+            self.leader.end(id, self.now);
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Work(work) => {
+                let orders = self.leader.work(&work, self.now);
+                let boot = work.boot;
+                self.send(|| {
+                    Event::Orders(work.agent.clone(), boot, work.sequence, orders.clone())
+                });
+            }
+            Event::Orders(id, boot, sequence, orders) => {
+                let machine = self.machines.get_mut(&id).unwrap();
+                if machine.boot == boot {
+                    machine.agent.orders(sequence, orders, self.now);
+                    if machine.agent.has_news() {
+                        self.speak(&id);
+                    }
+                }
+            }
+            Event::Recall(id, term, leases) => {
+                let machine = self.machines.get_mut(&id).unwrap();
+                if term == self.term {
+                    machine.agent.recall(&leases);
+                    self.speak(&id);
+                }
+            }
+            Event::Ask(ask) => {
+                let told = self.leader.ask(&ask, self.now).expect("within every limit");
+                if let Some(told) = told {
+                    let told = Box::new(told);
+                    self.send(|| Event::Told(ask.call.clone(), ask.from, told.clone()));
+                }
+            }
+            Event::Told(id, from, told) => self.told(&id, from, &told),
+            Event::Computed(id, boot, lease) => {
+                if self.machines[&id].boot == boot {
+                    self.compute(&id, lease);
+                }
+            }
+            Event::Speaks(id, boot) => {
+                if self.machines[&id].boot == boot {
+                    self.speak(&id);
+                    self.after(SECOND, Event::Speaks(id, boot));
+                }
+            }
+            Event::Renews(id) => self.renew(&id),
+            Event::Ticks => self.tick(),
+        }
+        for (id, leases) in self.leader.take_recalls() {
+            let term = self.term;
+            self.send(|| Event::Recall(id.clone(), term, leases.clone()));
+        }
+    }
+
+    fn tick(&mut self) {
+        self.leader.tick(self.now);
+        self.after(STEP, Event::Ticks);
+        if !self.is_troubled() {
+            return;
+        }
+        let ids: Vec<AgentId> = self.machines.keys().cloned().collect();
+        let id = &ids[self.rng.usize(..ids.len())];
+        match self.rng.u16(..200) {
+            // A machine dies, and starts again.
+            0 => self.boot(id),
+            1 => self.machines.get_mut(id).unwrap().agent.drain(),
+            // The leader dies, and another one takes over.
+            2..8 => {
+                self.term.0 += 1;
+                self.leader = Leader::new(self.term, settings());
+            }
+            _ => {}
+        }
+    }
+}
+
+fn settings() -> LeaderSettings {
+    LeaderSettings {
+        limits: Limits {
+            queue_length: 16,
+            ..Limits::default()
+        },
+        ..LeaderSettings::default()
+    }
+}
+
+/// Plays one schedule. Returns how long it took.
+fn play(seed: u64) -> Duration {
+    let mut rng = Rng::with_seed(seed);
+    let troubled_until = [Duration::ZERO, 120 * SECOND][rng.usize(..2)];
+    let mut world = World {
+        rng,
+        now: Duration::ZERO,
+        queue: BinaryHeap::new(),
+        events: BTreeMap::new(),
+        leader: Leader::new(Term(1), settings()),
+        term: Term(1),
+        machines: BTreeMap::new(),
+        calls: BTreeMap::new(),
+        troubled_until,
+        next: 0,
+    };
+    for number in 0..world.rng.usize(1..=8) {
+        let id: AgentId = format!("agent {number}").into();
+        world.boot(&id);
+    }
+    for number in 0..world.rng.usize(1..=5) {
+        world.begin(number);
+    }
+    world.after(STEP, Event::Ticks);
+    let spare: AgentId = "spare".into();
+    while world.calls.values().any(|call| call.outcome.is_none()) {
+        let Reverse((when, number)) = world.queue.pop().unwrap();
+        if world.now < troubled_until && when >= troubled_until {
+            // If all others have been drained, this one does the rest.
+            world.boot(&spare);
+        }
+        world.now = when;
+        assert!(when < 3_000 * SECOND, "it never ends");
+        let event = world.events.remove(&number).unwrap();
+        world.handle(event);
+    }
+    world.now
+}
+
+#[test]
+fn a_fleet_finds_what_one_thread_finds_whatever_fails() {
+    let first = std::env::var("SEED").ok().map(|seed| seed.parse().unwrap());
+    let schedules = std::env::var("SCHEDULES").map_or(40, |count| count.parse().unwrap());
+    for number in 0..if first.is_some() { 1 } else { schedules } {
+        let seed: u64 = first.unwrap_or_else(|| fastrand::u64(..) ^ number);
+        if let Err(panic) = std::panic::catch_unwind(|| play(seed)) {
+            eprintln!("SEED={seed}");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

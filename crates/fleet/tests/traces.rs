@@ -1,0 +1,166 @@
+//! Sequences of events that have broken a design of a fleet, each as a test.
+
+use std::time::Duration;
+
+use hashfinder_fleet::{
+    AgentId, Ask, Leader, LeaderSettings, Order, Orders, Report, SILENT_AFTER, Term, Told, Work,
+};
+use hashfinder_search::{Checkpoint, Client, Distance, Index, Query};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct Scene {
+    leader: Leader,
+    term: Term,
+    now: Duration,
+    sequence: u64,
+}
+
+impl Scene {
+    fn new(term: u64) -> Scene {
+        Scene {
+            leader: Leader::new(Term(term), LeaderSettings::default()),
+            term: Term(term),
+            now: SECOND,
+            sequence: 0,
+        }
+    }
+
+    /// Begins or renews a call for a name, and returns what the leader tells of it.
+    fn ask(&mut self, name: &str) -> Told {
+        let query = Query::new(name.parse().unwrap(), Distance::ZERO).unwrap();
+        let ask = Ask {
+            call: name.into(),
+            client: Client::default(),
+            checkpoint: Checkpoint::new(&query),
+            query,
+            from: 0,
+        };
+        self.leader.ask(&ask, self.now).unwrap().unwrap()
+    }
+
+    fn frontier(&mut self, name: &str) -> Index {
+        self.ask(name).checkpoint.frontier()
+    }
+
+    fn work(&mut self, agent: &str, holds: &[&Order], reports: Vec<Report>) -> Orders {
+        let work = self.message(agent, holds, reports);
+        self.leader.work(&work, self.now)
+    }
+
+    fn message(&mut self, agent: &str, holds: &[&Order], reports: Vec<Report>) -> Work {
+        self.sequence += 1;
+        Work {
+            agent: AgentId::from(agent),
+            boot: 1,
+            sequence: self.sequence,
+            term: self.term,
+            rate: 1e6,
+            is_draining: false,
+            holds: holds.iter().map(|order| order.lease).collect(),
+            reports,
+        }
+    }
+}
+
+/// Returns the report of a lease that was tried completely, without a hit.
+fn done(order: &Order) -> Report {
+    Report {
+        lease: order.lease,
+        tried: order.range.end,
+        hits: Vec::new(),
+        took: order.planned,
+    }
+}
+
+const HARD: &str = "hashfinderhashfinder";
+
+/// A is silent, so its lease goes to B. Later A reports it after all.
+#[test]
+fn a_report_after_the_lease_was_taken_back_counts_for_nothing() {
+    let mut scene = Scene::new(1);
+    scene.ask(HARD);
+    let first = scene.work("A", &[], Vec::new()).leases.remove(0);
+    scene.now += SILENT_AFTER;
+    scene.ask(HARD);
+    scene.leader.tick(scene.now);
+    let again = scene.work("B", &[], Vec::new()).leases.remove(0);
+    assert_eq!(again.range, first.range);
+    let late = scene.work("A", &[&first], vec![done(&first)]);
+    assert_eq!(late.over, [first.lease]);
+    assert_eq!(scene.frontier(HARD), 0);
+    scene.work("B", &[], vec![done(&again)]);
+    assert_eq!(scene.frontier(HARD), again.range.end);
+    scene.work("B", &[], vec![done(&again)]);
+    assert_eq!(scene.frontier(HARD), again.range.end);
+}
+
+/// The numbers of leases begin anew with each leader, so only the term tells them apart.
+#[test]
+fn a_report_of_an_earlier_term_counts_for_nothing() {
+    let mut old = Scene::new(1);
+    old.ask(HARD);
+    let lease = old.work("A", &[], Vec::new()).leases.remove(0);
+    let mut new = Scene::new(2);
+    new.ask("anotherverylongname");
+    let same = new.work("A", &[], Vec::new()).leases.remove(0);
+    assert_eq!((same.lease, &same.range), (lease.lease, &lease.range));
+    let late = old.message("A", &[], vec![done(&lease)]);
+    let orders = new.leader.work(&late, new.now);
+    assert_eq!((orders.term, orders.leases), (Term(2), Vec::new()));
+    assert_eq!(new.frontier("anotherverylongname"), 0);
+    new.work("A", &[], vec![done(&same)]);
+    assert_eq!(new.frontier("anotherverylongname"), same.range.end);
+}
+
+/// The agent has never heard of the leases in a reply that was lost.
+#[test]
+fn leases_of_a_lost_reply_are_dealt_again_at_once() {
+    let mut scene = Scene::new(1);
+    scene.ask(HARD);
+    let lost = scene.work("A", &[], Vec::new()).leases;
+    let again = scene.work("A", &[], Vec::new()).leases;
+    let ranges = |orders: &[Order]| {
+        orders
+            .iter()
+            .map(|order| order.range.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(&again)[0].start, ranges(&lost)[0].start);
+    assert!(
+        lost.iter()
+            .zip(&again)
+            .all(|(lost, again)| lost.lease != again.lease)
+    );
+}
+
+/// A message that was overtaken by a later one does not say what the agent has now.
+#[test]
+fn an_overtaken_message_takes_no_lease_back() {
+    let mut scene = Scene::new(1);
+    scene.ask(HARD);
+    let early = scene.message("A", &[], Vec::new());
+    let lease = scene.work("A", &[], Vec::new()).leases.remove(0);
+    let orders = scene.leader.work(&early, scene.now);
+    assert_eq!(orders.leases, Vec::new());
+    scene.work("A", &[], vec![done(&lease)]);
+    assert_eq!(scene.frontier(HARD), lease.range.end);
+}
+
+/// Once a call has ended, its leases are recalled, and no agent gets more of them.
+#[test]
+fn the_end_of_a_call_recalls_its_leases() {
+    let mut scene = Scene::new(1);
+    scene.ask(HARD);
+    let lease = scene.work("A", &[], Vec::new()).leases.remove(0);
+    scene.leader.end(HARD, scene.now);
+    let recalls = scene.leader.take_recalls();
+    assert_eq!(recalls[&AgentId::from("A")], [lease.lease]);
+    // The message with the recall was lost, so the next reply repeats it.
+    let orders = scene.work("A", &[&lease], Vec::new());
+    assert_eq!(
+        (orders.recalls, orders.leases),
+        (vec![lease.lease], Vec::new())
+    );
+    assert_eq!(scene.leader.calls(), 0);
+}

@@ -1,0 +1,311 @@
+//! Hands out slices to workers that are not threads of this process, such as other machines.
+
+use std::{ops::Range, sync::Arc, task::Waker, time::Duration};
+
+use hashfinder_kernels::Kernel;
+
+use crate::{
+    checkpoint::{Advance, Checkpoint},
+    client::Client,
+    group::Group,
+    ids::{JobId, SearchId},
+    keyspace::Index,
+    limits::{Limits, OverLimit},
+    matcher::{Found, Matcher},
+    pacing::{Pacing, Worker},
+    progress::{Metrics, Progress},
+    query::Query,
+    scheduler::{Effects, Job, Request, Resume, Scheduler},
+    slice::SliceResult,
+};
+
+/// Number of a lease. No two leases of a dispatcher have the same one.
+pub type LeaseId = JobId;
+
+/// Searches whose slices are tried elsewhere: an [`Engine`](crate::Engine) without threads, locks
+/// and clock.
+///
+/// The caller takes [leases](Self::lease) for its workers and reports what these have tried, in any
+/// order. The answers are the same as those of one thread that tries one secret after another,
+/// however many workers there are, however fast each is, and whatever becomes of them: a slice
+/// whose worker is gone is [given back](Self::give_back), and another worker gets it.
+///
+/// `now` is the time since some fixed moment, on a clock that never goes back.
+pub struct Dispatcher {
+    scheduler: Scheduler,
+}
+
+/// A slice for one worker, who tries its secrets for one or several searches.
+#[derive(Clone)]
+pub struct Lease {
+    id: LeaseId,
+    range: Range<Index>,
+    group: Arc<Group>,
+    hit_limit: usize,
+    planned: Duration,
+}
+
+/// What a call requires of the caller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Changes {
+    /// Leases whose workers should report now what they have tried, and stop: no search wants the
+    /// rest any more, or an answer has to wait for it, and the other workers try it sooner. Each
+    /// lease is recalled at most once. A worker that does not hear of it may as well finish.
+    pub recalls: Vec<LeaseId>,
+}
+
+/// A worker has reported something that is not true. Its slice counts as untried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FalseReport {
+    /// It has tried what is not in its lease.
+    #[error("the lease does not contain {tried}")]
+    NotLeased {
+        /// One past the last index that it claims to have tried.
+        tried: Index,
+    },
+    /// An index is not a hit that the worker can have found, or not in order.
+    #[error("{index} is not its next hit")]
+    NotAHit {
+        /// The index.
+        index: Index,
+    },
+}
+
+impl Lease {
+    /// Returns the number of the lease.
+    #[must_use]
+    pub fn id(&self) -> LeaseId {
+        self.id
+    }
+
+    /// Returns the secrets to try.
+    #[must_use]
+    pub fn range(&self) -> Range<Index> {
+        self.range.clone()
+    }
+
+    /// Returns the queries whose names the worker looks for.
+    pub fn queries(&self) -> impl Iterator<Item = &Query> {
+        self.group.queries()
+    }
+
+    /// Returns the matcher for all of the queries. The first call for a set of queries plans its
+    /// filter.
+    #[must_use]
+    pub fn matcher(&self) -> &Arc<Matcher> {
+        self.group.matcher()
+    }
+
+    /// Returns how long it should take the worker.
+    #[must_use]
+    pub fn planned(&self) -> Duration {
+        self.planned
+    }
+
+    /// Returns after how many hits a worker stops.
+    #[must_use]
+    pub fn hit_limit(&self) -> usize {
+        self.hit_limit
+    }
+}
+
+impl Dispatcher {
+    /// Creates a dispatcher without searches.
+    #[must_use]
+    pub fn new(limits: Limits, pacing: Pacing) -> Dispatcher {
+        Dispatcher {
+            scheduler: Scheduler::new(limits, pacing),
+        }
+    }
+
+    /// Begins a search, from a checkpoint or from [`Checkpoint::new`].
+    ///
+    /// `query` must be the one that the checkpoint belongs to. Its budget is ignored: the
+    /// checkpoint has the end. Planning its filter takes microseconds for one name, and more for
+    /// many.
+    ///
+    /// # Errors
+    ///
+    /// If the client or the dispatcher has reached a limit.
+    pub fn begin(
+        &mut self,
+        client: Client,
+        query: Query,
+        checkpoint: Checkpoint,
+        now: Duration,
+    ) -> Result<SearchId, OverLimit> {
+        self.scheduler.admit(&client, now)?;
+        let matcher = Arc::new(query.matcher());
+        let request = Request {
+            rate: query.hit_rate(),
+            cost: cost(&matcher),
+            matcher,
+            query,
+            resume: Some(Resume {
+                checkpoint,
+                alone: false,
+            }),
+        };
+        let release = Box::new(|_| ());
+        let submitted = self
+            .scheduler
+            .submit(client, request, 0, Duration::ZERO, release, now);
+        let (id, effects) = submitted;
+        let _ = carry_out(effects);
+        Ok(id)
+    }
+
+    /// Returns the next slice for a worker; `None` if no search has one. After another call, it may
+    /// have one again.
+    pub fn lease(&mut self, worker: Worker, now: Duration) -> (Option<Lease>, Changes) {
+        let mut effects = Effects::default();
+        let lease = loop {
+            let job = self.scheduler.upkeep(now);
+            let job = job.or_else(|| self.scheduler.next_job(worker, now, &mut effects));
+            match job {
+                Some(Job::Slice(slice)) => {
+                    break Some(Lease {
+                        planned: self.scheduler.planned(slice.id),
+                        id: slice.id,
+                        range: slice.range,
+                        group: slice.group,
+                        hit_limit: slice.hit_limit,
+                    });
+                }
+                Some(Job::Build(mut build)) => {
+                    build.make(cost);
+                    while !self.scheduler.install(&mut build, now) {}
+                }
+                None if self.scheduler.has_work() => {}
+                None => break None,
+            }
+        };
+        (lease, carry_out(effects))
+    }
+
+    /// Reports that a worker has tried the secrets of its lease below `tried`, in `took`, and that
+    /// `hits` are the indices of the hits among them, in order.
+    ///
+    /// Every hit is hashed again. The lease ends; what is untried is leased again. A lease that has
+    /// ended before is ignored.
+    ///
+    /// # Errors
+    ///
+    /// If the report cannot be true. Hits that are missing from it are not found by this.
+    pub fn finish(
+        &mut self,
+        id: LeaseId,
+        tried: Index,
+        hits: &[Index],
+        took: Duration,
+        now: Duration,
+    ) -> Result<Changes, FalseReport> {
+        let Some((range, group)) = self.scheduler.leased(id) else {
+            return Ok(Changes::default());
+        };
+        let found = match check(&range, group.matcher(), tried, hits) {
+            Ok(found) => found,
+            Err(why) => {
+                let _ = self.give_back(id, now);
+                return Err(why);
+            }
+        };
+        self.scheduler.set_began(id, now.saturating_sub(took));
+        let result = SliceResult::Tried { tried, hits: found };
+        Ok(carry_out(self.scheduler.finish(id, result, now)))
+    }
+
+    /// Returns the cost of trying a lease's secrets below `tried`, in hashes of a fast kernel;
+    /// `None` if the lease has ended.
+    #[must_use]
+    pub fn hashes(&self, id: LeaseId, tried: Index) -> Option<f64> {
+        let (range, group) = self.scheduler.leased(id)?;
+        Some(tried.saturating_sub(range.start) as f64 * cost(group.matcher()))
+    }
+
+    /// Ends a lease of which nothing was tried, as far as is known, so that another worker gets the
+    /// slice. A lease that has ended before is ignored.
+    pub fn give_back(&mut self, id: LeaseId, now: Duration) -> Changes {
+        let Some((range, _)) = self.scheduler.leased(id) else {
+            return Changes::default();
+        };
+        let result = SliceResult::Tried {
+            tried: range.start,
+            hits: Vec::new(),
+        };
+        carry_out(self.scheduler.finish(id, result, now))
+    }
+
+    /// Takes the candidates of a search that are ready, and returns them with a checkpoint of the
+    /// same moment. After the end, every call returns the same outcome. `None` if there is no such
+    /// search.
+    pub fn advance(&mut self, id: SearchId) -> Option<Advance> {
+        self.scheduler.progress(id)?;
+        let (advance, effects) = self.scheduler.advance(id, Waker::noop().clone());
+        let _ = carry_out(effects);
+        Some(advance)
+    }
+
+    /// Returns the progress of a search; `None` if there is no such search.
+    #[must_use]
+    pub fn progress(&self, id: SearchId) -> Option<Progress> {
+        self.scheduler.progress(id)
+    }
+
+    /// Stops a search. It ends once the leases that serve it have ended. One that has ended keeps
+    /// its outcome.
+    pub fn stop(&mut self, id: SearchId, now: Duration) -> Changes {
+        carry_out(self.scheduler.stop(id, now))
+    }
+
+    /// Stops a search, and forgets it.
+    pub fn forget(&mut self, id: SearchId, now: Duration) -> Changes {
+        carry_out(self.scheduler.abandon(id, now))
+    }
+
+    /// Returns the totals and the current state.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.scheduler.metrics()
+    }
+}
+
+fn cost(matcher: &Matcher) -> f64 {
+    matcher.cost(Kernel::best())
+}
+
+/// Checks what a worker has reported, and returns its hits with their distances.
+fn check(
+    range: &Range<Index>,
+    matcher: &Matcher,
+    tried: Index,
+    hits: &[Index],
+) -> Result<Vec<Found>, FalseReport> {
+    if !(range.start..=range.end).contains(&tried) {
+        return Err(FalseReport::NotLeased { tried });
+    }
+    let mut found = Vec::new();
+    let mut next = range.start;
+    for &index in hits {
+        let before = found.len();
+        if (next..tried).contains(&index) {
+            matcher.scan(Kernel::best(), index..index + 1, usize::MAX, &mut found);
+        }
+        if found.len() == before {
+            return Err(FalseReport::NotAHit { index });
+        }
+        next = index + 1;
+    }
+    Ok(found)
+}
+
+/// Carries out what the scheduler requires, as far as it concerns this process.
+fn carry_out(effects: Effects) -> Changes {
+    for (release, report) in effects.released {
+        release(report);
+    }
+    Changes {
+        recalls: effects.recalls,
+    }
+}

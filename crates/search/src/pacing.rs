@@ -1,0 +1,72 @@
+//! How searches are cut into slices.
+
+use std::time::Duration;
+
+/// How searches are cut into slices. It depends on what tries them: the defaults are for threads of
+/// this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pacing {
+    /// Time that a slice should take. A stop costs at most one slice on each worker, a new search
+    /// waits for at most one, and a hit is final at the earliest when the slices below it are done.
+    /// If slices were much shorter, workers would spend most of their time on setting them up.
+    pub slice_time: Duration,
+    /// Maximum number of finished slices beyond the frontier of a scan. If one worker stalls, the
+    /// frontier stops at its slice, and the other workers finish this many more slices before they
+    /// wait for it.
+    pub most_ahead: usize,
+    /// Maximum factor by which a slice is longer than the one before it.
+    pub most_growth: u64,
+    /// Number of hits that end a slice early. It bounds the hits that a search can hold beyond its
+    /// queue.
+    pub hits_per_slice: usize,
+}
+
+impl Default for Pacing {
+    fn default() -> Pacing {
+        Pacing {
+            slice_time: SLICE_TIME,
+            // About half a second on one core.
+            most_ahead: 1024,
+            // No slice can have been faster than the thread is.
+            most_growth: u64::MAX,
+            // Few in tests, so that slices often come back partly tried.
+            hits_per_slice: if cfg!(test) { 16 } else { 256 },
+        }
+    }
+}
+
+/// What tries a slice, and so how long the slice is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Worker {
+    /// How many times as many secrets as a worker of speed 1 it tries in the same time.
+    pub speed: f64,
+    /// Maximum length of its slices, whatever the clock says.
+    pub longest_slice: u64,
+}
+
+impl Default for Worker {
+    /// A thread of this process.
+    fn default() -> Worker {
+        Worker {
+            speed: 1.0,
+            // At a billion secrets a second, this takes a quarter of a millisecond.
+            longest_slice: 1 << 18,
+        }
+    }
+}
+
+impl Worker {
+    /// Returns how many secrets this worker tries while one of speed 1 tries `count`: at least one,
+    /// and at most its longest slice.
+    pub(crate) fn scale(&self, count: u64) -> u64 {
+        ((count as f64 * self.speed) as u64).clamp(1, self.longest_slice.max(1))
+    }
+
+    /// Returns how many secrets a worker of speed 1 tries while this one tries `count`.
+    pub(crate) fn unscale(&self, count: u64) -> u64 {
+        (count as f64 / self.speed) as u64
+    }
+}
+
+/// Time that a slice of a thread should take.
+pub(crate) const SLICE_TIME: Duration = Duration::from_micros(500);

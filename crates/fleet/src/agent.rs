@@ -1,4 +1,4 @@
-//! An agent: which leases it has, and what it tells the leader.
+//! An agent: its leases, and its messages to the leader.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -9,6 +9,10 @@ use crate::messages::{AgentId, Order, Orders, Report, Term, Work};
 /// Factor by which a lease may take longer than planned before the agent drops it: by then, another
 /// agent has it.
 const MOST_OVERTIME: u32 = 3;
+
+/// Factor by which trying a lease may take longer than planned before the agent reports the part
+/// that it has tried: the leader believes that it is faster than it is.
+const REPORTED_AFTER: u32 = 2;
 
 /// The state of an agent. What tries the secrets is elsewhere.
 #[derive(Debug)]
@@ -147,7 +151,9 @@ impl Agent {
         task.tried = tried;
         task.hits.extend(hits);
         task.took += took;
-        let is_done = tried >= task.order.range.end || task.hits.len() >= task.order.hit_limit;
+        let is_done = tried >= task.order.range.end
+            || task.hits.len() >= task.order.hit_limit
+            || task.took >= task.order.planned * REPORTED_AFTER;
         if is_done && let Some(task) = self.tasks.remove(position) {
             self.reports.push(task.report());
         }

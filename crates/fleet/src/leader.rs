@@ -139,7 +139,7 @@ impl Leader {
         member.sequence = work.sequence;
         member.last_heard = now;
         member.is_draining = work.is_draining;
-        // Leases of a reply that was lost are at nobody.
+        // If a reply was lost, the agent does not have its leases.
         let held: BTreeSet<LeaseId> = work.holds.iter().copied().collect();
         let over = held
             .iter()

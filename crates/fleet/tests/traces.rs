@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use hashfinder_fleet::{
-    AgentId, Ask, Leader, LeaderSettings, Order, Orders, Report, SILENT_AFTER, Term, Told, Work,
+    Agent, AgentId, Ask, Leader, LeaderSettings, Order, Orders, Report, SILENT_AFTER, Term, Told,
+    Work,
 };
 use hashfinder_search::{Checkpoint, Client, Distance, Index, Query};
 
@@ -26,7 +27,7 @@ impl Scene {
         }
     }
 
-    /// Begins or renews a call for a name, and returns what the leader tells of it.
+    /// Begins or renews a call for a name, and returns the leader's answer.
     fn ask(&mut self, name: &str) -> Told {
         let query = Query::new(name.parse().unwrap(), Distance::ZERO).unwrap();
         let ask = Ask {
@@ -95,7 +96,7 @@ fn a_report_after_the_lease_was_taken_back_counts_for_nothing() {
     assert_eq!(scene.frontier(HARD), again.range.end);
 }
 
-/// The numbers of leases begin anew with each leader, so only the term tells them apart.
+/// Each leader numbers its leases from the start, so only the term distinguishes them.
 #[test]
 fn a_report_of_an_earlier_term_counts_for_nothing() {
     let mut old = Scene::new(1);
@@ -163,4 +164,31 @@ fn the_end_of_a_call_recalls_its_leases() {
         (vec![lease.lease], Vec::new())
     );
     assert_eq!(scene.leader.calls(), 0);
+}
+
+/// It would drop each lease before its end. So it reports the part that it has tried, and the
+/// leader learns its rate.
+#[test]
+fn an_agent_that_believes_to_be_faster_than_it_is_makes_progress() {
+    const SECRETS_PER_STEP: u64 = 1_000;
+    let mut scene = Scene::new(1);
+    let mut agent = Agent::new("A".into(), 1, 1e9);
+    agent.follow(Term(1));
+    for _ in 0..600 {
+        scene.now += SECOND / 10;
+        scene.ask(HARD);
+        let work = agent.work();
+        let orders = scene.leader.work(&work, scene.now);
+        agent.orders(work.sequence, orders, scene.now);
+        agent.drop_late(scene.now);
+        if let Some(task) = agent.next().cloned() {
+            let tried = task.order.range.end.min(task.tried + SECRETS_PER_STEP);
+            agent.tried(task.order.lease, tried, &[], SECOND / 10);
+        }
+    }
+    // All but the first secrets, and what it has in hand, count.
+    let frontier = scene.frontier(HARD);
+    assert!(frontier > 400 * SECRETS_PER_STEP, "{frontier}");
+    let rate = scene.leader.agents(scene.now)[0].rate;
+    assert!(rate < 1e6, "{rate}");
 }

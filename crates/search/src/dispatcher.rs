@@ -238,8 +238,8 @@ impl Dispatcher {
     }
 
     /// Takes the candidates of a search that are ready, and returns them with a checkpoint of the
-    /// same moment. After the end, every call returns the same outcome. `None` if there is no such
-    /// search.
+    /// same moment. After the end, every call returns the same outcome. `None` if the search is
+    /// unknown.
     pub fn advance(&mut self, id: SearchId) -> Option<Advance> {
         self.scheduler.progress(id)?;
         let (advance, effects) = self.scheduler.advance(id, Waker::noop().clone());
@@ -247,7 +247,7 @@ impl Dispatcher {
         Some(advance)
     }
 
-    /// Returns the progress of a search; `None` if there is no such search.
+    /// Returns the progress of a search; `None` if the search is unknown.
     #[must_use]
     pub fn progress(&self, id: SearchId) -> Option<Progress> {
         self.scheduler.progress(id)

@@ -47,7 +47,7 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
   long kernels        10^9 secrets for every kernel
   long kills          10,000 searches, stopped in every way and resumed
   long operations     1,000 kills of a server that runs operations
-  long schedules      10^6 random schedules of the engine and of the cancellation layer
+  long schedules      10^6 random schedules of the engine, operations and the cancellation layer
   long streams        10^6 streams, started and cancelled
   long image          the static program of the container image
 

@@ -22,12 +22,16 @@ pub struct Agent {
     term: Term,
     /// Number of the last message.
     sequence: u64,
+    /// Whether its reply has not come yet.
+    is_waiting: bool,
     rate: f64,
     is_draining: bool,
     /// Leases to try, the first one first.
     tasks: VecDeque<Task>,
-    /// Reports that the leader has not replied to, each with the first message that had it.
-    reports: Vec<(u64, Report)>,
+    /// Reports that the leader has not replied to.
+    reports: Vec<Report>,
+    /// How many of them, from the first on, the last message had.
+    sent: usize,
 }
 
 /// A lease at an agent.
@@ -46,8 +50,8 @@ pub struct Task {
 }
 
 impl Agent {
-    /// Creates an agent without leases. `boot` must differ each time its process starts, and `rate`
-    /// is how many hashes of a fast kernel it computes per second.
+    /// Creates an agent without leases. `boot` must be greater each time that its process starts, and
+    /// `rate` is how many hashes of a fast kernel it computes per second.
     #[must_use]
     pub fn new(id: AgentId, boot: u64, rate: f64) -> Agent {
         Agent {
@@ -55,10 +59,12 @@ impl Agent {
             boot,
             term: Term::default(),
             sequence: 0,
+            is_waiting: false,
             rate,
             is_draining: false,
             tasks: VecDeque::new(),
             reports: Vec::new(),
+            sent: 0,
         }
     }
 
@@ -68,6 +74,7 @@ impl Agent {
             self.term = term;
             self.tasks.clear();
             self.reports.clear();
+            self.sent = 0;
         }
     }
 
@@ -82,11 +89,8 @@ impl Agent {
     /// replies.
     pub fn work(&mut self) -> Work {
         self.sequence += 1;
-        for (first, _) in &mut self.reports {
-            if *first == 0 {
-                *first = self.sequence;
-            }
-        }
+        self.is_waiting = true;
+        self.sent = self.reports.len();
         Work {
             agent: self.id.clone(),
             boot: self.boot,
@@ -95,11 +99,7 @@ impl Agent {
             rate: self.rate,
             is_draining: self.is_draining,
             holds: self.tasks.iter().map(|task| task.order.lease).collect(),
-            reports: self
-                .reports
-                .iter()
-                .map(|(_, report)| report.clone())
-                .collect(),
+            reports: self.reports.clone(),
         }
     }
 
@@ -109,11 +109,11 @@ impl Agent {
             self.follow(orders.term);
             return;
         }
-        if orders.term != self.term || sequence != self.sequence {
+        if orders.term != self.term || sequence != self.sequence || !self.is_waiting {
             return;
         }
-        self.reports
-            .retain(|(first, _)| *first == 0 || *first > sequence);
+        self.is_waiting = false;
+        self.reports.drain(..std::mem::take(&mut self.sent));
         self.tasks
             .retain(|task| !orders.over.contains(&task.order.lease));
         let new = orders.leases.into_iter().map(|order| Task {
@@ -175,7 +175,7 @@ impl Agent {
     /// Whether there is something to tell the leader at once.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.reports.iter().any(|(first, _)| *first == 0)
+        self.reports.len() > self.sent
     }
 
     /// Whether a draining agent has nothing left to report.
@@ -186,14 +186,12 @@ impl Agent {
 }
 
 impl Task {
-    /// Returns the report, which no message has had yet.
-    fn report(self) -> (u64, Report) {
-        let report = Report {
+    fn report(self) -> Report {
+        Report {
             lease: self.order.lease,
             tried: self.tried,
             hits: self.hits,
             took: self.took,
-        };
-        (0, report)
+        }
     }
 }

@@ -9,22 +9,19 @@ use crate::messages::{Ask, CallId};
 /// Time after which a call ends that its server has not renewed.
 pub const RENEWED_FOR: Duration = Duration::from_secs(3);
 
-/// Maximum number of candidates in one answer. The others follow in the next ones.
-const MOST_TOLD: usize = 256;
-
 /// Number of candidates of a call that its server has not confirmed, from which the leader takes no
 /// more. The search then waits.
-const MOST_UNCONFIRMED: usize = 2 * MOST_TOLD;
+const MOST_UNCONFIRMED: usize = 512;
 
 /// The leader's answer to [`Ask`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
-    /// Candidates at or beyond [`Ask::from`], in order.
+    /// All candidates at or beyond [`Ask::from`] that were found so far, in order.
     pub candidates: Vec<Candidate>,
     /// The state of the search after these candidates. A server that keeps it can continue the call
     /// with another leader.
     pub checkpoint: Checkpoint,
-    /// How the search has ended, if it has, and all its candidates are in this answer or before it.
+    /// How the search has ended, if it has.
     pub outcome: Option<Outcome>,
 }
 
@@ -35,15 +32,11 @@ pub(crate) struct Calls(BTreeMap<CallId, Call>);
 struct Call {
     search: SearchId,
     renewed: Duration,
-    /// What the server has not confirmed, with the checkpoint after each step.
-    steps: Vec<Step>,
-    outcome: Option<Outcome>,
-}
-
-#[derive(Debug)]
-struct Step {
-    candidates: Vec<Candidate>,
+    /// What the server has not confirmed.
+    unconfirmed: Vec<Candidate>,
+    /// The state of the search after these.
     checkpoint: Checkpoint,
+    outcome: Option<Outcome>,
 }
 
 impl Calls {
@@ -61,7 +54,8 @@ impl Calls {
         let call = Call {
             search: begin()?,
             renewed: now,
-            steps: Vec::new(),
+            unconfirmed: Vec::new(),
+            checkpoint: ask.checkpoint.clone(),
             outcome: None,
         };
         self.0.insert(ask.call.clone(), call);
@@ -71,50 +65,26 @@ impl Calls {
     /// Takes what is new of a call, forgets what its server has confirmed, and returns the rest.
     pub(crate) fn tell(&mut self, ask: &Ask, dispatcher: &mut Dispatcher) -> Option<Told> {
         let call = self.0.get_mut(&ask.call)?;
-        let unconfirmed = call.steps.iter().map(|step| step.candidates.len());
-        if call.outcome.is_none() && unconfirmed.sum::<usize>() < MOST_UNCONFIRMED {
+        let confirm = |call: &mut Call| call.unconfirmed.retain(|found| found.index >= ask.from);
+        confirm(call);
+        if call.outcome.is_none() && call.unconfirmed.len() < MOST_UNCONFIRMED {
             let Advance {
                 candidates,
                 checkpoint,
                 outcome,
                 ..
             } = dispatcher.advance(call.search)?;
+            call.unconfirmed.extend(candidates);
+            call.checkpoint = checkpoint;
             call.outcome = outcome;
-            call.steps.push(Step {
-                candidates,
-                checkpoint,
-            });
+            // An old message may have begun the call, far below what has arrived since.
+            confirm(call);
         }
-        let is_confirmed = |step: &Step| {
-            let last = step.candidates.last();
-            last.is_none_or(|last| last.index < ask.from)
-        };
-        // The last step has the latest checkpoint.
-        while call.steps.len() > 1 && is_confirmed(&call.steps[0]) {
-            call.steps.remove(0);
-        }
-        let mut told = Told {
-            candidates: Vec::new(),
-            checkpoint: call.steps.first()?.checkpoint.clone(),
-            outcome: None,
-        };
-        let mut is_all = true;
-        for step in &call.steps {
-            let left = step.candidates.iter();
-            let left = left.filter(|candidate| candidate.index >= ask.from);
-            if !told.candidates.is_empty()
-                && told.candidates.len() + left.clone().count() > MOST_TOLD
-            {
-                is_all = false;
-                break;
-            }
-            told.candidates.extend(left);
-            told.checkpoint = step.checkpoint.clone();
-        }
-        if is_all {
-            told.outcome.clone_from(&call.outcome);
-        }
-        Some(told)
+        Some(Told {
+            candidates: call.unconfirmed.clone(),
+            checkpoint: call.checkpoint.clone(),
+            outcome: call.outcome.clone(),
+        })
     }
 
     /// Removes a call, and returns its search.

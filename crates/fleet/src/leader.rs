@@ -7,7 +7,7 @@ use std::{
 };
 
 use hashfinder_search::{
-    Changes, Dispatcher, Lease, LeaseId, Limits, Matcher, OverLimit, Pacing, Query, Worker,
+    Dispatcher, Lease, LeaseId, Limits, Matcher, OverLimit, Pacing, Query, Worker,
 };
 
 use crate::{
@@ -98,10 +98,15 @@ impl Leader {
             return orders;
         }
         let agent = &work.agent;
-        if (self.roster.agents.get(agent)).is_none_or(|known| known.boot != work.boot) {
+        let known = self.roster.agents.get(agent).map(|member| member.boot);
+        if known > Some(work.boot) {
+            // A process that has ended since.
+            return orders;
+        }
+        if known != Some(work.boot) {
             // An agent that has started again has lost its leases.
             for lease in self.roster.take_others(agent, &BTreeSet::new()) {
-                self.give_back(lease, now);
+                self.dispatcher.give_back(lease, now);
             }
             let member = Member::new(work.boot, work.rate, now);
             self.roster.agents.insert(agent.clone(), member);
@@ -120,11 +125,10 @@ impl Leader {
                 continue;
             };
             match done {
-                Ok(changes) => {
+                Ok(()) => {
                     if let Some(hashes) = hashes {
                         member.measured(hashes, report.took);
                     }
-                    self.note(changes, now);
                 }
                 Err(_) => member.false_reports += 1,
             }
@@ -134,6 +138,7 @@ impl Leader {
         };
         if work.sequence <= member.sequence {
             // A message that was overtaken: the agent ignores the reply.
+            self.note_recalls(now);
             return orders;
         }
         member.sequence = work.sequence;
@@ -146,11 +151,12 @@ impl Leader {
             .filter(|lease| !member.leases.contains_key(lease));
         orders.over = over.copied().collect();
         for lease in self.roster.take_others(agent, &held) {
-            self.give_back(lease, now);
+            self.dispatcher.give_back(lease, now);
         }
         if !work.is_draining {
             self.deal(agent, &mut orders.leases, now);
         }
+        self.note_recalls(now);
         self.recalls.remove(agent);
         if let Some(member) = self.roster.agents.get(agent) {
             let recalled = member.leases.iter().filter(|(_, (_, at))| at.is_some());
@@ -172,9 +178,9 @@ impl Leader {
                 speed: member.rate / UNIT,
                 longest_slice: self.settings.longest_lease,
             };
-            let (lease, changes) = self.dispatcher.lease(worker, now);
-            self.note(changes, now);
-            let Some(lease) = lease else { return };
+            let Some(lease) = self.dispatcher.lease(worker, now) else {
+                return;
+            };
             self.roster.give(agent, lease.id(), lease.planned());
             leases.push(Order {
                 lease: lease.id(),
@@ -214,14 +220,16 @@ impl Leader {
             let (query, checkpoint) = (ask.query.clone(), ask.checkpoint.clone());
             dispatcher.begin(ask.client.clone(), query, checkpoint, now)
         })?;
-        Ok(self.calls.tell(ask, &mut self.dispatcher))
+        let told = self.calls.tell(ask, &mut self.dispatcher);
+        self.note_recalls(now);
+        Ok(told)
     }
 
     /// Ends a call. Its agents are free once they hear of it.
     pub fn end(&mut self, call: &str, now: Duration) {
         if let Some(search) = self.calls.remove(call) {
-            let changes = self.dispatcher.forget(search, now);
-            self.note(changes, now);
+            self.dispatcher.forget(search, now);
+            self.note_recalls(now);
         }
     }
 
@@ -229,12 +237,12 @@ impl Leader {
     /// a second.
     pub fn tick(&mut self, now: Duration) {
         for search in self.calls.expired(now) {
-            let changes = self.dispatcher.forget(search, now);
-            self.note(changes, now);
+            self.dispatcher.forget(search, now);
         }
         for lease in self.roster.overdue(now) {
-            self.give_back(lease, now);
+            self.dispatcher.give_back(lease, now);
         }
+        self.note_recalls(now);
     }
 
     /// Returns leases to recall at once, by agent: to send in messages of their own. One that is
@@ -255,13 +263,9 @@ impl Leader {
         self.calls.len()
     }
 
-    fn give_back(&mut self, lease: LeaseId, now: Duration) {
-        let changes = self.dispatcher.give_back(lease, now);
-        self.note(changes, now);
-    }
-
-    fn note(&mut self, changes: Changes, now: Duration) {
-        for lease in changes.recalls {
+    /// Notes when leases were recalled, and sorts them by agent.
+    fn note_recalls(&mut self, now: Duration) {
+        for lease in self.dispatcher.take_recalls() {
             if let Some(agent) = self.roster.recall(lease, now) {
                 self.recalls.entry(agent).or_default().push(lease);
             }

@@ -44,7 +44,7 @@ pub type CallId = Arc<str>;
 pub struct Work {
     /// The agent.
     pub agent: AgentId,
-    /// Differs each time the agent's process starts.
+    /// Greater each time that the agent's process starts.
     pub boot: u64,
     /// Number of this message since the start, from 1.
     pub sequence: u64,

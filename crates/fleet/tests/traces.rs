@@ -192,3 +192,35 @@ fn an_agent_that_believes_to_be_faster_than_it_is_makes_progress() {
     let rate = scene.leader.agents(scene.now)[0].rate;
     assert!(rate < 1e6, "{rate}");
 }
+
+#[test]
+fn a_reply_that_arrives_twice_counts_once() {
+    let mut scene = Scene::new(1);
+    scene.ask(HARD);
+    let mut agent = Agent::new("A".into(), 1, 1e6);
+    agent.follow(Term(1));
+    let work = agent.work();
+    let orders = scene.leader.work(&work, scene.now);
+    let leases: Vec<_> = orders.leases.iter().map(|order| order.lease).collect();
+    for _ in 0..2 {
+        agent.orders(work.sequence, orders.clone(), scene.now);
+    }
+    assert_eq!(agent.work().holds, leases);
+}
+
+/// Its leases are those of the process that runs now.
+#[test]
+fn a_message_of_a_process_that_has_ended_counts_for_nothing() {
+    let mut scene = Scene::new(1);
+    scene.ask(HARD);
+    let late = scene.message("A", &[], Vec::new());
+    let mut again = scene.message("A", &[], Vec::new());
+    again.boot += 1;
+    let lease = scene.leader.work(&again, scene.now).leases.remove(0);
+    let orders = scene.leader.work(&late, scene.now);
+    assert_eq!(orders.leases, Vec::new());
+    let mut report = scene.message("A", &[], vec![done(&lease)]);
+    report.boot = again.boot;
+    scene.leader.work(&report, scene.now);
+    assert_eq!(scene.frontier(HARD), lease.range.end);
+}

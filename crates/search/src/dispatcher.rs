@@ -33,6 +33,7 @@ pub type LeaseId = JobId;
 /// `now` is the time since some fixed moment, on a clock that never goes back.
 pub struct Dispatcher {
     scheduler: Scheduler,
+    recalls: Vec<LeaseId>,
 }
 
 /// A slice for one worker, who tries its secrets for one or several searches.
@@ -43,16 +44,6 @@ pub struct Lease {
     group: Arc<Group>,
     hit_limit: usize,
     planned: Duration,
-}
-
-/// What a call requires of the caller.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[must_use]
-pub struct Changes {
-    /// Leases whose workers should report now what they have tried, and stop: no search wants the
-    /// rest any more, or an answer has to wait for it, and the other workers try it sooner. Each
-    /// lease is recalled at most once. A worker that does not hear of it may as well finish.
-    pub recalls: Vec<LeaseId>,
 }
 
 /// A worker has reported something that is not true. Its slice counts as untried.
@@ -116,6 +107,7 @@ impl Dispatcher {
     pub fn new(limits: Limits, pacing: Pacing) -> Dispatcher {
         Dispatcher {
             scheduler: Scheduler::new(limits, pacing),
+            recalls: Vec::new(),
         }
     }
 
@@ -152,13 +144,13 @@ impl Dispatcher {
             .scheduler
             .submit(client, request, 0, Duration::ZERO, release, now);
         let (id, effects) = submitted;
-        let _ = carry_out(effects);
+        self.carry_out(effects);
         Ok(id)
     }
 
     /// Returns the next slice for a worker; `None` if no search has one. After another call, it may
     /// have one again.
-    pub fn lease(&mut self, worker: Worker, now: Duration) -> (Option<Lease>, Changes) {
+    pub fn lease(&mut self, worker: Worker, now: Duration) -> Option<Lease> {
         let mut effects = Effects::default();
         let lease = loop {
             let job = self.scheduler.upkeep(now);
@@ -181,7 +173,8 @@ impl Dispatcher {
                 None => break None,
             }
         };
-        (lease, carry_out(effects))
+        self.carry_out(effects);
+        lease
     }
 
     /// Reports that a worker has tried the secrets of its lease below `tried`, in `took`, and that
@@ -200,20 +193,22 @@ impl Dispatcher {
         hits: &[Index],
         took: Duration,
         now: Duration,
-    ) -> Result<Changes, FalseReport> {
+    ) -> Result<(), FalseReport> {
         let Some((range, group)) = self.scheduler.leased(id) else {
-            return Ok(Changes::default());
+            return Ok(());
         };
         let found = match check(&range, group.matcher(), tried, hits) {
             Ok(found) => found,
             Err(why) => {
-                let _ = self.give_back(id, now);
+                self.give_back(id, now);
                 return Err(why);
             }
         };
         self.scheduler.set_began(id, now.saturating_sub(took));
         let result = SliceResult::Tried { tried, hits: found };
-        Ok(carry_out(self.scheduler.finish(id, result, now)))
+        let effects = self.scheduler.finish(id, result, now);
+        self.carry_out(effects);
+        Ok(())
     }
 
     /// Returns the cost of trying a lease's secrets below `tried`, in hashes of a fast kernel;
@@ -226,15 +221,16 @@ impl Dispatcher {
 
     /// Ends a lease of which nothing was tried, as far as is known, so that another worker gets the
     /// slice. A lease that has ended before is ignored.
-    pub fn give_back(&mut self, id: LeaseId, now: Duration) -> Changes {
+    pub fn give_back(&mut self, id: LeaseId, now: Duration) {
         let Some((range, _)) = self.scheduler.leased(id) else {
-            return Changes::default();
+            return;
         };
         let result = SliceResult::Tried {
             tried: range.start,
             hits: Vec::new(),
         };
-        carry_out(self.scheduler.finish(id, result, now))
+        let effects = self.scheduler.finish(id, result, now);
+        self.carry_out(effects);
     }
 
     /// Takes the candidates of a search that are ready, and returns them with a checkpoint of the
@@ -243,7 +239,7 @@ impl Dispatcher {
     pub fn advance(&mut self, id: SearchId) -> Option<Advance> {
         self.scheduler.progress(id)?;
         let (advance, effects) = self.scheduler.advance(id, Waker::noop().clone());
-        let _ = carry_out(effects);
+        self.carry_out(effects);
         Some(advance)
     }
 
@@ -255,19 +251,36 @@ impl Dispatcher {
 
     /// Stops a search. It ends once the leases that serve it have ended. One that has ended keeps
     /// its outcome.
-    pub fn stop(&mut self, id: SearchId, now: Duration) -> Changes {
-        carry_out(self.scheduler.stop(id, now))
+    pub fn stop(&mut self, id: SearchId, now: Duration) {
+        let effects = self.scheduler.stop(id, now);
+        self.carry_out(effects);
     }
 
     /// Stops a search, and forgets it.
-    pub fn forget(&mut self, id: SearchId, now: Duration) -> Changes {
-        carry_out(self.scheduler.abandon(id, now))
+    pub fn forget(&mut self, id: SearchId, now: Duration) {
+        let effects = self.scheduler.abandon(id, now);
+        self.carry_out(effects);
+    }
+
+    /// Returns the leases whose workers should report now what they have tried, and stop: no search
+    /// wants the rest any more, or an answer has to wait for it, and other workers try it sooner.
+    /// Each lease is recalled at most once. A worker that does not hear of it may as well finish.
+    pub fn take_recalls(&mut self) -> Vec<LeaseId> {
+        std::mem::take(&mut self.recalls)
     }
 
     /// Returns the totals and the current state.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
         self.scheduler.metrics()
+    }
+
+    /// Carries out what the scheduler requires, as far as it concerns this process.
+    fn carry_out(&mut self, effects: Effects) {
+        for (release, report) in effects.released {
+            release(report);
+        }
+        self.recalls.extend(effects.recalls);
     }
 }
 
@@ -298,14 +311,4 @@ fn check(
         next = index + 1;
     }
     Ok(found)
-}
-
-/// Carries out what the scheduler requires, as far as it concerns this process.
-fn carry_out(effects: Effects) -> Changes {
-    for (release, report) in effects.released {
-        release(report);
-    }
-    Changes {
-        recalls: effects.recalls,
-    }
 }

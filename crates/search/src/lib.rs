@@ -56,7 +56,7 @@ pub mod throughput;
 pub use checkpoint::{Advance, Checkpoint, InvalidCheckpoint, MAX_RANGES};
 pub use client::{Client, Quota};
 pub use cursor::{Cursor, CursorError};
-pub use dispatcher::{Changes, Dispatcher, FalseReport, Lease, LeaseId};
+pub use dispatcher::{Dispatcher, FalseReport, Lease, LeaseId};
 pub use engine::{Admission, Backend, Engine, ResumableSearch, Search, Stopper};
 pub use hashfinder_kernels::{self as kernels, Filter, Kernel};
 pub use ids::SearchId;

@@ -185,6 +185,7 @@ impl Scheduler {
         }
     }
 
+    /// Adds to the effects what the caller has to do besides.
     fn complete(&mut self, effects: &mut Effects) {
         effects.work = self.has_work();
         effects.recalls.append(&mut self.recalls);

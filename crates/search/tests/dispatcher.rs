@@ -5,8 +5,8 @@ use std::{collections::HashSet, num::NonZeroU64, ops::Range, sync::OnceLock, tim
 
 use fastrand::Rng;
 use hashfinder_search::{
-    Candidate, Changes, Checkpoint, Client, Dispatcher, Distance, FalseReport, Index, Kernel,
-    Lease, LeaseId, Limits, Outcome, Pacing, Query, SearchId, Worker,
+    Candidate, Checkpoint, Client, Dispatcher, Distance, FalseReport, Index, Kernel, Lease,
+    LeaseId, Limits, Outcome, Pacing, Query, SearchId, Worker,
 };
 
 /// Number of secrets that the oracle has tried.
@@ -97,8 +97,8 @@ struct World {
 }
 
 impl World {
-    fn note(&mut self, changes: Changes) {
-        for id in changes.recalls {
+    fn note(&mut self) {
+        for id in self.dispatcher.take_recalls() {
             assert!(self.recalled.insert(id), "recalled twice");
         }
     }
@@ -140,8 +140,8 @@ impl World {
             speed,
             longest_slice: 1 << 16,
         };
-        let (lease, changes) = self.dispatcher.lease(worker, self.now);
-        self.note(changes);
+        let lease = self.dispatcher.lease(worker, self.now);
+        self.note();
         if let Some(lease) = lease {
             self.held.push(Held {
                 lease,
@@ -180,18 +180,18 @@ impl World {
             hits.push(lie);
             let reported = self.dispatcher.finish(lease.id(), tried, &hits, took, now);
             match reported {
-                Ok(changes) => assert!(is_over && changes == Changes::default()),
+                Ok(()) => assert!(is_over),
                 Err(FalseReport::NotAHit { index }) => assert!(index == lie || is_hit),
                 Err(other) => panic!("{other}"),
             }
             return;
         }
+        let before = self.dispatcher.metrics().slices;
         let reported = self.dispatcher.finish(lease.id(), tried, &hits, took, now);
-        let changes = reported.expect("it is true");
-        if is_over {
-            assert_eq!(changes, Changes::default(), "a lease ends once");
-        }
-        self.note(changes);
+        reported.expect("it is true");
+        let counted = self.dispatcher.metrics().slices - before;
+        assert_eq!(counted, u64::from(!is_over), "a lease ends once");
+        self.note();
     }
 
     /// Takes what a search has found, and compares it with the oracle.
@@ -264,29 +264,28 @@ fn play(seed: u64) {
                 if let Some(id) = one.id
                     && one.outcome.is_none()
                 {
-                    let changes = match world.rng.u8(..3) {
+                    match world.rng.u8(..3) {
                         0 => {
                             one.is_stopped = true;
-                            world.dispatcher.stop(id, world.now)
+                            world.dispatcher.stop(id, world.now);
                         }
                         // What was not taken is lost, and searched again.
                         _ if !one.is_stopped => {
                             one.id = None;
-                            world.dispatcher.forget(id, world.now)
+                            world.dispatcher.forget(id, world.now);
                         }
-                        _ => Changes::default(),
-                    };
-                    world.note(changes);
+                        _ => {}
+                    }
+                    world.note();
                 }
             }
             // A worker is silent. It may still report.
             3 if !world.held.is_empty() && world.rng.u8(..3) == 0 => {
                 let number = world.rng.usize(..world.held.len());
-                let changes = world
-                    .dispatcher
-                    .give_back(world.held[number].lease.id(), world.now);
-                world.held[number].is_over = true;
-                world.note(changes);
+                let held = &mut world.held[number];
+                held.is_over = true;
+                world.dispatcher.give_back(held.lease.id(), world.now);
+                world.note();
             }
             4..=8 if world.held.len() < 12 => world.lease(),
             _ if !world.held.is_empty() => {
@@ -326,14 +325,13 @@ fn a_lease_lasts_as_long_for_a_fast_worker_as_for_a_slow_one() {
             speed,
             longest_slice: 1 << 40,
         };
-        let (lease, _) = dispatcher.lease(worker, now);
-        let lease = lease.unwrap();
+        let lease = dispatcher.lease(worker, now).unwrap();
         let range = lease.range();
         let took = Duration::from_secs_f64((range.end - range.start) as f64 / RATE / speed);
         // The report arrives later than the worker was done.
         now += took + Duration::from_secs(1);
         let done = dispatcher.finish(lease.id(), range.end, &[], took, now);
-        assert_eq!(done, Ok(Changes::default()));
+        assert_eq!(done, Ok(()));
         // The first slice is short, because the speed is not known yet.
         let wanted = PACING.slice_time.as_secs_f64();
         assert!(

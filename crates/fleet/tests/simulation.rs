@@ -7,7 +7,6 @@ use std::{
     collections::{BTreeMap, BinaryHeap},
     num::NonZeroU64,
     ops::Range,
-    sync::OnceLock,
     time::Duration,
 };
 
@@ -15,65 +14,17 @@ use fastrand::Rng;
 use hashfinder_fleet::{
     Agent, AgentId, Ask, CallId, Leader, LeaderSettings, Order, Orders, Term, Told, Work,
 };
-use hashfinder_search::{
-    Candidate, Checkpoint, Client, Distance, Index, LeaseId, Limits, Outcome, Query,
-};
+use hashfinder_search::{Candidate, Checkpoint, Client, Index, LeaseId, Limits, Outcome, Query};
 
-/// Number of secrets that the oracle has tried.
-const SECRETS: Index = 120_000;
+#[path = "../../search/tests/oracle/mod.rs"]
+mod oracle;
 
-/// A query, and what one thread finds for it, in order.
-struct Oracle {
-    query: Query,
-    hits: Vec<Candidate>,
-}
+use self::oracle::{Oracle, SECRETS, oracles};
 
-fn oracles() -> &'static [Oracle] {
-    static ORACLES: OnceLock<Vec<Oracle>> = OnceLock::new();
-    ORACLES.get_or_init(|| {
-        let kinds = [
-            ("tom", 0, 2),
-            ("abcd", 0, 3),
-            ("doctor", 1, 4),
-            ("search", 1, 5),
-        ];
-        let oracle = |(name, ideal, interesting): (&str, u8, u8)| {
-            let query = Query::new(name.parse().unwrap(), Distance::from(ideal)).unwrap();
-            let query = query.interesting(Distance::from(interesting));
-            let near = ideal.max(interesting - 1);
-            let all = (0..SECRETS).map(|index| query.candidate(index));
-            let hits = all.filter(|found| found.distance <= near).collect();
-            Oracle { query, hits }
-        };
-        kinds.into_iter().map(oracle).collect()
-    })
-}
-
-impl Oracle {
-    fn of(query: &Query) -> &'static Oracle {
-        let mut all = oracles().iter();
-        let oracle = all.find(|oracle| oracle.query.names() == query.names());
-        oracle.expect("every query has an oracle")
-    }
-
-    fn hits(&self, range: Range<Index>) -> &[Candidate] {
-        let below = |index| self.hits.partition_point(|hit| hit.index < index);
-        &self.hits[below(range.start)..below(range.end)]
-    }
-
-    /// Returns what one thread reports of a range, and the ideal hit that ends it, if there is one.
-    fn expect(&self, range: Range<Index>) -> (Vec<Candidate>, Option<Candidate>) {
-        let mut hits = self.hits(range).iter().copied();
-        let mut reported = Vec::new();
-        let ideal = hits.find(|hit| {
-            let is_ideal = hit.distance <= self.query.ideal_distance().get();
-            if !is_ideal {
-                reported.push(*hit);
-            }
-            is_ideal
-        });
-        (reported, ideal)
-    }
+fn oracle_of(query: &Query) -> &'static Oracle {
+    let mut all = oracles().iter();
+    let oracle = all.find(|oracle| oracle.query.names() == query.names());
+    oracle.expect("every query has an oracle")
 }
 
 /// What arrives, and where.
@@ -178,7 +129,7 @@ impl World {
             .queries
             .iter()
             .flat_map(|query| {
-                let hits = Oracle::of(query).hits(range.clone()).iter();
+                let hits = oracle_of(query).hits(range.clone()).iter();
                 hits.map(|hit| hit.index)
             })
             .collect();
@@ -282,7 +233,7 @@ impl World {
         call.from = told.next(call.from);
         call.checkpoint = told.checkpoint.clone();
         let frontier = call.checkpoint.frontier();
-        let oracle = Oracle::of(&call.query);
+        let oracle = oracle_of(&call.query);
         let (expected, ideal) = oracle.expect(call.range.start..frontier);
         assert_eq!(call.reported, expected, "call {id} up to {frontier}");
         match &told.outcome {

@@ -1,7 +1,7 @@
 //! A dispatcher whose workers are slow, fast, silent, gone or lying, compared with one thread that
 //! tries one secret after another.
 
-use std::{collections::HashSet, num::NonZeroU64, ops::Range, sync::OnceLock, time::Duration};
+use std::{collections::HashSet, num::NonZeroU64, ops::Range, time::Duration};
 
 use fastrand::Rng;
 use hashfinder_search::{
@@ -9,8 +9,9 @@ use hashfinder_search::{
     LeaseId, Limits, Outcome, Pacing, Query, SearchId, Worker,
 };
 
-/// Number of secrets that the oracle has tried.
-const SECRETS: Index = 120_000;
+mod oracle;
+
+use self::oracle::{Oracle, SECRETS, oracles};
 
 /// Secrets per second of a worker of speed 1.
 const RATE: f64 = 2_000.0;
@@ -21,50 +22,6 @@ const PACING: Pacing = Pacing {
     most_growth: 8,
     hits_per_slice: 8,
 };
-
-/// A query, and what one thread finds for it, in order.
-struct Oracle {
-    query: Query,
-    hits: Vec<Candidate>,
-}
-
-fn oracles() -> &'static [Oracle] {
-    static ORACLES: OnceLock<Vec<Oracle>> = OnceLock::new();
-    ORACLES.get_or_init(|| {
-        let kinds = [
-            ("tom", 0, 2),
-            ("abcd", 0, 3),
-            ("doctor", 1, 4),
-            ("search", 1, 5),
-        ];
-        let oracle = |(name, ideal, interesting): (&str, u8, u8)| {
-            let query = Query::new(name.parse().unwrap(), Distance::from(ideal)).unwrap();
-            let query = query.interesting(Distance::from(interesting));
-            let near = ideal.max(interesting - 1);
-            let all = (0..SECRETS).map(|index| query.candidate(index));
-            let hits = all.filter(|found| found.distance <= near).collect();
-            Oracle { query, hits }
-        };
-        kinds.into_iter().map(oracle).collect()
-    })
-}
-
-impl Oracle {
-    /// Returns what one thread reports of a range, and the ideal hit that ends it, if there is one.
-    fn expect(&self, range: Range<Index>) -> (Vec<Candidate>, Option<Candidate>) {
-        let hits = self.hits.iter();
-        let mut hits = hits.filter(|hit| range.contains(&hit.index)).copied();
-        let mut reported = Vec::new();
-        let ideal = hits.find(|hit| {
-            let is_ideal = hit.distance <= self.query.ideal_distance().get();
-            if !is_ideal {
-                reported.push(*hit);
-            }
-            is_ideal
-        });
-        (reported, ideal)
-    }
-}
 
 /// A search, and what it has reported.
 struct Watched {

@@ -1,0 +1,57 @@
+//! What one thread finds that tries one secret after another. The tests of a fleet use it, too.
+
+use std::{ops::Range, sync::OnceLock};
+
+use hashfinder_search::{Candidate, Distance, Index, Query};
+
+/// Number of secrets that the oracle has tried.
+pub(crate) const SECRETS: Index = 120_000;
+
+/// A query, and what one thread finds for it, in order.
+pub(crate) struct Oracle {
+    pub(crate) query: Query,
+    hits: Vec<Candidate>,
+}
+
+pub(crate) fn oracles() -> &'static [Oracle] {
+    static ORACLES: OnceLock<Vec<Oracle>> = OnceLock::new();
+    ORACLES.get_or_init(|| {
+        let kinds = [
+            ("tom", 0, 2),
+            ("abcd", 0, 3),
+            ("doctor", 1, 4),
+            ("search", 1, 5),
+        ];
+        let oracle = |(name, ideal, interesting): (&str, u8, u8)| {
+            let query = Query::new(name.parse().unwrap(), Distance::from(ideal)).unwrap();
+            let query = query.interesting(Distance::from(interesting));
+            let near = ideal.max(interesting - 1);
+            let all = (0..SECRETS).map(|index| query.candidate(index));
+            let hits = all.filter(|found| found.distance <= near).collect();
+            Oracle { query, hits }
+        };
+        kinds.into_iter().map(oracle).collect()
+    })
+}
+
+impl Oracle {
+    /// Returns the hits of a range.
+    pub(crate) fn hits(&self, range: Range<Index>) -> &[Candidate] {
+        let below = |index| self.hits.partition_point(|hit| hit.index < index);
+        &self.hits[below(range.start)..below(range.end)]
+    }
+
+    /// Returns what one thread reports of a range, and the ideal hit that ends it, if there is one.
+    pub(crate) fn expect(&self, range: Range<Index>) -> (Vec<Candidate>, Option<Candidate>) {
+        let mut hits = self.hits(range).iter().copied();
+        let mut reported = Vec::new();
+        let ideal = hits.find(|hit| {
+            let is_ideal = hit.distance <= self.query.ideal_distance().get();
+            if !is_ideal {
+                reported.push(*hit);
+            }
+            is_ideal
+        });
+        (reported, ideal)
+    }
+}

@@ -50,8 +50,8 @@ pub struct Task {
 }
 
 impl Agent {
-    /// Creates an agent without leases. `boot` must be greater each time that its process starts, and
-    /// `rate` is how many hashes of a fast kernel it computes per second.
+    /// Creates an agent without leases. `boot` must be greater each time that its process starts,
+    /// and `rate` is how many hashes of a fast kernel it computes per second.
     #[must_use]
     pub fn new(id: AgentId, boot: u64, rate: f64) -> Agent {
         Agent {

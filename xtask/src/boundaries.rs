@@ -85,6 +85,18 @@ const TABLE: &[Row] = &[
         ],
     },
     Row {
+        package: "hashfinder-fleet-nats",
+        may: &[
+            "hashfinder-fleet",
+            "hashfinder-kernels",
+            "hashfinder-proto",
+            "hashfinder-search",
+            "hashfinder-system",
+        ],
+        why: "server and agent use it, so it knows neither calls nor the command line",
+        never: &[CLAP],
+    },
+    Row {
         package: "hashfinder-operations",
         may: &["hashfinder-search", "hashfinder-kernels"],
         why: "it saves and resumes searches for any service, and is simulated without one",
@@ -105,6 +117,8 @@ const TABLE: &[Row] = &[
     Row {
         package: "hashfinder-server",
         may: &[
+            "hashfinder-fleet",
+            "hashfinder-fleet-nats",
             "hashfinder-kernels",
             "hashfinder-operations",
             "hashfinder-proto",
@@ -134,6 +148,8 @@ const TABLE: &[Row] = &[
         package: "hashfinder",
         may: &[
             "hashfinder-client",
+            "hashfinder-fleet",
+            "hashfinder-fleet-nats",
             "hashfinder-kernels",
             "hashfinder-operations",
             "hashfinder-proto",

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
+    agent::AgentArguments,
     bench::BenchArguments,
     config::ConfigArguments,
     estimate::EstimateArguments,
     find::FindArguments,
+    fleet::FleetCommandArguments,
     git_commit::GitCommitArguments,
     hashcash::HashcashArguments,
     health::HealthArguments,
@@ -52,6 +54,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Find(FindArguments),
     Serve(Box<ServeArguments>),
+    Agent(AgentArguments),
+    Fleet(FleetCommandArguments),
     Bench(BenchArguments),
     Estimate(EstimateArguments),
     Verify(VerifyArguments),

@@ -25,8 +25,8 @@ use hashfinder_system::threads::{block_on, block_on_all_cores};
 use crate::{
     cli::{Cli, Command, with_file_settings},
     commands::{
-        bench, config as configuration, estimate, find, git_commit, hashcash, health, keys, manual,
-        operations, searches, serve, verify,
+        agent, bench, config as configuration, estimate, find, fleet, git_commit, hashcash, health,
+        keys, manual, operations, searches, serve, verify,
     },
     exit::Exit,
 };
@@ -54,6 +54,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Find(arguments) => block_on(find::run(arguments)),
         Command::Serve(arguments) if arguments.check => serve::check(*arguments),
         Command::Serve(arguments) => block_on_all_cores(Server::THREADS, serve::run(*arguments)),
+        Command::Agent(arguments) => block_on(agent::run(arguments)),
+        Command::Fleet(arguments) => block_on(fleet::run(arguments)),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Estimate(arguments) => estimate::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),

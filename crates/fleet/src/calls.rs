@@ -1,10 +1,17 @@
 //! The calls of a fleet: what each has found that its server has not confirmed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Wake, Waker},
+    time::Duration,
+};
 
-use hashfinder_search::{Advance, Candidate, Checkpoint, Dispatcher, Index, Outcome, SearchId};
+use hashfinder_search::{
+    Advance, Candidate, Checkpoint, Dispatcher, Index, Outcome, SearchId, SearchState,
+};
 
-use crate::messages::{Ask, CallId};
+use crate::messages::{Ask, CallId, ServerId};
 
 /// Time after which a call ends that its server has not renewed.
 pub const RENEWED_FOR: Duration = Duration::from_secs(3);
@@ -13,9 +20,11 @@ pub const RENEWED_FOR: Duration = Duration::from_secs(3);
 /// more. The search then waits.
 const MOST_UNCONFIRMED: usize = 512;
 
-/// The leader's answer to [`Ask`].
+/// The leader's answer to [`Ask`]. It is also sent without being asked for when there is news.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
+    /// [`Ask::from`] of the latest message about the call.
+    pub from: Index,
     /// All candidates at or beyond [`Ask::from`] that were found so far, in order.
     pub candidates: Vec<Candidate>,
     /// The state of the search after these candidates. A server that keeps it can continue the call
@@ -23,15 +32,41 @@ pub struct Told {
     pub checkpoint: Checkpoint,
     /// How the search has ended, if it has.
     pub outcome: Option<Outcome>,
+    /// Whether agents are trying its secrets.
+    pub state: SearchState,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Calls(BTreeMap<CallId, Call>);
+pub(crate) struct Calls {
+    calls: BTreeMap<CallId, Call>,
+    news: Arc<News>,
+}
+
+/// Calls that may have news for their servers.
+#[derive(Debug, Default)]
+struct News(Mutex<BTreeSet<CallId>>);
+
+/// Adds a call to the news.
+struct Bell {
+    call: CallId,
+    news: Arc<News>,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        let mut news = self.news.0.lock().unwrap_or_else(PoisonError::into_inner);
+        news.insert(self.call.clone());
+    }
+}
 
 #[derive(Debug)]
 struct Call {
     search: SearchId,
+    server: ServerId,
     renewed: Duration,
+    /// [`Ask::from`] of the latest message.
+    from: Index,
+    waker: Waker,
     /// What the server has not confirmed.
     unconfirmed: Vec<Candidate>,
     /// The state of the search after these.
@@ -47,55 +82,81 @@ impl Calls {
         now: Duration,
         begin: impl FnOnce() -> Result<SearchId, E>,
     ) -> Result<(), E> {
-        if let Some(call) = self.0.get_mut(&ask.call) {
+        if let Some(call) = self.calls.get_mut(&ask.call) {
             call.renewed = now;
+            call.from = call.from.max(ask.from);
             return Ok(());
         }
+        let bell = Bell {
+            call: ask.call.clone(),
+            news: Arc::clone(&self.news),
+        };
         let call = Call {
             search: begin()?,
+            server: ask.server.clone(),
             renewed: now,
+            from: ask.from,
+            waker: Arc::new(bell).into(),
             unconfirmed: Vec::new(),
             checkpoint: ask.checkpoint.clone(),
             outcome: None,
         };
-        self.0.insert(ask.call.clone(), call);
+        self.calls.insert(ask.call.clone(), call);
         Ok(())
     }
 
-    /// Takes what is new of a call, forgets what its server has confirmed, and returns the rest.
-    pub(crate) fn tell(&mut self, ask: &Ask, dispatcher: &mut Dispatcher) -> Option<Told> {
-        let call = self.0.get_mut(&ask.call)?;
-        let confirm = |call: &mut Call| call.unconfirmed.retain(|found| found.index >= ask.from);
+    /// Takes what is new of a call, forgets what its server has confirmed, and returns the rest,
+    /// with the server.
+    pub(crate) fn tell(
+        &mut self,
+        call: &str,
+        dispatcher: &mut Dispatcher,
+    ) -> Option<(ServerId, Told)> {
+        let call = self.calls.get_mut(call)?;
+        let confirm = |call: &mut Call| call.unconfirmed.retain(|found| found.index >= call.from);
         confirm(call);
-        if call.outcome.is_none() && call.unconfirmed.len() < MOST_UNCONFIRMED {
+        let mut state = SearchState::Parked;
+        if call.outcome.is_some() {
+            state = SearchState::Ended;
+        } else if call.unconfirmed.len() < MOST_UNCONFIRMED {
             let Advance {
                 candidates,
                 checkpoint,
                 outcome,
-                ..
-            } = dispatcher.advance(call.search)?;
+                progress,
+            } = dispatcher.advance(call.search, &call.waker)?;
             call.unconfirmed.extend(candidates);
             call.checkpoint = checkpoint;
             call.outcome = outcome;
+            state = progress.state;
             // An old message may have begun the call, far below what has arrived since.
             confirm(call);
         }
-        Some(Told {
+        let told = Told {
+            from: call.from,
             candidates: call.unconfirmed.clone(),
             checkpoint: call.checkpoint.clone(),
             outcome: call.outcome.clone(),
-        })
+            state,
+        };
+        Some((call.server.clone(), told))
+    }
+
+    /// Returns the calls that may have news since the last time.
+    pub(crate) fn take_news(&mut self) -> BTreeSet<CallId> {
+        let mut news = self.news.0.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut news)
     }
 
     /// Removes a call, and returns its search.
     pub(crate) fn remove(&mut self, call: &str) -> Option<SearchId> {
-        Some(self.0.remove(call)?.search)
+        Some(self.calls.remove(call)?.search)
     }
 
     /// Removes the calls that were not renewed, and returns their searches.
     pub(crate) fn expired(&mut self, now: Duration) -> Vec<SearchId> {
         let mut old = Vec::new();
-        self.0.retain(|_, call| {
+        self.calls.retain(|_, call| {
             let is_old = now.saturating_sub(call.renewed) >= RENEWED_FOR;
             if is_old {
                 old.push(call.search);
@@ -106,7 +167,7 @@ impl Calls {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.calls.len()
     }
 }
 

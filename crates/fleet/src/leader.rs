@@ -12,7 +12,7 @@ use hashfinder_search::{
 
 use crate::{
     calls::{Calls, Told},
-    messages::{AgentId, Ask, Order, Orders, Term, Work},
+    messages::{AgentId, Ask, CallId, Order, Orders, ServerId, Term, Work},
     roster::{Listed, Member, Roster},
 };
 
@@ -68,9 +68,20 @@ pub struct Leader {
     roster: Roster,
     calls: Calls,
     /// The queries of each matcher that leases have in use.
-    queries: HashMap<usize, (Weak<Matcher>, Arc<[Query]>)>,
+    queries: HashMap<usize, QuerySet>,
+    /// Number of the next set of queries.
+    next_set: u64,
     /// Leases to recall at once, by agent.
     recalls: BTreeMap<AgentId, Vec<LeaseId>>,
+    /// Whether an agent wanted more leases than there were.
+    is_short: bool,
+}
+
+/// The queries of leases with the same matcher.
+struct QuerySet {
+    matcher: Weak<Matcher>,
+    queries: Arc<[Query]>,
+    number: u64,
 }
 
 impl Leader {
@@ -84,12 +95,21 @@ impl Leader {
             roster: Roster::default(),
             calls: Calls::default(),
             queries: HashMap::new(),
+            next_set: 0,
             recalls: BTreeMap::new(),
+            is_short: false,
         }
     }
 
-    /// Replies to a message of an agent.
-    pub fn work(&mut self, work: &Work, now: Duration) -> Orders {
+    /// Returns the leader's term.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Replies to a message of an agent. It gets new leases only if the leader
+    /// [may deal](crate::Election::may_deal).
+    pub fn work(&mut self, work: &Work, may_deal: bool, now: Duration) -> Orders {
         let mut orders = Orders {
             term: self.term,
             ..Orders::default()
@@ -108,7 +128,7 @@ impl Leader {
             for lease in self.roster.take_others(agent, &BTreeSet::new()) {
                 self.dispatcher.give_back(lease, now);
             }
-            let member = Member::new(work.boot, work.rate, now);
+            let member = Member::new(work, now);
             self.roster.agents.insert(agent.clone(), member);
         }
         for report in &work.reports {
@@ -118,15 +138,19 @@ impl Leader {
             }
             let hashes = self.dispatcher.hashes(report.lease, report.tried);
             let (tried, hits) = (report.tried, &report.hits);
-            let done = self
-                .dispatcher
-                .finish(report.lease, tried, hits, report.took, now);
+            let done = if report.failed {
+                self.dispatcher.fail(report.lease, now);
+                Ok(())
+            } else {
+                let (lease, took) = (report.lease, report.took);
+                self.dispatcher.finish(lease, tried, hits, took, now)
+            };
             let Some(member) = self.roster.agents.get_mut(agent) else {
                 continue;
             };
             match done {
                 Ok(()) => {
-                    if let Some(hashes) = hashes {
+                    if let Some(hashes) = hashes.filter(|_| !report.failed) {
                         member.measured(hashes, report.took);
                     }
                 }
@@ -153,7 +177,7 @@ impl Leader {
         for lease in self.roster.take_others(agent, &held) {
             self.dispatcher.give_back(lease, now);
         }
-        if !work.is_draining {
+        if may_deal && !work.is_draining {
             self.deal(agent, &mut orders.leases, now);
         }
         self.note_recalls(now);
@@ -179,34 +203,41 @@ impl Leader {
                 longest_slice: self.settings.longest_lease,
             };
             let Some(lease) = self.dispatcher.lease(worker, now) else {
+                self.is_short = true;
                 return;
             };
             self.roster.give(agent, lease.id(), lease.planned());
+            let (queries, set) = self.queries_of(&lease);
             leases.push(Order {
                 lease: lease.id(),
                 range: lease.range(),
-                queries: self.queries_of(&lease),
+                queries,
+                set,
                 hit_limit: lease.hit_limit(),
                 planned: lease.planned(),
             });
         }
     }
 
-    /// Returns the queries of a lease, which it shares with other leases of the same searches.
-    fn queries_of(&mut self, lease: &Lease) -> Arc<[Query]> {
+    /// Returns the queries of a lease, which it shares with other leases of the same searches, and
+    /// their number.
+    fn queries_of(&mut self, lease: &Lease) -> (Arc<[Query]>, u64) {
         let matcher = lease.matcher();
         let key = Arc::as_ptr(matcher).addr();
-        if let Some((known, queries)) = self.queries.get(&key)
-            && known.strong_count() > 0
-        {
-            return Arc::clone(queries);
+        let is_used = |set: &QuerySet| set.matcher.strong_count() > 0;
+        if let Some(set) = self.queries.get(&key).filter(|set| is_used(set)) {
+            return (Arc::clone(&set.queries), set.number);
         }
-        self.queries
-            .retain(|_, (known, _)| known.strong_count() > 0);
-        let queries: Arc<[Query]> = lease.queries().cloned().collect();
-        let kept = (Arc::downgrade(matcher), Arc::clone(&queries));
-        self.queries.insert(key, kept);
-        queries
+        self.queries.retain(|_, set| is_used(set));
+        self.next_set += 1;
+        let set = QuerySet {
+            matcher: Arc::downgrade(matcher),
+            queries: lease.queries().cloned().collect(),
+            number: self.next_set,
+        };
+        let known = (Arc::clone(&set.queries), set.number);
+        self.queries.insert(key, set);
+        known
     }
 
     /// Answers a server about one of its calls, and begins the call if it is new.
@@ -220,9 +251,35 @@ impl Leader {
             let (query, checkpoint) = (ask.query.clone(), ask.checkpoint.clone());
             dispatcher.begin(ask.client.clone(), query, checkpoint, now)
         })?;
-        let told = self.calls.tell(ask, &mut self.dispatcher);
+        let told = self.calls.tell(&ask.call, &mut self.dispatcher);
         self.note_recalls(now);
-        Ok(told)
+        Ok(told.map(|(_, told)| told))
+    }
+
+    /// Returns what servers should be told at once. A message that is lost costs only time, because
+    /// servers ask each second.
+    pub fn take_news(&mut self, now: Duration) -> Vec<(ServerId, CallId, Told)> {
+        let calls = self.calls.take_news().into_iter();
+        let news = calls.filter_map(|call| {
+            let (server, told) = self.calls.tell(&call, &mut self.dispatcher)?;
+            Some((server, call, told))
+        });
+        let news = news.collect();
+        self.note_recalls(now);
+        news
+    }
+
+    /// Whether agents without leases should ask again, because there may be work for them now.
+    pub fn take_wake(&mut self) -> bool {
+        let has_work = self.dispatcher.take_work();
+        has_work && std::mem::take(&mut self.is_short)
+    }
+
+    /// Returns how many agents take leases, and how many hashes of a fast kernel they compute per
+    /// second together.
+    #[must_use]
+    pub fn capacity(&self, now: Duration) -> (u32, f64) {
+        self.roster.capacity(now)
     }
 
     /// Ends a call. Its agents are free once they hear of it.

@@ -18,17 +18,19 @@
 
 mod agent;
 mod calls;
+mod election;
 mod leader;
 mod messages;
 mod roster;
 
 pub use self::{
-    agent::{Agent, Task},
+    agent::{Agent, Command},
     calls::{RENEWED_FOR, Told},
+    election::{Claim, Election, KeyAction, Stored},
     leader::{Leader, LeaderSettings},
     messages::{
-        AgentId, Ask, CallId, Order, Orders, OutOfRange, Report, Term, WireIndex, Work, narrow,
-        widen,
+        AgentId, Ask, BEAT, Beat, CallId, Order, Orders, OutOfRange, Report, ServerId, Term,
+        WireIndex, Work, narrow, widen,
     },
     roster::{Listed, RECALLED_FOR, SILENT_AFTER},
 };

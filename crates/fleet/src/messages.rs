@@ -1,6 +1,6 @@
 //! What the machines of a fleet say to each other.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
 use hashfinder_search::{Checkpoint, Client, Index, LeaseId, Query};
 
@@ -28,9 +28,46 @@ pub fn narrow(index: WireIndex) -> Result<Index, OutOfRange> {
 #[error("index {0} is beyond what this version can search")]
 pub struct OutOfRange(pub WireIndex);
 
-/// A leader's time in office. Each leader has a higher one than those before it.
+/// A leader's time in office.
+///
+/// Each leader takes a higher number than all that it knows of. If the broker has lost the highest
+/// one, two leaders can have the same number, so a random nonce distinguishes them: leases and
+/// reports of different terms never mix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Term(pub u64);
+pub struct Term {
+    /// Higher for a later leader.
+    pub number: u64,
+    /// Random.
+    pub nonce: u64,
+}
+
+/// Writes the term as a single token of a subject.
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{:x}", self.number, self.nonce)
+    }
+}
+
+/// Identifies a server in its fleet.
+pub type ServerId = Arc<str>;
+
+/// A sign of life of the leader, for the servers. It sends one every [`BEAT`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Beat {
+    /// The leader's term.
+    pub term: Term,
+    /// The server that is the leader.
+    pub server: ServerId,
+    /// Whether it is the last one: the leader shuts down.
+    pub resigns: bool,
+    /// Number of agents that take leases.
+    pub agents: u32,
+    /// Hashes of a fast kernel per second, of all of them together.
+    pub rate: f64,
+}
+
+/// Time between two beats of a leader.
+pub const BEAT: Duration = Duration::from_millis(500);
 
 /// Identifies an agent in its fleet.
 pub type AgentId = Arc<str>;
@@ -52,6 +89,8 @@ pub struct Work {
     pub term: Term,
     /// Hashes of a fast kernel that it computes per second, as measured at its start.
     pub rate: f64,
+    /// Its version of hashfinder, for people.
+    pub version: Arc<str>,
     /// Whether it takes no more leases, because it is about to end.
     pub is_draining: bool,
     /// Leases that it has, apart from those that it reports.
@@ -71,6 +110,8 @@ pub struct Report {
     pub hits: Vec<Index>,
     /// Time that this took, without pauses.
     pub took: Duration,
+    /// Whether trying the next secrets panicked. `tried` is then the start of the lease.
+    pub failed: bool,
 }
 
 /// The leader's reply to [`Work`].
@@ -95,6 +136,8 @@ pub struct Order {
     pub range: Range<Index>,
     /// The queries whose names it looks for. Leases with the same queries share them.
     pub queries: Arc<[Query]>,
+    /// Number of this set of queries: within a term, each set has its own.
+    pub set: u64,
     /// Number of hits after which it stops.
     pub hit_limit: usize,
     /// Time that it should take. The agent drops the lease after three times as long.
@@ -107,6 +150,8 @@ pub struct Order {
 pub struct Ask {
     /// The call.
     pub call: CallId,
+    /// The server that has the call.
+    pub server: ServerId,
     /// Whose call it is.
     pub client: Client,
     /// What it searches for.

@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
 use hashfinder_search::LeaseId;
 
-use crate::messages::AgentId;
+use crate::messages::{AgentId, Work};
 
 /// Time of silence after which an agent's leases are given to others.
 pub const SILENT_AFTER: Duration = Duration::from_secs(3);
@@ -32,6 +33,7 @@ pub(crate) struct Roster {
 #[derive(Debug)]
 pub(crate) struct Member {
     pub(crate) boot: u64,
+    version: Arc<str>,
     /// Number of its last message.
     pub(crate) sequence: u64,
     pub(crate) last_heard: Duration,
@@ -49,6 +51,8 @@ pub(crate) struct Member {
 pub struct Listed {
     /// The agent.
     pub agent: AgentId,
+    /// Its version of hashfinder.
+    pub version: Arc<str>,
     /// Hashes of a fast kernel per second.
     pub rate: f64,
     /// Number of its leases.
@@ -62,13 +66,14 @@ pub struct Listed {
 }
 
 impl Member {
-    pub(crate) fn new(boot: u64, rate: f64, now: Duration) -> Member {
+    pub(crate) fn new(work: &Work, now: Duration) -> Member {
         Member {
-            boot,
+            boot: work.boot,
+            version: Arc::clone(&work.version),
             sequence: 0,
             last_heard: now,
-            rate: if rate.is_normal() && rate > 1.0 {
-                rate
+            rate: if work.rate.is_normal() && work.rate > 1.0 {
+                work.rate
             } else {
                 1.0
             },
@@ -159,10 +164,22 @@ impl Roster {
         overdue
     }
 
+    /// Returns how many agents take leases, and their rates together.
+    pub(crate) fn capacity(&self, now: Duration) -> (u32, f64) {
+        let is_able = |member: &&Member| {
+            !member.is_draining && now.saturating_sub(member.last_heard) < SILENT_AFTER
+        };
+        let able = self.agents.values().filter(is_able);
+        able.fold((0, 0.0), |(count, rate), member| {
+            (count + 1, rate + member.rate)
+        })
+    }
+
     pub(crate) fn list(&self, now: Duration) -> Vec<Listed> {
         let agents = self.agents.iter();
         let listed = agents.map(|(agent, member)| Listed {
             agent: agent.clone(),
+            version: Arc::clone(&member.version),
             rate: member.rate,
             leases: member.leases.len(),
             silent_for: now.saturating_sub(member.last_heard),

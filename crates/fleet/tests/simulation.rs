@@ -4,7 +4,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap},
+    collections::{BTreeMap, BinaryHeap, VecDeque},
     num::NonZeroU64,
     ops::Range,
     time::Duration,
@@ -12,7 +12,8 @@ use std::{
 
 use fastrand::Rng;
 use hashfinder_fleet::{
-    Agent, AgentId, Ask, CallId, Leader, LeaderSettings, Order, Orders, Term, Told, Work,
+    Agent, AgentId, Ask, CallId, Command, Leader, LeaderSettings, Order, Orders, Report, Term,
+    Told, Work,
 };
 use hashfinder_search::{Candidate, Checkpoint, Client, Index, LeaseId, Limits, Outcome, Query};
 
@@ -30,14 +31,13 @@ fn oracle_of(query: &Query) -> &'static Oracle {
 /// What arrives, and where.
 enum Event {
     Work(Work),
-    Orders(AgentId, u64, u64, Orders),
+    Orders(Work, Orders),
     Recall(AgentId, Term, Vec<LeaseId>),
     Ask(Ask),
-    Told(CallId, Index, Box<Told>),
+    Told(CallId, Box<Told>),
+    Wake(AgentId),
     /// An agent has computed for a while.
-    Computed(AgentId, u64, Option<LeaseId>),
-    /// An agent speaks up, at the latest a second after the last time.
-    Speaks(AgentId, u64),
+    Computed(AgentId, u64),
     /// A server renews a call.
     Renews(CallId),
     Ticks,
@@ -49,6 +49,14 @@ struct Machine {
     /// Hashes per second.
     rate: f64,
     is_drained: bool,
+    /// What it tries, the first one first.
+    tasks: VecDeque<Task>,
+}
+
+/// A lease that a machine tries, as far as it has.
+struct Task {
+    order: Order,
+    report: Report,
 }
 
 /// A call at its server.
@@ -77,6 +85,11 @@ struct World {
 
 /// How long an agent computes before it looks at the next message.
 const STEP: Duration = Duration::from_millis(100);
+
+const FIRST: Term = Term {
+    number: 1,
+    nonce: 0,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -115,16 +128,15 @@ impl World {
 
     fn speak(&mut self, id: &AgentId) {
         let machine = self.machines.get_mut(id).unwrap();
-        machine.agent.drop_late(self.now);
         machine.is_drained |= machine.agent.is_drained();
         if !machine.is_drained {
-            let work = machine.agent.work();
+            let work = machine.agent.work(self.now);
             self.send(|| Event::Work(work.clone()));
         }
     }
 
     /// Returns the indices of hits that an agent finds, and one past the last index that it tries.
-    fn scan(order: &Order, range: Range<Index>) -> (Index, Vec<Index>) {
+    fn scan(order: &Order, range: Range<Index>, found: usize) -> (Index, Vec<Index>) {
         let mut hits: Vec<Index> = order
             .queries
             .iter()
@@ -135,33 +147,69 @@ impl World {
             .collect();
         hits.sort_unstable();
         hits.dedup();
-        match hits.get(order.hit_limit - 1).copied() {
+        let limit = order.hit_limit - found;
+        match hits.get(limit - 1).copied() {
             Some(last) => {
-                hits.truncate(order.hit_limit);
+                hits.truncate(limit);
                 (last + 1, hits)
             }
             None => (range.end, hits),
         }
     }
 
-    fn compute(&mut self, id: &AgentId, lease: Option<LeaseId>) {
-        let step = STEP.as_secs_f64();
+    /// Tries secrets for a step, and does what the agent says.
+    fn compute(&mut self, id: &AgentId) {
         let machine = self.machines.get_mut(id).unwrap();
-        let next = machine.agent.next().cloned();
-        if let Some(task) = next.filter(|task| Some(task.order.lease) == lease) {
-            let most = (machine.rate * step) as u64 + 1;
-            let end = task.order.range.end.min(task.tried + most);
-            let (tried, hits) = World::scan(&task.order, task.tried..end);
-            let took = STEP.mul_f64((tried - task.tried) as f64 / most as f64);
-            machine.agent.tried(task.order.lease, tried, &hits, took);
-            if machine.agent.has_news() {
-                self.speak(id);
+        let mut left = machine.rate * STEP.as_secs_f64();
+        while left >= 1.0
+            && let Some(Task { order, report }) = machine.tasks.front_mut()
+        {
+            let end = order.range.end.min(report.tried + left as u64);
+            let (tried, hits) = World::scan(order, report.tried..end, report.hits.len());
+            let count = (tried - report.tried) as f64;
+            left -= count;
+            report.tried = tried;
+            report.hits.extend(hits);
+            report.took += Duration::from_secs_f64(count / machine.rate);
+            if tried < order.range.end && report.hits.len() < order.hit_limit {
+                break;
+            }
+            let report = machine.tasks.pop_front().unwrap().report;
+            machine.agent.done(report, self.now);
+        }
+        machine.agent.tick(self.now);
+        let boot = machine.boot;
+        self.act(id);
+        self.after(STEP, Event::Computed(id.clone(), boot));
+    }
+
+    /// Does what an agent says, and sends its message if it is due.
+    fn act(&mut self, id: &AgentId) {
+        let machine = self.machines.get_mut(id).unwrap();
+        for command in machine.agent.take_commands() {
+            match command {
+                Command::Try(order) => machine.tasks.push_back(Task {
+                    report: Report {
+                        lease: order.lease,
+                        tried: order.range.start,
+                        hits: Vec::new(),
+                        took: Duration::ZERO,
+                        failed: false,
+                    },
+                    order,
+                }),
+                Command::Stop(lease) => {
+                    let mut tasks = machine.tasks.iter();
+                    let place = tasks.position(|task| task.order.lease == lease);
+                    if let Some(task) = place.and_then(|place| machine.tasks.remove(place)) {
+                        machine.agent.done(task.report, self.now);
+                    }
+                }
             }
         }
-        let machine = &self.machines[id];
-        let boot = machine.boot;
-        let lease = machine.agent.next().map(|task| task.order.lease);
-        self.after(STEP, Event::Computed(id.clone(), boot, lease));
+        if machine.agent.is_due(self.now) {
+            self.speak(id);
+        }
     }
 
     fn boot(&mut self, id: &AgentId) {
@@ -171,14 +219,14 @@ impl World {
         // What it measured at its start may be wrong.
         let believed = rate * [0.1, 1.0, 1.0, 30.0][self.rng.usize(..4)];
         let machine = Machine {
-            agent: Agent::new(id.clone(), boot, believed),
+            agent: Agent::new(id.clone(), boot, believed, "1".into()),
             boot,
             rate,
             is_drained: false,
+            tasks: VecDeque::new(),
         };
         self.machines.insert(id.clone(), machine);
-        self.after(STEP, Event::Computed(id.clone(), boot, None));
-        self.after(STEP, Event::Speaks(id.clone(), boot));
+        self.after(STEP, Event::Computed(id.clone(), boot));
     }
 
     fn begin(&mut self, number: usize) {
@@ -207,6 +255,7 @@ impl World {
         }
         let ask = Ask {
             call: id.clone(),
+            server: "server".into(),
             client: Client {
                 name: ["a", "b"][id.len() % 2].into(),
                 ..Client::default()
@@ -219,9 +268,9 @@ impl World {
         self.after(SECOND, Event::Renews(id.clone()));
     }
 
-    fn told(&mut self, id: &CallId, from: Index, told: &Told) {
+    fn told(&mut self, id: &CallId, told: &Told) {
         let call = self.calls.get_mut(id).unwrap();
-        if from != call.from || call.outcome.is_some() {
+        if told.from != call.from || call.outcome.is_some() {
             // An answer to an earlier question.
             return;
         }
@@ -253,49 +302,51 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Work(work) => {
-                let orders = self.leader.work(&work, self.now);
-                let boot = work.boot;
-                self.send(|| {
-                    Event::Orders(work.agent.clone(), boot, work.sequence, orders.clone())
-                });
+                let orders = self.leader.work(&work, true, self.now);
+                self.send(|| Event::Orders(work.clone(), orders.clone()));
             }
-            Event::Orders(id, boot, sequence, orders) => {
-                let machine = self.machines.get_mut(&id).unwrap();
-                if machine.boot == boot {
-                    machine.agent.orders(sequence, orders, self.now);
-                    if machine.agent.has_news() {
-                        self.speak(&id);
-                    }
+            Event::Orders(work, orders) => {
+                let machine = self.machines.get_mut(&work.agent).unwrap();
+                if machine.boot == work.boot {
+                    machine.agent.orders(&work, orders, self.now);
+                    self.act(&work.agent);
                 }
             }
             Event::Recall(id, term, leases) => {
                 let machine = self.machines.get_mut(&id).unwrap();
                 if term == self.term {
                     machine.agent.recall(&leases);
-                    self.speak(&id);
+                    self.act(&id);
                 }
+            }
+            Event::Wake(id) => {
+                self.machines.get_mut(&id).unwrap().agent.wake();
+                self.act(&id);
             }
             Event::Ask(ask) => {
                 let told = self.leader.ask(&ask, self.now).expect("within every limit");
                 if let Some(told) = told {
                     let told = Box::new(told);
-                    self.send(|| Event::Told(ask.call.clone(), ask.from, told.clone()));
+                    self.send(|| Event::Told(ask.call.clone(), told.clone()));
                 }
             }
-            Event::Told(id, from, told) => self.told(&id, from, &told),
-            Event::Computed(id, boot, lease) => {
+            Event::Told(id, told) => self.told(&id, &told),
+            Event::Computed(id, boot) => {
                 if self.machines[&id].boot == boot {
-                    self.compute(&id, lease);
-                }
-            }
-            Event::Speaks(id, boot) => {
-                if self.machines[&id].boot == boot {
-                    self.speak(&id);
-                    self.after(SECOND, Event::Speaks(id, boot));
+                    self.compute(&id);
                 }
             }
             Event::Renews(id) => self.renew(&id),
             Event::Ticks => self.tick(),
+        }
+        for (_, call, told) in self.leader.take_news(self.now) {
+            self.send(|| Event::Told(call.clone(), Box::new(told.clone())));
+        }
+        if self.leader.take_wake() {
+            let ids: Vec<AgentId> = self.machines.keys().cloned().collect();
+            for id in ids {
+                self.send(|| Event::Wake(id.clone()));
+            }
         }
         for (id, leases) in self.leader.take_recalls() {
             let term = self.term;
@@ -317,7 +368,7 @@ impl World {
             1 => self.machines.get_mut(id).unwrap().agent.drain(),
             // The leader dies, and another one takes over.
             2..8 => {
-                self.term.0 += 1;
+                self.term.number += 1;
                 self.leader = Leader::new(self.term, settings());
             }
             _ => {}
@@ -344,8 +395,8 @@ fn play(seed: u64) -> Duration {
         now: Duration::ZERO,
         queue: BinaryHeap::new(),
         events: BTreeMap::new(),
-        leader: Leader::new(Term(1), settings()),
-        term: Term(1),
+        leader: Leader::new(FIRST, settings()),
+        term: FIRST,
         machines: BTreeMap::new(),
         calls: BTreeMap::new(),
         troubled_until,

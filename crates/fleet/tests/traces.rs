@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use hashfinder_fleet::{
-    Agent, AgentId, Ask, Leader, LeaderSettings, Order, Orders, Report, SILENT_AFTER, Term, Told,
-    Work,
+    Agent, AgentId, Ask, Command, Leader, LeaderSettings, Order, Orders, Report, SILENT_AFTER,
+    Term, Told, Work,
 };
 use hashfinder_search::{Checkpoint, Client, Distance, Index, Query};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+fn term_of(number: u64) -> Term {
+    Term { number, nonce: 0 }
+}
 
 struct Scene {
     leader: Leader,
@@ -20,8 +24,8 @@ struct Scene {
 impl Scene {
     fn new(term: u64) -> Scene {
         Scene {
-            leader: Leader::new(Term(term), LeaderSettings::default()),
-            term: Term(term),
+            leader: Leader::new(term_of(term), LeaderSettings::default()),
+            term: term_of(term),
             now: SECOND,
             sequence: 0,
         }
@@ -32,6 +36,7 @@ impl Scene {
         let query = Query::new(name.parse().unwrap(), Distance::ZERO).unwrap();
         let ask = Ask {
             call: name.into(),
+            server: "server".into(),
             client: Client::default(),
             checkpoint: Checkpoint::new(&query),
             query,
@@ -46,7 +51,7 @@ impl Scene {
 
     fn work(&mut self, agent: &str, holds: &[&Order], reports: Vec<Report>) -> Orders {
         let work = self.message(agent, holds, reports);
-        self.leader.work(&work, self.now)
+        self.leader.work(&work, true, self.now)
     }
 
     fn message(&mut self, agent: &str, holds: &[&Order], reports: Vec<Report>) -> Work {
@@ -57,6 +62,7 @@ impl Scene {
             sequence: self.sequence,
             term: self.term,
             rate: 1e6,
+            version: "1".into(),
             is_draining: false,
             holds: holds.iter().map(|order| order.lease).collect(),
             reports,
@@ -71,6 +77,7 @@ fn done(order: &Order) -> Report {
         tried: order.range.end,
         hits: Vec::new(),
         took: order.planned,
+        failed: false,
     }
 }
 
@@ -107,8 +114,8 @@ fn a_report_of_an_earlier_term_counts_for_nothing() {
     let same = new.work("A", &[], Vec::new()).leases.remove(0);
     assert_eq!((same.lease, &same.range), (lease.lease, &lease.range));
     let late = old.message("A", &[], vec![done(&lease)]);
-    let orders = new.leader.work(&late, new.now);
-    assert_eq!((orders.term, orders.leases), (Term(2), Vec::new()));
+    let orders = new.leader.work(&late, true, new.now);
+    assert_eq!((orders.term, orders.leases), (term_of(2), Vec::new()));
     assert_eq!(new.frontier("anotherverylongname"), 0);
     new.work("A", &[], vec![done(&same)]);
     assert_eq!(new.frontier("anotherverylongname"), same.range.end);
@@ -142,7 +149,7 @@ fn an_overtaken_message_takes_no_lease_back() {
     scene.ask(HARD);
     let early = scene.message("A", &[], Vec::new());
     let lease = scene.work("A", &[], Vec::new()).leases.remove(0);
-    let orders = scene.leader.work(&early, scene.now);
+    let orders = scene.leader.work(&early, true, scene.now);
     assert_eq!(orders.leases, Vec::new());
     scene.work("A", &[], vec![done(&lease)]);
     assert_eq!(scene.frontier(HARD), lease.range.end);
@@ -172,19 +179,39 @@ fn the_end_of_a_call_recalls_its_leases() {
 fn an_agent_that_believes_to_be_faster_than_it_is_makes_progress() {
     const SECRETS_PER_STEP: u64 = 1_000;
     let mut scene = Scene::new(1);
-    let mut agent = Agent::new("A".into(), 1, 1e9);
-    agent.follow(Term(1));
+    let mut agent = Agent::new("A".into(), 1, 1e9, "1".into());
+    agent.heard(term_of(1), scene.now);
+    let mut tasks: Vec<(Index, Order)> = Vec::new();
     for _ in 0..600 {
         scene.now += SECOND / 10;
         scene.ask(HARD);
-        let work = agent.work();
-        let orders = scene.leader.work(&work, scene.now);
-        agent.orders(work.sequence, orders, scene.now);
-        agent.drop_late(scene.now);
-        if let Some(task) = agent.next().cloned() {
-            let tried = task.order.range.end.min(task.tried + SECRETS_PER_STEP);
-            agent.tried(task.order.lease, tried, &[], SECOND / 10);
+        let work = agent.work(scene.now);
+        let orders = scene.leader.work(&work, true, scene.now);
+        agent.orders(&work, orders, scene.now);
+        agent.tick(scene.now);
+        let mut stopped = Vec::new();
+        for command in agent.take_commands() {
+            match command {
+                Command::Try(order) => tasks.push((order.range.start, order)),
+                Command::Stop(lease) => stopped.push(lease),
+            }
         }
+        if let Some((tried, order)) = tasks.first_mut() {
+            *tried = order.range.end.min(*tried + SECRETS_PER_STEP);
+        }
+        tasks.retain(|(tried, order)| {
+            let is_over = *tried == order.range.end || stopped.contains(&order.lease);
+            if is_over {
+                let count = (*tried - order.range.start) as f64 / SECRETS_PER_STEP as f64;
+                let report = Report {
+                    tried: *tried,
+                    took: (SECOND / 10).mul_f64(count),
+                    ..done(order)
+                };
+                agent.done(report, scene.now);
+            }
+            !is_over
+        });
     }
     // All but the first secrets, and what it has in hand, count.
     let frontier = scene.frontier(HARD);
@@ -197,15 +224,15 @@ fn an_agent_that_believes_to_be_faster_than_it_is_makes_progress() {
 fn a_reply_that_arrives_twice_counts_once() {
     let mut scene = Scene::new(1);
     scene.ask(HARD);
-    let mut agent = Agent::new("A".into(), 1, 1e6);
-    agent.follow(Term(1));
-    let work = agent.work();
-    let orders = scene.leader.work(&work, scene.now);
+    let mut agent = Agent::new("A".into(), 1, 1e6, "1".into());
+    agent.heard(term_of(1), scene.now);
+    let work = agent.work(scene.now);
+    let orders = scene.leader.work(&work, true, scene.now);
     let leases: Vec<_> = orders.leases.iter().map(|order| order.lease).collect();
     for _ in 0..2 {
-        agent.orders(work.sequence, orders.clone(), scene.now);
+        agent.orders(&work, orders.clone(), scene.now);
     }
-    assert_eq!(agent.work().holds, leases);
+    assert_eq!(agent.work(scene.now).holds, leases);
 }
 
 /// Its leases are those of the process that runs now.
@@ -216,11 +243,11 @@ fn a_message_of_a_process_that_has_ended_counts_for_nothing() {
     let late = scene.message("A", &[], Vec::new());
     let mut again = scene.message("A", &[], Vec::new());
     again.boot += 1;
-    let lease = scene.leader.work(&again, scene.now).leases.remove(0);
-    let orders = scene.leader.work(&late, scene.now);
+    let lease = scene.leader.work(&again, true, scene.now).leases.remove(0);
+    let orders = scene.leader.work(&late, true, scene.now);
     assert_eq!(orders.leases, Vec::new());
     let mut report = scene.message("A", &[], vec![done(&lease)]);
     report.boot = again.boot;
-    scene.leader.work(&report, scene.now);
+    scene.leader.work(&report, true, scene.now);
     assert_eq!(scene.frontier(HARD), lease.range.end);
 }

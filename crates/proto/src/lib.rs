@@ -6,6 +6,8 @@
 //!   (`proto/hash_name.proto`).
 //! - [`v1`]: the same for our own contract (`proto/hashfinder/v1/finder.proto`).
 //! - [`google::longrunning`]: the same for long-running operations.
+//! - [`fleet::v1`]: what the machines of a fleet send to each other
+//!   (`proto/hashfinder/fleet/v1/fleet.proto`); messages only.
 //! - [`Reason`]: every reason for which a server of ours rejects or ends a call.
 //! - [`Details`]: what a client can read from an error status.
 //! - [`limits`]: the limits that the contract states.
@@ -62,7 +64,8 @@ pub mod google {
     }
 }
 
-/// Our own contract, generated from `proto/hashfinder/v1/finder.proto`.
+/// Our own contracts, generated from `proto/hashfinder/v1/finder.proto` and
+/// `proto/hashfinder/fleet/v1/fleet.proto`.
 #[allow(
     missing_docs,
     unreachable_pub,
@@ -74,11 +77,17 @@ mod hashfinder {
     pub mod v1 {
         include!("generated/hashfinder.v1.rs");
     }
+
+    pub mod fleet {
+        pub mod v1 {
+            include!("generated/hashfinder.fleet.v1.rs");
+        }
+    }
 }
 
-pub use self::hashfinder::v1;
+pub use self::hashfinder::{fleet, v1};
 
-/// Descriptors of all contracts: an encoded `google.protobuf.FileDescriptorSet`.
+/// Descriptors of all contracts that clients use: an encoded `google.protobuf.FileDescriptorSet`.
 pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.binpb");
 
 impl From<v1::search_event::Event> for v1::SearchEvent {

@@ -14,7 +14,11 @@ fn the_generated_files_are_up_to_date() {
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated");
     fs::create_dir_all(&out).unwrap();
     // `protox` reads the protobuf files, so `protoc` is not needed.
-    let protos = ["hash_name.proto", "hashfinder/v1/finder.proto"];
+    let protos = [
+        "hash_name.proto",
+        "hashfinder/v1/finder.proto",
+        "hashfinder/fleet/v1/fleet.proto",
+    ];
     let mut descriptors = protox::compile(protos, [root.join("../../proto")]).unwrap();
     for file in &mut descriptors.file {
         // The comments of Google's files are long, and written neither for Rust nor for our users.
@@ -22,7 +26,12 @@ fn the_generated_files_are_up_to_date() {
             file.source_code_info = None;
         }
     }
-    fs::write(out.join("descriptors.binpb"), descriptors.encode_to_vec()).unwrap();
+    // The messages of a fleet are not part of what clients see by reflection.
+    let mut public = descriptors.clone();
+    public
+        .file
+        .retain(|file| !file.name().starts_with("hashfinder/fleet/"));
+    fs::write(out.join("descriptors.binpb"), public.encode_to_vec()).unwrap();
     tonic_prost_build::configure()
         // How a client connects is not part of the contract.
         .build_transport(false)
@@ -35,6 +44,7 @@ fn the_generated_files_are_up_to_date() {
         "descriptors.binpb",
         "google.longrunning.rs",
         "hash_name.rs",
+        "hashfinder.fleet.v1.rs",
         "hashfinder.v1.rs",
     ] {
         let generated = fs::read(out.join(name)).unwrap();

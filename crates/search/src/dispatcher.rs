@@ -34,6 +34,7 @@ pub type LeaseId = JobId;
 pub struct Dispatcher {
     scheduler: Scheduler,
     recalls: Vec<LeaseId>,
+    has_work: bool,
 }
 
 /// A slice for one worker, who tries its secrets for one or several searches.
@@ -108,6 +109,7 @@ impl Dispatcher {
         Dispatcher {
             scheduler: Scheduler::new(limits, pacing),
             recalls: Vec::new(),
+            has_work: false,
         }
     }
 
@@ -174,6 +176,9 @@ impl Dispatcher {
             }
         };
         self.carry_out(effects);
+        if lease.is_none() {
+            self.has_work = false;
+        }
         lease
     }
 
@@ -211,6 +216,16 @@ impl Dispatcher {
         Ok(())
     }
 
+    /// Reports that trying a lease's secrets has panicked. The lease ends. The searches that it
+    /// served are tried alone, and one that panics again ends with
+    /// [`Outcome::Failed`](crate::Outcome::Failed).
+    pub fn fail(&mut self, id: LeaseId, now: Duration) {
+        if self.scheduler.leased(id).is_some() {
+            let effects = self.scheduler.finish(id, SliceResult::Panicked, now);
+            self.carry_out(effects);
+        }
+    }
+
     /// Returns the cost of trying a lease's secrets below `tried`, in hashes of a fast kernel;
     /// `None` if the lease has ended.
     #[must_use]
@@ -236,9 +251,11 @@ impl Dispatcher {
     /// Takes the candidates of a search that are ready, and returns them with a checkpoint of the
     /// same moment. After the end, every call returns the same outcome. `None` if the search is
     /// unknown.
-    pub fn advance(&mut self, id: SearchId) -> Option<Advance> {
+    ///
+    /// `waker` is woken once when the queue of candidates is half full or the search has ended.
+    pub fn advance(&mut self, id: SearchId, waker: &Waker) -> Option<Advance> {
         self.scheduler.progress(id)?;
-        let (advance, effects) = self.scheduler.advance(id, Waker::noop().clone());
+        let (advance, effects) = self.scheduler.advance(id, waker.clone());
         self.carry_out(effects);
         Some(advance)
     }
@@ -269,6 +286,11 @@ impl Dispatcher {
         std::mem::take(&mut self.recalls)
     }
 
+    /// Whether there may be more leases than before, since the last call.
+    pub fn take_work(&mut self) -> bool {
+        std::mem::take(&mut self.has_work)
+    }
+
     /// Returns the totals and the current state.
     #[must_use]
     pub fn metrics(&self) -> Metrics {
@@ -280,7 +302,11 @@ impl Dispatcher {
         for (release, report) in effects.released {
             release(report);
         }
+        for waker in effects.wake {
+            waker.wake();
+        }
         self.recalls.extend(effects.recalls);
+        self.has_work |= effects.work;
     }
 }
 

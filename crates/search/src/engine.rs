@@ -255,6 +255,17 @@ impl Engine {
         })
     }
 
+    /// Counts a search that this engine has admitted before, which continues elsewhere for a while.
+    /// The limits do not apply to it again.
+    pub fn readmit(&self, client: Client) -> Admission {
+        let now = (self.shared.clock)();
+        self.shared.lock().readmit(&client, now);
+        Admission {
+            client: Some(client),
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
     /// Resumes a search from a checkpoint, or starts one from [`Checkpoint::new`]. The result's
     /// [`advance`](ResumableSearch::advance) returns the next checkpoints.
     ///
@@ -707,6 +718,12 @@ impl ResumableSearch {
     #[must_use]
     pub fn stopper(&self) -> Stopper {
         self.search.stopper()
+    }
+
+    /// Returns a handle for a reader that reads events, and saves nothing.
+    #[must_use]
+    pub fn into_search(self) -> Search {
+        self.search
     }
 }
 

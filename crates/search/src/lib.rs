@@ -31,6 +31,7 @@
 
 mod checkpoint;
 mod client;
+mod crew;
 mod cursor;
 mod dispatcher;
 mod engine;
@@ -55,6 +56,7 @@ pub mod throughput;
 
 pub use checkpoint::{Advance, Checkpoint, InvalidCheckpoint, MAX_RANGES};
 pub use client::{Client, Quota};
+pub use crew::{Crew, QuerySet, Tried};
 pub use cursor::{Cursor, CursorError};
 pub use dispatcher::{Dispatcher, FalseReport, Lease, LeaseId};
 pub use engine::{Admission, Backend, Engine, ResumableSearch, Search, Stopper};

@@ -166,10 +166,18 @@ impl Accounts {
                 retry_after,
             });
         }
+        self.reopen(client, now);
+        Ok(())
+    }
+
+    /// Counts a search that was counted before, whatever the limits.
+    pub(crate) fn reopen(&mut self, client: &Client, now: Duration) {
+        let limits = self.limits;
+        let account = self.clients.entry(Arc::clone(&client.name));
+        let account = account.or_insert_with(|| Account::new(limits, client.quota, now));
         account.usage.searches += 1;
         *account.connections.entry(client.connection).or_default() += 1;
         self.searches += 1;
-        Ok(())
     }
 
     /// Counts a search that was released.

@@ -212,7 +212,8 @@ impl Query {
     }
 
     /// Whether a secret at `distance` ends the search.
-    pub(crate) fn is_ideal(&self, distance: u8) -> bool {
+    #[must_use]
+    pub fn is_ideal(&self, distance: u8) -> bool {
         distance <= self.ideal.get()
     }
 
@@ -222,7 +223,8 @@ impl Query {
     }
 
     /// Whether a secret at `distance` is reported on the way.
-    pub(crate) fn is_interesting(&self, distance: u8) -> bool {
+    #[must_use]
+    pub fn is_interesting(&self, distance: u8) -> bool {
         !self.is_ideal(distance) && distance < self.interesting.get()
     }
 

@@ -125,6 +125,11 @@ impl Scheduler {
         self.accounts.open(client, now)
     }
 
+    /// Counts a search that was admitted before, whatever the limits.
+    pub(crate) fn readmit(&mut self, client: &Client, now: Duration) {
+        self.accounts.reopen(client, now);
+    }
+
     /// No longer counts an admitted search, which is not submitted after all.
     pub(crate) fn dismiss(&mut self, client: &Client) {
         self.accounts.close(client, 0);

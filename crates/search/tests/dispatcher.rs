@@ -1,7 +1,7 @@
 //! A dispatcher whose workers are slow, fast, silent, gone or lying, compared with one thread that
 //! tries one secret after another.
 
-use std::{collections::HashSet, num::NonZeroU64, ops::Range, time::Duration};
+use std::{collections::HashSet, num::NonZeroU64, ops::Range, task::Waker, time::Duration};
 
 use fastrand::Rng;
 use hashfinder_search::{
@@ -155,7 +155,7 @@ impl World {
     fn advance(&mut self, number: usize) {
         let one = &mut self.watched[number];
         let Some(id) = one.id else { return };
-        let advance = self.dispatcher.advance(id).unwrap();
+        let advance = self.dispatcher.advance(id, Waker::noop()).unwrap();
         one.reported.extend(&advance.candidates);
         one.checkpoint = advance.checkpoint;
         let frontier = one.checkpoint.frontier();

@@ -33,9 +33,11 @@ const PACE: Duration = Duration::from_millis(3);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Crates that log no secrets. Of other crates, only warnings and errors are logged.
-const OURS: [&str; 9] = [
+const OURS: [&str; 11] = [
     "hashfinder",
     "hashfinder_client",
+    "hashfinder_fleet",
+    "hashfinder_fleet_nats",
     "hashfinder_operations",
     "hashfinder_search",
     "hashfinder_server",

@@ -5,7 +5,6 @@ use std::{
     fmt,
     net::SocketAddr,
     num::NonZeroU32,
-    panic::resume_unwind,
     path::PathBuf,
     pin::Pin,
     sync::{Arc, OnceLock},
@@ -14,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use hashfinder_fleet_nats::{BrokerOptions, Fleet, LeaderSettings};
 use hashfinder_operations::Operations;
 use hashfinder_proto::{
     DESCRIPTORS,
@@ -24,10 +24,9 @@ use hashfinder_proto::{
 use hashfinder_search::{Engine, Kernel};
 use hashfinder_system::{
     files::Watch,
-    threads::{NO_THREAD, aside, startable},
+    threads::{NO_THREAD, aside, startable, with_low_priority},
 };
 use hashfinder_transport::{self as transport, ClientName, Listener, Tls};
-use rustix::process::setpriority_process;
 use socket2::SockAddr;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -68,11 +67,6 @@ use crate::{
     settings::{BudgetStatus, Listen, MAXIMUM_WEIGHT, Settings, Traces},
     trace,
 };
-
-/// Niceness of the threads that search. The threads that answer calls need a core only for
-/// microseconds, and should not wait for a slice of a search to end. If no other thread wants the
-/// cores, the niceness costs nothing.
-const SEARCH_NICENESS: i32 = 5;
 
 /// Time that a call has to send its cursor after a drain has stopped it. Its search stops within a
 /// slice, so nearly all of this time is a reserve for a machine whose cores are busy with other
@@ -242,7 +236,12 @@ impl Checked {
         let auth = Arc::new(auth.with_operators(operators(&settings, owner)));
 
         let kernel = settings.searches.kernel.unwrap_or_else(Kernel::best);
-        let engine = engine(&settings, kernel)?;
+        let limits = engine_limits(&settings);
+        let engine = engine(&settings, kernel, limits)?;
+        let fleet = match settings.fleet.clone() {
+            Some(options) => Some(join(options, limits).await?),
+            None => None,
+        };
         let (counts, connection_counts) = (Counts::default(), transport::Counts::default());
         let limits = Limits {
             maximum_hashes: settings.searches.maximum_hashes,
@@ -250,7 +249,7 @@ impl Checked {
             weights: settings.searches.weights.clone(),
             quotas: settings.searches.quotas.clone(),
         };
-        let searches = Arc::new(Searches::new(engine, limits, counts.clone()));
+        let searches = Arc::new(Searches::new(engine, fleet.clone(), limits, counts.clone()));
         let rate_limits = RateLimits::new(address_limits(&settings));
         // A drain waits for searches and short calls. Calls of the health service, of WatchSearches
         // and of reflection are aside: they are ended last.
@@ -532,7 +531,7 @@ impl Server {
             lost_lines,
             operations,
             address: _,
-            searches: _,
+            searches,
             _tasks,
             _watches,
         } = self;
@@ -564,6 +563,9 @@ impl Server {
             }
             if let Some(operations) = &closed {
                 let _ = timeout(OPERATIONS_TIMEOUT, operations.close()).await;
+            }
+            if let Some(fleet) = searches.fleet() {
+                fleet.leave().await;
             }
             anyhow::Ok(drained)
         };
@@ -619,32 +621,21 @@ impl fmt::Debug for Server {
 }
 
 /// Starts the threads that search.
-fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
+fn engine(
+    settings: &Settings,
+    kernel: Kernel,
+    limits: hashfinder_search::Limits,
+) -> Result<Engine> {
     let workers = settings.searches.workers;
     let workers = workers.or_else(|| thread::available_parallelism().ok());
     let wanted = workers.map_or(1, usize::from);
     // Leaves room for the threads that the server starts later.
     let free = startable(wanted + Server::THREADS);
     let workers = wanted.min(free.saturating_sub(Server::THREADS)).max(1);
-    let limits = hashfinder_search::Limits {
-        // RPCs have a limit of their own: each waits for a permit.
-        searches: usize::MAX,
-        searches_per_client: settings.searches.searches_of_client(),
-        hashes_per_second_per_client: settings.searches.hashes_per_second_of_client,
-        queue_length: settings.searches.queue_length.get(),
-        ..hashfinder_search::Limits::default()
-    };
     let started = Instant::now();
     let clock = move || started.elapsed();
-    let start = thread::Builder::new().spawn(move || {
-        // A thread inherits the niceness of the thread that starts it. If the system does not allow
-        // this change, all threads have the same niceness.
-        let _ = setpriority_process(None, SEARCH_NICENESS);
-        Engine::with_limits(workers, kernel, clock, limits)
-    });
-    let start = start.context(NO_THREAD)?;
-    let engine = start.join().unwrap_or_else(|panic| resume_unwind(panic));
-    let engine = engine.context(NO_THREAD)?;
+    let engine = with_low_priority(move || Engine::with_limits(workers, kernel, clock, limits));
+    let engine = engine.flatten().context(NO_THREAD)?;
     let workers = engine.workers();
     if workers < wanted {
         tracing::warn!(
@@ -654,6 +645,30 @@ fn engine(settings: &Settings, kernel: Kernel) -> Result<Engine> {
         );
     }
     Ok(engine)
+}
+
+fn engine_limits(settings: &Settings) -> hashfinder_search::Limits {
+    hashfinder_search::Limits {
+        // RPCs have a limit of their own: each waits for a permit.
+        searches: usize::MAX,
+        searches_per_client: settings.searches.searches_of_client(),
+        hashes_per_second_per_client: settings.searches.hashes_per_second_of_client,
+        queue_length: settings.searches.queue_length.get(),
+        ..hashfinder_search::Limits::default()
+    }
+}
+
+/// Joins a fleet. If this server leads, its limits on hashes apply to the whole fleet; the number
+/// of searches is limited by each server.
+async fn join(options: BrokerOptions, limits: hashfinder_search::Limits) -> Result<Fleet> {
+    let settings = LeaderSettings {
+        limits: hashfinder_search::Limits {
+            searches_per_client: usize::MAX,
+            ..limits
+        },
+        ..LeaderSettings::default()
+    };
+    Ok(Fleet::join(options, settings).await?)
 }
 
 /// Returns the services, each with the drain that it needs.

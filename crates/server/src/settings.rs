@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use hashfinder_fleet_nats::BrokerOptions;
 use hashfinder_search::{Kernel, Quota};
 use hashfinder_transport::{self as transport, ClientName, TlsFiles};
 use http::Uri;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub searches: Searches,
     /// Where operations are saved, and their limits. Default: the server saves none.
     pub operations: Option<operations::Settings>,
+    /// The fleet that works on its searches. Default: none.
+    pub fleet: Option<BrokerOptions>,
     /// Limits of calls before authentication.
     pub calls: Calls,
     /// Limits of connections.
@@ -68,6 +71,7 @@ impl Default for Settings {
             traces: None,
             searches: Searches::default(),
             operations: None,
+            fleet: None,
             calls: Calls::default(),
             connections: transport::Settings::default(),
             drain_grace: Duration::from_secs(5),

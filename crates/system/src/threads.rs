@@ -5,12 +5,14 @@
 
 use std::{
     fs, io,
+    panic::resume_unwind,
     sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
+use rustix::process::setpriority_process;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::oneshot,
@@ -118,6 +120,32 @@ pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()>
     let thread = thread::Builder::new().name(name.to_owned());
     let started = thread.spawn(work).map(drop);
     started.map_err(|error| io::Error::new(error.kind(), format!("{NO_THREAD}: {error}")))
+}
+
+/// Niceness of threads that search. The threads that answer calls need a core only for
+/// microseconds, and should not wait for a slice of a search to end. If no other thread wants the
+/// cores, the niceness costs nothing.
+const SEARCH_NICENESS: i32 = 5;
+
+/// Calls `start` on a thread of its own, with a lower priority that the threads inherit which it
+/// starts. Waits for its result.
+///
+/// # Errors
+///
+/// If the thread cannot be started.
+///
+/// # Panics
+///
+/// If `start` panics.
+pub fn with_low_priority<T: Send + 'static>(
+    start: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let thread = thread::Builder::new().spawn(move || {
+        // If the system does not allow this change, all threads have the same priority.
+        let _ = setpriority_process(None, SEARCH_NICENESS);
+        start()
+    })?;
+    Ok(thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
 }
 
 /// Runs `work`, which may block, on a separate thread.

@@ -1,9 +1,11 @@
 //! The commands: their flags, and what they do.
 
+pub(crate) mod agent;
 pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod estimate;
 pub(crate) mod find;
+pub(crate) mod fleet;
 pub(crate) mod git_commit;
 pub(crate) mod hashcash;
 pub(crate) mod health;

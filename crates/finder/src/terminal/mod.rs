@@ -1,6 +1,7 @@
 //! Prints on stdout and stderr, and escapes text for terminals and shells.
 
 pub(crate) mod figures;
+pub(crate) mod live;
 
 use std::{
     env, fmt,

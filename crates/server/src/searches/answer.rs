@@ -8,14 +8,16 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_search::{Candidate, Event, Outcome, Progress, Query, Search};
+use hashfinder_search::{Candidate, Event, Outcome, Progress, Query};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Code;
 use tonic_cancel::CallContext;
 
 use crate::{
     errors::CallError,
-    searches::{cancelled::Cancelled, record::Record, registry::Registry, stop_cause::StopCause},
+    searches::{
+        cancelled::Cancelled, record::Record, registry::Registry, run::Run, stop_cause::StopCause,
+    },
 };
 
 /// Number of candidates that make a full frame. HTTP/2 implementations count unread frames of less
@@ -31,7 +33,7 @@ const FRAME_PACE: Duration = Duration::from_millis(10);
 /// gone.
 pub(crate) struct Answer {
     context: CallContext,
-    search: Search,
+    run: Run,
     query: Query,
     record: Arc<Record>,
     registry: Arc<Registry>,
@@ -54,7 +56,7 @@ impl Drop for Answer {
 impl Answer {
     pub(crate) fn new(
         context: CallContext,
-        search: Search,
+        run: Run,
         query: Query,
         record: Arc<Record>,
         registry: Arc<Registry>,
@@ -64,7 +66,7 @@ impl Answer {
             cancelled: Cancelled::new(&context),
             paced: None,
             context,
-            search,
+            run,
             query,
             record,
             registry,
@@ -94,7 +96,7 @@ impl Answer {
 
     /// Returns the progress of the search, unless it ended with its first secrets.
     pub(crate) fn progress(&self) -> Option<Progress> {
-        self.search.stopper().progress()
+        self.run.progress()
     }
 
     /// Returns the next candidates once there are `at_least` of them, the queue is full, or no more
@@ -104,7 +106,7 @@ impl Answer {
             self.record
                 .stop(reason.map_or(StopCause::Client, StopCause::from));
         }
-        let event = self.search.poll_next(cx, at_least);
+        let event = self.run.poll_next(cx, at_least);
         if let Poll::Ready(Event::Ended(outcome)) = &event {
             // The end is recorded before the reader sees it, so that the list agrees with it. If
             // the search ended with its first secrets, its end has been recorded already.

@@ -9,5 +9,6 @@ pub(crate) mod owner_client;
 pub(crate) mod query;
 pub(crate) mod record;
 pub(crate) mod registry;
+pub(crate) mod run;
 pub(crate) mod shared;
 pub(crate) mod stop_cause;

@@ -13,15 +13,13 @@ use hashfinder_proto::{
     v1 as v1pb,
     v1::{EndReason, SearchEnded, SearchSummary},
 };
-use hashfinder_search::{
-    Cursor, DesiredName, Index, Outcome, Progress, Query, SearchState, Stopper,
-};
+use hashfinder_search::{Cursor, DesiredName, Index, Outcome, Progress, Query, SearchState};
 use hashfinder_transport::ClientName;
 
 use crate::{
     call_info::MethodName,
     errors::{CallError, Canceller},
-    searches::stop_cause::StopCause,
+    searches::{run::Stopper, stop_cause::StopCause},
 };
 
 /// The record of a search, from its admission on.
@@ -144,8 +142,8 @@ impl Record {
         self.began
     }
 
-    /// Keeps the stopper of the search, which has begun. If there already is a reason to stop the
-    /// search, stops it at once.
+    /// Keeps the stopper of the search, which has begun here or has moved here. If there already is
+    /// a reason to stop the search, stops it at once.
     pub(crate) fn started(&self, stopper: &Stopper) {
         let mut state = self.lock();
         if state.end.is_some() {
@@ -226,6 +224,11 @@ impl Record {
         }
         state.stop = Some(stop);
         (CancelResult::Now, state.stopper.clone())
+    }
+
+    /// Whether there is a reason to stop the search.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.lock().stop.is_some()
     }
 
     /// Returns why the search was stopped. Meaningful only for a search that was stopped.
@@ -435,7 +438,7 @@ mod tests {
         let search = engine.search(Client::default(), query.clone(), |_| {});
         let search = search.unwrap();
         let record = Record::new(method(), client(), query);
-        record.started(&search.stopper());
+        record.started(&Stopper::Engine(search.stopper(), 0));
         (engine, search, record)
     }
 
@@ -570,7 +573,7 @@ mod tests {
         let engine = Engine::start(1, Kernel::best(), move || started.elapsed()).unwrap();
         let search = engine.search(Client::default(), query, |_| {});
         let mut search = search.unwrap();
-        record.started(&search.stopper());
+        record.started(&Stopper::Engine(search.stopper(), 0));
         let ended = search.blocking_next();
         let Event::Ended(Outcome::Stopped(_)) = ended else {
             panic!("the search did not stop: {ended:?}");

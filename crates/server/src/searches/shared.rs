@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use hashfinder_fleet_nats::Fleet;
 use hashfinder_operations::Refused;
 use hashfinder_proto::v1::finder_server;
 use hashfinder_search::{
@@ -30,6 +31,7 @@ use crate::{
         owner_client::{client_of, is_local},
         record::Record,
         registry::{Registry, Viewer},
+        run::{Release, Run, Stopper, Travel},
         stop_cause::StopCause,
     },
     trace::{self, Traces},
@@ -70,7 +72,8 @@ pub(crate) struct Limits {
 
 /// The searches of all calls, of both services.
 pub(crate) struct Searches {
-    engine: Engine,
+    engine: Arc<Engine>,
+    fleet: Option<Fleet>,
     limits: Limits,
     room: WorkLimit,
     registry: Arc<Registry>,
@@ -89,9 +92,16 @@ pub(crate) struct OperationPermit {
 }
 
 impl Searches {
-    pub(crate) fn new(engine: Engine, limits: Limits, counts: Counts) -> Searches {
+    /// Creates the searches of a server. If it is part of a fleet, they move there.
+    pub(crate) fn new(
+        engine: Engine,
+        fleet: Option<Fleet>,
+        limits: Limits,
+        counts: Counts,
+    ) -> Searches {
         Searches {
-            engine,
+            engine: Arc::new(engine),
+            fleet,
             rejections: Rejections::new(counts.clone()),
             counts,
             room: WorkLimit::new(limits.maximum_concurrent_rpcs.get()),
@@ -120,6 +130,11 @@ impl Searches {
     /// ended.
     pub(crate) fn active_work(&self) -> usize {
         self.room.active_work()
+    }
+
+    /// Returns the fleet that the server is part of, if it is.
+    pub(crate) fn fleet(&self) -> Option<&Fleet> {
+        self.fleet.as_ref()
     }
 
     /// Returns the engine's metrics. Its workers wait while it counts all searches.
@@ -160,14 +175,14 @@ impl Searches {
         let client = self.client(&name, caller);
         let until = Instant::now() + PERMIT_PATIENCE;
         let mut pause = FIRST_PAUSE;
-        let (search, record, call) = loop {
+        let (search, record, call, release) = loop {
             let guard = self.room(&caller.context, until).await?;
             let method = caller.info.method.clone();
             let record = Arc::new(Record::new(method, name.clone(), &query));
             let call = Arc::new(Call::new(&record, &caller.info));
             let (of_release, registry) = (Arc::clone(&call), Arc::clone(&self.registry));
             let counts = self.counts.clone();
-            let search = (self.engine).search(client.clone(), query.clone(), move |report| {
+            let release = Release::new(move |report: Report| {
                 let record = of_release.record();
                 registry.ended(record, &report.outcome, report.tests);
                 if let Outcome::Stopped(_) = report.outcome {
@@ -181,8 +196,11 @@ impl Searches {
                 // have to exist by then.
                 drop(guard);
             });
+            let of_engine = Arc::clone(&release);
+            let on_release = move |report| of_engine.by_engine(report);
+            let search = (self.engine).search(client.clone(), query.clone(), on_release);
             match search {
-                Ok(search) => break (search, record, call),
+                Ok(search) => break (search, record, call, release),
                 // The call waits, as for a permit and for the same reason.
                 Err(
                     OverLimit::SearchesOfClient { .. } | OverLimit::SearchesOfConnection { .. },
@@ -193,7 +211,7 @@ impl Searches {
                 Err(over) => return Err(CallError::OverLimit(over)),
             }
         };
-        let stopper = search.stopper();
+        let stopper = Stopper::Engine(search.stopper(), 0);
         // A search that ended with its first secrets has no progress: it ended before a client
         // could list it.
         let is_under_way = stopper.progress().is_some();
@@ -212,9 +230,21 @@ impl Searches {
             }
             call.ended(end);
         });
+        let fleet = self.fleet.as_ref().filter(|fleet| fleet.takes(&query));
+        let travel = fleet.filter(|_| is_under_way).map(|fleet| {
+            let (engine, record) = (Arc::clone(&self.engine), Arc::clone(&record));
+            Travel::new(
+                engine,
+                fleet.clone(),
+                client,
+                query.clone(),
+                record,
+                release,
+            )
+        });
         Ok(Answer::new(
             caller.context.clone(),
-            search,
+            Run::new(search, travel),
             query,
             record,
             Arc::clone(&self.registry),
@@ -295,7 +325,7 @@ impl Searches {
             drop((permit, counted));
         };
         let search = (self.engine).resume(admission, query.clone(), checkpoint, alone, on_release);
-        record.started(&search.stopper());
+        record.started(&Stopper::Engine(search.stopper(), 0));
         self.registry.add(&record);
         (search, record)
     }
@@ -413,7 +443,7 @@ mod tests {
             weights: HashMap::new(),
             quotas: HashMap::new(),
         };
-        Searches::new(engine, limits, Counts::default())
+        Searches::new(engine, None, limits, Counts::default())
     }
 
     #[tokio::test]

@@ -167,7 +167,7 @@ mod tests {
             weights: HashMap::new(),
             quotas: HashMap::new(),
         };
-        let searches = Arc::new(Searches::new(engine, limits, Counts::default()));
+        let searches = Arc::new(Searches::new(engine, None, limits, Counts::default()));
         let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = incoming.local_addr().unwrap();
         let server = Server::builder()

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 use hashfinder_proto::v1::{SearchState, SearchSummary};
 
 use super::{arguments::State, rows::aligned};
+use crate::terminal::live::Live;
 
 /// Maximum number of ended searches that a watch keeps. No terminal has more lines.
 const KEPT_ENDED: usize = 1000;
@@ -15,8 +16,7 @@ pub(super) struct Screen {
     states: Vec<SearchState>,
     /// Searches by their start (seconds, nanoseconds) and ID.
     searches: BTreeMap<(i64, i32, String), SearchSummary>,
-    /// Number of lines of the table on the terminal. The cursor is at the end of the last one.
-    pub(super) drawn: usize,
+    pub(super) live: Live,
 }
 
 impl Screen {
@@ -24,7 +24,7 @@ impl Screen {
         Screen {
             states: states.iter().map(|state| state.to_proto()).collect(),
             searches: BTreeMap::new(),
-            drawn: 0,
+            live: Live::default(),
         }
     }
 
@@ -57,18 +57,7 @@ impl Screen {
     /// Returns the text that redraws the table on a terminal with `height` lines.
     pub(super) fn draw(&mut self, height: usize, now: SystemTime) -> String {
         let lines = self.lines(height, now);
-        // Moves the cursor to the beginning of the table's first line that is still on the screen.
-        let mut text = "\r".to_owned();
-        let up = self.drawn.min(height).saturating_sub(1);
-        if up > 0 {
-            text += &format!("\x1b[{up}A");
-        }
-        // Turns off line wrapping. Erases the rest of each line, and then everything below.
-        text += "\x1b[?7l";
-        text += &lines.join("\x1b[K\n");
-        text += "\x1b[J\x1b[?7h";
-        self.drawn = lines.len();
-        text
+        self.live.draw(&lines, height)
     }
 
     /// Returns the table, with at most `height` lines, but at least two if there are searches. It

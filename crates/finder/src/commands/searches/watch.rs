@@ -11,8 +11,7 @@ use hashfinder_proto::{
     Details, Reason,
     v1::{WatchSearchesRequest, finder_client::FinderClient},
 };
-use hashfinder_system::threads::aside;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tonic::Request;
 use tonic_cancel::{CallOptions, StreamingCall};
 
@@ -24,18 +23,14 @@ use super::{
 use crate::{
     exit::Exit,
     signals::Signals,
-    terminal::{print, say, takes_escapes},
+    terminal::{
+        live::{height, show},
+        say, takes_escapes,
+    },
 };
 
 /// Interval at which a table is redrawn even if no search has changed, because it shows ages.
 const REDRAW_EVERY: Duration = Duration::from_secs(1);
-
-/// Time limit for the last output to a terminal. A terminal that was stopped by ctrl-S accepts
-/// none.
-const LAST_WORD: Duration = Duration::from_millis(200);
-
-/// Number of lines that is assumed if the size of the terminal is unknown: that of a VT100.
-const USUAL_HEIGHT: usize = 24;
 
 /// Runs the command. Dropping the future ends the call.
 pub(super) async fn watch(arguments: &WatchArguments) -> Result<Exit> {
@@ -55,10 +50,7 @@ pub(super) async fn watch(arguments: &WatchArguments) -> Result<Exit> {
         ended = watching => ended,
         _ = signals.next() => Ok(None),
     };
-    if screen.drawn > 0 {
-        // The table stays, and the next output starts below it.
-        let _ = timeout(LAST_WORD, show("\n".to_owned())).await;
-    }
+    screen.live.end().await;
     if let Some(why) = ended? {
         say(why);
     }
@@ -102,23 +94,10 @@ async fn follow(
                 }
                 Err(status) => return Err(at.failure(&status)),
             },
-            _ = ticks.tick(), if screen.drawn > 0 => {}
+            _ = ticks.tick(), if screen.live.is_drawn() => {}
         }
         if !show(screen.draw(height(), SystemTime::now())).await? {
             return Ok(None);
         }
     }
-}
-
-/// Prints on a separate thread, which blocks if the output is not read. Returns whether the output
-/// is still open. Dropping the future does not stop the thread, but the end of the process does.
-async fn show(text: String) -> Result<bool> {
-    aside("output", move || print(text)).await?
-}
-
-/// Returns the number of lines of the terminal.
-fn height() -> usize {
-    let size = rustix::termios::tcgetwinsize(io::stdout());
-    let rows = size.map_or(0, |size| usize::from(size.ws_row));
-    if rows == 0 { USUAL_HEIGHT } else { rows }
 }

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use hashfinder_fleet_nats::BrokerAddress;
 use hashfinder_search::Kernel;
 use hashfinder_server::{HostPort, Listen, MAXIMUM_WEIGHT, Searches, Settings, log};
 use hashfinder_transport::ClientName;
@@ -21,6 +22,7 @@ use hashfinder_transport::ClientName;
 pub(crate) use self::limits::LimitsArguments;
 use self::{auth::AuthArguments, tls::TlsArguments, trace::TraceArguments};
 use crate::arguments::{
+    FleetFiles,
     from_file::FromFile,
     values::{duration, kernel, number, positive, shown, threads},
 };
@@ -29,6 +31,7 @@ use crate::arguments::{
 const LISTENING: &str = "Listening";
 const SEARCHES: &str = "Searches";
 const MONITORING: &str = "Monitoring";
+const FLEET: &str = "Fleet";
 
 /// Run searches for many clients over gRPC.
 ///
@@ -54,11 +57,12 @@ Examples:
     --tls-client-ca clients.pem
   hashfinder serve --metrics-address 127.0.0.1:9464 --log-format json
   hashfinder serve --state /var/lib/hashfinder
+  hashfinder serve --fleet nats://broker.example:4222
 
 Exit codes:
   0  ended by a signal, or nothing is wrong (--check)
   2  a flag, a setting, HASHFINDER_LOG or a file is wrong, or the server would be unprotected
-  5  it cannot listen, cannot use the folder of --state, or failed"
+  5  it cannot listen, cannot use the folder of --state or the broker of --fleet, or failed"
 )]
 pub(crate) struct ServeArguments {
     /// Check the configuration, print where the server would listen, and exit
@@ -157,6 +161,17 @@ pub(crate) struct ServeArguments {
     #[arg(long, value_name = "FOLDER", help_heading = SEARCHES)]
     state: Option<PathBuf>,
 
+    /// Let the agents of a fleet do the searching, through this NATS broker [default: none]
+    ///
+    /// nats://HOST:PORT or, with TLS, tls://HOST:PORT; nats://HOST:PORT/NAME for one of several
+    /// fleets. Searches that take less than 200 ms stay on the server, and all of them while the
+    /// fleet has no agents (`hashfinder agent`). Servers of the same fleet share its agents.
+    #[arg(long, value_name = "URL", help_heading = FLEET)]
+    fleet: Option<BrokerAddress>,
+
+    #[command(flatten)]
+    fleet_files: FleetFiles,
+
     /// Number of threads that search [default: one for each core]
     #[arg(long, value_name = "N", value_parser = threads, help_heading = SEARCHES)]
     workers: Option<NonZeroUsize>,
@@ -216,6 +231,7 @@ impl ServeArguments {
             auth: self.auth.settings(self.listen_unprotected),
             operators: self.operators,
             operations: self.state.map(|folder| limits.operations(folder)),
+            fleet: self.fleet.map(|at| self.fleet_files.options(at)),
             traces: self.traces.settings(limits.otlp_sampling),
             calls: limits.calls(self.behind_proxy),
             connections: limits.connections(self.behind_proxy),

@@ -1,0 +1,57 @@
+//! The arguments for the broker of a fleet.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use hashfinder_fleet_nats::{BrokerAddress, BrokerOptions};
+
+/// The broker of a fleet, for commands that need one.
+#[derive(Args, Debug)]
+pub(crate) struct FleetArguments {
+    /// NATS broker of the fleet: nats://HOST:PORT or, with TLS, tls://HOST:PORT
+    ///
+    /// Several brokers of a cluster are separated by commas. Fleets with different names do not
+    /// share a broker's work: nats://HOST:PORT/NAME.
+    #[arg(
+        long,
+        value_name = "URL",
+        help_heading = "Fleet",
+        default_value = "nats://127.0.0.1:4222"
+    )]
+    fleet: BrokerAddress,
+
+    #[command(flatten)]
+    files: FleetFiles,
+}
+
+/// The files for a connection to a broker.
+#[derive(Args, Debug)]
+pub(crate) struct FleetFiles {
+    /// File with the broker's credentials
+    ///
+    /// A .creds file of NATS, a line with the seed of an NKey, or a line USER:PASSWORD.
+    #[arg(long, value_name = "PATH", help_heading = "Fleet")]
+    fleet_credentials: Option<PathBuf>,
+
+    /// Certificate authorities to trust for tls:// (PEM) [default: those of the system]
+    #[arg(long, value_name = "PATH", help_heading = "Fleet")]
+    fleet_ca: Option<PathBuf>,
+}
+
+impl FleetArguments {
+    /// Returns how to connect to the broker.
+    pub(crate) fn options(self) -> BrokerOptions {
+        self.files.options(self.fleet)
+    }
+}
+
+impl FleetFiles {
+    /// Returns how to connect to this broker.
+    pub(crate) fn options(self, address: BrokerAddress) -> BrokerOptions {
+        BrokerOptions {
+            address,
+            credentials: self.fleet_credentials,
+            tls_ca: self.fleet_ca,
+        }
+    }
+}

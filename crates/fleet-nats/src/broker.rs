@@ -1,0 +1,449 @@
+//! The connection to a broker.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Subject};
+use bytes::Bytes;
+use hashfinder_system::files;
+use tokio::sync::watch;
+
+/// The oldest broker whose compare-and-set and whose storage can be relied on: earlier ones have
+/// lost streams or let two writers win.
+pub const OLDEST_BROKER: (u32, u32, u32) = (2, 12, 3);
+
+/// Pool of an address without one.
+const DEFAULT_POOL: &str = "default";
+
+/// Maximum size of a credentials file. Real ones have one or two kilobytes.
+const MOST_CREDENTIALS: u64 = 64 << 10;
+
+/// Time for one attempt to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest pause between two attempts to connect. A broker that restarts is back within seconds,
+/// and thousands of machines must not all try at once.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// A connection that is silent for twice this time is closed: the other machine is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Number of messages that wait for a subscription's reader. Beyond it, messages are dropped.
+const SUBSCRIPTION_CAPACITY: usize = 1 << 16;
+
+/// Address of the brokers of a fleet: `nats://HOST[:PORT][,HOST[:PORT]...][/POOL]`, or `tls://` for
+/// TLS.
+///
+/// Fleets with different pools on one broker have nothing to do with each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerAddress {
+    tls: bool,
+    hosts: Vec<String>,
+    pool: Arc<str>,
+}
+
+/// A text that is not the address of a broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidAddress {
+    /// It has another form.
+    #[error(
+        "expected nats://HOST[:PORT][/POOL] or tls://HOST[:PORT][/POOL], for example \
+         nats://127.0.0.1:4222"
+    )]
+    Form,
+    /// It contains a user or a password, which other users of the machine could see.
+    #[error("put the user and the password into a credentials file, not into the address")]
+    Credentials,
+    /// The name of the pool has other characters than these.
+    #[error("the pool's name may have letters, digits, - and _, at most 32 of them")]
+    Pool,
+}
+
+impl BrokerAddress {
+    /// Returns the name of the pool.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<str> {
+        &self.pool
+    }
+}
+
+impl FromStr for BrokerAddress {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<BrokerAddress, InvalidAddress> {
+        let (tls, rest) = match text.split_once("://") {
+            Some(("nats", rest)) => (false, rest),
+            Some(("tls", rest)) => (true, rest),
+            _ => return Err(InvalidAddress::Form),
+        };
+        if rest.contains('@') {
+            return Err(InvalidAddress::Credentials);
+        }
+        let (hosts, pool) = match rest.split_once('/') {
+            Some((hosts, "")) => (hosts, DEFAULT_POOL),
+            Some((hosts, pool)) => (hosts, pool),
+            None => (rest, DEFAULT_POOL),
+        };
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if pool.len() > 32 || !pool.chars().all(is_allowed) {
+            return Err(InvalidAddress::Pool);
+        }
+        let scheme = if tls { "tls" } else { "nats" };
+        let hosts: Vec<String> = hosts
+            .split(',')
+            .map(|host| format!("{scheme}://{host}"))
+            .collect();
+        let is_host = |host: &String| {
+            let address = host.parse::<ServerAddr>();
+            address.is_ok_and(|address| !address.host().is_empty() && address.port() > 0)
+        };
+        if !hosts.iter().all(is_host) {
+            return Err(InvalidAddress::Form);
+        }
+        Ok(BrokerAddress {
+            tls,
+            hosts,
+            pool: pool.into(),
+        })
+    }
+}
+
+impl fmt::Display for BrokerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "tls://" } else { "nats://" };
+        f.write_str(scheme)?;
+        for (number, host) in self.hosts.iter().enumerate() {
+            if number > 0 {
+                f.write_str(",")?;
+            }
+            f.write_str(host.strip_prefix(scheme).unwrap_or(host))?;
+        }
+        if *self.pool != *DEFAULT_POOL {
+            write!(f, "/{}", self.pool)?;
+        }
+        Ok(())
+    }
+}
+
+/// How to connect to a broker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerOptions {
+    /// Where the broker is.
+    pub address: BrokerAddress,
+    /// File with the credentials: a `.creds` file of NATS, a line with the seed of an NKey, or a
+    /// line `USER:PASSWORD`.
+    pub credentials: Option<PathBuf>,
+    /// Certificate authorities to trust (PEM), instead of those of the system.
+    pub tls_ca: Option<PathBuf>,
+}
+
+/// Why a machine cannot be part of a fleet.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A file cannot be read, or is not what it should be.
+    #[error("{path}: {why}", path = .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The broker is too old.
+    #[error(
+        "the broker {address} is NATS {version}; hashfinder needs {major}.{minor}.{patch} or later",
+        major = OLDEST_BROKER.0, minor = OLDEST_BROKER.1, patch = OLDEST_BROKER.2
+    )]
+    TooOld {
+        /// Where it is.
+        address: BrokerAddress,
+        /// Its version.
+        version: String,
+    },
+    /// The broker rejects the credentials.
+    #[error(
+        "the broker {address} rejects {}", if *.given { "these credentials" } else {
+            "a connection without credentials; name a credentials file"
+        }
+    )]
+    Unauthorized {
+        /// Where it is.
+        address: BrokerAddress,
+        /// Whether there were credentials.
+        given: bool,
+    },
+    /// The connection cannot be encrypted.
+    #[error("no TLS connection to the broker {address}: {why}")]
+    Tls {
+        /// Where it is.
+        address: BrokerAddress,
+        /// What is wrong.
+        why: String,
+    },
+    /// The broker cannot be reached.
+    #[error("the broker {address} cannot be reached: {why}")]
+    Unreachable {
+        /// Where it is.
+        address: BrokerAddress,
+        /// What is wrong.
+        why: String,
+    },
+    /// The broker lacks something that a fleet needs.
+    #[error("the broker {address} {why}")]
+    Unfit {
+        /// Where it is.
+        address: BrokerAddress,
+        /// What it lacks.
+        why: String,
+    },
+}
+
+impl ConnectError {
+    /// Whether a file that the options name is wrong.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(self, ConnectError::File { .. })
+    }
+
+    /// Whether a later attempt may succeed although nothing is changed here.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, ConnectError::Unreachable { .. })
+    }
+}
+
+/// A connection to a broker, which reconnects by itself. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    pub(crate) client: Client,
+    pub(crate) address: BrokerAddress,
+    /// Whether there is a connection to a broker that is new enough.
+    is_connected: watch::Receiver<bool>,
+}
+
+impl Broker {
+    /// Connects to a broker. `name` is shown in the broker's list of connections.
+    ///
+    /// Dropping the future ends the attempt.
+    ///
+    /// # Errors
+    ///
+    /// If a file is wrong, or if the broker cannot be reached, rejects the credentials or is too
+    /// old.
+    pub async fn connect(options: &BrokerOptions, name: &str) -> Result<Broker, ConnectError> {
+        let BrokerOptions {
+            address,
+            credentials,
+            tls_ca,
+        } = options;
+        let (state, is_connected) = watch::channel(true);
+        let broker = address.clone();
+        let mut nats = ConnectOptions::new()
+            .name(name)
+            .custom_inbox_prefix(format!("_INBOX.{}", inbox(name)))
+            .connection_timeout(CONNECT_TIMEOUT)
+            .ping_interval(PING_INTERVAL)
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .require_tls(address.tls)
+            .max_reconnects(None)
+            .reconnect_delay_callback(pause)
+            .event_callback(move |event| {
+                match &event {
+                    Event::Connected => {
+                        tracing::info!(broker = %broker, "connected to the broker");
+                        let _ = state.send(true);
+                    }
+                    Event::Disconnected => {
+                        tracing::warn!(broker = %broker, "lost the connection to the broker");
+                        let _ = state.send(false);
+                    }
+                    Event::Closed => {
+                        let _ = state.send(false);
+                    }
+                    other => tracing::warn!(broker = %broker, "broker: {other}"),
+                }
+                async {}
+            });
+        if let Some(path) = credentials {
+            nats = with_credentials(nats, path)?;
+        }
+        if let Some(path) = tls_ca {
+            read(path)?;
+            nats = nats.add_root_certificates(path.clone());
+        }
+        let given = credentials.is_some();
+        let client = nats.connect(&address.hosts[..]).await;
+        let client = client.map_err(|error| {
+            let address = address.clone();
+            let why = error.to_string();
+            match error.kind() {
+                ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+                    ConnectError::Unauthorized { address, given }
+                }
+                ConnectErrorKind::Tls => ConnectError::Tls { address, why },
+                _ => ConnectError::Unreachable { address, why },
+            }
+        })?;
+        let broker = Broker {
+            client,
+            address: address.clone(),
+            is_connected,
+        };
+        broker.check_version()?;
+        Ok(broker)
+    }
+
+    /// Whether there is a connection now.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        *self.is_connected.borrow()
+    }
+
+    fn check_version(&self) -> Result<(), ConnectError> {
+        let version = self.client.server_info().version;
+        match parse_version(&version) {
+            Some(version) if version >= OLDEST_BROKER => Ok(()),
+            _ => Err(ConnectError::TooOld {
+                address: self.address.clone(),
+                version,
+            }),
+        }
+    }
+
+    /// Sends a message to a subject of the fleet's pool. One that is lost is sent again by whoever
+    /// misses its effect.
+    pub(crate) async fn publish(&self, subject: &str, bytes: Bytes) {
+        if let Err(error) = self.client.publish(self.subject(subject), bytes).await {
+            tracing::warn!("a message was not sent: {error}");
+        }
+    }
+
+    /// Sends a reply.
+    pub(crate) async fn reply(&self, to: Subject, bytes: Bytes) {
+        if let Err(error) = self.client.publish(to, bytes).await {
+            tracing::warn!("a reply was not sent: {error}");
+        }
+    }
+
+    /// Returns a subject of the fleet's pool.
+    pub(crate) fn subject(&self, parts: &str) -> String {
+        format!("hf.{}.{parts}", self.address.pool)
+    }
+}
+
+/// Returns the pause before an attempt to connect.
+fn pause(attempts: usize) -> Duration {
+    let longest = LONGEST_PAUSE.min(Duration::from_millis(100 << attempts.min(6)));
+    longest.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+/// Returns a token for the subjects of replies.
+fn inbox(name: &str) -> String {
+    let is_allowed = |c: &char| c.is_ascii_alphanumeric() || *c == '-' || *c == '_';
+    name.chars().filter(is_allowed).collect()
+}
+
+/// Parses `2.12.3` or `2.12.3-beta.1`.
+fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
+    let release = text.split(['-', '+']).next()?;
+    let mut numbers = release.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??, numbers.next()??))
+}
+
+fn with_credentials(nats: ConnectOptions, path: &Path) -> Result<ConnectOptions, ConnectError> {
+    let wrong = |why: &str| ConnectError::File {
+        path: path.to_owned(),
+        why: why.to_owned(),
+    };
+    let text = String::from_utf8(read(path)?).map_err(|_| wrong("it is not text"))?;
+    let line = text.trim();
+    if line.contains("BEGIN NATS USER JWT") {
+        let parsed = nats.credentials(&text);
+        return parsed.map_err(|error| wrong(&format!("not a NATS credentials file: {error}")));
+    }
+    if line.contains('\n') {
+        return Err(wrong(
+            "expected a .creds file of NATS, or one line: an NKey's seed, or USER:PASSWORD",
+        ));
+    }
+    if line.starts_with("SU") && !line.contains(':') {
+        return Ok(nats.nkey(line.to_owned()));
+    }
+    match line.split_once(':') {
+        Some((user, password)) if !user.is_empty() => {
+            Ok(nats.user_and_password(user.to_owned(), password.to_owned()))
+        }
+        _ => Err(wrong("expected an NKey's seed (SU...), or USER:PASSWORD")),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
+    let read: io::Result<Vec<u8>> = files::read(path, MOST_CREDENTIALS);
+    read.map_err(|error| ConnectError::File {
+        path: path.to_owned(),
+        why: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_parsed() {
+        for (text, shown, pool) in [
+            ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222", "default"),
+            ("nats://broker/", "nats://broker", "default"),
+            ("tls://a:1,b:2/render", "tls://a:1,b:2/render", "render"),
+            (
+                "nats://[::1]:4222/x_Y-1",
+                "nats://[::1]:4222/x_Y-1",
+                "x_Y-1",
+            ),
+        ] {
+            let address: BrokerAddress = text.parse().unwrap();
+            assert_eq!(address.to_string(), shown);
+            assert_eq!(&**address.pool(), pool);
+        }
+        for (text, error) in [
+            ("", InvalidAddress::Form),
+            ("127.0.0.1:4222", InvalidAddress::Form),
+            ("http://broker", InvalidAddress::Form),
+            ("nats://", InvalidAddress::Form),
+            ("nats://a,,b", InvalidAddress::Form),
+            ("nats://broker:port", InvalidAddress::Form),
+            ("nats://me:secret@broker", InvalidAddress::Credentials),
+            ("nats://broker/a.b", InvalidAddress::Pool),
+            ("nats://broker/a/b", InvalidAddress::Pool),
+        ] {
+            assert_eq!(text.parse::<BrokerAddress>(), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        for (text, version) in [
+            ("2.12.3", Some((2, 12, 3))),
+            ("2.15.1-beta.2", Some((2, 15, 1))),
+            ("2.9.10", Some((2, 9, 10))),
+            ("2.12", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_version(text), version);
+        }
+        assert!(parse_version("2.9.10").unwrap() < OLDEST_BROKER);
+        assert!(parse_version("2.12.10").unwrap() > OLDEST_BROKER);
+    }
+
+    #[test]
+    fn pauses_grow_to_their_maximum() {
+        for attempts in [1, 2, 5, 50, 5_000] {
+            let pause = pause(attempts);
+            assert!(pause >= Duration::from_millis(50) && pause <= LONGEST_PAUSE);
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! The machines of a fleet, and their messages through a NATS broker.
+//!
+//! `hashfinder-fleet` decides who tries what. This crate connects its state machines to a broker:
+//!
+//! - [`run_agent`] tries leases with the threads of this machine.
+//! - [`Fleet`] is a server's part: it takes over searches, and leads if it is elected.
+//! - [`status`](status()) asks the leader which agents there are.
+//!
+//! # Subjects
+//!
+//! All begin with `hf.POOL`. Messages are those of `hashfinder.fleet.v1`.
+//!
+//! | subject | from, to | message, reply |
+//! | --- | --- | --- |
+//! | `.TERM.work.AGENT` | agent, leader | `Work`, `Orders` |
+//! | `.TERM.ask` | server, leader | `Ask` |
+//! | `.TERM.end` | server, leader | `End`, empty |
+//! | `.any.leader` | any, leader | empty, `Beat` |
+//! | `.any.status` | any, leader | empty, `Status` |
+//! | `.beat` | leader, servers | `Beat`, every half second |
+//! | `.told.SERVER` | leader, server | `Told` |
+//! | `.term` | leader, agents | `Beat`, once at the start of a term |
+//! | `.recall.AGENT` | leader, agent | `Recall` |
+//! | `.wake` | leader, agents | empty: there may be work for an agent without leases |
+//!
+//! The leader's term is the value of the key `leader` in the bucket `hf_POOL`. Agents do not read
+//! it: they need no rights on streams, and thousands of them need no consumers there.
+
+#![forbid(unsafe_code)]
+
+mod agent;
+mod broker;
+mod call;
+mod key;
+mod server;
+mod status;
+mod wire;
+
+pub use hashfinder_fleet::{Beat, LeaderSettings, Listed, SILENT_AFTER, Term};
+
+pub use self::{
+    agent::{AgentError, AgentOptions, run_agent},
+    broker::{Broker, BrokerAddress, BrokerOptions, ConnectError, InvalidAddress, OLDEST_BROKER},
+    call::{FleetAdvance, FleetRelease, FleetSearch, FleetStopper, OnRelease},
+    server::{Fleet, FleetMetrics},
+    status::{FleetStatus, StatusError, status},
+};

@@ -1,0 +1,373 @@
+//! A search wherever it runs: on this server's engine, or in a fleet.
+//!
+//! A search begins on the engine. If it is not done after [`STAYS_FOR`] and there are agents, it
+//! moves to the fleet; if the fleet cannot work on it, it comes back. Each move takes the search's
+//! checkpoint along, so it changes neither the answer nor the budget.
+
+use std::{
+    iter,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hashfinder_fleet_nats::{Fleet, FleetAdvance, FleetRelease, FleetSearch, FleetStopper};
+use hashfinder_search::{
+    self as search, Admission, Candidate, Checkpoint, Client, Engine, Event, Index, Outcome,
+    Progress, Query, Report, Search,
+};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::searches::record::Record;
+
+/// Time for which every search stays on its server: most end within it, and passing one on takes a
+/// few milliseconds.
+const STAYS_FOR: Duration = Duration::from_millis(200);
+
+/// Time after which a search that stayed, because the fleet had no agents, tries again.
+const TRIES_EVERY: Duration = Duration::from_secs(1);
+
+/// What is called once, when nothing works on a search any more.
+type OnRelease = Box<dyn FnOnce(Report) + Send>;
+
+/// Stops a search, wherever it runs.
+#[derive(Clone, Debug)]
+pub(crate) enum Stopper {
+    /// On the engine. Before it came there, this many secrets were covered.
+    Engine(search::Stopper, u64),
+    Fleet(FleetStopper),
+}
+
+impl Stopper {
+    pub(crate) fn stop(&self) {
+        match self {
+            Stopper::Engine(stopper, _) => stopper.stop(),
+            Stopper::Fleet(stopper) => stopper.stop(),
+        }
+    }
+
+    /// Returns the progress; `None` if the search ended with its first secrets, or if it was
+    /// released after its handle was dropped.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        match self {
+            Stopper::Engine(stopper, covered) => stopper.progress().map(|progress| Progress {
+                hashes: progress.hashes + covered,
+                tests: progress.tests + covered,
+                ..progress
+            }),
+            Stopper::Fleet(stopper) => Some(stopper.progress()),
+        }
+    }
+}
+
+/// Calls what waits for the end of a search's work, once, wherever the search ends.
+pub(crate) struct Release(Mutex<ReleaseState>);
+
+struct ReleaseState {
+    on_release: Option<OnRelease>,
+    /// Whether the search is being stopped on the engine, probably to leave it.
+    may_leave: bool,
+    /// The engine's report, until it is known whether the search leaves.
+    report: Option<Report>,
+    /// Number of places that the search has left, and that have not released it yet.
+    left: usize,
+    /// Number of secrets that were covered before the search came to the engine.
+    covered: u64,
+}
+
+impl Release {
+    pub(crate) fn new(on_release: impl FnOnce(Report) + Send + 'static) -> Arc<Release> {
+        Arc::new(Release(Mutex::new(ReleaseState {
+            on_release: Some(Box::new(on_release)),
+            may_leave: false,
+            report: None,
+            left: 0,
+            covered: 0,
+        })))
+    }
+
+    /// The engine has released the search.
+    pub(crate) fn by_engine(&self, report: Report) {
+        let mut state = self.lock();
+        if state.may_leave && matches!(report.outcome, Outcome::Stopped(_)) {
+            state.report = Some(report);
+            return;
+        }
+        let covered = state.covered;
+        finish(
+            state,
+            Report {
+                hashes: report.hashes + covered,
+                tests: report.tests + covered,
+                ..report
+            },
+        );
+    }
+
+    /// The fleet has released the search.
+    fn by_fleet(&self, release: FleetRelease) {
+        let FleetRelease {
+            outcome,
+            covered,
+            took,
+        } = release;
+        let is_stopped = matches!(outcome, Outcome::Stopped(_) | Outcome::QuotaSpent { .. });
+        let report = Report {
+            outcome,
+            hashes: covered,
+            tests: covered,
+            stop_latency: is_stopped.then_some(took),
+        };
+        finish(self.lock(), report);
+    }
+
+    /// Notes that the search is about to be stopped on the engine, to leave it.
+    fn may_leave(&self) {
+        self.lock().may_leave = true;
+    }
+
+    /// Notes whether a search that was stopped on the engine has left it.
+    fn leaves(&self, leaves: bool) {
+        let mut state = self.lock();
+        state.may_leave = false;
+        match state.report.take() {
+            Some(report) if !leaves => finish(state, report),
+            Some(_) => {}
+            None => state.left += usize::from(leaves),
+        }
+    }
+
+    /// Notes that a search leaves the fleet, and comes to the engine with so many secrets covered.
+    fn comes_back(&self, covered: u64) {
+        let mut state = self.lock();
+        state.left += 1;
+        state.covered = covered;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ReleaseState> {
+        // No code under this lock panics in the middle of a change.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Calls what waits for the release, without the lock, unless the search has only left this place.
+fn finish(mut state: MutexGuard<'_, ReleaseState>, report: Report) {
+    if state.left > 0 {
+        state.left -= 1;
+        return;
+    }
+    let on_release = state.on_release.take();
+    drop(state);
+    if let Some(on_release) = on_release {
+        on_release(report);
+    }
+}
+
+/// The reader's handle of a search, wherever it runs. Dropping it stops the search.
+pub(crate) struct Run {
+    place: Place,
+    travel: Option<Travel>,
+}
+
+enum Place {
+    Engine(Search),
+    /// The admission counts the search as one of its client.
+    Fleet(FleetSearch, Option<Admission>),
+}
+
+/// What a search has that can move.
+pub(crate) struct Travel {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) fleet: Fleet,
+    pub(crate) client: Client,
+    pub(crate) query: Query,
+    pub(crate) record: Arc<Record>,
+    pub(crate) release: Arc<Release>,
+    /// Whether the search was stopped on the engine, to leave it.
+    is_leaving: bool,
+    /// Number of secrets that were covered before the search came to the engine.
+    covered: u64,
+    /// Candidates from the fleet that were not read yet.
+    ready: Vec<Candidate>,
+    /// When to look for agents.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Travel {
+    /// Creates what a search needs that begins on the engine.
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        fleet: Fleet,
+        client: Client,
+        query: Query,
+        record: Arc<Record>,
+        release: Arc<Release>,
+    ) -> Travel {
+        Travel {
+            engine,
+            fleet,
+            client,
+            query,
+            record,
+            release,
+            is_leaving: false,
+            covered: 0,
+            ready: Vec::new(),
+            timer: None,
+        }
+    }
+
+    /// Whether the search should move to the fleet now. If not, the task is woken later.
+    fn should_leave(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.is_leaving {
+            return false;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(STAYS_FOR)));
+        while timer.as_mut().poll(cx).is_ready() {
+            if self.fleet.has_agents() {
+                return true;
+            }
+            timer.as_mut().reset(Instant::now() + TRIES_EVERY);
+        }
+        false
+    }
+
+    /// Moves the search to the fleet.
+    fn leave(&mut self, frontier: Index) -> Place {
+        self.timer = None;
+        let end = Checkpoint::new(&self.query).end();
+        let query = self.query.clone();
+        // What the engine has tried beyond the frontier in this short time is tried again.
+        let to_cover = iter::once(frontier..end).collect();
+        let checkpoint = Checkpoint::restore(&query, to_cover, &[], end);
+        let checkpoint = checkpoint.expect("a search that was stopped has secrets left");
+        let admission = self.engine.readmit(self.client.clone());
+        let release = Arc::clone(&self.release);
+        let on_release = Box::new(move |left| release.by_fleet(left));
+        let search = (self.fleet).search(self.client.clone(), query, checkpoint, on_release);
+        Place::Fleet(search, Some(admission))
+    }
+
+    /// Moves the search back to the engine.
+    fn come_back(&mut self, admission: Admission, checkpoint: Checkpoint) -> Search {
+        self.covered = checkpoint.covered(&self.query);
+        self.release.comes_back(self.covered);
+        self.timer = Some(Box::pin(sleep(TRIES_EVERY)));
+        let (query, release) = (self.query.clone(), Arc::clone(&self.release));
+        let on_release = move |report| release.by_engine(report);
+        let search = (self.engine).resume(admission, query, checkpoint, false, on_release);
+        search.into_search()
+    }
+}
+
+impl Run {
+    /// Returns the handle of a search that has begun on the engine. With `travel`, it can move.
+    pub(crate) fn new(search: Search, travel: Option<Travel>) -> Run {
+        Run {
+            place: Place::Engine(search),
+            travel,
+        }
+    }
+
+    /// Returns what stops the search where it is now.
+    fn stopper(&self) -> Stopper {
+        match &self.place {
+            Place::Engine(search) => {
+                let covered = self.travel.as_ref().map_or(0, |travel| travel.covered);
+                Stopper::Engine(search.stopper(), covered)
+            }
+            Place::Fleet(search, _) => Stopper::Fleet(search.stopper()),
+        }
+    }
+
+    /// Returns the progress of the search, unless it ended with its first secrets.
+    pub(crate) fn progress(&self) -> Option<Progress> {
+        self.stopper().progress()
+    }
+
+    /// Returns the next candidates once there are `at_least` of them, the queue is full, or no more
+    /// will come. After the last candidates, returns the end.
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>, at_least: usize) -> Poll<Event> {
+        loop {
+            let event = match (&mut self.place, &mut self.travel) {
+                (Place::Engine(search), None) => return search.poll_next(cx, at_least),
+                (Place::Engine(search), Some(travel)) => {
+                    if !travel.ready.is_empty() {
+                        let ready = std::mem::take(&mut travel.ready);
+                        return Poll::Ready(Event::Candidates(ready));
+                    }
+                    let event = search.poll_next(cx, at_least);
+                    if event.is_pending() && travel.should_leave(cx) {
+                        travel.is_leaving = true;
+                        travel.release.may_leave();
+                        search.stopper().stop();
+                        continue;
+                    }
+                    event
+                }
+                (Place::Fleet(search, admission), Some(travel)) => {
+                    let FleetAdvance {
+                        advance,
+                        is_stranded,
+                    } = search.advance(cx.waker());
+                    travel.ready.extend(advance.candidates);
+                    if is_stranded && let Some(admission) = admission.take() {
+                        let search = travel.come_back(admission, advance.checkpoint);
+                        self.move_to(Place::Engine(search));
+                        continue;
+                    }
+                    let has_ended = advance.outcome.is_some();
+                    let ready = travel.ready.len();
+                    if ready >= at_least || has_ended && ready > 0 {
+                        let ready = std::mem::take(&mut travel.ready);
+                        return Poll::Ready(Event::Candidates(ready));
+                    }
+                    let ended = advance.outcome.map(Event::Ended);
+                    return ended.map_or(Poll::Pending, Poll::Ready);
+                }
+                (Place::Fleet(..), None) => {
+                    unreachable!("only a search that can move is in a fleet")
+                }
+            };
+            let (Poll::Ready(Event::Ended(outcome)), Some(travel)) = (&event, &mut self.travel)
+            else {
+                return event;
+            };
+            if !std::mem::take(&mut travel.is_leaving) {
+                return event;
+            }
+            match outcome {
+                Outcome::Stopped(cursor) if !travel.record.is_stopped() => {
+                    travel.release.leaves(true);
+                    let fleet = travel.leave(cursor.frontier());
+                    self.move_to(fleet);
+                }
+                _ => {
+                    travel.release.leaves(false);
+                    return event;
+                }
+            }
+        }
+    }
+
+    /// Notes where the search is now. If it was stopped on the way, it is stopped there.
+    fn move_to(&mut self, place: Place) {
+        self.place = place;
+        let stopper = self.stopper();
+        if let Some(travel) = &self.travel {
+            travel.record.started(&stopper);
+        }
+    }
+}
+
+impl Drop for Run {
+    /// The search ends where it is.
+    fn drop(&mut self) {
+        if let Some(travel) = &self.travel
+            && travel.is_leaving
+        {
+            travel.release.leaves(false);
+        }
+    }
+}

@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use crate::{
     aarch64, attack, boundaries, cancel, engine, fuzz, image, operations, peers, picture, prose,
     steps::{Form, cargo, print_summary, root, runs, skip, skip_always, step, target, took},
-    tools::{END_TO_END, has_h2load, has_hashcat, install_node_packages, prepare_python},
+    tools::{
+        END_TO_END, has_h2load, has_hashcat, install_node_packages, prepare_brokers, prepare_python,
+    },
 };
 
 /// package.json that installs Buf. Buf checks our own protobuf contract by the rules in
@@ -166,6 +168,7 @@ fn tests_of_programs() -> Result<()> {
             .arg((2 * cores).to_string())
             .args(["--dist", "worksteal", END_TO_END])
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("BROKERS", prepare_brokers(&python)?)
             .env("HASHFINDER", built.join("hashfinder")),
     )?;
     let mut interop = Command::new(&python);

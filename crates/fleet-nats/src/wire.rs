@@ -9,8 +9,7 @@ use hashfinder_fleet::{
 };
 use hashfinder_proto::fleet::v1 as pb;
 use hashfinder_search::{
-    Candidate, Checkpoint, Client, Cursor, Index, Outcome, OverLimit, Query, QuerySet, Quota,
-    SearchState,
+    Checkpoint, Client, Cursor, Index, Outcome, OverLimit, Query, QuerySet, Quota, SearchState,
 };
 use prost::Message;
 
@@ -376,22 +375,12 @@ pub(crate) fn refused(ask: &Ask, in_term: Term, over: OverLimit) -> pb::Told {
     }
 }
 
-/// What a leader says about a call, as far as the server needs it.
+/// What a leader says about a call.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct News {
-    pub(crate) from: Index,
-    pub(crate) candidates: Vec<Candidate>,
-    pub(crate) checkpoint: Checkpoint,
-    pub(crate) state: SearchState,
-    pub(crate) end: Option<NewsEnd>,
-}
-
-/// How a search has ended in the fleet.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum NewsEnd {
-    Outcome(Outcome),
+pub(crate) enum News {
+    Told(Told),
     /// The fleet has reached a limit: the server searches itself.
-    Full,
+    Refused,
 }
 
 /// Reads what a leader says about the call with this query. Every candidate is hashed again.
@@ -416,7 +405,7 @@ pub(crate) fn read_told(query: &Query, told: &pb::Told) -> Result<News, Invalid>
         candidates.push(found);
     }
     let cursor = || Cursor::new(query, frontier);
-    let end = match told.outcome {
+    let outcome = match told.outcome {
         None => None,
         Some(Ended::Ideal(at)) => {
             let at = read_index(at)?;
@@ -427,21 +416,19 @@ pub(crate) fn read_told(query: &Query, told: &pb::Told) -> Result<News, Invalid>
             if !query.is_ideal(found.distance) {
                 return Err(invalid("the secret is not ideal"));
             }
-            Some(NewsEnd::Outcome(Outcome::Ideal(found)))
+            Some(Outcome::Ideal(found))
         }
         Some(Ended::Nothing(_)) if frontier != checkpoint.end() => {
             return Err(invalid("not all secrets were tried"));
         }
-        Some(Ended::Nothing(_)) if frontier == query.keyspace().end() => {
-            Some(NewsEnd::Outcome(Outcome::Exhausted))
-        }
-        Some(Ended::Nothing(_)) => Some(NewsEnd::Outcome(Outcome::BudgetSpent(cursor()))),
-        Some(Ended::QuotaSpent(after)) => Some(NewsEnd::Outcome(Outcome::QuotaSpent {
+        Some(Ended::Nothing(_)) if frontier == query.keyspace().end() => Some(Outcome::Exhausted),
+        Some(Ended::Nothing(_)) => Some(Outcome::BudgetSpent(cursor())),
+        Some(Ended::QuotaSpent(after)) => Some(Outcome::QuotaSpent {
             cursor: cursor(),
             retry_after: read_duration(Some(after))?,
-        })),
-        Some(Ended::Failed(_)) => Some(NewsEnd::Outcome(Outcome::Failed(cursor()))),
-        Some(Ended::Full(_)) => Some(NewsEnd::Full),
+        }),
+        Some(Ended::Failed(_)) => Some(Outcome::Failed(cursor())),
+        Some(Ended::Full(_)) => return Ok(News::Refused),
     };
     let state = match told.state() {
         pb::SearchState::Unspecified | pb::SearchState::Queued => SearchState::Queued,
@@ -449,13 +436,13 @@ pub(crate) fn read_told(query: &Query, told: &pb::Told) -> Result<News, Invalid>
         pb::SearchState::Parked => SearchState::Parked,
         pb::SearchState::Ended => SearchState::Ended,
     };
-    Ok(News {
+    Ok(News::Told(Told {
         from,
         candidates,
         checkpoint,
+        outcome,
         state,
-        end,
-    })
+    }))
 }
 
 pub(crate) fn status(beat_now: &Beat, calls: usize, agents: &[fleet::Listed]) -> pb::Status {
@@ -466,6 +453,7 @@ pub(crate) fn status(beat_now: &Beat, calls: usize, agents: &[fleet::Listed]) ->
         silent_for: duration(listed.silent_for),
         is_draining: listed.is_draining,
         false_reports: listed.false_reports,
+        is_trusted: listed.is_trusted,
         version: listed.version.to_string(),
     });
     pb::Status {
@@ -485,5 +473,6 @@ pub(crate) fn read_agent(agent: pb::Agent) -> Result<fleet::Listed, Invalid> {
         leases: agent.leases as usize,
         is_draining: agent.is_draining,
         false_reports: agent.false_reports,
+        is_trusted: agent.is_trusted,
     })
 }

@@ -177,7 +177,7 @@ impl Leader {
         for lease in self.roster.take_others(agent, &held) {
             self.dispatcher.give_back(lease, now);
         }
-        if may_deal && !work.is_draining {
+        if may_deal && !work.is_draining && self.trusts(agent) {
             self.deal(agent, &mut orders.leases, now);
         }
         self.note_recalls(now);
@@ -306,6 +306,13 @@ impl Leader {
     /// lost costs only time, because the next [`Orders`] repeat it.
     pub fn take_recalls(&mut self) -> BTreeMap<AgentId, Vec<LeaseId>> {
         std::mem::take(&mut self.recalls)
+    }
+
+    /// Whether an agent gets leases, as far as its reports are concerned.
+    #[must_use]
+    pub fn trusts(&self, agent: &str) -> bool {
+        let member = self.roster.agents.get(agent);
+        member.is_none_or(Member::is_trusted)
     }
 
     /// Returns the agents that were heard of in the last minute.

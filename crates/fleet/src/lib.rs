@@ -21,6 +21,7 @@ mod calls;
 mod election;
 mod leader;
 mod messages;
+mod remote;
 mod roster;
 
 pub use self::{
@@ -32,5 +33,6 @@ pub use self::{
         AgentId, Ask, BEAT, Beat, CallId, Order, Orders, OutOfRange, Report, ServerId, Term,
         WireIndex, Work, narrow, widen,
     },
+    remote::RemoteSearch,
     roster::{Listed, RECALLED_FOR, SILENT_AFTER},
 };

@@ -19,6 +19,10 @@ pub const RECALLED_FOR: Duration = Duration::from_millis(250);
 /// Time of silence after which an agent is forgotten.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
+/// Number of reports of an agent that are not true from which it gets no more leases: its machine
+/// is broken, or it lies. It is trusted again once its process starts again, or by another leader.
+const MOST_FALSE_REPORTS: u64 = 3;
+
 /// How much of a new measurement counts in an agent's rate.
 const NEWEST: f64 = 0.3;
 
@@ -63,6 +67,8 @@ pub struct Listed {
     pub is_draining: bool,
     /// Number of its reports that were not true.
     pub false_reports: u64,
+    /// Whether it gets leases, in spite of these.
+    pub is_trusted: bool,
 }
 
 impl Member {
@@ -81,6 +87,11 @@ impl Member {
             leases: BTreeMap::new(),
             false_reports: 0,
         }
+    }
+
+    /// Whether the agent gets leases.
+    pub(crate) fn is_trusted(&self) -> bool {
+        self.false_reports < MOST_FALSE_REPORTS
     }
 
     /// Includes a measurement in the rate.
@@ -167,7 +178,9 @@ impl Roster {
     /// Returns how many agents take leases, and their rates together.
     pub(crate) fn capacity(&self, now: Duration) -> (u32, f64) {
         let is_able = |member: &&Member| {
-            !member.is_draining && now.saturating_sub(member.last_heard) < SILENT_AFTER
+            !member.is_draining
+                && member.is_trusted()
+                && now.saturating_sub(member.last_heard) < SILENT_AFTER
         };
         let able = self.agents.values().filter(is_able);
         able.fold((0, 0.0), |(count, rate), member| {
@@ -185,6 +198,7 @@ impl Roster {
             silent_for: now.saturating_sub(member.last_heard),
             is_draining: member.is_draining,
             false_reports: member.false_reports,
+            is_trusted: member.is_trusted(),
         });
         listed.collect()
     }

@@ -51,7 +51,7 @@ class Caller:
         budget = choice.randint(LEAST_BUDGET, MOST_BUDGET)
         patience = choice.choice([None, None, None, choice.uniform(0.2, 3)])
         pb = harness.v1.messages
-        query = pb.Query(desired_names=[name], interesting_hamming_distance=interesting)
+        query = pb.Query(desired_names=[name], interesting_distance=interesting)
         request = pb.SearchRequest(query=query, maximum_hashes=budget)
         port = choice.choice(harness.ports)
         found, ended = [], None

@@ -319,6 +319,9 @@ pub struct Agent {
     /// Its version of hashfinder.
     #[prost(string, tag = "7")]
     pub version: ::prost::alloc::string::String,
+    /// Whether it gets leases, in spite of these reports.
+    #[prost(bool, tag = "8")]
+    pub is_trusted: bool,
 }
 /// State of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -30,7 +30,7 @@ const UPDATED_EVERY: Duration = Duration::from_secs(1);
 ///
 /// On a terminal, the table is updated each second until ctrl-C. Otherwise it is printed once, with
 /// a line for each agent and columns separated by tabs: the agent, its state (working, idle,
-/// draining or silent), hashes per second, leases, seconds since it was last heard of, reports that
+/// draining, silent or distrusted), hashes per second, leases, seconds since it was last heard of, reports that
 /// were wrong, and its version.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -101,7 +101,9 @@ async fn show_status(arguments: StatusArguments, is_live: bool, live: &mut Live)
 
 /// Returns what an agent does.
 fn state(agent: &Listed) -> &'static str {
-    if agent.silent_for >= hashfinder_fleet_nats::SILENT_AFTER {
+    if !agent.is_trusted {
+        "distrusted"
+    } else if agent.silent_for >= hashfinder_fleet_nats::SILENT_AFTER {
         "silent"
     } else if agent.is_draining {
         "draining"

@@ -1,0 +1,172 @@
+//! A search of a server that a fleet works on, as the server knows it.
+
+use std::{sync::Arc, time::Duration};
+
+use hashfinder_search::{
+    Candidate, Checkpoint, Client, Cursor, Index, Outcome, Progress, Query, SearchState,
+};
+
+use crate::{
+    calls::Told,
+    messages::{Ask, CallId, ServerId},
+};
+
+/// Time without a word from the leader after which the server searches itself: longer than an
+/// election takes.
+const STRANDED_AFTER: Duration = Duration::from_secs(10);
+
+/// Time between two messages about a call.
+const RENEWED_EVERY: Duration = Duration::from_secs(1);
+
+/// A search that a server has passed to a fleet.
+///
+/// The server sends an [`Ask`] each second, and takes each [`Told`] that arrives. What it knows is
+/// always true, whichever leader said it: a candidate arrives once, and the checkpoint is that
+/// after the last one. So the search can continue elsewhere at any time.
+#[derive(Clone, Debug)]
+pub struct RemoteSearch {
+    call: CallId,
+    client: Client,
+    query: Query,
+    checkpoint: Checkpoint,
+    /// Every candidate below this index has arrived.
+    from: Index,
+    /// Those that were not taken yet.
+    ready: Vec<Candidate>,
+    outcome: Option<Outcome>,
+    state: SearchState,
+    /// When the leader was last asked, and when it was last heard of.
+    asked: Option<Duration>,
+    heard: Duration,
+    is_stranded: bool,
+}
+
+impl RemoteSearch {
+    /// Creates a search that continues from a checkpoint. `query` must be the one that the
+    /// checkpoint belongs to.
+    #[must_use]
+    pub fn new(
+        call: CallId,
+        client: Client,
+        query: Query,
+        checkpoint: Checkpoint,
+        now: Duration,
+    ) -> RemoteSearch {
+        RemoteSearch {
+            call,
+            client,
+            query,
+            from: checkpoint.frontier(),
+            checkpoint,
+            ready: Vec::new(),
+            outcome: None,
+            state: SearchState::Queued,
+            asked: None,
+            heard: now,
+            is_stranded: false,
+        }
+    }
+
+    /// Returns the query.
+    #[must_use]
+    pub fn query(&self) -> &Query {
+        &self.query
+    }
+
+    /// Returns the message for the leader, if one is due.
+    pub fn ask(&mut self, server: &ServerId, now: Duration) -> Option<Ask> {
+        let is_recent = |asked: Duration| now.saturating_sub(asked) < RENEWED_EVERY;
+        if self.outcome.is_some() || self.asked.is_some_and(is_recent) {
+            return None;
+        }
+        self.asked = Some(now);
+        Some(Ask {
+            call: Arc::clone(&self.call),
+            server: Arc::clone(server),
+            client: self.client.clone(),
+            query: self.query.clone(),
+            checkpoint: self.checkpoint.clone(),
+            from: self.from,
+        })
+    }
+
+    /// Makes the next message due at once, because there is a new leader.
+    pub fn ask_at_once(&mut self) {
+        self.asked = None;
+    }
+
+    /// Takes what a leader says; returns whether the reader should look. Old and repeated messages
+    /// change nothing, nor do those that come before what is ready was taken.
+    pub fn hear(&mut self, told: Told, now: Duration) -> bool {
+        self.heard = now;
+        let is_next = told.from == self.from
+            && self.ready.is_empty()
+            && self.outcome.is_none()
+            && told.checkpoint.frontier() >= self.checkpoint.frontier()
+            && told.checkpoint.end() <= self.checkpoint.end();
+        if !is_next {
+            return false;
+        }
+        self.state = told.state;
+        self.from = told.next(self.from);
+        self.ready = told.candidates;
+        self.checkpoint = told.checkpoint;
+        self.outcome = told.outcome;
+        !self.ready.is_empty() || self.outcome.is_some()
+    }
+
+    /// Notes that the leader has no room for the search; returns whether the reader should look.
+    pub fn is_refused(&mut self) -> bool {
+        self.outcome.is_none() && !std::mem::replace(&mut self.is_stranded, true)
+    }
+
+    /// Gives the search back to its server if the fleet does not work on it: it has no agents, or
+    /// its leader is silent. Returns whether it is given back now.
+    pub fn check(&mut self, has_agents: bool, now: Duration) -> bool {
+        let is_lost = now.saturating_sub(self.heard) >= STRANDED_AFTER;
+        (is_lost || !has_agents) && self.is_refused()
+    }
+
+    /// Whether the server should continue the search itself, from the [checkpoint](Self::take).
+    #[must_use]
+    pub fn is_stranded(&self) -> bool {
+        self.is_stranded && self.outcome.is_none()
+    }
+
+    /// Takes the candidates that have arrived, with a checkpoint of the same moment. After some, the
+    /// next message is due at once: it confirms them, and brings the next ones.
+    pub fn take(&mut self) -> (Vec<Candidate>, Checkpoint) {
+        if !self.ready.is_empty() {
+            self.asked = None;
+        }
+        (std::mem::take(&mut self.ready), self.checkpoint.clone())
+    }
+
+    /// Returns how the search has ended, if it has.
+    #[must_use]
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    /// Stops the search. One that has ended keeps its outcome.
+    pub fn stop(&mut self) -> &Outcome {
+        let (query, frontier) = (&self.query, self.checkpoint.frontier());
+        self.outcome
+            .get_or_insert_with(|| Outcome::Stopped(Cursor::new(query, frontier)))
+    }
+
+    /// Returns the progress of the search.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        let covered = self.checkpoint.covered(&self.query);
+        Progress {
+            state: match self.outcome {
+                Some(_) => SearchState::Ended,
+                None => self.state,
+            },
+            frontier: self.checkpoint.frontier(),
+            hashes: covered,
+            tests: covered,
+        }
+    }
+}

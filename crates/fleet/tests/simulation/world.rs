@@ -1,0 +1,1032 @@
+//! The machines of a simulated fleet, and what happens to them.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, VecDeque},
+    num::NonZeroU64,
+    ops::Range,
+    time::Duration,
+};
+
+use fastrand::Rng;
+use hashfinder_fleet::{
+    Agent, AgentId, Ask, Beat, CallId, Command, Election, KeyAction, Leader, LeaderSettings, Order,
+    Orders, RemoteSearch, Report, ServerId, Term, Told, Work,
+};
+use hashfinder_search::{Candidate, Checkpoint, Client, Index, LeaseId, Limits, Outcome, Query};
+
+use crate::{
+    broker::{Broker, KeyResult},
+    oracle::{Oracle, SECRETS, oracles},
+    tried::Tried,
+};
+
+/// How long an agent computes before it looks at the next message, and a server waits before it
+/// looks at what is due.
+const STEP: Duration = Duration::from_millis(100);
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Time after which a machine must not work on what no search wants, and after which searches must
+/// make progress when all trouble is over.
+const MOST_WASTED: Duration = Duration::from_secs(12);
+const PROGRESS_WITHIN: Duration = Duration::from_secs(30);
+
+/// As in the servers of a fleet.
+const LEADER_GONE_AFTER: Duration = Duration::from_secs(3);
+const AGENTS_GONE_AFTER: Duration = Duration::from_secs(6);
+
+/// Secrets per second of a server that searches itself.
+const LOCAL_RATE: f64 = 1_000.0;
+
+/// How large a simulated fleet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// Up to 8 agents and 3 servers, with or without trouble.
+    Small,
+    /// The same number of machines, without trouble.
+    Calm,
+}
+
+/// One end of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Agent(usize),
+    Server(usize),
+}
+
+/// What happens to a machine.
+#[derive(Clone, Debug)]
+enum Event {
+    // To whoever leads this term.
+    Work(Work),
+    Ask(Term, Ask),
+    Ended(Term, CallId),
+    // To whoever leads.
+    Who(usize),
+    // To an agent.
+    Orders(usize, Work, Orders),
+    Recall(usize, Term, Vec<LeaseId>),
+    Wake(usize),
+    Term(usize, Term),
+    Computes(usize, u64),
+    // To a server.
+    Beat(usize, Beat),
+    Told(usize, CallId, Box<Told>),
+    Key(usize, u64, KeyResult),
+    Ticks(usize, u64),
+    // To nobody in particular.
+    Starts(End),
+    Chaos,
+}
+
+/// What can happen to the process of a machine.
+#[derive(Clone, Debug, Default)]
+struct Fate {
+    /// Number of the process; 0 while there is none.
+    boot: u64,
+    paused_until: Duration,
+    deaf_until: Duration,
+    mute_until: Duration,
+}
+
+struct Machine {
+    fate: Fate,
+    agent: Agent,
+    /// Hashes per second.
+    rate: f64,
+    is_liar: bool,
+    /// What it tries, the first one first.
+    tasks: VecDeque<Task>,
+    /// When it last looked for a leader.
+    asked: Duration,
+}
+
+/// A lease that a machine tries, as far as it has.
+struct Task {
+    order: Order,
+    report: Report,
+}
+
+struct Server {
+    fate: Fate,
+    id: ServerId,
+    election: Election,
+    leader: Option<Leader>,
+    calls: BTreeMap<CallId, Call>,
+    beat: Option<(Beat, Duration)>,
+    had_agents: Option<Duration>,
+}
+
+/// A call at its server.
+struct Call {
+    oracle: usize,
+    query: Query,
+    range: Range<Index>,
+    place: Place,
+    reported: Vec<Candidate>,
+    progressed: Duration,
+}
+
+enum Place {
+    Fleet(Box<RemoteSearch>),
+    /// The server searches itself, and has come so far.
+    Here(Index),
+}
+
+pub(crate) struct World {
+    rng: Rng,
+    now: Duration,
+    queue: BinaryHeap<Reverse<(Duration, u64)>>,
+    events: BTreeMap<u64, Event>,
+    broker: Broker,
+    machines: Vec<Machine>,
+    servers: Vec<Server>,
+    /// Which secrets were tried for each oracle's query.
+    tried: Vec<Tried>,
+    /// When a search for each oracle's query ended last.
+    ended: Vec<Duration>,
+    /// Calls that have not begun, and how many have not ended.
+    to_begin: Vec<(usize, Range<Index>)>,
+    running: usize,
+    /// Until when messages are lost and machines die.
+    troubled_until: Duration,
+    last_trouble: Duration,
+    next: u64,
+}
+
+fn oracle_of(query: &Query) -> usize {
+    let mut all = oracles().iter();
+    let place = all.position(|oracle| oracle.query.names() == query.names());
+    place.expect("every query has an oracle")
+}
+
+fn settings() -> LeaderSettings {
+    LeaderSettings {
+        limits: Limits {
+            queue_length: 16,
+            ..Limits::default()
+        },
+        ..LeaderSettings::default()
+    }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, size: Size) -> World {
+        let mut rng = Rng::with_seed(seed);
+        let trouble = [Duration::ZERO, 120 * SECOND][rng.usize(..2)];
+        let mut world = World {
+            now: Duration::ZERO,
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            broker: Broker::new(),
+            machines: Vec::new(),
+            servers: Vec::new(),
+            tried: vec![Tried::default(); oracles().len()],
+            ended: vec![Duration::ZERO; oracles().len()],
+            to_begin: Vec::new(),
+            running: 0,
+            troubled_until: if size == Size::Calm {
+                Duration::ZERO
+            } else {
+                trouble
+            },
+            last_trouble: Duration::ZERO,
+            next: 0,
+            rng,
+        };
+        for number in 0..world.rng.usize(1..=8) {
+            let is_liar = size != Size::Calm && world.rng.u8(..10) == 0;
+            world.machines.push(Machine {
+                fate: Fate::default(),
+                agent: Agent::new("".into(), 0, 0.0, "1".into()),
+                rate: 0.0,
+                is_liar,
+                tasks: VecDeque::new(),
+                asked: Duration::ZERO,
+            });
+            world.at(Duration::ZERO, Event::Starts(End::Agent(number)));
+        }
+        for number in 0..world.rng.usize(1..=3) {
+            let id: ServerId = "".into();
+            world.servers.push(Server {
+                fate: Fate::default(),
+                election: Election::new(id.clone(), 0, Duration::ZERO),
+                id,
+                leader: None,
+                calls: BTreeMap::new(),
+                beat: None,
+                had_agents: None,
+            });
+            world.at(Duration::ZERO, Event::Starts(End::Server(number)));
+        }
+        for _ in 0..world.rng.usize(1..=5) {
+            let oracle = world.rng.usize(..oracles().len());
+            let start = [0, world.rng.u64(..SECRETS / 2)][world.rng.usize(..2)];
+            let budget = world.rng.u64(1..=SECRETS - start);
+            world.to_begin.push((oracle, start..start + budget));
+        }
+        world.running = world.to_begin.len();
+        world.after(STEP, Event::Chaos);
+        world
+    }
+
+    pub(crate) fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Plays the schedule to its end.
+    pub(crate) fn run(mut self) -> World {
+        while self.running > 0 {
+            let Reverse((when, number)) = self.queue.pop().unwrap();
+            self.now = when;
+            assert!(when < 3_000 * SECOND, "it never ends");
+            let event = self.events.remove(&number).unwrap();
+            self.happen(event);
+        }
+        self
+    }
+
+    fn at(&mut self, when: Duration, event: Event) {
+        self.next += 1;
+        self.queue.push(Reverse((when, self.next)));
+        self.events.insert(self.next, event);
+    }
+
+    fn after(&mut self, pause: Duration, event: Event) {
+        self.at(self.now + pause, event);
+    }
+
+    fn is_troubled(&self) -> bool {
+        self.now < self.troubled_until
+    }
+
+    fn fate(&mut self, end: End) -> &mut Fate {
+        match end {
+            End::Agent(number) => &mut self.machines[number].fate,
+            End::Server(number) => &mut self.servers[number].fate,
+        }
+    }
+
+    /// Sends a message, which may be lost, late, or arrive twice.
+    fn send(&mut self, from: End, event: &Event) {
+        let now = self.now;
+        if !self.broker.is_up(now) || self.fate(from).mute_until > now {
+            return;
+        }
+        let copies = match self.rng.u8(..20) {
+            0 if self.is_troubled() => 0,
+            1 if self.is_troubled() => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let most = match self.rng.u8(..20) {
+                0 if self.is_troubled() => 60_000,
+                1..3 if self.is_troubled() => 3_000,
+                _ => 30,
+            };
+            let delay = Duration::from_millis(self.rng.u64(1..=most));
+            self.after(delay, event.clone());
+        }
+    }
+
+    /// Returns whom an event happens to, and whether it is a message.
+    fn addressee(&self, event: &Event) -> Option<(End, bool)> {
+        let leads = |term: Option<Term>| {
+            let leads = |server: &Server| {
+                let own = server.leader.as_ref().map(Leader::term);
+                own.is_some() && (term.is_none() || own == term)
+            };
+            let place = self.servers.iter().position(leads);
+            place.map(|place| (End::Server(place), true))
+        };
+        match event {
+            Event::Work(work) => leads(Some(work.term)),
+            Event::Ask(term, _) | Event::Ended(term, _) => leads(Some(*term)),
+            Event::Who(_) => leads(None),
+            Event::Orders(to, ..)
+            | Event::Recall(to, ..)
+            | Event::Wake(to)
+            | Event::Term(to, _) => Some((End::Agent(*to), true)),
+            Event::Computes(to, _) => Some((End::Agent(*to), false)),
+            Event::Beat(to, _) | Event::Told(to, ..) => Some((End::Server(*to), true)),
+            Event::Key(to, ..) | Event::Ticks(to, _) => Some((End::Server(*to), false)),
+            Event::Starts(_) | Event::Chaos => None,
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        if let Some((end, is_message)) = self.addressee(&event) {
+            let (now, is_up) = (self.now, self.broker.is_up(self.now));
+            let fate = self.fate(end);
+            if fate.boot == 0 || is_message && (!is_up || fate.deaf_until > now) {
+                return;
+            }
+            let resumes = fate.paused_until;
+            if resumes > now {
+                self.at(resumes, event);
+                return;
+            }
+        }
+        match event {
+            Event::Work(work) => self.work(&work),
+            Event::Ask(term, ask) => self.ask(term, &ask),
+            Event::Ended(term, call) => {
+                if let Some(place) = self.leads(term) {
+                    let now = self.now;
+                    self.leader(place).end(&call, now);
+                    self.tell(place);
+                }
+            }
+            Event::Who(agent) => {
+                let leads = |server: &Server| server.leader.is_some();
+                if let Some(place) = self.servers.iter().position(leads) {
+                    let term = self.leader(place).term();
+                    self.send(End::Server(place), &Event::Term(agent, term));
+                }
+            }
+            Event::Orders(to, work, orders) => {
+                if self.machines[to].fate.boot == work.boot {
+                    let now = self.now;
+                    self.machines[to].agent.orders(&work, orders, now);
+                    self.act(to);
+                }
+            }
+            Event::Recall(to, term, leases) => {
+                if self.machines[to].agent.term() == term {
+                    self.machines[to].agent.recall(&leases);
+                    self.act(to);
+                }
+            }
+            Event::Wake(to) => {
+                self.machines[to].agent.wake();
+                self.act(to);
+            }
+            Event::Term(to, term) => {
+                let now = self.now;
+                self.machines[to].agent.heard(term, now);
+                self.act(to);
+            }
+            Event::Computes(to, boot) => {
+                if self.machines[to].fate.boot == boot {
+                    self.compute(to);
+                }
+            }
+            Event::Beat(to, beat) => self.beat(to, &beat),
+            Event::Told(to, call, told) => self.told(to, &call, *told),
+            Event::Key(to, boot, result) => {
+                if self.servers[to].fate.boot == boot {
+                    self.key(to, result);
+                }
+            }
+            Event::Ticks(to, boot) => {
+                if self.servers[to].fate.boot == boot {
+                    self.tick(to);
+                }
+            }
+            Event::Starts(End::Agent(number)) => self.start_agent(number),
+            Event::Starts(End::Server(number)) => self.start_server(number),
+            Event::Chaos => self.chaos(),
+        }
+    }
+
+    // Agents.
+
+    fn start_agent(&mut self, number: usize) {
+        self.next += 1;
+        let boot = self.next;
+        let rate = [500.0, 2_000.0, 9_000.0][self.rng.usize(..3)];
+        // What it measured at its start may be wrong.
+        let believed = rate * [0.1, 1.0, 1.0, 30.0][self.rng.usize(..4)];
+        let id: AgentId = number.to_string().into();
+        let machine = &mut self.machines[number];
+        machine.fate = Fate {
+            boot,
+            ..Fate::default()
+        };
+        machine.agent = Agent::new(id, boot, believed, "1".into());
+        machine.rate = rate;
+        machine.tasks.clear();
+        self.after(STEP, Event::Computes(number, boot));
+    }
+
+    /// Tries secrets for a step, and does what the agent says.
+    fn compute(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let boot = machine.fate.boot;
+        let mut left = machine.rate * STEP.as_secs_f64();
+        while left >= 1.0
+            && let Some(Task { order, report }) = machine.tasks.front_mut()
+        {
+            let wanted = order.queries.iter().map(oracle_of);
+            let unwanted = wanted.map(|oracle| self.ended[oracle]).max();
+            let since = unwanted.unwrap_or_default().max(self.last_trouble);
+            assert!(
+                self.now < since + MOST_WASTED || self.running == 0,
+                "agent {number} works on what no search wants"
+            );
+            let start = report.tried;
+            let end = order.range.end.min(start + left as u64);
+            let (tried, hits) = scan(order, start..end, report.hits.len());
+            for query in order.queries.iter() {
+                self.tried[oracle_of(query)].add(start..tried);
+            }
+            let count = (tried - start) as f64;
+            left -= count;
+            report.tried = tried;
+            report.hits.extend(hits);
+            report.took += Duration::from_secs_f64(count / machine.rate);
+            if tried < order.range.end && report.hits.len() < order.hit_limit {
+                break;
+            }
+            let report = machine.tasks.pop_front().unwrap().report;
+            machine.agent.done(report, self.now);
+        }
+        machine.agent.tick(self.now);
+        self.act(number);
+        self.after(STEP, Event::Computes(number, boot));
+    }
+
+    /// Does what an agent says, and sends its message if it is due.
+    fn act(&mut self, number: usize) {
+        let now = self.now;
+        let machine = &mut self.machines[number];
+        for command in machine.agent.take_commands() {
+            match command {
+                Command::Try(order) => machine.tasks.push_back(Task {
+                    report: Report {
+                        lease: order.lease,
+                        tried: order.range.start,
+                        hits: Vec::new(),
+                        took: Duration::ZERO,
+                        failed: false,
+                    },
+                    order,
+                }),
+                Command::Stop(lease) => {
+                    let mut tasks = machine.tasks.iter();
+                    let place = tasks.position(|task| task.order.lease == lease);
+                    if let Some(task) = place.and_then(|place| machine.tasks.remove(place)) {
+                        machine.agent.done(task.report, now);
+                    }
+                }
+            }
+        }
+        let is_drained = machine.agent.is_drained();
+        let has_leader = machine.agent.term() != Term::default();
+        let work = (has_leader && machine.agent.is_due(now)).then(|| machine.agent.work(now));
+        let looks = machine.agent.is_lost(now) && now >= machine.asked + SECOND;
+        if looks {
+            machine.asked = now;
+        }
+        if is_drained {
+            // Another process takes its place.
+            machine.fate.boot = 0;
+            self.after(SECOND, Event::Starts(End::Agent(number)));
+            return;
+        }
+        if let Some(mut work) = work {
+            if self.machines[number].is_liar {
+                self.lie(&mut work);
+            }
+            self.send(End::Agent(number), &Event::Work(work));
+        }
+        if looks {
+            self.send(End::Agent(number), &Event::Who(number));
+        }
+    }
+
+    /// Changes a report so that it cannot be true.
+    fn lie(&mut self, work: &mut Work) {
+        let Some(report) = work.reports.first_mut() else {
+            return;
+        };
+        match self.rng.u8(..6) {
+            0 => report.tried += 1_000_000,
+            1 => report.hits.push(report.tried),
+            2 => report.hits.insert(0, report.tried.saturating_sub(1)),
+            3 => report.hits.insert(0, 0),
+            4 => report.hits.reverse(),
+            _ => {}
+        }
+    }
+
+    // Servers.
+
+    fn start_server(&mut self, number: usize) {
+        self.next += 1;
+        let boot = self.next;
+        let id: ServerId = format!("{number}.{boot}").into();
+        let seed = self.rng.u64(..);
+        let server = &mut self.servers[number];
+        assert!(server.calls.is_empty());
+        server.fate = Fate {
+            boot,
+            ..Fate::default()
+        };
+        server.election = Election::new(id.clone(), seed, self.now);
+        server.id = id;
+        server.leader = None;
+        server.beat = None;
+        server.had_agents = None;
+        self.after(STEP, Event::Ticks(number, boot));
+    }
+
+    fn leads(&self, term: Term) -> Option<usize> {
+        let leads = |server: &Server| server.leader.as_ref().map(Leader::term) == Some(term);
+        self.servers.iter().position(leads)
+    }
+
+    fn leader(&mut self, place: usize) -> &mut Leader {
+        self.servers[place].leader.as_mut().expect("it leads")
+    }
+
+    fn work(&mut self, work: &Work) {
+        let Some(place) = self.leads(work.term) else {
+            return;
+        };
+        let now = self.now;
+        let may_deal = self.servers[place].election.may_deal(now);
+        let orders = self.leader(place).work(work, may_deal, now);
+        let to = work.agent.parse().unwrap();
+        self.send(End::Server(place), &Event::Orders(to, work.clone(), orders));
+        self.tell(place);
+    }
+
+    fn ask(&mut self, term: Term, ask: &Ask) {
+        let Some(place) = self.leads(term) else {
+            return;
+        };
+        let now = self.now;
+        let told = self
+            .leader(place)
+            .ask(ask, now)
+            .expect("within every limit");
+        if let Some(told) = told {
+            self.say(place, &ask.server, &ask.call, told);
+        }
+        self.tell(place);
+    }
+
+    fn say(&mut self, place: usize, server: &ServerId, call: &CallId, told: Told) {
+        let mut servers = self.servers.iter();
+        if let Some(to) = servers.position(|one| one.id == *server) {
+            let event = Event::Told(to, call.clone(), Box::new(told));
+            self.send(End::Server(place), &event);
+        }
+    }
+
+    /// Sends all that a leader has to say.
+    fn tell(&mut self, place: usize) {
+        let now = self.now;
+        let leader = self.leader(place);
+        let term = leader.term();
+        let news = leader.take_news(now);
+        let (wake, recalls) = (leader.take_wake(), leader.take_recalls());
+        for (server, call, told) in news {
+            self.say(place, &server, &call, told);
+        }
+        let from = End::Server(place);
+        if wake {
+            for to in 0..self.machines.len() {
+                self.send(from, &Event::Wake(to));
+            }
+        }
+        for (agent, leases) in recalls {
+            self.send(from, &Event::Recall(agent.parse().unwrap(), term, leases));
+        }
+    }
+
+    fn tick(&mut self, place: usize) {
+        let (now, boot) = (self.now, self.servers[place].fate.boot);
+        self.after(STEP, Event::Ticks(place, boot));
+        let is_connected = self.broker.is_up(now);
+        let server = &mut self.servers[place];
+        server.election.connection(is_connected, now);
+        if let Some(action) = server.election.tick(now) {
+            self.carry_out(place, action);
+        }
+        if let Some(leader) = &mut self.servers[place].leader {
+            leader.tick(now);
+        }
+        self.show_life(place);
+        self.leads_on(place);
+        if self.rng.u8(..20) == 0
+            && let Some((oracle, range)) = self.to_begin.pop()
+        {
+            self.begin(place, oracle, range);
+        }
+        self.check_calls(place);
+        self.renew(place);
+    }
+
+    fn carry_out(&mut self, place: usize, action: KeyAction) {
+        let boot = self.servers[place].fate.boot;
+        let trouble = self.is_troubled();
+        // A write may be stored after its writer has died.
+        let result = self
+            .broker
+            .carry_out(action, trouble, &mut self.rng, self.now);
+        let most = if trouble && self.rng.u8(..10) == 0 {
+            5_000
+        } else {
+            30
+        };
+        let delay = Duration::from_millis(self.rng.u64(1..=most));
+        self.after(delay, Event::Key(place, boot, result));
+    }
+
+    fn key(&mut self, place: usize, result: KeyResult) {
+        let now = self.now;
+        let election = &mut self.servers[place].election;
+        let next = match result {
+            KeyResult::Read(stored) => election.has_read(stored, now),
+            KeyResult::Written(revision) => election.has_written(revision, now),
+            KeyResult::Released => None,
+        };
+        if let Some(action) = next {
+            self.carry_out(place, action);
+        }
+        self.leads_on(place);
+    }
+
+    fn show_life(&mut self, place: usize) {
+        let now = self.now;
+        let server = &mut self.servers[place];
+        let Some(leader) = &server.leader else { return };
+        if !server.election.take_beat(now) {
+            return;
+        }
+        let (agents, rate) = leader.capacity(now);
+        let beat = Beat {
+            term: leader.term(),
+            server: server.id.clone(),
+            resigns: false,
+            agents,
+            rate,
+        };
+        for to in 0..self.servers.len() {
+            if to == place {
+                self.hears(place, &beat);
+            } else {
+                self.send(End::Server(place), &Event::Beat(to, beat.clone()));
+            }
+        }
+    }
+
+    fn hears(&mut self, place: usize, beat: &Beat) {
+        let now = self.now;
+        let server = &mut self.servers[place];
+        if beat.agents > 0 {
+            server.had_agents = Some(now);
+        }
+        server.beat = Some((beat.clone(), now));
+    }
+
+    fn beat(&mut self, place: usize, beat: &Beat) {
+        let now = self.now;
+        let election = &mut self.servers[place].election;
+        let before = election.leader(now);
+        election.heard(beat, now);
+        if election.leader(now) != Some(beat.term) {
+            return;
+        }
+        self.leads_on(place);
+        self.hears(place, beat);
+        if before != Some(beat.term) {
+            self.follow_new(place);
+        }
+    }
+
+    fn follow_new(&mut self, place: usize) {
+        for call in self.servers[place].calls.values_mut() {
+            if let Place::Fleet(search) = &mut call.place {
+                search.ask_at_once();
+            }
+        }
+        self.renew(place);
+    }
+
+    fn leads_on(&mut self, place: usize) {
+        let server = &mut self.servers[place];
+        let term = server.election.term();
+        if server.leader.as_ref().map(Leader::term) == term {
+            return;
+        }
+        server.leader = term.map(|term| Leader::new(term, settings()));
+        if let Some(term) = term {
+            for to in 0..self.machines.len() {
+                self.send(End::Server(place), &Event::Term(to, term));
+            }
+            self.follow_new(place);
+        }
+    }
+
+    // Calls.
+
+    fn begin(&mut self, place: usize, oracle: usize, range: Range<Index>) {
+        let query = oracles()[oracle].query.clone().starting_at(range.start);
+        let budget = NonZeroU64::new(range.end - range.start).unwrap();
+        let query = query.hash_budget(budget);
+        self.next += 1;
+        let id: CallId = self.next.to_string().into();
+        let call = Call {
+            oracle,
+            query,
+            place: Place::Here(range.start),
+            range,
+            reported: Vec::new(),
+            progressed: self.now,
+        };
+        self.servers[place].calls.insert(id, call);
+    }
+
+    /// Searches for calls that are not in the fleet, and moves calls to it and from it.
+    fn check_calls(&mut self, place: usize) {
+        let now = self.now;
+        let server = &mut self.servers[place];
+        let beat = server.beat.as_ref();
+        let has_fleet = beat.is_some_and(|(beat, at)| {
+            beat.agents > 0 && now.saturating_sub(*at) < LEADER_GONE_AFTER
+        });
+        let had_agents = server.had_agents;
+        let has_agents = had_agents.is_some_and(|at| now.saturating_sub(at) < AGENTS_GONE_AFTER);
+        let ids: Vec<CallId> = server.calls.keys().cloned().collect();
+        for id in ids {
+            let call = self.servers[place].calls.get_mut(&id).unwrap();
+            let stuck = now.saturating_sub(call.progressed.max(self.last_trouble));
+            if stuck >= PROGRESS_WITHIN {
+                eprintln!("DEBUG now {now:?} lt {:?}", self.last_trouble);
+                for m in &self.machines {
+                    eprintln!(
+                        "DEBUG m boot {} rate {} liar {} tasks {} {:?}",
+                        m.fate.boot,
+                        m.rate,
+                        m.is_liar,
+                        m.tasks.len(),
+                        m.agent
+                    );
+                }
+                for s in &self.servers {
+                    eprintln!(
+                        "DEBUG s boot {} {} {:?} leads {:?} beat {:?}",
+                        s.fate.boot,
+                        s.id,
+                        s.election,
+                        s.leader
+                            .as_ref()
+                            .map(|l| (l.term(), l.agents(now), l.calls())),
+                        s.beat
+                    );
+                    for (id, c) in &s.calls {
+                        eprintln!(
+                            "DEBUG  c {id} {:?} {} ",
+                            c.range,
+                            match &c.place {
+                                Place::Here(f) => format!("here {f}"),
+                                Place::Fleet(f) =>
+                                    format!("fleet {:?} {:?}", f.progress(), f.outcome()),
+                            }
+                        );
+                    }
+                }
+            }
+            let call = self.servers[place].calls.get_mut(&id).unwrap();
+            assert!(stuck < PROGRESS_WITHIN, "call {id} makes no progress");
+            match &mut call.place {
+                Place::Fleet(search) => {
+                    search.check(has_agents, now);
+                    if search.is_stranded() {
+                        let (candidates, checkpoint) = search.take();
+                        call.reported.extend(candidates);
+                        call.place = Place::Here(checkpoint.frontier());
+                    }
+                }
+                Place::Here(frontier) => {
+                    let from = *frontier;
+                    let to = (from + (LOCAL_RATE * STEP.as_secs_f64()) as u64).min(call.range.end);
+                    let (expected, ideal) = oracles()[call.oracle].expect(from..to);
+                    call.reported.extend(expected);
+                    let to = ideal.map_or(to, |found| found.index + 1);
+                    self.tried[call.oracle].add(from..to);
+                    call.progressed = now;
+                    if ideal.is_some() || to == call.range.end {
+                        self.end(place, &id, ideal);
+                        continue;
+                    }
+                    call.place = Place::Here(to);
+                    if has_fleet {
+                        self.pass_on(place, &id, to);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes a call to the fleet. There, it has another number each time.
+    fn pass_on(&mut self, place: usize, id: &CallId, frontier: Index) {
+        self.next += 1;
+        let new: CallId = self.next.to_string().into();
+        let now = self.now;
+        let mut call = self.servers[place].calls.remove(id).unwrap();
+        let end = Checkpoint::new(&call.query).end();
+        let to_cover = std::iter::once(frontier..end).collect();
+        let checkpoint = Checkpoint::restore(&call.query, to_cover, &[], end).unwrap();
+        let client = Client {
+            name: ["a", "b"][call.oracle % 2].into(),
+            ..Client::default()
+        };
+        let search = RemoteSearch::new(new.clone(), client, call.query.clone(), checkpoint, now);
+        call.place = Place::Fleet(Box::new(search));
+        self.servers[place].calls.insert(new, call);
+    }
+
+    fn renew(&mut self, place: usize) {
+        let now = self.now;
+        let server = &mut self.servers[place];
+        let Some(term) = server.election.leader(now) else {
+            return;
+        };
+        let id = server.id.clone();
+        let asks = server
+            .calls
+            .values_mut()
+            .filter_map(|call| match &mut call.place {
+                Place::Fleet(search) => search.ask(&id, now),
+                Place::Here(_) => None,
+            });
+        let asks: Vec<Ask> = asks.collect();
+        for ask in asks {
+            self.send(End::Server(place), &Event::Ask(term, ask));
+        }
+    }
+
+    fn told(&mut self, place: usize, id: &CallId, told: Told) {
+        let now = self.now;
+        let Some(call) = self.servers[place].calls.get_mut(id) else {
+            return;
+        };
+        let Place::Fleet(search) = &mut call.place else {
+            return;
+        };
+        let before = search.progress();
+        search.hear(told, now);
+        if search.progress().tests > before.tests {
+            call.progressed = now;
+        }
+        if self.rng.u8(..4) == 0 && search.outcome().is_none() {
+            // The reader is slow.
+            return;
+        }
+        let (candidates, checkpoint) = search.take();
+        call.reported.extend(candidates);
+        let frontier = checkpoint.frontier();
+        let oracle = &oracles()[call.oracle];
+        let (expected, ideal) = oracle.expect(call.range.start..frontier);
+        assert_eq!(call.reported, expected, "call {id} up to {frontier}");
+        let covered = call.range.start..frontier;
+        assert!(
+            self.tried[call.oracle].has(&covered),
+            "call {id}: {covered:?} was not tried for it"
+        );
+        match search.outcome() {
+            None => {}
+            Some(Outcome::Ideal(found)) => assert_eq!(Some(*found), ideal),
+            Some(Outcome::BudgetSpent(_)) => {
+                assert_eq!((frontier, ideal), (call.range.end, None));
+            }
+            Some(other) => panic!("{other:?}"),
+        }
+        if search.outcome().is_some() {
+            self.end(place, id, ideal);
+        }
+    }
+
+    fn end(&mut self, place: usize, id: &CallId, ideal: Option<Candidate>) {
+        let call = self.servers[place].calls.remove(id).unwrap();
+        let oracle: &Oracle = &oracles()[call.oracle];
+        let (expected, found) = oracle.expect(call.range.clone());
+        assert_eq!((call.reported, ideal), (expected, found), "call {id}");
+        self.running -= 1;
+        self.leave(place, id, call.oracle);
+    }
+
+    /// Notes that a call is over, and tells the leader.
+    fn leave(&mut self, place: usize, id: &CallId, oracle: usize) {
+        let now = self.now;
+        let is_wanted = |call: &Call| call.oracle == oracle;
+        let mut calls = self.servers.iter().flat_map(|server| server.calls.values());
+        self.ended[oracle] = if calls.any(is_wanted) {
+            Duration::MAX / 4
+        } else {
+            now
+        };
+        if let Some(term) = self.servers[place].election.leader(now) {
+            self.send(End::Server(place), &Event::Ended(term, id.clone()));
+        }
+    }
+
+    // Trouble.
+
+    fn chaos(&mut self) {
+        self.after(STEP, Event::Chaos);
+        for oracle in 0..oracles().len() {
+            let mut calls = self.servers.iter().flat_map(|server| server.calls.values());
+            if calls.any(|call| call.oracle == oracle) {
+                self.ended[oracle] = self.now;
+            }
+        }
+        if !self.is_troubled() {
+            return;
+        }
+        let agent = self.rng.usize(..self.machines.len());
+        let server = self.rng.usize(..self.servers.len());
+        let end = if self.rng.bool() {
+            End::Agent(agent)
+        } else {
+            End::Server(server)
+        };
+        let pause = |rng: &mut Rng, most: u64| Duration::from_millis(rng.u64(..most));
+        match self.rng.u16(..700) {
+            0..2 => {
+                self.machines[agent].fate.boot = 0;
+                let pause = pause(&mut self.rng, 5_000);
+                self.after(pause, Event::Starts(End::Agent(agent)));
+            }
+            2 => self.machines[agent].agent.drain(),
+            3 => {
+                let pause = pause(&mut self.rng, 60_000);
+                self.fate(end).paused_until = self.now + pause;
+            }
+            4 => self.kill_server(server),
+            5 => self.broker.down_until = self.now + pause(&mut self.rng, 5_000),
+            6 => self.broker.leaderless_until = self.now + 7 * SECOND,
+            7 => self.broker.lose_key(),
+            8 => self.broker.restore_old(&mut self.rng),
+            9 => self.broker.set_back(&mut self.rng),
+            10 => self.fate(end).deaf_until = self.now + pause(&mut self.rng, 20_000),
+            11 => self.fate(end).mute_until = self.now + pause(&mut self.rng, 20_000),
+            12 => self.cancel(server),
+            13 => {
+                if let Some((beat, action)) = self.servers[server].election.resign() {
+                    for to in 0..self.servers.len() {
+                        self.send(End::Server(server), &Event::Beat(to, beat.clone()));
+                    }
+                    self.carry_out(server, action);
+                }
+                self.kill_server(server);
+            }
+            _ => return,
+        }
+        let paused = self.machines.iter().map(|machine| &machine.fate);
+        let paused = paused.chain(self.servers.iter().map(|server| &server.fate));
+        let paused = paused.map(|fate| fate.paused_until.max(fate.deaf_until).max(fate.mute_until));
+        // Messages that were sent in trouble arrive up to a minute later.
+        self.last_trouble = paused.fold(self.troubled_until + 60 * SECOND, Duration::max);
+    }
+
+    fn kill_server(&mut self, place: usize) {
+        let server = &mut self.servers[place];
+        if server.fate.boot == 0 {
+            return;
+        }
+        server.fate.boot = 0;
+        server.leader = None;
+        // Its clients call again, at another server or later.
+        for call in std::mem::take(&mut server.calls).into_values() {
+            self.to_begin.push((call.oracle, call.range));
+        }
+        let pause = Duration::from_millis(self.rng.u64(..10_000));
+        self.after(pause, Event::Starts(End::Server(place)));
+    }
+
+    /// Cancels a call.
+    fn cancel(&mut self, place: usize) {
+        let Some(id) = self.servers[place].calls.keys().next().cloned() else {
+            return;
+        };
+        let call = self.servers[place].calls.remove(&id).unwrap();
+        self.running -= 1;
+        self.leave(place, &id, call.oracle);
+    }
+}
+
+/// Returns one past the last index that an agent tries, and the indices of the hits that it finds.
+/// It has found some of the lease before.
+fn scan(order: &Order, range: Range<Index>, found: usize) -> (Index, Vec<Index>) {
+    let hits = order.queries.iter().flat_map(|query| {
+        let hits = oracles()[oracle_of(query)].hits(range.clone()).iter();
+        hits.map(|hit| hit.index)
+    });
+    let mut hits: Vec<Index> = hits.collect();
+    hits.sort_unstable();
+    hits.dedup();
+    let limit = order.hit_limit - found;
+    match hits.get(limit - 1).copied() {
+        Some(last) => {
+            hits.truncate(limit);
+            (last + 1, hits)
+        }
+        None => (range.end, hits),
+    }
+}

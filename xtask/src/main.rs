@@ -9,6 +9,7 @@ mod boundaries;
 mod cancel;
 mod checks;
 mod engine;
+mod fleet;
 mod fuzz;
 mod graph;
 mod image;
@@ -51,6 +52,9 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
   long streams        10^6 streams, started and cancelled
   long image          the static program of the container image
 
+  fleet               a broker, two servers and four agents on this machine: kills some of them while
+                      they search, and prints what happens
+
   picture             record terminals, and write docs/find.svg and docs/operation.svg
 
 --short after `bench NAME`, `long attack`, `long soak`, `long fuzz`, `long image` or `picture` does as
@@ -83,6 +87,7 @@ fn main() -> ExitCode {
         (["long", "schedules"], Form::Long) => long::schedules(),
         (["long", "streams"], Form::Long) => long::streams(),
         (["long", "image"], form) => image::run(form),
+        (["fleet"], form) => fleet::run(form),
         (["picture"], form) => picture::run(form),
         _ => {
             eprintln!("{USAGE}");

@@ -20,6 +20,11 @@ pub const RENEWED_FOR: Duration = Duration::from_secs(3);
 /// more. The search then waits.
 const MOST_UNCONFIRMED: usize = 512;
 
+/// Number of hits beyond a call's frontier from which its server is told only the frontier. Messages
+/// about a call, one a second, would otherwise grow to many kilobytes. Only if the leader dies, what
+/// lies beyond the frontier is searched again.
+const MOST_HELD_TOLD: usize = 512;
+
 /// The leader's answer to [`Ask`]. It is also sent without being asked for when there is news.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
@@ -126,7 +131,11 @@ impl Calls {
                 progress,
             } = dispatcher.advance(call.search, &call.waker)?;
             call.unconfirmed.extend(candidates);
-            call.checkpoint = checkpoint;
+            call.checkpoint = if checkpoint.held().count() <= MOST_HELD_TOLD {
+                checkpoint
+            } else {
+                checkpoint.up_to_frontier()
+            };
             call.outcome = outcome;
             state = progress.state;
             // An old message may have begun the call, far below what has arrived since.

@@ -51,6 +51,10 @@ impl Default for LeaderSettings {
                 most_ahead: 1 << 17,
                 // An agent may be wrong about its own speed.
                 most_growth: 8,
+                // Each query takes up to 3 KiB of a message to an agent, which may have 1 MiB.
+                most_followers: 256,
+                // 200 KiB of a leader's memory for each search.
+                most_held: 8192,
                 hits_per_slice: 256,
             },
             longest_lease: 1 << 44,

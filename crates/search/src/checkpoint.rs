@@ -112,6 +112,21 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Forgets what is covered beyond the frontier, and found there. It is searched again.
+    #[must_use]
+    pub fn up_to_frontier(&self) -> Checkpoint {
+        let (frontier, end) = (self.frontier(), self.end);
+        Checkpoint {
+            to_cover: Some(frontier..end)
+                .filter(|range| !range.is_empty())
+                .into_iter()
+                .collect(),
+            held: Vec::new(),
+            ideal: None,
+            end,
+        }
+    }
+
     /// Returns the frontier: every index below it has been covered, and what was found there has
     /// been reported.
     #[must_use]

@@ -16,6 +16,12 @@ pub struct Pacing {
     pub most_ahead: usize,
     /// Maximum factor by which a slice is longer than the one before it.
     pub most_growth: u64,
+    /// Maximum number of searches that follow a scan, and so of the queries that a worker is given.
+    pub most_followers: usize,
+    /// Maximum number of out-of-order hits of a search, if it is more than the length of its queue.
+    /// A search that holds as many gets only the slice at its frontier. The more workers there are,
+    /// the more slices lie beyond it.
+    pub most_held: usize,
     /// Number of hits that end a slice early. It bounds the hits that a search can hold beyond its
     /// queue.
     pub hits_per_slice: usize,
@@ -29,6 +35,8 @@ impl Default for Pacing {
             most_ahead: 1024,
             // No slice can have been faster than the thread is.
             most_growth: u64::MAX,
+            most_followers: MOST_FOLLOWERS,
+            most_held: 0,
             // Few in tests, so that slices often come back partly tried.
             hits_per_slice: if cfg!(test) { 16 } else { 256 },
         }
@@ -67,6 +75,10 @@ impl Worker {
         (count as f64 / self.speed) as u64
     }
 }
+
+/// Maximum number of followers of a scan of threads. Sixteen thousand names are matched at a tenth
+/// of one name's speed; with more, a second scan is as good.
+const MOST_FOLLOWERS: usize = 1 << 14;
 
 /// Time that a slice of a thread should take.
 pub(crate) const SLICE_TIME: Duration = Duration::from_micros(500);

@@ -491,9 +491,10 @@ impl Scheduler {
             .get_mut(&id)
             .filter(|entry| entry.is_runnable(limit))?;
         let frontier = entry.frontier(&self.scans);
-        // A search that holds `limit` hits or more gets only the slice at its frontier. If that
+        // A search that holds this many hits or more gets only the slice at its frontier. If that
         // slice also had to wait, the out-of-order hits beyond it would never leave.
-        let at_frontier_only = entry.queue.len() + entry.out_of_order.len() >= limit;
+        let most_held = self.pacing.most_held.max(limit);
+        let at_frontier_only = entry.queue.len() + entry.out_of_order.len() >= most_held;
         let mut index = 0;
         while let Some(segment) = self.searches[&id].segments.get(index).copied() {
             index += 1;
@@ -503,8 +504,15 @@ impl Scheduler {
             };
             let scan = self.scans.get_mut(&scan_id)?;
             let start = scan.ledger.next_start();
+            // What workers elsewhere have not brought back counts, too.
+            let most_expected = match self.pacing.most_held {
+                0 => f64::INFINITY,
+                most => most as f64 / 2.0,
+            };
             if start.is_some_and(|start| {
-                start < segment.end && (start <= frontier || !at_frontier_only)
+                let is_first = start == scan.ledger.done();
+                let fits = is_first || scan.expected_hits(start) <= most_expected;
+                start < segment.end && (start <= frontier || !at_frontier_only && fits)
             }) {
                 let (end, _) = scan.followers.last()?;
                 if let Some(range) = scan.ledger.take(worker.scale(scan.length), *end) {
@@ -532,7 +540,7 @@ impl Scheduler {
             id,
             segment.from..segment.end,
             group,
-            entry.cost,
+            (entry.cost, entry.hit_rate()),
             &self.pacing,
         );
         self.scans.insert(scan_id, Box::new(scan));
@@ -648,7 +656,8 @@ impl Scheduler {
                 if is_nearest {
                     entry.out_of_order.insert(index, candidate);
                 }
-                let too_many = entry.out_of_order.len() > limit + self.pacing.hits_per_slice;
+                let most_held = self.pacing.most_held.max(limit);
+                let too_many = entry.out_of_order.len() > most_held + self.pacing.hits_per_slice;
                 // Even if the hit was known: the scan that found it first may be gone.
                 if let Some(scan) = self.scans.get_mut(&job.scan) {
                     scan.out_of_order.insert((index, id));
@@ -817,7 +826,11 @@ impl Scheduler {
     /// hits are left, also what it has covered beyond its frontier.
     fn discard_ahead(&mut self, id: SearchId) {
         self.await_slices(id);
-        let limit = self.accounts.limits().queue_length;
+        let limit = self
+            .accounts
+            .limits()
+            .queue_length
+            .max(self.pacing.most_held);
         let before = self.gain(id);
         let Some(entry) = self.searches.get_mut(&id) else {
             return;

@@ -20,6 +20,8 @@ const PACING: Pacing = Pacing {
     slice_time: Duration::from_secs(2),
     most_ahead: 64,
     most_growth: 8,
+    most_followers: 64,
+    most_held: 64,
     hits_per_slice: 8,
 };
 

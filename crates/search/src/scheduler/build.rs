@@ -22,10 +22,6 @@ use crate::{
     query::Query,
 };
 
-/// Maximum number of searches that follow a scan. Sixteen thousand names are matched at a tenth of
-/// one name's speed; with more, a second scan is as good.
-const MAX_FOLLOWERS: usize = 1 << 14;
-
 /// Maximum cost of a secret for a group, in a fast kernel's hashes. If a secret cost more, slices
 /// would hold so few secrets that the overhead of each slice would matter.
 const MAX_SHARED_COST: f64 = 1000.0;
@@ -68,6 +64,8 @@ pub(crate) struct Build {
     pub(super) newcomers: Vec<Member>,
     /// Maximum number of newcomers to try.
     pub(super) max_newcomers: usize,
+    /// Maximum number of followers.
+    most_followers: usize,
     /// The scan's current cost of a secret, in a fast kernel's hashes.
     pub(super) cost: f64,
     /// Number of searches that want turns, of each connection of each client.
@@ -95,6 +93,8 @@ pub(super) struct Made {
     /// Matchers that members do not need any more, to be dropped outside of the lock.
     pub(super) stale_matchers: Vec<Arc<Matcher>>,
     pub(super) cost: f64,
+    /// Expected hits per secret, of all members together.
+    pub(super) rate: f64,
     /// Number of members that have been let into the scan so far.
     pub(super) installed: usize,
 }
@@ -119,9 +119,15 @@ impl Member {
 }
 
 impl Build {
-    pub(super) fn new(scan: ScanId, max_newcomers: usize, cost: f64) -> Build {
+    pub(super) fn new(
+        scan: ScanId,
+        max_newcomers: usize,
+        most_followers: usize,
+        cost: f64,
+    ) -> Build {
         Build {
             scan,
+            most_followers,
             followers: Vec::new(),
             newcomers: Vec::new(),
             max_newcomers,
@@ -151,7 +157,7 @@ impl Build {
         let by_rate = |a: &Member, b: &Member| a.rate.total_cmp(&b.rate).then(a.id.cmp(&b.id));
         self.newcomers.sort_by(by_rate);
         let mut rate: f64 = self.followers.iter().map(|member| member.rate).sum();
-        let room = MAX_FOLLOWERS.saturating_sub(self.followers.len());
+        let room = self.most_followers.saturating_sub(self.followers.len());
         let fitting = self.newcomers.iter().take(room.min(self.max_newcomers));
         let followers = self.followers.iter();
         let mut names: usize = followers.map(|member| member.query.names().len()).sum();
@@ -178,6 +184,7 @@ impl Build {
                 old: None,
                 stale_matchers: Vec::new(),
                 cost,
+                rate: members().map(|member| member.rate).sum(),
                 installed: 0,
             });
         }

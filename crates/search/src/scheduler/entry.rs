@@ -171,6 +171,11 @@ impl Entry {
         }
     }
 
+    /// Returns the expected hits per secret.
+    pub(super) fn hit_rate(&self) -> f64 {
+        self.rate
+    }
+
     /// Returns the expected hits per secret; infinity while the search must share nothing.
     pub(super) fn rate(&self) -> f64 {
         if self.alone_until == 0 {

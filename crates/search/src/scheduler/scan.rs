@@ -35,6 +35,8 @@ pub(super) struct Scan {
     pub(super) group: Arc<Group>,
     /// Cost of a secret for the whole group, in a fast kernel's hashes.
     pub(super) cost: f64,
+    /// Expected hits per secret, of the whole group.
+    rate: f64,
     /// Maximum number of searches that may join at once. It is halved when a group does not fit,
     /// and doubled when a group with this many newcomers does.
     pub(super) max_newcomers: usize,
@@ -60,7 +62,7 @@ impl Scan {
         search: SearchId,
         range: Range<Index>,
         group: Group,
-        cost: f64,
+        (cost, rate): (f64, f64),
         pacing: &Pacing,
     ) -> Scan {
         let Range { start, end } = range;
@@ -70,6 +72,7 @@ impl Scan {
             out_of_order: BTreeSet::new(),
             group: Arc::new(group),
             cost,
+            rate,
             max_newcomers: usize::MAX,
             length: at_cost(FIRST_SLICE, cost),
             is_tried: false,
@@ -79,6 +82,11 @@ impl Scan {
             stop: Arc::new(AtomicBool::new(false)),
             recalled: None,
         }
+    }
+
+    /// Returns how many hits are expected between its frontier and `start`.
+    pub(super) fn expected_hits(&self, start: Index) -> f64 {
+        self.rate * start.saturating_sub(self.ledger.done()) as f64
     }
 
     /// Whether more than half of the searches that its matcher is for have left.
@@ -98,10 +106,11 @@ impl Scan {
 
     /// Replaces the group, and returns the old one, to be dropped outside of the lock. If the cost
     /// grows, slices get shorter by the same factor until the new speed is known.
-    pub(super) fn replace_group(&mut self, group: Arc<Group>, cost: f64) -> Arc<Group> {
+    pub(super) fn replace_group(&mut self, group: Arc<Group>, cost: f64, rate: f64) -> Arc<Group> {
         let growth = (cost / self.cost).max(1.0);
         self.length = at_cost(self.length, growth);
         self.cost = cost;
+        self.rate = rate;
         std::mem::replace(&mut self.group, group)
     }
 

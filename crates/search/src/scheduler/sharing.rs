@@ -88,7 +88,12 @@ impl Scheduler {
         // There may be other scans to check.
         self.upkeep.mark_due();
         scan.checked_at = changes;
-        let build = Build::new(id, scan.max_newcomers, scan.cost);
+        let build = Build::new(
+            id,
+            scan.max_newcomers,
+            self.pacing.most_followers,
+            scan.cost,
+        );
         Step::Gather { after: 0, build }
     }
 
@@ -158,7 +163,7 @@ impl Scheduler {
             return true;
         };
         if made.installed == 0 {
-            made.old = Some(scan.replace_group(Arc::clone(&made.group), made.cost));
+            made.old = Some(scan.replace_group(Arc::clone(&made.group), made.cost, made.rate));
             if newcomers == scan.max_newcomers {
                 // There may be more newcomers, and these fitted.
                 scan.max_newcomers = scan.max_newcomers.saturating_mul(2);

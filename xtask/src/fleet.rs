@@ -1,0 +1,307 @@
+//! `cargo xtask fleet`: a fleet on this machine, while its parts are killed.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "processes write to files, which signal nothing, and people read what is printed"
+)]
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    steps::{Form, cargo, output, step, target},
+    tools::{BROKER, prepare_brokers, prepare_python},
+};
+
+/// Time for anything to happen that has to.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Name that the demonstration searches for. No secret that it can try has it.
+const NAME: &str = "hashfinderfleet";
+
+/// Candidates within this distance show that the answer is the same.
+const INTERESTING: &str = "8";
+
+/// A process of the fleet. Dropping it kills it.
+struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(name: &str, folder: &Path, command: &mut Command) -> Result<Process> {
+        let log = folder.join(format!("{name}.log"));
+        let file = File::create(&log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        Ok(Process {
+            name: name.to_owned(),
+            child,
+            log,
+        })
+    }
+
+    fn says(&self, text: &str) -> Option<String> {
+        let log = fs::read_to_string(&self.log).ok()?;
+        let line = log.lines().find(|line| line.contains(text))?;
+        Some(line.to_owned())
+    }
+
+    fn wait_for(&self, text: &str) -> Result<String> {
+        wait(&format!("{} to print {text:?}", self.name), || {
+            self.says(text)
+        })
+    }
+
+    /// Kills the process, as `kill -9` does.
+    fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks the process to stop, as `kill` does, and waits until it has.
+    fn stop(&mut self) -> Result<()> {
+        let id = self.child.id().to_string();
+        output(Command::new("kill").arg(id))?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> Result<T> {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        ensure!(began.elapsed() < PATIENCE, "waited for {what} in vain");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// What the demonstration has.
+struct Demonstration {
+    program: PathBuf,
+    broker: PathBuf,
+    folder: PathBuf,
+    broker_port: u16,
+    began: Instant,
+}
+
+impl Demonstration {
+    fn say(&self, what: &str) {
+        println!("{:6.1} s  {what}", self.began.elapsed().as_secs_f64());
+    }
+
+    fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.broker_port)
+    }
+
+    fn broker(&self) -> Result<Process> {
+        let broker = Process::start(
+            "broker",
+            &self.folder,
+            Command::new(&self.broker)
+                .args(["-a", "127.0.0.1", "-js", "-sd"])
+                .arg(self.folder.join("broker"))
+                .args(["-p", &self.broker_port.to_string()]),
+        )?;
+        broker.wait_for("Server is ready")?;
+        Ok(broker)
+    }
+
+    fn server(&self, number: usize, port: u16) -> Result<Process> {
+        let server = Process::start(
+            &format!("server-{number}"),
+            &self.folder,
+            Command::new(&self.program)
+                .args(["serve", "--fleet", &self.url(), "--port"])
+                .arg(port.to_string()),
+        )?;
+        server.wait_for("listening on")?;
+        Ok(server)
+    }
+
+    fn agent(&self, number: usize) -> Result<Process> {
+        let agent = Process::start(
+            &format!("agent-{number}"),
+            &self.folder,
+            Command::new(&self.program).args(["agent", "--threads", "1", "--fleet", &self.url()]),
+        )?;
+        agent.wait_for("ready")?;
+        Ok(agent)
+    }
+
+    /// Prints the state of the fleet.
+    fn status(&self) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        let status = output(command.args(["fleet", "status", "--fleet", &self.url()]))?;
+        for line in status.lines() {
+            println!("          {}", line.replace('\t', "  "));
+        }
+        Ok(())
+    }
+}
+
+/// Starts a broker, two servers and four agents, runs a search and kills things, and prints what
+/// happened.
+pub(crate) fn run(form: Form) -> Result<()> {
+    step("the program", &mut cargo("build --bins"))?;
+    let brokers = prepare_brokers(&prepare_python()?)?;
+    let folder = target().join("fleet");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder)?;
+    let on = Demonstration {
+        program: target().join("debug/hashfinder"),
+        broker: brokers.join(BROKER).join("bin/nats-server"),
+        broker_port: free_port()?,
+        folder,
+        began: Instant::now(),
+    };
+    let budget = match form {
+        Form::Long => "6000000000",
+        Form::Short => "3000000000",
+    };
+    println!("logs are in {}", on.folder.display());
+    let mut broker = on.broker()?;
+    on.say(&format!("a NATS broker is ready at {}", on.url()));
+    let ports = [free_port()?, free_port()?];
+    let mut servers = Vec::new();
+    for (number, port) in ports.into_iter().enumerate() {
+        servers.push(on.server(number + 1, port)?);
+    }
+    on.say("two servers listen");
+    let leads = "this server leads the fleet";
+    let leader = wait("a leader", || {
+        servers
+            .iter()
+            .position(|server| server.says(leads).is_some())
+    })?;
+    let other = 1 - leader;
+    on.say(&format!("{} leads the fleet", servers[leader].name));
+    let mut agents = Vec::new();
+    for number in 1..=4 {
+        agents.push(on.agent(number)?);
+    }
+    on.say("four agents are ready, with a thread each");
+    on.status()?;
+
+    let query = [
+        NAME,
+        "--show-inferior",
+        INTERESTING,
+        "--maximum-hashes",
+        budget,
+    ];
+    let mut search = Process::start(
+        "search",
+        &on.folder,
+        Command::new(&on.program)
+            .args(["find", "--server"])
+            .arg(format!("127.0.0.1:{}", ports[other]))
+            .args(query),
+    )?;
+    on.say(&format!(
+        "a search for {budget} hashes begins at {}",
+        servers[other].name
+    ));
+    sleep(Duration::from_secs(2));
+    on.status()?;
+
+    on.say(&format!("kill -9 of {}, which leads", servers[leader].name));
+    servers[leader].kill()?;
+    let killed = Instant::now();
+    servers[other].wait_for(leads)?;
+    on.say(&format!(
+        "{} leads the fleet, {:.1} s later",
+        servers[other].name,
+        killed.elapsed().as_secs_f64()
+    ));
+    servers[leader] = on.server(leader + 1, ports[leader])?;
+    on.say(&format!("{} is back", servers[leader].name));
+
+    sleep(Duration::from_secs(1));
+    on.say("kill -9 of agent-1; its leases return after 3 s");
+    agents[0].kill()?;
+    on.say("kill (SIGTERM) of agent-2; it hands back its leases at once");
+    let asked = Instant::now();
+    agents[1].stop()?;
+    on.say(&format!(
+        "agent-2 has ended, {:.2} s later",
+        asked.elapsed().as_secs_f64()
+    ));
+
+    on.say("kill -9 of the broker");
+    broker.kill()?;
+    sleep(Duration::from_secs(1));
+    broker = on.broker()?;
+    on.say("the broker is back");
+    agents[0] = on.agent(5)?;
+    on.say("agent-5 joins");
+    sleep(Duration::from_secs(2));
+    on.status()?;
+
+    let began = Instant::now();
+    while search.child.try_wait()?.is_none() {
+        if began.elapsed() > 5 * PATIENCE {
+            bail!("the search does not end");
+        }
+        sleep(Duration::from_millis(20));
+    }
+    on.say("the search has ended; the same search follows in one process");
+    let alone = Process::start(
+        "alone",
+        &on.folder,
+        Command::new(&on.program).arg("find").args(query),
+    )?;
+    let mut alone = alone;
+    alone.child.wait()?;
+    let candidates = |process: &Process| -> Result<Vec<String>> {
+        let printed = fs::read_to_string(&process.log)?;
+        let lines = printed
+            .lines()
+            .filter(|line| !line.starts_with("hashfinder: "));
+        Ok(lines.map(str::to_owned).collect())
+    };
+    let (found, expected) = (candidates(&search)?, candidates(&alone)?);
+    ensure!(!expected.is_empty(), "the search has no candidates");
+    ensure!(
+        found == expected,
+        "the fleet's answer differs from that of one process"
+    );
+    let spent = "hash budget spent";
+    ensure!(
+        search.says(spent).is_some() && alone.says(spent).is_some(),
+        "a search has failed"
+    );
+    on.say(&format!(
+        "both found the same {} candidates in the same order, within exactly {budget} hashes",
+        found.len()
+    ));
+    drop(broker);
+    Ok(())
+}

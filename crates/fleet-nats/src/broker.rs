@@ -264,7 +264,7 @@ impl Broker {
                     Event::Closed => {
                         let _ = state.send(false);
                     }
-                    // While there is no connection, there is one for each attempt.
+                    // Without a connection, each attempt causes one.
                     Event::ClientError(error) => {
                         tracing::debug!(broker = %broker, %error, "error of the connection");
                     }
@@ -318,8 +318,8 @@ impl Broker {
         }
     }
 
-    /// Sends a message to a subject of the fleet's pool. One that is lost is sent again by whoever
-    /// misses its effect.
+    /// Sends a message to a subject of the fleet's pool. If it is lost, a later message
+    /// has the same effect.
     pub(crate) async fn publish(&self, subject: &str, bytes: Bytes) {
         if let Err(error) = self.client.publish(self.subject(subject), bytes).await {
             tracing::warn!("a message was not sent: {error}");

@@ -34,7 +34,7 @@ pub struct FleetRelease {
 /// A call has ended: the leader has to hear of it.
 pub(crate) struct Ended {
     pub(crate) call: CallId,
-    outcome: Outcome,
+    pub(crate) outcome: Outcome,
     covered: u64,
     at: Instant,
     on_release: OnRelease,
@@ -197,7 +197,7 @@ impl FleetStopper {
             on_release,
         };
         drop(state);
-        // If the task that sends the message has ended, there is no fleet to release.
+        // If the task that sends the message has ended, the server has left the fleet.
         if let Err(unsent) = self.requests.send(Request::Ended(ended))
             && let Request::Ended(ended) = unsent.0
         {

@@ -13,7 +13,7 @@ use hashfinder_fleet::{
     Term,
 };
 use hashfinder_proto::fleet::v1 as pb;
-use hashfinder_search::{Checkpoint, Client, Query};
+use hashfinder_search::{Checkpoint, Client, Ended as Ends, Outcome, Query};
 use tokio::{
     sync::{
         mpsc::{self, UnboundedReceiver, UnboundedSender},
@@ -44,7 +44,7 @@ const AGENTS_GONE_AFTER: Duration = Duration::from_secs(6);
 /// Pause before another attempt to reach a broker, or to open the bucket there.
 const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
-/// Time that the leader has to confirm the end of a call before it is told again.
+/// Time that the leader has to confirm the end of a call before the message is repeated.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Maximum size of a message: what a broker accepts by default.
@@ -93,7 +93,7 @@ pub struct FleetMetrics {
     pub is_connected: bool,
     /// Whether this server leads.
     pub leads: bool,
-    /// Number of the leader's term; 0 if there is no leader.
+    /// Number of the leader's term; 0 without a leader.
     pub term: u64,
     /// Number of agents that take leases.
     pub agents: u32,
@@ -108,6 +108,10 @@ pub struct FleetMetrics {
     /// Number of this server's searches that the fleet gave back, because it had no agents, no
     /// leader or no room.
     pub stranded: u64,
+    /// Number of secrets that the fleet has covered for this server's searches.
+    pub secrets: u64,
+    /// This server's searches that have ended in the fleet, by outcome.
+    pub ended: Ends,
 }
 
 impl Fleet {
@@ -516,9 +520,25 @@ impl Server {
         let call = lock(&self.shared.calls).get(&told.call[..]).cloned();
         let Some(call) = call else { return };
         match wire::read_told(call.query(), &told) {
-            Ok(news) => hear(&call, news, self.now()),
+            Ok(news) => self.hear(&call, news),
             Err(error) => tracing::warn!("a message of the leader is wrong: {error}"),
         }
+    }
+
+    /// Passes what a leader says to a call.
+    fn hear(&self, call: &Call, news: News) {
+        let now = self.now();
+        let mut covered = 0;
+        call.change(|search| match news {
+            News::Told(told) => {
+                let before = search.progress().tests;
+                let is_news = search.hear(told, now);
+                covered = search.progress().tests.saturating_sub(before);
+                is_news
+            }
+            News::Refused => search.is_refused(),
+        });
+        self.shared.lock().metrics.secrets += covered;
     }
 
     /// Sends the messages about calls that are due, or about one call.
@@ -569,7 +589,7 @@ impl Server {
             if let Some(call) = call
                 && let Ok(news) = wire::read_told(call.query(), &told)
             {
-                hear(&call, news, self.now());
+                self.hear(&call, news);
             }
         } else {
             let subject = format!("told.{server}");
@@ -640,7 +660,7 @@ impl Server {
         self.tell().await;
     }
 
-    /// Answers a question to whoever leads.
+    /// Answers a question to the leader.
     async fn question(&mut self, message: Message) {
         let Some(leading) = &self.leading else { return };
         let Some(to) = message.reply else { return };
@@ -693,6 +713,10 @@ impl Server {
     fn end(&mut self, ended: Ended) {
         let now = self.now();
         let call = Arc::clone(&ended.call);
+        // A search that was stopped may continue at its server.
+        if !matches!(ended.outcome, Outcome::Stopped(_)) {
+            self.shared.lock().metrics.ended.count(&ended.outcome);
+        }
         if let Some(leading) = &mut self.leading {
             leading.leader.end(&call, now);
             let recalls = leading.leader.take_recalls();
@@ -778,14 +802,6 @@ impl Leading {
             rate,
         }
     }
-}
-
-/// Passes what a leader says to a call.
-fn hear(call: &Call, news: News, now: Duration) {
-    call.change(|search| match news {
-        News::Told(told) => search.hear(told, now),
-        News::Refused => search.is_refused(),
-    });
 }
 
 /// Returns the next message to the leader; waits forever if this server does not lead.

@@ -55,7 +55,7 @@ impl StatusError {
 ///
 /// # Errors
 ///
-/// If there is no leader, or if it does not answer within 2 seconds.
+/// If no server leads, or if the leader does not answer within 2 seconds.
 pub async fn status(broker: &Broker) -> Result<FleetStatus, StatusError> {
     let subject = broker.subject("any.status");
     let request = broker.client.request(subject, Bytes::new());

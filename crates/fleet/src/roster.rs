@@ -169,7 +169,12 @@ impl Roster {
             });
             // One that has said goodbye is gone.
             let is_gone = member.is_draining && member.leases.is_empty();
-            silent < if is_gone { SILENT_AFTER } else { FORGOTTEN_AFTER }
+            silent
+                < if is_gone {
+                    SILENT_AFTER
+                } else {
+                    FORGOTTEN_AFTER
+                }
         });
         for lease in &overdue {
             self.holders.remove(lease);

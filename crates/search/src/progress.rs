@@ -74,7 +74,7 @@ pub struct Ended {
 
 impl Ended {
     /// Counts a search that ended with `outcome`.
-    pub(crate) fn count(&mut self, outcome: &Outcome) {
+    pub fn count(&mut self, outcome: &Outcome) {
         let ended = match outcome {
             Outcome::Ideal(_) => &mut self.ideal,
             Outcome::Exhausted => &mut self.exhausted,

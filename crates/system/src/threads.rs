@@ -127,8 +127,8 @@ pub fn start(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()>
 /// cores, the niceness costs nothing.
 const SEARCH_NICENESS: i32 = 5;
 
-/// Calls `start` on a thread of its own, with a lower priority that the threads inherit which it
-/// starts. Waits for its result.
+/// Calls `start` on a new thread with a lower priority, and waits for its result. Threads that
+/// `start` starts inherit the priority.
 ///
 /// # Errors
 ///

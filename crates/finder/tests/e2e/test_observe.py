@@ -12,6 +12,7 @@ import grpc
 import pytest
 from certificates import Authority
 from conftest import HASHFINDER, PROTOS, SIGTERM, TIMEOUT_S
+from fleet import Fleet
 from prometheus_client import parser
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from test_contract import HARD
@@ -443,11 +444,12 @@ SUFFIXES = {
 
 
 @pytest.fixture
-def with_all_metrics(serve_with_metrics, tmp_path):
+def with_all_metrics(serve_with_metrics, tmp_path, processes):
     """Returns a server with values in every metric."""
+    fleet = Fleet(tmp_path / "broker", processes)
     ours = Authority(tmp_path, "ours")
     tls = [*ours.server().flags("--tls"), "--tls-client-ca", ours.path]
-    return serve_with_metrics(*tls, "--state", str(tmp_path / "state"))
+    return serve_with_metrics(*tls, "--state", str(tmp_path / "state"), "--fleet", fleet.url)
 
 
 def test_the_dashboard_shows_all_metrics_and_no_others(with_all_metrics):

@@ -58,11 +58,11 @@ enum End {
 /// What happens to a machine.
 #[derive(Clone, Debug)]
 enum Event {
-    // To whoever leads this term.
+    // To the leader of this term.
     Work(Work),
     Ask(Term, Ask),
     Ended(Term, CallId),
-    // To whoever leads.
+    // To the leader of any term.
     Who(usize),
     // To an agent.
     Orders(usize, Work, Orders),
@@ -75,7 +75,7 @@ enum Event {
     Told(usize, CallId, Box<Told>),
     Key(usize, u64, KeyResult),
     Ticks(usize, u64),
-    // To nobody in particular.
+    // Not a message.
     Starts(End),
     Chaos,
 }
@@ -911,7 +911,7 @@ impl World {
         self.leave(place, id, call.oracle);
     }
 
-    /// Notes that a call is over, and tells the leader.
+    /// Notes that a call is over, and sends its end to the leader.
     fn leave(&mut self, place: usize, id: &CallId, oracle: usize) {
         let now = self.now;
         let is_wanted = |call: &Call| call.oracle == oracle;

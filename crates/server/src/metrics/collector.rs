@@ -5,6 +5,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
+use hashfinder_fleet_nats::{Fleet, FleetMetrics};
 use hashfinder_operations::{self as operations, Operations};
 use hashfinder_search::Kernel;
 use hashfinder_transport::{self as transport, Tls};
@@ -85,17 +86,22 @@ impl Collector for Server {
                 ("parked", engine.parked),
             ],
         )?;
-        let ended = &engine.ended;
+        let fleet = self.searches.fleet().map(Fleet::metrics);
+        let in_fleet = fleet.as_ref().map(|fleet| fleet.ended.clone());
+        let (ended, in_fleet) = (&engine.ended, in_fleet.unwrap_or_default());
         let mut by_end = vec![
-            ("found", ended.ideal),
-            ("keyspace_exhausted", ended.exhausted),
-            ("hash_budget_spent", ended.budget_spent),
-            ("hash_quota_spent", ended.quota_spent),
+            ("found", ended.ideal + in_fleet.ideal),
+            ("keyspace_exhausted", ended.exhausted + in_fleet.exhausted),
+            (
+                "hash_budget_spent",
+                ended.budget_spent + in_fleet.budget_spent,
+            ),
+            ("hash_quota_spent", ended.quota_spent + in_fleet.quota_spent),
         ];
         // The engine does not know why a search is stopped.
         let stopped = self.searches.stopped();
         by_end.extend(stopped.map(|(cause, count)| (cause.name(), count)));
-        by_end.push(("panic", ended.failed));
+        by_end.push(("panic", ended.failed + in_fleet.failed));
         page.each(
             "searches_ended",
             "Ended searches, by how they ended.",
@@ -153,6 +159,9 @@ impl Collector for Server {
         )?;
         if let Some(Some(operations)) = self.operations.get() {
             page.operations(&operations.metrics())?;
+        }
+        if let Some(fleet) = &fleet {
+            page.fleet(fleet)?;
         }
         let expiries = self.tls.as_ref().map(Tls::expiries);
         page.each(
@@ -241,6 +250,57 @@ impl Page<'_> {
             "operations_commit_seconds",
             "Duration of commits.",
             &histogram,
+        )
+    }
+
+    fn fleet(&mut self, fleet: &FleetMetrics) -> fmt::Result {
+        self.gauge(
+            "fleet_connected",
+            "1 if the server is connected to the broker of its fleet, otherwise 0.",
+            fleet.is_connected.into(),
+        )?;
+        self.gauge(
+            "fleet_leads",
+            "1 if the server leads its fleet, otherwise 0.",
+            fleet.leads.into(),
+        )?;
+        let term = i64::try_from(fleet.term).unwrap_or(i64::MAX);
+        self.one(
+            "fleet_term",
+            "Number of the leader's term; 0 without a leader.",
+            &ConstGauge::new(term),
+        )?;
+        self.counter(
+            "fleet_leaders",
+            "Leaders that the server has heard of.",
+            fleet.leaders,
+        )?;
+        let agents = fleet.agents as usize;
+        self.gauge("fleet_agents", "Agents that take leases.", agents)?;
+        self.one(
+            "fleet_hashes_per_second",
+            "Hashes per second of all agents that take leases.",
+            &ConstGauge::new(fleet.rate),
+        )?;
+        self.gauge(
+            "fleet_leases",
+            "Leases that agents have, if the server leads its fleet; otherwise 0.",
+            fleet.leases,
+        )?;
+        self.gauge(
+            "fleet_searches",
+            "Searches of the server that its fleet works on.",
+            fleet.calls,
+        )?;
+        self.counter(
+            "fleet_secrets",
+            "Secrets that the fleet has tried for searches of the server.",
+            fleet.secrets,
+        )?;
+        self.counter(
+            "fleet_searches_returned",
+            "Searches that the server continued itself, because its fleet could not.",
+            fleet.stranded,
         )
     }
 

@@ -138,7 +138,8 @@ impl Release {
         }
     }
 
-    /// Notes that a search leaves the fleet, and comes to the engine with so many secrets covered.
+    /// Notes that a search moves from the fleet to the engine, after it has covered this number of
+    /// secrets.
     fn comes_back(&self, covered: u64) {
         let mut state = self.lock();
         state.left += 1;

@@ -163,9 +163,10 @@ pub(crate) struct ServeArguments {
 
     /// Let the agents of a fleet do the searching, through this NATS broker [default: none]
     ///
-    /// nats://HOST:PORT or, with TLS, tls://HOST:PORT; nats://HOST:PORT/NAME for one of several
-    /// fleets. Searches that take less than 200 ms stay on the server, and all of them while the
-    /// fleet has no agents (`hashfinder agent`). Servers of the same fleet share its agents.
+    /// nats://HOST:PORT or, with TLS, tls://HOST:PORT. Separate several brokers of a cluster by
+    /// commas. Several fleets can use one broker, each with a name: nats://HOST:PORT/NAME. Searches
+    /// that take less than 200 ms stay on the server. While the fleet has no agents (`hashfinder
+    /// agent`), all do.
     #[arg(long, value_name = "URL", help_heading = FLEET)]
     fleet: Option<BrokerAddress>,
 

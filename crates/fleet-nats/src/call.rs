@@ -10,12 +10,21 @@ use std::{
 
 use hashfinder_fleet::{Ask, CallId, RemoteSearch, ServerId};
 use hashfinder_search::{Advance, Outcome, Progress, Query};
-use tokio::{sync::mpsc::UnboundedSender, time::Instant};
-
-use crate::server::Request;
+use tokio::{
+    sync::{mpsc::UnboundedSender, oneshot},
+    time::Instant,
+};
 
 /// The calls of a server that the fleet works on.
 pub(crate) type Calls = Mutex<HashMap<CallId, Arc<Call>>>;
+
+/// What the task of a server has to do.
+pub(crate) enum Request {
+    /// A message about this call may be due.
+    Due(CallId),
+    Ended(Ended),
+    Leave(oneshot::Sender<()>),
+}
 
 /// What is called when the fleet has left a search.
 pub type OnRelease = Box<dyn FnOnce(FleetRelease) + Send>;

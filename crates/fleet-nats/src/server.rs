@@ -26,7 +26,7 @@ use tokio_stream::{StreamExt, adapters::Merge};
 
 use crate::{
     broker::{Broker, BrokerOptions, ConnectError},
-    call::{Call, Calls, Ended, FleetSearch, FleetStopper, OnRelease},
+    call::{Call, Calls, Ended, FleetSearch, FleetStopper, OnRelease, Request},
     key::{Key, KeyResult},
     wire::{self, News},
 };
@@ -61,14 +61,6 @@ const DISTRUSTED: &str = "it has reported hits that are none, or secrets that it
 pub struct Fleet {
     shared: Arc<Shared>,
     requests: UnboundedSender<Request>,
-}
-
-/// What [`Server`] has to do.
-pub(crate) enum Request {
-    /// A message about this call may be due.
-    Due(CallId),
-    Ended(Ended),
-    Leave(oneshot::Sender<()>),
 }
 
 struct Shared {
@@ -182,8 +174,8 @@ impl Fleet {
     /// Passes a search to the fleet. `query` must be one that it [takes](Self::takes), and
     /// the one that the checkpoint belongs to.
     ///
-    /// `on_release` is called once, when the search was stopped or dropped *and* the leader has recalled its
-    /// leases, or has heard nothing of it for so long that it did.
+    /// `on_release` is called once, when the search was stopped or dropped *and* the leader has
+    /// recalled its leases, or has heard nothing of it for so long that it did.
     pub fn search(
         &self,
         client: Client,

@@ -79,7 +79,8 @@ struct Task {
 
 impl Agent {
     /// Creates an agent without leases. `boot` must be greater each time that its process starts,
-    /// and `rate` is how many hashes of a fast kernel it computes per second. `version` is for people.
+    /// and `rate` is how many hashes of a fast kernel it computes per second. `version` is for
+    /// people.
     #[must_use]
     pub fn new(id: AgentId, boot: u64, rate: f64, version: Arc<str>) -> Agent {
         Agent {

@@ -20,9 +20,9 @@ pub const RENEWED_FOR: Duration = Duration::from_secs(3);
 /// more. The search then waits.
 const MOST_UNCONFIRMED: usize = 512;
 
-/// Number of hits beyond a call's frontier from which its server receives only the frontier. Messages
-/// about a call, one a second, would otherwise grow to many kilobytes. Only if the leader dies, what
-/// lies beyond the frontier is searched again.
+/// Number of hits beyond a call's frontier from which its server receives only the frontier.
+/// Messages about a call, one a second, would otherwise grow to many kilobytes. Only if the leader
+/// dies, what lies beyond the frontier is searched again.
 const MOST_HELD_TOLD: usize = 512;
 
 /// The leader's answer to [`Ask`]. It is also sent without being asked for when there is news.

@@ -1,8 +1,8 @@
 //! Which server leads.
 //!
-//! The leader's term is the value of one key of a store that can compare and set. The
-//! server that writes the key leads, and shows it to the others with [`Beat`]s. Nothing that is computed depends on
-//! there being a single leader: terms only keep two leaders apart.
+//! The leader's term is the value of one key of a store that can compare and set. The server that
+//! writes the key leads, and shows it to the others with [`Beat`]s. Nothing that is computed
+//! depends on there being a single leader: terms only keep two leaders apart.
 
 use std::time::Duration;
 

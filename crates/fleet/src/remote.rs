@@ -133,8 +133,8 @@ impl RemoteSearch {
         self.is_stranded && self.outcome.is_none()
     }
 
-    /// Takes the candidates that have arrived, with a checkpoint of the same moment. After some, the
-    /// next message is due at once: it confirms them, and brings the next ones.
+    /// Takes the candidates that have arrived, with a checkpoint of the same moment. After some,
+    /// the next message is due at once: it confirms them, and brings the next ones.
     pub fn take(&mut self) -> (Vec<Candidate>, Checkpoint) {
         if !self.ready.is_empty() {
             self.asked = None;

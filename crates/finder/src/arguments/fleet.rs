@@ -10,8 +10,8 @@ use hashfinder_fleet_nats::{BrokerAddress, BrokerOptions};
 pub(crate) struct FleetArguments {
     /// NATS broker of the fleet: nats://HOST:PORT or, with TLS, tls://HOST:PORT
     ///
-    /// Separate several brokers of a cluster by commas. Several fleets can use one broker, each with
-    /// a name: nats://HOST:PORT/NAME.
+    /// Separate several brokers of a cluster by commas. Several fleets can use one broker, each
+    /// with a name: nats://HOST:PORT/NAME.
     #[arg(
         long,
         value_name = "URL",

@@ -28,9 +28,9 @@ use crate::{
 /// Search for the servers of a fleet.
 ///
 /// The agent connects to a NATS broker, and tries what the servers of the fleet (`hashfinder serve
-/// --fleet`) have to search. It listens on no port. If the connection breaks, it reconnects. SIGINT,
-/// SIGTERM, SIGHUP and SIGQUIT end it: it hands back what it has not tried. If it is killed, the
-/// fleet gives its work to other agents after 3 s.
+/// --fleet`) have to search. It listens on no port. If the connection breaks, it reconnects.
+/// SIGINT, SIGTERM, SIGHUP and SIGQUIT end it: it hands back what it has not tried. If it is
+/// killed, the fleet gives its work to other agents after 3 s.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -1,4 +1,5 @@
-//! The broker, as far as the machines of a fleet see it: its one key, and what may go wrong with it.
+//! The broker, as far as the machines of a fleet see it: its one key, and what may go wrong with
+//! it.
 
 use std::time::Duration;
 

@@ -12,3 +12,4 @@ pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod shared;
 pub(crate) mod stop_cause;
+pub(crate) mod stopper;

@@ -19,7 +19,7 @@ use hashfinder_transport::ClientName;
 use crate::{
     call_info::MethodName,
     errors::{CallError, Canceller},
-    searches::{run::Stopper, stop_cause::StopCause},
+    searches::{stop_cause::StopCause, stopper::Stopper},
 };
 
 /// The record of a search, from its admission on.

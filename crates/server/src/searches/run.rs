@@ -12,14 +12,14 @@ use std::{
     time::Duration,
 };
 
-use hashfinder_fleet_nats::{Fleet, FleetAdvance, FleetRelease, FleetSearch, FleetStopper};
+use hashfinder_fleet_nats::{Fleet, FleetAdvance, FleetRelease, FleetSearch};
 use hashfinder_search::{
-    self as search, Admission, Candidate, Checkpoint, Client, Engine, Event, Index, Outcome,
-    Progress, Query, Report, Search,
+    Admission, Candidate, Checkpoint, Client, Engine, Event, Index, Outcome, Progress, Query,
+    Report, Search,
 };
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::searches::record::Record;
+use crate::searches::{record::Record, stopper::Stopper};
 
 /// Time for which every search stays on its server: most end within it, and passing one on takes a
 /// few milliseconds.
@@ -30,36 +30,6 @@ const TRIES_EVERY: Duration = Duration::from_secs(1);
 
 /// What is called once, when nothing works on a search any more.
 type OnRelease = Box<dyn FnOnce(Report) + Send>;
-
-/// Stops a search, wherever it runs.
-#[derive(Clone, Debug)]
-pub(crate) enum Stopper {
-    /// On the engine. Before it came there, this many secrets were covered.
-    Engine(search::Stopper, u64),
-    Fleet(FleetStopper),
-}
-
-impl Stopper {
-    pub(crate) fn stop(&self) {
-        match self {
-            Stopper::Engine(stopper, _) => stopper.stop(),
-            Stopper::Fleet(stopper) => stopper.stop(),
-        }
-    }
-
-    /// Returns the progress; `None` if the search ended with its first secrets, or if it was
-    /// released after its handle was dropped.
-    pub(crate) fn progress(&self) -> Option<Progress> {
-        match self {
-            Stopper::Engine(stopper, covered) => stopper.progress().map(|progress| Progress {
-                hashes: progress.hashes + covered,
-                tests: progress.tests + covered,
-                ..progress
-            }),
-            Stopper::Fleet(stopper) => Some(stopper.progress()),
-        }
-    }
-}
 
 /// Calls what waits for the end of a search's work, once, wherever the search ends.
 pub(crate) struct Release(Mutex<ReleaseState>);

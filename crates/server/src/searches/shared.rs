@@ -31,8 +31,9 @@ use crate::{
         owner_client::{client_of, is_local},
         record::Record,
         registry::{Registry, Viewer},
-        run::{Release, Run, Stopper, Travel},
+        run::{Release, Run, Travel},
         stop_cause::StopCause,
+        stopper::Stopper,
     },
     trace::{self, Traces},
 };

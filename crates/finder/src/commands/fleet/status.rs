@@ -30,8 +30,8 @@ const UPDATED_EVERY: Duration = Duration::from_secs(1);
 ///
 /// On a terminal, the table is updated each second until ctrl-C. Otherwise it is printed once, with
 /// a line for each agent and columns separated by tabs: the agent, its state (working, idle,
-/// draining, silent or distrusted), hashes per second, leases, seconds since it was last heard of, reports that
-/// were wrong, and its version.
+/// draining, silent or distrusted), hashes per second, leases, seconds since it was last heard of,
+/// reports that were wrong, and its version.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -46,3 +46,36 @@ fn a_fleet_without_trouble_works_in_parallel() {
     let world = World::new(1, Size::Calm).run();
     assert!(world.now() < Duration::from_secs(60), "{:?}", world.now());
 }
+
+/// Prints how long answers wait in a large fleet, and what its leader costs. By default, the fleet
+/// is small enough for every test run.
+#[test]
+fn a_large_fleet_answers_soon_after_a_hit() {
+    let number = |name: &str, default: usize| {
+        let given = std::env::var(name).ok();
+        given.map_or(default, |text| text.parse().unwrap())
+    };
+    let agents = number("FLEET_AGENTS", 100);
+    for trouble in [false, true] {
+        let (mut waits, mut leaders, mut seconds) = (Vec::<Duration>::new(), Duration::ZERO, 0.0);
+        for seed in 0..number("FLEET_RUNS", 1) as u64 {
+            let world = World::new(seed, Size::Large { agents, trouble }).run();
+            waits.extend(&world.waits);
+            leaders += world.leaders;
+            seconds += world.now().as_secs_f64();
+        }
+        waits.sort();
+        assert!(!waits.is_empty());
+        let quantile = |share: f64| waits[((waits.len() - 1) as f64 * share) as usize];
+        eprintln!(
+            "agents {agents}, trouble {trouble}: {} answers, waits: median {:.3} s, p99 {:.3} s, \
+             p99.9 {:.3} s, longest {:.3} s; leader: {:.3} CPU seconds for each second",
+            waits.len(),
+            quantile(0.5).as_secs_f64(),
+            quantile(0.99).as_secs_f64(),
+            quantile(0.999).as_secs_f64(),
+            quantile(1.0).as_secs_f64(),
+            leaders.as_secs_f64() / seconds,
+        );
+    }
+}

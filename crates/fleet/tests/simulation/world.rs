@@ -5,7 +5,8 @@ use std::{
     collections::{BTreeMap, BinaryHeap, VecDeque},
     num::NonZeroU64,
     ops::Range,
-    time::Duration,
+    sync::OnceLock,
+    time::{Duration, Instant},
 };
 
 use fastrand::Rng;
@@ -39,13 +40,39 @@ const AGENTS_GONE_AFTER: Duration = Duration::from_secs(6);
 /// Secrets per second of a server that searches itself.
 const LOCAL_RATE: f64 = 1_000.0;
 
-/// How large a simulated fleet is.
+/// How large a simulated fleet is, and what happens to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
-    /// Up to 8 agents and 3 servers, with or without trouble.
+    /// Up to 8 agents and 3 servers. In half of the schedules, anything may happen to them.
     Small,
     /// The same number of machines, without trouble.
     Calm,
+    /// So many agents, of speeds that differ 200-fold, and many searches.
+    Large {
+        agents: usize,
+        /// Whether a hundredth of all messages is lost, and an agent dies each second.
+        trouble: bool,
+    },
+}
+
+/// Searches of a large fleet, one after another.
+const SEARCHES: usize = 40;
+
+/// Number of secrets that a large fleet may try for each search.
+const MANY_SECRETS: Index = 400_000_000;
+
+/// Returns the oracles of large fleets. Each name is in one of 47 million hashes.
+fn large_oracles() -> &'static [Oracle] {
+    static ORACLES: OnceLock<Vec<Oracle>> = OnceLock::new();
+    let names = [
+        "doctor", "tardis", "search", "oxygen", "hashes", "finder", "vessel", "galaxy",
+    ];
+    ORACLES.get_or_init(|| {
+        let names = names.into_iter();
+        names
+            .map(|name| Oracle::new(name, 0, 2, MANY_SECRETS))
+            .collect()
+    })
 }
 
 /// One end of a message.
@@ -69,6 +96,7 @@ enum Event {
     Recall(usize, Term, Vec<LeaseId>),
     Wake(usize),
     Term(usize, Term),
+    /// With the number of the plan that this belongs to.
     Computes(usize, u64),
     // To a server.
     Beat(usize, Beat),
@@ -98,6 +126,11 @@ struct Machine {
     is_liar: bool,
     /// What it tries, the first one first.
     tasks: VecDeque<Task>,
+    /// Until when it has computed, and how many secrets of the next step that was.
+    computed: Duration,
+    rest: f64,
+    /// Number of the latest plan, when to compute next.
+    plan: u64,
     /// When it last looked for a leader.
     asked: Duration,
 }
@@ -125,6 +158,7 @@ struct Call {
     range: Range<Index>,
     place: Place,
     reported: Vec<Candidate>,
+    began: Duration,
     progressed: Duration,
 }
 
@@ -135,6 +169,8 @@ enum Place {
 }
 
 pub(crate) struct World {
+    size: Size,
+    oracles: &'static [Oracle],
     rng: Rng,
     now: Duration,
     queue: BinaryHeap<Reverse<(Duration, u64)>>,
@@ -153,10 +189,16 @@ pub(crate) struct World {
     troubled_until: Duration,
     last_trouble: Duration,
     next: u64,
+    /// When agents have tried the secrets that are hits for an oracle's query.
+    hits: BTreeMap<(usize, Index), Vec<Duration>>,
+    /// Times from then until the server of the search had the answer.
+    pub(crate) waits: Vec<Duration>,
+    /// CPU time that leaders took.
+    pub(crate) leaders: Duration,
 }
 
-fn oracle_of(query: &Query) -> usize {
-    let mut all = oracles().iter();
+fn oracle_of(oracles: &[Oracle], query: &Query) -> usize {
+    let mut all = oracles.iter();
     let place = all.position(|oracle| oracle.query.names() == query.names());
     place.expect("every query has an oracle")
 }
@@ -174,37 +216,54 @@ fn settings() -> LeaderSettings {
 impl World {
     pub(crate) fn new(seed: u64, size: Size) -> World {
         let mut rng = Rng::with_seed(seed);
-        let trouble = [Duration::ZERO, 120 * SECOND][rng.usize(..2)];
+        let (oracles, secrets) = match size {
+            Size::Large { .. } => (large_oracles(), MANY_SECRETS),
+            _ => (oracles(), SECRETS),
+        };
+        let troubled_until = match size {
+            Size::Small => [Duration::ZERO, 120 * SECOND][rng.usize(..2)],
+            Size::Calm | Size::Large { trouble: false, .. } => Duration::ZERO,
+            Size::Large { trouble: true, .. } => Duration::MAX,
+        };
         let mut world = World {
+            size,
+            oracles,
             now: Duration::ZERO,
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             broker: Broker::new(),
             machines: Vec::new(),
             servers: Vec::new(),
-            tried: vec![Tried::default(); oracles().len()],
-            ended: vec![Duration::ZERO; oracles().len()],
+            tried: vec![Tried::default(); oracles.len()],
+            ended: vec![Duration::ZERO; oracles.len()],
             to_begin: Vec::new(),
             running: 0,
-            troubled_until: if size == Size::Calm {
-                Duration::ZERO
-            } else {
-                trouble
-            },
+            troubled_until,
             last_trouble: Duration::ZERO,
             next: 0,
+            hits: BTreeMap::new(),
+            waits: Vec::new(),
+            leaders: Duration::ZERO,
             rng,
         };
-        for number in 0..world.rng.usize(1..=8) {
-            let is_liar = size != Size::Calm && world.rng.u8(..10) == 0;
+        let agents = match size {
+            Size::Large { agents, .. } => agents,
+            _ => world.rng.usize(1..=8),
+        };
+        for number in 0..agents {
+            let is_liar = size == Size::Small && world.rng.u8(..10) == 0;
             world.machines.push(Machine {
                 fate: Fate::default(),
                 agent: Agent::new("".into(), 0, 0.0, "1".into()),
                 rate: 0.0,
                 is_liar,
                 tasks: VecDeque::new(),
+                computed: Duration::ZERO,
+                rest: 0.0,
+                plan: 0,
                 asked: Duration::ZERO,
             });
+            // A large fleet is ready before the first search begins.
             world.at(Duration::ZERO, Event::Starts(End::Agent(number)));
         }
         for number in 0..world.rng.usize(1..=3) {
@@ -220,10 +279,17 @@ impl World {
             });
             world.at(Duration::ZERO, Event::Starts(End::Server(number)));
         }
-        for _ in 0..world.rng.usize(1..=5) {
-            let oracle = world.rng.usize(..oracles().len());
-            let start = [0, world.rng.u64(..SECRETS / 2)][world.rng.usize(..2)];
-            let budget = world.rng.u64(1..=SECRETS - start);
+        let searches = match size {
+            Size::Large { .. } => SEARCHES,
+            _ => world.rng.usize(1..=5),
+        };
+        for _ in 0..searches {
+            let oracle = world.rng.usize(..oracles.len());
+            let start = [0, world.rng.u64(..secrets / 2)][world.rng.usize(..2)];
+            let budget = match size {
+                Size::Large { .. } => secrets - start,
+                _ => world.rng.u64(1..=secrets - start),
+            };
             world.to_begin.push((oracle, start..start + budget));
         }
         world.running = world.to_begin.len();
@@ -240,7 +306,7 @@ impl World {
         while self.running > 0 {
             let Reverse((when, number)) = self.queue.pop().unwrap();
             self.now = when;
-            assert!(when < 3_000 * SECOND, "it never ends");
+            assert!(when < 10_000 * SECOND, "it never ends");
             let event = self.events.remove(&number).unwrap();
             self.happen(event);
         }
@@ -272,6 +338,13 @@ impl World {
     fn send(&mut self, from: End, event: &Event) {
         let now = self.now;
         if !self.broker.is_up(now) || self.fate(from).mute_until > now {
+            return;
+        }
+        if let Size::Large { trouble, .. } = self.size {
+            if !trouble || self.rng.u8(..100) > 0 {
+                let delay = Duration::from_micros(self.rng.u64(300..5_000));
+                self.after(delay, event.clone());
+            }
             return;
         }
         let copies = match self.rng.u8(..20) {
@@ -348,12 +421,14 @@ impl World {
             Event::Orders(to, work, orders) => {
                 if self.machines[to].fate.boot == work.boot {
                     let now = self.now;
+                    self.compute(to);
                     self.machines[to].agent.orders(&work, orders, now);
                     self.act(to);
                 }
             }
             Event::Recall(to, term, leases) => {
                 if self.machines[to].agent.term() == term {
+                    self.compute(to);
                     self.machines[to].agent.recall(&leases);
                     self.act(to);
                 }
@@ -367,9 +442,10 @@ impl World {
                 self.machines[to].agent.heard(term, now);
                 self.act(to);
             }
-            Event::Computes(to, boot) => {
-                if self.machines[to].fate.boot == boot {
+            Event::Computes(to, plan) => {
+                if self.machines[to].plan == plan {
                     self.compute(to);
+                    self.act(to);
                 }
             }
             Event::Beat(to, beat) => self.beat(to, &beat),
@@ -395,9 +471,16 @@ impl World {
     fn start_agent(&mut self, number: usize) {
         self.next += 1;
         let boot = self.next;
-        let rate = [500.0, 2_000.0, 9_000.0][self.rng.usize(..3)];
+        let rate = match self.size {
+            Size::Large { .. } => 100.0 * 200_f64.powf(self.rng.f64()),
+            _ => [500.0, 2_000.0, 9_000.0][self.rng.usize(..3)],
+        };
         // What it measured at its start may be wrong.
         let believed = rate * [0.1, 1.0, 1.0, 30.0][self.rng.usize(..4)];
+        let believed = match self.size {
+            Size::Large { .. } => rate * (0.8 + 0.4 * self.rng.f64()),
+            _ => believed,
+        };
         let id: AgentId = number.to_string().into();
         let machine = &mut self.machines[number];
         machine.fate = Fate {
@@ -407,29 +490,38 @@ impl World {
         machine.agent = Agent::new(id, boot, believed, "1".into());
         machine.rate = rate;
         machine.tasks.clear();
-        self.after(STEP, Event::Computes(number, boot));
+        machine.computed = self.now;
+        machine.rest = 0.0;
+        self.act(number);
     }
 
-    /// Tries secrets for a step, and does what the agent says.
+    /// Tries the secrets that an agent has had time for.
     fn compute(&mut self, number: usize) {
+        let (now, oracles) = (self.now, self.oracles);
         let machine = &mut self.machines[number];
-        let boot = machine.fate.boot;
-        let mut left = machine.rate * STEP.as_secs_f64();
+        // It does nothing while it is paused.
+        let since = machine.computed.max(machine.fate.paused_until);
+        machine.computed = now;
+        let mut left = machine.rest + machine.rate * now.saturating_sub(since).as_secs_f64();
         while left >= 1.0
             && let Some(Task { order, report }) = machine.tasks.front_mut()
         {
-            let wanted = order.queries.iter().map(oracle_of);
+            let wanted = order.queries.iter().map(|query| oracle_of(oracles, query));
             let unwanted = wanted.map(|oracle| self.ended[oracle]).max();
             let since = unwanted.unwrap_or_default().max(self.last_trouble);
             assert!(
-                self.now < since + MOST_WASTED || self.running == 0,
+                now < since.saturating_add(MOST_WASTED) || self.running == 0,
                 "agent {number} works on what no search wants"
             );
             let start = report.tried;
             let end = order.range.end.min(start + left as u64);
-            let (tried, hits) = scan(order, start..end, report.hits.len());
+            let (tried, hits) = scan(oracles, order, start..end, report.hits.len());
             for query in order.queries.iter() {
-                self.tried[oracle_of(query)].add(start..tried);
+                let oracle = oracle_of(oracles, query);
+                self.tried[oracle].add(start..tried);
+                for index in &hits {
+                    self.hits.entry((oracle, *index)).or_default().push(now);
+                }
             }
             let count = (tried - start) as f64;
             left -= count;
@@ -440,14 +532,37 @@ impl World {
                 break;
             }
             let report = machine.tasks.pop_front().unwrap().report;
-            machine.agent.done(report, self.now);
+            machine.agent.done(report, now);
         }
-        machine.agent.tick(self.now);
-        self.act(number);
-        self.after(STEP, Event::Computes(number, boot));
+        machine.rest = if machine.tasks.is_empty() {
+            0.0
+        } else {
+            left.min(1.0)
+        };
+        machine.agent.tick(now);
     }
 
-    /// Does what an agent says, and sends its message if it is due.
+    /// Plans when an agent computes next: when its first lease is done, or something may be due.
+    fn plan(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let left = machine.tasks.front().map_or(f64::MAX, |task| {
+            (task.order.range.end - task.report.tried) as f64 / machine.rate
+        });
+        let most = match self.size {
+            Size::Large { .. } => SECOND / 4,
+            _ => STEP,
+        };
+        let pause = Duration::try_from_secs_f64(left).map_or(most, |left| left.min(most));
+        self.next += 1;
+        let plan = self.next;
+        self.machines[number].plan = plan;
+        self.after(
+            pause + Duration::from_micros(1),
+            Event::Computes(number, plan),
+        );
+    }
+
+    /// Does what an agent says, sends its message if it is due, and plans what comes next.
     fn act(&mut self, number: usize) {
         let now = self.now;
         let machine = &mut self.machines[number];
@@ -472,6 +587,8 @@ impl World {
                 }
             }
         }
+        self.plan(number);
+        let machine = &mut self.machines[number];
         let is_drained = machine.agent.is_drained();
         let has_leader = machine.agent.term() != Term::default();
         let work = (has_leader && machine.agent.is_due(now)).then(|| machine.agent.work(now));
@@ -547,7 +664,9 @@ impl World {
         };
         let now = self.now;
         let may_deal = self.servers[place].election.may_deal(now);
+        let began = Instant::now();
         let orders = self.leader(place).work(work, may_deal, now);
+        self.leaders += began.elapsed();
         let to = work.agent.parse().unwrap();
         self.send(End::Server(place), &Event::Orders(to, work.clone(), orders));
         self.tell(place);
@@ -558,10 +677,10 @@ impl World {
             return;
         };
         let now = self.now;
-        let told = self
-            .leader(place)
-            .ask(ask, now)
-            .expect("within every limit");
+        let began = Instant::now();
+        let told = self.leader(place).ask(ask, now);
+        self.leaders += began.elapsed();
+        let told = told.expect("within every limit");
         if let Some(told) = told {
             self.say(place, &ask.server, &ask.call, told);
         }
@@ -607,11 +726,16 @@ impl World {
             self.carry_out(place, action);
         }
         if let Some(leader) = &mut self.servers[place].leader {
+            let began = Instant::now();
             leader.tick(now);
+            self.leaders += began.elapsed();
         }
         self.show_life(place);
         self.leads_on(place);
+        let is_free =
+            !matches!(self.size, Size::Large { .. }) || self.running == self.to_begin.len();
         if self.rng.u8(..20) == 0
+            && is_free
             && let Some((oracle, range)) = self.to_begin.pop()
         {
             self.begin(place, oracle, range);
@@ -725,7 +849,7 @@ impl World {
     // Calls.
 
     fn begin(&mut self, place: usize, oracle: usize, range: Range<Index>) {
-        let query = oracles()[oracle].query.clone().starting_at(range.start);
+        let query = self.oracles[oracle].query.clone().starting_at(range.start);
         let budget = NonZeroU64::new(range.end - range.start).unwrap();
         let query = query.hash_budget(budget);
         self.next += 1;
@@ -736,8 +860,10 @@ impl World {
             place: Place::Here(range.start),
             range,
             reported: Vec::new(),
+            began: self.now,
             progressed: self.now,
         };
+        self.ended[oracle] = self.now;
         self.servers[place].calls.insert(id, call);
     }
 
@@ -805,7 +931,7 @@ impl World {
                 Place::Here(frontier) => {
                     let from = *frontier;
                     let to = (from + (LOCAL_RATE * STEP.as_secs_f64()) as u64).min(call.range.end);
-                    let (expected, ideal) = oracles()[call.oracle].expect(from..to);
+                    let (expected, ideal) = self.oracles[call.oracle].expect(from..to);
                     call.reported.extend(expected);
                     let to = ideal.map_or(to, |found| found.index + 1);
                     self.tried[call.oracle].add(from..to);
@@ -881,7 +1007,7 @@ impl World {
         let (candidates, checkpoint) = search.take();
         call.reported.extend(candidates);
         let frontier = checkpoint.frontier();
-        let oracle = &oracles()[call.oracle];
+        let oracle = &self.oracles[call.oracle];
         let (expected, ideal) = oracle.expect(call.range.start..frontier);
         assert_eq!(call.reported, expected, "call {id} up to {frontier}");
         let covered = call.range.start..frontier;
@@ -904,9 +1030,15 @@ impl World {
 
     fn end(&mut self, place: usize, id: &CallId, ideal: Option<Candidate>) {
         let call = self.servers[place].calls.remove(id).unwrap();
-        let oracle: &Oracle = &oracles()[call.oracle];
+        let oracle: &Oracle = &self.oracles[call.oracle];
         let (expected, found) = oracle.expect(call.range.clone());
         assert_eq!((call.reported, ideal), (expected, found), "call {id}");
+        if let Some(found) = ideal
+            && let Some(tries) = self.hits.get(&(call.oracle, found.index))
+            && let Some(first) = tries.iter().find(|at| **at >= call.began)
+        {
+            self.waits.push(self.now.saturating_sub(*first));
+        }
         self.running -= 1;
         self.leave(place, id, call.oracle);
     }
@@ -930,13 +1062,23 @@ impl World {
 
     fn chaos(&mut self) {
         self.after(STEP, Event::Chaos);
-        for oracle in 0..oracles().len() {
+        for oracle in 0..self.oracles.len() {
             let mut calls = self.servers.iter().flat_map(|server| server.calls.values());
             if calls.any(|call| call.oracle == oracle) {
                 self.ended[oracle] = self.now;
             }
         }
         if !self.is_troubled() {
+            return;
+        }
+        if let Size::Large { agents, .. } = self.size {
+            self.last_trouble = self.now;
+            if self.now.as_millis() % 1_000 < STEP.as_millis() {
+                let agent = self.rng.usize(..agents);
+                self.machines[agent].fate.boot = 0;
+                self.machines[agent].plan = 0;
+                self.after(5 * SECOND, Event::Starts(End::Agent(agent)));
+            }
             return;
         }
         let agent = self.rng.usize(..self.machines.len());
@@ -1013,9 +1155,16 @@ impl World {
 
 /// Returns one past the last index that an agent tries, and the indices of the hits that it finds.
 /// It has found some of the lease before.
-fn scan(order: &Order, range: Range<Index>, found: usize) -> (Index, Vec<Index>) {
+fn scan(
+    oracles: &[Oracle],
+    order: &Order,
+    range: Range<Index>,
+    found: usize,
+) -> (Index, Vec<Index>) {
     let hits = order.queries.iter().flat_map(|query| {
-        let hits = oracles()[oracle_of(query)].hits(range.clone()).iter();
+        let hits = oracles[oracle_of(oracles, query)]
+            .hits(range.clone())
+            .iter();
         hits.map(|hit| hit.index)
     });
     let mut hits: Vec<Index> = hits.collect();

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::OnceLock};
 
-use hashfinder_search::{Candidate, Distance, Index, Query};
+use hashfinder_search::{Candidate, Distance, Index, Kernel, Query};
 
 /// Number of secrets that the oracle has tried.
 pub(crate) const SECRETS: Index = 120_000;
@@ -22,19 +22,23 @@ pub(crate) fn oracles() -> &'static [Oracle] {
             ("doctor", 1, 4),
             ("search", 1, 5),
         ];
-        let oracle = |(name, ideal, interesting): (&str, u8, u8)| {
-            let query = Query::new(name.parse().unwrap(), Distance::from(ideal)).unwrap();
-            let query = query.interesting(Distance::from(interesting));
-            let near = ideal.max(interesting - 1);
-            let all = (0..SECRETS).map(|index| query.candidate(index));
-            let hits = all.filter(|found| found.distance <= near).collect();
-            Oracle { query, hits }
-        };
+        let oracle = |(name, ideal, interesting)| Oracle::new(name, ideal, interesting, SECRETS);
         kinds.into_iter().map(oracle).collect()
     })
 }
 
 impl Oracle {
+    /// Tries the first secrets, this many, for a name.
+    pub(crate) fn new(name: &str, ideal: u8, interesting: u8, secrets: Index) -> Oracle {
+        let query = Query::new(name.parse().unwrap(), Distance::from(ideal)).unwrap();
+        let query = query.interesting(Distance::from(interesting));
+        let mut found = Vec::new();
+        (query.matcher()).scan(Kernel::best(), 0..secrets, usize::MAX, &mut found);
+        let hits = found.iter().map(|found| query.candidate(found.index));
+        let hits = hits.collect();
+        Oracle { query, hits }
+    }
+
     /// Returns the hits of a range.
     pub(crate) fn hits(&self, range: Range<Index>) -> &[Candidate] {
         let below = |index| self.hits.partition_point(|hit| hit.index < index);

@@ -23,8 +23,9 @@ const SPEAKS_EVERY: Duration = Duration::from_secs(1);
 /// Time after which a reply that has not come counts as lost.
 const REPLY_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// With less work than this in hand, the agent reports at once, to get more.
-const LEAST_IN_HAND: Duration = Duration::from_secs(1);
+/// With less work than this in hand, the agent reports at once, to get more: longer than a reply
+/// takes.
+const LEAST_IN_HAND: Duration = Duration::from_millis(200);
 
 /// The state of an agent. What tries the secrets is elsewhere: it carries out [`Command`]s, and
 /// says when a lease is [done](Agent::done).
@@ -55,6 +56,8 @@ pub struct Agent {
     sent: usize,
     /// Whether an unsent report should be sent at once.
     is_urgent: bool,
+    /// Whether the leader may have something to say at once.
+    is_called: bool,
     commands: Vec<Command>,
 }
 
@@ -100,6 +103,7 @@ impl Agent {
             reports: Vec::new(),
             sent: 0,
             is_urgent: false,
+            is_called: false,
             commands: Vec::new(),
         }
     }
@@ -171,7 +175,9 @@ impl Agent {
         // A reply that is still awaited here was lost.
         let has_news = self.is_waiting || self.reports.len() > self.sent;
         let wants_work = self.is_woken && self.tasks.is_empty();
-        wants_work || has_news && (self.is_urgent || self.in_hand(now) < LEAST_IN_HAND)
+        self.is_called
+            || wants_work
+            || has_news && (self.is_urgent || self.in_hand(now) < LEAST_IN_HAND)
     }
 
     /// Returns how long the leases in hand should still take.
@@ -189,6 +195,7 @@ impl Agent {
         self.is_waiting = true;
         self.is_woken = false;
         self.is_urgent = false;
+        self.is_called = false;
         self.sent = self.reports.len();
         Work {
             agent: self.id.clone(),
@@ -244,6 +251,11 @@ impl Agent {
 
     /// Stops these leases, to report them as far as they are tried.
     pub fn recall(&mut self, leases: &[LeaseId]) {
+        let is_here = |lease| self.tasks.iter().any(|task| task.lease == lease);
+        if !leases.iter().all(|lease| is_here(*lease)) {
+            // It may be in a reply that has not come yet. The next one repeats the recall.
+            self.is_called = true;
+        }
         for task in &mut self.tasks {
             if leases.contains(&task.lease) && !task.is_stopping {
                 task.is_stopping = true;

@@ -16,12 +16,13 @@ use crate::{
     roster::{Listed, Member, Roster},
 };
 
-/// Time that a lease should take. A hit is final only once everything below it is done, so a longer
-/// lease makes answers later; a shorter one costs more messages.
-const LEASE_TIME: Duration = Duration::from_secs(2);
+/// Time that a lease should take. A hit is final only once everything below it is done, so longer
+/// leases make answers later. Shorter ones would cost more messages: an agent sends one each second
+/// anyway.
+const LEASE_TIME: Duration = Duration::from_secs(1);
 
 /// Time of the work that an agent has in hand: it tries one lease while the next one arrives.
-const IN_HAND: Duration = Duration::from_secs(4);
+const IN_HAND: Duration = Duration::from_secs(2);
 
 /// Maximum number of leases that an agent has. Small ranges are left over where leases came back
 /// partly tried, and a fast agent tries many in one round trip.
@@ -53,7 +54,7 @@ impl Default for LeaderSettings {
                 most_growth: 8,
                 // Each query takes up to 3 KiB of a message to an agent, which may have 1 MiB.
                 most_followers: 256,
-                // 200 KiB of a leader's memory for each search.
+                // 400 KiB of a leader's memory for each search, with its queue.
                 most_held: 8192,
                 hits_per_slice: 256,
             },
@@ -73,6 +74,8 @@ pub struct Leader {
     calls: Calls,
     /// The queries of each matcher that leases have in use.
     queries: HashMap<usize, QuerySet>,
+    /// Hashes per second of all agents that take leases, at the last tick.
+    rate: f64,
     /// Number of the next set of queries.
     next_set: u64,
     /// Leases to recall at once, by agent.
@@ -92,13 +95,22 @@ impl Leader {
     /// Creates a leader without agents and calls.
     #[must_use]
     pub fn new(term: Term, settings: LeaderSettings) -> Leader {
+        let LeaderSettings { limits, pacing, .. } = settings;
+        // A search whose queue is full drops what it has covered beyond its frontier: here, that is
+        // the work of all agents.
+        let queue_length = limits.queue_length.max(pacing.most_held);
+        let limits = Limits {
+            queue_length,
+            ..limits
+        };
         Leader {
             term,
             settings,
-            dispatcher: Dispatcher::new(settings.limits, settings.pacing),
+            dispatcher: Dispatcher::new(limits, pacing),
             roster: Roster::default(),
             calls: Calls::default(),
             queries: HashMap::new(),
+            rate: 0.0,
             next_set: 0,
             recalls: BTreeMap::new(),
             is_short: false,
@@ -205,6 +217,7 @@ impl Leader {
             let worker = Worker {
                 speed: member.rate / UNIT,
                 longest_slice: self.settings.longest_lease,
+                share: (member.rate / self.rate.max(member.rate)).min(1.0),
             };
             let Some(lease) = self.dispatcher.lease(worker, now) else {
                 self.is_short = true;
@@ -220,6 +233,9 @@ impl Leader {
                 hit_limit: lease.hit_limit(),
                 planned: lease.planned(),
             });
+            if lease.is_urgent() {
+                return;
+            }
         }
     }
 
@@ -303,6 +319,8 @@ impl Leader {
         for lease in self.roster.overdue(now) {
             self.dispatcher.give_back(lease, now);
         }
+        self.dispatcher.tick(now);
+        (_, self.rate) = self.roster.capacity(now);
         self.note_recalls(now);
     }
 

@@ -38,11 +38,19 @@ impl QuerySet {
     pub fn new(queries: &[Query]) -> Option<QuerySet> {
         let first = queries.first()?;
         let is_compatible = queries.iter().all(|query| first.is_compatible_with(query));
-        let members = vec![0; queries.len()];
         is_compatible.then(|| {
+            // A member's number is the place of its query.
+            let members = (0..).take(queries.len()).collect();
             let queries = queries.iter().cloned().map(Arc::new);
             QuerySet(Arc::new(Group::new(queries.collect(), members)))
         })
+    }
+
+    /// Whether a hit ends one of the searches.
+    fn is_ideal(&self, hit: &Found) -> bool {
+        let owner = self.0.owner(hit.number);
+        let query = owner.and_then(|(place, _)| self.0.queries().nth(place as usize));
+        query.is_some_and(|query| query.is_ideal(hit.distance))
     }
 }
 
@@ -70,7 +78,7 @@ pub struct Tried {
 /// A fixed set of threads that try leases, one after another.
 ///
 /// All threads work on the first lease, and begin the next one while its last slices are tried. A
-/// lease that is [stopped](Self::stop) is left within one slice, half a millisecond. Dropping the
+/// lease is done early at a hit that ends one of the searches. One that is [stopped](Self::stop) is left within one slice, half a millisecond. Dropping the
 /// crew joins the threads; leases that are not done are never reported.
 pub struct Crew {
     shared: Arc<Shared>,
@@ -103,6 +111,8 @@ struct Task {
     ledger: Ledger,
     /// Hits, also beyond the frontier.
     hits: BTreeSet<Index>,
+    /// The first hit that ends a search.
+    ideal: Option<Index>,
     /// Number of its slices that threads have.
     out: usize,
     began: Option<Duration>,
@@ -181,6 +191,7 @@ impl Crew {
             range,
             hit_limit: hit_limit.max(1),
             hits: BTreeSet::new(),
+            ideal: None,
             out: 0,
             began: None,
             is_stopping: false,
@@ -318,6 +329,9 @@ impl State {
             Some(tried) => {
                 task.ledger.finish(part.range.clone(), tried);
                 task.hits.extend(hits.iter().map(|hit| hit.index));
+                let ideal = hits.iter().find(|hit| part.set.is_ideal(hit));
+                let ideal = ideal.map(|hit| hit.index).into_iter();
+                task.ideal = task.ideal.into_iter().chain(ideal).min();
             }
             None => task.failed = true,
         }
@@ -329,6 +343,8 @@ impl State {
         let task = &self.tasks[place];
         let frontier = task.ledger.done();
         let last = task.hits.iter().nth(task.hit_limit - 1).copied();
+        // The leader should hear of a hit that ends a search at once.
+        let last = last.into_iter().chain(task.ideal).min();
         let last = last.filter(|last| *last < frontier);
         let is_done = last.is_some()
             || frontier >= task.range.end

@@ -44,6 +44,7 @@ pub struct Lease {
     range: Range<Index>,
     group: Arc<Group>,
     hit_limit: usize,
+    is_urgent: bool,
     planned: Duration,
 }
 
@@ -93,6 +94,13 @@ impl Lease {
     #[must_use]
     pub fn planned(&self) -> Duration {
         self.planned
+    }
+
+    /// Whether an answer waits for it, so that it is shorter than usual. The worker should have no
+    /// other lease after it, and report at once.
+    #[must_use]
+    pub fn is_urgent(&self) -> bool {
+        self.is_urgent
     }
 
     /// Returns after how many hits a worker stops.
@@ -165,6 +173,7 @@ impl Dispatcher {
                         range: slice.range,
                         group: slice.group,
                         hit_limit: slice.hit_limit,
+                        is_urgent: slice.is_urgent,
                     });
                 }
                 Some(Job::Build(mut build)) => {
@@ -277,6 +286,13 @@ impl Dispatcher {
     pub fn forget(&mut self, id: SearchId, now: Duration) {
         let effects = self.scheduler.abandon(id, now);
         self.carry_out(effects);
+    }
+
+    /// Recalls leases again for which answers have waited for a second, although nothing is left to
+    /// lease: their workers are slow or gone. Call this ten times a second.
+    pub fn tick(&mut self, now: Duration) {
+        let recalls = self.scheduler.recall_again(now);
+        self.recalls.extend(recalls);
     }
 
     /// Returns the leases whose workers should report now what they have tried, and stop: no search

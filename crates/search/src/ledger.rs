@@ -62,6 +62,13 @@ impl Ledger {
         (start == self.done || self.ahead.len() < self.most_ahead).then_some(start)
     }
 
+    /// Returns the number of indices below `end` that could be handed out.
+    pub(crate) fn available(&self, end: Index) -> u64 {
+        let gaps = self.gaps.iter().take_while(|gap| gap.start < end);
+        let gaps: u64 = gaps.map(|gap| gap.end.min(end) - gap.start).sum();
+        gaps + end.saturating_sub(self.next)
+    }
+
     /// Hands out the next slice: at most `length` indices, all below `end`.
     ///
     /// Ranges that came back untried go first. Returns `None` if nothing below `end` is left, or if

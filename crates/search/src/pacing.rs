@@ -50,6 +50,10 @@ pub struct Worker {
     pub speed: f64,
     /// Maximum length of its slices, whatever the clock says.
     pub longest_slice: u64,
+    /// Its part of what all workers together try, from 0 to 1. Once a search has found an ideal hit
+    /// and only has to wait for the secrets before it, a worker gets this part of them, so that all
+    /// workers finish at the same time. With 1, slices are as long as ever.
+    pub share: f64,
 }
 
 impl Default for Worker {
@@ -59,6 +63,8 @@ impl Default for Worker {
             speed: 1.0,
             // At a billion secrets a second, this takes a quarter of a millisecond.
             longest_slice: 1 << 18,
+            // Its slices are short anyway.
+            share: 1.0,
         }
     }
 }
@@ -79,6 +85,10 @@ impl Worker {
 /// Maximum number of followers of a scan of threads. Sixteen thousand names are matched at a tenth
 /// of one name's speed; with more, a second scan is as good.
 const MOST_FOLLOWERS: usize = 1 << 14;
+
+/// Factor by which a slice may at least be shorter than usual: dividing what is left would otherwise
+/// cost more messages than it saves time.
+pub(crate) const LEAST_PART: u64 = 100;
 
 /// Time that a slice of a thread should take.
 pub(crate) const SLICE_TIME: Duration = Duration::from_micros(500);

@@ -34,7 +34,7 @@ use crate::{
     limits::{Accounts, Limits, OverLimit, Usage},
     matcher::Found,
     outcome::{Event, Release, Report},
-    pacing::{Pacing, SLICE_TIME, Worker},
+    pacing::{LEAST_PART, Pacing, SLICE_TIME, Worker},
     progress::{Metrics, Progress, SearchState},
     query::Candidate,
     slice::{Slice, SliceResult},
@@ -233,10 +233,11 @@ impl Scheduler {
                     continue;
                 }
             }
-            let Some((scan_id, range)) = self.next_range(id, &worker) else {
+            let Some((scan_id, range, is_urgent)) = self.next_range(id, &worker) else {
                 continue;
             };
-            let job = self.start_slice(id, scan_id, range, worker, now);
+            let mut job = self.start_slice(id, scan_id, range, worker, now);
+            job.is_urgent = is_urgent;
             // Many searches end within their first slice, and a second slice for another worker
             // would then be wasted.
             if self.scans.get(&scan_id).is_some_and(|scan| scan.is_tried) {
@@ -484,13 +485,20 @@ impl Scheduler {
 
     /// Finds the next range to try for a search whose turn it is, in the first of its scans that
     /// has one.
-    fn next_range(&mut self, id: SearchId, worker: &Worker) -> Option<(ScanId, Range<Index>)> {
+    ///
+    /// Also returns whether an ideal hit waits for it.
+    fn next_range(
+        &mut self,
+        id: SearchId,
+        worker: &Worker,
+    ) -> Option<(ScanId, Range<Index>, bool)> {
         let limit = self.accounts.limits().queue_length;
         let entry = self
             .searches
             .get_mut(&id)
             .filter(|entry| entry.is_runnable(limit))?;
         let frontier = entry.frontier(&self.scans);
+        let ideal_end = entry.ideal.map(|_| entry.end);
         // A search that holds this many hits or more gets only the slice at its frontier. If that
         // slice also had to wait, the out-of-order hits beyond it would never leave.
         let most_held = self.pacing.most_held.max(limit);
@@ -515,8 +523,14 @@ impl Scheduler {
                 start < segment.end && (start <= frontier || !at_frontier_only && fits)
             }) {
                 let (end, _) = scan.followers.last()?;
-                if let Some(range) = scan.ledger.take(worker.scale(scan.length), *end) {
-                    return Some((scan_id, range));
+                let mut length = worker.scale(scan.length);
+                let is_urgent = worker.share < 1.0 && ideal_end.is_some();
+                if let Some(end) = ideal_end.filter(|_| is_urgent) {
+                    let part = scan.ledger.available(end) as f64 * worker.share;
+                    length = length.min((part as u64).max(length / LEAST_PART)).max(1);
+                }
+                if let Some(range) = scan.ledger.take(length, *end) {
+                    return Some((scan_id, range, is_urgent));
                 }
             }
             // The search waits here until a slice of this scan comes back.
@@ -568,6 +582,7 @@ impl Scheduler {
             group: Arc::clone(&scan.group),
             // If one search is alone and reports no candidates, its first hit is the answer.
             hit_limit: if alone { 1 } else { self.pacing.hits_per_slice },
+            is_urgent: false,
             stop: Arc::clone(&scan.stop),
         };
         let job = InFlight {
@@ -611,7 +626,13 @@ impl Scheduler {
     ) -> Vec<SearchId> {
         let limit = self.accounts.limits().queue_length;
         // A slice that comes back early for another reason than its hits says nothing.
-        let ends_with_hit = hits.last().is_some_and(|hit| hit.index + 1 == tried);
+        let ends_with_hit = hits.last().is_some_and(|hit| {
+            let owner = job.group.owner(hit.number);
+            let entry = owner.and_then(|(id, _)| self.searches.get(&id));
+            // Workers elsewhere report such a hit at once.
+            let is_ideal = entry.is_some_and(|entry| entry.query.is_ideal(hit.distance));
+            hit.index + 1 == tried && !is_ideal
+        });
         let says_length = tried == job.range.end || ends_with_hit;
         let mut touched = Vec::new();
         for Found {
@@ -791,6 +812,23 @@ impl Scheduler {
     }
 
     /// Brings back the slices of a scan for which an ideal hit at `hit` has to wait.
+    /// Recalls slices again that ideal hits still wait for: some workers are slow or gone, and
+    /// others have nothing left to do.
+    pub(crate) fn recall_again(&mut self, now: Duration) -> Vec<JobId> {
+        let waiting = self.searches.values().filter_map(|entry| {
+            let ideal = entry.ideal.filter(|_| entry.outcome.is_none())?;
+            let scan = entry.segments.first()?.scan?;
+            // Nothing is left to hand out.
+            let is_dealt = self.scans.get(&scan)?.ledger.available(entry.end) == 0;
+            is_dealt.then_some((scan, ideal.index))
+        });
+        let waiting: Vec<_> = waiting.collect();
+        for (scan, hit) in waiting {
+            self.recall_below(scan, hit, now);
+        }
+        std::mem::take(&mut self.recalls)
+    }
+
     fn recall_below(&mut self, scan: ScanId, hit: Index, now: Duration) {
         let Some(scan) = self.scans.get_mut(&scan) else {
             return;

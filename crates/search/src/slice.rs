@@ -15,6 +15,8 @@ pub(crate) struct Slice {
     pub(crate) range: Range<Index>,
     pub(crate) group: Arc<Group>,
     pub(crate) hit_limit: usize,
+    /// Whether an ideal hit waits for it.
+    pub(crate) is_urgent: bool,
     /// Set when no search needs the slice any more. The worker reads it once, before the slice
     /// begins.
     pub(crate) stop: Arc<AtomicBool>,

@@ -98,6 +98,7 @@ impl World {
         let worker = Worker {
             speed,
             longest_slice: 1 << 16,
+            share: 1.0,
         };
         let lease = self.dispatcher.lease(worker, self.now);
         self.note();
@@ -283,6 +284,7 @@ fn a_lease_lasts_as_long_for_a_fast_worker_as_for_a_slow_one() {
         let worker = Worker {
             speed,
             longest_slice: 1 << 40,
+            share: 1.0,
         };
         let lease = dispatcher.lease(worker, now).unwrap();
         let range = lease.range();

@@ -43,8 +43,15 @@ fn a_fleet_finds_what_one_thread_finds_whatever_fails() {
 /// Without trouble, a search takes no longer than its secrets and a few leases.
 #[test]
 fn a_fleet_without_trouble_works_in_parallel() {
-    let world = World::new(1, Size::Calm).run();
-    assert!(world.now() < Duration::from_secs(60), "{:?}", world.now());
+    for seed in 0..10 {
+        let world = World::new(seed, Size::Calm);
+        let work = world.secrets();
+        let world = world.run();
+        let (now, ideal) = (world.now(), work.div_f64(world.rate()));
+        // Agents that are wrong about their speed lose some time at first.
+        let most = ideal * 2 + Duration::from_secs(20);
+        assert!(now < most, "seed {seed}: {now:?} instead of {ideal:?}");
+    }
 }
 
 /// Prints how long answers wait in a large fleet, and what its leader costs. By default, the fleet

@@ -14,7 +14,9 @@ use hashfinder_fleet::{
     Agent, AgentId, Ask, Beat, CallId, Command, Election, KeyAction, Leader, LeaderSettings, Order,
     Orders, RemoteSearch, Report, ServerId, Term, Told, Work,
 };
-use hashfinder_search::{Candidate, Checkpoint, Client, Index, LeaseId, Limits, Outcome, Query};
+use hashfinder_search::{
+    Candidate, Checkpoint, Client, Index, LeaseId, Limits, Outcome, Pacing, Query,
+};
 
 use crate::{
     broker::{Broker, KeyResult},
@@ -203,13 +205,22 @@ fn oracle_of(oracles: &[Oracle], query: &Query) -> usize {
     place.expect("every query has an oracle")
 }
 
-fn settings() -> LeaderSettings {
+fn settings(size: Size) -> LeaderSettings {
+    let default = LeaderSettings::default();
+    if matches!(size, Size::Large { .. }) {
+        return default;
+    }
+    // So small that searches often wait for their readers.
     LeaderSettings {
         limits: Limits {
             queue_length: 16,
-            ..Limits::default()
+            ..default.limits
         },
-        ..LeaderSettings::default()
+        pacing: Pacing {
+            most_held: 16,
+            ..default.pacing
+        },
+        ..default
     }
 }
 
@@ -299,6 +310,20 @@ impl World {
 
     pub(crate) fn now(&self) -> Duration {
         self.now
+    }
+
+    /// Returns how long a machine that tries one secret a second would take for all searches.
+    pub(crate) fn secrets(&self) -> Duration {
+        let ranges = self
+            .to_begin
+            .iter()
+            .map(|(_, range)| range.end - range.start);
+        Duration::from_secs(ranges.sum())
+    }
+
+    /// Returns how many secrets all agents try per second.
+    pub(crate) fn rate(&self) -> f64 {
+        self.machines.iter().map(|machine| machine.rate).sum()
     }
 
     /// Plays the schedule to its end.
@@ -528,7 +553,8 @@ impl World {
             report.tried = tried;
             report.hits.extend(hits);
             report.took += Duration::from_secs_f64(count / machine.rate);
-            if tried < order.range.end && report.hits.len() < order.hit_limit {
+            let ends_early = tried < end || report.hits.len() >= order.hit_limit;
+            if tried < order.range.end && !ends_early {
                 break;
             }
             let report = machine.tasks.pop_front().unwrap().report;
@@ -837,7 +863,7 @@ impl World {
         if server.leader.as_ref().map(Leader::term) == term {
             return;
         }
-        server.leader = term.map(|term| Leader::new(term, settings()));
+        server.leader = term.map(|term| Leader::new(term, settings(self.size)));
         if let Some(term) = term {
             for to in 0..self.machines.len() {
                 self.send(End::Server(place), &Event::Term(to, term));
@@ -1170,6 +1196,17 @@ fn scan(
     let mut hits: Vec<Index> = hits.collect();
     hits.sort_unstable();
     hits.dedup();
+    // A hit that ends a search ends the lease.
+    let ideal = order.queries.iter().filter_map(|query| {
+        let (_, ideal) = oracles[oracle_of(oracles, query)].expect(range.clone());
+        Some(ideal?.index)
+    });
+    if let Some(ideal) = ideal.min() {
+        hits.retain(|hit| *hit <= ideal);
+        if hits.len() + found < order.hit_limit {
+            return (ideal + 1, hits);
+        }
+    }
     let limit = order.hit_limit - found;
     match hits.get(limit - 1).copied() {
         Some(last) => {

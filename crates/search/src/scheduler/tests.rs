@@ -329,6 +329,7 @@ fn a_slice_takes_a_fast_worker_as_long_as_a_slow_one() {
     world.worker = Worker {
         speed: 1e9,
         longest_slice: 1 << 20,
+        share: 1.0,
     };
     let slice = world.slice().unwrap();
     assert_eq!(slice.range.end - slice.range.start, 1 << 20);

@@ -92,6 +92,7 @@ const TABLE: &[Row] = &[
             "hashfinder-proto",
             "hashfinder-search",
             "hashfinder-system",
+            "hashfinder-tls",
         ],
         why: "server and agent use it, so it knows neither calls nor the command line",
         never: &[CLAP],

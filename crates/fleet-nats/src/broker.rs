@@ -1,6 +1,7 @@
 //! The connection to a broker.
 
 use std::{
+    error::Error,
     fmt, io,
     path::{Path, PathBuf},
     str::FromStr,
@@ -11,7 +12,9 @@ use std::{
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Subject};
 use bytes::Bytes;
 use hashfinder_system::files;
+use hashfinder_tls::error::of_handshake;
 use tokio::sync::watch;
+use tokio_rustls::rustls;
 
 /// The oldest broker whose compare-and-set and whose storage can be relied on: earlier ones have
 /// lost streams or let two writers win.
@@ -284,6 +287,10 @@ impl Broker {
         let client = client.map_err(|error| {
             let address = address.clone();
             let why = error.to_string();
+            if let Some(error) = tls_error(&error) {
+                let why = of_handshake(error, "broker");
+                return ConnectError::Tls { address, why };
+            }
             match error.kind() {
                 ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                     ConnectError::Unauthorized { address, given }
@@ -337,6 +344,23 @@ impl Broker {
     pub(crate) fn subject(&self, parts: &str) -> String {
         format!("hf.{}.{parts}", self.address.pool)
     }
+}
+
+/// Returns the TLS error that has caused another one, if it was one.
+fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let inner = error.downcast_ref::<io::Error>().map(io::Error::get_ref);
+        let found = match inner {
+            Some(inner) => inner.and_then(|inner| inner.downcast_ref()),
+            None => error.downcast_ref(),
+        };
+        if found.is_some() {
+            return found;
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// Returns the pause before an attempt to connect.

@@ -1,15 +1,16 @@
 """Searches over several machines: real agents and servers around a real NATS broker."""
 
+import base64
 import json
-import pathlib
-import re
 import subprocess
 import time
 
 import grpc
 import jsonschema
 import pytest
+from certificates import Authority
 from conftest import HASHFINDER, HERE, SIGKILL, SIGTERM, TIMEOUT_S, Process, run_find
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from fleet import TOO_OLD, Broker, Fleet, free_port
 
 SCHEMA = HERE.parents[3] / "docs/fleet-status.schema.json"
@@ -235,3 +236,76 @@ def test_the_status_of_a_fleet(fleet):
     # A fleet of another name on the same broker has no leader.
     fleet.url += "/other"
     assert status(fleet).returncode == 1
+
+
+def nkey():
+    """Returns the public key and the seed of an NKey for a user."""
+
+    def encoded(data):
+        crc = 0
+        for byte in data:
+            crc ^= byte << 8
+            for _ in range(8):
+                crc = (crc << 1 ^ (0x1021 if crc & 0x8000 else 0)) & 0xFFFF
+        return base64.b32encode(data + crc.to_bytes(2, "little")).decode().rstrip("=")
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    seed_kind, user_kind = 18 << 3, 20 << 3
+    seed = bytes([seed_kind | user_kind >> 5, (user_kind & 31) << 3]) + key.private_bytes_raw()
+    return encoded(bytes([user_kind]) + key.public_key().public_bytes_raw()), encoded(seed)
+
+
+def test_credentials_and_tls(tmp_path, processes):
+    ours, theirs = Authority(tmp_path, "ours"), Authority(tmp_path, "theirs")
+    certificate, private_key = ours.server().files
+    public, seed = nkey()
+    config = tmp_path / "nats.conf"
+    config.write_text(
+        f'tls {{ cert_file: "{certificate}", key_file: "{private_key}" }}\n'
+        f'authorization {{ users: [ {{ user: "fleet", password: "let me in" }}, {{ nkey: "{public}" }} ] }}\n'
+    )
+    fleet = Fleet(tmp_path / "broker", processes, config=config)
+    fleet.url = fleet.url.replace("nats://", "tls://")
+    password, key, wrong = (tmp_path / name for name in ("password", "key", "wrong"))
+    password.write_text("fleet:let me in\n")
+    key.write_text(seed + "\n")
+    wrong.write_text("fleet:let me out\n")
+    trust = ["--fleet-ca", ours.path]
+    server = fleet.server("--fleet-credentials", str(password), *trust)
+    agent = fleet.agent("--fleet-credentials", str(key), *trust)
+    searching = ["doctorwho", "--maximum-hashes", str(BUDGET)]
+    server.wait_for("this server leads the fleet")
+    deadline = time.monotonic() + TIMEOUT_S
+    while (done := status(fleet, "--fleet-credentials", str(key), *trust)).stdout == "":
+        assert time.monotonic() < deadline, done
+        time.sleep(0.1)
+    before = agent.cpu_s()
+    assert searched(server, *searching) == expected(*searching)
+    assert agent.cpu_s() > before + 0.1
+    for flags, code, message in [
+        ([*trust], 5, "rejects a connection without credentials"),
+        (["--fleet-credentials", str(wrong), *trust], 5, "rejects these credentials"),
+        (["--fleet-credentials", str(key), "--fleet-ca", theirs.path], 5, "no TLS connection"),
+        (["--fleet-credentials", str(tmp_path / "none"), *trust], 2, "none"),
+        (["--fleet-credentials", ours.path, *trust], 2, "expected a .creds file"),
+    ]:
+        done = status(fleet, *flags)
+        assert (done.returncode, message in done.stderr) == (code, True), (flags, done)
+    # Neither the credentials nor parts of them are in a log.
+    for process in (server, agent):
+        process.send(SIGKILL)
+        text = "\n".join(process.log) + process.rest_of_stderr()
+        assert "let me" not in text and seed not in text
+
+
+@pytest.mark.parametrize(
+    "url, message",
+    [
+        ("nats://me:secret@127.0.0.1", "credentials file"),
+        ("http://127.0.0.1", "expected nats://HOST"),
+        ("nats://127.0.0.1/a.b", "pool"),
+    ],
+)
+def test_wrong_addresses_are_rejected(url, message):
+    done = subprocess.run([HASHFINDER, "agent", "--fleet", url], capture_output=True, text=True)
+    assert (done.returncode, message in done.stderr) == (2, True), done

@@ -207,7 +207,7 @@ fn oracle_of(oracles: &[Oracle], query: &Query) -> usize {
 
 fn settings(size: Size) -> LeaderSettings {
     let default = LeaderSettings::default();
-    if matches!(size, Size::Large { .. }) {
+    if size != Size::Small {
         return default;
     }
     // So small that searches often wait for their readers.

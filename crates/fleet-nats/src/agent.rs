@@ -237,6 +237,7 @@ impl Machine {
     }
 
     fn done(&mut self, tried: Tried) {
+        let was_idle = self.agent.is_idle();
         let report = Report {
             lease: tried.lease,
             tried: tried.tried,
@@ -245,6 +246,9 @@ impl Machine {
             failed: tried.failed,
         };
         self.agent.done(report, clock());
+        if self.agent.is_idle() && !was_idle {
+            tracing::debug!("no lease is left");
+        }
     }
 
     /// Does what the state of the agent requires.
@@ -284,6 +288,7 @@ impl Machine {
             self.agent.done(report, clock());
             return;
         };
+        tracing::debug!(lease, "trying a lease");
         let used = self.sets.remove(place);
         self.crew
             .begin(lease, used.1.clone(), range, order.hit_limit);

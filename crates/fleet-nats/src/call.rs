@@ -71,6 +71,7 @@ pub(crate) struct Call {
 struct State {
     search: RemoteSearch,
     waker: Option<Waker>,
+    stopped: Option<Instant>,
 }
 
 impl Call {
@@ -81,6 +82,7 @@ impl Call {
             state: Mutex::new(State {
                 search,
                 waker: None,
+                stopped: None,
             }),
             on_release: Mutex::new(Some(on_release)),
         }
@@ -101,6 +103,25 @@ impl Call {
             waker.wake();
         }
         is_news
+    }
+
+    /// Ends the search, and returns what the leader has to hear; `None` if it has heard it.
+    pub(crate) fn end(&self) -> Option<Ended> {
+        let on_release = self.on_release.lock();
+        let on_release = on_release.unwrap_or_else(PoisonError::into_inner).take()?;
+        let mut state = self.lock();
+        Some(Ended {
+            call: Arc::clone(&self.id),
+            outcome: state.search.end().clone(),
+            covered: state.search.progress().tests,
+            at: state.stopped.unwrap_or_else(Instant::now),
+            on_release,
+        })
+    }
+
+    /// Whether the search has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().search.outcome().is_some()
     }
 
     /// Returns the message about the call, if one is due.
@@ -124,6 +145,8 @@ pub struct FleetStopper {
     pub(crate) call: Arc<Call>,
     pub(crate) calls: Arc<Calls>,
     pub(crate) requests: UnboundedSender<Request>,
+    /// When the server's clock began.
+    pub(crate) started: Instant,
 }
 
 /// What a search in a fleet has done since the last time.
@@ -172,14 +195,18 @@ impl FleetSearch {
 }
 
 impl FleetStopper {
-    /// Stops the search. Its agents are free within milliseconds. A search that has ended keeps its
-    /// outcome.
+    /// Stops the search. Its agents are free within milliseconds, and it ends once they have said how
+    /// far they came, or after half a second. A search that has ended keeps its outcome.
     pub fn stop(&self) {
-        self.call.change(|search| {
-            search.stop();
-            true
-        });
-        self.leave();
+        let mut state = self.call.lock();
+        state.search.stop(self.started.elapsed());
+        state.stopped.get_or_insert_with(Instant::now);
+        drop(state);
+        // If the task that sends the message has ended, the search ends here.
+        let due = Request::Due(Arc::clone(&self.call.id));
+        if self.requests.send(due).is_err() {
+            self.leave();
+        }
     }
 
     /// Returns the progress of the search.
@@ -194,19 +221,8 @@ impl FleetStopper {
         let mut calls = calls.unwrap_or_else(PoisonError::into_inner);
         calls.remove(&self.call.id);
         drop(calls);
-        let on_release = self.call.on_release.lock();
-        let on_release = on_release.unwrap_or_else(PoisonError::into_inner).take();
-        let Some(on_release) = on_release else { return };
-        let mut state = self.call.lock();
-        let ended = Ended {
-            call: Arc::clone(&self.call.id),
-            outcome: state.search.stop().clone(),
-            covered: state.search.progress().tests,
-            at: Instant::now(),
-            on_release,
-        };
-        drop(state);
-        // If the task that sends the message has ended, the server has left the fleet.
+        let Some(ended) = self.call.end() else { return };
+        // If the task that sends the message has ended, there is nothing to release.
         if let Err(unsent) = self.requests.send(Request::Ended(ended))
             && let Request::Ended(ended) = unsent.0
         {

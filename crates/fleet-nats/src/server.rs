@@ -196,6 +196,7 @@ impl Fleet {
             call,
             calls: Arc::clone(&self.shared.calls),
             requests: self.requests.clone(),
+            started: self.shared.started,
         })
     }
 
@@ -370,9 +371,10 @@ impl Server {
         };
         let calls: Vec<Arc<Call>> = lock(&self.shared.calls).values().cloned().collect();
         for call in calls {
-            if call.change(|search| search.check(has_agents, now)) {
+            if call.change(|search| search.check(has_agents, now)) && !call.has_ended() {
                 self.shared.lock().metrics.stranded += 1;
             }
+            self.end_if_over(&call);
         }
         self.ask(None).await;
     }
@@ -518,7 +520,7 @@ impl Server {
     }
 
     /// Passes what a leader says to a call.
-    fn hear(&self, call: &Call, news: News) {
+    fn hear(&mut self, call: &Call, news: News) {
         let now = self.now();
         let mut covered = 0;
         call.change(|search| match news {
@@ -531,6 +533,17 @@ impl Server {
             News::Refused => search.is_refused(),
         });
         self.shared.lock().metrics.secrets += covered;
+        self.end_if_over(call);
+    }
+
+    /// Ends a call whose search is over, whether or not its reader looks.
+    fn end_if_over(&mut self, call: &Call) {
+        if call.has_ended()
+            && let Some(ended) = call.end()
+        {
+            lock(&self.shared.calls).remove(&ended.call);
+            self.end(ended);
+        }
     }
 
     /// Sends the messages about calls that are due, or about one call.

@@ -274,6 +274,7 @@ pub(crate) fn ask(ask: &Ask, known: Term) -> pb::Ask {
         checkpoint: Some(checkpoint(&ask.checkpoint)),
         from: Some(index(ask.from)),
         term: Some(term(known)),
+        stops: ask.stops,
     }
 }
 
@@ -298,6 +299,7 @@ pub(crate) fn read_ask(ask: pb::Ask) -> Result<(Ask, Term), Invalid> {
         checkpoint: read_checkpoint(&query, &checkpoint)?,
         query,
         from: read_index(ask.from.unwrap_or_default())?,
+        stops: ask.stops,
     };
     Ok((message, known))
 }
@@ -330,8 +332,7 @@ pub(crate) fn told(call: &CallId, in_term: Term, told: &Told) -> pb::Told {
         Outcome::QuotaSpent { retry_after, .. } => {
             Ended::QuotaSpent(duration(*retry_after).unwrap_or_default())
         }
-        // The leader stops no search of a server, unless it ends itself.
-        Outcome::Stopped(_) => Ended::Full(true),
+        Outcome::Stopped(_) => Ended::Stopped(true),
         Outcome::Failed(_) => Ended::Failed(true),
     });
     let state = match told.state {
@@ -428,6 +429,7 @@ pub(crate) fn read_told(query: &Query, told: &pb::Told) -> Result<News, Invalid>
             retry_after: read_duration(Some(after))?,
         }),
         Some(Ended::Failed(_)) => Some(Outcome::Failed(cursor())),
+        Some(Ended::Stopped(_)) => Some(Outcome::Stopped(cursor())),
         Some(Ended::Full(_)) => return Ok(News::Refused),
     };
     let state = match told.state() {

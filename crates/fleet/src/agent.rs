@@ -308,6 +308,12 @@ impl Agent {
         }
     }
 
+    /// Whether the agent has no leases.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
     /// Whether a draining agent has nothing left to report.
     #[must_use]
     pub fn is_drained(&self) -> bool {

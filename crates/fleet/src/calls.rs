@@ -151,6 +151,11 @@ impl Calls {
         Some((call.server.clone(), told))
     }
 
+    /// Returns the search of a call.
+    pub(crate) fn search(&self, call: &str) -> Option<SearchId> {
+        Some(self.calls.get(call)?.search)
+    }
+
     /// Returns the calls that may have news since the last time.
     pub(crate) fn take_news(&mut self) -> BTreeSet<CallId> {
         let mut news = self.news.0.lock().unwrap_or_else(PoisonError::into_inner);

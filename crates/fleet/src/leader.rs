@@ -271,6 +271,11 @@ impl Leader {
             let (query, checkpoint) = (ask.query.clone(), ask.checkpoint.clone());
             dispatcher.begin(ask.client.clone(), query, checkpoint, now)
         })?;
+        if ask.stops
+            && let Some(search) = self.calls.search(&ask.call)
+        {
+            self.dispatcher.stop(search, now);
+        }
         let told = self.calls.tell(&ask.call, &mut self.dispatcher);
         self.note_recalls(now);
         Ok(told.map(|(_, told)| told))

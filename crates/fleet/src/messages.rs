@@ -161,4 +161,6 @@ pub struct Ask {
     pub checkpoint: Checkpoint,
     /// Every candidate below this index has arrived.
     pub from: Index,
+    /// Whether to stop the search. It then ends once its leases are over.
+    pub stops: bool,
 }

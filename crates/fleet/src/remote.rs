@@ -15,6 +15,10 @@ use crate::{
 /// election takes.
 const STRANDED_AFTER: Duration = Duration::from_secs(10);
 
+/// Time that a search which is stopped waits for the leader to say how far it came. Agents answer a
+/// recall within milliseconds, and the leases of a silent one are over after 250 ms.
+const STOPS_WITHIN: Duration = Duration::from_millis(500);
+
 /// Time between two messages about a call.
 const RENEWED_EVERY: Duration = Duration::from_secs(1);
 
@@ -39,6 +43,8 @@ pub struct RemoteSearch {
     asked: Option<Duration>,
     heard: Duration,
     is_stranded: bool,
+    /// When it was stopped.
+    stopped: Option<Duration>,
 }
 
 impl RemoteSearch {
@@ -64,6 +70,7 @@ impl RemoteSearch {
             asked: None,
             heard: now,
             is_stranded: false,
+            stopped: None,
         }
     }
 
@@ -87,6 +94,7 @@ impl RemoteSearch {
             query: self.query.clone(),
             checkpoint: self.checkpoint.clone(),
             from: self.from,
+            stops: self.stopped.is_some(),
         })
     }
 
@@ -121,8 +129,16 @@ impl RemoteSearch {
     }
 
     /// Gives the search back to its server if the fleet does not work on it: it has no agents, or
-    /// its leader is silent. Returns whether it is given back now.
+    /// its leader is silent. Ends it if it was stopped and the leader does not answer. Returns
+    /// whether the reader should look.
     pub fn check(&mut self, has_agents: bool, now: Duration) -> bool {
+        if let Some(stopped) = self.stopped {
+            let ends = self.outcome.is_none() && now.saturating_sub(stopped) >= STOPS_WITHIN;
+            if ends {
+                self.end();
+            }
+            return ends;
+        }
         let is_lost = now.saturating_sub(self.heard) >= STRANDED_AFTER;
         (is_lost || !has_agents) && self.is_refused()
     }
@@ -130,7 +146,7 @@ impl RemoteSearch {
     /// Whether the server should continue the search itself, from the [checkpoint](Self::take).
     #[must_use]
     pub fn is_stranded(&self) -> bool {
-        self.is_stranded && self.outcome.is_none()
+        self.is_stranded && self.outcome.is_none() && self.stopped.is_none()
     }
 
     /// Takes the candidates that have arrived, with a checkpoint of the same moment. After some,
@@ -148,8 +164,18 @@ impl RemoteSearch {
         self.outcome.as_ref()
     }
 
-    /// Stops the search. One that has ended keeps its outcome.
-    pub fn stop(&mut self) -> &Outcome {
+    /// Stops the search: the next message, due at once, says so to the leader. The search ends when
+    /// the leader has answered, or after half a second. One that has ended keeps its outcome.
+    pub fn stop(&mut self, now: Duration) {
+        if self.stopped.is_none() {
+            self.stopped = Some(now);
+            self.asked = None;
+        }
+    }
+
+    /// Ends the search here and now. What agents have not reported is lost. One that has ended
+    /// keeps its outcome.
+    pub fn end(&mut self) -> &Outcome {
         let (query, frontier) = (&self.query, self.checkpoint.frontier());
         self.outcome
             .get_or_insert_with(|| Outcome::Stopped(Cursor::new(query, frontier)))

@@ -41,6 +41,7 @@ impl Scene {
             checkpoint: Checkpoint::new(&query),
             query,
             from: 0,
+            stops: false,
         };
         self.leader.ask(&ask, self.now).unwrap().unwrap()
     }

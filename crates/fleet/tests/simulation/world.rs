@@ -948,6 +948,11 @@ impl World {
             match &mut call.place {
                 Place::Fleet(search) => {
                     search.check(has_agents, now);
+                    if search.outcome().is_some() {
+                        // It was stopped, and the leader has not answered in time.
+                        self.stopped(place, &id);
+                        continue;
+                    }
                     if search.is_stranded() {
                         let (candidates, checkpoint) = search.take();
                         call.reported.extend(candidates);
@@ -1046,6 +1051,11 @@ impl World {
             Some(Outcome::Ideal(found)) => assert_eq!(Some(*found), ideal),
             Some(Outcome::BudgetSpent(_)) => {
                 assert_eq!((frontier, ideal), (call.range.end, None));
+            }
+            Some(Outcome::Stopped(cursor)) => {
+                assert_eq!(cursor.frontier(), frontier);
+                self.stopped(place, id);
+                return;
             }
             Some(other) => panic!("{other:?}"),
         }
@@ -1168,14 +1178,28 @@ impl World {
         self.after(pause, Event::Starts(End::Server(place)));
     }
 
-    /// Cancels a call.
+    /// Cancels a call. Half of them wait for the leader to say how far they came.
     fn cancel(&mut self, place: usize) {
+        let now = self.now;
         let Some(id) = self.servers[place].calls.keys().next().cloned() else {
             return;
         };
-        let call = self.servers[place].calls.remove(&id).unwrap();
+        if let Some(call) = self.servers[place].calls.get_mut(&id)
+            && let Place::Fleet(search) = &mut call.place
+            && self.rng.bool()
+        {
+            search.stop(now);
+            self.renew(place);
+            return;
+        }
+        self.stopped(place, &id);
+    }
+
+    /// Notes that a call was stopped.
+    fn stopped(&mut self, place: usize, id: &CallId) {
+        let call = self.servers[place].calls.remove(id).unwrap();
         self.running -= 1;
-        self.leave(place, &id, call.oracle);
+        self.leave(place, id, call.oracle);
     }
 }
 

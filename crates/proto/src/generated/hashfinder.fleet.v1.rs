@@ -200,6 +200,9 @@ pub struct Ask {
     /// The highest term that the server knows of.
     #[prost(message, optional, tag = "7")]
     pub term: ::core::option::Option<Term>,
+    /// Whether to stop the search. It then ends once its leases are over.
+    #[prost(bool, tag = "8")]
+    pub stops: bool,
 }
 /// A client, with its share and its limits.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -249,7 +252,7 @@ pub struct Told {
     #[prost(enumeration = "SearchState", tag = "6")]
     pub state: i32,
     /// How it has ended, if it has.
-    #[prost(oneof = "told::Outcome", tags = "7, 8, 9, 10, 11")]
+    #[prost(oneof = "told::Outcome", tags = "7, 8, 9, 10, 11, 12")]
     pub outcome: ::core::option::Option<told::Outcome>,
 }
 /// Nested message and enum types in `Told`.
@@ -272,6 +275,9 @@ pub mod told {
         /// It could not begin: the fleet has reached a limit.
         #[prost(bool, tag = "11")]
         Full(bool),
+        /// It was stopped.
+        #[prost(bool, tag = "12")]
+        Stopped(bool),
     }
 }
 /// A message of a server to the leader: a call has ended. The leader replies once it has recalled

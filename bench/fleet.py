@@ -1,0 +1,253 @@
+"""Measures a fleet on this machine: its rate beside one process, how soon a cancelled search frees
+the agents, how many messages it costs, and how soon another server leads.
+
+Usage: fleet.py PROGRAM BROKER SECONDS CANCELS. Prints lines `NAME: VALUE`. Everything runs on the
+loopback.
+"""
+
+import asyncio
+import datetime
+import json
+import pathlib
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+
+PROGRAM, BROKER = sys.argv[1:3]
+SECONDS, CANCELS = float(sys.argv[3]), int(sys.argv[4])
+HARD = "hashfinderhashfinder"
+
+
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+class Process:
+    """A process whose log is a file."""
+
+    def __init__(self, log, *command, **kwargs):
+        self.log = pathlib.Path(log)
+        with open(log, "wb") as file:
+            self.popen = subprocess.Popen(command, stdout=file, stderr=file, **kwargs)
+
+    def text(self):
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, text, since=0):
+        deadline = time.monotonic() + 60
+        while text not in self.text()[since:]:
+            if time.monotonic() > deadline or self.popen.poll() is not None:
+                sys.exit(f"{self.log}: no {text!r}:\n{self.text()}")
+            time.sleep(0.005)
+
+    def kill(self):
+        self.popen.kill()
+        self.popen.wait()
+
+
+class Fleet:
+    def __init__(self, folder, servers=1, agents=2):
+        self.folder, self.port, self.monitor = folder, free_port(), free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        store = f"{folder}/store{self.port}"
+        command = [BROKER, "-a", "127.0.0.1", "-js", "-sd", store, "-p", str(self.port)]
+        self.processes = []
+        self.broker = self.start("broker", *command, "-m", str(self.monitor))
+        self.broker.wait_for("Server is ready")
+        self.ports = [free_port() for _ in range(servers)]
+        self.servers, self.metrics = [], [free_port() for _ in range(servers)]
+        for port, metrics in zip(self.ports, self.metrics):
+            at = ["--port", str(port), "--metrics-address", f"127.0.0.1:{metrics}"]
+            flags = ["--workers", "1", "--fleet", self.url]
+            self.servers.append(self.start("server", PROGRAM, "serve", *at, *flags))
+            self.servers[-1].wait_for("listening on")
+        environment = {"HASHFINDER_LOG": "info,hashfinder_fleet_nats=debug"}
+        self.agents = []
+        for _ in range(agents):
+            flags = ["--threads", "1", "--fleet", self.url]
+            self.agents.append(self.start("agent", PROGRAM, "agent", *flags, env=environment))
+        for agent in self.agents:
+            agent.wait_for("following the leader")
+        time.sleep(1.5)
+
+    def start(self, name, *command, **kwargs):
+        log = f"{self.folder}/{name}-{len(self.processes)}-{self.port}.log"
+        self.processes.append(Process(log, *command, **kwargs))
+        return self.processes[-1]
+
+    def messages(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor}/varz") as page:
+            return json.load(page)["in_msgs"]
+
+    def metric(self, name, server=0):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics[server]}/metrics") as page:
+            text = page.read().decode()
+        return float(re.search(rf"^{name} (\S+)$", text, re.M)[1])
+
+    def end(self):
+        for process in self.processes:
+            process.kill()
+
+
+def find(*arguments):
+    return subprocess.Popen(
+        [PROGRAM, "find", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def rate_of(*arguments):
+    """Returns the hashes per second of a search that runs for SECONDS."""
+    searching = find(HARD, "--maximum-time", f"{SECONDS}s", *arguments)
+    text = searching.communicate()[1]
+    return float(re.search(r"([\d.]+) million per second", text)[1])
+
+
+def stamps(agent, text):
+    """Returns when the agent logged a text."""
+    lines = re.findall(rf"^(\S+)Z .*{text}", agent.text(), re.M)
+    utc = datetime.timezone.utc
+    return [datetime.datetime.fromisoformat(at).replace(tzinfo=utc).timestamp() for at in lines]
+
+
+def one_query(folder):
+    fleet = Fleet(folder)
+    ratios = []
+    for _ in range(3):
+        alone = rate_of("--threads", "2")
+        together = rate_of("--server", f"127.0.0.1:{fleet.ports[0]}")
+        ratios.append(together / alone)
+    print(f"one query: {statistics.median(ratios)}")
+    # The only search now is the one that follows.
+    searching = find(HARD, "--server", f"127.0.0.1:{fleet.ports[0]}")
+    time.sleep(3)
+    before, began = fleet.messages(), time.monotonic()
+    time.sleep(SECONDS)
+    per_second = (fleet.messages() - before) / (time.monotonic() - began)
+    searching.kill()
+    searching.wait()
+    # Besides `work` and its reply: two beats, an `ask` and a `told` each second at most.
+    print(f"messages: {(per_second - 2) / 2}")
+    fleet.end()
+
+
+def many_queries(folder):
+    names = [f"{HARD[:12]}{chr(97 + n // 8)}{chr(97 + n % 8)}" for n in range(64)]
+    totals = {}
+    for kind in ("alone", "fleet"):
+        if kind == "alone":
+            port, metrics = free_port(), free_port()
+            at = ["--port", str(port), "--metrics-address", f"127.0.0.1:{metrics}"]
+            server = Process(f"{folder}/alone.log", PROGRAM, "serve", *at, "--workers", "2")
+            server.wait_for("listening on")
+        else:
+            fleet = Fleet(folder)
+            port, metrics = fleet.ports[0], fleet.metrics[0]
+        searches = [find(name, "--server", f"127.0.0.1:{port}") for name in names]
+        time.sleep(15)
+
+        def tests():
+            with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics") as page:
+                text = page.read().decode()
+            found = re.findall(r"^hashfinder_(?:tests|fleet_secrets)_total (\S+)$", text, re.M)
+            return sum(map(float, found))
+
+        before, began = tests(), time.monotonic()
+        time.sleep(SECONDS)
+        totals[kind] = (tests() - before) / (time.monotonic() - began)
+        for search in searches:
+            search.kill()
+            search.wait()
+        server.kill() if kind == "alone" else fleet.end()
+    print(f"64 queries: {totals['fleet'] / totals['alone']}")
+
+
+async def idle_clients(port, count, ready, over):
+    async def idle(number):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b'CONNECT {"verbose":false}\r\nSUB idle.%d 1\r\nPING\r\n' % number)
+        while (line := await reader.readline()) and not line.startswith(b"PONG"):
+            pass
+        return reader, writer
+
+    clients = [await idle(number) for number in range(count)]
+    ready.set()
+    while not over.is_set():
+        await asyncio.sleep(0.1)
+    for _, writer in clients:
+        writer.close()
+
+
+def cancels(folder, count):
+    fleet = Fleet(folder)
+    ready, over = threading.Event(), threading.Event()
+    clients = idle_clients(fleet.port, count, ready, over)
+    thread = threading.Thread(target=asyncio.run, args=[clients])
+    thread.start()
+    ready.wait()
+    waits = []
+    for _ in range(CANCELS):
+        since = [len(agent.text()) for agent in fleet.agents]
+        searching = find(HARD, "--server", f"127.0.0.1:{fleet.ports[0]}")
+        for agent, at in zip(fleet.agents, since):
+            agent.wait_for("trying a lease", at)
+        time.sleep(0.3)
+        # A killed client is gone at once; a signal would be handled first.
+        since = [len(agent.text()) for agent in fleet.agents]
+        cancelled = time.time()
+        searching.kill()
+        searching.wait()
+        for agent, at in zip(fleet.agents, since):
+            agent.wait_for("no lease is left", at)
+        idle = max(stamps(agent, "no lease is left")[-1] for agent in fleet.agents)
+        waits.append(1e3 * (idle - cancelled))
+    over.set()
+    thread.join()
+    fleet.end()
+    waits.sort()
+    print(f"cancel p50 {count}: {statistics.median(waits)}")
+    print(f"cancel p99 {count}: {waits[min(len(waits) - 1, int(len(waits) * 0.99))]}")
+
+
+def failover(folder):
+    fleet = Fleet(folder, servers=2)
+    leads = [int(fleet.metric("hashfinder_fleet_leads", server)) for server in (0, 1)]
+    leader = leads.index(1)
+    searching = find(HARD, "--server", f"127.0.0.1:{fleet.ports[1 - leader]}")
+    for agent in fleet.agents:
+        agent.wait_for("trying a lease")
+    time.sleep(2)
+    killed = time.time()
+    since = [len(agent.text()) for agent in fleet.agents]
+    fleet.servers[leader].kill()
+    for agent, at in zip(fleet.agents, since):
+        agent.wait_for("following the leader", at)
+        followed = len(agent.text()[:at]) + agent.text()[at:].index("following the leader")
+        agent.wait_for("trying a lease", followed)
+    first = []
+    for agent, at in zip(fleet.agents, since):
+        text = agent.text()[at:]
+        text = text[text.index("following the leader") :]
+        line = next(line for line in text.splitlines() if "trying a lease" in line)
+        utc = datetime.timezone.utc
+        at = datetime.datetime.fromisoformat(line.split("Z ")[0]).replace(tzinfo=utc)
+        first.append(at.timestamp())
+    searching.kill()
+    searching.wait()
+    fleet.end()
+    print(f"first lease: {max(first) - killed}")
+
+
+with tempfile.TemporaryDirectory() as folder:
+    one_query(folder)
+    many_queries(folder)
+    cancels(folder, 48)
+    cancels(folder, 498)
+    failover(folder)

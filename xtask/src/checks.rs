@@ -5,7 +5,8 @@ use std::{fs, process::Command, thread, time::Instant};
 use anyhow::{Context, Result};
 
 use crate::{
-    aarch64, attack, boundaries, cancel, engine, fuzz, image, operations, peers, picture, prose,
+    aarch64, attack, boundaries, cancel, engine, fleet, fuzz, image, operations, peers, picture,
+    prose,
     steps::{Form, cargo, print_summary, root, runs, skip, skip_always, step, target, took},
     tools::{
         END_TO_END, has_h2load, has_hashcat, install_node_packages, prepare_brokers, prepare_python,
@@ -139,6 +140,7 @@ fn tools() -> Result<()> {
     } else {
         skip("the benchmark of the engine", "h2load")?;
     }
+    timed("the benchmark of a fleet", fleet::bench)?;
     if has_hashcat() {
         timed("the benchmark beside hashcat", peers::run)?;
     } else {

@@ -17,6 +17,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    results::{self, Goal, Samples},
     steps::{Form, cargo, output, step, target},
     tools::{BROKER, prepare_brokers, prepare_python},
 };
@@ -165,6 +166,72 @@ impl Demonstration {
         }
         Ok(())
     }
+}
+
+const ROUNDS: usize = 3;
+
+const ONE: &str = "hashes a second, two agents of one core / one process of two, one query";
+const MANY: &str = "tests a second, the same, 64 queries that share";
+const MESSAGES: &str = "messages for each agent and second, one search";
+const CANCEL_48: &str = "ms from a cancel until two agents are free, p99, 48 idle clients";
+const CANCEL_498: &str = "ms from a cancel until two agents are free, p99, 498 idle clients";
+const FIRST: &str = "s from the kill of the leader to new leases";
+
+/// Goals, by the name of the figure.
+const GOALS: [(&str, Goal); 6] = [
+    (ONE, Goal::AtLeast(0.97)),
+    (MANY, Goal::AtLeast(0.9)),
+    (MESSAGES, Goal::AtMost(2.0)),
+    (CANCEL_48, Goal::AtMost(20.0)),
+    (CANCEL_498, Goal::AtMost(50.0)),
+    (FIRST, Goal::AtMost(4.0)),
+];
+
+/// Measures a fleet on this machine, prints the table, and writes it to `bench/RESULTS.md`.
+pub(crate) fn bench(form: Form) -> Result<()> {
+    let python = prepare_python()?;
+    let broker = prepare_brokers(&python)?
+        .join(BROKER)
+        .join("bin/nats-server");
+    let mut samples = Samples::default();
+    let (rounds, program, size) = match form {
+        Form::Short => (1, "debug/hashfinder", ["2", "3"]),
+        Form::Long => {
+            step("the program", &mut cargo("build --release"))?;
+            (ROUNDS, "release/hashfinder", ["60", "100"])
+        }
+    };
+    for _ in 0..rounds {
+        let mut script = Command::new(&python);
+        script
+            .arg("bench/fleet.py")
+            .arg(target().join(program))
+            .arg(&broker)
+            .args(size);
+        for line in output(&mut script)?.lines() {
+            let figure = line.split_once(": ");
+            let (name, value) = figure.with_context(|| format!("not a figure: {line}"))?;
+            let name = match name {
+                "one query" => ONE,
+                "64 queries" => MANY,
+                "messages" => MESSAGES,
+                "cancel p99 48" => CANCEL_48,
+                "cancel p99 498" => CANCEL_498,
+                "first lease" => FIRST,
+                other => other,
+            };
+            samples.add(name, value.parse()?);
+        }
+    }
+    if form == Form::Short {
+        samples.print();
+        return Ok(());
+    }
+    let intro = format!(
+        "`cargo xtask bench fleet` on all cores of: {}\n\nMedians of {ROUNDS} rounds, with searches of 60 s and 100 cancels each. A broker, a server and two agents on one machine.",
+        results::cpu()
+    );
+    samples.write("A fleet on one machine", &intro, &GOALS)
 }
 
 /// Starts a broker, two servers and four agents, runs a search and kills things, and prints what

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     results,
-    steps::{cargo, output, step, target},
-    tools::{END_TO_END, prepare_python},
+    steps::{cargo, output, root, step, target},
+    tools::{END_TO_END, prepare_brokers, prepare_python},
 };
 
 /// Number of secrets for which every kernel must give the same result as the portable one. The
@@ -21,6 +21,14 @@ const TRIALS: &str = "10000";
 
 /// Number of times that a server with operations is killed. The tests take a twentieth.
 const KILLS: &str = "1000";
+
+/// Number of simulated schedules of a small fleet, and of kills of the processes of a real one. The
+/// tests take a twentieth or less.
+const FLEET_SCHEDULES: &str = "100000";
+const FLEET_KILLS: &str = "500";
+
+/// Sizes of large simulated fleets, and how often 40 searches run in each.
+const FLEETS: [(&str, &str); 2] = [("2200", "200"), ("10000", "3")];
 
 /// Seconds between the starts of operations that search the same secrets. In the tests, it is one
 /// second.
@@ -103,6 +111,50 @@ pub(crate) fn operations() -> Result<()> {
             "Nothing that was acknowledged was lost, in {minutes:.0} minutes: {kills}.\n\n{apart}."
         ),
     )
+}
+
+/// Simulates fleets, and kills the processes of a real one again and again.
+pub(crate) fn fleet() -> Result<()> {
+    let simulation = "test --release -p hashfinder-fleet --test simulation";
+    step("the tests", &mut cargo(&format!("{simulation} --no-run")))?;
+    let python = prepare_python()?;
+    let mut small = cargo(&format!("{simulation} whatever_fails"));
+    let (minutes, _) = timed(small.env("FLEET_SCHEDULES", FLEET_SCHEDULES))?;
+    let mut text = format!(
+        "{FLEET_SCHEDULES} simulated schedules of up to 8 agents and 3 servers: every answer is \
+         that of one thread, in {minutes:.0} minutes.\n\nForty searches, one after another, with \
+         and without trouble (a hundredth of all messages lost, an agent's death each second). \
+         Every answer is that of one thread. The wait is from the hit to the answer:\n\n"
+    );
+    for (agents, runs) in FLEETS {
+        let mut large = cargo(&format!("{simulation} soon_after_a_hit -- --nocapture"));
+        large.env("FLEET_AGENTS", agents).env("FLEET_RUNS", runs);
+        // The figures are printed on stderr, where libtest does not capture them.
+        let output = large.current_dir(root()).output()?;
+        ensure!(output.status.success(), "{large:?} failed");
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        let lines = printed.lines().filter(|line| line.starts_with("agents "));
+        text += &lines.map(|line| format!("- {line}\n")).collect::<String>();
+    }
+    step(
+        "the program",
+        &mut cargo("build --workspace --bins --features hashfinder/jemalloc"),
+    )?;
+    let mut tests = Command::new(&python);
+    tests
+        .args(["-m", "pytest", "--quiet", "-rA", "--timeout=0"])
+        .arg(format!("{END_TO_END}/test_fleet_kills.py"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("BROKERS", prepare_brokers(&python)?)
+        .env("HASHFINDER", target().join("debug/hashfinder"))
+        .env("FLEET_KILLS", FLEET_KILLS);
+    let (minutes, printed) = timed(&mut tests)?;
+    let kills = printed
+        .lines()
+        .find_map(|line| line.strip_prefix("fleet kills: "));
+    let kills = kills.context("the test did not print its kills")?;
+    text += &format!("\nReal processes, killed in {minutes:.0} minutes: {kills}.");
+    write("Fleets", "fleet", &text)
 }
 
 /// Runs many random schedules of the engine, of operations and of the cancellation layer.

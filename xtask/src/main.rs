@@ -38,6 +38,7 @@ Benchmarks, which write bench/RESULTS.md; leave the machine alone for them:
   bench engine        thousands of searches, in the engine and through gRPC
   bench cancel        the cost of the cancellation layer
   bench operations    calls beside a thousand running operations
+  bench fleet         a fleet on this machine beside one process
 
 Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, bench/ATTACKS.md:
   long attack         every attack on a server, half a minute each
@@ -48,6 +49,7 @@ Long forms of checks, which write bench/RESULTS.md or, for attacks and soak, ben
   long kernels        10^9 secrets for every kernel
   long kills          10,000 searches, stopped in every way and resumed
   long operations     1,000 kills of a server that runs operations
+  long fleet          10^5 simulated schedules of fleets, and 500 kills of the processes of a real one
   long schedules      10^6 random schedules of the engine, operations and the cancellation layer
   long streams        10^6 streams, started and cancelled
   long image          the static program of the container image
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         (["bench", "engine"], form) => engine::run(form),
         (["bench", "cancel"], form) => cancel::run(form),
         (["bench", "operations"], form) => operations::run(form),
+        (["bench", "fleet"], form) => fleet::bench(form),
         (["long", "attack"], form) => attack::attack(form),
         (["long", "soak"], form) => attack::soak(form),
         (["long", "fuzz"], Form::Short) => fuzz::short(),
@@ -84,6 +87,7 @@ fn main() -> ExitCode {
         (["long", "kernels"], Form::Long) => long::kernels(),
         (["long", "kills"], Form::Long) => long::kills(),
         (["long", "operations"], Form::Long) => long::operations(),
+        (["long", "fleet"], Form::Long) => long::fleet(),
         (["long", "schedules"], Form::Long) => long::schedules(),
         (["long", "streams"], Form::Long) => long::streams(),
         (["long", "image"], form) => image::run(form),

@@ -195,8 +195,8 @@ impl FleetSearch {
 }
 
 impl FleetStopper {
-    /// Stops the search. Its agents are free within milliseconds, and it ends once they have said how
-    /// far they came, or after half a second. A search that has ended keeps its outcome.
+    /// Stops the search. Its agents are free within milliseconds. It ends once they have reported
+    /// what they have tried, or after half a second. A search that has ended keeps its outcome.
     pub fn stop(&self) {
         let mut state = self.call.lock();
         state.search.stop(self.started.elapsed());

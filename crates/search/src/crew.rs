@@ -78,8 +78,9 @@ pub struct Tried {
 /// A fixed set of threads that try leases, one after another.
 ///
 /// All threads work on the first lease, and begin the next one while its last slices are tried. A
-/// lease is done early at a hit that ends one of the searches. One that is [stopped](Self::stop) is left within one slice, half a millisecond. Dropping the
-/// crew joins the threads; leases that are not done are never reported.
+/// lease is done early at a hit that ends one of the searches. One that is [stopped](Self::stop) is
+/// left within one slice, half a millisecond. Dropping the crew joins the threads; leases that are
+/// not done are never reported.
 pub struct Crew {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,

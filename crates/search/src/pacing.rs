@@ -86,8 +86,8 @@ impl Worker {
 /// of one name's speed; with more, a second scan is as good.
 const MOST_FOLLOWERS: usize = 1 << 14;
 
-/// Factor by which a slice may at least be shorter than usual: dividing what is left would otherwise
-/// cost more messages than it saves time.
+/// Maximum factor by which a worker's part of what is left is shorter than its usual slices: even
+/// shorter ones would cost more messages than they save time.
 pub(crate) const LEAST_PART: u64 = 100;
 
 /// Time that a slice of a thread should take.

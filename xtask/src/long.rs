@@ -128,7 +128,10 @@ pub(crate) fn fleet() -> Result<()> {
     );
     for (agents, runs) in FLEETS {
         let mut large = cargo(&format!("{simulation} soon_after_a_hit -- --nocapture"));
-        large.env("FLEET_AGENTS", agents).env("FLEET_RUNS", runs);
+        large
+            .env("FLEET_AGENTS", agents)
+            .env("FLEET_RUNS", runs)
+            .env("FLEET_SEARCHES", "40");
         // The figures are printed on stderr, where libtest does not capture them.
         let output = large.current_dir(root()).output()?;
         ensure!(output.status.success(), "{large:?} failed");

@@ -88,6 +88,8 @@ pub struct Election {
     heard: Duration,
     /// Additional time of silence to wait for.
     jitter: Duration,
+    /// Whether the leader has resigned, so that there is no silence to wait for.
+    is_vacant: bool,
     is_connected: bool,
     /// When the leader changed last, and how often in a row within [`CALM_AFTER`].
     changed: Option<Duration>,
@@ -133,6 +135,7 @@ impl Election {
             leader: None,
             heard: now,
             jitter: Duration::ZERO,
+            is_vacant: false,
             is_connected: false,
             changed: None,
             doublings: 0,
@@ -181,9 +184,8 @@ impl Election {
         }
         self.leader = Some(beat.term);
         self.heard = now;
+        self.is_vacant = beat.resigns;
         if beat.resigns {
-            // All others try at once, apart from a little jitter.
-            self.heard = now.saturating_sub(SILENCE);
             self.jitter /= 4;
         }
     }
@@ -208,7 +210,12 @@ impl Election {
         let action = match &mut self.role {
             Role::Follower => {
                 let silent = now.saturating_sub(self.heard);
-                if silent < SILENCE + self.jitter {
+                let patience = if self.is_vacant {
+                    Duration::ZERO
+                } else {
+                    SILENCE
+                };
+                if silent < patience + self.jitter {
                     return None;
                 }
                 self.role = Role::Reading;
@@ -392,6 +399,7 @@ impl Election {
     fn follow(&mut self, now: Duration) {
         self.role = Role::Follower;
         self.heard = now;
+        self.is_vacant = false;
         self.draw_jitter();
     }
 

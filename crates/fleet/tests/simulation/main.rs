@@ -63,10 +63,16 @@ fn a_large_fleet_answers_soon_after_a_hit() {
         given.map_or(default, |text| text.parse().unwrap())
     };
     let agents = number("FLEET_AGENTS", 100);
+    let searches = number("FLEET_SEARCHES", 4);
     for trouble in [false, true] {
         let (mut waits, mut leaders, mut seconds) = (Vec::<Duration>::new(), Duration::ZERO, 0.0);
         for seed in 0..number("FLEET_RUNS", 1) as u64 {
-            let world = World::new(seed, Size::Large { agents, trouble }).run();
+            let size = Size::Large {
+                agents,
+                searches,
+                trouble,
+            };
+            let world = World::new(seed, size).run();
             waits.extend(&world.waits);
             leaders += world.leaders;
             seconds += world.now().as_secs_f64();

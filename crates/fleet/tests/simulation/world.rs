@@ -52,23 +52,20 @@ pub(crate) enum Size {
     /// So many agents, of speeds that differ 200-fold, and many searches.
     Large {
         agents: usize,
+        /// Searches, one after another.
+        searches: usize,
         /// Whether a hundredth of all messages is lost, and an agent dies each second.
         trouble: bool,
     },
 }
 
-/// Searches of a large fleet, one after another.
-const SEARCHES: usize = 40;
-
 /// Number of secrets that a large fleet may try for each search.
-const MANY_SECRETS: Index = 400_000_000;
+const MANY_SECRETS: Index = 200_000_000;
 
 /// Returns the oracles of large fleets. Each name is in one of 47 million hashes.
 fn large_oracles() -> &'static [Oracle] {
     static ORACLES: OnceLock<Vec<Oracle>> = OnceLock::new();
-    let names = [
-        "doctor", "tardis", "search", "oxygen", "hashes", "finder", "vessel", "galaxy",
-    ];
+    let names = ["doctor", "tardis", "oxygen", "finder"];
     ORACLES.get_or_init(|| {
         let names = names.into_iter();
         names
@@ -291,7 +288,7 @@ impl World {
             world.at(Duration::ZERO, Event::Starts(End::Server(number)));
         }
         let searches = match size {
-            Size::Large { .. } => SEARCHES,
+            Size::Large { searches, .. } => searches,
             _ => world.rng.usize(1..=5),
         };
         for _ in 0..searches {

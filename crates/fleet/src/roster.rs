@@ -23,7 +23,8 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 /// is broken, or it lies. It is trusted again once its process starts again, or by another leader.
 const MOST_FALSE_REPORTS: u64 = 3;
 
-/// How much of a new measurement counts in an agent's rate.
+/// How much of a new measurement counts in an agent's rate, if it lasted a second. One that lasted
+/// less counts less: the first leases of a search take microseconds, and mostly measure overhead.
 const NEWEST: f64 = 0.3;
 
 #[derive(Debug, Default)]
@@ -98,8 +99,9 @@ impl Member {
     pub(crate) fn measured(&mut self, hashes: f64, took: Duration) {
         let rate = hashes / took.as_secs_f64();
         if rate.is_normal() && rate > 1.0 {
+            let weight = NEWEST * took.as_secs_f64().min(1.0);
             // On a logarithmic scale, one slow lease says as little as one fast lease.
-            self.rate *= (rate / self.rate).powf(NEWEST);
+            self.rate *= (rate / self.rate).powf(weight);
         }
     }
 

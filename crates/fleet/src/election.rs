@@ -88,7 +88,7 @@ pub struct Election {
     heard: Duration,
     /// Additional time of silence to wait for.
     jitter: Duration,
-    /// Whether the leader has resigned, so that there is no silence to wait for.
+    /// Whether the leader has resigned, so that its silence means nothing.
     is_vacant: bool,
     is_connected: bool,
     /// When the leader changed last, and how often in a row within [`CALM_AFTER`].

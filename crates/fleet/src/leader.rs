@@ -50,9 +50,9 @@ impl Default for LeaderSettings {
                 slice_time: LEASE_TIME,
                 // 2,200 agents hold 4,500 to 6,500 ranges ahead of the frontier.
                 most_ahead: 1 << 17,
-                // An agent may be wrong about its own speed. Besides, searches that begin soon after
-                // each other share what lies beyond the leases that are out, so these should not
-                // get long before the searches have met.
+                // An agent may be wrong about its own speed. Besides, searches that begin soon
+                // after each other share what lies beyond the leases that are out, so leases should
+                // not get long before the searches have met.
                 most_growth: 2,
                 // Each query takes up to 3 KiB of a message to an agent, which may have 1 MiB.
                 most_followers: 256,

@@ -110,13 +110,19 @@ impl Call {
         let on_release = self.on_release.lock();
         let on_release = on_release.unwrap_or_else(PoisonError::into_inner).take()?;
         let mut state = self.lock();
-        Some(Ended {
+        let ended = Ended {
             call: Arc::clone(&self.id),
             outcome: state.search.end().clone(),
             covered: state.search.progress().tests,
             at: state.stopped.unwrap_or_else(Instant::now),
             on_release,
-        })
+        };
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some(ended)
     }
 
     /// Whether the search has ended.

@@ -28,6 +28,7 @@ const OPERATION: &str = "KV-Operation";
 /// The key.
 #[derive(Clone)]
 pub(crate) struct Key {
+    broker: Broker,
     store: Store,
     subject: String,
 }
@@ -74,6 +75,7 @@ impl Key {
             }
         };
         Ok(Key {
+            broker: broker.clone(),
             subject: format!("$KV.{bucket}.{NAME}"),
             store,
         })
@@ -101,7 +103,8 @@ impl Key {
         }
     }
 
-    /// Reads the key from the leader of its stream. Other copies may be behind.
+    /// Reads the key from the leader of its stream. Other copies may be behind. If the broker has
+    /// lost the bucket, creates it, and the next attempt reads it.
     async fn read(&self) -> Option<Stored> {
         let message = self
             .store
@@ -121,6 +124,9 @@ impl Key {
             }
             Err(error) => {
                 tracing::debug!(%error, "the key of the leader was not read");
+                if let Err(error) = Key::open(&self.broker).await {
+                    tracing::debug!("{error}");
+                }
                 None
             }
         }

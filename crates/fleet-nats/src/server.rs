@@ -338,7 +338,7 @@ impl Server {
                 Happens::Message(message) => self.message(message).await,
                 Happens::Key(result) => self.key(result).await,
                 Happens::Request(Some(Request::Due(call))) => self.ask(Some(&call)).await,
-                Happens::Request(Some(Request::Ended(ended))) => self.end(ended),
+                Happens::Request(Some(Request::Ended(ended))) => self.end(ended).await,
                 Happens::Request(Some(Request::Leave(left))) => {
                     self.resign().await;
                     let _ = left.send(());
@@ -374,7 +374,7 @@ impl Server {
             if call.change(|search| search.check(has_agents, now)) && !call.has_ended() {
                 self.shared.lock().metrics.stranded += 1;
             }
-            self.end_if_over(&call);
+            self.end_if_over(&call).await;
         }
         self.ask(None).await;
     }
@@ -514,13 +514,13 @@ impl Server {
         let call = lock(&self.shared.calls).get(&told.call[..]).cloned();
         let Some(call) = call else { return };
         match wire::read_told(call.query(), &told) {
-            Ok(news) => self.hear(&call, news),
+            Ok(news) => self.hear(&call, news).await,
             Err(error) => tracing::warn!("a message of the leader is wrong: {error}"),
         }
     }
 
     /// Passes what a leader says to a call.
-    fn hear(&mut self, call: &Call, news: News) {
+    async fn hear(&mut self, call: &Call, news: News) {
         let now = self.now();
         let mut covered = 0;
         call.change(|search| match news {
@@ -533,16 +533,16 @@ impl Server {
             News::Refused => search.is_refused(),
         });
         self.shared.lock().metrics.secrets += covered;
-        self.end_if_over(call);
+        self.end_if_over(call).await;
     }
 
     /// Ends a call whose search is over, whether or not its reader looks.
-    fn end_if_over(&mut self, call: &Call) {
+    async fn end_if_over(&mut self, call: &Call) {
         if call.has_ended()
             && let Some(ended) = call.end()
         {
             lock(&self.shared.calls).remove(&ended.call);
-            self.end(ended);
+            self.end(ended).await;
         }
     }
 
@@ -594,7 +594,7 @@ impl Server {
             if let Some(call) = call
                 && let Ok(news) = wire::read_told(call.query(), &told)
             {
-                self.hear(&call, news);
+                self.hear(&call, news).await;
             }
         } else {
             let subject = format!("told.{server}");
@@ -715,7 +715,7 @@ impl Server {
     }
 
     /// Tells the leader that a call has ended.
-    fn end(&mut self, ended: Ended) {
+    async fn end(&mut self, ended: Ended) {
         let now = self.now();
         let call = Arc::clone(&ended.call);
         // A search that was stopped may continue at its server.
@@ -724,20 +724,8 @@ impl Server {
         }
         if let Some(leading) = &mut self.leading {
             leading.leader.end(&call, now);
-            let recalls = leading.leader.take_recalls();
-            let term = wire::term(leading.leader.term());
-            let broker = self.broker.clone();
-            self.ends.spawn(async move {
-                for (agent, leases) in recalls {
-                    let recall = pb::Recall {
-                        term: Some(term),
-                        leases,
-                    };
-                    let subject = broker.subject(&format!("recall.{agent}"));
-                    let _ = broker.client.publish(subject, wire::encode(&recall)).await;
-                }
-                ended.release();
-            });
+            self.recall().await;
+            ended.release();
             return;
         }
         let term = self.election.leader(now);

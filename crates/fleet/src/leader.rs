@@ -75,7 +75,7 @@ pub struct Leader {
     roster: Roster,
     calls: Calls,
     /// The queries of each matcher that leases have in use.
-    queries: HashMap<usize, QuerySet>,
+    queries: HashMap<usize, KnownSet>,
     /// Hashes per second of all agents that take leases, at the last tick.
     rate: f64,
     /// Number of the next set of queries.
@@ -87,7 +87,7 @@ pub struct Leader {
 }
 
 /// The queries of leases with the same matcher.
-struct QuerySet {
+struct KnownSet {
     matcher: Weak<Matcher>,
     queries: Arc<[Query]>,
     number: u64,
@@ -246,13 +246,13 @@ impl Leader {
     fn queries_of(&mut self, lease: &Lease) -> (Arc<[Query]>, u64) {
         let matcher = lease.matcher();
         let key = Arc::as_ptr(matcher).addr();
-        let is_used = |set: &QuerySet| set.matcher.strong_count() > 0;
+        let is_used = |set: &KnownSet| set.matcher.strong_count() > 0;
         if let Some(set) = self.queries.get(&key).filter(|set| is_used(set)) {
             return (Arc::clone(&set.queries), set.number);
         }
         self.queries.retain(|_, set| is_used(set));
         self.next_set += 1;
-        let set = QuerySet {
+        let set = KnownSet {
             matcher: Arc::downgrade(matcher),
             queries: lease.queries().cloned().collect(),
             number: self.next_set,

@@ -16,6 +16,7 @@ import pathlib
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -95,6 +96,12 @@ def v1(tmp_path_factory):
         add_to_server = staticmethod(finder_pb2_grpc.add_FinderServicer_to_server)
 
     return V1
+
+
+def free_port():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
 
 
 class Process:

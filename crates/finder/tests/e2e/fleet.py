@@ -3,22 +3,15 @@
 import os
 import pathlib
 import signal
-import socket
 import time
 
-from conftest import HASHFINDER, Process, Server
+from conftest import HASHFINDER, Process, Server, free_port
 
 BROKERS = pathlib.Path(os.environ.get("BROKERS", "target/brokers"))
 VERSION, TOO_OLD = "2.15.1", "2.12.2"
 
 # A slow kernel, so that searches of a few million secrets take long enough to leave their server.
 SLOW = ["--kernel", "portable"]
-
-
-def free_port():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return unused.getsockname()[1]
 
 
 class Broker(Process):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import subprocess
 import time
 
@@ -9,9 +10,9 @@ import grpc
 import jsonschema
 import pytest
 from certificates import Authority
-from conftest import HASHFINDER, HERE, SIGKILL, SIGTERM, TIMEOUT_S, Process, run_find
+from conftest import HASHFINDER, HERE, SIGKILL, SIGTERM, TIMEOUT_S, Process, free_port, run_find
 from cryptography.hazmat.primitives.asymmetric import ed25519
-from fleet import TOO_OLD, Broker, Fleet, free_port
+from fleet import TOO_OLD, Broker, Fleet
 
 SCHEMA = HERE.parents[3] / "docs/fleet-status.schema.json"
 
@@ -45,7 +46,7 @@ def status(fleet, *flags):
 
 
 def wait_until_ready(fleet, agents):
-    """Waits until the fleet has a leader and so many agents."""
+    """Waits until the fleet has a leader and this number of agents."""
     deadline = time.monotonic() + TIMEOUT_S
     while True:
         done = status(fleet, "--json")
@@ -173,6 +174,27 @@ def test_a_restart_of_the_broker_changes_no_answer(fleet, find):
     done = subprocess.CompletedProcess([], 0, searching.popen.stdout.read())
     assert told(done) == expected(*arguments)
     wait_until_ready(fleet, 1)
+
+
+def test_a_broker_that_forgets_everything_changes_no_answer(fleet, find):
+    server, agent = fleet.server(), fleet.agent()
+    wait_until_ready(fleet, 1)
+    arguments = ["doctorwho", "--maximum-hashes", str(BUDGET)]
+    searching = find("--server", server.address, "--json", *arguments)
+    agent.wait_until_busy()
+    fleet.broker.send(SIGKILL)
+    fleet.broker.wait()
+    shutil.rmtree(fleet.folder)
+    fleet.start_broker()
+    searching.wait()
+    done = subprocess.CompletedProcess([], 0, searching.popen.stdout.read())
+    assert told(done) == expected(*arguments)
+    # A leader that cannot write its key deals leases for ten seconds at most.
+    find("hashfinderhashfinder", "--server", server.address)
+    before, deadline = agent.cpu_s(), time.monotonic() + TIMEOUT_S
+    while agent.cpu_s() < before + 13:
+        assert time.monotonic() < deadline, "the leader deals no leases"
+        time.sleep(0.1)
 
 
 def test_servers_and_agents_wait_for_their_broker(fleet):

@@ -8,8 +8,8 @@ from collections import Counter
 
 import grpc
 import pytest
-from conftest import SIGKILL, SIGTERM, TIMEOUT_S, run_find
-from fleet import Fleet, free_port
+from conftest import SIGKILL, SIGTERM, TIMEOUT_S, free_port
+from fleet import Fleet
 from test_operation_kills import Oracle
 
 # `cargo xtask long fleet` sets a greater number.

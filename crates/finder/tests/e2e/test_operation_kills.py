@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import socket
 import subprocess
 import threading
 import time
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from conftest import HASHFINDER, SIGKILL, SIGTERM, TIMEOUT_S, Server, run_find
+from conftest import HASHFINDER, SIGKILL, SIGTERM, TIMEOUT_S, Server, free_port, run_find
 from google.longrunning import operations_pb2 as lro
 from google.longrunning import operations_pb2_grpc as lro_grpc
 
@@ -39,12 +38,6 @@ MOST_REPEATED_S = 1.0
 # Names of ten operations without an end, with some candidates at a distance below 4.
 ENDLESS = ["hashfinder", "searchable", "bruteforce", "doctorsong", "lighthouse"]
 ENDLESS += ["blacksmith", "watermelon", "strawberry", "typewriter", "background"]
-
-
-def free_port():
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return unused.getsockname()[1]
 
 
 def exported(state):
